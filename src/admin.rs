@@ -1,0 +1,479 @@
+//! The admin socket: what the command line asks of a running gateway.
+//!
+//! HTTP over a Unix socket; the permissions of the file decide who may.
+
+use crate::clock;
+use crate::contract::Surroundings;
+use crate::event::{Content, Record, Timestamp};
+use crate::forward;
+use crate::ingest::Ingest;
+use crate::ingest::dead::DeadLetter;
+use crate::journal::{Follower, Found, Journal, Lane, LaneStatus};
+use crate::shutdown::Shutdown;
+use crate::sources::mqtt;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use base64::Engine;
+use http_body_util::channel::{Channel, Sender};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::net::UnixListener;
+use tokio::sync::Mutex;
+
+/// What the admin socket looks at.
+#[derive(Debug)]
+pub struct Handles {
+    /// Where this gateway is.
+    pub surroundings: Surroundings,
+    /// When it was started.
+    pub started: Instant,
+    /// The journal.
+    pub journal: Arc<Journal>,
+    /// Ingest.
+    pub ingest: Arc<Ingest>,
+    /// The sources.
+    pub sources: Vec<SourceHandle>,
+    /// The links: one for each lane and destination.
+    pub links: Vec<LinkHandle>,
+}
+
+/// A source.
+#[derive(Debug)]
+pub struct SourceHandle {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it counts.
+    pub stats: Arc<mqtt::Stats>,
+}
+
+/// A link.
+#[derive(Debug)]
+pub struct LinkHandle {
+    /// The lane.
+    pub lane: Arc<Lane>,
+    /// The destination.
+    pub destination: String,
+    /// What it counts.
+    pub stats: Arc<forward::Stats>,
+}
+
+/// How the gateway stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// `test`, `production`, …
+    pub environment: String,
+    /// The plant.
+    pub site: String,
+    /// The gateway.
+    pub name: String,
+    /// Seconds since it was started.
+    pub uptime_seconds: u64,
+    /// Everything that is not as it should be.
+    pub problems: Vec<String>,
+    /// The lanes.
+    pub lanes: Vec<LaneStatus>,
+    /// The links.
+    pub links: Vec<LinkStatus>,
+    /// The sources.
+    pub sources: Vec<SourceStatus>,
+    /// The dead letters.
+    pub dead: DeadStatus,
+    /// Repeats and how far back they are recognised.
+    pub repeats: RepeatStatus,
+    /// Damaged files that are set aside.
+    pub set_aside: Vec<String>,
+}
+
+/// How a link stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The lane.
+    pub lane: String,
+    /// The destination.
+    pub destination: String,
+    /// Whether there is a session.
+    pub is_up: bool,
+    /// Since when, RFC 3339.
+    pub since: Option<String>,
+    /// Why there is none.
+    pub reason: Option<String>,
+    /// Publishes in flight.
+    pub in_flight: usize,
+    /// Publishes sent since the start, repeats included.
+    pub sent: u64,
+    /// Acknowledged since the start.
+    pub delivered: u64,
+    /// Acknowledged though nobody had subscribed, since the start.
+    pub unheard: u64,
+    /// Refused for now, since the start.
+    pub refused_for_now: u64,
+    /// Median and 99th percentile from sending to acknowledgement, in milliseconds.
+    pub answer_ms: (f64, f64),
+}
+
+/// How a source stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: String,
+    /// Open connections.
+    pub connections: u64,
+    /// Publishes that arrived since the start.
+    pub received: u64,
+    /// QoS 0 publishes that found no room.
+    pub dropped: u64,
+    /// Connections refused or ended for a fault.
+    pub refused: u64,
+    /// Median and 99th percentile from arrival to acknowledgement, in milliseconds.
+    pub ack_ms: (f64, f64),
+}
+
+/// How many dead letters there are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeadStatus {
+    /// Ever written.
+    pub total: u64,
+    /// Since the start: no contract matched.
+    pub unmatched: u64,
+    /// Since the start: they broke their contract.
+    pub violations: u64,
+}
+
+/// How repeats are recognised.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RepeatStatus {
+    /// Recognised since the start.
+    pub duplicates: u64,
+    /// Same id, another payload, since the start.
+    pub id_conflicts: u64,
+    /// Ids in the window.
+    pub ids: usize,
+    /// Ids the window can hold.
+    pub ids_max: usize,
+    /// Since when it is complete; `None` while it has never been full.
+    pub complete_since: Option<String>,
+}
+
+/// A dead letter as it is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Letter {
+    /// Its number.
+    pub id: u64,
+    /// When it was written, RFC 3339.
+    pub recorded: String,
+    /// The letter.
+    #[serde(flatten)]
+    pub letter: DeadLetter<'static>,
+    /// Bytes of the payload.
+    pub payload_bytes: usize,
+    /// The payload, where it is text.
+    pub payload_text: Option<String>,
+    /// The payload in base64, where it is no text.
+    pub payload_base64: Option<String>,
+}
+
+impl Handles {
+    /// How the gateway stands.
+    pub fn status(&self) -> Status {
+        let mut problems = Vec::new();
+        let mut lanes = Vec::new();
+        for lane in self.journal.lanes() {
+            let mut status = lane.status();
+            for to in &mut status.destinations {
+                let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
+                to.oldest = if to.queued > 0 { lane.recorded_at(low) } else { None };
+            }
+            problems.extend(status.problem.iter().map(|why| format!("lane {}: {why}", lane.name)));
+            lanes.push(status);
+        }
+        let dead = self.journal.dead().status();
+        problems.extend(dead.problem.iter().map(|why| format!("dead letters: {why}")));
+        let links: Vec<_> = self.links.iter().map(LinkHandle::status).collect();
+        for link in links.iter().filter(|link| !link.is_up) {
+            let reason = link.reason.as_deref().unwrap_or("not connected yet");
+            problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
+        }
+        let set_aside: Vec<_> = self.journal.set_aside().iter().map(|file| file.display().to_string()).collect();
+        problems.extend(set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
+        let (ids, ids_max, complete_since) = self.journal.window();
+        let all = self.journal.lanes().iter();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            environment: self.surroundings.environment.clone(),
+            site: self.surroundings.site.clone(),
+            name: self.surroundings.gateway.clone(),
+            uptime_seconds: clock::instant().duration_since(self.started).as_secs(),
+            problems,
+            lanes,
+            links,
+            sources: self.sources.iter().map(SourceHandle::status).collect(),
+            dead: DeadStatus {
+                total: dead.accepted,
+                unmatched: self.ingest.stats.unmatched.value(),
+                violations: self.ingest.stats.violations.value(),
+            },
+            repeats: RepeatStatus {
+                duplicates: all.clone().map(|lane| lane.stats.duplicates.value()).sum(),
+                id_conflicts: all.map(|lane| lane.stats.id_conflicts.value()).sum(),
+                ids,
+                ids_max,
+                complete_since: complete_since.map(|at| at.to_string()),
+            },
+            set_aside,
+        }
+    }
+
+    fn letters(&self, from: u64, limit: usize) -> Vec<Letter> {
+        let dead = self.journal.dead();
+        let mut letters = Vec::new();
+        let mut next = from.max(1);
+        while next < dead.end() && letters.len() < limit {
+            match dead.look(next) {
+                Ok(Found::Block(block)) => {
+                    let mut offset = block.header.first;
+                    for record in block.records() {
+                        if offset >= next && letters.len() < limit {
+                            letters.extend(letter(offset, block.header.recorded, &record));
+                        }
+                        offset += 1;
+                    }
+                    next = next.max(block.end());
+                }
+                Ok(Found::Lost { to }) => next = to.max(next + 1),
+                Err(_) => break,
+            }
+        }
+        letters
+    }
+}
+
+fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
+    let letter = DeadLetter::read(record)?;
+    let text = std::str::from_utf8(&letter.payload).ok().map(str::to_owned);
+    let encoded = text.is_none().then(|| base64::engine::general_purpose::STANDARD.encode(&letter.payload));
+    let payload_bytes = letter.payload.len();
+    Some(Letter { id, recorded: recorded.to_string(), letter, payload_bytes, payload_text: text, payload_base64: encoded })
+}
+
+impl LinkHandle {
+    fn status(&self) -> LinkStatus {
+        let state = self.stats.state();
+        let answer = self.stats.answer.snapshot();
+        LinkStatus {
+            lane: self.lane.name.clone(),
+            destination: self.destination.clone(),
+            is_up: state.is_up,
+            since: state.since.map(|at| at.to_string()),
+            reason: state.reason,
+            in_flight: state.in_flight,
+            sent: self.stats.sent.value(),
+            delivered: self.stats.delivered.value(),
+            unheard: self.stats.unheard.value(),
+            refused_for_now: self.stats.refused_for_now.value(),
+            answer_ms: (answer.quantile(0.5).as_secs_f64() * 1e3, answer.quantile(0.99).as_secs_f64() * 1e3),
+        }
+    }
+}
+
+impl SourceHandle {
+    fn status(&self) -> SourceStatus {
+        let ack = self.stats.ack.snapshot();
+        SourceStatus {
+            name: self.name.clone(),
+            address: self.address.to_string(),
+            connections: self.stats.connections.value(),
+            received: self.stats.received.value(),
+            dropped: self.stats.dropped.value(),
+            refused: self.stats.refused.value(),
+            ack_ms: (ack.quantile(0.5).as_secs_f64() * 1e3, ack.quantile(0.99).as_secs_f64() * 1e3),
+        }
+    }
+}
+
+/// Makes the socket. One that a dead gateway left is replaced: whoever has the journal's lock is alone.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let socket = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(socket)
+}
+
+/// Answers until the shutdown.
+pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
+    let routes = Router::new()
+        .route("/status", get(status))
+        .route("/dead", get(dead_list))
+        .route("/dead/{id}", get(dead_show))
+        .route("/tail", get(tail))
+        .with_state(App { handles, shutdown: shutdown.clone() });
+    let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
+    // Answers that stream end with the shutdown too.
+    let served = axum::serve(socket, routes).with_graceful_shutdown(async move { shutdown.begun().await });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the command socket failed");
+    }
+    if let Some(path) = path {
+        // It is made anew at the next start anyway.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[derive(Clone)]
+struct App {
+    handles: Arc<Handles>,
+    shutdown: Shutdown,
+}
+
+/// Runs what may read from the disk off the threads that serve.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StatusCode> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn status(State(app): State<App>) -> Result<Json<Status>, StatusCode> {
+    off_thread(move || app.handles.status()).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct Range {
+    #[serde(default)]
+    from: u64,
+    limit: Option<usize>,
+}
+
+/// Dead letters shown at once, where nobody says how many.
+const LETTERS_SHOWN: usize = 100;
+
+async fn dead_list(State(app): State<App>, Query(range): Query<Range>) -> Result<Json<Vec<Letter>>, StatusCode> {
+    let limit = range.limit.unwrap_or(LETTERS_SHOWN).min(10_000);
+    off_thread(move || {
+        // Without a place to start, the newest.
+        let end = app.handles.journal.dead().end();
+        let from = if range.from > 0 { range.from } else { end.saturating_sub(limit as u64) };
+        app.handles.letters(from, limit)
+    })
+    .await
+    .map(Json)
+}
+
+async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Response {
+    let found = off_thread(move || app.handles.letters(id, 1).into_iter().find(|letter| letter.id == id)).await;
+    match found {
+        Ok(Some(letter)) => Json(letter).into_response(),
+        Ok(None) => (StatusCode::NOT_FOUND, format!("there is no dead letter {id}; `forebay dead list` shows which there are")).into_response(),
+        Err(code) => code.into_response(),
+    }
+}
+
+/// An event as `tail` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    /// The lane.
+    pub lane: String,
+    /// The stream.
+    pub stream: String,
+    /// Offset in the lane.
+    pub offset: u64,
+    /// When it was recorded, RFC 3339.
+    pub recorded: String,
+    /// When it happened, RFC 3339.
+    pub time: String,
+    /// `{source}/{device}`.
+    pub origin: String,
+    /// The key.
+    pub key: String,
+    /// The id.
+    pub id: String,
+    /// The payload, where it is JSON.
+    pub data: Option<serde_json::Value>,
+    /// The payload in base64, where it is not.
+    pub data_base64: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    stream: Option<String>,
+}
+
+async fn tail(State(app): State<App>, Query(wanted): Query<Wanted>) -> Response {
+    let (sender, body) = Channel::<Bytes>::new(16);
+    let sender = Arc::new(Mutex::new(sender));
+    for lane in app.handles.journal.lanes() {
+        let (lane, sender, shutdown) = (Arc::clone(lane), Arc::clone(&sender), app.shutdown.clone());
+        tokio::spawn(follow(lane, wanted.stream.clone(), sender, shutdown));
+    }
+    Body::new(body).into_response()
+}
+
+/// Writes a lane's events as they come, one JSON object a line, until nobody reads them.
+async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Sender<Bytes>>>, mut shutdown: Shutdown) {
+    let mut follower = Follower::new(&lane);
+    let mut next = follower.end();
+    loop {
+        let found = tokio::select! {
+            () = shutdown.begun() => return,
+            found = follower.find(next) => found,
+        };
+        match found {
+            None => return,
+            Some(Found::Lost { to }) => next = to.max(next + 1),
+            Some(Found::Block(block)) => {
+                let mut lines = Vec::new();
+                let mut offset = block.header.first;
+                for record in block.records() {
+                    if offset >= next {
+                        push_seen(&lane, offset, block.header.recorded, &record, stream.as_deref(), &mut lines);
+                    }
+                    offset += 1;
+                }
+                next = next.max(block.end());
+                // A reader that went away shows at the next event.
+                if !lines.is_empty() && sender.lock().await.send_data(lines.into()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn push_seen(lane: &Lane, offset: u64, recorded: Timestamp, record: &Record<'_>, wanted: Option<&str>, lines: &mut Vec<u8>) {
+    let stream = lane.published(record.publication).map_or_else(String::new, |published| published.publication.stream.clone());
+    if wanted.is_some_and(|wanted| wanted != stream) {
+        return;
+    }
+    let is_json = record.content == Content::Json;
+    let seen = Seen {
+        lane: lane.name.clone(),
+        stream,
+        offset,
+        recorded: recorded.to_string(),
+        time: record.time.to_string(),
+        origin: record.origin.to_owned(),
+        key: record.key.to_owned(),
+        id: record.id.to_string(),
+        data: is_json.then(|| serde_json::from_slice(record.payload).unwrap_or_default()),
+        data_base64: (!is_json).then(|| base64::engine::general_purpose::STANDARD.encode(record.payload)),
+    };
+    if let Ok(line) = serde_json::to_vec(&seen) {
+        lines.extend_from_slice(&line);
+        lines.push(b'\n');
+    }
+}

@@ -1,0 +1,391 @@
+//! The command line.
+//!
+//! Promise: every command says what happened in words, and with `--json` as data; the exit code is
+//! 0 for success and 1 for anything else.
+
+mod show;
+mod socket;
+
+use crate::config::{self, Config};
+use crate::contract::breaking_changes;
+use crate::demo;
+use crate::gateway::Gateway;
+use crate::setting::Span;
+use crate::sources::mqtt::put_user;
+use crate::telemetry::{self, LogFormat};
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, about = "An edge gateway that holds a plant's events in front of the WAN and delivers every one of them.", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Run(Run),
+    /// Check a configuration and its contracts, and start nothing
+    Check(Check),
+    /// See the whole path at work: devices, gateway, a central broker, and a WAN to cut
+    Demo(Demo),
+    /// How the running gateway stands
+    Status(At),
+    /// Events that are held but cannot be delivered as they are
+    #[command(subcommand)]
+    Dead(Dead),
+    /// Events as they are taken
+    Tail(Tail),
+    /// The contracts
+    #[command(subcommand)]
+    Contracts(ContractsCommand),
+    /// The users of a listener
+    #[command(subcommand)]
+    User(User),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Configuration file
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "text")]
+    log: LogFormat,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    /// Configuration file
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// As data
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Demo {
+    /// Folder for everything the demo writes
+    #[arg(long, default_value = "forebay-demo")]
+    folder: PathBuf,
+    /// Cut the WAN once for this long, after ten seconds
+    #[arg(long, value_parser = Span::parse)]
+    outage: Option<Span>,
+    /// End after this long
+    #[arg(long, value_parser = Span::parse)]
+    run_for: Option<Span>,
+    /// Events a second, over all devices
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+}
+
+/// Which running gateway, and how to answer.
+#[derive(Debug, Args)]
+struct At {
+    /// Its configuration file, which names the socket
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Its socket
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// As data
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Dead {
+    /// The newest dead letters
+    List {
+        #[command(flatten)]
+        at: At,
+        /// How many at most
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// One dead letter, with its payload
+    Show {
+        /// Number of the letter
+        id: u64,
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Tail {
+    #[command(flatten)]
+    at: At,
+    /// Only this stream
+    #[arg(long)]
+    stream: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ContractsCommand {
+    /// Check the contracts, and compare them with the versions in force
+    Check(Check),
+}
+
+#[derive(Debug, Subcommand)]
+enum User {
+    /// Add a user, or give one a new password; it is read from the terminal or the first line of the input
+    Add {
+        /// Password file of the listener
+        #[arg(long)]
+        file: PathBuf,
+        /// Name of the user
+        name: String,
+    },
+}
+
+const DEFAULT_CONFIG: &str = "/etc/forebay/forebay.toml";
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            // A reader that closes its end of a pipe wants no more, and no complaint.
+            if is_broken_pipe(&error) {
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("forebay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe))
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(run) => {
+            telemetry::start_logging(run.log, tracing::Level::INFO);
+            runtime()?.block_on(serve(&run.config))
+        }
+        Command::Check(check) => check_config(&check),
+        Command::Demo(demo) => {
+            telemetry::start_logging(LogFormat::Text, tracing::Level::ERROR);
+            let plan = demo::Plan {
+                folder: demo.folder,
+                outage: demo.outage.map(|span| span.0),
+                run_for: demo.run_for.map(|span| span.0),
+                rate: demo.rate.max(1),
+            };
+            runtime()?.block_on(demo::run(plan)).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Status(at) => {
+            let status: crate::admin::Status = ask(&at, "/status")?;
+            print(&at, &status, show::status)
+        }
+        Command::Dead(Dead::List { at, limit }) => {
+            let letters: Vec<crate::admin::Letter> = ask(&at, &format!("/dead?limit={limit}"))?;
+            print(&at, &letters, show::letters)
+        }
+        Command::Dead(Dead::Show { id, at }) => {
+            let letter: crate::admin::Letter = ask(&at, &format!("/dead/{id}"))?;
+            print(&at, &letter, show::letter)
+        }
+        Command::Tail(tail) => follow(&tail),
+        Command::Contracts(ContractsCommand::Check(check)) => check_contracts(&check),
+        Command::User(User::Add { file, name }) => {
+            let password = read_password(&name)?;
+            put_user(&file, &name, password.as_bytes())?;
+            println!("user \"{name}\" is in {}", file.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Two workers: a gateway's box has few cores, and the journal has threads of its own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_name("forebay")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            bail!("{} is refused: {}", file.display(), counted(problems.len(), "problem"));
+        }
+    };
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let gateway = Gateway::start(config).await?;
+    let addresses: Vec<_> = gateway.addresses.iter().map(ToString::to_string).collect();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = %addresses.join(", "), "ready");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: no new events, acknowledgements in flight are given");
+    gateway.stop().await;
+    tracing::info!("stopped; the journal is closed");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn check_config(check: &Check) -> anyhow::Result<ExitCode> {
+    let loaded = Config::load(&check.config);
+    let (problems, warnings, contracts) = match &loaded {
+        Ok(config) => (&[][..], &config.warnings[..], config.contracts.iter().count()),
+        Err(problems) => (&problems[..], &[][..], 0),
+    };
+    report(check, problems, warnings, || format!("{}: good, with {}", check.config.display(), counted(contracts, "contract")))
+}
+
+fn report(check: &Check, problems: &[crate::setting::Problem], warnings: &[crate::setting::Problem], good: impl Fn() -> String) -> anyhow::Result<ExitCode> {
+    let as_json = |list: &[crate::setting::Problem]| -> Vec<_> {
+        list.iter()
+            .map(|problem| serde_json::json!({"file": problem.file, "line": problem.line, "key": problem.key, "message": problem.message}))
+            .collect()
+    };
+    if check.json {
+        let all = serde_json::json!({"good": problems.is_empty(), "problems": as_json(problems), "warnings": as_json(warnings)});
+        println!("{all}");
+    } else {
+        for warning in warnings {
+            println!("warning: {warning}");
+        }
+        for problem in problems {
+            println!("{problem}");
+        }
+        if problems.is_empty() {
+            println!("{}", good());
+        } else {
+            println!("{}", counted(problems.len(), "problem"));
+        }
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check_contracts(check: &Check) -> anyhow::Result<ExitCode> {
+    let config = match Config::load(&check.config) {
+        Ok(config) => config,
+        Err(problems) => return report(check, &problems, &[], String::new),
+    };
+    let in_force = crate::journal::publications_in(&config.journal.folder)?;
+    let mut problems = Vec::new();
+    let mut lines = Vec::new();
+    for contract in config.contracts.iter() {
+        let next = &contract.publication;
+        // The last of its stream that the journal took is the one in force.
+        let current = in_force.iter().rev().find(|known| known.stream_id() == next.stream_id());
+        let word = match current {
+            None => "new".to_owned(),
+            Some(current) if current == next => "in force".to_owned(),
+            Some(current) => format!("replaces {}", current.version),
+        };
+        for broken in current.map(|current| breaking_changes(current, next)).unwrap_or_default() {
+            problems.push(crate::setting::Problem {
+                file: contract.file.clone(),
+                line: 0,
+                key: String::new(),
+                message: format!("{broken}; consumers of version {} would break: give it a new major version", current.map_or("", |c| &c.version)),
+            });
+        }
+        lines.push(format!("{:<40} {:<10} {:<10} {word}", next.stream_id(), next.version, next.lane));
+    }
+    report(check, &problems, &config.warnings, || lines.join("\n"))
+}
+
+fn socket_path(at: &At) -> anyhow::Result<PathBuf> {
+    match &at.socket {
+        Some(socket) => Ok(socket.clone()),
+        None => Ok(config::socket_of(&at.config)?),
+    }
+}
+
+fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T> {
+    let socket = socket_path(at)?;
+    let bytes = runtime()?.block_on(socket::get(&socket, path))?;
+    serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
+}
+
+fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {
+    let text = if at.json { serde_json::to_string_pretty(value)? } else { show(value, std::io::stdout().is_terminal()) };
+    writeln!(std::io::stdout(), "{}", text.trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
+    let socket = socket_path(&tail.at)?;
+    let path = match &tail.stream {
+        Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => format!("/tail?stream={stream}"),
+        Some(stream) => bail!("\"{stream}\" is no stream name"),
+        None => "/tail".into(),
+    };
+    let is_terminal = std::io::stdout().is_terminal();
+    runtime()?.block_on(socket::lines(&socket, &path, |line| {
+        let mut out = std::io::stdout().lock();
+        if tail.at.json {
+            out.write_all(line)?;
+            out.write_all(b"\n")?;
+        } else {
+            let seen: crate::admin::Seen = serde_json::from_slice(line)?;
+            writeln!(out, "{}", show::seen(&seen, is_terminal))?;
+        }
+        out.flush()?;
+        Ok(())
+    }))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_password(name: &str) -> anyhow::Result<String> {
+    let input = std::io::stdin();
+    let mut line = String::new();
+    if input.is_terminal() {
+        eprint!("Password for \"{name}\": ");
+        let hidden = hide_typing()?;
+        let read = input.lock().read_line(&mut line);
+        drop(hidden);
+        eprintln!();
+        read?;
+    } else {
+        input.lock().read_line(&mut line)?;
+    }
+    let password = line.trim_end_matches(['\r', '\n']).to_owned();
+    if password.len() < 8 {
+        bail!("the password has {} characters; at least 8 are needed", password.chars().count());
+    }
+    Ok(password)
+}
+
+/// Turns the echo of the terminal off as long as the value lives.
+fn hide_typing() -> anyhow::Result<impl Drop> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    struct Restore(rustix::termios::Termios);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // A terminal that is gone needs no echo.
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+        }
+    }
+    let before = tcgetattr(std::io::stdin())?;
+    let mut quiet = before.clone();
+    quiet.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(std::io::stdin(), OptionalActions::Now, &quiet)?;
+    Ok(Restore(before))
+}

@@ -1,0 +1,217 @@
+//! How answers look to people: tables that align, colours only on a terminal.
+
+use crate::admin::{Letter, Seen, Status};
+use crate::clock;
+use crate::event::Timestamp;
+use crate::setting::Bytes;
+use std::fmt::Write;
+
+/// A table whose columns are as wide as they need to be. `right` names the columns of numbers.
+pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_coloured: bool) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    let mut push = |cells: &mut dyn Iterator<Item = &str>, is_head: bool| {
+        let mut line = String::new();
+        for (index, cell) in cells.enumerate() {
+            let pad = " ".repeat(widths[index].saturating_sub(cell.chars().count()));
+            if right.contains(&index) {
+                let _ = write!(line, "{pad}{cell}  ");
+            } else {
+                let _ = write!(line, "{cell}{pad}  ");
+            }
+        }
+        let line = line.trim_end();
+        let _ = if is_head && is_coloured { writeln!(out, "\x1b[1m{line}\x1b[0m") } else { writeln!(out, "{line}") };
+    };
+    push(&mut head.iter().copied(), true);
+    for row in rows {
+        push(&mut row.iter().map(String::as_str), false);
+    }
+    out
+}
+
+/// Digits in groups of three.
+pub(crate) fn number(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// How long ago, in the two largest units.
+pub(crate) fn age(micros: i64) -> String {
+    let seconds = Timestamp::from(clock::wall()).since(Timestamp(micros)).as_secs();
+    match seconds {
+        s if s < 60 => format!("{s}s"),
+        s if s < 3600 => format!("{}m {}s", s / 60, s % 60),
+        s if s < 86_400 => format!("{}h {}m", s / 3600, s / 60 % 60),
+        s => format!("{}d {}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+fn coloured(text: &str, code: &str, is_coloured: bool) -> String {
+    if is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+fn millis(value: f64) -> String {
+    if value < 10.0 { format!("{value:.1} ms") } else { format!("{value:.0} ms") }
+}
+
+pub(super) fn status(status: &Status, is_coloured: bool) -> String {
+    let mut out = String::new();
+    let up = status.uptime_seconds;
+    let _ = writeln!(
+        out,
+        "{} · site {} · environment {} · forebay {} · up {}",
+        status.name,
+        status.site,
+        status.environment,
+        status.version,
+        age(Timestamp::from(clock::wall()).0 - up as i64 * 1_000_000),
+    );
+    if status.problems.is_empty() {
+        let _ = writeln!(out, "{}\n", coloured("all is well", "32", is_coloured));
+    } else {
+        for problem in &status.problems {
+            let _ = writeln!(out, "{} {problem}", coloured("!", "31;1", is_coloured));
+        }
+        out.push('\n');
+    }
+    let mut rows = Vec::new();
+    for lane in &status.lanes {
+        for to in &lane.destinations {
+            rows.push(vec![
+                lane.name.clone(),
+                to.destination.clone(),
+                number(lane.accepted),
+                number(to.delivered),
+                number(to.queued),
+                to.oldest.map_or_else(|| "-".into(), age),
+                number(to.dead + to.set_aside),
+                format!("{} of {}", Bytes(lane.bytes), Bytes(lane.budget)),
+            ]);
+        }
+        if lane.destinations.is_empty() {
+            let room = format!("{} of {}", Bytes(lane.bytes), Bytes(lane.budget));
+            let dash = || "-".to_owned();
+            rows.push(vec![lane.name.clone(), dash(), number(lane.accepted), dash(), dash(), dash(), dash(), room]);
+        }
+    }
+    let head = ["LANE", "DESTINATION", "ACCEPTED", "DELIVERED", "QUEUED", "OLDEST", "LOST OR DEAD", "DISK"];
+    out.push_str(&table(&head, &[2, 3, 4, 5, 6, 7], &rows, is_coloured));
+    out.push('\n');
+    let rows: Vec<_> = status
+        .links
+        .iter()
+        .map(|link| {
+            let state = if link.is_up { "up".to_owned() } else { "down".to_owned() };
+            let answer = if link.delivered > 0 { format!("{} / {}", millis(link.answer_ms.0), millis(link.answer_ms.1)) } else { "-".into() };
+            vec![link.destination.clone(), link.lane.clone(), state, number(link.in_flight as u64), answer, number(link.unheard)]
+        })
+        .collect();
+    if !rows.is_empty() {
+        out.push_str(&table(&["LINK", "LANE", "STATE", "IN FLIGHT", "ANSWER P50 / P99", "UNHEARD"], &[3, 4, 5], &rows, is_coloured));
+        out.push('\n');
+    }
+    let rows: Vec<_> = status
+        .sources
+        .iter()
+        .map(|source| {
+            let ack = if source.received > 0 { format!("{} / {}", millis(source.ack_ms.0), millis(source.ack_ms.1)) } else { "-".into() };
+            vec![source.name.clone(), source.address.clone(), number(source.connections), number(source.received), ack, number(source.refused), number(source.dropped)]
+        })
+        .collect();
+    if !rows.is_empty() {
+        let head = ["SOURCE", "ADDRESS", "CONNECTED", "RECEIVED", "ACK P50 / P99", "REFUSED", "DROPPED QOS 0"];
+        out.push_str(&table(&head, &[2, 3, 4, 5, 6], &rows, is_coloured));
+        out.push('\n');
+    }
+    let _ = writeln!(
+        out,
+        "dead letters {} (since start: {} unmatched, {} broke their contract) · repeats {} · ids in window {} of {}",
+        number(status.dead.total),
+        number(status.dead.unmatched),
+        number(status.dead.violations),
+        number(status.repeats.duplicates),
+        number(status.repeats.ids as u64),
+        number(status.repeats.ids_max as u64),
+    );
+    out
+}
+
+pub(super) fn letters(letters: &Vec<Letter>, is_coloured: bool) -> String {
+    if letters.is_empty() {
+        return "no dead letters".into();
+    }
+    let rows: Vec<_> = letters
+        .iter()
+        .map(|letter| {
+            vec![
+                letter.id.to_string(),
+                letter.recorded.get(..19).unwrap_or_default().replace('T', " "),
+                letter.letter.stream.to_string(),
+                letter.letter.origin.to_string(),
+                letter.letter.topic.to_string(),
+                letter.letter.reason.to_string(),
+            ]
+        })
+        .collect();
+    table(&["ID", "RECORDED (UTC)", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
+}
+
+pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
+    let mut out = String::new();
+    let inner = &letter.letter;
+    let stage = match inner.stage {
+        crate::ingest::dead::Stage::Intake => "on the way in".to_owned(),
+        crate::ingest::dead::Stage::Central => format!("at central, by {}", inner.destination),
+    };
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(out, "{}  {value}", coloured(&format!("{name:<12}"), "1", is_coloured));
+        }
+    };
+    line("id", &letter.id.to_string());
+    line("recorded", &letter.recorded);
+    line("refused", &stage);
+    line("reason", &inner.reason);
+    line("stream", &inner.stream);
+    line("version", &inner.version);
+    line("topic", &inner.topic);
+    line("from", &inner.origin);
+    line("event id", &inner.id);
+    line("key", &inner.key);
+    if inner.sequence > 0 {
+        line("sequence", &inner.sequence.to_string());
+    }
+    line("attempts", &inner.attempts.to_string());
+    line("payload", &format!("{} bytes", letter.payload_bytes));
+    let _ = writeln!(out, "\n{}", letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default());
+    out
+}
+
+pub(super) fn seen(seen: &Seen, is_coloured: bool) -> String {
+    let time = seen.recorded.get(11..23).unwrap_or_default();
+    let data = match (&seen.data, &seen.data_base64) {
+        (Some(data), _) => data.to_string(),
+        (None, Some(encoded)) => format!("base64 {encoded}"),
+        _ => String::new(),
+    };
+    format!(
+        "{time}  {:<8}  {}  {}  {}",
+        seen.lane,
+        coloured(&format!("{:<24}", seen.stream), "36", is_coloured),
+        coloured(&format!("{:<20}", seen.key), "1", is_coloured),
+        data
+    )
+}

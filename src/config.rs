@@ -1,0 +1,337 @@
+//! Configuration: one TOML file, joined from the parts' own settings and checked as a whole.
+//!
+//! Promise: what loads can start; what does not is refused with file, line, key, the offending
+//! value and what is allowed, every problem at once.
+
+use crate::contract::{Contracts, Surroundings};
+use crate::forward;
+use crate::journal::{self, LaneConfig};
+use crate::link::Address;
+use crate::setting::{Bytes, Document, Problem, Span};
+use crate::sources::mqtt;
+use crate::tls;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    environment: String,
+    site: String,
+    name: Option<String>,
+    #[serde(default = "namespace")]
+    namespace: String,
+    #[serde(default = "data_dir")]
+    data_dir: PathBuf,
+    #[serde(default = "contracts")]
+    contracts: PathBuf,
+    socket: Option<PathBuf>,
+    mask_key: Option<PathBuf>,
+    #[serde(default = "disk_reserve")]
+    disk_reserve: Bytes,
+    #[serde(default = "dedupe_memory")]
+    dedupe_memory: Bytes,
+    #[serde(default)]
+    source: Sources,
+    #[serde(default)]
+    destination: Vec<forward::Config>,
+    #[serde(default)]
+    lane: BTreeMap<String, Lane>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sources {
+    #[serde(default)]
+    mqtt: Vec<mqtt::Config>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lane {
+    budget: Option<Bytes>,
+    linger: Option<Span>,
+}
+
+fn namespace() -> String {
+    "com.example".into()
+}
+fn data_dir() -> PathBuf {
+    "/var/lib/forebay".into()
+}
+fn contracts() -> PathBuf {
+    "contracts".into()
+}
+fn disk_reserve() -> Bytes {
+    Bytes(64 << 20)
+}
+/// 8 MiB hold some 390,000 ids.
+fn dedupe_memory() -> Bytes {
+    Bytes(8 << 20)
+}
+
+/// Lanes that are there without being written down: name, linger, share of the disk.
+const LANES: [(&str, Duration, u64); 3] = [
+    ("critical", Duration::from_millis(2), 1 << 30),
+    ("standard", Duration::from_millis(20), 4 << 30),
+    ("bulk", Duration::from_millis(250), 8 << 30),
+];
+/// The smallest budget in which segments of a useful size can rotate.
+const BUDGET_MIN: u64 = 8 << 20;
+const LINGER_MAX: Duration = Duration::from_secs(10);
+
+/// The whole configuration, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// What stands around every event.
+    pub surroundings: Surroundings,
+    /// The journal.
+    pub journal: journal::Config,
+    /// The contracts.
+    pub contracts: Contracts,
+    /// What masked fields are hashed with.
+    pub mask_key: Vec<u8>,
+    /// The listeners.
+    pub listeners: Vec<mqtt::Config>,
+    /// The destinations.
+    pub destinations: Vec<forward::Config>,
+    /// The socket for the command line.
+    pub socket: PathBuf,
+    /// What is allowed and yet deserves a thought.
+    pub warnings: Vec<Problem>,
+}
+
+/// The socket that a configuration names, without checking the rest.
+pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
+    let document = Document::read(file)?;
+    let raw: File = document.parse()?;
+    Ok(socket_path(&raw, &beside(file)))
+}
+
+fn socket_path(raw: &File, beside: &impl Fn(&Path) -> PathBuf) -> PathBuf {
+    raw.socket.as_deref().map_or_else(|| beside(&raw.data_dir).join("forebay.sock"), beside)
+}
+
+/// Resolves paths relative to the configuration file.
+fn beside(file: &Path) -> impl Fn(&Path) -> PathBuf + use<> {
+    let folder = file.parent().map_or_else(PathBuf::new, Path::to_owned);
+    move |path: &Path| folder.join(path)
+}
+
+impl Config {
+    /// Reads and checks a configuration and its contracts.
+    pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
+        let document = Document::read(file).map_err(|problem| vec![problem])?;
+        let mut raw: File = document.parse().map_err(|problem| vec![problem])?;
+        let beside = beside(file);
+        resolve_paths(&mut raw, &beside);
+        let mut problems = Vec::new();
+        let host = rustix::system::uname();
+        let name = raw.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
+        for (key, value) in [("environment", &raw.environment), ("site", &raw.site), ("name", &name)] {
+            if let Err(message) = check_word(value) {
+                problems.push(document.problem(key, message));
+            }
+        }
+        let lanes = check_lanes(&raw, &document, &mut problems);
+        check_sources(&raw, &document, &mut problems);
+        check_destinations(&raw, &document, &mut problems);
+        let mask_key = match &raw.mask_key {
+            None => Vec::new(),
+            Some(path) => match std::fs::read(path) {
+                Ok(key) if key.len() >= 16 => key,
+                Ok(key) => {
+                    problems.push(document.problem("mask_key", format!("{} holds {} bytes; at least 16 are needed", path.display(), key.len())));
+                    Vec::new()
+                }
+                Err(error) => {
+                    problems.push(document.problem("mask_key", format!("{} cannot be read: {error}", path.display())));
+                    Vec::new()
+                }
+            },
+        };
+        let surroundings = Surroundings { environment: raw.environment.clone(), site: raw.site.clone(), gateway: name, namespace: raw.namespace.clone() };
+        let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
+        let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.is_empty());
+        let (contracts, warnings) = loaded.unwrap_or_else(|found| {
+            problems.extend(found);
+            Default::default()
+        });
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let socket = socket_path(&raw, &beside);
+        Ok(Self {
+            file: file.to_owned(),
+            surroundings,
+            journal: journal::Config {
+                folder: raw.data_dir.join("journal"),
+                lanes,
+                dedupe_bytes: usize::try_from(raw.dedupe_memory.0).unwrap_or(usize::MAX),
+                reserve_bytes: raw.disk_reserve.0,
+                cache_bytes: CACHE_BYTES,
+                tail_bytes: TAIL_BYTES,
+                destinations: raw.destination.iter().map(|to| (to.name.clone(), to.from)).collect(),
+            },
+            contracts,
+            mask_key,
+            listeners: raw.source.mqtt,
+            destinations: raw.destination,
+            socket,
+            warnings,
+        })
+    }
+}
+
+/// Cache of an open segment: its newest pages are all that a writer needs.
+const CACHE_BYTES: usize = 1 << 20;
+/// Recently written events in memory: what a forwarder that keeps up is behind.
+const TAIL_BYTES: usize = 2 << 20;
+
+fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
+    let resolve = |path: &mut PathBuf| *path = beside(path);
+    let resolve_some = |path: &mut Option<PathBuf>| {
+        if let Some(path) = path {
+            *path = beside(path);
+        }
+    };
+    resolve(&mut raw.data_dir);
+    resolve(&mut raw.contracts);
+    resolve_some(&mut raw.mask_key);
+    for source in &mut raw.source.mqtt {
+        resolve_some(&mut source.passwords);
+        if let Some(tls) = &mut source.tls {
+            resolve(&mut tls.cert);
+            resolve(&mut tls.key);
+            resolve_some(&mut tls.client_ca);
+        }
+    }
+    for destination in &mut raw.destination {
+        resolve_some(&mut destination.password_file);
+        resolve_some(&mut destination.tls.ca);
+        resolve_some(&mut destination.tls.cert);
+        resolve_some(&mut destination.tls.key);
+    }
+}
+
+/// Names stand in topics, URIs, client ids and file names.
+fn check_word(word: &str) -> Result<(), String> {
+    let is_good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if !word.is_empty() && word.len() <= 64 && word.bytes().all(is_good) {
+        Ok(())
+    } else {
+        Err(format!("\"{word}\" is no name; 1 to 64 letters, digits, \"-\", \"_\" and \".\" are allowed"))
+    }
+}
+
+fn check_lanes(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Vec<LaneConfig> {
+    let mut lanes: Vec<LaneConfig> = LANES
+        .iter()
+        .map(|(name, linger, budget)| LaneConfig { name: (*name).to_owned(), budget: *budget, linger: *linger })
+        .collect();
+    for (name, settings) in &raw.lane {
+        let key = |part: &str| format!("lane.{name}.{part}");
+        if let Err(message) = check_word(name) {
+            problems.push(document.problem(format!("lane.{name}"), message));
+        }
+        if name == journal::DEAD {
+            problems.push(document.problem(format!("lane.{name}"), "\"dead\" is taken: the log of dead letters has that name"));
+        }
+        let index = lanes.iter().position(|lane| lane.name == *name).unwrap_or_else(|| {
+            lanes.push(LaneConfig { name: name.clone(), budget: LANES[1].2, linger: LANES[1].1 });
+            lanes.len() - 1
+        });
+        if let Some(budget) = settings.budget {
+            if budget.0 < BUDGET_MIN {
+                problems.push(document.problem(key("budget"), format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN))));
+            }
+            lanes[index].budget = budget.0;
+        }
+        if let Some(linger) = settings.linger {
+            if linger.0 > LINGER_MAX {
+                problems.push(document.problem(key("linger"), format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX))));
+            }
+            lanes[index].linger = linger.0;
+        }
+    }
+    lanes
+}
+
+fn check_sources(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    for (index, source) in raw.source.mqtt.iter().enumerate() {
+        let key = |part: &str| format!("source.mqtt[{index}].{part}");
+        if let Err(message) = check_word(&source.name) {
+            problems.push(document.problem(key("name"), message));
+        }
+        let before = &raw.source.mqtt[..index];
+        if before.iter().any(|other| other.name == source.name) {
+            problems.push(document.problem(key("name"), format!("\"{}\" is taken by a source above; names are unique", source.name)));
+        }
+        if source.listen.port() != 0 && before.iter().any(|other| other.listen == source.listen) {
+            problems.push(document.problem(key("listen"), format!("{} is taken by a source above", source.listen)));
+        }
+        if let Err((part, message)) = source.check() {
+            problems.push(document.problem(key(part), message));
+        }
+        if source.anonymous == Some(true) && !source.listen.ip().is_loopback() && raw.environment == "production" {
+            problems.push(document.problem(key("anonymous"), "true off loopback is not allowed in environment \"production\"; set passwords or tls.client_ca"));
+        }
+        let lets_nobody_in = source.passwords.is_none()
+            && source.anonymous != Some(true)
+            && source.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())
+            && !source.listen.ip().is_loopback();
+        if lets_nobody_in {
+            problems.push(document.problem(key("listen"), format!("{} is not loopback and nobody could log in; set passwords, tls.client_ca, or anonymous = true", source.listen)));
+        }
+        if let Some(files) = &source.tls
+            && let Err(error) = tls::server(files)
+        {
+            problems.push(document.problem(key("tls"), error.to_string()));
+        }
+        if let Some(file) = &source.passwords
+            && let Err(error) = mqtt::Users::load(file)
+        {
+            problems.push(document.problem(key("passwords"), error.to_string()));
+        }
+    }
+}
+
+fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    for (index, destination) in raw.destination.iter().enumerate() {
+        let key = |part: &str| format!("destination[{index}].{part}");
+        if let Err(message) = check_word(&destination.name) {
+            problems.push(document.problem(key("name"), message));
+        }
+        if raw.destination[..index].iter().any(|other| other.name == destination.name) {
+            problems.push(document.problem(key("name"), format!("\"{}\" is taken by a destination above; names are unique", destination.name)));
+        }
+        if destination.window == 0 {
+            problems.push(document.problem(key("window"), "0 is not allowed; 1 to 65535 are"));
+        }
+        match Address::parse(&destination.url) {
+            Err(message) => problems.push(document.problem(key("url"), message)),
+            Ok(address) if address.is_tls => {
+                if let Err(error) = tls::client(&destination.tls) {
+                    problems.push(document.problem(key("tls"), error.to_string()));
+                }
+            }
+            Ok(_) if raw.environment == "production" => problems.push(document.problem(
+                key("url"),
+                format!("\"{}\" is without TLS, which is not allowed in environment \"production\"; use mqtts://", destination.url),
+            )),
+            Ok(_) => {}
+        }
+        if destination.user.is_some() != destination.password_file.is_some() {
+            problems.push(document.problem(key("user"), "user and password_file go together; one of them is missing"));
+        }
+        if let Some(file) = &destination.password_file
+            && let Err(error) = std::fs::read(file)
+        {
+            problems.push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Contracts: the declared, versioned agreements on what the streams carry.
+//!
+//! Promise: an event that passes [`Contract::read`] is what its contract says; one that does not
+//! comes back with a reason that names the field. A folder that loads can serve; one that does
+//! not is refused whole, with every problem named.
+//!
+//! Not here: where raw facts come from (`sources`), what becomes of refused ones (`ingest`).
+
+mod change;
+mod file;
+mod json;
+mod pattern;
+mod publication;
+
+pub use change::breaking_changes;
+pub use json::{Pointer, Tree, push_json_string};
+pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
+
+use crate::event::{Content, Timestamp};
+use crate::setting::Problem;
+use hmac::{Hmac, KeyInit, Mac};
+use jsonschema::Validator;
+use json::Payload;
+use pattern::{Pattern, Template};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest key, in bytes: with the levels around it, a topic stays far below MQTT's 65,535.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// The longest id that a device may give, in bytes.
+pub const ID_BYTES_MAX: usize = 256;
+
+/// What stands around every event of this gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// `test`, `production`, …
+    pub environment: String,
+    /// The plant.
+    pub site: String,
+    /// This gateway; unique in the site.
+    pub gateway: String,
+    /// First part of every event type.
+    pub namespace: String,
+}
+
+/// The kinds of source an event can come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceKind {
+    /// Devices that publish to the gateway's own listener.
+    Mqtt,
+}
+
+/// How the envelope travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Everything in one JSON object.
+    #[default]
+    Structured,
+    /// Attributes as MQTT 5 user properties, the payload as it is.
+    Binary,
+}
+
+/// Which payloads a contract takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accepts {
+    /// JSON only.
+    #[default]
+    Json,
+    /// JSON, and anything else as base64.
+    Any,
+    /// Everything as base64, unread.
+    Bytes,
+}
+
+/// What becomes of an event that breaks its contract.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnViolation {
+    /// It is held back as a dead letter.
+    #[default]
+    DeadLetter,
+    /// It is delivered, marked with the violation.
+    Flag,
+}
+
+/// What order means to the consumers of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Events of one key never overtake each other.
+    #[default]
+    Key,
+    /// Nothing: events may arrive in any order.
+    None,
+}
+
+/// One contract, ready to serve.
+#[derive(Debug)]
+pub struct Contract {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// What the stream is for.
+    pub purpose: String,
+    /// The system that owns what the events say.
+    pub system_of_record: String,
+    source: SourceKind,
+    source_name: Option<String>,
+    pattern: Pattern,
+    key: Template,
+    device: Template,
+    id: Option<Pointer>,
+    time: Option<Pointer>,
+    validator: Option<Validator<Payload>>,
+    accepts: Accepts,
+    on_violation: OnViolation,
+    keep: Vec<Pointer>,
+    mask: Vec<Pointer>,
+    /// How long repeats are recognised by their id; `None` where the contract has no id.
+    pub dedupe: Option<Duration>,
+    /// The longest an event may wait for central, if there is a limit.
+    pub retention_unsettled: Option<Duration>,
+    /// What order means to its consumers.
+    pub order: Order,
+    /// How its events look at central.
+    pub publication: Publication,
+}
+
+/// What an event says once its contract has read it.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    /// The id the device gave; `None` where the gateway mints one.
+    pub id: Option<Cow<'a, str>>,
+    /// When it happened, if the device says so.
+    pub time: Option<Timestamp>,
+    /// What order is kept for.
+    pub key: Cow<'a, str>,
+    /// What the payload is.
+    pub content: Content,
+    /// What is stored of the payload.
+    pub payload: Cow<'a, [u8]>,
+    /// What it breaks, where the contract delivers it all the same.
+    pub violation: Option<String>,
+}
+
+/// An event that is not what its contract says.
+#[derive(Debug)]
+pub struct Violation<'a> {
+    /// What is wrong, starting with the field. Never holds a value of the payload.
+    pub reason: String,
+    /// What may be kept of the payload, after `keep` and `mask`; the raw bytes where it does not parse.
+    pub payload: Cow<'a, [u8]>,
+}
+
+impl Contract {
+    /// The name of the stream.
+    pub fn stream(&self) -> &str {
+        &self.publication.stream
+    }
+
+    /// The device that `captures` name, for the event's source.
+    pub fn device<S: AsRef<str>>(&self, captures: &[S]) -> String {
+        self.device.fill(captures, None).map_or_else(|_| String::new(), Cow::into_owned)
+    }
+
+    /// Reads a payload after the contract. `mask_key` is what masked fields are hashed with.
+    pub fn read<'a>(
+        &self,
+        captures: &'a [String],
+        payload: &'a [u8],
+        mask_key: &[u8],
+    ) -> Result<Reading<'a>, Violation<'a>> {
+        if self.accepts == Accepts::Bytes {
+            return self.read_opaque(captures, payload);
+        }
+        let tree = match Tree::parse(payload) {
+            Ok(tree) => tree,
+            Err(_) if self.accepts == Accepts::Any => return self.read_opaque(captures, payload),
+            Err(error) => {
+                let reason = format!("payload: is no JSON at column {}", error.column());
+                return Err(Violation { reason, payload: Cow::Borrowed(payload) });
+            }
+        };
+        match self.examine(captures, &tree) {
+            Ok((id, time, key, violation)) => Ok(Reading {
+                id: id.map(|id| Cow::Owned(id.into_owned())),
+                time,
+                key,
+                content: Content::Json,
+                payload: self.minimise(tree, payload, mask_key),
+                violation,
+            }),
+            Err(reason) => Err(Violation { reason, payload: self.minimise(tree, payload, mask_key) }),
+        }
+    }
+
+    fn read_opaque<'a>(&self, captures: &'a [String], payload: &'a [u8]) -> Result<Reading<'a>, Violation<'a>> {
+        let key = self.key.fill(captures, None).map_err(|unfilled| unfilled.to_string()).and_then(bounded_key);
+        match key {
+            Ok(key) => Ok(Reading {
+                id: None,
+                time: None,
+                key,
+                content: Content::Bytes,
+                payload: Cow::Borrowed(payload),
+                violation: None,
+            }),
+            Err(reason) => Err(Violation { reason, payload: Cow::Borrowed(payload) }),
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn examine<'c, 't>(
+        &self,
+        captures: &'c [String],
+        tree: &'t Tree<'t>,
+    ) -> Result<(Option<Cow<'t, str>>, Option<Timestamp>, Cow<'c, str>, Option<String>), String> {
+        let mut violation = None;
+        // Without a key there is no order to keep, so that a key is never optional.
+        let key = self.key.fill(captures, Some(tree)).map_err(|unfilled| unfilled.to_string()).and_then(bounded_key)?;
+        let mut broken = |reason: String| match self.on_violation {
+            OnViolation::DeadLetter => Err(reason),
+            OnViolation::Flag => {
+                violation.get_or_insert(reason);
+                Ok(())
+            }
+        };
+        if let Some(validator) = &self.validator
+            && let Err(error) = validator.validate(tree)
+        {
+            let path = error.instance_path().to_string();
+            let field = if path.is_empty() { "payload" } else { &path };
+            broken(format!("{field}: {}", error.masked_with("value")))?;
+        }
+        let mut id = None;
+        if let Some(pointer) = &self.id {
+            match tree.at(pointer).and_then(Tree::scalar) {
+                Some(text) if !text.is_empty() && text.len() <= ID_BYTES_MAX => id = Some(text),
+                Some(text) => broken(format!("{pointer}: is {} bytes long; an id has 1 to {ID_BYTES_MAX}", text.len()))?,
+                None => broken(format!("{pointer}: is missing, or is neither text nor number"))?,
+            }
+        }
+        let mut time = None;
+        if let Some(pointer) = &self.time {
+            time = match tree.at(pointer) {
+                Some(Tree::Text(text)) => Timestamp::parse(text),
+                Some(Tree::Number(number)) => number.as_f64().and_then(Timestamp::from_epoch_number),
+                _ => None,
+            };
+            if time.is_none() {
+                broken(format!("{pointer}: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z, or a number since 1970"))?;
+            }
+        }
+        Ok((id, time, key, violation))
+    }
+
+    /// What `keep` and `mask` leave of a payload.
+    fn minimise<'a>(&self, tree: Tree<'a>, payload: &'a [u8], mask_key: &[u8]) -> Cow<'a, [u8]> {
+        if self.keep.is_empty() && self.mask.is_empty() {
+            return Cow::Borrowed(payload);
+        }
+        let mut tree = if self.keep.is_empty() { tree } else { tree.keep(&self.keep) };
+        for pointer in &self.mask {
+            tree.replace(pointer, |value| Tree::Text(masked(value, mask_key).into()));
+        }
+        let mut out = Vec::with_capacity(payload.len());
+        tree.write(&mut out);
+        Cow::Owned(out)
+    }
+}
+
+fn bounded_key(key: Cow<'_, str>) -> Result<Cow<'_, str>, String> {
+    if key.len() <= KEY_BYTES_MAX {
+        Ok(key)
+    } else {
+        Err(format!("key: is {} bytes long; at most {KEY_BYTES_MAX} are allowed", key.len()))
+    }
+}
+
+/// `hmac-sha256:` and the first 16 bytes of the keyed hash of the value's JSON text.
+fn masked(value: &Tree<'_>, key: &[u8]) -> String {
+    let mut text = Vec::new();
+    value.write(&mut text);
+    let mut out = String::from("hmac-sha256:");
+    if let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(key) {
+        mac.update(&text);
+        for byte in mac.finalize().into_bytes().iter().take(16) {
+            out.push_str(&format!("{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// All contracts in force.
+#[derive(Debug, Default)]
+pub struct Contracts {
+    list: Vec<Arc<Contract>>,
+}
+
+/// What a topic says about an event before its payload is read.
+#[derive(Debug)]
+pub struct Matched {
+    /// The contract that counts.
+    pub contract: Arc<Contract>,
+    /// Client, user and topic, then the captures of the topic.
+    pub captures: Vec<String>,
+}
+
+impl Contracts {
+    /// Loads every `*.toml` of a folder. Each problem names file, line and key.
+    pub fn load(
+        folder: &Path,
+        surroundings: &Surroundings,
+        lanes: &[String],
+        has_mask_key: bool,
+    ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
+        let unreadable = |error: std::io::Error| {
+            vec![Problem {
+                file: folder.to_owned(),
+                line: 0,
+                key: String::new(),
+                message: format!("the folder of contracts cannot be read: {error}"),
+            }]
+        };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        let mut problems = Vec::new();
+        let mut warnings = Vec::new();
+        let mut list: Vec<Arc<Contract>> = Vec::new();
+        for file in &files {
+            match file::load(file, surroundings, lanes, has_mask_key, &mut warnings) {
+                Ok(contract) => match list.iter().find(|other| clash(other, &contract).is_some()) {
+                    Some(other) => problems.push(Problem {
+                        file: file.clone(),
+                        line: 0,
+                        key: "match".into(),
+                        message: format!(
+                            "{} {}; make one of them narrower",
+                            clash(other, &contract).unwrap_or_default(),
+                            other.file.display()
+                        ),
+                    }),
+                    None => list.push(Arc::new(contract)),
+                },
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        // The narrowest pattern that matches counts, so that a search may stop at the first.
+        list.sort_by_key(|contract| {
+            (std::cmp::Reverse(contract.source_name.is_some()), std::cmp::Reverse(contract.pattern.narrowness()))
+        });
+        Ok((Self { list }, warnings))
+    }
+
+    /// Every contract.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Contract>> {
+        self.list.iter()
+    }
+
+    /// The contract that counts for a topic of a source.
+    pub fn find(&self, kind: SourceKind, source: &str, topic: &str, client: &str, user: &str) -> Option<Matched> {
+        self.list.iter().find_map(|contract| {
+            let fits = contract.source == kind && contract.source_name.as_deref().is_none_or(|name| name == source);
+            let captures = if fits { contract.pattern.captures(topic)? } else { return None };
+            Some(Matched {
+                contract: Arc::clone(contract),
+                captures: [client, user, topic].into_iter().chain(captures).map(str::to_owned).collect(),
+            })
+        })
+    }
+}
+
+/// Why two contracts cannot both serve.
+fn clash(a: &Contract, b: &Contract) -> Option<String> {
+    if a.publication.stream_id() == b.publication.stream_id() {
+        return Some(format!("declares stream \"{}\", as does", a.publication.stream_id()));
+    }
+    let same_source = a.source == b.source && a.source_name == b.source_name;
+    (same_source && a.pattern.narrowness() == b.pattern.narrowness() && a.pattern.overlaps(&b.pattern))
+        .then(|| "matches some topics just as narrowly as".to_owned())
+}

@@ -1,0 +1,235 @@
+//! A contract as its file says it, and the checks a file passes before it counts.
+
+use super::json::{Payload, Pointer};
+use super::pattern::{Pattern, Template};
+use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
+use super::{Accepts, Contract, Mode, OnViolation, Order, SourceKind, Surroundings};
+use crate::setting::{Document, Problem, Span};
+use jsonschema::Validator;
+use serde::Deserialize;
+use std::path::Path;
+use std::time::Duration;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: String,
+    version: String,
+    owner: String,
+    #[serde(default)]
+    purpose: String,
+    #[serde(default = "shop_floor")]
+    system_of_record: String,
+    #[serde(default = "standard")]
+    lane: String,
+    r#match: Match,
+    key: Option<String>,
+    device: Option<String>,
+    id: Option<String>,
+    time: Option<String>,
+    schema: Option<String>,
+    #[serde(default)]
+    accepts: Accepts,
+    #[serde(default)]
+    on_violation: OnViolation,
+    #[serde(default)]
+    keep: Vec<String>,
+    #[serde(default)]
+    mask: Vec<String>,
+    dedupe: Option<Span>,
+    #[serde(default)]
+    retention: Retention,
+    #[serde(default)]
+    mode: Mode,
+    topic: Option<String>,
+    #[serde(default)]
+    order: Order,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Match {
+    source: SourceKind,
+    name: Option<String>,
+    topic: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Retention {
+    settled: Option<Span>,
+    unsettled: Option<Span>,
+}
+
+fn shop_floor() -> String {
+    "shop-floor".into()
+}
+
+fn standard() -> String {
+    "standard".into()
+}
+
+/// How long settled events stay for replay, where a contract does not say.
+const RETENTION_SETTLED: Duration = Duration::from_secs(7 * 86_400);
+/// The wish for the window in which repeats are recognised, where a contract does not say.
+const DEDUPE: Duration = Duration::from_secs(86_400);
+
+/// Names that places of key and device templates always have, before the captures of the topic.
+pub(super) const GIVEN_NAMES: [&str; 3] = ["client", "user", "topic"];
+
+/// Reads and checks one contract file. Warnings are problems that do not stand in the way.
+pub(super) fn load(
+    file: &Path,
+    surroundings: &Surroundings,
+    lanes: &[String],
+    has_mask_key: bool,
+    warnings: &mut Vec<Problem>,
+) -> Result<Contract, Problem> {
+    let document = Document::read(file)?;
+    let raw: File = document.parse()?;
+    let wrong = |key: &str, message: String| document.problem(key, message);
+
+    check_stream_name(&raw.name).map_err(|m| wrong("name", m))?;
+    check_version(&raw.version).map_err(|m| wrong("version", m))?;
+    if !lanes.contains(&raw.lane) {
+        return Err(wrong("lane", format!("\"{}\" is no lane; there are {}", raw.lane, quoted(lanes))));
+    }
+    let pattern = Pattern::parse(&raw.r#match.topic).map_err(|m| wrong("match.topic", m))?;
+    let names: Vec<String> =
+        GIVEN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().iter().cloned()).collect();
+    let template = |key: &str, text: &str| Template::parse(text, &names).map_err(|m| wrong(key, m));
+    let device = template("device", raw.device.as_deref().unwrap_or("{client}"))?;
+    if device.needs_payload() {
+        return Err(wrong("device", "takes captures of the topic, not values of the payload".into()));
+    }
+    let key_text = raw.key.clone().or(raw.device.clone()).unwrap_or_else(|| "{client}".into());
+    let key = template("key", &key_text)?;
+    let pointer = |key: &str, text: &str| Pointer::parse(text).map_err(|m| wrong(key, m));
+    let pointers = |key: &str, texts: &[String]| -> Result<Vec<Pointer>, Problem> {
+        texts.iter().enumerate().map(|(i, text)| pointer(&format!("{key}[{i}]"), text)).collect()
+    };
+    let id = raw.id.as_deref().map(|text| pointer("id", text)).transpose()?;
+    let time = raw.time.as_deref().map(|text| pointer("time", text)).transpose()?;
+    let keep = pointers("keep", &raw.keep)?;
+    let mask = pointers("mask", &raw.mask)?;
+    if !mask.is_empty() && !has_mask_key {
+        return Err(wrong("mask", "needs a key to hash with; set mask_key to a file in the configuration".into()));
+    }
+    let needs_json = id.is_some() || time.is_some() || !keep.is_empty() || !mask.is_empty() || raw.schema.is_some() || key.needs_payload();
+    if raw.accepts == Accepts::Bytes && needs_json {
+        return Err(wrong("accepts", "\"bytes\" takes payloads as they are; id, time, key from the payload, schema, keep and mask need \"json\"".into()));
+    }
+    if raw.dedupe.is_some() && id.is_none() {
+        return Err(wrong("dedupe", "recognises repeats by the id; set id to the JSON pointer of one".into()));
+    }
+    let schema = raw.schema.as_deref().map(|name| load_schema(&document, name)).transpose()?;
+    let topic = raw.topic.clone().unwrap_or_else(|| TOPIC_DEFAULT.into());
+    check_topic(&topic).map_err(|m| wrong("topic", m))?;
+    if raw.order == Order::Key && (topic.contains("{device}") || !topic.contains("{key}") && topic.contains('{') && raw.topic.is_some() && !only_constant(&topic)) {
+        warnings.push(wrong(
+            "topic",
+            format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only"),
+        ));
+    }
+    let (schema_value, validator) = schema.unzip();
+    let publication = Publication {
+        format: PUBLICATION_FORMAT,
+        stream: raw.name.clone(),
+        version: raw.version.clone(),
+        surroundings: surroundings.clone(),
+        mode: raw.mode,
+        topic,
+        lane: raw.lane.clone(),
+        retention_settled: raw.retention.settled.map_or(RETENTION_SETTLED, |span| span.0).as_secs(),
+        schema: schema_value,
+        keep: raw.keep,
+        mask: raw.mask,
+        key: key_text,
+        owner: raw.owner,
+    };
+    Ok(Contract {
+        file: file.to_owned(),
+        purpose: raw.purpose,
+        system_of_record: raw.system_of_record,
+        source: raw.r#match.source,
+        source_name: raw.r#match.name,
+        pattern,
+        key,
+        device,
+        dedupe: id.is_some().then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
+        id,
+        time,
+        validator,
+        accepts: raw.accepts,
+        on_violation: raw.on_violation,
+        keep,
+        mask,
+        retention_unsettled: raw.retention.unsettled.map(|span| span.0),
+        order: raw.order,
+        publication,
+    })
+}
+
+fn only_constant(topic: &str) -> bool {
+    !topic.contains("{device}")
+}
+
+fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Validator<Payload>), Problem> {
+    let wrong = |message: String| document.problem("schema", message);
+    let path = document.file().parent().unwrap_or(Path::new(".")).join(name);
+    let text = std::fs::read(&path).map_err(|error| wrong(format!("{}: cannot be read: {error}", path.display())))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| wrong(format!("{}: is no JSON: {error}", path.display())))?;
+    let validator = jsonschema::options_for::<Payload>()
+        .with_draft(jsonschema::Draft::Draft202012)
+        .should_validate_formats(true)
+        .build(&value)
+        .map_err(|error| wrong(format!("{}: is no JSON Schema 2020-12: {error}", path.display())))?;
+    Ok((value, validator))
+}
+
+fn check_stream_name(name: &str) -> Result<(), String> {
+    let good_word = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+    };
+    if name.starts_with("gateway.") {
+        return Err(format!("\"{name}\" is taken: streams that start with \"gateway.\" are the gateway's own"));
+    }
+    if name.len() <= 100 && name.split('.').all(good_word) {
+        Ok(())
+    } else {
+        Err(format!("\"{name}\" is no stream name; expected words of a-z, 0-9, \"_\" and \"-\" joined by \".\", such as \"machine.state\""))
+    }
+}
+
+fn check_version(version: &str) -> Result<(), String> {
+    let numbers: Vec<_> = version.split('.').map(str::parse::<u32>).collect();
+    if numbers.len() == 3 && numbers.iter().all(Result::is_ok) && major_of(version) > 0 {
+        Ok(())
+    } else {
+        Err(format!("\"{version}\" is no version; expected three numbers such as \"1.2.0\", the first at least 1"))
+    }
+}
+
+fn check_topic(topic: &str) -> Result<(), String> {
+    let names: Vec<String> = TOPIC_PLACES.iter().map(|name| (*name).to_owned()).collect();
+    let template = Template::parse(topic, &names)?;
+    if template.needs_payload() {
+        return Err(format!("\"{topic}\" takes {}, not values of the payload", quoted(&names)));
+    }
+    let bare = topic.replace(['{', '}'], "");
+    if topic.is_empty() || bare.contains(['+', '#', '\0']) || topic.split('/').any(str::is_empty) || topic.starts_with('$') {
+        return Err(format!("\"{topic}\" is no topic; wildcards, empty levels and a leading \"$\" are not allowed"));
+    }
+    Ok(())
+}
+
+/// `"a", "b" and "c"`.
+pub(super) fn quoted(words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    match words.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => "none".into(),
+    }
+}

@@ -1,0 +1,442 @@
+//! A payload parsed without copying it: strings borrow from the payload, objects are short lists.
+//!
+//! `serde_json` reads, `jsonschema` checks; this only is the shape between them. Against
+//! `serde_json::Value` it saves an allocation for each key and string of every event.
+
+use jsonschema::JsonType;
+use jsonschema::json::{Array, Json, Node, NodeIdentity, Object};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Number, Value};
+use std::borrow::Cow;
+use std::fmt;
+
+/// A JSON value that borrows from the text it was read from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tree<'a> {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A number.
+    Number(Number),
+    /// A string; owned only where it holds an escape.
+    Text(Cow<'a, str>),
+    /// An array.
+    Array(Vec<Tree<'a>>),
+    /// An object, in the order of the text. Of repeated names the last counts.
+    Object(Vec<(Cow<'a, str>, Tree<'a>)>),
+}
+
+impl<'a> Tree<'a> {
+    /// Reads a whole JSON text.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    /// The member of an object.
+    pub fn member(&self, name: &str) -> Option<&Tree<'a>> {
+        match self {
+            Self::Object(members) => members.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
+    /// The value a pointer leads to.
+    pub fn at(&self, pointer: &Pointer) -> Option<&Tree<'a>> {
+        pointer.0.iter().try_fold(self, |value, step| match value {
+            Self::Array(items) => items.get(step.parse::<usize>().ok()?),
+            _ => value.member(step),
+        })
+    }
+
+    /// A copy that holds only what the pointers lead to.
+    pub fn keep(&self, pointers: &[Pointer]) -> Tree<'a> {
+        let mut kept = Tree::Object(Vec::new());
+        for pointer in pointers {
+            if let Some(value) = self.at(pointer) {
+                kept.insert(&pointer.0, value.clone());
+            }
+        }
+        kept
+    }
+
+    fn insert(&mut self, steps: &[String], value: Tree<'a>) {
+        let Some((first, rest)) = steps.split_first() else {
+            *self = value;
+            return;
+        };
+        if !matches!(self, Self::Object(_)) {
+            *self = Self::Object(Vec::new());
+        }
+        if let Self::Object(members) = self {
+            let index = members.iter().position(|(key, _)| key == first).unwrap_or_else(|| {
+                members.push((Cow::Owned(first.clone()), Tree::Object(Vec::new())));
+                members.len() - 1
+            });
+            members[index].1.insert(rest, value);
+        }
+    }
+
+    /// Replaces the value a pointer leads to, if there is one.
+    pub fn replace(&mut self, pointer: &Pointer, with: impl FnOnce(&Tree<'a>) -> Tree<'a>) {
+        let mut value = self;
+        for step in &pointer.0 {
+            let next = match value {
+                Self::Array(items) => step.parse::<usize>().ok().and_then(|index| items.get_mut(index)),
+                Self::Object(members) => {
+                    members.iter_mut().rev().find(|(key, _)| key == step).map(|(_, value)| value)
+                }
+                _ => None,
+            };
+            match next {
+                Some(next) => value = next,
+                None => return,
+            }
+        }
+        *value = with(value);
+    }
+
+    /// The text of a string or number, for keys and ids.
+    pub fn scalar(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Text(text) => Some(Cow::Borrowed(text)),
+            Self::Number(number) => Some(Cow::Owned(number.to_string())),
+            Self::Bool(true) => Some(Cow::Borrowed("true")),
+            Self::Bool(false) => Some(Cow::Borrowed("false")),
+            _ => None,
+        }
+    }
+
+    /// Appends the value as JSON text.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Null => out.extend_from_slice(b"null"),
+            Self::Bool(true) => out.extend_from_slice(b"true"),
+            Self::Bool(false) => out.extend_from_slice(b"false"),
+            Self::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            Self::Text(text) => push_json_string(out, text),
+            Self::Array(items) => {
+                out.push(b'[');
+                for (index, item) in items.iter().enumerate() {
+                    if index > 0 {
+                        out.push(b',');
+                    }
+                    item.write(out);
+                }
+                out.push(b']');
+            }
+            Self::Object(members) => {
+                out.push(b'{');
+                for (index, (name, value)) in members.iter().enumerate() {
+                    if index > 0 {
+                        out.push(b',');
+                    }
+                    push_json_string(out, name);
+                    out.push(b':');
+                    value.write(out);
+                }
+                out.push(b'}');
+            }
+        }
+    }
+
+    fn to_owned_value(&self) -> Value {
+        match self {
+            Self::Null => Value::Null,
+            Self::Bool(value) => Value::Bool(*value),
+            Self::Number(number) => Value::Number(number.clone()),
+            Self::Text(text) => Value::String(text.to_string()),
+            Self::Array(items) => items.iter().map(Self::to_owned_value).collect(),
+            Self::Object(members) => {
+                Value::Object(members.iter().map(|(key, value)| (key.to_string(), value.to_owned_value())).collect())
+            }
+        }
+    }
+}
+
+/// Appends `text` as a JSON string, quotes included.
+pub fn push_json_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let mut clean_from = 0;
+    for (index, byte) in text.bytes().enumerate() {
+        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&text.as_bytes()[clean_from..index]);
+        clean_from = index + 1;
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            _ => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        }
+    }
+    out.extend_from_slice(&text.as_bytes()[clean_from..]);
+    out.push(b'"');
+}
+
+/// A JSON pointer (RFC 6901) such as `/order/number`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pointer(Vec<String>);
+
+impl Pointer {
+    /// Reads the written form. The pointer to the whole document, an empty text, is refused.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some(path) = text.strip_prefix('/') else {
+            return Err(format!("\"{text}\" is no JSON pointer; expected one such as \"/order/number\""));
+        };
+        Ok(Self(path.split('/').map(|step| step.replace("~1", "/").replace("~0", "~")).collect()))
+    }
+}
+
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|step| write!(f, "/{}", step.replace('~', "~0").replace('/', "~1")))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Tree<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Tree<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+            fn visit_unit<E>(self) -> Result<Tree<'de>, E> {
+                Ok(Tree::Null)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Tree<'de>, E> {
+                Ok(Tree::Bool(value))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Tree<'de>, E> {
+                Ok(Tree::Number(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Tree<'de>, E> {
+                Ok(Tree::Number(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Tree<'de>, E> {
+                Ok(Number::from_f64(value).map_or(Tree::Null, Tree::Number))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Tree<'de>, E> {
+                Ok(Tree::Text(Cow::Owned(value.to_owned())))
+            }
+            fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Tree<'de>, E> {
+                Ok(Tree::Text(Cow::Borrowed(value)))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree<'de>, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Tree::Array(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree<'de>, A::Error> {
+                let mut members = Vec::with_capacity(8);
+                while let Some((Name(name), value)) = map.next_entry()? {
+                    members.push((name, value));
+                }
+                Ok(Tree::Object(members))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Name<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(value.to_owned())))
+            }
+            fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(value)))
+            }
+        }
+        deserializer.deserialize_str(Reader)
+    }
+}
+
+/// Tells `jsonschema` how to walk a [`Tree`].
+#[derive(Debug)]
+pub struct Payload;
+
+impl Json for Payload {
+    type Node<'a> = &'a Tree<'a>;
+    type PreparedKey = String;
+    type StringBuffer = ();
+    const ACYCLIC: bool = true;
+
+    fn prepare_key(key: &str) -> String {
+        key.to_owned()
+    }
+
+    fn with_string_node<T>((): &mut (), string: &str, f: impl for<'x> FnOnce(&'x Tree<'x>) -> T) -> T {
+        f(&Tree::Text(Cow::Borrowed(string)))
+    }
+}
+
+impl<'a> Node<'a, Payload> for &'a Tree<'a> {
+    type Object = Members<'a>;
+    type Array = Items<'a>;
+    type Number = &'a Number;
+
+    fn as_object(&self) -> Option<Members<'a>> {
+        match self {
+            Tree::Object(members) => Some(Members(members)),
+            _ => None,
+        }
+    }
+
+    fn as_array(&self) -> Option<Items<'a>> {
+        match self {
+            Tree::Array(items) => Some(Items(items)),
+            _ => None,
+        }
+    }
+
+    fn as_string(&self) -> Option<Cow<'a, str>> {
+        match self {
+            Tree::Text(text) => Some(Cow::Borrowed(text)),
+            _ => None,
+        }
+    }
+
+    fn as_number(&self) -> Option<&'a Number> {
+        match self {
+            Tree::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    fn as_boolean(&self) -> Option<bool> {
+        match self {
+            Tree::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    fn is_null(&self) -> bool {
+        matches!(self, Tree::Null)
+    }
+
+    fn json_type(&self) -> JsonType {
+        match self {
+            Tree::Null => JsonType::Null,
+            Tree::Bool(_) => JsonType::Boolean,
+            Tree::Number(_) => JsonType::Number,
+            Tree::Text(_) => JsonType::String,
+            Tree::Array(_) => JsonType::Array,
+            Tree::Object(_) => JsonType::Object,
+        }
+    }
+
+    fn to_value(&self) -> Cow<'a, Value> {
+        Cow::Owned(self.to_owned_value())
+    }
+
+    fn identity(&self) -> Option<NodeIdentity> {
+        Some(NodeIdentity::new(std::ptr::from_ref::<Tree<'_>>(self) as usize))
+    }
+}
+
+/// The members of an object.
+#[derive(Debug)]
+pub struct Members<'a>(&'a [(Cow<'a, str>, Tree<'a>)]);
+
+impl<'a> Object<'a, Payload> for Members<'a> {
+    type Node = &'a Tree<'a>;
+    type MemberName = &'a str;
+    type MembersIter = std::iter::Map<
+        std::slice::Iter<'a, (Cow<'a, str>, Tree<'a>)>,
+        fn(&'a (Cow<'a, str>, Tree<'a>)) -> (&'a str, &'a Tree<'a>),
+    >;
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, key: &String) -> Option<&'a Tree<'a>> {
+        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    fn members(&self) -> Self::MembersIter {
+        self.0.iter().map(|(name, value)| (name.as_ref(), value))
+    }
+}
+
+/// The items of an array.
+#[derive(Debug)]
+pub struct Items<'a>(&'a [Tree<'a>]);
+
+impl<'a> Array<'a, Payload> for Items<'a> {
+    type Node = &'a Tree<'a>;
+    type ElementsIter = std::slice::Iter<'a, Tree<'a>>;
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn elements(&self) -> Self::ElementsIter {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tree(text: &str) -> Tree<'_> {
+        Tree::parse(text.as_bytes()).expect("valid JSON")
+    }
+
+    proptest! {
+        #[test]
+        fn any_string_survives_being_written(text in ".*") {
+            let mut out = Vec::new();
+            push_json_string(&mut out, &text);
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).ok(), Some(text));
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Tree::parse(&bytes);
+        }
+    }
+
+    #[test]
+    fn pointers_lead_where_rfc_6901_says() {
+        let document = tree(r#"{"a":{"b":[1,{"c/d":"x"}]},"~":2}"#);
+        let at = |pointer: &str| Pointer::parse(pointer).ok().and_then(|p| document.at(&p)?.scalar().map(|s| s.into_owned()));
+        assert_eq!(at("/a/b/0").as_deref(), Some("1"));
+        assert_eq!(at("/a/b/1/c~1d").as_deref(), Some("x"));
+        assert_eq!(at("/~0").as_deref(), Some("2"));
+        assert_eq!(at("/a/x"), None);
+        assert!(Pointer::parse("a").is_err());
+    }
+
+    #[test]
+    fn what_is_not_kept_is_gone_and_what_is_masked_is_replaced() {
+        let pointers: Vec<_> = ["/a/b", "/t", "/missing"].iter().filter_map(|p| Pointer::parse(p).ok()).collect();
+        let mut kept = tree(r#"{"a":{"b":1,"secret":2},"t":"x","u":3}"#).keep(&pointers);
+        kept.replace(&pointers[1], |_| Tree::Text("***".into()));
+        let mut out = Vec::new();
+        kept.write(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out), r#"{"a":{"b":1},"t":"***"}"#);
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_rather_than_followed() {
+        let deep = "[".repeat(100_000);
+        assert!(Tree::parse(deep.as_bytes()).is_err());
+    }
+}

@@ -1,0 +1,413 @@
+//! A publication: one version of a contract in its surroundings, and so how its events look at central.
+//!
+//! Promise: [`Publication::render`] is a pure function of the stored record, its sequence and its
+//! recorded time; the same event has the same bytes on every copy, today and after an upgrade.
+
+use super::json::push_json_string;
+use super::{Mode, Surroundings};
+use crate::event::{Attribute, Content, Record, Timestamp};
+use base64::Engine;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Everything that rendering an event takes, beside the event; kept in the journal as long as
+/// stored events refer to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Publication {
+    /// Format of this description.
+    pub format: u32,
+    /// Name of the stream, without its version.
+    pub stream: String,
+    /// Version of the contract, `major.minor.patch`.
+    pub version: String,
+    /// Where the gateway was.
+    pub surroundings: Surroundings,
+    /// How the envelope travels.
+    pub mode: Mode,
+    /// Topic template at central.
+    pub topic: String,
+    /// Lane of the stream.
+    pub lane: String,
+    /// How long settled events stay, in seconds.
+    pub retention_settled: u64,
+    /// The schema, for consumers and for the comparison with the next version.
+    pub schema: Option<Value>,
+    /// What is kept of a payload; empty for all.
+    pub keep: Vec<String>,
+    /// What is masked.
+    pub mask: Vec<String>,
+    /// Template of the key.
+    pub key: String,
+    /// Who answers for the stream.
+    pub owner: String,
+}
+
+/// The format that this version of Forebay writes.
+pub const PUBLICATION_FORMAT: u32 = 1;
+
+impl Publication {
+    /// Major version: the first number of the version.
+    pub fn major(&self) -> u64 {
+        major_of(&self.version)
+    }
+
+    /// Identity of the stream: `machine.state.v1`.
+    pub fn stream_id(&self) -> String {
+        format!("{}.v{}", self.stream, self.major())
+    }
+}
+
+/// The first number of a version such as `1.2.0`.
+pub(super) fn major_of(version: &str) -> u64 {
+    version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+}
+
+/// A publication made ready to render many events.
+#[derive(Debug)]
+pub struct Renderer {
+    mode: Mode,
+    /// `{"specversion":"1.0","type":"…","source":"/site/gateway/`
+    head: Vec<u8>,
+    source_prefix: String,
+    kind: String,
+    topic: Vec<TopicPart>,
+    stream_id: String,
+}
+
+#[derive(Debug)]
+enum TopicPart {
+    Text(String),
+    Key,
+    Device,
+}
+
+/// One event as it goes on the wire; reused from event to event.
+#[derive(Debug, Default)]
+pub struct Rendering {
+    /// Topic name.
+    pub topic: Vec<u8>,
+    /// Payload of the PUBLISH.
+    pub payload: Vec<u8>,
+    /// Media type of the payload.
+    pub content_type: &'static str,
+    /// Media type where the event brought its own (binary mode).
+    pub content_type_own: Option<String>,
+    /// User properties (binary mode).
+    pub properties: Vec<(&'static str, String)>,
+}
+
+/// Media type of a structured event.
+pub const STRUCTURED: &str = "application/cloudevents+json";
+
+impl Renderer {
+    /// Prepares a publication.
+    pub fn new(publication: &Publication) -> Self {
+        let around = &publication.surroundings;
+        let kind = format!("{}.{}", around.namespace, publication.stream_id());
+        let mut source_prefix = String::from("/");
+        crate::event::push_path_segment(&mut source_prefix, &around.site);
+        source_prefix.push('/');
+        crate::event::push_path_segment(&mut source_prefix, &around.gateway);
+        source_prefix.push('/');
+        let mut head = br#"{"specversion":"1.0","type":"#.to_vec();
+        push_json_string(&mut head, &kind);
+        head.extend_from_slice(br#","source":""#);
+        head.extend_from_slice(source_prefix.as_bytes());
+        Self {
+            mode: publication.mode,
+            head,
+            source_prefix,
+            kind,
+            topic: topic_parts(publication),
+            stream_id: publication.stream_id(),
+        }
+    }
+
+    /// Identity of the stream: `machine.state.v1`.
+    pub fn stream_id(&self) -> &str {
+        &self.stream_id
+    }
+
+    /// Renders one event into `out`, replacing what was there. `binary` says whether the link can
+    /// carry user properties; where it cannot, binary mode falls back to structured.
+    pub fn render(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, binary: bool, out: &mut Rendering) {
+        out.topic.clear();
+        self.push_topic(record, &mut out.topic);
+        out.payload.clear();
+        out.properties.clear();
+        out.content_type_own = None;
+        if self.mode == Mode::Binary && binary {
+            self.render_binary(record, sequence, recorded, out);
+        } else {
+            self.render_structured(record, sequence, recorded, &mut out.payload);
+            out.content_type = STRUCTURED;
+        }
+    }
+
+    fn push_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+        for part in &self.topic {
+            match part {
+                TopicPart::Text(text) => out.extend_from_slice(text.as_bytes()),
+                TopicPart::Key => push_topic_levels(out, record.key),
+                TopicPart::Device => {
+                    let device = record.origin.split_once('/').map_or("", |(_, device)| device);
+                    push_topic_levels(out, device);
+                }
+            }
+        }
+    }
+
+    /// Appends the event in structured mode, as one JSON object.
+    pub fn render_structured(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, out: &mut Vec<u8>) {
+        out.reserve(self.head.len() + record.payload.len() + record.key.len() + record.origin.len() + 260);
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(record.origin.as_bytes());
+        out.extend_from_slice(br#"","id":"#);
+        push_id(out, record);
+        out.extend_from_slice(br#","time":""#);
+        record.time.write_rfc3339(out);
+        out.extend_from_slice(br#"","subject":"#);
+        push_json_string(out, record.key);
+        out.extend_from_slice(br#","recordedtime":""#);
+        recorded.write_rfc3339(out);
+        out.extend_from_slice(br#"","sequence":""#);
+        push_sequence(out, sequence);
+        out.push(b'"');
+        for attribute in &record.attributes {
+            if let Some((name, text)) = extension(attribute) {
+                out.extend_from_slice(b",\"");
+                out.extend_from_slice(name.as_bytes());
+                out.extend_from_slice(b"\":");
+                push_json_string(out, text);
+            }
+        }
+        match record.content {
+            Content::Json => {
+                out.extend_from_slice(br#","datacontenttype":"application/json","data":"#);
+                out.extend_from_slice(record.payload);
+            }
+            Content::Bytes => {
+                out.extend_from_slice(br#","datacontenttype":"#);
+                push_json_string(out, media_type(record));
+                out.extend_from_slice(br#","data_base64":""#);
+                let start = out.len();
+                let encoded = base64::encoded_len(record.payload.len(), true).unwrap_or(0);
+                out.resize(start + encoded, 0);
+                // The space is what the encoder asked for.
+                let _ = base64::engine::general_purpose::STANDARD.encode_slice(record.payload, &mut out[start..]);
+                out.push(b'"');
+            }
+        }
+        out.push(b'}');
+    }
+
+    fn render_binary(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, out: &mut Rendering) {
+        out.payload.extend_from_slice(record.payload);
+        match record.content {
+            Content::Json => out.content_type = "application/json",
+            Content::Bytes => {
+                out.content_type = "application/octet-stream";
+                out.content_type_own = Some(media_type(record).to_owned());
+            }
+        }
+        let mut digits = Vec::with_capacity(20);
+        push_sequence(&mut digits, sequence);
+        out.properties.extend([
+            ("specversion", "1.0".to_owned()),
+            ("id", record.id.to_string()),
+            ("source", format!("{}{}", self.source_prefix, record.origin)),
+            ("type", self.kind.clone()),
+            ("time", record.time.to_string()),
+            ("subject", record.key.to_owned()),
+            ("recordedtime", recorded.to_string()),
+            ("sequence", String::from_utf8_lossy(&digits).into_owned()),
+        ]);
+        let extensions = record.attributes.iter().filter_map(extension);
+        out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
+    }
+}
+
+fn media_type<'a>(record: &Record<'a>) -> &'a str {
+    record
+        .attribute(|attribute| match attribute {
+            Attribute::ContentType(text) => Some(*text),
+            _ => None,
+        })
+        .unwrap_or("application/octet-stream")
+}
+
+fn extension<'a>(attribute: &Attribute<'a>) -> Option<(&'static str, &'a str)> {
+    match attribute {
+        Attribute::TraceParent(text) => Some(("traceparent", text)),
+        Attribute::OriginalId(text) => Some(("originalid", text)),
+        Attribute::Violation(text) => Some(("violation", text)),
+        Attribute::ClockStatus(text) => Some(("clockstatus", text)),
+        Attribute::ContentType(_) => None,
+    }
+}
+
+fn push_id(out: &mut Vec<u8>, record: &Record<'_>) {
+    match record.id {
+        crate::event::Id::Text(text) => push_json_string(out, text),
+        crate::event::Id::Uuid(bytes) => {
+            let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+            let text = uuid::Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut text);
+            out.push(b'"');
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'"');
+        }
+    }
+}
+
+/// Twenty digits hold every 64-bit number, so that sequences sort as text.
+fn push_sequence(out: &mut Vec<u8>, sequence: u64) {
+    let mut digits = [b'0'; 20];
+    let mut rest = sequence;
+    for digit in digits.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    out.extend_from_slice(&digits);
+}
+
+/// Appends a key as topic levels. `/` separates levels; wildcards, control characters and `%` are
+/// percent-encoded; an empty level, which some brokers refuse, becomes `%_`.
+pub fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
+    for (index, level) in key.split('/').enumerate() {
+        if index > 0 {
+            out.push(b'/');
+        }
+        if level.is_empty() {
+            out.extend_from_slice(b"%_");
+        }
+        for character in level.chars() {
+            if matches!(character, '+' | '#' | '%') || character.is_control() {
+                let mut utf8 = [0u8; 4];
+                for byte in character.encode_utf8(&mut utf8).bytes() {
+                    out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+                }
+            } else {
+                let mut utf8 = [0u8; 4];
+                out.extend_from_slice(character.encode_utf8(&mut utf8).as_bytes());
+            }
+        }
+    }
+}
+
+/// The places a topic template at central may have, and what they stand for.
+pub(super) const TOPIC_PLACES: [&str; 7] = ["environment", "site", "gateway", "stream", "major", "key", "device"];
+
+/// The default topic template.
+pub(super) const TOPIC_DEFAULT: &str = "{environment}/{site}/{stream}/v{major}/{key}";
+
+/// Takes a topic template apart; unknown places stand as they are (`check` refuses them before).
+fn topic_parts(publication: &Publication) -> Vec<TopicPart> {
+    let around = &publication.surroundings;
+    let mut parts: Vec<TopicPart> = Vec::new();
+    let push_text = |parts: &mut Vec<TopicPart>, text: &str| match parts.last_mut() {
+        Some(TopicPart::Text(last)) => last.push_str(text),
+        _ => parts.push(TopicPart::Text(text.to_owned())),
+    };
+    let escaped = |text: &str| {
+        let mut out = Vec::new();
+        push_topic_levels(&mut out, text);
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let mut rest = publication.topic.as_str();
+    while let Some(open) = rest.find('{') {
+        push_text(&mut parts, &rest[..open]);
+        let close = rest[open..].find('}').map_or(rest.len(), |length| open + length);
+        match &rest[open + 1..close] {
+            "environment" => push_text(&mut parts, &escaped(&around.environment)),
+            "site" => push_text(&mut parts, &escaped(&around.site)),
+            "gateway" => push_text(&mut parts, &escaped(&around.gateway)),
+            "stream" => push_text(&mut parts, &escaped(&publication.stream)),
+            "major" => push_text(&mut parts, &publication.major().to_string()),
+            "key" => parts.push(TopicPart::Key),
+            "device" => parts.push(TopicPart::Device),
+            other => push_text(&mut parts, other),
+        }
+        rest = rest.get(close + 1..).unwrap_or("");
+    }
+    push_text(&mut parts, rest);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Id;
+
+    fn publication(mode: Mode) -> Publication {
+        Publication {
+            format: PUBLICATION_FORMAT,
+            stream: "machine.state".into(),
+            version: "1.2.0".into(),
+            surroundings: Surroundings {
+                environment: "test".into(),
+                site: "plant-01".into(),
+                gateway: "gw-01".into(),
+                namespace: "com.example.mfg".into(),
+            },
+            mode,
+            topic: TOPIC_DEFAULT.into(),
+            lane: "critical".into(),
+            retention_settled: 60,
+            schema: None,
+            keep: vec![],
+            mask: vec![],
+            key: "{machine}".into(),
+            owner: "production".into(),
+        }
+    }
+
+    fn record(payload: &[u8], content: Content) -> Record<'_> {
+        Record {
+            publication: 1,
+            id: Id::Text("m-1\"x"),
+            time: Timestamp(1_764_000_000_000_001),
+            origin: "shopfloor/press%204",
+            key: "line/1",
+            content,
+            attributes: vec![],
+            payload,
+        }
+    }
+
+    /// The golden envelope: these bytes may never change, since copies of an event are compared.
+    #[test]
+    fn the_structured_envelope_is_the_golden_one() {
+        let mut out = Rendering::default();
+        let renderer = Renderer::new(&publication(Mode::Structured));
+        renderer.render(&record(br#"{"state":"idle"}"#, Content::Json), 42, Timestamp(1_764_000_001_000_000), true, &mut out);
+        assert_eq!(String::from_utf8_lossy(&out.topic), "test/plant-01/machine.state/v1/line/1");
+        assert_eq!(
+            String::from_utf8_lossy(&out.payload),
+            r#"{"specversion":"1.0","type":"com.example.mfg.machine.state.v1","source":"/plant-01/gw-01/shopfloor/press%204","id":"m-1\"x","time":"2025-11-24T16:00:00.000001Z","subject":"line/1","recordedtime":"2025-11-24T16:00:01.000000Z","sequence":"00000000000000000042","datacontenttype":"application/json","data":{"state":"idle"}}"#
+        );
+        assert!(serde_json::from_slice::<Value>(&out.payload).is_ok());
+        renderer.render(&record(&[0, 255, 1], Content::Bytes), 42, Timestamp(0), true, &mut out);
+        let text = String::from_utf8_lossy(&out.payload).into_owned();
+        assert!(text.ends_with(r#""datacontenttype":"application/octet-stream","data_base64":"AP8B"}"#), "{text}");
+    }
+
+    #[test]
+    fn binary_mode_carries_the_attributes_as_properties() {
+        let mut out = Rendering::default();
+        let renderer = Renderer::new(&publication(Mode::Binary));
+        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), true, &mut out);
+        assert_eq!(out.payload, b"{}");
+        assert_eq!(out.content_type, "application/json");
+        assert!(out.properties.contains(&("sequence", "00000000000000000007".to_owned())));
+        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), false, &mut out);
+        assert_eq!(out.content_type, STRUCTURED);
+        assert!(out.properties.is_empty());
+    }
+
+    #[test]
+    fn a_key_never_becomes_a_wildcard_or_an_empty_level() {
+        let mut out = Vec::new();
+        push_topic_levels(&mut out, "a//+#\u{1}%ü/");
+        assert_eq!(String::from_utf8_lossy(&out), "a/%_/%2B%23%01%25ü/%_");
+    }
+}

@@ -1,0 +1,321 @@
+//! The event: one fact that happened in the plant, and the record the journal keeps of it.
+//!
+//! Promise: what [`Record::encode`] writes, [`Record::decode`] reads back, in every later version.
+//! Invariants:
+//! - a record is immutable; sequence, offset and recorded time are its block's, not its own;
+//! - decoding never panics and never allocates more than the bytes it was given.
+//!
+//! Not here: how an event looks at central (`contract`), where it is kept (`journal`).
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A moment in UTC, in microseconds since 1970-01-01T00:00:00Z.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+/// The latest moment that RFC 3339 can write: the end of the year 9999.
+const TIMESTAMP_MAX: i64 = 253_402_300_799_999_999;
+/// The earliest moment that RFC 3339 can write: the start of the year 0.
+const TIMESTAMP_MIN: i64 = -62_167_219_200_000_000;
+
+impl Timestamp {
+    /// The moment `duration` later, at most the end of the year 9999.
+    pub fn plus(self, duration: Duration) -> Self {
+        let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(micros)).clamped()
+    }
+
+    /// How long after `earlier` this moment is; zero if it is not after it.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0).max(0) as u64)
+    }
+
+    /// Reads RFC 3339 text such as `2026-11-23T08:00:00.123Z`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let at: jiff::Timestamp = text.parse().ok()?;
+        Some(Self(at.as_microsecond()).clamped())
+    }
+
+    /// Takes a number of seconds, milliseconds, microseconds or nanoseconds since 1970: devices
+    /// use all four, and their ranges between 1971 and 2286 do not meet.
+    pub fn from_epoch_number(number: f64) -> Option<Self> {
+        let magnitude = number.abs();
+        let micros = match magnitude {
+            _ if !number.is_finite() => return None,
+            m if m < 1e10 => number * 1e6,
+            m if m < 1e13 => number * 1e3,
+            m if m < 1e16 => number,
+            m if m < 1e19 => number / 1e3,
+            _ => return None,
+        };
+        Some(Self(micros.round() as i64).clamped())
+    }
+
+    /// Appends the moment as RFC 3339 in UTC with microseconds, 27 bytes.
+    pub fn write_rfc3339(self, out: &mut Vec<u8>) {
+        let micros = self.clamped().0;
+        let seconds = micros.div_euclid(1_000_000);
+        let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        let (year, month, day) = civil_from_days(days);
+        digits(out, year, 4);
+        out.push(b'-');
+        digits(out, month, 2);
+        out.push(b'-');
+        digits(out, day, 2);
+        out.push(b'T');
+        digits(out, (of_day / 3600) as u32, 2);
+        out.push(b':');
+        digits(out, (of_day / 60 % 60) as u32, 2);
+        out.push(b':');
+        digits(out, (of_day % 60) as u32, 2);
+        out.push(b'.');
+        digits(out, micros.rem_euclid(1_000_000) as u32, 6);
+        out.push(b'Z');
+    }
+
+    fn clamped(self) -> Self {
+        Self(self.0.clamp(TIMESTAMP_MIN, TIMESTAMP_MAX))
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(at: SystemTime) -> Self {
+        let micros = match at.duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_micros()).unwrap_or(i64::MAX),
+        };
+        Self(micros).clamped()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::with_capacity(27);
+        self.write_rfc3339(&mut text);
+        f.write_str(std::str::from_utf8(&text).unwrap_or("?"))
+    }
+}
+
+/// Year, month and day of a day count since 1970-01-01, after Howard Hinnant's
+/// `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>).
+fn civil_from_days(days: i64) -> (u32, u32, u32) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    (year as u32, month as u32, day as u32)
+}
+
+fn digits(out: &mut Vec<u8>, number: u32, width: u32) {
+    for place in (0..width).rev() {
+        out.push(b'0' + (number / 10u32.pow(place) % 10) as u8);
+    }
+}
+
+/// The identity of an event: unique together with its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Id<'a> {
+    /// Minted by the gateway, UUID version 7.
+    Uuid([u8; 16]),
+    /// Given by the device or system that reported the event.
+    Text(#[serde(borrow)] &'a str),
+}
+
+impl Id<'_> {
+    /// A fresh identity.
+    pub fn mint() -> Id<'static> {
+        Id::Uuid(*uuid::Uuid::now_v7().as_bytes())
+    }
+}
+
+impl fmt::Display for Id<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Id::Uuid(bytes) => {
+                let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+                f.write_str(
+                    uuid::Uuid::from_bytes(*bytes)
+                        .hyphenated()
+                        .encode_lower(&mut text),
+                )
+            }
+            Id::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+/// What a payload is, and so how it travels inside the envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// Valid JSON, embedded as it is.
+    Json,
+    /// Anything else, embedded as base64.
+    Bytes,
+}
+
+/// An attribute that most events do not have.
+///
+/// New kinds are appended at the end: the order is part of the stored format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attribute<'a> {
+    /// W3C trace context of the publish.
+    TraceParent(#[serde(borrow)] &'a str),
+    /// Media type of the payload, when it is not JSON.
+    ContentType(&'a str),
+    /// The id the device gave, where it was already taken by another payload.
+    OriginalId(&'a str),
+    /// What the payload breaks in its contract, where the contract delivers it all the same.
+    Violation(&'a str),
+    /// State of the clock when the event was taken: `holdover` or `untrusted`.
+    ClockStatus(&'a str),
+}
+
+/// One stored event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record<'a> {
+    /// Which publication (contract version and its surroundings) renders this event.
+    pub publication: u32,
+    /// Identity; the same on every copy.
+    #[serde(borrow)]
+    pub id: Id<'a>,
+    /// When it happened.
+    pub time: Timestamp,
+    /// `{source}/{device}`, each part percent-encoded.
+    pub origin: &'a str,
+    /// What order is kept for.
+    pub key: &'a str,
+    /// What the payload is.
+    pub content: Content,
+    /// Attributes that most events do not have.
+    pub attributes: Vec<Attribute<'a>>,
+    /// What the device said.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Appends the record to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        // Writing to memory cannot fail: the flavour grows with the record.
+        if let Err(error) = postcard::to_extend(self, Appender(out)) {
+            unreachable!("a record always encodes: {error}");
+        }
+    }
+
+    /// Reads a record that fills `bytes` exactly.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DamagedRecord> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((record, [])) => Ok(record),
+            Ok((_, rest)) => Err(DamagedRecord(format!("{} trailing bytes", rest.len()))),
+            Err(error) => Err(DamagedRecord(error.to_string())),
+        }
+    }
+
+    /// The first attribute that `pick` takes.
+    pub fn attribute<T>(&self, pick: impl Fn(&Attribute<'a>) -> Option<T>) -> Option<T> {
+        self.attributes.iter().find_map(pick)
+    }
+}
+
+/// Bytes that are no record: damaged, or written by a newer Forebay.
+#[derive(Debug, thiserror::Error)]
+#[error("stored record is damaged: {0}")]
+pub struct DamagedRecord(String);
+
+struct Appender<'a>(&'a mut Vec<u8>);
+
+impl Extend<u8> for Appender<'_> {
+    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+        self.0.extend(bytes);
+    }
+}
+
+/// Appends `text` to `out` with everything percent-encoded that a URI path segment may not hold
+/// (RFC 3986, section 3.3: unreserved characters stay, and `:` and `@`).
+pub fn push_path_segment(out: &mut String, text: &str) {
+    for &byte in text.as_bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' | b'@' => {
+                out.push(byte as char);
+            }
+            _ => {
+                out.push('%');
+                out.push(char::from(b"0123456789ABCDEF"[(byte >> 4) as usize]));
+                out.push(char::from(b"0123456789ABCDEF"[(byte & 15) as usize]));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record<'a>(id: Id<'a>, key: &'a str, payload: &'a [u8]) -> Record<'a> {
+        Record {
+            publication: 7,
+            id,
+            time: Timestamp(1_764_000_000_000_001),
+            origin: "shopfloor/press-4",
+            key,
+            content: Content::Json,
+            attributes: vec![Attribute::TraceParent("00-ab-cd-01")],
+            payload,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_reads_back_as_it_was_written(id in ".*", key in ".*", payload in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let written = record(Id::Text(&id), &key, &payload);
+            let mut bytes = Vec::new();
+            written.encode(&mut bytes);
+            prop_assert_eq!(Record::decode(&bytes).ok(), Some(written));
+        }
+
+        #[test]
+        fn damaged_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Record::decode(&bytes);
+        }
+
+        #[test]
+        fn a_time_reads_back_as_it_was_written(micros in TIMESTAMP_MIN..TIMESTAMP_MAX) {
+            prop_assert_eq!(Timestamp::parse(&Timestamp(micros).to_string()), Some(Timestamp(micros)));
+        }
+    }
+
+    #[test]
+    fn epoch_numbers_of_every_unit_are_the_same_moment() {
+        let second = Timestamp(1_764_000_000_000_000);
+        for number in [1_764_000_000.0, 1_764_000_000e3, 1_764_000_000e6, 1_764_000_000e9] {
+            assert_eq!(Timestamp::from_epoch_number(number), Some(second), "{number}");
+        }
+        assert_eq!(Timestamp::from_epoch_number(f64::NAN), None);
+        assert_eq!(Timestamp::from_epoch_number(1e30), None);
+    }
+
+    #[test]
+    fn a_record_with_trailing_bytes_is_refused() {
+        let mut bytes = Vec::new();
+        record(Id::Uuid([1; 16]), "k", b"{}").encode(&mut bytes);
+        bytes.push(0);
+        assert!(Record::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn path_segments_hold_no_reserved_character() {
+        let mut out = String::new();
+        push_path_segment(&mut out, "a/b c+#%ü");
+        assert_eq!(out, "a%2Fb%20c%2B%23%25%C3%BC");
+    }
+}

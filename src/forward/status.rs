@@ -1,0 +1,127 @@
+//! Status: a small connection of its own for each destination, on which central sees that this
+//! gateway lives: a retained birth, a last will, a heartbeat.
+//!
+//! It is state, not an event: retained, never journaled, and in no account.
+
+use super::{Config, RECONNECT_EARLY, jitter, reconnect_wait};
+use crate::clock;
+use crate::contract::{STRUCTURED, Surroundings, push_json_string};
+use crate::event::{Id, Timestamp, push_path_segment};
+use crate::link::{self, Answer, LinkError, Output, Session, Will};
+use crate::shutdown::Shutdown;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time between heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// What a heartbeat says beside the state; JSON members without braces.
+pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Tells one destination that the gateway lives, until the shutdown.
+pub async fn run(config: Arc<Config>, around: Surroundings, report: Report, mut shutdown: Shutdown) {
+    let Ok(target) = config.target() else { return };
+    let client = format!("forebay-{}-{}-{}-status", around.environment, around.site, around.gateway);
+    let topic = topic(&around);
+    let mut down_since = None;
+    let mut attempt = 0;
+    loop {
+        let will = Will { topic: topic.clone(), payload: event(&around, "offline", "") };
+        let connected = tokio::select! {
+            () = shutdown.begun() => return,
+            connected = target.connect(&client, Some(&will)) => connected,
+        };
+        match connected {
+            Ok(session) => {
+                (down_since, attempt) = (None, 0);
+                let ended = beat(session, &topic, &around, &report, &mut shutdown).await;
+                if ended.is_none() {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
+        }
+        let now = clock::instant();
+        let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt).max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2));
+        attempt += 1;
+        tokio::select! {
+            () = shutdown.begun() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Topic of the status: `{environment}/{site}/gateway.status/v1/{gateway}`.
+pub fn topic(around: &Surroundings) -> String {
+    format!("{}/{}/gateway.status/v1/{}", around.environment, around.site, around.gateway)
+}
+
+/// Sends heartbeats until the session ends; `None` if that is the shutdown.
+async fn beat(mut session: Session, topic: &str, around: &Surroundings, report: &Report, shutdown: &mut Shutdown) -> Option<LinkError> {
+    let mut output = Output::default();
+    let mut next_beat = clock::instant();
+    let mut id = 0u16;
+    let mut in_flight = 0u32;
+    loop {
+        let now = clock::instant();
+        if now >= next_beat && in_flight == 0 {
+            next_beat = now + HEARTBEAT;
+            id = id % u16::MAX + 1;
+            let payload = event(around, "online", &report());
+            let retain = session.limits().has_retain;
+            link::push_publish(&mut output.bytes, session.protocol(), id, retain, topic.as_bytes(), STRUCTURED, &[], &payload);
+            in_flight += 1;
+        }
+        let look_again = match session.watch(in_flight > 0, &mut output) {
+            Ok(wait) => wait.min(next_beat.saturating_duration_since(now).max(Duration::from_millis(10))),
+            Err(error) => return Some(error),
+        };
+        tokio::select! {
+            () = shutdown.begun() => {
+                let payload = event(around, "offline", "");
+                let retain = session.limits().has_retain;
+                link::push_publish(&mut output.bytes, session.protocol(), id % u16::MAX + 1, retain, topic.as_bytes(), STRUCTURED, &[], &payload);
+                // A short wait: whoever shuts down cannot wait for a silent broker.
+                let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
+                session.close().await;
+                return None;
+            }
+            moved = session.exchange(&mut output) => if let Err(error) = moved {
+                return Some(error);
+            },
+            () = tokio::time::sleep(look_again) => {}
+        }
+        loop {
+            match session.answer() {
+                Ok(None) => break,
+                Ok(Some(Answer::Goodbye(reason) | Answer::NotConnected(reason))) => return Some(LinkError::Ended(reason)),
+                Ok(Some(Answer::Alive | Answer::Connected { .. })) => {}
+                Ok(Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) => in_flight = in_flight.saturating_sub(1),
+                Err(error) => return Some(error),
+            }
+        }
+    }
+}
+
+/// A status event in structured mode.
+fn event(around: &Surroundings, state: &str, report: &str) -> Vec<u8> {
+    let mut source = String::from("/");
+    push_path_segment(&mut source, &around.site);
+    source.push('/');
+    push_path_segment(&mut source, &around.gateway);
+    let mut out = br#"{"specversion":"1.0","type":"#.to_vec();
+    push_json_string(&mut out, &format!("{}.gateway.status.v1", around.namespace));
+    out.extend_from_slice(br#","source":"#);
+    push_json_string(&mut out, &source);
+    out.extend_from_slice(format!(r#","id":"{}","time":"{}","subject":"#, Id::mint(), Timestamp::from(clock::wall())).as_bytes());
+    push_json_string(&mut out, &around.gateway);
+    out.extend_from_slice(br#","datacontenttype":"application/json","data":{"state":"#);
+    push_json_string(&mut out, state);
+    out.extend_from_slice(format!(r#","version":"{}""#, env!("CARGO_PKG_VERSION")).as_bytes());
+    if !report.is_empty() {
+        out.push(b',');
+        out.extend_from_slice(report.as_bytes());
+    }
+    out.extend_from_slice(b"}}");
+    out
+}

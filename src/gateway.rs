@@ -1,0 +1,157 @@
+//! The gateway: wires the parts, starts them journal first, and stops them sources first.
+//!
+//! Promise: when [`Gateway::stop`] returns, every acknowledgement that was promised has been given
+//! or never will be, and the journal is closed cleanly.
+
+use crate::admin::{self, Handles, LinkHandle, SourceHandle};
+use crate::clock;
+use crate::config::Config;
+use crate::forward::{self, Forwarder, status};
+use crate::ingest::Ingest;
+use crate::journal::{Journal, RealDisk, Seal};
+use crate::shutdown::{self, Trigger};
+use crate::sources::mqtt::{self, Listener};
+use anyhow::Context;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// How long the listeners may take to give the acknowledgements in flight.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
+/// How long a disk may take at the end.
+const DISK_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// The running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    journal: Arc<Journal>,
+    handles: Arc<Handles>,
+    /// The addresses the listeners really have.
+    pub addresses: Vec<SocketAddr>,
+    stages: Vec<Stage>,
+}
+
+/// Parts that stop together; the stages stop one after the other.
+#[derive(Debug)]
+struct Stage {
+    trigger: Trigger,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self { trigger: shutdown::pair().0, tasks: Vec::new() }
+    }
+
+    async fn stop(self, patience: Duration) {
+        self.trigger.begin();
+        let all = async {
+            for task in self.tasks {
+                if let Err(error) = task.await
+                    && error.is_panic()
+                {
+                    tracing::error!(%error, "a part panicked");
+                }
+            }
+        };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!(?patience, "a part did not end in time and is left behind");
+        }
+    }
+}
+
+impl Gateway {
+    /// Starts everything; returns when the listeners accept connections.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let seal = Seal { format: 1, environment: config.surroundings.environment.clone() };
+        let journal_config = config.journal.clone();
+        let started = clock::instant();
+        // Opening may repair, which reads from the disk: not on a thread that serves.
+        let journal = tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
+        let journal = Arc::new(journal);
+        tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
+        let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, config.mask_key)?);
+
+        let mut outward = Stage::new();
+        let mut links = Vec::new();
+        for destination in config.destinations {
+            let destination = Arc::new(destination);
+            for lane in journal.lanes() {
+                let stats = Arc::new(forward::Stats::default());
+                let around = &config.surroundings;
+                let client = format!("forebay-{}-{}-{}-{}", around.environment, around.site, around.gateway, lane.name);
+                let forwarder = Forwarder::new(Arc::clone(&destination), client, lane, journal.dead(), Arc::clone(&stats))
+                    .map_err(anyhow::Error::msg)?;
+                outward.tasks.push(tokio::spawn(forwarder.run(outward.trigger.subscribe())));
+                links.push(LinkHandle { lane: Arc::clone(lane), destination: destination.name.clone(), stats });
+            }
+            let report = report(&journal);
+            let task = status::run(destination, config.surroundings.clone(), report, outward.trigger.subscribe());
+            outward.tasks.push(tokio::spawn(task));
+        }
+
+        let mut inward = Stage::new();
+        let mut sources = Vec::new();
+        let mut addresses = Vec::new();
+        let mut listeners = Vec::new();
+        for listener in config.listeners {
+            let stats = Arc::new(mqtt::Stats::default());
+            let name = listener.name.clone();
+            let listener = Listener::open(listener, Arc::clone(&ingest), Arc::clone(&stats)).with_context(|| format!("source \"{name}\""))?;
+            let address = listener.address()?;
+            addresses.push(address);
+            sources.push(SourceHandle { name, address, stats });
+            listeners.push(listener);
+        }
+        let handles = Arc::new(Handles {
+            surroundings: config.surroundings,
+            started,
+            journal: Arc::clone(&journal),
+            ingest,
+            sources,
+            links,
+        });
+        let mut side = Stage::new();
+        let socket = admin::listen(&config.socket).with_context(|| format!("the command socket {}", config.socket.display()))?;
+        side.tasks.push(tokio::spawn(admin::serve(socket, Arc::clone(&handles), side.trigger.subscribe())));
+        // Last, so that whoever connects finds everything else there.
+        for listener in listeners {
+            inward.tasks.push(tokio::spawn(listener.run(inward.trigger.subscribe())));
+        }
+        Ok(Self { journal, handles, addresses, stages: vec![inward, outward, side] })
+    }
+
+    /// What there is to see of the gateway.
+    pub fn handles(&self) -> &Arc<Handles> {
+        &self.handles
+    }
+
+    /// Stops everything: sources, then forwarding, the journal last.
+    pub async fn stop(self) {
+        let Self { journal, handles, stages, .. } = self;
+        for stage in stages {
+            stage.stop(DRAIN_WAIT_MAX).await;
+        }
+        drop(handles);
+        // The last commits may take the disk a while.
+        let closed = tokio::task::spawn_blocking(move || journal.close(DISK_WAIT_MAX)).await;
+        if closed.is_err() {
+            tracing::error!("closing the journal failed; what was acknowledged is on the disk");
+        }
+    }
+}
+
+/// What a heartbeat says of the journal.
+fn report(journal: &Arc<Journal>) -> status::Report {
+    let journal = Arc::clone(journal);
+    Arc::new(move || {
+        let lanes = journal.lanes().iter().map(|lane| lane.status());
+        let (mut queued, mut accepted) = (0, 0);
+        for lane in lanes {
+            accepted += lane.accepted;
+            queued += lane.destinations.iter().map(|to| to.queued).max().unwrap_or(0);
+        }
+        format!(r#""accepted":{accepted},"queued":{queued}"#)
+    })
+}

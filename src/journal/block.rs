@@ -1,0 +1,313 @@
+//! Blocks: many records in one value, compressed, with a checksum and a format version.
+//!
+//! Promise: a block that decodes is exactly what was encoded; anything else is named as damaged
+//! or as newer than this Forebay. Golden files in `tests/golden` hold every format written so far.
+//!
+//! Layout: `"FB"`, format, codec, CRC-32C of all that follows (u32, little endian), length of the
+//! plain body (u32, little endian), body. The plain body is a postcard [`Header`] and then the
+//! records, each behind its length (u32, little endian).
+
+use super::settled::Settled;
+use crate::event::{Record, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// The block format that this version writes, and the newest it reads.
+pub const FORMAT: u8 = 1;
+const MAGIC: [u8; 2] = *b"FB";
+const PREFIX_BYTES: usize = 12;
+const CODEC_PLAIN: u8 = 0;
+const CODEC_ZSTD: u8 = 1;
+/// No body may claim to be larger: the largest payload is 8 MiB, and a block around one more.
+const BODY_BYTES_MAX: usize = 24 << 20;
+/// Compressing less than this saves no page of the file.
+const COMPRESS_FROM_BYTES: usize = 2048;
+
+/// What a block says about its records as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Offset of the first record.
+    pub first: u64,
+    /// How many records there are.
+    pub count: u32,
+    /// When the journal took them.
+    pub recorded: Timestamp,
+    /// Which sequences they have, one run for each stream.
+    pub runs: Vec<Run>,
+    /// What destinations had settled, where that changed since the block before.
+    pub settled: Vec<Settled>,
+}
+
+/// The sequences of one stream in a block: `count` of them from `first`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The stream's number in this journal.
+    pub stream: u32,
+    /// Sequence of its first record.
+    pub first: u64,
+    /// How many records it has.
+    pub count: u32,
+}
+
+/// A decoded block.
+#[derive(Debug)]
+pub struct Block {
+    /// What it says about its records.
+    pub header: Header,
+    body: Vec<u8>,
+    records_from: usize,
+}
+
+/// A stored value that is no block of ours.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadBlock {
+    /// Changed since it was written.
+    #[error("block is damaged: {0}")]
+    Damaged(&'static str),
+    /// Written by a newer version.
+    #[error("block has format {0}; this Forebay reads up to {FORMAT}")]
+    Newer(u8),
+}
+
+impl Block {
+    /// Builds a block of records that are already encoded, each behind its length.
+    pub fn new(header: Header, records: &[u8]) -> Self {
+        let mut body = Vec::with_capacity(records.len() + 128);
+        append_postcard(&mut body, &header);
+        let records_from = body.len();
+        body.extend_from_slice(records);
+        Self { header, body, records_from }
+    }
+
+    /// The value to store.
+    pub fn encode(&self, compressor: &mut Compressor) -> Vec<u8> {
+        let mut value = Vec::with_capacity(PREFIX_BYTES + self.body.len() / 2);
+        value.extend_from_slice(&MAGIC);
+        value.push(FORMAT);
+        value.push(CODEC_PLAIN);
+        value.extend_from_slice(&[0; 4]);
+        value.extend_from_slice(&(self.body.len() as u32).to_le_bytes());
+        if self.body.len() >= COMPRESS_FROM_BYTES && compressor.append(&self.body, &mut value) {
+            value[3] = CODEC_ZSTD;
+        } else {
+            value.extend_from_slice(&self.body);
+        }
+        let checksum = checksum(&value);
+        value[4..8].copy_from_slice(&checksum.to_le_bytes());
+        value
+    }
+
+    /// Reads a stored value.
+    pub fn decode(value: &[u8]) -> Result<Self, BadBlock> {
+        let damaged = |why| Err(BadBlock::Damaged(why));
+        if value.len() < PREFIX_BYTES || value[..2] != MAGIC {
+            return damaged("it does not start as one");
+        }
+        if value[2] > FORMAT {
+            return Err(BadBlock::Newer(value[2]));
+        }
+        let word = |at: usize| u32::from_le_bytes([value[at], value[at + 1], value[at + 2], value[at + 3]]);
+        if word(4) != checksum(value) {
+            return damaged("its checksum does not fit");
+        }
+        let length = word(8) as usize;
+        if length > BODY_BYTES_MAX {
+            return damaged("its length is impossible");
+        }
+        let body = match value[3] {
+            CODEC_PLAIN => value[PREFIX_BYTES..].to_vec(),
+            CODEC_ZSTD => match zstd::bulk::decompress(&value[PREFIX_BYTES..], length) {
+                Ok(body) => body,
+                Err(_) => return damaged("it does not decompress"),
+            },
+            _ => return damaged("its codec is unknown"),
+        };
+        if body.len() != length {
+            return damaged("its length does not fit");
+        }
+        let Ok((header, rest)) = postcard::take_from_bytes::<Header>(&body) else {
+            return damaged("its header does not decode");
+        };
+        let records_from = body.len() - rest.len();
+        let block = Self { header, body, records_from };
+        let mut count = 0u32;
+        for record in block.raw_records() {
+            if record.is_none() {
+                return damaged("a record is cut short");
+            }
+            count += 1;
+        }
+        if count != block.header.count {
+            return damaged("its count does not fit");
+        }
+        Ok(block)
+    }
+
+    /// Offset after the last record.
+    pub fn end(&self) -> u64 {
+        self.header.first + u64::from(self.header.count)
+    }
+
+    /// Bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    /// Where the records of `body` start, for [`Block::record_at`].
+    pub fn start(&self) -> usize {
+        self.records_from
+    }
+
+    /// The record at a place, and the place of the next; `None` at the end.
+    pub fn record_at(&self, place: usize) -> Option<(Record<'_>, usize)> {
+        let (bytes, next) = self.raw_at(place)?;
+        // The checksum fits, so that a record that does not decode was written by a program error;
+        // the caller sees the block end there and reports the difference in count.
+        Some((Record::decode(bytes).ok()?, next))
+    }
+
+    fn raw_at(&self, place: usize) -> Option<(&[u8], usize)> {
+        let prefix = self.body.get(place..place + 4)?;
+        let length = u32::from_le_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
+        let bytes = self.body.get(place + 4..place.checked_add(4)?.checked_add(length)?)?;
+        Some((bytes, place + 4 + length))
+    }
+
+    fn raw_records(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        let mut place = Some(self.records_from);
+        std::iter::from_fn(move || {
+            let at = place?;
+            if at == self.body.len() {
+                return None;
+            }
+            match self.raw_at(at) {
+                Some((bytes, next)) => {
+                    place = Some(next);
+                    Some(Some(bytes))
+                }
+                None => {
+                    place = None;
+                    Some(None)
+                }
+            }
+        })
+    }
+
+    /// Every record, in order.
+    pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
+        self.raw_records().map_while(|bytes| Record::decode(bytes?).ok())
+    }
+}
+
+fn checksum(value: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&value[2..4]), &value[8..])
+}
+
+/// Appends a record behind its length.
+pub fn append_record(out: &mut Vec<u8>, record: &Record<'_>) {
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    record.encode(out);
+    let length = (out.len() - at - 4) as u32;
+    out[at..at + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Appends a value in postcard.
+pub(super) fn append_postcard<T: Serialize>(out: &mut Vec<u8>, value: &T) {
+    match postcard::to_stdvec(value) {
+        Ok(bytes) => out.extend_from_slice(&bytes),
+        // Writing to memory cannot fail, and none of the types has a part that postcard lacks.
+        Err(error) => unreachable!("a plain struct always encodes: {error}"),
+    }
+}
+
+/// Compresses one block after another; keeps its tables between them.
+pub struct Compressor(Option<zstd::bulk::Compressor<'static>>);
+
+impl std::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Compressor")
+    }
+}
+
+/// zstd level 1: on payloads whose values do not repeat, 0.35 of the size at 0.57 µs an event;
+/// level 3 is no smaller and takes 0.95 µs, lz4 reaches 0.61 at 0.27 µs.
+const ZSTD_LEVEL: i32 = 1;
+
+impl Default for Compressor {
+    fn default() -> Self {
+        Self(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok())
+    }
+}
+
+impl Compressor {
+    /// Appends the compressed `plain` to `out`; `false`, and nothing appended, if that is no gain.
+    fn append(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
+        let Some(compressor) = &mut self.0 else { return false };
+        match compressor.compress(plain) {
+            Ok(packed) if packed.len() < plain.len() => {
+                out.extend_from_slice(&packed);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Content, Id};
+    use proptest::prelude::*;
+
+    fn block(payloads: &[Vec<u8>]) -> Block {
+        let mut records = Vec::new();
+        for (index, payload) in payloads.iter().enumerate() {
+            let id = format!("id-{index}");
+            append_record(
+                &mut records,
+                &Record {
+                    publication: 1,
+                    id: Id::Text(&id),
+                    time: Timestamp(index as i64),
+                    origin: "s/d",
+                    key: "k",
+                    content: Content::Bytes,
+                    attributes: vec![],
+                    payload,
+                },
+            );
+        }
+        let header = Header { first: 10, count: payloads.len() as u32, ..Header::default() };
+        Block::new(header, &records)
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_reads_back_as_it_was_written(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..60)) {
+            let written = block(&payloads);
+            let read = Block::decode(&written.encode(&mut Compressor::default())).expect("reads back");
+            prop_assert_eq!(&read.header, &written.header);
+            let found: Vec<Vec<u8>> = read.records().map(|record| record.payload.to_vec()).collect();
+            prop_assert_eq!(found, payloads);
+        }
+
+        #[test]
+        fn a_block_with_any_bit_changed_is_refused(bit in 0usize..800, payload in proptest::collection::vec(any::<u8>(), 100..200)) {
+            let mut value = block(&[payload]).encode(&mut Compressor::default());
+            value[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Block::decode(&value).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Block::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let mut value = block(&[]).encode(&mut Compressor::default());
+        value[2] = FORMAT + 1;
+        assert_eq!(Block::decode(&value).err(), Some(BadBlock::Newer(FORMAT + 1)));
+    }
+}

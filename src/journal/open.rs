@@ -1,0 +1,488 @@
+//! Opening and closing the journal: what a start finds, and what it makes of it.
+
+use super::disk::{Disk, DiskFile, read_whole, write_whole};
+use super::gather::Gather;
+use super::segment::{Segment, file_name, first_of};
+use super::settled::Settled;
+use super::state::{RESERVE, State};
+use super::window::{Fingerprint, Window};
+use super::writer::{Active, Numbers, Position, Writer};
+use super::{
+    Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, LaneConfig, LaneStats, Log, Part, Published, Start,
+    sequence_mark,
+};
+use crate::clock;
+use crate::contract::{Publication, Renderer};
+use crate::event::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// The journal format that this version writes, and the newest it opens.
+const FORMAT: u64 = 1;
+/// The writer's stack: redb's tree walks are shallow.
+const WRITER_STACK_BYTES: usize = 512 << 10;
+/// Dead letters: what a plant's worst month needs, and no more.
+const DEAD_BUDGET: u64 = 256 << 20;
+
+/// What a journal belongs to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Seal {
+    /// Format of the journal.
+    #[serde(default)]
+    pub format: u64,
+    /// The environment; another one cannot open it.
+    pub environment: String,
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal {
+    core: Arc<Core>,
+    folder: PathBuf,
+    lanes: Vec<Arc<Lane>>,
+    dead: Arc<Lane>,
+    writers: Mutex<Vec<JoinHandle<()>>>,
+    _lock: Box<dyn DiskFile>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PublicationFile {
+    number: u32,
+    stream: u32,
+    publication: Publication,
+}
+
+impl Journal {
+    /// Opens the journal, or begins one. Repairs what a crash left; sets aside what is damaged.
+    pub fn open(config: &Config, seal: &Seal, disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
+        let folder = &config.folder;
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| JournalError::io(&path, error)
+        };
+        disk.make_folder(folder).map_err(failed(folder))?;
+        let lock_path = folder.join("LOCK");
+        let lock = match disk.lock(&lock_path).map_err(failed(&lock_path))? {
+            Ok(lock) => lock,
+            Err(holder) => return Err(JournalError::InUse { folder: folder.clone(), holder }),
+        };
+        check_seal(&*disk, folder, seal)?;
+        let (state, aside) = State::open(Arc::clone(&disk), folder)?;
+        let catalog = load_catalog(&*disk, folder)?;
+        let has_lost_marks = aside.is_some();
+        let core = Arc::new(Core {
+            disk,
+            state,
+            reserve_bytes: config.reserve_bytes,
+            cache_bytes: config.cache_bytes,
+            tail_bytes: config.tail_bytes,
+            window: Mutex::new(Window::new(config.dedupe_bytes)),
+            catalog: RwLock::new(catalog),
+            opened: Mutex::new(Vec::new()),
+            aside: Mutex::new(aside.into_iter().collect()),
+        });
+        let dead = LaneConfig { name: DEAD.into(), budget: DEAD_BUDGET, linger: Duration::from_millis(50) };
+        let mut opened = Vec::new();
+        let mut prints = Vec::new();
+        for (index, lane) in config.lanes.iter().chain([&dead]).enumerate() {
+            let destinations: &[_] = if lane.name == DEAD { &[] } else { &config.destinations };
+            opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut prints)?);
+        }
+        restore_window(&core, prints);
+        let mut lanes = Vec::new();
+        let mut writers = Vec::new();
+        for (lane, position) in opened {
+            let lane = Arc::new(lane);
+            let writer = Writer::new(Arc::clone(&lane), position);
+            let thread = std::thread::Builder::new()
+                .name(format!("journal-{}", lane.name))
+                .stack_size(WRITER_STACK_BYTES)
+                .spawn(move || writer.run())
+                .map_err(failed(folder))?;
+            writers.push(thread);
+            lanes.push(lane);
+        }
+        let Some(dead) = lanes.pop() else { unreachable!("the log of dead letters is always opened") };
+        Ok(Self { core, folder: folder.clone(), lanes, dead, writers: Mutex::new(writers), _lock: lock })
+    }
+
+    /// The lanes.
+    pub fn lanes(&self) -> &[Arc<Lane>] {
+        &self.lanes
+    }
+
+    /// A lane by its name.
+    pub fn lane(&self, name: &str) -> Option<&Arc<Lane>> {
+        self.lanes.iter().find(|lane| lane.name == name)
+    }
+
+    /// The log of dead letters.
+    pub fn dead(&self) -> &Arc<Lane> {
+        &self.dead
+    }
+
+    /// The number of a publication; a new one is on the disk before this returns.
+    pub fn publish(&self, publication: &Publication) -> Result<u32, JournalError> {
+        let mut catalog = self.core.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let known = catalog.list.iter().flatten().find(|known| known.publication == *publication);
+        if let Some(known) = known {
+            return Ok(known.number);
+        }
+        let stream_id = publication.stream_id();
+        let same_stream = catalog.list.iter().flatten().find(|known| known.publication.stream_id() == stream_id);
+        let next_stream = || catalog.list.iter().flatten().map(|known| known.stream).max().unwrap_or(0) + 1;
+        let stream = same_stream.map_or_else(next_stream, |known| known.stream);
+        let number = catalog.list.len().max(1) as u32;
+        let file = PublicationFile { number, stream, publication: publication.clone() };
+        let path = self.folder.join("publications").join(format!("{number}.json"));
+        let text = serde_json::to_vec_pretty(&file).map_err(|error| JournalError::io(&path, error.into()))?;
+        write_whole(&*self.core.disk, &path, &text).map_err(|error| JournalError::io(&path, error))?;
+        catalog.put(file);
+        Ok(number)
+    }
+
+    /// A publication by its number.
+    pub fn published(&self, number: u32) -> Option<Arc<Published>> {
+        self.core.published(number)
+    }
+
+    /// Every publication, in the order they came.
+    pub fn publications(&self) -> Vec<Arc<Published>> {
+        let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        catalog.list.iter().flatten().cloned().collect()
+    }
+
+    /// Files that were damaged and are set aside, those of earlier runs included.
+    pub fn set_aside(&self) -> Vec<PathBuf> {
+        self.core.aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many fingerprints the window of repeats holds, how many it can, and since when it is complete.
+    pub fn window(&self) -> (usize, usize, Option<Timestamp>) {
+        let window = self.core.window();
+        (window.held(), window.capacity(), window.reaches_back_to())
+    }
+
+    /// Takes nothing more, brings what it has to the disk, and closes every file cleanly. Gives up
+    /// on a disk that does not take it within `patience`: nobody got a receipt for that.
+    pub fn close(&self, patience: Duration) {
+        let all = || self.lanes.iter().chain([&self.dead]);
+        all().for_each(|lane| lane.stop());
+        let deadline = clock::instant() + patience;
+        let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        while clock::instant() < deadline && writers.iter().any(|writer| !writer.is_finished()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        all().for_each(|lane| lane.stop_waiting());
+        for writer in writers {
+            if writer.join().is_err() {
+                tracing::error!("a writer of the journal panicked; what it had acknowledged is on the disk");
+            }
+        }
+        self.core.opened.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.core.state.close();
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.close(Duration::from_secs(1));
+    }
+}
+
+impl Catalog {
+    fn put(&mut self, file: PublicationFile) {
+        let index = file.number as usize;
+        if self.list.len() <= index {
+            self.list.resize(index + 1, None);
+        }
+        let renderer = Renderer::new(&file.publication);
+        self.list[index] =
+            Some(Arc::new(Published { number: file.number, stream: file.stream, publication: file.publication, renderer }));
+    }
+}
+
+fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), JournalError> {
+    let path = folder.join("journal.toml");
+    match read_whole(disk, &path) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            let found: Seal = toml::from_str(&text)
+                .map_err(|error| JournalError::Damaged { file: path.clone(), reason: error.message().to_owned() })?;
+            if found.format > FORMAT {
+                return Err(JournalError::Newer { file: path, format: found.format, newest: FORMAT });
+            }
+            if found.environment != seal.environment {
+                return Err(JournalError::Sealed {
+                    folder: folder.to_owned(),
+                    sealed: found.environment,
+                    wanted: seal.environment.clone(),
+                });
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let publications = folder.join("publications");
+            disk.make_folder(&publications).map_err(|error| JournalError::io(&publications, error))?;
+            let text = format!("# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n", seal.environment);
+            write_whole(disk, &path, text.as_bytes()).map_err(|error| JournalError::io(&path, error))
+        }
+        Err(error) => Err(JournalError::io(&path, error)),
+    }
+}
+
+fn load_catalog(disk: &dyn Disk, folder: &Path) -> Result<Catalog, JournalError> {
+    let folder = folder.join("publications");
+    disk.make_folder(&folder).map_err(|error| JournalError::io(&folder, error))?;
+    let mut catalog = Catalog::default();
+    for (name, _) in disk.list(&folder).map_err(|error| JournalError::io(&folder, error))? {
+        if !name.ends_with(".json") {
+            continue;
+        }
+        let path = folder.join(&name);
+        let bytes = read_whole(disk, &path).map_err(|error| JournalError::io(&path, error))?;
+        let file: PublicationFile = serde_json::from_slice(&bytes)
+            .map_err(|error| JournalError::Damaged { file: path.clone(), reason: error.to_string() })?;
+        catalog.put(file);
+    }
+    Ok(catalog)
+}
+
+/// Fingerprints of one segment, and when it ended.
+type Prints = (Timestamp, Vec<Fingerprint>);
+
+fn restore_window(core: &Core, mut prints: Vec<Prints>) {
+    prints.sort_by_key(|(at, _)| *at);
+    let mut window = core.window();
+    let mut room = window.capacity();
+    // Only what fits: the newest.
+    let keep = prints.iter().rev().take_while(|(_, list)| {
+        let fits = room > 0;
+        room = room.saturating_sub(list.len());
+        fits
+    });
+    let keep = keep.count();
+    for (at, list) in prints.iter().skip(prints.len() - keep) {
+        for print in list {
+            window.insert(*print, *at);
+        }
+    }
+}
+
+/// What the newest segment of a lane turned out to be.
+struct Newest {
+    next: u64,
+    sequences: BTreeMap<u32, u64>,
+    settled: Vec<Settled>,
+    active: Option<Active>,
+}
+
+fn open_lane(
+    core: &Arc<Core>,
+    journal: &Path,
+    index: usize,
+    config: &LaneConfig,
+    destinations: &[(String, Start)],
+    has_lost_marks: bool,
+    prints: &mut Vec<Prints>,
+) -> Result<(Lane, Position), JournalError> {
+    let folder = journal.join(&config.name);
+    core.disk.make_folder(&folder).map_err(|error| JournalError::io(&folder, error))?;
+    let mut segments = list_segments(core, &folder)?;
+    let mut is_short = has_lost_marks;
+    let newest = loop {
+        let Some((&first, part)) = segments.last_key_value() else { break None };
+        match open_newest(core, &part.path, first, prints) {
+            Ok(newest) => break Some(newest),
+            Err(error @ JournalError::Damaged { .. }) => {
+                tracing::error!(lane = %config.name, %error, "the newest segment cannot be read");
+                core.set_aside(&part.path.clone());
+                segments.remove(&first);
+                is_short = true;
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    let newest = newest.unwrap_or(Newest { next: 1, sequences: BTreeMap::new(), settled: Vec::new(), active: None });
+    older_prints(core, &segments, newest.active.is_some(), prints);
+
+    let segment_mark = core.state.mark(&format!("segment/{}", config.name))?;
+    let newest_first = segments.last_key_value().map_or(0, |(first, _)| *first);
+    is_short |= segment_mark > newest_first.max(1);
+    let offset_mark = core.state.mark(&format!("offset/{}", config.name))?;
+    // A lost segment may have used every number up to the mark, so that the next is behind it.
+    let jump = |next: u64, mark: u64| if is_short { next.max(mark) + if mark == 0 && has_lost_marks { RESERVE } else { 0 } } else { next };
+    let offsets = Numbers { next: jump(newest.next, offset_mark), reserved: offset_mark };
+    let mut sequences = BTreeMap::new();
+    for stream in stream_numbers(core) {
+        let mark = core.state.mark(&sequence_mark(&config.name, stream))?;
+        let known = newest.sequences.get(&stream).copied().unwrap_or(1);
+        if known > 1 || mark > 0 {
+            sequences.insert(stream, Numbers { next: jump(known, mark), reserved: mark });
+        }
+    }
+    // After a jump the old segment must not go on: its blocks would leave a hole that is none.
+    let active = newest.active.filter(|_| offsets.next == newest.next);
+
+    let oldest = segments.first_key_value().map_or(offsets.next, |(first, _)| *first);
+    let mut settled = newest.settled;
+    for (name, start) in destinations {
+        if !settled.iter().any(|known| known.destination == *name) {
+            let low = if *start == Start::Now { offsets.next } else { oldest };
+            settled.push(Settled::new(name, low));
+        }
+    }
+    let log = Log {
+        segments,
+        active: active.as_ref().map(|active| Arc::clone(&active.segment)),
+        settled,
+        sequences: sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect(),
+        ..Log::default()
+    };
+    let lane = Lane {
+        name: config.name.clone(),
+        stats: LaneStats::default(),
+        index,
+        config: config.clone(),
+        folder,
+        gather: Gather::new(),
+        core: Arc::clone(core),
+        log: Mutex::new(log),
+        next: watch::channel(offsets.next).0,
+        condition: Mutex::new(Condition::Good),
+        stopping: (Mutex::new(false), Condvar::new()),
+        abandoned: AtomicBool::new(false),
+        suspect: AtomicBool::new(false),
+    };
+    Ok((lane, Position { offsets, sequences, active }))
+}
+
+fn stream_numbers(core: &Core) -> Vec<u32> {
+    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+    let mut numbers: Vec<u32> = catalog.list.iter().flatten().map(|published| published.stream).chain([0]).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+fn list_segments(core: &Core, folder: &Path) -> Result<BTreeMap<u64, Part>, JournalError> {
+    let mut segments = BTreeMap::new();
+    for (name, _) in core.disk.list(folder).map_err(|error| JournalError::io(folder, error))? {
+        let path = folder.join(&name);
+        if name.ends_with(".tmp") {
+            // A segment whose creation a crash cut short: it never counted.
+            core.disk.remove(&path).map_err(|error| JournalError::io(&path, error))?;
+        } else if let Some(first) = first_of(&name) {
+            debug_assert_eq!(file_name(first), name);
+            let bytes = core.disk.allocated_bytes(&path).map_err(|error| JournalError::io(&path, error))?;
+            segments.insert(first, Part { path, bytes });
+        } else if name.ends_with(".damaged") {
+            core.aside.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        }
+    }
+    Ok(segments)
+}
+
+fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -> Result<Newest, JournalError> {
+    let segment = Segment::open(&*core.disk, path, core.cache_bytes)?;
+    let view = segment.view()?;
+    let summary = view.summary()?;
+    let mut sequences: BTreeMap<u32, u64> = summary.sequences.iter().copied().collect();
+    let mut settled = summary.settled.clone();
+    if let Some(closed) = &summary.closed {
+        for part in &closed.streams {
+            sequences.insert(part.stream, part.first + part.count);
+        }
+        prints.push((closed.at, view.fingerprints()?));
+        return Ok(Newest { next: closed.end, sequences, settled, active: None });
+    }
+    let mut next = first;
+    let mut bytes = 0;
+    let mut own_prints = Vec::new();
+    let mut parts = BTreeMap::new();
+    let mut recorded = summary.begun;
+    while let Some(block) = view.block_from(next)? {
+        next = block.end();
+        bytes += (block.bytes() as u64 / 2).next_power_of_two().max(4096);
+        recorded = block.header.recorded;
+        for run in &block.header.runs {
+            sequences.insert(run.stream, run.first + u64::from(run.count));
+            let part = parts.entry(run.stream).or_insert(super::segment::StreamPart {
+                stream: run.stream,
+                first: run.first,
+                count: 0,
+                recorded: (recorded, recorded),
+            });
+            part.count += u64::from(run.count);
+            part.recorded.1 = recorded;
+        }
+        for newer in &block.header.settled {
+            match settled.iter_mut().find(|known| known.destination == newer.destination) {
+                Some(known) if newer.is_past(known) => *known = newer.clone(),
+                Some(_) => {}
+                None => settled.push(newer.clone()),
+            }
+        }
+        own_prints.extend(block.records().filter_map(|record| Fingerprint::of(&record)));
+    }
+    drop(view);
+    prints.push((recorded, own_prints.clone()));
+    let begun = age(summary.begun);
+    let active = Active { segment: Arc::new(segment), summary, bytes, prints: own_prints, parts, begun };
+    Ok(Newest { next, sequences, settled, active: Some(active) })
+}
+
+/// The moment that many seconds ago, as far as the clocks allow.
+fn age(begun: Timestamp) -> Instant {
+    let elapsed = Timestamp::from(clock::wall()).since(begun);
+    let now = clock::instant();
+    now.checked_sub(elapsed).unwrap_or(now)
+}
+
+/// Fingerprints of closed segments, newest first, until the window would be full.
+fn older_prints(core: &Core, segments: &BTreeMap<u64, Part>, has_active: bool, prints: &mut Vec<Prints>) {
+    let capacity = core.window().capacity();
+    let mut count: usize = prints.iter().map(|(_, list)| list.len()).sum();
+    for part in segments.values().rev().skip(1).take(if has_active || segments.len() > 1 { usize::MAX } else { 0 }) {
+        if count >= capacity {
+            return;
+        }
+        let read = core.open_segment(&part.path).and_then(|segment| {
+            let view = segment.view()?;
+            Ok((view.summary()?.closed.map_or(Timestamp(0), |closed| closed.at), view.fingerprints()?))
+        });
+        match read {
+            Ok(found) => {
+                count += found.1.len();
+                // Segments without ids come from contracts without; older ones may still have some.
+                prints.push(found);
+            }
+            // It is found damaged again, and set aside, by the first reader that needs its events.
+            Err(error) => tracing::warn!(%error, "ids of a segment cannot be read; some repeats may be taken as new"),
+        }
+    }
+}
+
+impl Lane {
+    /// What stands at an offset, for those who look once; blocks the thread.
+    pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
+        self.read(offset)
+    }
+}
+
+/// The publications that a journal keeps, in the order they came; reads files only, so that the
+/// gateway may be running.
+pub fn publications_in(folder: &Path) -> Result<Vec<Publication>, JournalError> {
+    let publications = folder.join("publications");
+    if !publications.is_dir() {
+        return Ok(Vec::new());
+    }
+    let catalog = load_catalog(&super::RealDisk, folder)?;
+    Ok(catalog.list.iter().flatten().map(|known| known.publication.clone()).collect())
+}

@@ -1,0 +1,143 @@
+//! Readers: they follow a lane's log, live from memory, older events from the segments.
+//!
+//! Promise: a reader sees only what is on the disk, in order; what is lost with a damaged segment
+//! it is told of, and goes on behind it.
+
+use super::block::Block;
+use super::{JournalError, Lane};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What stands at an offset.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// The block that holds it, or the first one after it.
+    Block(Arc<Block>),
+    /// Nothing up to `to`: the segment is set aside.
+    Lost {
+        /// The next offset that may hold something.
+        to: u64,
+    },
+}
+
+/// A reader of one lane.
+#[derive(Debug)]
+pub struct Follower {
+    lane: Arc<Lane>,
+    updates: watch::Receiver<u64>,
+}
+
+/// How long to wait before reading again from a disk that fails.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+impl Follower {
+    /// A reader that sees every commit of the lane.
+    pub fn new(lane: &Arc<Lane>) -> Self {
+        Self { lane: Arc::clone(lane), updates: lane.next.subscribe() }
+    }
+
+    /// Offset after the last event on the disk.
+    pub fn end(&self) -> u64 {
+        *self.updates.borrow()
+    }
+
+    /// Waits for the event at `offset`; `None` once the journal is closed and there is none.
+    /// Safe to drop half-way.
+    pub async fn find(&mut self, offset: u64) -> Option<Found> {
+        loop {
+            if offset < *self.updates.borrow_and_update() {
+                if let Some(block) = self.lane.in_tail(offset) {
+                    return Some(Found::Block(block));
+                }
+                let lane = Arc::clone(&self.lane);
+                match tokio::task::spawn_blocking(move || lane.read(offset)).await {
+                    Ok(Ok(found)) => return Some(found),
+                    Ok(Err(error)) => {
+                        tracing::warn!(lane = %self.lane.name, %error, "reading from the journal failed, will retry");
+                    }
+                    // The runtime is ending.
+                    Err(_) => return None,
+                }
+                tokio::time::sleep(READ_RETRY).await;
+                continue;
+            }
+            if self.lane.is_closed() {
+                return None;
+            }
+            // An error means that the lane is gone.
+            self.updates.changed().await.ok()?;
+        }
+    }
+}
+
+impl Lane {
+    fn in_tail(&self, offset: u64) -> Option<Arc<Block>> {
+        let log = self.log();
+        let after = log.tail.partition_point(|block| block.end() <= offset);
+        let block = log.tail.get(after)?;
+        // Only if the tail reaches back that far is its first block the right one.
+        (block.header.first <= offset).then(|| Arc::clone(block))
+    }
+
+    /// Reads from the segments; blocks the thread.
+    pub(super) fn read(&self, offset: u64) -> Result<Found, JournalError> {
+        let mut offset = offset;
+        loop {
+            let (segment, path, limit, is_active) = {
+                let log = self.log();
+                let holding = log.segments.range(..=offset).next_back().or_else(|| log.segments.iter().next());
+                let Some((&first, part)) = holding else { return Ok(Found::Lost { to: self.end() }) };
+                offset = offset.max(first);
+                let limit = log.segments.range(first + 1..).next().map(|(next, _)| *next);
+                let active = log.active.clone().filter(|active| active.path() == part.path);
+                (active.clone(), part.path.clone(), limit, active.is_some())
+            };
+            let found = segment.map_or_else(|| self.core.open_segment(&path), Ok).and_then(|s| s.view()?.block_from(offset));
+            match found {
+                Ok(Some(block)) if limit.is_none_or(|limit| block.header.first < limit) => {
+                    return Ok(Found::Block(Arc::new(block)));
+                }
+                // The segment ends here: what comes next is in the next one.
+                Ok(_) => match limit {
+                    Some(limit) if limit == offset => continue,
+                    Some(limit) => return Ok(Found::Lost { to: limit }),
+                    None => return Ok(Found::Lost { to: self.end() }),
+                },
+                Err(error @ JournalError::Damaged { .. }) if is_active => {
+                    // The writer has to leave it first.
+                    self.suspect.store(true, Ordering::Release);
+                    self.gather.nudge();
+                    return Err(error);
+                }
+                Err(error @ JournalError::Damaged { .. }) => {
+                    tracing::error!(lane = %self.name, %error, "a segment cannot be read");
+                    self.set_segment_aside(&path);
+                    return Ok(Found::Lost { to: limit.unwrap_or_else(|| self.end()) });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn set_segment_aside(&self, path: &std::path::Path) {
+        self.log().segments.retain(|_, part| part.path != path);
+        self.core.set_aside(path);
+    }
+
+    /// When the event at `offset` was recorded, in microseconds since 1970; blocks the thread.
+    pub fn recorded_at(&self, offset: u64) -> Option<i64> {
+        if offset >= self.end() {
+            return None;
+        }
+        let found = match self.in_tail(offset) {
+            Some(block) => Found::Block(block),
+            None => self.read(offset).ok()?,
+        };
+        match found {
+            Found::Block(block) => Some(block.header.recorded.0),
+            Found::Lost { .. } => None,
+        }
+    }
+}

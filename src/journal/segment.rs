@@ -1,0 +1,275 @@
+//! A segment: one redb file of a lane's log.
+//!
+//! Promise: a segment counts only when it is whole, synced, and its name is synced too; until then
+//! it has a temporary name. A closed segment is only read.
+//!
+//! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the last
+//! possible offset the fingerprints of a closed segment.
+
+use super::block::{BadBlock, Block, append_postcard};
+use super::disk::{Backend, Disk, Open};
+use super::settled::Settled;
+use super::window::{FINGERPRINT_BYTES, Fingerprint};
+use super::{JournalError, caught};
+use crate::event::Timestamp;
+use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const BLOCKS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("blocks");
+const SUMMARY_AT: u64 = 0;
+const FINGERPRINTS_AT: u64 = u64::MAX;
+/// The format that this version writes, and the newest it reads.
+pub const FORMAT: u32 = 1;
+
+/// What a segment says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Format of the segment.
+    pub format: u32,
+    /// Offset of its first event.
+    pub first: u64,
+    /// When it was begun.
+    pub begun: Timestamp,
+    /// The next sequence of every stream when it was begun: stream, sequence.
+    pub sequences: Vec<(u32, u64)>,
+    /// What destinations had settled when this was written.
+    pub settled: Vec<Settled>,
+    /// How it ended, once it is closed.
+    pub closed: Option<Closed>,
+}
+
+/// How a closed segment ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// Offset after its last event.
+    pub end: u64,
+    /// When it was closed.
+    pub at: Timestamp,
+    /// What it holds of each stream.
+    pub streams: Vec<StreamPart>,
+}
+
+/// What a segment holds of one stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamPart {
+    /// The stream's number in this journal.
+    pub stream: u32,
+    /// First sequence.
+    pub first: u64,
+    /// How many events.
+    pub count: u64,
+    /// When the journal took the first and the last.
+    pub recorded: (Timestamp, Timestamp),
+}
+
+/// An open segment.
+#[derive(Debug)]
+pub struct Segment {
+    path: PathBuf,
+    database: Handle,
+}
+
+enum Handle {
+    Active(Database),
+    Closed(ReadOnlyDatabase),
+}
+
+/// Name of the file of the segment that starts at `first`.
+pub fn file_name(first: u64) -> String {
+    format!("{first:020}.redb")
+}
+
+/// The first offset that a file name says.
+pub fn first_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".redb")?;
+    (digits.len() == 20).then(|| digits.parse().ok())?
+}
+
+impl Segment {
+    /// Creates a segment; when this returns, it survives a power cut.
+    pub fn create(disk: &dyn Disk, folder: &Path, summary: &Summary, cache_bytes: usize) -> Result<Self, JournalError> {
+        let path = folder.join(file_name(summary.first));
+        let temporary = path.with_extension("tmp");
+        let file = disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
+        let database = caught(&path, || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(cache_bytes);
+            Ok(builder.create_with_backend(Backend(file))?)
+        })?;
+        let segment = Self { path: path.clone(), database: Handle::Active(database) };
+        segment.write(&[], Some(summary), &[])?;
+        disk.rename(&temporary, &path).map_err(|error| JournalError::io(&path, error))?;
+        disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
+        Ok(segment)
+    }
+
+    /// Opens a segment to go on writing; repairs it if the last run did not close it.
+    pub fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+        let file = disk.open(path, Open::Existing).map_err(|error| JournalError::io(path, error))?;
+        let database = caught(path, || {
+            if file.len()? == 0 {
+                return Err(redb::Error::Corrupted("the file is empty".into()));
+            }
+            let mut builder = Database::builder();
+            builder.set_cache_size(cache_bytes);
+            Ok(builder.create_with_backend(Backend(file))?)
+        })?;
+        Ok(Self { path: path.to_owned(), database: Handle::Active(database) })
+    }
+
+    /// Opens a segment that is only read from now on. One that was left after an error is repaired first.
+    pub fn open_closed(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+        let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
+        let opened = caught(path, || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(cache_bytes);
+            Ok(builder.open_read_only_with_backend(Backend(file)))
+        })?;
+        match opened {
+            Ok(database) => Ok(Self { path: path.to_owned(), database: Handle::Closed(database) }),
+            Err(redb::DatabaseError::RepairAborted) => Self::open(disk, path, cache_bytes),
+            Err(error) => Err(JournalError::from_redb(path, error.into())),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes blocks, and the summary if it changed, in one durable commit.
+    pub fn write(
+        &self,
+        blocks: &[(u64, &[u8])],
+        summary: Option<&Summary>,
+        fingerprints: &[Fingerprint],
+    ) -> Result<(), JournalError> {
+        let Handle::Active(database) = &self.database else {
+            return Err(JournalError::Damaged { file: self.path.clone(), reason: "it is closed".into() });
+        };
+        caught(&self.path, || {
+            let mut write = database.begin_write()?;
+            write.set_durability(Durability::Immediate)?;
+            {
+                let mut table = write.open_table(BLOCKS)?;
+                for (first, value) in blocks {
+                    table.insert(first, value)?;
+                }
+                if let Some(summary) = summary {
+                    let mut value = Vec::new();
+                    append_postcard(&mut value, summary);
+                    table.insert(SUMMARY_AT, value.as_slice())?;
+                }
+                if !fingerprints.is_empty() {
+                    let mut value = Vec::with_capacity(fingerprints.len() * FINGERPRINT_BYTES);
+                    for print in fingerprints {
+                        value.extend_from_slice(&print.id.to_le_bytes());
+                        value.extend_from_slice(&print.payload.to_le_bytes());
+                    }
+                    table.insert(FINGERPRINTS_AT, value.as_slice())?;
+                }
+            }
+            write.commit()?;
+            Ok(())
+        })
+    }
+
+    /// Starts reading. Drop the view soon: it pins pages, and the file grows.
+    pub fn view(&self) -> Result<View, JournalError> {
+        let read = caught(&self.path, || match &self.database {
+            Handle::Active(database) => Ok(database.begin_read()?),
+            Handle::Closed(database) => Ok(database.begin_read()?),
+        })?;
+        Ok(View { path: self.path.clone(), read })
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Active(_)) { "Active" } else { "Closed" })
+    }
+}
+
+enum Edge {
+    First,
+    Last,
+}
+
+/// A segment at one moment.
+#[derive(Debug)]
+pub struct View {
+    path: PathBuf,
+    read: ReadTransaction,
+}
+
+impl View {
+    /// What the segment says about itself.
+    pub fn summary(&self) -> Result<Summary, JournalError> {
+        let value = self.value(SUMMARY_AT)?.ok_or_else(|| self.damaged("it has no summary"))?;
+        // The format comes first, so that a newer one is told from a damaged one.
+        let Ok((format, _)) = postcard::take_from_bytes::<u32>(&value) else {
+            return Err(self.damaged("its summary does not decode"));
+        };
+        if format > FORMAT {
+            return Err(JournalError::Newer { file: self.path.clone(), format: format.into(), newest: FORMAT.into() });
+        }
+        postcard::from_bytes(&value).map_err(|_| self.damaged("its summary does not decode"))
+    }
+
+    /// The fingerprints of a closed segment.
+    pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
+        let value = self.value(FINGERPRINTS_AT)?.unwrap_or_default();
+        let half = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
+        let prints = value.as_chunks::<FINGERPRINT_BYTES>().0;
+        Ok(prints.iter().map(|chunk| Fingerprint { id: half(&chunk[..8]).max(1), payload: half(&chunk[8..]) }).collect())
+    }
+
+    /// The block that holds `offset`, or the first one after it; `None` if there is no more.
+    pub fn block_from(&self, offset: u64) -> Result<Option<Block>, JournalError> {
+        let offset = offset.clamp(SUMMARY_AT + 1, FINGERPRINTS_AT - 1);
+        let before = self.edge(SUMMARY_AT + 1, offset, Edge::Last)?;
+        if let Some(block) = before.map(|value| self.decode(&value)).transpose()?
+            && block.end() > offset
+        {
+            return Ok(Some(block));
+        }
+        // A block starts at or after the end of the one before it, so that this one is the next.
+        let next = self.edge(offset, FINGERPRINTS_AT - 1, Edge::First)?;
+        next.map(|value| self.decode(&value)).transpose()
+    }
+
+    fn edge(&self, from: u64, to: u64, edge: Edge) -> Result<Option<Vec<u8>>, JournalError> {
+        caught(&self.path, || {
+            let table = self.read.open_table(BLOCKS)?;
+            let mut range = table.range(from..=to)?;
+            let entry = match edge {
+                Edge::First => range.next(),
+                Edge::Last => range.next_back(),
+            };
+            Ok(entry.transpose()?.map(|(_, value)| value.value().to_vec()))
+        })
+    }
+
+    fn decode(&self, value: &[u8]) -> Result<Block, JournalError> {
+        Block::decode(value).map_err(|error| match error {
+            BadBlock::Newer(format) => JournalError::Newer {
+                file: self.path.clone(),
+                format: format.into(),
+                newest: super::block::FORMAT.into(),
+            },
+            BadBlock::Damaged(why) => self.damaged(why),
+        })
+    }
+
+    fn value(&self, at: u64) -> Result<Option<Vec<u8>>, JournalError> {
+        caught(&self.path, || {
+            let table = self.read.open_table(BLOCKS)?;
+            Ok(table.get(at)?.map(|value| value.value().to_vec()))
+        })
+    }
+
+    fn damaged(&self, reason: &str) -> JournalError {
+        JournalError::Damaged { file: self.path.clone(), reason: reason.to_owned() }
+    }
+}

@@ -1,0 +1,122 @@
+//! Small state beside the logs, in `state.redb`: numbers that may never be given twice.
+//!
+//! Promise: a number below a mark that [`State::raise`] stored is not given again after any crash,
+//! even if the segment that used it is lost.
+
+use super::disk::{Backend, Disk, Open};
+use super::{JournalError, caught};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+const MARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("marks");
+/// `state.redb` holds a few numbers; more cache would never be used.
+const CACHE_BYTES: usize = 256 << 10;
+/// How far ahead numbers are reserved: one small commit for as many events.
+pub const RESERVE: u64 = 1 << 20;
+
+/// The open state.
+#[derive(Debug)]
+pub struct State {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    database: Mutex<Option<Database>>,
+}
+
+impl State {
+    /// Opens or creates the state. A damaged file is set aside; the second value names it then.
+    pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+        let path = folder.join("state.redb");
+        let state = Self { disk, path, database: Mutex::new(None) };
+        let is_new = state.disk.open(&state.path, Open::ReadOnly).is_err();
+        let mut aside = None;
+        match state.open_database(is_new) {
+            Ok(()) => {}
+            Err(JournalError::Damaged { .. }) => {
+                let to = super::set_aside(&*state.disk, &state.path)?;
+                state.open_database(true)?;
+                aside = Some(to);
+            }
+            Err(error) => return Err(error),
+        }
+        if is_new || aside.is_some() {
+            state.disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
+        }
+        Ok((state, aside))
+    }
+
+    fn open_database(&self, create: bool) -> Result<(), JournalError> {
+        let how = if create { Open::New } else { Open::Existing };
+        let file = self.disk.open(&self.path, how).map_err(|error| JournalError::io(&self.path, error))?;
+        let database = caught(&self.path, || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            let database = builder.create_with_backend(Backend(file))?;
+            // Reading the marks once shows damage now rather than in the middle of the work.
+            if !create {
+                let read = database.begin_read()?;
+                match read.open_table(MARKS) {
+                    Ok(_) | Err(redb::TableError::TableDoesNotExist(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(database)
+        })?;
+        *self.lock() = Some(database);
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Database>> {
+        self.database.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The mark of a name; 0 if there is none.
+    pub fn mark(&self, name: &str) -> Result<u64, JournalError> {
+        let guard = self.lock();
+        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        caught(&self.path, || {
+            let read = database.begin_read()?;
+            match read.open_table(MARKS) {
+                Ok(table) => Ok(table.get(name)?.map_or(0, |mark| mark.value())),
+                Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    /// Raises marks, never lowers one, and returns when they are on the disk.
+    pub fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
+        let written = {
+            let guard = self.lock();
+            let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+            caught(&self.path, || {
+                let mut write = database.begin_write()?;
+                write.set_quick_repair(true);
+                {
+                    let mut table = write.open_table(MARKS)?;
+                    for (name, mark) in marks {
+                        let current = table.get(name.as_str())?.map_or(0, |mark| mark.value());
+                        table.insert(name.as_str(), current.max(*mark))?;
+                    }
+                }
+                write.commit()?;
+                Ok(())
+            })
+        };
+        if written.is_err() {
+            // A handle that has failed is never used again; the next call works on a fresh one.
+            *self.lock() = None;
+            self.open_database(false)?;
+        }
+        written
+    }
+
+    /// Closes the file cleanly.
+    pub fn close(&self) {
+        *self.lock() = None;
+    }
+
+    fn closed(&self) -> JournalError {
+        JournalError::Damaged { file: self.path.clone(), reason: "it is closed after an error".into() }
+    }
+}

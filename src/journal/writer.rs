@@ -1,0 +1,445 @@
+//! The writer of a lane: a thread that takes batches and puts them on the disk, one after another.
+//!
+//! Promise: a batch is done only when it is on the disk. What cannot be written now stays in hand
+//! and is written again, under the same offsets and sequences, to a segment that works.
+//! Invariants:
+//! - one writer a lane; offsets and sequences rise without gaps and are never used twice;
+//! - after a failed commit the segment is never written again.
+
+use super::block::{Block, Compressor, Header, Run, append_record};
+use super::gather::{Batch, Work};
+use super::retention;
+use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, file_name};
+use super::window::{Fingerprint, Seen};
+use super::{Condition, JournalError, Lane};
+use crate::clock;
+use crate::event::{Attribute, Id, Record, Timestamp};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// A value is cut just below 60 KiB, since redb gives it a power of two of pages.
+const BLOCK_BYTES: usize = 60 << 10;
+/// The plain bytes of a block, however well they compress: what a reader has to hold.
+const BLOCK_PLAIN_MAX: usize = 256 << 10;
+/// A batch that fills some blocks is worth a commit at once.
+pub(super) const CUT_BYTES: usize = 256 << 10;
+/// A segment's fingerprints are kept in memory until it closes: 4 MiB.
+const SEGMENT_PRINTS_MAX: usize = 256 << 10;
+/// Cursors are written alone after this long without an append.
+const CURSOR_IDLE: Duration = Duration::from_secs(10);
+/// A segment is closed after a day, so that retention can remove it.
+const SEGMENT_AGE_MAX: Duration = Duration::from_secs(86_400);
+/// How long to wait before trying a disk again that failed or is full.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Numbers that are given out, and up to where they are reserved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Numbers {
+    pub next: u64,
+    pub reserved: u64,
+}
+
+/// What a writer knows of its log when it starts.
+#[derive(Debug)]
+pub(super) struct Position {
+    pub offsets: Numbers,
+    /// By stream number.
+    pub sequences: BTreeMap<u32, Numbers>,
+    /// The segment to go on with.
+    pub active: Option<Active>,
+}
+
+/// The segment being written.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub segment: Arc<Segment>,
+    pub summary: Summary,
+    pub bytes: u64,
+    pub prints: Vec<Fingerprint>,
+    pub parts: BTreeMap<u32, StreamPart>,
+    pub begun: Instant,
+}
+
+pub(super) struct Writer {
+    lane: Arc<Lane>,
+    position: Position,
+    compressor: Compressor,
+    /// Compressed share of the blocks written last.
+    ratio: f64,
+    /// When the last commit started.
+    committed_at: Option<Instant>,
+}
+
+/// A batch made ready for the disk.
+struct Prepared {
+    blocks: Vec<Arc<Block>>,
+    values: Vec<(u64, Vec<u8>)>,
+    prints: Vec<Fingerprint>,
+    end: u64,
+    events: u64,
+    recorded: Timestamp,
+}
+
+impl Writer {
+    pub(super) fn new(lane: Arc<Lane>, position: Position) -> Self {
+        Self { lane, position, compressor: Compressor::default(), ratio: 0.5, committed_at: None }
+    }
+
+    /// Works until the journal closes.
+    pub(super) fn run(mut self) {
+        let linger = self.lane.config.linger;
+        let mut spare = Batch::default();
+        let mut swept_at = clock::instant();
+        loop {
+            let committed_at = self.committed_at;
+            // Commits start at least the linger apart: an event that finds the lane idle goes at once.
+            let hold = || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
+            match self.lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES) {
+                Work::Batch(mut batch) => {
+                    self.commit_batch(&batch);
+                    if self.lane.is_abandoned() {
+                        break;
+                    }
+                    self.lane.gather.done(&mut batch);
+                    spare = batch;
+                    self.rotate_when_due();
+                }
+                Work::Idle => {
+                    self.write_cursors();
+                    self.rotate_when_due();
+                }
+                Work::Close => break,
+            }
+            if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
+                swept_at = clock::instant();
+                retention::sweep(&self.lane);
+            }
+        }
+        self.write_cursors();
+        self.lane.release_active();
+        self.position.active = None;
+        self.lane.gather.closed();
+        self.lane.followers_wake();
+    }
+
+    /// Brings a batch to the disk, however long that takes.
+    fn commit_batch(&mut self, batch: &Batch) {
+        self.committed_at = Some(clock::instant());
+        let prepared = self.prepare(batch);
+        let mut pause = RETRY_MIN;
+        loop {
+            let started = clock::instant();
+            self.committed_at = Some(started);
+            match self.try_commit(&prepared) {
+                Ok(()) => {
+                    self.lane.stats.fsync.record(clock::instant().duration_since(started), 1);
+                    self.lane.set_condition(Condition::Good);
+                    self.publish(prepared);
+                    return;
+                }
+                Err(condition) => {
+                    self.lane.set_condition(condition);
+                    if self.lane.pause(pause) {
+                        // The journal closes: nobody got a receipt for this batch.
+                        self.lane.abandon();
+                        return;
+                    }
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    fn try_commit(&mut self, prepared: &Prepared) -> Result<(), Condition> {
+        if prepared.events == 0 {
+            return Ok(());
+        }
+        self.check_room()?;
+        self.reserve(prepared.end)?;
+        if self.position.active.is_none() {
+            self.begin_segment()?;
+        }
+        let Some(active) = &mut self.position.active else {
+            return Err(Condition::Failed("there is no segment".into()));
+        };
+        let values: Vec<_> = prepared.values.iter().map(|(first, value)| (*first, value.as_slice())).collect();
+        if let Err(error) = active.segment.write(&values, None, &[]) {
+            let condition = Condition::of(&error);
+            self.poisoned(&error);
+            return Err(condition);
+        }
+        // redb gives each value a power of two of pages.
+        active.bytes += values.iter().map(|(_, value)| (value.len() as u64 + 64).next_power_of_two().max(4096)).sum::<u64>();
+        active.prints.extend_from_slice(&prepared.prints);
+        for block in &prepared.blocks {
+            for run in &block.header.runs {
+                let part = active.parts.entry(run.stream).or_insert(StreamPart {
+                    stream: run.stream,
+                    first: run.first,
+                    count: 0,
+                    recorded: (prepared.recorded, prepared.recorded),
+                });
+                part.count += u64::from(run.count);
+                part.recorded.1 = prepared.recorded;
+            }
+        }
+        self.lane.grow(active.bytes);
+        Ok(())
+    }
+
+    /// The segment failed: what it says of its last commit is not to be trusted, so that the next
+    /// one starts at the first offset not known to be durable, and hides whatever is there.
+    fn poisoned(&mut self, error: &JournalError) {
+        tracing::error!(lane = %self.lane.name, %error, "a commit failed; nothing is acknowledged until it succeeds in a new segment");
+        self.lane.stats.failed_commits.add(1);
+        self.position.active = None;
+        self.lane.release_active();
+    }
+
+    fn check_room(&self) -> Result<(), Condition> {
+        let core = &self.lane.core;
+        match core.disk.free_bytes(&self.lane.folder) {
+            Ok(free) if free < core.reserve_bytes => {
+                return Err(Condition::Full(format!(
+                    "the file system has {} left, less than disk_reserve",
+                    crate::setting::Bytes(free)
+                )));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(Condition::Failed(format!("{}: {error}", self.lane.folder.display()))),
+        }
+        if self.lane.bytes() > self.lane.config.budget {
+            retention::sweep(&self.lane);
+            if self.lane.bytes() > self.lane.config.budget {
+                return Err(Condition::Full(format!(
+                    "the budget of {} is used up by events that central has not acknowledged",
+                    crate::setting::Bytes(self.lane.config.budget)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Numbers beyond the reserved ones may be used only once more are reserved.
+    fn reserve(&mut self, offset_end: u64) -> Result<(), Condition> {
+        let core = &self.lane.core;
+        let mut marks = Vec::new();
+        let ahead = |next: u64| next + super::state::RESERVE;
+        if offset_end > self.position.offsets.reserved {
+            marks.push((self.lane.offset_mark(), ahead(offset_end)));
+        }
+        for (stream, numbers) in &self.position.sequences {
+            if numbers.next > numbers.reserved {
+                marks.push((self.lane.sequence_mark(*stream), ahead(numbers.next)));
+            }
+        }
+        if marks.is_empty() {
+            return Ok(());
+        }
+        core.state.raise(&marks).map_err(|error| Condition::of(&error))?;
+        if offset_end > self.position.offsets.reserved {
+            self.position.offsets.reserved = ahead(offset_end);
+        }
+        for numbers in self.position.sequences.values_mut() {
+            if numbers.next > numbers.reserved {
+                numbers.reserved = ahead(numbers.next);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_segment(&mut self) -> Result<(), Condition> {
+        let lane = &self.lane;
+        let first = self.position.offsets.next;
+        // Sequences as they were before the batch in hand: that one is in the segment.
+        let sequences = lane.sequences();
+        let summary = Summary {
+            format: FORMAT,
+            first,
+            begun: Timestamp::from(clock::wall()),
+            sequences,
+            settled: lane.take_settled(true),
+            closed: None,
+        };
+        // A failed predecessor may have had the same first offset; it is replaced.
+        lane.core.forget_segment(&lane.folder.join(file_name(first)));
+        let segment = Segment::create(&*lane.core.disk, &lane.folder, &summary, lane.core.cache_bytes)
+            .map_err(|error| Condition::of(&error))?;
+        // From now on the segment is missed if it is lost.
+        lane.core.state.raise(&[(lane.segment_mark(), first)]).map_err(|error| Condition::of(&error))?;
+        let segment = Arc::new(segment);
+        lane.begin_active(first, Arc::clone(&segment));
+        self.position.active = Some(Active {
+            segment,
+            summary,
+            bytes: 0,
+            prints: Vec::new(),
+            parts: BTreeMap::new(),
+            begun: clock::instant(),
+        });
+        Ok(())
+    }
+
+    fn rotate_when_due(&mut self) {
+        let Some(active) = &self.position.active else { return };
+        let due = self.lane.suspect.swap(false, Ordering::AcqRel)
+            || active.bytes >= self.lane.segment_bytes()
+            || active.prints.len() >= SEGMENT_PRINTS_MAX
+            || clock::instant().duration_since(active.begun) >= SEGMENT_AGE_MAX;
+        if due {
+            self.close_segment();
+        }
+    }
+
+    fn close_segment(&mut self) {
+        let Some(mut active) = self.position.active.take() else { return };
+        active.summary.settled = self.lane.take_settled(true);
+        active.summary.closed = Some(Closed {
+            end: self.position.offsets.next,
+            at: Timestamp::from(clock::wall()),
+            streams: active.parts.values().copied().collect(),
+        });
+        // Without its summary a segment is read like one that a crash left, which is slower and no loss.
+        if let Err(error) = active.segment.write(&[], Some(&active.summary), &active.prints) {
+            tracing::warn!(lane = %self.lane.name, %error, "a segment could not be closed cleanly");
+        }
+        drop(active);
+        self.lane.release_active();
+    }
+
+    fn write_cursors(&mut self) {
+        let Some(active) = &mut self.position.active else { return };
+        if !self.lane.has_unwritten_cursors() {
+            return;
+        }
+        active.summary.settled = self.lane.take_settled(true);
+        let written = active.segment.write(&[], Some(&active.summary), &[]);
+        if let Err(error) = written {
+            // Losing a cursor only repeats events.
+            self.poisoned(&error);
+        }
+    }
+
+    /// Drops repeats, gives numbers, and cuts the batch into blocks.
+    fn prepare(&mut self, batch: &Batch) -> Prepared {
+        let now = Timestamp::from(clock::wall());
+        let mut draft = Draft::new(self, now);
+        let mut start = 0;
+        for entry in &batch.entries {
+            let bytes = &batch.bytes[start..entry.end];
+            start = entry.end;
+            let seen = match entry.repeats {
+                Some((print, reach)) => draft.writer.lane.core.window().admit(print, now, reach),
+                None => Seen::New,
+            };
+            if let Some((print, _)) = entry.repeats
+                && seen != Seen::Repeat
+            {
+                draft.prints.push(print);
+            }
+            match seen {
+                Seen::New => draft.push(entry.publication, bytes),
+                Seen::Repeat => draft.writer.lane.stats.duplicates.add(1),
+                Seen::Conflict => {
+                    draft.writer.lane.stats.id_conflicts.add(1);
+                    let mut changed = Vec::new();
+                    if under_minted_id(&bytes[4..], &mut changed) {
+                        draft.push(entry.publication, &changed);
+                    } else {
+                        draft.push(entry.publication, bytes);
+                    }
+                }
+            }
+        }
+        draft.finish()
+    }
+
+    /// Lets readers see what is on the disk now.
+    fn publish(&mut self, prepared: Prepared) {
+        self.position.offsets.next = prepared.end;
+        let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
+        self.lane.stats.accepted.add(prepared.events);
+        self.lane.reached(prepared.end, prepared.blocks, sequences);
+    }
+}
+
+/// Encodes the record again under a minted id, keeping the one its device gave.
+fn under_minted_id(bytes: &[u8], out: &mut Vec<u8>) -> bool {
+    let Ok(mut record) = Record::decode(bytes) else { return false };
+    if let Id::Text(original) = record.id {
+        record.attributes.push(Attribute::OriginalId(original));
+        record.id = Id::mint();
+    }
+    append_record(out, &record);
+    true
+}
+
+/// Blocks in the making.
+struct Draft<'w> {
+    writer: &'w mut Writer,
+    now: Timestamp,
+    next: u64,
+    plain_max: usize,
+    records: Vec<u8>,
+    header: Header,
+    blocks: Vec<Arc<Block>>,
+    prints: Vec<Fingerprint>,
+}
+
+impl<'w> Draft<'w> {
+    fn new(writer: &'w mut Writer, now: Timestamp) -> Self {
+        let next = writer.position.offsets.next;
+        let plain_max = ((BLOCK_BYTES as f64 / writer.ratio * 0.96) as usize).clamp(BLOCK_BYTES, BLOCK_PLAIN_MAX);
+        let settled = writer.lane.take_settled(false);
+        let header = Header { first: next, recorded: now, settled, ..Header::default() };
+        Self { writer, now, next, plain_max, records: Vec::new(), header, blocks: Vec::new(), prints: Vec::new() }
+    }
+
+    fn push(&mut self, publication: u32, record: &[u8]) {
+        if !self.records.is_empty() && self.records.len() + record.len() > self.plain_max {
+            self.cut();
+        }
+        let stream = self.writer.lane.core.stream_of(publication);
+        let numbers = self.writer.position.sequences.entry(stream).or_insert(Numbers { next: 1, reserved: 0 });
+        match self.header.runs.iter_mut().find(|run| run.stream == stream) {
+            Some(run) => run.count += 1,
+            None => self.header.runs.push(Run { stream, first: numbers.next, count: 1 }),
+        }
+        numbers.next += 1;
+        self.header.count += 1;
+        self.next += 1;
+        self.records.extend_from_slice(record);
+    }
+
+    fn cut(&mut self) {
+        let next = Header { first: self.next, recorded: self.now, ..Header::default() };
+        let header = std::mem::replace(&mut self.header, next);
+        self.blocks.push(Arc::new(Block::new(header, &self.records)));
+        self.records.clear();
+    }
+
+    fn finish(mut self) -> Prepared {
+        if self.header.count > 0 {
+            self.cut();
+        }
+        let mut values = Vec::with_capacity(self.blocks.len());
+        let (mut plain, mut packed) = (0, 0);
+        for block in &self.blocks {
+            let value = block.encode(&mut self.writer.compressor);
+            if block.bytes() > BLOCK_BYTES / 4 {
+                plain += block.bytes();
+                packed += value.len();
+            }
+            values.push((block.header.first, value));
+        }
+        if plain > 0 {
+            let ratio = packed as f64 / plain as f64;
+            self.writer.ratio = (self.writer.ratio * 0.8 + ratio * 0.2).clamp(0.05, 1.0);
+        }
+        let events = self.next - self.writer.position.offsets.next;
+        Prepared { blocks: self.blocks, values, prints: self.prints, end: self.next, events, recorded: self.now }
+    }
+}

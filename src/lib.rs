@@ -1,0 +1,50 @@
+//! Forebay: an edge gateway that takes what the shop floor reports, makes it durable before it
+//! says "received", and delivers it to central systems over MQTT/TLS, accounted for to the last
+//! event.
+//!
+//! An event travels through six files, in this order: [`gateway`] wires the parts, then
+//! [`sources`] → [`ingest`] → [`journal`] → [`forward`] → [`link`].
+//!
+//! Imports point down; a module never uses its own row (`tests/tidy.rs` checks it):
+//!
+//! | row | modules |
+//! |---|---|
+//! | 9 | `main`, `cli`, `demo` |
+//! | 8 | `gateway` (wires, starts journal-first, drains sources-first) |
+//! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
+//! | 5 | `sources`, `forward` |
+//! | 4 | `ingest`, `link` |
+//! | 3 | `journal` |
+//! | 2 | `contract` |
+//! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `tls`, `setting` |
+//!
+//! Choices that a measurement decided:
+//!
+//! - **The listener parses PUBLISH itself** and leaves every other packet to `mqtt-protocol-core`
+//!   as a strict codec. PUBLISH is the path of an event: parsed in place it costs no allocation.
+//! - **Blocks are compressed with zstd level 1**: 0.35 of the size on payloads whose values do not
+//!   repeat, where lz4 reaches 0.61; 0.3 µs an event more, and half the wear of the flash.
+//! - **A segment has one table.** Cursors ride inside the blocks, so that a commit touches as few
+//!   pages as redb can: 25 kB for one event.
+//! - **A lane's commits start at least its linger apart**, and an event that finds the lane idle
+//!   goes at once: the latency of an idle lane, the bytes of a busy one.
+//! - **After a failed commit the writer starts a new segment** at the first offset that is not
+//!   known to be durable, rather than trusting what the page cache says of the old one.
+
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod contract;
+pub mod demo;
+pub mod event;
+pub mod forward;
+pub mod gateway;
+pub mod ingest;
+pub mod journal;
+pub mod link;
+pub mod setting;
+pub mod shutdown;
+pub mod sources;
+pub mod telemetry;
+pub mod tls;

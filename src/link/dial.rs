@@ -1,0 +1,98 @@
+//! Reaching a broker: look-up, TCP, TLS.
+
+use super::{Address, LinkError, TlsConfig};
+use crate::tls::ClientFiles;
+use rustls::pki_types::ServerName;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A SYN that nobody answers may be lost, and the kernel waits ever longer before it sends the
+/// next: after this long another attempt races it.
+const RACE_AFTER: Duration = Duration::from_secs(1);
+/// Attempts at once.
+const RACERS_MAX: usize = 4;
+/// How long to go on trying before the name is looked up anew.
+const TCP_WAIT_MAX: Duration = Duration::from_secs(15);
+/// How long TLS handshake and CONNACK may take, each.
+pub(super) const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Connects to the first address that answers.
+pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
+    let name = (address.host.as_str(), address.port);
+    let found = tokio::time::timeout(HANDSHAKE_WAIT_MAX, tokio::net::lookup_host(name)).await;
+    let unresolved = |error| LinkError::Name { host: address.host.clone(), error };
+    let addresses: Vec<SocketAddr> = match found {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(error)) => return Err(unresolved(error)),
+        Err(_) => return Err(unresolved(std::io::ErrorKind::TimedOut.into())),
+    };
+    if addresses.is_empty() {
+        return Err(unresolved(std::io::ErrorKind::NotFound.into()));
+    }
+    let unreachable = |reason: String| LinkError::Unreachable { address: format!("{}:{}", address.host, address.port), reason };
+    match tokio::time::timeout(TCP_WAIT_MAX, race(&addresses)).await {
+        Ok(Ok(stream)) => {
+            // Small writes go at once; without it latency suffers, not correctness.
+            let _ = stream.set_nodelay(true);
+            Ok(stream)
+        }
+        Ok(Err(reason)) => Err(unreachable(reason)),
+        Err(_) => Err(unreachable("no answer".into())),
+    }
+}
+
+async fn race(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
+    let mut racers: JoinSet<(SocketAddr, std::io::Result<TcpStream>)> = JoinSet::new();
+    let mut next = addresses.iter().cycle();
+    let mut failed = 0;
+    let start = |racers: &mut JoinSet<_>, address: Option<&SocketAddr>| {
+        if let Some(&address) = address {
+            racers.spawn(async move { (address, TcpStream::connect(address).await) });
+        }
+    };
+    start(&mut racers, next.next());
+    loop {
+        tokio::select! {
+            ended = racers.join_next() => match ended {
+                Some(Ok((_, Ok(stream)))) => return Ok(stream),
+                Some(Ok((address, Err(error)))) => {
+                    failed += 1;
+                    if failed >= addresses.len() && racers.is_empty() {
+                        return Err(format!("{address}: {error}"));
+                    }
+                    start(&mut racers, next.next());
+                }
+                Some(Err(_)) | None => return Err("the attempt was cancelled".into()),
+            },
+            () = tokio::time::sleep(RACE_AFTER) => {
+                if racers.len() >= RACERS_MAX {
+                    // The oldest has waited longest; a fresh SYN is worth more.
+                    racers.abort_all();
+                    while racers.join_next().await.is_some() {}
+                }
+                start(&mut racers, next.next());
+            }
+        }
+    }
+}
+
+/// Speaks TLS over a connection.
+pub(super) async fn handshake(
+    address: &Address,
+    files: &ClientFiles,
+    config: TlsConfig,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, LinkError> {
+    let host = files.server_name.as_deref().unwrap_or(&address.host);
+    let failed = |error| LinkError::Handshake { host: host.to_owned(), error };
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(std::io::Error::other(error)))?;
+    match tokio::time::timeout(HANDSHAKE_WAIT_MAX, TlsConnector::from(config).connect(name, stream)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(failed(std::io::ErrorKind::TimedOut.into())),
+    }
+}

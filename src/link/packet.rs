@@ -1,0 +1,292 @@
+//! The packets of a link: rumqttc's codec, and PUBLISH and PUBACK by hand where they are the path
+//! of an event.
+
+use super::{Limits, LinkError, Protocol, Will};
+use bytes::{Buf, Bytes, BytesMut};
+use rumqttc::mqttbytes as codec;
+use rumqttc::mqttbytes::v4;
+use rumqttc::v5::mqttbytes::{QoS, v5};
+use std::time::Duration;
+
+pub(super) const PINGREQ: [u8; 2] = [0xC0, 0];
+/// The same in both versions.
+pub(super) const DISCONNECT: [u8; 2] = [0xE0, 0];
+/// Nothing that central sends on these connections is large.
+const INCOMING_BYTES_MAX: u32 = 64 << 10;
+
+/// What the broker says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The publish with this packet id is taken.
+    Taken(u16),
+    /// It is taken, but nobody has subscribed to its topic.
+    Unheard(u16),
+    /// It is refused.
+    Refused(u16, Refusal),
+    /// A sign of life.
+    Alive,
+    /// We are let in.
+    Connected {
+        /// What the broker allows.
+        limits: Limits,
+        /// The keep-alive it wants.
+        keep_alive: Option<Duration>,
+    },
+    /// We are not.
+    NotConnected(String),
+    /// The broker ends the session.
+    Goodbye(String),
+}
+
+impl PartialEq for Limits {
+    fn eq(&self, other: &Self) -> bool {
+        self.receive_maximum == other.receive_maximum
+            && self.packet_bytes_max == other.packet_bytes_max
+            && self.has_retain == other.has_retain
+    }
+}
+
+impl Eq for Limits {}
+
+/// How a publish was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It will never be taken: reason code and its name in the specification.
+    ForEver(u8, &'static str),
+    /// It may be taken later.
+    ForNow(u8, &'static str),
+}
+
+/// Appends a PUBLISH with QoS 1. `properties` are user properties, for MQTT 5.
+#[allow(clippy::too_many_arguments)]
+pub fn push_publish(
+    out: &mut Vec<u8>,
+    protocol: Protocol,
+    packet_id: u16,
+    retain: bool,
+    topic: &[u8],
+    content_type: &str,
+    properties: &[(&'static str, String)],
+    payload: &[u8],
+) {
+    let mut beside = 0;
+    if protocol == Protocol::V5 {
+        // Payload format (2) where it is text, content type (3 + text), user properties (5 + texts).
+        beside = 3 + content_type.len() + properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
+    }
+    let beside_prefix = if protocol == Protocol::V5 { varint_bytes(beside) } else { 0 };
+    let remaining = 2 + topic.len() + 2 + beside_prefix + beside + payload.len();
+    out.reserve(remaining + 5);
+    out.push(0x32 | u8::from(retain));
+    push_varint(out, remaining);
+    push_text(out, topic);
+    out.extend_from_slice(&packet_id.to_be_bytes());
+    if protocol == Protocol::V5 {
+        push_varint(out, beside);
+        out.push(0x03);
+        push_text(out, content_type.as_bytes());
+        for (name, value) in properties {
+            out.push(0x26);
+            push_text(out, name.as_bytes());
+            push_text(out, value.as_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
+
+fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    // Keys, ids and sources are bounded far below 64 KiB where they enter.
+    debug_assert!(text.len() <= usize::from(u16::MAX));
+    out.extend_from_slice(&(text.len() as u16).to_be_bytes());
+    out.extend_from_slice(text);
+}
+
+fn varint_bytes(value: usize) -> usize {
+    match value {
+        0..=0x7F => 1,
+        0x80..=0x3FFF => 2,
+        0x4000..=0x1F_FFFF => 3,
+        _ => 4,
+    }
+}
+
+fn push_varint(out: &mut Vec<u8>, value: usize) {
+    let mut rest = value;
+    loop {
+        let byte = (rest & 0x7F) as u8;
+        rest >>= 7;
+        out.push(if rest > 0 { byte | 0x80 } else { byte });
+        if rest == 0 {
+            return;
+        }
+    }
+}
+
+/// CONNECT with a clean session: the journal is the only resend queue.
+pub(super) fn connect(
+    protocol: Protocol,
+    client: &str,
+    keep_alive: u16,
+    login: Option<(&str, &str)>,
+    will: Option<&Will>,
+) -> Result<Vec<u8>, LinkError> {
+    let mut out = BytesMut::new();
+    let failed = |error: String| LinkError::Protocol(format!("CONNECT cannot be written: {error}"));
+    match protocol {
+        Protocol::V5 => {
+            let mut properties = v5::ConnectProperties::new();
+            properties.max_packet_size = Some(INCOMING_BYTES_MAX);
+            let connect =
+                v5::Connect { keep_alive, client_id: client.to_owned(), clean_start: true, properties: Some(properties) };
+            let will = will.map(|will| v5::LastWill {
+                topic: Bytes::from(will.topic.clone().into_bytes()),
+                message: Bytes::from(will.payload.clone()),
+                qos: QoS::AtLeastOnce,
+                retain: true,
+                properties: None,
+            });
+            let login = login.map(|(user, password)| v5::Login::new(user, password));
+            connect.write(&will, &login, &mut out).map_err(|error| failed(error.to_string()))?;
+        }
+        Protocol::V3 => {
+            let mut connect = v4::Connect::new(client);
+            connect.keep_alive = keep_alive;
+            connect.clean_session = true;
+            connect.last_will = will.map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
+            if let Some((user, password)) = login {
+                connect.set_login(user, password);
+            }
+            connect.write(&mut out).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    Ok(out.to_vec())
+}
+
+/// Takes the next whole packet out of `input`.
+pub(super) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Answer>, LinkError> {
+    // Nearly every packet is a PUBACK of success in its shortest form.
+    if let [0x40, 2, high, low, ..] = input[..] {
+        input.advance(4);
+        return Ok(Some(Answer::Taken(u16::from_be_bytes([high, low]))));
+    }
+    if let [0xE0, 0, ..] = input[..] {
+        // rumqttc's codec refuses this legal form.
+        return Ok(Some(Answer::Goodbye("normal disconnection".into())));
+    }
+    match protocol {
+        Protocol::V5 => read_v5(input),
+        Protocol::V3 => read_v3(input),
+    }
+}
+
+fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
+    use rumqttc::v5::mqttbytes::Error;
+    let packet = match v5::Packet::read(input, Some(INCOMING_BYTES_MAX)) {
+        Ok(packet) => packet,
+        Err(Error::InsufficientBytes(_)) => return Ok(None),
+        Err(error) => return Err(LinkError::Protocol(error.to_string())),
+    };
+    Ok(Some(match packet {
+        v5::Packet::PubAck(ack) => puback(ack.pkid, ack.reason),
+        v5::Packet::PingResp(_) => Answer::Alive,
+        v5::Packet::ConnAck(ack) if ack.code == v5::ConnectReturnCode::Success => {
+            let mut limits = Limits::default();
+            let mut keep_alive = None;
+            if let Some(properties) = ack.properties {
+                limits.receive_maximum = properties.receive_max.unwrap_or(limits.receive_maximum).max(1);
+                limits.packet_bytes_max = properties.max_packet_size.map_or(limits.packet_bytes_max, |max| max as usize);
+                limits.has_retain = properties.retain_available != Some(0);
+                keep_alive = properties.server_keep_alive.filter(|s| *s > 0).map(|s| Duration::from_secs(s.into()));
+                if properties.max_qos == Some(0) {
+                    return Ok(Some(Answer::NotConnected("it offers QoS 0 only, which promises nothing".into())));
+                }
+            }
+            Answer::Connected { limits, keep_alive }
+        }
+        v5::Packet::ConnAck(ack) => {
+            let text = ack.properties.and_then(|properties| properties.reason_string);
+            Answer::NotConnected(with_text(format!("{:?}", ack.code), text))
+        }
+        v5::Packet::Disconnect(packet) => {
+            let text = packet.properties.and_then(|properties| properties.reason_string);
+            Answer::Goodbye(with_text(format!("{:?}", packet.reason_code), text))
+        }
+        _ => return Err(LinkError::Protocol("a packet that nobody asked for".into())),
+    }))
+}
+
+fn with_text(code: String, text: Option<String>) -> String {
+    match text {
+        Some(text) => format!("{code} ({text})"),
+        None => code,
+    }
+}
+
+fn puback(packet_id: u16, reason: v5::PubAckReason) -> Answer {
+    use Refusal::{ForEver, ForNow};
+    use v5::PubAckReason as Reason;
+    match reason {
+        Reason::Success => Answer::Taken(packet_id),
+        Reason::NoMatchingSubscribers => Answer::Unheard(packet_id),
+        Reason::NotAuthorized => Answer::Refused(packet_id, ForEver(0x87, "not authorized")),
+        Reason::TopicNameInvalid => Answer::Refused(packet_id, ForEver(0x90, "topic name invalid")),
+        Reason::PayloadFormatInvalid => Answer::Refused(packet_id, ForEver(0x99, "payload format invalid")),
+        Reason::PacketIdentifierInUse => Answer::Refused(packet_id, ForNow(0x91, "packet identifier in use")),
+        Reason::QuotaExceeded => Answer::Refused(packet_id, ForNow(0x97, "quota exceeded")),
+        Reason::UnspecifiedError => Answer::Refused(packet_id, ForNow(0x80, "unspecified error")),
+        Reason::ImplementationSpecificError => Answer::Refused(packet_id, ForNow(0x83, "implementation specific error")),
+    }
+}
+
+fn read_v3(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
+    let packet = match v4::Packet::read(input, INCOMING_BYTES_MAX as usize) {
+        Ok(packet) => packet,
+        Err(codec::Error::InsufficientBytes(_)) => return Ok(None),
+        Err(error) => return Err(LinkError::Protocol(error.to_string())),
+    };
+    Ok(Some(match packet {
+        v4::Packet::PubAck(ack) => Answer::Taken(ack.pkid),
+        v4::Packet::PingResp => Answer::Alive,
+        v4::Packet::ConnAck(ack) if ack.code == v4::ConnectReturnCode::Success => {
+            Answer::Connected { limits: Limits::default(), keep_alive: None }
+        }
+        v4::Packet::ConnAck(ack) => Answer::NotConnected(format!("{:?}", ack.code)),
+        _ => return Err(LinkError::Protocol("a packet that nobody asked for".into())),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            for protocol in [Protocol::V5, Protocol::V3] {
+                let mut input = BytesMut::from(&bytes[..]);
+                let _ = read(&mut input, protocol);
+            }
+        }
+
+        #[test]
+        fn a_publish_is_what_the_codec_reads(topic in "[a-z/]{1,40}", payload in proptest::collection::vec(any::<u8>(), 0..400), id in 1u16.., retain: bool) {
+            let mut out = Vec::new();
+            push_publish(&mut out, Protocol::V5, id, retain, topic.as_bytes(), "text/x", &[("id", "7".into())], &payload);
+            let packet = v5::Packet::read(&mut BytesMut::from(&out[..]), None);
+            let Ok(v5::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
+            prop_assert_eq!(&read.topic[..], topic.as_bytes());
+            prop_assert_eq!(&read.payload[..], &payload[..]);
+            prop_assert_eq!((read.pkid, read.retain), (id, retain));
+            let properties = read.properties.expect("properties");
+            prop_assert_eq!(properties.content_type.as_deref(), Some("text/x"));
+            prop_assert_eq!(properties.user_properties, vec![("id".to_owned(), "7".to_owned())]);
+
+            let mut out = Vec::new();
+            push_publish(&mut out, Protocol::V3, id, retain, topic.as_bytes(), "text/x", &[], &payload);
+            let packet = v4::Packet::read(&mut BytesMut::from(&out[..]), 1 << 20);
+            let Ok(v4::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
+            prop_assert_eq!((read.topic.as_bytes(), &read.payload[..], read.pkid), (topic.as_bytes(), &payload[..], id));
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The `forebay` program.
+
+fn main() -> std::process::ExitCode {
+    forebay::cli::main()
+}

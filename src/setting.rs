@@ -1,0 +1,308 @@
+//! Settings: the small types that configuration and contract files are written in.
+//!
+//! Promise: a value that parses is within its bounds; one that does not is refused with the value
+//! and what is allowed.
+
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::de::{DeTable, DeValue};
+
+/// A span of time, written like `250ms`, `30s`, `24h` or `7d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// Reads the written form.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let allowed = "expected a time such as \"250ms\", \"30s\", \"24h\" or \"7d\"";
+        let wrong = |_| format!("\"{text}\" is not a span of time; {allowed}");
+        let span: jiff::Span = text.parse().map_err(wrong)?;
+        let duration = span
+            .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+            .map_err(wrong)?;
+        Duration::try_from(duration).map(Span).map_err(wrong)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for Span {
+    /// The largest unit that is whole, or seconds with one decimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        match millis {
+            0 => f.write_str("0s"),
+            m if m < 1000 => write!(f, "{m}ms"),
+            m if m % 86_400_000 == 0 => write!(f, "{}d", m / 86_400_000),
+            m if m % 3_600_000 == 0 => write!(f, "{}h", m / 3_600_000),
+            m if m % 60_000 == 0 => write!(f, "{}m", m / 60_000),
+            m if m % 1000 == 0 => write!(f, "{}s", m / 1000),
+            _ => write!(f, "{:.1}s", self.0.as_secs_f64()),
+        }
+    }
+}
+
+/// A number of bytes, written like `512KiB`, `64MB` or `20GB`, or as a bare number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+const BYTE_UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1000),
+    ("KB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+impl Bytes {
+    /// Reads the written form.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let trimmed = text.trim();
+        let (number, factor) = BYTE_UNITS
+            .iter()
+            .find_map(|(unit, factor)| trimmed.strip_suffix(unit).map(|rest| (rest, *factor)))
+            .unwrap_or((trimmed.strip_suffix('B').unwrap_or(trimmed), 1));
+        let count: Option<f64> = number.trim().parse().ok();
+        match count.map(|count| count * factor as f64) {
+            Some(bytes) if (0.0..9e18).contains(&bytes) => Ok(Self(bytes as u64)),
+            _ => Err(format!(
+                "\"{text}\" is not a number of bytes; expected one such as \"512KiB\", \"64MB\" or \"20GB\""
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes such as \"512KiB\", \"64MB\" or 1048576")
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Bytes, E> {
+                u64::try_from(value)
+                    .map(Bytes)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Bytes, E> {
+                Ok(Bytes(value))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Bytes, E> {
+                Bytes::parse(value).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl fmt::Display for Bytes {
+    /// Three digits and a decimal unit: `1.23 GB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        let mut unit = "B";
+        for next in ["kB", "MB", "GB", "TB"] {
+            if value < 999.5 {
+                break;
+            }
+            value /= 1000.0;
+            unit = next;
+        }
+        match value {
+            _ if unit == "B" => write!(f, "{} B", self.0),
+            v if v < 9.995 => write!(f, "{v:.2} {unit}"),
+            v if v < 99.95 => write!(f, "{v:.1} {unit}"),
+            v => write!(f, "{v:.0} {unit}"),
+        }
+    }
+}
+
+/// Something wrong in a file that a person wrote: where it is, what stands there, what may stand there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Line in it, from 1; 0 when the whole file is meant.
+    pub line: usize,
+    /// The key, such as `source.mqtt[0].listen`.
+    pub key: String,
+    /// The offending value and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// The text of a settings file, kept to say where in it a problem is.
+#[derive(Clone, Debug)]
+pub struct Document {
+    file: PathBuf,
+    text: String,
+}
+
+impl Document {
+    /// Reads a file.
+    pub fn read(file: &Path) -> Result<Self, Problem> {
+        match std::fs::read_to_string(file) {
+            Ok(text) => Ok(Self::new(file, text)),
+            Err(error) => Err(Problem {
+                file: file.to_owned(),
+                line: 0,
+                key: String::new(),
+                message: format!("cannot be read: {error}"),
+            }),
+        }
+    }
+
+    /// A document whose text is at hand.
+    pub fn new(file: &Path, text: String) -> Self {
+        Self { file: file.to_owned(), text }
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The file it came from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Takes the document apart into `T`.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let wrong = |key: String, error: toml::de::Error| Problem {
+            file: self.file.clone(),
+            line: error.span().map_or_else(|| self.line_of(&key), |span| self.line_at(span.start)),
+            key,
+            message: error.message().to_owned(),
+        };
+        let document = toml::Deserializer::parse(&self.text).map_err(|error| wrong(String::new(), error))?;
+        serde_path_to_error::deserialize(document).map_err(|error| {
+            let path = error.path().to_string();
+            wrong(if path == "." { String::new() } else { path }, error.into_inner())
+        })
+    }
+
+    /// A problem with the value of `key`.
+    pub fn problem(&self, key: impl Into<String>, message: impl Into<String>) -> Problem {
+        let key = key.into();
+        Problem {
+            file: self.file.clone(),
+            line: self.line_of(&key),
+            key,
+            message: message.into(),
+        }
+    }
+
+    /// The line of a key, or of the innermost table around it that stands in the file; 0 if none does.
+    fn line_of(&self, key: &str) -> usize {
+        let Ok(root) = DeTable::parse(&self.text) else {
+            return 0;
+        };
+        let mut start = None;
+        let mut table = Some(root.get_ref());
+        let mut array = None;
+        for step in key.split(['.', '[', ']']).filter(|step| !step.is_empty()) {
+            let next = match (table, array) {
+                (Some(inside), _) => inside
+                    .iter()
+                    .find(|(name, _)| name.get_ref() == step)
+                    .map(|(name, value)| (name.span().start, value)),
+                (None, Some(items)) => {
+                    let items: &toml::de::DeArray<'_> = items;
+                    step.parse::<usize>()
+                        .ok()
+                        .and_then(|index| items.get(index))
+                        .map(|value| (value.span().start, value))
+                }
+                (None, None) => None,
+            };
+            let Some((at, value)) = next else { break };
+            start = Some(at);
+            table = value.get_ref().as_table();
+            array = match value.get_ref() {
+                DeValue::Array(items) => Some(items),
+                _ => None,
+            };
+        }
+        start.map_or(0, |start| self.line_at(start))
+    }
+
+    fn line_at(&self, byte: usize) -> usize {
+        self.text.bytes().take(byte).filter(|&b| b == b'\n').count() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_sizes_read_as_people_write_them() {
+        for (text, millis) in [("250ms", 250), ("30s", 30_000), ("24h", 86_400_000), ("7d", 604_800_000)] {
+            assert_eq!(Span::parse(text), Ok(Span(Duration::from_millis(millis))), "{text}");
+            assert_eq!(Span::parse(text).map(|s| Span::parse(&s.to_string())), Ok(Span::parse(text)));
+        }
+        for (text, bytes) in [("20GB", 20_000_000_000), ("512KiB", 524_288), ("7", 7), ("1.5 MB", 1_500_000)] {
+            assert_eq!(Bytes::parse(text), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["", "fast", "-3s", "12 parsecs"] {
+            assert!(Span::parse(text).is_err(), "{text}");
+            assert!(Bytes::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_problem_names_file_line_key_and_what_is_allowed() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Inner {
+            wait: Span,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Outer {
+            part: Vec<Inner>,
+        }
+        let document = Document::new(
+            Path::new("a.toml"),
+            "\n[[part]]\nwait = \"2s\"\n\n[[part]]\nwait = \"soon\"\n".into(),
+        );
+        let problem = document.parse::<Outer>().expect_err("soon is no time");
+        assert_eq!((problem.line, problem.key.as_str()), (6, "part[1].wait"));
+        assert!(problem.message.contains("soon") && problem.message.contains("250ms"), "{problem}");
+        assert_eq!(document.problem("part[1].wait", "x").line, 6);
+        assert_eq!(document.problem("part[0].lacking", "x").line, 2);
+
+        let document = Document::new(Path::new("a.toml"), "part = []\nparts = 3\n".into());
+        let problem = document.parse::<Outer>().expect_err("parts is unknown");
+        assert_eq!(problem.line, 2);
+        assert!(problem.message.contains("unknown field `parts`"), "{problem}");
+    }
+}

@@ -1,0 +1,3 @@
+//! Sources: where raw facts come in. Each acknowledges only with a receipt.
+
+pub mod mqtt;
