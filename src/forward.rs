@@ -678,7 +678,7 @@ impl Forwarder {
             version: Cow::Owned(version),
             topic: Cow::Owned(topic),
             origin: Cow::Borrowed(record.origin),
-            id: record.id.to_string(),
+            event_id: record.id.to_string(),
             key: Cow::Borrowed(record.key),
             sequence,
             time: record.time,

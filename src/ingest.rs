@@ -203,7 +203,7 @@ impl Ingest {
             version: Cow::Borrowed(version),
             topic: Cow::Borrowed(&route.topic),
             origin: Cow::Borrowed(&route.origin),
-            id: String::new(),
+            event_id: String::new(),
             key: Cow::Borrowed(""),
             sequence: 0,
             time: now,

@@ -189,7 +189,7 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     line("version", &inner.version);
     line("topic", &inner.topic);
     line("from", &inner.origin);
-    line("event id", &inner.id);
+    line("event id", &inner.event_id);
     line("key", &inner.key);
     if inner.sequence > 0 {
         line("sequence", &inner.sequence.to_string());

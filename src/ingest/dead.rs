@@ -34,7 +34,7 @@ pub struct DeadLetter<'a> {
     /// `{source}/{device}`.
     pub origin: Cow<'a, str>,
     /// The event's id, if it had become an event.
-    pub id: String,
+    pub event_id: String,
     /// The event's key, if it had become an event.
     pub key: Cow<'a, str>,
     /// The event's sequence; 0 if it had not become an event.

@@ -1,0 +1,114 @@
+//! The two that are compared, each a process of its own.
+
+use crate::common::{self, pki::Pki};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+pub trait Peer {
+    fn pid(&self) -> u32;
+    fn address(&self) -> SocketAddr;
+}
+
+pub struct Gateway {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    pub fn start(folder: &Path, centre: SocketAddr, pki: &Pki, lane: &str) -> Self {
+        std::fs::create_dir_all(folder.join("contracts")).expect("folder");
+        let address = common::free_address();
+        std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane)).expect("written");
+        std::fs::write(folder.join("contracts/state.json"), include_str!("schema.json")).expect("written");
+        let config = format!(
+            r#"
+environment = "bench"
+site = "plant"
+name = "gw"
+data_dir = "data"
+[[source.mqtt]]
+name = "devices"
+listen = "{address}"
+[[destination]]
+name = "central"
+url = "mqtts://localhost:{}"
+tls = {{ ca = "{ca}", cert = "{cert}", key = "{key}" }}
+"#,
+            centre.port(),
+            ca = pki.ca.display(),
+            cert = pki.client_cert.display(),
+            key = pki.client_key.display(),
+        );
+        std::fs::write(folder.join("forebay.toml"), config).expect("written");
+        let log = std::fs::File::create(folder.join("log")).expect("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args(["run", "--config"])
+            .arg(folder.join("forebay.toml"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the gateway starts");
+        common::await_port(address);
+        Self { child, address }
+    }
+}
+
+impl Peer for Gateway {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        common::end(&mut self.child);
+    }
+}
+
+pub struct Bridge {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Bridge {
+    pub fn start(folder: &Path, centre: SocketAddr, pki: &Pki) -> Self {
+        std::fs::create_dir_all(folder).expect("folder");
+        let address = common::free_address();
+        let config = include_str!("bridge.conf")
+            .replace("PORT", &address.port().to_string())
+            .replace("CENTRE", &format!("localhost:{}", centre.port()))
+            .replace("CA", &pki.ca.display().to_string())
+            .replace("CERT", &pki.client_cert.display().to_string())
+            .replace("KEY", &pki.client_key.display().to_string());
+        std::fs::write(folder.join("bridge.conf"), config).expect("written");
+        let log = std::fs::File::create(folder.join("log")).expect("log");
+        let child = Command::new("mosquitto")
+            .arg("-c")
+            .arg(folder.join("bridge.conf"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("mosquitto starts; apt-get install mosquitto");
+        common::await_port(address);
+        Self { child, address }
+    }
+}
+
+impl Peer for Bridge {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        common::end(&mut self.child);
+    }
+}

@@ -1,0 +1,53 @@
+//! What the tests and the benchmark share.
+
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+pub mod pki;
+pub mod proxy;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// A folder on a real disk: the system's temporary folder may be memory.
+pub fn scratch() -> PathBuf {
+    std::env::var_os("FOREBAY_SCRATCH").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// A port that nobody has at this moment.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
+}
+
+/// Waits until somebody listens.
+pub fn await_port(address: SocketAddr) {
+    let start = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "nobody listens on {address}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends a process as an operator would, and as the kernel would if that takes too long.
+pub fn end(child: &mut Child) {
+    signal(child, "TERM");
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(15) {
+        if let Ok(Some(_)) = child.try_wait() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(child);
+}
+
+/// SIGKILL, at once.
+pub fn kill(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+pub fn signal(child: &Child, name: &str) {
+    let _ = std::process::Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status();
+}

@@ -1,0 +1,61 @@
+//! Certificates made on the fly.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub struct Pki {
+    pub ca: PathBuf,
+    pub server_cert: PathBuf,
+    pub server_key: PathBuf,
+    pub client_cert: PathBuf,
+    pub client_key: PathBuf,
+}
+
+impl Pki {
+    pub fn write(folder: &Path) -> Self {
+        let mut params = CertificateParams::new(vec![]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("certificate");
+        let path = |name: &str| folder.join(name);
+        let put = |name: &str, text: String| {
+            std::fs::write(path(name), text).expect("written");
+            path(name)
+        };
+        let leaf = |names: &[&str], purpose: ExtendedKeyUsagePurpose, file: &str| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut params = CertificateParams::new(names.clone()).expect("parameters");
+            params.distinguished_name.push(DnType::CommonName, names[0].clone());
+            params.extended_key_usages = vec![purpose];
+            params.use_authority_key_identifier_extension = true;
+            let key = KeyPair::generate().expect("key");
+            let certificate = params.signed_by(&key, &ca).expect("certificate");
+            (put(&format!("{file}.pem"), certificate.pem()), put(&format!("{file}.key"), key.serialize_pem()))
+        };
+        let (server_cert, server_key) = leaf(&["localhost", "127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, "server");
+        let (client_cert, client_key) = leaf(&["gw-01"], ExtendedKeyUsagePurpose::ClientAuth, "client");
+        Self { ca: put("ca.pem", ca.pem()), server_cert, server_key, client_cert, client_key }
+    }
+
+    /// A server that wants client certificates.
+    pub fn server(&self) -> Arc<rustls::ServerConfig> {
+        let files = forebay::tls::ServerFiles {
+            cert: self.server_cert.clone(),
+            key: self.server_key.clone(),
+            client_ca: Some(self.ca.clone()),
+        };
+        forebay::tls::server(&files).expect("server TLS")
+    }
+
+    pub fn client(&self) -> Arc<rustls::ClientConfig> {
+        let files = forebay::tls::ClientFiles {
+            ca: Some(self.ca.clone()),
+            cert: Some(self.client_cert.clone()),
+            key: Some(self.client_key.clone()),
+            ..Default::default()
+        };
+        forebay::tls::client(&files).expect("client TLS")
+    }
+}
