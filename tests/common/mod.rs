@@ -2,6 +2,9 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod broker;
+pub mod devices;
+pub mod gateway;
 pub mod pki;
 pub mod proxy;
 

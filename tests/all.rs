@@ -1,0 +1,6 @@
+//! Every test that needs more than one module: one program, so that it is linked once.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+mod nothing_lost;

@@ -1,0 +1,216 @@
+//! A real Mosquitto as the centre, and somebody who subscribes there.
+
+use super::pki::Pki;
+use super::{await_port, end, free_address, kill};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub struct Mosquitto {
+    pub tls: SocketAddr,
+    pub plain: SocketAddr,
+    config: PathBuf,
+    child: Option<Child>,
+}
+
+impl Mosquitto {
+    /// A broker with TLS and client certificates on one port, and plain TCP on another.
+    pub fn start(folder: &Path, pki: &Pki) -> Self {
+        let (tls, plain) = (free_address(), free_address());
+        let config = folder.join("mosquitto.conf");
+        let text = format!(
+            "per_listener_settings false\nallow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\nlog_type error\n\
+             listener {} 127.0.0.1\nlistener {} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\n",
+            plain.port(),
+            tls.port(),
+            pki.ca.display(),
+            pki.server_cert.display(),
+            pki.server_key.display(),
+        );
+        std::fs::write(&config, text).expect("written");
+        let mut broker = Self { tls, plain, config, child: None };
+        broker.run();
+        broker
+    }
+
+    pub fn run(&mut self) {
+        let child = Command::new("mosquitto")
+            .arg("-c")
+            .arg(&self.config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto starts; apt-get install mosquitto");
+        self.child = Some(child);
+        await_port(self.plain);
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            kill(&mut child);
+        }
+    }
+
+    /// The destination that leads here, or to `port` in front of it.
+    pub fn destination(&self, pki: &Pki, port: u16) -> String {
+        format!(
+            "\n[[destination]]\nname = \"central\"\nurl = \"mqtts://localhost:{port}\"\nrequire_subscriber = true\ntls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\" }}\n",
+            pki.ca.display(),
+            pki.client_cert.display(),
+            pki.client_key.display(),
+        )
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            end(&mut child);
+        }
+    }
+}
+
+/// One event as it arrived.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    pub topic: String,
+    pub payload: Vec<u8>,
+}
+
+impl Arrived {
+    pub fn event(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.payload).expect("a CloudEvent")
+    }
+}
+
+/// Subscribes at a broker with QoS 0, and again whenever it comes back. Mosquitto writes to such
+/// a subscriber before it acknowledges the publisher, so that its death loses nothing it had acknowledged.
+pub struct Collector {
+    arrived: Arc<Mutex<Vec<Arrived>>>,
+    is_over: Arc<AtomicBool>,
+    is_subscribed: Arc<AtomicBool>,
+}
+
+impl Collector {
+    pub fn start(broker: SocketAddr, filter: &str) -> Self {
+        let arrived = Arc::new(Mutex::new(Vec::new()));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let is_subscribed = Arc::new(AtomicBool::new(false));
+        let (theirs, over, subscribed, filter) = (Arc::clone(&arrived), Arc::clone(&is_over), Arc::clone(&is_subscribed), filter.to_owned());
+        std::thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                // A broker that is gone comes back.
+                let _ = collect(broker, &filter, &theirs, &over, &subscribed);
+                subscribed.store(false, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let collector = Self { arrived, is_over, is_subscribed };
+        let start = Instant::now();
+        while !collector.is_subscribed.load(Ordering::Relaxed) {
+            assert!(start.elapsed() < Duration::from_secs(10), "the collector cannot subscribe");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        collector
+    }
+
+    pub fn arrived(&self) -> Vec<Arrived> {
+        self.arrived.lock().expect("lock").clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.arrived.lock().expect("lock").len()
+    }
+
+    pub fn await_count(&self, count: usize, patience: Duration) -> Vec<Arrived> {
+        let start = Instant::now();
+        while self.count() < count {
+            assert!(start.elapsed() < patience, "{} of {count} arrived", self.count());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.arrived()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+fn collect(broker: SocketAddr, filter: &str, arrived: &Mutex<Vec<Arrived>>, over: &AtomicBool, subscribed: &AtomicBool) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(broker)?;
+    stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let mut hello = vec![0x10, 21, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, 9];
+    hello.extend_from_slice(b"collector");
+    stream.write_all(&hello)?;
+    let mut subscribe = vec![0x82, 5 + filter.len() as u8, 0, 1, 0, filter.len() as u8];
+    subscribe.extend_from_slice(filter.as_bytes());
+    subscribe.push(0);
+    stream.write_all(&subscribe)?;
+    let mut input = Vec::new();
+    let mut buffer = vec![0; 256 << 10];
+    while !over.load(Ordering::Relaxed) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => input.extend_from_slice(&buffer[..read]),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => continue,
+            Err(error) => return Err(error),
+        }
+        let mut at = 0;
+        let mut found = Vec::new();
+        while let Ok(Some(frame)) = forebay::sources::mqtt::frame(&input[at..], usize::MAX) {
+            match frame.first >> 4 {
+                9 => subscribed.store(true, Ordering::Relaxed),
+                3 => {
+                    let publish = forebay::sources::mqtt::publish(frame.first, frame.body, false).expect("a publish");
+                    found.push(Arrived { topic: publish.topic.to_owned(), payload: publish.payload.to_vec() });
+                }
+                _ => {}
+            }
+            at += frame.length;
+        }
+        input.drain(..at);
+        arrived.lock().expect("lock").append(&mut found);
+    }
+    Ok(())
+}
+
+/// What must hold of everything that arrived: every acknowledged event is there, each device's
+/// events in order, and what came twice has the same source and id.
+pub fn check_arrivals(arrived: &[Arrived], acknowledged: &[(usize, usize)]) {
+    let mut first_place: HashMap<(usize, usize), (String, String)> = HashMap::new();
+    let mut last: HashMap<usize, usize> = HashMap::new();
+    let mut sequences: HashMap<u64, (String, String)> = HashMap::new();
+    let mut repeats = 0;
+    for event in arrived.iter().map(Arrived::event) {
+        let id = event["id"].as_str().expect("an id").to_owned();
+        let source = event["source"].as_str().expect("a source").to_owned();
+        let message = event["data"]["msg_id"].as_str().expect("a message id");
+        let (device, number) = message.split_once('-').expect("device and number");
+        let place: (usize, usize) = (device.parse().expect("a number"), number.parse().expect("a number"));
+        let sequence: u64 = event["sequence"].as_str().expect("a sequence").parse().expect("a number");
+        let known = sequences.entry(sequence).or_insert_with(|| (source.clone(), id.clone()));
+        assert_eq!(*known, (source.clone(), id.clone()), "sequence {sequence} was given twice");
+        match first_place.get(&place) {
+            Some(before) => {
+                repeats += 1;
+                assert_eq!(*before, (source, id), "a copy of {place:?} has another identity");
+            }
+            None => {
+                let last = last.entry(place.0).or_insert(0);
+                assert!(place.1 >= *last, "device {} was at {last} when {} came for the first time", place.0, place.1);
+                *last = place.1;
+                first_place.insert(place, (source, id));
+            }
+        }
+    }
+    let missing: Vec<_> = acknowledged.iter().filter(|place| !first_place.contains_key(place)).take(5).collect();
+    assert!(missing.is_empty(), "acknowledged and never delivered: {missing:?} …");
+    println!("{} acknowledged, {} arrived, {repeats} of them repeats", acknowledged.len(), arrived.len());
+}
