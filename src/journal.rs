@@ -155,6 +155,10 @@ impl JournalError {
 
     fn from_redb(file: &Path, error: redb::Error) -> Self {
         match error {
+            // redb says so of a file that is none of its own, or that ends too early.
+            redb::Error::Io(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+                Self::Damaged { file: file.to_owned(), reason: error.to_string() }
+            }
             redb::Error::Io(error) => Self::io(file, error),
             redb::Error::PreviousIo => Self::io(file, io::Error::other("an earlier write failed")),
             redb::Error::DatabaseClosed => Self::io(file, io::Error::other("the file is closed")),
@@ -349,6 +353,8 @@ struct Log {
     tail_bytes: usize,
     settled: Vec<Settled>,
     is_settled_written: bool,
+    /// Low marks that are on the disk, by destination.
+    durable_low: BTreeMap<String, u64>,
     sequences: Vec<(u32, u64)>,
 }
 
@@ -667,12 +673,22 @@ impl Lane {
         self.next.send_modify(|_| ());
     }
 
-    /// Everything below is settled by every destination; without destinations, nothing is.
+    /// Everything below is settled by every destination, and the disk knows it; without
+    /// destinations, nothing is.
     fn settled_low(&self) -> u64 {
         if self.name == DEAD {
             return u64::MAX;
         }
-        self.log().settled.iter().map(|settled| settled.low).min().unwrap_or(0)
+        let log = self.log();
+        let lows = log.settled.iter().map(|settled| log.durable_low.get(&settled.destination).copied().unwrap_or(0));
+        lows.min().unwrap_or(0)
+    }
+
+    fn note_durable(&self, settled: &[Settled]) {
+        let mut log = self.log();
+        for settled in settled {
+            log.durable_low.insert(settled.destination.clone(), settled.low);
+        }
     }
 
     fn oldest_closed(&self) -> Option<Oldest> {

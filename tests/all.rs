@@ -4,3 +4,4 @@
 
 mod common;
 mod nothing_lost;
+mod power_cut;

@@ -339,6 +339,7 @@ fn open_lane(
         }
     }
     let log = Log {
+        durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
         segments,
         active: active.as_ref().map(|active| Arc::clone(&active.segment)),
         settled,

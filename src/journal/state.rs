@@ -15,6 +15,12 @@ const CACHE_BYTES: usize = 256 << 10;
 /// How far ahead numbers are reserved: one small commit for as many events.
 pub const RESERVE: u64 = 1 << 20;
 
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
 /// The open state.
 #[derive(Debug)]
 pub struct State {
@@ -28,38 +34,50 @@ impl State {
     pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join("state.redb");
         let state = Self { disk, path, database: Mutex::new(None) };
-        let is_new = state.disk.open(&state.path, Open::ReadOnly).is_err();
+        let found = state.disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
         let mut aside = None;
-        match state.open_database(is_new) {
+        if !found.iter().any(|(name, _)| name == "state.redb") {
+            state.create(folder)?;
+            return Ok((state, aside));
+        }
+        match state.open_database() {
             Ok(()) => {}
             Err(JournalError::Damaged { .. }) => {
-                let to = super::set_aside(&*state.disk, &state.path)?;
-                state.open_database(true)?;
-                aside = Some(to);
+                aside = Some(super::set_aside(&*state.disk, &state.path)?);
+                state.create(folder)?;
             }
             Err(error) => return Err(error),
-        }
-        if is_new || aside.is_some() {
-            state.disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
         }
         Ok((state, aside))
     }
 
-    fn open_database(&self, create: bool) -> Result<(), JournalError> {
-        let how = if create { Open::New } else { Open::Existing };
-        let file = self.disk.open(&self.path, how).map_err(|error| JournalError::io(&self.path, error))?;
+    /// Creates the file under another name first, so that a power cut never leaves half of one.
+    fn create(&self, folder: &Path) -> Result<(), JournalError> {
+        let temporary = self.path.with_extension("tmp");
+        let file = self.disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
         let database = caught(&self.path, || {
-            let mut builder = Database::builder();
-            builder.set_cache_size(CACHE_BYTES);
-            let database = builder.create_with_backend(Backend(file))?;
-            // Reading the marks once shows damage now rather than in the middle of the work.
-            if !create {
-                let read = database.begin_read()?;
-                match read.open_table(MARKS) {
-                    Ok(_) | Err(redb::TableError::TableDoesNotExist(_)) => {}
-                    Err(error) => return Err(error.into()),
-                }
+            let database = builder().create_with_backend(Backend(file))?;
+            let mut write = database.begin_write()?;
+            write.set_quick_repair(true);
+            write.open_table(MARKS)?;
+            write.commit()?;
+            Ok(database)
+        })?;
+        self.disk.rename(&temporary, &self.path).map_err(|error| JournalError::io(&self.path, error))?;
+        self.disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
+        *self.lock() = Some(database);
+        Ok(())
+    }
+
+    fn open_database(&self) -> Result<(), JournalError> {
+        let file = self.disk.open(&self.path, Open::Existing).map_err(|error| JournalError::io(&self.path, error))?;
+        let database = caught(&self.path, || {
+            if file.len()? == 0 {
+                return Err(redb::Error::Corrupted("the file is empty".into()));
             }
+            let database = builder().create_with_backend(Backend(file))?;
+            // Reading the marks once shows damage now rather than in the middle of the work.
+            database.begin_read()?.open_table(MARKS)?;
             Ok(database)
         })?;
         *self.lock() = Some(database);
@@ -75,38 +93,34 @@ impl State {
         let guard = self.lock();
         let Some(database) = guard.as_ref() else { return Err(self.closed()) };
         caught(&self.path, || {
-            let read = database.begin_read()?;
-            match read.open_table(MARKS) {
-                Ok(table) => Ok(table.get(name)?.map_or(0, |mark| mark.value())),
-                Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
-                Err(error) => Err(error.into()),
-            }
+            let table = database.begin_read()?.open_table(MARKS)?;
+            Ok(table.get(name)?.map_or(0, |mark| mark.value()))
         })
     }
 
     /// Raises marks, never lowers one, and returns when they are on the disk.
     pub fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
-        let written = {
-            let guard = self.lock();
-            let Some(database) = guard.as_ref() else { return Err(self.closed()) };
-            caught(&self.path, || {
-                let mut write = database.begin_write()?;
-                write.set_quick_repair(true);
-                {
-                    let mut table = write.open_table(MARKS)?;
-                    for (name, mark) in marks {
-                        let current = table.get(name.as_str())?.map_or(0, |mark| mark.value());
-                        table.insert(name.as_str(), current.max(*mark))?;
-                    }
+        if self.lock().is_none() {
+            self.open_database()?;
+        }
+        let mut guard = self.lock();
+        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        let written = caught(&self.path, || {
+            let mut write = database.begin_write()?;
+            write.set_quick_repair(true);
+            {
+                let mut table = write.open_table(MARKS)?;
+                for (name, mark) in marks {
+                    let current = table.get(name.as_str())?.map_or(0, |mark| mark.value());
+                    table.insert(name.as_str(), current.max(*mark))?;
                 }
-                write.commit()?;
-                Ok(())
-            })
-        };
+            }
+            write.commit()?;
+            Ok(())
+        });
         if written.is_err() {
             // A handle that has failed is never used again; the next call works on a fresh one.
-            *self.lock() = None;
-            self.open_database(false)?;
+            *guard = None;
         }
         written
     }

@@ -73,6 +73,14 @@ pub(super) struct Writer {
     committed_at: Option<Instant>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cursors {
+    /// Only if one moved since they were last handed to a commit.
+    Changed,
+    /// In any case.
+    All,
+}
+
 /// A batch made ready for the disk.
 struct Prepared {
     blocks: Vec<Arc<Block>>,
@@ -108,7 +116,7 @@ impl Writer {
                     self.rotate_when_due();
                 }
                 Work::Idle => {
-                    self.write_cursors();
+                    self.write_cursors(Cursors::Changed);
                     self.rotate_when_due();
                 }
                 Work::Close => break,
@@ -118,7 +126,7 @@ impl Writer {
                 retention::sweep(&self.lane);
             }
         }
-        self.write_cursors();
+        self.write_cursors(Cursors::Changed);
         self.lane.release_active();
         self.position.active = None;
         self.lane.gather.closed();
@@ -187,6 +195,9 @@ impl Writer {
             }
         }
         self.lane.grow(active.bytes);
+        if let Some(first) = prepared.blocks.first() {
+            self.lane.note_durable(&first.header.settled);
+        }
         Ok(())
     }
 
@@ -199,7 +210,7 @@ impl Writer {
         self.lane.release_active();
     }
 
-    fn check_room(&self) -> Result<(), Condition> {
+    fn check_room(&mut self) -> Result<(), Condition> {
         let core = &self.lane.core;
         match core.disk.free_bytes(&self.lane.folder) {
             Ok(free) if free < core.reserve_bytes => {
@@ -211,16 +222,23 @@ impl Writer {
             Ok(_) => {}
             Err(error) => return Err(Condition::Failed(format!("{}: {error}", self.lane.folder.display()))),
         }
-        if self.lane.bytes() > self.lane.config.budget {
-            retention::sweep(&self.lane);
-            if self.lane.bytes() > self.lane.config.budget {
-                return Err(Condition::Full(format!(
-                    "the budget of {} is used up by events that central has not acknowledged",
-                    crate::setting::Bytes(self.lane.config.budget)
-                )));
-            }
+        if self.lane.bytes() <= self.lane.config.budget {
+            return Ok(());
         }
-        Ok(())
+        // Segments leave only behind cursors that are on the disk.
+        if self.position.active.is_none() {
+            self.begin_segment()?;
+        } else {
+            self.write_cursors(Cursors::All);
+        }
+        retention::sweep(&self.lane);
+        if self.lane.bytes() <= self.lane.config.budget {
+            return Ok(());
+        }
+        Err(Condition::Full(format!(
+            "the budget of {} is used up by events that central has not acknowledged",
+            crate::setting::Bytes(self.lane.config.budget)
+        )))
     }
 
     /// Numbers beyond the reserved ones may be used only once more are reserved.
@@ -272,6 +290,7 @@ impl Writer {
         lane.core.state.raise(&[(lane.segment_mark(), first)]).map_err(|error| Condition::of(&error))?;
         let segment = Arc::new(segment);
         lane.begin_active(first, Arc::clone(&segment));
+        lane.note_durable(&summary.settled);
         self.position.active = Some(Active {
             segment,
             summary,
@@ -303,23 +322,24 @@ impl Writer {
             streams: active.parts.values().copied().collect(),
         });
         // Without its summary a segment is read like one that a crash left, which is slower and no loss.
-        if let Err(error) = active.segment.write(&[], Some(&active.summary), &active.prints) {
-            tracing::warn!(lane = %self.lane.name, %error, "a segment could not be closed cleanly");
+        match active.segment.write(&[], Some(&active.summary), &active.prints) {
+            Ok(()) => self.lane.note_durable(&active.summary.settled),
+            Err(error) => tracing::warn!(lane = %self.lane.name, %error, "a segment could not be closed cleanly"),
         }
         drop(active);
         self.lane.release_active();
     }
 
-    fn write_cursors(&mut self) {
+    fn write_cursors(&mut self, which: Cursors) {
         let Some(active) = &mut self.position.active else { return };
-        if !self.lane.has_unwritten_cursors() {
+        if which == Cursors::Changed && !self.lane.has_unwritten_cursors() {
             return;
         }
         active.summary.settled = self.lane.take_settled(true);
-        let written = active.segment.write(&[], Some(&active.summary), &[]);
-        if let Err(error) = written {
+        match active.segment.write(&[], Some(&active.summary), &[]) {
+            Ok(()) => self.lane.note_durable(&active.summary.settled),
             // Losing a cursor only repeats events.
-            self.poisoned(&error);
+            Err(error) => self.poisoned(&error),
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod devices;
+pub mod fault_disk;
 pub mod gateway;
 pub mod pki;
 pub mod proxy;
