@@ -244,12 +244,10 @@ impl Handles {
         while next < dead.end() && letters.len() < limit {
             match dead.look(next) {
                 Ok(Found::Block(block)) => {
-                    let mut offset = block.header.first;
-                    for record in block.records() {
+                    for (offset, record) in (block.header.first..).zip(block.records()) {
                         if offset >= next && letters.len() < limit {
                             letters.extend(letter(offset, block.header.recorded, &record));
                         }
-                        offset += 1;
                     }
                     next = next.max(block.end());
                 }
@@ -266,7 +264,14 @@ fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
     let text = std::str::from_utf8(&letter.payload).ok().map(str::to_owned);
     let encoded = text.is_none().then(|| base64::engine::general_purpose::STANDARD.encode(&letter.payload));
     let payload_bytes = letter.payload.len();
-    Some(Letter { id, recorded: recorded.to_string(), letter, payload_bytes, payload_text: text, payload_base64: encoded })
+    Some(Letter {
+        id,
+        recorded: recorded.to_string(),
+        letter,
+        payload_bytes,
+        payload_text: text,
+        payload_base64: encoded,
+    })
 }
 
 impl LinkHandle {
@@ -378,7 +383,10 @@ async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Respons
     let found = off_thread(move || app.handles.letters(id, 1).into_iter().find(|letter| letter.id == id)).await;
     match found {
         Ok(Some(letter)) => Json(letter).into_response(),
-        Ok(None) => (StatusCode::NOT_FOUND, format!("there is no dead letter {id}; `forebay dead list` shows which there are")).into_response(),
+        Ok(None) => {
+            (StatusCode::NOT_FOUND, format!("there is no dead letter {id}; `forebay dead list` shows which there are"))
+                .into_response()
+        }
         Err(code) => code.into_response(),
     }
 }
@@ -437,12 +445,10 @@ async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Sende
             Some(Found::Lost { to }) => next = to.max(next + 1),
             Some(Found::Block(block)) => {
                 let mut lines = Vec::new();
-                let mut offset = block.header.first;
-                for record in block.records() {
+                for (offset, record) in (block.header.first..).zip(block.records()) {
                     if offset >= next {
                         push_seen(&lane, offset, block.header.recorded, &record, stream.as_deref(), &mut lines);
                     }
-                    offset += 1;
                 }
                 next = next.max(block.end());
                 // A reader that went away shows at the next event.
@@ -454,8 +460,16 @@ async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Sende
     }
 }
 
-fn push_seen(lane: &Lane, offset: u64, recorded: Timestamp, record: &Record<'_>, wanted: Option<&str>, lines: &mut Vec<u8>) {
-    let stream = lane.published(record.publication).map_or_else(String::new, |published| published.publication.stream.clone());
+fn push_seen(
+    lane: &Lane,
+    offset: u64,
+    recorded: Timestamp,
+    record: &Record<'_>,
+    wanted: Option<&str>,
+    lines: &mut Vec<u8>,
+) {
+    let stream =
+        lane.published(record.publication).map_or_else(String::new, |published| published.publication.stream.clone());
     if wanted.is_some_and(|wanted| wanted != stream) {
         return;
     }

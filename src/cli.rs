@@ -21,7 +21,12 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
-#[command(name = "forebay", version, about = "An edge gateway that holds a plant's events in front of the WAN and delivers every one of them.", max_term_width = 100)]
+#[command(
+    name = "forebay",
+    version,
+    about = "An edge gateway that holds a plant's events in front of the WAN and delivers every one of them.",
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -165,7 +170,9 @@ pub fn main() -> ExitCode {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe))
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -191,7 +198,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Dead(Dead::List { at, limit }) => {
             let letters: Vec<crate::admin::Letter> = ask(&at, &format!("/dead?limit={limit}"))?;
-            print(&at, &letters, show::letters)
+            print(&at, &letters, |letters, is_coloured| show::letters(letters, is_coloured))
         }
         Command::Dead(Dead::Show { id, at }) => {
             let letter: crate::admin::Letter = ask(&at, &format!("/dead/{id}"))?;
@@ -253,10 +260,17 @@ fn check_config(check: &Check) -> anyhow::Result<ExitCode> {
         Ok(config) => (&[][..], &config.warnings[..], config.contracts.iter().count()),
         Err(problems) => (&problems[..], &[][..], 0),
     };
-    report(check, problems, warnings, || format!("{}: good, with {}", check.config.display(), counted(contracts, "contract")))
+    report(check, problems, warnings, || {
+        format!("{}: good, with {}", check.config.display(), counted(contracts, "contract"))
+    })
 }
 
-fn report(check: &Check, problems: &[crate::setting::Problem], warnings: &[crate::setting::Problem], good: impl Fn() -> String) -> anyhow::Result<ExitCode> {
+fn report(
+    check: &Check,
+    problems: &[crate::setting::Problem],
+    warnings: &[crate::setting::Problem],
+    good: impl Fn() -> String,
+) -> anyhow::Result<ExitCode> {
     let as_json = |list: &[crate::setting::Problem]| -> Vec<_> {
         list.iter()
             .map(|problem| serde_json::json!({"file": problem.file, "line": problem.line, "key": problem.key, "message": problem.message}))
@@ -303,7 +317,10 @@ fn check_contracts(check: &Check) -> anyhow::Result<ExitCode> {
                 file: contract.file.clone(),
                 line: 0,
                 key: String::new(),
-                message: format!("{broken}; consumers of version {} would break: give it a new major version", current.map_or("", |c| &c.version)),
+                message: format!(
+                    "{broken}; consumers of version {} would break: give it a new major version",
+                    current.map_or("", |c| &c.version)
+                ),
             });
         }
         lines.push(format!("{:<40} {:<10} {:<10} {word}", next.stream_id(), next.version, next.lane));
@@ -325,7 +342,8 @@ fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T>
 }
 
 fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {
-    let text = if at.json { serde_json::to_string_pretty(value)? } else { show(value, std::io::stdout().is_terminal()) };
+    let text =
+        if at.json { serde_json::to_string_pretty(value)? } else { show(value, std::io::stdout().is_terminal()) };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -333,7 +351,9 @@ fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> Str
 fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
     let socket = socket_path(&tail.at)?;
     let path = match &tail.stream {
-        Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => format!("/tail?stream={stream}"),
+        Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => {
+            format!("/tail?stream={stream}")
+        }
         Some(stream) => bail!("\"{stream}\" is no stream name"),
         None => "/tail".into(),
     };

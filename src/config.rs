@@ -145,7 +145,10 @@ impl Config {
             Some(path) => match std::fs::read(path) {
                 Ok(key) if key.len() >= 16 => key,
                 Ok(key) => {
-                    problems.push(document.problem("mask_key", format!("{} holds {} bytes; at least 16 are needed", path.display(), key.len())));
+                    problems.push(document.problem(
+                        "mask_key",
+                        format!("{} holds {} bytes; at least 16 are needed", path.display(), key.len()),
+                    ));
                     Vec::new()
                 }
                 Err(error) => {
@@ -154,7 +157,12 @@ impl Config {
                 }
             },
         };
-        let surroundings = Surroundings { environment: raw.environment.clone(), site: raw.site.clone(), gateway: name, namespace: raw.namespace.clone() };
+        let surroundings = Surroundings {
+            environment: raw.environment.clone(),
+            site: raw.site.clone(),
+            gateway: name,
+            namespace: raw.namespace.clone(),
+        };
         let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
         let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.is_empty());
         let (contracts, warnings) = loaded.unwrap_or_else(|found| {
@@ -239,7 +247,9 @@ fn check_lanes(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> 
             problems.push(document.problem(format!("lane.{name}"), message));
         }
         if name == journal::DEAD {
-            problems.push(document.problem(format!("lane.{name}"), "\"dead\" is taken: the log of dead letters has that name"));
+            problems.push(
+                document.problem(format!("lane.{name}"), "\"dead\" is taken: the log of dead letters has that name"),
+            );
         }
         let index = lanes.iter().position(|lane| lane.name == *name).unwrap_or_else(|| {
             lanes.push(LaneConfig { name: name.clone(), budget: LANES[1].2, linger: LANES[1].1 });
@@ -247,13 +257,21 @@ fn check_lanes(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> 
         });
         if let Some(budget) = settings.budget {
             if budget.0 < BUDGET_MIN {
-                problems.push(document.problem(key("budget"), format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN))));
+                problems.push(document.problem(
+                    key("budget"),
+                    format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN)),
+                ));
             }
             lanes[index].budget = budget.0;
         }
         if let Some(linger) = settings.linger {
             if linger.0 > LINGER_MAX {
-                problems.push(document.problem(key("linger"), format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX))));
+                problems.push(
+                    document.problem(
+                        key("linger"),
+                        format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX)),
+                    ),
+                );
             }
             lanes[index].linger = linger.0;
         }
@@ -269,7 +287,10 @@ fn check_sources(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
         }
         let before = &raw.source.mqtt[..index];
         if before.iter().any(|other| other.name == source.name) {
-            problems.push(document.problem(key("name"), format!("\"{}\" is taken by a source above; names are unique", source.name)));
+            problems.push(
+                document
+                    .problem(key("name"), format!("\"{}\" is taken by a source above; names are unique", source.name)),
+            );
         }
         if source.listen.port() != 0 && before.iter().any(|other| other.listen == source.listen) {
             problems.push(document.problem(key("listen"), format!("{} is taken by a source above", source.listen)));
@@ -278,14 +299,23 @@ fn check_sources(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
             problems.push(document.problem(key(part), message));
         }
         if source.anonymous == Some(true) && !source.listen.ip().is_loopback() && raw.environment == "production" {
-            problems.push(document.problem(key("anonymous"), "true off loopback is not allowed in environment \"production\"; set passwords or tls.client_ca"));
+            problems.push(document.problem(
+                key("anonymous"),
+                "true off loopback is not allowed in environment \"production\"; set passwords or tls.client_ca",
+            ));
         }
         let lets_nobody_in = source.passwords.is_none()
             && source.anonymous != Some(true)
             && source.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())
             && !source.listen.ip().is_loopback();
         if lets_nobody_in {
-            problems.push(document.problem(key("listen"), format!("{} is not loopback and nobody could log in; set passwords, tls.client_ca, or anonymous = true", source.listen)));
+            problems.push(document.problem(
+                key("listen"),
+                format!(
+                    "{} is not loopback and nobody could log in; set passwords, tls.client_ca, or anonymous = true",
+                    source.listen
+                ),
+            ));
         }
         if let Some(files) = &source.tls
             && let Err(error) = tls::server(files)
@@ -307,7 +337,10 @@ fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Proble
             problems.push(document.problem(key("name"), message));
         }
         if raw.destination[..index].iter().any(|other| other.name == destination.name) {
-            problems.push(document.problem(key("name"), format!("\"{}\" is taken by a destination above; names are unique", destination.name)));
+            problems.push(document.problem(
+                key("name"),
+                format!("\"{}\" is taken by a destination above; names are unique", destination.name),
+            ));
         }
         if destination.window == 0 {
             problems.push(document.problem(key("window"), "0 is not allowed; 1 to 65535 are"));
@@ -321,7 +354,10 @@ fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Proble
             }
             Ok(_) if raw.environment == "production" => problems.push(document.problem(
                 key("url"),
-                format!("\"{}\" is without TLS, which is not allowed in environment \"production\"; use mqtts://", destination.url),
+                format!(
+                    "\"{}\" is without TLS, which is not allowed in environment \"production\"; use mqtts://",
+                    destination.url
+                ),
             )),
             Ok(_) => {}
         }
@@ -331,7 +367,8 @@ fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Proble
         if let Some(file) = &destination.password_file
             && let Err(error) = std::fs::read(file)
         {
-            problems.push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
+            problems
+                .push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
         }
     }
 }

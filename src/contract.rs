@@ -14,14 +14,15 @@ mod publication;
 
 pub use change::breaking_changes;
 pub use json::{Pointer, Tree, push_json_string};
+pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
 
 use crate::event::{Content, Timestamp};
 use crate::setting::Problem;
 use hmac::{Hmac, KeyInit, Mac};
-use jsonschema::Validator;
 use json::Payload;
-use pattern::{Pattern, Template};
+use jsonschema::Validator;
+use pattern::Template;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -241,7 +242,9 @@ impl Contract {
         if let Some(pointer) = &self.id {
             match tree.at(pointer).and_then(Tree::scalar) {
                 Some(text) if !text.is_empty() && text.len() <= ID_BYTES_MAX => id = Some(text),
-                Some(text) => broken(format!("{pointer}: is {} bytes long; an id has 1 to {ID_BYTES_MAX}", text.len()))?,
+                Some(text) => {
+                    broken(format!("{pointer}: is {} bytes long; an id has 1 to {ID_BYTES_MAX}", text.len()))?
+                }
                 None => broken(format!("{pointer}: is missing, or is neither text nor number"))?,
             }
         }
@@ -253,7 +256,9 @@ impl Contract {
                 _ => None,
             };
             if time.is_none() {
-                broken(format!("{pointer}: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z, or a number since 1970"))?;
+                broken(format!(
+                    "{pointer}: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z, or a number since 1970"
+                ))?;
             }
         }
         Ok((id, time, key, violation))

@@ -1,7 +1,33 @@
-//! The demo.
+//! The demo: devices, the real gateway with a real journal, a central broker, and a WAN between
+//! them that can be cut.
+//!
+//! Promise: the gateway is the one that `forebay run` starts; only what surrounds it is made for
+//! the demo. Nothing outside the demo's folder is touched.
 
-use std::path::PathBuf;
-use std::time::Duration;
+mod central;
+mod device;
+mod wan;
+
+use crate::admin::{Handles, Status};
+use crate::clock;
+use crate::config::Config;
+use crate::contract::{Surroundings, push_json_string};
+use crate::event::Timestamp;
+use crate::gateway::Gateway;
+use crate::setting::{grouped as number, rough};
+use crate::shutdown;
+use crate::telemetry::Snapshot;
+use anyhow::{Context, anyhow};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 /// What the demo is to do.
 #[derive(Debug)]
@@ -16,7 +42,342 @@ pub struct Plan {
     pub rate: u32,
 }
 
+const DEVICES: u32 = 10;
+/// A planned outage begins this long after the start, so that one sees the calm before it.
+const OUTAGE_AFTER: Duration = Duration::from_secs(10);
+/// How long the end waits for the backlog, if the WAN is up.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// The ready contracts, as they are in `config/contracts`.
+const CONTRACTS: [(&str, &str); 10] = [
+    ("machine-state.toml", include_str!("../config/contracts/machine-state.toml")),
+    ("machine-count.toml", include_str!("../config/contracts/machine-count.toml")),
+    ("machine-alarm.toml", include_str!("../config/contracts/machine-alarm.toml")),
+    ("quality-result.toml", include_str!("../config/contracts/quality-result.toml")),
+    ("energy-meter.toml", include_str!("../config/contracts/energy-meter.toml")),
+    ("schemas/machine-state.v1.json", include_str!("../config/contracts/schemas/machine-state.v1.json")),
+    ("schemas/machine-count.v1.json", include_str!("../config/contracts/schemas/machine-count.v1.json")),
+    ("schemas/machine-alarm.v1.json", include_str!("../config/contracts/schemas/machine-alarm.v1.json")),
+    ("schemas/quality-result.v1.json", include_str!("../config/contracts/schemas/quality-result.v1.json")),
+    ("schemas/energy-meter.v1.json", include_str!("../config/contracts/schemas/energy-meter.v1.json")),
+];
+
 /// Runs the demo until it is interrupted.
-pub async fn run(_plan: Plan) -> anyhow::Result<()> {
+pub async fn run(plan: Plan) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let folder = prepare(&plan.folder)?;
+    let central = central::start(&folder).await.context("the stand-in for the central broker")?;
+    let wan = wan::Wan::start(central.address).await?;
+    write_config(&folder, wan.address.port())?;
+    let config = Config::load(&folder.join("forebay.toml")).map_err(|problems| {
+        let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        anyhow!("{}", lines.join("\n"))
+    })?;
+    let around = config.surroundings.clone();
+    let gateway = Gateway::start(config).await?;
+    let listening = *gateway.addresses.first().context("the gateway has a listener")?;
+    let (stop_devices, devices_stop) = shutdown::pair();
+    let mut devices = tokio::task::JoinSet::new();
+    for index in 0..DEVICES {
+        devices.spawn(device::live(index, DEVICES, plan.rate, listening, devices_stop.clone()));
+    }
+    explain(&plan, &folder, &around, listening.port(), central.address.port());
+
+    let screen = Screen { is_live: std::io::stdout().is_terminal() };
+    let (keys, _raw) = watch_keys();
+    let started = clock::instant();
+    let mut watcher = Watcher::new(Arc::clone(gateway.handles()), wan, keys);
+    let planned = plan.outage.map(|length| (started + OUTAGE_AFTER, started + OUTAGE_AFTER + length));
+    let until = plan.run_for.map(|length| started + length);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = watcher.watch(&screen, planned, until) => {}
+    }
+    screen.done();
+    stop_devices.begin();
+    while devices.join_next().await.is_some() {}
+    watcher.drain().await;
+    balance(&watcher.handles.status(), central.received());
+    drop(watcher);
+    gateway.stop().await;
+    println!(
+        "Everything is in {}; remove the folder to begin anew, or start again to go on with its journal.",
+        folder.display()
+    );
     Ok(())
+}
+
+/// Makes the folder, the contracts and the certificates.
+fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(folder.join("contracts/schemas"))
+        .with_context(|| format!("the folder {}", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    for (name, text) in CONTRACTS {
+        std::fs::write(folder.join("contracts").join(name), text)?;
+    }
+    let mut params = CertificateParams::new(vec![])?;
+    params.distinguished_name.push(DnType::CommonName, "Forebay demo authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+    params.distinguished_name.push(DnType::CommonName, "localhost");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &authority)?;
+    std::fs::write(folder.join("ca.pem"), authority.pem())?;
+    std::fs::write(folder.join("central.pem"), certificate.pem())?;
+    std::fs::write(folder.join("central.key"), key.serialize_pem())?;
+    Ok(folder)
+}
+
+fn write_config(folder: &Path, central: u16) -> anyhow::Result<()> {
+    let config = format!(
+        r#"# Written by `forebay demo`.
+environment = "demo"
+site = "plant-01"
+name = "gw-demo"
+namespace = "com.example.mfg"
+data_dir = "data"
+
+[[source.mqtt]]
+name = "shopfloor"
+listen = "127.0.0.1:0"
+
+[[destination]]
+name = "central"
+url = "mqtts://localhost:{central}"
+tls = {{ ca = "ca.pem" }}
+
+# Each device of the demo mixes lanes on its one connection, and MQTT wants its acknowledgements in
+# order: with the usual 250 ms of the bulk lane one would see little of the others' speed.
+[lane.bulk]
+linger = "10ms"
+[lane.standard]
+linger = "10ms"
+"#
+    );
+    std::fs::write(folder.join("forebay.toml"), config)?;
+    Ok(())
+}
+
+fn explain(plan: &Plan, folder: &Path, around: &Surroundings, listening: u16, central: u16) {
+    let shown = folder.display();
+    println!(
+        "Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening};",
+        plan.rate
+    );
+    println!("it stores them in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
+    println!("Look at it from another terminal:");
+    println!(
+        "  mosquitto_sub --cafile {shown}/ca.pem -h localhost -p {central} -v -t '{}/{}/#'",
+        around.environment, around.site
+    );
+    println!("  forebay status --config {shown}/forebay.toml");
+    println!("  forebay tail --config {shown}/forebay.toml");
+    println!("  forebay dead list --config {shown}/forebay.toml     (a device now and then sends nonsense)\n");
+    let can_type = std::io::stdin().is_terminal();
+    println!(
+        "{}Ctrl-C ends with the balance.\n",
+        if can_type { "Press w to cut the WAN, and again to restore it. " } else { "" }
+    );
+}
+
+/// What keys are pressed; the second value restores the terminal.
+fn watch_keys() -> (mpsc::Receiver<u8>, Option<RawTerminal>) {
+    let (sender, receiver) = mpsc::channel(8);
+    if !std::io::stdin().is_terminal() {
+        return (receiver, None);
+    }
+    let raw = RawTerminal::new();
+    // The thread ends with the process: a read of the terminal cannot be interrupted.
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1)) {
+            if sender.blocking_send(byte[0]).is_err() {
+                return;
+            }
+        }
+    });
+    (receiver, raw)
+}
+
+/// A terminal that hands on each key at once; as before when dropped.
+struct RawTerminal(rustix::termios::Termios);
+
+impl RawTerminal {
+    fn new() -> Option<Self> {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let before = tcgetattr(std::io::stdin()).ok()?;
+        let mut raw = before.clone();
+        raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, &self.0);
+    }
+}
+
+struct Screen {
+    is_live: bool,
+}
+
+impl Screen {
+    fn line(&self, line: &str) {
+        let mut out = std::io::stdout().lock();
+        // A closed standard output ends nothing: the balance matters more than the show.
+        let _ = if self.is_live { write!(out, "\r\x1b[2K{line}") } else { writeln!(out, "{line}") };
+        let _ = out.flush();
+    }
+
+    fn done(&self) {
+        if self.is_live {
+            println!("\n");
+        }
+    }
+}
+
+struct Watcher {
+    handles: Arc<Handles>,
+    wan: wan::Wan,
+    keys: mpsc::Receiver<u8>,
+    acks: Snapshot,
+}
+
+impl Watcher {
+    fn new(handles: Arc<Handles>, wan: wan::Wan, keys: mpsc::Receiver<u8>) -> Self {
+        Self { handles, wan, keys, acks: Snapshot::default() }
+    }
+
+    /// Shows the live line, and cuts and restores the WAN, until it is time.
+    async fn watch(&mut self, screen: &Screen, mut planned: Option<(Instant, Instant)>, until: Option<Instant>) {
+        let mut beat = tokio::time::interval(Duration::from_millis(if screen.is_live { 250 } else { 1000 }));
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {}
+                Some(key) = self.keys.recv() => match key {
+                    b'w' | b'W' | b' ' => self.wan.cut(!self.wan.is_cut()),
+                    b'q' | b'Q' => return,
+                    _ => {}
+                },
+            }
+            let now = clock::instant();
+            if let Some((from, to)) = planned {
+                if now >= to {
+                    self.wan.cut(false);
+                    planned = None;
+                } else if now >= from {
+                    self.wan.cut(true);
+                }
+            }
+            if until.is_some_and(|until| now >= until) {
+                return;
+            }
+            let handles = Arc::clone(&self.handles);
+            let Ok(status) = tokio::task::spawn_blocking(move || handles.status()).await else { return };
+            screen.line(&self.live(&status));
+        }
+    }
+
+    fn live(&mut self, status: &Status) -> String {
+        let sums = Sums::of(status);
+        let acks = self.handles.sources.first().map(|source| source.stats.ack.snapshot()).unwrap_or_default();
+        let p99 = acks.since(&self.acks).quantile(0.99);
+        self.acks = acks;
+        let oldest = status.lanes.iter().flat_map(|lane| &lane.destinations).filter_map(|to| to.oldest).min();
+        let links = &status.links;
+        let up = links.iter().filter(|link| link.is_up).count();
+        let link = match (self.wan.is_cut(), up) {
+            (true, _) => "WAN CUT".to_owned(),
+            (false, up) if up == links.len() => "link up".to_owned(),
+            (false, up) => format!("link {up}/{}", links.len()),
+        };
+        format!(
+            "accepted {:>9}   delivered {:>9}   queued {:>7}   oldest {:>6}   p99 to ack {:>5.1} ms   {link}",
+            number(sums.accepted),
+            number(sums.delivered),
+            number(sums.queued),
+            oldest.map_or_else(|| "-".to_owned(), |at| rough(Timestamp::from(clock::wall()).since(Timestamp(at)))),
+            p99.as_secs_f64() * 1e3,
+        )
+    }
+
+    /// Lets the backlog go, if the WAN is up.
+    async fn drain(&mut self) {
+        if self.wan.is_cut() {
+            return;
+        }
+        let deadline = clock::instant() + DRAIN_WAIT_MAX;
+        while Sums::of(&self.handles.status()).queued > 0 && clock::instant() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    accepted: u64,
+    delivered: u64,
+    queued: u64,
+    dead: u64,
+}
+
+impl Sums {
+    fn of(status: &Status) -> Self {
+        let mut sums = Self::default();
+        for lane in &status.lanes {
+            sums.accepted += lane.accepted;
+            for to in &lane.destinations {
+                sums.delivered += to.delivered;
+                sums.queued += to.queued;
+                sums.dead += to.dead;
+            }
+        }
+        sums
+    }
+}
+
+fn balance(status: &Status, received: u64) {
+    let sums = Sums::of(status);
+    let intake = status.dead.total - sums.dead;
+    let out = sums.delivered + sums.queued + sums.dead;
+    println!("The balance of this journal, since it was begun:\n");
+    println!("  {:>12}  events accepted", number(sums.accepted));
+    println!("  {:>12}  delivered", number(sums.delivered));
+    println!(
+        "  {:>12}  queued{}",
+        number(sums.queued),
+        if sums.queued > 0 { ": they are in the journal, and go out at the next start" } else { "" }
+    );
+    println!("  {:>12}  dead letters of central", number(sums.dead));
+    println!(
+        "  {:>12}  {}\n",
+        number(sums.accepted.abs_diff(out)),
+        if sums.accepted == out { "missing: it balances" } else { "DIFFERENCE: it does not balance" }
+    );
+    println!("  {:>12}  messages were dead letters on the way in: held, with the reason", number(intake));
+    println!("  {:>12}  publishes arrived at central in this run, repeats included\n", number(received));
+}
+
+/// A JSON object of one level from names and values; values are JSON already.
+fn object(members: &[(&str, String)]) -> Vec<u8> {
+    let mut out = vec![b'{'];
+    for (index, (name, value)) in members.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push_json_string(&mut out, name);
+        out.push(b':');
+        out.extend_from_slice(value.as_bytes());
+    }
+    out.push(b'}');
+    out
 }

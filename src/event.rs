@@ -12,9 +12,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A moment in UTC, in microseconds since 1970-01-01T00:00:00Z.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
 
@@ -143,11 +141,7 @@ impl fmt::Display for Id<'_> {
         match self {
             Id::Uuid(bytes) => {
                 let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
-                f.write_str(
-                    uuid::Uuid::from_bytes(*bytes)
-                        .hyphenated()
-                        .encode_lower(&mut text),
-                )
+                f.write_str(uuid::Uuid::from_bytes(*bytes).hyphenated().encode_lower(&mut text))
             }
             Id::Text(text) => f.write_str(text),
         }

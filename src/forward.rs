@@ -206,7 +206,13 @@ enum End {
 
 impl Forwarder {
     /// A forwarder for a lane. `client` is its MQTT client id.
-    pub fn new(config: Arc<Config>, client: String, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
+    pub fn new(
+        config: Arc<Config>,
+        client: String,
+        lane: &Arc<Lane>,
+        dead: &Arc<Lane>,
+        stats: Arc<Stats>,
+    ) -> Result<Self, String> {
         let target = config.target()?;
         Ok(Self {
             target,
@@ -343,7 +349,8 @@ impl Forwarder {
                     None => continue,
                 }
             }
-            let window = if refused.is_some() { 0 } else { usize::from(self.config.window.min(limits.receive_maximum)) };
+            let window =
+                if refused.is_some() { 0 } else { usize::from(self.config.window.min(limits.receive_maximum)) };
             if let Err(end) = self.fill(session, output, window).await {
                 return end;
             }
@@ -383,7 +390,13 @@ impl Forwarder {
     }
 
     /// Keeps the session alive without sending anything.
-    async fn idle(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown, wait: Duration) -> Option<End> {
+    async fn idle(
+        &mut self,
+        session: &mut Session,
+        output: &mut Output,
+        shutdown: &mut Shutdown,
+        wait: Duration,
+    ) -> Option<End> {
         let pause = tokio::time::sleep(wait);
         tokio::pin!(pause);
         loop {
@@ -528,11 +541,23 @@ impl Forwarder {
             let id = self.flight.next_id();
             let out = &self.rendering;
             let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
-            link::push_publish(&mut output.bytes, session.protocol(), id, false, &out.topic, content_type, &out.properties, &out.payload);
+            link::push_publish(
+                &mut output.bytes,
+                session.protocol(),
+                id,
+                false,
+                &out.topic,
+                content_type,
+                &out.properties,
+                &out.payload,
+            );
             let bytes = output.bytes.len() - start;
             if bytes > limits.packet_bytes_max {
                 output.bytes.truncate(start);
-                poison.push((offset, format!("packet of {bytes} bytes: the broker takes {} at most", limits.packet_bytes_max)));
+                poison.push((
+                    offset,
+                    format!("packet of {bytes} bytes: the broker takes {} at most", limits.packet_bytes_max),
+                ));
                 continue;
             }
             self.flight.push(offset, published.stream, now);
@@ -579,7 +604,9 @@ impl Forwarder {
                 }
             };
             let Some(sent) = self.flight.answered(id) else {
-                end = Err(End::Lost(LinkError::Protocol(format!("an acknowledgement of packet {id}, which is not in flight"))));
+                end = Err(End::Lost(LinkError::Protocol(format!(
+                    "an acknowledgement of packet {id}, which is not in flight"
+                ))));
                 break;
             };
             match refusal {
@@ -587,7 +614,9 @@ impl Forwarder {
                     self.stats.answer.record(now.duration_since(sent.at), 1);
                     settled.push((sent.offset, sent.stream, Outcome::Delivered));
                 }
-                Some(Refusal::ForEver(code, why)) => poison.push((sent.offset, format!("central refuses it: 0x{code:02x} {why}"))),
+                Some(Refusal::ForEver(code, why)) => {
+                    poison.push((sent.offset, format!("central refuses it: 0x{code:02x} {why}")))
+                }
                 Some(Refusal::ForNow(code, why)) => {
                     self.stats.refused_for_now.add(1);
                     if let Some(held_back) = self.warnings.allow(now) {
@@ -616,7 +645,9 @@ impl Forwarder {
         for (offset, reason) in events {
             let lane = Arc::clone(&self.lane);
             let at = *offset;
-            let Ok(Ok(Found::Block(block))) = tokio::task::spawn_blocking(move || lane.look(at)).await else { continue };
+            let Ok(Ok(Found::Block(block))) = tokio::task::spawn_blocking(move || lane.look(at)).await else {
+                continue;
+            };
             let mut sequences: Vec<_> = block.header.runs.iter().map(|run| (run.stream, run.first)).collect();
             let mut place = block.start();
             let mut current = block.header.first;

@@ -68,7 +68,8 @@ impl Gateway {
         let journal_config = config.journal.clone();
         let started = clock::instant();
         // Opening may repair, which reads from the disk: not on a thread that serves.
-        let journal = tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
+        let journal =
+            tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, config.mask_key)?);
@@ -81,8 +82,9 @@ impl Gateway {
                 let stats = Arc::new(forward::Stats::default());
                 let around = &config.surroundings;
                 let client = format!("forebay-{}-{}-{}-{}", around.environment, around.site, around.gateway, lane.name);
-                let forwarder = Forwarder::new(Arc::clone(&destination), client, lane, journal.dead(), Arc::clone(&stats))
-                    .map_err(anyhow::Error::msg)?;
+                let forwarder =
+                    Forwarder::new(Arc::clone(&destination), client, lane, journal.dead(), Arc::clone(&stats))
+                        .map_err(anyhow::Error::msg)?;
                 outward.tasks.push(tokio::spawn(forwarder.run(outward.trigger.subscribe())));
                 links.push(LinkHandle { lane: Arc::clone(lane), destination: destination.name.clone(), stats });
             }
@@ -98,7 +100,8 @@ impl Gateway {
         for listener in config.listeners {
             let stats = Arc::new(mqtt::Stats::default());
             let name = listener.name.clone();
-            let listener = Listener::open(listener, Arc::clone(&ingest), Arc::clone(&stats)).with_context(|| format!("source \"{name}\""))?;
+            let listener = Listener::open(listener, Arc::clone(&ingest), Arc::clone(&stats))
+                .with_context(|| format!("source \"{name}\""))?;
             let address = listener.address()?;
             addresses.push(address);
             sources.push(SourceHandle { name, address, stats });
@@ -113,7 +116,8 @@ impl Gateway {
             links,
         });
         let mut side = Stage::new();
-        let socket = admin::listen(&config.socket).with_context(|| format!("the command socket {}", config.socket.display()))?;
+        let socket =
+            admin::listen(&config.socket).with_context(|| format!("the command socket {}", config.socket.display()))?;
         side.tasks.push(tokio::spawn(admin::serve(socket, Arc::clone(&handles), side.trigger.subscribe())));
         // Last, so that whoever connects finds everything else there.
         for listener in listeners {

@@ -156,7 +156,9 @@ impl JournalError {
     fn from_redb(file: &Path, error: redb::Error) -> Self {
         match error {
             // redb says so of a file that is none of its own, or that ends too early.
-            redb::Error::Io(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+            redb::Error::Io(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
                 Self::Damaged { file: file.to_owned(), reason: error.to_string() }
             }
             redb::Error::Io(error) => Self::io(file, error),
@@ -203,7 +205,9 @@ pub enum Condition {
 impl Condition {
     fn of(error: &JournalError) -> Self {
         match error {
-            JournalError::Io { error, .. } if error.raw_os_error() == Some(28) => Self::Full(format!("the disk is full ({error})")),
+            JournalError::Io { error, .. } if error.raw_os_error() == Some(28) => {
+                Self::Full(format!("the disk is full ({error})"))
+            }
             other => Self::Failed(other.to_string()),
         }
     }
@@ -557,8 +561,12 @@ impl Lane {
         }
         match &condition {
             Condition::Good => tracing::info!(lane = %self.name, "the lane takes events again"),
-            Condition::Full(reason) => tracing::error!(lane = %self.name, %reason, "the lane is full: nothing is acknowledged"),
-            Condition::Failed(reason) => tracing::error!(lane = %self.name, %reason, "the disk fails: nothing is acknowledged"),
+            Condition::Full(reason) => {
+                tracing::error!(lane = %self.name, %reason, "the lane is full: nothing is acknowledged")
+            }
+            Condition::Failed(reason) => {
+                tracing::error!(lane = %self.name, %reason, "the disk fails: nothing is acknowledged")
+            }
         }
         *current = condition;
     }
@@ -700,9 +708,11 @@ impl Lane {
             (*first, part.path.clone(), *end)
         };
         let segment = self.core.open_segment(&path).ok()?;
-        let closed_at = segment.view().and_then(|view| view.summary()).ok().map(|summary| {
-            summary.closed.map_or(summary.begun, |closed| closed.at)
-        })?;
+        let closed_at = segment
+            .view()
+            .and_then(|view| view.summary())
+            .ok()
+            .map(|summary| summary.closed.map_or(summary.begun, |closed| closed.at))?;
         Some(Oldest { first, end, closed_at })
     }
 

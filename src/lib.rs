@@ -9,7 +9,8 @@
 //!
 //! | row | modules |
 //! |---|---|
-//! | 9 | `main`, `cli`, `demo` |
+//! | 10 | `main`, `cli` |
+//! | 9 | `demo` (the command line starts it) |
 //! | 8 | `gateway` (wires, starts journal-first, drains sources-first) |
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
 //! | 5 | `sources`, `forward` |

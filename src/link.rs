@@ -75,7 +75,8 @@ pub struct Address {
 impl Address {
     /// Reads a URL.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{url}\" is no broker; expected \"mqtts://host:8883\", or \"mqtt://host:1883\" without TLS");
+        let wrong =
+            || format!("\"{url}\" is no broker; expected \"mqtts://host:8883\", or \"mqtt://host:1883\" without TLS");
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
         let is_tls = match scheme {
             "mqtts" => true,
@@ -84,7 +85,9 @@ impl Address {
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if !host.ends_with(':') && !port.contains(']') => (host, port.parse().map_err(|_| wrong())?),
+            Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
+                (host, port.parse().map_err(|_| wrong())?)
+            }
             _ => (rest, if is_tls { 8883 } else { 1883 }),
         };
         let host = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
@@ -195,8 +198,8 @@ impl Target {
         let password = match &self.config.password_file {
             None => None,
             Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .map_err(|error| LinkError::Password { file: file.clone(), error })?;
+                let text =
+                    std::fs::read_to_string(file).map_err(|error| LinkError::Password { file: file.clone(), error })?;
                 Some(text.trim_end_matches(['\r', '\n']).to_owned())
             }
         };
@@ -308,7 +311,12 @@ impl Session {
         }
     }
 
-    fn poll_exchange(&mut self, context: &mut Context<'_>, output: &mut Output, had_output: bool) -> Poll<io::Result<usize>> {
+    fn poll_exchange(
+        &mut self,
+        context: &mut Context<'_>,
+        output: &mut Output,
+        had_output: bool,
+    ) -> Poll<io::Result<usize>> {
         let is_written = self.poll_write(context, output)?;
         self.input.reserve(READ_BYTES);
         let before = self.input.len();
@@ -321,7 +329,9 @@ impl Session {
         let read = buffer.filled().len();
         self.input.truncate(before + read);
         match polled {
-            Poll::Ready(Ok(())) if read == 0 => Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the broker"))),
+            Poll::Ready(Ok(())) if read == 0 => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the broker")))
+            }
             Poll::Ready(Ok(())) => Poll::Ready(Ok(read)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending if had_output && is_written => Poll::Ready(Ok(0)),
@@ -427,8 +437,8 @@ impl Session {
 
     async fn hello(&mut self, client: &str, login: Option<(&str, &str)>, will: Option<&Will>) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
-        let mut output = Output::default();
-        output.bytes = packet::connect(self.protocol, client, keep_alive, login, will)?;
+        let bytes = packet::connect(self.protocol, client, keep_alive, login, will)?;
+        let mut output = Output { bytes, written: 0 };
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
         loop {

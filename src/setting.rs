@@ -19,9 +19,7 @@ impl Span {
         let allowed = "expected a time such as \"250ms\", \"30s\", \"24h\" or \"7d\"";
         let wrong = |_| format!("\"{text}\" is not a span of time; {allowed}");
         let span: jiff::Span = text.parse().map_err(wrong)?;
-        let duration = span
-            .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
-            .map_err(wrong)?;
+        let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(wrong)?;
         Duration::try_from(duration).map(Span).map_err(wrong)
     }
 }
@@ -92,9 +90,7 @@ impl<'de> Deserialize<'de> for Bytes {
                 f.write_str("a number of bytes such as \"512KiB\", \"64MB\" or 1048576")
             }
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Bytes, E> {
-                u64::try_from(value)
-                    .map(Bytes)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+                u64::try_from(value).map(Bytes).map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Bytes, E> {
                 Ok(Bytes(value))
@@ -125,6 +121,29 @@ impl fmt::Display for Bytes {
             v if v < 99.95 => write!(f, "{v:.1} {unit}"),
             v => write!(f, "{v:.0} {unit}"),
         }
+    }
+}
+
+/// A number with its digits in groups of three.
+pub fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A span of time in its two largest units.
+pub fn rough(span: Duration) -> String {
+    match span.as_secs() {
+        s if s < 60 => format!("{s}s"),
+        s if s < 3600 => format!("{}m {}s", s / 60, s % 60),
+        s if s < 86_400 => format!("{}h {}m", s / 3600, s / 60 % 60),
+        s => format!("{}d {}h", s / 86_400, s / 3600 % 24),
     }
 }
 
@@ -210,12 +229,7 @@ impl Document {
     /// A problem with the value of `key`.
     pub fn problem(&self, key: impl Into<String>, message: impl Into<String>) -> Problem {
         let key = key.into();
-        Problem {
-            file: self.file.clone(),
-            line: self.line_of(&key),
-            key,
-            message: message.into(),
-        }
+        Problem { file: self.file.clone(), line: self.line_of(&key), key, message: message.into() }
     }
 
     /// The line of a key, or of the innermost table around it that stands in the file; 0 if none does.
@@ -290,10 +304,8 @@ mod tests {
         struct Outer {
             part: Vec<Inner>,
         }
-        let document = Document::new(
-            Path::new("a.toml"),
-            "\n[[part]]\nwait = \"2s\"\n\n[[part]]\nwait = \"soon\"\n".into(),
-        );
+        let document =
+            Document::new(Path::new("a.toml"), "\n[[part]]\nwait = \"2s\"\n\n[[part]]\nwait = \"soon\"\n".into());
         let problem = document.parse::<Outer>().expect_err("soon is no time");
         assert_eq!((problem.line, problem.key.as_str()), (6, "part[1].wait"));
         assert!(problem.message.contains("soon") && problem.message.contains("250ms"), "{problem}");

@@ -79,9 +79,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(file)? {
-        store
-            .add(certificate)
-            .map_err(|error| unusable(file, format!("holds an unusable certificate: {error}")))?;
+        store.add(certificate).map_err(|error| unusable(file, format!("holds an unusable certificate: {error}")))?;
     }
     Ok(store)
 }
@@ -124,11 +122,8 @@ pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
 
 /// A configuration for connections to a server: TLS 1.3, and 1.2 where the files say so.
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
-    let versions: &[&rustls::SupportedProtocolVersion] = if files.tls12 {
-        &[&rustls::version::TLS13, &rustls::version::TLS12]
-    } else {
-        &[&rustls::version::TLS13]
-    };
+    let versions: &[&rustls::SupportedProtocolVersion] =
+        if files.tls12 { &[&rustls::version::TLS13, &rustls::version::TLS12] } else { &[&rustls::version::TLS13] };
     let store = files.ca.as_deref().map_or_else(system_roots, roots)?;
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)

@@ -3,5 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
+mod fuzz;
+mod golden;
 mod nothing_lost;
 mod power_cut;
+mod tidy;

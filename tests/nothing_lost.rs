@@ -36,7 +36,9 @@ impl Plant {
     fn settle(self, devices: Devices) {
         let acknowledged = devices.stop();
         assert!(acknowledged.len() > 1000, "only {} were acknowledged; the load did not go on", acknowledged.len());
-        let status = self.gateway.await_status("the backlog drains", Duration::from_secs(60), |status| sum(status, "queued") == 0);
+        let status = self
+            .gateway
+            .await_status("the backlog drains", Duration::from_secs(60), |status| sum(status, "queued") == 0);
         assert_eq!(status["lanes"][0]["destinations"][0]["dead"], 0, "nothing is a dead letter");
         std::thread::sleep(Duration::from_millis(300));
         check_arrivals(&self.collector.arrived(), &acknowledged);

@@ -27,7 +27,12 @@ pub fn publication() -> Publication {
         format: 1,
         stream: "machine.state".into(),
         version: "1.0.0".into(),
-        surroundings: Surroundings { environment: "test".into(), site: "p".into(), gateway: "g".into(), namespace: "n".into() },
+        surroundings: Surroundings {
+            environment: "test".into(),
+            site: "p".into(),
+            gateway: "g".into(),
+            namespace: "n".into(),
+        },
         mode: Mode::Structured,
         topic: "{key}".into(),
         lane: "critical".into(),
@@ -144,7 +149,8 @@ fn check(disk: &FaultDisk, before: &Before, what: &str) {
     assert!(journal.set_aside().is_empty(), "{what}: something was taken for damaged: {:?}", journal.set_aside());
     let lane = journal.lane("critical").expect("the lane");
     let found = everything(lane, 1);
-    let by_number: BTreeMap<u64, (u64, u64)> = found.iter().map(|(offset, sequence, number)| (*number, (*offset, *sequence))).collect();
+    let by_number: BTreeMap<u64, (u64, u64)> =
+        found.iter().map(|(offset, sequence, number)| (*number, (*offset, *sequence))).collect();
     assert_eq!(by_number.len(), found.len(), "{what}: an event is there twice");
     for pair in found.windows(2) {
         assert_eq!((pair[1].0, pair[1].1), (pair[0].0 + 1, pair[0].1 + 1), "{what}: offsets and sequences have a gap");
@@ -159,7 +165,11 @@ fn check(disk: &FaultDisk, before: &Before, what: &str) {
         }
     }
     let first = found.first().map_or(settled.low, |first| first.0);
-    assert!(settled.low >= first || found.is_empty(), "{what}: the cursor stands at {} before the first event {first}", settled.low);
+    assert!(
+        settled.low >= first || found.is_empty(),
+        "{what}: the cursor stands at {} before the first event {first}",
+        settled.low
+    );
     // And it goes on, once central has what it is still owed.
     let rest: Vec<_> = found.iter().map(|(offset, ..)| (*offset, 1, Outcome::Delivered)).collect();
     lane.settle("central", &rest);
@@ -185,7 +195,11 @@ fn the_power_may_go_at_every_operation() {
     assert_eq!(undisturbed.acknowledged.len() as u64, EVENTS);
     let segments = whole.names().iter().filter(|path| path.to_string_lossy().contains("critical/")).count();
     let operations = whole.operations();
-    assert!(segments >= 2 && !whole.names().contains(&PathBuf::from("/journal/critical/00000000000000000001.redb")), "segments are begun and removed: {:?}", whole.names());
+    assert!(
+        segments >= 2 && !whole.names().contains(&PathBuf::from("/journal/critical/00000000000000000001.redb")),
+        "segments are begun and removed: {:?}",
+        whole.names()
+    );
     println!("{operations} operations, {segments} segments at the end");
     let started = Instant::now();
     for operation in 1..=operations + 10 {
@@ -267,7 +281,8 @@ fn a_failed_fsync_stops_acknowledging_until_a_commit_succeeds() {
     // What the failed commit left behind is hidden from the next start too.
     let disk = disk.restart();
     let journal = open(&disk).expect("opens");
-    let numbers: Vec<_> = everything(journal.lane("critical").expect("the lane"), 1).iter().map(|(_, sequence, _)| *sequence).collect();
+    let numbers: Vec<_> =
+        everything(journal.lane("critical").expect("the lane"), 1).iter().map(|(_, sequence, _)| *sequence).collect();
     assert_eq!(numbers, vec![1, 2, 3, 4]);
     journal.close(Duration::from_secs(5));
 }

@@ -3,8 +3,9 @@
 use crate::admin::{Letter, Seen, Status};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::setting::Bytes;
+use crate::setting::{Bytes, grouped as number, rough};
 use std::fmt::Write;
+use std::time::Duration;
 
 /// A table whose columns are as wide as they need to be. `right` names the columns of numbers.
 pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_coloured: bool) -> String {
@@ -35,28 +36,9 @@ pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_col
     out
 }
 
-/// Digits in groups of three.
-pub(crate) fn number(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// How long ago, in the two largest units.
-pub(crate) fn age(micros: i64) -> String {
-    let seconds = Timestamp::from(clock::wall()).since(Timestamp(micros)).as_secs();
-    match seconds {
-        s if s < 60 => format!("{s}s"),
-        s if s < 3600 => format!("{}m {}s", s / 60, s % 60),
-        s if s < 86_400 => format!("{}h {}m", s / 3600, s / 60 % 60),
-        s => format!("{}d {}h", s / 86_400, s / 3600 % 24),
-    }
+/// How long ago a moment was.
+fn age(micros: i64) -> String {
+    rough(Timestamp::from(clock::wall()).since(Timestamp(micros)))
 }
 
 fn coloured(text: &str, code: &str, is_coloured: bool) -> String {
@@ -77,7 +59,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
         status.site,
         status.environment,
         status.version,
-        age(Timestamp::from(clock::wall()).0 - up as i64 * 1_000_000),
+        rough(Duration::from_secs(up)),
     );
     if status.problems.is_empty() {
         let _ = writeln!(out, "{}\n", coloured("all is well", "32", is_coloured));
@@ -115,20 +97,48 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
         .iter()
         .map(|link| {
             let state = if link.is_up { "up".to_owned() } else { "down".to_owned() };
-            let answer = if link.delivered > 0 { format!("{} / {}", millis(link.answer_ms.0), millis(link.answer_ms.1)) } else { "-".into() };
-            vec![link.destination.clone(), link.lane.clone(), state, number(link.in_flight as u64), answer, number(link.unheard)]
+            let answer = if link.delivered > 0 {
+                format!("{} / {}", millis(link.answer_ms.0), millis(link.answer_ms.1))
+            } else {
+                "-".into()
+            };
+            vec![
+                link.destination.clone(),
+                link.lane.clone(),
+                state,
+                number(link.in_flight as u64),
+                answer,
+                number(link.unheard),
+            ]
         })
         .collect();
     if !rows.is_empty() {
-        out.push_str(&table(&["LINK", "LANE", "STATE", "IN FLIGHT", "ANSWER P50 / P99", "UNHEARD"], &[3, 4, 5], &rows, is_coloured));
+        out.push_str(&table(
+            &["LINK", "LANE", "STATE", "IN FLIGHT", "ANSWER P50 / P99", "UNHEARD"],
+            &[3, 4, 5],
+            &rows,
+            is_coloured,
+        ));
         out.push('\n');
     }
     let rows: Vec<_> = status
         .sources
         .iter()
         .map(|source| {
-            let ack = if source.received > 0 { format!("{} / {}", millis(source.ack_ms.0), millis(source.ack_ms.1)) } else { "-".into() };
-            vec![source.name.clone(), source.address.clone(), number(source.connections), number(source.received), ack, number(source.refused), number(source.dropped)]
+            let ack = if source.received > 0 {
+                format!("{} / {}", millis(source.ack_ms.0), millis(source.ack_ms.1))
+            } else {
+                "-".into()
+            };
+            vec![
+                source.name.clone(),
+                source.address.clone(),
+                number(source.connections),
+                number(source.received),
+                ack,
+                number(source.refused),
+                number(source.dropped),
+            ]
         })
         .collect();
     if !rows.is_empty() {
@@ -149,7 +159,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
     out
 }
 
-pub(super) fn letters(letters: &Vec<Letter>, is_coloured: bool) -> String {
+pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
     if letters.is_empty() {
         return "no dead letters".into();
     }
@@ -196,7 +206,8 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     }
     line("attempts", &inner.attempts.to_string());
     line("payload", &format!("{} bytes", letter.payload_bytes));
-    let _ = writeln!(out, "\n{}", letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default());
+    let _ =
+        writeln!(out, "\n{}", letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default());
     out
 }
 

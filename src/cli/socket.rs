@@ -34,7 +34,11 @@ pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Hands on every line of an answer that has no end.
-pub(super) async fn lines(socket: &Path, path: &str, mut each: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(super) async fn lines(
+    socket: &Path,
+    path: &str,
+    mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut body = send(socket, path).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {

@@ -15,7 +15,10 @@ pub fn breaking_changes(current: &Publication, next: &Publication) -> Vec<String
         broken.push(format!("version {} is in force with another content; raise it", current.version));
     }
     if current.key != next.key {
-        broken.push(format!("key changes from \"{}\" to \"{}\", and with it what order is kept for", current.key, next.key));
+        broken.push(format!(
+            "key changes from \"{}\" to \"{}\", and with it what order is kept for",
+            current.key, next.key
+        ));
     }
     if current.topic != next.topic {
         broken.push(format!("topic changes from \"{}\" to \"{}\"", current.topic, next.topic));
@@ -31,7 +34,9 @@ pub fn breaking_changes(current: &Publication, next: &Publication) -> Vec<String
         }
         broken.extend(before.difference(&after).map(|field| format!("{field}: is no longer kept")));
     }
-    broken.extend(next.mask.iter().filter(|field| !current.mask.contains(field)).map(|field| format!("{field}: becomes masked")));
+    broken.extend(
+        next.mask.iter().filter(|field| !current.mask.contains(field)).map(|field| format!("{field}: becomes masked")),
+    );
     match (&current.schema, &next.schema) {
         (Some(before), Some(after)) => compare(before, after, "", &mut broken),
         (Some(_), None) => broken.push("the schema is gone".into()),

@@ -115,9 +115,18 @@ pub(super) fn load(
     if !mask.is_empty() && !has_mask_key {
         return Err(wrong("mask", "needs a key to hash with; set mask_key to a file in the configuration".into()));
     }
-    let needs_json = id.is_some() || time.is_some() || !keep.is_empty() || !mask.is_empty() || raw.schema.is_some() || key.needs_payload();
+    let needs_json = id.is_some()
+        || time.is_some()
+        || !keep.is_empty()
+        || !mask.is_empty()
+        || raw.schema.is_some()
+        || key.needs_payload();
     if raw.accepts == Accepts::Bytes && needs_json {
-        return Err(wrong("accepts", "\"bytes\" takes payloads as they are; id, time, key from the payload, schema, keep and mask need \"json\"".into()));
+        return Err(wrong(
+            "accepts",
+            "\"bytes\" takes payloads as they are; id, time, key from the payload, schema, keep and mask need \"json\""
+                .into(),
+        ));
     }
     if raw.dedupe.is_some() && id.is_none() {
         return Err(wrong("dedupe", "recognises repeats by the id; set id to the JSON pointer of one".into()));
@@ -125,7 +134,10 @@ pub(super) fn load(
     let schema = raw.schema.as_deref().map(|name| load_schema(&document, name)).transpose()?;
     let topic = raw.topic.clone().unwrap_or_else(|| TOPIC_DEFAULT.into());
     check_topic(&topic).map_err(|m| wrong("topic", m))?;
-    if raw.order == Order::Key && (topic.contains("{device}") || !topic.contains("{key}") && topic.contains('{') && raw.topic.is_some() && !only_constant(&topic)) {
+    if raw.order == Order::Key
+        && (topic.contains("{device}")
+            || !topic.contains("{key}") && topic.contains('{') && raw.topic.is_some() && !only_constant(&topic))
+    {
         warnings.push(wrong(
             "topic",
             format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only"),
@@ -198,7 +210,9 @@ fn check_stream_name(name: &str) -> Result<(), String> {
     if name.len() <= 100 && name.split('.').all(good_word) {
         Ok(())
     } else {
-        Err(format!("\"{name}\" is no stream name; expected words of a-z, 0-9, \"_\" and \"-\" joined by \".\", such as \"machine.state\""))
+        Err(format!(
+            "\"{name}\" is no stream name; expected words of a-z, 0-9, \"_\" and \"-\" joined by \".\", such as \"machine.state\""
+        ))
     }
 }
 
@@ -218,7 +232,11 @@ fn check_topic(topic: &str) -> Result<(), String> {
         return Err(format!("\"{topic}\" takes {}, not values of the payload", quoted(&names)));
     }
     let bare = topic.replace(['{', '}'], "");
-    if topic.is_empty() || bare.contains(['+', '#', '\0']) || topic.split('/').any(str::is_empty) || topic.starts_with('$') {
+    if topic.is_empty()
+        || bare.contains(['+', '#', '\0'])
+        || topic.split('/').any(str::is_empty)
+        || topic.starts_with('$')
+    {
         return Err(format!("\"{topic}\" is no topic; wildcards, empty levels and a leading \"$\" are not allowed"));
     }
     Ok(())

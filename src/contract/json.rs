@@ -83,9 +83,7 @@ impl<'a> Tree<'a> {
         for step in &pointer.0 {
             let next = match value {
                 Self::Array(items) => step.parse::<usize>().ok().and_then(|index| items.get_mut(index)),
-                Self::Object(members) => {
-                    members.iter_mut().rev().find(|(key, _)| key == step).map(|(_, value)| value)
-                }
+                Self::Object(members) => members.iter_mut().rev().find(|(key, _)| key == step).map(|(_, value)| value),
                 _ => None,
             };
             match next {
@@ -416,7 +414,9 @@ mod tests {
     #[test]
     fn pointers_lead_where_rfc_6901_says() {
         let document = tree(r#"{"a":{"b":[1,{"c/d":"x"}]},"~":2}"#);
-        let at = |pointer: &str| Pointer::parse(pointer).ok().and_then(|p| document.at(&p)?.scalar().map(|s| s.into_owned()));
+        let at = |pointer: &str| {
+            Pointer::parse(pointer).ok().and_then(|p| document.at(&p)?.scalar().map(|s| s.into_owned()))
+        };
         assert_eq!(at("/a/b/0").as_deref(), Some("1"));
         assert_eq!(at("/a/b/1/c~1d").as_deref(), Some("x"));
         assert_eq!(at("/~0").as_deref(), Some("2"));

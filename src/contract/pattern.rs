@@ -176,7 +176,11 @@ impl Template {
     }
 
     /// Fills the places.
-    pub fn fill<'a, S: AsRef<str>>(&self, captures: &'a [S], payload: Option<&Tree<'_>>) -> Result<Cow<'a, str>, Unfilled> {
+    pub fn fill<'a, S: AsRef<str>>(
+        &self,
+        captures: &'a [S],
+        payload: Option<&Tree<'_>>,
+    ) -> Result<Cow<'a, str>, Unfilled> {
         if let [Part::Capture(index)] = self.parts[..] {
             return Ok(Cow::Borrowed(captures[index].as_ref()));
         }
@@ -243,7 +247,8 @@ mod tests {
         let names = ["line".to_owned(), "machine".to_owned()];
         let payload = Tree::parse(br#"{"order":12,"deep":{"x":"y"}}"#).expect("valid JSON");
         let fill = |text: &str| {
-            Template::parse(text, &names).and_then(|t| t.fill(&["l1", "m7"], Some(&payload)).map(Cow::into_owned).map_err(|e| e.0))
+            Template::parse(text, &names)
+                .and_then(|t| t.fill(&["l1", "m7"], Some(&payload)).map(Cow::into_owned).map_err(|e| e.0))
         };
         assert_eq!(fill("{machine}").as_deref(), Ok("m7"));
         assert_eq!(fill("{line}-{/order}-{/deep/x}").as_deref(), Ok("l1-12-y"));

@@ -379,7 +379,13 @@ mod tests {
     fn the_structured_envelope_is_the_golden_one() {
         let mut out = Rendering::default();
         let renderer = Renderer::new(&publication(Mode::Structured));
-        renderer.render(&record(br#"{"state":"idle"}"#, Content::Json), 42, Timestamp(1_764_000_001_000_000), true, &mut out);
+        renderer.render(
+            &record(br#"{"state":"idle"}"#, Content::Json),
+            42,
+            Timestamp(1_764_000_001_000_000),
+            true,
+            &mut out,
+        );
         assert_eq!(String::from_utf8_lossy(&out.topic), "test/plant-01/machine.state/v1/line/1");
         assert_eq!(
             String::from_utf8_lossy(&out.payload),

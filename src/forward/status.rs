@@ -42,7 +42,8 @@ pub async fn run(config: Arc<Config>, around: Surroundings, report: Report, mut 
             Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
         }
         let now = clock::instant();
-        let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt).max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2));
+        let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt)
+            .max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2));
         attempt += 1;
         tokio::select! {
             () = shutdown.begun() => return,
@@ -57,7 +58,13 @@ pub fn topic(around: &Surroundings) -> String {
 }
 
 /// Sends heartbeats until the session ends; `None` if that is the shutdown.
-async fn beat(mut session: Session, topic: &str, around: &Surroundings, report: &Report, shutdown: &mut Shutdown) -> Option<LinkError> {
+async fn beat(
+    mut session: Session,
+    topic: &str,
+    around: &Surroundings,
+    report: &Report,
+    shutdown: &mut Shutdown,
+) -> Option<LinkError> {
     let mut output = Output::default();
     let mut next_beat = clock::instant();
     let mut id = 0u16;
@@ -69,7 +76,16 @@ async fn beat(mut session: Session, topic: &str, around: &Surroundings, report: 
             id = id % u16::MAX + 1;
             let payload = event(around, "online", &report());
             let retain = session.limits().has_retain;
-            link::push_publish(&mut output.bytes, session.protocol(), id, retain, topic.as_bytes(), STRUCTURED, &[], &payload);
+            link::push_publish(
+                &mut output.bytes,
+                session.protocol(),
+                id,
+                retain,
+                topic.as_bytes(),
+                STRUCTURED,
+                &[],
+                &payload,
+            );
             in_flight += 1;
         }
         let look_again = match session.watch(in_flight > 0, &mut output) {
@@ -94,9 +110,13 @@ async fn beat(mut session: Session, topic: &str, around: &Surroundings, report: 
         loop {
             match session.answer() {
                 Ok(None) => break,
-                Ok(Some(Answer::Goodbye(reason) | Answer::NotConnected(reason))) => return Some(LinkError::Ended(reason)),
+                Ok(Some(Answer::Goodbye(reason) | Answer::NotConnected(reason))) => {
+                    return Some(LinkError::Ended(reason));
+                }
                 Ok(Some(Answer::Alive | Answer::Connected { .. })) => {}
-                Ok(Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) => in_flight = in_flight.saturating_sub(1),
+                Ok(Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) => {
+                    in_flight = in_flight.saturating_sub(1)
+                }
                 Err(error) => return Some(error),
             }
         }
@@ -113,7 +133,9 @@ fn event(around: &Surroundings, state: &str, report: &str) -> Vec<u8> {
     push_json_string(&mut out, &format!("{}.gateway.status.v1", around.namespace));
     out.extend_from_slice(br#","source":"#);
     push_json_string(&mut out, &source);
-    out.extend_from_slice(format!(r#","id":"{}","time":"{}","subject":"#, Id::mint(), Timestamp::from(clock::wall())).as_bytes());
+    out.extend_from_slice(
+        format!(r#","id":"{}","time":"{}","subject":"#, Id::mint(), Timestamp::from(clock::wall())).as_bytes(),
+    );
     push_json_string(&mut out, &around.gateway);
     out.extend_from_slice(br#","datacontenttype":"application/json","data":{"state":"#);
     push_json_string(&mut out, state);

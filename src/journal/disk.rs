@@ -10,7 +10,7 @@ use std::path::Path;
 /// A file of the journal.
 pub trait DiskFile: Debug + Send + Sync {
     /// Length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Writes `data` at `offset`; durable only after [`DiskFile::sync`].
@@ -60,7 +60,7 @@ pub trait Disk: Debug + Send + Sync {
 pub struct RealDisk;
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 
@@ -176,7 +176,7 @@ pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<(
 /// Reads a small file.
 pub fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let file = disk.open(path, Open::ReadOnly)?;
-    let length = file.len()?;
+    let length = file.length()?;
     let mut content = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
     file.read(0, &mut content)?;
     Ok(content)
@@ -188,7 +188,7 @@ pub(super) struct Backend(pub Box<dyn DiskFile>);
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.0.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

@@ -215,8 +215,7 @@ impl Gather {
             if std::mem::take(&mut state.nudged) {
                 return Work::Idle;
             }
-            let (next, timeout) =
-                self.work.wait_timeout(state, idle_after).unwrap_or_else(PoisonError::into_inner);
+            let (next, timeout) = self.work.wait_timeout(state, idle_after).unwrap_or_else(PoisonError::into_inner);
             state = next;
             if timeout.timed_out() && state.batch.entries.is_empty() && !state.closing {
                 return Work::Idle;

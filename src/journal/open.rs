@@ -8,8 +8,8 @@ use super::state::{RESERVE, State};
 use super::window::{Fingerprint, Window};
 use super::writer::{Active, Numbers, Position, Writer};
 use super::{
-    Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, LaneConfig, LaneStats, Log, Part, Published, Start,
-    sequence_mark,
+    Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, LaneConfig, LaneStats, Log, Part, Published,
+    Start, sequence_mark,
 };
 use crate::clock;
 use crate::contract::{Publication, Renderer};
@@ -203,8 +203,12 @@ impl Catalog {
             self.list.resize(index + 1, None);
         }
         let renderer = Renderer::new(&file.publication);
-        self.list[index] =
-            Some(Arc::new(Published { number: file.number, stream: file.stream, publication: file.publication, renderer }));
+        self.list[index] = Some(Arc::new(Published {
+            number: file.number,
+            stream: file.stream,
+            publication: file.publication,
+            renderer,
+        }));
     }
 }
 
@@ -230,7 +234,10 @@ fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), Journal
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let publications = folder.join("publications");
             disk.make_folder(&publications).map_err(|error| JournalError::io(&publications, error))?;
-            let text = format!("# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n", seal.environment);
+            let text = format!(
+                "# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n",
+                seal.environment
+            );
             write_whole(disk, &path, text.as_bytes()).map_err(|error| JournalError::io(&path, error))
         }
         Err(error) => Err(JournalError::io(&path, error)),
@@ -317,7 +324,9 @@ fn open_lane(
     is_short |= segment_mark > newest_first.max(1);
     let offset_mark = core.state.mark(&format!("offset/{}", config.name))?;
     // A lost segment may have used every number up to the mark, so that the next is behind it.
-    let jump = |next: u64, mark: u64| if is_short { next.max(mark) + if mark == 0 && has_lost_marks { RESERVE } else { 0 } } else { next };
+    let jump = |next: u64, mark: u64| {
+        if is_short { next.max(mark) + if mark == 0 && has_lost_marks { RESERVE } else { 0 } } else { next }
+    };
     let offsets = Numbers { next: jump(newest.next, offset_mark), reserved: offset_mark };
     let mut sequences = BTreeMap::new();
     for stream in stream_numbers(core) {

@@ -94,7 +94,8 @@ impl Lane {
                 let active = log.active.clone().filter(|active| active.path() == part.path);
                 (active.clone(), part.path.clone(), limit, active.is_some())
             };
-            let found = segment.map_or_else(|| self.core.open_segment(&path), Ok).and_then(|s| s.view()?.block_from(offset));
+            let found =
+                segment.map_or_else(|| self.core.open_segment(&path), Ok).and_then(|s| s.view()?.block_from(offset));
             match found {
                 Ok(Some(block)) if limit.is_none_or(|limit| block.header.first < limit) => {
                     return Ok(Found::Block(Arc::new(block)));

@@ -108,7 +108,7 @@ impl Segment {
     pub fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::Existing).map_err(|error| JournalError::io(path, error))?;
         let database = caught(path, || {
-            if file.len()? == 0 {
+            if file.length()? == 0 {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
             let mut builder = Database::builder();
@@ -222,7 +222,10 @@ impl View {
         let value = self.value(FINGERPRINTS_AT)?.unwrap_or_default();
         let half = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
         let prints = value.as_chunks::<FINGERPRINT_BYTES>().0;
-        Ok(prints.iter().map(|chunk| Fingerprint { id: half(&chunk[..8]).max(1), payload: half(&chunk[8..]) }).collect())
+        Ok(prints
+            .iter()
+            .map(|chunk| Fingerprint { id: half(&chunk[..8]).max(1), payload: half(&chunk[8..]) })
+            .collect())
     }
 
     /// The block that holds `offset`, or the first one after it; `None` if there is no more.

@@ -72,7 +72,7 @@ impl State {
     fn open_database(&self) -> Result<(), JournalError> {
         let file = self.disk.open(&self.path, Open::Existing).map_err(|error| JournalError::io(&self.path, error))?;
         let database = caught(&self.path, || {
-            if file.len()? == 0 {
+            if file.length()? == 0 {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
             let database = builder().create_with_backend(Backend(file))?;

@@ -32,10 +32,7 @@ impl Fingerprint {
 
     /// The fingerprint of an id of a source.
     pub fn new(origin: &str, id: &str, payload: &[u8]) -> Self {
-        Self {
-            id: xxh3_64_with_seed(id.as_bytes(), xxh3_64(origin.as_bytes())).max(1),
-            payload: xxh3_64(payload),
-        }
+        Self { id: xxh3_64_with_seed(id.as_bytes(), xxh3_64(origin.as_bytes())).max(1), payload: xxh3_64(payload) }
     }
 }
 

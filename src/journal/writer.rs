@@ -104,7 +104,8 @@ impl Writer {
         loop {
             let committed_at = self.committed_at;
             // Commits start at least the linger apart: an event that finds the lane idle goes at once.
-            let hold = || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
+            let hold =
+                || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
             match self.lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES) {
                 Work::Batch(mut batch) => {
                     self.commit_batch(&batch);
@@ -180,7 +181,8 @@ impl Writer {
             return Err(condition);
         }
         // redb gives each value a power of two of pages.
-        active.bytes += values.iter().map(|(_, value)| (value.len() as u64 + 64).next_power_of_two().max(4096)).sum::<u64>();
+        active.bytes +=
+            values.iter().map(|(_, value)| (value.len() as u64 + 64).next_power_of_two().max(4096)).sum::<u64>();
         active.prints.extend_from_slice(&prepared.prints);
         for block in &prepared.blocks {
             for run in &block.header.runs {

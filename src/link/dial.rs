@@ -33,7 +33,8 @@ pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
     if addresses.is_empty() {
         return Err(unresolved(std::io::ErrorKind::NotFound.into()));
     }
-    let unreachable = |reason: String| LinkError::Unreachable { address: format!("{}:{}", address.host, address.port), reason };
+    let unreachable =
+        |reason: String| LinkError::Unreachable { address: format!("{}:{}", address.host, address.port), reason };
     match tokio::time::timeout(TCP_WAIT_MAX, race(&addresses)).await {
         Ok(Ok(stream)) => {
             // Small writes go at once; without it latency suffers, not correctness.

@@ -72,7 +72,8 @@ pub fn push_publish(
     let mut beside = 0;
     if protocol == Protocol::V5 {
         // Payload format (2) where it is text, content type (3 + text), user properties (5 + texts).
-        beside = 3 + content_type.len() + properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
+        beside =
+            3 + content_type.len() + properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
     }
     let beside_prefix = if protocol == Protocol::V5 { varint_bytes(beside) } else { 0 };
     let remaining = 2 + topic.len() + 2 + beside_prefix + beside + payload.len();
@@ -136,8 +137,12 @@ pub(super) fn connect(
         Protocol::V5 => {
             let mut properties = v5::ConnectProperties::new();
             properties.max_packet_size = Some(INCOMING_BYTES_MAX);
-            let connect =
-                v5::Connect { keep_alive, client_id: client.to_owned(), clean_start: true, properties: Some(properties) };
+            let connect = v5::Connect {
+                keep_alive,
+                client_id: client.to_owned(),
+                clean_start: true,
+                properties: Some(properties),
+            };
             let will = will.map(|will| v5::LastWill {
                 topic: Bytes::from(will.topic.clone().into_bytes()),
                 message: Bytes::from(will.payload.clone()),
@@ -152,7 +157,8 @@ pub(super) fn connect(
             let mut connect = v4::Connect::new(client);
             connect.keep_alive = keep_alive;
             connect.clean_session = true;
-            connect.last_will = will.map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
+            connect.last_will =
+                will.map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
             if let Some((user, password)) = login {
                 connect.set_login(user, password);
             }
@@ -194,7 +200,8 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
             let mut keep_alive = None;
             if let Some(properties) = ack.properties {
                 limits.receive_maximum = properties.receive_max.unwrap_or(limits.receive_maximum).max(1);
-                limits.packet_bytes_max = properties.max_packet_size.map_or(limits.packet_bytes_max, |max| max as usize);
+                limits.packet_bytes_max =
+                    properties.max_packet_size.map_or(limits.packet_bytes_max, |max| max as usize);
                 limits.has_retain = properties.retain_available != Some(0);
                 keep_alive = properties.server_keep_alive.filter(|s| *s > 0).map(|s| Duration::from_secs(s.into()));
                 if properties.max_qos == Some(0) {
@@ -234,7 +241,9 @@ fn puback(packet_id: u16, reason: v5::PubAckReason) -> Answer {
         Reason::PacketIdentifierInUse => Answer::Refused(packet_id, ForNow(0x91, "packet identifier in use")),
         Reason::QuotaExceeded => Answer::Refused(packet_id, ForNow(0x97, "quota exceeded")),
         Reason::UnspecifiedError => Answer::Refused(packet_id, ForNow(0x80, "unspecified error")),
-        Reason::ImplementationSpecificError => Answer::Refused(packet_id, ForNow(0x83, "implementation specific error")),
+        Reason::ImplementationSpecificError => {
+            Answer::Refused(packet_id, ForNow(0x83, "implementation specific error"))
+        }
     }
 }
 

@@ -93,7 +93,10 @@ impl Config {
     /// Checks values against each other: key, and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if self.payload_max.0 == 0 || self.payload_max.0 > PAYLOAD_BYTES_MAX {
-            return Err(("payload_max", format!("{} is out of bounds; 1 byte to {} are allowed", self.payload_max, Bytes(PAYLOAD_BYTES_MAX))));
+            return Err((
+                "payload_max",
+                format!("{} is out of bounds; 1 byte to {} are allowed", self.payload_max, Bytes(PAYLOAD_BYTES_MAX)),
+            ));
         }
         if self.receive_maximum == 0 {
             return Err(("receive_maximum", "0 is not allowed; 1 to 65535 are".into()));
@@ -311,7 +314,9 @@ impl Gate {
 
     fn wait(&self, now: Instant) -> Duration {
         match self.second {
-            Some(start) if self.passed >= self.per_second => (start + Duration::from_secs(1)).saturating_duration_since(now),
+            Some(start) if self.passed >= self.per_second => {
+                (start + Duration::from_secs(1)).saturating_duration_since(now)
+            }
             _ => Duration::ZERO,
         }
     }

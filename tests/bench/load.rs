@@ -81,7 +81,13 @@ impl Load {
                     let start = bytes.len();
                     let topic = topic(device);
                     let remaining = 2 + topic.len() + 2 + PAYLOAD_BYTES;
-                    bytes.extend_from_slice(&[0x32, (remaining & 0x7F) as u8 | 0x80, (remaining >> 7) as u8, 0, topic.len() as u8]);
+                    bytes.extend_from_slice(&[
+                        0x32,
+                        (remaining & 0x7F) as u8 | 0x80,
+                        (remaining >> 7) as u8,
+                        0,
+                        topic.len() as u8,
+                    ]);
                     bytes.extend_from_slice(topic.as_bytes());
                     bytes.extend_from_slice(&((sequence % 65_535 + 1) as u16).to_be_bytes());
                     payload(&mut random, device, sequence, &mut bytes);
@@ -91,7 +97,13 @@ impl Load {
             })
             .collect();
         let count = devices.len() * per_device;
-        Self { devices, per_device, packet_bytes, sent_at: (0..count).map(|_| AtomicU64::new(0)).collect(), sent: AtomicU64::new(0) }
+        Self {
+            devices,
+            per_device,
+            packet_bytes,
+            sent_at: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            sent: AtomicU64::new(0),
+        }
     }
 
     pub fn sent(&self) -> u64 {
@@ -173,7 +185,8 @@ impl Load {
                 if due > tokio::time::Instant::now() {
                     tokio::time::sleep_until(due).await;
                 }
-                self.sent_at[device * self.per_device + sequence].store(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                self.sent_at[device * self.per_device + sequence]
+                    .store(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
                 let at = sequence * self.packet_bytes;
                 streams[device].write_all(&self.devices[device][at..at + self.packet_bytes]).await.expect("sent");
                 self.sent.fetch_add(1, Ordering::Relaxed);
@@ -202,7 +215,10 @@ impl Load {
             while acked < self.per_device {
                 let until = (acked + window).min(self.per_device);
                 if sent < until {
-                    stream.write_all(&self.devices[0][sent * self.packet_bytes..until * self.packet_bytes]).await.expect("sent");
+                    stream
+                        .write_all(&self.devices[0][sent * self.packet_bytes..until * self.packet_bytes])
+                        .await
+                        .expect("sent");
                     stream.flush().await.expect("sent");
                     sent = until;
                 }
@@ -215,7 +231,8 @@ impl Load {
 }
 
 fn hello(client: &str) -> Vec<u8> {
-    let mut bytes = vec![0x10, 12 + client.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, client.len() as u8];
+    let mut bytes =
+        vec![0x10, 12 + client.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, client.len() as u8];
     bytes.extend_from_slice(client.as_bytes());
     bytes
 }

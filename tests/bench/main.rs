@@ -35,19 +35,38 @@ impl Plan {
 }
 
 fn main() {
-    let mut plan = Plan { rounds: 5, events_forebay: 600_000, events_bridge: 150_000, steady_seconds: 15, outage_seconds: 20, parts: vec![] };
+    let mut plan = Plan {
+        rounds: 5,
+        events_forebay: 600_000,
+        events_bridge: 150_000,
+        steady_seconds: 15,
+        outage_seconds: 20,
+        parts: vec![],
+    };
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => {
-                plan = Plan { rounds: 1, events_forebay: 300_000, events_bridge: 60_000, steady_seconds: 5, outage_seconds: 6, ..plan };
+                plan = Plan {
+                    rounds: 1,
+                    events_forebay: 300_000,
+                    events_bridge: 60_000,
+                    steady_seconds: 5,
+                    outage_seconds: 6,
+                    ..plan
+                };
             }
             "--bench" => {}
             part => plan.parts.push(part.to_owned()),
         }
     }
-    let folder = tempfile::Builder::new().prefix("forebay-bench-").tempdir_in(common::scratch()).expect("temporary folder");
+    let folder =
+        tempfile::Builder::new().prefix("forebay-bench-").tempdir_in(common::scratch()).expect("temporary folder");
     let pki = common::pki::Pki::write(folder.path());
-    println!("disk: fdatasync of 4 KiB p50 {:.2} ms, p99 {:.2} ms", disk(folder.path(), 0.5), disk(folder.path(), 0.99));
+    println!(
+        "disk: fdatasync of 4 KiB p50 {:.2} ms, p99 {:.2} ms",
+        disk(folder.path(), 0.5),
+        disk(folder.path(), 0.99)
+    );
     if plan.wants("centre") {
         centre(&plan, &pki);
     }
@@ -88,7 +107,10 @@ fn centre(plan: &Plan, pki: &common::pki::Pki) {
         load.flood_tls(sink.address(), pki, 1000);
         rates.push(plan.events_forebay as f64 / start.elapsed().as_secs_f64());
     }
-    println!("centre: the sink alone takes {:.0} publishes a second over TLS with client certificates", median(&mut rates));
+    println!(
+        "centre: the sink alone takes {:.0} publishes a second over TLS with client certificates",
+        median(&mut rates)
+    );
 }
 
 #[derive(Default)]
@@ -138,7 +160,9 @@ fn full(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
         }
     }
     let [forebay, bridge] = &mut columns;
-    println!("\nfull load: {CONNECTIONS} connections x {IN_FLIGHT} in flight, 256 B JSON of eight fields, contract with id, key and schema");
+    println!(
+        "\nfull load: {CONNECTIONS} connections x {IN_FLIGHT} in flight, 256 B JSON of eight fields, contract with id, key and schema"
+    );
     println!("{:<44} {:>12} {:>12} {:>8}", "", "Forebay", "bridge", "ratio");
     let row = |name: &str, a: &mut Vec<f64>, b: &mut Vec<f64>, digits: usize| {
         let (a, b) = (median(a), median(b));
@@ -156,7 +180,8 @@ fn full(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
 
 fn steady(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
     println!("\n1,000 events a second, critical lane");
-    let (mut p50, mut p99, mut cpu, mut written, mut disk50, mut disk99) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut p50, mut p99, mut cpu, mut written, mut disk50, mut disk99) =
+        (vec![], vec![], vec![], vec![], vec![], vec![]);
     for round in 0..plan.rounds.min(3) {
         let sink = Sink::start(pki, CONNECTIONS);
         let gateway = Gateway::start(&folder.join(format!("steady-{round}")), sink.address(), pki, "critical");
@@ -177,8 +202,18 @@ fn steady(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
         sink.check_order();
     }
     let (d50, d99) = (median(&mut disk50), median(&mut disk99));
-    println!("  device to central p50 {:.2} ms (floor {:.2}), p99 {:.2} ms (floor {:.2})", median(&mut p50), 2.0 + d50, median(&mut p99), 10.0 + 2.0 * d99);
-    println!("  {:.1} % of a core, {:.0} bytes written an event; disk p50 {d50:.2} ms, p99 {d99:.2} ms", median(&mut cpu), median(&mut written));
+    println!(
+        "  device to central p50 {:.2} ms (floor {:.2}), p99 {:.2} ms (floor {:.2})",
+        median(&mut p50),
+        2.0 + d50,
+        median(&mut p99),
+        10.0 + 2.0 * d99
+    );
+    println!(
+        "  {:.1} % of a core, {:.0} bytes written an event; disk p50 {d50:.2} ms, p99 {d99:.2} ms",
+        median(&mut cpu),
+        median(&mut written)
+    );
 }
 
 fn outage(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
@@ -188,7 +223,8 @@ fn outage(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
         for round in 0..plan.rounds.min(3) {
             let sink = Sink::start(pki, CONNECTIONS);
             let proxy = common::proxy::Proxy::start(sink.address());
-            let gateway = Gateway::start(&folder.join(format!("outage-{how}-{round}")), proxy.address(), pki, "critical");
+            let gateway =
+                Gateway::start(&folder.join(format!("outage-{how}-{round}")), proxy.address(), pki, "critical");
             let events = 1000 * (plan.outage_seconds as usize + 4);
             let load = Load::prepare(CONNECTIONS, events, 99 + round as u64);
             sink.await_link();
@@ -217,6 +253,10 @@ fn outage(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
             sink.await_events(events as u64, Duration::from_secs(30));
             sink.check_order();
         }
-        println!("  {how} link: first arrival {:.2} s after its return, backlog gone {:.2} s after it, nothing reordered", median(&mut first), median(&mut gone));
+        println!(
+            "  {how} link: first arrival {:.2} s after its return, backlog gone {:.2} s after it, nothing reordered",
+            median(&mut first),
+            median(&mut gone)
+        );
     }
 }

@@ -19,7 +19,8 @@ impl Gateway {
     pub fn start(folder: &Path, centre: SocketAddr, pki: &Pki, lane: &str) -> Self {
         std::fs::create_dir_all(folder.join("contracts")).expect("folder");
         let address = common::free_address();
-        std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane)).expect("written");
+        std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane))
+            .expect("written");
         std::fs::write(folder.join("contracts/state.json"), include_str!("schema.json")).expect("written");
         let config = format!(
             r#"

@@ -108,7 +108,10 @@ impl Sink {
     }
 }
 
-async fn serve<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S, shared: &Shared) -> std::io::Result<()> {
+async fn serve<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    mut stream: S,
+    shared: &Shared,
+) -> std::io::Result<()> {
     let mut input: Vec<u8> = Vec::with_capacity(256 << 10);
     let mut output = Vec::new();
     let mut is_v5 = false;
@@ -202,6 +205,7 @@ fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
 fn identity(payload: &[u8]) -> Option<(u32, u32)> {
     const MARK: &[u8] = b"\"msg_id\":\"";
     let at = memchr::memmem::find(payload, MARK)? + MARK.len();
-    let digits = |range: &[u8]| range.iter().try_fold(0u32, |sum, digit| Some(sum * 10 + u32::from(digit.checked_sub(b'0')?)));
+    let digits =
+        |range: &[u8]| range.iter().try_fold(0u32, |sum, digit| Some(sum * 10 + u32::from(digit.checked_sub(b'0')?)));
     Some((digits(payload.get(at..at + 2)?)?, digits(payload.get(at + 3..at + 11)?)?))
 }

@@ -101,7 +101,8 @@ impl Collector {
         let arrived = Arc::new(Mutex::new(Vec::new()));
         let is_over = Arc::new(AtomicBool::new(false));
         let is_subscribed = Arc::new(AtomicBool::new(false));
-        let (theirs, over, subscribed, filter) = (Arc::clone(&arrived), Arc::clone(&is_over), Arc::clone(&is_subscribed), filter.to_owned());
+        let (theirs, over, subscribed, filter) =
+            (Arc::clone(&arrived), Arc::clone(&is_over), Arc::clone(&is_subscribed), filter.to_owned());
         std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
                 // A broker that is gone comes back.
@@ -143,7 +144,13 @@ impl Drop for Collector {
     }
 }
 
-fn collect(broker: SocketAddr, filter: &str, arrived: &Mutex<Vec<Arrived>>, over: &AtomicBool, subscribed: &AtomicBool) -> std::io::Result<()> {
+fn collect(
+    broker: SocketAddr,
+    filter: &str,
+    arrived: &Mutex<Vec<Arrived>>,
+    over: &AtomicBool,
+    subscribed: &AtomicBool,
+) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(broker)?;
     stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut hello = vec![0x10, 21, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, 9];
@@ -159,7 +166,9 @@ fn collect(broker: SocketAddr, filter: &str, arrived: &Mutex<Vec<Arrived>>, over
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(read) => input.extend_from_slice(&buffer[..read]),
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => continue,
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                continue;
+            }
             Err(error) => return Err(error),
         }
         let mut at = 0;

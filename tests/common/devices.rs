@@ -29,7 +29,15 @@ impl Devices {
             runtime.block_on(async {
                 let mut tasks = Vec::new();
                 for device in 0..count {
-                    tasks.push(tokio::spawn(live(to, device, in_flight, pause, Arc::clone(&theirs), Arc::clone(&counted), Arc::clone(&over))));
+                    tasks.push(tokio::spawn(live(
+                        to,
+                        device,
+                        in_flight,
+                        pause,
+                        Arc::clone(&theirs),
+                        Arc::clone(&counted),
+                        Arc::clone(&over),
+                    )));
                 }
                 for task in tasks {
                     task.await.expect("a device lives");
@@ -95,7 +103,11 @@ async fn live(
             }
             let Some(first) = open.pop_front() else { break };
             assert_eq!(answer[0], 0x40, "something else than a PUBACK came");
-            assert_eq!(u16::from_be_bytes([answer[2], answer[3]]), id(first), "PUBACKs come in the order of the publishes");
+            assert_eq!(
+                u16::from_be_bytes([answer[2], answer[3]]),
+                id(first),
+                "PUBACKs come in the order of the publishes"
+            );
             acknowledged.lock().expect("lock").push((device, first));
             count.fetch_add(1, Ordering::Relaxed);
             if !pause.is_zero() && open.is_empty() {
@@ -124,7 +136,8 @@ async fn connect(to: SocketAddr, device: usize) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let client = format!("device-{device:02}");
-    let mut hello = vec![0x10, 12 + client.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, client.len() as u8];
+    let mut hello =
+        vec![0x10, 12 + client.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, client.len() as u8];
     hello.extend_from_slice(client.as_bytes());
     stream.write_all(&hello).await?;
     let mut answer = [0; 4];

@@ -108,7 +108,13 @@ impl FaultDisk {
             .collect();
         let names = state.durable_names.clone();
         FaultDisk {
-            state: Arc::new(Mutex::new(State { files, durable_names: names.clone(), names, next: state.next, ..State::default() })),
+            state: Arc::new(Mutex::new(State {
+                files,
+                durable_names: names.clone(),
+                names,
+                next: state.next,
+                ..State::default()
+            })),
         }
     }
 
@@ -235,7 +241,7 @@ struct File {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         let state = self.disk.lock();
         if state.is_off {
             return Err(off());
@@ -324,7 +330,12 @@ impl Disk for FaultDisk {
         let state = self.lock();
         let inside = state.names.iter().filter(|(path, _)| path.parent() == Some(folder));
         Ok(inside
-            .map(|(path, id)| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), state.files[id].current.len() as u64))
+            .map(|(path, id)| {
+                (
+                    path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                    state.files[id].current.len() as u64,
+                )
+            })
             .collect())
     }
 

@@ -31,7 +31,9 @@ pub const SCHEMA: &str = r#"{"type":"object","required":["msg_id"],"properties":
 
 /// A payload of that contract.
 pub fn payload(device: usize, sequence: usize) -> String {
-    format!(r#"{{"msg_id":"{device:02}-{sequence:08}","seq":{sequence},"state":"running","note":"some text that makes it longer"}}"#)
+    format!(
+        r#"{{"msg_id":"{device:02}-{sequence:08}","seq":{sequence},"state":"running","note":"some text that makes it longer"}}"#
+    )
 }
 
 pub fn scratch_folder(name: &str) -> tempfile::TempDir {
@@ -58,7 +60,13 @@ impl Gateway {
             rest.split_once("\n[").map_or(String::new(), |(_, tables)| format!("[{tables}")),
         );
         std::fs::write(folder.join("forebay.toml"), config).expect("written");
-        Self { folder: folder.to_owned(), address, child: None, binary: env!("CARGO_BIN_EXE_forebay").into(), _owned: None }
+        Self {
+            folder: folder.to_owned(),
+            address,
+            child: None,
+            binary: env!("CARGO_BIN_EXE_forebay").into(),
+            _owned: None,
+        }
     }
 
     pub fn start(name: &str, rest: &str) -> Self {
@@ -144,7 +152,12 @@ impl Gateway {
     }
 
     /// Waits until the status says what `wanted` wants.
-    pub fn await_status(&self, what: &str, patience: Duration, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    pub fn await_status(
+        &self,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         let start = Instant::now();
         loop {
             let status = self.status();
@@ -169,7 +182,10 @@ impl Drop for Gateway {
 /// Sum of a number over all lanes and destinations of a status.
 pub fn sum(status: &serde_json::Value, field: &str) -> u64 {
     let lanes = status["lanes"].as_array().into_iter().flatten();
-    lanes.flat_map(|lane| lane["destinations"].as_array().into_iter().flatten()).map(|to| to[field].as_u64().unwrap_or(0)).sum()
+    lanes
+        .flat_map(|lane| lane["destinations"].as_array().into_iter().flatten())
+        .map(|to| to[field].as_u64().unwrap_or(0))
+        .sum()
 }
 
 pub fn accepted(status: &serde_json::Value) -> u64 {

@@ -1,6 +1,9 @@
 //! Certificates made on the fly.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,7 +37,8 @@ impl Pki {
             let certificate = params.signed_by(&key, &ca).expect("certificate");
             (put(&format!("{file}.pem"), certificate.pem()), put(&format!("{file}.key"), key.serialize_pem()))
         };
-        let (server_cert, server_key) = leaf(&["localhost", "127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, "server");
+        let (server_cert, server_key) =
+            leaf(&["localhost", "127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, "server");
         let (client_cert, client_key) = leaf(&["gw-01"], ExtendedKeyUsagePurpose::ClientAuth, "client");
         Self { ca: put("ca.pem", ca.pem()), server_cert, server_key, client_cert, client_key }
     }

@@ -60,7 +60,13 @@ impl Proxy {
     }
 }
 
-async fn accept(first: TcpListener, address: SocketAddr, to: SocketAddr, mut seen: watch::Receiver<Cut>, delay: Arc<std::sync::atomic::AtomicU64>) {
+async fn accept(
+    first: TcpListener,
+    address: SocketAddr,
+    to: SocketAddr,
+    mut seen: watch::Receiver<Cut>,
+    delay: Arc<std::sync::atomic::AtomicU64>,
+) {
     let mut listener = Some(first);
     loop {
         let state = *seen.borrow_and_update();
@@ -99,7 +105,12 @@ async fn rebind(address: SocketAddr) -> Option<TcpListener> {
     None
 }
 
-async fn carry(near: TcpStream, to: SocketAddr, mut seen: watch::Receiver<Cut>, delay: Arc<std::sync::atomic::AtomicU64>) {
+async fn carry(
+    near: TcpStream,
+    to: SocketAddr,
+    mut seen: watch::Receiver<Cut>,
+    delay: Arc<std::sync::atomic::AtomicU64>,
+) {
     // A connection that began in silence stays silent: its first packets are lost.
     if *seen.borrow_and_update() == Cut::Silent {
         while *seen.borrow_and_update() == Cut::Silent {

@@ -60,7 +60,10 @@ impl Users {
                 .split_once(':')
                 .ok_or_else(|| bad(index + 1, "expected \"name:hash\"; `forebay user add` writes such lines".into()))?;
             if PasswordHash::new(hash).is_err() {
-                return Err(bad(index + 1, format!("the hash of user \"{name}\" is no argon2id hash; `forebay user add` makes one")));
+                return Err(bad(
+                    index + 1,
+                    format!("the hash of user \"{name}\" is no argon2id hash; `forebay user add` makes one"),
+                ));
             }
             hashes.insert(name.to_owned(), hash.to_owned());
         }
@@ -92,7 +95,8 @@ impl Users {
     /// Whether a login is right; takes tens of milliseconds and 7 MiB.
     pub fn verify(&self, name: &str, password: &[u8]) -> bool {
         // An unknown name takes as long as a wrong password, so that names cannot be guessed.
-        const NOBODY: &str = "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        const NOBODY: &str =
+            "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
         let hash = self.hashes.get(name).map_or(NOBODY, String::as_str);
         let is_right = PasswordHash::new(hash).is_ok_and(|hash| hasher().verify_password(password, &hash).is_ok());
         if is_right {
@@ -110,7 +114,9 @@ impl Users {
 pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadUsers> {
     let bad = |reason: String| BadUsers { file: file.to_owned(), line: 0, reason };
     if name.is_empty() || name.contains([':', '\n', '\r']) || name.starts_with('#') {
-        return Err(bad(format!("\"{name}\" is no user name; \":\" and line ends are not allowed, nor a leading \"#\"")));
+        return Err(bad(format!(
+            "\"{name}\" is no user name; \":\" and line ends are not allowed, nor a leading \"#\""
+        )));
     }
     let hash = hasher().hash_password(password).map_err(|error| bad(error.to_string()))?.to_string();
     let old = match std::fs::read_to_string(file) {

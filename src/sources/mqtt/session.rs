@@ -42,7 +42,13 @@ thread_local! {
 }
 
 /// Serves one connection; returns when it has ended.
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, shared: Arc<Shared>, shutdown: Shutdown) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+    shutdown: Shutdown,
+) {
     shared.stats.connections.add(1);
     shared.stats.connects.add(1);
     super::tune(&stream);
@@ -254,8 +260,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Session<'s, S> {
             }
             _ if self.has_certificate || self.shared.config.lets_in_anonymous() => None,
             (Some(_), None) => Some((ConnectReasonCode::NotAuthorized, "this listener has no users; set passwords")),
-            _ if is_loopback(self.peer.ip()) => Some((ConnectReasonCode::NotAuthorized, "this listener wants a user name")),
-            _ => Some((ConnectReasonCode::NotAuthorized, "anonymous clients are let in on loopback only, unless anonymous = true")),
+            _ if is_loopback(self.peer.ip()) => {
+                Some((ConnectReasonCode::NotAuthorized, "this listener wants a user name"))
+            }
+            _ => Some((
+                ConnectReasonCode::NotAuthorized,
+                "anonymous clients are let in on loopback only, unless anonymous = true",
+            )),
         }
     }
 
@@ -377,7 +388,10 @@ enum Read<T> {
 
 /// Reads into the thread's buffer and hands on what came. Safe to drop: nothing is read without
 /// being handed on in the same breath.
-async fn read_with<S: AsyncRead + Unpin, T>(stream: &mut S, mut then: impl FnMut(&[u8]) -> T) -> std::io::Result<Read<T>> {
+async fn read_with<S: AsyncRead + Unpin, T>(
+    stream: &mut S,
+    mut then: impl FnMut(&[u8]) -> T,
+) -> std::io::Result<Read<T>> {
     poll_fn(|context| {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
@@ -484,7 +498,11 @@ impl State {
             match shared.ingest.accept(&route, publish.payload, beside, arrived.time, &mut self.waiter) {
                 Ok(taken) => {
                     if publish.qos > 0 {
-                        self.unacknowledged.push_back(Unacknowledged { taken, packet_id: publish.packet_id, arrived: arrived.at });
+                        self.unacknowledged.push_back(Unacknowledged {
+                            taken,
+                            packet_id: publish.packet_id,
+                            arrived: arrived.at,
+                        });
                     }
                     return Step::Continue;
                 }
@@ -530,7 +548,8 @@ impl State {
         {
             return Ok(Arc::clone(route));
         }
-        let route = Arc::new(shared.ingest.route(SourceKind::Mqtt, &shared.config.name, topic, &self.client, &self.user));
+        let route =
+            Arc::new(shared.ingest.route(SourceKind::Mqtt, &shared.config.name, topic, &self.client, &self.user));
         if self.routes.len() >= ROUTES_MAX {
             self.routes.clear();
         }
@@ -542,7 +561,8 @@ impl State {
     fn take_held(&mut self, shared: &Shared) {
         let now = Timestamp::from(clock::wall());
         while let Some(held) = self.held.front() {
-            let beside = Beside { trace_parent: held.trace_parent.as_deref(), content_type: held.content_type.as_deref() };
+            let beside =
+                Beside { trace_parent: held.trace_parent.as_deref(), content_type: held.content_type.as_deref() };
             match shared.ingest.accept(&held.route, &held.payload, beside, now, &mut self.waiter) {
                 Ok(taken) => {
                     let unacknowledged = Unacknowledged { taken, packet_id: held.packet_id, arrived: held.arrived };
@@ -653,7 +673,10 @@ fn hello(frame: &Frame<'_>) -> Result<Hello, (Vec<u8>, &'static str)> {
             let malformed = || (connack_refusing(ConnectReasonCode::MalformedPacket), "CONNECT does not parse");
             let (packet, _) = v5_0::Connect::parse(frame.body).map_err(|_| malformed())?;
             if packet.props().iter().any(|property| matches!(property, Property::AuthenticationMethod(_))) {
-                return Err((connack_refusing(ConnectReasonCode::BadAuthenticationMethod), "enhanced authentication is not supported"));
+                return Err((
+                    connack_refusing(ConnectReasonCode::BadAuthenticationMethod),
+                    "enhanced authentication is not supported",
+                ));
             }
             Ok(Hello {
                 client: packet.client_id().to_owned(),
@@ -688,8 +711,8 @@ fn connack_v3(code: ConnectReasonCode) -> Option<Vec<u8>> {
 
 fn connack_v5(shared: &Shared, code: ConnectReasonCode, assigned: Option<&str>) -> Option<Vec<u8>> {
     use mqtt_protocol_core::mqtt::packet::{
-        AssignedClientIdentifier, MaximumPacketSize, MaximumQos, ReceiveMaximum, SessionExpiryInterval, SharedSubscriptionAvailable,
-        SubscriptionIdentifierAvailable, TopicAliasMaximum, WildcardSubscriptionAvailable,
+        AssignedClientIdentifier, MaximumPacketSize, MaximumQos, ReceiveMaximum, SessionExpiryInterval,
+        SharedSubscriptionAvailable, SubscriptionIdentifierAvailable, TopicAliasMaximum, WildcardSubscriptionAvailable,
     };
     if code != ConnectReasonCode::Success {
         return Some(connack_refusing(code));

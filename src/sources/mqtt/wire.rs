@@ -97,8 +97,17 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
     if qos > 0 && packet_id == 0 {
         return Err(Fault::protocol("the packet identifier is 0"));
     }
-    let mut found =
-        Publish { dup, qos, retain: first & 1 != 0, topic, packet_id, alias: None, content_type: None, trace_parent: None, payload: &[] };
+    let mut found = Publish {
+        dup,
+        qos,
+        retain: first & 1 != 0,
+        topic,
+        packet_id,
+        alias: None,
+        content_type: None,
+        trace_parent: None,
+        payload: &[],
+    };
     if is_v5 {
         properties(&mut rest, &mut found)?;
     }
@@ -178,7 +187,15 @@ pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault) {
     let text = fault.text.as_bytes();
     // Texts are our own and short, so that each length fits one byte.
     debug_assert!(text.len() < 100);
-    out.extend_from_slice(&[0xE0, (text.len() + 5) as u8, fault.code, (text.len() + 3) as u8, 0x1F, 0, text.len() as u8]);
+    out.extend_from_slice(&[
+        0xE0,
+        (text.len() + 5) as u8,
+        fault.code,
+        (text.len() + 3) as u8,
+        0x1F,
+        0,
+        text.len() as u8,
+    ]);
     out.extend_from_slice(text);
 }
 

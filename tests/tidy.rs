@@ -1,0 +1,145 @@
+//! What a reviewer would miss: import rows, foreign names indoors, module headers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The rows of `src/lib.rs`.
+const ROWS: [(&str, u32); 21] = [
+    ("main", 10),
+    ("cli", 10),
+    ("demo", 9),
+    ("gateway", 8),
+    ("config", 7),
+    ("admin", 7),
+    ("commands", 6),
+    ("watch", 6),
+    ("sources", 5),
+    ("forward", 5),
+    ("ingest", 4),
+    ("link", 4),
+    ("odoo", 4),
+    ("local", 4),
+    ("journal", 3),
+    ("contract", 2),
+    ("event", 1),
+    ("clock", 1),
+    ("shutdown", 1),
+    ("telemetry", 1),
+    ("tls", 1),
+];
+
+fn row(module: &str) -> u32 {
+    if module == "setting" {
+        return 1;
+    }
+    ROWS.iter()
+        .find(|(name, _)| *name == module)
+        .map(|(_, row)| *row)
+        .unwrap_or_else(|| panic!("module {module} is in no row"))
+}
+
+fn sources() -> BTreeMap<PathBuf, String> {
+    fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
+        for entry in std::fs::read_dir(folder).expect("src") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                found.insert(path, text);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    found
+}
+
+/// The module a file belongs to: `journal` for `src/journal/block.rs`.
+fn module(path: &Path) -> String {
+    let inside = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("inside src");
+    let first = inside.components().next().expect("a name").as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The code of a file, without its tests and comments.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text);
+    code.lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn imports_point_down() {
+    for (path, text) in sources() {
+        let own = module(&path);
+        if own == "lib" {
+            continue;
+        }
+        for (line, content) in code(&text) {
+            for piece in content.split("crate::").skip(1) {
+                let used: String = piece.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                if used == own || used.is_empty() {
+                    continue;
+                }
+                assert!(
+                    row(&used) < row(&own),
+                    "{}:{line}: {own} (row {}) uses {used} (row {})",
+                    path.display(),
+                    row(&own),
+                    row(&used)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn foreign_names_stay_indoors() {
+    let rules: [(&str, &[&str]); 6] = [
+        ("redb::", &["journal"]),
+        ("rumqttc::", &["link", "sources"]),
+        ("rcgen::", &["demo"]),
+        ("anyhow", &["config", "admin", "gateway", "demo", "cli", "main"]),
+        ("jsonschema::", &["contract"]),
+        ("std::process::exit", &[]),
+    ];
+    for (path, text) in sources() {
+        let own = module(&path);
+        for (line, content) in code(&text) {
+            for (name, allowed) in rules {
+                assert!(
+                    !content.contains(name) || allowed.contains(&own.as_str()),
+                    "{}:{line}: {name} is for {allowed:?}",
+                    path.display()
+                );
+            }
+            for clock in ["Instant::now()", "SystemTime::now()"] {
+                assert!(
+                    !content.contains(clock) || own == "clock",
+                    "{}:{line}: only clock asks the time",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_module_opens_with_what_it_is() {
+    for (path, text) in sources() {
+        assert!(text.starts_with("//! "), "{} has no header", path.display());
+        assert_ne!(path.file_name().and_then(|name| name.to_str()), Some("mod.rs"), "there is no mod.rs");
+    }
+}
+
+#[test]
+fn the_table_of_rows_names_every_module() {
+    let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("lib.rs");
+    for (path, _) in sources() {
+        let own = module(&path);
+        assert!(own == "lib" || lib.contains(&format!("`{own}`")), "src/lib.rs does not name {own}");
+    }
+}
