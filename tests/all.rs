@@ -5,6 +5,9 @@
 mod common;
 mod fuzz;
 mod golden;
+mod link;
+mod listener;
 mod nothing_lost;
 mod power_cut;
+mod refusals;
 mod tidy;
