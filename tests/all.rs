@@ -3,11 +3,14 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
+mod contracts;
 mod fuzz;
 mod golden;
+mod journal;
 mod link;
 mod listener;
 mod nothing_lost;
 mod power_cut;
+mod power_cut_real;
 mod refusals;
 mod tidy;

@@ -4,6 +4,7 @@
 use crate::common::broker::{Collector, Mosquitto, check_arrivals};
 use crate::common::devices::Devices;
 use crate::common::gateway::{Gateway, scratch_folder, sum};
+use crate::common::loss::Loss;
 use crate::common::pki::Pki;
 use crate::common::proxy::{Cut, Proxy};
 use std::time::{Duration, Instant};
@@ -104,6 +105,25 @@ fn a_link_with_delay_that_breaks_loses_nothing() {
         std::thread::sleep(Duration::from_millis(random(150)));
         plant.proxy.restore();
     }
+    plant.proxy.delay(Duration::ZERO);
+    plant.settle(devices);
+}
+
+#[test]
+fn a_link_that_drops_packets_loses_nothing() {
+    let plant = Plant::start("loss");
+    let Some(loss) = Loss::of(8, plant.proxy.address().port()) else {
+        println!("not run: dropping packets needs root and nft");
+        return;
+    };
+    plant.proxy.delay(Duration::from_millis(10));
+    let devices = Devices::start(plant.gateway.address, 20, 10, Duration::from_millis(1));
+    std::thread::sleep(Duration::from_secs(4));
+    // All of them for a while: nobody answers, not even to a SYN.
+    drop(loss);
+    let silence = Loss::of(100, plant.proxy.address().port());
+    std::thread::sleep(Duration::from_secs(8));
+    drop(silence);
     plant.proxy.delay(Duration::ZERO);
     plant.settle(devices);
 }

@@ -76,15 +76,8 @@ impl DiskFile for File {
         File::set_len(self, length)
     }
 
-    #[cfg(not(feature = "without-fsync"))]
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
-    }
-
-    /// The power-cut test builds this to see that it can fail.
-    #[cfg(feature = "without-fsync")]
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -127,9 +120,6 @@ impl Disk for RealDisk {
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        if cfg!(feature = "without-fsync") {
-            return Ok(());
-        }
         File::open(folder)?.sync_all()
     }
 

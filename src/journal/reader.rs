@@ -5,9 +5,11 @@
 
 use super::block::Block;
 use super::{JournalError, Lane};
+use crate::clock;
+use crate::telemetry::Limiter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// What stands at an offset.
@@ -27,6 +29,9 @@ pub enum Found {
 pub struct Follower {
     lane: Arc<Lane>,
     updates: watch::Receiver<u64>,
+    /// When to read again from a disk that failed.
+    retry_at: Option<Instant>,
+    failures: Limiter,
 }
 
 /// How long to wait before reading again from a disk that fails.
@@ -35,7 +40,12 @@ const READ_RETRY: Duration = Duration::from_millis(500);
 impl Follower {
     /// A reader that sees every commit of the lane.
     pub fn new(lane: &Arc<Lane>) -> Self {
-        Self { lane: Arc::clone(lane), updates: lane.next.subscribe() }
+        Self {
+            lane: Arc::clone(lane),
+            updates: lane.next.subscribe(),
+            retry_at: None,
+            failures: Limiter::new(Duration::from_secs(10)),
+        }
     }
 
     /// Offset after the last event on the disk.
@@ -51,16 +61,25 @@ impl Follower {
                 if let Some(block) = self.lane.in_tail(offset) {
                     return Some(Found::Block(block));
                 }
+                if let Some(at) = self.retry_at {
+                    tokio::time::sleep_until(at.into()).await;
+                }
                 let lane = Arc::clone(&self.lane);
                 match tokio::task::spawn_blocking(move || lane.read(offset)).await {
-                    Ok(Ok(found)) => return Some(found),
+                    Ok(Ok(found)) => {
+                        self.retry_at = None;
+                        return Some(found);
+                    }
                     Ok(Err(error)) => {
-                        tracing::warn!(lane = %self.lane.name, %error, "reading from the journal failed, will retry");
+                        let now = clock::instant();
+                        self.retry_at = Some(now + READ_RETRY);
+                        if let Some(held_back) = self.failures.allow(now) {
+                            tracing::warn!(lane = %self.lane.name, %error, held_back, "reading from the journal failed, will retry");
+                        }
                     }
                     // The runtime is ending.
                     Err(_) => return None,
                 }
-                tokio::time::sleep(READ_RETRY).await;
                 continue;
             }
             if self.lane.is_closed() {
@@ -117,7 +136,11 @@ impl Lane {
                     self.set_segment_aside(&path);
                     return Ok(Found::Lost { to: limit.unwrap_or_else(|| self.end()) });
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // A handle that has failed is not used again.
+                    self.core.forget_segment(&path);
+                    return Err(error);
+                }
             }
         }
     }

@@ -231,10 +231,18 @@ fn outage(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
             let (back, behind) = std::thread::scope(|scope| {
                 scope.spawn(|| load.run_at(gateway.address(), 1000.0, &sink.clock()));
                 std::thread::sleep(Duration::from_secs(1));
-                proxy.cut(kind);
+                // A silent link drops every packet, SYNs too; without the right to do that the proxy
+                // keeps what it gets.
+                let silence = (kind == common::proxy::Cut::Silent)
+                    .then(|| common::loss::Loss::of(100, proxy.address().port()))
+                    .flatten();
+                if silence.is_none() {
+                    proxy.cut(kind);
+                }
                 std::thread::sleep(Duration::from_secs(plan.outage_seconds));
                 let before = sink.count();
                 proxy.restore();
+                drop(silence);
                 let back = Instant::now();
                 while sink.count() <= before {
                     std::thread::sleep(Duration::from_millis(1));

@@ -220,6 +220,25 @@ pub fn check_arrivals(arrived: &[Arrived], acknowledged: &[(usize, usize)]) {
         }
     }
     let missing: Vec<_> = acknowledged.iter().filter(|place| !first_place.contains_key(place)).take(5).collect();
-    assert!(missing.is_empty(), "acknowledged and never delivered: {missing:?} …");
+    let newest = sequences.keys().max().copied().unwrap_or(0);
+    let gaps: Vec<u64> = (1..=newest).filter(|sequence| !sequences.contains_key(sequence)).collect();
+    assert!(
+        missing.is_empty(),
+        "acknowledged and never delivered: {missing:?} …; {} sequences up to {newest} did not arrive, from {:?} to {:?}",
+        gaps.len(),
+        gaps.first(),
+        gaps.last()
+    );
     println!("{} acknowledged, {} arrived, {repeats} of them repeats", acknowledged.len(), arrived.len());
+}
+
+/// What was acknowledged and never arrived.
+pub fn missing(arrived: &[Arrived], acknowledged: &[(usize, usize)]) -> Vec<(usize, usize)> {
+    let there: std::collections::HashSet<String> =
+        arrived.iter().map(|event| event.event()["data"]["msg_id"].as_str().unwrap_or_default().to_owned()).collect();
+    acknowledged
+        .iter()
+        .filter(|(device, number)| !there.contains(&format!("{device:02}-{number:08}")))
+        .copied()
+        .collect()
 }

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 pub struct Gateway {
     pub folder: PathBuf,
     pub address: SocketAddr,
+    /// Variables that the process gets.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
-    binary: PathBuf,
     _owned: Option<tempfile::TempDir>,
 }
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay");
 
 /// A contract with id, time, key and schema for `plant/{line}/{machine}/state`.
 pub const CONTRACT: &str = r#"
@@ -60,25 +63,13 @@ impl Gateway {
             rest.split_once("\n[").map_or(String::new(), |(_, tables)| format!("[{tables}")),
         );
         std::fs::write(folder.join("forebay.toml"), config).expect("written");
-        Self {
-            folder: folder.to_owned(),
-            address,
-            child: None,
-            binary: env!("CARGO_BIN_EXE_forebay").into(),
-            _owned: None,
-        }
+        Self { folder: folder.to_owned(), address, environment: Vec::new(), child: None, _owned: None }
     }
 
     pub fn start(name: &str, rest: &str) -> Self {
         let mut gateway = Self::prepare(name, rest);
         gateway.run();
         gateway
-    }
-
-    /// Uses another build of the program.
-    pub fn with_binary(mut self, binary: PathBuf) -> Self {
-        self.binary = binary;
-        self
     }
 
     /// Starts the process and waits until it listens.
@@ -90,7 +81,8 @@ impl Gateway {
     /// Starts the process and waits for nothing.
     pub fn spawn(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("log")).expect("log");
-        let child = Command::new(&self.binary)
+        let child = Command::new(PROGRAM)
+            .envs(self.environment.iter().cloned())
             .args(["run", "--config"])
             .arg(self.config())
             .stdout(Stdio::null())
@@ -133,7 +125,7 @@ impl Gateway {
 
     /// Runs the program with other arguments; `CONFIG` stands for `--config` and the file.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(PROGRAM);
         for argument in arguments {
             if *argument == "CONFIG" {
                 command.arg("--config").arg(self.config());

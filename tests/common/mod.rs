@@ -7,6 +7,7 @@ pub mod client;
 pub mod devices;
 pub mod fault_disk;
 pub mod gateway;
+pub mod loss;
 pub mod pki;
 pub mod proxy;
 
