@@ -46,8 +46,12 @@ pub fn publication() -> Publication {
 }
 
 pub fn open(disk: &FaultDisk) -> Result<Journal, forebay::journal::JournalError> {
+    open_with(disk, &config())
+}
+
+pub fn open_with(disk: &FaultDisk, config: &Config) -> Result<Journal, forebay::journal::JournalError> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    Journal::open(&config(), &Seal { format: 1, environment: "test".into() }, disk)
+    Journal::open(config, &Seal { format: 1, environment: "test".into() }, disk)
 }
 
 /// Incompressible, so that segments fill with few events.
