@@ -30,7 +30,7 @@ proptest! {
         let mut waiter = Waiter::default();
         let mut last = None;
         let payloads: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(index, size)| {
-            let mut random = index as u64 * 0x9E37_79B9_7F4A_7C15 | 1;
+            let mut random = (index as u64 * 0x9E37_79B9_7F4A_7C15) | 1;
             (0..*size).map(|_| {
                 random ^= random << 13;
                 random ^= random >> 7;

@@ -4,7 +4,7 @@
 //! it has a temporary name. A closed segment is only read.
 //!
 //! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the last
-//! possible offset the fingerprints of a closed segment.
+//! possible offsets the fingerprints of a closed segment.
 
 use super::block::{BadBlock, Block, append_postcard};
 use super::disk::{Backend, Disk, Open};
@@ -18,7 +18,10 @@ use std::path::{Path, PathBuf};
 
 const BLOCKS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("blocks");
 const SUMMARY_AT: u64 = 0;
-const FINGERPRINTS_AT: u64 = u64::MAX;
+/// Fingerprints are in rows from here to the end, so that none is so large that it has to be held in memory whole.
+const FINGERPRINTS_FROM: u64 = u64::MAX - 0xFFFF;
+/// Just below 60 KiB, as blocks are.
+const FINGERPRINTS_IN_ROW: usize = 3800;
 /// The format that this version writes, and the newest it reads.
 pub const FORMAT: u32 = 1;
 
@@ -161,13 +164,14 @@ impl Segment {
                     append_postcard(&mut value, summary);
                     table.insert(SUMMARY_AT, value.as_slice())?;
                 }
-                if !fingerprints.is_empty() {
-                    let mut value = Vec::with_capacity(fingerprints.len() * FINGERPRINT_BYTES);
-                    for print in fingerprints {
+                let mut value = Vec::new();
+                for (row, prints) in fingerprints.chunks(FINGERPRINTS_IN_ROW).enumerate() {
+                    value.clear();
+                    for print in prints {
                         value.extend_from_slice(&print.id.to_le_bytes());
                         value.extend_from_slice(&print.payload.to_le_bytes());
                     }
-                    table.insert(FINGERPRINTS_AT, value.as_slice())?;
+                    table.insert(FINGERPRINTS_FROM + row as u64, value.as_slice())?;
                 }
             }
             write.commit()?;
@@ -219,18 +223,24 @@ impl View {
 
     /// The fingerprints of a closed segment.
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
-        let value = self.value(FINGERPRINTS_AT)?.unwrap_or_default();
         let half = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
-        let prints = value.as_chunks::<FINGERPRINT_BYTES>().0;
-        Ok(prints
-            .iter()
-            .map(|chunk| Fingerprint { id: half(&chunk[..8]).max(1), payload: half(&chunk[8..]) })
-            .collect())
+        caught(&self.path, || {
+            let table = self.read.open_table(BLOCKS)?;
+            let mut prints = Vec::new();
+            for row in table.range(FINGERPRINTS_FROM..)? {
+                let (_, value) = row?;
+                let pairs = value.value().as_chunks::<FINGERPRINT_BYTES>().0;
+                prints.extend(
+                    pairs.iter().map(|pair| Fingerprint { id: half(&pair[..8]).max(1), payload: half(&pair[8..]) }),
+                );
+            }
+            Ok(prints)
+        })
     }
 
     /// The block that holds `offset`, or the first one after it; `None` if there is no more.
     pub fn block_from(&self, offset: u64) -> Result<Option<Block>, JournalError> {
-        let offset = offset.clamp(SUMMARY_AT + 1, FINGERPRINTS_AT - 1);
+        let offset = offset.clamp(SUMMARY_AT + 1, FINGERPRINTS_FROM - 1);
         let before = self.edge(SUMMARY_AT + 1, offset, Edge::Last)?;
         if let Some(block) = before.map(|value| self.decode(&value)).transpose()?
             && block.end() > offset
@@ -238,7 +248,7 @@ impl View {
             return Ok(Some(block));
         }
         // A block starts at or after the end of the one before it, so that this one is the next.
-        let next = self.edge(offset, FINGERPRINTS_AT - 1, Edge::First)?;
+        let next = self.edge(offset, FINGERPRINTS_FROM - 1, Edge::First)?;
         next.map(|value| self.decode(&value)).transpose()
     }
 

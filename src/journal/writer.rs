@@ -25,8 +25,8 @@ const BLOCK_BYTES: usize = 60 << 10;
 const BLOCK_PLAIN_MAX: usize = 256 << 10;
 /// A batch that fills some blocks is worth a commit at once.
 pub(super) const CUT_BYTES: usize = 256 << 10;
-/// A segment's fingerprints are kept in memory until it closes: 4 MiB.
-const SEGMENT_PRINTS_MAX: usize = 256 << 10;
+/// A segment's fingerprints are kept in memory until it closes: 2 MiB.
+const SEGMENT_PRINTS_MAX: usize = 128 << 10;
 /// Cursors are written alone after this long without an append.
 const CURSOR_IDLE: Duration = Duration::from_secs(10);
 /// A segment is closed after a day, so that retention can remove it.
