@@ -247,13 +247,6 @@ fn outage(plan: &Plan, folder: &std::path::Path, pki: &common::pki::Pki) {
                     .then(|| common::loss::Loss::of(100, proxy.address().port()))
                     .flatten();
                 if silence.is_none() {
-                    // A silent link drops every packet, SYNs too. Without the right to do that, the proxy
-                // keeps what it gets.
-                let silence = match kind {
-                    common::proxy::Cut::Silent => common::loss::Loss::of(100, proxy.address().port()),
-                    _ => None,
-                };
-                if silence.is_none() {
                     proxy.cut(kind);
                 }
                 std::thread::sleep(Duration::from_secs(plan.outage_seconds));
