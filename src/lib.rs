@@ -29,6 +29,8 @@
 //!   pages as redb can: 25 kB for one event.
 //! - **A lane's commits start at least its linger apart**, and an event that finds the lane idle
 //!   goes at once: the latency of an idle lane, the bytes of a busy one.
+//! - **Publications are files** (`journal/publications/7.json`), so that `contracts check` can read
+//!   the versions in force while the gateway runs; **dead letters are one log** of their own.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 
