@@ -15,7 +15,7 @@ use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
 use crate::ingest::dead::{DeadLetter, Stage};
-use crate::journal::{Block, Follower, Found, Lane, Outcome, Published, Waiter};
+use crate::journal::{Block, Follower, Found, Lane, Outcome, Published, Settled, Waiter};
 use crate::link::{self, Answer, LinkError, Output, Protocol, Refusal, Session, Target};
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
@@ -170,7 +170,7 @@ pub struct Forwarder {
     /// The event to send next.
     next: u64,
     /// What is settled above the lowest that is not.
-    skip: Vec<(u64, u64)>,
+    skip: Settled,
     block: Option<Place>,
     flight: Flight,
     rendering: Rendering,
@@ -222,7 +222,7 @@ impl Forwarder {
             dead: Arc::clone(dead),
             stats,
             next: 0,
-            skip: Vec::new(),
+            skip: Settled::default(),
             block: None,
             flight: Flight::default(),
             rendering: Rendering::default(),
@@ -298,7 +298,7 @@ impl Forwarder {
         self.block = None;
         let settled = self.lane.settled(&self.config.name).unwrap_or_default();
         self.next = settled.low.max(1);
-        self.skip = settled.ranges;
+        self.skip = settled;
     }
 
     async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {
@@ -522,7 +522,7 @@ impl Forwarder {
             place.at = after;
             place.offset += 1;
             let stream_and_sequence = number(&self.lane, &mut self.published, &mut place.sequences, &record);
-            if offset < self.next || self.skip.iter().any(|&(from, to)| (from..to).contains(&offset)) {
+            if offset < self.next || self.skip.contains(offset) {
                 continue;
             }
             self.next = offset + 1;

@@ -67,20 +67,24 @@ fn payload(number: u64) -> Vec<u8> {
     out
 }
 
-/// Appends one event; `true` if there was a receipt for it.
-fn append(lane: &Lane, disk: &FaultDisk, publication: u32, number: u64) -> bool {
-    let body = payload(number);
-    let id = number.to_string();
-    let record = Record {
+fn record<'a>(publication: u32, id: &'a str, payload: &'a [u8]) -> Record<'a> {
+    Record {
         publication,
-        id: Id::Text(&id),
+        id: Id::Text(id),
         time: Timestamp(0),
         origin: "s/d",
         key: "k",
         content: Content::Bytes,
         attributes: vec![],
-        payload: &body,
-    };
+        payload,
+    }
+}
+
+/// Appends one event; `true` if there was a receipt for it.
+fn append(lane: &Lane, disk: &FaultDisk, publication: u32, number: u64) -> bool {
+    let body = payload(number);
+    let id = number.to_string();
+    let record = record(publication, &id, &body);
     let mut waiter = forebay::journal::Waiter::default();
     let Ok(ticket) = lane.submit(&record, None, &mut waiter) else { return false };
     let start = Instant::now();
@@ -252,16 +256,7 @@ fn a_failed_fsync_stops_acknowledging_until_a_commit_succeeds() {
         let number = lane.end();
         disk.fail(Some(fault));
         let body = payload(number);
-        let record = Record {
-            publication,
-            id: Id::Text("x"),
-            time: Timestamp(0),
-            origin: "s/d",
-            key: "k",
-            content: Content::Bytes,
-            attributes: vec![],
-            payload: &body,
-        };
+        let record = record(publication, "x", &body);
         let mut waiter = forebay::journal::Waiter::default();
         let ticket = lane.submit(&record, None, &mut waiter).expect("there is room");
         let start = Instant::now();

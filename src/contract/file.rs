@@ -134,10 +134,8 @@ pub(super) fn load(
     let schema = raw.schema.as_deref().map(|name| load_schema(&document, name)).transpose()?;
     let topic = raw.topic.clone().unwrap_or_else(|| TOPIC_DEFAULT.into());
     check_topic(&topic).map_err(|m| wrong("topic", m))?;
-    if raw.order == Order::Key
-        && (topic.contains("{device}")
-            || !topic.contains("{key}") && topic.contains('{') && raw.topic.is_some() && !only_constant(&topic))
-    {
+    // Of the places a topic may have, only the device differs between events of one key.
+    if raw.order == Order::Key && topic.contains("{device}") {
         warnings.push(wrong(
             "topic",
             format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only"),
@@ -180,10 +178,6 @@ pub(super) fn load(
         order: raw.order,
         publication,
     })
-}
-
-fn only_constant(topic: &str) -> bool {
-    !topic.contains("{device}")
 }
 
 fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Validator<Payload>), Problem> {

@@ -136,7 +136,6 @@ impl Writer {
 
     /// Brings a batch to the disk, however long that takes.
     fn commit_batch(&mut self, batch: &Batch) {
-        self.committed_at = Some(clock::instant());
         let prepared = self.prepare(batch);
         let mut pause = RETRY_MIN;
         loop {
