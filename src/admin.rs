@@ -3,14 +3,16 @@
 //! HTTP over a Unix socket; the permissions of the file decide who may.
 
 use crate::clock;
-use crate::contract::Surroundings;
-use crate::event::{Content, Record, Timestamp};
+use crate::contract::{SourceKind, Surroundings};
+use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::ingest::Ingest;
 use crate::ingest::dead::DeadLetter;
 use crate::journal::{Follower, Found, Journal, Lane, LaneStatus};
+use crate::setting::{check_socket_path, grouped};
 use crate::shutdown::Shutdown;
-use crate::sources::mqtt;
+use crate::sources;
+use crate::sources::mqtt::{DeviceStatus, Devices};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
@@ -21,7 +23,6 @@ use base64::Engine;
 use http_body_util::channel::{Channel, Sender};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,10 +51,14 @@ pub struct Handles {
 pub struct SourceHandle {
     /// Its name.
     pub name: String,
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// What kind of source it is.
+    pub kind: SourceKind,
+    /// Where it listens, or what it asks.
+    pub address: String,
     /// What it counts.
-    pub stats: Arc<mqtt::Stats>,
+    pub stats: Arc<sources::Stats>,
+    /// Who has connected to it, where it is a listener.
+    pub devices: Option<Arc<Devices>>,
 }
 
 /// A link.
@@ -82,6 +87,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Everything that is not as it should be.
     pub problems: Vec<String>,
+    /// What a person should know, though nothing is wrong.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The lanes.
     pub lanes: Vec<LaneStatus>,
     /// The links.
@@ -94,6 +102,22 @@ pub struct Status {
     pub repeats: RepeatStatus,
     /// Damaged files that are set aside.
     pub set_aside: Vec<String>,
+    /// Sparkplug nodes, if a contract decodes them.
+    #[serde(default)]
+    pub sparkplug: Option<SparkplugStatus>,
+}
+
+/// How Sparkplug nodes stand. All numbers but `nodes` are since the start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SparkplugStatus {
+    /// Edge nodes that are known.
+    pub nodes: usize,
+    /// Gaps in the numbers of messages: some were lost on their way to the gateway.
+    pub gaps: u64,
+    /// Messages that could not be understood, and so became dead letters.
+    pub refused: u64,
+    /// Rebirths that were asked for.
+    pub rebirths_asked: u64,
 }
 
 /// How a link stands.
@@ -128,14 +152,22 @@ pub struct LinkStatus {
 pub struct SourceStatus {
     /// Its name.
     pub name: String,
-    /// Where it listens.
+    /// What kind of source it is.
+    pub kind: SourceKind,
+    /// Where it listens, or what it asks.
     pub address: String,
+    /// What keeps it from working, if anything does.
+    pub problem: Option<String>,
     /// Open connections.
     pub connections: u64,
     /// Publishes that arrived since the start.
     pub received: u64,
-    /// QoS 0 publishes that found no room.
+    /// Events of senders that await no answer, for which there was no room.
     pub dropped: u64,
+    /// Redeliveries that were recognised without an id, and are no second event.
+    pub redelivered: u64,
+    /// Events that subscribers were not told, since they were too far behind.
+    pub cut: u64,
     /// Connections refused or ended for a fault.
     pub refused: u64,
     /// Median and 99th percentile from arrival to acknowledgement, in milliseconds.
@@ -175,8 +207,8 @@ pub struct Letter {
     pub id: u64,
     /// When it was written, RFC 3339.
     pub recorded: String,
-    /// The letter.
-    #[serde(flatten)]
+    /// The letter; its times in RFC 3339.
+    #[serde(flatten, with = "shown_times")]
     pub letter: DeadLetter<'static>,
     /// Bytes of the payload.
     pub payload_bytes: usize,
@@ -195,7 +227,7 @@ impl Handles {
             let mut status = lane.status();
             for to in &mut status.destinations {
                 let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
-                to.oldest = if to.queued > 0 { lane.recorded_at(low) } else { None };
+                to.oldest = if to.queued > 0 { lane.recorded_at(low).map(|at| at.to_string()) } else { None };
             }
             problems.extend(status.problem.iter().map(|why| format!("lane {}: {why}", lane.name)));
             lanes.push(status);
@@ -207,8 +239,15 @@ impl Handles {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
         }
+        for source in &self.sources {
+            problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
+        }
         let set_aside: Vec<_> = self.journal.set_aside().iter().map(|file| file.display().to_string()).collect();
         problems.extend(set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
+        for source in &self.sources {
+            problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
+        }
+        let notes = notes(&lanes, &links, dead.accepted);
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -218,6 +257,7 @@ impl Handles {
             name: self.surroundings.gateway.clone(),
             uptime_seconds: clock::instant().duration_since(self.started).as_secs(),
             problems,
+            notes,
             lanes,
             links,
             sources: self.sources.iter().map(SourceHandle::status).collect(),
@@ -234,18 +274,40 @@ impl Handles {
                 complete_since: complete_since.map(|at| at.to_string()),
             },
             set_aside,
+            sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
+                nodes: sparkplug.node_count(),
+                gaps: sparkplug.stats.gaps.value(),
+                refused: sparkplug.stats.refused.value(),
+                rebirths_asked: sparkplug.stats.asked.value(),
+            }),
         }
     }
 
-    fn letters(&self, from: u64, limit: usize) -> Vec<Letter> {
+    /// The newest letters, oldest first, however far apart they are.
+    fn newest_letters(&self, limit: usize) -> Vec<Letter> {
+        let dead = self.journal.dead();
+        let mut newest = Vec::new();
+        let mut end = dead.end();
+        let mut step = limit as u64;
+        while end > 1 && newest.len() < limit {
+            let from = dead.before(end, step);
+            let found = self.letters(from, end, usize::MAX);
+            newest.splice(0..0, found);
+            (end, step) = (from, step.saturating_mul(4));
+        }
+        newest.drain(..newest.len().saturating_sub(limit));
+        newest
+    }
+
+    fn letters(&self, from: u64, end: u64, limit: usize) -> Vec<Letter> {
         let dead = self.journal.dead();
         let mut letters = Vec::new();
         let mut next = from.max(1);
-        while next < dead.end() && letters.len() < limit {
+        while next < end.min(dead.end()) && letters.len() < limit {
             match dead.look(next) {
                 Ok(Found::Block(block)) => {
                     for (offset, record) in (block.header.first..).zip(block.records()) {
-                        if offset >= next && letters.len() < limit {
+                        if (next..end).contains(&offset) && letters.len() < limit {
                             letters.extend(letter(offset, block.header.recorded, &record));
                         }
                     }
@@ -256,6 +318,58 @@ impl Handles {
             }
         }
         letters
+    }
+}
+
+/// What a person should know, though nothing is wrong.
+fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
+    let mut notes = Vec::new();
+    if links.is_empty() {
+        notes.push("no destination is configured: events are kept, and nothing leaves".to_owned());
+    }
+    if dead > 0 {
+        notes.push(format!("dead letters: {}; see `forebay dead list`", grouped(dead)));
+    }
+    for link in links.iter().filter(|link| link.unheard > 0) {
+        let (unheard, to, lane) = (grouped(link.unheard), &link.destination, &link.lane);
+        notes.push(format!("{unheard} events of lane {lane} were delivered to {to}, where nobody had subscribed"));
+    }
+    for lane in lanes {
+        for to in lane.destinations.iter().filter(|to| to.set_aside > 0) {
+            let (count, name) = (grouped(to.set_aside), &to.destination);
+            notes.push(format!("{count} events of lane {} for {name} were in files that are set aside", lane.name));
+        }
+    }
+    notes
+}
+
+/// A letter whose times are RFC 3339 text; as it is stored they are numbers.
+mod shown_times {
+    use crate::event::Timestamp;
+    use crate::ingest::dead::DeadLetter;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+    use serde_json::{Map, Value};
+
+    const TIMES: [&str; 3] = ["time", "first_attempt", "last_attempt"];
+
+    pub(super) fn serialize<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serde_json::to_value(letter).map_err(ser::Error::custom)?;
+        for name in TIMES {
+            if let Some(micros) = fields[name].as_i64() {
+                fields[name] = Timestamp(micros).to_string().into();
+            }
+        }
+        fields.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeadLetter<'static>, D::Error> {
+        let mut fields = Map::<String, Value>::deserialize(deserializer)?;
+        for name in TIMES {
+            if let Some(at) = fields.get(name).and_then(Value::as_str).and_then(Timestamp::parse) {
+                fields.insert(name.to_owned(), at.0.into());
+            }
+        }
+        serde_json::from_value(fields.into()).map_err(de::Error::custom)
     }
 }
 
@@ -299,19 +413,30 @@ impl SourceHandle {
         let ack = self.stats.ack.snapshot();
         SourceStatus {
             name: self.name.clone(),
-            address: self.address.to_string(),
+            kind: self.kind,
+            address: self.address.clone(),
+            problem: self.stats.problem(),
             connections: self.stats.connections.value(),
             received: self.stats.received.value(),
             dropped: self.stats.dropped.value(),
+            redelivered: self.stats.redelivered.value(),
+            cut: self.stats.cut.value(),
             refused: self.stats.refused.value(),
             ack_ms: (ack.quantile(0.5).as_secs_f64() * 1e3, ack.quantile(0.99).as_secs_f64() * 1e3),
         }
     }
 }
 
-/// Makes the socket. One that a dead gateway left is replaced: whoever has the journal's lock is alone.
+/// Makes the socket. One that a dead gateway left is replaced; anything else that stands there is left alone.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
+    check_socket_path(path).map_err(|message| io::Error::new(io::ErrorKind::InvalidInput, message))?;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another gateway answers there; set socket to another file",
+        ));
+    }
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -327,6 +452,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
     let routes = Router::new()
         .route("/status", get(status))
         .route("/dead", get(dead_list))
+        .route("/devices", get(devices))
         .route("/dead/{id}", get(dead_show))
         .route("/tail", get(tail))
         .with_state(App { handles, shutdown: shutdown.clone() });
@@ -336,7 +462,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
     if let Err(error) = served.await {
         tracing::error!(%error, "the command socket failed");
     }
-    if let Some(path) = path {
+    if let Some(path) = path.filter(|path| check_socket_path(path).is_ok()) {
         // It is made anew at the next start anyway.
         let _ = std::fs::remove_file(path);
     }
@@ -371,16 +497,20 @@ async fn dead_list(State(app): State<App>, Query(range): Query<Range>) -> Result
     let limit = range.limit.unwrap_or(LETTERS_SHOWN).min(10_000);
     off_thread(move || {
         // Without a place to start, the newest.
-        let end = app.handles.journal.dead().end();
-        let from = if range.from > 0 { range.from } else { end.saturating_sub(limit as u64) };
-        app.handles.letters(from, limit)
+        if range.from > 0 {
+            app.handles.letters(range.from, u64::MAX, limit)
+        } else {
+            app.handles.newest_letters(limit)
+        }
     })
     .await
     .map(Json)
 }
 
 async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Response {
-    let found = off_thread(move || app.handles.letters(id, 1).into_iter().find(|letter| letter.id == id)).await;
+    let found =
+        off_thread(move || app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id))
+            .await;
     match found {
         Ok(Some(letter)) => Json(letter).into_response(),
         Ok(None) => {
@@ -389,6 +519,24 @@ async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Respons
         }
         Err(code) => code.into_response(),
     }
+}
+
+async fn devices(State(app): State<App>) -> Json<Vec<DeviceStatus>> {
+    let mut list = Vec::new();
+    for source in &app.handles.sources {
+        let duplicates = |client: &str| app.handles.journal.repeats_of(&origin(&source.name, client));
+        list.extend(source.devices.iter().flat_map(|devices| devices.status(&source.name, duplicates)));
+    }
+    Json(list)
+}
+
+/// `{source}/{device}`, as records have it.
+fn origin(source: &str, device: &str) -> String {
+    let mut origin = String::new();
+    push_path_segment(&mut origin, source);
+    origin.push('/');
+    push_path_segment(&mut origin, device);
+    origin
 }
 
 /// An event as `tail` shows it.
@@ -422,6 +570,18 @@ struct Wanted {
 }
 
 async fn tail(State(app): State<App>, Query(wanted): Query<Wanted>) -> Response {
+    if let Some(stream) = &wanted.stream {
+        let mut known = Vec::new();
+        for published in app.handles.journal.publications() {
+            known.extend([published.publication.stream.clone(), published.publication.stream_id()]);
+        }
+        if !known.contains(stream) {
+            known.sort();
+            known.dedup();
+            let text = format!("there is no stream \"{stream}\"; there are {}", known.join(", "));
+            return (StatusCode::NOT_FOUND, text).into_response();
+        }
+    }
     let (sender, body) = Channel::<Bytes>::new(16);
     let sender = Arc::new(Mutex::new(sender));
     for lane in app.handles.journal.lanes() {
@@ -468,11 +628,13 @@ fn push_seen(
     wanted: Option<&str>,
     lines: &mut Vec<u8>,
 ) {
-    let stream =
-        lane.published(record.publication).map_or_else(String::new, |published| published.publication.stream.clone());
-    if wanted.is_some_and(|wanted| wanted != stream) {
+    let published = lane.published(record.publication);
+    let publication = published.as_ref().map(|published| &published.publication);
+    let is_wanted = |wanted: &str| publication.is_some_and(|one| one.stream == wanted || one.stream_id() == wanted);
+    if wanted.is_some_and(|wanted| !is_wanted(wanted)) {
         return;
     }
+    let stream = publication.map_or_else(String::new, |publication| publication.stream.clone());
     let is_json = record.content == Content::Json;
     let seen = Seen {
         lane: lane.name.clone(),

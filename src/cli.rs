@@ -1,16 +1,17 @@
 //! The command line.
 //!
-//! Promise: every command says what happened in words, and with `--json` as data; the exit code is
-//! 0 for success and 1 for anything else.
+//! Promise: every command says what happened in words, and with `--json` as data on standard output;
+//! what keeps a command from answering is text on standard error. The exit code is 0 for success,
+//! 2 for arguments that cannot be, and 1 for anything else.
 
 mod show;
 mod socket;
 
 use crate::config::{self, Config};
-use crate::contract::breaking_changes;
 use crate::demo;
 use crate::gateway::Gateway;
 use crate::setting::Span;
+use crate::sources::http::put_token;
 use crate::sources::mqtt::put_user;
 use crate::telemetry::{self, LogFormat};
 use anyhow::{Context, bail};
@@ -47,12 +48,17 @@ enum Command {
     Dead(Dead),
     /// Events as they are taken
     Tail(Tail),
+    /// Who has connected to the listeners, and how they behave
+    Devices(At),
     /// The contracts
     #[command(subcommand)]
     Contracts(ContractsCommand),
     /// The users of a listener
     #[command(subcommand)]
     User(User),
+    /// The bearer tokens of an HTTP source
+    #[command(subcommand)]
+    Token(Token),
 }
 
 #[derive(Debug, Args)]
@@ -70,7 +76,7 @@ struct Check {
     /// Configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// As data
+    /// As JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +93,7 @@ struct Demo {
     #[arg(long, value_parser = Span::parse)]
     run_for: Option<Span>,
     /// Events a second, over all devices
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
 }
 
@@ -100,7 +106,7 @@ struct At {
     /// Its socket
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// As data
+    /// As JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
@@ -112,8 +118,8 @@ enum Dead {
         #[command(flatten)]
         at: At,
         /// How many at most
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        limit: u64,
     },
     /// One dead letter, with its payload
     Show {
@@ -147,6 +153,18 @@ enum User {
         #[arg(long)]
         file: PathBuf,
         /// Name of the user
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Token {
+    /// Make a token for a name, in place of an earlier one, and print it; only its hash is kept
+    Add {
+        /// Token file of the source
+        #[arg(long)]
+        file: PathBuf,
+        /// Name of who posts: the only {source} it may post as
         name: String,
     },
 }
@@ -188,7 +206,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 folder: demo.folder,
                 outage: demo.outage.map(|span| span.0),
                 run_for: demo.run_for.map(|span| span.0),
-                rate: demo.rate.max(1),
+                rate: demo.rate,
             };
             runtime()?.block_on(demo::run(plan)).map(|()| ExitCode::SUCCESS)
         }
@@ -205,11 +223,24 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print(&at, &letter, show::letter)
         }
         Command::Tail(tail) => follow(&tail),
+        Command::Devices(at) => {
+            let devices: Vec<crate::sources::mqtt::DeviceStatus> = ask(&at, "/devices")?;
+            print(&at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
+        }
         Command::Contracts(ContractsCommand::Check(check)) => check_contracts(&check),
         Command::User(User::Add { file, name }) => {
             let password = read_password(&name)?;
             put_user(&file, &name, password.as_bytes())?;
-            println!("user \"{name}\" is in {}", file.display());
+            writeln!(
+                std::io::stdout(),
+                "user \"{name}\" is in {}; a running gateway takes it at the next login",
+                file.display()
+            )?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Token(Token::Add { file, name }) => {
+            println!("{}", put_token(&file, &name)?);
+            eprintln!("this is the token of \"{name}\", shown once; its hash is in {}", file.display());
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -229,6 +260,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(problems) => {
@@ -240,9 +272,12 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
     let gateway = Gateway::start(config).await?;
     let addresses: Vec<_> = gateway.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = %addresses.join(", "), "ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => tracing::warn!("SIGHUP: a change of the configuration takes a restart, one of a password file does not; going on"),
+        }
     }
     tracing::info!("stopping: no new events, acknowledgements in flight are given");
     gateway.stop().await;
@@ -255,13 +290,26 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 fn check_config(check: &Check) -> anyhow::Result<ExitCode> {
-    let loaded = Config::load(&check.config);
-    let (problems, warnings, contracts) = match &loaded {
-        Ok(config) => (&[][..], &config.warnings[..], config.contracts.iter().count()),
-        Err(problems) => (&problems[..], &[][..], 0),
+    let config = match Config::load(&check.config) {
+        Ok(config) => config,
+        Err(problems) => return report(check, &problems, &[], String::new),
     };
-    report(check, problems, warnings, || {
-        format!("{}: good, with {}", check.config.display(), counted(contracts, "contract"))
+    let mut warnings = config.warnings.clone();
+    let problems = match crate::journal::publications_in(&config.journal.folder) {
+        Ok(in_force) => config.contracts.check_against(&in_force),
+        // Another user may check a configuration whose journal only the service reads.
+        Err(error) => {
+            warnings.push(crate::setting::Problem {
+                file: check.config.clone(),
+                line: 0,
+                key: "contracts".into(),
+                message: format!("not compared with the versions in force: {error}"),
+            });
+            Vec::new()
+        }
+    };
+    report(check, &problems, &warnings, || {
+        format!("{}: good, with {}", check.config.display(), counted(config.contracts.iter().count(), "contract"))
     })
 }
 
@@ -276,20 +324,20 @@ fn report(
             .map(|problem| serde_json::json!({"file": problem.file, "line": problem.line, "key": problem.key, "message": problem.message}))
             .collect()
     };
+    let mut out = std::io::stdout().lock();
     if check.json {
         let all = serde_json::json!({"good": problems.is_empty(), "problems": as_json(problems), "warnings": as_json(warnings)});
-        println!("{all}");
+        writeln!(out, "{}", telemetry::shown_json(&all.to_string()))?;
     } else {
         for warning in warnings {
-            println!("warning: {warning}");
+            writeln!(out, "warning: {}", telemetry::shown(&warning.to_string()))?;
         }
         for problem in problems {
-            println!("{problem}");
+            writeln!(out, "{}", telemetry::shown(&problem.to_string()))?;
         }
-        if problems.is_empty() {
-            println!("{}", good());
-        } else {
-            println!("{}", counted(problems.len(), "problem"));
+        match problems.len() {
+            0 => writeln!(out, "{}", good())?,
+            count => writeln!(out, "{}", counted(count, "problem"))?,
         }
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -300,8 +348,9 @@ fn check_contracts(check: &Check) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(problems) => return report(check, &problems, &[], String::new),
     };
-    let in_force = crate::journal::publications_in(&config.journal.folder)?;
-    let mut problems = Vec::new();
+    let in_force = crate::journal::publications_in(&config.journal.folder)
+        .context("the versions in force cannot be read; ask as the user that the gateway runs as")?;
+    let problems = config.contracts.check_against(&in_force);
     let mut lines = Vec::new();
     for contract in config.contracts.iter() {
         let next = &contract.publication;
@@ -309,20 +358,9 @@ fn check_contracts(check: &Check) -> anyhow::Result<ExitCode> {
         let current = in_force.iter().rev().find(|known| known.stream_id() == next.stream_id());
         let word = match current {
             None => "new".to_owned(),
-            Some(current) if current == next => "in force".to_owned(),
+            Some(current) if current.version == next.version => "in force".to_owned(),
             Some(current) => format!("replaces {}", current.version),
         };
-        for broken in current.map(|current| breaking_changes(current, next)).unwrap_or_default() {
-            problems.push(crate::setting::Problem {
-                file: contract.file.clone(),
-                line: 0,
-                key: String::new(),
-                message: format!(
-                    "{broken}; consumers of version {} would break: give it a new major version",
-                    current.map_or("", |c| &c.version)
-                ),
-            });
-        }
         lines.push(format!("{:<40} {:<10} {:<10} {word}", next.stream_id(), next.version, next.lane));
     }
     report(check, &problems, &config.warnings, || lines.join("\n"))
@@ -342,8 +380,11 @@ fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T>
 }
 
 fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {
-    let text =
-        if at.json { serde_json::to_string_pretty(value)? } else { show(value, std::io::stdout().is_terminal()) };
+    let text = if at.json {
+        telemetry::shown_json(&serde_json::to_string_pretty(value)?)
+    } else {
+        show(value, std::io::stdout().is_terminal())
+    };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -361,8 +402,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(socket::lines(&socket, &path, |line| {
         let mut out = std::io::stdout().lock();
         if tail.at.json {
-            out.write_all(line)?;
-            out.write_all(b"\n")?;
+            writeln!(out, "{}", telemetry::shown_json(&String::from_utf8_lossy(line)))?;
         } else {
             let seen: crate::admin::Seen = serde_json::from_slice(line)?;
             writeln!(out, "{}", show::seen(&seen, is_terminal))?;

@@ -3,12 +3,12 @@
 //! Promise: what loads can start; what does not is refused with file, line, key, the offending
 //! value and what is allowed, every problem at once.
 
-use crate::contract::{Contracts, Surroundings};
+use crate::contract::{Contracts, Pattern, Surroundings};
 use crate::forward;
 use crate::journal::{self, LaneConfig};
 use crate::link::Address;
-use crate::setting::{Bytes, Document, Problem, Span};
-use crate::sources::mqtt;
+use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
+use crate::sources::{broker, http, mqtt};
 use crate::tls;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -33,6 +33,8 @@ struct File {
     disk_reserve: Bytes,
     #[serde(default = "dedupe_memory")]
     dedupe_memory: Bytes,
+    #[serde(default = "last_values")]
+    last_values: Bytes,
     #[serde(default)]
     source: Sources,
     #[serde(default)]
@@ -46,6 +48,10 @@ struct File {
 struct Sources {
     #[serde(default)]
     mqtt: Vec<mqtt::Config>,
+    #[serde(default)]
+    http: Vec<http::Config>,
+    #[serde(default)]
+    broker: Vec<broker::Config>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -72,6 +78,11 @@ fn dedupe_memory() -> Bytes {
     Bytes(8 << 20)
 }
 
+/// Some 15,000 keys of small events.
+fn last_values() -> Bytes {
+    Bytes(8 << 20)
+}
+
 /// Lanes that are there without being written down: name, linger, share of the disk.
 const LANES: [(&str, Duration, u64); 3] = [
     ("critical", Duration::from_millis(2), 1 << 30),
@@ -95,8 +106,14 @@ pub struct Config {
     pub contracts: Contracts,
     /// What masked fields are hashed with.
     pub mask_key: Vec<u8>,
+    /// Bytes for the last value of each key.
+    pub last_values: usize,
     /// The listeners.
     pub listeners: Vec<mqtt::Config>,
+    /// The HTTP sources.
+    pub servers: Vec<http::Config>,
+    /// The brokers of the plant.
+    pub brokers: Vec<broker::Config>,
     /// The destinations.
     pub destinations: Vec<forward::Config>,
     /// The socket for the command line.
@@ -126,8 +143,11 @@ impl Config {
     /// Reads and checks a configuration and its contracts.
     pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
         let document = Document::read(file).map_err(|problem| vec![problem])?;
-        let mut raw: File = document.parse().map_err(|problem| vec![problem])?;
+        let mut raw: File = document.parse_all().map_err(|problems| -> Vec<_> {
+            problems.into_iter().map(|problem| explained(problem, &document)).collect()
+        })?;
         let beside = beside(file);
+        let socket = socket_path(&raw, &beside);
         resolve_paths(&mut raw, &beside);
         let mut problems = Vec::new();
         let host = rustix::system::uname();
@@ -137,8 +157,11 @@ impl Config {
                 problems.push(document.problem(key, message));
             }
         }
+        check_disk(&raw, &document, &mut problems);
         let lanes = check_lanes(&raw, &document, &mut problems);
         check_sources(&raw, &document, &mut problems);
+        let mut own_warnings = Vec::new();
+        check_brokers(&raw, &document, &mut problems, &mut own_warnings);
         check_destinations(&raw, &document, &mut problems);
         let mask_key = match &raw.mask_key {
             None => Vec::new(),
@@ -157,6 +180,10 @@ impl Config {
                 }
             },
         };
+        if let Err(message) = check_socket_path(&socket) {
+            let key = if raw.socket.is_some() { "socket" } else { "data_dir" };
+            problems.push(document.problem(key, message));
+        }
         let surroundings = Surroundings {
             environment: raw.environment.clone(),
             site: raw.site.clone(),
@@ -165,14 +192,15 @@ impl Config {
         };
         let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
         let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.is_empty());
-        let (contracts, warnings) = loaded.unwrap_or_else(|found| {
+        let (contracts, mut warnings) = loaded.unwrap_or_else(|found| {
             problems.extend(found);
             Default::default()
         });
+        warnings.extend(own_warnings);
         if !problems.is_empty() {
             return Err(problems);
         }
-        let socket = socket_path(&raw, &beside);
+        warnings.extend(doubts(&raw, &document, &contracts));
         Ok(Self {
             file: file.to_owned(),
             surroundings,
@@ -187,7 +215,10 @@ impl Config {
             },
             contracts,
             mask_key,
+            last_values: usize::try_from(raw.last_values.0).unwrap_or(usize::MAX),
             listeners: raw.source.mqtt,
+            servers: raw.source.http,
+            brokers: raw.source.broker,
             destinations: raw.destination,
             socket,
             warnings,
@@ -216,7 +247,23 @@ fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
             resolve(&mut tls.cert);
             resolve(&mut tls.key);
             resolve_some(&mut tls.client_ca);
+            resolve_some(&mut tls.crl);
         }
+    }
+    for source in &mut raw.source.http {
+        resolve_some(&mut source.tokens);
+        if let Some(tls) = &mut source.tls {
+            resolve(&mut tls.cert);
+            resolve(&mut tls.key);
+            resolve_some(&mut tls.client_ca);
+            resolve_some(&mut tls.crl);
+        }
+    }
+    for source in &mut raw.source.broker {
+        resolve_some(&mut source.password_file);
+        resolve_some(&mut source.tls.ca);
+        resolve_some(&mut source.tls.cert);
+        resolve_some(&mut source.tls.key);
     }
     for destination in &mut raw.destination {
         resolve_some(&mut destination.password_file);
@@ -224,6 +271,84 @@ fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
         resolve_some(&mut destination.tls.cert);
         resolve_some(&mut destination.tls.key);
     }
+}
+
+/// A problem with an address to listen on, with the value and the form that is wanted.
+fn explained(problem: Problem, document: &Document) -> Problem {
+    if !problem.key.ends_with(".listen") || problem.message.contains("missing field") {
+        return problem;
+    }
+    let value = document.value(&problem.key).unwrap_or_default();
+    let message = format!(
+        "{value} is no address to listen on; expected \"address:port\", such as \"0.0.0.0:1883\" or \"[::]:8883\"; a host name is not allowed"
+    );
+    Problem { message, ..problem }
+}
+
+fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    if document.value("data_dir").is_some_and(|value| value == "\"\"") {
+        problems.push(document.problem("data_dir", "\"\" is no folder; expected one such as \"/var/lib/forebay\""));
+        return;
+    }
+    // The folder itself is made at the start.
+    let Some(nearest) = raw.data_dir.ancestors().find(|folder| folder.exists() || *folder == Path::new("")) else {
+        return;
+    };
+    let nearest = if nearest == Path::new("") { Path::new(".") } else { nearest };
+    if !nearest.is_dir() {
+        problems.push(document.problem(
+            "data_dir",
+            format!("\"{}\" cannot be a folder: {} is a file", raw.data_dir.display(), nearest.display()),
+        ));
+        return;
+    }
+    let Ok(stat) = rustix::fs::statvfs(nearest) else { return };
+    let size = stat.f_blocks.saturating_mul(stat.f_frsize);
+    if raw.disk_reserve.0 >= size {
+        problems.push(document.problem(
+            "disk_reserve",
+            format!(
+                "{} can never be free: the file system of {} has {} in all",
+                raw.disk_reserve,
+                raw.data_dir.display(),
+                Bytes(size)
+            ),
+        ));
+    }
+}
+
+/// What is allowed and yet seldom meant.
+fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> Vec<Problem> {
+    let mut found = Vec::new();
+    if raw.source.names().is_empty() {
+        found.push(document.problem("source", "there is none: nothing can come in"));
+    }
+    if raw.destination.is_empty() {
+        found.push(document.problem("destination", "there is none: events are kept, and nothing leaves"));
+    }
+    if contracts.iter().next().is_none() {
+        let message = format!("{} holds none: everything becomes a dead letter", raw.contracts.display());
+        found.push(document.problem("contracts", message));
+    }
+    for name in raw.lane.keys().filter(|name| LANES.iter().all(|(known, _, _)| known != name)) {
+        if !contracts.iter().any(|contract| contract.publication.lane == *name) {
+            let message = "is a lane of its own that no contract names; critical, standard and bulk are there already";
+            found.push(document.problem(format!("lane.{name}"), message));
+        }
+    }
+    for (index, source) in raw.source.mqtt.iter().enumerate() {
+        let is_readable = source.tls.is_none() && source.passwords.is_some() && !source.listen.ip().is_loopback();
+        if is_readable && raw.environment == "production" {
+            found.push(document.problem(
+                format!("source.mqtt[{index}].passwords"),
+                format!(
+                    "are sent readable to {}: without TLS anyone on the network can take them; set tls",
+                    source.listen
+                ),
+            ));
+        }
+    }
+    found
 }
 
 /// Names stand in topics, URIs, client ids and file names.
@@ -279,24 +404,41 @@ fn check_lanes(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> 
     lanes
 }
 
+impl Sources {
+    /// Name of every source, with the key that says it.
+    fn names(&self) -> Vec<(String, &str)> {
+        let keyed = |kind: &'static str| move |(index, name)| (format!("source.{kind}[{index}].name"), name);
+        let mqtt = self.mqtt.iter().map(|source| source.name.as_str()).enumerate().map(keyed("mqtt"));
+        let http = self.http.iter().map(|source| source.name.as_str()).enumerate().map(keyed("http"));
+        let broker = self.broker.iter().map(|source| source.name.as_str()).enumerate().map(keyed("broker"));
+        mqtt.chain(http).chain(broker).collect()
+    }
+}
+
 fn check_sources(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    let names = raw.source.names();
+    for (index, (key, name)) in names.iter().enumerate() {
+        if let Err(message) = check_word(name) {
+            problems.push(document.problem(key, message));
+        }
+        if names[..index].iter().any(|(_, other)| other == name) {
+            problems.push(document.problem(key, format!("\"{name}\" is taken by another source; names are unique")));
+        }
+    }
+    check_servers(raw, document, problems);
     for (index, source) in raw.source.mqtt.iter().enumerate() {
         let key = |part: &str| format!("source.mqtt[{index}].{part}");
-        if let Err(message) = check_word(&source.name) {
-            problems.push(document.problem(key("name"), message));
-        }
         let before = &raw.source.mqtt[..index];
-        if before.iter().any(|other| other.name == source.name) {
-            problems.push(
-                document
-                    .problem(key("name"), format!("\"{}\" is taken by a source above; names are unique", source.name)),
-            );
-        }
         if source.listen.port() != 0 && before.iter().any(|other| other.listen == source.listen) {
             problems.push(document.problem(key("listen"), format!("{} is taken by a source above", source.listen)));
         }
         if let Err((part, message)) = source.check() {
             problems.push(document.problem(key(part), message));
+        }
+        for (rule, acl) in source.acl.iter().enumerate() {
+            if let Err((part, message)) = acl.check() {
+                problems.push(document.problem(key(&format!("acl[{rule}].{part}")), message));
+            }
         }
         if source.anonymous == Some(true) && !source.listen.ip().is_loopback() && raw.environment == "production" {
             problems.push(document.problem(
@@ -304,11 +446,7 @@ fn check_sources(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
                 "true off loopback is not allowed in environment \"production\"; set passwords or tls.client_ca",
             ));
         }
-        let lets_nobody_in = source.passwords.is_none()
-            && source.anonymous != Some(true)
-            && source.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())
-            && !source.listen.ip().is_loopback();
-        if lets_nobody_in {
+        if source.lets_in_nobody() {
             problems.push(document.problem(
                 key("listen"),
                 format!(
@@ -328,6 +466,124 @@ fn check_sources(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
             problems.push(document.problem(key("passwords"), error.to_string()));
         }
     }
+}
+
+fn check_servers(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    for (index, source) in raw.source.http.iter().enumerate() {
+        let key = |part: &str| format!("source.http[{index}].{part}");
+        let before = raw.source.http[..index].iter().map(|other| other.listen);
+        let mut others = before.chain(raw.source.mqtt.iter().map(|other| other.listen));
+        if source.listen.port() != 0 && others.any(|other| other == source.listen) {
+            problems.push(document.problem(key("listen"), format!("{} is taken by another source", source.listen)));
+        }
+        if let Err((part, message)) = source.check() {
+            problems.push(document.problem(key(part), message));
+        }
+        let is_exposed = !source.listen.ip().is_loopback() && raw.environment == "production";
+        if is_exposed && source.anonymous == Some(true) {
+            problems.push(document.problem(
+                key("anonymous"),
+                "true off loopback is not allowed in environment \"production\"; set tokens or tls.client_ca",
+            ));
+        }
+        if is_exposed && source.tokens.is_some() && source.tls.is_none() {
+            problems.push(document.problem(
+                key("tokens"),
+                "bearer tokens without TLS are not allowed off loopback in environment \"production\"; set tls",
+            ));
+        }
+        if source.lets_in_nobody() {
+            problems.push(document.problem(
+                key("listen"),
+                format!("{} lets nobody in; set tokens, tls.client_ca, or anonymous = true", source.listen),
+            ));
+        }
+        if let Err(error) = source.server() {
+            problems.push(document.problem(key("tls"), error.to_string()));
+        }
+        if let Some(file) = &source.tokens
+            && let Err(error) = http::Tokens::load(file)
+        {
+            problems.push(document.problem(key("tokens"), error.to_string()));
+        }
+    }
+}
+
+fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) {
+    for (index, source) in raw.source.broker.iter().enumerate() {
+        let key = |part: &str| format!("source.broker[{index}].{part}");
+        if let Err((part, message)) = source.check() {
+            problems.push(document.problem(key(part), message));
+        }
+        if let Some((filter, other)) = source.overlap() {
+            warnings.push(document.problem(
+                key("topics"),
+                format!("\"{filter}\" and \"{other}\" overlap: the broker may send what matches both twice"),
+            ));
+        }
+        let address = Address::parse(&source.url);
+        match &address {
+            Err(message) => problems.push(document.problem(key("url"), message)),
+            Ok(address) if address.is_tls => {
+                if let Err(error) = tls::client(&source.tls) {
+                    problems.push(document.problem(key("tls"), error.to_string()));
+                }
+            }
+            // The plant's broker is not ours to change, so that this is not refused.
+            Ok(address) if raw.environment == "production" && !is_local(&address.host) => {
+                warnings.push(document.problem(
+                    key("url"),
+                    format!(
+                        "\"{}\" is without TLS: who listens on the line reads everything, also the password",
+                        source.url
+                    ),
+                ));
+            }
+            Ok(_) => {}
+        }
+        if source.user.is_some() != source.password_file.is_some() {
+            problems.push(document.problem(key("user"), "user and password_file go together; one of them is missing"));
+        }
+        if let Some(file) = &source.password_file
+            && let Err(error) = std::fs::read(file)
+        {
+            problems
+                .push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
+        }
+        if let Some(filter) = feeds_itself(raw, source) {
+            problems.push(document.problem(
+                key("topics"),
+                format!(
+                    "\"{filter}\" matches what the gateway itself publishes there ({}/{}/…), so that every event would come back as a new one; subscribe to narrower topics",
+                    raw.environment, raw.site
+                ),
+            ));
+        }
+        if let Some(client) = &source.client
+            && raw.source.broker[..index]
+                .iter()
+                .any(|other| other.client.as_ref() == Some(client) && other.url == source.url)
+        {
+            problems.push(document.problem(
+                key("client"),
+                format!("\"{client}\" is taken by a source above at the same broker; they would throw each other out"),
+            ));
+        }
+    }
+}
+
+/// The filter of a source that takes in again what a destination at the same broker was given.
+fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String> {
+    let address = Address::parse(&source.url).ok()?;
+    if raw.destination.iter().all(|to| Address::parse(&to.url).as_ref() != Ok(&address)) {
+        return None;
+    }
+    let own = Pattern::parse(&format!("{}/{}/#", raw.environment, raw.site)).ok()?;
+    source.topics.iter().find(|filter| Pattern::parse(filter).is_ok_and(|filter| own.overlaps(&filter)))
+}
+
+fn is_local(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
@@ -352,6 +608,13 @@ fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Proble
                     problems.push(document.problem(key("tls"), error.to_string()));
                 }
             }
+            Ok(_) if destination.tls != tls::ClientFiles::default() => problems.push(document.problem(
+                key("tls"),
+                format!(
+                    "is set, but \"{}\" speaks no TLS and would send everything readable; use mqtts://, or remove tls",
+                    destination.url
+                ),
+            )),
             Ok(_) if raw.environment == "production" => problems.push(document.problem(
                 key("url"),
                 format!(

@@ -12,7 +12,7 @@ mod json;
 mod pattern;
 mod publication;
 
-pub use change::breaking_changes;
+pub use change::objections;
 pub use json::{Pointer, Tree, push_json_string};
 pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
@@ -53,6 +53,20 @@ pub struct Surroundings {
 pub enum SourceKind {
     /// Devices that publish to the gateway's own listener.
     Mqtt,
+    /// A broker of the plant, which the gateway subscribes to.
+    Broker,
+    /// Programs that post to the gateway over HTTP.
+    Http,
+}
+
+impl std::fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Mqtt => "mqtt",
+            Self::Broker => "broker",
+            Self::Http => "http",
+        })
+    }
 }
 
 /// How the envelope travels.
@@ -77,6 +91,14 @@ pub enum Accepts {
     Any,
     /// Everything as base64, unread.
     Bytes,
+}
+
+/// What payloads are made into JSON from, before the contract reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decode {
+    /// Sparkplug B, on topics such as `spBv1.0/{group}/{type}/{node}/{device}`.
+    SparkplugB,
 }
 
 /// What becomes of an event that breaks its contract.
@@ -114,15 +136,19 @@ pub struct Contract {
     source_name: Option<String>,
     pattern: Pattern,
     key: Template,
+    /// Whether it says itself what its key is.
+    pub names_key: bool,
     device: Template,
     id: Option<Pointer>,
     time: Option<Pointer>,
     validator: Option<Validator<Payload>>,
     accepts: Accepts,
+    /// What its payloads are made into JSON from, where they are none.
+    pub decode: Option<Decode>,
     on_violation: OnViolation,
     keep: Vec<Pointer>,
     mask: Vec<Pointer>,
-    /// How long repeats are recognised by their id; `None` where the contract has no id.
+    /// How long repeats are recognised by their id; `None` where its events have none.
     pub dedupe: Option<Duration>,
     /// The longest an event may wait for central, if there is a limit.
     pub retention_unsettled: Option<Duration>,
@@ -182,6 +208,9 @@ impl Contract {
         let tree = match Tree::parse(payload) {
             Ok(tree) => tree,
             Err(_) if self.accepts == Accepts::Any => return self.read_opaque(captures, payload),
+            Err(_) if payload.is_empty() => {
+                return Err(Violation { reason: "payload: is empty".into(), payload: Cow::Borrowed(payload) });
+            }
             Err(error) => {
                 let reason = format!("payload: is no JSON at column {}", error.column());
                 return Err(Violation { reason, payload: Cow::Borrowed(payload) });
@@ -333,29 +362,30 @@ impl Contracts {
             }]
         };
         let mut files = Vec::new();
+        let mut warnings = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
+            let ending = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
             if path.extension().is_some_and(|extension| extension == "toml") {
                 files.push(path);
+            } else if ending.is_some_and(|ending| matches!(ending.as_str(), "toml" | "tml" | "yaml" | "yml")) {
+                warnings.push(Problem {
+                    file: path,
+                    line: 0,
+                    key: String::new(),
+                    message: "is not read; the name of a contract ends in \".toml\"".into(),
+                });
             }
         }
         files.sort();
         let mut problems = Vec::new();
-        let mut warnings = Vec::new();
         let mut list: Vec<Arc<Contract>> = Vec::new();
         for file in &files {
             match file::load(file, surroundings, lanes, has_mask_key, &mut warnings) {
-                Ok(contract) => match list.iter().find(|other| clash(other, &contract).is_some()) {
-                    Some(other) => problems.push(Problem {
-                        file: file.clone(),
-                        line: 0,
-                        key: "match".into(),
-                        message: format!(
-                            "{} {}; make one of them narrower",
-                            clash(other, &contract).unwrap_or_default(),
-                            other.file.display()
-                        ),
-                    }),
+                Ok(contract) => match list.iter().find_map(|other| clash(other, &contract)) {
+                    Some(message) => {
+                        problems.push(Problem { file: file.clone(), line: 0, key: "match".into(), message })
+                    }
                     None => list.push(Arc::new(contract)),
                 },
                 Err(problem) => problems.push(problem),
@@ -376,6 +406,24 @@ impl Contracts {
         self.list.iter()
     }
 
+    /// What stands against these contracts while the publications `in_force` are, those that came last
+    /// at the end: changes that break consumers, and versions that were taken for other content.
+    pub fn check_against(&self, in_force: &[Publication]) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for contract in &self.list {
+            let next = &contract.publication;
+            let current = in_force.iter().rev().find(|known| known.stream_id() == next.stream_id());
+            let found = current.map(|current| objections(current, next)).unwrap_or_default();
+            problems.extend(found.into_iter().map(|message| Problem {
+                file: contract.file.clone(),
+                line: 0,
+                key: String::new(),
+                message,
+            }));
+        }
+        problems
+    }
+
     /// The contract that counts for a topic of a source.
     pub fn find(&self, kind: SourceKind, source: &str, topic: &str, client: &str, user: &str) -> Option<Matched> {
         self.list.iter().find_map(|contract| {
@@ -389,12 +437,19 @@ impl Contracts {
     }
 }
 
-/// Why two contracts cannot both serve.
+/// Why two contracts cannot both serve, and what to do about it.
 fn clash(a: &Contract, b: &Contract) -> Option<String> {
+    let other = a.file.display();
+    if a.publication == b.publication && a.pattern.overlaps(&b.pattern) {
+        return Some(format!("says the same as {other}; remove one of the two"));
+    }
     if a.publication.stream_id() == b.publication.stream_id() {
-        return Some(format!("declares stream \"{}\", as does", a.publication.stream_id()));
+        let stream = a.publication.stream_id();
+        return Some(format!(
+            "declares stream \"{stream}\", as does {other}; give one of them another name, or remove it"
+        ));
     }
     let same_source = a.source == b.source && a.source_name == b.source_name;
     (same_source && a.pattern.narrowness() == b.pattern.narrowness() && a.pattern.overlaps(&b.pattern))
-        .then(|| "matches some topics just as narrowly as".to_owned())
+        .then(|| format!("matches some topics just as narrowly as {other}; make one of them narrower"))
 }

@@ -29,6 +29,13 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+/// Prints a line. A closed standard output ends the show at the next live line, and is no error.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+
 /// What the demo is to do.
 #[derive(Debug)]
 pub struct Plan {
@@ -102,7 +109,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     balance(&watcher.handles.status(), central.received());
     drop(watcher);
     gateway.stop().await;
-    println!(
+    say!(
         "Everything is in {}; remove the folder to begin anew, or start again to go on with its journal.",
         folder.display()
     );
@@ -166,21 +173,19 @@ linger = "10ms"
 
 fn explain(plan: &Plan, folder: &Path, around: &Surroundings, listening: u16, central: u16) {
     let shown = folder.display();
-    println!(
-        "Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening};",
-        plan.rate
-    );
-    println!("it stores them in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
-    println!("Look at it from another terminal:");
-    println!(
+    say!("Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening};", plan.rate);
+    say!("it stores them in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
+    say!("Look at it from another terminal:");
+    say!(
         "  mosquitto_sub --cafile {shown}/ca.pem -h localhost -p {central} -v -t '{}/{}/#'",
-        around.environment, around.site
+        around.environment,
+        around.site
     );
-    println!("  forebay status --config {shown}/forebay.toml");
-    println!("  forebay tail --config {shown}/forebay.toml");
-    println!("  forebay dead list --config {shown}/forebay.toml     (a device now and then sends nonsense)\n");
+    say!("  forebay status --config {shown}/forebay.toml");
+    say!("  forebay tail --config {shown}/forebay.toml");
+    say!("  forebay dead list --config {shown}/forebay.toml     (a device now and then sends nonsense)\n");
     let can_type = std::io::stdin().is_terminal();
-    println!(
+    say!(
         "{}Ctrl-C ends with the balance.\n",
         if can_type { "Press w to cut the WAN, and again to restore it. " } else { "" }
     );
@@ -231,16 +236,16 @@ struct Screen {
 }
 
 impl Screen {
-    fn line(&self, line: &str) {
+    /// `false` if nobody sees it any more.
+    fn line(&self, line: &str) -> bool {
         let mut out = std::io::stdout().lock();
-        // A closed standard output ends nothing: the balance matters more than the show.
-        let _ = if self.is_live { write!(out, "\r\x1b[2K{line}") } else { writeln!(out, "{line}") };
-        let _ = out.flush();
+        let written = if self.is_live { write!(out, "\r\x1b[2K{line}") } else { writeln!(out, "{line}") };
+        written.and_then(|()| out.flush()).is_ok()
     }
 
     fn done(&self) {
         if self.is_live {
-            println!("\n");
+            say!("\n");
         }
     }
 }
@@ -283,7 +288,9 @@ impl Watcher {
             }
             let handles = Arc::clone(&self.handles);
             let Ok(status) = tokio::task::spawn_blocking(move || handles.status()).await else { return };
-            screen.line(&self.live(&status));
+            if !screen.line(&self.live(&status)) {
+                return;
+            }
         }
     }
 
@@ -292,7 +299,8 @@ impl Watcher {
         let acks = self.handles.sources.first().map(|source| source.stats.ack.snapshot()).unwrap_or_default();
         let p99 = acks.since(&self.acks).quantile(0.99);
         self.acks = acks;
-        let oldest = status.lanes.iter().flat_map(|lane| &lane.destinations).filter_map(|to| to.oldest).min();
+        let oldest =
+            status.lanes.iter().flat_map(|lane| &lane.destinations).filter_map(|to| to.oldest.as_deref()).min();
         let links = &status.links;
         let up = links.iter().filter(|link| link.is_up).count();
         let link = match (self.wan.is_cut(), up) {
@@ -301,11 +309,13 @@ impl Watcher {
             (false, up) => format!("link {up}/{}", links.len()),
         };
         format!(
-            "accepted {:>9}   delivered {:>9}   queued {:>7}   oldest {:>6}   p99 to ack {:>5.1} ms   {link}",
+            "accepted {:>9}  delivered {:>9}  queued {:>7}  oldest {:>6}  p99 to ack {:>4.1} ms  {link}",
             number(sums.accepted),
             number(sums.delivered),
             number(sums.queued),
-            oldest.map_or_else(|| "-".to_owned(), |at| rough(Timestamp::from(clock::wall()).since(Timestamp(at)))),
+            oldest
+                .and_then(Timestamp::parse)
+                .map_or_else(|| "-".to_owned(), |at| rough(Timestamp::from(clock::wall()).since(at))),
             p99.as_secs_f64() * 1e3,
         )
     }
@@ -349,22 +359,22 @@ fn balance(status: &Status, received: u64) {
     let sums = Sums::of(status);
     let intake = status.dead.total - sums.dead;
     let out = sums.delivered + sums.queued + sums.dead;
-    println!("The balance of this journal, since it was begun:\n");
-    println!("  {:>12}  events accepted", number(sums.accepted));
-    println!("  {:>12}  delivered", number(sums.delivered));
-    println!(
+    say!("The balance of this journal, since it was begun:\n");
+    say!("  {:>12}  events accepted", number(sums.accepted));
+    say!("  {:>12}  delivered", number(sums.delivered));
+    say!(
         "  {:>12}  queued{}",
         number(sums.queued),
         if sums.queued > 0 { ": they are in the journal, and go out at the next start" } else { "" }
     );
-    println!("  {:>12}  dead letters of central", number(sums.dead));
-    println!(
+    say!("  {:>12}  dead letters of central", number(sums.dead));
+    say!(
         "  {:>12}  {}\n",
         number(sums.accepted.abs_diff(out)),
         if sums.accepted == out { "missing: it balances" } else { "DIFFERENCE: it does not balance" }
     );
-    println!("  {:>12}  messages were dead letters on the way in: held, with the reason", number(intake));
-    println!("  {:>12}  publishes arrived at central in this run, repeats included\n", number(received));
+    say!("  {:>12}  messages were dead letters on the way in: held, with the reason", number(intake));
+    say!("  {:>12}  publishes arrived at central in this run, repeats included\n", number(received));
 }
 
 /// A JSON object of one level from names and values; values are JSON already.

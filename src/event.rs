@@ -33,6 +33,11 @@ impl Timestamp {
         Duration::from_micros(self.0.saturating_sub(earlier.0).max(0) as u64)
     }
 
+    /// The moment so long before this one.
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// Reads RFC 3339 text such as `2026-11-23T08:00:00.123Z`.
     pub fn parse(text: &str) -> Option<Self> {
         let at: jiff::Timestamp = text.parse().ok()?;
@@ -172,6 +177,13 @@ pub enum Attribute<'a> {
     Violation(&'a str),
     /// State of the clock when the event was taken: `holdover` or `untrusted`.
     ClockStatus(&'a str),
+    /// The QoS 2 exchange that the event came by. Never leaves the gateway.
+    Exchange {
+        /// Number of the client's session.
+        session: u64,
+        /// Packet id.
+        packet_id: u16,
+    },
 }
 
 /// One stored event.

@@ -6,11 +6,16 @@
 use crate::admin::{self, Handles, LinkHandle, SourceHandle};
 use crate::clock;
 use crate::config::Config;
+use crate::contract::SourceKind;
 use crate::forward::{self, Forwarder, status};
 use crate::ingest::Ingest;
 use crate::journal::{Journal, RealDisk, Seal};
+use crate::local::Local;
 use crate::shutdown::{self, Trigger};
-use crate::sources::mqtt::{self, Listener};
+use crate::sources;
+use crate::sources::broker;
+use crate::sources::http::Server;
+use crate::sources::mqtt::{Devices, Listener, Parts, Registry};
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +31,7 @@ const DISK_WAIT_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Gateway {
     journal: Arc<Journal>,
+    registry: Arc<Registry>,
     handles: Arc<Handles>,
     /// The addresses the listeners really have.
     pub addresses: Vec<SocketAddr>,
@@ -72,6 +78,12 @@ impl Gateway {
             tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
+        let in_force: Vec<_> = journal.publications().iter().map(|known| known.publication.clone()).collect();
+        let problems = config.contracts.check_against(&in_force);
+        if !problems.is_empty() {
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            anyhow::bail!("the contracts are refused:\n{}", lines.join("\n"));
+        }
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, config.mask_key)?);
 
         let mut outward = Stage::new();
@@ -93,20 +105,82 @@ impl Gateway {
             outward.tasks.push(tokio::spawn(task));
         }
 
+        let (local, registry) = {
+            let (journal, bytes) = (Arc::clone(&journal), config.last_values);
+            tokio::task::spawn_blocking(move || {
+                anyhow::Ok((Local::open(Arc::clone(&journal), bytes)?, Registry::open(journal)?))
+            })
+            .await??
+        };
+        let local = Arc::new(local);
+        let mut beside = Stage::new();
+        beside.tasks.push(tokio::spawn(Arc::clone(&local).run(beside.trigger.subscribe())));
+
+        // Before a port is open: what a source remembers is on the disk.
+        let (mut brokers, mut broker_handles) = (Vec::new(), Vec::new());
+        for broker in config.brokers {
+            let stats = Arc::new(sources::Stats::default());
+            let name = broker.name.clone();
+            let around = &config.surroundings;
+            let client = format!("forebay-{}-{}-{}-source-{name}", around.environment, around.site, around.gateway);
+            let notes = journal.notes("broker");
+            let source = broker::Source::new(broker, client, Arc::clone(&ingest), notes, Arc::clone(&stats))
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("source \"{name}\""))?;
+            broker_handles.push(SourceHandle {
+                name,
+                kind: SourceKind::Broker,
+                address: source.address(),
+                stats,
+                devices: None,
+            });
+            brokers.push(source);
+        }
         let mut inward = Stage::new();
         let mut sources = Vec::new();
         let mut addresses = Vec::new();
         let mut listeners = Vec::new();
         for listener in config.listeners {
-            let stats = Arc::new(mqtt::Stats::default());
+            let stats = Arc::new(sources::Stats::default());
             let name = listener.name.clone();
-            let listener = Listener::open(listener, Arc::clone(&ingest), Arc::clone(&stats))
-                .with_context(|| format!("source \"{name}\""))?;
+            let parts = Parts {
+                ingest: Arc::clone(&ingest),
+                local: Arc::clone(&local),
+                registry: Arc::clone(&registry),
+                devices: Arc::new(Devices::default()),
+            };
+            let devices = Arc::clone(&parts.devices);
+            let listener =
+                Listener::open(listener, parts, Arc::clone(&stats)).with_context(|| format!("source \"{name}\""))?;
             let address = listener.address()?;
             addresses.push(address);
-            sources.push(SourceHandle { name, address, stats });
+            sources.push(SourceHandle {
+                name,
+                kind: SourceKind::Mqtt,
+                address: address.to_string(),
+                stats,
+                devices: Some(devices),
+            });
             listeners.push(listener);
         }
+        let mut servers = Vec::new();
+        for server in config.servers {
+            let stats = Arc::new(sources::Stats::default());
+            let name = server.name.clone();
+            let server = Server::open(server, Arc::clone(&ingest), Arc::clone(&stats))
+                .with_context(|| format!("source \"{name}\""))?;
+            let address = server.address()?;
+            addresses.push(address);
+            sources.push(SourceHandle {
+                name,
+                kind: SourceKind::Http,
+                address: address.to_string(),
+                stats,
+                devices: None,
+            });
+            servers.push(server);
+        }
+        sources.extend(broker_handles);
         let handles = Arc::new(Handles {
             surroundings: config.surroundings,
             started,
@@ -123,7 +197,13 @@ impl Gateway {
         for listener in listeners {
             inward.tasks.push(tokio::spawn(listener.run(inward.trigger.subscribe())));
         }
-        Ok(Self { journal, handles, addresses, stages: vec![inward, outward, side] })
+        for broker in brokers {
+            inward.tasks.push(tokio::spawn(broker.run(inward.trigger.subscribe())));
+        }
+        for server in servers {
+            inward.tasks.push(tokio::spawn(server.run(inward.trigger.subscribe())));
+        }
+        Ok(Self { journal, handles, addresses, registry, stages: vec![inward, beside, outward, side] })
     }
 
     /// What there is to see of the gateway.
@@ -133,13 +213,17 @@ impl Gateway {
 
     /// Stops everything: sources, then forwarding, the journal last.
     pub async fn stop(self) {
-        let Self { journal, handles, stages, .. } = self;
+        let Self { journal, registry, handles, stages, .. } = self;
         for stage in stages {
             stage.stop(DRAIN_WAIT_MAX).await;
         }
         drop(handles);
         // The last commits may take the disk a while.
-        let closed = tokio::task::spawn_blocking(move || journal.close(DISK_WAIT_MAX)).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            registry.close();
+            journal.close(DISK_WAIT_MAX);
+        })
+        .await;
         if closed.is_err() {
             tracing::error!("closing the journal failed; what was acknowledged is on the disk");
         }

@@ -7,19 +7,23 @@
 //! Not here: where facts come from (`sources`), what the disk does (`journal`).
 
 pub mod dead;
+pub mod sparkplug;
 
-use crate::contract::{Contract, Contracts, Matched, SourceKind};
+use crate::contract::{Contract, Contracts, Decode, Matched, SourceKind};
 use crate::event::{Attribute, Id, Record, Timestamp, push_path_segment};
-use crate::journal::{Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
 use crate::telemetry::Counter;
 use arc_swap::ArcSwap;
 use dead::DeadLetter;
+use sparkplug::Sparkplug;
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The door for every source.
 #[derive(Debug)]
 pub struct Ingest {
+    /// Once a contract wants it. Dropped before the journal, so that its notes are written.
+    sparkplug: OnceLock<Sparkplug>,
     journal: Arc<Journal>,
     in_force: ArcSwap<InForce>,
     mask_key: Vec<u8>,
@@ -56,6 +60,7 @@ struct Placed {
 #[derive(Debug)]
 pub struct Route {
     target: Option<Target>,
+    source: String,
     /// `{source}/{device}`.
     origin: String,
     topic: String,
@@ -69,6 +74,20 @@ struct Target {
     placed: Placed,
 }
 
+impl Route {
+    /// The topic that leads here.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Tells the events of one device apart by where in it they come from: `part` goes behind the device.
+    pub fn beneath(mut self, part: &str) -> Self {
+        self.origin.push('/');
+        push_path_segment(&mut self.origin, part);
+        self
+    }
+}
+
 /// What a source says of an event beside its payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Beside<'a> {
@@ -76,19 +95,62 @@ pub struct Beside<'a> {
     pub trace_parent: Option<&'a str>,
     /// Media type of the payload.
     pub content_type: Option<&'a str>,
+    /// The event's id, where the contract finds none in the payload. It has 1 to `ID_BYTES_MAX` bytes.
+    pub id: Option<&'a str>,
+    /// When it happened, where the contract finds no time in the payload.
+    pub time: Option<Timestamp>,
+    /// What order is kept for, where the contract names no key. It has at most `KEY_BYTES_MAX` bytes.
+    pub key: Option<&'a str>,
+    /// Session and packet id of a QoS 2 exchange; session 0 has nothing to remember.
+    pub exchange: Option<(u64, u16)>,
+}
+
+impl<'a> Beside<'a> {
+    fn exchange(&self) -> Option<Attribute<'a>> {
+        let (session, packet_id) = self.exchange.filter(|(session, _)| *session > 0)?;
+        Some(Attribute::Exchange { session, packet_id })
+    }
 }
 
 /// An event on its way to the disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     lane: usize,
     ticket: Ticket,
+    is_dead: bool,
+    clock_offset: Option<i64>,
+    /// What has to be saved beside the event; 0 for nothing.
+    beside: u64,
+}
+
+impl Taken {
+    /// Whether it is on the disk, when the logs are there as far as `durable` says: one for each
+    /// lane, that of the dead letters last.
+    pub fn is_in(&self, durable: &[Durable]) -> bool {
+        durable.get(self.lane).is_some_and(|durable| durable.holds(self.ticket))
+    }
+
+    /// Whether it became a dead letter.
+    pub fn is_dead(&self) -> bool {
+        self.is_dead
+    }
+
+    /// Microseconds that the event's own time is ahead of its arrival, if it has a time of its own.
+    pub fn clock_offset(&self) -> Option<i64> {
+        self.clock_offset
+    }
 }
 
 impl Ingest {
     /// A door to the journal, under these contracts.
     pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Vec<u8>) -> Result<Self, JournalError> {
-        let ingest = Self { journal, in_force: ArcSwap::default(), mask_key, stats: IngestStats::default() };
+        let ingest = Self {
+            sparkplug: OnceLock::new(),
+            journal,
+            in_force: ArcSwap::default(),
+            mask_key,
+            stats: IngestStats::default(),
+        };
         ingest.put_in_force(contracts)?;
         Ok(ingest)
     }
@@ -96,6 +158,10 @@ impl Ingest {
     /// Puts other contracts in force. Events taken before keep the version they were taken under.
     pub fn put_in_force(&self, contracts: Contracts) -> Result<(), JournalError> {
         let mut placed = Vec::new();
+        if self.sparkplug.get().is_none() && contracts.iter().any(|contract| contract.decode.is_some()) {
+            // If another was quicker, its state is the same.
+            let _ = self.sparkplug.set(Sparkplug::open(&self.journal)?);
+        }
         for contract in contracts.iter() {
             let publication = self.journal.publish(&contract.publication)?;
             let lanes = self.journal.lanes();
@@ -125,7 +191,7 @@ impl Ingest {
             let placed = in_force.placed.iter().find(|(name, _)| *name == stream)?.1;
             Some(Target { contract, captures, placed })
         });
-        Route { target, origin, topic: topic.to_owned(), generation: in_force.generation }
+        Route { target, source: source.to_owned(), origin, topic: topic.to_owned(), generation: in_force.generation }
     }
 
     /// Whether a route still leads where it did.
@@ -143,14 +209,80 @@ impl Ingest {
         waiter: &mut Waiter,
     ) -> Result<Taken, NotTaken> {
         let Some(target) = &route.target else {
-            let taken = self.bury(route, None, "topic: no contract matches it", payload, now, waiter)?;
+            let reason = "topic: no contract matches it";
+            let taken = self.bury(route, reason, payload, beside, now, waiter)?;
             self.stats.unmatched.add(1);
             return Ok(taken);
         };
+        if target.contract.decode == Some(Decode::SparkplugB) {
+            return self.accept_sparkplug(route, target, payload, beside, now, waiter);
+        }
+        self.accept_json(route, target, payload, beside, now, waiter)
+    }
+
+    /// Decodes, takes the event or the dead letter in, and only then lets the node's state follow.
+    fn accept_sparkplug(
+        &self,
+        route: &Route,
+        target: &Target,
+        payload: &[u8],
+        beside: Beside<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Taken, NotTaken> {
+        let Some(sparkplug) = self.sparkplug() else {
+            // `put_in_force` has opened it for this contract.
+            return self.accept_json(route, target, payload, beside, now, waiter);
+        };
+        let decoded = sparkplug.decode(&route.source, &route.topic, payload);
+        let beside = Beside { content_type: None, ..beside };
+        let mut taken = match &decoded.json {
+            Ok(json) => self.accept_json(route, target, json, beside, now, waiter)?,
+            Err(reason) => {
+                let taken = self.bury(route, reason, payload, beside, now, waiter)?;
+                self.stats.violations.add(1);
+                sparkplug.stats.refused.add(1);
+                taken
+            }
+        };
+        if let Some(change) = decoded.change {
+            taken.beside = sparkplug.apply(change, || waiter.bell());
+        }
+        Ok(taken)
+    }
+
+    /// What is known of Sparkplug nodes, if a contract decodes them.
+    pub fn sparkplug(&self) -> Option<&Sparkplug> {
+        self.sparkplug.get()
+    }
+
+    /// Makes a dead letter of what cannot be taken as it came; `reason` starts with the field.
+    pub fn refuse(
+        &self,
+        route: &Route,
+        reason: &str,
+        payload: &[u8],
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Taken, NotTaken> {
+        let taken = self.bury(route, reason, payload, Beside::default(), now, waiter)?;
+        self.stats.violations.add(1);
+        Ok(taken)
+    }
+
+    fn accept_json(
+        &self,
+        route: &Route,
+        target: &Target,
+        payload: &[u8],
+        beside: Beside<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Taken, NotTaken> {
         let reading = match target.contract.read(&target.captures, payload, &self.mask_key) {
             Ok(reading) => reading,
             Err(violation) => {
-                let taken = self.bury(route, Some(target), &violation.reason, &violation.payload, now, waiter)?;
+                let taken = self.bury(route, &violation.reason, &violation.payload, beside, now, waiter)?;
                 self.stats.violations.add(1);
                 return Ok(taken);
             }
@@ -159,20 +291,23 @@ impl Ingest {
         attributes.extend(beside.trace_parent.map(Attribute::TraceParent));
         attributes.extend(beside.content_type.map(Attribute::ContentType));
         attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
-        let repeats = match (&reading.id, target.contract.dedupe) {
+        attributes.extend(beside.exchange());
+        let given = reading.id.as_deref().or(beside.id);
+        let repeats = match (given, target.contract.dedupe) {
             (Some(id), Some(window)) => Some((Fingerprint::new(&route.origin, id, &reading.payload), window)),
             _ => None,
         };
-        let id = match &reading.id {
+        let id = match given {
             Some(id) => Id::Text(id),
             None => Id::mint(),
         };
+        let key = beside.key.filter(|_| !target.contract.names_key).unwrap_or(&reading.key);
         let record = Record {
             publication: target.placed.publication,
             id,
-            time: reading.time.unwrap_or(now),
+            time: reading.time.or(beside.time).unwrap_or(now),
             origin: &route.origin,
-            key: &reading.key,
+            key,
             content: reading.content,
             attributes,
             payload: &reading.payload,
@@ -181,18 +316,20 @@ impl Ingest {
         if reading.violation.is_some() {
             self.stats.flagged.add(1);
         }
-        Ok(Taken { lane: target.placed.lane, ticket })
+        let clock_offset = reading.time.map(|time| time.0.saturating_sub(now.0));
+        Ok(Taken { lane: target.placed.lane, ticket, is_dead: false, clock_offset, beside: 0 })
     }
 
     fn bury(
         &self,
         route: &Route,
-        target: Option<&Target>,
         reason: &str,
         payload: &[u8],
+        beside: Beside<'_>,
         now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Taken, NotTaken> {
+        let target = route.target.as_ref();
         let (stream, version) = target.map_or(("unmatched", ""), |target| {
             (target.contract.stream(), target.contract.publication.version.as_str())
         });
@@ -214,17 +351,34 @@ impl Ingest {
             payload: Cow::Borrowed(payload),
         };
         let publication = target.map_or(0, |target| target.placed.publication);
-        let ticket = letter.submit(self.journal.dead(), publication, waiter)?;
-        Ok(Taken { lane: self.journal.lanes().len(), ticket })
+        let attributes = Vec::from_iter(beside.exchange());
+        let ticket = letter.submit(self.journal.dead(), publication, attributes, waiter)?;
+        Ok(Taken { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, beside: 0 })
     }
 
     fn lanes(&self, index: usize) -> &Arc<Lane> {
         self.journal.lanes().get(index).unwrap_or(self.journal.dead())
     }
 
+    /// Whether the lane that a route leads to takes events, and why not.
+    pub fn condition(&self, route: &Route) -> Condition {
+        match &route.target {
+            Some(target) => self.lanes(target.placed.lane).condition(),
+            None => self.journal.dead().condition(),
+        }
+    }
+
     /// The receipt of an event, if it is on the disk.
     pub fn receipt(&self, taken: &Taken) -> Option<Receipt> {
+        if taken.beside > 0 && self.sparkplug().is_some_and(|sparkplug| !sparkplug.is_saved(taken.beside)) {
+            return None;
+        }
         self.lanes(taken.lane).receipt(taken.ticket)
+    }
+
+    /// The journal behind the door.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
     }
 
     /// Whether the journal is closed: what has no receipt stays without.

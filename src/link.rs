@@ -1,32 +1,43 @@
-//! The link: one MQTT session with a central broker.
+//! The link: one MQTT session with a broker, central or the plant's.
 //!
-//! Promise: what is written leaves in few writes, what central says is read in batches, and a
+//! Promise: what is written leaves in few writes, what the broker says is read in batches, and a
 //! connection that is dead is found out within seconds, whether it refuses, hangs or vanishes.
-//! Invariant: no session state survives a connection; the journal is the only resend queue.
+//! Invariants:
+//! - no state of what we send survives a connection; the journal is the only resend queue;
+//! - what a broker owes us is its own persistent session, opened with an [`Inbox`].
 //!
 //! The packets are those of rumqttc's codec; the driver around it is our own, because rumqttc's
 //! event loop flushes once a publish and tops out at a fifth of this.
 //!
 //! Not here: which events to send, and what an answer means for them (`forward`).
 
+mod address;
 mod dial;
+mod error;
+mod inbox;
 mod packet;
+mod pause;
 
-pub use packet::{Answer, Refusal, push_publish};
+pub use address::Address;
+pub use error::LinkError;
+pub use inbox::{
+    Delivery, Inbox, Message, Subscription, push_puback, push_subscribe, push_unacknowledged, push_unsubscribe,
+};
+pub use packet::{Answer, Head, Refusal, push_publish, push_varint};
+pub use pause::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
 
 use crate::clock;
-use crate::setting::Span;
-use crate::tls::{self, ClientFiles, TlsError};
+use crate::tls::{self, ClientFiles};
 use bytes::BytesMut;
 use serde::Deserialize;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -61,43 +72,6 @@ pub enum Protocol {
     V3,
 }
 
-/// Where a URL leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// Host name or IP address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Whether TLS is spoken.
-    pub is_tls: bool,
-}
-
-impl Address {
-    /// Reads a URL.
-    pub fn parse(url: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("\"{url}\" is no broker; expected \"mqtts://host:8883\", or \"mqtt://host:1883\" without TLS");
-        let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
-        let is_tls = match scheme {
-            "mqtts" => true,
-            "mqtt" => false,
-            _ => return Err(wrong()),
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
-                (host, port.parse().map_err(|_| wrong())?)
-            }
-            _ => (rest, if is_tls { 8883 } else { 1883 }),
-        };
-        let host = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
-        if host.is_empty() || host.contains(['/', '@', ' ']) {
-            return Err(wrong());
-        }
-        Ok(Self { host: host.to_owned(), port, is_tls })
-    }
-}
-
 /// A message that the broker publishes for us when we vanish.
 #[derive(Clone, Debug)]
 pub struct Will {
@@ -112,71 +86,6 @@ pub struct Will {
 pub struct Target {
     config: Config,
     address: Address,
-}
-
-/// Why there is no session, or none any more.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Certificates or keys of our own.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The password file.
-    #[error("{file}: cannot be read: {error}", file = file.display())]
-    Password {
-        /// The file.
-        file: PathBuf,
-        /// What the operating system says.
-        error: io::Error,
-    },
-    /// The name does not resolve.
-    #[error("{host} does not resolve: {error}")]
-    Name {
-        /// The host name.
-        host: String,
-        /// What the resolver says.
-        error: io::Error,
-    },
-    /// Nothing answers.
-    #[error("{address} does not answer: {reason}")]
-    Unreachable {
-        /// Host and port.
-        address: String,
-        /// Why.
-        reason: String,
-    },
-    /// The TLS handshake failed.
-    #[error("TLS with {host}: {error}")]
-    Handshake {
-        /// The host name.
-        host: String,
-        /// What does not fit.
-        error: io::Error,
-    },
-    /// The broker does not let us in.
-    #[error("the broker refuses the connection: {0}")]
-    Refused(String),
-    /// The broker said goodbye.
-    #[error("the broker ended the connection: {0}")]
-    Ended(String),
-    /// The connection broke.
-    #[error("the connection broke: {0}")]
-    Broken(io::Error),
-    /// The line is silent.
-    #[error("nothing came for {} although it was asked for", Span(*.0))]
-    Silent(Duration),
-    /// The line is alive, but nothing is acknowledged.
-    #[error("no acknowledgement came for {}", Span(*.0))]
-    Stuck(Duration),
-    /// What came is no MQTT.
-    #[error("the broker broke the protocol: {0}")]
-    Protocol(String),
-}
-
-impl LinkError {
-    /// Whether the peer ended a session that was alive, as it does for an event it cannot stand.
-    pub fn is_by_peer(&self) -> bool {
-        matches!(self, Self::Ended(_) | Self::Broken(_))
-    }
 }
 
 impl Target {
@@ -194,6 +103,16 @@ impl Target {
     /// Connects: fresh look-up, TCP, TLS, CONNECT. Certificates and password are read anew each
     /// time, so that a rotation needs no restart. Safe to drop half-way.
     pub async fn connect(&self, client: &str, will: Option<&Will>) -> Result<Session, LinkError> {
+        self.open(client, will, None).await
+    }
+
+    /// Connects like [`Target::connect`], and takes up the session in which the broker keeps what
+    /// it owes this client id. Safe to drop half-way.
+    pub async fn connect_inbox(&self, client: &str, inbox: &Inbox) -> Result<Session, LinkError> {
+        self.open(client, None, Some(inbox)).await
+    }
+
+    async fn open(&self, client: &str, will: Option<&Will>, inbox: Option<&Inbox>) -> Result<Session, LinkError> {
         let tls = self.address.is_tls.then(|| tls::client(&self.config.tls)).transpose()?;
         let password = match &self.config.password_file {
             None => None,
@@ -217,17 +136,20 @@ impl Target {
             keep_alive: self.config.keep_alive,
             answer_wait_max: self.config.answer_wait_max,
             heard_at: now,
+            spoke_at: now,
             answered_at: now,
             asked_at: None,
+            inbox: inbox.map(inbox::Reader::new),
+            is_resumed: false,
         };
         let login = self.config.user.as_deref().map(|user| (user, password.as_deref().unwrap_or_default()));
-        session.hello(client, login, will).await?;
+        session.hello(client, login, will, inbox).await?;
         Ok(session)
     }
 }
 
 /// What the broker allows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Publishes in flight.
     pub receive_maximum: u16,
@@ -235,11 +157,13 @@ pub struct Limits {
     pub packet_bytes_max: usize,
     /// Whether messages may be retained.
     pub has_retain: bool,
+    /// How long it keeps our session, where that is not what we asked for, in seconds.
+    pub session_seconds: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { receive_maximum: 65_535, packet_bytes_max: 268_435_455, has_retain: true }
+        Self { receive_maximum: 65_535, packet_bytes_max: 268_435_455, has_retain: true, session_seconds: None }
     }
 }
 
@@ -257,9 +181,13 @@ pub struct Session {
     keep_alive: Duration,
     answer_wait_max: Duration,
     heard_at: Instant,
+    spoke_at: Instant,
     answered_at: Instant,
     /// When the broker was asked for a sign of life that has not come.
     asked_at: Option<Instant>,
+    /// How messages are read, where the session takes them in.
+    inbox: Option<inbox::Reader>,
+    is_resumed: bool,
 }
 
 /// What waits to be written.
@@ -274,6 +202,11 @@ impl Output {
     /// Bytes that are not yet written.
     pub fn waiting(&self) -> usize {
         self.bytes.len() - self.written
+    }
+
+    /// How far [`Output::bytes`] is written; both begin anew once all is.
+    pub fn written(&self) -> usize {
+        self.written
     }
 }
 
@@ -293,6 +226,11 @@ impl Session {
     /// Version of MQTT.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// Whether the broker remembers the session, with its subscriptions and what it owes us.
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     /// Writes what waits and reads what is there; returns when there was something to read or
@@ -319,21 +257,16 @@ impl Session {
     ) -> Poll<io::Result<usize>> {
         let is_written = self.poll_write(context, output)?;
         self.input.reserve(READ_BYTES);
-        let before = self.input.len();
-        self.input.resize(before + READ_BYTES, 0);
-        let mut buffer = ReadBuf::new(&mut self.input[before..]);
         let polled = match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(context, &mut buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, &mut buffer),
+            // Dropping the future of a read that is not ready loses nothing.
+            Stream::Plain(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
+            Stream::Tls(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
         };
-        let read = buffer.filled().len();
-        self.input.truncate(before + read);
         match polled {
-            Poll::Ready(Ok(())) if read == 0 => {
+            Poll::Ready(Ok(0)) => {
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the broker")))
             }
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(read)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(read) => Poll::Ready(read),
             Poll::Pending if had_output && is_written => Poll::Ready(Ok(0)),
             Poll::Pending => Poll::Pending,
         }
@@ -352,6 +285,9 @@ impl Session {
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => return Ok(false),
             }
+        }
+        if !output.bytes.is_empty() {
+            self.spoke_at = clock::instant();
         }
         output.bytes.clear();
         output.written = 0;
@@ -374,6 +310,42 @@ impl Session {
         Ok(answer)
     }
 
+    /// The next delivery that has arrived whole, over a session with an [`Inbox`].
+    pub fn delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
+        match &mut self.inbox {
+            Some(inbox) => inbox.read(&mut self.input, self.protocol),
+            None => Ok(self.answer()?.map(Delivery::Other)),
+        }
+    }
+
+    /// Writes what waits, and reads nothing: the broker is slowed down. Safe to drop half-way.
+    pub async fn write(&mut self, output: &mut Output) -> Result<(), LinkError> {
+        poll_fn(|context| match self.poll_write(context, output) {
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(LinkError::Broken(error))),
+        })
+        .await
+    }
+
+    /// Looks after the line while nothing is read: the broker hears of us, and its silence, which
+    /// is ours, is not counted. Says when to look again.
+    pub fn watch_unread(&mut self, output: &mut Output) -> Duration {
+        let now = clock::instant();
+        self.heard_at = now;
+        self.answered_at = now;
+        self.asked_at = None;
+        let unspoken = now.duration_since(self.spoke_at);
+        if unspoken < self.keep_alive {
+            return self.keep_alive - unspoken;
+        }
+        if output.waiting() == 0 {
+            output.bytes.extend_from_slice(&packet::PINGREQ);
+            self.spoke_at = now;
+        }
+        self.keep_alive
+    }
+
     /// Looks after the line: asks for a sign of life where one is due, and says when to look
     /// again. An error means that the line is dead.
     pub fn watch(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
@@ -394,12 +366,15 @@ impl Session {
         }
         let probe_after = if has_in_flight { PROBE_AFTER.min(self.keep_alive) } else { self.keep_alive };
         let silent = now.duration_since(self.heard_at);
-        if silent >= probe_after {
+        // A broker wants to hear of us within the keep-alive, however much it says itself.
+        let unspoken = now.duration_since(self.spoke_at);
+        if silent >= probe_after || unspoken >= self.keep_alive {
             output.bytes.extend_from_slice(&packet::PINGREQ);
             self.asked_at = Some(now);
+            self.spoke_at = now;
             return Ok(SIGN_WAIT_MAX);
         }
-        Ok(probe_after - silent)
+        Ok((probe_after - silent).min(self.keep_alive - unspoken))
     }
 
     /// Asks for a sign of life now.
@@ -435,9 +410,15 @@ impl Session {
         let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
     }
 
-    async fn hello(&mut self, client: &str, login: Option<(&str, &str)>, will: Option<&Will>) -> Result<(), LinkError> {
+    async fn hello(
+        &mut self,
+        client: &str,
+        login: Option<(&str, &str)>,
+        will: Option<&Will>,
+        inbox: Option<&Inbox>,
+    ) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
-        let bytes = packet::connect(self.protocol, client, keep_alive, login, will)?;
+        let bytes = packet::connect(self.protocol, client, keep_alive, login, will, inbox)?;
         let mut output = Output { bytes, written: 0 };
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
@@ -448,10 +429,12 @@ impl Session {
                 }
                 moved = self.exchange(&mut output) => moved?,
             }
-            match self.answer()? {
+            // Messages may follow in the same segment: they stay where they are.
+            match packet::read(&mut self.input, self.protocol)? {
                 None => {}
-                Some(Answer::Connected { limits, keep_alive }) => {
+                Some(Answer::Connected { limits, keep_alive, is_resumed }) => {
                     self.limits = limits;
+                    self.is_resumed = is_resumed;
                     if let Some(wanted) = keep_alive {
                         self.keep_alive = self.keep_alive.min(wanted);
                     }
@@ -468,23 +451,3 @@ impl Session {
 
 /// Where the shared TLS configuration comes from.
 type TlsConfig = Arc<rustls::ClientConfig>;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_read_or_refused_with_an_example() {
-        let check = |url: &str, host: &str, port: u16, is_tls: bool| {
-            assert_eq!(Address::parse(url), Ok(Address { host: host.into(), port, is_tls }), "{url}");
-        };
-        check("mqtts://central.example.com:8884", "central.example.com", 8884, true);
-        check("mqtt://10.0.0.1", "10.0.0.1", 1883, false);
-        check("mqtts://[::1]:8883/", "::1", 8883, true);
-        check("mqtts://[::1]", "::1", 8883, true);
-        for wrong in ["central:8883", "http://x", "mqtts://", "mqtts://a:b", "mqtts://user@host"] {
-            let error = Address::parse(wrong).expect_err(wrong);
-            assert!(error.contains(wrong) && error.contains("mqtts://host:8883"), "{error}");
-        }
-    }
-}

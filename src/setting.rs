@@ -147,6 +147,29 @@ pub fn rough(span: Duration) -> String {
     }
 }
 
+/// The longest path of a Unix socket, in bytes: the kernel has room for 108, a closing zero included.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Whether a socket can be made at `path`: it is short enough, and what stands there is a socket
+/// that may be replaced, or nothing.
+pub fn check_socket_path(path: &Path) -> Result<(), String> {
+    use std::os::unix::fs::FileTypeExt;
+    let bytes = path.as_os_str().len();
+    if bytes > SOCKET_PATH_BYTES_MAX {
+        return Err(format!(
+            "\"{}\" is {bytes} bytes long; the path of a socket has at most {SOCKET_PATH_BYTES_MAX}, such as \"/run/forebay/forebay.sock\"",
+            path.display()
+        ));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(format!(
+            "\"{}\" is there and is no socket, and is left alone; name a file that is not there yet",
+            path.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Something wrong in a file that a person wrote: where it is, what stands there, what may stand there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -174,6 +197,20 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+/// More than this many values that do not fit are another kind of file.
+const PROBLEMS_MAX: usize = 20;
+
+/// Takes a value out; `false` if it is not there.
+fn remove(root: &mut toml::Value, key: &str) -> bool {
+    let steps: Vec<_> = key.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
+    let Some((last, way)) = steps.split_last() else { return false };
+    let inside = way.iter().try_fold(root, |value, step| match step.parse::<usize>() {
+        Ok(index) if value.is_array() => value.get_mut(index),
+        _ => value.get_mut(*step),
+    });
+    inside.and_then(toml::Value::as_table_mut).is_some_and(|table| table.remove(*last).is_some())
+}
 
 /// The text of a settings file, kept to say where in it a problem is.
 #[derive(Clone, Debug)]
@@ -226,10 +263,48 @@ impl Document {
         })
     }
 
+    /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
+    pub fn parse_all<T: DeserializeOwned>(&self) -> Result<T, Vec<Problem>> {
+        let first = match self.parse() {
+            Ok(value) => return Ok(value),
+            Err(problem) => problem,
+        };
+        let Ok(mut root) = self.text.parse::<toml::Table>().map(toml::Value::Table) else { return Err(vec![first]) };
+        let mut problems = vec![first];
+        // The value that does not fit is taken out, and the rest is read again.
+        while let Some(key) = problems.last().map(|problem| problem.key.clone())
+            && remove(&mut root, &key)
+            && let Err(error) = serde_path_to_error::deserialize::<_, T>(root.clone())
+        {
+            let (key, message) = (error.path().to_string(), error.into_inner().message().to_owned());
+            let is_taken_out = |problem: &Problem| {
+                let name = problem.key.rsplit('.').next().unwrap_or_default();
+                message.contains(&format!("missing field `{name}`"))
+            };
+            if problems.iter().any(is_taken_out) || problems.len() >= PROBLEMS_MAX {
+                break;
+            }
+            problems.push(self.problem(if key == "." { String::new() } else { key }, message));
+        }
+        Err(problems)
+    }
+
     /// A problem with the value of `key`.
     pub fn problem(&self, key: impl Into<String>, message: impl Into<String>) -> Problem {
         let key = key.into();
         Problem { file: self.file.clone(), line: self.line_of(&key), key, message: message.into() }
+    }
+
+    /// The value of a key as it is written; `None` if it does not stand in the file.
+    pub fn value(&self, key: &str) -> Option<String> {
+        let root: toml::Table = self.text.parse().ok()?;
+        let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
+        let first = root.get(steps.next()?)?;
+        let found = steps.try_fold(first, |value, step| match step.parse::<usize>() {
+            Ok(index) if value.is_array() => value.get(index),
+            _ => value.get(step),
+        })?;
+        serde_json::to_string(found).ok()
     }
 
     /// The line of a key, or of the innermost table around it that stands in the file; 0 if none does.

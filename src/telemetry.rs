@@ -1,8 +1,10 @@
-//! Telemetry: what the parts count, and how the gateway logs.
+//! Telemetry: what the parts count, how the gateway logs, and how what devices send is shown.
 //!
-//! Promise: counting never blocks and never allocates; a log line never floods.
+//! Promise: counting never blocks and never allocates; a log line never floods, and is one line whatever devices send.
 //! Each part owns a struct of these and the gateway reads them all.
 
+use std::borrow::Cow;
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -119,32 +121,39 @@ impl Snapshot {
     }
 }
 
-/// Lets one log line through in a while and counts the others.
+/// Lets a few log lines through, then one in a while, and counts the others.
 #[derive(Debug)]
 pub struct Limiter {
     every: Duration,
-    state: Mutex<(Option<Instant>, u64)>,
+    state: Mutex<LimiterState>,
 }
 
+#[derive(Debug, Default)]
+struct LimiterState {
+    /// When all lines so far would have been through at one in `every`: the generic cell rate algorithm.
+    paid_until: Option<Instant>,
+    held_back: u64,
+}
+
+/// Lines that may come one after the other after a silence: the first is seldom the one that explains.
+const LIMITER_BURST: u32 = 5;
+
 impl Limiter {
-    /// One line in `every`.
+    /// One line in `every`, after the first few.
     pub fn new(every: Duration) -> Self {
-        Self { every, state: Mutex::new((None, 0)) }
+        Self { every, state: Mutex::default() }
     }
 
     /// How many lines were held back since the last, if this one may be written; `None` if not.
     pub fn allow(&self, now: Instant) -> Option<u64> {
-        let Ok(mut state) = self.state.lock() else { return None };
-        match state.0 {
-            Some(last) if now.duration_since(last) < self.every => {
-                state.1 += 1;
-                None
-            }
-            _ => {
-                state.0 = Some(now);
-                Some(std::mem::take(&mut state.1))
-            }
+        let mut state = self.state.lock().ok()?;
+        let paid_until = state.paid_until.unwrap_or(now).max(now);
+        if paid_until.duration_since(now) > self.every * (LIMITER_BURST - 1) {
+            state.held_back += 1;
+            return None;
         }
+        state.paid_until = Some(paid_until + self.every);
+        Some(std::mem::take(&mut state.held_back))
     }
 }
 
@@ -166,7 +175,7 @@ pub fn start_logging(format: LogFormat, level: tracing::Level) {
         Some(Ok(targets)) => targets,
         _ => Targets::new().with_default(level),
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(move || Lines(format));
     let registry = tracing_subscriber::registry();
     // A second start (in tests) keeps the first one's settings.
     let _ = match format {
@@ -177,9 +186,86 @@ pub fn start_logging(format: LogFormat, level: tracing::Level) {
     };
 }
 
+/// Text from a device or a file as a terminal or a log may show it: on one line, without anything
+/// that moves the cursor, changes colours or turns the reading direction.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unshowable) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        match letter {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            letter if is_unshowable(letter) => out.extend(letter.escape_unicode()),
+            letter => out.push(letter),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Controls (C0, DEL and C1), line and paragraph separators, and what sets or overrides the reading direction.
+fn is_unshowable(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200E}' | '\u{200F}' | '\u{061C}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+/// JSON without characters that a terminal would act on; it says the same.
+pub fn shown_json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        // Everything below U+0020 in a string is escaped already; line ends are the layout.
+        if letter == '\n' || shown(letter.encode_utf8(&mut [0; 4])).len() == letter.len_utf8() {
+            out.push(letter);
+        } else {
+            let _ = letter.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"));
+        }
+    }
+    out
+}
+
+/// Writes log lines to standard error. A line is one event: what devices send (client ids, topics)
+/// can neither begin another one nor act on the terminal.
+#[derive(Clone, Copy, Debug)]
+struct Lines(LogFormat);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let mut out = String::with_capacity(text.len() + 1);
+        match self.0 {
+            LogFormat::Json => out.push_str(&shown_json(text)),
+            // The layer has escaped what it was given: colours are its own.
+            LogFormat::Text if std::io::stderr().is_terminal() => {
+                out.extend(text.split_inclusive('\x1b').flat_map(|part| match part.strip_suffix('\x1b') {
+                    Some(part) => [shown(part), Cow::Borrowed("\x1b")],
+                    None => [shown(part), Cow::Borrowed("")],
+                }));
+            }
+            LogFormat::Text => out.push_str(&shown(text)),
+        }
+        out.push('\n');
+        std::io::stderr().write_all(out.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_stays_on_its_line_and_moves_no_cursor() {
+        assert_eq!(shown("press 4 · µm²"), "press 4 · µm²");
+        assert_eq!(shown("a\nb\tc\r"), "a\\nb\\tc\\r");
+        assert_eq!(shown("\x1b[31m\u{9b}\u{202e}\u{2066}\x7f"), "\\u{1b}[31m\\u{9b}\\u{202e}\\u{2066}\\u{7f}");
+    }
 
     #[test]
     fn quantiles_are_within_an_eighth() {
@@ -198,14 +284,11 @@ mod tests {
     #[test]
     fn a_limiter_counts_what_it_holds_back() {
         let limiter = Limiter::new(Duration::from_secs(10));
-        let start = crate_instant();
-        assert_eq!(limiter.allow(start), Some(0));
-        assert_eq!(limiter.allow(start + Duration::from_secs(1)), None);
-        assert_eq!(limiter.allow(start + Duration::from_secs(2)), None);
-        assert_eq!(limiter.allow(start + Duration::from_secs(11)), Some(2));
-    }
-
-    fn crate_instant() -> Instant {
-        Instant::now()
+        let start = Instant::now();
+        let at = |second| limiter.allow(start + Duration::from_secs(second));
+        assert!((0..5).all(|_| at(0) == Some(0)), "the first few");
+        assert_eq!((at(1), at(2)), (None, None));
+        assert_eq!((at(11), at(12)), (Some(2), None), "then one in a while");
+        assert_eq!((at(100), at(100)), (Some(1), Some(0)), "and a few again after a silence");
     }
 }

@@ -4,7 +4,7 @@
 //! connects; a private key never appears in a message.
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::Deserialize;
@@ -21,6 +21,8 @@ pub struct ServerFiles {
     pub key: PathBuf,
     /// Certificates of the authorities whose clients are let in; without it no client certificate is asked for.
     pub client_ca: Option<PathBuf>,
+    /// Revocation lists of these authorities, PEM: clients whose certificate is in one are refused.
+    pub crl: Option<PathBuf>,
 }
 
 /// TLS of a connection to a server.
@@ -60,14 +62,19 @@ fn unusable(file: &Path, reason: impl Into<String>) -> TlsError {
     TlsError::File { file: file.to_owned(), reason: reason.into() }
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = std::fs::read(file).map_err(|error| unusable(file, format!("cannot be read: {error}")))?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+/// Everything of a kind that a PEM file holds: at least one. `what` is its name, `begin` how PEM says it.
+fn pem<T: PemObject>(file: &Path, what: &str, begin: &str) -> Result<Vec<T>, TlsError> {
+    let bytes = std::fs::read(file).map_err(|error| unusable(file, format!("cannot be read: {error}")))?;
+    let found: Result<Vec<_>, _> = T::pem_slice_iter(&bytes).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(unusable(file, "holds no certificate; expected PEM with BEGIN CERTIFICATE")),
-        Err(error) => Err(unusable(file, format!("is no PEM certificate: {error}"))),
+        Ok(_) => Err(unusable(file, format!("holds no {what}; expected PEM with BEGIN {begin}"))),
+        Err(error) => Err(unusable(file, format!("is no PEM {what}: {error}"))),
     }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    pem(file, "certificate", "CERTIFICATE")
 }
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -76,10 +83,27 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
         .map_err(|_| unusable(file, "holds no private key; expected PEM with BEGIN PRIVATE KEY"))
 }
 
+/// Why a key and a certificate do not work together.
+fn unfit(key: &Path, cert: &Path, error: &rustls::Error) -> TlsError {
+    match error {
+        rustls::Error::InvalidCertificate(_) => unusable(cert, certificate_fault(error)),
+        _ => unusable(key, format!("does not fit {}: {error}", cert.display())),
+    }
+}
+
+/// What is wrong with a certificate, in words that help.
+fn certificate_fault(error: &rustls::Error) -> String {
+    let text = error.to_string();
+    if text.contains("UnsupportedCertVersion") {
+        return "holds an X.509 version 1 certificate; it must be of version 3, such as `openssl req -x509` or `openssl x509 -req -extfile …` makes".into();
+    }
+    format!("holds an unusable certificate: {text}")
+}
+
 fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(file)? {
-        store.add(certificate).map_err(|error| unusable(file, format!("holds an unusable certificate: {error}")))?;
+        store.add(certificate).map_err(|error| unusable(file, certificate_fault(&error)))?;
     }
     Ok(store)
 }
@@ -100,23 +124,54 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// A configuration for a listener: TLS 1.2 and 1.3.
+/// Whether a client of a listener with `client_ca` has to show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificates {
+    /// Without one there is no connection.
+    Required,
+    /// Without one the client proves itself by other means, behind the handshake.
+    Optional,
+}
+
+/// A configuration for a listener: TLS 1.2 and 1.3. Where there is a `client_ca`, clients have to
+/// show a certificate.
 pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
+    server_with(files, Certificates::Required)
+}
+
+/// A configuration for a listener: TLS 1.2 and 1.3.
+pub fn server_with(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
     let builder = match &files.client_ca {
+        None if files.crl.is_some() => {
+            return Err(TlsError::Unusable(
+                "tls.crl needs tls.client_ca: without it no client shows a certificate".into(),
+            ));
+        }
         None => builder.with_no_client_auth(),
         Some(file) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider())
-                .build()
-                .map_err(|error| unusable(file, error.to_string()))?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider());
+            let verifier = match &files.crl {
+                None => verifier,
+                // An authority whose list is not in the file has revoked nothing that is known.
+                Some(file) => verifier
+                    .with_crls(pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")?)
+                    .only_check_end_entity_revocation()
+                    .allow_unknown_revocation_status(),
+            };
+            let verifier = match certificates_of_clients {
+                Certificates::Required => verifier,
+                Certificates::Optional => verifier.allow_unauthenticated(),
+            };
+            let verifier = verifier.build().map_err(|error| unusable(file, error.to_string()))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
     let config = builder
         .with_single_cert(certificates(&files.cert)?, private_key(&files.key)?)
-        .map_err(|error| unusable(&files.key, format!("does not fit {}: {error}", files.cert.display())))?;
+        .map_err(|error| unfit(&files.key, &files.cert, &error))?;
     Ok(Arc::new(config))
 }
 
@@ -132,9 +187,54 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     let config = match (&files.cert, &files.key) {
         (Some(cert), Some(key)) => builder
             .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-            .map_err(|error| unusable(key, format!("does not fit {}: {error}", cert.display())))?,
+            .map_err(|error| unfit(key, cert, &error))?,
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(TlsError::Unusable("tls.cert and tls.key go together; one of them is missing".into())),
     };
     Ok(Arc::new(config))
+}
+
+/// Who a client's certificate says it is: its first alternative name that is a DNS name, a URI or a
+/// mail address; without one, the common name of its subject.
+pub fn identity(certificate: &CertificateDer<'_>) -> Option<String> {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let alternative = alternatives.and_then(|found| {
+        found.value.general_names.iter().find_map(|name| match name {
+            GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => Some(*text),
+            _ => None,
+        })
+    });
+    let common = || certificate.subject().iter_common_name().next()?.as_str().ok();
+    alternative.or_else(common).filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    #[test]
+    fn a_certificate_says_who_it_is() {
+        let of = |common: Option<&str>, alternatives: Vec<SanType>| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            if let Some(name) = common {
+                params.distinguished_name.push(DnType::CommonName, name);
+            }
+            params.subject_alt_names = alternatives;
+            let key = KeyPair::generate().expect("key");
+            identity(params.self_signed(&key).expect("certificate").der())
+        };
+        let dns = |name: &str| SanType::DnsName(name.try_into().expect("a name"));
+        let uri = |name: &str| SanType::URI(name.try_into().expect("a name"));
+        let address = SanType::IpAddress([127, 0, 0, 1].into());
+        assert_eq!(of(Some("press-4"), vec![]).as_deref(), Some("press-4"));
+        assert_eq!(of(Some("press-4"), vec![dns("press-4.plant")]).as_deref(), Some("press-4.plant"));
+        assert_eq!(of(None, vec![address.clone(), uri("urn:press:4"), dns("x")]).as_deref(), Some("urn:press:4"));
+        assert_eq!(of(Some("press-4"), vec![address]).as_deref(), Some("press-4"), "an address is nobody's name");
+        assert_eq!(of(None, vec![]), None);
+        assert_eq!(identity(&CertificateDer::from(vec![0x30, 3, 1])), None);
+    }
 }

@@ -61,3 +61,26 @@ fn stored_records_and_blocks_are_read_or_refused() {
         }
     });
 }
+
+#[test]
+fn sparkplug_messages_become_json_or_are_refused() {
+    use crate::common::fault_disk::FaultDisk;
+    use crate::power_cut::{config, open_with};
+    use forebay::ingest::sparkplug::Sparkplug;
+    let journal = open_with(&FaultDisk::default(), &config()).expect("opens");
+    let sparkplug = Sparkplug::open(&journal).expect("opens");
+    let waiter = forebay::journal::Waiter::default();
+    let sparkplug = std::panic::AssertUnwindSafe((sparkplug, waiter));
+    fuzz("sparkplug", |bytes| {
+        let (sparkplug, waiter) = &*sparkplug;
+        for topic in ["spBv1.0/g/NBIRTH/n", "spBv1.0/g/NDATA/n", "spBv1.0/g/DDATA/n/d", "spBv1.0/STATE/h"] {
+            let decoded = sparkplug.decode("plant", topic, bytes);
+            if let Ok(json) = &decoded.json {
+                serde_json::from_slice::<serde_json::Value>(json).expect("what comes of it is JSON");
+            }
+            if let Some(change) = decoded.change {
+                sparkplug.apply(change, || waiter.bell());
+            }
+        }
+    });
+}

@@ -1,9 +1,10 @@
 //! The log of a lane: whatever goes in comes out, in order, cut into blocks and segments.
 
 use crate::common::fault_disk::FaultDisk;
-use crate::power_cut::{config, open_with, publication};
+use crate::common::fault_disk::Unsynced;
+use crate::power_cut::{append, config, everything, open, open_with, publication};
 use forebay::event::{Content, Id, Record, Timestamp};
-use forebay::journal::{Found, Waiter};
+use forebay::journal::{Found, Journal, Outcome, Waiter};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ proptest! {
         let mut waiter = Waiter::default();
         let mut last = None;
         let payloads: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(index, size)| {
-            let mut random = (index as u64 * 0x9E37_79B9_7F4A_7C15) | 1;
+            let mut random = (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
             (0..*size).map(|_| {
                 random ^= random << 13;
                 random ^= random >> 7;
@@ -86,5 +87,92 @@ proptest! {
             }
         }
         journal.close(Duration::from_secs(5));
+    }
+}
+
+/// What is on the books of the lane: accepted, delivered, queued, set aside. They balance.
+fn accounts(journal: &Journal, what: &str) -> (u64, u64, u64, u64) {
+    let status = journal.lane("critical").expect("the lane").status();
+    let to = &status.destinations[0];
+    assert_eq!(status.accepted, to.delivered + to.dead + to.queued + to.set_aside, "{what}: {status:?}");
+    (status.accepted, to.delivered, to.queued, to.set_aside)
+}
+
+const GIVEN: u64 = 14;
+
+/// A log of two segments, half of it delivered, on a disk whose power is then cut.
+fn log_on(is_clean: bool) -> FaultDisk {
+    let disk = FaultDisk::default();
+    let journal = open(&disk).expect("opens");
+    let publication = journal.publish(&publication()).expect("publishes");
+    let lane = journal.lane("critical").expect("the lane");
+    for number in 0..GIVEN {
+        assert!(append(lane, &disk, publication, number));
+        if number == 6 {
+            let delivered: Vec<_> = (1..=5).map(|offset| (offset, 1, Outcome::Delivered)).collect();
+            lane.settle("central", &delivered);
+        }
+    }
+    if is_clean {
+        journal.close(Duration::from_secs(5));
+    } else {
+        disk.cut(Unsynced::Dropped);
+        journal.close(Duration::ZERO);
+    }
+    disk.restart()
+}
+
+/// The numbers that are passed over after a loss once counted as events, accepted and queued.
+#[test]
+fn after_damage_the_accounts_balance_and_no_number_is_given_twice_wherever_the_power_goes() {
+    for is_clean in [true, false] {
+        for (marks, newest, all) in
+            [(true, false, false), (false, true, false), (true, true, false), (false, true, true), (true, true, true)]
+        {
+            // 0 is none; and one in three of the operations of a start.
+            for cut in (0..90).step_by(3) {
+                let what = format!("clean {is_clean}, marks {marks}, newest {newest}, all {all}, cut {cut}");
+                let mut disk = log_on(is_clean);
+                let spoil = |bytes: &mut Vec<u8>| bytes.iter_mut().skip(64).for_each(|byte| *byte ^= 0x5A);
+                if marks {
+                    disk.damage("state.redb", spoil);
+                }
+                let segments: Vec<_> =
+                    disk.names().into_iter().filter(|path| path.starts_with("/journal/critical")).collect();
+                assert!(segments.len() > 1, "{segments:?}");
+                for segment in segments.iter().rev().take(if all { usize::MAX } else { usize::from(newest) }) {
+                    disk.damage(&segment.to_string_lossy(), spoil);
+                }
+                if cut > 0 {
+                    let unsynced = [Unsynced::Dropped, Unsynced::Kept, Unsynced::Random(cut)][cut as usize / 3 % 3];
+                    disk.cut_at(cut, unsynced);
+                    if let Ok(journal) = open(&disk) {
+                        journal.close(Duration::ZERO);
+                    }
+                    if !disk.is_off() {
+                        disk.cut(unsynced);
+                    }
+                    disk = disk.restart();
+                }
+                let journal = open(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let (accepted, _, _, set_aside) = accounts(&journal, &what);
+                assert!(accepted <= GIVEN && set_aside <= GIVEN, "{what}: {accepted} accepted, {set_aside} set aside");
+                if !newest || is_clean && !marks {
+                    assert_eq!(accepted, GIVEN, "{what}");
+                }
+                assert!(newest || set_aside == 0, "{what}: {set_aside} set aside");
+                let publication = journal.publish(&publication()).expect("publishes");
+                assert!(append(journal.lane("critical").expect("the lane"), &disk, publication, 99), "{what}");
+                let (after, ..) = accounts(&journal, &what);
+                assert_eq!(after, accepted + 1, "{what}");
+                journal.close(Duration::from_secs(5));
+                let journal = open(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(accounts(&journal, &what).0, after, "{what}: the same after another start");
+                let found = everything(journal.lane("critical").expect("the lane"), 1);
+                let newest = found.last().expect("the new one");
+                assert!(newest.2 == 99 && newest.0 > GIVEN && newest.1 > GIVEN, "{what}: {newest:?}");
+                journal.close(Duration::from_secs(5));
+            }
+        }
     }
 }

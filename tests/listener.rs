@@ -1,9 +1,12 @@
 //! The MQTT listener, as devices of every kind see it.
 
 use crate::common::client::{Client, Hello, packet, publish, text};
-use crate::common::gateway::{Gateway, accepted, payload};
+use crate::common::gateway::{Gateway, accepted, payload, scratch_folder};
+use crate::common::pki::Pki;
 use forebay::sources::mqtt::put_user;
 use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const STATE: &str = "plant/line1/m01/state";
@@ -50,18 +53,17 @@ fn what_is_not_there_is_declined_by_the_proper_means() {
     let gateway = Gateway::start("declined", "");
     let (mut client, connack) = Client::connect(gateway.address, &Hello::default());
     let properties = connack_properties(&connack);
-    for expected in [(0x24, 1), (0x21, 256), (0x22, 64), (0x28, 0), (0x29, 0), (0x2A, 0), (0x11, 0)] {
+    for expected in [(0x21, 256), (0x22, 64)] {
         assert!(properties.contains(&expected), "{expected:?} is missing in {properties:?}");
     }
-    client.send(&packet(0x82, &[&[0, 9, 0][..], &text("a/#"), &[1], &text("b"), &[0]].concat()));
-    assert_eq!(client.receive(), Some(vec![0x90, 0, 9, 0, 0x83, 0x83]));
-    client.send(&packet(0xA2, &[&[0, 10, 0][..], &text("a/#")].concat()));
+    // QoS 2 towards subscribers is not there: the best there is is granted.
+    client.send(&packet(0x82, &[&[0, 9, 0][..], &text("a/#"), &[2], &text("b/#/c"), &[0]].concat()));
+    assert_eq!(client.receive(), Some(vec![0x90, 0, 9, 0, 1, 0x8F]));
+    client.send(&packet(0xA2, &[&[0, 10, 0][..], &text("x/#")].concat()));
     assert_eq!(client.receive(), Some(vec![0xB0, 0, 10, 0, 0x11]));
-    client.send(&publish(true, 2, 1, STATE, &[], b"{}"));
-    assert_eq!(client.disconnect_code(), 0x9B, "QoS not supported");
 
     let (mut client, _) = Client::connect(gateway.address, &Hello { is_v5: false, ..Hello::default() });
-    client.send(&packet(0x82, &[&[0, 9][..], &text("a/#"), &[1]].concat()));
+    client.send(&packet(0x82, &[&[0, 9][..], &text("a/#/b"), &[1]].concat()));
     assert_eq!(client.receive(), Some(vec![0x90, 0, 9, 0x80]));
 }
 
@@ -163,6 +165,101 @@ fn only_who_may_is_let_in() {
     assert_eq!(code(false, None), 5);
     let log = gateway.log();
     assert!(!log.contains("correct horse") && !log.contains("wrong\""), "no password in the log: {log}");
+}
+
+#[test]
+fn tls_of_both_versions_lets_in_whose_certificate_is_known() {
+    let folder = scratch_folder("tls");
+    let (pki, others) = (Pki::write(folder.path()), folder.path().join("others"));
+    std::fs::create_dir(&others).expect("folder");
+    let stranger = Pki::write(&others);
+    let mut gateway = Gateway::prepare("tls-listener", "");
+    let config = std::fs::read_to_string(gateway.config()).expect("read");
+    let tls = format!(
+        "tls = {{ cert = \"{}\", key = \"{}\", client_ca = \"{}\", crl = \"{}\" }}\n",
+        pki.server_cert.display(),
+        pki.server_key.display(),
+        pki.ca.display(),
+        pki.crl.display()
+    );
+    std::fs::write(gateway.config(), format!("{config}{tls}")).expect("written");
+    gateway.run();
+    let send = |version: &str, certificate: Option<(&Path, &Path)>, number: usize| {
+        let mut command = Command::new("mosquitto_pub");
+        command.args(["-h", "localhost", "-p", &gateway.address.port().to_string(), "-q", "1"]);
+        // One's own topic has the name in the certificate as a level.
+        command.args(["-t", "plant/line1/gw-01/state"]);
+        command.args(["-m", &payload(1, number), "--tls-version", version, "--cafile"]).arg(&pki.ca);
+        if let Some((certificate, key)) = certificate {
+            command.arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        command.output().expect("mosquitto_pub starts; apt-get install mosquitto-clients").status.success()
+    };
+    let known = (&*pki.client_cert, &*pki.client_key);
+    let unknown = (&*stranger.client_cert, &*stranger.client_key);
+    let revoked = (&*pki.revoked.0, &*pki.revoked.1);
+    assert!(send("tlsv1.2", Some(known), 1));
+    assert!(send("tlsv1.3", Some(known), 2));
+    for version in ["tlsv1.2", "tlsv1.3"] {
+        assert!(!send(version, None, 3), "{version} without a certificate");
+        assert!(!send(version, Some(unknown), 4), "{version} with a certificate of somebody else");
+        assert!(!send(version, Some(revoked), 5), "{version} with a certificate that is revoked");
+    }
+    // No TLS at all: an end, not a wait for ever.
+    let mut plain = Client::dial(gateway.address);
+    plain.send(&Hello::default().bytes());
+    while plain.receive().is_some() {}
+    let status = gateway.status();
+    assert_eq!(accepted(&status), 2, "{status:#}");
+    let log = gateway.log();
+    assert!(log.contains("TLS") && log.contains("certificate"), "the log says why: {log}");
+}
+
+#[test]
+fn tail_shows_what_is_taken_and_only_what_was_asked_for() {
+    let gateway = Gateway::start("tail", "");
+    let follow = |more: &[&str]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args(["tail", "--config"])
+            .arg(gateway.config())
+            .args(more)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("tail starts");
+        let (sender, lines) = std::sync::mpsc::channel();
+        let output = child.stdout.take().expect("piped");
+        std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        (child, lines)
+    };
+    let (mut all, lines) = follow(&[]);
+    let (mut data, values) = follow(&["--json", "--stream", "machine.state"]);
+    let (mut none, nothing) = follow(&["--stream", "machine.count"]);
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    // They may join a little later than the first event.
+    let patience = Duration::from_secs(10);
+    let start = Instant::now();
+    let mut seen = (None, None);
+    for number in 1.. {
+        client.publish(true, number, STATE, payload(1, number.into()).as_bytes());
+        seen = (seen.0.or_else(|| lines.try_recv().ok()), seen.1.or_else(|| values.try_recv().ok()));
+        if let (Some(line), Some(value)) = &seen {
+            assert!(line.contains("machine.state") && line.contains("m01") && line.contains("msg_id"), "{line}");
+            let value: serde_json::Value = serde_json::from_str(value).expect("JSON");
+            assert_eq!((&value["stream"], &value["key"]), (&"machine.state".into(), &"m01".into()), "{value}");
+            assert!(value["data"]["msg_id"].is_string(), "{value}");
+            break;
+        }
+        assert!(start.elapsed() < patience, "{seen:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(nothing.try_recv().is_err(), "another stream was asked for");
+    for child in [&mut all, &mut data, &mut none] {
+        crate::common::kill(child);
+    }
 }
 
 #[test]

@@ -24,12 +24,17 @@ struct Plant {
 
 impl Plant {
     fn start(name: &str) -> Self {
+        Self::start_with(name, "")
+    }
+
+    /// `more` are lines of the destination.
+    fn start_with(name: &str, more: &str) -> Self {
         let folder = scratch_folder(name);
         let pki = Pki::write(folder.path());
         let broker = Mosquitto::start(folder.path(), &pki);
         let collector = Collector::start(broker.plain, "test/plant/machine.state/#");
         let proxy = Proxy::start(broker.tls);
-        let gateway = Gateway::start(name, &broker.destination(&pki, proxy.address().port()));
+        let gateway = Gateway::start(name, &format!("{}{more}", broker.destination(&pki, proxy.address().port())));
         Self { broker, collector, proxy, gateway, _folder: folder }
     }
 
@@ -106,6 +111,22 @@ fn a_link_with_delay_that_breaks_loses_nothing() {
         plant.proxy.restore();
     }
     plant.proxy.delay(Duration::ZERO);
+    plant.settle(devices);
+}
+
+#[test]
+fn a_link_of_mqtt_3_1_1_loses_nothing() {
+    let mut plant = Plant::start_with("v3", "protocol = \"3.1.1\"\n");
+    let devices = Devices::start(plant.gateway.address, 20, 10, Duration::from_millis(1));
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(200 + random(300)));
+        plant.broker.kill();
+        std::thread::sleep(Duration::from_millis(random(200)));
+        plant.broker.run();
+        plant.proxy.cut(Cut::Refuse);
+        std::thread::sleep(Duration::from_millis(random(150)));
+        plant.proxy.restore();
+    }
     plant.settle(devices);
 }
 

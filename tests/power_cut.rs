@@ -81,7 +81,7 @@ fn record<'a>(publication: u32, id: &'a str, payload: &'a [u8]) -> Record<'a> {
 }
 
 /// Appends one event; `true` if there was a receipt for it.
-fn append(lane: &Lane, disk: &FaultDisk, publication: u32, number: u64) -> bool {
+pub fn append(lane: &Lane, disk: &FaultDisk, publication: u32, number: u64) -> bool {
     let body = payload(number);
     let id = number.to_string();
     let record = record(publication, &id, &body);

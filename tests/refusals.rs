@@ -1,8 +1,10 @@
 //! What is wrong is refused with a word that helps, and nothing is started or changed.
 
+use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, payload, scratch_folder};
+use crate::common::pki::Pki;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
@@ -79,6 +81,109 @@ fn a_wrong_configuration_names_file_line_key_value_and_what_is_allowed() {
         |config| config.replace("mqtt://localhost:1\"", "mqtts://localhost:1\"\ntls = { ca = \"gone.pem\" }"),
         &["destination[0].tls", "gone.pem: cannot be read"],
     );
+    // Certificates that nobody would use, and a centre that gets everything readable.
+    check(
+        |config| config.replace("mqtt://localhost:1\"", "mqtt://localhost:1\"\ntls = { ca = \"gone.pem\" }"),
+        &["destination[0].tls", "speaks no TLS", "mqtts://"],
+    );
+    check(
+        |config| config.replace("listen = \"127.0.0.1:", "listen = \"localhost:"),
+        &["source.mqtt[0].listen: \"localhost:", "address:port", "0.0.0.0:1883", "a host name is not allowed"],
+    );
+    check(|config| config.replace("data_dir = \"data\"", "data_dir = \"\""), &["data_dir: \"\"", "no folder"]);
+    check(
+        |config| config.replace("data_dir = \"data\"", "data_dir = \"contracts/state.toml\""),
+        &["data_dir", "state.toml is a file"],
+    );
+    check(
+        |config| config.replace("data_dir = \"data\"", "data_dir = \"data\"\ndisk_reserve = \"900000TB\""),
+        &["disk_reserve", "can never be free"],
+    );
+    // So are values that do not even fit.
+    check(
+        |config| {
+            config
+                .replace("data_dir = \"data\"", "data_dir = \"data\"\ndisk_reserve = \"much\"")
+                .replace("url =", "window = \"wide\"\nwished = 3\nurl =")
+                .replace("name = \"devices\"", "name = \"devices\"\nconnect_wait_max = \"soon\"")
+        },
+        &[
+            "4 problems",
+            "disk_reserve",
+            "\"much\"",
+            "destination[0].window",
+            "`wished`",
+            "connect_wait_max",
+            "\"soon\"",
+        ],
+    );
+    // Problems in several tables are said at once.
+    check(
+        |config| {
+            config
+                .replace("site = \"plant\"", "site = \"pl ant\"")
+                .replace("mqtt://localhost:1", "http://x")
+                .replace("name = \"devices\"", "name = \"devices\"\nreceive_maximum = 0")
+        },
+        &["site", "destination[0].url", "receive_maximum", "3 problems"],
+    );
+}
+
+#[test]
+fn a_password_in_a_url_is_not_repeated() {
+    check(
+        |config| config.replace("mqtt://localhost:1", "mqtts://gw:sesame-open@central:8883"),
+        &["destination[0].url", "…@central:8883", "password_file"],
+    );
+    let gateway = Gateway::prepare("url", "\n[[destination]]\nname = \"central\"\nurl = \"mqtts://gw:sesame@x\"\n");
+    for command in ["check", "run"] {
+        let text = said(&gateway.command(&[command, "CONFIG"]));
+        assert!(!text.contains("sesame"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_allowed_and_seldom_meant_is_warned_of() {
+    let warned = |change: &dyn Fn(&str) -> String, words: &[&str]| {
+        let gateway =
+            Gateway::prepare("doubt", "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://localhost:1\"\n");
+        let config = std::fs::read_to_string(gateway.config()).expect("read");
+        std::fs::write(gateway.config(), change(&config)).expect("written");
+        std::fs::create_dir(gateway.folder.join("empty")).expect("folder");
+        std::fs::write(gateway.folder.join("empty/STATE.TOML"), "").expect("written");
+        let pki = crate::common::pki::Pki::write(&gateway.folder);
+        drop(pki);
+        let passwd =
+            "press:$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n";
+        std::fs::write(gateway.folder.join("passwd"), passwd).expect("written");
+        let output = gateway.command(&["check", "CONFIG"]);
+        let text = said(&output);
+        assert!(output.status.success(), "{text}");
+        for word in words {
+            assert!(text.contains(word), "\"{word}\" is missing in: {text}");
+        }
+        text
+    };
+    let text = warned(&str::to_owned, &["good, with 1 contract"]);
+    assert!(!text.contains("warning"), "{text}");
+    warned(
+        &|config| config.split("[[source").next().unwrap_or_default().to_owned(),
+        &["warning", "nothing can come in", "nothing leaves"],
+    );
+    warned(
+        &|config| config.replace("data_dir = \"data\"", "data_dir = \"data\"\ncontracts = \"empty\""),
+        &["everything becomes a dead letter", "STATE.TOML: is not read", "\".toml\""],
+    );
+    warned(&|config| format!("{config}\n[lane.critcal]\nbudget = \"1GB\"\n"), &["lane.critcal", "no contract names"]);
+    warned(
+        &|config| {
+            let (top, _) = config.split_once("[[destination]]").unwrap_or_default();
+            format!("{top}passwords = \"passwd\"\n")
+                .replace("\"test\"", "\"production\"")
+                .replace("127.0.0.1:", "0.0.0.0:")
+        },
+        &["source.mqtt[0].passwords", "readable", "set tls"],
+    );
 }
 
 #[test]
@@ -103,7 +208,49 @@ fn a_wrong_contract_names_file_line_key_value_and_what_is_allowed() {
     with(&|text| text.replace("plant/{line}", "plant/#/{line}"), &["match.topic", "\"#\""]);
     with(&|text| text.replace("machine.state", "gateway.state"), &["name", "the gateway's own"]);
     with(&|text| format!("{text}\nmask = [\"/operator\"]\n"), &["mask", "mask_key"]);
+    let keyed = |text: &str, more: &str| format!("{text}\n{more}\n");
+    with(&|text| keyed(text, "keep = [\"/state\"]\nmask = [\"/operator\"]"), &["mask", "mask_key"]);
     with(&|text| format!("{text}\ndedupes = \"1h\"\n"), &["unknown field `dedupes`"]);
+}
+
+/// A mask on a field that is dropped hides nothing, and its author thinks otherwise.
+#[test]
+fn a_mask_on_a_field_that_is_not_kept_is_refused() {
+    let gateway = Gateway::prepare("mask", "mask_key = \"mask.key\"\n");
+    std::fs::write(gateway.folder.join("mask.key"), [7; 32]).expect("written");
+    let file = gateway.folder.join("contracts/state.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    let check = |keep: &str| {
+        std::fs::write(&file, format!("{text}keep = {keep}\nmask = [\"/operator/name\"]\n")).expect("written");
+        let output = gateway.command(&["contracts", "check", "CONFIG"]);
+        (output.status.code(), said(&output))
+    };
+    let (code, text) = check(r#"["/msg_id", "/state"]"#);
+    assert!(
+        code == Some(1) && text.contains("mask[0]") && text.contains("\"/operator/name\" is not in keep"),
+        "{text}"
+    );
+    for keep in [r#"["/msg_id", "/operator"]"#, r#"["/msg_id", "/operator/name/first"]"#, "[]"] {
+        let (code, text) = check(keep);
+        assert_eq!(code, Some(0), "{text}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_contract_is_to_be_removed() {
+    let gateway = Gateway::prepare("copy", "");
+    let file = gateway.folder.join("contracts/state.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    std::fs::write(gateway.folder.join("contracts/state-2.toml"), &text).expect("written");
+    let said_of_copy = said(&gateway.command(&["check", "CONFIG"]));
+    assert!(
+        said_of_copy.contains("says the same as") && said_of_copy.contains("remove one of the two"),
+        "{said_of_copy}"
+    );
+    std::fs::write(gateway.folder.join("contracts/state-2.toml"), text.replace("/state\"", "/other\""))
+        .expect("written");
+    let said_of_other = said(&gateway.command(&["check", "CONFIG"]));
+    assert!(said_of_other.contains("as does") && said_of_other.contains("another name"), "{said_of_other}");
 }
 
 #[test]
@@ -222,7 +369,8 @@ fn a_journal_of_a_newer_format_or_another_environment_is_refused_untouched() {
 
 #[test]
 fn a_corrupt_segment_is_set_aside_and_the_gateway_runs_on() {
-    let mut gateway = Gateway::start("corrupt", "");
+    let mut gateway =
+        Gateway::start("corrupt", "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://127.0.0.1:1\"\n");
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     for number in 1..=20 {
         client.publish(true, number, "plant/line1/m01/state", payload(1, number.into()).as_bytes());
@@ -239,20 +387,117 @@ fn a_corrupt_segment_is_set_aside_and_the_gateway_runs_on() {
     let aside = status["set_aside"][0].as_str().expect("it is reported");
     assert!(aside.ends_with("critical/00000000000000000001.redb.damaged"), "{aside}");
     assert!(gateway.log().contains("set aside"), "{}", gateway.log());
-    // New events get numbers that the lost ones never had.
+    // New events get numbers that the lost ones never had, and each is in one account.
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     client.publish(true, 1, "plant/line1/m01/state", payload(1, 99).as_bytes());
-    let status = gateway.await_status("it is accepted", Duration::from_secs(5), |status| {
-        status["lanes"][0]["accepted"].as_u64() > Some(0)
-    });
-    assert!(status["lanes"][0]["accepted"].as_u64() > Some(1_000_000), "{status:#}");
+    let whole = |status: &serde_json::Value| {
+        let to = &status["lanes"][0]["destinations"][0];
+        status["lanes"][0]["accepted"] == 21 && to["set_aside"] == 20 && to["queued"] == 1
+    };
+    gateway.await_status("21 = 20 set aside + 1 queued", Duration::from_secs(10), whole);
+    // And so it stays.
+    gateway.stop();
+    gateway.run();
+    gateway.await_status("the same after a restart", Duration::from_secs(10), whole);
+}
+
+fn overwrite(file: &Path, from: usize, count: usize) {
+    let mut bytes = std::fs::read(file).expect("read");
+    bytes[from..from + count].iter_mut().for_each(|byte| *byte ^= 0x5A);
+    std::fs::write(file, bytes).expect("written");
+}
+
+/// A hundred bytes of `state.redb` once made a million events that nobody had sent: the numbers that
+/// are passed over after its loss counted as accepted, queued and dead.
+#[test]
+fn damage_of_the_marks_is_named_and_changes_no_account() {
+    let folder = scratch_folder("marks");
+    let pki = Pki::write(folder.path());
+    let broker = Mosquitto::start(folder.path(), &pki);
+    let collector = Collector::start(broker.plain, "test/plant/machine.state/#");
+    let mut gateway = Gateway::start("marks", &broker.destination(&pki, broker.tls.port()));
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    client.publish(true, 1, "plant/line1/m01/state", payload(1, 1).as_bytes());
+    client.publish(true, 2, "plant/line1/m01/state", payload(1, 2).as_bytes());
+    client.publish(true, 3, "unknown/topic", b"lost its way");
+    let balances = |accepted: u64| {
+        move |status: &serde_json::Value| {
+            let to = &status["lanes"][0]["destinations"][0];
+            status["lanes"][0]["accepted"] == accepted
+                && to["delivered"] == accepted
+                && to["queued"] == 0
+                && to["set_aside"] == 0
+                && status["lanes"][1]["accepted"] == 0
+                && status["dead"]["total"] == 1
+        }
+    };
+    gateway.await_status("2 delivered, 1 dead", Duration::from_secs(20), balances(2));
+    gateway.stop();
+    let state = gateway.folder.join("data/journal/state.redb");
+    let length = std::fs::metadata(&state).expect("it is there").len() as usize;
+    // Wherever it is hit.
+    for (round, from) in [0, 4096, 8192 + 300, length / 2].into_iter().enumerate() {
+        if from + 100 > length {
+            continue;
+        }
+        let number = round as u64 + 3;
+        overwrite(&state, from, 100);
+        gateway.run();
+        let status = gateway.await_status("still balanced", Duration::from_secs(20), balances(number - 1));
+        let is_aside = status["set_aside"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|file| file.as_str().is_some_and(|file| file.ends_with("state.redb.damaged")));
+        if is_aside {
+            assert!(gateway.log().contains("state.redb is damaged"), "{}", gateway.log());
+            assert!(status.to_string().contains("damaged file set aside"), "{status:#}");
+        }
+        assert!(round != 0 || is_aside, "{status:#}");
+        let listed = gateway.command(&["dead", "list", "CONFIG"]);
+        assert!(said(&listed).contains("unknown/topic"), "{}", said(&listed));
+        let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+        client.publish(true, 1, "plant/line1/m01/state", payload(1, number as usize).as_bytes());
+        gateway.await_status("a new one counts once", Duration::from_secs(20), balances(number));
+        // Killed, so that nothing is noted on the way out, and started twice.
+        gateway.kill();
+        gateway.run();
+        gateway.stop();
+        gateway.run();
+        gateway.await_status("the same after a restart", Duration::from_secs(20), balances(number));
+        gateway.stop();
+    }
+    // An event may arrive twice after the kill, with the number it had.
+    let arrived = collector.arrived();
+    let numbered: std::collections::BTreeMap<u64, String> = arrived
+        .iter()
+        .map(|arrived| {
+            let event = arrived.event();
+            let sequence = event["sequence"].as_str().and_then(|text| text.parse().ok());
+            (sequence.expect("a sequence"), event["id"].to_string())
+        })
+        .collect();
+    let ids: std::collections::BTreeSet<_> = numbered.values().collect();
+    assert_eq!(ids.len(), numbered.len(), "one number an event: {numbered:?}");
+    assert!(
+        arrived.iter().all(|arrived| {
+            let event = arrived.event();
+            let id = event["id"].to_string();
+            numbered.values().any(|known| *known == id)
+        }),
+        "and one event a number: {numbered:?}"
+    );
+    assert!(numbered.keys().last() > Some(&1_000_000), "behind every number that may have been given: {numbered:?}");
+    assert!(gateway.log().contains("pass over these numbers"), "{}", gateway.log());
 }
 
 #[test]
 fn no_payload_password_or_key_is_in_the_log() {
     let gateway = Gateway::start("secrets", "");
-    let (client, _) =
-        Client::connect(gateway.address, &Hello { login: Some(("someone", "sesame-open")), ..Hello::default() });
+    let (client, _) = Client::connect(
+        gateway.address,
+        &Hello { client: "someone", login: Some(("someone", "sesame-open")), ..Hello::default() },
+    );
     client.stream.shutdown(std::net::Shutdown::Both).ok();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     client.publish(true, 1, "plant/line1/m01/state", br#"{"msg_id":"1","state":"very-private-state"}"#);

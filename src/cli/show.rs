@@ -1,16 +1,23 @@
 //! How answers look to people: tables that align, colours only on a terminal.
+//!
+//! Promise: nothing that a device sent reaches the terminal as anything but readable text, a row of
+//! a table is one line, and JSON is printable as it is.
 
 use crate::admin::{Letter, Seen, Status};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::setting::{Bytes, grouped as number, rough};
+use crate::sources::mqtt::DeviceStatus;
+use crate::telemetry::shown;
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
 
 /// A table whose columns are as wide as they need to be. `right` names the columns of numbers.
 pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_coloured: bool) -> String {
+    let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -30,15 +37,16 @@ pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_col
         let _ = if is_head && is_coloured { writeln!(out, "\x1b[1m{line}\x1b[0m") } else { writeln!(out, "{line}") };
     };
     push(&mut head.iter().copied(), true);
-    for row in rows {
-        push(&mut row.iter().map(String::as_str), false);
+    for row in &rows {
+        push(&mut row.iter().map(|cell| &**cell), false);
     }
     out
 }
 
 /// How long ago a moment was.
-fn age(micros: i64) -> String {
-    rough(Timestamp::from(clock::wall()).since(Timestamp(micros)))
+fn age(moment: &str) -> String {
+    let moment = Timestamp::parse(moment);
+    moment.map_or_else(|| "-".into(), |moment| rough(Timestamp::from(clock::wall()).since(moment)))
 }
 
 fn coloured(text: &str, code: &str, is_coloured: bool) -> String {
@@ -61,14 +69,16 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
         status.version,
         rough(Duration::from_secs(up)),
     );
-    if status.problems.is_empty() {
-        let _ = writeln!(out, "{}\n", coloured("all is well", "32", is_coloured));
-    } else {
-        for problem in &status.problems {
-            let _ = writeln!(out, "{} {problem}", coloured("!", "31;1", is_coloured));
-        }
-        out.push('\n');
+    for problem in &status.problems {
+        let _ = writeln!(out, "{} {}", coloured("!", "31;1", is_coloured), shown(problem));
     }
+    for note in &status.notes {
+        let _ = writeln!(out, "{} {}", coloured("·", "33;1", is_coloured), shown(note));
+    }
+    if status.problems.is_empty() && status.notes.is_empty() {
+        let _ = writeln!(out, "{}", coloured("all is well", "32", is_coloured));
+    }
+    out.push('\n');
     let mut rows = Vec::new();
     for lane in &status.lanes {
         for to in &lane.destinations {
@@ -78,7 +88,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
                 number(lane.accepted),
                 number(to.delivered),
                 number(to.queued),
-                to.oldest.map_or_else(|| "-".into(), age),
+                to.oldest.as_deref().map_or_else(|| "-".into(), age),
                 number(to.dead + to.set_aside),
                 format!("{} of {}", Bytes(lane.bytes), Bytes(lane.budget)),
             ]);
@@ -132,7 +142,9 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
             };
             vec![
                 source.name.clone(),
+                source.kind.to_string(),
                 source.address.clone(),
+                source.problem.clone().unwrap_or_else(|| "works".into()),
                 number(source.connections),
                 number(source.received),
                 ack,
@@ -142,8 +154,9 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
         })
         .collect();
     if !rows.is_empty() {
-        let head = ["SOURCE", "ADDRESS", "CONNECTED", "RECEIVED", "ACK P50 / P99", "REFUSED", "DROPPED QOS 0"];
-        out.push_str(&table(&head, &[2, 3, 4, 5, 6], &rows, is_coloured));
+        let head =
+            ["SOURCE", "KIND", "ADDRESS", "STATE", "CONNECTED", "RECEIVED", "ACK P50 / P99", "REFUSED", "DROPPED"];
+        out.push_str(&table(&head, &[4, 5, 6, 7, 8], &rows, is_coloured));
         out.push('\n');
     }
     let _ = writeln!(
@@ -156,7 +169,31 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
         number(status.repeats.ids as u64),
         number(status.repeats.ids_max as u64),
     );
+    if let Some(sparkplug) = &status.sparkplug {
+        let _ = writeln!(
+            out,
+            "sparkplug nodes {} (since start: {} gaps, {} not understood, {} rebirths asked for)",
+            number(sparkplug.nodes as u64),
+            number(sparkplug.gaps),
+            number(sparkplug.refused),
+            number(sparkplug.rebirths_asked),
+        );
+    }
     out
+}
+
+/// Letters of a topic and of a reason in a table; `dead show` has the rest.
+const TOPIC_SHOWN: usize = 40;
+const REASON_SHOWN: usize = 80;
+
+/// The beginning of a text, with `…` where there is more.
+fn shortened(text: &str, letters_max: usize) -> String {
+    let text = shown(text);
+    match text.char_indices().nth(letters_max) {
+        None => text.into_owned(),
+        // One letter gives way to the sign.
+        Some(_) => text.chars().take(letters_max - 1).chain(['…']).collect(),
+    }
 }
 
 pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
@@ -170,13 +207,50 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
                 letter.id.to_string(),
                 letter.recorded.get(..19).unwrap_or_default().replace('T', " "),
                 letter.letter.stream.to_string(),
-                letter.letter.origin.to_string(),
-                letter.letter.topic.to_string(),
-                letter.letter.reason.to_string(),
+                shortened(&letter.letter.origin, TOPIC_SHOWN),
+                shortened(&letter.letter.topic, TOPIC_SHOWN),
+                shortened(&letter.letter.reason, REASON_SHOWN),
             ]
         })
         .collect();
     table(&["ID", "RECORDED (UTC)", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
+}
+
+pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
+    if devices.is_empty() {
+        return "no device has connected since the gateway started".into();
+    }
+    let time = |text: &Option<String>| text.as_deref().and_then(|text| text.get(..19)).unwrap_or("-").replace('T', " ");
+    let rows: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            vec![
+                device.client.clone(),
+                if device.identity.is_empty() { "-".into() } else { device.identity.clone() },
+                time(&device.connected_since),
+                format!("{:.1}", device.rate),
+                time(&device.last_event),
+                number(device.received),
+                number(device.refused),
+                number(device.dead),
+                number(device.duplicates),
+                device.clock_offset.map_or_else(|| "-".into(), |seconds| format!("{seconds:+.1} s")),
+            ]
+        })
+        .collect();
+    let head = [
+        "DEVICE",
+        "IDENTITY",
+        "CONNECTED SINCE",
+        "A SECOND",
+        "LAST EVENT",
+        "RECEIVED",
+        "REFUSED",
+        "DEAD",
+        "REPEATS",
+        "CLOCK",
+    ];
+    table(&head, &[3, 5, 6, 7, 8, 9], &rows, is_coloured)
 }
 
 pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
@@ -188,7 +262,7 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     };
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            let _ = writeln!(out, "{}  {value}", coloured(&format!("{name:<12}"), "1", is_coloured));
+            let _ = writeln!(out, "{}  {}", coloured(&format!("{name:<12}"), "1", is_coloured), shown(value));
         }
     };
     line("id", &letter.id.to_string());
@@ -206,8 +280,12 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     }
     line("attempts", &inner.attempts.to_string());
     line("payload", &format!("{} bytes", letter.payload_bytes));
-    let _ =
-        writeln!(out, "\n{}", letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default());
+    let payload = letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default();
+    out.push('\n');
+    // A payload keeps its lines.
+    for line in payload.lines() {
+        let _ = writeln!(out, "{}", shown(line));
+    }
     out
 }
 
@@ -221,8 +299,8 @@ pub(super) fn seen(seen: &Seen, is_coloured: bool) -> String {
     format!(
         "{time}  {:<8}  {}  {}  {}",
         seen.lane,
-        coloured(&format!("{:<24}", seen.stream), "36", is_coloured),
-        coloured(&format!("{:<20}", seen.key), "1", is_coloured),
-        data
+        coloured(&format!("{:<24}", shown(&seen.stream)), "36", is_coloured),
+        coloured(&format!("{:<20}", shown(&seen.key)), "1", is_coloured),
+        shown(&data)
     )
 }

@@ -1,17 +1,18 @@
 //! Asking a running gateway over its socket.
 
-use anyhow::{Context, bail};
+use crate::setting::check_socket_path;
+use crate::telemetry::shown;
+use anyhow::{anyhow, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use std::io::{Error, ErrorKind};
 use std::path::Path;
 use tokio::net::UnixStream;
 
 async fn send(socket: &Path, path: &str) -> anyhow::Result<Response<Incoming>> {
-    let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!("no gateway answers at {}; is it running, and may this user use the socket?", socket.display())
-    })?;
+    let stream = UnixStream::connect(socket).await.map_err(|error| anyhow!("{}", unanswered(socket, &error)))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         // An error here shows as an error of the answer.
@@ -21,33 +22,59 @@ async fn send(socket: &Path, path: &str) -> anyhow::Result<Response<Incoming>> {
     Ok(sender.send_request(request).await?)
 }
 
-/// The whole answer to a request.
-pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
-    let answer = send(socket, path).await?;
-    let status = answer.status();
-    let body = answer.into_body().collect().await?.to_bytes();
-    if status != StatusCode::OK {
-        let text = String::from_utf8_lossy(&body);
-        bail!("{}", if text.is_empty() { status.to_string() } else { text.into_owned() });
+/// Why nobody answers at a socket, and what to do.
+fn unanswered(socket: &Path, error: &Error) -> String {
+    let shown = socket.display();
+    match error.kind() {
+        ErrorKind::NotFound => {
+            format!("no gateway answers at {shown}: there is no such socket; is the gateway running?")
+        }
+        ErrorKind::PermissionDenied => format!(
+            "this user may not use {shown}; ask as the user that the gateway runs as, or as a member of its group"
+        ),
+        ErrorKind::ConnectionRefused if check_socket_path(socket).is_ok() => {
+            format!("no gateway answers at {shown}: the one that made the socket has ended")
+        }
+        ErrorKind::ConnectionRefused => {
+            format!("{shown} is no socket; socket in the configuration names the right one")
+        }
+        _ => format!("no gateway answers at {shown}: {error}"),
     }
-    Ok(body.to_vec())
 }
 
-/// Hands on every line of an answer that has no end.
+async fn refusal(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
+    let status = answer.status();
+    if status == StatusCode::OK {
+        return Ok(answer);
+    }
+    let body = answer.into_body().collect().await?.to_bytes();
+    let text = shown(&String::from_utf8_lossy(&body)).into_owned();
+    bail!("{}", if text.is_empty() { status.to_string() } else { text })
+}
+
+/// The whole answer to a request.
+pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
+    let answer = refusal(send(socket, path).await?).await?;
+    Ok(answer.into_body().collect().await?.to_bytes().to_vec())
+}
+
+/// Hands on every line of an answer that has no end but the gateway's.
 pub(super) async fn lines(
     socket: &Path,
     path: &str,
     mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut body = send(socket, path).await?.into_body();
+    let mut body = refusal(send(socket, path).await?).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        // A connection that breaks and one that is closed mean the same.
+        let Ok(frame) = frame else { break };
+        let Ok(data) = frame.into_data() else { continue };
         rest.extend_from_slice(&data);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             each(&rest[..end])?;
             rest.drain(..=end);
         }
     }
-    Ok(())
+    bail!("the gateway has ended")
 }

@@ -4,16 +4,36 @@ use super::Publication;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
+/// What stands against taking `next` while `current` is in force, in words for its author; empty if nothing does.
+pub fn objections(current: &Publication, next: &Publication) -> Vec<String> {
+    // Where a gateway is does not belong to its contracts.
+    let next = Publication { surroundings: current.surroundings.clone(), ..next.clone() };
+    let numbers = |version: &str| -> Vec<u64> { version.split('.').filter_map(|number| number.parse().ok()).collect() };
+    if current.stream_id() == next.stream_id() && numbers(&next.version) < numbers(&current.version) {
+        return vec![format!(
+            "version {} is in force, and {} is older; give it a higher version",
+            current.version, next.version
+        )];
+    }
+    if current.version == next.version && *current != next {
+        let mut found = vec![format!("version {} is in force with another content; raise it", current.version)];
+        found.extend(breaking_changes(current, &next).into_iter().map(|broken| would_break(&broken, current)));
+        return found;
+    }
+    breaking_changes(current, &next).into_iter().map(|broken| would_break(&broken, current)).collect()
+}
+
+fn would_break(broken: &str, current: &Publication) -> String {
+    format!("{broken}; consumers of version {} would break: give it a new major version", current.version)
+}
+
 /// What `next` takes away from the consumers of `current`, each named by its place in the schema.
 /// Empty if `next` has a new major version: that is a new stream.
-pub fn breaking_changes(current: &Publication, next: &Publication) -> Vec<String> {
+fn breaking_changes(current: &Publication, next: &Publication) -> Vec<String> {
     if current.stream_id() != next.stream_id() {
         return Vec::new();
     }
     let mut broken = Vec::new();
-    if current.version == next.version && *current != *next {
-        broken.push(format!("version {} is in force with another content; raise it", current.version));
-    }
     if current.key != next.key {
         broken.push(format!(
             "key changes from \"{}\" to \"{}\", and with it what order is kept for",

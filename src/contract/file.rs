@@ -3,7 +3,7 @@
 use super::json::{Payload, Pointer};
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
-use super::{Accepts, Contract, Mode, OnViolation, Order, SourceKind, Surroundings};
+use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, SourceKind, Surroundings};
 use crate::setting::{Document, Problem, Span};
 use jsonschema::Validator;
 use serde::Deserialize;
@@ -30,6 +30,7 @@ struct File {
     schema: Option<String>,
     #[serde(default)]
     accepts: Accepts,
+    decode: Option<Decode>,
     #[serde(default)]
     on_violation: OnViolation,
     #[serde(default)]
@@ -115,6 +116,16 @@ pub(super) fn load(
     if !mask.is_empty() && !has_mask_key {
         return Err(wrong("mask", "needs a key to hash with; set mask_key to a file in the configuration".into()));
     }
+    if let Some(dropped) = mask.iter().position(|field| !keep.is_empty() && !keep.iter().any(|kept| kept.meets(field)))
+    {
+        return Err(wrong(
+            &format!("mask[{dropped}]"),
+            format!(
+                "\"{}\" is not in keep, so that it is dropped before it could be masked; add it there, or remove it here",
+                raw.mask[dropped]
+            ),
+        ));
+    }
     let needs_json = id.is_some()
         || time.is_some()
         || !keep.is_empty()
@@ -128,7 +139,15 @@ pub(super) fn load(
                 .into(),
         ));
     }
-    if raw.dedupe.is_some() && id.is_none() {
+    if raw.decode.is_some() && raw.accepts != Accepts::Json {
+        return Err(wrong(
+            "accepts",
+            "decode makes JSON of every payload; leave accepts out, or set it to \"json\"".into(),
+        ));
+    }
+    // CloudEvents bring an id of their own.
+    let has_ids = id.is_some() || raw.r#match.source == SourceKind::Http;
+    if raw.dedupe.is_some() && !has_ids {
         return Err(wrong("dedupe", "recognises repeats by the id; set id to the JSON pointer of one".into()));
     }
     let schema = raw.schema.as_deref().map(|name| load_schema(&document, name)).transpose()?;
@@ -165,12 +184,14 @@ pub(super) fn load(
         source_name: raw.r#match.name,
         pattern,
         key,
+        names_key: raw.key.is_some(),
         device,
-        dedupe: id.is_some().then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
+        dedupe: has_ids.then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
         id,
         time,
         validator,
         accepts: raw.accepts,
+        decode: raw.decode,
         on_violation: raw.on_violation,
         keep,
         mask,

@@ -186,6 +186,11 @@ impl Pointer {
         };
         Ok(Self(path.split('/').map(|step| step.replace("~1", "/").replace("~0", "~")).collect()))
     }
+
+    /// Whether one of the two leads to the other, or into it.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(a, b)| a == b)
+    }
 }
 
 impl fmt::Display for Pointer {

@@ -144,7 +144,8 @@ impl Renderer {
         }
     }
 
-    fn push_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+    /// Appends the topic of an event.
+    pub fn push_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
         for part in &self.topic {
             match part {
                 TopicPart::Text(text) => out.extend_from_slice(text.as_bytes()),
@@ -242,7 +243,7 @@ fn extension<'a>(attribute: &Attribute<'a>) -> Option<(&'static str, &'a str)> {
         Attribute::OriginalId(text) => Some(("originalid", text)),
         Attribute::Violation(text) => Some(("violation", text)),
         Attribute::ClockStatus(text) => Some(("clockstatus", text)),
-        Attribute::ContentType(_) => None,
+        Attribute::ContentType(_) | Attribute::Exchange { .. } => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::object;
 use crate::clock;
 use crate::event::Timestamp;
-use crate::link::{Answer, Config, Output, Protocol, Session, Target, push_publish};
+use crate::link::{Answer, Config, Head, Output, Protocol, Session, Target, push_publish};
 use crate::shutdown::Shutdown;
 use crate::tls::ClientFiles;
 use std::net::SocketAddr;
@@ -90,8 +90,7 @@ impl Device {
         push_publish(
             &mut self.output.bytes,
             self.session.protocol(),
-            id,
-            false,
+            &Head::qos1(id),
             topic.as_bytes(),
             "application/json",
             &[],

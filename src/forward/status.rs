@@ -3,11 +3,12 @@
 //!
 //! It is state, not an event: retained, never journaled, and in no account.
 
-use super::{Config, RECONNECT_EARLY, jitter, reconnect_wait};
+use super::Config;
+use super::rivals::Rivals;
 use crate::clock;
 use crate::contract::{STRUCTURED, Surroundings, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
-use crate::link::{self, Answer, LinkError, Output, Session, Will};
+use crate::link::{self, Answer, Head, LinkError, Output, RECONNECT_EARLY, Session, Will, jitter, reconnect_wait};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub async fn run(config: Arc<Config>, around: Surroundings, report: Report, mut 
     let client = format!("forebay-{}-{}-{}-status", around.environment, around.site, around.gateway);
     let topic = topic(&around);
     let mut down_since = None;
+    let mut rivals = Rivals::default();
     let mut attempt = 0;
     loop {
         let will = Will { topic: topic.clone(), payload: event(&around, "offline", "") };
@@ -34,16 +36,17 @@ pub async fn run(config: Arc<Config>, around: Surroundings, report: Report, mut 
         match connected {
             Ok(session) => {
                 (down_since, attempt) = (None, 0);
-                let ended = beat(session, &topic, &around, &report, &mut shutdown).await;
-                if ended.is_none() {
-                    return;
-                }
+                let began = clock::instant();
+                let Some(error) = beat(session, &topic, &around, &report, &mut shutdown).await else { return };
+                // The forwarders say it; here it is enough to step back.
+                rivals.note(&error, clock::instant().duration_since(began), true);
             }
             Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
         }
         let now = clock::instant();
         let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt)
-            .max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2));
+            .max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2))
+            .max(rivals.wait().unwrap_or_default());
         attempt += 1;
         tokio::select! {
             () = shutdown.begun() => return,
@@ -79,8 +82,7 @@ async fn beat(
             link::push_publish(
                 &mut output.bytes,
                 session.protocol(),
-                id,
-                retain,
+                &Head { packet_id: id, retain, ..Head::default() },
                 topic.as_bytes(),
                 STRUCTURED,
                 &[],
@@ -96,7 +98,8 @@ async fn beat(
             () = shutdown.begun() => {
                 let payload = event(around, "offline", "");
                 let retain = session.limits().has_retain;
-                link::push_publish(&mut output.bytes, session.protocol(), id % u16::MAX + 1, retain, topic.as_bytes(), STRUCTURED, &[], &payload);
+                let head = Head { packet_id: id % u16::MAX + 1, retain, ..Head::default() };
+                link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), STRUCTURED, &[], &payload);
                 // A short wait: whoever shuts down cannot wait for a silent broker.
                 let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
                 session.close().await;

@@ -3,7 +3,7 @@
 //! They live in a log of their own, so that one bad device slows no lane. The offset in that log
 //! is the number of the letter.
 
-use crate::event::{Content, Id, Record, Timestamp};
+use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use crate::journal::{Lane, NotTaken, Receipt, Ticket, Waiter};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -56,15 +56,21 @@ pub struct DeadLetter<'a> {
 
 impl DeadLetter<'_> {
     /// Hands the letter to its log.
-    pub fn submit(&self, lane: &Lane, publication: u32, waiter: &mut Waiter) -> Result<Ticket, NotTaken> {
-        self.with_record(publication, |record| lane.submit(record, None, waiter))
+    pub fn submit(
+        &self,
+        lane: &Lane,
+        publication: u32,
+        attributes: Vec<Attribute<'_>>,
+        waiter: &mut Waiter,
+    ) -> Result<Ticket, NotTaken> {
+        self.with_record(publication, attributes, |record| lane.submit(record, None, waiter))
     }
 
     /// Hands the letter to its log and waits until it is on the disk.
     pub async fn append(&self, lane: &Lane, publication: u32) -> Result<Receipt, NotTaken> {
         let mut waiter = Waiter::default();
         let ticket = loop {
-            match self.submit(lane, publication, &mut waiter) {
+            match self.submit(lane, publication, Vec::new(), &mut waiter) {
                 Ok(ticket) => break ticket,
                 Err(NotTaken::NoRoom) => lane.room().await,
                 Err(NotTaken::Closed) => return Err(NotTaken::Closed),
@@ -73,7 +79,12 @@ impl DeadLetter<'_> {
         lane.await_receipt(ticket, &waiter).await
     }
 
-    fn with_record<T>(&self, publication: u32, then: impl FnOnce(&Record<'_>) -> T) -> T {
+    fn with_record<T>(
+        &self,
+        publication: u32,
+        attributes: Vec<Attribute<'_>>,
+        then: impl FnOnce(&Record<'_>) -> T,
+    ) -> T {
         // The letter's own fields go before its payload, as JSON: they are few and may grow.
         let mut stored = serde_json::to_vec(self).unwrap_or_default();
         stored.push(b'\n');
@@ -85,7 +96,7 @@ impl DeadLetter<'_> {
             origin: &self.origin,
             key: &self.key,
             content: Content::Bytes,
-            attributes: Vec::new(),
+            attributes,
             payload: &stored,
         })
     }

@@ -154,7 +154,8 @@ impl Disk for RealDisk {
 
 /// Replaces a small file so that at any moment the old or the new one is whole.
 pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    // A bare name has the empty path as its parent.
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let temporary = path.with_extension("tmp");
     let file = disk.open(&temporary, Open::New)?;
     file.write(0, content)?;

@@ -59,7 +59,7 @@ struct State {
 
 /// A place in a batch that is not yet on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket(u64);
+pub struct Ticket(pub(super) u64);
 
 /// One who hands in events and waits for receipts: a connection, a source.
 ///
@@ -106,6 +106,11 @@ impl Bell {
     /// Safe to drop half-way.
     pub async fn rung(&self) {
         self.0.notified().await;
+    }
+
+    /// Wakes the waiter, for a receipt that hangs on more than a batch.
+    pub fn ring(&self) {
+        self.0.notify_one();
     }
 }
 

@@ -2,15 +2,15 @@
 
 use super::disk::{Disk, DiskFile, read_whole, write_whole};
 use super::gather::Gather;
+use super::lane::{Durable, LaneStats, Log, Part};
+use super::numbers::{Held, numbers};
 use super::segment::{Segment, file_name, first_of};
-use super::settled::Settled;
-use super::state::{RESERVE, State};
+use super::settled::{Account, Settled};
+use super::state::State;
+use super::unused::Unused;
 use super::window::{Fingerprint, Window};
-use super::writer::{Active, Numbers, Position, Writer};
-use super::{
-    Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, LaneConfig, LaneStats, Log, Part, Published,
-    Start, sequence_mark,
-};
+use super::writer::{Active, Position, Writer};
+use super::{Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, LaneConfig, Published, Start};
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
@@ -43,8 +43,8 @@ pub struct Seal {
 /// The open journal.
 #[derive(Debug)]
 pub struct Journal {
-    core: Arc<Core>,
-    folder: PathBuf,
+    pub(super) core: Arc<Core>,
+    pub(super) folder: PathBuf,
     lanes: Vec<Arc<Lane>>,
     dead: Arc<Lane>,
     writers: Mutex<Vec<JoinHandle<()>>>,
@@ -74,8 +74,11 @@ impl Journal {
         };
         check_seal(&*disk, folder, seal)?;
         let (state, aside) = State::open(Arc::clone(&disk), folder)?;
+        let (mut unused, unused_aside) = Unused::load(&*disk, folder)?;
         let catalog = load_catalog(&*disk, folder)?;
-        let has_lost_marks = aside.is_some();
+        let aside = damaged_files(&*disk, folder, aside.into_iter().chain(unused_aside))?;
+        // Of an earlier start too: it may have died before it had noted what it passed over.
+        let has_lost_marks = aside.iter().any(|file| file.ends_with("state.redb.damaged"));
         let core = Arc::new(Core {
             disk,
             state,
@@ -85,14 +88,14 @@ impl Journal {
             window: Mutex::new(Window::new(config.dedupe_bytes)),
             catalog: RwLock::new(catalog),
             opened: Mutex::new(Vec::new()),
-            aside: Mutex::new(aside.into_iter().collect()),
+            aside: Mutex::new(aside),
         });
         let dead = LaneConfig { name: DEAD.into(), budget: DEAD_BUDGET, linger: Duration::from_millis(50) };
         let mut opened = Vec::new();
         let mut prints = Vec::new();
         for (index, lane) in config.lanes.iter().chain([&dead]).enumerate() {
             let destinations: &[_] = if lane.name == DEAD { &[] } else { &config.destinations };
-            opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut prints)?);
+            opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut unused, &mut prints)?);
         }
         restore_window(&core, prints);
         let mut lanes = Vec::new();
@@ -156,6 +159,11 @@ impl Journal {
     pub fn publications(&self) -> Vec<Arc<Published>> {
         let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
         catalog.list.iter().flatten().cloned().collect()
+    }
+
+    /// How many repeats of a device's events it has recognised since the start; `origin` is `{source}/{device}`.
+    pub fn repeats_of(&self, origin: &str) -> u64 {
+        self.lanes.iter().map(|lane| lane.stats.repeats_of(origin)).sum()
     }
 
     /// Files that were damaged and are set aside, those of earlier runs included.
@@ -283,13 +291,14 @@ fn restore_window(core: &Core, mut prints: Vec<Prints>) {
 }
 
 /// What the newest segment of a lane turned out to be.
-struct Newest {
-    next: u64,
-    sequences: BTreeMap<u32, u64>,
+pub(super) struct Newest {
+    pub next: u64,
+    pub sequences: BTreeMap<u32, u64>,
     settled: Vec<Settled>,
     active: Option<Active>,
 }
 
+#[expect(clippy::too_many_arguments, reason = "what all lanes share, and what one has of its own")]
 fn open_lane(
     core: &Arc<Core>,
     journal: &Path,
@@ -297,21 +306,23 @@ fn open_lane(
     config: &LaneConfig,
     destinations: &[(String, Start)],
     has_lost_marks: bool,
+    unused: &mut Unused,
     prints: &mut Vec<Prints>,
 ) -> Result<(Lane, Position), JournalError> {
     let folder = journal.join(&config.name);
     core.disk.make_folder(&folder).map_err(|error| JournalError::io(&folder, error))?;
-    let mut segments = list_segments(core, &folder)?;
-    let mut is_short = has_lost_marks;
+    let (mut segments, has_damaged) = list_segments(core, &folder)?;
+    let has_files = has_damaged || !segments.is_empty();
+    let mut lost = Held::default();
     let newest = loop {
         let Some((&first, part)) = segments.last_key_value() else { break None };
         match open_newest(core, &part.path, first, prints) {
             Ok(newest) => break Some(newest),
             Err(error @ JournalError::Damaged { .. }) => {
                 tracing::error!(lane = %config.name, %error, "the newest segment cannot be read");
+                lost.add(first, core, &part.path);
                 core.set_aside(&part.path.clone());
                 segments.remove(&first);
-                is_short = true;
             }
             Err(error) => return Err(error),
         }
@@ -321,31 +332,36 @@ fn open_lane(
 
     let segment_mark = core.state.mark(&format!("segment/{}", config.name))?;
     let newest_first = segments.last_key_value().map_or(0, |(first, _)| *first);
-    is_short |= segment_mark > newest_first.max(1);
-    let offset_mark = core.state.mark(&format!("offset/{}", config.name))?;
-    // A lost segment may have used every number up to the mark, so that the next is behind it.
-    let jump = |next: u64, mark: u64| {
-        if is_short { next.max(mark) + if mark == 0 && has_lost_marks { RESERVE } else { 0 } } else { next }
-    };
-    let offsets = Numbers { next: jump(newest.next, offset_mark), reserved: offset_mark };
-    let mut sequences = BTreeMap::new();
-    for stream in stream_numbers(core) {
-        let mark = core.state.mark(&sequence_mark(&config.name, stream))?;
-        let known = newest.sequences.get(&stream).copied().unwrap_or(1);
-        if known > 1 || mark > 0 {
-            sequences.insert(stream, Numbers { next: jump(known, mark), reserved: mark });
-        }
+    if segment_mark > newest_first.max(1) {
+        lost.first = Some(lost.first.unwrap_or(u64::MAX).min(segment_mark));
     }
+    let mut gaps = unused.of(&config.name);
+    let (offsets, sequences) = numbers(core, &config.name, &newest, &lost, has_lost_marks && has_files, &mut gaps)?;
+    // Before a number is given: what is passed over now stays passed over.
+    unused.save(&config.name, &gaps, &*core.disk, journal)?;
     // After a jump the old segment must not go on: its blocks would leave a hole that is none.
     let active = newest.active.filter(|_| offsets.next == newest.next);
 
     let oldest = segments.first_key_value().map_or(offsets.next, |(first, _)| *first);
     let mut settled = newest.settled;
     for (name, start) in destinations {
-        if !settled.iter().any(|known| known.destination == *name) {
-            let low = if *start == Start::Now { offsets.next } else { oldest };
-            settled.push(Settled::new(name, low));
+        if settled.iter().any(|known| known.destination == *name) {
+            continue;
         }
+        let mut cursor = Settled::new(name, if *start == Start::Now { offsets.next } else { oldest });
+        if segments.is_empty() && offsets.next > 1 {
+            // The cursor was in what is lost. What had left before that was settled.
+            let first = lost.first.unwrap_or(1).min(offsets.next);
+            cursor.low = first;
+            cursor.accounts.push(Account { stream: 0, delivered: first - 1 - gaps.offsets_below(first), dead: 0 });
+        }
+        settled.push(cursor);
+    }
+    let lost_to = gaps.offsets.last().filter(|gap| gap.1 == offsets.next).map_or(offsets.next, |gap| gap.0);
+    for cursor in &mut settled {
+        gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));
+        // What the newest segment held is gone; destinations need not wait for it.
+        cursor.lose(newest.next, lost_to);
     }
     let log = Log {
         durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
@@ -364,25 +380,35 @@ fn open_lane(
         gather: Gather::new(),
         core: Arc::clone(core),
         log: Mutex::new(log),
-        next: watch::channel(offsets.next).0,
+        next: watch::channel(Durable { end: offsets.next, batch: 0 }).0,
         condition: Mutex::new(Condition::Good),
         stopping: (Mutex::new(false), Condvar::new()),
         abandoned: AtomicBool::new(false),
         suspect: AtomicBool::new(false),
+        gaps,
     };
     Ok((lane, Position { offsets, sequences, active }))
 }
 
-fn stream_numbers(core: &Core) -> Vec<u32> {
-    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
-    let mut numbers: Vec<u32> = catalog.list.iter().flatten().map(|published| published.stream).chain([0]).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers
+/// Damaged files beside the lanes: those of earlier starts, and those of this one.
+fn damaged_files(
+    disk: &dyn Disk,
+    folder: &Path,
+    new: impl Iterator<Item = PathBuf>,
+) -> Result<Vec<PathBuf>, JournalError> {
+    let found = disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
+    let mut files: Vec<_> =
+        found.into_iter().filter(|(name, _)| name.ends_with(".damaged")).map(|(name, _)| folder.join(name)).collect();
+    files.extend(new);
+    files.sort();
+    files.dedup();
+    Ok(files)
 }
 
-fn list_segments(core: &Core, folder: &Path) -> Result<BTreeMap<u64, Part>, JournalError> {
+/// The segments of a lane, and whether there are damaged ones beside them.
+fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, Part>, bool), JournalError> {
     let mut segments = BTreeMap::new();
+    let mut has_damaged = false;
     for (name, _) in core.disk.list(folder).map_err(|error| JournalError::io(folder, error))? {
         let path = folder.join(&name);
         if name.ends_with(".tmp") {
@@ -394,9 +420,10 @@ fn list_segments(core: &Core, folder: &Path) -> Result<BTreeMap<u64, Part>, Jour
             segments.insert(first, Part { path, bytes });
         } else if name.ends_with(".damaged") {
             core.aside.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+            has_damaged = true;
         }
     }
-    Ok(segments)
+    Ok((segments, has_damaged))
 }
 
 fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -> Result<Newest, JournalError> {
@@ -490,8 +517,10 @@ impl Lane {
 /// gateway may be running.
 pub fn publications_in(folder: &Path) -> Result<Vec<Publication>, JournalError> {
     let publications = folder.join("publications");
-    if !publications.is_dir() {
-        return Ok(Vec::new());
+    match std::fs::metadata(&publications) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(JournalError::io(&publications, error)),
     }
     let catalog = load_catalog(&super::RealDisk, folder)?;
     Ok(catalog.list.iter().flatten().map(|known| known.publication.clone()).collect())

@@ -1,11 +1,13 @@
 //! Readers: they follow a lane's log, live from memory, older events from the segments.
 //!
 //! Promise: a reader sees only what is on the disk, in order; what is lost with a damaged segment
-//! it is told of, and goes on behind it.
+//! it is told of, and goes on behind it; numbers that were never given it passes over.
 
 use super::block::Block;
+use super::lane::Durable;
 use super::{JournalError, Lane};
 use crate::clock;
+use crate::event::Timestamp;
 use crate::telemetry::Limiter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,11 +30,15 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Follower {
     lane: Arc<Lane>,
-    updates: watch::Receiver<u64>,
+    updates: watch::Receiver<Durable>,
+    /// A read from the disk that is under way: whoever drops a `find` and calls it again goes on with it.
+    reading: Option<(u64, Reading)>,
     /// When to read again from a disk that failed.
     retry_at: Option<Instant>,
     failures: Limiter,
 }
+
+type Reading = tokio::task::JoinHandle<Result<Found, JournalError>>;
 
 /// How long to wait before reading again from a disk that fails.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -43,6 +49,7 @@ impl Follower {
         Self {
             lane: Arc::clone(lane),
             updates: lane.next.subscribe(),
+            reading: None,
             retry_at: None,
             failures: Limiter::new(Duration::from_secs(10)),
         }
@@ -50,22 +57,32 @@ impl Follower {
 
     /// Offset after the last event on the disk.
     pub fn end(&self) -> u64 {
-        *self.updates.borrow()
+        self.updates.borrow().end
     }
 
     /// Waits for the event at `offset`; `None` once the journal is closed and there is none.
     /// Safe to drop half-way.
     pub async fn find(&mut self, offset: u64) -> Option<Found> {
+        let offset = self.lane.gaps.pass(offset);
         loop {
-            if offset < *self.updates.borrow_and_update() {
+            if offset < self.updates.borrow_and_update().end {
                 if let Some(block) = self.lane.in_tail(offset) {
                     return Some(Found::Block(block));
                 }
                 if let Some(at) = self.retry_at {
                     tokio::time::sleep_until(at.into()).await;
                 }
-                let lane = Arc::clone(&self.lane);
-                match tokio::task::spawn_blocking(move || lane.read(offset)).await {
+                let reading = match &mut self.reading {
+                    Some((at, reading)) if *at == offset => reading,
+                    _ => {
+                        let lane = Arc::clone(&self.lane);
+                        let reading = tokio::task::spawn_blocking(move || lane.read(offset));
+                        &mut self.reading.insert((offset, reading)).1
+                    }
+                };
+                let read = reading.await;
+                self.reading = None;
+                match read {
                     Ok(Ok(found)) => {
                         self.retry_at = None;
                         return Some(found);
@@ -102,12 +119,13 @@ impl Lane {
 
     /// Reads from the segments; blocks the thread.
     pub(super) fn read(&self, offset: u64) -> Result<Found, JournalError> {
-        let mut offset = offset;
+        let mut offset = self.gaps.pass(offset);
+        let lost = |offset, to| Found::Lost { to: self.gaps.clip(offset, to) };
         loop {
             let (segment, path, limit, is_active) = {
                 let log = self.log();
                 let holding = log.segments.range(..=offset).next_back().or_else(|| log.segments.iter().next());
-                let Some((&first, part)) = holding else { return Ok(Found::Lost { to: self.end() }) };
+                let Some((&first, part)) = holding else { return Ok(lost(offset, self.end())) };
                 offset = offset.max(first);
                 let limit = log.segments.range(first + 1..).next().map(|(next, _)| *next);
                 let active = log.active.clone().filter(|active| active.path() == part.path);
@@ -122,8 +140,8 @@ impl Lane {
                 // The segment ends here: what comes next is in the next one.
                 Ok(_) => match limit {
                     Some(limit) if limit == offset => continue,
-                    Some(limit) => return Ok(Found::Lost { to: limit }),
-                    None => return Ok(Found::Lost { to: self.end() }),
+                    Some(limit) => return Ok(lost(offset, limit)),
+                    None => return Ok(lost(offset, self.end())),
                 },
                 Err(error @ JournalError::Damaged { .. }) if is_active => {
                     // The writer has to leave it first.
@@ -134,7 +152,7 @@ impl Lane {
                 Err(error @ JournalError::Damaged { .. }) => {
                     tracing::error!(lane = %self.name, %error, "a segment cannot be read");
                     self.set_segment_aside(&path);
-                    return Ok(Found::Lost { to: limit.unwrap_or_else(|| self.end()) });
+                    return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
                 }
                 Err(error) => {
                     // A handle that has failed is not used again.
@@ -150,8 +168,8 @@ impl Lane {
         self.core.set_aside(path);
     }
 
-    /// When the event at `offset` was recorded, in microseconds since 1970; blocks the thread.
-    pub fn recorded_at(&self, offset: u64) -> Option<i64> {
+    /// When the event at `offset` was recorded; blocks the thread.
+    pub fn recorded_at(&self, offset: u64) -> Option<Timestamp> {
         if offset >= self.end() {
             return None;
         }
@@ -160,7 +178,7 @@ impl Lane {
             None => self.read(offset).ok()?,
         };
         match found {
-            Found::Block(block) => Some(block.header.recorded.0),
+            Found::Block(block) => Some(block.header.recorded),
             Found::Lost { .. } => None,
         }
     }

@@ -252,6 +252,12 @@ impl View {
         next.map(|value| self.decode(&value)).transpose()
     }
 
+    /// The last block; `None` if there is none.
+    pub fn last_block(&self) -> Result<Option<Block>, JournalError> {
+        let last = self.edge(SUMMARY_AT + 1, FINGERPRINTS_FROM - 1, Edge::Last)?;
+        last.map(|value| self.decode(&value)).transpose()
+    }
+
     fn edge(&self, from: u64, to: u64, edge: Edge) -> Result<Option<Vec<u8>>, JournalError> {
         caught(&self.path, || {
             let table = self.read.open_table(BLOCKS)?;

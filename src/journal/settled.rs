@@ -68,10 +68,18 @@ impl Settled {
     }
 
     /// Marks a range as settled without an account: offsets that hold no event.
-    pub fn skip_to(&mut self, offset: u64) {
-        if offset > self.low {
-            self.mark(self.low, offset);
+    pub fn skip(&mut self, from: u64, to: u64) {
+        if from < to {
+            self.mark(from, to);
         }
+    }
+
+    /// Passes over events whose segment is set aside. What is settled among them stays as it is.
+    pub fn lose(&mut self, from: u64, to: u64) {
+        let from = from.max(self.low);
+        let settled: u64 = self.ranges.iter().map(|range| range.1.min(to).saturating_sub(range.0.max(from))).sum();
+        self.set_aside += to.saturating_sub(from).saturating_sub(settled);
+        self.skip(from, to);
     }
 
     fn account(&mut self, stream: u32) -> &mut Account {
@@ -132,6 +140,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn what_is_lost_takes_nothing_with_it_that_is_settled_or_on_its_way() {
+        let mut settled = Settled::new("central", 1);
+        settled.settle(3, 1, Outcome::Delivered);
+        settled.settle(6, 1, Outcome::Delivered);
+        // 1 and 2 are in flight, 5 to 9 are lost but for 6.
+        settled.lose(5, 10);
+        assert_eq!((settled.low, settled.set_aside), (1, 4));
+        assert!(!settled.contains(1) && !settled.contains(4) && settled.contains(9));
+        settled.lose(5, 10);
+        assert_eq!(settled.set_aside, 4, "once");
+    }
 
     proptest! {
         #[test]

@@ -1,7 +1,8 @@
-//! Small state beside the logs, in `state.redb`: numbers that may never be given twice.
+//! Small state beside the logs, in `state.redb`: numbers that may never be given twice, and notes
+//! of the parts that are no events (sessions, positions, last values).
 //!
 //! Promise: a number below a mark that [`State::raise`] stored is not given again after any crash,
-//! even if the segment that used it is lost.
+//! even if the segment that used it is lost; notes written together are there together.
 
 use super::disk::{Backend, Disk, Open};
 use super::{JournalError, caught};
@@ -10,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 const MARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("marks");
+const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
+/// A name and what is noted under it; `None` removes the note.
+pub type Note = (String, Option<Vec<u8>>);
 /// `state.redb` holds a few numbers; more cache would never be used.
 const CACHE_BYTES: usize = 256 << 10;
 /// How far ahead numbers are reserved: one small commit for as many events.
@@ -42,7 +46,8 @@ impl State {
         }
         match state.open_database() {
             Ok(()) => {}
-            Err(JournalError::Damaged { .. }) => {
+            Err(error @ JournalError::Damaged { .. }) => {
+                tracing::error!(%error, "the numbers given so far are lost with this file; it is set aside as state.redb.damaged, and the lanes go on behind every number that they may have given");
                 aside = Some(super::set_aside(&*state.disk, &state.path)?);
                 state.create(folder)?;
             }
@@ -75,8 +80,12 @@ impl State {
             if file.length()? == 0 {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
-            let database = builder().create_with_backend(Backend(file))?;
-            // Reading the marks once shows damage now rather than in the middle of the work.
+            let mut database = builder().create_with_backend(Backend(file))?;
+            // Every page against its checksum: damage shows now rather than in the middle of the work,
+            // or never, as a wrong number. The file is small.
+            if !database.check_integrity()? {
+                return Err(redb::Error::Corrupted("a page does not fit its checksum".into()));
+            }
             database.begin_read()?.open_table(MARKS)?;
             Ok(database)
         })?;
@@ -100,6 +109,56 @@ impl State {
 
     /// Raises marks, never lowers one, and returns when they are on the disk.
     pub fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
+        self.write(|write| {
+            let mut table = write.open_table(MARKS)?;
+            for (name, mark) in marks {
+                let current = table.get(name.as_str())?.map_or(0, |mark| mark.value());
+                table.insert(name.as_str(), current.max(*mark))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Every note whose name begins with `prefix`, in the order of their names.
+    pub fn notes(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        let guard = self.lock();
+        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        caught(&self.path, || {
+            let table = match database.begin_read()?.open_table(NOTES) {
+                Ok(table) => table,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            };
+            let mut found = Vec::new();
+            for entry in table.range(prefix..)? {
+                let (name, value) = entry?;
+                if !name.value().starts_with(prefix) {
+                    break;
+                }
+                found.push((name.value().to_owned(), value.value().to_vec()));
+            }
+            Ok(found)
+        })
+    }
+
+    /// Writes notes, all or none, and returns when they are on the disk.
+    pub fn note(&self, notes: &[Note]) -> Result<(), JournalError> {
+        self.write(|write| {
+            let mut table = write.open_table(NOTES)?;
+            for (name, value) in notes {
+                match value {
+                    Some(value) => table.insert(name.as_str(), value.as_slice())?,
+                    None => table.remove(name.as_str())?,
+                };
+            }
+            Ok(())
+        })
+    }
+
+    fn write(
+        &self,
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), JournalError> {
         if self.lock().is_none() {
             self.open_database()?;
         }
@@ -108,13 +167,7 @@ impl State {
         let written = caught(&self.path, || {
             let mut write = database.begin_write()?;
             write.set_quick_repair(true);
-            {
-                let mut table = write.open_table(MARKS)?;
-                for (name, mark) in marks {
-                    let current = table.get(name.as_str())?.map_or(0, |mark| mark.value());
-                    table.insert(name.as_str(), current.max(*mark))?;
-                }
-            }
+            change(&write)?;
             write.commit()?;
             Ok(())
         });

@@ -8,6 +8,7 @@
 
 use super::block::{Block, Compressor, Header, Run, append_record};
 use super::gather::{Batch, Work};
+use super::lane::Durable;
 use super::retention;
 use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, file_name};
 use super::window::{Fingerprint, Seen};
@@ -87,6 +88,7 @@ struct Prepared {
     values: Vec<(u64, Vec<u8>)>,
     prints: Vec<Fingerprint>,
     end: u64,
+    batch: u64,
     events: u64,
     recorded: Timestamp,
 }
@@ -128,10 +130,25 @@ impl Writer {
             }
         }
         self.write_cursors(Cursors::Changed);
+        self.note_given();
         self.lane.release_active();
         self.position.active = None;
         self.lane.gather.closed();
         self.lane.followers_wake();
+    }
+
+    /// Notes up to where numbers were given, so that a file found damaged later is known to have held
+    /// what it did.
+    fn note_given(&self) {
+        let lane = &self.lane;
+        let mut marks = vec![(lane.given_mark(), lane.end())];
+        marks.extend(lane.sequences().into_iter().map(|(stream, next)| (lane.sequence_given_mark(stream), next)));
+        marks.retain(|(name, next)| *next > 1 && lane.core.state.mark(name).is_ok_and(|noted| noted < *next));
+        if !marks.is_empty()
+            && let Err(error) = lane.core.state.raise(&marks)
+        {
+            tracing::warn!(lane = %lane.name, %error, "what was given so far could not be noted; nothing is lost");
+        }
     }
 
     /// Brings a batch to the disk, however long that takes.
@@ -363,7 +380,10 @@ impl Writer {
             }
             match seen {
                 Seen::New => draft.push(entry.publication, bytes),
-                Seen::Repeat => draft.writer.lane.stats.duplicates.add(1),
+                Seen::Repeat => {
+                    let origin = Record::decode(&bytes[4..]).map_or("", |record| record.origin);
+                    draft.writer.lane.stats.note_repeat(origin);
+                }
                 Seen::Conflict => {
                     draft.writer.lane.stats.id_conflicts.add(1);
                     let mut changed = Vec::new();
@@ -375,7 +395,7 @@ impl Writer {
                 }
             }
         }
-        draft.finish()
+        draft.finish(batch.number)
     }
 
     /// Lets readers see what is on the disk now.
@@ -383,7 +403,8 @@ impl Writer {
         self.position.offsets.next = prepared.end;
         let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
         self.lane.stats.accepted.add(prepared.events);
-        self.lane.reached(prepared.end, prepared.blocks, sequences);
+        let durable = Durable { end: prepared.end, batch: prepared.batch };
+        self.lane.reached(durable, prepared.blocks, sequences);
     }
 }
 
@@ -442,7 +463,7 @@ impl<'w> Draft<'w> {
         self.records.clear();
     }
 
-    fn finish(mut self) -> Prepared {
+    fn finish(mut self, batch: u64) -> Prepared {
         if self.header.count > 0 {
             self.cut();
         }
@@ -461,6 +482,6 @@ impl<'w> Draft<'w> {
             self.writer.ratio = (self.writer.ratio * 0.8 + ratio * 0.2).clamp(0.05, 1.0);
         }
         let events = self.next - self.writer.position.offsets.next;
-        Prepared { blocks: self.blocks, values, prints: self.prints, end: self.next, events, recorded: self.now }
+        Prepared { blocks: self.blocks, values, prints: self.prints, end: self.next, batch, events, recorded: self.now }
     }
 }

@@ -1,7 +1,7 @@
 //! The packets of a link: rumqttc's codec, and PUBLISH and PUBACK by hand where they are the path
 //! of an event.
 
-use super::{Limits, LinkError, Protocol, Will};
+use super::{Inbox, Limits, LinkError, Protocol, Will};
 use bytes::{Buf, Bytes, BytesMut};
 use rumqttc::mqttbytes as codec;
 use rumqttc::mqttbytes::v4;
@@ -31,22 +31,14 @@ pub enum Answer {
         limits: Limits,
         /// The keep-alive it wants.
         keep_alive: Option<Duration>,
+        /// Whether it remembers our session.
+        is_resumed: bool,
     },
     /// We are not.
     NotConnected(String),
     /// The broker ends the session.
     Goodbye(String),
 }
-
-impl PartialEq for Limits {
-    fn eq(&self, other: &Self) -> bool {
-        self.receive_maximum == other.receive_maximum
-            && self.packet_bytes_max == other.packet_bytes_max
-            && self.has_retain == other.has_retain
-    }
-}
-
-impl Eq for Limits {}
 
 /// How a publish was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +49,31 @@ pub enum Refusal {
     ForNow(u8, &'static str),
 }
 
-/// Appends a PUBLISH with QoS 1. `properties` are user properties, for MQTT 5.
-#[allow(clippy::too_many_arguments)]
+/// What a PUBLISH says before its topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// The packet id of QoS 1; 0 stands for QoS 0.
+    pub packet_id: u16,
+    /// Whether it was sent before.
+    pub dup: bool,
+    /// To be kept by a broker; or, to a subscriber, kept and not new.
+    pub retain: bool,
+    /// Identifiers of the subscriptions that it matches, for MQTT 5.
+    pub subscriptions: &'a [u32],
+}
+
+impl Head<'_> {
+    /// A first delivery with QoS 1.
+    pub fn qos1(packet_id: u16) -> Self {
+        Self { packet_id, ..Self::default() }
+    }
+}
+
+/// Appends a PUBLISH. `properties` are user properties, for MQTT 5.
 pub fn push_publish(
     out: &mut Vec<u8>,
     protocol: Protocol,
-    packet_id: u16,
-    retain: bool,
+    head: &Head<'_>,
     topic: &[u8],
     content_type: &str,
     properties: &[(&'static str, String)],
@@ -74,14 +84,18 @@ pub fn push_publish(
         // Payload format (2) where it is text, content type (3 + text), user properties (5 + texts).
         beside =
             3 + content_type.len() + properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
+        beside += head.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>();
     }
+    let id_bytes = if head.packet_id == 0 { 0 } else { 2 };
     let beside_prefix = if protocol == Protocol::V5 { varint_bytes(beside) } else { 0 };
-    let remaining = 2 + topic.len() + 2 + beside_prefix + beside + payload.len();
+    let remaining = 2 + topic.len() + id_bytes + beside_prefix + beside + payload.len();
     out.reserve(remaining + 5);
-    out.push(0x32 | u8::from(retain));
+    out.push(0x30 | u8::from(head.dup) << 3 | u8::from(head.packet_id > 0) << 1 | u8::from(head.retain));
     push_varint(out, remaining);
     push_text(out, topic);
-    out.extend_from_slice(&packet_id.to_be_bytes());
+    if head.packet_id > 0 {
+        out.extend_from_slice(&head.packet_id.to_be_bytes());
+    }
     if protocol == Protocol::V5 {
         push_varint(out, beside);
         out.push(0x03);
@@ -91,11 +105,15 @@ pub fn push_publish(
             push_text(out, name.as_bytes());
             push_text(out, value.as_bytes());
         }
+        for id in head.subscriptions {
+            out.push(0x0B);
+            push_varint(out, *id as usize);
+        }
     }
     out.extend_from_slice(payload);
 }
 
-fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+pub(super) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
     // Keys, ids and sources are bounded far below 64 KiB where they enter.
     debug_assert!(text.len() <= usize::from(u16::MAX));
     out.extend_from_slice(&(text.len() as u16).to_be_bytes());
@@ -111,7 +129,8 @@ fn varint_bytes(value: usize) -> usize {
     }
 }
 
-fn push_varint(out: &mut Vec<u8>, value: usize) {
+/// Appends a variable byte integer (MQTT 5, section 1.5.5).
+pub fn push_varint(out: &mut Vec<u8>, value: usize) {
     let mut rest = value;
     loop {
         let byte = (rest & 0x7F) as u8;
@@ -123,24 +142,33 @@ fn push_varint(out: &mut Vec<u8>, value: usize) {
     }
 }
 
-/// CONNECT with a clean session: the journal is the only resend queue.
+/// CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
 pub(super) fn connect(
     protocol: Protocol,
     client: &str,
     keep_alive: u16,
     login: Option<(&str, &str)>,
     will: Option<&Will>,
+    inbox: Option<&Inbox>,
 ) -> Result<Vec<u8>, LinkError> {
     let mut out = BytesMut::new();
     let failed = |error: String| LinkError::Protocol(format!("CONNECT cannot be written: {error}"));
     match protocol {
         Protocol::V5 => {
             let mut properties = v5::ConnectProperties::new();
-            properties.max_packet_size = Some(INCOMING_BYTES_MAX);
+            match inbox {
+                None => properties.max_packet_size = Some(INCOMING_BYTES_MAX),
+                // A broker drops in silence what is above a maximum, so that none is given.
+                Some(inbox) => {
+                    let seconds = u32::try_from(inbox.expiry.as_secs()).unwrap_or(u32::MAX);
+                    properties.session_expiry_interval = Some(seconds);
+                    properties.receive_maximum = Some(inbox.receive_maximum);
+                }
+            }
             let connect = v5::Connect {
                 keep_alive,
                 client_id: client.to_owned(),
-                clean_start: true,
+                clean_start: inbox.is_none(),
                 properties: Some(properties),
             };
             let will = will.map(|will| v5::LastWill {
@@ -156,7 +184,7 @@ pub(super) fn connect(
         Protocol::V3 => {
             let mut connect = v4::Connect::new(client);
             connect.keep_alive = keep_alive;
-            connect.clean_session = true;
+            connect.clean_session = inbox.is_none();
             connect.last_will =
                 will.map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
             if let Some((user, password)) = login {
@@ -203,12 +231,13 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
                 limits.packet_bytes_max =
                     properties.max_packet_size.map_or(limits.packet_bytes_max, |max| max as usize);
                 limits.has_retain = properties.retain_available != Some(0);
+                limits.session_seconds = properties.session_expiry_interval;
                 keep_alive = properties.server_keep_alive.filter(|s| *s > 0).map(|s| Duration::from_secs(s.into()));
                 if properties.max_qos == Some(0) {
                     return Ok(Some(Answer::NotConnected("it offers QoS 0 only, which promises nothing".into())));
                 }
             }
-            Answer::Connected { limits, keep_alive }
+            Answer::Connected { limits, keep_alive, is_resumed: ack.session_present }
         }
         v5::Packet::ConnAck(ack) => {
             let text = ack.properties.and_then(|properties| properties.reason_string);
@@ -216,11 +245,18 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
         }
         v5::Packet::Disconnect(packet) => {
             let text = packet.properties.and_then(|properties| properties.reason_string);
-            Answer::Goodbye(with_text(format!("{:?}", packet.reason_code), text))
+            let code = match packet.reason_code {
+                v5::DisconnectReasonCode::SessionTakenOver => TAKEN_OVER.to_owned(),
+                code => format!("{code:?}"),
+            };
+            Answer::Goodbye(with_text(code, text))
         }
         _ => return Err(LinkError::Protocol("a packet that nobody asked for".into())),
     }))
 }
+
+/// What a goodbye with reason 0x8E says.
+pub(super) const TAKEN_OVER: &str = "session taken over";
 
 fn with_text(code: String, text: Option<String>) -> String {
     match text {
@@ -257,7 +293,7 @@ fn read_v3(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
         v4::Packet::PubAck(ack) => Answer::Taken(ack.pkid),
         v4::Packet::PingResp => Answer::Alive,
         v4::Packet::ConnAck(ack) if ack.code == v4::ConnectReturnCode::Success => {
-            Answer::Connected { limits: Limits::default(), keep_alive: None }
+            Answer::Connected { limits: Limits::default(), keep_alive: None, is_resumed: ack.session_present }
         }
         v4::Packet::ConnAck(ack) => Answer::NotConnected(format!("{:?}", ack.code)),
         _ => return Err(LinkError::Protocol("a packet that nobody asked for".into())),
@@ -281,7 +317,7 @@ mod tests {
         #[test]
         fn a_publish_is_what_the_codec_reads(topic in "[a-z/]{1,40}", payload in proptest::collection::vec(any::<u8>(), 0..400), id in 1u16.., retain: bool) {
             let mut out = Vec::new();
-            push_publish(&mut out, Protocol::V5, id, retain, topic.as_bytes(), "text/x", &[("id", "7".into())], &payload);
+            push_publish(&mut out, Protocol::V5, &Head { packet_id: id, retain, ..Head::default() }, topic.as_bytes(), "text/x", &[("id", "7".into())], &payload);
             let packet = v5::Packet::read(&mut BytesMut::from(&out[..]), None);
             let Ok(v5::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
             prop_assert_eq!(&read.topic[..], topic.as_bytes());
@@ -292,7 +328,7 @@ mod tests {
             prop_assert_eq!(properties.user_properties, vec![("id".to_owned(), "7".to_owned())]);
 
             let mut out = Vec::new();
-            push_publish(&mut out, Protocol::V3, id, retain, topic.as_bytes(), "text/x", &[], &payload);
+            push_publish(&mut out, Protocol::V3, &Head { packet_id: id, retain, ..Head::default() }, topic.as_bytes(), "text/x", &[], &payload);
             let packet = v4::Packet::read(&mut BytesMut::from(&out[..]), 1 << 20);
             let Ok(v4::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
             prop_assert_eq!((read.topic.as_bytes(), &read.payload[..], read.pkid), (topic.as_bytes(), &payload[..], id));

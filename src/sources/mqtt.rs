@@ -7,29 +7,47 @@
 //!
 //! Not here: what an event means (`ingest`, `contract`).
 
+mod acl;
+mod devices;
+mod group;
+mod hello;
+mod inbound;
 mod login;
+mod outbound;
+mod parts;
+mod registry;
 mod session;
+mod will;
 mod wire;
 
-pub use login::{BadUsers, Users, put_user};
+pub use acl::Rule;
+pub use devices::{DeviceStatus, Devices};
+pub use login::{Users, put_user};
+pub use registry::Registry;
 pub use wire::{Fault, Frame, Publish, frame, publish};
 
 use crate::clock;
 use crate::ingest::Ingest;
+use crate::local::Local;
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
-use crate::telemetry::{Counter, Gauge, Histogram, Limiter};
+use crate::sources::secrets::BadSecrets;
+use crate::sources::socket::{self, CannotBind, is_loopback};
+use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
+use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
 use serde::Deserialize;
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+
+use devices::Device;
+use group::Groups;
 
 /// A listener as the configuration says it.
 #[derive(Clone, Debug, Deserialize)]
@@ -63,6 +81,24 @@ pub struct Config {
     /// Bytes that a connection may have waiting for the disk.
     #[serde(default = "waiting_max")]
     pub waiting_max: Bytes,
+    /// Who may publish and subscribe where.
+    #[serde(default)]
+    pub acl: Vec<Rule>,
+    /// How long a session may outlive its connection.
+    #[serde(default = "session_expiry_max")]
+    pub session_expiry_max: Span,
+    /// Sessions that outlive their connection, over all listeners.
+    #[serde(default = "sessions_max")]
+    pub sessions_max: usize,
+    /// Events of each lane that a subscriber may be behind, asleep or awake; older ones it is not told.
+    #[serde(default = "backlog_events_max")]
+    pub backlog_events_max: u64,
+    /// Bytes of each lane's log that a subscriber may have to be told when it wakes, about.
+    #[serde(default = "backlog_bytes_max")]
+    pub backlog_bytes_max: Bytes,
+    /// How old an event may be that a subscriber is told.
+    #[serde(default = "backlog_age_max")]
+    pub backlog_age_max: Span,
 }
 
 fn connections_max() -> usize {
@@ -84,8 +120,24 @@ fn waiting_max() -> Bytes {
     Bytes(1 << 20)
 }
 
-/// The largest payload that may be allowed.
-pub const PAYLOAD_BYTES_MAX: u64 = 8 << 20;
+fn session_expiry_max() -> Span {
+    Span(Duration::from_secs(7 * 86_400))
+}
+fn sessions_max() -> usize {
+    10_000
+}
+fn backlog_events_max() -> u64 {
+    100_000
+}
+fn backlog_bytes_max() -> Bytes {
+    Bytes(64 << 20)
+}
+fn backlog_age_max() -> Span {
+    Span(Duration::from_secs(86_400))
+}
+
+/// How often it is looked whether a will is due or a session has expired.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Topic, properties and headers around the largest payload.
 const PACKET_BYTES_BESIDE: usize = 128 << 10;
 
@@ -107,52 +159,48 @@ impl Config {
         Ok(())
     }
 
+    /// Seconds that a session outlives its connection, of those that a client asks for.
+    fn expiry_within(&self, asked: u32) -> u32 {
+        asked.min(u32::try_from(self.session_expiry_max.0.as_secs()).unwrap_or(registry::NEVER))
+    }
+
+    /// Whether nobody at all is let in.
+    pub fn lets_in_nobody(&self) -> bool {
+        let knows_clients = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        self.passwords.is_none() && !knows_clients && self.anonymous != Some(true) && !is_loopback(self.listen.ip())
+    }
+
     /// Whether somebody without user name and certificate is let in.
     fn lets_in_anonymous(&self) -> bool {
         self.anonymous.unwrap_or_else(|| is_loopback(self.listen.ip()) && self.passwords.is_none())
     }
 }
 
-fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
-}
-
-/// What a listener counts.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Connections that are open.
-    pub connections: Gauge,
-    /// Connections that were accepted.
-    pub connects: Counter,
-    /// Connections that were refused or ended for a fault.
-    pub refused: Counter,
-    /// Publishes that arrived.
-    pub received: Counter,
-    /// QoS 0 publishes that found no room.
-    pub dropped: Counter,
-    /// From arrival to acknowledgement.
-    pub ack: Histogram,
-}
-
 /// Why a listener did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotListen {
     /// The address is taken or not there.
-    #[error("cannot listen on {address}: {error}{hint}")]
-    Address {
-        /// Address and port.
-        address: SocketAddr,
-        /// What the operating system says.
-        error: std::io::Error,
-        /// What to do.
-        hint: &'static str,
-    },
+    #[error(transparent)]
+    Address(#[from] CannotBind),
     /// Certificates or keys.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The password file.
     #[error(transparent)]
-    Users(#[from] BadUsers),
+    Users(#[from] BadSecrets),
+}
+
+/// The parts of the gateway that a listener works with.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Where events go.
+    pub ingest: Arc<Ingest>,
+    /// What subscribers are told.
+    pub local: Arc<Local>,
+    /// Who is connected, and their sessions.
+    pub registry: Arc<Registry>,
+    /// The picture of each device.
+    pub devices: Arc<Devices>,
 }
 
 /// A listener that has its port.
@@ -173,31 +221,19 @@ struct Shared {
     hashing: Semaphore,
     stats: Arc<Stats>,
     refusals: Limiter,
-    /// Who is connected under which client id, and how to end that.
-    clients: Mutex<HashMap<String, Arc<Seat>>>,
-}
-
-/// The place of a connected client.
-#[derive(Debug, Default)]
-struct Seat {
-    taken_over: Notify,
+    registry: Arc<Registry>,
+    local: Arc<Local>,
+    groups: Groups,
+    devices: Arc<Devices>,
 }
 
 impl Shared {
-    /// Takes the place of a client id; whoever had it is told.
-    fn sit(&self, client: &str) -> Arc<Seat> {
-        let seat = Arc::new(Seat::default());
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(previous) = clients.insert(client.to_owned(), Arc::clone(&seat)) {
-            previous.taken_over.notify_one();
-        }
-        seat
-    }
-
-    fn leave(&self, client: &str, seat: &Arc<Seat>) {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if clients.get(client).is_some_and(|current| Arc::ptr_eq(current, seat)) {
-            clients.remove(client);
+    /// Counts and logs something that a client may not do.
+    fn count_refused(&self, device: &Device, why: &str) {
+        device.refused.add(1);
+        self.stats.refused.add(1);
+        if let Some(held_back) = self.refusals.allow(clock::instant()) {
+            tracing::warn!(source = %self.config.name, client = %device.client, held_back, "refused: {why}");
         }
     }
 
@@ -212,28 +248,22 @@ impl Shared {
 
 impl Listener {
     /// Takes the port; connections are accepted by [`Listener::run`].
-    pub fn open(config: Config, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Result<Self, CannotListen> {
+    pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
         let tls = config.tls.as_ref().map(tls::server).transpose()?.map(TlsAcceptor::from);
         let users = config.passwords.as_deref().map(Users::load).transpose()?;
-        let socket = listen(config.listen).map_err(|error| CannotListen::Address {
-            address: config.listen,
-            hint: match error.kind() {
-                std::io::ErrorKind::AddrInUse => "; another program has the port, perhaps another Forebay or a broker",
-                std::io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
-                std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
-                _ => "",
-            },
-            error,
-        })?;
+        let socket = socket::listen(config.listen)?;
         let shared = Shared {
             packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
             config,
-            ingest,
+            groups: Groups::new(Arc::clone(parts.ingest.journal())),
+            ingest: parts.ingest,
+            local: parts.local,
+            registry: parts.registry,
+            devices: parts.devices,
             users,
             hashing: Semaphore::new(1),
             stats,
             refusals: Limiter::new(Duration::from_secs(10)),
-            clients: Mutex::new(HashMap::new()),
         };
         Ok(Self { socket, shared: Arc::new(shared), tls })
     }
@@ -248,6 +278,8 @@ impl Listener {
         let Self { socket, shared, tls } = self;
         let mut sessions = JoinSet::new();
         let mut gate = Gate::new(shared.config.connects_per_second_max);
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wait = gate.wait(clock::instant());
             let has_room = sessions.len() < shared.config.connections_max;
@@ -256,12 +288,22 @@ impl Listener {
                 // The ended are taken out, so that the set does not grow.
                 Some(_) = sessions.join_next() => {}
                 () = tokio::time::sleep(wait), if !wait.is_zero() => {}
+                _ = sweep.tick() => {
+                    for (client, will) in shared.registry.sweep(clock::instant(), &shared.config.name) {
+                        tracing::debug!(source = %shared.config.name, %client, "a will is due");
+                        let shared = Arc::clone(&shared);
+                        sessions.spawn(async move { will.become_event(&shared.ingest).await });
+                    }
+                }
                 // At a limit nothing is accepted: the kernel holds new connections back.
                 accepted = socket.accept(), if wait.is_zero() && has_room => match accepted {
                     Ok((stream, peer)) => {
                         gate.pass(clock::instant());
-                        let session = session::serve(stream, peer, tls.clone(), Arc::clone(&shared), shutdown.clone());
-                        sessions.spawn(session);
+                        let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
+                        match tls.clone() {
+                            None => sessions.spawn(session::serve(stream, peer, shared, shutdown)),
+                            Some(tls) => sessions.spawn(session::serve_tls(stream, peer, tls, shared, shutdown)),
+                        };
                     }
                     Err(error) => {
                         // Out of descriptors, mostly: a pause lets some connections end.
@@ -274,29 +316,6 @@ impl Listener {
         drop(socket);
         while sessions.join_next().await.is_some() {}
     }
-}
-
-/// A listening socket. `SO_REUSEADDR` lets a restarted gateway have its port back at once.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Half-open connections of devices that lost power are found by TCP within some two minutes,
-/// also where the client asked for no keep-alive.
-fn tune(stream: &TcpStream) {
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(20))
-        .with_retries(3);
-    // Neither is needed for correctness.
-    let _ = stream.set_nodelay(true);
-    let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// Lets so many connections through in each second.

@@ -1,10 +1,11 @@
 //! Forebay and a Mosquitto bridge side by side, in one run, on one machine.
 //!
 //! `cargo bench` runs everything; `cargo bench -- --quick` one short round; `cargo bench -- full
-//! steady outage` only those parts. Figures are medians over rounds that alternate between the two.
+//! steady outage crowd flood` only those parts. Figures are medians over rounds that alternate between the two.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod crowd;
 mod load;
 mod measure;
 mod peers;
@@ -78,6 +79,12 @@ fn main() {
     }
     if plan.wants("outage") {
         outage(&plan, folder.path(), &pki);
+    }
+    if plan.wants("crowd") {
+        crowd::crowd(plan.steady_seconds.min(5), folder.path(), &pki);
+    }
+    if plan.wants("flood") {
+        crowd::flooded(plan.rounds.min(3), plan.steady_seconds.min(5), folder.path(), &pki);
     }
 }
 

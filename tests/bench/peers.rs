@@ -17,6 +17,11 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn start(folder: &Path, centre: SocketAddr, pki: &Pki, lane: &str) -> Self {
+        Self::start_with(folder, centre, pki, lane, "")
+    }
+
+    /// `more` are lines of the listener.
+    pub fn start_with(folder: &Path, centre: SocketAddr, pki: &Pki, lane: &str, more: &str) -> Self {
         std::fs::create_dir_all(folder.join("contracts")).expect("folder");
         let address = common::free_address();
         std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane))
@@ -31,6 +36,7 @@ data_dir = "data"
 [[source.mqtt]]
 name = "devices"
 listen = "{address}"
+{more}
 [[destination]]
 name = "central"
 url = "mqtts://localhost:{}"

@@ -35,6 +35,8 @@ struct State {
     operations: u64,
     cut_at: Option<(u64, Unsynced)>,
     fault: Option<Fault>,
+    /// Only files of this name have it; empty for all.
+    fault_at: String,
     is_off: bool,
     forgets_syncs: bool,
 }
@@ -92,7 +94,14 @@ impl FaultDisk {
     }
 
     pub fn fail(&self, fault: Option<Fault>) {
-        self.lock().fault = fault;
+        self.fail_at("", fault);
+    }
+
+    /// As [`FaultDisk::fail`], for files of one name.
+    pub fn fail_at(&self, name: &str, fault: Option<Fault>) {
+        let mut state = self.lock();
+        state.fault = fault;
+        state.fault_at = name.to_owned();
     }
 
     /// Power on again: what is left of the disk. Those who still have files of the old one keep failing.
@@ -145,6 +154,12 @@ impl FaultDisk {
 }
 
 impl State {
+    /// Whether a file has a fault.
+    fn has(&self, fault: Fault, id: u64) -> bool {
+        let is_meant = || self.names.iter().any(|(path, known)| *known == id && path.ends_with(&self.fault_at));
+        self.fault == Some(fault) && (self.fault_at.is_empty() || is_meant())
+    }
+
     /// Counts an operation; an error if the power is off, or goes off with it.
     fn operate(&mut self) -> io::Result<()> {
         if self.is_off {
@@ -270,7 +285,7 @@ impl DiskFile for File {
         // The write that the power goes with may be on the disk in part.
         let is_alive = !state.is_off;
         if is_alive {
-            if state.fault == Some(Fault::Full) {
+            if state.has(Fault::Full, self.id) {
                 return Err(io::Error::from_raw_os_error(28));
             }
             let content = state.files.get_mut(&self.id).expect("an open file");
@@ -283,7 +298,7 @@ impl DiskFile for File {
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.disk.lock();
         state.operate()?;
-        if state.fault == Some(Fault::Full) {
+        if state.has(Fault::Full, self.id) {
             return Err(io::Error::from_raw_os_error(28));
         }
         let content = state.files.get_mut(&self.id).expect("an open file");
@@ -295,7 +310,7 @@ impl DiskFile for File {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
         state.operate()?;
-        if state.fault == Some(Fault::Sync) {
+        if state.has(Fault::Sync, self.id) {
             return Err(off());
         }
         if state.forgets_syncs {

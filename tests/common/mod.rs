@@ -7,8 +7,10 @@ pub mod client;
 pub mod devices;
 pub mod fault_disk;
 pub mod gateway;
+pub mod http;
 pub mod loss;
 pub mod pki;
+pub mod plant;
 pub mod proxy;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -56,4 +58,9 @@ pub fn kill(child: &mut Child) {
 
 pub fn signal(child: &Child, name: &str) {
     let _ = std::process::Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status();
+}
+
+/// A signal to a process that somebody else waits for.
+pub fn signal_pid(pid: u32, name: &str) {
+    let _ = std::process::Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
 }

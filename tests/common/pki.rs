@@ -1,8 +1,9 @@
 //! Certificates made on the fly.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    date_time_ymd,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,9 @@ pub struct Pki {
     pub server_key: PathBuf,
     pub client_cert: PathBuf,
     pub client_key: PathBuf,
+    /// A client certificate that `crl` revokes, with its key.
+    pub revoked: (PathBuf, PathBuf),
+    pub crl: PathBuf,
 }
 
 impl Pki {
@@ -33,6 +37,7 @@ impl Pki {
             params.distinguished_name.push(DnType::CommonName, names[0].clone());
             params.extended_key_usages = vec![purpose];
             params.use_authority_key_identifier_extension = true;
+            params.serial_number = Some(SerialNumber::from(file.bytes().map(u64::from).sum::<u64>()));
             let key = KeyPair::generate().expect("key");
             let certificate = params.signed_by(&key, &ca).expect("certificate");
             (put(&format!("{file}.pem"), certificate.pem()), put(&format!("{file}.key"), key.serialize_pem()))
@@ -40,7 +45,22 @@ impl Pki {
         let (server_cert, server_key) =
             leaf(&["localhost", "127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, "server");
         let (client_cert, client_key) = leaf(&["gw-01"], ExtendedKeyUsagePurpose::ClientAuth, "client");
-        Self { ca: put("ca.pem", ca.pem()), server_cert, server_key, client_cert, client_key }
+        let revoked = leaf(&["gw-02"], ExtendedKeyUsagePurpose::ClientAuth, "revoked");
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: SerialNumber::from("revoked".bytes().map(u64::from).sum::<u64>()),
+                revocation_time: date_time_ymd(2021, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let crl = put("crl.pem", list.signed_by(&ca).expect("list").pem().expect("PEM"));
+        Self { ca: put("ca.pem", ca.pem()), server_cert, server_key, client_cert, client_key, revoked, crl }
     }
 
     /// A server that wants client certificates.
@@ -49,6 +69,7 @@ impl Pki {
             cert: self.server_cert.clone(),
             key: self.server_key.clone(),
             client_ca: Some(self.ca.clone()),
+            crl: None,
         };
         forebay::tls::server(&files).expect("server TLS")
     }

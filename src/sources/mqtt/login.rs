@@ -1,13 +1,18 @@
 //! Who may connect: user names and passwords from a file of argon2id hashes.
 //!
-//! The file has a line for each user, `name:$argon2id$…`, made by `forebay user add`.
+//! The file has a line for each user, `name:$argon2id$…`, made by `forebay user add`. A change of it
+//! counts for the next login; a broken one is named in the log, and the users before stay in force.
 
+use crate::clock;
+use crate::sources::secrets::{self, BadSecrets};
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
 use hmac::{Hmac, KeyInit, Mac};
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Memory and passes of a hash: the OWASP choice with the least memory
 /// (Password Storage Cheat Sheet: m = 7168 KiB, t = 5, p = 1), since gateways are small.
@@ -22,57 +27,97 @@ fn hasher() -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
+/// The file is looked at this often, at most.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// The users of a listener.
 pub struct Users {
+    file: PathBuf,
+    loaded: RwLock<Loaded>,
+    looked: Mutex<(Instant, Stamp)>,
+    key: [u8; 32],
+}
+
+#[derive(Default)]
+struct Loaded {
     hashes: HashMap<String, String>,
     /// Keyed hashes of logins that were right; the key lives as long as the process.
     right: Mutex<HashMap<String, [u8; 32]>>,
-    key: [u8; 32],
+}
+
+/// What tells one state of a file from another: time of change, size and inode.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+fn stamp(file: &Path) -> Stamp {
+    let found = std::fs::metadata(file).ok()?;
+    Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
 impl std::fmt::Debug for Users {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Users({})", self.hashes.len())
+        write!(f, "Users({})", self.loaded().hashes.len())
     }
 }
 
-/// A password file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{file}{place}: {reason}", file = file.display(), place = if *line > 0 { format!(":{line}") } else { String::new() })]
-pub struct BadUsers {
-    file: PathBuf,
-    line: usize,
-    reason: String,
+/// Reads a line of a password file: name and hash.
+fn entry(line: &str) -> Result<(String, String), String> {
+    let (name, hash) =
+        line.split_once(':').ok_or("expected \"name:$argon2id$…\"; `forebay user add` writes such lines")?;
+    if !hash.starts_with("$argon2id$") || PasswordHash::new(hash).is_err() {
+        return Err(format!("the hash of user \"{name}\" is no argon2id hash; `forebay user add` makes one"));
+    }
+    Ok((name.to_owned(), hash.to_owned()))
+}
+
+fn read(file: &Path) -> Result<HashMap<String, String>, BadSecrets> {
+    Ok(secrets::load(file, entry)?.into_iter().collect())
 }
 
 impl Users {
     /// Reads a password file.
-    pub fn load(file: &Path) -> Result<Self, BadUsers> {
-        let bad = |line, reason: String| BadUsers { file: file.to_owned(), line, reason };
-        let text = std::fs::read_to_string(file).map_err(|error| bad(0, format!("cannot be read: {error}")))?;
-        let mut hashes = HashMap::new();
-        for (index, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (name, hash) = line
-                .split_once(':')
-                .ok_or_else(|| bad(index + 1, "expected \"name:hash\"; `forebay user add` writes such lines".into()))?;
-            if PasswordHash::new(hash).is_err() {
-                return Err(bad(
-                    index + 1,
-                    format!("the hash of user \"{name}\" is no argon2id hash; `forebay user add` makes one"),
-                ));
-            }
-            hashes.insert(name.to_owned(), hash.to_owned());
+    pub fn load(file: &Path) -> Result<Self, BadSecrets> {
+        // Taken before the file is read, so that a change in between shows at the next look.
+        let stamp = stamp(file);
+        let hashes = read(file)?;
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        key[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        Ok(Self {
+            file: file.to_owned(),
+            loaded: RwLock::new(Loaded { hashes, ..Loaded::default() }),
+            looked: Mutex::new((clock::instant(), stamp)),
+            key,
+        })
+    }
+
+    fn loaded(&self) -> std::sync::RwLockReadGuard<'_, Loaded> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the file again if it has changed.
+    fn refresh(&self) {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::instant();
+        if now.duration_since(looked.0) < LOOK_EVERY {
+            return;
         }
-        let key = *uuid::Uuid::new_v4().as_bytes();
-        let other = *uuid::Uuid::new_v4().as_bytes();
-        let mut whole = [0; 32];
-        whole[..16].copy_from_slice(&key);
-        whole[16..].copy_from_slice(&other);
-        Ok(Self { hashes, right: Mutex::new(HashMap::new()), key: whole })
+        let stamp = stamp(&self.file);
+        let is_same = stamp == looked.1;
+        *looked = (now, stamp);
+        if is_same {
+            return;
+        }
+        match read(&self.file) {
+            Ok(hashes) => {
+                tracing::info!(file = %self.file.display(), users = hashes.len(), "the password file has changed and is in force");
+                // Logins that were right may be so no longer.
+                let loaded = Loaded { hashes, ..Loaded::default() };
+                *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the password file has changed and cannot be used; the users before stay in force")
+            }
+        }
     }
 
     fn digest(&self, name: &str, password: &[u8]) -> [u8; 32] {
@@ -88,7 +133,9 @@ impl Users {
 
     /// Whether this login was right before; takes no time.
     pub fn is_known(&self, name: &str, password: &[u8]) -> bool {
-        let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh();
+        let loaded = self.loaded();
+        let right = loaded.right.lock().unwrap_or_else(PoisonError::into_inner);
         right.get(name).is_some_and(|known| *known == self.digest(name, password))
     }
 
@@ -97,10 +144,13 @@ impl Users {
         // An unknown name takes as long as a wrong password, so that names cannot be guessed.
         const NOBODY: &str =
             "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-        let hash = self.hashes.get(name).map_or(NOBODY, String::as_str);
-        let is_right = PasswordHash::new(hash).is_ok_and(|hash| hasher().verify_password(password, &hash).is_ok());
-        if is_right {
-            let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh();
+        let hash = self.loaded().hashes.get(name).map_or_else(|| NOBODY.to_owned(), String::clone);
+        let is_right = PasswordHash::new(&hash).is_ok_and(|hash| hasher().verify_password(password, &hash).is_ok());
+        let loaded = self.loaded();
+        // Only while the hash is still in force: the file may have changed in the meantime.
+        if is_right && loaded.hashes.get(name) == Some(&hash) {
+            let mut right = loaded.right.lock().unwrap_or_else(PoisonError::into_inner);
             if right.len() >= REMEMBERED_MAX {
                 right.clear();
             }
@@ -110,27 +160,21 @@ impl Users {
     }
 }
 
-/// Puts a user into a password file, or gives one a new password.
-pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadUsers> {
-    let bad = |reason: String| BadUsers { file: file.to_owned(), line: 0, reason };
-    if name.is_empty() || name.contains([':', '\n', '\r']) || name.starts_with('#') {
+/// Puts a user into a password file, or gives one a new password. The file keeps its owner, group
+/// and mode; one that is no password file is left alone.
+pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadSecrets> {
+    let bad = |reason: String| BadSecrets::whole(file, reason);
+    if name.is_empty() || name.contains(|letter: char| letter == ':' || letter.is_control()) || name.starts_with('#') {
         return Err(bad(format!(
-            "\"{name}\" is no user name; \":\" and line ends are not allowed, nor a leading \"#\""
+            "\"{}\" is no user name; \":\" and control characters are not allowed, nor a leading \"#\"",
+            name.escape_debug()
         )));
     }
-    let hash = hasher().hash_password(password).map_err(|error| bad(error.to_string()))?.to_string();
-    let old = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(bad(format!("cannot be read: {error}"))),
-    };
-    let prefix = format!("{name}:");
-    let mut lines: Vec<_> = old.lines().filter(|line| !line.starts_with(&prefix)).map(str::to_owned).collect();
-    lines.push(format!("{name}:{hash}"));
-    let mut text = lines.join("\n");
-    text.push('\n');
-    crate::journal::disk::write_whole(&crate::journal::RealDisk, file, text.as_bytes())
-        .map_err(|error| bad(format!("cannot be written: {error}")))
+    if name.trim() != name {
+        return Err(bad(format!("\"{name}\" is no user name; blanks at its ends are not allowed")));
+    }
+    let hash = hasher().hash_password(password).map_err(|error| bad(error.to_string()))?;
+    secrets::put(file, name, &format!("{name}:{hash}"), entry)
 }
 
 #[cfg(test)]

@@ -1,358 +1,441 @@
 //! One connection of a device, from the first byte to the last.
 //!
-//! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk. Events
-//! that find no room wait in the connection's own bounded backlog, so that PINGREQ behind them is
-//! still answered; when that is full too, the socket is not read.
+//! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
+//! tell the client what it has subscribed to.
 
-use super::wire::{self, Fault, Frame};
-use super::{Shared, is_loopback};
+use super::Shared;
+use super::acl::Rights;
+use super::hello::{BAD_CLIENT_ID, BAD_LOGIN, BUSY, Hello, NOT_AUTHORIZED, QUOTA, TOO_LARGE, Welcome, connack};
+use super::inbound::{Inbound, SHUTTING_DOWN, Step};
+use super::outbound::{Limits, Ready, Wire};
+use super::registry::{Entered, NoSession, Place, Wish};
+use super::will::Will;
+use super::wire::{self, Fault};
 use crate::clock;
-use crate::contract::SourceKind;
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Route, Taken};
-use crate::journal::{NotTaken, Waiter};
+use crate::ingest::Route;
+use crate::link::Protocol;
 use crate::shutdown::Shutdown;
-use mqtt_protocol_core::mqtt::packet::{Property, v3_1_1, v5_0};
-use mqtt_protocol_core::mqtt::result_code::{ConnectReasonCode, ConnectReturnCode};
+use crate::sources::socket::{self, is_loopback};
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 /// Bytes read at once; one buffer for each thread, none for each connection.
 const READ_BYTES: usize = 32 << 10;
-/// How long a client may refuse to read its acknowledgements.
+/// How long a client may refuse to read what it is sent.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long acknowledgements in flight are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Topic aliases that a client of MQTT 5 may set.
-const ALIASES_MAX: u16 = 64;
-/// Topics whose contract a connection remembers.
-const ROUTES_MAX: usize = 256;
+/// How often it is looked whether a subscriber keeps up, and where it is.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// A subscriber that is so many times its backlog behind is too slow.
+const BEHIND_TIMES_MAX: u64 = 2;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// Serves one connection; returns when it has ended.
-pub(super) async fn serve(
+/// Serves one connection without TLS; returns when it has ended.
+pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, shutdown: Shutdown) {
+    let _open = shared.stats.open();
+    socket::tune(&stream, WRITE_WAIT_MAX);
+    Connection::new(stream, peer, &shared, None).run(shutdown).await;
+}
+
+/// Serves one connection with TLS. Apart from [`serve`], so that the many without do not pay for it.
+pub(super) async fn serve_tls(
     stream: TcpStream,
     peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    acceptor: TlsAcceptor,
     shared: Arc<Shared>,
     shutdown: Shutdown,
 ) {
-    shared.stats.connections.add(1);
-    shared.stats.connects.add(1);
-    super::tune(&stream);
-    match tls {
-        None => Session::new(stream, peer, &shared, false).run(shutdown).await,
-        Some(acceptor) => {
-            let handshake = tokio::time::timeout(shared.config.connect_wait_max.0, acceptor.accept(stream));
-            match handshake.await {
-                Ok(Ok(stream)) => {
-                    let has_certificate = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
-                    Session::new(stream, peer, &shared, has_certificate).run(shutdown).await;
-                }
-                Ok(Err(error)) => shared.refuse(peer, "", &format!("TLS handshake: {error}")),
-                Err(_) => shared.refuse(peer, "", "TLS handshake took too long"),
-            }
+    let _open = shared.stats.open();
+    socket::tune(&stream, WRITE_WAIT_MAX);
+    let handshake = Box::pin(acceptor.accept(stream));
+    match tokio::time::timeout(shared.config.connect_wait_max.0, handshake).await {
+        Ok(Ok(stream)) => {
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let name = certificate.map(|first| crate::tls::identity(first).unwrap_or_default());
+            Connection::new(Box::new(stream), peer, &shared, name).run(shutdown).await;
         }
+        Ok(Err(error)) => shared.refuse(peer, "", &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(peer, "", "TLS handshake took too long"),
     }
-    shared.stats.connections.sub(1);
 }
 
-struct Session<'s, S> {
+struct Connection<'s, S> {
     stream: S,
     peer: SocketAddr,
     shared: &'s Shared,
-    has_certificate: bool,
+    /// The name in the client's certificate, if it showed one.
+    certificate: Option<String>,
     /// What has arrived and is not yet a whole packet.
     input: Vec<u8>,
     output: Vec<u8>,
-    state: State,
 }
 
-/// All of a session but its socket, so that it can be fed from any buffer.
-struct State {
-    client: String,
-    user: String,
-    is_v5: bool,
-    is_connected: bool,
+/// A client that is let in.
+struct Guest {
+    place: Place,
+    inbound: Inbound,
     /// How long without a packet is too long; `None` without keep-alive.
     silence_max: Option<Duration>,
-    aliases: HashMap<u16, String>,
-    routes: HashMap<String, Arc<Route>>,
-    waiter: Waiter,
-    /// Taken in and not yet acknowledged, in order of arrival.
-    unacknowledged: VecDeque<Unacknowledged>,
-    /// Arrived and not yet taken in, in order of arrival.
-    held: VecDeque<Held>,
-    held_bytes: usize,
 }
 
-struct Unacknowledged {
-    taken: Taken,
-    packet_id: u16,
-    arrived: Instant,
+/// Why a connection ends.
+enum End {
+    /// The client said goodbye; `true` if its will is to be published all the same.
+    Goodbye { with_will: bool },
+    /// The client is gone.
+    Gone,
+    /// It is cut off, and told why.
+    Fault(Fault),
 }
 
-/// A publish that found no room.
-struct Held {
-    route: Arc<Route>,
-    payload: Vec<u8>,
-    trace_parent: Option<String>,
-    content_type: Option<String>,
-    packet_id: u16,
-    arrived: Instant,
-}
-
-/// How a session goes on.
-#[derive(Debug)]
-enum Step {
-    Continue,
-    /// The client said goodbye.
-    Goodbye,
-    Fail(Fault),
-}
-
-/// What CONNECT asks, in either version.
-struct Hello {
-    client: String,
-    is_clean: bool,
-    user: Option<String>,
-    password: Option<Vec<u8>>,
-    keep_alive: u16,
-    is_v5: bool,
-}
-
-impl<'s, S: AsyncRead + AsyncWrite + Unpin> Session<'s, S> {
-    fn new(stream: S, peer: SocketAddr, shared: &'s Shared, has_certificate: bool) -> Self {
-        Self {
-            stream,
-            peer,
-            shared,
-            has_certificate,
-            input: Vec::new(),
-            output: Vec::new(),
-            state: State {
-                client: String::new(),
-                user: String::new(),
-                is_v5: false,
-                is_connected: false,
-                silence_max: None,
-                aliases: HashMap::new(),
-                routes: HashMap::new(),
-                waiter: Waiter::default(),
-                unacknowledged: VecDeque::new(),
-                held: VecDeque::new(),
-                held_bytes: 0,
-            },
-        }
+impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
+    fn new(stream: S, peer: SocketAddr, shared: &'s Shared, certificate: Option<String>) -> Self {
+        Self { stream, peer, shared, certificate, input: Vec::new(), output: Vec::new() }
     }
 
+    /// Each phase has memory of its own: of the many connections that are idle, only the work is kept.
     async fn run(mut self, mut shutdown: Shutdown) {
-        let connect = tokio::time::timeout(self.shared.config.connect_wait_max.0, self.connect());
-        match connect.await {
-            Ok(true) => {}
-            Ok(false) => return self.end(None).await,
-            Err(_) => {
-                self.shared.refuse(self.peer, "", "no CONNECT in time");
-                return;
-            }
-        }
-        let seat = self.shared.sit(&self.state.client);
-        let fault = self.work(&seat, &mut shutdown).await;
-        self.shared.leave(&self.state.client, &seat);
-        if let Some(fault) = fault
-            && !matches!(fault.code, 0x8B | 0x8E)
-        {
-            self.shared.refuse(self.peer, &self.state.client, fault.text);
-        }
-        self.end(fault).await;
+        let shared = self.shared;
+        let connect = tokio::time::timeout(shared.config.connect_wait_max.0, Box::pin(self.connect())).await;
+        let mut guest = match connect {
+            Ok(Some(guest)) => guest,
+            Ok(None) => return Box::pin(self.close(None)).await,
+            Err(_) => return shared.refuse(self.peer, "", "no CONNECT in time"),
+        };
+        let end = Box::pin(self.work(&mut guest, &mut shutdown)).await;
+        Box::pin(self.leave(guest, end)).await;
     }
 
-    /// Waits for CONNECT and answers it. `false` if the client is not let in.
-    async fn connect(&mut self) -> bool {
+    /// Gives back the client's place and session, and speaks its will if it died.
+    async fn leave(mut self, guest: Box<Guest>, end: End) {
+        let shared = self.shared;
+        let Guest { place, mut inbound, .. } = *guest;
+        inbound.device.gone();
+        let fault = match &end {
+            End::Fault(fault) => Some(*fault),
+            _ => None,
+        };
+        // Whoever shuts down or is cut off for a fault still gets what it was promised; the
+        // connection that takes over gets it itself.
+        if fault.is_some_and(|fault| fault != TAKEN_OVER) {
+            self.drain(&mut inbound).await;
+        }
+        if let Some(fault) = fault.filter(|fault| *fault != TAKEN_OVER && *fault != SHUTTING_DOWN) {
+            inbound.device.refused.add(1);
+            shared.refuse(self.peer, &inbound.client, fault.text);
+        }
+        let wire = inbound.wire;
+        let mut session = inbound.park();
+        // A gateway that ends says nothing of its devices: they live.
+        let is_dead = !matches!(end, End::Goodbye { with_will: false }) && fault != Some(SHUTTING_DOWN);
+        let will = session.will.take().filter(|_| is_dead);
+        let expiry = Duration::from_secs(session.expiry.into());
+        let (now, later) = match will {
+            Some(will) if will.delay.min(expiry).is_zero() => (Some(will), None),
+            will => (None, will.map(|will| Will { delay: will.delay.min(expiry), ..will })),
+        };
+        session.will = later;
+        place.leave(session);
+        if let Some(will) = now {
+            will.become_event(&shared.ingest).await;
+        }
+        self.close(fault.map(|fault| (fault, wire))).await;
+    }
+
+    /// Waits for CONNECT and answers it; `None` if the client is not let in.
+    async fn connect(&mut self) -> Option<Box<Guest>> {
         loop {
-            match wire::frame(&self.input, self.shared.packet_bytes_max.min(64 << 10)) {
+            match wire::frame(&self.input, self.shared.packet_bytes_max.min(1 << 20)) {
                 Ok(Some(frame)) => {
                     let length = frame.length;
-                    let hello = hello(&frame);
+                    let hello = Hello::read(&frame);
                     self.input.drain(..length);
                     return match hello {
                         Ok(hello) => self.let_in(hello).await,
                         Err((answer, why)) => {
                             self.output.extend_from_slice(&answer);
                             self.shared.refuse(self.peer, "", why);
-                            false
+                            None
                         }
                     };
                 }
                 Ok(None) => {}
                 Err(fault) => {
                     self.shared.refuse(self.peer, "", fault.text);
-                    return false;
+                    return None;
                 }
             }
             let input = &mut self.input;
-            match read_with(&mut self.stream, |bytes| input.extend_from_slice(bytes)).await {
-                Ok(Read::Bytes(())) => {}
-                _ => return false,
-            }
-        }
-    }
-
-    async fn let_in(&mut self, hello: Hello) -> bool {
-        let refusal = self.refusal(&hello).await;
-        let state = &mut self.state;
-        state.is_v5 = hello.is_v5;
-        let assigned = hello.client.is_empty();
-        state.client = if assigned { format!("auto-{}", uuid::Uuid::new_v4().simple()) } else { hello.client };
-        state.user = hello.user.unwrap_or_default();
-        let code = match refusal {
-            None => ConnectReasonCode::Success,
-            Some((code, why)) => {
-                self.shared.refuse(self.peer, &state.client, why);
-                code
-            }
-        };
-        let is_let_in = code == ConnectReasonCode::Success;
-        if hello.keep_alive > 0 {
-            // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
-            state.silence_max = Some(Duration::from_millis(u64::from(hello.keep_alive) * 1500));
-        }
-        let assigned = (assigned && is_let_in).then_some(state.client.as_str());
-        let answer = if hello.is_v5 { connack_v5(self.shared, code, assigned) } else { connack_v3(code) };
-        match answer {
-            Some(answer) => self.output.extend_from_slice(&answer),
-            None => return false,
-        }
-        state.is_connected = is_let_in;
-        is_let_in && self.flush().await
-    }
-
-    /// Why a client is not let in.
-    async fn refusal(&self, hello: &Hello) -> Option<(ConnectReasonCode, &'static str)> {
-        if hello.client.is_empty() && !hello.is_clean && !hello.is_v5 {
-            return Some((ConnectReasonCode::ClientIdentifierNotValid, "an empty client id needs a clean session"));
-        }
-        if hello.client.len() > 256 {
-            return Some((ConnectReasonCode::ClientIdentifierNotValid, "the client id is longer than 256 bytes"));
-        }
-        let bad_login = Some((ConnectReasonCode::BadUserNameOrPassword, "user name or password is wrong"));
-        match (&hello.user, &self.shared.users) {
-            (Some(user), Some(users)) => {
-                let password = hello.password.as_deref().unwrap_or_default();
-                if users.is_known(user, password) {
-                    return None;
-                }
-                let Ok(_one_at_a_time) = self.shared.hashing.acquire().await else { return bad_login };
-                let is_right = tokio::task::block_in_place(|| users.verify(user, password));
-                if is_right { None } else { bad_login }
-            }
-            _ if self.has_certificate || self.shared.config.lets_in_anonymous() => None,
-            (Some(_), None) => Some((ConnectReasonCode::NotAuthorized, "this listener has no users; set passwords")),
-            _ if is_loopback(self.peer.ip()) => {
-                Some((ConnectReasonCode::NotAuthorized, "this listener wants a user name"))
-            }
-            _ => Some((
-                ConnectReasonCode::NotAuthorized,
-                "anonymous clients are let in on loopback only, unless anonymous = true",
-            )),
-        }
-    }
-
-    /// Works until the session ends; the fault tells the client why, if it is not the client's wish.
-    async fn work(&mut self, seat: &super::Seat, shutdown: &mut Shutdown) -> Option<Fault> {
-        let mut heard_at = clock::instant();
-        let alarm = tokio::time::sleep(self.state.silence_max.unwrap_or(Duration::from_secs(3600)));
-        tokio::pin!(alarm);
-        let bell = self.state.waiter.bell();
-        let first = std::mem::take(&mut self.input);
-        if let Some(fault) = self.digest(&first).into_fault() {
-            return fault;
-        }
-        loop {
-            self.state.acknowledge(self.shared, &mut self.output);
-            if !self.output.is_empty() && !self.flush().await {
+            let stream = &mut self.stream;
+            let read = poll_fn(|context| poll_read_with(stream, context, |bytes| input.extend_from_slice(bytes)));
+            if !matches!(read.await, Ok(Read::Bytes(()))) {
                 return None;
             }
-            let is_reading = self.state.held_bytes < self.shared.config.waiting_max.0 as usize;
-            let blocked_on = self.state.held.front().map(|held| Arc::clone(&held.route));
-            let Self { stream, state, shared, input, output, .. } = self;
+        }
+    }
+
+    async fn let_in(&mut self, mut hello: Hello) -> Option<Box<Guest>> {
+        let is_assigned = hello.client.is_empty();
+        if is_assigned && (hello.is_clean || hello.protocol == Protocol::V5) {
+            hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
+        }
+        let entered = match self.identify(&hello).await {
+            Ok((user, rights)) => self.enter(&hello, &user, rights).await,
+            Err(refused) => Err(refused),
+        };
+        let (guest, is_present, expiry) = match entered {
+            Ok(entered) => entered,
+            Err((code, why)) => {
+                self.shared.refuse(self.peer, &hello.client, why);
+                let welcome = Welcome { code, is_present: false, assigned: None, expiry: None };
+                self.output.extend(connack(hello.protocol, self.shared, &welcome));
+                return None;
+            }
+        };
+        let welcome = Welcome {
+            code: 0,
+            is_present,
+            assigned: is_assigned.then_some(hello.client.as_str()),
+            expiry: (expiry != hello.expiry).then_some(expiry),
+        };
+        self.output.extend(connack(hello.protocol, self.shared, &welcome));
+        // A client that is gone again is found by the first read.
+        let _ = self.flush().await;
+        Some(guest)
+    }
+
+    /// Who the client is and what it may do; or why it is not let in.
+    async fn identify(&self, hello: &Hello) -> Result<(String, Rights), (u8, &'static str)> {
+        let shared = self.shared;
+        if hello.client.is_empty() {
+            return Err((BAD_CLIENT_ID, "an empty client id needs a clean session"));
+        }
+        if hello.client.len() > 256 {
+            return Err((BAD_CLIENT_ID, "the client id is longer than 256 bytes"));
+        }
+        let rules = &shared.config.acl;
+        let with_rights = |user: String, is_trusted: bool| {
+            let rights = Rights::new(rules, &user, &hello.client, is_trusted);
+            Ok((user, rights))
+        };
+        let is_local = is_loopback(self.peer.ip());
+        match (&hello.user, &shared.users) {
+            (Some(user), Some(users)) => {
+                let password = hello.password.as_deref().unwrap_or_default();
+                if !users.is_known(user, password) {
+                    let bad_login = Err((BAD_LOGIN, "user name or password is wrong"));
+                    let Ok(_one_at_a_time) = shared.hashing.acquire().await else { return bad_login };
+                    if !tokio::task::block_in_place(|| users.verify(user, password)) {
+                        return bad_login;
+                    }
+                }
+                with_rights(user.clone(), false)
+            }
+            _ if self.certificate.is_some() => with_rights(self.certificate.clone().unwrap_or_default(), false),
+            // A name that nobody has checked is a help to look at, and grants nothing.
+            (user, _) if shared.config.lets_in_anonymous() => with_rights(user.clone().unwrap_or_default(), is_local),
+            (Some(_), None) => Err((NOT_AUTHORIZED, "this listener has no users; set passwords")),
+            _ if is_local => Err((NOT_AUTHORIZED, "this listener wants a user name")),
+            _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
+        }
+    }
+
+    /// Takes the client's place and its session.
+    async fn enter(
+        &mut self,
+        hello: &Hello,
+        user: &str,
+        rights: Rights,
+    ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
+        let shared = self.shared;
+        if hello.will.as_ref().is_some_and(|will| !rights.may_publish(&will.topic)) {
+            return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
+        }
+        if hello.will.as_ref().is_some_and(|will| will.payload.len() as u64 > shared.config.payload_max.0) {
+            return Err((TOO_LARGE, "the will is larger than payload_max"));
+        }
+        let key = format!("{}/{}", shared.config.name, hello.client);
+        let expiry = shared.config.expiry_within(hello.expiry);
+        let wish = Wish { user, is_clean: hello.is_clean, expiry, sessions_max: shared.config.sessions_max };
+        let entered = shared.registry.enter(&key, wish).await;
+        let Entered { place, mut session, is_present, wait_for } = entered.map_err(|error| match error {
+            NoSession::Foreign => (BAD_CLIENT_ID, "the client id belongs to another user"),
+            NoSession::TooMany => (QUOTA, "there are too many sessions; see sessions_max"),
+            NoSession::Stuck => (BUSY, "the connection that has the client id does not end"),
+        })?;
+        // A session is promised only once it is on the disk.
+        if shared.registry.written().wait_for(|written| *written >= wait_for).await.is_err() {
+            return Err((BUSY, "the gateway is shutting down"));
+        }
+        session.will = hello.will.clone().map(|spoken| {
+            let route = Arc::new(shared.route(&spoken.topic, &hello.client, user));
+            Will { route, delay: spoken.delay, spoken }
+        });
+        let wire = Wire {
+            protocol: hello.protocol,
+            receive_maximum: hello.receive_maximum,
+            packet_bytes_max: hello.packet_bytes_max,
+        };
+        let cut = session.outbound.wake(&shared.local, &shared.groups, wire, self.limits());
+        shared.stats.cut.add(cut);
+        let version = if hello.protocol == Protocol::V5 { "5" } else { "3.1.1" };
+        let device = shared.devices.connected(&hello.client, user, self.peer, version);
+        let inbound = Inbound::new(key, hello.client.clone(), session, wire, rights, device);
+        // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
+        let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
+        let silence_max = (hello.keep_alive > 0).then_some(silence);
+        Ok((Box::new(Guest { place, inbound, silence_max }), is_present, expiry))
+    }
+
+    fn limits(&self) -> Limits {
+        let config = &self.shared.config;
+        Limits { events: config.backlog_events_max, bytes: config.backlog_bytes_max.0, age: config.backlog_age_max.0 }
+    }
+
+    /// Works until the connection ends.
+    async fn work(&mut self, guest: &mut Guest, shutdown: &mut Shutdown) -> End {
+        let shared = self.shared;
+        let Guest { place, inbound, silence_max } = guest;
+        let mut heard_at = clock::instant();
+        let alarm = tokio::time::sleep(next_look(*silence_max, inbound, Duration::ZERO));
+        tokio::pin!(alarm);
+        let mut is_watched = false;
+        let bell = inbound.session.waiter.bell();
+        let mut written = shared.registry.written();
+        let limits = self.limits();
+        let journal = shared.ingest.journal();
+        Box::pin(inbound.session.outbound.send_again(inbound.wire, journal, &mut self.output)).await;
+        let first = std::mem::take(&mut self.input);
+        if let Some(end) = self.digest(inbound, &first) {
+            return end;
+        }
+        loop {
+            inbound.acknowledge(shared, *written.borrow_and_update(), &mut self.output);
+            let is_written = if self.output.is_empty() { true } else { self.flush().await };
+            if !is_written {
+                return End::Gone;
+            }
+            let is_reading = inbound.has_room(shared);
+            let blocked_on = inbound.blocked_on();
+            let awaits_notes = inbound.awaits_notes();
+            inbound.session.outbound.let_go();
+            if !is_watched && !inbound.session.outbound.is_idle() {
+                is_watched = true;
+                alarm.as_mut().reset((clock::instant() + LOOK_AFTER).into());
+            }
             // Every arm is safe to drop half-way: reading handles what it read before it returns.
             tokio::select! {
                 biased;
-                () = shutdown.begun() => {
-                    return Some(Fault { code: 0x8B, text: "the gateway is shutting down" });
-                }
-                () = seat.taken_over.notified() => {
-                    return Some(Fault { code: 0x8E, text: "another connection took over this client id" });
-                }
+                () = shutdown.begun() => return End::Fault(SHUTTING_DOWN),
+                () = place.taken_over() => return End::Fault(TAKEN_OVER),
                 () = bell.rung() => {
                     if shared.ingest.is_closed() {
-                        return Some(Fault { code: 0x8B, text: "the gateway is shutting down" });
+                        return End::Fault(SHUTTING_DOWN);
                     }
                 }
-                () = room(shared, blocked_on.as_deref()) => {
-                    state.take_held(shared);
-                }
-                read = read_with(stream, |bytes| digest(state, shared, input, output, bytes)), if is_reading => {
-                    heard_at = clock::instant();
-                    match read {
-                        Ok(Read::Bytes(step)) => if let Some(fault) = step.into_fault() {
-                            return fault;
-                        },
-                        Ok(Read::End) | Err(_) => return None,
+                changed = written.changed(), if awaits_notes => {
+                    if changed.is_err() {
+                        return End::Fault(SHUTTING_DOWN);
                     }
                 }
-                () = &mut alarm => {
-                    let now = clock::instant();
-                    let silence = now.duration_since(heard_at);
-                    match state.silence_max {
-                        // While we do not read, silence is ours.
-                        Some(limit) if silence >= limit && is_reading => {
-                            return Some(Fault { code: 0x8D, text: "nothing came within one and a half times the keep-alive" });
+                () = room(shared, blocked_on.as_deref()) => inbound.take_held(shared),
+                next = next(&mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading) => match next {
+                    Next::Read(step) => {
+                        heard_at = clock::instant();
+                        if let Some(end) = End::of(step) {
+                            return end;
                         }
-                        Some(limit) => alarm.as_mut().reset((now + limit.saturating_sub(silence).max(Duration::from_secs(1))).into()),
-                        None => alarm.as_mut().reset((now + Duration::from_secs(3600)).into()),
                     }
+                    Next::Gone => return End::Gone,
+                    Next::Tell(ready) => self.tell(inbound, ready, limits),
+                },
+                () = &mut alarm => {
+                    let silence = clock::instant().duration_since(heard_at);
+                    // While we do not read, silence is ours.
+                    if silence_max.is_some_and(|limit| silence >= limit) && is_reading {
+                        return End::Fault(SILENT);
+                    }
+                    if let Err(fault) = self.look_after(inbound, limits) {
+                        return End::Fault(fault);
+                    }
+                    alarm.as_mut().reset((clock::instant() + next_look(*silence_max, inbound, silence)).into());
                 }
             }
         }
     }
 
-    fn digest(&mut self, bytes: &[u8]) -> Step {
-        digest(&mut self.state, self.shared, &mut self.input, &mut self.output, bytes)
+    /// Writes what there is to tell the client.
+    fn tell(&mut self, inbound: &mut Inbound, ready: Ready, limits: Limits) {
+        let wire = inbound.wire;
+        let outbound = &mut inbound.session.outbound;
+        match ready {
+            Ready::Own => {
+                let now = Timestamp::from(clock::wall());
+                let journal = self.shared.ingest.journal();
+                self.shared.stats.cut.add(outbound.fill(wire, now, limits, journal, &mut self.output));
+            }
+            Ready::Shared(group, event) => outbound.fill_shared(wire, &group, &event, &mut self.output),
+        }
     }
 
-    /// Awaits acknowledgements in flight where that makes sense, says goodbye, and closes.
-    async fn end(mut self, fault: Option<Fault>) {
-        // Whoever shuts down or is cut off for a fault still gets what it was promised.
+    /// Notes where a subscriber is; the error is for one that does not keep up.
+    fn look_after(&self, inbound: &Inbound, limits: Limits) -> Result<(), Fault> {
+        let outbound = &inbound.session.outbound;
+        if outbound.is_idle() {
+            return Ok(());
+        }
+        if inbound.session.number > 0 {
+            self.shared.registry.note_positions(&inbound.key, outbound.positions());
+        }
+        if outbound.behind() > limits.events.saturating_mul(BEHIND_TIMES_MAX) { Err(TOO_SLOW) } else { Ok(()) }
+    }
+
+    fn digest(&mut self, inbound: &mut Inbound, bytes: &[u8]) -> Option<End> {
+        End::of(inbound.digest(self.shared, &mut self.input, &mut self.output, bytes))
+    }
+
+    /// Awaits acknowledgements in flight.
+    async fn drain(&mut self, inbound: &mut Inbound) {
         let deadline = clock::instant() + DRAIN_WAIT_MAX;
-        while fault.is_some() && !self.state.unacknowledged.is_empty() {
-            self.state.acknowledge(self.shared, &mut self.output);
-            if self.state.unacknowledged.is_empty() || self.shared.ingest.is_closed() {
-                break;
+        let mut written = self.shared.registry.written();
+        loop {
+            inbound.acknowledge(self.shared, *written.borrow_and_update(), &mut self.output);
+            let is_done = !inbound.awaits_receipts() && !inbound.awaits_notes();
+            if is_done || self.shared.ingest.is_closed() {
+                return;
             }
             let wait = deadline.saturating_duration_since(clock::instant());
-            if tokio::time::timeout(wait, self.state.waiter.woken()).await.is_err() {
-                break;
+            let something = async {
+                tokio::select! {
+                    () = inbound.session.waiter.woken() => {}
+                    _ = written.changed() => {}
+                }
+            };
+            if tokio::time::timeout(wait, something).await.is_err() {
+                return;
             }
         }
-        if let Some(fault) = fault
-            && self.state.is_v5
-            && self.state.is_connected
+    }
+
+    /// Says goodbye, and closes.
+    async fn close(mut self, fault: Option<(Fault, Wire)>) {
+        if let Some((fault, wire)) = fault
+            && wire.protocol == Protocol::V5
         {
-            wire::push_disconnect(&mut self.output, fault);
+            wire::push_disconnect(&mut self.output, fault, wire.packet_bytes_max);
         }
         if self.flush().await {
             // The peer may be gone already.
@@ -373,6 +456,27 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Session<'s, S> {
     }
 }
 
+const TAKEN_OVER: Fault = Fault { code: 0x8E, text: "another connection took over this client id" };
+const SILENT: Fault = Fault { code: 0x8D, text: "nothing came within one and a half times the keep-alive" };
+const TOO_SLOW: Fault = Fault { code: 0x97, text: "the subscriber does not keep up; see backlog_events_max" };
+
+impl End {
+    fn of(step: Step) -> Option<Self> {
+        match step {
+            Step::Continue => None,
+            Step::Goodbye { with_will } => Some(Self::Goodbye { with_will }),
+            Step::Fail(fault) => Some(Self::Fault(fault)),
+        }
+    }
+}
+
+/// When to look at a connection that is silent, or at a subscriber.
+fn next_look(silence_max: Option<Duration>, inbound: &Inbound, silence: Duration) -> Duration {
+    let until_silent = silence_max.map(|limit| limit.saturating_sub(silence).max(Duration::from_secs(1)));
+    let until_look = (!inbound.session.outbound.is_idle()).then_some(LOOK_AFTER);
+    until_silent.into_iter().chain(until_look).min().unwrap_or(Duration::from_secs(3600))
+}
+
 /// Waits for room in the lane that holds a session up; for ever, if none does.
 async fn room(shared: &Shared, route: Option<&Route>) {
     match route {
@@ -386,351 +490,56 @@ enum Read<T> {
     End,
 }
 
-/// Reads into the thread's buffer and hands on what came. Safe to drop: nothing is read without
-/// being handed on in the same breath.
-async fn read_with<S: AsyncRead + Unpin, T>(
+/// Reads into the thread's buffer and hands on what came. Nothing is read without being handed on
+/// in the same breath.
+fn poll_read_with<S: AsyncRead + Unpin, T>(
     stream: &mut S,
-    mut then: impl FnMut(&[u8]) -> T,
-) -> std::io::Result<Read<T>> {
+    context: &mut Context<'_>,
+    then: impl FnOnce(&[u8]) -> T,
+) -> Poll<std::io::Result<Read<T>>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut buffer = ReadBuf::new(scratch);
+        match Pin::new(stream).poll_read(context, &mut buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Ok(Read::End)),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(Read::Bytes(then(buffer.filled())))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+}
+
+/// What happens next on a connection.
+enum Next {
+    /// Something was read and handled.
+    Read(Step),
+    /// The client is gone.
+    Gone,
+    /// There may be something to tell it.
+    Tell(Ready),
+}
+
+/// Waits for what the client sends, and for what it is to be told. Safe to drop half-way.
+async fn next<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    input: &mut Vec<u8>,
+    output: &mut Vec<u8>,
+    shared: &Shared,
+    inbound: &mut Inbound,
+    is_reading: bool,
+) -> Next {
     poll_fn(|context| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Ok(Read::End)),
-                Poll::Ready(Ok(())) => Poll::Ready(Ok(Read::Bytes(then(buffer.filled())))),
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Pending => Poll::Pending,
+        if is_reading {
+            match poll_read_with(stream, context, |bytes| inbound.digest(shared, input, output, bytes)) {
+                Poll::Ready(Ok(Read::Bytes(step))) => return Poll::Ready(Next::Read(step)),
+                Poll::Ready(Ok(Read::End) | Err(_)) => return Poll::Ready(Next::Gone),
+                Poll::Pending => {}
             }
-        })
+        }
+        // SUBACK goes before what it lets through.
+        if inbound.awaits_notes() {
+            return Poll::Pending;
+        }
+        inbound.session.outbound.poll_ready(context, output).map(Next::Tell)
     })
     .await
-}
-
-/// Handles every whole packet in what was left and what came; keeps the rest.
-fn digest(state: &mut State, shared: &Shared, left: &mut Vec<u8>, output: &mut Vec<u8>, bytes: &[u8]) -> Step {
-    let arrived = Arrived { at: clock::instant(), time: Timestamp::from(clock::wall()) };
-    let owned;
-    let mut rest = if left.is_empty() {
-        bytes
-    } else {
-        left.extend_from_slice(bytes);
-        owned = std::mem::take(left);
-        &owned[..]
-    };
-    loop {
-        match wire::frame(rest, shared.packet_bytes_max) {
-            Ok(Some(frame)) => {
-                rest = &rest[frame.length..];
-                match state.packet(shared, frame, arrived, output) {
-                    Step::Continue => {}
-                    end => return end,
-                }
-            }
-            Ok(None) => break,
-            Err(fault) => return Step::Fail(fault),
-        }
-    }
-    if !rest.is_empty() {
-        *left = rest.to_vec();
-    }
-    Step::Continue
-}
-
-#[derive(Clone, Copy)]
-struct Arrived {
-    at: Instant,
-    time: Timestamp,
-}
-
-impl Step {
-    /// `Some` if the session ends, with the fault if there is one.
-    fn into_fault(self) -> Option<Option<Fault>> {
-        match self {
-            Self::Continue => None,
-            Self::Goodbye => Some(None),
-            Self::Fail(fault) => Some(Some(fault)),
-        }
-    }
-}
-
-impl State {
-    fn packet(&mut self, shared: &Shared, frame: Frame<'_>, arrived: Arrived, output: &mut Vec<u8>) -> Step {
-        let flags = frame.first & 0x0F;
-        match (frame.first >> 4, flags) {
-            (3, _) => match wire::publish(frame.first, frame.body, self.is_v5) {
-                Ok(publish) => self.publish(shared, publish, arrived),
-                Err(fault) => Step::Fail(fault),
-            },
-            (12, 0) if frame.body.is_empty() => {
-                output.extend_from_slice(&[0xD0, 0]);
-                Step::Continue
-            }
-            (14, 0) if !self.is_v5 && !frame.body.is_empty() => Step::Fail(Fault::malformed("DISCONNECT has a body")),
-            (14, 0) => Step::Goodbye,
-            (8, 2) => self.subscribe(frame.body, output),
-            (10, 2) => self.unsubscribe(frame.body, output),
-            (1, _) => Step::Fail(Fault::protocol("a second CONNECT")),
-            // We publish nothing to clients, so that they have nothing to acknowledge.
-            (4..=7, _) => Step::Fail(Fault::protocol("an acknowledgement of nothing")),
-            (15, _) => Step::Fail(Fault::protocol("AUTH without an authentication method")),
-            _ => Step::Fail(Fault::malformed("a packet type or flags that do not exist")),
-        }
-    }
-
-    fn publish(&mut self, shared: &Shared, publish: wire::Publish<'_>, arrived: Arrived) -> Step {
-        shared.stats.received.add(1);
-        if publish.qos == 2 {
-            return Step::Fail(Fault { code: 0x9B, text: "QoS 2 is not supported; the maximum is 1" });
-        }
-        if publish.payload.len() as u64 > shared.config.payload_max.0 {
-            return Step::Fail(Fault { code: 0x95, text: "the payload is larger than payload_max" });
-        }
-        let in_flight = self.unacknowledged.len() + self.held.len();
-        if publish.qos == 1 && self.is_v5 && in_flight >= usize::from(shared.config.receive_maximum) {
-            return Step::Fail(Fault { code: 0x93, text: "more publishes in flight than Receive Maximum allows" });
-        }
-        let route = match self.route(shared, &publish) {
-            Ok(route) => route,
-            Err(fault) => return Step::Fail(fault),
-        };
-        let beside = Beside { trace_parent: publish.trace_parent, content_type: publish.content_type };
-        if self.held.is_empty() {
-            match shared.ingest.accept(&route, publish.payload, beside, arrived.time, &mut self.waiter) {
-                Ok(taken) => {
-                    if publish.qos > 0 {
-                        self.unacknowledged.push_back(Unacknowledged {
-                            taken,
-                            packet_id: publish.packet_id,
-                            arrived: arrived.at,
-                        });
-                    }
-                    return Step::Continue;
-                }
-                Err(NotTaken::NoRoom) => {}
-                Err(NotTaken::Closed) => return Step::Fail(Fault { code: 0x8B, text: "the gateway is shutting down" }),
-            }
-        }
-        if publish.qos == 0 {
-            // Nobody waits for an answer, so that there is nobody to slow down.
-            shared.stats.dropped.add(1);
-            return Step::Continue;
-        }
-        self.held_bytes += publish.payload.len() + 128;
-        self.held.push_back(Held {
-            route,
-            payload: publish.payload.to_vec(),
-            trace_parent: publish.trace_parent.map(str::to_owned),
-            content_type: publish.content_type.map(str::to_owned),
-            packet_id: publish.packet_id,
-            arrived: arrived.at,
-        });
-        Step::Continue
-    }
-
-    /// Where a publish leads, its alias resolved.
-    fn route(&mut self, shared: &Shared, publish: &wire::Publish<'_>) -> Result<Arc<Route>, Fault> {
-        if let Some(alias) = publish.alias {
-            if alias > ALIASES_MAX {
-                return Err(Fault { code: 0x94, text: "the topic alias is above the maximum" });
-            }
-            if !publish.topic.is_empty() {
-                self.aliases.insert(alias, publish.topic.to_owned());
-            }
-        }
-        let topic = match (publish.topic, publish.alias) {
-            ("", Some(alias)) => {
-                self.aliases.get(&alias).ok_or(Fault::protocol("the topic alias stands for nothing"))?.as_str()
-            }
-            (topic, _) => topic,
-        };
-        if let Some(route) = self.routes.get(topic)
-            && shared.ingest.is_current(route)
-        {
-            return Ok(Arc::clone(route));
-        }
-        let route =
-            Arc::new(shared.ingest.route(SourceKind::Mqtt, &shared.config.name, topic, &self.client, &self.user));
-        if self.routes.len() >= ROUTES_MAX {
-            self.routes.clear();
-        }
-        self.routes.insert(topic.to_owned(), Arc::clone(&route));
-        Ok(route)
-    }
-
-    /// Takes in what had found no room, as far as there is some now.
-    fn take_held(&mut self, shared: &Shared) {
-        let now = Timestamp::from(clock::wall());
-        while let Some(held) = self.held.front() {
-            let beside =
-                Beside { trace_parent: held.trace_parent.as_deref(), content_type: held.content_type.as_deref() };
-            match shared.ingest.accept(&held.route, &held.payload, beside, now, &mut self.waiter) {
-                Ok(taken) => {
-                    let unacknowledged = Unacknowledged { taken, packet_id: held.packet_id, arrived: held.arrived };
-                    self.unacknowledged.push_back(unacknowledged);
-                    self.held_bytes -= held.payload.len() + 128;
-                    self.held.pop_front();
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Acknowledges what is on the disk, in order of arrival.
-    fn acknowledge(&mut self, shared: &Shared, output: &mut Vec<u8>) {
-        let mut now = None;
-        while let Some(first) = self.unacknowledged.front() {
-            let Some(_receipt) = shared.ingest.receipt(&first.taken) else { return };
-            wire::push_puback(output, first.packet_id);
-            let now = *now.get_or_insert_with(clock::instant);
-            shared.stats.ack.record(now.duration_since(first.arrived), 1);
-            self.unacknowledged.pop_front();
-        }
-    }
-
-    /// Declines subscriptions: this listener takes, and gives nothing out.
-    fn subscribe(&mut self, body: &[u8], output: &mut Vec<u8>) -> Step {
-        let (id, count) = if self.is_v5 {
-            match v5_0::Subscribe::parse(body) {
-                Ok((packet, _)) => (packet.packet_id(), packet.entries().len()),
-                Err(_) => return Step::Fail(Fault::malformed("SUBSCRIBE does not parse")),
-            }
-        } else {
-            match v3_1_1::Subscribe::parse(body) {
-                Ok((packet, _)) => (packet.packet_id(), packet.entries().len()),
-                Err(_) => return Step::Fail(Fault::malformed("SUBSCRIBE does not parse")),
-            }
-        };
-        // Implementation specific error in MQTT 5, failure in 3.1.1.
-        self.answer_each(0x90, id, count, if self.is_v5 { 0x83 } else { 0x80 }, output)
-    }
-
-    fn unsubscribe(&mut self, body: &[u8], output: &mut Vec<u8>) -> Step {
-        if self.is_v5 {
-            match v5_0::Unsubscribe::parse(body) {
-                // No subscription existed.
-                Ok((packet, _)) => self.answer_each(0xB0, packet.packet_id(), packet.entries().len(), 0x11, output),
-                Err(_) => Step::Fail(Fault::malformed("UNSUBSCRIBE does not parse")),
-            }
-        } else {
-            match v3_1_1::Unsubscribe::parse(body) {
-                Ok((packet, _)) => {
-                    let [high, low] = packet.packet_id().to_be_bytes();
-                    output.extend_from_slice(&[0xB0, 2, high, low]);
-                    Step::Continue
-                }
-                Err(_) => Step::Fail(Fault::malformed("UNSUBSCRIBE does not parse")),
-            }
-        }
-    }
-
-    fn answer_each(&self, first: u8, id: u16, count: usize, code: u8, output: &mut Vec<u8>) -> Step {
-        let length = 2 + usize::from(self.is_v5) + count;
-        output.push(first);
-        let mut rest = length;
-        loop {
-            let byte = (rest & 0x7F) as u8;
-            rest >>= 7;
-            output.push(if rest > 0 { byte | 0x80 } else { byte });
-            if rest == 0 {
-                break;
-            }
-        }
-        output.extend_from_slice(&id.to_be_bytes());
-        if self.is_v5 {
-            output.push(0);
-        }
-        output.extend(std::iter::repeat_n(code, count));
-        Step::Continue
-    }
-}
-
-/// Reads CONNECT. The error is the answer for the client, and why for the log.
-fn hello(frame: &Frame<'_>) -> Result<Hello, (Vec<u8>, &'static str)> {
-    const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, 1];
-    if frame.first != 0x10 {
-        return Err((Vec::new(), "the first packet is not CONNECT"));
-    }
-    let level = match frame.body {
-        [0, 4, b'M', b'Q', b'T', b'T', level, ..] => *level,
-        [0, 6, b'M', b'Q', b'I', b's', b'd', b'p', ..] => {
-            return Err((UNSUPPORTED.to_vec(), "MQTT 3.1 is not supported; 3.1.1 and 5 are"));
-        }
-        _ => return Err((Vec::new(), "CONNECT of another protocol than MQTT")),
-    };
-    match level {
-        4 => {
-            let (packet, _) = v3_1_1::Connect::parse(frame.body).map_err(|_| (Vec::new(), "CONNECT does not parse"))?;
-            Ok(Hello {
-                client: packet.client_id().to_owned(),
-                is_clean: packet.clean_session(),
-                user: packet.user_name().map(str::to_owned),
-                password: packet.password().map(<[u8]>::to_vec),
-                keep_alive: packet.keep_alive(),
-                is_v5: false,
-            })
-        }
-        5 => {
-            let malformed = || (connack_refusing(ConnectReasonCode::MalformedPacket), "CONNECT does not parse");
-            let (packet, _) = v5_0::Connect::parse(frame.body).map_err(|_| malformed())?;
-            if packet.props().iter().any(|property| matches!(property, Property::AuthenticationMethod(_))) {
-                return Err((
-                    connack_refusing(ConnectReasonCode::BadAuthenticationMethod),
-                    "enhanced authentication is not supported",
-                ));
-            }
-            Ok(Hello {
-                client: packet.client_id().to_owned(),
-                is_clean: packet.clean_start(),
-                user: packet.user_name().map(str::to_owned),
-                password: packet.password().map(<[u8]>::to_vec),
-                keep_alive: packet.keep_alive(),
-                is_v5: true,
-            })
-        }
-        // A client of a future version understands the answer of 5; older ones that of 3.1.1.
-        6.. => Err((connack_refusing(ConnectReasonCode::UnsupportedProtocolVersion), "an unknown version of MQTT")),
-        _ => Err((UNSUPPORTED.to_vec(), "an unknown version of MQTT")),
-    }
-}
-
-fn connack_refusing(code: ConnectReasonCode) -> Vec<u8> {
-    let built = v5_0::Connack::builder().session_present(false).reason_code(code).build();
-    built.map_or_else(|_| Vec::new(), |packet| packet.to_continuous_buffer())
-}
-
-fn connack_v3(code: ConnectReasonCode) -> Option<Vec<u8>> {
-    let code = match code {
-        ConnectReasonCode::Success => ConnectReturnCode::Accepted,
-        ConnectReasonCode::ClientIdentifierNotValid => ConnectReturnCode::IdentifierRejected,
-        ConnectReasonCode::BadUserNameOrPassword => ConnectReturnCode::BadUserNameOrPassword,
-        _ => ConnectReturnCode::NotAuthorized,
-    };
-    let built = v3_1_1::Connack::builder().session_present(false).return_code(code).build();
-    built.ok().map(|packet| packet.to_continuous_buffer())
-}
-
-fn connack_v5(shared: &Shared, code: ConnectReasonCode, assigned: Option<&str>) -> Option<Vec<u8>> {
-    use mqtt_protocol_core::mqtt::packet::{
-        AssignedClientIdentifier, MaximumPacketSize, MaximumQos, ReceiveMaximum, SessionExpiryInterval,
-        SharedSubscriptionAvailable, SubscriptionIdentifierAvailable, TopicAliasMaximum, WildcardSubscriptionAvailable,
-    };
-    if code != ConnectReasonCode::Success {
-        return Some(connack_refusing(code));
-    }
-    let packet_max = u32::try_from(shared.packet_bytes_max).unwrap_or(u32::MAX);
-    let mut properties: Vec<Property> = vec![
-        SessionExpiryInterval::new(0).ok()?.into(),
-        ReceiveMaximum::new(shared.config.receive_maximum).ok()?.into(),
-        MaximumQos::new(1).ok()?.into(),
-        MaximumPacketSize::new(packet_max).ok()?.into(),
-        TopicAliasMaximum::new(ALIASES_MAX).ok()?.into(),
-        WildcardSubscriptionAvailable::new(0).ok()?.into(),
-        SubscriptionIdentifierAvailable::new(0).ok()?.into(),
-        SharedSubscriptionAvailable::new(0).ok()?.into(),
-    ];
-    if let Some(client) = assigned {
-        properties.push(AssignedClientIdentifier::new(client).ok()?.into());
-    }
-    let built = v5_0::Connack::builder().session_present(false).reason_code(code).props(properties).build();
-    built.ok().map(|packet| packet.to_continuous_buffer())
 }

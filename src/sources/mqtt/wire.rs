@@ -1,7 +1,8 @@
-//! MQTT on the wire, as far as it is the path of an event: frames, PUBLISH, PUBACK.
+//! MQTT on the wire: frames, and the packets of a client that is let in.
 //!
-//! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied and
-//! nothing is allocated. Everything but PUBLISH goes to `mqtt-protocol-core`, which is strict.
+//! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
+
+use super::parts::{Reader, Value, properties};
 
 /// What a client did that ends its connection: the reason code of MQTT 5, and a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,13 +91,10 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
         return Err(Fault::malformed("a QoS 0 publish cannot be a duplicate"));
     }
     let topic = rest.text()?;
-    if topic.bytes().any(|byte| matches!(byte, b'+' | b'#')) {
-        return Err(Fault { code: 0x90, text: "the topic name holds a wildcard" });
+    if topic.bytes().any(is_wildcard) {
+        return Err(WILDCARD);
     }
-    let packet_id = if qos > 0 { rest.u16()? } else { 0 };
-    if qos > 0 && packet_id == 0 {
-        return Err(Fault::protocol("the packet identifier is 0"));
-    }
+    let packet_id = if qos > 0 { rest.packet_id()? } else { 0 };
     let mut found = Publish {
         dup,
         qos,
@@ -109,7 +107,17 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
         payload: &[],
     };
     if is_v5 {
-        properties(&mut rest, &mut found)?;
+        properties(&mut rest, &PUBLISH_MAY, |id, value| {
+            match (id, value) {
+                (0x03, Value::Text(kind)) => found.content_type = Some(kind),
+                (0x08, Value::Text(topic)) => check_response_topic(topic)?,
+                (0x0B, _) => return Err(Fault::protocol("a client cannot send a subscription identifier")),
+                (0x23, Value::Number(alias)) => found.alias = u16::try_from(alias).ok(),
+                (_, Value::Pair(name, value)) if is_trace_parent(name, value) => found.trace_parent = Some(value),
+                _ => {}
+            }
+            Ok(())
+        })?;
     }
     if topic.is_empty() && found.alias.is_none() {
         return Err(if is_v5 {
@@ -122,126 +130,164 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
     Ok(found)
 }
 
-fn properties<'a>(rest: &mut Reader<'a>, found: &mut Publish<'a>) -> Result<(), Fault> {
-    let length = rest.varint()?;
-    let mut properties = Reader(rest.take(length)?);
-    let mut seen = 0u64;
-    while !properties.0.is_empty() {
-        let id = properties.u8()?;
-        // All but user properties appear once at most.
-        if id < 64 && id != 0x26 {
-            if seen & 1 << id != 0 {
-                return Err(Fault::protocol("a property appears twice"));
-            }
-            seen |= 1 << id;
-        }
-        match id {
-            0x01 => {
-                if properties.u8()? > 1 {
-                    return Err(Fault::protocol("the payload format indicator is neither 0 nor 1"));
-                }
-            }
-            0x02 => {
-                properties.take(4)?;
-            }
-            0x03 => found.content_type = Some(properties.text()?),
-            0x08 => {
-                let topic = properties.text()?;
-                if topic.is_empty() || topic.bytes().any(|byte| matches!(byte, b'+' | b'#')) {
-                    return Err(Fault::protocol("the response topic is empty or holds a wildcard"));
-                }
-            }
-            0x09 => {
-                let length = properties.u16()?;
-                properties.take(length.into())?;
-            }
-            0x23 => {
-                let alias = properties.u16()?;
-                if alias == 0 {
-                    return Err(Fault { code: 0x94, text: "topic alias 0 is not allowed" });
-                }
-                found.alias = Some(alias);
-            }
-            0x26 => {
-                let (name, value) = (properties.text()?, properties.text()?);
-                // A trace context that is not one is of no use to anybody.
-                if name == "traceparent" && value.len() <= 55 && value.is_ascii() {
-                    found.trace_parent = Some(value);
-                }
-            }
-            0x0B => return Err(Fault::protocol("a client cannot send a subscription identifier")),
-            _ => return Err(Fault::malformed("PUBLISH has no such property")),
-        }
+const WILDCARD: Fault = Fault { code: 0x90, text: "the topic name holds a wildcard" };
+
+fn is_wildcard(byte: u8) -> bool {
+    matches!(byte, b'+' | b'#')
+}
+
+/// Whether a topic is one that can be published to.
+pub fn check_topic(topic: &str) -> Result<(), Fault> {
+    if topic.bytes().any(is_wildcard) {
+        return Err(WILDCARD);
+    }
+    if topic.is_empty() || topic.contains('\0') {
+        return Err(Fault { code: 0x90, text: "the topic name is empty or holds U+0000" });
     }
     Ok(())
 }
 
-/// Appends a PUBACK that says success; in both versions these are the shortest forms.
-pub fn push_puback(out: &mut Vec<u8>, packet_id: u16) {
-    let [high, low] = packet_id.to_be_bytes();
-    out.extend_from_slice(&[0x40, 2, high, low]);
+/// Whether a user property is a trace context; one that is not is of no use to anybody.
+pub fn is_trace_parent(name: &str, value: &str) -> bool {
+    name == "traceparent" && value.len() <= 55 && value.is_ascii()
 }
 
-/// Appends a DISCONNECT of MQTT 5 with reason code and reason string.
-pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault) {
+/// Properties of a PUBLISH.
+const PUBLISH_MAY: [u8; 7] = [0x01, 0x02, 0x03, 0x08, 0x09, 0x0B, 0x23];
+
+/// Whether a response topic could be published to.
+pub fn check_response_topic(topic: &str) -> Result<(), Fault> {
+    if topic.is_empty() || topic.bytes().any(is_wildcard) {
+        return Err(Fault::protocol("the response topic is empty or holds a wildcard"));
+    }
+    Ok(())
+}
+
+/// First byte of PUBACK.
+pub const PUBACK: u8 = 0x40;
+/// First byte of PUBREC.
+pub const PUBREC: u8 = 0x50;
+/// First byte of PUBCOMP.
+pub const PUBCOMP: u8 = 0x70;
+
+/// Appends an acknowledgement that says success; in both versions this is the shortest form.
+pub fn push_ack(out: &mut Vec<u8>, kind: u8, packet_id: u16) {
+    let [high, low] = packet_id.to_be_bytes();
+    out.extend_from_slice(&[kind, 2, high, low]);
+}
+
+/// Appends an acknowledgement of MQTT 5 with a reason code.
+pub fn push_ack_with(out: &mut Vec<u8>, kind: u8, packet_id: u16, code: u8) {
+    let [high, low] = packet_id.to_be_bytes();
+    out.extend_from_slice(&[kind, 3, high, low, code]);
+}
+
+/// Reads the packet id and the reason code of an acknowledgement (PUBACK to PUBCOMP, both versions).
+pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
+    let mut rest = Reader(body);
+    let packet_id = rest.packet_id()?;
+    let mut code = 0;
+    if is_v5 && !rest.0.is_empty() {
+        code = rest.u8()?;
+        if !rest.0.is_empty() {
+            properties(&mut rest, &[0x1F], |_, _| Ok(()))?;
+        }
+    }
+    rest.end()?;
+    Ok((packet_id, code))
+}
+
+/// A filter of SUBSCRIBE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// The filter as it is written.
+    pub filter: &'a str,
+    /// 0 to 2.
+    pub qos: u8,
+    /// Not what the client itself publishes.
+    pub no_local: bool,
+    /// 0: last values at once; 1: only if the subscription is new; 2: none.
+    pub retain_handling: u8,
+}
+
+/// Reads SUBSCRIBE: packet id, subscription identifier, filters.
+pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Wanted<'_>>), Fault> {
+    let mut rest = Reader(body);
+    let packet_id = rest.packet_id()?;
+    let mut id = None;
+    if is_v5 {
+        properties(&mut rest, &[0x0B], |_, value| {
+            if let Value::Number(number) = value {
+                id = Some(number);
+            }
+            Ok(())
+        })?;
+    }
+    let mut wanted = Vec::new();
+    while !rest.0.is_empty() {
+        let filter = rest.text()?;
+        let options = rest.u8()?;
+        let (qos, retain_handling) = (options & 3, options >> 4 & 3);
+        let reserved = if is_v5 { options & 0xC0 } else { options & 0xFC };
+        if reserved != 0 || qos == 3 || retain_handling == 3 {
+            return Err(Fault::malformed("a subscription has options that do not exist"));
+        }
+        wanted.push(Wanted { filter, qos, no_local: options & 4 != 0, retain_handling });
+    }
+    if wanted.is_empty() {
+        return Err(Fault::protocol("SUBSCRIBE without a filter"));
+    }
+    Ok((packet_id, id, wanted))
+}
+
+/// Reads UNSUBSCRIBE: packet id and filters.
+pub fn unsubscribe(body: &[u8], is_v5: bool) -> Result<(u16, Vec<&str>), Fault> {
+    let mut rest = Reader(body);
+    let packet_id = rest.packet_id()?;
+    if is_v5 {
+        properties(&mut rest, &[], |_, _| Ok(()))?;
+    }
+    let mut filters = Vec::new();
+    while !rest.0.is_empty() {
+        filters.push(rest.text()?);
+    }
+    if filters.is_empty() {
+        return Err(Fault::protocol("UNSUBSCRIBE without a filter"));
+    }
+    Ok((packet_id, filters))
+}
+
+/// Reads DISCONNECT: the reason code, and the session expiry if it says one.
+pub fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> {
+    let mut rest = Reader(body);
+    let (mut code, mut expiry) = (0, None);
+    if is_v5 && !rest.0.is_empty() {
+        code = rest.u8()?;
+        if !rest.0.is_empty() {
+            properties(&mut rest, &[0x11, 0x1F], |id, value| {
+                if id == 0x11 {
+                    expiry = Some(value.number());
+                }
+                Ok(())
+            })?;
+        }
+    }
+    rest.end()?;
+    Ok((code, expiry))
+}
+
+/// Appends a DISCONNECT of MQTT 5 with reason code, and a reason string if the client takes a packet of that size.
+pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault, packet_bytes_max: usize) {
     let text = fault.text.as_bytes();
     // Texts are our own and short, so that each length fits one byte.
     debug_assert!(text.len() < 100);
-    out.extend_from_slice(&[
-        0xE0,
-        (text.len() + 5) as u8,
-        fault.code,
-        (text.len() + 3) as u8,
-        0x1F,
-        0,
-        text.len() as u8,
-    ]);
+    if text.len() + 7 > packet_bytes_max {
+        out.extend_from_slice(&[0xE0, 1, fault.code]);
+        return;
+    }
+    let length = text.len() as u8;
+    out.extend_from_slice(&[0xE0, length + 5, fault.code, length + 3, 0x1F, 0, length]);
     out.extend_from_slice(text);
-}
-
-#[derive(Clone, Copy)]
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {
-        match self.0.split_at_checked(length) {
-            Some((taken, rest)) => {
-                self.0 = rest;
-                Ok(taken)
-            }
-            None => Err(Fault::malformed("the packet ends too early")),
-        }
-    }
-
-    fn u8(&mut self) -> Result<u8, Fault> {
-        Ok(self.take(1)?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16, Fault> {
-        let bytes = self.take(2)?;
-        Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
-    }
-
-    fn text(&mut self) -> Result<&'a str, Fault> {
-        let length = self.u16()?;
-        let bytes = self.take(length.into())?;
-        match std::str::from_utf8(bytes) {
-            Ok(text) if !bytes.contains(&0) => Ok(text),
-            _ => Err(Fault::malformed("a string is no UTF-8, or holds U+0000")),
-        }
-    }
-
-    fn varint(&mut self) -> Result<usize, Fault> {
-        let mut value = 0usize;
-        for place in 0..4 {
-            let byte = self.u8()?;
-            value |= usize::from(byte & 0x7F) << (7 * place);
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(Fault::malformed("a variable byte integer has more than four bytes"))
-    }
 }
 
 #[cfg(test)]
@@ -254,6 +300,10 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200), is_v5: bool) {
             if let Ok(Some(found)) = frame(&bytes, 1 << 20) {
                 let _ = publish(found.first, found.body, is_v5);
+                let _ = ack(found.body, is_v5);
+                let _ = subscribe(found.body, is_v5);
+                let _ = unsubscribe(found.body, is_v5);
+                let _ = disconnect(found.body, is_v5);
             }
         }
     }
@@ -298,7 +348,7 @@ mod tests {
     #[test]
     fn a_disconnect_says_why() {
         let mut out = Vec::new();
-        push_disconnect(&mut out, Fault::protocol("x"));
+        push_disconnect(&mut out, Fault::protocol("x"), usize::MAX);
         assert_eq!(out, [0xE0, 6, 0x82, 4, 0x1F, 0, 1, b'x']);
     }
 }

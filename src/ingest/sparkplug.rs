@@ -1,0 +1,379 @@
+//! Sparkplug B: what edge nodes and devices publish becomes JSON that a contract can read.
+//!
+//! Promise: a value never gets another metric's name or type. What cannot be told for certain is a
+//! dead letter that names the alias, and the node is asked for a rebirth where that is allowed. One
+//! gap is the protocol's: data does not say which birth it belongs to, so that aliases of a node that
+//! was born anew while the gateway was away are those of before, until the rebirth that is asked for.
+//! Invariants:
+//! - a birth certificate is acknowledged only after what it declares is on the disk, so that data
+//!   is understood after any restart;
+//! - decoding changes nothing; [`Sparkplug::apply`] does, once the event is on its way to the disk.
+//!
+//! Not here: what the JSON means (`contract`), who is asked for a rebirth and how (`sources`).
+
+mod json;
+mod nodes;
+pub mod proto;
+mod saver;
+mod value;
+
+use crate::clock;
+use crate::contract::push_json_string;
+use crate::journal::{Bell, Journal, JournalError};
+use crate::telemetry::{Counter, Limiter};
+use nodes::{Declared, Node, NodeKey, Nodes};
+use prost::Message;
+use proto::{Metric, MetricValue, Payload};
+use saver::Saver;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The largest JSON that may come of a message.
+const JSON_BYTES_MAX: usize = 8 << 20;
+/// The part whose notes these are.
+const PART: &str = "sparkplug";
+
+/// The state of every edge node.
+#[derive(Debug)]
+pub struct Sparkplug {
+    nodes: Arc<Mutex<Nodes>>,
+    saver: Saver,
+    /// Nodes to ask for a rebirth, by source; only sources that may ask are here.
+    asks: Mutex<HashMap<String, VecDeque<Ask>>>,
+    warnings: Limiter,
+    /// What it counts.
+    pub stats: Stats,
+}
+
+/// What is counted of Sparkplug.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Messages whose number does not follow the one before: some were lost on the way here.
+    pub gaps: Counter,
+    /// Messages that could not be understood.
+    pub refused: Counter,
+    /// Rebirths that were asked for.
+    pub asked: Counter,
+}
+
+/// A command that asks an edge node for a rebirth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Topic of the command.
+    pub topic: String,
+    /// Payload of the command.
+    pub payload: Vec<u8>,
+}
+
+/// Where a message belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place<'a> {
+    group: &'a str,
+    kind: &'a str,
+    node: &'a str,
+    device: Option<&'a str>,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.device {
+            None => write!(f, "node {}/{}", self.group, self.node),
+            Some(device) => write!(f, "device {}/{}/{device}", self.group, self.node),
+        }
+    }
+}
+
+/// Why a message is not understood.
+#[derive(Debug)]
+struct Trouble {
+    reason: String,
+    wants_rebirth: bool,
+}
+
+impl Trouble {
+    /// A birth certificate would mend it.
+    fn unborn(reason: String) -> Self {
+        Self { reason, wants_rebirth: true }
+    }
+
+    fn wrong(reason: String) -> Self {
+        Self { reason, wants_rebirth: false }
+    }
+}
+
+/// A message as far as it is understood.
+#[derive(Debug)]
+pub struct Decoded {
+    /// JSON, or why there is none, starting with the field.
+    pub json: Result<Vec<u8>, String>,
+    /// What becomes of the node's state once the event is taken.
+    pub change: Option<Change>,
+}
+
+/// What a message changes.
+#[derive(Debug)]
+pub struct Change {
+    key: NodeKey,
+    device: Option<String>,
+    what: What,
+    seq: Option<u8>,
+    wants_rebirth: bool,
+}
+
+#[derive(Debug)]
+enum What {
+    NodeBirth { declared: Declared, bd_seq: Option<u64> },
+    DeviceBirth(Declared),
+    NodeDeath { bd_seq: Option<u64> },
+    DeviceDeath,
+    Data,
+}
+
+impl Sparkplug {
+    /// Reads what earlier births have declared.
+    pub fn open(journal: &Journal) -> Result<Self, JournalError> {
+        let notes = journal.notes(PART);
+        let mut nodes = Nodes::default();
+        let now = clock::instant();
+        for (name, note) in notes.all("")? {
+            if !nodes.restore(&note, now) {
+                tracing::warn!(note = name, "a Sparkplug note is of another version; its node is asked for a rebirth");
+            }
+        }
+        let nodes = Arc::new(Mutex::new(nodes));
+        Ok(Self {
+            saver: Saver::start(notes, Arc::clone(&nodes)),
+            nodes,
+            asks: Mutex::default(),
+            warnings: Limiter::new(Duration::from_secs(60)),
+            stats: Stats::default(),
+        })
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asks(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Ask>>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many edge nodes are known.
+    pub fn node_count(&self) -> usize {
+        self.nodes().len()
+    }
+
+    /// Reads a message. Changes nothing, so that it may be read again when there was no room for it.
+    pub fn decode(&self, source: &str, topic: &str, payload: &[u8]) -> Decoded {
+        if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
+            return Decoded { json: Ok(host_state(host, payload)), change: None };
+        }
+        let (place, message) = match open(topic, payload) {
+            Ok(opened) => opened,
+            Err(trouble) => return Decoded { json: Err(trouble.reason), change: None },
+        };
+        let key = NodeKey { source: source.to_owned(), group: place.group.to_owned(), node: place.node.to_owned() };
+        let is_command = matches!(place.kind, "NCMD" | "DCMD");
+        let read = self.read(&key, &place, &message);
+        let (json, what, wants_rebirth) = match read {
+            Ok((json, what)) => (Ok(json), what, false),
+            Err(trouble) => (Err(trouble.reason), What::Data, trouble.wants_rebirth),
+        };
+        let change = (!is_command).then(|| Change {
+            key,
+            device: place.device.map(str::to_owned),
+            what,
+            seq: message.seq.filter(|_| place.kind != "NDEATH").map(|seq| (seq & 0xFF) as u8),
+            wants_rebirth,
+        });
+        Decoded { json, change }
+    }
+
+    fn read(&self, key: &NodeKey, place: &Place<'_>, message: &Payload) -> Result<(Vec<u8>, What), Trouble> {
+        if message.uuid.as_deref() == Some("SPBV1.0_COMPRESSED") {
+            return Err(Trouble::wrong("payload: is compressed, which is not supported".into()));
+        }
+        let nodes = self.nodes();
+        let is_birth = matches!(place.kind, "NBIRTH" | "DBIRTH");
+        // A birth certificate stands for itself.
+        let declared = if is_birth { None } else { nodes.find(key).and_then(|node| node.declared(place.device)) };
+        let metrics = json::resolve(&message.metrics, declared, place)?;
+        let json = json::message(place, message, &metrics, JSON_BYTES_MAX)?;
+        let bd_seq = || {
+            let metric = message.metrics.iter().find(|metric| metric.name.as_deref() == Some("bdSeq"))?;
+            match metric.value {
+                Some(MetricValue::Long(number)) => Some(number),
+                Some(MetricValue::Int(number)) => Some(number.into()),
+                _ => None,
+            }
+        };
+        let born = || Declared::born(&metrics).map_err(Trouble::wrong);
+        let what = match place.kind {
+            "NBIRTH" => What::NodeBirth { declared: born()?, bd_seq: bd_seq() },
+            "DBIRTH" => What::DeviceBirth(born()?),
+            "NDEATH" => What::NodeDeath { bd_seq: bd_seq() },
+            "DDEATH" => What::DeviceDeath,
+            _ => What::Data,
+        };
+        Ok((json, what))
+    }
+
+    /// Takes over what a message changes. Returns a number to give to [`Sparkplug::is_saved`]; the
+    /// bell rings when what it stands for is on the disk. 0 where nothing has to be.
+    pub fn apply(&self, change: Change, bell: impl FnOnce() -> Bell) -> u64 {
+        let now = clock::instant();
+        let mut nodes = self.nodes();
+        let is_new = nodes.find(&change.key).is_none();
+        let node = nodes.touch(&change.key, now);
+        let is_node_birth = matches!(change.what, What::NodeBirth { .. });
+        let mut wants_rebirth = change.wants_rebirth;
+        if let Some(seq) = change.seq {
+            // The same number again is the same message again.
+            let follows = |last: u8| seq == last || seq == last.wrapping_add(1);
+            if !is_node_birth && !node.seq.is_none_or(follows) {
+                self.stats.gaps.add(1);
+                wants_rebirth = true;
+                if let Some(held_back) = self.warnings.allow(now) {
+                    tracing::warn!(
+                        source = change.key.source,
+                        group = change.key.group,
+                        node = change.key.node,
+                        expected = node.seq.map(|last| last.wrapping_add(1)),
+                        seq,
+                        held_back,
+                        "Sparkplug messages were lost on their way to the gateway"
+                    );
+                }
+            }
+            node.seq = Some(seq);
+        }
+        let (is_saved, is_unborn) = enter(node, change.what, change.device);
+        wants_rebirth |= is_unborn;
+        let may_ask = wants_rebirth && self.asks().contains_key(&change.key.source) && node.may_ask(now);
+        let forgotten = if is_new || is_saved { nodes.make_room() } else { Vec::new() };
+        drop(nodes);
+        if may_ask {
+            self.ask(&change.key);
+        }
+        for key in forgotten {
+            self.saver.save(key, None);
+        }
+        if is_saved { self.saver.save(change.key, Some(bell())) } else { 0 }
+    }
+
+    /// Whether what a number of [`Sparkplug::apply`] stands for is on the disk.
+    pub fn is_saved(&self, number: u64) -> bool {
+        self.saver.saved() >= number
+    }
+
+    /// Lets a source ask nodes for a rebirth.
+    pub fn allow_asking(&self, source: &str) {
+        self.asks().entry(source.to_owned()).or_default();
+    }
+
+    /// The next node of a source to ask for a rebirth.
+    pub fn next_ask(&self, source: &str) -> Option<Ask> {
+        let ask = self.asks().get_mut(source)?.pop_front()?;
+        self.stats.asked.add(1);
+        Some(ask)
+    }
+
+    fn ask(&self, key: &NodeKey) {
+        let rebirth = Metric {
+            name: Some("Node Control/Rebirth".into()),
+            datatype: Some(value::BOOLEAN),
+            value: Some(MetricValue::Boolean(true)),
+            ..Metric::default()
+        };
+        let millis = clock::wall().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let payload = Payload {
+            timestamp: Some(u64::try_from(millis).unwrap_or(u64::MAX)),
+            metrics: vec![rebirth],
+            ..Payload::default()
+        };
+        let topic = format!("spBv1.0/{}/NCMD/{}", key.group, key.node);
+        if let Some(asks) = self.asks().get_mut(&key.source)
+            && asks.iter().all(|ask| ask.topic != topic)
+        {
+            asks.push_back(Ask { topic, payload: payload.encode_to_vec() });
+        }
+    }
+}
+
+/// Lets a node follow a message: whether its note changes, and whether a birth is missing.
+fn enter(node: &mut Node, what: What, device: Option<String>) -> (bool, bool) {
+    let mut is_unborn = false;
+    let is_saved = match what {
+        What::NodeBirth { declared, bd_seq } => {
+            node.own = declared;
+            node.bd_seq = bd_seq;
+            // After the birth of a node each of its devices is born again.
+            node.devices.values_mut().for_each(|device| device.is_alive = false);
+            node.is_born();
+            true
+        }
+        What::DeviceBirth(declared) => {
+            is_unborn |= !node.own.is_alive;
+            node.devices.insert(device.unwrap_or_default(), declared);
+            true
+        }
+        // A will of an earlier session may come after the birth of the next one.
+        What::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => false,
+        What::NodeDeath { .. } => {
+            node.own.is_alive = false;
+            node.devices.values_mut().for_each(|device| device.is_alive = false);
+            node.seq = None;
+            true
+        }
+        What::DeviceDeath => match node.devices.get_mut(&device.unwrap_or_default()) {
+            Some(device) => std::mem::replace(&mut device.is_alive, false),
+            None => false,
+        },
+        What::Data => {
+            // Aliases from before the start may stand for other metrics by now.
+            is_unborn |= !node.own.is_alive || !node.is_fresh;
+            false
+        }
+    };
+    (is_saved, is_unborn)
+}
+
+/// Topic and payload, taken apart.
+fn open<'t>(topic: &'t str, payload: &[u8]) -> Result<(Place<'t>, Payload), Trouble> {
+    let wrong_topic = || {
+        Trouble::wrong("topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node} with /{device} behind it for a device".into())
+    };
+    let levels: Vec<&str> = topic.split('/').collect();
+    let (group, kind, node, device) = match levels[..] {
+        ["spBv1.0", group, kind, node] => (group, kind, node, None),
+        ["spBv1.0", group, kind, node, device] => (group, kind, node, Some(device)),
+        _ => return Err(wrong_topic()),
+    };
+    match (kind, device) {
+        ("NBIRTH" | "NDEATH" | "NDATA" | "NCMD", None) | ("DBIRTH" | "DDEATH" | "DDATA" | "DCMD", Some(_)) => {}
+        _ => return Err(wrong_topic()),
+    }
+    let message = Payload::decode(payload)
+        .map_err(|error| Trouble::wrong(format!("payload: is no Sparkplug B: {}", described(&error))))?;
+    Ok((Place { group, kind, node, device }, message))
+}
+
+/// What prost says of a payload, cut at where it might begin to quote.
+fn described(error: &prost::DecodeError) -> String {
+    error.to_string().chars().take(200).collect()
+}
+
+/// Host applications say on a topic of their own whether they live: JSON in version 3, a word before.
+fn host_state(host: &str, payload: &[u8]) -> Vec<u8> {
+    let mut out = br#"{"type":"STATE","host":"#.to_vec();
+    push_json_string(&mut out, host);
+    out.extend_from_slice(b",\"state\":");
+    match serde_json::from_slice::<&serde_json::value::RawValue>(payload) {
+        Ok(state) => out.extend_from_slice(state.get().as_bytes()),
+        Err(_) => push_json_string(&mut out, &String::from_utf8_lossy(payload)),
+    }
+    out.push(b'}');
+    out
+}

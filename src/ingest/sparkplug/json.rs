@@ -1,0 +1,405 @@
+//! One Sparkplug message as one JSON object, for people who write JSON Schema:
+//!
+//! ```json
+//! {"group":"plant","node":"line-1","device":"press-4","type":"DDATA","seq":17,"timestamp":1764000000000,
+//!  "metrics":{"Temperature":{"value":21.1,"type":"Float","timestamp":1764000000000,"quality":192}}}
+//! ```
+//!
+//! `metrics` is keyed by name. A message may carry a metric several times, as stored-up values do:
+//! the last one that is not historical counts there, and the others stand under `earlier`, in their
+//! order, so that none is lost. Times are milliseconds since 1970. A number that JSON cannot write
+//! is `null`, and `nonfinite` names it.
+
+use super::nodes::{Declared, Known};
+use super::proto::{
+    DataSet, MetaData, Metric, MetricValue, Payload, PropertyKind, PropertySet, PropertyValue, Template,
+};
+use super::value::{self, Scalar, push_scalar, type_name};
+use super::{Place, Trouble};
+use crate::contract::push_json_string;
+use base64::Engine;
+use std::collections::HashMap;
+
+/// Templates and property sets inside each other; deeper ones are refused rather than followed.
+const DEPTH_MAX: usize = 12;
+
+/// A metric with its name and type found.
+pub(super) struct Resolved<'a> {
+    pub(super) metric: &'a Metric,
+    pub(super) name: &'a str,
+    pub(super) datatype: u32,
+}
+
+/// Finds name and type of each metric: its own, or those of the birth certificate.
+pub(super) fn resolve<'a>(
+    metrics: &'a [Metric],
+    declared: Option<&'a Declared>,
+    place: &Place<'_>,
+) -> Result<Vec<Resolved<'a>>, Trouble> {
+    let mut resolved = Vec::with_capacity(metrics.len());
+    for metric in metrics {
+        let by_alias = || declared.and_then(|declared| declared.by_alias(metric.alias?));
+        let (name, known): (&str, Option<Known>) = match (metric.name.as_deref(), metric.alias) {
+            (Some(name), _) if !name.is_empty() => (name, declared.and_then(|declared| declared.by_name(name))),
+            (_, Some(alias)) => match by_alias() {
+                Some((name, known)) => (name, Some(known)),
+                None => {
+                    let why = match declared {
+                        None => "no birth certificate of it is known",
+                        Some(declared) if !declared.is_alive => "its last certificate is one of death",
+                        Some(_) => "its birth certificate does not name it",
+                    };
+                    return Err(Trouble::unborn(format!("alias {alias}: is unknown to {place}: {why}")));
+                }
+            },
+            _ => return Err(Trouble::wrong("metrics: one has neither name nor alias".into())),
+        };
+        let told = metric.datatype.filter(|datatype| *datatype > 0).or(known.map(|known| known.datatype));
+        let datatype = told.or_else(|| own_type(metric.value.as_ref()?));
+        let Some(datatype) = datatype else {
+            let name = brief(name);
+            return Err(Trouble::unborn(format!(
+                "metric \"{name}\": its type is told neither here nor by a birth certificate of {place}"
+            )));
+        };
+        if type_name(datatype).is_none() {
+            return Err(Trouble::wrong(format!(
+                "metric \"{}\": has data type {datatype}, which does not exist",
+                brief(name)
+            )));
+        }
+        resolved.push(Resolved { metric, name, datatype });
+    }
+    Ok(resolved)
+}
+
+fn own_type(value: &MetricValue) -> Option<u32> {
+    match value {
+        MetricValue::DataSet(_) => Some(value::DATA_SET),
+        MetricValue::Template(_) => Some(value::TEMPLATE),
+        other => other.scalar()?.own_type(),
+    }
+}
+
+/// A name that is short enough for a reason.
+fn brief(name: &str) -> String {
+    name.chars().take(128).collect()
+}
+
+/// Renders a message; `bytes_max` bounds what comes of it, for names may be long and aliases short.
+pub(super) fn message(
+    place: &Place<'_>,
+    payload: &Payload,
+    metrics: &[Resolved<'_>],
+    bytes_max: usize,
+) -> Result<Vec<u8>, Trouble> {
+    let mut out = Writer { out: Vec::with_capacity(256 + metrics.len() * 64), bytes_max };
+    out.raw("{");
+    for (name, text) in
+        [("group", Some(place.group)), ("node", Some(place.node)), ("device", place.device), ("type", Some(place.kind))]
+    {
+        if let Some(text) = text {
+            out.name(name);
+            out.text(text);
+        }
+    }
+    for (name, number) in [("seq", payload.seq), ("timestamp", payload.timestamp)] {
+        out.number(name, number);
+    }
+    if let Some(uuid) = &payload.uuid {
+        out.name("uuid");
+        out.text(uuid);
+    }
+    if let Some(body) = &payload.body {
+        out.name("body");
+        out.text(&base64::engine::general_purpose::STANDARD.encode(body));
+    }
+    out.metrics(metrics, 0)?;
+    out.raw("}");
+    Ok(out.out)
+}
+
+struct Writer {
+    out: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl Writer {
+    fn raw(&mut self, text: &str) {
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
+    fn comma(&mut self) {
+        if !matches!(self.out.last(), Some(b'{' | b'[') | None) {
+            self.out.push(b',');
+        }
+    }
+
+    /// The name of the next member, and a comma where one is due.
+    fn name(&mut self, name: &str) {
+        self.comma();
+        push_json_string(&mut self.out, name);
+        self.out.push(b':');
+    }
+
+    fn text(&mut self, text: &str) {
+        push_json_string(&mut self.out, text);
+    }
+
+    fn number(&mut self, name: &str, number: Option<u64>) {
+        if let Some(number) = number {
+            self.name(name);
+            self.raw(&number.to_string());
+        }
+    }
+
+    fn flag(&mut self, name: &str, flag: Option<bool>) {
+        if flag == Some(true) {
+            self.name(name);
+            self.raw("true");
+        }
+    }
+
+    fn some_text(&mut self, name: &str, text: Option<&String>) {
+        if let Some(text) = text {
+            self.name(name);
+            self.text(text);
+        }
+    }
+
+    fn within_bounds(&self) -> Result<(), Trouble> {
+        if self.out.len() > self.bytes_max {
+            return Err(Trouble::wrong(format!("payload: becomes more than {} bytes of JSON", self.bytes_max)));
+        }
+        Ok(())
+    }
+
+    fn metrics(&mut self, metrics: &[Resolved<'_>], depth: usize) -> Result<(), Trouble> {
+        // Which occurrence of each name counts.
+        let mut counts: HashMap<&str, usize> = HashMap::with_capacity(metrics.len());
+        for (index, one) in metrics.iter().enumerate() {
+            let is_historical = |index: usize| metrics[index].metric.is_historical == Some(true);
+            let known = counts.entry(one.name).or_insert(index);
+            if !is_historical(index) || is_historical(*known) {
+                *known = index;
+            }
+        }
+        self.name("metrics");
+        self.raw("{");
+        for (index, one) in metrics.iter().enumerate() {
+            if counts.get(one.name) == Some(&index) {
+                self.name(one.name);
+                self.raw("{");
+                self.metric(one, depth)?;
+                self.raw("}");
+            }
+        }
+        self.raw("}");
+        if counts.len() < metrics.len() {
+            self.name("earlier");
+            self.raw("[");
+            for (index, one) in metrics.iter().enumerate() {
+                if counts.get(one.name) != Some(&index) {
+                    self.comma();
+                    self.raw("{");
+                    self.name("name");
+                    self.text(one.name);
+                    self.metric(one, depth)?;
+                    self.raw("}");
+                }
+            }
+            self.raw("]");
+        }
+        Ok(())
+    }
+
+    fn metric(&mut self, one: &Resolved<'_>, depth: usize) -> Result<(), Trouble> {
+        let Resolved { metric, name, datatype } = one;
+        let misfit = || {
+            let named = type_name(*datatype).unwrap_or("?");
+            Trouble::unborn(format!("metric \"{}\": its value is no {named}, as its type says", brief(name)))
+        };
+        self.name("value");
+        let mut nonfinite = None;
+        match &metric.value {
+            _ if metric.is_null == Some(true) => self.raw("null"),
+            None => self.raw("null"),
+            Some(MetricValue::DataSet(set)) if *datatype == value::DATA_SET => self.data_set(set).ok_or_else(misfit)?,
+            Some(MetricValue::Template(template)) if *datatype == value::TEMPLATE => {
+                self.template(template, depth + 1)?
+            }
+            Some(other) => {
+                let scalar = other.scalar().ok_or_else(misfit)?;
+                nonfinite = push_scalar(&mut self.out, *datatype, scalar).map_err(|_| misfit())?;
+            }
+        }
+        if let Some(number) = nonfinite {
+            self.name("nonfinite");
+            self.text(number);
+        }
+        self.name("type");
+        self.text(type_name(*datatype).unwrap_or("Unknown"));
+        self.number("timestamp", metric.timestamp);
+        self.flag("historical", metric.is_historical);
+        self.flag("transient", metric.is_transient);
+        if let Some(properties) = metric.properties.as_ref().filter(|set| !set.keys.is_empty()) {
+            let quality = properties.keys.iter().position(|key| key == "Quality");
+            if let Some(PropertyValue { value: Some(PropertyKind::Int(quality)), .. }) =
+                quality.and_then(|index| properties.values.get(index))
+            {
+                self.number("quality", Some(u64::from(*quality)));
+            }
+            self.name("properties");
+            self.properties(properties, depth + 1)?;
+        }
+        if let Some(metadata) = &metric.metadata {
+            self.metadata(metadata);
+        }
+        self.within_bounds()
+    }
+
+    fn metadata(&mut self, data: &MetaData) {
+        self.name("metadata");
+        self.raw("{");
+        self.flag("is_multi_part", data.is_multi_part);
+        self.number("size", data.size);
+        self.number("seq", data.seq);
+        for (name, text) in [
+            ("content_type", &data.content_type),
+            ("file_name", &data.file_name),
+            ("file_type", &data.file_type),
+            ("md5", &data.md5),
+            ("description", &data.description),
+        ] {
+            self.some_text(name, text.as_ref());
+        }
+        self.raw("}");
+    }
+
+    /// A value of a known type; what does not fit it is written as what it is by itself.
+    fn loose(&mut self, datatype: Option<u32>, value: Option<Scalar<'_>>) {
+        let before = self.out.len();
+        let written = match (value, datatype.filter(|datatype| *datatype > 0)) {
+            (Some(value), Some(datatype)) => push_scalar(&mut self.out, datatype, value).is_ok(),
+            _ => false,
+        };
+        if written {
+            return;
+        }
+        self.out.truncate(before);
+        match value {
+            None => self.raw("null"),
+            Some(Scalar::Int(number)) => self.raw(&number.to_string()),
+            Some(Scalar::Long(number)) => self.raw(&number.to_string()),
+            Some(Scalar::Bytes(bytes)) => self.text(&base64::engine::general_purpose::STANDARD.encode(bytes)),
+            Some(other) => {
+                if other.own_type().is_none_or(|own| push_scalar(&mut self.out, own, other).is_err()) {
+                    self.raw("null");
+                }
+            }
+        }
+    }
+
+    fn properties(&mut self, set: &PropertySet, depth: usize) -> Result<(), Trouble> {
+        if depth > DEPTH_MAX {
+            return Err(too_deep());
+        }
+        self.raw("{");
+        for (key, property) in set.keys.iter().zip(&set.values) {
+            self.name(key);
+            match &property.value {
+                _ if property.is_null == Some(true) => self.raw("null"),
+                Some(PropertyKind::Set(inner)) => self.properties(inner, depth + 1)?,
+                Some(PropertyKind::Sets(list)) => {
+                    self.raw("[");
+                    for inner in &list.sets {
+                        self.comma();
+                        self.properties(inner, depth + 1)?;
+                    }
+                    self.raw("]");
+                }
+                other => self.loose(property.r#type, other.as_ref().and_then(PropertyKind::scalar)),
+            }
+        }
+        self.raw("}");
+        self.within_bounds()
+    }
+
+    /// `None` if its rows do not fit its columns.
+    fn data_set(&mut self, set: &DataSet) -> Option<()> {
+        let columns = set.columns.len();
+        if set.types.len() != columns || set.column_count.is_some_and(|count| count != columns as u64) {
+            return None;
+        }
+        self.raw("{");
+        self.name("columns");
+        self.raw("[");
+        for column in &set.columns {
+            self.comma();
+            self.text(column);
+        }
+        self.raw("]");
+        self.name("types");
+        self.raw("[");
+        for datatype in &set.types {
+            self.comma();
+            self.text(type_name(*datatype)?);
+        }
+        self.raw("]");
+        self.name("rows");
+        self.raw("[");
+        for row in &set.rows {
+            if row.elements.len() != columns {
+                return None;
+            }
+            self.comma();
+            self.raw("[");
+            for (element, datatype) in row.elements.iter().zip(&set.types) {
+                self.comma();
+                match &element.value {
+                    None => self.raw("null"),
+                    Some(value) => drop(push_scalar(&mut self.out, *datatype, value.scalar()).ok()?),
+                }
+            }
+            self.raw("]");
+        }
+        self.raw("]}");
+        Some(())
+    }
+
+    fn template(&mut self, template: &Template, depth: usize) -> Result<(), Trouble> {
+        if depth > DEPTH_MAX {
+            return Err(too_deep());
+        }
+        self.raw("{");
+        self.some_text("template", template.template_ref.as_ref());
+        self.some_text("version", template.version.as_ref());
+        self.flag("definition", template.is_definition);
+        if !template.parameters.is_empty() {
+            self.name("parameters");
+            self.raw("{");
+            for parameter in &template.parameters {
+                self.name(parameter.name.as_deref().unwrap_or_default());
+                self.loose(parameter.r#type, parameter.value.as_ref().map(|value| value.scalar()));
+            }
+            self.raw("}");
+        }
+        // Members of a template have names of their own.
+        let mut members = Vec::with_capacity(template.metrics.len());
+        for metric in &template.metrics {
+            let name = metric.name.as_deref().unwrap_or_default();
+            let datatype = metric.datatype.filter(|datatype| type_name(*datatype).is_some());
+            let Some(datatype) = datatype.or_else(|| own_type(metric.value.as_ref()?)) else {
+                return Err(Trouble::wrong(format!("metric \"{}\" of a template: has no data type", brief(name))));
+            };
+            members.push(Resolved { metric, name, datatype });
+        }
+        self.metrics(&members, depth)?;
+        self.raw("}");
+        Ok(())
+    }
+}
+
+fn too_deep() -> Trouble {
+    Trouble::wrong(format!("payload: templates or properties are nested deeper than {DEPTH_MAX}"))
+}

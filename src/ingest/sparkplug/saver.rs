@@ -1,0 +1,132 @@
+//! Brings what births declare to the disk, on a thread of its own: an edge node is one note, and a
+//! storm of births is written once for each node.
+
+use super::nodes::{NodeKey, Nodes};
+use crate::clock;
+use crate::journal::{Bell, Notes};
+use crate::telemetry::Limiter;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long births gather behind a save.
+const GATHER: Duration = Duration::from_millis(100);
+/// How long to wait after the disk failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Saver {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    nodes: Arc<Mutex<Nodes>>,
+    notes: Notes,
+    work: Mutex<Work>,
+    woken: Condvar,
+    saved: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    dirty: HashSet<NodeKey>,
+    bells: Vec<Bell>,
+    number: u64,
+    is_closing: bool,
+}
+
+impl Saver {
+    pub(super) fn start(notes: Notes, nodes: Arc<Mutex<Nodes>>) -> Self {
+        let shared =
+            Arc::new(Shared { nodes, notes, work: Mutex::default(), woken: Condvar::new(), saved: AtomicU64::new(0) });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("sparkplug-notes".into()).spawn(move || theirs.run());
+        if let Err(error) = &thread {
+            tracing::error!(%error, "no thread for Sparkplug notes: births will not be acknowledged");
+        }
+        Self { shared, thread: thread.ok() }
+    }
+
+    /// Wants a node to be saved, or forgotten if it is gone. The bell rings once [`Saver::saved`]
+    /// has reached the number that is returned.
+    pub(super) fn save(&self, key: NodeKey, bell: Option<Bell>) -> u64 {
+        let mut work = self.shared.lock();
+        work.dirty.insert(key);
+        work.bells.extend(bell);
+        work.number += 1;
+        self.shared.woken.notify_one();
+        work.number
+    }
+
+    pub(super) fn saved(&self) -> u64 {
+        self.shared.saved.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.shared.lock().is_closing = true;
+        self.shared.woken.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has cost births that were never acknowledged.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let warnings = Limiter::new(Duration::from_secs(60));
+        loop {
+            let mut work = self.lock();
+            while work.dirty.is_empty() {
+                if work.is_closing {
+                    return;
+                }
+                work = self.woken.wait(work).unwrap_or_else(PoisonError::into_inner);
+            }
+            let dirty = std::mem::take(&mut work.dirty);
+            let bells = std::mem::take(&mut work.bells);
+            let number = work.number;
+            drop(work);
+            let failed = self.write(dirty, &warnings);
+            let mut work = self.lock();
+            let pause = if failed.is_empty() {
+                self.saved.store(number, Ordering::Release);
+                bells.iter().for_each(Bell::ring);
+                GATHER
+            } else {
+                work.dirty.extend(failed);
+                work.bells.extend(bells);
+                RETRY_AFTER
+            };
+            if work.is_closing && pause == RETRY_AFTER {
+                return;
+            }
+            if !work.is_closing {
+                drop(self.woken.wait_timeout_while(work, pause, |work| !work.is_closing));
+            }
+        }
+    }
+
+    /// Writes notes; returns the nodes whose note could not be written.
+    fn write(&self, dirty: HashSet<NodeKey>, warnings: &Limiter) -> Vec<NodeKey> {
+        let notes = {
+            let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+            dirty.iter().map(|key| (key.note(), nodes.store(key))).collect()
+        };
+        let Err(error) = self.notes.write(notes) else { return Vec::new() };
+        if let Some(held_back) = warnings.allow(clock::instant()) {
+            tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
+        }
+        dirty.into_iter().collect()
+    }
+}

@@ -1,0 +1,517 @@
+//! One lane of the journal: its door, its log of segments, and what each destination has settled.
+
+use super::block::Block;
+use super::gather::{Gather, NotTaken, Ticket, Waiter};
+use super::segment::Segment;
+use super::settled::{Outcome, Settled};
+use super::unused::Gaps;
+use super::window::Fingerprint;
+use super::{
+    Condition, Core, DEAD, JournalError, LaneConfig, Published, Receipt, SEGMENT_BYTES_MAX, sequence_mark, writer,
+};
+use crate::event::{Record, Timestamp};
+use crate::telemetry::{Counter, Histogram};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What a lane counts.
+#[derive(Debug, Default)]
+pub struct LaneStats {
+    /// Events that got a receipt and are no repeats.
+    pub accepted: Counter,
+    /// Repeats: acknowledged, and not stored again.
+    pub duplicates: Counter,
+    /// Events whose id another payload had taken.
+    pub id_conflicts: Counter,
+    /// Commits that failed.
+    pub failed_commits: Counter,
+    /// How long commits take.
+    pub fsync: Histogram,
+    /// Repeats by `{source}/{device}`.
+    repeats: Mutex<HashMap<String, u64>>,
+}
+
+/// Devices whose repeats are counted apart.
+const REPEATING_DEVICES_MAX: usize = 4096;
+
+impl LaneStats {
+    pub(super) fn note_repeat(&self, origin: &str) {
+        self.duplicates.add(1);
+        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = repeats.get_mut(origin) {
+            *count += 1;
+        } else if repeats.len() < REPEATING_DEVICES_MAX {
+            repeats.insert(origin.to_owned(), 1);
+        }
+    }
+
+    /// How many repeats came of one device; `origin` is `{source}/{device}`.
+    pub fn repeats_of(&self, origin: &str) -> u64 {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).get(origin).copied().unwrap_or(0)
+    }
+}
+
+/// One lane: its log, and the door to it.
+#[derive(Debug)]
+pub struct Lane {
+    /// Its name.
+    pub name: String,
+    /// What it counts.
+    pub stats: LaneStats,
+    pub(super) index: usize,
+    pub(super) config: LaneConfig,
+    pub(super) folder: PathBuf,
+    pub(super) gather: Gather,
+    pub(super) core: Arc<Core>,
+    pub(super) log: Mutex<Log>,
+    pub(super) next: watch::Sender<Durable>,
+    pub(super) condition: Mutex<Condition>,
+    pub(super) stopping: (Mutex<bool>, Condvar),
+    pub(super) abandoned: AtomicBool,
+    /// A reader found damage in the active segment: the writer leaves it.
+    pub(super) suspect: AtomicBool,
+    /// Numbers that were never given.
+    pub(super) gaps: Gaps,
+}
+
+/// How far a lane's log is on the disk: both at the same moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Durable {
+    /// Offset after the last event.
+    pub end: u64,
+    pub(super) batch: u64,
+}
+
+impl Durable {
+    /// Whether the event of a ticket is below `end`; if not, it is not on the disk yet.
+    pub fn holds(&self, ticket: Ticket) -> bool {
+        ticket.0 <= self.batch
+    }
+}
+
+/// The segments of a lane and what has become of their events.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    pub(super) segments: BTreeMap<u64, Part>,
+    pub(super) active: Option<Arc<Segment>>,
+    pub(super) tail: VecDeque<Arc<Block>>,
+    pub(super) tail_bytes: usize,
+    pub(super) settled: Vec<Settled>,
+    pub(super) is_settled_written: bool,
+    /// Low marks that are on the disk, by destination.
+    pub(super) durable_low: BTreeMap<String, u64>,
+    pub(super) sequences: Vec<(u32, u64)>,
+}
+
+/// One segment in the row.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+}
+
+pub(super) struct Oldest {
+    pub(super) first: u64,
+    pub(super) end: u64,
+    pub(super) closed_at: Timestamp,
+}
+
+/// What a lane looks like from outside.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct LaneStatus {
+    /// Its name.
+    pub name: String,
+    /// Events it has taken since the journal was begun.
+    pub accepted: u64,
+    /// Bytes its log takes.
+    pub bytes: u64,
+    /// Bytes its log may take.
+    pub budget: u64,
+    /// Segments of its log.
+    pub segments: usize,
+    /// Why it takes nothing, if so.
+    pub problem: Option<String>,
+    /// What each destination still needs.
+    pub destinations: Vec<Backlog>,
+    /// For each stream: name, accepted.
+    pub streams: Vec<(String, u64)>,
+}
+
+/// What a destination still needs of a lane.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Backlog {
+    /// Name of the destination.
+    pub destination: String,
+    /// Events it still needs.
+    pub queued: u64,
+    /// Events that central acknowledged.
+    pub delivered: u64,
+    /// Events that became dead letters on the way.
+    pub dead: u64,
+    /// Events in files that are set aside.
+    pub set_aside: u64,
+    /// When the oldest of the queued was recorded, RFC 3339.
+    pub oldest: Option<String>,
+}
+
+impl Lane {
+    pub(super) fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands in an event. The ticket becomes a receipt once the event is on the disk; `waiter` is
+    /// woken then. A repeat of an event with the same `repeats` gets a receipt and is not stored again.
+    pub fn submit(
+        &self,
+        record: &Record<'_>,
+        repeats: Option<(Fingerprint, Duration)>,
+        waiter: &mut Waiter,
+    ) -> Result<Ticket, NotTaken> {
+        self.gather.put(record, repeats, waiter, self.index, writer::CUT_BYTES)
+    }
+
+    /// The receipt of a ticket, if there is one yet.
+    pub fn receipt(&self, ticket: Ticket) -> Option<Receipt> {
+        self.gather.receipt(ticket)
+    }
+
+    /// Returns when there may be room for another event. Safe to drop half-way.
+    pub async fn room(&self) {
+        self.gather.room().await;
+    }
+
+    /// Whether the journal is closed: tickets without a receipt stay without.
+    pub fn is_closed(&self) -> bool {
+        self.gather.is_closed()
+    }
+
+    /// Hands in an event and waits until it is on the disk.
+    pub async fn append(&self, record: &Record<'_>) -> Result<Receipt, NotTaken> {
+        let mut waiter = Waiter::default();
+        let ticket = loop {
+            match self.submit(record, None, &mut waiter) {
+                Ok(ticket) => break ticket,
+                Err(NotTaken::NoRoom) => self.room().await,
+                Err(NotTaken::Closed) => return Err(NotTaken::Closed),
+            }
+        };
+        self.await_receipt(ticket, &waiter).await
+    }
+
+    /// Waits for the receipt of a ticket that `waiter` got. Safe to drop half-way.
+    pub async fn await_receipt(&self, ticket: Ticket, waiter: &Waiter) -> Result<Receipt, NotTaken> {
+        loop {
+            if let Some(receipt) = self.receipt(ticket) {
+                return Ok(receipt);
+            }
+            if self.is_closed() {
+                return Err(NotTaken::Closed);
+            }
+            waiter.woken().await;
+        }
+    }
+
+    /// Offset after the last event on the disk.
+    pub fn end(&self) -> u64 {
+        self.next.borrow().end
+    }
+
+    /// How far the log is on the disk.
+    pub fn durable(&self) -> Durable {
+        *self.next.borrow()
+    }
+
+    /// How many of the newest events take about so many bytes of the log.
+    pub fn newest_within(&self, bytes: u64) -> u64 {
+        let end = self.end();
+        let (mut from, mut left) = (end, bytes);
+        for (&first, part) in self.log().segments.iter().rev() {
+            if part.bytes > left {
+                // Events of one segment are taken to be of one size.
+                let share = left as f64 / part.bytes as f64;
+                return end - from + (from.saturating_sub(first) as f64 * share) as u64;
+            }
+            left -= part.bytes;
+            from = first.min(from);
+        }
+        end - from
+    }
+
+    /// Whether it takes events, and why not.
+    pub fn condition(&self) -> Condition {
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A publication that one of its records names.
+    pub fn published(&self, number: u32) -> Option<Arc<Published>> {
+        self.core.published(number)
+    }
+
+    /// Where a destination is.
+    pub fn settled(&self, destination: &str) -> Option<Settled> {
+        self.log().settled.iter().find(|settled| settled.destination == destination).cloned()
+    }
+
+    /// Settles events for a destination. Written with the next append, or alone when the lane is idle.
+    pub fn settle(&self, destination: &str, events: &[(u64, u32, Outcome)]) {
+        self.change_settled(destination, |settled| {
+            for &(offset, stream, outcome) in events {
+                settled.settle(offset, stream, outcome);
+            }
+        });
+    }
+
+    /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.
+    pub fn pass_over(&self, destination: &str, from: u64, to: u64) {
+        self.change_settled(destination, |settled| settled.lose(from, to));
+    }
+
+    /// An offset with at most `count` events between it and `end`.
+    pub fn before(&self, end: u64, count: u64) -> u64 {
+        let mut from = end;
+        let mut left = count;
+        for (gap_from, gap_to) in self.gaps.offsets.iter().rev().filter(|(gap_from, _)| *gap_from < end) {
+            let here = from.saturating_sub(*gap_to);
+            if here >= left {
+                break;
+            }
+            left -= here;
+            from = from.min(*gap_from);
+        }
+        from.saturating_sub(left).max(1)
+    }
+
+    pub(super) fn change_settled(&self, destination: &str, change: impl FnOnce(&mut Settled)) {
+        let mut log = self.log();
+        if let Some(settled) = log.settled.iter_mut().find(|settled| settled.destination == destination) {
+            change(settled);
+            log.is_settled_written = false;
+        }
+    }
+
+    /// What the lane looks like.
+    pub fn status(&self) -> LaneStatus {
+        let end = self.end();
+        let log = self.log();
+        let destinations = log
+            .settled
+            .iter()
+            .map(|settled| {
+                let above: u64 = settled.ranges.iter().map(|(from, to)| to - from).sum();
+                Backlog {
+                    destination: settled.destination.clone(),
+                    queued: end.saturating_sub(settled.low).saturating_sub(above),
+                    delivered: settled.accounts.iter().map(|account| account.delivered).sum(),
+                    dead: settled.accounts.iter().map(|account| account.dead).sum(),
+                    set_aside: settled.set_aside,
+                    oldest: None,
+                }
+            })
+            .collect();
+        let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let name_of = |stream: u32| {
+            let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
+            found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
+        };
+        LaneStatus {
+            name: self.name.clone(),
+            accepted: end - 1 - self.gaps.offsets_below(end),
+            bytes: log.segments.values().map(|part| part.bytes).sum(),
+            budget: self.config.budget,
+            segments: log.segments.len(),
+            problem: match self.condition() {
+                Condition::Good => None,
+                Condition::Full(why) | Condition::Failed(why) => Some(why),
+            },
+            destinations,
+            streams: log
+                .sequences
+                .iter()
+                .map(|(stream, next)| (name_of(*stream), (next - 1).saturating_sub(self.gaps.sequences_of(*stream))))
+                .collect(),
+        }
+    }
+
+    pub(super) fn set_condition(&self, condition: Condition) {
+        let mut current = self.condition.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current == condition {
+            return;
+        }
+        match &condition {
+            Condition::Good => tracing::info!(lane = %self.name, "the lane takes events again"),
+            Condition::Full(reason) => {
+                tracing::error!(lane = %self.name, %reason, "the lane is full: nothing is acknowledged")
+            }
+            Condition::Failed(reason) => {
+                tracing::error!(lane = %self.name, %reason, "the disk fails: nothing is acknowledged")
+            }
+        }
+        *current = condition;
+    }
+
+    /// Waits, or returns `true` at once when the journal closes.
+    pub(super) fn pause(&self, wait: Duration) -> bool {
+        let stopping = self.stopping.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = self.stopping.1.wait_timeout_while(stopping, wait, |stopping| !*stopping);
+        *outcome.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(super) fn stop(&self) {
+        self.gather.close();
+    }
+
+    /// Gives up on a disk that does not take the last batch.
+    pub(super) fn stop_waiting(&self) {
+        *self.stopping.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stopping.1.notify_all();
+    }
+
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    pub(super) fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES_MAX.min(self.config.budget / 16).max(256 << 10)
+    }
+
+    pub(super) fn offset_mark(&self) -> String {
+        format!("offset/{}", self.name)
+    }
+
+    pub(super) fn segment_mark(&self) -> String {
+        format!("segment/{}", self.name)
+    }
+
+    pub(super) fn sequence_mark(&self, stream: u32) -> String {
+        sequence_mark(&self.name, stream)
+    }
+
+    pub(super) fn given_mark(&self) -> String {
+        format!("given/{}", self.offset_mark())
+    }
+
+    pub(super) fn sequence_given_mark(&self, stream: u32) -> String {
+        format!("given/{}", self.sequence_mark(stream))
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.log().segments.values().map(|part| part.bytes).sum()
+    }
+
+    pub(super) fn sequences(&self) -> Vec<(u32, u64)> {
+        self.log().sequences.clone()
+    }
+
+    /// The cursors to write; empty if nothing changed since the last time, unless `all`.
+    pub(super) fn take_settled(&self, all: bool) -> Vec<Settled> {
+        let mut log = self.log();
+        if log.is_settled_written && !all {
+            return Vec::new();
+        }
+        log.is_settled_written = true;
+        log.settled.clone()
+    }
+
+    pub(super) fn has_unwritten_cursors(&self) -> bool {
+        !self.log().is_settled_written
+    }
+
+    pub(super) fn grow(&self, active_bytes: u64) {
+        let mut log = self.log();
+        if let Some(mut last) = log.segments.last_entry() {
+            last.get_mut().bytes = active_bytes;
+        }
+    }
+
+    pub(super) fn begin_active(&self, first: u64, segment: Arc<Segment>) {
+        let mut log = self.log();
+        let part = Part { path: segment.path().to_owned(), bytes: 0 };
+        log.segments.insert(first, part);
+        log.active = Some(segment);
+    }
+
+    pub(super) fn release_active(&self) {
+        let Some(active) = self.log().active.take() else { return };
+        if Arc::strong_count(&active) > 1 {
+            // A reader still looks at it: it stays open until that one is done.
+            self.core.opened.lock().unwrap_or_else(PoisonError::into_inner).push(active);
+        }
+    }
+
+    pub(super) fn published_blocks(log: &mut Log, blocks: Vec<Arc<Block>>, bytes_max: usize) {
+        for block in blocks {
+            log.tail_bytes += block.bytes();
+            log.tail.push_back(block);
+        }
+        while log.tail_bytes > bytes_max && log.tail.len() > 1 {
+            if let Some(oldest) = log.tail.pop_front() {
+                log.tail_bytes -= oldest.bytes();
+            }
+        }
+    }
+
+    pub(super) fn reached(&self, durable: Durable, blocks: Vec<Arc<Block>>, sequences: Vec<(u32, u64)>) {
+        {
+            let mut log = self.log();
+            Self::published_blocks(&mut log, blocks, self.core.tail_bytes);
+            log.sequences = sequences;
+        }
+        self.next.send_replace(durable);
+    }
+
+    pub(super) fn followers_wake(&self) {
+        self.next.send_modify(|_| ());
+    }
+
+    /// Everything below is settled by every destination, and the disk knows it; without
+    /// destinations, nothing is.
+    pub(super) fn settled_low(&self) -> u64 {
+        if self.name == DEAD {
+            return u64::MAX;
+        }
+        let log = self.log();
+        let lows = log.settled.iter().map(|settled| log.durable_low.get(&settled.destination).copied().unwrap_or(0));
+        lows.min().unwrap_or(0)
+    }
+
+    pub(super) fn note_durable(&self, settled: &[Settled]) {
+        let mut log = self.log();
+        for settled in settled {
+            log.durable_low.insert(settled.destination.clone(), settled.low);
+        }
+    }
+
+    pub(super) fn oldest_closed(&self) -> Option<Oldest> {
+        let (first, path, end) = {
+            let log = self.log();
+            let mut parts = log.segments.iter();
+            let (first, part) = parts.next()?;
+            let (end, _) = parts.next()?;
+            (*first, part.path.clone(), *end)
+        };
+        let segment = self.core.open_segment(&path).ok()?;
+        let closed_at = segment
+            .view()
+            .and_then(|view| view.summary())
+            .ok()
+            .map(|summary| summary.closed.map_or(summary.begun, |closed| closed.at))?;
+        Some(Oldest { first, end, closed_at })
+    }
+
+    pub(super) fn remove_segment(&self, first: u64) -> Result<(), JournalError> {
+        let part = self.log().segments.remove(&first);
+        let Some(part) = part else { return Ok(()) };
+        self.core.forget_segment(&part.path);
+        self.core.disk.remove(&part.path).map_err(|error| JournalError::io(&part.path, error))?;
+        tracing::debug!(lane = %self.name, first, "a segment is done and removed");
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+//! Notes: what a part of the gateway has to remember over a restart and is no event, in `state.redb`.
+//!
+//! Promise: notes written together are there together, and on the disk when the write returns.
+
+use super::Core;
+use super::{Journal, JournalError, Note};
+use std::sync::Arc;
+
+/// The notes of one part of the gateway. Every call blocks the thread.
+#[derive(Clone, Debug)]
+pub struct Notes {
+    core: Arc<Core>,
+    /// `{part}/`.
+    prefix: String,
+}
+
+impl Journal {
+    /// The notes of a part.
+    pub fn notes(&self, part: &str) -> Notes {
+        Notes { core: Arc::clone(&self.core), prefix: format!("{part}/") }
+    }
+}
+
+impl Notes {
+    /// Every note whose name begins with `start`: name and content, in the order of the names.
+    pub fn all(&self, start: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        let found = self.core.state.notes(&format!("{}{start}", self.prefix))?;
+        Ok(found.into_iter().map(|(name, content)| (name[self.prefix.len()..].to_owned(), content)).collect())
+    }
+
+    /// A note, if there is one.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
+        let found = self.all(name)?;
+        Ok(found.into_iter().find(|(known, _)| known == name).map(|(_, content)| content))
+    }
+
+    /// Writes notes, all or none; `None` removes one.
+    pub fn write(&self, notes: Vec<Note>) -> Result<(), JournalError> {
+        let with_part = |(name, content): Note| (format!("{}{name}", self.prefix), content);
+        self.core.state.note(&notes.into_iter().map(with_part).collect::<Vec<_>>())
+    }
+}

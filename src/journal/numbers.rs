@@ -1,0 +1,187 @@
+//! The numbers that a lane goes on with after a start.
+//!
+//! Promise: no number is given twice, whatever files are lost; what is passed over for that is
+//! known, and in no account.
+
+use super::open::Newest;
+use super::segment::Segment;
+use super::state::RESERVE;
+use super::unused::Gaps;
+use super::writer::Numbers;
+use super::{Core, JournalError, sequence_mark};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::PoisonError;
+
+/// What lost segments are known to have held.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// Offset of the first event that is lost, if a segment is.
+    pub first: Option<u64>,
+    /// Every offset below was given.
+    end: u64,
+    /// Every sequence below was given: stream, sequence.
+    sequences: BTreeMap<u32, u64>,
+}
+
+impl Held {
+    /// Adds what a damaged segment still says of itself.
+    pub fn add(&mut self, first: u64, core: &Core, path: &Path) {
+        self.first = Some(first);
+        self.end = self.end.max(first);
+        // What cannot be read says nothing, and is no error any more.
+        let Ok(view) = Segment::open(&*core.disk, path, core.cache_bytes).and_then(|segment| segment.view()) else {
+            return;
+        };
+        let mut note = |stream, next: u64| {
+            let known = self.sequences.entry(stream).or_insert(1);
+            *known = (*known).max(next);
+        };
+        if let Ok(summary) = view.summary() {
+            summary.sequences.iter().for_each(|(stream, next)| note(*stream, *next));
+            for part in summary.closed.iter().flat_map(|closed| &closed.streams) {
+                note(part.stream, part.first + part.count);
+            }
+            self.end = self.end.max(summary.closed.map_or(0, |closed| closed.end));
+        }
+        if let Ok(Some(block)) = view.last_block() {
+            block.header.runs.iter().for_each(|run| note(run.stream, run.first + u64::from(run.count)));
+            self.end = self.end.max(block.end());
+        }
+    }
+}
+
+/// The numbers that a lane goes on with. What they pass over is added to `gaps`, and said once.
+pub(super) fn numbers(
+    core: &Core,
+    lane: &str,
+    newest: &Newest,
+    lost: &Held,
+    has_lost_marks: bool,
+    gaps: &mut Gaps,
+) -> Result<(Numbers, BTreeMap<u32, Numbers>), JournalError> {
+    let mark = |name: &str| core.state.mark(name);
+    let offset_mark = format!("offset/{lane}");
+    let noted = mark(&format!("given/{offset_mark}"))?;
+    let known = Known {
+        given: newest.next.max(lost.end).max(lost.first.unwrap_or(0)).max(noted),
+        mark: mark(&offset_mark)?,
+        gap_end: gaps.offsets.last().map_or(0, |gap| gap.1),
+    };
+    let is_short = lost.first.is_some()
+        || known.has_lost_mark()
+        || known.has_no_trace() && has_lost_marks
+        || noted > newest.next.max(known.gap_end);
+    let (next, gap) = known.go_on(is_short, has_lost_marks);
+    if let Some((from, to)) = gap {
+        let events_lost = from.saturating_sub(newest.next.max(known.gap_end));
+        tracing::error!(
+            lane,
+            events_lost,
+            from,
+            to,
+            "files of this lane are lost or damaged; it goes on behind every number that it may have given, and those from here to there are passed over"
+        );
+        gaps.offsets.push((from, to));
+    }
+    let offsets = Numbers { next, reserved: known.mark };
+    let mut sequences = BTreeMap::new();
+    for stream in stream_numbers(core) {
+        let name = sequence_mark(lane, stream);
+        let known = Known {
+            given: newest
+                .sequences
+                .get(&stream)
+                .copied()
+                .unwrap_or(1)
+                .max(mark(&format!("given/{name}"))?)
+                .max(lost.sequences.get(&stream).copied().unwrap_or(1)),
+            mark: mark(&name)?,
+            gap_end: gaps.sequences.iter().filter(|gap| gap.0 == stream).map(|gap| gap.2).max().unwrap_or(0),
+        };
+        let may_be_lost = is_short && has_lost_marks && is_of(core, stream, lane);
+        if known.given == 1 && known.has_no_trace() && !may_be_lost {
+            continue;
+        }
+        let (next, gap) = known.go_on(is_short || known.has_lost_mark(), has_lost_marks);
+        if let Some((from, to)) = gap {
+            let name = stream_name(core, stream);
+            tracing::error!(lane, stream = %name, from, to, "consumers of this stream see its sequence pass over these numbers; no event had them, unless it was in a file that is set aside");
+            gaps.sequences.push((stream, from, to));
+        }
+        sequences.insert(stream, Numbers { next, reserved: known.mark });
+    }
+    Ok((offsets, sequences))
+}
+
+/// Whether a stream goes over a lane, in any of its versions.
+fn is_of(core: &Core, stream: u32, lane: &str) -> bool {
+    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+    catalog.list.iter().flatten().any(|known| known.stream == stream && known.publication.lane == lane)
+}
+
+/// Name of a stream by its number.
+fn stream_name(core: &Core, stream: u32) -> String {
+    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+    let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
+    found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
+}
+
+fn stream_numbers(core: &Core) -> Vec<u32> {
+    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+    let mut numbers: Vec<u32> = catalog.list.iter().flatten().map(|published| published.stream).chain([0]).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// What is known of a row of numbers at a start.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// Every number below was given.
+    given: u64,
+    /// No number from here on was given; 0 if that is not known.
+    mark: u64,
+    /// End of the last gap; 0 without one.
+    gap_end: u64,
+}
+
+impl Known {
+    /// Whether the mark is lost: it is always raised before a number is given.
+    fn has_lost_mark(&self) -> bool {
+        self.mark < self.given && self.given > self.gap_end.max(1)
+    }
+
+    /// Whether neither a mark nor a gap says how far numbers were given.
+    fn has_no_trace(&self) -> bool {
+        self.mark == 0 && self.gap_end == 0
+    }
+
+    /// The number to go on with, and the gap below it if there is a new one. `is_short`: more may
+    /// have been given than is known.
+    fn go_on(&self, is_short: bool, has_lost_marks: bool) -> (u64, Option<(u64, u64)>) {
+        let from = self.given.max(self.gap_end);
+        if !is_short {
+            return (from, None);
+        }
+        let is_mark_lost = self.has_lost_mark() || has_lost_marks && self.has_no_trace();
+        let to = from.max(self.mark) + if is_mark_lost { RESERVE } else { 0 };
+        (to, (to > from).then_some((from, to)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_on_behind_what_may_have_been_given_and_only_once() {
+        let known = |given, mark, gap_end| Known { given, mark, gap_end };
+        assert_eq!(known(4, 1000, 0).go_on(false, false), (4, None), "nothing is lost");
+        assert_eq!(known(4, 1000, 0).go_on(true, false), (1000, Some((4, 1000))), "a segment is lost");
+        assert_eq!(known(4, 0, 0).go_on(true, true), (4 + RESERVE, Some((4, 4 + RESERVE))), "the marks are lost");
+        assert_eq!(known(4, 2, 0).go_on(true, false), (4 + RESERVE, Some((4, 4 + RESERVE))), "an old mark");
+        assert_eq!(known(4, 0, 2000).go_on(true, true), (2000, None), "lost again before anything was given");
+        assert_eq!(known(1, 0, 0).go_on(false, false), (1, None), "new");
+    }
+}

@@ -1,0 +1,100 @@
+//! Numbers that were never given.
+//!
+//! After a loss the journal goes on behind every number that it may have given. What lies between
+//! belongs to no event: readers pass over it, and it is in no account.
+//!
+//! Promise: a number below the end of a gap that [`Unused::save`] stored is not given again.
+//! The gaps are a small file of their own, so that they outlive another loss of `state.redb`.
+
+use super::disk::{Disk, read_whole, write_whole};
+use super::{JournalError, set_aside};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+const FILE: &str = "unused.json";
+
+/// The gaps of a journal, by lane.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Unused {
+    lanes: BTreeMap<String, Gaps>,
+}
+
+/// The gaps of a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Gaps {
+    /// Offsets: from, to (exclusive), in order.
+    pub offsets: Vec<(u64, u64)>,
+    /// Sequences of a stream: stream, from, to (exclusive), in order.
+    pub sequences: Vec<(u32, u64, u64)>,
+}
+
+impl Unused {
+    /// Reads the gaps. A damaged file is set aside; the second value names it then.
+    pub fn load(disk: &dyn Disk, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+        let path = folder.join(FILE);
+        match read_whole(disk, &path) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(unused) => Ok((unused, None)),
+                Err(_) => Ok((Self::default(), Some(set_aside(disk, &path)?))),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok((Self::default(), None)),
+            Err(error) => Err(JournalError::io(&path, error)),
+        }
+    }
+
+    /// The gaps of a lane.
+    pub fn of(&self, lane: &str) -> Gaps {
+        self.lanes.get(lane).cloned().unwrap_or_default()
+    }
+
+    /// Takes over the gaps of a lane; returns when they are on the disk.
+    pub fn save(&mut self, lane: &str, gaps: &Gaps, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
+        if self.of(lane) == *gaps {
+            return Ok(());
+        }
+        self.lanes.insert(lane.to_owned(), gaps.clone());
+        let path = folder.join(FILE);
+        let text = serde_json::to_vec_pretty(self).map_err(|error| JournalError::io(&path, error.into()))?;
+        write_whole(disk, &path, &text).map_err(|error| JournalError::io(&path, error))
+    }
+}
+
+impl Gaps {
+    /// The first offset at or after `offset` that is in no gap.
+    pub fn pass(&self, offset: u64) -> u64 {
+        let found = self.offsets.iter().find(|(from, to)| (*from..*to).contains(&offset));
+        found.map_or(offset, |(_, to)| *to)
+    }
+
+    /// `to`, or where a gap starts between `offset` and there.
+    pub fn clip(&self, offset: u64, to: u64) -> u64 {
+        let starts = self.offsets.iter().map(|(from, _)| *from);
+        starts.filter(|from| *from > offset).min().map_or(to, |from| from.min(to))
+    }
+
+    /// How many offsets below `end` were never given.
+    pub fn offsets_below(&self, end: u64) -> u64 {
+        self.offsets.iter().map(|(from, to)| end.min(*to).saturating_sub(*from)).sum()
+    }
+
+    /// How many sequences of a stream were never given.
+    pub fn sequences_of(&self, stream: u32) -> u64 {
+        self.sequences.iter().filter(|gap| gap.0 == stream).map(|(_, from, to)| to - from).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_passed_over_and_counted_once() {
+        let gaps = Gaps { offsets: vec![(4, 10), (20, 30)], sequences: vec![(1, 4, 10), (2, 1, 3), (1, 12, 13)] };
+        assert_eq!((gaps.pass(3), gaps.pass(4), gaps.pass(9), gaps.pass(10), gaps.pass(29)), (3, 10, 10, 10, 30));
+        assert_eq!((gaps.clip(2, 15), gaps.clip(10, 15), gaps.clip(12, 40)), (4, 15, 20));
+        assert_eq!((gaps.offsets_below(4), gaps.offsets_below(25), gaps.offsets_below(99)), (0, 11, 16));
+        assert_eq!((gaps.sequences_of(1), gaps.sequences_of(2), gaps.sequences_of(3)), (7, 2, 0));
+    }
+}

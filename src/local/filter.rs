@@ -1,0 +1,134 @@
+//! Topic filters of subscribers (MQTT 3.1.1 and 5, section 4.7).
+
+/// A topic filter, checked. The default matches nothing that can be published.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter(String);
+
+/// The share that a filter of the form `$share/{name}/{filter}` names, and the filter itself.
+pub type Shared<'a> = (Option<&'a str>, &'a str);
+
+/// Splits a filter into the share it names, if any, and the filter itself; `None` if it is malformed.
+pub fn split_share(text: &str) -> Option<Shared<'_>> {
+    let Some(rest) = text.strip_prefix("$share") else { return Some((None, text)) };
+    if !rest.is_empty() && !rest.starts_with('/') {
+        return Some((None, text));
+    }
+    let (share, filter) = rest.strip_prefix('/')?.split_once('/')?;
+    (!share.is_empty() && !share.contains(['+', '#'])).then_some((Some(share), filter))
+}
+
+impl Filter {
+    /// Reads a filter; `None` if it is empty, holds U+0000 or has a wildcard where none may be.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut levels = text.split('/').peekable();
+        while let Some(level) = levels.next() {
+            let is_good = match level {
+                "#" => levels.peek().is_none(),
+                "+" => true,
+                _ => !level.contains(['+', '#']),
+            };
+            if !is_good {
+                return None;
+            }
+        }
+        (!text.is_empty() && !text.contains('\0') && text.len() <= usize::from(u16::MAX)).then(|| Self(text.to_owned()))
+    }
+
+    /// The filter as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a topic matches. A wildcard at the start matches no topic that begins with `$`.
+    pub fn matches(&self, topic: &str) -> bool {
+        if topic.starts_with('$') && self.0.starts_with(['+', '#']) {
+            return false;
+        }
+        let mut names = topic.split('/');
+        for level in self.0.split('/') {
+            match (level, names.next()) {
+                ("#", _) => return true,
+                ("+", Some(_)) => {}
+                (word, Some(name)) if word == name => {}
+                _ => return false,
+            }
+        }
+        names.next().is_none()
+    }
+
+    /// Whether every topic that `other` matches is matched by this one.
+    pub fn covers(&self, other: &str) -> bool {
+        if other.starts_with('$') && self.0.starts_with(['+', '#']) {
+            return false;
+        }
+        let mut theirs = other.split('/');
+        for level in self.0.split('/') {
+            match (level, theirs.next()) {
+                ("#", _) => return true,
+                (_, Some("#")) => return false,
+                ("+", Some(_)) => {}
+                (word, Some(other)) if word == other => {}
+                _ => return false,
+            }
+        }
+        theirs.next().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn matches(filter: &str, topic: &str) -> bool {
+        Filter::parse(filter).expect("a filter").matches(topic)
+    }
+
+    #[test]
+    fn wildcards_match_as_the_specification_says() {
+        for (filter, topic) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1"),
+            ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon"),
+            ("sport/#", "sport"),
+            ("#", "a/b"),
+            ("sport/tennis/+", "sport/tennis/player1"),
+            ("sport/+", "sport/"),
+            ("+/+", "/finance"),
+            ("/+", "/finance"),
+            ("$SYS/#", "$SYS/monitor/Clients"),
+            ("$SYS/monitor/+", "$SYS/monitor/Clients"),
+        ] {
+            assert!(matches(filter, topic), "{filter} {topic}");
+        }
+        for (filter, topic) in [
+            ("sport/tennis/+", "sport/tennis/player1/ranking"),
+            ("sport/+", "sport"),
+            ("+", "/finance"),
+            ("#", "$SYS/monitor"),
+            ("+/monitor/Clients", "$SYS/monitor/Clients"),
+            ("a", "A"),
+            ("/a", "a"),
+        ] {
+            assert!(!matches(filter, topic), "{filter} {topic}");
+        }
+        for bad in ["", "sport/tennis#", "sport/tennis/#/ranking", "sport+", "a\0b"] {
+            assert_eq!(Filter::parse(bad), None, "{bad}");
+        }
+        assert_eq!(split_share("$share/g/a/#"), Some((Some("g"), "a/#")));
+        assert_eq!(split_share("a/b"), Some((None, "a/b")));
+        for bad in ["$share", "$share/", "$share/g", "$share//a", "$share/+/a"] {
+            assert_eq!(split_share(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        /// What a filter covers, it matches.
+        #[test]
+        fn covering_means_matching_all(a in "([ab+]/){0,3}[ab+#]", b in "([ab+]/){0,3}[ab+#]", topic in "([ab]/){0,4}[ab]") {
+            let (a, b) = (Filter::parse(&a).expect("a filter"), Filter::parse(&b).expect("a filter"));
+            if a.covers(b.as_str()) && b.matches(&topic) {
+                prop_assert!(a.matches(&topic));
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The HTTP source: programs post events, as CloudEvents or as plain payloads.
+//!
+//! Promise: 202 leaves only with a receipt for every event of the request. Any other answer says
+//! why; after one that asks to come again, a repeat with the same ids makes no second event.
+//! Invariants:
+//! - nothing a client sends stops another client, the process, or grows memory without bound: heads,
+//!   bodies, connections, rates and waits all have theirs;
+//! - who a caller is, is known before its body is read.
+//!
+//! `POST /events/{source}`: the source is the program or device that reports, `{client}` in
+//! contracts. A plain payload has the topic `{source}`, a CloudEvent `{source}/{type}`.
+//!
+//! Not here: what an event means (`ingest`, `contract`).
+
+mod answer;
+mod cloudevents;
+mod rate;
+mod tokens;
+
+pub use tokens::{Tokens, put_token};
+
+use crate::clock;
+use crate::ingest::Ingest;
+use crate::setting::{Bytes, Span};
+use crate::shutdown::Shutdown;
+use crate::sources::secrets::BadSecrets;
+use crate::sources::socket::{self, CannotBind, is_loopback};
+use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
+use crate::telemetry::Limiter;
+use crate::tls::{self, Certificates, ServerFiles, TlsError};
+use answer::Peer;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+/// An HTTP source as the configuration says it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the source; part of every event's source.
+    pub name: String,
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// Certificates; without them the source speaks plain TCP.
+    pub tls: Option<ServerFiles>,
+    /// File of names and hashes of bearer tokens.
+    pub tokens: Option<PathBuf>,
+    /// Whether callers without token and certificate are let in. By default only on loopback.
+    pub anonymous: Option<bool>,
+    /// Connections at once.
+    #[serde(default = "connections_max")]
+    pub connections_max: usize,
+    /// Events a second that each caller may hand in.
+    #[serde(default = "events_per_second_max")]
+    pub events_per_second_max: u32,
+    /// The largest payload of an event.
+    #[serde(default = "payload_max")]
+    pub payload_max: Bytes,
+    /// The largest body that is an envelope: a structured CloudEvent, or a batch of them.
+    #[serde(default = "body_max")]
+    pub body_max: Bytes,
+    /// Bytes of requests in hand, over all connections.
+    #[serde(default = "waiting_max")]
+    pub waiting_max: Bytes,
+    /// How long a client may take for the TLS handshake, for a request's head and for its body.
+    #[serde(default = "request_wait_max")]
+    pub request_wait_max: Span,
+    /// How long a request waits for its receipts.
+    #[serde(default = "answer_wait_max")]
+    pub answer_wait_max: Span,
+}
+
+fn connections_max() -> usize {
+    1000
+}
+fn events_per_second_max() -> u32 {
+    1000
+}
+fn payload_max() -> Bytes {
+    Bytes(256 << 10)
+}
+fn body_max() -> Bytes {
+    Bytes(1 << 20)
+}
+fn waiting_max() -> Bytes {
+    Bytes(16 << 20)
+}
+fn request_wait_max() -> Span {
+    Span(Duration::from_secs(10))
+}
+fn answer_wait_max() -> Span {
+    Span(Duration::from_secs(10))
+}
+
+/// The largest body that may be allowed.
+const BODY_BYTES_MAX: u64 = 32 << 20;
+/// The most memory for requests that may be allowed.
+const WAITING_BYTES_MAX: u64 = 1 << 30;
+/// The largest head of a request; a CloudEvent's attributes have room in it.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// How long requests in hand are awaited at the end.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a client may refuse to read its answers.
+const UNREAD_WAIT_MAX: Duration = Duration::from_secs(20);
+
+impl Config {
+    /// Checks values against each other: key, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let bounded = |key, value: Bytes, max: u64| {
+            let is_good = value.0 > 0 && value.0 <= max;
+            let message = || format!("{value} is out of bounds; 1 byte to {} are allowed", Bytes(max));
+            if is_good { Ok(()) } else { Err((key, message())) }
+        };
+        bounded("payload_max", self.payload_max, PAYLOAD_BYTES_MAX)?;
+        bounded("body_max", self.body_max, BODY_BYTES_MAX)?;
+        bounded("waiting_max", self.waiting_max, WAITING_BYTES_MAX)?;
+        let largest = self.payload_max.0.max(self.body_max.0) + answer::REQUEST_BYTES;
+        if self.waiting_max.0 < largest {
+            let least = Bytes(largest);
+            return Err((
+                "waiting_max",
+                format!("{} has no room for one request; {least} are needed", self.waiting_max),
+            ));
+        }
+        for (key, is_zero) in [
+            ("connections_max", self.connections_max == 0),
+            ("events_per_second_max", self.events_per_second_max == 0),
+            ("request_wait_max", self.request_wait_max.0.is_zero()),
+            ("answer_wait_max", self.answer_wait_max.0.is_zero()),
+        ] {
+            if is_zero {
+                return Err((key, "0 is not allowed".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody without token and certificate is let in.
+    fn lets_in_anonymous(&self) -> bool {
+        self.anonymous
+            .unwrap_or_else(|| is_loopback(self.listen.ip()) && self.tokens.is_none() && !self.knows_clients())
+    }
+
+    /// Whether nobody at all is let in.
+    pub fn lets_in_nobody(&self) -> bool {
+        self.tokens.is_none() && !self.knows_clients() && !self.lets_in_anonymous()
+    }
+
+    fn knows_clients(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    /// The TLS of the source. A certificate is optional where there are other ways to be let in.
+    pub fn server(&self) -> Result<Option<Arc<rustls::ServerConfig>>, TlsError> {
+        let others = self.tokens.is_some() || self.lets_in_anonymous();
+        let certificates = if others { Certificates::Optional } else { Certificates::Required };
+        self.tls.as_ref().map(|files| tls::server_with(files, certificates)).transpose()
+    }
+}
+
+/// Why a source did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotServe {
+    /// The address is taken or not there.
+    #[error(transparent)]
+    Address(#[from] CannotBind),
+    /// Certificates or keys.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The token file.
+    #[error(transparent)]
+    Tokens(#[from] BadSecrets),
+}
+
+/// An HTTP source that has its port.
+pub struct Server {
+    socket: TcpListener,
+    shared: Arc<Shared>,
+    tls: Option<TlsAcceptor>,
+}
+
+/// What the connections of a source share.
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    ingest: Arc<Ingest>,
+    tokens: Option<Tokens>,
+    rates: rate::Rates,
+    /// Bytes of requests in hand.
+    room: Semaphore,
+    stats: Arc<Stats>,
+    refusals: Limiter,
+}
+
+impl Shared {
+    /// Counts a refusal, and logs one in a while.
+    fn refuse(&self, peer: SocketAddr, status: &str, why: &str) {
+        self.stats.refused.add(1);
+        if let Some(held_back) = self.refusals.allow(clock::instant()) {
+            tracing::warn!(source = %self.config.name, %peer, status, held_back, "request refused: {why}");
+        }
+    }
+}
+
+impl Server {
+    /// Takes the port; connections are accepted by [`Server::run`].
+    pub fn open(config: Config, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Result<Self, CannotServe> {
+        let tls = config.server()?.map(TlsAcceptor::from);
+        let tokens = config.tokens.as_deref().map(Tokens::load).transpose()?;
+        let socket = socket::listen(config.listen)?;
+        let shared = Shared {
+            rates: rate::Rates::new(config.events_per_second_max),
+            room: Semaphore::new(
+                usize::try_from(config.waiting_max.0).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS),
+            ),
+            config,
+            ingest,
+            tokens,
+            stats,
+            refusals: Limiter::new(Duration::from_secs(10)),
+        };
+        Ok(Self { socket, shared: Arc::new(shared), tls })
+    }
+
+    /// The address it really has; of use where the configuration says port 0.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts connections until the shutdown, then waits for the requests in hand.
+    pub async fn run(self, mut shutdown: Shutdown) {
+        let Self { socket, shared, tls } = self;
+        let mut connections = JoinSet::new();
+        loop {
+            let has_room = connections.len() < shared.config.connections_max;
+            tokio::select! {
+                () = shutdown.begun() => break,
+                // The ended are taken out, so that the set does not grow.
+                Some(_) = connections.join_next() => {}
+                // At the limit nothing is accepted: the kernel holds new connections back.
+                accepted = socket.accept(), if has_room => match accepted {
+                    Ok((stream, peer)) => {
+                        connections.spawn(connection(stream, peer, tls.clone(), Arc::clone(&shared), shutdown.clone()));
+                    }
+                    Err(error) => {
+                        // Out of descriptors, mostly: a pause lets some connections end.
+                        shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+            }
+        }
+        drop(socket);
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Serves one connection; returns when it has ended.
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+    mut shutdown: Shutdown,
+) {
+    let _open = shared.stats.open();
+    socket::tune(&stream, UNREAD_WAIT_MAX);
+    match tls {
+        None => serve(stream, &Peer { address, certificate: None }, &shared, shutdown).await,
+        Some(acceptor) => {
+            let wait = shared.config.request_wait_max.0;
+            // A handshake that the shutdown meets has promised nothing.
+            let handshake = tokio::select! {
+                () = shutdown.begun() => return,
+                handshake = tokio::time::timeout(wait, acceptor.accept(stream)) => handshake,
+            };
+            match handshake {
+                Ok(Ok(stream)) => {
+                    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                    let certificate = chain.first().and_then(tls::identity);
+                    serve(stream, &Peer { address, certificate }, &shared, shutdown).await;
+                }
+                Ok(Err(error)) => shared.refuse(address, "", &format!("TLS handshake: {error}")),
+                Err(_) => shared.refuse(address, "", "TLS handshake took too long"),
+            }
+        }
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: &Peer, shared: &Shared, mut shutdown: Shutdown) {
+    let has_served = AtomicBool::new(false);
+    let ended = {
+        let has_served = &has_served;
+        let service = service_fn(async move |request| {
+            has_served.store(true, Ordering::Relaxed);
+            Ok::<_, std::convert::Infallible>(answer::answer(shared, peer, request).await)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(shared.config.request_wait_max.0)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(&mut stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = shutdown.begun() => {
+                // A request in hand still gets its answer; an idle connection ends here.
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(DRAIN_WAIT_MAX, connection.as_mut()).await.ok()
+            }
+        }
+    };
+    if let Some(Err(error)) = ended {
+        // Between two requests a client may be silent, and is let go without a word.
+        if error.is_parse() || !has_served.into_inner() {
+            shared.refuse(peer.address, "", &format!("not HTTP, or too slow: {error}"));
+        }
+    }
+    linger(&mut stream).await;
+}
+
+/// Reads on for a moment what nobody wants any more: closing with bytes unread would reset the
+/// connection and take the answer with it.
+async fn linger<S: AsyncRead + Unpin>(stream: &mut S) {
+    const WAIT_MAX: Duration = Duration::from_secs(1);
+    let mut scrap = [0; 1024];
+    let reading = async { while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {} };
+    // Whoever sends on has had its chance.
+    let _ = tokio::time::timeout(WAIT_MAX, reading).await;
+}

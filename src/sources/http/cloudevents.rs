@@ -1,0 +1,438 @@
+//! What a request says: CloudEvents 1.0 in their three modes, or a payload as it is.
+//!
+//! Promise: what comes back has bounded attributes and is within the bounds it was given; what does
+//! not fit is refused whole, with the event and the attribute named.
+
+use super::answer::Refusal;
+use crate::contract::{ID_BYTES_MAX, KEY_BYTES_MAX};
+use crate::event::Timestamp;
+use base64::Engine;
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap, HeaderName};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+
+/// Events in a batch: at 1 MiB a kilobyte each.
+const BATCH_EVENTS_MAX: usize = 1000;
+/// The longest `type` of a CloudEvent, in bytes.
+const TYPE_BYTES_MAX: usize = 256;
+/// The longest `source` of a CloudEvent, in bytes.
+const SOURCE_BYTES_MAX: usize = 1024;
+/// The longest media type, in bytes.
+const MEDIA_TYPE_BYTES_MAX: usize = 256;
+
+/// How a request carries its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// The body is the payload, and nothing else is said.
+    Plain,
+    /// The body is the payload, the attributes are `ce-` headers.
+    Binary,
+    /// The body is a CloudEvent.
+    Structured,
+    /// The body is a list of CloudEvents.
+    Batch,
+}
+
+/// One event of a request.
+#[derive(Debug, Default)]
+pub(super) struct Given<'a> {
+    /// `type` and `source`, where it is a CloudEvent.
+    pub(super) cloud: Option<(Cow<'a, str>, Cow<'a, str>)>,
+    pub(super) id: Option<Cow<'a, str>>,
+    pub(super) time: Option<Timestamp>,
+    pub(super) subject: Option<Cow<'a, str>>,
+    pub(super) trace_parent: Option<Cow<'a, str>>,
+    pub(super) content_type: Option<Cow<'a, str>>,
+    pub(super) payload: Cow<'a, [u8]>,
+}
+
+impl Shape {
+    /// What the headers announce.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let coded = headers.get(header::CONTENT_ENCODING);
+        if let Some(coding) = coded.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            let detail = format!("content-encoding {coding:?} is not understood; send the body as it is");
+            let refusal = Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown content coding", detail);
+            return Err(refusal.with(header::ACCEPT_ENCODING, "identity"));
+        }
+        let written = content_type(headers)?.unwrap_or_default();
+        let (kind, parameters) = written.split_once(';').unwrap_or((&written, ""));
+        let kind = kind.trim().to_ascii_lowercase();
+        let shape = match kind.as_str() {
+            "application/cloudevents+json" => Self::Structured,
+            "application/cloudevents-batch+json" => Self::Batch,
+            _ if kind.starts_with("application/cloudevents") => {
+                return Err(unsupported(format!("\"{kind}\" is a format of CloudEvents that is not understood")));
+            }
+            _ if headers.keys().any(|name| name.as_str().starts_with("ce-")) => Self::Binary,
+            _ => Self::Plain,
+        };
+        if matches!(shape, Self::Structured | Self::Batch)
+            && let Some(charset) = charset(parameters)
+            && !charset.eq_ignore_ascii_case("utf-8")
+        {
+            return Err(unsupported(format!("charset \"{charset}\" is not understood; JSON is UTF-8")));
+        }
+        Ok(shape)
+    }
+}
+
+fn unsupported(detail: String) -> Refusal {
+    let accepted = "application/cloudevents+json, application/cloudevents-batch+json, application/json, */*";
+    Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown media type", format!("{detail}; accepted are {accepted}"))
+        .with(HeaderName::from_static("accept-post"), accepted)
+}
+
+fn charset(parameters: &str) -> Option<&str> {
+    let named = parameters.split(';').filter_map(|parameter| parameter.split_once('='));
+    let mut charsets = named.filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    charsets.next().map(|(_, value)| value.trim().trim_matches('"'))
+}
+
+fn content_type(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Refusal> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(None) };
+    let text = value.to_str().map_err(|_| wrong("content-type: is no text"))?;
+    checked("", "content-type", Cow::Borrowed(text), MEDIA_TYPE_BYTES_MAX).map(Some)
+}
+
+fn wrong(detail: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "the request holds no event that can be read", detail.into())
+}
+
+/// Reads the events of a request. `payload_bytes_max` bounds the payload of each.
+pub(super) fn events<'a>(
+    shape: Shape,
+    headers: &'a HeaderMap,
+    body: &'a [u8],
+    payload_bytes_max: u64,
+) -> Result<Vec<Given<'a>>, Refusal> {
+    let events = match shape {
+        Shape::Plain if body.is_empty() => {
+            return Err(wrong("the body is empty; it is what the event carries"));
+        }
+        Shape::Plain => vec![Given {
+            trace_parent: trace_parent(headers),
+            content_type: content_type(headers)?,
+            payload: Cow::Borrowed(body),
+            ..Given::default()
+        }],
+        Shape::Binary => vec![binary(headers, body)?],
+        Shape::Structured => {
+            let event = serde_json::from_slice(body).map_err(|error| wrong(format!("no CloudEvent: {error}")))?;
+            vec![structured("", event)?]
+        }
+        Shape::Batch => batch(body)?,
+    };
+    for (index, event) in events.iter().enumerate() {
+        if event.payload.len() as u64 > payload_bytes_max {
+            let place = if shape == Shape::Batch { format!("event {index}: ") } else { String::new() };
+            return Err(Refusal::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "a payload is larger than payload_max",
+                format!("{place}the payload has {} bytes; at most {payload_bytes_max} are taken", event.payload.len()),
+            ));
+        }
+    }
+    Ok(events)
+}
+
+/// A W3C trace context that came as a header.
+fn trace_parent(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    (text.len() <= 128).then_some(Cow::Borrowed(text))
+}
+
+/// A CloudEvent as JSON. Other attributes are not understood and not kept.
+#[derive(Deserialize)]
+struct Structured<'a> {
+    #[serde(borrow)]
+    specversion: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    source: Cow<'a, str>,
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    time: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    subject: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    datacontenttype: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    traceparent: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    data_base64: Option<Cow<'a, str>>,
+}
+
+fn structured<'a>(place: &str, event: Structured<'a>) -> Result<Given<'a>, Refusal> {
+    let is_json = event.datacontenttype.as_deref().is_none_or(is_json);
+    let payload = match (event.data, event.data_base64) {
+        (Some(_), Some(_)) => return Err(wrong(format!("{place}data and data_base64: only one of them is allowed"))),
+        (None, Some(text)) => {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
+            Cow::Owned(bytes.map_err(|_| wrong(format!("{place}data_base64: is no base64")))?)
+        }
+        // A text of another media type is written as a JSON string.
+        (Some(data), None) if !is_json && data.get().starts_with('"') => {
+            let text: Cow<'a, str> =
+                serde_json::from_str(data.get()).map_err(|_| wrong(format!("{place}data: is no JSON string")))?;
+            Cow::Owned(text.into_owned().into_bytes())
+        }
+        (Some(data), None) => Cow::Borrowed(data.get().as_bytes()),
+        (None, None) => NO_DATA,
+    };
+    let attributes = Attributes {
+        specversion: event.specversion,
+        id: event.id,
+        source: event.source,
+        kind: event.r#type,
+        time: event.time,
+        subject: event.subject,
+        content_type: event.datacontenttype,
+        trace_parent: event.traceparent,
+    };
+    attributes.given(place, payload)
+}
+
+/// What a CloudEvent without data says, for contracts that read JSON.
+const NO_DATA: Cow<'static, [u8]> = Cow::Borrowed(b"null");
+
+fn is_json(media_type: &str) -> bool {
+    let kind = media_type.split(';').next().unwrap_or("").trim();
+    let subtype = kind.split_once('/').map_or("", |(_, subtype)| subtype).to_ascii_lowercase();
+    subtype == "json" || subtype.ends_with("+json")
+}
+
+/// A batch as far as it is allowed to go.
+struct Items<'a> {
+    list: Vec<&'a RawValue>,
+    total: usize,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of CloudEvents")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while list.len() < BATCH_EVENTS_MAX {
+                    match items.next_element()? {
+                        Some(item) => list.push(item),
+                        None => return Ok(Items { total: list.len(), list }),
+                    }
+                }
+                let mut total = list.len();
+                while items.next_element::<IgnoredAny>()?.is_some() {
+                    total += 1;
+                }
+                Ok(Items { list, total })
+            }
+        }
+        deserializer.deserialize_seq(Reader)
+    }
+}
+
+fn batch(body: &[u8]) -> Result<Vec<Given<'_>>, Refusal> {
+    let items: Items<'_> = serde_json::from_slice(body).map_err(|error| wrong(format!("no batch: {error}")))?;
+    if items.total > BATCH_EVENTS_MAX {
+        return Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too many events in a batch",
+            format!("the batch has {} events; at most {BATCH_EVENTS_MAX} are taken", items.total),
+        ));
+    }
+    items
+        .list
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| {
+            let place = format!("event {index}: ");
+            let event = serde_json::from_str(item.get()).map_err(|error| wrong(format!("{place}{error}")))?;
+            structured(&place, event)
+        })
+        .collect()
+}
+
+fn binary<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<Given<'a>, Refusal> {
+    let attribute = |name: &'static str| headers.get(name).map(|value| unquoted(name, value.as_bytes())).transpose();
+    let required = |name| attribute(name)?.ok_or_else(|| wrong(format!("{name}: is missing")));
+    let content_type = content_type(headers)?;
+    let payload = match (body, &content_type) {
+        ([], None) => NO_DATA,
+        _ => Cow::Borrowed(body),
+    };
+    let attributes = Attributes {
+        specversion: required("ce-specversion")?,
+        id: required("ce-id")?,
+        source: required("ce-source")?,
+        kind: required("ce-type")?,
+        time: attribute("ce-time")?,
+        subject: attribute("ce-subject")?,
+        content_type,
+        trace_parent: attribute("ce-traceparent")?.or_else(|| trace_parent(headers)),
+    };
+    attributes.given("ce-", payload)
+}
+
+/// A header's value as the HTTP binding of CloudEvents writes it: quoted or not, then percent-encoded.
+fn unquoted<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, Refusal> {
+    let bare: Cow<'a, [u8]> = match value {
+        [b'"', inner @ .., b'"'] if inner.contains(&b'\\') => {
+            let mut out = Vec::with_capacity(inner.len());
+            let mut bytes = inner.iter();
+            while let Some(byte) = bytes.next() {
+                out.extend(if *byte == b'\\' { bytes.next() } else { Some(byte) });
+            }
+            Cow::Owned(out)
+        }
+        [b'"', inner @ .., b'"'] => Cow::Borrowed(inner),
+        _ => Cow::Borrowed(value),
+    };
+    let decoded = match bare {
+        Cow::Borrowed(bytes) => percent_encoding::percent_decode(bytes).into(),
+        Cow::Owned(bytes) => Cow::Owned(percent_encoding::percent_decode(&bytes).collect()),
+    };
+    let is_text = || wrong(format!("{name}: is no UTF-8"));
+    match decoded {
+        Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| is_text()),
+        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| is_text()),
+    }
+}
+
+/// The attributes of a CloudEvent that count here, as they came.
+struct Attributes<'a> {
+    specversion: Cow<'a, str>,
+    id: Cow<'a, str>,
+    source: Cow<'a, str>,
+    kind: Cow<'a, str>,
+    time: Option<Cow<'a, str>>,
+    subject: Option<Cow<'a, str>>,
+    content_type: Option<Cow<'a, str>>,
+    trace_parent: Option<Cow<'a, str>>,
+}
+
+impl<'a> Attributes<'a> {
+    fn given(self, place: &str, payload: Cow<'a, [u8]>) -> Result<Given<'a>, Refusal> {
+        if self.specversion != "1.0" {
+            let written = self.specversion.escape_debug();
+            return Err(wrong(format!("{place}specversion: \"{written:.20}\" is not understood; expected \"1.0\"")));
+        }
+        let time = self.time.map(|text| {
+            Timestamp::parse(&text).ok_or_else(|| {
+                wrong(format!("{place}time: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z"))
+            })
+        });
+        let optional = |name, value: Option<Cow<'a, str>>, bytes_max| {
+            value.map(|value| checked(place, name, value, bytes_max)).transpose()
+        };
+        Ok(Given {
+            cloud: Some((
+                checked(place, "type", self.kind, TYPE_BYTES_MAX)?,
+                checked(place, "source", self.source, SOURCE_BYTES_MAX)?,
+            )),
+            id: Some(checked(place, "id", self.id, ID_BYTES_MAX)?),
+            time: time.transpose()?,
+            subject: optional("subject", self.subject, KEY_BYTES_MAX)?,
+            trace_parent: optional("traceparent", self.trace_parent, 128)?,
+            content_type: optional("datacontenttype", self.content_type, MEDIA_TYPE_BYTES_MAX)?,
+            payload,
+        })
+    }
+}
+
+/// A text within its bounds, without control characters, as CloudEvents want it.
+fn checked<'a>(place: &str, name: &str, text: Cow<'a, str>, bytes_max: usize) -> Result<Cow<'a, str>, Refusal> {
+    if text.is_empty() || text.len() > bytes_max {
+        return Err(wrong(format!("{place}{name}: is {} bytes long; it has 1 to {bytes_max}", text.len())));
+    }
+    if text.contains(char::is_control) {
+        return Err(wrong(format!("{place}{name}: holds a control character")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SHAPES: [Shape; 4] = [Shape::Plain, Shape::Binary, Shape::Structured, Shape::Batch];
+    const EVENT: &str = r#"{"specversion":"1.0","id":"1","source":"s","type":"t","time":"2026-11-23T08:00:00Z","data":{"a":[1,"\u00e9"]},"data_base64":null}"#;
+
+    fn headers(list: &[(&'static str, &[u8])]) -> HeaderMap {
+        let value = |bytes: &[u8]| hyper::header::HeaderValue::from_bytes(bytes).expect("a header value");
+        list.iter().map(|(name, bytes)| (HeaderName::from_static(name), value(bytes))).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..300), value in "[ -~\u{80}-\u{ff}]{0,40}") {
+            let value = value.as_bytes();
+            let map = headers(&[("ce-specversion", b"1.0"), ("ce-id", value), ("ce-source", value), ("ce-type", value), ("content-type", value)]);
+            for shape in SHAPES {
+                let _ = events(shape, &map, &body, 100);
+            }
+            let _ = Shape::of(&map);
+        }
+
+        #[test]
+        fn an_event_with_a_few_bytes_changed_is_read_or_refused(changes in proptest::collection::vec((0..EVENT.len(), any::<u8>()), 1..4)) {
+            let mut body = EVENT.as_bytes().to_vec();
+            for (place, byte) in changes {
+                body[place] = byte;
+            }
+            let _ = events(Shape::Structured, &HeaderMap::new(), &body, 1000);
+            let batch = [b"[".as_slice(), &body, b",", EVENT.as_bytes(), b"]"].concat();
+            let _ = events(Shape::Batch, &HeaderMap::new(), &batch, 1000);
+        }
+    }
+
+    #[test]
+    fn headers_are_unquoted_and_decoded() {
+        let check = |written: &[u8], expected: &str| {
+            let map =
+                headers(&[("ce-specversion", b"1.0"), ("ce-id", written), ("ce-source", b"s"), ("ce-type", b"t")]);
+            let found = events(Shape::Binary, &map, b"", 100).expect("an event");
+            assert_eq!(found[0].id.as_deref(), Some(expected));
+        };
+        check(b"plain", "plain");
+        check(b"a%20b%C3%BC", "a bü");
+        check(b"\"a%20b\"", "a b");
+        check(br#""say \"hi\"""#, "say \"hi\"");
+        check("ü".as_bytes(), "ü");
+        check(b"100%", "100%");
+        check(b"\"", "\"");
+    }
+
+    #[test]
+    fn data_is_what_the_media_type_says_it_is() {
+        let check = |rest: &str, expected: &[u8]| {
+            let body = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t"{rest}}}"#);
+            let none = HeaderMap::new();
+            let found = events(Shape::Structured, &none, body.as_bytes(), 100).expect("an event");
+            assert_eq!(found[0].payload, expected, "{rest}");
+        };
+        check("", b"null");
+        check(r#","data":null"#, b"null");
+        check(r#","data": { "a" : 1.50 } "#, br#"{ "a" : 1.50 }"#);
+        check(r#","data":"x""#, br#""x""#);
+        check(r#","datacontenttype":"application/json; charset=utf-8","data":"x""#, br#""x""#);
+        check(r#","datacontenttype":"application/vnd.x+json","data":"x""#, br#""x""#);
+        check(r#","datacontenttype":"text/plain","data":"a\nb""#, b"a\nb");
+        check(r#","datacontenttype":"text/plain","data":5"#, b"5");
+        check(r#","data_base64":"AP8=""#, &[0, 255]);
+    }
+}

@@ -1,0 +1,180 @@
+//! The picture of each device: what an OT engineer asks of a client that behaves oddly.
+
+use crate::clock;
+use crate::event::Timestamp;
+use crate::ingest::Taken;
+use crate::telemetry::{Counter, Gauge};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Devices that are remembered; beyond it, one that is gone makes room.
+const DEVICES_MAX: usize = 20_000;
+/// What a clock offset says while none has been seen.
+const UNSEEN: i64 = i64::MIN;
+
+/// One client, as it has been seen since the gateway started.
+#[derive(Debug)]
+pub struct Device {
+    /// Its client id.
+    pub client: String,
+    who: Mutex<Who>,
+    /// Publishes that arrived.
+    pub received: Counter,
+    /// Events that became dead letters on the way in.
+    pub dead: Counter,
+    /// Redeliveries that were recognised and are no second event.
+    pub redelivered: Counter,
+    /// Publishes, subscriptions and connections that were refused.
+    pub refused: Counter,
+    /// Microseconds since 1970.
+    last_event: Gauge,
+    /// Microseconds that its clock is ahead, by the newest event with a time of its own.
+    clock_offset: AtomicI64,
+}
+
+#[derive(Clone, Debug)]
+struct Who {
+    identity: String,
+    peer: SocketAddr,
+    version: &'static str,
+    /// Since when it is connected, and when that was on the wall.
+    connected: Option<(Instant, Timestamp)>,
+    /// Publishes that had arrived when it connected.
+    received_before: u64,
+}
+
+/// A device, to be shown.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceStatus {
+    /// Name of the source.
+    pub source: String,
+    /// Its client id.
+    pub client: String,
+    /// User name or name in its certificate; empty for somebody without.
+    pub identity: String,
+    /// Address and port it was seen at last.
+    pub peer: String,
+    /// Version of MQTT.
+    pub version: String,
+    /// Since when it is connected, RFC 3339; `None` if it is not.
+    pub connected_since: Option<String>,
+    /// Publishes a second since it connected.
+    pub rate: f64,
+    /// Publishes since the gateway started.
+    pub received: u64,
+    /// When its last publish came, RFC 3339.
+    pub last_event: Option<String>,
+    /// What was refused since the gateway started.
+    pub refused: u64,
+    /// Events that became dead letters on the way in.
+    pub dead: u64,
+    /// Repeats: recognised by the contract's id, and by MQTT's own redelivery.
+    pub duplicates: u64,
+    /// Seconds that its clock is ahead of the gateway's, by its newest event with a time of its own.
+    pub clock_offset: Option<f64>,
+}
+
+/// The devices of a listener.
+#[derive(Debug, Default)]
+pub struct Devices {
+    all: Mutex<HashMap<String, Arc<Device>>>,
+}
+
+impl Devices {
+    /// The device of a client id, which connects now.
+    pub fn connected(&self, client: &str, identity: &str, peer: SocketAddr, version: &'static str) -> Arc<Device> {
+        let now = (clock::instant(), Timestamp::from(clock::wall()));
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains_key(client) && all.len() >= DEVICES_MAX {
+            // The one that has been silent for longest goes.
+            let gone = all.values().filter(|device| device.who().connected.is_none());
+            if let Some(oldest) =
+                gone.min_by_key(|device| device.last_event.value()).map(|device| device.client.clone())
+            {
+                all.remove(&oldest);
+            }
+        }
+        let device = all.entry(client.to_owned()).or_insert_with(|| {
+            let who = Who { identity: String::new(), peer, version, connected: None, received_before: 0 };
+            Arc::new(Device {
+                client: client.to_owned(),
+                who: Mutex::new(who),
+                received: Counter::default(),
+                dead: Counter::default(),
+                redelivered: Counter::default(),
+                refused: Counter::default(),
+                last_event: Gauge::default(),
+                clock_offset: AtomicI64::new(UNSEEN),
+            })
+        });
+        let received_before = device.received.value();
+        *device.who() = Who { identity: identity.to_owned(), peer, version, connected: Some(now), received_before };
+        Arc::clone(device)
+    }
+
+    /// Every device, in the order of their client ids. `duplicates` says how many repeats the
+    /// journal has recognised of a device.
+    pub fn status(&self, source: &str, duplicates: impl Fn(&str) -> u64) -> Vec<DeviceStatus> {
+        let mut list: Vec<_> = {
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.values().cloned().collect()
+        };
+        list.sort_by(|a, b| a.client.cmp(&b.client));
+        list.iter().map(|device| device.status(source, &duplicates)).collect()
+    }
+}
+
+impl Device {
+    fn who(&self) -> std::sync::MutexGuard<'_, Who> {
+        self.who.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is no longer connected.
+    pub fn gone(&self) {
+        self.who().connected = None;
+    }
+
+    /// A publish came.
+    pub fn heard(&self, time: Timestamp) {
+        self.received.add(1);
+        self.last_event.set(time.0.max(0) as u64);
+    }
+
+    /// A publish is on its way to the disk.
+    pub fn took(&self, taken: &Taken) {
+        if taken.is_dead() {
+            self.dead.add(1);
+        }
+        if let Some(offset) = taken.clock_offset() {
+            self.clock_offset.store(offset, Ordering::Relaxed);
+        }
+    }
+
+    fn status(&self, source: &str, duplicates: &impl Fn(&str) -> u64) -> DeviceStatus {
+        let who = self.who().clone();
+        let received = self.received.value();
+        let rate = who.connected.map_or(0.0, |(since, _)| {
+            let seconds = clock::instant().duration_since(since).as_secs_f64().max(1.0);
+            received.saturating_sub(who.received_before) as f64 / seconds
+        });
+        let offset = self.clock_offset.load(Ordering::Relaxed);
+        DeviceStatus {
+            source: source.to_owned(),
+            client: self.client.clone(),
+            identity: who.identity,
+            peer: who.peer.to_string(),
+            version: who.version.to_owned(),
+            connected_since: who.connected.map(|(_, at)| at.to_string()),
+            rate,
+            received,
+            last_event: (received > 0).then(|| Timestamp(self.last_event.value() as i64).to_string()),
+            refused: self.refused.value(),
+            dead: self.dead.value(),
+            duplicates: self.redelivered.value() + duplicates(&self.client),
+            clock_offset: (offset != UNSEEN).then(|| offset as f64 / 1e6),
+        }
+    }
+}

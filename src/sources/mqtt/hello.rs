@@ -1,0 +1,199 @@
+//! CONNECT and its answer.
+
+use super::Shared;
+use super::parts::{Reader, properties};
+use super::registry::NEVER;
+use super::will::Spoken;
+use super::wire::{Fault, Frame};
+use crate::link::{Protocol, push_varint};
+
+/// Topic aliases that a client of MQTT 5 may set.
+pub const ALIASES_MAX: u16 = 64;
+const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, 1];
+
+/// What CONNECT asks, in either version.
+#[derive(Debug)]
+pub struct Hello {
+    /// Client id; empty if the gateway is to choose one.
+    pub client: String,
+    /// Whether an older session is to be forgotten.
+    pub is_clean: bool,
+    /// User name.
+    pub user: Option<String>,
+    /// Password.
+    pub password: Option<Vec<u8>>,
+    /// Seconds; 0 for none.
+    pub keep_alive: u16,
+    /// Version.
+    pub protocol: Protocol,
+    /// Seconds that the session is to outlive the connection.
+    pub expiry: u32,
+    /// What to say if the client dies.
+    pub will: Option<Spoken>,
+    /// Publishes that it takes at once.
+    pub receive_maximum: u16,
+    /// The largest packet that it takes.
+    pub packet_bytes_max: usize,
+}
+
+/// The answer for a client that is not let in, and why, for the log.
+pub type NotLetIn = (Vec<u8>, &'static str);
+
+impl Hello {
+    /// Reads CONNECT. The error is the answer for the client, and why for the log.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, NotLetIn> {
+        if frame.first != 0x10 {
+            return Err((Vec::new(), "the first packet is not CONNECT"));
+        }
+        let level = match frame.body {
+            [0, 4, b'M', b'Q', b'T', b'T', level, ..] => *level,
+            [0, 6, b'M', b'Q', b'I', b's', b'd', b'p', ..] => {
+                return Err((UNSUPPORTED.to_vec(), "MQTT 3.1 is not supported; 3.1.1 and 5 are"));
+            }
+            _ => return Err((Vec::new(), "CONNECT of another protocol than MQTT")),
+        };
+        let rest = Reader(&frame.body[7..]);
+        match level {
+            // 3.1.1 has no code for a malformed CONNECT: the connection ends.
+            4 => Self::read_rest(rest, Protocol::V3).map_err(|fault| (Vec::new(), fault.text)),
+            5 => Self::read_rest(rest, Protocol::V5).map_err(|fault| (refuse(fault.code), fault.text)),
+            // A client of a future version understands the answer of 5; older ones that of 3.1.1.
+            6.. => Err((refuse(0x84), "an unknown version of MQTT")),
+            _ => Err((UNSUPPORTED.to_vec(), "an unknown version of MQTT")),
+        }
+    }
+
+    /// Reads what comes behind the protocol level (section 3.1 of both versions).
+    fn read_rest(mut rest: Reader<'_>, protocol: Protocol) -> Result<Self, Fault> {
+        let flags = rest.u8()?;
+        let has = |flag: u8| flags & flag != 0;
+        let (has_will, has_user, has_password) = (has(0x04), has(0x80), has(0x40));
+        if has(0x01) {
+            return Err(Fault::malformed("the reserved flag of CONNECT is set"));
+        }
+        if (flags >> 3 & 3) == 3 || (!has_will && flags & 0x38 != 0) {
+            return Err(Fault::malformed("CONNECT has flags of a will that cannot be"));
+        }
+        if protocol == Protocol::V3 && has_password && !has_user {
+            return Err(Fault::malformed("CONNECT has a password and no user name"));
+        }
+        let mut hello = Self {
+            client: String::new(),
+            is_clean: has(0x02),
+            user: None,
+            password: None,
+            keep_alive: rest.u16()?,
+            protocol,
+            expiry: if protocol == Protocol::V3 && !has(0x02) { NEVER } else { 0 },
+            will: None,
+            receive_maximum: u16::MAX,
+            packet_bytes_max: usize::MAX,
+        };
+        if protocol == Protocol::V5 {
+            hello.read_properties(&mut rest)?;
+        }
+        hello.client = rest.text()?.to_owned();
+        if has_will {
+            hello.will = Some(Spoken::read(&mut rest, protocol)?);
+        }
+        if has_user {
+            hello.user = Some(rest.text()?.to_owned());
+        }
+        if has_password {
+            hello.password = Some(rest.bytes()?.to_vec());
+        }
+        rest.end()?;
+        Ok(hello)
+    }
+
+    fn read_properties(&mut self, rest: &mut Reader<'_>) -> Result<(), Fault> {
+        let mut has_method = false;
+        let mut has_data = false;
+        properties(rest, &[0x11, 0x15, 0x16, 0x17, 0x19, 0x21, 0x22, 0x27], |id, value| {
+            match id {
+                0x11 => self.expiry = value.number(),
+                0x15 => has_method = true,
+                0x16 => has_data = true,
+                0x21 => self.receive_maximum = u16::try_from(value.number()).unwrap_or(u16::MAX),
+                0x27 => self.packet_bytes_max = value.number() as usize,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        match (has_method, has_data) {
+            (true, _) => Err(Fault { code: 0x8C, text: "enhanced authentication is not supported" }),
+            (false, true) => Err(Fault::protocol("authentication data without a method")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A CONNACK of MQTT 5 that refuses: the smallest there is.
+fn refuse(code: u8) -> Vec<u8> {
+    vec![0x20, 3, 0, code, 0]
+}
+
+/// What a CONNACK says.
+#[derive(Clone, Copy, Debug)]
+pub struct Welcome<'a> {
+    /// Reason code of MQTT 5; 0 lets the client in.
+    pub code: u8,
+    /// Whether its session was there before.
+    pub is_present: bool,
+    /// The client id, if the gateway chose it.
+    pub assigned: Option<&'a str>,
+    /// Seconds that the session outlives the connection, if these are not those it asked for.
+    pub expiry: Option<u32>,
+}
+
+/// CONNACK.
+pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>) -> Vec<u8> {
+    if protocol == Protocol::V3 {
+        let code = match welcome.code {
+            0 => 0,
+            BAD_CLIENT_ID => 2,
+            QUOTA | BUSY => 3,
+            BAD_LOGIN => 4,
+            _ => 5,
+        };
+        return vec![0x20, 2, u8::from(welcome.is_present && code == 0), code];
+    }
+    if welcome.code != 0 {
+        return refuse(welcome.code);
+    }
+    let mut properties = vec![0x21];
+    properties.extend_from_slice(&shared.config.receive_maximum.to_be_bytes());
+    properties.push(0x27);
+    properties.extend_from_slice(&u32::try_from(shared.packet_bytes_max).unwrap_or(u32::MAX).to_be_bytes());
+    properties.push(0x22);
+    properties.extend_from_slice(&ALIASES_MAX.to_be_bytes());
+    if let Some(expiry) = welcome.expiry {
+        properties.push(0x11);
+        properties.extend_from_slice(&expiry.to_be_bytes());
+    }
+    if let Some(client) = welcome.assigned {
+        properties.push(0x12);
+        properties.extend_from_slice(&u16::try_from(client.len()).unwrap_or(0).to_be_bytes());
+        properties.extend_from_slice(client.as_bytes());
+    }
+    let mut out = vec![0x20];
+    // Flags, code, and the length of the properties, which is below 128.
+    push_varint(&mut out, 3 + properties.len());
+    out.extend_from_slice(&[u8::from(welcome.is_present), 0]);
+    push_varint(&mut out, properties.len());
+    out.extend_from_slice(&properties);
+    out
+}
+
+/// Client Identifier not valid.
+pub const BAD_CLIENT_ID: u8 = 0x85;
+/// Bad User Name or Password.
+pub const BAD_LOGIN: u8 = 0x86;
+/// Not authorized.
+pub const NOT_AUTHORIZED: u8 = 0x87;
+/// Server busy.
+pub const BUSY: u8 = 0x89;
+/// Packet too large.
+pub const TOO_LARGE: u8 = 0x95;
+/// Quota exceeded.
+pub const QUOTA: u8 = 0x97;

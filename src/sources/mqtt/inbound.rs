@@ -1,0 +1,491 @@
+//! What a client sends: packets become events, acknowledgements, subscriptions.
+//!
+//! All of a connection but its socket, so that it can be fed from any buffer. Events that find no
+//! room wait here, bounded, so that PINGREQ behind them is still answered; when that is full too,
+//! the socket is not read.
+
+mod subscribing;
+
+use super::acl::Rights;
+use super::hello::ALIASES_MAX;
+use super::outbound::Wire;
+use super::registry::{Exchange, Key, Session, Unanswered};
+use super::wire::{self, Fault, Frame, PUBACK, PUBCOMP, PUBREC};
+use super::{Shared, devices::Device};
+use crate::clock;
+use crate::contract::SourceKind;
+use crate::event::Timestamp;
+use crate::ingest::{Beside, Route, Taken};
+use crate::journal::NotTaken;
+use crate::link::Protocol;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// Topics whose contract a connection remembers.
+const ROUTES_MAX: usize = 256;
+
+/// What a connection knows of its client.
+pub(super) struct Inbound {
+    pub key: Key,
+    pub client: String,
+    pub session: Box<Session>,
+    pub wire: Wire,
+    pub rights: Rights,
+    pub device: Arc<Device>,
+    aliases: HashMap<u16, String>,
+    routes: HashMap<String, Permitted>,
+    /// Taken in and not yet acknowledged, in order of arrival.
+    unacknowledged: VecDeque<Unacknowledged>,
+    /// Arrived and not yet taken in, in order of arrival.
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    /// PUBRECs among the unacknowledged.
+    recs_awaited: usize,
+    /// QoS 2 exchanges that this connection began and has not ended.
+    exchanges_open: usize,
+    /// Answers that wait for a note of the session, in order.
+    answers: VecDeque<Answer>,
+}
+
+/// A route, and whether the client may use it.
+type Permitted = (Arc<Route>, bool);
+
+struct Unacknowledged {
+    taken: Taken,
+    packet_id: u16,
+    is_qos2: bool,
+    hash: u64,
+    arrived: Instant,
+}
+
+/// A publish that found no room.
+struct Held {
+    route: Arc<Route>,
+    payload: Vec<u8>,
+    trace_parent: Option<String>,
+    content_type: Option<String>,
+    packet_id: u16,
+    is_qos2: bool,
+    hash: u64,
+    arrived: Instant,
+}
+
+/// An answer that leaves once the session's note is on the disk.
+struct Answer {
+    wait_for: u64,
+    bytes: Vec<u8>,
+}
+
+/// How a connection goes on.
+#[derive(Debug)]
+pub(super) enum Step {
+    Continue,
+    /// The client said goodbye; `true` if its will is to be published all the same.
+    Goodbye {
+        with_will: bool,
+    },
+    Fail(Fault),
+}
+
+/// When something arrived.
+#[derive(Clone, Copy)]
+pub(super) struct Arrived {
+    pub at: Instant,
+    pub time: Timestamp,
+}
+
+impl Inbound {
+    pub(super) fn new(
+        key: Key,
+        client: String,
+        session: Box<Session>,
+        wire: Wire,
+        rights: Rights,
+        device: Arc<Device>,
+    ) -> Self {
+        Self {
+            key,
+            client,
+            session,
+            wire,
+            rights,
+            device,
+            aliases: HashMap::new(),
+            routes: HashMap::new(),
+            unacknowledged: VecDeque::new(),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            recs_awaited: 0,
+            exchanges_open: 0,
+            answers: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn is_v5(&self) -> bool {
+        self.wire.protocol == Protocol::V5
+    }
+
+    /// Whether more may be read. Clients that send more than Receive Maximum allows are common:
+    /// they are slowed down, not cut off.
+    pub(super) fn has_room(&self, shared: &Shared) -> bool {
+        let in_flight = self.unacknowledged.len() - self.recs_awaited + self.held.len() + self.exchanges_open;
+        let is_awaited = !self.unacknowledged.is_empty() || !self.held.is_empty();
+        // An exchange that waits for its PUBREL needs reading to end.
+        let is_full = is_awaited && in_flight >= usize::from(shared.config.receive_maximum).max(1);
+        !is_full && self.held_bytes < usize::try_from(shared.config.waiting_max.0).unwrap_or(usize::MAX)
+    }
+
+    /// The route that holds everything up, if one does.
+    pub(super) fn blocked_on(&self) -> Option<Arc<Route>> {
+        self.held.front().map(|held| Arc::clone(&held.route))
+    }
+
+    /// Whether acknowledgements are still to come.
+    pub(super) fn awaits_receipts(&self) -> bool {
+        !self.unacknowledged.is_empty()
+    }
+
+    /// Whether answers wait for a note of the session.
+    pub(super) fn awaits_notes(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Handles every whole packet in what was left and what came; keeps the rest.
+    pub(super) fn digest(&mut self, shared: &Shared, left: &mut Vec<u8>, output: &mut Vec<u8>, bytes: &[u8]) -> Step {
+        let arrived = Arrived { at: clock::instant(), time: Timestamp::from(clock::wall()) };
+        let owned;
+        let mut rest = if left.is_empty() {
+            bytes
+        } else {
+            left.extend_from_slice(bytes);
+            owned = std::mem::take(left);
+            &owned[..]
+        };
+        loop {
+            match wire::frame(rest, shared.packet_bytes_max) {
+                Ok(Some(frame)) => {
+                    rest = &rest[frame.length..];
+                    match self.packet(shared, frame, arrived, output) {
+                        Step::Continue => {}
+                        end => return end,
+                    }
+                }
+                Ok(None) => break,
+                Err(fault) => return Step::Fail(fault),
+            }
+        }
+        if !rest.is_empty() {
+            *left = rest.to_vec();
+        }
+        Step::Continue
+    }
+
+    fn packet(&mut self, shared: &Shared, frame: Frame<'_>, arrived: Arrived, output: &mut Vec<u8>) -> Step {
+        let flags = frame.first & 0x0F;
+        let step = match (frame.first >> 4, flags) {
+            (3, _) => wire::publish(frame.first, frame.body, self.is_v5())
+                .and_then(|publish| self.publish(shared, publish, arrived, output)),
+            (4, 0) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),
+            (6, 2) => wire::ack(frame.body, self.is_v5()).map(|(id, _)| self.release(shared, id)),
+            (5, 0) | (7, 0) => Err(Fault::protocol("an acknowledgement of a QoS 2 publish that there was not")),
+            (12, 0) if frame.body.is_empty() => {
+                output.extend_from_slice(&[0xD0, 0]);
+                Ok(())
+            }
+            (14, 0) => return self.goodbye(shared, frame.body),
+            (8, 2) => self.subscribe(shared, frame.body),
+            (10, 2) => self.unsubscribe(shared, frame.body),
+            (1, _) => Err(Fault::protocol("a second CONNECT")),
+            (15, 0) => Err(Fault::protocol("AUTH without an authentication method")),
+            _ => Err(Fault::malformed("a packet type or flags that do not exist")),
+        };
+        match step {
+            Ok(()) => Step::Continue,
+            Err(fault) => Step::Fail(fault),
+        }
+    }
+
+    fn goodbye(&mut self, shared: &Shared, body: &[u8]) -> Step {
+        let (code, asked) = match wire::disconnect(body, self.is_v5()) {
+            Ok(read) => read,
+            Err(fault) => return Step::Fail(fault),
+        };
+        if let Some(expiry) = asked {
+            if expiry > 0 && self.session.expiry == 0 {
+                return Step::Fail(Fault::protocol("a session that was to end with its connection cannot be kept"));
+            }
+            self.session.expiry = shared.config.expiry_within(expiry);
+        }
+        // Any reason but a normal one is an end that the will is for.
+        Step::Goodbye { with_will: code != 0 }
+    }
+
+    fn publish(
+        &mut self,
+        shared: &Shared,
+        publish: wire::Publish<'_>,
+        arrived: Arrived,
+        output: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        shared.stats.received.add(1);
+        if publish.payload.len() as u64 > shared.config.payload_max.0 {
+            return Err(Fault { code: 0x95, text: "the payload is larger than payload_max" });
+        }
+        let is_qos2 = publish.qos == 2;
+        if is_qos2 && self.is_held_already(&publish) {
+            return Ok(());
+        }
+        let (route, is_allowed) = self.route(shared, &publish)?;
+        if !is_allowed {
+            return self.refuse_publish(shared, &publish, output);
+        }
+        let hash = if publish.qos > 0 { hash(route.topic(), publish.payload) } else { 0 };
+        if publish.dup && publish.qos == 1 && self.is_answered_again(shared, &publish, hash, arrived) {
+            return Ok(());
+        }
+        self.device.heard(arrived.time);
+        if self.held.is_empty() {
+            let beside = Beside {
+                trace_parent: publish.trace_parent,
+                content_type: publish.content_type,
+                exchange: is_qos2.then_some((self.session.number, publish.packet_id)),
+                ..Beside::default()
+            };
+            let _gate = is_qos2.then(|| shared.registry.gate());
+            match shared.ingest.accept(&route, publish.payload, beside, arrived.time, &mut self.session.waiter) {
+                Ok(taken) => {
+                    self.took(shared, taken, publish.packet_id, publish.qos, hash, arrived.at);
+                    return Ok(());
+                }
+                Err(NotTaken::NoRoom) => {}
+                Err(NotTaken::Closed) => return Err(SHUTTING_DOWN),
+            }
+        }
+        if publish.qos == 0 {
+            // Nobody waits for an answer, so that there is nobody to slow down.
+            shared.stats.dropped.add(1);
+            return Ok(());
+        }
+        self.held_bytes += publish.payload.len() + 128;
+        self.held.push_back(Held {
+            route,
+            payload: publish.payload.to_vec(),
+            trace_parent: publish.trace_parent.map(str::to_owned),
+            content_type: publish.content_type.map(str::to_owned),
+            packet_id: publish.packet_id,
+            is_qos2,
+            hash,
+            arrived: arrived.at,
+        });
+        Ok(())
+    }
+
+    /// Notes that an event is on its way to the disk.
+    fn took(&mut self, shared: &Shared, taken: Taken, packet_id: u16, qos: u8, hash: u64, arrived: Instant) {
+        self.device.took(&taken);
+        if qos == 0 {
+            return;
+        }
+        let is_qos2 = qos == 2;
+        if is_qos2 {
+            let exchange = Exchange { taken: Some(taken), connection: self.session.connections };
+            self.session.exchanges.insert(packet_id, exchange);
+            self.exchanges_open += 1;
+            self.recs_awaited += 1;
+            if self.session.number > 0 {
+                shared.registry.hold(&self.key, packet_id, taken);
+            }
+        }
+        self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2, hash, arrived });
+    }
+
+    /// Whether a QoS 2 publish is one that is held; its PUBREC leaves once more then.
+    ///
+    /// On a later connection every redelivery is marked as one [MQTT-3.3.1-1]: a publish that is
+    /// not begins a new exchange, since its client has forgotten the old one.
+    fn is_held_already(&mut self, publish: &wire::Publish<'_>) -> bool {
+        let Some(exchange) = self.session.exchanges.get(&publish.packet_id) else {
+            return self.held.iter().any(|held| held.is_qos2 && held.packet_id == publish.packet_id);
+        };
+        if !publish.dup && exchange.connection < self.session.connections {
+            return false;
+        }
+        self.device.redelivered.add(1);
+        if let Some(taken) = exchange.taken {
+            let is_awaited = |waiting: &Unacknowledged| waiting.is_qos2 && waiting.packet_id == publish.packet_id;
+            if !self.unacknowledged.iter().any(is_awaited) {
+                let arrived = clock::instant();
+                let packet_id = publish.packet_id;
+                self.recs_awaited += 1;
+                self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2: true, hash: 0, arrived });
+            }
+        } else {
+            let mut bytes = Vec::new();
+            wire::push_ack(&mut bytes, PUBREC, publish.packet_id);
+            self.answers.push_back(Answer { wait_for: 0, bytes });
+        }
+        true
+    }
+
+    /// Whether a QoS 1 publish is one that the client's last connection took in and did not answer:
+    /// it gets its PUBACK, and is no second event.
+    fn is_answered_again(&mut self, shared: &Shared, publish: &wire::Publish<'_>, hash: u64, arrived: Arrived) -> bool {
+        let fits = |known: &Unanswered| known.packet_id == publish.packet_id && known.hash == hash;
+        let Some(index) = self.session.unanswered.iter().position(fits) else { return false };
+        let Unanswered { taken, packet_id, .. } = self.session.unanswered.swap_remove(index);
+        shared.stats.redelivered.add(1);
+        self.device.redelivered.add(1);
+        self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2: false, hash, arrived: arrived.at });
+        true
+    }
+
+    /// Answers a publish to a topic that is not the client's.
+    fn refuse_publish(
+        &mut self,
+        shared: &Shared,
+        publish: &wire::Publish<'_>,
+        output: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let refused = Fault { code: 0x87, text: "this client may not publish to this topic" };
+        shared.count_refused(&self.device, refused.text);
+        match publish.qos {
+            0 => Ok(()),
+            // 3.1.1 has no way to say no but to end the connection.
+            _ if !self.is_v5() => Err(refused),
+            1 if self.unacknowledged.is_empty() && self.held.is_empty() => {
+                wire::push_ack_with(output, PUBACK, publish.packet_id, refused.code);
+                Ok(())
+            }
+            2 if self.unacknowledged.is_empty() && self.held.is_empty() => {
+                wire::push_ack_with(output, PUBREC, publish.packet_id, refused.code);
+                Ok(())
+            }
+            // Acknowledgements leave in order of arrival, and this one is not the first.
+            _ => Err(refused),
+        }
+    }
+
+    /// Where a publish leads, its alias resolved, and whether the client may publish there.
+    fn route(&mut self, shared: &Shared, publish: &wire::Publish<'_>) -> Result<Permitted, Fault> {
+        if let Some(alias) = publish.alias {
+            if alias > ALIASES_MAX {
+                return Err(Fault { code: 0x94, text: "the topic alias is above the maximum" });
+            }
+            if !publish.topic.is_empty() {
+                self.aliases.insert(alias, publish.topic.to_owned());
+            }
+        }
+        let topic = match (publish.topic, publish.alias) {
+            ("", Some(alias)) => {
+                self.aliases.get(&alias).ok_or(Fault::protocol("the topic alias stands for nothing"))?.as_str()
+            }
+            (topic, _) => topic,
+        };
+        if let Some((route, is_allowed)) = self.routes.get(topic)
+            && shared.ingest.is_current(route)
+        {
+            return Ok((Arc::clone(route), *is_allowed));
+        }
+        let route = Arc::new(shared.route(topic, &self.client, &self.session.user));
+        let is_allowed = self.rights.may_publish(topic);
+        if self.routes.len() >= ROUTES_MAX {
+            self.routes.clear();
+        }
+        self.routes.insert(topic.to_owned(), (Arc::clone(&route), is_allowed));
+        Ok((route, is_allowed))
+    }
+
+    /// Takes in what had found no room, as far as there is some now.
+    pub(super) fn take_held(&mut self, shared: &Shared) {
+        let now = Timestamp::from(clock::wall());
+        while let Some(held) = self.held.front() {
+            let beside = Beside {
+                trace_parent: held.trace_parent.as_deref(),
+                content_type: held.content_type.as_deref(),
+                exchange: held.is_qos2.then_some((self.session.number, held.packet_id)),
+                ..Beside::default()
+            };
+            let _gate = held.is_qos2.then(|| shared.registry.gate());
+            match shared.ingest.accept(&held.route, &held.payload, beside, now, &mut self.session.waiter) {
+                Ok(taken) => {
+                    let (id, qos, hash, arrived) =
+                        (held.packet_id, 1 + u8::from(held.is_qos2), held.hash, held.arrived);
+                    self.held_bytes -= held.payload.len() + 128;
+                    self.held.pop_front();
+                    self.took(shared, taken, id, qos, hash, arrived);
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Acknowledges what is on the disk, in order of arrival, and answers what has been noted.
+    pub(super) fn acknowledge(&mut self, shared: &Shared, written: u64, output: &mut Vec<u8>) {
+        let mut now = None;
+        while let Some(first) = self.unacknowledged.front() {
+            let Some(_receipt) = shared.ingest.receipt(&first.taken) else { break };
+            wire::push_ack(output, if first.is_qos2 { PUBREC } else { PUBACK }, first.packet_id);
+            self.recs_awaited -= usize::from(first.is_qos2);
+            let now = *now.get_or_insert_with(clock::instant);
+            shared.stats.ack.record(now.duration_since(first.arrived), 1);
+            self.unacknowledged.pop_front();
+        }
+        while let Some(answer) = self.answers.front() {
+            if answer.wait_for > written {
+                break;
+            }
+            output.extend_from_slice(&answer.bytes);
+            self.answers.pop_front();
+        }
+    }
+
+    /// Ends a QoS 2 exchange: PUBCOMP leaves when that is on the disk.
+    fn release(&mut self, shared: &Shared, packet_id: u16) {
+        let mut bytes = Vec::new();
+        let wait_for = if let Some(exchange) = self.session.exchanges.remove(&packet_id) {
+            self.exchanges_open -= usize::from(exchange.connection == self.session.connections);
+            wire::push_ack(&mut bytes, PUBCOMP, packet_id);
+            if self.session.number > 0 { shared.registry.release(&self.key, packet_id) } else { 0 }
+        } else if self.is_v5() {
+            wire::push_ack_with(&mut bytes, PUBCOMP, packet_id, 0x92);
+            0
+        } else {
+            wire::push_ack(&mut bytes, PUBCOMP, packet_id);
+            0
+        };
+        self.answers.push_back(Answer { wait_for, bytes });
+    }
+
+    fn acknowledged(&mut self, packet_id: u16) -> Result<(), Fault> {
+        if self.session.outbound.acknowledged(packet_id) {
+            Ok(())
+        } else {
+            Err(Fault::protocol("an acknowledgement of a publish that was not sent"))
+        }
+    }
+
+    /// Leaves in the session what the next connection needs to know of this one.
+    pub(super) fn park(&mut self) -> Box<Session> {
+        self.recs_awaited = 0;
+        let unanswered = self.unacknowledged.drain(..).filter(|waiting| !waiting.is_qos2);
+        self.session.unanswered = unanswered
+            .map(|waiting| Unanswered { packet_id: waiting.packet_id, hash: waiting.hash, taken: waiting.taken })
+            .collect();
+        std::mem::take(&mut self.session)
+    }
+}
+
+pub(super) const SHUTTING_DOWN: Fault = Fault { code: 0x8B, text: "the gateway is shutting down" };
+
+fn hash(topic: &str, payload: &[u8]) -> u64 {
+    xxh3_64_with_seed(payload, xxh3_64(topic.as_bytes()))
+}
+
+impl Shared {
+    /// Where a topic of a client leads.
+    pub(super) fn route(&self, topic: &str, client: &str, user: &str) -> Route {
+        self.ingest.route(SourceKind::Mqtt, &self.config.name, topic, client, user)
+    }
+}

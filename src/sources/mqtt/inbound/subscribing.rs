@@ -1,0 +1,90 @@
+//! What a client subscribes to, and what it is answered.
+
+use super::super::outbound::Subscription;
+use super::super::wire::{self, Fault};
+use super::{Answer, Inbound, Shared};
+use crate::link::push_varint;
+use crate::local::{Filter, split_share};
+
+/// Subscriptions of one client.
+const SUBSCRIPTIONS_MAX: usize = 256;
+
+impl Inbound {
+    pub(super) fn subscribe(&mut self, shared: &Shared, body: &[u8]) -> Result<(), Fault> {
+        let (packet_id, id, wanted) = wire::subscribe(body, self.is_v5())?;
+        if wanted.iter().any(|wanted| wanted.no_local && self.is_v5() && wanted.filter.starts_with("$share/")) {
+            return Err(Fault::protocol("No Local on a shared subscription"));
+        }
+        let mut codes = Vec::with_capacity(wanted.len());
+        for wanted in &wanted {
+            let subscription = Subscription { filter: wanted.filter.to_owned(), qos: wanted.qos.min(1), id };
+            let qos = subscription.qos;
+            codes.push(match self.subscribe_one(shared, subscription, wanted.retain_handling) {
+                Ok(()) => qos,
+                // Failure is all that 3.1.1 can say.
+                Err(code) => {
+                    if self.is_v5() {
+                        code
+                    } else {
+                        0x80
+                    }
+                }
+            });
+        }
+        let wait_for =
+            if self.session.number > 0 { shared.registry.subscribe(&self.key, &self.session.outbound) } else { 0 };
+        let bytes = self.answer_each(0x90, packet_id, &codes);
+        self.answers.push_back(Answer { wait_for, bytes });
+        Ok(())
+    }
+
+    /// The error is the reason code of SUBACK.
+    fn subscribe_one(&mut self, shared: &Shared, subscription: Subscription, retain_handling: u8) -> Result<(), u8> {
+        let (_, filter) = split_share(&subscription.filter).ok_or(0x8F_u8)?;
+        if Filter::parse(filter).is_none() {
+            return Err(0x8F);
+        }
+        if !self.rights.may_subscribe(filter) {
+            shared.count_refused(&self.device, "this client may not subscribe to this filter");
+            return Err(0x87);
+        }
+        let outbound = &mut self.session.outbound;
+        if outbound.subscriptions().len() >= SUBSCRIPTIONS_MAX {
+            return Err(0x97);
+        }
+        let is_new = outbound.subscribe(subscription, &shared.local, &shared.groups).ok_or(0x8F_u8)?;
+        let wants_last = retain_handling == 0 || (retain_handling == 1 && is_new);
+        if wants_last {
+            outbound.tell_last_values(&shared.local);
+        }
+        Ok(())
+    }
+
+    pub(super) fn unsubscribe(&mut self, shared: &Shared, body: &[u8]) -> Result<(), Fault> {
+        let (packet_id, filters) = wire::unsubscribe(body, self.is_v5())?;
+        let outbound = &mut self.session.outbound;
+        let codes: Vec<u8> = filters.iter().map(|filter| if outbound.unsubscribe(filter) { 0 } else { 0x11 }).collect();
+        let wait_for =
+            if self.session.number > 0 { shared.registry.subscribe(&self.key, &self.session.outbound) } else { 0 };
+        let bytes = if self.is_v5() {
+            self.answer_each(0xB0, packet_id, &codes)
+        } else {
+            let mut bytes = Vec::new();
+            wire::push_ack(&mut bytes, 0xB0, packet_id);
+            bytes
+        };
+        self.answers.push_back(Answer { wait_for, bytes });
+        Ok(())
+    }
+
+    fn answer_each(&self, first: u8, packet_id: u16, codes: &[u8]) -> Vec<u8> {
+        let mut out = vec![first];
+        push_varint(&mut out, 2 + usize::from(self.is_v5()) + codes.len());
+        out.extend_from_slice(&packet_id.to_be_bytes());
+        if self.is_v5() {
+            out.push(0);
+        }
+        out.extend_from_slice(codes);
+        out
+    }
+}

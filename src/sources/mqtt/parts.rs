@@ -1,0 +1,154 @@
+//! The parts that packets of MQTT are made of (MQTT 5, sections 1.5 and 2.2.2).
+//!
+//! Promise: any bytes are read or refused with a reason; nothing is copied.
+
+use super::wire::Fault;
+
+/// Reads a packet from its front.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The next bytes.
+    pub fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {
+        match self.0.split_at_checked(length) {
+            Some((taken, rest)) => {
+                self.0 = rest;
+                Ok(taken)
+            }
+            None => Err(Fault::malformed("the packet ends too early")),
+        }
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Result<u8, Fault> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// A two byte integer.
+    pub fn u16(&mut self) -> Result<u16, Fault> {
+        let bytes = self.take(2)?;
+        Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+
+    /// A four byte integer.
+    pub fn u32(&mut self) -> Result<u32, Fault> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    /// A UTF-8 encoded string.
+    pub fn text(&mut self) -> Result<&'a str, Fault> {
+        let bytes = self.bytes()?;
+        match std::str::from_utf8(bytes) {
+            Ok(text) if !bytes.contains(&0) => Ok(text),
+            _ => Err(Fault::malformed("a string is no UTF-8, or holds U+0000")),
+        }
+    }
+
+    /// Binary data.
+    pub fn bytes(&mut self) -> Result<&'a [u8], Fault> {
+        let length = self.u16()?;
+        self.take(length.into())
+    }
+
+    /// A variable byte integer.
+    pub fn varint(&mut self) -> Result<usize, Fault> {
+        let mut value = 0usize;
+        for place in 0..4 {
+            let byte = self.u8()?;
+            value |= usize::from(byte & 0x7F) << (7 * place);
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Fault::malformed("a variable byte integer has more than four bytes"))
+    }
+
+    /// A packet identifier, which is never 0.
+    pub fn packet_id(&mut self) -> Result<u16, Fault> {
+        match self.u16()? {
+            0 => Err(Fault::protocol("the packet identifier is 0")),
+            id => Ok(id),
+        }
+    }
+
+    /// The end of the packet.
+    pub fn end(&self) -> Result<(), Fault> {
+        if self.0.is_empty() { Ok(()) } else { Err(Fault::malformed("the packet is longer than its parts")) }
+    }
+}
+
+/// The value of a property.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// A number of any width.
+    Number(u32),
+    /// A string.
+    Text(&'a str),
+    /// Binary data.
+    Bytes(&'a [u8]),
+    /// Name and value of a user property.
+    Pair(&'a str, &'a str),
+}
+
+impl<'a> Value<'a> {
+    /// The number; 0 for anything else.
+    pub fn number(self) -> u32 {
+        if let Self::Number(number) = self { number } else { 0 }
+    }
+
+    /// The string; empty for anything else.
+    pub fn text(self) -> &'a str {
+        if let Self::Text(text) = self { text } else { "" }
+    }
+}
+
+/// Identifier of user properties: the only ones that every packet may have, any number of times.
+pub const USER: u8 = 0x26;
+
+/// Reads the properties of a packet, of which those in `allowed` and user properties may be there.
+#[inline]
+pub fn properties<'a>(
+    rest: &mut Reader<'a>,
+    allowed: &[u8],
+    mut each: impl FnMut(u8, Value<'a>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let length = rest.varint()?;
+    let mut inner = Reader(rest.take(length)?);
+    let mut seen = 0u64;
+    while !inner.0.is_empty() {
+        let id = inner.u8()?;
+        if id != USER {
+            if !allowed.contains(&id) {
+                return Err(Fault::malformed("the packet may not have such a property"));
+            }
+            if seen & 1 << id != 0 {
+                return Err(Fault::protocol("a property appears twice"));
+            }
+            seen |= 1 << id;
+        }
+        let value = value(&mut inner, id)?;
+        each(id, value)?;
+    }
+    Ok(())
+}
+
+fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Value<'a>, Fault> {
+    let value = match id {
+        0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28 | 0x29 | 0x2A => Value::Number(rest.u8()?.into()),
+        0x13 | 0x21 | 0x22 | 0x23 => Value::Number(rest.u16()?.into()),
+        0x02 | 0x11 | 0x18 | 0x27 => Value::Number(rest.u32()?),
+        0x0B => Value::Number(rest.varint()? as u32),
+        0x03 | 0x08 | 0x12 | 0x15 | 0x1A | 0x1C | 0x1F => Value::Text(rest.text()?),
+        0x09 | 0x16 => Value::Bytes(rest.bytes()?),
+        USER => Value::Pair(rest.text()?, rest.text()?),
+        _ => return Err(Fault::malformed("there is no such property")),
+    };
+    match (id, value) {
+        (0x01 | 0x17 | 0x19, Value::Number(2..)) => Err(Fault::protocol("a property is neither 0 nor 1")),
+        (0x23, Value::Number(0)) => Err(Fault { code: 0x94, text: "topic alias 0 is not allowed" }),
+        (0x0B | 0x21 | 0x27, Value::Number(0)) => Err(Fault::protocol("a property is 0 that may not be")),
+        _ => Ok(value),
+    }
+}

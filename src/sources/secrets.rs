@@ -1,0 +1,108 @@
+//! Files of hashed secrets: a line for each name, `name:…`, with comments behind `#`.
+//!
+//! Promise: at any moment the old or the new file is whole; it keeps owner, group and mode, and a
+//! link stays a link. A file that holds anything else is left alone.
+
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+/// A file of secrets that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}{place}: {reason}", file = file.display(), place = if *line > 0 { format!(":{line}") } else { String::new() })]
+pub struct BadSecrets {
+    file: PathBuf,
+    line: usize,
+    reason: String,
+}
+
+impl BadSecrets {
+    /// What is wrong with a file as a whole.
+    pub fn whole(file: &Path, reason: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), line: 0, reason: reason.into() }
+    }
+}
+
+/// Reads a file; `entry` reads each line that is one, or says what is wrong with it. It must not
+/// repeat the line: in a wrong file it may be a key.
+pub fn load<T>(file: &Path, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => parse(file, &text, entry),
+        Err(error) => Err(BadSecrets::whole(file, format!("cannot be read: {error}"))),
+    }
+}
+
+fn parse<T>(file: &Path, text: &str, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
+    let lines = text.lines().map(str::trim).enumerate();
+    let entries = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let read = entries.map(|(index, line)| {
+        entry(line).map_err(|reason| BadSecrets { file: file.to_owned(), line: index + 1, reason })
+    });
+    read.collect()
+}
+
+/// Puts the line `name:…` into a file, in place of an earlier one of that name; creates the file
+/// where there is none. `entry` is that of [`load`].
+pub fn put<T>(
+    file: &Path,
+    name: &str,
+    line: &str,
+    entry: impl Fn(&str) -> Result<T, String>,
+) -> Result<(), BadSecrets> {
+    let bad = |reason: String| BadSecrets::whole(file, reason);
+    // A link stays a link: what it leads to is written.
+    let target = match std::fs::canonicalize(file) {
+        Ok(target) => target,
+        Err(error) if error.kind() == ErrorKind::NotFound && std::fs::symlink_metadata(file).is_err() => {
+            file.to_owned()
+        }
+        Err(error) => return Err(bad(format!("cannot be read: {error}"))),
+    };
+    let old = match std::fs::read(&target) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| bad("holds more than text; it is left alone".into()))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(bad(format!("cannot be read: {error}"))),
+    };
+    parse(file, &old, entry)?;
+    let prefix = format!("{name}:");
+    let kept = old.lines().filter(|line| !line.trim().starts_with(&prefix));
+    let text: String = kept.chain([line]).flat_map(|line| [line, "\n"]).collect();
+    replace(&target, text.as_bytes()).map_err(|error| bad(format!("cannot be written: {error}")))
+}
+
+/// Mode of a new file: the service reads it by its group.
+const NEW_MODE: u32 = 0o640;
+
+/// Replaces a file, so that at any moment the old or the new one is whole.
+fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let folder = file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let temporary = folder.join(format!(".{name}.{}", uuid::Uuid::new_v4().simple()));
+    let written = write_like(file, &temporary, content)
+        .and_then(|()| std::fs::rename(&temporary, file))
+        .and_then(|()| std::fs::File::open(folder)?.sync_all());
+    if written.is_err() {
+        // What failed is told; half a file beside it helps nobody.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Writes a new file with owner, group and mode of an old one, as far as this user may.
+fn write_like(old: &Path, new: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(new)?;
+    file.write_all(content)?;
+    let mode = match std::fs::metadata(old) {
+        Ok(old) => {
+            if fchown(&file, Some(old.uid()), Some(old.gid())).is_err() {
+                // Only root gives files away; a group of one's own may still be set, and if not, the
+                // mode alone says who reads it.
+                let _ = fchown(&file, None, Some(old.gid()));
+            }
+            old.mode() & 0o777
+        }
+        Err(_) => NEW_MODE,
+    };
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.sync_all()
+}

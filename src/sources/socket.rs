@@ -1,0 +1,57 @@
+//! Sockets that sources listen on.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {error}{hint}")]
+pub struct CannotBind {
+    address: SocketAddr,
+    error: std::io::Error,
+    hint: &'static str,
+}
+
+/// A listening socket. `SO_REUSEADDR` lets a restarted gateway have its port back at once.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, CannotBind> {
+    bind(address).map_err(|error| CannotBind {
+        address,
+        hint: match error.kind() {
+            std::io::ErrorKind::AddrInUse => "; another program has the port, perhaps another Forebay or a broker",
+            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+            std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+            _ => "",
+        },
+        error,
+    })
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Ends connections of peers that are gone within some two minutes, and of peers that live but
+/// read nothing of what was written within `unread_max`.
+pub fn tune(stream: &TcpStream, unread_max: Duration) {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(20))
+        .with_retries(3);
+    // None is needed for correctness.
+    let _ = stream.set_nodelay(true);
+    let socket = socket2::SockRef::from(stream);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(unread_max));
+}
+
+/// Whether an address is this machine's own, also where IPv4 is written as IPv6.
+pub fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
