@@ -6,18 +6,20 @@ use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
+use crate::ledger::{self, Balance};
 use crate::ingest::Ingest;
 use crate::ingest::dead::DeadLetter;
-use crate::journal::{Follower, Found, Journal, Lane, LaneStatus};
+use crate::journal::{AuditEntry, Follower, Found, Journal, JournalError, Lane, LaneStatus};
 use crate::setting::{check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
+use crate::survival::{Outlook, Survival};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get};
 use axum::{Json, Router};
 use base64::Engine;
 use http_body_util::channel::{Channel, Sender};
@@ -44,6 +46,8 @@ pub struct Handles {
     pub sources: Vec<SourceHandle>,
     /// The links: one for each lane and destination.
     pub links: Vec<LinkHandle>,
+    /// How long the disk lasts.
+    pub survival: Arc<Survival>,
 }
 
 /// A source.
@@ -102,6 +106,12 @@ pub struct Status {
     pub repeats: RepeatStatus,
     /// Damaged files that are set aside.
     pub set_aside: Vec<String>,
+    /// How long each lane lasts, and how long its backlog takes.
+    #[serde(default)]
+    pub outlooks: Vec<Outlook>,
+    /// Bytes written to the disk in a day, at the rate since the start; not in the first minute.
+    #[serde(default)]
+    pub flash_bytes_per_day: Option<u64>,
     /// Sparkplug nodes, if a contract decodes them.
     #[serde(default)]
     pub sparkplug: Option<SparkplugStatus>,
@@ -239,8 +249,10 @@ impl Handles {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
         }
-        for source in &self.sources {
-            problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
+        for balance in ledger::balances(&self.journal).iter().filter(|balance| balance.difference != 0) {
+            let row = balance.rows.first();
+            let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
+            problems.push(format!("ledger of lane {lane} for {to}: it does not balance, by {} events", balance.difference));
         }
         let set_aside: Vec<_> = self.journal.set_aside().iter().map(|file| file.display().to_string()).collect();
         problems.extend(set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
@@ -274,6 +286,8 @@ impl Handles {
                 complete_since: complete_since.map(|at| at.to_string()),
             },
             set_aside,
+            outlooks: self.survival.outlooks(),
+            flash_bytes_per_day: self.survival.flash_bytes_per_day(),
             sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
                 nodes: sparkplug.node_count(),
                 gaps: sparkplug.stats.gaps.value(),
@@ -453,6 +467,9 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/status", get(status))
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))
+        .route("/ledger", get(ledger_rows))
+        .route("/audit", get(audit))
+        .route("/destination/{name}", delete(drop_destination))
         .route("/dead/{id}", get(dead_show))
         .route("/tail", get(tail))
         .with_state(App { handles, shutdown: shutdown.clone() });
@@ -519,6 +536,41 @@ async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Respons
         }
         Err(code) => code.into_response(),
     }
+}
+
+async fn ledger_rows(State(app): State<App>) -> Json<Vec<Balance>> {
+    Json(ledger::balances(&app.handles.journal))
+}
+
+async fn audit(State(app): State<App>, Query(range): Query<Range>) -> Result<Json<Vec<AuditEntry>>, Response> {
+    let limit = range.limit.unwrap_or(LETTERS_SHOWN).min(10_000);
+    let read = off_thread(move || app.handles.journal.audited(limit)).await.map_err(IntoResponse::into_response)?;
+    read.map(Json).map_err(failed)
+}
+
+fn failed(error: JournalError) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+}
+
+/// Gives up what a destination is owed that the configuration does not name any more.
+async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>) -> Result<Json<u64>, Response> {
+    let refuse = |code, text: String| (code, text).into_response();
+    let known = app.handles.journal.destinations();
+    if !known.contains(&name) {
+        let text = format!("there is no destination \"{name}\"; the journal knows {}", known.join(", "));
+        return Err(refuse(StatusCode::NOT_FOUND, text));
+    }
+    if app.handles.links.iter().any(|link| link.destination == name) {
+        let text = format!("\"{name}\" is in the configuration; remove it there and restart the gateway first");
+        return Err(refuse(StatusCode::CONFLICT, text));
+    }
+    let dropped = off_thread(move || {
+        let journal = &app.handles.journal;
+        let count = journal.drop_destination(&name)?;
+        journal.audit("destination drop", &serde_json::json!({"destination": name, "discarded": count}))?;
+        Ok(count)
+    });
+    dropped.await.map_err(IntoResponse::into_response)?.map(Json).map_err(failed)
 }
 
 async fn devices(State(app): State<App>) -> Json<Vec<DeviceStatus>> {

@@ -42,7 +42,18 @@ enum Command {
     /// See the whole path at work: devices, gateway, a central broker, and a WAN to cut
     Demo(Demo),
     /// How the running gateway stands
-    Status(At),
+    Status(StatusOf),
+    /// The destinations
+    #[command(subcommand)]
+    Destination(DestinationCommand),
+    /// What people and limits did to events
+    Audit {
+        #[command(flatten)]
+        at: At,
+        /// How many entries at most
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        limit: u64,
+    },
     /// Events that are held but cannot be delivered as they are
     #[command(subcommand)]
     Dead(Dead),
@@ -109,6 +120,26 @@ struct At {
     /// As JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusOf {
+    #[command(flatten)]
+    at: At,
+    /// What became of every event, by stream and destination
+    #[arg(long)]
+    ledger: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum DestinationCommand {
+    /// Give up everything that a destination is owed that the configuration does not name any more
+    Drop {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        at: At,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -210,9 +241,27 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             };
             runtime()?.block_on(demo::run(plan)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Status(at) => {
+        Command::Status(StatusOf { at, ledger: false }) => {
             let status: crate::admin::Status = ask(&at, "/status")?;
             print(&at, &status, show::status)
+        }
+        Command::Status(StatusOf { at, ledger: true }) => {
+            let balances: Vec<crate::ledger::Balance> = ask(&at, "/ledger")?;
+            print(&at, &balances, |balances, is_coloured| show::ledger(balances, is_coloured))?;
+            let is_even = balances.iter().all(|balance| balance.difference == 0);
+            Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Destination(DestinationCommand::Drop { name, at }) => {
+            let socket = socket_path(&at)?;
+            let bytes = runtime()?.block_on(socket::call(&socket, hyper::Method::DELETE, &format!("/destination/{}", segment(&name)), Vec::new()))?;
+            let count: u64 = serde_json::from_slice(&bytes)?;
+            print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
+                format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))
+            })
+        }
+        Command::Audit { at, limit } => {
+            let entries: Vec<crate::journal::AuditEntry> = ask(&at, &format!("/audit?limit={limit}"))?;
+            print(&at, &entries, |entries, is_coloured| show::audit(entries, is_coloured))
         }
         Command::Dead(Dead::List { at, limit }) => {
             let letters: Vec<crate::admin::Letter> = ask(&at, &format!("/dead?limit={limit}"))?;
@@ -371,6 +420,13 @@ fn socket_path(at: &At) -> anyhow::Result<PathBuf> {
         Some(socket) => Ok(socket.clone()),
         None => Ok(config::socket_of(&at.config)?),
     }
+}
+
+/// A part of a path that people have given.
+fn segment(text: &str) -> String {
+    let mut out = String::new();
+    crate::event::push_path_segment(&mut out, text);
+    out
 }
 
 fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T> {

@@ -2,7 +2,21 @@
 //!
 //! Promise: [`instant`] never runs backwards; [`wall`] may, and nothing relies on it for order.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
+
+/// Whether the time of day can be believed.
+static IS_TRUSTED: AtomicBool = AtomicBool::new(true);
+
+/// Whether the time of day can be believed, as far as the gateway has found out.
+pub fn is_trusted() -> bool {
+    IS_TRUSTED.load(Ordering::Relaxed)
+}
+
+/// Says whether the time of day can be believed.
+pub fn set_trusted(is_trusted: bool) {
+    IS_TRUSTED.store(is_trusted, Ordering::Relaxed);
+}
 
 /// Time of day, as the operating system believes it to be.
 pub fn wall() -> SystemTime {

@@ -3,9 +3,12 @@
 //! Promise: what loads can start; what does not is refused with file, line, key, the offending
 //! value and what is allowed, every problem at once.
 
+mod destinations;
+mod lanes;
+
 use crate::contract::{Contracts, Pattern, Surroundings};
 use crate::forward;
-use crate::journal::{self, LaneConfig};
+use crate::journal;
 use crate::link::Address;
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, mqtt};
@@ -40,7 +43,11 @@ struct File {
     #[serde(default)]
     destination: Vec<forward::Config>,
     #[serde(default)]
-    lane: BTreeMap<String, Lane>,
+    lane: BTreeMap<String, lanes::Lane>,
+    #[serde(default)]
+    dead: lanes::Dead,
+    #[serde(default = "ledger_period")]
+    ledger_period: Span,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -54,13 +61,6 @@ struct Sources {
     broker: Vec<broker::Config>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Lane {
-    budget: Option<Bytes>,
-    linger: Option<Span>,
-}
-
 fn namespace() -> String {
     "com.example".into()
 }
@@ -69,6 +69,9 @@ fn data_dir() -> PathBuf {
 }
 fn contracts() -> PathBuf {
     "contracts".into()
+}
+fn ledger_period() -> Span {
+    Span(Duration::from_secs(300))
 }
 fn disk_reserve() -> Bytes {
     Bytes(64 << 20)
@@ -82,16 +85,6 @@ fn dedupe_memory() -> Bytes {
 fn last_values() -> Bytes {
     Bytes(8 << 20)
 }
-
-/// Lanes that are there without being written down: name, linger, share of the disk.
-const LANES: [(&str, Duration, u64); 3] = [
-    ("critical", Duration::from_millis(2), 1 << 30),
-    ("standard", Duration::from_millis(20), 4 << 30),
-    ("bulk", Duration::from_millis(250), 8 << 30),
-];
-/// The smallest budget in which segments of a useful size can rotate.
-const BUDGET_MIN: u64 = 8 << 20;
-const LINGER_MAX: Duration = Duration::from_secs(10);
 
 /// The whole configuration, checked.
 #[derive(Debug)]
@@ -116,6 +109,10 @@ pub struct Config {
     pub brokers: Vec<broker::Config>,
     /// The destinations.
     pub destinations: Vec<forward::Config>,
+    /// How lanes are sent, by their names.
+    pub sending: BTreeMap<String, forward::Sending>,
+    /// How often the ledger is published.
+    pub ledger_period: Duration,
     /// The socket for the command line.
     pub socket: PathBuf,
     /// What is allowed and yet deserves a thought.
@@ -158,11 +155,11 @@ impl Config {
             }
         }
         check_disk(&raw, &document, &mut problems);
-        let lanes = check_lanes(&raw, &document, &mut problems);
+        let (lanes, sending) = lanes::check(&raw, &document, &mut problems);
         check_sources(&raw, &document, &mut problems);
         let mut own_warnings = Vec::new();
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
-        check_destinations(&raw, &document, &mut problems);
+        destinations::check(&raw, &document, &mut problems);
         let mask_key = match &raw.mask_key {
             None => Vec::new(),
             Some(path) => match std::fs::read(path) {
@@ -197,6 +194,7 @@ impl Config {
             Default::default()
         });
         warnings.extend(own_warnings);
+        lanes::check_order(&sending, &contracts, &document, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -207,6 +205,8 @@ impl Config {
             journal: journal::Config {
                 folder: raw.data_dir.join("journal"),
                 lanes,
+                dead: raw.dead.lane(),
+                dead_retention: raw.dead.retention.0,
                 dedupe_bytes: usize::try_from(raw.dedupe_memory.0).unwrap_or(usize::MAX),
                 reserve_bytes: raw.disk_reserve.0,
                 cache_bytes: CACHE_BYTES,
@@ -220,6 +220,8 @@ impl Config {
             servers: raw.source.http,
             brokers: raw.source.broker,
             destinations: raw.destination,
+            sending,
+            ledger_period: raw.ledger_period.0,
             socket,
             warnings,
         })
@@ -302,8 +304,7 @@ fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
         ));
         return;
     }
-    let Ok(stat) = rustix::fs::statvfs(nearest) else { return };
-    let size = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let Some(size) = disk_bytes(&raw.data_dir) else { return };
     if raw.disk_reserve.0 >= size {
         problems.push(document.problem(
             "disk_reserve",
@@ -315,6 +316,13 @@ fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
             ),
         ));
     }
+}
+
+/// How large the file system is that a folder is on, or will be.
+fn disk_bytes(folder: &Path) -> Option<u64> {
+    let nearest = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    let stat = rustix::fs::statvfs(nearest).ok()?;
+    Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 /// What is allowed and yet seldom meant.
@@ -330,7 +338,7 @@ fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> Vec<Problem
         let message = format!("{} holds none: everything becomes a dead letter", raw.contracts.display());
         found.push(document.problem("contracts", message));
     }
-    for name in raw.lane.keys().filter(|name| LANES.iter().all(|(known, _, _)| known != name)) {
+    for name in raw.lane.keys().filter(|name| !lanes::is_given(name)) {
         if !contracts.iter().any(|contract| contract.publication.lane == *name) {
             let message = "is a lane of its own that no contract names; critical, standard and bulk are there already";
             found.push(document.problem(format!("lane.{name}"), message));
@@ -359,49 +367,6 @@ fn check_word(word: &str) -> Result<(), String> {
     } else {
         Err(format!("\"{word}\" is no name; 1 to 64 letters, digits, \"-\", \"_\" and \".\" are allowed"))
     }
-}
-
-fn check_lanes(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Vec<LaneConfig> {
-    let mut lanes: Vec<LaneConfig> = LANES
-        .iter()
-        .map(|(name, linger, budget)| LaneConfig { name: (*name).to_owned(), budget: *budget, linger: *linger })
-        .collect();
-    for (name, settings) in &raw.lane {
-        let key = |part: &str| format!("lane.{name}.{part}");
-        if let Err(message) = check_word(name) {
-            problems.push(document.problem(format!("lane.{name}"), message));
-        }
-        if name == journal::DEAD {
-            problems.push(
-                document.problem(format!("lane.{name}"), "\"dead\" is taken: the log of dead letters has that name"),
-            );
-        }
-        let index = lanes.iter().position(|lane| lane.name == *name).unwrap_or_else(|| {
-            lanes.push(LaneConfig { name: name.clone(), budget: LANES[1].2, linger: LANES[1].1 });
-            lanes.len() - 1
-        });
-        if let Some(budget) = settings.budget {
-            if budget.0 < BUDGET_MIN {
-                problems.push(document.problem(
-                    key("budget"),
-                    format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN)),
-                ));
-            }
-            lanes[index].budget = budget.0;
-        }
-        if let Some(linger) = settings.linger {
-            if linger.0 > LINGER_MAX {
-                problems.push(
-                    document.problem(
-                        key("linger"),
-                        format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX)),
-                    ),
-                );
-            }
-            lanes[index].linger = linger.0;
-        }
-    }
-    lanes
 }
 
 impl Sources {
@@ -575,7 +540,8 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
 /// The filter of a source that takes in again what a destination at the same broker was given.
 fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String> {
     let address = Address::parse(&source.url).ok()?;
-    if raw.destination.iter().all(|to| Address::parse(&to.url).as_ref() != Ok(&address)) {
+    let leads_there = |to: &forward::Config| to.url.0.iter().any(|url| Address::parse(url).as_ref() == Ok(&address));
+    if !raw.destination.iter().any(leads_there) {
         return None;
     }
     let own = Pattern::parse(&format!("{}/{}/#", raw.environment, raw.site)).ok()?;
@@ -584,54 +550,4 @@ fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String
 
 fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn check_destinations(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
-    for (index, destination) in raw.destination.iter().enumerate() {
-        let key = |part: &str| format!("destination[{index}].{part}");
-        if let Err(message) = check_word(&destination.name) {
-            problems.push(document.problem(key("name"), message));
-        }
-        if raw.destination[..index].iter().any(|other| other.name == destination.name) {
-            problems.push(document.problem(
-                key("name"),
-                format!("\"{}\" is taken by a destination above; names are unique", destination.name),
-            ));
-        }
-        if destination.window == 0 {
-            problems.push(document.problem(key("window"), "0 is not allowed; 1 to 65535 are"));
-        }
-        match Address::parse(&destination.url) {
-            Err(message) => problems.push(document.problem(key("url"), message)),
-            Ok(address) if address.is_tls => {
-                if let Err(error) = tls::client(&destination.tls) {
-                    problems.push(document.problem(key("tls"), error.to_string()));
-                }
-            }
-            Ok(_) if destination.tls != tls::ClientFiles::default() => problems.push(document.problem(
-                key("tls"),
-                format!(
-                    "is set, but \"{}\" speaks no TLS and would send everything readable; use mqtts://, or remove tls",
-                    destination.url
-                ),
-            )),
-            Ok(_) if raw.environment == "production" => problems.push(document.problem(
-                key("url"),
-                format!(
-                    "\"{}\" is without TLS, which is not allowed in environment \"production\"; use mqtts://",
-                    destination.url
-                ),
-            )),
-            Ok(_) => {}
-        }
-        if destination.user.is_some() != destination.password_file.is_some() {
-            problems.push(document.problem(key("user"), "user and password_file go together; one of them is missing"));
-        }
-        if let Some(file) = &destination.password_file
-            && let Err(error) = std::fs::read(file)
-        {
-            problems
-                .push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
-        }
-    }
 }

@@ -150,8 +150,6 @@ pub struct Contract {
     mask: Vec<Pointer>,
     /// How long repeats are recognised by their id; `None` where its events have none.
     pub dedupe: Option<Duration>,
-    /// The longest an event may wait for central, if there is a limit.
-    pub retention_unsettled: Option<Duration>,
     /// What order means to its consumers.
     pub order: Order,
     /// How its events look at central.

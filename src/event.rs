@@ -135,6 +135,18 @@ pub enum Id<'a> {
 }
 
 impl Id<'_> {
+    /// Appends the identity as text.
+    pub fn push_text(&self, out: &mut Vec<u8>) {
+        match self {
+            Id::Uuid(bytes) => {
+                let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+                let text = uuid::Uuid::from_bytes(*bytes).hyphenated().encode_lower(&mut text);
+                out.extend_from_slice(text.as_bytes());
+            }
+            Id::Text(text) => out.extend_from_slice(text.as_bytes()),
+        }
+    }
+
     /// A fresh identity.
     pub fn mint() -> Id<'static> {
         Id::Uuid(*uuid::Uuid::now_v7().as_bytes())

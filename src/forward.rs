@@ -9,20 +9,30 @@
 //! Not here: how bytes travel (`link`), where events are kept (`journal`).
 
 mod answers;
+mod batch;
 mod flight;
+mod pace;
+mod probe;
+mod reading;
 mod rivals;
 pub mod status;
+
+pub use batch::{BATCH, BATCH_ZSTD};
+pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
 
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::Timestamp;
-use crate::journal::{Follower, Found, Lane, Outcome, Settled, Step, Walk};
+use crate::journal::{Found, Lane, Outcome, Settled, Step, Walk};
 use crate::link::{self, Head, LinkError, Output, Protocol, Session, Target, jitter, reconnect_wait};
-use crate::setting::Span;
+use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Counter, Histogram, Limiter};
 use crate::tls::ClientFiles;
-use flight::Flight;
+use batch::{Gathering, Gatherings};
+use flight::{Flight, Sent};
+use pace::Pacer;
+use reading::Reading;
 use rivals::Rivals;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -35,8 +45,8 @@ use std::time::{Duration, Instant};
 pub struct Config {
     /// Name of the destination.
     pub name: String,
-    /// `mqtts://host:port`, or `mqtt://host:port` without TLS.
-    pub url: String,
+    /// `mqtts://host:port`, or `mqtt://host:port` without TLS. Several are tried in order.
+    pub url: Urls,
     /// Certificates.
     #[serde(default)]
     pub tls: ClientFiles,
@@ -65,6 +75,31 @@ pub struct Config {
     /// Where a new destination starts.
     #[serde(default)]
     pub from: crate::journal::Start,
+    /// Bytes of each lane that it may hold back; what it needs beyond that is given up, for it alone.
+    pub hold: Option<Bytes>,
+    /// Topic level in front of what is sent again by `forebay replay`; none for MQTT 5 by default.
+    pub replay_topic: Option<String>,
+}
+
+/// One URL, or several in the order in which they are tried.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "OneOrMany")]
+pub struct Urls(pub Vec<String>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Urls {
+    fn from(urls: OneOrMany) -> Self {
+        match urls {
+            OneOrMany::One(url) => Self(vec![url]),
+            OneOrMany::Many(urls) => Self(urls),
+        }
+    }
 }
 
 fn window() -> u16 {
@@ -83,7 +118,7 @@ impl Config {
     /// The broker, if the URL leads to one.
     pub fn target(&self) -> Result<Target, String> {
         Target::new(link::Config {
-            url: self.url.clone(),
+            urls: self.url.0.clone(),
             tls: self.tls.clone(),
             protocol: self.protocol,
             user: self.user.clone(),
@@ -93,9 +128,10 @@ impl Config {
         })
     }
 
-    /// Whether a stream goes to this destination.
+    /// Whether a stream goes to this destination. The gateway's own always do: they say what is complete.
     pub fn takes(&self, stream: &str) -> bool {
         self.streams.is_empty()
+            || stream.starts_with("gateway.")
             || self.streams.iter().any(|pattern| match pattern.strip_suffix('*') {
                 Some(start) => stream.starts_with(start),
                 None => stream == pattern,
@@ -109,6 +145,13 @@ const OUTPUT_BYTES: usize = 64 << 10;
 const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// A connection that dies so often with the same lowest event is probed with that event alone.
 const DEATHS_BEFORE_PROBE: u32 = 3;
+/// A session with another than the first broker looks that often whether an earlier one is back.
+const LOOK_BACK_EVERY: Duration = Duration::from_secs(15);
+/// Whether a part of the day has begun or ended is looked at that often.
+const HOURS_LOOK: Duration = Duration::from_secs(5);
+/// What is settled above a gap grows by a range each time that the live end is taken up anew; with more
+/// ranges than this the backlog goes first.
+const LIVE_RANGES_MAX: usize = 64;
 
 /// What a forwarder counts.
 #[derive(Debug, Default)]
@@ -158,22 +201,28 @@ impl Stats {
 #[derive(Debug)]
 pub struct Forwarder {
     config: Arc<Config>,
-    target: Target,
+    sending: Arc<Sending>,
+    pressure: Arc<Pressure>,
+    target: Arc<Target>,
     client: String,
     lane: Arc<Lane>,
     dead: Arc<Lane>,
     stats: Arc<Stats>,
-    follower: Follower,
-    /// The event to send next.
-    next: u64,
+    /// What goes out first.
+    front: Reading,
+    /// The backlog behind it (`live-first`).
+    behind: Reading,
+    gatherings: Gatherings,
+    pacer: Pacer,
     /// What is settled above the lowest that is not.
     skip: Settled,
-    block: Option<Walk>,
     flight: Flight,
     rendering: Rendering,
     deaths: Deaths,
     refused_pause: Duration,
     warnings: Limiter,
+    /// How long until a batch that gathers has waited long enough.
+    batch_due: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -188,33 +237,47 @@ enum End {
     Lost(LinkError),
     /// Central refused for now: the same session goes on after a pause.
     Pause,
+    /// An earlier broker of the destination is back.
+    Better(Box<Session>),
+}
+
+/// Where a forwarder belongs.
+#[derive(Debug)]
+pub struct Place {
+    /// The destination.
+    pub config: Arc<Config>,
+    /// How its lane is sent.
+    pub sending: Arc<Sending>,
+    /// How far the lanes of the destination are behind.
+    pub pressure: Arc<Pressure>,
+    /// Its MQTT client id.
+    pub client: String,
 }
 
 impl Forwarder {
-    /// A forwarder for a lane. `client` is its MQTT client id.
-    pub fn new(
-        config: Arc<Config>,
-        client: String,
-        lane: &Arc<Lane>,
-        dead: &Arc<Lane>,
-        stats: Arc<Stats>,
-    ) -> Result<Self, String> {
-        let target = config.target()?;
+    /// A forwarder for a lane.
+    pub fn new(place: Place, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
+        let Place { config, sending, pressure, client } = place;
+        let target = Arc::new(config.target()?);
         Ok(Self {
+            sending,
+            pressure,
             target,
             client,
-            follower: Follower::new(lane),
+            front: Reading::new(lane, 1, u64::MAX),
+            behind: Reading::new(lane, 1, 1),
+            gatherings: Gatherings::default(),
+            pacer: Pacer::new(),
             lane: Arc::clone(lane),
             dead: Arc::clone(dead),
             stats,
-            next: 0,
             skip: Settled::default(),
-            block: None,
             flight: Flight::default(),
             rendering: Rendering::default(),
             deaths: Deaths::default(),
             refused_pause: REFUSED_PAUSE.0,
             warnings: Limiter::new(Duration::from_secs(60)),
+            batch_due: None,
             config,
         })
     }
@@ -232,18 +295,19 @@ impl Forwarder {
             };
             let error = match connected {
                 Ok(session) => {
-                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %self.target.name(), "link up");
+                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %session.broker(), "link up");
                     self.stats.connects.add(1);
                     self.set_state(true, None);
                     let delivered = self.stats.delivered.value();
                     let began = clock::instant();
                     let end = self.serve(session, &mut shutdown).await;
+                    self.note_behind();
                     if self.stats.delivered.value() > delivered {
                         (down_since, attempt) = (None, 0);
                     }
                     match end {
                         End::Shutdown => break,
-                        End::Pause => unreachable!("a pause does not end a session"),
+                        End::Pause | End::Better(_) => unreachable!("serve goes on after these"),
                         End::Lost(error) => {
                             rivals.note(&error, clock::instant().duration_since(began), self.flight.is_empty());
                             error
@@ -292,13 +356,29 @@ impl Forwarder {
         is_news
     }
 
-    /// Starts again from the lowest event that is not settled.
+    /// Starts again from the lowest event that is not settled; `live-first`, from the end, with the backlog behind.
     fn resume(&mut self) {
         self.flight.clear();
-        self.block = None;
+        self.gatherings.clear();
         let settled = self.lane.settled(&self.config.name).unwrap_or_default();
-        self.next = settled.low.max(1);
+        let (low, end) = (settled.low.max(1), self.front.end());
+        let is_live_first = self.sending.catch_up == CatchUp::LiveFirst
+            && end.saturating_sub(low) > u64::from(self.config.window)
+            && settled.ranges.len() <= LIVE_RANGES_MAX;
+        if is_live_first {
+            self.front.restart(end, u64::MAX);
+            self.behind.restart(low, end);
+        } else {
+            self.front.restart(low, u64::MAX);
+            self.behind.restart(low, low);
+        }
         self.skip = settled;
+    }
+
+    /// Says how far this lane is behind.
+    fn note_behind(&self) {
+        let behind = (self.front.end().saturating_sub(self.front.next)) + (self.behind.until.saturating_sub(self.behind.next));
+        self.pressure.note(&self.lane.name, behind + self.flight.count() as u64);
     }
 
     async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {
@@ -313,6 +393,12 @@ impl Forwarder {
                     if let Some(end) = self.idle(&mut session, &mut output, shutdown, wait).await {
                         return self.note_death(end);
                     }
+                }
+                End::Better(better) => {
+                    std::mem::replace(&mut session, *better).close().await;
+                    output = Output::default();
+                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %session.broker(), "an earlier broker is back, and is used again");
+                    self.resume();
                 }
                 End::Shutdown => {
                     self.drain(&mut session, &mut output).await;
@@ -342,26 +428,40 @@ impl Forwarder {
         let limits = session.limits();
         // Something has to be sent again: what is in flight is awaited, and nothing else is sent.
         let mut must_resume = false;
+        let mut look_back = LookBack::new(&self.target, &self.client, session.place());
+        let mut better = None;
         loop {
-            let probing = self.deaths.count >= DEATHS_BEFORE_PROBE;
-            if probing {
+            if self.deaths.count >= DEATHS_BEFORE_PROBE {
                 match self.probe(session, output, shutdown).await {
                     Some(end) => return end,
                     None => continue,
                 }
             }
-            let window = if must_resume { 0 } else { usize::from(self.config.window.min(limits.receive_maximum)) };
-            must_resume |= !self.fill(session, output, window).await;
+            let is_sending = !must_resume && better.is_none();
+            let window = if is_sending { usize::from(self.config.window.min(limits.receive_maximum)) } else { 0 };
+            let (is_good, may_send_in) = self.fill(session, output, window).await;
+            must_resume |= !is_good;
             self.stats.set(|state| state.in_flight = self.flight.count());
-            if must_resume && self.flight.is_empty() {
-                return End::Pause;
+            self.note_behind();
+            if self.flight.is_empty() {
+                match better.take() {
+                    Some(session) => return End::Better(session),
+                    None if must_resume => return End::Pause,
+                    None => {}
+                }
             }
-            let look_again = match session.watch(!self.flight.is_empty(), output) {
-                Ok(wait) => wait,
+            let mut look_again = match session.watch(!self.flight.is_empty(), output) {
+                Ok(wait) => wait.min(self.batch_due.unwrap_or(Duration::MAX)),
                 Err(error) => return End::Lost(error),
             };
-            let wants_more = self.block.is_none() && self.flight.has_room(window) && output.waiting() < OUTPUT_BYTES;
-            let Self { follower, next, .. } = self;
+            if !may_send_in.is_zero() {
+                look_again = look_again.min(may_send_in);
+            }
+            let has_room = may_send_in.is_zero() && self.flight.has_room(window) && output.waiting() < OUTPUT_BYTES;
+            let has_front = self.front.block.is_some();
+            let (wants_front, wants_behind) =
+                (has_room && !has_front, has_room && !has_front && self.behind.block.is_none() && !self.behind.is_over());
+            let Self { front, behind, .. } = self;
             // Every arm is safe to drop half-way.
             let found = tokio::select! {
                 biased;
@@ -370,14 +470,18 @@ impl Forwarder {
                     Ok(()) => None,
                     Err(error) => return End::Lost(error),
                 },
-                found = follower.find(*next), if wants_more => match found {
-                    Some(found) => Some(found),
-                    None => return End::Shutdown,
+                found = front.find(), if wants_front => Some((found, Which::Front)),
+                found = behind.find(), if wants_behind => Some((found, Which::Behind)),
+                session = look_back.found(), if better.is_none() => {
+                    better = Some(session);
+                    None
                 },
                 () = tokio::time::sleep(look_again) => None,
             };
-            if let Some(found) = found {
-                self.enter(found);
+            match found {
+                Some((Some(found), which)) => self.enter(found, which),
+                Some((None, _)) => return End::Shutdown,
+                None => {}
             }
             match self.settle_answers(session).await {
                 Ok(is_all_settled) => must_resume |= !is_all_settled,
@@ -415,64 +519,6 @@ impl Forwarder {
         }
     }
 
-    /// Sends the lowest event alone, over a session that has just shown that it is alive. If that
-    /// kills it, the event is what kills it.
-    async fn probe(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> Option<End> {
-        let suspect = self.deaths.lowest;
-        self.resume();
-        session.ask(output);
-        let mut is_sent = false;
-        loop {
-            if !session.is_asked() && !is_sent {
-                if self.block.is_none() {
-                    let found = self.follower.find(self.next).await;
-                    match found {
-                        Some(found) => self.enter(found),
-                        None => return Some(End::Shutdown),
-                    }
-                }
-                if !self.fill(session, output, 1).await {
-                    return Some(End::Pause);
-                }
-                is_sent = true;
-            }
-            if is_sent && self.flight.is_empty() {
-                // It was taken: the connection died of something else.
-                self.deaths = Deaths::default();
-                return None;
-            }
-            let look_again = match session.watch(!self.flight.is_empty(), output) {
-                Ok(wait) => wait,
-                Err(error) => return Some(End::Lost(error)),
-            };
-            let moved = tokio::select! {
-                () = shutdown.begun() => return Some(End::Shutdown),
-                moved = session.exchange(output) => moved,
-                () = tokio::time::sleep(look_again) => Ok(()),
-            };
-            let answers = match moved {
-                Ok(()) => match self.settle_answers(session).await {
-                    Ok(true) => Ok(()),
-                    Ok(false) => return Some(End::Pause),
-                    Err(end) => Err(end),
-                },
-                Err(error) => Err(End::Lost(error)),
-            };
-            if let Err(end) = answers {
-                if is_sent
-                    && self.flight.lowest() == Some(suspect)
-                    && matches!(&end, End::Lost(error) if error.is_by_peer())
-                {
-                    let reason = "central ends the connection whenever it is sent this event";
-                    self.bury(&[(suspect, reason.into())]).await;
-                    self.deaths = Deaths::default();
-                    self.flight.clear();
-                }
-                return Some(end);
-            }
-        }
-    }
-
     /// A last moment for what is in flight, so that it need not be sent again.
     async fn drain(&mut self, session: &mut Session, output: &mut Output) {
         let deadline = tokio::time::sleep(Duration::from_secs(2));
@@ -490,80 +536,262 @@ impl Forwarder {
         }
     }
 
-    fn enter(&mut self, found: Found) {
+    fn enter(&mut self, found: Found, which: Which) {
+        let reading = match which {
+            Which::Front => &mut self.front,
+            Which::Behind => &mut self.behind,
+        };
         match found {
             Found::Block(block) => {
-                self.next = self.next.max(block.header.first);
-                self.block = Some(Walk::new(block));
+                reading.next = reading.next.max(block.header.first);
+                reading.block = Some(Walk::new(block));
             }
             Found::Lost { to } => {
-                tracing::error!(lane = %self.lane.name, from = self.next, to, "events are in a file that is set aside; going on behind it");
-                self.lane.pass_over(&self.config.name, self.next, to);
-                self.next = to;
+                tracing::error!(lane = %self.lane.name, from = reading.next, to, "events are in a file that is set aside; going on behind it");
+                self.lane.pass_over(&self.config.name, reading.next, to);
+                reading.next = to;
             }
         }
     }
 
-    /// Renders events into `output` as far as window and buffer allow. `false`: one of them has to
-    /// be looked at again.
-    async fn fill(&mut self, session: &Session, output: &mut Output, window: usize) -> bool {
-        let limits = session.limits();
-        let mut poison = Vec::new();
-        let mut not_owed = Vec::new();
+    /// What the ceilings are now, and how long the hours keep everything waiting.
+    fn allowance(&self) -> (Rate, Duration) {
+        let closed = |hours: &Hours| !hours.contains(Timestamp::from(clock::wall()));
+        if self.sending.hours.as_ref().is_some_and(closed) {
+            return (Rate::default(), HOURS_LOOK);
+        }
+        match self.sending.yielding {
+            Some(lower) if self.pressure.is_on(&self.lane.name) => (lower, Duration::ZERO),
+            _ => (self.sending.rate, Duration::ZERO),
+        }
+    }
+
+    /// Renders events into `output` as far as window, buffer and ceilings allow. `false`: one of them has to
+    /// be looked at again. The second value says how long nothing more may be sent, where that is so.
+    async fn fill(&mut self, session: &Session, output: &mut Output, window: usize) -> (bool, Duration) {
+        let (rate, closed_for) = self.allowance();
+        let wait = closed_for.max(self.pacer.wait(rate));
+        self.batch_due = None;
+        if !wait.is_zero() {
+            return (true, wait);
+        }
+        let mut pass = Pass { allowed: self.pacer.events(), ..Pass::default() };
         let now = clock::instant();
-        let mut sent = 0;
+        let written = output.bytes.len();
+        if let Some(batch) = &self.sending.batch {
+            self.gatherings.ready_aged(batch, now);
+        }
         while self.flight.has_room(window) && output.waiting() < OUTPUT_BYTES {
-            let Some(walk) = &mut self.block else { break };
-            let recorded = walk.recorded();
-            let end = walk.end();
-            let Some(Step { offset, record, numbered }) = walk.step(&self.lane) else {
-                self.next = end;
-                self.block = None;
+            if let Some(gathering) = self.gatherings.pop_ready() {
+                self.push_batch(gathering, session, output, now, &mut pass);
+                continue;
+            }
+            // What comes now goes first; the backlog leaves it a part of the window.
+            let is_live = self.front.block.is_some();
+            let has_room_behind = self.flight.has_room(window - window / 4);
+            let went_on = match (is_live, has_room_behind) {
+                _ if pass.allowed == 0 => false,
+                (true, _) => self.push_next(Which::Front, session, output, now, &mut pass),
+                (false, true) if self.behind.block.is_some() => self.push_next(Which::Behind, session, output, now, &mut pass),
+                _ => false,
+            };
+            if !went_on {
                 break;
-            };
-            if offset < self.next || self.skip.contains(offset) {
-                continue;
             }
-            self.next = offset + 1;
-            let Some((published, sequence)) = numbered else {
-                poison.push((offset, "the contract of this event is lost".to_owned()));
-                continue;
-            };
-            if !self.config.takes(&published.publication.stream) {
-                not_owed.push((offset, published.stream, Outcome::NotOwed));
-                continue;
-            }
-            let is_v5 = session.protocol() == Protocol::V5;
-            published.renderer.render(&record, sequence, recorded, is_v5, &mut self.rendering);
-            let start = output.bytes.len();
-            let id = self.flight.next_id();
-            let out = &self.rendering;
-            let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
-            link::push_publish(
-                &mut output.bytes,
-                session.protocol(),
-                &Head::qos1(id),
-                &out.topic,
-                content_type,
-                &out.properties,
-                &out.payload,
-            );
-            let bytes = output.bytes.len() - start;
-            if bytes > limits.packet_bytes_max {
-                output.bytes.truncate(start);
-                poison.push((
-                    offset,
-                    format!("packet of {bytes} bytes: the broker takes {} at most", limits.packet_bytes_max),
-                ));
-                continue;
-            }
-            self.flight.push(offset, published.stream, now);
-            sent += 1;
         }
-        self.stats.sent.add(sent);
-        if !not_owed.is_empty() {
-            self.lane.settle(&self.config.name, &not_owed);
+        if let Some(batch) = &self.sending.batch
+            && self.flight.has_room(window)
+        {
+            self.batch_due = self.gatherings.wait(batch, now);
         }
-        self.bury(&poison).await
+        self.stats.sent.add(pass.sent);
+        self.pacer.spend(pass.events, output.bytes.len().saturating_sub(written));
+        if !pass.not_owed.is_empty() {
+            self.lane.settle(&self.config.name, &pass.not_owed);
+        }
+        let is_good = self.bury(&pass.poison).await;
+        let wait = if pass.allowed == 0 { self.pacer.wait(rate) } else { Duration::ZERO };
+        (is_good, wait)
+    }
+
+    /// Takes the next event of a reading; `false` if there is none at hand.
+    fn push_next(&mut self, which: Which, session: &Session, output: &mut Output, now: Instant, pass: &mut Pass) -> bool {
+        let Self { lane, config, skip, sending, rendering, flight, gatherings, front, behind, .. } = self;
+        let reading = match which {
+            Which::Front => front,
+            Which::Behind => behind,
+        };
+        let Some(walk) = &mut reading.block else { return false };
+        let recorded = walk.recorded();
+        let end = walk.end();
+        let Some(Step { offset, record, numbered }) = walk.step(lane).filter(|step| step.offset < reading.until) else {
+            reading.next = end.min(reading.until);
+            reading.block = None;
+            return true;
+        };
+        if offset < reading.next || skip.contains(offset) {
+            return true;
+        }
+        reading.next = offset + 1;
+        let Some((published, sequence)) = numbered else {
+            pass.poison.push((offset, "the contract of this event is lost".to_owned()));
+            return true;
+        };
+        if !config.takes(&published.publication.stream) {
+            pass.not_owed.push((offset, published.stream, Outcome::NotOwed));
+            return true;
+        }
+        if lane.is_expired(published.publication.retention_unsettled, recorded) {
+            return true;
+        }
+        pass.events += 1;
+        pass.allowed -= 1;
+        let limits = session.limits();
+        let is_backfill = which == Which::Behind;
+        if let Some(batch) = &sending.batch {
+            let (renderer, stream) = (&published.renderer, published.stream);
+            let event = (&record, sequence, recorded);
+            let place = (offset, is_backfill, now);
+            gatherings.add(batch, limits.packet_bytes_max, (renderer, stream), event, place, rendering);
+            return true;
+        }
+        let is_v5 = session.protocol() == Protocol::V5;
+        published.renderer.render(&record, sequence, recorded, is_v5, rendering);
+        if is_backfill {
+            mark(rendering, "backfill", sending.backfill_topic.as_deref(), is_v5);
+        }
+        let start = output.bytes.len();
+        let content_type = rendering.content_type_own.as_deref().unwrap_or(rendering.content_type);
+        link::push_publish(
+            &mut output.bytes,
+            session.protocol(),
+            &Head::qos1(flight.next_id()),
+            &rendering.topic,
+            content_type,
+            &rendering.properties,
+            &rendering.payload,
+        );
+        let bytes = output.bytes.len() - start;
+        if bytes > limits.packet_bytes_max {
+            output.bytes.truncate(start);
+            pass.poison.push((offset, too_large(bytes, limits.packet_bytes_max)));
+            return true;
+        }
+        flight.push(Sent::one(offset, published.stream, now));
+        pass.sent += 1;
+        true
+    }
+
+    /// Sends a batch.
+    fn push_batch(&mut self, mut gathering: Gathering, session: &Session, output: &mut Output, now: Instant, pass: &mut Pass) {
+        let Some(batch) = &self.sending.batch else { return };
+        let (payload, content_type) = gathering.finish(batch.compression, session.protocol());
+        let out = &mut self.rendering;
+        out.properties.clear();
+        out.topic = std::mem::take(&mut gathering.topic);
+        let is_v5 = session.protocol() == Protocol::V5;
+        if gathering.is_backfill {
+            mark(out, "backfill", self.sending.backfill_topic.as_deref(), is_v5);
+        }
+        let start = output.bytes.len();
+        link::push_publish(
+            &mut output.bytes,
+            session.protocol(),
+            &Head::qos1(self.flight.next_id()),
+            &out.topic,
+            content_type,
+            &out.properties,
+            &payload,
+        );
+        let bytes = output.bytes.len() - start;
+        let bytes_max = session.limits().packet_bytes_max;
+        if bytes > bytes_max {
+            // Batches are kept below what the broker takes, so that it is one event alone.
+            output.bytes.truncate(start);
+            let reason = too_large(bytes, bytes_max);
+            pass.poison.extend(gathering.offsets.iter().map(|offset| (*offset, reason.clone())));
+            return;
+        }
+        self.flight.push(Sent::many(gathering.offsets, gathering.stream, now));
+        pass.sent += 1;
+    }
+}
+
+/// Which of a forwarder's two readings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Front,
+    Behind,
+}
+
+/// What one filling of the output has come to.
+#[derive(Debug, Default)]
+struct Pass {
+    /// Events that may still be sent under the ceilings.
+    allowed: usize,
+    events: usize,
+    /// Publishes.
+    sent: u64,
+    poison: Vec<(u64, String)>,
+    not_owed: Vec<(u64, u32, Outcome)>,
+}
+
+fn too_large(bytes: usize, bytes_max: usize) -> String {
+    format!("packet of {bytes} bytes: the broker takes {bytes_max} at most")
+}
+
+/// Marks a publish as `backfill` or `replay`: by a user property, and by the topic where that is wished, or
+/// where the protocol has no properties. The event itself never changes.
+fn mark(out: &mut Rendering, what: &'static str, level: Option<&str>, is_v5: bool) {
+    if is_v5 {
+        out.properties.push((what, "true".to_owned()));
+    }
+    let level = level.or((!is_v5).then_some(what));
+    if let Some(level) = level {
+        out.topic.splice(0..0, level.bytes().chain([b'/']));
+    }
+}
+
+/// Looks for an earlier broker of the destination while a session with a later one lasts.
+struct LookBack {
+    target: Arc<Target>,
+    client: String,
+    place: usize,
+    attempt: Option<tokio::task::JoinHandle<Result<Session, LinkError>>>,
+    next: Instant,
+}
+
+impl LookBack {
+    fn new(target: &Arc<Target>, client: &str, place: usize) -> Self {
+        let next = clock::instant() + LOOK_BACK_EVERY;
+        Self { target: Arc::clone(target), client: client.to_owned(), place, attempt: None, next }
+    }
+
+    /// Returns a session with an earlier broker; never, where there is none. Safe to drop half-way.
+    async fn found(&mut self) -> Box<Session> {
+        if self.place == 0 {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep_until(self.next.into()).await;
+            let (target, client, place) = (Arc::clone(&self.target), self.client.clone(), self.place);
+            let attempt = self
+                .attempt
+                .get_or_insert_with(|| tokio::spawn(async move { target.connect_before(&client, place).await }));
+            let ended = attempt.await;
+            self.attempt = None;
+            self.next = clock::instant() + LOOK_BACK_EVERY;
+            if let Ok(Ok(session)) = ended {
+                return Box::new(session);
+            }
+        }
+    }
+}
+
+impl Drop for LookBack {
+    fn drop(&mut self) {
+        if let Some(attempt) = &self.attempt {
+            attempt.abort();
+        }
     }
 }

@@ -6,13 +6,15 @@
 use crate::admin::{self, Handles, LinkHandle, SourceHandle};
 use crate::clock;
 use crate::config::Config;
-use crate::contract::SourceKind;
-use crate::forward::{self, Forwarder, status};
+use crate::contract::{SourceKind, Surroundings};
+use crate::forward::{self, Forwarder, Pressure, status};
 use crate::ingest::Ingest;
 use crate::journal::{Journal, RealDisk, Seal};
+use crate::ledger::Ledger;
 use crate::local::Local;
 use crate::shutdown::{self, Trigger};
 use crate::sources;
+use crate::survival::Survival;
 use crate::sources::broker;
 use crate::sources::http::Server;
 use crate::sources::mqtt::{Devices, Listener, Parts, Registry};
@@ -88,20 +90,26 @@ impl Gateway {
 
         let mut outward = Stage::new();
         let mut links = Vec::new();
-        for destination in config.destinations {
+        let around = &config.surroundings;
+        let clients = client_ids(around, &config.destinations);
+        for (destination, client) in config.destinations.into_iter().zip(clients) {
             let destination = Arc::new(destination);
+            let pressure = Pressure::new(journal.lanes().iter().map(|lane| lane.name.as_str()));
             for lane in journal.lanes() {
                 let stats = Arc::new(forward::Stats::default());
-                let around = &config.surroundings;
-                let client = format!("forebay-{}-{}-{}-{}", around.environment, around.site, around.gateway, lane.name);
-                let forwarder =
-                    Forwarder::new(Arc::clone(&destination), client, lane, journal.dead(), Arc::clone(&stats))
-                        .map_err(anyhow::Error::msg)?;
+                let place = forward::Place {
+                    config: Arc::clone(&destination),
+                    sending: Arc::new(config.sending.get(&lane.name).cloned().unwrap_or_default()),
+                    pressure: Arc::clone(&pressure),
+                    client: format!("{client}-{}", lane.name),
+                };
+                let forwarder = Forwarder::new(place, lane, journal.dead(), Arc::clone(&stats))
+                    .map_err(anyhow::Error::msg)?;
                 outward.tasks.push(tokio::spawn(forwarder.run(outward.trigger.subscribe())));
                 links.push(LinkHandle { lane: Arc::clone(lane), destination: destination.name.clone(), stats });
             }
             let report = report(&journal);
-            let task = status::run(destination, config.surroundings.clone(), report, outward.trigger.subscribe());
+            let task = status::run(destination, format!("{client}-status"), config.surroundings.clone(), report, outward.trigger.subscribe());
             outward.tasks.push(tokio::spawn(task));
         }
 
@@ -114,6 +122,13 @@ impl Gateway {
         };
         let local = Arc::new(local);
         let mut beside = Stage::new();
+        let ledger = {
+            let (journal, around, every) = (Arc::clone(&journal), config.surroundings.clone(), config.ledger_period);
+            tokio::task::spawn_blocking(move || Ledger::open(journal, around, every)).await??
+        };
+        beside.tasks.push(tokio::spawn(ledger.run(beside.trigger.subscribe())));
+        let survival = Arc::new(Survival::new(Arc::clone(&journal)));
+        beside.tasks.push(tokio::spawn(Arc::clone(&survival).run(beside.trigger.subscribe())));
         beside.tasks.push(tokio::spawn(Arc::clone(&local).run(beside.trigger.subscribe())));
 
         // Before a port is open: what a source remembers is on the disk.
@@ -188,6 +203,7 @@ impl Gateway {
             ingest,
             sources,
             links,
+            survival,
         });
         let mut side = Stage::new();
         let socket =
@@ -228,6 +244,20 @@ impl Gateway {
             tracing::error!("closing the journal failed; what was acknowledged is on the disk");
         }
     }
+}
+
+/// The MQTT client ids of destinations, without the lane. Those that share a broker with one before are told
+/// apart by their names.
+fn client_ids(around: &Surroundings, destinations: &[forward::Config]) -> Vec<String> {
+    let base = format!("forebay-{}-{}-{}", around.environment, around.site, around.gateway);
+    let shares = |index: usize| {
+        let to: &forward::Config = &destinations[index];
+        destinations[..index].iter().any(|other| other.url.0.iter().any(|url| to.url.0.contains(url)))
+    };
+    let id = |(index, to): (usize, &forward::Config)| {
+        if shares(index) { format!("{base}-{}", to.name) } else { base.clone() }
+    };
+    destinations.iter().enumerate().map(id).collect()
 }
 
 /// What a heartbeat says of the journal.

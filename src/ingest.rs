@@ -9,6 +9,7 @@
 pub mod dead;
 pub mod sparkplug;
 
+use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Matched, SourceKind};
 use crate::event::{Attribute, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
@@ -291,6 +292,7 @@ impl Ingest {
         attributes.extend(beside.trace_parent.map(Attribute::TraceParent));
         attributes.extend(beside.content_type.map(Attribute::ContentType));
         attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
+        attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
         attributes.extend(beside.exchange());
         let given = reading.id.as_deref().or(beside.id);
         let repeats = match (given, target.contract.dedupe) {

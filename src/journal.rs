@@ -11,10 +11,12 @@
 //!
 //! Not here: what an event means (`contract`), where it goes (`forward`).
 
+mod audit;
 mod block;
 pub mod disk;
 mod gather;
 mod lane;
+mod loss;
 mod notes;
 mod numbers;
 mod open;
@@ -28,14 +30,16 @@ mod walk;
 mod window;
 mod writer;
 
+pub use audit::Entry as AuditEntry;
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use disk::{Disk, RealDisk};
 pub use gather::{Bell, NotTaken, Ticket, Waiter};
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
+pub use loss::{Loss, LostStream};
 pub use notes::Notes;
 pub use open::{Journal, Seal, publications_in};
 pub use reader::{Follower, Found};
-pub use settled::{Account, Outcome, Settled};
+pub use settled::{Account, OUTCOMES, Outcome, Settled};
 pub use state::Note;
 pub use walk::{Step, Walk};
 pub use window::Fingerprint;
@@ -63,6 +67,10 @@ pub struct Config {
     pub folder: PathBuf,
     /// The lanes, without the one for dead letters.
     pub lanes: Vec<LaneConfig>,
+    /// The log of dead letters, named [`DEAD`].
+    pub dead: LaneConfig,
+    /// How long dead letters are kept.
+    pub dead_retention: Duration,
     /// Memory for the window in which repeats are recognised, in bytes.
     pub dedupe_bytes: usize,
     /// What the file system keeps free whatever comes, in bytes.
@@ -84,6 +92,33 @@ pub struct LaneConfig {
     pub budget: u64,
     /// Commits start at least this long apart.
     pub linger: Duration,
+    /// What happens when the budget is used up.
+    pub full: Full,
+    /// Destinations that may not hold back more of the lane than so many bytes.
+    pub holds: Vec<(String, u64)>,
+}
+
+impl LaneConfig {
+    /// A lane that stops acknowledging when it is full.
+    pub fn new(name: &str, budget: u64, linger: Duration) -> Self {
+        Self { name: name.to_owned(), budget, linger, full: Full::default(), holds: Vec::new() }
+    }
+
+    /// The log of dead letters.
+    pub fn dead(budget: u64) -> Self {
+        Self::new(DEAD, budget, Duration::from_millis(50))
+    }
+}
+
+/// What a lane does when its budget is used up by events that central has not acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Full {
+    /// Nothing is acknowledged until there is room: devices keep their events.
+    #[default]
+    StopAcknowledging,
+    /// The oldest events are given up, counted and announced.
+    ShedOldest,
 }
 
 /// Where a destination starts that the journal has not seen before.
@@ -222,12 +257,17 @@ struct Core {
     disk: Arc<dyn Disk>,
     state: state::State,
     reserve_bytes: u64,
+    dead_retention: Duration,
     cache_bytes: usize,
     tail_bytes: usize,
     window: Mutex<Window>,
     catalog: RwLock<Catalog>,
     opened: Mutex<Vec<Arc<Segment>>>,
     aside: Mutex<Vec<PathBuf>>,
+    /// Rung when a loss waits for its announcement.
+    losses: loss::Announce,
+    /// Entries written to the audit since the start.
+    audited: std::sync::atomic::AtomicU64,
 }
 
 /// The publications that stored events refer to, by number.
@@ -265,14 +305,35 @@ impl Core {
         catalog.list.get(publication as usize).and_then(Option::as_ref).map_or(0, |published| published.stream)
     }
 
+    /// Name of a stream by its number; what belongs to none is "unmatched".
+    fn stream_name(&self, stream: u32) -> String {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
+        found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
+    }
+
     /// The longest time that settled events of a lane stay.
     fn retention_settled(&self, lane: &Lane) -> Duration {
         if lane.name == DEAD {
-            return DEAD_RETENTION;
+            return self.dead_retention;
         }
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let of_lane = catalog.list.iter().flatten().filter(|published| published.publication.lane == lane.name);
         Duration::from_secs(of_lane.map(|published| published.publication.retention_settled).max().unwrap_or(0))
+    }
+
+    /// The ages that events of a lane may reach unsettled, in seconds, each with the publications it is for.
+    fn age_limits(&self, lane: &str) -> Vec<(u64, Vec<u32>)> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let mut limits: Vec<(u64, Vec<u32>)> = Vec::new();
+        for known in catalog.list.iter().flatten().filter(|known| known.publication.lane == lane) {
+            let Some(limit) = known.publication.retention_unsettled else { continue };
+            match limits.iter_mut().find(|(other, _)| *other == limit) {
+                Some((_, publications)) => publications.push(known.number),
+                None => limits.push((limit, vec![known.number])),
+            }
+        }
+        limits
     }
 
     /// A closed segment, open for reading.
@@ -310,9 +371,6 @@ impl Core {
         }
     }
 }
-
-/// How long dead letters are kept.
-const DEAD_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 
 fn sequence_mark(lane: &str, stream: u32) -> String {
     format!("sequence/{lane}/{stream}")

@@ -13,6 +13,7 @@
 //! | 9 | `demo` (the command line starts it) |
 //! | 8 | `gateway` (wires, starts journal-first, drains sources-first) |
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
+//! | 6 | `ledger` (what became of every event), `survival` (how long the disk lasts) |
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal` |
@@ -48,10 +49,12 @@ pub mod forward;
 pub mod gateway;
 pub mod ingest;
 pub mod journal;
+pub mod ledger;
 pub mod link;
 pub mod local;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;
+pub mod survival;
 pub mod telemetry;
 pub mod tls;

@@ -44,8 +44,8 @@ use tokio_rustls::client::TlsStream;
 /// How to reach a central broker.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `mqtts://host:port`, or `mqtt://host:port` without TLS.
-    pub url: String,
+    /// `mqtts://host:port`, or `mqtt://host:port` without TLS; several are tried in order.
+    pub urls: Vec<String>,
     /// Certificates.
     pub tls: ClientFiles,
     /// Version of MQTT.
@@ -85,35 +85,77 @@ pub struct Will {
 #[derive(Debug)]
 pub struct Target {
     config: Config,
-    address: Address,
+    addresses: Vec<Address>,
 }
 
+/// How long a broker may take to let us in where there is another one to try.
+const BROKER_WAIT_MAX: Duration = Duration::from_secs(5);
+
 impl Target {
-    /// A broker; checks the URL.
+    /// A broker under one address or several; checks the URLs.
     pub fn new(config: Config) -> Result<Self, String> {
-        let address = Address::parse(&config.url)?;
-        Ok(Self { config, address })
+        let addresses = config.urls.iter().map(|url| Address::parse(url)).collect::<Result<Vec<_>, _>>()?;
+        if addresses.is_empty() {
+            return Err("there is no URL; expected \"mqtts://host:8883\"".into());
+        }
+        Ok(Self { config, addresses })
     }
 
-    /// Host and port, for people.
+    /// Host and port of the first address, for people.
     pub fn name(&self) -> String {
-        format!("{}:{}", self.address.host, self.address.port)
+        self.addresses.first().map(ToString::to_string).unwrap_or_default()
     }
 
     /// Connects: fresh look-up, TCP, TLS, CONNECT. Certificates and password are read anew each
     /// time, so that a rotation needs no restart. Safe to drop half-way.
     pub async fn connect(&self, client: &str, will: Option<&Will>) -> Result<Session, LinkError> {
-        self.open(client, will, None).await
+        self.open(client, will, None, self.addresses.len()).await
+    }
+
+    /// Connects to one of the addresses before `place`, in their order. Safe to drop half-way.
+    pub async fn connect_before(&self, client: &str, place: usize) -> Result<Session, LinkError> {
+        self.open(client, None, None, place).await
     }
 
     /// Connects like [`Target::connect`], and takes up the session in which the broker keeps what
     /// it owes this client id. Safe to drop half-way.
     pub async fn connect_inbox(&self, client: &str, inbox: &Inbox) -> Result<Session, LinkError> {
-        self.open(client, None, Some(inbox)).await
+        self.open(client, None, Some(inbox), self.addresses.len()).await
     }
 
-    async fn open(&self, client: &str, will: Option<&Will>, inbox: Option<&Inbox>) -> Result<Session, LinkError> {
-        let tls = self.address.is_tls.then(|| tls::client(&self.config.tls)).transpose()?;
+    /// Connects to the first of the addresses before `places` that lets us in.
+    async fn open(
+        &self,
+        client: &str,
+        will: Option<&Will>,
+        inbox: Option<&Inbox>,
+        places: usize,
+    ) -> Result<Session, LinkError> {
+        let addresses = &self.addresses[..places.min(self.addresses.len())];
+        if let [address] = addresses {
+            return self.open_at(address, 0, client, will, inbox).await;
+        }
+        let mut refusals = Vec::new();
+        for (place, address) in addresses.iter().enumerate() {
+            let attempt = self.open_at(address, place, client, will, inbox);
+            match tokio::time::timeout(BROKER_WAIT_MAX, attempt).await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(error)) => refusals.push(error.to_string()),
+                Err(_) => refusals.push(format!("{address} does not answer")),
+            }
+        }
+        Err(LinkError::None(refusals.join("; ")))
+    }
+
+    async fn open_at(
+        &self,
+        address: &Address,
+        place: usize,
+        client: &str,
+        will: Option<&Will>,
+        inbox: Option<&Inbox>,
+    ) -> Result<Session, LinkError> {
+        let tls = address.is_tls.then(|| tls::client(&self.config.tls)).transpose()?;
         let password = match &self.config.password_file {
             None => None,
             Some(file) => {
@@ -122,14 +164,16 @@ impl Target {
                 Some(text.trim_end_matches(['\r', '\n']).to_owned())
             }
         };
-        let tcp = dial::connect(&self.address).await?;
+        let tcp = dial::connect(address).await?;
         let stream = match tls {
             None => Stream::Plain(tcp),
-            Some(config) => Stream::Tls(Box::new(dial::handshake(&self.address, &self.config.tls, config, tcp).await?)),
+            Some(config) => Stream::Tls(Box::new(dial::handshake(address, &self.config.tls, config, tcp).await?)),
         };
         let now = clock::instant();
         let mut session = Session {
             stream,
+            broker: address.to_string(),
+            place,
             protocol: self.config.protocol,
             limits: Limits::default(),
             input: BytesMut::new(),
@@ -175,6 +219,8 @@ enum Stream {
 /// An open session.
 pub struct Session {
     stream: Stream,
+    broker: String,
+    place: usize,
     protocol: Protocol,
     limits: Limits,
     input: BytesMut,
@@ -221,6 +267,16 @@ impl Session {
     /// What the broker allows.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Host and port of the broker, for people.
+    pub fn broker(&self) -> &str {
+        &self.broker
+    }
+
+    /// Which of the target's addresses it is with; 0 is the first.
+    pub fn place(&self) -> usize {
+        self.place
     }
 
     /// Version of MQTT.

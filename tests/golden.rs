@@ -3,7 +3,7 @@
 //! `FOREBAY_WRITE_GOLDEN=1` writes those of the newest format that are missing; old ones never change.
 
 use forebay::event::{Attribute, Content, Id, Record, Timestamp};
-use forebay::journal::{Block, Compressor, Header, Run, append_record};
+use forebay::journal::{Block, Compressor, Header, OUTCOMES, Outcome, Run, Settled, append_record};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -84,6 +84,32 @@ fn records_of_format_1_are_read_for_ever() {
 #[test]
 fn blocks_of_format_1_are_read_for_ever() {
     for (name, block) in [("block-plain.v1", block()), ("block-zstd.v1", large_block())] {
+        let stored = std::fs::read(golden(name)).expect("stays in the repository");
+        let read = Block::decode(&stored).expect("reads");
+        assert_eq!(read.header, block.header);
+        assert_eq!(read.records().collect::<Vec<_>>(), block.records().collect::<Vec<_>>());
+    }
+}
+
+/// A cursor with every outcome.
+fn settled() -> Settled {
+    let mut settled = Settled::new("central", 40);
+    settled.ranges = vec![(44, 50)];
+    for (index, outcome) in OUTCOMES.into_iter().enumerate() {
+        settled.account(1).add(outcome, index as u64 + 1);
+    }
+    settled.account(2).add(Outcome::Delivered, 1 << 40);
+    settled
+}
+
+#[test]
+fn blocks_of_format_2_are_read_for_ever() {
+    let with_cursor = {
+        let mut records = Vec::new();
+        append_record(&mut records, &text_record());
+        Block::new(Header { first: 42, count: 1, settled: vec![settled()], ..Header::default() }, &records)
+    };
+    for (name, block) in [("block-plain.v2", block()), ("block-zstd.v2", large_block()), ("block-cursor.v2", with_cursor)] {
         let stored = read_or_write(name, block.encode(&mut Compressor::default()));
         let read = Block::decode(&stored).expect("reads");
         assert_eq!(read.header, block.header);

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 pub fn config() -> Config {
     Config {
         folder: PathBuf::from("/journal"),
-        lanes: vec![LaneConfig { name: "critical".into(), budget: 900 << 10, linger: Duration::ZERO }],
+        lanes: vec![LaneConfig::new("critical", 900 << 10, Duration::ZERO)],
+        dead: LaneConfig::dead(256 << 20),
+        dead_retention: Duration::from_secs(86_400),
         dedupe_bytes: 1 << 20,
         reserve_bytes: 1 << 20,
         cache_bytes: 1 << 20,
@@ -37,6 +39,7 @@ pub fn publication() -> Publication {
         topic: "{key}".into(),
         lane: "critical".into(),
         retention_settled: 0,
+        retention_unsettled: None,
         schema: None,
         keep: vec![],
         mask: vec![],

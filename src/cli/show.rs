@@ -4,6 +4,8 @@
 //! a table is one line, and JSON is printable as it is.
 
 use crate::admin::{Letter, Seen, Status};
+use crate::journal::AuditEntry;
+use crate::ledger::Balance;
 use crate::clock;
 use crate::event::Timestamp;
 use crate::setting::{Bytes, grouped as number, rough};
@@ -89,7 +91,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
                 number(to.delivered),
                 number(to.queued),
                 to.oldest.as_deref().map_or_else(|| "-".into(), age),
-                number(to.dead + to.set_aside),
+                number(to.dead + to.set_aside + to.expired + to.shed + to.discarded),
                 format!("{} of {}", Bytes(lane.bytes), Bytes(lane.budget)),
             ]);
         }
@@ -102,6 +104,11 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
     let head = ["LANE", "DESTINATION", "ACCEPTED", "DELIVERED", "QUEUED", "OLDEST", "LOST OR DEAD", "DISK"];
     out.push_str(&table(&head, &[2, 3, 4, 5, 6, 7], &rows, is_coloured));
     out.push('\n');
+    let outlook = outlook(status, is_coloured);
+    if !outlook.is_empty() {
+        out.push_str(&outlook);
+        out.push('\n');
+    }
     let rows: Vec<_> = status
         .links
         .iter()
@@ -181,6 +188,81 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
     }
     out
 }
+
+/// How long the disk lasts, and how long backlogs take.
+fn outlook(status: &Status, is_coloured: bool) -> String {
+    let seconds = |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |count| rough(Duration::from_secs(count)));
+    let mut rows = Vec::new();
+    for lane in &status.outlooks {
+        for to in &lane.drains {
+            rows.push(vec![
+                lane.lane.clone(),
+                to.destination.clone(),
+                format!("{:.0}", lane.events_per_second),
+                format!("{:.0}", to.events_per_second),
+                Bytes(to.queued_bytes).to_string(),
+                if to.queued == 0 { "-".into() } else { seconds(to.drained_in_seconds) },
+                seconds(lane.full_in_seconds),
+                lane.then.clone(),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let head = ["LANE", "DESTINATION", "IN / S", "OUT / S", "BACKLOG", "GONE IN", "FULL IN, WITHOUT WAN", "AND THEN IT"];
+    let mut out = table(&head, &[2, 3, 4, 5, 6], &rows, is_coloured);
+    if let Some(bytes) = status.flash_bytes_per_day {
+        let _ = writeln!(out, "written to the disk: {} a day at this rate", Bytes(bytes));
+    }
+    out
+}
+
+pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
+    let rows: Vec<_> = balances
+        .iter()
+        .flat_map(|balance| &balance.rows)
+        .map(|row| {
+            let counts = [row.owed, row.delivered, row.queued, row.dead, row.expired, row.shed, row.discarded, row.set_aside];
+            let names = [&row.destination, &row.lane, &row.stream];
+            names.into_iter().cloned().chain(counts.into_iter().map(number)).collect()
+        })
+        .collect();
+    if rows.is_empty() {
+        return "nothing is in the ledger yet".into();
+    }
+    let head = [
+        "DESTINATION", "LANE", "STREAM", "OWED", "DELIVERED", "QUEUED", "DEAD", "EXPIRED", "SHED", "DISCARDED", "SET ASIDE",
+    ];
+    let mut out = table(&head, &[3, 4, 5, 6, 7, 8, 9, 10], &rows, is_coloured);
+    let uneven: Vec<_> = balances.iter().filter(|balance| balance.difference != 0).collect();
+    for balance in &uneven {
+        let (lane, to) = balance.rows.first().map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
+        let text = format!("! lane {lane} for {to} does not balance, by {} events; run `forebay verify`", balance.difference);
+        let _ = writeln!(out, "\n{}", coloured(&text, "31;1", is_coloured));
+    }
+    if uneven.is_empty() {
+        let _ = writeln!(out, "\n{}", coloured("it balances: owed is the sum of the columns behind it", "32", is_coloured));
+    }
+    out
+}
+
+pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
+    if entries.is_empty() {
+        return "nothing has been done to events".into();
+    }
+    let rows: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            let at = entry.at.get(..19).unwrap_or_default().replace('T', " ");
+            vec![at, entry.action.clone(), shortened(&entry.detail.to_string(), AUDIT_SHOWN)]
+        })
+        .collect();
+    table(&["AT (UTC)", "ACTION", "WHAT"], &[], &rows, is_coloured)
+}
+
+/// Letters of an audit entry in a table; `--json` has the rest.
+const AUDIT_SHOWN: usize = 160;
 
 /// Letters of a topic and of a reason in a table; `dead show` has the rest.
 const TOPIC_SHOWN: usize = 40;

@@ -170,6 +170,7 @@ pub(super) fn load(
         topic,
         lane: raw.lane.clone(),
         retention_settled: raw.retention.settled.map_or(RETENTION_SETTLED, |span| span.0).as_secs(),
+        retention_unsettled: raw.retention.unsettled.map(|span| span.0.as_secs()),
         schema: schema_value,
         keep: raw.keep,
         mask: raw.mask,
@@ -195,7 +196,6 @@ pub(super) fn load(
         on_violation: raw.on_violation,
         keep,
         mask,
-        retention_unsettled: raw.retention.unsettled.map(|span| span.0),
         order: raw.order,
         publication,
     })

@@ -30,6 +30,9 @@ pub struct Publication {
     pub lane: String,
     /// How long settled events stay, in seconds.
     pub retention_settled: u64,
+    /// How long an event may wait for central, in seconds; without a limit where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_unsettled: Option<u64>,
     /// The schema, for consumers and for the comparison with the next version.
     pub schema: Option<Value>,
     /// What is kept of a payload; empty for all.
@@ -46,6 +49,26 @@ pub struct Publication {
 pub const PUBLICATION_FORMAT: u32 = 1;
 
 impl Publication {
+    /// A stream of the gateway's own, `gateway.…`, whose key is the gateway.
+    pub fn own(stream: &str, surroundings: &Surroundings, lane: &str) -> Self {
+        Self {
+            format: PUBLICATION_FORMAT,
+            stream: stream.to_owned(),
+            version: "1.0.0".to_owned(),
+            surroundings: surroundings.clone(),
+            mode: Mode::Structured,
+            topic: TOPIC_DEFAULT.to_owned(),
+            lane: lane.to_owned(),
+            retention_settled: 7 * 86_400,
+            retention_unsettled: None,
+            schema: None,
+            keep: Vec::new(),
+            mask: Vec::new(),
+            key: "{gateway}".to_owned(),
+            owner: "forebay".to_owned(),
+        }
+    }
+
     /// Major version: the first number of the version.
     pub fn major(&self) -> u64 {
         major_of(&self.version)
@@ -155,6 +178,28 @@ impl Renderer {
                     push_topic_levels(out, device);
                 }
             }
+        }
+    }
+
+    /// Appends the topic of a batch: that of an event without the levels that hold its key.
+    pub fn push_batch_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+        let mut topic = Vec::new();
+        for part in &self.topic {
+            match part {
+                TopicPart::Text(text) => topic.extend_from_slice(text.as_bytes()),
+                TopicPart::Key => {}
+                TopicPart::Device => {
+                    let device = record.origin.split_once('/').map_or("", |(_, device)| device);
+                    push_topic_levels(&mut topic, device);
+                }
+            }
+        }
+        let levels = topic.split(|byte| *byte == b'/').filter(|level| !level.is_empty());
+        for (index, level) in levels.enumerate() {
+            if index > 0 {
+                out.push(b'/');
+            }
+            out.extend_from_slice(level);
         }
     }
 
@@ -354,6 +399,7 @@ mod tests {
             topic: TOPIC_DEFAULT.into(),
             lane: "critical".into(),
             retention_settled: 60,
+            retention_unsettled: None,
             schema: None,
             keep: vec![],
             mask: vec![],

@@ -15,7 +15,7 @@ const NONSENSE_EVERY: u64 = 200;
 /// Lives until the shutdown: publishes, and reconnects when the gateway is gone.
 pub(super) async fn live(index: u32, of: u32, rate: u32, gateway: SocketAddr, mut stop: Shutdown) {
     let config = Config {
-        url: format!("mqtt://{gateway}"),
+        urls: vec![format!("mqtt://{gateway}")],
         tls: ClientFiles::default(),
         // Half of the plant is older.
         protocol: if index.is_multiple_of(2) { Protocol::V5 } else { Protocol::V3 },

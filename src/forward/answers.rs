@@ -50,7 +50,13 @@ impl Forwarder {
             match refusal {
                 None => {
                     self.stats.answer.record(now.duration_since(sent.at), 1);
-                    settled.push((sent.offset, sent.stream, Outcome::Delivered));
+                    settled.extend(sent.offsets().map(|offset| (offset, sent.stream, Outcome::Delivered)));
+                    self.gatherings.relax();
+                }
+                Some(Refusal::ForEver(code, why)) if sent.count() > 1 => {
+                    tracing::debug!(lane = %self.lane.name, destination = %self.config.name, events = sent.count(), "central refuses a batch: 0x{code:02x} {why}; it is halved");
+                    self.gatherings.halve(sent.count());
+                    is_all_settled = false;
                 }
                 Some(Refusal::ForEver(code, why)) => {
                     poison.push((sent.offset, format!("central refuses it: 0x{code:02x} {why}")))

@@ -17,11 +17,36 @@ pub(super) struct Flight {
 }
 
 /// One publish in flight.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sent {
+    /// Its event, or the first of its events.
     pub offset: u64,
+    /// The others, where it is a batch.
+    pub rest: Vec<u64>,
     pub stream: u32,
     pub at: Instant,
+}
+
+impl Sent {
+    pub fn one(offset: u64, stream: u32, at: Instant) -> Self {
+        Self { offset, rest: Vec::new(), stream, at }
+    }
+
+    /// A batch of at least one event.
+    pub fn many(mut offsets: Vec<u64>, stream: u32, at: Instant) -> Self {
+        let offset = if offsets.is_empty() { 0 } else { offsets.remove(0) };
+        Self { offset, rest: offsets, stream, at }
+    }
+
+    /// Offsets of its events.
+    pub fn offsets(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.offset).chain(self.rest.iter().copied())
+    }
+
+    /// How many events.
+    pub fn count(&self) -> usize {
+        1 + self.rest.len()
+    }
 }
 
 impl Default for Flight {
@@ -55,8 +80,8 @@ impl Flight {
         id as u16
     }
 
-    pub fn push(&mut self, offset: u64, stream: u32, at: Instant) {
-        self.sent.push_back(Some(Sent { offset, stream, at }));
+    pub fn push(&mut self, sent: Sent) {
+        self.sent.push_back(Some(sent));
         self.unanswered += 1;
     }
 
@@ -93,7 +118,7 @@ mod tests {
                 while flight.has_room(window) {
                     let id = flight.next_id();
                     prop_assert!(id != 0 && open.iter().all(|(used, _)| *used != id));
-                    flight.push(offset, 0, Instant::now());
+                    flight.push(Sent::one(offset, 0, Instant::now()));
                     open.push((id, offset));
                     offset += 1;
                 }

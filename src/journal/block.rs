@@ -7,12 +7,12 @@
 //! plain body (u32, little endian), body. The plain body is a postcard [`Header`] and then the
 //! records, each behind its length (u32, little endian).
 
-use super::settled::Settled;
+use super::settled::{Settled, SettledV1};
 use crate::event::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The block format that this version writes, and the newest it reads.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 const MAGIC: [u8; 2] = *b"FB";
 const PREFIX_BYTES: usize = 12;
 const CODEC_PLAIN: u8 = 0;
@@ -35,6 +35,23 @@ pub struct Header {
     pub runs: Vec<Run>,
     /// What destinations had settled, where that changed since the block before.
     pub settled: Vec<Settled>,
+}
+
+/// A header as blocks of format 1 hold it.
+#[derive(Deserialize)]
+struct HeaderV1 {
+    first: u64,
+    count: u32,
+    recorded: Timestamp,
+    runs: Vec<Run>,
+    settled: Vec<SettledV1>,
+}
+
+impl From<HeaderV1> for Header {
+    fn from(old: HeaderV1) -> Self {
+        let settled = old.settled.into_iter().map(Settled::from).collect();
+        Self { first: old.first, count: old.count, recorded: old.recorded, runs: old.runs, settled }
+    }
 }
 
 /// The sequences of one stream in a block: `count` of them from `first`.
@@ -124,7 +141,11 @@ impl Block {
         if body.len() != length {
             return damaged("its length does not fit");
         }
-        let Ok((header, rest)) = postcard::take_from_bytes::<Header>(&body) else {
+        let read = match value[2] {
+            1 => postcard::take_from_bytes::<HeaderV1>(&body).map(|(header, rest)| (Header::from(header), rest)),
+            _ => postcard::take_from_bytes::<Header>(&body),
+        };
+        let Ok((header, rest)) = read else {
             return damaged("its header does not decode");
         };
         let records_from = body.len() - rest.len();

@@ -3,7 +3,8 @@
 use super::block::Block;
 use super::gather::{Gather, NotTaken, Ticket, Waiter};
 use super::segment::Segment;
-use super::settled::{Outcome, Settled};
+use super::retention::Ages;
+use super::settled::{Account, Outcome, Settled};
 use super::unused::Gaps;
 use super::window::Fingerprint;
 use super::{
@@ -13,7 +14,7 @@ use crate::event::{Record, Timestamp};
 use crate::telemetry::{Counter, Histogram};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -76,6 +77,9 @@ pub struct Lane {
     pub(super) suspect: AtomicBool,
     /// Numbers that were never given.
     pub(super) gaps: Gaps,
+    pub(super) ages: Mutex<Ages>,
+    /// Events that are too old at this moment are settled as expired.
+    pub(super) expired_before: AtomicI64,
 }
 
 /// How far a lane's log is on the disk: both at the same moment.
@@ -105,6 +109,8 @@ pub(super) struct Log {
     /// Low marks that are on the disk, by destination.
     pub(super) durable_low: BTreeMap<String, u64>,
     pub(super) sequences: Vec<(u32, u64)>,
+    /// Offset after the last event on the disk, as of `sequences`.
+    pub(super) end: u64,
 }
 
 /// One segment in the row.
@@ -152,6 +158,15 @@ pub struct Backlog {
     pub delivered: u64,
     /// Events that became dead letters on the way.
     pub dead: u64,
+    /// Events that were too old for central.
+    #[serde(default)]
+    pub expired: u64,
+    /// Events that gave way to newer ones.
+    #[serde(default)]
+    pub shed: u64,
+    /// Events that a person gave up.
+    #[serde(default)]
+    pub discarded: u64,
     /// Events in files that are set aside.
     pub set_aside: u64,
     /// When the oldest of the queued was recorded, RFC 3339.
@@ -241,6 +256,18 @@ impl Lane {
         end - from
     }
 
+    /// What it does when its budget is used up.
+    pub fn full(&self) -> super::Full {
+        self.config.full
+    }
+
+    /// How many events its segments hold.
+    pub fn held_events(&self) -> u64 {
+        let log = self.log();
+        let first = log.segments.keys().next().copied().unwrap_or(log.end);
+        log.end.saturating_sub(first).saturating_sub(self.gaps.offsets_between(first, log.end))
+    }
+
     /// Whether it takes events, and why not.
     pub fn condition(&self) -> Condition {
         self.condition.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -265,9 +292,100 @@ impl Lane {
         });
     }
 
+    /// Gives an event that is settled for a destination another outcome; `false` if none of the stream
+    /// ended in `from`. Written with the next append, or alone when the lane is idle.
+    pub fn turn(&self, destination: &str, stream: u32, from: Outcome, to: Outcome) -> bool {
+        let mut is_turned = false;
+        self.change_settled(destination, |settled| is_turned = settled.turn(stream, from, to));
+        is_turned
+    }
+
     /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.
+    /// May read from the disk.
     pub fn pass_over(&self, destination: &str, from: u64, to: u64) {
-        self.change_settled(destination, |settled| settled.lose(from, to));
+        let sequences = self.sequences_before(to);
+        self.change_settled(destination, |settled| {
+            let given = self.owed_below(&sequences, settled);
+            settled.lose(from, to, &given);
+        });
+    }
+
+    /// The next sequence of every stream at an offset that is the end of the lane or the start of a
+    /// segment; empty elsewhere.
+    fn sequences_before(&self, offset: u64) -> Vec<(u32, u64)> {
+        if offset >= self.end() {
+            return self.sequences();
+        }
+        let path = self.log().segments.get(&offset).map(|part| part.path.clone());
+        let segment = path.and_then(|path| match self.log().active.clone().filter(|active| active.path() == path) {
+            Some(active) => Some(active),
+            None => self.core.open_segment(&path).ok(),
+        });
+        let summary = segment.and_then(|segment| segment.view().and_then(|view| view.summary()).ok());
+        summary.map(|summary| summary.sequences).unwrap_or_default()
+    }
+
+    /// How many events of each stream a destination is owed below these sequences.
+    fn owed_below(&self, sequences: &[(u32, u64)], settled: &Settled) -> Vec<(u32, u64)> {
+        let owed = |(stream, next): &(u32, u64)| {
+            let account = settled.accounts.iter().find(|account| account.stream == *stream);
+            let from = account.map_or(1, |account| account.from);
+            (*stream, next.saturating_sub(from).saturating_sub(self.gaps.sequences_between(*stream, from, *next)))
+        };
+        sequences.iter().map(owed).collect()
+    }
+
+    /// The account of each stream with a destination: name, account, and how many events are owed in all.
+    /// The second value is how many events the cursor has before it, at the same moment.
+    pub fn accounts(&self, destination: &str) -> (Vec<(String, Account, u64)>, u64) {
+        let (settled, sequences, end) = {
+            let log = self.log();
+            let found = log.settled.iter().find(|settled| settled.destination == destination).cloned();
+            (found.unwrap_or_default(), log.sequences.clone(), log.end)
+        };
+        let unsettled = settled.unsettled_in(settled.low, end);
+        let owed = self.owed_below(&sequences, &settled);
+        let mut streams: Vec<u32> = owed.iter().map(|(stream, _)| *stream).collect();
+        streams.extend(settled.accounts.iter().map(|account| account.stream));
+        streams.sort_unstable();
+        streams.dedup();
+        let row = |stream: u32| {
+            let account = settled.accounts.iter().find(|account| account.stream == stream).cloned();
+            let owed = owed.iter().find(|(known, _)| *known == stream).map_or(0, |(_, owed)| *owed);
+            (self.core.stream_name(stream), account.unwrap_or_else(|| Account::new(stream, 1)), owed)
+        };
+        let rows = streams.into_iter().map(row).filter(|(_, account, owed)| *owed > 0 || account.settled() > 0).collect();
+        (rows, unsettled)
+    }
+
+    /// Names of the destinations that the lane keeps a cursor for.
+    pub fn destinations(&self) -> Vec<String> {
+        self.log().settled.iter().map(|settled| settled.destination.clone()).collect()
+    }
+
+    pub(super) fn forget_destination(&self, destination: &str) {
+        let mut log = self.log();
+        log.settled.retain(|settled| settled.destination != destination);
+        log.durable_low.remove(destination);
+        log.is_settled_written = false;
+    }
+
+    /// The part of the oldest segment that a destination needs, where it holds back more than `hold` bytes.
+    pub(super) fn over_hold(&self, destination: &str, hold: u64) -> Option<(u64, u64)> {
+        let log = self.log();
+        let low = log.settled.iter().find(|settled| settled.destination == destination)?.low;
+        let ends = log.segments.keys().skip(1).copied().chain([u64::MAX]);
+        let needed: Vec<(u64, u64, u64)> = log
+            .segments
+            .iter()
+            .zip(ends)
+            .filter(|(_, end)| *end > low)
+            .map(|((first, part), end)| (*first, end, part.bytes))
+            .collect();
+        let bytes: u64 = needed.iter().map(|(_, _, bytes)| bytes).sum();
+        let (first, end, _) = needed.first()?;
+        // The segment in hand is never given up.
+        (bytes > hold && *end < u64::MAX).then(|| (low.max(*first), *end))
     }
 
     /// An offset with at most `count` events between it and `end`.
@@ -305,18 +423,16 @@ impl Lane {
                 Backlog {
                     destination: settled.destination.clone(),
                     queued: end.saturating_sub(settled.low).saturating_sub(above),
-                    delivered: settled.accounts.iter().map(|account| account.delivered).sum(),
-                    dead: settled.accounts.iter().map(|account| account.dead).sum(),
-                    set_aside: settled.set_aside,
+                    delivered: settled.total(Outcome::Delivered),
+                    dead: settled.total(Outcome::Dead),
+                    expired: settled.total(Outcome::Expired),
+                    shed: settled.total(Outcome::Shed),
+                    discarded: settled.total(Outcome::Discarded),
+                    set_aside: settled.total(Outcome::SetAside),
                     oldest: None,
                 }
             })
             .collect();
-        let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let name_of = |stream: u32| {
-            let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
-            found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
-        };
         LaneStatus {
             name: self.name.clone(),
             accepted: end - 1 - self.gaps.offsets_below(end),
@@ -331,7 +447,7 @@ impl Lane {
             streams: log
                 .sequences
                 .iter()
-                .map(|(stream, next)| (name_of(*stream), (next - 1).saturating_sub(self.gaps.sequences_of(*stream))))
+                .map(|(stream, next)| (self.core.stream_name(*stream), (next - 1).saturating_sub(self.gaps.sequences_of(*stream))))
                 .collect(),
         }
     }
@@ -463,6 +579,7 @@ impl Lane {
             let mut log = self.log();
             Self::published_blocks(&mut log, blocks, self.core.tail_bytes);
             log.sequences = sequences;
+            log.end = durable.end;
         }
         self.next.send_replace(durable);
     }

@@ -105,7 +105,7 @@ pub(super) fn numbers(
         }
         let (next, gap) = known.go_on(is_short || known.has_lost_mark(), has_lost_marks);
         if let Some((from, to)) = gap {
-            let name = stream_name(core, stream);
+            let name = core.stream_name(stream);
             tracing::error!(lane, stream = %name, from, to, "consumers of this stream see its sequence pass over these numbers; no event had them, unless it was in a file that is set aside");
             gaps.sequences.push((stream, from, to));
         }
@@ -118,13 +118,6 @@ pub(super) fn numbers(
 fn is_of(core: &Core, stream: u32, lane: &str) -> bool {
     let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
     catalog.list.iter().flatten().any(|known| known.stream == stream && known.publication.lane == lane)
-}
-
-/// Name of a stream by its number.
-fn stream_name(core: &Core, stream: u32) -> String {
-    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
-    let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
-    found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
 }
 
 fn stream_numbers(core: &Core) -> Vec<u32> {

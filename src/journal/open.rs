@@ -5,7 +5,8 @@ use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
 use super::segment::{Segment, file_name, first_of};
-use super::settled::{Account, Settled};
+use super::retention::Ages;
+use super::settled::{Account, Outcome, Settled};
 use super::state::State;
 use super::unused::Unused;
 use super::window::{Fingerprint, Window};
@@ -17,18 +18,16 @@ use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The journal format that this version writes, and the newest it opens.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// The writer's stack: redb's tree walks are shallow.
 const WRITER_STACK_BYTES: usize = 512 << 10;
-/// Dead letters: what a plant's worst month needs, and no more.
-const DEAD_BUDGET: u64 = 256 << 20;
 
 /// What a journal belongs to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,17 +82,19 @@ impl Journal {
             disk,
             state,
             reserve_bytes: config.reserve_bytes,
+            dead_retention: config.dead_retention,
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
             window: Mutex::new(Window::new(config.dedupe_bytes)),
             catalog: RwLock::new(catalog),
             opened: Mutex::new(Vec::new()),
             aside: Mutex::new(aside),
+            losses: Arc::default(),
+            audited: AtomicU64::new(0),
         });
-        let dead = LaneConfig { name: DEAD.into(), budget: DEAD_BUDGET, linger: Duration::from_millis(50) };
         let mut opened = Vec::new();
         let mut prints = Vec::new();
-        for (index, lane) in config.lanes.iter().chain([&dead]).enumerate() {
+        for (index, lane) in config.lanes.iter().chain([&config.dead]).enumerate() {
             let destinations: &[_] = if lane.name == DEAD { &[] } else { &config.destinations };
             opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut unused, &mut prints)?);
         }
@@ -237,19 +238,27 @@ fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), Journal
                     wanted: seal.environment.clone(),
                 });
             }
+            if found.format < FORMAT {
+                // From now on an older Forebay refuses the journal as a whole.
+                write_seal(disk, &path, seal)?;
+            }
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let publications = folder.join("publications");
             disk.make_folder(&publications).map_err(|error| JournalError::io(&publications, error))?;
-            let text = format!(
-                "# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n",
-                seal.environment
-            );
-            write_whole(disk, &path, text.as_bytes()).map_err(|error| JournalError::io(&path, error))
+            write_seal(disk, &path, seal)
         }
         Err(error) => Err(JournalError::io(&path, error)),
     }
+}
+
+fn write_seal(disk: &dyn Disk, path: &Path, seal: &Seal) -> Result<(), JournalError> {
+    let text = format!(
+        "# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n",
+        seal.environment
+    );
+    write_whole(disk, path, text.as_bytes()).map_err(|error| JournalError::io(path, error))
 }
 
 fn load_catalog(disk: &dyn Disk, folder: &Path) -> Result<Catalog, JournalError> {
@@ -339,21 +348,24 @@ fn open_lane(
     let (offsets, sequences) = numbers(core, &config.name, &newest, &lost, has_lost_marks && has_files, &mut gaps)?;
     // Before a number is given: what is passed over now stays passed over.
     unused.save(&config.name, &gaps, &*core.disk, journal)?;
+    let oldest = segments.first_key_value().map_or(offsets.next, |(first, _)| *first);
+    let oldest_sequences = first_sequences(core, &segments, newest.active.as_ref())?;
     // After a jump the old segment must not go on: its blocks would leave a hole that is none.
     let active = newest.active.filter(|_| offsets.next == newest.next);
-
-    let oldest = segments.first_key_value().map_or(offsets.next, |(first, _)| *first);
     let mut settled = newest.settled;
     for (name, start) in destinations {
         if settled.iter().any(|known| known.destination == *name) {
             continue;
         }
-        let mut cursor = Settled::new(name, if *start == Start::Now { offsets.next } else { oldest });
+        let mut cursor = match start {
+            Start::Now => owed_from(name, offsets.next, sequences.iter().map(|(stream, numbers)| (*stream, numbers.next))),
+            Start::Oldest => owed_from(name, oldest, oldest_sequences.iter().copied()),
+        };
         if segments.is_empty() && offsets.next > 1 {
             // The cursor was in what is lost. What had left before that was settled.
             let first = lost.first.unwrap_or(1).min(offsets.next);
             cursor.low = first;
-            cursor.accounts.push(Account { stream: 0, delivered: first - 1 - gaps.offsets_below(first), dead: 0 });
+            cursor.account(0).add(Outcome::Delivered, first - 1 - gaps.offsets_below(first));
         }
         settled.push(cursor);
     }
@@ -361,13 +373,15 @@ fn open_lane(
     for cursor in &mut settled {
         gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));
         // What the newest segment held is gone; destinations need not wait for it.
-        cursor.lose(newest.next, lost_to);
+        // Sequences that may have been given to what is lost are in no account, so that it is nobody's.
+        cursor.lose(newest.next, lost_to, &[]);
     }
     let log = Log {
         durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
         segments,
         active: active.as_ref().map(|active| Arc::clone(&active.segment)),
         settled,
+        end: offsets.next,
         sequences: sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect(),
         ..Log::default()
     };
@@ -386,8 +400,37 @@ fn open_lane(
         abandoned: AtomicBool::new(false),
         suspect: AtomicBool::new(false),
         gaps,
+        ages: Mutex::new(Ages::default()),
+        expired_before: AtomicI64::new(i64::MIN),
     };
     Ok((lane, Position { offsets, sequences, active }))
+}
+
+/// A cursor that is owed the events from an offset on, which have these sequences.
+fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
+    let mut cursor = Settled::new(name, offset);
+    cursor.accounts = sequences.into_iter().map(|(stream, next)| Account::new(stream, next)).collect();
+    cursor
+}
+
+/// The sequences that the oldest segment begins with.
+fn first_sequences(
+    core: &Core,
+    segments: &BTreeMap<u64, Part>,
+    active: Option<&Active>,
+) -> Result<Vec<(u32, u64)>, JournalError> {
+    match segments.first_key_value() {
+        Some((_, part)) => match active.filter(|active| active.segment.path() == part.path) {
+            Some(active) => Ok(active.summary.sequences.clone()),
+            None => match core.open_segment(&part.path).and_then(|segment| segment.view()?.summary()) {
+                Ok(summary) => Ok(summary.sequences),
+                // It is set aside by the first reader that needs its events.
+                Err(JournalError::Damaged { .. }) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            },
+        },
+        None => Ok(Vec::new()),
+    }
 }
 
 /// Damaged files beside the lanes: those of earlier starts, and those of this one.

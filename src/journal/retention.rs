@@ -1,11 +1,15 @@
-//! Retention: whole segments leave when nobody needs them any more.
+//! Retention: whole segments leave when nobody needs them any more, and sooner only by a declared limit.
 //!
-//! Promise: a segment leaves only when every destination has settled all of it, and then when its
-//! longest retention is over or its lane needs the room; the oldest first.
+//! Promise: a segment leaves when every destination has settled all of it, and then when its
+//! longest retention is over or its lane needs the room; the oldest first. What a limit settles
+//! for a destination (`shed-oldest`, `hold`, an age) is counted and announced.
 
-use super::Lane;
+use super::loss::Wanted;
+use super::settled::Outcome;
+use super::{DEAD, JournalError, Lane};
 use crate::clock;
 use crate::event::Timestamp;
+use std::time::Duration;
 
 /// Removes what may go. Called by the lane's writer, between commits.
 pub(super) fn sweep(lane: &Lane) {
@@ -19,9 +23,111 @@ pub(super) fn sweep(lane: &Lane) {
         if !is_over && !needs_room {
             return;
         }
+        // Dead letters have no destination: what nobody has dealt with is lost with its file.
+        if lane.name == DEAD
+            && let Err(error) = lane.give_up("", &Wanted { offsets: (oldest.first, oldest.end), takes: &|_, _| true }, Outcome::Expired)
+        {
+            tracing::warn!(lane = %lane.name, %error, "old dead letters could not be counted, and stay");
+            return;
+        }
         if let Err(error) = lane.remove_segment(oldest.first) {
             tracing::warn!(lane = %lane.name, %error, "a segment that is done could not be removed");
             return;
         }
+    }
+}
+
+/// Settles the oldest closed segment as shed for everybody who still needs it. `false` if there is none.
+pub(super) fn shed_oldest(lane: &Lane) -> Result<bool, JournalError> {
+    let Some(oldest) = lane.oldest_closed() else { return Ok(false) };
+    let all_of_it = Wanted { offsets: (oldest.first, oldest.end), takes: &|_, _| true };
+    let destinations = lane.destinations();
+    if destinations.is_empty() {
+        lane.give_up("", &all_of_it, Outcome::Shed)?;
+    }
+    for destination in destinations {
+        lane.give_up(&destination, &all_of_it, Outcome::Shed)?;
+        lane.pass_over(&destination, oldest.first, oldest.end);
+    }
+    Ok(true)
+}
+
+/// Sheds, for destinations that hold back more of the lane than they may, the oldest of what they need.
+/// `true` if cursors have moved.
+pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
+    let mut has_moved = false;
+    for (destination, hold) in &lane.config.holds {
+        while let Some((from, to)) = lane.over_hold(destination, *hold) {
+            lane.give_up(destination, &Wanted { offsets: (from, to), takes: &|_, _| true }, Outcome::Shed)?;
+            lane.pass_over(destination, from, to);
+            has_moved = true;
+        }
+    }
+    Ok(has_moved)
+}
+
+/// Ages of one lane: how far events were looked at for each limit.
+#[derive(Debug, Default)]
+pub(super) struct Ages {
+    /// Destination, limit in seconds, and the offset to look at next.
+    looked: Vec<(String, u64, u64)>,
+}
+
+/// Blocks looked at in one pass, so that a pass ends in a moment.
+const BLOCKS_A_PASS: usize = 200;
+
+impl Lane {
+    /// Settles as expired what is older than its contract lets it wait. `now` is a time of day that
+    /// can be believed. `true` if there is more to look at. Blocks the thread.
+    pub fn expire(&self, now: Timestamp) -> Result<bool, JournalError> {
+        let mut ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let limits = self.core.age_limits(&self.name);
+        let mut has_more = false;
+        for destination in self.destinations() {
+            for (limit, publications) in &limits {
+                let index = ages.looked.iter().position(|known| known.0 == destination && known.1 == *limit);
+                let index = index.unwrap_or_else(|| {
+                    ages.looked.push((destination.clone(), *limit, 1));
+                    ages.looked.len() - 1
+                });
+                let low = self.settled(&destination).map_or(u64::MAX, |settled| settled.low);
+                let from = ages.looked[index].2.max(low);
+                let (to, is_cut) = self.older_than(from, now.before(Duration::from_secs(*limit)))?;
+                if from < to {
+                    let takes = |publication: u32, _: Timestamp| publications.contains(&publication);
+                    self.give_up(&destination, &Wanted { offsets: (from, to), takes: &takes }, Outcome::Expired)?;
+                    ages.looked[index].2 = to;
+                }
+                has_more |= is_cut;
+            }
+        }
+        if !has_more {
+            self.expired_before.store(now.0, std::sync::atomic::Ordering::Release);
+        }
+        Ok(has_more)
+    }
+
+    /// The end of the blocks from an offset on that were recorded before a moment; the second value
+    /// says whether there may be more.
+    fn older_than(&self, from: u64, before: Timestamp) -> Result<(u64, bool), JournalError> {
+        let mut next = from;
+        for _ in 0..BLOCKS_A_PASS {
+            if next >= self.end() {
+                return Ok((next.min(self.end()), false));
+            }
+            match self.read(next)? {
+                super::Found::Block(block) if block.header.recorded < before => next = block.end(),
+                super::Found::Block(_) => return Ok((next, false)),
+                super::Found::Lost { to } => next = to.max(next + 1),
+            }
+        }
+        Ok((next, true))
+    }
+
+    /// Whether an event is so old that it is not to be sent any more; it is settled by [`Lane::expire`].
+    pub fn is_expired(&self, limit: Option<u64>, recorded: Timestamp) -> bool {
+        let Some(limit) = limit else { return false };
+        let now = Timestamp(self.expired_before.load(std::sync::atomic::Ordering::Acquire));
+        recorded < now.before(Duration::from_secs(limit))
     }
 }

@@ -8,7 +8,7 @@
 
 use super::block::{BadBlock, Block, append_postcard};
 use super::disk::{Backend, Disk, Open};
-use super::settled::Settled;
+use super::settled::{Settled, SettledV1};
 use super::window::{FINGERPRINT_BYTES, Fingerprint};
 use super::{JournalError, caught};
 use crate::event::Timestamp;
@@ -23,7 +23,7 @@ const FINGERPRINTS_FROM: u64 = u64::MAX - 0xFFFF;
 /// Just below 60 KiB, as blocks are.
 const FINGERPRINTS_IN_ROW: usize = 3800;
 /// The format that this version writes, and the newest it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What a segment says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,30 @@ pub struct Summary {
     pub settled: Vec<Settled>,
     /// How it ended, once it is closed.
     pub closed: Option<Closed>,
+}
+
+/// A summary as segments of format 1 hold it.
+#[derive(Deserialize)]
+struct SummaryV1 {
+    format: u32,
+    first: u64,
+    begun: Timestamp,
+    sequences: Vec<(u32, u64)>,
+    settled: Vec<SettledV1>,
+    closed: Option<Closed>,
+}
+
+impl From<SummaryV1> for Summary {
+    fn from(old: SummaryV1) -> Self {
+        Self {
+            format: old.format,
+            first: old.first,
+            begun: old.begun,
+            sequences: old.sequences,
+            settled: old.settled.into_iter().map(Settled::from).collect(),
+            closed: old.closed,
+        }
+    }
 }
 
 /// How a closed segment ended.
@@ -218,7 +242,11 @@ impl View {
         if format > FORMAT {
             return Err(JournalError::Newer { file: self.path.clone(), format: format.into(), newest: FORMAT.into() });
         }
-        postcard::from_bytes(&value).map_err(|_| self.damaged("its summary does not decode"))
+        let read = match format {
+            1 => postcard::from_bytes::<SummaryV1>(&value).map(Summary::from),
+            _ => postcard::from_bytes(&value),
+        };
+        read.map_err(|_| self.damaged("its summary does not decode"))
     }
 
     /// The fingerprints of a closed segment.

@@ -17,23 +17,22 @@ pub struct Settled {
     pub ranges: Vec<(u64, u64)>,
     /// How it went, for each stream.
     pub accounts: Vec<Account>,
-    /// Offsets passed over because their segment is set aside.
-    pub set_aside: u64,
 }
 
 /// How the settled events of one stream ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
-    /// The stream's number in this journal.
+    /// The stream's number in this journal; 0 where a damaged file hides whose events it held.
     pub stream: u32,
-    /// Events that central acknowledged.
-    pub delivered: u64,
-    /// Events that became dead letters.
-    pub dead: u64,
+    /// Sequence of the first event that is owed.
+    pub from: u64,
+    /// How many events ended in each [`Outcome`], in its order; those at the end may be missing.
+    counts: Vec<u64>,
 }
 
-/// How one event was settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How one event was settled. New outcomes are appended: the order is part of the stored format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Central acknowledged it.
     Delivered,
@@ -41,6 +40,85 @@ pub enum Outcome {
     Dead,
     /// The destination does not take its stream.
     NotOwed,
+    /// It was older than its contract lets it wait.
+    Expired,
+    /// It gave way to newer ones, since the room for its lane or its destination was used up.
+    Shed,
+    /// A person gave it up.
+    Discarded,
+    /// It was in a file that is damaged.
+    SetAside,
+}
+
+/// Every outcome, in the order of [`Account`].
+pub const OUTCOMES: [Outcome; 7] = [
+    Outcome::Delivered,
+    Outcome::Dead,
+    Outcome::NotOwed,
+    Outcome::Expired,
+    Outcome::Shed,
+    Outcome::Discarded,
+    Outcome::SetAside,
+];
+
+impl Account {
+    /// The account of a stream that is owed from a sequence on.
+    pub fn new(stream: u32, from: u64) -> Self {
+        Self { stream, from, counts: Vec::new() }
+    }
+
+    /// How many events ended so.
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.counts.get(outcome as usize).copied().unwrap_or(0)
+    }
+
+    /// How many events are settled.
+    pub fn settled(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Adds events that ended so.
+    pub fn add(&mut self, outcome: Outcome, count: u64) {
+        if self.counts.len() <= outcome as usize {
+            self.counts.resize(outcome as usize + 1, 0);
+        }
+        self.counts[outcome as usize] += count;
+    }
+
+    /// Moves an event from one outcome to another: a dead letter that was delivered after all, or
+    /// given up. `false` if none ended in `from`.
+    fn turn(&mut self, from: Outcome, to: Outcome) -> bool {
+        match self.counts.get_mut(from as usize) {
+            Some(count) if *count > 0 => *count -= 1,
+            _ => return false,
+        }
+        self.add(to, 1);
+        true
+    }
+}
+
+/// A cursor as blocks and summaries of format 1 hold it.
+#[derive(Debug, Deserialize)]
+pub(super) struct SettledV1 {
+    destination: String,
+    low: u64,
+    ranges: Vec<(u64, u64)>,
+    accounts: Vec<(u32, u64, u64)>,
+    set_aside: u64,
+}
+
+impl From<SettledV1> for Settled {
+    fn from(old: SettledV1) -> Self {
+        let mut settled = Self { ranges: old.ranges, ..Self::new(&old.destination, old.low) };
+        for (stream, delivered, dead) in old.accounts {
+            settled.account(stream).add(Outcome::Delivered, delivered);
+            settled.account(stream).add(Outcome::Dead, dead);
+        }
+        if old.set_aside > 0 {
+            settled.account(0).add(Outcome::SetAside, old.set_aside);
+        }
+        settled
+    }
 }
 
 impl Settled {
@@ -59,12 +137,13 @@ impl Settled {
         if !self.mark(offset, offset + 1) {
             return false;
         }
-        match outcome {
-            Outcome::Delivered => self.account(stream).delivered += 1,
-            Outcome::Dead => self.account(stream).dead += 1,
-            Outcome::NotOwed => {}
-        }
+        self.account(stream).add(outcome, 1);
         true
+    }
+
+    /// Gives a settled event another outcome. `false` if no event of the stream ended in `from`.
+    pub fn turn(&mut self, stream: u32, from: Outcome, to: Outcome) -> bool {
+        self.account(stream).turn(from, to)
     }
 
     /// Marks a range as settled without an account: offsets that hold no event.
@@ -75,18 +154,45 @@ impl Settled {
     }
 
     /// Passes over events whose segment is set aside. What is settled among them stays as it is.
-    pub fn lose(&mut self, from: u64, to: u64) {
+    /// `given` says for each stream how many of its events, of those owed, are below `to`.
+    pub fn lose(&mut self, from: u64, to: u64, given: &[(u32, u64)]) {
+        let is_all_below = from <= self.low && self.ranges.last().is_none_or(|range| range.1 <= to);
         let from = from.max(self.low);
-        let settled: u64 = self.ranges.iter().map(|range| range.1.min(to).saturating_sub(range.0.max(from))).sum();
-        self.set_aside += to.saturating_sub(from).saturating_sub(settled);
+        let lost = self.unsettled_in(from, to);
+        if lost == 0 {
+            return;
+        }
+        // What is missing of each stream below `to` is what is lost of it.
+        let missing: Vec<(u32, u64)> = given
+            .iter()
+            .map(|(stream, count)| (*stream, count.saturating_sub(self.account(*stream).settled())))
+            .collect();
+        if is_all_below && missing.iter().map(|(_, count)| count).sum::<u64>() == lost {
+            missing.iter().for_each(|(stream, count)| self.account(*stream).add(Outcome::SetAside, *count));
+        } else {
+            self.account(0).add(Outcome::SetAside, lost);
+        }
         self.skip(from, to);
     }
 
-    fn account(&mut self, stream: u32) -> &mut Account {
+    /// How many offsets of a range are not settled.
+    pub fn unsettled_in(&self, from: u64, to: u64) -> u64 {
+        let from = from.max(self.low);
+        let settled: u64 = self.ranges.iter().map(|range| range.1.min(to).saturating_sub(range.0.max(from))).sum();
+        to.saturating_sub(from).saturating_sub(settled)
+    }
+
+    /// How many events ended so, over all streams.
+    pub fn total(&self, outcome: Outcome) -> u64 {
+        self.accounts.iter().map(|account| account.count(outcome)).sum()
+    }
+
+    /// The account of a stream; a new one is owed everything.
+    pub fn account(&mut self, stream: u32) -> &mut Account {
         let index = match self.accounts.iter().position(|account| account.stream == stream) {
             Some(index) => index,
             None => {
-                self.accounts.push(Account { stream, ..Account::default() });
+                self.accounts.push(Account::new(stream, 1));
                 self.accounts.len() - 1
             }
         };
@@ -129,7 +235,7 @@ impl Settled {
     pub fn is_past(&self, other: &Self) -> bool {
         let done = |settled: &Self| {
             let above: u64 = settled.ranges.iter().map(|(from, to)| to - from).sum();
-            (settled.low, above, settled.accounts.iter().map(|a| a.delivered + a.dead).sum::<u64>())
+            (settled.low, above, settled.accounts.iter().map(Account::settled).sum::<u64>())
         };
         done(self) >= done(other)
     }
@@ -147,11 +253,44 @@ mod tests {
         settled.settle(3, 1, Outcome::Delivered);
         settled.settle(6, 1, Outcome::Delivered);
         // 1 and 2 are in flight, 5 to 9 are lost but for 6.
-        settled.lose(5, 10);
-        assert_eq!((settled.low, settled.set_aside), (1, 4));
+        settled.lose(5, 10, &[(1, 9)]);
+        assert_eq!((settled.low, settled.account(0).count(Outcome::SetAside)), (1, 4), "nobody knows whose they were");
         assert!(!settled.contains(1) && !settled.contains(4) && settled.contains(9));
-        settled.lose(5, 10);
-        assert_eq!(settled.set_aside, 4, "once");
+        settled.lose(5, 10, &[(1, 9)]);
+        assert_eq!(settled.total(Outcome::SetAside), 4, "once");
+    }
+
+    #[test]
+    fn what_is_lost_is_told_apart_by_stream_where_that_is_known() {
+        let mut settled = Settled::new("central", 1);
+        settled.settle(1, 1, Outcome::Delivered);
+        settled.settle(2, 2, Outcome::Delivered);
+        settled.settle(4, 2, Outcome::Dead);
+        // Offsets 3 and 5 to 9 are lost; of the nine events below 10, five were of stream 1.
+        settled.lose(3, 10, &[(1, 5), (2, 4)]);
+        assert_eq!((settled.low, settled.total(Outcome::SetAside)), (10, 6));
+        assert_eq!(settled.account(1).count(Outcome::SetAside), 4);
+        assert_eq!(settled.account(2).count(Outcome::SetAside), 2);
+        assert_eq!((settled.account(2).settled(), settled.account(0).settled()), (4, 0));
+    }
+
+    #[test]
+    fn a_dead_letter_may_be_delivered_after_all_and_only_once() {
+        let mut settled = Settled::new("central", 1);
+        settled.settle(1, 1, Outcome::Dead);
+        assert!(settled.turn(1, Outcome::Dead, Outcome::Delivered));
+        assert!(!settled.turn(1, Outcome::Dead, Outcome::Delivered));
+        assert_eq!((settled.total(Outcome::Delivered), settled.total(Outcome::Dead)), (1, 0));
+    }
+
+    #[test]
+    fn a_cursor_of_format_1_is_read() {
+        let stored = postcard::to_stdvec(&("central", 7u64, [(9u64, 12u64)].as_slice(), [(3u32, 5u64, 1u64)].as_slice(), 2u64));
+        let old: SettledV1 = postcard::from_bytes(&stored.expect("encodes")).expect("reads");
+        let settled = Settled::from(old);
+        assert_eq!((settled.destination.as_str(), settled.low, &settled.ranges[..]), ("central", 7, &[(9, 12)][..]));
+        let counts = [Outcome::Delivered, Outcome::Dead, Outcome::SetAside].map(|outcome| settled.total(outcome));
+        assert_eq!(counts, [5, 1, 2]);
     }
 
     proptest! {
@@ -167,8 +306,7 @@ mod tests {
             }
             prop_assert!(settled.ranges.windows(2).all(|pair| pair[0].1 < pair[1].0));
             prop_assert!(settled.ranges.iter().all(|range| range.0 > settled.low && range.0 < range.1));
-            let delivered: u64 = settled.accounts.iter().map(|account| account.delivered).sum();
-            prop_assert_eq!(delivered, model.len() as u64);
+            prop_assert_eq!(settled.total(Outcome::Delivered), model.len() as u64);
         }
     }
 }

@@ -76,7 +76,18 @@ impl Gaps {
 
     /// How many offsets below `end` were never given.
     pub fn offsets_below(&self, end: u64) -> u64 {
-        self.offsets.iter().map(|(from, to)| end.min(*to).saturating_sub(*from)).sum()
+        self.offsets_between(0, end)
+    }
+
+    /// How many offsets between two were never given.
+    pub fn offsets_between(&self, first: u64, end: u64) -> u64 {
+        self.offsets.iter().map(|(from, to)| end.min(*to).saturating_sub(first.max(*from))).sum()
+    }
+
+    /// How many sequences of a stream between two were never given.
+    pub fn sequences_between(&self, stream: u32, from: u64, to: u64) -> u64 {
+        let gaps = self.sequences.iter().filter(|gap| gap.0 == stream);
+        gaps.map(|(_, start, end)| (*end).min(to).saturating_sub((*start).max(from))).sum()
     }
 
     /// How many sequences of a stream were never given.

@@ -12,7 +12,7 @@ use super::lane::Durable;
 use super::retention;
 use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, file_name};
 use super::window::{Fingerprint, Seen};
-use super::{Condition, JournalError, Lane};
+use super::{Condition, Full, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
 use std::collections::BTreeMap;
@@ -126,7 +126,7 @@ impl Writer {
             }
             if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
                 swept_at = clock::instant();
-                retention::sweep(&self.lane);
+                self.keep_within_limits();
             }
         }
         self.write_cursors(Cursors::Changed);
@@ -135,6 +135,18 @@ impl Writer {
         self.position.active = None;
         self.lane.gather.closed();
         self.lane.followers_wake();
+    }
+
+    /// Lets go what is done, and what a destination holds back beyond its limit.
+    fn keep_within_limits(&mut self) {
+        match retention::enforce_holds(&self.lane) {
+            Ok(false) => {}
+            Ok(true) => self.write_cursors(Cursors::All),
+            Err(error) => {
+                tracing::warn!(lane = %self.lane.name, %error, "what a destination holds back could not be counted, and stays");
+            }
+        }
+        retention::sweep(&self.lane);
     }
 
     /// Notes up to where numbers were given, so that a file found damaged later is known to have held
@@ -250,6 +262,9 @@ impl Writer {
             self.write_cursors(Cursors::All);
         }
         retention::sweep(&self.lane);
+        if self.lane.config.full == Full::ShedOldest {
+            self.shed()?;
+        }
         if self.lane.bytes() <= self.lane.config.budget {
             return Ok(());
         }
@@ -257,6 +272,26 @@ impl Writer {
             "the budget of {} is used up by events that central has not acknowledged",
             crate::setting::Bytes(self.lane.config.budget)
         )))
+    }
+
+    /// Gives up the oldest segments until the budget is kept.
+    fn shed(&mut self) -> Result<(), Condition> {
+        while self.lane.bytes() > self.lane.config.budget {
+            let before = self.lane.bytes();
+            if !retention::shed_oldest(&self.lane).map_err(|error| Condition::of(&error))? {
+                // There is the segment in hand alone; the next batch goes into another.
+                self.close_segment();
+                self.begin_segment()?;
+                continue;
+            }
+            // The segment leaves only behind cursors that are on the disk.
+            self.write_cursors(Cursors::All);
+            retention::sweep(&self.lane);
+            if self.lane.bytes() >= before {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Numbers beyond the reserved ones may be used only once more are reserved.

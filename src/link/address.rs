@@ -11,6 +11,12 @@ pub struct Address {
     pub is_tls: bool,
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
 impl Address {
     /// Reads a URL.
     pub fn parse(url: &str) -> Result<Self, String> {

@@ -44,6 +44,9 @@ pub enum LinkError {
         /// What does not fit.
         error: io::Error,
     },
+    /// None of several brokers lets us in.
+    #[error("none of the brokers can be used: {0}")]
+    None(String),
     /// The broker does not let us in.
     #[error("the broker refuses the connection: {0}")]
     Refused(String),

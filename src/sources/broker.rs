@@ -158,7 +158,7 @@ impl Config {
     /// The broker, if the URL leads to one.
     pub fn target(&self) -> Result<Target, String> {
         Target::new(link::Config {
-            url: self.url.clone(),
+            urls: vec![self.url.clone()],
             tls: self.tls.clone(),
             protocol: self.protocol,
             user: self.user.clone(),

@@ -507,6 +507,8 @@ mod tests {
         let config = Config {
             folder: folder.path().join("journal"),
             lanes: vec![],
+            dead: crate::journal::LaneConfig::dead(256 << 20),
+            dead_retention: Duration::from_secs(60),
             dedupe_bytes: 1 << 16,
             reserve_bytes: 0,
             cache_bytes: 1 << 16,

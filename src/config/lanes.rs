@@ -1,0 +1,222 @@
+//! Lanes and dead letters as the configuration says them.
+
+use super::{File, check_word};
+use crate::contract::{Contracts, Order};
+use crate::forward::{Batch, CatchUp, Hours, Rate, Sending};
+use crate::journal::{self, Full, LaneConfig};
+use crate::setting::{Bytes, Document, Problem, Span};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Lane {
+    budget: Option<Bytes>,
+    linger: Option<Span>,
+    full: Option<Full>,
+    #[serde(default)]
+    catch_up: CatchUp,
+    backfill_topic: Option<String>,
+    batch: Option<Batch>,
+    #[serde(default)]
+    rate: Rate,
+    yielding: Option<Rate>,
+    hours: Option<String>,
+    time_zone: Option<String>,
+}
+
+/// The log of dead letters.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dead {
+    #[serde(default = "dead_budget")]
+    budget: Bytes,
+    #[serde(default = "dead_retention")]
+    pub retention: Span,
+}
+
+impl Default for Dead {
+    fn default() -> Self {
+        Self { budget: dead_budget(), retention: dead_retention() }
+    }
+}
+
+/// What a plant's worst month needs, and no more.
+fn dead_budget() -> Bytes {
+    Bytes(256 << 20)
+}
+
+fn dead_retention() -> Span {
+    Span(Duration::from_secs(30 * 86_400))
+}
+
+impl Dead {
+    /// How its log is set up.
+    pub fn lane(&self) -> LaneConfig {
+        LaneConfig::dead(self.budget.0)
+    }
+}
+
+/// Lanes that are there without being written down: name, linger, budget, what happens when that is used up.
+const LANES: [(&str, Duration, u64, Full); 3] = [
+    ("critical", Duration::from_millis(2), 1 << 30, Full::StopAcknowledging),
+    ("standard", Duration::from_millis(20), 4 << 30, Full::StopAcknowledging),
+    ("bulk", Duration::from_millis(250), 8 << 30, Full::ShedOldest),
+];
+/// What the bulk lane may send in a second while others have a backlog.
+const BULK_YIELDING: Rate = Rate { events: Some(1000), bytes: None };
+/// The smallest budget in which segments of a useful size can rotate.
+const BUDGET_MIN: u64 = 8 << 20;
+const LINGER_MAX: Duration = Duration::from_secs(10);
+/// Batches larger than this would have to be held in memory whole, at both ends.
+const BATCH_EVENTS_MAX: usize = 10_000;
+const BATCH_BYTES: (u64, u64) = (4 << 10, 8 << 20);
+/// How much of the disk the lanes take by themselves, in per cent of what is left by those that are written down.
+const OWN_SHARE: u64 = 80;
+
+/// Whether a lane is there without being written down.
+pub(super) fn is_given(name: &str) -> bool {
+    LANES.iter().any(|lane| lane.0 == name)
+}
+
+/// The lanes, and how each is sent.
+pub(super) fn check(
+    raw: &File,
+    document: &Document,
+    problems: &mut Vec<Problem>,
+) -> (Vec<LaneConfig>, BTreeMap<String, Sending>) {
+    let holds: Vec<(String, u64)> =
+        raw.destination.iter().filter_map(|to| Some((to.name.clone(), to.hold?.0))).collect();
+    let lane = |name: &str, linger, budget, full| LaneConfig { name: name.to_owned(), budget, linger, full, holds: holds.clone() };
+    let mut lanes: Vec<LaneConfig> = LANES.iter().map(|(name, linger, budget, full)| lane(name, *linger, *budget, *full)).collect();
+    let mut sending: BTreeMap<String, Sending> = lanes.iter().map(|lane| (lane.name.clone(), Sending::default())).collect();
+    if let Some(bulk) = sending.get_mut("bulk") {
+        bulk.yielding = Some(BULK_YIELDING);
+    }
+    for (name, settings) in &raw.lane {
+        let mut wrong = |part: &str, message: String| {
+            let key = if part.is_empty() { format!("lane.{name}") } else { format!("lane.{name}.{part}") };
+            problems.push(document.problem(key, message));
+        };
+        if let Err(message) = check_word(name) {
+            wrong("", message);
+        }
+        if name == journal::DEAD {
+            wrong("", "\"dead\" is taken: the log of dead letters has that name, and is set up by [dead]".into());
+        }
+        let index = lanes.iter().position(|lane| lane.name == *name).unwrap_or_else(|| {
+            lanes.push(lane(name, LANES[1].1, LANES[1].2, LANES[1].3));
+            lanes.len() - 1
+        });
+        if let Some(budget) = settings.budget {
+            if budget.0 < BUDGET_MIN {
+                wrong("budget", format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN)));
+            }
+            lanes[index].budget = budget.0;
+        }
+        if let Some(linger) = settings.linger {
+            if linger.0 > LINGER_MAX {
+                wrong("linger", format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX)));
+            }
+            lanes[index].linger = linger.0;
+        }
+        lanes[index].full = settings.full.unwrap_or(lanes[index].full);
+        let known = sending.entry(name.clone()).or_default();
+        check_sending(settings, known, &mut wrong);
+    }
+    fit_to_disk(raw, &mut lanes, document, problems);
+    (lanes, sending)
+}
+
+fn check_sending(settings: &Lane, sending: &mut Sending, wrong: &mut impl FnMut(&str, String)) {
+    sending.catch_up = settings.catch_up;
+    sending.rate = settings.rate;
+    sending.yielding = settings.yielding.or(sending.yielding);
+    for (part, rate) in [("rate", Some(settings.rate)), ("yielding", settings.yielding)] {
+        if rate.is_some_and(|rate| rate.events == Some(0) || rate.bytes == Some(Bytes(0))) {
+            wrong(part, "0 would send nothing; leave it out for no ceiling, or set hours".into());
+        }
+    }
+    if let Some(level) = &settings.backfill_topic {
+        if level.is_empty() || level.contains(['+', '#', '\0']) || level.split('/').any(str::is_empty) {
+            wrong("backfill_topic", format!("\"{level}\" is no topic; expected levels such as \"backfill\""));
+        }
+        sending.backfill_topic = Some(level.clone());
+    }
+    if let Some(batch) = &settings.batch {
+        if !(1..=BATCH_EVENTS_MAX).contains(&batch.events) {
+            wrong("batch.events", format!("{} is not allowed; 1 to {BATCH_EVENTS_MAX} are", batch.events));
+        }
+        if !(BATCH_BYTES.0..=BATCH_BYTES.1).contains(&batch.bytes.0) {
+            let (least, most) = (Bytes(BATCH_BYTES.0), Bytes(BATCH_BYTES.1));
+            wrong("batch.bytes", format!("{} is not allowed; {least} to {most} are", batch.bytes));
+        }
+        if batch.age.0 > Duration::from_secs(3600) {
+            wrong("batch.age", format!("{} is too long; at most 1h is allowed", batch.age));
+        }
+        sending.batch = Some(batch.clone());
+    }
+    match (&settings.hours, &settings.time_zone) {
+        (Some(hours), zone) => match Hours::parse(hours, zone.as_deref()) {
+            Ok(hours) => sending.hours = Some(hours),
+            Err(message) => wrong(if message.contains("time zone") { "time_zone" } else { "hours" }, message),
+        },
+        (None, Some(zone)) => wrong("time_zone", format!("\"{zone}\" is for hours, which are not set")),
+        (None, None) => {}
+    }
+}
+
+/// Sending what comes now first breaks the order of keys: only where no contract of the lane promises it.
+pub(super) fn check_order(
+    sending: &BTreeMap<String, Sending>,
+    contracts: &Contracts,
+    document: &Document,
+    problems: &mut Vec<Problem>,
+) {
+    for (name, _) in sending.iter().filter(|(_, sending)| sending.catch_up == CatchUp::LiveFirst) {
+        let ordered = contracts.iter().find(|one| one.publication.lane == *name && one.order == Order::Key);
+        if let Some(contract) = ordered {
+            problems.push(document.problem(
+                format!("lane.{name}.catch_up"),
+                format!(
+                    "\"live-first\" mixes up the events of a key, whose order \"{}\" keeps ({}); set order = \"none\" there, or give it another lane",
+                    contract.stream(),
+                    contract.file.display()
+                ),
+            ));
+        }
+    }
+}
+
+/// Budgets that are written down have to fit the disk; the others take what is left.
+fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], document: &Document, problems: &mut Vec<Problem>) {
+    let Some(size) = super::disk_bytes(&raw.data_dir) else { return };
+    let room = size.saturating_sub(raw.disk_reserve.0).saturating_sub(raw.dead.budget.0);
+    let is_written = |lane: &LaneConfig| raw.lane.get(&lane.name).is_some_and(|settings| settings.budget.is_some());
+    let written: u64 = lanes.iter().filter(|lane| is_written(lane)).map(|lane| lane.budget).sum();
+    if written > room {
+        for lane in lanes.iter().filter(|lane| is_written(lane)) {
+            problems.push(document.problem(
+                format!("lane.{}.budget", lane.name),
+                format!(
+                    "{} cannot fit: the file system of {} has {} in all, of which disk_reserve and dead letters leave {}, and the lanes that are written down want {}",
+                    Bytes(lane.budget),
+                    raw.data_dir.display(),
+                    Bytes(size),
+                    Bytes(room),
+                    Bytes(written)
+                ),
+            ));
+        }
+        return;
+    }
+    let wanted: u64 = lanes.iter().filter(|lane| !is_written(lane)).map(|lane| lane.budget).sum();
+    let left = (room - written) / 100 * OWN_SHARE;
+    if wanted > left {
+        for lane in lanes.iter_mut().filter(|lane| raw.lane.get(&lane.name).is_none_or(|settings| settings.budget.is_none())) {
+            let share = lane.budget as f64 / wanted as f64;
+            lane.budget = ((left as f64 * share) as u64).max(BUDGET_MIN);
+        }
+    }
+}
