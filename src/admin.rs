@@ -2,13 +2,18 @@
 //!
 //! HTTP over a Unix socket; the permissions of the file decide who may.
 
+pub mod dead;
+pub mod replay;
+
 use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::ledger::{self, Balance};
 use crate::ingest::Ingest;
+use crate::forward::again::Replays;
 use crate::ingest::dead::DeadLetter;
+use crate::ingest::dead::fates::{Fate, Fates};
 use crate::journal::{AuditEntry, Follower, Found, Journal, JournalError, Lane, LaneStatus};
 use crate::setting::{check_socket_path, grouped};
 use crate::shutdown::Shutdown;
@@ -19,7 +24,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use base64::Engine;
 use http_body_util::channel::{Channel, Sender};
@@ -48,6 +53,10 @@ pub struct Handles {
     pub links: Vec<LinkHandle>,
     /// How long the disk lasts.
     pub survival: Arc<Survival>,
+    /// What has become of dead letters.
+    pub fates: Arc<Fates>,
+    /// The replays.
+    pub replays: Arc<Replays>,
 }
 
 /// A source.
@@ -220,6 +229,9 @@ pub struct Letter {
     /// The letter; its times in RFC 3339.
     #[serde(flatten, with = "shown_times")]
     pub letter: DeadLetter<'static>,
+    /// What has become of it.
+    #[serde(default)]
+    pub fate: Fate,
     /// Bytes of the payload.
     pub payload_bytes: usize,
     /// The payload, where it is text.
@@ -249,7 +261,7 @@ impl Handles {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
         }
-        for balance in ledger::balances(&self.journal).iter().filter(|balance| balance.difference != 0) {
+        for balance in ledger::balances(&self.journal, &self.fates).iter().filter(|balance| balance.difference != 0) {
             let row = balance.rows.first();
             let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
             problems.push(format!("ledger of lane {lane} for {to}: it does not balance, by {} events", balance.difference));
@@ -259,7 +271,8 @@ impl Handles {
         for source in &self.sources {
             problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
         }
-        let notes = notes(&lanes, &links, dead.accepted);
+        let mut notes = notes(&lanes, &links, dead.accepted);
+        notes.extend(self.forgotten(&lanes));
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -295,6 +308,20 @@ impl Handles {
                 rebirths_asked: sparkplug.stats.asked.value(),
             }),
         }
+    }
+
+    /// Destinations that the configuration does not name any more, and that are still owed something.
+    fn forgotten(&self, lanes: &[LaneStatus]) -> Vec<String> {
+        let is_configured = |name: &str| self.links.iter().any(|link| link.destination == name);
+        let names = self.journal.destinations().into_iter().filter(|name| !is_configured(name));
+        let note = |name: String| {
+            let owed: u64 = lanes.iter().flat_map(|lane| &lane.destinations).filter(|to| to.destination == name).map(|to| to.queued).sum();
+            format!(
+                "destination {name} is not in the configuration, and is owed {} events, which stay on the disk; `forebay destination drop {name}` gives them up",
+                grouped(owed)
+            )
+        };
+        names.map(note).collect()
     }
 
     /// The newest letters, oldest first, however far apart they are.
@@ -396,6 +423,7 @@ fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
         id,
         recorded: recorded.to_string(),
         letter,
+        fate: Fate::default(),
         payload_bytes,
         payload_text: text,
         payload_base64: encoded,
@@ -467,6 +495,12 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/status", get(status))
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))
+        .route("/dead/requeue", post(dead::requeue))
+        .route("/dead/discard", post(dead::discard))
+        .route("/dead/{id}/edit", post(dead::edit))
+        .route("/replay", get(replay::list).post(replay::begin))
+        .route("/replay/{id}", get(replay::show))
+        .route("/replay/{id}/{word}", post(replay::set_state))
         .route("/ledger", get(ledger_rows))
         .route("/audit", get(audit))
         .route("/destination/{name}", delete(drop_destination))
@@ -514,11 +548,12 @@ async fn dead_list(State(app): State<App>, Query(range): Query<Range>) -> Result
     let limit = range.limit.unwrap_or(LETTERS_SHOWN).min(10_000);
     off_thread(move || {
         // Without a place to start, the newest.
-        if range.from > 0 {
+        let letters = if range.from > 0 {
             app.handles.letters(range.from, u64::MAX, limit)
         } else {
             app.handles.newest_letters(limit)
-        }
+        };
+        letters.into_iter().map(|letter| dead::with_fate(letter, &app)).collect()
     })
     .await
     .map(Json)
@@ -526,8 +561,11 @@ async fn dead_list(State(app): State<App>, Query(range): Query<Range>) -> Result
 
 async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Response {
     let found =
-        off_thread(move || app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id))
-            .await;
+        off_thread(move || {
+            let found = app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id);
+            found.map(|letter| dead::with_fate(letter, &app))
+        })
+        .await;
     match found {
         Ok(Some(letter)) => Json(letter).into_response(),
         Ok(None) => {
@@ -539,7 +577,7 @@ async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Respons
 }
 
 async fn ledger_rows(State(app): State<App>) -> Json<Vec<Balance>> {
-    Json(ledger::balances(&app.handles.journal))
+    Json(ledger::balances(&app.handles.journal, &app.handles.fates))
 }
 
 async fn audit(State(app): State<App>, Query(range): Query<Range>) -> Result<Json<Vec<AuditEntry>>, Response> {

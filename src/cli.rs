@@ -4,6 +4,8 @@
 //! what keeps a command from answering is text on standard error. The exit code is 0 for success,
 //! 2 for arguments that cannot be, and 1 for anything else.
 
+mod dead;
+mod replay;
 mod show;
 mod socket;
 
@@ -56,7 +58,9 @@ enum Command {
     },
     /// Events that are held but cannot be delivered as they are
     #[command(subcommand)]
-    Dead(Dead),
+    Dead(dead::Dead),
+    /// Send settled events once more, marked as a replay
+    Replay(replay::ReplayCommand),
     /// Events as they are taken
     Tail(Tail),
     /// Who has connected to the listeners, and how they behave
@@ -137,25 +141,6 @@ enum DestinationCommand {
     Drop {
         /// Its name
         name: String,
-        #[command(flatten)]
-        at: At,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Dead {
-    /// The newest dead letters
-    List {
-        #[command(flatten)]
-        at: At,
-        /// How many at most
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-        limit: u64,
-    },
-    /// One dead letter, with its payload
-    Show {
-        /// Number of the letter
-        id: u64,
         #[command(flatten)]
         at: At,
     },
@@ -263,14 +248,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let entries: Vec<crate::journal::AuditEntry> = ask(&at, &format!("/audit?limit={limit}"))?;
             print(&at, &entries, |entries, is_coloured| show::audit(entries, is_coloured))
         }
-        Command::Dead(Dead::List { at, limit }) => {
-            let letters: Vec<crate::admin::Letter> = ask(&at, &format!("/dead?limit={limit}"))?;
-            print(&at, &letters, |letters, is_coloured| show::letters(letters, is_coloured))
-        }
-        Command::Dead(Dead::Show { id, at }) => {
-            let letter: crate::admin::Letter = ask(&at, &format!("/dead/{id}"))?;
-            print(&at, &letter, show::letter)
-        }
+        Command::Dead(command) => dead::run(command),
+        Command::Replay(command) => replay::run(command),
         Command::Tail(tail) => follow(&tail),
         Command::Devices(at) => {
             let devices: Vec<crate::sources::mqtt::DeviceStatus> = ask(&at, "/devices")?;
@@ -433,6 +412,18 @@ fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T>
     let socket = socket_path(at)?;
     let bytes = runtime()?.block_on(socket::get(&socket, path))?;
     serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
+}
+
+/// Asks with a body.
+fn ask_with<T: serde::de::DeserializeOwned>(at: &At, path: &str, body: &impl serde::Serialize) -> anyhow::Result<T> {
+    let body = serde_json::to_vec(body)?;
+    let bytes = runtime()?.block_on(socket::call(&socket_path(at)?, hyper::Method::POST, path, body))?;
+    serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
+}
+
+/// Asks for a change that needs no body.
+fn post<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T> {
+    ask_with(at, path, &serde_json::Value::Null)
 }
 
 fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {

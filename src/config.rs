@@ -205,7 +205,7 @@ impl Config {
             journal: journal::Config {
                 folder: raw.data_dir.join("journal"),
                 lanes,
-                dead: raw.dead.lane(),
+                dead: raw.dead.lane(disk_bytes(&raw.data_dir)),
                 dead_retention: raw.dead.retention.0,
                 dedupe_bytes: usize::try_from(raw.dedupe_memory.0).unwrap_or(usize::MAX),
                 reserve_bytes: raw.disk_reserve.0,

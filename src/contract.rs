@@ -227,6 +227,20 @@ impl Contract {
         }
     }
 
+    /// Checks a payload against the schema alone.
+    pub fn check_payload(&self, payload: &[u8]) -> Result<(), String> {
+        if self.accepts != Accepts::Json {
+            return Ok(());
+        }
+        let tree = Tree::parse(payload).map_err(|error| format!("payload: is no JSON at column {}", error.column()))?;
+        let Some(validator) = &self.validator else { return Ok(()) };
+        validator.validate(&tree).map_err(|error| {
+            let path = error.instance_path().to_string();
+            let field = if path.is_empty() { "payload" } else { &path };
+            format!("{field}: {}", error.masked_with("value"))
+        })
+    }
+
     fn read_opaque<'a>(&self, captures: &'a [String], payload: &'a [u8]) -> Result<Reading<'a>, Violation<'a>> {
         let key = self.key.fill(captures, None).map_err(|unfilled| unfilled.to_string()).and_then(bounded_key);
         match key {
@@ -298,7 +312,11 @@ impl Contract {
         }
         let mut tree = if self.keep.is_empty() { tree } else { tree.keep(&self.keep) };
         for pointer in &self.mask {
-            tree.replace(pointer, |value| Tree::Text(masked(value, mask_key).into()));
+            // What is taken in again after it was a dead letter is masked already.
+            tree.replace(pointer, |value| match value {
+                Tree::Text(text) if is_masked(text) => Tree::Text(text.clone()),
+                value => Tree::Text(masked(value, mask_key).into()),
+            });
         }
         let mut out = Vec::with_capacity(payload.len());
         tree.write(&mut out);
@@ -314,11 +332,19 @@ fn bounded_key(key: Cow<'_, str>) -> Result<Cow<'_, str>, String> {
     }
 }
 
+fn is_masked(text: &str) -> bool {
+    let hash = text.strip_prefix(MASKED).unwrap_or_default();
+    hash.len() == 32 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// What a masked value begins with.
+const MASKED: &str = "hmac-sha256:";
+
 /// `hmac-sha256:` and the first 16 bytes of the keyed hash of the value's JSON text.
 fn masked(value: &Tree<'_>, key: &[u8]) -> String {
     let mut text = Vec::new();
     value.write(&mut text);
-    let mut out = String::from("hmac-sha256:");
+    let mut out = String::from(MASKED);
     if let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(key) {
         mac.update(&text);
         for byte in mac.finalize().into_bytes().iter().take(16) {

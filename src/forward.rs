@@ -8,6 +8,7 @@
 //!
 //! Not here: how bytes travel (`link`), where events are kept (`journal`).
 
+pub mod again;
 mod answers;
 mod batch;
 mod flight;

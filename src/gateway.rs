@@ -7,8 +7,10 @@ use crate::admin::{self, Handles, LinkHandle, SourceHandle};
 use crate::clock;
 use crate::config::Config;
 use crate::contract::{SourceKind, Surroundings};
+use crate::forward::again::{self, Again, Replays};
 use crate::forward::{self, Forwarder, Pressure, status};
 use crate::ingest::Ingest;
+use crate::ingest::dead::fates::Fates;
 use crate::journal::{Journal, RealDisk, Seal};
 use crate::ledger::Ledger;
 use crate::local::Local;
@@ -88,6 +90,16 @@ impl Gateway {
         }
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, config.mask_key)?);
 
+        let (fates, replays) = {
+            let journal = Arc::clone(&journal);
+            tokio::task::spawn_blocking(move || anyhow::Ok((Fates::open(&journal)?, Replays::open(&journal)?))).await??
+        };
+        let (fates, replays) = (Arc::new(fates), Arc::new(replays));
+        journal.tell_resolved({
+            let fates = Arc::clone(&fates);
+            Box::new(move |letter| fates.of(letter).state.is_final())
+        });
+
         let mut outward = Stage::new();
         let mut links = Vec::new();
         let around = &config.surroundings;
@@ -108,6 +120,16 @@ impl Gateway {
                 outward.tasks.push(tokio::spawn(forwarder.run(outward.trigger.subscribe())));
                 links.push(LinkHandle { lane: Arc::clone(lane), destination: destination.name.clone(), stats });
             }
+            let again = Again::new(again::Parts {
+                config: Arc::clone(&destination),
+                client: format!("{client}-again"),
+                journal: Arc::clone(&journal),
+                fates: Arc::clone(&fates),
+                replays: Arc::clone(&replays),
+                pressure,
+            });
+            let again = again.map_err(anyhow::Error::msg)?;
+            outward.tasks.push(tokio::spawn(again.run(outward.trigger.subscribe())));
             let report = report(&journal);
             let task = status::run(destination, format!("{client}-status"), config.surroundings.clone(), report, outward.trigger.subscribe());
             outward.tasks.push(tokio::spawn(task));
@@ -123,8 +145,9 @@ impl Gateway {
         let local = Arc::new(local);
         let mut beside = Stage::new();
         let ledger = {
-            let (journal, around, every) = (Arc::clone(&journal), config.surroundings.clone(), config.ledger_period);
-            tokio::task::spawn_blocking(move || Ledger::open(journal, around, every)).await??
+            let (journal, fates) = (Arc::clone(&journal), Arc::clone(&fates));
+            let (around, every) = (config.surroundings.clone(), config.ledger_period);
+            tokio::task::spawn_blocking(move || Ledger::open(journal, fates, around, every)).await??
         };
         beside.tasks.push(tokio::spawn(ledger.run(beside.trigger.subscribe())));
         let survival = Arc::new(Survival::new(Arc::clone(&journal)));
@@ -204,6 +227,8 @@ impl Gateway {
             sources,
             links,
             survival,
+            fates,
+            replays,
         });
         let mut side = Stage::new();
         let socket =

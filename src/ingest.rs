@@ -65,6 +65,8 @@ pub struct Route {
     /// `{source}/{device}`.
     origin: String,
     topic: String,
+    client: String,
+    user: String,
     generation: u64,
 }
 
@@ -192,7 +194,15 @@ impl Ingest {
             let placed = in_force.placed.iter().find(|(name, _)| *name == stream)?.1;
             Some(Target { contract, captures, placed })
         });
-        Route { target, source: source.to_owned(), origin, topic: topic.to_owned(), generation: in_force.generation }
+        Route {
+            target,
+            source: source.to_owned(),
+            origin,
+            topic: topic.to_owned(),
+            client: client.to_owned(),
+            user: user.to_owned(),
+            generation: in_force.generation,
+        }
     }
 
     /// Whether a route still leads where it did.
@@ -269,6 +279,23 @@ impl Ingest {
         let taken = self.bury(route, reason, payload, Beside::default(), now, waiter)?;
         self.stats.violations.add(1);
         Ok(taken)
+    }
+
+    /// Checks a payload against the schema of the contract of a stream that is in force.
+    pub fn check_payload(&self, stream_id: &str, payload: &[u8]) -> Result<(), String> {
+        let in_force = self.in_force.load();
+        let found = in_force.contracts.iter().find(|contract| contract.publication.stream_id() == stream_id);
+        let contract = found.ok_or_else(|| format!("no contract of stream \"{stream_id}\" is in force"))?;
+        contract.check_payload(payload)
+    }
+
+    /// What stands against taking a payload in again on a route; `None` if nothing does.
+    pub fn objection(&self, route: &Route, payload: &[u8]) -> Option<String> {
+        let Some(target) = &route.target else { return Some(format!("topic: no contract matches \"{}\"", route.topic)) };
+        if target.contract.decode.is_some() {
+            return Some("its contract decodes Sparkplug B, whose nodes have moved on since; ask the node for a rebirth".into());
+        }
+        target.contract.read(&target.captures, payload, &self.mask_key).err().map(|violation| violation.reason)
     }
 
     fn accept_json(
@@ -350,6 +377,10 @@ impl Ingest {
             last_attempt: now,
             attempts: 0,
             destination: Cow::Borrowed(""),
+            client: Cow::Borrowed(&route.client),
+            user: Cow::Borrowed(&route.user),
+            recorded: None,
+            is_opaque: false,
             payload: Cow::Borrowed(payload),
         };
         let publication = target.map_or(0, |target| target.placed.publication);

@@ -266,8 +266,19 @@ struct Core {
     aside: Mutex<Vec<PathBuf>>,
     /// Rung when a loss waits for its announcement.
     losses: loss::Announce,
+    /// Whether a dead letter needs nobody any more.
+    is_resolved: std::sync::OnceLock<IsResolved>,
     /// Entries written to the audit since the start.
     audited: std::sync::atomic::AtomicU64,
+}
+
+/// Says whether a dead letter needs nobody any more.
+struct IsResolved(Box<dyn Fn(u64) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for IsResolved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IsResolved")
+    }
 }
 
 /// The publications that stored events refer to, by number.

@@ -11,6 +11,7 @@
 use crate::clock;
 use crate::contract::{Publication, Surroundings};
 use crate::event::{Content, Id, Record, Timestamp, push_path_segment};
+use crate::ingest::dead::fates::Fates;
 use crate::journal::{Journal, JournalError, Loss, NotTaken, Notes, Outcome};
 use crate::local::{Enough, Feed, Passing};
 use crate::shutdown::Shutdown;
@@ -74,17 +75,17 @@ pub struct Balance {
 }
 
 /// The accounts of every lane and destination.
-pub fn balances(journal: &Journal) -> Vec<Balance> {
+pub fn balances(journal: &Journal, fates: &Fates) -> Vec<Balance> {
     let mut list = Vec::new();
     for lane in journal.lanes() {
         for destination in lane.destinations() {
-            list.push(balance(lane, &destination));
+            list.push(balance(lane, &destination, fates));
         }
     }
     list
 }
 
-fn balance(lane: &crate::journal::Lane, destination: &str) -> Balance {
+fn balance(lane: &crate::journal::Lane, destination: &str, fates: &Fates) -> Balance {
     let (accounts, unsettled) = lane.accounts(destination);
     let mut balance = Balance::default();
     let mut open: i64 = 0;
@@ -92,17 +93,19 @@ fn balance(lane: &crate::journal::Lane, destination: &str) -> Balance {
         let settled = account.settled();
         open += owed as i64 - settled as i64;
         let count = |outcome| account.count(outcome);
+        // What became of dead letters afterwards is noted with their fates.
+        let resolved = fates.resolved(destination, &stream);
         balance.rows.push(Row {
             lane: lane.name.clone(),
             destination: destination.to_owned(),
             stream,
             owed: owed.saturating_sub(count(Outcome::NotOwed)),
-            delivered: count(Outcome::Delivered),
+            delivered: count(Outcome::Delivered) + resolved.delivered,
             queued: owed.saturating_sub(settled),
-            dead: count(Outcome::Dead),
+            dead: count(Outcome::Dead).saturating_sub(resolved.delivered + resolved.discarded),
             expired: count(Outcome::Expired),
             shed: count(Outcome::Shed),
-            discarded: count(Outcome::Discarded),
+            discarded: count(Outcome::Discarded) + resolved.discarded,
             set_aside: count(Outcome::SetAside),
         });
     }
@@ -123,6 +126,7 @@ struct Period {
 /// Publishes the ledger, announces losses, and lets events expire.
 pub struct Ledger {
     journal: Arc<Journal>,
+    fates: Arc<Fates>,
     around: Surroundings,
     every: Duration,
     notes: Notes,
@@ -139,11 +143,16 @@ impl std::fmt::Debug for Ledger {
 
 impl Ledger {
     /// A ledger that is published `every` so often. Blocks the thread.
-    pub fn open(journal: Arc<Journal>, around: Surroundings, every: Duration) -> Result<Self, JournalError> {
+    pub fn open(
+        journal: Arc<Journal>,
+        fates: Arc<Fates>,
+        around: Surroundings,
+        every: Duration,
+    ) -> Result<Self, JournalError> {
         let publish = |stream| journal.publish(&Publication::own(stream, &around, LANE));
         let numbers = (publish(LEDGER)?, publish(LOSS)?);
         let notes = journal.notes("ledger");
-        Ok(Self { journal, around, every, notes, periods: BTreeMap::new(), numbers, line: Vec::new() })
+        Ok(Self { journal, fates, around, every, notes, periods: BTreeMap::new(), numbers, line: Vec::new() })
     }
 
     /// Works until the shutdown.
@@ -219,7 +228,7 @@ impl Ledger {
 
     /// Publishes what entered each stream since the last time, and how its accounts stand.
     async fn report(&mut self, from: HashMap<String, u64>) {
-        let rows: Vec<Row> = balances(&self.journal).into_iter().flat_map(|balance| balance.rows).collect();
+        let rows: Vec<Row> = balances(&self.journal, &self.fates).into_iter().flat_map(|balance| balance.rows).collect();
         for (stream, period) in std::mem::take(&mut self.periods) {
             let digest: String = period.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
             let accounts: Vec<&Row> = rows.iter().filter(|row| row.stream == stream).collect();

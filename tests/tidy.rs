@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rows of `src/lib.rs`.
-const ROWS: [(&str, u32); 21] = [
+const ROWS: [(&str, u32); 23] = [
     ("main", 10),
     ("cli", 10),
     ("demo", 9),
@@ -13,6 +13,8 @@ const ROWS: [(&str, u32); 21] = [
     ("admin", 7),
     ("commands", 6),
     ("watch", 6),
+    ("ledger", 6),
+    ("survival", 6),
     ("sources", 5),
     ("forward", 5),
     ("ingest", 4),

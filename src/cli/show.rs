@@ -4,6 +4,7 @@
 //! a table is one line, and JSON is printable as it is.
 
 use crate::admin::{Letter, Seen, Status};
+use crate::forward::again::{Replay, ReplayState};
 use crate::journal::AuditEntry;
 use crate::ledger::Balance;
 use crate::clock;
@@ -247,6 +248,36 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
     out
 }
 
+pub(super) fn replay_state(state: ReplayState) -> &'static str {
+    match state {
+        ReplayState::Running => "running",
+        ReplayState::Paused => "paused",
+        ReplayState::Done => "done",
+        ReplayState::Cancelled => "cancelled",
+    }
+}
+
+pub(super) fn replays(replays: &[Replay], is_coloured: bool) -> String {
+    if replays.is_empty() {
+        return "no replays".into();
+    }
+    let rows: Vec<_> = replays
+        .iter()
+        .map(|replay| {
+            vec![
+                replay.id.to_string(),
+                replay.begun.to_string().get(..19).unwrap_or_default().replace('T', " "),
+                replay.destination.clone(),
+                replay_state(replay.state).to_owned(),
+                number(replay.events),
+                number(replay.sent),
+                number(replay.failed),
+            ]
+        })
+        .collect();
+    table(&["ID", "BEGUN (UTC)", "TO", "STATE", "EVENTS", "SENT", "FAILED"], &[0, 4, 5, 6], &rows, is_coloured)
+}
+
 pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
     if entries.is_empty() {
         return "nothing has been done to events".into();
@@ -288,6 +319,7 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
             vec![
                 letter.id.to_string(),
                 letter.recorded.get(..19).unwrap_or_default().replace('T', " "),
+                letter.fate.state.name().to_owned(),
                 letter.letter.stream.to_string(),
                 shortened(&letter.letter.origin, TOPIC_SHOWN),
                 shortened(&letter.letter.topic, TOPIC_SHOWN),
@@ -295,7 +327,7 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
             ]
         })
         .collect();
-    table(&["ID", "RECORDED (UTC)", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
+    table(&["ID", "RECORDED (UTC)", "STATE", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
 }
 
 pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
@@ -360,7 +392,12 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     if inner.sequence > 0 {
         line("sequence", &inner.sequence.to_string());
     }
-    line("attempts", &inner.attempts.to_string());
+    line("attempts", &(inner.attempts + letter.fate.attempts).to_string());
+    let fate = &letter.fate;
+    if fate.at != Timestamp::default() {
+        line("state", &format!("{} since {}", fate.state.name(), fate.at));
+        line("last reason", &fate.reason);
+    }
     line("payload", &format!("{} bytes", letter.payload_bytes));
     let payload = letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default();
     out.push('\n');

@@ -30,31 +30,34 @@ pub(super) struct Lane {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Dead {
-    #[serde(default = "dead_budget")]
-    budget: Bytes,
+    budget: Option<Bytes>,
     #[serde(default = "dead_retention")]
     pub retention: Span,
 }
 
 impl Default for Dead {
     fn default() -> Self {
-        Self { budget: dead_budget(), retention: dead_retention() }
+        Self { budget: None, retention: dead_retention() }
     }
 }
 
-/// What a plant's worst month needs, and no more.
-fn dead_budget() -> Bytes {
-    Bytes(256 << 20)
-}
+/// What a plant's worst month needs, and no more than a share of the disk.
+const DEAD_BUDGET: u64 = 256 << 20;
+const DEAD_SHARE: u64 = 16;
 
 fn dead_retention() -> Span {
     Span(Duration::from_secs(30 * 86_400))
 }
 
 impl Dead {
-    /// How its log is set up.
-    pub fn lane(&self) -> LaneConfig {
-        LaneConfig::dead(self.budget.0)
+    /// How its log is set up, on a disk of this size.
+    pub fn lane(&self, disk_bytes: Option<u64>) -> LaneConfig {
+        LaneConfig::dead(self.budget(disk_bytes))
+    }
+
+    fn budget(&self, disk_bytes: Option<u64>) -> u64 {
+        let own = disk_bytes.map_or(DEAD_BUDGET, |size| DEAD_BUDGET.min(size / DEAD_SHARE));
+        self.budget.map_or(own.max(1 << 20), |budget| budget.0)
     }
 }
 
@@ -192,7 +195,7 @@ pub(super) fn check_order(
 /// Budgets that are written down have to fit the disk; the others take what is left.
 fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], document: &Document, problems: &mut Vec<Problem>) {
     let Some(size) = super::disk_bytes(&raw.data_dir) else { return };
-    let room = size.saturating_sub(raw.disk_reserve.0).saturating_sub(raw.dead.budget.0);
+    let room = size.saturating_sub(raw.disk_reserve.0).saturating_sub(raw.dead.budget(Some(size)));
     let is_written = |lane: &LaneConfig| raw.lane.get(&lane.name).is_some_and(|settings| settings.budget.is_some());
     let written: u64 = lanes.iter().filter(|lane| is_written(lane)).map(|lane| lane.budget).sum();
     if written > room {

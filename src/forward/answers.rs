@@ -3,7 +3,7 @@
 use super::{End, Forwarder, REFUSED_PAUSE};
 use crate::clock;
 use crate::contract::Rendering;
-use crate::event::{Record, Timestamp};
+use crate::event::{Attribute, Content, Record, Timestamp};
 use crate::ingest::dead::{DeadLetter, Stage};
 use crate::journal::{Outcome, Published, Step, Waiter};
 use crate::link::{Answer, LinkError, Refusal, Session};
@@ -99,7 +99,9 @@ impl Forwarder {
             let (stream, publication) = (numbered.map_or(0, |(published, _)| published.stream), record.publication);
             let letter = self.letter(&record, numbered, reason, recorded, now);
             let ticket = loop {
-                match letter.submit(&self.dead, publication, Vec::new(), &mut waiter) {
+                // A letter has no exchange to acknowledge.
+                let attributes = record.attributes.iter().filter(|one| !matches!(one, Attribute::Exchange { .. }));
+                match letter.submit(&self.dead, publication, attributes.copied().collect(), &mut waiter) {
                     Ok(ticket) => break Some(ticket),
                     Err(crate::journal::NotTaken::NoRoom) => self.dead.room().await,
                     Err(crate::journal::NotTaken::Closed) => break None,
@@ -156,6 +158,10 @@ impl Forwarder {
             last_attempt: now,
             attempts: 1,
             destination: Cow::Borrowed(&self.config.name),
+            client: Cow::Borrowed(""),
+            user: Cow::Borrowed(""),
+            recorded: Some(recorded),
+            is_opaque: record.content == Content::Bytes,
             payload: Cow::Borrowed(record.payload),
         }
     }

@@ -3,6 +3,8 @@
 //! They live in a log of their own, so that one bad device slows no lane. The offset in that log
 //! is the number of the letter.
 
+pub mod fates;
+
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use crate::journal::{Lane, NotTaken, Receipt, Ticket, Waiter};
 use serde::{Deserialize, Serialize};
@@ -49,12 +51,29 @@ pub struct DeadLetter<'a> {
     pub attempts: u32,
     /// Who refused it, if central did.
     pub destination: Cow<'a, str>,
+    /// Who sent it: the client as its source knows it.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub client: Cow<'a, str>,
+    /// The user it had logged in as.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub user: Cow<'a, str>,
+    /// When the journal took the event, if it had become one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<Timestamp>,
+    /// Whether the payload travels as base64.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_opaque: bool,
     /// What the device said, after `keep` and `mask`.
     #[serde(skip)]
     pub payload: Cow<'a, [u8]>,
 }
 
 impl DeadLetter<'_> {
+    /// The stream with its major version.
+    pub fn stream_id(&self) -> String {
+        format!("{}.v{}", self.stream, self.version.split('.').next().unwrap_or_default())
+    }
+
     /// Hands the letter to its log.
     pub fn submit(
         &self,

@@ -268,6 +268,21 @@ impl Lane {
         log.end.saturating_sub(first).saturating_sub(self.gaps.offsets_between(first, log.end))
     }
 
+    /// Offset of the first event that is still there, or of the next one.
+    pub fn first(&self) -> u64 {
+        let log = self.log();
+        log.segments.keys().next().copied().unwrap_or(log.end)
+    }
+
+    /// The first offset of the segment that holds what was recorded at a moment, or of the oldest one
+    /// after it; blocks the thread.
+    pub fn offset_at(&self, moment: Timestamp) -> u64 {
+        let firsts: Vec<u64> = self.log().segments.keys().copied().collect();
+        // The segments are in the order of their times, as far as the clock ran forwards.
+        let after = firsts.partition_point(|first| self.recorded_at(*first).is_some_and(|at| at <= moment));
+        firsts.get(after.saturating_sub(1)).copied().unwrap_or_else(|| self.first())
+    }
+
     /// Whether it takes events, and why not.
     pub fn condition(&self) -> Condition {
         self.condition.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -290,14 +305,6 @@ impl Lane {
                 settled.settle(offset, stream, outcome);
             }
         });
-    }
-
-    /// Gives an event that is settled for a destination another outcome; `false` if none of the stream
-    /// ended in `from`. Written with the next append, or alone when the lane is idle.
-    pub fn turn(&self, destination: &str, stream: u32, from: Outcome, to: Outcome) -> bool {
-        let mut is_turned = false;
-        self.change_settled(destination, |settled| is_turned = settled.turn(stream, from, to));
-        is_turned
     }
 
     /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.

@@ -88,8 +88,8 @@ impl Tally {
 pub(super) struct Wanted<'a> {
     /// Offsets: from, to (exclusive).
     pub offsets: (u64, u64),
-    /// Whether an event of this publication, recorded then, is meant.
-    pub takes: &'a dyn Fn(u32, Timestamp) -> bool,
+    /// Whether the event at this offset, of this publication, is meant.
+    pub takes: &'a dyn Fn(u64, u32) -> bool,
 }
 
 impl Lane {
@@ -144,7 +144,7 @@ impl Lane {
                     let recorded = walk.recorded();
                     while let Some(step) = walk.step(self) {
                         let is_meant = (next..to).contains(&step.offset) && !settled.contains(step.offset);
-                        if !is_meant || !(wanted.takes)(step.record.publication, recorded) {
+                        if !is_meant || !(wanted.takes)(step.offset, step.record.publication) {
                             continue;
                         }
                         let stream = step

@@ -90,6 +90,7 @@ impl Journal {
             opened: Mutex::new(Vec::new()),
             aside: Mutex::new(aside),
             losses: Arc::default(),
+            is_resolved: std::sync::OnceLock::new(),
             audited: AtomicU64::new(0),
         });
         let mut opened = Vec::new();
@@ -165,6 +166,12 @@ impl Journal {
     /// How many repeats of a device's events it has recognised since the start; `origin` is `{source}/{device}`.
     pub fn repeats_of(&self, origin: &str) -> u64 {
         self.lanes.iter().map(|lane| lane.stats.repeats_of(origin)).sum()
+    }
+
+    /// Says which dead letters need nobody any more: those that leave unresolved are losses.
+    pub fn tell_resolved(&self, is_resolved: Box<dyn Fn(u64) -> bool + Send + Sync>) {
+        // The first one stays: a journal is opened once.
+        let _ = self.core.is_resolved.set(super::IsResolved(is_resolved));
     }
 
     /// Files that were damaged and are set aside, those of earlier runs included.

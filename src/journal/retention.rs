@@ -14,6 +14,7 @@ use std::time::Duration;
 /// Removes what may go. Called by the lane's writer, between commits.
 pub(super) fn sweep(lane: &Lane) {
     let now = Timestamp::from(clock::wall());
+    let is_open = |letter: u64, _| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
     while let Some(oldest) = lane.oldest_closed() {
         if oldest.end > lane.settled_low() {
             return;
@@ -25,7 +26,7 @@ pub(super) fn sweep(lane: &Lane) {
         }
         // Dead letters have no destination: what nobody has dealt with is lost with its file.
         if lane.name == DEAD
-            && let Err(error) = lane.give_up("", &Wanted { offsets: (oldest.first, oldest.end), takes: &|_, _| true }, Outcome::Expired)
+            && let Err(error) = lane.give_up("", &Wanted { offsets: (oldest.first, oldest.end), takes: &is_open }, Outcome::Expired)
         {
             tracing::warn!(lane = %lane.name, %error, "old dead letters could not be counted, and stay");
             return;
@@ -94,7 +95,7 @@ impl Lane {
                 let from = ages.looked[index].2.max(low);
                 let (to, is_cut) = self.older_than(from, now.before(Duration::from_secs(*limit)))?;
                 if from < to {
-                    let takes = |publication: u32, _: Timestamp| publications.contains(&publication);
+                    let takes = |_: u64, publication: u32| publications.contains(&publication);
                     self.give_up(&destination, &Wanted { offsets: (from, to), takes: &takes }, Outcome::Expired)?;
                     ages.looked[index].2 = to;
                 }

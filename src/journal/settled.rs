@@ -84,17 +84,6 @@ impl Account {
         }
         self.counts[outcome as usize] += count;
     }
-
-    /// Moves an event from one outcome to another: a dead letter that was delivered after all, or
-    /// given up. `false` if none ended in `from`.
-    fn turn(&mut self, from: Outcome, to: Outcome) -> bool {
-        match self.counts.get_mut(from as usize) {
-            Some(count) if *count > 0 => *count -= 1,
-            _ => return false,
-        }
-        self.add(to, 1);
-        true
-    }
 }
 
 /// A cursor as blocks and summaries of format 1 hold it.
@@ -139,11 +128,6 @@ impl Settled {
         }
         self.account(stream).add(outcome, 1);
         true
-    }
-
-    /// Gives a settled event another outcome. `false` if no event of the stream ended in `from`.
-    pub fn turn(&mut self, stream: u32, from: Outcome, to: Outcome) -> bool {
-        self.account(stream).turn(from, to)
     }
 
     /// Marks a range as settled without an account: offsets that hold no event.
@@ -272,15 +256,6 @@ mod tests {
         assert_eq!(settled.account(1).count(Outcome::SetAside), 4);
         assert_eq!(settled.account(2).count(Outcome::SetAside), 2);
         assert_eq!((settled.account(2).settled(), settled.account(0).settled()), (4, 0));
-    }
-
-    #[test]
-    fn a_dead_letter_may_be_delivered_after_all_and_only_once() {
-        let mut settled = Settled::new("central", 1);
-        settled.settle(1, 1, Outcome::Dead);
-        assert!(settled.turn(1, Outcome::Dead, Outcome::Delivered));
-        assert!(!settled.turn(1, Outcome::Dead, Outcome::Delivered));
-        assert_eq!((settled.total(Outcome::Delivered), settled.total(Outcome::Dead)), (1, 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod broker;
+pub mod centre;
 pub mod client;
 pub mod devices;
 pub mod fault_disk;

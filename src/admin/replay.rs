@@ -1,0 +1,96 @@
+//! Replays over the socket.
+
+use super::{App, failed, off_thread};
+use crate::forward::again::{Filter, Replay, ReplayState};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+/// A replay that somebody asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// Who is to get the events.
+    pub destination: String,
+    /// Which events.
+    pub filter: Filter,
+    /// Events a second at most.
+    pub rate: Option<u64>,
+    /// Only count them.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+fn refuse(code: StatusCode, text: String) -> Response {
+    (code, text).into_response()
+}
+
+pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Result<Json<Replay>, Response> {
+    let known: Vec<_> = app.handles.links.iter().map(|link| link.destination.clone()).collect();
+    if !known.contains(&wish.destination) {
+        let mut names = known;
+        names.dedup();
+        let text = format!("there is no destination \"{}\"; there are {}", wish.destination, names.join(", "));
+        return Err(refuse(StatusCode::BAD_REQUEST, text));
+    }
+    let published = app.handles.journal.publications();
+    for pattern in wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*')) {
+        let is_known = |name: &str| published.iter().any(|one| one.publication.stream == name || one.renderer.stream_id() == name);
+        if !is_known(pattern) {
+            let mut names: Vec<_> = published.iter().map(|one| one.publication.stream_id()).collect();
+            names.sort();
+            names.dedup();
+            let text = format!("there is no stream \"{pattern}\"; there are {}", names.join(", "));
+            return Err(refuse(StatusCode::BAD_REQUEST, text));
+        }
+    }
+    if let (Some(since), Some(until)) = (wish.filter.since, wish.filter.until)
+        && since >= until
+    {
+        return Err(refuse(StatusCode::BAD_REQUEST, format!("nothing lies between {since} and {until}")));
+    }
+    let begun = off_thread(move || {
+        let handles = &app.handles;
+        let Wish { destination, filter, rate, dry_run } = wish;
+        let replay = handles.replays.begin(&handles.journal, &destination, filter, rate, dry_run)?;
+        if !dry_run {
+            handles.journal.audit("replay", &replay)?;
+        }
+        Ok(replay)
+    });
+    begun.await.map_err(IntoResponse::into_response)?.map(Json).map_err(failed)
+}
+
+pub(super) async fn list(State(app): State<App>) -> Json<Vec<Replay>> {
+    Json(app.handles.replays.list())
+}
+
+pub(super) async fn show(State(app): State<App>, Path(id): Path<u64>) -> Result<Json<Replay>, Response> {
+    let found = app.handles.replays.find(id);
+    found.map(Json).ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("there is no replay {id}")))
+}
+
+pub(super) async fn set_state(
+    State(app): State<App>,
+    Path((id, word)): Path<(u64, String)>,
+) -> Result<Json<Replay>, Response> {
+    let state = match word.as_str() {
+        "pause" => ReplayState::Paused,
+        "resume" => ReplayState::Running,
+        "cancel" => ReplayState::Cancelled,
+        _ => return Err(refuse(StatusCode::NOT_FOUND, format!("\"{word}\" cannot be done; pause, resume and cancel can"))),
+    };
+    let set = off_thread(move || {
+        let set = app.handles.replays.set_state(id, state)?;
+        if let Some(replay) = &set {
+            app.handles.journal.audit(&format!("replay {word}"), replay)?;
+        }
+        Ok(set)
+    });
+    match set.await.map_err(IntoResponse::into_response)?.map_err(failed)? {
+        Some(replay) => Ok(Json(replay)),
+        None => Err(refuse(StatusCode::NOT_FOUND, format!("there is no replay {id} that goes on; see `forebay replay list`"))),
+    }
+}

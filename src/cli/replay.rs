@@ -1,0 +1,130 @@
+//! `forebay replay`: settled events, once more.
+
+use super::dead::moment;
+use super::{At, ask, ask_with, post, print, show};
+use crate::admin::replay::Wish;
+use crate::event::Timestamp;
+use crate::forward::again::{Filter, Replay, ReplayState};
+use crate::setting::grouped;
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct ReplayCommand {
+    #[command(subcommand)]
+    word: Option<Word>,
+    #[command(flatten)]
+    wish: WishOf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Word {
+    /// Replays, and how they stand
+    List(At),
+    /// Let a replay wait
+    Pause(Of),
+    /// Let a replay go on
+    Resume(Of),
+    /// End a replay
+    Cancel(Of),
+}
+
+#[derive(Debug, Args)]
+struct Of {
+    /// Number of the replay
+    id: u64,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(Debug, Args)]
+struct WishOf {
+    /// The destination that gets the events
+    #[arg(long)]
+    to: Option<String>,
+    /// Events recorded since then: a time such as 2026-11-23T08:00:00Z, or how long ago, such as 2h
+    #[arg(long, value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Events recorded before then
+    #[arg(long, value_parser = moment)]
+    until: Option<Timestamp>,
+    /// Only this stream; `*` at the end stands for any rest. May be given several times
+    #[arg(long)]
+    stream: Vec<String>,
+    /// Only this key
+    #[arg(long)]
+    key: Option<String>,
+    /// Events a second at most
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
+    /// Only count what would be sent
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not wait until it is done
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    at: At,
+}
+
+pub(super) fn run(command: ReplayCommand) -> anyhow::Result<ExitCode> {
+    match command.word {
+        Some(Word::List(at)) => {
+            let replays: Vec<Replay> = ask(&at, "/replay")?;
+            print(&at, &replays, |replays, is_coloured| show::replays(replays, is_coloured))
+        }
+        Some(Word::Pause(of)) => change(&of, "pause"),
+        Some(Word::Resume(of)) => change(&of, "resume"),
+        Some(Word::Cancel(of)) => change(&of, "cancel"),
+        None => begin(command.wish),
+    }
+}
+
+fn change(of: &Of, word: &str) -> anyhow::Result<ExitCode> {
+    let replay: Replay = post(&of.at, &format!("/replay/{}/{word}", of.id))?;
+    print(&of.at, &replay, |replay, is_coloured| show::replays(std::slice::from_ref(replay), is_coloured))
+}
+
+fn begin(wish: WishOf) -> anyhow::Result<ExitCode> {
+    let WishOf { to, since, until, stream, key, rate, dry_run, detach, at } = wish;
+    let destination = to.context("to whom? give --to and the name of a destination")?;
+    let filter = Filter { since, until, streams: stream, key };
+    let replay: Replay = ask_with(&at, "/replay", &Wish { destination, filter, rate, dry_run })?;
+    if dry_run {
+        return print(&at, &replay, |replay, _| {
+            format!("{} events would be sent to {}", grouped(replay.events), replay.destination)
+        });
+    }
+    if !detach && !at.json && std::io::stdout().is_terminal() {
+        return watch(&at, replay);
+    }
+    print(&at, &replay, |replay, _| {
+        format!("replay {} of {} events to {} has begun; `forebay replay list` shows how far it is", replay.id, grouped(replay.events), replay.destination)
+    })
+}
+
+/// Shows how far a replay is until it is over. Whoever interrupts this leaves the replay as it is.
+fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
+    const WIDTH: usize = 30;
+    println!("replay {}; Ctrl-C leaves it to itself, `forebay replay pause {}` lets it wait", replay.id, replay.id);
+    loop {
+        let done = replay.sent + replay.failed;
+        let share = if replay.events == 0 { 1.0 } else { (done as f64 / replay.events as f64).min(1.0) };
+        let full = (share * WIDTH as f64) as usize;
+        let bar = format!("{}{}", "█".repeat(full), "░".repeat(WIDTH - full));
+        let state = if replay.state == ReplayState::Running { "" } else { " " };
+        let word = if state.is_empty() { "" } else { show::replay_state(replay.state) };
+        print!("\r\x1b[2K{bar} {:>3.0} %  {} of {}{state}{word}", share * 100.0, grouped(done), grouped(replay.events));
+        std::io::stdout().flush()?;
+        if matches!(replay.state, ReplayState::Done | ReplayState::Cancelled) {
+            println!();
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        replay = ask(at, &format!("/replay/{}", replay.id))?;
+    }
+}

@@ -1,0 +1,117 @@
+//! Replay: settled events once more, marked, behind what is live, through restarts.
+
+use crate::common::centre::Centre;
+use crate::common::client::{Client, Hello};
+use crate::common::gateway::{Gateway, sum};
+use crate::lanes::{contract, ledger, prepare, publish};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn run(gateway: &Gateway, arguments: &[&str]) -> (bool, String) {
+    let output = gateway.command(&[&["replay"], arguments, &["CONFIG"]].concat());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text)
+}
+
+fn replayed(centre: &Centre) -> Vec<u64> {
+    let marked = centre.arrived().into_iter().filter(|arrival| arrival.is_marked("replay"));
+    marked.flat_map(|arrival| arrival.events).map(|event| event["data"]["seq"].as_u64().expect("a number")).collect()
+}
+
+fn state(gateway: &Gateway, id: usize) -> serde_json::Value {
+    let (_, text) = run(gateway, &["list", "--json"]);
+    serde_json::from_str::<serde_json::Value>(&text).expect("JSON")[id - 1].clone()
+}
+
+#[test]
+fn settled_events_are_sent_once_more_and_marked() {
+    let centre = Centre::start();
+    let contracts = [("trace", contract("trace", "bulk", "")), ("count", contract("count", "standard", ""))];
+    let mut gateway = prepare("replay", &centre.destination("central"), &contracts);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    publish(&mut client, "trace", 1..101, 10);
+    publish(&mut client, "count", 101..151, 10);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let first = centre.events();
+    let (is_good, text) = run(&gateway, &["--since", "1h", "--stream", "machine.trace", "--to", "central", "--dry-run"]);
+    assert!(is_good && text.contains("100 events would be sent to central"), "{text}");
+    let (_, text) = run(&gateway, &["--since", "1h", "--key", "m02", "--to", "central", "--dry-run"]);
+    assert!(text.contains("0 events"), "{text}");
+    assert!(replayed(&centre).is_empty());
+    let (is_good, text) = run(&gateway, &["--since", "1h", "--stream", "machine.*", "--to", "central"]);
+    assert!(is_good && text.contains("150 events"), "{text}");
+    gateway.await_status("it is done", PATIENCE, |_| state(&gateway, 1)["state"] == "done");
+    let mut found = replayed(&centre);
+    found.sort_unstable();
+    assert_eq!(found, (1..151).collect::<Vec<_>>());
+    assert_eq!(state(&gateway, 1)["sent"], 150);
+    for event in centre.events().iter().skip(150) {
+        assert!(first.contains(event), "the same bytes: {event:#}");
+    }
+    assert_eq!(ledger(&gateway, "delivered"), 150, "a replay is in no account");
+}
+
+#[test]
+fn a_replay_is_paused_goes_on_after_a_kill_and_is_cancelled() {
+    let centre = Centre::start();
+    let mut gateway = prepare("pause", &centre.destination("central"), &[("trace", contract("trace", "bulk", ""))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    publish(&mut client, "trace", 1..401, 10);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (is_good, text) = run(&gateway, &["--to", "central", "--rate", "50"]);
+    assert!(is_good, "{text}");
+    centre.await_that("it goes on", PATIENCE, |centre| replayed(centre).len() > 20);
+    let (is_good, text) = run(&gateway, &["pause", "1"]);
+    assert!(is_good && text.contains("paused"), "{text}");
+    std::thread::sleep(Duration::from_millis(500));
+    let count = replayed(&centre).len();
+    gateway.kill();
+    gateway.run();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(replayed(&centre).len(), count, "what is paused stays so");
+    // What is live passes it.
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    let (is_good, text) = run(&gateway, &["resume", "1"]);
+    assert!(is_good, "{text}");
+    publish(&mut client, "trace", 401..411, 10);
+    centre.await_that("the live ones are there", PATIENCE, |centre| {
+        let arrived = centre.arrived();
+        arrived.iter().any(|arrival| !arrival.is_marked("replay") && arrival.events[0]["data"]["seq"] == 410)
+    });
+    assert_eq!(state(&gateway, 1)["state"], "running");
+    gateway.kill();
+    gateway.run();
+    centre.await_that("it goes on after a kill", PATIENCE, |centre| replayed(centre).len() > count + 60);
+    let (is_good, text) = run(&gateway, &["cancel", "1"]);
+    assert!(is_good && text.contains("cancelled"), "{text}");
+    let (is_good, text) = run(&gateway, &["resume", "1"]);
+    assert!(!is_good && text.contains("no replay 1 that goes on"), "{text}");
+    let found = replayed(&centre);
+    let mut once = found.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once, (1..=once.len() as u64).collect::<Vec<_>>(), "none is left out in between");
+}
+
+#[test]
+fn a_wrong_replay_says_what_is_possible() {
+    let centre = Centre::start();
+    let gateway = Gateway::start("wrong", &centre.destination("central"));
+    for (arguments, words) in [
+        (&["--since", "1h"][..], &["--to"][..]),
+        (&["--to", "nobody"], &["\"nobody\"", "central"]),
+        (&["--to", "central", "--stream", "machine.stat"], &["\"machine.stat\"", "machine.state.v1"]),
+        (&["--to", "central", "--since", "yesterday"], &["yesterday", "2h"]),
+        (&["--to", "central", "--since", "1h", "--until", "2h"], &["nothing lies between"]),
+        (&["pause", "7"], &["no replay 7"]),
+    ] {
+        let (is_good, text) = run(&gateway, arguments);
+        assert!(!is_good, "{arguments:?}: {text}");
+        for word in words {
+            assert!(text.contains(word), "\"{word}\" is missing in: {text}");
+        }
+    }
+}
