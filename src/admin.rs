@@ -9,12 +9,12 @@ use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
-use crate::ledger::{self, Balance};
-use crate::ingest::Ingest;
 use crate::forward::again::Replays;
+use crate::ingest::Ingest;
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates};
 use crate::journal::{AuditEntry, Follower, Found, Journal, JournalError, Lane, LaneStatus};
+use crate::ledger::{self, Balance};
 use crate::setting::{check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
@@ -264,7 +264,8 @@ impl Handles {
         for balance in ledger::balances(&self.journal, &self.fates).iter().filter(|balance| balance.difference != 0) {
             let row = balance.rows.first();
             let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-            problems.push(format!("ledger of lane {lane} for {to}: it does not balance, by {} events", balance.difference));
+            problems
+                .push(format!("ledger of lane {lane} for {to}: it does not balance, by {} events", balance.difference));
         }
         let set_aside: Vec<_> = self.journal.set_aside().iter().map(|file| file.display().to_string()).collect();
         problems.extend(set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
@@ -315,7 +316,12 @@ impl Handles {
         let is_configured = |name: &str| self.links.iter().any(|link| link.destination == name);
         let names = self.journal.destinations().into_iter().filter(|name| !is_configured(name));
         let note = |name: String| {
-            let owed: u64 = lanes.iter().flat_map(|lane| &lane.destinations).filter(|to| to.destination == name).map(|to| to.queued).sum();
+            let owed: u64 = lanes
+                .iter()
+                .flat_map(|lane| &lane.destinations)
+                .filter(|to| to.destination == name)
+                .map(|to| to.queued)
+                .sum();
             format!(
                 "destination {name} is not in the configuration, and is owed {} events, which stay on the disk; `forebay destination drop {name}` gives them up",
                 grouped(owed)
@@ -391,7 +397,7 @@ mod shown_times {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
     use serde_json::{Map, Value};
 
-    const TIMES: [&str; 3] = ["time", "first_attempt", "last_attempt"];
+    const TIMES: [&str; 4] = ["time", "first_attempt", "last_attempt", "taken"];
 
     pub(super) fn serialize<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serde_json::to_value(letter).map_err(ser::Error::custom)?;
@@ -560,12 +566,11 @@ async fn dead_list(State(app): State<App>, Query(range): Query<Range>) -> Result
 }
 
 async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Response {
-    let found =
-        off_thread(move || {
-            let found = app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id);
-            found.map(|letter| dead::with_fate(letter, &app))
-        })
-        .await;
+    let found = off_thread(move || {
+        let found = app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id);
+        found.map(|letter| dead::with_fate(letter, &app))
+    })
+    .await;
     match found {
         Ok(Some(letter)) => Json(letter).into_response(),
         Ok(None) => {

@@ -238,7 +238,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Destination(DestinationCommand::Drop { name, at }) => {
             let socket = socket_path(&at)?;
-            let bytes = runtime()?.block_on(socket::call(&socket, hyper::Method::DELETE, &format!("/destination/{}", segment(&name)), Vec::new()))?;
+            let bytes = runtime()?.block_on(socket::call(
+                &socket,
+                hyper::Method::DELETE,
+                &format!("/destination/{}", segment(&name)),
+                Vec::new(),
+            ))?;
             let count: u64 = serde_json::from_slice(&bytes)?;
             print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
                 format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))

@@ -378,7 +378,8 @@ impl Forwarder {
 
     /// Says how far this lane is behind.
     fn note_behind(&self) {
-        let behind = (self.front.end().saturating_sub(self.front.next)) + (self.behind.until.saturating_sub(self.behind.next));
+        let behind =
+            (self.front.end().saturating_sub(self.front.next)) + (self.behind.until.saturating_sub(self.behind.next));
         self.pressure.note(&self.lane.name, behind + self.flight.count() as u64);
     }
 
@@ -460,8 +461,10 @@ impl Forwarder {
             }
             let has_room = may_send_in.is_zero() && self.flight.has_room(window) && output.waiting() < OUTPUT_BYTES;
             let has_front = self.front.block.is_some();
-            let (wants_front, wants_behind) =
-                (has_room && !has_front, has_room && !has_front && self.behind.block.is_none() && !self.behind.is_over());
+            let (wants_front, wants_behind) = (
+                has_room && !has_front,
+                has_room && !has_front && self.behind.block.is_none() && !self.behind.is_over(),
+            );
             let Self { front, behind, .. } = self;
             // Every arm is safe to drop half-way.
             let found = tokio::select! {
@@ -593,7 +596,9 @@ impl Forwarder {
             let went_on = match (is_live, has_room_behind) {
                 _ if pass.allowed == 0 => false,
                 (true, _) => self.push_next(Which::Front, session, output, now, &mut pass),
-                (false, true) if self.behind.block.is_some() => self.push_next(Which::Behind, session, output, now, &mut pass),
+                (false, true) if self.behind.block.is_some() => {
+                    self.push_next(Which::Behind, session, output, now, &mut pass)
+                }
                 _ => false,
             };
             if !went_on {
@@ -616,7 +621,14 @@ impl Forwarder {
     }
 
     /// Takes the next event of a reading; `false` if there is none at hand.
-    fn push_next(&mut self, which: Which, session: &Session, output: &mut Output, now: Instant, pass: &mut Pass) -> bool {
+    fn push_next(
+        &mut self,
+        which: Which,
+        session: &Session,
+        output: &mut Output,
+        now: Instant,
+        pass: &mut Pass,
+    ) -> bool {
         let Self { lane, config, skip, sending, rendering, flight, gatherings, front, behind, .. } = self;
         let reading = match which {
             Which::Front => front,
@@ -684,7 +696,14 @@ impl Forwarder {
     }
 
     /// Sends a batch.
-    fn push_batch(&mut self, mut gathering: Gathering, session: &Session, output: &mut Output, now: Instant, pass: &mut Pass) {
+    fn push_batch(
+        &mut self,
+        mut gathering: Gathering,
+        session: &Session,
+        output: &mut Output,
+        now: Instant,
+        pass: &mut Pass,
+    ) {
         let Some(batch) = &self.sending.batch else { return };
         let (payload, content_type) = gathering.finish(batch.compression, session.protocol());
         let out = &mut self.rendering;

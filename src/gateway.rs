@@ -16,10 +16,10 @@ use crate::ledger::Ledger;
 use crate::local::Local;
 use crate::shutdown::{self, Trigger};
 use crate::sources;
-use crate::survival::Survival;
 use crate::sources::broker;
 use crate::sources::http::Server;
 use crate::sources::mqtt::{Devices, Listener, Parts, Registry};
+use crate::survival::Survival;
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -92,7 +92,8 @@ impl Gateway {
 
         let (fates, replays) = {
             let journal = Arc::clone(&journal);
-            tokio::task::spawn_blocking(move || anyhow::Ok((Fates::open(&journal)?, Replays::open(&journal)?))).await??
+            tokio::task::spawn_blocking(move || anyhow::Ok((Fates::open(&journal)?, Replays::open(&journal)?)))
+                .await??
         };
         let (fates, replays) = (Arc::new(fates), Arc::new(replays));
         journal.tell_resolved({
@@ -115,8 +116,8 @@ impl Gateway {
                     pressure: Arc::clone(&pressure),
                     client: format!("{client}-{}", lane.name),
                 };
-                let forwarder = Forwarder::new(place, lane, journal.dead(), Arc::clone(&stats))
-                    .map_err(anyhow::Error::msg)?;
+                let forwarder =
+                    Forwarder::new(place, lane, journal.dead(), Arc::clone(&stats)).map_err(anyhow::Error::msg)?;
                 outward.tasks.push(tokio::spawn(forwarder.run(outward.trigger.subscribe())));
                 links.push(LinkHandle { lane: Arc::clone(lane), destination: destination.name.clone(), stats });
             }
@@ -131,7 +132,13 @@ impl Gateway {
             let again = again.map_err(anyhow::Error::msg)?;
             outward.tasks.push(tokio::spawn(again.run(outward.trigger.subscribe())));
             let report = report(&journal);
-            let task = status::run(destination, format!("{client}-status"), config.surroundings.clone(), report, outward.trigger.subscribe());
+            let task = status::run(
+                destination,
+                format!("{client}-status"),
+                config.surroundings.clone(),
+                report,
+                outward.trigger.subscribe(),
+            );
             outward.tasks.push(tokio::spawn(task));
         }
 

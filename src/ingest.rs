@@ -291,9 +291,13 @@ impl Ingest {
 
     /// What stands against taking a payload in again on a route; `None` if nothing does.
     pub fn objection(&self, route: &Route, payload: &[u8]) -> Option<String> {
-        let Some(target) = &route.target else { return Some(format!("topic: no contract matches \"{}\"", route.topic)) };
+        let Some(target) = &route.target else {
+            return Some(format!("topic: no contract matches \"{}\"", route.topic));
+        };
         if target.contract.decode.is_some() {
-            return Some("its contract decodes Sparkplug B, whose nodes have moved on since; ask the node for a rebirth".into());
+            return Some(
+                "its contract decodes Sparkplug B, whose nodes have moved on since; ask the node for a rebirth".into(),
+            );
         }
         target.contract.read(&target.captures, payload, &self.mask_key).err().map(|violation| violation.reason)
     }
@@ -379,7 +383,7 @@ impl Ingest {
             destination: Cow::Borrowed(""),
             client: Cow::Borrowed(&route.client),
             user: Cow::Borrowed(&route.user),
-            recorded: None,
+            taken: None,
             is_opaque: false,
             payload: Cow::Borrowed(payload),
         };

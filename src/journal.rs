@@ -264,6 +264,8 @@ struct Core {
     catalog: RwLock<Catalog>,
     opened: Mutex<Vec<Arc<Segment>>>,
     aside: Mutex<Vec<PathBuf>>,
+    /// Held while something is given up: its note and its accounts belong together.
+    giving_up: Mutex<()>,
     /// Rung when a loss waits for its announcement.
     losses: loss::Announce,
     /// Whether a dead letter needs nobody any more.

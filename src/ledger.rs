@@ -93,8 +93,11 @@ fn balance(lane: &crate::journal::Lane, destination: &str, fates: &Fates) -> Bal
         let settled = account.settled();
         open += owed as i64 - settled as i64;
         let count = |outcome| account.count(outcome);
-        // What became of dead letters afterwards is noted with their fates.
-        let resolved = fates.resolved(destination, &stream);
+        // What became of dead letters afterwards is noted with their fates. After a crash an event may have been
+        // delivered by the lane as well: it is no dead letter then, and counts once.
+        let mut resolved = fates.resolved(destination, &stream);
+        resolved.delivered = resolved.delivered.min(count(Outcome::Dead));
+        resolved.discarded = resolved.discarded.min(count(Outcome::Dead) - resolved.delivered);
         balance.rows.push(Row {
             lane: lane.name.clone(),
             destination: destination.to_owned(),
@@ -228,7 +231,8 @@ impl Ledger {
 
     /// Publishes what entered each stream since the last time, and how its accounts stand.
     async fn report(&mut self, from: HashMap<String, u64>) {
-        let rows: Vec<Row> = balances(&self.journal, &self.fates).into_iter().flat_map(|balance| balance.rows).collect();
+        let rows: Vec<Row> =
+            balances(&self.journal, &self.fates).into_iter().flat_map(|balance| balance.rows).collect();
         for (stream, period) in std::mem::take(&mut self.periods) {
             let digest: String = period.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
             let accounts: Vec<&Row> = rows.iter().filter(|row| row.stream == stream).collect();
@@ -249,7 +253,8 @@ impl Ledger {
             }
         }
         let notes = self.notes.clone();
-        let written = tokio::task::spawn_blocking(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
+        let written =
+            tokio::task::spawn_blocking(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
         if let Ok(Err(error)) = written.await {
             tracing::warn!(%error, "how far the ledger is published cannot be noted; a restart repeats reports");
         }
@@ -264,7 +269,7 @@ impl Ledger {
             Err(_) => return,
         };
         for loss in waiting {
-            if self.journal.is_lost(&loss) && self.tell(&loss).await.is_err() {
+            if self.tell(&loss).await.is_err() {
                 return;
             }
             let journal = Arc::clone(&self.journal);
@@ -306,7 +311,7 @@ async fn expire(journal: &Arc<Journal>, now: Timestamp) {
     for lane in journal.lanes() {
         let ours = Arc::clone(lane);
         match tokio::task::spawn_blocking(move || ours.expire(now)).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(lane = %lane.name, %error, "ages cannot be looked at; nothing expires"),
             Err(_) => return,
         }

@@ -148,14 +148,20 @@ fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed
         .destinations
         .iter()
         .map(|to| {
-            let count = |sample: &Sample| sample.settled.iter().find(|(name, _)| *name == to.destination).map_or(0, |(_, count)| *count);
+            let count = |sample: &Sample| {
+                sample.settled.iter().find(|(name, _)| *name == to.destination).map_or(0, |(_, count)| *count)
+            };
             let rate = per_second(count(after).saturating_sub(count(before)));
             Drain {
                 destination: to.destination.clone(),
                 queued: to.queued,
                 queued_bytes: (to.queued as f64 * bytes_each) as u64,
                 events_per_second: rate,
-                drained_in_seconds: if to.queued == 0 { Some(0) } else { seconds(to.queued as f64, rate - events_per_second) },
+                drained_in_seconds: if to.queued == 0 {
+                    Some(0)
+                } else {
+                    seconds(to.queued as f64, rate - events_per_second)
+                },
             }
         })
         .collect();

@@ -19,6 +19,7 @@ mod link;
 mod listener;
 mod nothing_lost;
 mod operator;
+mod outage;
 mod power_cut;
 mod power_cut_real;
 mod refusals;

@@ -37,7 +37,12 @@ fn what_central_refused_is_sent_again_with_the_same_id_and_sequence() {
     let mut gateway = Gateway::start("again", &centre.destination("central"));
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     for number in 1..=40u16 {
-        client.publish(true, number, "plant/line1/m01/state", crate::common::gateway::payload(1, number.into()).as_bytes());
+        client.publish(
+            true,
+            number,
+            "plant/line1/m01/state",
+            crate::common::gateway::payload(1, number.into()).as_bytes(),
+        );
     }
     gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
     assert_eq!((ledger(&gateway, "delivered"), ledger(&gateway, "dead")), (36, 4));
@@ -84,7 +89,10 @@ fn what_broke_its_contract_is_taken_in_once_it_fits() {
     client.publish(true, 3, "nowhere/at/all", b"{}");
     assert_eq!(letters(&gateway).len(), 3);
     let (is_good, text) = run(&gateway, &["dead", "requeue", "1", "3"]);
-    assert!(!is_good && text.contains("0 of 2") && text.contains("letter 1: it still breaks its contract: /state"), "{text}");
+    assert!(
+        !is_good && text.contains("0 of 2") && text.contains("letter 1: it still breaks its contract: /state"),
+        "{text}"
+    );
     assert!(text.contains("letter 3: it still breaks its contract: topic: no contract matches"), "{text}");
 
     // The contract learns a word.
@@ -128,7 +136,11 @@ fn what_broke_its_contract_is_taken_in_once_it_fits() {
 #[test]
 fn an_edited_event_of_central_is_another_event_that_names_the_first() {
     let centre = Centre::answering(|arrival| {
-        if arrival.events[0]["data"]["state"] == "fault" { PubAckReason::PayloadFormatInvalid } else { PubAckReason::Success }
+        if arrival.events[0]["data"]["state"] == "fault" {
+            PubAckReason::PayloadFormatInvalid
+        } else {
+            PubAckReason::Success
+        }
     });
     let gateway = Gateway::start("edit", &centre.destination("central"));
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
@@ -138,7 +150,9 @@ fn an_edited_event_of_central_is_another_event_that_names_the_first() {
     assert!(!is_good && text.contains("/state"), "{text}");
     let (is_good, text) = run(&gateway, &["dead", "edit", "1", "--set", "/state=idle"]);
     assert!(is_good, "{text}");
-    centre.await_that("it arrives", PATIENCE, |centre| centre.events().iter().any(|event| event["data"]["state"] == "idle"));
+    centre.await_that("it arrives", PATIENCE, |centre| {
+        centre.events().iter().any(|event| event["data"]["state"] == "idle")
+    });
     let events = centre.events();
     let event = events.iter().find(|event| event["data"]["state"] == "idle").expect("the edited one");
     assert_eq!(event["originalid"], "a1");

@@ -109,7 +109,9 @@ fn blocks_of_format_2_are_read_for_ever() {
         append_record(&mut records, &text_record());
         Block::new(Header { first: 42, count: 1, settled: vec![settled()], ..Header::default() }, &records)
     };
-    for (name, block) in [("block-plain.v2", block()), ("block-zstd.v2", large_block()), ("block-cursor.v2", with_cursor)] {
+    for (name, block) in
+        [("block-plain.v2", block()), ("block-zstd.v2", large_block()), ("block-cursor.v2", with_cursor)]
+    {
         let stored = read_or_write(name, block.encode(&mut Compressor::default()));
         let read = Block::decode(&stored).expect("reads");
         assert_eq!(read.header, block.header);

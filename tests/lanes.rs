@@ -122,7 +122,11 @@ fn a_full_bulk_lane_gives_up_the_oldest_counts_them_and_says_so() {
             lost.extend(stream["first"].as_u64().expect("first")..=stream["last"].as_u64().expect("last"));
         }
     }
-    let arrived: Vec<u64> = centre.events().iter().map(|event| event["sequence"].as_str().expect("text").parse().expect("a number")).collect();
+    let arrived: Vec<u64> = centre
+        .events()
+        .iter()
+        .map(|event| event["sequence"].as_str().expect("text").parse().expect("a number"))
+        .collect();
     lost.retain(|sequence| !arrived.contains(sequence));
     assert_eq!(lost.len() as u64, shed, "what is missing is what was announced");
     let mut all: Vec<u64> = lost.iter().chain(&arrived).copied().collect();
@@ -152,7 +156,8 @@ fn a_full_bulk_lane_takes_no_byte_and_no_acknowledgement_from_critical() {
             for number in 1..600u64 {
                 let payload = event(number, &noise(number, 40_000));
                 let id = (number % 65_535 + 1) as u16;
-                let bytes = crate::common::client::publish(true, 1, id, "plant/line1/m01/trace", &[], payload.as_bytes());
+                let bytes =
+                    crate::common::client::publish(true, 1, id, "plant/line1/m01/trace", &[], payload.as_bytes());
                 if stream.write_all(&bytes).is_err() {
                     return;
                 }
@@ -165,7 +170,12 @@ fn a_full_bulk_lane_takes_no_byte_and_no_acknowledgement_from_critical() {
     let (mut client, _) = Client::connect(gateway.address, &Hello { client: "calm", ..Hello::default() });
     let start = Instant::now();
     for number in 1..200u16 {
-        client.publish(true, number, "plant/line1/m02/state", crate::common::gateway::payload(2, number.into()).as_bytes());
+        client.publish(
+            true,
+            number,
+            "plant/line1/m02/state",
+            crate::common::gateway::payload(2, number.into()).as_bytes(),
+        );
     }
     assert!(start.elapsed() < Duration::from_secs(5), "200 acknowledgements took {:?}", start.elapsed());
     assert_eq!(ledger(&gateway, "shed"), 0, "nothing is given up");
@@ -191,10 +201,13 @@ fn what_is_too_old_for_its_contract_expires_is_counted_and_announced() {
     publish(&mut client, "count", 31..36, 10);
     let centre = Centre::at(&address.to_string(), |_| PubAckReason::Success);
     gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
-    centre.await_that("the loss is announced", PATIENCE, |centre| !centre.own("loss").is_empty());
+    let told = |centre: &Centre| -> u64 {
+        centre.own("loss").iter().map(|event| event["data"]["count"].as_u64().expect("a count")).sum()
+    };
+    centre.await_that("the loss is announced", PATIENCE, |centre| told(centre) == 20);
     assert_eq!(numbers(&centre), (21..36).collect::<Vec<_>>(), "what may wait, and what is young");
     let loss = &centre.own("loss")[0]["data"];
-    assert_eq!((loss["cause"].as_str(), loss["count"].as_u64()), (Some("expired"), Some(20)), "{loss:#}");
+    assert_eq!(loss["cause"], "expired", "{loss:#}");
     assert_eq!(loss["streams"][0]["stream"], "machine.count.v1");
     assert_eq!((ledger(&gateway, "expired"), ledger(&gateway, "delivered")), (20, 15));
 }
@@ -232,11 +245,15 @@ fn live_first_sends_what_comes_now_and_marks_the_backlog() {
 
 #[test]
 fn live_first_is_refused_where_a_contract_keeps_an_order() {
-    let gateway = prepare("order", "[lane.bulk]\ncatch_up = \"live-first\"\n", &[("trace", contract("trace", "bulk", ""))]);
+    let gateway =
+        prepare("order", "[lane.bulk]\ncatch_up = \"live-first\"\n", &[("trace", contract("trace", "bulk", ""))]);
     let output = gateway.command(&["check", "CONFIG"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("lane.bulk.catch_up") && text.contains("machine.trace") && text.contains("order = \"none\""), "{text}");
+    assert!(
+        text.contains("lane.bulk.catch_up") && text.contains("machine.trace") && text.contains("order = \"none\""),
+        "{text}"
+    );
 }
 
 #[test]
@@ -266,7 +283,9 @@ fn batches_hold_what_each_event_is_alone() {
         assert_eq!(arrival.topic, format!("test/plant/machine.{kind}/v1"), "without the key");
     }
     assert!(centre.arrived().len() < 100, "{} publishes for 330 events", centre.arrived().len());
-    let of = |remainder: bool| numbers(&centre).into_iter().filter(|number| (number % 3 == 0) == remainder).collect::<Vec<_>>();
+    let of = |remainder: bool| {
+        numbers(&centre).into_iter().filter(|number| (number % 3 == 0) == remainder).collect::<Vec<_>>()
+    };
     assert_eq!(of(true), (1..=330).filter(|number| number % 3 == 0).collect::<Vec<_>>(), "in order");
     assert_eq!(of(false), (1..=330).filter(|number| number % 3 != 0).collect::<Vec<_>>(), "in order");
     let one = &centre.events()[0];
@@ -302,12 +321,14 @@ fn a_dead_destination_holds_back_only_what_it_may() {
         alive.destination("alive"),
         free_address()
     );
-    let mut gateway = prepare("hold", &rest, &[("trace", contract("trace", "bulk", "retention = { settled = \"0s\" }"))]);
+    let mut gateway =
+        prepare("hold", &rest, &[("trace", contract("trace", "bulk", "retention = { settled = \"0s\" }"))]);
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     publish(&mut client, "trace", 1..701, 40_000);
     gateway.await_status("the dead one gives up, and its events leave the disk", PATIENCE, |status| {
-        let bulk = status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "bulk").expect("the lane");
+        let bulk =
+            status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "bulk").expect("the lane");
         bulk["bytes"].as_u64().is_some_and(|bytes| bytes < 16 << 20)
     });
     alive.await_that("the other one has everything", PATIENCE, |centre| centre.events().len() >= 700);
@@ -316,7 +337,8 @@ fn a_dead_destination_holds_back_only_what_it_may() {
     assert!(losses.iter().all(|event| event["data"]["destination"] == "dead"), "{losses:#?}");
     let status = gateway.status();
     let to = |name: &str| {
-        let bulk = status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "bulk").expect("the lane");
+        let bulk =
+            status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "bulk").expect("the lane");
         bulk["destinations"].as_array().into_iter().flatten().find(|to| to["destination"] == name).cloned().expect("it")
     };
     assert_eq!((to("alive")["delivered"].as_u64(), to("alive")["shed"].as_u64()), (Some(700), Some(0)));
@@ -332,9 +354,16 @@ fn a_destination_that_is_gone_is_dropped_by_a_person_alone() {
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     for number in 1..=10u16 {
-        client.publish(true, number, "plant/line1/m01/state", crate::common::gateway::payload(1, number.into()).as_bytes());
+        client.publish(
+            true,
+            number,
+            "plant/line1/m01/state",
+            crate::common::gateway::payload(1, number.into()).as_bytes(),
+        );
     }
-    let said = |output: std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said = |output: std::process::Output| {
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
     let text = said(gateway.command(&["destination", "drop", "gone", "CONFIG"]));
     assert!(text.contains("is in the configuration"), "{text}");
     gateway.stop();
@@ -360,12 +389,18 @@ fn a_destination_that_is_gone_is_dropped_by_a_person_alone() {
 fn a_destination_goes_to_its_next_broker_and_back_and_loses_nothing() {
     let first = free_address();
     let second = Centre::start();
-    let rest = format!("\n[[destination]]\nname = \"central\"\nurl = [\"mqtt://{first}\", \"mqtt://{}\"]\n", second.address);
+    let rest =
+        format!("\n[[destination]]\nname = \"central\"\nurl = [\"mqtt://{first}\", \"mqtt://{}\"]\n", second.address);
     let mut gateway = prepare("brokers", &rest, &[]);
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     let state = |client: &mut Client, number: u16| {
-        client.publish(true, number, "plant/line1/m01/state", crate::common::gateway::payload(1, number.into()).as_bytes());
+        client.publish(
+            true,
+            number,
+            "plant/line1/m01/state",
+            crate::common::gateway::payload(1, number.into()).as_bytes(),
+        );
     };
     (1..=100).for_each(|number| state(&mut client, number));
     second.await_that("the second one has them", PATIENCE, |centre| centre.events().len() >= 100);
@@ -391,7 +426,8 @@ fn a_destination_goes_to_its_next_broker_and_back_and_loses_nothing() {
 fn ceilings_and_hours_hold_back_and_yielding_gives_way() {
     let centre = Centre::start();
     // An hour that is not now.
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs() / 3600 % 24;
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs() / 3600 % 24;
     let hours = format!("{:02}:00-{:02}:00", (now + 5) % 24, (now + 6) % 24);
     let rest = format!(
         "{}[lane.bulk]\nlinger = \"0s\"\nrate = {{ events = 100 }}\n[lane.night]\nlinger = \"0s\"\nhours = \"{hours}\"\ntime_zone = \"UTC\"\n",
@@ -408,7 +444,8 @@ fn ceilings_and_hours_hold_back_and_yielding_gives_way() {
     assert!(start.elapsed() > Duration::from_millis(2500), "300 events at 100 a second in {:?}", start.elapsed());
     assert!(numbers(&centre).iter().all(|number| *number < 1000), "the night has not come");
     let status = gateway.status();
-    let night = status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "night").expect("the lane");
+    let night =
+        status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "night").expect("the lane");
     assert_eq!(night["destinations"][0]["queued"], 10);
 }
 

@@ -87,11 +87,7 @@ fn the_accounts_balance_through_kills_refusals_and_a_second_destination() {
         }
     });
     let picky = Centre::start();
-    let rest = format!(
-        "{}{}streams = [\"other.*\"]\n",
-        refusing.destination("central"),
-        picky.destination("picky")
-    );
+    let rest = format!("{}{}streams = [\"other.*\"]\n", refusing.destination("central"), picky.destination("picky"));
     let mut gateway = Gateway::start("accounts", &rest);
     let devices = Devices::start(gateway.address, 10, 5, Duration::from_millis(1));
     for _ in 0..5 {

@@ -35,7 +35,8 @@ fn settled_events_are_sent_once_more_and_marked() {
     publish(&mut client, "count", 101..151, 10);
     gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
     let first = centre.events();
-    let (is_good, text) = run(&gateway, &["--since", "1h", "--stream", "machine.trace", "--to", "central", "--dry-run"]);
+    let (is_good, text) =
+        run(&gateway, &["--since", "1h", "--stream", "machine.trace", "--to", "central", "--dry-run"]);
     assert!(is_good && text.contains("100 events would be sent to central"), "{text}");
     let (_, text) = run(&gateway, &["--since", "1h", "--key", "m02", "--to", "central", "--dry-run"]);
     assert!(text.contains("0 events"), "{text}");

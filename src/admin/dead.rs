@@ -120,7 +120,9 @@ struct Held {
 impl super::Handles {
     fn select(&self, which: &Which) -> Result<Vec<Held>, String> {
         if which.is_empty() {
-            return Err("which letters? give numbers, --stream, --reason, --destination, --since or --until, or --all".into());
+            return Err(
+                "which letters? give numbers, --stream, --reason, --destination, --since or --until, or --all".into()
+            );
         }
         let dead = self.journal.dead();
         let mut found = Vec::new();
@@ -201,7 +203,9 @@ impl super::Handles {
         let letter = &found.letter;
         let record = Record::decode(&found.record).map_err(|error| error.to_string())?;
         let stream = letter.stream_id();
-        self.ingest.check_payload(&stream, payload).map_err(|violation| format!("it breaks its contract: {violation}"))?;
+        self.ingest
+            .check_payload(&stream, payload)
+            .map_err(|violation| format!("it breaks its contract: {violation}"))?;
         let known = self.journal.published(record.publication).ok_or("the contract of this event is lost")?;
         let lane = self.journal.lane(&known.publication.lane).ok_or("its lane is not there any more")?;
         if is_dry_run {
@@ -273,12 +277,17 @@ pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) ->
         let outcome = match found.letter.stage {
             Stage::Intake => {
                 let payload = found.letter.payload.to_vec();
-                app.handles.take_in(&found, &payload, which.dry_run).await.map(|()| fate(FateState::TakenIn, attempts + 1))
+                app.handles
+                    .take_in(&found, &payload, which.dry_run)
+                    .await
+                    .map(|()| fate(FateState::TakenIn, attempts + 1))
             }
             Stage::Central if app.handles.links.iter().any(|link| link.destination == *found.letter.destination) => {
                 Ok(fate(FateState::Requeued, attempts))
             }
-            Stage::Central => Err(format!("its destination \"{}\" is not in the configuration any more", found.letter.destination)),
+            Stage::Central => {
+                Err(format!("its destination \"{}\" is not in the configuration any more", found.letter.destination))
+            }
         };
         match outcome {
             Ok(fate) => {

@@ -37,7 +37,8 @@ pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Res
     }
     let published = app.handles.journal.publications();
     for pattern in wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*')) {
-        let is_known = |name: &str| published.iter().any(|one| one.publication.stream == name || one.renderer.stream_id() == name);
+        let is_known =
+            |name: &str| published.iter().any(|one| one.publication.stream == name || one.renderer.stream_id() == name);
         if !is_known(pattern) {
             let mut names: Vec<_> = published.iter().map(|one| one.publication.stream_id()).collect();
             names.sort();
@@ -80,7 +81,12 @@ pub(super) async fn set_state(
         "pause" => ReplayState::Paused,
         "resume" => ReplayState::Running,
         "cancel" => ReplayState::Cancelled,
-        _ => return Err(refuse(StatusCode::NOT_FOUND, format!("\"{word}\" cannot be done; pause, resume and cancel can"))),
+        _ => {
+            return Err(refuse(
+                StatusCode::NOT_FOUND,
+                format!("\"{word}\" cannot be done; pause, resume and cancel can"),
+            ));
+        }
     };
     let set = off_thread(move || {
         let set = app.handles.replays.set_state(id, state)?;
@@ -91,6 +97,9 @@ pub(super) async fn set_state(
     });
     match set.await.map_err(IntoResponse::into_response)?.map_err(failed)? {
         Some(replay) => Ok(Json(replay)),
-        None => Err(refuse(StatusCode::NOT_FOUND, format!("there is no replay {id} that goes on; see `forebay replay list`"))),
+        None => Err(refuse(
+            StatusCode::NOT_FOUND,
+            format!("there is no replay {id} that goes on; see `forebay replay list`"),
+        )),
     }
 }

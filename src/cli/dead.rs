@@ -166,9 +166,9 @@ fn changed(letter: &Letter, changes: &[String]) -> anyhow::Result<String> {
     let mut value: serde_json::Value =
         serde_json::from_str(text).context("the payload is no JSON; give a whole one by --payload-file")?;
     for change in changes {
-        let (pointer, new) = change
-            .split_once('=')
-            .with_context(|| format!("\"{change}\" changes nothing; expected /pointer=value, such as /state=\"idle\""))?;
+        let (pointer, new) = change.split_once('=').with_context(|| {
+            format!("\"{change}\" changes nothing; expected /pointer=value, such as /state=\"idle\"")
+        })?;
         // What is no JSON is meant as text: quotes are easily lost in a shell.
         let new = serde_json::from_str(new).unwrap_or_else(|_| serde_json::Value::String(new.to_owned()));
         let (parent, name) = pointer

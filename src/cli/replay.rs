@@ -103,7 +103,12 @@ fn begin(wish: WishOf) -> anyhow::Result<ExitCode> {
         return watch(&at, replay);
     }
     print(&at, &replay, |replay, _| {
-        format!("replay {} of {} events to {} has begun; `forebay replay list` shows how far it is", replay.id, grouped(replay.events), replay.destination)
+        format!(
+            "replay {} of {} events to {} has begun; `forebay replay list` shows how far it is",
+            replay.id,
+            grouped(replay.events),
+            replay.destination
+        )
     })
 }
 

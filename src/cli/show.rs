@@ -4,11 +4,11 @@
 //! a table is one line, and JSON is printable as it is.
 
 use crate::admin::{Letter, Seen, Status};
+use crate::clock;
+use crate::event::Timestamp;
 use crate::forward::again::{Replay, ReplayState};
 use crate::journal::AuditEntry;
 use crate::ledger::Balance;
-use crate::clock;
-use crate::event::Timestamp;
 use crate::setting::{Bytes, grouped as number, rough};
 use crate::sources::mqtt::DeviceStatus;
 use crate::telemetry::shown;
@@ -192,7 +192,8 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
 
 /// How long the disk lasts, and how long backlogs take.
 fn outlook(status: &Status, is_coloured: bool) -> String {
-    let seconds = |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |count| rough(Duration::from_secs(count)));
+    let seconds =
+        |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |count| rough(Duration::from_secs(count)));
     let mut rows = Vec::new();
     for lane in &status.outlooks {
         for to in &lane.drains {
@@ -211,7 +212,8 @@ fn outlook(status: &Status, is_coloured: bool) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let head = ["LANE", "DESTINATION", "IN / S", "OUT / S", "BACKLOG", "GONE IN", "FULL IN, WITHOUT WAN", "AND THEN IT"];
+    let head =
+        ["LANE", "DESTINATION", "IN / S", "OUT / S", "BACKLOG", "GONE IN", "FULL IN, WITHOUT WAN", "AND THEN IT"];
     let mut out = table(&head, &[2, 3, 4, 5, 6], &rows, is_coloured);
     if let Some(bytes) = status.flash_bytes_per_day {
         let _ = writeln!(out, "written to the disk: {} a day at this rate", Bytes(bytes));
@@ -224,7 +226,8 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
         .iter()
         .flat_map(|balance| &balance.rows)
         .map(|row| {
-            let counts = [row.owed, row.delivered, row.queued, row.dead, row.expired, row.shed, row.discarded, row.set_aside];
+            let counts =
+                [row.owed, row.delivered, row.queued, row.dead, row.expired, row.shed, row.discarded, row.set_aside];
             let names = [&row.destination, &row.lane, &row.stream];
             names.into_iter().cloned().chain(counts.into_iter().map(number)).collect()
         })
@@ -233,17 +236,29 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
         return "nothing is in the ledger yet".into();
     }
     let head = [
-        "DESTINATION", "LANE", "STREAM", "OWED", "DELIVERED", "QUEUED", "DEAD", "EXPIRED", "SHED", "DISCARDED", "SET ASIDE",
+        "DESTINATION",
+        "LANE",
+        "STREAM",
+        "OWED",
+        "DELIVERED",
+        "QUEUED",
+        "DEAD",
+        "EXPIRED",
+        "SHED",
+        "DISCARDED",
+        "SET ASIDE",
     ];
     let mut out = table(&head, &[3, 4, 5, 6, 7, 8, 9, 10], &rows, is_coloured);
     let uneven: Vec<_> = balances.iter().filter(|balance| balance.difference != 0).collect();
     for balance in &uneven {
         let (lane, to) = balance.rows.first().map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-        let text = format!("! lane {lane} for {to} does not balance, by {} events; run `forebay verify`", balance.difference);
+        let text =
+            format!("! lane {lane} for {to} does not balance, by {} events; run `forebay verify`", balance.difference);
         let _ = writeln!(out, "\n{}", coloured(&text, "31;1", is_coloured));
     }
     if uneven.is_empty() {
-        let _ = writeln!(out, "\n{}", coloured("it balances: owed is the sum of the columns behind it", "32", is_coloured));
+        let _ =
+            writeln!(out, "\n{}", coloured("it balances: owed is the sum of the columns behind it", "32", is_coloured));
     }
     out
 }

@@ -25,7 +25,8 @@ pub(super) fn check(raw: &File, document: &Document, problems: &mut Vec<Problem>
             problems.push(document.problem(key("window"), "0 is not allowed; 1 to 65535 are"));
         }
         if destination.url.0.is_empty() {
-            problems.push(document.problem(key("url"), "there is none; expected \"mqtts://host:8883\", or a list of such"));
+            problems
+                .push(document.problem(key("url"), "there is none; expected \"mqtts://host:8883\", or a list of such"));
         }
         destination.url.0.iter().for_each(|url| check_url(raw, destination, url, &key, document, problems));
         if let Some(hold) = destination.hold
@@ -64,7 +65,9 @@ fn check_url(
         }
         Ok(_) if destination.tls != tls::ClientFiles::default() => problems.push(document.problem(
             key("tls"),
-            format!("is set, but \"{url}\" speaks no TLS and would send everything readable; use mqtts://, or remove tls"),
+            format!(
+                "is set, but \"{url}\" speaks no TLS and would send everything readable; use mqtts://, or remove tls"
+            ),
         )),
         Ok(_) if raw.environment == "production" => problems.push(document.problem(
             key("url"),

@@ -91,9 +91,17 @@ pub(super) fn check(
 ) -> (Vec<LaneConfig>, BTreeMap<String, Sending>) {
     let holds: Vec<(String, u64)> =
         raw.destination.iter().filter_map(|to| Some((to.name.clone(), to.hold?.0))).collect();
-    let lane = |name: &str, linger, budget, full| LaneConfig { name: name.to_owned(), budget, linger, full, holds: holds.clone() };
-    let mut lanes: Vec<LaneConfig> = LANES.iter().map(|(name, linger, budget, full)| lane(name, *linger, *budget, *full)).collect();
-    let mut sending: BTreeMap<String, Sending> = lanes.iter().map(|lane| (lane.name.clone(), Sending::default())).collect();
+    let lane = |name: &str, linger, budget, full| LaneConfig {
+        name: name.to_owned(),
+        budget,
+        linger,
+        full,
+        holds: holds.clone(),
+    };
+    let mut lanes: Vec<LaneConfig> =
+        LANES.iter().map(|(name, linger, budget, full)| lane(name, *linger, *budget, *full)).collect();
+    let mut sending: BTreeMap<String, Sending> =
+        lanes.iter().map(|lane| (lane.name.clone(), Sending::default())).collect();
     if let Some(bulk) = sending.get_mut("bulk") {
         bulk.yielding = Some(BULK_YIELDING);
     }
@@ -217,7 +225,9 @@ fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], document: &Document, proble
     let wanted: u64 = lanes.iter().filter(|lane| !is_written(lane)).map(|lane| lane.budget).sum();
     let left = (room - written) / 100 * OWN_SHARE;
     if wanted > left {
-        for lane in lanes.iter_mut().filter(|lane| raw.lane.get(&lane.name).is_none_or(|settings| settings.budget.is_none())) {
+        for lane in
+            lanes.iter_mut().filter(|lane| raw.lane.get(&lane.name).is_none_or(|settings| settings.budget.is_none()))
+        {
             let share = lane.budget as f64 / wanted as f64;
             lane.budget = ((left as f64 * share) as u64).max(BUDGET_MIN);
         }

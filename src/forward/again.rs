@@ -171,10 +171,14 @@ impl Again {
             self.rested_at = None;
         }
         if self.letters.is_empty() {
-            let sending: HashSet<u64> =
-                self.in_flight.values().filter_map(|sent| if let Sent::Letter(id, _) = sent { Some(*id) } else { None }).collect();
+            let sending: HashSet<u64> = self
+                .in_flight
+                .values()
+                .filter_map(|sent| if let Sent::Letter(id, _) = sent { Some(*id) } else { None })
+                .collect();
             let requeued = self.parts.fates.requeued();
-            self.letters = requeued.into_iter().filter(|id| !sending.contains(id) && !self.resting.contains(id)).collect();
+            self.letters =
+                requeued.into_iter().filter(|id| !sending.contains(id) && !self.resting.contains(id)).collect();
         }
         let running = self.parts.replays.running(&self.parts.config.name);
         match (&self.replay, running) {
@@ -289,7 +293,7 @@ impl Again {
             attributes: record.attributes.clone(),
             payload: &letter.payload,
         };
-        let recorded = letter.recorded.unwrap_or(letter.time);
+        let recorded = letter.taken.unwrap_or(letter.time);
         let is_v5 = session.protocol() == Protocol::V5;
         published.renderer.render(&event, letter.sequence, recorded, is_v5, &mut self.rendering);
         let packet_id = self.take_id();
@@ -301,7 +305,15 @@ impl Again {
         let out = &self.rendering;
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
         let head = Head::qos1(packet_id);
-        push_publish(&mut output.bytes, session.protocol(), &head, &out.topic, content_type, &out.properties, &out.payload);
+        push_publish(
+            &mut output.bytes,
+            session.protocol(),
+            &head,
+            &out.topic,
+            content_type,
+            &out.properties,
+            &out.payload,
+        );
     }
 
     /// Sends the next event of the replay; `false` if there is none left, or it cannot be read now.
@@ -374,7 +386,8 @@ impl Again {
                 (Some(Sent::Event(..)), refusal) => {
                     if let Some(reading) = &mut self.replay {
                         // What central refuses in a replay it has had before, or refused before.
-                        let count = if refusal.is_none() { &mut reading.replay.sent } else { &mut reading.replay.failed };
+                        let count =
+                            if refusal.is_none() { &mut reading.replay.sent } else { &mut reading.replay.failed };
                         *count += 1;
                     }
                 }
@@ -435,7 +448,13 @@ impl Again {
             lowest
         });
         for (place, (_, next, end)) in replay.lanes.iter_mut().enumerate() {
-            let reached = if place < reading.lane { *end } else if place == reading.lane { reading.next } else { *next };
+            let reached = if place < reading.lane {
+                *end
+            } else if place == reading.lane {
+                reading.next
+            } else {
+                *next
+            };
             *next = lowest.get(&place).copied().unwrap_or(reached);
         }
         if reading.lane >= replay.lanes.len() && self.in_flight.is_empty() {

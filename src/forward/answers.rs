@@ -123,6 +123,10 @@ impl Forwarder {
             tracing::warn!(lane = %self.lane.name, destination = %self.config.name, count = done.len(), held_back, "events became dead letters; see `forebay dead list`");
         }
         self.lane.settle(&self.config.name, &done);
+        if !done.is_empty() {
+            // A cursor that is lost would make second letters of these.
+            self.lane.write_cursors_soon();
+        }
         done.len() == events.len()
     }
 
@@ -160,7 +164,7 @@ impl Forwarder {
             destination: Cow::Borrowed(&self.config.name),
             client: Cow::Borrowed(""),
             user: Cow::Borrowed(""),
-            recorded: Some(recorded),
+            taken: Some(recorded),
             is_opaque: record.content == Content::Bytes,
             payload: Cow::Borrowed(record.payload),
         }

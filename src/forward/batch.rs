@@ -79,9 +79,8 @@ impl Gatherings {
         let event = &scratch.payload;
         let bytes_max = (batch.bytes.0 as usize).min(packet_bytes_max.saturating_sub(SURROUNDINGS_BYTES));
         let found = self.list.iter().position(|known| known.stream == stream);
-        let fits = |known: &Gathering| {
-            known.payload.len() + event.len() + 2 <= bytes_max && known.is_backfill == is_backfill
-        };
+        let fits =
+            |known: &Gathering| known.payload.len() + event.len() + 2 <= bytes_max && known.is_backfill == is_backfill;
         let index = match found {
             Some(index) if fits(&self.list[index]) => index,
             other => {

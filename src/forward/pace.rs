@@ -116,7 +116,9 @@ impl Hours {
         let zone = match zone {
             None => TimeZone::system(),
             Some(name) => TimeZone::get(name).map_err(|_| {
-                format!("\"{name}\" is no time zone known here; expected one such as \"Europe/Berlin\" (package tzdata)")
+                format!(
+                    "\"{name}\" is no time zone known here; expected one such as \"Europe/Berlin\" (package tzdata)"
+                )
             })?,
         };
         Ok(Self { minutes, zone })

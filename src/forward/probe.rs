@@ -9,7 +9,12 @@ use crate::shutdown::Shutdown;
 impl Forwarder {
     /// Sends the lowest event alone, over a session that has just shown that it is alive. If that
     /// kills it, the event is what kills it.
-    pub(super) async fn probe(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> Option<End> {
+    pub(super) async fn probe(
+        &mut self,
+        session: &mut Session,
+        output: &mut Output,
+        shutdown: &mut Shutdown,
+    ) -> Option<End> {
         let suspect = self.deaths.lowest;
         self.resume();
         session.ask(output);

@@ -20,13 +20,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Tells one destination that the gateway lives, until the shutdown.
-pub async fn run(
-    config: Arc<Config>,
-    client: String,
-    around: Surroundings,
-    report: Report,
-    mut shutdown: Shutdown,
-) {
+pub async fn run(config: Arc<Config>, client: String, around: Surroundings, report: Report, mut shutdown: Shutdown) {
     let Ok(target) = config.target() else { return };
     let topic = topic(&around);
     let mut down_since = None;

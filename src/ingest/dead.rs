@@ -59,7 +59,7 @@ pub struct DeadLetter<'a> {
     pub user: Cow<'a, str>,
     /// When the journal took the event, if it had become one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recorded: Option<Timestamp>,
+    pub taken: Option<Timestamp>,
     /// Whether the payload travels as base64.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_opaque: bool,

@@ -2,8 +2,8 @@
 
 use super::block::Block;
 use super::gather::{Gather, NotTaken, Ticket, Waiter};
-use super::segment::Segment;
 use super::retention::Ages;
+use super::segment::Segment;
 use super::settled::{Account, Outcome, Settled};
 use super::unused::Gaps;
 use super::window::Fingerprint;
@@ -14,7 +14,7 @@ use crate::event::{Record, Timestamp};
 use crate::telemetry::{Counter, Histogram};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -78,8 +78,8 @@ pub struct Lane {
     /// Numbers that were never given.
     pub(super) gaps: Gaps,
     pub(super) ages: Mutex<Ages>,
-    /// Events that are too old at this moment are settled as expired.
-    pub(super) expired_before: AtomicI64,
+    /// The writer is to go on in a new segment, whose summary holds the cursors as they are.
+    pub(super) renew: AtomicBool,
 }
 
 /// How far a lane's log is on the disk: both at the same moment.
@@ -307,6 +307,11 @@ impl Lane {
         });
     }
 
+    /// Has the cursors written soon, and not only with the next append.
+    pub fn write_cursors_soon(&self) {
+        self.gather.nudge();
+    }
+
     /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.
     /// May read from the disk.
     pub fn pass_over(&self, destination: &str, from: u64, to: u64) {
@@ -361,7 +366,8 @@ impl Lane {
             let owed = owed.iter().find(|(known, _)| *known == stream).map_or(0, |(_, owed)| *owed);
             (self.core.stream_name(stream), account.unwrap_or_else(|| Account::new(stream, 1)), owed)
         };
-        let rows = streams.into_iter().map(row).filter(|(_, account, owed)| *owed > 0 || account.settled() > 0).collect();
+        let rows =
+            streams.into_iter().map(row).filter(|(_, account, owed)| *owed > 0 || account.settled() > 0).collect();
         (rows, unsettled)
     }
 
@@ -375,6 +381,14 @@ impl Lane {
         log.settled.retain(|settled| settled.destination != destination);
         log.durable_low.remove(destination);
         log.is_settled_written = false;
+        drop(log);
+        // The older blocks of the segment in hand still hold its cursor.
+        self.renew.store(true, Ordering::Release);
+        self.gather.nudge();
+    }
+
+    pub(super) fn is_renewing(&self) -> bool {
+        self.renew.load(Ordering::Acquire)
     }
 
     /// The part of the oldest segment that a destination needs, where it holds back more than `hold` bytes.
@@ -454,7 +468,9 @@ impl Lane {
             streams: log
                 .sequences
                 .iter()
-                .map(|(stream, next)| (self.core.stream_name(*stream), (next - 1).saturating_sub(self.gaps.sequences_of(*stream))))
+                .map(|(stream, next)| {
+                    (self.core.stream_name(*stream), (next - 1).saturating_sub(self.gaps.sequences_of(*stream)))
+                })
                 .collect(),
         }
     }

@@ -8,13 +8,17 @@
 
 use super::settled::{Outcome, Settled};
 use super::{Found, Journal, JournalError, Lane, Note, Walk};
+use crate::clock;
 use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// Where losses wait for their announcement, in `state.redb`.
 const PREFIX: &str = "loss/";
+/// How long the writer may take to go on in a new segment, without the cursor of a dropped destination.
+const FORGET_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Losses that may wait; further ones are in the accounts and the log alone.
 const WAITING_MAX: usize = 1000;
 
@@ -120,6 +124,8 @@ impl Lane {
             offsets: (*first, last + 1),
         };
         tracing::error!(lane = %loss.lane, destination, cause = ?cause, count = loss.count, from = %loss.from, to = %loss.to, "events are given up before they were delivered");
+        // Whoever announces losses sees note and account, or neither.
+        let giving_up = self.core.giving_up.lock().unwrap_or_else(PoisonError::into_inner);
         self.note_loss(&loss)?;
         let mut count = 0;
         self.change_settled(destination, |settled| {
@@ -128,6 +134,8 @@ impl Lane {
                 count += u64::from(settled.settle(*offset, *stream, cause));
             }
         });
+        drop(giving_up);
+        self.core.losses.notify_one();
         Ok(if destination.is_empty() { loss.count } else { count })
     }
 
@@ -147,9 +155,9 @@ impl Lane {
                         if !is_meant || !(wanted.takes)(step.offset, step.record.publication) {
                             continue;
                         }
-                        let stream = step
-                            .numbered
-                            .map_or((0, "unmatched", 0), |(known, sequence)| (known.stream, known.renderer.stream_id(), sequence));
+                        let stream = step.numbered.map_or((0, "unmatched", 0), |(known, sequence)| {
+                            (known.stream, known.renderer.stream_id(), sequence)
+                        });
                         tally.add(step.offset, recorded, (stream.0, stream.1), stream.2);
                     }
                     next = next.max(end);
@@ -166,15 +174,15 @@ impl Lane {
             let text = serde_json::to_vec(loss).unwrap_or_default();
             notes.push((format!("{PREFIX}{}", loss.name()), Some(text)));
         }
-        state.note(&notes)?;
-        self.core.losses.notify_one();
-        Ok(())
+        state.note(&notes)
     }
 }
 
 impl Journal {
-    /// Losses that wait for their announcement, under their names. Blocks the thread.
+    /// Losses that wait for their announcement. Those that a crash kept from coming about are forgotten.
+    /// Blocks the thread.
     pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
+        let _giving_up = self.core.giving_up.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = self.core.state.notes(PREFIX)?;
         let read = |(name, text): (String, Vec<u8>)| {
             let loss: Option<Loss> = serde_json::from_slice(&text).ok();
@@ -183,11 +191,14 @@ impl Journal {
             }
             loss
         };
-        Ok(noted.into_iter().filter_map(read).collect())
+        let (lost, kept): (Vec<Loss>, Vec<Loss>) =
+            noted.into_iter().filter_map(read).partition(|loss| self.is_lost(loss));
+        kept.iter().try_for_each(|loss| self.forget_loss(loss))?;
+        Ok(lost)
     }
 
     /// Whether a loss came about: a crash between note and account leaves its events where they were.
-    pub fn is_lost(&self, loss: &Loss) -> bool {
+    fn is_lost(&self, loss: &Loss) -> bool {
         let Some(lane) = self.lane(&loss.lane) else { return false };
         match lane.settled(&loss.destination) {
             Some(settled) => settled.contains(loss.offsets.0) && settled.contains(loss.offsets.1.saturating_sub(1)),
@@ -212,7 +223,17 @@ impl Journal {
         for lane in self.lanes() {
             let everything = Wanted { offsets: (1, lane.end()), takes: &|_, _| true };
             count += lane.give_up(destination, &everything, Outcome::Discarded)?;
+            let dropped = super::open::dropped(&lane.name, destination);
+            self.core.state.note(&[(dropped.clone(), Some(Vec::new()))])?;
             lane.forget_destination(destination);
+            let deadline = clock::instant() + FORGET_WAIT_MAX;
+            while lane.is_renewing() && clock::instant() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if !lane.is_renewing() {
+                // The log itself says so now; a destination of that name may come again.
+                self.core.state.note(&[(dropped, None)])?;
+            }
         }
         Ok(count)
     }

@@ -4,8 +4,8 @@ use super::disk::{Disk, DiskFile, read_whole, write_whole};
 use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
-use super::segment::{Segment, file_name, first_of};
 use super::retention::Ages;
+use super::segment::{Segment, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
 use super::state::State;
 use super::unused::Unused;
@@ -18,7 +18,7 @@ use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -89,6 +89,7 @@ impl Journal {
             catalog: RwLock::new(catalog),
             opened: Mutex::new(Vec::new()),
             aside: Mutex::new(aside),
+            giving_up: Mutex::new(()),
             losses: Arc::default(),
             is_resolved: std::sync::OnceLock::new(),
             audited: AtomicU64::new(0),
@@ -360,12 +361,16 @@ fn open_lane(
     // After a jump the old segment must not go on: its blocks would leave a hole that is none.
     let active = newest.active.filter(|_| offsets.next == newest.next);
     let mut settled = newest.settled;
+    // Those that a person has dropped, where a crash came before that was in the log itself.
+    settled.retain(|cursor| !is_dropped(core, &config.name, &cursor.destination));
     for (name, start) in destinations {
         if settled.iter().any(|known| known.destination == *name) {
             continue;
         }
         let mut cursor = match start {
-            Start::Now => owed_from(name, offsets.next, sequences.iter().map(|(stream, numbers)| (*stream, numbers.next))),
+            Start::Now => {
+                owed_from(name, offsets.next, sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)))
+            }
             Start::Oldest => owed_from(name, oldest, oldest_sequences.iter().copied()),
         };
         if segments.is_empty() && offsets.next > 1 {
@@ -408,9 +413,18 @@ fn open_lane(
         suspect: AtomicBool::new(false),
         gaps,
         ages: Mutex::new(Ages::default()),
-        expired_before: AtomicI64::new(i64::MIN),
+        renew: AtomicBool::new(false),
     };
     Ok((lane, Position { offsets, sequences, active }))
+}
+
+/// Name of the note that a destination was dropped in a lane.
+pub(super) fn dropped(lane: &str, destination: &str) -> String {
+    format!("dropped/{lane}/{destination}")
+}
+
+fn is_dropped(core: &Core, lane: &str, destination: &str) -> bool {
+    core.state.notes(&dropped(lane, destination)).is_ok_and(|found| !found.is_empty())
 }
 
 /// A cursor that is owed the events from an offset on, which have these sequences.

@@ -26,7 +26,8 @@ pub(super) fn sweep(lane: &Lane) {
         }
         // Dead letters have no destination: what nobody has dealt with is lost with its file.
         if lane.name == DEAD
-            && let Err(error) = lane.give_up("", &Wanted { offsets: (oldest.first, oldest.end), takes: &is_open }, Outcome::Expired)
+            && let Err(error) =
+                lane.give_up("", &Wanted { offsets: (oldest.first, oldest.end), takes: &is_open }, Outcome::Expired)
         {
             tracing::warn!(lane = %lane.name, %error, "old dead letters could not be counted, and stay");
             return;
@@ -70,42 +71,70 @@ pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
 /// Ages of one lane: how far events were looked at for each limit.
 #[derive(Debug, Default)]
 pub(super) struct Ages {
-    /// Destination, limit in seconds, and the offset to look at next.
-    looked: Vec<(String, u64, u64)>,
+    looked: Vec<Looked>,
+    /// For each limit, in seconds: what was recorded so long before this moment is settled as expired.
+    expired: Vec<(u64, Timestamp)>,
+}
+
+/// How far the events of a lane were looked at for one destination and one limit.
+#[derive(Debug)]
+struct Looked {
+    destination: String,
+    limit: u64,
+    next: u64,
+    at: Timestamp,
 }
 
 /// Blocks looked at in one pass, so that a pass ends in a moment.
 const BLOCKS_A_PASS: usize = 200;
+/// A limit is looked at this often in its time, and not more often than every second, nor more rarely than
+/// every hour: what expires bit by bit is told in few words.
+const PASSES: u32 = 50;
+const PASS_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
 impl Lane {
     /// Settles as expired what is older than its contract lets it wait. `now` is a time of day that
-    /// can be believed. `true` if there is more to look at. Blocks the thread.
-    pub fn expire(&self, now: Timestamp) -> Result<bool, JournalError> {
+    /// can be believed. Blocks the thread.
+    pub fn expire(&self, now: Timestamp) -> Result<(), JournalError> {
         let mut ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let limits = self.core.age_limits(&self.name);
-        let mut has_more = false;
-        for destination in self.destinations() {
-            for (limit, publications) in &limits {
-                let index = ages.looked.iter().position(|known| known.0 == destination && known.1 == *limit);
-                let index = index.unwrap_or_else(|| {
-                    ages.looked.push((destination.clone(), *limit, 1));
-                    ages.looked.len() - 1
-                });
+        for (limit, publications) in &limits {
+            let mut is_whole = true;
+            let every = (Duration::from_secs(*limit) / PASSES).clamp(PASS_EVERY.0, PASS_EVERY.1);
+            for destination in self.destinations() {
+                let looked = ages.of(&destination, *limit);
+                if now.since(looked.at) < every && now >= looked.at {
+                    is_whole = false;
+                    continue;
+                }
                 let low = self.settled(&destination).map_or(u64::MAX, |settled| settled.low);
-                let from = ages.looked[index].2.max(low);
+                let from = looked.next.max(low);
                 let (to, is_cut) = self.older_than(from, now.before(Duration::from_secs(*limit)))?;
                 if from < to {
                     let takes = |_: u64, publication: u32| publications.contains(&publication);
                     self.give_up(&destination, &Wanted { offsets: (from, to), takes: &takes }, Outcome::Expired)?;
-                    ages.looked[index].2 = to;
+                    looked.next = to;
                 }
-                has_more |= is_cut;
+                if is_cut {
+                    is_whole = false;
+                } else {
+                    looked.at = now;
+                }
+            }
+            if is_whole {
+                ages.expired.retain(|(known, _)| known != limit);
+                ages.expired.push((*limit, now));
             }
         }
-        if !has_more {
-            self.expired_before.store(now.0, std::sync::atomic::Ordering::Release);
-        }
-        Ok(has_more)
+        Ok(())
+    }
+
+    /// Whether an event is so old that it is not to be sent any more; [`Lane::expire`] has settled it.
+    pub fn is_expired(&self, limit: Option<u64>, recorded: Timestamp) -> bool {
+        let Some(limit) = limit else { return false };
+        let ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let passed = ages.expired.iter().find(|(known, _)| *known == limit);
+        passed.is_some_and(|(_, at)| recorded < at.before(Duration::from_secs(limit)))
     }
 
     /// The end of the blocks from an offset on that were recorded before a moment; the second value
@@ -124,11 +153,15 @@ impl Lane {
         }
         Ok((next, true))
     }
+}
 
-    /// Whether an event is so old that it is not to be sent any more; it is settled by [`Lane::expire`].
-    pub fn is_expired(&self, limit: Option<u64>, recorded: Timestamp) -> bool {
-        let Some(limit) = limit else { return false };
-        let now = Timestamp(self.expired_before.load(std::sync::atomic::Ordering::Acquire));
-        recorded < now.before(Duration::from_secs(limit))
+impl Ages {
+    fn of(&mut self, destination: &str, limit: u64) -> &mut Looked {
+        let index = self.looked.iter().position(|known| known.destination == destination && known.limit == limit);
+        let index = index.unwrap_or_else(|| {
+            self.looked.push(Looked { destination: destination.to_owned(), limit, next: 1, at: Timestamp(0) });
+            self.looked.len() - 1
+        });
+        &mut self.looked[index]
     }
 }

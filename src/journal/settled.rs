@@ -260,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_cursor_of_format_1_is_read() {
-        let stored = postcard::to_stdvec(&("central", 7u64, [(9u64, 12u64)].as_slice(), [(3u32, 5u64, 1u64)].as_slice(), 2u64));
+        let stored =
+            postcard::to_stdvec(&("central", 7u64, [(9u64, 12u64)].as_slice(), [(3u32, 5u64, 1u64)].as_slice(), 2u64));
         let old: SettledV1 = postcard::from_bytes(&stored.expect("encodes")).expect("reads");
         let settled = Settled::from(old);
         assert_eq!((settled.destination.as_str(), settled.low, &settled.ranges[..]), ("central", 7, &[(9, 12)][..]));

@@ -124,6 +124,12 @@ impl Writer {
                 }
                 Work::Close => break,
             }
+            if self.lane.is_renewing() {
+                self.close_segment();
+                if self.begin_segment().is_ok() {
+                    self.lane.renew.store(false, Ordering::Release);
+                }
+            }
             if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
                 swept_at = clock::instant();
                 self.keep_within_limits();

@@ -33,8 +33,7 @@ pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
     if addresses.is_empty() {
         return Err(unresolved(std::io::ErrorKind::NotFound.into()));
     }
-    let unreachable =
-        |reason: String| LinkError::Unreachable { address: address.to_string(), reason };
+    let unreachable = |reason: String| LinkError::Unreachable { address: address.to_string(), reason };
     match tokio::time::timeout(TCP_WAIT_MAX, race(&addresses)).await {
         Ok(Ok(stream)) => {
             // Small writes go at once; without it latency suffers, not correctness.

@@ -1,11 +1,13 @@
 //! Forebay and a Mosquitto bridge side by side, in one run, on one machine.
 //!
 //! `cargo bench` runs everything; `cargo bench -- --quick` one short round; `cargo bench -- full
-//! steady outage crowd flood` only those parts. Figures are medians over rounds that alternate between the two.
+//! steady outage drain beside quiet crowd flood` only those parts, and `cargo bench -- backlog` a start with
+//! 10 GB behind it, which is not among them. Figures are medians over rounds that alternate between the two.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
+mod drain;
 mod load;
 mod measure;
 mod peers;
@@ -79,6 +81,18 @@ fn main() {
     }
     if plan.wants("outage") {
         outage(&plan, folder.path(), &pki);
+    }
+    if plan.wants("drain") {
+        drain::drain(plan.rounds.min(3), plan.events_bridge, folder.path(), &pki);
+    }
+    if plan.wants("beside") {
+        drain::beside(plan.rounds.min(3), plan.events_forebay, folder.path(), &pki);
+    }
+    if plan.wants("quiet") {
+        drain::quiet(plan.steady_seconds, folder.path(), &pki);
+    }
+    if plan.parts.iter().any(|part| part == "backlog") {
+        drain::backlog(folder.path(), &pki);
     }
     if plan.wants("crowd") {
         crowd::crowd(plan.steady_seconds.min(5), folder.path(), &pki);

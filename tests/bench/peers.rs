@@ -22,10 +22,20 @@ impl Gateway {
 
     /// `more` are lines of the listener.
     pub fn start_with(folder: &Path, centre: SocketAddr, pki: &Pki, lane: &str, more: &str) -> Self {
+        Self::start_in(folder, centre, pki, lane, more, "")
+    }
+
+    /// `rest` are tables at the end of the configuration.
+    pub fn start_in(folder: &Path, centre: SocketAddr, pki: &Pki, lane: &str, more: &str, rest: &str) -> Self {
         std::fs::create_dir_all(folder.join("contracts")).expect("folder");
         let address = common::free_address();
         std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane))
             .expect("written");
+        let live = include_str!("contract.toml")
+            .replace("LANE", "critical")
+            .replace("machine.state", "machine.live")
+            .replace("plant/{line}", "live/{line}");
+        std::fs::write(folder.join("contracts/live.toml"), live).expect("written");
         std::fs::write(folder.join("contracts/state.json"), include_str!("schema.json")).expect("written");
         let config = format!(
             r#"
@@ -41,6 +51,7 @@ listen = "{address}"
 name = "central"
 url = "mqtts://localhost:{}"
 tls = {{ ca = "{ca}", cert = "{cert}", key = "{key}" }}
+{rest}
 "#,
             centre.port(),
             ca = pki.ca.display(),
@@ -58,6 +69,13 @@ tls = {{ ca = "{ca}", cert = "{cert}", key = "{key}" }}
             .expect("the gateway starts");
         common::await_port(address);
         Self { child, address }
+    }
+}
+
+impl Gateway {
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        common::kill(&mut self.child);
     }
 }
 

@@ -98,6 +98,12 @@ impl Sink {
         assert!(!self.shared.is_lost.load(Ordering::Relaxed), "events of one device are missing");
     }
 
+    /// When each event of a device arrived first: sequence, nanoseconds of the clock.
+    pub fn arrivals_of(&self, device: u32) -> Vec<(u32, u64)> {
+        let arrivals = self.shared.arrivals.lock().expect("lock");
+        arrivals.iter().filter(|arrival| arrival.0 == device).map(|arrival| (arrival.1, arrival.2)).collect()
+    }
+
     /// Times from sending to arrival.
     pub fn latency(&self, load: &Load) -> Times {
         let arrivals = self.shared.arrivals.lock().expect("lock");
@@ -140,7 +146,8 @@ async fn serve<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
                     if first & 6 != 0 {
                         output.extend_from_slice(&[0x40, 2, body[2 + topic_length], body[3 + topic_length]]);
                     }
-                    if let Some((device, sequence)) = identity(&body[4 + topic_length..]) {
+                    // One event, or those of a batch.
+                    for (device, sequence) in identities(&body[4 + topic_length..]) {
                         count += u64::from(shared.note(device, sequence));
                         if !shared.next.is_empty() {
                             arrivals.push((device, sequence, now));
@@ -201,11 +208,13 @@ fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     None
 }
 
-/// Device and sequence from `"msg_id":"07-00000123"`, wherever in the payload it stands.
-fn identity(payload: &[u8]) -> Option<(u32, u32)> {
+/// Device and sequence from each `"msg_id":"07-00000123"`, wherever in the payload it stands.
+fn identities(payload: &[u8]) -> impl Iterator<Item = (u32, u32)> + '_ {
     const MARK: &[u8] = b"\"msg_id\":\"";
-    let at = memchr::memmem::find(payload, MARK)? + MARK.len();
     let digits =
         |range: &[u8]| range.iter().try_fold(0u32, |sum, digit| Some(sum * 10 + u32::from(digit.checked_sub(b'0')?)));
-    Some((digits(payload.get(at..at + 2)?)?, digits(payload.get(at + 3..at + 11)?)?))
+    memchr::memmem::find_iter(payload, MARK).filter_map(move |at| {
+        let at = at + MARK.len();
+        Some((digits(payload.get(at..at + 2)?)?, digits(payload.get(at + 3..at + 11)?)?))
+    })
 }

@@ -98,15 +98,29 @@ pub struct Collector {
 
 impl Collector {
     pub fn start(broker: SocketAddr, filter: &str) -> Self {
-        let arrived = Arc::new(Mutex::new(Vec::new()));
+        let arrived: Arc<Mutex<Vec<Arrived>>> = Arc::default();
+        let theirs = Arc::clone(&arrived);
+        Self::handing_to(broker, filter, arrived, move |found| theirs.lock().expect("lock").extend(found))
+    }
+
+    /// Hands what arrives to `each`, and keeps nothing.
+    pub fn each(broker: SocketAddr, filter: &str, each: impl FnMut(Vec<Arrived>) + Send + 'static) -> Self {
+        Self::handing_to(broker, filter, Arc::default(), each)
+    }
+
+    fn handing_to(
+        broker: SocketAddr,
+        filter: &str,
+        arrived: Arc<Mutex<Vec<Arrived>>>,
+        mut each: impl FnMut(Vec<Arrived>) + Send + 'static,
+    ) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let is_subscribed = Arc::new(AtomicBool::new(false));
-        let (theirs, over, subscribed, filter) =
-            (Arc::clone(&arrived), Arc::clone(&is_over), Arc::clone(&is_subscribed), filter.to_owned());
+        let (over, subscribed, filter) = (Arc::clone(&is_over), Arc::clone(&is_subscribed), filter.to_owned());
         std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
                 // A broker that is gone comes back.
-                let _ = collect(broker, &filter, &theirs, &over, &subscribed);
+                let _ = collect(broker, &filter, &mut each, &over, &subscribed);
                 subscribed.store(false, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -147,7 +161,7 @@ impl Drop for Collector {
 fn collect(
     broker: SocketAddr,
     filter: &str,
-    arrived: &Mutex<Vec<Arrived>>,
+    each: &mut impl FnMut(Vec<Arrived>),
     over: &AtomicBool,
     subscribed: &AtomicBool,
 ) -> std::io::Result<()> {
@@ -185,7 +199,9 @@ fn collect(
             at += frame.length;
         }
         input.drain(..at);
-        arrived.lock().expect("lock").append(&mut found);
+        if !found.is_empty() {
+            each(std::mem::take(&mut found));
+        }
     }
     Ok(())
 }

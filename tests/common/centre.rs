@@ -99,7 +99,11 @@ impl Centre {
     /// Events of one of the gateway's own streams.
     pub fn own(&self, stream: &str) -> Vec<serde_json::Value> {
         let part = format!("/gateway.{stream}/");
-        self.arrived().iter().filter(|arrival| arrival.topic.contains(&part)).flat_map(|arrival| arrival.events.clone()).collect()
+        self.arrived()
+            .iter()
+            .filter(|arrival| arrival.topic.contains(&part))
+            .flat_map(|arrival| arrival.events.clone())
+            .collect()
     }
 
     pub fn await_that(&self, what: &str, patience: Duration, wanted: impl Fn(&Self) -> bool) {
@@ -137,7 +141,9 @@ fn serve(
         match stream.read(&mut buffer) {
             Ok(0) => break Ok(()),
             Ok(read) => input.extend_from_slice(&buffer[..read]),
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => continue,
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                continue;
+            }
             Err(error) => break Err(error),
         }
         let mut output = BytesMut::new();

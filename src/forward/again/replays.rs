@@ -37,11 +37,8 @@ impl Filter {
             Some(start) => stream.starts_with(start),
             None => stream == pattern || id == pattern,
         };
-        let is_stream = if self.streams.is_empty() {
-            !stream.starts_with("gateway.")
-        } else {
-            self.streams.iter().any(is_named)
-        };
+        let is_stream =
+            if self.streams.is_empty() { !stream.starts_with("gateway.") } else { self.streams.iter().any(is_named) };
         is_stream
             && self.key.as_deref().is_none_or(|wanted| wanted == key)
             && self.since.is_none_or(|since| recorded >= since)
@@ -171,7 +168,10 @@ impl Replays {
     pub(super) fn advance(&self, replay: &Replay) -> Result<bool, JournalError> {
         let state = self.find(replay.id).map(|known| known.state);
         let is_running = state == Some(ReplayState::Running);
-        self.save(&Replay { state: if is_running { replay.state } else { state.unwrap_or(replay.state) }, ..replay.clone() })?;
+        self.save(&Replay {
+            state: if is_running { replay.state } else { state.unwrap_or(replay.state) },
+            ..replay.clone()
+        })?;
         Ok(is_running)
     }
 

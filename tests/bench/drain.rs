@@ -1,0 +1,201 @@
+//! The drain of a backlog, what others notice of it, and what quiet times cost.
+
+use crate::CONNECTIONS;
+use crate::common::client::{Client, Hello};
+use crate::common::pki::Pki;
+use crate::common::proxy::{Cut, Proxy};
+use crate::load::Load;
+use crate::measure::{Process, Times, median};
+use crate::peers::{Bridge, Gateway, Peer};
+use crate::sink::Sink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(180);
+const BATCHES: &str = "[lane.bulk]\nbatch = { events = 500, age = \"200ms\" }\n";
+
+/// How fast a backlog leaves: one publish an event, in batches, and from the bridge.
+pub fn drain(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
+    let mut rates = [vec![], vec![], vec![]];
+    for round in 0..rounds {
+        for (index, rates) in rates.iter_mut().enumerate() {
+            let sink = Sink::start(pki, CONNECTIONS);
+            let proxy = Proxy::start(sink.address());
+            let place = folder.join(format!("drain-{round}-{index}"));
+            let peer: Box<dyn Peer> = match index {
+                0 => Box::new(Gateway::start(&place, proxy.address(), pki, "critical")),
+                1 => Box::new(Gateway::start_in(&place, proxy.address(), pki, "bulk", "", BATCHES)),
+                _ => Box::new(Bridge::start(&place, proxy.address(), pki)),
+            };
+            sink.await_link();
+            proxy.cut(Cut::Refuse);
+            let load = Load::prepare(CONNECTIONS, events, 500 + round as u64);
+            std::thread::sleep(Duration::from_millis(500));
+            load.run(peer.address(), 20);
+            let before = sink.count();
+            proxy.restore();
+            let start = Instant::now();
+            while sink.count() == before {
+                assert!(start.elapsed() < PATIENCE, "nothing arrives");
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let first = Instant::now();
+            sink.await_events(events as u64, PATIENCE);
+            rates.push((events as u64 - before) as f64 / first.elapsed().as_secs_f64());
+            sink.check_order();
+        }
+    }
+    let [plain, batched, bridge] = rates.each_mut().map(|rates| median(rates));
+    println!("\ndrain of a backlog of {events} events, from its first arrival to its last");
+    println!("  one publish an event {plain:.0} a second, in batches {batched:.0}, the bridge {bridge:.0}");
+    println!("  ratio {:.2} and {:.2} (floors 1.5 and 3)", plain / bridge, batched / bridge);
+}
+
+/// Publishes to the critical lane, some 200 a second, until `is_over`; times from sending to arrival.
+fn live(gateway: &Gateway, sink: &Sink, device: u32, is_over: impl Fn(usize) -> bool) -> Times {
+    let name = format!("live-{device}");
+    let (mut client, _) = Client::connect(gateway.address(), &Hello { client: &name, ..Hello::default() });
+    let mut sent = Vec::new();
+    while !is_over(sent.len()) {
+        let sequence = sent.len();
+        let payload = format!(
+            r#"{{"msg_id":"{device:02}-{sequence:08}","ts":1790000000,"state":"idle","temperature":1.5,"pressure":2.5,"count":{sequence},"order":"WH/MO/00001","trace":"x"}}"#
+        );
+        sent.push(sink.clock().elapsed().as_nanos() as u64);
+        client.publish(
+            true,
+            (sequence % 65_000 + 1) as u16,
+            &format!("live/line1/m{device}/state"),
+            payload.as_bytes(),
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let arrived = sink.arrivals_of(device);
+    assert!(arrived.len() >= sent.len(), "{} of {} live events arrived", arrived.len(), sent.len());
+    Times::new(arrived.iter().map(|(sequence, at)| (*at as f64 - sent[*sequence as usize] as f64) / 1e6).collect())
+}
+
+/// What critical events notice of a bulk backlog that drains beside them.
+pub fn beside(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
+    let (mut calm, mut draining, mut ratio) = (vec![], vec![], vec![]);
+    for round in 0..rounds {
+        let sink = Sink::start(pki, 99);
+        let proxy = Proxy::start(sink.address());
+        let gateway = Gateway::start(&folder.join(format!("beside-{round}")), proxy.address(), pki, "bulk");
+        sink.await_link();
+        let before = live(&gateway, &sink, 90, |sent| sent >= 600);
+        proxy.cut(Cut::Refuse);
+        std::thread::sleep(Duration::from_millis(300));
+        Load::prepare(CONNECTIONS, events, 900 + round as u64).run(gateway.address(), 20);
+        let count = sink.count();
+        proxy.restore();
+        let start = Instant::now();
+        while sink.count() == count {
+            assert!(start.elapsed() < PATIENCE, "nothing arrives");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let during = live(&gateway, &sink, 91, |sent| sent >= 600 || sink.count() - count >= events as u64);
+        sink.await_events(count + events as u64, PATIENCE);
+        calm.push(before.quantile(0.99));
+        draining.push(during.quantile(0.99));
+        ratio.push(during.quantile(0.99) / before.quantile(0.99));
+    }
+    println!("\ncritical events beside a bulk backlog of {events} events that drains");
+    println!(
+        "  device to central p99 {:.2} ms without a backlog, {:.2} ms while it drains: {:.2} times (floor 2)",
+        median(&mut calm),
+        median(&mut draining),
+        median(&mut ratio)
+    );
+}
+
+/// What the standard lane costs at 1,000 events a second, and at one.
+pub fn quiet(seconds: u64, folder: &Path, pki: &Pki) {
+    println!("\nstandard lane, quiet times");
+    for rate in [1000, 1] {
+        let sink = Sink::start(pki, CONNECTIONS);
+        let gateway = Gateway::start(&folder.join(format!("quiet-{rate}")), sink.address(), pki, "standard");
+        sink.await_link();
+        let events = (rate * seconds) as usize;
+        let load = Load::prepare(if rate == 1 { 1 } else { CONNECTIONS }, events, 3 + rate);
+        let before = Process::read(gateway.pid());
+        load.run_at(gateway.address(), rate as f64, &sink.clock());
+        sink.await_events(events as u64, Duration::from_secs(20));
+        let after = Process::read(gateway.pid());
+        println!(
+            "  {rate} a second: {:.1} % of a core, {:.0} bytes written an event",
+            (after.cpu - before.cpu) / seconds as f64 * 100.0,
+            (after.written - before.written) as f64 / events as f64
+        );
+    }
+}
+
+/// A start with 10 GB behind it, after SIGKILL: with a warm cache, and with a cold one.
+pub fn backlog(folder: &Path, pki: &Pki) {
+    const BYTES: u64 = 10_000_000_000;
+    const PAYLOAD: usize = 200_000;
+    let place = folder.join("backlog");
+    let rest = "[lane.bulk]\nbudget = \"14GB\"\nlinger = \"5ms\"\n";
+    let start = |address| Gateway::start_in(&place, address, pki, "bulk", "", rest);
+    let nobody = crate::common::free_address();
+    let gateway = start(nobody);
+    let (mut client, _) = Client::connect(gateway.address(), &Hello { client: "filler", ..Hello::default() });
+    let mut random = 1u64;
+    let mut number = 0u32;
+    let mut written = 0;
+    println!("\nfilling the journal with 10 GB");
+    while written < BYTES {
+        for _ in 0..20 {
+            let noise: String = (0..PAYLOAD)
+                .map(|_| {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    char::from(
+                        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[(random & 63) as usize],
+                    )
+                })
+                .collect();
+            number += 1;
+            let payload = format!(
+                r#"{{"msg_id":"00-{number:08}","ts":1790000000,"state":"idle","temperature":1.5,"pressure":2.5,"count":1,"order":"WH/MO/00001","trace":"{noise}"}}"#
+            );
+            let id = (number % 60_000 + 1) as u16;
+            client.send(&crate::common::client::publish(true, 1, id, "plant/line1/m00/state", &[], payload.as_bytes()));
+        }
+        for _ in 0..20 {
+            client.receive().expect("a PUBACK");
+        }
+        written += 20 * PAYLOAD as u64 * 3 / 4;
+    }
+    let rss = Process::read(gateway.pid()).rss_peak_mb;
+    println!("  {number} events; RSS at most {rss:.1} MB while they came");
+    let mut gateway = Some(gateway);
+    for (how, is_cold) in [("warm", false), ("cold", true)] {
+        if let Some(gateway) = gateway.take() {
+            gateway.kill();
+        }
+        if is_cold {
+            // As root; otherwise the figure is another warm one.
+            let _ = std::process::Command::new("sync").status();
+            let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+        }
+        let began = Instant::now();
+        gateway = Some(start(nobody));
+        let ready = began.elapsed();
+        println!("  {how} cache: ready {:.2} s after the start (floor for the warm one 1)", ready.as_secs_f64());
+    }
+    if let Some(gateway) = gateway.take() {
+        gateway.kill();
+    }
+    let sink = Sink::start(pki, 0);
+    let gateway = start(sink.address());
+    let began = Instant::now();
+    while sink.count() < 3000 {
+        assert!(began.elapsed() < PATIENCE, "{} arrived", sink.count());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let rss = Process::read(gateway.pid()).rss_peak_mb;
+    println!("  3,000 events later: RSS at most {rss:.1} MB (floor 64), {:.1} s", began.elapsed().as_secs_f64());
+}
