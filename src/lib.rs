@@ -35,6 +35,11 @@
 //!   the versions in force while the gateway runs; **dead letters are one log** of their own.
 //! - **Numbers that were never given are written down** (`journal/unused.json`): after the loss of a file
 //!   the lanes go on behind whatever they may have given, and the gap is in no account.
+//! - **What becomes of dead letters is in the state**, with the count of what that changes in the ledger: one commit
+//!   for both, so that a crash never counts a letter twice.
+//! - **Losses are noted before they are in the accounts**, and announced from the note: a crash says the same again.
+//! - **Replays and requeued letters have a connection of their own**, open only while there are some.
+//! - **Batches are a setting, not the default of bulk**: one event a publish is what every consumer understands.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

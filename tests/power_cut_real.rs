@@ -20,13 +20,13 @@ fn run(program: &str, arguments: &[&str]) {
 ///
 /// One loop device for all its life: a second one over the same image would have a cache of its
 /// own, and what the first still writes when it goes would land in a file system already in use.
-struct Card {
+pub struct Card {
     device: String,
-    mount: PathBuf,
+    pub mount: PathBuf,
 }
 
 impl Card {
-    fn make(folder: &Path) -> Self {
+    pub fn make(folder: &Path) -> Self {
         let image = folder.join("card.img").to_string_lossy().into_owned();
         let mount = folder.join("card");
         std::fs::create_dir(&mount).expect("folder");
@@ -79,7 +79,7 @@ impl Drop for Card {
 }
 
 /// What is needed for the tests here, or why they are not run.
-fn can_run() -> bool {
+pub fn can_run() -> bool {
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"));
     if !is_root {
         println!("not run: cutting the power of a file system needs root");
