@@ -654,7 +654,7 @@ impl Forwarder {
             pass.not_owed.push((offset, published.stream, Outcome::NotOwed));
             return true;
         }
-        if lane.is_expired(published.publication.retention_unsettled, recorded) {
+        if lane.is_expired(&config.name, published.publication.retention_unsettled, offset, &record) {
             return true;
         }
         pass.events += 1;

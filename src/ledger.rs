@@ -31,7 +31,7 @@ const LANE: &str = "standard";
 const AGES_EVERY: Duration = Duration::from_secs(1);
 /// A clock that moved by more than this against the monotonic one was set.
 const JUMP_MIN: Duration = Duration::from_secs(60);
-/// Nothing expires by age for so long after the clock was set: it may be set once more.
+/// Nothing expires by age for so long after a start, or after the clock was set: it may be set once more.
 const JUMP_WAIT: Duration = Duration::from_secs(900);
 /// Nobody has such a clock: the box has forgotten the time (2026-01-01).
 const CLOCK_MIN: Timestamp = Timestamp(1_767_225_600_000_000);
@@ -161,7 +161,8 @@ impl Ledger {
     /// Works until the shutdown.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut feed = self.feed().await;
-        let mut clock_watch = ClockWatch::new();
+        let is_empty = self.journal.lanes().iter().all(|lane| lane.end() <= 1);
+        let mut clock_watch = ClockWatch::new(is_empty);
         let mut next_report = clock::instant() + self.every;
         let mut ages = tokio::time::interval(AGES_EVERY);
         ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -326,9 +327,11 @@ struct ClockWatch {
 }
 
 impl ClockWatch {
-    fn new() -> Self {
+    /// With an empty journal there is nothing that a wrong clock could make old.
+    fn new(is_empty: bool) -> Self {
         let now = clock::instant();
-        Self { last: (Timestamp::from(clock::wall()), now), trusted_from: now }
+        let trusted_from = if is_empty { now } else { now + JUMP_WAIT };
+        Self { last: (Timestamp::from(clock::wall()), now), trusted_from }
     }
 
     /// The time of day; `None` while it cannot be believed.

@@ -9,7 +9,7 @@
 use super::settled::{Outcome, Settled};
 use super::{Found, Journal, JournalError, Lane, Note, Walk};
 use crate::clock;
-use crate::event::Timestamp;
+use crate::event::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -92,8 +92,8 @@ impl Tally {
 pub(super) struct Wanted<'a> {
     /// Offsets: from, to (exclusive).
     pub offsets: (u64, u64),
-    /// Whether the event at this offset, of this publication, is meant.
-    pub takes: &'a dyn Fn(u64, u32) -> bool,
+    /// Whether the event at this offset is meant.
+    pub takes: &'a dyn Fn(u64, &Record<'_>) -> bool,
 }
 
 impl Lane {
@@ -152,7 +152,7 @@ impl Lane {
                     let recorded = walk.recorded();
                     while let Some(step) = walk.step(self) {
                         let is_meant = (next..to).contains(&step.offset) && !settled.contains(step.offset);
-                        if !is_meant || !(wanted.takes)(step.offset, step.record.publication) {
+                        if !is_meant || !(wanted.takes)(step.offset, &step.record) {
                             continue;
                         }
                         let stream = step.numbered.map_or((0, "unmatched", 0), |(known, sequence)| {

@@ -8,13 +8,14 @@ use super::loss::Wanted;
 use super::settled::Outcome;
 use super::{DEAD, JournalError, Lane};
 use crate::clock;
-use crate::event::Timestamp;
+use crate::event::{Attribute, Record, Timestamp};
 use std::time::Duration;
 
 /// Removes what may go. Called by the lane's writer, between commits.
 pub(super) fn sweep(lane: &Lane) {
     let now = Timestamp::from(clock::wall());
-    let is_open = |letter: u64, _| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
+    let is_open =
+        |letter: u64, _: &Record<'_>| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
     while let Some(oldest) = lane.oldest_closed() {
         if oldest.end > lane.settled_low() {
             return;
@@ -72,8 +73,6 @@ pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
 #[derive(Debug, Default)]
 pub(super) struct Ages {
     looked: Vec<Looked>,
-    /// For each limit, in seconds: what was recorded so long before this moment is settled as expired.
-    expired: Vec<(u64, Timestamp)>,
 }
 
 /// How far the events of a lane were looked at for one destination and one limit.
@@ -99,42 +98,38 @@ impl Lane {
         let mut ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let limits = self.core.age_limits(&self.name);
         for (limit, publications) in &limits {
-            let mut is_whole = true;
             let every = (Duration::from_secs(*limit) / PASSES).clamp(PASS_EVERY.0, PASS_EVERY.1);
             for destination in self.destinations() {
                 let looked = ages.of(&destination, *limit);
                 if now.since(looked.at) < every && now >= looked.at {
-                    is_whole = false;
                     continue;
                 }
                 let low = self.settled(&destination).map_or(u64::MAX, |settled| settled.low);
                 let from = looked.next.max(low);
                 let (to, is_cut) = self.older_than(from, now.before(Duration::from_secs(*limit)))?;
                 if from < to {
-                    let takes = |_: u64, publication: u32| publications.contains(&publication);
+                    // What was recorded while nobody knew the time is of no known age.
+                    let takes = |_: u64, record: &Record<'_>| {
+                        publications.contains(&record.publication) && !is_of_unknown_time(record)
+                    };
                     self.give_up(&destination, &Wanted { offsets: (from, to), takes: &takes }, Outcome::Expired)?;
                     looked.next = to;
                 }
-                if is_cut {
-                    is_whole = false;
-                } else {
+                if !is_cut {
                     looked.at = now;
                 }
-            }
-            if is_whole {
-                ages.expired.retain(|(known, _)| known != limit);
-                ages.expired.push((*limit, now));
             }
         }
         Ok(())
     }
 
-    /// Whether an event is so old that it is not to be sent any more; [`Lane::expire`] has settled it.
-    pub fn is_expired(&self, limit: Option<u64>, recorded: Timestamp) -> bool {
+    /// Whether [`Lane::expire`] has settled the event at an offset for a destination, which may have looked at its
+    /// cursor before that.
+    pub fn is_expired(&self, destination: &str, limit: Option<u64>, offset: u64, record: &Record<'_>) -> bool {
         let Some(limit) = limit else { return false };
         let ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let passed = ages.expired.iter().find(|(known, _)| *known == limit);
-        passed.is_some_and(|(_, at)| recorded < at.before(Duration::from_secs(limit)))
+        let mut looked = ages.looked.iter().filter(|known| known.limit == limit && known.destination == destination);
+        looked.any(|known| offset < known.next) && !is_of_unknown_time(record)
     }
 
     /// The end of the blocks from an offset on that were recorded before a moment; the second value
@@ -153,6 +148,10 @@ impl Lane {
         }
         Ok((next, true))
     }
+}
+
+fn is_of_unknown_time(record: &Record<'_>) -> bool {
+    record.attributes.iter().any(|attribute| matches!(attribute, Attribute::ClockStatus(_)))
 }
 
 impl Ages {
