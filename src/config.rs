@@ -8,7 +8,7 @@ use crate::forward;
 use crate::journal::{self, LaneConfig};
 use crate::link::Address;
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
-use crate::sources::{broker, http, mqtt};
+use crate::sources::{broker, http, modbus, mqtt};
 use crate::tls;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -52,6 +52,8 @@ struct Sources {
     http: Vec<http::Config>,
     #[serde(default)]
     broker: Vec<broker::Config>,
+    #[serde(default)]
+    modbus: Vec<modbus::Config>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,6 +116,8 @@ pub struct Config {
     pub servers: Vec<http::Config>,
     /// The brokers of the plant.
     pub brokers: Vec<broker::Config>,
+    /// The Modbus buses, with their device tables.
+    pub buses: Vec<(modbus::Config, modbus::Ready)>,
     /// The destinations.
     pub destinations: Vec<forward::Config>,
     /// The socket for the command line.
@@ -162,6 +166,7 @@ impl Config {
         check_sources(&raw, &document, &mut problems);
         let mut own_warnings = Vec::new();
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
+        let buses = check_buses(&raw, &document, &mut problems);
         check_destinations(&raw, &document, &mut problems);
         let mask_key = match &raw.mask_key {
             None => Vec::new(),
@@ -219,6 +224,7 @@ impl Config {
             listeners: raw.source.mqtt,
             servers: raw.source.http,
             brokers: raw.source.broker,
+            buses,
             destinations: raw.destination,
             socket,
             warnings,
@@ -261,6 +267,12 @@ fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
     }
     for source in &mut raw.source.broker {
         resolve_some(&mut source.password_file);
+        resolve_some(&mut source.tls.ca);
+        resolve_some(&mut source.tls.cert);
+        resolve_some(&mut source.tls.key);
+    }
+    for source in &mut raw.source.modbus {
+        resolve(&mut source.devices);
         resolve_some(&mut source.tls.ca);
         resolve_some(&mut source.tls.cert);
         resolve_some(&mut source.tls.key);
@@ -411,7 +423,8 @@ impl Sources {
         let mqtt = self.mqtt.iter().map(|source| source.name.as_str()).enumerate().map(keyed("mqtt"));
         let http = self.http.iter().map(|source| source.name.as_str()).enumerate().map(keyed("http"));
         let broker = self.broker.iter().map(|source| source.name.as_str()).enumerate().map(keyed("broker"));
-        mqtt.chain(http).chain(broker).collect()
+        let modbus = self.modbus.iter().map(|source| source.name.as_str()).enumerate().map(keyed("modbus"));
+        mqtt.chain(http).chain(broker).chain(modbus).collect()
     }
 }
 
@@ -570,6 +583,30 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
             ));
         }
     }
+}
+
+/// Checks the buses and their device tables, and hands out those that can be asked.
+fn check_buses(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Vec<(modbus::Config, modbus::Ready)> {
+    let mut ready = Vec::new();
+    for (index, source) in raw.source.modbus.iter().enumerate() {
+        let before = raw.source.modbus[..index].iter();
+        if before.map(|other| &other.url).any(|url| *url == source.url && url.starts_with("rtu:")) {
+            problems.push(document.problem(
+                format!("source.modbus[{index}].url"),
+                format!("\"{}\" is taken by a source above; a serial port has one owner", source.url),
+            ));
+        }
+        match source.ready(|key, message| document.problem(format!("source.modbus[{index}].{key}"), message)) {
+            Ok(loaded) => ready.push((source.clone(), loaded)),
+            // Several buses may use a table: what is wrong with it is said once.
+            Err(found) => found.into_iter().for_each(|problem| {
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
+            }),
+        }
+    }
+    ready
 }
 
 /// The filter of a source that takes in again what a destination at the same broker was given.
