@@ -14,6 +14,7 @@ mod http;
 mod journal;
 mod link;
 mod listener;
+mod modbus;
 mod nothing_lost;
 mod operator;
 mod power_cut;

@@ -15,6 +15,7 @@
 
 pub mod address;
 mod bus;
+pub mod import;
 
 pub mod plan;
 mod report;

@@ -1,13 +1,14 @@
 //! Forebay and a Mosquitto bridge side by side, in one run, on one machine.
 //!
 //! `cargo bench` runs everything; `cargo bench -- --quick` one short round; `cargo bench -- full
-//! steady outage crowd flood` only those parts. Figures are medians over rounds that alternate between the two.
+//! steady outage crowd flood modbus` only those parts. Figures are medians over rounds that alternate between the two.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
 mod load;
 mod measure;
+mod modbus;
 mod peers;
 mod sink;
 
@@ -85,6 +86,9 @@ fn main() {
     }
     if plan.wants("flood") {
         crowd::flooded(plan.rounds.min(3), plan.steady_seconds.min(5), folder.path(), &pki);
+    }
+    if plan.wants("modbus") {
+        modbus::polled(plan.steady_seconds * 2, folder.path());
     }
 }
 
