@@ -27,7 +27,7 @@ impl Devices {
         if spec["port"].is_null() {
             spec["port"] = crate::common::free_address().port().into();
         }
-        let python = crate::foreign::installed("python").join("bin/python");
+        let python = crate::foreign::installed("modbus").join("bin/python");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/modbus/simulator.py");
         let mut child = Command::new(python)
             .arg(script)
