@@ -133,18 +133,7 @@ fn point(
         let count: u16 = given.parse().map_err(|_| format!("length \"{given}\" is no number"))?;
         length = (kind == "text").then_some(count);
     }
-    let wide = |kind: &'static str| match (kind, given.as_str()) {
-        // Lists that name no size in the type name it in the length.
-        ("u16", "2") => "u32",
-        ("u16", "4") => "u64",
-        ("i16", "2") => "i32",
-        ("i16", "4") => "i64",
-        ("f32", "4") => "f64",
-        ("bcd16", "2") => "bcd32",
-        ("bcd16", "4") => "bcd64",
-        (kind, _) => kind,
-    };
-    let mut kind = wide(kind);
+    let mut kind = wide(kind, &given);
     let bit = match cell(Column::Bit) {
         given if given.is_empty() => bit,
         given => Some(given.parse().map_err(|_| format!("bit \"{given}\" is no number"))?),
@@ -192,6 +181,20 @@ fn point(
         line("unit", &quoted(&unit));
     }
     Ok(out)
+}
+
+/// Lists that name no size in the type name it in the length.
+fn wide(kind: &'static str, registers: &str) -> &'static str {
+    match (kind, registers) {
+        ("u16", "2") => "u32",
+        ("u16", "4") => "u64",
+        ("i16", "2") => "i32",
+        ("i16", "4") => "i64",
+        ("f32", "4") => "f64",
+        ("bcd16", "2") => "bcd32",
+        ("bcd16", "4") => "bcd64",
+        (kind, _) => kind,
+    }
 }
 
 /// Table and address from 0, and the bit where the address names one.

@@ -8,6 +8,7 @@
 
 mod dial;
 mod doubt;
+mod serial;
 
 pub use dial::Dial;
 pub use doubt::{Doubt, Shape};

@@ -148,20 +148,8 @@ fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Point, Vec<Wro
     }
     let count = if raw.table.is_bits() { 1 } else { kind.registers().or(raw.length).unwrap_or(1) };
     let first = file.first_address.0;
-    let (start, end) =
-        (i64::from(raw.address) - i64::from(first), i64::from(raw.address) - i64::from(first) + i64::from(count));
-    if start < 0 || end > 65_536 {
-        let most = 65_536 - i64::from(count) + i64::from(first);
-        wrong("address", format!("{} is out of bounds; {first} to {most} are allowed", raw.address));
-    }
-    let most = if raw.table.is_bits() { device.bits_max } else { device.registers_max };
-    if count > most {
-        wrong("length", format!("{count} registers do not fit one request of at most {most}"));
-    }
-    let is_in = |from: u16, to: u16| start <= i64::from(to) && end > i64::from(from);
-    if let Some(hole) = device.holes.iter().find(|hole| hole.table == raw.table && is_in(hole.from, hole.to)) {
-        let (from, to) = (hole.from + first, hole.to + first);
-        wrong("address", format!("{} lies in the hole from {from} to {to}, which must not be read", raw.address));
+    for (key, message) in place(raw, count, first, device) {
+        wrong(key, message);
     }
     let field = raw.bit.map(|bit| (bit, bit)).or(raw.bits);
     let mut words = BTreeMap::new();
@@ -192,7 +180,8 @@ fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Point, Vec<Wro
         name: raw.name.clone(),
         group: group.unwrap_or(0),
         table: raw.table,
-        address: start as u16,
+        // Within bounds, or there is a problem.
+        address: raw.address.saturating_sub(first),
         count,
         encoding,
         unit: raw.unit.clone(),
@@ -201,6 +190,28 @@ fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Point, Vec<Wro
         edge: raw.edge,
         absent: raw.absent.iter().map(|number| i128::from(*number)).collect(),
     })
+}
+
+/// Whether a point lies where something can be read in one request.
+fn place(raw: &FilePoint, count: u16, first: u16, device: &Device) -> Vec<Wrong> {
+    let mut found = Vec::new();
+    let mut wrong = |key: &'static str, message: String| found.push((key, message));
+    let (start, end) =
+        (i64::from(raw.address) - i64::from(first), i64::from(raw.address) - i64::from(first) + i64::from(count));
+    if start < 0 || end > 65_536 {
+        let most = 65_536 - i64::from(count) + i64::from(first);
+        wrong("address", format!("{} is out of bounds; {first} to {most} are allowed", raw.address));
+    }
+    let most = if raw.table.is_bits() { device.bits_max } else { device.registers_max };
+    if count > most {
+        wrong("length", format!("{count} registers do not fit one request of at most {most}"));
+    }
+    let is_in = |from: u16, to: u16| start <= i64::from(to) && end > i64::from(from);
+    if let Some(hole) = device.holes.iter().find(|hole| hole.table == raw.table && is_in(hole.from, hole.to)) {
+        let (from, to) = (hole.from + first, hole.to + first);
+        wrong("address", format!("{} lies in the hole from {from} to {to}, which must not be read", raw.address));
+    }
+    found
 }
 
 /// Type, table, bits and length against each other.

@@ -1,7 +1,8 @@
 //! Making a connection, and emptying it of what is left from before.
 
 use super::Line;
-use crate::sources::modbus::address::{Address, Parity, Serial};
+use super::serial::Port;
+use crate::sources::modbus::address::{Address, Serial};
 use crate::sources::socket::tune;
 use crate::tls::{self, ClientFiles};
 use rustls::pki_types::ServerName;
@@ -11,7 +12,6 @@ use tokio::net::TcpStream;
 use tokio_modbus::client::{rtu, tcp};
 use tokio_modbus::slave::Slave;
 use tokio_rustls::TlsConnector;
-use tokio_serial::{SerialPortBuilderExt, SerialStream};
 
 /// A frame is over when the line has been silent for so long, also behind a slow device server.
 const SILENCE: Duration = Duration::from_millis(20);
@@ -68,20 +68,7 @@ impl Dial {
                 let stream = TlsConnector::from(config).connect(name, stream).await.map_err(in_words)?;
                 Ok(Opened::Tls(Box::new(stream)))
             }
-            Address::Serial(path) => {
-                let Serial { baud, parity, stop_bits } = self.serial;
-                let stop_bits = stop_bits.unwrap_or(if parity == Parity::None { 2 } else { 1 });
-                tokio_serial::new(path.to_string_lossy(), baud)
-                    .parity(match parity {
-                        Parity::Even => tokio_serial::Parity::Even,
-                        Parity::Odd => tokio_serial::Parity::Odd,
-                        Parity::None => tokio_serial::Parity::None,
-                    })
-                    .stop_bits(if stop_bits == 2 { tokio_serial::StopBits::Two } else { tokio_serial::StopBits::One })
-                    .open_native_async()
-                    .map(Opened::Serial)
-                    .map_err(|error| error.to_string())
-            }
+            Address::Serial(path) => Port::open(path, &self.serial).map(Opened::Serial).map_err(in_words),
         }
     }
 
@@ -105,7 +92,7 @@ enum Opened {
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     RtuOverTcp(TcpStream),
-    Serial(SerialStream),
+    Serial(Port),
 }
 
 /// Reads and forgets what comes within `late`; what has begun is read to its end.
