@@ -48,9 +48,13 @@ class World:
         self.asked = {}
         self.sets = {}
         self.memory = {}
+        self.units = set()
 
-    def disturb(self, data):
+    def disturb(self, data, unit):
         """What becomes of an answer on its way."""
+        if unit not in self.units:
+            # pymodbus answers for units that are not there.
+            return b""
         if self.garbage > 0:
             self.garbage -= 1
             return random.randbytes(len(data))
@@ -97,7 +101,7 @@ def devices(spec, world):
     ]
 
 
-def pump(source, sink, disturb=lambda data: data):
+def pump(source, sink, disturb=None):
     """Carries bytes until the process ends; a side that is closed for a while loses them."""
     while True:
         try:
@@ -105,7 +109,8 @@ def pump(source, sink, disturb=lambda data: data):
         except OSError:
             time.sleep(0.002)
             continue
-        data = disturb(data)
+        if disturb is not None:
+            data = disturb(data)
         if data:
             try:
                 os.write(sink, data)
@@ -129,7 +134,7 @@ def serial_line(world):
         if world.hold > 0:
             wait, world.hold = world.hold, 0.0
             time.sleep(wait)
-        return world.disturb(data)
+        return world.disturb(data, data[0])
 
     threading.Thread(target=pump, args=(near, far), daemon=True).start()
     threading.Thread(target=pump, args=(far, near, answers), daemon=True).start()
@@ -164,8 +169,9 @@ def obey(line, world):
         case ["asked"]:
             print(json.dumps(world.asked), flush=True)
         case ["read", unit, table, address]:
-            start, registers = world.memory[(int(unit), TABLES[table])]
-            print(registers[int(address) - start], flush=True)
+            # What nobody has asked for is not known.
+            start, registers = world.memory.get((int(unit), TABLES[table]), (0, None))
+            print("unread" if registers is None else registers[int(address) - start], flush=True)
         case _:
             raise ValueError(line)
     if words[0] not in ("asked", "read"):
@@ -201,7 +207,8 @@ async def main():
     world = World()
     units = devices(spec, world)
     kind = spec["transport"]
-    trace = lambda is_sending, data: world.disturb(data) if is_sending else data
+    world.units = set(spec["units"])
+    trace = lambda is_sending, data: world.disturb(data, data[6]) if is_sending else data
     options = {"ignore_missing_devices": True}
     if kind in ("tcp", "tls"):
         address = ("127.0.0.1", spec["port"])

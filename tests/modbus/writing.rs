@@ -11,6 +11,7 @@ use forebay::sources::modbus::value::Value;
 use forebay::sources::modbus::write::{NotWritten, Writer};
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 
 const TABLE: &str = r#"
 [group.g]
@@ -64,7 +65,7 @@ fn with_writer(port: u16, rules: &str, check: impl AsyncFnOnce(Writer)) {
         trigger.begin();
         task.await.expect("it ends");
     });
-    journal.close(std::time::Duration::from_secs(5));
+    journal.close(Duration::from_secs(5));
 }
 
 fn devices() -> Devices {
@@ -76,6 +77,9 @@ fn writing_is_off_without_a_rule() {
     let mut devices = devices();
     with_writer(devices.port(), "", async |writer| {
         assert_eq!(writer.write("u", "setpoint", &Value::Float(1.0)).await, Err(NotWritten::Off));
+        while devices.tell("read 1 holding 0") == "unread" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     });
     assert_eq!(devices.tell("read 1 holding 0"), "10");
 }

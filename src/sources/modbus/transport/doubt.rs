@@ -17,6 +17,9 @@ pub struct Shape {
     pub bytes: u16,
 }
 
+/// Lengths that a probe tries on either side of those that are asked for.
+const LENGTHS_MAX: i32 = 8;
+
 /// Shapes that are remembered; more are as good as all of them.
 const LOST_MAX: usize = 8;
 
@@ -53,23 +56,20 @@ impl Doubt {
         if self.lost.len() >= LOST_MAX {
             return None;
         }
+        let stretched = |by: i32| {
+            others.iter().filter_map(move |ask| match ask {
+                Ask::Read(table, address, count) => {
+                    let (step, most) = if table.is_bits() { (8, 2000) } else { (1, 125) };
+                    let count = i32::from(*count) + by * step;
+                    let is_there = (1..=most).contains(&count) && i32::from(*address) + count <= 65_536;
+                    is_there.then(|| Ask::Read(*table, *address, count as u16))
+                }
+                _ => None,
+            })
+        };
         // Shorter before longer: what lies behind may not be there.
-        let lengths = others.iter().filter_map(|ask| match ask {
-            Ask::Read(table, address, count) => {
-                let step = if table.is_bits() { 8 } else { 1 };
-                let shorter = (*count > step).then(|| Ask::Read(*table, *address, count - step));
-                let most = if table.is_bits() { 2000 } else { 125 };
-                let has_room = count + step <= most && u32::from(*address) + u32::from(count + step) <= 65_536;
-                Some([shorter, has_room.then(|| Ask::Read(*table, *address, count + step))])
-            }
-            _ => None,
-        });
-        let (mut short, mut long) = (Vec::new(), Vec::new());
-        for [shorter, longer] in lengths {
-            short.extend(shorter);
-            long.extend(longer);
-        }
-        others.iter().cloned().chain(short).chain(long).find(is_apart)
+        let lengths = (1..=LENGTHS_MAX).map(|by| -by).chain(1..=LENGTHS_MAX).flat_map(stretched);
+        others.iter().cloned().chain(lengths).find(is_apart)
     }
 
     /// The unit has refused this probe. A refusal carries no length, so that it settles the doubt only
@@ -102,6 +102,8 @@ mod tests {
         assert_eq!(probe(&[ten.clone()], &[ten.clone(), one.clone()]), Some(one.clone()));
         assert_eq!(probe(&[ten.clone()], &[ten.clone()]), Some(Ask::Read(Holding, 0, 9)));
         assert_eq!(probe(&[one.clone()], &[one.clone()]), Some(Ask::Read(Holding, 5, 2)));
+        let lost = [one.clone(), Ask::Read(Holding, 5, 2)];
+        assert_eq!(probe(&lost, &[one.clone()]), Some(Ask::Read(Holding, 5, 3)), "a probe may be lost too");
         assert_eq!(probe(&[one.clone()], &[one.clone(), Ask::Read(Input, 5, 1)]), Some(Ask::Read(Input, 5, 1)));
         let bits = Ask::Read(Coil, 0, 16);
         assert_eq!(probe(&[bits.clone()], &[bits.clone(), Ask::Read(Coil, 0, 12)]), Some(Ask::Read(Coil, 0, 8)));

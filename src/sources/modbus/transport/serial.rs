@@ -40,7 +40,9 @@ impl Port {
         termios.set_speed(settings.baud)?;
         rustix::termios::tcsetattr(&port, OptionalActions::Now, &termios)?;
         rustix::termios::tcflush(&port, QueueSelector::IOFlush)?;
-        Ok(Self(AsyncFd::new(port)?))
+        #[expect(deprecated, reason = "its successor needs unsafe code; an OwnedFd keeps what is asked of it there")]
+        let port = AsyncFd::new(port)?;
+        Ok(Self(port))
     }
 }
 
