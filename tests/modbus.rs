@@ -3,6 +3,7 @@
 
 mod commands;
 mod events;
+mod full;
 mod lines;
 mod plant;
 mod serial;

@@ -3,7 +3,7 @@
 use crate::common::gateway::scratch_folder;
 use forebay::config::Config;
 use forebay::gateway::Gateway;
-use forebay::journal::Found;
+use forebay::journal::{Found, Journal};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -102,6 +102,28 @@ pub struct Event {
     pub data: Value,
 }
 
+/// All events of a journal so far, in their order.
+pub fn events_of(journal: &Journal) -> Vec<Event> {
+    let mut events = Vec::new();
+    for lane in journal.lanes() {
+        let (mut next, end) = (1, lane.end());
+        while next < end {
+            match lane.look(next).expect("readable") {
+                Found::Block(block) => {
+                    events.extend(block.records().map(|record| Event {
+                        topic: record.key.to_owned(),
+                        origin: record.origin.to_owned(),
+                        data: serde_json::from_slice(record.payload).expect("JSON"),
+                    }));
+                    next = block.end();
+                }
+                Found::Lost { to } => next = to,
+            }
+        }
+    }
+    events
+}
+
 /// A gateway in this process.
 pub struct Plant {
     runtime: Runtime,
@@ -141,24 +163,7 @@ impl Plant {
 
     /// All events so far, in their order.
     pub fn events(&self) -> Vec<Event> {
-        let mut events = Vec::new();
-        for lane in self.gateway().handles().journal.lanes() {
-            let (mut next, end) = (1, lane.end());
-            while next < end {
-                match lane.look(next).expect("readable") {
-                    Found::Block(block) => {
-                        events.extend(block.records().map(|record| Event {
-                            topic: record.key.to_owned(),
-                            origin: record.origin.to_owned(),
-                            data: serde_json::from_slice(record.payload).expect("JSON"),
-                        }));
-                        next = block.end();
-                    }
-                    Found::Lost { to } => next = to,
-                }
-            }
-        }
-        events
+        events_of(&self.gateway().handles().journal)
     }
 
     /// Events of a topic.

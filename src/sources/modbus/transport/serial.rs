@@ -1,4 +1,6 @@
 //! A serial port: eight bits a letter, raw, and nobody else's while it is open.
+//!
+//! These lines stand for eight crates, one of them under the MPL, which tokio-serial would bring.
 
 use super::super::address::{Parity, Serial};
 use rustix::fs::{Mode, OFlags};
