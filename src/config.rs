@@ -3,7 +3,7 @@
 //! Promise: what loads can start; what does not is refused with file, line, key, the offending
 //! value and what is allowed, every problem at once.
 
-use crate::contract::{Contracts, Pattern, Surroundings};
+use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal::{self, LaneConfig};
 use crate::link::Address;
@@ -206,6 +206,7 @@ impl Config {
             return Err(problems);
         }
         warnings.extend(doubts(&raw, &document, &contracts));
+        warnings.extend(unmatched_groups(&buses, &document, &contracts));
         Ok(Self {
             file: file.to_owned(),
             surroundings,
@@ -607,6 +608,33 @@ fn check_buses(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> 
         }
     }
     ready
+}
+
+/// Groups of units whose events no contract takes: one warning for each bus.
+fn unmatched_groups(
+    buses: &[(modbus::Config, modbus::Ready)],
+    document: &Document,
+    contracts: &Contracts,
+) -> Vec<Problem> {
+    let mut found = Vec::new();
+    for (index, (bus, ready)) in buses.iter().enumerate() {
+        let topics = bus.units.iter().zip(&ready.devices).flat_map(|(unit, device)| {
+            device.groups.iter().map(move |group| (format!("{}/{}", unit.name, group.name), &unit.name))
+        });
+        let mut unmatched =
+            topics.filter(|(topic, unit)| contracts.find(SourceKind::Modbus, &bus.name, topic, unit, "").is_none());
+        if let Some((topic, _)) = unmatched.next() {
+            let more = match unmatched.count() {
+                0 => String::new(),
+                more => format!(", nor {more} more groups"),
+            };
+            found.push(document.problem(
+                format!("source.modbus[{index}]"),
+                format!("no contract matches \"{topic}\"{more}: the events become dead letters"),
+            ));
+        }
+    }
+    found
 }
 
 /// The filter of a source that takes in again what a destination at the same broker was given.

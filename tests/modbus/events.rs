@@ -1,6 +1,8 @@
 //! From values to events, through the whole gateway.
 
-use super::plant::{Devices, GROUPS, Plant};
+use super::plant::{Devices, GROUPS, Plant, prepare};
+use crate::common::gateway::scratch_folder;
+use forebay::config::Config;
 use serde_json::json;
 use std::time::Duration;
 
@@ -85,6 +87,18 @@ fn a_contract_for_a_point_has_it_in_events_of_its_own() {
     let event = plant.await_nth("press-4/g/good", "it counts", 1, |_| true);
     assert_eq!((&event["value"], &event["count"]), (&json!(65_535), &json!({"step": 1})));
     assert_eq!((plant.of("press-4/g").len(), plant.dead()), (1, 0), "a catch-all splits nothing");
+}
+
+#[test]
+fn check_warns_of_groups_that_no_contract_takes() {
+    let folder = scratch_folder("modbus-unmatched");
+    let source = "[[source.modbus]]\nname = \"bus\"\nurl = \"tcp://127.0.0.1:1502\"\nunit = [{ name = \"u\", device = \"t\" }, { name = \"v\", device = \"t\" }]\n";
+    let other = GROUPS.replace("{unit}/{group}", "u/x");
+    prepare(folder.path(), source, &[("t", TABLE)], &[("other", &other)]);
+    let config = Config::load(&folder.path().join("forebay.toml")).expect("good all the same");
+    let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
+    let wanted = "source.modbus[0]: no contract matches \"u/g\", nor 1 more groups: the events become dead letters";
+    assert!(warnings.iter().any(|warning| warning.ends_with(wanted)), "{warnings:?}");
 }
 
 #[test]
