@@ -619,11 +619,14 @@ fn unmatched_groups(
     let mut found = Vec::new();
     for (index, (bus, ready)) in buses.iter().enumerate() {
         let topics = bus.units.iter().zip(&ready.devices).flat_map(|(unit, device)| {
-            device.groups.iter().map(move |group| (format!("{}/{}", unit.name, group.name), &unit.name))
+            device.groups.iter().map(move |group| (format!("{}/{}", unit.name, group.name), unit, device))
         });
-        let mut unmatched =
-            topics.filter(|(topic, unit)| contracts.find(SourceKind::Modbus, &bus.name, topic, unit, "").is_none());
-        if let Some((topic, _)) = unmatched.next() {
+        let mut unmatched = topics.filter(|(topic, unit, device)| {
+            let is_lost = |topic: &str| contracts.find(SourceKind::Modbus, &bus.name, topic, &unit.name, "").is_none();
+            // Points may have contracts of their own.
+            is_lost(topic) && device.points.iter().all(|point| is_lost(&format!("{topic}/{}", point.name)))
+        });
+        if let Some((topic, ..)) = unmatched.next() {
             let more = match unmatched.count() {
                 0 => String::new(),
                 more => format!(", nor {more} more groups"),
