@@ -5,6 +5,7 @@
 //! 2 for arguments that cannot be, and 1 for anything else.
 
 mod dead;
+mod modbus;
 mod replay;
 mod show;
 mod socket;
@@ -74,6 +75,9 @@ enum Command {
     /// The bearer tokens of an HTTP source
     #[command(subcommand)]
     Token(Token),
+    /// Modbus devices: read them, find them, make their tables
+    #[command(subcommand)]
+    Modbus(modbus::Modbus),
 }
 
 #[derive(Debug, Args)]
@@ -261,6 +265,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print(&at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
         }
         Command::Contracts(ContractsCommand::Check(check)) => check_contracts(&check),
+        Command::Modbus(command) => modbus::run(command),
         Command::User(User::Add { file, name }) => {
             let password = read_password(&name)?;
             put_user(&file, &name, password.as_bytes())?;

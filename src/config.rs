@@ -6,12 +6,12 @@
 mod destinations;
 mod lanes;
 
-use crate::contract::{Contracts, Pattern, Surroundings};
+use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
-use crate::sources::{broker, http, mqtt};
+use crate::sources::{broker, http, modbus, mqtt};
 use crate::tls;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -59,6 +59,8 @@ struct Sources {
     http: Vec<http::Config>,
     #[serde(default)]
     broker: Vec<broker::Config>,
+    #[serde(default)]
+    modbus: Vec<modbus::Config>,
 }
 
 fn namespace() -> String {
@@ -107,6 +109,8 @@ pub struct Config {
     pub servers: Vec<http::Config>,
     /// The brokers of the plant.
     pub brokers: Vec<broker::Config>,
+    /// The Modbus buses, with their device tables.
+    pub buses: Vec<(modbus::Config, modbus::Ready)>,
     /// The destinations.
     pub destinations: Vec<forward::Config>,
     /// How lanes are sent, by their names.
@@ -160,6 +164,7 @@ impl Config {
         let mut own_warnings = Vec::new();
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
         destinations::check(&raw, &document, &mut problems);
+        let buses = check_buses(&raw, &document, &mut problems);
         let mask_key = match &raw.mask_key {
             None => Vec::new(),
             Some(path) => match std::fs::read(path) {
@@ -199,6 +204,7 @@ impl Config {
             return Err(problems);
         }
         warnings.extend(doubts(&raw, &document, &contracts));
+        warnings.extend(unmatched_groups(&buses, &document, &contracts));
         Ok(Self {
             file: file.to_owned(),
             surroundings,
@@ -219,6 +225,7 @@ impl Config {
             listeners: raw.source.mqtt,
             servers: raw.source.http,
             brokers: raw.source.broker,
+            buses,
             destinations: raw.destination,
             sending,
             ledger_period: raw.ledger_period.0,
@@ -263,6 +270,12 @@ fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
     }
     for source in &mut raw.source.broker {
         resolve_some(&mut source.password_file);
+        resolve_some(&mut source.tls.ca);
+        resolve_some(&mut source.tls.cert);
+        resolve_some(&mut source.tls.key);
+    }
+    for source in &mut raw.source.modbus {
+        resolve(&mut source.devices);
         resolve_some(&mut source.tls.ca);
         resolve_some(&mut source.tls.cert);
         resolve_some(&mut source.tls.key);
@@ -376,7 +389,8 @@ impl Sources {
         let mqtt = self.mqtt.iter().map(|source| source.name.as_str()).enumerate().map(keyed("mqtt"));
         let http = self.http.iter().map(|source| source.name.as_str()).enumerate().map(keyed("http"));
         let broker = self.broker.iter().map(|source| source.name.as_str()).enumerate().map(keyed("broker"));
-        mqtt.chain(http).chain(broker).collect()
+        let modbus = self.modbus.iter().map(|source| source.name.as_str()).enumerate().map(keyed("modbus"));
+        mqtt.chain(http).chain(broker).chain(modbus).collect()
     }
 }
 
@@ -535,6 +549,60 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
             ));
         }
     }
+}
+
+/// Checks the buses and their device tables, and hands out those that can be asked.
+fn check_buses(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Vec<(modbus::Config, modbus::Ready)> {
+    let mut ready = Vec::new();
+    for (index, source) in raw.source.modbus.iter().enumerate() {
+        let before = raw.source.modbus[..index].iter();
+        if before.map(|other| &other.url).any(|url| *url == source.url && url.starts_with("rtu:")) {
+            problems.push(document.problem(
+                format!("source.modbus[{index}].url"),
+                format!("\"{}\" is taken by a source above; a serial port has one owner", source.url),
+            ));
+        }
+        match source.ready(|key, message| document.problem(format!("source.modbus[{index}].{key}"), message)) {
+            Ok(loaded) => ready.push((source.clone(), loaded)),
+            // Several buses may use a table: what is wrong with it is said once.
+            Err(found) => found.into_iter().for_each(|problem| {
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
+            }),
+        }
+    }
+    ready
+}
+
+/// Groups of units whose events no contract takes: one warning for each bus.
+fn unmatched_groups(
+    buses: &[(modbus::Config, modbus::Ready)],
+    document: &Document,
+    contracts: &Contracts,
+) -> Vec<Problem> {
+    let mut found = Vec::new();
+    for (index, (bus, ready)) in buses.iter().enumerate() {
+        let topics = bus.units.iter().zip(&ready.devices).flat_map(|(unit, device)| {
+            device.groups.iter().map(move |group| (format!("{}/{}", unit.name, group.name), unit, device))
+        });
+        let mut unmatched = topics.filter(|(topic, unit, device)| {
+            let is_lost = |topic: &str| contracts.find(SourceKind::Modbus, &bus.name, topic, &unit.name, "").is_none();
+            // Points may have contracts of their own.
+            is_lost(topic) && device.points.iter().all(|point| is_lost(&format!("{topic}/{}", point.name)))
+        });
+        if let Some((topic, ..)) = unmatched.next() {
+            let more = match unmatched.count() {
+                0 => String::new(),
+                more => format!(", nor {more} more groups"),
+            };
+            found.push(document.problem(
+                format!("source.modbus[{index}]"),
+                format!("no contract matches \"{topic}\"{more}: the events become dead letters"),
+            ));
+        }
+    }
+    found
 }
 
 /// The filter of a source that takes in again what a destination at the same broker was given.

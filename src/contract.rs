@@ -57,6 +57,8 @@ pub enum SourceKind {
     Broker,
     /// Programs that post to the gateway over HTTP.
     Http,
+    /// Machines that the gateway asks over Modbus.
+    Modbus,
 }
 
 impl std::fmt::Display for SourceKind {
@@ -65,6 +67,7 @@ impl std::fmt::Display for SourceKind {
             Self::Mqtt => "mqtt",
             Self::Broker => "broker",
             Self::Http => "http",
+            Self::Modbus => "modbus",
         })
     }
 }
@@ -186,6 +189,11 @@ impl Contract {
     /// The name of the stream.
     pub fn stream(&self) -> &str {
         &self.publication.stream
+    }
+
+    /// Whether a topic is one of its own.
+    pub fn takes(&self, topic: &str) -> bool {
+        self.pattern.captures(topic).is_some()
     }
 
     /// The device that `captures` name, for the event's source.

@@ -6,6 +6,7 @@
 
 mod central;
 mod device;
+mod machine;
 mod wan;
 
 use crate::admin::{Handles, Status};
@@ -56,17 +57,26 @@ const OUTAGE_AFTER: Duration = Duration::from_secs(10);
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The ready contracts, as they are in `config/contracts`.
-const CONTRACTS: [(&str, &str); 10] = [
+const CONTRACTS: [(&str, &str); 13] = [
     ("machine-state.toml", include_str!("../config/contracts/machine-state.toml")),
     ("machine-count.toml", include_str!("../config/contracts/machine-count.toml")),
     ("machine-alarm.toml", include_str!("../config/contracts/machine-alarm.toml")),
     ("quality-result.toml", include_str!("../config/contracts/quality-result.toml")),
     ("energy-meter.toml", include_str!("../config/contracts/energy-meter.toml")),
+    ("machine-reading.toml", include_str!("../config/contracts/machine-reading.toml")),
+    ("energy-reading.toml", include_str!("../config/contracts/energy-reading.toml")),
+    ("schemas/modbus-reading.v1.json", include_str!("../config/contracts/schemas/modbus-reading.v1.json")),
     ("schemas/machine-state.v1.json", include_str!("../config/contracts/schemas/machine-state.v1.json")),
     ("schemas/machine-count.v1.json", include_str!("../config/contracts/schemas/machine-count.v1.json")),
     ("schemas/machine-alarm.v1.json", include_str!("../config/contracts/schemas/machine-alarm.v1.json")),
     ("schemas/quality-result.v1.json", include_str!("../config/contracts/schemas/quality-result.v1.json")),
     ("schemas/energy-meter.v1.json", include_str!("../config/contracts/schemas/energy-meter.v1.json")),
+];
+
+/// The device tables of the two Modbus machines, as they are in `config/devices`.
+const DEVICE_TABLES: [(&str, &str); 2] = [
+    ("eastron-sdm630.toml", include_str!("../config/devices/eastron-sdm630.toml")),
+    ("machine-plc.toml", include_str!("../config/devices/machine-plc.toml")),
 ];
 
 /// Runs the demo until it is interrupted.
@@ -76,7 +86,8 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     let folder = prepare(&plan.folder)?;
     let central = central::start(&folder).await.context("the stand-in for the central broker")?;
     let wan = wan::Wan::start(central.address).await?;
-    write_config(&folder, wan.address.port())?;
+    let machines = machine::start().await.context("the Modbus machines")?;
+    write_config(&folder, wan.address.port(), &machines)?;
     let config = Config::load(&folder.join("forebay.toml")).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
         anyhow!("{}", lines.join("\n"))
@@ -118,11 +129,15 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
 
 /// Makes the folder, the contracts and the certificates.
 fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(folder.join("contracts/schemas"))
-        .with_context(|| format!("the folder {}", folder.display()))?;
+    for inner in ["contracts/schemas", "devices"] {
+        std::fs::create_dir_all(folder.join(inner)).with_context(|| format!("the folder {}", folder.display()))?;
+    }
     let folder = folder.canonicalize()?;
     for (name, text) in CONTRACTS {
         std::fs::write(folder.join("contracts").join(name), text)?;
+    }
+    for (name, text) in DEVICE_TABLES {
+        std::fs::write(folder.join("devices").join(name), text)?;
     }
     let mut params = CertificateParams::new(vec![])?;
     params.distinguished_name.push(DnType::CommonName, "Forebay demo authority");
@@ -141,7 +156,8 @@ fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-fn write_config(folder: &Path, central: u16) -> anyhow::Result<()> {
+fn write_config(folder: &Path, central: u16, machines: &machine::Machines) -> anyhow::Result<()> {
+    let machine::Machines { meter, press, .. } = machines;
     let config = format!(
         r#"# Written by `forebay demo`.
 environment = "demo"
@@ -153,6 +169,16 @@ data_dir = "data"
 [[source.mqtt]]
 name = "shopfloor"
 listen = "127.0.0.1:0"
+
+[[source.modbus]]
+name = "meters"
+url = "tcp://{meter}"
+unit = [{{ name = "meter-1", unit = 1, device = "eastron-sdm630" }}]
+
+[[source.modbus]]
+name = "presses"
+url = "tcp://{press}"
+unit = [{{ name = "press-4", unit = 1, device = "machine-plc" }}]
 
 [[destination]]
 name = "central"
@@ -173,7 +199,11 @@ linger = "10ms"
 
 fn explain(plan: &Plan, folder: &Path, around: &Surroundings, listening: u16, central: u16) {
     let shown = folder.display();
-    say!("Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening};", plan.rate);
+    say!(
+        "Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening}, which also",
+        plan.rate
+    );
+    say!("asks an energy meter and a press over Modbus, and tells of what changes;");
     say!("it stores them in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
     say!("Look at it from another terminal:");
     say!(

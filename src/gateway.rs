@@ -18,6 +18,7 @@ use crate::shutdown::{self, Trigger};
 use crate::sources;
 use crate::sources::broker;
 use crate::sources::http::Server;
+use crate::sources::modbus;
 use crate::sources::mqtt::{Devices, Listener, Parts, Registry};
 use crate::survival::Survival;
 use anyhow::Context;
@@ -226,6 +227,15 @@ impl Gateway {
             servers.push(server);
         }
         sources.extend(broker_handles);
+        let mut buses = Vec::new();
+        for (bus, ready) in config.buses {
+            let stats = Arc::new(sources::Stats::default());
+            let name = bus.name.clone();
+            let source = modbus::Source::new(bus, ready, Arc::clone(&ingest), Arc::clone(&stats));
+            let address = source.address();
+            sources.push(SourceHandle { name, kind: SourceKind::Modbus, address, stats, devices: None });
+            buses.push(source);
+        }
         let handles = Arc::new(Handles {
             surroundings: config.surroundings,
             started,
@@ -247,6 +257,9 @@ impl Gateway {
         }
         for broker in brokers {
             inward.tasks.push(tokio::spawn(broker.run(inward.trigger.subscribe())));
+        }
+        for bus in buses {
+            inward.tasks.push(tokio::spawn(bus.run(inward.trigger.subscribe())));
         }
         for server in servers {
             inward.tasks.push(tokio::spawn(server.run(inward.trigger.subscribe())));

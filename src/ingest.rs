@@ -205,6 +205,12 @@ impl Ingest {
         }
     }
 
+    /// Whether a contract takes `part` that would not take the `whole` it belongs to.
+    pub fn has_contract_of_its_own(&self, kind: SourceKind, source: &str, part: &str, whole: &str) -> bool {
+        let matched = self.in_force.load().contracts.find(kind, source, part, "", "");
+        matched.is_some_and(|matched| !matched.contract.takes(whole))
+    }
+
     /// Whether a route still leads where it did.
     pub fn is_current(&self, route: &Route) -> bool {
         self.in_force.load().generation == route.generation

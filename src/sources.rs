@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod http;
+pub mod modbus;
 pub mod mqtt;
 mod secrets;
 mod socket;

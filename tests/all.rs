@@ -18,6 +18,7 @@ mod lanes;
 mod ledger;
 mod link;
 mod listener;
+mod modbus;
 mod nothing_lost;
 mod operator;
 mod outage;

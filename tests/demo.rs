@@ -95,7 +95,13 @@ fn an_outage_shows_and_the_balance_is_even() {
     for arguments in [&["status", "--json"][..], &["dead", "list", "--json"]] {
         let answer = Command::new(PROGRAM).args(arguments).arg("--config").arg(&config).output().expect("it runs");
         assert!(answer.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&answer.stderr));
-        serde_json::from_slice::<serde_json::Value>(&answer.stdout).expect("JSON");
+        let said: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
+        for source in said["sources"].as_array().into_iter().flatten().filter(|source| source["kind"] == "modbus") {
+            assert!(
+                source["received"].as_u64() > Some(0) && source["problem"].is_null(),
+                "machines are asked: {source}"
+            );
+        }
     }
     output.read_to_string(&mut said).expect("text");
     assert!(demo.succeeds());

@@ -41,7 +41,7 @@ fn folder() -> PathBuf {
 }
 
 /// Where `tests/foreign/setup` puts what it installs.
-fn installed(name: &str) -> PathBuf {
+pub(crate) fn installed(name: &str) -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache");
     let path = cache.unwrap_or_else(home).join("forebay-tests").join(name);

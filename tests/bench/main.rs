@@ -1,7 +1,7 @@
 //! Forebay and a Mosquitto bridge side by side, in one run, on one machine.
 //!
 //! `cargo bench` runs everything; `cargo bench -- --quick` one short round; `cargo bench -- full
-//! steady outage drain beside quiet crowd flood` only those parts, and `cargo bench -- backlog` a start with
+//! steady outage drain beside quiet crowd flood modbus` only those parts, and `cargo bench -- backlog` a start with
 //! 10 GB behind it, which is not among them. Figures are medians over rounds that alternate between the two.
 
 #[path = "../common/mod.rs"]
@@ -10,6 +10,7 @@ mod crowd;
 mod drain;
 mod load;
 mod measure;
+mod modbus;
 mod peers;
 mod sink;
 
@@ -99,6 +100,9 @@ fn main() {
     }
     if plan.wants("flood") {
         crowd::flooded(plan.rounds.min(3), plan.steady_seconds.min(5), folder.path(), &pki);
+    }
+    if plan.wants("modbus") {
+        modbus::polled(plan.steady_seconds * 2, folder.path());
     }
 }
 

@@ -1,0 +1,404 @@
+//! `forebay modbus`: finding out what a device says, and making its table.
+//!
+//! Promise: nothing here writes to a device, and never more than some requests a second are made.
+
+use super::show;
+use crate::clock;
+use crate::setting::{Document, Span};
+use crate::sources::modbus::address::{self, Parity, Serial};
+use crate::sources::modbus::import::{Numbering, import};
+use crate::sources::modbus::plan::{Read, plan};
+use crate::sources::modbus::table::{Device, Point};
+use crate::sources::modbus::transport::{Ask, Dial, Fault, Line};
+use crate::sources::modbus::value::{Encoding, Order, Table, Type, Value};
+use crate::sources::modbus::watch::{Reading, read};
+use crate::telemetry::{shown, shown_json};
+use crate::tls::ClientFiles;
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Modbus {
+    /// Make a device table from a CSV register list
+    Import(Import),
+    /// Read a device once, or again and again; writes nothing
+    Read(ReadArgs),
+    /// Find the devices on a bus, or the registers of a device; writes nothing
+    Scan(Scan),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// The list; columns are known by their names
+    file: PathBuf,
+    /// Where the table goes; without it, to standard output
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// How the list counts its addresses
+    #[arg(long, value_enum, default_value = "auto")]
+    numbering: Numbering,
+}
+
+/// A bus and how to reach it.
+#[derive(Debug, Args)]
+struct Bus {
+    /// Where the bus is: tcp://HOST, tls://HOST, rtu-tcp://HOST:PORT or rtu:/dev/ttyUSB0
+    url: String,
+    /// How long a device may take to answer
+    #[arg(long, value_parser = Span::parse, default_value = "1s")]
+    timeout: Span,
+    /// From one request to the next; at least 20ms
+    #[arg(long, value_parser = Span::parse, default_value = "100ms")]
+    pause: Span,
+    /// Bits a second of a serial port
+    #[arg(long, default_value_t = 19_200)]
+    baud: u32,
+    /// Parity of a serial port: even, odd or none
+    #[arg(long, value_parser = parse_name::<Parity>, default_value = "even")]
+    parity: Parity,
+    /// Stop bits of a serial port: 1 or 2
+    #[arg(long)]
+    stop_bits: Option<u8>,
+    /// Authorities that the server's certificate may come from
+    #[arg(long)]
+    ca: Option<PathBuf>,
+    /// Certificate to show to the server
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
+    /// As JSON; errors stay text on standard error, with exit code 1
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReadArgs {
+    #[command(flatten)]
+    bus: Bus,
+    /// Number of the device on the bus
+    #[arg(long, default_value_t = 1)]
+    unit: u8,
+    /// Device table: every point of it is read
+    #[arg(long, conflicts_with_all = ["table", "address", "count", "kind", "order"])]
+    device: Option<PathBuf>,
+    /// Table: coil, discrete, holding or input
+    #[arg(long, value_parser = parse_name::<Table>, default_value = "holding")]
+    table: Table,
+    /// First register or bit, from 0
+    #[arg(long, default_value_t = 0)]
+    address: u16,
+    /// How many values
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    count: u16,
+    /// Type of the values: u16, i16, u32, i32, u64, i64, f32, f64, bcd16, bcd32 or bcd64
+    #[arg(long = "type", value_parser = parse_name::<Type>)]
+    kind: Option<Type>,
+    /// Order of bytes: ABCD, CDAB, BADC or DCBA
+    #[arg(long, value_parser = parse_name::<Order>, default_value = "ABCD")]
+    order: Order,
+    /// Read again after so long, until interrupted
+    #[arg(long, value_parser = Span::parse)]
+    watch: Option<Span>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Scan {
+    #[command(flatten)]
+    bus: Bus,
+    /// Numbers to look for devices at
+    #[arg(long, value_parser = range::<u8>, default_value = "1-247")]
+    units: (u8, u8),
+    /// Table to look in: coil, discrete, holding or input
+    #[arg(long, value_parser = parse_name::<Table>, default_value = "holding")]
+    table: Table,
+    /// Addresses to look at, of a single device (--units N-N); without it, devices are looked for
+    #[arg(long, value_parser = range::<u16>)]
+    addresses: Option<(u16, u16)>,
+}
+
+/// A word that a setting may have.
+fn parse_name<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    use serde::de::{IntoDeserializer, value::Error};
+    T::deserialize(IntoDeserializer::<Error>::into_deserializer(text)).map_err(|error| error.to_string())
+}
+
+/// `3`, or `1-247`.
+fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T), String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    match (from.trim().parse::<T>(), to.trim().parse::<T>()) {
+        (Ok(from), Ok(to)) if from <= to => Ok((from, to)),
+        _ => Err(format!("\"{text}\" is no range; expected one such as \"1-247\"")),
+    }
+}
+
+/// Runs a command.
+pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
+    match command {
+        Modbus::Import(command) => run_import(&command),
+        Modbus::Read(command) => super::runtime()?.block_on(run_read(&command)),
+        Modbus::Scan(command) => super::runtime()?.block_on(run_scan(&command)),
+    }
+}
+
+fn run_import(command: &Import) -> anyhow::Result<ExitCode> {
+    let bytes = std::fs::read(&command.file).with_context(|| format!("{} cannot be read", command.file.display()))?;
+    // Lists from elsewhere are seldom UTF-8; the letters of Latin-1 are its first ones.
+    let text = String::from_utf8(bytes)
+        .unwrap_or_else(|error| error.into_bytes().iter().map(|byte| char::from(*byte)).collect());
+    let title = command.file.file_stem().unwrap_or_default().to_string_lossy();
+    let imported = import(&text, &title, command.numbering)
+        .map_err(|why| anyhow!("{} is no register list: {why}", command.file.display()))?;
+    match &command.output {
+        None => std::io::stdout().write_all(imported.table.as_bytes())?,
+        Some(file) => {
+            let mut made = std::fs::File::options().write(true).create_new(true).open(file);
+            let made = made.as_mut().map_err(|error| anyhow!("{} cannot be made: {error}", file.display()))?;
+            made.write_all(imported.table.as_bytes())?;
+        }
+    }
+    for (line, why) in &imported.skipped {
+        eprintln!("{}:{line}: left out: {}", command.file.display(), shown(why));
+    }
+    eprintln!("{} points; check types, scales and groups against the manual", imported.points);
+    Ok(if imported.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The least time between two requests: a bus belongs to the machines.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// How long a late answer is waited for, in timeouts: here nobody is in a hurry.
+const LATE_TIMEOUTS: u32 = 5;
+
+/// Asks, not too often.
+struct Asker {
+    dial: Dial,
+    timeout: Duration,
+    pause: Duration,
+    line: Option<Line>,
+    late: Duration,
+    next: Instant,
+}
+
+impl Asker {
+    fn new(bus: &Bus) -> anyhow::Result<Self> {
+        let serial = Serial { baud: bus.baud, parity: bus.parity, stop_bits: bus.stop_bits };
+        serial.check().map_err(|(key, message)| anyhow!("{key}: {message}"))?;
+        let tls =
+            ClientFiles { ca: bus.ca.clone(), cert: bus.cert.clone(), key: bus.key.clone(), ..ClientFiles::default() };
+        let address = address::check(&bus.url, None, &tls).map_err(|(_, message)| anyhow!(message))?;
+        let dial = Dial { address, serial, tls, timeout: bus.timeout.0.max(Duration::from_secs(2)), pause: None };
+        let pause = bus.pause.0.max(PAUSE_MIN);
+        eprintln!(
+            "this only reads, at most {:.0} requests a second; on a serial bus stop whatever else asks there, \
+             also a gateway: two that ask at once disturb each other",
+            1.0 / pause.as_secs_f64()
+        );
+        Ok(Self { dial, timeout: bus.timeout.0, pause, line: None, late: Duration::ZERO, next: clock::instant() })
+    }
+
+    async fn ask(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
+        tokio::time::sleep(self.next.saturating_duration_since(clock::instant())).await;
+        let line = match &mut self.line {
+            Some(line) => line,
+            None => {
+                let connected = self.dial.connect(self.late).await.map_err(Fault::NoConnection)?;
+                self.line.insert(connected)
+            }
+        };
+        self.late = Duration::ZERO;
+        let answer = line.ask(unit, ask, self.timeout).await;
+        self.next = clock::instant() + self.pause;
+        if let Err(Fault::NoAnswer(_) | Fault::Broken(_)) = &answer {
+            self.line = None;
+            self.late = self.timeout * LATE_TIMEOUTS;
+        }
+        answer
+    }
+}
+
+/// Points without a table: one after the other.
+fn plain(command: &ReadArgs) -> anyhow::Result<Device> {
+    let kind = command.kind.unwrap_or(if command.table.is_bits() { Type::Bool } else { Type::U16 });
+    let is_fit = kind != Type::Text && (kind == Type::Bool) == command.table.is_bits();
+    if !is_fit {
+        bail!(
+            "this type does not go with the table \"{}\"; use a device table for texts and bits",
+            command.table.name()
+        );
+    }
+    let count = if command.table.is_bits() { 1 } else { kind.registers().unwrap_or(1) };
+    let point = |index: u16| {
+        let address = u32::from(command.address) + u32::from(index) * u32::from(count);
+        let address = u16::try_from(address).ok().filter(|at| u32::from(*at) + u32::from(count) <= 65_536);
+        let address = address.context("the last address is 65535")?;
+        let (name, table) = (format!("{}_{address}", command.table.name()), command.table);
+        anyhow::Ok(Point { name, table, address, count, ..Point::plain(Encoding::of(kind, command.order)) })
+    };
+    Ok(Device { points: (0..command.count).map(point).collect::<anyhow::Result<_>>()?, ..Device::default() })
+}
+
+async fn run_read(command: &ReadArgs) -> anyhow::Result<ExitCode> {
+    let device = match &command.device {
+        None => plain(command)?,
+        Some(file) => {
+            let document = Document::read(file)?;
+            Device::read(&document).map_err(|problems| {
+                let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                anyhow!("{}", lines.join("\n"))
+            })?
+        }
+    };
+    let reads: Vec<Read> = (0..device.groups.len()).flat_map(|group| plan(&device, group)).collect();
+    let mut asker = Asker::new(&command.bus)?;
+    loop {
+        let started = clock::instant();
+        let mut readings: Vec<Option<(Reading, Vec<u16>)>> = vec![None; device.points.len()];
+        let mut is_answered = false;
+        for request in &reads {
+            let answer = asker.ask(command.unit, &Ask::Read(request.table, request.address, request.count)).await;
+            is_answered |= answer.as_ref().err().is_none_or(|fault| !fault.is_absence());
+            for index in &request.points {
+                let point = &device.points[*index];
+                let start = usize::from(point.address - request.address);
+                readings[*index] = Some(match &answer {
+                    Ok(registers) => {
+                        let own = &registers[start..start + usize::from(point.count)];
+                        (read(point, own), own.to_vec())
+                    }
+                    Err(fault) => (Reading::Bad { reason: fault.to_string(), raw: vec![] }, vec![]),
+                });
+            }
+        }
+        show_points(&device, &readings, command)?;
+        let Some(again) = command.watch else {
+            return Ok(if is_answered { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        };
+        tokio::time::sleep((started + again.0).saturating_duration_since(clock::instant())).await;
+    }
+}
+
+fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], command: &ReadArgs) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let is_terminal = std::io::stdout().is_terminal();
+    let all = device.points.iter().zip(readings).filter_map(|(point, reading)| Some((point, reading.as_ref()?)));
+    if command.bus.json {
+        let list: Vec<_> = all
+            .map(|(point, (reading, raw))| {
+                let (value, why) = match reading {
+                    Reading::Good(value) => (json_of(value), None),
+                    Reading::Bad { reason, .. } => (serde_json::Value::Null, Some(reason)),
+                };
+                json!({"name": point.name, "table": point.table.name(), "address": point.address, "raw": raw, "value": value, "unit": point.unit, "problem": why})
+            })
+            .collect();
+        writeln!(out, "{}", shown_json(&serde_json::to_string(&list)?))?;
+        return Ok(out.flush()?);
+    }
+    let rows: Vec<Vec<String>> = all
+        .map(|(point, (reading, raw))| {
+            let hex: Vec<_> = raw.iter().map(|register| format!("{register:04x}")).collect();
+            let (value, problem) = match reading {
+                Reading::Good(value) => (value.to_string(), String::new()),
+                Reading::Bad { reason, .. } => ("-".into(), reason.clone()),
+            };
+            let (unit, address) = (point.unit.clone().unwrap_or_default(), point.address.to_string());
+            vec![point.name.clone(), point.table.name().into(), address, hex.join(" "), value, unit, problem]
+        })
+        .collect();
+    if command.watch.is_some() && is_terminal {
+        // Home, and what was there is cleared.
+        write!(out, "\x1b[H\x1b[J")?;
+    }
+    let head = ["POINT", "TABLE", "ADDRESS", "RAW", "VALUE", "UNIT", "PROBLEM"];
+    writeln!(out, "{}", show::table(&head, &[2, 4], &rows, is_terminal).trim_end())?;
+    Ok(out.flush()?)
+}
+
+fn json_of(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Bool(on) => json!(on),
+        Value::Int(whole) => match (i64::try_from(*whole), u64::try_from(*whole)) {
+            (Ok(whole), _) => json!(whole),
+            (_, Ok(whole)) => json!(whole),
+            _ => json!(whole.to_string()),
+        },
+        Value::Float(number) => json!(number),
+        Value::Text(text) => json!(text),
+    }
+}
+
+/// Requests without an answer after which a device is given up.
+const SILENT_MAX: u32 = 3;
+
+async fn run_scan(command: &Scan) -> anyhow::Result<ExitCode> {
+    let mut asker = Asker::new(&command.bus)?;
+    let mut out = std::io::stdout();
+    let mut found = 0;
+    let mut say = |unit: u8, address: Option<u16>, answer: &Result<Vec<u16>, Fault>| -> anyhow::Result<()> {
+        let (raw, problem) = match answer {
+            Ok(registers) => (registers.first().copied(), None),
+            Err(fault) => (None, Some(fault.to_string())),
+        };
+        if command.bus.json {
+            let line = json!({"unit": unit, "table": command.table.name(), "address": address, "raw": raw, "problem": problem});
+            writeln!(out, "{line}")?;
+        } else {
+            let place = address.map_or_else(|| format!("unit {unit}"), |at| format!("{} {at}", command.table.name()));
+            let what = match (raw, &problem) {
+                (Some(raw), _) if address.is_some() => format!("{raw:#06x}  {raw}"),
+                (_, Some(problem)) => format!("answers: {}", shown(problem)),
+                _ => "answers".into(),
+            };
+            writeln!(out, "{place:<16} {what}")?;
+        }
+        Ok(out.flush()?)
+    };
+    if let Some((from, to)) = command.addresses {
+        let (unit, last) = command.units;
+        if unit != last {
+            bail!("--addresses looks into one device; name it with --units N");
+        }
+        let mut silent = 0;
+        for address in from..=to {
+            let answer = asker.ask(unit, &Ask::Read(command.table, address, 1)).await;
+            match &answer {
+                Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
+                Err(fault) if fault.is_absence() => {
+                    silent += 1;
+                    if silent >= SILENT_MAX {
+                        bail!("unit {unit} does not answer: {fault}");
+                    }
+                    continue;
+                }
+                // What the device does not have is no find.
+                Err(Fault::Refused { code: 2, .. }) => {}
+                answer => {
+                    found += 1;
+                    say(unit, Some(address), &answer.clone())?;
+                }
+            }
+            silent = 0;
+        }
+    } else {
+        for unit in command.units.0..=command.units.1 {
+            let answer = asker.ask(unit, &Ask::Read(command.table, 0, 1)).await;
+            match &answer {
+                Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
+                // A refusal is an answer too.
+                Err(fault) if fault.is_absence() => {}
+                answer => {
+                    found += 1;
+                    say(unit, None, &answer.clone())?;
+                }
+            }
+        }
+    }
+    eprintln!("{found} found");
+    Ok(if found > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

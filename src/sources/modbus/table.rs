@@ -1,0 +1,294 @@
+//! Device tables: what the registers of one type of device mean, for every unit of that type.
+//!
+//! Promise: a table that loads can be read; one that does not is refused with file, line, point, the
+//! offending value and what is allowed, every problem at once.
+
+mod check;
+
+use super::plan::{BITS_MAX, REGISTERS_MAX};
+use super::value::{Encoding, Order, Table, Type};
+use crate::setting::{Document, Problem, Span};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+/// A type of device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Device {
+    /// What it is.
+    pub description: String,
+    /// The groups, by name.
+    pub groups: Vec<Group>,
+    /// The points, in the order of the file.
+    pub points: Vec<Point>,
+    /// Addresses that must not be read.
+    pub holes: Vec<Hole>,
+    /// The most registers that the device answers with.
+    pub registers_max: u16,
+    /// The most bits that the device answers with.
+    pub bits_max: u16,
+    /// Registers that nobody wants, and that are read all the same to save a request.
+    pub gap_max: u16,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self {
+            description: String::new(),
+            groups: vec![Group::default()],
+            points: Vec::new(),
+            holes: Vec::new(),
+            registers_max: REGISTERS_MAX,
+            bits_max: BITS_MAX,
+            gap_max: gap_max(),
+        }
+    }
+}
+
+/// Points that are read and reported together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Its name: the second level of the topic.
+    pub name: String,
+    /// How often it is read.
+    pub interval: Duration,
+    /// What makes an event.
+    pub report: Report,
+    /// Events are at least this far apart.
+    pub min: Duration,
+    /// Without a change an event comes after this long; `None` for never.
+    pub max: Option<Duration>,
+    /// How long a device may be silent before what was read last is `bad`, not only `stale`.
+    pub bad_after: Duration,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self {
+            name: GROUP_DEFAULT.into(),
+            interval: INTERVAL_DEFAULT,
+            report: Report::Change,
+            min: Duration::ZERO,
+            max: None,
+            bad_after: BAD_AFTER_DEFAULT,
+        }
+    }
+}
+
+/// What makes an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    /// A value that changes by more than its deadband.
+    #[default]
+    Change,
+    /// Every reading.
+    Always,
+}
+
+/// A range of addresses that must not be read, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hole {
+    /// The table.
+    pub table: Table,
+    /// First address.
+    pub from: u16,
+    /// Last address.
+    pub to: u16,
+}
+
+/// How far a number may move without being a change.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Deadband {
+    /// By this much, in the point's unit.
+    Absolute(f64),
+    /// By this share of the value that was reported last.
+    Relative(f64),
+}
+
+/// Which changes of a bit are edges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Edge {
+    /// Off to on.
+    Rising,
+    /// On to off.
+    Falling,
+    /// Each of them.
+    Both,
+}
+
+/// One value of a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// Its name.
+    pub name: String,
+    /// Its group: a place in the list of the device.
+    pub group: usize,
+    /// The table it stands in.
+    pub table: Table,
+    /// Its first register or bit, from 0 as in the protocol.
+    pub address: u16,
+    /// Registers or bits.
+    pub count: u16,
+    /// How it is coded.
+    pub encoding: Encoding,
+    /// Unit of measure.
+    pub unit: Option<String>,
+    /// How far it may move without being a change.
+    pub deadband: Deadband,
+    /// The number after which a counter begins anew at 0, counted as it stands in the register.
+    pub counter: Option<i128>,
+    /// Which changes are edges, where it is a bit.
+    pub edge: Option<Edge>,
+    /// Numbers in the register that mean that there is no value.
+    pub absent: Vec<i128>,
+}
+
+impl Point {
+    /// A point at holding register 0 of the first group, with nothing special about it.
+    pub fn plain(encoding: Encoding) -> Self {
+        Self {
+            name: "value".into(),
+            group: 0,
+            table: Table::Holding,
+            address: 0,
+            count: encoding.kind.registers().unwrap_or(1),
+            encoding,
+            unit: None,
+            deadband: Deadband::Absolute(0.0),
+            counter: None,
+            edge: None,
+            absent: Vec::new(),
+        }
+    }
+}
+
+/// Name of the group of points that name none.
+const GROUP_DEFAULT: &str = "values";
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+/// A switch or a cable that is changed takes less.
+const BAD_AFTER_DEFAULT: Duration = Duration::from_secs(30);
+/// Few devices serve registers that are not there, and most leave small gaps readable.
+fn gap_max() -> u16 {
+    16
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    order: Order,
+    #[serde(default)]
+    first_address: FirstAddress,
+    registers_max: Option<u16>,
+    bits_max: Option<u16>,
+    #[serde(default = "gap_max")]
+    gap_max: u16,
+    #[serde(default, rename = "hole")]
+    holes: Vec<Hole>,
+    #[serde(default, rename = "group")]
+    groups: BTreeMap<String, FileGroup>,
+    #[serde(default, rename = "point")]
+    points: Vec<FilePoint>,
+}
+
+/// What the vendor calls the first register: some lists count from 1.
+#[derive(Debug, Default, Deserialize)]
+#[serde(try_from = "u16")]
+struct FirstAddress(u16);
+
+impl TryFrom<u16> for FirstAddress {
+    type Error = String;
+    fn try_from(first: u16) -> Result<Self, String> {
+        if first <= 1 { Ok(Self(first)) } else { Err(format!("{first} is not allowed; 0 and 1 are")) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileGroup {
+    interval: Option<Span>,
+    #[serde(default)]
+    report: Report,
+    min: Option<Span>,
+    max: Option<Span>,
+    bad_after: Option<Span>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePoint {
+    name: String,
+    group: Option<String>,
+    #[serde(default)]
+    table: Table,
+    address: u16,
+    r#type: Option<Type>,
+    order: Option<Order>,
+    length: Option<u16>,
+    bit: Option<u8>,
+    bits: Option<(u8, u8)>,
+    #[serde(default = "one")]
+    scale: f64,
+    #[serde(default)]
+    offset: f64,
+    unit: Option<String>,
+    #[serde(default)]
+    values: BTreeMap<String, String>,
+    deadband: Option<FileDeadband>,
+    #[serde(default)]
+    counter: FileCounter,
+    edge: Option<Edge>,
+    #[serde(default)]
+    absent: Vec<i64>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum FileDeadband {
+    Number(f64),
+    Share(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum FileCounter {
+    Is(bool),
+    RollsAt { rolls_at: i64 },
+}
+
+impl Default for FileCounter {
+    fn default() -> Self {
+        Self::Is(false)
+    }
+}
+
+impl Device {
+    /// Reads and checks a table.
+    pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
+        let document = Document::read(file).map_err(|problem| vec![problem])?;
+        Self::read(&document)
+    }
+
+    /// Checks a table whose text is at hand.
+    pub fn read(document: &Document) -> Result<Self, Vec<Problem>> {
+        match document.parse_all() {
+            Ok(file) => check::check(file, document),
+            Err(problems) => Err(problems.into_iter().map(|problem| check::with_name(document, problem)).collect()),
+        }
+    }
+
+    /// A point by its name.
+    pub fn point(&self, name: &str) -> Option<&Point> {
+        self.points.iter().find(|point| point.name == name)
+    }
+}

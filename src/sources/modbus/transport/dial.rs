@@ -1,0 +1,109 @@
+//! Making a connection, and emptying it of what is left from before.
+
+use super::Line;
+use super::serial::Port;
+use crate::sources::modbus::address::{Address, Serial};
+use crate::sources::socket::tune;
+use crate::tls::{self, ClientFiles};
+use rustls::pki_types::ServerName;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_modbus::client::{rtu, tcp};
+use tokio_modbus::slave::Slave;
+use tokio_rustls::TlsConnector;
+
+/// A frame is over when the line has been silent for so long, also behind a slow device server.
+const SILENCE: Duration = Duration::from_millis(20);
+
+/// How a bus is reached.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// Where it is.
+    pub address: Address,
+    /// How a serial port is set.
+    pub serial: Serial,
+    /// Certificates.
+    pub tls: ClientFiles,
+    /// How long a connection may take.
+    pub timeout: Duration,
+    /// Between an answer and the next request.
+    pub pause: Option<Duration>,
+}
+
+impl Dial {
+    /// A connection. `late` is how long to listen for answers that nobody waits for any more, on a
+    /// line where they could be mistaken for others.
+    pub async fn connect(&self, late: Duration) -> Result<Line, String> {
+        let connecting = tokio::time::timeout(self.timeout, self.open());
+        let opened = connecting.await.unwrap_or_else(|_| Err("took too long".into()));
+        let opened = opened.map_err(|why| format!("no connection to {}: {why}", self.address))?;
+        let pause = self.pause.unwrap_or_else(|| self.frame_gap());
+        // The unit is said with each request.
+        let context = match opened {
+            Opened::Tcp(stream) => tcp::attach_slave(stream, Slave(0)),
+            Opened::Tls(stream) => tcp::attach_slave(*stream, Slave(0)),
+            Opened::RtuOverTcp(mut stream) => {
+                drain(&mut stream, late).await;
+                rtu::attach_slave(stream, Slave(0))
+            }
+            Opened::Serial(mut stream) => {
+                drain(&mut stream, late).await;
+                rtu::attach_slave(stream, Slave(0))
+            }
+        };
+        Ok(Line::new(context, pause))
+    }
+
+    async fn open(&self) -> Result<Opened, String> {
+        let in_words = |error: std::io::Error| error.to_string();
+        match &self.address {
+            Address::Tcp(at) => self.stream(at).await.map(Opened::Tcp),
+            Address::RtuOverTcp(at) => self.stream(at).await.map(Opened::RtuOverTcp),
+            Address::Tls(at) => {
+                let config = tls::client(&self.tls).map_err(|error| error.to_string())?;
+                let name = self.tls.server_name.clone().unwrap_or_else(|| self.address.host().to_owned());
+                let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
+                let stream = self.stream(at).await?;
+                let stream = TlsConnector::from(config).connect(name, stream).await.map_err(in_words)?;
+                Ok(Opened::Tls(Box::new(stream)))
+            }
+            Address::Serial(path) => Port::open(path, &self.serial).map(Opened::Serial).map_err(in_words),
+        }
+    }
+
+    async fn stream(&self, at: &str) -> Result<TcpStream, String> {
+        let stream = TcpStream::connect(at).await.map_err(|error| error.to_string())?;
+        tune(&stream, self.timeout.max(Duration::from_secs(1)));
+        Ok(stream)
+    }
+
+    /// Three and a half letters between frames on a serial line, at least 1.75 ms, as Modbus says.
+    fn frame_gap(&self) -> Duration {
+        match self.address {
+            Address::Serial(_) => Duration::from_secs_f64(3.5 * 11.0 / f64::from(self.serial.baud.max(300)))
+                .max(Duration::from_micros(1750)),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+enum Opened {
+    Tcp(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    RtuOverTcp(TcpStream),
+    Serial(Port),
+}
+
+/// Reads and forgets what comes within `late`; what has begun is read to its end.
+async fn drain<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, late: Duration) {
+    let mut scrap = [0; 512];
+    let mut wait = late;
+    // A line that never falls silent is full of garbage, and the next request will say so.
+    for _ in 0..64 {
+        match tokio::time::timeout(wait, stream.read(&mut scrap)).await {
+            Ok(Ok(1..)) => wait = SILENCE,
+            _ => return,
+        }
+    }
+}

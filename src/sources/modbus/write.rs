@@ -1,0 +1,145 @@
+//! Writing: off unless a rule allows the point, within its range.
+//!
+//! Promise: [`Writer::write`] touches no register that no rule names, with no value outside its range. A
+//! write without an answer is never repeated: it may have been done, and the caller is told so.
+
+use super::table::{Device, Point};
+use super::transport::Ask;
+use super::value::{Table, Type, Value};
+use super::{Config, WriteRule};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Writes that may wait for the bus.
+const WAITING_MAX: usize = 16;
+
+/// A point that may be written.
+#[derive(Clone, Debug)]
+pub struct Allowed {
+    unit: usize,
+    unit_name: String,
+    point: Point,
+    range: Option<(f64, f64)>,
+}
+
+impl Allowed {
+    /// Checks a rule: key, and what is wrong with it.
+    pub fn new(rule: &WriteRule, config: &Config, devices: &[Arc<Device>]) -> Result<Self, (&'static str, String)> {
+        let unit = config.units.iter().position(|unit| unit.name == rule.unit);
+        let unit = unit.ok_or_else(|| ("unit", format!("\"{}\" is no unit of this source", rule.unit)))?;
+        let point = devices.get(unit).and_then(|device| device.point(&rule.point));
+        let point = point.ok_or_else(|| ("point", format!("\"{}\" is no point of \"{}\"", rule.point, rule.unit)))?;
+        if !matches!(point.table, Table::Coil | Table::Holding) {
+            return Err((
+                "point",
+                format!("\"{}\" is in the table \"{}\", which can only be read", rule.point, point.table.name()),
+            ));
+        }
+        let is_bit = point.table == Table::Coil;
+        if point.encoding.kind == Type::Text || (point.encoding.field.is_some() && !is_bit) {
+            return Err((
+                "point",
+                format!("\"{}\" is a text or a part of a register, which cannot be written", rule.point),
+            ));
+        }
+        match rule.range {
+            None if is_bit || !point.encoding.words.is_empty() => {}
+            None => return Err(("range", "is missing: a number is written within its range only".into())),
+            Some((least, most)) if least <= most => {}
+            Some((least, most)) => return Err(("range", format!("[{least}, {most}] holds no number"))),
+        }
+        Ok(Self { unit, unit_name: rule.unit.clone(), point: point.clone(), range: rule.range })
+    }
+
+    fn ask(&self, value: &Value) -> Result<Ask, NotWritten> {
+        let unfit = |why: String| NotWritten::Unfit { point: self.point.name.clone(), why };
+        if let Some((least, most)) = self.range {
+            let number = value.number().ok_or_else(|| unfit(format!("\"{value}\" is no number")))?;
+            if !(least..=most).contains(&number) {
+                return Err(unfit(format!("{value} is out of bounds; {least} to {most} are allowed")));
+            }
+        }
+        if self.point.table == Table::Coil {
+            return match value {
+                Value::Bool(on) => Ok(Ask::WriteCoil(self.point.address, *on)),
+                other => Err(unfit(format!("\"{other}\" is neither true nor false"))),
+            };
+        }
+        Ok(Ask::Write(self.point.address, self.point.encoding.encode(value).map_err(unfit)?))
+    }
+}
+
+/// Why nothing was written, or why that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotWritten {
+    /// The source allows no writing at all.
+    #[error("writing is off: the source has no write rule")]
+    Off,
+    /// No rule names the point.
+    #[error("no write rule allows point \"{point}\" of unit \"{unit}\"")]
+    NotAllowed {
+        /// Name of the unit.
+        unit: String,
+        /// Name of the point.
+        point: String,
+    },
+    /// The value does not fit the rule or the point.
+    #[error("point \"{point}\": {why}")]
+    Unfit {
+        /// Name of the point.
+        point: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// Too many writes wait for the bus; nothing was done, come again.
+    #[error("{WAITING_MAX} writes wait for the bus already")]
+    Busy,
+    /// The device said no, or was not reached; nothing was done.
+    #[error("not written: {0}")]
+    Refused(String),
+    /// It may have been done: look before it is asked for again.
+    #[error("it is not known whether it was written: {0}")]
+    Unknown(String),
+}
+
+/// A write on its way to the bus.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) unit: usize,
+    pub(super) ask: Ask,
+    pub(super) answer: oneshot::Sender<Result<(), NotWritten>>,
+}
+
+/// The handle through which commands reach a bus.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    allowed: Arc<[Allowed]>,
+    sender: mpsc::Sender<Write>,
+}
+
+/// A handle, and where its writes come out.
+pub(super) fn pair(allowed: Vec<Allowed>) -> (Writer, mpsc::Receiver<Write>) {
+    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    (Writer { allowed: allowed.into(), sender }, receiver)
+}
+
+impl Writer {
+    /// Writes a value to a point; returns when the device has said that it did.
+    pub async fn write(&self, unit: &str, point: &str, value: &Value) -> Result<(), NotWritten> {
+        if self.allowed.is_empty() {
+            return Err(NotWritten::Off);
+        }
+        let rule = self.allowed.iter().find(|rule| rule.unit_name == unit && rule.point.name == point);
+        let rule = rule.ok_or_else(|| NotWritten::NotAllowed { unit: unit.to_owned(), point: point.to_owned() })?;
+        let ask = rule.ask(value)?;
+        let (answer, answered) = oneshot::channel();
+        match self.sender.try_send(Write { unit: rule.unit, ask, answer }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(NotWritten::Busy),
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                return Err(NotWritten::Refused("the source has stopped".into()));
+            }
+        }
+        answered.await.unwrap_or_else(|_| Err(NotWritten::Unknown("the source has stopped".into())))
+    }
+}

@@ -1,0 +1,10 @@
+//! Modbus against devices that nobody here wrote: pymodbus over TCP, TLS and serial lines.
+//! `tests/foreign/setup` installs it.
+
+mod commands;
+mod events;
+mod full;
+mod lines;
+mod plant;
+mod serial;
+mod writing;

@@ -1,0 +1,108 @@
+//! A journal that takes nothing for a while: nothing that was seen is lost, and the bus goes on.
+
+use super::plant::{Devices, GROUPS, events_of, prepare};
+use crate::common::fault_disk::{Fault, FaultDisk};
+use crate::common::gateway::scratch_folder;
+use crate::power_cut::{config, open_with};
+use forebay::config::Config;
+use forebay::contract::SourceKind;
+use forebay::event::Timestamp;
+use forebay::ingest::{Beside, Ingest};
+use forebay::journal::{Journal, NotTaken, Waiter};
+use forebay::shutdown;
+use forebay::sources::modbus::Source;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const TABLE: &str = r#"
+[group.g]
+interval = "20ms"
+[[point]]
+name = "power"
+address = 0
+[[point]]
+name = "good"
+address = 1
+counter = true
+[[point]]
+name = "door"
+address = 2
+bit = 0
+edge = "both"
+"#;
+
+/// Fills the lane until not even a small event has room.
+fn fill(ingest: &Ingest) {
+    let route = ingest.route(SourceKind::Modbus, "bus", "filler/x", "filler", "");
+    let mut waiter = Waiter::default();
+    for pad in [60_000, 1_000, 10] {
+        let payload = format!(r#"{{"ts":"2026-11-25T08:00:00Z","pad":"{}"}}"#, "x".repeat(pad));
+        for _ in 0..1000 {
+            let taken = ingest.accept(&route, payload.as_bytes(), Beside::default(), Timestamp(0), &mut waiter);
+            if taken == Err(NotTaken::NoRoom) {
+                break;
+            }
+        }
+    }
+}
+
+fn told(journal: &Journal) -> Vec<Value> {
+    let events = events_of(journal).into_iter().filter(|event| event.topic == "u/g");
+    events.map(|event| event.data).collect()
+}
+
+fn await_told(journal: &Journal, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    let start = Instant::now();
+    loop {
+        let events = told(journal);
+        if wanted(&events) {
+            return events;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: {events:#?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn what_the_journal_does_not_take_is_told_later_and_whole() {
+    let mut devices = Devices::start("tcp", json!({"units": [1], "holding": [5, 100, 0, 0]}));
+    let folder = scratch_folder("modbus-full");
+    let source = format!(
+        "[[source.modbus]]\nname = \"bus\"\nurl = \"tcp://127.0.0.1:{}\"\nunit = [{{ name = \"u\", unit = 1, device = \"t\" }}]\n",
+        devices.port()
+    );
+    prepare(folder.path(), &source, &[("t", TABLE)], &[("groups", GROUPS)]);
+    let loaded = Config::load(&folder.path().join("forebay.toml")).expect("good");
+    let disk = FaultDisk::default();
+    let mut larger = config();
+    larger.lanes[0].budget = 256 << 20;
+    let journal = Arc::new(open_with(&disk, &larger).expect("opens"));
+    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), loaded.contracts, vec![]).expect("serves"));
+    let (bus, ready) = loaded.buses.into_iter().next().expect("a bus");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let (trigger, stop) = shutdown::pair();
+    let task = runtime.spawn(Source::new(bus, ready, Arc::clone(&ingest), Arc::default()).run(stop));
+    await_told(&journal, "a snapshot", |events| events.len() == 1);
+    disk.fail(Some(Fault::Sync));
+    fill(&ingest);
+    let before = devices.asked()["1"];
+    for (good, door, power) in [(103, 1, 6), (110, 0, 7), (111, 1, 8)] {
+        devices.tell(&format!("set 1 holding 0 {power} {good} {door}"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(told(&journal).len(), 1, "nothing was taken");
+    assert!(devices.asked()["1"] >= before + 15, "the bus waits for nobody");
+    disk.fail(None);
+    let events = await_told(&journal, "all of it", |events| {
+        events.last().is_some_and(|event| event["values"] == json!({"power": 8, "good": 111, "door": true}))
+    });
+    let steps: i64 = events.iter().filter_map(|event| event["counts"]["good"]["step"].as_i64()).sum();
+    let edges: Vec<_> = events.iter().flat_map(|event| event["edges"].as_array().into_iter().flatten()).collect();
+    assert_eq!(steps, 11, "{events:#?}");
+    let turned: Vec<_> = edges.iter().map(|edge| edge["to"] == true).collect();
+    assert_eq!(turned, [true, false, true], "{events:#?}");
+    trigger.begin();
+    runtime.block_on(task).expect("it ends");
+    journal.close(Duration::from_secs(5));
+}
