@@ -2,6 +2,8 @@
 //!
 //! HTTP over a Unix socket; the permissions of the file decide who may.
 
+pub mod journal;
+
 use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
@@ -455,6 +457,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/devices", get(devices))
         .route("/dead/{id}", get(dead_show))
         .route("/tail", get(tail))
+        .merge(journal::routes())
         .with_state(App { handles, shutdown: shutdown.clone() });
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     // Answers that stream end with the shutdown too.

@@ -7,6 +7,7 @@ mod common;
 mod conformance;
 mod contracts;
 mod demo;
+mod export;
 mod foreign;
 mod fuzz;
 mod golden;

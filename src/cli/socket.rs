@@ -2,8 +2,8 @@
 
 use crate::setting::check_socket_path;
 use crate::telemetry::shown;
-use anyhow::{anyhow, bail};
-use http_body_util::{BodyExt, Empty};
+use anyhow::{Context, anyhow, bail};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -12,13 +12,16 @@ use std::path::Path;
 use tokio::net::UnixStream;
 
 async fn send(socket: &Path, path: &str) -> anyhow::Result<Response<Incoming>> {
+    send_request(socket, Request::get(path).header("host", "forebay").body(Full::default())?).await
+}
+
+async fn send_request(socket: &Path, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
     let stream = UnixStream::connect(socket).await.map_err(|error| anyhow!("{}", unanswered(socket, &error)))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         // An error here shows as an error of the answer.
         let _ = connection.await;
     });
-    let request = Request::get(path).header("host", "forebay").body(Empty::<Bytes>::new())?;
     Ok(sender.send_request(request).await?)
 }
 
@@ -77,4 +80,31 @@ pub(super) async fn lines(
         }
     }
     bail!("the gateway has ended")
+}
+
+/// Asks for work on the journal, and hands on every line of the answer. An error if the answer is cut
+/// short in the middle of a line, or says that the work failed.
+pub(super) async fn work(
+    socket: &Path,
+    path: &str,
+    ask: &impl serde::Serialize,
+    mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let request = Request::post(path).header("host", "forebay").header("content-type", "application/json");
+    let request = request.body(Full::from(serde_json::to_vec(ask)?))?;
+    let mut body = refusal(send_request(socket, request).await?).await?.into_body();
+    let mut rest: Vec<u8> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.context("the gateway has ended meanwhile")?.into_data() else { continue };
+        rest.extend_from_slice(&data);
+        let Some(last) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+        for line in rest[..last].split(|byte| *byte == b'\n') {
+            if let Some(why) = line.strip_prefix(b"!") {
+                bail!("{}", shown(&String::from_utf8_lossy(why)));
+            }
+            each(line)?;
+        }
+        rest.drain(..=last);
+    }
+    Ok(())
 }

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// The block format that this version writes, and the newest it reads.
 pub const FORMAT: u8 = 1;
-const MAGIC: [u8; 2] = *b"FB";
-const PREFIX_BYTES: usize = 12;
+pub(super) const MAGIC: [u8; 2] = *b"FB";
+/// Bytes before the body.
+pub(super) const PREFIX_BYTES: usize = 12;
 const CODEC_PLAIN: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 /// No body may claim to be larger: the largest payload is 8 MiB, and a block around one more.
@@ -140,6 +141,35 @@ impl Block {
             return damaged("its count does not fit");
         }
         Ok(block)
+    }
+
+    /// Reads a value that begins with `bytes`, whatever follows it; and says how long it is. For those
+    /// who find it without the file's own order.
+    pub fn decode_first(bytes: &[u8]) -> Result<(Self, usize), BadBlock> {
+        let damaged = BadBlock::Damaged("it does not start as one");
+        if bytes.len() < PREFIX_BYTES || bytes[..2] != MAGIC {
+            return Err(damaged);
+        }
+        if bytes[2] > FORMAT {
+            return Err(BadBlock::Newer(bytes[2]));
+        }
+        let plain = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+        let body = match bytes[3] {
+            CODEC_PLAIN => plain,
+            CODEC_ZSTD => zstd::zstd_safe::find_frame_compressed_size(&bytes[PREFIX_BYTES..]).unwrap_or(usize::MAX),
+            _ => return Err(damaged),
+        };
+        let value = body.checked_add(PREFIX_BYTES).and_then(|length| bytes.get(..length)).ok_or(damaged)?;
+        Ok((Self::decode(value)?, value.len()))
+    }
+
+    /// How many bytes a value that begins like this has at most; `None` if none begins like this.
+    /// Reads the first twelve bytes.
+    pub fn value_bytes_max(prefix: &[u8]) -> Option<usize> {
+        let is_one = prefix.len() >= PREFIX_BYTES && prefix[..2] == MAGIC && (1..=FORMAT).contains(&prefix[2]);
+        // What is compressed is shorter than it was, else it is stored plain.
+        let plain = u32::from_le_bytes(*prefix.get(8..12)?.first_chunk()?) as usize;
+        (is_one && prefix[3] <= CODEC_ZSTD && plain <= BODY_BYTES_MAX).then_some(PREFIX_BYTES + plain)
     }
 
     /// Offset after the last record.

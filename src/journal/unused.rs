@@ -9,7 +9,7 @@
 use super::disk::{Disk, read_whole, write_whole};
 use super::{JournalError, set_aside};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub(super) struct Unused {
 
 /// The gaps of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Gaps {
+pub struct Gaps {
     /// Offsets: from, to (exclusive), in order.
     pub offsets: Vec<(u64, u64)>,
     /// Sequences of a stream: stream, from, to (exclusive), in order.
@@ -61,6 +61,26 @@ impl Unused {
     }
 }
 
+impl Unused {
+    /// Widens the last gap of every row of numbers up to `to`; returns when that is on the disk.
+    pub fn widen_last(&mut self, to: u64, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
+        for lane in self.lanes.clone().keys() {
+            let mut gaps = self.of(lane);
+            if let Some(last) = gaps.offsets.last_mut() {
+                last.1 = last.1.max(to);
+            }
+            let streams: BTreeSet<u32> = gaps.sequences.iter().map(|gap| gap.0).collect();
+            for stream in streams {
+                if let Some(last) = gaps.sequences.iter_mut().rev().find(|gap| gap.0 == stream) {
+                    last.2 = last.2.max(to);
+                }
+            }
+            self.save(lane, &gaps, disk, folder)?;
+        }
+        Ok(())
+    }
+}
+
 impl Gaps {
     /// The first offset at or after `offset` that is in no gap.
     pub fn pass(&self, offset: u64) -> u64 {
@@ -72,6 +92,28 @@ impl Gaps {
     pub fn clip(&self, offset: u64, to: u64) -> u64 {
         let starts = self.offsets.iter().map(|(from, _)| *from);
         starts.filter(|from| *from > offset).min().map_or(to, |from| from.min(to))
+    }
+
+    /// The first sequence of a stream at or after `sequence` that is in no gap.
+    pub fn pass_sequence(&self, stream: u32, sequence: u64) -> u64 {
+        let mut of_stream = self.sequences.iter().filter(|gap| gap.0 == stream);
+        of_stream.find(|(_, from, to)| (*from..*to).contains(&sequence)).map_or(sequence, |(_, _, to)| *to)
+    }
+
+    /// Adds offsets from `from` on that are not given; with the gap that ends there they are one.
+    pub(super) fn add_offsets(&mut self, from: u64, to: u64) {
+        match self.offsets.last_mut() {
+            Some(last) if last.1 >= from => last.1 = last.1.max(to),
+            _ => self.offsets.push((from, to)),
+        }
+    }
+
+    /// As [`Gaps::add_offsets`], for the sequences of a stream.
+    pub(super) fn add_sequences(&mut self, stream: u32, from: u64, to: u64) {
+        match self.sequences.iter_mut().rev().find(|gap| gap.0 == stream) {
+            Some(last) if last.2 >= from => last.2 = last.2.max(to),
+            _ => self.sequences.push((stream, from, to)),
+        }
     }
 
     /// How many offsets below `end` were never given.
