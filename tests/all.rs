@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod broker_source;
+mod central;
 mod common;
 mod conformance;
 mod contracts;

@@ -5,6 +5,7 @@ use crate::common::client::{Client, Hello};
 use crate::common::devices::Devices;
 use crate::common::gateway::{Gateway, accepted, payload, scratch_folder, sum};
 use crate::common::pki::Pki;
+use forebay::journal::{Disk, RealDisk};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -61,6 +62,17 @@ fn publish(gateway: &Gateway, machine: &str, kind: &str, numbers: std::ops::Rang
         };
         client.publish(true, (number % 60_000 + 1) as u16, &format!("plant/line1/{machine}/{kind}"), body.as_bytes());
     }
+}
+
+/// Many events, quickly; returns how many the gateway has then.
+fn fill(gateway: &Gateway, count: usize) -> u64 {
+    let devices = Devices::start(gateway.address, 8, 50, Duration::ZERO);
+    let start = Instant::now();
+    while devices.count() < count {
+        assert!(start.elapsed() < Duration::from_secs(60), "{} acknowledged", devices.count());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    devices.stop().len() as u64
 }
 
 fn lines(text: &str) -> Vec<Value> {
@@ -200,9 +212,7 @@ fn an_export_holds_what_is_asked_for_and_nothing_else() {
 fn no_gateway_starts_while_its_journal_is_read() {
     let mut gateway = prepare("lock", NOWHERE);
     gateway.run();
-    for round in 0..40 {
-        publish(&gateway, "m1", "state", round * 500..(round + 1) * 500);
-    }
+    let count = fill(&gateway, 20_000);
     gateway.stop();
     // Nobody reads its output, so that it does not end.
     let mut export = Command::new(env!("CARGO_BIN_EXE_forebay"))
@@ -223,7 +233,7 @@ fn no_gateway_starts_while_its_journal_is_read() {
     assert_refused(&gateway.command(&["verify", "--journal", &other.display().to_string()]), 1, &["in use"]);
     crate::common::kill(&mut export);
     gateway.run();
-    assert_eq!(accepted(&gateway.status()), 20_000);
+    assert_eq!(accepted(&gateway.status()), count);
 }
 
 /// A file that is half there has its name already: whoever takes it up misses the rest.
@@ -231,9 +241,7 @@ fn no_gateway_starts_while_its_journal_is_read() {
 fn an_export_that_is_cut_short_leaves_the_old_file() {
     let mut gateway = prepare("cut", NOWHERE);
     gateway.run();
-    for round in 0..40 {
-        publish(&gateway, "m1", "state", round * 500..(round + 1) * 500);
-    }
+    fill(&gateway, 20_000);
     let to = gateway.folder.join("events.jsonl");
     std::fs::write(&to, "the old one").expect("written");
     let mut export = Command::new(env!("CARGO_BIN_EXE_forebay"))
@@ -429,7 +437,7 @@ fn salvage_takes_every_whole_block_of_a_broken_file_and_names_the_rest() {
     assert_eq!(found["unrendered"], saved.len(), "{found:#}");
     assert!(saved.iter().all(|line| line["data"]["msg_id"] == line["id"] && line["sequence"].is_u64()), "{}", saved[0]);
     let text = good(gateway.command(&["salvage", &lonely.display().to_string()]));
-    assert!(text.contains("publication 1") && text.contains("missing: offsets"), "{text}");
+    assert!(text.contains("publication ") && text.contains("missing: offsets"), "{text}");
     assert_refused(&gateway.command(&["salvage", &gateway.config().display().to_string()]), 1, &["nothing in it"]);
 }
 
@@ -439,7 +447,7 @@ fn a_backup_under_load_restores_every_event_and_gives_no_number_twice() {
     let pki = Pki::write(folder.path());
     let central = Mosquitto::start(folder.path(), &pki);
     let destination = central.destination(&pki, central.tls.port());
-    let mut gateway = prepare("backup", &format!("{destination}[lane.critical]\nbudget = \"64MiB\"\n"));
+    let mut gateway = prepare("backup", &format!("{destination}[lane.critical]\nbudget = \"8MiB\"\n"));
     let collector = Collector::start(central.plain, "test/plant/machine.state/#");
     gateway.run();
     let devices = Devices::start(gateway.address, 10, 20, Duration::ZERO);
@@ -571,15 +579,45 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_backup_that_is_broken_off_or_has_no_room_leaves_nothing() {
-    let gateway = filled("broken-off", 300);
+fn a_backup_that_cannot_be_made_leaves_nothing_and_one_that_can_has_every_file() {
+    let mut gateway = filled("no-backup", 600);
     let to = gateway.folder.join("copy");
+    let back_up = |gateway: &Gateway| gateway.command(&["backup", "--to", &to.display().to_string(), "CONFIG"]);
     for place in ["/proc/copy", "/nowhere/copy"] {
         assert_refused(&gateway.command(&["backup", "--to", place, "CONFIG"]), 1, &["no backup to", place]);
     }
-    std::fs::create_dir(gateway.folder.join("copy.partial")).expect("made");
-    let output = gateway.command(&["backup", "--to", &to.display().to_string(), "CONFIG"]);
-    assert_refused(&output, 1, &["copy.partial", "remove it"]);
-    std::fs::remove_dir(gateway.folder.join("copy.partial")).expect("removed");
-    good(gateway.command(&["backup", "--to", &to.display().to_string(), "CONFIG"]));
+    let partial = gateway.folder.join("copy.partial");
+    std::fs::create_dir(&partial).expect("made");
+    assert_refused(&back_up(&gateway), 1, &["copy.partial", "remove it"]);
+    std::fs::remove_dir(&partial).expect("removed");
+
+    // The gateway keeps its reserve also from a backup.
+    gateway.stop();
+    let config = std::fs::read_to_string(gateway.config()).expect("read");
+    let free = RealDisk.free_bytes(&gateway.folder).expect("known");
+    std::fs::write(gateway.config(), format!("disk_reserve = {}\n{config}", free + (64 << 20))).expect("written");
+    gateway.run();
+    assert_refused(&back_up(&gateway), 1, &["copy.partial has", "stay free for the gateway"]);
+    assert!(!to.exists() && !partial.exists(), "nothing is left");
+    gateway.stop();
+    std::fs::write(gateway.config(), &config).expect("written");
+
+    // Running, with closed segments.
+    gateway.run();
+    assert!(segments(&gateway, "critical").len() > 2);
+    let text = good(back_up(&gateway));
+    assert!(text.contains("600 events"), "{text}");
+    assert!(!partial.exists());
+    let held = good(gateway.command(&["export", "CONFIG"]));
+    assert!(good(gateway.command(&["export", "--journal", &to.display().to_string()])) == held, "the same events");
+    good(gateway.command(&["verify", "--journal", &to.display().to_string()]));
+
+    // A damaged file is not made part of a backup in silence.
+    gateway.stop();
+    let file =
+        std::fs::File::options().write(true).open(segments(&gateway, "critical").last().expect("one")).expect("opens");
+    file.write_all_at(&[0xA5; 4096], 0).expect("written");
+    std::fs::remove_dir_all(&to).expect("removed");
+    assert_refused(&back_up(&gateway), 1, &["is damaged", "start the gateway once"]);
+    assert!(!to.exists() && !partial.exists(), "nothing is left");
 }
