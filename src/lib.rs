@@ -34,6 +34,8 @@
 //!   the versions in force while the gateway runs; **dead letters are one log** of their own.
 //! - **Numbers that were never given are written down** (`journal/unused.json`): after the loss of a file
 //!   the lanes go on behind whatever they may have given, and the gap is in no account.
+//! - **A restored backup gives numbers from the present moment on**, in microseconds since 1970: no row of
+//!   numbers that counts events has got there, so that none is given twice, whatever the old journal gave.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

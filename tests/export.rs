@@ -3,15 +3,18 @@
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello};
 use crate::common::devices::Devices;
+use crate::common::fault_disk::{FaultDisk, Unsynced};
 use crate::common::gateway::{Gateway, accepted, payload, scratch_folder, sum};
 use crate::common::pki::Pki;
+use crate::power_cut::{append, everything, open, publication};
+use forebay::journal::disk::write_whole;
 use forebay::journal::{Disk, RealDisk};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const COUNTS: &str = r#"
 name = "machine.count"
@@ -554,6 +557,9 @@ fn a_backup_of_a_journal_that_lies_still_is_one_too_and_may_be_restored_twice() 
         publish(&gateway, "m3", "state", round * 10..round * 10 + 10);
         gateway.stop();
         good(gateway.command(&["verify", "CONFIG"]));
+        // What lies behind the copied end is not looked for in its file.
+        let counts = good(gateway.command(&["export", "--stream", "machine.count", "CONFIG"]));
+        assert_eq!(counts.lines().count(), 50);
         // A second start gives what follows, and does not widen the gap again.
         gateway.run();
         publish(&gateway, "m4", "state", round * 10..round * 10 + 10);
@@ -620,4 +626,47 @@ fn a_backup_that_cannot_be_made_leaves_nothing_and_one_that_can_has_every_file()
     std::fs::remove_dir_all(&to).expect("removed");
     assert_refused(&back_up(&gateway), 1, &["is damaged", "start the gateway once"]);
     assert!(!to.exists() && !partial.exists(), "nothing is left");
+}
+
+/// Wherever the power goes in the first start on a restored journal, it gives no number that the old one gave.
+#[test]
+fn the_power_may_go_while_a_restored_journal_starts() {
+    let now =
+        u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros()).expect("fits");
+    for cut in 0..60 {
+        let mut disk = FaultDisk::default();
+        let journal = open(&disk).expect("opens");
+        let published = journal.publish(&publication()).expect("publishes");
+        for number in 0..5 {
+            assert!(append(journal.lane("critical").expect("the lane"), &disk, published, number));
+        }
+        journal.close(Duration::from_secs(5));
+        let unused = r#"{"lanes":{"critical":{"offsets":[[6,99]],"sequences":[[1,6,99]]}}}"#;
+        let backup = r#"{"format":1,"taken":"2026-11-23T08:00:00Z","version":"1"}"#;
+        for (name, text) in [("unused.json", unused), ("backup.json", backup)] {
+            write_whole(&disk, &Path::new("/journal").join(name), text.as_bytes()).expect("written");
+        }
+        if cut > 0 {
+            let unsynced = [Unsynced::Dropped, Unsynced::Kept, Unsynced::Random(cut)][cut as usize % 3];
+            disk.cut_at(cut, unsynced);
+            if let Ok(journal) = open(&disk) {
+                journal.close(Duration::ZERO);
+            }
+            if !disk.is_off() {
+                disk.cut(unsynced);
+            }
+            disk = disk.restart();
+        }
+        for round in 1..3 {
+            let journal = open(&disk).unwrap_or_else(|error| panic!("cut {cut}: {error}"));
+            assert!(journal.set_aside().is_empty(), "cut {cut}: {:?}", journal.set_aside());
+            let lane = journal.lane("critical").expect("the lane");
+            assert!(append(lane, &disk, published, 9), "cut {cut}");
+            let (offset, sequence, _) = *everything(lane, 1).last().expect("the new one");
+            assert!(offset >= now && sequence >= now, "cut {cut}: offset {offset}, sequence {sequence}");
+            let status = lane.status();
+            assert_eq!((status.accepted, status.destinations[0].queued), (5 + round, 5 + round), "cut {cut}");
+            journal.close(Duration::from_secs(5));
+        }
+    }
 }

@@ -53,10 +53,10 @@ pub(super) fn routes() -> Router<App> {
         .route("/journal/backup", post(backup))
 }
 
-fn permit() -> Result<SemaphorePermit<'static>, Response> {
+fn permit() -> Result<SemaphorePermit<'static>, (StatusCode, String)> {
     WORKS.try_acquire().map_err(|_| {
         let text = format!("{WORKS_MAX} exports, counts or backups are under way; try again when one of them is done");
-        (StatusCode::TOO_MANY_REQUESTS, text).into_response()
+        (StatusCode::TOO_MANY_REQUESTS, text)
     })
 }
 
@@ -81,7 +81,7 @@ fn push_error(out: &mut Vec<u8>, error: &dyn std::error::Error) {
 async fn export(State(app): State<App>, Json(ask): Json<ExportAsk>) -> Response {
     let permit = match permit() {
         Ok(permit) => permit,
-        Err(busy) => return busy,
+        Err(busy) => return busy.into_response(),
     };
     let publications = app.handles.journal.publications();
     let mut export = match Export::new(lanes(&app), &publications, ask.selection, ask.with_offsets) {
@@ -103,7 +103,7 @@ async fn export(State(app): State<App>, Json(ask): Json<ExportAsk>) -> Response 
 async fn verify(State(app): State<App>) -> Response {
     let permit = match permit() {
         Ok(permit) => permit,
-        Err(busy) => return busy,
+        Err(busy) => return busy.into_response(),
     };
     let mut counting = Some(Counting::new(lanes(&app)));
     stepped(app, permit, move |out| {
@@ -161,7 +161,7 @@ fn stepped(
 async fn backup(State(app): State<App>, Json(ask): Json<BackupAsk>) -> Response {
     let permit = match permit() {
         Ok(permit) => permit,
-        Err(busy) => return busy,
+        Err(busy) => return busy.into_response(),
     };
     if !ask.to.is_absolute() {
         let text = format!("{} is no whole path; the gateway has another folder of its own", ask.to.display());

@@ -329,8 +329,22 @@ mod tests {
         }
 
         #[test]
+        fn a_block_is_found_whatever_follows_it(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..60), rest in proptest::collection::vec(any::<u8>(), 0..99)) {
+            let written = block(&payloads);
+            let mut value = written.encode(&mut Compressor::default());
+            let length = value.len();
+            value.extend_from_slice(&rest);
+            prop_assert!(Block::value_bytes_max(&value).is_some_and(|bytes_max| bytes_max >= length));
+            let (read, bytes) = Block::decode_first(&value).expect("reads back");
+            prop_assert_eq!((&read.header, bytes), (&written.header, length));
+            prop_assert!(Block::decode_first(&value[..length - 1]).is_err(), "a part of one is none");
+        }
+
+        #[test]
         fn any_bytes_are_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Block::decode(&bytes);
+            let _ = Block::decode_first(&bytes);
+            let _ = Block::value_bytes_max(&bytes);
         }
     }
 

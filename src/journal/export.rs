@@ -177,6 +177,11 @@ impl Export {
     /// Looks at the next file or block.
     fn look(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
         let part = &mut self.lanes[self.lane];
+        let given = part.history.gaps().pass(part.next);
+        if given > part.next {
+            part.go_to(given, &mut self.progress);
+            return Ok(());
+        }
         if part.next >= part.file_end {
             let extent = part.history.extent(part.next);
             part.file_end = extent.as_ref().map_or_else(|| part.history.next_file(part.next), |extent| extent.end);
@@ -247,7 +252,7 @@ impl Part {
     }
 
     fn left(&self) -> u64 {
-        self.end.saturating_sub(self.next)
+        self.history.gaps().given_between(self.next, self.end)
     }
 
     fn go_to(&mut self, next: u64, progress: &mut Progress) {

@@ -53,6 +53,10 @@ pub struct Extent {
 }
 
 impl Extent {
+    pub(super) fn holds(&self, offset: u64) -> bool {
+        (self.first..self.end).contains(&offset)
+    }
+
     pub(super) fn of(summary: &Summary) -> Option<Self> {
         let closed = summary.closed.as_ref()?;
         let times = || closed.streams.iter().flat_map(|part| [part.recorded.0, part.recorded.1]);
@@ -125,7 +129,7 @@ impl History for Lane {
         let (_, path) = self.closed_file(offset)?;
         // A file that cannot be read is found out by who reads its events.
         let summary = self.core.open_segment(&path).and_then(|segment| segment.view()?.summary()).ok()?;
-        Extent::of(&summary)
+        Extent::of(&summary).filter(|extent| extent.holds(offset))
     }
 
     fn published(&self, number: u32) -> Option<Arc<Published>> {

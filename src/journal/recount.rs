@@ -153,7 +153,7 @@ impl Counting {
     /// Begins to count lanes, as they are now.
     pub fn new(lanes: impl IntoIterator<Item = Arc<dyn History>>) -> Self {
         let lanes: Vec<_> = lanes.into_iter().map(LaneCount::new).collect();
-        let total = lanes.iter().map(|lane| lane.end.saturating_sub(lane.next)).sum();
+        let total = lanes.iter().map(|lane| lane.history.gaps().given_between(lane.next, lane.end)).sum();
         Self { lanes, lane: 0, counted: Counted { done: 0, total } }
     }
 
@@ -172,7 +172,7 @@ impl Counting {
             }
             let before = lane.next;
             lane.look()?;
-            self.counted.done += lane.next - before;
+            self.counted.done += lane.history.gaps().given_between(before, lane.next);
         }
         Ok(true)
     }

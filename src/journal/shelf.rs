@@ -293,8 +293,8 @@ impl History for ShelfLane {
     }
 
     fn extent(&self, offset: u64) -> Option<Extent> {
-        let (first, path, _) = self.segment(offset)?;
-        Extent::of(&self.summary(path).ok()?).filter(|_| first <= offset)
+        let (_, path, _) = self.segment(offset)?;
+        Extent::of(&self.summary(path).ok()?).filter(|extent| extent.holds(offset))
     }
 
     fn published(&self, number: u32) -> Option<Arc<Published>> {

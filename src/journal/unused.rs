@@ -121,6 +121,11 @@ impl Gaps {
         self.offsets.iter().map(|(from, to)| end.min(*to).saturating_sub(*from)).sum()
     }
 
+    /// How many offsets were given from `from` on, up to `to`.
+    pub fn given_between(&self, from: u64, to: u64) -> u64 {
+        to.saturating_sub(from).saturating_sub(self.offsets_below(to).saturating_sub(self.offsets_below(from)))
+    }
+
     /// How many sequences of a stream were never given.
     pub fn sequences_of(&self, stream: u32) -> u64 {
         self.sequences.iter().filter(|gap| gap.0 == stream).map(|(_, from, to)| to - from).sum()
@@ -132,11 +137,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn gaps_that_touch_are_one() {
+        let mut gaps = Gaps::default();
+        gaps.add_offsets(4, 10);
+        gaps.add_offsets(10, 20);
+        gaps.add_offsets(25, 30);
+        assert_eq!(gaps.offsets, [(4, 20), (25, 30)]);
+        gaps.add_sequences(1, 4, 10);
+        gaps.add_sequences(2, 4, 10);
+        gaps.add_sequences(1, 10, 20);
+        assert_eq!(gaps.sequences, [(1, 4, 20), (2, 4, 10)]);
+    }
+
+    #[test]
     fn a_gap_is_passed_over_and_counted_once() {
         let gaps = Gaps { offsets: vec![(4, 10), (20, 30)], sequences: vec![(1, 4, 10), (2, 1, 3), (1, 12, 13)] };
         assert_eq!((gaps.pass(3), gaps.pass(4), gaps.pass(9), gaps.pass(10), gaps.pass(29)), (3, 10, 10, 10, 30));
         assert_eq!((gaps.clip(2, 15), gaps.clip(10, 15), gaps.clip(12, 40)), (4, 15, 20));
         assert_eq!((gaps.offsets_below(4), gaps.offsets_below(25), gaps.offsets_below(99)), (0, 11, 16));
+        assert_eq!((gaps.given_between(1, 30), gaps.given_between(5, 22), gaps.given_between(5, 9)), (13, 10, 0));
+        assert_eq!((gaps.pass_sequence(1, 5), gaps.pass_sequence(1, 10), gaps.pass_sequence(3, 5)), (10, 10, 5));
         assert_eq!((gaps.sequences_of(1), gaps.sequences_of(2), gaps.sequences_of(3)), (7, 2, 0));
     }
 }

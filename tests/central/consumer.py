@@ -359,11 +359,19 @@ class Consumer:
         media_type = getattr(properties, "ContentType", "") or ""
         try:
             events = events_of(message.payload, media_type, user)
-            for event in events:
+        except (Unreadable, ValueError) as error:
+            self.unreadable(message.topic, error)
+            return
+        for event in events:
+            # One that is wrong takes none of its batch with it.
+            try:
                 self.books.take(event, self.mark(message.topic, dict(user)))
-        except (Unreadable, ValueError, KeyError, TypeError) as error:
-            self.books.count("unreadable")
-            self.books.problem(f"{message.topic}: a message cannot be read: {error!r:.200}")
+            except (ValueError, KeyError, TypeError) as error:
+                self.unreadable(message.topic, error)
+
+    def unreadable(self, topic, error):
+        self.books.count("unreadable")
+        self.books.problem(f"{topic}: a message cannot be read: {error!r:.200}")
 
     def mark(self, topic, user):
         """Whether a message is from a backlog that is made up for, or sent again on request."""
