@@ -452,12 +452,12 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 /// Answers until the shutdown.
 pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
     let routes = Router::new()
+        .merge(journal::routes())
         .route("/status", get(status))
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))
         .route("/dead/{id}", get(dead_show))
         .route("/tail", get(tail))
-        .merge(journal::routes())
         .with_state(App { handles, shutdown: shutdown.clone() });
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     // Answers that stream end with the shutdown too.

@@ -11,47 +11,50 @@
 //!
 //! Not here: what an event means (`contract`), where it goes (`forward`).
 
-mod backup;
 mod block;
 pub mod disk;
-mod export;
 mod gather;
-mod history;
 mod lane;
 mod notes;
 mod numbers;
 mod open;
-mod overlay;
 mod reader;
-mod recount;
 mod retention;
-mod salvage;
 mod segment;
 mod settled;
-mod shelf;
 mod state;
 mod unused;
 mod walk;
 mod window;
 mod writer;
 
-pub use backup::{Backup, BackupError, Copied};
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use disk::{Disk, RealDisk};
-pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
 pub use gather::{Bell, NotTaken, Ticket, Waiter};
-pub use history::{Extent, History};
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
 pub use notes::Notes;
 pub use open::{Journal, Seal, publications_in};
 pub use reader::{Follower, Found};
-pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StreamRecount};
-pub use salvage::{Salvage, Salvaged};
 pub use settled::{Account, Outcome, Settled};
-pub use shelf::{Publications, Shelf, ShelfLane};
 pub use state::Note;
 pub use walk::{Step, Walk};
 pub use window::Fingerprint;
+
+// The journal as a whole: taken out, copied, looked through.
+mod backup;
+mod export;
+mod history;
+mod overlay;
+mod recount;
+mod salvage;
+mod shelf;
+
+pub use backup::{Backup, BackupError, Copied};
+pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
+pub use history::{Extent, History};
+pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StreamRecount};
+pub use salvage::{Salvage, Salvaged};
+pub use shelf::{Publications, Shelf, ShelfLane};
 
 use crate::contract::{Publication, Renderer};
 use segment::Segment;

@@ -239,6 +239,31 @@ fn no_gateway_starts_while_its_journal_is_read() {
     assert_eq!(accepted(&gateway.status()), count);
 }
 
+/// Highest resident memory of a process so far, in bytes.
+fn memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("a line");
+    line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") << 10
+}
+
+#[test]
+fn export_recount_and_backup_take_little_memory_however_much_there_is() {
+    let mut gateway = prepare("memory", NOWHERE);
+    gateway.run();
+    let count = fill(&gateway, 150_000);
+    let before = memory(gateway.pid());
+    let out = gateway.folder.join("events.jsonl").display().to_string();
+    let start = Instant::now();
+    good(gateway.command(&["export", "--out", &out, "CONFIG"]));
+    let (bytes, took) = (std::fs::metadata(&out).expect("written").len(), start.elapsed());
+    good(gateway.command(&["verify", "CONFIG"]));
+    good(gateway.command(&["backup", "--to", &gateway.folder.join("copy").display().to_string(), "CONFIG"]));
+    let grown = memory(gateway.pid()) - before;
+    println!("{count} events, {bytes} bytes in {took:?}; the gateway's memory grew by {grown} bytes");
+    assert!(bytes > 40 << 20, "{bytes} bytes are enough to show");
+    assert!(grown < 16 << 20, "by {grown} bytes for {bytes}");
+}
+
 /// A file that is half there has its name already: whoever takes it up misses the rest.
 #[test]
 fn an_export_that_is_cut_short_leaves_the_old_file() {
@@ -328,6 +353,16 @@ fn a_recount_names_a_changed_block_a_missing_file_and_a_wrong_cursor() {
     let name = files[1].file_name().expect("a name").to_string_lossy().into_owned();
     assert_refused(&gateway.command(&["verify", "CONFIG"]), 1, &[&name, "checksum", "does not balance"]);
     assert!(folder_content(&gateway.folder.join("data/journal")) == before, "it is not set aside by who only looks");
+    // A file that holds nothing of what is wanted is not read: its damage does not show.
+    let all = gateway.command(&["export", "CONFIG"]);
+    assert!(all.status.success() && said(&all).contains("could not be read"), "an export says what it lacks");
+    let oldest: Value =
+        serde_json::from_slice(all.stdout.split(|byte| *byte == b'\n').next().expect("a line")).expect("JSON");
+    let end = oldest["recordedtime"].as_str().expect("a time");
+    for arguments in [["--stream", "machine.count"], ["--until", end]] {
+        let output = gateway.command(&[&["export", "CONFIG"], &arguments[..]].concat());
+        assert!(output.status.success() && !said(&output).contains("could not be read"), "{}", said(&output));
+    }
     file.write_all_at(&byte, place + 200).expect("written");
     good(gateway.command(&["verify", "CONFIG"]));
 

@@ -2,26 +2,28 @@
 
 use crate::setting::check_socket_path;
 use crate::telemetry::shown;
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::io::{Error, ErrorKind};
 use std::path::Path;
 use tokio::net::UnixStream;
 
-async fn send(socket: &Path, path: &str) -> anyhow::Result<Response<Incoming>> {
-    send_request(socket, Request::get(path).header("host", "forebay").body(Full::default())?).await
-}
-
-async fn send_request(socket: &Path, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Response<Incoming>> {
     let stream = UnixStream::connect(socket).await.map_err(|error| anyhow!("{}", unanswered(socket, &error)))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         // An error here shows as an error of the answer.
         let _ = connection.await;
     });
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "forebay")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))?;
     Ok(sender.send_request(request).await?)
 }
 
@@ -57,7 +59,12 @@ async fn refusal(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming
 
 /// The whole answer to a request.
 pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
-    let answer = refusal(send(socket, path).await?).await?;
+    call(socket, Method::GET, path, Vec::new()).await
+}
+
+/// The whole answer to a request that changes something; `body` is JSON, or empty.
+pub(super) async fn call(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+    let answer = refusal(send(socket, method, path, body).await?).await?;
     Ok(answer.into_body().collect().await?.to_bytes().to_vec())
 }
 
@@ -67,7 +74,7 @@ pub(super) async fn lines(
     path: &str,
     mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut body = refusal(send(socket, path).await?).await?.into_body();
+    let mut body = refusal(send(socket, Method::GET, path, Vec::new()).await?).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
         // A connection that breaks and one that is closed mean the same.
@@ -90,12 +97,11 @@ pub(super) async fn work(
     ask: &impl serde::Serialize,
     mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let request = Request::post(path).header("host", "forebay").header("content-type", "application/json");
-    let request = request.body(Full::from(serde_json::to_vec(ask)?))?;
-    let mut body = refusal(send_request(socket, request).await?).await?.into_body();
+    let answer = send(socket, Method::POST, path, serde_json::to_vec(ask)?).await?;
+    let mut body = refusal(answer).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.context("the gateway has ended meanwhile")?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| anyhow!("the gateway has ended meanwhile"))?.into_data() else { continue };
         rest.extend_from_slice(&data);
         let Some(last) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
         for line in rest[..last].split(|byte| *byte == b'\n') {

@@ -13,9 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// The block format that this version writes, and the newest it reads.
 pub const FORMAT: u8 = 1;
-pub(super) const MAGIC: [u8; 2] = *b"FB";
-/// Bytes before the body.
-pub(super) const PREFIX_BYTES: usize = 12;
+const MAGIC: [u8; 2] = *b"FB";
+const PREFIX_BYTES: usize = 12;
 const CODEC_PLAIN: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 /// No body may claim to be larger: the largest payload is 8 MiB, and a block around one more.
@@ -143,6 +142,16 @@ impl Block {
         Ok(block)
     }
 
+    /// Bytes that every stored value begins with.
+    pub const SIGN: [u8; 2] = MAGIC;
+    /// Bytes of a value before its body.
+    pub const HEAD_BYTES: usize = PREFIX_BYTES;
+
+    /// The same block with its header written anew: one that was read in an older format is in the newest.
+    pub fn renewed(&self) -> Self {
+        Self::new(self.header.clone(), &self.body[self.records_from..])
+    }
+
     /// Reads a value that begins with `bytes`, whatever follows it; and says how long it is. For those
     /// who find it without the file's own order.
     pub fn decode_first(bytes: &[u8]) -> Result<(Self, usize), BadBlock> {
@@ -164,7 +173,7 @@ impl Block {
     }
 
     /// How many bytes a value that begins like this has at most; `None` if none begins like this.
-    /// Reads the first twelve bytes.
+    /// Reads the first [`Block::HEAD_BYTES`].
     pub fn value_bytes_max(prefix: &[u8]) -> Option<usize> {
         let is_one = prefix.len() >= PREFIX_BYTES && prefix[..2] == MAGIC && (1..=FORMAT).contains(&prefix[2]);
         // What is compressed is shorter than it was, else it is stored plain.

@@ -6,7 +6,7 @@
 //! First by the file's own order; where that is broken, byte by byte: redb stores a value in one
 //! piece, and a block says what it is, how long it is, and its checksum.
 
-use super::block::{Block, MAGIC, PREFIX_BYTES};
+use super::block::Block;
 use super::disk::{Disk, DiskFile, Open, RealDisk};
 use super::history::damaged_first;
 use super::segment::{Segment, Summary, first_of};
@@ -128,7 +128,7 @@ impl Salvage {
             self.file.read(base, &mut window)?;
             let mut next = base;
             while let Some(place) = find_magic(&window, base, next) {
-                next = place + MAGIC.len() as u64;
+                next = place + Block::SIGN.len() as u64;
                 if let Some((block, bytes)) = self.block_at(place)? {
                     self.take(&block, Some((place, bytes)));
                     next = place + bytes as u64;
@@ -144,7 +144,7 @@ impl Salvage {
 
     fn block_at(&self, place: u64) -> std::io::Result<Option<(Block, usize)>> {
         let left = usize::try_from(self.found.bytes - place).unwrap_or(usize::MAX);
-        let mut value = vec![0; PREFIX_BYTES.min(left)];
+        let mut value = vec![0; Block::HEAD_BYTES.min(left)];
         self.file.read(place, &mut value)?;
         let Some(bytes_max) = Block::value_bytes_max(&value) else { return Ok(None) };
         value.resize(bytes_max.min(left), 0);
@@ -224,7 +224,7 @@ impl Salvage {
 /// The next place at or after `from` in a window of the file that may begin a block.
 fn find_magic(window: &[u8], base: u64, from: u64) -> Option<u64> {
     let rest = window.get(usize::try_from(from - base).ok()?..)?;
-    rest.windows(MAGIC.len()).position(|two| two == MAGIC).map(|index| from + index as u64)
+    rest.windows(Block::SIGN.len()).position(|two| two == Block::SIGN).map(|index| from + index as u64)
 }
 
 fn cursors(settled: &[Settled]) -> Vec<(String, u64)> {

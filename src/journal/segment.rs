@@ -8,7 +8,6 @@
 
 use super::block::{BadBlock, Block, append_postcard};
 use super::disk::{Backend, Disk, Open};
-use super::overlay::Overlay;
 use super::settled::Settled;
 use super::window::{FINGERPRINT_BYTES, Fingerprint};
 use super::{JournalError, caught};
@@ -152,7 +151,7 @@ impl Segment {
             Err(redb::DatabaseError::RepairAborted) => {}
             Err(error) => return Err(JournalError::from_redb(path, error.into())),
         }
-        let over = Overlay::new(open()?).map_err(|error| JournalError::io(path, error))?;
+        let over = super::overlay::Overlay::new(open()?).map_err(|error| JournalError::io(path, error))?;
         let database = caught(path, || Ok(builder().create_with_backend(Backend(Box::new(over)))?))?;
         Ok(Self { path: path.to_owned(), database: Handle::Active(database) })
     }
