@@ -3,6 +3,7 @@
 //! HTTP over a Unix socket; the permissions of the file decide who may.
 
 pub mod dead;
+pub mod journal;
 pub mod replay;
 
 use crate::clock;
@@ -498,6 +499,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 /// Answers until the shutdown.
 pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
     let routes = Router::new()
+        .merge(journal::routes())
         .route("/status", get(status))
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))

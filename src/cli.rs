@@ -5,6 +5,7 @@
 //! 2 for arguments that cannot be, and 1 for anything else.
 
 mod dead;
+mod journal;
 mod modbus;
 mod replay;
 mod show;
@@ -66,6 +67,14 @@ enum Command {
     Tail(Tail),
     /// Who has connected to the listeners, and how they behave
     Devices(At),
+    /// Write the journal's events as JSON, of a running gateway or one that is stopped
+    Export(journal::ExportArgs),
+    /// Recount the journal: every checksum, number and account
+    Verify(journal::VerifyArgs),
+    /// Copy the journal into a folder, while the gateway runs or not
+    Backup(journal::BackupArgs),
+    /// Take out of damaged files of the journal what can still be read
+    Salvage(journal::SalvageArgs),
     /// The contracts
     #[command(subcommand)]
     Contracts(ContractsCommand),
@@ -264,6 +273,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let devices: Vec<crate::sources::mqtt::DeviceStatus> = ask(&at, "/devices")?;
             print(&at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
         }
+        Command::Export(args) => journal::export(&args),
+        Command::Verify(args) => journal::verify(&args),
+        Command::Backup(args) => journal::backup(&args),
+        Command::Salvage(args) => journal::salvage(&args),
         Command::Contracts(ContractsCommand::Check(check)) => check_contracts(&check),
         Command::Modbus(command) => modbus::run(command),
         Command::User(User::Add { file, name }) => {

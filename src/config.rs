@@ -130,6 +130,13 @@ pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
     Ok(socket_path(&raw, &beside(file)))
 }
 
+/// The folder of the journal that a configuration names, without checking the rest.
+pub fn journal_of(file: &Path) -> Result<PathBuf, Problem> {
+    let document = Document::read(file)?;
+    let raw: File = document.parse()?;
+    Ok(beside(file)(&raw.data_dir).join("journal"))
+}
+
 fn socket_path(raw: &File, beside: &impl Fn(&Path) -> PathBuf) -> PathBuf {
     raw.socket.as_deref().map_or_else(|| beside(&raw.data_dir).join("forebay.sock"), beside)
 }

@@ -44,6 +44,22 @@ pub use state::Note;
 pub use walk::{Step, Walk};
 pub use window::Fingerprint;
 
+// The journal as a whole: taken out, copied, looked through.
+mod backup;
+mod export;
+mod history;
+mod overlay;
+mod recount;
+mod salvage;
+mod shelf;
+
+pub use backup::{Backup, BackupError, Copied};
+pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
+pub use history::{Extent, History};
+pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StreamRecount};
+pub use salvage::{Salvage, Salvaged};
+pub use shelf::{Publications, Shelf, ShelfLane};
+
 use crate::contract::{Publication, Renderer};
 use segment::Segment;
 use std::io;

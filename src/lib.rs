@@ -40,6 +40,8 @@
 //! - **Losses are noted before they are in the accounts**, and announced from the note: a crash says the same again.
 //! - **Replays and requeued letters have a connection of their own**, open only while there are some.
 //! - **Batches are a setting, not the default of bulk**: one event a publish is what every consumer understands.
+//! - **A restored backup gives numbers from the present moment on**, in microseconds since 1970: no row of
+//!   numbers that counts events has got there, so that none is given twice, whatever the old journal gave.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

@@ -4,11 +4,13 @@
 
 mod bad_disk;
 mod broker_source;
+mod central;
 mod common;
 mod conformance;
 mod contracts;
 mod dead;
 mod demo;
+mod export;
 mod foreign;
 mod fuzz;
 mod golden;

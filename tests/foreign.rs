@@ -108,8 +108,13 @@ tls = {{ cert = "server.pem", key = "server.key", client_ca = "ca.pem" }}
     assert_eq!(status["dead"]["total"], 0, "{status:#}");
 }
 
+/// The Python that `tests/foreign/setup` made.
+pub fn python_of_tests() -> PathBuf {
+    installed("python").join("bin/python")
+}
+
 fn python(script: &str) -> Command {
-    let mut command = Command::new(installed("python").join("bin/python"));
+    let mut command = Command::new(python_of_tests());
     command.arg("-B").arg(folder().join(script));
     command
 }

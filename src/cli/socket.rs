@@ -88,3 +88,29 @@ pub(super) async fn lines(
     }
     bail!("the gateway has ended")
 }
+
+/// Asks for work on the journal, and hands on every line of the answer. An error if the answer is cut
+/// short in the middle of a line, or says that the work failed.
+pub(super) async fn work(
+    socket: &Path,
+    path: &str,
+    ask: &impl serde::Serialize,
+    mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let answer = send(socket, Method::POST, path, serde_json::to_vec(ask)?).await?;
+    let mut body = refusal(answer).await?.into_body();
+    let mut rest: Vec<u8> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| anyhow!("the gateway has ended meanwhile"))?.into_data() else { continue };
+        rest.extend_from_slice(&data);
+        let Some(last) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+        for line in rest[..last].split(|byte| *byte == b'\n') {
+            if let Some(why) = line.strip_prefix(b"!") {
+                bail!("{}", shown(&String::from_utf8_lossy(why)));
+            }
+            each(line)?;
+        }
+        rest.drain(..=last);
+    }
+    Ok(())
+}

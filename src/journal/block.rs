@@ -163,6 +163,45 @@ impl Block {
         Ok(block)
     }
 
+    /// Bytes that every stored value begins with.
+    pub const SIGN: [u8; 2] = MAGIC;
+    /// Bytes of a value before its body.
+    pub const HEAD_BYTES: usize = PREFIX_BYTES;
+
+    /// The same block with its header written anew: one that was read in an older format is in the newest.
+    pub fn renewed(&self) -> Self {
+        Self::new(self.header.clone(), &self.body[self.records_from..])
+    }
+
+    /// Reads a value that begins with `bytes`, whatever follows it; and says how long it is. For those
+    /// who find it without the file's own order.
+    pub fn decode_first(bytes: &[u8]) -> Result<(Self, usize), BadBlock> {
+        let damaged = BadBlock::Damaged("it does not start as one");
+        if bytes.len() < PREFIX_BYTES || bytes[..2] != MAGIC {
+            return Err(damaged);
+        }
+        if bytes[2] > FORMAT {
+            return Err(BadBlock::Newer(bytes[2]));
+        }
+        let plain = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+        let body = match bytes[3] {
+            CODEC_PLAIN => plain,
+            CODEC_ZSTD => zstd::zstd_safe::find_frame_compressed_size(&bytes[PREFIX_BYTES..]).unwrap_or(usize::MAX),
+            _ => return Err(damaged),
+        };
+        let value = body.checked_add(PREFIX_BYTES).and_then(|length| bytes.get(..length)).ok_or(damaged)?;
+        Ok((Self::decode(value)?, value.len()))
+    }
+
+    /// How many bytes a value that begins like this has at most; `None` if none begins like this.
+    /// Reads the first [`Block::HEAD_BYTES`].
+    pub fn value_bytes_max(prefix: &[u8]) -> Option<usize> {
+        let is_one = prefix.len() >= PREFIX_BYTES && prefix[..2] == MAGIC && (1..=FORMAT).contains(&prefix[2]);
+        // What is compressed is shorter than it was, else it is stored plain.
+        let plain = u32::from_le_bytes(*prefix.get(8..12)?.first_chunk()?) as usize;
+        (is_one && prefix[3] <= CODEC_ZSTD && plain <= BODY_BYTES_MAX).then_some(PREFIX_BYTES + plain)
+    }
+
     /// Offset after the last record.
     pub fn end(&self) -> u64 {
         self.header.first + u64::from(self.header.count)
@@ -320,8 +359,22 @@ mod tests {
         }
 
         #[test]
+        fn a_block_is_found_whatever_follows_it(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..60), rest in proptest::collection::vec(any::<u8>(), 0..99)) {
+            let written = block(&payloads);
+            let mut value = written.encode(&mut Compressor::default());
+            let length = value.len();
+            value.extend_from_slice(&rest);
+            prop_assert!(Block::value_bytes_max(&value).is_some_and(|bytes_max| bytes_max >= length));
+            let (read, bytes) = Block::decode_first(&value).expect("reads back");
+            prop_assert_eq!((&read.header, bytes), (&written.header, length));
+            prop_assert!(Block::decode_first(&value[..length - 1]).is_err(), "a part of one is none");
+        }
+
+        #[test]
         fn any_bytes_are_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Block::decode(&bytes);
+            let _ = Block::decode_first(&bytes);
+            let _ = Block::value_bytes_max(&bytes);
         }
     }
 

@@ -73,6 +73,7 @@ impl Journal {
         };
         check_seal(&*disk, folder, seal)?;
         let (state, aside) = State::open(Arc::clone(&disk), folder)?;
+        super::backup::note_restore(&*disk, folder)?;
         let (mut unused, unused_aside) = Unused::load(&*disk, folder)?;
         let catalog = load_catalog(&*disk, folder)?;
         let aside = damaged_files(&*disk, folder, aside.into_iter().chain(unused_aside))?;

@@ -160,6 +160,31 @@ impl Segment {
         }
     }
 
+    /// Opens a segment to look at it, in whatever state it is. The file is never changed: a repair
+    /// stays in memory.
+    pub fn open_untouched(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+        let open = || disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error));
+        let builder = || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(cache_bytes);
+            builder
+        };
+        let file = open()?;
+        match caught(path, || Ok(builder().open_read_only_with_backend(Backend(file))))? {
+            Ok(database) => return Ok(Self { path: path.to_owned(), database: Handle::Closed(database) }),
+            Err(redb::DatabaseError::RepairAborted) => {}
+            Err(error) => return Err(JournalError::from_redb(path, error.into())),
+        }
+        let over = super::overlay::Overlay::new(open()?).map_err(|error| JournalError::io(path, error))?;
+        let database = caught(path, || Ok(builder().create_with_backend(Backend(Box::new(over)))?))?;
+        Ok(Self { path: path.to_owned(), database: Handle::Active(database) })
+    }
+
+    /// Whether nobody writes the file any more.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.database, Handle::Closed(_))
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

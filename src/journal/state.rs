@@ -107,6 +107,34 @@ impl State {
         })
     }
 
+    /// Every mark.
+    pub fn marks(&self) -> Result<Vec<(String, u64)>, JournalError> {
+        let guard = self.lock();
+        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        caught(&self.path, || {
+            let table = database.begin_read()?.open_table(MARKS)?;
+            let mut marks = Vec::new();
+            for entry in table.iter()? {
+                let (name, mark) = entry?;
+                marks.push((name.value().to_owned(), mark.value()));
+            }
+            Ok(marks)
+        })
+    }
+
+    /// Opens the state to look at it; the file is never changed. For a journal that no gateway runs on.
+    pub fn open_untouched(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
+        let path = folder.join("state.redb");
+        let file = disk.open(&path, Open::ReadOnly).map_err(|error| JournalError::io(&path, error))?;
+        let over = super::overlay::Overlay::new(file).map_err(|error| JournalError::io(&path, error))?;
+        let database = caught(&path, || {
+            let database = builder().create_with_backend(Backend(Box::new(over)))?;
+            database.begin_read()?.open_table(MARKS)?;
+            Ok(database)
+        })?;
+        Ok(Self { disk, path, database: Mutex::new(Some(database)) })
+    }
+
     /// Raises marks, never lowers one, and returns when they are on the disk.
     pub fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
         self.write(|write| {

@@ -9,7 +9,7 @@
 use super::disk::{Disk, read_whole, write_whole};
 use super::{JournalError, set_aside};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub(super) struct Unused {
 
 /// The gaps of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Gaps {
+pub struct Gaps {
     /// Offsets: from, to (exclusive), in order.
     pub offsets: Vec<(u64, u64)>,
     /// Sequences of a stream: stream, from, to (exclusive), in order.
@@ -61,6 +61,26 @@ impl Unused {
     }
 }
 
+impl Unused {
+    /// Widens the last gap of every row of numbers up to `to`; returns when that is on the disk.
+    pub fn widen_last(&mut self, to: u64, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
+        for lane in self.lanes.clone().keys() {
+            let mut gaps = self.of(lane);
+            if let Some(last) = gaps.offsets.last_mut() {
+                last.1 = last.1.max(to);
+            }
+            let streams: BTreeSet<u32> = gaps.sequences.iter().map(|gap| gap.0).collect();
+            for stream in streams {
+                if let Some(last) = gaps.sequences.iter_mut().rev().find(|gap| gap.0 == stream) {
+                    last.2 = last.2.max(to);
+                }
+            }
+            self.save(lane, &gaps, disk, folder)?;
+        }
+        Ok(())
+    }
+}
+
 impl Gaps {
     /// The first offset at or after `offset` that is in no gap.
     pub fn pass(&self, offset: u64) -> u64 {
@@ -72,6 +92,28 @@ impl Gaps {
     pub fn clip(&self, offset: u64, to: u64) -> u64 {
         let starts = self.offsets.iter().map(|(from, _)| *from);
         starts.filter(|from| *from > offset).min().map_or(to, |from| from.min(to))
+    }
+
+    /// The first sequence of a stream at or after `sequence` that is in no gap.
+    pub fn pass_sequence(&self, stream: u32, sequence: u64) -> u64 {
+        let mut of_stream = self.sequences.iter().filter(|gap| gap.0 == stream);
+        of_stream.find(|(_, from, to)| (*from..*to).contains(&sequence)).map_or(sequence, |(_, _, to)| *to)
+    }
+
+    /// Adds offsets from `from` on that are not given; with the gap that ends there they are one.
+    pub(super) fn add_offsets(&mut self, from: u64, to: u64) {
+        match self.offsets.last_mut() {
+            Some(last) if last.1 >= from => last.1 = last.1.max(to),
+            _ => self.offsets.push((from, to)),
+        }
+    }
+
+    /// As [`Gaps::add_offsets`], for the sequences of a stream.
+    pub(super) fn add_sequences(&mut self, stream: u32, from: u64, to: u64) {
+        match self.sequences.iter_mut().rev().find(|gap| gap.0 == stream) {
+            Some(last) if last.2 >= from => last.2 = last.2.max(to),
+            _ => self.sequences.push((stream, from, to)),
+        }
     }
 
     /// How many offsets below `end` were never given.
@@ -90,6 +132,11 @@ impl Gaps {
         gaps.map(|(_, start, end)| (*end).min(to).saturating_sub((*start).max(from))).sum()
     }
 
+    /// How many offsets were given from `from` on, up to `to`.
+    pub fn given_between(&self, from: u64, to: u64) -> u64 {
+        to.saturating_sub(from).saturating_sub(self.offsets_below(to).saturating_sub(self.offsets_below(from)))
+    }
+
     /// How many sequences of a stream were never given.
     pub fn sequences_of(&self, stream: u32) -> u64 {
         self.sequences.iter().filter(|gap| gap.0 == stream).map(|(_, from, to)| to - from).sum()
@@ -101,11 +148,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn gaps_that_touch_are_one() {
+        let mut gaps = Gaps::default();
+        gaps.add_offsets(4, 10);
+        gaps.add_offsets(10, 20);
+        gaps.add_offsets(25, 30);
+        assert_eq!(gaps.offsets, [(4, 20), (25, 30)]);
+        gaps.add_sequences(1, 4, 10);
+        gaps.add_sequences(2, 4, 10);
+        gaps.add_sequences(1, 10, 20);
+        assert_eq!(gaps.sequences, [(1, 4, 20), (2, 4, 10)]);
+    }
+
+    #[test]
     fn a_gap_is_passed_over_and_counted_once() {
         let gaps = Gaps { offsets: vec![(4, 10), (20, 30)], sequences: vec![(1, 4, 10), (2, 1, 3), (1, 12, 13)] };
         assert_eq!((gaps.pass(3), gaps.pass(4), gaps.pass(9), gaps.pass(10), gaps.pass(29)), (3, 10, 10, 10, 30));
         assert_eq!((gaps.clip(2, 15), gaps.clip(10, 15), gaps.clip(12, 40)), (4, 15, 20));
         assert_eq!((gaps.offsets_below(4), gaps.offsets_below(25), gaps.offsets_below(99)), (0, 11, 16));
+        assert_eq!((gaps.given_between(1, 30), gaps.given_between(5, 22), gaps.given_between(5, 9)), (13, 10, 0));
+        assert_eq!((gaps.pass_sequence(1, 5), gaps.pass_sequence(1, 10), gaps.pass_sequence(3, 5)), (10, 10, 5));
         assert_eq!((gaps.sequences_of(1), gaps.sequences_of(2), gaps.sequences_of(3)), (7, 2, 0));
     }
 }

@@ -48,12 +48,17 @@ impl Walk {
 
     /// The next record.
     pub fn step(&mut self, lane: &Lane) -> Option<Step<'_>> {
+        self.step_with(|number| lane.published(number))
+    }
+
+    /// As [`Walk::step`], with publications from elsewhere.
+    pub fn step_with(&mut self, of: impl Fn(u32) -> Option<Arc<Published>>) -> Option<Step<'_>> {
         let Self { block, at, offset, sequences, published } = self;
         let (record, after) = block.record_at(*at)?;
         *at = after;
         *offset += 1;
         if published.as_ref().is_none_or(|published| published.number != record.publication) {
-            *published = lane.published(record.publication);
+            *published = of(record.publication);
         }
         let numbered = published.as_ref().and_then(|published| {
             let run = sequences.iter_mut().find(|(stream, _)| *stream == published.stream)?;

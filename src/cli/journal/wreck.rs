@@ -1,0 +1,270 @@
+//! `forebay salvage`: what a damaged file still holds.
+
+use super::sink::{Bar, Whole};
+use crate::cli::show::table;
+use crate::event::{Content, Record, Timestamp};
+use crate::ingest::dead::DeadLetter;
+use crate::journal::{Block, DEAD, Publications, Salvage, Salvaged, Walk, push_line};
+use crate::setting::{Bytes, grouped as number};
+use crate::telemetry::{shown, shown_json};
+use anyhow::Context;
+use base64::Engine;
+use clap::Args;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+#[derive(Debug, Args)]
+pub(crate) struct SalvageArgs {
+    /// Files of a lane: those that were set aside (`*.damaged`), or any segment
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Folder of the journal whose publications tell how events look; default: the one the file is in
+    #[arg(long)]
+    journal: Option<PathBuf>,
+    /// Write the events to this file, one JSON object a line, whole or not at all
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Put each event into an object with its lane and offset
+    #[arg(long)]
+    with_offsets: bool,
+    /// As JSON; errors stay text on standard error, with exit code 1
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one file gave.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    #[serde(flatten)]
+    found: Salvaged,
+    /// Stream by stream.
+    streams: Vec<Stream>,
+    /// Events whose publication is not there: written as the record has them.
+    unrendered: u64,
+    /// Publications that cannot be read.
+    publications_damaged: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Stream {
+    stream: String,
+    events: u64,
+    first_sequence: u64,
+    last_sequence: u64,
+    /// When the journal took the first and the last, RFC 3339.
+    recorded: (String, String),
+}
+
+/// Takes out of damaged files what checks out.
+pub(crate) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
+    let mut out = args.out.as_deref().map(Whole::begin).transpose()?;
+    let mut outcomes = Vec::new();
+    for file in &args.files {
+        outcomes.push(salvage_file(args, file, out.as_mut())?);
+    }
+    if let Some(out) = out {
+        out.finish()?;
+    }
+    let text = if args.json {
+        shown_json(&serde_json::to_string_pretty(&outcomes)?)
+    } else {
+        outcomes.iter().map(|outcome| show(outcome, std::io::stdout().is_terminal())).collect::<Vec<_>>().join("\n")
+    };
+    writeln!(std::io::stdout(), "{}", text.trim_end())?;
+    let is_empty = outcomes.iter().any(|outcome| outcome.found.events == 0);
+    Ok(if is_empty { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut Whole>) -> anyhow::Result<Outcome> {
+    let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let lane = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let journal = args.journal.as_deref().or(folder.parent()).unwrap_or(Path::new("/"));
+    let publications = Publications::load(journal);
+    let mut bar = Bar::new();
+    let salvage = Salvage::open(&file, |done, total| bar.show(done, total, &file.display().to_string()))?;
+    bar.clear();
+    let mut outcome = Outcome {
+        found: salvage.found.clone(),
+        streams: Vec::new(),
+        unrendered: 0,
+        publications_damaged: publications.damaged.clone(),
+    };
+    let mut streams = BTreeMap::new();
+    let mut lines = Vec::new();
+    for block in salvage.blocks() {
+        let block = block?;
+        lines.clear();
+        let place = args.with_offsets.then_some(&*lane);
+        outcome.unrendered += push_block(&block, &lane, &publications, place, &mut streams, &mut lines);
+        if let Some(out) = out.as_deref_mut() {
+            out.write(&lines)?;
+        }
+    }
+    outcome.streams = streams.into_values().collect();
+    Ok(outcome)
+}
+
+/// Appends the events of a block; returns how many are written as the record has them.
+fn push_block(
+    block: &Arc<Block>,
+    lane: &str,
+    publications: &Publications,
+    place: Option<&str>,
+    streams: &mut BTreeMap<String, Stream>,
+    out: &mut Vec<u8>,
+) -> u64 {
+    let recorded = block.header.recorded;
+    let mut unrendered = 0;
+    let mut walk = Walk::new(Arc::clone(block));
+    while let Some(step) = walk.step_with(|number| publications.of(number)) {
+        let numbered = step.numbered.filter(|_| lane != DEAD);
+        let (name, sequence) = match (numbered, &*block.header.runs) {
+            (Some((published, sequence)), _) => (published.renderer.stream_id().to_owned(), sequence),
+            // One stream alone: its sequences are those of the block.
+            (None, [run]) => (nameless(lane, &step.record), run.first + (step.offset - block.header.first)),
+            (None, _) => (nameless(lane, &step.record), 0),
+        };
+        count(streams.entry(name.clone()).or_default(), name, sequence, recorded);
+        match numbered {
+            Some((published, sequence)) => {
+                let place = place.map(|lane| (lane, step.offset));
+                push_line(published, &step.record, sequence, recorded, place, out);
+            }
+            None => {
+                unrendered += u64::from(lane != DEAD);
+                push_plain(lane, step.offset, sequence, recorded, &step.record, out);
+            }
+        }
+    }
+    unrendered
+}
+
+fn nameless(lane: &str, record: &Record<'_>) -> String {
+    if lane == DEAD { "dead letters".into() } else { format!("publication {}", record.publication) }
+}
+
+fn count(stream: &mut Stream, name: String, sequence: u64, recorded: Timestamp) {
+    if stream.events == 0 {
+        *stream = Stream {
+            stream: name,
+            events: 0,
+            first_sequence: sequence,
+            last_sequence: sequence,
+            recorded: (recorded.to_string(), String::new()),
+        };
+    }
+    stream.events += 1;
+    stream.last_sequence = stream.last_sequence.max(sequence);
+    stream.recorded.1 = recorded.to_string();
+}
+
+/// Appends an event as its record has it, or a dead letter.
+fn push_plain(lane: &str, offset: u64, sequence: u64, recorded: Timestamp, record: &Record<'_>, out: &mut Vec<u8>) {
+    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let mut line = serde_json::json!({
+        "lane": lane,
+        "offset": offset,
+        "recorded": recorded.to_string(),
+        "time": record.time.to_string(),
+        "origin": record.origin,
+        "key": record.key,
+    });
+    let letter = if lane == DEAD { DeadLetter::read(record) } else { None };
+    if let Some(letter) = letter {
+        line["dead_letter"] = serde_json::to_value(&letter).unwrap_or_default();
+        match std::str::from_utf8(&letter.payload) {
+            Ok(text) => line["payload"] = text.into(),
+            Err(_) => line["payload_base64"] = base64(&letter.payload).into(),
+        }
+    } else {
+        line["id"] = record.id.to_string().into();
+        line["publication"] = record.publication.into();
+        if sequence > 0 {
+            line["sequence"] = sequence.into();
+        }
+        line["attributes"] = serde_json::to_value(&record.attributes).unwrap_or_default();
+        let data =
+            (record.content == Content::Json).then(|| serde_json::from_slice::<serde_json::Value>(record.payload));
+        match data {
+            Some(Ok(data)) => line["data"] = data,
+            _ => line["data_base64"] = base64(record.payload).into(),
+        }
+    }
+    out.extend_from_slice(line.to_string().as_bytes());
+    out.push(b'\n');
+}
+
+fn show(outcome: &Outcome, is_coloured: bool) -> String {
+    let found = &outcome.found;
+    let mut out = String::new();
+    let how = match &found.broken {
+        None => "read by its own order".to_owned(),
+        Some(why) => format!("searched byte by byte, since {why}"),
+    };
+    let _ = writeln!(out, "{}  {}, {}", shown(&found.file.display().to_string()), Bytes(found.bytes), shown(&how));
+    if found.events == 0 {
+        let _ = writeln!(out, "nothing in it can be read as events");
+        return out;
+    }
+    let rows: Vec<_> = outcome
+        .streams
+        .iter()
+        .map(|stream| {
+            let time = |text: &str| text.get(..19).unwrap_or_default().replace('T', " ");
+            vec![
+                stream.stream.clone(),
+                number(stream.events),
+                number(stream.first_sequence),
+                number(stream.last_sequence),
+                time(&stream.recorded.0),
+                time(&stream.recorded.1),
+            ]
+        })
+        .collect();
+    let head = ["STREAM", "EVENTS", "FIRST", "LAST", "FROM (UTC)", "TO (UTC)"];
+    out.push_str(&table(&head, &[1, 2, 3], &rows, is_coloured));
+    let end = found.end.map_or_else(|| "an end that is not known".to_owned(), |end| number(end - 1));
+    let _ = writeln!(
+        out,
+        "{} events in {} blocks; the file held offsets {} to {end}",
+        number(found.events),
+        number(found.blocks),
+        number(found.first)
+    );
+    for (from, to) in &found.missing {
+        let _ =
+            writeln!(out, "missing: offsets {} to {} ({} events)", number(*from), number(to - 1), number(to - from));
+    }
+    if found.missing.is_empty() {
+        let _ =
+            writeln!(out, "nothing is missing{}", if found.end.is_some() { "" } else { " up to the last one found" });
+    }
+    if found.superseded > 0 {
+        let _ = writeln!(out, "{} old copies of other blocks are left out", number(found.superseded));
+    }
+    for (destination, low) in &found.cursors {
+        let _ = writeln!(
+            out,
+            "{} had settled every offset below {} when it was written last",
+            shown(destination),
+            number(*low)
+        );
+    }
+    if outcome.unrendered > 0 {
+        let count = number(outcome.unrendered);
+        let _ = writeln!(
+            out,
+            "{count} events are written as the record has them: their publication is not there; --journal names where it is"
+        );
+    }
+    for damaged in &outcome.publications_damaged {
+        let _ = writeln!(out, "a publication cannot be read: {}", shown(damaged));
+    }
+    out
+}

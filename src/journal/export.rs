@@ -1,0 +1,295 @@
+//! Export: the events of a journal as central sees them, one JSON object a line.
+//!
+//! Promise: every selected event that was there at the beginning is written once, lane by lane in
+//! order; what cannot be written is counted. The memory it takes does not depend on the journal.
+//!
+//! Not here: where the lines go (`cli`), how they travel there (`admin`).
+
+use super::block::Block;
+use super::history::{Extent, History};
+use super::walk::Walk;
+use super::{DEAD, Found, JournalError, Published};
+use crate::contract::push_json_string;
+use crate::event::{Record, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Bytes of lines after which a step ends.
+const STEP_BYTES: usize = 64 << 10;
+/// Blocks and files looked at in one step, so that a step that finds nothing ends too.
+const STEP_LOOKS: usize = 64;
+/// Names and keys that a selection may have.
+pub const SELECTED_MAX: usize = 256;
+
+/// Which events are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Recorded at this moment or later.
+    pub since: Option<Timestamp>,
+    /// Recorded before this moment.
+    pub until: Option<Timestamp>,
+    /// Streams, with or without version; `*` at the end stands for any rest. All, if there is none.
+    pub streams: Vec<String>,
+    /// Keys. All, if there is none.
+    pub keys: Vec<String>,
+}
+
+/// How far an export is. All numbers but `done` and `total` are of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Offsets passed so far.
+    pub done: u64,
+    /// Offsets in all.
+    pub total: u64,
+    /// Written.
+    pub events: u64,
+    /// Selected, but their publication is lost.
+    pub unrendered: u64,
+    /// In files that are set aside or cannot be read.
+    pub lost: u64,
+    /// Whether nothing follows.
+    pub is_complete: bool,
+}
+
+/// A selection that selects nothing that can be.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSelection {
+    /// No stream of that name.
+    #[error("there is no stream \"{wanted}\"; there are {known}")]
+    NoStream {
+        /// The name or pattern.
+        wanted: String,
+        /// Those there are.
+        known: String,
+    },
+    /// It ends before it begins.
+    #[error("--until {until} is not after --since {since}")]
+    Empty {
+        /// The beginning.
+        since: Timestamp,
+        /// The end.
+        until: Timestamp,
+    },
+    /// Too much of it.
+    #[error("{count} streams and keys are named; at most {SELECTED_MAX} can be")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// An export under way.
+pub struct Export {
+    lanes: Vec<Part>,
+    /// Numbers of the wanted streams; all, if `None`.
+    streams: Option<BTreeSet<u32>>,
+    selection: Selection,
+    with_offsets: bool,
+    lane: usize,
+    progress: Progress,
+}
+
+struct Part {
+    history: Arc<dyn History>,
+    next: u64,
+    end: u64,
+    /// The file that was looked at last ends here.
+    file_end: u64,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("progress", &self.progress).finish_non_exhaustive()
+    }
+}
+
+/// Whether a stream is one that a name or pattern means.
+pub fn is_meant(published: &Published, wanted: &str) -> bool {
+    let names = [published.publication.stream.as_str(), published.renderer.stream_id()];
+    match wanted.strip_suffix('*') {
+        Some(start) => names.iter().any(|name| name.starts_with(start)),
+        None => names.contains(&wanted),
+    }
+}
+
+impl Export {
+    /// Begins an export of lanes. `with_offsets` puts each event into an object with its lane and offset.
+    pub fn new(
+        lanes: impl IntoIterator<Item = Arc<dyn History>>,
+        publications: &[Arc<Published>],
+        selection: Selection,
+        with_offsets: bool,
+    ) -> Result<Self, BadSelection> {
+        let count = selection.streams.len() + selection.keys.len();
+        if count > SELECTED_MAX {
+            return Err(BadSelection::TooMany { count });
+        }
+        if let (Some(since), Some(until)) = (selection.since, selection.until)
+            && until <= since
+        {
+            return Err(BadSelection::Empty { since, until });
+        }
+        let mut streams = BTreeSet::new();
+        for wanted in &selection.streams {
+            let meant = publications.iter().filter(|published| is_meant(published, wanted));
+            let before = streams.len();
+            let mut is_known = false;
+            streams.extend(meant.map(|published| published.stream).inspect(|_| is_known = true));
+            if !is_known && streams.len() == before {
+                let known: BTreeSet<_> = publications.iter().map(|one| one.renderer.stream_id()).collect();
+                let known: Vec<_> = known.into_iter().collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(BadSelection::NoStream { wanted: wanted.clone(), known });
+            }
+        }
+        let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name() != DEAD).map(Part::new).collect();
+        let progress = Progress { total: parts.iter().map(Part::left).sum(), ..Progress::default() };
+        let streams = (!selection.streams.is_empty()).then_some(streams);
+        Ok(Self { lanes: parts, streams, selection, with_offsets, lane: 0, progress })
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Appends some lines to `out`, or none; `false` once there are no more. Blocks the thread.
+    pub fn step(&mut self, out: &mut Vec<u8>) -> Result<bool, JournalError> {
+        for _ in 0..STEP_LOOKS {
+            let Some(part) = self.lanes.get(self.lane) else {
+                self.progress.done = self.progress.total;
+                self.progress.is_complete = true;
+                return Ok(false);
+            };
+            if part.next >= part.end {
+                self.lane += 1;
+            } else {
+                self.look(out)?;
+            }
+            if out.len() >= STEP_BYTES {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks at the next file or block.
+    fn look(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
+        let part = &mut self.lanes[self.lane];
+        let given = part.history.gaps().pass(part.next);
+        if given > part.next {
+            part.go_to(given, &mut self.progress);
+            return Ok(());
+        }
+        if part.next >= part.file_end {
+            let extent = part.history.extent(part.next);
+            part.file_end = extent.as_ref().map_or_else(|| part.history.next_file(part.next), |extent| extent.end);
+            if let Some(extent) = extent
+                && is_passed_over(&self.selection, self.streams.as_ref(), &extent)
+            {
+                part.go_to(extent.end, &mut self.progress);
+                return Ok(());
+            }
+        }
+        let before = part.next;
+        match part.history.find(before) {
+            Ok(Found::Block(block)) => self.write(&block, out),
+            Ok(Found::Lost { to }) => {
+                let to = to.clamp(before + 1, part.end);
+                self.progress.lost += to - before;
+                part.go_to(to, &mut self.progress);
+            }
+            // Of a journal that lies still; one that runs sets the file aside and says `Lost`.
+            Err(error @ JournalError::Damaged { .. }) => {
+                let to = part.history.next_file(before).clamp(before + 1, part.end);
+                if to == part.end && part.history.end() > part.end {
+                    return Err(error);
+                }
+                self.progress.lost += to - before;
+                part.go_to(to, &mut self.progress);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, block: &Arc<Block>, out: &mut Vec<u8>) {
+        let Self { lanes, streams, selection, with_offsets, lane, progress } = self;
+        let part = &mut lanes[*lane];
+        let recorded = block.header.recorded;
+        let is_in_time = selection.since.is_none_or(|since| recorded >= since)
+            && selection.until.is_none_or(|until| recorded < until);
+        let is_wanted = |stream: u32| streams.as_ref().is_none_or(|streams| streams.contains(&stream));
+        if is_in_time && block.header.runs.iter().any(|run| is_wanted(run.stream)) {
+            let mut walk = Walk::new(Arc::clone(block));
+            while let Some(step) = walk.step_with(|number| part.history.published(number)) {
+                if step.offset < part.next || step.offset >= part.end {
+                    continue;
+                }
+                if !selection.keys.is_empty() && !selection.keys.iter().any(|key| key == step.record.key) {
+                    continue;
+                }
+                match step.numbered {
+                    Some((published, sequence)) if is_wanted(published.stream) => {
+                        let place = with_offsets.then_some((part.history.name(), step.offset));
+                        push_line(published, &step.record, sequence, recorded, place, out);
+                        progress.events += 1;
+                    }
+                    Some(_) => {}
+                    None => progress.unrendered += 1,
+                }
+            }
+        }
+        part.go_to(block.end().max(part.next + 1), progress);
+    }
+}
+
+impl Part {
+    fn new(history: Arc<dyn History>) -> Self {
+        let (next, end) = (history.oldest(), history.end());
+        Self { history, next, end, file_end: 0 }
+    }
+
+    fn left(&self) -> u64 {
+        self.history.gaps().given_between(self.next, self.end)
+    }
+
+    fn go_to(&mut self, next: u64, progress: &mut Progress) {
+        let before = self.left();
+        self.next = next.min(self.end).max(self.next);
+        progress.done += before - self.left();
+    }
+}
+
+fn is_passed_over(selection: &Selection, streams: Option<&BTreeSet<u32>>, extent: &Extent) -> bool {
+    selection.since.is_some_and(|since| extent.recorded.1 < since)
+        || selection.until.is_some_and(|until| extent.recorded.0 >= until)
+        || streams.is_some_and(|streams| !extent.streams.iter().any(|part| streams.contains(&part.stream)))
+}
+
+/// Appends one event as a line.
+pub fn push_line(
+    published: &Published,
+    record: &Record<'_>,
+    sequence: u64,
+    recorded: Timestamp,
+    place: Option<(&str, u64)>,
+    out: &mut Vec<u8>,
+) {
+    if let Some((lane, offset)) = place {
+        out.extend_from_slice(br#"{"lane":"#);
+        push_json_string(out, lane);
+        out.extend_from_slice(format!(r#","offset":{offset},"event":"#).as_bytes());
+    }
+    let start = out.len();
+    published.renderer.render_structured(record, sequence, recorded, out);
+    // Outside of strings, where JSON allows it, a payload may have line ends: there spaces say the same.
+    for byte in out[start..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+        *byte = b' ';
+    }
+    if place.is_some() {
+        out.push(b'}');
+    }
+    out.push(b'\n');
+}

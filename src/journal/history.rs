@@ -1,0 +1,165 @@
+//! History: a lane's events from the oldest to the newest, of a journal that a gateway runs on or
+//! of one that lies still.
+//!
+//! Promise: nothing here holds a file's pages between two calls, so that a reader that takes its
+//! time makes no file grow.
+
+use super::block::Block;
+use super::segment::{StreamPart, Summary};
+use super::settled::Settled;
+use super::unused::Gaps;
+use super::{Found, JournalError, Lane, Published};
+use crate::event::Timestamp;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+/// A lane's events, as export, backup and recount read them. Every call may block the thread.
+pub trait History: Send + Sync {
+    /// Name of the lane.
+    fn name(&self) -> &str;
+    /// Offset of the oldest event that may be there.
+    fn oldest(&self) -> u64;
+    /// Offset after the newest event.
+    fn end(&self) -> u64;
+    /// Numbers that were never given.
+    fn gaps(&self) -> &Gaps;
+    /// The block that holds `offset` or comes next, or what is lost there.
+    fn find(&self, offset: u64) -> Result<Found, JournalError>;
+    /// Where the file behind the one that holds `offset` begins; the end, if there is none.
+    fn next_file(&self, offset: u64) -> u64;
+    /// What the file that holds `offset` says of itself, if there is one and it is closed.
+    fn extent(&self, offset: u64) -> Option<Extent>;
+    /// A publication that an event names.
+    fn published(&self, number: u32) -> Option<Arc<Published>>;
+    /// Name of a stream by its number; `unmatched` for what belongs to none.
+    fn stream_name(&self, stream: u32) -> String;
+    /// Where the destinations stand.
+    fn cursors(&self) -> Vec<Settled>;
+    /// Files of the lane that are set aside, or cannot be read: the first offset, and why.
+    fn damaged(&self) -> Vec<(u64, String)>;
+}
+
+/// What a closed file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset of its first event.
+    pub first: u64,
+    /// Offset after its last event.
+    pub end: u64,
+    /// Between these moments its events were recorded.
+    pub recorded: (Timestamp, Timestamp),
+    /// What it holds of each stream.
+    pub streams: Vec<StreamPart>,
+}
+
+impl Extent {
+    pub(super) fn holds(&self, offset: u64) -> bool {
+        (self.first..self.end).contains(&offset)
+    }
+
+    pub(super) fn of(summary: &Summary) -> Option<Self> {
+        let closed = summary.closed.as_ref()?;
+        let times = || closed.streams.iter().flat_map(|part| [part.recorded.0, part.recorded.1]);
+        // The clock may have been set back on the way.
+        let from = times().chain([summary.begun]).min().unwrap_or(summary.begun);
+        let to = times().chain([closed.at]).max().unwrap_or(closed.at);
+        Some(Self { first: summary.first, end: closed.end, recorded: (from, to), streams: closed.streams.clone() })
+    }
+}
+
+/// The next sequence of every stream behind a segment: what it began with, and what it holds.
+pub(super) fn sequences_after(summary: &Summary) -> Vec<(u32, u64)> {
+    let mut next = summary.sequences.clone();
+    for part in summary.closed.iter().flat_map(|closed| &closed.streams) {
+        raise(&mut next, part.stream, part.first + part.count);
+    }
+    next
+}
+
+/// Takes over the sequences that a block has.
+pub(super) fn count_block(sequences: &mut Vec<(u32, u64)>, block: &Block) {
+    for run in &block.header.runs {
+        raise(sequences, run.stream, run.first + u64::from(run.count));
+    }
+}
+
+fn raise(sequences: &mut Vec<(u32, u64)>, stream: u32, next: u64) {
+    match sequences.iter_mut().find(|(known, _)| *known == stream) {
+        Some((_, known)) => *known = (*known).max(next),
+        None => sequences.push((stream, next)),
+    }
+}
+
+impl Lane {
+    /// The closed file that holds an offset: its first offset and its place.
+    pub(super) fn closed_file(&self, offset: u64) -> Option<(u64, PathBuf)> {
+        let log = self.log();
+        let (first, part) = log.segments.range(..=offset).next_back()?;
+        let is_active = log.active.as_ref().is_some_and(|active| active.path() == part.path);
+        (!is_active).then(|| (*first, part.path.clone()))
+    }
+}
+
+impl History for Lane {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn oldest(&self) -> u64 {
+        self.log().segments.keys().next().copied().unwrap_or_else(|| self.end())
+    }
+
+    fn end(&self) -> u64 {
+        Lane::end(self)
+    }
+
+    fn gaps(&self) -> &Gaps {
+        &self.gaps
+    }
+
+    fn find(&self, offset: u64) -> Result<Found, JournalError> {
+        self.look(offset)
+    }
+
+    fn next_file(&self, offset: u64) -> u64 {
+        self.log().segments.range(offset + 1..).next().map_or_else(|| self.end(), |(first, _)| *first)
+    }
+
+    fn extent(&self, offset: u64) -> Option<Extent> {
+        let (_, path) = self.closed_file(offset)?;
+        // A file that cannot be read is found out by who reads its events.
+        let summary = self.core.open_segment(&path).and_then(|segment| segment.view()?.summary()).ok()?;
+        Extent::of(&summary).filter(|extent| extent.holds(offset))
+    }
+
+    fn published(&self, number: u32) -> Option<Arc<Published>> {
+        Lane::published(self, number)
+    }
+
+    fn stream_name(&self, stream: u32) -> String {
+        let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        name_in(catalog.list.iter().flatten(), stream)
+    }
+
+    fn cursors(&self) -> Vec<Settled> {
+        self.log().settled.clone()
+    }
+
+    fn damaged(&self) -> Vec<(u64, String)> {
+        let aside = self.core.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = aside.iter().filter(|file| file.parent() == Some(&self.folder));
+        own.map(|file| (damaged_first(file).unwrap_or(0), format!("{} is set aside", file.display()))).collect()
+    }
+}
+
+/// Name of a stream among publications.
+pub(super) fn name_in<'a>(mut of: impl Iterator<Item = &'a Arc<Published>>, stream: u32) -> String {
+    let found = of.find(|published| published.stream == stream);
+    found.map_or_else(|| "unmatched".to_owned(), |published| published.renderer.stream_id().to_owned())
+}
+
+/// The first offset of a segment by the name of its file, set aside or not.
+pub(super) fn damaged_first(file: &Path) -> Option<u64> {
+    let name = file.file_name()?.to_str()?;
+    super::segment::first_of(name.trim_end_matches(".damaged"))
+}

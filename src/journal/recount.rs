@@ -1,0 +1,412 @@
+//! Recount: what a journal really holds, counted block by block, against what its books say.
+//!
+//! Promise: every block's checksum is checked, every offset and sequence is accounted for, and what
+//! a destination is owed is counted event by event; each difference is named.
+//!
+//! A lane is counted as it was at the beginning: what comes and goes meanwhile does not matter.
+
+use super::block::Block;
+use super::history::History;
+use super::settled::{Account, Settled};
+use super::{Found, JournalError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Faults that are named one by one; the rest is counted.
+pub const FAULTS_SHOWN_MAX: usize = 100;
+/// Blocks counted in one step.
+const STEP_BLOCKS: usize = 64;
+/// How often a file in use that cannot be read is tried again: the writer leaves it meanwhile.
+const RETRIES_MAX: usize = 20;
+
+/// What was counted in all lanes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Recount {
+    /// Lane by lane, the log of dead letters last.
+    pub lanes: Vec<LaneRecount>,
+    /// Whether nothing differs.
+    pub is_good: bool,
+}
+
+/// What was counted in a lane.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LaneRecount {
+    /// The lane.
+    pub lane: String,
+    /// Offset of the first event that is there.
+    pub first: u64,
+    /// Offset after the last.
+    pub end: u64,
+    /// Blocks whose checksum fits.
+    pub blocks: u64,
+    /// Events in them.
+    pub events: u64,
+    /// Stream by stream.
+    pub streams: Vec<StreamRecount>,
+    /// Destination by destination.
+    pub destinations: Vec<OwedRecount>,
+    /// What differs.
+    pub faults: Vec<String>,
+    /// Faults beyond those that are named.
+    pub faults_unnamed: u64,
+    /// What a person should know, though nothing differs.
+    pub notes: Vec<String>,
+}
+
+/// What was counted of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamRecount {
+    /// Its name; `unmatched` for what belongs to none.
+    pub stream: String,
+    /// Its number in this journal.
+    pub number: u32,
+    /// Sequence of the first event that is there.
+    pub first: u64,
+    /// Sequence of the last.
+    pub last: u64,
+    /// Events that are there.
+    pub events: u64,
+    /// Events accepted since the journal was begun: sequences up to `last` that were given.
+    pub accepted: u64,
+}
+
+/// What a destination is owed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OwedRecount {
+    /// Its name.
+    pub destination: String,
+    /// Events that its cursor says it is owed.
+    pub queued: u64,
+    /// Events above its cursor that are there.
+    pub counted: u64,
+    /// Stream by stream.
+    pub streams: Vec<OwedStream>,
+}
+
+/// What a destination is owed of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwedStream {
+    /// Its name.
+    pub stream: String,
+    /// Its number in this journal.
+    pub number: u32,
+    /// Events above the cursor that are there.
+    pub queued: u64,
+    /// Events below it: accepted, and not queued.
+    pub settled: u64,
+    /// Events that are in an account of this destination.
+    pub in_accounts: u64,
+    /// Settled and in no account: from before the destination came, or in a damaged file.
+    pub in_none: u64,
+}
+
+/// How far a count is, in offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Passed so far.
+    pub done: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// A count under way.
+pub struct Counting {
+    lanes: Vec<LaneCount>,
+    lane: usize,
+    counted: Counted,
+}
+
+struct LaneCount {
+    history: Arc<dyn History>,
+    cursors: Vec<Settled>,
+    /// Events above each cursor, by stream.
+    above: Vec<BTreeMap<u32, u64>>,
+    next: u64,
+    end: u64,
+    retries: usize,
+    /// By stream: first, next, count; and whether a hole may have taken some of it.
+    streams: BTreeMap<u32, StreamCount>,
+    result: LaneRecount,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct StreamCount {
+    first: u64,
+    next: u64,
+    events: u64,
+    is_after_hole: bool,
+}
+
+impl std::fmt::Debug for Counting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counting").field("counted", &self.counted).finish_non_exhaustive()
+    }
+}
+
+impl Counting {
+    /// Begins to count lanes, as they are now.
+    pub fn new(lanes: impl IntoIterator<Item = Arc<dyn History>>) -> Self {
+        let lanes: Vec<_> = lanes.into_iter().map(LaneCount::new).collect();
+        let total = lanes.iter().map(|lane| lane.history.gaps().given_between(lane.next, lane.end)).sum();
+        Self { lanes, lane: 0, counted: Counted { done: 0, total } }
+    }
+
+    /// How far it is.
+    pub fn counted(&self) -> Counted {
+        self.counted
+    }
+
+    /// Counts some more; `false` once all is counted. Blocks the thread.
+    pub fn step(&mut self) -> Result<bool, JournalError> {
+        for _ in 0..STEP_BLOCKS {
+            let Some(lane) = self.lanes.get_mut(self.lane) else { return Ok(false) };
+            if lane.next >= lane.end {
+                self.lane += 1;
+                continue;
+            }
+            let before = lane.next;
+            lane.look()?;
+            self.counted.done += lane.history.gaps().given_between(before, lane.next);
+        }
+        Ok(true)
+    }
+
+    /// What was counted.
+    pub fn finish(self) -> Recount {
+        let lanes: Vec<_> = self.lanes.into_iter().map(LaneCount::finish).collect();
+        let is_good = lanes.iter().all(|lane| lane.faults.is_empty());
+        Recount { lanes, is_good }
+    }
+}
+
+impl LaneCount {
+    fn new(history: Arc<dyn History>) -> Self {
+        // Cursors before the end: what is settled is below it then.
+        let cursors = history.cursors();
+        let (next, end) = (history.oldest(), history.end());
+        let result = LaneRecount { lane: history.name().to_owned(), first: next, end, ..LaneRecount::default() };
+        let above = vec![BTreeMap::new(); cursors.len()];
+        Self { history, cursors, above, next, end, retries: 0, streams: BTreeMap::new(), result }
+    }
+
+    fn fault(&mut self, fault: String) {
+        if self.result.faults.len() < FAULTS_SHOWN_MAX {
+            self.result.faults.push(fault);
+        } else {
+            self.result.faults_unnamed += 1;
+        }
+    }
+
+    fn look(&mut self) -> Result<(), JournalError> {
+        let at = self.history.gaps().pass(self.next);
+        if at > self.next {
+            self.next = at.min(self.end);
+            return Ok(());
+        }
+        match self.history.find(at) {
+            Ok(Found::Block(block)) => {
+                if block.header.first > at {
+                    self.hole(at, block.header.first.min(self.end));
+                }
+                if block.header.first < self.end {
+                    self.count(&block);
+                }
+                self.next = block.end().max(at + 1).min(self.end);
+            }
+            Ok(Found::Lost { to }) => {
+                let to = to.clamp(at + 1, self.end);
+                self.hole(at, to);
+                self.next = to;
+            }
+            Err(error @ JournalError::Damaged { .. }) => {
+                let to = self.history.next_file(at).clamp(at + 1, self.end);
+                self.retries += 1;
+                if self.history.end() > self.end && to == self.end && self.retries < RETRIES_MAX {
+                    return Ok(());
+                }
+                self.fault(format!("{error}: offsets {at} to {} cannot be read", to - 1));
+                self.after_hole();
+                self.next = to;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Offsets that no block has.
+    fn hole(&mut self, from: u64, to: u64) {
+        let gaps = self.history.gaps();
+        let (mut from, to) = (gaps.pass(from), to);
+        if from >= to {
+            return;
+        }
+        self.after_hole();
+        if self.history.oldest() >= to {
+            // Retention took it meanwhile.
+            self.result.first = self.result.first.max(to);
+            return;
+        }
+        while from < to {
+            let end = self.history.gaps().clip(from, to);
+            let aside = self.history.damaged().into_iter().find(|(first, _)| *first < end && *first + 1 > from);
+            let what = format!("offsets {from} to {} are not there", end - 1);
+            match aside {
+                Some((_, why)) => self.result.notes.push(format!("{what}: {why}")),
+                None => self.fault(what),
+            }
+            from = self.history.gaps().pass(end).max(end);
+        }
+    }
+
+    fn after_hole(&mut self) {
+        self.streams.values_mut().for_each(|stream| stream.is_after_hole = true);
+    }
+
+    fn count(&mut self, block: &Block) {
+        self.result.blocks += 1;
+        self.result.events += u64::from(block.header.count);
+        let records = block.records().count();
+        if records != block.header.count as usize {
+            self.fault(format!(
+                "block at offset {}: {records} of {} records can be read",
+                block.header.first, block.header.count
+            ));
+        }
+        let in_runs: u64 = block.header.runs.iter().map(|run| u64::from(run.count)).sum();
+        if in_runs != u64::from(block.header.count) {
+            let (first, count) = (block.header.first, block.header.count);
+            self.fault(format!("block at offset {first}: {in_runs} sequences for {count} events"));
+        }
+        for run in &block.header.runs {
+            let first = run.first;
+            let count = u64::from(run.count);
+            let known = self.streams.entry(run.stream).or_insert(StreamCount {
+                first,
+                next: first,
+                events: 0,
+                is_after_hole: false,
+            });
+            let due = self.history.gaps().pass_sequence(run.stream, known.next);
+            let is_due = first == due || known.is_after_hole && first > known.next;
+            let next = known.next;
+            *known = StreamCount {
+                first: known.first,
+                next: first + count,
+                events: known.events + count,
+                is_after_hole: false,
+            };
+            if !is_due {
+                let stream = self.history.stream_name(run.stream);
+                self.fault(format!(
+                    "stream {stream}: sequence {first} follows {} at offset {}",
+                    next.saturating_sub(1),
+                    block.header.first
+                ));
+            }
+        }
+        self.count_owed(block);
+    }
+
+    /// Counts the events of a block that lie above the cursors.
+    fn count_owed(&mut self, block: &Block) {
+        for (cursor, above) in self.cursors.iter().zip(&mut self.above) {
+            if block.end() <= cursor.low {
+                continue;
+            }
+            if let ([run], true) = (&*block.header.runs, cursor.ranges.is_empty() && block.header.first >= cursor.low) {
+                *above.entry(run.stream).or_default() += u64::from(run.count);
+                continue;
+            }
+            for (offset, record) in (block.header.first..).zip(block.records()) {
+                if !cursor.contains(offset) {
+                    let stream = self.history.published(record.publication).map_or(0, |published| published.stream);
+                    *above.entry(stream).or_default() += 1;
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> LaneRecount {
+        let gaps = self.history.gaps().clone();
+        for (number, count) in &self.streams {
+            let last = count.next - 1;
+            let given_below = |gap: &&(u32, u64, u64)| gap.0 == *number && gap.1 <= last;
+            let not_given: u64 =
+                gaps.sequences.iter().filter(given_below).map(|gap| gap.2.min(count.next) - gap.1).sum();
+            self.result.streams.push(StreamRecount {
+                stream: self.history.stream_name(*number),
+                number: *number,
+                first: count.first,
+                last,
+                events: count.events,
+                accepted: last - not_given,
+            });
+        }
+        for (cursor, above) in std::mem::take(&mut self.cursors).iter().zip(std::mem::take(&mut self.above)) {
+            let owed = self.owed(cursor, &above);
+            self.result.destinations.push(owed);
+        }
+        for (_, why) in self.history.damaged() {
+            let is_noted = self.result.notes.iter().chain(&self.result.faults).any(|known| known.contains(&why));
+            if !is_noted && why.ends_with("is set aside") {
+                self.result.notes.push(why);
+            } else if !is_noted {
+                self.fault(why);
+            }
+        }
+        self.result
+    }
+
+    fn owed(&mut self, cursor: &Settled, above: &BTreeMap<u32, u64>) -> OwedRecount {
+        let mut settled = cursor.clone();
+        // As a start does: numbers that were never given are owed to nobody.
+        self.history.gaps().offsets.iter().for_each(|(from, to)| settled.skip(*from, *to));
+        let in_ranges: u64 = settled.ranges.iter().map(|(from, to)| self.end.min(*to).saturating_sub(*from)).sum();
+        let queued = self.end.saturating_sub(settled.low).saturating_sub(in_ranges);
+        let counted = above.values().sum();
+        let to = &cursor.destination;
+        if queued != counted {
+            let word = if queued > counted { "more than" } else { "less than" };
+            self.fault(format!(
+                "destination {to}: its cursor says that {queued} events are queued, {word} the {counted} that are there"
+            ));
+        }
+        let gaps = self.history.gaps().clone();
+        // Where a damaged file hides whose events it held, streams cannot be told apart.
+        let hides_some = cursor.accounts.iter().any(|account| account.stream == 0 && account.settled() > 0);
+        let mut streams = Vec::new();
+        for stream in self.result.streams.clone() {
+            let queued = above.get(&stream.number).copied().unwrap_or(0);
+            let of_stream = cursor.accounts.iter().filter(|account| account.stream == stream.number);
+            let in_accounts = of_stream.clone().map(Account::settled).sum();
+            // What came before the destination did is in no account.
+            let from = of_stream.map(|account| account.from).max().unwrap_or(1);
+            let before = (from - 1).saturating_sub(gaps.sequences_between(stream.number, 1, from));
+            let settled = stream.accepted.saturating_sub(queued);
+            if in_accounts > settled {
+                self.fault(format!(
+                    "destination {to}, stream {}: {in_accounts} events are in its accounts, and {settled} are settled",
+                    stream.stream
+                ));
+            }
+            let in_none = settled.saturating_sub(in_accounts);
+            if in_none > before && !hides_some {
+                self.fault(format!(
+                    "destination {to}, stream {}: {} events are settled and in no account",
+                    stream.stream,
+                    in_none - before
+                ));
+            }
+            streams.push(OwedStream {
+                stream: stream.stream,
+                number: stream.number,
+                queued,
+                settled,
+                in_accounts,
+                in_none,
+            });
+        }
+        OwedRecount { destination: to.clone(), queued, counted, streams }
+    }
+}

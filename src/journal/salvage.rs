@@ -1,0 +1,240 @@
+//! Salvage: the events of a file that can no longer be read as a segment.
+//!
+//! Promise: a block is taken only if its checksum fits, and each event once; what is missing is
+//! named; the file is never changed.
+//!
+//! First by the file's own order; where that is broken, byte by byte: redb stores a value in one
+//! piece, and a block says what it is, how long it is, and its checksum.
+
+use super::block::Block;
+use super::disk::{Disk, DiskFile, Open, RealDisk};
+use super::history::damaged_first;
+use super::segment::{Segment, Summary, first_of};
+use super::{JournalError, Settled};
+use crate::event::Timestamp;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is read at once while looking for blocks.
+const WINDOW_BYTES: usize = 1 << 20;
+/// Cache of a file that is read once.
+const CACHE_BYTES: usize = 1 << 20;
+
+/// What was found in a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Salvaged {
+    /// The file.
+    pub file: PathBuf,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Why it cannot be read by its own order; `None` if it can.
+    pub broken: Option<String>,
+    /// Blocks that check out.
+    pub blocks: u64,
+    /// Events in them.
+    pub events: u64,
+    /// Offset of the first event that the file held, by its name or by what is found.
+    pub first: u64,
+    /// Offset after the last one, as far as that is known.
+    pub end: Option<u64>,
+    /// Offsets that are missing: from, to (exclusive).
+    pub missing: Vec<(u64, u64)>,
+    /// Blocks left out since a newer one has the same offsets: what a commit that never ended left behind.
+    pub superseded: u64,
+    /// Where destinations stood when the file was begun or closed, if it still says so.
+    pub cursors: Vec<(String, u64)>,
+}
+
+/// Where a block is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    end: u64,
+    recorded: Timestamp,
+    /// Place in the file, and length; `None` if the file's own order leads to it.
+    at: Option<(u64, usize)>,
+}
+
+/// A damaged file, and the blocks found in it.
+#[derive(Debug)]
+pub struct Salvage {
+    /// What was found.
+    pub found: Salvaged,
+    segment: Option<Segment>,
+    file: Box<dyn DiskFile>,
+    places: BTreeMap<u64, Place>,
+}
+
+impl Salvage {
+    /// Looks through a file. `looked` is told how many of its bytes are done.
+    pub fn open(path: &Path, mut looked: impl FnMut(u64, u64)) -> Result<Self, JournalError> {
+        let file = RealDisk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
+        let bytes = file.length().map_err(|error| JournalError::io(path, error))?;
+        let found = Salvaged {
+            file: path.to_owned(),
+            bytes,
+            broken: None,
+            blocks: 0,
+            events: 0,
+            first: 0,
+            end: None,
+            missing: Vec::new(),
+            superseded: 0,
+            cursors: Vec::new(),
+        };
+        let mut salvage = Self { found, segment: None, file, places: BTreeMap::new() };
+        let mut summary = None;
+        if let Err(error) = salvage.by_order(path, &mut summary) {
+            salvage.found.broken = Some(error.to_string());
+            salvage.by_bytes(&mut looked).map_err(|error| JournalError::io(path, error))?;
+        }
+        salvage.reckon(path, summary.as_ref());
+        Ok(salvage)
+    }
+
+    /// Goes along the file's own order, as far as that leads.
+    fn by_order(&mut self, path: &Path, summary: &mut Option<Summary>) -> Result<(), JournalError> {
+        let segment = Segment::open_untouched(&RealDisk, path, CACHE_BYTES)?;
+        let view = segment.view()?;
+        let outcome = (|| {
+            *summary = view.summary().ok();
+            let mut next = 0;
+            while let Some(block) = view.block_from(next)? {
+                // A tree that is broken can lead in a circle.
+                if block.end() <= next {
+                    return Err(JournalError::Damaged { file: path.to_owned(), reason: "its order is broken".into() });
+                }
+                next = block.end();
+                self.take(&block, None);
+            }
+            match summary {
+                Some(_) => Ok(()),
+                None => view.summary().map(|_| ()),
+            }
+        })();
+        drop(view);
+        self.segment = Some(segment);
+        outcome
+    }
+
+    /// Looks for blocks wherever they may be.
+    fn by_bytes(&mut self, looked: &mut dyn FnMut(u64, u64)) -> std::io::Result<()> {
+        let length = self.found.bytes;
+        let mut window = Vec::new();
+        let mut base = 0;
+        while base < length {
+            window.resize(WINDOW_BYTES.min((length - base) as usize), 0);
+            self.file.read(base, &mut window)?;
+            let mut next = base;
+            while let Some(place) = find_magic(&window, base, next) {
+                next = place + Block::SIGN.len() as u64;
+                if let Some((block, bytes)) = self.block_at(place)? {
+                    self.take(&block, Some((place, bytes)));
+                    next = place + bytes as u64;
+                }
+            }
+            // The last byte of a window may be the first of a block.
+            let end = base + window.len() as u64;
+            base = if end < length { next.max(end - 1) } else { end };
+            looked(base.min(length), length);
+        }
+        Ok(())
+    }
+
+    fn block_at(&self, place: u64) -> std::io::Result<Option<(Block, usize)>> {
+        let left = usize::try_from(self.found.bytes - place).unwrap_or(usize::MAX);
+        let mut value = vec![0; Block::HEAD_BYTES.min(left)];
+        self.file.read(place, &mut value)?;
+        let Some(bytes_max) = Block::value_bytes_max(&value) else { return Ok(None) };
+        value.resize(bytes_max.min(left), 0);
+        self.file.read(place, &mut value)?;
+        Ok(Block::decode_first(&value).ok())
+    }
+
+    fn take(&mut self, block: &Block, at: Option<(u64, usize)>) {
+        let (first, end, recorded) = (block.header.first, block.end(), block.header.recorded);
+        if end <= first {
+            return;
+        }
+        let rivals: Vec<u64> =
+            self.places.range(..end).filter(|(_, place)| place.end > first).map(|(first, _)| *first).collect();
+        for rival in &rivals {
+            let known = self.places[rival];
+            // redb writes a page anew to change it, so that old copies of a block are found too.
+            if (*rival, known.end, known.recorded) == (first, end, recorded) {
+                return;
+            }
+            if known.at.is_none() || known.recorded >= recorded {
+                self.found.superseded += 1;
+                return;
+            }
+        }
+        for rival in rivals {
+            self.places.remove(&rival);
+            self.found.superseded += 1;
+        }
+        self.places.insert(first, Place { end, recorded, at });
+    }
+
+    /// What is there, and what is missing.
+    fn reckon(&mut self, path: &Path, summary: Option<&Summary>) {
+        let found = &mut self.found;
+        found.blocks = self.places.len() as u64;
+        found.events = self.places.iter().map(|(first, place)| place.end - first).sum();
+        let lowest = self.places.keys().next().copied();
+        let highest = self.places.values().next_back().map(|place| place.end);
+        let named = damaged_first(path);
+        found.first = summary.map(|summary| summary.first).or(named).or(lowest).unwrap_or(0);
+        let closed = summary.and_then(|summary| summary.closed.as_ref()).map(|closed| closed.end);
+        // A file that is set aside ends where the next one of its lane begins.
+        found.end = closed.or_else(|| next_first(path, found.first));
+        found.cursors = summary.map(|summary| cursors(&summary.settled)).unwrap_or_default();
+        let mut next = found.first;
+        for (first, place) in &self.places {
+            if *first > next {
+                found.missing.push((next, *first));
+            }
+            next = next.max(place.end);
+        }
+        if let Some(end) = found.end.filter(|end| *end > next && *end > highest.unwrap_or(0)) {
+            found.missing.push((next, end));
+        }
+    }
+
+    /// Hands out the blocks in the order of their offsets.
+    pub fn blocks(&self) -> impl Iterator<Item = Result<Arc<Block>, JournalError>> {
+        let path = &self.found.file;
+        self.places.iter().map(move |(first, place)| {
+            let block = match (place.at, &self.segment) {
+                (Some((at, bytes)), _) => {
+                    let mut value = vec![0; bytes];
+                    self.file.read(at, &mut value).map_err(|error| JournalError::io(path, error))?;
+                    Block::decode(&value).ok()
+                }
+                (None, Some(segment)) => segment.view()?.block_from(*first)?,
+                (None, None) => None,
+            };
+            let changed = || JournalError::Damaged { file: path.clone(), reason: "it changes while it is read".into() };
+            block.map(Arc::new).ok_or_else(changed)
+        })
+    }
+}
+
+/// The next place at or after `from` in a window of the file that may begin a block.
+fn find_magic(window: &[u8], base: u64, from: u64) -> Option<u64> {
+    let rest = window.get(usize::try_from(from - base).ok()?..)?;
+    rest.windows(Block::SIGN.len()).position(|two| two == Block::SIGN).map(|index| from + index as u64)
+}
+
+fn cursors(settled: &[Settled]) -> Vec<(String, u64)> {
+    settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect()
+}
+
+/// Where the segment behind this one begins, if it lies beside it.
+fn next_first(path: &Path, first: u64) -> Option<u64> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let names = RealDisk.list(folder).ok()?;
+    let firsts = names.iter().filter_map(|(name, _)| first_of(name.trim_end_matches(".damaged")));
+    firsts.filter(|other| *other > first).min()
+}

@@ -1,0 +1,335 @@
+//! Shelf: a journal that no gateway runs on, for those who only look.
+//!
+//! Promise: as long as it is open no gateway starts on the journal, and no file of it changes but
+//! the lock: a repair stays in memory, and what is damaged is named rather than set aside.
+
+use super::disk::{Disk, DiskFile, RealDisk, read_whole};
+use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
+use super::segment::{Segment, Summary, first_of};
+use super::settled::Settled;
+use super::unused::{Gaps, Unused};
+use super::{DEAD, Found, JournalError, Published, Seal};
+use crate::contract::{Publication, Renderer};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Cache of an open segment: its events are read once, in order.
+const CACHE_BYTES: usize = 1 << 20;
+
+/// A journal that lies still.
+#[derive(Debug)]
+pub struct Shelf {
+    folder: PathBuf,
+    /// What it belongs to.
+    pub seal: Seal,
+    lanes: Vec<Arc<ShelfLane>>,
+    publications: Publications,
+    _lock: Box<dyn DiskFile>,
+}
+
+/// Publications by number, and the files of them that cannot be read.
+#[derive(Clone, Debug, Default)]
+pub struct Publications {
+    by_number: BTreeMap<u32, Arc<Published>>,
+    /// Files that cannot be read, and why.
+    pub damaged: Vec<String>,
+}
+
+/// One lane of it.
+#[derive(Debug)]
+pub struct ShelfLane {
+    name: String,
+    pub(super) folder: PathBuf,
+    pub(super) segments: BTreeMap<u64, PathBuf>,
+    pub(super) end: u64,
+    pub(super) settled: Vec<Settled>,
+    gaps: Gaps,
+    damaged: Vec<(u64, String)>,
+    publications: Publications,
+    /// The segment read last.
+    opened: Mutex<Option<Arc<Segment>>>,
+}
+
+#[derive(Deserialize)]
+struct PublicationFile {
+    number: u32,
+    stream: u32,
+    publication: Publication,
+}
+
+impl Publications {
+    /// Reads those of a journal's folder; what cannot be read is named and left out.
+    pub fn load(journal: &Path) -> Self {
+        let mut found = Self::default();
+        let Ok(entries) = fs::read_dir(journal.join("publications")) else { return found };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let read = fs::read(&path).map_err(|error| error.to_string());
+            match read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
+                Ok(file) => found.put(file),
+                Err(error) => found.damaged.push(format!("{}: {error}", path.display())),
+            }
+        }
+        found
+    }
+
+    fn put(&mut self, file: PublicationFile) {
+        let PublicationFile { number, stream, publication } = file;
+        let renderer = Renderer::new(&publication);
+        self.by_number.insert(number, Arc::new(Published { number, stream, publication, renderer }));
+    }
+
+    /// The publication of a number.
+    pub fn of(&self, number: u32) -> Option<Arc<Published>> {
+        self.by_number.get(&number).cloned()
+    }
+
+    /// All of them, by number.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Published>> {
+        self.by_number.values()
+    }
+}
+
+impl Shelf {
+    /// Opens a journal to look at it. `Err` with [`JournalError::InUse`] if a gateway runs on it.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        let disk = RealDisk;
+        let seal = read_seal(folder)?;
+        let lock_path = folder.join("LOCK");
+        let is_new = !lock_path.exists();
+        let lock = match disk.lock(&lock_path).map_err(|error| JournalError::io(&lock_path, error))? {
+            Ok(lock) => lock,
+            Err(holder) => return Err(JournalError::InUse { folder: folder.to_owned(), holder }),
+        };
+        if is_new {
+            leave_to_owner(folder, &lock_path);
+        }
+        let publications = Publications::load(folder);
+        let (unused, unused_damage) = load_unused(folder);
+        let mut lanes = Vec::new();
+        for entry in fs::read_dir(folder).map_err(|error| JournalError::io(folder, error))? {
+            let path = entry.map_err(|error| JournalError::io(folder, error))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if path.is_dir() && name != "publications" {
+                let mut lane = ShelfLane::open(&name, path, unused.of(&name), publications.clone())?;
+                lane.damaged.extend(unused_damage.iter().map(|why| (0, why.clone())));
+                lanes.push(Arc::new(lane));
+            }
+        }
+        // The lanes of events first, by name.
+        lanes.sort_by_key(|lane| (lane.name == DEAD, lane.name.clone()));
+        Ok(Self { folder: folder.to_owned(), seal, lanes, publications, _lock: lock })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its lanes, the log of dead letters last.
+    pub fn lanes(&self) -> &[Arc<ShelfLane>] {
+        &self.lanes
+    }
+
+    /// Its publications.
+    pub fn publications(&self) -> &Publications {
+        &self.publications
+    }
+}
+
+fn read_seal(folder: &Path) -> Result<Seal, JournalError> {
+    let path = folder.join("journal.toml");
+    let text = read_whole(&RealDisk, &path).map_err(|error| JournalError::io(&path, error))?;
+    toml::from_str(&String::from_utf8_lossy(&text))
+        .map_err(|error| JournalError::Damaged { file: path, reason: error.message().to_owned() })
+}
+
+/// Unlike a start, this sets a damaged file not aside; the second value says so instead.
+fn load_unused(folder: &Path) -> (Unused, Option<String>) {
+    let path = folder.join("unused.json");
+    match fs::read(&path) {
+        Ok(text) => match serde_json::from_slice(&text) {
+            Ok(unused) => (unused, None),
+            Err(error) => (Unused::default(), Some(format!("{}: {error}", path.display()))),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Unused::default(), None),
+        Err(error) => (Unused::default(), Some(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// A lock that root makes must not keep the gateway's own user out.
+fn leave_to_owner(folder: &Path, lock: &Path) {
+    use std::os::unix::fs::{MetadataExt, chown};
+    if let Ok(owner) = fs::metadata(folder) {
+        // Where that is not allowed the owner is this user already, or the folder is another's to mend.
+        let _ = chown(lock, Some(owner.uid()), Some(owner.gid()));
+    }
+}
+
+impl ShelfLane {
+    fn open(name: &str, folder: PathBuf, gaps: Gaps, publications: Publications) -> Result<Self, JournalError> {
+        let mut lane = Self {
+            name: name.to_owned(),
+            folder,
+            segments: BTreeMap::new(),
+            end: 1,
+            settled: Vec::new(),
+            gaps,
+            damaged: Vec::new(),
+            publications,
+            opened: Mutex::new(None),
+        };
+        for (name, _) in RealDisk.list(&lane.folder).map_err(|error| JournalError::io(&lane.folder, error))? {
+            let path = lane.folder.join(&name);
+            if let Some(first) = first_of(&name) {
+                lane.segments.insert(first, path);
+            } else if name.ends_with(".damaged") {
+                lane.damaged.push((damaged_first(&path).unwrap_or(0), format!("{} is set aside", path.display())));
+            }
+        }
+        while let Some((&first, path)) = lane.segments.last_key_value() {
+            match newest(path, first) {
+                Ok((end, settled)) => {
+                    (lane.end, lane.settled) = (end, settled);
+                    break;
+                }
+                Err(error @ JournalError::Damaged { .. }) => {
+                    lane.damaged.push((first, error.to_string()));
+                    lane.segments.remove(&first);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // What a start would make of it: behind every number that is noted as not given.
+        lane.end = lane.gaps.pass(lane.end);
+        Ok(lane)
+    }
+
+    /// The segment that holds an offset, or the next one, and where it ends.
+    fn segment(&self, offset: u64) -> Option<(u64, &PathBuf, Option<u64>)> {
+        let (first, path) = self.segments.range(..=offset).next_back().or_else(|| self.segments.iter().next())?;
+        Some((*first, path, self.segments.range(first + 1..).next().map(|(next, _)| *next)))
+    }
+
+    pub(super) fn open_segment(&self, path: &Path) -> Result<Arc<Segment>, JournalError> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(segment) = opened.as_ref().filter(|segment| segment.path() == path) {
+            return Ok(Arc::clone(segment));
+        }
+        *opened = None;
+        let segment = Arc::new(Segment::open_untouched(&RealDisk, path, CACHE_BYTES)?);
+        *opened = Some(Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    pub(super) fn summary(&self, path: &Path) -> Result<Summary, JournalError> {
+        self.open_segment(path)?.view()?.summary()
+    }
+}
+
+/// Where the newest segment ends, and what destinations had settled by then.
+fn newest(path: &Path, first: u64) -> Result<(u64, Vec<Settled>), JournalError> {
+    let segment = Segment::open_untouched(&RealDisk, path, CACHE_BYTES)?;
+    let summary = segment.view()?.summary()?;
+    let mut settled = summary.settled.clone();
+    if let Some(closed) = &summary.closed {
+        return Ok((closed.end, settled));
+    }
+    let mut next = first;
+    while let Some(block) = segment.view()?.block_from(next)? {
+        next = block.end();
+        for newer in &block.header.settled {
+            match settled.iter_mut().find(|known| known.destination == newer.destination) {
+                Some(known) if newer.is_past(known) => *known = newer.clone(),
+                Some(_) => {}
+                None => settled.push(newer.clone()),
+            }
+        }
+    }
+    Ok((next, settled))
+}
+
+impl History for ShelfLane {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn oldest(&self) -> u64 {
+        self.segments.keys().next().copied().unwrap_or(self.end)
+    }
+
+    fn end(&self) -> u64 {
+        self.end
+    }
+
+    fn gaps(&self) -> &Gaps {
+        &self.gaps
+    }
+
+    fn find(&self, offset: u64) -> Result<Found, JournalError> {
+        let mut offset = self.gaps.pass(offset);
+        loop {
+            let lost = |offset, to| Ok(Found::Lost { to: self.gaps.clip(offset, to) });
+            let Some((first, path, limit)) = self.segment(offset) else { return lost(offset, self.end) };
+            offset = offset.max(first);
+            match (self.open_segment(path)?.view()?.block_from(offset)?, limit) {
+                (Some(block), limit) if limit.is_none_or(|limit| block.header.first < limit) => {
+                    return Ok(Found::Block(Arc::new(block)));
+                }
+                (_, Some(limit)) if limit == offset => {}
+                (_, Some(limit)) => return lost(offset, limit),
+                (_, None) => return lost(offset, self.end),
+            }
+        }
+    }
+
+    fn next_file(&self, offset: u64) -> u64 {
+        self.segments.range(offset + 1..).next().map_or(self.end, |(first, _)| *first)
+    }
+
+    fn extent(&self, offset: u64) -> Option<Extent> {
+        let (_, path, _) = self.segment(offset)?;
+        Extent::of(&self.summary(path).ok()?).filter(|extent| extent.holds(offset))
+    }
+
+    fn published(&self, number: u32) -> Option<Arc<Published>> {
+        self.publications.of(number)
+    }
+
+    fn stream_name(&self, stream: u32) -> String {
+        name_in(self.publications.all(), stream)
+    }
+
+    fn cursors(&self) -> Vec<Settled> {
+        self.settled.clone()
+    }
+
+    fn damaged(&self) -> Vec<(u64, String)> {
+        self.damaged.clone()
+    }
+}
+
+/// The next sequence of every stream at the start of the segment that begins at `first`, or, where
+/// there is none, behind the newest.
+pub(super) fn sequences_at(lane: &ShelfLane, first: u64) -> Result<Vec<(u32, u64)>, JournalError> {
+    if let Some(path) = lane.segments.get(&first) {
+        return Ok(lane.summary(path)?.sequences);
+    }
+    let Some((&newest, path)) = lane.segments.last_key_value() else { return Ok(Vec::new()) };
+    let summary = lane.summary(path)?;
+    let mut sequences = sequences_after(&summary);
+    if summary.closed.is_none() {
+        let segment = lane.open_segment(path)?;
+        let mut next = newest;
+        while let Some(block) = segment.view()?.block_from(next)? {
+            next = block.end();
+            count_block(&mut sequences, &block);
+        }
+    }
+    Ok(sequences)
+}
