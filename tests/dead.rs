@@ -161,6 +161,35 @@ fn an_edited_event_of_central_is_another_event_that_names_the_first() {
 }
 
 #[test]
+fn dead_letters_keep_within_their_budget_and_what_leaves_is_told() {
+    let centre = Centre::start();
+    let gateway = Gateway::start("flood", &format!("{}[dead]\nbudget = \"1MiB\"\n", centre.destination("central")));
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    let mut state = 7u64;
+    for number in 1..=300u16 {
+        // No JSON, and no two alike.
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .take(20_000)
+        .collect();
+        client.publish(true, number, "plant/line1/m01/state", &noise);
+    }
+    client.publish(true, 301, "plant/line1/m01/state", crate::common::gateway::payload(1, 1).as_bytes());
+    let left = letters(&gateway).len() as u64;
+    assert!(left < 200, "{left} of 300 letters are there");
+    centre.await_that("those that left are told", PATIENCE, |centre| {
+        let told: u64 = centre.own("loss").iter().filter_map(|event| event["data"]["count"].as_u64()).sum();
+        told > 100 && told + letters(&gateway).len() as u64 == 300
+    });
+    assert!(centre.own("loss").iter().all(|event| event["data"]["lane"] == "dead"));
+    centre.await_that("the lane goes on", PATIENCE, |centre| centre.events().len() == 1);
+}
+
+#[test]
 fn a_filter_that_says_nothing_is_refused() {
     let gateway = Gateway::start("which", "");
     for word in ["requeue", "discard"] {

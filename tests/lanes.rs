@@ -423,7 +423,7 @@ fn a_destination_goes_to_its_next_broker_and_back_and_loses_nothing() {
 }
 
 #[test]
-fn ceilings_and_hours_hold_back_and_yielding_gives_way() {
+fn ceilings_and_hours_hold_back() {
     let centre = Centre::start();
     // An hour that is not now.
     let now =
@@ -447,6 +447,80 @@ fn ceilings_and_hours_hold_back_and_yielding_gives_way() {
     let night =
         status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "night").expect("the lane");
     assert_eq!(night["destinations"][0]["queued"], 10);
+}
+
+#[test]
+fn bulk_gives_way_while_another_lane_has_a_backlog() {
+    let is_busy = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let asked = std::sync::Arc::clone(&is_busy);
+    let centre = Centre::answering(move |arrival| {
+        let is_critical = arrival.topic.contains("machine.state");
+        let refuses = is_critical && asked.load(std::sync::atomic::Ordering::Relaxed);
+        if refuses { PubAckReason::QuotaExceeded } else { PubAckReason::Success }
+    });
+    let rest = format!(
+        "{}[lane.bulk]\nlinger = \"0s\"\nyielding = {{ events = 50 }}\n[lane.critical]\nlinger = \"0s\"\n",
+        centre.destination("central")
+    );
+    let mut gateway = prepare("yield", &rest, &[("trace", contract("trace", "bulk", ""))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    for number in 1..=1500u16 {
+        client.publish(
+            true,
+            number,
+            "plant/line1/m01/state",
+            crate::common::gateway::payload(1, number.into()).as_bytes(),
+        );
+    }
+    let bulk = |centre: &Centre| {
+        let of_bulk = |arrival: &crate::common::centre::Arrival| arrival.topic.contains("machine.trace");
+        centre.arrived().iter().filter(|arrival| of_bulk(arrival)).count()
+    };
+    let start = Instant::now();
+    publish(&mut client, "trace", 1..801, 10);
+    std::thread::sleep(Duration::from_secs(2));
+    let (sent, elapsed) = (bulk(&centre), start.elapsed().as_secs_f64());
+    assert!(sent > 20, "it never stops: {sent}");
+    assert!((sent as f64) < elapsed * 50.0 + 60.0, "{sent} in {elapsed:.1} s");
+    is_busy.store(false, std::sync::atomic::Ordering::Relaxed);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    assert_eq!(bulk(&centre), 800, "without the backlog it is through at once");
+}
+
+#[test]
+fn the_status_says_how_long_the_disk_lasts_and_the_drain_takes() {
+    let address = free_address();
+    let rest = format!(
+        "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://{address}\"\n[lane.bulk]\nbudget = \"64MiB\"\nlinger = \"0s\"\nrate = {{ events = 100 }}\n"
+    );
+    let mut gateway = prepare("survival", &rest, &[("trace", contract("trace", "bulk", ""))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    let outlook = |gateway: &Gateway| {
+        let status = gateway.status();
+        status["outlooks"].as_array().into_iter().flatten().find(|lane| lane["lane"] == "bulk").cloned().expect("bulk")
+    };
+    for round in 0..12u64 {
+        publish(&mut client, "trace", round * 50 + 1..round * 50 + 51, 4000);
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let now = outlook(&gateway);
+    let number = |value: &serde_json::Value| value.as_f64().unwrap_or_else(|| panic!("{value}: {now:#}"));
+    assert_eq!(now["then"], "gives up the oldest");
+    assert!((50.0..500.0).contains(&number(&now["events_per_second"])), "{now:#}");
+    // What fills 64 MiB at this rate, within what a minute's mean can say.
+    let expected = (67_108_864.0 - number(&now["needed_bytes"])) / number(&now["bytes_per_second"]);
+    assert!((number(&now["full_in_seconds"]) / expected - 1.0).abs() < 0.1, "{expected}: {now:#}");
+    assert_eq!(now["drains"][0]["queued"], 600);
+    assert!(now["drains"][0]["drained_in_seconds"].is_null(), "nothing leaves: {now:#}");
+    let _centre = Centre::at(&address.to_string(), |_| PubAckReason::Success);
+    gateway.await_status("it says when it is through", PATIENCE, |status| {
+        let bulk = status["outlooks"].as_array().into_iter().flatten().find(|lane| lane["lane"] == "bulk");
+        bulk.is_some_and(|bulk| bulk["drains"][0]["queued"] == 0 && bulk["drains"][0]["drained_in_seconds"] == 0)
+    });
+    let text = String::from_utf8_lossy(&gateway.command(&["status", "CONFIG"]).stdout).into_owned();
+    assert!(text.contains("FULL IN, WITHOUT WAN") && text.contains("gives up the oldest"), "{text}");
 }
 
 #[test]

@@ -44,6 +44,7 @@ impl Default for Dead {
 /// What a plant's worst month needs, and no more than a share of the disk.
 const DEAD_BUDGET: u64 = 256 << 20;
 const DEAD_SHARE: u64 = 16;
+const DEAD_BUDGET_MIN: u64 = 1 << 20;
 
 fn dead_retention() -> Span {
     Span(Duration::from_secs(30 * 86_400))
@@ -57,7 +58,7 @@ impl Dead {
 
     fn budget(&self, disk_bytes: Option<u64>) -> u64 {
         let own = disk_bytes.map_or(DEAD_BUDGET, |size| DEAD_BUDGET.min(size / DEAD_SHARE));
-        self.budget.map_or(own.max(1 << 20), |budget| budget.0)
+        self.budget.map_or(own.max(DEAD_BUDGET_MIN), |budget| budget.0)
     }
 }
 
@@ -135,6 +136,10 @@ pub(super) fn check(
         lanes[index].full = settings.full.unwrap_or(lanes[index].full);
         let known = sending.entry(name.clone()).or_default();
         check_sending(settings, known, &mut wrong);
+    }
+    if let Some(budget) = raw.dead.budget.filter(|budget| budget.0 < DEAD_BUDGET_MIN) {
+        let message = format!("{budget} is too little; at least {} are needed", Bytes(DEAD_BUDGET_MIN));
+        problems.push(document.problem("dead.budget", message));
     }
     fit_to_disk(raw, &mut lanes, document, problems);
     (lanes, sending)

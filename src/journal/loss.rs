@@ -199,6 +199,9 @@ impl Journal {
 
     /// Whether a loss came about: a crash between note and account leaves its events where they were.
     fn is_lost(&self, loss: &Loss) -> bool {
+        if loss.destination.is_empty() {
+            return true;
+        }
         let Some(lane) = self.lane(&loss.lane) else { return false };
         match lane.settled(&loss.destination) {
             Some(settled) => settled.contains(loss.offsets.0) && settled.contains(loss.offsets.1.saturating_sub(1)),
