@@ -11,7 +11,9 @@
 pub mod again;
 mod answers;
 mod batch;
+mod fill;
 mod flight;
+mod look_back;
 mod pace;
 mod probe;
 mod reading;
@@ -24,14 +26,15 @@ pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::Timestamp;
-use crate::journal::{Found, Lane, Outcome, Settled, Step, Walk};
-use crate::link::{self, Head, LinkError, Output, Protocol, Session, Target, jitter, reconnect_wait};
+use crate::journal::{Found, Lane, Settled, Walk};
+use crate::link::{self, LinkError, Output, Protocol, Session, Target, jitter, reconnect_wait};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Counter, Histogram, Limiter};
 use crate::tls::ClientFiles;
-use batch::{Gathering, Gatherings};
-use flight::{Flight, Sent};
+use batch::Gatherings;
+use flight::Flight;
+use look_back::LookBack;
 use pace::Pacer;
 use reading::Reading;
 use rivals::Rivals;
@@ -146,8 +149,6 @@ const OUTPUT_BYTES: usize = 64 << 10;
 const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// A connection that dies so often with the same lowest event is probed with that event alone.
 const DEATHS_BEFORE_PROBE: u32 = 3;
-/// A session with another than the first broker looks that often whether an earlier one is back.
-const LOOK_BACK_EVERY: Duration = Duration::from_secs(15);
 /// Whether a part of the day has begun or ended is looked at that often.
 const HOURS_LOOK: Duration = Duration::from_secs(5);
 /// What is settled above a gap grows by a range each time that the live end is taken up anew; with more
@@ -557,184 +558,6 @@ impl Forwarder {
             }
         }
     }
-
-    /// What the ceilings are now, and how long the hours keep everything waiting.
-    fn allowance(&self) -> (Rate, Duration) {
-        let closed = |hours: &Hours| !hours.contains(Timestamp::from(clock::wall()));
-        if self.sending.hours.as_ref().is_some_and(closed) {
-            return (Rate::default(), HOURS_LOOK);
-        }
-        match self.sending.yielding {
-            Some(lower) if self.pressure.is_on(&self.lane.name) => (lower, Duration::ZERO),
-            _ => (self.sending.rate, Duration::ZERO),
-        }
-    }
-
-    /// Renders events into `output` as far as window, buffer and ceilings allow. `false`: one of them has to
-    /// be looked at again. The second value says how long nothing more may be sent, where that is so.
-    async fn fill(&mut self, session: &Session, output: &mut Output, window: usize) -> (bool, Duration) {
-        let (rate, closed_for) = self.allowance();
-        let wait = closed_for.max(self.pacer.wait(rate));
-        self.batch_due = None;
-        if !wait.is_zero() {
-            return (true, wait);
-        }
-        let mut pass = Pass { allowed: self.pacer.events(), ..Pass::default() };
-        let now = clock::instant();
-        let written = output.bytes.len();
-        if let Some(batch) = &self.sending.batch {
-            self.gatherings.ready_aged(batch, now);
-        }
-        while self.flight.has_room(window) && output.waiting() < OUTPUT_BYTES {
-            if let Some(gathering) = self.gatherings.pop_ready() {
-                self.push_batch(gathering, session, output, now, &mut pass);
-                continue;
-            }
-            // What comes now goes first; the backlog leaves it a part of the window.
-            let is_live = self.front.block.is_some();
-            let has_room_behind = self.flight.has_room(window - window / 4);
-            let went_on = match (is_live, has_room_behind) {
-                _ if pass.allowed == 0 => false,
-                (true, _) => self.push_next(Which::Front, session, output, now, &mut pass),
-                (false, true) if self.behind.block.is_some() => {
-                    self.push_next(Which::Behind, session, output, now, &mut pass)
-                }
-                _ => false,
-            };
-            if !went_on {
-                break;
-            }
-        }
-        if let Some(batch) = &self.sending.batch
-            && self.flight.has_room(window)
-        {
-            self.batch_due = self.gatherings.wait(batch, now);
-        }
-        self.stats.sent.add(pass.sent);
-        self.pacer.spend(pass.events, output.bytes.len().saturating_sub(written));
-        if !pass.not_owed.is_empty() {
-            self.lane.settle(&self.config.name, &pass.not_owed);
-        }
-        let is_good = self.bury(&pass.poison).await;
-        let wait = if pass.allowed == 0 { self.pacer.wait(rate) } else { Duration::ZERO };
-        (is_good, wait)
-    }
-
-    /// Takes the next event of a reading; `false` if there is none at hand.
-    fn push_next(
-        &mut self,
-        which: Which,
-        session: &Session,
-        output: &mut Output,
-        now: Instant,
-        pass: &mut Pass,
-    ) -> bool {
-        let Self { lane, config, skip, sending, rendering, flight, gatherings, front, behind, .. } = self;
-        let reading = match which {
-            Which::Front => front,
-            Which::Behind => behind,
-        };
-        let Some(walk) = &mut reading.block else { return false };
-        let recorded = walk.recorded();
-        let end = walk.end();
-        let Some(Step { offset, record, numbered }) = walk.step(lane).filter(|step| step.offset < reading.until) else {
-            reading.next = end.min(reading.until);
-            reading.block = None;
-            return true;
-        };
-        if offset < reading.next || skip.contains(offset) {
-            return true;
-        }
-        reading.next = offset + 1;
-        let Some((published, sequence)) = numbered else {
-            pass.poison.push((offset, "the contract of this event is lost".to_owned()));
-            return true;
-        };
-        if !config.takes(&published.publication.stream) {
-            pass.not_owed.push((offset, published.stream, Outcome::NotOwed));
-            return true;
-        }
-        if lane.is_expired(&config.name, published.publication.retention_unsettled, offset, &record) {
-            return true;
-        }
-        pass.events += 1;
-        pass.allowed -= 1;
-        let limits = session.limits();
-        let is_backfill = which == Which::Behind;
-        if let Some(batch) = &sending.batch {
-            let (renderer, stream) = (&published.renderer, published.stream);
-            let event = (&record, sequence, recorded);
-            let place = (offset, is_backfill, now);
-            gatherings.add(batch, limits.packet_bytes_max, (renderer, stream), event, place, rendering);
-            return true;
-        }
-        let is_v5 = session.protocol() == Protocol::V5;
-        published.renderer.render(&record, sequence, recorded, is_v5, rendering);
-        if is_backfill {
-            mark(rendering, "backfill", sending.backfill_topic.as_deref(), is_v5);
-        }
-        let start = output.bytes.len();
-        let content_type = rendering.content_type_own.as_deref().unwrap_or(rendering.content_type);
-        link::push_publish(
-            &mut output.bytes,
-            session.protocol(),
-            &Head::qos1(flight.next_id()),
-            &rendering.topic,
-            content_type,
-            &rendering.properties,
-            &rendering.payload,
-        );
-        let bytes = output.bytes.len() - start;
-        if bytes > limits.packet_bytes_max {
-            output.bytes.truncate(start);
-            pass.poison.push((offset, too_large(bytes, limits.packet_bytes_max)));
-            return true;
-        }
-        flight.push(Sent::one(offset, published.stream, now));
-        pass.sent += 1;
-        true
-    }
-
-    /// Sends a batch.
-    fn push_batch(
-        &mut self,
-        mut gathering: Gathering,
-        session: &Session,
-        output: &mut Output,
-        now: Instant,
-        pass: &mut Pass,
-    ) {
-        let Some(batch) = &self.sending.batch else { return };
-        let (payload, content_type) = gathering.finish(batch.compression, session.protocol());
-        let out = &mut self.rendering;
-        out.properties.clear();
-        out.topic = std::mem::take(&mut gathering.topic);
-        let is_v5 = session.protocol() == Protocol::V5;
-        if gathering.is_backfill {
-            mark(out, "backfill", self.sending.backfill_topic.as_deref(), is_v5);
-        }
-        let start = output.bytes.len();
-        link::push_publish(
-            &mut output.bytes,
-            session.protocol(),
-            &Head::qos1(self.flight.next_id()),
-            &out.topic,
-            content_type,
-            &out.properties,
-            &payload,
-        );
-        let bytes = output.bytes.len() - start;
-        let bytes_max = session.limits().packet_bytes_max;
-        if bytes > bytes_max {
-            // Batches are kept below what the broker takes, so that it is one event alone.
-            output.bytes.truncate(start);
-            let reason = too_large(bytes, bytes_max);
-            pass.poison.extend(gathering.offsets.iter().map(|offset| (*offset, reason.clone())));
-            return;
-        }
-        self.flight.push(Sent::many(gathering.offsets, gathering.stream, now));
-        pass.sent += 1;
-    }
 }
 
 /// Which of a forwarder's two readings.
@@ -742,76 +565,4 @@ impl Forwarder {
 enum Which {
     Front,
     Behind,
-}
-
-/// What one filling of the output has come to.
-#[derive(Debug, Default)]
-struct Pass {
-    /// Events that may still be sent under the ceilings.
-    allowed: usize,
-    events: usize,
-    /// Publishes.
-    sent: u64,
-    poison: Vec<(u64, String)>,
-    not_owed: Vec<(u64, u32, Outcome)>,
-}
-
-fn too_large(bytes: usize, bytes_max: usize) -> String {
-    format!("packet of {bytes} bytes: the broker takes {bytes_max} at most")
-}
-
-/// Marks a publish as `backfill` or `replay`: by a user property, and by the topic where that is wished, or
-/// where the protocol has no properties. The event itself never changes.
-fn mark(out: &mut Rendering, what: &'static str, level: Option<&str>, is_v5: bool) {
-    if is_v5 {
-        out.properties.push((what, "true".to_owned()));
-    }
-    let level = level.or((!is_v5).then_some(what));
-    if let Some(level) = level {
-        out.topic.splice(0..0, level.bytes().chain([b'/']));
-    }
-}
-
-/// Looks for an earlier broker of the destination while a session with a later one lasts.
-struct LookBack {
-    target: Arc<Target>,
-    client: String,
-    place: usize,
-    attempt: Option<tokio::task::JoinHandle<Result<Session, LinkError>>>,
-    next: Instant,
-}
-
-impl LookBack {
-    fn new(target: &Arc<Target>, client: &str, place: usize) -> Self {
-        let next = clock::instant() + LOOK_BACK_EVERY;
-        Self { target: Arc::clone(target), client: client.to_owned(), place, attempt: None, next }
-    }
-
-    /// Returns a session with an earlier broker; never, where there is none. Safe to drop half-way.
-    async fn found(&mut self) -> Box<Session> {
-        if self.place == 0 {
-            return std::future::pending().await;
-        }
-        loop {
-            tokio::time::sleep_until(self.next.into()).await;
-            let (target, client, place) = (Arc::clone(&self.target), self.client.clone(), self.place);
-            let attempt = self
-                .attempt
-                .get_or_insert_with(|| tokio::spawn(async move { target.connect_before(&client, place).await }));
-            let ended = attempt.await;
-            self.attempt = None;
-            self.next = clock::instant() + LOOK_BACK_EVERY;
-            if let Ok(Ok(session)) = ended {
-                return Box::new(session);
-            }
-        }
-    }
-}
-
-impl Drop for LookBack {
-    fn drop(&mut self) {
-        if let Some(attempt) = &self.attempt {
-            attempt.abort();
-        }
-    }
 }

@@ -11,8 +11,9 @@ mod replays;
 
 pub use replays::{Filter, Replay, ReplayState, Replays};
 
+use super::Config;
+use super::fill::mark;
 use super::pace::{Pacer, Pressure, Rate};
-use super::{Config, mark};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};

@@ -1,6 +1,7 @@
 //! Finding out whether one event is what kills the connection.
 
-use super::{Deaths, End, Forwarder, Sent};
+use super::flight::Sent;
+use super::{Deaths, End, Forwarder};
 use crate::clock;
 use crate::journal::Walk;
 use crate::link::{self, Head, Output, Protocol, Session};
