@@ -104,6 +104,44 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A moment as RFC 3339 text, for what people and other programs read.
+pub mod as_text {
+    use super::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    /// Writes the text.
+    pub fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(at)
+    }
+
+    /// Reads the text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Timestamp::parse(&text).ok_or_else(|| de::Error::custom(format!("\"{text}\" is no time")))
+    }
+}
+
+/// A moment that may be missing, as RFC 3339 text.
+pub mod as_text_if_any {
+    use super::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    /// Writes the text, or nothing.
+    pub fn serialize<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+        match at {
+            Some(at) => serializer.collect_str(at),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// Reads the text, if there is some.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let wrong = || de::Error::custom(format!("\"{text}\" is no time"));
+        Timestamp::parse(&text).map(Some).ok_or_else(wrong)
+    }
+}
+
 /// Year, month and day of a day count since 1970-01-01, after Howard Hinnant's
 /// `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>).
 fn civil_from_days(days: i64) -> (u32, u32, u32) {

@@ -42,8 +42,10 @@ pub struct Which {
     /// That became dead letters here.
     pub stage: Option<Stage>,
     /// Written at or after this moment.
+    #[serde(default, with = "crate::event::as_text_if_any")]
     pub since: Option<Timestamp>,
     /// Written before this moment.
+    #[serde(default, with = "crate::event::as_text_if_any")]
     pub until: Option<Timestamp>,
     /// Only say what would be done.
     #[serde(default)]

@@ -19,8 +19,10 @@ const KEPT_MAX: usize = 50;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
     /// Recorded at or after this moment.
+    #[serde(default, with = "crate::event::as_text_if_any")]
     pub since: Option<Timestamp>,
     /// Recorded before this moment.
+    #[serde(default, with = "crate::event::as_text_if_any")]
     pub until: Option<Timestamp>,
     /// Streams; `*` at the end stands for any rest. All, if there is none.
     #[serde(default)]
@@ -80,6 +82,7 @@ pub struct Replay {
     /// Events that central refused, or that are in a damaged file.
     pub failed: u64,
     /// When it was begun.
+    #[serde(with = "crate::event::as_text")]
     pub begun: Timestamp,
     /// For each lane: name, next offset, end (exclusive).
     pub(super) lanes: Vec<(String, u64, u64)>,

@@ -56,6 +56,7 @@ pub struct Fate {
     /// What has become of it.
     pub state: State,
     /// When that was.
+    #[serde(with = "crate::event::as_text")]
     pub at: Timestamp,
     /// How often it was tried since it was written.
     pub attempts: u32,
