@@ -232,7 +232,7 @@ fn wrong(reason: String) -> Response {
 }
 
 fn fate(state: FateState, attempts: u32) -> Fate {
-    Fate { state, at: Timestamp::from(clock::wall()), attempts, reason: String::new() }
+    Fate { state, at: Timestamp::from(clock::wall()), attempts, ..Fate::default() }
 }
 
 /// Notes the fates of letters, audited.
@@ -285,7 +285,8 @@ pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) ->
                     .map(|()| fate(FateState::TakenIn, attempts + 1))
             }
             Stage::Central if app.handles.links.iter().any(|link| link.destination == *found.letter.destination) => {
-                Ok(fate(FateState::Requeued, attempts))
+                let destination = found.letter.destination.to_string();
+                Ok(Fate { destination, ..fate(FateState::Requeued, attempts) })
             }
             Stage::Central => {
                 Err(format!("its destination \"{}\" is not in the configuration any more", found.letter.destination))

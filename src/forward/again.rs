@@ -34,6 +34,8 @@ const WINDOW: usize = 64;
 const NOTE_EVERY: Duration = Duration::from_secs(2);
 /// How soon to look again while other lanes have a backlog.
 const YIELD_LOOK: Duration = Duration::from_millis(200);
+/// New letters and replays are looked for this often.
+const WORK_LOOK: Duration = Duration::from_millis(100);
 /// A session with nothing to send is closed after so long.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A letter that central refuses for now is sent again after so long.
@@ -70,6 +72,8 @@ pub struct Again {
     /// Letters that were refused for now, and when they may go again.
     resting: HashSet<u64>,
     rested_at: Option<Instant>,
+    /// When letters and replays were looked for last.
+    looked_at: Option<Instant>,
 }
 
 /// One publish in flight.
@@ -111,6 +115,7 @@ impl Again {
             rendering: Rendering::default(),
             resting: HashSet::new(),
             rested_at: None,
+            looked_at: None,
         })
     }
 
@@ -144,6 +149,7 @@ impl Again {
             self.note_replay().await;
             self.in_flight.clear();
             self.replay = None;
+            self.looked_at = None;
             match end {
                 End::Shutdown => return,
                 End::Idle => {}
@@ -171,13 +177,18 @@ impl Again {
             self.resting.clear();
             self.rested_at = None;
         }
+        let now = clock::instant();
+        if self.looked_at.is_some_and(|at| now.duration_since(at) < WORK_LOOK) {
+            return;
+        }
+        self.looked_at = Some(now);
         if self.letters.is_empty() {
             let sending: HashSet<u64> = self
                 .in_flight
                 .values()
                 .filter_map(|sent| if let Sent::Letter(id, _) = sent { Some(*id) } else { None })
                 .collect();
-            let requeued = self.parts.fates.requeued();
+            let requeued = self.parts.fates.requeued(&self.parts.config.name);
             self.letters =
                 requeued.into_iter().filter(|id| !sending.contains(id) && !self.resting.contains(id)).collect();
         }
@@ -256,7 +267,7 @@ impl Again {
                 return wait;
             }
             if !self.push_event(session, output).await {
-                return if self.in_flight.is_empty() { Duration::ZERO } else { IDLE_MAX };
+                return if self.in_flight.is_empty() { WORK_LOOK } else { IDLE_MAX };
             }
         }
         IDLE_MAX
@@ -278,10 +289,11 @@ impl Again {
             step.record.encode(&mut record);
             Some((letter, record))
         });
-        let Ok(Some((letter, record))) = read.await else { return };
-        if letter.destination != self.parts.config.name.as_str() {
+        let Ok(Some((letter, record))) = read.await else {
+            // It has left, or the disk fails now.
+            self.rest(id);
             return;
-        }
+        };
         let Ok(record) = Record::decode(&record) else { return };
         let Some(published) = self.parts.journal.published(record.publication) else { return };
         let event = Record {
@@ -409,19 +421,24 @@ impl Again {
         end
     }
 
+    /// Leaves a letter alone for a while.
+    fn rest(&mut self, letter: u64) {
+        self.resting.insert(letter);
+        self.rested_at.get_or_insert(clock::instant() + REFUSED_PAUSE);
+    }
+
     fn decide(&mut self, letter: u64, content: &DeadLetter<'_>, refusal: Option<Refusal>) -> Option<Fate> {
         let attempts = self.parts.fates.of(letter).attempts + 1;
         let at = Timestamp::from(clock::wall());
         match refusal {
-            None => Some(Fate { state: State::Delivered, at, attempts, reason: String::new() }),
+            None => Some(Fate { state: State::Delivered, at, attempts, ..Fate::default() }),
             Some(Refusal::ForEver(code, why)) => {
                 let reason = format!("central refuses it again: 0x{code:02x} {why}");
                 tracing::warn!(letter, destination = %content.destination, %reason, "a requeued dead letter is held again");
-                Some(Fate { state: State::Held, at, attempts, reason })
+                Some(Fate { state: State::Held, at, attempts, reason, ..Fate::default() })
             }
             Some(Refusal::ForNow(..)) => {
-                self.resting.insert(letter);
-                self.rested_at.get_or_insert(clock::instant() + REFUSED_PAUSE);
+                self.rest(letter);
                 None
             }
         }

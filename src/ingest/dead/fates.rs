@@ -62,6 +62,9 @@ pub struct Fate {
     pub attempts: u32,
     /// Why it was refused the last time, where it was tried again.
     pub reason: String,
+    /// Who is to get it, where it is requeued for central.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub destination: String,
 }
 
 /// What a destination's account of a stream has to add, since letters of it are resolved.
@@ -130,10 +133,11 @@ impl Fates {
         self.known().fates.get(&letter).cloned().unwrap_or_default()
     }
 
-    /// Letters that are to be sent again, the oldest first.
-    pub fn requeued(&self) -> Vec<u64> {
+    /// Letters that are to be sent again to a destination, the oldest first.
+    pub fn requeued(&self, destination: &str) -> Vec<u64> {
         let known = self.known();
-        known.fates.iter().filter(|(_, fate)| fate.state == State::Requeued).map(|(letter, _)| *letter).collect()
+        let is_meant = |fate: &Fate| fate.state == State::Requeued && fate.destination == destination;
+        known.fates.iter().filter(|(_, fate)| is_meant(fate)).map(|(letter, _)| *letter).collect()
     }
 
     /// Returns when a letter may have been requeued. Safe to drop half-way.
