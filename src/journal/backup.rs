@@ -119,6 +119,8 @@ struct Source<'a> {
     lanes: Vec<Arc<dyn Copyable>>,
     marks: Vec<(String, u64)>,
     notes: Vec<Note>,
+    /// Losses that were noted while the lanes were copied: their accounts may be in the copy.
+    late_losses: Box<dyn Fn() -> Result<Vec<Note>, JournalError> + 'a>,
     /// Streams of each lane that its publications name.
     streams: Vec<(String, u32)>,
     reserve: u64,
@@ -136,6 +138,10 @@ impl Journal {
             lanes: lanes.map(|lane| Arc::clone(lane) as Arc<dyn Copyable>).collect(),
             marks: state.marks()?,
             notes,
+            late_losses: Box::new(|| {
+                let noted = state.notes(super::loss::PREFIX)?;
+                Ok(noted.into_iter().map(|(name, value)| (name, Some(value))).collect())
+            }),
             streams: self.publications().into_iter().map(of).collect(),
             reserve: self.core.reserve_bytes,
         };
@@ -159,6 +165,7 @@ impl Shelf {
             lanes: self.lanes().iter().map(|lane| Arc::clone(lane) as Arc<dyn Copyable>).collect(),
             marks: state.marks()?,
             notes,
+            late_losses: Box::new(|| Ok(Vec::new())),
             streams: self.publications().all().map(of).collect(),
             reserve: 0,
         };

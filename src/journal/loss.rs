@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Where losses wait for their announcement, in `state.redb`.
-const PREFIX: &str = "loss/";
+pub(super) const PREFIX: &str = "loss/";
 /// How long the writer may take to go on in a new segment, without the cursor of a dropped destination.
 const FORGET_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Losses that may wait; further ones are in the accounts and the log alone.

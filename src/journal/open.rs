@@ -522,7 +522,8 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
                 recorded: (recorded, recorded),
             });
             part.count += u64::from(run.count);
-            part.recorded.1 = recorded;
+            part.recorded.0 = part.recorded.0.min(recorded);
+            part.recorded.1 = part.recorded.1.max(recorded);
         }
         for newer in &block.header.settled {
             match settled.iter_mut().find(|known| known.destination == newer.destination) {

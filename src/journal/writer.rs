@@ -227,7 +227,9 @@ impl Writer {
                     recorded: (prepared.recorded, prepared.recorded),
                 });
                 part.count += u64::from(run.count);
-                part.recorded.1 = prepared.recorded;
+                // A clock that is set back must hide no event from whoever looks by time.
+                part.recorded.0 = part.recorded.0.min(prepared.recorded);
+                part.recorded.1 = part.recorded.1.max(prepared.recorded);
             }
         }
         self.lane.grow(active.bytes);

@@ -345,6 +345,7 @@ impl<'a, 't> Work<'a, 't> {
         let (state, _) = State::open(Arc::new(RealDisk), &self.folder)?;
         state.raise(&self.marks.iter().map(|(name, mark)| (name.clone(), *mark)).collect::<Vec<_>>())?;
         state.note(&self.source.notes)?;
+        state.note(&(self.source.late_losses)()?)?;
         state.close();
         Manifest::new(&self.outcome.taken).write(&self.folder)?;
         Ok(sync_folder(&self.folder)?)
