@@ -9,6 +9,7 @@ use super::settled::Outcome;
 use super::{DEAD, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Record, Timestamp};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Removes what may go. Called by the lane's writer, between commits.
@@ -95,17 +96,20 @@ impl Lane {
     /// Settles as expired what is older than its contract lets it wait. `now` is a time of day that
     /// can be believed. Blocks the thread.
     pub fn expire(&self, now: Timestamp) -> Result<(), JournalError> {
-        let mut ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let limits = self.core.age_limits(&self.name);
-        for (limit, publications) in &limits {
+        for (limit, publications) in &self.core.age_limits(&self.name) {
             let every = (Duration::from_secs(*limit) / PASSES).clamp(PASS_EVERY.0, PASS_EVERY.1);
             for destination in self.destinations() {
-                let looked = ages.of(&destination, *limit);
-                if now.since(looked.at) < every && now >= looked.at {
+                // Whoever asks whether an event is expired does not wait for the disk.
+                let (next, at) = {
+                    let mut ages = self.ages();
+                    let looked = ages.of(&destination, *limit);
+                    (looked.next, looked.at)
+                };
+                if now.since(at) < every && now >= at {
                     continue;
                 }
                 let low = self.settled(&destination).map_or(u64::MAX, |settled| settled.low);
-                let from = looked.next.max(low);
+                let from = next.max(low);
                 let (to, is_cut) = self.older_than(from, now.before(Duration::from_secs(*limit)))?;
                 if from < to {
                     // What was recorded while nobody knew the time is of no known age.
@@ -113,8 +117,10 @@ impl Lane {
                         publications.contains(&record.publication) && !is_of_unknown_time(record)
                     };
                     self.give_up(&destination, &Wanted { offsets: (from, to), takes: &takes }, Outcome::Expired)?;
-                    looked.next = to;
                 }
+                let mut ages = self.ages();
+                let looked = ages.of(&destination, *limit);
+                looked.next = looked.next.max(to);
                 if !is_cut {
                     looked.at = now;
                 }
@@ -123,11 +129,15 @@ impl Lane {
         Ok(())
     }
 
+    fn ages(&self) -> MutexGuard<'_, Ages> {
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether [`Lane::expire`] has settled the event at an offset for a destination, which may have looked at its
     /// cursor before that.
     pub fn is_expired(&self, destination: &str, limit: Option<u64>, offset: u64, record: &Record<'_>) -> bool {
         let Some(limit) = limit else { return false };
-        let ages = self.ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ages = self.ages();
         let mut looked = ages.looked.iter().filter(|known| known.limit == limit && known.destination == destination);
         looked.any(|known| offset < known.next) && !is_of_unknown_time(record)
     }
