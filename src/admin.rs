@@ -13,6 +13,7 @@ use crate::setting::{check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
+use crate::watch::{Board, Exception};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
@@ -44,6 +45,8 @@ pub struct Handles {
     pub sources: Vec<SourceHandle>,
     /// The links: one for each lane and destination.
     pub links: Vec<LinkHandle>,
+    /// What the watch has open, if there is a watch.
+    pub board: Option<Arc<Board>>,
 }
 
 /// A source.
@@ -247,7 +250,10 @@ impl Handles {
         for source in &self.sources {
             problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
         }
-        let notes = notes(&lanes, &links, dead.accepted);
+        let mut notes = notes(&lanes, &links, dead.accepted);
+        for source in &self.sources {
+            notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
+        }
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -454,6 +460,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))
         .route("/dead/{id}", get(dead_show))
+        .route("/exceptions", get(exceptions))
         .route("/tail", get(tail))
         .with_state(App { handles, shutdown: shutdown.clone() });
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
@@ -518,6 +525,13 @@ async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Respons
                 .into_response()
         }
         Err(code) => code.into_response(),
+    }
+}
+
+async fn exceptions(State(app): State<App>) -> Result<Json<Vec<Exception>>, (StatusCode, &'static str)> {
+    match &app.handles.board {
+        Some(board) => Ok(Json(board.exceptions())),
+        None => Err((StatusCode::NOT_FOUND, "this gateway has no watch; [watch] in the configuration switches it on")),
     }
 }
 

@@ -4,6 +4,7 @@
 //! what keeps a command from answering is text on standard error. The exit code is 0 for success,
 //! 2 for arguments that cannot be, and 1 for anything else.
 
+mod odoo;
 mod show;
 mod socket;
 
@@ -50,6 +51,11 @@ enum Command {
     Tail(Tail),
     /// Who has connected to the listeners, and how they behave
     Devices(At),
+    /// What the watch has open: orders, work centers and machines that are not as they should be
+    Exceptions(At),
+    /// The Odoos that are sources
+    #[command(subcommand)]
+    Odoo(odoo::Command),
     /// The contracts
     #[command(subcommand)]
     Contracts(ContractsCommand),
@@ -227,6 +233,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let devices: Vec<crate::sources::mqtt::DeviceStatus> = ask(&at, "/devices")?;
             print(&at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
         }
+        Command::Exceptions(at) => {
+            let open: Vec<crate::watch::Exception> = ask(&at, "/exceptions")?;
+            print(&at, &open, |open, is_coloured| show::exceptions(open, is_coloured))
+        }
+        Command::Odoo(command) => odoo::run(&command),
         Command::Contracts(ContractsCommand::Check(check)) => check_contracts(&check),
         Command::User(User::Add { file, name }) => {
             let password = read_password(&name)?;
@@ -414,10 +425,19 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
 }
 
 fn read_password(name: &str) -> anyhow::Result<String> {
+    let password = read_secret(&format!("Password for \"{name}\": "))?;
+    if password.len() < 8 {
+        bail!("the password has {} characters; at least 8 are needed", password.chars().count());
+    }
+    Ok(password)
+}
+
+/// Reads a line from the terminal without showing it, or the first line of the input.
+fn read_secret(prompt: &str) -> anyhow::Result<String> {
     let input = std::io::stdin();
     let mut line = String::new();
     if input.is_terminal() {
-        eprint!("Password for \"{name}\": ");
+        eprint!("{prompt}");
         let hidden = hide_typing()?;
         let read = input.lock().read_line(&mut line);
         drop(hidden);
@@ -426,11 +446,7 @@ fn read_password(name: &str) -> anyhow::Result<String> {
     } else {
         input.lock().read_line(&mut line)?;
     }
-    let password = line.trim_end_matches(['\r', '\n']).to_owned();
-    if password.len() < 8 {
-        bail!("the password has {} characters; at least 8 are needed", password.chars().count());
-    }
-    Ok(password)
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Turns the echo of the terminal off as long as the value lives.

@@ -7,9 +7,11 @@ use crate::contract::{Contracts, Pattern, Surroundings};
 use crate::forward;
 use crate::journal::{self, LaneConfig};
 use crate::link::Address;
+use crate::odoo::check_url;
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
-use crate::sources::{broker, http, mqtt};
+use crate::sources::{broker, http, mqtt, odoo};
 use crate::tls;
+use crate::watch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,7 @@ struct File {
     destination: Vec<forward::Config>,
     #[serde(default)]
     lane: BTreeMap<String, Lane>,
+    watch: Option<watch::Config>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +55,8 @@ struct Sources {
     http: Vec<http::Config>,
     #[serde(default)]
     broker: Vec<broker::Config>,
+    #[serde(default)]
+    odoo: Vec<odoo::Config>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,6 +119,10 @@ pub struct Config {
     pub servers: Vec<http::Config>,
     /// The brokers of the plant.
     pub brokers: Vec<broker::Config>,
+    /// The Odoos.
+    pub odoos: Vec<odoo::Config>,
+    /// The watch over the business.
+    pub watch: Option<watch::Config>,
     /// The destinations.
     pub destinations: Vec<forward::Config>,
     /// The socket for the command line.
@@ -162,6 +171,7 @@ impl Config {
         check_sources(&raw, &document, &mut problems);
         let mut own_warnings = Vec::new();
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
+        check_odoos(&raw, &document, &mut problems, &mut own_warnings);
         check_destinations(&raw, &document, &mut problems);
         let mask_key = match &raw.mask_key {
             None => Vec::new(),
@@ -196,6 +206,7 @@ impl Config {
             problems.extend(found);
             Default::default()
         });
+        check_watch(&raw, &document, &contracts, &mut problems);
         warnings.extend(own_warnings);
         if !problems.is_empty() {
             return Err(problems);
@@ -219,6 +230,8 @@ impl Config {
             listeners: raw.source.mqtt,
             servers: raw.source.http,
             brokers: raw.source.broker,
+            odoos: raw.source.odoo,
+            watch: raw.watch,
             destinations: raw.destination,
             socket,
             warnings,
@@ -264,6 +277,21 @@ fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
         resolve_some(&mut source.tls.ca);
         resolve_some(&mut source.tls.cert);
         resolve_some(&mut source.tls.key);
+    }
+    for source in &mut raw.source.odoo {
+        resolve(&mut source.key_file);
+        resolve_some(&mut source.tls.ca);
+        resolve_some(&mut source.tls.cert);
+        resolve_some(&mut source.tls.key);
+        if let Some(hook) = &mut source.hook {
+            resolve(&mut hook.token_file);
+            if let Some(tls) = &mut hook.tls {
+                resolve(&mut tls.cert);
+                resolve(&mut tls.key);
+                resolve_some(&mut tls.client_ca);
+                resolve_some(&mut tls.crl);
+            }
+        }
     }
     for destination in &mut raw.destination {
         resolve_some(&mut destination.password_file);
@@ -411,7 +439,8 @@ impl Sources {
         let mqtt = self.mqtt.iter().map(|source| source.name.as_str()).enumerate().map(keyed("mqtt"));
         let http = self.http.iter().map(|source| source.name.as_str()).enumerate().map(keyed("http"));
         let broker = self.broker.iter().map(|source| source.name.as_str()).enumerate().map(keyed("broker"));
-        mqtt.chain(http).chain(broker).collect()
+        let odoo = self.odoo.iter().map(|source| source.name.as_str()).enumerate().map(keyed("odoo"));
+        mqtt.chain(http).chain(broker).chain(odoo).collect()
     }
 }
 
@@ -569,6 +598,67 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
                 format!("\"{client}\" is taken by a source above at the same broker; they would throw each other out"),
             ));
         }
+    }
+}
+
+fn check_odoos(raw: &File, document: &Document, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) {
+    for (index, source) in raw.source.odoo.iter().enumerate() {
+        let key = |part: &str| format!("source.odoo[{index}].{part}");
+        if let Err((part, message)) = source.check() {
+            problems.push(document.problem(key(part), message));
+            continue;
+        }
+        if let Err(message) = source.client() {
+            problems.push(document.problem(key("tls"), message));
+        }
+        if let Err(error) = std::fs::read(&source.key_file) {
+            let message = format!("{} cannot be read: {error}", source.key_file.display());
+            problems.push(document.problem(key("key_file"), message));
+        }
+        if check_url(&source.url) == Ok(true) && raw.environment == "production" {
+            warnings.push(document.problem(
+                key("url"),
+                format!("\"{}\" is without TLS: who listens on the line can take the key; use https://", source.url),
+            ));
+        }
+        let Some(hook) = &source.hook else { continue };
+        if let Err(message) = hook.token() {
+            problems.push(document.problem(key("hook.token_file"), message));
+        }
+        if let Some(files) = &hook.tls
+            && let Err(error) = tls::server(files)
+        {
+            problems.push(document.problem(key("hook.tls"), error.to_string()));
+        }
+        if hook.is_exposed() && raw.environment == "production" {
+            problems.push(document.problem(
+                key("hook.listen"),
+                "a token without TLS is not allowed off loopback in environment \"production\"; set hook.tls",
+            ));
+        }
+        let before = raw.source.odoo[..index].iter().filter_map(|other| other.hook.as_ref()).map(|hook| hook.listen);
+        let http = raw.source.http.iter().map(|other| other.listen);
+        let mut others = before.chain(http).chain(raw.source.mqtt.iter().map(|other| other.listen));
+        if hook.listen.port() != 0 && others.any(|other| other == hook.listen) {
+            problems.push(document.problem(key("hook.listen"), format!("{} is taken by another source", hook.listen)));
+        }
+    }
+}
+
+fn check_watch(raw: &File, document: &Document, contracts: &Contracts, problems: &mut Vec<Problem>) {
+    let Some(watch) = &raw.watch else { return };
+    if let Err((part, message)) = watch.check() {
+        problems.push(document.problem(format!("watch.{part}"), message));
+    }
+    if raw.source.odoo.is_empty() {
+        problems.push(document.problem("watch", "there is nothing to watch; it needs a [[source.odoo]]"));
+    }
+    // Contracts that are refused are a problem of their own, which is named already.
+    let declared = |stream: &str| contracts.iter().any(|contract| contract.stream() == stream);
+    let lacking: Vec<_> = watch::STREAMS.into_iter().filter(|stream| !declared(stream)).collect();
+    if !lacking.is_empty() && contracts.iter().next().is_some() {
+        let message = format!("no contract declares {}; copy config/contracts/watch into contracts", lacking.join(", "));
+        problems.push(document.problem("watch", message));
     }
 }
 

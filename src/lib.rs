@@ -13,8 +13,9 @@
 //! | 9 | `demo` (the command line starts it) |
 //! | 8 | `gateway` (wires, starts journal-first, drains sources-first) |
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
+//! | 6 | `watch` (business exceptions) |
 //! | 5 | `sources`, `forward` |
-//! | 4 | `ingest`, `link`, `local` (what subscribers on the gateway are told) |
+//! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal` |
 //! | 2 | `contract` |
 //! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `tls`, `setting` |
@@ -50,8 +51,10 @@ pub mod ingest;
 pub mod journal;
 pub mod link;
 pub mod local;
+pub mod odoo;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;

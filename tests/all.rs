@@ -15,6 +15,7 @@ mod journal;
 mod link;
 mod listener;
 mod nothing_lost;
+mod odoo;
 mod operator;
 mod power_cut;
 mod power_cut_real;
