@@ -218,19 +218,15 @@ impl Client {
         let answer = self.server.exchange(&format!("/json/2/{call}"), &headers, Some(body)).await?;
         let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
         match value {
-            Some(value) if answer.status.is_success() => Ok(Answer { value, server_time: answer.server_time, took: Duration::ZERO }),
+            Some(value) if answer.status.is_success() => {
+                Ok(Answer { value, server_time: answer.server_time, took: Duration::ZERO })
+            }
             Some(body) if body.get("name").is_some() => Err(from_body(&body, call)),
             _ => Err(from_page(answer.status, answer.is_page, &self.config.database, call)),
         }
     }
 
-    async fn jsonrpc(
-        &self,
-        service: &str,
-        method: &str,
-        arguments: Value,
-        call: &str,
-    ) -> Result<Answer, OdooError> {
+    async fn jsonrpc(&self, service: &str, method: &str, arguments: Value, call: &str) -> Result<Answer, OdooError> {
         let body = json!({
             "jsonrpc": "2.0", "id": 1, "method": "call",
             "params": {"service": service, "method": method, "args": arguments},

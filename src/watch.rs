@@ -189,7 +189,10 @@ impl Watch {
         self.finish().await?;
         let now = Timestamp::from(clock::wall());
         let machines = self.machines();
-        let facts = Facts::gather(&self.mirrors);
+        let mirrors = self.mirrors.clone();
+        // Thousands of records are read: not on a thread that serves.
+        let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors));
+        let facts = gathering.await.map_err(|_| None::<JournalError>)?;
         let conditions = rules::conditions(&self.config, &facts, &machines, now, &mut self.first_seen);
         let judged = facts.judged(self.config.machines.is_some());
         self.steps.compare(conditions, &judged, now);

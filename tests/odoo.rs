@@ -134,7 +134,10 @@ fn changes_become_events_with_what_was_and_what_is() {
     assert_eq!(started["data"]["event"], "started");
     assert_eq!(started["data"]["system_of_record"], "odoo");
     assert!(is(&started, id, "progressed"), "one change may mean several things: {started:#}");
-    assert_eq!(started["data"]["write_date"].as_str(), started["time"].as_str().map(|t| t.replace(".000000Z", "Z")).as_deref());
+    assert_eq!(
+        started["data"]["write_date"].as_str(),
+        started["time"].as_str().map(|t| t.replace(".000000Z", "Z")).as_deref()
+    );
     // A state of another version passes with a mark.
     odoo.write("mrp.production", id, json!({"state": "quality_hold"}));
     let unknown = plant.await_event("production.order", "changed", |event| event["data"]["state"] == "quality_hold");
@@ -151,7 +154,9 @@ fn changes_become_events_with_what_was_and_what_is() {
     assert_eq!(created["data"]["changed"], json!({}));
     odoo.unlink("mrp.production", new);
     let start = Instant::now();
-    plant.gateway.await_status("works", Duration::from_secs(5), |status| status["problems"].as_array().is_some_and(Vec::is_empty));
+    plant.gateway.await_status("works", Duration::from_secs(5), |status| {
+        status["problems"].as_array().is_some_and(Vec::is_empty)
+    });
     assert!(start.elapsed() < Duration::from_secs(5));
 }
 
@@ -224,13 +229,15 @@ fn crashes_repeat_nothing_and_lose_nothing() {
     let odoo = Odoo::start();
     let first = odoo.newest("mrp.production", "state", "confirmed");
     let ids: Vec<i64> = (0..40)
-        .map(|number| odoo.create("mrp.production", first, json!({"name": format!("WH/MO/8{number:04}"), "state": "confirmed"})))
+        .map(|number| {
+            odoo.create("mrp.production", first, json!({"name": format!("WH/MO/8{number:04}"), "state": "confirmed"}))
+        })
         .collect();
     let mut plant = Plant::start("odoo-crash", &odoo, "deletions = \"1s\"", "");
     plant.await_event("production.order", "the first load", |event| is(event, ids[39], "loaded"));
     let states = ["progress", "to_close", "done"];
     for (round, state) in states.iter().enumerate() {
-        for id in &ids {
+        for id in ids.iter().skip(usize::from(round > 1)) {
             odoo.write("mrp.production", *id, json!({"state": state, "qty_producing": round}));
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -241,7 +248,9 @@ fn crashes_repeat_nothing_and_lose_nothing() {
         plant.gateway.run();
     }
     for id in &ids[1..] {
-        plant.await_event("production.order", "the final state", |event| event["data"]["id"] == *id && event["data"]["state"] == "done");
+        plant.await_event("production.order", "the final state", |event| {
+            event["data"]["id"] == *id && event["data"]["state"] == "done"
+        });
     }
     plant.await_event("production.order", "deleted", |event| is(event, ids[0], "deleted"));
     // Every copy aside, no change is told twice: what one event leaves, the next begins with.

@@ -165,10 +165,14 @@ fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
     .map_err(anyhow::Error::msg)?;
     let runtime = runtime()?;
     if webhook.install {
-        let count = runtime.block_on(odoo::install(&client, &plans)).context("the automations cannot be set up")?;
+        let count = runtime
+            .block_on(odoo::install(&client, &plans))
+            .context("the automations cannot be set up; it takes an administrator's key")?;
         writeln!(std::io::stdout(), "{count} automations are set up; the key was used once and is not kept")?;
     } else {
-        let count = runtime.block_on(odoo::remove(&client, &plans)).context("the automations cannot be removed")?;
+        let count = runtime
+            .block_on(odoo::remove(&client, &plans))
+            .context("the automations cannot be removed; it takes an administrator's key")?;
         writeln!(std::io::stdout(), "{count} automations are removed; the key was used once and is not kept")?;
     }
     Ok(ExitCode::SUCCESS)

@@ -194,9 +194,9 @@ pub(super) fn load(
     Ok(Contract {
         file: file.to_owned(),
         purpose: raw.purpose,
-        system_of_record: raw.system_of_record.unwrap_or_else(|| {
-            (if raw.r#match.source == SourceKind::Odoo { "odoo" } else { "shop-floor" }).to_owned()
-        }),
+        system_of_record: raw
+            .system_of_record
+            .unwrap_or_else(|| (if raw.r#match.source == SourceKind::Odoo { "odoo" } else { "shop-floor" }).to_owned()),
         source: raw.r#match.source,
         source_name: raw.r#match.name,
         pattern,

@@ -43,6 +43,8 @@ pub struct Section {
     /// States that a record seldom leaves.
     #[serde(default)]
     pub last_states: Vec<String>,
+    /// The field that has a value once a record has ended, where no state says so.
+    pub ended_by: Option<String>,
     /// Fields that another system owns, with its name.
     #[serde(default)]
     pub system_of_record: BTreeMap<String, String>,
@@ -75,6 +77,9 @@ pub struct Rule {
     pub above: Option<String>,
     /// Only for records where this field has a value.
     pub only: Option<String>,
+    /// Only while the record is in one of these states.
+    #[serde(default)]
+    pub during: Vec<String>,
 }
 
 /// How a field changes.
@@ -125,6 +130,7 @@ impl Section {
         named.extend(self.names.iter().map(|field| ("names".to_owned(), field)));
         named.extend(self.computed.iter().map(|field| ("computed".to_owned(), field)));
         named.extend(self.reference.iter().map(|field| ("reference".to_owned(), field)));
+        named.extend(self.ended_by.iter().map(|field| ("ended_by".to_owned(), field)));
         named.extend(self.state.iter().map(|field| ("state".to_owned(), field)));
         named.extend(self.system_of_record.keys().map(|field| ("system_of_record".to_owned(), field)));
         for (index, rule) in self.event.iter().enumerate() {
@@ -133,6 +139,9 @@ impl Section {
             named.extend(rule.field.iter().map(|field| (key("field"), field)));
             named.extend(rule.above.iter().map(|field| (key("above"), field)));
             named.extend(rule.only.iter().map(|field| (key("only"), field)));
+            if !rule.during.is_empty() && self.state.is_none() {
+                return wrong(&key("during"), "needs odoo.state, the field that holds the state".into());
+            }
         }
         match named.iter().find(|(_, field)| !self.fields.contains(field)) {
             Some((key, field)) => wrong(key, format!("\"{field}\" is not in odoo.fields; add it there")),
@@ -143,14 +152,18 @@ impl Section {
 
 impl Rule {
     fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.name.is_empty() || !self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+        if self.name.is_empty() || !self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        {
             return Err(("name", format!("\"{}\" is no name; a-z, 0-9 and \"_\" are allowed", self.name)));
         }
         let says = usize::from(!self.to.is_empty() || !self.from.is_empty())
             + usize::from(self.change.is_some())
             + usize::from(self.above.is_some());
         if says != 1 {
-            return Err(("name", format!("\"{}\" needs one of to (with or without from), change and above", self.name)));
+            return Err((
+                "name",
+                format!("\"{}\" needs one of to (with or without from), change and above", self.name),
+            ));
         }
         if self.field.is_none() && self.change != Some(Change::Created) {
             return Err(("field", format!("\"{}\" does not say which field changes", self.name)));

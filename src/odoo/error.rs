@@ -97,10 +97,12 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
         "Unauthorized" | "AccessDenied" => OdooError::Denied(format!(
             "Odoo refuses the login ({message}): the key is wrong, expired, or its user is inactive; make a new key for the account and put it into key_file"
         )),
-        "OperationalError" if name.starts_with("psycopg2") && message.contains("does not exist") => OdooError::NotOdoo(
-            format!("there is no such database ({message}); set database to the right one"),
-        ),
-        "LockError" | "ConcurrencyError" => OdooError::Busy(format!("{call}: another transaction is in the way ({last})")),
+        "OperationalError" if name.starts_with("psycopg2") && message.contains("does not exist") => {
+            OdooError::NotOdoo(format!("there is no such database ({message}); set database to the right one"))
+        }
+        "LockError" | "ConcurrencyError" => {
+            OdooError::Busy(format!("{call}: another transaction is in the way ({last})"))
+        }
         _ if name.starts_with("psycopg2") => {
             OdooError::Busy(format!("{call}: the database could not finish it ({last}); will retry"))
         }
@@ -112,10 +114,9 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
             refused(Refusal::UnknownModel, format!("{call}: {message}; is the module installed that brings it?"))
         }
         "MissingError" => refused(Refusal::Missing, format!("{call}: {message}")),
-        "ValueError" | "KeyError" if message.contains("field") || message.contains("Invalid") => refused(
-            Refusal::Value,
-            format!("{call}: {message}; name fields and values that this version of Odoo has"),
-        ),
+        "ValueError" | "KeyError" if message.contains("field") || message.contains("Invalid") => {
+            refused(Refusal::Value, format!("{call}: {message}; name fields and values that this version of Odoo has"))
+        }
         _ => refused(Refusal::Other, format!("{call}: {last}: {message}")),
     }
 }
@@ -139,10 +140,9 @@ pub(super) fn from_page(status: StatusCode, is_page: bool, database: &str, call:
             "{call}: a page (HTML) came instead of JSON, status {}; url leads to another server, or a proxy is in the way; check url",
             status.as_u16()
         )),
-        _ => OdooError::NotOdoo(format!(
-            "{call}: what came is no answer of Odoo, status {}; check url",
-            status.as_u16()
-        )),
+        _ => {
+            OdooError::NotOdoo(format!("{call}: what came is no answer of Odoo, status {}; check url", status.as_u16()))
+        }
     }
 }
 
@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn errors_are_classified_by_name_and_keep_no_traceback() {
         let check = |name: &str, message: &str, class: Class| {
-            let body = json!({"name": name, "message": message, "debug": "Traceback (most recent call last):\n  secret"});
+            let body =
+                json!({"name": name, "message": message, "debug": "Traceback (most recent call last):\n  secret"});
             let error = from_body(&body, "mrp.production/search_read");
             assert_eq!(error.class(), class, "{name}: {error}");
             assert!(!error.to_string().contains("Traceback") && !error.to_string().contains('\n'), "{error}");

@@ -40,7 +40,9 @@ impl Address {
             return Err(format!("\"…@{host}\" holds a login; the key stands in key_file"));
         }
         let wrong = || {
-            format!("\"{url}\" is no URL of Odoo; expected \"https://odoo.example.com\", or \"http://host:8069\" without TLS")
+            format!(
+                "\"{url}\" is no URL of Odoo; expected \"https://odoo.example.com\", or \"http://host:8069\" without TLS"
+            )
         };
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
         let is_tls = match scheme {
@@ -95,8 +97,9 @@ impl Server {
         let tls = if address.is_tls {
             let config = tls::client(files)?;
             let name = files.server_name.as_deref().unwrap_or(&address.host).to_owned();
-            let name = ServerName::try_from(name)
-                .map_err(|error| TlsError::Unusable(format!("the host in url is no name for a certificate: {error}")))?;
+            let name = ServerName::try_from(name).map_err(|error| {
+                TlsError::Unusable(format!("the host in url is no name for a certificate: {error}"))
+            })?;
             Some((config, name))
         } else {
             None
@@ -140,9 +143,9 @@ impl Server {
         for (name, value) in headers {
             request = request.header(name, *value);
         }
-        let request = request
-            .body(Full::new(Bytes::from(body.unwrap_or_default())))
-            .map_err(|error| OdooError::NotOdoo(format!("the request cannot be written ({error}); is key_file text?")))?;
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(|error| {
+            OdooError::NotOdoo(format!("the request cannot be written ({error}); is key_file text?"))
+        })?;
         let asking = async {
             match stream {
                 Stream::Plain(stream) => ask(stream, request).await,

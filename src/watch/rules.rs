@@ -48,13 +48,8 @@ pub enum Severity {
     Critical,
 }
 
-const ORDERS: [Kind; 5] = [
-    Kind::OrderNotReleased,
-    Kind::OrderNotStarted,
-    Kind::WaitingForMaterial,
-    Kind::OrderLate,
-    Kind::OrderNotClosed,
-];
+const ORDERS: [Kind; 5] =
+    [Kind::OrderNotReleased, Kind::OrderNotStarted, Kind::WaitingForMaterial, Kind::OrderLate, Kind::OrderNotClosed];
 const MACHINES: [Kind; 2] = [Kind::MachineWithoutOrder, Kind::OrderWithoutMachine];
 
 impl Kind {
@@ -136,12 +131,15 @@ pub(super) struct Facts {
     ready: BTreeSet<String>,
 }
 
+/// Whether a record counts.
+type Test = fn(&Map<String, Value>) -> bool;
+
 impl Facts {
     /// Copies what is open.
     pub(super) fn gather(mirrors: &[Arc<Mirror>]) -> Self {
         let mut facts = Self::default();
         for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
-            let (list, is_open): (&mut Vec<Fact>, fn(&Map<String, Value>) -> bool) = match mirror.model() {
+            let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
                 "mrp.production" => (&mut facts.orders, is_unfinished),
                 "mrp.workorder" => (&mut facts.work_orders, is_running),
                 "mrp.workcenter" => (&mut facts.work_centers, is_there),
@@ -254,11 +252,8 @@ struct Words<'a> {
 }
 
 fn push(found: &mut Vec<Condition>, model: &str, fact: &Fact, words: Words<'_>) {
-    let details: Map<String, Value> = words
-        .fields
-        .iter()
-        .filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone())))
-        .collect();
+    let details: Map<String, Value> =
+        words.fields.iter().filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone()))).collect();
     found.push(Condition {
         kind: words.kind,
         severity: Severity::Info,
@@ -274,7 +269,14 @@ fn push(found: &mut Vec<Condition>, model: &str, fact: &Fact, words: Words<'_>) 
 
 fn of_order(order: &Fact, now: Timestamp, found: &mut Vec<Condition>) {
     const FIELDS: [&str; 8] = [
-        "origin", "state", "product_id", "product_qty", "date_start", "date_finished", "date_deadline", "reservation_state",
+        "origin",
+        "state",
+        "product_id",
+        "product_qty",
+        "date_start",
+        "date_finished",
+        "date_deadline",
+        "reservation_state",
     ];
     let record = &order.record;
     let state = text(record, "state").unwrap_or_default();
@@ -308,25 +310,29 @@ fn of_order(order: &Fact, now: Timestamp, found: &mut Vec<Condition>) {
 }
 
 fn of_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
-    // Minutes of the times that still run: `duration` counts those that have ended.
-    let mut running: BTreeMap<(&str, i64), f64> = BTreeMap::new();
+    // The times that still run: `duration` counts those that have ended.
+    let mut running: BTreeMap<(&str, i64), Vec<Timestamp>> = BTreeMap::new();
     for stop in &facts.stops {
         let work_order = stop.record.get("workorder_id").and_then(linked);
         if let (Some(work_order), Some(start)) = (work_order, time(&stop.record, "date_start")) {
-            *running.entry((&stop.source, work_order)).or_default() += now.since(start).as_secs_f64() / 60.0;
+            running.entry((&stop.source, work_order)).or_default().push(start);
         }
     }
     for work_order in &facts.work_orders {
         let number = |field: &str| work_order.record.get(field).and_then(Value::as_f64).unwrap_or(0.0);
-        let open = running.get(&(work_order.source.as_str(), work_order.id)).copied().unwrap_or(0.0);
+        let open = running.get(&(work_order.source.as_str(), work_order.id)).map_or(&[][..], Vec::as_slice);
+        let minutes: f64 = open.iter().map(|start| now.since(*start).as_secs_f64() / 60.0).sum();
         let expected = number("duration_expected");
-        let over = number("duration") + open - expected;
-        if expected > 0.0 && over > 0.0 {
-            // It became so when the minutes that are over began.
-            let since = (over <= open).then(|| now.before(Duration::from_secs_f64(over * 60.0)));
-            let reference = format!("{} {}", name(&work_order.record, "production_id"), name(&work_order.record, "name"));
+        let left = expected - number("duration");
+        if expected > 0.0 && minutes > left {
+            // While one person works on it, it is known to the second when the time was up.
+            let since = match open {
+                [start] if left >= 0.0 => Some(start.plus(Duration::from_secs_f64((left * 60.0).round()))),
+                _ => None,
+            };
+            let reference =
+                format!("{} {}", name(&work_order.record, "production_id"), name(&work_order.record, "name"));
             let reason = format!("work order {reference} takes longer than {expected:.0} minutes");
-            let since = since.map(|since| Timestamp(since.0 - since.0.rem_euclid(60_000_000)));
             let fields = ["production_id", "workcenter_id", "duration_expected", "date_start"];
             let words = Words { kind: Kind::WorkOrderOverTime, since, reference, reason, fields: &fields };
             push(found, "mrp.workorder", work_order, words);
@@ -349,7 +355,12 @@ fn of_work_centers(facts: &Facts, found: &mut Vec<Condition>) {
             None => format!("work center {reference} is blocked"),
         };
         let fields = ["name", "code", "working_state"];
-        push(found, "mrp.workcenter", center, Words { kind: Kind::WorkCenterBlocked, since, reference, reason, fields: &fields });
+        push(
+            found,
+            "mrp.workcenter",
+            center,
+            Words { kind: Kind::WorkCenterBlocked, since, reference, reason, fields: &fields },
+        );
     }
 }
 
@@ -392,7 +403,9 @@ fn of_machines(facts: &Facts, machines: &[Machine], found: &mut Vec<Condition>) 
                 for work_order in std::iter::once(first).chain(there) {
                     let began = time(&work_order.record, "date_start").unwrap_or(machine.since);
                     let reference = name(&work_order.record, "production_id");
-                    let reason = format!("work order of {reference} is in progress at {code}, and machine {name_of} does not run");
+                    let reason = format!(
+                        "work order of {reference} is in progress at {code}, and machine {name_of} does not run"
+                    );
                     let subject = format!("mrp.workorder/{}", work_order.id);
                     let since = machine.since.max(began);
                     found.push(condition(Kind::OrderWithoutMachine, subject, reference, since, true, reason));
@@ -435,7 +448,8 @@ mod tests {
         assert_eq!(of(draft.clone(), ""), [(Kind::OrderNotReleased, at(start))]);
         assert_eq!(of(draft.clone(), "rule.order-not-released.after = \"2h\""), [], "not yet");
         assert_eq!(of(draft, "rule.order-not-released.enabled = false"), []);
-        let confirmed = json!({"name": "MO/1", "state": "confirmed", "date_start": start, "reservation_state": "waiting"});
+        let confirmed =
+            json!({"name": "MO/1", "state": "confirmed", "date_start": start, "reservation_state": "waiting"});
         assert_eq!(of(confirmed, ""), [(Kind::OrderNotStarted, at(start)), (Kind::WaitingForMaterial, at(NOW))]);
         let late = json!({"name": "MO/1", "state": "progress", "date_deadline": start});
         assert_eq!(of(late, ""), [(Kind::OrderLate, at(start))]);
@@ -479,7 +493,14 @@ mod tests {
         assert_eq!(kinds(&facts, &[machine(true)], ""), expected[..2]);
         let idle = Facts { work_centers: facts.work_centers, ..Facts::default() };
         let config = "rule.machine-without-order.after = \"0s\"\nrule.work-center-blocked.enabled = false";
-        assert_eq!(kinds(&idle, &[machine(true)], config), [(Kind::MachineWithoutOrder, "2026-11-25T12:00:00.000000Z".into())]);
-        assert_eq!(kinds(&idle, &[machine(true)], "rule.work-center-blocked.enabled = false"), [], "not for ten minutes yet");
+        assert_eq!(
+            kinds(&idle, &[machine(true)], config),
+            [(Kind::MachineWithoutOrder, "2026-11-25T12:00:00.000000Z".into())]
+        );
+        assert_eq!(
+            kinds(&idle, &[machine(true)], "rule.work-center-blocked.enabled = false"),
+            [],
+            "not for ten minutes yet"
+        );
     }
 }

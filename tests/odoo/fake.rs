@@ -55,8 +55,14 @@ impl Odoo {
                 rows.entry(model.clone()).or_default().insert(row["id"].as_i64().expect("an id"), row);
             }
         }
-        let state =
-            State { recorded, rows, hidden: Vec::new(), fault: Fault::None, is_administrator: false, calls: Vec::new() };
+        let state = State {
+            recorded,
+            rows,
+            hidden: Vec::new(),
+            fault: Fault::None,
+            is_administrator: false,
+            calls: Vec::new(),
+        };
         let state = Arc::new(Mutex::new(state));
         let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = socket.local_addr().expect("an address");
@@ -130,7 +136,11 @@ impl Odoo {
         let rows = state.rows.get_mut(model).expect("a model");
         let mut row = rows[&like].clone();
         row.extend(values.as_object().cloned().expect("values"));
-        row.extend([("id".into(), id.into()), ("write_date".into(), now.clone().into()), ("create_date".into(), now.into())]);
+        row.extend([
+            ("id".into(), id.into()),
+            ("write_date".into(), now.clone().into()),
+            ("create_date".into(), now.into()),
+        ]);
         rows.insert(id, row);
         id
     }
@@ -178,7 +188,8 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         input.extend_from_slice(&buffer[..read]);
         let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&input[..end]).into_owned();
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
         if input.len() >= end + 4 + length.unwrap_or(0) {
             break (head, input[end + 4..].to_vec());
         }
@@ -190,7 +201,8 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     };
     std::thread::sleep(wait);
     let Some((status, kind, text)) = answer else { return Ok(()) };
-    let date = jiff::fmt::rfc2822::to_string(&jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC)).expect("a date");
+    let date =
+        jiff::fmt::rfc2822::to_string(&jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC)).expect("a date");
     let date = date.replace("+0000", "GMT");
     write!(
         stream,
@@ -255,14 +267,20 @@ impl State {
             "authenticate" if arguments[1] == "gateway" && arguments[2] == KEY => Ok(json!(OWN_ID)),
             "authenticate" => Ok(json!(false)),
             _ => {
-                assert_eq!((&arguments[0], &arguments[1], &arguments[2]), (&json!("plant"), &json!(OWN_ID), &json!(KEY)));
-                let call = format!("{}/{}", arguments[3].as_str().expect("model"), arguments[4].as_str().expect("method"));
+                assert_eq!(
+                    (&arguments[0], &arguments[1], &arguments[2]),
+                    (&json!("plant"), &json!(OWN_ID), &json!(KEY))
+                );
+                let call =
+                    format!("{}/{}", arguments[3].as_str().expect("model"), arguments[4].as_str().expect("method"));
                 self.call(&call, &arguments[6])
             }
         };
         let answer = match result {
             Ok(result) => json!({"jsonrpc": "2.0", "id": 1, "result": result}),
-            Err(name) => json!({"jsonrpc": "2.0", "id": 1, "error": {"code": 0, "message": "Odoo Server Error", "data": self.recorded["errors"][name]["json"]}}),
+            Err(name) => {
+                json!({"jsonrpc": "2.0", "id": 1, "error": {"code": 0, "message": "Odoo Server Error", "data": self.recorded["errors"][name]["json"]}})
+            }
         };
         json_text(200, &answer)
     }
@@ -279,7 +297,9 @@ impl State {
         match method {
             "fields_get" => {
                 let wanted = arguments["allfields"].as_array().expect("fields");
-                let there = wanted.iter().filter_map(|field| Some((field.as_str()?.to_owned(), about["fields"].get(field.as_str()?)?.clone())));
+                let there = wanted.iter().filter_map(|field| {
+                    Some((field.as_str()?.to_owned(), about["fields"].get(field.as_str()?)?.clone()))
+                });
                 Ok(Value::Object(there.collect()))
             }
             "has_access" | "check_access_rights" => Ok(false.into()),

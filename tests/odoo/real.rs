@@ -98,14 +98,17 @@ impl Drop for Hints<'_> {
 
 /// From a change in Odoo to the central subscriber: the 95th percentile of some changes.
 fn latency(real: &Real, plant: &Plant, changes: usize) -> Duration {
-    let order = real.call("mrp.production/search", &json!({"domain": [["state", "=", "draft"]], "limit": 1}))[0].clone();
+    let order =
+        real.call("mrp.production/search", &json!({"domain": [["state", "=", "draft"]], "limit": 1}))[0].clone();
     let mut took = Vec::new();
     for number in 0..changes {
         let origin = format!("LATENCY-{}-{number}", std::process::id());
         let vals = json!({"origin": origin});
         real.call("mrp.production/write", &json!({"ids": [order], "vals": vals}));
         let start = Instant::now();
-        plant.await_event("production.order", "the change", |event| event["data"]["record"]["origin"] == origin.as_str());
+        plant.await_event("production.order", "the change", |event| {
+            event["data"]["record"]["origin"] == origin.as_str()
+        });
         took.push(start.elapsed());
         // Not in step with the polls.
         std::thread::sleep(Duration::from_millis(700 + 130 * (number as u64 % 7)));
@@ -259,14 +262,21 @@ fn await_all(plant: &Plant, changes: &[Value]) {
             println!("{} records have their final state at central, {deletions} of them deleted", last.len());
             return;
         }
-        assert!(start.elapsed() < Duration::from_secs(90), "{} of {}: {:#?}", wrong.len(), last.len(), &wrong[..wrong.len().min(10)]);
+        assert!(
+            start.elapsed() < Duration::from_secs(90),
+            "{} of {}: {:#?}",
+            wrong.len(),
+            last.len(),
+            &wrong[..wrong.len().min(10)]
+        );
         std::thread::sleep(Duration::from_secs(1));
     }
 }
 
 /// Every state that stood for longer than an interval, while gateway and Odoo were there, was told.
 fn check_transitions(plant: &Plant, changes: &[Value], holes: &[(jiff::Timestamp, jiff::Timestamp)]) {
-    let at = |change: &Value| -> jiff::Timestamp { change["at"].as_str().and_then(|at| at.parse().ok()).expect("a time") };
+    let at =
+        |change: &Value| -> jiff::Timestamp { change["at"].as_str().and_then(|at| at.parse().ok()).expect("a time") };
     // Beside the interval, a poll takes its time on a busy machine.
     let margin = jiff::SignedDuration::from_secs(3);
     let long = jiff::SignedDuration::try_from(INTERVAL).expect("a span") + margin;
@@ -337,6 +347,9 @@ fn the_real_odoo_is_told_of_in_time() {
     let output = plant.gateway.command(&["odoo", "check", "CONFIG"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{text}");
-    assert!(output.status.success() && !text.contains("may also write"), "the viewer reads all and writes nothing: {text}");
+    assert!(
+        output.status.success() && !text.contains("may also write"),
+        "the viewer reads all and writes nothing: {text}"
+    );
     std::io::stdout().flush().expect("flushed");
 }

@@ -73,7 +73,9 @@ fn one_model_without_a_right_stops_no_other() {
     let output = plant.gateway.command(&["odoo", "check", "CONFIG"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    let of = |stream: &str| text.lines().find(|line| line.starts_with(stream)).unwrap_or_else(|| panic!("{text}")).to_owned();
+    let of = |stream: &str| {
+        text.lines().find(|line| line.starts_with(stream)).unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
     assert!(of("component").contains(" no ") && of("component").contains("lacks the right"), "{text}");
     assert!(of("production.order").contains(" yes"), "{text}");
     // A model that this Odoo does not have, and a field.
@@ -176,15 +178,65 @@ fn what_is_wrong_in_the_configuration_is_refused_with_a_reason() {
         }
     };
     refused("overlap = \"1s\"", "", &["source.odoo[0].overlap", "30s to 1d"]);
-    refused("hook = { listen = \"127.0.0.1:0\", token_file = \"odoo.toml\" }", "", &["hook.token_file", "cannot be read"]);
+    refused(
+        "hook = { listen = \"127.0.0.1:0\", token_file = \"odoo.toml\" }",
+        "",
+        &["hook.token_file", "cannot be read"],
+    );
     refused("tls = { ca = \"nowhere.pem\" }\nnonsense = 1", "", &["nonsense"]);
     refused("", "[watch]\nevery = \"0s\"\n", &["watch.every"]);
     refused("", "[watch]\nrule.order-lost.after = \"1h\"\n", &["order-lost", "order-late"]);
     let plant = Plant::prepare("odoo-contract", &odoo.url(), "500ms", "", "");
     let file = plant.gateway.folder.join("contracts/odoo/scrap.toml");
     let text = std::fs::read_to_string(&file).expect("read");
-    std::fs::write(&file, text.replace("match = { source = \"odoo\" }", "match = { source = \"odoo\" }\nkeep = [\"/record\"]")).expect("written");
+    std::fs::write(
+        &file,
+        text.replace("match = { source = \"odoo\" }", "match = { source = \"odoo\" }\nkeep = [\"/record\"]"),
+    )
+    .expect("written");
     let output = plant.gateway.command(&["check", "CONFIG"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("scrap.toml") && text.contains("keep") && text.contains("odoo.fields"), "{text}");
+}
+
+#[test]
+fn a_second_set_of_contracts_is_off_until_it_is_switched_on() {
+    let odoo = Odoo::start();
+    let plant = Plant::prepare("odoo-around", &odoo.url(), "500ms", "", "");
+    super::contracts(&plant.gateway.folder.join("contracts"), "odoo-around", "interval = \"1s\"");
+    let listed = || {
+        let output = plant.gateway.command(&["contracts", "check", "CONFIG"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(!listed().contains("sales.order"), "{}", listed());
+    let file = plant.gateway.folder.join("contracts/odoo-around/sales-order.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    std::fs::write(&file, text.replace("enabled = false", "enabled = true")).expect("written");
+    assert!(listed().contains("sales.order.v1"), "{}", listed());
+}
+
+#[test]
+fn a_field_that_another_system_owns_says_so() {
+    let odoo = Odoo::start();
+    let id = odoo.newest("mrp.production", "state", "confirmed");
+    let mut plant = Plant::prepare("odoo-owner", &odoo.url(), "500ms", "", "");
+    let file = plant.gateway.folder.join("contracts/odoo/production-order.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    let owners = "system_of_record = { date_start = \"planning\" }\n\n[[odoo.event]]";
+    std::fs::write(&file, text.replacen("[[odoo.event]]", owners, 1)).expect("written");
+    plant.gateway.run();
+    plant.await_event("production.order", "the first load", |event| is(event, id, "loaded"));
+    odoo.write("mrp.production", id, json!({"date_start": "2027-01-05 08:00:00", "priority": "1"}));
+    let moved = plant.await_event("production.order", "rescheduled", |event| is(event, id, "rescheduled"));
+    let changed = &moved["data"]["changed"];
+    assert_eq!(
+        (&changed["date_start"]["to"], &changed["date_start"]["system_of_record"]),
+        (&json!("2027-01-05T08:00:00Z"), &json!("planning"))
+    );
+    assert_eq!(changed["priority"].get("system_of_record"), None);
+    assert_eq!(
+        (&moved["data"]["system_of_record"], &moved["data"]["owned_elsewhere"]),
+        (&json!("odoo"), &json!({"date_start": "planning"}))
+    );
 }

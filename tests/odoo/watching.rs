@@ -30,7 +30,8 @@ fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_lat
     let like = odoo.newest("mrp.production", "state", "confirmed");
     let quiet = json!({"state": "done", "date_deadline": false});
     odoo.write("mrp.production", like, quiet);
-    let mut plant = Plant::prepare("odoo-watch", &odoo.url(), "500ms", "deletions = \"1s\"", "[watch]\nevery = \"1s\"\n");
+    let mut plant =
+        Plant::prepare("odoo-watch", &odoo.url(), "500ms", "deletions = \"1s\"", "[watch]\nevery = \"1s\"\n");
     let wan = Proxy::start(plant.broker.plain);
     let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
     let config = config.replace(&plant.broker.plain.to_string(), &wan.address().to_string());
@@ -39,9 +40,13 @@ fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_lat
     plant.await_problem("");
     wan.cut(Cut::Refuse);
     let start = "2026-01-05 08:00:00";
-    let order = odoo.create("mrp.production", like, json!({
-        "name": "WH/MO/90001", "state": "draft", "date_start": start, "date_deadline": false,
-    }));
+    let order = odoo.create(
+        "mrp.production",
+        like,
+        json!({
+            "name": "WH/MO/90001", "state": "draft", "date_start": start, "date_deadline": false,
+        }),
+    );
     let subject = format!("mrp.production/{order}");
     let before = jiff::Timestamp::now();
     await_exception(&plant, "order-not-released", &subject, true);
@@ -59,7 +64,8 @@ fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_lat
     let at: jiff::Timestamp = opened["time"].as_str().and_then(|time| time.parse().ok()).expect("a time");
     assert!((before..=after).contains(&at), "it happened while the WAN was cut: {at} is not in {before} to {after}");
     odoo.write("mrp.production", order, json!({"date_start": "2026-01-06 08:00:00"}));
-    let updated = plant.await_event("exception.updated", "updated", |event| event["data"]["subject"] == subject.as_str());
+    let updated =
+        plant.await_event("exception.updated", "updated", |event| event["data"]["subject"] == subject.as_str());
     assert_eq!(updated["data"]["since"], "2026-01-06T08:00:00.000000Z");
     odoo.unlink("mrp.production", order);
     plant.await_event("production.order", "deleted", |event| is(event, order, "deleted"));

@@ -23,8 +23,14 @@ pub struct Plan {
 
 /// What is to be set up for a source. `gateway` tells several gateways apart.
 pub fn plans(config: &Config, contracts: &Contracts, gateway: &str) -> Result<Vec<Plan>, String> {
-    let hook = config.hook.as_ref().ok_or_else(|| format!("source \"{}\" has no hook; set hook.listen and hook.token_file", config.name))?;
-    let base = hook.url.as_ref().ok_or("how Odoo reaches the hook is not known; set hook.url, such as \"https://gw-01.plant:8444\"")?;
+    let hook = config
+        .hook
+        .as_ref()
+        .ok_or_else(|| format!("source \"{}\" has no hook; set hook.listen and hook.token_file", config.name))?;
+    let base = hook
+        .url
+        .as_ref()
+        .ok_or("how Odoo reaches the hook is not known; set hook.url, such as \"https://gw-01.plant:8444\"")?;
     let url = format!("{}/odoo/hook/{}", base.trim_end_matches('/'), hook.token()?);
     let models: BTreeSet<&str> = sections(contracts, &config.name).map(|(_, section)| section.model.as_str()).collect();
     let mut plans = Vec::new();
@@ -63,7 +69,9 @@ pub fn steps(plans: &[Plan]) -> String {
 pub async fn install(client: &Client, plans: &[Plan]) -> Result<usize, OdooError> {
     remove(client, plans).await?;
     for plan in plans {
-        let model = call(client, "ir.model", "search", None, json!({"domain": [["model", "=", plan.model]], "limit": 1})).await?;
+        let model =
+            call(client, "ir.model", "search", None, json!({"domain": [["model", "=", plan.model]], "limit": 1}))
+                .await?;
         let Some(model) = model[0].as_i64() else {
             return Err(OdooError::NotOdoo(format!("there is no model {}; is its module installed?", plan.model)));
         };
@@ -99,7 +107,13 @@ pub async fn remove(client: &Client, plans: &[Plan]) -> Result<usize, OdooError>
     Ok(removed)
 }
 
-async fn call(client: &Client, model: &str, method: &str, ids: Option<&[i64]>, arguments: Value) -> Result<Value, OdooError> {
+async fn call(
+    client: &Client,
+    model: &str,
+    method: &str,
+    ids: Option<&[i64]>,
+    arguments: Value,
+) -> Result<Value, OdooError> {
     let arguments: Map<String, Value> = arguments.as_object().cloned().unwrap_or_default();
     Ok(client.call(model, method, ids, arguments).await?.value)
 }

@@ -9,6 +9,9 @@
 //!   the last note is read from the journal, so that both are as if written together;
 //! - one call at a time, and pauses that grow with the time that Odoo takes.
 
+mod gone;
+mod kept;
+
 use super::known::{Event, Known, Place, Verdict};
 use super::meaning::{Occasion, Telling};
 use super::place::Position;
@@ -19,10 +22,11 @@ use crate::contract::odoo::Section;
 use crate::contract::{Contract, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Route, Taken};
-use crate::journal::{Found, JournalError, Lane, NotTaken, Notes, Waiter};
+use crate::journal::{Lane, NotTaken, Notes, Waiter};
 use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
+use kept::NOTE_EVERY;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -30,8 +34,6 @@ use std::time::{Duration, Instant};
 
 /// Rows of one page: a second at most even where Odoo is slow, far below its 120 s for a call.
 const PAGE_ROWS: usize = 200;
-/// Ids of one look for deletions: 6 kB of question.
-const IDS_A_LOOK: usize = 1000;
 /// Every poll reads at least so far back: most transactions are shorter.
 const HOT: Duration = Duration::from_secs(30);
 /// The whole overlap is read so often: transactions longer than [`HOT`] are rare.
@@ -39,9 +41,7 @@ const WIDE_EVERY: Duration = Duration::from_secs(60);
 /// Odoo is asked at most this share of the time: a poll that took 1 s is followed by 4 s of pause.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(300);
-/// Positions and known records are noted so often: the journal holds what is behind.
-const NOTE_EVERY: Duration = Duration::from_secs(30);
-/// Or after so many changed notes.
+/// What is known is noted after so many changed notes, or after a time.
 const NOTE_AFTER: usize = 256;
 /// How long hints gather before they are read: one change of an order sends several.
 const HINTS_GATHER: Duration = Duration::from_millis(50);
@@ -51,8 +51,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A refused login or right is a person's work: asking on slowly does no harm.
 const REFUSED_RETRY_MIN: Duration = Duration::from_secs(5);
 const REFUSED_RETRY_MAX: Duration = Duration::from_secs(300);
-/// Fewer records than these may vanish at once without a second look.
-const VANISHED_DOUBTFUL: usize = 20;
 
 /// Why a round ended before its end.
 #[derive(Debug)]
@@ -105,8 +103,7 @@ impl Capture {
         notes: Notes,
     ) -> Self {
         let stream = contract.stream().to_owned();
-        let route =
-            shared.ingest.route(SourceKind::Odoo, &shared.config.name, &stream, shared.client.database(), "");
+        let route = shared.ingest.route(SourceKind::Odoo, &shared.config.name, &stream, shared.client.database(), "");
         let journal = shared.ingest.journal();
         let lane = Arc::clone(journal.lane(&contract.publication.lane).unwrap_or(journal.dead()));
         let now = clock::instant();
@@ -163,9 +160,7 @@ impl Capture {
                 () = tokio::time::sleep(pause) => {}
                 () = self.hints.given(), if failures == 0 => {}
             }
-            if clock::instant() >= self.next_note || self.mirror.known().dirty_count() >= NOTE_AFTER {
-                self.note().await;
-            }
+            self.note_if_due().await;
         }
         self.note().await;
     }
@@ -271,6 +266,8 @@ impl Capture {
         let records = self.mirror.known().len();
         tracing::info!(source = %self.shared.config.name, stream = %self.stream, records, "first load is complete");
         self.next_look = clock::instant() + self.shared.config.deletions.0;
+        self.followed = self.lane.end();
+        self.note().await;
         Ok(())
     }
 
@@ -320,8 +317,7 @@ impl Capture {
         if is_sweep {
             self.position.swept = mark;
             let before = mark - self.shared.config.forget.0.as_secs() as i64;
-            let (state, last) = (self.section.state.clone(), self.section.last_states.clone());
-            let forgotten = self.mirror.known().forget(state.as_deref(), &last, before);
+            let forgotten = self.mirror.known().forget(&self.section, before);
             tracing::info!(source = %self.shared.config.name, stream = %self.stream, forgotten, "swept");
         }
         if began >= self.next_look {
@@ -331,62 +327,6 @@ impl Capture {
         self.mirror.read_at(Timestamp::from(clock::wall()));
         self.mirror.complete();
         Ok(took)
-    }
-
-    /// Reads records that something hinted at.
-    async fn look_at(&mut self, ids: &[i64]) -> Result<(), Stop> {
-        let (rows, _) = self.read(vec![json!(["id", "in", ids])]).await?;
-        let there: BTreeSet<i64> = rows.iter().map(|row| row.id).collect();
-        self.take(rows, false).await?;
-        let absent = ids.iter().copied().filter(|id| !there.contains(id));
-        let gone: Vec<i64> = absent.filter(|id| self.mirror.known().contains(*id)).collect();
-        if !gone.is_empty() {
-            let missing = self.missing(&gone).await?;
-            self.delete(missing).await?;
-        }
-        Ok(())
-    }
-
-    /// Looks which known records are gone.
-    async fn look_for_deletions(&mut self) -> Result<Duration, Stop> {
-        let began = clock::instant();
-        let ids = self.mirror.known().ids();
-        let mut missing = Vec::new();
-        for chunk in ids.chunks(IDS_A_LOOK) {
-            missing.extend(self.missing(chunk).await?);
-        }
-        let took = clock::instant().duration_since(began);
-        // Records of a company that the account may no longer see vanish silently, and so does everything at
-        // a lost right: many at once are believed at the second look.
-        let is_doubtful = missing.len() > VANISHED_DOUBTFUL && missing.len() > ids.len() / 2;
-        let is_confirmed = missing.iter().all(|id| self.doubted.contains(id));
-        if is_doubtful && !is_confirmed {
-            tracing::warn!(
-                source = %self.shared.config.name, stream = %self.stream, missing = missing.len(), known = ids.len(),
-                "most records are gone at once; if they are at the next look too, they count as deleted. Has the account lost a company?"
-            );
-            self.doubted = missing.into_iter().collect();
-            return Ok(took);
-        }
-        self.doubted.clear();
-        self.delete(missing).await?;
-        Ok(took)
-    }
-
-    /// Which of these are not there, archived or not, whatever the domain.
-    async fn missing(&self, ids: &[i64]) -> Result<Vec<i64>, Stop> {
-        let arguments = json!({"domain": [["id", "in", ids]], "order": "id", "limit": ids.len()});
-        let answer = self.call("search", arguments).await?;
-        let there: BTreeSet<i64> = answer.value.as_array().into_iter().flatten().filter_map(Value::as_i64).collect();
-        Ok(ids.iter().copied().filter(|id| !there.contains(id)).collect())
-    }
-
-    async fn delete(&mut self, ids: Vec<i64>) -> Result<(), Stop> {
-        let events = {
-            let known = self.mirror.known();
-            ids.iter().filter_map(|id| known.deletion(*id, &self.telling(), &self.place())).collect()
-        };
-        self.hand_in(events).await
     }
 
     /// Reads a page of rows.
@@ -502,93 +442,6 @@ impl Capture {
     fn place(&self) -> Place<'_> {
         Place { database: self.shared.client.database(), model: &self.section.model, stream: &self.stream }
     }
-
-    /// What the notes of this contract begin with.
-    fn prefix(&self) -> String {
-        format!("{}/{}/", self.shared.config.name, self.contract.publication.stream_id())
-    }
-
-    /// Notes what is known and where the capture is.
-    async fn note(&mut self) {
-        self.next_note = clock::instant() + NOTE_EVERY;
-        let records = format!("{}known/", self.prefix());
-        let mut notes = self.mirror.known().take_notes(&records);
-        let position = Position { offset: self.followed, ..self.position.clone() };
-        notes.push((format!("{}position", self.prefix()), position.encode()));
-        let (ours, written) = (self.notes.clone(), notes.clone());
-        let result = tokio::task::spawn_blocking(move || ours.write(written)).await;
-        if let Ok(Err(error)) = result {
-            self.mirror.known().put_back(&records, &notes);
-            tracing::warn!(stream = %self.stream, %error, "what is known of Odoo cannot be noted; the journal holds it meanwhile");
-        }
-    }
-
-    /// Reads what was noted, and what the journal took since then.
-    async fn restore(&mut self) -> Result<(), JournalError> {
-        let (notes, prefix, lane) = (self.notes.clone(), self.prefix(), Arc::clone(&self.lane));
-        let stream = self.contract.publication.stream_id();
-        let mut origin = String::new();
-        crate::event::push_path_segment(&mut origin, &self.shared.config.name);
-        origin.push('/');
-        crate::event::push_path_segment(&mut origin, self.shared.client.database());
-        let (database, model, name) =
-            (self.shared.client.database().to_owned(), self.section.model.clone(), self.stream.clone());
-        let reading = tokio::task::spawn_blocking(move || -> Result<Option<(Position, Known)>, JournalError> {
-            let position = notes.read(&format!("{prefix}position"))?.and_then(|bytes| Position::decode(&bytes));
-            let Some(position) = position else { return Ok(None) };
-            let mut known = Known::restore(notes.all(&format!("{prefix}known/"))?);
-            let place = Place { database: &database, model: &model, stream: &name };
-            follow(&lane, position.offset, &stream, &origin, |payload| known.follow(payload, &place))?;
-            Ok(Some((position, known)))
-        });
-        // A panic there is as good as nothing noted.
-        let Ok(read) = reading.await else { return Ok(()) };
-        if let Some((position, known)) = read? {
-            tracing::info!(source = %self.shared.config.name, stream = %self.stream, records = known.len(), "goes on where it was");
-            self.position = position;
-            *self.mirror.known() = known;
-            if self.position.load_after.is_none() {
-                self.mirror.complete();
-            }
-            self.followed = self.lane.end();
-        } else {
-            // From here on a crash finds what the journal took, also before the first notes of records.
-            self.followed = self.lane.end();
-            self.note().await;
-        }
-        Ok(())
-    }
-}
-
-/// Shows every event of a stream from an offset on. Blocks the thread.
-fn follow(
-    lane: &Lane,
-    from: u64,
-    stream: &str,
-    origin: &str,
-    mut see: impl FnMut(&Value),
-) -> Result<(), JournalError> {
-    let mut next = from.max(1);
-    let end = lane.end();
-    while next < end {
-        match lane.look(next)? {
-            Found::Lost { to } => next = to.max(next + 1),
-            Found::Block(block) => {
-                for (offset, record) in (block.header.first..).zip(block.records()) {
-                    let is_ours = offset >= next
-                        && record.origin == origin
-                        && lane
-                            .published(record.publication)
-                            .is_some_and(|published| published.publication.stream_id() == stream);
-                    if is_ours && let Ok(payload) = serde_json::from_slice(record.payload) {
-                        see(&payload);
-                    }
-                }
-                next = next.max(block.end());
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The server's clock when it began to answer, in seconds since 1970; a second less, since it says whole ones.

@@ -249,7 +249,8 @@ mod tests {
 
     #[test]
     fn a_post_of_odoo_names_its_record() {
-        let body = br#"{"_action": "mo changed(#542)", "_id": 3, "_model": "mrp.production", "id": 3, "state": "draft"}"#;
+        let body =
+            br#"{"_action": "mo changed(#542)", "_id": 3, "_model": "mrp.production", "id": 3, "state": "draft"}"#;
         assert_eq!(record(body), Some(("mrp.production".into(), 3)));
         assert_eq!(record(br#"{"_model": "mrp.production", "_id": "3"}"#), None);
         assert_eq!(record(b"<html>"), None);

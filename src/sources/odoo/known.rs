@@ -8,6 +8,7 @@
 
 use super::meaning::{self, Occasion, Telling};
 use super::shape::{Row, bare};
+use crate::contract::odoo::Section;
 use crate::journal::Note;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -95,6 +96,8 @@ impl Known {
         let again = seen.iter().filter(|earlier| **earlier == hash).count();
         seen.push(hash);
         seen.drain(..seen.len().saturating_sub(SEEN_MAX));
+        // A first load that goes on after a crash meets records that are known.
+        let occasion = if old.is_some() { Occasion::Written } else { occasion };
         let names = meaning::names(telling.section, occasion, old.as_ref(), &row.record);
         let mut name = format!("{}/{}/{}/{hash:032x}", place.model, row.id, row.write_date);
         if again > 0 {
@@ -177,16 +180,19 @@ impl Known {
         }
     }
 
-    /// Forgets records that are in a last state and were not written since `before`; past the bound
-    /// also younger ones, the oldest first. Returns how many.
-    pub fn forget(&mut self, state: Option<&str>, last: &[String], before: i64) -> usize {
+    /// Forgets records that have ended and were not written since `before`; past the bound also
+    /// younger ones, the oldest first. Returns how many.
+    pub fn forget(&mut self, section: &Section, before: i64) -> usize {
         let is_last = |entry: &Entry| {
             let record: Map<String, Value> = serde_json::from_str(&entry.record).unwrap_or_default();
-            let state = state.and_then(|field| record.get(field)).and_then(Value::as_str);
-            state.is_some_and(|state| last.iter().any(|word| word == state))
+            let of = |field: &Option<String>| field.as_ref().and_then(|field| record.get(field));
+            let state = of(&section.state).and_then(Value::as_str);
+            state.is_some_and(|state| section.last_states.iter().any(|word| word == state))
+                || of(&section.ended_by).is_some_and(|value| !value.is_null())
         };
+        let can_end = !section.last_states.is_empty() || section.ended_by.is_some();
         let mut over = self.records.len().saturating_sub(RECORDS_MAX);
-        let mut ended: Vec<(i64, i64)> = if over > 0 || !last.is_empty() {
+        let mut ended: Vec<(i64, i64)> = if can_end {
             let ended = self.records.iter().filter(|(_, entry)| is_last(entry));
             ended.map(|(id, entry)| (entry.write_date, *id)).collect()
         } else {
@@ -244,7 +250,7 @@ impl Known {
     pub fn restore(notes: Vec<(String, Vec<u8>)>) -> Self {
         let mut known = Self::default();
         for (name, bytes) in notes {
-            let read = || -> Option<Vec<(i64, i64, Vec<u128>, String)>> {
+            let read = || -> Option<Vec<Noted>> {
                 let bytes = zstd::bulk::decompress(&bytes, NOTE_BYTES_MAX).ok()?;
                 let (format, held) = postcard::from_bytes::<(u8, _)>(&bytes).ok()?;
                 (format == FORMAT).then_some(held)
@@ -260,6 +266,9 @@ impl Known {
         known
     }
 }
+
+/// A record as it is noted: number, when it was written, hashes, fields.
+type Noted = (i64, i64, Vec<u128>, String);
 
 /// The largest note that is read: records of a hundred fields are far below.
 const NOTE_BYTES_MAX: usize = 16 << 20;

@@ -3,8 +3,8 @@
 use super::shape::{Row, bare};
 use crate::contract::Contract;
 use crate::contract::odoo::{Change, Rule, Section};
-use crate::odoo::write_time;
 use crate::event::Timestamp;
+use crate::odoo::write_time;
 use serde_json::{Map, Value, json};
 
 /// How a record came to be looked at.
@@ -38,7 +38,9 @@ pub fn names(
     }
     let mut names = Vec::new();
     for rule in &section.event {
-        if applies(rule, occasion, old, new) && !names.contains(&rule.name) {
+        let state = section.state.as_ref().and_then(|field| new.get(field)).map(word);
+        let is_during = rule.during.is_empty() || state.is_some_and(|state| rule.during.contains(&state));
+        if is_during && applies(rule, occasion, old, new) && !names.contains(&rule.name) {
             names.push(rule.name.clone());
         }
     }
@@ -187,6 +189,7 @@ mod tests {
         toml::from_str(
             r#"
             model = "mrp.production"
+            state = "state"
             fields = ["state", "product_qty", "date_start", "qty_producing", "date_end", "duration", "expected", "raw", "active"]
             [[event]]
             name = "done"
@@ -213,6 +216,11 @@ mod tests {
             name = "overrun"
             field = "duration"
             above = "expected"
+            [[event]]
+            name = "paused"
+            field = "duration"
+            change = "rises"
+            during = ["progress"]
             [[event]]
             name = "consumed"
             field = "state"
@@ -241,12 +249,22 @@ mod tests {
         check(json!({"state": "draft"}), json!({"state": "a_new_one"}), &["changed"]);
         check(json!({"state": "x", "raw": null}), json!({"state": "done", "raw": null}), &["done"]);
         check(json!({"state": "x", "raw": 4}), json!({"state": "done", "raw": 4}), &["done", "consumed"]);
-        check(json!({"product_qty": 3, "state": "draft"}), json!({"product_qty": 4, "state": "confirmed"}), &["released", "quantity_changed"]);
+        check(
+            json!({"product_qty": 3, "state": "draft"}),
+            json!({"product_qty": 4, "state": "confirmed"}),
+            &["released", "quantity_changed"],
+        );
         check(json!({"qty_producing": 1.0}), json!({"qty_producing": 2.5}), &["progressed"]);
         check(json!({"qty_producing": 2.5}), json!({"qty_producing": 0.0}), &["changed"]);
         check(json!({"date_end": null}), json!({"date_end": "2026-11-23T03:18:40Z"}), &["ended"]);
         check(json!({"duration": 4.0, "expected": 5.0}), json!({"duration": 5.5, "expected": 5.0}), &["overrun"]);
         check(json!({"duration": 6.0, "expected": 5.0}), json!({"duration": 7.5, "expected": 5.0}), &["changed"]);
+        check(
+            json!({"duration": 1.0, "state": "progress"}),
+            json!({"duration": 2.0, "state": "progress"}),
+            &["paused"],
+        );
+        check(json!({"duration": 1.0, "state": "progress"}), json!({"duration": 2.0, "state": "done"}), &["done"]);
         check(json!({"active": true}), json!({"active": false}), &["archived"]);
         check(Value::Null, json!({"state": "draft"}), &["created"]);
         check(Value::Null, json!({"state": "done"}), &["done", "created"]);
