@@ -21,6 +21,7 @@ use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
 use crate::survival::{Outlook, Survival};
+use crate::watch::{Board, Exception};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
@@ -58,6 +59,8 @@ pub struct Handles {
     pub fates: Arc<Fates>,
     /// The replays.
     pub replays: Arc<Replays>,
+    /// What the watch has open, if there is a watch.
+    pub board: Option<Arc<Board>>,
 }
 
 /// A source.
@@ -275,6 +278,9 @@ impl Handles {
         }
         let mut notes = notes(&lanes, &links, dead.accepted);
         notes.extend(self.forgotten(&lanes));
+        for source in &self.sources {
+            notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
+        }
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -513,6 +519,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/audit", get(audit))
         .route("/destination/{name}", delete(drop_destination))
         .route("/dead/{id}", get(dead_show))
+        .route("/exceptions", get(exceptions))
         .route("/tail", get(tail))
         .with_state(App { handles, shutdown: shutdown.clone() });
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
@@ -616,6 +623,13 @@ async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>
         Ok(count)
     });
     dropped.await.map_err(IntoResponse::into_response)?.map(Json).map_err(failed)
+}
+
+async fn exceptions(State(app): State<App>) -> Result<Json<Vec<Exception>>, (StatusCode, &'static str)> {
+    match &app.handles.board {
+        Some(board) => Ok(Json(board.exceptions())),
+        None => Err((StatusCode::NOT_FOUND, "this gateway has no watch; [watch] in the configuration switches it on")),
+    }
 }
 
 async fn devices(State(app): State<App>) -> Json<Vec<DeviceStatus>> {

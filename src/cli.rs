@@ -7,6 +7,7 @@
 mod dead;
 mod journal;
 mod modbus;
+mod odoo;
 mod replay;
 mod show;
 mod socket;
@@ -75,6 +76,11 @@ enum Command {
     Backup(journal::BackupArgs),
     /// Take out of damaged files of the journal what can still be read
     Salvage(journal::SalvageArgs),
+    /// What the watch has open: orders, work centers and machines that are not as they should be
+    Exceptions(At),
+    /// The Odoos that are sources
+    #[command(subcommand)]
+    Odoo(odoo::Command),
     /// The contracts
     #[command(subcommand)]
     Contracts(ContractsCommand),
@@ -277,6 +283,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => journal::verify(&args),
         Command::Backup(args) => journal::backup(&args),
         Command::Salvage(args) => journal::salvage(&args),
+        Command::Exceptions(at) => {
+            let open: Vec<crate::watch::Exception> = ask(&at, "/exceptions")?;
+            print(&at, &open, |open, is_coloured| show::exceptions(open, is_coloured))
+        }
+        Command::Odoo(command) => odoo::run(&command),
         Command::Contracts(ContractsCommand::Check(check)) => check_contracts(&check),
         Command::Modbus(command) => modbus::run(command),
         Command::User(User::Add { file, name }) => {
@@ -484,10 +495,19 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
 }
 
 fn read_password(name: &str) -> anyhow::Result<String> {
+    let password = read_secret(&format!("Password for \"{name}\": "))?;
+    if password.len() < 8 {
+        bail!("the password has {} characters; at least 8 are needed", password.chars().count());
+    }
+    Ok(password)
+}
+
+/// Reads a line from the terminal without showing it, or the first line of the input.
+fn read_secret(prompt: &str) -> anyhow::Result<String> {
     let input = std::io::stdin();
     let mut line = String::new();
     if input.is_terminal() {
-        eprint!("Password for \"{name}\": ");
+        eprint!("{prompt}");
         let hidden = hide_typing()?;
         let read = input.lock().read_line(&mut line);
         drop(hidden);
@@ -496,11 +516,7 @@ fn read_password(name: &str) -> anyhow::Result<String> {
     } else {
         input.lock().read_line(&mut line)?;
     }
-    let password = line.trim_end_matches(['\r', '\n']).to_owned();
-    if password.len() < 8 {
-        bail!("the password has {} characters; at least 8 are needed", password.chars().count());
-    }
-    Ok(password)
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Turns the echo of the terminal off as long as the value lives.

@@ -5,14 +5,16 @@
 
 mod destinations;
 mod lanes;
+mod odoo_checks;
 
 use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
-use crate::sources::{broker, http, modbus, mqtt};
+use crate::sources::{broker, http, modbus, mqtt, odoo};
 use crate::tls;
+use crate::watch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,6 +50,7 @@ struct File {
     dead: lanes::Dead,
     #[serde(default = "ledger_period")]
     ledger_period: Span,
+    watch: Option<watch::Config>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +64,8 @@ struct Sources {
     broker: Vec<broker::Config>,
     #[serde(default)]
     modbus: Vec<modbus::Config>,
+    #[serde(default)]
+    odoo: Vec<odoo::Config>,
 }
 
 fn namespace() -> String {
@@ -111,6 +116,10 @@ pub struct Config {
     pub brokers: Vec<broker::Config>,
     /// The Modbus buses, with their device tables.
     pub buses: Vec<(modbus::Config, modbus::Ready)>,
+    /// The Odoos.
+    pub odoos: Vec<odoo::Config>,
+    /// The watch over the business.
+    pub watch: Option<watch::Config>,
     /// The destinations.
     pub destinations: Vec<forward::Config>,
     /// How lanes are sent, by their names.
@@ -172,6 +181,7 @@ impl Config {
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
         destinations::check(&raw, &document, &mut problems);
         let buses = check_buses(&raw, &document, &mut problems);
+        odoo_checks::check_odoos(&raw, &document, &mut problems, &mut own_warnings);
         let mask_key = match &raw.mask_key {
             None => Vec::new(),
             Some(path) => match std::fs::read(path) {
@@ -205,6 +215,7 @@ impl Config {
             problems.extend(found);
             Default::default()
         });
+        odoo_checks::check_watch(&raw, &document, &contracts, &mut problems);
         warnings.extend(own_warnings);
         lanes::check_order(&sending, &contracts, &document, &mut problems);
         if !problems.is_empty() {
@@ -233,6 +244,8 @@ impl Config {
             servers: raw.source.http,
             brokers: raw.source.broker,
             buses,
+            odoos: raw.source.odoo,
+            watch: raw.watch,
             destinations: raw.destination,
             sending,
             ledger_period: raw.ledger_period.0,
@@ -286,6 +299,21 @@ fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
         resolve_some(&mut source.tls.ca);
         resolve_some(&mut source.tls.cert);
         resolve_some(&mut source.tls.key);
+    }
+    for source in &mut raw.source.odoo {
+        resolve(&mut source.key_file);
+        resolve_some(&mut source.tls.ca);
+        resolve_some(&mut source.tls.cert);
+        resolve_some(&mut source.tls.key);
+        if let Some(hook) = &mut source.hook {
+            resolve(&mut hook.token_file);
+            if let Some(tls) = &mut hook.tls {
+                resolve(&mut tls.cert);
+                resolve(&mut tls.key);
+                resolve_some(&mut tls.client_ca);
+                resolve_some(&mut tls.crl);
+            }
+        }
     }
     for destination in &mut raw.destination {
         resolve_some(&mut destination.password_file);
@@ -397,7 +425,8 @@ impl Sources {
         let http = self.http.iter().map(|source| source.name.as_str()).enumerate().map(keyed("http"));
         let broker = self.broker.iter().map(|source| source.name.as_str()).enumerate().map(keyed("broker"));
         let modbus = self.modbus.iter().map(|source| source.name.as_str()).enumerate().map(keyed("modbus"));
-        mqtt.chain(http).chain(broker).chain(modbus).collect()
+        let odoo = self.odoo.iter().map(|source| source.name.as_str()).enumerate().map(keyed("odoo"));
+        mqtt.chain(http).chain(broker).chain(modbus).chain(odoo).collect()
     }
 }
 

@@ -9,6 +9,7 @@
 mod change;
 mod file;
 mod json;
+pub mod odoo;
 mod pattern;
 mod publication;
 
@@ -59,6 +60,10 @@ pub enum SourceKind {
     Http,
     /// Machines that the gateway asks over Modbus.
     Modbus,
+    /// An Odoo that the gateway reads.
+    Odoo,
+    /// The gateway's own watch over the business.
+    Watch,
 }
 
 impl std::fmt::Display for SourceKind {
@@ -68,6 +73,8 @@ impl std::fmt::Display for SourceKind {
             Self::Broker => "broker",
             Self::Http => "http",
             Self::Modbus => "modbus",
+            Self::Odoo => "odoo",
+            Self::Watch => "watch",
         })
     }
 }
@@ -155,6 +162,10 @@ pub struct Contract {
     pub dedupe: Option<Duration>,
     /// What order means to its consumers.
     pub order: Order,
+    /// Whether it serves; one that does not is checked all the same.
+    pub is_enabled: bool,
+    /// What is read of which model, where its events come from Odoo.
+    pub odoo: Option<odoo::Section>,
     /// How its events look at central.
     pub publication: Publication,
 }
@@ -194,6 +205,16 @@ impl Contract {
     /// Whether a topic is one of its own.
     pub fn takes(&self, topic: &str) -> bool {
         self.pattern.captures(topic).is_some()
+    }
+
+    /// The kind of source its events come from.
+    pub fn source(&self) -> SourceKind {
+        self.source
+    }
+
+    /// Whether events of a source of this name count.
+    pub fn is_for(&self, source: &str) -> bool {
+        self.source_name.as_deref().is_none_or(|name| name == source)
     }
 
     /// The device that `captures` name, for the event's source.
@@ -378,7 +399,7 @@ pub struct Matched {
 }
 
 impl Contracts {
-    /// Loads every `*.toml` of a folder. Each problem names file, line and key.
+    /// Loads every `*.toml` of a folder and of the folders in it. Each problem names file, line and key.
     pub fn load(
         folder: &Path,
         surroundings: &Surroundings,
@@ -395,8 +416,7 @@ impl Contracts {
         };
         let mut files = Vec::new();
         let mut warnings = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
+        for path in paths(folder).map_err(unreadable)? {
             let ending = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
             if path.extension().is_some_and(|extension| extension == "toml") {
                 files.push(path);
@@ -414,6 +434,7 @@ impl Contracts {
         let mut list: Vec<Arc<Contract>> = Vec::new();
         for file in &files {
             match file::load(file, surroundings, lanes, has_mask_key, &mut warnings) {
+                Ok(contract) if !contract.is_enabled => {}
                 Ok(contract) => match list.iter().find_map(|other| clash(other, &contract)) {
                     Some(message) => {
                         problems.push(Problem { file: file.clone(), line: 0, key: "match".into(), message })
@@ -467,6 +488,22 @@ impl Contracts {
             })
         })
     }
+}
+
+/// What a folder of contracts holds, and the folders in it: sets that belong together.
+fn paths(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                found.push(entry?.path());
+            }
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Why two contracts cannot both serve, and what to do about it.

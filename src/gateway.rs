@@ -16,11 +16,11 @@ use crate::ledger::Ledger;
 use crate::local::Local;
 use crate::shutdown::{self, Trigger};
 use crate::sources;
-use crate::sources::broker;
 use crate::sources::http::Server;
-use crate::sources::modbus;
 use crate::sources::mqtt::{Devices, Listener, Parts, Registry};
+use crate::sources::{broker, modbus, odoo};
 use crate::survival::Survival;
+use crate::watch::Watch;
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -89,6 +89,7 @@ impl Gateway {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             anyhow::bail!("the contracts are refused:\n{}", lines.join("\n"));
         }
+        let contracts: Vec<_> = config.contracts.iter().cloned().collect();
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, config.mask_key)?);
 
         let (fates, replays) = {
@@ -236,6 +237,33 @@ impl Gateway {
             sources.push(SourceHandle { name, kind: SourceKind::Modbus, address, stats, devices: None });
             buses.push(source);
         }
+        let mut odoos = Vec::new();
+        for odoo in config.odoos {
+            let stats = Arc::new(sources::Stats::default());
+            let name = odoo.name.clone();
+            let notes = journal.notes("odoo");
+            let source = odoo::Source::new(odoo, &contracts, Arc::clone(&ingest), &notes, Arc::clone(&stats))
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("source \"{name}\""))?;
+            addresses.extend(source.hook_address());
+            sources.push(SourceHandle {
+                name,
+                kind: SourceKind::Odoo,
+                address: source.address().to_owned(),
+                stats,
+                devices: None,
+            });
+            odoos.push(source);
+        }
+        let watch = match config.watch {
+            None => None,
+            Some(config) => {
+                let mirrors = odoos.iter().flat_map(|odoo| odoo.mirrors().to_vec()).collect();
+                let (ingest, local, notes) = (Arc::clone(&ingest), Arc::clone(&local), journal.notes("watch"));
+                let opening = move || Watch::open(config, mirrors, ingest, local, notes);
+                Some(tokio::task::spawn_blocking(opening).await??)
+            }
+        };
         let handles = Arc::new(Handles {
             surroundings: config.surroundings,
             started,
@@ -246,6 +274,7 @@ impl Gateway {
             survival,
             fates,
             replays,
+            board: watch.as_ref().map(Watch::board),
         });
         let mut side = Stage::new();
         let socket =
@@ -260,6 +289,12 @@ impl Gateway {
         }
         for bus in buses {
             inward.tasks.push(tokio::spawn(bus.run(inward.trigger.subscribe())));
+        }
+        if let Some(watch) = watch {
+            inward.tasks.push(tokio::spawn(watch.run(inward.trigger.subscribe())));
+        }
+        for odoo in odoos {
+            inward.tasks.push(tokio::spawn(odoo.run(inward.trigger.subscribe())));
         }
         for server in servers {
             inward.tasks.push(tokio::spawn(server.run(inward.trigger.subscribe())));

@@ -13,9 +13,9 @@
 //! | 9 | `demo` (the command line starts it) |
 //! | 8 | `gateway` (wires, starts journal-first, drains sources-first) |
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
-//! | 6 | `ledger` (what became of every event), `survival` (how long the disk lasts) |
+//! | 6 | `ledger` (what became of every event), `survival` (how long the disk lasts), `watch` (business exceptions) |
 //! | 5 | `sources`, `forward` |
-//! | 4 | `ingest`, `link`, `local` (what subscribers on the gateway are told) |
+//! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal` |
 //! | 2 | `contract` |
 //! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `tls`, `setting` |
@@ -59,9 +59,11 @@ pub mod journal;
 pub mod ledger;
 pub mod link;
 pub mod local;
+pub mod odoo;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;
 pub mod survival;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;

@@ -4,6 +4,7 @@ pub mod broker;
 pub mod http;
 pub mod modbus;
 pub mod mqtt;
+pub mod odoo;
 mod secrets;
 mod socket;
 
@@ -33,6 +34,7 @@ pub struct Stats {
     /// From arrival to acknowledgement.
     pub ack: Histogram,
     problem: Mutex<Option<String>>,
+    notes: Mutex<Vec<String>>,
 }
 
 /// A connection as it is counted, however it ends.
@@ -61,5 +63,15 @@ impl Stats {
     /// What keeps the source from working.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says what a person should know, though the source works.
+    pub fn set_notes(&self, notes: Vec<String>) {
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+    }
+
+    /// What a person should know, though the source works.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

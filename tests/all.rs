@@ -22,6 +22,7 @@ mod link;
 mod listener;
 mod modbus;
 mod nothing_lost;
+mod odoo;
 mod operator;
 mod outage;
 mod power_cut;

@@ -12,6 +12,7 @@ use crate::ledger::Balance;
 use crate::setting::{Bytes, grouped as number, rough};
 use crate::sources::mqtt::DeviceStatus;
 use crate::telemetry::shown;
+use crate::watch::Exception;
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
@@ -380,6 +381,26 @@ pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
         "CLOCK",
     ];
     table(&head, &[3, 5, 6, 7, 8, 9], &rows, is_coloured)
+}
+
+pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
+    if open.is_empty() {
+        return "no exception stands open".into();
+    }
+    let rows: Vec<_> = open
+        .iter()
+        .map(|one| {
+            vec![
+                one.severity.to_string(),
+                one.kind.to_string(),
+                one.reference.clone(),
+                one.since.get(..19).unwrap_or_default().replace('T', " "),
+                age(&one.opened),
+                one.reason.clone(),
+            ]
+        })
+        .collect();
+    table(&["SEVERITY", "KIND", "WHAT", "SINCE (UTC)", "OPEN FOR", "REASON"], &[4], &rows, is_coloured)
 }
 
 pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {

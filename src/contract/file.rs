@@ -3,7 +3,7 @@
 use super::json::{Payload, Pointer};
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
-use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, SourceKind, Surroundings};
+use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, SourceKind, Surroundings, odoo};
 use crate::setting::{Document, Problem, Span};
 use jsonschema::Validator;
 use serde::Deserialize;
@@ -18,8 +18,7 @@ struct File {
     owner: String,
     #[serde(default)]
     purpose: String,
-    #[serde(default = "shop_floor")]
-    system_of_record: String,
+    system_of_record: Option<String>,
     #[serde(default = "standard")]
     lane: String,
     r#match: Match,
@@ -45,6 +44,9 @@ struct File {
     topic: Option<String>,
     #[serde(default)]
     order: Order,
+    odoo: Option<odoo::Section>,
+    #[serde(default = "enabled")]
+    enabled: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,7 +54,7 @@ struct File {
 struct Match {
     source: SourceKind,
     name: Option<String>,
-    topic: String,
+    topic: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -62,8 +64,8 @@ struct Retention {
     unsettled: Option<Span>,
 }
 
-fn shop_floor() -> String {
-    "shop-floor".into()
+fn enabled() -> bool {
+    true
 }
 
 fn standard() -> String {
@@ -95,7 +97,20 @@ pub(super) fn load(
     if !lanes.contains(&raw.lane) {
         return Err(wrong("lane", format!("\"{}\" is no lane; there are {}", raw.lane, quoted(lanes))));
     }
-    let pattern = Pattern::parse(&raw.r#match.topic).map_err(|m| wrong("match.topic", m))?;
+    // Where the gateway asks or computes itself, the stream is what it looks for.
+    let is_own = matches!(raw.r#match.source, SourceKind::Odoo | SourceKind::Watch);
+    let pattern = match (&raw.r#match.topic, is_own) {
+        (Some(topic), false) => Pattern::parse(topic).map_err(|m| wrong("match.topic", m))?,
+        (None, true) => Pattern::parse(&raw.name).map_err(|m| wrong("name", m))?,
+        (Some(topic), true) => {
+            let message = format!("\"{topic}\" has no meaning for source \"{}\"; leave it out", raw.r#match.source);
+            return Err(wrong("match.topic", message));
+        }
+        (None, false) => return Err(wrong("match.topic", "is missing; \"#\" matches every topic".into())),
+    };
+    if let Err((key, message)) = check_odoo(&raw) {
+        return Err(wrong(&key, message));
+    }
     let names: Vec<String> =
         GIVEN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().iter().cloned()).collect();
     let template = |key: &str, text: &str| Template::parse(text, &names).map_err(|m| wrong(key, m));
@@ -145,8 +160,8 @@ pub(super) fn load(
             "decode makes JSON of every payload; leave accepts out, or set it to \"json\"".into(),
         ));
     }
-    // CloudEvents bring an id of their own.
-    let has_ids = id.is_some() || raw.r#match.source == SourceKind::Http;
+    // CloudEvents bring an id of their own, and what the gateway reads or computes gets one.
+    let has_ids = id.is_some() || is_own || raw.r#match.source == SourceKind::Http;
     if raw.dedupe.is_some() && !has_ids {
         return Err(wrong("dedupe", "recognises repeats by the id; set id to the JSON pointer of one".into()));
     }
@@ -180,7 +195,9 @@ pub(super) fn load(
     Ok(Contract {
         file: file.to_owned(),
         purpose: raw.purpose,
-        system_of_record: raw.system_of_record,
+        system_of_record: raw
+            .system_of_record
+            .unwrap_or_else(|| (if raw.r#match.source == SourceKind::Odoo { "odoo" } else { "shop-floor" }).to_owned()),
         source: raw.r#match.source,
         source_name: raw.r#match.name,
         pattern,
@@ -197,8 +214,40 @@ pub(super) fn load(
         keep,
         mask,
         order: raw.order,
+        is_enabled: raw.enabled,
+        odoo: raw.odoo,
         publication,
     })
+}
+
+/// Whether `[odoo]` stands where it has to, and says what can be read: key, and what is wrong with it.
+fn check_odoo(raw: &File) -> Result<(), (String, String)> {
+    let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
+    let Some(section) = &raw.odoo else {
+        return match raw.r#match.source {
+            SourceKind::Odoo => wrong("odoo", "is missing; it says which model and fields are read"),
+            _ => Ok(()),
+        };
+    };
+    if raw.r#match.source != SourceKind::Odoo {
+        return wrong("odoo", "has a meaning for match.source = \"odoo\" only");
+    }
+    for (key, is_there) in [
+        ("keep", !raw.keep.is_empty()),
+        ("mask", !raw.mask.is_empty()),
+        ("id", raw.id.is_some()),
+        ("time", raw.time.is_some()),
+        ("key", raw.key.is_some()),
+        ("decode", raw.decode.is_some()),
+    ] {
+        if is_there {
+            return wrong(
+                key,
+                "is given by the source: only odoo.fields are read, ids and times come from the record, and order is kept by its number; leave it out",
+            );
+        }
+    }
+    section.check().map_err(|(key, message)| (format!("odoo.{key}"), message))
 }
 
 fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Validator<Payload>), Problem> {

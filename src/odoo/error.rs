@@ -1,0 +1,186 @@
+//! What Odoo answered instead of a result, and what the caller should do about it.
+//!
+//! Promise: what is kept of an error is its name and one line for a person; tracebacks, keys and
+//! records are dropped here.
+
+use hyper::StatusCode;
+use serde_json::Value;
+
+/// Why a call came to nothing. The variants follow what the caller should do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OdooError {
+    /// Nobody answers, or not in time, or the answer is cut short: try later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Odoo or a proxy before it is busy, restarting or in a collision: try later.
+    #[error("{0}")]
+    Busy(String),
+    /// Key, user or database are not let in: a person has to act; trying on slowly does no harm.
+    #[error("{0}")]
+    Denied(String),
+    /// What stands at the URL is no Odoo, or none with this database: a person has to act.
+    #[error("{0}")]
+    NotOdoo(String),
+    /// Odoo understood the call and refuses it for good.
+    #[error("{message}")]
+    Refused {
+        /// Why, as far as it can be told apart.
+        why: Refusal,
+        /// Name of the error, such as `odoo.exceptions.AccessError`.
+        name: String,
+        /// One line for a person.
+        message: String,
+    },
+}
+
+/// Why Odoo refuses a call for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The account lacks a right.
+    Access,
+    /// There is no such model or method.
+    UnknownModel,
+    /// There is no such field, or a value is none that it takes.
+    Value,
+    /// There is no such record.
+    Missing,
+    /// A rule of the business, or anything else.
+    Other,
+}
+
+/// What to do after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The same call fails again until somebody changes something.
+    Permanent,
+    /// The same call may succeed later.
+    Retry,
+    /// The login is not accepted.
+    Authentication,
+}
+
+impl OdooError {
+    /// What to do about it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Unreachable(_) | Self::Busy(_) => Class::Retry,
+            Self::Denied(_) => Class::Authentication,
+            Self::NotOdoo(_) | Self::Refused { .. } => Class::Permanent,
+        }
+    }
+
+    /// Whether the account lacks a right.
+    pub fn is_access(&self) -> bool {
+        matches!(self, Self::Refused { why: Refusal::Access, .. })
+    }
+}
+
+/// The longest line kept of a message.
+const LINE_CHARS_MAX: usize = 200;
+
+/// The first line of a message, shortened; Odoo's messages go on with lists of groups and records.
+pub(super) fn line(text: &str) -> String {
+    let first = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    match first.char_indices().nth(LINE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &first[..end]),
+        None => first.to_owned(),
+    }
+}
+
+/// Reads `{name, message, …}`, which JSON-2 and `/jsonrpc` share.
+pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
+    let text = |field: &str| body.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (name, message) = (text("name"), line(text("message")));
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let refused = |why, message| OdooError::Refused { why, name: name.to_owned(), message };
+    match last {
+        "Unauthorized" | "AccessDenied" => OdooError::Denied(format!(
+            "Odoo refuses the login ({message}): the key is wrong, expired, or its user is inactive; make a new key for the account and put it into key_file"
+        )),
+        "OperationalError" if name.starts_with("psycopg2") && message.contains("does not exist") => {
+            OdooError::NotOdoo(format!("there is no such database ({message}); set database to the right one"))
+        }
+        "LockError" | "ConcurrencyError" => {
+            OdooError::Busy(format!("{call}: another transaction is in the way ({last})"))
+        }
+        _ if name.starts_with("psycopg2") => {
+            OdooError::Busy(format!("{call}: the database could not finish it ({last}); will retry"))
+        }
+        "AccessError" => refused(
+            Refusal::Access,
+            format!("{call}: the account lacks the right ({message}); give its group read access to this model"),
+        ),
+        "NotFound" => {
+            refused(Refusal::UnknownModel, format!("{call}: {message}; is the module installed that brings it?"))
+        }
+        "MissingError" => refused(Refusal::Missing, format!("{call}: {message}")),
+        "ValueError" | "KeyError" if message.contains("field") || message.contains("Invalid") => {
+            refused(Refusal::Value, format!("{call}: {message}; name fields and values that this version of Odoo has"))
+        }
+        _ => refused(Refusal::Other, format!("{call}: {last}: {message}")),
+    }
+}
+
+/// Reads an answer that is no JSON, or none from Odoo.
+pub(super) fn from_page(status: StatusCode, is_page: bool, database: &str, call: &str) -> OdooError {
+    match status.as_u16() {
+        502..=504 => OdooError::Busy(format!(
+            "{call}: a proxy answers {}: the Odoo behind it is down, restarting or too slow; will retry",
+            status.as_u16()
+        )),
+        429 => OdooError::Busy(format!("{call}: too many calls (429); will retry")),
+        401 | 403 => OdooError::Denied(format!(
+            "a server at url answers {} before Odoo is asked; a proxy wants a login of its own, or url is wrong",
+            status.as_u16()
+        )),
+        404 if is_page => OdooError::NotOdoo(format!(
+            "there is no database \"{database}\" at url, or url leads to something else (404 with a page); check database and url"
+        )),
+        _ if is_page => OdooError::NotOdoo(format!(
+            "{call}: a page (HTML) came instead of JSON, status {}; url leads to another server, or a proxy is in the way; check url",
+            status.as_u16()
+        )),
+        _ => {
+            OdooError::NotOdoo(format!("{call}: what came is no answer of Odoo, status {}; check url", status.as_u16()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn errors_are_classified_by_name_and_keep_no_traceback() {
+        let check = |name: &str, message: &str, class: Class| {
+            let body =
+                json!({"name": name, "message": message, "debug": "Traceback (most recent call last):\n  secret"});
+            let error = from_body(&body, "mrp.production/search_read");
+            assert_eq!(error.class(), class, "{name}: {error}");
+            assert!(!error.to_string().contains("Traceback") && !error.to_string().contains('\n'), "{error}");
+            error
+        };
+        check("werkzeug.exceptions.Unauthorized", "Invalid apikey", Class::Authentication);
+        check("odoo.exceptions.AccessDenied", "Access Denied", Class::Authentication);
+        check("psycopg2.errors.SerializationFailure", "could not serialize", Class::Retry);
+        check("odoo.exceptions.LockError", "locked", Class::Retry);
+        check("builtins.ValueError", "Invalid field 'x' on 'mrp.production'", Class::Permanent);
+        check("werkzeug.exceptions.NotFound", "the model 'no.model' does not exist", Class::Permanent);
+        check("psycopg2.OperationalError", "FATAL:  database \"x\" does not exist", Class::Permanent);
+        let refused = check("odoo.exceptions.AccessError", "You are not allowed\n\ngroups", Class::Permanent);
+        assert!(refused.is_access() && refused.to_string().contains("read access"), "{refused}");
+        check("odoo.exceptions.UserError", &"long ".repeat(200), Class::Permanent);
+    }
+
+    #[test]
+    fn pages_and_proxies_are_named_with_what_to_do() {
+        let of = |code: u16, is_page| {
+            from_page(StatusCode::from_u16(code).expect("a status"), is_page, "plant", "m/search").to_string()
+        };
+        assert!(of(502, true).contains("proxy answers 502"));
+        assert!(of(404, true).contains("database \"plant\""));
+        assert!(of(200, true).contains("HTML"));
+        assert!(of(200, false).contains("check url"));
+    }
+}

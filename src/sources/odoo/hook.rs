@@ -1,0 +1,258 @@
+//! The hook: where Odoo says that a record may have changed.
+//!
+//! Promise: a post is answered at once, since Odoo's user waits for the answer; it makes a look come
+//! sooner and is never data, so that one that is lost, forged or too early does no harm.
+//! Invariants: connections, heads, bodies and waits are bounded; the token is never logged.
+
+use super::hints::Hints;
+use crate::clock;
+use crate::shutdown::Shutdown;
+use crate::sources::Stats;
+use crate::sources::socket::{self, CannotBind, is_loopback};
+use crate::telemetry::Limiter;
+use crate::tls::{self, ServerFiles, TlsError};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+/// The hook as the configuration says it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// Certificates; without them the hook speaks plain TCP.
+    pub tls: Option<ServerFiles>,
+    /// File with the secret of the path: one line of at least 16 letters, digits, `-` and `_`.
+    pub token_file: PathBuf,
+    /// How Odoo reaches the hook, such as `https://gw-01.plant:8444`; needed to set Odoo up.
+    pub url: Option<String>,
+}
+
+/// Connections at once: Odoo makes one for each post.
+const CONNECTIONS_MAX: usize = 64;
+/// How long TLS and a request may take each.
+const REQUEST_WAIT_MAX: Duration = Duration::from_secs(5);
+/// A record with every field of an order takes some 5 kB.
+const BODY_BYTES_MAX: usize = 256 << 10;
+const HEAD_BYTES_MAX: usize = 8 << 10;
+/// A shorter secret could be tried out.
+const TOKEN_CHARS_MIN: usize = 16;
+
+impl Config {
+    /// Checks values: key, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        match &self.url {
+            Some(url) => crate::odoo::check_url(url).map(|_| ()).map_err(|message| ("hook.url", message)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether posts, and the token in them, are readable on the way.
+    pub fn is_exposed(&self) -> bool {
+        self.tls.is_none() && !is_loopback(self.listen.ip())
+    }
+
+    /// The secret of the path.
+    pub fn token(&self) -> Result<String, String> {
+        read_token(&self.token_file)
+    }
+}
+
+fn read_token(file: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    let token = text.trim();
+    let is_good = token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if token.len() < TOKEN_CHARS_MIN || !is_good {
+        return Err(format!(
+            "{} holds no token: one line of at least {TOKEN_CHARS_MIN} letters, digits, \"-\" and \"_\", such as `openssl rand -hex 24` prints",
+            file.display()
+        ));
+    }
+    Ok(token.to_owned())
+}
+
+/// Why the hook did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotHear {
+    /// The address is taken or not there.
+    #[error(transparent)]
+    Address(#[from] CannotBind),
+    /// Certificates or keys.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The file with the token.
+    #[error("{0}")]
+    Token(String),
+}
+
+/// A hook that has its port.
+pub struct Hook {
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    source: String,
+    token: [u8; 32],
+    hints: Vec<(String, Arc<Hints>)>,
+    stats: Arc<Stats>,
+    refusals: Limiter,
+}
+
+impl Shared {
+    fn refuse(&self, peer: SocketAddr, why: &str) {
+        self.stats.refused.add(1);
+        if let Some(held_back) = self.refusals.allow(clock::instant()) {
+            tracing::warn!(source = %self.source, %peer, held_back, "hint refused: {why}");
+        }
+    }
+}
+
+impl Hook {
+    /// Takes the port. `hints` has the model of each contract.
+    pub(super) fn open(
+        config: Config,
+        hints: Vec<(String, Arc<Hints>)>,
+        stats: Arc<Stats>,
+        source: &str,
+    ) -> Result<Self, CannotHear> {
+        let token = config.token().map_err(CannotHear::Token)?;
+        let tls = config.tls.as_ref().map(tls::server).transpose()?.map(TlsAcceptor::from);
+        let socket = socket::listen(config.listen)?;
+        let shared = Shared {
+            source: source.to_owned(),
+            token: Sha256::digest(token.as_bytes()).into(),
+            hints,
+            stats,
+            refusals: Limiter::new(Duration::from_secs(10)),
+        };
+        Ok(Self { socket, tls, shared: Arc::new(shared) })
+    }
+
+    /// The address it really has.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Answers until the shutdown.
+    pub async fn run(self, mut shutdown: Shutdown) {
+        let mut connections = JoinSet::new();
+        loop {
+            let has_room = connections.len() < CONNECTIONS_MAX;
+            tokio::select! {
+                () = shutdown.begun() => break,
+                // The ended are taken out, so that the set does not grow.
+                Some(_) = connections.join_next() => {}
+                accepted = self.socket.accept(), if has_room => match accepted {
+                    Ok((stream, peer)) => {
+                        connections.spawn(connection(stream, peer, self.tls.clone(), Arc::clone(&self.shared)));
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                },
+            }
+        }
+        // A hint that is cut off is found by the next poll.
+        connections.abort_all();
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    socket::tune(&stream, REQUEST_WAIT_MAX);
+    match tls {
+        None => serve(stream, peer, shared).await,
+        Some(acceptor) => match tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => serve(stream, peer, shared).await,
+            Ok(Err(error)) => shared.refuse(peer, &format!("TLS handshake: {error}")),
+            Err(_) => shared.refuse(peer, "TLS handshake took too long"),
+        },
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: SocketAddr, shared: Arc<Shared>) {
+    let service = service_fn(|request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, &shared).await) }
+    });
+    let ended = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_WAIT_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = ended
+        && error.is_parse()
+    {
+        shared.refuse(peer, &format!("not HTTP: {error}"));
+    }
+}
+
+async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -> Response<Full<Bytes>> {
+    let with = |status: StatusCode| {
+        let mut response = Response::new(Full::new(Bytes::new()));
+        *response.status_mut() = status;
+        response
+    };
+    let (head, body) = request.into_parts();
+    let token = head.uri.path().strip_prefix("/odoo/hook/").unwrap_or_default();
+    // Hashes are compared, so that the time it takes says nothing about the token.
+    let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+    if given != shared.token {
+        shared.refuse(peer, "the path has no token that is known here");
+        return with(StatusCode::NOT_FOUND);
+    }
+    if head.method != Method::POST {
+        return with(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let reading = tokio::time::timeout(REQUEST_WAIT_MAX, Limited::new(body, BODY_BYTES_MAX).collect());
+    let Ok(Ok(body)) = reading.await else {
+        shared.refuse(peer, "the body is too large, too slow or cut off");
+        return with(StatusCode::BAD_REQUEST);
+    };
+    let Some((model, id)) = record(&body.to_bytes()) else {
+        shared.refuse(peer, "the body names no record");
+        return with(StatusCode::BAD_REQUEST);
+    };
+    for (known, hints) in &shared.hints {
+        if *known == model && !hints.put(id) {
+            shared.stats.dropped.add(1);
+        }
+    }
+    with(StatusCode::NO_CONTENT)
+}
+
+/// The record that a post names.
+fn record(body: &[u8]) -> Option<(String, i64)> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let id = body.get("_id").or(body.get("id"))?.as_i64()?;
+    Some((body.get("_model")?.as_str()?.to_owned(), id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_post_of_odoo_names_its_record() {
+        let body =
+            br#"{"_action": "mo changed(#542)", "_id": 3, "_model": "mrp.production", "id": 3, "state": "draft"}"#;
+        assert_eq!(record(body), Some(("mrp.production".into(), 3)));
+        assert_eq!(record(br#"{"_model": "mrp.production", "_id": "3"}"#), None);
+        assert_eq!(record(b"<html>"), None);
+    }
+}

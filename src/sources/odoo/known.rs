@@ -1,0 +1,299 @@
+//! What is known of the records of a contract: each as central was last told of it.
+//!
+//! Invariants:
+//! - what is known follows the receipts: it never holds what central may not learn;
+//! - ids of events are made from the record alone, so that the same change has the same id after
+//!   any crash; a value that comes back within one second has another id than the first time;
+//! - it is bounded: past the bound, records that have reached a last state are forgotten first.
+
+use super::meaning::{self, Occasion, Telling};
+use super::shape::{Row, bare};
+use crate::contract::odoo::Section;
+use crate::journal::Note;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Records of one contract that are remembered: some 400 bytes each.
+const RECORDS_MAX: usize = 200_000;
+/// Records of one note: a change rewrites its note, and thousands of records are not one note.
+const RECORDS_A_NOTE: i64 = 32;
+/// Values within one second that are told apart.
+const SEEN_MAX: usize = 16;
+/// The version of what is noted.
+const FORMAT: u8 = 1;
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Seconds since 1970.
+    write_date: i64,
+    /// Hashes of the values that were told with this `write_date`, the newest last.
+    seen: Vec<u128>,
+    record: Box<str>,
+}
+
+/// The records of one contract.
+#[derive(Debug, Default)]
+pub struct Known {
+    records: HashMap<i64, Entry>,
+    /// Notes whose records changed since they were written.
+    dirty: BTreeSet<i64>,
+}
+
+/// What to do with a row.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is known as it is.
+    Same,
+    /// Nothing that central is told has changed.
+    Quiet(Entry),
+    /// Central is to be told.
+    Tell(Box<Event>),
+}
+
+/// An event to hand in, and what is known once it has its receipt.
+#[derive(Debug)]
+pub struct Event {
+    /// Id of the event.
+    pub id: String,
+    /// Number of the record.
+    pub record_id: i64,
+    /// When it was written: seconds since 1970.
+    pub write_date: i64,
+    /// What central is told.
+    pub payload: Value,
+    /// What is known then; `None` once the record is gone.
+    pub then: Option<Entry>,
+}
+
+impl Known {
+    /// Compares a row with what is known. `place` is what ids are unique in: database and stream.
+    pub fn judge(&self, row: &Row, occasion: Occasion, telling: &Telling<'_>, place: &Place<'_>) -> Verdict {
+        let text = Value::Object(row.record.clone()).to_string();
+        let known = self.records.get(&row.id);
+        if let Some(known) = known
+            && known.write_date == row.write_date
+            && *known.record == *text
+        {
+            return Verdict::Same;
+        }
+        let old: Option<Map<String, Value>> = known.and_then(|known| serde_json::from_str(&known.record).ok());
+        let changed = old.as_ref().map(|old| meaning::changes(old, &row.record)).unwrap_or_default();
+        let hash = hash(place.stream, &row.record);
+        let mut seen = match known {
+            Some(known) if known.write_date == row.write_date => known.seen.clone(),
+            _ => Vec::new(),
+        };
+        if let Some(known) = known
+            && changed.is_empty()
+        {
+            // Written without a change, by a name of another record, or read with other fields.
+            if known.write_date != row.write_date || seen.last() != Some(&hash) {
+                seen.push(hash);
+            }
+            return Verdict::Quiet(Entry { write_date: row.write_date, seen, record: text.into() });
+        }
+        let again = seen.iter().filter(|earlier| **earlier == hash).count();
+        seen.push(hash);
+        seen.drain(..seen.len().saturating_sub(SEEN_MAX));
+        // A first load that goes on after a crash meets records that are known.
+        let occasion = if old.is_some() { Occasion::Written } else { occasion };
+        let names = meaning::names(telling.section, occasion, old.as_ref(), &row.record);
+        let mut name = format!("{}/{}/{}/{hash:032x}", place.model, row.id, row.write_date);
+        if again > 0 {
+            name.push_str(&format!("/{again}"));
+        }
+        Verdict::Tell(Box::new(Event {
+            id: place.id(&name),
+            record_id: row.id,
+            write_date: row.write_date,
+            payload: telling.written(row, &names, &changed),
+            then: Some(Entry { write_date: row.write_date, seen, record: text.into() }),
+        }))
+    }
+
+    /// The event for a record that is gone, if it was known.
+    pub fn deletion(&self, id: i64, telling: &Telling<'_>, place: &Place<'_>) -> Option<Event> {
+        let known = self.records.get(&id)?;
+        let record: Map<String, Value> = serde_json::from_str(&known.record).unwrap_or_default();
+        let hash = hash(place.stream, &record);
+        let name = format!("{}/{id}/{}/{hash:032x}/deleted", place.model, known.write_date);
+        Some(Event {
+            id: place.id(&name),
+            record_id: id,
+            write_date: known.write_date,
+            payload: telling.deleted(id, known.write_date, &record),
+            then: None,
+        })
+    }
+
+    /// Takes over what an event or a quiet change says.
+    pub fn put(&mut self, id: i64, then: Option<Entry>) {
+        self.dirty.insert(id.div_euclid(RECORDS_A_NOTE));
+        match then {
+            Some(entry) => drop(self.records.insert(id, entry)),
+            None => drop(self.records.remove(&id)),
+        }
+    }
+
+    /// Takes over an event that is found in the journal.
+    pub fn follow(&mut self, payload: &Value, place: &Place<'_>) {
+        let Some(id) = payload.get("id").and_then(Value::as_i64) else { return };
+        if payload.get("event").and_then(Value::as_str) == Some("deleted") {
+            self.put(id, None);
+            return;
+        }
+        let time = payload.get("write_date").and_then(Value::as_str).and_then(crate::event::Timestamp::parse);
+        let (Some(time), Some(record)) = (time, payload.get("record").and_then(Value::as_object)) else { return };
+        let write_date = time.0.div_euclid(1_000_000);
+        let mut seen = match self.records.get(&id) {
+            Some(known) if known.write_date == write_date => known.seen.clone(),
+            _ => Vec::new(),
+        };
+        seen.push(hash(place.stream, record));
+        self.put(id, Some(Entry { write_date, seen, record: Value::Object(record.clone()).to_string().into() }));
+    }
+
+    /// Numbers of all records, rising.
+    pub fn ids(&self) -> Vec<i64> {
+        let mut ids: Vec<_> = self.records.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// How many records are known.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether a record is known.
+    pub fn contains(&self, id: i64) -> bool {
+        self.records.contains_key(&id)
+    }
+
+    /// Every record: its number, when it was written, and its fields.
+    pub fn each(&self, mut see: impl FnMut(i64, i64, &Map<String, Value>)) {
+        for (id, entry) in &self.records {
+            if let Ok(record) = serde_json::from_str(&entry.record) {
+                see(*id, entry.write_date, &record);
+            }
+        }
+    }
+
+    /// Forgets records that have ended and were not written since `before`; past the bound also
+    /// younger ones, the oldest first. Returns how many.
+    pub fn forget(&mut self, section: &Section, before: i64) -> usize {
+        let is_last = |entry: &Entry| {
+            let record: Map<String, Value> = serde_json::from_str(&entry.record).unwrap_or_default();
+            let of = |field: &Option<String>| field.as_ref().and_then(|field| record.get(field));
+            let state = of(&section.state).and_then(Value::as_str);
+            state.is_some_and(|state| section.last_states.iter().any(|word| word == state))
+                || of(&section.ended_by).is_some_and(|value| !value.is_null())
+        };
+        let can_end = !section.last_states.is_empty() || section.ended_by.is_some();
+        let mut over = self.records.len().saturating_sub(RECORDS_MAX);
+        let mut ended: Vec<(i64, i64)> = if can_end {
+            let ended = self.records.iter().filter(|(_, entry)| is_last(entry));
+            ended.map(|(id, entry)| (entry.write_date, *id)).collect()
+        } else {
+            Vec::new()
+        };
+        ended.sort_unstable();
+        let mut forgotten = 0;
+        for (write_date, id) in ended {
+            if write_date >= before && over == 0 {
+                break;
+            }
+            over = over.saturating_sub(1);
+            self.put(id, None);
+            forgotten += 1;
+        }
+        forgotten
+    }
+
+    /// Whether no more records are taken in.
+    pub fn is_full(&self) -> bool {
+        self.records.len() >= RECORDS_MAX
+    }
+
+    /// Notes that wait to be written.
+    pub fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// What changed since the last call, as notes under `prefix`.
+    pub fn take_notes(&mut self, prefix: &str) -> Vec<Note> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let content = |number: i64| {
+            let range = number * RECORDS_A_NOTE..(number + 1) * RECORDS_A_NOTE;
+            let held: Vec<(i64, i64, &[u128], &str)> = range
+                .filter_map(|id| {
+                    self.records.get(&id).map(|entry| (id, entry.write_date, entry.seen.as_slice(), &*entry.record))
+                })
+                .collect();
+            if held.is_empty() {
+                return None;
+            }
+            let bytes = postcard::to_stdvec(&(FORMAT, held)).ok()?;
+            zstd::bulk::compress(&bytes, 1).ok()
+        };
+        dirty.into_iter().map(|number| (format!("{prefix}{number:012}"), content(number))).collect()
+    }
+
+    /// Takes back what could not be written.
+    pub fn put_back(&mut self, prefix: &str, notes: &[Note]) {
+        let numbers = notes.iter().filter_map(|(name, _)| name.strip_prefix(prefix)?.parse::<i64>().ok());
+        self.dirty.extend(numbers);
+    }
+
+    /// Reads notes. What a newer version wrote, or nobody can read, counts as not known.
+    pub fn restore(notes: Vec<(String, Vec<u8>)>) -> Self {
+        let mut known = Self::default();
+        for (name, bytes) in notes {
+            let read = || -> Option<Vec<Noted>> {
+                let bytes = zstd::bulk::decompress(&bytes, NOTE_BYTES_MAX).ok()?;
+                let (format, held) = postcard::from_bytes::<(u8, _)>(&bytes).ok()?;
+                (format == FORMAT).then_some(held)
+            };
+            let Some(held) = read() else {
+                tracing::warn!(note = %name, "a note of Odoo's records cannot be read; they are read anew");
+                continue;
+            };
+            for (id, write_date, seen, record) in held {
+                known.records.insert(id, Entry { write_date, seen, record: record.into() });
+            }
+        }
+        known
+    }
+}
+
+/// A record as it is noted: number, when it was written, hashes, fields.
+type Noted = (i64, i64, Vec<u128>, String);
+
+/// The largest note that is read: records of a hundred fields are far below.
+const NOTE_BYTES_MAX: usize = 16 << 20;
+
+/// What ids are unique in.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The database.
+    pub database: &'a str,
+    /// The model.
+    pub model: &'a str,
+    /// The stream.
+    pub stream: &'a str,
+}
+
+impl Place<'_> {
+    fn id(&self, name: &str) -> String {
+        let name = format!("odoo://{}/{name}", self.database);
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).hyphenated().to_string()
+    }
+}
+
+/// The hash of what is read of a record, without the names of others.
+fn hash(stream: &str, record: &Map<String, Value>) -> u128 {
+    let bare: BTreeMap<&String, Value> = record.iter().map(|(field, value)| (field, bare(value))).collect();
+    let text = serde_json::to_string(&(stream, bare)).unwrap_or_default();
+    xxhash_rust::xxh3::xxh3_128(text.as_bytes())
+}

@@ -1,0 +1,506 @@
+//! What counts as an exception, judged from what is known.
+//!
+//! Invariant: a condition's words hold nothing that changes by the minute, so that an exception tells
+//! of an update only when there is one.
+
+use super::{Config, Setting};
+use crate::event::Timestamp;
+use crate::sources::odoo::{Mirror, linked};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The kinds of exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// An order was to start and is still a draft.
+    OrderNotReleased,
+    /// An order was released, was to start and has not.
+    OrderNotStarted,
+    /// An order waits for components.
+    WaitingForMaterial,
+    /// An order is past its due date, or is planned to be.
+    OrderLate,
+    /// An order is done and not closed.
+    OrderNotClosed,
+    /// A work order takes longer than was expected.
+    WorkOrderOverTime,
+    /// A work center is blocked.
+    WorkCenterBlocked,
+    /// A machine runs, and no work order is in progress at its work center.
+    MachineWithoutOrder,
+    /// A work order is in progress, and its machine does not run.
+    OrderWithoutMachine,
+}
+
+/// How bad an exception is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Somebody should look today.
+    Warning,
+    /// Somebody should look now.
+    Critical,
+}
+
+const ORDERS: [Kind; 5] =
+    [Kind::OrderNotReleased, Kind::OrderNotStarted, Kind::WaitingForMaterial, Kind::OrderLate, Kind::OrderNotClosed];
+const MACHINES: [Kind; 2] = [Kind::MachineWithoutOrder, Kind::OrderWithoutMachine];
+
+impl Kind {
+    /// How long it has to last, and how bad it is, where the configuration does not say.
+    fn defaults(self) -> (Duration, Severity) {
+        let minutes = |count: u64| Duration::from_secs(count * 60);
+        match self {
+            Self::OrderNotReleased => (Duration::ZERO, Severity::Warning),
+            Self::OrderNotStarted => (minutes(15), Severity::Warning),
+            Self::WaitingForMaterial => (Duration::ZERO, Severity::Warning),
+            Self::OrderLate => (Duration::ZERO, Severity::Critical),
+            Self::OrderNotClosed => (minutes(60), Severity::Info),
+            Self::WorkOrderOverTime => (Duration::ZERO, Severity::Warning),
+            Self::WorkCenterBlocked => (Duration::ZERO, Severity::Critical),
+            Self::MachineWithoutOrder | Self::OrderWithoutMachine => (minutes(10), Severity::Warning),
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = serde_json::to_value(self).unwrap_or_default();
+        f.pad(name.as_str().unwrap_or_default())
+    }
+}
+
+impl std::fmt::Display for Severity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        })
+    }
+}
+
+/// Something that is as it should not be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Condition {
+    pub(super) kind: Kind,
+    pub(super) severity: Severity,
+    pub(super) source: String,
+    pub(super) subject: String,
+    pub(super) reference: String,
+    pub(super) since: Timestamp,
+    /// Whether the facts tell since when; if not, it is when it was first seen.
+    pub(super) is_since_known: bool,
+    pub(super) reason: String,
+    pub(super) details: Value,
+}
+
+/// What a machine last said.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    pub(super) name: String,
+    pub(super) work_center: String,
+    pub(super) is_running: bool,
+    pub(super) state: String,
+    pub(super) since: Timestamp,
+}
+
+/// A record that counts.
+#[derive(Clone, Debug)]
+struct Fact {
+    source: String,
+    id: i64,
+    write_date: Timestamp,
+    record: Map<String, Value>,
+}
+
+/// Everything that is judged, at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    orders: Vec<Fact>,
+    work_orders: Vec<Fact>,
+    work_centers: Vec<Fact>,
+    stops: Vec<Fact>,
+    /// Models that are known completely.
+    ready: BTreeSet<String>,
+}
+
+/// Whether a record counts.
+type Test = fn(&Map<String, Value>) -> bool;
+
+impl Facts {
+    /// Copies what is open.
+    pub(super) fn gather(mirrors: &[Arc<Mirror>]) -> Self {
+        let mut facts = Self::default();
+        for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
+            let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
+                "mrp.production" => (&mut facts.orders, is_unfinished),
+                "mrp.workorder" => (&mut facts.work_orders, is_running),
+                "mrp.workcenter" => (&mut facts.work_centers, is_there),
+                "mrp.workcenter.productivity" => (&mut facts.stops, is_timing),
+                _ => continue,
+            };
+            facts.ready.insert(mirror.model().to_owned());
+            mirror.each(|id, written, record| {
+                if is_open(record) {
+                    list.push(Fact {
+                        source: mirror.source().to_owned(),
+                        id,
+                        write_date: Timestamp(written.saturating_mul(1_000_000)),
+                        record: record.clone(),
+                    });
+                }
+            });
+        }
+        facts
+    }
+
+    /// The kinds that can be judged: those whose models are known.
+    pub(super) fn judged(&self, has_machines: bool) -> BTreeSet<Kind> {
+        let knows = |model: &str| self.ready.contains(model);
+        let mut judged = BTreeSet::new();
+        if knows("mrp.production") {
+            judged.extend(ORDERS);
+        }
+        if knows("mrp.workorder") {
+            judged.insert(Kind::WorkOrderOverTime);
+        }
+        if knows("mrp.workcenter") {
+            judged.insert(Kind::WorkCenterBlocked);
+        }
+        if has_machines && knows("mrp.workorder") && knows("mrp.workcenter") {
+            judged.extend(MACHINES);
+        }
+        judged
+    }
+}
+
+fn is_unfinished(record: &Map<String, Value>) -> bool {
+    !matches!(text(record, "state"), Some("done" | "cancel") | None)
+}
+
+fn is_running(record: &Map<String, Value>) -> bool {
+    text(record, "state") == Some("progress")
+}
+
+fn is_timing(record: &Map<String, Value>) -> bool {
+    text(record, "date_end").is_none()
+}
+
+fn is_there(_: &Map<String, Value>) -> bool {
+    true
+}
+
+fn text<'r>(record: &'r Map<String, Value>, field: &str) -> Option<&'r str> {
+    record.get(field).and_then(Value::as_str)
+}
+
+fn time(record: &Map<String, Value>, field: &str) -> Option<Timestamp> {
+    text(record, field).and_then(Timestamp::parse)
+}
+
+/// What people know a record by: its text, or the name of a link.
+fn name(record: &Map<String, Value>, field: &str) -> String {
+    let value = record.get(field).unwrap_or(&Value::Null);
+    let name = value.get("name").unwrap_or(value);
+    name.as_str().map_or_else(|| name.to_string(), str::to_owned)
+}
+
+/// Everything that holds now and has lasted as long as it has to.
+pub(super) fn conditions(
+    config: &Config,
+    facts: &Facts,
+    machines: &[Machine],
+    now: Timestamp,
+    first_seen: &mut HashMap<(Kind, String), Timestamp>,
+) -> Vec<Condition> {
+    let mut found = Vec::new();
+    facts.orders.iter().for_each(|order| of_order(order, now, &mut found));
+    of_work_orders(facts, now, &mut found);
+    of_work_centers(facts, &mut found);
+    of_machines(facts, machines, &mut found);
+    let mut seen = HashMap::new();
+    found.retain_mut(|condition| {
+        let setting = config.rule.get(&condition.kind).copied().unwrap_or_default();
+        let Setting { after, severity, enabled } = setting;
+        let (after_default, severity_default) = condition.kind.defaults();
+        condition.severity = severity.unwrap_or(severity_default);
+        if !condition.is_since_known {
+            let key = (condition.kind, condition.subject.clone());
+            condition.since = first_seen.get(&key).copied().unwrap_or(now);
+            seen.insert(key, condition.since);
+        }
+        enabled != Some(false) && now.since(condition.since) >= after.map_or(after_default, |span| span.0)
+    });
+    // What no longer holds begins anew when it comes again.
+    *first_seen = seen;
+    found
+}
+
+struct Words<'a> {
+    kind: Kind,
+    since: Option<Timestamp>,
+    reference: String,
+    reason: String,
+    fields: &'a [&'a str],
+}
+
+fn push(found: &mut Vec<Condition>, model: &str, fact: &Fact, words: Words<'_>) {
+    let details: Map<String, Value> =
+        words.fields.iter().filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone()))).collect();
+    found.push(Condition {
+        kind: words.kind,
+        severity: Severity::Info,
+        source: fact.source.clone(),
+        subject: format!("{model}/{}", fact.id),
+        reference: words.reference,
+        since: words.since.unwrap_or(Timestamp(0)),
+        is_since_known: words.since.is_some(),
+        reason: words.reason,
+        details: Value::Object(details),
+    });
+}
+
+fn of_order(order: &Fact, now: Timestamp, found: &mut Vec<Condition>) {
+    const FIELDS: [&str; 8] = [
+        "origin",
+        "state",
+        "product_id",
+        "product_qty",
+        "date_start",
+        "date_finished",
+        "date_deadline",
+        "reservation_state",
+    ];
+    let record = &order.record;
+    let state = text(record, "state").unwrap_or_default();
+    let start = time(record, "date_start");
+    let mut add = |kind, since: Option<Timestamp>, reason: &str| {
+        let reference = name(record, "name");
+        let reason = format!("order {reference} {reason}");
+        push(found, "mrp.production", order, Words { kind, since, reference, reason, fields: &FIELDS });
+    };
+    if let Some(start) = start.filter(|start| *start < now) {
+        match state {
+            "draft" => add(Kind::OrderNotReleased, Some(start), "was to start and is not released"),
+            "confirmed" => add(Kind::OrderNotStarted, Some(start), "was to start and has not"),
+            _ => {}
+        }
+    }
+    let waits = matches!(text(record, "reservation_state"), Some("confirmed" | "waiting"));
+    if waits && matches!(state, "confirmed" | "progress") {
+        add(Kind::WaitingForMaterial, None, "waits for components");
+    }
+    if let Some(deadline) = time(record, "date_deadline") {
+        if deadline < now {
+            add(Kind::OrderLate, Some(deadline), "is past its due date");
+        } else if state != "draft" && time(record, "date_finished").is_some_and(|end| end > deadline) {
+            add(Kind::OrderLate, None, "is planned to end after its due date");
+        }
+    }
+    if state == "to_close" {
+        add(Kind::OrderNotClosed, Some(order.write_date), "is done and not closed");
+    }
+}
+
+fn of_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
+    // The times that still run: `duration` counts those that have ended.
+    let mut running: BTreeMap<(&str, i64), Vec<Timestamp>> = BTreeMap::new();
+    for stop in &facts.stops {
+        let work_order = stop.record.get("workorder_id").and_then(linked);
+        if let (Some(work_order), Some(start)) = (work_order, time(&stop.record, "date_start")) {
+            running.entry((&stop.source, work_order)).or_default().push(start);
+        }
+    }
+    for work_order in &facts.work_orders {
+        let number = |field: &str| work_order.record.get(field).and_then(Value::as_f64).unwrap_or(0.0);
+        let open = running.get(&(work_order.source.as_str(), work_order.id)).map_or(&[][..], Vec::as_slice);
+        let minutes: f64 = open.iter().map(|start| now.since(*start).as_secs_f64() / 60.0).sum();
+        let expected = number("duration_expected");
+        let left = expected - number("duration");
+        if expected > 0.0 && minutes > left {
+            // While one person works on it, it is known to the second when the time was up.
+            let since = match open {
+                [start] if left >= 0.0 => Some(start.plus(Duration::from_secs_f64((left * 60.0).round()))),
+                _ => None,
+            };
+            let reference =
+                format!("{} {}", name(&work_order.record, "production_id"), name(&work_order.record, "name"));
+            let reason = format!("work order {reference} takes longer than {expected:.0} minutes");
+            let fields = ["production_id", "workcenter_id", "duration_expected", "date_start"];
+            let words = Words { kind: Kind::WorkOrderOverTime, since, reference, reason, fields: &fields };
+            push(found, "mrp.workorder", work_order, words);
+        }
+    }
+}
+
+fn of_work_centers(facts: &Facts, found: &mut Vec<Condition>) {
+    for center in facts.work_centers.iter().filter(|one| text(&one.record, "working_state") == Some("blocked")) {
+        let stop = facts.stops.iter().find(|stop| {
+            stop.source == center.source
+                && stop.record.get("workcenter_id").and_then(linked) == Some(center.id)
+                && text(&stop.record, "loss_type") != Some("productive")
+        });
+        let since = stop.and_then(|stop| time(&stop.record, "date_start"));
+        let reference = reference_of(center);
+        let why = stop.map(|stop| name(&stop.record, "loss_id")).filter(|why| why != "null");
+        let reason = match why {
+            Some(why) => format!("work center {reference} is blocked: {why}"),
+            None => format!("work center {reference} is blocked"),
+        };
+        let fields = ["name", "code", "working_state"];
+        push(
+            found,
+            "mrp.workcenter",
+            center,
+            Words { kind: Kind::WorkCenterBlocked, since, reference, reason, fields: &fields },
+        );
+    }
+}
+
+fn reference_of(center: &Fact) -> String {
+    text(&center.record, "code").map_or_else(|| name(&center.record, "name"), str::to_owned)
+}
+
+fn of_machines(facts: &Facts, machines: &[Machine], found: &mut Vec<Condition>) {
+    for machine in machines {
+        let center = facts.work_centers.iter().find(|center| reference_of(center) == machine.work_center);
+        let Some(center) = center else { continue };
+        let mut there = facts.work_orders.iter().filter(|work_order| {
+            work_order.source == center.source
+                && work_order.record.get("workcenter_id").and_then(linked) == Some(center.id)
+        });
+        let (name_of, code) = (&machine.name, &machine.work_center);
+        let details = json!({"machine": machine.name, "work_center": code, "state": machine.state});
+        let condition = |kind, subject: String, reference: String, since, is_since_known, reason| Condition {
+            kind,
+            severity: Severity::Info,
+            source: center.source.clone(),
+            subject,
+            reference,
+            since,
+            is_since_known,
+            reason,
+            details: details.clone(),
+        };
+        match (machine.is_running, there.next()) {
+            (true, None) => found.push(condition(
+                Kind::MachineWithoutOrder,
+                format!("machine/{name_of}"),
+                name_of.clone(),
+                // It may have run with an order before: only the watch knows since when not.
+                Timestamp(0),
+                false,
+                format!("machine {name_of} runs, and no work order is in progress at {code}"),
+            )),
+            (false, Some(first)) => {
+                for work_order in std::iter::once(first).chain(there) {
+                    let began = time(&work_order.record, "date_start").unwrap_or(machine.since);
+                    let reference = name(&work_order.record, "production_id");
+                    let reason = format!(
+                        "work order of {reference} is in progress at {code}, and machine {name_of} does not run"
+                    );
+                    let subject = format!("mrp.workorder/{}", work_order.id);
+                    let since = machine.since.max(began);
+                    found.push(condition(Kind::OrderWithoutMachine, subject, reference, since, true, reason));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-11-25T12:00:00Z";
+
+    fn fact(id: i64, record: Value) -> Fact {
+        let record = record.as_object().cloned().expect("an object");
+        let write_date = Timestamp::parse("2026-11-25T10:00:00Z").expect("a time");
+        Fact { source: "erp".into(), id, write_date, record }
+    }
+
+    fn kinds(facts: &Facts, machines: &[Machine], config: &str) -> Vec<(Kind, String)> {
+        let config: Config = toml::from_str(config).expect("a configuration");
+        let now = Timestamp::parse(NOW).expect("a time");
+        let mut first_seen = HashMap::new();
+        let found = conditions(&config, facts, machines, now, &mut first_seen);
+        found.into_iter().map(|condition| (condition.kind, condition.since.to_string())).collect()
+    }
+
+    fn of(record: Value, config: &str) -> Vec<(Kind, String)> {
+        kinds(&Facts { orders: vec![fact(1, record)], ..Facts::default() }, &[], config)
+    }
+
+    #[test]
+    fn orders_that_are_not_as_they_should_be_are_found() {
+        let start = "2026-11-25T11:00:00Z";
+        let at = |text: &str| text.replace('Z', ".000000Z");
+        let draft = json!({"name": "MO/1", "state": "draft", "date_start": start});
+        assert_eq!(of(draft.clone(), ""), [(Kind::OrderNotReleased, at(start))]);
+        assert_eq!(of(draft.clone(), "rule.order-not-released.after = \"2h\""), [], "not yet");
+        assert_eq!(of(draft, "rule.order-not-released.enabled = false"), []);
+        let confirmed =
+            json!({"name": "MO/1", "state": "confirmed", "date_start": start, "reservation_state": "waiting"});
+        assert_eq!(of(confirmed, ""), [(Kind::OrderNotStarted, at(start)), (Kind::WaitingForMaterial, at(NOW))]);
+        let late = json!({"name": "MO/1", "state": "progress", "date_deadline": start});
+        assert_eq!(of(late, ""), [(Kind::OrderLate, at(start))]);
+        let planned = json!({"name": "MO/1", "state": "progress", "date_deadline": "2026-11-26T11:00:00Z", "date_finished": "2026-11-27T11:00:00Z"});
+        assert_eq!(of(planned, ""), [(Kind::OrderLate, at(NOW))]);
+        let to_close = json!({"name": "MO/1", "state": "to_close"});
+        assert_eq!(of(to_close, ""), [(Kind::OrderNotClosed, at("2026-11-25T10:00:00Z"))]);
+        let future = json!({"name": "MO/1", "state": "draft", "date_start": "2026-11-26T11:00:00Z"});
+        assert_eq!(of(future, ""), []);
+    }
+
+    #[test]
+    fn work_orders_centers_and_machines_are_looked_at_together() {
+        let work_order = json!({"name": "Cut", "production_id": {"id": 1, "name": "MO/1"}, "workcenter_id": {"id": 2, "name": "Sawing"},
+            "state": "progress", "duration": 4.0, "duration_expected": 10.0, "date_start": "2026-11-25T11:00:00Z"});
+        let timer = json!({"workorder_id": 7, "workcenter_id": {"id": 2, "name": "Sawing"}, "loss_type": "productive",
+            "date_start": "2026-11-25T11:50:00Z", "date_end": null});
+        let stop = json!({"workorder_id": null, "workcenter_id": {"id": 2, "name": "Sawing"}, "loss_type": "availability",
+            "loss_id": {"id": 3, "name": "Equipment Failure"}, "date_start": "2026-11-25T11:30:00Z", "date_end": null});
+        let center = json!({"name": "Sawing", "code": "SAW", "working_state": "blocked"});
+        let facts = Facts {
+            work_orders: vec![fact(7, work_order)],
+            work_centers: vec![fact(2, center)],
+            stops: vec![fact(1, timer), fact(2, stop)],
+            ..Facts::default()
+        };
+        let machine = |is_running| Machine {
+            name: "press-4".into(),
+            work_center: "SAW".into(),
+            is_running,
+            state: "idle".into(),
+            since: Timestamp::parse("2026-11-25T11:20:00Z").expect("a time"),
+        };
+        let expected = [
+            // 4 of 10 minutes had ended, 10 more run: 4 over.
+            (Kind::WorkOrderOverTime, "2026-11-25T11:56:00.000000Z".to_owned()),
+            (Kind::WorkCenterBlocked, "2026-11-25T11:30:00.000000Z".to_owned()),
+            (Kind::OrderWithoutMachine, "2026-11-25T11:20:00.000000Z".to_owned()),
+        ];
+        assert_eq!(kinds(&facts, &[machine(false)], ""), expected);
+        assert_eq!(kinds(&facts, &[machine(true)], ""), expected[..2]);
+        let idle = Facts { work_centers: facts.work_centers, ..Facts::default() };
+        let config = "rule.machine-without-order.after = \"0s\"\nrule.work-center-blocked.enabled = false";
+        assert_eq!(
+            kinds(&idle, &[machine(true)], config),
+            [(Kind::MachineWithoutOrder, "2026-11-25T12:00:00.000000Z".into())]
+        );
+        assert_eq!(
+            kinds(&idle, &[machine(true)], "rule.work-center-blocked.enabled = false"),
+            [],
+            "not for ten minutes yet"
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! The steps of exceptions: opened, updated, closed.
+//!
+//! Invariant: what is to be told is fixed when it is noted, so that telling it again says the same.
+
+use super::STREAMS;
+use super::rules::{Condition, Kind, Severity};
+use crate::event::Timestamp;
+use crate::journal::Note;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An exception that stands open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exception {
+    /// Its id, the same in each of its events.
+    pub id: String,
+    /// What is wrong.
+    pub kind: Kind,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What people know the order, work center or machine by.
+    pub reference: String,
+    /// Since when it is so, RFC 3339.
+    pub since: String,
+    /// When the watch saw it, RFC 3339.
+    pub opened: String,
+    /// One sentence.
+    pub reason: String,
+    /// The source that knows of it.
+    pub source: String,
+    /// The record or machine, such as `mrp.production/40`.
+    pub subject: String,
+    /// Values that say more.
+    pub details: Value,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Entry {
+    format: u8,
+    exception: Exception,
+    updates: u32,
+    due: Option<Due>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Due {
+    stream: String,
+    event_id: String,
+    time: i64,
+    payload: String,
+    is_end: bool,
+}
+
+/// The version of the notes.
+const FORMAT: u8 = 1;
+
+/// A step that is to be told.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) key: (Kind, String),
+    pub(super) exception: String,
+    pub(super) kind: Kind,
+    pub(super) reference: String,
+    pub(super) source: String,
+    pub(super) stream: String,
+    pub(super) event_id: String,
+    pub(super) time: Timestamp,
+    pub(super) payload: String,
+}
+
+/// All exceptions, by kind and subject.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    entries: BTreeMap<(Kind, String), Entry>,
+}
+
+fn uuid(name: &str) -> String {
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).hyphenated().to_string()
+}
+
+impl Entry {
+    fn plan(&mut self, index: usize, event_id: String, now: Timestamp, closed: Option<&str>) {
+        let Ok(mut payload) = serde_json::to_value(&self.exception) else { return };
+        payload["step"] = json!(STREAMS[index].rsplit('.').next());
+        if let Some(why) = closed {
+            payload["closed"] = now.to_string().into();
+            payload["why"] = why.into();
+        }
+        self.due = Some(Due {
+            stream: STREAMS[index].to_owned(),
+            event_id,
+            time: now.0,
+            payload: payload.to_string(),
+            is_end: closed.is_some(),
+        });
+    }
+}
+
+impl Steps {
+    pub(super) fn restore(notes: Vec<(String, Vec<u8>)>) -> Self {
+        let mut steps = Self::default();
+        for (name, bytes) in notes {
+            match serde_json::from_slice::<Entry>(&bytes) {
+                Ok(entry) if entry.format == FORMAT => {
+                    let key = (entry.exception.kind, entry.exception.subject.clone());
+                    steps.entries.insert(key, entry);
+                }
+                _ => tracing::warn!(note = %name, "a note of an exception cannot be read; it may open again"),
+            }
+        }
+        steps
+    }
+
+    /// Plans what follows from the conditions that hold. Only kinds in `judged` can end.
+    pub(super) fn compare(&mut self, conditions: Vec<Condition>, judged: &BTreeSet<Kind>, now: Timestamp) {
+        let mut holds = BTreeSet::new();
+        for condition in conditions {
+            let key = (condition.kind, condition.subject.clone());
+            holds.insert(key.clone());
+            match self.entries.get_mut(&key) {
+                Some(entry) => entry.update(condition, now),
+                None => drop(self.entries.insert(key, Entry::open(condition, now))),
+            }
+        }
+        for (key, entry) in &mut self.entries {
+            if !holds.contains(key) && judged.contains(&key.0) && entry.due.is_none() {
+                let id = uuid(&format!("{}/closed", entry.exception.id));
+                entry.plan(2, id, now, Some("it is no longer so"));
+            }
+        }
+    }
+
+    /// The steps that are to be told.
+    pub(super) fn due(&self) -> Vec<Step> {
+        let due = self.entries.iter().filter_map(|(key, entry)| Some((key, entry, entry.due.as_ref()?)));
+        due.map(|(key, entry, due)| Step {
+            key: key.clone(),
+            exception: entry.exception.id.clone(),
+            kind: entry.exception.kind,
+            reference: entry.exception.reference.clone(),
+            source: entry.exception.source.clone(),
+            stream: due.stream.clone(),
+            event_id: due.event_id.clone(),
+            time: Timestamp(due.time),
+            payload: due.payload.clone(),
+        })
+        .collect()
+    }
+
+    /// Notes of these steps.
+    pub(super) fn notes(&self, steps: &[Step]) -> Vec<Note> {
+        let note = |step: &Step| {
+            let content = self.entries.get(&step.key).and_then(|entry| serde_json::to_vec(entry).ok());
+            (format!("open/{}", step.exception), content)
+        };
+        steps.iter().map(note).collect()
+    }
+
+    /// Takes steps as told; returns their notes.
+    pub(super) fn done(&mut self, steps: &[Step]) -> Vec<Note> {
+        for step in steps {
+            let Some(entry) = self.entries.get_mut(&step.key) else { continue };
+            if entry.due.take().is_some_and(|due| due.is_end) {
+                self.entries.remove(&step.key);
+            }
+        }
+        self.notes(steps)
+    }
+
+    /// Every exception that stands open, the oldest first.
+    pub(super) fn open(&self) -> Vec<Exception> {
+        let mut open: Vec<_> = self.entries.values().map(|entry| entry.exception.clone()).collect();
+        open.sort_by(|a, b| a.opened.cmp(&b.opened).then_with(|| a.id.cmp(&b.id)));
+        open
+    }
+}
+
+impl Entry {
+    fn open(condition: Condition, now: Timestamp) -> Self {
+        let since = condition.since.to_string();
+        // What comes again after it has ended is another exception.
+        let id = uuid(&format!("exception/{}/{}/{}/{now}", condition.source, condition.kind, condition.subject));
+        let mut entry = Self {
+            format: FORMAT,
+            exception: Exception {
+                id: id.clone(),
+                kind: condition.kind,
+                severity: condition.severity,
+                reference: condition.reference,
+                since,
+                opened: now.to_string(),
+                reason: condition.reason,
+                source: condition.source,
+                subject: condition.subject,
+                details: condition.details,
+            },
+            updates: 0,
+            due: None,
+        };
+        entry.plan(0, uuid(&format!("{id}/opened")), now, None);
+        entry
+    }
+
+    fn update(&mut self, condition: Condition, now: Timestamp) {
+        let known = &self.exception;
+        let since = if condition.is_since_known { condition.since.to_string() } else { known.since.clone() };
+        let is_same = (known.severity, &known.since, &known.reason, &known.reference, &known.details)
+            == (condition.severity, &since, &condition.reason, &condition.reference, &condition.details);
+        if is_same || self.due.is_some() {
+            return;
+        }
+        self.exception.severity = condition.severity;
+        self.exception.since = since;
+        self.exception.reason = condition.reason;
+        self.exception.reference = condition.reference;
+        self.exception.details = condition.details;
+        self.updates += 1;
+        let id = uuid(&format!("{}/updated/{}", self.exception.id, self.updates));
+        self.plan(1, id, now, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(subject: &str, reason: &str) -> Condition {
+        Condition {
+            kind: Kind::OrderLate,
+            severity: Severity::Critical,
+            source: "erp".into(),
+            subject: subject.into(),
+            reference: "WH/MO/1".into(),
+            since: Timestamp(1_764_000_000_000_000),
+            is_since_known: true,
+            reason: reason.into(),
+            details: json!({}),
+        }
+    }
+
+    fn streams(steps: &Steps) -> Vec<String> {
+        steps.due().into_iter().map(|step| step.stream).collect()
+    }
+
+    #[test]
+    fn an_exception_opens_once_updates_and_closes_once_under_one_id() {
+        let judged = BTreeSet::from([Kind::OrderLate]);
+        let now = Timestamp(1_764_000_100_000_000);
+        let mut steps = Steps::default();
+        steps.compare(vec![condition("mrp.production/1", "a")], &judged, now);
+        let opened = steps.due();
+        assert_eq!(streams(&steps), ["exception.opened"]);
+        // A crash before the receipt: the same step, byte for byte.
+        let noted = steps.notes(&opened).into_iter().map(|(name, content)| (name, content.expect("a note"))).collect();
+        let mut steps = Steps::restore(noted);
+        assert_eq!((&steps.due()[0].event_id, &steps.due()[0].payload), (&opened[0].event_id, &opened[0].payload));
+        steps.done(&opened);
+        steps.compare(vec![condition("mrp.production/1", "a")], &judged, now);
+        assert!(steps.due().is_empty(), "nothing is new");
+        steps.compare(vec![condition("mrp.production/1", "b")], &judged, now);
+        let updated = steps.due();
+        assert_eq!((updated.len(), &*updated[0].stream), (1, "exception.updated"));
+        assert_eq!(updated[0].exception, opened[0].exception);
+        steps.done(&updated);
+        steps.compare(vec![], &BTreeSet::new(), now);
+        assert!(steps.due().is_empty(), "what cannot be judged stays open");
+        steps.compare(vec![], &judged, now);
+        let closed = steps.due();
+        assert_eq!((&*closed[0].stream, &closed[0].exception), ("exception.closed", &opened[0].exception));
+        assert_eq!(steps.done(&closed), [(format!("open/{}", opened[0].exception), None)]);
+        assert!(steps.open().is_empty());
+    }
+}
