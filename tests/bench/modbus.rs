@@ -1,4 +1,7 @@
 //! 2,000 points on 20 Modbus/TCP devices, once a second, every value new each time.
+//!
+//! All devices are due at the same moments: one moment at which the machine is busy elsewhere counts 20
+//! times, and only some hundred moments tell a percentile.
 
 use crate::common::kill;
 use crate::measure::{Process, Times};
