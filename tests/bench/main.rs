@@ -102,7 +102,7 @@ fn main() {
         crowd::flooded(plan.rounds.min(3), plan.steady_seconds.min(5), folder.path(), &pki);
     }
     if plan.wants("modbus") {
-        modbus::polled(plan.steady_seconds * 2, folder.path());
+        modbus::polled(plan.steady_seconds * 8, folder.path());
     }
 }
 

@@ -1,4 +1,7 @@
 //! 2,000 points on 20 Modbus/TCP devices, once a second, every value new each time.
+//!
+//! All devices are due at the same moments: one moment at which the machine is busy elsewhere counts 20
+//! times, and only some hundred moments tell a percentile.
 
 use crate::common::kill;
 use crate::measure::{Process, Times};
@@ -40,6 +43,7 @@ pub fn polled(seconds: u64, folder: &Path) {
     let before = Process::read(gateway.id());
     std::thread::sleep(Duration::from_secs(seconds));
     let after = Process::read(gateway.id());
+    let told = accepted(&folder);
     let mut off = Vec::new();
     let mut requests = 0;
     for (_, asked) in &devices {
@@ -50,6 +54,7 @@ pub fn polled(seconds: u64, folder: &Path) {
     kill(&mut gateway);
     let wanted = DEVICES * seconds as usize;
     assert!(requests.abs_diff(wanted) <= DEVICES, "{requests} requests where {wanted} were due");
+    assert!(told as usize + DEVICES >= wanted, "{told} events where every reading makes one");
     let off = Times::new(off);
     println!("\nModbus: {} points on {DEVICES} TCP devices, once a second, every value new", DEVICES * POINTS);
     println!(
@@ -60,6 +65,16 @@ pub fn polled(seconds: u64, folder: &Path) {
         (after.cpu - before.cpu) / seconds as f64 * 100.0,
         after.rss_mb
     );
+}
+
+/// Events that the gateway has taken.
+fn accepted(folder: &Path) -> u64 {
+    let status = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .args(["status", "--json", "--config"])
+        .arg(folder.join("forebay.toml"))
+        .output()
+        .expect("the program runs");
+    crate::common::gateway::accepted(&serde_json::from_slice(&status.stdout).expect("JSON"))
 }
 
 /// How far each request is from a beat of one second, in milliseconds: the beat that fits most.

@@ -168,7 +168,7 @@ fn late_answers_and_garbage_never_become_values() {
 fn a_link_that_is_cut_is_told_of_and_polling_resumes_alone() {
     // A minute with `tests/run --long`; the times shrink together.
     let unit = if std::env::var_os("FOREBAY_ROUNDS").is_some() { 20 } else { 1 };
-    let table = format!("{TWINS}").replace("interval", &format!("bad_after = \"{}ms\"\ninterval", unit * 1500));
+    let table = TWINS.replace("interval", &format!("bad_after = \"{}ms\"\ninterval", unit * 1500));
     for how in [Cut::Refuse, Cut::Silent] {
         let devices = Devices::start("tcp", twins());
         let proxy = Proxy::start(devices.address());

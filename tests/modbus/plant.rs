@@ -3,7 +3,7 @@
 use crate::common::gateway::scratch_folder;
 use forebay::config::Config;
 use forebay::gateway::Gateway;
-use forebay::journal::{Found, Journal};
+use forebay::journal::{Found, Journal, JournalError};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -103,14 +103,12 @@ pub struct Event {
 }
 
 /// All events of a journal so far, in their order.
-pub fn events_of(journal: &Journal) -> Vec<Event> {
+pub fn events_of(journal: &Journal) -> Result<Vec<Event>, JournalError> {
     let mut events = Vec::new();
     for lane in journal.lanes() {
         let (mut next, end) = (1, lane.end());
         while next < end {
-            // A disk that fails now is asked again by whoever waits.
-            let Ok(found) = lane.look(next) else { break };
-            match found {
+            match lane.look(next)? {
                 Found::Block(block) => {
                     events.extend(block.records().map(|record| Event {
                         topic: record.key.to_owned(),
@@ -123,7 +121,7 @@ pub fn events_of(journal: &Journal) -> Vec<Event> {
             }
         }
     }
-    events
+    Ok(events)
 }
 
 /// A gateway in this process.
@@ -165,7 +163,7 @@ impl Plant {
 
     /// All events so far, in their order.
     pub fn events(&self) -> Vec<Event> {
-        events_of(&self.gateway().handles().journal)
+        events_of(&self.gateway().handles().journal).expect("readable")
     }
 
     /// Events of a topic.

@@ -190,10 +190,7 @@ impl Encoding {
 
     /// The number as it stands in the registers, where the type has whole numbers.
     pub fn raw(&self, registers: &[u16]) -> Option<i128> {
-        match self.whole(registers) {
-            Ok(whole) => whole,
-            Err(_) => None,
-        }
+        self.whole(registers).unwrap_or_default()
     }
 
     /// What the registers say. The reason starts in lower case and names what does not fit.

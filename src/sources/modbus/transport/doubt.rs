@@ -62,7 +62,7 @@ impl Doubt {
                     let (step, most) = if table.is_bits() { (8, 2000) } else { (1, 125) };
                     let count = i32::from(*count) + by * step;
                     let is_there = (1..=most).contains(&count) && i32::from(*address) + count <= 65_536;
-                    is_there.then(|| Ask::Read(*table, *address, count as u16))
+                    is_there.then_some(Ask::Read(*table, *address, count as u16))
                 }
                 _ => None,
             })
@@ -89,6 +89,7 @@ mod tests {
     use super::super::super::value::Table::{Coil, Holding, Input};
     use super::*;
     use crate::clock;
+    use std::slice::from_ref;
 
     #[test]
     fn a_probe_looks_like_nothing_that_is_lost() {
@@ -99,14 +100,14 @@ mod tests {
             doubt.probe(others)
         };
         let (ten, one) = (Ask::Read(Holding, 0, 10), Ask::Read(Holding, 5, 1));
-        assert_eq!(probe(&[ten.clone()], &[ten.clone(), one.clone()]), Some(one.clone()));
-        assert_eq!(probe(&[ten.clone()], &[ten.clone()]), Some(Ask::Read(Holding, 0, 9)));
-        assert_eq!(probe(&[one.clone()], &[one.clone()]), Some(Ask::Read(Holding, 5, 2)));
+        assert_eq!(probe(from_ref(&ten), &[ten.clone(), one.clone()]), Some(one.clone()));
+        assert_eq!(probe(from_ref(&ten), from_ref(&ten)), Some(Ask::Read(Holding, 0, 9)));
+        assert_eq!(probe(from_ref(&one), from_ref(&one)), Some(Ask::Read(Holding, 5, 2)));
         let lost = [one.clone(), Ask::Read(Holding, 5, 2)];
-        assert_eq!(probe(&lost, &[one.clone()]), Some(Ask::Read(Holding, 5, 3)), "a probe may be lost too");
-        assert_eq!(probe(&[one.clone()], &[one.clone(), Ask::Read(Input, 5, 1)]), Some(Ask::Read(Input, 5, 1)));
+        assert_eq!(probe(&lost, from_ref(&one)), Some(Ask::Read(Holding, 5, 3)), "a probe may be lost too");
+        assert_eq!(probe(from_ref(&one), &[one.clone(), Ask::Read(Input, 5, 1)]), Some(Ask::Read(Input, 5, 1)));
         let bits = Ask::Read(Coil, 0, 16);
-        assert_eq!(probe(&[bits.clone()], &[bits.clone(), Ask::Read(Coil, 0, 12)]), Some(Ask::Read(Coil, 0, 8)));
+        assert_eq!(probe(from_ref(&bits), &[bits.clone(), Ask::Read(Coil, 0, 12)]), Some(Ask::Read(Coil, 0, 8)));
         assert_eq!(probe(&[Ask::Read(Holding, 65_535, 1)], &[Ask::Read(Holding, 65_535, 1)]), None);
     }
 
