@@ -207,7 +207,7 @@ impl Config {
             problems.extend(found);
             Default::default()
         });
-        odoo_checks::check_watch(&raw, &document, &contracts, &mut problems);
+        odoo_checks::check_watch(&raw, &document, &contracts, &mut problems, &mut own_warnings);
         warnings.extend(own_warnings);
         if !problems.is_empty() {
             return Err(problems);

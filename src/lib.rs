@@ -35,6 +35,8 @@
 //!   the versions in force while the gateway runs; **dead letters are one log** of their own.
 //! - **Numbers that were never given are written down** (`journal/unused.json`): after the loss of a file
 //!   the lanes go on behind whatever they may have given, and the gap is in no account.
+//! - **What is known of Odoo is restored from the journal.** Notes of it are up to a minute old; the events
+//!   behind them hold the rest, so that no change is told twice, and no commit is spent on each.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 
