@@ -215,7 +215,7 @@ impl Config {
             problems.extend(found);
             Default::default()
         });
-        odoo_checks::check_watch(&raw, &document, &contracts, &mut problems);
+        odoo_checks::check_watch(&raw, &document, &contracts, &mut problems, &mut own_warnings);
         warnings.extend(own_warnings);
         lanes::check_order(&sending, &contracts, &document, &mut problems);
         if !problems.is_empty() {

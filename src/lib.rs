@@ -42,6 +42,8 @@
 //! - **Batches are a setting, not the default of bulk**: one event a publish is what every consumer understands.
 //! - **A restored backup gives numbers from the present moment on**, in microseconds since 1970: no row of
 //!   numbers that counts events has got there, so that none is given twice, whatever the old journal gave.
+//! - **What is known of Odoo is restored from the journal.** Notes of it are up to a minute old; the events
+//!   behind them hold the rest, so that no change is told twice, and no commit is spent on each.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

@@ -51,7 +51,13 @@ pub(super) fn check_odoos(raw: &File, document: &Document, problems: &mut Vec<Pr
     }
 }
 
-pub(super) fn check_watch(raw: &File, document: &Document, contracts: &Contracts, problems: &mut Vec<Problem>) {
+pub(super) fn check_watch(
+    raw: &File,
+    document: &Document,
+    contracts: &Contracts,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) {
     let Some(watch) = &raw.watch else { return };
     if let Err((part, message)) = watch.check() {
         problems.push(document.problem(format!("watch.{part}"), message));
@@ -66,5 +72,13 @@ pub(super) fn check_watch(raw: &File, document: &Document, contracts: &Contracts
         let message =
             format!("no contract declares {}; copy config/contracts/watch into contracts", lacking.join(", "));
         problems.push(document.problem("watch", message));
+    }
+    let reads = |model: &str| contracts.iter().any(|one| one.odoo.as_ref().is_some_and(|odoo| odoo.model == model));
+    for (model, what) in
+        [("mrp.production", "orders"), ("mrp.workorder", "work orders"), ("mrp.workcenter", "work centers")]
+    {
+        if !reads(model) {
+            warnings.push(document.problem("watch", format!("no contract reads {model}: {what} are not watched")));
+        }
     }
 }

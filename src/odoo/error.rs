@@ -108,7 +108,9 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
         }
         "AccessError" => refused(
             Refusal::Access,
-            format!("{call}: the account lacks the right ({message}); give its group read access to this model"),
+            format!(
+                "{call}: the account lacks the right ({message}); give its group read access to this model, or to the one that the field leads to"
+            ),
         ),
         "NotFound" => {
             refused(Refusal::UnknownModel, format!("{call}: {message}; is the module installed that brings it?"))

@@ -233,13 +233,14 @@ fn await_all(plant: &Plant, changes: &[Value]) {
     let start = Instant::now();
     loop {
         let mut wrong = Vec::new();
-        let mut deletions = 0;
+        let (mut deletions, mut unseen) = (0, 0);
         let mut told_of: HashMap<&str, HashMap<i64, Vec<Value>>> = HashMap::new();
         for ((model, id), change) in &last {
             let events = told_of.entry(model).or_insert_with(|| told(plant, model)).get(id);
             let newest = events.and_then(|events| events.last());
             if change["what"] == "unlink" {
-                deletions += 1;
+                deletions += usize::from(newest.is_some());
+                unseen += usize::from(newest.is_none());
                 // A record that came and went between two polls was never there for anybody who polls.
                 if newest.is_some_and(|newest| newest["event"] != "deleted") {
                     wrong.push(format!("{model} {id} was deleted: {newest:?}"));
@@ -259,7 +260,10 @@ fn await_all(plant: &Plant, changes: &[Value]) {
             }
         }
         if wrong.is_empty() {
-            println!("{} records have their final state at central, {deletions} of them deleted", last.len());
+            println!(
+                "{} records have their final state at central, {deletions} of them deleted; {unseen} came and went unseen",
+                last.len() - unseen
+            );
             return;
         }
         assert!(

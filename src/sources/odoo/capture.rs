@@ -436,7 +436,7 @@ impl Capture {
     }
 
     fn telling(&self) -> Telling<'_> {
-        Telling { contract: &self.contract, section: &self.section, own_id: self.own_id }
+        Telling { system_of_record: &self.contract.system_of_record, section: &self.section, own_id: self.own_id }
     }
 
     fn place(&self) -> Place<'_> {

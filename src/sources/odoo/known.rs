@@ -297,3 +297,71 @@ fn hash(stream: &str, record: &Map<String, Value>) -> u128 {
     let text = serde_json::to_string(&(stream, bare)).unwrap_or_default();
     xxhash_rust::xxh3::xxh3_128(text.as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const PLACE: Place<'_> = Place { database: "plant", model: "mrp.production", stream: "production.order" };
+
+    fn section() -> Section {
+        toml::from_str("model = \"mrp.production\"\nfields = [\"state\"]\nstate = \"state\"\nlast_states = [\"done\"]")
+            .expect("a section")
+    }
+
+    fn row(state: &str, write_date: i64) -> Row {
+        let record = json!({"state": state}).as_object().cloned().expect("an object");
+        Row { id: 7, write_date, create_date: 0, write_uid: 2, record }
+    }
+
+    /// The event that a row makes, taken over as if it had its receipt.
+    fn tell(known: &mut Known, state: &str, write_date: i64) -> Option<Event> {
+        let section = section();
+        let telling = Telling { system_of_record: "odoo", section: &section, own_id: 5 };
+        match known.judge(&row(state, write_date), Occasion::Written, &telling, &PLACE) {
+            Verdict::Same => None,
+            Verdict::Quiet(entry) => {
+                known.put(7, Some(entry));
+                None
+            }
+            Verdict::Tell(event) => {
+                known.put(7, event.then.clone());
+                Some(*event)
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_comes_back_within_a_second_has_another_id_and_a_crash_makes_none_anew() {
+        let mut known = Known::default();
+        let events: Vec<_> = ["draft", "confirmed", "draft"]
+            .iter()
+            .map(|state| tell(&mut known, state, 10).expect("an event"))
+            .collect();
+        let ids: BTreeSet<_> = events.iter().map(|event| event.id.clone()).collect();
+        assert_eq!(ids.len(), 3);
+        assert!(tell(&mut known, "draft", 10).is_none(), "it is known");
+        assert!(tell(&mut known, "draft", 11).is_none(), "a write that changes nothing is nothing");
+        let noted = known.take_notes("p/").into_iter().map(|(name, note)| (name, note.expect("a note"))).collect();
+        assert!(tell(&mut Known::restore(noted), "draft", 11).is_none(), "the notes hold it");
+        let mut followed = Known::default();
+        events.iter().for_each(|event| followed.follow(&event.payload, &PLACE));
+        assert!(tell(&mut followed, "draft", 10).is_none(), "the journal holds it");
+        assert_eq!(tell(&mut Known::default(), "draft", 10).map(|event| event.id), Some(events[0].id.clone()));
+    }
+
+    #[test]
+    fn what_is_gone_is_told_once_and_what_has_ended_is_forgotten() {
+        let section = section();
+        let telling = Telling { system_of_record: "odoo", section: &section, own_id: 5 };
+        let mut known = Known::default();
+        let told = tell(&mut known, "done", 10).expect("an event");
+        let gone = known.deletion(7, &telling, &PLACE).expect("a deletion");
+        assert_ne!(gone.id, told.id);
+        assert_eq!((&gone.payload["event"], &gone.payload["record"]["state"]), (&json!("deleted"), &json!("done")));
+        assert_eq!((known.forget(&section, 10), known.forget(&section, 11), known.len()), (0, 1, 0));
+        assert!(known.deletion(7, &telling, &PLACE).is_none());
+        assert_eq!(known.take_notes("p/"), [("p/000000000000".to_owned(), None)]);
+    }
+}

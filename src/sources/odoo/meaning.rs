@@ -1,7 +1,6 @@
 //! What a change of a record means to the business: its names, and the event that tells it.
 
 use super::shape::{Row, bare};
-use crate::contract::Contract;
 use crate::contract::odoo::{Change, Rule, Section};
 use crate::event::Timestamp;
 use crate::odoo::write_time;
@@ -112,9 +111,9 @@ fn word(value: &Value) -> String {
 
 /// What goes into the payload of an event beside the record.
 pub struct Telling<'a> {
-    /// The contract.
-    pub contract: &'a Contract,
-    /// Its section.
+    /// The system that owns what the contract says.
+    pub system_of_record: &'a str,
+    /// The contract's section.
     pub section: &'a Section,
     /// Number of the gateway's own account.
     pub own_id: i64,
@@ -152,7 +151,7 @@ impl Telling<'_> {
     fn head(&self, id: i64, names: &[String], record: &Map<String, Value>) -> Value {
         let mut payload = json!({
             "event": names.first(), "events": names, "model": self.section.model, "id": id,
-            "system_of_record": self.contract.system_of_record,
+            "system_of_record": self.system_of_record,
         });
         if let Some(reference) = self.section.reference.as_ref().and_then(|field| record.get(field)) {
             let name = reference.get("name").unwrap_or(reference);
