@@ -368,6 +368,8 @@ struct Sums {
     delivered: u64,
     queued: u64,
     dead: u64,
+    /// Shed, expired, discarded, or in a damaged file.
+    given_up: u64,
 }
 
 impl Sums {
@@ -379,6 +381,7 @@ impl Sums {
                 sums.delivered += to.delivered;
                 sums.queued += to.queued;
                 sums.dead += to.dead;
+                sums.given_up += to.expired + to.shed + to.discarded + to.set_aside;
             }
         }
         sums
@@ -388,7 +391,7 @@ impl Sums {
 fn balance(status: &Status, received: u64) {
     let sums = Sums::of(status);
     let intake = status.dead.total - sums.dead;
-    let out = sums.delivered + sums.queued + sums.dead;
+    let out = sums.delivered + sums.queued + sums.dead + sums.given_up;
     say!("The balance of this journal, since it was begun:\n");
     say!("  {:>12}  events accepted", number(sums.accepted));
     say!("  {:>12}  delivered", number(sums.delivered));
@@ -398,6 +401,9 @@ fn balance(status: &Status, received: u64) {
         if sums.queued > 0 { ": they are in the journal, and go out at the next start" } else { "" }
     );
     say!("  {:>12}  dead letters of central", number(sums.dead));
+    if sums.given_up > 0 {
+        say!("  {:>12}  given up for want of room; see `forebay audit`", number(sums.given_up));
+    }
     say!(
         "  {:>12}  {}\n",
         number(sums.accepted.abs_diff(out)),

@@ -25,7 +25,7 @@ pub fn drain(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
             let peer: Box<dyn Peer> = match index {
                 0 => Box::new(Gateway::start(&place, proxy.address(), pki, "critical")),
                 1 => Box::new(Gateway::start_in(&place, proxy.address(), pki, "bulk", "", BATCHES)),
-                _ => Box::new(Bridge::start(&place, proxy.address(), pki)),
+                _ => Box::new(Bridge::start_keeping(&place, proxy.address(), pki)),
             };
             sink.await_link();
             proxy.cut(Cut::Refuse);
@@ -36,7 +36,7 @@ pub fn drain(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
             proxy.restore();
             let start = Instant::now();
             while sink.count() == before {
-                assert!(start.elapsed() < PATIENCE, "nothing arrives");
+                assert!(start.elapsed() < PATIENCE, "nothing arrives from peer {index}");
                 std::thread::sleep(Duration::from_micros(200));
             }
             let first = Instant::now();

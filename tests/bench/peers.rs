@@ -101,9 +101,19 @@ pub struct Bridge {
 
 impl Bridge {
     pub fn start(folder: &Path, centre: SocketAddr, pki: &Pki) -> Self {
+        Self::start_with(folder, centre, pki, include_str!("bridge.conf"))
+    }
+
+    /// With a session that outlives its connection: without one it forgets what it holds in an outage.
+    pub fn start_keeping(folder: &Path, centre: SocketAddr, pki: &Pki) -> Self {
+        let text = include_str!("bridge.conf").replace("cleansession true", "cleansession false");
+        Self::start_with(folder, centre, pki, &text)
+    }
+
+    fn start_with(folder: &Path, centre: SocketAddr, pki: &Pki, text: &str) -> Self {
         std::fs::create_dir_all(folder).expect("folder");
         let address = common::free_address();
-        let config = include_str!("bridge.conf")
+        let config = text
             .replace("PORT", &address.port().to_string())
             .replace("CENTRE", &format!("localhost:{}", centre.port()))
             .replace("CA", &pki.ca.display().to_string())
