@@ -375,6 +375,7 @@ impl Forwarder {
             self.behind.restart(low, low);
         }
         self.skip = settled;
+        self.note_behind();
     }
 
     /// Says how far this lane is behind.
@@ -445,7 +446,10 @@ impl Forwarder {
             let (is_good, may_send_in) = self.fill(session, output, window).await;
             must_resume |= !is_good;
             self.stats.set(|state| state.in_flight = self.flight.count());
-            self.note_behind();
+            // What is to be sent again is behind, although the reading has passed it.
+            if !must_resume {
+                self.note_behind();
+            }
             if self.flight.is_empty() {
                 match better.take() {
                     Some(session) => return End::Better(session),
