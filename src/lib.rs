@@ -31,6 +31,7 @@
 //!   pages as redb can: 25 kB for one event.
 //! - **A lane's commits start at least its linger apart**, and an event that finds the lane idle
 //!   goes at once: the latency of an idle lane, the bytes of a busy one.
+//! - **The standard lane lingers 40 ms**: at 1,000 events a second 20 ms write 1.6 kB an event.
 //! - **Publications are files** (`journal/publications/7.json`), so that `contracts check` can read
 //!   the versions in force while the gateway runs; **dead letters are one log** of their own.
 //! - **Numbers that were never given are written down** (`journal/unused.json`): after the loss of a file

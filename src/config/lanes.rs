@@ -65,7 +65,7 @@ impl Dead {
 /// Lanes that are there without being written down: name, linger, budget, what happens when that is used up.
 const LANES: [(&str, Duration, u64, Full); 3] = [
     ("critical", Duration::from_millis(2), 1 << 30, Full::StopAcknowledging),
-    ("standard", Duration::from_millis(20), 4 << 30, Full::StopAcknowledging),
+    ("standard", Duration::from_millis(40), 4 << 30, Full::StopAcknowledging),
     ("bulk", Duration::from_millis(250), 8 << 30, Full::ShedOldest),
 ];
 /// What the bulk lane may send in a second while others have a backlog.

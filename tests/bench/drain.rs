@@ -117,11 +117,18 @@ pub fn quiet(seconds: u64, folder: &Path, pki: &Pki) {
         let sink = Sink::start(pki, CONNECTIONS);
         let gateway = Gateway::start(&folder.join(format!("quiet-{rate}")), sink.address(), pki, "standard");
         sink.await_link();
+        // The first seconds make files and reserve numbers: they are no quiet time.
+        let warm_up = 3 * rate as usize;
         let events = (rate * seconds) as usize;
-        let load = Load::prepare(if rate == 1 { 1 } else { CONNECTIONS }, events, 3 + rate);
-        let before = Process::read(gateway.pid());
-        load.run_at(gateway.address(), rate as f64, &sink.clock());
-        sink.await_events(events as u64, Duration::from_secs(20));
+        let load = Load::prepare(if rate == 1 { 1 } else { CONNECTIONS }, warm_up + events, 3 + rate);
+        let before = std::thread::scope(|scope| {
+            scope.spawn(|| load.run_at(gateway.address(), rate as f64, &sink.clock()));
+            while sink.count() < warm_up as u64 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Process::read(gateway.pid())
+        });
+        sink.await_events((warm_up + events) as u64, Duration::from_secs(20));
         let after = Process::read(gateway.pid());
         println!(
             "  {rate} a second: {:.1} % of a core, {:.0} bytes written an event",

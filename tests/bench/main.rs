@@ -84,7 +84,7 @@ fn main() {
         outage(&plan, folder.path(), &pki);
     }
     if plan.wants("drain") {
-        drain::drain(plan.rounds.min(3), plan.events_bridge, folder.path(), &pki);
+        drain::drain(plan.rounds.min(3), plan.events_forebay, folder.path(), &pki);
     }
     if plan.wants("beside") {
         drain::beside(plan.rounds.min(3), plan.events_forebay, folder.path(), &pki);
