@@ -380,9 +380,9 @@ impl Forwarder {
 
     /// Says how far this lane is behind.
     fn note_behind(&self) {
-        let behind =
-            (self.front.end().saturating_sub(self.front.next)) + (self.behind.until.saturating_sub(self.behind.next));
-        self.pressure.note(&self.lane.name, behind + self.flight.count() as u64);
+        let end = self.front.end();
+        let unread = end.saturating_sub(self.front.next) + self.behind.until.saturating_sub(self.behind.next);
+        self.pressure.note(&self.lane.name, end.saturating_sub(unread + self.flight.count() as u64));
     }
 
     async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {

@@ -109,7 +109,7 @@ impl Gateway {
         let clients = client_ids(around, &config.destinations);
         for (destination, client) in config.destinations.into_iter().zip(clients) {
             let destination = Arc::new(destination);
-            let pressure = Pressure::new(journal.lanes().iter().map(|lane| lane.name.as_str()));
+            let pressure = Pressure::new(journal.lanes());
             for lane in journal.lanes() {
                 let stats = Arc::new(forward::Stats::default());
                 let place = forward::Place {

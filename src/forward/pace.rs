@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::event::Timestamp;
+use crate::journal::Lane;
 use crate::setting::{Bytes, Span};
 use jiff::tz::TimeZone;
 use serde::Deserialize;
@@ -134,10 +135,11 @@ impl Hours {
     }
 }
 
-/// How far the forwarders of one destination are behind; each lane sees what the others need.
-#[derive(Debug, Default)]
+/// How far the forwarders of one destination are; each lane sees what the others have before them, also while
+/// their forwarders rest.
+#[derive(Debug)]
 pub struct Pressure {
-    lanes: Vec<(String, AtomicU64)>,
+    lanes: Vec<(Arc<Lane>, AtomicU64)>,
 }
 
 /// A lane that is further behind than this has a backlog: more than is in flight in normal times.
@@ -145,26 +147,30 @@ const BACKLOG_FROM: u64 = 1000;
 
 impl Pressure {
     /// Nobody is behind yet.
-    pub fn new<'a>(lanes: impl Iterator<Item = &'a str>) -> Arc<Self> {
-        Arc::new(Self { lanes: lanes.map(|name| (name.to_owned(), AtomicU64::new(0))).collect() })
+    pub fn new(lanes: &[Arc<Lane>]) -> Arc<Self> {
+        Arc::new(Self { lanes: lanes.iter().map(|lane| (Arc::clone(lane), AtomicU64::new(lane.end()))).collect() })
     }
 
-    /// Says how many events a lane has before it.
-    pub fn note(&self, lane: &str, behind: u64) {
-        if let Some((_, known)) = self.lanes.iter().find(|(name, _)| name == lane) {
-            known.store(behind, Ordering::Relaxed);
+    /// Says how far a lane is: its events from this offset on are not acknowledged, or count as if they were not.
+    pub fn note(&self, lane: &str, reached: u64) {
+        if let Some((_, known)) = self.lanes.iter().find(|(known, _)| known.name == lane) {
+            known.store(reached, Ordering::Relaxed);
         }
     }
 
     /// Whether a lane other than this one has a backlog.
     pub fn is_on(&self, lane: &str) -> bool {
-        self.lanes.iter().any(|(name, behind)| name != lane && behind.load(Ordering::Relaxed) > BACKLOG_FROM)
+        self.lanes.iter().filter(|(known, _)| known.name != lane).any(has_backlog)
     }
 
     /// Whether any lane has a backlog: what is sent again stays behind that.
     pub fn is_on_at_all(&self) -> bool {
-        self.lanes.iter().any(|(_, behind)| behind.load(Ordering::Relaxed) > BACKLOG_FROM)
+        self.lanes.iter().any(has_backlog)
     }
+}
+
+fn has_backlog((lane, reached): &(Arc<Lane>, AtomicU64)) -> bool {
+    lane.end().saturating_sub(reached.load(Ordering::Relaxed)) > BACKLOG_FROM
 }
 
 /// A bucket that fills at a rate, and holds a tenth of a second of it.
