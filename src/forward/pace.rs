@@ -213,10 +213,8 @@ impl Pacer {
 
     /// How long nothing may be sent under `rate`; zero if something may.
     pub fn wait(&mut self, rate: Rate) -> Duration {
-        if rate == Rate::default() {
-            return Duration::ZERO;
-        }
         let now = clock::instant();
+        // Also where there is no ceiling any more: what the one before has used up holds nothing back.
         if rate != self.rate {
             self.rate = rate;
             self.events = rate.events.map(|rate| Bucket::new(rate, now));
@@ -270,6 +268,17 @@ mod tests {
             assert!(error.contains("02:00-04:00"), "{error}");
         }
         assert!(Hours::parse("02:00-04:00", Some("Mars/Base")).is_err_and(|error| error.contains("Mars/Base")));
+    }
+
+    #[test]
+    fn a_ceiling_that_is_gone_holds_nothing_back() {
+        let mut pacer = Pacer::new();
+        let rate = Rate { events: Some(10), bytes: Some(Bytes(1000)) };
+        pacer.wait(rate);
+        pacer.spend(1000, 1_000_000);
+        assert!(!pacer.wait(rate).is_zero() && pacer.events() == 0, "used up");
+        assert!(pacer.wait(Rate::default()).is_zero());
+        assert_eq!(pacer.events(), usize::MAX);
     }
 
     #[test]
