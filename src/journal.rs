@@ -318,6 +318,17 @@ pub struct Published {
     pub renderer: Renderer,
 }
 
+impl Published {
+    /// Whether its stream is the one of this name, with or without its version, or begins as a pattern with `*` at the end says.
+    pub fn is_named(&self, wanted: &str) -> bool {
+        let names = [self.publication.stream.as_str(), self.renderer.stream_id()];
+        match wanted.strip_suffix('*') {
+            Some(start) => names.iter().any(|name| name.starts_with(start)),
+            None => names.contains(&wanted),
+        }
+    }
+}
+
 impl Core {
     fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)

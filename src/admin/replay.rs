@@ -37,9 +37,7 @@ pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Res
     }
     let published = app.handles.journal.publications();
     for pattern in wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*')) {
-        let is_known =
-            |name: &str| published.iter().any(|one| one.publication.stream == name || one.renderer.stream_id() == name);
-        if !is_known(pattern) {
+        if !published.iter().any(|one| one.is_named(pattern)) {
             let mut names: Vec<_> = published.iter().map(|one| one.publication.stream_id()).collect();
             names.sort();
             names.dedup();

@@ -1,12 +1,11 @@
 //! `forebay dead`: events that are held but cannot be delivered as they are.
 
+use super::journal::moment;
 use super::{At, ask, ask_with, counted, print, show};
 use crate::admin::Letter;
 use crate::admin::dead::{Decided, Edit, Which};
-use crate::clock;
 use crate::event::Timestamp;
 use crate::ingest::dead::Stage;
-use crate::setting::Span;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use std::io::Read;
@@ -94,16 +93,6 @@ fn stage(text: &str) -> Result<Stage, String> {
         "central" => Ok(Stage::Central),
         _ => Err("expected \"intake\" or \"central\"".into()),
     }
-}
-
-/// A moment: RFC 3339, or so long ago.
-pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
-    if let Some(at) = Timestamp::parse(text) {
-        return Ok(at);
-    }
-    let span = Span::parse(text)
-        .map_err(|_| format!("\"{text}\" is no moment; expected 2026-11-23T08:00:00Z, or how long ago, such as 2h"))?;
-    Ok(Timestamp::from(clock::wall()).before(span.0))
 }
 
 pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {

@@ -100,7 +100,7 @@ pub(super) struct VerifyArgs {
 }
 
 /// Reads a moment: RFC 3339, or a span of time before now.
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     if let Some(at) = Timestamp::parse(text) {
         return Ok(at);
     }

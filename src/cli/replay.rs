@@ -1,6 +1,6 @@
 //! `forebay replay`: settled events, once more.
 
-use super::dead::moment;
+use super::journal::moment;
 use super::{At, ask, ask_with, post, print, show};
 use crate::admin::replay::Wish;
 use crate::event::Timestamp;

@@ -12,17 +12,15 @@ mod replays;
 pub use replays::{Filter, Replay, ReplayState, Replays};
 
 use super::Config;
-use super::fill::mark;
+use super::fill::{mark, push_rendered};
 use super::pace::{Pacer, Pressure, Rate};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates, State};
-use crate::journal::{Found, Journal, JournalError, Lane, Settled, Walk};
-use crate::link::{
-    Answer, Head, LinkError, Output, Protocol, Refusal, Session, Target, jitter, push_publish, reconnect_wait,
-};
+use crate::journal::{Found, Journal, Lane, Settled, Walk};
+use crate::link::{Answer, LinkError, Output, Protocol, Refusal, Session, Target, jitter, reconnect_wait};
 use crate::shutdown::Shutdown;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -216,9 +214,7 @@ impl Again {
         loop {
             self.find_work().await;
             let wait = self.fill(&session, &mut output).await;
-            if let Err(error) = self.note_when_due().await {
-                tracing::warn!(%error, "how far a replay is cannot be noted; after a restart some of it is sent once more");
-            }
+            self.note_when_due().await;
             let now = clock::instant();
             if self.has_work() {
                 idle_since = now;
@@ -310,23 +306,8 @@ impl Again {
         let is_v5 = session.protocol() == Protocol::V5;
         published.renderer.render(&event, letter.sequence, recorded, is_v5, &mut self.rendering);
         let packet_id = self.take_id();
-        self.push_rendered(output, session, packet_id);
+        push_rendered(output, session, packet_id, &self.rendering);
         self.in_flight.insert(packet_id, Sent::Letter(id, Box::new(letter)));
-    }
-
-    fn push_rendered(&mut self, output: &mut Output, session: &Session, packet_id: u16) {
-        let out = &self.rendering;
-        let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
-        let head = Head::qos1(packet_id);
-        push_publish(
-            &mut output.bytes,
-            session.protocol(),
-            &head,
-            &out.topic,
-            content_type,
-            &out.properties,
-            &out.payload,
-        );
     }
 
     /// Sends the next event of the replay; `false` if there is none left, or it cannot be read now.
@@ -363,7 +344,7 @@ impl Again {
             let sent = Sent::Event(reading.lane, step.offset);
             self.pacer.spend(1, 0);
             let packet_id = self.take_id();
-            self.push_rendered(output, session, packet_id);
+            push_rendered(output, session, packet_id, &self.rendering);
             self.in_flight.insert(packet_id, sent);
             return true;
         }
@@ -444,13 +425,12 @@ impl Again {
         }
     }
 
-    async fn note_when_due(&mut self) -> Result<(), JournalError> {
-        let Some(reading) = &self.replay else { return Ok(()) };
+    async fn note_when_due(&mut self) {
+        let Some(reading) = &self.replay else { return };
         let is_over = reading.lane >= reading.replay.lanes.len() && self.in_flight.is_empty();
         if is_over || clock::instant().duration_since(reading.noted_at) >= NOTE_EVERY {
             self.note_replay().await;
         }
-        Ok(())
     }
 
     /// Notes how far the replay is: everything below is acknowledged.

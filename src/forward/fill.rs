@@ -128,16 +128,7 @@ impl Forwarder {
             mark(rendering, "backfill", sending.backfill_topic.as_deref(), is_v5);
         }
         let start = output.bytes.len();
-        let content_type = rendering.content_type_own.as_deref().unwrap_or(rendering.content_type);
-        link::push_publish(
-            &mut output.bytes,
-            session.protocol(),
-            &Head::qos1(flight.next_id()),
-            &rendering.topic,
-            content_type,
-            &rendering.properties,
-            &rendering.payload,
-        );
+        push_rendered(output, session, flight.next_id(), rendering);
         let bytes = output.bytes.len() - start;
         if bytes > limits.packet_bytes_max {
             output.bytes.truncate(start);
@@ -201,6 +192,14 @@ struct Pass {
     sent: u64,
     poison: Vec<(u64, String)>,
     not_owed: Vec<(u64, u32, Outcome)>,
+}
+
+/// Appends a publish of what is rendered.
+pub(super) fn push_rendered(output: &mut Output, session: &Session, packet_id: u16, out: &Rendering) {
+    let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
+    let head = Head::qos1(packet_id);
+    let bytes = &mut output.bytes;
+    link::push_publish(bytes, session.protocol(), &head, &out.topic, content_type, &out.properties, &out.payload);
 }
 
 fn too_large(bytes: usize, bytes_max: usize) -> String {

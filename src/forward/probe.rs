@@ -1,10 +1,11 @@
 //! Finding out whether one event is what kills the connection.
 
+use super::fill::push_rendered;
 use super::flight::Sent;
 use super::{Deaths, End, Forwarder};
 use crate::clock;
 use crate::journal::Walk;
-use crate::link::{self, Head, Output, Protocol, Session};
+use crate::link::{Output, Protocol, Session};
 use crate::shutdown::Shutdown;
 
 impl Forwarder {
@@ -83,17 +84,7 @@ impl Forwarder {
         let is_v5 = session.protocol() == Protocol::V5;
         let out = &mut self.rendering;
         published.renderer.render(&step.record, sequence, recorded, is_v5, out);
-        let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
-        let id = self.flight.next_id();
-        link::push_publish(
-            &mut output.bytes,
-            session.protocol(),
-            &Head::qos1(id),
-            &out.topic,
-            content_type,
-            &out.properties,
-            &out.payload,
-        );
+        push_rendered(output, session, self.flight.next_id(), out);
         self.flight.push(Sent::one(offset, published.stream, clock::instant()));
         self.stats.sent.add(1);
         true

@@ -104,15 +104,6 @@ impl std::fmt::Debug for Export {
     }
 }
 
-/// Whether a stream is one that a name or pattern means.
-pub fn is_meant(published: &Published, wanted: &str) -> bool {
-    let names = [published.publication.stream.as_str(), published.renderer.stream_id()];
-    match wanted.strip_suffix('*') {
-        Some(start) => names.iter().any(|name| name.starts_with(start)),
-        None => names.contains(&wanted),
-    }
-}
-
 impl Export {
     /// Begins an export of lanes. `with_offsets` puts each event into an object with its lane and offset.
     pub fn new(
@@ -132,7 +123,7 @@ impl Export {
         }
         let mut streams = BTreeSet::new();
         for wanted in &selection.streams {
-            let meant = publications.iter().filter(|published| is_meant(published, wanted));
+            let meant = publications.iter().filter(|published| published.is_named(wanted));
             let before = streams.len();
             let mut is_known = false;
             streams.extend(meant.map(|published| published.stream).inspect(|_| is_known = true));

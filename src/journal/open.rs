@@ -5,7 +5,7 @@ use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
 use super::retention::Ages;
-use super::segment::{Segment, file_name, first_of};
+use super::segment::{Segment, StreamPart, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
 use super::state::State;
 use super::unused::Unused;
@@ -515,15 +515,7 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
         recorded = block.header.recorded;
         for run in &block.header.runs {
             sequences.insert(run.stream, run.first + u64::from(run.count));
-            let part = parts.entry(run.stream).or_insert(super::segment::StreamPart {
-                stream: run.stream,
-                first: run.first,
-                count: 0,
-                recorded: (recorded, recorded),
-            });
-            part.count += u64::from(run.count);
-            part.recorded.0 = part.recorded.0.min(recorded);
-            part.recorded.1 = part.recorded.1.max(recorded);
+            StreamPart::add(&mut parts, run, recorded);
         }
         for newer in &block.header.settled {
             match settled.iter_mut().find(|known| known.destination == newer.destination) {

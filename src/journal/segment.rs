@@ -6,7 +6,7 @@
 //! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the last
 //! possible offsets the fingerprints of a closed segment.
 
-use super::block::{BadBlock, Block, append_postcard};
+use super::block::{BadBlock, Block, Run, append_postcard};
 use super::disk::{Backend, Disk, Open};
 use super::settled::{Settled, SettledV1};
 use super::window::{FINGERPRINT_BYTES, Fingerprint};
@@ -14,6 +14,7 @@ use super::{JournalError, caught};
 use crate::event::Timestamp;
 use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const BLOCKS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("blocks");
@@ -88,6 +89,17 @@ pub struct StreamPart {
     pub count: u64,
     /// When the journal took the first and the last.
     pub recorded: (Timestamp, Timestamp),
+}
+
+impl StreamPart {
+    /// Adds a run of a block to what a segment holds of each stream.
+    pub fn add(parts: &mut BTreeMap<u32, Self>, run: &Run, recorded: Timestamp) {
+        let new = Self { stream: run.stream, first: run.first, count: 0, recorded: (recorded, recorded) };
+        let part = parts.entry(run.stream).or_insert(new);
+        part.count += u64::from(run.count);
+        // A clock that is set back must hide no event from whoever looks by time.
+        part.recorded = (part.recorded.0.min(recorded), part.recorded.1.max(recorded));
+    }
 }
 
 /// An open segment.

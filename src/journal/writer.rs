@@ -220,16 +220,7 @@ impl Writer {
         active.prints.extend_from_slice(&prepared.prints);
         for block in &prepared.blocks {
             for run in &block.header.runs {
-                let part = active.parts.entry(run.stream).or_insert(StreamPart {
-                    stream: run.stream,
-                    first: run.first,
-                    count: 0,
-                    recorded: (prepared.recorded, prepared.recorded),
-                });
-                part.count += u64::from(run.count);
-                // A clock that is set back must hide no event from whoever looks by time.
-                part.recorded.0 = part.recorded.0.min(prepared.recorded);
-                part.recorded.1 = part.recorded.1.max(prepared.recorded);
+                StreamPart::add(&mut active.parts, run, prepared.recorded);
             }
         }
         self.lane.grow(active.bytes);

@@ -34,13 +34,11 @@ pub struct Filter {
 impl Filter {
     /// Whether an event is meant. The gateway's own streams are only where they are named.
     pub fn takes(&self, published: &Published, key: &str, recorded: Timestamp) -> bool {
-        let (stream, id) = (published.publication.stream.as_str(), published.renderer.stream_id());
-        let is_named = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(start) => stream.starts_with(start),
-            None => stream == pattern || id == pattern,
+        let is_stream = if self.streams.is_empty() {
+            !published.publication.stream.starts_with("gateway.")
+        } else {
+            self.streams.iter().any(|wanted| published.is_named(wanted))
         };
-        let is_stream =
-            if self.streams.is_empty() { !stream.starts_with("gateway.") } else { self.streams.iter().any(is_named) };
         is_stream
             && self.key.as_deref().is_none_or(|wanted| wanted == key)
             && self.since.is_none_or(|since| recorded >= since)

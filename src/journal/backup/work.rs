@@ -258,15 +258,7 @@ impl<'a, 't> Work<'a, 't> {
             next = lane.gaps().pass(block.end());
             count_block(&mut next_sequences, &block);
             for run in &block.header.runs {
-                let recorded = block.header.recorded;
-                let part = parts.entry(run.stream).or_insert(StreamPart {
-                    stream: run.stream,
-                    first: run.first,
-                    count: 0,
-                    recorded: (recorded, recorded),
-                });
-                part.count += u64::from(run.count);
-                part.recorded.1 = recorded;
+                StreamPart::add(&mut parts, run, block.header.recorded);
             }
             if prints.len() < PRINTS_MAX {
                 prints.extend(block.records().filter_map(|record| Fingerprint::of(&record)));
