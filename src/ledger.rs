@@ -29,6 +29,8 @@ const LOSS: &str = "gateway.loss";
 const LANE: &str = "standard";
 /// Ages are looked at this often.
 const AGES_EVERY: Duration = Duration::from_secs(1);
+/// Losses ring when they come; those of an earlier start, and those that could not be read, are looked for this often.
+const LOSSES_EVERY: Duration = Duration::from_secs(5);
 /// A clock that moved by more than this against the monotonic one was set.
 const JUMP_MIN: Duration = Duration::from_secs(60);
 /// Nothing expires by age for so long after a start, or after the clock was set: it may be set once more.
@@ -158,18 +160,25 @@ impl Ledger {
         Ok(Self { journal, fates, around, every, notes, periods: BTreeMap::new(), numbers, line: Vec::new() })
     }
 
-    /// Works until the shutdown.
+    /// Works until the shutdown, which waits for nothing here: what is cut short is done again at the next start.
     pub async fn run(mut self, mut shutdown: Shutdown) {
+        let journal = Arc::clone(&self.journal);
+        // Apart from the rest, which waits where its lane is full: what expires may be what makes room.
+        tokio::select! {
+            () = shutdown.begun() => {}
+            () = self.work() => {}
+            () = keep_ages(&journal) => {}
+        }
+    }
+
+    async fn work(&mut self) {
         let mut feed = self.feed().await;
-        let is_empty = self.journal.lanes().iter().all(|lane| lane.end() <= 1);
-        let mut clock_watch = ClockWatch::new(is_empty);
         let mut next_report = clock::instant() + self.every;
-        let mut ages = tokio::time::interval(AGES_EVERY);
-        ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOSSES_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let journal = Arc::clone(&self.journal);
         loop {
             tokio::select! {
-                () = shutdown.begun() => return,
                 () = journal.lost() => self.announce().await,
                 is_open = feed.ready() => {
                     if !is_open {
@@ -180,12 +189,7 @@ impl Ledger {
                         Enough::No
                     });
                 }
-                _ = ages.tick() => {
-                    if let Some(now) = clock_watch.look() {
-                        expire(&journal, now).await;
-                    }
-                    self.announce().await;
-                }
+                _ = look.tick() => self.announce().await,
                 () = tokio::time::sleep_until(next_report.into()) => {
                     let from = feed.positions().map(|(lane, next)| (lane.to_owned(), next)).collect();
                     self.report(from).await;
@@ -304,6 +308,20 @@ impl Ledger {
             payload: &payload,
         };
         lane.append(&record).await.map(|_receipt| ())
+    }
+}
+
+/// Lets events expire while the clock can be believed.
+async fn keep_ages(journal: &Arc<Journal>) {
+    let is_empty = journal.lanes().iter().all(|lane| lane.end() <= 1);
+    let mut clock_watch = ClockWatch::new(is_empty);
+    let mut ages = tokio::time::interval(AGES_EVERY);
+    ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ages.tick().await;
+        if let Some(now) = clock_watch.look() {
+            expire(journal, now).await;
+        }
     }
 }
 

@@ -212,6 +212,45 @@ fn what_is_too_old_for_its_contract_expires_is_counted_and_announced() {
     assert_eq!((ledger(&gateway, "expired"), ledger(&gateway, "delivered")), (20, 15));
 }
 
+/// The ledger puts its reports into the standard lane. While it waits there for room, nothing expired once, and so
+/// the room never came.
+#[test]
+fn what_expires_makes_room_though_the_ledger_waits_for_it() {
+    let rest = format!(
+        "ledger_period = \"300ms\"\n\n[[destination]]\nname = \"central\"\nurl = \"mqtt://{}\"\n[lane.standard]\nbudget = \"8MiB\"\nlinger = \"0s\"\n",
+        free_address()
+    );
+    let limits = "retention = { unsettled = \"6s\", settled = \"0s\" }";
+    let mut gateway = prepare("room", &rest, &[("count", contract("count", "standard", limits))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    let mut writer = client.stream.try_clone().expect("cloned");
+    let feeder = std::thread::spawn(move || {
+        use std::io::Write;
+        for number in 1..=400u64 {
+            let payload = event(number, &noise(number, 40_000));
+            let id = number as u16;
+            let topic = "plant/line1/m01/count";
+            let bytes = crate::common::client::publish(true, 1, id, topic, &[], payload.as_bytes());
+            writer.write_all(&bytes).expect("sent");
+        }
+    });
+    gateway.await_status("the lane is full", PATIENCE, |status| {
+        status["problems"].to_string().contains("lane standard: the budget of 8.39 MB is used up")
+    });
+    client.stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    for number in 1..=400u16 {
+        let answer = client.receive().expect("a PUBACK");
+        assert_eq!((answer[0], u16::from_be_bytes([answer[1], answer[2]])), (0x40, number));
+    }
+    feeder.join().expect("all is sent");
+    assert!(ledger(&gateway, "expired") > 100);
+    // SIGTERM does not wait for what has no room.
+    let start = Instant::now();
+    gateway.stop();
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
 #[test]
 fn live_first_sends_what_comes_now_and_marks_the_backlog() {
     let address = free_address();

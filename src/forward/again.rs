@@ -290,8 +290,13 @@ impl Again {
             self.rest(id);
             return;
         };
-        let Ok(record) = Record::decode(&record) else { return };
-        let Some(published) = self.parts.journal.published(record.publication) else { return };
+        let record = Record::decode(&record).ok();
+        let known = record.and_then(|record| Some((self.parts.journal.published(record.publication)?, record)));
+        let Some((published, record)) = known else {
+            // Its contract is lost.
+            self.rest(id);
+            return;
+        };
         let event = Record {
             publication: record.publication,
             id: Id::Text(&letter.event_id),
