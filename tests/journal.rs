@@ -90,6 +90,41 @@ proptest! {
     }
 }
 
+/// A reader that came between the moment in which a segment was no longer the active one and that in which it was
+/// closed opened the file a second time, repaired it while it was in use, and so spoilt it.
+#[test]
+fn readers_at_the_end_of_a_segment_never_open_it_twice() {
+    let disk = FaultDisk::default();
+    let mut config = config();
+    config.lanes[0].budget = 8 << 20;
+    let journal = open_with(&disk, &config).expect("opens");
+    let publication = journal.publish(&publication()).expect("publishes");
+    let lane = journal.lane("critical").expect("the lane");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..4u64 {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let end = lane.end();
+                    if end > reader + 1 {
+                        // Retention may have taken it; damage is what may not be.
+                        let _ = lane.look(end - 1 - reader);
+                    }
+                }
+            });
+        }
+        for number in 0..4000 {
+            assert!(append(lane, &disk, publication, number));
+            lane.settle("central", &[(number + 1, 1, Outcome::Delivered)]);
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(journal.set_aside(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(lane.end(), 4001);
+    journal.close(Duration::from_secs(5));
+}
+
 /// What is on the books of the lane: accepted, delivered, queued, set aside. They balance.
 fn accounts(journal: &Journal, what: &str) -> (u64, u64, u64, u64) {
     let status = journal.lane("critical").expect("the lane").status();

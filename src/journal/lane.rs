@@ -328,10 +328,12 @@ impl Lane {
         if offset >= self.end() {
             return self.sequences();
         }
-        let path = self.log().segments.get(&offset).map(|part| part.path.clone());
-        let segment = path.and_then(|path| match self.log().active.clone().filter(|active| active.path() == path) {
-            Some(active) => Some(active),
-            None => self.core.open_segment(&path).ok(),
+        let (path, active) = {
+            let log = self.log();
+            (log.segments.get(&offset).map(|part| part.path.clone()), log.active.clone())
+        };
+        let segment = path.and_then(|path| {
+            active.filter(|active| active.path() == path).or_else(|| self.core.open_segment(&path).ok())
         });
         let summary = segment.and_then(|segment| segment.view().and_then(|view| view.summary()).ok());
         summary.map(|summary| summary.sequences).unwrap_or_default()
@@ -578,10 +580,15 @@ impl Lane {
     }
 
     pub(super) fn release_active(&self) {
+        // Readers that find no active segment open the file themselves, under this lock: they must not do so
+        // before it is closed, or among those that are open. Two handles on one file would spoil it.
+        let mut opened = self.core.opened.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(active) = self.log().active.take() else { return };
         if Arc::strong_count(&active) > 1 {
             // A reader still looks at it: it stays open until that one is done.
-            self.core.opened.lock().unwrap_or_else(PoisonError::into_inner).push(active);
+            opened.push(active);
+        } else {
+            drop(active);
         }
     }
 
