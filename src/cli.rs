@@ -48,6 +48,8 @@ enum Command {
     Demo(Demo),
     /// How the running gateway stands
     Status(StatusOf),
+    /// Have the running gateway read its configuration, contracts, certificates and secrets anew
+    Reload(At),
     /// The destinations
     #[command(subcommand)]
     Destination(DestinationCommand),
@@ -255,6 +257,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let is_even = balances.iter().all(|balance| balance.difference == 0);
             Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Reload(at) => reload(&at),
         Command::Destination(DestinationCommand::Drop { name, at }) => {
             let socket = socket_path(&at)?;
             let bytes = runtime()?.block_on(socket::call(
@@ -308,6 +311,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Asks for a reload, and says what came of it.
+fn reload(at: &At) -> anyhow::Result<ExitCode> {
+    let socket = socket_path(at)?;
+    let bytes = runtime()?.block_on(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))?;
+    let answer: crate::admin::ReloadAnswer = serde_json::from_slice(&bytes)?;
+    print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
+        ([], []) => "read anew; nothing has changed".to_owned(),
+        ([], changes) => format!("in force:\n{}", changes.join("\n")),
+        (problems, _) => format!("{}\nrefused; the configuration before stays in force", problems.join("\n")),
+    })?;
+    Ok(if answer.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Two workers: a gateway's box has few cores, and the journal has threads of its own.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
@@ -338,7 +354,11 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => tracing::warn!("SIGHUP: a change of the configuration takes a restart, one of a password file does not; going on"),
+            _ = hangup.recv() => {
+                let reloading = gateway.handles().reloading.clone();
+                // What comes of it is told in log and status.
+                tokio::spawn(async move { reloading.reload().await });
+            }
         }
     }
     tracing::info!("stopping: no new events, acknowledgements in flight are given");

@@ -4,8 +4,11 @@
 //! value and what is allowed, every problem at once.
 
 mod destinations;
+mod files;
 mod lanes;
 mod odoo_checks;
+
+pub use files::{Print, Prints};
 
 use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
@@ -130,13 +133,25 @@ pub struct Config {
     pub socket: PathBuf,
     /// What is allowed and yet deserves a thought.
     pub warnings: Vec<Problem>,
+    /// The text of the file.
+    pub document: Document,
+    /// What tells one state of the configuration from another.
+    pub prints: Prints,
 }
 
-/// The socket that a configuration names, without checking the rest.
+/// The socket that a configuration names, without checking the rest: the gateway may run by one that was
+/// good before.
 pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
     let document = Document::read(file)?;
-    let raw: File = document.parse()?;
-    Ok(socket_path(&raw, &beside(file)))
+    match document.parse::<File>() {
+        Ok(raw) => Ok(socket_path(&raw, &beside(file))),
+        Err(problem) => {
+            let beside = beside(file);
+            let named = document.loose("socket").map(|socket| beside(Path::new(&socket)));
+            let own = || Some(beside(Path::new(&document.loose("data_dir")?)).join("forebay.sock"));
+            named.or_else(own).ok_or(problem)
+        }
+    }
 }
 
 /// The folder of the journal that a configuration names, without checking the rest.
@@ -165,7 +180,8 @@ impl Config {
         })?;
         let beside = beside(file);
         let socket = socket_path(&raw, &beside);
-        resolve_paths(&mut raw, &beside);
+        files::resolve(&mut raw, &beside);
+        let prints = Prints::take(file, &mut raw);
         let mut problems = Vec::new();
         let host = rustix::system::uname();
         let name = raw.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
@@ -251,6 +267,8 @@ impl Config {
             ledger_period: raw.ledger_period.0,
             socket,
             warnings,
+            document,
+            prints,
         })
     }
 }
@@ -259,69 +277,6 @@ impl Config {
 const CACHE_BYTES: usize = 1 << 20;
 /// Recently written events in memory: what a forwarder that keeps up is behind.
 const TAIL_BYTES: usize = 2 << 20;
-
-fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
-    let resolve = |path: &mut PathBuf| *path = beside(path);
-    let resolve_some = |path: &mut Option<PathBuf>| {
-        if let Some(path) = path {
-            *path = beside(path);
-        }
-    };
-    resolve(&mut raw.data_dir);
-    resolve(&mut raw.contracts);
-    resolve_some(&mut raw.mask_key);
-    for source in &mut raw.source.mqtt {
-        resolve_some(&mut source.passwords);
-        if let Some(tls) = &mut source.tls {
-            resolve(&mut tls.cert);
-            resolve(&mut tls.key);
-            resolve_some(&mut tls.client_ca);
-            resolve_some(&mut tls.crl);
-        }
-    }
-    for source in &mut raw.source.http {
-        resolve_some(&mut source.tokens);
-        if let Some(tls) = &mut source.tls {
-            resolve(&mut tls.cert);
-            resolve(&mut tls.key);
-            resolve_some(&mut tls.client_ca);
-            resolve_some(&mut tls.crl);
-        }
-    }
-    for source in &mut raw.source.broker {
-        resolve_some(&mut source.password_file);
-        resolve_some(&mut source.tls.ca);
-        resolve_some(&mut source.tls.cert);
-        resolve_some(&mut source.tls.key);
-    }
-    for source in &mut raw.source.modbus {
-        resolve(&mut source.devices);
-        resolve_some(&mut source.tls.ca);
-        resolve_some(&mut source.tls.cert);
-        resolve_some(&mut source.tls.key);
-    }
-    for source in &mut raw.source.odoo {
-        resolve(&mut source.key_file);
-        resolve_some(&mut source.tls.ca);
-        resolve_some(&mut source.tls.cert);
-        resolve_some(&mut source.tls.key);
-        if let Some(hook) = &mut source.hook {
-            resolve(&mut hook.token_file);
-            if let Some(tls) = &mut hook.tls {
-                resolve(&mut tls.cert);
-                resolve(&mut tls.key);
-                resolve_some(&mut tls.client_ca);
-                resolve_some(&mut tls.crl);
-            }
-        }
-    }
-    for destination in &mut raw.destination {
-        resolve_some(&mut destination.password_file);
-        resolve_some(&mut destination.tls.ca);
-        resolve_some(&mut destination.tls.cert);
-        resolve_some(&mut destination.tls.key);
-    }
-}
 
 /// A problem with an address to listen on, with the value and the form that is wanted.
 fn explained(problem: Problem, document: &Document) -> Problem {

@@ -13,6 +13,7 @@
 
 mod audit;
 mod block;
+mod change;
 pub mod disk;
 mod gather;
 mod lane;
@@ -64,6 +65,7 @@ use crate::contract::{Publication, Renderer};
 use segment::Segment;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use window::Window;
@@ -272,8 +274,8 @@ impl Condition {
 struct Core {
     disk: Arc<dyn Disk>,
     state: state::State,
-    reserve_bytes: u64,
-    dead_retention: Duration,
+    reserve_bytes: AtomicU64,
+    dead_retention: Mutex<Duration>,
     cache_bytes: usize,
     tail_bytes: usize,
     window: Mutex<Window>,
@@ -287,7 +289,7 @@ struct Core {
     /// Whether a dead letter needs nobody any more.
     is_resolved: std::sync::OnceLock<IsResolved>,
     /// Entries written to the audit since the start.
-    audited: std::sync::atomic::AtomicU64,
+    audited: AtomicU64,
 }
 
 /// Says whether a dead letter needs nobody any more.
@@ -355,7 +357,7 @@ impl Core {
     /// The longest time that settled events of a lane stay.
     fn retention_settled(&self, lane: &Lane) -> Duration {
         if lane.name == DEAD {
-            return self.dead_retention;
+            return *self.dead_retention.lock().unwrap_or_else(PoisonError::into_inner);
         }
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let of_lane = catalog.list.iter().flatten().filter(|published| published.publication.lane == lane.name);

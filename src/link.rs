@@ -34,7 +34,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -86,6 +86,8 @@ pub struct Will {
 pub struct Target {
     config: Config,
     addresses: Vec<Address>,
+    /// What the certificates made when they were last good.
+    tls: Mutex<Option<TlsConfig>>,
 }
 
 /// How long a broker may take to let us in where there is another one to try.
@@ -98,7 +100,7 @@ impl Target {
         if addresses.is_empty() {
             return Err("there is no URL; expected \"mqtts://host:8883\"".into());
         }
-        Ok(Self { config, addresses })
+        Ok(Self { config, addresses, tls: Mutex::default() })
     }
 
     /// Host and port of the first address, for people.
@@ -107,7 +109,8 @@ impl Target {
     }
 
     /// Connects: fresh look-up, TCP, TLS, CONNECT. Certificates and password are read anew each
-    /// time, so that a rotation needs no restart. Safe to drop half-way.
+    /// time, so that a rotation needs no restart; while the certificates cannot be read, those before
+    /// serve on. Safe to drop half-way.
     pub async fn connect(&self, client: &str, will: Option<&Will>) -> Result<Session, LinkError> {
         self.open(client, will, None, self.addresses.len()).await
     }
@@ -147,6 +150,18 @@ impl Target {
         Err(LinkError::None(refusals.join("; ")))
     }
 
+    fn tls(&self) -> Result<TlsConfig, LinkError> {
+        let mut known = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        match (tls::client(&self.config.tls), &*known) {
+            (Ok(tls), _) => Ok(Arc::clone(known.insert(tls))),
+            (Err(error), Some(before)) => {
+                tracing::warn!(broker = %self.name(), %error, "the certificates cannot be used; those before serve on");
+                Ok(Arc::clone(before))
+            }
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+
     async fn open_at(
         &self,
         address: &Address,
@@ -155,7 +170,7 @@ impl Target {
         will: Option<&Will>,
         inbox: Option<&Inbox>,
     ) -> Result<Session, LinkError> {
-        let tls = address.is_tls.then(|| tls::client(&self.config.tls)).transpose()?;
+        let tls = address.is_tls.then(|| self.tls()).transpose()?;
         let password = match &self.config.password_file {
             None => None,
             Some(file) => {

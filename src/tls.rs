@@ -4,8 +4,9 @@
 //! connects; a private key never appears in a message.
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -144,35 +145,68 @@ pub fn server_with(files: &ServerFiles, certificates_of_clients: Certificates) -
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
-    let builder = match &files.client_ca {
-        None if files.crl.is_some() => {
-            return Err(TlsError::Unusable(
-                "tls.crl needs tls.client_ca: without it no client shows a certificate".into(),
-            ));
-        }
+    let builder = match clients(files, certificates_of_clients)? {
         None => builder.with_no_client_auth(),
-        Some(file) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider());
-            let verifier = match &files.crl {
-                None => verifier,
-                // An authority whose list is not in the file has revoked nothing that is known.
-                Some(file) => verifier
-                    .with_crls(pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")?)
-                    .only_check_end_entity_revocation()
-                    .allow_unknown_revocation_status(),
-            };
-            let verifier = match certificates_of_clients {
-                Certificates::Required => verifier,
-                Certificates::Optional => verifier.allow_unauthenticated(),
-            };
-            let verifier = verifier.build().map_err(|error| unusable(file, error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
     let config = builder
         .with_single_cert(certificates(&files.cert)?, private_key(&files.key)?)
         .map_err(|error| unfit(&files.key, &files.cert, &error))?;
     Ok(Arc::new(config))
+}
+
+/// What judges the certificates of clients, if they are asked for.
+fn clients(
+    files: &ServerFiles,
+    certificates_of_clients: Certificates,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+    let Some(file) = &files.client_ca else {
+        return match files.crl {
+            None => Ok(None),
+            Some(_) => {
+                Err(TlsError::Unusable("tls.crl needs tls.client_ca: without it no client shows a certificate".into()))
+            }
+        };
+    };
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider());
+    let verifier = match &files.crl {
+        None => verifier,
+        // An authority whose list is not in the file has revoked nothing that is known.
+        Some(file) => verifier
+            .with_crls(pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")?)
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status(),
+    };
+    let verifier = match certificates_of_clients {
+        Certificates::Required => verifier,
+        Certificates::Optional => verifier.allow_unauthenticated(),
+    };
+    verifier.build().map(Some).map_err(|error| unusable(file, error.to_string()))
+}
+
+/// Judges certificates of clients that are connected already, when authorities or revocations change.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<dyn ClientCertVerifier>);
+
+impl Clients {
+    /// The judge that the files make; `None` where clients show no certificate.
+    pub fn load(files: &ServerFiles) -> Result<Option<Self>, TlsError> {
+        Ok(clients(files, Certificates::Required)?.map(Self))
+    }
+
+    /// Whether a chain that was accepted once is still trusted and not revoked. That it has expired since
+    /// ends no connection.
+    pub fn accept(&self, chain: &[CertificateDer<'_>]) -> bool {
+        use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+        let Some((first, others)) = chain.split_first() else { return false };
+        match self.0.verify_client_cert(first, others, UnixTime::now()) {
+            Ok(_) => true,
+            Err(rustls::Error::InvalidCertificate(error)) => {
+                matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+            }
+            Err(_) => false,
+        }
+    }
 }
 
 /// A configuration for connections to a server: TLS 1.3, and 1.2 where the files say so.

@@ -28,6 +28,7 @@ mod outage;
 mod power_cut;
 mod power_cut_real;
 mod refusals;
+mod reload;
 mod replay;
 mod sessions;
 mod sparkplug;
