@@ -4,9 +4,9 @@ use super::common::broker::{Collector, Mosquitto, check_arrivals};
 use super::common::centre::Centre;
 use super::common::client::{Client, Heard, Hello, answer, publish, subscribe};
 use super::common::devices::Devices;
-use super::common::free_address;
 use super::common::gateway::{CONTRACT, Gateway, accepted, payload};
 use super::common::pki::Pki;
+use super::common::{await_port, free_address};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -119,6 +119,7 @@ fn certificates_are_rotated_ten_times_on_both_sides_under_load_and_nothing_is_lo
         devices_pki.ca.display(),
     );
     let gateway = Gateway::start("rotation", &rest);
+    await_port(listen);
     let over = Arc::new(AtomicBool::new(false));
     let devices: Vec<_> =
         (0..4).map(|number| device(listen, devices_pki.client(), number, Arc::clone(&over))).collect();
@@ -213,6 +214,7 @@ fn broken_contracts_and_certificates_are_refused_as_well() {
         pki.ca.display(),
     );
     let gateway = Gateway::start("halves", &rest);
+    await_port(listen);
     let key = std::fs::read(&pki.server_key).expect("read");
     // The key of another certificate: as between the two renames of a careless rotation.
     std::fs::copy(&pki.client_key, &pki.server_key).expect("copied");
@@ -332,6 +334,7 @@ fn who_is_not_let_in_any_more_goes_and_everybody_else_stays() {
         users.display()
     );
     let gateway = Gateway::start("judged", &rest);
+    await_port(listen);
     let hello = |user: &'static str, password: &'static str| Hello {
         client: user,
         login: Some((user, password)),
