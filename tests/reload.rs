@@ -359,7 +359,7 @@ fn who_is_not_let_in_any_more_goes_and_everybody_else_stays() {
     assert_eq!(press.disconnect_code(), 0x87, "not authorized any more");
     robot.publish(true, 2, STATE, payload(2, 1).as_bytes());
     robot.send(&publish(true, 1, 3, "plant/line9/x/state", &[], payload(2, 2).as_bytes()));
-    assert_eq!(robot.receive().map(|packet| (packet[0], packet[4])), Some((0x40, 0x87)), "its rights are the new ones");
+    assert_eq!(robot.receive().map(|packet| (packet[0], packet[3])), Some((0x40, 0x87)), "its rights are the new ones");
     assert!(matches!(robot.hear(Duration::from_millis(300)), Heard::Nothing), "its subscription has ended");
     // A certificate that is revoked ends a connection as well.
     let secure = free_address();

@@ -156,7 +156,8 @@ impl Prints {
 /// Links may lead round in a circle.
 const FOLDERS_DEEP_MAX: u32 = 4;
 
-/// Shows a file, or every file in a folder, in the order of their names. What cannot be read is left out.
+/// Shows a file, or every contract, schema and table in a folder, in the order of their names. What cannot be
+/// read is left out.
 fn walk(path: &Path, deep: u32, see: &mut impl FnMut(&Path, &std::fs::Metadata)) {
     let Ok(found) = std::fs::metadata(path) else { return };
     if !found.is_dir() {
@@ -165,6 +166,7 @@ fn walk(path: &Path, deep: u32, see: &mut impl FnMut(&Path, &std::fs::Metadata))
     let Some(deep) = deep.checked_sub(1) else { return };
     let mut inside: Vec<_> =
         std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    inside.retain(|path| path.is_dir() || path.extension().is_some_and(|ending| ending == "toml" || ending == "json"));
     inside.sort_unstable();
     inside.iter().for_each(|path| walk(path, deep, see));
 }
@@ -176,7 +178,7 @@ mod tests {
     #[test]
     fn a_stamp_changes_with_a_file_and_a_print_with_what_it_holds() {
         let folder = tempfile::tempdir().expect("folder");
-        let file = folder.path().join("gw.pem");
+        let file = folder.path().join("state.toml");
         std::fs::write(&file, "one").expect("writes");
         let print = |path: &Path| {
             let mut prints = Prints::default();
@@ -187,6 +189,7 @@ mod tests {
         assert_eq!(print(folder.path()), first);
         // The same content in a new file: looked at again, and found to be the same.
         std::fs::write(folder.path().join("new"), "one").expect("writes");
+        assert_eq!(print(folder.path()), first, "what is neither contract nor schema does not count");
         std::fs::rename(folder.path().join("new"), &file).expect("renames");
         let second = print(folder.path());
         assert_eq!(second.0, first.0);
