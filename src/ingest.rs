@@ -13,6 +13,7 @@ use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Matched, SourceKind};
 use crate::event::{Attribute, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::secret::Secret;
 use crate::telemetry::Counter;
 use arc_swap::ArcSwap;
 use dead::DeadLetter;
@@ -27,7 +28,7 @@ pub struct Ingest {
     sparkplug: OnceLock<Sparkplug>,
     journal: Arc<Journal>,
     in_force: ArcSwap<InForce>,
-    mask_key: Vec<u8>,
+    mask_key: Secret,
     /// What it counts.
     pub stats: IngestStats,
 }
@@ -146,7 +147,7 @@ impl Taken {
 
 impl Ingest {
     /// A door to the journal, under these contracts.
-    pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Vec<u8>) -> Result<Self, JournalError> {
+    pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Secret) -> Result<Self, JournalError> {
         let ingest = Self {
             sparkplug: OnceLock::new(),
             journal,
@@ -305,7 +306,7 @@ impl Ingest {
                 "its contract decodes Sparkplug B, whose nodes have moved on since; ask the node for a rebirth".into(),
             );
         }
-        target.contract.read(&target.captures, payload, &self.mask_key).err().map(|violation| violation.reason)
+        target.contract.read(&target.captures, payload, self.mask_key.bytes()).err().map(|violation| violation.reason)
     }
 
     fn accept_json(
@@ -317,7 +318,7 @@ impl Ingest {
         now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Taken, NotTaken> {
-        let reading = match target.contract.read(&target.captures, payload, &self.mask_key) {
+        let reading = match target.contract.read(&target.captures, payload, self.mask_key.bytes()) {
             Ok(reading) => reading,
             Err(violation) => {
                 let taken = self.bury(route, &violation.reason, &violation.payload, beside, now, waiter)?;
