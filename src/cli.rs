@@ -25,6 +25,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -514,7 +515,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_password(name: &str) -> anyhow::Result<String> {
+fn read_password(name: &str) -> anyhow::Result<Zeroizing<String>> {
     let password = read_secret(&format!("Password for \"{name}\": "))?;
     if password.len() < 8 {
         bail!("the password has {} characters; at least 8 are needed", password.chars().count());
@@ -523,9 +524,10 @@ fn read_password(name: &str) -> anyhow::Result<String> {
 }
 
 /// Reads a line from the terminal without showing it, or the first line of the input.
-fn read_secret(prompt: &str) -> anyhow::Result<String> {
+fn read_secret(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     let input = std::io::stdin();
-    let mut line = String::new();
+    // Long enough for any password, so that no part of it stays behind where a growing buffer was.
+    let mut line = Zeroizing::new(String::with_capacity(1024));
     if input.is_terminal() {
         eprint!("{prompt}");
         let hidden = hide_typing()?;
@@ -536,7 +538,7 @@ fn read_secret(prompt: &str) -> anyhow::Result<String> {
     } else {
         input.lock().read_line(&mut line)?;
     }
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// Turns the echo of the terminal off as long as the value lives.

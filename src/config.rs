@@ -7,6 +7,7 @@ mod destinations;
 mod files;
 mod lanes;
 mod odoo_checks;
+mod seal;
 
 pub use files::{Print, Prints};
 
@@ -14,6 +15,7 @@ use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
+use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
 use crate::tls;
@@ -37,6 +39,8 @@ struct File {
     contracts: PathBuf,
     socket: Option<PathBuf>,
     mask_key: Option<PathBuf>,
+    #[serde(default)]
+    sealed_certificates: bool,
     #[serde(default = "disk_reserve")]
     disk_reserve: Bytes,
     #[serde(default = "dedupe_memory")]
@@ -108,7 +112,7 @@ pub struct Config {
     /// The contracts.
     pub contracts: Contracts,
     /// What masked fields are hashed with.
-    pub mask_key: Vec<u8>,
+    pub mask_key: Secret,
     /// Bytes for the last value of each key.
     pub last_values: usize,
     /// The listeners.
@@ -165,10 +169,10 @@ fn socket_path(raw: &File, beside: &impl Fn(&Path) -> PathBuf) -> PathBuf {
     raw.socket.as_deref().map_or_else(|| beside(&raw.data_dir).join("forebay.sock"), beside)
 }
 
-/// Resolves paths relative to the configuration file.
+/// Resolves paths relative to the configuration file, and names of credentials.
 fn beside(file: &Path) -> impl Fn(&Path) -> PathBuf + use<> {
     let folder = file.parent().map_or_else(PathBuf::new, Path::to_owned);
-    move |path: &Path| folder.join(path)
+    move |path: &Path| secret::place(&folder, path)
 }
 
 impl Config {
@@ -180,9 +184,12 @@ impl Config {
         })?;
         let beside = beside(file);
         let socket = socket_path(&raw, &beside);
+        let (mut problems, mut own_warnings) = (Vec::new(), Vec::new());
+        seal::check_inline(&mut raw, &document, &mut problems);
         files::resolve(&mut raw, &beside);
+        seal::seal_certificates(&mut raw);
         let prints = Prints::take(file, &mut raw);
-        let mut problems = Vec::new();
+        seal::check_exposure(&mut raw, &document, &mut problems, &mut own_warnings);
         let host = rustix::system::uname();
         let name = raw.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
         for (key, value) in [("environment", &raw.environment), ("site", &raw.site), ("name", &name)] {
@@ -193,32 +200,16 @@ impl Config {
         check_disk(&raw, &document, &mut problems);
         let (lanes, sending) = lanes::check(&raw, &document, &mut problems);
         check_sources(&raw, &document, &mut problems);
-        let mut own_warnings = Vec::new();
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
         destinations::check(&raw, &document, &mut problems);
         let buses = check_buses(&raw, &document, &mut problems);
         odoo_checks::check_odoos(&raw, &document, &mut problems, &mut own_warnings);
-        let mask_key = match &raw.mask_key {
-            None => Vec::new(),
-            Some(path) => match std::fs::read(path) {
-                Ok(key) if key.len() >= 16 => key,
-                Ok(key) => {
-                    problems.push(document.problem(
-                        "mask_key",
-                        format!("{} holds {} bytes; at least 16 are needed", path.display(), key.len()),
-                    ));
-                    Vec::new()
-                }
-                Err(error) => {
-                    problems.push(document.problem("mask_key", format!("{} cannot be read: {error}", path.display())));
-                    Vec::new()
-                }
-            },
-        };
+        let mask_key = seal::mask_key(&raw, &document, &mut problems);
         if let Err(message) = check_socket_path(&socket) {
             let key = if raw.socket.is_some() { "socket" } else { "data_dir" };
             problems.push(document.problem(key, message));
         }
+        seal::check_folders(&raw, &socket, &document, &mut problems, &mut own_warnings);
         let surroundings = Surroundings {
             environment: raw.environment.clone(),
             site: raw.site.clone(),
@@ -226,7 +217,7 @@ impl Config {
             namespace: raw.namespace.clone(),
         };
         let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
-        let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.is_empty());
+        let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.bytes().is_empty());
         let (contracts, mut warnings) = loaded.unwrap_or_else(|found| {
             problems.extend(found);
             Default::default()
@@ -280,6 +271,7 @@ const TAIL_BYTES: usize = 2 << 20;
 
 /// A problem with an address to listen on, with the value and the form that is wanted.
 fn explained(problem: Problem, document: &Document) -> Problem {
+    let problem = seal::explained(problem);
     if !problem.key.ends_with(".listen") || problem.message.contains("missing field") {
         return problem;
     }
@@ -515,10 +507,9 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
             problems.push(document.problem(key("user"), "user and password_file go together; one of them is missing"));
         }
         if let Some(file) = &source.password_file
-            && let Err(error) = std::fs::read(file)
+            && let Err(error) = Secret::read(file)
         {
-            problems
-                .push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
+            problems.push(document.problem(key("password_file"), error.to_string()));
         }
         if let Some(filter) = feeds_itself(raw, source) {
             problems.push(document.problem(

@@ -16,9 +16,9 @@
 //! | 6 | `ledger` (what became of every event), `survival` (how long the disk lasts), `watch` (business exceptions) |
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
-//! | 3 | `journal` |
-//! | 2 | `contract` |
-//! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `tls`, `setting` |
+//! | 3 | `journal`, `tls` |
+//! | 2 | `contract`, `secret` |
+//! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `setting` |
 //!
 //! Choices that a measurement decided:
 //!
@@ -69,6 +69,7 @@ pub mod ledger;
 pub mod link;
 pub mod local;
 pub mod odoo;
+pub mod secret;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;

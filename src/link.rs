@@ -27,6 +27,7 @@ pub use packet::{Answer, Head, Refusal, push_publish, push_varint};
 pub use pause::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
 
 use crate::clock;
+use crate::secret::Secret;
 use crate::tls::{self, ClientFiles};
 use bytes::BytesMut;
 use serde::Deserialize;
@@ -40,6 +41,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use zeroize::{Zeroize, Zeroizing};
 
 /// How to reach a central broker.
 #[derive(Clone, Debug)]
@@ -173,11 +175,7 @@ impl Target {
         let tls = address.is_tls.then(|| self.tls()).transpose()?;
         let password = match &self.config.password_file {
             None => None,
-            Some(file) => {
-                let text =
-                    std::fs::read_to_string(file).map_err(|error| LinkError::Password { file: file.clone(), error })?;
-                Some(text.trim_end_matches(['\r', '\n']).to_owned())
-            }
+            Some(file) => Some(Secret::read(file)?),
         };
         let tcp = dial::connect(address).await?;
         let stream = match tls {
@@ -201,7 +199,8 @@ impl Target {
             inbox: inbox.map(inbox::Reader::new),
             is_resumed: false,
         };
-        let login = self.config.user.as_deref().map(|user| (user, password.as_deref().unwrap_or_default()));
+        let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
+        let login = self.config.user.as_deref().map(|user| (user, password));
         session.hello(client, login, will, inbox).await?;
         Ok(session)
     }
@@ -257,6 +256,12 @@ pub struct Output {
     /// The bytes.
     pub bytes: Vec<u8>,
     written: usize,
+}
+
+impl Zeroize for Output {
+    fn zeroize(&mut self) {
+        self.bytes.zeroize();
+    }
 }
 
 impl Output {
@@ -490,7 +495,8 @@ impl Session {
     ) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
         let bytes = packet::connect(self.protocol, client, keep_alive, login, will, inbox)?;
-        let mut output = Output { bytes, written: 0 };
+        // Once it is sent, or cannot be, the password in it is overwritten.
+        let mut output = Zeroizing::new(Output { bytes, written: 0 });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
         loop {

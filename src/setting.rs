@@ -3,6 +3,8 @@
 //! Promise: a value that parses is within its bounds; one that does not is refused with the value
 //! and what is allowed.
 
+pub mod access;
+
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

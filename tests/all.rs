@@ -30,6 +30,7 @@ mod power_cut_real;
 mod refusals;
 mod reload;
 mod replay;
+mod seal;
 mod sessions;
 mod sparkplug;
 mod tidy;

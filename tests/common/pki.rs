@@ -105,7 +105,7 @@ impl Pki {
             cert: self.server_cert.clone(),
             key: self.server_key.clone(),
             client_ca: Some(self.ca.clone()),
-            crl: None,
+            ..Default::default()
         };
         forebay::tls::server(&files).expect("server TLS")
     }
