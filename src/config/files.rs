@@ -1,69 +1,81 @@
 //! The files that a configuration names: where they are, and whether what they say has changed.
 
-use super::{File, Sources};
-use crate::forward;
-use crate::sources::{broker, http, modbus, mqtt, odoo};
+use super::File;
+use crate::secret::Secret;
 use crate::tls::{ClientFiles, ServerFiles};
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-type Paths<'a> = Vec<&'a mut PathBuf>;
-
-fn of_server(tls: &mut Option<ServerFiles>) -> Paths<'_> {
-    let Some(ServerFiles { cert, key, client_ca, crl }) = tls else { return Vec::new() };
-    [Some(cert), Some(key), client_ca.as_mut(), crl.as_mut()].into_iter().flatten().collect()
+/// A path that leads to a secret, or to something else that the configuration is made of.
+pub(super) struct Named<'a> {
+    /// Its key, such as `source.mqtt[0].tls.cert`.
+    pub key: String,
+    pub path: &'a mut PathBuf,
+    pub is_secret: bool,
 }
 
-fn of_client(ClientFiles { ca, cert, key, .. }: &mut ClientFiles) -> Paths<'_> {
-    [ca, cert, key].into_iter().flatten().collect()
+type Found<'a> = Vec<Named<'a>>;
+
+fn named<'a>(found: &mut Found<'a>, key: String, path: impl Into<Option<&'a mut PathBuf>>, is_secret: bool) {
+    found.extend(path.into().map(|path| Named { key, path, is_secret }));
 }
 
-fn of_listener(source: &mut mqtt::Config) -> Paths<'_> {
-    of_server(&mut source.tls).into_iter().chain(&mut source.passwords).collect()
+fn of_server<'a>(found: &mut Found<'a>, key: &str, files: Option<&'a mut ServerFiles>) {
+    let Some(files) = files else { return };
+    named(found, format!("{key}.key"), &mut files.key, true);
+    named(found, format!("{key}.cert"), &mut files.cert, false);
+    named(found, format!("{key}.client_ca"), files.client_ca.as_mut(), false);
+    named(found, format!("{key}.crl"), files.crl.as_mut(), false);
 }
 
-fn of_http(source: &mut http::Config) -> Paths<'_> {
-    of_server(&mut source.tls).into_iter().chain(&mut source.tokens).collect()
+fn of_client<'a>(found: &mut Found<'a>, key: &str, files: &'a mut ClientFiles) {
+    named(found, format!("{key}.key"), files.key.as_mut(), true);
+    named(found, format!("{key}.cert"), files.cert.as_mut(), false);
+    named(found, format!("{key}.ca"), files.ca.as_mut(), false);
 }
 
-fn of_broker(source: &mut broker::Config) -> Paths<'_> {
-    of_client(&mut source.tls).into_iter().chain(&mut source.password_file).collect()
-}
-
-fn of_bus(source: &mut modbus::Config) -> Paths<'_> {
-    of_client(&mut source.tls).into_iter().chain([&mut source.devices]).collect()
-}
-
-fn of_odoo(source: &mut odoo::Config) -> Paths<'_> {
-    let mut paths = of_client(&mut source.tls);
-    paths.push(&mut source.key_file);
-    if let Some(hook) = &mut source.hook {
-        paths.push(&mut hook.token_file);
-        paths.extend(of_server(&mut hook.tls));
+/// Every place of a secret, a certificate, contracts or tables, with its key.
+pub(super) fn places(raw: &mut File) -> Found<'_> {
+    let mut found = Vec::new();
+    named(&mut found, "contracts".into(), &mut raw.contracts, false);
+    named(&mut found, "mask_key".into(), raw.mask_key.as_mut(), true);
+    for (index, source) in raw.source.mqtt.iter_mut().enumerate() {
+        named(&mut found, format!("source.mqtt[{index}].passwords"), source.passwords.as_mut(), true);
+        of_server(&mut found, &format!("source.mqtt[{index}].tls"), source.tls.as_mut());
     }
-    paths
-}
-
-fn of_destination(destination: &mut forward::Config) -> Paths<'_> {
-    of_client(&mut destination.tls).into_iter().chain(&mut destination.password_file).collect()
-}
-
-/// Every path of a configuration.
-fn of(raw: &mut File) -> Paths<'_> {
-    let Sources { mqtt, http, broker, modbus, odoo } = &mut raw.source;
-    let sources = mqtt.iter_mut().flat_map(of_listener).chain(http.iter_mut().flat_map(of_http));
-    let sources = sources.chain(broker.iter_mut().flat_map(of_broker)).chain(modbus.iter_mut().flat_map(of_bus));
-    let parts =
-        sources.chain(odoo.iter_mut().flat_map(of_odoo)).chain(raw.destination.iter_mut().flat_map(of_destination));
-    [&mut raw.data_dir, &mut raw.contracts].into_iter().chain(&mut raw.mask_key).chain(parts).collect()
+    for (index, source) in raw.source.http.iter_mut().enumerate() {
+        named(&mut found, format!("source.http[{index}].tokens"), source.tokens.as_mut(), true);
+        of_server(&mut found, &format!("source.http[{index}].tls"), source.tls.as_mut());
+    }
+    for (index, source) in raw.source.broker.iter_mut().enumerate() {
+        named(&mut found, format!("source.broker[{index}].password_file"), source.password_file.as_mut(), true);
+        of_client(&mut found, &format!("source.broker[{index}].tls"), &mut source.tls);
+    }
+    for (index, source) in raw.source.modbus.iter_mut().enumerate() {
+        named(&mut found, format!("source.modbus[{index}].devices"), &mut source.devices, false);
+        of_client(&mut found, &format!("source.modbus[{index}].tls"), &mut source.tls);
+    }
+    for (index, source) in raw.source.odoo.iter_mut().enumerate() {
+        named(&mut found, format!("source.odoo[{index}].key_file"), &mut source.key_file, true);
+        of_client(&mut found, &format!("source.odoo[{index}].tls"), &mut source.tls);
+        if let Some(hook) = &mut source.hook {
+            named(&mut found, format!("source.odoo[{index}].hook.token_file"), &mut hook.token_file, true);
+            of_server(&mut found, &format!("source.odoo[{index}].hook.tls"), hook.tls.as_mut());
+        }
+    }
+    for (index, destination) in raw.destination.iter_mut().enumerate() {
+        named(&mut found, format!("destination[{index}].password_file"), destination.password_file.as_mut(), true);
+        of_client(&mut found, &format!("destination[{index}].tls"), &mut destination.tls);
+    }
+    found
 }
 
 /// Makes every path one that does not depend on where the program was started.
 pub(super) fn resolve(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
-    of(raw).into_iter().for_each(|path| *path = beside(path));
+    raw.data_dir = beside(&raw.data_dir);
+    places(raw).into_iter().for_each(|Named { path, .. }| *path = beside(path));
 }
 
 /// Prints of a part of the configuration: they differ where the part does.
@@ -104,37 +116,36 @@ impl Prints {
 
     /// Taken before anything is read, so that a change while it is read shows the next time.
     pub(super) fn take(file: &Path, raw: &mut File) -> Self {
-        let mut prints = Self { parts: BTreeMap::new(), files: vec![file.to_owned()] };
-        prints.add("contracts".into(), &(), vec![&mut raw.contracts]);
-        prints.add("mask_key".into(), &(), raw.mask_key.iter_mut().collect());
+        let mut names = BTreeMap::new();
+        let mut settings = BTreeMap::new();
         macro_rules! each {
-            ($list:expr, $kind:literal, $paths:ident) => {
-                for part in $list {
-                    let (name, settings) = (format!(concat!($kind, " {}"), part.name), format!("{part:?}"));
-                    prints.add(name, &settings, $paths(part));
+            ($list:expr, $key:literal, $kind:literal) => {
+                for (index, part) in $list.iter().enumerate() {
+                    let name = format!(concat!($kind, " {}"), part.name);
+                    settings.insert(name.clone(), format!("{part:?}"));
+                    names.insert(format!(concat!($key, "[{}]"), index), name);
                 }
             };
         }
-        each!(&mut raw.source.mqtt, "source", of_listener);
-        each!(&mut raw.source.http, "source", of_http);
-        each!(&mut raw.source.broker, "source", of_broker);
-        each!(&mut raw.source.modbus, "source", of_bus);
-        each!(&mut raw.source.odoo, "source", of_odoo);
-        each!(&mut raw.destination, "destination", of_destination);
-        prints
-    }
-
-    fn add(&mut self, name: String, settings: &impl Debug, paths: Paths<'_>) {
-        let mut files = Xxh3::new();
-        for path in &paths {
-            walk(path, FOLDERS_DEEP_MAX, &mut |file, _| {
-                files.update(file.as_os_str().as_encoded_bytes());
-                files.update(&std::fs::read(file).unwrap_or_default());
-            });
+        each!(raw.source.mqtt, "source.mqtt", "source");
+        each!(raw.source.http, "source.http", "source");
+        each!(raw.source.broker, "source.broker", "source");
+        each!(raw.source.modbus, "source.modbus", "source");
+        each!(raw.source.odoo, "source.odoo", "source");
+        each!(raw.destination, "destination", "destination");
+        let mut files: BTreeMap<String, Vec<PathBuf>> =
+            settings.keys().map(|name| (name.clone(), Vec::new())).collect();
+        for Named { key, path, .. } in places(raw) {
+            let part = key.find(']').map_or(key.as_str(), |end| &key[..=end]);
+            let name = names.get(part).cloned().unwrap_or(key);
+            files.entry(name).or_default().push(path.clone());
         }
-        let settings = xxhash_rust::xxh3::xxh3_64(format!("{settings:?}").as_bytes());
-        self.parts.insert(name, Print { settings, files: files.digest() });
-        self.files.extend(paths.into_iter().map(|path| path.clone()));
+        let print = |(name, files): (String, Vec<PathBuf>)| {
+            let settings = settings.get(&name).map_or(0, |text| xxh3_64(text.as_bytes()));
+            (name, Print { settings, files: content(&files) })
+        };
+        let all = [file.to_owned()].into_iter().chain(files.values().flatten().cloned()).collect();
+        Self { parts: files.into_iter().map(print).collect(), files: all }
     }
 
     /// A number that changes when one of the files does: its time, size or identity.
@@ -151,6 +162,18 @@ impl Prints {
         }
         stamp.digest()
     }
+}
+
+/// Print of what files and folders hold.
+fn content(files: &[PathBuf]) -> u64 {
+    let mut print = Xxh3::new();
+    for path in files {
+        walk(path, FOLDERS_DEEP_MAX, &mut |file, _| {
+            print.update(file.as_os_str().as_encoded_bytes());
+            print.update(Secret::read(file).unwrap_or_default().bytes());
+        });
+    }
+    print.digest()
 }
 
 /// Links may lead round in a circle.
@@ -181,9 +204,8 @@ mod tests {
         let file = folder.path().join("state.toml");
         std::fs::write(&file, "one").expect("writes");
         let print = |path: &Path| {
-            let mut prints = Prints::default();
-            prints.add("source a".into(), &(), vec![&mut path.to_owned()]);
-            (prints.of("source a"), prints.stamp())
+            let files = vec![path.to_owned()];
+            (content(&files), Prints { files, ..Prints::default() }.stamp())
         };
         let first = print(folder.path());
         assert_eq!(print(folder.path()), first);

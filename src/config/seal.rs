@@ -1,11 +1,12 @@
 //! What a configuration may not do with secrets, and what it may not do in `production`.
 
 use super::File;
+use super::files::{Named, places};
 use crate::secret::{self, Secret};
 use crate::setting::access;
 use crate::setting::{Document, Problem};
-use crate::tls::{CertificateSeal, ClientFiles, ServerFiles};
-use std::path::{Path, PathBuf};
+use crate::tls::CertificateSeal;
+use std::path::Path;
 
 /// The environment in which what is doubtful elsewhere is refused.
 pub(super) const PRODUCTION: &str = "production";
@@ -27,67 +28,6 @@ pub(super) fn seal_certificates(raw: &mut File) {
     let clients = clients.chain(sources.odoo.iter_mut().map(|source| &mut source.tls));
     let clients = clients.chain(raw.destination.iter_mut().map(|destination| &mut destination.tls));
     clients.for_each(|files| files.seal = seal.clone());
-}
-
-/// A path that leads to a secret, or that somebody may take for the place of one.
-struct Named<'a> {
-    key: String,
-    path: &'a mut PathBuf,
-    is_secret: bool,
-}
-
-type Found<'a> = Vec<Named<'a>>;
-
-fn named<'a>(found: &mut Found<'a>, key: String, path: impl Into<Option<&'a mut PathBuf>>, is_secret: bool) {
-    found.extend(path.into().map(|path| Named { key, path, is_secret }));
-}
-
-fn of_server<'a>(found: &mut Found<'a>, key: &str, files: Option<&'a mut ServerFiles>) {
-    let Some(files) = files else { return };
-    named(found, format!("{key}.key"), &mut files.key, true);
-    named(found, format!("{key}.cert"), &mut files.cert, false);
-    named(found, format!("{key}.client_ca"), files.client_ca.as_mut(), false);
-    named(found, format!("{key}.crl"), files.crl.as_mut(), false);
-}
-
-fn of_client<'a>(found: &mut Found<'a>, key: &str, files: &'a mut ClientFiles) {
-    named(found, format!("{key}.key"), files.key.as_mut(), true);
-    named(found, format!("{key}.cert"), files.cert.as_mut(), false);
-    named(found, format!("{key}.ca"), files.ca.as_mut(), false);
-}
-
-/// Every place of a secret or a certificate, with its key.
-fn places(raw: &mut File) -> Found<'_> {
-    let mut found = Vec::new();
-    named(&mut found, "mask_key".into(), raw.mask_key.as_mut(), true);
-    for (index, source) in raw.source.mqtt.iter_mut().enumerate() {
-        named(&mut found, format!("source.mqtt[{index}].passwords"), source.passwords.as_mut(), true);
-        of_server(&mut found, &format!("source.mqtt[{index}].tls"), source.tls.as_mut());
-    }
-    for (index, source) in raw.source.http.iter_mut().enumerate() {
-        named(&mut found, format!("source.http[{index}].tokens"), source.tokens.as_mut(), true);
-        of_server(&mut found, &format!("source.http[{index}].tls"), source.tls.as_mut());
-    }
-    for (index, source) in raw.source.broker.iter_mut().enumerate() {
-        named(&mut found, format!("source.broker[{index}].password_file"), source.password_file.as_mut(), true);
-        of_client(&mut found, &format!("source.broker[{index}].tls"), &mut source.tls);
-    }
-    for (index, source) in raw.source.modbus.iter_mut().enumerate() {
-        of_client(&mut found, &format!("source.modbus[{index}].tls"), &mut source.tls);
-    }
-    for (index, source) in raw.source.odoo.iter_mut().enumerate() {
-        named(&mut found, format!("source.odoo[{index}].key_file"), &mut source.key_file, true);
-        of_client(&mut found, &format!("source.odoo[{index}].tls"), &mut source.tls);
-        if let Some(hook) = &mut source.hook {
-            named(&mut found, format!("source.odoo[{index}].hook.token_file"), &mut hook.token_file, true);
-            of_server(&mut found, &format!("source.odoo[{index}].hook.tls"), hook.tls.as_mut());
-        }
-    }
-    for (index, destination) in raw.destination.iter_mut().enumerate() {
-        named(&mut found, format!("destination[{index}].password_file"), destination.password_file.as_mut(), true);
-        of_client(&mut found, &format!("destination[{index}].tls"), &mut destination.tls);
-    }
-    found
 }
 
 /// Refuses secrets that stand in the configuration themselves, and takes them out.
