@@ -5,6 +5,7 @@
 pub mod dead;
 pub mod journal;
 pub mod replay;
+pub mod time;
 
 use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
@@ -21,6 +22,7 @@ use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
 use crate::survival::{Outlook, Survival};
+use crate::timekeeper::Timekeeper;
 use crate::watch::{Board, Exception};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
@@ -59,6 +61,8 @@ pub struct Handles {
     pub fates: Arc<Fates>,
     /// The replays.
     pub replays: Arc<Replays>,
+    /// Who judges the clock.
+    pub timekeeper: Arc<Timekeeper>,
     /// What the watch has open, if there is a watch.
     pub board: Option<Arc<Board>>,
 }
@@ -119,6 +123,9 @@ pub struct Status {
     pub repeats: RepeatStatus,
     /// Damaged files that are set aside.
     pub set_aside: Vec<String>,
+    /// The clock.
+    #[serde(default)]
+    pub clock: time::ClockStatus,
     /// How long each lane lasts, and how long its backlog takes.
     #[serde(default)]
     pub outlooks: Vec<Outlook>,
@@ -281,6 +288,8 @@ impl Handles {
         for source in &self.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
+        let clock = time::ClockStatus::now();
+        problems.extend(clock.problem());
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -307,6 +316,7 @@ impl Handles {
                 complete_since: complete_since.map(|at| at.to_string()),
             },
             set_aside,
+            clock,
             outlooks: self.survival.outlooks(),
             flash_bytes_per_day: self.survival.flash_bytes_per_day(),
             sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
@@ -516,6 +526,8 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/replay/{id}", get(replay::show))
         .route("/replay/{id}/{word}", post(replay::set_state))
         .route("/ledger", get(ledger_rows))
+        .route("/clock", get(time::show))
+        .route("/clock/trust", post(time::trust))
         .route("/audit", get(audit))
         .route("/destination/{name}", delete(drop_destination))
         .route("/dead/{id}", get(dead_show))

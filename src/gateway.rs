@@ -20,6 +20,7 @@ use crate::sources::http::Server;
 use crate::sources::mqtt::{Devices, Listener, Parts, Registry};
 use crate::sources::{broker, modbus, odoo};
 use crate::survival::Survival;
+use crate::timekeeper::Timekeeper;
 use crate::watch::Watch;
 use anyhow::Context;
 use std::net::SocketAddr;
@@ -83,6 +84,10 @@ impl Gateway {
             tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
+        let timekeeper = {
+            let (journal, around) = (Arc::clone(&journal), config.surroundings.clone());
+            tokio::task::spawn_blocking(move || Timekeeper::open(journal, around)).await??
+        };
         let in_force: Vec<_> = journal.publications().iter().map(|known| known.publication.clone()).collect();
         let problems = config.contracts.check_against(&in_force);
         if !problems.is_empty() {
@@ -159,6 +164,7 @@ impl Gateway {
             tokio::task::spawn_blocking(move || Ledger::open(journal, fates, around, every)).await??
         };
         beside.tasks.push(tokio::spawn(ledger.run(beside.trigger.subscribe())));
+        beside.tasks.push(tokio::spawn(Arc::clone(&timekeeper).run(beside.trigger.subscribe())));
         let survival = Arc::new(Survival::new(Arc::clone(&journal)));
         beside.tasks.push(tokio::spawn(Arc::clone(&survival).run(beside.trigger.subscribe())));
         beside.tasks.push(tokio::spawn(Arc::clone(&local).run(beside.trigger.subscribe())));
@@ -274,6 +280,7 @@ impl Gateway {
             survival,
             fates,
             replays,
+            timekeeper,
             board: watch.as_ref().map(Watch::board),
         });
         let mut side = Stage::new();

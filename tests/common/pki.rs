@@ -21,6 +21,11 @@ pub struct Pki {
 
 impl Pki {
     pub fn write(folder: &Path) -> Self {
+        Self::write_with(folder, |_| ())
+    }
+
+    /// `server` changes what the server's certificate says.
+    pub fn write_with(folder: &Path, server: impl Fn(&mut CertificateParams)) -> Self {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -38,6 +43,9 @@ impl Pki {
             params.extended_key_usages = vec![purpose];
             params.use_authority_key_identifier_extension = true;
             params.serial_number = Some(SerialNumber::from(file.bytes().map(u64::from).sum::<u64>()));
+            if file == "server" {
+                server(&mut params);
+            }
             let key = KeyPair::generate().expect("key");
             let certificate = params.signed_by(&key, &ca).expect("certificate");
             (put(&format!("{file}.pem"), certificate.pem()), put(&format!("{file}.key"), key.serialize_pem()))
