@@ -54,6 +54,14 @@ enum Command {
     /// The destinations
     #[command(subcommand)]
     Destination(DestinationCommand),
+    /// What the clock says, and whether the gateway believes it
+    Clock {
+        #[command(flatten)]
+        at: At,
+        /// Say that it is right, where the journal has seen a later time
+        #[arg(long)]
+        trust: bool,
+    },
     /// What people and limits did to events
     Audit {
         #[command(flatten)]
@@ -270,6 +278,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let count: u64 = serde_json::from_slice(&bytes)?;
             print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
                 format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))
+            })
+        }
+        Command::Clock { at, trust } => {
+            let clock: crate::admin::time::ClockStatus =
+                if trust { post(&at, "/clock/trust")? } else { ask(&at, "/clock")? };
+            print(&at, &clock, |clock, _| match clock.problem() {
+                Some(problem) => problem,
+                None => format!("clock: {}, believed", clock.time),
             })
         }
         Command::Audit { at, limit } => {

@@ -5,6 +5,7 @@
 mod bad_disk;
 mod broker_source;
 mod central;
+mod clock;
 mod common;
 mod conformance;
 mod contracts;

@@ -27,6 +27,8 @@ use tokio::sync::watch;
 
 /// The journal format that this version writes, and the newest it opens.
 const FORMAT: u64 = 2;
+/// Name of the file that holds the seal.
+const SEAL: &str = "journal.toml";
 /// The writer's stack: redb's tree walks are shallow.
 const WRITER_STACK_BYTES: usize = 512 << 10;
 
@@ -188,6 +190,11 @@ impl Journal {
         (window.held(), window.capacity(), window.reaches_back_to())
     }
 
+    /// Says that the clock was set, by so many microseconds: repeats stay repeats.
+    pub fn clock_was_set(&self, micros: i64) {
+        self.core.window().shift(micros);
+    }
+
     /// Takes nothing more, brings what it has to the disk, and closes every file cleanly. Gives up
     /// on a disk that does not take it within `patience`: nobody got a receipt for that.
     pub fn close(&self, patience: Duration) {
@@ -232,7 +239,7 @@ impl Catalog {
 }
 
 fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), JournalError> {
-    let path = folder.join("journal.toml");
+    let path = folder.join(SEAL);
     match read_whole(disk, &path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
@@ -569,6 +576,14 @@ impl Lane {
     /// What stands at an offset, for those who look once; blocks the thread.
     pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
         self.read(offset)
+    }
+}
+
+impl Seal {
+    /// The seal of a journal, without its lock; `None` if there is none, or this user may not read it.
+    pub fn of(folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.join(SEAL)).ok()?;
+        toml::from_str(&text).ok()
     }
 }
 
