@@ -17,8 +17,8 @@
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal`, `tls` |
-//! | 2 | `contract`, `secret` |
-//! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `setting` |
+//! | 2 | `contract`, `secret`, `shutdown` |
+//! | 1 | `event`, `clock`, `telemetry`, `setting` |
 //!
 //! Choices that a measurement decided:
 //!

@@ -25,7 +25,7 @@ const ROWS: [(&str, u32); 25] = [
     ("contract", 2),
     ("event", 1),
     ("clock", 1),
-    ("shutdown", 1),
+    ("shutdown", 2),
     ("telemetry", 1),
     ("secret", 2),
     ("timekeeper", 6),
