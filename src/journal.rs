@@ -20,6 +20,7 @@ mod loss;
 mod notes;
 mod numbers;
 mod open;
+mod pulse;
 mod reader;
 mod retention;
 mod segment;

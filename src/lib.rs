@@ -17,7 +17,7 @@
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal` |
-//! | 2 | `contract` |
+//! | 2 | `contract`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `tls`, `setting` |
 //!
 //! Choices that a measurement decided:
@@ -63,6 +63,7 @@ pub mod ledger;
 pub mod link;
 pub mod local;
 pub mod odoo;
+pub mod service;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;

@@ -29,6 +29,7 @@ mod power_cut;
 mod power_cut_real;
 mod refusals;
 mod replay;
+mod service;
 mod sessions;
 mod sparkplug;
 mod tidy;

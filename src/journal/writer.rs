@@ -100,7 +100,9 @@ impl Writer {
 
     /// Works until the journal closes.
     pub(super) fn run(mut self) {
-        let linger = self.lane.config.linger;
+        let lane = Arc::clone(&self.lane);
+        let _beating = lane.pulse.start();
+        let linger = lane.config.linger;
         let mut spare = Batch::default();
         let mut swept_at = clock::instant();
         loop {
@@ -108,7 +110,10 @@ impl Writer {
             // Commits start at least the linger apart: an event that finds the lane idle goes at once.
             let hold =
                 || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
-            match self.lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES) {
+            lane.pulse.waits();
+            let work = lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES);
+            lane.pulse.works();
+            match work {
                 Work::Batch(mut batch) => {
                     self.commit_batch(&batch);
                     if self.lane.is_abandoned() {
@@ -132,6 +137,7 @@ impl Writer {
             }
             if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
                 swept_at = clock::instant();
+                lane.pulse.works();
                 self.keep_within_limits();
             }
         }
@@ -176,6 +182,7 @@ impl Writer {
         loop {
             let started = clock::instant();
             self.committed_at = Some(started);
+            self.lane.pulse.works();
             match self.try_commit(&prepared) {
                 Ok(()) => {
                     self.lane.stats.fsync.record(clock::instant().duration_since(started), 1);
@@ -185,6 +192,7 @@ impl Writer {
                 }
                 Err(condition) => {
                     self.lane.set_condition(condition);
+                    self.lane.pulse.waits();
                     if self.lane.pause(pause) {
                         // The journal closes: nobody got a receipt for this batch.
                         self.lane.abandon();
