@@ -17,7 +17,7 @@ box_base() {
     mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | head -1)
     rm -rf "$BOX/bookworm"
     mkdir -p "$BOX"
-    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,procps,libgcc-s1 bookworm "$BOX/bookworm" "$mirror" \
+    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,procps bookworm "$BOX/bookworm" "$mirror" \
         >"$BOX/debootstrap.log" 2>&1 || { tail -3 "$BOX/debootstrap.log" >&2; return 1; }
     touch "$BOX/bookworm.made"
 }
