@@ -105,6 +105,12 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// Microseconds on the clock that the service manager compares with its own.
+pub fn monotonic_micros() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() as u64 / 1000
+}
+
 /// A moment to measure durations from; unaffected by changes of the time of day.
 pub fn instant() -> Instant {
     Instant::now()

@@ -23,6 +23,7 @@ mod notes;
 mod numbers;
 mod open;
 mod own;
+mod pulse;
 mod reader;
 mod retention;
 mod segment;

@@ -17,7 +17,7 @@
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal`, `tls` |
-//! | 2 | `contract`, `secret`, `shutdown` |
+//! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `telemetry`, `setting` |
 //!
 //! Choices that a measurement decided:
@@ -70,6 +70,7 @@ pub mod link;
 pub mod local;
 pub mod odoo;
 pub mod secret;
+pub mod service;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;

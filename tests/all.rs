@@ -32,6 +32,7 @@ mod refusals;
 mod reload;
 mod replay;
 mod seal;
+mod service;
 mod sessions;
 mod sparkplug;
 mod tidy;

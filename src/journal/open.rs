@@ -4,6 +4,7 @@ use super::disk::{Disk, DiskFile, read_whole, write_whole};
 use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
+use super::pulse::Pulse;
 use super::retention::Ages;
 use super::segment::{Segment, StreamPart, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
@@ -16,6 +17,7 @@ use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
 use arc_swap::ArcSwap;
+use crate::service::Lifeless;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -130,6 +132,11 @@ impl Journal {
     /// A lane by its name.
     pub fn lane(&self, name: &str) -> Option<&Arc<Lane>> {
         self.lanes.iter().find(|lane| lane.name == name)
+    }
+
+    /// Whether every writer is alive, if one piece of its work may take `work_max`.
+    pub fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
+        self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.pulse.check(&lane.name, work_max))
     }
 
     /// The log of dead letters.
@@ -423,6 +430,7 @@ fn open_lane(
         gaps,
         ages: Mutex::new(Ages::default()),
         renew: AtomicBool::new(false),
+        pulse: Pulse::default(),
     };
     Ok((lane, Position { offsets, sequences, active }))
 }
