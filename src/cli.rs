@@ -25,6 +25,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -48,6 +49,8 @@ enum Command {
     Demo(Demo),
     /// How the running gateway stands
     Status(StatusOf),
+    /// Have the running gateway read its configuration, contracts, certificates and secrets anew
+    Reload(At),
     /// The destinations
     #[command(subcommand)]
     Destination(DestinationCommand),
@@ -255,6 +258,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let is_even = balances.iter().all(|balance| balance.difference == 0);
             Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Reload(at) => reload(&at),
         Command::Destination(DestinationCommand::Drop { name, at }) => {
             let socket = socket_path(&at)?;
             let bytes = runtime()?.block_on(socket::call(
@@ -308,6 +312,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Asks for a reload, and says what came of it.
+fn reload(at: &At) -> anyhow::Result<ExitCode> {
+    let socket = socket_path(at)?;
+    let bytes = runtime()?.block_on(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))?;
+    let answer: crate::admin::ReloadAnswer = serde_json::from_slice(&bytes)?;
+    print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
+        ([], []) => "read anew; nothing has changed".to_owned(),
+        ([], changes) => format!("in force:\n{}", changes.join("\n")),
+        (problems, _) => format!("{}\nrefused; the configuration before stays in force", problems.join("\n")),
+    })?;
+    Ok(if answer.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Two workers: a gateway's box has few cores, and the journal has threads of its own.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
@@ -338,7 +355,11 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => tracing::warn!("SIGHUP: a change of the configuration takes a restart, one of a password file does not; going on"),
+            _ = hangup.recv() => {
+                let reloading = gateway.handles().reloading.clone();
+                // What comes of it is told in log and status.
+                tokio::spawn(async move { reloading.reload().await });
+            }
         }
     }
     tracing::info!("stopping: no new events, acknowledgements in flight are given");
@@ -494,7 +515,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_password(name: &str) -> anyhow::Result<String> {
+fn read_password(name: &str) -> anyhow::Result<Zeroizing<String>> {
     let password = read_secret(&format!("Password for \"{name}\": "))?;
     if password.len() < 8 {
         bail!("the password has {} characters; at least 8 are needed", password.chars().count());
@@ -503,9 +524,10 @@ fn read_password(name: &str) -> anyhow::Result<String> {
 }
 
 /// Reads a line from the terminal without showing it, or the first line of the input.
-fn read_secret(prompt: &str) -> anyhow::Result<String> {
+fn read_secret(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     let input = std::io::stdin();
-    let mut line = String::new();
+    // Long enough for any password, so that no part of it stays behind where a growing buffer was.
+    let mut line = Zeroizing::new(String::with_capacity(1024));
     if input.is_terminal() {
         eprint!("{prompt}");
         let hidden = hide_typing()?;
@@ -516,7 +538,7 @@ fn read_secret(prompt: &str) -> anyhow::Result<String> {
     } else {
         input.lock().read_line(&mut line)?;
     }
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// Turns the echo of the terminal off as long as the value lives.

@@ -15,6 +15,7 @@ pub use error::{Class, OdooError, Refusal};
 
 use crate::clock;
 use crate::event::Timestamp;
+use crate::secret::Secret;
 use crate::tls::{ClientFiles, TlsError};
 use error::{from_body, from_page};
 use http::{Address, Server};
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 /// How to reach an Odoo.
 #[derive(Clone, Debug)]
@@ -87,7 +89,7 @@ pub struct Client {
     config: Config,
     server: Server,
     /// The key, as it was when the session began.
-    key: Mutex<String>,
+    key: Mutex<Zeroizing<String>>,
     /// What is known of the server; `None` before the first call and after a refused login.
     session: Mutex<Option<Session>>,
     probing: tokio::sync::Mutex<()>,
@@ -200,7 +202,7 @@ impl Client {
             Protocol::JsonRpc => {
                 let key = self.key();
                 let on: Value = ids.map_or_else(|| json!([]), |ids| json!([ids]));
-                let arguments = json!([self.config.database, session.user_id, key, model, method, on, arguments]);
+                let arguments = json!([self.config.database, session.user_id, *key, model, method, on, arguments]);
                 self.jsonrpc("object", "execute_kw", arguments, &call).await
             }
         };
@@ -208,7 +210,7 @@ impl Client {
         answered.map(|answer| Answer { took, ..answer })
     }
 
-    fn key(&self) -> String {
+    fn key(&self) -> Zeroizing<String> {
         self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -221,7 +223,7 @@ impl Client {
         if let Some(ids) = ids {
             arguments.insert("ids".into(), json!(ids));
         }
-        let login = format!("bearer {}", self.key());
+        let login = Zeroizing::new(format!("bearer {}", *self.key()));
         let headers = [
             (header::AUTHORIZATION, login.as_str()),
             (HeaderName::from_static("x-odoo-database"), self.config.database.as_str()),
@@ -297,7 +299,7 @@ impl Client {
                 answer.value.get("uid").and_then(Value::as_i64)
             }
             (Protocol::JsonRpc, Some(user)) => {
-                let arguments = json!([self.config.database, user, self.key(), {}]);
+                let arguments = json!([self.config.database, user, *self.key(), {}]);
                 self.jsonrpc("common", "authenticate", arguments, "authenticate").await?.value.as_i64()
             }
             (Protocol::JsonRpc, None) => {
@@ -316,14 +318,13 @@ impl Client {
 }
 
 /// Reads a key: one line.
-fn read_key(file: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| format!("key_file {} cannot be read: {error}", file.display()))?;
-    let key = text.trim();
+fn read_key(file: &Path) -> Result<Zeroizing<String>, String> {
+    let read = Secret::read(file).map_err(|error| format!("key_file {error}"))?;
+    let key = read.line().unwrap_or_default().trim();
     if key.is_empty() || key.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
         return Err(format!("key_file {} holds no key; expected one line, the API key of the account", file.display()));
     }
-    Ok(key.to_owned())
+    Ok(Zeroizing::new(key.to_owned()))
 }
 
 /// Reads a time as Odoo writes it, such as `2026-11-23 03:18:40`: UTC.

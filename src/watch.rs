@@ -24,7 +24,7 @@ use crate::journal::{JournalError, NotTaken, Notes, Waiter};
 use crate::local::Local;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
-use crate::sources::odoo::Mirror;
+use crate::sources::odoo::Mirrors;
 use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -121,7 +121,7 @@ impl Board {
 /// The watch.
 pub struct Watch {
     config: Config,
-    mirrors: Vec<Arc<Mirror>>,
+    mirrors: Mirrors,
     ingest: Arc<Ingest>,
     local: Arc<Local>,
     notes: Notes,
@@ -136,7 +136,7 @@ impl Watch {
     /// A watch over these records; it looks once it runs. Blocks the thread.
     pub fn open(
         config: Config,
-        mirrors: Vec<Arc<Mirror>>,
+        mirrors: Mirrors,
         ingest: Arc<Ingest>,
         local: Arc<Local>,
         notes: Notes,
@@ -161,6 +161,14 @@ impl Watch {
     /// What stands open.
     pub fn board(&self) -> Arc<Board> {
         Arc::clone(&self.board)
+    }
+
+    /// Shows what stands open on a board that is there already.
+    #[must_use]
+    pub fn shown_on(mut self, board: Arc<Board>) -> Self {
+        self.board = board;
+        self.show();
+        self
     }
 
     /// Looks on its schedule until the shutdown.
@@ -189,7 +197,7 @@ impl Watch {
         self.finish().await?;
         let now = Timestamp::from(clock::wall());
         let machines = self.machines();
-        let mirrors = self.mirrors.clone();
+        let mirrors = self.mirrors.all();
         // Thousands of records are read: not on a thread that serves.
         let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;

@@ -15,6 +15,7 @@ use super::{Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, L
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -82,8 +83,8 @@ impl Journal {
         let core = Arc::new(Core {
             disk,
             state,
-            reserve_bytes: config.reserve_bytes,
-            dead_retention: config.dead_retention,
+            reserve_bytes: config.reserve_bytes.into(),
+            dead_retention: config.dead_retention.into(),
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
             window: Mutex::new(Window::new(config.dedupe_bytes)),
@@ -402,7 +403,7 @@ fn open_lane(
         name: config.name.clone(),
         stats: LaneStats::default(),
         index,
-        config: config.clone(),
+        settings: ArcSwap::from_pointee(config.clone()),
         folder,
         gather: Gather::new(),
         core: Arc::clone(core),
@@ -429,7 +430,7 @@ fn is_dropped(core: &Core, lane: &str, destination: &str) -> bool {
 }
 
 /// A cursor that is owed the events from an offset on, which have these sequences.
-fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
+pub(super) fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
     let mut cursor = Settled::new(name, offset);
     cursor.accounts = sequences.into_iter().map(|(stream, next)| Account::new(stream, next)).collect();
     cursor

@@ -22,7 +22,7 @@ pub(super) fn sweep(lane: &Lane) {
             return;
         }
         let is_over = now.since(oldest.closed_at) >= lane.core.retention_settled(lane);
-        let needs_room = lane.bytes() > lane.config.budget;
+        let needs_room = lane.bytes() > lane.settings.load().budget;
         if !is_over && !needs_room {
             return;
         }
@@ -60,7 +60,7 @@ pub(super) fn shed_oldest(lane: &Lane) -> Result<bool, JournalError> {
 /// `true` if cursors have moved.
 pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
     let mut has_moved = false;
-    for (destination, hold) in &lane.config.holds {
+    for (destination, hold) in &lane.settings.load_full().holds {
         while let Some((from, to)) = lane.over_hold(destination, *hold) {
             lane.give_up(destination, &Wanted { offsets: (from, to), takes: &|_, _| true }, Outcome::Shed)?;
             lane.pass_over(destination, from, to);
