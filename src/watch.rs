@@ -25,7 +25,7 @@ use crate::local::Local;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::odoo::Mirrors;
-use rules::{Facts, Machine};
+use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -128,7 +128,7 @@ pub struct Watch {
     board: Arc<Board>,
     steps: Steps,
     /// When a condition was first seen whose beginning nothing tells, and that is not open yet.
-    first_seen: HashMap<(Kind, String), Timestamp>,
+    first_seen: HashMap<Key, Timestamp>,
     waiter: Waiter,
 }
 
