@@ -178,7 +178,10 @@ fn a_gateway_without_room_is_alive_and_not_ready_and_says_why() {
     assert_eq!(value(&page, "forebay_ready"), 0.0);
     let health = gateway.command(&["health", "CONFIG"]);
     let said = String::from_utf8_lossy(&health.stdout);
-    assert!(health.status.code() == Some(1) && said.contains("lane critical: ") && said.contains("disk_reserve"), "{said}");
+    assert!(
+        health.status.code() == Some(1) && said.contains("lane critical: ") && said.contains("disk_reserve"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -215,14 +218,16 @@ fn in_production_monitoring_stays_on_loopback() {
 #[test]
 fn a_certificate_that_expires_soon_is_told_in_status_metrics_and_log() {
     let (address, folder) = (free_address(), crate::common::gateway::scratch_folder("expiry"));
-    let soon = jiff::Zoned::now().checked_add(jiff::SignedDuration::from_hours(10 * 24)).expect("a day").date();
+    let later = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(10 * 24)).expect("a day");
+    let soon = later.to_zoned(jiff::tz::TimeZone::UTC).date();
     let day = rcgen::date_time_ymd(soon.year().into(), soon.month().unsigned_abs(), soon.day().unsigned_abs());
     let pki = Pki::write_with(folder.path(), |params| params.not_after = day);
     let mut gateway = Gateway::prepare("expiring", &format!("\n[monitoring]\nlisten = \"{address}\"\n"));
     let (cert, key) = (pki.server_cert.display(), pki.server_key.display());
     let text = std::fs::read_to_string(gateway.config()).expect("read");
-    let tls = format!("{text}tls = {{ cert = \"{cert}\", key = \"{key}\", client_ca = \"{}\" }}\n", pki.ca.display());
-    std::fs::write(gateway.config(), tls).expect("written");
+    let tls = format!("tls = {{ cert = \"{cert}\", key = \"{key}\", client_ca = \"{}\" }}\n", pki.ca.display());
+    let text = text.replace("name = \"devices\"\n", &format!("name = \"devices\"\n{tls}"));
+    std::fs::write(gateway.config(), text).expect("written");
     gateway.run();
     let page = await_answer(address, "/metrics", |code, body| code == 200 && body.contains(",use=\"own\"}"));
     let expiry = value(&page, &format!("forebay_certificate_expiry_timestamp_seconds{{file=\"{cert}\",use=\"own\"}}"));

@@ -305,7 +305,8 @@ fn put_process(page: &mut Page) {
     page.one(DISK_WRITTEN, number(&read("io"), "write_bytes:", 0));
     page.one(MEMORY, number(&status, "VmRSS:", 0) * 1024.0);
     // Behind the name, which may hold anything.
-    let fields: Vec<f64> = stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0.0)).collect();
+    let fields: Vec<f64> =
+        stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0.0)).collect();
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);
     page.one(CPU, (field(14) + field(15)) / TICKS);
     page.one(FILES, std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64);
