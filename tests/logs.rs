@@ -88,10 +88,9 @@ fn neither_payload_nor_secret_is_in_the_log_at_any_level() {
     device.publish(true, 2, "plant/press/m1/state", good.replace("running", PAYLOAD).as_bytes());
     device.publish(true, 3, "plant/press/m1/nowhere", PAYLOAD.as_bytes());
     device.send(&publish(true, 1, 4, "other/press", &[], PAYLOAD.as_bytes()));
-    let mut caller = http::Client::dial(web);
     for token in [SECRETS[2], &token] {
         let bearer = format!("Bearer {token}");
-        caller.post(
+        http::Client::dial(web).post(
             "/events/erp",
             &[("authorization", &bearer), ("content-type", "application/json")],
             PAYLOAD.as_bytes(),

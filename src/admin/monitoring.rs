@@ -148,7 +148,8 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
 async fn serve(stream: tokio::net::TcpStream, handles: Arc<Handles>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let handles = Arc::clone(&handles);
-        async move { Ok::<_, Infallible>(answer(handles, &request).await) }
+        let (is_read, path) = (is_read(request.method()), request.uri().path().to_owned());
+        async move { Ok::<_, Infallible>(answer(handles, is_read, path).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -160,9 +161,12 @@ async fn serve(stream: tokio::net::TcpStream, handles: Arc<Handles>) {
     let _ = tokio::time::timeout(SILENCE_MAX * 30, connection).await;
 }
 
-async fn answer(handles: Arc<Handles>, request: &Request<Incoming>) -> hyper::Response<Full<Bytes>> {
-    let (code, kind, body) = if matches!(*request.method(), Method::GET | Method::HEAD) {
-        let path = request.uri().path().to_owned();
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+async fn answer(handles: Arc<Handles>, is_read: bool, path: String) -> hyper::Response<Full<Bytes>> {
+    let (code, kind, body) = if is_read {
         let answered = off_thread(move || answer_to(&handles, &path)).await;
         answered.unwrap_or_else(|code| (code, "text/plain", String::new()))
     } else {
