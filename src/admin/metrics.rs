@@ -195,8 +195,8 @@ impl Handles {
                 let word = |value: serde_json::Result<serde_json::Value>| {
                     value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
                 };
-                let kind = word(serde_json::to_value(&exception.kind));
-                let severity = word(serde_json::to_value(&exception.severity));
+                let kind = word(serde_json::to_value(exception.kind));
+                let severity = word(serde_json::to_value(exception.severity));
                 *open.entry((kind, severity)).or_default() += 1;
             }
             for ((kind, severity), count) in open {
