@@ -16,8 +16,8 @@ use super::{Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, L
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
-use arc_swap::ArcSwap;
 use crate::service::Lifeless;
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
