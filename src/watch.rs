@@ -10,10 +10,11 @@
 //!
 //! Not here: where the facts come from (`sources`).
 
+mod kind;
 mod rules;
 mod steps;
 
-pub use rules::{Kind, Severity};
+pub use kind::{Kind, Severity};
 pub use steps::Exception;
 
 use crate::clock;
