@@ -62,7 +62,8 @@ struct Fact {
 /// Everything that is judged, at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    orders: Vec<Fact>,
+    /// What is wrong with orders: there are thousands, and each is judged by itself.
+    orders: Vec<Condition>,
     work_orders: Vec<Fact>,
     work_centers: Vec<Fact>,
     stops: Vec<Fact>,
@@ -74,8 +75,8 @@ pub(super) struct Facts {
 type Test = fn(&Map<String, Value>) -> bool;
 
 impl Facts {
-    /// Copies what is open.
-    pub(super) fn gather(mirrors: &[Arc<Mirror>]) -> Self {
+    /// Judges orders, and copies what else is open.
+    pub(super) fn gather(mirrors: &[Arc<Mirror>], now: Timestamp) -> Self {
         let mut facts = Self::default();
         let about = |mirror: &Mirror| (mirror.source().to_owned(), mirror.model().to_owned());
         facts.ready = mirrors.iter().map(|mirror| about(mirror)).collect();
@@ -84,21 +85,29 @@ impl Facts {
             facts.ready.remove(&about(mirror));
         });
         for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
+            let fact = |id, written: i64, record| Fact {
+                source: mirror.source().to_owned(),
+                id,
+                write_date: Timestamp(written.saturating_mul(1_000_000)),
+                record,
+            };
             let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
-                "mrp.production" => (&mut facts.orders, is_unfinished),
+                "mrp.production" => {
+                    mirror.each(|id, written, record| {
+                        if is_unfinished(&record) {
+                            of_order(&fact(id, written, record), now, &mut facts.orders);
+                        }
+                    });
+                    continue;
+                }
                 "mrp.workorder" => (&mut facts.work_orders, is_running),
                 "mrp.workcenter" => (&mut facts.work_centers, is_there),
                 "mrp.workcenter.productivity" => (&mut facts.stops, is_timing),
                 _ => continue,
             };
             mirror.each(|id, written, record| {
-                if is_open(record) {
-                    list.push(Fact {
-                        source: mirror.source().to_owned(),
-                        id,
-                        write_date: Timestamp(written.saturating_mul(1_000_000)),
-                        record: record.clone(),
-                    });
+                if is_open(&record) {
+                    list.push(fact(id, written, record));
                 }
             });
         }
@@ -166,8 +175,7 @@ pub(super) fn conditions(
     now: Timestamp,
     first_seen: &mut HashMap<Key, Timestamp>,
 ) -> Vec<Condition> {
-    let mut found = Vec::new();
-    facts.orders.iter().for_each(|order| of_order(order, now, &mut found));
+    let mut found = facts.orders.clone();
     of_work_orders(facts, now, &mut found);
     of_work_centers(facts, &mut found);
     of_machines(facts, machines, &mut found);
@@ -383,7 +391,9 @@ mod tests {
     }
 
     fn of(record: Value, config: &str) -> Vec<(Kind, String)> {
-        kinds(&Facts { orders: vec![fact(1, record)], ..Facts::default() }, &[], config)
+        let mut facts = Facts::default();
+        of_order(&fact(1, record), Timestamp::parse(NOW).expect("a time"), &mut facts.orders);
+        kinds(&facts, &[], config)
     }
 
     #[test]
