@@ -3,8 +3,14 @@
 //! HTTP over a Unix socket; the permissions of the file decide who may.
 
 pub mod dead;
+mod failures;
 pub mod journal;
+mod reload;
 pub mod replay;
+pub mod time;
+
+pub use failures::{Failure, Failures};
+pub use reload::{Configured, ReloadAnswer, Reloaded, Reloading, View};
 
 use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
@@ -21,7 +27,9 @@ use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
 use crate::survival::{Outlook, Survival};
-use crate::watch::{Board, Exception};
+use crate::timekeeper::Timekeeper;
+use crate::watch::Exception;
+use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
@@ -49,22 +57,24 @@ pub struct Handles {
     pub journal: Arc<Journal>,
     /// Ingest.
     pub ingest: Arc<Ingest>,
-    /// The sources.
-    pub sources: Vec<SourceHandle>,
-    /// The links: one for each lane and destination.
-    pub links: Vec<LinkHandle>,
     /// How long the disk lasts.
     pub survival: Arc<Survival>,
     /// What has become of dead letters.
     pub fates: Arc<Fates>,
     /// The replays.
     pub replays: Arc<Replays>,
-    /// What the watch has open, if there is a watch.
-    pub board: Option<Arc<Board>>,
+    /// What became of parts that failed.
+    pub failures: Arc<Failures>,
+    /// Asks for a reload.
+    pub reloading: Reloading,
+    /// What runs now.
+    pub view: ArcSwap<View>,
+    /// Who judges the clock.
+    pub timekeeper: Arc<Timekeeper>,
 }
 
 /// A source.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SourceHandle {
     /// Its name.
     pub name: String,
@@ -79,7 +89,7 @@ pub struct SourceHandle {
 }
 
 /// A link.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LinkHandle {
     /// The lane.
     pub lane: Arc<Lane>,
@@ -102,6 +112,9 @@ pub struct Status {
     pub name: String,
     /// Seconds since it was started.
     pub uptime_seconds: u64,
+    /// Since when this configuration is in force, RFC 3339.
+    #[serde(default)]
+    pub configured: Option<String>,
     /// Everything that is not as it should be.
     pub problems: Vec<String>,
     /// What a person should know, though nothing is wrong.
@@ -119,6 +132,9 @@ pub struct Status {
     pub repeats: RepeatStatus,
     /// Damaged files that are set aside.
     pub set_aside: Vec<String>,
+    /// The clock.
+    #[serde(default)]
+    pub clock: time::ClockStatus,
     /// How long each lane lasts, and how long its backlog takes.
     #[serde(default)]
     pub outlooks: Vec<Outlook>,
@@ -156,6 +172,9 @@ pub struct LinkStatus {
     pub since: Option<String>,
     /// Why there is none.
     pub reason: Option<String>,
+    /// What a person should know, though there is one.
+    #[serde(default)]
+    pub note: Option<String>,
     /// Publishes in flight.
     pub in_flight: usize,
     /// Publishes sent since the start, repeats included.
@@ -260,7 +279,10 @@ impl Handles {
         }
         let dead = self.journal.dead().status();
         problems.extend(dead.problem.iter().map(|why| format!("dead letters: {why}")));
-        let links: Vec<_> = self.links.iter().map(LinkHandle::status).collect();
+        let view = self.view.load_full();
+        problems.extend(view.configured.as_ref().and_then(Configured::problem));
+        problems.extend(self.failures.problems());
+        let links: Vec<_> = view.links.iter().map(LinkHandle::status).collect();
         for link in links.iter().filter(|link| !link.is_up) {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
@@ -273,14 +295,16 @@ impl Handles {
         }
         let set_aside: Vec<_> = self.journal.set_aside().iter().map(|file| file.display().to_string()).collect();
         problems.extend(set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
-        for source in &self.sources {
+        for source in &view.sources {
             problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
         }
         let mut notes = notes(&lanes, &links, dead.accepted);
         notes.extend(self.forgotten(&lanes));
-        for source in &self.sources {
+        for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
+        let clock = time::ClockStatus::now();
+        problems.extend(clock.problem());
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -289,11 +313,12 @@ impl Handles {
             site: self.surroundings.site.clone(),
             name: self.surroundings.gateway.clone(),
             uptime_seconds: clock::instant().duration_since(self.started).as_secs(),
+            configured: view.configured.as_ref().map(|configured| configured.at.to_string()),
             problems,
             notes,
             lanes,
             links,
-            sources: self.sources.iter().map(SourceHandle::status).collect(),
+            sources: view.sources.iter().map(SourceHandle::status).collect(),
             dead: DeadStatus {
                 total: dead.accepted,
                 unmatched: self.ingest.stats.unmatched.value(),
@@ -307,6 +332,7 @@ impl Handles {
                 complete_since: complete_since.map(|at| at.to_string()),
             },
             set_aside,
+            clock,
             outlooks: self.survival.outlooks(),
             flash_bytes_per_day: self.survival.flash_bytes_per_day(),
             sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
@@ -320,7 +346,8 @@ impl Handles {
 
     /// Destinations that the configuration does not name any more, and that are still owed something.
     fn forgotten(&self, lanes: &[LaneStatus]) -> Vec<String> {
-        let is_configured = |name: &str| self.links.iter().any(|link| link.destination == name);
+        let view = self.view.load_full();
+        let is_configured = |name: &str| view.links.iter().any(|link| link.destination == name);
         let names = self.journal.destinations().into_iter().filter(|name| !is_configured(name));
         let note = |name: String| {
             let owed: u64 = lanes
@@ -383,6 +410,9 @@ fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
     }
     if dead > 0 {
         notes.push(format!("dead letters: {}; see `forebay dead list`", grouped(dead)));
+    }
+    for link in links {
+        notes.extend(link.note.iter().map(|note| format!("link {}/{}: {note}", link.destination, link.lane)));
     }
     for link in links.iter().filter(|link| link.unheard > 0) {
         let (unheard, to, lane) = (grouped(link.unheard), &link.destination, &link.lane);
@@ -453,6 +483,7 @@ impl LinkHandle {
             is_up: state.is_up,
             since: state.since.map(|at| at.to_string()),
             reason: state.reason,
+            note: state.note,
             in_flight: state.in_flight,
             sent: self.stats.sent.value(),
             delivered: self.stats.delivered.value(),
@@ -506,6 +537,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
     let routes = Router::new()
         .merge(journal::routes())
+        .merge(reload::routes())
         .route("/status", get(status))
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))
@@ -516,6 +548,8 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/replay/{id}", get(replay::show))
         .route("/replay/{id}/{word}", post(replay::set_state))
         .route("/ledger", get(ledger_rows))
+        .route("/clock", get(time::show))
+        .route("/clock/trust", post(time::trust))
         .route("/audit", get(audit))
         .route("/destination/{name}", delete(drop_destination))
         .route("/dead/{id}", get(dead_show))
@@ -612,7 +646,7 @@ async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>
         let text = format!("there is no destination \"{name}\"; the journal knows {}", known.join(", "));
         return Err(refuse(StatusCode::NOT_FOUND, text));
     }
-    if app.handles.links.iter().any(|link| link.destination == name) {
+    if app.handles.view.load().links.iter().any(|link| link.destination == name) {
         let text = format!("\"{name}\" is in the configuration; remove it there and restart the gateway first");
         return Err(refuse(StatusCode::CONFLICT, text));
     }
@@ -626,7 +660,7 @@ async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>
 }
 
 async fn exceptions(State(app): State<App>) -> Result<Json<Vec<Exception>>, (StatusCode, &'static str)> {
-    match &app.handles.board {
+    match &app.handles.view.load().board {
         Some(board) => Ok(Json(board.exceptions())),
         None => Err((StatusCode::NOT_FOUND, "this gateway has no watch; [watch] in the configuration switches it on")),
     }
@@ -634,7 +668,7 @@ async fn exceptions(State(app): State<App>) -> Result<Json<Vec<Exception>>, (Sta
 
 async fn devices(State(app): State<App>) -> Json<Vec<DeviceStatus>> {
     let mut list = Vec::new();
-    for source in &app.handles.sources {
+    for source in &app.handles.view.load().sources {
         let duplicates = |client: &str| app.handles.journal.repeats_of(&origin(&source.name, client));
         list.extend(source.devices.iter().flat_map(|devices| devices.status(&source.name, duplicates)));
     }

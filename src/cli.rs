@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -51,9 +52,19 @@ enum Command {
     Demo(Demo),
     /// How the running gateway stands
     Status(StatusOf),
+    /// Have the running gateway read its configuration, contracts, certificates and secrets anew
+    Reload(At),
     /// The destinations
     #[command(subcommand)]
     Destination(DestinationCommand),
+    /// What the clock says, and whether the gateway believes it
+    Clock {
+        #[command(flatten)]
+        at: At,
+        /// Say that it is right, where the journal has seen a later time
+        #[arg(long)]
+        trust: bool,
+    },
     /// What people and limits did to events
     Audit {
         #[command(flatten)]
@@ -263,6 +274,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let is_even = balances.iter().all(|balance| balance.difference == 0);
             Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Reload(at) => reload(&at),
         Command::Destination(DestinationCommand::Drop { name, at }) => {
             let socket = socket_path(&at)?;
             let bytes = runtime()?.block_on(socket::call(
@@ -274,6 +286,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let count: u64 = serde_json::from_slice(&bytes)?;
             print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
                 format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))
+            })
+        }
+        Command::Clock { at, trust } => {
+            let clock: crate::admin::time::ClockStatus =
+                if trust { post(&at, "/clock/trust")? } else { ask(&at, "/clock")? };
+            print(&at, &clock, |clock, _| match clock.problem() {
+                Some(problem) => problem,
+                None => format!("clock: {}, believed", clock.time),
             })
         }
         Command::Audit { at, limit } => {
@@ -314,6 +334,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Asks for a reload, and says what came of it.
+fn reload(at: &At) -> anyhow::Result<ExitCode> {
+    let socket = socket_path(at)?;
+    let bytes = runtime()?.block_on(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))?;
+    let answer: crate::admin::ReloadAnswer = serde_json::from_slice(&bytes)?;
+    print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
+        ([], []) => "read anew; nothing has changed".to_owned(),
+        ([], changes) => format!("in force:\n{}", changes.join("\n")),
+        (problems, _) => format!("{}\nrefused; the configuration before stays in force", problems.join("\n")),
+    })?;
+    Ok(if answer.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Two workers: a gateway's box has few cores, and the journal has threads of its own.
@@ -364,9 +397,13 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
             _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
             Ok(part) = &mut death => break Err(anyhow::anyhow!("{part} has died; only a new start brings it back")),
             _ = hangup.recv() => {
-                service.reloading();
-                tracing::warn!("SIGHUP: a change of the configuration takes a restart, one of a password file does not; going on");
-                service.ready();
+                let (reloading, service) = (gateway.handles().reloading.clone(), Arc::clone(&service));
+                tokio::spawn(async move {
+                    service.reloading();
+                    // What comes of it is told in log and status.
+                    reloading.reload().await;
+                    service.ready();
+                });
             }
         }
     };
@@ -525,7 +562,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_password(name: &str) -> anyhow::Result<String> {
+fn read_password(name: &str) -> anyhow::Result<Zeroizing<String>> {
     let password = read_secret(&format!("Password for \"{name}\": "))?;
     if password.len() < 8 {
         bail!("the password has {} characters; at least 8 are needed", password.chars().count());
@@ -534,9 +571,10 @@ fn read_password(name: &str) -> anyhow::Result<String> {
 }
 
 /// Reads a line from the terminal without showing it, or the first line of the input.
-fn read_secret(prompt: &str) -> anyhow::Result<String> {
+fn read_secret(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     let input = std::io::stdin();
-    let mut line = String::new();
+    // Long enough for any password, so that no part of it stays behind where a growing buffer was.
+    let mut line = Zeroizing::new(String::with_capacity(1024));
     if input.is_terminal() {
         eprint!("{prompt}");
         let hidden = hide_typing()?;
@@ -547,7 +585,7 @@ fn read_secret(prompt: &str) -> anyhow::Result<String> {
     } else {
         input.lock().read_line(&mut line)?;
     }
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// Turns the echo of the terminal off as long as the value lives.

@@ -4,13 +4,18 @@
 //! value and what is allowed, every problem at once.
 
 mod destinations;
+mod files;
 mod lanes;
 mod odoo_checks;
+mod seal;
+
+pub use files::{Print, Prints};
 
 use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
+use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
 use crate::tls;
@@ -34,6 +39,8 @@ struct File {
     contracts: PathBuf,
     socket: Option<PathBuf>,
     mask_key: Option<PathBuf>,
+    #[serde(default)]
+    sealed_certificates: bool,
     #[serde(default = "disk_reserve")]
     disk_reserve: Bytes,
     #[serde(default = "dedupe_memory")]
@@ -105,7 +112,7 @@ pub struct Config {
     /// The contracts.
     pub contracts: Contracts,
     /// What masked fields are hashed with.
-    pub mask_key: Vec<u8>,
+    pub mask_key: Secret,
     /// Bytes for the last value of each key.
     pub last_values: usize,
     /// The listeners.
@@ -130,13 +137,25 @@ pub struct Config {
     pub socket: PathBuf,
     /// What is allowed and yet deserves a thought.
     pub warnings: Vec<Problem>,
+    /// The text of the file.
+    pub document: Document,
+    /// What tells one state of the configuration from another.
+    pub prints: Prints,
 }
 
-/// The socket that a configuration names, without checking the rest.
+/// The socket that a configuration names, without checking the rest: the gateway may run by one that was
+/// good before.
 pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
     let document = Document::read(file)?;
-    let raw: File = document.parse()?;
-    Ok(socket_path(&raw, &beside(file)))
+    match document.parse::<File>() {
+        Ok(raw) => Ok(socket_path(&raw, &beside(file))),
+        Err(problem) => {
+            let beside = beside(file);
+            let named = document.loose("socket").map(|socket| beside(Path::new(&socket)));
+            let own = || Some(beside(Path::new(&document.loose("data_dir")?)).join("forebay.sock"));
+            named.or_else(own).ok_or(problem)
+        }
+    }
 }
 
 /// The folder of the journal that a configuration names, without checking the rest.
@@ -150,10 +169,10 @@ fn socket_path(raw: &File, beside: &impl Fn(&Path) -> PathBuf) -> PathBuf {
     raw.socket.as_deref().map_or_else(|| beside(&raw.data_dir).join("forebay.sock"), beside)
 }
 
-/// Resolves paths relative to the configuration file.
+/// Resolves paths relative to the configuration file, and names of credentials.
 fn beside(file: &Path) -> impl Fn(&Path) -> PathBuf + use<> {
     let folder = file.parent().map_or_else(PathBuf::new, Path::to_owned);
-    move |path: &Path| folder.join(path)
+    move |path: &Path| secret::place(&folder, path)
 }
 
 impl Config {
@@ -165,8 +184,12 @@ impl Config {
         })?;
         let beside = beside(file);
         let socket = socket_path(&raw, &beside);
-        resolve_paths(&mut raw, &beside);
-        let mut problems = Vec::new();
+        let (mut problems, mut own_warnings) = (Vec::new(), Vec::new());
+        seal::check_inline(&mut raw, &document, &mut problems);
+        files::resolve(&mut raw, &beside);
+        seal::seal_certificates(&mut raw);
+        let prints = Prints::take(file, &mut raw);
+        seal::check_exposure(&mut raw, &document, &mut problems, &mut own_warnings);
         let host = rustix::system::uname();
         let name = raw.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
         for (key, value) in [("environment", &raw.environment), ("site", &raw.site), ("name", &name)] {
@@ -177,32 +200,17 @@ impl Config {
         check_disk(&raw, &document, &mut problems);
         let (lanes, sending) = lanes::check(&raw, &document, &mut problems);
         check_sources(&raw, &document, &mut problems);
-        let mut own_warnings = Vec::new();
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
         destinations::check(&raw, &document, &mut problems);
         let buses = check_buses(&raw, &document, &mut problems);
         odoo_checks::check_odoos(&raw, &document, &mut problems, &mut own_warnings);
-        let mask_key = match &raw.mask_key {
-            None => Vec::new(),
-            Some(path) => match std::fs::read(path) {
-                Ok(key) if key.len() >= 16 => key,
-                Ok(key) => {
-                    problems.push(document.problem(
-                        "mask_key",
-                        format!("{} holds {} bytes; at least 16 are needed", path.display(), key.len()),
-                    ));
-                    Vec::new()
-                }
-                Err(error) => {
-                    problems.push(document.problem("mask_key", format!("{} cannot be read: {error}", path.display())));
-                    Vec::new()
-                }
-            },
-        };
+        let mask_key = seal::mask_key(&raw, &document, &mut problems);
         if let Err(message) = check_socket_path(&socket) {
             let key = if raw.socket.is_some() { "socket" } else { "data_dir" };
             problems.push(document.problem(key, message));
         }
+        seal::check_journal(&raw, &document, &mut problems);
+        seal::check_folders(&raw, &socket, &document, &mut problems, &mut own_warnings);
         let surroundings = Surroundings {
             environment: raw.environment.clone(),
             site: raw.site.clone(),
@@ -210,7 +218,7 @@ impl Config {
             namespace: raw.namespace.clone(),
         };
         let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
-        let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.is_empty());
+        let loaded = Contracts::load(&raw.contracts, &surroundings, &lane_names, !mask_key.bytes().is_empty());
         let (contracts, mut warnings) = loaded.unwrap_or_else(|found| {
             problems.extend(found);
             Default::default()
@@ -251,6 +259,8 @@ impl Config {
             ledger_period: raw.ledger_period.0,
             socket,
             warnings,
+            document,
+            prints,
         })
     }
 }
@@ -260,71 +270,9 @@ const CACHE_BYTES: usize = 1 << 20;
 /// Recently written events in memory: what a forwarder that keeps up is behind.
 const TAIL_BYTES: usize = 2 << 20;
 
-fn resolve_paths(raw: &mut File, beside: &impl Fn(&Path) -> PathBuf) {
-    let resolve = |path: &mut PathBuf| *path = beside(path);
-    let resolve_some = |path: &mut Option<PathBuf>| {
-        if let Some(path) = path {
-            *path = beside(path);
-        }
-    };
-    resolve(&mut raw.data_dir);
-    resolve(&mut raw.contracts);
-    resolve_some(&mut raw.mask_key);
-    for source in &mut raw.source.mqtt {
-        resolve_some(&mut source.passwords);
-        if let Some(tls) = &mut source.tls {
-            resolve(&mut tls.cert);
-            resolve(&mut tls.key);
-            resolve_some(&mut tls.client_ca);
-            resolve_some(&mut tls.crl);
-        }
-    }
-    for source in &mut raw.source.http {
-        resolve_some(&mut source.tokens);
-        if let Some(tls) = &mut source.tls {
-            resolve(&mut tls.cert);
-            resolve(&mut tls.key);
-            resolve_some(&mut tls.client_ca);
-            resolve_some(&mut tls.crl);
-        }
-    }
-    for source in &mut raw.source.broker {
-        resolve_some(&mut source.password_file);
-        resolve_some(&mut source.tls.ca);
-        resolve_some(&mut source.tls.cert);
-        resolve_some(&mut source.tls.key);
-    }
-    for source in &mut raw.source.modbus {
-        resolve(&mut source.devices);
-        resolve_some(&mut source.tls.ca);
-        resolve_some(&mut source.tls.cert);
-        resolve_some(&mut source.tls.key);
-    }
-    for source in &mut raw.source.odoo {
-        resolve(&mut source.key_file);
-        resolve_some(&mut source.tls.ca);
-        resolve_some(&mut source.tls.cert);
-        resolve_some(&mut source.tls.key);
-        if let Some(hook) = &mut source.hook {
-            resolve(&mut hook.token_file);
-            if let Some(tls) = &mut hook.tls {
-                resolve(&mut tls.cert);
-                resolve(&mut tls.key);
-                resolve_some(&mut tls.client_ca);
-                resolve_some(&mut tls.crl);
-            }
-        }
-    }
-    for destination in &mut raw.destination {
-        resolve_some(&mut destination.password_file);
-        resolve_some(&mut destination.tls.ca);
-        resolve_some(&mut destination.tls.cert);
-        resolve_some(&mut destination.tls.key);
-    }
-}
-
 /// A problem with an address to listen on, with the value and the form that is wanted.
 fn explained(problem: Problem, document: &Document) -> Problem {
+    let problem = seal::explained(problem);
     if !problem.key.ends_with(".listen") || problem.message.contains("missing field") {
         return problem;
     }
@@ -560,10 +508,9 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
             problems.push(document.problem(key("user"), "user and password_file go together; one of them is missing"));
         }
         if let Some(file) = &source.password_file
-            && let Err(error) = std::fs::read(file)
+            && let Err(error) = Secret::read(file)
         {
-            problems
-                .push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
+            problems.push(document.problem(key("password_file"), error.to_string()));
         }
         if let Some(filter) = feeds_itself(raw, source) {
             problems.push(document.problem(

@@ -326,7 +326,8 @@ impl Watcher {
 
     fn live(&mut self, status: &Status) -> String {
         let sums = Sums::of(status);
-        let acks = self.handles.sources.first().map(|source| source.stats.ack.snapshot()).unwrap_or_default();
+        let acks =
+            self.handles.view.load().sources.first().map(|source| source.stats.ack.snapshot()).unwrap_or_default();
         let p99 = acks.since(&self.acks).quantile(0.99);
         self.acks = acks;
         let oldest =

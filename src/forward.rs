@@ -17,11 +17,13 @@ mod look_back;
 mod pace;
 mod probe;
 mod reading;
+mod renewal;
 mod rivals;
 pub mod status;
 
 pub use batch::{BATCH, BATCH_ZSTD};
 pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
+pub use renewal::Renewal;
 
 use crate::clock;
 use crate::contract::Rendering;
@@ -186,6 +188,8 @@ pub struct State {
     pub reason: Option<String>,
     /// Publishes in flight.
     pub in_flight: usize,
+    /// What a person should know, though the session lasts.
+    pub note: Option<String>,
 }
 
 impl Stats {
@@ -225,6 +229,7 @@ pub struct Forwarder {
     warnings: Limiter,
     /// How long until a batch that gathers has waited long enough.
     batch_due: Option<Duration>,
+    renewal: Renewal,
 }
 
 #[derive(Debug, Default)]
@@ -239,12 +244,12 @@ enum End {
     Lost(LinkError),
     /// Central refused for now: the same session goes on after a pause.
     Pause,
-    /// An earlier broker of the destination is back.
-    Better(Box<Session>),
+    /// Another session takes its place, and why.
+    Better(Box<Session>, &'static str),
 }
 
 /// Where a forwarder belongs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Place {
     /// The destination.
     pub config: Arc<Config>,
@@ -254,12 +259,14 @@ pub struct Place {
     pub pressure: Arc<Pressure>,
     /// Its MQTT client id.
     pub client: String,
+    /// Hears of new certificates and passwords.
+    pub renewal: Renewal,
 }
 
 impl Forwarder {
     /// A forwarder for a lane.
     pub fn new(place: Place, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
-        let Place { config, sending, pressure, client } = place;
+        let Place { config, sending, pressure, client, renewal } = place;
         let target = Arc::new(config.target()?);
         Ok(Self {
             sending,
@@ -280,6 +287,7 @@ impl Forwarder {
             refused_pause: REFUSED_PAUSE.0,
             warnings: Limiter::new(Duration::from_secs(60)),
             batch_due: None,
+            renewal,
             config,
         })
     }
@@ -291,6 +299,7 @@ impl Forwarder {
         let mut rivals = Rivals::default();
         loop {
             self.resume();
+            self.renewal.done();
             let connected = tokio::select! {
                 () = shutdown.begun() => break,
                 connected = self.target.connect(&self.client, None) => connected,
@@ -309,7 +318,7 @@ impl Forwarder {
                     }
                     match end {
                         End::Shutdown => break,
-                        End::Pause | End::Better(_) => unreachable!("serve goes on after these"),
+                        End::Pause | End::Better(..) => unreachable!("serve goes on after these"),
                         End::Lost(error) => {
                             rivals.note(&error, clock::instant().duration_since(began), self.flight.is_empty());
                             error
@@ -354,6 +363,7 @@ impl Forwarder {
             state.is_up = is_up;
             state.reason = reason;
             state.in_flight = 0;
+            state.note = None;
         });
         is_news
     }
@@ -398,10 +408,10 @@ impl Forwarder {
                         return self.note_death(end);
                     }
                 }
-                End::Better(better) => {
+                End::Better(better, why) => {
                     std::mem::replace(&mut session, *better).close().await;
                     output = Output::default();
-                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %session.broker(), "an earlier broker is back, and is used again");
+                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %session.broker(), "another session goes on: {why}");
                     self.resume();
                 }
                 End::Shutdown => {
@@ -441,7 +451,8 @@ impl Forwarder {
                     None => continue,
                 }
             }
-            let is_sending = !must_resume && better.is_none();
+            let is_renewing = better.is_none() && self.renewal.is_due();
+            let is_sending = !must_resume && better.is_none() && !is_renewing;
             let window = if is_sending { usize::from(self.config.window.min(limits.receive_maximum)) } else { 0 };
             let (is_good, may_send_in) = self.fill(session, output, window).await;
             must_resume |= !is_good;
@@ -452,8 +463,12 @@ impl Forwarder {
             }
             if self.flight.is_empty() {
                 match better.take() {
-                    Some(session) => return End::Better(session),
+                    Some(session) => return End::Better(session, "an earlier broker is back"),
                     None if must_resume => return End::Pause,
+                    None if is_renewing => match self.renew(shutdown).await {
+                        Some(end) => return end,
+                        None => continue,
+                    },
                     None => {}
                 }
             }
@@ -470,7 +485,7 @@ impl Forwarder {
                 has_room && !has_front,
                 has_room && !has_front && self.behind.block.is_none() && !self.behind.is_over(),
             );
-            let Self { front, behind, .. } = self;
+            let Self { front, behind, renewal, .. } = self;
             // Every arm is safe to drop half-way.
             let found = tokio::select! {
                 biased;
@@ -485,6 +500,7 @@ impl Forwarder {
                     better = Some(session);
                     None
                 },
+                () = renewal.wait(), if !is_renewing => None,
                 () = tokio::time::sleep(look_again) => None,
             };
             match found {

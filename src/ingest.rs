@@ -13,6 +13,7 @@ use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Matched, SourceKind};
 use crate::event::{Attribute, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::secret::Secret;
 use crate::telemetry::Counter;
 use arc_swap::ArcSwap;
 use dead::DeadLetter;
@@ -27,7 +28,6 @@ pub struct Ingest {
     sparkplug: OnceLock<Sparkplug>,
     journal: Arc<Journal>,
     in_force: ArcSwap<InForce>,
-    mask_key: Vec<u8>,
     /// What it counts.
     pub stats: IngestStats,
 }
@@ -48,6 +48,8 @@ struct InForce {
     contracts: Contracts,
     /// By the stream's name and major version: publication and lane.
     placed: Vec<(String, Placed)>,
+    /// What masked fields are hashed with.
+    mask_key: Arc<Secret>,
     generation: u64,
 }
 
@@ -75,6 +77,7 @@ struct Target {
     contract: Arc<Contract>,
     captures: Vec<String>,
     placed: Placed,
+    mask_key: Arc<Secret>,
 }
 
 impl Route {
@@ -146,20 +149,15 @@ impl Taken {
 
 impl Ingest {
     /// A door to the journal, under these contracts.
-    pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Vec<u8>) -> Result<Self, JournalError> {
-        let ingest = Self {
-            sparkplug: OnceLock::new(),
-            journal,
-            in_force: ArcSwap::default(),
-            mask_key,
-            stats: IngestStats::default(),
-        };
-        ingest.put_in_force(contracts)?;
+    pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Secret) -> Result<Self, JournalError> {
+        let ingest =
+            Self { sparkplug: OnceLock::new(), journal, in_force: ArcSwap::default(), stats: IngestStats::default() };
+        ingest.put_in_force(contracts, mask_key)?;
         Ok(ingest)
     }
 
     /// Puts other contracts in force. Events taken before keep the version they were taken under.
-    pub fn put_in_force(&self, contracts: Contracts) -> Result<(), JournalError> {
+    pub fn put_in_force(&self, contracts: Contracts, mask_key: Secret) -> Result<(), JournalError> {
         let mut placed = Vec::new();
         if self.sparkplug.get().is_none() && contracts.iter().any(|contract| contract.decode.is_some()) {
             // If another was quicker, its state is the same.
@@ -173,7 +171,7 @@ impl Ingest {
             placed.push((contract.publication.stream_id(), Placed { publication, lane }));
         }
         let generation = self.in_force.load().generation + 1;
-        self.in_force.store(Arc::new(InForce { contracts, placed, generation }));
+        self.in_force.store(Arc::new(InForce { contracts, placed, mask_key: Arc::new(mask_key), generation }));
         Ok(())
     }
 
@@ -192,7 +190,7 @@ impl Ingest {
         let target = matched.and_then(|Matched { contract, captures }| {
             let stream = contract.publication.stream_id();
             let placed = in_force.placed.iter().find(|(name, _)| *name == stream)?.1;
-            Some(Target { contract, captures, placed })
+            Some(Target { contract, captures, placed, mask_key: Arc::clone(&in_force.mask_key) })
         });
         Route {
             target,
@@ -305,7 +303,7 @@ impl Ingest {
                 "its contract decodes Sparkplug B, whose nodes have moved on since; ask the node for a rebirth".into(),
             );
         }
-        target.contract.read(&target.captures, payload, &self.mask_key).err().map(|violation| violation.reason)
+        target.contract.read(&target.captures, payload, target.mask_key.bytes()).err().map(|violation| violation.reason)
     }
 
     fn accept_json(
@@ -317,7 +315,7 @@ impl Ingest {
         now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Taken, NotTaken> {
-        let reading = match target.contract.read(&target.captures, payload, &self.mask_key) {
+        let reading = match target.contract.read(&target.captures, payload, target.mask_key.bytes()) {
             Ok(reading) => reading,
             Err(violation) => {
                 let taken = self.bury(route, &violation.reason, &violation.payload, beside, now, waiter)?;

@@ -13,13 +13,16 @@
 
 mod audit;
 mod block;
+mod change;
 pub mod disk;
 mod gather;
+mod given;
 mod lane;
 mod loss;
 mod notes;
 mod numbers;
 mod open;
+mod own;
 mod pulse;
 mod reader;
 mod retention;
@@ -35,10 +38,12 @@ pub use audit::Entry as AuditEntry;
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use disk::{Disk, RealDisk};
 pub use gather::{Bell, NotTaken, Ticket, Waiter};
+pub use given::Given;
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
 pub use loss::{Loss, LostStream};
 pub use notes::Notes;
 pub use open::{Journal, Seal, publications_in};
+pub use own::OwnEvent;
 pub use reader::{Follower, Found};
 pub use settled::{Account, OUTCOMES, Outcome, Settled};
 pub use state::Note;
@@ -63,8 +68,10 @@ pub use shelf::{Publications, Shelf, ShelfLane};
 
 use crate::contract::{Publication, Renderer};
 use segment::Segment;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use window::Window;
@@ -273,8 +280,8 @@ impl Condition {
 struct Core {
     disk: Arc<dyn Disk>,
     state: state::State,
-    reserve_bytes: u64,
-    dead_retention: Duration,
+    reserve_bytes: AtomicU64,
+    dead_retention: Mutex<Duration>,
     cache_bytes: usize,
     tail_bytes: usize,
     window: Mutex<Window>,
@@ -288,7 +295,7 @@ struct Core {
     /// Whether a dead letter needs nobody any more.
     is_resolved: std::sync::OnceLock<IsResolved>,
     /// Entries written to the audit since the start.
-    audited: std::sync::atomic::AtomicU64,
+    audited: AtomicU64,
 }
 
 /// Says whether a dead letter needs nobody any more.
@@ -356,7 +363,7 @@ impl Core {
     /// The longest time that settled events of a lane stay.
     fn retention_settled(&self, lane: &Lane) -> Duration {
         if lane.name == DEAD {
-            return self.dead_retention;
+            return *self.dead_retention.lock().unwrap_or_else(PoisonError::into_inner);
         }
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let of_lane = catalog.list.iter().flatten().filter(|published| published.publication.lane == lane.name);
@@ -364,11 +371,21 @@ impl Core {
     }
 
     /// The ages that events of a lane may reach unsettled, in seconds, each with the publications it is for.
+    /// Where every stream of the plant has one, the gateway's own reports go with the last of them: they would
+    /// hold whole segments otherwise, whose events have expired.
     fn age_limits(&self, lane: &str) -> Vec<(u64, Vec<u32>)> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let of_lane = || catalog.list.iter().flatten().filter(|known| known.publication.lane == lane);
+        // The newest version of each stream is the one in force.
+        let newest: BTreeMap<u32, Option<u64>> = of_lane()
+            .filter(|known| !known.publication.is_own())
+            .map(|known| (known.stream, known.publication.retention_unsettled))
+            .collect();
+        let own = newest.into_values().collect::<Option<Vec<u64>>>().and_then(|limits| limits.into_iter().max());
         let mut limits: Vec<(u64, Vec<u32>)> = Vec::new();
-        for known in catalog.list.iter().flatten().filter(|known| known.publication.lane == lane) {
-            let Some(limit) = known.publication.retention_unsettled else { continue };
+        for known in of_lane() {
+            let limit = if known.publication.is_own() { own } else { known.publication.retention_unsettled };
+            let Some(limit) = limit else { continue };
             match limits.iter_mut().find(|(other, _)| *other == limit) {
                 Some((_, publications)) => publications.push(known.number),
                 None => limits.push((limit, vec![known.number])),

@@ -11,14 +11,14 @@
 //! |---|---|
 //! | 10 | `main`, `cli` |
 //! | 9 | `demo` (the command line starts it) |
-//! | 8 | `gateway` (wires, starts journal-first, drains sources-first) |
+//! | 8 | `gateway` (wires, starts journal-first, changes parts while they run, drains sources-first) |
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
-//! | 6 | `ledger` (what became of every event), `survival` (how long the disk lasts), `watch` (business exceptions) |
+//! | 6 | `ledger` (what became of every event), `timekeeper` (whether the clock is right), `survival` (how long the disk lasts), `watch` (business exceptions) |
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
-//! | 3 | `journal` |
-//! | 2 | `contract`, `service` (what systemd is told) |
-//! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `tls`, `setting` |
+//! | 3 | `journal`, `tls` |
+//! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
+//! | 1 | `event`, `clock`, `telemetry`, `setting` |
 //!
 //! Choices that a measurement decided:
 //!
@@ -43,6 +43,12 @@
 //! - **Batches are a setting, not the default of bulk**: one event a publish is what every consumer understands.
 //! - **A restored backup gives numbers from the present moment on**, in microseconds since 1970: no row of
 //!   numbers that counts events has got there, so that none is given twice, whatever the old journal gave.
+//! - **A part's pulse is its shutdown signal.** A source or forwarder that awaits its shutdown beside all else is alive,
+//!   however long a peer takes; one that does not come back to it is stuck, and is started anew alone.
+//! - **A reload is all or nothing until it is in force**: what may fail (files, ports) is readied first, and what cannot
+//!   change while the gateway runs is refused rather than put off.
+//! - **Files are watched by looking at them** every two seconds: links that are swapped and network folders are seen, which
+//!   notification of the kernel misses; some hundred files cost less than a millisecond.
 //! - **What is known of Odoo is restored from the journal.** Notes of it are up to a minute old; the events
 //!   behind them hold the rest, so that no change is told twice, and no commit is spent on each.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
@@ -63,11 +69,13 @@ pub mod ledger;
 pub mod link;
 pub mod local;
 pub mod odoo;
+pub mod secret;
 pub mod service;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;
 pub mod survival;
 pub mod telemetry;
+pub mod timekeeper;
 pub mod tls;
 pub mod watch;

@@ -27,6 +27,7 @@ pub use packet::{Answer, Head, Refusal, push_publish, push_varint};
 pub use pause::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
 
 use crate::clock;
+use crate::secret::Secret;
 use crate::tls::{self, ClientFiles};
 use bytes::BytesMut;
 use serde::Deserialize;
@@ -34,12 +35,13 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use zeroize::{Zeroize, Zeroizing};
 
 /// How to reach a central broker.
 #[derive(Clone, Debug)]
@@ -86,6 +88,8 @@ pub struct Will {
 pub struct Target {
     config: Config,
     addresses: Vec<Address>,
+    /// What the certificates made when they were last good.
+    tls: Mutex<Option<TlsConfig>>,
 }
 
 /// How long a broker may take to let us in where there is another one to try.
@@ -98,7 +102,7 @@ impl Target {
         if addresses.is_empty() {
             return Err("there is no URL; expected \"mqtts://host:8883\"".into());
         }
-        Ok(Self { config, addresses })
+        Ok(Self { config, addresses, tls: Mutex::default() })
     }
 
     /// Host and port of the first address, for people.
@@ -107,7 +111,8 @@ impl Target {
     }
 
     /// Connects: fresh look-up, TCP, TLS, CONNECT. Certificates and password are read anew each
-    /// time, so that a rotation needs no restart. Safe to drop half-way.
+    /// time, so that a rotation needs no restart; while the certificates cannot be read, those before
+    /// serve on. Safe to drop half-way.
     pub async fn connect(&self, client: &str, will: Option<&Will>) -> Result<Session, LinkError> {
         self.open(client, will, None, self.addresses.len()).await
     }
@@ -147,6 +152,18 @@ impl Target {
         Err(LinkError::None(refusals.join("; ")))
     }
 
+    fn tls(&self) -> Result<TlsConfig, LinkError> {
+        let mut known = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        match (tls::client(&self.config.tls), &*known) {
+            (Ok(tls), _) => Ok(Arc::clone(known.insert(tls))),
+            (Err(error), Some(before)) => {
+                tracing::warn!(broker = %self.name(), %error, "the certificates cannot be used; those before serve on");
+                Ok(Arc::clone(before))
+            }
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+
     async fn open_at(
         &self,
         address: &Address,
@@ -155,14 +172,10 @@ impl Target {
         will: Option<&Will>,
         inbox: Option<&Inbox>,
     ) -> Result<Session, LinkError> {
-        let tls = address.is_tls.then(|| tls::client(&self.config.tls)).transpose()?;
+        let tls = address.is_tls.then(|| self.tls()).transpose()?;
         let password = match &self.config.password_file {
             None => None,
-            Some(file) => {
-                let text =
-                    std::fs::read_to_string(file).map_err(|error| LinkError::Password { file: file.clone(), error })?;
-                Some(text.trim_end_matches(['\r', '\n']).to_owned())
-            }
+            Some(file) => Some(Secret::read(file)?),
         };
         let tcp = dial::connect(address).await?;
         let stream = match tls {
@@ -186,7 +199,8 @@ impl Target {
             inbox: inbox.map(inbox::Reader::new),
             is_resumed: false,
         };
-        let login = self.config.user.as_deref().map(|user| (user, password.as_deref().unwrap_or_default()));
+        let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
+        let login = self.config.user.as_deref().map(|user| (user, password));
         session.hello(client, login, will, inbox).await?;
         Ok(session)
     }
@@ -242,6 +256,12 @@ pub struct Output {
     /// The bytes.
     pub bytes: Vec<u8>,
     written: usize,
+}
+
+impl Zeroize for Output {
+    fn zeroize(&mut self) {
+        self.bytes.zeroize();
+    }
 }
 
 impl Output {
@@ -475,7 +495,8 @@ impl Session {
     ) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
         let bytes = packet::connect(self.protocol, client, keep_alive, login, will, inbox)?;
-        let mut output = Output { bytes, written: 0 };
+        // Once it is sent, or cannot be, the password in it is overwritten.
+        let mut output = Zeroizing::new(Output { bytes, written: 0 });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
         loop {

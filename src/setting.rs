@@ -3,7 +3,10 @@
 //! Promise: a value that parses is within its bounds; one that does not is refused with the value
 //! and what is allowed.
 
+pub mod access;
+
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -212,6 +215,31 @@ fn remove(root: &mut toml::Value, key: &str) -> bool {
     inside.and_then(toml::Value::as_table_mut).is_some_and(|table| table.remove(*last).is_some())
 }
 
+/// Every value under its key; parts of a list that have names go by these.
+fn flatten(key: String, value: &toml::Value, found: &mut BTreeMap<String, String>) {
+    let beneath = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().for_each(|(part, value)| flatten(beneath(part), value, found));
+        }
+        toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
+            for (index, item) in items.iter().enumerate() {
+                let name = item.get("name").and_then(toml::Value::as_str);
+                flatten(format!("{key}[{}]", name.map_or_else(|| index.to_string(), str::to_owned)), item, found);
+            }
+        }
+        other => {
+            found.insert(key, serde_json::to_string(other).unwrap_or_default());
+        }
+    }
+}
+
+/// Whether a value may be a secret that somebody has written down: those that are paths are not shown either.
+fn may_be_secret(key: &str) -> bool {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    ["password", "token", "key", "secret", "url"].iter().any(|word| last.contains(word))
+}
+
 /// The text of a settings file, kept to say where in it a problem is.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -289,6 +317,29 @@ impl Document {
         Err(problems)
     }
 
+    /// What is written otherwise in a newer version of the file: a line for each key. Values of what may be
+    /// a secret are left out.
+    pub fn differences(&self, newer: &Self) -> Vec<String> {
+        let values = |document: &Self| {
+            let mut found = BTreeMap::new();
+            if let Ok(root) = document.text.parse::<toml::Table>() {
+                flatten(String::new(), &toml::Value::Table(root), &mut found);
+            }
+            found
+        };
+        let (old, new) = (values(self), values(newer));
+        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let line = |key: &String| match (old.get(key), new.get(key)) {
+            (Some(old), Some(new)) if old == new => None,
+            (Some(_), Some(_)) if may_be_secret(key) => Some(format!("{key}: changed")),
+            (Some(old), Some(new)) => Some(format!("{key}: {old} → {new}")),
+            (Some(_), None) => Some(format!("{key}: removed")),
+            (None, Some(_)) if may_be_secret(key) => Some(format!("{key}: added")),
+            (None, new) => Some(format!("{key}: {}", new.map_or("", String::as_str))),
+        };
+        keys.into_iter().filter_map(line).collect()
+    }
+
     /// A problem with the value of `key`.
     pub fn problem(&self, key: impl Into<String>, message: impl Into<String>) -> Problem {
         let key = key.into();
@@ -305,6 +356,14 @@ impl Document {
             _ => value.get(step),
         })?;
         serde_json::to_string(found).ok()
+    }
+
+    /// The text behind a key at the top of a file that may be broken elsewhere.
+    pub fn loose(&self, key: &str) -> Option<String> {
+        let lines = self.text.lines().take_while(|line| !line.trim_start().starts_with('['));
+        let mut values = lines.filter_map(|line| line.trim_start().strip_prefix(key)?.trim_start().strip_prefix('='));
+        let value = values.next()?.trim().strip_prefix('"')?;
+        value.split_once('"').map(|(value, _)| value.to_owned())
     }
 
     /// The line of a key, or of the innermost table around it that stands in the file; 0 if none does.
@@ -363,6 +422,23 @@ mod tests {
             assert!(Span::parse(text).is_err(), "{text}");
             assert!(Bytes::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn differences_name_keys_and_values_but_no_secret() {
+        let document = |text: &str| Document::new(Path::new("a.toml"), text.into());
+        let old = document("site = \"a\"\n[[source.mqtt]]\nname = \"x\"\nwindow = 1\ntoken = \"t1\"\n");
+        let new = document("[[source.mqtt]]\nname = \"x\"\nwindow = 2\ntoken = \"t2\"\nacl = [{ who = \"a\" }]\n");
+        assert_eq!(
+            old.differences(&new),
+            [
+                "site: removed",
+                "source.mqtt[x].acl[0].who: \"a\"",
+                "source.mqtt[x].token: changed",
+                "source.mqtt[x].window: 1 → 2",
+            ]
+        );
+        assert!(old.differences(&old).is_empty());
     }
 
     #[test]

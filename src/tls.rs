@@ -1,18 +1,41 @@
 //! TLS: certificates and keys from files, made into what rustls wants.
 //!
 //! Promise: a file that cannot be used is named with the reason, before anything listens or
-//! connects; a private key never appears in a message.
+//! connects; a private key never appears in a message. A certificate of ours that belongs to another
+//! environment is never shown.
+//!
+//! Certificates are judged at [`clock::for_certificates`]: a clock that starts in 1970 does not keep the gateway
+//! from central, and what has expired before the latest moment that is known stays refused.
 
+use crate::clock;
+use crate::secret::Secret;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+use zeroize::Zeroizing;
+
+/// What the alternative name (URI) of a certificate begins with that belongs to one environment.
+const ENVIRONMENT: &str = "forebay:environment:";
+
+/// The environment that certificates of our own have to belong to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CertificateSeal {
+    /// Name of the environment; empty where none is asked for.
+    pub environment: String,
+    /// Whether a certificate has to name it; one that names another is refused in any case.
+    pub is_required: bool,
+}
 
 /// TLS of a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerFiles {
     /// Certificate chain, PEM.
@@ -23,6 +46,9 @@ pub struct ServerFiles {
     pub client_ca: Option<PathBuf>,
     /// Revocation lists of these authorities, PEM: clients whose certificate is in one are refused.
     pub crl: Option<PathBuf>,
+    /// What `cert` has to belong to.
+    #[serde(skip)]
+    pub seal: CertificateSeal,
 }
 
 /// TLS of a connection to a server.
@@ -40,6 +66,16 @@ pub struct ClientFiles {
     /// Also accept TLS 1.2, for servers that speak nothing newer.
     #[serde(default)]
     pub tls12: bool,
+    /// What `cert` has to belong to.
+    #[serde(skip)]
+    pub seal: CertificateSeal,
+}
+
+impl ClientFiles {
+    /// Whether anything is said of TLS.
+    pub fn is_set(&self) -> bool {
+        *self != Self { seal: self.seal.clone(), ..Self::default() }
+    }
 }
 
 /// Why TLS could not be set up.
@@ -64,8 +100,8 @@ fn unusable(file: &Path, reason: impl Into<String>) -> TlsError {
 
 /// Everything of a kind that a PEM file holds: at least one. `what` is its name, `begin` how PEM says it.
 fn pem<T: PemObject>(file: &Path, what: &str, begin: &str) -> Result<Vec<T>, TlsError> {
-    let bytes = std::fs::read(file).map_err(|error| unusable(file, format!("cannot be read: {error}")))?;
-    let found: Result<Vec<_>, _> = T::pem_slice_iter(&bytes).collect();
+    let read = Secret::read(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
+    let found: Result<Vec<_>, _> = T::pem_slice_iter(read.bytes()).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(unusable(file, format!("holds no {what}; expected PEM with BEGIN {begin}"))),
@@ -77,10 +113,77 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     pem(file, "certificate", "CERTIFICATE")
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let pem = std::fs::read(file).map_err(|error| unusable(file, format!("cannot be read: {error}")))?;
-    PrivateKeyDer::from_pem_slice(&pem)
+fn private_key(file: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, TlsError> {
+    let pem = Secret::read(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
+    PrivateKeyDer::from_pem_slice(pem.bytes())
+        .map(Zeroizing::new)
         .map_err(|_| unusable(file, "holds no private key; expected PEM with BEGIN PRIVATE KEY"))
+}
+
+/// A certificate of ours, ready to be shown, with its key.
+fn own(cert: &Path, key: &Path, seal: &CertificateSeal) -> Result<Arc<SingleCertAndKey>, TlsError> {
+    let chain = certificates(cert)?;
+    if let Some(leaf) = chain.first() {
+        seal.check(cert, leaf)?;
+    }
+    let der = private_key(key)?;
+    let signing = rustls::crypto::ring::sign::any_supported_type(&der).map_err(|error| unfit(key, cert, &error))?;
+    let certified = CertifiedKey::new(chain, signing);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+        Err(error) => return Err(unfit(key, cert, &error)),
+    }
+    Ok(Arc::new(SingleCertAndKey::from(certified)))
+}
+
+impl CertificateSeal {
+    /// Refuses a certificate of another environment, and one of none where it has to name it.
+    fn check(&self, file: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
+        let named = environments(certificate);
+        if self.environment.is_empty() || named.contains(&self.environment) {
+            return Ok(());
+        }
+        match named.first() {
+            Some(other) => Err(unusable(
+                file,
+                format!(
+                    "belongs to environment \"{other}\" (alternative name URI:{ENVIRONMENT}{other}), not to \"{}\"",
+                    self.environment
+                ),
+            )),
+            None if self.is_required => Err(unusable(
+                file,
+                format!(
+                    "names no environment, and sealed_certificates wants it; have it issued with the alternative name URI:{ENVIRONMENT}{}",
+                    self.environment
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The environments that a certificate says it belongs to.
+fn environments(certificate: &CertificateDer<'_>) -> Vec<String> {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let names = alternatives.map(|found| found.value.general_names.as_slice()).unwrap_or_default();
+    let uris = names.iter().filter_map(|name| match name {
+        GeneralName::URI(text) => text.strip_prefix(ENVIRONMENT),
+        _ => None,
+    });
+    uris.map(str::to_owned).collect()
+}
+
+/// The time that certificates are judged at.
+#[derive(Debug)]
+struct Judging;
+
+impl TimeProvider for Judging {
+    fn current_time(&self) -> Option<UnixTime> {
+        clock::for_certificates().duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
+    }
 }
 
 /// Why a key and a certificate do not work together.
@@ -141,38 +244,69 @@ pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
 
 /// A configuration for a listener: TLS 1.2 and 1.3.
 pub fn server_with(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Arc<ServerConfig>, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider())
+    let builder = ServerConfig::builder_with_details(provider(), Arc::new(Judging))
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
-    let builder = match &files.client_ca {
-        None if files.crl.is_some() => {
-            return Err(TlsError::Unusable(
-                "tls.crl needs tls.client_ca: without it no client shows a certificate".into(),
-            ));
-        }
+    let builder = match clients(files, certificates_of_clients)? {
         None => builder.with_no_client_auth(),
-        Some(file) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider());
-            let verifier = match &files.crl {
-                None => verifier,
-                // An authority whose list is not in the file has revoked nothing that is known.
-                Some(file) => verifier
-                    .with_crls(pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")?)
-                    .only_check_end_entity_revocation()
-                    .allow_unknown_revocation_status(),
-            };
-            let verifier = match certificates_of_clients {
-                Certificates::Required => verifier,
-                Certificates::Optional => verifier.allow_unauthenticated(),
-            };
-            let verifier = verifier.build().map_err(|error| unusable(file, error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
-    let config = builder
-        .with_single_cert(certificates(&files.cert)?, private_key(&files.key)?)
-        .map_err(|error| unfit(&files.key, &files.cert, &error))?;
-    Ok(Arc::new(config))
+    Ok(Arc::new(builder.with_cert_resolver(own(&files.cert, &files.key, &files.seal)?)))
+}
+
+/// What judges the certificates of clients, if they are asked for.
+fn clients(
+    files: &ServerFiles,
+    certificates_of_clients: Certificates,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+    let Some(file) = &files.client_ca else {
+        return match files.crl {
+            None => Ok(None),
+            Some(_) => {
+                Err(TlsError::Unusable("tls.crl needs tls.client_ca: without it no client shows a certificate".into()))
+            }
+        };
+    };
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider());
+    let verifier = match &files.crl {
+        None => verifier,
+        // An authority whose list is not in the file has revoked nothing that is known.
+        Some(file) => verifier
+            .with_crls(pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")?)
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status(),
+    };
+    let verifier = match certificates_of_clients {
+        Certificates::Required => verifier,
+        Certificates::Optional => verifier.allow_unauthenticated(),
+    };
+    verifier.build().map(Some).map_err(|error| unusable(file, error.to_string()))
+}
+
+/// Judges certificates of clients that are connected already, when authorities or revocations change.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<dyn ClientCertVerifier>);
+
+impl Clients {
+    /// The judge that the files make; `None` where clients show no certificate.
+    pub fn load(files: &ServerFiles) -> Result<Option<Self>, TlsError> {
+        Ok(clients(files, Certificates::Required)?.map(Self))
+    }
+
+    /// Whether a chain that was accepted once is still trusted and not revoked. That it has expired since
+    /// ends no connection.
+    pub fn accept(&self, chain: &[CertificateDer<'_>]) -> bool {
+        use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+        let Some((first, others)) = chain.split_first() else { return false };
+        let Some(now) = Judging.current_time() else { return false };
+        match self.0.verify_client_cert(first, others, now) {
+            Ok(_) => true,
+            Err(rustls::Error::InvalidCertificate(error)) => {
+                matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+            }
+            Err(_) => false,
+        }
+    }
 }
 
 /// A configuration for connections to a server: TLS 1.3, and 1.2 where the files say so.
@@ -180,14 +314,12 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     let versions: &[&rustls::SupportedProtocolVersion] =
         if files.tls12 { &[&rustls::version::TLS13, &rustls::version::TLS12] } else { &[&rustls::version::TLS13] };
     let store = files.ca.as_deref().map_or_else(system_roots, roots)?;
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(Judging))
         .with_protocol_versions(versions)
         .map_err(|error| TlsError::Unusable(error.to_string()))?
         .with_root_certificates(store);
     let config = match (&files.cert, &files.key) {
-        (Some(cert), Some(key)) => builder
-            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-            .map_err(|error| unfit(key, cert, &error))?,
+        (Some(cert), Some(key)) => builder.with_client_cert_resolver(own(cert, key, &files.seal)?),
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(TlsError::Unusable("tls.cert and tls.key go together; one of them is missing".into())),
     };
@@ -195,14 +327,16 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
 }
 
 /// Who a client's certificate says it is: its first alternative name that is a DNS name, a URI or a
-/// mail address; without one, the common name of its subject.
+/// mail address, and not its environment; without one, the common name of its subject.
 pub fn identity(certificate: &CertificateDer<'_>) -> Option<String> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let alternatives = certificate.subject_alternative_name().ok().flatten();
     let alternative = alternatives.and_then(|found| {
         found.value.general_names.iter().find_map(|name| match name {
-            GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => Some(*text),
+            GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => {
+                (!text.starts_with(ENVIRONMENT)).then_some(*text)
+            }
             _ => None,
         })
     });
@@ -234,7 +368,44 @@ mod tests {
         assert_eq!(of(Some("press-4"), vec![dns("press-4.plant")]).as_deref(), Some("press-4.plant"));
         assert_eq!(of(None, vec![address.clone(), uri("urn:press:4"), dns("x")]).as_deref(), Some("urn:press:4"));
         assert_eq!(of(Some("press-4"), vec![address]).as_deref(), Some("press-4"), "an address is nobody's name");
+        let environment = uri("forebay:environment:test");
+        assert_eq!(of(None, vec![environment, dns("press-4")]).as_deref(), Some("press-4"), "nor is an environment");
         assert_eq!(of(None, vec![]), None);
         assert_eq!(identity(&CertificateDer::from(vec![0x30, 3, 1])), None);
+    }
+
+    #[test]
+    fn a_certificate_of_another_environment_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (cert, key) = (folder.path().join("gw.pem"), folder.path().join("gw.key"));
+        let tried = |uris: &[&str], is_required: bool| {
+            let mut params = CertificateParams::new(vec!["gw-01".to_owned()]).expect("parameters");
+            params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("a URI"))));
+            let pair = KeyPair::generate().expect("key");
+            std::fs::write(&cert, params.self_signed(&pair).expect("certificate").pem()).expect("written");
+            std::fs::write(&key, pair.serialize_pem()).expect("written");
+            let seal = CertificateSeal { environment: "test".into(), is_required };
+            let shown = client(&ClientFiles {
+                ca: Some(cert.clone()),
+                cert: Some(cert.clone()),
+                key: Some(key.clone()),
+                seal: seal.clone(),
+                ..ClientFiles::default()
+            });
+            let served = server(&ServerFiles { cert: cert.clone(), key: key.clone(), seal, ..ServerFiles::default() });
+            let said = shown.err().map(|error| error.to_string());
+            assert_eq!(said, served.err().map(|error| error.to_string()));
+            said.unwrap_or_default()
+        };
+        assert_eq!(tried(&[], false), "");
+        assert_eq!(tried(&["forebay:environment:test"], true), "");
+        assert_eq!(tried(&["urn:x", "forebay:environment:production", "forebay:environment:test"], true), "");
+        let text = tried(&["forebay:environment:production"], false);
+        assert!(
+            text.contains("gw.pem: belongs to environment \"production\"") && text.contains("not to \"test\""),
+            "{text}"
+        );
+        let text = tried(&["urn:x"], true);
+        assert!(text.contains("names no environment") && text.contains("URI:forebay:environment:test"), "{text}");
     }
 }

@@ -24,8 +24,8 @@ use crate::journal::{JournalError, NotTaken, Notes, Waiter};
 use crate::local::Local;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
-use crate::sources::odoo::Mirror;
-use rules::{Facts, Machine};
+use crate::sources::odoo::Mirrors;
+use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,14 +121,14 @@ impl Board {
 /// The watch.
 pub struct Watch {
     config: Config,
-    mirrors: Vec<Arc<Mirror>>,
+    mirrors: Mirrors,
     ingest: Arc<Ingest>,
     local: Arc<Local>,
     notes: Notes,
     board: Arc<Board>,
     steps: Steps,
     /// When a condition was first seen whose beginning nothing tells, and that is not open yet.
-    first_seen: HashMap<(Kind, String), Timestamp>,
+    first_seen: HashMap<Key, Timestamp>,
     waiter: Waiter,
 }
 
@@ -136,7 +136,7 @@ impl Watch {
     /// A watch over these records; it looks once it runs. Blocks the thread.
     pub fn open(
         config: Config,
-        mirrors: Vec<Arc<Mirror>>,
+        mirrors: Mirrors,
         ingest: Arc<Ingest>,
         local: Arc<Local>,
         notes: Notes,
@@ -161,6 +161,14 @@ impl Watch {
     /// What stands open.
     pub fn board(&self) -> Arc<Board> {
         Arc::clone(&self.board)
+    }
+
+    /// Shows what stands open on a board that is there already.
+    #[must_use]
+    pub fn shown_on(mut self, board: Arc<Board>) -> Self {
+        self.board = board;
+        self.show();
+        self
     }
 
     /// Looks on its schedule until the shutdown.
@@ -189,7 +197,7 @@ impl Watch {
         self.finish().await?;
         let now = Timestamp::from(clock::wall());
         let machines = self.machines();
-        let mirrors = self.mirrors.clone();
+        let mirrors = self.mirrors.all();
         // Thousands of records are read: not on a thread that serves.
         let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;

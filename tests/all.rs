@@ -5,6 +5,7 @@
 mod bad_disk;
 mod broker_source;
 mod central;
+mod clock;
 mod common;
 mod conformance;
 mod contracts;
@@ -28,7 +29,9 @@ mod outage;
 mod power_cut;
 mod power_cut_real;
 mod refusals;
+mod reload;
 mod replay;
+mod seal;
 mod service;
 mod sessions;
 mod sparkplug;

@@ -156,6 +156,8 @@ fn what_is_allowed_and_seldom_meant_is_warned_of() {
         let passwd =
             "press:$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n";
         std::fs::write(gateway.folder.join("passwd"), passwd).expect("written");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(gateway.folder.join("passwd"), mode).expect("mode");
         let output = gateway.command(&["check", "CONFIG"]);
         let text = said(&output);
         assert!(output.status.success(), "{text}");

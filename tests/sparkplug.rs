@@ -407,7 +407,7 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
     let (contracts, _) = loaded.expect("good contracts");
     let disk = FaultDisk::default();
     let journal = Arc::new(open_with(&disk, &config()).expect("opens"));
-    let ingest = Ingest::new(Arc::clone(&journal), contracts, vec![]).expect("a door");
+    let ingest = Ingest::new(Arc::clone(&journal), contracts, Default::default()).expect("a door");
     let mut waiter = Waiter::default();
     let mut take = |bd_seq| {
         let route = ingest.route(SourceKind::Mqtt, "devices", "spBv1.0/g/NBIRTH/n", "edge", "");

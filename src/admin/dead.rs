@@ -156,7 +156,7 @@ impl super::Handles {
     }
 
     fn source_kind(&self, source: &str) -> Option<SourceKind> {
-        self.sources.iter().find(|known| known.name == source).map(|known| known.kind)
+        self.view.load().sources.iter().find(|known| known.name == source).map(|known| known.kind)
     }
 
     /// Takes a letter of the intake in once more, with this payload.
@@ -284,7 +284,9 @@ pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) ->
                     .await
                     .map(|()| fate(FateState::TakenIn, attempts + 1))
             }
-            Stage::Central if app.handles.links.iter().any(|link| link.destination == *found.letter.destination) => {
+            Stage::Central
+                if app.handles.view.load().links.iter().any(|link| link.destination == *found.letter.destination) =>
+            {
                 let destination = found.letter.destination.to_string();
                 Ok(Fate { destination, ..fate(FateState::Requeued, attempts) })
             }

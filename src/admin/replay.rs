@@ -28,7 +28,7 @@ fn refuse(code: StatusCode, text: String) -> Response {
 }
 
 pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Result<Json<Replay>, Response> {
-    let known: Vec<_> = app.handles.links.iter().map(|link| link.destination.clone()).collect();
+    let known: Vec<_> = app.handles.view.load().links.iter().map(|link| link.destination.clone()).collect();
     if !known.contains(&wish.destination) {
         let mut names = known;
         names.dedup();

@@ -17,10 +17,11 @@ impl Watched for Stand {
             queued += lane.destinations.iter().map(|to| to.queued).max().unwrap_or(0);
         }
         let mut line = format!("{} events accepted, {} queued", grouped(accepted), grouped(queued));
-        let mut names: Vec<_> = self.0.links.iter().map(|link| &link.destination).collect();
+        let view = self.0.view.load();
+        let mut names: Vec<_> = view.links.iter().map(|link| &link.destination).collect();
         names.dedup();
         for name in names {
-            let links = || self.0.links.iter().filter(|link| link.destination == *name);
+            let links = || view.links.iter().filter(|link| link.destination == *name);
             let states: Vec<_> = links().map(|link| link.stats.state()).collect();
             line.push_str(&format!("; {name} "));
             match states.iter().find(|state| !state.is_up) {
@@ -31,13 +32,14 @@ impl Watched for Stand {
                 }
             }
         }
-        if self.0.links.is_empty() {
+        if view.links.is_empty() {
             line.push_str("; no destination is configured");
         }
         line
     }
 
     fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
-        self.0.journal.check(work_max)
+        self.0.journal.check(work_max)?;
+        self.0.failures.lost_part().map_or(Ok(()), |part| Err(Lifeless::Dead { part }))
     }
 }

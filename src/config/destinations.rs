@@ -3,6 +3,7 @@
 use super::{File, check_word};
 use crate::forward;
 use crate::link::Address;
+use crate::secret::Secret;
 use crate::setting::{Bytes, Document, Problem};
 use crate::tls;
 
@@ -40,10 +41,9 @@ pub(super) fn check(raw: &File, document: &Document, problems: &mut Vec<Problem>
             problems.push(document.problem(key("user"), "user and password_file go together; one of them is missing"));
         }
         if let Some(file) = &destination.password_file
-            && let Err(error) = std::fs::read(file)
+            && let Err(error) = Secret::read(file)
         {
-            problems
-                .push(document.problem(key("password_file"), format!("{} cannot be read: {error}", file.display())));
+            problems.push(document.problem(key("password_file"), error.to_string()));
         }
     }
 }
@@ -63,7 +63,7 @@ fn check_url(
                 problems.push(document.problem(key("tls"), error.to_string()));
             }
         }
-        Ok(_) if destination.tls != tls::ClientFiles::default() => problems.push(document.problem(
+        Ok(_) if destination.tls.is_set() => problems.push(document.problem(
             key("tls"),
             format!(
                 "is set, but \"{url}\" speaks no TLS and would send everything readable; use mqtts://, or remove tls"

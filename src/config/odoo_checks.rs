@@ -3,6 +3,7 @@
 use super::File;
 use crate::contract::Contracts;
 use crate::odoo::check_url;
+use crate::secret::Secret;
 use crate::setting::{Document, Problem};
 use crate::tls;
 use crate::watch;
@@ -17,9 +18,8 @@ pub(super) fn check_odoos(raw: &File, document: &Document, problems: &mut Vec<Pr
         if let Err(message) = source.client() {
             problems.push(document.problem(key("tls"), message));
         }
-        if let Err(error) = std::fs::read(&source.key_file) {
-            let message = format!("{} cannot be read: {error}", source.key_file.display());
-            problems.push(document.problem(key("key_file"), message));
+        if let Err(error) = Secret::read(&source.key_file) {
+            problems.push(document.problem(key("key_file"), error.to_string()));
         }
         if check_url(&source.url) == Ok(true) && raw.environment == "production" {
             warnings.push(document.problem(

@@ -303,6 +303,11 @@ fn check_topic(topic: &str) -> Result<(), String> {
     {
         return Err(format!("\"{topic}\" is no topic; wildcards, empty levels and a leading \"$\" are not allowed"));
     }
+    if !topic.contains("{environment}") {
+        return Err(format!(
+            "\"{topic}\" is the same in every environment; it needs \"{{environment}}\", so that a gateway of one never publishes where those of another do"
+        ));
+    }
     Ok(())
 }
 

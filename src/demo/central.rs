@@ -58,7 +58,7 @@ impl Central {
 /// Starts the broker with the certificate in the demo's folder.
 pub(super) async fn start(folder: &Path) -> anyhow::Result<Central> {
     let files =
-        ServerFiles { cert: folder.join("central.pem"), key: folder.join("central.key"), client_ca: None, crl: None };
+        ServerFiles { cert: folder.join("central.pem"), key: folder.join("central.key"), ..ServerFiles::default() };
     let acceptor = TlsAcceptor::from(tls::server(&files)?);
     let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await {
         Ok(listener) => listener,

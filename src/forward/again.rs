@@ -11,9 +11,9 @@ mod replays;
 
 pub use replays::{Filter, Replay, ReplayState, Replays};
 
-use super::Config;
 use super::fill::{mark, push_rendered};
 use super::pace::{Pacer, Pressure, Rate};
+use super::{Config, Renewal};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
@@ -40,7 +40,7 @@ const IDLE_MAX: Duration = Duration::from_secs(5);
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a worker needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Parts {
     /// The destination.
     pub config: Arc<Config>,
@@ -54,6 +54,8 @@ pub struct Parts {
     pub replays: Arc<Replays>,
     /// How far the lanes of the destination are behind.
     pub pressure: Arc<Pressure>,
+    /// Hears of new certificates and passwords.
+    pub renewal: Renewal,
 }
 
 /// Sends again, for one destination.
@@ -133,6 +135,7 @@ impl Again {
                 }
                 continue;
             }
+            self.parts.renewal.done();
             let connected = tokio::select! {
                 () = shutdown.begun() => return,
                 connected = self.target.connect(&self.parts.client, None) => connected,
@@ -236,6 +239,10 @@ impl Again {
                 moved = session.exchange(&mut output) => if let Err(error) = moved {
                     return End::Lost(error);
                 },
+                () = self.parts.renewal.wait() => {
+                    session.close().await;
+                    return End::Idle;
+                }
                 () = tokio::time::sleep(look_again) => {}
             }
             if let Err(error) = self.settle(&mut session).await {

@@ -3,8 +3,8 @@
 //!
 //! It is state, not an event: retained, never journaled, and in no account.
 
-use super::Config;
 use super::rivals::Rivals;
+use super::{Config, Renewal};
 use crate::clock;
 use crate::contract::{STRUCTURED, Surroundings, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
@@ -20,13 +20,21 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Tells one destination that the gateway lives, until the shutdown.
-pub async fn run(config: Arc<Config>, client: String, around: Surroundings, report: Report, mut shutdown: Shutdown) {
+pub async fn run(
+    config: Arc<Config>,
+    client: String,
+    around: Surroundings,
+    report: Report,
+    mut renewal: Renewal,
+    mut shutdown: Shutdown,
+) {
     let Ok(target) = config.target() else { return };
     let topic = topic(&around);
     let mut down_since = None;
     let mut rivals = Rivals::default();
     let mut attempt = 0;
     loop {
+        renewal.done();
         let will = Will { topic: topic.clone(), payload: event(&around, "offline", "") };
         let connected = tokio::select! {
             () = shutdown.begun() => return,
@@ -36,9 +44,12 @@ pub async fn run(config: Arc<Config>, client: String, around: Surroundings, repo
             Ok(session) => {
                 (down_since, attempt) = (None, 0);
                 let began = clock::instant();
-                let Some(error) = beat(session, &topic, &around, &report, &mut shutdown).await else { return };
-                // The forwarders say it; here it is enough to step back.
-                rivals.note(&error, clock::instant().duration_since(began), true);
+                match beat(session, &topic, &around, &report, &mut renewal, &mut shutdown).await {
+                    End::Shutdown => return,
+                    End::Renewal => continue,
+                    // The forwarders say it; here it is enough to step back.
+                    End::Lost(error) => rivals.note(&error, clock::instant().duration_since(began), true),
+                }
             }
             Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
         }
@@ -59,14 +70,22 @@ pub fn topic(around: &Surroundings) -> String {
     format!("{}/{}/gateway.status/v1/{}", around.environment, around.site, around.gateway)
 }
 
-/// Sends heartbeats until the session ends; `None` if that is the shutdown.
+enum End {
+    Shutdown,
+    /// There are new certificates or passwords.
+    Renewal,
+    Lost(LinkError),
+}
+
+/// Sends heartbeats until the session ends.
 async fn beat(
     mut session: Session,
     topic: &str,
     around: &Surroundings,
     report: &Report,
+    renewal: &mut Renewal,
     shutdown: &mut Shutdown,
-) -> Option<LinkError> {
+) -> End {
     let mut output = Output::default();
     let mut next_beat = clock::instant();
     let mut id = 0u16;
@@ -91,7 +110,7 @@ async fn beat(
         }
         let look_again = match session.watch(in_flight > 0, &mut output) {
             Ok(wait) => wait.min(next_beat.saturating_duration_since(now).max(Duration::from_millis(10))),
-            Err(error) => return Some(error),
+            Err(error) => return End::Lost(error),
         };
         tokio::select! {
             () = shutdown.begun() => {
@@ -102,24 +121,29 @@ async fn beat(
                 // A short wait: whoever shuts down cannot wait for a silent broker.
                 let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
                 session.close().await;
-                return None;
+                return End::Shutdown;
             }
             moved = session.exchange(&mut output) => if let Err(error) = moved {
-                return Some(error);
+                return End::Lost(error);
             },
+            () = renewal.wait() => {
+                // A goodbye: the will stays unsaid, and what is retained says that the gateway lives.
+                session.close().await;
+                return End::Renewal;
+            }
             () = tokio::time::sleep(look_again) => {}
         }
         loop {
             match session.answer() {
                 Ok(None) => break,
                 Ok(Some(Answer::Goodbye(reason) | Answer::NotConnected(reason))) => {
-                    return Some(LinkError::Ended(reason));
+                    return End::Lost(LinkError::Ended(reason));
                 }
                 Ok(Some(Answer::Alive | Answer::Connected { .. })) => {}
                 Ok(Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) => {
                     in_flight = in_flight.saturating_sub(1)
                 }
-                Err(error) => return Some(error),
+                Err(error) => return End::Lost(error),
             }
         }
     }

@@ -32,6 +32,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use work::Work;
 
 /// Why there is no backup. Nothing is left of it but what is said.
@@ -143,7 +144,7 @@ impl Journal {
                 Ok(noted.into_iter().map(|(name, value)| (name, Some(value))).collect())
             }),
             streams: self.publications().into_iter().map(of).collect(),
-            reserve: self.core.reserve_bytes,
+            reserve: self.core.reserve_bytes.load(Ordering::Relaxed),
         };
         source.back_up(to, tell)
     }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::event::{Record, Timestamp};
 use crate::telemetry::{Counter, Histogram};
+use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +68,7 @@ pub struct Lane {
     /// What it counts.
     pub stats: LaneStats,
     pub(super) index: usize,
-    pub(super) config: LaneConfig,
+    pub(super) settings: ArcSwap<LaneConfig>,
     pub(super) folder: PathBuf,
     pub(super) gather: Gather,
     pub(super) core: Arc<Core>,
@@ -263,7 +264,7 @@ impl Lane {
 
     /// What it does when its budget is used up.
     pub fn full(&self) -> super::Full {
-        self.config.full
+        self.settings.load().full
     }
 
     /// How many events its segments hold.
@@ -329,7 +330,7 @@ impl Lane {
 
     /// The next sequence of every stream at an offset that is the end of the lane or the start of a
     /// segment; empty elsewhere.
-    fn sequences_before(&self, offset: u64) -> Vec<(u32, u64)> {
+    pub(super) fn sequences_before(&self, offset: u64) -> Vec<(u32, u64)> {
         if offset >= self.end() {
             return self.sequences();
         }
@@ -465,7 +466,7 @@ impl Lane {
             name: self.name.clone(),
             accepted: end - 1 - self.gaps.offsets_below(end),
             bytes: log.segments.values().map(|part| part.bytes).sum(),
-            budget: self.config.budget,
+            budget: self.settings.load().budget,
             segments: log.segments.len(),
             problem: match self.condition() {
                 Condition::Good => self.pulse.check(&self.name, COMMIT_SHOWN_AFTER).err().map(|why| why.to_string()),
@@ -525,7 +526,7 @@ impl Lane {
     }
 
     pub(super) fn segment_bytes(&self) -> u64 {
-        SEGMENT_BYTES_MAX.min(self.config.budget / 16).max(256 << 10)
+        SEGMENT_BYTES_MAX.min(self.settings.load().budget / 16).max(256 << 10)
     }
 
     pub(super) fn offset_mark(&self) -> String {

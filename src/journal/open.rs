@@ -17,6 +17,7 @@ use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
 use crate::service::Lifeless;
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ use tokio::sync::watch;
 
 /// The journal format that this version writes, and the newest it opens.
 const FORMAT: u64 = 2;
+/// Name of the file that holds the seal.
+const SEAL: &str = "journal.toml";
 /// The writer's stack: redb's tree walks are shallow.
 const WRITER_STACK_BYTES: usize = 512 << 10;
 
@@ -84,8 +87,8 @@ impl Journal {
         let core = Arc::new(Core {
             disk,
             state,
-            reserve_bytes: config.reserve_bytes,
-            dead_retention: config.dead_retention,
+            reserve_bytes: config.reserve_bytes.into(),
+            dead_retention: config.dead_retention.into(),
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
             window: Mutex::new(Window::new(config.dedupe_bytes)),
@@ -194,6 +197,11 @@ impl Journal {
         (window.held(), window.capacity(), window.reaches_back_to())
     }
 
+    /// Says that the clock was set, by so many microseconds: repeats stay repeats.
+    pub fn clock_was_set(&self, micros: i64) {
+        self.core.window().shift(micros);
+    }
+
     /// Takes nothing more, brings what it has to the disk, and closes every file cleanly. Gives up
     /// on a disk that does not take it within `patience`: nobody got a receipt for that.
     pub fn close(&self, patience: Duration) {
@@ -238,7 +246,7 @@ impl Catalog {
 }
 
 fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), JournalError> {
-    let path = folder.join("journal.toml");
+    let path = folder.join(SEAL);
     match read_whole(disk, &path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
@@ -409,7 +417,7 @@ fn open_lane(
         name: config.name.clone(),
         stats: LaneStats::default(),
         index,
-        config: config.clone(),
+        settings: ArcSwap::from_pointee(config.clone()),
         folder,
         gather: Gather::new(),
         core: Arc::clone(core),
@@ -437,7 +445,7 @@ fn is_dropped(core: &Core, lane: &str, destination: &str) -> bool {
 }
 
 /// A cursor that is owed the events from an offset on, which have these sequences.
-fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
+pub(super) fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
     let mut cursor = Settled::new(name, offset);
     cursor.accounts = sequences.into_iter().map(|(stream, next)| Account::new(stream, next)).collect();
     cursor
@@ -576,6 +584,14 @@ impl Lane {
     /// What stands at an offset, for those who look once; blocks the thread.
     pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
         self.read(offset)
+    }
+}
+
+impl Seal {
+    /// The seal of a journal, without its lock; `None` if there is none, or this user may not read it.
+    pub fn of(folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.join(SEAL)).ok()?;
+        toml::from_str(&text).ok()
     }
 }
 

@@ -14,15 +14,14 @@ use std::time::Duration;
 
 /// Removes what may go. Called by the lane's writer, between commits.
 pub(super) fn sweep(lane: &Lane) {
-    let now = Timestamp::from(clock::wall());
     let is_open =
         |letter: u64, _: &Record<'_>| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
     while let Some(oldest) = lane.oldest_closed() {
         if oldest.end > lane.settled_low() {
             return;
         }
-        let is_over = now.since(oldest.closed_at) >= lane.core.retention_settled(lane);
-        let needs_room = lane.bytes() > lane.config.budget;
+        let is_over = clock::age(oldest.closed_at.into()) >= lane.core.retention_settled(lane);
+        let needs_room = lane.bytes() > lane.settings.load().budget;
         if !is_over && !needs_room {
             return;
         }
@@ -60,7 +59,7 @@ pub(super) fn shed_oldest(lane: &Lane) -> Result<bool, JournalError> {
 /// `true` if cursors have moved.
 pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
     let mut has_moved = false;
-    for (destination, hold) in &lane.config.holds {
+    for (destination, hold) in &lane.settings.load_full().holds {
         while let Some((from, to)) = lane.over_hold(destination, *hold) {
             lane.give_up(destination, &Wanted { offsets: (from, to), takes: &|_, _| true }, Outcome::Shed)?;
             lane.pass_over(destination, from, to);

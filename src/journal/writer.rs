@@ -102,11 +102,10 @@ impl Writer {
     pub(super) fn run(mut self) {
         let lane = Arc::clone(&self.lane);
         let _beating = lane.pulse.start();
-        let linger = lane.config.linger;
         let mut spare = Batch::default();
         let mut swept_at = clock::instant();
         loop {
-            let committed_at = self.committed_at;
+            let (committed_at, linger) = (self.committed_at, self.lane.settings.load().linger);
             // Commits start at least the linger apart: an event that finds the lane idle goes at once.
             let hold =
                 || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
@@ -250,7 +249,7 @@ impl Writer {
     fn check_room(&mut self) -> Result<(), Condition> {
         let core = &self.lane.core;
         match core.disk.free_bytes(&self.lane.folder) {
-            Ok(free) if free < core.reserve_bytes => {
+            Ok(free) if free < core.reserve_bytes.load(Ordering::Relaxed) => {
                 return Err(Condition::Full(format!(
                     "the file system has {} left, less than disk_reserve",
                     crate::setting::Bytes(free)
@@ -259,7 +258,7 @@ impl Writer {
             Ok(_) => {}
             Err(error) => return Err(Condition::Failed(format!("{}: {error}", self.lane.folder.display()))),
         }
-        if self.lane.bytes() <= self.lane.config.budget {
+        if self.lane.bytes() <= self.lane.settings.load().budget {
             return Ok(());
         }
         // Segments leave only behind cursors that are on the disk.
@@ -269,21 +268,21 @@ impl Writer {
             self.write_cursors(Cursors::All);
         }
         retention::sweep(&self.lane);
-        if self.lane.config.full == Full::ShedOldest {
+        if self.lane.settings.load().full == Full::ShedOldest {
             self.shed()?;
         }
-        if self.lane.bytes() <= self.lane.config.budget {
+        if self.lane.bytes() <= self.lane.settings.load().budget {
             return Ok(());
         }
         Err(Condition::Full(format!(
             "the budget of {} is used up by events that central has not acknowledged",
-            crate::setting::Bytes(self.lane.config.budget)
+            crate::setting::Bytes(self.lane.settings.load().budget)
         )))
     }
 
     /// Gives up the oldest segments until the budget is kept.
     fn shed(&mut self) -> Result<(), Condition> {
-        while self.lane.bytes() > self.lane.config.budget {
+        while self.lane.bytes() > self.lane.settings.load().budget {
             let before = self.lane.bytes();
             if !retention::shed_oldest(&self.lane).map_err(|error| Condition::of(&error))? {
                 // There is the segment in hand alone; the next batch goes into another.

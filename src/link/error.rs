@@ -1,9 +1,9 @@
 //! Why there is no session, in words for the person who has to mend it.
 
+use crate::secret::Unreadable;
 use crate::setting::Span;
 use crate::tls::TlsError;
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why there is no session, or none any more.
@@ -12,14 +12,9 @@ pub enum LinkError {
     /// Certificates or keys of our own.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The password file.
-    #[error("{file}: cannot be read: {error}", file = file.display())]
-    Password {
-        /// The file.
-        file: PathBuf,
-        /// What the operating system says.
-        error: io::Error,
-    },
+    /// The password.
+    #[error(transparent)]
+    Password(#[from] Unreadable),
     /// The name does not resolve.
     #[error("{host} does not resolve: {error}")]
     Name {

@@ -22,9 +22,9 @@ pub use tokens::{Tokens, put_token};
 use crate::clock;
 use crate::ingest::Ingest;
 use crate::setting::{Bytes, Span};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::sources::secrets::BadSecrets;
-use crate::sources::socket::{self, CannotBind, is_loopback};
+use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
 use crate::telemetry::Limiter;
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
@@ -184,16 +184,25 @@ pub enum CannotServe {
 }
 
 /// An HTTP source that has its port.
+#[derive(Debug)]
 pub struct Server {
-    socket: TcpListener,
-    shared: Arc<Shared>,
-    tls: Option<TlsAcceptor>,
+    door: Door<Shared>,
+    ingest: Arc<Ingest>,
+    stats: Arc<Stats>,
+}
+
+/// Settings of a source that are good, and not in force yet.
+#[derive(Debug)]
+pub struct Prepared {
+    shared: Shared,
+    socket: Option<TcpListener>,
 }
 
 /// What the connections of a source share.
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    tls: Option<Arc<rustls::ServerConfig>>,
     ingest: Arc<Ingest>,
     tokens: Option<Tokens>,
     rates: rate::Rates,
@@ -204,6 +213,21 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(config: Config, ingest: &Arc<Ingest>, stats: &Arc<Stats>) -> Result<Self, CannotServe> {
+        Ok(Self {
+            tls: config.server()?,
+            tokens: config.tokens.as_deref().map(Tokens::load).transpose()?,
+            rates: rate::Rates::new(config.events_per_second_max),
+            room: Semaphore::new(
+                usize::try_from(config.waiting_max.0).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS),
+            ),
+            config,
+            ingest: Arc::clone(ingest),
+            stats: Arc::clone(stats),
+            refusals: Limiter::new(Duration::from_secs(10)),
+        })
+    }
+
     /// Counts a refusal, and logs one in a while.
     fn refuse(&self, peer: SocketAddr, status: &str, why: &str) {
         self.stats.refused.add(1);
@@ -216,74 +240,85 @@ impl Shared {
 impl Server {
     /// Takes the port; connections are accepted by [`Server::run`].
     pub fn open(config: Config, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Result<Self, CannotServe> {
-        let tls = config.server()?.map(TlsAcceptor::from);
-        let tokens = config.tokens.as_deref().map(Tokens::load).transpose()?;
-        let socket = socket::listen(config.listen)?;
-        let shared = Shared {
-            rates: rate::Rates::new(config.events_per_second_max),
-            room: Semaphore::new(
-                usize::try_from(config.waiting_max.0).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS),
-            ),
-            config,
-            ingest,
-            tokens,
-            stats,
-            refusals: Limiter::new(Duration::from_secs(10)),
-        };
-        Ok(Self { socket, shared: Arc::new(shared), tls })
+        let shared = Shared::new(config, &ingest, &stats)?;
+        let socket = socket::listen(shared.config.listen)?;
+        Ok(Self { door: Door::new(shared, socket), ingest, stats })
     }
 
     /// The address it really has; of use where the configuration says port 0.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.door.address()
+    }
+
+    /// Reads files and takes another port, where the settings say so; nothing changes yet.
+    pub fn prepare(&self, config: Config) -> Result<Prepared, CannotServe> {
+        let is_same_port = self.door.follow().borrow().shared.config.listen == config.listen;
+        let shared = Shared::new(config, &self.ingest, &self.stats)?;
+        let socket = if is_same_port { None } else { Some(socket::listen(shared.config.listen)?) };
+        Ok(Prepared { shared, socket })
+    }
+
+    /// Puts settings in force. Requests in hand get their answers; connections end behind them.
+    pub fn put_in_force(&self, Prepared { shared, socket }: Prepared) {
+        self.door.replace(shared, socket);
     }
 
     /// Accepts connections until the shutdown, then waits for the requests in hand.
-    pub async fn run(self, mut shutdown: Shutdown) {
-        let Self { socket, shared, tls } = self;
-        let mut connections = JoinSet::new();
-        loop {
-            let has_room = connections.len() < shared.config.connections_max;
-            tokio::select! {
-                () = shutdown.begun() => break,
-                // The ended are taken out, so that the set does not grow.
-                Some(_) = connections.join_next() => {}
-                // At the limit nothing is accepted: the kernel holds new connections back.
-                accepted = socket.accept(), if has_room => match accepted {
-                    Ok((stream, peer)) => {
-                        connections.spawn(connection(stream, peer, tls.clone(), Arc::clone(&shared), shutdown.clone()));
+    pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
+        let mut newest = self.door.follow();
+        async move {
+            let mut setup = newest.borrow_and_update().clone();
+            // Begins when other settings come into force.
+            let (mut outdated, mut current) = shutdown::pair();
+            let mut connections = JoinSet::new();
+            loop {
+                let shared = &setup.shared;
+                let has_room = connections.len() < shared.config.connections_max;
+                tokio::select! {
+                    () = shutdown.begun() => break,
+                    changed = newest.changed() => {
+                        if changed.is_err() {
+                            break;
+                        }
+                        setup = newest.borrow_and_update().clone();
+                        // The one before is dropped, which begins its end.
+                        (outdated, current) = shutdown::pair();
                     }
-                    Err(error) => {
-                        // Out of descriptors, mostly: a pause lets some connections end.
-                        shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
+                    // The ended are taken out, so that the set does not grow.
+                    Some(_) = connections.join_next() => {}
+                    // At the limit nothing is accepted: the kernel holds new connections back.
+                    accepted = setup.accept(), if has_room => match accepted {
+                        Ok((stream, peer)) => {
+                            connections.spawn(connection(stream, peer, Arc::clone(shared), current.clone()));
+                        }
+                        Err(error) => {
+                            // Out of descriptors, mostly: a pause lets some connections end.
+                            shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    },
+                }
             }
+            outdated.begin();
+            setup.close();
+            drop(setup);
+            while connections.join_next().await.is_some() {}
         }
-        drop(socket);
-        while connections.join_next().await.is_some() {}
     }
 }
 
 /// Serves one connection; returns when it has ended.
-async fn connection(
-    stream: TcpStream,
-    address: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    shared: Arc<Shared>,
-    mut shutdown: Shutdown,
-) {
+async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>, mut shutdown: Shutdown) {
     let _open = shared.stats.open();
     socket::tune(&stream, UNREAD_WAIT_MAX);
-    match tls {
+    match shared.tls.clone() {
         None => serve(stream, &Peer { address, certificate: None }, &shared, shutdown).await,
-        Some(acceptor) => {
+        Some(config) => {
             let wait = shared.config.request_wait_max.0;
             // A handshake that the shutdown meets has promised nothing.
             let handshake = tokio::select! {
                 () = shutdown.begun() => return,
-                handshake = tokio::time::timeout(wait, acceptor.accept(stream)) => handshake,
+                handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(stream)) => handshake,
             };
             match handshake {
                 Ok(Ok(stream)) => {

@@ -32,7 +32,7 @@ use crate::local::Local;
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::sources::secrets::BadSecrets;
-use crate::sources::socket::{self, CannotBind, is_loopback};
+use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
 use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
@@ -44,10 +44,11 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
+use acl::Rights;
 use devices::Device;
 use group::Groups;
+use rustls::pki_types::CertificateDer;
 
 /// A listener as the configuration says it.
 #[derive(Clone, Debug, Deserialize)]
@@ -204,21 +205,52 @@ pub struct Parts {
 }
 
 /// A listener that has its port.
+#[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
-    shared: Arc<Shared>,
-    tls: Option<TlsAcceptor>,
+    door: Door<Shared>,
+    parts: Parts,
+    stats: Arc<Stats>,
+    /// One hash at a time: each takes 7 MiB and a core.
+    hashing: Arc<Semaphore>,
 }
+
+/// Settings of a listener that are good, and not in force yet.
+#[derive(Debug)]
+pub struct Prepared {
+    shared: Shared,
+    socket: Option<TcpListener>,
+}
+
+/// How a client proved who it is, with its name.
+#[derive(Clone, Debug)]
+enum Login {
+    Password(String),
+    Certificate(String),
+    Nobody(String),
+}
+
+impl Login {
+    fn user(&self) -> &str {
+        match self {
+            Self::Password(user) | Self::Certificate(user) | Self::Nobody(user) => user,
+        }
+    }
+}
+
+/// What is in force for the connections of a listener.
+type Setup = Arc<socket::Setup<Shared>>;
 
 /// What the connections of a listener share.
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    /// Judges certificates of clients.
+    clients: Option<tls::Clients>,
     packet_bytes_max: usize,
     ingest: Arc<Ingest>,
     users: Option<Users>,
-    /// One hash at a time: each takes 7 MiB and a core.
-    hashing: Semaphore,
+    hashing: Arc<Semaphore>,
     stats: Arc<Stats>,
     refusals: Limiter,
     registry: Arc<Registry>,
@@ -228,6 +260,47 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, hashing: &Arc<Semaphore>) -> Result<Self, CannotListen> {
+        Ok(Self {
+            tls: config.tls.as_ref().map(tls::server).transpose()?,
+            clients: config.tls.as_ref().map(tls::Clients::load).transpose()?.flatten(),
+            users: config.passwords.as_deref().map(Users::load).transpose()?,
+            packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
+            config,
+            groups: Groups::new(Arc::clone(parts.ingest.journal())),
+            ingest: Arc::clone(&parts.ingest),
+            local: Arc::clone(&parts.local),
+            registry: Arc::clone(&parts.registry),
+            devices: Arc::clone(&parts.devices),
+            hashing: Arc::clone(hashing),
+            stats: Arc::clone(stats),
+            refusals: Limiter::new(Duration::from_secs(10)),
+        })
+    }
+
+    /// What a client may do that was let in before; or why it would not be let in any more.
+    fn judge(
+        &self,
+        login: &Login,
+        client: &str,
+        peer: SocketAddr,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<Rights, &'static str> {
+        let (user, is_trusted) = match login {
+            Login::Password(user) => match &self.users {
+                Some(users) if users.has(user) => (user, false),
+                _ => return Err("the user is not in the password file any more"),
+            },
+            Login::Certificate(user) => match &self.clients {
+                Some(clients) if clients.accept(chain) => (user, false),
+                _ => return Err("the client's certificate is revoked, or its authority is not trusted any more"),
+            },
+            Login::Nobody(user) if self.config.lets_in_anonymous() => (user, is_loopback(peer.ip())),
+            Login::Nobody(_) => return Err("anonymous clients are not let in any more"),
+        };
+        Ok(Rights::new(&self.config.acl, user, client, is_trusted))
+    }
+
     /// Counts and logs something that a client may not do.
     fn count_refused(&self, device: &Device, why: &str) {
         device.refused.add(1);
@@ -249,72 +322,86 @@ impl Shared {
 impl Listener {
     /// Takes the port; connections are accepted by [`Listener::run`].
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
-        let tls = config.tls.as_ref().map(tls::server).transpose()?.map(TlsAcceptor::from);
-        let users = config.passwords.as_deref().map(Users::load).transpose()?;
-        let socket = socket::listen(config.listen)?;
-        let shared = Shared {
-            packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
-            config,
-            groups: Groups::new(Arc::clone(parts.ingest.journal())),
-            ingest: parts.ingest,
-            local: parts.local,
-            registry: parts.registry,
-            devices: parts.devices,
-            users,
-            hashing: Semaphore::new(1),
-            stats,
-            refusals: Limiter::new(Duration::from_secs(10)),
-        };
-        Ok(Self { socket, shared: Arc::new(shared), tls })
+        let hashing = Arc::new(Semaphore::new(1));
+        let shared = Shared::new(config, &parts, &stats, &hashing)?;
+        let socket = socket::listen(shared.config.listen)?;
+        Ok(Self { door: Door::new(shared, socket), parts, stats, hashing })
     }
 
     /// The address it really has; of use where the configuration says port 0.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.door.address()
+    }
+
+    /// Reads files and takes another port, where the settings say so; nothing changes yet.
+    pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
+        let is_same_port = self.door.follow().borrow().shared.config.listen == config.listen;
+        let shared = Shared::new(config, &self.parts, &self.stats, &self.hashing)?;
+        let socket = if is_same_port { None } else { Some(socket::listen(shared.config.listen)?) };
+        Ok(Prepared { shared, socket })
+    }
+
+    /// Puts settings in force. Connections last; those whose client would not be let in any more end.
+    pub fn put_in_force(&self, Prepared { shared, socket }: Prepared) {
+        self.door.replace(shared, socket);
     }
 
     /// Accepts connections until the shutdown, then waits for acknowledgements in flight.
-    pub async fn run(self, mut shutdown: Shutdown) {
-        let Self { socket, shared, tls } = self;
-        let mut sessions = JoinSet::new();
-        let mut gate = Gate::new(shared.config.connects_per_second_max);
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            let wait = gate.wait(clock::instant());
-            let has_room = sessions.len() < shared.config.connections_max;
-            tokio::select! {
-                () = shutdown.begun() => break,
-                // The ended are taken out, so that the set does not grow.
-                Some(_) = sessions.join_next() => {}
-                () = tokio::time::sleep(wait), if !wait.is_zero() => {}
-                _ = sweep.tick() => {
-                    for (client, will) in shared.registry.sweep(clock::instant(), &shared.config.name) {
-                        tracing::debug!(source = %shared.config.name, %client, "a will is due");
-                        let shared = Arc::clone(&shared);
-                        sessions.spawn(async move { will.become_event(&shared.ingest).await });
+    pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
+        let mut newest = self.door.follow();
+        async move {
+            let mut setup = newest.borrow_and_update().clone();
+            let mut sessions = JoinSet::new();
+            let mut gate = Gate::new(setup.shared.config.connects_per_second_max);
+            let mut sweep = tokio::time::interval(SWEEP_EVERY);
+            sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                let shared = &setup.shared;
+                let wait = gate.wait(clock::instant());
+                let has_room = sessions.len() < shared.config.connections_max;
+                tokio::select! {
+                    () = shutdown.begun() => break,
+                    changed = newest.changed() => {
+                        if changed.is_err() {
+                            break;
+                        }
+                        setup = newest.borrow_and_update().clone();
+                        gate = Gate::new(setup.shared.config.connects_per_second_max);
                     }
+                    // The ended are taken out, so that the set does not grow.
+                    Some(_) = sessions.join_next() => {}
+                    () = tokio::time::sleep(wait), if !wait.is_zero() => {}
+                    _ = sweep.tick() => {
+                        for (client, will) in shared.registry.sweep(clock::instant(), &shared.config.name) {
+                            tracing::debug!(source = %shared.config.name, %client, "a will is due");
+                            let shared = Arc::clone(shared);
+                            sessions.spawn(async move { will.become_event(&shared.ingest).await });
+                        }
+                    }
+                    // At a limit nothing is accepted: the kernel holds new connections back.
+                    accepted = setup.accept(), if wait.is_zero() && has_room => match accepted {
+                        Ok((stream, peer)) => {
+                            gate.pass(clock::instant());
+                            let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
+                            match shared.tls.clone() {
+                                None => sessions.spawn(session::serve(stream, peer, shared, newest, shutdown)),
+                                Some(tls) => {
+                                    sessions.spawn(session::serve_tls(stream, peer, tls.into(), shared, newest, shutdown))
+                                }
+                            };
+                        }
+                        Err(error) => {
+                            // Out of descriptors, mostly: a pause lets some connections end.
+                            shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    },
                 }
-                // At a limit nothing is accepted: the kernel holds new connections back.
-                accepted = socket.accept(), if wait.is_zero() && has_room => match accepted {
-                    Ok((stream, peer)) => {
-                        gate.pass(clock::instant());
-                        let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
-                        match tls.clone() {
-                            None => sessions.spawn(session::serve(stream, peer, shared, shutdown)),
-                            Some(tls) => sessions.spawn(session::serve_tls(stream, peer, tls, shared, shutdown)),
-                        };
-                    }
-                    Err(error) => {
-                        // Out of descriptors, mostly: a pause lets some connections end.
-                        shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
             }
+            setup.close();
+            drop(setup);
+            while sessions.join_next().await.is_some() {}
         }
-        drop(socket);
-        while sessions.join_next().await.is_some() {}
     }
 }
 

@@ -43,6 +43,7 @@ use hints::Hints;
 use known::Known;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,7 +62,7 @@ pub struct Config {
     pub database: String,
     /// File that holds the API key of the account.
     pub key_file: PathBuf,
-    /// Login of the account; needed for 14 to 18.
+    /// Login of the account; needed over `/jsonrpc` only, as for 14 to 18.
     pub user: Option<String>,
     /// Certificates.
     #[serde(default)]
@@ -204,6 +205,27 @@ impl Mirror {
     }
 }
 
+/// What is known of every Odoo, by source.
+#[derive(Clone, Debug, Default)]
+pub struct Mirrors(Arc<Mutex<BTreeMap<String, Vec<Arc<Mirror>>>>>);
+
+impl Mirrors {
+    /// Puts what a source knows in the place of what was known of it.
+    pub fn put(&self, source: &str, mirrors: Vec<Arc<Mirror>>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(source.to_owned(), mirrors);
+    }
+
+    /// Forgets a source.
+    pub fn remove(&self, source: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(source);
+    }
+
+    /// What is known of all.
+    pub fn all(&self) -> Vec<Arc<Mirror>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()
+    }
+}
+
 /// Number of the record that a link leads to.
 pub fn linked(value: &Value) -> Option<i64> {
     shape::number_of(value)
@@ -292,8 +314,8 @@ impl Source {
         &self.mirrors
     }
 
-    /// Reads until the shutdown.
-    pub async fn run(self, shutdown: Shutdown) {
+    /// Reads until the shutdown. Panics when a capture does: without it the source is not whole.
+    pub async fn run(self, mut shutdown: Shutdown) {
         let mut tasks = JoinSet::new();
         if let Some(hook) = self.hook {
             tasks.spawn(hook.run(shutdown.clone()));
@@ -301,9 +323,20 @@ impl Source {
         for capture in self.captures {
             tasks.spawn(capture.run(shutdown.clone()));
         }
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a capture of Odoo panicked; its contract is no longer read until a restart");
+        loop {
+            let ended = tokio::select! {
+                ended = tasks.join_next() => ended,
+                () = shutdown.begun(), if !shutdown.has_begun() => continue,
+            };
+            match ended {
+                Some(Ok(())) => {}
+                Some(Err(error)) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(error) => tracing::error!(%error, "a capture of Odoo was cancelled"),
+                },
+                None if shutdown.has_begun() => return,
+                // There is no contract to read for.
+                None => shutdown.begun().await,
             }
         }
     }

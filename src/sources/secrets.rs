@@ -3,6 +3,7 @@
 //! Promise: at any moment the old or the new file is whole; it keeps owner, group and mode, and a
 //! link stays a link. A file that holds anything else is left alone.
 
+use crate::secret::Secret;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -26,9 +27,11 @@ impl BadSecrets {
 /// Reads a file; `entry` reads each line that is one, or says what is wrong with it. It must not
 /// repeat the line: in a wrong file it may be a key.
 pub fn load<T>(file: &Path, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
-    match std::fs::read_to_string(file) {
-        Ok(text) => parse(file, &text, entry),
-        Err(error) => Err(BadSecrets::whole(file, format!("cannot be read: {error}"))),
+    let read =
+        Secret::read(file).map_err(|error| BadSecrets::whole(file, format!("cannot be read: {}", error.reason)))?;
+    match std::str::from_utf8(read.bytes()) {
+        Ok(text) => parse(file, text, entry),
+        Err(_) => Err(BadSecrets::whole(file, "cannot be read: it is no text")),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Sockets that sources listen on.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,67 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
     socket.listen(1024)?;
     TcpListener::from_std(socket.into())
+}
+
+/// A port, and what its connections share: both can be replaced while connections last.
+#[derive(Debug)]
+pub struct Door<S>(watch::Sender<Arc<Setup<S>>>);
+
+/// What is in force behind a door.
+#[derive(Debug)]
+pub struct Setup<S> {
+    /// What connections that come in from now on share.
+    pub shared: Arc<S>,
+    socket: Mutex<Option<Arc<TcpListener>>>,
+}
+
+impl<S> Door<S> {
+    /// A door at this port.
+    pub fn new(shared: S, socket: TcpListener) -> Self {
+        Self(watch::channel(Self::setup(shared, Some(Arc::new(socket)))).0)
+    }
+
+    fn setup(shared: S, socket: Option<Arc<TcpListener>>) -> Arc<Setup<S>> {
+        Arc::new(Setup { shared: Arc::new(shared), socket: Mutex::new(socket) })
+    }
+
+    /// Follows what is in force.
+    pub fn follow(&self) -> watch::Receiver<Arc<Setup<S>>> {
+        self.0.subscribe()
+    }
+
+    /// Puts something else in force, at the same port or at another, which is open already.
+    pub fn replace(&self, shared: S, other: Option<TcpListener>) {
+        let old = self.0.borrow().socket();
+        self.0.send_replace(Self::setup(shared, other.map(Arc::new).or(old)));
+    }
+
+    /// The address it really has.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        match self.0.borrow().socket() {
+            Some(socket) => socket.local_addr(),
+            None => Err(std::io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl<S> Setup<S> {
+    fn socket(&self) -> Option<Arc<TcpListener>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The next connection; none any more once the port is closed. Safe to drop half-way.
+    pub async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+        match self.socket() {
+            Some(socket) => socket.accept().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Closes the port; connections last.
+    pub fn close(&self) {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// Ends connections of peers that are gone within some two minutes, and of peers that live but

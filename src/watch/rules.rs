@@ -101,6 +101,15 @@ pub(super) struct Condition {
     pub(super) details: Value,
 }
 
+/// What makes an exception this one and no other: kind, source and subject.
+pub(super) type Key = (Kind, String, String);
+
+impl Condition {
+    pub(super) fn key(&self) -> Key {
+        (self.kind, self.source.clone(), self.subject.clone())
+    }
+}
+
 /// What a machine last said.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
@@ -127,8 +136,8 @@ pub(super) struct Facts {
     work_orders: Vec<Fact>,
     work_centers: Vec<Fact>,
     stops: Vec<Fact>,
-    /// Models that are known completely.
-    ready: BTreeSet<String>,
+    /// Sources and models that are known completely.
+    ready: BTreeSet<(String, String)>,
 }
 
 /// Whether a record counts.
@@ -138,6 +147,12 @@ impl Facts {
     /// Copies what is open.
     pub(super) fn gather(mirrors: &[Arc<Mirror>]) -> Self {
         let mut facts = Self::default();
+        let about = |mirror: &Mirror| (mirror.source().to_owned(), mirror.model().to_owned());
+        facts.ready = mirrors.iter().map(|mirror| about(mirror)).collect();
+        // Several contracts may read a model, each its part.
+        mirrors.iter().filter(|mirror| !mirror.is_complete()).for_each(|mirror| {
+            facts.ready.remove(&about(mirror));
+        });
         for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
             let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
                 "mrp.production" => (&mut facts.orders, is_unfinished),
@@ -146,7 +161,6 @@ impl Facts {
                 "mrp.workcenter.productivity" => (&mut facts.stops, is_timing),
                 _ => continue,
             };
-            facts.ready.insert(mirror.model().to_owned());
             mirror.each(|id, written, record| {
                 if is_open(record) {
                     list.push(Fact {
@@ -161,21 +175,23 @@ impl Facts {
         facts
     }
 
-    /// The kinds that can be judged: those whose models are known.
-    pub(super) fn judged(&self, has_machines: bool) -> BTreeSet<Kind> {
-        let knows = |model: &str| self.ready.contains(model);
+    /// What can be judged: source and kind, where the models are known.
+    pub(super) fn judged(&self, has_machines: bool) -> BTreeSet<(String, Kind)> {
         let mut judged = BTreeSet::new();
-        if knows("mrp.production") {
-            judged.extend(ORDERS);
-        }
-        if knows("mrp.workorder") {
-            judged.insert(Kind::WorkOrderOverTime);
-        }
-        if knows("mrp.workcenter") {
-            judged.insert(Kind::WorkCenterBlocked);
-        }
-        if has_machines && knows("mrp.workorder") && knows("mrp.workcenter") {
-            judged.extend(MACHINES);
+        for (source, model) in &self.ready {
+            let kinds: &[Kind] = match model.as_str() {
+                "mrp.production" => &ORDERS,
+                "mrp.workorder" => &[Kind::WorkOrderOverTime],
+                "mrp.workcenter" => &[Kind::WorkCenterBlocked],
+                _ => continue,
+            };
+            judged.extend(kinds.iter().map(|kind| (source.clone(), *kind)));
+            if has_machines
+                && model == "mrp.workorder"
+                && self.ready.contains(&(source.clone(), "mrp.workcenter".to_owned()))
+            {
+                judged.extend(MACHINES.map(|kind| (source.clone(), kind)));
+            }
         }
         judged
     }
@@ -218,7 +234,7 @@ pub(super) fn conditions(
     facts: &Facts,
     machines: &[Machine],
     now: Timestamp,
-    first_seen: &mut HashMap<(Kind, String), Timestamp>,
+    first_seen: &mut HashMap<Key, Timestamp>,
 ) -> Vec<Condition> {
     let mut found = Vec::new();
     facts.orders.iter().for_each(|order| of_order(order, now, &mut found));
@@ -232,7 +248,7 @@ pub(super) fn conditions(
         let (after_default, severity_default) = condition.kind.defaults();
         condition.severity = severity.unwrap_or(severity_default);
         if !condition.is_since_known {
-            let key = (condition.kind, condition.subject.clone());
+            let key = condition.key();
             condition.since = first_seen.get(&key).copied().unwrap_or(now);
             seen.insert(key, condition.since);
         }

@@ -50,6 +50,12 @@ impl Mosquitto {
         await_port(self.plain);
     }
 
+    /// Has it read its certificates anew.
+    pub fn reload(&self) {
+        let pid = self.child.as_ref().expect("runs").id();
+        Command::new("kill").args(["-HUP", &pid.to_string()]).status().expect("signalled");
+    }
+
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             kill(&mut child);

@@ -82,7 +82,7 @@ fn what_the_journal_does_not_take_is_told_later_and_whole() {
     let mut larger = config();
     larger.lanes[0].budget = 256 << 20;
     let journal = Arc::new(open_with(&disk, &larger).expect("opens"));
-    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), loaded.contracts, vec![]).expect("serves"));
+    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), loaded.contracts, Default::default()).expect("serves"));
     let (bus, ready) = loaded.buses.into_iter().next().expect("a bus");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let (trigger, stop) = shutdown::pair();

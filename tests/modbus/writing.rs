@@ -53,7 +53,7 @@ fn with_writer(port: u16, rules: &str, check: impl AsyncFnOnce(Writer)) {
     let config = Config::load(&folder.path().join("forebay.toml")).expect("good");
     let seal = Seal { format: 1, environment: "test".into() };
     let journal = Arc::new(Journal::open(&config.journal, &seal, Arc::new(RealDisk)).expect("opens"));
-    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, vec![]).expect("serves"));
+    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, Default::default()).expect("serves"));
     let (config, ready) = config.buses.into_iter().next().expect("a bus");
     let source = Source::new(config, ready, ingest, Arc::default());
     let runtime = tokio::runtime::Runtime::new().expect("runtime");

@@ -24,6 +24,12 @@ const TLS_PORT: u16 = 802;
 impl Address {
     /// Reads the written form.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some((_, host)) = text.rsplit_once('@') {
+            // What stands before it may be a password.
+            return Err(format!(
+                "\"…@{host}\" holds a login, which Modbus does not know; expected one such as \"tcp://10.0.0.5:502\""
+            ));
+        }
         let wrong = |why: &str| {
             format!(
                 "\"{text}\" leads to no bus: {why}; expected one such as \"tcp://10.0.0.5:502\", \"tls://plc.example:802\", \"rtu-tcp://10.0.0.6:4001\" or \"rtu:/dev/ttyUSB0\""
@@ -156,7 +162,7 @@ pub fn check(url: &str, serial: Option<&Serial>, files: &ClientFiles) -> Result<
     }
     match address {
         Address::Tls(_) => tls::client(files).map(|_| ()).map_err(|error| ("tls", error.to_string()))?,
-        _ if *files != ClientFiles::default() => {
+        _ if files.is_set() => {
             return Err(("tls", format!("is set, but \"{url}\" speaks no TLS; use tls://, or remove tls")));
         }
         _ => {}

@@ -132,7 +132,10 @@ impl Source {
             while let Ok(write) = self.writes.try_recv() {
                 self.write(write).await;
             }
-            let Some(next) = (0..self.jobs.len()).min_by_key(|index| self.jobs[*index].due) else { break };
+            let Some(next) = (0..self.jobs.len()).min_by_key(|index| self.jobs[*index].due) else {
+                shutdown.begun().await;
+                break;
+            };
             let due = self.jobs[next].due;
             if due <= clock::instant() {
                 // Whatever is dropped half-way has told nobody anything.

@@ -18,6 +18,7 @@ use crate::event::Timestamp;
 use crate::ingest::{Beside, Route, Taken};
 use crate::journal::NotTaken;
 use crate::link::Protocol;
+use crate::local::split_share;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -120,6 +121,23 @@ impl Inbound {
             recs_awaited: 0,
             exchanges_open: 0,
             answers: VecDeque::new(),
+        }
+    }
+
+    /// Gives the client other rights; subscriptions that they do not cover end.
+    pub(super) fn entitle(&mut self, rights: Rights, shared: &Shared) {
+        self.rights = rights;
+        self.routes.clear();
+        let outbound = &mut self.session.outbound;
+        let mut is_changed = false;
+        for subscription in outbound.subscriptions() {
+            let filter = split_share(&subscription.filter).map_or("", |(_, filter)| filter);
+            if !self.rights.may_subscribe(filter) {
+                is_changed |= outbound.unsubscribe(&subscription.filter);
+            }
+        }
+        if is_changed && self.session.number > 0 {
+            shared.registry.subscribe(&self.key, &self.session.outbound);
         }
     }
 

@@ -131,6 +131,12 @@ impl Users {
         out
     }
 
+    /// Whether there is a user of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.refresh();
+        self.loaded().hashes.contains_key(name)
+    }
+
     /// Whether this login was right before; takes no time.
     pub fn is_known(&self, name: &str, password: &[u8]) -> bool {
         self.refresh();

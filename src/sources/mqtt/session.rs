@@ -3,7 +3,6 @@
 //! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
 //! tell the client what it has subscribed to.
 
-use super::Shared;
 use super::acl::Rights;
 use super::hello::{BAD_CLIENT_ID, BAD_LOGIN, BUSY, Hello, NOT_AUTHORIZED, QUOTA, TOO_LARGE, Welcome, connack};
 use super::inbound::{Inbound, SHUTTING_DOWN, Step};
@@ -11,12 +10,14 @@ use super::outbound::{Limits, Ready, Wire};
 use super::registry::{Entered, NoSession, Place, Wish};
 use super::will::Will;
 use super::wire::{self, Fault};
+use super::{Login, Setup, Shared};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::ingest::Route;
 use crate::link::Protocol;
 use crate::shutdown::Shutdown;
 use crate::sources::socket::{self, is_loopback};
+use rustls::pki_types::CertificateDer;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -26,7 +27,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Bytes read at once; one buffer for each thread, none for each connection.
 const READ_BYTES: usize = 32 << 10;
@@ -44,10 +47,16 @@ thread_local! {
 }
 
 /// Serves one connection without TLS; returns when it has ended.
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, shutdown: Shutdown) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    newest: watch::Receiver<Setup>,
+    shutdown: Shutdown,
+) {
     let _open = shared.stats.open();
     socket::tune(&stream, WRITE_WAIT_MAX);
-    Connection::new(stream, peer, &shared, None).run(shutdown).await;
+    Connection::new(stream, peer, &shared, newest, None).run(shutdown).await;
 }
 
 /// Serves one connection with TLS. Apart from [`serve`], so that the many without do not pay for it.
@@ -56,6 +65,7 @@ pub(super) async fn serve_tls(
     peer: SocketAddr,
     acceptor: TlsAcceptor,
     shared: Arc<Shared>,
+    newest: watch::Receiver<Setup>,
     shutdown: Shutdown,
 ) {
     let _open = shared.stats.open();
@@ -65,7 +75,7 @@ pub(super) async fn serve_tls(
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let name = certificate.map(|first| crate::tls::identity(first).unwrap_or_default());
-            Connection::new(Box::new(stream), peer, &shared, name).run(shutdown).await;
+            Connection::new(Box::new(stream), peer, &shared, newest, name).run(shutdown).await;
         }
         Ok(Err(error)) => shared.refuse(peer, "", &format!("TLS handshake: {error}")),
         Err(_) => shared.refuse(peer, "", "TLS handshake took too long"),
@@ -76,6 +86,8 @@ struct Connection<'s, S> {
     stream: S,
     peer: SocketAddr,
     shared: &'s Shared,
+    /// What is in force for those who come now.
+    newest: watch::Receiver<Setup>,
     /// The name in the client's certificate, if it showed one.
     certificate: Option<String>,
     /// What has arrived and is not yet a whole packet.
@@ -86,6 +98,7 @@ struct Connection<'s, S> {
 /// A client that is let in.
 struct Guest {
     place: Place,
+    login: Login,
     inbound: Inbound,
     /// How long without a packet is too long; `None` without keep-alive.
     silence_max: Option<Duration>,
@@ -101,9 +114,30 @@ enum End {
     Fault(Fault),
 }
 
-impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
-    fn new(stream: S, peer: SocketAddr, shared: &'s Shared, certificate: Option<String>) -> Self {
-        Self { stream, peer, shared, certificate, input: Vec::new(), output: Vec::new() }
+/// The certificates that the other side has shown.
+trait Chain {
+    fn chain(&self) -> &[CertificateDer<'static>] {
+        &[]
+    }
+}
+
+impl Chain for TcpStream {}
+
+impl Chain for Box<TlsStream<TcpStream>> {
+    fn chain(&self) -> &[CertificateDer<'static>] {
+        self.get_ref().1.peer_certificates().unwrap_or_default()
+    }
+}
+
+impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
+    fn new(
+        stream: S,
+        peer: SocketAddr,
+        shared: &'s Shared,
+        newest: watch::Receiver<Setup>,
+        certificate: Option<String>,
+    ) -> Self {
+        Self { stream, peer, shared, newest, certificate, input: Vec::new(), output: Vec::new() }
     }
 
     /// Each phase has memory of its own: of the many connections that are idle, only the work is kept.
@@ -193,7 +227,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
             hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
         let entered = match self.identify(&hello).await {
-            Ok((user, rights)) => self.enter(&hello, &user, rights).await,
+            Ok((login, rights)) => self.enter(&hello, login, rights).await,
             Err(refused) => Err(refused),
         };
         let (guest, is_present, expiry) = match entered {
@@ -218,7 +252,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     }
 
     /// Who the client is and what it may do; or why it is not let in.
-    async fn identify(&self, hello: &Hello) -> Result<(String, Rights), (u8, &'static str)> {
+    async fn identify(&self, hello: &Hello) -> Result<(Login, Rights), (u8, &'static str)> {
         let shared = self.shared;
         if hello.client.is_empty() {
             return Err((BAD_CLIENT_ID, "an empty client id needs a clean session"));
@@ -227,9 +261,9 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
             return Err((BAD_CLIENT_ID, "the client id is longer than 256 bytes"));
         }
         let rules = &shared.config.acl;
-        let with_rights = |user: String, is_trusted: bool| {
-            let rights = Rights::new(rules, &user, &hello.client, is_trusted);
-            Ok((user, rights))
+        let with_rights = |login: Login, is_trusted: bool| {
+            let rights = Rights::new(rules, login.user(), &hello.client, is_trusted);
+            Ok((login, rights))
         };
         let is_local = is_loopback(self.peer.ip());
         match (&hello.user, &shared.users) {
@@ -242,11 +276,15 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
                         return bad_login;
                     }
                 }
-                with_rights(user.clone(), false)
+                with_rights(Login::Password(user.clone()), false)
             }
-            _ if self.certificate.is_some() => with_rights(self.certificate.clone().unwrap_or_default(), false),
+            _ if self.certificate.is_some() => {
+                with_rights(Login::Certificate(self.certificate.clone().unwrap_or_default()), false)
+            }
             // A name that nobody has checked is a help to look at, and grants nothing.
-            (user, _) if shared.config.lets_in_anonymous() => with_rights(user.clone().unwrap_or_default(), is_local),
+            (user, _) if shared.config.lets_in_anonymous() => {
+                with_rights(Login::Nobody(user.clone().unwrap_or_default()), is_local)
+            }
             (Some(_), None) => Err((NOT_AUTHORIZED, "this listener has no users; set passwords")),
             _ if is_local => Err((NOT_AUTHORIZED, "this listener wants a user name")),
             _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
@@ -257,10 +295,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     async fn enter(
         &mut self,
         hello: &Hello,
-        user: &str,
+        login: Login,
         rights: Rights,
     ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
         let shared = self.shared;
+        let user = login.user();
         if hello.will.as_ref().is_some_and(|will| !rights.may_publish(&will.topic)) {
             return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
         }
@@ -297,7 +336,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
         let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
         let silence_max = (hello.keep_alive > 0).then_some(silence);
-        Ok((Box::new(Guest { place, inbound, silence_max }), is_present, expiry))
+        Ok((Box::new(Guest { place, login, inbound, silence_max }), is_present, expiry))
     }
 
     fn limits(&self) -> Limits {
@@ -308,11 +347,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     /// Works until the connection ends.
     async fn work(&mut self, guest: &mut Guest, shutdown: &mut Shutdown) -> End {
         let shared = self.shared;
-        let Guest { place, inbound, silence_max } = guest;
+        let Guest { place, login, inbound, silence_max } = guest;
         let mut heard_at = clock::instant();
         let alarm = tokio::time::sleep(next_look(*silence_max, inbound, Duration::ZERO));
         tokio::pin!(alarm);
-        let mut is_watched = false;
+        let (mut is_watched, mut is_followed) = (false, true);
         let bell = inbound.session.waiter.bell();
         let mut written = shared.registry.written();
         let limits = self.limits();
@@ -341,6 +380,12 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
                 biased;
                 () = shutdown.begun() => return End::Fault(SHUTTING_DOWN),
                 () = place.taken_over() => return End::Fault(TAKEN_OVER),
+                changed = self.newest.changed(), if is_followed => match changed {
+                    Ok(()) => if let Err(text) = self.judge_anew(login, inbound) {
+                        return End::Fault(Fault { code: NOT_AUTHORIZED, text });
+                    },
+                    Err(_) => is_followed = false,
+                },
                 () = bell.rung() => {
                     if shared.ingest.is_closed() {
                         return End::Fault(SHUTTING_DOWN);
@@ -375,6 +420,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
                 }
             }
         }
+    }
+
+    /// Applies what has come into force to a client that is connected; the error says why it has to go.
+    fn judge_anew(&mut self, login: &Login, inbound: &mut Inbound) -> Result<(), &'static str> {
+        let newest = Arc::clone(&self.newest.borrow_and_update().shared);
+        inbound.entitle(newest.judge(login, &inbound.client, self.peer, self.stream.chain())?, self.shared);
+        Ok(())
     }
 
     /// Writes what there is to tell the client.

@@ -31,7 +31,7 @@ pub fn plans(config: &Config, contracts: &Contracts, gateway: &str) -> Result<Ve
         .url
         .as_ref()
         .ok_or("how Odoo reaches the hook is not known; set hook.url, such as \"https://gw-01.plant:8444\"")?;
-    let url = format!("{}/odoo/hook/{}", base.trim_end_matches('/'), hook.token()?);
+    let url = format!("{}/odoo/hook/{}", base.trim_end_matches('/'), hook.token()?.as_str());
     let models: BTreeSet<&str> = sections(contracts, &config.name).map(|(_, section)| section.model.as_str()).collect();
     let mut plans = Vec::new();
     for model in models {

@@ -6,6 +6,7 @@
 
 use super::hints::Hints;
 use crate::clock;
+use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
 use crate::sources::socket::{self, CannotBind, is_loopback};
@@ -28,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
 
 /// The hook as the configuration says it.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,14 +70,14 @@ impl Config {
     }
 
     /// The secret of the path.
-    pub fn token(&self) -> Result<String, String> {
+    pub fn token(&self) -> Result<Zeroizing<String>, String> {
         read_token(&self.token_file)
     }
 }
 
-fn read_token(file: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
-    let token = text.trim();
+fn read_token(file: &Path) -> Result<Zeroizing<String>, String> {
+    let read = Secret::read(file).map_err(|error| error.to_string())?;
+    let token = read.line().unwrap_or_default().trim();
     let is_good = token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if token.len() < TOKEN_CHARS_MIN || !is_good {
         return Err(format!(
@@ -83,7 +85,7 @@ fn read_token(file: &Path) -> Result<String, String> {
             file.display()
         ));
     }
-    Ok(token.to_owned())
+    Ok(Zeroizing::new(token.to_owned()))
 }
 
 /// Why the hook did not start.

@@ -1,0 +1,87 @@
+//! Reload: what asks for it, and what it answers.
+
+use super::{App, LinkHandle, SourceHandle};
+use crate::event::Timestamp;
+use crate::setting::Problem;
+use crate::watch::Board;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Json, Router, routing};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// What has changed, in words; or what is wrong with the new configuration, which leaves the old one in force.
+pub type Reloaded = Result<Vec<String>, Vec<Problem>>;
+
+/// Asks for a reload.
+#[derive(Clone, Debug)]
+pub struct Reloading(mpsc::Sender<oneshot::Sender<Reloaded>>);
+
+impl Reloading {
+    /// The handle, and what hears it.
+    pub fn new() -> (Self, mpsc::Receiver<oneshot::Sender<Reloaded>>) {
+        let (sender, receiver) = mpsc::channel(4);
+        (Self(sender), receiver)
+    }
+
+    /// Reads the configuration anew, and returns when it is in force or refused; `None` while the gateway ends.
+    pub async fn reload(&self) -> Option<Reloaded> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(answer).await.ok()?;
+        answered.await.ok()
+    }
+}
+
+/// What runs at a moment; replaced as a whole by a reload.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The sources.
+    pub sources: Vec<SourceHandle>,
+    /// The links: one for each lane and destination.
+    pub links: Vec<LinkHandle>,
+    /// What the watch has open, if there is a watch.
+    pub board: Option<Arc<Board>>,
+    /// Which configuration this is.
+    pub configured: Option<Configured>,
+}
+
+/// Since when a configuration is in force, and what became of a newer one.
+#[derive(Clone, Debug)]
+pub struct Configured {
+    /// When it came into force.
+    pub at: Timestamp,
+    /// When a newer one was refused, and why.
+    pub refused: Option<(Timestamp, String)>,
+}
+
+impl Configured {
+    /// The problem that there is with a newer configuration.
+    pub fn problem(&self) -> Option<String> {
+        let (when, why) = self.refused.as_ref()?;
+        Some(format!("configuration of {when} is refused, that of {} stays in force: {why}", self.at))
+    }
+}
+
+/// What a reload answers on the socket.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    /// What has changed, in words.
+    pub changes: Vec<String>,
+    /// Why it is refused.
+    pub problems: Vec<String>,
+}
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/reload", routing::post(reload))
+}
+
+async fn reload(State(app): State<App>) -> Result<Json<ReloadAnswer>, StatusCode> {
+    let answer = match app.handles.reloading.reload().await.ok_or(StatusCode::SERVICE_UNAVAILABLE)? {
+        Ok(changes) => ReloadAnswer { changes, ..ReloadAnswer::default() },
+        Err(problems) => {
+            ReloadAnswer { problems: problems.iter().map(ToString::to_string).collect(), ..ReloadAnswer::default() }
+        }
+    };
+    Ok(Json(answer))
+}

@@ -1,0 +1,138 @@
+//! What a configuration may not do with secrets, and what it may not do in `production`.
+
+use super::File;
+use super::files::{Named, places};
+use crate::journal::{JournalError, Seal};
+use crate::secret::{self, Secret};
+use crate::setting::access;
+use crate::setting::{Document, Problem};
+use crate::tls::CertificateSeal;
+use std::path::Path;
+
+/// The environment in which what is doubtful elsewhere is refused.
+pub(super) const PRODUCTION: &str = "production";
+/// What takes the place of a secret that stands in the configuration, so that no message repeats it.
+const NOT_SHOWN: &str = "(not shown)";
+/// Hashes of masked values could be tried out with less.
+const MASK_KEY_BYTES_MIN: usize = 16;
+
+/// Makes every certificate of our own belong to the environment.
+pub(super) fn seal_certificates(raw: &mut File) {
+    let seal = CertificateSeal { environment: raw.environment.clone(), is_required: raw.sealed_certificates };
+    let sources = &mut raw.source;
+    let listeners = sources.mqtt.iter_mut().map(|source| &mut source.tls);
+    let listeners = listeners.chain(sources.http.iter_mut().map(|source| &mut source.tls));
+    let hooks = sources.odoo.iter_mut().filter_map(|source| source.hook.as_mut()).map(|hook| &mut hook.tls);
+    listeners.chain(hooks).flatten().for_each(|files| files.seal = seal.clone());
+    let clients = sources.broker.iter_mut().map(|source| &mut source.tls);
+    let clients = clients.chain(sources.modbus.iter_mut().map(|source| &mut source.tls));
+    let clients = clients.chain(sources.odoo.iter_mut().map(|source| &mut source.tls));
+    let clients = clients.chain(raw.destination.iter_mut().map(|destination| &mut destination.tls));
+    clients.for_each(|files| files.seal = seal.clone());
+}
+
+/// Refuses an environment that the journal does not belong to.
+pub(super) fn check_journal(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    let folder = raw.data_dir.join("journal");
+    if let Some(seal) = Seal::of(&folder).filter(|seal| seal.environment != raw.environment) {
+        let wanted = raw.environment.clone();
+        let error = JournalError::Sealed { folder, sealed: seal.environment, wanted };
+        problems.push(document.problem("environment", error.to_string()));
+    }
+}
+
+/// Refuses secrets that stand in the configuration themselves, and takes them out.
+pub(super) fn check_inline(raw: &mut File, document: &Document, problems: &mut Vec<Problem>) {
+    for Named { key, path, .. } in places(raw) {
+        if secret::is_inline(path) {
+            *path = NOT_SHOWN.into();
+            problems.push(document.problem(
+                key,
+                "holds what belongs into a file; put it into one that the service alone reads, and name the file, \"credential:NAME\" or \"env:NAME\"",
+            ));
+        }
+    }
+}
+
+/// Names secrets that others can read or change: refused in `production`, warned of elsewhere.
+pub(super) fn check_exposure(
+    raw: &mut File,
+    document: &Document,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) {
+    let is_strict = raw.environment == PRODUCTION;
+    for Named { key, path, .. } in places(raw).into_iter().filter(|named| named.is_secret) {
+        let Some(message) = secret::exposed(path) else { continue };
+        let list = if is_strict { &mut *problems } else { &mut *warnings };
+        list.push(document.problem(key, message));
+    }
+}
+
+/// The key that masked fields are hashed with; empty where there is none.
+pub(super) fn mask_key(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Secret {
+    let Some(place) = &raw.mask_key else { return Secret::default() };
+    match Secret::read(place) {
+        Ok(key) if key.bytes().len() >= MASK_KEY_BYTES_MIN => return key,
+        Ok(key) => {
+            let held = key.bytes().len();
+            let message = format!("{} holds {held} bytes; at least {MASK_KEY_BYTES_MIN} are needed", place.display());
+            problems.push(document.problem("mask_key", message));
+        }
+        Err(error) => problems.push(document.problem("mask_key", error.to_string())),
+    }
+    Secret::default()
+}
+
+/// Checks that the journal and the socket can be made where they are to be.
+pub(super) fn check_folders(
+    raw: &File,
+    socket: &Path,
+    document: &Document,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) {
+    let data = access::check_folder(&raw.data_dir).err().or_else(|| access::foreign_within(&raw.data_dir));
+    if let Some(message) = data {
+        problems.push(document.problem("data_dir", message));
+    } else if let Some(owner) = access::owner_beside_root(&raw.data_dir) {
+        warnings.push(document.problem(
+            "data_dir",
+            format!(
+                "{} belongs to {owner}, and this process is root: what it makes there {owner} cannot write, and what {owner} may not read is not noticed; run it as {owner}: sudo -u {owner} forebay …",
+                raw.data_dir.display()
+            ),
+        ));
+    }
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    // The folder of the data is made at the start, others are not.
+    if raw.socket.is_some() && folder != raw.data_dir {
+        let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+        let wrong = if folder.exists() {
+            access::check_folder(folder).err()
+        } else {
+            Some(format!("its folder {} is not there; mend it with: {}", folder.display(), access::making(folder)))
+        };
+        problems.extend(wrong.map(|message| document.problem("socket", message)));
+    }
+}
+
+/// A secret that was written down instead of its place: what is refused is not repeated, and it is said where it belongs.
+pub(super) fn explained(problem: Problem) -> Problem {
+    let words = ["password", "passphrase", "secret", "token", "key"];
+    let last = problem.key.rsplit('.').next().unwrap_or_default();
+    let is_of_secret = words.iter().any(|word| last.contains(word));
+    let unknown = problem.message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    if unknown.is_some_and(|name| words.iter().any(|word| name.contains(word))) {
+        let message = format!(
+            "{}; secrets do not stand in the configuration: name a file, \"credential:NAME\" or \"env:NAME\" (password_file, key_file, token_file, tls.key)",
+            problem.message
+        );
+        return Problem { message, ..problem };
+    }
+    if is_of_secret && problem.message.starts_with("invalid type") {
+        let message = "is no path; expected that of a file, \"credential:NAME\" or \"env:NAME\"".to_owned();
+        return Problem { message, ..problem };
+    }
+    problem
+}

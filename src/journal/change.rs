@@ -1,0 +1,60 @@
+//! Changes of the configuration that reach a journal in use.
+
+use super::open::owed_from;
+use super::{Config, Journal, Lane, Start};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+impl Journal {
+    /// Puts budgets, lingers, limits and new destinations in force. Folder, lanes, the window's memory and
+    /// caches stay as they were when the journal was opened. May read from the disk.
+    pub fn change(&self, config: &Config) {
+        self.core.reserve_bytes.store(config.reserve_bytes, Ordering::Relaxed);
+        *self.core.dead_retention.lock().unwrap_or_else(PoisonError::into_inner) = config.dead_retention;
+        for settings in config.lanes.iter().chain([&config.dead]) {
+            let lanes = self.lanes().iter().chain([self.dead()]);
+            for lane in lanes.filter(|lane| lane.name == settings.name) {
+                lane.settings.store(Arc::new(settings.clone()));
+            }
+        }
+        for lane in self.lanes() {
+            for (destination, start) in &config.destinations {
+                lane.add_destination(destination, *start);
+            }
+            // One that had no room may have some now.
+            lane.write_cursors_soon();
+        }
+    }
+}
+
+impl Lane {
+    /// Keeps a cursor for a destination from now on. One that is known stays where it is.
+    fn add_destination(&self, destination: &str, start: Start) {
+        loop {
+            let (first, sequences) = match start {
+                Start::Oldest => {
+                    let first = self.first();
+                    (first, self.sequences_before(first))
+                }
+                Start::Now => (0, Vec::new()),
+            };
+            let mut log = self.log();
+            if log.settled.iter().any(|known| known.destination == destination) {
+                return;
+            }
+            let cursor = match start {
+                Start::Now => owed_from(destination, log.end, log.sequences.iter().copied()),
+                Start::Oldest if log.segments.keys().next().copied().unwrap_or(log.end) == first => {
+                    owed_from(destination, first, sequences)
+                }
+                // The oldest segment has gone in the meantime.
+                Start::Oldest => continue,
+            };
+            let mut cursor = cursor;
+            self.gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));
+            log.settled.push(cursor);
+            log.is_settled_written = false;
+            return;
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Secrets: read from a file, a systemd credential or an environment variable, and kept out of sight.
+//!
+//! Promise: what was read is overwritten when nobody needs it any more, and no message or debug output holds it.
+//!
+//! A configuration names the place of a secret, or of a certificate, in one of three ways:
+//!
+//! | written | where it is |
+//! |---|---|
+//! | `gw.key`, `/etc/ssl/gw.key` | a file |
+//! | `credential:tls-key` | what systemd hands over with `LoadCredential=tls-key` |
+//! | `env:PLANT_PASSWORD` | a variable, as `EnvironmentFile=` sets it |
+
+use crate::setting::access;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// What a place of a systemd credential begins with.
+const CREDENTIAL: &str = "credential:";
+/// What a place of a variable begins with.
+const VARIABLE: &str = "env:";
+/// Where systemd says in which folder the credentials are.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// No key, password file or list of certificates is as large.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// A secret; overwritten when it is dropped.
+#[derive(Clone, Default)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+}
+
+/// A secret that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: cannot be read: {reason}", place = place.display())]
+pub struct Unreadable {
+    /// Where it should be.
+    pub place: PathBuf,
+    /// Why it cannot be read, and what to do.
+    pub reason: String,
+}
+
+/// The place that a configuration names, which is in `folder`. A credential is the file that it is in, where
+/// there are any.
+pub fn place(folder: &Path, named: &Path) -> PathBuf {
+    let text = named.as_os_str().to_string_lossy();
+    if let Some(name) = text.strip_prefix(CREDENTIAL).filter(|name| is_credential_name(name)) {
+        return match std::env::var_os(CREDENTIALS) {
+            Some(credentials) => Path::new(&credentials).join(name),
+            None => named.to_owned(),
+        };
+    }
+    if text.starts_with(CREDENTIAL) || text.starts_with(VARIABLE) { named.to_owned() } else { folder.join(named) }
+}
+
+/// As systemd wants it: a file name.
+fn is_credential_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains('/')
+}
+
+/// Name of the credential that a place stands for, if it does.
+fn credential_of(place: &Path) -> Option<String> {
+    let text = place.as_os_str().to_string_lossy();
+    if let Some(name) = text.strip_prefix(CREDENTIAL) {
+        return Some(name.to_owned());
+    }
+    let credentials = std::env::var_os(CREDENTIALS)?;
+    let name = place.strip_prefix(Path::new(&credentials)).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+impl Secret {
+    /// Reads what is at a place; blocks the thread.
+    pub fn read(place: &Path) -> Result<Self, Unreadable> {
+        let text = place.as_os_str().to_string_lossy();
+        let found = match text.strip_prefix(VARIABLE) {
+            Some(name) => variable(name),
+            None if text.starts_with(CREDENTIAL) => Err(no_credential(text.trim_start_matches(CREDENTIAL))),
+            None => file(place),
+        };
+        found.map_err(|reason| Unreadable { place: place.to_owned(), reason })
+    }
+
+    /// The secret.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The secret as text, without the end of the line that editors leave; `None` if it is no text.
+    pub fn line(&self) -> Option<&str> {
+        Some(std::str::from_utf8(&self.0).ok()?.trim_end_matches(['\r', '\n']))
+    }
+}
+
+fn variable(name: &str) -> Result<Secret, String> {
+    match std::env::var_os(name) {
+        Some(value) if !value.is_empty() => Ok(Secret::from(value.as_os_str().as_bytes().to_vec())),
+        Some(_) => Err(format!("the variable {name} is empty")),
+        None => Err(format!("there is no variable {name}; set it in the file that EnvironmentFile= of the unit names")),
+    }
+}
+
+fn no_credential(name: &str) -> String {
+    if !is_credential_name(name) {
+        return format!("\"{name}\" is no name of a credential; expected one such as \"credential:tls-key\"");
+    }
+    format!(
+        "there is no ${CREDENTIALS}: the process was not started by systemd with credentials; add LoadCredential={name} to the unit (systemctl edit forebay). To check by hand, set {CREDENTIALS} to the folder that holds {name}"
+    )
+}
+
+fn file(path: &Path) -> Result<Secret, String> {
+    let failed = |error: std::io::Error| match credential_of(path) {
+        Some(name) if error.kind() == std::io::ErrorKind::NotFound => format!(
+            "systemd has handed over no credential \"{name}\"; add LoadCredential={name} to the unit (systemctl edit forebay), put the file into /etc/credstore/{name}, and restart it"
+        ),
+        _ => access::unreadable(path, &error),
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    // In one piece, so that no part of it stays behind where a growing buffer was.
+    let length = file.metadata().map_err(failed)?.len();
+    if length > BYTES_MAX {
+        return Err(format!("it has {length} bytes; at most {BYTES_MAX} are read"));
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 1));
+    file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(Secret(bytes))
+}
+
+/// What is wrong with a place whose secret others can read or change, and what mends it; `None` if nothing is.
+pub fn exposed(place: &Path) -> Option<String> {
+    // What systemd hands over, systemd guards; a variable has no permissions.
+    let is_file = credential_of(place).is_none() && !is_variable(place);
+    if is_file { access::exposed(place) } else { None }
+}
+
+fn is_variable(place: &Path) -> bool {
+    place.as_os_str().to_string_lossy().starts_with(VARIABLE)
+}
+
+/// Whether what stands in place of a file name is the secret itself: text of several lines, or PEM.
+pub fn is_inline(named: &Path) -> bool {
+    let text: &OsStr = named.as_os_str();
+    let text = text.to_string_lossy();
+    text.contains('\n') || text.contains("-----BEGIN")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_shows_a_secret() {
+        let secret = Secret::from(b"sesame\n".to_vec());
+        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "Secret Some(Secret)");
+        assert_eq!(secret.line(), Some("sesame"));
+        assert_eq!(Secret::from(vec![0xFF]).line(), None);
+    }
+
+    #[test]
+    fn a_place_is_a_file_a_credential_or_a_variable() {
+        let folder = Path::new("/etc/forebay");
+        assert_eq!(place(folder, Path::new("gw.key")), Path::new("/etc/forebay/gw.key"));
+        assert_eq!(place(folder, Path::new("/srv/gw.key")), Path::new("/srv/gw.key"));
+        assert_eq!(place(folder, Path::new("env:PASSWORD")), Path::new("env:PASSWORD"));
+        // Without systemd a credential stays what it is.
+        assert_eq!(place(folder, Path::new("credential:key")), Path::new("credential:key"));
+        let error = Secret::read(Path::new("credential:key")).expect_err("no systemd").to_string();
+        assert!(error.contains("LoadCredential=key") && error.contains("CREDENTIALS_DIRECTORY"), "{error}");
+        let error = Secret::read(Path::new("credential:../key")).expect_err("no name").to_string();
+        assert!(error.contains("is no name of a credential"), "{error}");
+        let error = Secret::read(Path::new("env:FOREBAY_NONE")).expect_err("no variable").to_string();
+        assert!(error.contains("there is no variable FOREBAY_NONE") && error.contains("EnvironmentFile="), "{error}");
+        assert!(
+            Secret::read(Path::new("env:PATH")).is_ok_and(|path| path.line() == std::env::var("PATH").ok().as_deref())
+        );
+    }
+
+    #[test]
+    fn a_file_is_read_as_it_is_or_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "s1\r\n").expect("writes");
+        assert_eq!(Secret::read(&file).expect("reads").bytes(), b"s1\r\n");
+        let error = Secret::read(&folder.path().join("gone/secret")).expect_err("gone").to_string();
+        assert!(error.contains("cannot be read") && error.contains("is not there either"), "{error}");
+        assert!(is_inline(Path::new("-----BEGIN PRIVATE KEY-----")) && !is_inline(&file));
+    }
+}

@@ -1,0 +1,359 @@
+//! Secrets and environments: what others could read, what belongs elsewhere and what `production` does not allow is
+//! named with file, line, key and what mends it; no secret is repeated.
+
+use crate::common::broker::{Collector, Mosquitto};
+use crate::common::client::{Client, Hello};
+use crate::common::gateway::{Gateway, payload, scratch_folder};
+use crate::common::pki::Pki;
+use rcgen::{CertificateParams, KeyPair, SanType};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const DESTINATION: &str = "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://localhost:1\"\n";
+/// A user that no file here belongs to.
+const NOBODY: u32 = 65_534;
+/// A key that nobody uses, as somebody may paste it.
+const PASTED: &str = "-----BEGIN PRIVATE KEY-----\\nc2VzYW1l\\n-----END PRIVATE KEY-----";
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn written(folder: &Path, name: &str, text: &str, mode: u32) -> PathBuf {
+    let file = folder.join(name);
+    std::fs::write(&file, text).expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("mode");
+    file
+}
+
+/// A configuration that is not started, with files beside it.
+struct Plant {
+    gateway: Gateway,
+}
+
+impl Plant {
+    fn new(config: impl Fn(&str) -> String) -> Self {
+        let gateway = Gateway::prepare("seal", DESTINATION);
+        let text = std::fs::read_to_string(gateway.config()).expect("read");
+        std::fs::write(gateway.config(), config(&text)).expect("written");
+        Self { gateway }
+    }
+
+    fn folder(&self) -> &Path {
+        &self.gateway.folder
+    }
+
+    /// A certificate with these URIs, as `gw.pem` and `gw.key`.
+    fn with_certificate(self, uris: &[&str]) -> Self {
+        let mut params = CertificateParams::new(vec!["gw-01".to_owned()]).expect("parameters");
+        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("a URI"))));
+        let key = KeyPair::generate().expect("key");
+        written(self.folder(), "gw.pem", &params.self_signed(&key).expect("certificate").pem(), 0o644);
+        written(self.folder(), "gw.key", &key.serialize_pem(), 0o600);
+        self
+    }
+
+    /// What `check` and `run` say, and whether it is good; they agree.
+    fn said_with(&self, change: impl Fn(&mut Command)) -> (bool, String) {
+        let say = |verb: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+            command.args([verb, "--config"]).arg(self.gateway.config());
+            change(&mut command);
+            let output = command.output().expect("runs");
+            let text =
+                format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(!text.contains("sesame") && !text.contains("c2VzYW1l"), "{verb} repeats a secret: {text}");
+            (output.status.success(), text)
+        };
+        let (is_good, text) = say("check");
+        if !is_good {
+            let (runs, other) = say("run");
+            assert!(
+                !runs && text.lines().filter(|line| line.contains("forebay.toml:")).all(|line| other.contains(line))
+            );
+        }
+        (is_good, text)
+    }
+
+    fn refused(&self, words: &[&str]) -> String {
+        let (is_good, text) = self.said_with(|_| ());
+        assert!(!is_good, "{text}");
+        holds(&text, words);
+        text
+    }
+
+    fn warned(&self, words: &[&str]) -> String {
+        let (is_good, text) = self.said_with(|_| ());
+        assert!(is_good, "{text}");
+        holds(&text, words);
+        text
+    }
+}
+
+fn holds(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "\"{word}\" is missing in: {text}");
+    }
+}
+
+/// With a line in the listener.
+fn with(config: &str, line: &str) -> String {
+    config.replace("name = \"devices\"\n", &format!("name = \"devices\"\n{line}\n"))
+}
+
+/// A configuration that `production` has nothing against.
+fn for_production(config: &str) -> String {
+    config.replace("\"test\"", "\"production\"").replace(
+        "mqtt://localhost:1\"",
+        "mqtts://localhost:1\"\ntls = { ca = \"gw.pem\", cert = \"gw.pem\", key = \"gw.key\" }",
+    )
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_refused_in_production_and_warned_of_elsewhere() {
+    let plant = Plant::new(for_production).with_certificate(&[]);
+    plant.warned(&["good"]);
+    written(plant.folder(), "gw.key", &std::fs::read_to_string(plant.folder().join("gw.key")).expect("read"), 0o644);
+    let mend = format!("mend it with: chmod o-rwx {}/gw.key", plant.folder().display());
+    plant.refused(&["forebay.toml:12: destination[0].tls.key: ", "can be read by everybody", "mode 0644", &mend]);
+    // What it names is what mends it.
+    assert!(Command::new("sh").args(["-c", mend.trim_start_matches("mend it with: ")]).status().expect("sh").success());
+    plant.warned(&["good"]);
+    let plant = Plant::new(|config| for_production(config).replace("production", "test")).with_certificate(&[]);
+    written(plant.folder(), "gw.key", &std::fs::read_to_string(plant.folder().join("gw.key")).expect("read"), 0o666);
+    plant.warned(&["warning: ", "destination[0].tls.key: ", "read and changed by everybody", "chmod o-rwx"]);
+    // Whoever the secret is for: each kind once.
+    let plant = Plant::new(|config| {
+        format!(
+            "mask_key = \"mask.key\"\n{}[[source.http]]\nname = \"h\"\nlisten = \"127.0.0.1:0\"\ntokens = \"tokens\"\n\
+             [[source.broker]]\nname = \"b\"\nurl = \"mqtt://localhost:2\"\ntopics = [\"x/#\"]\nuser = \"u\"\npassword_file = \"plant.password\"\n\
+             [[source.odoo]]\nname = \"o\"\nurl = \"http://localhost:8069\"\ndatabase = \"d\"\nkey_file = \"odoo.key\"\n\
+             hook = {{ listen = \"127.0.0.1:0\", token_file = \"hook.token\" }}\n",
+            with(&config.replace("\"test\"", "\"production\""), "passwords = \"users\"")
+                .replace(DESTINATION.trim_start(), "")
+        )
+    });
+    for name in ["mask.key", "users", "tokens", "plant.password", "odoo.key", "hook.token"] {
+        let text = if name == "users" || name == "tokens" { "" } else { "0123456789abcdef0123456789abcdef\n" };
+        written(plant.folder(), name, text, 0o604);
+    }
+    plant.refused(&[
+        "forebay.toml:1: mask_key: ",
+        "source.mqtt[0].passwords: ",
+        "source.http[0].tokens: ",
+        "source.broker[0].password_file: ",
+        "source.odoo[0].key_file: ",
+        "source.odoo[0].hook.token_file: ",
+    ]);
+}
+
+#[test]
+fn a_secret_in_the_configuration_is_refused_and_not_repeated() {
+    Plant::new(|config| config.replace("mqtt://localhost:1", "mqtts://gw:sesame@central")).refused(&[
+        "forebay.toml:11: destination[0].url: ",
+        "…@central",
+        "password_file",
+    ]);
+    Plant::new(|config| {
+        format!("{config}\n[[source.modbus]]\nname = \"m\"\nurl = \"tcp://gw:sesame@plc:502\"\nunit = []\n")
+    })
+    .refused(&["source.modbus[0].url: ", "…@plc:502"]);
+    let tls = format!("mqtts://localhost:1\"\ntls = {{ ca = \"gw.pem\", cert = \"gw.pem\", key = \"{PASTED}\" }}");
+    Plant::new(|config| config.replace("mqtt://localhost:1\"", &tls)).with_certificate(&[]).refused(&[
+        "forebay.toml:12: destination[0].tls.key: ",
+        "belongs into a file",
+        "credential:NAME",
+    ]);
+    Plant::new(|config| config.replace("mqtt://localhost:1\"", "mqtt://localhost:1\"\npassword = \"sesame\"")).refused(
+        &["forebay.toml:12: destination[0]", "unknown field `password`", "secrets do not stand in the configuration"],
+    );
+    Plant::new(|config| {
+        config.replace("mqtt://localhost:1\"", "mqtt://localhost:1\"\nuser = \"gw\"\npassword_file = [\"sesame\"]")
+    })
+    .refused(&["forebay.toml:13: destination[0].password_file: is no path"]);
+}
+
+#[test]
+fn credentials_and_variables_take_the_place_of_files_and_what_is_missing_is_named() {
+    let places = "mqtts://localhost:1\"\nuser = \"gw\"\npassword_file = \"env:PLANT_PASSWORD\"\n\
+        tls = { ca = \"gw.pem\", cert = \"gw.pem\", key = \"credential:tls-key\" }";
+    let plant = Plant::new(|config| config.replace("mqtt://localhost:1\"", places)).with_certificate(&[]);
+    let clean = |command: &mut Command| {
+        command.env_remove("CREDENTIALS_DIRECTORY").env_remove("PLANT_PASSWORD");
+    };
+    let (is_good, text) = plant.said_with(clean);
+    assert!(!is_good, "{text}");
+    holds(&text, &["forebay.toml:14: destination[0].tls: ", "credential:tls-key", "LoadCredential=tls-key"]);
+    holds(
+        &text,
+        &["forebay.toml:13: destination[0].password_file: ", "no variable PLANT_PASSWORD", "EnvironmentFile="],
+    );
+    let credentials = plant.folder().join("credentials");
+    std::fs::create_dir(&credentials).expect("folder");
+    let given = |command: &mut Command| {
+        command.env("CREDENTIALS_DIRECTORY", &credentials).env("PLANT_PASSWORD", "sesame");
+    };
+    let (is_good, text) = plant.said_with(given);
+    assert!(!is_good, "{text}");
+    holds(&text, &["no credential \"tls-key\"", "LoadCredential=tls-key", "/etc/credstore/tls-key"]);
+    // systemd guards what it hands over: its mode is not ours to judge.
+    std::fs::rename(plant.folder().join("gw.key"), credentials.join("tls-key")).expect("moved");
+    std::fs::set_permissions(credentials.join("tls-key"), std::fs::Permissions::from_mode(0o444)).expect("mode");
+    let (is_good, text) = plant.said_with(given);
+    assert!(is_good && !text.contains("warning"), "{text}");
+}
+
+#[test]
+fn events_reach_central_with_a_key_that_systemd_hands_over() {
+    let folder = scratch_folder("credential");
+    let pki = Pki::write(folder.path());
+    let broker = Mosquitto::start(folder.path(), &pki);
+    let collector = Collector::start(broker.plain, "test/plant/machine.state/#");
+    let credentials = folder.path().join("credentials");
+    std::fs::create_dir(&credentials).expect("folder");
+    std::fs::rename(&pki.client_key, credentials.join("tls-key")).expect("moved");
+    let destination = broker.destination(&pki, broker.tls.port());
+    let mut gateway = Gateway::prepare(
+        "credential",
+        &destination.replace(&pki.client_key.display().to_string(), "credential:tls-key"),
+    );
+    gateway.environment.push(("CREDENTIALS_DIRECTORY".into(), credentials.display().to_string()));
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    client.publish(true, 1, "plant/line1/m01/state", payload(1, 1).as_bytes());
+    collector.await_count(1, PATIENCE);
+}
+
+#[test]
+fn a_certificate_of_another_environment_is_refused_with_file_line_and_key() {
+    const PRODUCTION: &str = "forebay:environment:production";
+    let plant = Plant::new(for_production).with_certificate(&["forebay:environment:test"]);
+    plant.refused(&[
+        "forebay.toml:12: destination[0].tls: ",
+        "gw.pem: belongs to environment \"test\" (alternative name URI:forebay:environment:test), not to \"production\"",
+    ]);
+    Plant::new(for_production).with_certificate(&[PRODUCTION]).warned(&["good"]);
+    // The listener's as well.
+    let plant = Plant::new(|config| with(config, "tls = { cert = \"gw.pem\", key = \"gw.key\" }"));
+    plant.with_certificate(&[PRODUCTION]).refused(&[
+        "source.mqtt[0].tls: ",
+        "belongs to environment \"production\"",
+        "not to \"test\"",
+    ]);
+    // One without is taken, unless the configuration wants it.
+    Plant::new(for_production).with_certificate(&[]).warned(&["good"]);
+    let sealed = |config: &str| format!("sealed_certificates = true\n{}", for_production(config));
+    Plant::new(sealed).with_certificate(&[PRODUCTION]).warned(&["good"]);
+    Plant::new(sealed).with_certificate(&[]).refused(&[
+        "forebay.toml:13: destination[0].tls: ",
+        "names no environment",
+        "alternative name URI:forebay:environment:production",
+    ]);
+}
+
+#[test]
+fn production_refuses_what_is_open_or_unproven() {
+    let refused = |change: &dyn Fn(&str) -> String, words: &[&str]| {
+        let change = |config: &str| change(&for_production(config));
+        Plant::new(change).with_certificate(&[]).refused(words);
+    };
+    refused(
+        &|config| with(&config.replace("listen = \"127.0.0.1:", "listen = \"0.0.0.0:"), "anonymous = true"),
+        &["forebay.toml:8: source.mqtt[0].anonymous: ", "not allowed in environment \"production\"", "client_ca"],
+    );
+    refused(
+        &|config| format!("{config}[[source.http]]\nname = \"h\"\nlisten = \"0.0.0.0:0\"\nanonymous = true\n"),
+        &["forebay.toml:16: source.http[0].anonymous: ", "not allowed in environment \"production\""],
+    );
+    refused(
+        &|config| config.replace("mqtts://localhost:1", "mqtt://central.example.com"),
+        &["destination[0].tls: ", "speaks no TLS"],
+    );
+    refused(
+        &|config| {
+            config.replace(
+                "mqtts://localhost:1\"\ntls = { ca = \"gw.pem\", cert = \"gw.pem\", key = \"gw.key\" }",
+                "mqtt://central.example.com\"",
+            )
+        },
+        &["forebay.toml:11: destination[0].url: ", "without TLS", "not allowed in environment \"production\""],
+    );
+    // There is no word for TLS without proof.
+    for word in ["insecure = true", "verify = false"] {
+        refused(
+            &|config| config.replace("tls = { ", &format!("tls = {{ {word}, ")),
+            &["forebay.toml:12", "unknown field"],
+        );
+    }
+}
+
+#[test]
+fn a_topic_that_is_the_same_in_every_environment_is_refused() {
+    let plant = Plant::new(str::to_owned);
+    let contract = plant.folder().join("contracts/state.toml");
+    let text = std::fs::read_to_string(&contract).expect("read");
+    std::fs::write(&contract, format!("{text}topic = \"production/{{site}}/{{stream}}/{{key}}\"\n")).expect("written");
+    plant.refused(&["state.toml:10: topic: ", "{environment}"]);
+}
+
+#[test]
+fn what_the_service_cannot_read_or_write_is_named_with_owner_mode_user_and_what_mends_it() {
+    if !is_root() {
+        return;
+    }
+    let as_nobody = |command: &mut Command| {
+        command.uid(NOBODY).gid(NOBODY);
+    };
+    let plant = Plant::new(|config| {
+        for_production(config).replace("data_dir = \"data\"", "data_dir = \"data\"\nsocket = \"sockets/forebay.sock\"")
+    });
+    let plant = plant.with_certificate(&[]);
+    let at = |name: &str| plant.folder().join(name);
+    std::fs::set_permissions(plant.folder(), std::fs::Permissions::from_mode(0o755)).expect("mode");
+    let (is_good, text) = plant.said_with(as_nobody);
+    assert!(!is_good, "{text}");
+    let (user, group) = ("nobody", "nogroup");
+    holds(
+        &text,
+        &[
+            &format!("forebay.toml:13: destination[0].tls: {}: cannot be read: ", at("gw.key").display()),
+            &format!("belongs to root:root, mode 0600, and this process runs as {user}:{group}"),
+            &format!("mend it with: chgrp {group} {0} && chmod g+r {0}", at("gw.key").display()),
+            &format!("forebay.toml:4: data_dir: {} is not there", at("data").display()),
+            &format!("mend it with: install -d -o {user} -g {group} -m 0750 {}", at("data").display()),
+            &format!("forebay.toml:5: socket: its folder {} is not there", at("sockets").display()),
+        ],
+    );
+    // Each command, given as it stands.
+    for line in text.lines().filter_map(|line| line.split_once("mend it with: ")) {
+        assert!(Command::new("sh").args(["-c", line.1]).status().expect("sh").success(), "{}", line.1);
+    }
+    let (is_good, text) = plant.said_with(as_nobody);
+    assert!(is_good, "{text}");
+    // A journal that root has begun.
+    std::fs::create_dir_all(at("data/journal/critical")).expect("folder");
+    written(&at("data/journal/critical"), "1.redb", "", 0o600);
+    for path in ["data/journal", "data/journal/critical"] {
+        chown(at(path), Some(NOBODY), Some(NOBODY)).expect("chown");
+    }
+    let (is_good, text) = plant.said_with(as_nobody);
+    assert!(!is_good, "{text}");
+    let mend = format!("mend it with: chown -R {user}:{group} {}", at("data").display());
+    holds(&text, &["forebay.toml:4: data_dir: ", "1.redb belongs to root:root, mode 0600", &mend]);
+    // And whoever checks it as root is told that this proves little.
+    let (_, text) = plant.said_with(|_| ());
+    holds(&text, &["data_dir: ", "belongs to nobody, and this process is root", "sudo -u nobody forebay"]);
+    // A folder on the way that is shut.
+    std::fs::create_dir(at("keys")).expect("folder");
+    std::fs::rename(at("gw.key"), at("keys/gw.key")).expect("moved");
+    std::fs::set_permissions(at("keys"), std::fs::Permissions::from_mode(0o700)).expect("mode");
+    let config =
+        std::fs::read_to_string(plant.gateway.config()).expect("read").replace("\"gw.key\"", "\"keys/gw.key\"");
+    std::fs::write(plant.gateway.config(), config).expect("written");
+    let (_, text) = plant.said_with(as_nobody);
+    holds(&text, &[&format!("chgrp {group} {0} && chmod g+x {0}", at("keys").display())]);
+}
