@@ -124,7 +124,8 @@ impl Service {
     pub fn tell_status(&self, status: String) {
         let mut last = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != status {
-            let end = status.floor_char_boundary(STATUS_BYTES_MAX);
+            let starts = status.char_indices().map(|(start, letter)| start + letter.len_utf8());
+            let end = starts.take_while(|end| *end <= STATUS_BYTES_MAX).last().unwrap_or(0);
             self.tell(&format!("STATUS={}", status[..end].replace('\n', " ")));
             *last = status;
         }

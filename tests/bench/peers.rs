@@ -31,11 +31,13 @@ impl Gateway {
         let address = common::free_address();
         std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane))
             .expect("written");
-        let live = include_str!("contract.toml")
-            .replace("LANE", "critical")
-            .replace("machine.state", "machine.live")
-            .replace("plant/{line}", "live/{line}");
-        std::fs::write(folder.join("contracts/live.toml"), live).expect("written");
+        for (name, lane) in [("live", "critical"), ("count", "standard")] {
+            let beside = include_str!("contract.toml")
+                .replace("LANE", lane)
+                .replace("machine.state", &format!("machine.{name}"))
+                .replace("plant/{line}", &format!("{name}/{{line}}"));
+            std::fs::write(folder.join(format!("contracts/{name}.toml")), beside).expect("written");
+        }
         std::fs::write(folder.join("contracts/state.json"), include_str!("schema.json")).expect("written");
         let config = format!(
             r#"
