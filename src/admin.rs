@@ -7,6 +7,7 @@ mod failures;
 pub mod journal;
 mod reload;
 pub mod replay;
+pub mod time;
 
 pub use failures::{Failure, Failures};
 pub use reload::{Configured, ReloadAnswer, Reloaded, Reloading, View};
@@ -26,6 +27,7 @@ use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
 use crate::survival::{Outlook, Survival};
+use crate::timekeeper::Timekeeper;
 use crate::watch::Exception;
 use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes};
@@ -67,6 +69,8 @@ pub struct Handles {
     pub reloading: Reloading,
     /// What runs now.
     pub view: ArcSwap<View>,
+    /// Who judges the clock.
+    pub timekeeper: Arc<Timekeeper>,
 }
 
 /// A source.
@@ -128,6 +132,9 @@ pub struct Status {
     pub repeats: RepeatStatus,
     /// Damaged files that are set aside.
     pub set_aside: Vec<String>,
+    /// The clock.
+    #[serde(default)]
+    pub clock: time::ClockStatus,
     /// How long each lane lasts, and how long its backlog takes.
     #[serde(default)]
     pub outlooks: Vec<Outlook>,
@@ -296,6 +303,8 @@ impl Handles {
         for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
+        let clock = time::ClockStatus::now();
+        problems.extend(clock.problem());
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
         Status {
@@ -323,6 +332,7 @@ impl Handles {
                 complete_since: complete_since.map(|at| at.to_string()),
             },
             set_aside,
+            clock,
             outlooks: self.survival.outlooks(),
             flash_bytes_per_day: self.survival.flash_bytes_per_day(),
             sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
@@ -538,6 +548,8 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/replay/{id}", get(replay::show))
         .route("/replay/{id}/{word}", post(replay::set_state))
         .route("/ledger", get(ledger_rows))
+        .route("/clock", get(time::show))
+        .route("/clock/trust", post(time::trust))
         .route("/audit", get(audit))
         .route("/destination/{name}", delete(drop_destination))
         .route("/dead/{id}", get(dead_show))

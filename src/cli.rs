@@ -4,6 +4,7 @@
 //! what keeps a command from answering is text on standard error. The exit code is 0 for success,
 //! 2 for arguments that cannot be, and 1 for anything else.
 
+mod attend;
 mod dead;
 mod journal;
 mod modbus;
@@ -15,15 +16,17 @@ mod socket;
 use crate::config::{self, Config};
 use crate::demo;
 use crate::gateway::Gateway;
+use crate::service::Service;
 use crate::setting::Span;
 use crate::sources::http::put_token;
 use crate::sources::mqtt::put_user;
 use crate::telemetry::{self, LogFormat};
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
@@ -54,6 +57,14 @@ enum Command {
     /// The destinations
     #[command(subcommand)]
     Destination(DestinationCommand),
+    /// What the clock says, and whether the gateway believes it
+    Clock {
+        #[command(flatten)]
+        at: At,
+        /// Say that it is right, where the journal has seen a later time
+        #[arg(long)]
+        trust: bool,
+    },
     /// What people and limits did to events
     Audit {
         #[command(flatten)]
@@ -209,6 +220,11 @@ enum Token {
 
 const DEFAULT_CONFIG: &str = "/etc/forebay/forebay.toml";
 
+/// All commands and their arguments, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -270,6 +286,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let count: u64 = serde_json::from_slice(&bytes)?;
             print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
                 format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))
+            })
+        }
+        Command::Clock { at, trust } => {
+            let clock: crate::admin::time::ClockStatus =
+                if trust { post(&at, "/clock/trust")? } else { ask(&at, "/clock")? };
+            print(&at, &clock, |clock, _| match clock.problem() {
+                Some(problem) => problem,
+                None => format!("clock: {}, believed", clock.time),
             })
         }
         Command::Audit { at, limit } => {
@@ -340,32 +364,55 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let service = Arc::new(Service::from_environment());
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
+            service.tell_status(problems.first().map(ToString::to_string).unwrap_or_default());
             bail!("{} is refused: {}", file.display(), counted(problems.len(), "problem"));
         }
     };
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let gateway = Gateway::start(config).await?;
+    let gateway = match Gateway::start(config).await {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            service.tell_status(format!("{error:#}"));
+            return Err(error);
+        }
+    };
     let addresses: Vec<_> = gateway.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = %addresses.join(", "), "ready");
-    loop {
+    let (died, mut death) = tokio::sync::oneshot::channel();
+    let attendant = service.attend(
+        tokio::runtime::Handle::current(),
+        attend::Stand(Arc::clone(gateway.handles())),
+        // Nobody hears it any more: the gateway stops.
+        move |part| drop(died.send(part)),
+    )?;
+    service.ready();
+    let outcome = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ok(ExitCode::SUCCESS),
+            _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
+            Ok(part) = &mut death => break Err(anyhow::anyhow!("{part} has died; only a new start brings it back")),
             _ = hangup.recv() => {
-                let reloading = gateway.handles().reloading.clone();
-                // What comes of it is told in log and status.
-                tokio::spawn(async move { reloading.reload().await });
+                let (reloading, service) = (gateway.handles().reloading.clone(), Arc::clone(&service));
+                tokio::spawn(async move {
+                    service.reloading();
+                    // What comes of it is told in log and status.
+                    reloading.reload().await;
+                    service.ready();
+                });
             }
         }
-    }
+    };
+    service.stopping();
+    drop(attendant);
     tracing::info!("stopping: no new events, acknowledgements in flight are given");
     gateway.stop().await;
     tracing::info!("stopped; the journal is closed");
-    Ok(ExitCode::SUCCESS)
+    outcome
 }
 
 fn counted(count: usize, what: &str) -> String {

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Whether the time of day can be believed.
 static IS_TRUSTED: AtomicBool = AtomicBool::new(true);
+/// Why not.
+static DOUBT: Mutex<Option<String>> = Mutex::new(None);
 /// The latest moment that is known to have passed before this start, in seconds since 1970.
 static PASSED: AtomicU64 = AtomicU64::new(0);
 /// From when on the time of day is believed to stay as it is; `None` while nobody has judged it.
@@ -40,9 +42,21 @@ pub fn is_trusted() -> bool {
     IS_TRUSTED.load(Ordering::Relaxed)
 }
 
-/// Says whether the time of day can be believed.
-pub fn set_trusted(is_trusted: bool) {
-    IS_TRUSTED.store(is_trusted, Ordering::Relaxed);
+/// Why the time of day cannot be believed; `None` while it can.
+pub fn doubt() -> Option<String> {
+    DOUBT.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Says that the time of day can be believed.
+pub fn trust() {
+    *DOUBT.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    IS_TRUSTED.store(true, Ordering::Relaxed);
+}
+
+/// Says that the time of day cannot be believed, and why.
+pub fn distrust(why: String) {
+    *DOUBT.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    IS_TRUSTED.store(false, Ordering::Relaxed);
 }
 
 /// Says which moment has passed for certain.
@@ -62,6 +76,19 @@ pub fn steady() -> Option<SystemTime> {
     (is_trusted() && instant() >= from).then(wall)
 }
 
+/// How long ago `moment` was, at least: what was written down under a clock that cannot have been right counts
+/// from when the clock was believed, and nothing has an age while it is not.
+pub fn age(moment: SystemTime) -> Duration {
+    if !is_trusted() {
+        return Duration::ZERO;
+    }
+    let by_wall = wall().duration_since(moment).unwrap_or_default();
+    match *STEADY_FROM.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(from) if moment < built() => instant().saturating_duration_since(from).min(by_wall),
+        _ => by_wall,
+    }
+}
+
 /// The time that certificates are judged at: the time of day, unless it is before the program was built. Then
 /// it is certainly wrong, and the latest moment that is known to have passed stands for it.
 pub fn for_certificates() -> SystemTime {
@@ -76,6 +103,12 @@ fn not_before_known(wall: SystemTime, built: SystemTime, passed: SystemTime) -> 
 /// Time of day, as the operating system believes it to be.
 pub fn wall() -> SystemTime {
     SystemTime::now()
+}
+
+/// Microseconds on the clock that the service manager compares with its own.
+pub fn monotonic_micros() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() as u64 / 1000
 }
 
 /// A moment to measure durations from; unaffected by changes of the time of day.

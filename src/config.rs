@@ -209,6 +209,7 @@ impl Config {
             let key = if raw.socket.is_some() { "socket" } else { "data_dir" };
             problems.push(document.problem(key, message));
         }
+        seal::check_journal(&raw, &document, &mut problems);
         seal::check_folders(&raw, &socket, &document, &mut problems, &mut own_warnings);
         let surroundings = Surroundings {
             environment: raw.environment.clone(),

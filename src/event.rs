@@ -96,6 +96,13 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
+impl From<Timestamp> for SystemTime {
+    fn from(at: Timestamp) -> Self {
+        let micros = Duration::from_micros(at.0.unsigned_abs());
+        if at.0 < 0 { UNIX_EPOCH - micros } else { UNIX_EPOCH + micros }
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = Vec::with_capacity(27);

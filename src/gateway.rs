@@ -23,6 +23,7 @@ use crate::local::Local;
 use crate::sources::mqtt::Registry;
 use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
+use crate::timekeeper::Timekeeper;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use outlets::Outlet;
@@ -83,6 +84,10 @@ impl Gateway {
             tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
+        let timekeeper = {
+            let (journal, around) = (Arc::clone(&journal), config.surroundings.clone());
+            tokio::task::spawn_blocking(move || Timekeeper::open(journal, around)).await??
+        };
         let problems = reload::objections(&journal, &config);
         if !problems.is_empty() {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -122,7 +127,13 @@ impl Gateway {
         let survival = Arc::new(Survival::new(Arc::clone(&journal)));
         let beside = {
             let (survival, local) = (Arc::clone(&survival), Arc::clone(&local));
+            let keeper = Arc::clone(&timekeeper);
             vec![
+                Part::start(
+                    "timekeeper".into(),
+                    &ground.failures,
+                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&keeper).run(shutdown)) as Work)),
+                )?,
                 Part::start(
                     "survival clock".into(),
                     &ground.failures,
@@ -153,6 +164,7 @@ impl Gateway {
             survival,
             fates,
             replays,
+            timekeeper,
             failures: Arc::clone(&ground.failures),
             reloading,
             view: ArcSwap::from_pointee(View::default()),

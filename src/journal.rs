@@ -16,11 +16,14 @@ mod block;
 mod change;
 pub mod disk;
 mod gather;
+mod given;
 mod lane;
 mod loss;
 mod notes;
 mod numbers;
 mod open;
+mod own;
+mod pulse;
 mod reader;
 mod retention;
 mod segment;
@@ -35,10 +38,12 @@ pub use audit::Entry as AuditEntry;
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use disk::{Disk, RealDisk};
 pub use gather::{Bell, NotTaken, Ticket, Waiter};
+pub use given::Given;
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
 pub use loss::{Loss, LostStream};
 pub use notes::Notes;
 pub use open::{Journal, Seal, publications_in};
+pub use own::OwnEvent;
 pub use reader::{Follower, Found};
 pub use settled::{Account, OUTCOMES, Outcome, Settled};
 pub use state::Note;
@@ -63,6 +68,7 @@ pub use shelf::{Publications, Shelf, ShelfLane};
 
 use crate::contract::{Publication, Renderer};
 use segment::Segment;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -365,11 +371,21 @@ impl Core {
     }
 
     /// The ages that events of a lane may reach unsettled, in seconds, each with the publications it is for.
+    /// Where every stream of the plant has one, the gateway's own reports go with the last of them: they would
+    /// hold whole segments otherwise, whose events have expired.
     fn age_limits(&self, lane: &str) -> Vec<(u64, Vec<u32>)> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let of_lane = || catalog.list.iter().flatten().filter(|known| known.publication.lane == lane);
+        // The newest version of each stream is the one in force.
+        let newest: BTreeMap<u32, Option<u64>> = of_lane()
+            .filter(|known| !known.publication.is_own())
+            .map(|known| (known.stream, known.publication.retention_unsettled))
+            .collect();
+        let own = newest.into_values().collect::<Option<Vec<u64>>>().and_then(|limits| limits.into_iter().max());
         let mut limits: Vec<(u64, Vec<u32>)> = Vec::new();
-        for known in catalog.list.iter().flatten().filter(|known| known.publication.lane == lane) {
-            let Some(limit) = known.publication.retention_unsettled else { continue };
+        for known in of_lane() {
+            let limit = if known.publication.is_own() { own } else { known.publication.retention_unsettled };
+            let Some(limit) = limit else { continue };
             match limits.iter_mut().find(|(other, _)| *other == limit) {
                 Some((_, publications)) => publications.push(known.number),
                 None => limits.push((limit, vec![known.number])),

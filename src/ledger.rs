@@ -10,16 +10,16 @@
 
 use crate::clock;
 use crate::contract::{Publication, Surroundings};
-use crate::event::{Content, Id, Record, Timestamp, push_path_segment};
+use crate::event::Timestamp;
 use crate::ingest::dead::fates::Fates;
-use crate::journal::{Journal, JournalError, Loss, NotTaken, Notes, Outcome};
+use crate::journal::{Journal, JournalError, Loss, NotTaken, Notes, Outcome, OwnEvent};
 use crate::local::{Enough, Feed, Passing};
 use crate::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Stream of the reports.
 const LEDGER: &str = "gateway.ledger";
@@ -31,12 +31,6 @@ const LANE: &str = "standard";
 const AGES_EVERY: Duration = Duration::from_secs(1);
 /// Losses ring when they come; those of an earlier start, and those that could not be read, are looked for this often.
 const LOSSES_EVERY: Duration = Duration::from_secs(5);
-/// A clock that moved by more than this against the monotonic one was set.
-const JUMP_MIN: Duration = Duration::from_secs(60);
-/// Nothing expires by age for so long after a start, or after the clock was set: it may be set once more.
-const JUMP_WAIT: Duration = Duration::from_secs(900);
-/// Nobody has such a clock: the box has forgotten the time (2026-01-01).
-const CLOCK_MIN: Timestamp = Timestamp(1_767_225_600_000_000);
 /// Name of the note that says up to where streams are reported.
 const FROM: &str = "from";
 
@@ -292,35 +286,19 @@ impl Ledger {
 
     /// Takes an event of the gateway's own into its stream.
     async fn append(&self, publication: u32, id: &str, device: &str, data: &serde_json::Value) -> Result<(), NotTaken> {
-        // `Publication::own` names this lane.
-        let Some(lane) = self.journal.lane(LANE) else { return Ok(()) };
-        let mut origin = String::from("gateway/");
-        push_path_segment(&mut origin, device);
-        let payload = serde_json::to_vec(data).unwrap_or_default();
-        let record = Record {
-            publication,
-            id: Id::Text(id),
-            time: Timestamp::from(clock::wall()),
-            origin: &origin,
-            key: &self.around.gateway,
-            content: Content::Json,
-            attributes: Vec::new(),
-            payload: &payload,
-        };
-        lane.append(&record).await.map(|_receipt| ())
+        let event = OwnEvent { lane: LANE, publication, id, device, gateway: &self.around.gateway };
+        self.journal.append_own(event, data).await
     }
 }
 
 /// Lets events expire while the clock can be believed.
 async fn keep_ages(journal: &Arc<Journal>) {
-    let is_empty = journal.lanes().iter().all(|lane| lane.end() <= 1);
-    let mut clock_watch = ClockWatch::new(is_empty);
     let mut ages = tokio::time::interval(AGES_EVERY);
     ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ages.tick().await;
-        if let Some(now) = clock_watch.look() {
-            expire(journal, now).await;
+        if let Some(now) = clock::steady() {
+            expire(journal, now.into()).await;
         }
     }
 }
@@ -334,59 +312,5 @@ async fn expire(journal: &Arc<Journal>, now: Timestamp) {
             Ok(Err(error)) => tracing::warn!(lane = %lane.name, %error, "ages cannot be looked at; nothing expires"),
             Err(_) => return,
         }
-    }
-}
-
-/// Tells when the time of day can be believed.
-#[derive(Debug)]
-struct ClockWatch {
-    last: (Timestamp, Instant),
-    trusted_from: Instant,
-}
-
-impl ClockWatch {
-    /// With an empty journal there is nothing that a wrong clock could make old.
-    fn new(is_empty: bool) -> Self {
-        let now = clock::instant();
-        let trusted_from = if is_empty { now } else { now + JUMP_WAIT };
-        Self { last: (Timestamp::from(clock::wall()), now), trusted_from }
-    }
-
-    /// The time of day; `None` while it cannot be believed.
-    fn look(&mut self) -> Option<Timestamp> {
-        self.judge(Timestamp::from(clock::wall()), clock::instant())
-    }
-
-    fn judge(&mut self, wall: Timestamp, now: Instant) -> Option<Timestamp> {
-        let expected = self.last.0.plus(now.saturating_duration_since(self.last.1));
-        let moved = wall.since(expected).max(expected.since(wall));
-        self.last = (wall, now);
-        if moved > JUMP_MIN {
-            tracing::warn!(by = ?moved, is_forward = wall > expected, wait = ?JUMP_WAIT, "the clock was set; nothing expires by age for a while");
-            self.trusted_from = now + JUMP_WAIT;
-        }
-        let is_plausible = wall >= CLOCK_MIN;
-        clock::set_trusted(is_plausible);
-        (is_plausible && now >= self.trusted_from).then_some(wall)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_expires_while_the_clock_cannot_be_believed() {
-        let start = Instant::now();
-        let day = Timestamp(1_790_000_000_000_000);
-        let mut watch = ClockWatch { last: (day, start), trusted_from: start };
-        let second = |count| Duration::from_secs(count);
-        assert!(watch.judge(day.plus(second(1)), start + second(1)).is_some());
-        assert!(watch.judge(day.plus(second(86_401)), start + second(2)).is_none(), "set a day ahead");
-        assert!(watch.judge(day.plus(second(86_500)), start + second(101)).is_none());
-        assert!(watch.judge(day.plus(second(87_400)), start + second(1001)).is_some(), "it has stayed there");
-        assert!(watch.judge(day.plus(second(1100)), start + second(1101)).is_none(), "and back");
-        let mut watch = ClockWatch { last: (Timestamp(0), start), trusted_from: start };
-        assert!(watch.judge(Timestamp(1_000_000), start + second(1)).is_none(), "1970");
     }
 }

@@ -13,12 +13,12 @@
 //! | 9 | `demo` (the command line starts it) |
 //! | 8 | `gateway` (wires, starts journal-first, changes parts while they run, drains sources-first) |
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
-//! | 6 | `ledger` (what became of every event), `survival` (how long the disk lasts), `watch` (business exceptions) |
+//! | 6 | `ledger` (what became of every event), `timekeeper` (whether the clock is right), `survival` (how long the disk lasts), `watch` (business exceptions) |
 //! | 5 | `sources`, `forward` |
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal`, `tls` |
-//! | 2 | `contract`, `secret` |
-//! | 1 | `event`, `clock`, `shutdown`, `telemetry`, `setting` |
+//! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
+//! | 1 | `event`, `clock`, `telemetry`, `setting` |
 //!
 //! Choices that a measurement decided:
 //!
@@ -70,10 +70,12 @@ pub mod link;
 pub mod local;
 pub mod odoo;
 pub mod secret;
+pub mod service;
 pub mod setting;
 pub mod shutdown;
 pub mod sources;
 pub mod survival;
 pub mod telemetry;
+pub mod timekeeper;
 pub mod tls;
 pub mod watch;

@@ -1,4 +1,4 @@
-//! The client of Odoo: JSON-2 for 19 and later, `/jsonrpc` for 14 to 18, behind one call.
+//! The client of Odoo: JSON-2 for 19 and later, `/jsonrpc` for 14 to 18 and where JSON-2 is not let through, behind one call.
 //!
 //! Promise: a call comes back with its result or with an error that says what to do; an error holds
 //! no traceback and no secret.
@@ -36,7 +36,7 @@ pub struct Config {
     pub database: String,
     /// File that holds the API key.
     pub key_file: PathBuf,
-    /// Login of the account; needed for 14 to 18 only.
+    /// Login of the account; needed over `/jsonrpc` only.
     pub user: Option<String>,
     /// Certificates.
     pub tls: ClientFiles,
@@ -46,8 +46,17 @@ pub struct Config {
 const CALLS_AT_ONCE: usize = 2;
 /// The oldest version that keys work with.
 const VERSION_MIN: u32 = 14;
-/// The first version that speaks JSON-2.
-const VERSION_JSON2: u32 = 19;
+/// From this version on an account is asked about as a record; before, it could ask about itself only.
+const VERSION_ASKED_AS_RECORD: u32 = 18;
+
+/// How calls are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// One path for each method; 19 and later.
+    Json2,
+    /// One path for all; every version, deprecated from 19 on.
+    JsonRpc,
+}
 
 /// What an Odoo said of itself and of the account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +65,8 @@ pub struct Session {
     pub version: u32,
     /// The version as it is written, such as `19.0`.
     pub version_text: String,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Number of the account.
     pub user_id: i64,
     /// Whether the account may change settings: more than a gateway needs.
@@ -127,19 +138,20 @@ impl Client {
         }
         let key = read_key(&self.config.key_file).map_err(OdooError::Denied)?;
         *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
-        let (version, version_text) = self.probe().await?;
+        let (protocol, version, version_text) = self.probe().await?;
         if version < VERSION_MIN {
             return Err(OdooError::NotOdoo(format!(
                 "Odoo {version_text} is too old; {VERSION_MIN} and later are understood"
             )));
         }
-        let mut session = Session { version, version_text, user_id: 0, is_administrator: false };
+        let mut session = Session { version, version_text, protocol, user_id: 0, is_administrator: false };
         session.user_id = self.login(&session).await?;
-        let ids = [session.user_id];
+        let own = [session.user_id];
+        let ids = (version >= VERSION_ASKED_AS_RECORD).then_some(&own[..]);
         let arguments = Map::from_iter([("group_ext_id".to_owned(), json!("base.group_system"))]);
-        session.is_administrator = match self.send(&session, "res.users", "has_group", Some(&ids), arguments).await {
+        session.is_administrator = match self.send(&session, "res.users", "has_group", ids, arguments).await {
             Ok(answer) => answer.value == Value::Bool(true),
-            // Before 18 the question may be asked by the account itself only, and without ids.
+            // An account that may not even ask is no administrator.
             Err(OdooError::Refused { .. }) => false,
             Err(error) => return Err(error),
         };
@@ -185,13 +197,14 @@ impl Client {
         let _turn = self.calls.acquire().await;
         let began = clock::instant();
         let call = format!("{model}/{method}");
-        let answered = if session.version >= VERSION_JSON2 {
-            self.json2(&call, ids, arguments).await
-        } else {
-            let key = self.key();
-            let on: Value = ids.map_or_else(|| json!([]), |ids| json!([ids]));
-            let arguments = json!([self.config.database, session.user_id, *key, model, method, on, arguments]);
-            self.jsonrpc("object", "execute_kw", arguments, &call).await
+        let answered = match session.protocol {
+            Protocol::Json2 => self.json2(&call, ids, arguments).await,
+            Protocol::JsonRpc => {
+                let key = self.key();
+                let on: Value = ids.map_or_else(|| json!([]), |ids| json!([ids]));
+                let arguments = json!([self.config.database, session.user_id, *key, model, method, on, arguments]);
+                self.jsonrpc("object", "execute_kw", arguments, &call).await
+            }
         };
         let took = clock::instant().duration_since(began);
         answered.map(|answer| Answer { took, ..answer })
@@ -251,15 +264,18 @@ impl Client {
         }
     }
 
-    /// The version: 19 and later say it at `/json/version`, older ones at `/jsonrpc`.
-    async fn probe(&self) -> Result<(u32, String), OdooError> {
+    /// The version, and what is spoken where it was said: 19 and later say it at `/json/version`; older ones,
+    /// and newer ones whose proxy lets that not through, at `/jsonrpc`.
+    async fn probe(&self) -> Result<(Protocol, u32, String), OdooError> {
         let answer = self.server.exchange("/json/version", &[], None).await?;
         let found: Option<Value> = serde_json::from_slice(&answer.body).ok();
-        let (info, text) = match found {
-            Some(found) if answer.status.is_success() => (found["version_info"].clone(), found["version"].clone()),
+        let (protocol, info, text) = match found {
+            Some(found) if answer.status.is_success() => {
+                (Protocol::Json2, found["version_info"].clone(), found["version"].clone())
+            }
             _ if answer.status.as_u16() == 404 => {
                 let answer = self.jsonrpc("common", "version", json!([]), "version").await?.value;
-                (answer["server_version_info"].clone(), answer["server_version"].clone())
+                (Protocol::JsonRpc, answer["server_version_info"].clone(), answer["server_version"].clone())
             }
             _ => return Err(from_page(answer.status, answer.is_page, &self.config.database, "version")),
         };
@@ -270,25 +286,28 @@ impl Client {
             _ => None,
         };
         match major {
-            Some(major) => Ok((major, text.as_str().unwrap_or_default().to_owned())),
+            Some(major) => Ok((protocol, major, text.as_str().unwrap_or_default().to_owned())),
             None => Err(OdooError::NotOdoo("what answers at url says no version of Odoo; check url".into())),
         }
     }
 
     /// Number of the account that the key belongs to.
     async fn login(&self, session: &Session) -> Result<i64, OdooError> {
-        let found = if session.version >= VERSION_JSON2 {
-            let answer = self.json2("res.users/context_get", None, Map::new()).await?;
-            answer.value.get("uid").and_then(Value::as_i64)
-        } else {
-            let Some(user) = &self.config.user else {
+        let found = match (session.protocol, &self.config.user) {
+            (Protocol::Json2, _) => {
+                let answer = self.json2("res.users/context_get", None, Map::new()).await?;
+                answer.value.get("uid").and_then(Value::as_i64)
+            }
+            (Protocol::JsonRpc, Some(user)) => {
+                let arguments = json!([self.config.database, user, *self.key(), {}]);
+                self.jsonrpc("common", "authenticate", arguments, "authenticate").await?.value.as_i64()
+            }
+            (Protocol::JsonRpc, None) => {
                 return Err(OdooError::Denied(format!(
-                    "Odoo {} wants the login of the account too; set user",
+                    "Odoo {} is asked over /jsonrpc, which wants the login of the account too; set user",
                     session.version_text
                 )));
-            };
-            let arguments = json!([self.config.database, user, *self.key(), {}]);
-            self.jsonrpc("common", "authenticate", arguments, "authenticate").await?.value.as_i64()
+            }
         };
         found.ok_or_else(|| {
             OdooError::Denied(

@@ -4,11 +4,11 @@
 //! A part that awaits its shutdown beside everything else it waits for is alive, however long a peer
 //! takes; one that does not come back to it is stuck, and its [`Pulse`] stops.
 
+use crate::clock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 /// A handle on which tasks wait for the end.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Shutdown {
     /// The same signal with a pulse: it beats as long as whoever holds the handle awaits [`Shutdown::begun`],
     /// and has stopped when that is `limit` ago.
     pub fn with_pulse(&self, limit: Duration) -> (Self, Arc<Pulse>) {
-        let pulse = Arc::new(Pulse { since: Instant::now(), beat: AtomicU64::new(0), limit });
+        let pulse = Arc::new(Pulse { since: clock::instant(), beat: AtomicU64::new(0), limit });
         (Self { signal: self.signal.clone(), pulse: Some(Arc::clone(&pulse)) }, pulse)
     }
 
@@ -89,13 +89,15 @@ pub struct Pulse {
 
 impl Pulse {
     fn beat(&self) {
-        let millis = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(clock::instant().duration_since(self.since).as_millis()).unwrap_or(u64::MAX);
         self.beat.store(millis, Ordering::Relaxed);
     }
 
     /// How long ago the last beat was.
     pub fn silence(&self) -> Duration {
-        self.since.elapsed().saturating_sub(Duration::from_millis(self.beat.load(Ordering::Relaxed)))
+        clock::instant()
+            .duration_since(self.since)
+            .saturating_sub(Duration::from_millis(self.beat.load(Ordering::Relaxed)))
     }
 
     /// Returns once there has been no beat for its limit. Safe to drop half-way.

@@ -10,10 +10,11 @@
 //!
 //! Not here: where the facts come from (`sources`).
 
+mod kind;
 mod rules;
 mod steps;
 
-pub use rules::{Kind, Severity};
+pub use kind::{Kind, Severity};
 pub use steps::Exception;
 
 use crate::clock;
@@ -25,7 +26,7 @@ use crate::local::Local;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::odoo::Mirrors;
-use rules::{Facts, Machine};
+use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -128,7 +129,7 @@ pub struct Watch {
     board: Arc<Board>,
     steps: Steps,
     /// When a condition was first seen whose beginning nothing tells, and that is not open yet.
-    first_seen: HashMap<(Kind, String), Timestamp>,
+    first_seen: HashMap<Key, Timestamp>,
     waiter: Waiter,
 }
 
@@ -199,7 +200,7 @@ impl Watch {
         let machines = self.machines();
         let mirrors = self.mirrors.all();
         // Thousands of records are read: not on a thread that serves.
-        let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors));
+        let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors, now));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;
         let conditions = rules::conditions(&self.config, &facts, &machines, now, &mut self.first_seen);
         let judged = facts.judged(self.config.machines.is_some());

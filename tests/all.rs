@@ -5,6 +5,7 @@
 mod bad_disk;
 mod broker_source;
 mod central;
+mod clock;
 mod common;
 mod conformance;
 mod contracts;
@@ -31,6 +32,7 @@ mod refusals;
 mod reload;
 mod replay;
 mod seal;
+mod service;
 mod sessions;
 mod sparkplug;
 mod tidy;

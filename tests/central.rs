@@ -164,6 +164,59 @@ fn the_consumer_tells_what_is_missing_from_what_is_lost_or_was_never_there() {
 }
 
 #[test]
+fn the_consumer_puts_times_right_that_were_given_while_the_gateway_did_not_know_the_time() {
+    let folder = scratch_folder("consumer-clock");
+    let broker = PlantBroker::start(folder.path(), "");
+    let consumer = Consumer { state: folder.path().join("state.db"), broker: broker.plain, protocol: "5" };
+    consumer.take();
+    let at = |sequence: u64, time: &str, recorded: &str, is_marked: bool| {
+        let mut event = state(sequence);
+        event["time"] = time.into();
+        event["recordedtime"] = recorded.into();
+        if is_marked {
+            event["clockstatus"] = "untrusted".into();
+        }
+        publish(broker.plain, TOPIC, event.to_string().as_bytes(), &[STRUCTURED]);
+    };
+    let lost = "1970-01-01T00:16:41.500000Z";
+    at(1, lost, lost, true);
+    // A device that knows the time, and one that says when something was an hour ago.
+    at(2, T1, "1970-01-01T00:16:42.000000Z", true);
+    at(3, "2026-11-23T08:00:10.000000Z", "2026-11-23T08:00:10.000000Z", true);
+    at(4, T2, T2, false);
+    assert_eq!(stream(&consumer.take(), STATE)["clock"], json!({"corrected": 0, "unknown": 3}));
+    let correction = |number: u64, offset: Value| {
+        let data = json!({"status": "untrusted", "cause": "set", "offset_seconds": offset, "from": "1970-01-01T00:16:40.000000Z",
+            "to": "1970-01-01T00:16:50.000000Z", "set_to": "2026-11-23T08:00:10.000000Z",
+            "streams": [{"lane": "critical", "stream": "machine.state.v1", "first": 1, "last": 2}]});
+        let event = event("com.example.gateway.clock.v1", number, &format!("clock-{number}"), data);
+        publish(broker.plain, "test/plant/gateway.clock/v1/gw", event.to_string().as_bytes(), &[STRUCTURED]);
+    };
+    correction(1, Value::Null);
+    assert_eq!(stream(&consumer.take(), STATE)["clock"], json!({"corrected": 0, "unknown": 3}));
+    correction(2, json!(1_795_420_400.25));
+    let report = consumer.take();
+    assert_eq!(stream(&report, STATE)["clock"], json!({"corrected": 2, "unknown": 0}), "{report:#}");
+    let said = consumer.command(&["--times"]).output().expect("python runs");
+    let said = String::from_utf8(said.stdout).expect("text");
+    let times: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .filter(|event| event["type"] == STATE)
+        .map(|event| json!([event["sequence"], event["time"], event["recordedtime"], event["clock"]]))
+        .collect();
+    assert_eq!(
+        Value::from(times),
+        json!([
+            [1, "2026-11-23T08:10:01.750000Z", "2026-11-23T08:10:01.750000Z", "corrected"],
+            [2, T1, "2026-11-23T08:10:02.250000Z", "corrected"],
+            [3, "2026-11-23T08:00:10.000000Z", "2026-11-23T08:00:10.000000Z", "right"],
+            [4, T2, T2, "right"]
+        ])
+    );
+}
+
+#[test]
 fn the_consumer_finds_a_wrong_digest_a_number_given_twice_and_what_the_ledger_had_and_it_has_not() {
     let folder = scratch_folder("consumer-wrong");
     let broker = PlantBroker::start(folder.path(), "");

@@ -4,7 +4,10 @@
 //! gives; `tests/run --odoo` drives the real one (`odoo/real.rs`).
 
 mod fake;
+mod front;
+mod lasting;
 mod real;
+mod secured;
 mod trouble;
 mod watching;
 
@@ -21,10 +24,12 @@ pub struct Plant {
     pub gateway: Gateway,
     pub collector: Collector,
     pub broker: Mosquitto,
+    /// Its files stand in the folder that `$PKI` stands for.
+    pub pki: Pki,
     _folder: tempfile::TempDir,
 }
 
-/// The contracts that come with the program, with an interval that fits a test.
+/// The contracts that come with the program, with an interval that fits a test, or with their own.
 pub fn contracts(to: &Path, set: &str, interval: &str) {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/contracts").join(set);
     let to = to.join(set);
@@ -34,14 +39,15 @@ pub fn contracts(to: &Path, set: &str, interval: &str) {
     }
     for entry in std::fs::read_dir(&from).expect("contracts").flatten().filter(|entry| entry.path().is_file()) {
         let text = std::fs::read_to_string(entry.path()).expect("text");
-        let lines = text.lines().map(|line| if line.starts_with("interval") { interval } else { line });
+        let lines =
+            text.lines().map(|line| if line.starts_with("interval") && !interval.is_empty() { interval } else { line });
         let text: Vec<_> = lines.collect();
         std::fs::write(to.join(entry.file_name()), text.join("\n") + "\n").expect("written");
     }
 }
 
 impl Plant {
-    /// `source` goes into `[[source.odoo]]`, `rest` behind it.
+    /// `source` goes into `[[source.odoo]]`, `rest` behind it. Without an interval the contracts keep theirs.
     pub fn prepare(name: &str, url: &str, interval: &str, source: &str, rest: &str) -> Self {
         let folder = scratch_folder(name);
         let pki = Pki::write(folder.path());
@@ -53,12 +59,14 @@ impl Plant {
         let odoo = format!(
             "\n[[source.odoo]]\nname = \"erp\"\nurl = \"{url}\"\ndatabase = \"plant\"\nkey_file = \"odoo.key\"\n{source}\n"
         );
+        let odoo = odoo.replace("$PKI", &folder.path().display().to_string());
         std::fs::write(gateway.config(), config + &odoo + rest + &destination).expect("written");
         std::fs::write(gateway.folder.join("odoo.key"), fake::KEY).expect("written");
         let to = gateway.folder.join("contracts");
-        contracts(&to, "odoo", &format!("interval = \"{interval}\""));
+        let interval = if interval.is_empty() { String::new() } else { format!("interval = \"{interval}\"") };
+        contracts(&to, "odoo", &interval);
         contracts(&to, "watch", "");
-        Self { gateway, collector, broker, _folder: folder }
+        Self { gateway, collector, broker, pki, _folder: folder }
     }
 
     pub fn start(name: &str, odoo: &Odoo, source: &str, rest: &str) -> Self {
@@ -88,18 +96,25 @@ impl Plant {
     pub fn problem(&self) -> String {
         let status = self.gateway.status();
         let sources = status["sources"].as_array().cloned().unwrap_or_default();
-        let odoo = sources.into_iter().find(|source| source["kind"] == "odoo").expect("an Odoo source");
+        let Some(odoo) = sources.into_iter().find(|source| source["kind"] == "odoo") else {
+            return "it is not started yet".into();
+        };
         odoo["problem"].as_str().unwrap_or_default().to_owned()
     }
 
     pub fn await_problem(&self, part: &str) -> String {
+        self.await_problem_for(part, Duration::from_secs(40))
+    }
+
+    /// Waits until the source's problem has a part, or until there is none where the part is empty.
+    pub fn await_problem_for(&self, part: &str, patience: Duration) -> String {
         let start = Instant::now();
         loop {
             let problem = self.problem();
             if problem.contains(part) && (!part.is_empty() || problem.is_empty()) {
                 return problem;
             }
-            assert!(start.elapsed() < Duration::from_secs(40), "\"{part}\" is not in: {problem}");
+            assert!(start.elapsed() < patience, "\"{part}\" is not in: {problem}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

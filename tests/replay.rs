@@ -57,7 +57,11 @@ fn settled_events_are_sent_once_more_and_marked() {
 #[test]
 fn a_replay_is_paused_goes_on_after_a_kill_and_is_cancelled() {
     let centre = Centre::start();
-    let mut gateway = prepare("pause", &centre.destination("central"), &[("trace", contract("trace", "bulk", ""))]);
+    let mut gateway = prepare(
+        "pause",
+        &format!("{}[lane.bulk]\nlinger = \"0s\"\n", centre.destination("central")),
+        &[("trace", contract("trace", "bulk", ""))],
+    );
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     publish(&mut client, "trace", 1..401, 10);

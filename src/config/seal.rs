@@ -2,6 +2,7 @@
 
 use super::File;
 use super::files::{Named, places};
+use crate::journal::{JournalError, Seal};
 use crate::secret::{self, Secret};
 use crate::setting::access;
 use crate::setting::{Document, Problem};
@@ -28,6 +29,16 @@ pub(super) fn seal_certificates(raw: &mut File) {
     let clients = clients.chain(sources.odoo.iter_mut().map(|source| &mut source.tls));
     let clients = clients.chain(raw.destination.iter_mut().map(|destination| &mut destination.tls));
     clients.for_each(|files| files.seal = seal.clone());
+}
+
+/// Refuses an environment that the journal does not belong to.
+pub(super) fn check_journal(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+    let folder = raw.data_dir.join("journal");
+    if let Some(seal) = Seal::of(&folder).filter(|seal| seal.environment != raw.environment) {
+        let wanted = raw.environment.clone();
+        let error = JournalError::Sealed { folder, sealed: seal.environment, wanted };
+        problems.push(document.problem("environment", error.to_string()));
+    }
 }
 
 /// Refuses secrets that stand in the configuration themselves, and takes them out.

@@ -69,6 +69,11 @@ impl Publication {
         }
     }
 
+    /// Whether the gateway itself is what it tells of.
+    pub fn is_own(&self) -> bool {
+        self.stream.starts_with("gateway.")
+    }
+
     /// Major version: the first number of the version.
     pub fn major(&self) -> u64 {
         major_of(&self.version)

@@ -151,7 +151,7 @@ impl Works {
                         prepared.insert(name.clone(), (ready, print));
                         Step::Keep
                     }
-                    None => Step::Replace(wanted, print),
+                    None => Step::Replace(Box::new(wanted), print),
                 }),
                 None => self.ground.open_source(wanted, print, &contracts).map(|source| {
                     opened.push(source);
@@ -298,7 +298,7 @@ impl Works {
                     kept.push(source);
                 }
                 Some(Step::Replace(wanted, print)) => {
-                    replaced.push((wanted, print));
+                    replaced.push((*wanted, print));
                     gone.push(source);
                 }
                 Some(Step::New) | None => gone.push(source),
@@ -386,7 +386,7 @@ enum Step {
     /// It stays, perhaps with other settings.
     Keep,
     /// It is stopped, and started with other settings.
-    Replace(sources::Wanted, sources::Print),
+    Replace(Box<sources::Wanted>, sources::Print),
     /// It is there already, under a name that is free or gets free.
     New,
 }

@@ -84,8 +84,8 @@ enum Engine {
 
 /// Settings that are good, and not in force yet.
 pub(super) enum Prepared {
-    Listener(mqtt::Prepared),
-    Server(http::Prepared),
+    Listener(Box<mqtt::Prepared>),
+    Server(Box<http::Prepared>),
 }
 
 /// A source that works.
@@ -226,9 +226,11 @@ impl Source {
     pub fn prepare(&self, wanted: &Wanted) -> anyhow::Result<Option<Prepared>> {
         Ok(match (&self.engine, wanted) {
             (Engine::Listener(listener), Wanted::Mqtt(config)) => {
-                Some(Prepared::Listener(listener.prepare(config.clone())?))
+                Some(Prepared::Listener(Box::new(listener.prepare(config.clone())?)))
             }
-            (Engine::Server(server), Wanted::Http(config)) => Some(Prepared::Server(server.prepare(config.clone())?)),
+            (Engine::Server(server), Wanted::Http(config)) => {
+                Some(Prepared::Server(Box::new(server.prepare(config.clone())?)))
+            }
             _ => None,
         })
     }
@@ -237,11 +239,11 @@ impl Source {
     pub fn put_in_force(&mut self, prepared: Prepared, print: Print) {
         let address = match (&self.engine, prepared) {
             (Engine::Listener(listener), Prepared::Listener(prepared)) => {
-                listener.put_in_force(prepared);
+                listener.put_in_force(*prepared);
                 listener.address()
             }
             (Engine::Server(server), Prepared::Server(prepared)) => {
-                server.put_in_force(prepared);
+                server.put_in_force(*prepared);
                 server.address()
             }
             _ => return,

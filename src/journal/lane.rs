@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::gather::{Gather, NotTaken, Ticket, Waiter};
+use super::pulse::Pulse;
 use super::retention::Ages;
 use super::segment::Segment;
 use super::settled::{Account, Outcome, Settled};
@@ -37,6 +38,8 @@ pub struct LaneStats {
     repeats: Mutex<HashMap<String, u64>>,
 }
 
+/// A writer that is at one thing for so long is a problem that a person should see.
+const COMMIT_SHOWN_AFTER: Duration = Duration::from_secs(10);
 /// Devices whose repeats are counted apart.
 const REPEATING_DEVICES_MAX: usize = 4096;
 
@@ -81,6 +84,8 @@ pub struct Lane {
     pub(super) ages: Mutex<Ages>,
     /// The writer is to go on in a new segment, whose summary holds the cursors as they are.
     pub(super) renew: AtomicBool,
+    /// What the writer is at.
+    pub(super) pulse: Pulse,
 }
 
 /// How far a lane's log is on the disk: both at the same moment.
@@ -464,7 +469,7 @@ impl Lane {
             budget: self.settings.load().budget,
             segments: log.segments.len(),
             problem: match self.condition() {
-                Condition::Good => None,
+                Condition::Good => self.pulse.check(&self.name, COMMIT_SHOWN_AFTER).err().map(|why| why.to_string()),
                 Condition::Full(why) | Condition::Failed(why) => Some(why),
             },
             destinations,

@@ -4,6 +4,7 @@ use super::disk::{Disk, DiskFile, read_whole, write_whole};
 use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
+use super::pulse::Pulse;
 use super::retention::Ages;
 use super::segment::{Segment, StreamPart, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
@@ -15,6 +16,7 @@ use super::{Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, L
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
+use crate::service::Lifeless;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ use tokio::sync::watch;
 
 /// The journal format that this version writes, and the newest it opens.
 const FORMAT: u64 = 2;
+/// Name of the file that holds the seal.
+const SEAL: &str = "journal.toml";
 /// The writer's stack: redb's tree walks are shallow.
 const WRITER_STACK_BYTES: usize = 512 << 10;
 
@@ -130,6 +134,11 @@ impl Journal {
         self.lanes.iter().find(|lane| lane.name == name)
     }
 
+    /// Whether every writer is alive, if one piece of its work may take `work_max`.
+    pub fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
+        self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.pulse.check(&lane.name, work_max))
+    }
+
     /// The log of dead letters.
     pub fn dead(&self) -> &Arc<Lane> {
         &self.dead
@@ -188,6 +197,11 @@ impl Journal {
         (window.held(), window.capacity(), window.reaches_back_to())
     }
 
+    /// Says that the clock was set, by so many microseconds: repeats stay repeats.
+    pub fn clock_was_set(&self, micros: i64) {
+        self.core.window().shift(micros);
+    }
+
     /// Takes nothing more, brings what it has to the disk, and closes every file cleanly. Gives up
     /// on a disk that does not take it within `patience`: nobody got a receipt for that.
     pub fn close(&self, patience: Duration) {
@@ -232,7 +246,7 @@ impl Catalog {
 }
 
 fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), JournalError> {
-    let path = folder.join("journal.toml");
+    let path = folder.join(SEAL);
     match read_whole(disk, &path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
@@ -416,6 +430,7 @@ fn open_lane(
         gaps,
         ages: Mutex::new(Ages::default()),
         renew: AtomicBool::new(false),
+        pulse: Pulse::default(),
     };
     Ok((lane, Position { offsets, sequences, active }))
 }
@@ -569,6 +584,14 @@ impl Lane {
     /// What stands at an offset, for those who look once; blocks the thread.
     pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
         self.read(offset)
+    }
+}
+
+impl Seal {
+    /// The seal of a journal, without its lock; `None` if there is none, or this user may not read it.
+    pub fn of(folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.join(SEAL)).ok()?;
+        toml::from_str(&text).ok()
     }
 }
 

@@ -14,14 +14,13 @@ use std::time::Duration;
 
 /// Removes what may go. Called by the lane's writer, between commits.
 pub(super) fn sweep(lane: &Lane) {
-    let now = Timestamp::from(clock::wall());
     let is_open =
         |letter: u64, _: &Record<'_>| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
     while let Some(oldest) = lane.oldest_closed() {
         if oldest.end > lane.settled_low() {
             return;
         }
-        let is_over = now.since(oldest.closed_at) >= lane.core.retention_settled(lane);
+        let is_over = clock::age(oldest.closed_at.into()) >= lane.core.retention_settled(lane);
         let needs_room = lane.bytes() > lane.settings.load().budget;
         if !is_over && !needs_room {
             return;

@@ -91,6 +91,14 @@ impl Window {
         if conflict { Seen::Conflict } else { Seen::New }
     }
 
+    /// Moves what was recorded under an earlier setting of the clock, so that it stays as old as it is.
+    pub fn shift(&mut self, micros: i64) {
+        for generation in &mut self.generations {
+            generation.first = Timestamp(generation.first.0.saturating_add(micros));
+            generation.last = Timestamp(generation.last.0.saturating_add(micros));
+        }
+    }
+
     /// Puts an event in that is known to be accepted.
     pub fn insert(&mut self, print: Fingerprint, at: Timestamp) {
         let full = self.generations.last().is_none_or(|newest| newest.used * 4 >= self.slots * 3);
@@ -186,6 +194,15 @@ mod tests {
         assert_eq!(window.admit(print(&newest, ""), Timestamp(0), DAY), Seen::Repeat);
         let reach = window.reaches_back_to().map(|at| at.0);
         assert!(reach.is_some_and(|at| at >= (capacity * 2) as i64 - 1), "{reach:?}");
+    }
+
+    #[test]
+    fn a_repeat_is_one_also_where_the_clock_was_set_in_between() {
+        let mut window = Window::new(1 << 20);
+        window.admit(print("1", "a"), Timestamp(0), DAY);
+        let later = Timestamp(0).plus(DAY * 2);
+        window.shift((DAY * 2).as_micros() as i64);
+        assert_eq!(window.admit(print("1", "a"), later, DAY), Seen::Repeat);
     }
 
     #[test]

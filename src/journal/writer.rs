@@ -100,6 +100,8 @@ impl Writer {
 
     /// Works until the journal closes.
     pub(super) fn run(mut self) {
+        let lane = Arc::clone(&self.lane);
+        let _beating = lane.pulse.start();
         let mut spare = Batch::default();
         let mut swept_at = clock::instant();
         loop {
@@ -107,7 +109,10 @@ impl Writer {
             // Commits start at least the linger apart: an event that finds the lane idle goes at once.
             let hold =
                 || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
-            match self.lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES) {
+            lane.pulse.waits();
+            let work = lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES);
+            lane.pulse.works();
+            match work {
                 Work::Batch(mut batch) => {
                     self.commit_batch(&batch);
                     if self.lane.is_abandoned() {
@@ -131,6 +136,7 @@ impl Writer {
             }
             if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
                 swept_at = clock::instant();
+                lane.pulse.works();
                 self.keep_within_limits();
             }
         }
@@ -175,6 +181,7 @@ impl Writer {
         loop {
             let started = clock::instant();
             self.committed_at = Some(started);
+            self.lane.pulse.works();
             match self.try_commit(&prepared) {
                 Ok(()) => {
                     self.lane.stats.fsync.record(clock::instant().duration_since(started), 1);
@@ -184,6 +191,7 @@ impl Writer {
                 }
                 Err(condition) => {
                     self.lane.set_condition(condition);
+                    self.lane.pulse.waits();
                     if self.lane.pause(pause) {
                         // The journal closes: nobody got a receipt for this batch.
                         self.lane.abandon();

@@ -62,7 +62,7 @@ pub struct Config {
     pub database: String,
     /// File that holds the API key of the account.
     pub key_file: PathBuf,
-    /// Login of the account; needed for 14 to 18.
+    /// Login of the account; needed over `/jsonrpc` only, as for 14 to 18.
     pub user: Option<String>,
     /// Certificates.
     #[serde(default)]
@@ -200,7 +200,7 @@ impl Mirror {
     }
 
     /// Shows every record: its number, when it was written (seconds since 1970), and its fields.
-    pub fn each(&self, see: impl FnMut(i64, i64, &Map<String, Value>)) {
+    pub fn each(&self, see: impl FnMut(i64, i64, Map<String, Value>)) {
         self.known().each(see);
     }
 }

@@ -22,7 +22,6 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, CannotBind> {
         hint: match error.kind() {
             std::io::ErrorKind::AddrInUse => "; another program has the port, perhaps another Forebay or a broker",
             std::io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
-            std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
             _ => "",
         },
         error,
@@ -34,7 +33,18 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    if let Err(error) = socket.bind(&address.into()) {
+        if error.kind() != std::io::ErrorKind::AddrNotAvailable {
+            return Err(error);
+        }
+        // A box starts before its network is there; collecting on its other addresses does not wait for that.
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        socket.bind(&address.into())?;
+        tracing::warn!(%address, "this machine has no such address yet; it is listened on as soon as it has");
+    }
     socket.listen(1024)?;
     TcpListener::from_std(socket.into())
 }

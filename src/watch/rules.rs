@@ -3,88 +3,18 @@
 //! Invariant: a condition's words hold nothing that changes by the minute, so that an exception tells
 //! of an update only when there is one.
 
+use super::kind::{Kind, Severity};
 use super::{Config, Setting};
 use crate::event::Timestamp;
 use crate::sources::odoo::{Mirror, linked};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The kinds of exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// An order was to start and is still a draft.
-    OrderNotReleased,
-    /// An order was released, was to start and has not.
-    OrderNotStarted,
-    /// An order waits for components.
-    WaitingForMaterial,
-    /// An order is past its due date, or is planned to be.
-    OrderLate,
-    /// An order is done and not closed.
-    OrderNotClosed,
-    /// A work order takes longer than was expected.
-    WorkOrderOverTime,
-    /// A work center is blocked.
-    WorkCenterBlocked,
-    /// A machine runs, and no work order is in progress at its work center.
-    MachineWithoutOrder,
-    /// A work order is in progress, and its machine does not run.
-    OrderWithoutMachine,
-}
-
-/// How bad an exception is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// Worth knowing.
-    Info,
-    /// Somebody should look today.
-    Warning,
-    /// Somebody should look now.
-    Critical,
-}
-
 const ORDERS: [Kind; 5] =
     [Kind::OrderNotReleased, Kind::OrderNotStarted, Kind::WaitingForMaterial, Kind::OrderLate, Kind::OrderNotClosed];
 const MACHINES: [Kind; 2] = [Kind::MachineWithoutOrder, Kind::OrderWithoutMachine];
-
-impl Kind {
-    /// How long it has to last, and how bad it is, where the configuration does not say.
-    fn defaults(self) -> (Duration, Severity) {
-        let minutes = |count: u64| Duration::from_secs(count * 60);
-        match self {
-            Self::OrderNotReleased => (Duration::ZERO, Severity::Warning),
-            Self::OrderNotStarted => (minutes(15), Severity::Warning),
-            Self::WaitingForMaterial => (Duration::ZERO, Severity::Warning),
-            Self::OrderLate => (Duration::ZERO, Severity::Critical),
-            Self::OrderNotClosed => (minutes(60), Severity::Info),
-            Self::WorkOrderOverTime => (Duration::ZERO, Severity::Warning),
-            Self::WorkCenterBlocked => (Duration::ZERO, Severity::Critical),
-            Self::MachineWithoutOrder | Self::OrderWithoutMachine => (minutes(10), Severity::Warning),
-        }
-    }
-}
-
-impl std::fmt::Display for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = serde_json::to_value(self).unwrap_or_default();
-        f.pad(name.as_str().unwrap_or_default())
-    }
-}
-
-impl std::fmt::Display for Severity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Info => "info",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        })
-    }
-}
 
 /// Something that is as it should not be.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +29,15 @@ pub(super) struct Condition {
     pub(super) is_since_known: bool,
     pub(super) reason: String,
     pub(super) details: Value,
+}
+
+/// What makes an exception this one and no other: kind, source and subject.
+pub(super) type Key = (Kind, String, String);
+
+impl Condition {
+    pub(super) fn key(&self) -> Key {
+        (self.kind, self.source.clone(), self.subject.clone())
+    }
 }
 
 /// What a machine last said.
@@ -123,59 +62,75 @@ struct Fact {
 /// Everything that is judged, at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    orders: Vec<Fact>,
+    /// What is wrong with orders: there are thousands, and each is judged by itself.
+    orders: Vec<Condition>,
     work_orders: Vec<Fact>,
     work_centers: Vec<Fact>,
     stops: Vec<Fact>,
-    /// Models that are known completely.
-    ready: BTreeSet<String>,
+    /// Sources and models that are known completely.
+    ready: BTreeSet<(String, String)>,
 }
 
 /// Whether a record counts.
 type Test = fn(&Map<String, Value>) -> bool;
 
 impl Facts {
-    /// Copies what is open.
-    pub(super) fn gather(mirrors: &[Arc<Mirror>]) -> Self {
+    /// Judges orders, and copies what else is open.
+    pub(super) fn gather(mirrors: &[Arc<Mirror>], now: Timestamp) -> Self {
         let mut facts = Self::default();
+        let about = |mirror: &Mirror| (mirror.source().to_owned(), mirror.model().to_owned());
+        facts.ready = mirrors.iter().map(|mirror| about(mirror)).collect();
+        // Several contracts may read a model, each its part.
+        mirrors.iter().filter(|mirror| !mirror.is_complete()).for_each(|mirror| {
+            facts.ready.remove(&about(mirror));
+        });
         for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
+            let fact = |id, written: i64, record| Fact {
+                source: mirror.source().to_owned(),
+                id,
+                write_date: Timestamp(written.saturating_mul(1_000_000)),
+                record,
+            };
             let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
-                "mrp.production" => (&mut facts.orders, is_unfinished),
+                "mrp.production" => {
+                    mirror.each(|id, written, record| {
+                        if is_unfinished(&record) {
+                            of_order(&fact(id, written, record), now, &mut facts.orders);
+                        }
+                    });
+                    continue;
+                }
                 "mrp.workorder" => (&mut facts.work_orders, is_running),
                 "mrp.workcenter" => (&mut facts.work_centers, is_there),
                 "mrp.workcenter.productivity" => (&mut facts.stops, is_timing),
                 _ => continue,
             };
-            facts.ready.insert(mirror.model().to_owned());
             mirror.each(|id, written, record| {
-                if is_open(record) {
-                    list.push(Fact {
-                        source: mirror.source().to_owned(),
-                        id,
-                        write_date: Timestamp(written.saturating_mul(1_000_000)),
-                        record: record.clone(),
-                    });
+                if is_open(&record) {
+                    list.push(fact(id, written, record));
                 }
             });
         }
         facts
     }
 
-    /// The kinds that can be judged: those whose models are known.
-    pub(super) fn judged(&self, has_machines: bool) -> BTreeSet<Kind> {
-        let knows = |model: &str| self.ready.contains(model);
+    /// What can be judged: source and kind, where the models are known.
+    pub(super) fn judged(&self, has_machines: bool) -> BTreeSet<(String, Kind)> {
         let mut judged = BTreeSet::new();
-        if knows("mrp.production") {
-            judged.extend(ORDERS);
-        }
-        if knows("mrp.workorder") {
-            judged.insert(Kind::WorkOrderOverTime);
-        }
-        if knows("mrp.workcenter") {
-            judged.insert(Kind::WorkCenterBlocked);
-        }
-        if has_machines && knows("mrp.workorder") && knows("mrp.workcenter") {
-            judged.extend(MACHINES);
+        for (source, model) in &self.ready {
+            let kinds: &[Kind] = match model.as_str() {
+                "mrp.production" => &ORDERS,
+                "mrp.workorder" => &[Kind::WorkOrderOverTime],
+                "mrp.workcenter" => &[Kind::WorkCenterBlocked],
+                _ => continue,
+            };
+            judged.extend(kinds.iter().map(|kind| (source.clone(), *kind)));
+            if has_machines
+                && model == "mrp.workorder"
+                && self.ready.contains(&(source.clone(), "mrp.workcenter".to_owned()))
+            {
+                judged.extend(MACHINES.map(|kind| (source.clone(), kind)));
+            }
         }
         judged
     }
@@ -218,10 +173,9 @@ pub(super) fn conditions(
     facts: &Facts,
     machines: &[Machine],
     now: Timestamp,
-    first_seen: &mut HashMap<(Kind, String), Timestamp>,
+    first_seen: &mut HashMap<Key, Timestamp>,
 ) -> Vec<Condition> {
-    let mut found = Vec::new();
-    facts.orders.iter().for_each(|order| of_order(order, now, &mut found));
+    let mut found = facts.orders.clone();
     of_work_orders(facts, now, &mut found);
     of_work_centers(facts, &mut found);
     of_machines(facts, machines, &mut found);
@@ -232,7 +186,7 @@ pub(super) fn conditions(
         let (after_default, severity_default) = condition.kind.defaults();
         condition.severity = severity.unwrap_or(severity_default);
         if !condition.is_since_known {
-            let key = (condition.kind, condition.subject.clone());
+            let key = condition.key();
             condition.since = first_seen.get(&key).copied().unwrap_or(now);
             seen.insert(key, condition.since);
         }
@@ -437,7 +391,9 @@ mod tests {
     }
 
     fn of(record: Value, config: &str) -> Vec<(Kind, String)> {
-        kinds(&Facts { orders: vec![fact(1, record)], ..Facts::default() }, &[], config)
+        let mut facts = Facts::default();
+        of_order(&fact(1, record), Timestamp::parse(NOW).expect("a time"), &mut facts.orders);
+        kinds(&facts, &[], config)
     }
 
     #[test]

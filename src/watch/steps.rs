@@ -3,7 +3,8 @@
 //! Invariant: what is to be told is fixed when it is noted, so that telling it again says the same.
 
 use super::STREAMS;
-use super::rules::{Condition, Kind, Severity};
+use super::kind::{Kind, Severity};
+use super::rules::{Condition, Key};
 use crate::event::Timestamp;
 use crate::journal::Note;
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ const FORMAT: u8 = 1;
 /// A step that is to be told.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
-    pub(super) key: (Kind, String),
+    pub(super) key: Key,
     pub(super) exception: String,
     pub(super) kind: Kind,
     pub(super) reference: String,
@@ -69,10 +70,10 @@ pub(super) struct Step {
     pub(super) payload: String,
 }
 
-/// All exceptions, by kind and subject.
+/// All exceptions.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    entries: BTreeMap<(Kind, String), Entry>,
+    entries: BTreeMap<Key, Entry>,
 }
 
 fn uuid(name: &str) -> String {
@@ -103,8 +104,8 @@ impl Steps {
         for (name, bytes) in notes {
             match serde_json::from_slice::<Entry>(&bytes) {
                 Ok(entry) if entry.format == FORMAT => {
-                    let key = (entry.exception.kind, entry.exception.subject.clone());
-                    steps.entries.insert(key, entry);
+                    let about = &entry.exception;
+                    steps.entries.insert((about.kind, about.source.clone(), about.subject.clone()), entry);
                 }
                 _ => tracing::warn!(note = %name, "a note of an exception cannot be read; it may open again"),
             }
@@ -112,11 +113,11 @@ impl Steps {
         steps
     }
 
-    /// Plans what follows from the conditions that hold. Only kinds in `judged` can end.
-    pub(super) fn compare(&mut self, conditions: Vec<Condition>, judged: &BTreeSet<Kind>, now: Timestamp) {
+    /// Plans what follows from the conditions that hold. Only kinds of a source in `judged` can end.
+    pub(super) fn compare(&mut self, conditions: Vec<Condition>, judged: &BTreeSet<(String, Kind)>, now: Timestamp) {
         let mut holds = BTreeSet::new();
         for condition in conditions {
-            let key = (condition.kind, condition.subject.clone());
+            let key = condition.key();
             holds.insert(key.clone());
             match self.entries.get_mut(&key) {
                 Some(entry) => entry.update(condition, now),
@@ -124,7 +125,8 @@ impl Steps {
             }
         }
         for (key, entry) in &mut self.entries {
-            if !holds.contains(key) && judged.contains(&key.0) && entry.due.is_none() {
+            let is_judged = || judged.contains(&(key.1.clone(), key.0));
+            if !holds.contains(key) && entry.due.is_none() && is_judged() {
                 let id = uuid(&format!("{}/closed", entry.exception.id));
                 entry.plan(2, id, now, Some("it is no longer so"));
             }
@@ -245,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_exception_opens_once_updates_and_closes_once_under_one_id() {
-        let judged = BTreeSet::from([Kind::OrderLate]);
+        let judged = BTreeSet::from([("erp".to_owned(), Kind::OrderLate)]);
         let now = Timestamp(1_764_000_100_000_000);
         let mut steps = Steps::default();
         steps.compare(vec![condition("mrp.production/1", "a")], &judged, now);
@@ -270,5 +272,21 @@ mod tests {
         assert_eq!((&*closed[0].stream, &closed[0].exception), ("exception.closed", &opened[0].exception));
         assert_eq!(steps.done(&closed), [(format!("open/{}", opened[0].exception), None)]);
         assert!(steps.open().is_empty());
+    }
+
+    #[test]
+    fn the_same_record_of_two_sources_is_two_exceptions_and_each_ends_with_its_own() {
+        let now = Timestamp(1_764_000_100_000_000);
+        let of = |source: &str| Condition { source: source.into(), ..condition("mrp.production/1", "a") };
+        let judged = BTreeSet::from([("erp".to_owned(), Kind::OrderLate)]);
+        let mut steps = Steps::default();
+        steps.compare(vec![of("erp"), of("other")], &judged, now);
+        let opened = steps.due();
+        assert_eq!(streams(&steps), ["exception.opened", "exception.opened"]);
+        assert_ne!(opened[0].exception, opened[1].exception);
+        steps.done(&opened);
+        steps.compare(vec![], &judged, now);
+        assert_eq!(streams(&steps), ["exception.closed"], "nothing is known of the other source");
+        assert_eq!(steps.due()[0].source, "erp");
     }
 }

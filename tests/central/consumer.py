@@ -7,7 +7,8 @@ It shows what a consumer has to do, and the tests use it as theirs. In order of 
 2. drop twins by `source` and `id`: the same event may come again, also much later;
 3. watch `sequence`, which counts each stream of a gateway without gaps;
 4. explain gaps by what the gateway says: `gateway.ledger` (how many events there were, and up to
-   when all of them were delivered) and `gateway.loss` (what it had to give up).
+   when all of them were delivered) and `gateway.loss` (what it had to give up);
+5. put times right that a gateway without the time has given: `gateway.clock` says by how much.
 
 Needs paho-mqtt 2; batches that are compressed need the package zstandard (or Python 3.14).
 """
@@ -21,6 +22,7 @@ import sqlite3
 import ssl
 import sys
 import time
+from datetime import datetime, timedelta
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -31,6 +33,7 @@ BATCH = "application/cloudevents-batch+json"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 LEDGER = ".gateway.ledger.v1"
 LOSS = ".gateway.loss.v1"
+CLOCK = ".gateway.clock.v1"
 # Messages taken before the disk has them; the broker holds back what is beyond.
 IN_HAND_MAX = 1000
 # Messages in one transaction, and how long it waits for more of them.
@@ -42,7 +45,7 @@ RANGES_SHOWN = 50
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS event (source TEXT, id TEXT, type TEXT, sequence INTEGER, time TEXT, body TEXT,
-                                  PRIMARY KEY (source, id)) WITHOUT ROWID;
+                                  recorded TEXT, clock TEXT, PRIMARY KEY (source, id)) WITHOUT ROWID;
 -- A number belongs to a stream of a gateway: one event, also where the event came under another number before.
 CREATE TABLE IF NOT EXISTS number (gateway TEXT, type TEXT, sequence INTEGER, id TEXT,
                                    PRIMARY KEY (gateway, type, sequence)) WITHOUT ROWID;
@@ -50,6 +53,8 @@ CREATE TABLE IF NOT EXISTS ledger (gateway TEXT, type TEXT, first INTEGER, last 
                                    sequence INTEGER, time TEXT, PRIMARY KEY (gateway, type, first, last)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS loss (gateway TEXT, type TEXT, first INTEGER, last INTEGER, count INTEGER, cause TEXT,
                                  PRIMARY KEY (gateway, type, first, last, cause)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS clock (gateway TEXT, type TEXT, first INTEGER, last INTEGER, offset REAL, begun TEXT,
+                                  ended TEXT, set_to TEXT, PRIMARY KEY (gateway, type, first, last)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER);
 CREATE TABLE IF NOT EXISTS problem (text TEXT PRIMARY KEY);
 """
@@ -98,6 +103,12 @@ def events_of(payload, media_type="", properties=()):
     return events
 
 
+def shifted(time, seconds):
+    """A time so many seconds later, as it is written."""
+    at = datetime.fromisoformat(time.replace("Z", "+00:00")) + timedelta(microseconds=round(seconds * 1e6))
+    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def gateway_of(source):
     """`/{site}/{gateway}` of `/{site}/{gateway}/{source}/{device}`."""
     return "/".join(source.split("/")[:3])
@@ -131,8 +142,8 @@ class Books:
         gateway, sequence = gateway_of(source), int(event["sequence"])
         self.number(gateway, type, sequence, id)
         body = json.dumps(event) if self.keeps_bodies else None
-        row = (source, id, type, sequence, event.get("time"), body)
-        is_new = self.db.execute("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?, ?)", row).rowcount == 1
+        row = (source, id, type, sequence, event.get("time"), body, event.get("recordedtime"), event.get("clockstatus"))
+        is_new = self.db.execute("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
         if mark:
             self.count(mark)
         if not is_new:
@@ -143,6 +154,8 @@ class Books:
             self.take_ledger(gateway, type.removesuffix(LEDGER), event["data"])
         elif type.endswith(LOSS):
             self.take_loss(gateway, type.removesuffix(LOSS), event["data"])
+        elif type.endswith(CLOCK):
+            self.take_clock(gateway, type.removesuffix(CLOCK), event["data"])
         return True
 
     def number(self, gateway, type, sequence, id):
@@ -163,6 +176,44 @@ class Books:
         for lost in data["streams"]:
             row = (gateway, f"{namespace}.{lost['stream']}", lost["first"], lost["last"], lost["count"], data["cause"])
             self.db.execute("INSERT OR REPLACE INTO loss VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def take_clock(self, gateway, namespace, data):
+        for part in data["streams"]:
+            row = (gateway, f"{namespace}.{part['stream']}", part["first"], part["last"], data["offset_seconds"],
+                   data["from"], data["to"], data["set_to"])
+            self.db.execute("INSERT OR REPLACE INTO clock VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    # --- the times ---
+
+    def times(self):
+        """Every event that has a number, with its times put right where that can be done."""
+        rows = self.db.execute("SELECT source, type, sequence, id, time, recorded, clock FROM event ORDER BY type, sequence")
+        for source, type, sequence, id, time, recorded, clock in rows.fetchall():
+            time, recorded, state = self.right_times(gateway_of(source), type, sequence, time, recorded, clock)
+            yield {"source": source, "type": type, "sequence": sequence, "id": id, "time": time,
+                   "recordedtime": recorded, "clock": state}
+
+    def right_times(self, gateway, type, sequence, time, recorded, clock):
+        """Time and recorded time as they should be; and whether that is what they were (`right`), are now
+        (`corrected`), or cannot be known (`unknown`)."""
+        if clock != "untrusted":
+            return time, recorded, "right"
+        found = self.db.execute(
+            "SELECT offset, begun, ended FROM clock WHERE gateway = ? AND type = ? AND ? BETWEEN first AND last",
+            (gateway, type, sequence)).fetchone()
+        if found is None:
+            # Taken in the moment in which the clock was set: still marked, with the time that it was set to.
+            is_after = self.db.execute("SELECT 1 FROM clock WHERE gateway = ? AND offset IS NOT NULL AND set_to <= ?"
+                                       " AND julianday(set_to, '+1 minute') > julianday(?)",
+                                       (gateway, recorded, recorded)).fetchone()
+            return time, recorded, "right" if is_after else "unknown"
+        offset, begun, ended = found
+        if offset is None:
+            return time, recorded, "unknown"
+        # A device has a clock of its own: only a time that the gateway's showed then can be the gateway's.
+        if time and begun <= time <= ended:
+            time = shifted(time, offset)
+        return time, shifted(recorded, offset), "corrected"
 
     # --- the reconciliation ---
 
@@ -213,6 +264,13 @@ class Books:
             before = total(holes)
             holes = without(holes, from_, to, at_most=count)
             lost[cause] = lost.get(cause, 0) + before - total(holes)
+        clock = {"corrected": 0, "unknown": 0}
+        marked = self.db.execute(
+            "SELECT source, sequence, time, recorded FROM event WHERE type = ? AND clock = 'untrusted'", (type,))
+        for source, sequence, time, recorded in marked.fetchall():
+            state = self.right_times(gateway, type, sequence, time, recorded, "untrusted")[2]
+            if gateway_of(source) == gateway and state in clock:
+                clock[state] += 1
         complete = None
         for *_, sequence, at in ledger:
             is_past = complete is not None and sequence is not None and sequence <= complete["sequence"]
@@ -220,7 +278,7 @@ class Books:
                 complete = {"time": at, "sequence": sequence}
         return {"gateway": gateway, "type": type, "events": total(runs), "first": first, "last": last,
                 "complete": complete, "missing": total(holes), "missing_ranges": holes[:RANGES_SHOWN], "lost": lost,
-                "never_given": never_given, "problems": problems}
+                "never_given": never_given, "clock": clock, "problems": problems}
 
     def digest(self, gateway, type, first, last):
         """How many events of a range are here, and SHA-256 over their ids, each with a line feed, by number."""
@@ -392,6 +450,10 @@ def text_of(report):
             lines.append(f"    {count:,} lost at the gateway, as it announced: {cause}")
         if stream["never_given"]:
             lines.append(f"    {stream['never_given']:,} numbers belong to no event, as its ledger says")
+        for state, count in stream["clock"].items():
+            if count:
+                what = "put right by what it said later" if state == "corrected" else "and nobody knows by how much"
+                lines.append(f"    {count:,} came while the gateway's clock was wrong, {what}")
         if stream["missing"]:
             ranges = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in stream["missing_ranges"])
             lines.append(f"    {stream['missing']:,} MISSING: {ranges}")
@@ -405,6 +467,7 @@ def arguments():
     parser.add_argument("topics", nargs="*", help="topic filters, such as production/plant-01/#")
     parser.add_argument("--state", default="consumer.db", help="SQLite file that remembers what came")
     parser.add_argument("--report", action="store_true", help="report on the state, and connect to nothing")
+    parser.add_argument("--times", action="store_true", help="the events of the state with their times put right, one a line")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     parser.add_argument("--keep", action="store_true", help="keep the events themselves in the state too")
     parser.add_argument("--host", default="localhost")
@@ -419,8 +482,8 @@ def arguments():
     parser.add_argument("--idle", type=float, help="end after so many seconds without a message")
     parser.add_argument("--run-for", type=float, help="end after so many seconds")
     options = parser.parse_args()
-    if not options.report and not options.topics:
-        parser.error("name a topic filter, such as production/plant-01/#, or --report")
+    if not options.report and not options.times and not options.topics:
+        parser.error("name a topic filter, such as production/plant-01/#, or --report or --times")
     if bool(options.user) != bool(options.password_file):
         parser.error("--user and --password-file go together")
     return options
@@ -429,6 +492,10 @@ def arguments():
 def main():
     options = arguments()
     books = Books(options.state, options.keep)
+    if options.times:
+        for event in books.times():
+            print(json.dumps(event))
+        return
     if not options.report:
         consumer = Consumer(options, books)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -44,6 +44,7 @@ fn issue(
     purpose: ExtendedKeyUsagePurpose,
     file: &str,
     serial: u64,
+    change: impl Fn(&mut CertificateParams),
 ) -> (PathBuf, PathBuf) {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names.clone()).expect("parameters");
@@ -51,6 +52,7 @@ fn issue(
     params.extended_key_usages = vec![purpose];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from(serial));
+    change(&mut params);
     let key = KeyPair::generate().expect("key");
     let certificate = params.signed_by(&key, authority).expect("certificate");
     let cert = put(folder, &format!("{file}.pem"), &certificate.pem());
@@ -59,13 +61,23 @@ fn issue(
 
 impl Pki {
     pub fn write(folder: &Path) -> Self {
+        Self::write_with(folder, |_| ())
+    }
+
+    /// `server` changes what the server's certificate says.
+    pub fn write_with(folder: &Path, server: impl Fn(&mut CertificateParams)) -> Self {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("certificate");
         let leaf = |names: &[&str], purpose: ExtendedKeyUsagePurpose, file: &str| {
-            issue(&ca, folder, names, purpose, file, serial_of(file))
+            let special = |params: &mut CertificateParams| {
+                if file == "server" {
+                    server(params);
+                }
+            };
+            issue(&ca, folder, names, purpose, file, serial_of(file), special)
         };
         let (server_cert, server_key) = leaf(&SERVER, ExtendedKeyUsagePurpose::ServerAuth, "server");
         let (client_cert, client_key) = leaf(&CLIENT, ExtendedKeyUsagePurpose::ClientAuth, "client");
@@ -91,12 +103,12 @@ impl Pki {
 
     /// Puts a new certificate with a new key in the place of the server's.
     pub fn renew_server(&self, serial: u64) {
-        issue(&self.authority, &self.folder, &SERVER, ExtendedKeyUsagePurpose::ServerAuth, "server", serial);
+        issue(&self.authority, &self.folder, &SERVER, ExtendedKeyUsagePurpose::ServerAuth, "server", serial, |_| {});
     }
 
     /// Puts a new certificate with a new key in the place of the client's.
     pub fn renew_client(&self, serial: u64) {
-        issue(&self.authority, &self.folder, &CLIENT, ExtendedKeyUsagePurpose::ClientAuth, "client", serial);
+        issue(&self.authority, &self.folder, &CLIENT, ExtendedKeyUsagePurpose::ClientAuth, "client", serial, |_| {});
     }
 
     /// A server that wants client certificates.

@@ -37,6 +37,8 @@ struct State {
     hidden: Vec<String>,
     fault: Fault,
     is_administrator: bool,
+    /// How many seconds its clock is ahead.
+    ahead: i64,
     calls: Vec<String>,
 }
 
@@ -61,6 +63,7 @@ impl Odoo {
             hidden: Vec::new(),
             fault: Fault::None,
             is_administrator: false,
+            ahead: 0,
             calls: Vec::new(),
         };
         let state = Arc::new(Mutex::new(state));
@@ -89,7 +92,12 @@ impl Odoo {
     }
 
     pub fn now(&self) -> i64 {
-        jiff::Timestamp::now().as_second()
+        jiff::Timestamp::now().as_second() + self.state().ahead
+    }
+
+    /// Puts its clock forward, as if so many seconds had passed.
+    pub fn advance(&self, seconds: i64) {
+        self.state().ahead += seconds;
     }
 
     fn any(&self, model: &str) -> i64 {
@@ -177,13 +185,14 @@ fn written(at: i64) -> String {
     text[..19].replace('T', " ")
 }
 
-fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+/// One request: its head, and its body. `None` if the other side has closed.
+pub fn request(stream: &mut impl Read) -> std::io::Result<Option<(String, Vec<u8>)>> {
     let mut input = Vec::new();
     let mut buffer = [0; 16 << 10];
-    let (head, body) = loop {
+    loop {
         let read = stream.read(&mut buffer)?;
         if read == 0 {
-            return Ok(());
+            return Ok(None);
         }
         input.extend_from_slice(&buffer[..read]);
         let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
@@ -191,18 +200,23 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         let length =
             head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
         if input.len() >= end + 4 + length.unwrap_or(0) {
-            break (head, input[end + 4..].to_vec());
+            return Ok(Some((head, input[end + 4..].to_vec())));
         }
-    };
+    }
+}
+
+fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+    let Some((head, body)) = request(&mut stream)? else { return Ok(()) };
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    let (answer, wait) = {
+    let (answer, wait, ahead) = {
         let mut state = state.lock().expect("lock");
-        (state.answer(&path, &head, &body), if let Fault::Slow(wait) = state.fault { wait } else { Duration::ZERO })
+        let wait = if let Fault::Slow(wait) = state.fault { wait } else { Duration::ZERO };
+        (state.answer(&path, &head, &body), wait, jiff::SignedDuration::from_secs(state.ahead))
     };
     std::thread::sleep(wait);
     let Some((status, kind, text)) = answer else { return Ok(()) };
-    let date =
-        jiff::fmt::rfc2822::to_string(&jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC)).expect("a date");
+    let now = (jiff::Timestamp::now() + ahead).to_zoned(jiff::tz::TimeZone::UTC);
+    let date = jiff::fmt::rfc2822::to_string(&now).expect("a date");
     let date = date.replace("+0000", "GMT");
     write!(
         stream,
@@ -271,6 +285,9 @@ impl State {
                     (&arguments[0], &arguments[1], &arguments[2]),
                     (&json!("plant"), &json!(OWN_ID), &json!(KEY))
                 );
+                // Before 18 an account could ask this about itself only.
+                let is_about_itself = arguments[4] != "has_group" || arguments[5] == json!([]);
+                assert!(is_about_itself, "{arguments}");
                 let call =
                     format!("{}/{}", arguments[3].as_str().expect("model"), arguments[4].as_str().expect("method"));
                 self.call(&call, &arguments[6])

@@ -1,19 +1,25 @@
-//! The real Odoo 19, driven through the lives of many orders while the gateway is killed and Odoo restarts.
+//! The real Odoo 19, which is driven through the lives of orders.
 //!
-//! Runs with FOREBAY_ODOO=1 (`tests/run --odoo`): it installs and starts Odoo in a tree of its own
-//! (`up`), which takes root and some ten minutes the first time. FOREBAY_ODOO_ORDERS says how many orders.
+//! FOREBAY_ODOO=1 (`tests/run --odoo`) runs all of it, and installs Odoo in a tree of its own first (`up`), which
+//! takes root and some ten minutes. FOREBAY_ODOO=quick runs what takes a minute or two; `tests/run` does where the tree is there.
 
-use super::{Plant, events};
-use crate::common::free_address;
+mod business;
+mod complete;
+mod spared;
+mod stuck;
+mod timely;
+mod trouble;
+
+use super::Plant;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// How long the gateway's polls are apart.
 const INTERVAL: Duration = Duration::from_secs(2);
+const TOKEN: &str = "0123456789abcdef01234567";
 
 fn tool(name: &str) -> Command {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/odoo").join(name);
@@ -28,20 +34,27 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Everything that a command said.
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
 /// What `up env` prints.
 struct Real {
     url: String,
     viewer_key: String,
     admin_key: String,
+    /// Whether all is run, and not what is quick.
+    is_long: bool,
 }
 
 impl Real {
     /// A running Odoo with a seeded plant; `None` where it is not wanted.
     fn start() -> Option<Self> {
-        if std::env::var_os("FOREBAY_ODOO").is_none() {
+        let Some(wanted) = std::env::var_os("FOREBAY_ODOO") else {
             println!("not run: the real Odoo (tests/run --odoo)");
             return None;
-        }
+        };
         run(&mut tool("up"));
         run(&mut tool("seed"));
         let text = run(tool("up").arg("env"));
@@ -50,310 +63,119 @@ impl Real {
             line.unwrap_or_else(|| panic!("no {name}")).to_owned()
         };
         let (url, viewer_key) = (value("ODOO_URL"), value("ODOO_VIEWER_API_KEY"));
-        Some(Self { url, viewer_key, admin_key: value("ODOO_ADMIN_API_KEY") })
+        Some(Self { url, viewer_key, admin_key: value("ODOO_ADMIN_API_KEY"), is_long: wanted != "quick" })
+    }
+
+    /// The same, for what takes long.
+    fn start_for_long() -> Option<Self> {
+        if std::env::var_os("FOREBAY_ODOO").is_some_and(|wanted| wanted == "quick") {
+            println!("not run: what takes long with the real Odoo (tests/run --odoo)");
+            return None;
+        }
+        Self::start()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.url.trim_start_matches("http://").parse().expect("an address")
     }
 
     /// A call in the administrator's name.
     fn call(&self, call: &str, arguments: &Value) -> Value {
+        let answer = self.ask(&self.admin_key, call, arguments);
+        assert!(answer.get("debug").is_none(), "{call} {arguments}: {answer:#}");
+        answer
+    }
+
+    /// A call in anybody's name: its result or its error.
+    fn ask(&self, key: &str, call: &str, arguments: &Value) -> Value {
         let mut curl = Command::new("curl");
-        curl.args(["-sS", "-m", "120", "-H", &format!("Authorization: bearer {}", self.admin_key)])
+        curl.args(["-sS", "-m", "120", "-H", &format!("Authorization: bearer {key}")])
             .args(["-H", "X-Odoo-Database: plant", "--json", &arguments.to_string()])
             .arg(format!("{}/json/2/{call}", self.url));
         serde_json::from_str(&run(&mut curl)).expect("JSON")
     }
 
+    /// The first record of a search.
+    fn find(&self, model: &str, domain: &Value) -> i64 {
+        let found = self.call(&format!("{model}/search"), &json!({"domain": domain, "limit": 1, "order": "id"}));
+        found[0].as_i64().unwrap_or_else(|| panic!("no {model} with {domain}"))
+    }
+
+    fn create(&self, model: &str, values: &Value) -> i64 {
+        let made = self.call(&format!("{model}/create"), &json!({"vals_list": [values]}));
+        made[0].as_i64().expect("a number")
+    }
+
+    fn write(&self, model: &str, id: i64, values: &Value) {
+        self.call(&format!("{model}/write"), &json!({"ids": [id], "vals": values}));
+    }
+
+    /// Calls a method on a record.
+    fn act(&self, model: &str, method: &str, id: i64) -> Value {
+        // With these, closing an order asks nothing back.
+        let context = json!({"skip_backorder": true, "skip_consumption": true});
+        self.call(&format!("{model}/{method}"), &json!({"ids": [id], "context": context}))
+    }
+
+    /// An order of the seeded plant: product and bill of materials by code.
+    fn order(&self, code: &str, more: &Value) -> i64 {
+        let product = self.find("product.product", &json!([["default_code", "=", code]]));
+        let bill = self.find("mrp.bom", &json!([["code", "=", format!("{code}/A")]]));
+        let mut values = json!({"product_id": product, "bom_id": bill, "product_qty": 4});
+        let members = more.as_object().expect("values").clone();
+        values.as_object_mut().expect("values").extend(members);
+        self.create("mrp.production", &values)
+    }
+
     fn plant(&self, name: &str, interval: &str, source: &str) -> Plant {
         let plant = Plant::prepare(name, &self.url, interval, source, "[watch]\nevery = \"2s\"\n");
         std::fs::write(plant.gateway.folder.join("odoo.key"), &self.viewer_key).expect("written");
-        std::fs::write(plant.gateway.folder.join("hook.token"), "0123456789abcdef01234567\n").expect("written");
+        std::fs::write(plant.gateway.folder.join("hook.token"), TOKEN).expect("written");
         std::fs::write(plant.gateway.folder.join("admin.key"), &self.admin_key).expect("written");
         plant
+    }
+
+    /// Has Odoo trust an authority when it posts.
+    fn trust(&self, authority: &Path) {
+        run(tool("up").arg("trust").arg(authority));
     }
 
     fn sql(&self, text: &str) -> Child {
         tool("up").args(["psql", "-qAtc", text]).stdout(Stdio::null()).spawn().expect("psql")
     }
+
+    fn sql_now(&self, text: &str) {
+        assert!(self.sql(text).wait().expect("psql ends").success(), "{text}");
+    }
+}
+
+/// What a source needs for hints over TLS.
+fn hook(address: SocketAddr) -> String {
+    format!(
+        "[source.odoo.hook]\nlisten = \"{address}\"\ntoken_file = \"hook.token\"\nurl = \"https://{address}\"\n\
+         tls = {{ cert = \"$PKI/server.pem\", key = \"$PKI/server.key\" }}\n"
+    )
 }
 
 /// A hook that is set up in Odoo until the value is dropped.
 struct Hints<'a>(&'a Plant);
 
+fn webhook(plant: &Plant, what: &str, key: &str) -> Output {
+    let key = plant.gateway.folder.join(key).display().to_string();
+    plant.gateway.command(&["odoo", "webhook", what, "--admin-key", &key, "CONFIG"])
+}
+
 impl<'a> Hints<'a> {
-    fn install(plant: &'a Plant) -> Self {
-        let key = plant.gateway.folder.join("admin.key").display().to_string();
-        let output = plant.gateway.command(&["odoo", "webhook", "--install", "--admin-key", &key, "CONFIG"]);
-        let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{out}{error}");
+    fn install(real: &Real, plant: &'a Plant) -> Self {
+        real.trust(&plant.pki.ca);
+        let output = webhook(plant, "--install", "admin.key");
+        assert!(output.status.success(), "{}", said(&output));
         Self(plant)
     }
 }
 
 impl Drop for Hints<'_> {
     fn drop(&mut self) {
-        let key = self.0.gateway.folder.join("admin.key").display().to_string();
-        let output = self.0.gateway.command(&["odoo", "webhook", "--remove", "--admin-key", &key, "CONFIG"]);
-        println!("{}", String::from_utf8_lossy(&output.stdout).trim());
+        println!("{}", said(&webhook(self.0, "--remove", "admin.key")).trim());
     }
-}
-
-/// From a change in Odoo to the central subscriber: the 95th percentile of some changes.
-fn latency(real: &Real, plant: &Plant, changes: usize) -> Duration {
-    let order =
-        real.call("mrp.production/search", &json!({"domain": [["state", "=", "draft"]], "limit": 1}))[0].clone();
-    let mut took = Vec::new();
-    for number in 0..changes {
-        let origin = format!("LATENCY-{}-{number}", std::process::id());
-        let vals = json!({"origin": origin});
-        real.call("mrp.production/write", &json!({"ids": [order], "vals": vals}));
-        let start = Instant::now();
-        plant.await_event("production.order", "the change", |event| {
-            event["data"]["record"]["origin"] == origin.as_str()
-        });
-        took.push(start.elapsed());
-        // Not in step with the polls.
-        std::thread::sleep(Duration::from_millis(700 + 130 * (number as u64 % 7)));
-    }
-    took.sort();
-    took[took.len() * 95 / 100]
-}
-
-#[test]
-fn the_real_odoo_is_captured_completely() {
-    let Some(real) = Real::start() else { return };
-    let orders: usize = std::env::var("FOREBAY_ODOO_ORDERS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
-    let mut plant = real.plant("odoo-real", &format!("{}s", INTERVAL.as_secs()), "deletions = \"10s\"");
-    plant.gateway.run();
-    plant.await_problem("");
-    let pause = plant.gateway.folder.join("pause");
-    let changes = plant.gateway.folder.join("changes.jsonl");
-    let seed = std::process::id();
-    let mut simulation = tool("simulate")
-        .args(["--orders", &orders.to_string(), "--parallel", "4", "--seed", &seed.to_string()])
-        .arg("--pause")
-        .arg(&pause)
-        .stdout(std::fs::File::create(&changes).expect("a file"))
-        .spawn()
-        .expect("the simulation starts");
-    let lines = || std::fs::read_to_string(&changes).map_or(0, |text| text.lines().count());
-    let is_over = |simulation: &mut Child| matches!(simulation.try_wait(), Ok(Some(_)));
-    // Some 45 lines an order: the trouble is spread over the first two thirds.
-    let expected = orders * 30;
-    let mut slow = None;
-    let mut holes: Vec<(jiff::Timestamp, jiff::Timestamp)> = Vec::new();
-    for trouble in 1..=8 {
-        let start = Instant::now();
-        while lines() < expected * trouble / 9 && !is_over(&mut simulation) {
-            assert!(start.elapsed() < Duration::from_secs(1800), "the simulation is stuck");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let began = jiff::Timestamp::now();
-        match trouble {
-            2 | 6 => {
-                std::fs::write(&pause, "").expect("written");
-                // Calls in hand end first: what became of one that is cut off, nobody would know.
-                std::thread::sleep(Duration::from_secs(6));
-                run(tool("up").arg("restart"));
-                std::fs::remove_file(&pause).expect("removed");
-            }
-            4 => {
-                let order = format!(
-                    "begin; update mrp_production set origin = 'SLOW-{seed}', write_date = now() at time zone 'utc' \
-                     where id = (select min(id) from mrp_production where state = 'draft' and origin like 'SEED%'); \
-                     select pg_sleep(20); commit"
-                );
-                slow = Some(real.sql(&order));
-            }
-            _ => {
-                plant.gateway.kill();
-                plant.gateway.run();
-            }
-        }
-        holes.push((began, jiff::Timestamp::now()));
-    }
-    assert!(simulation.wait().expect("it ends").success(), "the simulation could not drive every order");
-    if let Some(mut slow) = slow {
-        assert!(slow.wait().expect("it ends").success());
-        plant.await_event("production.order", "the slow transaction", |event| {
-            event["data"]["record"]["origin"] == format!("SLOW-{seed}").as_str()
-        });
-    }
-    let text = std::fs::read_to_string(&changes).expect("changes");
-    let changes: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    println!("{}", changes.last().expect("the end"));
-    await_all(&plant, &changes);
-    check_transitions(&plant, &changes, &holes);
-    check_once(&plant);
-    let status = plant.gateway.status();
-    println!("events {}, repeats {}", plant.collector.count(), status["repeats"]["duplicates"]);
-    assert_eq!((&status["repeats"]["id_conflicts"], &status["dead"]["total"]), (&json!(0), &json!(0)), "{status:#}");
-}
-
-/// The streams that tell of a model.
-fn streams(model: &str) -> &'static [&'static str] {
-    match model {
-        "mrp.production" => &["production.order"],
-        "mrp.workorder" => &["work.order"],
-        "mrp.workcenter.productivity" => &["work.center.time"],
-        "stock.scrap" => &["scrap"],
-        "stock.move" => &["component", "stock.move"],
-        other => panic!("{other} is not captured"),
-    }
-}
-
-/// What central was told of each record of a model, in order.
-fn told(plant: &Plant, model: &str) -> HashMap<i64, Vec<Value>> {
-    let arrived = plant.collector.arrived();
-    let mut told: HashMap<i64, Vec<Value>> = HashMap::new();
-    for event in streams(model).iter().flat_map(|stream| events(&arrived, stream)) {
-        told.entry(event["data"]["id"].as_i64().expect("an id")).or_default().push(event["data"].clone());
-    }
-    told
-}
-
-/// Odoo's value as the gateway tells it.
-fn same(told: &Value, said: &Value) -> bool {
-    let told = told.get("id").unwrap_or(told);
-    match (told, said) {
-        (Value::Null, Value::Bool(false)) => true,
-        (Value::String(told), Value::String(said)) if told.len() == 20 && said.len() == 19 => {
-            told.replace('T', " ").trim_end_matches('Z') == said
-        }
-        (Value::Number(told), Value::Number(said)) => told.as_f64() == said.as_f64(),
-        _ => told == said,
-    }
-}
-
-/// The final state of every record, and every deletion of one that central had heard of.
-fn await_all(plant: &Plant, changes: &[Value]) {
-    let mut last: BTreeMap<(String, i64), &Value> = BTreeMap::new();
-    for change in changes.iter().filter(|change| change["what"] != "end") {
-        let model = change["model"].as_str().expect("a model").to_owned();
-        last.insert((model, change["id"].as_i64().expect("an id")), change);
-    }
-    let start = Instant::now();
-    loop {
-        let mut wrong = Vec::new();
-        let (mut deletions, mut unseen) = (0, 0);
-        let mut told_of: HashMap<&str, HashMap<i64, Vec<Value>>> = HashMap::new();
-        for ((model, id), change) in &last {
-            let events = told_of.entry(model).or_insert_with(|| told(plant, model)).get(id);
-            let newest = events.and_then(|events| events.last());
-            if change["what"] == "unlink" {
-                deletions += usize::from(newest.is_some());
-                unseen += usize::from(newest.is_none());
-                // A record that came and went between two polls was never there for anybody who polls.
-                if newest.is_some_and(|newest| newest["event"] != "deleted") {
-                    wrong.push(format!("{model} {id} was deleted: {newest:?}"));
-                }
-                continue;
-            }
-            let Some(newest) = newest else {
-                wrong.push(format!("{model} {id} is not there: {change}"));
-                continue;
-            };
-            let values = change["values"].as_object().expect("values");
-            for (field, said) in values {
-                let Some(now) = newest["record"].get(field) else { continue };
-                if !same(now, said) {
-                    wrong.push(format!("{model} {id}: {field} is {now}, not {said}"));
-                }
-            }
-        }
-        if wrong.is_empty() {
-            println!(
-                "{} records have their final state at central, {deletions} of them deleted; {unseen} came and went unseen",
-                last.len() - unseen
-            );
-            return;
-        }
-        assert!(
-            start.elapsed() < Duration::from_secs(90),
-            "{} of {}: {:#?}",
-            wrong.len(),
-            last.len(),
-            &wrong[..wrong.len().min(10)]
-        );
-        std::thread::sleep(Duration::from_secs(1));
-    }
-}
-
-/// Every state that stood for longer than an interval, while gateway and Odoo were there, was told.
-fn check_transitions(plant: &Plant, changes: &[Value], holes: &[(jiff::Timestamp, jiff::Timestamp)]) {
-    let at =
-        |change: &Value| -> jiff::Timestamp { change["at"].as_str().and_then(|at| at.parse().ok()).expect("a time") };
-    // Beside the interval, a poll takes its time on a busy machine.
-    let margin = jiff::SignedDuration::from_secs(3);
-    let long = jiff::SignedDuration::try_from(INTERVAL).expect("a span") + margin;
-    let mut before: HashMap<(String, i64), &Value> = HashMap::new();
-    let mut told_of: HashMap<String, HashMap<i64, Vec<Value>>> = HashMap::new();
-    let (mut checked, mut missing) = (0, Vec::new());
-    for change in changes.iter().filter(|change| change["what"] != "end") {
-        let model = change["model"].as_str().expect("a model").to_owned();
-        let id = change["id"].as_i64().expect("an id");
-        let Some(earlier) = before.insert((model.clone(), id), change) else { continue };
-        let (from, to) = (at(earlier), at(change));
-        let is_disturbed = holes.iter().any(|(began, ended)| *began - margin < to && from < *ended + margin);
-        let Some(state) = earlier["values"]["state"].as_str() else { continue };
-        if to.duration_since(from) < long || is_disturbed {
-            continue;
-        }
-        checked += 1;
-        let told = told_of.entry(model.clone()).or_insert_with(|| told(plant, &model));
-        if !told.get(&id).is_some_and(|events| events.iter().any(|event| event["state"] == state)) {
-            missing.push(format!("{model} {id} was {state} from {from} to {to}"));
-        }
-    }
-    println!("{checked} states stood for longer than an interval; {} of them were not told", missing.len());
-    assert!(missing.is_empty(), "{missing:#?}");
-}
-
-/// What one event leaves, the next begins with: nothing is told twice, nothing in between is lost.
-fn check_once(plant: &Plant) {
-    let mut changes = 0;
-    for model in ["mrp.production", "mrp.workorder", "stock.move", "stock.scrap", "mrp.workcenter.productivity"] {
-        for (id, events) in told(plant, model) {
-            let mut record = Value::Null;
-            for event in events {
-                for (field, change) in event["changed"].as_object().into_iter().flatten() {
-                    changes += 1;
-                    assert_eq!(change["from"], record[field], "{model} {id}: {field} of {event:#}");
-                }
-                record = event["record"].clone();
-            }
-        }
-    }
-    println!("{changes} changed values, each once");
-}
-
-#[test]
-fn the_real_odoo_is_told_of_in_time() {
-    let Some(real) = Real::start() else { return };
-    let plant = {
-        let mut plant = real.plant("odoo-polled", &format!("{}s", INTERVAL.as_secs()), "");
-        plant.gateway.run();
-        plant.await_problem("");
-        plant
-    };
-    let polled = latency(&real, &plant, 20);
-    println!("from a change in Odoo to central by polling every {INTERVAL:?}: p95 {polled:?}");
-    drop(plant);
-    let address = free_address();
-    let hook = format!("hook = {{ listen = \"{address}\", token_file = \"hook.token\", url = \"http://{address}\" }}");
-    let mut plant = real.plant("odoo-hinted", "60s", &hook);
-    plant.gateway.run();
-    plant.await_problem("");
-    let hints = Hints::install(&plant);
-    let hinted = latency(&real, &plant, 20);
-    println!("the same by hint, polling every 60 s: p95 {hinted:?}");
-    drop(hints);
-    assert!(polled < INTERVAL + Duration::from_secs(1), "{polled:?}");
-    assert!(hinted < Duration::from_secs(2), "{hinted:?}");
-    let output = plant.gateway.command(&["odoo", "check", "CONFIG"]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    println!("{text}");
-    assert!(
-        output.status.success() && !text.contains("may also write"),
-        "the viewer reads all and writes nothing: {text}"
-    );
-    std::io::stdout().flush().expect("flushed");
 }

@@ -85,6 +85,30 @@ fn one_model_without_a_right_stops_no_other() {
 }
 
 #[test]
+fn fields_and_conditions_that_this_odoo_does_not_have_are_named() {
+    let odoo = Odoo::start();
+    let id = odoo.newest("mrp.production", "state", "confirmed");
+    let mut plant = Plant::prepare("odoo-field", &odoo.url(), "500ms", "", "");
+    let file = plant.gateway.folder.join("contracts/odoo/production-order.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    std::fs::write(&file, text.replacen("\"origin\", ", "\"origin\", \"nonsense\", ", 1)).expect("written");
+    plant.gateway.run();
+    // What is there is read.
+    plant.await_event("production.order", "the first load", |event| is(event, id, "loaded"));
+    let words = "production.order: fields not read: nonsense not there for this account";
+    let is_noted = |status: &Value| status["notes"].to_string().contains(words);
+    plant.gateway.await_status("a note", Duration::from_secs(20), is_noted);
+    let output = plant.gateway.command(&["odoo", "check", "CONFIG"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("not there, or not for this account: nonsense"), "{text}");
+    // A domain with such a field fails as a whole, for its contract alone.
+    odoo.fault(Fault::ErrorOf("mrp.unbuild", "no field"));
+    let problem = plant.await_problem("unbuild cannot be read");
+    assert!(problem.contains("Invalid field") && problem.contains("name fields and values"), "{problem}");
+    assert!(!problem.contains("production.order"), "{problem}");
+}
+
+#[test]
 fn an_administrators_key_is_refused_unless_it_is_wanted() {
     let odoo = Odoo::start();
     odoo.make_administrator();
@@ -104,13 +128,18 @@ fn an_older_odoo_is_read_over_jsonrpc() {
     let odoo = Odoo::start();
     odoo.fault(Fault::Legacy);
     let id = odoo.newest("mrp.production", "state", "confirmed");
-    let plant = Plant::start("odoo-legacy", &odoo, "user = \"gateway\"\ndeletions = \"1s\"", "");
+    let mut plant = Plant::start("odoo-legacy", &odoo, "user = \"gateway\"\ndeletions = \"1s\"", "");
     plant.await_event("production.order", "the first load", |event| is(event, id, "loaded"));
     odoo.write("mrp.production", id, json!({"state": "done"}));
     plant.await_event("production.order", "done", |event| is(event, id, "done"));
     odoo.unlink("mrp.production", id);
     plant.await_event("production.order", "deleted", |event| is(event, id, "deleted"));
     plant.await_problem("");
+    // There too, an administrator's key is refused.
+    plant.gateway.stop();
+    odoo.make_administrator();
+    plant.gateway.run();
+    plant.await_problem("the key belongs to an administrator");
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn exceptions(plant: &Plant) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
-fn await_exception(plant: &Plant, kind: &str, subject: &str, is_there: bool) {
+pub fn await_exception(plant: &Plant, kind: &str, subject: &str, is_there: bool) {
     let start = Instant::now();
     loop {
         let open = exceptions(plant);
@@ -24,6 +24,15 @@ fn await_exception(plant: &Plant, kind: &str, subject: &str, is_there: bool) {
     }
 }
 
+/// A WAN between the gateway and its centre.
+pub fn through(plant: &Plant) -> Proxy {
+    let wan = Proxy::start(plant.broker.plain);
+    let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
+    let config = config.replace(&plant.broker.plain.to_string(), &wan.address().to_string());
+    std::fs::write(plant.gateway.config(), config).expect("written");
+    wan
+}
+
 #[test]
 fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_later() {
     let odoo = Odoo::start();
@@ -32,10 +41,7 @@ fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_lat
     odoo.write("mrp.production", like, quiet);
     let mut plant =
         Plant::prepare("odoo-watch", &odoo.url(), "500ms", "deletions = \"1s\"", "[watch]\nevery = \"1s\"\n");
-    let wan = Proxy::start(plant.broker.plain);
-    let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
-    let config = config.replace(&plant.broker.plain.to_string(), &wan.address().to_string());
-    std::fs::write(plant.gateway.config(), config).expect("written");
+    let wan = through(&plant);
     plant.gateway.run();
     plant.await_problem("");
     wan.cut(Cut::Refuse);

@@ -1,0 +1,69 @@
+//! How far a lane has come, now or before the clock was set.
+
+use super::{Found, JournalError, Lane};
+use crate::event::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The numbers that a lane gives next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// Its name.
+    pub lane: String,
+    /// The next offset.
+    pub end: u64,
+    /// Each stream, with its major version, and its next sequence.
+    pub streams: Vec<(String, u64)>,
+}
+
+impl Lane {
+    /// How far it has come on the disk.
+    pub fn given(&self) -> Given {
+        let (end, sequences) = {
+            let log = self.log();
+            (log.end, log.sequences.clone())
+        };
+        self.named(end, &sequences)
+    }
+
+    fn named(&self, end: u64, sequences: &[(u32, u64)]) -> Given {
+        // What belongs to no stream has no sequence.
+        let of_streams = sequences.iter().filter(|(stream, _)| *stream != 0);
+        let streams = of_streams.map(|(stream, next)| (self.core.stream_name(*stream), *next)).collect();
+        Given { lane: self.name.clone(), end, streams }
+    }
+
+    /// How far it had come before the first event from `from` on whose recorded time `is_later`, of which none may
+    /// be followed by one that is not. Blocks the thread.
+    pub fn given_before(&self, from: u64, is_later: impl Fn(Timestamp) -> bool) -> Result<Given, JournalError> {
+        let (end, mut sequences) = {
+            let log = self.log();
+            (log.end, log.sequences.clone())
+        };
+        let (mut low, mut high) = (from.min(end), end);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.recorded_at(middle) {
+                Some(recorded) if is_later(recorded) => high = middle,
+                // What is lost was recorded before somebody found that out.
+                _ => low = middle + 1,
+            }
+        }
+        let first = low;
+        let mut next = first;
+        while next < end {
+            match self.read(next)? {
+                Found::Lost { to } => next = to.max(next + 1),
+                Found::Block(block) if block.header.first >= end => break,
+                Found::Block(block) => {
+                    for run in &block.header.runs {
+                        if let Some((_, sequence)) = sequences.iter_mut().find(|(stream, _)| *stream == run.stream) {
+                            *sequence = (*sequence).min(run.first);
+                        }
+                    }
+                    next = block.end().max(next + 1);
+                }
+            }
+        }
+        Ok(self.named(first, &sequences))
+    }
+}

@@ -1,0 +1,117 @@
+//! The pulse of a writer: what it is at, for those who watch over it.
+//!
+//! Promise: taking it never waits for the writer, nor the writer for who takes it.
+
+use crate::clock;
+use crate::service::{Lifeless, thread_number};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What one writer is at.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    origin: Instant,
+    thread: AtomicU32,
+    /// Milliseconds from `origin` to the start of the present piece of work, plus 1; 0 while it waits for work.
+    busy_since: AtomicU64,
+    is_dead: AtomicBool,
+}
+
+/// Held by the writer's thread as long as it lives; notes a death by panic.
+pub(super) struct Beating<'p>(&'p Pulse);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self {
+            origin: clock::instant(),
+            thread: AtomicU32::new(0),
+            busy_since: AtomicU64::new(0),
+            is_dead: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Pulse {
+    /// The calling thread is the writer.
+    pub(super) fn start(&self) -> Beating<'_> {
+        self.thread.store(thread_number(), Ordering::Release);
+        Beating(self)
+    }
+
+    /// A piece of work begins.
+    pub(super) fn works(&self) {
+        let millis = clock::instant().duration_since(self.origin).as_millis() as u64;
+        self.busy_since.store(millis + 1, Ordering::Release);
+    }
+
+    /// The writer waits for work, or before it tries a disk again that has failed.
+    pub(super) fn waits(&self) {
+        self.busy_since.store(0, Ordering::Release);
+    }
+
+    /// Whether the writer of a lane lives.
+    pub(super) fn check(&self, lane: &str, work_max: Duration) -> Result<(), Lifeless> {
+        let part = || format!("the writer of lane {lane}");
+        if self.is_dead.load(Ordering::Acquire) {
+            return Err(Lifeless::Dead { part: part() });
+        }
+        let begun = match self.busy_since.load(Ordering::Acquire) {
+            0 => return Ok(()),
+            millis => self.origin + Duration::from_millis(millis - 1),
+        };
+        let since = clock::instant().saturating_duration_since(begun);
+        match since > work_max {
+            true => Err(Lifeless::Busy { part: part(), thread: self.thread.load(Ordering::Acquire), since }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Beating<'_> {
+    fn drop(&mut self) {
+        self.0.waits();
+        if std::thread::panicking() {
+            self.0.is_dead.store(true, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_waits_is_alive_and_one_that_works_for_too_long_is_not() {
+        let pulse = Pulse::default();
+        let beating = pulse.start();
+        assert_eq!(pulse.check("bulk", Duration::ZERO), Ok(()));
+        pulse.works();
+        assert_eq!(pulse.check("bulk", Duration::from_secs(60)), Ok(()), "it has just begun");
+        std::thread::sleep(Duration::from_millis(3));
+        match pulse.check("bulk", Duration::ZERO) {
+            Err(Lifeless::Busy { part, thread, .. }) => {
+                assert_eq!((part.as_str(), thread), ("the writer of lane bulk", thread_number()));
+            }
+            other => panic!("{other:?}"),
+        }
+        pulse.waits();
+        assert_eq!(pulse.check("bulk", Duration::ZERO), Ok(()));
+        drop(beating);
+        assert_eq!(pulse.check("bulk", Duration::ZERO), Ok(()), "an orderly end is none to report");
+    }
+
+    #[test]
+    fn a_writer_that_panics_is_dead() {
+        let pulse = std::sync::Arc::new(Pulse::default());
+        let of_thread = std::sync::Arc::clone(&pulse);
+        let writer = std::thread::spawn(move || {
+            let _beating = of_thread.start();
+            panic!("on purpose");
+        });
+        assert!(writer.join().is_err());
+        assert_eq!(
+            pulse.check("bulk", Duration::from_secs(60)),
+            Err(Lifeless::Dead { part: "the writer of lane bulk".into() })
+        );
+    }
+}

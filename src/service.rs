@@ -1,0 +1,377 @@
+//! The service manager: what systemd is told of the gateway, over `$NOTIFY_SOCKET`.
+//!
+//! Promise: telling never blocks, and where nobody asked to be told, nothing is done. The watchdog is fed
+//! only while the runtime answers and every watched thread is alive.
+//!
+//! A thread that waits for the disk is alive, however long it waits: a process in such a wait cannot be
+//! ended, and a new one could not have the journal before the old one is gone. It is reported instead.
+
+use crate::clock;
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// How often the status is told, and the watchdog fed if it does not want it more often.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+/// How long a piece of work may take that is not the disk's, where no watchdog says otherwise.
+const WORK_MAX: Duration = Duration::from_secs(60);
+/// What systemd shows of a status.
+const STATUS_BYTES_MAX: usize = 500;
+
+/// The service manager, if there is one.
+#[derive(Debug, Default)]
+pub struct Service {
+    socket: Option<UnixDatagram>,
+    watchdog: Option<Duration>,
+    status: Mutex<String>,
+}
+
+/// Why a part is not alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lifeless {
+    /// A thread has been at one piece of work for too long.
+    Busy {
+        /// Which part, for people.
+        part: String,
+        /// The number that the operating system gives its thread.
+        thread: u32,
+        /// For how long.
+        since: Duration,
+    },
+    /// Its thread has ended, and nothing can bring it back in this process.
+    Dead {
+        /// Which part, for people.
+        part: String,
+    },
+}
+
+impl std::fmt::Display for Lifeless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Busy { part, since, .. } => {
+                write!(f, "{part} has been at one piece of work for over {} s", since.as_secs().max(1))
+            }
+            Self::Dead { part } => write!(f, "{part} has died"),
+        }
+    }
+}
+
+/// What is watched over.
+pub trait Watched: Send + 'static {
+    /// One line that says how things stand.
+    fn status(&self) -> String;
+    /// Whether the threads are alive, if one piece of work may take `work_max`.
+    fn check(&self, work_max: Duration) -> Result<(), Lifeless>;
+}
+
+impl Service {
+    /// What the environment of the process names: `$NOTIFY_SOCKET`, and `$WATCHDOG_USEC` if it is meant for
+    /// this process. A socket that cannot be used is an error of the environment, and is logged.
+    pub fn from_environment() -> Self {
+        let micros = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+        let is_for_another = micros("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));
+        let watchdog = micros("WATCHDOG_USEC").filter(|micros| *micros > 0 && !is_for_another);
+        let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
+        Self::new(&socket, watchdog.map(Duration::from_micros)).unwrap_or_else(|error| {
+            tracing::warn!(socket = %socket.display(), %error, "NOTIFY_SOCKET cannot be used; the service manager is told nothing");
+            Self::default()
+        })
+    }
+
+    /// The manager behind a socket: a path, or an abstract name behind `@`. It wants to hear of a living
+    /// process within each `watchdog`.
+    pub fn new(socket: &OsStr, watchdog: Option<Duration>) -> std::io::Result<Self> {
+        let address = match socket.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(socket)?,
+        };
+        let datagrams = UnixDatagram::unbound()?;
+        datagrams.set_nonblocking(true)?;
+        datagrams.connect_addr(&address)?;
+        Ok(Self { socket: Some(datagrams), watchdog, status: Mutex::default() })
+    }
+
+    /// The listeners are open, or what was reloaded is in force.
+    pub fn ready(&self) {
+        self.tell("READY=1");
+    }
+
+    /// A reload begins; [`Service::ready`] ends it, whether it was taken or refused.
+    pub fn reloading(&self) {
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
+    }
+
+    /// The process is about to end.
+    pub fn stopping(&self) {
+        self.tell("STOPPING=1\nSTATUS=stopping: no new events, acknowledgements in flight are given");
+    }
+
+    fn tell(&self, lines: &str) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = socket.send(lines.as_bytes()) {
+            // The manager's queue is full, or it is gone: the next message says the same.
+            tracing::debug!(%error, "the service manager was not told");
+        }
+    }
+
+    /// Says how things stand, if that has changed.
+    pub fn tell_status(&self, status: String) {
+        let mut last = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != status {
+            let starts = status.char_indices().map(|(start, letter)| start + letter.len_utf8());
+            let end = starts.take_while(|end| *end <= STATUS_BYTES_MAX).last().unwrap_or(0);
+            self.tell(&format!("STATUS={}", status[..end].replace('\n', " ")));
+            *last = status;
+        }
+    }
+
+    /// Watches over `what` and the runtime from a thread of its own, until the value that is returned is
+    /// dropped. `died` is called once if a part can only be had back by a new process.
+    pub fn attend(
+        self: &Arc<Self>,
+        runtime: Handle,
+        what: impl Watched,
+        died: impl FnOnce(String) + Send + 'static,
+    ) -> std::io::Result<Attendant> {
+        let (stop, stopped) = channel();
+        let watch = Watch {
+            every: self.watchdog.map_or(TELL_EVERY, |watchdog| (watchdog / 2).min(TELL_EVERY)),
+            work_max: self.watchdog.map_or(WORK_MAX, |watchdog| watchdog * 2),
+            service: Arc::clone(self),
+            runtime,
+            stopped,
+        };
+        let thread = std::thread::Builder::new().name("watchdog".into()).spawn(move || watch.run(&what, died))?;
+        Ok(Attendant { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// The thread that watches; dropping it ends the watch.
+#[derive(Debug)]
+pub struct Attendant {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Attendant {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to say when it ends.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watch {
+    service: Arc<Service>,
+    runtime: Handle,
+    every: Duration,
+    work_max: Duration,
+    stopped: Receiver<()>,
+}
+
+impl Watch {
+    fn run(self, what: &impl Watched, died: impl FnOnce(String)) {
+        let mut died = Some(died);
+        let mut complaint = String::new();
+        let mut probe = self.probe();
+        loop {
+            if self.stopped.recv_timeout(self.every) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            // The answer to what was asked a moment ago; a late one counts when it comes.
+            let answers = probe.try_recv().is_ok();
+            if answers {
+                probe = self.probe();
+            }
+            let found = match answers {
+                true => what.check(self.work_max),
+                false => Err(Lifeless::Busy { part: "the runtime".into(), thread: 0, since: self.every }),
+            };
+            let (is_alive, word) = judge(found, is_waiting_for_disk);
+            if word != complaint {
+                match (word.is_empty(), is_alive) {
+                    (true, _) => tracing::info!("every thread is alive again"),
+                    (false, true) => tracing::error!("{word}"),
+                    (false, false) => tracing::error!("{word}; the watchdog is not fed until that has changed"),
+                }
+                complaint.clone_from(&word);
+            }
+            if is_alive {
+                self.service.tell("WATCHDOG=1");
+            }
+            // What a dead runtime holds may be locked.
+            match (word.is_empty(), answers) {
+                (true, true) => self.service.tell_status(what.status()),
+                _ => self.service.tell_status(word),
+            }
+            if answers
+                && let Err(Lifeless::Dead { part }) = what.check(self.work_max)
+                && let Some(died) = died.take()
+            {
+                died(part);
+            }
+        }
+    }
+
+    /// Asks the runtime for an answer.
+    fn probe(&self) -> Receiver<()> {
+        let (answer, answered) = channel();
+        self.runtime.spawn(async move {
+            // Nobody waits for it any more: the watch has ended.
+            let _ = answer.send(());
+        });
+        answered
+    }
+}
+
+/// Whether the process counts as alive, and what there is to say.
+fn judge(found: Result<(), Lifeless>, is_waiting_for_disk: impl Fn(u32) -> bool) -> (bool, String) {
+    match found {
+        Ok(()) => (true, String::new()),
+        Err(Lifeless::Busy { part, thread, .. }) if is_waiting_for_disk(thread) => (
+            true,
+            format!("{part} waits for the disk, which does not answer; nothing is acknowledged there until it does"),
+        ),
+        Err(lifeless) => (false, lifeless.to_string()),
+    }
+}
+
+/// Whether a thread of this process is in a wait that not even SIGKILL ends, as it is while the disk does not
+/// answer; 0 stands for any thread of the runtime.
+fn is_waiting_for_disk(thread: u32) -> bool {
+    let waits = |folder: &std::path::Path| {
+        // `42 (name of the thread) D …`
+        let stat = std::fs::read_to_string(folder.join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+    };
+    let tasks = std::path::Path::new("/proc/self/task");
+    if thread != 0 {
+        return waits(&tasks.join(thread.to_string()));
+    }
+    let is_of_runtime =
+        |folder: &std::path::Path| std::fs::read_to_string(folder.join("comm")).is_ok_and(|name| name == "forebay\n");
+    std::fs::read_dir(tasks).is_ok_and(|found| {
+        found.flatten().map(|entry| entry.path()).any(|folder| is_of_runtime(&folder) && waits(&folder))
+    })
+}
+
+/// The number that the operating system gives the calling thread.
+pub fn thread_number() -> u32 {
+    // The link reads `4711/task/4712`.
+    let link = std::fs::read_link("/proc/thread-self").ok();
+    link.and_then(|link| link.file_name()?.to_str()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    struct Fake {
+        lives: Arc<AtomicBool>,
+    }
+
+    impl Watched for Fake {
+        fn status(&self) -> String {
+            "all is\nwell".into()
+        }
+
+        fn check(&self, _: Duration) -> Result<(), Lifeless> {
+            match self.lives.load(Ordering::Acquire) {
+                true => Ok(()),
+                false => Err(Lifeless::Dead { part: "the writer of lane bulk".into() }),
+            }
+        }
+    }
+
+    fn manager() -> (UnixDatagram, Arc<Service>) {
+        let name = format!("forebay-service-test-{}", uuid::Uuid::new_v4());
+        let address = SocketAddr::from_abstract_name(&name).expect("a name");
+        let manager = UnixDatagram::bind_addr(&address).expect("bound");
+        manager.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        let service =
+            Service::new(OsStr::new(&format!("@{name}")), Some(Duration::from_millis(40))).expect("connected");
+        (manager, Arc::new(service))
+    }
+
+    fn next(manager: &UnixDatagram) -> String {
+        let mut bytes = [0; 4096];
+        let length = manager.recv(&mut bytes).expect("a message in time");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    }
+
+    #[test]
+    fn the_manager_is_told_in_its_own_words() {
+        let (manager, service) = manager();
+        service.ready();
+        assert_eq!(next(&manager), "READY=1");
+        service.reloading();
+        let told = next(&manager);
+        let micros = told.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&told);
+        assert!(micros.parse::<u64>().expect("a number") > 0);
+        service.stopping();
+        assert!(next(&manager).starts_with("STOPPING=1\nSTATUS="));
+    }
+
+    #[test]
+    fn nobody_is_told_where_nobody_asked() {
+        Service::default().ready();
+        assert!(Service::new(OsStr::new("/nowhere/at/all"), None).is_err());
+    }
+
+    #[test]
+    fn a_dead_part_starves_the_watchdog_and_is_said_once() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        let (manager, service) = manager();
+        let lives = Arc::new(AtomicBool::new(true));
+        let (died, death) = channel();
+        let what = Fake { lives: Arc::clone(&lives) };
+        let attendant = service.attend(runtime.handle().clone(), what, move |part| {
+            died.send(part).expect("heard");
+        });
+        let told: Vec<_> = (0..3).map(|_| next(&manager)).collect();
+        assert_eq!(told, ["WATCHDOG=1", "STATUS=all is well", "WATCHDOG=1"]);
+        lives.store(false, Ordering::Release);
+        while next(&manager) == "WATCHDOG=1" {}
+        assert_eq!(death.recv_timeout(Duration::from_secs(5)).expect("told"), "the writer of lane bulk");
+        manager.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
+        assert!(manager.recv(&mut [0; 64]).is_err(), "nothing feeds the watchdog");
+        drop(attendant);
+    }
+
+    #[test]
+    fn a_runtime_that_does_not_answer_starves_the_watchdog() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        let (release, held) = channel::<()>();
+        let (manager, service) = manager();
+        let what = Fake { lives: Arc::new(AtomicBool::new(true)) };
+        let attendant = service.attend(runtime.handle().clone(), what, |_| {});
+        assert_eq!(next(&manager), "WATCHDOG=1");
+        runtime.spawn(async move { held.recv() });
+        while !next(&manager).starts_with("STATUS=the runtime has been at one piece of work") {}
+        manager.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
+        assert!(manager.recv(&mut [0; 64]).is_err(), "nothing feeds the watchdog");
+        manager.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        release.send(()).expect("held");
+        assert_eq!(next(&manager), "WATCHDOG=1", "it is fed again");
+        drop(attendant);
+    }
+
+    #[test]
+    fn waiting_for_the_disk_is_not_death() {
+        let busy = || Lifeless::Busy { part: "the writer".into(), thread: 7, since: Duration::from_secs(61) };
+        let (is_alive, word) = judge(Err(busy()), |thread| thread == 7);
+        assert!(is_alive && word.contains("waits for the disk"), "{word}");
+        let (is_alive, word) = judge(Err(busy()), |_| false);
+        assert_eq!((is_alive, word.as_str()), (false, "the writer has been at one piece of work for over 61 s"));
+        assert!(thread_number() > 0 && !is_waiting_for_disk(thread_number()), "this thread runs");
+    }
+}

@@ -1,0 +1,140 @@
+//! What the gateway asks of the real Odoo while nothing happens there.
+
+use super::super::Plant;
+use super::Real;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+fn state() -> PathBuf {
+    std::env::var_os("PLANT_ODOO_STATE").map_or_else(|| "/var/tmp/plant-odoo".into(), PathBuf::from)
+}
+
+fn odoo_log() -> String {
+    String::from_utf8_lossy(&std::fs::read(state().join("log/odoo.log")).expect("the log of Odoo")).into_owned()
+}
+
+/// CPU that processes took so far, in seconds: a process of ours, and those of a name within Odoo's tree.
+fn cpu(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    // User and system time, in hundredths of a second on every Linux.
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+fn cpu_within(root: &Path, name: &str) -> f64 {
+    let root = root.canonicalize().expect("Odoo's tree");
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|at| at == root))
+        .filter(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name))
+        .map(cpu)
+        .sum()
+}
+
+/// Open orders beside those of the plant, with work orders and components, until the value is dropped.
+struct Bulk<'a>(&'a Real);
+
+impl<'a> Bulk<'a> {
+    fn make(real: &'a Real, orders: usize) -> Self {
+        // Through Odoo each order takes half a second; nobody here asks how it came to be.
+        let like = "(select min(id) from mrp_production where state = 'confirmed' and origin like 'SEED%')";
+        let copies = |table: &str, link: &str| {
+            format!(
+                "insert into {table} select r.* from mrp_production p, {table} o, lateral jsonb_populate_record(o, \
+                 jsonb_build_object('id', nextval('{table}_id_seq'), '{link}', p.id)) r \
+                 where p.name like 'BULK/%' and o.{link} = {like};"
+            )
+        };
+        real.sql_now(&format!(
+            "insert into mrp_production select r.* from generate_series(1, {orders}) n, mrp_production o, \
+             lateral jsonb_populate_record(o, jsonb_build_object('id', nextval('mrp_production_id_seq'), 'name', 'BULK/' || n, \
+             'date_deadline', null, 'date_start', now() + interval '30 days')) r where o.id = {like}; {} {} \
+             analyze mrp_production; analyze mrp_workorder; analyze stock_move",
+            copies("mrp_workorder", "production_id"),
+            copies("stock_move", "raw_material_production_id"),
+        ));
+        Self(real)
+    }
+}
+
+impl Drop for Bulk<'_> {
+    fn drop(&mut self) {
+        let of = "(select id from mrp_production where name like 'BULK/%')";
+        self.0.sql_now(&format!(
+            "delete from stock_move where raw_material_production_id in {of}; delete from mrp_workorder where production_id in {of}; \
+             delete from mrp_production where name like 'BULK/%'"
+        ));
+    }
+}
+
+/// Calls by model, and queries, in new lines of Odoo's log.
+fn calls(log: &str) -> (BTreeMap<String, usize>, usize) {
+    let (mut calls, mut queries) = (BTreeMap::new(), 0);
+    for line in log.lines() {
+        let Some((_, rest)) = line.split_once("\"POST /json/2/") else { continue };
+        let Some((call, rest)) = rest.split_once(' ') else { continue };
+        *calls.entry(call.to_owned()).or_default() += 1;
+        // … HTTP/1.1" 200 - queries, seconds of them, other seconds.
+        queries += rest.split(' ').nth(3).and_then(|count| count.parse::<usize>().ok()).unwrap_or(0);
+    }
+    (calls, queries)
+}
+
+/// How often each model is asked for at most within a span: the contracts' own intervals.
+fn allowed(plant: &Plant, span: Duration) -> BTreeMap<String, usize> {
+    let mut allowed = BTreeMap::new();
+    for entry in std::fs::read_dir(plant.gateway.folder.join("contracts/odoo")).expect("contracts").flatten() {
+        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = \"")));
+            line.map(|line| line.trim_end_matches('"').to_owned()).expect("a value")
+        };
+        let interval: u64 = value("interval").trim_end_matches('s').parse().expect("seconds");
+        let polls = span.as_secs().div_ceil(interval) as usize + 1;
+        *allowed.entry(format!("{}/search_read", value("model"))).or_default() += polls;
+    }
+    allowed
+}
+
+#[test]
+fn the_real_odoo_is_spared_while_nothing_happens() {
+    let Some(real) = Real::start() else { return };
+    let (orders, span) = if real.is_long { (10_000, Duration::from_secs(120)) } else { (0, Duration::from_secs(20)) };
+    let _bulk = (orders > 0).then(|| Bulk::make(&real, orders));
+    let mut plant = real.plant("odoo-spared", "", "");
+    let start = Instant::now();
+    plant.gateway.run();
+    plant.await_problem_for("", Duration::from_secs(300));
+    let records = plant.gateway.log().lines().filter(|line| line.contains("first load is complete")).count();
+    println!("first load with {orders} more open orders: {:?}, {records} contracts", start.elapsed());
+    // The looks that a start makes are over.
+    std::thread::sleep(Duration::from_secs(5));
+    let root = state().join("root");
+    let taken = || [cpu_within(&root, "odoo"), cpu_within(&root, "postgres"), cpu(plant.gateway.pid())];
+    let (before, at) = (taken(), odoo_log().len());
+    let start = Instant::now();
+    std::thread::sleep(span);
+    let log = odoo_log();
+    let (after, took) = (taken(), start.elapsed().as_secs_f64());
+    let (calls, queries) = calls(&log[at..]);
+    let total: usize = calls.values().sum();
+    let share = |index: usize| (after[index] - before[index]) / took * 100.0;
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", plant.gateway.pid())).unwrap_or_default();
+    let memory = memory.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default().to_owned();
+    println!(
+        "{:.2} calls and {:.1} queries a second; of a core: Odoo {:.2} %, PostgreSQL {:.2} %, gateway {:.2} %; {memory}",
+        total as f64 / took,
+        queries as f64 / took,
+        share(0),
+        share(1),
+        share(2),
+    );
+    let allowed = allowed(&plant, span);
+    for (call, count) in &calls {
+        let most = allowed.get(call).copied().unwrap_or(0);
+        assert!(*count <= most, "{call}: {count} calls in {span:?}, {most} are allowed; {calls:#?}");
+    }
+    assert!(total > 0, "nothing is read");
+}
