@@ -2,8 +2,13 @@
 
 use crate::common::{self, pki::Pki};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+/// The gateway that is measured: `FOREBAY_BIN`, or else the one that was built with the benchmark.
+pub fn program() -> PathBuf {
+    std::env::var_os("FOREBAY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_forebay").into(), PathBuf::from)
+}
 
 pub trait Peer {
     fn pid(&self) -> u32;
@@ -62,7 +67,7 @@ tls = {{ ca = "{ca}", cert = "{cert}", key = "{key}" }}
         );
         std::fs::write(folder.join("forebay.toml"), config).expect("written");
         let log = std::fs::File::create(folder.join("log")).expect("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let child = Command::new(program())
             .args(["run", "--config"])
             .arg(folder.join("forebay.toml"))
             .stdout(Stdio::null())
