@@ -2,14 +2,20 @@
 //!
 //! HTTP over a Unix socket; the permissions of the file decide who may.
 
+mod certificates;
 pub mod dead;
 mod failures;
+mod health;
 pub mod journal;
+mod metrics;
+mod monitoring;
 mod reload;
 pub mod replay;
 pub mod time;
 
 pub use failures::{Failure, Failures};
+pub use health::{Check, Health};
+pub use monitoring::{MonitoringState, monitor};
 pub use reload::{Configured, ReloadAnswer, Reloaded, Reloading, View};
 
 use crate::clock;
@@ -71,6 +77,8 @@ pub struct Handles {
     pub view: ArcSwap<View>,
     /// Who judges the clock.
     pub timekeeper: Arc<Timekeeper>,
+    /// Whether metrics and health are served.
+    pub monitoring: MonitoringState,
 }
 
 /// A source.
@@ -298,7 +306,9 @@ impl Handles {
         for source in &view.sources {
             problems.extend(source.stats.problem().map(|why| format!("source {}: {why}", source.name)));
         }
+        problems.extend(self.monitoring.problem());
         let mut notes = notes(&lanes, &links, dead.accepted);
+        certificates::judge(&view.certificates, &mut problems, &mut notes);
         notes.extend(self.forgotten(&lanes));
         for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
@@ -538,6 +548,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
     let routes = Router::new()
         .merge(journal::routes())
         .merge(reload::routes())
+        .merge(monitoring::routes())
         .route("/status", get(status))
         .route("/dead", get(dead_list))
         .route("/devices", get(devices))

@@ -5,6 +5,7 @@
 //! 2 for arguments that cannot be, and 1 for anything else.
 
 mod attend;
+mod bundle;
 mod dead;
 mod journal;
 mod modbus;
@@ -20,7 +21,7 @@ use crate::service::Service;
 use crate::setting::Span;
 use crate::sources::http::put_token;
 use crate::sources::mqtt::put_user;
-use crate::telemetry::{self, LogFormat};
+use crate::telemetry::{self, LogFormat, Logging};
 use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::{BufRead, IsTerminal, Write};
@@ -52,6 +53,10 @@ enum Command {
     Demo(Demo),
     /// How the running gateway stands
     Status(StatusOf),
+    /// Whether the running gateway lives and takes events; exit code 1 if not
+    Health(At),
+    /// Collect what helps to understand this gateway, without secrets and payloads, in one file
+    Bundle(bundle::BundleArgs),
     /// Have the running gateway read its configuration, contracts, certificates and secrets anew
     Reload(At),
     /// The destinations
@@ -114,9 +119,12 @@ struct Run {
     /// Configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// How log lines look
-    #[arg(long, value_enum, default_value = "text")]
-    log: LogFormat,
+    /// How log lines look; by default as [log] in the configuration says, else as fits where they go
+    #[arg(long, value_enum)]
+    log: Option<LogFormat>,
+    /// Follow one event in so many on its way, in the log
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    log_sample: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -250,12 +258,16 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(run) => {
-            telemetry::start_logging(run.log, tracing::Level::INFO);
+            let mut logging = config::logging_of(&run.config);
+            logging.format = run.log.or(logging.format);
+            logging.sample = run.log_sample.or(logging.sample);
+            telemetry::start_logging(&logging, tracing::Level::INFO);
             runtime()?.block_on(serve(&run.config))
         }
         Command::Check(check) => check_config(&check),
         Command::Demo(demo) => {
-            telemetry::start_logging(LogFormat::Text, tracing::Level::ERROR);
+            let logging = Logging { format: Some(LogFormat::Text), ..Logging::default() };
+            telemetry::start_logging(&logging, tracing::Level::ERROR);
             let plan = demo::Plan {
                 folder: demo.folder,
                 outage: demo.outage.map(|span| span.0),
@@ -274,6 +286,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let is_even = balances.iter().all(|balance| balance.difference == 0);
             Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Health(at) => health(&at),
+        Command::Bundle(args) => bundle::run(&args),
         Command::Reload(at) => reload(&at),
         Command::Destination(DestinationCommand::Drop { name, at }) => {
             let socket = socket_path(&at)?;
@@ -334,6 +348,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Asks whether the gateway takes events, which it cannot without living.
+fn health(at: &At) -> anyhow::Result<ExitCode> {
+    let (is_good, text) = runtime()?.block_on(socket::look(&socket_path(at)?, "/readyz"))?;
+    let checks: Vec<crate::admin::Check> =
+        text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("the gateway answers in another format")?;
+    print(at, &checks, |checks, _| {
+        let bad: Vec<String> = checks
+            .iter()
+            .filter_map(|check| Some(format!("{}: {}", telemetry::shown(&check.check), telemetry::shown(check.reason.as_deref()?))))
+            .collect();
+        if bad.is_empty() { "it lives, and takes events".to_owned() } else { bad.join("\n") }
+    })?;
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Asks for a reload, and says what came of it.

@@ -18,10 +18,12 @@ use crate::link::Address;
 use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
-use crate::tls;
+use crate::telemetry::Logging;
+use crate::tls::{self, CertificateFile};
 use crate::watch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,6 +60,9 @@ struct File {
     #[serde(default = "ledger_period")]
     ledger_period: Span,
     watch: Option<watch::Config>,
+    monitoring: Option<Monitoring>,
+    #[serde(default)]
+    log: Logging,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -75,6 +80,16 @@ struct Sources {
     odoo: Vec<odoo::Config>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Monitoring {
+    #[serde(default = "monitoring_listen")]
+    listen: SocketAddr,
+}
+
+fn monitoring_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9110))
+}
 fn namespace() -> String {
     "com.example".into()
 }
@@ -137,6 +152,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// What is allowed and yet deserves a thought.
     pub warnings: Vec<Problem>,
+    /// Where metrics and health are served, if they are.
+    pub monitoring: Option<SocketAddr>,
+    /// The files of certificates that are in use.
+    pub certificates: Vec<CertificateFile>,
     /// The text of the file.
     pub document: Document,
     /// What tells one state of the configuration from another.
@@ -156,6 +175,13 @@ pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
             named.or_else(own).ok_or(problem)
         }
     }
+}
+
+/// How a configuration wants the gateway to log, without checking the rest; the default where that cannot be read,
+/// which [`Config::load`] says.
+pub fn logging_of(file: &Path) -> Logging {
+    let raw = Document::read(file).and_then(|document| document.parse::<File>());
+    raw.map(|raw| raw.log).ok().filter(|log| log.check().is_ok()).unwrap_or_default()
 }
 
 /// The folder of the journal that a configuration names, without checking the rest.
@@ -204,6 +230,7 @@ impl Config {
         destinations::check(&raw, &document, &mut problems);
         let buses = check_buses(&raw, &document, &mut problems);
         odoo_checks::check_odoos(&raw, &document, &mut problems, &mut own_warnings);
+        check_monitoring(&raw, &document, &mut problems, &mut own_warnings);
         let mask_key = seal::mask_key(&raw, &document, &mut problems);
         if let Err(message) = check_socket_path(&socket) {
             let key = if raw.socket.is_some() { "socket" } else { "data_dir" };
@@ -233,6 +260,8 @@ impl Config {
         warnings.extend(unmatched_groups(&buses, &document, &contracts));
         Ok(Self {
             file: file.to_owned(),
+            monitoring: raw.monitoring.as_ref().map(|monitoring| monitoring.listen),
+            certificates: files::certificates(&mut raw),
             surroundings,
             journal: journal::Config {
                 folder: raw.data_dir.join("journal"),
@@ -281,6 +310,25 @@ fn explained(problem: Problem, document: &Document) -> Problem {
         "{value} is no address to listen on; expected \"address:port\", such as \"0.0.0.0:1883\" or \"[::]:8883\"; a host name is not allowed"
     );
     Problem { message, ..problem }
+}
+
+fn check_monitoring(raw: &File, document: &Document, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) {
+    if let Err((key, message)) = raw.log.check() {
+        problems.push(document.problem(format!("log.{key}"), message));
+    }
+    let Some(monitoring) = &raw.monitoring else { return };
+    if monitoring.listen.ip().is_loopback() {
+        return;
+    }
+    let listen = monitoring.listen;
+    let message = format!("{listen} is not loopback: everybody who reaches it reads names, numbers and states, without TLS");
+    match raw.environment == "production" {
+        true => problems.push(document.problem(
+            "monitoring.listen",
+            format!("{message}; in environment \"production\" it must be loopback, such as \"127.0.0.1:9110\", with a proxy or an agent of Prometheus before it"),
+        )),
+        false => warnings.push(document.problem("monitoring.listen", message)),
+    }
 }
 
 fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {

@@ -13,6 +13,7 @@ mod answers;
 mod batch;
 mod fill;
 mod flight;
+mod followed;
 mod look_back;
 mod pace;
 mod probe;
@@ -35,6 +36,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::{Counter, Histogram, Limiter};
 use crate::tls::ClientFiles;
 use batch::Gatherings;
+use followed::Followed;
 use flight::Flight;
 use look_back::LookBack;
 use pace::Pacer;
@@ -170,10 +172,16 @@ pub struct Stats {
     pub refused_for_now: Counter,
     /// Events that became dead letters here.
     pub dead: Counter,
+    /// Publishes whose answer was lost with the session, and that are sent again.
+    pub repeated: Counter,
     /// Sessions that were opened.
     pub connects: Counter,
+    /// Sessions that were lost, and attempts to open one that failed.
+    pub failures: Counter,
     /// From sending to acknowledgement.
     pub answer: Histogram,
+    /// From taking an event to its acknowledgement; of a batch, its oldest event.
+    pub settle: Histogram,
     state: Mutex<State>,
 }
 
@@ -223,6 +231,7 @@ pub struct Forwarder {
     /// What is settled above the lowest that is not.
     skip: Settled,
     flight: Flight,
+    followed: Followed,
     rendering: Rendering,
     deaths: Deaths,
     refused_pause: Duration,
@@ -282,6 +291,7 @@ impl Forwarder {
             stats,
             skip: Settled::default(),
             flight: Flight::default(),
+            followed: Followed::default(),
             rendering: Rendering::default(),
             deaths: Deaths::default(),
             refused_pause: REFUSED_PAUSE.0,
@@ -327,6 +337,7 @@ impl Forwarder {
                 }
                 Err(error) => error,
             };
+            self.stats.failures.add(1);
             let reason = match rivals.wait() {
                 None => error.to_string(),
                 Some(_) => {
@@ -370,7 +381,9 @@ impl Forwarder {
 
     /// Starts again from the lowest event that is not settled; `live-first`, from the end, with the backlog behind.
     fn resume(&mut self) {
+        self.stats.repeated.add(self.flight.count() as u64);
         self.flight.clear();
+        self.followed.clear();
         self.gatherings.clear();
         let settled = self.lane.settled(&self.config.name).unwrap_or_default();
         let (low, end) = (settled.low.max(1), self.front.end());

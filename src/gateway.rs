@@ -125,7 +125,7 @@ impl Gateway {
             .map(|wanted| ground.start_outlet(wanted))
             .collect::<anyhow::Result<_>>()?;
         let survival = Arc::new(Survival::new(Arc::clone(&journal)));
-        let beside = {
+        let mut beside = {
             let (survival, local) = (Arc::clone(&survival), Arc::clone(&local));
             let keeper = Arc::clone(&timekeeper);
             vec![
@@ -168,7 +168,14 @@ impl Gateway {
             failures: Arc::clone(&ground.failures),
             reloading,
             view: ArcSwap::from_pointee(View::default()),
+            monitoring: admin::MonitoringState::default(),
         });
+        let monitored = Arc::clone(&handles);
+        beside.push(Part::start(
+            "monitoring".into(),
+            &ground.failures,
+            Box::new(move |shutdown| Ok(Box::pin(admin::monitor(Arc::clone(&monitored), shutdown)) as Work)),
+        )?);
         let socket =
             admin::listen(&config.socket).with_context(|| format!("the command socket {}", config.socket.display()))?;
         let mut first = Some(socket);

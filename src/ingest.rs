@@ -14,7 +14,7 @@ use crate::contract::{Contract, Contracts, Decode, Matched, SourceKind};
 use crate::event::{Attribute, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
 use crate::secret::Secret;
-use crate::telemetry::Counter;
+use crate::telemetry::{self, Counter};
 use arc_swap::ArcSwap;
 use dead::DeadLetter;
 use sparkplug::Sparkplug;
@@ -350,6 +350,10 @@ impl Ingest {
             payload: &reading.payload,
         };
         let ticket = self.lanes(target.placed.lane).submit(&record, repeats, waiter)?;
+        if let Some(span) = telemetry::follow(&record.id) {
+            let stream = target.contract.stream();
+            span.in_scope(|| tracing::debug!(target: telemetry::FOLLOW, source = %route.origin, stream, "taken in"));
+        }
         if reading.violation.is_some() {
             self.stats.flagged.add(1);
         }

@@ -4,6 +4,7 @@
 //! and what is allowed.
 
 pub mod access;
+mod share;
 
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use std::collections::{BTreeMap, BTreeSet};

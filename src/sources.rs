@@ -8,8 +8,10 @@ pub mod odoo;
 mod secrets;
 mod socket;
 
+use crate::clock;
 use crate::telemetry::{Counter, Gauge, Histogram};
 use std::sync::{Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 /// The largest payload that may be allowed.
 pub const PAYLOAD_BYTES_MAX: u64 = 8 << 20;
@@ -23,6 +25,8 @@ pub struct Stats {
     pub connects: Counter,
     /// Connections or requests that were refused or ended for a fault.
     pub refused: Counter,
+    /// Of those, how many for which reason.
+    refused_for: [Counter; Refusal::ALL.len()],
     /// Publishes, requests or readings that arrived.
     pub received: Counter,
     /// Events of senders that await no answer, for which there was no room.
@@ -33,8 +37,48 @@ pub struct Stats {
     pub cut: Counter,
     /// From arrival to acknowledgement.
     pub ack: Histogram,
+    /// When the Odoo or a Modbus device answered last, in seconds since 1970; 0 if never since the start.
+    pub answered: Gauge,
     problem: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
+}
+
+/// Why something was refused or has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There was no connection, or none could be accepted.
+    Connection,
+    /// The TLS handshake failed.
+    Tls,
+    /// The sender did not prove who it is, or may not do what it asked.
+    Access,
+    /// It did not keep to the protocol, or was too slow.
+    Protocol,
+    /// What it sent cannot be taken.
+    Content,
+    /// It sent more than is allowed, or there was no room.
+    Limit,
+    /// A device or system that is asked refused to answer, or did not.
+    Answer,
+}
+
+impl Refusal {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 7] =
+        [Self::Connection, Self::Tls, Self::Access, Self::Protocol, Self::Content, Self::Limit, Self::Answer];
+
+    /// One word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Tls => "tls",
+            Self::Access => "access",
+            Self::Protocol => "protocol",
+            Self::Content => "content",
+            Self::Limit => "limit",
+            Self::Answer => "answer",
+        }
+    }
 }
 
 /// A connection as it is counted, however it ends.
@@ -53,6 +97,22 @@ impl Stats {
         self.connections.add(1);
         self.connects.add(1);
         Open(self)
+    }
+
+    /// Counts a refusal or a failure.
+    pub fn refuse(&self, reason: Refusal) {
+        self.refused.add(1);
+        self.refused_for[reason as usize].add(1);
+    }
+
+    /// How often there was this reason.
+    pub fn refused_for(&self, reason: Refusal) -> u64 {
+        self.refused_for[reason as usize].value()
+    }
+
+    /// The Odoo or a Modbus device has answered.
+    pub fn note_answer(&self) {
+        self.answered.set(clock::wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
     }
 
     /// Says what keeps the source from working; `None` if nothing does.

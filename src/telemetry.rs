@@ -3,9 +3,17 @@
 //! Promise: counting never blocks and never allocates; a log line never floods, and is one line whatever devices send.
 //! Each part owns a struct of these and the gateway reads them all.
 
+mod follow;
+mod log;
+pub mod metrics;
+mod recent;
+
+pub use follow::{FOLLOW, follow, may_follow};
+pub use log::{LogFormat, Logging, start_logging};
+pub use recent::{RECENT_BYTES_MAX, recent_lines};
+
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -61,11 +69,13 @@ const STEPS: usize = 32 * STEPS_PER_DOUBLING as usize;
 #[derive(Debug)]
 pub struct Histogram {
     steps: Box<[AtomicU64]>,
+    /// Of all durations, in microseconds.
+    sum: AtomicU64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { steps: (0..STEPS).map(|_| AtomicU64::new(0)).collect() }
+        Self { steps: (0..STEPS).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) }
     }
 }
 
@@ -74,11 +84,15 @@ impl Histogram {
     pub fn record(&self, duration: Duration, times: u64) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).max(1);
         self.steps[step_of(micros)].fetch_add(times, Ordering::Relaxed);
+        self.sum.fetch_add(micros.saturating_mul(times), Ordering::Relaxed);
     }
 
     /// What has been counted so far.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot(self.steps.iter().map(|step| step.load(Ordering::Relaxed)).collect())
+        Snapshot {
+            steps: self.steps.iter().map(|step| step.load(Ordering::Relaxed)).collect(),
+            sum: self.sum.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -90,25 +104,40 @@ fn step_of(micros: u64) -> usize {
 
 /// A histogram at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot(Vec<u64>);
+pub struct Snapshot {
+    steps: Vec<u64>,
+    /// Microseconds.
+    sum: u64,
+}
 
 impl Snapshot {
     /// What was counted after `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
-        let before = |index: usize| earlier.0.get(index).copied().unwrap_or(0);
-        Self(self.0.iter().enumerate().map(|(i, n)| n.saturating_sub(before(i))).collect())
+        let before = |index: usize| earlier.steps.get(index).copied().unwrap_or(0);
+        let steps = self.steps.iter().enumerate().map(|(i, n)| n.saturating_sub(before(i))).collect();
+        Self { steps, sum: self.sum.saturating_sub(earlier.sum) }
     }
 
     /// How many durations were counted.
     pub fn count(&self) -> u64 {
-        self.0.iter().sum()
+        self.steps.iter().sum()
+    }
+
+    /// All durations together.
+    pub fn sum(&self) -> Duration {
+        Duration::from_micros(self.sum)
+    }
+
+    /// How many durations were below two to the power of `doublings` microseconds; exact.
+    pub fn below(&self, doublings: u32) -> u64 {
+        self.steps.iter().take((doublings * STEPS_PER_DOUBLING) as usize).sum()
     }
 
     /// The duration that a share `quantile` (0 to 1) of all does not exceed; zero if there is none.
     pub fn quantile(&self, quantile: f64) -> Duration {
         let wanted = ((self.count() as f64) * quantile).ceil().max(1.0) as u64;
         let mut seen = 0;
-        for (index, count) in self.0.iter().enumerate() {
+        for (index, count) in self.steps.iter().enumerate() {
             seen += count;
             if seen >= wanted {
                 let doubling = index as u32 / STEPS_PER_DOUBLING;
@@ -157,35 +186,6 @@ impl Limiter {
     }
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people; coloured on a terminal.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Starts logging to standard error, from `level` up. The `FOREBAY_LOG` variable overrides it
-/// (`debug`, or `forebay::link=trace,info`).
-pub fn start_logging(format: LogFormat, level: tracing::Level) {
-    use tracing_subscriber::{filter::Targets, prelude::*};
-    let wanted = std::env::var("FOREBAY_LOG").ok();
-    let targets = match wanted.as_deref().map(str::parse::<Targets>) {
-        Some(Ok(targets)) => targets,
-        _ => Targets::new().with_default(level),
-    };
-    let layer = tracing_subscriber::fmt::layer().with_writer(move || Lines(format));
-    let registry = tracing_subscriber::registry();
-    // A second start (in tests) keeps the first one's settings.
-    let _ = match format {
-        LogFormat::Text => registry
-            .with(layer.with_ansi(std::io::stderr().is_terminal()).with_target(false).with_filter(targets))
-            .try_init(),
-        LogFormat::Json => registry.with(layer.json().with_filter(targets)).try_init(),
-    };
-}
-
 /// Text from a device or a file as a terminal or a log may show it: on one line, without anything
 /// that moves the cursor, changes colours or turns the reading direction.
 pub fn shown(text: &str) -> Cow<'_, str> {
@@ -225,37 +225,6 @@ pub fn shown_json(text: &str) -> String {
     out
 }
 
-/// Writes log lines to standard error. A line is one event: what devices send (client ids, topics)
-/// can neither begin another one nor act on the terminal.
-#[derive(Clone, Copy, Debug)]
-struct Lines(LogFormat);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        let mut out = String::with_capacity(text.len() + 1);
-        match self.0 {
-            LogFormat::Json => out.push_str(&shown_json(text)),
-            // The layer has escaped what it was given: colours are its own.
-            LogFormat::Text if std::io::stderr().is_terminal() => {
-                out.extend(text.split_inclusive('\x1b').flat_map(|part| match part.strip_suffix('\x1b') {
-                    Some(part) => [shown(part), Cow::Borrowed("\x1b")],
-                    None => [shown(part), Cow::Borrowed("")],
-                }));
-            }
-            LogFormat::Text => out.push_str(&shown(text)),
-        }
-        out.push('\n');
-        std::io::stderr().write_all(out.as_bytes())?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,6 +248,8 @@ mod tests {
             assert!((measured / micros - 1.0).abs() < 0.14, "{quantile}: {measured}");
         }
         assert_eq!(snapshot.since(&snapshot).quantile(0.99), Duration::ZERO);
+        assert_eq!((snapshot.below(10), snapshot.below(14), snapshot.count()), (1023, 10_000, 10_000));
+        assert_eq!(snapshot.sum(), Duration::from_micros(50_005_000));
     }
 
     #[test]

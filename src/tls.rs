@@ -368,6 +368,29 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// A file of certificates that is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What is shown or believed by it: `own`, `authority of servers`, `authority of clients`.
+    pub what: &'static str,
+}
+
+impl CertificateFile {
+    /// When the first of its certificates expires, in seconds since 1970. Reads the file.
+    pub fn expiry(&self) -> Result<i64, TlsError> {
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        let not_after = |certificate: &CertificateDer<'_>| {
+            let parsed = X509Certificate::from_der(certificate);
+            let (_, parsed) = parsed.map_err(|error| unusable(&self.path, format!("cannot be read: {error}")))?;
+            Ok(parsed.validity().not_after.timestamp())
+        };
+        let all = certificates(&self.path)?.iter().map(not_after).collect::<Result<Vec<_>, TlsError>>()?;
+        all.into_iter().min().ok_or_else(|| unusable(&self.path, "holds no certificate"))
+    }
+}
+
 /// Who a client's certificate says it is: its first alternative name that is a DNS name, a URI or a
 /// mail address, and not its environment; without one, the common name of its subject.
 pub fn identity(certificate: &CertificateDer<'_>) -> Option<String> {

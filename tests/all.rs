@@ -4,6 +4,7 @@
 
 mod bad_disk;
 mod broker_source;
+mod bundle;
 mod central;
 mod clock;
 mod common;
@@ -21,7 +22,9 @@ mod lanes;
 mod ledger;
 mod link;
 mod listener;
+mod logs;
 mod modbus;
+mod monitoring;
 mod nothing_lost;
 mod odoo;
 mod operator;

@@ -3,11 +3,13 @@
 use super::{App, LinkHandle, SourceHandle};
 use crate::event::Timestamp;
 use crate::setting::Problem;
+use crate::tls::CertificateFile;
 use crate::watch::Board;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Json, Router, routing};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,6 +44,10 @@ pub struct View {
     pub links: Vec<LinkHandle>,
     /// What the watch has open, if there is a watch.
     pub board: Option<Arc<Board>>,
+    /// Where metrics and health are to be served, if they are.
+    pub monitoring: Option<SocketAddr>,
+    /// The files of certificates that are in use.
+    pub certificates: Vec<CertificateFile>,
     /// Which configuration this is.
     pub configured: Option<Configured>,
 }

@@ -6,6 +6,7 @@
 mod sink;
 mod wreck;
 
+pub(super) use sink::Whole;
 pub(super) use wreck::{SalvageArgs, salvage};
 
 use super::show::table;

@@ -62,6 +62,14 @@ pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
     call(socket, Method::GET, path, Vec::new()).await
 }
 
+/// Whether the answer to a request is good, and its text, whatever it is.
+pub(super) async fn look(socket: &Path, path: &str) -> anyhow::Result<(bool, String)> {
+    let answer = send(socket, Method::GET, path, Vec::new()).await?;
+    let is_good = answer.status() == StatusCode::OK;
+    let body = answer.into_body().collect().await?.to_bytes();
+    Ok((is_good, String::from_utf8_lossy(&body).into_owned()))
+}
+
 /// The whole answer to a request that changes something; `body` is JSON, or empty.
 pub(super) async fn call(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
     let answer = refusal(send(socket, method, path, body).await?).await?;

@@ -2,7 +2,7 @@
 
 use super::File;
 use crate::secret::Secret;
-use crate::tls::{ClientFiles, ServerFiles};
+use crate::tls::{CertificateFile, ClientFiles, ServerFiles};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,24 @@ pub(super) fn places(raw: &mut File) -> Found<'_> {
     for (index, destination) in raw.destination.iter_mut().enumerate() {
         named(&mut found, format!("destination[{index}].password_file"), destination.password_file.as_mut(), true);
         of_client(&mut found, &format!("destination[{index}].tls"), &mut destination.tls);
+    }
+    found
+}
+
+/// The files of certificates that are in use, each once for each use.
+pub(super) fn certificates(raw: &mut File) -> Vec<CertificateFile> {
+    let mut found: Vec<CertificateFile> = Vec::new();
+    for Named { key, path, .. } in places(raw) {
+        let what = match key.rsplit('.').next() {
+            Some("cert") => "own",
+            Some("ca") => "authority of servers",
+            Some("client_ca") => "authority of clients",
+            _ => continue,
+        };
+        let one = CertificateFile { path: path.clone(), what };
+        if !found.contains(&one) {
+            found.push(one);
+        }
     }
     found
 }

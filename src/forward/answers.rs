@@ -17,7 +17,7 @@ impl Forwarder {
         let mut poison = Vec::new();
         let mut is_all_settled = true;
         let mut end = Ok(());
-        let now = clock::instant();
+        let (now, wall) = (clock::instant(), Timestamp::from(clock::wall()));
         loop {
             let (id, refusal) = match session.answer() {
                 Ok(None) => break,
@@ -50,6 +50,7 @@ impl Forwarder {
             match refusal {
                 None => {
                     self.stats.answer.record(now.duration_since(sent.at), 1);
+                    self.stats.settle.record(wall.since(sent.recorded), 1);
                     settled.extend(sent.offsets().map(|offset| (offset, sent.stream, Outcome::Delivered)));
                     self.gatherings.relax();
                 }
@@ -72,6 +73,7 @@ impl Forwarder {
         }
         if !settled.is_empty() {
             self.lane.settle(&self.config.name, &settled);
+            self.followed.end(&settled);
             self.stats.delivered.add(settled.len() as u64);
             self.refused_pause = REFUSED_PAUSE.0;
         }
@@ -123,6 +125,7 @@ impl Forwarder {
             tracing::warn!(lane = %self.lane.name, destination = %self.config.name, count = done.len(), held_back, "events became dead letters; see `forebay dead list`");
         }
         self.lane.settle(&self.config.name, &done);
+        self.followed.end(&done);
         if !done.is_empty() {
             // A cursor that is lost would make second letters of these.
             self.lane.write_cursors_soon();

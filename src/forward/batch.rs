@@ -24,6 +24,8 @@ pub(super) struct Gathering {
     pub offsets: Vec<u64>,
     pub topic: Vec<u8>,
     pub is_backfill: bool,
+    /// When the first of its events was taken.
+    pub recorded: Timestamp,
     payload: Vec<u8>,
     since: Instant,
 }
@@ -92,6 +94,7 @@ impl Gatherings {
                     offsets: Vec::new(),
                     topic,
                     is_backfill,
+                    recorded,
                     payload: Vec::with_capacity(event.len() * 8),
                     since: now,
                 });

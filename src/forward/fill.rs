@@ -83,7 +83,7 @@ impl Forwarder {
         now: Instant,
         pass: &mut Pass,
     ) -> bool {
-        let Self { lane, config, skip, sending, rendering, flight, gatherings, front, behind, .. } = self;
+        let Self { lane, config, skip, sending, rendering, flight, gatherings, front, behind, followed, .. } = self;
         let reading = match which {
             Which::Front => front,
             Which::Behind => behind,
@@ -120,6 +120,7 @@ impl Forwarder {
             let event = (&record, sequence, recorded);
             let place = (offset, is_backfill, now);
             gatherings.add(batch, limits.packet_bytes_max, (renderer, stream), event, place, rendering);
+            followed.begin(&record.id, lane, config, (offset, sequence));
             return true;
         }
         let is_v5 = session.protocol() == Protocol::V5;
@@ -135,7 +136,8 @@ impl Forwarder {
             pass.poison.push((offset, too_large(bytes, limits.packet_bytes_max)));
             return true;
         }
-        flight.push(Sent::one(offset, published.stream, now));
+        flight.push(Sent::one(offset, published.stream, now, recorded));
+        followed.begin(&record.id, lane, config, (offset, sequence));
         pass.sent += 1;
         true
     }
@@ -177,7 +179,7 @@ impl Forwarder {
             pass.poison.extend(gathering.offsets.iter().map(|offset| (*offset, reason.clone())));
             return;
         }
-        self.flight.push(Sent::many(gathering.offsets, gathering.stream, now));
+        self.flight.push(Sent::many(gathering.offsets, gathering.stream, now, gathering.recorded));
         pass.sent += 1;
     }
 }

@@ -1,5 +1,6 @@
 //! What is in flight on one connection: packet ids in a row, answered in any order.
 
+use crate::event::Timestamp;
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -25,17 +26,19 @@ pub(super) struct Sent {
     pub rest: Vec<u64>,
     pub stream: u32,
     pub at: Instant,
+    /// When its event, or the oldest of its events, was taken.
+    pub recorded: Timestamp,
 }
 
 impl Sent {
-    pub fn one(offset: u64, stream: u32, at: Instant) -> Self {
-        Self { offset, rest: Vec::new(), stream, at }
+    pub fn one(offset: u64, stream: u32, at: Instant, recorded: Timestamp) -> Self {
+        Self { offset, rest: Vec::new(), stream, at, recorded }
     }
 
     /// A batch of at least one event.
-    pub fn many(mut offsets: Vec<u64>, stream: u32, at: Instant) -> Self {
+    pub fn many(mut offsets: Vec<u64>, stream: u32, at: Instant, recorded: Timestamp) -> Self {
         let offset = if offsets.is_empty() { 0 } else { offsets.remove(0) };
-        Self { offset, rest: offsets, stream, at }
+        Self { offset, rest: offsets, stream, at, recorded }
     }
 
     /// Offsets of its events.
@@ -118,7 +121,7 @@ mod tests {
                 while flight.has_room(window) {
                     let id = flight.next_id();
                     prop_assert!(id != 0 && open.iter().all(|(used, _)| *used != id));
-                    flight.push(Sent::one(offset, 0, Instant::now()));
+                    flight.push(Sent::one(offset, 0, Instant::now(), Timestamp(0)));
                     open.push((id, offset));
                     offset += 1;
                 }

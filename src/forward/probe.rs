@@ -85,7 +85,7 @@ impl Forwarder {
         let out = &mut self.rendering;
         published.renderer.render(&step.record, sequence, recorded, is_v5, out);
         push_rendered(output, session, self.flight.next_id(), out);
-        self.flight.push(Sent::one(offset, published.stream, clock::instant()));
+        self.flight.push(Sent::one(offset, published.stream, clock::instant(), recorded));
         self.stats.sent.add(1);
         true
     }

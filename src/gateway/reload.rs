@@ -352,6 +352,8 @@ impl Works {
             sources: self.sources.iter().map(|source| source.handle.clone()).collect(),
             links: self.outlets.iter().flat_map(|outlet| outlet.links.clone()).collect(),
             board: self.watch.as_ref().map(|(_, board)| Arc::clone(board)),
+            monitoring: self.config.monitoring,
+            certificates: self.config.certificates.clone(),
             configured: Some(self.configured.clone()),
         }));
     }

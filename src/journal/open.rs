@@ -134,6 +134,11 @@ impl Journal {
         self.lanes.iter().find(|lane| lane.name == name)
     }
 
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Whether every writer is alive, if one piece of its work may take `work_max`.
     pub fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
         self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.pulse.check(&lane.name, work_max))

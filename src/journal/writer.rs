@@ -15,6 +15,7 @@ use super::window::{Fingerprint, Seen};
 use super::{Condition, Full, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
+use crate::telemetry::{FOLLOW, follow, may_follow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -439,11 +440,25 @@ impl Writer {
         draft.finish(batch.number)
     }
 
+    /// Says of the events that are followed that they are on the disk.
+    fn follow(&self, blocks: &[Arc<Block>]) {
+        for block in blocks {
+            for (offset, record) in (block.header.first..).zip(block.records()) {
+                if let Some(span) = follow(&record.id) {
+                    span.in_scope(|| tracing::debug!(target: FOLLOW, lane = %self.lane.name, offset, "on the disk"));
+                }
+            }
+        }
+    }
+
     /// Lets readers see what is on the disk now.
     fn publish(&mut self, prepared: Prepared) {
         self.position.offsets.next = prepared.end;
         let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
         self.lane.stats.accepted.add(prepared.events);
+        if may_follow() {
+            self.follow(&prepared.blocks);
+        }
         let durable = Durable { end: prepared.end, batch: prepared.batch };
         self.lane.reached(durable, prepared.blocks, sequences);
     }

@@ -27,7 +27,7 @@ use crate::link::{self, Inbox, LinkError, Protocol, Target, jitter, reconnect_wa
 use crate::local::Filter;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
-use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
+use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::tls::ClientFiles;
 use owed::{Owed, Pending};
 use serde::Deserialize;
@@ -288,7 +288,7 @@ impl Source {
 
     /// Counts and shows a connection that is lost or was not had; logs it if it is news.
     fn note_loss(&self, error: &LinkError) {
-        self.stats.refused.add(1);
+        self.stats.refuse(Refusal::Connection);
         let problem = Some(error.to_string());
         if self.stats.problem() != problem {
             tracing::warn!(source = %self.config.name, broker = %self.target.name(), %error, "no connection to the broker, will reconnect");

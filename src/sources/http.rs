@@ -25,7 +25,7 @@ use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
-use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
+use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::telemetry::Limiter;
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use answer::Peer;
@@ -229,8 +229,8 @@ impl Shared {
     }
 
     /// Counts a refusal, and logs one in a while.
-    fn refuse(&self, peer: SocketAddr, status: &str, why: &str) {
-        self.stats.refused.add(1);
+    fn refuse(&self, peer: SocketAddr, status: &str, reason: Refusal, why: &str) {
+        self.stats.refuse(reason);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.config.name, %peer, status, held_back, "request refused: {why}");
         }
@@ -293,7 +293,7 @@ impl Server {
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
-                            shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
+                            shared.refuse(shared.config.listen, "", Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     },
@@ -326,8 +326,8 @@ async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>,
                     let certificate = chain.first().and_then(tls::identity);
                     serve(stream, &Peer { address, certificate }, &shared, shutdown).await;
                 }
-                Ok(Err(error)) => shared.refuse(address, "", &format!("TLS handshake: {error}")),
-                Err(_) => shared.refuse(address, "", "TLS handshake took too long"),
+                Ok(Err(error)) => shared.refuse(address, "", Refusal::Tls, &format!("TLS handshake: {error}")),
+                Err(_) => shared.refuse(address, "", Refusal::Tls, "TLS handshake took too long"),
             }
         }
     }
@@ -359,7 +359,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: &Peer, sh
     if let Some(Err(error)) = ended {
         // Between two requests a client may be silent, and is let go without a word.
         if error.is_parse() || !has_served.into_inner() {
-            shared.refuse(peer.address, "", &format!("not HTTP, or too slow: {error}"));
+            shared.refuse(peer.address, "", Refusal::Protocol, &format!("not HTTP, or too slow: {error}"));
         }
     }
     linger(&mut stream).await;

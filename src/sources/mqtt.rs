@@ -33,7 +33,7 @@ use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
-use crate::sources::{PAYLOAD_BYTES_MAX, Stats};
+use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
 use serde::Deserialize;
@@ -304,15 +304,15 @@ impl Shared {
     /// Counts and logs something that a client may not do.
     fn count_refused(&self, device: &Device, why: &str) {
         device.refused.add(1);
-        self.stats.refused.add(1);
+        self.stats.refuse(Refusal::Access);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.config.name, client = %device.client, held_back, "refused: {why}");
         }
     }
 
     /// Counts a refusal, and logs one in a while.
-    fn refuse(&self, peer: SocketAddr, client: &str, why: &str) {
-        self.stats.refused.add(1);
+    fn refuse(&self, peer: SocketAddr, client: &str, reason: Refusal, why: &str) {
+        self.stats.refuse(reason);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.config.name, %peer, client, held_back, "client refused: {why}");
         }
@@ -392,7 +392,7 @@ impl Listener {
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
-                            shared.refuse(shared.config.listen, "", &format!("cannot accept: {error}"));
+                            shared.refuse(shared.config.listen, "", Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     },

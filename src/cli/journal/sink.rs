@@ -24,7 +24,7 @@ enum Out {
 }
 
 /// A file that gets its name when it is whole.
-pub(super) struct Whole {
+pub(in crate::cli) struct Whole {
     file: BufWriter<File>,
     partial: PathBuf,
     to: PathBuf,
@@ -33,7 +33,7 @@ pub(super) struct Whole {
 
 impl Whole {
     /// Begins the file under another name.
-    pub(super) fn begin(to: &Path) -> anyhow::Result<Self> {
+    pub(in crate::cli) fn begin(to: &Path) -> anyhow::Result<Self> {
         let mut partial = to.to_owned();
         partial.as_mut_os_string().push(".partial");
         // Events may be personal.
@@ -43,12 +43,12 @@ impl Whole {
     }
 
     /// Appends to it.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+    pub(in crate::cli) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.file.write_all(bytes).with_context(|| self.partial.display().to_string())
     }
 
     /// Gives it its name, once it is on the disk.
-    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+    pub(in crate::cli) fn finish(mut self) -> anyhow::Result<()> {
         let named = || self.to.display().to_string();
         self.file.flush().with_context(named)?;
         self.file.get_ref().sync_all().with_context(named)?;
@@ -124,7 +124,7 @@ impl Sink {
     }
 
     /// Ends what was written.
-    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+    pub(in crate::cli) fn finish(mut self) -> anyhow::Result<()> {
         match (self.format, self.events) {
             (Format::Lines, _) => {}
             (Format::Batch, 0) => self.write(b"[]\n")?,

@@ -10,6 +10,7 @@ use crate::contract::SourceKind;
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
+use crate::sources;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -97,6 +98,18 @@ fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> 
     response
 }
 
+/// What a refusal counts as.
+fn reason_of(status: StatusCode) -> sources::Refusal {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => sources::Refusal::Access,
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            sources::Refusal::Limit
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::REQUEST_TIMEOUT => sources::Refusal::Protocol,
+        _ => sources::Refusal::Content,
+    }
+}
+
 /// Answers one request.
 pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let arrived = clock::instant();
@@ -107,7 +120,7 @@ pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incomi
             accepted.into_response()
         }
         Err(refusal) => {
-            shared.refuse(peer.address, refusal.status.as_str(), refusal.title);
+            shared.refuse(peer.address, refusal.status.as_str(), reason_of(refusal.status), refusal.title);
             refusal.into_response()
         }
     }

@@ -16,6 +16,7 @@ use crate::event::Timestamp;
 use crate::ingest::Route;
 use crate::link::Protocol;
 use crate::shutdown::Shutdown;
+use crate::sources::Refusal;
 use crate::sources::socket::{self, is_loopback};
 use rustls::pki_types::CertificateDer;
 use std::cell::RefCell;
@@ -77,8 +78,8 @@ pub(super) async fn serve_tls(
             let name = certificate.map(|first| crate::tls::identity(first).unwrap_or_default());
             Connection::new(Box::new(stream), peer, &shared, newest, name).run(shutdown).await;
         }
-        Ok(Err(error)) => shared.refuse(peer, "", &format!("TLS handshake: {error}")),
-        Err(_) => shared.refuse(peer, "", "TLS handshake took too long"),
+        Ok(Err(error)) => shared.refuse(peer, "", Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(peer, "", Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
@@ -147,7 +148,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
         let mut guest = match connect {
             Ok(Some(guest)) => guest,
             Ok(None) => return Box::pin(self.close(None)).await,
-            Err(_) => return shared.refuse(self.peer, "", "no CONNECT in time"),
+            Err(_) => return shared.refuse(self.peer, "", Refusal::Protocol, "no CONNECT in time"),
         };
         let end = Box::pin(self.work(&mut guest, &mut shutdown)).await;
         Box::pin(self.leave(guest, end)).await;
@@ -169,7 +170,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
         }
         if let Some(fault) = fault.filter(|fault| *fault != TAKEN_OVER && *fault != SHUTTING_DOWN) {
             inbound.device.refused.add(1);
-            shared.refuse(self.peer, &inbound.client, fault.text);
+            shared.refuse(self.peer, &inbound.client, fault.reason(), fault.text);
         }
         let wire = inbound.wire;
         let mut session = inbound.park();
@@ -201,14 +202,14 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
                         Ok(hello) => self.let_in(hello).await,
                         Err((answer, why)) => {
                             self.output.extend_from_slice(&answer);
-                            self.shared.refuse(self.peer, "", why);
+                            self.shared.refuse(self.peer, "", Refusal::Protocol, why);
                             None
                         }
                     };
                 }
                 Ok(None) => {}
                 Err(fault) => {
-                    self.shared.refuse(self.peer, "", fault.text);
+                    self.shared.refuse(self.peer, "", fault.reason(), fault.text);
                     return None;
                 }
             }
@@ -233,7 +234,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
         let (guest, is_present, expiry) = match entered {
             Ok(entered) => entered,
             Err((code, why)) => {
-                self.shared.refuse(self.peer, &hello.client, why);
+                self.shared.refuse(self.peer, &hello.client, Refusal::Access, why);
                 let welcome = Welcome { code, is_present: false, assigned: None, expiry: None };
                 self.output.extend(connack(hello.protocol, self.shared, &welcome));
                 return None;

@@ -2,6 +2,7 @@
 //!
 //! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
 
+use crate::sources::Refusal;
 use super::parts::{Reader, Value, properties};
 
 /// What a client did that ends its connection: the reason code of MQTT 5, and a sentence.
@@ -14,6 +15,15 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// What it counts as.
+    pub(super) fn reason(&self) -> Refusal {
+        match self.code {
+            0x87 | 0x8C => Refusal::Access,
+            0x95..=0x97 => Refusal::Limit,
+            _ => Refusal::Protocol,
+        }
+    }
+
     /// Malformed Packet.
     pub const fn malformed(text: &'static str) -> Self {
         Self { code: 0x81, text }

@@ -26,6 +26,7 @@ use crate::journal::{Lane, NotTaken, Notes, Waiter};
 use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
+use crate::sources::Refusal;
 use kept::NOTE_EVERY;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -146,6 +147,7 @@ impl Capture {
             let pause = match ended {
                 Ok(()) => {
                     failures = 0;
+                    self.shared.stats.note_answer();
                     self.shared.health.works(&self.stream);
                     self.next_poll.saturating_duration_since(clock::instant())
                 }
@@ -167,7 +169,7 @@ impl Capture {
 
     /// Shows an error; returns how long to wait.
     fn fail(&mut self, error: &OdooError, failures: u32) -> Duration {
-        self.shared.stats.refused.add(1);
+        self.shared.stats.refuse(Refusal::Answer);
         self.shared.health.fails(&self.stream, error);
         self.next_wide = clock::instant();
         let (min, max) = match error.class() {

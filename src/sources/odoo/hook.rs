@@ -8,7 +8,7 @@ use super::hints::Hints;
 use crate::clock;
 use crate::secret::Secret;
 use crate::shutdown::Shutdown;
-use crate::sources::Stats;
+use crate::sources::{Refusal, Stats};
 use crate::sources::socket::{self, CannotBind, is_loopback};
 use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
@@ -118,8 +118,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn refuse(&self, peer: SocketAddr, why: &str) {
-        self.stats.refused.add(1);
+    fn refuse(&self, peer: SocketAddr, reason: Refusal, why: &str) {
+        self.stats.refuse(reason);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.source, %peer, held_back, "hint refused: {why}");
         }
@@ -180,8 +180,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor
         None => serve(stream, peer, shared).await,
         Some(acceptor) => match tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => serve(stream, peer, shared).await,
-            Ok(Err(error)) => shared.refuse(peer, &format!("TLS handshake: {error}")),
-            Err(_) => shared.refuse(peer, "TLS handshake took too long"),
+            Ok(Err(error)) => shared.refuse(peer, Refusal::Tls, &format!("TLS handshake: {error}")),
+            Err(_) => shared.refuse(peer, Refusal::Tls, "TLS handshake took too long"),
         },
     }
 }
@@ -200,7 +200,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: SocketAddr, s
     if let Err(error) = ended
         && error.is_parse()
     {
-        shared.refuse(peer, &format!("not HTTP: {error}"));
+        shared.refuse(peer, Refusal::Protocol, &format!("not HTTP: {error}"));
     }
 }
 
@@ -215,7 +215,7 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -
     // Hashes are compared, so that the time it takes says nothing about the token.
     let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
     if given != shared.token {
-        shared.refuse(peer, "the path has no token that is known here");
+        shared.refuse(peer, Refusal::Access, "the path has no token that is known here");
         return with(StatusCode::NOT_FOUND);
     }
     if head.method != Method::POST {
@@ -223,11 +223,11 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -
     }
     let reading = tokio::time::timeout(REQUEST_WAIT_MAX, Limited::new(body, BODY_BYTES_MAX).collect());
     let Ok(Ok(body)) = reading.await else {
-        shared.refuse(peer, "the body is too large, too slow or cut off");
+        shared.refuse(peer, Refusal::Limit, "the body is too large, too slow or cut off");
         return with(StatusCode::BAD_REQUEST);
     };
     let Some((model, id)) = record(&body.to_bytes()) else {
-        shared.refuse(peer, "the body names no record");
+        shared.refuse(peer, Refusal::Content, "the body names no record");
         return with(StatusCode::BAD_REQUEST);
     };
     for (known, hints) in &shared.hints {

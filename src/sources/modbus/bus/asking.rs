@@ -5,6 +5,7 @@ use super::super::write::NotWritten;
 use super::{Silence, Source, ask_of};
 use crate::clock;
 use crate::event::Timestamp;
+use crate::sources::Refusal;
 use std::time::Duration;
 
 /// Units that a problem names; of more it says how many.
@@ -39,7 +40,7 @@ impl Source {
                 }
                 Err(fault) if fault.is_absence() => return Err(fault),
                 Err(fault) => {
-                    self.stats.refused.add(1);
+                    self.stats.refuse(Refusal::Answer);
                     let why = fault.to_string();
                     for point in &read.points {
                         job.tellers.iter_mut().for_each(|teller| teller.watch.refuse(*point, &why));
@@ -152,6 +153,7 @@ impl Source {
 
     /// A unit has answered.
     pub(super) fn hear(&mut self, unit: usize) {
+        self.stats.note_answer();
         let was_down = self.down.take().is_some();
         let was_silent = self.units[unit].silence.take().is_some();
         if was_down || was_silent {
@@ -165,7 +167,8 @@ impl Source {
 
     /// A unit, or the whole bus, has not answered.
     pub(super) fn miss(&mut self, unit: usize, fault: &Fault) {
-        self.stats.refused.add(1);
+        let reason = if matches!(fault, Fault::NoConnection(_)) { Refusal::Connection } else { Refusal::Answer };
+        self.stats.refuse(reason);
         let now = clock::instant();
         let is_bus = matches!(fault, Fault::NoConnection(_));
         let silence = if is_bus { &mut self.down } else { &mut self.units[unit].silence };

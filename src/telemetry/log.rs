@@ -1,0 +1,129 @@
+//! The log: where lines go, how they look, and which are written.
+//!
+//! Promise: an event of the log is one line whatever devices send, in the journal one entry with its fields; what a
+//! level leaves out costs a comparison.
+
+use super::follow::{FOLLOW, follow_one_in};
+use super::recent::Recent;
+use super::{shown, shown_json};
+use std::borrow::Cow;
+use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people; coloured on a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Entries of systemd's journal, with fields.
+    Journald,
+}
+
+/// How the gateway logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    /// How lines look; by default entries of the journal where standard error leads there, else text.
+    pub format: Option<LogFormat>,
+    /// What is written: `debug`, or `forebay::link=trace,info`. The `FOREBAY_LOG` variable overrides it.
+    pub level: Option<String>,
+    /// One event in so many is followed on its way, whatever the level.
+    pub sample: Option<u32>,
+}
+
+impl Logging {
+    /// Checks values: key, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if let Some(level) = &self.level
+            && let Err(error) = level.parse::<Targets>()
+        {
+            let message = format!("\"{level}\" is no level ({error}); expected one such as \"info\", \"debug\" or \"forebay::link=trace,info\"");
+            return Err(("level", message));
+        }
+        if self.sample == Some(0) {
+            return Err(("sample", "0 is not allowed; 1 follows every event, 1000 one in a thousand".into()));
+        }
+        Ok(())
+    }
+
+    /// What is written, where nothing else says so from `level` up.
+    fn targets(&self, level: tracing::Level) -> Targets {
+        let by_environment = std::env::var("FOREBAY_LOG").ok();
+        let parsed = |text: &String| text.parse::<Targets>().ok();
+        let wanted = by_environment.as_ref().and_then(parsed).or_else(|| self.level.as_ref().and_then(parsed));
+        let targets = wanted.unwrap_or_else(|| Targets::new().with_default(level));
+        if self.sample.is_some() { targets.with_target(FOLLOW, tracing::Level::DEBUG) } else { targets }
+    }
+}
+
+/// Whether standard error leads into systemd's journal: it says which file that is.
+fn leads_to_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let found = std::fs::metadata("/proc/self/fd/2");
+    found.is_ok_and(|found| stream == format!("{}:{}", found.dev(), found.ino()))
+}
+
+/// Starts logging, from `level` up where neither `logging` nor the `FOREBAY_LOG` variable says otherwise.
+pub fn start_logging(logging: &Logging, level: tracing::Level) {
+    follow_one_in(logging.sample.unwrap_or(1));
+    let own = if leads_to_journal() { LogFormat::Journald } else { LogFormat::Text };
+    let format = logging.format.unwrap_or(own);
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || Lines(format));
+    let text = || -> Box<dyn Layer<_> + Send + Sync> {
+        let layer = tracing_subscriber::fmt::layer().with_writer(|| Lines(LogFormat::Text));
+        layer.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed()
+    };
+    let layer = match format {
+        LogFormat::Text => text(),
+        LogFormat::Json => lines.json().boxed(),
+        LogFormat::Journald => match tracing_journald::layer() {
+            Ok(layer) => layer.with_field_prefix(Some("FOREBAY".into())).with_syslog_identifier("forebay".into()).boxed(),
+            Err(error) => {
+                eprintln!("forebay: systemd's journal cannot be reached ({error}); logging text");
+                text()
+            }
+        },
+    };
+    // The newest lines are kept for the support bundle, wherever the others go.
+    let recent = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(|| Recent);
+    let both = layer.and_then(recent).with_filter(logging.targets(level));
+    // A second start (in tests) keeps the first one's settings.
+    let _ = tracing_subscriber::registry().with(both).try_init();
+}
+
+/// Writes log lines to standard error. A line is one event: what devices send (client ids, topics)
+/// can neither begin another one nor act on the terminal.
+#[derive(Clone, Copy, Debug)]
+struct Lines(LogFormat);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let mut out = String::with_capacity(text.len() + 1);
+        match self.0 {
+            LogFormat::Json => out.push_str(&shown_json(text)),
+            // The layer has escaped what it was given: colours are its own.
+            LogFormat::Text if std::io::stderr().is_terminal() => {
+                out.extend(text.split_inclusive('\x1b').flat_map(|part| match part.strip_suffix('\x1b') {
+                    Some(part) => [shown(part), Cow::Borrowed("\x1b")],
+                    None => [shown(part), Cow::Borrowed("")],
+                }));
+            }
+            LogFormat::Text | LogFormat::Journald => out.push_str(&shown(text)),
+        }
+        out.push('\n');
+        std::io::stderr().write_all(out.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
