@@ -353,12 +353,17 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 /// Asks whether the gateway takes events, which it cannot without living.
 fn health(at: &At) -> anyhow::Result<ExitCode> {
     let (is_good, text) = runtime()?.block_on(socket::look(&socket_path(at)?, "/readyz"))?;
-    let checks: Vec<crate::admin::Check> =
-        text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("the gateway answers in another format")?;
+    let checks: Vec<crate::admin::Check> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("the gateway answers in another format")?;
     print(at, &checks, |checks, _| {
         let bad: Vec<String> = checks
             .iter()
-            .filter_map(|check| Some(format!("{}: {}", telemetry::shown(&check.check), telemetry::shown(check.reason.as_deref()?))))
+            .filter_map(|check| {
+                Some(format!("{}: {}", telemetry::shown(&check.check), telemetry::shown(check.reason.as_deref()?)))
+            })
             .collect();
         if bad.is_empty() { "it lives, and takes events".to_owned() } else { bad.join("\n") }
     })?;

@@ -321,7 +321,8 @@ fn check_monitoring(raw: &File, document: &Document, problems: &mut Vec<Problem>
         return;
     }
     let listen = monitoring.listen;
-    let message = format!("{listen} is not loopback: everybody who reaches it reads names, numbers and states, without TLS");
+    let message =
+        format!("{listen} is not loopback: everybody who reaches it reads names, numbers and states, without TLS");
     match raw.environment == "production" {
         true => problems.push(document.problem(
             "monitoring.listen",

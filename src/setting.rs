@@ -226,25 +226,13 @@ fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
     table.remove(*last).is_some()
 }
 
-/// Takes a document apart, or says which key does not fit, and why. The reading is erased: with an instance of it
-/// for every type of setting, it would be a tenth of the program's text.
-fn deserialize<T: DeserializeOwned>(root: toml::Spanned<DeTable<'_>>) -> Result<T, (String, String)> {
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(toml::Deserializer::from(root), &mut track);
-    let read = erased_serde::deserialize(&mut <dyn erased_serde::Deserializer>::erase(tracked));
-    read.map_err(|error| {
-        let path = track.path().to_string();
-        (if path == "." { String::new() } else { path }, bare(&error.to_string()).to_owned())
+/// Takes a document apart, or says which key does not fit. The one way to do so: what takes settings apart is a
+/// large part of the program's text.
+fn deserialize<T: DeserializeOwned>(root: toml::Spanned<DeTable<'_>>) -> Result<T, (String, toml::de::Error)> {
+    serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
+        let path = error.path().to_string();
+        (if path == "." { String::new() } else { path }, error.into_inner())
     })
-}
-
-/// A message without the keys that are named behind it, a line each.
-fn bare(message: &str) -> &str {
-    let message = message.trim_end();
-    match message.rsplit_once('\n') {
-        Some((rest, last)) if last.starts_with("in `") && last.ends_with('`') => bare(rest),
-        _ => message,
-    }
 }
 
 /// Every value under its key; parts of a list that have names go by these.
@@ -310,13 +298,14 @@ impl Document {
 
     /// Takes the document apart into `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let root = DeTable::parse(&self.text).map_err(|error| Problem {
+        let wrong = |key: String, error: toml::de::Error| Problem {
             file: self.file.clone(),
-            line: error.span().map_or(0, |span| self.line_at(span.start)),
-            key: String::new(),
+            line: error.span().map_or_else(|| self.line_of(&key), |span| self.line_at(span.start)),
+            key,
             message: error.message().to_owned(),
-        })?;
-        deserialize(root).map_err(|(key, message)| self.problem(key, message))
+        };
+        let root = DeTable::parse(&self.text).map_err(|error| wrong(String::new(), error))?;
+        deserialize(root).map_err(|(key, error)| wrong(key, error))
     }
 
     /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
@@ -330,8 +319,9 @@ impl Document {
         // The value that does not fit is taken out, and the rest is read again.
         while let Some(key) = problems.last().map(|problem| problem.key.clone())
             && remove(root.get_mut(), &key)
-            && let Err((key, message)) = deserialize::<T>(root.clone())
+            && let Err((key, error)) = deserialize::<T>(root.clone())
         {
+            let message = error.message().to_owned();
             let is_taken_out = |problem: &Problem| {
                 let name = problem.key.rsplit('.').next().unwrap_or_default();
                 message.contains(&format!("missing field `{name}`"))

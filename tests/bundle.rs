@@ -34,14 +34,25 @@ fn bundle(gateway: &Gateway, name: &str) -> BTreeMap<String, String> {
 
 #[test]
 fn a_bundle_has_what_helps_and_no_secret_wherever_it_stands() {
-    const SECRETS: [&str; 6] =
-        ["secret-password-1", "secret-mask-key-0123456789", "secret-central-3", "secret-comment-4", "secret-payload-5", "secret-dead-6"];
+    const SECRETS: [&str; 6] = [
+        "secret-password-1",
+        "secret-mask-key-0123456789",
+        "secret-central-3",
+        "secret-comment-4",
+        "secret-payload-5",
+        "secret-dead-6",
+    ];
     let centre = Centre::start();
     let mut gateway = Gateway::prepare(
         "bundle",
-        &format!("mask_key = \"mask.key\" # {}\n{}\nuser = \"gw\"\npassword_file = \"central.password\"\n", SECRETS[3], centre.destination("central")),
+        &format!(
+            "mask_key = \"mask.key\" # {}\n{}\nuser = \"gw\"\npassword_file = \"central.password\"\n",
+            SECRETS[3],
+            centre.destination("central")
+        ),
     );
-    let file = |name: &str| gateway.folder.join(name);
+    let folder = gateway.folder.clone();
+    let file = |name: &str| folder.join(name);
     put_user(&file("passwd"), "press", SECRETS[0].as_bytes()).expect("written");
     let token = put_token(&file("tokens"), "erp").expect("written");
     std::fs::write(file("mask.key"), SECRETS[1]).expect("written");
@@ -59,7 +70,8 @@ fn a_bundle_has_what_helps_and_no_secret_wherever_it_stands() {
     device.publish(true, 2, "plant/press/m1/nowhere", SECRETS[5].as_bytes());
     gateway.await_status("delivered", Duration::from_secs(20), |status| sum(status, "delivered") >= 1);
 
-    let hashes = std::fs::read_to_string(file("passwd")).expect("read") + &std::fs::read_to_string(file("tokens")).expect("read");
+    let hashes = std::fs::read_to_string(file("passwd")).expect("read")
+        + &std::fs::read_to_string(file("tokens")).expect("read");
     let hashes: Vec<&str> = hashes.split([':', ' ', '\n']).filter(|word| word.len() > 16).collect();
     assert!(hashes.len() >= 2, "{hashes:?}");
     let check = |found: &BTreeMap<String, String>| {
@@ -71,17 +83,41 @@ fn a_bundle_has_what_helps_and_no_secret_wherever_it_stands() {
     };
     let found = bundle(&gateway, "running.tar.zst");
     check(&found);
-    for name in ["status.json", "metrics.txt", "healthz.jsonl", "readyz.jsonl", "ledger.json", "clock.json", "devices.json", "replays.json", "audit.json", "log.txt", "versions.txt", "machine.txt", "journal-files.txt", "config/forebay.toml", "config/contracts/state.toml", "config/contracts/state.json"] {
+    for name in [
+        "status.json",
+        "metrics.txt",
+        "healthz.jsonl",
+        "readyz.jsonl",
+        "ledger.json",
+        "clock.json",
+        "devices.json",
+        "replays.json",
+        "audit.json",
+        "log.txt",
+        "versions.txt",
+        "machine.txt",
+        "journal-files.txt",
+        "config/forebay.toml",
+        "config/contracts/state.toml",
+        "config/contracts/state.json",
+    ] {
         assert!(found.get(name).is_some_and(|text| text.len() > 1), "{name}: {:?}", found.keys());
     }
-    assert!(found["config/forebay.toml"].contains("central.password") && found["config/forebay.toml"].contains("mask.key"));
-    assert!(found["log.txt"].contains("ready") && found["journal-files.txt"].contains("state.redb"), "{}", found["log.txt"]);
+    assert!(
+        found["config/forebay.toml"].contains("central.password") && found["config/forebay.toml"].contains("mask.key")
+    );
+    assert!(
+        found["log.txt"].contains("ready") && found["journal-files.txt"].contains("state.redb"),
+        "{}",
+        found["log.txt"]
+    );
     assert!(found["missing.txt"].contains("exceptions.json: this gateway has no watch"), "{}", found["missing.txt"]);
 
     // With the gateway down, and a secret that somebody wrote where the place of one belongs.
     gateway.stop();
     let text = std::fs::read_to_string(gateway.config()).expect("read");
-    std::fs::write(gateway.config(), text.replace("\"central.password\"", &format!("\"{}\"", SECRETS[2]))).expect("written");
+    std::fs::write(gateway.config(), text.replace("\"central.password\"", &format!("\"{}\"", SECRETS[2])))
+        .expect("written");
     let found = bundle(&gateway, "down.tar.zst");
     check(&found);
     assert!(found["missing.txt"].contains("status.json: no gateway answers"), "{}", found["missing.txt"]);

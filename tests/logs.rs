@@ -61,7 +61,9 @@ fn neither_payload_nor_secret_is_in_the_log_at_any_level() {
     const SECRETS: [&str; 5] = ["correct horse battery", "wrong horse", "tok-never-given", "central-pass-77", PAYLOAD];
     let (centre, web) = (Centre::start(), free_address());
     let destination = centre.destination("central");
-    let rest = format!("\n[[source.http]]\nname = \"web\"\nlisten = \"{web}\"\ntokens = \"tokens\"\n{destination}\nuser = \"gw\"\npassword_file = \"central.password\"\n");
+    let rest = format!(
+        "\n[[source.http]]\nname = \"web\"\nlisten = \"{web}\"\ntokens = \"tokens\"\n{destination}\nuser = \"gw\"\npassword_file = \"central.password\"\n"
+    );
     let mut gateway = Gateway::prepare("masked", &rest);
     gateway.environment.push(("FOREBAY_LOG".into(), "trace".into()));
     let file = |name: &str| gateway.folder.join(name);
@@ -88,7 +90,11 @@ fn neither_payload_nor_secret_is_in_the_log_at_any_level() {
     let mut caller = http::Client::dial(web);
     for token in [SECRETS[2], &token] {
         let bearer = format!("Bearer {token}");
-        caller.post("/events/erp", &[("authorization", &bearer), ("content-type", "application/json")], PAYLOAD.as_bytes());
+        caller.post(
+            "/events/erp",
+            &[("authorization", &bearer), ("content-type", "application/json")],
+            PAYLOAD.as_bytes(),
+        );
     }
     gateway.await_status("delivered", PATIENCE, |status| sum(status, "delivered") >= 1);
     gateway.stop();
@@ -137,7 +143,9 @@ fn where_standard_error_is_the_journal_entries_have_fields() {
         .output()
         .expect("unshare runs");
     let (entry, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    for wanted in ["PRIORITY=5", "SYSLOG_IDENTIFIER", "FOREBAY_LISTENING", "FOREBAY_VERSION", &gateway.address.to_string()] {
+    for wanted in
+        ["PRIORITY=5", "SYSLOG_IDENTIFIER", "FOREBAY_LISTENING", "FOREBAY_VERSION", &gateway.address.to_string()]
+    {
         assert!(entry.contains(wanted), "{wanted}: {entry}{said}");
     }
     let stderr = std::fs::read_to_string(gateway.folder.join("stderr")).expect("read");

@@ -178,7 +178,10 @@ fn a_gateway_without_room_is_alive_and_not_ready_and_says_why() {
     assert_eq!(value(&page, "forebay_ready"), 0.0);
     let health = gateway.command(&["health", "CONFIG"]);
     let said = String::from_utf8_lossy(&health.stdout);
-    assert!(health.status.code() == Some(1) && said.contains("lane critical: ") && said.contains("disk_reserve"), "{said}");
+    assert!(
+        health.status.code() == Some(1) && said.contains("lane critical: ") && said.contains("disk_reserve"),
+        "{said}"
+    );
 }
 
 #[test]

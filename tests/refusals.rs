@@ -213,19 +213,6 @@ fn a_wrong_contract_names_file_line_key_value_and_what_is_allowed() {
     let keyed = |text: &str, more: &str| format!("{text}\n{more}\n");
     with(&|text| keyed(text, "keep = [\"/state\"]\nmask = [\"/operator\"]"), &["mask", "mask_key"]);
     with(&|text| format!("{text}\ndedupes = \"1h\"\n"), &["unknown field `dedupes`"]);
-    let gateway = Gateway::prepare("schema", "");
-    let schema = gateway.folder.join("contracts/state.json");
-    for (wrong, words) in [
-        (r#"{"type":"strin"}"#, &["state.toml:", "schema", "state.json: is no JSON Schema 2020-12", "strin"][..]),
-        (r#"{"properties":{"a":{"minimum":"low"}}}"#, &["is no JSON Schema 2020-12", "low"]),
-        (r#"{"type":"#, &["state.json: is no JSON"]),
-    ] {
-        std::fs::write(&schema, wrong).expect("written");
-        let text = said(&gateway.command(&["check", "CONFIG"]));
-        for word in words {
-            assert!(text.contains(word), "\"{word}\" is missing in: {text}");
-        }
-    }
 }
 
 /// A mask on a field that is dropped hides nothing, and its author thinks otherwise.

@@ -56,7 +56,10 @@ impl Handles {
         let uneven = balances.iter().find(|balance| balance.difference != 0).map(|balance| {
             let row = balance.rows.first();
             let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-            format!("lane {lane} for {to} does not balance, by {} events; see `forebay status --ledger`", balance.difference)
+            format!(
+                "lane {lane} for {to} does not balance, by {} events; see `forebay status --ledger`",
+                balance.difference
+            )
         });
         health.look("ledger", uneven);
         health

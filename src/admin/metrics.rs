@@ -195,8 +195,8 @@ impl Handles {
                 let word = |value: serde_json::Result<serde_json::Value>| {
                     value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
                 };
-                let kind = word(serde_json::to_value(&exception.kind));
-                let severity = word(serde_json::to_value(&exception.severity));
+                let kind = word(serde_json::to_value(exception.kind));
+                let severity = word(serde_json::to_value(exception.severity));
                 *open.entry((kind, severity)).or_default() += 1;
             }
             for ((kind, severity), count) in open {
@@ -305,7 +305,8 @@ fn put_process(page: &mut Page) {
     page.one(DISK_WRITTEN, number(&read("io"), "write_bytes:", 0));
     page.one(MEMORY, number(&status, "VmRSS:", 0) * 1024.0);
     // Behind the name, which may hold anything.
-    let fields: Vec<f64> = stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0.0)).collect();
+    let fields: Vec<f64> =
+        stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0.0)).collect();
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);
     page.one(CPU, (field(14) + field(15)) / TICKS);
     page.one(FILES, std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64);

@@ -103,7 +103,8 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
         let view = handles.view.load_full();
         let wanted = view.monitoring;
         if socket.as_ref().map(|(address, _)| *address) != wanted {
-            socket = None;
+            // First what is left: it may be the same port at another address.
+            drop(socket.take());
             let bound = match wanted {
                 None => Ok(None),
                 Some(address) => TcpListener::bind(address).await.map(|bound| Some((address, bound))).map_err(|error| {

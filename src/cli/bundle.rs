@@ -124,7 +124,12 @@ pub(super) fn run(args: &BundleArgs) -> anyhow::Result<ExitCode> {
         &serde_json::json!({"file": output, "bytes": bytes.len(), "missing": missing.lines().collect::<Vec<_>>()}),
         |_, _| {
             let lacks = missing.lines().map(|line| format!("\n  not in it: {}", crate::telemetry::shown(line)));
-            format!("{} ({}); it holds no secret and no payload{}", output.display(), Bytes(bytes.len() as u64), lacks.collect::<String>())
+            format!(
+                "{} ({}); it holds no secret and no payload{}",
+                output.display(),
+                Bytes(bytes.len() as u64),
+                lacks.collect::<String>()
+            )
         },
     )
 }
@@ -165,7 +170,9 @@ fn put_configuration(bundle: &mut Bundle, file: &Path) -> anyhow::Result<()> {
     };
     match document.shareable(&is_place) {
         Some(text) => bundle.put("config/forebay.toml", text.as_bytes())?,
-        None => bundle.lacks("config/forebay.toml", "it is no TOML, so that secrets in it cannot be told from the rest"),
+        None => {
+            bundle.lacks("config/forebay.toml", "it is no TOML, so that secrets in it cannot be told from the rest")
+        }
     }
     let text_of = |key: &str| document.value(key).and_then(|text| serde_json::from_str::<String>(&text).ok());
     let contracts = folder.join(text_of("contracts").unwrap_or_else(|| "contracts".into()));
@@ -178,7 +185,10 @@ fn put_configuration(bundle: &mut Bundle, file: &Path) -> anyhow::Result<()> {
         Ok(good) => good.warnings,
         Err(problems) => problems,
     };
-    let lines: String = found.iter().map(|problem| format!("{}: line {}: {}\n", problem.file.display(), problem.line, problem.key)).collect();
+    let lines: String = found
+        .iter()
+        .map(|problem| format!("{}: line {}: {}\n", problem.file.display(), problem.line, problem.key))
+        .collect();
     // Not the messages: they show values, which may be secrets in the wrong place.
     bundle.put("config/problems.txt", lines.as_bytes())
 }
@@ -223,7 +233,8 @@ fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
         }
     }
     if bundle.missing.contains("log.txt") {
-        let asked = Command::new("journalctl").args(["-u", "forebay", "-n", LINES, "--no-pager", "-o", "short-iso"]).output();
+        let asked =
+            Command::new("journalctl").args(["-u", "forebay", "-n", LINES, "--no-pager", "-o", "short-iso"]).output();
         match asked {
             Ok(found) if found.status.success() => bundle.put("journalctl.txt", &found.stdout)?,
             Ok(found) => bundle.lacks("journalctl.txt", String::from_utf8_lossy(&found.stderr)),

@@ -1,6 +1,6 @@
 //! A contract as its file says it, and the checks a file passes before it counts.
 
-use super::json::{Payload, Pointer, Tree};
+use super::json::{Payload, Pointer};
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
 use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, SourceKind, Surroundings, odoo};
@@ -8,7 +8,6 @@ use crate::setting::{Document, Problem, Span};
 use jsonschema::Validator;
 use serde::Deserialize;
 use std::path::Path;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 #[derive(Debug, Deserialize)]
@@ -257,28 +256,13 @@ fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Va
     let text = std::fs::read(&path).map_err(|error| wrong(format!("{}: cannot be read: {error}", path.display())))?;
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| wrong(format!("{}: is no JSON: {error}", path.display())))?;
-    let no_schema =
-        |error: &dyn std::fmt::Display| wrong(format!("{}: is no JSON Schema 2020-12: {error}", path.display()));
-    let tree = Tree::parse(&text).map_err(|error| no_schema(&error))?;
-    META_SCHEMA.validate(&tree).map_err(|error| no_schema(&error))?;
     let validator = jsonschema::options_for::<Payload>()
         .with_draft(jsonschema::Draft::Draft202012)
         .should_validate_formats(true)
-        .without_schema_validation()
         .build(&value)
-        .map_err(|error| no_schema(&error))?;
+        .map_err(|error| wrong(format!("{}: is no JSON Schema 2020-12: {error}", path.display())))?;
     Ok((value, validator))
 }
-
-/// Checks schemas themselves. The library does so with another instance of all its code, which then takes up memory
-/// beside the one that checks payloads.
-static META_SCHEMA: LazyLock<Validator<Payload>> = LazyLock::new(|| {
-    const ADDRESS: &str = "https://json-schema.org/draft/2020-12/schema";
-    jsonschema::options_for::<Payload>()
-        .without_schema_validation()
-        .build(&serde_json::json!({ "$schema": ADDRESS, "$ref": ADDRESS }))
-        .expect("the library holds the schema of schemas")
-});
 
 fn check_stream_name(name: &str) -> Result<(), String> {
     let good_word = |word: &str| {

@@ -66,7 +66,8 @@ mod tests {
         let document = Document::new(Path::new("a.toml"), text.into());
         let shown = document.shareable(&|text| text.starts_with("central.") || text == "gw.key").expect("TOML");
         assert!(!shown.contains("s3cret") && !shown.contains("48151623"), "{shown}");
-        for kept in ["plant-01", "central.password", "gw.key", "gw.pem", "mqtts://(masked)@central.example.com:8883/x"] {
+        for kept in ["plant-01", "central.password", "gw.key", "gw.pem", "mqtts://(masked)@central.example.com:8883/x"]
+        {
             assert!(shown.contains(kept), "{kept}: {shown}");
         }
         assert_eq!(Document::new(Path::new("a.toml"), "a = \"s3cret".into()).shareable(&|_| true), None);

@@ -43,7 +43,9 @@ impl Logging {
         if let Some(level) = &self.level
             && let Err(error) = level.parse::<Targets>()
         {
-            let message = format!("\"{level}\" is no level ({error}); expected one such as \"info\", \"debug\" or \"forebay::link=trace,info\"");
+            let message = format!(
+                "\"{level}\" is no level ({error}); expected one such as \"info\", \"debug\" or \"forebay::link=trace,info\""
+            );
             return Err(("level", message));
         }
         if self.sample == Some(0) {
@@ -83,7 +85,9 @@ pub fn start_logging(logging: &Logging, level: tracing::Level) {
         LogFormat::Text => text(),
         LogFormat::Json => lines.json().boxed(),
         LogFormat::Journald => match tracing_journald::layer() {
-            Ok(layer) => layer.with_field_prefix(Some("FOREBAY".into())).with_syslog_identifier("forebay".into()).boxed(),
+            Ok(layer) => {
+                layer.with_field_prefix(Some("FOREBAY".into())).with_syslog_identifier("forebay".into()).boxed()
+            }
             Err(error) => {
                 eprintln!("forebay: systemd's journal cannot be reached ({error}); logging text");
                 text()

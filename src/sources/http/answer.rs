@@ -105,7 +105,9 @@ fn reason_of(status: StatusCode) -> sources::Refusal {
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             sources::Refusal::Limit
         }
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::REQUEST_TIMEOUT => sources::Refusal::Protocol,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::REQUEST_TIMEOUT => {
+            sources::Refusal::Protocol
+        }
         _ => sources::Refusal::Content,
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
 
-use crate::sources::Refusal;
 use super::parts::{Reader, Value, properties};
+use crate::sources::Refusal;
 
 /// What a client did that ends its connection: the reason code of MQTT 5, and a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
