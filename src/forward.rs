@@ -455,7 +455,7 @@ impl Forwarder {
         let limits = session.limits();
         // Something has to be sent again: what is in flight is awaited, and nothing else is sent.
         let mut must_resume = false;
-        let mut look_back = LookBack::new(&self.target, &self.client, session.place());
+        let mut look_back = LookBack::new(&self.target, &self.client, session.place(), None);
         let mut better = None;
         loop {
             if self.deaths.count >= DEATHS_BEFORE_PROBE {

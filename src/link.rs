@@ -118,8 +118,8 @@ impl Target {
     }
 
     /// Connects to one of the addresses before `place`, in their order. Safe to drop half-way.
-    pub async fn connect_before(&self, client: &str, place: usize) -> Result<Session, LinkError> {
-        self.open(client, None, None, place).await
+    pub async fn connect_before(&self, client: &str, will: Option<&Will>, place: usize) -> Result<Session, LinkError> {
+        self.open(client, will, None, place).await
     }
 
     /// Connects like [`Target::connect`], and takes up the session in which the broker keeps what

@@ -206,14 +206,33 @@ impl std::error::Error for Problem {}
 const PROBLEMS_MAX: usize = 20;
 
 /// Takes a value out; `false` if it is not there.
-fn remove(root: &mut toml::Value, key: &str) -> bool {
+fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
     let steps: Vec<_> = key.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
     let Some((last, way)) = steps.split_last() else { return false };
-    let inside = way.iter().try_fold(root, |value, step| match step.parse::<usize>() {
-        Ok(index) if value.is_array() => value.get_mut(index),
-        _ => value.get_mut(*step),
-    });
-    inside.and_then(toml::Value::as_table_mut).is_some_and(|table| table.remove(*last).is_some())
+    let mut table = root;
+    let mut way = way.iter();
+    while let Some(step) = way.next() {
+        let Some(value) = table.get_mut(*step) else { return false };
+        table = match value.get_mut() {
+            DeValue::Table(inside) => inside,
+            DeValue::Array(items) => {
+                let item = way.next().and_then(|step| items.get_mut(step.parse::<usize>().ok()?));
+                let Some(DeValue::Table(inside)) = item.map(toml::Spanned::get_mut) else { return false };
+                inside
+            }
+            _ => return false,
+        };
+    }
+    table.remove(*last).is_some()
+}
+
+/// Takes a document apart, or says which key does not fit. The one way to do so: what takes settings apart is a
+/// large part of the program's text.
+fn deserialize<T: DeserializeOwned>(root: toml::Spanned<DeTable<'_>>) -> Result<T, (String, toml::de::Error)> {
+    serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
+        let path = error.path().to_string();
+        (if path == "." { String::new() } else { path }, error.into_inner())
+    })
 }
 
 /// Every value under its key; parts of a list that have names go by these.
@@ -285,11 +304,8 @@ impl Document {
             key,
             message: error.message().to_owned(),
         };
-        let document = toml::Deserializer::parse(&self.text).map_err(|error| wrong(String::new(), error))?;
-        serde_path_to_error::deserialize(document).map_err(|error| {
-            let path = error.path().to_string();
-            wrong(if path == "." { String::new() } else { path }, error.into_inner())
-        })
+        let root = DeTable::parse(&self.text).map_err(|error| wrong(String::new(), error))?;
+        deserialize(root).map_err(|(key, error)| wrong(key, error))
     }
 
     /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
@@ -298,14 +314,14 @@ impl Document {
             Ok(value) => return Ok(value),
             Err(problem) => problem,
         };
-        let Ok(mut root) = self.text.parse::<toml::Table>().map(toml::Value::Table) else { return Err(vec![first]) };
+        let Ok(mut root) = DeTable::parse(&self.text) else { return Err(vec![first]) };
         let mut problems = vec![first];
         // The value that does not fit is taken out, and the rest is read again.
         while let Some(key) = problems.last().map(|problem| problem.key.clone())
-            && remove(&mut root, &key)
-            && let Err(error) = serde_path_to_error::deserialize::<_, T>(root.clone())
+            && remove(root.get_mut(), &key)
+            && let Err((key, error)) = deserialize::<T>(root.clone())
         {
-            let (key, message) = (error.path().to_string(), error.into_inner().message().to_owned());
+            let message = error.message().to_owned();
             let is_taken_out = |problem: &Problem| {
                 let name = problem.key.rsplit('.').next().unwrap_or_default();
                 message.contains(&format!("missing field `{name}`"))
@@ -313,7 +329,7 @@ impl Document {
             if problems.iter().any(is_taken_out) || problems.len() >= PROBLEMS_MAX {
                 break;
             }
-            problems.push(self.problem(if key == "." { String::new() } else { key }, message));
+            problems.push(self.problem(key, message));
         }
         Err(problems)
     }

@@ -9,6 +9,7 @@
 
 use crate::clock;
 use crate::secret::Secret;
+use base64::Engine;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -115,9 +116,38 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn private_key(file: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, TlsError> {
     let pem = Secret::read(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
-    PrivateKeyDer::from_pem_slice(pem.bytes())
-        .map(Zeroizing::new)
-        .map_err(|_| unusable(file, "holds no private key; expected PEM with BEGIN PRIVATE KEY"))
+    key_of_pem(pem.line().unwrap_or_default()).map_err(|reason| unusable(file, reason))
+}
+
+/// The first private key of a PEM text. Taken apart here, since what a PEM reader leaves in memory is not overwritten.
+fn key_of_pem(text: &str) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
+    const NONE: &str = "holds no private key; expected PEM with BEGIN PRIVATE KEY";
+    const KINDS: [&str; 4] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"];
+    let is_one = |line: &str, edge: &str, kind: &str| {
+        line.strip_prefix(edge).and_then(|rest| rest.trim_end().strip_suffix("-----")) == Some(kind)
+    };
+    let mut lines = text.lines().map(str::trim);
+    let kind = lines.find_map(|line| KINDS.into_iter().find(|kind| is_one(line, "-----BEGIN ", kind)));
+    let kind = kind.ok_or(NONE)?;
+    let mut body = Zeroizing::new(Vec::with_capacity(text.len()));
+    let mut is_whole = false;
+    for line in lines {
+        if is_one(line, "-----END ", kind) {
+            is_whole = true;
+            break;
+        }
+        if line.contains("ENCRYPTED") || kind == "ENCRYPTED PRIVATE KEY" {
+            return Err("holds an encrypted key; the gateway starts without anybody to type a passphrase: store it without one, readable by the service alone".into());
+        }
+        body.extend_from_slice(line.as_bytes());
+    }
+    let der =
+        base64::engine::general_purpose::STANDARD.decode(body.as_slice()).ok().filter(|_| is_whole).ok_or(NONE)?;
+    Ok(Zeroizing::new(match kind {
+        "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(der.into()),
+        "EC PRIVATE KEY" => PrivateKeyDer::Sec1(der.into()),
+        _ => PrivateKeyDer::Pkcs8(der.into()),
+    }))
 }
 
 /// A certificate of ours, ready to be shown, with its key.
@@ -160,6 +190,18 @@ impl CertificateSeal {
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses a server whose certificate says that it belongs to another environment than ours does.
+pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'_>]>) -> Result<(), TlsError> {
+    let named = certificates.and_then(<[_]>::first).map(environments).unwrap_or_default();
+    let own = &files.seal.environment;
+    match named.first() {
+        Some(other) if !own.is_empty() && !named.contains(own) => Err(TlsError::Unusable(format!(
+            "the server belongs to environment \"{other}\" (its certificate has the alternative name URI:{ENVIRONMENT}{other}), not to \"{own}\""
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -395,6 +437,38 @@ mod tests {
         assert_eq!(of(None, vec![environment, dns("press-4")]).as_deref(), Some("press-4"), "nor is an environment");
         assert_eq!(of(None, vec![]), None);
         assert_eq!(identity(&CertificateDer::from(vec![0x30, 3, 1])), None);
+    }
+
+    #[test]
+    fn keys_are_read_in_each_form_or_refused_with_a_word() {
+        let pair = KeyPair::generate().expect("key");
+        let pem = pair.serialize_pem();
+        let read = key_of_pem(&pem).expect("reads");
+        assert_eq!(*read, PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("the same"));
+        // As openssl writes it: parameters first, other line ends, something behind.
+        let other = format!(
+            "-----BEGIN EC PARAMETERS-----\r\nBggq\r\n-----END EC PARAMETERS-----\r\n{}x",
+            pem.replace('\n', "\r\n")
+        );
+        assert_eq!(*key_of_pem(&other).expect("reads"), *read);
+        assert!(matches!(*key_of_pem(&pem.replace("PRIVATE", "EC PRIVATE")).expect("reads"), PrivateKeyDer::Sec1(_)));
+        assert!(matches!(*key_of_pem(&pem.replace("PRIVATE", "RSA PRIVATE")).expect("reads"), PrivateKeyDer::Pkcs1(_)));
+        for wrong in [
+            "",
+            "sesame",
+            &pem.replace("PRIVATE", "PUBLIC"),
+            &pem[..pem.len() / 2],
+            &pem.replace("END", "BEGIN"),
+            &pem.replace('M', "*"),
+        ] {
+            let said = key_of_pem(wrong).expect_err("refused");
+            assert!(said.contains("BEGIN PRIVATE KEY"), "{said}");
+        }
+        for locked in
+            [pem.replace("PRIVATE", "ENCRYPTED PRIVATE"), pem.replacen("-----\n", "-----\nProc-Type: 4,ENCRYPTED\n", 1)]
+        {
+            assert!(key_of_pem(&locked).expect_err("refused").contains("encrypted key"));
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@
 //!
 //! Not here: where the facts come from (`sources`).
 
+mod kind;
 mod rules;
 mod steps;
 
-pub use rules::{Kind, Severity};
+pub use kind::{Kind, Severity};
 pub use steps::Exception;
 
 use crate::clock;
@@ -199,7 +200,7 @@ impl Watch {
         let machines = self.machines();
         let mirrors = self.mirrors.all();
         // Thousands of records are read: not on a thread that serves.
-        let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors));
+        let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors, now));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;
         let conditions = rules::conditions(&self.config, &facts, &machines, now, &mut self.first_seen);
         let judged = facts.judged(self.config.machines.is_some());

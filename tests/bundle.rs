@@ -51,7 +51,8 @@ fn a_bundle_has_what_helps_and_no_secret_wherever_it_stands() {
             centre.destination("central")
         ),
     );
-    let file = |name: &str| gateway.folder.join(name);
+    let folder = gateway.folder.clone();
+    let file = |name: &str| folder.join(name);
     put_user(&file("passwd"), "press", SECRETS[0].as_bytes()).expect("written");
     let token = put_token(&file("tokens"), "erp").expect("written");
     std::fs::write(file("mask.key"), SECRETS[1]).expect("written");

@@ -459,15 +459,23 @@ fn a_destination_goes_to_its_next_broker_and_back_and_loses_nothing() {
     all.dedup();
     assert_eq!((all.len(), count), (usize::from(number) - 1, usize::from(number) - 1), "each once");
     assert_eq!(accepted(&gateway.status()), u64::from(number) - 1);
+    // So does the status: the second one is not left with a birth that nobody takes back.
+    let state = |centre: &Centre| centre.own("status").last().map(|event| event["data"]["state"].clone());
+    first.await_that("its status is there", PATIENCE, |centre| state(centre) == Some("online".into()));
+    assert_eq!(state(&second), Some("offline".into()));
+}
+
+/// An hour that is not now, in UTC.
+pub fn other_hours() -> String {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs() / 3600 % 24;
+    format!("{:02}:00-{:02}:00", (now + 5) % 24, (now + 6) % 24)
 }
 
 #[test]
 fn ceilings_and_hours_hold_back() {
     let centre = Centre::start();
-    // An hour that is not now.
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs() / 3600 % 24;
-    let hours = format!("{:02}:00-{:02}:00", (now + 5) % 24, (now + 6) % 24);
+    let hours = other_hours();
     let rest = format!(
         "{}[lane.bulk]\nlinger = \"0s\"\nrate = {{ events = 100 }}\n[lane.night]\nlinger = \"0s\"\nhours = \"{hours}\"\ntime_zone = \"UTC\"\n",
         centre.destination("central")
@@ -486,6 +494,25 @@ fn ceilings_and_hours_hold_back() {
     let night =
         status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "night").expect("the lane");
     assert_eq!(night["destinations"][0]["queued"], 10);
+}
+
+#[test]
+fn a_ceiling_in_bytes_holds_back() {
+    let centre = Centre::start();
+    let rest =
+        format!("{}[lane.bulk]\nlinger = \"0s\"\nrate = {{ bytes = \"20KB\" }}\n", centre.destination("central"));
+    let mut gateway = prepare("bytes", &rest, &[("trace", contract("trace", "bulk", ""))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    let start = Instant::now();
+    publish(&mut client, "trace", 1..41, 1000);
+    centre.await_that("they leave", PATIENCE, |centre| centre.events().len() >= 40);
+    // More than 40 kB, of which a tenth of a second's worth may go at once.
+    assert!(
+        start.elapsed() > Duration::from_millis(1800),
+        "40 events of 1 kB at 20 kB a second in {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]

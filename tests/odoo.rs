@@ -96,7 +96,9 @@ impl Plant {
     pub fn problem(&self) -> String {
         let status = self.gateway.status();
         let sources = status["sources"].as_array().cloned().unwrap_or_default();
-        let odoo = sources.into_iter().find(|source| source["kind"] == "odoo").expect("an Odoo source");
+        let Some(odoo) = sources.into_iter().find(|source| source["kind"] == "odoo") else {
+            return "it is not started yet".into();
+        };
         odoo["problem"].as_str().unwrap_or_default().to_owned()
     }
 

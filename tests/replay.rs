@@ -3,7 +3,7 @@
 use crate::common::centre::Centre;
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::{Gateway, sum};
-use crate::lanes::{contract, ledger, prepare, publish};
+use crate::lanes::{contract, ledger, other_hours, prepare, publish};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -99,6 +99,28 @@ fn a_replay_is_paused_goes_on_after_a_kill_and_is_cancelled() {
     once.sort_unstable();
     once.dedup();
     assert_eq!(once, (1..=once.len() as u64).collect::<Vec<_>>(), "none is left out in between");
+}
+
+#[test]
+fn a_lane_outside_its_hours_holds_no_replay_back() {
+    let centre = Centre::start();
+    let rest = format!(
+        "{}[lane.night]\nlinger = \"0s\"\nhours = \"{}\"\ntime_zone = \"UTC\"\n",
+        centre.destination("central"),
+        other_hours()
+    );
+    let contracts = [("trace", contract("trace", "bulk", "")), ("extract", contract("extract", "night", ""))];
+    let mut gateway = prepare("resting", &rest, &contracts);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    publish(&mut client, "trace", 1..21, 10);
+    centre.await_that("they are there", PATIENCE, |centre| centre.events().len() >= 20);
+    // A backlog for anybody who does not know of the hours.
+    publish(&mut client, "extract", 1001..2201, 10);
+    let (is_good, text) = run(&gateway, &["--to", "central", "--stream", "machine.trace"]);
+    assert!(is_good && text.contains("20 events"), "{text}");
+    centre.await_that("the replay goes on", PATIENCE, |centre| replayed(centre).len() == 20);
+    assert_eq!(centre.events().len(), 40, "the night has not come");
 }
 
 #[test]

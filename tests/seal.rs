@@ -30,6 +30,16 @@ fn written(folder: &Path, name: &str, text: &str, mode: u32) -> PathBuf {
     file
 }
 
+/// A certificate that nobody has signed, with these URIs.
+fn certificate(cert: &Path, key: &Path, uris: &[&str]) {
+    let mut params = CertificateParams::new(vec!["gw-01".to_owned()]).expect("parameters");
+    params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("a URI"))));
+    let pair = KeyPair::generate().expect("key");
+    std::fs::write(cert, params.self_signed(&pair).expect("certificate").pem()).expect("written");
+    std::fs::write(key, pair.serialize_pem()).expect("written");
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).expect("mode");
+}
+
 /// A configuration that is not started, with files beside it.
 struct Plant {
     gateway: Gateway,
@@ -49,11 +59,7 @@ impl Plant {
 
     /// A certificate with these URIs, as `gw.pem` and `gw.key`.
     fn with_certificate(self, uris: &[&str]) -> Self {
-        let mut params = CertificateParams::new(vec!["gw-01".to_owned()]).expect("parameters");
-        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("a URI"))));
-        let key = KeyPair::generate().expect("key");
-        written(self.folder(), "gw.pem", &params.self_signed(&key).expect("certificate").pem(), 0o644);
-        written(self.folder(), "gw.key", &key.serialize_pem(), 0o600);
+        certificate(&self.folder().join("gw.pem"), &self.folder().join("gw.key"), uris);
         self
     }
 
@@ -356,4 +362,109 @@ fn what_the_service_cannot_read_or_write_is_named_with_owner_mode_user_and_what_
     std::fs::write(plant.gateway.config(), config).expect("written");
     let (_, text) = plant.said_with(as_nobody);
     holds(&text, &[&format!("chgrp {group} {0} && chmod g+x {0}", at("keys").display())]);
+}
+
+/// Whether memory that a process may write holds some bytes.
+fn is_in_memory(process: u32, wanted: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt;
+    let memory = std::fs::File::open(format!("/proc/{process}/mem")).expect("its memory");
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("its maps");
+    maps.lines().filter(|line| line.contains(" rw")).any(|line| {
+        let bounds = line.split([' ', '-']).take(2).map(|text| u64::from_str_radix(text, 16).expect("hex"));
+        let [from, to] = bounds.collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let mut bytes = vec![0; (to - from) as usize];
+        memory.read_exact_at(&mut bytes, from).is_ok() && memchr::memmem::find(&bytes, wanted).is_some()
+    })
+}
+
+#[test]
+fn a_password_and_the_text_of_a_key_are_overwritten_in_memory_after_use() {
+    const PASSWORD: &str = "7f3a91c2-open-sesame-58d04be6";
+    let folder = scratch_folder("memory");
+    let pki = Pki::write(folder.path());
+    let broker = Mosquitto::start(folder.path(), &pki);
+    let collector = Collector::start(broker.plain, "test/plant/machine.state/#");
+    let destination = broker.destination(&pki, broker.tls.port());
+    let password = written(folder.path(), "password", &format!("{PASSWORD}\n"), 0o600);
+    let mut gateway = Gateway::prepare(
+        "memory",
+        &format!("{destination}user = \"gateway-user\"\npassword_file = \"{}\"\n", password.display()),
+    );
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    client.publish(true, 1, "plant/line1/m01/state", payload(1, 1).as_bytes());
+    collector.await_count(1, PATIENCE);
+    // Every connection has its login behind it.
+    let up = |status: &serde_json::Value| {
+        status["links"].as_array().is_some_and(|links| links.iter().all(|link| link["is_up"] == true))
+    };
+    gateway.await_status("links are up", PATIENCE, up);
+    let key = std::fs::read_to_string(&pki.client_key).expect("read");
+    let line = key.lines().nth(1).expect("a line of the key");
+    // What is no secret is there, so that the search finds something.
+    assert!(is_in_memory(gateway.pid(), b"gateway-user"));
+    assert!(!is_in_memory(gateway.pid(), PASSWORD.as_bytes()), "the password");
+    assert!(!is_in_memory(gateway.pid(), line.as_bytes()), "the key");
+}
+
+#[test]
+fn a_centre_of_another_environment_gets_nothing() {
+    let of = |environment: &'static str| {
+        let folder = scratch_folder("peer");
+        let pki = Pki::write_with(folder.path(), |server| {
+            let uri = format!("forebay:environment:{environment}");
+            server.subject_alt_names.push(SanType::URI(uri.as_str().try_into().expect("a URI")));
+        });
+        let broker = Mosquitto::start(folder.path(), &pki);
+        let collector = Collector::start(broker.plain, "#");
+        let gateway = Gateway::start("peer", &broker.destination(&pki, broker.tls.port()));
+        let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+        client.publish(true, 1, "plant/line1/m01/state", payload(1, 1).as_bytes());
+        (gateway, collector, broker, folder)
+    };
+    let (gateway, collector, ..) = of("production");
+    let said = "the server belongs to environment \\\"production\\\"";
+    gateway.await_status("it is said", PATIENCE, |status| status["problems"].to_string().contains(said));
+    assert_eq!(collector.count(), 0, "neither an event nor a status");
+    let (_gateway, collector, ..) = of("test");
+    collector.await_count(1, PATIENCE);
+}
+
+#[test]
+fn another_environment_than_the_journals_is_refused_before_anything_starts() {
+    let mut gateway = Gateway::start("moved", "");
+    gateway.stop();
+    let config = std::fs::read_to_string(gateway.config()).expect("read");
+    std::fs::write(gateway.config(), config.replace("\"test\"", "\"production\"")).expect("written");
+    Plant { gateway }
+        .refused(&["forebay.toml:1: environment: ", "belongs to environment \"test\", not to \"production\""]);
+}
+
+#[test]
+fn a_reload_with_a_certificate_of_another_environment_is_refused_and_events_flow_on() {
+    let folder = scratch_folder("sealed-reload");
+    let pki = Pki::write(folder.path());
+    let broker = Mosquitto::start(folder.path(), &pki);
+    let collector = Collector::start(broker.plain, "test/plant/machine.state/#");
+    let gateway = Gateway::start("sealed-reload", &broker.destination(&pki, broker.tls.port()));
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    client.publish(true, 1, "plant/line1/m01/state", payload(1, 1).as_bytes());
+    collector.await_count(1, PATIENCE);
+    certificate(&pki.client_cert, &pki.client_key, &["forebay:environment:production"]);
+    let output = gateway.command(&["reload", "CONFIG"]);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(!output.status.success(), "{text}");
+    holds(
+        &text,
+        &[
+            "forebay.toml:",
+            "destination[0].tls: ",
+            "client.pem: belongs to environment \"production\"",
+            "not to \"test\"",
+        ],
+    );
+    client.publish(true, 2, "plant/line1/m01/state", payload(1, 2).as_bytes());
+    collector.await_count(2, PATIENCE);
+    // Nor does a new connection show it.
+    assert!(gateway.status()["problems"].to_string().contains("belongs to environment"));
 }

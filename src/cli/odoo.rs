@@ -52,7 +52,7 @@ pub(super) struct Webhook {
     /// File with an administrator's API key, which is used once and not kept; by default it is asked for
     #[arg(long)]
     admin_key: Option<PathBuf>,
-    /// Login of that administrator; needed for Odoo 14 to 18
+    /// Login of that administrator; needed over /jsonrpc, as with Odoo 14 to 18
     #[arg(long)]
     admin_user: Option<String>,
 }

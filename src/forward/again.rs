@@ -12,6 +12,7 @@ mod replays;
 pub use replays::{Filter, Replay, ReplayState, Replays};
 
 use super::fill::{mark, push_rendered};
+use super::look_back::LookBack;
 use super::pace::{Pacer, Pressure, Rate};
 use super::{Config, Renewal};
 use crate::clock;
@@ -62,7 +63,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Again {
     parts: Parts,
-    target: Target,
+    target: Arc<Target>,
     letters: VecDeque<u64>,
     replay: Option<Reading>,
     in_flight: BTreeMap<u16, Sent>,
@@ -105,7 +106,7 @@ impl Again {
     /// A worker for a destination.
     pub fn new(parts: Parts) -> Result<Self, String> {
         Ok(Self {
-            target: parts.config.target()?,
+            target: Arc::new(parts.config.target()?),
             parts,
             letters: VecDeque::new(),
             replay: None,
@@ -214,6 +215,7 @@ impl Again {
     async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {
         let mut output = Output::default();
         let mut idle_since = clock::instant();
+        let mut look_back = LookBack::new(&self.target, &self.parts.client, session.place(), None);
         loop {
             self.find_work().await;
             let wait = self.fill(&session, &mut output).await;
@@ -240,6 +242,12 @@ impl Again {
                     return End::Lost(error);
                 },
                 () = self.parts.renewal.wait() => {
+                    session.close().await;
+                    return End::Idle;
+                }
+                // An earlier broker is back: what is in flight goes once more, to that one.
+                better = look_back.found() => {
+                    better.close().await;
                     session.close().await;
                     return End::Idle;
                 }

@@ -136,41 +136,58 @@ impl Hours {
 }
 
 /// How far the forwarders of one destination are; each lane sees what the others have before them, also while
-/// their forwarders rest.
+/// their forwarders rest. What a lane has before it outside its hours presses nobody: it is not to leave now.
 #[derive(Debug)]
 pub struct Pressure {
-    lanes: Vec<(Arc<Lane>, AtomicU64)>,
+    lanes: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    lane: Arc<Lane>,
+    reached: AtomicU64,
+    hours: Option<Hours>,
 }
 
 /// A lane that is further behind than this has a backlog: more than is in flight in normal times.
 const BACKLOG_FROM: u64 = 1000;
 
 impl Pressure {
-    /// Nobody is behind yet.
-    pub fn new(lanes: &[Arc<Lane>]) -> Arc<Self> {
-        Arc::new(Self { lanes: lanes.iter().map(|lane| (Arc::clone(lane), AtomicU64::new(lane.end()))).collect() })
+    /// Nobody is behind yet. `hours` of a lane are those in which it is sent.
+    pub fn new(lanes: &[Arc<Lane>], hours: impl Fn(&str) -> Option<Hours>) -> Arc<Self> {
+        let known = |lane: &Arc<Lane>| {
+            let reached = AtomicU64::new(lane.end());
+            Known { lane: Arc::clone(lane), reached, hours: hours(&lane.name) }
+        };
+        Arc::new(Self { lanes: lanes.iter().map(known).collect() })
     }
 
     /// Says how far a lane is: its events from this offset on are not acknowledged, or count as if they were not.
     pub fn note(&self, lane: &str, reached: u64) {
-        if let Some((_, known)) = self.lanes.iter().find(|(known, _)| known.name == lane) {
-            known.store(reached, Ordering::Relaxed);
+        if let Some(known) = self.lanes.iter().find(|known| known.lane.name == lane) {
+            known.reached.store(reached, Ordering::Relaxed);
         }
     }
 
     /// Whether a lane other than this one has a backlog.
     pub fn is_on(&self, lane: &str) -> bool {
-        self.lanes.iter().filter(|(known, _)| known.name != lane).any(has_backlog)
+        self.lanes.iter().filter(|known| known.lane.name != lane).any(Known::presses)
     }
 
     /// Whether any lane has a backlog: what is sent again stays behind that.
     pub fn is_on_at_all(&self) -> bool {
-        self.lanes.iter().any(has_backlog)
+        self.lanes.iter().any(Known::presses)
     }
 }
 
-fn has_backlog((lane, reached): &(Arc<Lane>, AtomicU64)) -> bool {
-    lane.end().saturating_sub(reached.load(Ordering::Relaxed)) > BACKLOG_FROM
+impl Known {
+    fn presses(&self) -> bool {
+        self.lane.end().saturating_sub(self.reached.load(Ordering::Relaxed)) > BACKLOG_FROM && self.is_open()
+    }
+
+    fn is_open(&self) -> bool {
+        self.hours.as_ref().is_none_or(|hours| hours.contains(Timestamp::from(clock::wall())))
+    }
 }
 
 /// A bucket that fills at a rate, and holds a tenth of a second of it.

@@ -3,6 +3,7 @@
 //!
 //! It is state, not an event: retained, never journaled, and in no account.
 
+use super::look_back::LookBack;
 use super::rivals::Rivals;
 use super::{Config, Renewal};
 use crate::clock;
@@ -28,7 +29,7 @@ pub async fn run(
     mut renewal: Renewal,
     mut shutdown: Shutdown,
 ) {
-    let Ok(target) = config.target() else { return };
+    let Ok(target) = config.target().map(Arc::new) else { return };
     let topic = topic(&around);
     let mut down_since = None;
     let mut rivals = Rivals::default();
@@ -44,7 +45,8 @@ pub async fn run(
             Ok(session) => {
                 (down_since, attempt) = (None, 0);
                 let began = clock::instant();
-                match beat(session, &topic, &around, &report, &mut renewal, &mut shutdown).await {
+                let look_back = LookBack::new(&target, &client, session.place(), Some(will));
+                match beat(session, look_back, &topic, &around, &report, &mut renewal, &mut shutdown).await {
                     End::Shutdown => return,
                     End::Renewal => continue,
                     // The forwarders say it; here it is enough to step back.
@@ -77,9 +79,10 @@ enum End {
     Lost(LinkError),
 }
 
-/// Sends heartbeats until the session ends.
+/// Sends heartbeats until the session ends, or an earlier broker is back: then over a session with that one.
 async fn beat(
     mut session: Session,
+    mut look_back: LookBack,
     topic: &str,
     around: &Surroundings,
     report: &Report,
@@ -95,17 +98,7 @@ async fn beat(
         if now >= next_beat && in_flight == 0 {
             next_beat = now + HEARTBEAT;
             id = id % u16::MAX + 1;
-            let payload = event(around, "online", &report());
-            let retain = session.limits().has_retain;
-            link::push_publish(
-                &mut output.bytes,
-                session.protocol(),
-                &Head { packet_id: id, retain, ..Head::default() },
-                topic.as_bytes(),
-                STRUCTURED,
-                &[],
-                &payload,
-            );
+            push_status(&mut output, &session, topic, id, &event(around, "online", &report()));
             in_flight += 1;
         }
         let look_again = match session.watch(in_flight > 0, &mut output) {
@@ -114,13 +107,7 @@ async fn beat(
         };
         tokio::select! {
             () = shutdown.begun() => {
-                let payload = event(around, "offline", "");
-                let retain = session.limits().has_retain;
-                let head = Head { packet_id: id % u16::MAX + 1, retain, ..Head::default() };
-                link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), STRUCTURED, &[], &payload);
-                // A short wait: whoever shuts down cannot wait for a silent broker.
-                let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
-                session.close().await;
+                take_leave(session, output, topic, around, id).await;
                 return End::Shutdown;
             }
             moved = session.exchange(&mut output) => if let Err(error) = moved {
@@ -130,6 +117,14 @@ async fn beat(
                 // A goodbye: the will stays unsaid, and what is retained says that the gateway lives.
                 session.close().await;
                 return End::Renewal;
+            }
+            better = look_back.found() => {
+                // What the later broker retains must not say for ever that the gateway lives. Where both are one
+                // cluster, this comes before the birth.
+                let left = std::mem::replace(&mut session, *better);
+                take_leave(left, std::mem::take(&mut output), topic, around, id).await;
+                look_back.settle_at(session.place());
+                (next_beat, in_flight) = (now, 0);
             }
             () = tokio::time::sleep(look_again) => {}
         }
@@ -147,6 +142,19 @@ async fn beat(
             }
         }
     }
+}
+
+fn push_status(output: &mut Output, session: &Session, topic: &str, packet_id: u16, payload: &[u8]) {
+    let head = Head { packet_id, retain: session.limits().has_retain, ..Head::default() };
+    link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), STRUCTURED, &[], payload);
+}
+
+/// Says that the gateway is not there any more, and closes the session. `id` is the packet id used last.
+async fn take_leave(mut session: Session, mut output: Output, topic: &str, around: &Surroundings, id: u16) {
+    push_status(&mut output, &session, topic, id % u16::MAX + 1, &event(around, "offline", ""));
+    // A short wait: whoever leaves cannot wait for a silent broker.
+    let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
+    session.close().await;
 }
 
 /// A status event in structured mode.

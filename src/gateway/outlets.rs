@@ -95,7 +95,7 @@ impl Ground {
     pub fn start_outlet(&self, wanted: Wanted) -> anyhow::Result<Outlet> {
         let (renewals, changed) = watch::channel(0);
         let renewal = Renewal::new(changed);
-        let pressure = Pressure::new(self.journal.lanes());
+        let pressure = Pressure::new(self.journal.lanes(), |lane| wanted.sending.get(lane)?.hours.clone());
         let (config, client) = (&wanted.config, &wanted.client);
         let mut parts = Vec::new();
         let mut links = Vec::new();

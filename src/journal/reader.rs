@@ -31,7 +31,7 @@ pub enum Found {
 pub struct Follower {
     lane: Arc<Lane>,
     updates: watch::Receiver<Durable>,
-    /// A read from the disk that is under way: whoever drops a `find` and calls it again goes on with it.
+    /// A read from the disk that is under way, for a `find` that was dropped half-way or for the next one.
     reading: Option<(u64, Reading)>,
     /// When to read again from a disk that failed.
     retry_at: Option<Instant>,
@@ -74,17 +74,16 @@ impl Follower {
                 }
                 let reading = match &mut self.reading {
                     Some((at, reading)) if *at == offset => reading,
-                    _ => {
-                        let lane = Arc::clone(&self.lane);
-                        let reading = tokio::task::spawn_blocking(move || lane.read(offset));
-                        &mut self.reading.insert((offset, reading)).1
-                    }
+                    _ => &mut self.reading.insert((offset, read(&self.lane, offset))).1,
                 };
                 let read = reading.await;
                 self.reading = None;
                 match read {
                     Ok(Ok(found)) => {
                         self.retry_at = None;
+                        if let Found::Block(block) = &found {
+                            self.read_ahead(block.end());
+                        }
                         return Some(found);
                     }
                     Ok(Err(error)) => {
@@ -106,6 +105,19 @@ impl Follower {
             self.updates.changed().await.ok()?;
         }
     }
+
+    /// Has the block behind the one in hand read, while that one is taken apart.
+    fn read_ahead(&mut self, offset: u64) {
+        let offset = self.lane.gaps.pass(offset);
+        if offset < self.updates.borrow().end && self.lane.in_tail(offset).is_none() {
+            self.reading = Some((offset, read(&self.lane, offset)));
+        }
+    }
+}
+
+fn read(lane: &Arc<Lane>, offset: u64) -> Reading {
+    let lane = Arc::clone(lane);
+    tokio::task::spawn_blocking(move || lane.read(offset))
 }
 
 impl Lane {

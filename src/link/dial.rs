@@ -1,7 +1,7 @@
 //! Reaching a broker: look-up, TCP, TLS.
 
 use super::{Address, LinkError, TlsConfig};
-use crate::tls::ClientFiles;
+use crate::tls::{self, ClientFiles};
 use rustls::pki_types::ServerName;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -91,7 +91,10 @@ pub(super) async fn handshake(
     let failed = |error| LinkError::Handshake { host: host.to_owned(), error };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(std::io::Error::other(error)))?;
     match tokio::time::timeout(HANDSHAKE_WAIT_MAX, TlsConnector::from(config).connect(name, stream)).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => {
+            tls::check_server(files, stream.get_ref().1.peer_certificates())?;
+            Ok(stream)
+        }
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(failed(std::io::ErrorKind::TimedOut.into())),
     }

@@ -7,12 +7,16 @@ use rumqttc::mqttbytes as codec;
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::{QoS, v5};
 use std::time::Duration;
+use zeroize::Zeroize;
 
 pub(super) const PINGREQ: [u8; 2] = [0xC0, 0];
 /// The same in both versions.
 pub(super) const DISCONNECT: [u8; 2] = [0xE0, 0];
 /// Nothing that central sends on these connections is large.
 const INCOMING_BYTES_MAX: u32 = 64 << 10;
+
+/// What CONNECT holds beside names, login and will: fixed fields, lengths and properties.
+const CONNECT_BYTES_BESIDE: usize = 256;
 
 /// What the broker says.
 #[derive(Debug, PartialEq, Eq)]
@@ -151,7 +155,10 @@ pub(super) fn connect(
     will: Option<&Will>,
     inbox: Option<&Inbox>,
 ) -> Result<Vec<u8>, LinkError> {
-    let mut out = BytesMut::new();
+    // Room for all of it, so that no part of the password stays behind where a growing buffer was.
+    let will_bytes = will.map_or(0, |will| will.topic.len() + will.payload.len());
+    let login_bytes = login.map_or(0, |(user, password)| user.len() + password.len());
+    let mut out = BytesMut::with_capacity(CONNECT_BYTES_BESIDE + client.len() + will_bytes + login_bytes);
     let failed = |error: String| LinkError::Protocol(format!("CONNECT cannot be written: {error}"));
     match protocol {
         Protocol::V5 => {
@@ -178,8 +185,10 @@ pub(super) fn connect(
                 retain: true,
                 properties: None,
             });
-            let login = login.map(|(user, password)| v5::Login::new(user, password));
-            connect.write(&will, &login, &mut out).map_err(|error| failed(error.to_string()))?;
+            let mut login = login.map(|(user, password)| v5::Login::new(user, password));
+            let written = connect.write(&will, &login, &mut out);
+            login.iter_mut().for_each(|login| login.password.zeroize());
+            written.map_err(|error| failed(error.to_string()))?;
         }
         Protocol::V3 => {
             let mut connect = v4::Connect::new(client);
@@ -190,10 +199,14 @@ pub(super) fn connect(
             if let Some((user, password)) = login {
                 connect.set_login(user, password);
             }
-            connect.write(&mut out).map_err(|error| failed(error.to_string()))?;
+            let written = connect.write(&mut out);
+            connect.login.iter_mut().for_each(|login| login.password.zeroize());
+            written.map_err(|error| failed(error.to_string()))?;
         }
     }
-    Ok(out.to_vec())
+    let bytes = out.to_vec();
+    out.as_mut().zeroize();
+    Ok(bytes)
 }
 
 /// Takes the next whole packet out of `input`.

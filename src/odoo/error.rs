@@ -112,7 +112,8 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
                 "{call}: the account lacks the right ({message}); give its group read access to this model, or to the one that the field leads to"
             ),
         ),
-        "NotFound" => {
+        // Of a model that is not there, `/jsonrpc` says it in words.
+        "NotFound" | "UserError" if last == "NotFound" || is_model_missing(&message) => {
             refused(Refusal::UnknownModel, format!("{call}: {message}; is the module installed that brings it?"))
         }
         "MissingError" => refused(Refusal::Missing, format!("{call}: {message}")),
@@ -121,6 +122,10 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
         }
         _ => refused(Refusal::Other, format!("{call}: {last}: {message}")),
     }
+}
+
+fn is_model_missing(message: &str) -> bool {
+    message.starts_with("Object ") && message.ends_with(" doesn't exist")
 }
 
 /// Reads an answer that is no JSON, or none from Odoo.
@@ -169,6 +174,8 @@ mod tests {
         check("odoo.exceptions.LockError", "locked", Class::Retry);
         check("builtins.ValueError", "Invalid field 'x' on 'mrp.production'", Class::Permanent);
         check("werkzeug.exceptions.NotFound", "the model 'no.model' does not exist", Class::Permanent);
+        let unknown = check("odoo.exceptions.UserError", "Object no.model doesn't exist", Class::Permanent);
+        assert!(unknown.to_string().contains("is the module installed"), "{unknown}");
         check("psycopg2.OperationalError", "FATAL:  database \"x\" does not exist", Class::Permanent);
         let refused = check("odoo.exceptions.AccessError", "You are not allowed\n\ngroups", Class::Permanent);
         assert!(refused.is_access() && refused.to_string().contains("read access"), "{refused}");

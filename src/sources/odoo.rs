@@ -200,7 +200,7 @@ impl Mirror {
     }
 
     /// Shows every record: its number, when it was written (seconds since 1970), and its fields.
-    pub fn each(&self, see: impl FnMut(i64, i64, &Map<String, Value>)) {
+    pub fn each(&self, see: impl FnMut(i64, i64, Map<String, Value>)) {
         self.known().each(see);
     }
 }

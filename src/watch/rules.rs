@@ -3,88 +3,18 @@
 //! Invariant: a condition's words hold nothing that changes by the minute, so that an exception tells
 //! of an update only when there is one.
 
+use super::kind::{Kind, Severity};
 use super::{Config, Setting};
 use crate::event::Timestamp;
 use crate::sources::odoo::{Mirror, linked};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The kinds of exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// An order was to start and is still a draft.
-    OrderNotReleased,
-    /// An order was released, was to start and has not.
-    OrderNotStarted,
-    /// An order waits for components.
-    WaitingForMaterial,
-    /// An order is past its due date, or is planned to be.
-    OrderLate,
-    /// An order is done and not closed.
-    OrderNotClosed,
-    /// A work order takes longer than was expected.
-    WorkOrderOverTime,
-    /// A work center is blocked.
-    WorkCenterBlocked,
-    /// A machine runs, and no work order is in progress at its work center.
-    MachineWithoutOrder,
-    /// A work order is in progress, and its machine does not run.
-    OrderWithoutMachine,
-}
-
-/// How bad an exception is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// Worth knowing.
-    Info,
-    /// Somebody should look today.
-    Warning,
-    /// Somebody should look now.
-    Critical,
-}
-
 const ORDERS: [Kind; 5] =
     [Kind::OrderNotReleased, Kind::OrderNotStarted, Kind::WaitingForMaterial, Kind::OrderLate, Kind::OrderNotClosed];
 const MACHINES: [Kind; 2] = [Kind::MachineWithoutOrder, Kind::OrderWithoutMachine];
-
-impl Kind {
-    /// How long it has to last, and how bad it is, where the configuration does not say.
-    fn defaults(self) -> (Duration, Severity) {
-        let minutes = |count: u64| Duration::from_secs(count * 60);
-        match self {
-            Self::OrderNotReleased => (Duration::ZERO, Severity::Warning),
-            Self::OrderNotStarted => (minutes(15), Severity::Warning),
-            Self::WaitingForMaterial => (Duration::ZERO, Severity::Warning),
-            Self::OrderLate => (Duration::ZERO, Severity::Critical),
-            Self::OrderNotClosed => (minutes(60), Severity::Info),
-            Self::WorkOrderOverTime => (Duration::ZERO, Severity::Warning),
-            Self::WorkCenterBlocked => (Duration::ZERO, Severity::Critical),
-            Self::MachineWithoutOrder | Self::OrderWithoutMachine => (minutes(10), Severity::Warning),
-        }
-    }
-}
-
-impl std::fmt::Display for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = serde_json::to_value(self).unwrap_or_default();
-        f.pad(name.as_str().unwrap_or_default())
-    }
-}
-
-impl std::fmt::Display for Severity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Info => "info",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        })
-    }
-}
 
 /// Something that is as it should not be.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,7 +62,8 @@ struct Fact {
 /// Everything that is judged, at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    orders: Vec<Fact>,
+    /// What is wrong with orders: there are thousands, and each is judged by itself.
+    orders: Vec<Condition>,
     work_orders: Vec<Fact>,
     work_centers: Vec<Fact>,
     stops: Vec<Fact>,
@@ -144,8 +75,8 @@ pub(super) struct Facts {
 type Test = fn(&Map<String, Value>) -> bool;
 
 impl Facts {
-    /// Copies what is open.
-    pub(super) fn gather(mirrors: &[Arc<Mirror>]) -> Self {
+    /// Judges orders, and copies what else is open.
+    pub(super) fn gather(mirrors: &[Arc<Mirror>], now: Timestamp) -> Self {
         let mut facts = Self::default();
         let about = |mirror: &Mirror| (mirror.source().to_owned(), mirror.model().to_owned());
         facts.ready = mirrors.iter().map(|mirror| about(mirror)).collect();
@@ -154,21 +85,29 @@ impl Facts {
             facts.ready.remove(&about(mirror));
         });
         for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
+            let fact = |id, written: i64, record| Fact {
+                source: mirror.source().to_owned(),
+                id,
+                write_date: Timestamp(written.saturating_mul(1_000_000)),
+                record,
+            };
             let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
-                "mrp.production" => (&mut facts.orders, is_unfinished),
+                "mrp.production" => {
+                    mirror.each(|id, written, record| {
+                        if is_unfinished(&record) {
+                            of_order(&fact(id, written, record), now, &mut facts.orders);
+                        }
+                    });
+                    continue;
+                }
                 "mrp.workorder" => (&mut facts.work_orders, is_running),
                 "mrp.workcenter" => (&mut facts.work_centers, is_there),
                 "mrp.workcenter.productivity" => (&mut facts.stops, is_timing),
                 _ => continue,
             };
             mirror.each(|id, written, record| {
-                if is_open(record) {
-                    list.push(Fact {
-                        source: mirror.source().to_owned(),
-                        id,
-                        write_date: Timestamp(written.saturating_mul(1_000_000)),
-                        record: record.clone(),
-                    });
+                if is_open(&record) {
+                    list.push(fact(id, written, record));
                 }
             });
         }
@@ -236,8 +175,7 @@ pub(super) fn conditions(
     now: Timestamp,
     first_seen: &mut HashMap<Key, Timestamp>,
 ) -> Vec<Condition> {
-    let mut found = Vec::new();
-    facts.orders.iter().for_each(|order| of_order(order, now, &mut found));
+    let mut found = facts.orders.clone();
     of_work_orders(facts, now, &mut found);
     of_work_centers(facts, &mut found);
     of_machines(facts, machines, &mut found);
@@ -453,7 +391,9 @@ mod tests {
     }
 
     fn of(record: Value, config: &str) -> Vec<(Kind, String)> {
-        kinds(&Facts { orders: vec![fact(1, record)], ..Facts::default() }, &[], config)
+        let mut facts = Facts::default();
+        of_order(&fact(1, record), Timestamp::parse(NOW).expect("a time"), &mut facts.orders);
+        kinds(&facts, &[], config)
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Invariant: what is to be told is fixed when it is noted, so that telling it again says the same.
 
 use super::STREAMS;
-use super::rules::{Condition, Key, Kind, Severity};
+use super::kind::{Kind, Severity};
+use super::rules::{Condition, Key};
 use crate::event::Timestamp;
 use crate::journal::Note;
 use serde::{Deserialize, Serialize};

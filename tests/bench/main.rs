@@ -3,6 +3,7 @@
 //! `cargo bench` runs everything; `cargo bench -- --quick` one short round; `cargo bench -- full
 //! steady outage drain beside quiet crowd flood modbus` only those parts, and `cargo bench -- backlog` a start with
 //! 10 GB behind it, which is not among them. Figures are medians over rounds that alternate between the two.
+//! `FOREBAY_BIN` names the program that is measured, such as the one of profile `dist`.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -66,6 +67,7 @@ fn main() {
     let folder =
         tempfile::Builder::new().prefix("forebay-bench-").tempdir_in(common::scratch()).expect("temporary folder");
     let pki = common::pki::Pki::write(folder.path());
+    println!("program: {}", peers::program().display());
     println!(
         "disk: fdatasync of 4 KiB p50 {:.2} ms, p99 {:.2} ms",
         disk(folder.path(), 0.5),

@@ -25,7 +25,7 @@ pub fn polled(seconds: u64, folder: &Path) {
     let addresses: Vec<_> = devices.iter().map(|(address, _)| *address).collect();
     prepare(&folder, &addresses);
     let log = std::fs::File::create(folder.join("log")).expect("log");
-    let mut gateway = Command::new(env!("CARGO_BIN_EXE_forebay"))
+    let mut gateway = Command::new(crate::peers::program())
         .args(["run", "--config"])
         .arg(folder.join("forebay.toml"))
         .stdout(Stdio::null())
@@ -69,7 +69,7 @@ pub fn polled(seconds: u64, folder: &Path) {
 
 /// Events that the gateway has taken.
 fn accepted(folder: &Path) -> u64 {
-    let status = Command::new(env!("CARGO_BIN_EXE_forebay"))
+    let status = Command::new(crate::peers::program())
         .args(["status", "--json", "--config"])
         .arg(folder.join("forebay.toml"))
         .output()

@@ -2,8 +2,13 @@
 
 use crate::common::{self, pki::Pki};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+/// The gateway that is measured: `FOREBAY_BIN`, or else the one that was built with the benchmark.
+pub fn program() -> PathBuf {
+    std::env::var_os("FOREBAY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_forebay").into(), PathBuf::from)
+}
 
 pub trait Peer {
     fn pid(&self) -> u32;
@@ -31,11 +36,13 @@ impl Gateway {
         let address = common::free_address();
         std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane))
             .expect("written");
-        let live = include_str!("contract.toml")
-            .replace("LANE", "critical")
-            .replace("machine.state", "machine.live")
-            .replace("plant/{line}", "live/{line}");
-        std::fs::write(folder.join("contracts/live.toml"), live).expect("written");
+        for (name, lane) in [("live", "critical"), ("count", "standard")] {
+            let beside = include_str!("contract.toml")
+                .replace("LANE", lane)
+                .replace("machine.state", &format!("machine.{name}"))
+                .replace("plant/{line}", &format!("{name}/{{line}}"));
+            std::fs::write(folder.join(format!("contracts/{name}.toml")), beside).expect("written");
+        }
         std::fs::write(folder.join("contracts/state.json"), include_str!("schema.json")).expect("written");
         let config = format!(
             r#"
@@ -60,7 +67,7 @@ tls = {{ ca = "{ca}", cert = "{cert}", key = "{key}" }}
         );
         std::fs::write(folder.join("forebay.toml"), config).expect("written");
         let log = std::fs::File::create(folder.join("log")).expect("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let child = Command::new(program())
             .args(["run", "--config"])
             .arg(folder.join("forebay.toml"))
             .stdout(Stdio::null())

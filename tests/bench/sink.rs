@@ -18,6 +18,8 @@ pub struct Sink {
 
 struct Shared {
     count: AtomicU64,
+    /// Repeats and late ones included.
+    count_all: AtomicU64,
     links: AtomicU64,
     is_reordered: AtomicBool,
     is_lost: AtomicBool,
@@ -33,6 +35,7 @@ impl Sink {
     pub fn start(pki: &Pki, devices: usize) -> Self {
         let shared = Arc::new(Shared {
             count: AtomicU64::new(0),
+            count_all: AtomicU64::new(0),
             links: AtomicU64::new(0),
             is_reordered: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
@@ -73,6 +76,16 @@ impl Sink {
 
     pub fn count(&self) -> u64 {
         self.shared.count.load(Ordering::Relaxed)
+    }
+
+    /// How many events have arrived, repeats and those out of their order included.
+    pub fn count_all(&self) -> u64 {
+        self.shared.count_all.load(Ordering::Relaxed)
+    }
+
+    /// How many events of these devices have arrived.
+    pub fn count_of(&self, devices: std::ops::Range<usize>) -> u64 {
+        self.shared.next[devices].iter().map(|next| next.load(Ordering::Relaxed)).sum()
     }
 
     pub fn await_link(&self) {
@@ -128,7 +141,7 @@ async fn serve<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
         }
         let now = shared.clock.elapsed().as_nanos() as u64;
         let mut at = 0;
-        let mut count = 0;
+        let (mut count, mut count_all) = (0, 0);
         while let Some((first, body, length)) = frame(&input[at..]) {
             match first >> 4 {
                 1 => {
@@ -148,6 +161,7 @@ async fn serve<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
                     }
                     // One event, or those of a batch.
                     for (device, sequence) in identities(&body[4 + topic_length..]) {
+                        count_all += 1;
                         count += u64::from(shared.note(device, sequence));
                         if !shared.next.is_empty() {
                             arrivals.push((device, sequence, now));
@@ -168,6 +182,7 @@ async fn serve<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
         }
         input.drain(..at);
         shared.count.fetch_add(count, Ordering::Relaxed);
+        shared.count_all.fetch_add(count_all, Ordering::Relaxed);
         if !arrivals.is_empty() && arrivals.len() < 10_000 {
             shared.arrivals.lock().expect("lock").append(&mut arrivals);
         }

@@ -137,10 +137,18 @@ impl Gateway {
     }
 
     pub fn status(&self) -> serde_json::Value {
-        let output = self.command(&["status", "--json", "CONFIG"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("{error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-        })
+        let start = Instant::now();
+        loop {
+            let output = self.command(&["status", "--json", "CONFIG"]);
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            // A listener may be there a moment before the socket is.
+            if error.contains("there is no such socket") && start.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            return serde_json::from_slice(&output.stdout)
+                .unwrap_or_else(|wrong| panic!("{wrong}: {}{error}", String::from_utf8_lossy(&output.stdout)));
+        }
     }
 
     /// Waits until the status says what `wanted` wants.

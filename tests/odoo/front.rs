@@ -10,12 +10,8 @@ use std::sync::Arc;
 /// TLS with the certificate of a server in this folder; returns where, and the authority's file.
 pub fn tls(folder: &Path, to: SocketAddr) -> (SocketAddr, std::path::PathBuf) {
     let pki = Pki::write(folder);
-    let files = forebay::tls::ServerFiles {
-        cert: pki.server_cert.clone(),
-        key: pki.server_key.clone(),
-        client_ca: None,
-        crl: None,
-    };
+    let files =
+        forebay::tls::ServerFiles { cert: pki.server_cert.clone(), key: pki.server_key.clone(), ..Default::default() };
     let config = forebay::tls::server(&files).expect("server TLS");
     let address = listen(move |stream| {
         let connection = rustls::ServerConnection::new(Arc::clone(&config)).expect("a connection");

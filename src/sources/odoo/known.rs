@@ -172,10 +172,10 @@ impl Known {
     }
 
     /// Every record: its number, when it was written, and its fields.
-    pub fn each(&self, mut see: impl FnMut(i64, i64, &Map<String, Value>)) {
+    pub fn each(&self, mut see: impl FnMut(i64, i64, Map<String, Value>)) {
         for (id, entry) in &self.records {
             if let Ok(record) = serde_json::from_str(&entry.record) {
-                see(*id, entry.write_date, &record);
+                see(*id, entry.write_date, record);
             }
         }
     }

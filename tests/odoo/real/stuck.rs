@@ -28,6 +28,7 @@ fn an_order_stuck_in_the_real_odoo_is_told_with_the_wan_cut_and_central_has_it_l
     assert!(plant.events("exception.opened").is_empty(), "the WAN is cut");
     wan.restore();
     let opened = plant.await_event("exception.opened", "opened", |event| event["data"]["subject"] == subject.as_str());
+    assert_eq!(opened["data"]["kind"], "order-not-released");
     assert_eq!(opened["data"]["since"], format!("{was_to_start}.000000Z"));
     let at: jiff::Timestamp = opened["time"].as_str().and_then(|time| time.parse().ok()).expect("a time");
     assert!((before..=after).contains(&at), "it happened while the WAN was cut: {at} is not in {before} to {after}");
@@ -36,12 +37,13 @@ fn an_order_stuck_in_the_real_odoo_is_told_with_the_wan_cut_and_central_has_it_l
         made["time"].as_str().map(|time| &time[..19]),
         made["data"]["write_date"].as_str().map(|time| &time[..19])
     );
-    // Its release ends it.
+    // Its release ends it, and begins another: released two hours late, it has not started either.
     real.act("mrp.production", "action_confirm", order);
-    let closed = plant.await_event("exception.closed", "closed", |event| event["data"]["subject"] == subject.as_str());
-    assert_eq!(closed["data"]["id"], opened["data"]["id"]);
+    let id = &opened["data"]["id"];
+    plant.await_event("exception.closed", "closed", |event| event["data"]["id"] == *id);
+    await_exception(&plant, "order-not-started", &subject, true);
     for stream in ["exception.opened", "exception.closed"] {
-        let told = plant.events(stream).iter().filter(|event| event["data"]["subject"] == subject.as_str()).count();
+        let told = plant.events(stream).iter().filter(|event| event["data"]["id"] == *id).count();
         assert_eq!(told, 1, "{stream}");
     }
     real.act("mrp.production", "action_cancel", order);

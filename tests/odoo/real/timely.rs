@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 fn latency(real: &Real, plant: &Plant) -> Duration {
     let order = real.find("mrp.production", &json!([["state", "=", "draft"]]));
     let mut took = Vec::new();
-    for number in 0..if real.is_long { 40 } else { 12 } {
+    for number in 0..if real.is_long { 40 } else { 8 } {
         let origin = format!("LATENCY-{}-{number}", std::process::id());
         real.write("mrp.production", order, &json!({"origin": origin}));
         let start = Instant::now();
