@@ -119,7 +119,7 @@ journal.settimeout(20)
 try:
     while True:
         entry = journal.recv(65536)
-        if b"\nready\n" in entry or b"MESSAGE=ready\n" in entry:
+        if b"MESSAGE" in entry and b"ready\n" in entry:
             sys.stdout.write(entry.decode(errors="replace"))
             break
 finally:
