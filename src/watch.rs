@@ -20,7 +20,7 @@ pub use steps::Exception;
 use crate::clock;
 use crate::contract::{Pointer, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Ingest, Route};
+use crate::ingest::{Beside, Ingest, Route, Taken};
 use crate::journal::{JournalError, NotTaken, Notes, Waiter};
 use crate::local::Local;
 use crate::setting::Span;
@@ -105,6 +105,9 @@ impl Config {
         }
     }
 }
+
+/// Steps that wait for their receipts together: one sync of the disk serves them all.
+const STEPS_AT_ONCE: usize = 200;
 
 /// What stands open, for whoever asks.
 #[derive(Debug, Default)]
@@ -215,9 +218,11 @@ impl Watch {
             return Ok(());
         }
         self.write(self.steps.notes(&due)).await?;
-        for step in &due {
-            self.hand_in(step).await?;
-            tracing::info!(kind = %step.kind, reference = %step.reference, step = %step.stream, "exception");
+        for some in due.chunks(STEPS_AT_ONCE) {
+            self.hand_in(some).await?;
+            for step in some {
+                tracing::info!(kind = %step.kind, reference = %step.reference, step = %step.stream, "exception");
+            }
         }
         let notes = self.steps.done(&due);
         self.show();
@@ -233,23 +238,33 @@ impl Watch {
         }
     }
 
-    async fn hand_in(&mut self, step: &Step) -> Result<(), Option<JournalError>> {
-        let route: Route = self.ingest.route(SourceKind::Watch, "watch", &step.stream, &step.source, "");
-        let beside =
-            Beside { id: Some(&step.event_id), key: Some(&step.exception), time: Some(step.time), ..Beside::default() };
+    /// Hands events in, and waits for their receipts.
+    async fn hand_in(&mut self, steps: &[Step]) -> Result<(), Option<JournalError>> {
         let now = Timestamp::from(clock::wall());
-        let taken = loop {
-            match self.ingest.accept(&route, step.payload.as_bytes(), beside, now, &mut self.waiter) {
-                Ok(taken) => break taken,
-                Err(NotTaken::Closed) => return Err(None),
-                Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
+        let mut all: Vec<Taken> = Vec::with_capacity(steps.len());
+        for step in steps {
+            let route: Route = self.ingest.route(SourceKind::Watch, "watch", &step.stream, &step.source, "");
+            let beside = Beside {
+                id: Some(&step.event_id),
+                key: Some(&step.exception),
+                time: Some(step.time),
+                ..Beside::default()
+            };
+            all.push(loop {
+                match self.ingest.accept(&route, step.payload.as_bytes(), beside, now, &mut self.waiter) {
+                    Ok(taken) => break taken,
+                    Err(NotTaken::Closed) => return Err(None),
+                    Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
+                }
+            });
+        }
+        for taken in &all {
+            while self.ingest.receipt(taken).is_none() {
+                if self.ingest.is_closed() {
+                    return Err(None);
+                }
+                self.waiter.woken().await;
             }
-        };
-        while self.ingest.receipt(&taken).is_none() {
-            if self.ingest.is_closed() {
-                return Err(None);
-            }
-            self.waiter.woken().await;
         }
         Ok(())
     }
