@@ -445,7 +445,7 @@ fn while_the_journal_takes_nothing_the_broker_keeps_the_messages_and_the_line_st
     let gateway = start("source-full", &source(&format!("mqtt://{}", broker.plain), &more));
     await_subscribed(&gateway);
     let mut client = publisher(broker.plain);
-    let count = 800u16;
+    let count = 1200u16;
     for id in 1..=count {
         let noise: String = (0..500).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
         let body = format!(r#"{{"msg_id":"01-{id:08}","seq":{id},"note":"{noise}"}}"#);

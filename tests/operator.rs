@@ -229,7 +229,7 @@ fn a_new_user_needs_no_restart_and_a_broken_file_changes_nothing() {
     // SIGHUP is what people send after a change; it once ended the gateway.
     let pid = gateway.pid().to_string();
     assert!(Command::new("kill").args(["-HUP", &pid]).status().expect("kill").success());
-    while !gateway.log().contains("SIGHUP") {
+    while !gateway.log().contains("the new configuration is refused") {
         assert!(start.elapsed() < Duration::from_secs(40), "{}", gateway.log());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -259,13 +259,9 @@ fn contracts_are_not_called_new_where_the_journal_cannot_be_read() {
         }
         command.output().expect("runs")
     };
-    assert_refused(&ask(&["contracts", "check"]), &["data/journal", "ermission denied", "as the user"]);
-    let output = ask(&["check"]);
-    assert!(
-        output.status.success() && said(&output).contains("not compared with the versions in force"),
-        "{}",
-        said(&output)
-    );
+    for arguments in [&["contracts", "check"][..], &["check"]] {
+        assert_refused(&ask(arguments), &["data_dir", "cannot write", "as the user"]);
+    }
     std::fs::set_permissions(&journal, std::fs::Permissions::from_mode(0o700)).expect("set");
 }
 

@@ -104,7 +104,7 @@ pub fn check_folder(folder: &Path) -> Result<(), String> {
         Ok(found) if !found.is_dir() => Err(format!("{} is a file, and a folder is wanted", folder.display())),
         Ok(_) if may(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) => Ok(()),
         Ok(found) => Err(format!(
-            "{} belongs to {}, and this process, {user}:{group}, cannot write there; mend it with: chown -R {user}:{group} {}",
+            "{} belongs to {}, and this process, {user}:{group}, cannot write there; ask as the user that the gateway runs as, or mend it with: chown -R {user}:{group} {}",
             folder.display(),
             owner_and_mode(&found),
             quoted(folder)
@@ -148,7 +148,7 @@ pub fn foreign_within(folder: &Path) -> Option<String> {
             if !may(&path, wanted) {
                 let (user, group) = (user(), group());
                 return Some(format!(
-                    "{} belongs to {}, and this process, {user}:{group}, cannot write it; mend it with: chown -R {user}:{group} {}",
+                    "{} belongs to {}, and this process, {user}:{group}, cannot write it; ask as the user that the gateway runs as, or mend it with: chown -R {user}:{group} {}",
                     path.display(),
                     owner_and_mode(&found),
                     quoted(folder)

@@ -221,7 +221,8 @@ impl Outbound {
         let is_new = self.active.len() == before;
         self.active.push(active);
         if !is_shared && self.feed.is_none() {
-            self.feed = Some(local.feed());
+            // What is on the disk by now is older than the subscription: the last values tell it.
+            self.feed = Some(local.feed_from(|_| None));
         }
         Some(is_new)
     }
