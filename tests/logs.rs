@@ -145,9 +145,13 @@ fn where_standard_error_is_the_journal_entries_have_fields() {
         .output()
         .expect("unshare runs");
     let (entry, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    for wanted in
-        ["PRIORITY\n\u{1}\0\0\0\0\0\0\u{0}5\n", "SYSLOG_IDENTIFIER", "FOREBAY_LISTENING", "FOREBAY_VERSION", &gateway.address.to_string()]
-    {
+    for wanted in [
+        "PRIORITY\n\u{1}\0\0\0\0\0\0\u{0}5\n",
+        "SYSLOG_IDENTIFIER",
+        "FOREBAY_LISTENING",
+        "FOREBAY_VERSION",
+        &gateway.address.to_string(),
+    ] {
         assert!(entry.contains(wanted), "{wanted}: {entry}{said}");
     }
     let stderr = std::fs::read_to_string(gateway.folder.join("stderr")).expect("read");
