@@ -24,9 +24,15 @@ pub fn scratch() -> PathBuf {
     std::env::var_os("FOREBAY_SCRATCH").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// A port that nobody has at this moment.
+/// A port that nobody has at this moment, and that no outgoing connection gets: those begin at 32768.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
+    loop {
+        let port = 10_000 + (uuid::Uuid::new_v4().as_u128() % 22_000) as u16;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Waits until somebody listens.
