@@ -26,7 +26,7 @@ use crate::forward::again::Replays;
 use crate::ingest::Ingest;
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates};
-use crate::journal::{AuditEntry, Follower, Found, Journal, JournalError, Lane, LaneStatus};
+use crate::journal::{AuditEntry, Backlog, Follower, Found, Journal, JournalError, Lane, LaneStatus};
 use crate::ledger::{self, Balance};
 use crate::setting::{check_socket_path, grouped};
 use crate::shutdown::Shutdown;
@@ -274,13 +274,17 @@ pub struct Letter {
 impl Handles {
     /// How the gateway stands.
     pub fn status(&self) -> Status {
+        self.status_by(&ledger::balances(&self.journal, &self.fates))
+    }
+
+    /// The same, by balances that are at hand.
+    fn status_by(&self, balances: &[Balance]) -> Status {
         let mut problems = Vec::new();
         let mut lanes = Vec::new();
         for lane in self.journal.lanes() {
             let mut status = lane.status();
             for to in &mut status.destinations {
-                let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
-                to.oldest = if to.queued > 0 { lane.recorded_at(low).map(|at| at.to_string()) } else { None };
+                to.oldest = oldest(lane, to).map(|at| at.to_string());
             }
             problems.extend(status.problem.iter().map(|why| format!("lane {}: {why}", lane.name)));
             lanes.push(status);
@@ -295,7 +299,7 @@ impl Handles {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
         }
-        for balance in ledger::balances(&self.journal, &self.fates).iter().filter(|balance| balance.difference != 0) {
+        for balance in balances.iter().filter(|balance| balance.difference != 0) {
             let row = balance.rows.first();
             let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
             problems
@@ -410,6 +414,12 @@ impl Handles {
         }
         letters
     }
+}
+
+/// When the oldest event was recorded that a destination still needs of a lane.
+fn oldest(lane: &Lane, to: &Backlog) -> Option<Timestamp> {
+    let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
+    if to.queued > 0 { lane.recorded_at(low) } else { None }
 }
 
 /// What a person should know, though nothing is wrong.
@@ -658,7 +668,7 @@ async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>
         return Err(refuse(StatusCode::NOT_FOUND, text));
     }
     if app.handles.view.load().links.iter().any(|link| link.destination == name) {
-        let text = format!("\"{name}\" is in the configuration; remove it there and restart the gateway first");
+        let text = format!("\"{name}\" is in the configuration; remove it there first");
         return Err(refuse(StatusCode::CONFLICT, text));
     }
     let dropped = off_thread(move || {

@@ -284,12 +284,22 @@ pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
     server_with(files, Certificates::Required)
 }
 
+/// The same, and what judges those clients later on; `None` where they show no certificate.
+pub fn server_and_clients(files: &ServerFiles) -> Result<(Arc<ServerConfig>, Option<Clients>), TlsError> {
+    let clients = clients(files, Certificates::Required)?;
+    Ok((server_of(files, clients.clone())?, clients.map(Clients)))
+}
+
 /// A configuration for a listener: TLS 1.2 and 1.3.
 pub fn server_with(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Arc<ServerConfig>, TlsError> {
+    server_of(files, clients(files, certificates_of_clients)?)
+}
+
+fn server_of(files: &ServerFiles, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(Judging))
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
-    let builder = match clients(files, certificates_of_clients)? {
+    let builder = match clients {
         None => builder.with_no_client_auth(),
         Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
@@ -330,11 +340,6 @@ fn clients(
 pub struct Clients(Arc<dyn ClientCertVerifier>);
 
 impl Clients {
-    /// The judge that the files make; `None` where clients show no certificate.
-    pub fn load(files: &ServerFiles) -> Result<Option<Self>, TlsError> {
-        Ok(clients(files, Certificates::Required)?.map(Self))
-    }
-
     /// Whether a chain that was accepted once is still trusted and not revoked. That it has expired since
     /// ends no connection.
     pub fn accept(&self, chain: &[CertificateDer<'_>]) -> bool {

@@ -6,7 +6,7 @@
 use super::Handles;
 use crate::contract::SourceKind;
 use crate::journal::Condition;
-use crate::ledger;
+use crate::ledger::{self, Balance};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -49,10 +49,14 @@ impl Health {
 impl Handles {
     /// Whether the gateway lives: its writers work, no part has to be ended with the process, the ledger balances.
     pub fn health(&self) -> Health {
+        self.health_by(&ledger::balances(&self.journal, &self.fates))
+    }
+
+    /// The same, by balances that are at hand.
+    pub(super) fn health_by(&self, balances: &[Balance]) -> Health {
         let mut health = Health::default();
         health.look("writers", self.journal.check(WORK_MAX).err().map(|lifeless| lifeless.to_string()));
         health.look("parts", self.failures.lost_part());
-        let balances = ledger::balances(&self.journal, &self.fates);
         let uneven = balances.iter().find(|balance| balance.difference != 0).map(|balance| {
             let row = balance.rows.first();
             let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
@@ -67,7 +71,11 @@ impl Handles {
 
     /// Whether the gateway takes events: it lives, every listener is open, and no lane is full or fails.
     pub fn readiness(&self) -> Health {
-        let mut health = self.health();
+        self.readiness_by(self.health())
+    }
+
+    /// The same, by whether it lives.
+    pub(super) fn readiness_by(&self, mut health: Health) -> Health {
         let view = self.view.load();
         health.look("started", view.configured.is_none().then(|| "the gateway is still starting".into()));
         for lane in self.journal.lanes() {

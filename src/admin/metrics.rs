@@ -1,11 +1,11 @@
 //! What `/metrics` says: every number that the parts count, read at one moment.
 
-use super::{Handles, LinkHandle, SourceHandle, View};
+use super::{Handles, LinkHandle, SourceHandle, View, oldest};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::forward::again::ReplayState;
 use crate::journal::{Condition, Lane, LaneStatus};
-use crate::ledger;
+use crate::ledger::{self, Balance};
 use crate::sources::Refusal;
 use crate::telemetry::metrics::*;
 use crate::telemetry::{Counter, Histogram};
@@ -27,10 +27,11 @@ impl Handles {
     pub fn metrics(&self) -> String {
         let mut page = Page::default();
         let view = self.view.load_full();
-        self.put_gateway(&mut page, &view);
+        let balances = ledger::balances(&self.journal, &self.fates);
+        self.put_gateway(&mut page, &view, &balances);
         self.put_lanes(&mut page);
         self.put_backlogs(&mut page);
-        self.put_ledger(&mut page);
+        put_ledger(&mut page, &balances);
         put_links(&mut page, &view.links);
         put_sources(&mut page, &view.sources);
         self.put_intake(&mut page);
@@ -40,7 +41,7 @@ impl Handles {
         page.finish()
     }
 
-    fn put_gateway(&self, page: &mut Page, view: &View) {
+    fn put_gateway(&self, page: &mut Page, view: &View, balances: &[Balance]) {
         let around = &self.surroundings;
         page.put(BUILD, |rows| {
             let labels = [
@@ -52,9 +53,10 @@ impl Handles {
             rows.row(&labels, 1.0);
         });
         page.one(UPTIME, clock::instant().duration_since(self.started).as_secs_f64());
-        page.one(HEALTHY, truth(self.health().is_good()));
-        page.one(READY, truth(self.readiness().is_good()));
-        page.one(PROBLEMS, self.status().problems.len() as f64);
+        let health = self.health_by(balances);
+        page.one(HEALTHY, truth(health.is_good()));
+        page.one(READY, truth(self.readiness_by(health).is_good()));
+        page.one(PROBLEMS, self.status_by(balances).problems.len() as f64);
         page.put(PART_RESTARTS, |rows| {
             for (part, failure) in self.failures.all() {
                 rows.row(&[("part", &part)], failure.restarts as f64);
@@ -129,43 +131,9 @@ impl Handles {
         page.put(BACKLOG_AGE, |rows| {
             for lane in self.journal.lanes() {
                 for to in lane.status().destinations {
-                    let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
-                    let oldest = if to.queued > 0 { lane.recorded_at(low) } else { None };
-                    let age = oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
+                    let age = oldest(lane, &to).map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
                     rows.row(&[("lane", &lane.name), ("destination", &to.destination)], age);
                 }
-            }
-        });
-    }
-
-    fn put_ledger(&self, page: &mut Page) {
-        let balances = ledger::balances(&self.journal, &self.fates);
-        page.put(LEDGER, |rows| {
-            for balance in &balances {
-                let Some(first) = balance.rows.first() else { continue };
-                type Account = (&'static str, fn(&ledger::Row) -> u64);
-                let accounts: [Account; 8] = [
-                    ("owed", |row| row.owed),
-                    ("delivered", |row| row.delivered),
-                    ("queued", |row| row.queued),
-                    ("dead", |row| row.dead),
-                    ("expired", |row| row.expired),
-                    ("shed", |row| row.shed),
-                    ("discarded", |row| row.discarded),
-                    ("set_aside", |row| row.set_aside),
-                ];
-                for (account, count) in accounts {
-                    let labels =
-                        [("lane", first.lane.as_str()), ("destination", &first.destination), ("account", account)];
-                    rows.row(&labels, balance.rows.iter().map(count).sum::<u64>() as f64);
-                }
-            }
-        });
-        page.put(LEDGER_IMBALANCE, |rows| {
-            for balance in &balances {
-                let Some(first) = balance.rows.first() else { continue };
-                let labels = [("lane", first.lane.as_str()), ("destination", &first.destination)];
-                rows.row(&labels, balance.difference as f64);
             }
         });
     }
@@ -214,6 +182,36 @@ impl Handles {
             page.one(DISK_SIZE, found.f_blocks.saturating_mul(found.f_frsize) as f64);
         }
     }
+}
+
+fn put_ledger(page: &mut Page, balances: &[Balance]) {
+    page.put(LEDGER, |rows| {
+        for balance in balances {
+            let Some(first) = balance.rows.first() else { continue };
+            type Account = (&'static str, fn(&ledger::Row) -> u64);
+            let accounts: [Account; 8] = [
+                ("owed", |row| row.owed),
+                ("delivered", |row| row.delivered),
+                ("queued", |row| row.queued),
+                ("dead", |row| row.dead),
+                ("expired", |row| row.expired),
+                ("shed", |row| row.shed),
+                ("discarded", |row| row.discarded),
+                ("set_aside", |row| row.set_aside),
+            ];
+            for (account, count) in accounts {
+                let labels = [("lane", first.lane.as_str()), ("destination", &first.destination), ("account", account)];
+                rows.row(&labels, balance.rows.iter().map(count).sum::<u64>() as f64);
+            }
+        }
+    });
+    page.put(LEDGER_IMBALANCE, |rows| {
+        for balance in balances {
+            let Some(first) = balance.rows.first() else { continue };
+            let labels = [("lane", first.lane.as_str()), ("destination", &first.destination)];
+            rows.row(&labels, balance.difference as f64);
+        }
+    });
 }
 
 fn put_links(page: &mut Page, links: &[LinkHandle]) {

@@ -35,27 +35,34 @@ impl Renewal {
     pub(super) fn is_due(&mut self) -> bool {
         if self.changed.has_changed().unwrap_or(false) {
             self.changed.borrow_and_update();
-            (self.due, self.failures) = (Some(clock::instant()), 0);
+            self.begin();
         }
         self.due.is_some_and(|due| clock::instant() >= due)
     }
 
     /// Returns when [`Renewal::is_due`] may have changed. Safe to drop half-way.
     pub(super) async fn wait(&mut self) {
+        let Self { changed, due, .. } = self;
         let due = async {
-            match self.due {
+            match *due {
                 Some(due) => tokio::time::sleep_until(due.into()).await,
                 None => std::future::pending().await,
             }
         };
-        let mut changed = self.changed.clone();
-        tokio::select! {
-            () = due => {}
-            is_there = changed.changed() => if is_there.is_err() {
-                // The gateway is ending.
-                std::future::pending().await
-            },
+        let is_changed = tokio::select! {
+            () = due => return,
+            changed = changed.changed() => changed.is_ok(),
+        };
+        if !is_changed {
+            // The gateway is ending.
+            return std::future::pending().await;
         }
+        self.begin();
+    }
+
+    /// There is something new: it is tried at once.
+    fn begin(&mut self) {
+        (self.due, self.failures) = (Some(clock::instant()), 0);
     }
 
     fn failed(&mut self) {

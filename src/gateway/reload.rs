@@ -136,14 +136,14 @@ impl Works {
         let contracts: Vec<_> = config.contracts.iter().cloned().collect();
         // First what may fail: files are read, ports are taken. Until all of it is there, nothing changes.
         let (mut prepared, mut opened) = (BTreeMap::new(), Vec::new());
-        let mut replaced = Vec::new();
+        let mut steps = Vec::new();
         for (print, wanted) in wanted.into_iter() {
             let name = wanted.name().to_owned();
             let known =
                 self.sources.iter().find(|source| source.handle.name == name && source.handle.kind == wanted.kind());
             let step = match known {
                 Some(known) if known.print == print => {
-                    replaced.push((name, Step::Keep));
+                    steps.push((name, Step::Keep));
                     continue;
                 }
                 Some(known) => known.prepare(&wanted).map(|ready| match ready {
@@ -159,12 +159,12 @@ impl Works {
                 }),
             };
             match step {
-                Ok(step) => replaced.push((name, step)),
+                Ok(step) => steps.push((name, step)),
                 Err(error) => problems.push(config.document.problem(format!("source {name}"), format!("{error:#}"))),
             }
         }
         if !problems.is_empty() {
-            for (name, _) in replaced.iter().filter(|(_, step)| matches!(step, Step::New)) {
+            for (name, _) in steps.iter().filter(|(_, step)| matches!(step, Step::New)) {
                 self.ground.mirrors.remove(name);
             }
             return Err(problems);
@@ -174,7 +174,7 @@ impl Works {
             return Err(vec![problem]);
         }
         let mut failures = self.change_outlets(&config).await;
-        failures.extend(self.change_sources(replaced, prepared, opened, &contracts).await);
+        failures.extend(self.change_sources(steps, prepared, opened, &contracts).await);
         failures.extend(self.change_beside(&config).await);
         self.contracts = contracts;
         self.config = config;

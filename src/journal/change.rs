@@ -42,7 +42,7 @@ impl Lane {
             if log.settled.iter().any(|known| known.destination == destination) {
                 return;
             }
-            let cursor = match start {
+            let mut cursor = match start {
                 Start::Now => owed_from(destination, log.end, log.sequences.iter().copied()),
                 Start::Oldest if log.segments.keys().next().copied().unwrap_or(log.end) == first => {
                     owed_from(destination, first, sequences)
@@ -50,7 +50,6 @@ impl Lane {
                 // The oldest segment has gone in the meantime.
                 Start::Oldest => continue,
             };
-            let mut cursor = cursor;
             self.gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));
             log.settled.push(cursor);
             log.is_settled_written = false;

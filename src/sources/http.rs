@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -193,10 +193,7 @@ pub struct Server {
 
 /// Settings of a source that are good, and not in force yet.
 #[derive(Debug)]
-pub struct Prepared {
-    shared: Shared,
-    socket: Option<TcpListener>,
-}
+pub struct Prepared(socket::Prepared<Shared>);
 
 /// What the connections of a source share.
 #[derive(Debug)]
@@ -241,8 +238,8 @@ impl Server {
     /// Takes the port; connections are accepted by [`Server::run`].
     pub fn open(config: Config, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Result<Self, CannotServe> {
         let shared = Shared::new(config, &ingest, &stats)?;
-        let socket = socket::listen(shared.config.listen)?;
-        Ok(Self { door: Door::new(shared, socket), ingest, stats })
+        let listen = shared.config.listen;
+        Ok(Self { door: Door::open(shared, listen)?, ingest, stats })
     }
 
     /// The address it really has; of use where the configuration says port 0.
@@ -252,15 +249,13 @@ impl Server {
 
     /// Reads files and takes another port, where the settings say so; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotServe> {
-        let is_same_port = self.door.follow().borrow().shared.config.listen == config.listen;
-        let shared = Shared::new(config, &self.ingest, &self.stats)?;
-        let socket = if is_same_port { None } else { Some(socket::listen(shared.config.listen)?) };
-        Ok(Prepared { shared, socket })
+        let listen = config.listen;
+        Ok(Prepared(self.door.prepare(Shared::new(config, &self.ingest, &self.stats)?, listen)?))
     }
 
     /// Puts settings in force. Requests in hand get their answers; connections end behind them.
-    pub fn put_in_force(&self, Prepared { shared, socket }: Prepared) {
-        self.door.replace(shared, socket);
+    pub fn put_in_force(&self, Prepared(prepared): Prepared) {
+        self.door.put_in_force(prepared);
     }
 
     /// Accepts connections until the shutdown, then waits for the requests in hand.

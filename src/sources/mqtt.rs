@@ -41,7 +41,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -216,10 +215,7 @@ pub struct Listener {
 
 /// Settings of a listener that are good, and not in force yet.
 #[derive(Debug)]
-pub struct Prepared {
-    shared: Shared,
-    socket: Option<TcpListener>,
-}
+pub struct Prepared(socket::Prepared<Shared>);
 
 /// How a client proved who it is, with its name.
 #[derive(Clone, Debug)]
@@ -261,9 +257,10 @@ struct Shared {
 
 impl Shared {
     fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, hashing: &Arc<Semaphore>) -> Result<Self, CannotListen> {
+        let (tls, clients) = config.tls.as_ref().map(tls::server_and_clients).transpose()?.unzip();
         Ok(Self {
-            tls: config.tls.as_ref().map(tls::server).transpose()?,
-            clients: config.tls.as_ref().map(tls::Clients::load).transpose()?.flatten(),
+            tls,
+            clients: clients.flatten(),
             users: config.passwords.as_deref().map(Users::load).transpose()?,
             packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
             config,
@@ -286,19 +283,25 @@ impl Shared {
         peer: SocketAddr,
         chain: &[CertificateDer<'_>],
     ) -> Result<Rights, &'static str> {
-        let (user, is_trusted) = match login {
-            Login::Password(user) => match &self.users {
-                Some(users) if users.has(user) => (user, false),
-                _ => return Err("the user is not in the password file any more"),
-            },
-            Login::Certificate(user) => match &self.clients {
-                Some(clients) if clients.accept(chain) => (user, false),
-                _ => return Err("the client's certificate is revoked, or its authority is not trusted any more"),
-            },
-            Login::Nobody(user) if self.config.lets_in_anonymous() => (user, is_loopback(peer.ip())),
-            Login::Nobody(_) => return Err("anonymous clients are not let in any more"),
+        let (is_let_in, otherwise) = match login {
+            Login::Password(user) => (
+                self.users.as_ref().is_some_and(|users| users.has(user)),
+                "the user is not in the password file any more",
+            ),
+            Login::Certificate(_) => (
+                self.clients.as_ref().is_some_and(|clients| clients.accept(chain)),
+                "the client's certificate is revoked, or its authority is not trusted any more",
+            ),
+            Login::Nobody(_) => (self.config.lets_in_anonymous(), "anonymous clients are not let in any more"),
         };
-        Ok(Rights::new(&self.config.acl, user, client, is_trusted))
+        if is_let_in { Ok(self.rights(login, client, peer)) } else { Err(otherwise) }
+    }
+
+    /// What a client may do that is let in.
+    fn rights(&self, login: &Login, client: &str, peer: SocketAddr) -> Rights {
+        // A name that nobody has checked is a help to look at, and grants nothing.
+        let is_trusted = matches!(login, Login::Nobody(_)) && is_loopback(peer.ip());
+        Rights::new(&self.config.acl, login.user(), client, is_trusted)
     }
 
     /// Counts and logs something that a client may not do.
@@ -324,8 +327,8 @@ impl Listener {
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
         let hashing = Arc::new(Semaphore::new(1));
         let shared = Shared::new(config, &parts, &stats, &hashing)?;
-        let socket = socket::listen(shared.config.listen)?;
-        Ok(Self { door: Door::new(shared, socket), parts, stats, hashing })
+        let listen = shared.config.listen;
+        Ok(Self { door: Door::open(shared, listen)?, parts, stats, hashing })
     }
 
     /// The address it really has; of use where the configuration says port 0.
@@ -335,15 +338,13 @@ impl Listener {
 
     /// Reads files and takes another port, where the settings say so; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
-        let is_same_port = self.door.follow().borrow().shared.config.listen == config.listen;
-        let shared = Shared::new(config, &self.parts, &self.stats, &self.hashing)?;
-        let socket = if is_same_port { None } else { Some(socket::listen(shared.config.listen)?) };
-        Ok(Prepared { shared, socket })
+        let listen = config.listen;
+        Ok(Prepared(self.door.prepare(Shared::new(config, &self.parts, &self.stats, &self.hashing)?, listen)?))
     }
 
     /// Puts settings in force. Connections last; those whose client would not be let in any more end.
-    pub fn put_in_force(&self, Prepared { shared, socket }: Prepared) {
-        self.door.replace(shared, socket);
+    pub fn put_in_force(&self, Prepared(prepared): Prepared) {
+        self.door.put_in_force(prepared);
     }
 
     /// Accepts connections until the shutdown, then waits for acknowledgements in flight.

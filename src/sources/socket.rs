@@ -53,22 +53,25 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 #[derive(Debug)]
 pub struct Door<S>(watch::Sender<Arc<Setup<S>>>);
 
+/// What may be put in force behind a door.
+#[derive(Debug)]
+pub struct Prepared<S>(Arc<Setup<S>>);
+
 /// What is in force behind a door.
 #[derive(Debug)]
 pub struct Setup<S> {
     /// What connections that come in from now on share.
     pub shared: Arc<S>,
+    /// The address that was asked for.
+    listen: SocketAddr,
     socket: Mutex<Option<Arc<TcpListener>>>,
 }
 
 impl<S> Door<S> {
-    /// A door at this port.
-    pub fn new(shared: S, socket: TcpListener) -> Self {
-        Self(watch::channel(Self::setup(shared, Some(Arc::new(socket)))).0)
-    }
-
-    fn setup(shared: S, socket: Option<Arc<TcpListener>>) -> Arc<Setup<S>> {
-        Arc::new(Setup { shared: Arc::new(shared), socket: Mutex::new(socket) })
+    /// A door at this address.
+    pub fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
+        let socket = Arc::new(self::listen(listen)?);
+        Ok(Self(watch::channel(Setup::new(shared, listen, Some(socket))).0))
     }
 
     /// Follows what is in force.
@@ -76,10 +79,19 @@ impl<S> Door<S> {
         self.0.subscribe()
     }
 
-    /// Puts something else in force, at the same port or at another, which is open already.
-    pub fn replace(&self, shared: S, other: Option<TcpListener>) {
-        let old = self.0.borrow().socket();
-        self.0.send_replace(Self::setup(shared, other.map(Arc::new).or(old)));
+    /// Readies something else, at the same address or at another, whose port is taken then; nothing changes yet.
+    pub fn prepare(&self, shared: S, listen: SocketAddr) -> Result<Prepared<S>, CannotBind> {
+        let (old, socket) = {
+            let setup = self.0.borrow();
+            (setup.listen, setup.socket())
+        };
+        let socket = if old == listen { socket } else { Some(Arc::new(self::listen(listen)?)) };
+        Ok(Prepared(Setup::new(shared, listen, socket)))
+    }
+
+    /// Puts it in force. Connections last.
+    pub fn put_in_force(&self, Prepared(setup): Prepared<S>) {
+        self.0.send_replace(setup);
     }
 
     /// The address it really has.
@@ -92,6 +104,10 @@ impl<S> Door<S> {
 }
 
 impl<S> Setup<S> {
+    fn new(shared: S, listen: SocketAddr, socket: Option<Arc<TcpListener>>) -> Arc<Self> {
+        Arc::new(Self { shared: Arc::new(shared), listen, socket: Mutex::new(socket) })
+    }
+
     fn socket(&self) -> Option<Arc<TcpListener>> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -33,6 +33,25 @@ pub fn through(plant: &Plant) -> Proxy {
     wan
 }
 
+/// Waits until the exception of an order that was not released stands open behind a WAN that is cut, a kill in between;
+/// then lets the WAN through, and returns the event that tells of it, with the time at which it came about.
+pub fn told_once_the_wan_is_back(plant: &mut Plant, wan: &Proxy, subject: &str) -> Value {
+    let before = jiff::Timestamp::now();
+    await_exception(plant, "order-not-released", subject, true);
+    // A crash tells nothing twice.
+    plant.gateway.kill();
+    plant.gateway.run();
+    await_exception(plant, "order-not-released", subject, true);
+    let after = jiff::Timestamp::now();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(plant.events("exception.opened").is_empty(), "the WAN is cut");
+    wan.restore();
+    let opened = plant.await_event("exception.opened", "opened", |event| event["data"]["subject"] == subject);
+    let at: jiff::Timestamp = opened["time"].as_str().and_then(|time| time.parse().ok()).expect("a time");
+    assert!((before..=after).contains(&at), "it happened while the WAN was cut: {at} is not in {before} to {after}");
+    opened
+}
+
 #[test]
 fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_later() {
     let odoo = Odoo::start();
@@ -54,21 +73,9 @@ fn an_order_stuck_before_release_is_told_with_the_wan_cut_and_central_has_it_lat
         }),
     );
     let subject = format!("mrp.production/{order}");
-    let before = jiff::Timestamp::now();
-    await_exception(&plant, "order-not-released", &subject, true);
-    // A crash tells nothing twice.
-    plant.gateway.kill();
-    plant.gateway.run();
-    await_exception(&plant, "order-not-released", &subject, true);
-    let after = jiff::Timestamp::now();
-    std::thread::sleep(Duration::from_secs(3));
-    assert!(plant.events("exception.opened").is_empty(), "the WAN is cut");
-    wan.restore();
-    let opened = plant.await_event("exception.opened", "opened", |event| event["data"]["subject"] == subject.as_str());
+    let opened = told_once_the_wan_is_back(&mut plant, &wan, &subject);
     assert_eq!(opened["data"]["since"], "2026-01-05T08:00:00.000000Z");
     assert_eq!(opened["data"]["reference"], "WH/MO/90001");
-    let at: jiff::Timestamp = opened["time"].as_str().and_then(|time| time.parse().ok()).expect("a time");
-    assert!((before..=after).contains(&at), "it happened while the WAN was cut: {at} is not in {before} to {after}");
     odoo.write("mrp.production", order, json!({"date_start": "2026-01-06 08:00:00"}));
     let updated =
         plant.await_event("exception.updated", "updated", |event| event["data"]["subject"] == subject.as_str());

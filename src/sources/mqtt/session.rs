@@ -3,7 +3,6 @@
 //! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
 //! tell the client what it has subscribed to.
 
-use super::acl::Rights;
 use super::hello::{BAD_CLIENT_ID, BAD_LOGIN, BUSY, Hello, NOT_AUTHORIZED, QUOTA, TOO_LARGE, Welcome, connack};
 use super::inbound::{Inbound, SHUTTING_DOWN, Step};
 use super::outbound::{Limits, Ready, Wire};
@@ -228,7 +227,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
             hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
         let entered = match self.identify(&hello).await {
-            Ok((login, rights)) => self.enter(&hello, login, rights).await,
+            Ok(login) => self.enter(&hello, login).await,
             Err(refused) => Err(refused),
         };
         let (guest, is_present, expiry) = match entered {
@@ -252,8 +251,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
         Some(guest)
     }
 
-    /// Who the client is and what it may do; or why it is not let in.
-    async fn identify(&self, hello: &Hello) -> Result<(Login, Rights), (u8, &'static str)> {
+    /// Who the client is; or why it is not let in.
+    async fn identify(&self, hello: &Hello) -> Result<Login, (u8, &'static str)> {
         let shared = self.shared;
         if hello.client.is_empty() {
             return Err((BAD_CLIENT_ID, "an empty client id needs a clean session"));
@@ -261,11 +260,6 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
         if hello.client.len() > 256 {
             return Err((BAD_CLIENT_ID, "the client id is longer than 256 bytes"));
         }
-        let rules = &shared.config.acl;
-        let with_rights = |login: Login, is_trusted: bool| {
-            let rights = Rights::new(rules, login.user(), &hello.client, is_trusted);
-            Ok((login, rights))
-        };
         let is_local = is_loopback(self.peer.ip());
         match (&hello.user, &shared.users) {
             (Some(user), Some(users)) => {
@@ -277,15 +271,10 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
                         return bad_login;
                     }
                 }
-                with_rights(Login::Password(user.clone()), false)
+                Ok(Login::Password(user.clone()))
             }
-            _ if self.certificate.is_some() => {
-                with_rights(Login::Certificate(self.certificate.clone().unwrap_or_default()), false)
-            }
-            // A name that nobody has checked is a help to look at, and grants nothing.
-            (user, _) if shared.config.lets_in_anonymous() => {
-                with_rights(Login::Nobody(user.clone().unwrap_or_default()), is_local)
-            }
+            _ if self.certificate.is_some() => Ok(Login::Certificate(self.certificate.clone().unwrap_or_default())),
+            (user, _) if shared.config.lets_in_anonymous() => Ok(Login::Nobody(user.clone().unwrap_or_default())),
             (Some(_), None) => Err((NOT_AUTHORIZED, "this listener has no users; set passwords")),
             _ if is_local => Err((NOT_AUTHORIZED, "this listener wants a user name")),
             _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
@@ -293,14 +282,10 @@ impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
     }
 
     /// Takes the client's place and its session.
-    async fn enter(
-        &mut self,
-        hello: &Hello,
-        login: Login,
-        rights: Rights,
-    ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
+    async fn enter(&mut self, hello: &Hello, login: Login) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
         let shared = self.shared;
         let user = login.user();
+        let rights = shared.rights(&login, &hello.client, self.peer);
         if hello.will.as_ref().is_some_and(|will| !rights.may_publish(&will.topic)) {
             return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
         }
