@@ -127,6 +127,16 @@ impl Real {
         self.create("mrp.production", &values)
     }
 
+    /// Puts so much of a product into the stock as no test uses up: others have lived in this Odoo before.
+    fn fill_stock(&self, code: &str) {
+        let product = self.find("product.product", &json!([["default_code", "=", code]]));
+        let stock = self.find("stock.location", &json!([["usage", "=", "internal"], ["name", "=", "Stock"]]));
+        let counted = json!({"product_id": product, "location_id": stock, "inventory_quantity": 1_000_000});
+        let asked = json!({"vals_list": [counted], "context": {"inventory_mode": true}});
+        let quant = self.call("stock.quant/create", &asked)[0].as_i64().expect("a number");
+        self.act("stock.quant", "action_apply_inventory", quant);
+    }
+
     fn plant(&self, name: &str, interval: &str, source: &str) -> Plant {
         let plant = Plant::prepare(name, &self.url, interval, source, "[watch]\nevery = \"2s\"\n");
         std::fs::write(plant.gateway.folder.join("odoo.key"), &self.viewer_key).expect("written");

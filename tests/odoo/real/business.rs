@@ -54,6 +54,7 @@ impl Story<'_> {
 #[test]
 fn every_event_of_manufacturing_is_told_by_its_name() {
     let Some(real) = Real::start() else { return };
+    ["C-BALL", "C-SEAL", "C-BOLT"].into_iter().for_each(|code| real.fill_stock(code));
     let mut plant = real.plant("odoo-business", "5s", &format!("deletions = \"5s\"\n{}", hook(free_address())));
     plant.gateway.run();
     plant.await_problem("");
