@@ -4,6 +4,7 @@
 //! Promise: when [`Gateway::stop`] returns, every acknowledgement that was promised has been given
 //! or never will be, and the journal is closed cleanly.
 
+mod background;
 mod outlets;
 mod part;
 mod reload;
@@ -26,6 +27,7 @@ use crate::survival::Survival;
 use crate::timekeeper::Timekeeper;
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use background::Background;
 use outlets::Outlet;
 use part::{Part, Work};
 use reload::Works;
@@ -64,6 +66,7 @@ struct Ground {
     replays: Arc<Replays>,
     mirrors: Mirrors,
     failures: Arc<Failures>,
+    background: Background,
 }
 
 /// Waits for the end of a part.
@@ -119,6 +122,7 @@ impl Gateway {
             replays: Arc::clone(&replays),
             mirrors: Mirrors::default(),
             failures: Arc::default(),
+            background: Background::start()?,
         });
         let outlets: Vec<Outlet> = outlets::Wanted::of(&config)
             .into_iter()

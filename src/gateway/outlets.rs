@@ -11,6 +11,7 @@ use crate::journal::Journal;
 use crate::shutdown::Shutdown;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 /// A destination as the configuration says it.
@@ -102,9 +103,11 @@ impl Ground {
         for lane in self.journal.lanes() {
             let stats = Arc::new(forward::Stats::default());
             let handle = LinkHandle { lane: Arc::clone(lane), destination: config.name.clone(), stats };
+            let sending = wanted.sending.get(&lane.name).cloned().unwrap_or_default();
+            let on = if sending.yielding.is_some() { self.background.handle() } else { Handle::current() };
             let place = forward::Place {
                 config: Arc::clone(config),
-                sending: Arc::new(wanted.sending.get(&lane.name).cloned().unwrap_or_default()),
+                sending: Arc::new(sending),
                 pressure: Arc::clone(&pressure),
                 client: format!("{client}-{}", lane.name),
                 renewal: renewal.clone(),
@@ -114,7 +117,8 @@ impl Ground {
                 let forwarder = Forwarder::new(place.clone(), &link.lane, &dead, Arc::clone(&link.stats));
                 Ok(Box::pin(forwarder.map_err(anyhow::Error::msg)?.run(shutdown)) as Work)
             };
-            parts.push(Part::start(format!("link {}/{}", config.name, lane.name), &self.failures, Box::new(make))?);
+            let name = format!("link {}/{}", config.name, lane.name);
+            parts.push(Part::start_on(on, name, &self.failures, Box::new(make))?);
             links.push(handle);
         }
         let again = again::Parts {
@@ -130,7 +134,8 @@ impl Ground {
             let again = Again::new(again.clone()).map_err(anyhow::Error::msg)?;
             Ok(Box::pin(again.run(shutdown)) as Work)
         };
-        parts.push(Part::start(format!("link {}/again", config.name), &self.failures, Box::new(make))?);
+        let name = format!("link {}/again", config.name);
+        parts.push(Part::start_on(self.background.handle(), name, &self.failures, Box::new(make))?);
         let (to, client) = (Arc::clone(config), format!("{client}-status"));
         let (around, report) = (self.surroundings.clone(), report(&self.journal));
         let make = move |shutdown: Shutdown| {

@@ -10,6 +10,7 @@ use crate::shutdown::{self, Pulse, Shutdown, Trigger};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 /// What a part does until its shutdown.
@@ -36,12 +37,23 @@ pub(super) struct Part {
 impl Part {
     /// Starts a part; the error is that of the first attempt. `name` is what people know it by.
     pub fn start(name: String, failures: &Arc<Failures>, make: Make) -> anyhow::Result<Self> {
-        Self::start_within(name, failures, make, STUCK_AFTER)
+        Self::start_on(Handle::current(), name, failures, make)
     }
 
-    fn start_within(name: String, failures: &Arc<Failures>, make: Make, limit: Duration) -> anyhow::Result<Self> {
+    /// The same on another runtime's threads, as `Background` has them.
+    pub fn start_on(on: Handle, name: String, failures: &Arc<Failures>, make: Make) -> anyhow::Result<Self> {
+        Self::start_within(on, name, failures, make, STUCK_AFTER)
+    }
+
+    fn start_within(
+        on: Handle,
+        name: String,
+        failures: &Arc<Failures>,
+        make: Make,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::pair();
-        let mut keeper = Keeper { name, make, shutdown, limit, failures: Arc::clone(failures) };
+        let mut keeper = Keeper { on, name, make, shutdown, limit, failures: Arc::clone(failures) };
         let first = keeper.make()?;
         Ok(Self { trigger, keeper: tokio::spawn(keeper.keep(first)) })
     }
@@ -60,6 +72,8 @@ impl Part {
 
 /// Watches over one part.
 struct Keeper {
+    /// Where the part works. The keeper itself is not there: it sees when that does not go on.
+    on: Handle,
     name: String,
     make: Make,
     shutdown: Shutdown,
@@ -113,7 +127,7 @@ impl Keeper {
 
     /// Returns when the part has ended: `None` as it should, else what happened.
     async fn watch(&mut self, work: Work, pulse: &Pulse) -> Option<String> {
-        let mut task = Task(tokio::spawn(work));
+        let mut task = Task(self.on.spawn(work));
         let ended = tokio::select! {
             ended = &mut task.0 => Some(ended),
             () = pulse.stopped() => None,
@@ -182,7 +196,7 @@ mod tests {
                 })
             }))
         });
-        (Part::start_within(name.into(), failures, make, LIMIT).expect("starts"), heard)
+        (Part::start_within(Handle::current(), name.into(), failures, make, LIMIT).expect("starts"), heard)
     }
 
     #[tokio::test]
@@ -237,8 +251,8 @@ mod tests {
         assert!(failing.ended(Duration::from_secs(5)).await);
     }
 
-    #[test]
-    fn a_part_that_cannot_start_says_so_at_once() {
+    #[tokio::test]
+    async fn a_part_that_cannot_start_says_so_at_once() {
         let failures = Arc::new(Failures::default());
         let make: Make = Box::new(|_| anyhow::bail!("the port is taken"));
         let error = Part::start("source d".into(), &failures, make).expect_err("does not start");

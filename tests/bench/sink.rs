@@ -40,7 +40,7 @@ impl Sink {
             is_reordered: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
             clock: Instant::now(),
-            arrivals: Mutex::new(Vec::new()),
+            arrivals: Mutex::new(Vec::with_capacity(1 << 20)),
             next: (0..devices).map(|_| AtomicU64::new(0)).collect(),
         });
         let acceptor = tokio_rustls::TlsAcceptor::from(pki.server());
@@ -54,11 +54,18 @@ impl Sink {
                 while let Ok((stream, _)) = listener.accept().await {
                     stream.set_nodelay(true).expect("set");
                     let (acceptor, shared) = (acceptor.clone(), Arc::clone(&theirs));
-                    tokio::spawn(async move {
-                        if let Ok(stream) = acceptor.accept(stream).await {
-                            // A connection that ends is the sender's affair.
-                            let _ = serve(stream, &shared).await;
-                        }
+                    // A thread for each, as a broker of many cores has: one lane's flood must not delay another here.
+                    let stream = stream.into_std().expect("a socket");
+                    std::thread::spawn(move || {
+                        let runtime =
+                            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+                        runtime.block_on(async move {
+                            let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                // A connection that ends is the sender's affair.
+                                let _ = serve(stream, &shared).await;
+                            }
+                        })
                     });
                 }
             });
