@@ -4,8 +4,10 @@
 //! and what is allowed.
 
 pub mod access;
+mod read;
 mod share;
 
+use read::{Misfit, Root};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -226,15 +228,6 @@ fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
     table.remove(*last).is_some()
 }
 
-/// Takes a document apart, or says which key does not fit. The one way to do so: what takes settings apart is a
-/// large part of the program's text.
-fn deserialize<T: DeserializeOwned>(root: toml::Spanned<DeTable<'_>>) -> Result<T, (String, toml::de::Error)> {
-    serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
-        let path = error.path().to_string();
-        (if path == "." { String::new() } else { path }, error.into_inner())
-    })
-}
-
 /// Every value under its key; parts of a list that have names go by these.
 fn flatten(key: String, value: &toml::Value, found: &mut BTreeMap<String, String>) {
     let beneath = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
@@ -298,14 +291,17 @@ impl Document {
 
     /// Takes the document apart into `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let wrong = |key: String, error: toml::de::Error| Problem {
+        let wrong = |Misfit { key, span, message }| Problem {
             file: self.file.clone(),
-            line: error.span().map_or_else(|| self.line_of(&key), |span| self.line_at(span.start)),
+            line: span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start)),
             key,
-            message: error.message().to_owned(),
+            message,
         };
-        let root = DeTable::parse(&self.text).map_err(|error| wrong(String::new(), error))?;
-        deserialize(root).map_err(|(key, error)| wrong(key, error))
+        let root = DeTable::parse(&self.text).map_err(|error| {
+            let (span, message) = (error.span(), error.message().to_owned());
+            wrong(Misfit { key: String::new(), span, message })
+        })?;
+        T::deserialize(Root(root.get_ref())).map_err(wrong)
     }
 
     /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
@@ -319,9 +315,8 @@ impl Document {
         // The value that does not fit is taken out, and the rest is read again.
         while let Some(key) = problems.last().map(|problem| problem.key.clone())
             && remove(root.get_mut(), &key)
-            && let Err((key, error)) = deserialize::<T>(root.clone())
+            && let Err(Misfit { key, message, .. }) = T::deserialize(Root(root.get_ref()))
         {
-            let message = error.message().to_owned();
             let is_taken_out = |problem: &Problem| {
                 let name = problem.key.rsplit('.').next().unwrap_or_default();
                 message.contains(&format!("missing field `{name}`"))

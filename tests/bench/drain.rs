@@ -205,12 +205,12 @@ pub fn backlog(folder: &Path, pki: &Pki) {
                     )
                 })
                 .collect();
-            number += 1;
             let payload = format!(
                 r#"{{"msg_id":"00-{number:08}","ts":1790000000,"state":"idle","temperature":1.5,"pressure":2.5,"count":1,"order":"WH/MO/00001","trace":"{noise}"}}"#
             );
             let id = (number % 60_000 + 1) as u16;
             client.send(&crate::common::client::publish(true, 1, id, "plant/line1/m00/state", &[], payload.as_bytes()));
+            number += 1;
         }
         for _ in 0..20 {
             client.receive().expect("a PUBACK");

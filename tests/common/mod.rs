@@ -46,6 +46,9 @@ pub fn await_port(address: SocketAddr) {
 
 /// Ends a process as an operator would, and as the kernel would if that takes too long.
 pub fn end(child: &mut Child) {
+    if let Ok(Some(_)) = child.try_wait() {
+        return;
+    }
     signal(child, "TERM");
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(15) {
