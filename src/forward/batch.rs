@@ -4,7 +4,7 @@
 //! takes it apart has the same bytes.
 
 use super::pace::{Batch, Compression};
-use crate::contract::{Renderer, Rendering};
+use crate::contract::Renderer;
 use crate::event::{Record, Timestamp};
 use crate::link::Protocol;
 use std::collections::VecDeque;
@@ -26,7 +26,7 @@ pub(super) struct Gathering {
     pub is_backfill: bool,
     /// When the first of its events was taken.
     pub recorded: Timestamp,
-    payload: Vec<u8>,
+    pub payload: Vec<u8>,
     since: Instant,
 }
 
@@ -38,6 +38,8 @@ pub(super) struct Gatherings {
     ready: VecDeque<Gathering>,
     /// Events in a batch for now: fewer after central has refused one.
     cap: Option<usize>,
+    /// The buffer of a batch that has left, for the next one.
+    spare: Vec<u8>,
 }
 
 impl Gatherings {
@@ -74,41 +76,57 @@ impl Gatherings {
         (renderer, stream): (&Renderer, u32),
         (record, sequence, recorded): (&Record<'_>, u64, Timestamp),
         (offset, is_backfill, now): (u64, bool, Instant),
-        scratch: &mut Rendering,
     ) {
-        scratch.payload.clear();
-        renderer.render_structured(record, sequence, recorded, &mut scratch.payload);
-        let event = &scratch.payload;
         let bytes_max = (batch.bytes.0 as usize).min(packet_bytes_max.saturating_sub(SURROUNDINGS_BYTES));
+        let cap = self.cap(batch);
         let found = self.list.iter().position(|known| known.stream == stream);
-        let fits =
-            |known: &Gathering| known.payload.len() + event.len() + 2 <= bytes_max && known.is_backfill == is_backfill;
-        let index = match found {
-            Some(index) if fits(&self.list[index]) => index,
+        let mut index = match found {
+            Some(index) if self.list[index].is_backfill == is_backfill => index,
             other => {
                 self.ready.extend(other.map(|index| self.list.swap_remove(index)));
-                let mut topic = Vec::new();
-                renderer.push_batch_topic(record, &mut topic);
-                self.list.push(Gathering {
-                    stream,
-                    offsets: Vec::new(),
-                    topic,
-                    is_backfill,
-                    recorded,
-                    payload: Vec::with_capacity(event.len() * 8),
-                    since: now,
-                });
-                self.list.len() - 1
+                self.begin((renderer, stream), (record, recorded), is_backfill, now)
             }
         };
-        let cap = self.cap(batch);
         let gathering = &mut self.list[index];
-        gathering.payload.push(if gathering.offsets.is_empty() { b'[' } else { b',' });
-        gathering.payload.extend_from_slice(event);
+        let end = gathering.payload.len();
+        gathering.payload.push(if end == 0 { b'[' } else { b',' });
+        renderer.render_structured(record, sequence, recorded, &mut gathering.payload);
+        if end > 0 && gathering.payload.len() + 1 > bytes_max {
+            // It begins the next one.
+            let event = gathering.payload.split_off(end + 1);
+            gathering.payload.truncate(end);
+            self.ready.push_back(self.list.swap_remove(index));
+            index = self.begin((renderer, stream), (record, recorded), is_backfill, now);
+            let payload = &mut self.list[index].payload;
+            payload.push(b'[');
+            payload.extend_from_slice(&event);
+        }
+        let gathering = &mut self.list[index];
         gathering.offsets.push(offset);
         if gathering.offsets.len() >= cap || gathering.payload.len() + 1 >= bytes_max {
             self.ready.push_back(self.list.swap_remove(index));
         }
+    }
+
+    /// An empty batch for what follows.
+    fn begin(
+        &mut self,
+        (renderer, stream): (&Renderer, u32),
+        (record, recorded): (&Record<'_>, Timestamp),
+        is_backfill: bool,
+        since: Instant,
+    ) -> usize {
+        let mut topic = Vec::new();
+        renderer.push_batch_topic(record, &mut topic);
+        let payload = std::mem::take(&mut self.spare);
+        self.list.push(Gathering { stream, offsets: Vec::new(), topic, is_backfill, recorded, payload, since });
+        self.list.len() - 1
+    }
+
+    /// Takes back the buffer of a batch that has left.
+    pub fn give_back(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.spare = buffer;
     }
 
     /// Makes the batches ready whose first event has waited long enough.
@@ -127,18 +145,17 @@ impl Gatherings {
 }
 
 impl Gathering {
-    /// The payload, and its media type.
-    pub fn finish(&mut self, compression: Compression, protocol: Protocol) -> (Vec<u8>, &'static str) {
-        let mut payload = std::mem::take(&mut self.payload);
-        payload.push(b']');
+    /// Ends it: its media type, and what it is compressed to; without that, `payload` is what is sent.
+    pub fn finish(&mut self, compression: Compression, protocol: Protocol) -> (Option<Vec<u8>>, &'static str) {
+        self.payload.push(b']');
         // MQTT 3.1.1 has no content type that could say so.
         if compression == Compression::Zstd
             && protocol == Protocol::V5
-            && let Ok(packed) = zstd::bulk::compress(&payload, ZSTD_LEVEL)
+            && let Ok(packed) = zstd::bulk::compress(&self.payload, ZSTD_LEVEL)
         {
-            return (packed, BATCH_ZSTD);
+            return (Some(packed), BATCH_ZSTD);
         }
-        (payload, BATCH)
+        (None, BATCH)
     }
 }
 

@@ -119,7 +119,7 @@ impl Forwarder {
             let (renderer, stream) = (&published.renderer, published.stream);
             let event = (&record, sequence, recorded);
             let place = (offset, is_backfill, now);
-            gatherings.add(batch, limits.packet_bytes_max, (renderer, stream), event, place, rendering);
+            gatherings.add(batch, limits.packet_bytes_max, (renderer, stream), event, place);
             followed.begin(&record.id, lane, config, (offset, sequence));
             return true;
         }
@@ -152,7 +152,7 @@ impl Forwarder {
         pass: &mut Pass,
     ) {
         let Some(batch) = &self.sending.batch else { return };
-        let (payload, content_type) = gathering.finish(batch.compression, session.protocol());
+        let (packed, content_type) = gathering.finish(batch.compression, session.protocol());
         let out = &mut self.rendering;
         out.properties.clear();
         out.topic = std::mem::take(&mut gathering.topic);
@@ -168,8 +168,9 @@ impl Forwarder {
             &out.topic,
             content_type,
             &out.properties,
-            &payload,
+            packed.as_ref().unwrap_or(&gathering.payload),
         );
+        self.gatherings.give_back(std::mem::take(&mut gathering.payload));
         let bytes = output.bytes.len() - start;
         let bytes_max = session.limits().packet_bytes_max;
         if bytes > bytes_max {

@@ -6,16 +6,13 @@
 //! text. This reader borrows and does no more than settings need, which keeps that part small.
 
 use serde::de::value::StrDeserializer;
-use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Error, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
-    VariantAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Error, Expected, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeFloat, DeTable, DeValue};
 
 /// A value that does not fit.
 #[derive(Debug)]
@@ -39,14 +36,27 @@ impl Misfit {
     }
 
     fn wrong_type(value: &Value<'_>, expected: &dyn Expected) -> Self {
-        let float = |text: &str| text.parse().unwrap_or(f64::NAN);
+        let shown;
         let is = match value.0.get_ref() {
             DeValue::String(text) => Unexpected::Str(text),
-            DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-                Ok(number) => Unexpected::Signed(number),
-                Err(_) => Unexpected::Other(number.as_str()),
+            DeValue::Integer(number) => {
+                let (text, radix) = (number.as_str(), number.radix());
+                match (i64::from_str_radix(text, radix), u64::from_str_radix(text, radix)) {
+                    (Ok(number), _) => Unexpected::Signed(number),
+                    (_, Ok(number)) => Unexpected::Unsigned(number),
+                    _ => {
+                        shown = format!("integer `{number}`, which is out of bounds");
+                        Unexpected::Other(&shown)
+                    }
+                }
+            }
+            DeValue::Float(number) => match float(number) {
+                Some(number) => Unexpected::Float(number),
+                None => {
+                    shown = format!("floating point `{number}`, which is out of bounds");
+                    Unexpected::Other(&shown)
+                }
             },
-            DeValue::Float(number) => Unexpected::Float(float(number.as_str())),
             DeValue::Boolean(is) => Unexpected::Bool(*is),
             DeValue::Datetime(_) => Unexpected::Other("date or time (quotes make it a text)"),
             DeValue::Array(_) => Unexpected::Seq,
@@ -54,6 +64,12 @@ impl Misfit {
         };
         Self::invalid_type(is, expected)
     }
+}
+
+/// The number, unless it is too large for one.
+fn float(number: &DeFloat<'_>) -> Option<f64> {
+    let text = number.as_str();
+    text.parse().ok().filter(|parsed: &f64| !parsed.is_infinite() || text.contains("inf"))
 }
 
 impl fmt::Display for Misfit {
@@ -130,7 +146,14 @@ impl<'a> Deserializer<'a> for Value<'a> {
     only! {
         deserialize_bool: Boolean(is) => |visitor| visitor.visit_bool(*is);
         deserialize_str: String(text) => |visitor| visitor.visit_borrowed_str(text);
-        deserialize_seq: Array(items) => |visitor| visitor.visit_seq(Items { items: items.iter(), at: 0 });
+        deserialize_seq: Array(items) => |visitor| {
+            let mut items = Items { items: items.iter(), at: 0 };
+            let value = visitor.visit_seq(&mut items)?;
+            match items.items.next() {
+                None => Ok(value),
+                Some(item) => Err(Misfit::custom("is one too many").beneath(&format!("[{}]", items.at), item.span())),
+            }
+        };
         deserialize_map: Table(table) => |visitor| visitor.visit_map(Entries::of(table));
     }
 
@@ -146,9 +169,9 @@ impl<'a> Deserializer<'a> for Value<'a> {
 
     fn deserialize_f64<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Misfit> {
         match self.0.get_ref() {
-            DeValue::Float(number) => match number.as_str().parse() {
-                Ok(number) => visitor.visit_f64(number),
-                Err(_) => Err(Misfit::wrong_type(&self, &visitor)),
+            DeValue::Float(number) => match float(number) {
+                Some(number) => visitor.visit_f64(number),
+                None => Err(Misfit::wrong_type(&self, &visitor)),
             },
             _ => self.deserialize_i64(visitor),
         }
@@ -174,13 +197,12 @@ impl<'a> Deserializer<'a> for Value<'a> {
     fn deserialize_enum<V: Visitor<'a>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        choices: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Misfit> {
         match self.0.get_ref() {
-            DeValue::String(name) => visitor.visit_enum(named(name)),
-            DeValue::Table(table) if table.len() == 1 => visitor.visit_enum(Entries::of(table)),
-            _ => Err(Misfit::wrong_type(&self, &visitor)),
+            DeValue::String(name) => visitor.visit_enum(StrDeserializer::new(name)),
+            _ => Err(Misfit::wrong_type(&self, &OneOf(choices))),
         }
     }
 
@@ -210,8 +232,13 @@ impl<'a> Deserializer<'a> for Value<'a> {
     }
 }
 
-fn named<'a>(name: &'a str) -> StrDeserializer<'a, Misfit> {
-    name.into_deserializer()
+/// The choices of an enum: all are plain, none carries anything.
+struct OneOf(&'static [&'static str]);
+
+impl Expected for OneOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "one of `{}`", self.0.join("`, `"))
+    }
 }
 
 /// The items of a list.
@@ -220,7 +247,7 @@ struct Items<'a> {
     at: usize,
 }
 
-impl<'a> SeqAccess<'a> for Items<'a> {
+impl<'a> SeqAccess<'a> for &mut Items<'a> {
     type Error = Misfit;
 
     fn next_element_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
@@ -274,40 +301,52 @@ impl<'a> MapAccess<'a> for Entries<'a> {
     }
 }
 
-/// A choice that carries something: a table with the choice as its only key.
-impl<'a> EnumAccess<'a> for Entries<'a> {
-    type Error = Misfit;
-    type Variant = Self;
+#[cfg(test)]
+mod tests {
+    use crate::setting::Document;
+    use serde::Deserialize;
+    use std::path::Path;
 
-    fn variant_seed<T: DeserializeSeed<'a>>(mut self, seed: T) -> Result<(T::Value, Self), Misfit> {
-        let Some((key, _)) = self.step() else { return Err(Misfit::custom("there is no choice")) };
-        let choice = seed
-            .deserialize(named(key.get_ref()))
-            .map_err(|misfit: Misfit| misfit.beneath(key.get_ref(), key.span()))?;
-        Ok((choice, self))
-    }
-}
-
-impl<'a> VariantAccess<'a> for Entries<'a> {
-    type Error = Misfit;
-
-    fn unit_variant(mut self) -> Result<(), Misfit> {
-        let (key, value) = self.entry()?;
-        let message = "this choice is written as a text, with nothing behind it";
-        Err(Misfit::custom(message).beneath(key.get_ref(), value.span()))
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Format {
+        Text,
+        Json,
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'a>>(mut self, seed: T) -> Result<T::Value, Misfit> {
-        self.next_value_seed(seed)
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Settings {
+        format: Option<Format>,
+        range: Option<[f64; 2]>,
+        name: Option<String>,
     }
 
-    fn tuple_variant<V: Visitor<'a>>(mut self, _: usize, visitor: V) -> Result<V::Value, Misfit> {
-        let (key, value) = self.entry()?;
-        Value(value).deserialize_seq(visitor).map_err(|misfit| misfit.beneath(key.get_ref(), value.span()))
+    fn read(text: &str) -> Result<Settings, (String, String)> {
+        let document = Document::new(Path::new("a.toml"), text.into());
+        document.parse::<Settings>().map_err(|problem| (problem.key, problem.message))
     }
 
-    fn struct_variant<V: Visitor<'a>>(mut self, _: &'static [&'static str], visitor: V) -> Result<V::Value, Misfit> {
-        let (key, value) = self.entry()?;
-        Value(value).deserialize_map(visitor).map_err(|misfit| misfit.beneath(key.get_ref(), value.span()))
+    #[test]
+    fn what_does_not_fit_is_named_with_what_is_allowed() {
+        for (text, key, message) in [
+            ("range = [0, 1e999]", "range[1]", "floating point `1e999`, which is out of bounds, expected f64"),
+            ("range = [0, 1, 2]", "range[2]", "is one too many"),
+            ("name = 0xFFFFFFFFFFFFFFFF", "name", "integer `18446744073709551615`, expected a string"),
+            ("name = 0xFFFFFFFFFFFFFFFFF", "name", "integer `0xFFFFFFFFFFFFFFFFF`, which is out of bounds"),
+            ("name = 1979-05-27", "name", "quotes make it a text"),
+            ("format = \"xml\"", "format", "unknown variant `xml`, expected `text` or `json`"),
+            ("format = { json = 1 }", "format", "map, expected one of `text`, `json`"),
+            ("format = 1", "format", "integer `1`, expected one of `text`, `json`"),
+            ("formt = 1", "formt", "unknown field `formt`, expected one of `format`"),
+        ] {
+            let (found, said) = read(text).expect_err(text);
+            assert_eq!(found, key, "{text}: {said}");
+            assert!(said.contains(message), "{text}: {said}");
+        }
+        let good = read("range = [-1, inf]\nformat = \"json\"\nname = \"a\"").expect("fits");
+        assert_eq!(good.range, Some([-1.0, f64::INFINITY]));
+        assert!(matches!(good.format, Some(Format::Json)) && good.name.as_deref() == Some("a"));
+        assert!(matches!(read("format = \"text\"").expect("fits").format, Some(Format::Text)));
     }
 }

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Without the linger of bulk, which would make the filling take minutes.
-const BATCHES: &str = "[lane.bulk]\nlinger = \"0s\"\nbatch = { events = 500, age = \"200ms\" }\n";
+/// Without the linger of bulk, which would make the filling take minutes; the last batch, which does not fill, waits little.
+const BATCHES: &str = "[lane.bulk]\nlinger = \"0s\"\nbatch = { events = 500, age = \"20ms\" }\n";
 
 /// How fast a backlog leaves: one publish an event, in batches, and from the bridge.
 pub fn drain(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
