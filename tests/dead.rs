@@ -197,5 +197,12 @@ fn a_filter_that_says_nothing_is_refused() {
         assert!(!is_good && text.contains("which letters?") && text.contains("--all"), "{text}");
         let (is_good, text) = run(&gateway, &["dead", word, "--since", "soon"]);
         assert!(!is_good && text.contains("soon") && text.contains("2h"), "{text}");
+        let (is_good, text) = run(&gateway, &["dead", word, "--destination", "cental"]);
+        assert!(!is_good && text.contains("there is no destination \"cental\""), "{text}");
+        let (is_good, text) = run(&gateway, &["dead", word, "--stream", "machine.stat"]);
+        assert!(!is_good && text.contains("there is no stream \"machine.stat\"; there are"), "{text}");
+        assert!(text.contains("machine.state.v1"), "{text}");
+        let (is_good, text) = run(&gateway, &["dead", word, "7"]);
+        assert!(!is_good && text.contains("letter 7: there is no such letter"), "{text}");
     }
 }

@@ -256,8 +256,27 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
 }
 
 async fn select(app: &App, which: &Which) -> Result<Vec<Held>, Response> {
-    let (handles, which) = (Arc::clone(&app.handles), which.clone());
-    off_thread(move || handles.select(&which)).await.map_err(IntoResponse::into_response)?.map_err(wrong)
+    let (handles, wanted) = (Arc::clone(&app.handles), which.clone());
+    let found =
+        off_thread(move || handles.select(&wanted)).await.map_err(IntoResponse::into_response)?.map_err(wrong)?;
+    // A letter outlives its destination and its stream: only what none has may be a slip of the pen.
+    if found.is_empty() {
+        let destination = which.destination.as_deref().and_then(|name| app.handles.unknown_destination(name));
+        let unknown = destination.or_else(|| app.handles.unknown_stream(which.stream.as_deref()?));
+        if let Some(text) = unknown {
+            return Err(wrong(format!("no letter is meant: {text}")));
+        }
+    }
+    Ok(found)
+}
+
+/// What is decided of these letters: nothing yet. Numbers that no letter has are refused.
+fn undecided(which: &Which, letters: &[Held]) -> Decided {
+    let mut decided = Decided { matched: letters.len() as u64, dry_run: which.dry_run, ..Decided::default() };
+    for id in which.ids.iter().filter(|id| !letters.iter().any(|found| found.id == **id)) {
+        decided.refuse(*id, "there is no such letter, or not with all that was asked for".into());
+    }
+    decided
 }
 
 /// Why nothing is done with a letter any more.
@@ -268,7 +287,7 @@ fn is_over(app: &App, id: u64) -> Option<String> {
 
 pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) -> Result<Json<Decided>, Response> {
     let letters = select(&app, &which).await?;
-    let mut decided = Decided { matched: letters.len() as u64, dry_run: which.dry_run, ..Decided::default() };
+    let mut decided = undecided(&which, &letters);
     let mut done = Vec::new();
     for found in letters {
         if let Some(reason) = is_over(&app, found.id) {
@@ -310,7 +329,7 @@ pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) ->
 
 pub(super) async fn discard(State(app): State<App>, Json(which): Json<Which>) -> Result<Json<Decided>, Response> {
     let letters = select(&app, &which).await?;
-    let mut decided = Decided { matched: letters.len() as u64, dry_run: which.dry_run, ..Decided::default() };
+    let mut decided = undecided(&which, &letters);
     let mut done = Vec::new();
     for found in letters {
         match is_over(&app, found.id) {

@@ -23,27 +23,37 @@ pub struct Wish {
     pub dry_run: bool,
 }
 
+impl super::Handles {
+    /// That there is no such destination, and which there are.
+    pub(super) fn unknown_destination(&self, wanted: &str) -> Option<String> {
+        let mut names: Vec<_> = self.view.load().links.iter().map(|link| link.destination.clone()).collect();
+        names.dedup();
+        (!names.iter().any(|name| name == wanted))
+            .then(|| format!("there is no destination \"{wanted}\"; there are {}", names.join(", ")))
+    }
+
+    /// That there is no such stream, with or without its version, and which there are.
+    pub(super) fn unknown_stream(&self, wanted: &str) -> Option<String> {
+        let published = self.journal.publications();
+        if published.iter().any(|one| one.is_named(wanted)) {
+            return None;
+        }
+        let mut names: Vec<_> = published.iter().map(|one| one.publication.stream_id()).collect();
+        names.sort();
+        names.dedup();
+        Some(format!("there is no stream \"{wanted}\"; there are {}", names.join(", ")))
+    }
+}
+
 fn refuse(code: StatusCode, text: String) -> Response {
     (code, text).into_response()
 }
 
 pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Result<Json<Replay>, Response> {
-    let known: Vec<_> = app.handles.view.load().links.iter().map(|link| link.destination.clone()).collect();
-    if !known.contains(&wish.destination) {
-        let mut names = known;
-        names.dedup();
-        let text = format!("there is no destination \"{}\"; there are {}", wish.destination, names.join(", "));
+    let mut streams = wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*'));
+    let unknown = app.handles.unknown_destination(&wish.destination);
+    if let Some(text) = unknown.or_else(|| streams.find_map(|stream| app.handles.unknown_stream(stream))) {
         return Err(refuse(StatusCode::BAD_REQUEST, text));
-    }
-    let published = app.handles.journal.publications();
-    for pattern in wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*')) {
-        if !published.iter().any(|one| one.is_named(pattern)) {
-            let mut names: Vec<_> = published.iter().map(|one| one.publication.stream_id()).collect();
-            names.sort();
-            names.dedup();
-            let text = format!("there is no stream \"{pattern}\"; there are {}", names.join(", "));
-            return Err(refuse(StatusCode::BAD_REQUEST, text));
-        }
     }
     if let (Some(since), Some(until)) = (wish.filter.since, wish.filter.until)
         && since >= until

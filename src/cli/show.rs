@@ -423,12 +423,19 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     line("version", &inner.version);
     line("topic", &inner.topic);
     line("from", &inner.origin);
+    line("client", &inner.client);
+    line("user", &inner.user);
     line("event id", &inner.event_id);
     line("key", &inner.key);
     if inner.sequence > 0 {
         line("sequence", &inner.sequence.to_string());
     }
     line("attempts", &(inner.attempts + letter.fate.attempts).to_string());
+    for (name, at) in [("first", inner.first_attempt), ("last", inner.last_attempt)] {
+        if at != Timestamp::default() {
+            line(name, &at.to_string());
+        }
+    }
     let fate = &letter.fate;
     if fate.at != Timestamp::default() {
         line("state", &format!("{} since {}", fate.state.name(), fate.at));
