@@ -2,6 +2,7 @@
 
 use super::{App, failed, off_thread};
 use crate::forward::again::{Filter, Replay, ReplayState};
+use crate::journal::BadSelection;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -34,14 +35,7 @@ impl super::Handles {
 
     /// That there is no such stream, with or without its version, and which there are.
     pub(super) fn unknown_stream(&self, wanted: &str) -> Option<String> {
-        let published = self.journal.publications();
-        if published.iter().any(|one| one.is_named(wanted)) {
-            return None;
-        }
-        let mut names: Vec<_> = published.iter().map(|one| one.publication.stream_id()).collect();
-        names.sort();
-        names.dedup();
-        Some(format!("there is no stream \"{wanted}\"; there are {}", names.join(", ")))
+        BadSelection::no_stream(wanted, &self.journal.publications()).map(|bad| bad.to_string())
     }
 }
 

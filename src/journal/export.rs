@@ -79,6 +79,19 @@ pub enum BadSelection {
     },
 }
 
+impl BadSelection {
+    /// Why a stream cannot be meant by this name or pattern; `None` if one is.
+    pub fn no_stream(wanted: &str, publications: &[Arc<Published>]) -> Option<Self> {
+        if publications.iter().any(|published| published.is_named(wanted)) {
+            return None;
+        }
+        let known: BTreeSet<_> = publications.iter().map(|one| one.renderer.stream_id()).collect();
+        let known: Vec<_> = known.into_iter().collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Some(Self::NoStream { wanted: wanted.to_owned(), known })
+    }
+}
+
 /// An export under way.
 pub struct Export {
     lanes: Vec<Part>,
@@ -123,16 +136,11 @@ impl Export {
         }
         let mut streams = BTreeSet::new();
         for wanted in &selection.streams {
-            let meant = publications.iter().filter(|published| published.is_named(wanted));
-            let before = streams.len();
-            let mut is_known = false;
-            streams.extend(meant.map(|published| published.stream).inspect(|_| is_known = true));
-            if !is_known && streams.len() == before {
-                let known: BTreeSet<_> = publications.iter().map(|one| one.renderer.stream_id()).collect();
-                let known: Vec<_> = known.into_iter().collect();
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(BadSelection::NoStream { wanted: wanted.clone(), known });
+            if let Some(bad) = BadSelection::no_stream(wanted, publications) {
+                return Err(bad);
             }
+            let meant = publications.iter().filter(|published| published.is_named(wanted));
+            streams.extend(meant.map(|published| published.stream));
         }
         let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name() != DEAD).map(Part::new).collect();
         let progress = Progress { total: parts.iter().map(Part::left).sum(), ..Progress::default() };

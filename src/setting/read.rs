@@ -5,14 +5,14 @@
 //! The settings are many types, and each is compiled for whatever it is read from: a large part of the program's
 //! text. This reader borrows and does no more than settings need, which keeps that part small.
 
-use serde::de::value::StrDeserializer;
+use serde::de::value::{BorrowedStrDeserializer, StrDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, Error, Expected, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeFloat, DeTable, DeValue};
+use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
 /// A value that does not fit.
 #[derive(Debug)]
@@ -39,17 +39,14 @@ impl Misfit {
         let shown;
         let is = match value.0.get_ref() {
             DeValue::String(text) => Unexpected::Str(text),
-            DeValue::Integer(number) => {
-                let (text, radix) = (number.as_str(), number.radix());
-                match (i64::from_str_radix(text, radix), u64::from_str_radix(text, radix)) {
-                    (Ok(number), _) => Unexpected::Signed(number),
-                    (_, Ok(number)) => Unexpected::Unsigned(number),
-                    _ => {
-                        shown = format!("integer `{number}`, which is out of bounds");
-                        Unexpected::Other(&shown)
-                    }
+            DeValue::Integer(number) => match integer(number) {
+                (Some(number), _) => Unexpected::Signed(number),
+                (_, Some(number)) => Unexpected::Unsigned(number),
+                _ => {
+                    shown = format!("integer `{number}`, which is out of bounds");
+                    Unexpected::Other(&shown)
                 }
-            }
+            },
             DeValue::Float(number) => match float(number) {
                 Some(number) => Unexpected::Float(number),
                 None => {
@@ -64,6 +61,12 @@ impl Misfit {
         };
         Self::invalid_type(is, expected)
     }
+}
+
+/// The number, with a sign and without, unless it is too large for that.
+fn integer(number: &DeInteger<'_>) -> (Option<i64>, Option<u64>) {
+    let (text, radix) = (number.as_str(), number.radix());
+    (i64::from_str_radix(text, radix).ok(), u64::from_str_radix(text, radix).ok())
 }
 
 /// The number, unless it is too large for one.
@@ -159,10 +162,9 @@ impl<'a> Deserializer<'a> for Value<'a> {
 
     fn deserialize_i64<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Misfit> {
         let DeValue::Integer(number) = self.0.get_ref() else { return Err(Misfit::wrong_type(&self, &visitor)) };
-        let (text, radix) = (number.as_str(), number.radix());
-        match (i64::from_str_radix(text, radix), u64::from_str_radix(text, radix)) {
-            (Ok(number), _) => visitor.visit_i64(number),
-            (_, Ok(number)) => visitor.visit_u64(number),
+        match integer(number) {
+            (Some(number), _) => visitor.visit_i64(number),
+            (_, Some(number)) => visitor.visit_u64(number),
             _ => Err(Misfit::wrong_type(&self, &visitor)),
         }
     }
@@ -274,29 +276,23 @@ impl<'a> Entries<'a> {
     fn of(table: &'a DeTable<'a>) -> Self {
         Self { rest: table.iter(), entry: None }
     }
-
-    fn step(&mut self) -> Option<Entry<'a>> {
-        self.entry = self.rest.next();
-        self.entry
-    }
-
-    fn entry(&mut self) -> Result<Entry<'a>, Misfit> {
-        self.entry.take().ok_or_else(|| Misfit::custom("a value was asked for before its key"))
-    }
 }
 
 impl<'a> MapAccess<'a> for Entries<'a> {
     type Error = Misfit;
 
     fn next_key_seed<K: DeserializeSeed<'a>>(&mut self, seed: K) -> Result<Option<K::Value>, Misfit> {
-        let Some((key, _)) = self.step() else { return Ok(None) };
+        self.entry = self.rest.next();
+        let Some((key, _)) = self.entry else { return Ok(None) };
         let name: &'a str = key.get_ref();
-        let read = seed.deserialize(serde::de::value::BorrowedStrDeserializer::new(name));
+        let read = seed.deserialize(BorrowedStrDeserializer::new(name));
         read.map(Some).map_err(|misfit: Misfit| misfit.beneath(name, key.span()))
     }
 
     fn next_value_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<T::Value, Misfit> {
-        let (key, value) = self.entry()?;
+        let Some((key, value)) = self.entry.take() else {
+            return Err(Misfit::custom("a value was asked for before its key"));
+        };
         seed.deserialize(Value(value)).map_err(|misfit| misfit.beneath(key.get_ref(), value.span()))
     }
 }
