@@ -28,7 +28,7 @@ use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates};
 use crate::journal::{AuditEntry, Backlog, Follower, Found, Journal, JournalError, Lane, LaneStatus};
 use crate::ledger::{self, Balance};
-use crate::setting::{check_socket_path, grouped};
+use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
@@ -288,6 +288,14 @@ impl Handles {
             }
             problems.extend(status.problem.iter().map(|why| format!("lane {}: {why}", lane.name)));
             lanes.push(status);
+        }
+        if let Ok(room) = self.journal.disk_room()
+            && room.is_tight()
+        {
+            let (free, reserve) = (setting::Bytes(room.free), setting::Bytes(room.reserve));
+            problems.push(format!(
+                "disk: {free} are left, and disk_reserve is {reserve}: delivered events leave ahead of their time, then those of lanes that may give up"
+            ));
         }
         let dead = self.journal.dead().status();
         problems.extend(dead.problem.iter().map(|why| format!("dead letters: {why}")));

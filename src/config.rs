@@ -257,6 +257,7 @@ impl Config {
             return Err(problems);
         }
         warnings.extend(doubts(&raw, &document, &contracts));
+        lanes::doubt_room(&raw, &lanes, &document, &mut warnings);
         warnings.extend(unmatched_groups(&buses, &document, &contracts));
         Ok(Self {
             file: file.to_owned(),
@@ -365,9 +366,17 @@ fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
 
 /// How large the file system is that a folder is on, or will be.
 fn disk_bytes(folder: &Path) -> Option<u64> {
+    disk(folder).map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize))
+}
+
+/// What of it an ordinary user may still write.
+fn disk_free(folder: &Path) -> Option<u64> {
+    disk(folder).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+fn disk(folder: &Path) -> Option<rustix::fs::StatVfs> {
     let nearest = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    let stat = rustix::fs::statvfs(nearest).ok()?;
-    Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+    rustix::fs::statvfs(nearest).ok()
 }
 
 /// What is allowed and yet seldom meant.

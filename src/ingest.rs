@@ -112,6 +112,11 @@ pub struct Beside<'a> {
 }
 
 impl<'a> Beside<'a> {
+    fn attributes(&self) -> Vec<Attribute<'a>> {
+        let trace_parent = self.trace_parent.map(Attribute::TraceParent);
+        trace_parent.into_iter().chain(self.content_type.map(Attribute::ContentType)).collect()
+    }
+
     fn exchange(&self) -> Option<Attribute<'a>> {
         let (session, packet_id) = self.exchange.filter(|(session, _)| *session > 0)?;
         Some(Attribute::Exchange { session, packet_id })
@@ -323,9 +328,7 @@ impl Ingest {
                 return Ok(taken);
             }
         };
-        let mut attributes = Vec::new();
-        attributes.extend(beside.trace_parent.map(Attribute::TraceParent));
-        attributes.extend(beside.content_type.map(Attribute::ContentType));
+        let mut attributes = beside.attributes();
         attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
         attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
         attributes.extend(beside.exchange());
@@ -381,10 +384,10 @@ impl Ingest {
             version: Cow::Borrowed(version),
             topic: Cow::Borrowed(&route.topic),
             origin: Cow::Borrowed(&route.origin),
-            event_id: String::new(),
-            key: Cow::Borrowed(""),
+            event_id: beside.id.unwrap_or_default().to_owned(),
+            key: Cow::Borrowed(beside.key.unwrap_or_default()),
             sequence: 0,
-            time: now,
+            time: beside.time.unwrap_or(now),
             first_attempt: now,
             last_attempt: now,
             attempts: 0,
@@ -396,7 +399,9 @@ impl Ingest {
             payload: Cow::Borrowed(payload),
         };
         let publication = target.map_or(0, |target| target.placed.publication);
-        let attributes = Vec::from_iter(beside.exchange());
+        // Whoever takes it in again wants all that its source said.
+        let mut attributes = beside.attributes();
+        attributes.extend(beside.exchange());
         let ticket = letter.submit(self.journal.dead(), publication, attributes, waiter)?;
         Ok(Taken { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, beside: 0 })
     }

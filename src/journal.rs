@@ -66,14 +66,15 @@ pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recou
 pub use salvage::{Salvage, Salvaged};
 pub use shelf::{Publications, Shelf, ShelfLane};
 
+use crate::clock;
 use crate::contract::{Publication, Renderer};
 use segment::Segment;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 use window::Window;
 
 /// Name of the log that holds dead letters.
@@ -158,6 +159,8 @@ pub enum Start {
 
 /// A segment closes at this size or a sixteenth of its lane's budget.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// How long it is shown that events had to leave for the disk's sake.
+const MADE_WAY_SHOWN: Duration = Duration::from_secs(600);
 /// Closed segments that stay open for reading, over all lanes.
 const OPEN_SEGMENTS_MAX: usize = 4;
 
@@ -281,6 +284,10 @@ struct Core {
     disk: Arc<dyn Disk>,
     state: state::State,
     reserve_bytes: AtomicU64,
+    /// The lanes, in their order, without the log of dead letters.
+    lanes: std::sync::OnceLock<Vec<Weak<Lane>>>,
+    /// When events last had to leave for the disk's sake.
+    made_way_at: Mutex<Option<Instant>>,
     dead_retention: Mutex<Duration>,
     cache_bytes: usize,
     tail_bytes: usize,
@@ -337,7 +344,46 @@ impl Published {
     }
 }
 
+/// What is left of the file system of the journal, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskRoom {
+    /// What an ordinary user may still write.
+    pub free: u64,
+    /// What stays free whatever comes.
+    pub reserve: u64,
+    /// Whether events had to leave for it lately.
+    pub made_way: bool,
+}
+
+impl DiskRoom {
+    /// Whether nothing may be written before something leaves.
+    pub fn is_used_up(self) -> bool {
+        self.free < self.reserve
+    }
+
+    /// Whether events leave, or have lately, because others need their room.
+    pub fn is_tight(self) -> bool {
+        self.is_used_up() || self.made_way
+    }
+}
+
 impl Core {
+    fn disk_room(&self, folder: &Path) -> Result<DiskRoom, JournalError> {
+        let free = self.disk.free_bytes(folder).map_err(|error| JournalError::io(folder, error))?;
+        let made_way_at = *self.made_way_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let made_way = made_way_at.is_some_and(|at| clock::instant().duration_since(at) < MADE_WAY_SHOWN);
+        Ok(DiskRoom { free, reserve: self.reserve_bytes.load(Ordering::Relaxed), made_way })
+    }
+
+    fn is_disk_used_up(&self, folder: &Path) -> bool {
+        self.disk_room(folder).is_ok_and(DiskRoom::is_used_up)
+    }
+
+    /// The lanes, the least urgent first as they are usually declared.
+    fn lanes_from_the_last(&self) -> impl Iterator<Item = Arc<Lane>> {
+        self.lanes.get().into_iter().flatten().rev().filter_map(Weak::upgrade)
+    }
+
     fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@
 //! nothing can be said.
 
 use crate::clock;
-use crate::journal::{Full, Journal};
+use crate::journal::{DiskRoom, Full, Journal};
 use crate::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -52,7 +52,7 @@ pub struct Outlook {
     pub bytes_per_second: f64,
     /// Bytes of the log that somebody still needs.
     pub needed_bytes: u64,
-    /// Seconds until the budget is used up, if central takes nothing more.
+    /// Seconds until the budget or the disk is used up, if central takes nothing more.
     pub full_in_seconds: Option<u64>,
     /// What happens then.
     pub then: String,
@@ -128,8 +128,28 @@ impl Survival {
         let (Some(first), Some(last)) = (moments.front(), moments.back()) else { return Vec::new() };
         let elapsed = last.at.duration_since(first.at).as_secs_f64();
         let lanes = self.journal.lanes().iter().zip(first.lanes.iter().zip(&last.lanes));
-        lanes.map(|(lane, (before, after))| outlook(lane, before, after, elapsed)).collect()
+        let mut outlooks: Vec<_> = lanes.map(|(lane, (before, after))| outlook(lane, before, after, elapsed)).collect();
+        let held: u64 = self.journal.lanes().iter().map(|lane| lane.status().bytes).sum();
+        if let Ok(room) = self.journal.disk_room() {
+            by_disk(&mut outlooks, held, room);
+        }
+        outlooks
     }
+}
+
+/// The disk may be used up before the budgets are; what is delivered makes way on it.
+fn by_disk(outlooks: &mut [Outlook], held: u64, room: DiskRoom) {
+    let needed: u64 = outlooks.iter().map(|outlook| outlook.needed_bytes).sum();
+    let bytes = room.free.saturating_sub(room.reserve).saturating_add(held.saturating_sub(needed));
+    let per_second: f64 = outlooks.iter().map(|outlook| outlook.bytes_per_second).sum();
+    let Some(full) = seconds(bytes as f64, per_second) else { return };
+    for outlook in outlooks.iter_mut().filter(|outlook| outlook.bytes_per_second > 0.0) {
+        outlook.full_in_seconds = Some(outlook.full_in_seconds.map_or(full, |budget| budget.min(full)));
+    }
+}
+
+fn seconds(amount: f64, rate: f64) -> Option<u64> {
+    (rate > 0.0).then(|| amount / rate).filter(|seconds| *seconds < SECONDS_MAX).map(|seconds| seconds as u64)
 }
 
 fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed: f64) -> Outlook {
@@ -141,9 +161,6 @@ fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed
     let queued_most = status.destinations.iter().map(|to| to.queued).max().unwrap_or(held);
     let needed_bytes = (queued_most as f64 * bytes_each) as u64;
     let bytes_per_second = events_per_second * bytes_each;
-    let seconds = |amount: f64, rate: f64| {
-        (rate > 0.0).then(|| amount / rate).filter(|seconds| *seconds < SECONDS_MAX).map(|seconds| seconds as u64)
-    };
     let drains = status
         .destinations
         .iter()
@@ -183,4 +200,24 @@ fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed
 fn written_bytes() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_used_up_before_a_budget_is_what_counts() {
+        let lane = |bytes_per_second, full_in_seconds| Outlook {
+            bytes_per_second,
+            full_in_seconds,
+            needed_bytes: 40,
+            ..Outlook::default()
+        };
+        let mut lanes = vec![lane(6.0, Some(1000)), lane(4.0, Some(3)), lane(0.0, None), lane(0.0, None)];
+        // 1,000 to write until the reserve, 40 that are delivered, at 10 a second.
+        by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, made_way: false });
+        let seconds: Vec<_> = lanes.iter().map(|lane| lane.full_in_seconds).collect();
+        assert_eq!(seconds, [Some(104), Some(3), None, None]);
+    }
 }

@@ -234,3 +234,53 @@ fn a_clock_that_jumps_or_was_never_set_loses_nothing_and_lets_nothing_expire() {
     assert_eq!(untrusted, 10, "those of 1970 are marked");
     ledger(&faulty.gateway, "owed");
 }
+
+/// Much of its own on a small card: what was delivered makes way, and nothing waits for it.
+#[test]
+fn a_card_full_of_what_was_delivered_takes_new_events_of_every_lane() {
+    if !can_run() {
+        return;
+    }
+    let folder = scratch_folder("small-card");
+    let card = Card::make(folder.path());
+    // Others leave 30 MB of it, and 10 are to stay free.
+    let free = || {
+        let disk = rustix::fs::statvfs(&card.mount).expect("a file system");
+        disk.f_bavail * disk.f_frsize
+    };
+    let hog = std::fs::File::create(card.mount.join("hog")).expect("created");
+    rustix::fs::fallocate(&hog, rustix::fs::FallocateFlags::empty(), 0, free() - 30_000_000).expect("room");
+    let centre = Centre::start();
+    let rest = format!("disk_reserve = \"10MB\"\n{}", centre.destination("central"));
+    let mut gateway = Gateway::prepare("small-card", &rest);
+    let config = std::fs::read_to_string(gateway.config()).expect("read");
+    let data = format!("data_dir = \"{}\"", card.mount.join("data").display());
+    std::fs::write(gateway.config(), config.replace("data_dir = \"data\"", &data)).expect("written");
+    let noise = "name = \"noise\"\nversion = \"1.0.0\"\nowner = \"tests\"\nlane = \"bulk\"\nkey = \"{machine}\"\naccepts = \"bytes\"\nmatch = { source = \"mqtt\", topic = \"noise/{machine}\" }\n";
+    std::fs::write(gateway.folder.join("contracts/noise.toml"), noise).expect("written");
+    gateway.run();
+    let warned = gateway.command(&["check", "CONFIG"]);
+    let said = String::from_utf8_lossy(&warned.stdout).into_owned() + &String::from_utf8_lossy(&warned.stderr);
+    assert!(said.contains("delivered events leave ahead of their time"), "{said}");
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    for part in 0..20u16 {
+        let numbers = part * 20 + 1..=part * 20 + 20;
+        for number in numbers.clone() {
+            let mix = |at: u32| (u32::from(number) << 17 | at).wrapping_mul(0x9E37_79B9).rotate_left(at % 31) >> 13;
+            let noise: Vec<u8> = (0..100_000).map(|at| mix(at) as u8).collect();
+            client.send(&publish(true, 1, number, "noise/m1", &[], &noise));
+        }
+        numbers.for_each(|number| answered(&mut client, number));
+        if part % 5 == 4 {
+            client.publish(true, 1000 + part, TOPIC, payload(1, part.into()).as_bytes());
+        }
+    }
+    assert!(free() > 9_000_000, "disk_reserve is kept: {}", free());
+    let status = gateway.await_status("all is delivered", PATIENCE, |status| sum(status, "queued") == 0);
+    assert_eq!(accepted(&status), 404, "40 MB went over 20");
+    assert!(status["problems"].to_string().contains("disk_reserve"), "{:#}", status["problems"]);
+    assert!(!gateway.log().contains("the lane is full"), "{}", gateway.log());
+    assert_eq!(sum(&status, "shed"), 0);
+    ledger(&gateway, "owed");
+    gateway.stop();
+}

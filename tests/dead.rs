@@ -1,7 +1,7 @@
 //! Dead letters: requeued with the same id, edited, given up; singly and by filter.
 
 use crate::common::centre::Centre;
-use crate::common::client::{Client, Hello};
+use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::gateway::{Gateway, sum};
 use crate::lanes::ledger;
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
@@ -187,6 +187,50 @@ fn dead_letters_keep_within_their_budget_and_what_leaves_is_told() {
     });
     assert!(centre.own("loss").iter().all(|event| event["data"]["lane"] == "dead"));
     centre.await_that("the lane goes on", PATIENCE, |centre| centre.events().len() == 1);
+}
+
+/// More letters than are decided on at once, and among them payloads that fill a part alone.
+#[test]
+fn many_letters_are_decided_on_part_by_part() {
+    let centre = Centre::start();
+    let mut gateway = Gateway::start("parts", &centre.destination("central"));
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    let large = "x".repeat(150_000);
+    for part in 0..13u32 {
+        let hundred = part * 100 + 1..=part * 100 + 100;
+        for number in hundred.clone() {
+            let note = if number % 100 == 0 { &large } else { "" };
+            let payload = format!(r#"{{"msg_id":"{number}","seq":{number},"state":"paused","note":"{note}"}}"#);
+            client.send(&publish(true, 1, number as u16, "plant/line1/m01/state", &[], payload.as_bytes()));
+        }
+        for _ in hundred {
+            assert!(matches!(client.hear(PATIENCE), Heard::Packet(_)), "a PUBACK");
+        }
+    }
+    let (is_good, text) = run(&gateway, &["dead", "discard", "--reason", "/state", "--dry-run"]);
+    assert!(is_good && text.contains("1300 of 1300 letters: would be discarded"), "{text}");
+    let (is_good, text) = run(&gateway, &["dead", "requeue", "--all"]);
+    assert!(!is_good && text.contains("0 of 1300") && text.contains("1200 more"), "{text}");
+    gateway.stop();
+    let schema = gateway.folder.join("contracts/state.json");
+    let wider = std::fs::read_to_string(&schema).expect("read").replace("\"fault\"", "\"fault\",\"paused\"");
+    std::fs::write(&schema, wider).expect("written");
+    let contract = gateway.folder.join("contracts/state.toml");
+    let newer = std::fs::read_to_string(&contract).expect("read").replace("1.0.0", "1.1.0");
+    std::fs::write(&contract, newer).expect("written");
+    gateway.run();
+    let (is_good, text) = run(&gateway, &["dead", "requeue", "1299", "1300", "1301", "7"]);
+    assert!(!is_good && text.contains("3 of 3") && text.contains("letter 1301: there is no such letter"), "{text}");
+    let (is_good, text) = run(&gateway, &["dead", "requeue", "--reason", "/state"]);
+    assert!(!is_good && text.contains("1297 of 1300"), "three are taken in already: {text}");
+    gateway.await_status("all is delivered", PATIENCE, |status| {
+        sum(status, "queued") == 0 && sum(status, "delivered") == 1300
+    });
+    let mut ids: Vec<_> = centre.events().iter().map(|event| event["id"].as_str().expect("an id").to_owned()).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 1300);
+    ledger(&gateway, "owed");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod durable;
 mod limits;
 
 use crate::common::broker::{Collector, Mosquitto};
+use crate::common::centre::Centre;
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, accepted, scratch_folder, sum};
 use crate::common::http::{Answer, Client, post};
@@ -202,6 +203,61 @@ fn what_matches_no_contract_or_breaks_it_is_held_as_a_dead_letter_and_the_answer
     assert_eq!(said[1].0, Some("erp"));
     assert!(said[1].1.is_some_and(|reason| reason.starts_with("/machine: is missing")), "{said:?}");
     assert_eq!(said.len(), 4);
+}
+
+/// What a CloudEvent says beside its data is not lost with its first refusal.
+#[test]
+fn a_dead_letter_is_taken_in_as_the_event_its_sender_made() {
+    let centre = Centre::start();
+    let (mut gateway, address) = prepare("http-letters", &centre.destination("central"), "");
+    let strict = ORDER.to_owned() + "schema = \"order.json\"\n";
+    let contracts = gateway.folder.join("contracts");
+    std::fs::write(contracts.join("order.toml"), strict).expect("written");
+    std::fs::write(contracts.join("order.json"), r#"{"required":["number"]}"#).expect("written");
+    gateway.run();
+    let mut client = Client::dial(address);
+    let said = |data: &'static [u8], media: &'static str, id: &'static str, kind: &'static str| {
+        let headers = [
+            ("content-type", media),
+            ("ce-specversion", "1.0"),
+            ("ce-id", id),
+            ("ce-source", "/erp/orders"),
+            ("ce-type", kind),
+            ("ce-time", "2026-11-23T09:00:00Z"),
+            ("ce-subject", "WO/17"),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ];
+        (headers, data)
+    };
+    let mut post = |(headers, data): ([(&str, &str); 8], &[u8])| {
+        let answer = client.post("/events/erp", &headers, data);
+        assert_eq!((answer.status, answer.json()["dead_letters"].as_u64()), (202, Some(1)), "{answer:?}");
+    };
+    post(said(br#"{"numbr": 2}"#, "application/json", "b-1", "com.example.order"));
+    post(said(b"<late/>", "text/xml", "b-2", "com.example.late"));
+    // A contract for the second comes later.
+    gateway.stop();
+    let late = ORDER.replace("order.released", "order.late").replace("com.example.order", "com.example.late");
+    std::fs::write(contracts.join("late.toml"), late + "accepts = \"bytes\"\n").expect("written");
+    gateway.run();
+    let output = gateway.command(&["dead", "edit", "1", "--set", "/number=2", "CONFIG"]);
+    assert!(output.status.success(), "{output:?}");
+    let output = gateway.command(&["dead", "requeue", "--all", "CONFIG"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 of 2"), "{output:?}");
+    // What the sender repeats of its own accord is known by now.
+    let (headers, data) = said(b"<late/>", "text/xml", "b-2", "com.example.late");
+    assert_eq!(Client::dial(address).post("/events/erp", &headers, data).status, 202);
+    assert_eq!(gateway.status()["repeats"]["duplicates"], 1);
+    centre.await_that("both arrive", Duration::from_secs(20), |centre| centre.events().len() >= 2);
+    for event in centre.events() {
+        assert!(event["id"] == "b-1" || event["id"] == "b-2", "{event:#}");
+        assert_eq!(event["source"], "/plant/gw/programs/erp/%2Ferp%2Forders", "{event:#}");
+        assert_eq!(event["subject"], "WO/17", "{event:#}");
+        assert_eq!(event["time"], "2026-11-23T09:00:00.000000Z", "{event:#}");
+        let media = if event["id"] == "b-1" { "application/json" } else { "text/xml" };
+        assert_eq!(event["datacontenttype"], media, "{event:#}");
+        assert_eq!(event["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "{event:#}");
+    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use crate::common::fault_disk::FaultDisk;
 use crate::common::fault_disk::Unsynced;
 use crate::power_cut::{append, config, everything, open, open_with, publication};
+use forebay::contract::Publication;
 use forebay::event::{Content, Id, Record, Timestamp};
-use forebay::journal::{Found, Journal, Outcome, Waiter};
+use forebay::journal::{Condition, Found, Full, Journal, LaneConfig, Outcome, Waiter};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,104 @@ fn readers_at_the_end_of_a_segment_never_open_it_twice() {
     });
     assert_eq!(journal.set_aside(), Vec::<std::path::PathBuf>::new());
     assert_eq!(lane.end(), 4001);
+    journal.close(Duration::from_secs(5));
+}
+
+const RESERVE: u64 = 1 << 20;
+
+/// Lanes whose budgets a disk of 16 MB cannot hold, with a week of retention.
+fn on_a_small_disk(bulk_full: Full) -> (FaultDisk, Journal, [u32; 2]) {
+    let disk = FaultDisk::default();
+    let mut config = config();
+    config.lanes[0].budget = 64 << 20;
+    config.lanes.push(LaneConfig { full: bulk_full, ..LaneConfig::new("bulk", 64 << 20, Duration::ZERO) });
+    config.reserve_bytes = RESERVE;
+    let journal = open_with(&disk, &config).expect("opens");
+    let of = |lane: &str| Publication {
+        stream: lane.into(),
+        lane: lane.into(),
+        retention_settled: 7 * 86_400,
+        ..publication()
+    };
+    let publications = ["critical", "bulk"].map(|lane| journal.publish(&of(lane)).expect("publishes"));
+    disk.hold(disk.taken() + (16 << 20) + RESERVE);
+    (disk, journal, publications)
+}
+
+/// What was delivered and stays for a replay makes way for any lane once the disk has no more room.
+#[test]
+fn delivered_events_of_any_lane_make_way_where_the_disk_is_used_up() {
+    let (disk, journal, [critical, bulk]) = on_a_small_disk(Full::StopAcknowledging);
+    let lane = |name| journal.lane(name).expect("the lane");
+    for number in 0..1000 {
+        assert!(append(lane("bulk"), &disk, bulk, number));
+        let stream = journal.published(bulk).expect("known").stream;
+        lane("bulk").settle("central", &[(number + 1, stream, Outcome::Delivered)]);
+        if number % 100 == 99 {
+            // Its receipt comes although all of the disk is in use by the other lane.
+            assert!(append(lane("critical"), &disk, critical, number));
+            assert_eq!(lane("critical").condition(), Condition::Good);
+        }
+    }
+    assert!(lane("bulk").first() > 1, "24 MB do not stay on 16");
+    assert_eq!(lane("critical").first(), 1, "what central has not got stays");
+    assert!(journal.disk_room().expect("known").free + (4 << 20) > RESERVE);
+    // Now nobody writes to the other lane, and this one alone needs what that one has.
+    for number in 1000..1400 {
+        assert!(append(lane("critical"), &disk, critical, number));
+    }
+    assert_eq!((lane("critical").first(), lane("critical").end()), (1, 411));
+    assert!(journal.losses().expect("read").is_empty());
+    journal.close(Duration::from_secs(5));
+}
+
+/// A lane that may give up its oldest does so for one that may not; what may not be given up is not.
+#[test]
+fn on_a_disk_that_is_used_up_a_lane_that_may_give_up_does_so_for_the_others() {
+    let (disk, journal, [critical, bulk]) = on_a_small_disk(Full::ShedOldest);
+    let lane = |name| journal.lane(name).expect("the lane");
+    for number in 0..550 {
+        assert!(append(lane("bulk"), &disk, bulk, number));
+    }
+    for number in 0..450 {
+        assert!(append(lane("critical"), &disk, critical, number), "event {number}");
+    }
+    assert_eq!((lane("critical").first(), lane("critical").end()), (1, 451));
+    let losses = journal.losses().expect("read");
+    assert!(!losses.is_empty() && losses.iter().all(|loss| loss.lane == "bulk" && loss.cause == Outcome::Shed));
+    let status = lane("bulk").status();
+    let to = &status.destinations[0];
+    assert_eq!(losses.iter().map(|loss| loss.count).sum::<u64>(), to.shed, "what is announced is what is on the books");
+    assert_eq!(status.accepted, to.shed + to.queued, "{status:?}");
+    // There is nothing left to give: nothing more is acknowledged, until there is room.
+    let lane = lane("critical");
+    let (mut waiter, mut ticket) = (Waiter::default(), None);
+    let body = vec![7; 200_000];
+    let start = Instant::now();
+    while matches!(lane.condition(), Condition::Good) || start.elapsed() < Duration::from_secs(1) {
+        assert!(start.elapsed() < Duration::from_secs(60), "the disk holds no more");
+        let random: Vec<u8> = body.iter().map(|_| uuid::Uuid::new_v4().as_bytes()[0]).collect();
+        let record = Record {
+            publication: critical,
+            id: Id::mint(),
+            time: Timestamp(0),
+            origin: "s/d",
+            key: "k",
+            content: Content::Bytes,
+            attributes: vec![],
+            payload: &random,
+        };
+        ticket = lane.submit(&record, None, &mut waiter).ok().or(ticket);
+    }
+    let ticket = ticket.expect("one that waits");
+    assert!(lane.receipt(ticket).is_none());
+    assert_eq!(lane.first(), 1);
+    disk.hold(0);
+    while lane.receipt(ticket).is_none() {
+        assert!(start.elapsed() < Duration::from_secs(90), "{:?}", lane.condition());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(lane.condition(), Condition::Good);
     journal.close(Duration::from_secs(5));
 }
 

@@ -16,10 +16,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Letters decided on at once.
-const LETTERS_MAX: usize = 100_000;
+/// Letters decided on at once, and the bytes of their payloads from which on no further one joins them.
+const PART_LETTERS: usize = 500;
+const PART_BYTES: usize = 1 << 20;
 /// Refusals that an answer lists; the others are counted.
 const REFUSALS_SHOWN: usize = 100;
 
@@ -29,7 +32,7 @@ const REFUSALS_SHOWN: usize = 100;
 pub struct Which {
     /// These, by number; all others fields then only narrow them down.
     #[serde(default)]
-    pub ids: Vec<u64>,
+    pub ids: BTreeSet<u64>,
     /// All, where nothing else is said.
     #[serde(default)]
     pub all: bool,
@@ -113,79 +116,125 @@ pub struct Edit {
 
 /// A letter as it is in the journal.
 struct Held {
-    id: u64,
+    number: u64,
     recorded: Timestamp,
     letter: DeadLetter<'static>,
-    record: Vec<u8>,
+    /// The letter's own id, which is not that of its event.
+    id: String,
+    publication: u32,
+    content_type: Option<String>,
+    trace_parent: Option<String>,
+}
+
+impl Held {
+    fn read(number: u64, recorded: Timestamp, letter: DeadLetter<'static>, record: &Record<'_>) -> Self {
+        let (mut content_type, mut trace_parent) = (None, None);
+        for attribute in &record.attributes {
+            match attribute {
+                Attribute::ContentType(text) => content_type = Some((*text).to_owned()),
+                Attribute::TraceParent(text) => trace_parent = Some((*text).to_owned()),
+                _ => {}
+            }
+        }
+        let (id, publication) = (record.id.to_string(), record.publication);
+        Self { number, recorded, letter, id, publication, content_type, trace_parent }
+    }
+
+    /// What its source said of it beside the payload. Without an id of its own it gets the letter's: whoever
+    /// requeues it twice makes one event in effect.
+    fn beside(&self) -> Beside<'_> {
+        let letter = &self.letter;
+        Beside {
+            id: Some(if letter.event_id.is_empty() { &self.id } else { &letter.event_id }),
+            key: Some(&*letter.key).filter(|key| !key.is_empty()),
+            time: Some(letter.time),
+            content_type: self.content_type.as_deref(),
+            trace_parent: self.trace_parent.as_deref(),
+            exchange: None,
+        }
+    }
+}
+
+/// What is done with letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Requeue,
+    Discard,
+}
+
+impl Action {
+    /// Its name in the audit.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Requeue => "dead requeue",
+            Self::Discard => "dead discard",
+        }
+    }
 }
 
 impl super::Handles {
-    fn select(&self, which: &Which) -> Result<Vec<Held>, String> {
-        if which.is_empty() {
-            return Err(
-                "which letters? give numbers, --stream, --reason, --destination, --since or --until, or --all".into()
-            );
-        }
+    /// A part of the letters that are meant, from a number on, and where the next part begins.
+    fn select(&self, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), String> {
         let dead = self.journal.dead();
-        let mut found = Vec::new();
-        let (mut next, end) = match (which.ids.iter().min(), which.ids.iter().max()) {
-            (Some(first), Some(last)) => ((*first).max(1), last.saturating_add(1).min(dead.end())),
-            _ => (dead.first(), dead.end()),
-        };
-        while next < end && found.len() < LETTERS_MAX {
-            match dead.look(next) {
-                Ok(Found::Block(block)) => {
-                    for (offset, record) in (block.header.first..).zip(block.records()) {
-                        if !(next..end).contains(&offset) {
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        let mut next = range.start;
+        while next < range.end {
+            match dead.look(next).map_err(|error| error.to_string())? {
+                Found::Lost { to } => next = to.max(next + 1),
+                Found::Block(block) => {
+                    let (end, recorded) = (block.end(), block.header.recorded);
+                    for (number, record) in (block.header.first..).zip(block.records()) {
+                        if !(next..range.end).contains(&number) {
                             continue;
                         }
                         let Some(letter) = DeadLetter::read(&record) else { continue };
-                        if which.takes(offset, &letter, block.header.recorded) {
-                            let mut bytes = Vec::new();
-                            record.encode(&mut bytes);
-                            found.push(Held { id: offset, recorded: block.header.recorded, letter, record: bytes });
+                        if !which.takes(number, &letter, recorded) {
+                            continue;
+                        }
+                        bytes += letter.payload.len();
+                        found.push(Held::read(number, recorded, letter, &record));
+                        if found.len() >= PART_LETTERS || bytes >= PART_BYTES {
+                            return Ok((found, number + 1));
                         }
                     }
-                    next = next.max(block.end());
+                    next = next.max(end);
                 }
-                Ok(Found::Lost { to }) => next = to.max(next + 1),
-                Err(error) => return Err(error.to_string()),
             }
         }
-        Ok(found)
+        Ok((found, next))
     }
 
     fn source_kind(&self, source: &str) -> Option<SourceKind> {
-        self.view.load().sources.iter().find(|known| known.name == source).map(|known| known.kind)
+        let view = self.view.load();
+        let found = view.sources.iter().find(|known| known.name == source).map(|known| known.kind);
+        found.or_else(|| (source == "watch").then_some(SourceKind::Watch))
     }
 
     /// Takes a letter of the intake in once more, with this payload.
     async fn take_in(&self, found: &Held, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
         let letter = &found.letter;
-        let source = letter.origin.split('/').next().unwrap_or_default();
-        let source = percent_encoding::percent_decode_str(source).decode_utf8_lossy().into_owned();
+        let plain = |part: &str| percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned();
+        let mut parts = letter.origin.split('/').map(plain);
+        let (source, device, beneath) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
         let kind = self
             .source_kind(&source)
             .ok_or_else(|| format!("its source \"{source}\" is not in the configuration any more"))?;
-        let device = letter.origin.split('/').nth(1).unwrap_or_default();
-        let device = percent_encoding::percent_decode_str(device).decode_utf8_lossy().into_owned();
         // Letters of older versions do not say who sent them.
-        let client = if letter.client.is_empty() { device.as_str() } else { &letter.client };
-        let route = self.ingest.route(kind, &source, &letter.topic, client, &letter.user);
+        let client = if letter.client.is_empty() { device.as_deref().unwrap_or_default() } else { &letter.client };
+        let mut route = self.ingest.route(kind, &source, &letter.topic, client, &letter.user);
+        if let Some(part) = beneath {
+            route = route.beneath(&part);
+        }
         if let Some(violation) = self.ingest.objection(&route, payload) {
             return Err(format!("it still breaks its contract: {violation}"));
         }
         if is_dry_run {
             return Ok(());
         }
-        // The letter's own id: whoever requeues it twice makes one event in effect.
-        let record = Record::decode(&found.record).map_err(|error| error.to_string())?;
-        let id = record.id.to_string();
-        let beside = Beside { id: Some(&id), time: Some(letter.time), ..Beside::default() };
         let mut waiter = Waiter::default();
         let now = Timestamp::from(clock::wall());
         let taken = loop {
-            match self.ingest.accept(&route, payload, beside, now, &mut waiter) {
+            match self.ingest.accept(&route, payload, found.beside(), now, &mut waiter) {
                 Ok(taken) => break taken,
                 Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
                 Err(NotTaken::Closed) => return Err("the gateway is shutting down".into()),
@@ -203,18 +252,17 @@ impl super::Handles {
     /// Sends what central has refused with another payload: another event, which names the one before.
     async fn send_edited(&self, found: &Held, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
         let letter = &found.letter;
-        let record = Record::decode(&found.record).map_err(|error| error.to_string())?;
         let stream = letter.stream_id();
         self.ingest
             .check_payload(&stream, payload)
             .map_err(|violation| format!("it breaks its contract: {violation}"))?;
-        let known = self.journal.published(record.publication).ok_or("the contract of this event is lost")?;
+        let known = self.journal.published(found.publication).ok_or("the contract of this event is lost")?;
         let lane = self.journal.lane(&known.publication.lane).ok_or("its lane is not there any more")?;
         if is_dry_run {
             return Ok(());
         }
         let event = Record {
-            publication: record.publication,
+            publication: found.publication,
             id: Id::mint(),
             time: letter.time,
             origin: &letter.origin,
@@ -242,12 +290,12 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
     }
     let handles = Arc::clone(&app.handles);
     let written = off_thread(move || {
-        let list: Vec<_> = letters.iter().map(|(found, fate)| (found.id, &found.letter, fate.clone())).collect();
+        let list: Vec<_> = letters.iter().map(|(found, fate)| (found.number, &found.letter, fate.clone())).collect();
         let changed = handles.fates.put(&list)?;
         let what: Vec<_> = letters
             .iter()
-            .filter(|(found, _)| changed.contains(&found.id))
-            .map(|(found, _)| serde_json::json!({"letter": found.id, "stream": found.letter.stream, "event": found.letter.event_id, "written": found.recorded.to_string()}))
+            .filter(|(found, _)| changed.contains(&found.number))
+            .map(|(found, _)| serde_json::json!({"letter": found.number, "stream": found.letter.stream, "event": found.letter.event_id, "written": found.recorded.to_string()}))
             .collect();
         // A part at a time, so that no entry grows without bound.
         what.chunks(200).try_for_each(|part| handles.journal.audit(action, &part))
@@ -255,96 +303,92 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
     written.await.map_err(IntoResponse::into_response)?.map_err(failed)
 }
 
-async fn select(app: &App, which: &Which) -> Result<Vec<Held>, Response> {
+async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Response> {
     let (handles, wanted) = (Arc::clone(&app.handles), which.clone());
-    let found =
-        off_thread(move || handles.select(&wanted)).await.map_err(IntoResponse::into_response)?.map_err(wrong)?;
+    off_thread(move || handles.select(&wanted, range)).await.map_err(IntoResponse::into_response)?.map_err(wrong)
+}
+
+/// Why nothing is done with a letter any more.
+fn is_over(app: &App, number: u64) -> Option<String> {
+    let fate = app.handles.fates.of(number);
+    fate.state.is_final().then(|| format!("it is {} already, since {}", fate.state.name(), fate.at))
+}
+
+/// What becomes of one letter, or why nothing does.
+async fn decide(app: &App, action: Action, found: &Held, is_dry_run: bool) -> Result<Fate, String> {
+    if let Some(reason) = is_over(app, found.number) {
+        return Err(reason);
+    }
+    let attempts = app.handles.fates.of(found.number).attempts;
+    let letter = &found.letter;
+    match (action, letter.stage) {
+        (Action::Discard, _) => Ok(fate(FateState::Discarded, attempts)),
+        (Action::Requeue, Stage::Intake) => {
+            app.handles.take_in(found, &letter.payload, is_dry_run).await?;
+            Ok(fate(FateState::TakenIn, attempts + 1))
+        }
+        (Action::Requeue, Stage::Central) => {
+            let destination = letter.destination.to_string();
+            if !app.handles.view.load().links.iter().any(|link| link.destination == destination) {
+                return Err(format!("its destination \"{destination}\" is not in the configuration any more"));
+            }
+            Ok(Fate { destination, ..fate(FateState::Requeued, attempts) })
+        }
+    }
+}
+
+/// Decides on all letters that are meant, part by part: each is on the disk and audited before the next.
+async fn decide_all(app: &App, which: &Which, action: Action) -> Result<Decided, Response> {
+    if which.is_empty() {
+        let text = "which letters? give numbers, --stream, --reason, --destination, --since or --until, or --all";
+        return Err(wrong(text.into()));
+    }
+    let dead = app.handles.journal.dead();
+    let mut range = match (which.ids.first(), which.ids.last()) {
+        (Some(first), Some(last)) => (*first).max(1)..last.saturating_add(1).min(dead.end()),
+        _ => dead.first()..dead.end(),
+    };
+    let mut decided = Decided { dry_run: which.dry_run, ..Decided::default() };
+    let mut missing = which.ids.clone();
+    while range.start < range.end {
+        let (letters, next) = select(app, which, range.clone()).await?;
+        range.start = next;
+        let mut done = Vec::new();
+        for found in letters {
+            decided.matched += 1;
+            missing.remove(&found.number);
+            match decide(app, action, &found, which.dry_run).await {
+                Ok(fate) => {
+                    decided.done += 1;
+                    done.push((found, fate));
+                }
+                Err(reason) => decided.refuse(found.number, reason),
+            }
+        }
+        if !which.dry_run {
+            put(app, done, action.name()).await?;
+        }
+    }
     // A letter outlives its destination and its stream: only what none has may be a slip of the pen.
-    if found.is_empty() {
+    if decided.matched == 0 {
         let destination = which.destination.as_deref().and_then(|name| app.handles.unknown_destination(name));
         let unknown = destination.or_else(|| app.handles.unknown_stream(which.stream.as_deref()?));
         if let Some(text) = unknown {
             return Err(wrong(format!("no letter is meant: {text}")));
         }
     }
-    Ok(found)
-}
-
-/// What is decided of these letters: nothing yet. Numbers that no letter has are refused.
-fn undecided(which: &Which, letters: &[Held]) -> Decided {
-    let mut decided = Decided { matched: letters.len() as u64, dry_run: which.dry_run, ..Decided::default() };
-    for id in which.ids.iter().filter(|id| !letters.iter().any(|found| found.id == **id)) {
-        decided.refuse(*id, "there is no such letter, or not with all that was asked for".into());
+    for number in missing {
+        decided.refuse(number, "there is no such letter, or not with all that was asked for".into());
     }
-    decided
-}
-
-/// Why nothing is done with a letter any more.
-fn is_over(app: &App, id: u64) -> Option<String> {
-    let fate = app.handles.fates.of(id);
-    fate.state.is_final().then(|| format!("it is {} already, since {}", fate.state.name(), fate.at))
+    Ok(decided)
 }
 
 pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) -> Result<Json<Decided>, Response> {
-    let letters = select(&app, &which).await?;
-    let mut decided = undecided(&which, &letters);
-    let mut done = Vec::new();
-    for found in letters {
-        if let Some(reason) = is_over(&app, found.id) {
-            decided.refuse(found.id, reason);
-            continue;
-        }
-        let attempts = app.handles.fates.of(found.id).attempts;
-        let outcome = match found.letter.stage {
-            Stage::Intake => {
-                let payload = found.letter.payload.to_vec();
-                app.handles
-                    .take_in(&found, &payload, which.dry_run)
-                    .await
-                    .map(|()| fate(FateState::TakenIn, attempts + 1))
-            }
-            Stage::Central
-                if app.handles.view.load().links.iter().any(|link| link.destination == *found.letter.destination) =>
-            {
-                let destination = found.letter.destination.to_string();
-                Ok(Fate { destination, ..fate(FateState::Requeued, attempts) })
-            }
-            Stage::Central => {
-                Err(format!("its destination \"{}\" is not in the configuration any more", found.letter.destination))
-            }
-        };
-        match outcome {
-            Ok(fate) => {
-                decided.done += 1;
-                done.push((found, fate));
-            }
-            Err(reason) => decided.refuse(found.id, reason),
-        }
-    }
-    if !which.dry_run {
-        put(&app, done, "dead requeue").await?;
-    }
-    Ok(Json(decided))
+    decide_all(&app, &which, Action::Requeue).await.map(Json)
 }
 
 pub(super) async fn discard(State(app): State<App>, Json(which): Json<Which>) -> Result<Json<Decided>, Response> {
-    let letters = select(&app, &which).await?;
-    let mut decided = undecided(&which, &letters);
-    let mut done = Vec::new();
-    for found in letters {
-        match is_over(&app, found.id) {
-            Some(reason) => decided.refuse(found.id, reason),
-            None => {
-                decided.done += 1;
-                let attempts = app.handles.fates.of(found.id).attempts;
-                done.push((found, fate(FateState::Discarded, attempts)));
-            }
-        }
-    }
-    if !which.dry_run {
-        put(&app, done, "dead discard").await?;
-    }
-    Ok(Json(decided))
+    decide_all(&app, &which, Action::Discard).await.map(Json)
 }
 
 pub(super) async fn edit(
@@ -352,8 +396,9 @@ pub(super) async fn edit(
     Path(id): Path<u64>,
     Json(edit): Json<Edit>,
 ) -> Result<Json<Decided>, Response> {
-    let which = Which { ids: vec![id], ..Which::default() };
-    let Some(found) = select(&app, &which).await?.into_iter().next() else {
+    let which = Which { ids: BTreeSet::from([id]), ..Which::default() };
+    let range = id..id.saturating_add(1).min(app.handles.journal.dead().end());
+    let Some(found) = select(&app, &which, range).await?.0.pop() else {
         let text = format!("there is no dead letter {id}; `forebay dead list` shows which there are");
         return Err((StatusCode::NOT_FOUND, text).into_response());
     };

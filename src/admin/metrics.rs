@@ -177,8 +177,11 @@ impl Handles {
     }
 
     fn put_disk(&self, page: &mut Page) {
+        if let Ok(room) = self.journal.disk_room() {
+            page.one(DISK_FREE, room.free as f64);
+            page.one(DISK_RESERVE, room.reserve as f64);
+        }
         if let Ok(found) = rustix::fs::statvfs(self.journal.folder()) {
-            page.one(DISK_FREE, found.f_bavail.saturating_mul(found.f_frsize) as f64);
             page.one(DISK_SIZE, found.f_blocks.saturating_mul(found.f_frsize) as f64);
         }
     }

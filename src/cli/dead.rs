@@ -113,7 +113,8 @@ pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {
 
 fn decide(choice: Choice, word: &str, done: &str) -> anyhow::Result<ExitCode> {
     let Choice { ids, all, stream, reason, destination, stage, since, until, dry_run, at } = choice;
-    let which = Which { ids, all, stream, reason, destination, stage, since, until, dry_run };
+    let which =
+        Which { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
     let decided: Decided = ask_with(&at, &format!("/dead/{word}"), &which)?;
     print(&at, &decided, |decided, _| {
         let would = if decided.dry_run { "would be " } else { "" };

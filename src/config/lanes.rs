@@ -7,6 +7,8 @@ use crate::journal::{self, Full, LaneConfig};
 use crate::setting::{Bytes, Document, Problem, Span};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
@@ -203,6 +205,42 @@ pub(super) fn check_order(
             ));
         }
     }
+}
+
+/// What others have put on the disk can leave less than the budgets and `disk_reserve` want.
+pub(super) fn doubt_room(raw: &File, lanes: &[LaneConfig], document: &Document, warnings: &mut Vec<Problem>) {
+    let Some(free) = super::disk_free(&raw.data_dir) else { return };
+    let journal = raw.data_dir.join("journal");
+    let own = if journal.exists() { folder_bytes(&journal) } else { Some(0) };
+    let Some(own) = own else { return };
+    let budgets: u64 = lanes.iter().map(|lane| lane.budget).sum();
+    if free.saturating_add(own) < budgets.saturating_add(raw.disk_reserve.0) {
+        warnings.push(document.problem(
+            "data_dir",
+            format!(
+                "the file system of {} has {} free, and the journal takes {}: less than disk_reserve ({}) and the budgets of the lanes ({}); before those are used up, delivered events leave ahead of their time",
+                raw.data_dir.display(),
+                Bytes(free),
+                Bytes(own),
+                raw.disk_reserve,
+                Bytes(budgets)
+            ),
+        ));
+    }
+}
+
+/// What the files of a folder and of those in it take; `None` if that is not for everybody to see.
+fn folder_bytes(folder: &Path) -> Option<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder).ok()? {
+        let found = entry.ok()?;
+        bytes += match found.metadata() {
+            Ok(metadata) if metadata.is_dir() => folder_bytes(&found.path())?,
+            // One that has just gone takes nothing.
+            metadata => metadata.map_or(0, |metadata| metadata.blocks() * 512),
+        };
+    }
+    Some(bytes)
 }
 
 /// Budgets that are written down have to fit the disk; the others take what is left.

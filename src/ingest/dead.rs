@@ -35,9 +35,9 @@ pub struct DeadLetter<'a> {
     pub topic: Cow<'a, str>,
     /// `{source}/{device}`.
     pub origin: Cow<'a, str>,
-    /// The event's id, if it had become an event.
+    /// The event's id: if it had become an event, or if its source gave it one beside the payload.
     pub event_id: String,
-    /// The event's key, if it had become an event.
+    /// The event's key: if it had become an event, or if its source gave it one beside the payload.
     pub key: Cow<'a, str>,
     /// The event's sequence; 0 if it had not become an event.
     pub sequence: u64,

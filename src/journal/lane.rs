@@ -84,6 +84,10 @@ pub struct Lane {
     pub(super) ages: Mutex<Ages>,
     /// The writer is to go on in a new segment, whose summary holds the cursors as they are.
     pub(super) renew: AtomicBool,
+    /// Another lane needs room on the disk that this one may give up.
+    pub(super) gives_room: AtomicBool,
+    /// Held while what may go is removed, be it by another lane's writer.
+    pub(super) sweeping: Mutex<()>,
     /// What the writer is at.
     pub(super) pulse: Pulse,
 }
@@ -272,6 +276,13 @@ impl Lane {
         let log = self.log();
         let first = log.segments.keys().next().copied().unwrap_or(log.end);
         log.end.saturating_sub(first).saturating_sub(self.gaps.offsets_between(first, log.end))
+    }
+
+    /// The offsets of each of its segments: from, to (exclusive).
+    pub(super) fn extents(&self) -> Vec<(u64, u64)> {
+        let log = self.log();
+        let ends = log.segments.keys().skip(1).copied().chain([log.end]);
+        log.segments.keys().copied().zip(ends).collect()
     }
 
     /// Offset of the first event that is still there, or of the next one.
@@ -633,6 +644,12 @@ impl Lane {
         let log = self.log();
         let lows = log.settled.iter().map(|settled| log.durable_low.get(&settled.destination).copied().unwrap_or(0));
         lows.min().unwrap_or(0)
+    }
+
+    /// Whether every destination has settled all there is; without destinations, nobody has.
+    pub(super) fn is_all_settled(&self) -> bool {
+        let log = self.log();
+        !log.settled.is_empty() && log.settled.iter().all(|settled| settled.low >= log.end)
     }
 
     pub(super) fn note_durable(&self, settled: &[Settled]) {

@@ -224,8 +224,11 @@ impl Journal {
     pub fn drop_destination(&self, destination: &str) -> Result<u64, JournalError> {
         let mut count = 0;
         for lane in self.lanes() {
-            let everything = Wanted { offsets: (1, lane.end()), takes: &|_, _| true };
-            count += lane.give_up(destination, &everything, Outcome::Discarded)?;
+            // Segment by segment: what is counted of one is held in memory until it is settled.
+            for offsets in lane.extents() {
+                let all_of_it = Wanted { offsets, takes: &|_, _| true };
+                count += lane.give_up(destination, &all_of_it, Outcome::Discarded)?;
+            }
             let dropped = super::open::dropped(&lane.name, destination);
             self.core.state.note(&[(dropped.clone(), Some(Vec::new()))])?;
             lane.forget_destination(destination);

@@ -12,7 +12,9 @@ use super::state::State;
 use super::unused::Unused;
 use super::window::{Fingerprint, Window};
 use super::writer::{Active, Position, Writer};
-use super::{Catalog, Condition, Config, Core, DEAD, Found, JournalError, Lane, LaneConfig, Published, Start};
+use super::{
+    Catalog, Condition, Config, Core, DEAD, DiskRoom, Found, JournalError, Lane, LaneConfig, Published, Start,
+};
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
@@ -88,6 +90,8 @@ impl Journal {
             disk,
             state,
             reserve_bytes: config.reserve_bytes.into(),
+            lanes: std::sync::OnceLock::new(),
+            made_way_at: Mutex::default(),
             dead_retention: config.dead_retention.into(),
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
@@ -107,18 +111,20 @@ impl Journal {
             opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut unused, &mut prints)?);
         }
         restore_window(&core, prints);
-        let mut lanes = Vec::new();
+        let (mut lanes, positions): (Vec<_>, Vec<_>) =
+            opened.into_iter().map(|(lane, position)| (Arc::new(lane), position)).unzip();
+        let of_events = lanes.iter().filter(|lane| lane.name != DEAD);
+        // Nobody else knows this core yet.
+        let _ = core.lanes.set(of_events.map(Arc::downgrade).collect());
         let mut writers = Vec::new();
-        for (lane, position) in opened {
-            let lane = Arc::new(lane);
-            let writer = Writer::new(Arc::clone(&lane), position);
+        for (lane, position) in lanes.iter().zip(positions) {
+            let writer = Writer::new(Arc::clone(lane), position);
             let thread = std::thread::Builder::new()
                 .name(format!("journal-{}", lane.name))
                 .stack_size(WRITER_STACK_BYTES)
                 .spawn(move || writer.run())
                 .map_err(failed(folder))?;
             writers.push(thread);
-            lanes.push(lane);
         }
         let Some(dead) = lanes.pop() else { unreachable!("the log of dead letters is always opened") };
         Ok(Self { core, folder: folder.clone(), lanes, dead, writers: Mutex::new(writers), _lock: lock })
@@ -137,6 +143,11 @@ impl Journal {
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// What is left of its file system.
+    pub fn disk_room(&self) -> Result<DiskRoom, JournalError> {
+        self.core.disk_room(&self.folder)
     }
 
     /// Whether every writer is alive, if one piece of its work may take `work_max`.
@@ -435,6 +446,8 @@ fn open_lane(
         gaps,
         ages: Mutex::new(Ages::default()),
         renew: AtomicBool::new(false),
+        gives_room: AtomicBool::new(false),
+        sweeping: Mutex::default(),
         pulse: Pulse::default(),
     };
     Ok((lane, Position { offsets, sequences, active }))

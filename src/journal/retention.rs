@@ -12,8 +12,30 @@ use crate::event::{Attribute, Record, Timestamp};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Removes what may go. Called by the lane's writer, between commits.
+/// Removes what may go, be it for its lane's budget.
 pub(super) fn sweep(lane: &Lane) {
+    remove_done(lane, || lane.bytes() > lane.settings.load().budget);
+}
+
+/// Removes what is settled, however long it was to stay, until the file system has its reserve again; whichever
+/// lane needs the room. Dead letters that wait for a person stay.
+pub(super) fn make_way(lane: &Lane) {
+    let needs_room = || {
+        let is_used_up = lane.core.is_disk_used_up(&lane.folder);
+        if is_used_up {
+            *lane.core.made_way_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::instant());
+            tracing::info!(lane = %lane.name, "delivered events leave ahead of their time: the disk is down to disk_reserve");
+        }
+        is_used_up
+    };
+    if lane.name != DEAD {
+        remove_done(lane, needs_room);
+    }
+}
+
+fn remove_done(lane: &Lane, needs_room: impl Fn() -> bool) {
+    // Whoever is at it already does the same.
+    let Ok(_sweeping) = lane.sweeping.try_lock() else { return };
     let is_open =
         |letter: u64, _: &Record<'_>| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
     while let Some(oldest) = lane.oldest_closed() {
@@ -21,8 +43,7 @@ pub(super) fn sweep(lane: &Lane) {
             return;
         }
         let is_over = clock::age(oldest.closed_at.into()) >= lane.core.retention_settled(lane);
-        let needs_room = lane.bytes() > lane.settings.load().budget;
-        if !is_over && !needs_room {
+        if !is_over && !needs_room() {
             return;
         }
         // Dead letters have no destination: what nobody has dealt with is lost with its file.
@@ -47,6 +68,8 @@ pub(super) fn shed_oldest(lane: &Lane) -> Result<bool, JournalError> {
     let destinations = lane.destinations();
     if destinations.is_empty() {
         lane.give_up("", &all_of_it, Outcome::Shed)?;
+        // There is no cursor that could say so.
+        lane.remove_segment(oldest.first)?;
     }
     for destination in destinations {
         lane.give_up(&destination, &all_of_it, Outcome::Shed)?;

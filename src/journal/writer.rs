@@ -135,6 +135,9 @@ impl Writer {
                     self.lane.renew.store(false, Ordering::Release);
                 }
             }
+            if self.lane.gives_room.swap(false, Ordering::AcqRel) {
+                self.give_room();
+            }
             if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
                 swept_at = clock::instant();
                 lane.pulse.works();
@@ -248,57 +251,101 @@ impl Writer {
     }
 
     fn check_room(&mut self) -> Result<(), Condition> {
-        let core = &self.lane.core;
-        match core.disk.free_bytes(&self.lane.folder) {
-            Ok(free) if free < core.reserve_bytes.load(Ordering::Relaxed) => {
-                return Err(Condition::Full(format!(
-                    "the file system has {} left, less than disk_reserve",
-                    crate::setting::Bytes(free)
-                )));
-            }
-            Ok(_) => {}
-            Err(error) => return Err(Condition::Failed(format!("{}: {error}", self.lane.folder.display()))),
-        }
-        if self.lane.bytes() <= self.lane.settings.load().budget {
+        if self.lacking()?.is_none() {
             return Ok(());
         }
+        // The disk may not even take a cursor: first what the cursors on it let go already.
+        self.ask_for_room(retention::make_way);
+        self.leave_segment_if_settled();
         // Segments leave only behind cursors that are on the disk.
         if self.position.active.is_none() {
             self.begin_segment()?;
         } else {
             self.write_cursors(Cursors::All);
         }
-        retention::sweep(&self.lane);
+        self.keep_within_limits();
+        self.ask_for_room(retention::make_way);
         if self.lane.settings.load().full == Full::ShedOldest {
-            self.shed()?;
+            while self.lacking()?.is_some() && self.shed_oldest()? {
+                self.lane.pulse.works();
+            }
         }
-        if self.lane.bytes() <= self.lane.settings.load().budget {
-            return Ok(());
-        }
-        Err(Condition::Full(format!(
-            "the budget of {} is used up by events that central has not acknowledged",
-            crate::setting::Bytes(self.lane.settings.load().budget)
-        )))
+        let Some(lacking) = self.lacking()? else { return Ok(()) };
+        // What others may give up is theirs to give up: there is room when this is tried again.
+        self.ask_for_room(|lane| {
+            lane.gives_room.store(true, Ordering::Release);
+            lane.write_cursors_soon();
+        });
+        Err(Condition::Full(lacking))
     }
 
-    /// Gives up the oldest segments until the budget is kept.
-    fn shed(&mut self) -> Result<(), Condition> {
-        while self.lane.bytes() > self.lane.settings.load().budget {
-            let before = self.lane.bytes();
-            if !retention::shed_oldest(&self.lane).map_err(|error| Condition::of(&error))? {
-                // There is the segment in hand alone; the next batch goes into another.
-                self.close_segment();
-                self.begin_segment()?;
-                continue;
+    /// Turns to every lane where the disk is used up; where it is not, a lane is alone with its budget.
+    fn ask_for_room(&self, ask: impl Fn(&Lane)) {
+        let core = &self.lane.core;
+        for lane in core.lanes_from_the_last() {
+            if !core.is_disk_used_up(&self.lane.folder) {
+                return;
             }
-            // The segment leaves only behind cursors that are on the disk.
-            self.write_cursors(Cursors::All);
-            retention::sweep(&self.lane);
-            if self.lane.bytes() >= before {
-                break;
-            }
+            ask(&lane);
         }
-        Ok(())
+    }
+
+    /// What there is too little of for another batch.
+    fn lacking(&self) -> Result<Option<String>, Condition> {
+        let disk = self.lane.core.disk_room(&self.lane.folder).map_err(|error| Condition::of(&error))?;
+        if disk.is_used_up() {
+            let free = crate::setting::Bytes(disk.free);
+            return Ok(Some(format!("the file system has {free} left, less than disk_reserve")));
+        }
+        let budget = self.lane.settings.load().budget;
+        Ok((self.lane.bytes() > budget).then(|| {
+            let budget = crate::setting::Bytes(budget);
+            format!("the budget of {budget} is used up by events that central has not acknowledged")
+        }))
+    }
+
+    /// Gives up the oldest segment. `false` if that made no room.
+    fn shed_oldest(&mut self) -> Result<bool, Condition> {
+        let before = self.lane.bytes();
+        let shed = |lane: &Lane| retention::shed_oldest(lane).map_err(|error| Condition::of(&error));
+        if !shed(&self.lane)? {
+            // There is the segment in hand alone; the next batch goes into another.
+            if self.position.active.as_ref().is_none_or(|active| active.parts.is_empty()) {
+                return Ok(false);
+            }
+            self.close_segment();
+            self.begin_segment()?;
+            shed(&self.lane)?;
+        }
+        // The segment leaves only behind cursors that are on the disk.
+        self.write_cursors(Cursors::All);
+        retention::sweep(&self.lane);
+        retention::make_way(&self.lane);
+        Ok(self.lane.bytes() < before)
+    }
+
+    /// Where the disk is used up, even the segment in hand makes way once all of it is settled.
+    fn leave_segment_if_settled(&mut self) {
+        let holds_events = self.position.active.as_ref().is_some_and(|active| !active.parts.is_empty());
+        if holds_events && self.lane.is_all_settled() && self.lane.core.is_disk_used_up(&self.lane.folder) {
+            self.close_segment();
+        }
+    }
+
+    /// Makes room on the disk for another lane: by what is settled, or by the oldest where it may be given up.
+    fn give_room(&mut self) {
+        if !self.lane.core.is_disk_used_up(&self.lane.folder) {
+            return;
+        }
+        self.leave_segment_if_settled();
+        let is_given = match self.position.active {
+            None => self.begin_segment().map(|()| retention::make_way(&self.lane)),
+            Some(_) if self.lane.settings.load().full == Full::ShedOldest => self.shed_oldest().map(drop),
+            Some(_) => Ok(()),
+        };
+        if is_given.is_err() {
+            tracing::warn!(lane = %self.lane.name, "nothing could be given up for the other lanes");
+        }
     }
 
     /// Numbers beyond the reserved ones may be used only once more are reserved.

@@ -105,6 +105,7 @@ families! {
     REPLAYS Gauge "forebay_replays_running" "Replays that go on."
     SET_ASIDE Gauge "forebay_set_aside_files" "Damaged files that are set aside."
     DISK_FREE Gauge "forebay_disk_free_bytes" "What is free on the file system of the journal."
+    DISK_RESERVE Gauge "forebay_disk_reserve_bytes" "What the journal leaves free on its file system."
     DISK_SIZE Gauge "forebay_disk_size_bytes" "How large the file system of the journal is."
     DISK_WRITTEN Counter "forebay_disk_written_bytes_total" "What the process has written to disks since its start."
     MEMORY Gauge "process_resident_memory_bytes" "Memory of the process."

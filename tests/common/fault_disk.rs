@@ -39,6 +39,8 @@ struct State {
     fault_at: String,
     is_off: bool,
     forgets_syncs: bool,
+    /// What its files may take in all; 0 for as much as there is.
+    capacity: u64,
 }
 
 /// A disk that goes on, and fails.
@@ -104,6 +106,16 @@ impl FaultDisk {
         state.fault_at = name.to_owned();
     }
 
+    /// Leaves so many bytes to all files together, as the free bytes say; writes beyond that pass.
+    pub fn hold(&self, capacity: u64) {
+        self.lock().capacity = capacity;
+    }
+
+    /// What its files take.
+    pub fn taken(&self) -> u64 {
+        self.lock().taken()
+    }
+
     /// Power on again: what is left of the disk. Those who still have files of the old one keep failing.
     pub fn restart(&self) -> FaultDisk {
         let state = self.lock();
@@ -154,6 +166,10 @@ impl FaultDisk {
 }
 
 impl State {
+    fn taken(&self) -> u64 {
+        self.names.values().map(|id| self.files[id].current.len() as u64).sum()
+    }
+
     /// Whether a file has a fault.
     fn has(&self, fault: Fault, id: u64) -> bool {
         let is_meant = || self.names.iter().any(|(path, known)| *known == id && path.ends_with(&self.fault_at));
@@ -387,7 +403,12 @@ impl Disk for FaultDisk {
     }
 
     fn free_bytes(&self, _folder: &Path) -> io::Result<u64> {
-        Ok(if self.lock().fault == Some(Fault::NoFreeBytes) { 0 } else { 1 << 40 })
+        let state = self.lock();
+        Ok(match state.capacity {
+            _ if state.fault == Some(Fault::NoFreeBytes) => 0,
+            0 => 1 << 40,
+            capacity => capacity.saturating_sub(state.taken()),
+        })
     }
 
     fn allocated_bytes(&self, path: &Path) -> io::Result<u64> {

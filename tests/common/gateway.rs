@@ -72,10 +72,17 @@ impl Gateway {
         gateway
     }
 
-    /// Starts the process and waits until it listens.
+    /// Starts the process and waits until every source listens.
     pub fn run(&mut self) {
+        let before = self.log().len();
         self.spawn();
+        // The first of the ports says nothing of the others.
         await_port(self.address);
+        let start = Instant::now();
+        while !self.log()[before..].contains("listening") {
+            assert!(start.elapsed() < Duration::from_secs(20), "{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Starts the process and waits for nothing.

@@ -8,7 +8,7 @@ use super::{DeadLetter, Stage};
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Note, Notes};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -83,6 +83,8 @@ type Resolutions = BTreeMap<String, Resolved>;
 #[derive(Debug)]
 pub struct Fates {
     notes: Notes,
+    /// Held from reading what is known to knowing what was written.
+    writing: Mutex<()>,
     known: Mutex<Known>,
     requeued: Notify,
 }
@@ -121,7 +123,7 @@ impl Fates {
         if let Some(text) = notes.read(RESOLVED)? {
             known.resolved = serde_json::from_slice(&text).unwrap_or_default();
         }
-        Ok(Self { notes, known: Mutex::new(known), requeued: Notify::new() })
+        Ok(Self { notes, writing: Mutex::default(), known: Mutex::new(known), requeued: Notify::new() })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -152,34 +154,32 @@ impl Fates {
 
     /// Decides on letters; on the disk when this returns. A final fate stays as it is. Returns those
     /// that were changed. Blocks the thread.
-    pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, Fate)]) -> Result<Vec<u64>, JournalError> {
-        let mut known = self.known();
-        let mut resolved = known.resolved.clone();
-        let mut notes = Vec::new();
-        let mut changed = Vec::new();
-        for (id, letter, fate) in letters {
-            if known.fates.get(id).is_some_and(|before| before.state.is_final()) {
-                continue;
-            }
+    pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, Fate)]) -> Result<BTreeSet<u64>, JournalError> {
+        // Whoever asks for a fate does not wait for the disk.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut resolved, open): (Resolutions, Vec<_>) = {
+            let known = self.known();
+            let is_open = |id: &u64| known.fates.get(id).is_none_or(|before| !before.state.is_final());
+            (known.resolved.clone(), letters.iter().filter(|(id, ..)| is_open(id)).collect())
+        };
+        let mut notes = Vec::with_capacity(open.len() + 1);
+        for (id, letter, fate) in &open {
             if letter.stage == Stage::Central {
                 let account = resolved.entry(account_of(&letter.destination, &letter.stream_id())).or_default();
                 account.delivered += u64::from(fate.state == State::Delivered);
                 account.discarded += u64::from(fate.state == State::Discarded);
             }
             notes.push((name_of(*id), serde_json::to_vec(fate).ok()));
-            changed.push(*id);
         }
         if notes.is_empty() {
-            return Ok(changed);
+            return Ok(BTreeSet::new());
         }
         notes.push((RESOLVED.to_owned(), serde_json::to_vec(&resolved).ok()));
         self.notes.write(notes)?;
+        let changed = open.iter().map(|(id, ..)| *id).collect();
+        let mut known = self.known();
         known.resolved = resolved;
-        for (id, _, fate) in letters {
-            if changed.contains(id) {
-                known.fates.insert(*id, fate.clone());
-            }
-        }
+        known.fates.extend(open.into_iter().map(|(id, _, fate)| (*id, fate.clone())));
         drop(known);
         self.requeued.notify_waiters();
         self.requeued.notify_one();
