@@ -4,6 +4,10 @@ use crate::common::centre::Centre;
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::{Gateway, sum};
 use crate::lanes::{contract, ledger, other_hours, prepare, publish};
+use rumqttc::v5::mqttbytes::v5::PubAckReason;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -99,6 +103,47 @@ fn a_replay_is_paused_goes_on_after_a_kill_and_is_cancelled() {
     once.sort_unstable();
     once.dedup();
     assert_eq!(once, (1..=once.len() as u64).collect::<Vec<_>>(), "none is left out in between");
+}
+
+#[test]
+fn what_central_refuses_for_now_in_a_replay_goes_again_and_what_it_refuses_for_ever_is_counted() {
+    let mood = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&mood);
+    let taken = Arc::new(Mutex::new(BTreeSet::new()));
+    let took = Arc::clone(&taken);
+    let centre = Centre::answering(move |arrival| {
+        let number = arrival.events[0]["data"]["seq"].as_u64().unwrap_or(0);
+        match arrival.is_marked("replay") {
+            true if number == 33 => PubAckReason::NotAuthorized,
+            true if number % 7 == 0 && asked.load(Ordering::Relaxed) => PubAckReason::QuotaExceeded,
+            true => {
+                took.lock().expect("lock").insert(number);
+                PubAckReason::Success
+            }
+            false => PubAckReason::Success,
+        }
+    });
+    let mut gateway = prepare("quota", &centre.destination("central"), &[("trace", contract("trace", "standard", ""))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    publish(&mut client, "trace", 1..301, 10);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (is_good, text) = run(&gateway, &["--to", "central", "--stream", "machine.trace"]);
+    assert!(is_good, "{text}");
+    centre.await_that("it is refused again", PATIENCE, |centre| {
+        replayed(centre).iter().filter(|number| **number == 7).count() >= 2
+    });
+    let standing = state(&gateway, 1);
+    assert_eq!(standing["state"], "running", "{standing:#}");
+    assert!(!taken.lock().expect("lock").contains(&7) && replayed(&centre).len() < 200, "it does not run ahead");
+    // A kill meanwhile: what was refused is below where it goes on.
+    gateway.kill();
+    gateway.run();
+    mood.store(false, Ordering::Relaxed);
+    gateway.await_status("it is done", PATIENCE, |_| state(&gateway, 1)["state"] == "done");
+    let all = (1..301).filter(|number| *number != 33).collect::<BTreeSet<_>>();
+    assert_eq!(*taken.lock().expect("lock"), all);
+    assert!(state(&gateway, 1)["failed"].as_u64().is_some_and(|failed| failed >= 1), "{:#}", state(&gateway, 1));
 }
 
 #[test]

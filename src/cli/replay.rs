@@ -127,7 +127,11 @@ fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
         std::io::stdout().flush()?;
         if matches!(replay.state, ReplayState::Done | ReplayState::Cancelled) {
             println!();
-            return Ok(ExitCode::SUCCESS);
+            if replay.failed > 0 {
+                println!("{} of them were refused by {}", grouped(replay.failed), replay.destination);
+            }
+            let is_good = replay.state == ReplayState::Done && replay.failed == 0;
+            return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         std::thread::sleep(Duration::from_millis(500));
         replay = ask(at, &format!("/replay/{}", replay.id))?;

@@ -23,7 +23,7 @@ use crate::ingest::dead::fates::{Fate, Fates, State};
 use crate::journal::{Found, Journal, Lane, Settled, Walk};
 use crate::link::{Answer, LinkError, Output, Protocol, Refusal, Session, Target, jitter, reconnect_wait};
 use crate::shutdown::Shutdown;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ const YIELD_LOOK: Duration = Duration::from_millis(200);
 const WORK_LOOK: Duration = Duration::from_millis(100);
 /// A session with nothing to send is closed after so long.
 const IDLE_MAX: Duration = Duration::from_secs(5);
-/// A letter that central refuses for now is sent again after so long.
+/// What central refuses for now is sent again after so long.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a worker needs.
@@ -94,6 +94,10 @@ struct Reading {
     walk: Option<Walk>,
     settled: Settled,
     noted_at: Instant,
+    /// Refused for now, by place of the lane and offset: these go again before anything else does.
+    refused: BTreeSet<(usize, u64)>,
+    /// When they may.
+    refused_until: Instant,
 }
 
 enum End {
@@ -203,10 +207,7 @@ impl Again {
                 self.replay = None;
             }
             (None, Some(replay)) => {
-                let settled = Settled::default();
-                let mut reading = Reading { replay, lane: 0, next: 0, walk: None, settled, noted_at: clock::instant() };
-                reading.enter_lane(&self.parts, 0);
-                self.replay = Some(reading);
+                self.replay = Some(Reading::new(replay, &self.parts));
             }
             (None, None) => {}
         }
@@ -270,12 +271,14 @@ impl Again {
                 self.push_letter(letter, session, output).await;
                 continue;
             }
-            if self.replay.is_none() {
-                return IDLE_MAX;
-            }
-            let wait = self.pacer.wait(rate);
+            let Some(reading) = &self.replay else { return IDLE_MAX };
+            let wait = self.pacer.wait(rate).max(reading.rest());
             if !wait.is_zero() {
                 return wait;
+            }
+            if !reading.refused.is_empty() {
+                self.push_refused(session, output).await;
+                continue;
             }
             if !self.push_event(session, output).await {
                 return if self.in_flight.is_empty() { WORK_LOOK } else { IDLE_MAX };
@@ -360,13 +363,40 @@ impl Again {
             reading.next = step.offset + 1;
             let is_v5 = session.protocol() == Protocol::V5;
             published.renderer.render(&step.record, sequence, recorded, is_v5, &mut self.rendering);
-            mark(&mut self.rendering, "replay", self.parts.config.replay_topic.as_deref(), is_v5);
             let sent = Sent::Event(reading.lane, step.offset);
-            self.pacer.spend(1, 0);
-            let packet_id = self.take_id();
-            push_rendered(output, session, packet_id, &self.rendering);
-            self.in_flight.insert(packet_id, sent);
+            self.push_rendered_event(sent, session, output);
             return true;
+        }
+    }
+
+    fn push_rendered_event(&mut self, sent: Sent, session: &Session, output: &mut Output) {
+        let is_v5 = session.protocol() == Protocol::V5;
+        mark(&mut self.rendering, "replay", self.parts.config.replay_topic.as_deref(), is_v5);
+        self.pacer.spend(1, 0);
+        let packet_id = self.take_id();
+        push_rendered(output, session, packet_id, &self.rendering);
+        self.in_flight.insert(packet_id, sent);
+    }
+
+    /// Sends the lowest event once more that central had refused for now.
+    async fn push_refused(&mut self, session: &Session, output: &mut Output) {
+        let Some(reading) = &mut self.replay else { return };
+        let Some((place, offset)) = reading.refused.pop_first() else { return };
+        let named = reading.replay.lanes.get(place);
+        let Some(lane) = named.and_then(|(name, ..)| self.parts.journal.lane(name)).cloned() else { return };
+        let ours = Arc::clone(&lane);
+        match tokio::task::spawn_blocking(move || ours.walk_at(offset)).await {
+            Ok(Ok(Some(mut walk))) => {
+                let recorded = walk.recorded();
+                let Some(step) = walk.step_to(&lane, offset) else { return };
+                let Some((published, sequence)) = step.numbered else { return };
+                let is_v5 = session.protocol() == Protocol::V5;
+                published.renderer.render(&step.record, sequence, recorded, is_v5, &mut self.rendering);
+                self.push_rendered_event(Sent::Event(place, offset), session, output);
+            }
+            // It has left the journal meanwhile.
+            Ok(Ok(None)) => {}
+            Ok(Err(_)) | Err(_) => reading.refuse(place, offset),
         }
     }
 
@@ -397,12 +427,22 @@ impl Again {
                 (Some(Sent::Letter(letter, content)), refusal) => {
                     decided.extend(self.decide(letter, &content, refusal).map(|fate| (letter, content, fate)));
                 }
-                (Some(Sent::Event(..)), refusal) => {
+                (Some(Sent::Event(place, offset)), refusal) => {
                     if let Some(reading) = &mut self.replay {
-                        // What central refuses in a replay it has had before, or refused before.
-                        let count =
-                            if refusal.is_none() { &mut reading.replay.sent } else { &mut reading.replay.failed };
-                        *count += 1;
+                        match refusal {
+                            None => reading.replay.sent += 1,
+                            // Central has had it before, or refused it before: there is no letter to write.
+                            Some(Refusal::ForEver(..)) => reading.replay.failed += 1,
+                            Some(Refusal::ForNow(code, why)) => {
+                                tracing::debug!(
+                                    replay = reading.replay.id,
+                                    code,
+                                    why,
+                                    "a replay waits: central refuses for now"
+                                );
+                                reading.refuse(place, offset);
+                            }
+                        }
                     }
                 }
                 (None, _) => {}
@@ -447,8 +487,9 @@ impl Again {
 
     async fn note_when_due(&mut self) {
         let Some(reading) = &self.replay else { return };
-        let is_over = reading.lane >= reading.replay.lanes.len() && self.in_flight.is_empty();
-        if is_over || clock::instant().duration_since(reading.noted_at) >= NOTE_EVERY {
+        if (reading.is_at_its_end() && self.in_flight.is_empty())
+            || clock::instant().duration_since(reading.noted_at) >= NOTE_EVERY
+        {
             self.note_replay().await;
         }
     }
@@ -458,13 +499,17 @@ impl Again {
         let Some(reading) = &mut self.replay else { return };
         reading.noted_at = clock::instant();
         let mut replay = reading.replay.clone();
-        let lowest: BTreeMap<usize, u64> = self.in_flight.values().fold(BTreeMap::new(), |mut lowest, sent| {
+        let mut lowest: BTreeMap<usize, u64> = self.in_flight.values().fold(BTreeMap::new(), |mut lowest, sent| {
             if let Sent::Event(lane, offset) = sent {
                 let known = lowest.entry(*lane).or_insert(*offset);
                 *known = (*known).min(*offset);
             }
             lowest
         });
+        for (place, offset) in &reading.refused {
+            let known = lowest.entry(*place).or_insert(*offset);
+            *known = (*known).min(*offset);
+        }
         for (place, (_, next, end)) in replay.lanes.iter_mut().enumerate() {
             let reached = if place < reading.lane {
                 *end
@@ -475,7 +520,7 @@ impl Again {
             };
             *next = lowest.get(&place).copied().unwrap_or(reached);
         }
-        if reading.lane >= replay.lanes.len() && self.in_flight.is_empty() {
+        if reading.is_at_its_end() && self.in_flight.is_empty() {
             replay.state = ReplayState::Done;
             tracing::info!(replay = replay.id, destination = %replay.destination, sent = replay.sent, failed = replay.failed, "a replay is done");
         }
@@ -492,6 +537,40 @@ impl Again {
 }
 
 impl Reading {
+    fn new(replay: Replay, parts: &Parts) -> Self {
+        let now = clock::instant();
+        let mut reading = Self {
+            replay,
+            lane: 0,
+            next: 0,
+            walk: None,
+            settled: Settled::default(),
+            noted_at: now,
+            refused: BTreeSet::new(),
+            refused_until: now,
+        };
+        reading.enter_lane(parts, 0);
+        reading
+    }
+
+    /// Whether everything was sent, and nothing has to go again.
+    fn is_at_its_end(&self) -> bool {
+        self.lane >= self.replay.lanes.len() && self.refused.is_empty()
+    }
+
+    fn refuse(&mut self, place: usize, offset: u64) {
+        self.refused.insert((place, offset));
+        self.refused_until = clock::instant() + REFUSED_PAUSE;
+    }
+
+    /// How long nothing is sent, since central refuses for now.
+    fn rest(&self) -> Duration {
+        match self.refused.is_empty() {
+            true => Duration::ZERO,
+            false => self.refused_until.saturating_duration_since(clock::instant()),
+        }
+    }
+
     fn enter_lane(&mut self, parts: &Parts, lane: usize) {
         self.lane = lane;
         self.walk = None;

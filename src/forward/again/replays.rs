@@ -77,7 +77,7 @@ pub struct Replay {
     pub events: u64,
     /// How many central has acknowledged; after a restart some may be counted twice.
     pub sent: u64,
-    /// Events that central refused, or that are in a damaged file.
+    /// Events that central refused for ever.
     pub failed: u64,
     /// When it was begun.
     #[serde(with = "crate::event::as_text")]
@@ -90,6 +90,8 @@ pub struct Replay {
 #[derive(Debug)]
 pub struct Replays {
     notes: Notes,
+    /// Held from reading how a replay stands to having written what follows.
+    writing: Mutex<()>,
     known: Mutex<BTreeMap<u64, Replay>>,
     changed: Notify,
 }
@@ -100,7 +102,11 @@ impl Replays {
         let notes = journal.notes("again");
         let read = |(_, text): (String, Vec<u8>)| serde_json::from_slice::<Replay>(&text).ok();
         let known = notes.all(PREFIX)?.into_iter().filter_map(read).map(|replay| (replay.id, replay)).collect();
-        Ok(Self { notes, known: Mutex::new(known), changed: Notify::new() })
+        Ok(Self { notes, writing: Mutex::default(), known: Mutex::new(known), changed: Notify::new() })
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Replay>> {
@@ -145,6 +151,7 @@ impl Replays {
             events += count(lane, destination, &filter, from, end)?;
             lanes.push((lane.name.clone(), from, end));
         }
+        let _writing = self.writing();
         let id = self.known().keys().next_back().map_or(1, |last| last + 1);
         let begun = Timestamp::from(clock::wall());
         let destination = destination.to_owned();
@@ -157,8 +164,8 @@ impl Replays {
         Ok(replay)
     }
 
-    /// Notes how a replay stands. Blocks the thread.
-    pub(super) fn save(&self, replay: &Replay) -> Result<(), JournalError> {
+    /// Notes how a replay stands. The caller holds `writing`. Blocks the thread.
+    fn save(&self, replay: &Replay) -> Result<(), JournalError> {
         self.notes.write(vec![(format!("{PREFIX}{:010}", replay.id), serde_json::to_vec(replay).ok())])?;
         self.known().insert(replay.id, replay.clone());
         self.changed.notify_waiters();
@@ -167,6 +174,7 @@ impl Replays {
 
     /// Notes how far a replay is, unless somebody has paused or ended it meanwhile; `false` then. Blocks the thread.
     pub(super) fn advance(&self, replay: &Replay) -> Result<bool, JournalError> {
+        let _writing = self.writing();
         let state = self.find(replay.id).map(|known| known.state);
         let is_running = state == Some(ReplayState::Running);
         self.save(&Replay {
@@ -178,6 +186,7 @@ impl Replays {
 
     /// Pauses, resumes or ends a replay. `None` if there is none of that number, or it is over. Blocks the thread.
     pub fn set_state(&self, id: u64, state: ReplayState) -> Result<Option<Replay>, JournalError> {
+        let _writing = self.writing();
         let Some(replay) = self.find(id) else { return Ok(None) };
         if matches!(replay.state, ReplayState::Done | ReplayState::Cancelled) {
             return Ok(None);
@@ -224,4 +233,55 @@ fn count(lane: &Arc<Lane>, destination: &str, filter: &Filter, from: u64, end: u
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Config, LaneConfig, RealDisk, Seal};
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_paused_stays_paused_however_far_it_is_noted_to_be() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let config = Config {
+            folder: folder.path().join("journal"),
+            lanes: vec![],
+            dead: LaneConfig::dead(256 << 20),
+            dead_retention: Duration::from_secs(60),
+            dedupe_bytes: 1 << 16,
+            reserve_bytes: 0,
+            cache_bytes: 1 << 16,
+            tail_bytes: 1 << 16,
+            destinations: vec![],
+        };
+        let seal = Seal { format: 1, environment: "test".into() };
+        let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
+        let replays = Replays::open(&journal).expect("opens");
+        for round in 0..20 {
+            let replay = replays.begin(&journal, "central", Filter::default(), None, false).expect("begins");
+            std::thread::scope(|scope| {
+                let worker = scope.spawn(|| {
+                    let mut sent = 0;
+                    let mut now = replay.clone();
+                    while replays.advance(&now).expect("noted") {
+                        sent += 1;
+                        now.sent = sent;
+                    }
+                });
+                std::thread::sleep(Duration::from_millis(3));
+                replays.set_state(replay.id, ReplayState::Paused).expect("noted");
+                // It is told so, or would go on for ever.
+                worker.join().expect("no panic");
+            });
+            assert_eq!(replays.find(replay.id).map(|found| found.state), Some(ReplayState::Paused), "round {round}");
+        }
+        let ids: Vec<u64> = std::thread::scope(|scope| {
+            let begin = || replays.begin(&journal, "central", Filter::default(), None, false).expect("begins").id;
+            let workers: Vec<_> = (0..4).map(|_| scope.spawn(begin)).collect();
+            workers.into_iter().map(|worker| worker.join().expect("no panic")).collect()
+        });
+        assert_eq!(ids.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "each has a number of its own");
+        journal.close(Duration::from_secs(5));
+    }
 }
