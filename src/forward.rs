@@ -158,6 +158,8 @@ const HOURS_LOOK: Duration = Duration::from_secs(5);
 /// What is settled above a gap grows by a range each time that the live end is taken up anew; with more
 /// ranges than this the backlog goes first.
 const LIVE_RANGES_MAX: usize = 64;
+/// So many windows behind, `live-first` takes up the live end anew, though the session lasts.
+const LIVE_LAG_WINDOWS: u64 = 4;
 
 /// What a forwarder counts.
 #[derive(Debug, Default)]
@@ -401,6 +403,14 @@ impl Forwarder {
         self.note_behind();
     }
 
+    /// Whether what comes now would wait behind what came while hours, a ceiling or the line held it back.
+    fn is_live_far_ahead(&self) -> bool {
+        let lag = self.front.end().saturating_sub(self.front.next);
+        self.sending.catch_up == CatchUp::LiveFirst
+            && lag > LIVE_LAG_WINDOWS * u64::from(self.config.window)
+            && self.lane.settled(&self.config.name).is_some_and(|settled| settled.ranges.len() <= LIVE_RANGES_MAX)
+    }
+
     /// Says how far this lane is behind.
     fn note_behind(&self) {
         let end = self.front.end();
@@ -465,7 +475,13 @@ impl Forwarder {
                 }
             }
             let is_renewing = better.is_none() && self.renewal.is_due();
-            let is_sending = !must_resume && better.is_none() && !is_renewing;
+            // What is in flight is awaited first.
+            let mut is_turning = !must_resume && self.is_live_far_ahead();
+            if is_turning && self.flight.is_empty() {
+                self.resume();
+                is_turning = false;
+            }
+            let is_sending = !must_resume && !is_turning && better.is_none() && !is_renewing;
             let window = if is_sending { usize::from(self.config.window.min(limits.receive_maximum)) } else { 0 };
             let (is_good, may_send_in) = self.fill(session, output, window).await;
             must_resume |= !is_good;

@@ -282,6 +282,34 @@ fn live_first_sends_what_comes_now_and_marks_the_backlog() {
     assert_eq!(ledger(&gateway, "delivered"), 520);
 }
 
+/// A ceiling makes a backlog although the session lasts: what comes then is live all the same.
+#[test]
+fn live_first_takes_up_the_live_end_behind_a_ceiling_too() {
+    let centre = Centre::start();
+    let rest = format!(
+        "{}window = 20\n[lane.bulk]\nlinger = \"0s\"\ncatch_up = \"live-first\"\nrate = {{ events = 50 }}\n",
+        centre.destination("central")
+    );
+    let mut gateway = prepare("ceiling", &rest, &[("trace", contract("trace", "bulk", "order = \"none\""))]);
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    publish(&mut client, "trace", 1..1001, 10);
+    publish(&mut client, "trace", 1001..1021, 10);
+    centre.await_that("what is new is there", Duration::from_secs(5), |centre| numbers(centre).contains(&1020));
+    let before = numbers(&centre).len();
+    assert!(before < 700, "the backlog of 1,000 is not through yet: {before}");
+    let config = std::fs::read_to_string(gateway.config()).expect("read");
+    std::fs::write(gateway.config(), config.replace("events = 50", "events = 5000")).expect("written");
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let mut found = numbers(&centre);
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found, (1..1021).collect::<Vec<_>>());
+    assert!(centre.arrived().iter().any(|arrival| arrival.is_marked("backfill")));
+    assert_eq!(ledger(&gateway, "delivered"), 1020);
+    assert!(gateway.log().matches("link down").count() == 0, "{}", gateway.log());
+}
+
 #[test]
 fn live_first_is_refused_where_a_contract_keeps_an_order() {
     let gateway =
