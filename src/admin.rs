@@ -37,10 +37,13 @@ use crate::timekeeper::Timekeeper;
 use crate::watch::Exception;
 use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Path as UrlPath, Query, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use base64::Engine;
 use http_body_util::channel::{Channel, Sender};
@@ -307,12 +310,7 @@ impl Handles {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
         }
-        for balance in balances.iter().filter(|balance| balance.difference != 0) {
-            let row = balance.rows.first();
-            let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-            problems
-                .push(format!("ledger of lane {lane} for {to}: it does not balance, by {} events", balance.difference));
-        }
+        problems.extend(balances.iter().filter_map(Balance::imbalance).map(|text| format!("ledger: {text}")));
         let set_aside: Vec<_> = self.journal.set_aside().iter().map(|file| file.display().to_string()).collect();
         problems.extend(set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
         for source in &view.sources {
@@ -584,7 +582,9 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
         .route("/dead/{id}", get(dead_show))
         .route("/exceptions", get(exceptions))
         .route("/tail", get(tail))
-        .with_state(App { handles, shutdown: shutdown.clone() });
+        .layer(from_fn(as_caller))
+        .with_state(App { handles, shutdown: shutdown.clone() })
+        .into_make_service_with_connect_info::<Caller>();
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     // Answers that stream end with the shutdown too.
     let served = axum::serve(socket, routes).with_graceful_shutdown(async move { shutdown.begun().await });
@@ -603,9 +603,39 @@ struct App {
     shutdown: Shutdown,
 }
 
+/// The user who asks, by number, as the kernel says of the other end of the socket.
+#[derive(Clone, Copy, Debug)]
+struct Caller(Option<u32>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok().map(|peer| peer.uid()))
+    }
+}
+
+tokio::task_local! {
+    /// Who asks for what is done now.
+    static CALLER: Caller;
+}
+
+async fn as_caller(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
+    CALLER.scope(caller, next.run(request)).await
+}
+
+impl Handles {
+    /// Audits what is done for whoever asks over the socket. Blocks the thread.
+    fn audit(&self, action: &str, detail: &impl Serialize) -> Result<(), JournalError> {
+        let by = CALLER.try_with(|caller| caller.0).ok().flatten();
+        self.journal.audit(action, by, detail)
+    }
+}
+
 /// Runs what may read from the disk off the threads that serve.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StatusCode> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+    let caller = CALLER.try_with(|caller| *caller).unwrap_or(Caller(None));
+    tokio::task::spawn_blocking(move || CALLER.sync_scope(caller, work))
+        .await
+        .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
 }
 
 async fn status(State(app): State<App>) -> Result<Json<Status>, StatusCode> {
@@ -682,7 +712,7 @@ async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>
     let dropped = off_thread(move || {
         let journal = &app.handles.journal;
         let count = journal.drop_destination(&name)?;
-        journal.audit("destination drop", &serde_json::json!({"destination": name, "discarded": count}))?;
+        app.handles.audit("destination drop", &serde_json::json!({"destination": name, "discarded": count}))?;
         Ok(count)
     });
     dropped.await.map_err(IntoResponse::into_response)?.map(Json).map_err(failed)

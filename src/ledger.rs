@@ -70,6 +70,15 @@ pub struct Balance {
     pub difference: i64,
 }
 
+impl Balance {
+    /// Where it does not balance, and by how much.
+    pub fn imbalance(&self) -> Option<String> {
+        let (lane, to) = self.rows.first().map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
+        let difference = self.difference;
+        (difference != 0).then(|| format!("lane {lane} for {to} does not balance, by {difference} events"))
+    }
+}
+
 /// The accounts of every lane and destination.
 pub fn balances(journal: &Journal, fates: &Fates) -> Vec<Balance> {
     let mut list = Vec::new();

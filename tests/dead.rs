@@ -130,6 +130,8 @@ fn what_broke_its_contract_is_taken_in_once_it_fits() {
     let entries: Vec<serde_json::Value> = serde_json::from_str(&audit).expect("JSON");
     let actions: Vec<_> = entries.iter().map(|entry| entry["action"].as_str().unwrap_or_default()).collect();
     assert_eq!(actions, ["dead requeue", "dead edit", "dead discard"], "{audit}");
+    let me = rustix::process::getuid().as_raw();
+    assert!(entries.iter().all(|entry| entry["by"] == me), "{audit}");
     ledger(&gateway, "owed");
 }
 

@@ -224,6 +224,30 @@ fn on_a_disk_that_is_used_up_a_lane_that_may_give_up_does_so_for_the_others() {
     journal.close(Duration::from_secs(5));
 }
 
+/// Losses are audited too, and nobody has to ask for anything for the oldest entries to leave.
+#[test]
+fn the_audit_keeps_its_newest_entries_whoever_writes_them() {
+    let disk = FaultDisk::default();
+    let mut config = config();
+    config.lanes[0].full = Full::ShedOldest;
+    let journal = open_with(&disk, &config).expect("opens");
+    for number in 0..10_090 {
+        journal.audit("test", Some(7), &number).expect("written");
+    }
+    let publication = journal.publish(&publication()).expect("publishes");
+    let lane = journal.lane("critical").expect("the lane");
+    for number in 0..300 {
+        assert!(append(lane, &disk, publication, number));
+    }
+    let entries = journal.audited(usize::MAX).expect("read");
+    let losses = entries.iter().filter(|entry| entry.action == "loss").count();
+    assert!(losses > 20, "{losses}");
+    assert!(entries.len() <= 10_100, "{}", entries.len());
+    assert_eq!((entries[0].action.as_str(), entries[0].by), ("test", Some(7)));
+    assert_eq!(entries.last().and_then(|entry| entry.by), None, "a limit is nobody");
+    journal.close(Duration::from_secs(5));
+}
+
 /// What is on the books of the lane: accepted, delivered, queued, set aside. They balance.
 fn accounts(journal: &Journal, what: &str) -> (u64, u64, u64, u64) {
     let status = journal.lane("critical").expect("the lane").status();

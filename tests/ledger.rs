@@ -103,3 +103,35 @@ fn the_accounts_balance_through_kills_refusals_and_a_second_destination() {
     assert!(owed >= sent && dead > 0, "{owed} of {sent}, {dead} dead");
     assert!(picky.events().is_empty(), "nothing of what it does not take");
 }
+
+/// Nothing that the gateway does makes its books uneven; so what would be is said to it here.
+#[test]
+fn an_imbalance_is_a_failing_health_check_and_a_problem() {
+    let gateway = prepare(
+        "uneven",
+        "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://127.0.0.1:1\"\n",
+        &[("count", contract("count", "standard", ""))],
+    );
+    let config = forebay::config::Config::load(&gateway.config()).expect("good");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let running = runtime.block_on(forebay::gateway::Gateway::start(config)).expect("starts");
+    let (mut client, _) = Client::connect(gateway.address, &Hello::default());
+    publish(&mut client, "count", 1..6, 10);
+    let said = |arguments: &[&str]| {
+        let output = gateway.command(&[arguments, &["CONFIG"]].concat());
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (is_good, text) = said(&["health"]);
+    assert!(is_good, "{text}");
+    let lane = running.handles().journal.lane("standard").expect("the lane");
+    // An event that there never was.
+    lane.settle("central", &[(lane.end() + 100, 1, forebay::journal::Outcome::Delivered)]);
+    let words = "lane standard for central does not balance, by";
+    let (is_good, text) = said(&["health"]);
+    assert!(!is_good && text.contains(words), "{text}");
+    let (_, text) = said(&["status"]);
+    assert!(text.contains(words), "{text}");
+    let (is_good, text) = said(&["status", "--ledger"]);
+    assert!(!is_good && text.contains(words), "{text}");
+    runtime.block_on(running.stop());
+}

@@ -298,7 +298,7 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
             .map(|(found, _)| serde_json::json!({"letter": found.number, "stream": found.letter.stream, "event": found.letter.event_id, "written": found.recorded.to_string()}))
             .collect();
         // A part at a time, so that no entry grows without bound.
-        what.chunks(200).try_for_each(|part| handles.journal.audit(action, &part))
+        what.chunks(200).try_for_each(|part| handles.audit(action, &part))
     });
     written.await.map_err(IntoResponse::into_response)?.map_err(failed)
 }

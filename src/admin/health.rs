@@ -57,14 +57,8 @@ impl Handles {
         let mut health = Health::default();
         health.look("writers", self.journal.check(WORK_MAX).err().map(|lifeless| lifeless.to_string()));
         health.look("parts", self.failures.lost_part());
-        let uneven = balances.iter().find(|balance| balance.difference != 0).map(|balance| {
-            let row = balance.rows.first();
-            let (lane, to) = row.map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-            format!(
-                "lane {lane} for {to} does not balance, by {} events; see `forebay status --ledger`",
-                balance.difference
-            )
-        });
+        let uneven = balances.iter().find_map(Balance::imbalance);
+        let uneven = uneven.map(|text| format!("{text}; see `forebay status --ledger`"));
         health.look("ledger", uneven);
         health
     }

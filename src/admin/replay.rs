@@ -59,7 +59,7 @@ pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Res
         let Wish { destination, filter, rate, dry_run } = wish;
         let replay = handles.replays.begin(&handles.journal, &destination, filter, rate, dry_run)?;
         if !dry_run {
-            handles.journal.audit("replay", &replay)?;
+            handles.audit("replay", &replay)?;
         }
         Ok(replay)
     });
@@ -93,7 +93,7 @@ pub(super) async fn set_state(
     let set = off_thread(move || {
         let set = app.handles.replays.set_state(id, state)?;
         if let Some(replay) = &set {
-            app.handles.journal.audit(&format!("replay {word}"), replay)?;
+            app.handles.audit(&format!("replay {word}"), replay)?;
         }
         Ok(set)
     });

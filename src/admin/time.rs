@@ -48,7 +48,7 @@ pub(super) async fn show() -> Json<ClockStatus> {
 pub(super) async fn trust(State(app): State<App>) -> Result<Json<ClockStatus>, (StatusCode, String)> {
     let trusted = off_thread(move || {
         app.handles.timekeeper.trust()?;
-        app.handles.journal.audit("clock trusted", &ClockStatus::now())
+        app.handles.audit("clock trusted", &ClockStatus::now())
     });
     match trusted.await {
         Ok(Ok(())) => Ok(Json(ClockStatus::now())),

@@ -250,11 +250,9 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
         "SET ASIDE",
     ];
     let mut out = table(&head, &[3, 4, 5, 6, 7, 8, 9, 10], &rows, is_coloured);
-    let uneven: Vec<_> = balances.iter().filter(|balance| balance.difference != 0).collect();
-    for balance in &uneven {
-        let (lane, to) = balance.rows.first().map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-        let text =
-            format!("! lane {lane} for {to} does not balance, by {} events; run `forebay verify`", balance.difference);
+    let uneven: Vec<_> = balances.iter().filter_map(Balance::imbalance).collect();
+    for text in &uneven {
+        let text = format!("! {text}; run `forebay verify`");
         let _ = writeln!(out, "\n{}", coloured(&text, "31;1", is_coloured));
     }
     if uneven.is_empty() {
@@ -302,10 +300,19 @@ pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
         .iter()
         .map(|entry| {
             let at = entry.at.get(..19).unwrap_or_default().replace('T', " ");
-            vec![at, entry.action.clone(), shortened(&entry.detail.to_string(), AUDIT_SHOWN)]
+            let by = entry.by.map_or_else(|| "-".to_owned(), user_name);
+            vec![at, by, entry.action.clone(), shortened(&entry.detail.to_string(), AUDIT_SHOWN)]
         })
         .collect();
-    table(&["AT (UTC)", "ACTION", "WHAT"], &[], &rows, is_coloured)
+    table(&["AT (UTC)", "BY", "ACTION", "WHAT"], &[], &rows, is_coloured)
+}
+
+/// The name of a user of this machine, or the number where there is no such name.
+fn user_name(number: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let found = fields.find(|user| user.get(2).is_some_and(|known| *known == number.to_string()));
+    found.and_then(|user| user.first().map(|name| (*name).to_owned())).unwrap_or_else(|| number.to_string())
 }
 
 /// Letters of an audit entry in a table; `--json` has the rest.

@@ -12,14 +12,17 @@ use std::sync::atomic::Ordering;
 const PREFIX: &str = "audit/";
 /// Entries that stay: some megabytes at most.
 pub const ENTRIES_MAX: usize = 10_000;
-/// How many more there may be before the oldest leave.
-const SLACK: usize = 100;
+/// Entries between two looks at whether there are too many.
+const LOOK_EVERY: u64 = 100;
 
 /// One entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// When, RFC 3339.
     pub at: String,
+    /// The user who had it done, by number; nobody where a limit did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<u32>,
     /// What was done.
     pub action: String,
     /// To what, and how it ended.
@@ -27,10 +30,11 @@ pub struct Entry {
 }
 
 /// A note that keeps an entry, to be written together with what it tells of.
-pub(super) fn entry(core: &Core, action: &str, detail: &impl Serialize) -> Note {
+pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Serialize) -> Note {
     let at = Timestamp::from(clock::wall());
     let entry = Entry {
         at: at.to_string(),
+        by,
         action: action.to_owned(),
         detail: serde_json::to_value(detail).unwrap_or_default(),
     };
@@ -39,11 +43,26 @@ pub(super) fn entry(core: &Core, action: &str, detail: &impl Serialize) -> Note 
     (format!("{PREFIX}{:020}-{number:010}", at.0), serde_json::to_vec(&entry).ok())
 }
 
+impl Core {
+    /// Lets the oldest entries go where there are too many. Blocks the thread.
+    pub(super) fn trim_audit(&self) -> Result<(), JournalError> {
+        // Looking takes a while, and some more than are to stay do no harm.
+        if !self.audited.load(Ordering::Relaxed).is_multiple_of(LOOK_EVERY) {
+            return Ok(());
+        }
+        let noted = self.state.notes(PREFIX)?;
+        let surplus = noted.len().saturating_sub(ENTRIES_MAX);
+        let old: Vec<Note> = noted.into_iter().take(surplus).map(|(name, _)| (name, None)).collect();
+        if old.is_empty() { Ok(()) } else { self.state.note(&old) }
+    }
+}
+
 impl Journal {
-    /// Writes an entry down; returns when it is on the disk. Blocks the thread.
-    pub fn audit(&self, action: &str, detail: &impl Serialize) -> Result<(), JournalError> {
-        self.core.state.note(&[entry(&self.core, action, detail)])?;
-        self.trim_audit()
+    /// Writes down what was done to what, and the user number of whoever had it done; returns when it is on the
+    /// disk. Blocks the thread.
+    pub fn audit(&self, action: &str, by: Option<u32>, detail: &impl Serialize) -> Result<(), JournalError> {
+        self.core.state.note(&[entry(&self.core, action, by, detail)])?;
+        self.core.trim_audit()
     }
 
     /// The newest entries, oldest first. Blocks the thread.
@@ -51,15 +70,5 @@ impl Journal {
         let noted = self.core.state.notes(PREFIX)?;
         let from = noted.len().saturating_sub(limit);
         Ok(noted[from..].iter().filter_map(|(_, text)| serde_json::from_slice(text).ok()).collect())
-    }
-
-    /// Lets the oldest entries go where there are too many. Blocks the thread.
-    pub fn trim_audit(&self) -> Result<(), JournalError> {
-        let noted = self.core.state.notes(PREFIX)?;
-        if noted.len() <= ENTRIES_MAX + SLACK {
-            return Ok(());
-        }
-        let old: Vec<Note> = noted[..noted.len() - ENTRIES_MAX].iter().map(|(name, _)| (name.clone(), None)).collect();
-        self.core.state.note(&old)
     }
 }

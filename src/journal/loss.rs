@@ -169,12 +169,13 @@ impl Lane {
 
     fn note_loss(&self, loss: &Loss) -> Result<(), JournalError> {
         let state = &self.core.state;
-        let mut notes: Vec<Note> = vec![super::audit::entry(&self.core, "loss", loss)];
+        let mut notes: Vec<Note> = vec![super::audit::entry(&self.core, "loss", None, loss)];
         if state.notes(PREFIX)?.len() < WAITING_MAX {
             let text = serde_json::to_vec(loss).unwrap_or_default();
             notes.push((format!("{PREFIX}{}", loss.name()), Some(text)));
         }
-        state.note(&notes)
+        state.note(&notes)?;
+        self.core.trim_audit()
     }
 }
 
