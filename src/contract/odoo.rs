@@ -45,6 +45,12 @@ pub struct Section {
     pub last_states: Vec<String>,
     /// The field that has a value once a record has ended, where no state says so.
     pub ended_by: Option<String>,
+    /// Values of fields with which a record has ended, whatever its state.
+    #[serde(default)]
+    pub ended_when: BTreeMap<String, Vec<String>>,
+    /// How long ago a record may have been written for the first load to take it. One that nobody has written for
+    /// so long is forgotten, though it has not ended; none, for ever.
+    pub recent: Option<Span>,
     /// Fields that another system owns, with its name.
     #[serde(default)]
     pub system_of_record: BTreeMap<String, String>,
@@ -101,6 +107,7 @@ pub enum Change {
 /// The shortest interval: Odoo is there for people.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
+const RECENT: (Duration, Duration) = (Duration::from_secs(86_400), Duration::from_secs(3650 * 86_400));
 
 impl Section {
     /// Checks values against each other: key, and what is wrong with it.
@@ -126,11 +133,17 @@ impl Section {
         if !(INTERVAL_MIN..=INTERVAL_MAX).contains(&self.interval.0) {
             return wrong("interval", format!("{} is out of bounds; 500ms to 1h are allowed", self.interval));
         }
+        if let Some(recent) = self.recent
+            && !(RECENT.0..=RECENT.1).contains(&recent.0)
+        {
+            return wrong("recent", format!("{recent} is out of bounds; 1d to 3650d are allowed"));
+        }
         let mut named: Vec<(String, &String)> = Vec::new();
         named.extend(self.names.iter().map(|field| ("names".to_owned(), field)));
         named.extend(self.computed.iter().map(|field| ("computed".to_owned(), field)));
         named.extend(self.reference.iter().map(|field| ("reference".to_owned(), field)));
         named.extend(self.ended_by.iter().map(|field| ("ended_by".to_owned(), field)));
+        named.extend(self.ended_when.keys().map(|field| ("ended_when".to_owned(), field)));
         named.extend(self.state.iter().map(|field| ("state".to_owned(), field)));
         named.extend(self.system_of_record.keys().map(|field| ("system_of_record".to_owned(), field)));
         for (index, rule) in self.event.iter().enumerate() {

@@ -33,7 +33,7 @@ use crate::event::Timestamp;
 use crate::ingest::Ingest;
 use crate::journal::Notes;
 use crate::odoo::{self, Client};
-use crate::setting::Span;
+use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
 use crate::tls::ClientFiles;
@@ -82,6 +82,10 @@ pub struct Config {
     /// How long records in a last state are remembered.
     #[serde(default = "forget")]
     pub forget: Span,
+    /// Memory for what is known of records, over all contracts. Past it, further ones are told without what they
+    /// were before.
+    #[serde(default = "records_memory")]
+    pub records_memory: Bytes,
     /// Where Odoo may hint at changes.
     pub hook: Option<hook::Config>,
 }
@@ -99,6 +103,11 @@ fn deletions() -> Span {
 fn forget() -> Span {
     Span(Duration::from_secs(30 * 86_400))
 }
+/// Some hundred thousand records, and half of what the unit allows.
+fn records_memory() -> Bytes {
+    Bytes(96 << 20)
+}
+const RECORDS_MEMORY: (u64, u64) = (1 << 20, 4 << 30);
 
 /// What is said of a key that may do too much.
 const ADMINISTRATOR: &str = "the key belongs to an administrator, which is far more than reading needs; use an account with read access only, or set administrator = true";
@@ -122,6 +131,11 @@ impl Config {
             if !(min..=max).contains(&value.0) {
                 return Err((key, format!("{value} is out of bounds; {} to {} are allowed", Span(min), Span(max))));
             }
+        }
+        if !(RECORDS_MEMORY.0..=RECORDS_MEMORY.1).contains(&self.records_memory.0) {
+            let (least, most) = (Bytes(RECORDS_MEMORY.0), Bytes(RECORDS_MEMORY.1));
+            let message = format!("{} is out of bounds; {least} to {most} are allowed", self.records_memory);
+            return Err(("records_memory", message));
         }
         self.hook.as_ref().map_or(Ok(()), hook::Config::check)
     }
@@ -270,13 +284,14 @@ impl Source {
         let mut captures = Vec::new();
         let mut mirrors = Vec::new();
         let mut hinted = Vec::new();
+        let pool = Arc::default();
         for (contract, section) in ours {
             let mirror = Arc::new(Mirror {
                 source: shared.config.name.clone(),
                 database: shared.config.database.clone(),
                 stream: contract.stream().to_owned(),
                 model: section.model.clone(),
-                known: Mutex::default(),
+                known: Mutex::new(Known::new(Arc::clone(&pool))),
                 read_at: Mutex::default(),
                 is_complete: AtomicBool::new(false),
             });

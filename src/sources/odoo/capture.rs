@@ -44,6 +44,8 @@ const PAUSE_FACTOR: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// What is known is noted after so many changed notes, or after a time.
 const NOTE_AFTER: usize = 256;
+/// Where there is too much, what may be forgotten is looked for so often.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How long hints gather before they are read: one change of an order sends several.
 const HINTS_GATHER: Duration = Duration::from_millis(50);
 /// Pauses after errors: doubling, with jitter.
@@ -90,6 +92,7 @@ pub(super) struct Capture {
     next_wide: Instant,
     next_look: Instant,
     next_note: Instant,
+    next_forget: Instant,
     /// Missing in the last look, and too many to be believed at once.
     doubted: BTreeSet<i64>,
 }
@@ -128,6 +131,7 @@ impl Capture {
             next_wide: now,
             next_look: now,
             next_note: now + NOTE_EVERY,
+            next_forget: now,
             doubted: BTreeSet::new(),
         }
     }
@@ -241,16 +245,16 @@ impl Capture {
 
     /// Reads everything that counts at the beginning, by pages, and goes on where it was.
     async fn load(&mut self) -> Result<(), Stop> {
-        let total = self.count().await?;
         if self.position.mark == 0 {
             // Before the first page: what changes meanwhile is found by the first poll.
             let answer = self.call("search_count", json!({"domain": [["id", "=", 0]]})).await?;
             self.position.mark = server_seconds(&answer);
             self.position.load_mark = self.position.mark;
         }
+        let total = self.count().await?;
         while let Some(after) = self.position.load_after {
             self.followed = self.lane.end();
-            let condition = [self.section.load.clone(), vec![json!(["id", ">", after])]].concat();
+            let condition = [self.loaded(), vec![json!(["id", ">", after])]].concat();
             let (rows, _) = self.read(condition).await?;
             let last = rows.last().map(|row| row.id);
             let is_end = rows.len() < PAGE_ROWS;
@@ -274,7 +278,7 @@ impl Capture {
     }
 
     async fn count(&self) -> Result<u64, Stop> {
-        let domain = [self.domain(), self.section.load.clone()].concat();
+        let domain = [self.domain(), self.loaded()].concat();
         let answer = self.call("search_count", json!({"domain": domain})).await?;
         Ok(answer.value.as_u64().unwrap_or(0))
     }
@@ -318,8 +322,7 @@ impl Capture {
         }
         if is_sweep {
             self.position.swept = mark;
-            let before = mark - self.shared.config.forget.0.as_secs() as i64;
-            let forgotten = self.mirror.known().forget(&self.section, before);
+            let forgotten = self.forget();
             tracing::info!(source = %self.shared.config.name, stream = %self.stream, forgotten, "swept");
         }
         if began >= self.next_look {
@@ -329,6 +332,32 @@ impl Capture {
         self.mirror.read_at(Timestamp::from(clock::wall()));
         self.mirror.complete();
         Ok(took)
+    }
+
+    /// Forgets what has ended long ago, or is too much; returns how many records.
+    fn forget(&mut self) -> usize {
+        self.next_forget = clock::instant() + FORGET_EVERY;
+        let before = self.position.mark - self.shared.config.forget.0.as_secs() as i64;
+        let mut known = self.mirror.known();
+        let forgotten = known.forget(&self.section, before, self.recent_after().unwrap_or(i64::MIN), self.bytes_max());
+        self.shared.health.full(&self.stream, known.is_full(self.bytes_max()));
+        forgotten
+    }
+
+    /// Seconds since 1970: what was written before is too old for this contract.
+    fn recent_after(&self) -> Option<i64> {
+        Some(self.position.mark - self.section.recent?.0.as_secs() as i64)
+    }
+
+    fn bytes_max(&self) -> usize {
+        usize::try_from(self.shared.config.records_memory.0).unwrap_or(usize::MAX)
+    }
+
+    /// What the first load takes.
+    fn loaded(&self) -> Vec<Value> {
+        let recent =
+            self.recent_after().map(|after| json!(["write_date", ">=", write_time(Timestamp(after * 1_000_000))]));
+        self.section.load.iter().cloned().chain(recent).collect()
     }
 
     /// Reads a page of rows.
@@ -421,18 +450,17 @@ impl Capture {
         if !events.is_empty() {
             self.shared.stats.ack.record(clock::instant().duration_since(arrived), events.len() as u64);
         }
+        let bytes_max = self.bytes_max();
+        if self.mirror.known().is_full(bytes_max) && clock::instant() >= self.next_forget {
+            self.forget();
+        }
         let mut known = self.mirror.known();
-        let mut is_full = false;
         for event in events {
-            if event.then.is_some() && known.is_full() && !known.contains(event.record_id) {
-                is_full = true;
+            if event.then.is_some() && known.is_full(bytes_max) && !known.contains(event.record_id) {
+                self.shared.health.full(&self.stream, true);
                 continue;
             }
             known.put(event.record_id, event.then);
-        }
-        drop(known);
-        if is_full {
-            self.shared.health.full(&self.stream);
         }
         Ok(())
     }

@@ -121,13 +121,20 @@ impl Health {
         self.show(&state);
     }
 
-    /// No more records are remembered.
-    pub(super) fn full(&self, stream: &str) {
+    /// Whether no more records are remembered.
+    pub(super) fn full(&self, stream: &str, is_full: bool) {
         let mut state = self.state();
-        if state.full.insert(stream.to_owned()) {
-            tracing::warn!(source = %self.source, stream, "too many records: further ones are told without what they were before; narrow odoo.domain");
-            self.show(&state);
+        let is_news = match is_full {
+            true => state.full.insert(stream.to_owned()),
+            false => state.full.remove(stream),
+        };
+        if !is_news {
+            return;
         }
+        if is_full {
+            tracing::warn!(source = %self.source, stream, "records_memory is used up: further records are told without what they were before; narrow odoo.domain, set odoo.recent, or allow more");
+        }
+        self.show(&state);
     }
 
     fn show(&self, state: &State) {
@@ -140,7 +147,9 @@ impl Health {
             notes.push(format!("Odoo is slow: {stream} is read every {every}, since a read takes {took}"));
         }
         notes.extend(state.lacks.iter().map(|(stream, words)| format!("{stream}: fields not read: {words}")));
-        notes.extend(state.full.iter().map(|stream| format!("{stream}: too many records; narrow odoo.domain")));
+        notes.extend(state.full.iter().map(|stream| {
+            format!("{stream}: records_memory is used up; narrow odoo.domain, set odoo.recent, or allow more")
+        }));
         self.stats.set_notes(notes);
     }
 

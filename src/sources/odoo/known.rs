@@ -4,7 +4,7 @@
 //! - what is known follows the receipts: it never holds what central may not learn;
 //! - ids of events are made from the record alone, so that the same change has the same id after
 //!   any crash; a value that comes back within one second has another id than the first time;
-//! - it is bounded: past the bound, records that have reached a last state are forgotten first.
+//! - it is bounded, over all contracts of a source: past the bound, records that have ended are forgotten first.
 
 use super::meaning::{self, Occasion, Telling};
 use super::shape::{Row, bare};
@@ -12,9 +12,11 @@ use crate::contract::odoo::Section;
 use crate::journal::Note;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Records of one contract that are remembered: some 400 bytes each.
-const RECORDS_MAX: usize = 200_000;
+/// What a record takes beside its fields and hashes: its place in the table, and what allocations round up.
+const RECORD_BYTES: usize = 120;
 /// Records of one note: a change rewrites its note, and thousands of records are not one note.
 const RECORDS_A_NOTE: i64 = 32;
 /// Values within one second that are told apart.
@@ -32,10 +34,20 @@ pub struct Entry {
     record: Box<str>,
 }
 
+impl Entry {
+    fn bytes(&self) -> usize {
+        RECORD_BYTES + self.record.len() + self.seen.capacity() * size_of::<u128>()
+    }
+}
+
+/// What the records of all contracts of a source take, in bytes.
+pub type Pool = Arc<AtomicUsize>;
+
 /// The records of one contract.
 #[derive(Debug, Default)]
 pub struct Known {
     records: HashMap<i64, Entry>,
+    pool: Pool,
     /// Notes whose records changed since they were written.
     dirty: BTreeSet<i64>,
 }
@@ -66,7 +78,34 @@ pub struct Event {
     pub then: Option<Entry>,
 }
 
+impl Drop for Known {
+    fn drop(&mut self) {
+        let bytes: usize = self.records.values().map(Entry::bytes).sum();
+        self.pool.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Known {
+    /// Nothing is known; what will be takes room in the pool.
+    pub fn new(pool: Pool) -> Self {
+        Self { records: HashMap::new(), pool, dirty: BTreeSet::new() }
+    }
+
+    /// The pool that it takes room in.
+    pub fn pool(&self) -> Pool {
+        Arc::clone(&self.pool)
+    }
+
+    fn hold(&mut self, id: i64, then: Option<Entry>) {
+        let more = then.as_ref().map_or(0, Entry::bytes);
+        let before = match then {
+            Some(entry) => self.records.insert(id, entry),
+            None => self.records.remove(&id),
+        };
+        self.pool.fetch_add(more, Ordering::Relaxed);
+        self.pool.fetch_sub(before.as_ref().map_or(0, Entry::bytes), Ordering::Relaxed);
+    }
+
     /// Compares a row with what is known. `place` is what ids are unique in: database and stream.
     pub fn judge(&self, row: &Row, occasion: Occasion, telling: &Telling<'_>, place: &Place<'_>) -> Verdict {
         let text = Value::Object(row.record.clone()).to_string();
@@ -130,10 +169,7 @@ impl Known {
     /// Takes over what an event or a quiet change says.
     pub fn put(&mut self, id: i64, then: Option<Entry>) {
         self.dirty.insert(id.div_euclid(RECORDS_A_NOTE));
-        match then {
-            Some(entry) => drop(self.records.insert(id, entry)),
-            None => drop(self.records.remove(&id)),
-        }
+        self.hold(id, then);
     }
 
     /// Takes over an event that is found in the journal.
@@ -180,31 +216,26 @@ impl Known {
         }
     }
 
-    /// Forgets records that have ended and were not written since `before`; past the bound also
-    /// younger ones, the oldest first. Returns how many.
-    pub fn forget(&mut self, section: &Section, before: i64) -> usize {
-        let is_last = |entry: &Entry| {
-            let record: Map<String, Value> = serde_json::from_str(&entry.record).unwrap_or_default();
-            let of = |field: &Option<String>| field.as_ref().and_then(|field| record.get(field));
-            let state = of(&section.state).and_then(Value::as_str);
-            state.is_some_and(|state| section.last_states.iter().any(|word| word == state))
-                || of(&section.ended_by).is_some_and(|value| !value.is_null())
-        };
-        let can_end = !section.last_states.is_empty() || section.ended_by.is_some();
-        let mut over = self.records.len().saturating_sub(RECORDS_MAX);
-        let mut ended: Vec<(i64, i64)> = if can_end {
-            let ended = self.records.iter().filter(|(_, entry)| is_last(entry));
-            ended.map(|(id, entry)| (entry.write_date, *id)).collect()
-        } else {
-            Vec::new()
-        };
+    /// Forgets records that have ended and were not written since `before`, and others that were not since `stale`;
+    /// where the pool takes more than `bytes_max`, also younger ones that have ended, the oldest first. Returns how
+    /// many.
+    pub fn forget(&mut self, section: &Section, before: i64, stale: i64, bytes_max: usize) -> usize {
+        let mut due = Vec::new();
+        let mut ended = Vec::new();
+        for (id, entry) in &self.records {
+            match has_ended(section, entry) {
+                true if entry.write_date >= before => ended.push((entry.write_date, *id)),
+                false if entry.write_date >= stale => {}
+                _ => due.push(*id),
+            }
+        }
+        let mut forgotten = due.len();
+        due.into_iter().for_each(|id| self.put(id, None));
         ended.sort_unstable();
-        let mut forgotten = 0;
-        for (write_date, id) in ended {
-            if write_date >= before && over == 0 {
+        for (_, id) in ended {
+            if !self.is_full(bytes_max) {
                 break;
             }
-            over = over.saturating_sub(1);
             self.put(id, None);
             forgotten += 1;
         }
@@ -212,8 +243,8 @@ impl Known {
     }
 
     /// Whether no more records are taken in.
-    pub fn is_full(&self) -> bool {
-        self.records.len() >= RECORDS_MAX
+    pub fn is_full(&self, bytes_max: usize) -> bool {
+        self.pool.load(Ordering::Relaxed) >= bytes_max
     }
 
     /// Notes that wait to be written.
@@ -247,8 +278,8 @@ impl Known {
     }
 
     /// Reads notes. What a newer version wrote, or nobody can read, counts as not known.
-    pub fn restore(notes: Vec<(String, Vec<u8>)>) -> Self {
-        let mut known = Self::default();
+    pub fn restore(notes: Vec<(String, Vec<u8>)>, pool: Pool) -> Self {
+        let mut known = Self::new(pool);
         for (name, bytes) in notes {
             let read = || -> Option<Vec<Noted>> {
                 let bytes = zstd::bulk::decompress(&bytes, NOTE_BYTES_MAX).ok()?;
@@ -260,11 +291,26 @@ impl Known {
                 continue;
             };
             for (id, write_date, seen, record) in held {
-                known.records.insert(id, Entry { write_date, seen, record: record.into() });
+                known.hold(id, Some(Entry { write_date, seen, record: record.into() }));
             }
         }
         known
     }
+}
+
+/// Whether a record is one that seldom changes any more.
+fn has_ended(section: &Section, entry: &Entry) -> bool {
+    if section.last_states.is_empty() && section.ended_by.is_none() && section.ended_when.is_empty() {
+        return false;
+    }
+    let record: Map<String, Value> = serde_json::from_str(&entry.record).unwrap_or_default();
+    let is_one_of = |field: &str, words: &[String]| {
+        let value = record.get(field).and_then(Value::as_str);
+        value.is_some_and(|value| words.iter().any(|word| word == value))
+    };
+    section.state.as_ref().is_some_and(|field| is_one_of(field, &section.last_states))
+        || section.ended_by.as_ref().and_then(|field| record.get(field)).is_some_and(|value| !value.is_null())
+        || section.ended_when.iter().any(|(field, words)| is_one_of(field, words))
 }
 
 /// A record as it is noted: number, when it was written, hashes, fields.
@@ -344,7 +390,7 @@ mod tests {
         assert!(tell(&mut known, "draft", 10).is_none(), "it is known");
         assert!(tell(&mut known, "draft", 11).is_none(), "a write that changes nothing is nothing");
         let noted = known.take_notes("p/").into_iter().map(|(name, note)| (name, note.expect("a note"))).collect();
-        assert!(tell(&mut Known::restore(noted), "draft", 11).is_none(), "the notes hold it");
+        assert!(tell(&mut Known::restore(noted, Pool::default()), "draft", 11).is_none(), "the notes hold it");
         let mut followed = Known::default();
         events.iter().for_each(|event| followed.follow(&event.payload, &PLACE));
         assert!(tell(&mut followed, "draft", 10).is_none(), "the journal holds it");
@@ -360,8 +406,43 @@ mod tests {
         let gone = known.deletion(7, &telling, &PLACE).expect("a deletion");
         assert_ne!(gone.id, told.id);
         assert_eq!((&gone.payload["event"], &gone.payload["record"]["state"]), (&json!("deleted"), &json!("done")));
-        assert_eq!((known.forget(&section, 10), known.forget(&section, 11), known.len()), (0, 1, 0));
+        assert_eq!(
+            (known.forget(&section, 10, 10, 1000), known.forget(&section, 11, 10, 1000), known.len()),
+            (0, 1, 0)
+        );
         assert!(known.deletion(7, &telling, &PLACE).is_none());
         assert_eq!(known.take_notes("p/"), [("p/000000000000".to_owned(), None)]);
+    }
+
+    #[test]
+    fn records_of_all_contracts_share_one_bound_and_what_has_ended_makes_room() {
+        let section: Section = toml::from_str(
+            "model = \"account.move\"\nfields = [\"state\", \"payment\"]\nended_when = { payment = [\"paid\"] }",
+        )
+        .expect("a section");
+        let entry = |payment: &str| Entry {
+            write_date: 10,
+            seen: vec![1],
+            record: json!({"state": "posted", "payment": payment}).to_string().into(),
+        };
+        let pool = Pool::default();
+        let (mut invoices, mut orders) = (Known::new(Arc::clone(&pool)), Known::new(Arc::clone(&pool)));
+        for id in 0..10 {
+            invoices.put(id, Some(entry(if id < 4 { "paid" } else { "open" })));
+            orders.put(id, Some(entry("open")));
+        }
+        let all = pool.load(Ordering::Relaxed);
+        assert_eq!(all, 20 * entry("paid").bytes());
+        invoices.put(9, Some(entry("open")));
+        assert_eq!(pool.load(Ordering::Relaxed), all, "the same record takes no more");
+        let room_for_18 = 18 * entry("paid").bytes() + 1;
+        assert!(invoices.is_full(room_for_18) && orders.is_full(room_for_18));
+        assert_eq!(orders.forget(&section, 0, 0, room_for_18), 0, "none of them has ended");
+        assert_eq!(invoices.forget(&section, 0, 0, room_for_18), 2, "no more than has to");
+        assert!(!orders.is_full(room_for_18));
+        assert_eq!(invoices.forget(&section, 11, 0, usize::MAX), 2, "the others that were paid long ago");
+        assert_eq!(invoices.forget(&section, 0, 11, usize::MAX), 6, "nobody has written them for too long");
+        drop(orders);
+        assert_eq!(pool.load(Ordering::Relaxed), 0);
     }
 }

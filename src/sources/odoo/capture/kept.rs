@@ -55,10 +55,11 @@ impl Capture {
         crate::event::push_path_segment(&mut origin, self.shared.client.database());
         let (database, model, name) =
             (self.shared.client.database().to_owned(), self.section.model.clone(), self.stream.clone());
+        let pool = self.mirror.known().pool();
         let reading = tokio::task::spawn_blocking(move || -> Result<Option<(Position, Known)>, JournalError> {
             let position = notes.read(&format!("{prefix}position"))?.and_then(|bytes| Position::decode(&bytes));
             let Some(position) = position else { return Ok(None) };
-            let mut known = Known::restore(notes.all(&format!("{prefix}known/"))?);
+            let mut known = Known::restore(notes.all(&format!("{prefix}known/"))?, pool);
             let place = Place { database: &database, model: &model, stream: &name };
             follow(&lane, position.offset, &stream, &origin, |payload| known.follow(payload, &place))?;
             Ok(Some((position, known)))
