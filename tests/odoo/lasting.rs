@@ -50,6 +50,36 @@ fn a_first_load_shows_how_far_it_is_and_goes_on_after_a_crash() {
 }
 
 #[test]
+fn past_the_bound_of_its_memory_records_are_told_without_what_they_were() {
+    let odoo = Odoo::start();
+    let like = odoo.newest("mrp.production", "state", "confirmed");
+    let ids: Vec<i64> = (0..2500)
+        .map(|number| {
+            odoo.create("mrp.production", like, json!({"name": format!("WH/MO/7{number:04}"), "state": "draft"}))
+        })
+        .collect();
+    let plant = Plant::start("odoo-full", &odoo, "records_memory = \"1MiB\"", "");
+    let (first, last) = (ids[0], ids[2499]);
+    plant.await_event("production.order", "the last", |event| is(event, last, "loaded"));
+    let notes = || plant.gateway.status()["notes"].to_string();
+    let start = Instant::now();
+    while !notes().contains("production.order: records_memory is used up") {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", notes());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    odoo.write("mrp.production", first, json!({"state": "confirmed"}));
+    odoo.write("mrp.production", last, json!({"state": "confirmed"}));
+    plant.await_event("production.order", "one that is known", |event| is(event, first, "released"));
+    plant.await_event("production.order", "one that is not", |event| {
+        event["data"]["id"] == last && event["data"]["state"] == "confirmed"
+    });
+    let told: Vec<Value> = plant.events("production.order");
+    let of_last = told.iter().filter(|event| event["data"]["id"] == last && event["data"]["state"] == "confirmed");
+    let ids: BTreeSet<&str> = of_last.filter_map(|event| event["id"].as_str()).collect();
+    assert_eq!(ids.len(), 1, "however often it is read, it is one event in effect");
+}
+
+#[test]
 fn the_sweep_finds_what_was_committed_an_hour_late() {
     let odoo = Odoo::start();
     let id = odoo.newest("mrp.production", "state", "confirmed");
