@@ -405,9 +405,9 @@ impl Forwarder {
 
     /// Whether what comes now would wait behind what came while hours, a ceiling or the line held it back.
     fn is_live_far_ahead(&self) -> bool {
-        let lag = self.front.end().saturating_sub(self.front.next);
+        let lag = || self.front.end().saturating_sub(self.front.next);
         self.sending.catch_up == CatchUp::LiveFirst
-            && lag > LIVE_LAG_WINDOWS * u64::from(self.config.window)
+            && lag() > LIVE_LAG_WINDOWS * u64::from(self.config.window)
             && self.lane.settled(&self.config.name).is_some_and(|settled| settled.ranges.len() <= LIVE_RANGES_MAX)
     }
 

@@ -46,8 +46,8 @@ pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Se
 impl Core {
     /// Lets the oldest entries go where there are too many. Blocks the thread.
     pub(super) fn trim_audit(&self) -> Result<(), JournalError> {
-        // Looking takes a while, and some more than are to stay do no harm.
-        if !self.audited.load(Ordering::Relaxed).is_multiple_of(LOOK_EVERY) {
+        // Looking takes a while, and some more than are to stay do no harm. The first entry of a run looks too.
+        if self.audited.load(Ordering::Relaxed) % LOOK_EVERY != 1 {
             return Ok(());
         }
         let noted = self.state.notes(PREFIX)?;

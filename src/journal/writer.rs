@@ -256,6 +256,9 @@ impl Writer {
         }
         // The disk may not even take a cursor: first what the cursors on it let go already.
         self.ask_for_room(retention::make_way);
+        if self.lacking()?.is_none() {
+            return Ok(());
+        }
         self.leave_segment_if_settled();
         // Segments leave only behind cursors that are on the disk.
         if self.position.active.is_none() {
@@ -271,9 +274,11 @@ impl Writer {
             }
         }
         let Some(lacking) = self.lacking()? else { return Ok(()) };
-        // What others may give up is theirs to give up: there is room when this is tried again.
+        // There is room when this is tried again: cursors of others may let something go, and what others may give
+        // up is theirs to give up, once that was not enough.
+        let is_again = matches!(self.lane.condition(), Condition::Full(_));
         self.ask_for_room(|lane| {
-            lane.gives_room.store(true, Ordering::Release);
+            lane.gives_room.store(is_again, Ordering::Release);
             lane.write_cursors_soon();
         });
         Err(Condition::Full(lacking))
