@@ -158,8 +158,9 @@ const HOURS_LOOK: Duration = Duration::from_secs(5);
 /// What is settled above a gap grows by a range each time that the live end is taken up anew; with more
 /// ranges than this the backlog goes first.
 const LIVE_RANGES_MAX: usize = 64;
-/// So many windows behind, `live-first` takes up the live end anew, though the session lasts.
+/// So many windows behind for so long, `live-first` takes up the live end anew, though the session lasts.
 const LIVE_LAG_WINDOWS: u64 = 4;
+const LIVE_LAG: Duration = Duration::from_secs(2);
 
 /// What a forwarder counts.
 #[derive(Debug, Default)]
@@ -238,6 +239,8 @@ pub struct Forwarder {
     deaths: Deaths,
     refused_pause: Duration,
     warnings: Limiter,
+    /// `live-first`: the end as it was, and when, since the front lags far behind it.
+    lagging: Option<(u64, Instant)>,
     /// How long until a batch that gathers has waited long enough.
     batch_due: Option<Duration>,
     renewal: Renewal,
@@ -298,6 +301,7 @@ impl Forwarder {
             deaths: Deaths::default(),
             refused_pause: REFUSED_PAUSE.0,
             warnings: Limiter::new(Duration::from_secs(60)),
+            lagging: None,
             batch_due: None,
             renewal,
             config,
@@ -404,10 +408,21 @@ impl Forwarder {
     }
 
     /// Whether what comes now would wait behind what came while hours, a ceiling or the line held it back.
-    fn is_live_far_ahead(&self) -> bool {
-        let lag = || self.front.end().saturating_sub(self.front.next);
-        self.sending.catch_up == CatchUp::LiveFirst
-            && lag() > LIVE_LAG_WINDOWS * u64::from(self.config.window)
+    fn is_live_far_ahead(&mut self) -> bool {
+        if self.sending.catch_up != CatchUp::LiveFirst {
+            return false;
+        }
+        let (end, now) = (self.front.end(), clock::instant());
+        let events = self.sending.batch.as_ref().map_or(1, |batch| batch.events as u64);
+        let lag_max = LIVE_LAG_WINDOWS * u64::from(self.config.window) * events;
+        // A large commit is no lag: it has to last.
+        let (seen, since) = match self.lagging {
+            Some((seen, since)) if self.front.next < seen => (seen, since),
+            _ => (end, now),
+        };
+        self.lagging = (end.saturating_sub(self.front.next) > lag_max).then_some((seen, since));
+        self.lagging.is_some()
+            && now.duration_since(since) >= LIVE_LAG
             && self.lane.settled(&self.config.name).is_some_and(|settled| settled.ranges.len() <= LIVE_RANGES_MAX)
     }
 

@@ -140,7 +140,7 @@ impl Survival {
 /// The disk may be used up before the budgets are; what is delivered makes way on it.
 fn by_disk(outlooks: &mut [Outlook], held: u64, room: DiskRoom) {
     let needed: u64 = outlooks.iter().map(|outlook| outlook.needed_bytes).sum();
-    let bytes = room.free.saturating_sub(room.reserve).saturating_add(held.saturating_sub(needed));
+    let bytes = room.free.saturating_add(held.saturating_sub(needed)).saturating_sub(room.reserve);
     let per_second: f64 = outlooks.iter().map(|outlook| outlook.bytes_per_second).sum();
     let Some(full) = seconds(bytes as f64, per_second) else { return };
     for outlook in outlooks.iter_mut().filter(|outlook| outlook.bytes_per_second > 0.0) {

@@ -111,6 +111,8 @@ fn what_central_refuses_for_now_in_a_replay_goes_again_and_what_it_refuses_for_e
     let asked = Arc::clone(&mood);
     let taken = Arc::new(Mutex::new(BTreeSet::new()));
     let took = Arc::clone(&taken);
+    let killed = Arc::new(AtomicBool::new(false));
+    let after_kill = Arc::clone(&killed);
     let centre = Centre::answering(move |arrival| {
         let number = arrival.events[0]["data"]["seq"].as_u64().unwrap_or(0);
         match arrival.is_marked("replay") {
@@ -138,11 +140,13 @@ fn what_central_refuses_for_now_in_a_replay_goes_again_and_what_it_refuses_for_e
     assert!(!taken.lock().expect("lock").contains(&7) && replayed(&centre).len() < 200, "it does not run ahead");
     // A kill meanwhile: what was refused is below where it goes on.
     gateway.kill();
+    killed.store(true, Ordering::Relaxed);
     gateway.run();
     mood.store(false, Ordering::Relaxed);
     gateway.await_status("it is done", PATIENCE, |_| state(&gateway, 1)["state"] == "done");
-    let all = (1..301).filter(|number| *number != 33).collect::<BTreeSet<_>>();
-    assert_eq!(*taken.lock().expect("lock"), all);
+    let found = taken.lock().expect("lock").clone();
+    let missing: Vec<u64> = (1..301).filter(|number| *number != 33 && !found.contains(number)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
     assert!(state(&gateway, 1)["failed"].as_u64().is_some_and(|failed| failed >= 1), "{:#}", state(&gateway, 1));
 }
 

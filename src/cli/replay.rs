@@ -130,7 +130,10 @@ fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
             if replay.failed > 0 {
                 println!("{} of them were refused by {}", grouped(replay.failed), replay.destination);
             }
-            let is_good = replay.state == ReplayState::Done && replay.failed == 0;
+            let is_good = replay.state == ReplayState::Done && replay.failed == 0 && done >= replay.events;
+            if replay.state == ReplayState::Done && done < replay.events {
+                println!("{} of them had left the journal meanwhile", grouped(replay.events - done));
+            }
             return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         std::thread::sleep(Duration::from_millis(500));

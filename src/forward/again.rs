@@ -20,7 +20,7 @@ use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates, State};
-use crate::journal::{Found, Journal, Lane, Settled, Walk};
+use crate::journal::{Found, Journal, Lane, Settled, Step, Walk};
 use crate::link::{Answer, LinkError, Output, Protocol, Refusal, Session, Target, jitter, reconnect_wait};
 use crate::shutdown::Shutdown;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -81,8 +81,8 @@ pub struct Again {
 #[derive(Debug)]
 enum Sent {
     Letter(u64, Box<DeadLetter<'static>>),
-    /// Place in the list of lanes, and offset.
-    Event(usize, u64),
+    /// Number of the replay, place in its list of lanes, and offset.
+    Event(u64, usize, u64),
 }
 
 /// A replay under way.
@@ -363,7 +363,7 @@ impl Again {
             reading.next = step.offset + 1;
             let is_v5 = session.protocol() == Protocol::V5;
             published.renderer.render(&step.record, sequence, recorded, is_v5, &mut self.rendering);
-            let sent = Sent::Event(reading.lane, step.offset);
+            let sent = Sent::Event(reading.replay.id, reading.lane, step.offset);
             self.push_rendered_event(sent, session, output);
             return true;
         }
@@ -378,26 +378,30 @@ impl Again {
         self.in_flight.insert(packet_id, sent);
     }
 
-    /// Sends the lowest event once more that central had refused for now.
+    /// Sends the lowest event once more that central had refused for now. One that has left the journal meanwhile
+    /// has failed.
     async fn push_refused(&mut self, session: &Session, output: &mut Output) {
         let Some(reading) = &mut self.replay else { return };
         let Some((place, offset)) = reading.refused.pop_first() else { return };
         let named = reading.replay.lanes.get(place);
-        let Some(lane) = named.and_then(|(name, ..)| self.parts.journal.lane(name)).cloned() else { return };
+        let Some(lane) = named.and_then(|(name, ..)| self.parts.journal.lane(name)).cloned() else {
+            reading.replay.failed += 1;
+            return;
+        };
         let ours = Arc::clone(&lane);
-        match tokio::task::spawn_blocking(move || ours.walk_at(offset)).await {
-            Ok(Ok(Some(mut walk))) => {
-                let recorded = walk.recorded();
-                let Some(step) = walk.step_to(&lane, offset) else { return };
-                let Some((published, sequence)) = step.numbered else { return };
-                let is_v5 = session.protocol() == Protocol::V5;
-                published.renderer.render(&step.record, sequence, recorded, is_v5, &mut self.rendering);
-                self.push_rendered_event(Sent::Event(place, offset), session, output);
-            }
-            // It has left the journal meanwhile.
-            Ok(Ok(None)) => {}
-            Ok(Err(_)) | Err(_) => reading.refuse(place, offset),
-        }
+        let mut walk = match tokio::task::spawn_blocking(move || ours.walk_at(offset)).await {
+            Ok(Ok(walk)) => walk,
+            Ok(Err(_)) | Err(_) => return reading.refuse(place, offset),
+        };
+        let step = walk.as_mut().and_then(|walk| Some((walk.recorded(), walk.step_to(&lane, offset)?)));
+        let Some((recorded, Step { record, numbered: Some((published, sequence)), .. })) = step else {
+            reading.replay.failed += 1;
+            return;
+        };
+        let is_v5 = session.protocol() == Protocol::V5;
+        published.renderer.render(&record, sequence, recorded, is_v5, &mut self.rendering);
+        let sent = Sent::Event(reading.replay.id, place, offset);
+        self.push_rendered_event(sent, session, output);
     }
 
     /// What central has answered.
@@ -427,8 +431,9 @@ impl Again {
                 (Some(Sent::Letter(letter, content)), refusal) => {
                     decided.extend(self.decide(letter, &content, refusal).map(|fate| (letter, content, fate)));
                 }
-                (Some(Sent::Event(place, offset)), refusal) => {
-                    if let Some(reading) = &mut self.replay {
+                (Some(Sent::Event(id, place, offset)), refusal) => {
+                    // One that is over is not told what was still on its way.
+                    if let Some(reading) = self.replay.as_mut().filter(|reading| reading.replay.id == id) {
                         match refusal {
                             None => reading.replay.sent += 1,
                             // Central has had it before, or refused it before: there is no letter to write.
@@ -499,16 +504,14 @@ impl Again {
         let Some(reading) = &mut self.replay else { return };
         reading.noted_at = clock::instant();
         let mut replay = reading.replay.clone();
-        let mut lowest: BTreeMap<usize, u64> = self.in_flight.values().fold(BTreeMap::new(), |mut lowest, sent| {
-            if let Sent::Event(lane, offset) = sent {
-                let known = lowest.entry(*lane).or_insert(*offset);
-                *known = (*known).min(*offset);
-            }
-            lowest
+        let in_flight = self.in_flight.values().filter_map(|sent| match sent {
+            Sent::Event(id, place, offset) if *id == replay.id => Some((*place, *offset)),
+            _ => None,
         });
-        for (place, offset) in &reading.refused {
-            let known = lowest.entry(*place).or_insert(*offset);
-            *known = (*known).min(*offset);
+        let mut lowest: BTreeMap<usize, u64> = BTreeMap::new();
+        for (place, offset) in in_flight.chain(reading.refused.iter().copied()) {
+            let known = lowest.entry(place).or_insert(offset);
+            *known = (*known).min(offset);
         }
         for (place, (_, next, end)) in replay.lanes.iter_mut().enumerate() {
             let reached = if place < reading.lane {

@@ -681,6 +681,8 @@ impl Lane {
         let Some(part) = part else { return Ok(()) };
         self.core.forget_segment(&part.path);
         self.core.disk.remove(&part.path).map_err(|error| JournalError::io(&part.path, error))?;
+        // One who had found it before may have opened it again: it would take its room as long as it is open.
+        self.core.forget_segment(&part.path);
         tracing::debug!(lane = %self.name, first, "a segment is done and removed");
         Ok(())
     }

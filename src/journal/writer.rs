@@ -33,6 +33,8 @@ const SEGMENT_PRINTS_MAX: usize = 128 << 10;
 const CURSOR_IDLE: Duration = Duration::from_secs(10);
 /// A segment is closed after a day, so that retention can remove it.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(86_400);
+/// Sessions, Odoo positions and last values are noted at least this often; the log tells the rest after a crash.
+const FOLLOWED_AFTER: Duration = Duration::from_secs(120);
 /// How long to wait before trying a disk again that failed or is full.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -259,7 +261,6 @@ impl Writer {
         if self.lacking()?.is_none() {
             return Ok(());
         }
-        self.leave_segment_if_settled();
         // Segments leave only behind cursors that are on the disk.
         if self.position.active.is_none() {
             self.begin_segment()?;
@@ -268,17 +269,23 @@ impl Writer {
         }
         self.keep_within_limits();
         self.ask_for_room(retention::make_way);
+        let is_again = matches!(self.lane.condition(), Condition::Full(_));
         if self.lane.settings.load().full == Full::ShedOldest {
-            while self.lacking()?.is_some() && self.shed_oldest()? {
+            while self.is_over_budget() && self.shed_oldest()? {
                 self.lane.pulse.works();
+            }
+            // Others may have something delivered to let go, and who fills the disk may go too: a segment a try.
+            if is_again && self.lacking()?.is_some() {
+                self.shed_oldest()?;
             }
         }
         let Some(lacking) = self.lacking()? else { return Ok(()) };
         // There is room when this is tried again: cursors of others may let something go, and what others may give
         // up is theirs to give up, once that was not enough.
-        let is_again = matches!(self.lane.condition(), Condition::Full(_));
         self.ask_for_room(|lane| {
-            lane.gives_room.store(is_again, Ordering::Release);
+            if is_again {
+                lane.gives_room.store(true, Ordering::Release);
+            }
             lane.write_cursors_soon();
         });
         Err(Condition::Full(lacking))
@@ -302,11 +309,14 @@ impl Writer {
             let free = crate::setting::Bytes(disk.free);
             return Ok(Some(format!("the file system has {free} left, less than disk_reserve")));
         }
-        let budget = self.lane.settings.load().budget;
-        Ok((self.lane.bytes() > budget).then(|| {
-            let budget = crate::setting::Bytes(budget);
+        Ok(self.is_over_budget().then(|| {
+            let budget = crate::setting::Bytes(self.lane.settings.load().budget);
             format!("the budget of {budget} is used up by events that central has not acknowledged")
         }))
+    }
+
+    fn is_over_budget(&self) -> bool {
+        self.lane.bytes() > self.lane.settings.load().budget
     }
 
     /// Gives up the oldest segment. `false` if that made no room.
@@ -329,20 +339,17 @@ impl Writer {
         Ok(self.lane.bytes() < before)
     }
 
-    /// Where the disk is used up, even the segment in hand makes way once all of it is settled.
-    fn leave_segment_if_settled(&mut self) {
-        let holds_events = self.position.active.as_ref().is_some_and(|active| !active.parts.is_empty());
-        if holds_events && self.lane.is_all_settled() && self.lane.core.is_disk_used_up(&self.lane.folder) {
-            self.close_segment();
-        }
-    }
-
     /// Makes room on the disk for another lane: by what is settled, or by the oldest where it may be given up.
     fn give_room(&mut self) {
         if !self.lane.core.is_disk_used_up(&self.lane.folder) {
             return;
         }
-        self.leave_segment_if_settled();
+        // Even the segment in hand makes way once all of it is settled, and all that follow the log have noted it.
+        let is_idle = self.committed_at.is_none_or(|at| clock::instant().duration_since(at) > FOLLOWED_AFTER);
+        let holds_events = self.position.active.as_ref().is_some_and(|active| !active.parts.is_empty());
+        if is_idle && holds_events && self.lane.is_all_settled() {
+            self.close_segment();
+        }
         let is_given = match self.position.active {
             None => self.begin_segment().map(|()| retention::make_way(&self.lane)),
             Some(_) if self.lane.settings.load().full == Full::ShedOldest => self.shed_oldest().map(drop),
@@ -394,7 +401,8 @@ impl Writer {
             settled: lane.take_settled(true),
             closed: None,
         };
-        // A failed predecessor may have had the same first offset; it is replaced.
+        // A failed predecessor may have had the same first offset; it is replaced, and nobody may open it meanwhile.
+        lane.log().segments.remove(&first);
         lane.core.forget_segment(&lane.folder.join(file_name(first)));
         let segment = Segment::create(&*lane.core.disk, &lane.folder, &summary, lane.core.cache_bytes)
             .map_err(|error| Condition::of(&error))?;

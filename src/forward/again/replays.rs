@@ -77,7 +77,7 @@ pub struct Replay {
     pub events: u64,
     /// How many central has acknowledged; after a restart some may be counted twice.
     pub sent: u64,
-    /// Events that central refused for ever.
+    /// Events that central refused for ever, or that left the journal while it refused them for now.
     pub failed: u64,
     /// When it was begun.
     #[serde(with = "crate::event::as_text")]

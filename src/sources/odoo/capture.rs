@@ -12,7 +12,7 @@
 mod gone;
 mod kept;
 
-use super::known::{Event, Known, Place, Verdict};
+use super::known::{Ages, Event, Known, Place, Verdict};
 use super::meaning::{Occasion, Telling};
 use super::place::Position;
 use super::shape::{Row, Shape};
@@ -44,8 +44,8 @@ const PAUSE_FACTOR: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// What is known is noted after so many changed notes, or after a time.
 const NOTE_AFTER: usize = 256;
-/// Where there is too much, what may be forgotten is looked for so often.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// Where there is too much, what may be forgotten is looked for so often: looking takes a while.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
 /// How long hints gather before they are read: one change of an order sends several.
 const HINTS_GATHER: Duration = Duration::from_millis(50);
 /// Pauses after errors: doubling, with jitter.
@@ -337,11 +337,14 @@ impl Capture {
     /// Forgets what has ended long ago, or is too much; returns how many records.
     fn forget(&mut self) -> usize {
         self.next_forget = clock::instant() + FORGET_EVERY;
-        let before = self.position.mark - self.shared.config.forget.0.as_secs() as i64;
-        let mut known = self.mirror.known();
-        let forgotten = known.forget(&self.section, before, self.recent_after().unwrap_or(i64::MIN), self.bytes_max());
-        self.shared.health.full(&self.stream, known.is_full(self.bytes_max()));
-        forgotten
+        let config = &self.shared.config;
+        let ages = Ages {
+            // The next sweep reads from here on once more.
+            settled: self.position.swept - config.overlap.0.as_secs() as i64,
+            ended: self.position.mark - config.forget.0.as_secs() as i64,
+            stale: self.recent_after().unwrap_or(i64::MIN),
+        };
+        self.mirror.known().forget(&self.section, &ages, self.bytes_max())
     }
 
     /// Seconds since 1970: what was written before is too old for this contract.
@@ -455,12 +458,18 @@ impl Capture {
             self.forget();
         }
         let mut known = self.mirror.known();
+        let mut is_full = false;
         for event in events {
             if event.then.is_some() && known.is_full(bytes_max) && !known.contains(event.record_id) {
-                self.shared.health.full(&self.stream, true);
+                is_full = true;
                 continue;
             }
             known.put(event.record_id, event.then);
+        }
+        let has_room = !known.is_full(bytes_max);
+        drop(known);
+        if is_full || has_room {
+            self.shared.health.full(&self.stream, is_full);
         }
         Ok(())
     }

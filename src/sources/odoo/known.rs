@@ -40,6 +40,17 @@ impl Entry {
     }
 }
 
+/// When records are old enough to be forgotten: all in seconds since 1970, of the last write.
+#[derive(Clone, Copy, Debug)]
+pub struct Ages {
+    /// No poll reads again what was written before: whatever is younger would be told as new.
+    pub settled: i64,
+    /// Before this, those that have ended.
+    pub ended: i64,
+    /// Before this, all.
+    pub stale: i64,
+}
+
 /// What the records of all contracts of a source take, in bytes.
 pub type Pool = Arc<AtomicUsize>;
 
@@ -216,16 +227,15 @@ impl Known {
         }
     }
 
-    /// Forgets records that have ended and were not written since `before`, and others that were not since `stale`;
-    /// where the pool takes more than `bytes_max`, also younger ones that have ended, the oldest first. Returns how
-    /// many.
-    pub fn forget(&mut self, section: &Section, before: i64, stale: i64, bytes_max: usize) -> usize {
+    /// Forgets what is old enough; where the pool takes more than `bytes_max`, also younger records that have ended,
+    /// the oldest first. Returns how many.
+    pub fn forget(&mut self, section: &Section, ages: &Ages, bytes_max: usize) -> usize {
         let mut due = Vec::new();
         let mut ended = Vec::new();
-        for (id, entry) in &self.records {
+        for (id, entry) in self.records.iter().filter(|(_, entry)| entry.write_date < ages.settled) {
             match has_ended(section, entry) {
-                true if entry.write_date >= before => ended.push((entry.write_date, *id)),
-                false if entry.write_date >= stale => {}
+                true if entry.write_date >= ages.ended => ended.push((entry.write_date, *id)),
+                false if entry.write_date >= ages.stale => {}
                 _ => due.push(*id),
             }
         }
@@ -406,10 +416,9 @@ mod tests {
         let gone = known.deletion(7, &telling, &PLACE).expect("a deletion");
         assert_ne!(gone.id, told.id);
         assert_eq!((&gone.payload["event"], &gone.payload["record"]["state"]), (&json!("deleted"), &json!("done")));
-        assert_eq!(
-            (known.forget(&section, 10, 10, 1000), known.forget(&section, 11, 10, 1000), known.len()),
-            (0, 1, 0)
-        );
+        let mut forget = |settled, ended| known.forget(&section, &Ages { settled, ended, stale: 0 }, 1000);
+        assert_eq!((forget(20, 10), forget(10, 11), forget(20, 11)), (0, 0, 1));
+        assert_eq!(known.len(), 0);
         assert!(known.deletion(7, &telling, &PLACE).is_none());
         assert_eq!(known.take_notes("p/"), [("p/000000000000".to_owned(), None)]);
     }
@@ -437,11 +446,13 @@ mod tests {
         assert_eq!(pool.load(Ordering::Relaxed), all, "the same record takes no more");
         let room_for_18 = 18 * entry("paid").bytes() + 1;
         assert!(invoices.is_full(room_for_18) && orders.is_full(room_for_18));
-        assert_eq!(orders.forget(&section, 0, 0, room_for_18), 0, "none of them has ended");
-        assert_eq!(invoices.forget(&section, 0, 0, room_for_18), 2, "no more than has to");
+        let ages = |settled, ended, stale| Ages { settled, ended, stale };
+        assert_eq!(orders.forget(&section, &ages(11, 0, 0), room_for_18), 0, "none of them has ended");
+        assert_eq!(invoices.forget(&section, &ages(10, 0, 0), room_for_18), 0, "the next poll would find them new");
+        assert_eq!(invoices.forget(&section, &ages(11, 0, 0), room_for_18), 2, "no more than has to");
         assert!(!orders.is_full(room_for_18));
-        assert_eq!(invoices.forget(&section, 11, 0, usize::MAX), 2, "the others that were paid long ago");
-        assert_eq!(invoices.forget(&section, 0, 11, usize::MAX), 6, "nobody has written them for too long");
+        assert_eq!(invoices.forget(&section, &ages(11, 11, 0), usize::MAX), 2, "the others that were paid long ago");
+        assert_eq!(invoices.forget(&section, &ages(11, 0, 11), usize::MAX), 6, "nobody has written them for too long");
         drop(orders);
         assert_eq!(pool.load(Ordering::Relaxed), 0);
     }
