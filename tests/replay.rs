@@ -143,7 +143,9 @@ fn what_central_refuses_for_now_in_a_replay_goes_again_and_what_it_refuses_for_e
     killed.store(true, Ordering::Relaxed);
     gateway.run();
     mood.store(false, Ordering::Relaxed);
-    gateway.await_status("it is done", PATIENCE, |_| state(&gateway, 1)["state"] == "done");
+    gateway.await_status("it is done", PATIENCE, |status| {
+        state(&gateway, 1)["state"] == "done" && sum(status, "queued") == 0
+    });
     let found = taken.lock().expect("lock").clone();
     let missing: Vec<u64> = (1..301).filter(|number| *number != 33 && !found.contains(number)).collect();
     assert!(missing.is_empty(), "{missing:?}");
