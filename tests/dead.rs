@@ -26,6 +26,16 @@ fn states(gateway: &Gateway) -> Vec<String> {
     letters(gateway).iter().map(|letter| letter["fate"]["state"].as_str().expect("a state").to_owned()).collect()
 }
 
+/// The contract learns a word.
+fn learn_paused(gateway: &Gateway) {
+    let schema = gateway.folder.join("contracts/state.json");
+    let wider = std::fs::read_to_string(&schema).expect("read").replace("\"fault\"", "\"fault\",\"paused\"");
+    std::fs::write(&schema, wider).expect("written");
+    let contract = gateway.folder.join("contracts/state.toml");
+    let newer = std::fs::read_to_string(&contract).expect("read").replace("1.0.0", "1.1.0");
+    std::fs::write(&contract, newer).expect("written");
+}
+
 #[test]
 fn what_central_refused_is_sent_again_with_the_same_id_and_sequence() {
     let refuses = Arc::new(AtomicBool::new(true));
@@ -95,14 +105,8 @@ fn what_broke_its_contract_is_taken_in_once_it_fits() {
     );
     assert!(text.contains("letter 3: it still breaks its contract: topic: no contract matches"), "{text}");
 
-    // The contract learns a word.
     gateway.stop();
-    let schema = gateway.folder.join("contracts/state.json");
-    let wider = std::fs::read_to_string(&schema).expect("read").replace("\"fault\"", "\"fault\",\"paused\"");
-    std::fs::write(&schema, wider).expect("written");
-    let contract = gateway.folder.join("contracts/state.toml");
-    let newer = std::fs::read_to_string(&contract).expect("read").replace("1.0.0", "1.1.0");
-    std::fs::write(&contract, newer).expect("written");
+    learn_paused(&gateway);
     gateway.run();
     let (_, text) = run(&gateway, &["dead", "requeue", "--stage", "intake", "--stream", "machine.state"]);
     assert!(text.contains("1 of 2") && text.contains("letter 2: it still breaks"), "{text}");
@@ -214,12 +218,7 @@ fn many_letters_are_decided_on_part_by_part() {
     let (is_good, text) = run(&gateway, &["dead", "requeue", "--all"]);
     assert!(!is_good && text.contains("0 of 1300") && text.contains("1200 more"), "{text}");
     gateway.stop();
-    let schema = gateway.folder.join("contracts/state.json");
-    let wider = std::fs::read_to_string(&schema).expect("read").replace("\"fault\"", "\"fault\",\"paused\"");
-    std::fs::write(&schema, wider).expect("written");
-    let contract = gateway.folder.join("contracts/state.toml");
-    let newer = std::fs::read_to_string(&contract).expect("read").replace("1.0.0", "1.1.0");
-    std::fs::write(&contract, newer).expect("written");
+    learn_paused(&gateway);
     gateway.run();
     let (is_good, text) = run(&gateway, &["dead", "requeue", "1299", "1300", "1301", "7"]);
     assert!(!is_good && text.contains("3 of 3") && text.contains("letter 1301: there is no such letter"), "{text}");
