@@ -123,6 +123,24 @@ pub struct LaneConfig {
     pub holds: Vec<(String, u64)>,
 }
 
+#[cfg(test)]
+impl Config {
+    /// A journal without lanes, for tests of what is kept beside them.
+    pub(crate) fn of_notes(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            lanes: vec![],
+            dead: LaneConfig::dead(256 << 20),
+            dead_retention: Duration::from_secs(60),
+            dedupe_bytes: 1 << 16,
+            reserve_bytes: 0,
+            cache_bytes: 1 << 16,
+            tail_bytes: 1 << 16,
+            destinations: vec![],
+        }
+    }
+}
+
 impl LaneConfig {
     /// A lane that stops acknowledging when it is full.
     pub fn new(name: &str, budget: u64, linger: Duration) -> Self {

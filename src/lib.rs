@@ -32,6 +32,8 @@
 //! - **A lane's commits start at least its linger apart**, and an event that finds the lane idle
 //!   goes at once: the latency of an idle lane, the bytes of a busy one.
 //! - **The standard lane lingers 40 ms**: at 1,000 events a second 20 ms write 1.6 kB an event.
+//! - **The disk is one for all lanes.** A writer that finds it down to `disk_reserve` removes what is delivered of any lane;
+//!   what another lane may give up is given up by that lane's own writer, when asked, a segment at a time.
 //! - **Publications are files** (`journal/publications/7.json`), so that `contracts check` can read
 //!   the versions in force while the gateway runs; **dead letters are one log** of their own.
 //! - **Numbers that were never given are written down** (`journal/unused.json`): after the loss of a file

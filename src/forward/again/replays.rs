@@ -238,23 +238,13 @@ fn count(lane: &Arc<Lane>, destination: &str, filter: &Filter, from: u64, end: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Config, LaneConfig, RealDisk, Seal};
+    use crate::journal::{Config, RealDisk, Seal};
     use std::time::Duration;
 
     #[test]
     fn what_is_paused_stays_paused_however_far_it_is_noted_to_be() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let config = Config {
-            folder: folder.path().join("journal"),
-            lanes: vec![],
-            dead: LaneConfig::dead(256 << 20),
-            dead_retention: Duration::from_secs(60),
-            dedupe_bytes: 1 << 16,
-            reserve_bytes: 0,
-            cache_bytes: 1 << 16,
-            tail_bytes: 1 << 16,
-            destinations: vec![],
-        };
+        let config = Config::of_notes(folder.path().join("journal"));
         let seal = Seal { format: 1, environment: "test".into() };
         let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
         let replays = Replays::open(&journal).expect("opens");

@@ -504,17 +504,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_connection_that_ends_half_way_frees_its_place_and_keeps_the_session() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let config = Config {
-            folder: folder.path().join("journal"),
-            lanes: vec![],
-            dead: crate::journal::LaneConfig::dead(256 << 20),
-            dead_retention: Duration::from_secs(60),
-            dedupe_bytes: 1 << 16,
-            reserve_bytes: 0,
-            cache_bytes: 1 << 16,
-            tail_bytes: 1 << 16,
-            destinations: vec![],
-        };
+        let config = Config::of_notes(folder.path().join("journal"));
         let seal = Seal { format: 1, environment: "test".into() };
         let journal = Arc::new(Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens"));
         let registry = Registry::open(journal).expect("opens");
