@@ -129,7 +129,7 @@ impl Survival {
         let elapsed = last.at.duration_since(first.at).as_secs_f64();
         let lanes = self.journal.lanes().iter().zip(first.lanes.iter().zip(&last.lanes));
         let mut outlooks: Vec<_> = lanes.map(|(lane, (before, after))| outlook(lane, before, after, elapsed)).collect();
-        let held: u64 = self.journal.lanes().iter().map(|lane| lane.status().bytes).sum();
+        let held: u64 = self.journal.lanes().iter().map(|lane| lane.bytes()).sum();
         if let Ok(room) = self.journal.disk_room() {
             by_disk(&mut outlooks, held, room);
         }

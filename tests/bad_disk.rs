@@ -167,9 +167,7 @@ fn a_full_file_system_acknowledges_nothing_until_there_is_room() {
     let centre = Centre::start();
     let mut gateway =
         Gateway::prepare("full-card", &format!("disk_reserve = \"1MB\"\n{}", centre.destination("central")));
-    let config = std::fs::read_to_string(gateway.config()).expect("read");
-    let data = format!("data_dir = \"{}\"", card.mount.join("data").display());
-    std::fs::write(gateway.config(), config.replace("data_dir = \"data\"", &data)).expect("written");
+    card.hold_data_of(&gateway);
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     client.publish(true, 1, TOPIC, payload(1, 1).as_bytes());
@@ -253,9 +251,7 @@ fn a_card_full_of_what_was_delivered_takes_new_events_of_every_lane() {
     let centre = Centre::start();
     let rest = format!("disk_reserve = \"10MB\"\n{}", centre.destination("central"));
     let mut gateway = Gateway::prepare("small-card", &rest);
-    let config = std::fs::read_to_string(gateway.config()).expect("read");
-    let data = format!("data_dir = \"{}\"", card.mount.join("data").display());
-    std::fs::write(gateway.config(), config.replace("data_dir = \"data\"", &data)).expect("written");
+    card.hold_data_of(&gateway);
     let noise = "name = \"noise\"\nversion = \"1.0.0\"\nowner = \"tests\"\nlane = \"bulk\"\nkey = \"{machine}\"\naccepts = \"bytes\"\nmatch = { source = \"mqtt\", topic = \"noise/{machine}\" }\n";
     std::fs::write(gateway.folder.join("contracts/noise.toml"), noise).expect("written");
     gateway.run();

@@ -39,6 +39,13 @@ impl Card {
         card
     }
 
+    /// Has a gateway that is not started yet keep its journal here.
+    pub fn hold_data_of(&self, gateway: &Gateway) {
+        let config = std::fs::read_to_string(gateway.config()).expect("read");
+        let data = format!("data_dir = \"{}\"", self.mount.join("data").display());
+        std::fs::write(gateway.config(), config.replace("data_dir = \"data\"", &data)).expect("written");
+    }
+
     fn insert(&self) {
         run("mount", &[&self.device, &self.mount.to_string_lossy()]);
     }
@@ -109,9 +116,7 @@ impl Plant {
             broker.destination(&pki, broker.tls.port())
         );
         let gateway = Gateway::prepare(name, &rest);
-        let config = std::fs::read_to_string(gateway.config()).expect("read");
-        let data = format!("data_dir = \"{}\"", card.mount.join("data").display());
-        std::fs::write(gateway.config(), config.replace("data_dir = \"data\"", &data)).expect("written");
+        card.hold_data_of(&gateway);
         Self { gateway, card, collector, _broker: broker, _folder: folder }
     }
 

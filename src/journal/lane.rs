@@ -560,7 +560,8 @@ impl Lane {
         format!("given/{}", self.sequence_mark(stream))
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes that its log takes.
+    pub fn bytes(&self) -> u64 {
         self.log().segments.values().map(|part| part.bytes).sum()
     }
 
