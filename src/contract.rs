@@ -12,6 +12,7 @@ mod json;
 pub mod odoo;
 mod pattern;
 mod publication;
+mod schema;
 
 pub use change::objections;
 pub use json::{Pointer, Tree, push_json_string};
@@ -21,9 +22,8 @@ pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
 use crate::event::{Content, Timestamp};
 use crate::setting::Problem;
 use hmac::{Hmac, KeyInit, Mac};
-use json::Payload;
-use jsonschema::Validator;
 use pattern::Template;
+use schema::Schema;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -151,7 +151,7 @@ pub struct Contract {
     device: Template,
     id: Option<Pointer>,
     time: Option<Pointer>,
-    validator: Option<Validator<Payload>>,
+    schema: Option<Schema>,
     accepts: Accepts,
     /// What its payloads are made into JSON from, where they are none.
     pub decode: Option<Decode>,
@@ -262,12 +262,7 @@ impl Contract {
             return Ok(());
         }
         let tree = Tree::parse(payload).map_err(|error| format!("payload: is no JSON at column {}", error.column()))?;
-        let Some(validator) = &self.validator else { return Ok(()) };
-        validator.validate(&tree).map_err(|error| {
-            let path = error.instance_path().to_string();
-            let field = if path.is_empty() { "payload" } else { &path };
-            format!("{field}: {}", error.masked_with("value"))
-        })
+        self.schema.as_ref().map_or(Ok(()), |schema| schema.check(&tree)).map_err(|fault| fault.to_string())
     }
 
     fn read_opaque<'a>(&self, captures: &'a [String], payload: &'a [u8]) -> Result<Reading<'a>, Violation<'a>> {
@@ -301,12 +296,8 @@ impl Contract {
                 Ok(())
             }
         };
-        if let Some(validator) = &self.validator
-            && let Err(error) = validator.validate(tree)
-        {
-            let path = error.instance_path().to_string();
-            let field = if path.is_empty() { "payload" } else { &path };
-            broken(format!("{field}: {}", error.masked_with("value")))?;
+        if let Some(fault) = self.schema.as_ref().and_then(|schema| schema.check(tree).err()) {
+            broken(fault.to_string())?;
         }
         let mut id = None;
         if let Some(pointer) = &self.id {

@@ -55,6 +55,9 @@
 //!   notification of the kernel misses; some hundred files cost less than a millisecond.
 //! - **What is known of Odoo is restored from the journal.** Notes of it are up to a minute old; the events
 //!   behind them hold the rest, so that no change is told twice, and no commit is spent on each.
+//! - **JSON Schema is checked by our own code** (`contract/schema`), a tenth of what a library for every draft and every JSON
+//!   type adds to the program: 3.2 of 15.1 MB. The official tests of the draft and that library, side by side on random
+//!   schemas, judge it in the tests.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

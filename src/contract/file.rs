@@ -1,11 +1,11 @@
 //! A contract as its file says it, and the checks a file passes before it counts.
 
-use super::json::{Payload, Pointer};
+use super::json::Pointer;
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
+use super::schema::Schema;
 use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, SourceKind, Surroundings, odoo};
 use crate::setting::{Document, Problem, Span};
-use jsonschema::Validator;
 use serde::Deserialize;
 use std::path::Path;
 use std::time::Duration;
@@ -175,7 +175,7 @@ pub(super) fn load(
             format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only"),
         ));
     }
-    let (schema_value, validator) = schema.unzip();
+    let (schema_value, schema) = schema.unzip();
     let publication = Publication {
         format: PUBLICATION_FORMAT,
         stream: raw.name.clone(),
@@ -207,7 +207,7 @@ pub(super) fn load(
         dedupe: has_ids.then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
         id,
         time,
-        validator,
+        schema,
         accepts: raw.accepts,
         decode: raw.decode,
         on_violation: raw.on_violation,
@@ -250,18 +250,15 @@ fn check_odoo(raw: &File) -> Result<(), (String, String)> {
     section.check().map_err(|(key, message)| (format!("odoo.{key}"), message))
 }
 
-fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Validator<Payload>), Problem> {
+fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {
     let wrong = |message: String| document.problem("schema", message);
     let path = document.file().parent().unwrap_or(Path::new(".")).join(name);
     let text = std::fs::read(&path).map_err(|error| wrong(format!("{}: cannot be read: {error}", path.display())))?;
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| wrong(format!("{}: is no JSON: {error}", path.display())))?;
-    let validator = jsonschema::options_for::<Payload>()
-        .with_draft(jsonschema::Draft::Draft202012)
-        .should_validate_formats(true)
-        .build(&value)
+    let schema = Schema::compile(&value)
         .map_err(|error| wrong(format!("{}: is no JSON Schema 2020-12: {error}", path.display())))?;
-    Ok((value, validator))
+    Ok((value, schema))
 }
 
 fn check_stream_name(name: &str) -> Result<(), String> {

@@ -1,12 +1,10 @@
 //! A payload parsed without copying it: strings borrow from the payload, objects are short lists.
 //!
-//! `serde_json` reads, `jsonschema` checks; this only is the shape between them. Against
+//! `serde_json` reads, [`super::schema`] checks; this only is the shape between them. Against
 //! `serde_json::Value` it saves an allocation for each key and string of every event.
 
-use jsonschema::JsonType;
-use jsonschema::json::{Array, Json, Node, NodeIdentity, Object};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Number, Value};
+use serde_json::Number;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -137,19 +135,6 @@ impl<'a> Tree<'a> {
             }
         }
     }
-
-    fn to_owned_value(&self) -> Value {
-        match self {
-            Self::Null => Value::Null,
-            Self::Bool(value) => Value::Bool(*value),
-            Self::Number(number) => Value::Number(number.clone()),
-            Self::Text(text) => Value::String(text.to_string()),
-            Self::Array(items) => items.iter().map(Self::to_owned_value).collect(),
-            Self::Object(members) => {
-                Value::Object(members.iter().map(|(key, value)| (key.to_string(), value.to_owned_value())).collect())
-            }
-        }
-    }
 }
 
 /// Appends `text` as a JSON string, quotes included.
@@ -265,131 +250,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
             }
         }
         deserializer.deserialize_str(Reader)
-    }
-}
-
-/// Tells `jsonschema` how to walk a [`Tree`].
-#[derive(Debug)]
-pub struct Payload;
-
-impl Json for Payload {
-    type Node<'a> = &'a Tree<'a>;
-    type PreparedKey = String;
-    type StringBuffer = ();
-    const ACYCLIC: bool = true;
-
-    fn prepare_key(key: &str) -> String {
-        key.to_owned()
-    }
-
-    fn with_string_node<T>((): &mut (), string: &str, f: impl for<'x> FnOnce(&'x Tree<'x>) -> T) -> T {
-        f(&Tree::Text(Cow::Borrowed(string)))
-    }
-}
-
-impl<'a> Node<'a, Payload> for &'a Tree<'a> {
-    type Object = Members<'a>;
-    type Array = Items<'a>;
-    type Number = &'a Number;
-
-    fn as_object(&self) -> Option<Members<'a>> {
-        match self {
-            Tree::Object(members) => Some(Members(members)),
-            _ => None,
-        }
-    }
-
-    fn as_array(&self) -> Option<Items<'a>> {
-        match self {
-            Tree::Array(items) => Some(Items(items)),
-            _ => None,
-        }
-    }
-
-    fn as_string(&self) -> Option<Cow<'a, str>> {
-        match self {
-            Tree::Text(text) => Some(Cow::Borrowed(text)),
-            _ => None,
-        }
-    }
-
-    fn as_number(&self) -> Option<&'a Number> {
-        match self {
-            Tree::Number(number) => Some(number),
-            _ => None,
-        }
-    }
-
-    fn as_boolean(&self) -> Option<bool> {
-        match self {
-            Tree::Bool(value) => Some(*value),
-            _ => None,
-        }
-    }
-
-    fn is_null(&self) -> bool {
-        matches!(self, Tree::Null)
-    }
-
-    fn json_type(&self) -> JsonType {
-        match self {
-            Tree::Null => JsonType::Null,
-            Tree::Bool(_) => JsonType::Boolean,
-            Tree::Number(_) => JsonType::Number,
-            Tree::Text(_) => JsonType::String,
-            Tree::Array(_) => JsonType::Array,
-            Tree::Object(_) => JsonType::Object,
-        }
-    }
-
-    fn to_value(&self) -> Cow<'a, Value> {
-        Cow::Owned(self.to_owned_value())
-    }
-
-    fn identity(&self) -> Option<NodeIdentity> {
-        Some(NodeIdentity::new(std::ptr::from_ref::<Tree<'_>>(self) as usize))
-    }
-}
-
-/// The members of an object.
-#[derive(Debug)]
-pub struct Members<'a>(&'a [(Cow<'a, str>, Tree<'a>)]);
-
-impl<'a> Object<'a, Payload> for Members<'a> {
-    type Node = &'a Tree<'a>;
-    type MemberName = &'a str;
-    type MembersIter = std::iter::Map<
-        std::slice::Iter<'a, (Cow<'a, str>, Tree<'a>)>,
-        fn(&'a (Cow<'a, str>, Tree<'a>)) -> (&'a str, &'a Tree<'a>),
-    >;
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn get(&self, key: &String) -> Option<&'a Tree<'a>> {
-        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
-    }
-
-    fn members(&self) -> Self::MembersIter {
-        self.0.iter().map(|(name, value)| (name.as_ref(), value))
-    }
-}
-
-/// The items of an array.
-#[derive(Debug)]
-pub struct Items<'a>(&'a [Tree<'a>]);
-
-impl<'a> Array<'a, Payload> for Items<'a> {
-    type Node = &'a Tree<'a>;
-    type ElementsIter = std::slice::Iter<'a, Tree<'a>>;
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn elements(&self) -> Self::ElementsIter {
-        self.0.iter()
     }
 }
 

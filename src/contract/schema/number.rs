@@ -1,0 +1,194 @@
+//! Numbers of JSON, compared and divided exactly: `0.3` is a multiple of `0.1`, `1` and `1.0` are one.
+
+use super::Tree;
+use std::cmp::Ordering;
+use std::fmt;
+
+/// A number as `digits` × 10^`exponent`, with no 0 at the end of the digits.
+///
+/// The digits of what JSON is read into (`u64`, `i64`, and the shortest form of `f64`) fit into 64 bits and a sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Number {
+    is_negative: bool,
+    digits: u64,
+    exponent: i32,
+}
+
+impl Number {
+    /// The number that a value is.
+    pub fn of(value: &Tree<'_>) -> Option<Self> {
+        if let Tree::Number(number) = value { Some(Self::from(number)) } else { None }
+    }
+
+    fn new(is_negative: bool, mut digits: u64, mut exponent: i32) -> Self {
+        if digits == 0 {
+            return Self { is_negative: false, digits: 0, exponent: 0 };
+        }
+        while digits.is_multiple_of(10) {
+            digits /= 10;
+            exponent += 1;
+        }
+        Self { is_negative, digits, exponent }
+    }
+
+    /// Whether it has no fraction.
+    pub fn is_whole(self) -> bool {
+        self.exponent >= 0
+    }
+
+    /// Whether it is above 0.
+    pub fn is_positive(self) -> bool {
+        !self.is_negative && self.digits > 0
+    }
+
+    /// The number, where it is whole and neither negative nor too large.
+    pub fn as_count(self) -> Option<usize> {
+        let scale = 10_u64.checked_pow(u32::try_from(self.exponent).ok()?)?;
+        if self.is_negative { None } else { usize::try_from(self.digits.checked_mul(scale)?).ok() }
+    }
+
+    /// How it compares.
+    pub fn compare(self, other: &Self) -> Ordering {
+        let sign = |number: &Self| if number.digits == 0 { 0 } else { 1 - 2 * i32::from(number.is_negative) };
+        match sign(&self).cmp(&sign(other)) {
+            Ordering::Equal if self.is_negative => other.compare_size(&self),
+            Ordering::Equal => self.compare_size(other),
+            unequal => unequal,
+        }
+    }
+
+    /// How it compares without the signs.
+    fn compare_size(&self, other: &Self) -> Ordering {
+        // Where the first digit stands decides; a difference of less than 20 places fits into 128 bits.
+        let top = |number: &Self| {
+            number.digits.checked_ilog10().map_or(i64::MIN, |log| i64::from(log) + i64::from(number.exponent))
+        };
+        top(self).cmp(&top(other)).then_with(|| {
+            let low = self.exponent.min(other.exponent);
+            let scaled = |number: &Self| u128::from(number.digits) * 10_u128.pow(number.exponent.abs_diff(low));
+            if self.digits == 0 { Ordering::Equal } else { scaled(self).cmp(&scaled(other)) }
+        })
+    }
+
+    /// Whether it is a whole number of times `step`, which is above 0.
+    pub fn is_multiple_of(self, step: &Self) -> bool {
+        if self.digits == 0 {
+            return true;
+        }
+        match u32::try_from(i64::from(self.exponent) - i64::from(step.exponent)) {
+            // digits × 10^more, modulo the digits of the step.
+            Ok(more) => {
+                let modulus = u128::from(step.digits);
+                let (mut rest, mut power, mut more) = (u128::from(self.digits) % modulus, 10 % modulus, more);
+                while more > 0 {
+                    if more & 1 == 1 {
+                        rest = rest * power % modulus;
+                    }
+                    power = power * power % modulus;
+                    more >>= 1;
+                }
+                rest == 0
+            }
+            // The step has a coarser last digit: it would have to divide digits that do not end in 0.
+            Err(_) => {
+                let less = step.exponent.abs_diff(self.exponent);
+                let whole = 10_u64.checked_pow(less).and_then(|scale| step.digits.checked_mul(scale));
+                whole.is_some_and(|step| self.digits.is_multiple_of(step))
+            }
+        }
+    }
+}
+
+impl From<&serde_json::Number> for Number {
+    fn from(number: &serde_json::Number) -> Self {
+        if let Some(number) = number.as_u64() {
+            return Self::new(false, number, 0);
+        }
+        if let Some(number) = number.as_i64() {
+            return Self::new(number < 0, number.unsigned_abs(), 0);
+        }
+        // The shortest text that reads back as the same number has at most 17 digits.
+        let written = format!("{:e}", number.as_f64().unwrap_or_default());
+        let (digits, exponent) = written.split_once('e').unwrap_or((&written, "0"));
+        let fraction = digits.split_once('.').map_or(0, |(_, fraction)| fraction.len() as i32);
+        let bare = digits.chars().filter(char::is_ascii_digit).collect::<String>();
+        let exponent = exponent.parse::<i32>().unwrap_or(0) - fraction;
+        Self::new(digits.starts_with('-'), bare.parse().unwrap_or(0), exponent)
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.is_negative { "-" } else { "" };
+        match self.exponent {
+            0 => write!(f, "{sign}{}", self.digits),
+            1..=20 => write!(f, "{sign}{}{:0width$}", self.digits, 0, width = self.exponent as usize),
+            -20..=-1 => {
+                let places = self.exponent.unsigned_abs() as usize;
+                let digits = format!("{:0width$}", self.digits, width = places + 1);
+                let (whole, fraction) = digits.split_at(digits.len() - places);
+                write!(f, "{sign}{whole}.{fraction}")
+            }
+            _ => write!(f, "{sign}{}e{}", self.digits, self.exponent),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn number(text: &str) -> Number {
+        Number::from(&serde_json::from_str::<serde_json::Number>(text).expect("a number"))
+    }
+
+    #[test]
+    fn they_are_exact_where_floating_point_is_not() {
+        for (value, step, is) in [
+            ("0.3", "0.1", true),
+            ("0.0075", "0.0001", true),
+            ("0.00751", "0.0001", false),
+            ("1e308", "0.5", true),
+            ("1e308", "0.123456789", false),
+            ("9007199254740993", "2", false),
+            ("18446744073709551615", "5", true),
+            ("-4.5", "1.5", true),
+            ("7", "100", false),
+            ("500", "100", true),
+            ("0", "3", true),
+            ("5", "1e300", false),
+        ] {
+            assert_eq!(number(value).is_multiple_of(&number(step)), is, "{value} of {step}");
+        }
+        assert_eq!(number("1.0"), number("1"));
+        assert_eq!(number("-0.0"), number("0"));
+        assert!(number("18446744073709551615").compare(&number("1.8446744073709552e19")).is_lt());
+        assert!(!number("1.5").is_whole() && number("1e300").is_whole());
+        assert_eq!(
+            (number("3e2").as_count(), number("-1").as_count(), number("0.5").as_count()),
+            (Some(300), None, None)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn they_compare_as_floating_point_does(a in any::<f64>(), b in any::<f64>()) {
+            prop_assume!(a.is_finite() && b.is_finite());
+            let of = |float| Number::from(&serde_json::Number::from_f64(float).expect("finite"));
+            prop_assert_eq!(Some(of(a).compare(&of(b))), a.partial_cmp(&b));
+        }
+
+        #[test]
+        fn they_compare_as_integers_do(a in any::<i64>(), b in any::<i64>()) {
+            prop_assert_eq!(Number::from(&a.into()).compare(&Number::from(&b.into())), a.cmp(&b));
+        }
+
+        #[test]
+        fn what_is_written_reads_back(float in any::<f64>()) {
+            prop_assume!(float.is_finite());
+            let written = Number::from(&serde_json::Number::from_f64(float).expect("finite")).to_string();
+            prop_assert_eq!(written.parse::<f64>().ok(), Some(float));
+        }
+    }
+}
