@@ -7,7 +7,7 @@
 //!
 //! Not here: how an event looks at central (`contract`), where it is kept (`journal`).
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -164,9 +164,12 @@ fn civil_from_days(days: i64) -> (u32, u32, u32) {
     (year as u32, month as u32, day as u32)
 }
 
-fn digits(out: &mut Vec<u8>, number: u32, width: u32) {
-    for place in (0..width).rev() {
-        out.push(b'0' + (number / 10u32.pow(place) % 10) as u8);
+fn digits(out: &mut Vec<u8>, mut number: u32, width: usize) {
+    let start = out.len();
+    out.resize(start + width, b'0');
+    for digit in out[start..].iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
     }
 }
 
@@ -262,16 +265,14 @@ pub struct Record<'a> {
     /// Attributes that most events do not have.
     pub attributes: Vec<Attribute<'a>>,
     /// What the device said.
+    #[serde(serialize_with = "in_one_piece")]
     pub payload: &'a [u8],
 }
 
 impl<'a> Record<'a> {
     /// Appends the record to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        // Writing to memory cannot fail: the flavour grows with the record.
-        if let Err(error) = postcard::to_extend(self, Appender(out)) {
-            unreachable!("a record always encodes: {error}");
-        }
+        append_postcard(out, self);
     }
 
     /// Reads a record that fills `bytes` exactly.
@@ -294,12 +295,37 @@ impl<'a> Record<'a> {
 #[error("stored record is damaged: {0}")]
 pub struct DamagedRecord(String);
 
+/// Appends a value in postcard, which is what the journal keeps.
+pub fn append_postcard<T: Serialize>(out: &mut Vec<u8>, value: &T) {
+    // Writing to memory cannot fail, and none of the types has a part that postcard lacks.
+    if let Err(error) = postcard::serialize_with_flavor(value, Appender(out)) {
+        unreachable!("a plain value always encodes: {error}");
+    }
+}
+
 struct Appender<'a>(&'a mut Vec<u8>);
 
-impl Extend<u8> for Appender<'_> {
-    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
-        self.0.extend(bytes);
+impl postcard::ser_flavors::Flavor for Appender<'_> {
+    type Output = ();
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
     }
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hands bytes on in one piece; as a list of numbers, which they are to serde, they would go one by one.
+fn in_one_piece<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 /// Appends `text` to `out` with everything percent-encoded that a URI path segment may not hold

@@ -24,7 +24,7 @@
 //!
 //! - **The listener reads MQTT itself.** PUBLISH is the path of an event: parsed in place it costs no
 //!   allocation; and the conformance checks (`tests/conformance`) find `mqtt-protocol-core` more
-//!   lenient with CONNECT and SUBSCRIBE than the standards are. The demo's broker is built on that.
+//!   lenient with CONNECT and SUBSCRIBE than the standards are. The demo's broker reads with the listener's code.
 //! - **Blocks are compressed with zstd level 1**: 0.35 of the size on payloads whose values do not
 //!   repeat, where lz4 reaches 0.61; 0.3 µs an event more, and half the wear of the flash.
 //! - **A segment has one table.** Cursors ride inside the blocks, so that a commit touches as few

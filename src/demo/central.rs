@@ -4,14 +4,11 @@
 //! Not a broker for use: it keeps nothing and limits nothing.
 
 use crate::contract::Pattern;
+use crate::link::{Head, Protocol, push_publish};
+use crate::sources::mqtt::hello::Hello;
+use crate::sources::mqtt::wire;
 use crate::tls::{self, ServerFiles};
-use mqtt_protocol_core::mqtt::Version;
-use mqtt_protocol_core::mqtt::common::Cursor;
-use mqtt_protocol_core::mqtt::connection::{Connection, Event, role};
-use mqtt_protocol_core::mqtt::packet::{GenericPacketTrait, Packet, Qos, v3_1_1, v5_0};
-use mqtt_protocol_core::mqtt::result_code::{
-    ConnectReasonCode, ConnectReturnCode, SubackReasonCode, SubackReturnCode, UnsubackReasonCode,
-};
+use bytes::{Buf, BytesMut};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -44,6 +41,9 @@ struct Message {
 
 /// Messages a slow subscriber may be behind before it misses some.
 const BEHIND_MAX: usize = 16_384;
+
+/// The largest packet it takes, far beyond what the gateway sends.
+const PACKET_BYTES_MAX: usize = 16 << 20;
 
 /// The port it takes if nobody has it, so that a command in the history of a shell still fits.
 const PORT: u16 = 18_883;
@@ -89,7 +89,8 @@ pub(super) async fn start(folder: &Path) -> anyhow::Result<Central> {
 struct Client<'s> {
     stream: TlsStream<TcpStream>,
     shared: &'s Shared,
-    connection: Connection<role::Server>,
+    /// What it speaks, once it has said so.
+    protocol: Option<Protocol>,
     filters: Vec<Pattern>,
     output: Vec<u8>,
     is_over: bool,
@@ -97,27 +98,25 @@ struct Client<'s> {
 
 impl<'s> Client<'s> {
     fn new(stream: TlsStream<TcpStream>, shared: &'s Shared) -> Self {
-        let mut connection = Connection::<role::Server>::new(Version::Undetermined);
-        connection.set_auto_pub_response(true);
-        connection.set_auto_ping_response(true);
-        Self { stream, shared, connection, filters: Vec::new(), output: Vec::new(), is_over: false }
+        Self { stream, shared, protocol: None, filters: Vec::new(), output: Vec::new(), is_over: false }
     }
 
     async fn serve(&mut self) -> std::io::Result<()> {
         let mut messages = self.shared.messages.subscribe();
-        let mut input = vec![0; 32 << 10];
+        let mut input = BytesMut::new();
         while !self.is_over {
             tokio::select! {
-                read = self.stream.read(&mut input) => {
-                    let read = read?;
-                    if read == 0 {
+                read = self.stream.read_buf(&mut input) => {
+                    if read? == 0 {
                         return Ok(());
                     }
-                    let mut cursor = Cursor::new(&input[..read]);
-                    while (cursor.position() as usize) < read && !self.is_over {
-                        let events = self.connection.recv(&mut cursor);
-                        self.handle(events);
+                    while let (false, Ok(Some(frame))) = (self.is_over, wire::frame(&input, PACKET_BYTES_MAX)) {
+                        // What is no MQTT ends the connection.
+                        self.is_over |= self.received(&frame).is_err();
+                        let length = frame.length;
+                        input.advance(length);
                     }
+                    self.is_over |= wire::frame(&input, PACKET_BYTES_MAX).is_err();
                 }
                 // One that is too far behind misses some, as QoS 0 allows.
                 Ok(message) = messages.recv() => self.hand_on(&message),
@@ -129,72 +128,49 @@ impl<'s> Client<'s> {
         Ok(())
     }
 
-    fn handle(&mut self, events: Vec<Event>) {
-        for event in events {
-            match event {
-                Event::RequestSendPacket { packet, .. } => self.output.extend(packet.to_continuous_buffer()),
-                Event::RequestClose => self.is_over = true,
-                Event::NotifyPacketReceived(packet) => self.received(packet),
-                _ => {}
+    fn received(&mut self, frame: &wire::Frame<'_>) -> Result<(), wire::Fault> {
+        let Some(protocol) = self.protocol else {
+            match Hello::read(frame) {
+                Ok(hello) => {
+                    let welcome: &[u8] =
+                        if hello.protocol == Protocol::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
+                    self.output.extend_from_slice(welcome);
+                    self.protocol = Some(hello.protocol);
+                }
+                Err((answer, _)) => {
+                    self.output.extend_from_slice(&answer);
+                    self.is_over = true;
+                }
             }
-        }
-    }
-
-    fn received(&mut self, packet: Packet) {
-        match packet {
-            Packet::V3_1_1Connect(_) => {
-                let answer =
-                    v3_1_1::Connack::builder().session_present(false).return_code(ConnectReturnCode::Accepted).build();
-                self.answer(answer.ok());
+            return Ok(());
+        };
+        let is_v5 = protocol == Protocol::V5;
+        match frame.first >> 4 {
+            3 => {
+                let publish = wire::publish(frame.first, frame.body, is_v5)?;
+                match publish.qos {
+                    0 => {}
+                    1 => wire::push_ack(&mut self.output, wire::PUBACK, publish.packet_id),
+                    _ => wire::push_ack(&mut self.output, wire::PUBREC, publish.packet_id),
+                }
+                self.publish(publish.topic, publish.payload, publish.retain);
             }
-            Packet::V5_0Connect(_) => {
-                let answer =
-                    v5_0::Connack::builder().session_present(false).reason_code(ConnectReasonCode::Success).build();
-                self.answer(answer.ok());
+            6 => wire::push_ack(&mut self.output, wire::PUBCOMP, wire::ack(frame.body, is_v5)?.0),
+            8 => {
+                let (packet_id, _, wanted) = wire::subscribe(frame.body, is_v5)?;
+                wire::push_suback(&mut self.output, packet_id, is_v5, &vec![0; wanted.len()]);
+                self.subscribe(wanted.iter().filter_map(|wanted| Pattern::parse(wanted.filter).ok()).collect());
             }
-            Packet::V3_1_1Publish(publish) => {
-                self.publish(publish.topic_name(), publish.payload().as_slice(), publish.retain())
-            }
-            Packet::V5_0Publish(publish) => {
-                self.publish(publish.topic_name(), publish.payload().as_slice(), publish.retain())
-            }
-            Packet::V3_1_1Subscribe(subscribe) => {
-                let filters: Vec<String> =
-                    subscribe.entries().iter().map(|entry| entry.topic_filter().to_owned()).collect();
-                let codes = vec![SubackReturnCode::SuccessMaximumQos0; filters.len()];
-                let answer = v3_1_1::Suback::builder().packet_id(subscribe.packet_id()).return_codes(codes).build();
-                self.answer(answer.ok());
-                self.subscribe(&filters);
-            }
-            Packet::V5_0Subscribe(subscribe) => {
-                let filters: Vec<String> =
-                    subscribe.entries().iter().map(|entry| entry.topic_filter().to_owned()).collect();
-                let codes = vec![SubackReasonCode::GrantedQos0; filters.len()];
-                let answer = v5_0::Suback::builder().packet_id(subscribe.packet_id()).reason_codes(codes).build();
-                self.answer(answer.ok());
-                self.subscribe(&filters);
-            }
-            Packet::V3_1_1Unsubscribe(unsubscribe) => {
+            10 => {
+                let (packet_id, filters) = wire::unsubscribe(frame.body, is_v5)?;
+                wire::push_unsuback(&mut self.output, packet_id, is_v5, &vec![0; filters.len()]);
                 self.filters.clear();
-                self.answer(v3_1_1::Unsuback::builder().packet_id(unsubscribe.packet_id()).build().ok());
             }
-            Packet::V5_0Unsubscribe(unsubscribe) => {
-                self.filters.clear();
-                let codes = vec![UnsubackReasonCode::Success; unsubscribe.entries().len()];
-                self.answer(
-                    v5_0::Unsuback::builder().packet_id(unsubscribe.packet_id()).reason_codes(codes).build().ok(),
-                );
-            }
-            Packet::V3_1_1Disconnect(_) | Packet::V5_0Disconnect(_) => self.is_over = true,
+            12 => self.output.extend_from_slice(&[0xD0, 0]),
+            14 => self.is_over = true,
             _ => {}
         }
-    }
-
-    fn answer<T: Into<Packet>>(&mut self, packet: Option<T>) {
-        if let Some(packet) = packet {
-            let events = self.connection.send(packet.into());
-            self.handle(events);
-        }
+        Ok(())
     }
 
     fn publish(&mut self, topic: &str, payload: &[u8], retain: bool) {
@@ -209,8 +185,7 @@ impl<'s> Client<'s> {
         let _ = self.shared.messages.send(message);
     }
 
-    fn subscribe(&mut self, filters: &[String]) {
-        let patterns: Vec<Pattern> = filters.iter().filter_map(|filter| Pattern::parse(filter).ok()).collect();
+    fn subscribe(&mut self, patterns: Vec<Pattern>) {
         let retained: Vec<Message> = {
             let all = self.shared.retained.lock().unwrap_or_else(PoisonError::into_inner);
             all.values()
@@ -223,23 +198,19 @@ impl<'s> Client<'s> {
     }
 
     fn hand_on(&mut self, message: &Message) {
-        if !self.filters.iter().any(|filter| filter.captures(&message.topic).is_some()) {
-            return;
-        }
-        let (topic, payload) = (&*message.topic, message.payload.to_vec());
-        match self.connection.get_protocol_version() {
-            Version::V5_0 => {
-                let builder = v5_0::Publish::builder()
-                    .topic_name(topic)
-                    .map(|builder| builder.qos(Qos::AtMostOnce).payload(payload));
-                self.answer(builder.ok().and_then(|builder| builder.build().ok()));
-            }
-            _ => {
-                let builder = v3_1_1::Publish::builder()
-                    .topic_name(topic)
-                    .map(|builder| builder.qos(Qos::AtMostOnce).payload(payload));
-                self.answer(builder.ok().and_then(|builder| builder.build().ok()));
-            }
+        if let Some(protocol) = self.protocol
+            && self.filters.iter().any(|filter| filter.captures(&message.topic).is_some())
+        {
+            let topic = message.topic.as_bytes();
+            push_publish(
+                &mut self.output,
+                protocol,
+                &Head::default(),
+                topic,
+                "application/json",
+                &[],
+                &message.payload,
+            );
         }
     }
 }

@@ -8,7 +8,7 @@
 //! records, each behind its length (u32, little endian).
 
 use super::settled::{Settled, SettledV1};
-use crate::event::{Record, Timestamp};
+use crate::event::{Record, Timestamp, append_postcard};
 use serde::{Deserialize, Serialize};
 
 /// The block format that this version writes, and the newest it reads.
@@ -269,15 +269,6 @@ pub fn append_record(out: &mut Vec<u8>, record: &Record<'_>) {
     record.encode(out);
     let length = (out.len() - at - 4) as u32;
     out[at..at + 4].copy_from_slice(&length.to_le_bytes());
-}
-
-/// Appends a value in postcard.
-pub(super) fn append_postcard<T: Serialize>(out: &mut Vec<u8>, value: &T) {
-    match postcard::to_stdvec(value) {
-        Ok(bytes) => out.extend_from_slice(&bytes),
-        // Writing to memory cannot fail, and none of the types has a part that postcard lacks.
-        Err(error) => unreachable!("a plain struct always encodes: {error}"),
-    }
 }
 
 /// Compresses one block after another; keeps its tables between them.

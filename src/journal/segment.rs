@@ -6,12 +6,12 @@
 //! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the last
 //! possible offsets the fingerprints of a closed segment.
 
-use super::block::{BadBlock, Block, Run, append_postcard};
+use super::block::{BadBlock, Block, Run};
 use super::disk::{Backend, Disk, Open};
 use super::settled::{Settled, SettledV1};
 use super::window::{FINGERPRINT_BYTES, Fingerprint};
 use super::{JournalError, caught};
-use crate::event::Timestamp;
+use crate::event::{Timestamp, append_postcard};
 use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@
 mod acl;
 mod devices;
 mod group;
-mod hello;
+pub(crate) mod hello;
 mod inbound;
 mod login;
 mod outbound;
@@ -18,7 +18,7 @@ mod parts;
 mod registry;
 mod session;
 mod will;
-mod wire;
+pub(crate) mod wire;
 
 pub use acl::Rule;
 pub use devices::{DeviceStatus, Devices};

@@ -3,11 +3,10 @@
 //! First all resources (`$id`) and anchors are found, then each schema that is reached is read, and what it refers to.
 
 use super::format::Format;
-use super::number::Number;
-use super::{Id, Keyword, Node, Pattern, Schema, Types};
+use super::{Id, Keyword, Node, Pattern, Schema, Types, number};
 use fluent_uri::{Uri, UriRef};
 use percent_encoding::percent_decode_str;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -197,7 +196,7 @@ impl<'v> Compiler<'v> {
             "minimum" => Keyword::Minimum(number(value)?),
             "exclusiveMinimum" => Keyword::ExclusiveMinimum(number(value)?),
             "multipleOf" => match number(value)? {
-                step if step.is_positive() => Keyword::MultipleOf(step),
+                step if number::compare(&step, &0.into()).is_gt() => Keyword::MultipleOf(step),
                 step => return Err(format!("is {step}; expected a number above 0")),
             },
             "maxLength" => Keyword::MaxLength(count(value)?),
@@ -455,10 +454,10 @@ fn truth(value: &Value) -> Result<bool, String> {
 }
 
 fn number(value: &Value) -> Result<Number, String> {
-    value.as_number().map(Number::from).ok_or_else(|| format!("is {value}; expected a number"))
+    value.as_number().cloned().ok_or_else(|| format!("is {value}; expected a number"))
 }
 
 fn count(value: &Value) -> Result<usize, String> {
     let wrong = || format!("is {value}; expected a whole number from 0");
-    number(value)?.as_count().ok_or_else(wrong)
+    number::count(&number(value)?).ok_or_else(wrong)
 }

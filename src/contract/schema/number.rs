@@ -1,25 +1,54 @@
 //! Numbers of JSON, compared and divided exactly: `0.3` is a multiple of `0.1`, `1` and `1.0` are one.
 
-use super::Tree;
+use serde_json::Number;
 use std::cmp::Ordering;
 use std::fmt;
 
-/// A number as `digits` × 10^`exponent`, with no 0 at the end of the digits.
+/// How two numbers compare.
+pub(super) fn compare(a: &Number, b: &Number) -> Ordering {
+    // Rounding never changes an order to its opposite: only what seems equal is looked at again.
+    match float(a).total_cmp(&float(b)) {
+        Ordering::Equal if a.is_f64() && b.is_f64() => Ordering::Equal,
+        Ordering::Equal => Decimal::from(a).compare(&Decimal::from(b)),
+        unequal => unequal,
+    }
+}
+
+/// Whether a number has no fraction.
+pub(super) fn is_whole(number: &Number) -> bool {
+    !number.is_f64() || float(number).fract() == 0.0
+}
+
+/// Whether a number is a whole number of times `step`, which is above 0.
+pub(super) fn is_multiple(number: &Number, step: &Number) -> bool {
+    match (number.as_u64(), step.as_u64()) {
+        (Some(number), Some(step)) => number.is_multiple_of(step),
+        _ => Decimal::from(number).is_multiple_of(&Decimal::from(step)),
+    }
+}
+
+/// The number, where it is whole and neither negative nor too large.
+pub(super) fn count(number: &Number) -> Option<usize> {
+    let count = float(number);
+    (is_whole(number) && (0.0..2_f64.powi(53)).contains(&count)).then_some(count as usize)
+}
+
+fn float(number: &Number) -> f64 {
+    // The other 0 would be less than this one.
+    number.as_f64().unwrap_or_default() + 0.0
+}
+
+/// A number as `digits` × 10^`exponent`, with no 0 at the end of the digits: equal numbers are written alike.
 ///
 /// The digits of what JSON is read into (`u64`, `i64`, and the shortest form of `f64`) fit into 64 bits and a sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Number {
+pub(super) struct Decimal {
     is_negative: bool,
     digits: u64,
     exponent: i32,
 }
 
-impl Number {
-    /// The number that a value is.
-    pub fn of(value: &Tree<'_>) -> Option<Self> {
-        if let Tree::Number(number) = value { Some(Self::from(number)) } else { None }
-    }
-
+impl Decimal {
     fn new(is_negative: bool, mut digits: u64, mut exponent: i32) -> Self {
         if digits == 0 {
             return Self { is_negative: false, digits: 0, exponent: 0 };
@@ -31,24 +60,8 @@ impl Number {
         Self { is_negative, digits, exponent }
     }
 
-    /// Whether it has no fraction.
-    pub fn is_whole(self) -> bool {
-        self.exponent >= 0
-    }
-
-    /// Whether it is above 0.
-    pub fn is_positive(self) -> bool {
-        !self.is_negative && self.digits > 0
-    }
-
-    /// The number, where it is whole and neither negative nor too large.
-    pub fn as_count(self) -> Option<usize> {
-        let scale = 10_u64.checked_pow(u32::try_from(self.exponent).ok()?)?;
-        if self.is_negative { None } else { usize::try_from(self.digits.checked_mul(scale)?).ok() }
-    }
-
     /// How it compares.
-    pub fn compare(self, other: &Self) -> Ordering {
+    fn compare(self, other: &Self) -> Ordering {
         let sign = |number: &Self| if number.digits == 0 { 0 } else { 1 - 2 * i32::from(number.is_negative) };
         match sign(&self).cmp(&sign(other)) {
             Ordering::Equal if self.is_negative => other.compare_size(&self),
@@ -71,7 +84,7 @@ impl Number {
     }
 
     /// Whether it is a whole number of times `step`, which is above 0.
-    pub fn is_multiple_of(self, step: &Self) -> bool {
+    fn is_multiple_of(self, step: &Self) -> bool {
         if self.digits == 0 {
             return true;
         }
@@ -99,8 +112,8 @@ impl Number {
     }
 }
 
-impl From<&serde_json::Number> for Number {
-    fn from(number: &serde_json::Number) -> Self {
+impl From<&Number> for Decimal {
+    fn from(number: &Number) -> Self {
         if let Some(number) = number.as_u64() {
             return Self::new(false, number, 0);
         }
@@ -117,7 +130,7 @@ impl From<&serde_json::Number> for Number {
     }
 }
 
-impl fmt::Display for Number {
+impl fmt::Display for Decimal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.is_negative { "-" } else { "" };
         match self.exponent {
@@ -140,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn number(text: &str) -> Number {
-        Number::from(&serde_json::from_str::<serde_json::Number>(text).expect("a number"))
+        serde_json::from_str(text).expect("a number")
     }
 
     #[test]
@@ -154,40 +167,47 @@ mod tests {
             ("9007199254740993", "2", false),
             ("18446744073709551615", "5", true),
             ("-4.5", "1.5", true),
+            ("-4", "2", true),
             ("7", "100", false),
             ("500", "100", true),
             ("0", "3", true),
             ("5", "1e300", false),
         ] {
-            assert_eq!(number(value).is_multiple_of(&number(step)), is, "{value} of {step}");
+            assert_eq!(is_multiple(&number(value), &number(step)), is, "{value} of {step}");
         }
-        assert_eq!(number("1.0"), number("1"));
-        assert_eq!(number("-0.0"), number("0"));
-        assert!(number("18446744073709551615").compare(&number("1.8446744073709552e19")).is_lt());
-        assert!(!number("1.5").is_whole() && number("1e300").is_whole());
-        assert_eq!(
-            (number("3e2").as_count(), number("-1").as_count(), number("0.5").as_count()),
-            (Some(300), None, None)
-        );
+        for (a, b, order) in [
+            ("1.0", "1", Ordering::Equal),
+            ("-0.0", "0", Ordering::Equal),
+            ("-0.0", "0.0", Ordering::Equal),
+            ("18446744073709551615", "1.8446744073709552e19", Ordering::Less),
+            ("9007199254740993", "9007199254740992.0", Ordering::Greater),
+            ("-9007199254740993", "-9007199254740992", Ordering::Less),
+        ] {
+            assert_eq!(compare(&number(a), &number(b)), order, "{a} and {b}");
+        }
+        assert!(!is_whole(&number("1.5")) && is_whole(&number("1e300")) && is_whole(&number("-2")));
+        assert_eq!(["3e2", "-1", "0.5", "1e300"].map(|text| count(&number(text))), [Some(300), None, None, None]);
     }
 
     proptest! {
         #[test]
         fn they_compare_as_floating_point_does(a in any::<f64>(), b in any::<f64>()) {
             prop_assume!(a.is_finite() && b.is_finite());
-            let of = |float| Number::from(&serde_json::Number::from_f64(float).expect("finite"));
-            prop_assert_eq!(Some(of(a).compare(&of(b))), a.partial_cmp(&b));
+            let of = |float| Number::from_f64(float).expect("finite");
+            prop_assert_eq!(Some(compare(&of(a), &of(b))), a.partial_cmp(&b));
+            prop_assert_eq!(Some(Decimal::from(&of(a)).compare(&Decimal::from(&of(b)))), a.partial_cmp(&b));
         }
 
         #[test]
-        fn they_compare_as_integers_do(a in any::<i64>(), b in any::<i64>()) {
-            prop_assert_eq!(Number::from(&a.into()).compare(&Number::from(&b.into())), a.cmp(&b));
+        fn they_compare_as_integers_do(a in any::<i64>(), less in 0..3_i64) {
+            let b = a.saturating_sub(less);
+            prop_assert_eq!(compare(&a.into(), &b.into()), a.cmp(&b));
         }
 
         #[test]
         fn what_is_written_reads_back(float in any::<f64>()) {
             prop_assume!(float.is_finite());
-            let written = Number::from(&serde_json::Number::from_f64(float).expect("finite")).to_string();
+            let written = Decimal::from(&Number::from_f64(float).expect("finite")).to_string();
             prop_assert_eq!(written.parse::<f64>().ok(), Some(float));
         }
     }

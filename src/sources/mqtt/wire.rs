@@ -3,6 +3,7 @@
 //! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
 
 use super::parts::{Reader, Value, properties};
+use crate::link::push_varint;
 use crate::sources::Refusal;
 
 /// What a client did that ends its connection: the reason code of MQTT 5, and a sentence.
@@ -184,6 +185,26 @@ pub const PUBCOMP: u8 = 0x70;
 pub fn push_ack(out: &mut Vec<u8>, kind: u8, packet_id: u16) {
     let [high, low] = packet_id.to_be_bytes();
     out.extend_from_slice(&[kind, 2, high, low]);
+}
+
+/// Appends a SUBACK, with a code for each filter.
+pub fn push_suback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
+    push_codes(out, 0x90, packet_id, is_v5, codes);
+}
+
+/// Appends an UNSUBACK, in MQTT 5 with a code for each filter.
+pub fn push_unsuback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
+    push_codes(out, 0xB0, packet_id, is_v5, if is_v5 { codes } else { &[] });
+}
+
+fn push_codes(out: &mut Vec<u8>, first: u8, packet_id: u16, is_v5: bool, codes: &[u8]) {
+    out.push(first);
+    push_varint(out, 2 + usize::from(is_v5) + codes.len());
+    out.extend_from_slice(&packet_id.to_be_bytes());
+    if is_v5 {
+        out.push(0);
+    }
+    out.extend_from_slice(codes);
 }
 
 /// Appends an acknowledgement of MQTT 5 with a reason code.

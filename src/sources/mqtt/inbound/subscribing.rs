@@ -3,7 +3,6 @@
 use super::super::outbound::Subscription;
 use super::super::wire::{self, Fault};
 use super::{Answer, Inbound, Shared};
-use crate::link::push_varint;
 use crate::local::{Filter, split_share};
 
 /// Subscriptions of one client.
@@ -33,7 +32,8 @@ impl Inbound {
         }
         let wait_for =
             if self.session.number > 0 { shared.registry.subscribe(&self.key, &self.session.outbound) } else { 0 };
-        let bytes = self.answer_each(0x90, packet_id, &codes);
+        let mut bytes = Vec::new();
+        wire::push_suback(&mut bytes, packet_id, self.is_v5(), &codes);
         self.answers.push_back(Answer { wait_for, bytes });
         Ok(())
     }
@@ -66,25 +66,9 @@ impl Inbound {
         let codes: Vec<u8> = filters.iter().map(|filter| if outbound.unsubscribe(filter) { 0 } else { 0x11 }).collect();
         let wait_for =
             if self.session.number > 0 { shared.registry.subscribe(&self.key, &self.session.outbound) } else { 0 };
-        let bytes = if self.is_v5() {
-            self.answer_each(0xB0, packet_id, &codes)
-        } else {
-            let mut bytes = Vec::new();
-            wire::push_ack(&mut bytes, 0xB0, packet_id);
-            bytes
-        };
+        let mut bytes = Vec::new();
+        wire::push_unsuback(&mut bytes, packet_id, self.is_v5(), &codes);
         self.answers.push_back(Answer { wait_for, bytes });
         Ok(())
-    }
-
-    fn answer_each(&self, first: u8, packet_id: u16, codes: &[u8]) -> Vec<u8> {
-        let mut out = vec![first];
-        push_varint(&mut out, 2 + usize::from(self.is_v5()) + codes.len());
-        out.extend_from_slice(&packet_id.to_be_bytes());
-        if self.is_v5() {
-            out.push(0);
-        }
-        out.extend_from_slice(codes);
-        out
     }
 }
