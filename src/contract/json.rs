@@ -221,8 +221,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Tree<'a> {
                 Ok(Tree::Array(items))
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree<'de>, A::Error> {
-                let mut members = Vec::with_capacity(8);
+                let mut members = Vec::new();
                 while let Some((Name(name), value)) = map.next_entry()? {
+                    if members.is_empty() {
+                        members.reserve(8);
+                    }
                     members.push((name, value));
                 }
                 Ok(Tree::Object(members))

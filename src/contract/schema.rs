@@ -24,6 +24,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// How many schemas may stand inside each other, over a payload that is nested as deep as JSON may be here (128).
 const DEPTH_MAX: u32 = 500;
+/// How many schemas may be asked for one payload, about a second's worth: more than once for each byte of the largest.
+const STEPS_MAX: u64 = 10_000_000;
+/// How much of a member's name, and of a whole place, a fault tells.
+const NAME_SHOWN: usize = 64;
+const PLACE_SHOWN: usize = 1000;
 /// How many choices of an `enum` a message names.
 const CHOICES_SHOWN: usize = 10;
 
@@ -161,15 +166,23 @@ impl fmt::Display for Types {
 struct Pattern {
     written: String,
     compiled: fancy_regex::Regex,
+    /// Whether it has look-around or refers to what it has matched.
+    looks_around: bool,
 }
 
 impl Pattern {
     /// Whether it is found in the text.
     fn is_in(&self, text: &str, way: Way<'_>) -> bool {
+        let length = text.len() as u64;
+        // Without look-around the time grows with the text; with it, with its square.
+        let steps = if self.looks_around { 2_000 + length * length / 16 } else { 1 + length / 8 };
+        if !way.effort.spend(steps) {
+            return false;
+        }
         // The engine below panics on some patterns (rust-lang/regex, issue 1344).
         let found = catch_unwind(AssertUnwindSafe(|| self.compiled.is_match(text)));
         found.ok().and_then(Result::ok).unwrap_or_else(|| {
-            way.given_up.set(Some("takes too long to be matched with a pattern of its schema"));
+            way.effort.give_up("takes too long to be matched with a pattern of its schema");
             false
         })
     }
@@ -183,12 +196,40 @@ enum Place<'p> {
     Item(&'p Place<'p>, usize),
 }
 
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Place<'_> {
+    /// As a JSON pointer. What devices put into names is shortened where it is long, and shown where it is invisible.
+    fn pointer(&self) -> String {
+        let mut pointer = String::new();
+        self.push(&mut pointer);
+        if let Some((end, _)) = pointer.char_indices().nth(PLACE_SHOWN) {
+            pointer.truncate(end);
+            pointer.push('…');
+        }
+        pointer
+    }
+
+    fn push(&self, out: &mut String) {
         match self {
-            Self::Whole => Ok(()),
-            Self::Member(whole, name) => write!(f, "{whole}/{}", name.replace('~', "~0").replace('/', "~1")),
-            Self::Item(whole, index) => write!(f, "{whole}/{index}"),
+            Self::Whole => {}
+            Self::Item(whole, index) => {
+                whole.push(out);
+                out.push_str(&format!("/{index}"));
+            }
+            Self::Member(whole, name) => {
+                whole.push(out);
+                out.push('/');
+                for letter in name.chars().take(NAME_SHOWN) {
+                    match letter {
+                        '~' => out.push_str("~0"),
+                        '/' => out.push_str("~1"),
+                        letter if letter.is_control() => out.push(char::REPLACEMENT_CHARACTER),
+                        letter => out.push(letter),
+                    }
+                }
+                if name.chars().nth(NAME_SHOWN).is_some() {
+                    out.push('…');
+                }
+            }
         }
     }
 }
@@ -206,8 +247,30 @@ struct Way<'p> {
     place: &'p Place<'p>,
     scope: &'p Scope<'p>,
     depth: u32,
-    /// Why some schema was not asked to the end. The payload is refused then, whatever a `not` makes of it.
-    given_up: &'p Cell<Option<&'static str>>,
+    effort: &'p Effort,
+}
+
+/// What checking one payload may cost.
+struct Effort {
+    left: Cell<u64>,
+    /// Why it was given up. The payload is refused then, whatever a `not` makes of it.
+    given_up: Cell<Option<&'static str>>,
+}
+
+impl Effort {
+    /// Takes so many steps from what is left; false where there is no going on.
+    fn spend(&self, steps: u64) -> bool {
+        match self.left.get().checked_sub(steps) {
+            Some(left) => self.left.set(left),
+            None => self.give_up("takes too long to be checked with its schema"),
+        }
+        self.given_up.get().is_none()
+    }
+
+    fn give_up(&self, why: &'static str) {
+        self.left.set(0);
+        self.given_up.set(self.given_up.get().or(Some(why)));
+    }
 }
 
 /// Which members or items of one value some schema has evaluated.
@@ -234,9 +297,9 @@ fn items<'t, 'a>(value: &'t Tree<'a>) -> &'t [Tree<'a>] {
 /// Where a fault is noted; `None` where only whether there is one counts.
 type Told<'t> = Option<&'t mut Fault>;
 
-fn tell(told: &mut Told<'_>, place: &Place<'_>, message: fmt::Arguments<'_>) -> bool {
+fn tell(told: &mut Told<'_>, place: &Place<'_>, message: impl FnOnce() -> String) -> bool {
     if let Some(fault) = told {
-        **fault = Fault { place: place.to_string(), message: message.to_string() };
+        **fault = Fault { place: place.pointer(), message: message() };
     }
     false
 }
@@ -257,10 +320,10 @@ impl Schema {
     pub fn check(&self, payload: &Tree<'_>) -> Result<(), Fault> {
         let mut fault = Fault::default();
         let scope = Scope { resource: self.nodes[self.root].resource, outer: None };
-        let given_up = Cell::new(None);
-        let way = Way { place: &Place::Whole, scope: &scope, depth: 0, given_up: &given_up };
+        let effort = Effort { left: Cell::new(STEPS_MAX), given_up: Cell::new(None) };
+        let way = Way { place: &Place::Whole, scope: &scope, depth: 0, effort: &effort };
         let holds = self.holds(self.root, payload, way, None, Some(&mut fault));
-        match given_up.get() {
+        match effort.given_up.get() {
             Some(why) => Err(Fault { message: why.into(), ..Fault::default() }),
             None if holds => Ok(()),
             None => Err(fault),
@@ -271,7 +334,9 @@ impl Schema {
     fn holds(&self, id: Id, value: &Tree<'_>, way: Way<'_>, seen: Option<&mut Seen>, mut told: Told<'_>) -> bool {
         let node = &self.nodes[id];
         if way.depth >= DEPTH_MAX {
-            way.given_up.set(Some("is nested too deep for its schema"));
+            way.effort.give_up("is nested too deep for its schema");
+        }
+        if !way.effort.spend(1) {
             return false;
         }
         let inner = Scope { resource: node.resource, outer: Some(way.scope) };
@@ -317,13 +382,13 @@ impl Schema {
         let place = way.place;
         let quietly = |id: Id, seen: &mut Option<Seen>| self.holds(id, value, way, seen.as_mut(), None);
         match keyword {
-            Keyword::Never => tell(told, place, format_args!("is not allowed")),
-            Keyword::Type(types) => types.take(value) || tell(told, place, format_args!("is not of type {types}")),
+            Keyword::Never => tell(told, place, || "is not allowed".into()),
+            Keyword::Type(types) => types.take(value) || tell(told, place, || format!("is not of type {types}")),
             Keyword::Enum(choices) => {
                 choices.iter().any(|choice| is_same(value, choice))
-                    || tell(told, place, format_args!("is not one of {}", listed(choices)))
+                    || tell(told, place, || format!("is not one of {}", listed(choices)))
             }
-            Keyword::Const(only) => is_same(value, only) || tell(told, place, format_args!("is not {only}")),
+            Keyword::Const(only) => is_same(value, only) || tell(told, place, || format!("is not {only}")),
             Keyword::Ref(id) => self.holds(*id, value, way, seen.as_mut(), told.as_deref_mut()),
             Keyword::DynamicRef { name, at_first } => {
                 let mut found = *at_first;
@@ -341,14 +406,14 @@ impl Schema {
                     None => any.iter().any(|id| quietly(*id, seen)),
                     Some(_) => any.iter().filter(|id| quietly(**id, seen)).count() > 0,
                 };
-                holds || tell(told, place, format_args!("is none of what \"anyOf\" lists"))
+                holds || tell(told, place, || "is none of what \"anyOf\" lists".into())
             }
             Keyword::OneOf(any) => match any.iter().filter(|id| quietly(**id, seen)).take(2).count() {
                 1 => true,
-                0 => tell(told, place, format_args!("is none of what \"oneOf\" lists")),
-                _ => tell(told, place, format_args!("is more than one of what \"oneOf\" lists")),
+                0 => tell(told, place, || "is none of what \"oneOf\" lists".into()),
+                _ => tell(told, place, || "is more than one of what \"oneOf\" lists".into()),
             },
-            Keyword::Not(id) => !quietly(*id, &mut None) || tell(told, place, format_args!("is what \"not\" excludes")),
+            Keyword::Not(id) => !quietly(*id, &mut None) || tell(told, place, || "is what \"not\" excludes".into()),
             Keyword::If { test, then, otherwise } => {
                 let branch = if quietly(*test, seen) { then } else { otherwise };
                 branch.is_none_or(|id| self.holds(id, value, way, seen.as_mut(), told.as_deref_mut()))
@@ -377,12 +442,12 @@ impl Schema {
         };
         Some(match keyword {
             Keyword::MaxItems(max) => {
-                items.len() <= *max || tell(told, place, format_args!("has more than {}", counted(*max, "item")))
+                items.len() <= *max || tell(told, place, || format!("has more than {}", counted(*max, "item")))
             }
             Keyword::MinItems(min) => {
-                items.len() >= *min || tell(told, place, format_args!("has less than {}", counted(*min, "item")))
+                items.len() >= *min || tell(told, place, || format!("has less than {}", counted(*min, "item")))
             }
-            Keyword::UniqueItems => are_unique(items) || tell(told, place, format_args!("has equal items")),
+            Keyword::UniqueItems => are_unique(items) || tell(told, place, || "has equal items".into()),
             Keyword::Items { first, rest } => {
                 let ids = first.iter().map(|id| Some(*id)).chain(std::iter::repeat(*rest));
                 (0..items.len())
@@ -392,13 +457,11 @@ impl Schema {
             Keyword::Contains { node, min, max } => {
                 let found = (0..items.len()).filter(|index| item_holds(*index, *node, None)).count();
                 if found < *min {
-                    tell(told, place, format_args!("has {found} of the items that it needs {min} of"))
+                    tell(told, place, || format!("has {found} of the items that it needs {min} of"))
                 } else if max.is_some_and(|max| found > max) {
-                    tell(
-                        told,
-                        place,
-                        format_args!("has {found} of the items that are allowed {} times", max.unwrap_or(0)),
-                    )
+                    tell(told, place, || {
+                        format!("has {found} of the items that are allowed {} times", max.unwrap_or(0))
+                    })
                 } else {
                     true
                 }
@@ -437,16 +500,15 @@ impl Schema {
         };
         Some(match keyword {
             Keyword::MaxProperties(max) => {
-                members.len() <= *max || tell(told, place, format_args!("has more than {}", counted(*max, "member")))
+                members.len() <= *max || tell(told, place, || format!("has more than {}", counted(*max, "member")))
             }
             Keyword::MinProperties(min) => {
-                members.len() >= *min || tell(told, place, format_args!("has less than {}", counted(*min, "member")))
+                members.len() >= *min || tell(told, place, || format!("has less than {}", counted(*min, "member")))
             }
-            Keyword::Required(names) => has_all(value, names, "is missing", place, told),
-            Keyword::DependentRequired(of) => of.iter().all(|(name, names)| {
-                value.member(name).is_none()
-                    || has_all(value, names, &format!("is missing, and \"{name}\" is there"), place, told)
-            }),
+            Keyword::Required(names) => has_all(value, names, None, place, told),
+            Keyword::DependentRequired(of) => of
+                .iter()
+                .all(|(name, names)| value.member(name).is_none() || has_all(value, names, Some(name), place, told)),
             Keyword::PropertyNames(id) => members.iter().all(|(name, _)| {
                 let place = Place::Member(place, name);
                 self.holds(
@@ -509,16 +571,16 @@ fn text_holds(keyword: &Keyword, text: &str, way: Way<'_>, told: &mut Told<'_>) 
         Keyword::MaxLength(max) => {
             text.len() <= *max
                 || text.chars().count() <= *max
-                || tell(told, place, format_args!("is longer than {}", counted(*max, "character")))
+                || tell(told, place, || format!("is longer than {}", counted(*max, "character")))
         }
         Keyword::MinLength(min) => {
             text.chars().count() >= *min
-                || tell(told, place, format_args!("is shorter than {}", counted(*min, "character")))
+                || tell(told, place, || format!("is shorter than {}", counted(*min, "character")))
         }
         Keyword::Pattern(pattern) => {
-            pattern.is_in(text, way) || tell(told, place, format_args!("does not match \"{}\"", pattern.written))
+            pattern.is_in(text, way) || tell(told, place, || format!("does not match \"{}\"", pattern.written))
         }
-        Keyword::Format(format) => format.takes(text) || tell(told, place, format_args!("is no \"{}\"", format.name())),
+        Keyword::Format(format) => format.takes(text) || tell(told, place, || format!("is no \"{}\"", format.name())),
         _ => return None,
     })
 }
@@ -533,14 +595,13 @@ fn number_holds(keyword: &Keyword, number: &Number, way: Way<'_>, told: &mut Tol
         Keyword::MultipleOf(step) => (number::is_multiple(number, step), "is no multiple of", step),
         _ => return None,
     };
-    Some(holds || tell(told, way.place, format_args!("{wants} {limit}")))
+    Some(holds || tell(told, way.place, || format!("{wants} {limit}")))
 }
 
-/// Whether an object has all of these members.
-fn has_all(value: &Tree<'_>, names: &[String], otherwise: &str, place: &Place<'_>, told: &mut Told<'_>) -> bool {
-    names.iter().all(|name| {
-        value.member(name).is_some() || tell(told, &Place::Member(place, name), format_args!("{otherwise}"))
-    })
+/// Whether an object has all of these members, which another member asks for.
+fn has_all(value: &Tree<'_>, names: &[String], by: Option<&str>, place: &Place<'_>, told: &mut Told<'_>) -> bool {
+    let missing = || by.map_or_else(|| "is missing".into(), |by| format!("is missing, and \"{by}\" is there"));
+    names.iter().all(|name| value.member(name).is_some() || tell(told, &Place::Member(place, name), missing))
 }
 
 /// Whether two values are equal: numbers by what they are worth, objects in any order.
@@ -794,6 +855,10 @@ mod tests {
             let found = checked(&schema, &payload).expect("compiles").err().map(|fault| fault.to_string());
             assert_eq!(found.unwrap_or_default(), says, "{payload}");
         }
+        // What a device makes of a name does not become a part of the account as it is.
+        let long = json!({ "a": 1, (format!("\u{0}{}", "z".repeat(100_000))): 1 });
+        let place = checked(&schema, &long).expect("compiles").expect_err("is not allowed").place;
+        assert!(place.starts_with("/\u{FFFD}zz") && place.ends_with('…') && place.len() < 100, "{place}");
         let whole = checked(&json!({ "type": "object" }), &json!(1)).expect("compiles");
         assert_eq!(whole.expect_err("is none").to_string(), "payload: is not of type \"object\"");
     }
@@ -822,6 +887,19 @@ mod tests {
             (json!({ "$ref": "#" }), "refers to itself"),
             (json!({ "anyOf": [{ "not": { "$ref": "#" } }] }), "refers to itself"),
             (json!({ "$dynamicAnchor": "a", "if": { "$dynamicRef": "#a" } }), "refers to itself"),
+            (json!({ "type": [] }), "/type: is empty"),
+            (json!({ "contains": {}, "minContains": -1 }), "/minContains: is -1"),
+            (
+                json!({ "properties": {}, "patternProperties": { "(": {} } }),
+                "/patternProperties: \"(\" is no regular expression",
+            ),
+            (json!({ "properties": { "b/c": { "type": "x" } } }), "/properties/b~1c/type: \"x\" is no type"),
+            (json!({ "$anchor": "a", "not": { "$anchor": "a" } }), "/not/$anchor: \"a\" is there twice"),
+            (json!({ "$anchor": "/a" }), "/$anchor: \"/a\" is no name for a part"),
+            (
+                json!({ "$schema": "http://json-schema.org/draft-07/schema#" }),
+                "/$schema: \"http://json-schema.org/draft-07/schema#\" is another draft; expected",
+            ),
         ] {
             let found = Schema::compile(&schema).expect_err("is refused");
             assert!(found.starts_with(says), "{schema}: {found}");
@@ -840,6 +918,10 @@ mod tests {
         let (plain, many) = std::thread::scope(|scope| {
             let checked = small.spawn_scoped(scope, || {
                 let check = |schema: Value| Schema::compile(&schema).expect("compiles").check(&tree);
+                let objects = "{\"a\":".repeat(127) + "1" + &"}".repeat(127);
+                let nested = Tree::parse(objects.as_bytes()).expect("as deep as is read");
+                let open = json!({ "properties": { "a": { "$ref": "#" } }, "unevaluatedProperties": false });
+                assert_eq!(Schema::compile(&open).expect("compiles").check(&nested), Ok(()));
                 (check(json!({ "items": { "$ref": "#" } })), check(through_many.clone()))
             });
             checked.expect("a thread").join().expect("no overflow")
@@ -852,6 +934,26 @@ mod tests {
             let found = checked(&schema, &json!("a".repeat(40))).expect("compiles").expect_err("is given up");
             assert_eq!(found.to_string(), "payload: takes too long to be matched with a pattern of its schema");
         }
+        // Patterns that are tried on very much, each in time.
+        let password = json!({ "pattern": "(?=.*\\d)(?=.*[A-Z]).{8,}" });
+        let found = checked(&password, &json!("a".repeat(1 << 20))).expect("compiles");
+        assert!(found.expect_err("is given up").message.starts_with("takes too long"));
+        let found = checked(&json!({ "items": slow }), &json!(vec!["a".repeat(12); 50_000])).expect("compiles");
+        assert!(found.is_err());
+        // A schema in which each level of a payload may be one of two things, and is looked at as both.
+        let doubling = json!({ "$ref": "#/$defs/n", "$defs": { "n": { "oneOf": [
+            { "properties": { "k": { "const": "a" }, "next": { "$ref": "#/$defs/n" } } },
+            { "properties": { "k": { "const": "b" }, "next": { "$ref": "#/$defs/n" } } },
+        ] } } });
+        // The order of the text is what makes it slow.
+        let text =
+            |levels| (0..levels).fold("{\"k\":\"a\"}".to_owned(), |next, _| format!("{{\"next\":{next},\"k\":\"a\"}}"));
+        let schema = Schema::compile(&doubling).expect("compiles");
+        let judge = |text: String| schema.check(&Tree::parse(text.as_bytes()).expect("valid JSON"));
+        assert_eq!(judge(text(10)), Ok(()));
+        assert_eq!(judge(text(100)).expect_err("is given up").message, "takes too long to be checked with its schema");
+        let names = (0..100_000).map(|name| format!("(?<n{name}>)")).collect::<String>();
+        assert!(checked(&json!({ "format": "regex" }), &json!(names)).expect("compiles").is_err());
         let many: Vec<_> = (0..50_000).collect();
         assert_eq!(checked(&json!({ "uniqueItems": true }), &json!(many)), Ok(Ok(())));
     }

@@ -42,6 +42,8 @@ struct Message {
 /// Messages a slow subscriber may be behind before it misses some.
 const BEHIND_MAX: usize = 16_384;
 
+/// What is read at once.
+const READ_BYTES: usize = 32 << 10;
 /// The largest packet it takes, far beyond what the gateway sends.
 const PACKET_BYTES_MAX: usize = 16 << 20;
 
@@ -105,6 +107,7 @@ impl<'s> Client<'s> {
         let mut messages = self.shared.messages.subscribe();
         let mut input = BytesMut::new();
         while !self.is_over {
+            input.reserve(READ_BYTES);
             tokio::select! {
                 read = self.stream.read_buf(&mut input) => {
                     if read? == 0 {
@@ -119,7 +122,7 @@ impl<'s> Client<'s> {
                     self.is_over |= wire::frame(&input, PACKET_BYTES_MAX).is_err();
                 }
                 // One that is too far behind misses some, as QoS 0 allows.
-                Ok(message) = messages.recv() => self.hand_on(&message),
+                received = messages.recv() => if let Ok(message) = received { self.hand_on(&message) },
             }
             self.stream.write_all(&self.output).await?;
             self.stream.flush().await?;
@@ -167,7 +170,8 @@ impl<'s> Client<'s> {
                 self.filters.clear();
             }
             12 => self.output.extend_from_slice(&[0xD0, 0]),
-            14 => self.is_over = true,
+            // A second CONNECT, and DISCONNECT.
+            1 | 14 => self.is_over = true,
             _ => {}
         }
         Ok(())

@@ -10,8 +10,10 @@ use serde_json::{Map, Number, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// How much of a text a pattern with look-around may go over again, in steps, before it is given up.
-const STEPS_MAX: usize = 100_000;
+/// How often a pattern with look-around may go back in a text before it is given up.
+const BACKTRACKS_MAX: usize = 10_000;
+/// How a schema says that it is one of this draft.
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// What a schema is called that has no `$id`.
 const NAMELESS: &str = "forebay:/";
 
@@ -39,7 +41,7 @@ pub(super) fn regex(pattern: &str) -> Option<fancy_regex::Regex> {
         return None;
     }
     let translated = jsonschema_regex::to_rust_regex(pattern).ok()?;
-    fancy_regex::RegexBuilder::new(&translated).backtrack_limit(STEPS_MAX).build().ok()
+    fancy_regex::RegexBuilder::new(&translated).backtrack_limit(BACKTRACKS_MAX).build().ok()
 }
 
 /// What a document calls by one `$id`.
@@ -109,12 +111,22 @@ impl<'v> Compiler<'v> {
             }
             for (keyword, is_dynamic) in [("$anchor", false), ("$dynamicAnchor", true)] {
                 if let Some(anchor) = keywords.get(keyword) {
-                    let name = text(anchor).map_err(|error| format!("{place}/{keyword}: {error}"))?;
-                    self.resources[resource].anchors.push((name, schema, is_dynamic));
+                    let wrong = |error: String| format!("{place}/{keyword}: {error}");
+                    let name = text(anchor).map_err(wrong)?;
+                    if !is_anchor(name) {
+                        return Err(wrong(format!(
+                            "\"{name}\" is no name for a part; expected a letter or \"_\", then also digits, \".\", \"-\""
+                        )));
+                    }
+                    let anchors = &mut self.resources[resource].anchors;
+                    if anchors.iter().any(|(known, ..)| *known == name) {
+                        return Err(wrong(format!("\"{name}\" is there twice")));
+                    }
+                    anchors.push((name, schema, is_dynamic));
                 }
             }
             for (keyword, value) in keywords {
-                let place = format!("{place}/{}", keyword.replace('~', "~0").replace('/', "~1"));
+                let place = step(place, keyword);
                 match (keyword.as_str(), value) {
                     (name, Value::Array(list)) if LIST.contains(&name) => {
                         for (index, schema) in list.iter().enumerate() {
@@ -123,7 +135,7 @@ impl<'v> Compiler<'v> {
                     }
                     (name, Value::Object(named)) if NAMED.contains(&name) => {
                         for (name, schema) in named {
-                            self.find(schema, resource, &format!("{place}/{name}"))?;
+                            self.find(schema, resource, &step(&place, name))?;
                         }
                     }
                     (name, value) if ONE.contains(&name) || name == "unevaluatedProperties" => {
@@ -164,7 +176,7 @@ impl<'v> Compiler<'v> {
         let resource = self.nodes[id].resource;
         let mut read = Vec::new();
         for (name, value) in keywords {
-            let place = format!("{place}/{name}");
+            let place = step(place, name);
             let keyword = self.keyword(name, value, keywords, resource, &place);
             read.extend(keyword.map_err(|error| format!("{place}: {error}"))?);
         }
@@ -188,6 +200,7 @@ impl<'v> Compiler<'v> {
     ) -> Result<Option<Keyword>, String> {
         let one = |compiler: &mut Self| compiler.node(value, resource, place.to_owned());
         Ok(Some(match name {
+            "$schema" => return check_draft(text(value)?).map(|()| None),
             "type" => Keyword::Type(types(value)?),
             "enum" => Keyword::Enum(list(value)?.clone()),
             "const" => Keyword::Const(value.clone()),
@@ -214,8 +227,9 @@ impl<'v> Compiler<'v> {
             "items" => Keyword::Items { first: Vec::new(), rest: Some(one(self)) },
             "contains" => Keyword::Contains {
                 node: one(self),
-                min: all.get("minContains").map(count).transpose()?.unwrap_or(1),
-                max: all.get("maxContains").map(count).transpose()?,
+                // A mistake in either is told at its own place.
+                min: all.get("minContains").map_or(1, |min| count(min).unwrap_or(1)),
+                max: all.get("maxContains").and_then(|max| count(max).ok()),
             },
             "minContains" | "maxContains" => return count(value).map(|_| None),
             "maxProperties" => Keyword::MaxProperties(count(value)?),
@@ -228,6 +242,11 @@ impl<'v> Compiler<'v> {
             "propertyNames" => Keyword::PropertyNames(one(self)),
             // The three know of each other: the first of them that is there reads all.
             "properties" | "patternProperties" | "additionalProperties" => {
+                match name {
+                    "properties" => drop(object(value)?),
+                    "patternProperties" => object(value)?.keys().try_for_each(|written| pattern(written).map(drop))?,
+                    _ => {}
+                }
                 let first = ["properties", "patternProperties", "additionalProperties"];
                 if first.iter().find(|name| all.contains_key(**name)) != Some(&name) {
                     return Ok(None);
@@ -267,14 +286,17 @@ impl<'v> Compiler<'v> {
     fn properties(&mut self, all: &'v Map<String, Value>, resource: usize, place: &str) -> Result<Keyword, String> {
         let beside = place.rsplit_once('/').map_or("", |(before, _)| before);
         let mut named = match all.get("properties") {
-            Some(value) => self.named(value, resource, &format!("{beside}/properties"))?,
-            None => Vec::new(),
+            Some(value @ Value::Object(_)) => self.named(value, resource, &format!("{beside}/properties"))?,
+            _ => Vec::new(),
         };
         named.sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut patterns = Vec::new();
-        if let Some(value) = all.get("patternProperties") {
+        // A mistake in these is told at their own place.
+        if let Some(value @ Value::Object(_)) = all.get("patternProperties") {
             for (written, id) in self.named(value, resource, &format!("{beside}/patternProperties"))? {
-                patterns.push((pattern(&written)?, id));
+                if let Ok(pattern) = pattern(&written) {
+                    patterns.push((pattern, id));
+                }
             }
         }
         Ok(Keyword::Properties { named, patterns, others: self.beside("additionalProperties", all, resource, place) })
@@ -301,9 +323,7 @@ impl<'v> Compiler<'v> {
 
     fn named(&mut self, value: &'v Value, resource: usize, place: &str) -> Result<Vec<(String, Id)>, String> {
         let schemas = object(value)?.iter();
-        Ok(schemas
-            .map(|(name, schema)| (name.clone(), self.node(schema, resource, format!("{place}/{name}"))))
-            .collect())
+        Ok(schemas.map(|(name, schema)| (name.clone(), self.node(schema, resource, step(place, name)))).collect())
     }
 
     /// What a reference leads to, and the name of the `$dynamicAnchor` that it leads to it by.
@@ -408,6 +428,26 @@ fn turns_on_itself(schema: &Schema) -> bool {
     taken < asked.len()
 }
 
+/// Refuses other drafts: some of their keywords would silently mean nothing here.
+fn check_draft(uri: &str) -> Result<(), String> {
+    let bare = uri.trim_end_matches('#');
+    if bare != DRAFT && bare.contains("json-schema.org/draft") {
+        return Err(format!("\"{uri}\" is another draft; expected \"{DRAFT}\""));
+    }
+    Ok(())
+}
+
+/// Whether a name can be one of a part (JSON Schema Core 2020-12, section 8.2.2).
+fn is_anchor(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+}
+
+/// The pointer to what has this name in what is at `place`.
+fn step(place: &str, name: &str) -> String {
+    format!("{place}/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
 /// A place for a message.
 fn at(place: &str) -> Cow<'_, str> {
     if place.is_empty() { "the whole".into() } else { place.into() }
@@ -422,6 +462,7 @@ fn types(value: &Value) -> Result<Types, String> {
         })
     };
     match value {
+        Value::Array(none) if none.is_empty() => Err("is empty; expected at least one type".into()),
         Value::Array(names) => names.iter().try_fold(Types(0), |types, name| Ok(Types(types.0 | named(name)?.0))),
         name => named(name),
     }
@@ -430,7 +471,10 @@ fn types(value: &Value) -> Result<Types, String> {
 fn pattern(written: &str) -> Result<Pattern, String> {
     let compiled =
         regex(written).ok_or_else(|| format!("\"{written}\" is no regular expression of JavaScript (ECMA-262)"))?;
-    Ok(Pattern { written: written.to_owned(), compiled })
+    let backreference = |pair: &[u8]| pair[0] == b'\\' && (pair[1] == b'k' || (b'1'..=b'9').contains(&pair[1]));
+    let looks_around = ["(?=", "(?!", "(?<=", "(?<!"].iter().any(|sign| written.contains(sign))
+        || written.as_bytes().windows(2).any(backreference);
+    Ok(Pattern { written: written.to_owned(), compiled, looks_around })
 }
 
 fn text(value: &Value) -> Result<&str, String> {

@@ -3,6 +3,9 @@
 use fluent_uri::{Iri, IriRef, Uri, UriRef};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+/// The longest regular expression that a payload may hold: reading it takes the square of its length.
+const REGEX_BYTES_MAX: usize = 4096;
+
 /// A format of draft 2020-12.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -97,7 +100,7 @@ impl Format {
             Self::Uuid => text.len() == 36 && text.parse::<uuid::Uuid>().is_ok(),
             Self::JsonPointer => is_json_pointer(text),
             Self::RelativeJsonPointer => is_relative_json_pointer(text),
-            Self::Regex => jsonschema_regex::is_valid_ecma_regex(text),
+            Self::Regex => text.len() <= REGEX_BYTES_MAX && jsonschema_regex::is_valid_ecma_regex(text),
         }
     }
 }

@@ -27,10 +27,12 @@ pub(super) fn is_multiple(number: &Number, step: &Number) -> bool {
     }
 }
 
-/// The number, where it is whole and neither negative nor too large.
+/// The number, where it is whole and not negative; the largest there is for what is larger.
 pub(super) fn count(number: &Number) -> Option<usize> {
-    let count = float(number);
-    (is_whole(number) && (0.0..2_f64.powi(53)).contains(&count)).then_some(count as usize)
+    match number.as_u64() {
+        Some(count) => Some(usize::try_from(count).unwrap_or(usize::MAX)),
+        None => (is_whole(number) && float(number) >= 0.0).then_some(float(number) as usize),
+    }
 }
 
 fn float(number: &Number) -> f64 {
@@ -186,7 +188,8 @@ mod tests {
             assert_eq!(compare(&number(a), &number(b)), order, "{a} and {b}");
         }
         assert!(!is_whole(&number("1.5")) && is_whole(&number("1e300")) && is_whole(&number("-2")));
-        assert_eq!(["3e2", "-1", "0.5", "1e300"].map(|text| count(&number(text))), [Some(300), None, None, None]);
+        let counts = ["3e2", "-1", "0.5", "1e300"].map(|text| count(&number(text)));
+        assert_eq!(counts, [Some(300), None, None, Some(usize::MAX)]);
     }
 
     proptest! {
