@@ -774,17 +774,8 @@ struct Wanted {
 }
 
 async fn tail(State(app): State<App>, Query(wanted): Query<Wanted>) -> Response {
-    if let Some(stream) = &wanted.stream {
-        let mut known = Vec::new();
-        for published in app.handles.journal.publications() {
-            known.extend([published.publication.stream.clone(), published.publication.stream_id()]);
-        }
-        if !known.contains(stream) {
-            known.sort();
-            known.dedup();
-            let text = format!("there is no stream \"{stream}\"; there are {}", known.join(", "));
-            return (StatusCode::NOT_FOUND, text).into_response();
-        }
+    if let Some(text) = wanted.stream.as_ref().and_then(|stream| app.handles.unknown_stream(stream)) {
+        return (StatusCode::NOT_FOUND, text).into_response();
     }
     let (sender, body) = Channel::<Bytes>::new(16);
     let sender = Arc::new(Mutex::new(sender));
@@ -834,8 +825,7 @@ fn push_seen(
 ) {
     let published = lane.published(record.publication);
     let publication = published.as_ref().map(|published| &published.publication);
-    let is_wanted = |wanted: &str| publication.is_some_and(|one| one.stream == wanted || one.stream_id() == wanted);
-    if wanted.is_some_and(|wanted| !is_wanted(wanted)) {
+    if wanted.is_some_and(|wanted| !published.as_ref().is_some_and(|one| one.is_named(wanted))) {
         return;
     }
     let stream = publication.map_or_else(String::new, |publication| publication.stream.clone());

@@ -191,7 +191,7 @@ enum DestinationCommand {
 struct Tail {
     #[command(flatten)]
     at: At,
-    /// Only this stream
+    /// Only this stream; `*` at the end stands for any rest
     #[arg(long)]
     stream: Option<String>,
 }
@@ -575,7 +575,7 @@ fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> Str
 fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
     let socket = socket_path(&tail.at)?;
     let path = match &tail.stream {
-        Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => {
+        Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-*".contains(&b)) => {
             format!("/tail?stream={stream}")
         }
         Some(stream) => bail!("\"{stream}\" is no stream name"),

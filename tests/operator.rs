@@ -339,8 +339,10 @@ fn all_is_well_only_where_there_is_nothing_to_say() {
 fn tail_follows_a_stream_by_either_name_and_says_when_the_gateway_ends() {
     let mut gateway = Gateway::start("tail", "");
     let output = gateway.command(&["tail", "--stream", "machine.sate", "CONFIG"]);
-    assert_refused(&output, &["there is no stream \"machine.sate\"", "machine.state, machine.state.v1"]);
-    let mut tails: Vec<_> = ["machine.state", "machine.state.v1"]
+    assert_refused(&output, &["there is no stream \"machine.sate\"; there are ", "machine.state.v1"]);
+    let output = gateway.command(&["replay", "--to", "nobody", "CONFIG"]);
+    assert_refused(&output, &["there is no destination \"nobody\"; none is configured"]);
+    let mut tails: Vec<_> = ["machine.state", "machine.state.v1", "machine.*"]
         .map(|stream| {
             Command::new(env!("CARGO_BIN_EXE_forebay"))
                 .args(["tail", "--stream", stream, "--config"])

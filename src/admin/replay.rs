@@ -29,8 +29,10 @@ impl super::Handles {
     pub(super) fn unknown_destination(&self, wanted: &str) -> Option<String> {
         let mut names: Vec<_> = self.view.load().links.iter().map(|link| link.destination.clone()).collect();
         names.dedup();
-        (!names.iter().any(|name| name == wanted))
-            .then(|| format!("there is no destination \"{wanted}\"; there are {}", names.join(", ")))
+        (!names.iter().any(|name| name == wanted)).then(|| match names.as_slice() {
+            [] => format!("there is no destination \"{wanted}\"; none is configured"),
+            names => format!("there is no destination \"{wanted}\"; there are {}", names.join(", ")),
+        })
     }
 
     /// That there is no such stream, with or without its version, and which there are.
