@@ -159,6 +159,16 @@ pub fn push_json_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
+/// A name as a step of a JSON pointer.
+pub(super) fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+/// The name that a step of a JSON pointer stands for.
+pub(super) fn unescaped(step: &str) -> String {
+    step.replace("~1", "/").replace("~0", "~")
+}
+
 /// A JSON pointer (RFC 6901) such as `/order/number`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pointer(Vec<String>);
@@ -169,7 +179,7 @@ impl Pointer {
         let Some(path) = text.strip_prefix('/') else {
             return Err(format!("\"{text}\" is no JSON pointer; expected one such as \"/order/number\""));
         };
-        Ok(Self(path.split('/').map(|step| step.replace("~1", "/").replace("~0", "~")).collect()))
+        Ok(Self(path.split('/').map(unescaped).collect()))
     }
 
     /// Whether one of the two leads to the other, or into it.
@@ -180,7 +190,7 @@ impl Pointer {
 
 impl fmt::Display for Pointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|step| write!(f, "/{}", step.replace('~', "~0").replace('/', "~1")))
+        self.0.iter().try_for_each(|step| write!(f, "/{}", escaped(step)))
     }
 }
 

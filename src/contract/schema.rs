@@ -432,6 +432,10 @@ impl Schema {
         told: &mut Told<'_>,
     ) -> Option<bool> {
         let place = way.place;
+        let before = match keyword {
+            Keyword::UnevaluatedItems(_) => seen.as_ref().map_or_else(Vec::new, |seen| seen.0.clone()),
+            _ => Vec::new(),
+        };
         let mut item_holds = |index: usize, id: Id, told: Told<'_>| {
             let place = Place::Item(place, index);
             let holds = self.holds(id, &items[index], Way { place: &place, ..way }, None, told);
@@ -467,17 +471,8 @@ impl Schema {
                 }
             }
             Keyword::UnevaluatedItems(id) => {
-                let before: Vec<bool> = seen.as_ref().map_or_else(Vec::new, |seen| seen.0.clone());
-                let item_holds = |index: usize, told: Told<'_>| {
-                    let place = Place::Item(place, index);
-                    self.holds(*id, &items[index], Way { place: &place, ..way }, None, told)
-                };
-                let rest = (0..items.len()).filter(|index| !before.get(*index).is_some_and(|is| *is));
-                let holds = rest.into_iter().all(|index| item_holds(index, told.as_deref_mut()));
-                if let (Some(seen), true) = (seen.as_mut(), holds) {
-                    seen.0.fill(true);
-                }
-                holds
+                let mut rest = (0..items.len()).filter(|index| !before.get(*index).is_some_and(|is| *is));
+                rest.all(|index| item_holds(index, *id, told.as_deref_mut()))
             }
             _ => return None,
         })

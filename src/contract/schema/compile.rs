@@ -2,6 +2,7 @@
 //!
 //! First all resources (`$id`) and anchors are found, then each schema that is reached is read, and what it refers to.
 
+use super::super::json;
 use super::format::Format;
 use super::{Id, Keyword, Node, Pattern, Schema, Types, number};
 use fluent_uri::{Uri, UriRef};
@@ -18,7 +19,7 @@ const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 const NAMELESS: &str = "forebay:/";
 
 /// Keywords that hold one schema.
-const ONE: [&str; 10] = [
+const ONE: [&str; 11] = [
     "additionalProperties",
     "contains",
     "contentSchema",
@@ -29,6 +30,7 @@ const ONE: [&str; 10] = [
     "propertyNames",
     "then",
     "unevaluatedItems",
+    "unevaluatedProperties",
 ];
 /// Keywords that hold a list of schemas.
 const LIST: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
@@ -36,7 +38,7 @@ const LIST: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
 const NAMED: [&str; 5] = ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
 
 /// Compiles a pattern in the dialect of JavaScript.
-pub(super) fn regex(pattern: &str) -> Option<fancy_regex::Regex> {
+fn regex(pattern: &str) -> Option<fancy_regex::Regex> {
     if !jsonschema_regex::is_valid_ecma_regex(pattern) {
         return None;
     }
@@ -73,7 +75,7 @@ pub(super) fn compile(schema: &Value) -> Result<Schema, String> {
         unread: Vec::new(),
     };
     compiler.find(schema, 0, "")?;
-    let root = compiler.node(schema, compiler.within.get(&from(schema)).copied().unwrap_or(0), String::new());
+    let root = compiler.node(schema, 0, String::new());
     let mut dynamic = Vec::new();
     for resource in 0..compiler.resources.len() {
         let anchors: Vec<_> = compiler.resources[resource].anchors.iter().filter(|anchor| anchor.2).copied().collect();
@@ -138,7 +140,7 @@ impl<'v> Compiler<'v> {
                             self.find(schema, resource, &step(&place, name))?;
                         }
                     }
-                    (name, value) if ONE.contains(&name) || name == "unevaluatedProperties" => {
+                    (name, value) if ONE.contains(&name) => {
                         self.find(value, resource, &place)?;
                     }
                     _ => {}
@@ -349,7 +351,7 @@ impl<'v> Compiler<'v> {
         }
         let mut schema = self.resources[resource].root;
         for step in fragment.split('/').skip(1) {
-            let step = step.replace("~1", "/").replace("~0", "~");
+            let step = json::unescaped(step);
             schema = match schema {
                 Value::Array(items) => step.parse::<usize>().ok().and_then(|index| items.get(index)),
                 Value::Object(members) => members.get(&step),
@@ -445,7 +447,7 @@ fn is_anchor(name: &str) -> bool {
 
 /// The pointer to what has this name in what is at `place`.
 fn step(place: &str, name: &str) -> String {
-    format!("{place}/{}", name.replace('~', "~0").replace('/', "~1"))
+    format!("{place}/{}", json::escaped(name))
 }
 
 /// A place for a message.
