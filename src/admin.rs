@@ -23,37 +23,35 @@ use crate::contract::{SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::forward::again::Replays;
+use crate::http::{self, Reply, Stream};
 use crate::ingest::Ingest;
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates};
-use crate::journal::{AuditEntry, Backlog, Follower, Found, Journal, JournalError, Lane, LaneStatus};
+use crate::journal::{Backlog, Follower, Found, Journal, JournalError, Lane, LaneStatus};
 use crate::ledger::{self, Balance};
 use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::{DeviceStatus, Devices};
 use crate::survival::{Outlook, Survival};
+use crate::task::{apart, boxed, spawn};
 use crate::timekeeper::Timekeeper;
-use crate::watch::Exception;
 use arc_swap::ArcSwap;
-use axum::body::{Body, Bytes};
-use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, Path as UrlPath, Query, Request, State};
-use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::serve::IncomingStream;
-use axum::{Json, Router};
 use base64::Engine;
-use http_body_util::channel::{Channel, Sender};
+use http_body_util::channel::Sender;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::net::UnixListener;
+use std::time::{Duration, Instant};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 /// What the admin socket looks at.
 #[derive(Debug)]
@@ -561,40 +559,149 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers until the shutdown.
 pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
-    let routes = Router::new()
-        .merge(journal::routes())
-        .merge(reload::routes())
-        .merge(monitoring::routes())
-        .route("/status", get(status))
-        .route("/dead", get(dead_list))
-        .route("/devices", get(devices))
-        .route("/dead/requeue", post(dead::requeue))
-        .route("/dead/discard", post(dead::discard))
-        .route("/dead/{id}/edit", post(dead::edit))
-        .route("/replay", get(replay::list).post(replay::begin))
-        .route("/replay/{id}", get(replay::show))
-        .route("/replay/{id}/{word}", post(replay::set_state))
-        .route("/ledger", get(ledger_rows))
-        .route("/clock", get(time::show))
-        .route("/clock/trust", post(time::trust))
-        .route("/audit", get(audit))
-        .route("/destination/{name}", delete(drop_destination))
-        .route("/dead/{id}", get(dead_show))
-        .route("/exceptions", get(exceptions))
-        .route("/tail", get(tail))
-        .layer(from_fn(as_caller))
-        .with_state(App { handles, shutdown: shutdown.clone() })
-        .into_make_service_with_connect_info::<Caller>();
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-    // Answers that stream end with the shutdown too.
-    let served = axum::serve(socket, routes).with_graceful_shutdown(async move { shutdown.begun().await });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the command socket failed");
+    let app = App { handles, shutdown: shutdown.clone() };
+    let mut connections = JoinSet::new();
+    loop {
+        let has_room = connections.len() < CONNECTIONS_MAX;
+        tokio::select! {
+            () = shutdown.begun() => break,
+            // The ended are taken out, so that the set does not grow.
+            Some(_) = connections.join_next() => {}
+            accepted = socket.accept(), if has_room => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(boxed(connection(stream, app.clone())));
+                }
+                // Out of descriptors, mostly: a pause lets some connections end.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            },
+        }
     }
+    // Answers that stream end with the shutdown too.
+    while connections.join_next().await.is_some() {}
     if let Some(path) = path.filter(|path| check_socket_path(path).is_ok()) {
         // It is made anew at the next start anyway.
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// Serves one connection; returns when it has ended.
+async fn connection(stream: UnixStream, app: App) {
+    let caller = Caller(stream.peer_cred().ok().map(|peer| peer.uid()));
+    let (mut stream, mut shutdown): (Stream, _) = (Box::new(stream), app.shutdown.clone());
+    let answer = |request| -> http::Answering<'_> { Box::pin(CALLER.scope(caller, answer(app.clone(), request))) };
+    let mut connection = pin!(http::connection(&mut stream, SILENCE_MAX, answer));
+    // Whoever speaks no HTTP gets no answer.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = shutdown.begun() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+/// Connections at once; each command has one.
+const CONNECTIONS_MAX: usize = 256;
+/// How long a connection may be silent.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// The largest body: an edited payload, or the numbers of letters.
+const BODY_BYTES_MAX: usize = 2 << 20;
+
+/// Answers one request.
+async fn answer(app: App, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    let mut path = Vec::new();
+    for part in head.uri.path().split('/').skip(1) {
+        path.push(percent_decode_str(part).decode_utf8_lossy());
+    }
+    let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
+    let query = Query(head.uri.query().unwrap_or_default());
+    let answered = match head.method {
+        Method::GET | Method::HEAD => look(app, &path, query).await,
+        Method::POST | Method::DELETE => change(app, &head.method, &path, body).await,
+        _ => None,
+    };
+    match answered {
+        Some(Ok(reply) | Err(reply)) => reply,
+        None => http::text(StatusCode::NOT_FOUND, format!("{} {} is not answered here", head.method, head.uri.path())),
+    }
+}
+
+/// What only looks; `None` if there is no such thing.
+async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
+    Some(match path {
+        ["status"] => off_thread(move || app.handles.status()).await.map(json),
+        ["dead"] => dead_list(app, query).await,
+        ["dead", id] => dead_show(app, id.parse().ok()?).await,
+        ["devices"] => Ok(json(devices(&app))),
+        ["replay"] => Ok(json(app.handles.replays.list())),
+        ["replay", id] => replay::show(&app, id.parse().ok()?),
+        ["ledger"] => Ok(json(ledger::balances(&app.handles.journal, &app.handles.fates))),
+        ["clock"] => Ok(json(time::ClockStatus::now())),
+        ["audit"] => audit(app, query).await,
+        ["exceptions"] => exceptions(&app),
+        ["tail"] => tail(app, query),
+        ["log"] => Ok(http::text(StatusCode::OK, crate::telemetry::recent_lines().join("\n"))),
+        [name] => monitoring::answer(app.handles, name).await,
+        _ => return None,
+    })
+}
+
+/// What does something; `None` if there is no such thing.
+async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<Answered> {
+    Some(match (method.as_str(), path) {
+        ("POST", ["dead", "requeue"]) => dead::decide_all(app, body, dead::Action::Requeue).await,
+        ("POST", ["dead", "discard"]) => dead::decide_all(app, body, dead::Action::Discard).await,
+        ("POST", ["dead", id, "edit"]) => dead::edit(app, id.parse().ok()?, body).await,
+        ("POST", ["replay"]) => replay::begin(app, body).await,
+        ("POST", ["replay", id, word]) => replay::set_state(app, id.parse().ok()?, (*word).to_owned()).await,
+        ("POST", ["clock", "trust"]) => time::trust(app).await,
+        ("POST", ["reload"]) => reload::reload(app).await,
+        ("POST", ["journal", "export"]) => journal::export(app, body).await,
+        ("POST", ["journal", "verify"]) => journal::verify(app),
+        ("POST", ["journal", "backup"]) => journal::backup(app, body).await,
+        ("DELETE", ["destination", name]) => drop_destination(app, (*name).to_owned()).await,
+        _ => return None,
+    })
+}
+
+/// What a request came to; both are answers.
+type Answered = Result<Reply, Reply>;
+
+/// What stands behind the `?` of a request.
+#[derive(Clone, Copy)]
+struct Query<'a>(&'a str);
+
+impl Query<'_> {
+    fn text(self, name: &str) -> Option<String> {
+        let (_, value) = self.0.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
+        Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+    }
+
+    fn number(self, name: &str) -> Result<Option<u64>, Reply> {
+        let wrong = |text| refuse(StatusCode::BAD_REQUEST, format!("{name} is \"{text}\"; expected a number"));
+        self.text(name).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
+    }
+}
+
+/// The JSON that a request brings.
+async fn given<T: DeserializeOwned>(body: Incoming) -> Result<T, Reply> {
+    let bytes = http::read(body, BODY_BYTES_MAX).await.map_err(|unread| {
+        let status = if unread.is_too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+        refuse(status, unread.to_string())
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| refuse(StatusCode::BAD_REQUEST, format!("the body: {error}")))
+}
+
+fn json(value: impl Serialize) -> Reply {
+    match serde_json::to_vec(&value) {
+        Ok(text) => http::reply(StatusCode::OK, "application/json", text),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+fn refuse(status: StatusCode, why: impl Into<Bytes>) -> Reply {
+    http::text(status, why)
 }
 
 #[derive(Clone)]
@@ -607,19 +714,9 @@ struct App {
 #[derive(Clone, Copy, Debug)]
 struct Caller(Option<u32>);
 
-impl Connected<IncomingStream<'_, UnixListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self(stream.io().peer_cred().ok().map(|peer| peer.uid()))
-    }
-}
-
 tokio::task_local! {
     /// Who asks for what is done now.
     static CALLER: Caller;
-}
-
-async fn as_caller(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
-    CALLER.scope(caller, next.run(request)).await
 }
 
 impl Handles {
@@ -631,75 +728,57 @@ impl Handles {
 }
 
 /// Runs what may read from the disk off the threads that serve.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StatusCode> {
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Reply> {
     let caller = CALLER.try_with(|caller| *caller).unwrap_or(Caller(None));
-    tokio::task::spawn_blocking(move || CALLER.sync_scope(caller, work))
-        .await
-        .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+    let done = apart(move || CALLER.sync_scope(caller, work)).await;
+    done.map_err(|_| refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping"))
 }
 
-async fn status(State(app): State<App>) -> Result<Json<Status>, StatusCode> {
-    off_thread(move || app.handles.status()).await.map(Json)
-}
-
-#[derive(Deserialize)]
-struct Range {
-    #[serde(default)]
-    from: u64,
-    limit: Option<usize>,
+/// The same for what may fail.
+async fn tried<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, Reply> {
+    off_thread(work).await?.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 /// Dead letters shown at once, where nobody says how many.
-const LETTERS_SHOWN: usize = 100;
+const LETTERS_SHOWN: u64 = 100;
+/// Dead letters and audit entries shown at most.
+const LETTERS_SHOWN_MAX: u64 = 10_000;
 
-async fn dead_list(State(app): State<App>, Query(range): Query<Range>) -> Result<Json<Vec<Letter>>, StatusCode> {
-    let limit = range.limit.unwrap_or(LETTERS_SHOWN).min(10_000);
-    off_thread(move || {
+fn limit(query: Query<'_>) -> Result<usize, Reply> {
+    Ok(query.number("limit")?.unwrap_or(LETTERS_SHOWN).min(LETTERS_SHOWN_MAX) as usize)
+}
+
+async fn dead_list(app: App, query: Query<'_>) -> Answered {
+    let (from, limit) = (query.number("from")?.unwrap_or(0), limit(query)?);
+    let letters = off_thread(move || -> Vec<_> {
         // Without a place to start, the newest.
-        let letters = if range.from > 0 {
-            app.handles.letters(range.from, u64::MAX, limit)
+        let letters = if from > 0 {
+            app.handles.letters(from, u64::MAX, limit)
         } else {
             app.handles.newest_letters(limit)
         };
         letters.into_iter().map(|letter| dead::with_fate(letter, &app)).collect()
-    })
-    .await
-    .map(Json)
+    });
+    letters.await.map(json)
 }
 
-async fn dead_show(State(app): State<App>, UrlPath(id): UrlPath<u64>) -> Response {
+async fn dead_show(app: App, id: u64) -> Answered {
     let found = off_thread(move || {
         let found = app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id);
         found.map(|letter| dead::with_fate(letter, &app))
-    })
-    .await;
-    match found {
-        Ok(Some(letter)) => Json(letter).into_response(),
-        Ok(None) => {
-            (StatusCode::NOT_FOUND, format!("there is no dead letter {id}; `forebay dead list` shows which there are"))
-                .into_response()
-        }
-        Err(code) => code.into_response(),
-    }
+    });
+    found.await?.map(json).ok_or_else(|| dead::none(id))
 }
 
-async fn ledger_rows(State(app): State<App>) -> Json<Vec<Balance>> {
-    Json(ledger::balances(&app.handles.journal, &app.handles.fates))
-}
-
-async fn audit(State(app): State<App>, Query(range): Query<Range>) -> Result<Json<Vec<AuditEntry>>, Response> {
-    let limit = range.limit.unwrap_or(LETTERS_SHOWN).min(10_000);
-    let read = off_thread(move || app.handles.journal.audited(limit)).await.map_err(IntoResponse::into_response)?;
-    read.map(Json).map_err(failed)
-}
-
-fn failed(error: JournalError) -> Response {
-    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+async fn audit(app: App, query: Query<'_>) -> Answered {
+    let limit = limit(query)?;
+    tried(move || app.handles.journal.audited(limit)).await.map(json)
 }
 
 /// Gives up what a destination is owed that the configuration does not name any more.
-async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>) -> Result<Json<u64>, Response> {
-    let refuse = |code, text: String| (code, text).into_response();
+async fn drop_destination(app: App, name: String) -> Answered {
     let known = app.handles.journal.destinations();
     if !known.contains(&name) {
         let text = format!("there is no destination \"{name}\"; the journal knows {}", known.join(", "));
@@ -709,29 +788,28 @@ async fn drop_destination(State(app): State<App>, UrlPath(name): UrlPath<String>
         let text = format!("\"{name}\" is in the configuration; remove it there first");
         return Err(refuse(StatusCode::CONFLICT, text));
     }
-    let dropped = off_thread(move || {
+    let dropped = tried(move || {
         let journal = &app.handles.journal;
         let count = journal.drop_destination(&name)?;
         app.handles.audit("destination drop", &serde_json::json!({"destination": name, "discarded": count}))?;
         Ok(count)
     });
-    dropped.await.map_err(IntoResponse::into_response)?.map(Json).map_err(failed)
+    dropped.await.map(json)
 }
 
-async fn exceptions(State(app): State<App>) -> Result<Json<Vec<Exception>>, (StatusCode, &'static str)> {
-    match &app.handles.view.load().board {
-        Some(board) => Ok(Json(board.exceptions())),
-        None => Err((StatusCode::NOT_FOUND, "this gateway has no watch; [watch] in the configuration switches it on")),
-    }
+fn exceptions(app: &App) -> Answered {
+    let none = "this gateway has no watch; [watch] in the configuration switches it on";
+    let view = app.handles.view.load();
+    view.board.as_ref().map(|board| json(board.exceptions())).ok_or_else(|| refuse(StatusCode::NOT_FOUND, none))
 }
 
-async fn devices(State(app): State<App>) -> Json<Vec<DeviceStatus>> {
+fn devices(app: &App) -> Vec<DeviceStatus> {
     let mut list = Vec::new();
     for source in &app.handles.view.load().sources {
         let duplicates = |client: &str| app.handles.journal.repeats_of(&origin(&source.name, client));
         list.extend(source.devices.iter().flat_map(|devices| devices.status(&source.name, duplicates)));
     }
-    Json(list)
+    list
 }
 
 /// `{source}/{device}`, as records have it.
@@ -768,22 +846,18 @@ pub struct Seen {
     pub data_base64: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Wanted {
-    stream: Option<String>,
-}
-
-async fn tail(State(app): State<App>, Query(wanted): Query<Wanted>) -> Response {
-    if let Some(text) = wanted.stream.as_ref().and_then(|stream| app.handles.unknown_stream(stream)) {
-        return (StatusCode::NOT_FOUND, text).into_response();
+fn tail(app: App, query: Query<'_>) -> Answered {
+    let stream = query.text("stream");
+    if let Some(text) = stream.as_ref().and_then(|stream| app.handles.unknown_stream(stream)) {
+        return Err(refuse(StatusCode::NOT_FOUND, text));
     }
-    let (sender, body) = Channel::<Bytes>::new(16);
+    let (sender, reply) = http::growing(16);
     let sender = Arc::new(Mutex::new(sender));
     for lane in app.handles.journal.lanes() {
         let (lane, sender, shutdown) = (Arc::clone(lane), Arc::clone(&sender), app.shutdown.clone());
-        tokio::spawn(follow(lane, wanted.stream.clone(), sender, shutdown));
+        spawn(follow(lane, stream.clone(), sender, shutdown));
     }
-    Body::new(body).into_response()
+    Ok(reply)
 }
 
 /// Writes a lane's events as they come, one JSON object a line, until nobody reads them.

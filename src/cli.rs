@@ -21,6 +21,7 @@ use crate::service::Service;
 use crate::setting::Span;
 use crate::sources::http::put_token;
 use crate::sources::mqtt::put_user;
+use crate::task;
 use crate::telemetry::{self, LogFormat, Logging};
 use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -262,7 +263,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             logging.format = run.log.or(logging.format);
             logging.sample = run.log_sample.or(logging.sample);
             telemetry::start_logging(&logging, tracing::Level::INFO);
-            runtime()?.block_on(serve(&run.config))
+            finished(serve(&run.config))?
         }
         Command::Check(check) => check_config(&check),
         Command::Demo(demo) => {
@@ -274,7 +275,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 run_for: demo.run_for.map(|span| span.0),
                 rate: demo.rate,
             };
-            runtime()?.block_on(demo::run(plan)).map(|()| ExitCode::SUCCESS)
+            finished(demo::run(plan))?.map(|()| ExitCode::SUCCESS)
         }
         Command::Status(StatusOf { at, ledger: false }) => {
             let status: crate::admin::Status = ask(&at, "/status")?;
@@ -291,12 +292,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Reload(at) => reload(&at),
         Command::Destination(DestinationCommand::Drop { name, at }) => {
             let socket = socket_path(&at)?;
-            let bytes = runtime()?.block_on(socket::call(
+            let bytes = finished(socket::call(
                 &socket,
                 hyper::Method::DELETE,
                 &format!("/destination/{}", segment(&name)),
                 Vec::new(),
-            ))?;
+            ))??;
             let count: u64 = serde_json::from_slice(&bytes)?;
             print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
                 format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))
@@ -352,7 +353,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Asks whether the gateway takes events, which it cannot without living.
 fn health(at: &At) -> anyhow::Result<ExitCode> {
-    let (is_good, text) = runtime()?.block_on(socket::look(&socket_path(at)?, "/readyz"))?;
+    let (is_good, text) = finished(socket::look(&socket_path(at)?, "/readyz"))??;
     let checks: Vec<crate::admin::Check> = text
         .lines()
         .map(serde_json::from_str)
@@ -373,7 +374,7 @@ fn health(at: &At) -> anyhow::Result<ExitCode> {
 /// Asks for a reload, and says what came of it.
 fn reload(at: &At) -> anyhow::Result<ExitCode> {
     let socket = socket_path(at)?;
-    let bytes = runtime()?.block_on(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))?;
+    let bytes = finished(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))??;
     let answer: crate::admin::ReloadAnswer = serde_json::from_slice(&bytes)?;
     print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
         ([], []) => "read anew; nothing has changed".to_owned(),
@@ -392,6 +393,11 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start the runtime")
+}
+
+/// What the work of a command comes to, on a runtime of its own.
+fn finished<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    Ok(task::run(&runtime()?, work))
 }
 
 async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
@@ -432,7 +438,7 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
             Ok(part) = &mut death => break Err(anyhow::anyhow!("{part} has died; only a new start brings it back")),
             _ = hangup.recv() => {
                 let (reloading, service) = (gateway.handles().reloading.clone(), Arc::clone(&service));
-                tokio::spawn(async move {
+                task::spawn(async move {
                     service.reloading();
                     // What comes of it is told in log and status.
                     reloading.reload().await;
@@ -546,14 +552,14 @@ fn segment(text: &str) -> String {
 
 fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T> {
     let socket = socket_path(at)?;
-    let bytes = runtime()?.block_on(socket::get(&socket, path))?;
+    let bytes = finished(socket::get(&socket, path))??;
     serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
 }
 
 /// Asks with a body.
 fn ask_with<T: serde::de::DeserializeOwned>(at: &At, path: &str, body: &impl serde::Serialize) -> anyhow::Result<T> {
     let body = serde_json::to_vec(body)?;
-    let bytes = runtime()?.block_on(socket::call(&socket_path(at)?, hyper::Method::POST, path, body))?;
+    let bytes = finished(socket::call(&socket_path(at)?, hyper::Method::POST, path, body))??;
     serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
 }
 
@@ -582,7 +588,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         None => "/tail".into(),
     };
     let is_terminal = std::io::stdout().is_terminal();
-    runtime()?.block_on(socket::lines(&socket, &path, |line| {
+    finished(socket::lines(&socket, &path, |line| {
         let mut out = std::io::stdout().lock();
         if tail.at.json {
             writeln!(out, "{}", telemetry::shown_json(&String::from_utf8_lossy(line)))?;
@@ -592,7 +598,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         }
         out.flush()?;
         Ok(())
-    }))?;
+    }))??;
     Ok(ExitCode::SUCCESS)
 }
 

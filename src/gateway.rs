@@ -24,6 +24,7 @@ use crate::local::Local;
 use crate::sources::mqtt::Registry;
 use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
+use crate::task;
 use crate::timekeeper::Timekeeper;
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -84,12 +85,12 @@ impl Gateway {
         let started = clock::instant();
         // Opening may repair, which reads from the disk: not on a thread that serves.
         let journal =
-            tokio::task::spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
+            task::apart(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
         let timekeeper = {
             let (journal, around) = (Arc::clone(&journal), config.surroundings.clone());
-            tokio::task::spawn_blocking(move || Timekeeper::open(journal, around)).await??
+            task::apart(move || Timekeeper::open(journal, around)).await??
         };
         let problems = reload::objections(&journal, &config);
         if !problems.is_empty() {
@@ -101,7 +102,7 @@ impl Gateway {
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), taken.0, taken.1)?);
         let (fates, replays, local, registry) = {
             let (journal, bytes) = (Arc::clone(&journal), config.last_values);
-            tokio::task::spawn_blocking(move || {
+            task::apart(move || {
                 let local = Local::open(Arc::clone(&journal), bytes)?;
                 let (fates, replays) = (Fates::open(&journal)?, Replays::open(&journal)?);
                 anyhow::Ok((Arc::new(fates), Arc::new(replays), Arc::new(local), Registry::open(journal)?))
@@ -213,7 +214,7 @@ impl Gateway {
         };
         works.show();
         let (stop, stopped) = oneshot::channel();
-        let works = tokio::spawn(works.run(reloads, stopped));
+        let works = task::spawn(works.run(reloads, stopped));
         Ok(Self { journal, handles, addresses, registry, stop, works })
     }
 
@@ -232,7 +233,7 @@ impl Gateway {
         }
         drop(handles);
         // The last commits may take the disk a while.
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = task::apart(move || {
             registry.close();
             journal.close(DISK_WAIT_MAX);
         })

@@ -18,7 +18,7 @@
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
-//! | 1 | `event`, `clock`, `telemetry`, `setting` |
+//! | 1 | `event`, `clock`, `telemetry`, `setting`, `http` (how HTTP is spoken), `task` (what the runtime is given) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -70,6 +70,7 @@ pub mod demo;
 pub mod event;
 pub mod forward;
 pub mod gateway;
+pub mod http;
 pub mod ingest;
 pub mod journal;
 pub mod ledger;
@@ -82,6 +83,7 @@ pub mod setting;
 pub mod shutdown;
 pub mod sources;
 pub mod survival;
+pub mod task;
 pub mod telemetry;
 pub mod timekeeper;
 pub mod tls;

@@ -17,6 +17,7 @@ pub use last::LastValue;
 use crate::clock;
 use crate::journal::{Journal, JournalError, Lane, Note, Notes};
 use crate::shutdown::Shutdown;
+use crate::task;
 use last::LastValues;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -164,7 +165,7 @@ impl Local {
         let mut notes: Vec<Note> = self.last().take_changes();
         notes.push((FROM.into(), from));
         let ours = self.notes.clone();
-        let written = tokio::task::spawn_blocking(move || ours.write(notes)).await;
+        let written = task::apart(move || ours.write(notes)).await;
         if let Ok(Err(error)) = written {
             // What is lost is only how soon a later start knows the last values.
             tracing::warn!(%error, "the last values cannot be noted");

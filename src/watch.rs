@@ -26,6 +26,7 @@ use crate::local::Local;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::odoo::Mirrors;
+use crate::task;
 use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -203,7 +204,7 @@ impl Watch {
         let machines = self.machines();
         let mirrors = self.mirrors.all();
         // Thousands of records are read: not on a thread that serves.
-        let gathering = tokio::task::spawn_blocking(move || Facts::gather(&mirrors, now));
+        let gathering = task::apart(move || Facts::gather(&mirrors, now));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;
         let conditions = rules::conditions(&self.config, &facts, &machines, now, &mut self.first_seen);
         let judged = facts.judged(self.config.machines.is_some());
@@ -231,7 +232,7 @@ impl Watch {
 
     async fn write(&self, notes: Vec<crate::journal::Note>) -> Result<(), Option<JournalError>> {
         let ours = self.notes.clone();
-        match tokio::task::spawn_blocking(move || ours.write(notes)).await {
+        match task::apart(move || ours.write(notes)).await {
             Ok(written) => written.map_err(Some),
             // The runtime is ending.
             Err(_) => Err(None),

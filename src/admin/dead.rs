@@ -3,18 +3,17 @@
 //! Promise: a letter that is requeued keeps its id; one that still breaks its contract is refused with the
 //! violation; whatever is decided is audited, and repeats of it change nothing.
 
-use super::{App, Letter, failed, off_thread};
+use super::{Answered, App, Letter, given, json, off_thread, refuse, tried};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
+use crate::http::Reply;
 use crate::ingest::Beside;
 use crate::ingest::dead::fates::{Fate, State as FateState};
 use crate::ingest::dead::{DeadLetter, Stage};
 use crate::journal::{Found, NotTaken, Waiter};
-use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -157,7 +156,7 @@ impl Held {
 
 /// What is done with letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Action {
+pub(super) enum Action {
     Requeue,
     Discard,
 }
@@ -275,8 +274,14 @@ impl super::Handles {
     }
 }
 
-fn wrong(reason: String) -> Response {
-    (StatusCode::BAD_REQUEST, reason).into_response()
+fn wrong(reason: String) -> Reply {
+    refuse(StatusCode::BAD_REQUEST, reason)
+}
+
+/// That there is no such letter.
+pub(super) fn none(id: u64) -> Reply {
+    let text = format!("there is no dead letter {id}; `forebay dead list` shows which there are");
+    refuse(StatusCode::NOT_FOUND, text)
 }
 
 fn fate(state: FateState, attempts: u32) -> Fate {
@@ -284,12 +289,12 @@ fn fate(state: FateState, attempts: u32) -> Fate {
 }
 
 /// Notes the fates of letters, audited.
-async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Result<(), Response> {
+async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Result<(), Reply> {
     if letters.is_empty() {
         return Ok(());
     }
     let handles = Arc::clone(&app.handles);
-    let written = off_thread(move || {
+    let written = tried(move || {
         let list: Vec<_> = letters.iter().map(|(found, fate)| (found.number, &found.letter, fate.clone())).collect();
         let changed = handles.fates.put(&list)?;
         let what: Vec<_> = letters
@@ -300,12 +305,12 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
         // A part at a time, so that no entry grows without bound.
         what.chunks(200).try_for_each(|part| handles.audit(action, &part))
     });
-    written.await.map_err(IntoResponse::into_response)?.map_err(failed)
+    written.await
 }
 
-async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Response> {
+async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Reply> {
     let (handles, wanted) = (Arc::clone(&app.handles), which.clone());
-    off_thread(move || handles.select(&wanted, range)).await.map_err(IntoResponse::into_response)?.map_err(wrong)
+    off_thread(move || handles.select(&wanted, range)).await?.map_err(wrong)
 }
 
 /// Why nothing is done with a letter any more.
@@ -338,7 +343,9 @@ async fn decide(app: &App, action: Action, found: &Held, is_dry_run: bool) -> Re
 }
 
 /// Decides on all letters that are meant, part by part: each is on the disk and audited before the next.
-async fn decide_all(app: &App, which: &Which, action: Action) -> Result<Decided, Response> {
+pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> Answered {
+    let which: Which = given(body).await?;
+    let (app, which) = (&app, &which);
     if which.is_empty() {
         let text = "which letters? give numbers, --stream, --reason, --destination, --since or --until, or --all";
         return Err(wrong(text.into()));
@@ -380,27 +387,15 @@ async fn decide_all(app: &App, which: &Which, action: Action) -> Result<Decided,
     for number in missing {
         decided.refuse(number, "there is no such letter, or not with all that was asked for".into());
     }
-    Ok(decided)
+    Ok(json(decided))
 }
 
-pub(super) async fn requeue(State(app): State<App>, Json(which): Json<Which>) -> Result<Json<Decided>, Response> {
-    decide_all(&app, &which, Action::Requeue).await.map(Json)
-}
-
-pub(super) async fn discard(State(app): State<App>, Json(which): Json<Which>) -> Result<Json<Decided>, Response> {
-    decide_all(&app, &which, Action::Discard).await.map(Json)
-}
-
-pub(super) async fn edit(
-    State(app): State<App>,
-    Path(id): Path<u64>,
-    Json(edit): Json<Edit>,
-) -> Result<Json<Decided>, Response> {
+pub(super) async fn edit(app: App, id: u64, body: Incoming) -> Answered {
+    let edit: Edit = given(body).await?;
     let which = Which { ids: BTreeSet::from([id]), ..Which::default() };
     let range = id..id.saturating_add(1).min(app.handles.journal.dead().end());
     let Some(found) = select(&app, &which, range).await?.0.pop() else {
-        let text = format!("there is no dead letter {id}; `forebay dead list` shows which there are");
-        return Err((StatusCode::NOT_FOUND, text).into_response());
+        return Err(none(id));
     };
     if let Some(reason) = is_over(&app, id) {
         return Err(wrong(format!("dead letter {id}: {reason}")));
@@ -416,7 +411,7 @@ pub(super) async fn edit(
     if !edit.dry_run {
         put(&app, vec![(found, fate(state, attempts))], "dead edit").await?;
     }
-    Ok(Json(Decided { matched: 1, done: 1, dry_run: edit.dry_run, ..Decided::default() }))
+    Ok(json(Decided { matched: 1, done: 1, dry_run: edit.dry_run, ..Decided::default() }))
 }
 
 /// Adds to a letter what has become of it.

@@ -5,16 +5,13 @@
 //!
 //! Promise: one who reads slowly slows the work down, and holds no page of a file meanwhile.
 
-use super::App;
+use super::{Answered, App, given, refuse};
 use crate::clock;
+use crate::http::{self, Reply};
 use crate::journal::{Counting, Export, History, Selection};
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json, Router};
-use http_body_util::channel::Channel;
+use crate::task::{apart, spawn};
+use hyper::StatusCode;
+use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -46,17 +43,10 @@ pub struct BackupAsk {
     pub to: PathBuf,
 }
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/journal/export", post(export))
-        .route("/journal/verify", post(verify))
-        .route("/journal/backup", post(backup))
-}
-
-fn permit() -> Result<SemaphorePermit<'static>, (StatusCode, String)> {
+fn permit() -> Result<SemaphorePermit<'static>, Reply> {
     WORKS.try_acquire().map_err(|_| {
         let text = format!("{WORKS_MAX} exports, counts or backups are under way; try again when one of them is done");
-        (StatusCode::TOO_MANY_REQUESTS, text)
+        refuse(StatusCode::TOO_MANY_REQUESTS, text)
     })
 }
 
@@ -78,16 +68,12 @@ fn push_error(out: &mut Vec<u8>, error: &dyn std::error::Error) {
     out.extend_from_slice(format!("!{}\n", error.to_string().replace('\n', " ")).as_bytes());
 }
 
-async fn export(State(app): State<App>, Json(ask): Json<ExportAsk>) -> Response {
-    let permit = match permit() {
-        Ok(permit) => permit,
-        Err(busy) => return busy.into_response(),
-    };
+pub(super) async fn export(app: App, body: Incoming) -> Answered {
+    let ask: ExportAsk = given(body).await?;
+    let permit = permit()?;
     let publications = app.handles.journal.publications();
-    let mut export = match Export::new(lanes(&app), &publications, ask.selection, ask.with_offsets) {
-        Ok(export) => export,
-        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
-    };
+    let export = Export::new(lanes(&app), &publications, ask.selection, ask.with_offsets);
+    let mut export = export.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
     stepped(app, permit, move |out| match export.step(out) {
         Ok(more) => {
             push_json(out, "#", export.progress());
@@ -100,11 +86,8 @@ async fn export(State(app): State<App>, Json(ask): Json<ExportAsk>) -> Response 
     })
 }
 
-async fn verify(State(app): State<App>) -> Response {
-    let permit = match permit() {
-        Ok(permit) => permit,
-        Err(busy) => return busy.into_response(),
-    };
+pub(super) fn verify(app: App) -> Answered {
+    let permit = permit()?;
     let mut counting = Some(Counting::new(lanes(&app)));
     stepped(app, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };
@@ -131,14 +114,15 @@ async fn verify(State(app): State<App>) -> Response {
 fn stepped(
     app: App,
     permit: SemaphorePermit<'static>,
-    mut step: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
-) -> Response {
-    let (mut sender, body) = Channel::<Bytes>::new(WAITING_MAX);
+    step: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
+) -> Answered {
+    let (mut sender, reply) = http::growing(WAITING_MAX);
     let mut shutdown = app.shutdown;
-    tokio::spawn(async move {
+    let mut step: Box<dyn FnMut(&mut Vec<u8>) -> bool + Send> = Box::new(step);
+    spawn(async move {
         let _permit = permit;
         loop {
-            let done = tokio::task::spawn_blocking(move || {
+            let done = apart(move || {
                 let mut out = Vec::new();
                 let more = step(&mut out);
                 (step, out, more)
@@ -155,21 +139,19 @@ fn stepped(
             }
         }
     });
-    Body::new(body).into_response()
+    Ok(reply)
 }
 
-async fn backup(State(app): State<App>, Json(ask): Json<BackupAsk>) -> Response {
-    let permit = match permit() {
-        Ok(permit) => permit,
-        Err(busy) => return busy.into_response(),
-    };
+pub(super) async fn backup(app: App, body: Incoming) -> Answered {
+    let ask: BackupAsk = given(body).await?;
+    let permit = permit()?;
     if !ask.to.is_absolute() {
         let text = format!("{} is no whole path; the gateway has another folder of its own", ask.to.display());
-        return (StatusCode::BAD_REQUEST, text).into_response();
+        return Err(refuse(StatusCode::BAD_REQUEST, text));
     }
     let (lines, mut told) = mpsc::channel::<Vec<u8>>(WAITING_MAX);
     let journal = Arc::clone(&app.handles.journal);
-    tokio::task::spawn_blocking(move || {
+    drop(apart(move || {
         let _permit = permit;
         let mut told_at = None;
         let outcome = journal.back_up(&ask.to, &mut |copied| {
@@ -196,10 +178,10 @@ async fn backup(State(app): State<App>, Json(ask): Json<BackupAsk>) -> Response 
         }
         // Nobody may be there to hear it; the log says it.
         let _ = lines.blocking_send(line);
-    });
-    let (mut sender, body) = Channel::<Bytes>::new(WAITING_MAX);
+    }));
+    let (mut sender, reply) = http::growing(WAITING_MAX);
     let mut shutdown = app.shutdown;
-    tokio::spawn(async move {
+    spawn(async move {
         loop {
             let line = tokio::select! {
                 () = shutdown.begun() => return,
@@ -211,5 +193,5 @@ async fn backup(State(app): State<App>, Json(ask): Json<BackupAsk>) -> Response 
             }
         }
     });
-    Body::new(body).into_response()
+    Ok(reply)
 }

@@ -3,25 +3,17 @@
 //! Promise: nothing here stops collecting: an address that is taken is said and tried again; connections, their
 //! number and their silence have bounds.
 
-use super::{App, Handles, certificates, off_thread};
+use super::{Answered, Handles, certificates, off_thread};
 use crate::clock;
+use crate::http::{self, Reply, Stream};
 use crate::shutdown::Shutdown;
-use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
+use crate::task::boxed;
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// Connections at once; a scraper has one.
@@ -34,8 +26,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 /// Certificates are looked at that often.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(86_400);
-/// The largest head of a request.
-const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// The format of the metrics.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -61,37 +51,18 @@ impl MonitoringState {
     }
 }
 
-/// Code, media type and body of an answer.
-type Answer = (StatusCode, &'static str, String);
-
-fn answer_to(handles: &Handles, path: &str) -> Answer {
+/// Answers `metrics`, `healthz` or `readyz`.
+pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> Answered {
     let health = |health: super::Health| {
         let code = if health.is_good() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (code, LINES, health.lines())
+        http::reply(code, LINES, health.lines())
     };
-    match path {
-        "/metrics" => (StatusCode::OK, METRICS, handles.metrics()),
-        "/healthz" => health(handles.health()),
-        "/readyz" => health(handles.readiness()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /healthz and /readyz\n".into()),
+    match name {
+        "metrics" => off_thread(move || http::reply(StatusCode::OK, METRICS, handles.metrics())).await,
+        "healthz" => off_thread(move || health(handles.health())).await,
+        "readyz" => off_thread(move || health(handles.readiness())).await,
+        _ => Err(http::text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n")),
     }
-}
-
-pub(super) fn routes() -> Router<App> {
-    let answer = |path: &'static str| {
-        get(move |State(app): State<App>| async move {
-            match off_thread(move || answer_to(&app.handles, path)).await {
-                Ok((code, kind, body)) => (code, [(header::CONTENT_TYPE, kind)], body).into_response(),
-                Err(code) => code.into_response(),
-            }
-        })
-    };
-    let recent = |State(_): State<App>| async { crate::telemetry::recent_lines().join("\n") };
-    Router::new()
-        .route("/metrics", answer("/metrics"))
-        .route("/healthz", answer("/healthz"))
-        .route("/readyz", answer("/readyz"))
-        .route("/log", get(recent))
 }
 
 /// Serves where the configuration says, and looks after certificates that expire, until the shutdown.
@@ -136,7 +107,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             accepted = accept => match accepted {
                 Ok((stream, _)) => {
                     let handles = Arc::clone(&handles);
-                    connections.spawn(serve(stream, handles));
+                    connections.spawn(boxed(serve(stream, handles)));
                 }
                 // Out of descriptors, mostly: a pause lets some connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -146,35 +117,19 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     connections.shutdown().await;
 }
 
-async fn serve(stream: tokio::net::TcpStream, handles: Arc<Handles>) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let handles = Arc::clone(&handles);
-        let (is_read, path) = (is_read(request.method()), request.uri().path().to_owned());
-        async move { Ok::<_, Infallible>(answer(handles, is_read, path).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+async fn serve(stream: TcpStream, handles: Arc<Handles>) {
+    let mut stream: Stream = Box::new(stream);
+    let answer = |request| -> http::Answering<'_> { Box::pin(answer_read(Arc::clone(&handles), request)) };
+    let connection = http::connection(&mut stream, SILENCE_MAX, answer);
     // Whoever speaks no HTTP gets no answer, and a scraper that went away misses nothing. One that does not read
     // its answer is let go like one that is silent.
     let _ = tokio::time::timeout(SILENCE_MAX * 30, connection).await;
 }
 
-fn is_read(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD)
-}
-
-async fn answer(handles: Arc<Handles>, is_read: bool, path: String) -> hyper::Response<Full<Bytes>> {
-    let (code, kind, body) = if is_read {
-        let answered = off_thread(move || answer_to(&handles, &path)).await;
-        answered.unwrap_or_else(|code| (code, "text/plain", String::new()))
-    } else {
-        (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is answered here\n".into())
-    };
-    let mut response: Response<Full<Bytes>> = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-    response
+async fn answer_read(handles: Arc<Handles>, request: Request<Incoming>) -> Reply {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return http::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
+    }
+    let name = request.uri().path().trim_start_matches('/');
+    answer(handles, name).await.unwrap_or_else(|reply| reply)
 }

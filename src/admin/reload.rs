@@ -1,13 +1,11 @@
 //! Reload: what asks for it, and what it answers.
 
-use super::{App, LinkHandle, SourceHandle};
+use super::{Answered, App, LinkHandle, SourceHandle, json, refuse};
 use crate::event::Timestamp;
 use crate::setting::Problem;
 use crate::tls::CertificateFile;
 use crate::watch::Board;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::{Json, Router, routing};
+use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,16 +76,13 @@ pub struct ReloadAnswer {
     pub problems: Vec<String>,
 }
 
-pub(super) fn routes() -> Router<App> {
-    Router::new().route("/reload", routing::post(reload))
-}
-
-async fn reload(State(app): State<App>) -> Result<Json<ReloadAnswer>, StatusCode> {
-    let answer = match app.handles.reloading.reload().await.ok_or(StatusCode::SERVICE_UNAVAILABLE)? {
+pub(super) async fn reload(app: App) -> Answered {
+    let stopping = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping");
+    let answer = match app.handles.reloading.reload().await.ok_or_else(stopping)? {
         Ok(changes) => ReloadAnswer { changes, ..ReloadAnswer::default() },
         Err(problems) => {
             ReloadAnswer { problems: problems.iter().map(ToString::to_string).collect(), ..ReloadAnswer::default() }
         }
     };
-    Ok(Json(answer))
+    Ok(json(answer))
 }

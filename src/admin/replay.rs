@@ -1,12 +1,10 @@
 //! Replays over the socket.
 
-use super::{App, failed, off_thread};
-use crate::forward::again::{Filter, Replay, ReplayState};
+use super::{Answered, App, given, json, refuse, tried};
+use crate::forward::again::{Filter, ReplayState};
 use crate::journal::BadSelection;
-use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
 /// A replay that somebody asks for.
@@ -41,11 +39,8 @@ impl super::Handles {
     }
 }
 
-fn refuse(code: StatusCode, text: String) -> Response {
-    (code, text).into_response()
-}
-
-pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Result<Json<Replay>, Response> {
+pub(super) async fn begin(app: App, body: Incoming) -> Answered {
+    let wish: Wish = given(body).await?;
     let mut streams = wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*'));
     let unknown = app.handles.unknown_destination(&wish.destination);
     if let Some(text) = unknown.or_else(|| streams.find_map(|stream| app.handles.unknown_stream(stream))) {
@@ -56,7 +51,7 @@ pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Res
     {
         return Err(refuse(StatusCode::BAD_REQUEST, format!("nothing lies between {since} and {until}")));
     }
-    let begun = off_thread(move || {
+    let begun = tried(move || {
         let handles = &app.handles;
         let Wish { destination, filter, rate, dry_run } = wish;
         let replay = handles.replays.begin(&handles.journal, &destination, filter, rate, dry_run)?;
@@ -65,22 +60,15 @@ pub(super) async fn begin(State(app): State<App>, Json(wish): Json<Wish>) -> Res
         }
         Ok(replay)
     });
-    begun.await.map_err(IntoResponse::into_response)?.map(Json).map_err(failed)
+    begun.await.map(json)
 }
 
-pub(super) async fn list(State(app): State<App>) -> Json<Vec<Replay>> {
-    Json(app.handles.replays.list())
-}
-
-pub(super) async fn show(State(app): State<App>, Path(id): Path<u64>) -> Result<Json<Replay>, Response> {
+pub(super) fn show(app: &App, id: u64) -> Answered {
     let found = app.handles.replays.find(id);
-    found.map(Json).ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("there is no replay {id}")))
+    found.map(json).ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("there is no replay {id}")))
 }
 
-pub(super) async fn set_state(
-    State(app): State<App>,
-    Path((id, word)): Path<(u64, String)>,
-) -> Result<Json<Replay>, Response> {
+pub(super) async fn set_state(app: App, id: u64, word: String) -> Answered {
     let state = match word.as_str() {
         "pause" => ReplayState::Paused,
         "resume" => ReplayState::Running,
@@ -92,15 +80,15 @@ pub(super) async fn set_state(
             ));
         }
     };
-    let set = off_thread(move || {
+    let set = tried(move || {
         let set = app.handles.replays.set_state(id, state)?;
         if let Some(replay) = &set {
             app.handles.audit(&format!("replay {word}"), replay)?;
         }
         Ok(set)
     });
-    match set.await.map_err(IntoResponse::into_response)?.map_err(failed)? {
-        Some(replay) => Ok(Json(replay)),
+    match set.await? {
+        Some(replay) => Ok(json(replay)),
         None => Err(refuse(
             StatusCode::NOT_FOUND,
             format!("there is no replay {id} that goes on; see `forebay replay list`"),

@@ -1,11 +1,8 @@
 //! What is asked of the clock: what it says, whether that is believed, and a person's word that it is right.
 
-use super::{App, off_thread};
+use super::{Answered, App, json, tried};
 use crate::clock;
 use crate::event::Timestamp;
-use axum::Json;
-use axum::extract::State;
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 /// How the clock stands.
@@ -41,18 +38,10 @@ impl ClockStatus {
     }
 }
 
-pub(super) async fn show() -> Json<ClockStatus> {
-    Json(ClockStatus::now())
-}
-
-pub(super) async fn trust(State(app): State<App>) -> Result<Json<ClockStatus>, (StatusCode, String)> {
-    let trusted = off_thread(move || {
+pub(super) async fn trust(app: App) -> Answered {
+    let trusted = tried(move || {
         app.handles.timekeeper.trust()?;
         app.handles.audit("clock trusted", &ClockStatus::now())
     });
-    match trusted.await {
-        Ok(Ok(())) => Ok(Json(ClockStatus::now())),
-        Ok(Err(error)) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
-        Err(code) => Err((code, "the gateway is stopping".into())),
-    }
+    trusted.await.map(|()| json(ClockStatus::now()))
 }

@@ -11,6 +11,7 @@ use crate::config;
 use crate::event::Timestamp;
 use crate::secret;
 use crate::setting::{Bytes, Document};
+use crate::task;
 use anyhow::{Context, bail};
 use clap::Args;
 use std::fmt::Write;
@@ -223,7 +224,7 @@ fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
     let runtime = runtime()?;
     for (path, name) in ASKED {
         let answer = match &socket {
-            Ok(socket) => runtime.block_on(socket::look(socket, path)),
+            Ok(socket) => task::run(&runtime, socket::look(socket, path)),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         match answer {

@@ -10,7 +10,7 @@ pub(super) use sink::Whole;
 pub(super) use wreck::{SalvageArgs, salvage};
 
 use super::show::table;
-use super::{At, DEFAULT_CONFIG, runtime, socket, socket_path};
+use super::{At, DEFAULT_CONFIG, finished, socket, socket_path};
 use crate::admin::journal::{BackupAsk, ExportAsk};
 use crate::clock;
 use crate::config;
@@ -179,14 +179,14 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     match journal {
         Journal::Running(socket) => {
             let ask = ExportAsk { selection, with_offsets: args.with_offsets };
-            runtime()?.block_on(socket::work(&socket, "/journal/export", &ask, |line| {
+            finished(socket::work(&socket, "/journal/export", &ask, |line| {
                 match line.strip_prefix(b"#") {
                     Some(progress) => last = serde_json::from_slice(progress)?,
                     None => sink.event(line)?,
                 }
                 sink.show(&last);
                 Ok(())
-            }))?;
+            }))??;
         }
         Journal::Still(shelf) => {
             let publications: Vec<_> = shelf.publications().all().cloned().collect();
@@ -229,7 +229,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         Journal::Running(socket) => {
             let mut recount = None;
             let ask = serde_json::Value::Null;
-            runtime()?.block_on(socket::work(&socket, "/journal/verify", &ask, |line| {
+            finished(socket::work(&socket, "/journal/verify", &ask, |line| {
                 match line.strip_prefix(b"#") {
                     Some(counted) => {
                         let Counted { done, total } = serde_json::from_slice(counted)?;
@@ -238,7 +238,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                     None => recount = Some(serde_json::from_slice(line)?),
                 }
                 Ok(())
-            }))?;
+            }))??;
             recount.context("the count is cut short: the gateway has ended meanwhile")?
         }
         Journal::Still(shelf) => {
@@ -336,7 +336,7 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
                 }
                 Ok(())
             });
-            runtime()?.block_on(work).with_context(|| no_backup(&to))?;
+            finished(work)?.with_context(|| no_backup(&to))?;
             made.context("the backup is cut short: the gateway has ended meanwhile")?
         }
         Journal::Still(shelf) => {

@@ -142,8 +142,8 @@ fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T),
 pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
     match command {
         Modbus::Import(command) => run_import(&command),
-        Modbus::Read(command) => super::runtime()?.block_on(run_read(&command)),
-        Modbus::Scan(command) => super::runtime()?.block_on(run_scan(&command)),
+        Modbus::Read(command) => super::finished(run_read(&command))?,
+        Modbus::Scan(command) => super::finished(run_scan(&command))?,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `forebay odoo`: what the account can read, and setting Odoo up to hint at changes.
 
-use super::{DEFAULT_CONFIG, runtime, show};
+use super::{DEFAULT_CONFIG, finished, show};
 use crate::config::Config;
 use crate::odoo::Client;
 use crate::sources::odoo;
@@ -89,7 +89,7 @@ fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
     let mut answers = Vec::new();
     let mut is_good = true;
     for source in chosen(&config, check.source.as_deref())? {
-        let found = runtime()?.block_on(odoo::check(source, &config.contracts));
+        let found = finished(odoo::check(source, &config.contracts))?;
         is_good &= found.as_ref().is_ok_and(|(_, findings)| findings.iter().all(|finding| finding.problem.is_none()));
         if check.json {
             answers.push(match found {
@@ -163,15 +163,12 @@ fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
         tls: source.tls.clone(),
     })
     .map_err(anyhow::Error::msg)?;
-    let runtime = runtime()?;
     if webhook.install {
-        let count = runtime
-            .block_on(odoo::install(&client, &plans))
+        let count = finished(odoo::install(&client, &plans))?
             .context("the automations cannot be set up; it takes an administrator's key")?;
         writeln!(std::io::stdout(), "{count} automations are set up; the key was used once and is not kept")?;
     } else {
-        let count = runtime
-            .block_on(odoo::remove(&client, &plans))
+        let count = finished(odoo::remove(&client, &plans))?
             .context("the automations cannot be removed; it takes an administrator's key")?;
         writeln!(std::io::stdout(), "{count} automations are removed; the key was used once and is not kept")?;
     }

@@ -1,30 +1,28 @@
 //! Asking a running gateway over its socket.
 
+use crate::http;
 use crate::setting::check_socket_path;
+use crate::task;
 use crate::telemetry::shown;
 use anyhow::{anyhow, bail};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use std::io::{Error, ErrorKind};
 use std::path::Path;
 use tokio::net::UnixStream;
 
 async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Response<Incoming>> {
     let stream = UnixStream::connect(socket).await.map_err(|error| anyhow!("{}", unanswered(socket, &error)))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(async move {
-        // An error here shows as an error of the answer.
-        let _ = connection.await;
-    });
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "forebay")
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body)))?;
-    Ok(sender.send_request(request).await?)
+    let (answer, driver) = http::ask(Box::new(stream), request).await?;
+    task::spawn(driver);
+    Ok(answer.await?)
 }
 
 /// Why nobody answers at a socket, and what to do.

@@ -1,5 +1,6 @@
 //! The WAN of the demo: it carries connections to central, until it is cut.
 
+use crate::task;
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -18,9 +19,9 @@ impl Wan {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (is_cut, seen) = watch::channel(false);
-        tokio::spawn(async move {
+        task::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(carry(near, central, seen.clone()));
+                task::spawn(carry(near, central, seen.clone()));
             }
         });
         Ok(Self { address, is_cut })

@@ -14,6 +14,7 @@ use crate::contract::Contract;
 use crate::event::Timestamp;
 use crate::journal::Journal;
 use crate::setting::Problem;
+use crate::task;
 use crate::watch::Board;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -83,13 +84,13 @@ impl Works {
 
     async fn stamp(&self) -> u64 {
         let prints = self.watched.clone();
-        tokio::task::spawn_blocking(move || prints.stamp()).await.unwrap_or_default()
+        task::apart(move || prints.stamp()).await.unwrap_or_default()
     }
 
     /// Reads the configuration anew and puts it in force; says what has changed, or what is wrong with it.
     async fn reload(&mut self) -> Reloaded {
         let file = self.config.file.clone();
-        let loaded = tokio::task::spawn_blocking(move || Config::load(&file)).await;
+        let loaded = task::apart(move || Config::load(&file)).await;
         let reloaded = match loaded {
             Ok(Ok(config)) => {
                 self.watched = config.prints.clone();
@@ -232,7 +233,7 @@ impl Works {
         let (journal, ingest) = (Arc::clone(&self.ground.journal), Arc::clone(&self.ground.ingest));
         let (contracts, key) = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
         let settings = config.journal.clone();
-        let done = tokio::task::spawn_blocking(move || {
+        let done = task::apart(move || {
             ingest.put_in_force(contracts, key)?;
             journal.change(&settings);
             Ok::<_, crate::journal::JournalError>(())

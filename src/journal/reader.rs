@@ -8,6 +8,7 @@ use super::lane::Durable;
 use super::{JournalError, Lane};
 use crate::clock;
 use crate::event::Timestamp;
+use crate::task::{self, Apart};
 use crate::telemetry::Limiter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,7 +39,7 @@ pub struct Follower {
     failures: Limiter,
 }
 
-type Reading = tokio::task::JoinHandle<Result<Found, JournalError>>;
+type Reading = Apart<Result<Found, JournalError>>;
 
 /// How long to wait before reading again from a disk that fails.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -117,7 +118,7 @@ impl Follower {
 
 fn read(lane: &Arc<Lane>, offset: u64) -> Reading {
     let lane = Arc::clone(lane);
-    tokio::task::spawn_blocking(move || lane.read(offset))
+    task::apart(move || lane.read(offset))
 }
 
 impl Lane {

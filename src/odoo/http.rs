@@ -5,15 +5,14 @@
 
 use super::error::OdooError;
 use crate::event::Timestamp;
+use crate::http::{self, Stream};
 use crate::tls::{self, ClientFiles, TlsError};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -124,9 +123,9 @@ impl Server {
                 .map_err(|error| unreachable(error.to_string()))?;
             // Small writes go at once; without it latency suffers, not correctness.
             let _ = stream.set_nodelay(true);
-            let Some((config, name)) = &self.tls else { return Ok(Stream::Plain(stream)) };
+            let Some((config, name)) = &self.tls else { return Ok(Box::new(stream) as Stream) };
             match TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await {
-                Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+                Ok(stream) => Ok(Box::new(stream)),
                 Err(error) => Err(OdooError::Unreachable(format!(
                     "TLS with {place} fails: {error}; check tls.ca and the name in the certificate"
                 ))),
@@ -146,13 +145,7 @@ impl Server {
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(|error| {
             OdooError::NotOdoo(format!("the request cannot be written ({error}); is key_file text?"))
         })?;
-        let asking = async {
-            match stream {
-                Stream::Plain(stream) => ask(stream, request).await,
-                Stream::Tls(stream) => ask(*stream, request).await,
-            }
-        };
-        match tokio::time::timeout(ANSWER_WAIT_MAX, asking).await {
+        match tokio::time::timeout(ANSWER_WAIT_MAX, ask(stream, request)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(OdooError::Unreachable(format!("the connection to {place} ended: {error}"))),
             Err(_) => Err(OdooError::Unreachable(format!("{place} did not answer within 150s"))),
@@ -160,29 +153,16 @@ impl Server {
     }
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
 type AskError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn ask<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Answer, AskError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = async move {
-        // An error here shows as an error of the answer.
-        let _ = connection.await;
-    };
+async fn ask(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, AskError> {
+    let (answer, driver) = http::ask(stream, request).await?;
     let asking = async {
-        let answer = sender.send_request(request).await?;
-        let (head, body) = answer.into_parts();
+        let (head, body) = answer.await?.into_parts();
         let text = |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         let is_page = text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html"));
         let server_time = text(header::DATE).and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
+        let body = http::read(body, ANSWER_BYTES_MAX).await?;
         Ok::<_, AskError>(Answer {
             status: head.status,
             is_page,

@@ -20,25 +20,24 @@ mod tokens;
 pub use tokens::{Tokens, put_token};
 
 use crate::clock;
+use crate::http::{self, Stream};
 use crate::ingest::Ingest;
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
+use crate::task::boxed;
 use crate::telemetry::Limiter;
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use answer::Peer;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -107,8 +106,6 @@ fn answer_wait_max() -> Span {
 const BODY_BYTES_MAX: u64 = 32 << 20;
 /// The most memory for requests that may be allowed.
 const WAITING_BYTES_MAX: u64 = 1 << 30;
-/// The largest head of a request; a CloudEvent's attributes have room in it.
-const HEAD_BYTES_MAX: usize = 16 << 10;
 /// How long requests in hand are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a client may refuse to read its answers.
@@ -284,7 +281,7 @@ impl Server {
                     // At the limit nothing is accepted: the kernel holds new connections back.
                     accepted = setup.accept(), if has_room => match accepted {
                         Ok((stream, peer)) => {
-                            connections.spawn(connection(stream, peer, Arc::clone(shared), current.clone()));
+                            connections.spawn(boxed(connection(stream, peer, Arc::clone(shared), current.clone())));
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
@@ -307,7 +304,7 @@ async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>,
     let _open = shared.stats.open();
     socket::tune(&stream, UNREAD_WAIT_MAX);
     match shared.tls.clone() {
-        None => serve(stream, &Peer { address, certificate: None }, &shared, shutdown).await,
+        None => serve(Box::new(stream), &Peer { address, certificate: None }, &shared, shutdown).await,
         Some(config) => {
             let wait = shared.config.request_wait_max.0;
             // A handshake that the shutdown meets has promised nothing.
@@ -319,7 +316,7 @@ async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>,
                 Ok(Ok(stream)) => {
                     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
                     let certificate = chain.first().and_then(tls::identity);
-                    serve(stream, &Peer { address, certificate }, &shared, shutdown).await;
+                    serve(Box::new(stream), &Peer { address, certificate }, &shared, shutdown).await;
                 }
                 Ok(Err(error)) => shared.refuse(address, "", Refusal::Tls, &format!("TLS handshake: {error}")),
                 Err(_) => shared.refuse(address, "", Refusal::Tls, "TLS handshake took too long"),
@@ -328,19 +325,14 @@ async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>,
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: &Peer, shared: &Shared, mut shutdown: Shutdown) {
+async fn serve(mut stream: Stream, peer: &Peer, shared: &Shared, mut shutdown: Shutdown) {
     let has_served = AtomicBool::new(false);
     let ended = {
         let has_served = &has_served;
-        let service = service_fn(async move |request| {
+        let connection = http::connection(&mut stream, shared.config.request_wait_max.0, |request| {
             has_served.store(true, Ordering::Relaxed);
-            Ok::<_, std::convert::Infallible>(answer::answer(shared, peer, request).await)
+            Box::pin(answer::answer(shared, peer, request))
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(shared.config.request_wait_max.0)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(&mut stream), service);
         tokio::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => Some(ended),
@@ -362,7 +354,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: &Peer, sh
 
 /// Reads on for a moment what nobody wants any more: closing with bytes unread would reset the
 /// connection and take the answer with it.
-async fn linger<S: AsyncRead + Unpin>(stream: &mut S) {
+async fn linger(stream: &mut Stream) {
     const WAIT_MAX: Duration = Duration::from_secs(1);
     let mut scrap = [0; 1024];
     let reading = async { while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {} };

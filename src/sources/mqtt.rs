@@ -34,6 +34,7 @@ use crate::shutdown::Shutdown;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
+use crate::task::boxed;
 use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
 use serde::Deserialize;
@@ -376,7 +377,7 @@ impl Listener {
                         for (client, will) in shared.registry.sweep(clock::instant(), &shared.config.name) {
                             tracing::debug!(source = %shared.config.name, %client, "a will is due");
                             let shared = Arc::clone(shared);
-                            sessions.spawn(async move { will.become_event(&shared.ingest).await });
+                            sessions.spawn(boxed(async move { will.become_event(&shared.ingest).await }));
                         }
                     }
                     // At a limit nothing is accepted: the kernel holds new connections back.
@@ -384,12 +385,10 @@ impl Listener {
                         Ok((stream, peer)) => {
                             gate.pass(clock::instant());
                             let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
-                            match shared.tls.clone() {
-                                None => sessions.spawn(session::serve(stream, peer, shared, newest, shutdown)),
-                                Some(tls) => {
-                                    sessions.spawn(session::serve_tls(stream, peer, tls.into(), shared, newest, shutdown))
-                                }
-                            };
+                            sessions.spawn(match shared.tls.clone() {
+                                None => boxed(session::serve(stream, peer, shared, newest, shutdown)),
+                                Some(tls) => boxed(session::serve_tls(stream, peer, tls.into(), shared, newest, shutdown)),
+                            });
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.

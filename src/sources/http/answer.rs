@@ -8,13 +8,13 @@ use super::{Shared, tokens};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
+use crate::http::{self, Reply, Unread};
 use crate::ingest::{Beside, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::sources;
-use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ impl Refusal {
     }
 
     /// Problem details, as RFC 9457 writes them.
-    fn into_response(self) -> Response<Full<Bytes>> {
+    fn into_response(self) -> Reply {
         let text = serde_json::json!({"status": self.status.as_u16(), "title": self.title, "detail": self.detail});
         let mut response = with_body(self.status, "application/problem+json", text.to_string());
         response.headers_mut().extend(self.headers);
@@ -84,18 +84,15 @@ struct Accepted {
 }
 
 impl Accepted {
-    fn into_response(self) -> Response<Full<Bytes>> {
+    fn into_response(self) -> Reply {
         let text = format!(r#"{{"events":{},"dead_letters":{}}}"#, self.receipts.len(), self.dead_letters);
         with_body(StatusCode::ACCEPTED, "application/json", text)
     }
 }
 
-fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> Response<Full<Bytes>> {
+fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> Reply {
     text.push('\n');
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response
+    http::reply(status, media_type, text)
 }
 
 /// What a refusal counts as.
@@ -113,7 +110,7 @@ fn reason_of(status: StatusCode) -> sources::Refusal {
 }
 
 /// Answers one request.
-pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
     match take(shared, peer, request, arrived).await {
         Ok(accepted) => {
@@ -227,9 +224,9 @@ async fn read<'s>(
     let room = room.map_err(|_| busy())?.map_err(|_| busy())?;
     let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let wait = shared.config.request_wait_max;
-    match tokio::time::timeout(wait.0, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok((room, body.to_bytes())),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+    match tokio::time::timeout(wait.0, http::read(body, limit)).await {
+        Ok(Ok(body)) => Ok((room, body)),
+        Ok(Err(Unread { is_too_large: true })) => Err(too_large()),
         Ok(Err(_)) => {
             let detail = "the body ended before its end".to_owned();
             Err(Refusal::new(StatusCode::BAD_REQUEST, "a body ended early", detail))

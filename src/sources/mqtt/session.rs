@@ -11,6 +11,7 @@ use super::will::Will;
 use super::wire::{self, Fault};
 use super::{Login, Setup, Shared};
 use crate::clock;
+use crate::http::Duplex;
 use crate::event::Timestamp;
 use crate::ingest::Route;
 use crate::link::Protocol;
@@ -25,7 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -56,7 +57,7 @@ pub(super) async fn serve(
 ) {
     let _open = shared.stats.open();
     socket::tune(&stream, WRITE_WAIT_MAX);
-    Connection::new(stream, peer, &shared, newest, None).run(shutdown).await;
+    Connection::new(Box::new(stream), peer, &shared, newest, None).run(shutdown).await;
 }
 
 /// Serves one connection with TLS. Apart from [`serve`], so that the many without do not pay for it.
@@ -82,8 +83,8 @@ pub(super) async fn serve_tls(
     }
 }
 
-struct Connection<'s, S> {
-    stream: S,
+struct Connection<'s> {
+    stream: Box<dyn Line>,
     peer: SocketAddr,
     shared: &'s Shared,
     /// What is in force for those who come now.
@@ -114,24 +115,25 @@ enum End {
     Fault(Fault),
 }
 
-/// The certificates that the other side has shown.
-trait Chain {
+/// What a connection is read from and written to: of one type, since the whole session is compiled for it.
+trait Line: Duplex + Sync {
+    /// The certificates that the other side has shown.
     fn chain(&self) -> &[CertificateDer<'static>] {
         &[]
     }
 }
 
-impl Chain for TcpStream {}
+impl Line for TcpStream {}
 
-impl Chain for Box<TlsStream<TcpStream>> {
+impl Line for TlsStream<TcpStream> {
     fn chain(&self) -> &[CertificateDer<'static>] {
         self.get_ref().1.peer_certificates().unwrap_or_default()
     }
 }
 
-impl<'s, S: AsyncRead + AsyncWrite + Chain + Unpin> Connection<'s, S> {
+impl<'s> Connection<'s> {
     fn new(
-        stream: S,
+        stream: Box<dyn Line>,
         peer: SocketAddr,
         shared: &'s Shared,
         newest: watch::Receiver<Setup>,
@@ -530,8 +532,8 @@ enum Read<T> {
 
 /// Reads into the thread's buffer and hands on what came. Nothing is read without being handed on
 /// in the same breath.
-fn poll_read_with<S: AsyncRead + Unpin, T>(
-    stream: &mut S,
+fn poll_read_with<T>(
+    stream: &mut Box<dyn Line>,
     context: &mut Context<'_>,
     then: impl FnOnce(&[u8]) -> T,
 ) -> Poll<std::io::Result<Read<T>>> {
@@ -557,8 +559,8 @@ enum Next {
 }
 
 /// Waits for what the client sends, and for what it is to be told. Safe to drop half-way.
-async fn next<S: AsyncRead + Unpin>(
-    stream: &mut S,
+async fn next(
+    stream: &mut Box<dyn Line>,
     input: &mut Vec<u8>,
     output: &mut Vec<u8>,
     shared: &Shared,

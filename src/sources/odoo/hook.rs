@@ -6,18 +6,16 @@
 
 use super::hints::Hints;
 use crate::clock;
+use crate::http::{self, Reply, Stream};
 use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 use crate::sources::socket::{self, CannotBind, is_loopback};
 use crate::sources::{Refusal, Stats};
+use crate::task::boxed;
 use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -25,7 +23,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -51,7 +48,6 @@ const CONNECTIONS_MAX: usize = 64;
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A record with every field of an order takes some 5 kB.
 const BODY_BYTES_MAX: usize = 256 << 10;
-const HEAD_BYTES_MAX: usize = 8 << 10;
 /// A shorter secret could be tried out.
 const TOKEN_CHARS_MIN: usize = 16;
 
@@ -163,7 +159,8 @@ impl Hook {
                 Some(_) = connections.join_next() => {}
                 accepted = self.socket.accept(), if has_room => match accepted {
                     Ok((stream, peer)) => {
-                        connections.spawn(connection(stream, peer, self.tls.clone(), Arc::clone(&self.shared)));
+                        let shared = Arc::clone(&self.shared);
+                        connections.spawn(boxed(connection(stream, peer, self.tls.clone(), shared)));
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
@@ -177,39 +174,26 @@ impl Hook {
 async fn connection(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     socket::tune(&stream, REQUEST_WAIT_MAX);
     match tls {
-        None => serve(stream, peer, shared).await,
+        None => serve(Box::new(stream), peer, shared).await,
         Some(acceptor) => match tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve(stream, peer, shared).await,
+            Ok(Ok(stream)) => serve(Box::new(stream), peer, shared).await,
             Ok(Err(error)) => shared.refuse(peer, Refusal::Tls, &format!("TLS handshake: {error}")),
             Err(_) => shared.refuse(peer, Refusal::Tls, "TLS handshake took too long"),
         },
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: SocketAddr, shared: Arc<Shared>) {
-    let service = service_fn(|request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, &shared).await) }
-    });
-    let ended = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_WAIT_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = ended
+async fn serve(mut stream: Stream, peer: SocketAddr, shared: Arc<Shared>) {
+    let answer = |request| -> http::Answering<'_> { Box::pin(answer(request, peer, &shared)) };
+    if let Err(error) = http::connection(&mut stream, REQUEST_WAIT_MAX, answer).await
         && error.is_parse()
     {
         shared.refuse(peer, Refusal::Protocol, &format!("not HTTP: {error}"));
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -> Response<Full<Bytes>> {
-    let with = |status: StatusCode| {
-        let mut response = Response::new(Full::new(Bytes::new()));
-        *response.status_mut() = status;
-        response
-    };
+async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -> Reply {
+    let with = |status| http::reply(status, "text/plain", "");
     let (head, body) = request.into_parts();
     let token = head.uri.path().strip_prefix("/odoo/hook/").unwrap_or_default();
     // Hashes are compared, so that the time it takes says nothing about the token.
@@ -221,12 +205,12 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -
     if head.method != Method::POST {
         return with(StatusCode::METHOD_NOT_ALLOWED);
     }
-    let reading = tokio::time::timeout(REQUEST_WAIT_MAX, Limited::new(body, BODY_BYTES_MAX).collect());
+    let reading = tokio::time::timeout(REQUEST_WAIT_MAX, http::read(body, BODY_BYTES_MAX));
     let Ok(Ok(body)) = reading.await else {
         shared.refuse(peer, Refusal::Limit, "the body is too large, too slow or cut off");
         return with(StatusCode::BAD_REQUEST);
     };
-    let Some((model, id)) = record(&body.to_bytes()) else {
+    let Some((model, id)) = record(&body) else {
         shared.refuse(peer, Refusal::Content, "the body names no record");
         return with(StatusCode::BAD_REQUEST);
     };

@@ -1,0 +1,107 @@
+//! HTTP/1: how sources, monitoring, the command socket and the clients that ask them speak it.
+//!
+//! Promise: heads and bodies have bounds, and so has the wait for a head.
+//!
+//! All share one type of stream, of body and of answer: each further one is compiled anew by hyper, 50 kB of program.
+
+use http_body_util::channel::{Channel, Sender};
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1::{Builder, Connection};
+use hyper::service::Service;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// What is read and written: a socket, with TLS or without.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// A stream of any kind.
+pub type Stream = Box<dyn Duplex>;
+/// A body that is there, or one that grows while it is sent.
+pub type Body = Either<Full<Bytes>, Channel<Bytes>>;
+/// An answer.
+pub type Reply = Response<Body>;
+/// An answer to come.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Reply> + Send + 'a>>;
+
+/// The largest head of a request; a CloudEvent's attributes have room in it.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// What answers the requests of a connection.
+pub struct Answers<'a>(Box<dyn Fn(Request<Incoming>) -> Answering<'a> + Send + 'a>);
+
+impl<'a> Service<Request<Incoming>> for Answers<'a> {
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let answering = (self.0)(request);
+        Box::pin(async move { Ok(answering.await) })
+    }
+}
+
+/// A connection that serves: ends with its stream, or `wait` after a head was due.
+pub fn connection<'a>(
+    stream: &'a mut Stream,
+    wait: Duration,
+    answer: impl Fn(Request<Incoming>) -> Answering<'a> + Send + 'a,
+) -> Connection<TokioIo<&'a mut Stream>, Answers<'a>> {
+    Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(wait)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), Answers(Box::new(answer)))
+}
+
+/// An answer in words: UTF-8 text.
+pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+    reply(status, "text/plain; charset=utf-8", text)
+}
+
+/// An answer that grows while it is sent, and what to send it with: at most so many pieces wait for their reader.
+pub fn growing(pieces_max: usize) -> (Sender<Bytes>, Reply) {
+    let (sender, body) = Channel::new(pieces_max);
+    (sender, Response::new(Either::Right(body)))
+}
+
+/// An answer of a media type.
+pub fn reply(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Either::Left(Full::new(body.into())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    reply
+}
+
+/// A body of at most so many bytes. The error says whether it was too large.
+pub async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Unread> {
+    let read = Limited::new(body, bytes_max).collect().await;
+    read.map(|body| body.to_bytes()).map_err(|error| Unread { is_too_large: error.is::<http_body_util::LengthLimitError>() })
+}
+
+/// A body that could not be read.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{}", if *.is_too_large { "the body is too large" } else { "the body ended before its end" })]
+pub struct Unread {
+    /// It has more bytes than are allowed; else the connection ended.
+    pub is_too_large: bool,
+}
+
+/// Asks what is at the other end of a stream. The answer comes while the second future is awaited beside it.
+pub async fn ask(
+    stream: Stream,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<(impl Future<Output = hyper::Result<Response<Incoming>>>, impl Future<Output = ()> + Send + 'static)> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let answer = async move { sender.send_request(request).await };
+    // An error here shows as an error of the answer.
+    let driver = async move { drop(connection.await) };
+    Ok((answer, driver))
+}

@@ -1,0 +1,53 @@
+//! Tasks: work that is handed to the runtime.
+//!
+//! Work goes there behind a pointer, and so has one type: the runtime compiles 2 kB of program for each further one.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::runtime::Runtime;
+use tokio::task::{JoinError, JoinHandle};
+
+/// What a task does.
+pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Work for a task.
+pub fn boxed(work: impl Future<Output = ()> + Send + 'static) -> Work {
+    Box::pin(work)
+}
+
+/// Begins a task on this runtime; it goes on without its handle.
+pub fn spawn(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(boxed(work))
+}
+
+/// Begins what may block, apart from the threads of this runtime; it goes on to its end in any case.
+pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Apart<T> {
+    let work: Box<dyn FnOnce() -> Done + Send> = Box::new(|| Box::new(work()));
+    Apart(tokio::task::spawn_blocking(work), PhantomData)
+}
+
+type Done = Box<dyn Any + Send>;
+
+/// The end of work that is done apart; an error if it panicked, or the runtime ended before it began.
+#[derive(Debug)]
+#[must_use = "whoever does not await the end may drop it"]
+pub struct Apart<T>(JoinHandle<Done>, PhantomData<fn() -> T>);
+
+impl<T: 'static> Future for Apart<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let done = Pin::new(&mut self.0).poll(context);
+        done.map_ok(|done| *done.downcast().expect("`apart` boxed what its work returned"))
+    }
+}
+
+/// Runs work of a command to its end.
+pub fn run<T>(runtime: &Runtime, work: impl Future<Output = T>) -> T {
+    let mut done = None;
+    let work: Pin<Box<dyn Future<Output = ()> + '_>> = Box::pin(async { done = Some(work.await) });
+    runtime.block_on(work);
+    done.expect("a runtime returns when the work is done")
+}
