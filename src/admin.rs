@@ -735,9 +735,7 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
 }
 
 /// The same for what may fail.
-async fn tried<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
-) -> Result<T, Reply> {
+async fn tried<T: Send + 'static>(work: impl FnOnce() -> Result<T, JournalError> + Send + 'static) -> Result<T, Reply> {
     off_thread(work).await?.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
@@ -754,11 +752,8 @@ async fn dead_list(app: App, query: Query<'_>) -> Answered {
     let (from, limit) = (query.number("from")?.unwrap_or(0), limit(query)?);
     let letters = off_thread(move || -> Vec<_> {
         // Without a place to start, the newest.
-        let letters = if from > 0 {
-            app.handles.letters(from, u64::MAX, limit)
-        } else {
-            app.handles.newest_letters(limit)
-        };
+        let letters =
+            if from > 0 { app.handles.letters(from, u64::MAX, limit) } else { app.handles.newest_letters(limit) };
         letters.into_iter().map(|letter| dead::with_fate(letter, &app)).collect()
     });
     letters.await.map(json)

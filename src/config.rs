@@ -15,6 +15,7 @@ use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
+use crate::ordered::ordered;
 use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
@@ -273,7 +274,7 @@ impl Config {
                 reserve_bytes: raw.disk_reserve.0,
                 cache_bytes: CACHE_BYTES,
                 tail_bytes: TAIL_BYTES,
-                destinations: raw.destination.iter().map(|to| (to.name.clone(), to.from)).collect(),
+                destinations: ordered(raw.destination.iter().map(|to| (to.name.clone(), to.from))),
             },
             contracts,
             mask_key,

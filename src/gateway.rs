@@ -84,8 +84,7 @@ impl Gateway {
         let journal_config = config.journal.clone();
         let started = clock::instant();
         // Opening may repair, which reads from the disk: not on a thread that serves.
-        let journal =
-            task::apart(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
+        let journal = task::apart(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
         let timekeeper = {

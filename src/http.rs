@@ -83,7 +83,8 @@ pub fn reply(status: StatusCode, media_type: &'static str, body: impl Into<Bytes
 /// A body of at most so many bytes. The error says whether it was too large.
 pub async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Unread> {
     let read = Limited::new(body, bytes_max).collect().await;
-    read.map(|body| body.to_bytes()).map_err(|error| Unread { is_too_large: error.is::<http_body_util::LengthLimitError>() })
+    read.map(|body| body.to_bytes())
+        .map_err(|error| Unread { is_too_large: error.is::<http_body_util::LengthLimitError>() })
 }
 
 /// A body that could not be read.
@@ -98,7 +99,8 @@ pub struct Unread {
 pub async fn ask(
     stream: Stream,
     request: Request<Full<Bytes>>,
-) -> hyper::Result<(impl Future<Output = hyper::Result<Response<Incoming>>>, impl Future<Output = ()> + Send + 'static)> {
+) -> hyper::Result<(impl Future<Output = hyper::Result<Response<Incoming>>>, impl Future<Output = ()> + Send + 'static)>
+{
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let answer = async move { sender.send_request(request).await };
     // An error here shows as an error of the answer.

@@ -68,6 +68,7 @@ pub use shelf::{Publications, Shelf, ShelfLane};
 
 use crate::clock;
 use crate::contract::{Publication, Renderer};
+use crate::ordered::ordered;
 use segment::Segment;
 use std::collections::BTreeMap;
 use std::io;
@@ -441,10 +442,11 @@ impl Core {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let of_lane = || catalog.list.iter().flatten().filter(|known| known.publication.lane == lane);
         // The newest version of each stream is the one in force.
-        let newest: BTreeMap<u32, Option<u64>> = of_lane()
-            .filter(|known| !known.publication.is_own())
-            .map(|known| (known.stream, known.publication.retention_unsettled))
-            .collect();
+        let newest: BTreeMap<u32, Option<u64>> = ordered(
+            of_lane()
+                .filter(|known| !known.publication.is_own())
+                .map(|known| (known.stream, known.publication.retention_unsettled)),
+        );
         let own = newest.into_values().collect::<Option<Vec<u64>>>().and_then(|limits| limits.into_iter().max());
         let mut limits: Vec<(u64, Vec<u32>)> = Vec::new();
         for known in of_lane() {

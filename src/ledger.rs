@@ -262,8 +262,7 @@ impl Ledger {
             }
         }
         let notes = self.notes.clone();
-        let written =
-            task::apart(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
+        let written = task::apart(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
         if let Ok(Err(error)) = written.await {
             tracing::warn!(%error, "how far the ledger is published cannot be noted; a restart repeats reports");
         }

@@ -18,7 +18,7 @@
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
-//! | 1 | `event`, `clock`, `telemetry`, `setting`, `http` (how HTTP is spoken), `task` (what the runtime is given) |
+//! | 1 | `event`, `clock`, `telemetry`, `setting`, `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (maps) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -77,6 +77,7 @@ pub mod ledger;
 pub mod link;
 pub mod local;
 pub mod odoo;
+pub mod ordered;
 pub mod secret;
 pub mod service;
 pub mod setting;

@@ -7,9 +7,12 @@
 //! Certificates are judged at [`clock::for_certificates`]: a clock that starts in 1970 does not keep the gateway
 //! from central, and what has expired before the latest moment that is known stays refused.
 
+mod certificate;
+
 use crate::clock;
 use crate::secret::Secret;
 use base64::Engine;
+use certificate::{Certificate, Name};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -207,12 +210,9 @@ pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'
 
 /// The environments that a certificate says it belongs to.
 fn environments(certificate: &CertificateDer<'_>) -> Vec<String> {
-    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let alternatives = certificate.subject_alternative_name().ok().flatten();
-    let names = alternatives.map(|found| found.value.general_names.as_slice()).unwrap_or_default();
+    let names = Certificate::read(certificate).map(|read| read.names).unwrap_or_default();
     let uris = names.iter().filter_map(|name| match name {
-        GeneralName::URI(text) => text.strip_prefix(ENVIRONMENT),
+        Name::Uri(text) => text.strip_prefix(ENVIRONMENT),
         _ => None,
     });
     uris.map(str::to_owned).collect()
@@ -385,11 +385,10 @@ pub struct CertificateFile {
 impl CertificateFile {
     /// When the first of its certificates expires, in seconds since 1970. Reads the file.
     pub fn expiry(&self) -> Result<i64, TlsError> {
-        use x509_parser::prelude::{FromDer, X509Certificate};
         let not_after = |certificate: &CertificateDer<'_>| {
-            let parsed = X509Certificate::from_der(certificate);
-            let (_, parsed) = parsed.map_err(|error| unusable(&self.path, format!("cannot be read: {error}")))?;
-            Ok(parsed.validity().not_after.timestamp())
+            let read = Certificate::read(certificate);
+            let read = read.ok_or_else(|| unusable(&self.path, "holds what is no certificate (X.509)"))?;
+            Ok(read.not_after)
         };
         let all = certificates(&self.path)?.iter().map(not_after).collect::<Result<Vec<_>, TlsError>>()?;
         all.into_iter().min().ok_or_else(|| unusable(&self.path, "holds no certificate"))
@@ -399,19 +398,12 @@ impl CertificateFile {
 /// Who a client's certificate says it is: its first alternative name that is a DNS name, a URI or a
 /// mail address, and not its environment; without one, the common name of its subject.
 pub fn identity(certificate: &CertificateDer<'_>) -> Option<String> {
-    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let alternatives = certificate.subject_alternative_name().ok().flatten();
-    let alternative = alternatives.and_then(|found| {
-        found.value.general_names.iter().find_map(|name| match name {
-            GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => {
-                (!text.starts_with(ENVIRONMENT)).then_some(*text)
-            }
-            _ => None,
-        })
+    let read = Certificate::read(certificate)?;
+    let alternative = read.names.iter().find_map(|name| {
+        let (Name::Mail(text) | Name::Dns(text) | Name::Uri(text)) = *name;
+        (!text.starts_with(ENVIRONMENT)).then_some(text)
     });
-    let common = || certificate.subject().iter_common_name().next()?.as_str().ok();
-    alternative.or_else(common).filter(|name| !name.is_empty()).map(str::to_owned)
+    alternative.or(read.common_name).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The files that a configuration names: where they are, and whether what they say has changed.
 
 use super::File;
+use crate::ordered::ordered;
 use crate::secret::Secret;
 use crate::tls::{CertificateFile, ClientFiles, ServerFiles};
 use std::collections::BTreeMap;
@@ -151,8 +152,7 @@ impl Prints {
         each!(raw.source.modbus, "source.modbus", "source");
         each!(raw.source.odoo, "source.odoo", "source");
         each!(raw.destination, "destination", "destination");
-        let mut files: BTreeMap<String, Vec<PathBuf>> =
-            settings.keys().map(|name| (name.clone(), Vec::new())).collect();
+        let mut files: BTreeMap<String, Vec<PathBuf>> = ordered(settings.keys().map(|name| (name.clone(), Vec::new())));
         for Named { key, path, .. } in places(raw) {
             let part = key.find(']').map_or(key.as_str(), |end| &key[..=end]);
             let name = names.get(part).cloned().unwrap_or(key);
@@ -162,8 +162,8 @@ impl Prints {
             let settings = settings.get(&name).map_or(0, |text| xxh3_64(text.as_bytes()));
             (name, Print { settings, files: content(&files) })
         };
-        let all = [file.to_owned()].into_iter().chain(files.values().flatten().cloned()).collect();
-        Self { parts: files.into_iter().map(print).collect(), files: all }
+        let all = ordered([file.to_owned()].into_iter().chain(files.values().flatten().cloned()));
+        Self { parts: ordered(files.into_iter().map(print)), files: all }
     }
 
     /// A number that changes when one of the files does: its time, size or identity.

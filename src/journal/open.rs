@@ -18,6 +18,7 @@ use super::{
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
+use crate::ordered::ordered;
 use crate::service::Lifeless;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -421,12 +422,12 @@ fn open_lane(
         cursor.lose(newest.next, lost_to, &[]);
     }
     let log = Log {
-        durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
+        durable_low: ordered(settled.iter().map(|settled| (settled.destination.clone(), settled.low))),
         segments,
         active: active.as_ref().map(|active| Arc::clone(&active.segment)),
         settled,
         end: offsets.next,
-        sequences: sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect(),
+        sequences: ordered(sequences.iter().map(|(stream, numbers)| (*stream, numbers.next))),
         ..Log::default()
     };
     let lane = Lane {
@@ -529,7 +530,7 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
     let segment = Segment::open(&*core.disk, path, core.cache_bytes)?;
     let view = segment.view()?;
     let summary = view.summary()?;
-    let mut sequences: BTreeMap<u32, u64> = summary.sequences.iter().copied().collect();
+    let mut sequences: BTreeMap<u32, u64> = ordered(summary.sequences.iter().copied());
     let mut settled = summary.settled.clone();
     if let Some(closed) = &summary.closed {
         for part in &closed.streams {

@@ -15,6 +15,7 @@ use super::window::{Fingerprint, Seen};
 use super::{Condition, Full, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
+use crate::ordered::ordered;
 use crate::telemetry::{FOLLOW, follow, may_follow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -514,7 +515,7 @@ impl Writer {
     /// Lets readers see what is on the disk now.
     fn publish(&mut self, prepared: Prepared) {
         self.position.offsets.next = prepared.end;
-        let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
+        let sequences = ordered(self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)));
         self.lane.stats.accepted.add(prepared.events);
         if may_follow() {
             self.follow(&prepared.blocks);

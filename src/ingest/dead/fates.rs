@@ -7,6 +7,7 @@
 use super::{DeadLetter, Stage};
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Note, Notes};
+use crate::ordered::ordered;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -176,7 +177,7 @@ impl Fates {
         }
         notes.push((RESOLVED.to_owned(), serde_json::to_vec(&resolved).ok()));
         self.notes.write(notes)?;
-        let changed = open.iter().map(|(id, ..)| *id).collect();
+        let changed = ordered(open.iter().map(|(id, ..)| *id));
         let mut known = self.known();
         known.resolved = resolved;
         known.fates.extend(open.into_iter().map(|(id, _, fate)| (*id, fate.clone())));

@@ -13,6 +13,7 @@ use crate::journal::state::State;
 use crate::journal::unused::Unused;
 use crate::journal::window::Fingerprint;
 use crate::journal::{Found, JournalError, sequence_mark};
+use crate::ordered::ordered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -58,7 +59,7 @@ impl<'a, 't> Work<'a, 't> {
             copied: Copied::default(),
             outcome: Backup::default(),
             unused: Unused::default(),
-            marks: source.marks.iter().cloned().collect(),
+            marks: ordered(source.marks.iter().cloned()),
         }
     }
 

@@ -10,6 +10,7 @@ use super::meaning::{self, Occasion, Telling};
 use super::shape::{Row, bare};
 use crate::contract::odoo::Section;
 use crate::journal::Note;
+use crate::ordered::ordered;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -349,7 +350,7 @@ impl Place<'_> {
 
 /// The hash of what is read of a record, without the names of others.
 fn hash(stream: &str, record: &Map<String, Value>) -> u128 {
-    let bare: BTreeMap<&String, Value> = record.iter().map(|(field, value)| (field, bare(value))).collect();
+    let bare: BTreeMap<&String, Value> = ordered(record.iter().map(|(field, value)| (field, bare(value))));
     let text = serde_json::to_string(&(stream, bare)).unwrap_or_default();
     xxhash_rust::xxh3::xxh3_128(text.as_bytes())
 }
