@@ -568,12 +568,13 @@ fn post<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T
     ask_with(at, path, &serde_json::Value::Null)
 }
 
+/// What `--json` prints.
+fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
+    Ok(telemetry::shown_json(&telemetry::indented(&serde_json::to_string(value)?)))
+}
+
 fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {
-    let text = if at.json {
-        telemetry::shown_json(&serde_json::to_string_pretty(value)?)
-    } else {
-        show(value, std::io::stdout().is_terminal())
-    };
+    let text = if at.json { json(value)? } else { show(value, std::io::stdout().is_terminal()) };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

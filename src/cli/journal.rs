@@ -10,7 +10,7 @@ pub(super) use sink::Whole;
 pub(super) use wreck::{SalvageArgs, salvage};
 
 use super::show::table;
-use super::{At, DEFAULT_CONFIG, finished, socket, socket_path};
+use super::{At, DEFAULT_CONFIG, finished, json, socket, socket_path};
 use crate::admin::journal::{BackupAsk, ExportAsk};
 use crate::clock;
 use crate::config;
@@ -19,7 +19,7 @@ use crate::journal::{
     Backup, Copied, Counted, Counting, Export, History, JournalError, Progress, Recount, Selection, Shelf,
 };
 use crate::setting::{Bytes, Span, grouped as number};
-use crate::telemetry::{shown, shown_json};
+use crate::telemetry::shown;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use sink::{Bar, Sink};
@@ -258,11 +258,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         }
     };
     bar.clear();
-    let text = if args.json {
-        shown_json(&serde_json::to_string_pretty(&recount)?)
-    } else {
-        show_recount(&recount, std::io::stdout().is_terminal())
-    };
+    let text = if args.json { json(&recount)? } else { show_recount(&recount, std::io::stdout().is_terminal()) };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(if recount.is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -350,7 +346,7 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     bar.clear();
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", shown_json(&serde_json::to_string_pretty(&made)?))?;
+        writeln!(out, "{}", json(&made)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (lane, events, _) in &made.lanes {

@@ -1,6 +1,6 @@
 //! `forebay odoo`: what the account can read, and setting Odoo up to hint at changes.
 
-use super::{DEFAULT_CONFIG, finished, show};
+use super::{DEFAULT_CONFIG, finished, json, show};
 use crate::config::Config;
 use crate::odoo::Client;
 use crate::sources::odoo;
@@ -110,7 +110,7 @@ fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
         }
     }
     if check.json {
-        writeln!(out, "{}", crate::telemetry::shown_json(&serde_json::to_string_pretty(&answers)?))?;
+        writeln!(out, "{}", json(&answers)?)?;
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

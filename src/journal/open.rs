@@ -20,6 +20,7 @@ use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
 use crate::ordered::ordered;
 use crate::service::Lifeless;
+use crate::telemetry::indented;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -175,8 +176,9 @@ impl Journal {
         let number = catalog.list.len().max(1) as u32;
         let file = PublicationFile { number, stream, publication: publication.clone() };
         let path = self.folder.join("publications").join(format!("{number}.json"));
-        let text = serde_json::to_vec_pretty(&file).map_err(|error| JournalError::io(&path, error.into()))?;
-        write_whole(&*self.core.disk, &path, &text).map_err(|error| JournalError::io(&path, error))?;
+        let text = serde_json::to_string(&file).map_err(|error| JournalError::io(&path, error.into()))?;
+        write_whole(&*self.core.disk, &path, indented(&text).as_bytes())
+            .map_err(|error| JournalError::io(&path, error))?;
         catalog.put(file);
         Ok(number)
     }

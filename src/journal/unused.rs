@@ -9,6 +9,7 @@
 use super::disk::{Disk, read_whole, write_whole};
 use super::{JournalError, set_aside};
 use crate::ordered::ordered;
+use crate::telemetry::indented;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -57,8 +58,8 @@ impl Unused {
         }
         self.lanes.insert(lane.to_owned(), gaps.clone());
         let path = folder.join(FILE);
-        let text = serde_json::to_vec_pretty(self).map_err(|error| JournalError::io(&path, error.into()))?;
-        write_whole(disk, &path, &text).map_err(|error| JournalError::io(&path, error))
+        let text = serde_json::to_string(self).map_err(|error| JournalError::io(&path, error.into()))?;
+        write_whole(disk, &path, indented(&text).as_bytes()).map_err(|error| JournalError::io(&path, error))
     }
 }
 

@@ -1,12 +1,13 @@
 //! `forebay salvage`: what a damaged file still holds.
 
+use super::super::json;
 use super::sink::{Bar, Whole};
 use crate::cli::show::table;
 use crate::event::{Content, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::journal::{Block, DEAD, Publications, Salvage, Salvaged, Walk, push_line};
 use crate::setting::{Bytes, grouped as number};
-use crate::telemetry::{shown, shown_json};
+use crate::telemetry::shown;
 use anyhow::Context;
 use base64::Engine;
 use clap::Args;
@@ -71,7 +72,7 @@ pub(crate) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
         out.finish()?;
     }
     let text = if args.json {
-        shown_json(&serde_json::to_string_pretty(&outcomes)?)
+        json(&outcomes)?
     } else {
         outcomes.iter().map(|outcome| show(outcome, std::io::stdout().is_terminal())).collect::<Vec<_>>().join("\n")
     };
