@@ -42,8 +42,9 @@ use http_body_util::channel::Sender;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+use serde_json::{Map, Value};
 use std::io;
 use std::path::Path;
 use std::pin::pin;
@@ -252,17 +253,16 @@ pub struct RepeatStatus {
 }
 
 /// A dead letter as it is shown.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Letter {
     /// Its number.
     pub id: u64,
     /// When it was written, RFC 3339.
     pub recorded: String,
     /// The letter; its times in RFC 3339.
-    #[serde(flatten, with = "shown_times")]
+    #[serde(flatten, serialize_with = "with_shown_times")]
     pub letter: DeadLetter<'static>,
     /// What has become of it.
-    #[serde(default)]
     pub fate: Fate,
     /// Bytes of the payload.
     pub payload_bytes: usize,
@@ -451,33 +451,41 @@ fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
     notes
 }
 
-/// A letter whose times are RFC 3339 text; as it is stored they are numbers.
-mod shown_times {
-    use crate::event::Timestamp;
-    use crate::ingest::dead::DeadLetter;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
-    use serde_json::{Map, Value};
+/// Fields of a letter that are RFC 3339 text where it is shown; as it is stored they are numbers.
+const TIMES: [&str; 4] = ["time", "first_attempt", "last_attempt", "taken"];
 
-    const TIMES: [&str; 4] = ["time", "first_attempt", "last_attempt", "taken"];
-
-    pub(super) fn serialize<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serde_json::to_value(letter).map_err(ser::Error::custom)?;
-        for name in TIMES {
-            if let Some(micros) = fields[name].as_i64() {
-                fields[name] = Timestamp(micros).to_string().into();
-            }
+fn with_shown_times<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut fields = serde_json::to_value(letter).map_err(ser::Error::custom)?;
+    for name in TIMES {
+        if let Some(micros) = fields[name].as_i64() {
+            fields[name] = Timestamp(micros).to_string().into();
         }
-        fields.serialize(serializer)
     }
+    fields.serialize(serializer)
+}
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeadLetter<'static>, D::Error> {
-        let mut fields = Map::<String, Value>::deserialize(deserializer)?;
+impl<'de> Deserialize<'de> for Letter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What serde derives for a flattened field is six times the program.
+        let mut fields = Map::deserialize(deserializer)?;
         for name in TIMES {
             if let Some(at) = fields.get(name).and_then(Value::as_str).and_then(Timestamp::parse) {
                 fields.insert(name.to_owned(), at.0.into());
             }
         }
-        serde_json::from_value(fields.into()).map_err(de::Error::custom)
+        fn taken<T: DeserializeOwned, E: de::Error>(fields: &mut Map<String, Value>, name: &str) -> Result<T, E> {
+            let value = fields.remove(name).unwrap_or_default();
+            serde_json::from_value(value).map_err(|error| E::custom(format!("{name}: {error}")))
+        }
+        Ok(Self {
+            id: taken(&mut fields, "id")?,
+            recorded: taken(&mut fields, "recorded")?,
+            fate: taken::<Option<_>, _>(&mut fields, "fate")?.unwrap_or_default(),
+            payload_bytes: taken(&mut fields, "payload_bytes")?,
+            payload_text: taken(&mut fields, "payload_text")?,
+            payload_base64: taken(&mut fields, "payload_base64")?,
+            letter: serde_json::from_value(fields.into()).map_err(de::Error::custom)?,
+        })
     }
 }
 
