@@ -630,7 +630,7 @@ async fn answer(app: App, request: Request<Incoming>) -> Reply {
         _ => None,
     };
     match answered {
-        Some(Ok(reply) | Err(reply)) => reply,
+        Some(answered) => answered.unwrap_or_else(Into::into),
         None => http::text(StatusCode::NOT_FOUND, format!("{} {} is not answered here", head.method, head.uri.path())),
     }
 }
@@ -673,8 +673,21 @@ async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Opt
     })
 }
 
-/// What a request came to; both are answers.
-type Answered = Result<Reply, Reply>;
+/// What a request came to.
+type Answered = Result<Reply, Refused>;
+
+/// Why nothing is done.
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    why: String,
+}
+
+impl From<Refused> for Reply {
+    fn from(refused: Refused) -> Self {
+        http::text(refused.status, refused.why)
+    }
+}
 
 /// What stands behind the `?` of a request.
 #[derive(Clone, Copy)]
@@ -686,14 +699,14 @@ impl Query<'_> {
         Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
     }
 
-    fn number(self, name: &str) -> Result<Option<u64>, Reply> {
+    fn number(self, name: &str) -> Result<Option<u64>, Refused> {
         let wrong = |text| refuse(StatusCode::BAD_REQUEST, format!("{name} is \"{text}\"; expected a number"));
         self.text(name).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
     }
 }
 
 /// The JSON that a request brings.
-async fn given<T: DeserializeOwned>(body: Incoming) -> Result<T, Reply> {
+async fn given<T: DeserializeOwned>(body: Incoming) -> Result<T, Refused> {
     let bytes = http::read(body, BODY_BYTES_MAX).await.map_err(|unread| {
         let status = if unread.is_too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
         refuse(status, unread.to_string())
@@ -704,12 +717,12 @@ async fn given<T: DeserializeOwned>(body: Incoming) -> Result<T, Reply> {
 fn json(value: impl Serialize) -> Reply {
     match serde_json::to_vec(&value) {
         Ok(text) => http::reply(StatusCode::OK, "application/json", text),
-        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into(),
     }
 }
 
-fn refuse(status: StatusCode, why: impl Into<Bytes>) -> Reply {
-    http::text(status, why)
+fn refuse(status: StatusCode, why: impl Into<String>) -> Refused {
+    Refused { status, why: why.into() }
 }
 
 #[derive(Clone)]
@@ -736,14 +749,16 @@ impl Handles {
 }
 
 /// Runs what may read from the disk off the threads that serve.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Reply> {
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
     let caller = CALLER.try_with(|caller| *caller).unwrap_or(Caller(None));
     let done = apart(move || CALLER.sync_scope(caller, work)).await;
     done.map_err(|_| refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping"))
 }
 
 /// The same for what may fail.
-async fn tried<T: Send + 'static>(work: impl FnOnce() -> Result<T, JournalError> + Send + 'static) -> Result<T, Reply> {
+async fn tried<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, Refused> {
     off_thread(work).await?.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
@@ -752,7 +767,7 @@ const LETTERS_SHOWN: u64 = 100;
 /// Dead letters and audit entries shown at most.
 const LETTERS_SHOWN_MAX: u64 = 10_000;
 
-fn limit(query: Query<'_>) -> Result<usize, Reply> {
+fn limit(query: Query<'_>) -> Result<usize, Refused> {
     Ok(query.number("limit")?.unwrap_or(LETTERS_SHOWN).min(LETTERS_SHOWN_MAX) as usize)
 }
 

@@ -3,11 +3,10 @@
 //! Promise: a letter that is requeued keeps its id; one that still breaks its contract is refused with the
 //! violation; whatever is decided is audited, and repeats of it change nothing.
 
-use super::{Answered, App, Letter, given, json, off_thread, refuse, tried};
+use super::{Answered, App, Letter, Refused, given, json, off_thread, refuse, tried};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
-use crate::http::Reply;
 use crate::ingest::Beside;
 use crate::ingest::dead::fates::{Fate, State as FateState};
 use crate::ingest::dead::{DeadLetter, Stage};
@@ -275,12 +274,12 @@ impl super::Handles {
     }
 }
 
-fn wrong(reason: String) -> Reply {
+fn wrong(reason: String) -> Refused {
     refuse(StatusCode::BAD_REQUEST, reason)
 }
 
 /// That there is no such letter.
-pub(super) fn none(id: u64) -> Reply {
+pub(super) fn none(id: u64) -> Refused {
     let text = format!("there is no dead letter {id}; `forebay dead list` shows which there are");
     refuse(StatusCode::NOT_FOUND, text)
 }
@@ -290,7 +289,7 @@ fn fate(state: FateState, attempts: u32) -> Fate {
 }
 
 /// Notes the fates of letters, audited.
-async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Result<(), Reply> {
+async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Result<(), Refused> {
     if letters.is_empty() {
         return Ok(());
     }
@@ -309,7 +308,7 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
     written.await
 }
 
-async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Reply> {
+async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Refused> {
     let (handles, wanted) = (Arc::clone(&app.handles), which.clone());
     off_thread(move || handles.select(&wanted, range)).await?.map_err(wrong)
 }

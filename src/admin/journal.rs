@@ -5,9 +5,9 @@
 //!
 //! Promise: one who reads slowly slows the work down, and holds no page of a file meanwhile.
 
-use super::{Answered, App, given, refuse};
+use super::{Answered, App, Refused, given, refuse};
 use crate::clock;
-use crate::http::{self, Reply};
+use crate::http;
 use crate::journal::{Counting, Export, History, Selection};
 use crate::task::{apart, spawn};
 use hyper::StatusCode;
@@ -43,7 +43,7 @@ pub struct BackupAsk {
     pub to: PathBuf,
 }
 
-fn permit() -> Result<SemaphorePermit<'static>, Reply> {
+fn permit() -> Result<SemaphorePermit<'static>, Refused> {
     WORKS.try_acquire().map_err(|_| {
         let text = format!("{WORKS_MAX} exports, counts or backups are under way; try again when one of them is done");
         refuse(StatusCode::TOO_MANY_REQUESTS, text)
@@ -110,6 +110,9 @@ pub(super) fn verify(app: App) -> Answered {
     })
 }
 
+/// Appends what comes next to an answer, and says whether there is more.
+type Step = dyn FnMut(&mut Vec<u8>) -> bool + Send;
+
 /// An answer that grows step by step, each away from the threads that serve.
 fn stepped(
     app: App,
@@ -118,7 +121,7 @@ fn stepped(
 ) -> Answered {
     let (mut sender, reply) = http::growing(WAITING_MAX);
     let mut shutdown = app.shutdown;
-    let mut step: Box<dyn FnMut(&mut Vec<u8>) -> bool + Send> = Box::new(step);
+    let mut step: Box<Step> = Box::new(step);
     spawn(async move {
         let _permit = permit;
         loop {

@@ -3,7 +3,7 @@
 //! Promise: nothing here stops collecting: an address that is taken is said and tried again; connections, their
 //! number and their silence have bounds.
 
-use super::{Answered, Handles, certificates, off_thread};
+use super::{Answered, Handles, certificates, off_thread, refuse};
 use crate::clock;
 use crate::http::{self, Reply, Stream};
 use crate::shutdown::Shutdown;
@@ -61,7 +61,7 @@ pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> Answered {
         "metrics" => off_thread(move || http::reply(StatusCode::OK, METRICS, handles.metrics())).await,
         "healthz" => off_thread(move || health(handles.health())).await,
         "readyz" => off_thread(move || health(handles.readiness())).await,
-        _ => Err(http::text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n")),
+        _ => Err(refuse(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n")),
     }
 }
 
@@ -131,5 +131,5 @@ async fn answer_read(handles: Arc<Handles>, request: Request<Incoming>) -> Reply
         return http::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
     }
     let name = request.uri().path().trim_start_matches('/');
-    answer(handles, name).await.unwrap_or_else(|reply| reply)
+    answer(handles, name).await.unwrap_or_else(Into::into)
 }
