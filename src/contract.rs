@@ -20,12 +20,14 @@ pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
 
 use crate::event::{Content, Timestamp};
+use crate::ordered::sort;
 use crate::setting::Problem;
 use hmac::{Hmac, KeyInit, Mac};
 use pattern::Template;
 use schema::Schema;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -420,7 +422,7 @@ impl Contracts {
                 });
             }
         }
-        files.sort();
+        sort(&mut files, Ord::cmp);
         let mut problems = Vec::new();
         let mut list: Vec<Arc<Contract>> = Vec::new();
         for file in &files {
@@ -439,9 +441,8 @@ impl Contracts {
             return Err(problems);
         }
         // The narrowest pattern that matches counts, so that a search may stop at the first.
-        list.sort_by_key(|contract| {
-            (std::cmp::Reverse(contract.source_name.is_some()), std::cmp::Reverse(contract.pattern.narrowness()))
-        });
+        let width = |contract: &Contract| (contract.source_name.is_none(), Reverse(contract.pattern.narrowness()));
+        sort(&mut list, |a, b| width(a).cmp(&width(b)));
         Ok((Self { list }, warnings))
     }
 

@@ -1,7 +1,7 @@
 //! The files that a configuration names: where they are, and whether what they say has changed.
 
 use super::File;
-use crate::ordered::ordered;
+use crate::ordered::{ordered, sort};
 use crate::secret::Secret;
 use crate::tls::{CertificateFile, ClientFiles, ServerFiles};
 use std::collections::BTreeMap;
@@ -208,7 +208,7 @@ fn walk(path: &Path, deep: u32, see: &mut impl FnMut(&Path, &std::fs::Metadata))
     let mut inside: Vec<_> =
         std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     inside.retain(|path| path.is_dir() || path.extension().is_some_and(|ending| ending == "toml" || ending == "json"));
-    inside.sort_unstable();
+    sort(&mut inside, Ord::cmp);
     inside.iter().for_each(|path| walk(path, deep, see));
 }
 

@@ -12,6 +12,7 @@ use super::{
     Condition, Core, DEAD, JournalError, LaneConfig, Published, Receipt, SEGMENT_BYTES_MAX, sequence_mark, writer,
 };
 use crate::event::{Record, Timestamp};
+use crate::ordered::sort;
 use crate::telemetry::{Counter, Histogram};
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -378,7 +379,7 @@ impl Lane {
         let owed = self.owed_below(&sequences, &settled);
         let mut streams: Vec<u32> = owed.iter().map(|(stream, _)| *stream).collect();
         streams.extend(settled.accounts.iter().map(|account| account.stream));
-        streams.sort_unstable();
+        sort(&mut streams, Ord::cmp);
         streams.dedup();
         let row = |stream: u32| {
             let account = settled.accounts.iter().find(|account| account.stream == stream).cloned();

@@ -18,7 +18,7 @@ use super::{
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
-use crate::ordered::ordered;
+use crate::ordered::{ordered, sort};
 use crate::service::Lifeless;
 use crate::telemetry::indented;
 use arc_swap::ArcSwap;
@@ -325,7 +325,7 @@ fn load_catalog(disk: &dyn Disk, folder: &Path) -> Result<Catalog, JournalError>
 type Prints = (Timestamp, Vec<Fingerprint>);
 
 fn restore_window(core: &Core, mut prints: Vec<Prints>) {
-    prints.sort_by_key(|(at, _)| *at);
+    sort(&mut prints, |(a, _), (b, _)| a.cmp(b));
     let mut window = core.window();
     let mut room = window.capacity();
     // Only what fits: the newest.
@@ -502,7 +502,7 @@ fn damaged_files(
     let mut files: Vec<_> =
         found.into_iter().filter(|(name, _)| name.ends_with(".damaged")).map(|(name, _)| folder.join(name)).collect();
     files.extend(new);
-    files.sort();
+    sort(&mut files, Ord::cmp);
     files.dedup();
     Ok(files)
 }

@@ -10,6 +10,7 @@ use super::settled::Settled;
 use super::unused::{Gaps, Unused};
 use super::{DEAD, Found, JournalError, Published, Seal};
 use crate::contract::{Publication, Renderer};
+use crate::ordered::sort;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -122,7 +123,7 @@ impl Shelf {
             }
         }
         // The lanes of events first, by name.
-        lanes.sort_by_key(|lane| (lane.name == DEAD, lane.name.clone()));
+        sort(&mut lanes, |a, b| (a.name == DEAD, &a.name).cmp(&(b.name == DEAD, &b.name)));
         Ok(Self { folder: folder.to_owned(), seal, lanes, publications, _lock: lock })
     }
 

@@ -3,6 +3,7 @@
 use crate::clock;
 use crate::event::Timestamp;
 use crate::ingest::Taken;
+use crate::ordered::sort;
 use crate::telemetry::{Counter, Gauge};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -122,7 +123,7 @@ impl Devices {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.values().cloned().collect()
         };
-        list.sort_by(|a, b| a.client.cmp(&b.client));
+        sort(&mut list, |a, b| a.client.cmp(&b.client));
         list.iter().map(|device| device.status(source, &duplicates)).collect()
     }
 }

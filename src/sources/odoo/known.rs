@@ -10,7 +10,7 @@ use super::meaning::{self, Occasion, Telling};
 use super::shape::{Row, bare};
 use crate::contract::odoo::Section;
 use crate::journal::Note;
-use crate::ordered::ordered;
+use crate::ordered::{ordered, sort};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -205,7 +205,7 @@ impl Known {
     /// Numbers of all records, rising.
     pub fn ids(&self) -> Vec<i64> {
         let mut ids: Vec<_> = self.records.keys().copied().collect();
-        ids.sort_unstable();
+        sort(&mut ids, Ord::cmp);
         ids
     }
 
@@ -242,7 +242,7 @@ impl Known {
         }
         let mut forgotten = due.len();
         due.into_iter().for_each(|id| self.put(id, None));
-        ended.sort_unstable();
+        sort(&mut ended, Ord::cmp);
         for (_, id) in ended {
             if !self.is_full(bytes_max) {
                 break;
