@@ -585,6 +585,8 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
             },
         }
     }
+    // Whoever asks now is told that nobody answers.
+    drop(socket);
     // Answers that stream end with the shutdown too.
     while connections.join_next().await.is_some() {}
     if let Some(path) = path.filter(|path| check_socket_path(path).is_ok()) {
@@ -605,13 +607,18 @@ async fn connection(stream: UnixStream, app: App) {
         () = shutdown.begun() => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    // One that does not read its answer holds up nobody.
+    let _ = tokio::time::timeout(DRAIN_WAIT_MAX, connection).await;
 }
 
 /// Connections at once; each command has one.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a connection may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// How long a body may take.
+const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long the requests in hand may take once the shutdown has begun.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The largest body: an edited payload, or the numbers of letters.
 const BODY_BYTES_MAX: usize = 2 << 20;
 
@@ -650,7 +657,7 @@ async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
         ["exceptions"] => exceptions(&app),
         ["tail"] => tail(app, query),
         ["log"] => Ok(http::text(StatusCode::OK, crate::telemetry::recent_lines().join("\n"))),
-        [name] => monitoring::answer(app.handles, name).await,
+        [name @ ("metrics" | "healthz" | "readyz")] => monitoring::answer(app.handles, name).await,
         _ => return None,
     })
 }
@@ -707,9 +714,14 @@ impl Query<'_> {
 
 /// The JSON that a request brings.
 async fn given<T: DeserializeOwned>(body: Incoming) -> Result<T, Refused> {
-    let bytes = http::read(body, BODY_BYTES_MAX).await.map_err(|unread| {
-        let status = if unread.is_too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
-        refuse(status, unread.to_string())
+    let read = tokio::time::timeout(BODY_WAIT_MAX, http::read(body, BODY_BYTES_MAX)).await;
+    let read = read.map_err(|_| refuse(StatusCode::REQUEST_TIMEOUT, "the body came too slowly"))?;
+    let bytes = read.map_err(|unread| match http::is_too_large(&unread) {
+        true => refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is too large; at most {BODY_BYTES_MAX} bytes are taken"),
+        ),
+        false => refuse(StatusCode::BAD_REQUEST, format!("the body: {unread}")),
     })?;
     serde_json::from_slice(&bytes).map_err(|error| refuse(StatusCode::BAD_REQUEST, format!("the body: {error}")))
 }
@@ -752,7 +764,10 @@ impl Handles {
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
     let caller = CALLER.try_with(|caller| *caller).unwrap_or(Caller(None));
     let done = apart(move || CALLER.sync_scope(caller, work)).await;
-    done.map_err(|_| refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping"))
+    done.map_err(|error| match error.is_panic() {
+        true => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed at this; its log says where"),
+        false => refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping"),
+    })
 }
 
 /// The same for what may fail.

@@ -80,19 +80,17 @@ pub fn reply(status: StatusCode, media_type: &'static str, body: impl Into<Bytes
     reply
 }
 
-/// A body of at most so many bytes. The error says whether it was too large.
+/// Why a body could not be read.
+pub type Unread = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body of at most so many bytes.
 pub async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Unread> {
-    let read = Limited::new(body, bytes_max).collect().await;
-    read.map(|body| body.to_bytes())
-        .map_err(|error| Unread { is_too_large: error.is::<http_body_util::LengthLimitError>() })
+    Ok(Limited::new(body, bytes_max).collect().await?.to_bytes())
 }
 
-/// A body that could not be read.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("{}", if *.is_too_large { "the body is too large" } else { "the body ended before its end" })]
-pub struct Unread {
-    /// It has more bytes than are allowed; else the connection ended.
-    pub is_too_large: bool,
+/// Whether a body has more bytes than are allowed; else its connection failed.
+pub fn is_too_large(unread: &Unread) -> bool {
+    unread.is::<http_body_util::LengthLimitError>()
 }
 
 /// Asks what is at the other end of a stream. The answer comes while the second future is awaited beside it.

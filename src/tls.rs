@@ -172,8 +172,11 @@ fn own(cert: &Path, key: &Path, seal: &CertificateSeal) -> Result<Arc<SingleCert
 impl CertificateSeal {
     /// Refuses a certificate of another environment, and one of none where it has to name it.
     fn check(&self, file: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
-        let named = environments(certificate);
-        if self.environment.is_empty() || named.contains(&self.environment) {
+        if self.environment.is_empty() {
+            return Ok(());
+        }
+        let named = environments(certificate).ok_or_else(|| unusable(file, NO_CERTIFICATE))?;
+        if named.contains(&self.environment) {
             return Ok(());
         }
         match named.first() {
@@ -198,24 +201,31 @@ impl CertificateSeal {
 
 /// Refuses a server whose certificate says that it belongs to another environment than ours does.
 pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'_>]>) -> Result<(), TlsError> {
-    let named = certificates.and_then(<[_]>::first).map(environments).unwrap_or_default();
-    let own = &files.seal.environment;
+    let (Some(leaf), own) = (certificates.and_then(<[_]>::first), &files.seal.environment) else { return Ok(()) };
+    if own.is_empty() {
+        return Ok(());
+    }
+    let named =
+        environments(leaf).ok_or_else(|| TlsError::Unusable(format!("the server shows what {NO_CERTIFICATE}")))?;
     match named.first() {
-        Some(other) if !own.is_empty() && !named.contains(own) => Err(TlsError::Unusable(format!(
+        Some(other) if !named.contains(own) => Err(TlsError::Unusable(format!(
             "the server belongs to environment \"{other}\" (its certificate has the alternative name URI:{ENVIRONMENT}{other}), not to \"{own}\""
         ))),
         _ => Ok(()),
     }
 }
 
-/// The environments that a certificate says it belongs to.
-fn environments(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let names = Certificate::read(certificate).map(|read| read.names).unwrap_or_default();
+/// What stands against bytes that cannot be read.
+const NO_CERTIFICATE: &str = "is no certificate as X.509 wants it (DER, RFC 5280)";
+
+/// The environments that a certificate says it belongs to; `None` if it cannot be read.
+fn environments(certificate: &CertificateDer<'_>) -> Option<Vec<String>> {
+    let names = Certificate::read(certificate)?.names;
     let uris = names.iter().filter_map(|name| match name {
         Name::Uri(text) => text.strip_prefix(ENVIRONMENT),
         _ => None,
     });
-    uris.map(str::to_owned).collect()
+    Some(uris.map(str::to_owned).collect())
 }
 
 /// The time that certificates are judged at.
@@ -387,7 +397,7 @@ impl CertificateFile {
     pub fn expiry(&self) -> Result<i64, TlsError> {
         let not_after = |certificate: &CertificateDer<'_>| {
             let read = Certificate::read(certificate);
-            let read = read.ok_or_else(|| unusable(&self.path, "holds what is no certificate (X.509)"))?;
+            let read = read.ok_or_else(|| unusable(&self.path, format!("holds what {NO_CERTIFICATE}")))?;
             Ok(read.not_after)
         };
         let all = certificates(&self.path)?.iter().map(not_after).collect::<Result<Vec<_>, TlsError>>()?;

@@ -4,8 +4,9 @@ use crate::common::broker::Mosquitto;
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::{Gateway, scratch_folder};
 use crate::common::pki::Pki;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -436,4 +437,70 @@ fn a_certificate_of_version_1_is_named_with_what_is_needed() {
     .expect("written");
     assert_refused(&gateway.command(&["check", "CONFIG"]), &["source.mqtt[0].tls", "gw.pem", "must be of version 3"]);
     gateway.stop();
+}
+
+/// What the command socket answers to these bytes.
+fn asked(socket: &Path, request: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).expect("connects");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+    // It may answer and close before it has read everything.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn the_command_socket_has_a_word_for_what_it_does_not_understand() {
+    let gateway = Gateway::start("socket-words", "");
+    let socket = gateway.folder.join("data/forebay.sock");
+    let bare = |line: &str, body: &str| {
+        let length = body.len();
+        let head = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        asked(&socket, (head + body).as_bytes())
+    };
+    let large = "x".repeat(3 << 20);
+    for (line, body, status, word) in [
+        ("GET /nothing", "", "404", "GET /nothing is not answered here"),
+        ("GET /dead/x", "", "404", "GET /dead/x is not answered here"),
+        ("GET /dead/4", "", "404", "there is no dead letter 4"),
+        ("GET /dead?limit=few", "", "400", "limit is \"few\"; expected a number"),
+        ("GET /tail?stream=no%20such.v1", "", "404", "no such.v1"),
+        ("PUT /status", "", "404", "PUT /status is not answered here"),
+        ("POST /status", "", "404", "POST /status is not answered here"),
+        ("POST /replay", "{\"destination\":", "400", "the body: EOF"),
+        ("POST /replay", &large, "413", "too large"),
+        ("DELETE /destination/no%2Fsuch", "", "404", "\"no/such\""),
+    ] {
+        let answer = bare(line, body);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(word), "{line}: {answer}");
+    }
+    assert!(bare("HEAD /status", "").starts_with("HTTP/1.1 200 "));
+    assert!(asked(&socket, b"\x00\x16\x03nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    assert_eq!(gateway.status()["name"], "gw", "it answers as before");
+}
+
+/// Whoever follows events and has stopped reading would keep the gateway from its end.
+#[test]
+fn nobody_at_the_command_socket_holds_up_a_stop() {
+    let mut gateway = Gateway::start("socket-stop", "");
+    let socket = gateway.folder.join("data/forebay.sock");
+    let held: Vec<_> = [
+        "GET /tail HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET /sta",
+        "POST /replay HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+    ]
+    .iter()
+    .map(|part| {
+        let mut stream = UnixStream::connect(&socket).expect("connects");
+        stream.write_all(part.as_bytes()).expect("sent");
+        stream
+    })
+    .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    let began = Instant::now();
+    gateway.stop();
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}: {}", began.elapsed(), gateway.log());
+    assert!(!gateway.log().contains("left behind"), "{}", gateway.log());
+    drop(held);
 }

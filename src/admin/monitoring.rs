@@ -130,6 +130,6 @@ async fn answer_read(handles: Arc<Handles>, request: Request<Incoming>) -> Reply
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return http::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
     }
-    let name = request.uri().path().trim_start_matches('/');
+    let name = request.uri().path().strip_prefix('/').unwrap_or_default();
     answer(handles, name).await.unwrap_or_else(Into::into)
 }

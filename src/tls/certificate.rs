@@ -110,14 +110,15 @@ fn alternatives(mut list: Der<'_>) -> Option<Vec<Name<'_>>> {
     let mut names = Vec::new();
     while list.tag().is_some() {
         let (tag, value) = list.any()?;
-        let text = || str::from_utf8(value).ok().filter(|text| text.is_ascii());
-        match tag {
-            MAIL_NAME => names.push(Name::Mail(text()?)),
-            DNS_NAME => names.push(Name::Dns(text()?)),
-            URI_NAME => names.push(Name::Uri(text()?)),
-            _ if OTHER_NAMES.contains(&tag) => {}
+        let name = match tag {
+            MAIL_NAME => Name::Mail,
+            DNS_NAME => Name::Dns,
+            URI_NAME => Name::Uri,
+            _ if OTHER_NAMES.contains(&tag) => continue,
             _ => return None,
-        }
+        };
+        // More than ASCII is common, though not allowed. What is no text is nobody's name.
+        names.extend(str::from_utf8(value).ok().map(name));
     }
     Some(names)
 }
@@ -277,6 +278,23 @@ mod tests {
         params.self_signed(&key).expect("certificate").der().to_vec()
     }
 
+    /// The same certificate with one letter of its alternative names changed into other bytes.
+    fn with_bytes(der: &[u8], letter: u8, bytes: [u8; 2]) -> Vec<u8> {
+        let at = der.windows(2).position(|two| two == [letter, letter]).expect("it has the letter twice");
+        [&der[..at], &bytes, &der[at + 2..]].concat()
+    }
+
+    #[test]
+    fn names_beyond_ascii_are_read_and_what_is_no_text_hides_no_other_name() {
+        let der = made(None, &[(2, "urn:prQQfstand".into()), (2, "forebay:environment:test".into())], 2030);
+        let umlaut = with_bytes(&der, b'Q', "ü".as_bytes().try_into().expect("two bytes"));
+        let names = |der: &[u8]| read(der).expect("reads").2;
+        let environment = ('u', "forebay:environment:test".to_owned());
+        assert_eq!(names(&umlaut), [('u', "urn:prüfstand".to_owned()), environment.clone()]);
+        assert_eq!(read(&umlaut), judge(&umlaut));
+        assert_eq!(names(&with_bytes(&der, b'Q', [0xff, 0xfe])), [environment]);
+    }
+
     proptest! {
         #[test]
         fn it_reads_what_a_library_reads(
@@ -292,8 +310,8 @@ mod tests {
                 let at = at.index(der.len());
                 der[at] = byte;
             }
-            // It may be the stricter of the two, and says nothing else; the library gives up all names for one that
-            // is wrong, and nobody is known by those.
+            // It may be the stricter of the two, and says nothing else; the library gives up all names for one of a
+            // kind that is not read here.
             if let (Some(read), Some(judged)) = (read(&der), judge(&der)) {
                 prop_assert_eq!(read.0, judged.0);
                 prop_assert!(read.1.is_none() || read.1 == judged.1);

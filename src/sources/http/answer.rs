@@ -8,7 +8,7 @@ use super::{Shared, tokens};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
-use crate::http::{self, Reply, Unread};
+use crate::http::{self, Reply};
 use crate::ingest::{Beside, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::sources;
@@ -226,7 +226,7 @@ async fn read<'s>(
     let wait = shared.config.request_wait_max;
     match tokio::time::timeout(wait.0, http::read(body, limit)).await {
         Ok(Ok(body)) => Ok((room, body)),
-        Ok(Err(Unread { is_too_large: true })) => Err(too_large()),
+        Ok(Err(unread)) if http::is_too_large(&unread) => Err(too_large()),
         Ok(Err(_)) => {
             let detail = "the body ended before its end".to_owned();
             Err(Refusal::new(StatusCode::BAD_REQUEST, "a body ended early", detail))

@@ -205,7 +205,7 @@ impl Known {
     /// Numbers of all records, rising.
     pub fn ids(&self) -> Vec<i64> {
         let mut ids: Vec<_> = self.records.keys().copied().collect();
-        sort(&mut ids, Ord::cmp);
+        ids.sort_unstable();
         ids
     }
 
