@@ -120,6 +120,12 @@ fn certificates_are_rotated_ten_times_on_both_sides_under_load_and_nothing_is_lo
     );
     let gateway = Gateway::start("rotation", &rest);
     await_port(listen);
+    // A link that comes up behind the first rotation has the new certificate at once.
+    gateway.await_status("every link is up", PATIENCE, |status| {
+        status["links"]
+            .as_array()
+            .is_some_and(|links| links.len() == 3 && links.iter().all(|link| link["is_up"] == true))
+    });
     let over = Arc::new(AtomicBool::new(false));
     let devices: Vec<_> =
         (0..4).map(|number| device(listen, devices_pki.client(), number, Arc::clone(&over))).collect();
