@@ -422,11 +422,11 @@ fn a_centre_of_another_environment_gets_nothing() {
         client.publish(true, 1, "plant/line1/m01/state", payload(1, 1).as_bytes());
         (gateway, collector, broker, folder)
     };
-    let (gateway, collector, ..) = of("production");
+    let (gateway, collector, _broker, _folder) = of("production");
     let said = "the server belongs to environment \\\"production\\\"";
     gateway.await_status("it is said", PATIENCE, |status| status["problems"].to_string().contains(said));
     assert_eq!(collector.count(), 0, "neither an event nor a status");
-    let (_gateway, collector, ..) = of("test");
+    let (_gateway, collector, _broker, _folder) = of("test");
     collector.await_count(1, PATIENCE);
 }
 
