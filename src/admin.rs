@@ -47,7 +47,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use serde_json::{Map, Value};
 use std::io;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
@@ -599,16 +598,10 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
 async fn connection(stream: UnixStream, app: App) {
     let caller = Caller(stream.peer_cred().ok().map(|peer| peer.uid()));
     let (mut stream, mut shutdown): (Stream, _) = (Box::new(stream), app.shutdown.clone());
-    let answer = |request| -> http::Answering<'_> { Box::pin(CALLER.scope(caller, answer(app.clone(), request))) };
-    let mut connection = pin!(http::connection(&mut stream, SILENCE_MAX, answer));
-    // Whoever speaks no HTTP gets no answer.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = shutdown.begun() => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    // One that does not read its answer holds up nobody.
-    let _ = tokio::time::timeout(DRAIN_WAIT_MAX, connection).await;
+    let answer = |request| CALLER.scope(caller, answer(app.clone(), request));
+    let connection = http::connection(&mut stream, SILENCE_MAX, answer);
+    // Whoever speaks no HTTP gets no answer; one that does not read its answer holds up nobody.
+    http::served(connection, shutdown.begun(), DRAIN_WAIT_MAX).await;
 }
 
 /// Connections at once; each command has one.

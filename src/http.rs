@@ -13,7 +13,7 @@ use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -28,8 +28,10 @@ pub type Stream = Box<dyn Duplex>;
 pub type Body = Either<Full<Bytes>, Channel<Bytes>>;
 /// An answer.
 pub type Reply = Response<Body>;
-/// An answer to come.
-pub type Answering<'a> = Pin<Box<dyn Future<Output = Reply> + Send + 'a>>;
+/// An answer to come, as hyper awaits it.
+type Answering<'a> = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
+/// A connection that serves.
+pub type Serving<'a> = Connection<TokioIo<&'a mut Stream>, Answers<'a>>;
 
 /// The largest head of a request; a CloudEvent's attributes have room in it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -40,25 +42,43 @@ pub struct Answers<'a>(Box<dyn Fn(Request<Incoming>) -> Answering<'a> + Send + '
 impl<'a> Service<Request<Incoming>> for Answers<'a> {
     type Response = Reply;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
+    type Future = Answering<'a>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let answering = (self.0)(request);
-        Box::pin(async move { Ok(answering.await) })
+        (self.0)(request)
     }
 }
 
 /// A connection that serves: ends with its stream, or `wait` after a head was due.
-pub fn connection<'a>(
+pub fn connection<'a, F: Future<Output = Reply> + Send + 'a>(
     stream: &'a mut Stream,
     wait: Duration,
-    answer: impl Fn(Request<Incoming>) -> Answering<'a> + Send + 'a,
-) -> Connection<TokioIo<&'a mut Stream>, Answers<'a>> {
+    answer: impl Fn(Request<Incoming>) -> F + Send + 'a,
+) -> Serving<'a> {
+    let answers = move |request| -> Answering<'a> {
+        let answering = answer(request);
+        Box::pin(async move { Ok(answering.await) })
+    };
     Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(wait)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), Answers(Box::new(answer)))
+        .serve_connection(TokioIo::new(stream), Answers(Box::new(answers)))
+}
+
+/// Serves until the connection has ended. From `end` on a request in hand still gets its answer, and an idle connection
+/// ends; `None` if that takes longer than `drain_max`.
+pub async fn served(
+    connection: Serving<'_>,
+    end: impl Future<Output = ()>,
+    drain_max: Duration,
+) -> Option<hyper::Result<()>> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return Some(ended),
+        () = end => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::time::timeout(drain_max, connection).await.ok()
 }
 
 /// An answer in words: UTF-8 text.

@@ -119,7 +119,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
 
 async fn serve(stream: TcpStream, handles: Arc<Handles>) {
     let mut stream: Stream = Box::new(stream);
-    let answer = |request| -> http::Answering<'_> { Box::pin(answer_read(Arc::clone(&handles), request)) };
+    let answer = |request| answer_read(Arc::clone(&handles), request);
     let connection = http::connection(&mut stream, SILENCE_MAX, answer);
     // Whoever speaks no HTTP gets no answer, and a scraper that went away misses nothing. One that does not read
     // its answer is let go like one that is silent.

@@ -1,6 +1,8 @@
 //! The disk as the journal sees it, so that a test can take its place and fail in every way a
 //! disk can.
 
+use crate::telemetry::indented;
+use serde::Serialize;
 use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -162,6 +164,11 @@ pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<(
     file.sync()?;
     disk.rename(&temporary, path)?;
     disk.sync_folder(folder)
+}
+
+/// The same with JSON that people can read.
+pub fn write_json(disk: &dyn Disk, path: &Path, content: &impl Serialize) -> io::Result<()> {
+    write_whole(disk, path, indented(&serde_json::to_string(content)?).as_bytes())
 }
 
 /// Reads a small file.

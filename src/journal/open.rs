@@ -1,6 +1,6 @@
 //! Opening and closing the journal: what a start finds, and what it makes of it.
 
-use super::disk::{Disk, DiskFile, read_whole, write_whole};
+use super::disk::{Disk, DiskFile, read_whole, write_json, write_whole};
 use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
@@ -20,7 +20,6 @@ use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
 use crate::ordered::{ordered, sort};
 use crate::service::Lifeless;
-use crate::telemetry::indented;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -176,9 +175,7 @@ impl Journal {
         let number = catalog.list.len().max(1) as u32;
         let file = PublicationFile { number, stream, publication: publication.clone() };
         let path = self.folder.join("publications").join(format!("{number}.json"));
-        let text = serde_json::to_string(&file).map_err(|error| JournalError::io(&path, error.into()))?;
-        write_whole(&*self.core.disk, &path, indented(&text).as_bytes())
-            .map_err(|error| JournalError::io(&path, error))?;
+        write_json(&*self.core.disk, &path, &file).map_err(|error| JournalError::io(&path, error))?;
         catalog.put(file);
         Ok(number)
     }

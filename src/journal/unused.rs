@@ -6,10 +6,9 @@
 //! Promise: a number below the end of a gap that [`Unused::save`] stored is not given again.
 //! The gaps are a small file of their own, so that they outlive another loss of `state.redb`.
 
-use super::disk::{Disk, read_whole, write_whole};
+use super::disk::{Disk, read_whole, write_json};
 use super::{JournalError, set_aside};
 use crate::ordered::ordered;
-use crate::telemetry::indented;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -58,8 +57,7 @@ impl Unused {
         }
         self.lanes.insert(lane.to_owned(), gaps.clone());
         let path = folder.join(FILE);
-        let text = serde_json::to_string(self).map_err(|error| JournalError::io(&path, error.into()))?;
-        write_whole(disk, &path, indented(&text).as_bytes()).map_err(|error| JournalError::io(&path, error))
+        write_json(disk, &path, self).map_err(|error| JournalError::io(&path, error))
     }
 }
 

@@ -331,17 +331,9 @@ async fn serve(mut stream: Stream, peer: &Peer, shared: &Shared, mut shutdown: S
         let has_served = &has_served;
         let connection = http::connection(&mut stream, shared.config.request_wait_max.0, |request| {
             has_served.store(true, Ordering::Relaxed);
-            Box::pin(answer::answer(shared, peer, request))
+            answer::answer(shared, peer, request)
         });
-        tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => Some(ended),
-            () = shutdown.begun() => {
-                // A request in hand still gets its answer; an idle connection ends here.
-                connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(DRAIN_WAIT_MAX, connection.as_mut()).await.ok()
-            }
-        }
+        http::served(connection, shutdown.begun(), DRAIN_WAIT_MAX).await
     };
     if let Some(Err(error)) = ended {
         // Between two requests a client may be silent, and is let go without a word.

@@ -3,9 +3,8 @@
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::JournalError;
-use crate::journal::disk::{Disk, RealDisk, read_whole, write_whole};
+use crate::journal::disk::{Disk, RealDisk, read_whole, write_json};
 use crate::journal::unused::Unused;
-use crate::telemetry::indented;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -32,8 +31,7 @@ impl Manifest {
     /// Puts it into the folder of a copy.
     pub(super) fn write(&self, folder: &Path) -> Result<(), JournalError> {
         let path = folder.join(FILE);
-        let text = serde_json::to_string(self).map_err(|error| JournalError::io(&path, error.into()))?;
-        write_whole(&RealDisk, &path, indented(&text).as_bytes()).map_err(|error| JournalError::io(&path, error))
+        write_json(&RealDisk, &path, self).map_err(|error| JournalError::io(&path, error))
     }
 }
 

@@ -184,7 +184,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor
 }
 
 async fn serve(mut stream: Stream, peer: SocketAddr, shared: Arc<Shared>) {
-    let answer = |request| -> http::Answering<'_> { Box::pin(answer(request, peer, &shared)) };
+    let answer = |request| answer(request, peer, &shared);
     if let Err(error) = http::connection(&mut stream, REQUEST_WAIT_MAX, answer).await
         && error.is_parse()
     {
