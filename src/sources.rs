@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod http;
+mod identity;
 pub mod modbus;
 pub mod mqtt;
 pub mod odoo;

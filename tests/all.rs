@@ -17,6 +17,7 @@ mod foreign;
 mod fuzz;
 mod golden;
 mod http;
+mod identity;
 mod journal;
 mod lanes;
 mod ledger;

@@ -31,6 +31,7 @@ use crate::ingest::Ingest;
 use crate::local::Local;
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
+use crate::sources::identity::Identity;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
@@ -48,7 +49,6 @@ use tokio::task::JoinSet;
 use acl::Rights;
 use devices::Device;
 use group::Groups;
-use rustls::pki_types::CertificateDer;
 
 /// A listener as the configuration says it.
 #[derive(Clone, Debug, Deserialize)]
@@ -218,22 +218,6 @@ pub struct Listener {
 #[derive(Debug)]
 pub struct Prepared(socket::Prepared<Shared>);
 
-/// How a client proved who it is, with its name.
-#[derive(Clone, Debug)]
-enum Login {
-    Password(String),
-    Certificate(String),
-    Nobody(String),
-}
-
-impl Login {
-    fn user(&self) -> &str {
-        match self {
-            Self::Password(user) | Self::Certificate(user) | Self::Nobody(user) => user,
-        }
-    }
-}
-
 /// What is in force for the connections of a listener.
 type Setup = Arc<socket::Setup<Shared>>;
 
@@ -277,32 +261,27 @@ impl Shared {
     }
 
     /// What a client may do that was let in before; or why it would not be let in any more.
-    fn judge(
-        &self,
-        login: &Login,
-        client: &str,
-        peer: SocketAddr,
-        chain: &[CertificateDer<'_>],
-    ) -> Result<Rights, &'static str> {
-        let (is_let_in, otherwise) = match login {
-            Login::Password(user) => (
-                self.users.as_ref().is_some_and(|users| users.has(user)),
-                "the user is not in the password file any more",
+    fn judge(&self, identity: &Identity, client: &str, peer: SocketAddr) -> Result<Rights, &'static str> {
+        let (is_let_in, otherwise) = match identity {
+            Identity::Password { name, proof } => (
+                self.users.as_ref().is_some_and(|users| users.accepts(name, proof)),
+                "the user has another password, or is not in the password file any more",
             ),
-            Login::Certificate(_) => (
+            Identity::Certificate { chain, .. } => (
                 self.clients.as_ref().is_some_and(|clients| clients.accept(chain)),
                 "the client's certificate is revoked, or its authority is not trusted any more",
             ),
-            Login::Nobody(_) => (self.config.lets_in_anonymous(), "anonymous clients are not let in any more"),
+            Identity::Anonymous { .. } => {
+                (self.config.lets_in_anonymous(), "anonymous clients are not let in any more")
+            }
         };
-        if is_let_in { Ok(self.rights(login, client, peer)) } else { Err(otherwise) }
+        if is_let_in { Ok(self.rights(identity, client, peer)) } else { Err(otherwise) }
     }
 
     /// What a client may do that is let in.
-    fn rights(&self, login: &Login, client: &str, peer: SocketAddr) -> Rights {
-        // A name that nobody has checked is a help to look at, and grants nothing.
-        let is_trusted = matches!(login, Login::Nobody(_)) && is_loopback(peer.ip());
-        Rights::new(&self.config.acl, login.user(), client, is_trusted)
+    fn rights(&self, identity: &Identity, client: &str, peer: SocketAddr) -> Rights {
+        let is_trusted = identity.proven().is_none() && is_loopback(peer.ip());
+        Rights::new(&self.config.acl, identity.name(), client, is_trusted)
     }
 
     /// Counts and logs something that a client may not do.

@@ -4,6 +4,7 @@
 //! counts for the next login; a broken one is named in the log, and the users before stay in force.
 
 use crate::clock;
+use crate::sources::identity::Proof;
 use crate::sources::secrets::{self, BadSecrets};
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
@@ -131,22 +132,25 @@ impl Users {
         out
     }
 
-    /// Whether there is a user of this name.
-    pub fn has(&self, name: &str) -> bool {
+    /// Whether the entry that let a user in is still that user's: neither removed nor given another password.
+    pub(super) fn accepts(&self, name: &str, proof: &Proof) -> bool {
         self.refresh();
-        self.loaded().hashes.contains_key(name)
+        self.loaded().hashes.get(name).is_some_and(|hash| Proof::of(hash.as_bytes()) == *proof)
     }
 
-    /// Whether this login was right before; takes no time.
-    pub fn is_known(&self, name: &str, password: &[u8]) -> bool {
+    /// The proof of a login that was right before; takes no time.
+    pub(super) fn known(&self, name: &str, password: &[u8]) -> Option<Proof> {
         self.refresh();
         let loaded = self.loaded();
-        let right = loaded.right.lock().unwrap_or_else(PoisonError::into_inner);
-        right.get(name).is_some_and(|known| *known == self.digest(name, password))
+        let is_right = {
+            let right = loaded.right.lock().unwrap_or_else(PoisonError::into_inner);
+            right.get(name).is_some_and(|known| *known == self.digest(name, password))
+        };
+        loaded.hashes.get(name).filter(|_| is_right).map(|hash| Proof::of(hash.as_bytes()))
     }
 
-    /// Whether a login is right; takes tens of milliseconds and 7 MiB.
-    pub fn verify(&self, name: &str, password: &[u8]) -> bool {
+    /// The proof of a login if it is right; takes tens of milliseconds and 7 MiB.
+    pub(super) fn verify(&self, name: &str, password: &[u8]) -> Option<Proof> {
         // An unknown name takes as long as a wrong password, so that names cannot be guessed.
         const NOBODY: &str =
             "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -162,7 +166,7 @@ impl Users {
             }
             right.insert(name.to_owned(), self.digest(name, password));
         }
-        is_right
+        is_right.then(|| Proof::of(hash.as_bytes()))
     }
 }
 
@@ -195,10 +199,14 @@ mod tests {
         put_user(&file, "robot", b"secret").expect("writes");
         put_user(&file, "press", b"second").expect("writes");
         let users = Users::load(&file).expect("reads");
-        assert!(!users.is_known("press", b"second"));
-        assert!(users.verify("press", b"second") && users.is_known("press", b"second"));
-        assert!(!users.verify("press", b"first") && !users.is_known("press", b"first"));
-        assert!(!users.verify("nobody", b"second"));
+        assert!(users.known("press", b"second").is_none());
+        let proof = users.verify("press", b"second").expect("the password is right");
+        assert_eq!(users.known("press", b"second"), Some(proof));
+        assert!(users.verify("press", b"first").is_none() && users.known("press", b"first").is_none());
+        assert!(users.verify("nobody", b"second").is_none());
+        assert!(users.accepts("press", &proof) && !users.accepts("robot", &proof));
+        put_user(&file, "press", b"third").expect("writes");
+        assert!(!Users::load(&file).expect("reads").accepts("press", &proof), "the password is another one");
         assert!(put_user(&file, "a:b", b"x").is_err());
         std::fs::write(&file, "press:plain\n").expect("writes");
         assert!(Users::load(&file).expect_err("no hash").to_string().contains(":1:"));

@@ -9,7 +9,7 @@ use super::outbound::{Limits, Ready, Wire};
 use super::registry::{Entered, NoSession, Place, Wish};
 use super::will::Will;
 use super::wire::{self, Fault};
-use super::{Login, Setup, Shared};
+use super::{Setup, Shared};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::http::Duplex;
@@ -17,8 +17,8 @@ use crate::ingest::Route;
 use crate::link::Protocol;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
+use crate::sources::identity::Identity;
 use crate::sources::socket::{self, is_loopback};
-use rustls::pki_types::CertificateDer;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -74,9 +74,11 @@ pub(super) async fn serve_tls(
     let handshake = Box::pin(acceptor.accept(stream));
     match tokio::time::timeout(shared.config.connect_wait_max.0, handshake).await {
         Ok(Ok(stream)) => {
-            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let name = certificate.map(|first| crate::tls::identity(first).unwrap_or_default());
-            Connection::new(Box::new(stream), peer, &shared, newest, name).run(shutdown).await;
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| {
+                let name = crate::tls::identity(chain.first()?).unwrap_or_default();
+                Some(Identity::Certificate { name, chain: chain.into() })
+            });
+            Connection::new(Box::new(stream), peer, &shared, newest, certificate).run(shutdown).await;
         }
         Ok(Err(error)) => shared.refuse(peer, "", Refusal::Tls, &format!("TLS handshake: {error}")),
         Err(_) => shared.refuse(peer, "", Refusal::Tls, "TLS handshake took too long"),
@@ -89,8 +91,8 @@ struct Connection<'s> {
     shared: &'s Shared,
     /// What is in force for those who come now.
     newest: watch::Receiver<Setup>,
-    /// The name in the client's certificate, if it showed one.
-    certificate: Option<String>,
+    /// Whom the client's certificate names, if it presented one.
+    certificate: Option<Identity>,
     /// What has arrived and is not yet a whole packet.
     input: Vec<u8>,
     output: Vec<u8>,
@@ -99,7 +101,7 @@ struct Connection<'s> {
 /// A client that is let in.
 struct Guest {
     place: Place,
-    login: Login,
+    identity: Identity,
     inbound: Inbound,
     /// How long without a packet is too long; `None` without keep-alive.
     silence_max: Option<Duration>,
@@ -116,20 +118,11 @@ enum End {
 }
 
 /// What a connection is read from and written to: of one type, since the whole session is compiled for it.
-trait Line: Duplex + Sync {
-    /// The certificates that the other side has shown.
-    fn chain(&self) -> &[CertificateDer<'static>] {
-        &[]
-    }
-}
+trait Line: Duplex + Sync {}
 
 impl Line for TcpStream {}
 
-impl Line for TlsStream<TcpStream> {
-    fn chain(&self) -> &[CertificateDer<'static>] {
-        self.get_ref().1.peer_certificates().unwrap_or_default()
-    }
-}
+impl Line for TlsStream<TcpStream> {}
 
 impl<'s> Connection<'s> {
     fn new(
@@ -137,7 +130,7 @@ impl<'s> Connection<'s> {
         peer: SocketAddr,
         shared: &'s Shared,
         newest: watch::Receiver<Setup>,
-        certificate: Option<String>,
+        certificate: Option<Identity>,
     ) -> Self {
         Self { stream, peer, shared, newest, certificate, input: Vec::new(), output: Vec::new() }
     }
@@ -229,7 +222,7 @@ impl<'s> Connection<'s> {
             hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
         let entered = match self.identify(&hello).await {
-            Ok(login) => self.enter(&hello, login).await,
+            Ok(identity) => self.enter(&hello, identity).await,
             Err(refused) => Err(refused),
         };
         let (guest, is_present, expiry) = match entered {
@@ -254,7 +247,7 @@ impl<'s> Connection<'s> {
     }
 
     /// Who the client is; or why it is not let in.
-    async fn identify(&self, hello: &Hello) -> Result<Login, (u8, &'static str)> {
+    async fn identify(&self, hello: &Hello) -> Result<Identity, (u8, &'static str)> {
         let shared = self.shared;
         if hello.client.is_empty() {
             return Err((BAD_CLIENT_ID, "an empty client id needs a clean session"));
@@ -266,17 +259,24 @@ impl<'s> Connection<'s> {
         match (&hello.user, &shared.users) {
             (Some(user), Some(users)) => {
                 let password = hello.password.as_deref().unwrap_or_default();
-                if !users.is_known(user, password) {
-                    let bad_login = Err((BAD_LOGIN, "user name or password is wrong"));
-                    let Ok(_one_at_a_time) = shared.hashing.acquire().await else { return bad_login };
-                    if !tokio::task::block_in_place(|| users.verify(user, password)) {
-                        return bad_login;
-                    }
+                let proof = match users.known(user, password) {
+                    Some(proof) => Some(proof),
+                    None => match shared.hashing.acquire().await {
+                        Ok(_one_at_a_time) => tokio::task::block_in_place(|| users.verify(user, password)),
+                        Err(_) => None,
+                    },
+                };
+                match proof {
+                    Some(proof) => Ok(Identity::Password { name: user.clone(), proof }),
+                    None => Err((BAD_LOGIN, "user name or password is wrong")),
                 }
-                Ok(Login::Password(user.clone()))
             }
-            _ if self.certificate.is_some() => Ok(Login::Certificate(self.certificate.clone().unwrap_or_default())),
-            (user, _) if shared.config.lets_in_anonymous() => Ok(Login::Nobody(user.clone().unwrap_or_default())),
+            _ if self.certificate.is_some() => {
+                self.certificate.clone().ok_or((NOT_AUTHORIZED, "this client has presented no certificate"))
+            }
+            (user, _) if shared.config.lets_in_anonymous() => {
+                Ok(Identity::Anonymous { claimed: user.clone().unwrap_or_default() })
+            }
             (Some(_), None) => Err((NOT_AUTHORIZED, "this listener has no users; set passwords")),
             _ if is_local => Err((NOT_AUTHORIZED, "this listener wants a user name")),
             _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
@@ -284,10 +284,14 @@ impl<'s> Connection<'s> {
     }
 
     /// Takes the client's place and its session.
-    async fn enter(&mut self, hello: &Hello, login: Login) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
+    async fn enter(
+        &mut self,
+        hello: &Hello,
+        identity: Identity,
+    ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
         let shared = self.shared;
-        let user = login.user();
-        let rights = shared.rights(&login, &hello.client, self.peer);
+        let user = identity.name();
+        let rights = shared.rights(&identity, &hello.client, self.peer);
         if hello.will.as_ref().is_some_and(|will| !rights.may_publish(&will.topic)) {
             return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
         }
@@ -324,7 +328,7 @@ impl<'s> Connection<'s> {
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
         let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
         let silence_max = (hello.keep_alive > 0).then_some(silence);
-        Ok((Box::new(Guest { place, login, inbound, silence_max }), is_present, expiry))
+        Ok((Box::new(Guest { place, identity, inbound, silence_max }), is_present, expiry))
     }
 
     fn limits(&self) -> Limits {
@@ -335,7 +339,7 @@ impl<'s> Connection<'s> {
     /// Works until the connection ends.
     async fn work(&mut self, guest: &mut Guest, shutdown: &mut Shutdown) -> End {
         let shared = self.shared;
-        let Guest { place, login, inbound, silence_max } = guest;
+        let Guest { place, identity, inbound, silence_max } = guest;
         let mut heard_at = clock::instant();
         let alarm = tokio::time::sleep(next_look(*silence_max, inbound, Duration::ZERO));
         tokio::pin!(alarm);
@@ -369,7 +373,7 @@ impl<'s> Connection<'s> {
                 () = shutdown.begun() => return End::Fault(SHUTTING_DOWN),
                 () = place.taken_over() => return End::Fault(TAKEN_OVER),
                 changed = self.newest.changed(), if is_followed => match changed {
-                    Ok(()) => if let Err(text) = self.judge_anew(login, inbound) {
+                    Ok(()) => if let Err(text) = self.judge_anew(identity, inbound) {
                         return End::Fault(Fault { code: NOT_AUTHORIZED, text });
                     },
                     Err(_) => is_followed = false,
@@ -411,9 +415,9 @@ impl<'s> Connection<'s> {
     }
 
     /// Applies what has come into force to a client that is connected; the error says why it has to go.
-    fn judge_anew(&mut self, login: &Login, inbound: &mut Inbound) -> Result<(), &'static str> {
+    fn judge_anew(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
-        inbound.entitle(newest.judge(login, &inbound.client, self.peer, self.stream.chain())?, self.shared);
+        inbound.entitle(newest.judge(identity, &inbound.client, self.peer)?, self.shared);
         Ok(())
     }
 
