@@ -29,6 +29,7 @@ use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates};
 use crate::journal::{Backlog, Follower, Found, Journal, JournalError, Lane, LaneStatus};
 use crate::ledger::{self, Balance};
+use crate::memory::{self, Budget};
 use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
@@ -80,6 +81,8 @@ pub struct Handles {
     pub timekeeper: Arc<Timekeeper>,
     /// Whether metrics and health are served.
     pub monitoring: MonitoringState,
+    /// What peers make the process hold.
+    pub budget: Arc<Budget>,
 }
 
 /// A source.
@@ -150,6 +153,9 @@ pub struct Status {
     /// Bytes written to the disk in a day, at the rate since the start; not in the first minute.
     #[serde(default)]
     pub flash_bytes_per_day: Option<u64>,
+    /// The memory limit, and what clients make the gateway hold of it.
+    #[serde(default)]
+    pub memory: memory::Usage,
     /// Sparkplug nodes, if a contract decodes them.
     #[serde(default)]
     pub sparkplug: Option<SparkplugStatus>,
@@ -317,6 +323,7 @@ impl Handles {
         let mut notes = notes(&lanes, &links, dead.accepted);
         certificates::judge(&view.certificates, &mut problems, &mut notes);
         notes.extend(self.forgotten(&lanes));
+        notes.extend(tight_memory(self.budget.usage()));
         for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
@@ -352,6 +359,7 @@ impl Handles {
             clock,
             outlooks: self.survival.outlooks(),
             flash_bytes_per_day: self.survival.flash_bytes_per_day(),
+            memory: self.budget.usage(),
             sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
                 nodes: sparkplug.node_count(),
                 gaps: sparkplug.stats.gaps.value(),
@@ -448,6 +456,19 @@ fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
         }
     }
     notes
+}
+
+/// What to say where clients hold nine tenths of what they may.
+fn tight_memory(usage: memory::Usage) -> Option<String> {
+    let is_tight = usage.permits >= usage.permits_max / 10 * 9;
+    is_tight.then(|| {
+        format!(
+            "memory: clients hold {} of the {} that they may; more is refused or slowed down, see the setting memory ({})",
+            setting::Bytes(usage.permits as u64),
+            setting::Bytes(usage.permits_max as u64),
+            setting::Bytes(usage.limit)
+        )
+    })
 }
 
 /// Fields of a letter that are RFC 3339 text where it is shown; as it is stored they are numbers.

@@ -15,6 +15,7 @@ use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
+use crate::memory;
 use crate::ordered::ordered;
 use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
@@ -50,6 +51,7 @@ struct File {
     dedupe_memory: Bytes,
     #[serde(default = "last_values")]
     last_values: Bytes,
+    memory: Option<Bytes>,
     #[serde(default)]
     source: Sources,
     #[serde(default)]
@@ -131,6 +133,8 @@ pub struct Config {
     pub mask_key: Secret,
     /// Bytes for the last value of each key.
     pub last_values: usize,
+    /// Bytes of memory that the gateway may take; what clients can make it hold is a share of it.
+    pub memory: u64,
     /// The listeners.
     pub listeners: Vec<mqtt::Config>,
     /// The HTTP sources.
@@ -225,6 +229,7 @@ impl Config {
             }
         }
         check_disk(&raw, &document, &mut problems);
+        check_memory(&raw, &document, &mut problems, &mut own_warnings);
         let (lanes, sending) = lanes::check(&raw, &document, &mut problems);
         check_sources(&raw, &document, &mut problems);
         check_brokers(&raw, &document, &mut problems, &mut own_warnings);
@@ -279,6 +284,7 @@ impl Config {
             contracts,
             mask_key,
             last_values: usize::try_from(raw.last_values.0).unwrap_or(usize::MAX),
+            memory: raw.memory.map_or_else(memory::default_limit, |memory| memory.0),
             listeners: raw.source.mqtt,
             servers: raw.source.http,
             brokers: raw.source.broker,
@@ -362,6 +368,21 @@ fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
                 Bytes(size)
             ),
         ));
+    }
+}
+
+fn check_memory(raw: &File, document: &Document, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) {
+    let Some(memory) = raw.memory else { return };
+    let least = Bytes(memory::LIMIT_MIN);
+    if memory < least {
+        problems.push(document.problem("memory", format!("{memory} is too little; {least} and more are allowed")));
+    }
+    if let Some(limit) = memory::cgroup_limit().filter(|limit| *limit < memory.0) {
+        let limit = Bytes(limit);
+        let message = format!(
+            "{memory} is above the {limit} that the control group of this process allows (MemoryMax= of a unit): the kernel may end the gateway; set memory to {limit} or less"
+        );
+        warnings.push(document.problem("memory", message));
     }
 }
 

@@ -21,6 +21,7 @@ use crate::ingest::dead::fates::Fates;
 use crate::journal::{Journal, RealDisk, Seal};
 use crate::ledger::Ledger;
 use crate::local::Local;
+use crate::memory::Budget;
 use crate::sources::mqtt::Registry;
 use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
@@ -67,6 +68,8 @@ struct Ground {
     replays: Arc<Replays>,
     mirrors: Mirrors,
     failures: Arc<Failures>,
+    /// What peers can make the process hold.
+    budget: Arc<Budget>,
     background: Background,
 }
 
@@ -122,6 +125,7 @@ impl Gateway {
             replays: Arc::clone(&replays),
             mirrors: Mirrors::default(),
             failures: Arc::default(),
+            budget: Budget::new(config.memory),
             background: Background::start()?,
         });
         let outlets: Vec<Outlet> = outlets::Wanted::of(&config)
@@ -173,6 +177,7 @@ impl Gateway {
             reloading,
             view: ArcSwap::from_pointee(View::default()),
             monitoring: admin::MonitoringState::default(),
+            budget: Arc::clone(&ground.budget),
         });
         let monitored = Arc::clone(&handles);
         beside.push(Part::start(

@@ -19,7 +19,7 @@
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `telemetry`, `setting` |
-//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order) |
+//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order), `memory` (the byte budget) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -80,6 +80,7 @@ pub mod journal;
 pub mod ledger;
 pub mod link;
 pub mod local;
+pub mod memory;
 pub mod odoo;
 pub mod ordered;
 pub mod secret;

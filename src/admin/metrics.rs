@@ -37,6 +37,7 @@ impl Handles {
         self.put_intake(&mut page);
         self.put_beside(&mut page, &view);
         self.put_disk(&mut page);
+        self.put_budget(&mut page);
         put_process(&mut page);
         page.finish()
     }
@@ -174,6 +175,14 @@ impl Handles {
         let running = self.replays.list().iter().filter(|replay| replay.state == ReplayState::Running).count();
         page.one(REPLAYS, running as f64);
         page.one(SET_ASIDE, self.journal.set_aside().len() as f64);
+    }
+
+    fn put_budget(&self, page: &mut Page) {
+        let usage = self.budget.usage();
+        page.one(MEMORY_LIMIT, usage.limit as f64);
+        page.one(MEMORY_PERMITS, usage.permits as f64);
+        page.one(MEMORY_PERMITS_MAX, usage.permits_max as f64);
+        page.one(MEMORY_REFUSED, usage.refused as f64);
     }
 
     fn put_disk(&self, page: &mut Page) {

@@ -175,6 +175,7 @@ impl Works {
         if let Err(problem) = self.put_contracts_in_force(&mut config).await {
             return Err(vec![problem]);
         }
+        self.ground.budget.set_limit(config.memory);
         let mut failures = self.change_outlets(&config).await;
         failures.extend(self.change_sources(steps, prepared, opened, &contracts).await);
         failures.extend(self.change_beside(&config).await);
