@@ -8,6 +8,7 @@ mod files;
 mod lanes;
 mod odoo_checks;
 mod seal;
+mod writable;
 
 pub use files::{Print, Prints};
 
@@ -221,6 +222,7 @@ impl Config {
         seal::seal_certificates(&mut raw);
         let prints = Prints::take(file, &mut raw);
         seal::check_exposure(&mut raw, &document, &mut problems, &mut own_warnings);
+        writable::check(&mut raw, &socket, &document, &mut problems, &mut own_warnings);
         let host = rustix::system::uname();
         let name = raw.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
         for (key, value) in [("environment", &raw.environment), ("site", &raw.site), ("name", &name)] {

@@ -142,9 +142,12 @@ fn file(path: &Path) -> Result<Secret, String> {
 
 /// What is wrong with a place whose secret others can read or change, and what mends it; `None` if nothing is.
 pub fn exposed(place: &Path) -> Option<String> {
-    // What systemd hands over, systemd guards; a variable has no permissions.
-    let is_file = credential_of(place).is_none() && !is_variable(place);
-    if is_file { access::exposed(place) } else { None }
+    if is_file(place) { access::exposed(place) } else { None }
+}
+
+/// Whether a place is a file that people guard: what systemd hands over, systemd guards, and a variable has no permissions.
+pub fn is_file(place: &Path) -> bool {
+    credential_of(place).is_none() && !is_variable(place)
 }
 
 fn is_variable(place: &Path) -> bool {

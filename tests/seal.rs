@@ -157,6 +157,71 @@ fn a_secret_that_others_can_read_is_refused_in_production_and_warned_of_elsewher
     ]);
 }
 
+/// Whoever can change what the gateway reads decides what it does. Each place is opened to everybody, alone, and mended by the
+/// command that is named.
+#[test]
+fn what_everybody_can_change_is_refused_in_production_and_warned_of_elsewhere() {
+    let plant = |environment: &str| {
+        let plant = Plant::new(|config| {
+            let config = for_production(config).replace("production", environment);
+            config
+                .replace("key = \"gw.key\"", "key = \"keys/gw.key\"")
+                .replace("data_dir = \"data\"", "data_dir = \"data\"\nsocket = \"run/forebay.sock\"")
+        });
+        let plant = plant.with_certificate(&[]);
+        for folder in ["keys", "data", "data/journal", "schemas", "run"] {
+            std::fs::create_dir(plant.folder().join(folder)).expect("folder");
+        }
+        let at = |name: &str| plant.folder().join(name);
+        std::fs::rename(at("gw.key"), at("keys/gw.key")).expect("moved");
+        std::fs::rename(at("contracts/state.json"), at("schemas/state.json")).expect("moved");
+        let contract = std::fs::read_to_string(at("contracts/state.toml")).expect("read");
+        std::fs::write(at("contracts/state.toml"), contract.replace("\"state.json\"", "\"../schemas/state.json\""))
+            .expect("written");
+        std::os::unix::fs::symlink("../linked.json", at("contracts/other.json")).expect("linked");
+        std::fs::write(at("linked.json"), "{}").expect("written");
+        plant
+    };
+    const PLACES: [(&str, u32, &str); 13] = [
+        ("forebay.toml", 0o646, "forebay.toml: "),
+        ("", 0o707, "forebay.toml: "),
+        ("contracts", 0o777, "forebay.toml: contracts: "),
+        ("contracts", 0o1777, "forebay.toml: contracts: "),
+        ("contracts/state.toml", 0o602, "forebay.toml: contracts: "),
+        ("schemas/state.json", 0o666, "forebay.toml: contracts: "),
+        ("schemas", 0o777, "forebay.toml: contracts: "),
+        ("linked.json", 0o666, "forebay.toml: contracts: "),
+        ("keys", 0o773, "forebay.toml:13: destination[0].tls.key: "),
+        ("gw.pem", 0o646, "forebay.toml:13: destination[0].tls."),
+        ("data", 0o703, "forebay.toml:4: data_dir: "),
+        ("data/journal", 0o777, "forebay.toml:4: data_dir: "),
+        ("run", 0o777, "forebay.toml:5: socket: "),
+    ];
+    let production = plant("production");
+    let test = plant("test");
+    production.warned(&["good"]);
+    for (name, mode, key) in PLACES {
+        for plant in [&production, &test] {
+            // A folder that is named with a slash at its end is another text.
+            let path = if name.is_empty() { plant.folder().to_owned() } else { plant.folder().join(name) };
+            let before = std::fs::metadata(&path).expect("there").permissions();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
+            let mend = format!("mend it with: chmod o-w {}\n", path.display());
+            let words = [key, "can be changed by everybody", &format!("mode {mode:04o}"), &mend];
+            if std::ptr::eq(plant, &test) {
+                plant.warned(&words);
+                plant.warned(&["warning: "]);
+                std::fs::set_permissions(&path, before).expect("mode");
+                continue;
+            }
+            plant.refused(&words);
+            let command = mend.trim_start_matches("mend it with: ");
+            assert!(Command::new("sh").args(["-c", command]).status().expect("sh").success());
+            assert!(!plant.warned(&["good"]).contains("everybody"), "{name}: what is named mends it");
+        }
+    }
+}
+
 #[test]
 fn a_secret_in_the_configuration_is_refused_and_not_repeated() {
     Plant::new(|config| config.replace("mqtt://localhost:1", "mqtts://gw:sesame@central")).refused(&[

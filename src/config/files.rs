@@ -110,6 +110,8 @@ pub struct Print {
 #[derive(Clone, Debug, Default)]
 pub struct Prints {
     parts: BTreeMap<String, Print>,
+    /// What each file holds, by its part and the key that names it, such as `passwords` or `tls.cert`.
+    contents: BTreeMap<(String, String), u64>,
     /// Files and folders that the configuration is made of.
     pub files: Vec<PathBuf>,
 }
@@ -120,15 +122,21 @@ impl Prints {
         self.parts.get(part).copied().unwrap_or_default()
     }
 
-    /// The parts whose files hold something else than in `before`, and what those are.
-    pub fn changed_files(&self, before: &Self) -> Vec<(&str, &'static str)> {
+    /// The parts whose files hold something else than in `before`, and which of them do.
+    pub fn changed_files(&self, before: &Self) -> Vec<(&str, String)> {
         let is_changed = |(part, print): &(&String, &Print)| {
             before.parts.get(*part).is_some_and(|before| before.files != print.files)
         };
         let words = |part: &str| match part {
-            "contracts" => "a file of the folder has changed",
-            "mask_key" => "the key has changed",
-            _ => "certificates, keys or other files have changed",
+            "contracts" => "a file of the folder has changed".to_owned(),
+            "mask_key" => "the key has changed".to_owned(),
+            _ => {
+                let differs = |(key, content): &(&(String, String), &u64)| {
+                    key.0 == part && before.contents.get(*key).is_some_and(|before| before != *content)
+                };
+                let named: Vec<_> = self.contents.iter().filter(differs).map(|((_, key), _)| key.as_str()).collect();
+                format!("the files of {} have changed", named.join(", "))
+            }
         };
         self.parts.iter().filter(is_changed).map(|(part, _)| (part.as_str(), words(part))).collect()
     }
@@ -153,9 +161,12 @@ impl Prints {
         each!(raw.source.odoo, "source.odoo", "source");
         each!(raw.destination, "destination", "destination");
         let mut files: BTreeMap<String, Vec<PathBuf>> = ordered(settings.keys().map(|name| (name.clone(), Vec::new())));
+        let mut contents = BTreeMap::new();
         for Named { key, path, .. } in places(raw) {
-            let part = key.find(']').map_or(key.as_str(), |end| &key[..=end]);
-            let name = names.get(part).cloned().unwrap_or(key);
+            let end = key.find(']').map_or(key.len(), |end| end + 1);
+            let name = names.get(&key[..end]).cloned().unwrap_or_else(|| key.clone());
+            let rest = key[end..].trim_start_matches('.').to_owned();
+            contents.insert((name.clone(), rest), content(std::slice::from_ref(path)));
             files.entry(name).or_default().push(path.clone());
         }
         let print = |(name, files): (String, Vec<PathBuf>)| {
@@ -163,7 +174,7 @@ impl Prints {
             (name, Print { settings, files: content(&files) })
         };
         let all = ordered([file.to_owned()].into_iter().chain(files.values().flatten().cloned()));
-        Self { parts: ordered(files.into_iter().map(print)), files: all }
+        Self { parts: ordered(files.into_iter().map(print)), contents, files: all }
     }
 
     /// A number that changes when one of the files does: its time, size or identity.
@@ -210,6 +221,15 @@ fn walk(path: &Path, deep: u32, see: &mut impl FnMut(&Path, &std::fs::Metadata))
     inside.retain(|path| path.is_dir() || path.extension().is_some_and(|ending| ending == "toml" || ending == "json"));
     sort(&mut inside, Ord::cmp);
     inside.iter().for_each(|path| walk(path, deep, see));
+}
+
+/// Every contract, schema and table in a folder; nothing for a file.
+pub(super) fn within(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    if path.is_dir() {
+        walk(path, FOLDERS_DEEP_MAX, &mut |file, _| found.push(file.to_owned()));
+    }
+    found
 }
 
 #[cfg(test)]

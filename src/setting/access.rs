@@ -1,6 +1,7 @@
 //! Access: who may read and write a file or a folder, and the command that mends it.
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -94,6 +95,71 @@ pub fn exposed(path: &Path) -> Option<String> {
         owner_and_mode(&found),
         quoted(path)
     ))
+}
+
+/// Links that are followed on the way to a file, as the kernel follows them.
+const LINKS_MAX: usize = 40;
+
+/// What leads to a file, and can be changed by every user of the machine: the file or folder itself, and every folder on the
+/// way, through links too. Each comes with owner, mode and the command that mends it.
+///
+/// A folder with the sticky bit (`/tmp`) lets nobody replace what belongs to others, so that it counts only where everything
+/// in it is read (`is_read_whole`).
+pub fn open_to_everybody(path: &Path, is_read_whole: bool) -> Vec<(PathBuf, String)> {
+    let steps = steps_to(path);
+    let last = steps.len().saturating_sub(1);
+    let mut found = Vec::new();
+    for (index, step) in steps.into_iter().enumerate() {
+        let Ok(known) = std::fs::symlink_metadata(&step) else { continue };
+        let mode = known.permissions().mode();
+        let is_guarded = mode & STICKY != 0 && !(index == last && is_read_whole);
+        if mode & 0o002 == 0 || (known.is_dir() && is_guarded) || !(known.is_dir() || known.is_file()) {
+            continue;
+        }
+        let (shown, owner, command) = (step.display(), owner_and_mode(&known), quoted(&step));
+        let effect = if index == last { String::new() } else { format!(", who can so replace {}", path.display()) };
+        let message = format!(
+            "{shown} can be changed by everybody on this machine ({owner}){effect}; mend it with: chmod o-w {command}"
+        );
+        found.push((step, message));
+    }
+    found
+}
+
+/// The bit that keeps users from removing each other's files in a folder.
+const STICKY: u32 = 0o1000;
+
+/// Every folder that the kernel passes on the way to a path, and what the path leads to at the end. Links are followed
+/// and do not count themselves: whoever may change the folder that they are in may replace them.
+fn steps_to(path: &Path) -> Vec<PathBuf> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let parts =
+        |path: &Path| -> Vec<OsString> { path.components().rev().map(|part| part.as_os_str().to_owned()).collect() };
+    let mut left = parts(&absolute);
+    let (mut now, mut steps, mut links) = (PathBuf::from("/"), vec![PathBuf::from("/")], 0);
+    while let Some(part) = left.pop() {
+        if part == "/" || part == ".." {
+            now = if part == "/" { "/".into() } else { folder_of(&now).to_owned() };
+            continue;
+        }
+        let next = now.join(&part);
+        match std::fs::read_link(&next) {
+            Ok(target) if links < LINKS_MAX => {
+                links += 1;
+                left.extend(parts(&target));
+            }
+            _ => {
+                now = next;
+                steps.push(now.clone());
+            }
+        }
+    }
+    // A path may come back to a folder: the way to it counts once, the end stays the end.
+    let end = steps.pop();
+    let mut seen = std::collections::BTreeSet::new();
+    steps.retain(|step| Some(step) != end.as_ref() && seen.insert(step.clone()));
+    steps.extend(end);
+    steps
 }
 
 /// Whether files can be made and read in a folder, which may be yet to be made; what mends it if not.
@@ -204,5 +270,48 @@ mod tests {
         assert!(text.contains(&format!("chmod o-rwx {}", file.display())), "{text}");
         assert!(with(0o602).is_some_and(|text| text.contains("changed by everybody")));
         assert_eq!(exposed(&folder.path().join("none")), None);
+    }
+
+    #[test]
+    fn everything_on_the_way_to_a_file_that_everybody_can_change_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let root = folder.path().canonicalize().expect("a path");
+        let (config, real) = (root.join("config"), root.join("real"));
+        for made in [&config, &real] {
+            std::fs::create_dir(made).expect("made");
+        }
+        let file = real.join("forebay.toml");
+        std::fs::write(&file, "x").expect("written");
+        std::os::unix::fs::symlink("../real/forebay.toml", config.join("forebay.toml")).expect("linked");
+        let set = |path: &Path, mode: u32| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("mode");
+        };
+        let found = |is_read_whole| -> Vec<PathBuf> {
+            let all = open_to_everybody(&config.join("forebay.toml"), is_read_whole);
+            all.into_iter().map(|(path, _)| path).filter(|path| path.starts_with(&root)).collect()
+        };
+        set(&file, 0o664);
+        assert_eq!(found(false), [] as [PathBuf; 0], "its group is no everybody");
+        set(&file, 0o606);
+        assert_eq!(found(false), [file.as_path()]);
+        set(&file, 0o600);
+        set(&config, 0o777);
+        assert_eq!(found(false), [config.as_path()], "the folder of the link");
+        set(&config, 0o1777);
+        set(&real, 0o757);
+        assert_eq!(found(false), [real.as_path()], "the folder that the link leads to; the other one is guarded");
+        let message = &open_to_everybody(&file, false)[0].1;
+        for part in ["mode 0757", "who can so replace", &format!("chmod o-w {}", real.display())] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        set(&real, 0o1777);
+        assert_eq!(open_to_everybody(&real, true).last().map(|(path, _)| path.clone()), Some(real.clone()));
+        assert!(
+            !open_to_everybody(&real, false).iter().any(|(path, _)| *path == real),
+            "nothing in it can be replaced"
+        );
+        std::fs::remove_file(config.join("forebay.toml")).expect("removed");
+        std::os::unix::fs::symlink("forebay.toml", config.join("forebay.toml")).expect("linked");
+        assert!(steps_to(&config.join("forebay.toml")).len() < 100, "a link to itself ends");
     }
 }
