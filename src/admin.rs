@@ -1,7 +1,8 @@
 //! The admin socket: what the command line asks of a running gateway.
 //!
-//! HTTP over a Unix socket; the permissions of the file decide who may.
+//! HTTP over a Unix socket. The permissions of the file decide who may ask; `change` asks for a caller with a name.
 
+mod caller;
 mod certificates;
 pub mod dead;
 mod failures;
@@ -11,12 +12,14 @@ mod metrics;
 mod monitoring;
 mod reload;
 pub mod replay;
+mod socket;
 pub mod time;
 
 pub use failures::{Failure, Failures};
 pub use health::{Check, Health};
 pub use monitoring::{MonitoringState, monitor};
 pub use reload::{Configured, ReloadAnswer, Reloaded, Reloading, View};
+pub use socket::listen;
 
 use crate::clock;
 use crate::contract::{SourceKind, Surroundings};
@@ -39,6 +42,7 @@ use crate::task::{apart, boxed, spawn};
 use crate::timekeeper::Timekeeper;
 use arc_swap::ArcSwap;
 use base64::Engine;
+use caller::Caller;
 use http_body_util::channel::Sender;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, StatusCode};
@@ -46,7 +50,6 @@ use percent_encoding::percent_decode_str;
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use serde_json::{Map, Value};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -565,26 +568,6 @@ impl SourceHandle {
     }
 }
 
-/// Makes the socket. One that a dead gateway left is replaced; anything else that stands there is left alone.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-    check_socket_path(path).map_err(|message| io::Error::new(io::ErrorKind::InvalidInput, message))?;
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another gateway answers there; set socket to another file",
-        ));
-    }
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
-    let socket = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(socket)
-}
-
 /// Answers until the shutdown.
 pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
@@ -617,7 +600,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
 
 /// Serves one connection; returns when it has ended.
 async fn connection(stream: UnixStream, app: App) {
-    let caller = Caller(stream.peer_cred().ok().map(|peer| peer.uid()));
+    let caller = Caller::of(&stream);
     let (mut stream, mut shutdown): (Stream, _) = (Box::new(stream), app.shutdown.clone());
     let answer = |request| CALLER.scope(caller, answer(app.clone(), request));
     let connection = http::connection(&mut stream, SILENCE_MAX, answer);
@@ -676,8 +659,12 @@ async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
     })
 }
 
-/// What does something; `None` if there is no such thing.
+/// What does something; `None` if there is no such thing. Export and verify are here too: the one takes events out, the
+/// other sets damaged files aside.
 async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<Answered> {
+    if let Some(why) = caller().unnamed() {
+        return Some(Err(refuse(StatusCode::FORBIDDEN, why)));
+    }
     Some(match (method.as_str(), path) {
         ("POST", ["dead", "requeue"]) => dead::decide_all(app, body, dead::Action::Requeue).await,
         ("POST", ["dead", "discard"]) => dead::decide_all(app, body, dead::Action::Discard).await,
@@ -757,26 +744,26 @@ struct App {
     shutdown: Shutdown,
 }
 
-/// The user who asks, by number, as the kernel says of the other end of the socket.
-#[derive(Clone, Copy, Debug)]
-struct Caller(Option<u32>);
-
 tokio::task_local! {
     /// Who asks for what is done now.
     static CALLER: Caller;
 }
 
+/// Who asks for what is done now.
+fn caller() -> Caller {
+    CALLER.try_with(|caller| *caller).unwrap_or(Caller(None))
+}
+
 impl Handles {
     /// Audits what is done for whoever asks over the socket. Blocks the thread.
     fn audit(&self, action: &str, detail: &impl Serialize) -> Result<(), JournalError> {
-        let by = CALLER.try_with(|caller| caller.0).ok().flatten();
-        self.journal.audit(action, by, detail)
+        self.journal.audit(action, caller().0, detail)
     }
 }
 
 /// Runs what may read from the disk off the threads that serve.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
-    let caller = CALLER.try_with(|caller| *caller).unwrap_or(Caller(None));
+    let caller = caller();
     let done = apart(move || CALLER.sync_scope(caller, work)).await;
     done.map_err(|error| match error.is_panic() {
         true => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed at this; its log says where"),

@@ -5,6 +5,7 @@
 mod bad_disk;
 mod broker_source;
 mod bundle;
+mod callers;
 mod central;
 mod clock;
 mod common;

@@ -12,6 +12,8 @@ pub struct Gateway {
     pub address: SocketAddr,
     /// Variables that the process gets.
     pub environment: Vec<(String, String)>,
+    /// A program with its arguments that starts the gateway in its own place, such as `unshare --user`.
+    pub through: Vec<String>,
     child: Option<Child>,
     _owned: Option<tempfile::TempDir>,
 }
@@ -63,7 +65,14 @@ impl Gateway {
             rest.split_once("\n[").map_or(String::new(), |(_, tables)| format!("[{tables}")),
         );
         std::fs::write(folder.join("forebay.toml"), config).expect("written");
-        Self { folder: folder.to_owned(), address, environment: Vec::new(), child: None, _owned: None }
+        Self {
+            folder: folder.to_owned(),
+            address,
+            environment: Vec::new(),
+            through: Vec::new(),
+            child: None,
+            _owned: None,
+        }
     }
 
     pub fn start(name: &str, rest: &str) -> Self {
@@ -88,7 +97,9 @@ impl Gateway {
     /// Starts the process and waits for nothing.
     pub fn spawn(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("log")).expect("log");
-        let child = Command::new(PROGRAM)
+        let mut words = self.through.iter().map(String::as_str).chain([PROGRAM]);
+        let child = Command::new(words.next().unwrap_or(PROGRAM))
+            .args(words)
             .envs(self.environment.iter().cloned())
             .args(["run", "--config"])
             .arg(self.config())
@@ -195,6 +206,10 @@ pub fn sum(status: &serde_json::Value, field: &str) -> u64 {
         .sum()
 }
 
+/// Events that the plant's streams have taken; the gateway's own are its own matter.
 pub fn accepted(status: &serde_json::Value) -> u64 {
-    status["lanes"].as_array().into_iter().flatten().map(|lane| lane["accepted"].as_u64().unwrap_or(0)).sum()
+    let lanes = status["lanes"].as_array().into_iter().flatten();
+    let streams = lanes.flat_map(|lane| lane["streams"].as_array().into_iter().flatten());
+    let of_plant = streams.filter(|row| row[0].as_str().is_some_and(|stream| !stream.starts_with("gateway.")));
+    of_plant.map(|row| row[1].as_u64().unwrap_or(0)).sum()
 }
