@@ -8,17 +8,20 @@ pub mod dead;
 mod failures;
 mod health;
 pub mod journal;
+mod letters;
 mod metrics;
 mod monitoring;
 mod reload;
 pub mod replay;
+mod rows;
 mod socket;
 pub mod time;
 
 pub use failures::{Failure, Failures};
 pub use health::{Check, Health};
+pub use letters::Letter;
 pub use monitoring::{MonitoringState, monitor};
-pub use reload::{Configured, ReloadAnswer, Reloaded, Reloading, View};
+pub use reload::{Configured, ReloadAnswer, ReloadBy, ReloadOrder, Reloaded, Reloading, View};
 pub use socket::listen;
 
 use crate::clock;
@@ -28,15 +31,14 @@ use crate::forward;
 use crate::forward::again::Replays;
 use crate::http::{self, Reply, Stream};
 use crate::ingest::Ingest;
-use crate::ingest::dead::DeadLetter;
-use crate::ingest::dead::fates::{Fate, Fates};
-use crate::journal::{Backlog, Follower, Found, Journal, JournalError, Lane, LaneStatus};
+use crate::ingest::dead::fates::Fates;
+use crate::journal::{BEGUN, Backlog, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
 use crate::ledger::{self, Balance};
 use crate::memory::{self, Budget};
 use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
-use crate::sources::mqtt::{DeviceStatus, Devices};
+use crate::sources::mqtt::Devices;
 use crate::survival::{Outlook, Survival};
 use crate::task::{apart, boxed, spawn};
 use crate::timekeeper::Timekeeper;
@@ -47,9 +49,8 @@ use http_body_util::channel::Sender;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde::de::{self, DeserializeOwned};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
-use serde_json::{Map, Value};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -260,26 +261,6 @@ pub struct RepeatStatus {
     pub complete_since: Option<String>,
 }
 
-/// A dead letter as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct Letter {
-    /// Its number.
-    pub id: u64,
-    /// When it was written, RFC 3339.
-    pub recorded: String,
-    /// The letter; its times in RFC 3339.
-    #[serde(flatten, serialize_with = "with_shown_times")]
-    pub letter: DeadLetter<'static>,
-    /// What has become of it.
-    pub fate: Fate,
-    /// Bytes of the payload.
-    pub payload_bytes: usize,
-    /// The payload, where it is text.
-    pub payload_text: Option<String>,
-    /// The payload in base64, where it is no text.
-    pub payload_base64: Option<String>,
-}
-
 impl Handles {
     /// How the gateway stands.
     pub fn status(&self) -> Status {
@@ -327,6 +308,14 @@ impl Handles {
         certificates::judge(&view.certificates, &mut problems, &mut notes);
         notes.extend(self.forgotten(&lanes));
         notes.extend(tight_memory(self.budget.usage()));
+        let audit = self.journal.audit_room();
+        if audit.removed > 0 {
+            notes.push(format!(
+                "audit: it is full with {} entries, and the {} oldest have left since the start; take it out from time to time: `forebay audit --limit 10000 --json`",
+                grouped(audit.held),
+                grouped(audit.removed)
+            ));
+        }
         for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
@@ -391,43 +380,6 @@ impl Handles {
         };
         names.map(note).collect()
     }
-
-    /// The newest letters, oldest first, however far apart they are.
-    fn newest_letters(&self, limit: usize) -> Vec<Letter> {
-        let dead = self.journal.dead();
-        let mut newest = Vec::new();
-        let mut end = dead.end();
-        let mut step = limit as u64;
-        while end > 1 && newest.len() < limit {
-            let from = dead.before(end, step);
-            let found = self.letters(from, end, usize::MAX);
-            newest.splice(0..0, found);
-            (end, step) = (from, step.saturating_mul(4));
-        }
-        newest.drain(..newest.len().saturating_sub(limit));
-        newest
-    }
-
-    fn letters(&self, from: u64, end: u64, limit: usize) -> Vec<Letter> {
-        let dead = self.journal.dead();
-        let mut letters = Vec::new();
-        let mut next = from.max(1);
-        while next < end.min(dead.end()) && letters.len() < limit {
-            match dead.look(next) {
-                Ok(Found::Block(block)) => {
-                    for (offset, record) in (block.header.first..).zip(block.records()) {
-                        if (next..end).contains(&offset) && letters.len() < limit {
-                            letters.extend(letter(offset, block.header.recorded, &record));
-                        }
-                    }
-                    next = next.max(block.end());
-                }
-                Ok(Found::Lost { to }) => next = to.max(next + 1),
-                Err(_) => break,
-            }
-        }
-        letters
-    }
 }
 
 /// When the oldest event was recorded that a destination still needs of a lane.
@@ -471,60 +423,6 @@ fn tight_memory(usage: memory::Usage) -> Option<String> {
             setting::Bytes(usage.permits_max as u64),
             setting::Bytes(usage.limit)
         )
-    })
-}
-
-/// Fields of a letter that are RFC 3339 text where it is shown; as it is stored they are numbers.
-const TIMES: [&str; 4] = ["time", "first_attempt", "last_attempt", "taken"];
-
-fn with_shown_times<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
-    let mut fields = serde_json::to_value(letter).map_err(ser::Error::custom)?;
-    for name in TIMES {
-        if let Some(micros) = fields[name].as_i64() {
-            fields[name] = Timestamp(micros).to_string().into();
-        }
-    }
-    fields.serialize(serializer)
-}
-
-impl<'de> Deserialize<'de> for Letter {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // What serde derives for a flattened field is six times the program.
-        let mut fields = Map::deserialize(deserializer)?;
-        for name in TIMES {
-            if let Some(at) = fields.get(name).and_then(Value::as_str).and_then(Timestamp::parse) {
-                fields.insert(name.to_owned(), at.0.into());
-            }
-        }
-        fn taken<T: DeserializeOwned, E: de::Error>(fields: &mut Map<String, Value>, name: &str) -> Result<T, E> {
-            let value = fields.remove(name).unwrap_or_default();
-            serde_json::from_value(value).map_err(|error| E::custom(format!("{name}: {error}")))
-        }
-        Ok(Self {
-            id: taken(&mut fields, "id")?,
-            recorded: taken(&mut fields, "recorded")?,
-            fate: taken::<Option<_>, _>(&mut fields, "fate")?.unwrap_or_default(),
-            payload_bytes: taken(&mut fields, "payload_bytes")?,
-            payload_text: taken(&mut fields, "payload_text")?,
-            payload_base64: taken(&mut fields, "payload_base64")?,
-            letter: serde_json::from_value(fields.into()).map_err(de::Error::custom)?,
-        })
-    }
-}
-
-fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
-    let letter = DeadLetter::read(record)?;
-    let text = std::str::from_utf8(&letter.payload).ok().map(str::to_owned);
-    let encoded = text.is_none().then(|| base64::engine::general_purpose::STANDARD.encode(&letter.payload));
-    let payload_bytes = letter.payload.len();
-    Some(Letter {
-        id,
-        recorded: recorded.to_string(),
-        letter,
-        fate: Fate::default(),
-        payload_bytes,
-        payload_text: text,
-        payload_base64: encoded,
     })
 }
 
@@ -643,15 +541,15 @@ async fn answer(app: App, request: Request<Incoming>) -> Reply {
 async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
     Some(match path {
         ["status"] => off_thread(move || app.handles.status()).await.map(json),
-        ["dead"] => dead_list(app, query).await,
-        ["dead", id] => dead_show(app, id.parse().ok()?).await,
-        ["devices"] => Ok(json(devices(&app))),
+        ["dead"] => letters::list(app, query).await,
+        ["dead", id] => letters::show(app, id.parse().ok()?).await,
+        ["devices"] => devices(app),
         ["replay"] => Ok(json(app.handles.replays.list())),
         ["replay", id] => replay::show(&app, id.parse().ok()?),
-        ["ledger"] => Ok(json(ledger::balances(&app.handles.journal, &app.handles.fates))),
+        ["ledger"] => ledger(app).await,
         ["clock"] => Ok(json(time::ClockStatus::now())),
         ["audit"] => audit(app, query).await,
-        ["exceptions"] => exceptions(&app),
+        ["exceptions"] => exceptions(app),
         ["tail"] => tail(app, query),
         ["log"] => Ok(http::text(StatusCode::OK, crate::telemetry::recent_lines().join("\n"))),
         [name @ ("metrics" | "healthz" | "readyz")] => monitoring::answer(app.handles, name).await,
@@ -674,8 +572,9 @@ async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Opt
         ("POST", ["clock", "trust"]) => time::trust(app).await,
         ("POST", ["reload"]) => reload::reload(app).await,
         ("POST", ["journal", "export"]) => journal::export(app, body).await,
-        ("POST", ["journal", "verify"]) => journal::verify(app),
+        ("POST", ["journal", "verify"]) => journal::verify(app).await,
         ("POST", ["journal", "backup"]) => journal::backup(app, body).await,
+        ("POST", ["bundle"]) => bundle(app).await,
         ("DELETE", ["destination", name]) => drop_destination(app, (*name).to_owned()).await,
         _ => return None,
     })
@@ -757,7 +656,30 @@ fn caller() -> Caller {
 impl Handles {
     /// Audits what is done for whoever asks over the socket. Blocks the thread.
     fn audit(&self, action: &str, detail: &impl Serialize) -> Result<(), JournalError> {
-        self.journal.audit(action, caller().0, detail)
+        self.journal.audit(action, caller().0, detail, DONE)
+    }
+
+    /// Audits what takes its time: before it begins, and what came of it. Blocks the thread.
+    fn audited<T>(
+        &self,
+        action: &str,
+        detail: &impl Serialize,
+        work: impl FnOnce() -> Result<(T, serde_json::Value), JournalError>,
+    ) -> Result<T, JournalError> {
+        let by = caller().0;
+        self.journal.audit(action, by, detail, BEGUN)?;
+        match work() {
+            Ok((value, done)) => self.journal.audit(action, by, &done, DONE).map(|()| value),
+            Err(error) => {
+                self.journal.audit(action, by, detail, &format!("failed: {error}"))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// An entry of the audit for whoever asks, to be written together with what it tells of.
+    fn audit_note(&self, action: &str, detail: &impl Serialize) -> Note {
+        self.journal.audit_note(action, caller().0, detail, DONE)
     }
 }
 
@@ -787,28 +709,16 @@ fn limit(query: Query<'_>) -> Result<usize, Refused> {
     Ok(query.number("limit")?.unwrap_or(LETTERS_SHOWN).min(LETTERS_SHOWN_MAX) as usize)
 }
 
-async fn dead_list(app: App, query: Query<'_>) -> Answered {
-    let (from, limit) = (query.number("from")?.unwrap_or(0), limit(query)?);
-    let letters = off_thread(move || -> Vec<_> {
-        // Without a place to start, the newest.
-        let letters =
-            if from > 0 { app.handles.letters(from, u64::MAX, limit) } else { app.handles.newest_letters(limit) };
-        letters.into_iter().map(|letter| dead::with_fate(letter, &app)).collect()
-    });
-    letters.await.map(json)
-}
-
-async fn dead_show(app: App, id: u64) -> Answered {
-    let found = off_thread(move || {
-        let found = app.handles.letters(id, id.saturating_add(1), 1).into_iter().find(|letter| letter.id == id);
-        found.map(|letter| dead::with_fate(letter, &app))
-    });
-    found.await?.map(json).ok_or_else(|| dead::none(id))
+async fn ledger(app: App) -> Answered {
+    let handles = Arc::clone(&app.handles);
+    let balances = off_thread(move || ledger::balances(&handles.journal, &handles.fates)).await?;
+    rows::array(app, "ledger", Box::new(balances.into_iter().map(|balance| rows::item(&balance))))
 }
 
 async fn audit(app: App, query: Query<'_>) -> Answered {
-    let limit = limit(query)?;
-    tried(move || app.handles.journal.audited(limit)).await.map(json)
+    let (handles, limit) = (Arc::clone(&app.handles), limit(query)?);
+    let entries = tried(move || handles.journal.audited(limit)).await?;
+    rows::array(app, "audit", Box::new(entries.map(|entry| entry.map_err(rows::text))))
 }
 
 /// Gives up what a destination is owed that the configuration does not name any more.
@@ -823,27 +733,38 @@ async fn drop_destination(app: App, name: String) -> Answered {
         return Err(refuse(StatusCode::CONFLICT, text));
     }
     let dropped = tried(move || {
-        let journal = &app.handles.journal;
-        let count = journal.drop_destination(&name)?;
-        app.handles.audit("destination drop", &serde_json::json!({"destination": name, "discarded": count}))?;
-        Ok(count)
+        let what = |count: Option<u64>| serde_json::json!({"destination": name, "discarded": count});
+        app.handles.audited("destination drop", &what(None), || {
+            let count = app.handles.journal.drop_destination(&name)?;
+            Ok((count, what(Some(count))))
+        })
     });
     dropped.await.map(json)
 }
 
-fn exceptions(app: &App) -> Answered {
-    let none = "this gateway has no watch; [watch] in the configuration switches it on";
-    let view = app.handles.view.load();
-    view.board.as_ref().map(|board| json(board.exceptions())).ok_or_else(|| refuse(StatusCode::NOT_FOUND, none))
+/// Audits that somebody collects what helps to understand this gateway.
+async fn bundle(app: App) -> Answered {
+    tried(move || app.handles.audit("bundle", &serde_json::Value::Null)).await.map(json)
 }
 
-fn devices(app: &App) -> Vec<DeviceStatus> {
-    let mut list = Vec::new();
+fn exceptions(app: App) -> Answered {
+    let none = "this gateway has no watch; [watch] in the configuration switches it on";
+    let board = app.handles.view.load().board.clone().ok_or_else(|| refuse(StatusCode::NOT_FOUND, none))?;
+    rows::array(app, "exceptions", Box::new(board.exceptions().into_iter().map(|one| rows::item(&one))))
+}
+
+fn devices(app: App) -> Answered {
+    let mut all: rows::Items = Box::new(std::iter::empty());
     for source in &app.handles.view.load().sources {
-        let duplicates = |client: &str| app.handles.journal.repeats_of(&origin(&source.name, client));
-        list.extend(source.devices.iter().flat_map(|devices| devices.status(&source.name, duplicates)));
+        let Some(devices) = &source.devices else { continue };
+        let (name, journal) = (source.name.clone(), Arc::clone(&app.handles.journal));
+        let of_source = devices.all().into_iter().map(move |device| {
+            let repeats = |client: &str| journal.repeats_of(&origin(&name, client));
+            rows::item(&device.status(&name, &repeats))
+        });
+        all = Box::new(all.chain(of_source));
     }
-    list
+    rows::array(app, "devices", all)
 }
 
 /// `{source}/{device}`, as records have it.

@@ -14,6 +14,7 @@ mod replay;
 mod show;
 mod socket;
 
+use crate::admin::ReloadBy;
 use crate::config::{self, Config};
 use crate::demo;
 use crate::gateway::Gateway;
@@ -71,7 +72,7 @@ enum Command {
         #[arg(long)]
         trust: bool,
     },
-    /// What people and limits did to events
+    /// What people and limits did to events and to the gateway: who, when, to what, and what came of it
     Audit {
         #[command(flatten)]
         at: At,
@@ -441,7 +442,7 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
                 task::spawn(async move {
                     service.reloading();
                     // What comes of it is told in log and status.
-                    reloading.reload().await;
+                    reloading.reload(ReloadBy::Signal).await;
                     service.ready();
                 });
             }

@@ -34,7 +34,7 @@ mod walk;
 mod window;
 mod writer;
 
-pub use audit::Entry as AuditEntry;
+pub use audit::{AuditRoom, Audited, BEGUN, DONE, Entry as AuditEntry};
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use disk::{Disk, RealDisk};
 pub use gather::{Bell, NotTaken, Ticket, Waiter};
@@ -320,8 +320,7 @@ struct Core {
     losses: loss::Announce,
     /// Whether a dead letter needs nobody any more.
     is_resolved: std::sync::OnceLock<IsResolved>,
-    /// Entries written to the audit since the start.
-    audited: AtomicU64,
+    audited: audit::Counts,
 }
 
 /// Says whether a dead letter needs nobody any more.

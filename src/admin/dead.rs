@@ -3,7 +3,7 @@
 //! Promise: a letter that is requeued keeps its id; one that still breaks its contract is refused with the
 //! violation; whatever is decided is audited, and repeats of it change nothing.
 
-use super::{Answered, App, Letter, Refused, given, json, off_thread, refuse, tried};
+use super::{Answered, App, Refused, given, json, off_thread, refuse, tried};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
@@ -22,6 +22,8 @@ use std::sync::Arc;
 /// Letters decided on at once, and the bytes of their payloads from which on no further one joins them.
 const PART_LETTERS: usize = 500;
 const PART_BYTES: usize = 1 << 20;
+/// Letters that one entry of the audit names.
+const LETTERS_AUDITED: usize = 50;
 /// Refusals that an answer lists; the others are counted.
 const REFUSALS_SHOWN: usize = 100;
 
@@ -296,16 +298,17 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
     let handles = Arc::clone(&app.handles);
     let written = tried(move || {
         let list: Vec<_> = letters.iter().map(|(found, fate)| (found.number, &found.letter, fate.clone())).collect();
-        let changed = handles.fates.put(&list)?;
-        let what: Vec<_> = letters
-            .iter()
-            .filter(|(found, _)| changed.contains(&found.number))
-            .map(|(found, _)| serde_json::json!({"letter": found.number, "stream": found.letter.stream, "event": found.letter.event_id, "written": found.recorded.to_string()}))
-            .collect();
-        // A part at a time, so that no entry grows without bound.
-        what.chunks(200).try_for_each(|part| handles.audit(action, &part))
+        handles.fates.put_audited(&list, |changed| {
+            let what: Vec<_> = letters
+                .iter()
+                .filter(|(found, _)| changed.contains(&found.number))
+                .map(|(found, _)| serde_json::json!({"letter": found.number, "stream": found.letter.stream, "event": found.letter.event_id, "written": found.recorded.to_string()}))
+                .collect();
+            // A part at a time, so that no entry grows without bound.
+            what.chunks(LETTERS_AUDITED).map(|part| handles.audit_note(action, &part)).collect()
+        })
     });
-    written.await
+    written.await.map(|_| ())
 }
 
 async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Refused> {
@@ -412,10 +415,4 @@ pub(super) async fn edit(app: App, id: u64, body: Incoming) -> Answered {
         put(&app, vec![(found, fate(state, attempts))], "dead edit").await?;
     }
     Ok(json(Decided { matched: 1, done: 1, dry_run: edit.dry_run, ..Decided::default() }))
-}
-
-/// Adds to a letter what has become of it.
-pub(super) fn with_fate(mut letter: Letter, app: &App) -> Letter {
-    letter.fate = app.handles.fates.of(letter.id);
-    letter
 }

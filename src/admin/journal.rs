@@ -5,10 +5,11 @@
 //!
 //! Promise: one who reads slowly slows the work down, and holds no page of a file meanwhile.
 
-use super::{Answered, App, Refused, given, refuse};
+use super::rows::{PIECES_MAX, stepped};
+use super::{Answered, App, Refused, caller, given, refuse, tried};
 use crate::clock;
 use crate::http;
-use crate::journal::{Counting, Export, History, Selection};
+use crate::journal::{BEGUN, Counting, DONE, Export, History, Selection};
 use crate::task::{apart, spawn};
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -22,8 +23,6 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 /// Works at the same time: each reads the disk as fast as it can.
 static WORKS: Semaphore = Semaphore::const_new(WORKS_MAX);
 const WORKS_MAX: usize = 2;
-/// Pieces of an answer that wait for their reader.
-const WAITING_MAX: usize = 2;
 /// How often a backup says how far it is.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
@@ -72,24 +71,70 @@ pub(super) async fn export(app: App, body: Incoming) -> Answered {
     let ask: ExportAsk = given(body).await?;
     let permit = permit()?;
     let publications = app.handles.journal.publications();
+    let what = serde_json::to_value(&ask).unwrap_or_default();
     let export = Export::new(lanes(&app), &publications, ask.selection, ask.with_offsets);
     let mut export = export.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
-    stepped(app, permit, move |out| match export.step(out) {
+    // No event leaves before it is written down who takes it.
+    let mut audit = Outcome::begin(&app, "export", what).await?;
+    stepped(app.shutdown, permit, move |out| match export.step(out) {
         Ok(more) => {
             push_json(out, "#", export.progress());
+            if !more {
+                audit.end(DONE, serde_json::to_value(export.progress()).unwrap_or_default());
+            }
             more
         }
         Err(error) => {
             push_error(out, &error);
+            audit.end(&format!("failed: {error}"), serde_json::Value::Null);
             false
         }
     })
 }
 
-pub(super) fn verify(app: App) -> Answered {
+/// What comes of work that is audited from its beginning: it is cut short where nobody says otherwise.
+struct Outcome {
+    app: App,
+    action: &'static str,
+    by: Option<u32>,
+    is_over: bool,
+}
+
+impl Outcome {
+    /// Audits that work begins; returns when that is on the disk.
+    async fn begin(app: &App, action: &'static str, what: serde_json::Value) -> Result<Self, Refused> {
+        let (ours, by) = (app.clone(), caller().0);
+        tried(move || ours.handles.journal.audit(action, by, &what, BEGUN)).await?;
+        Ok(Self { app: app.clone(), action, by, is_over: false })
+    }
+
+    /// Audits what came of it. Blocks the thread.
+    fn end(&mut self, result: &str, what: serde_json::Value) {
+        self.is_over = true;
+        if let Err(error) = self.app.handles.journal.audit(self.action, self.by, &what, result) {
+            tracing::error!(action = self.action, result, %error, "what came of this cannot be audited; that it began is");
+        }
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let (app, action, by) = (self.app.clone(), self.action, self.by);
+            // Not awaited: the reader is gone, and the entry of the beginning is there.
+            drop(apart(move || {
+                let mut outcome = Self { app, action, by, is_over: false };
+                outcome.end("cut short", serde_json::Value::Null);
+            }));
+        }
+    }
+}
+
+pub(super) async fn verify(app: App) -> Answered {
     let permit = permit()?;
+    let mut audit = Outcome::begin(&app, "verify", serde_json::Value::Null).await?;
     let mut counting = Some(Counting::new(lanes(&app)));
-    stepped(app, permit, move |out| {
+    stepped(app.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };
         match under_way.step() {
             Ok(true) => {
@@ -100,49 +145,16 @@ pub(super) fn verify(app: App) -> Answered {
                 if let Some(done) = counting.take() {
                     push_json(out, "", &done.finish());
                 }
+                audit.end(DONE, serde_json::Value::Null);
                 false
             }
             Err(error) => {
                 push_error(out, &error);
+                audit.end(&format!("failed: {error}"), serde_json::Value::Null);
                 false
             }
         }
     })
-}
-
-/// Appends what comes next to an answer, and says whether there is more.
-type Step = dyn FnMut(&mut Vec<u8>) -> bool + Send;
-
-/// An answer that grows step by step, each away from the threads that serve.
-fn stepped(
-    app: App,
-    permit: SemaphorePermit<'static>,
-    step: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
-) -> Answered {
-    let (mut sender, reply) = http::growing(WAITING_MAX);
-    let mut shutdown = app.shutdown;
-    let mut step: Box<Step> = Box::new(step);
-    spawn(async move {
-        let _permit = permit;
-        loop {
-            let done = apart(move || {
-                let mut out = Vec::new();
-                let more = step(&mut out);
-                (step, out, more)
-            });
-            // A step that panicked, or the runtime's end: the answer ends without its last line.
-            let Ok((back, out, more)) = done.await else { return };
-            step = back;
-            let is_sent = tokio::select! {
-                () = shutdown.begun() => false,
-                sent = sender.send_data(out.into()) => sent.is_ok(),
-            };
-            if !is_sent || !more {
-                return;
-            }
-        }
-    });
-    Ok(reply)
 }
 
 pub(super) async fn backup(app: App, body: Incoming) -> Answered {
@@ -152,7 +164,8 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
         let text = format!("{} is no whole path; the gateway has another folder of its own", ask.to.display());
         return Err(refuse(StatusCode::BAD_REQUEST, text));
     }
-    let (lines, mut told) = mpsc::channel::<Vec<u8>>(WAITING_MAX);
+    let mut audit = Outcome::begin(&app, "backup", serde_json::json!({"to": ask.to})).await?;
+    let (lines, mut told) = mpsc::channel::<Vec<u8>>(PIECES_MAX);
     let journal = Arc::clone(&app.handles.journal);
     drop(apart(move || {
         let _permit = permit;
@@ -172,17 +185,19 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
         match &outcome {
             Ok(backup) => {
                 tracing::info!(folder = %backup.folder.display(), bytes = backup.bytes, "a backup of the journal is made");
+                audit.end(DONE, serde_json::to_value(backup).unwrap_or_default());
                 push_json(&mut line, "", backup);
             }
             Err(error) => {
                 tracing::warn!(%error, "a backup of the journal failed");
+                audit.end(&format!("failed: {error}"), serde_json::Value::Null);
                 push_error(&mut line, error);
             }
         }
         // Nobody may be there to hear it; the log says it.
         let _ = lines.blocking_send(line);
     }));
-    let (mut sender, reply) = http::growing(WAITING_MAX);
+    let (mut sender, reply) = http::growing(PIECES_MAX);
     let mut shutdown = app.shutdown;
     spawn(async move {
         loop {

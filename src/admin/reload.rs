@@ -1,6 +1,6 @@
 //! Reload: what asks for it, and what it answers.
 
-use super::{Answered, App, LinkHandle, SourceHandle, json, refuse};
+use super::{Answered, App, LinkHandle, SourceHandle, caller, json, refuse};
 use crate::event::Timestamp;
 use crate::setting::Problem;
 use crate::tls::CertificateFile;
@@ -16,19 +16,52 @@ pub type Reloaded = Result<Vec<String>, Vec<Problem>>;
 
 /// Asks for a reload.
 #[derive(Clone, Debug)]
-pub struct Reloading(mpsc::Sender<oneshot::Sender<Reloaded>>);
+pub struct Reloading(mpsc::Sender<ReloadOrder>);
+
+/// A reload that is asked for: by whom, and who hears what comes of it.
+pub type ReloadOrder = (ReloadBy, oneshot::Sender<Reloaded>);
+
+/// Who has the configuration read anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadBy {
+    /// A user, by number, at the command socket.
+    User(u32),
+    /// SIGHUP, as `systemctl reload` sends it: the kernel does not say from whom.
+    Signal,
+    /// A file that was changed.
+    Files,
+}
+
+impl ReloadBy {
+    /// The word in the audit.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::User(_) => "command",
+            Self::Signal => "signal",
+            Self::Files => "files",
+        }
+    }
+
+    /// The user, where there is one.
+    pub fn user(self) -> Option<u32> {
+        match self {
+            Self::User(uid) => Some(uid),
+            Self::Signal | Self::Files => None,
+        }
+    }
+}
 
 impl Reloading {
     /// The handle, and what hears it.
-    pub fn new() -> (Self, mpsc::Receiver<oneshot::Sender<Reloaded>>) {
+    pub fn new() -> (Self, mpsc::Receiver<ReloadOrder>) {
         let (sender, receiver) = mpsc::channel(4);
         (Self(sender), receiver)
     }
 
     /// Reads the configuration anew, and returns when it is in force or refused; `None` while the gateway ends.
-    pub async fn reload(&self) -> Option<Reloaded> {
+    pub async fn reload(&self, by: ReloadBy) -> Option<Reloaded> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(answer).await.ok()?;
+        self.0.send((by, answer)).await.ok()?;
         answered.await.ok()
     }
 }
@@ -78,7 +111,9 @@ pub struct ReloadAnswer {
 
 pub(super) async fn reload(app: App) -> Answered {
     let stopping = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping");
-    let answer = match app.handles.reloading.reload().await.ok_or_else(stopping)? {
+    // A caller without a name is refused before.
+    let by = caller().0.map_or(ReloadBy::Signal, ReloadBy::User);
+    let answer = match app.handles.reloading.reload(by).await.ok_or_else(stopping)? {
         Ok(changes) => ReloadAnswer { changes, ..ReloadAnswer::default() },
         Err(problems) => {
             ReloadAnswer { problems: problems.iter().map(ToString::to_string).collect(), ..ReloadAnswer::default() }

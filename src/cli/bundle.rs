@@ -223,6 +223,14 @@ fn put_folder(bundle: &mut Bundle, name: &str, folder: &Path, deep: u32) -> anyh
 fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
     let socket = socket_path(at);
     let runtime = runtime()?;
+    if let Ok(socket) = &socket {
+        // The audit names who collects this. A gateway that is down has no audit.
+        let told = task::run(&runtime, socket::call(socket, hyper::Method::POST, "/bundle", b"null".to_vec()));
+        told.unwrap_or_else(|error| {
+            bundle.lacks("an entry of the audit", format!("{error:#}"));
+            Vec::new()
+        });
+    }
     for (path, name) in ASKED {
         let answer = match &socket {
             Ok(socket) => task::run(&runtime, socket::look(socket, path)),

@@ -292,19 +292,22 @@ pub(super) fn replays(replays: &[Replay], is_coloured: bool) -> String {
     table(&["ID", "BEGUN (UTC)", "TO", "STATE", "EVENTS", "SENT", "FAILED"], &[0, 4, 5, 6], &rows, is_coloured)
 }
 
+/// A time with a question mark was told by a clock that could not be believed.
 pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
     if entries.is_empty() {
-        return "nothing has been done to events".into();
+        return "nobody has changed anything".into();
     }
     let rows: Vec<_> = entries
         .iter()
         .map(|entry| {
             let at = entry.at.get(..19).unwrap_or_default().replace('T', " ");
             let by = entry.by.map_or_else(|| "-".to_owned(), user_name);
-            vec![at, by, entry.action.clone(), shortened(&entry.detail.to_string(), AUDIT_SHOWN)]
+            let at = if entry.clockstatus.is_some() { format!("{at}?") } else { at };
+            let what = shortened(&entry.detail.to_string(), AUDIT_SHOWN);
+            vec![at, by, entry.action.clone(), shortened(&entry.result, REASON_SHOWN), what]
         })
         .collect();
-    table(&["AT (UTC)", "BY", "ACTION", "WHAT"], &[], &rows, is_coloured)
+    table(&["AT (UTC)", "BY", "ACTION", "RESULT", "WHAT"], &[], &rows, is_coloured)
 }
 
 /// The name of a user of this machine, or the number where there is no such name.

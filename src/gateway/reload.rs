@@ -7,12 +7,12 @@ use super::outlets::{self, Change, Outlet};
 use super::part::Part;
 use super::sources::{self, Opened, Prepared, Source};
 use super::{Ground, ended};
-use crate::admin::{Configured, Handles, Reloaded, View};
+use crate::admin::{Configured, Handles, ReloadBy, ReloadOrder, Reloaded, View};
 use crate::clock;
 use crate::config::{Config, Prints};
 use crate::contract::Contract;
 use crate::event::Timestamp;
-use crate::journal::Journal;
+use crate::journal::{DONE, Journal};
 use crate::ordered::ordered;
 use crate::setting::Problem;
 use crate::task;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
+/// Lines of what was changed or refused that the audit and central get; the log has all.
+const LINES_TOLD_MAX: usize = 20;
 /// The files of the configuration are looked at that often; a change that still goes on is awaited.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -50,11 +52,7 @@ pub(super) fn objections(journal: &Journal, config: &Config) -> Vec<Problem> {
 
 impl Works {
     /// Reloads when that is asked for or files change, until the order to stop; then stops everything.
-    pub async fn run(
-        mut self,
-        mut asked: mpsc::Receiver<oneshot::Sender<Reloaded>>,
-        mut stopped: oneshot::Receiver<()>,
-    ) {
+    pub async fn run(mut self, mut asked: mpsc::Receiver<ReloadOrder>, mut stopped: oneshot::Receiver<()>) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut in_force = self.stamp().await;
@@ -62,11 +60,11 @@ impl Works {
         loop {
             tokio::select! {
                 _ = &mut stopped => break,
-                Some(answer) = asked.recv() => {
+                Some((by, answer)) = asked.recv() => {
                     in_force = self.stamp().await;
                     last = in_force;
                     // Whoever asked may be gone.
-                    let _ = answer.send(self.reload().await);
+                    let _ = answer.send(self.reload(by).await);
                 }
                 _ = look.tick() => {
                     let stamp = self.stamp().await;
@@ -75,7 +73,7 @@ impl Works {
                         tracing::debug!("files of the configuration have changed");
                         in_force = stamp;
                         // It is told in log and status.
-                        let _ = self.reload().await;
+                        let _ = self.reload(ReloadBy::Files).await;
                     }
                 }
             }
@@ -89,7 +87,7 @@ impl Works {
     }
 
     /// Reads the configuration anew and puts it in force; says what has changed, or what is wrong with it.
-    async fn reload(&mut self) -> Reloaded {
+    async fn reload(&mut self, by: ReloadBy) -> Reloaded {
         let file = self.config.file.clone();
         let loaded = task::apart(move || Config::load(&file)).await;
         let reloaded = match loaded {
@@ -124,7 +122,24 @@ impl Works {
             (Timestamp::from(clock::wall()), format!("{first}{more}"))
         });
         self.show();
+        self.write_down(by, &reloaded).await;
         reloaded
+    }
+
+    /// Audits and reports what was changed or refused, and by whom. A file that was touched alone is nothing to tell.
+    async fn write_down(&self, by: ReloadBy, reloaded: &Reloaded) {
+        let (lines, result) = match reloaded {
+            Ok(changes) if changes.is_empty() && by == ReloadBy::Files => return,
+            Ok(changes) => (changes.clone(), DONE),
+            Err(problems) => (problems.iter().map(ToString::to_string).collect(), "refused"),
+        };
+        let told: Vec<_> = lines.iter().take(LINES_TOLD_MAX).collect();
+        let detail = serde_json::json!({"how": by.name(), "lines": told, "more": lines.len() - told.len()});
+        let (journal, user) = (Arc::clone(&self.ground.journal), by.user());
+        let audited = task::apart(move || journal.audit("reload", user, &detail, result)).await;
+        if let Ok(Err(error)) = audited {
+            tracing::error!(%error, result, "this reload cannot be audited");
+        }
     }
 
     async fn take_up(&mut self, mut config: Config) -> Reloaded {

@@ -1,74 +1,239 @@
-//! Audit: what people and limits did to events, with time and effect, in `state.redb`.
+//! Audit: what people and limits did to events and to the gateway, with time, user and outcome, in `state.redb`.
 //!
-//! Promise: an entry is on the disk together with what it tells of; the newest
-//! [`ENTRIES_MAX`] stay.
+//! Promise: an entry is on the disk before the caller hears of an outcome. The newest entries stay, up to
+//! [`ENTRIES_MAX`] and [`BYTES_MAX`]; the gateway counts and logs the older ones that it removes.
+//! Invariant: nobody holds more than a page of entries in memory.
+//!
+//! Not here: who may ask (`admin`), a proof that no entry was changed.
 
 use super::{Core, Journal, JournalError, Note};
 use crate::clock;
 use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const PREFIX: &str = "audit/";
-/// Entries that stay: some megabytes at most.
+/// Entries that stay: a year of thirty changes a day.
 pub const ENTRIES_MAX: usize = 10_000;
-/// Entries between two looks at whether there are too many.
+/// What the entries take at most: a sixteenth of the memory that the packaged unit has, since a start reads the file.
+pub const BYTES_MAX: usize = 16 << 20;
+/// Writing an entry looks whether there are too many after so many others.
 const LOOK_EVERY: u64 = 100;
+/// What one read of the audit takes at most, beyond one entry.
+const PAGE_BYTES: usize = 64 << 10;
+/// The largest detail of an entry; 200 dead letters with their ids take less.
+const DETAIL_BYTES_MAX: usize = 64 << 10;
+
+/// What came of a change that was done.
+pub const DONE: &str = "done";
+/// That a change, or a long look, has begun; another entry says what came of it.
+pub const BEGUN: &str = "begun";
 
 /// One entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// When, RFC 3339.
     pub at: String,
-    /// The user who had it done, by number; nobody where a limit did it.
+    /// `untrusted` where the time of day could not be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clockstatus: Option<String>,
+    /// The user who had it done, by number; nobody where a limit, a signal or a changed file did it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<u32>,
     /// What was done.
     pub action: String,
-    /// To what, and how it ended.
+    /// To what.
     pub detail: serde_json::Value,
+    /// What came of it: `done`, `begun`, or why it failed.
+    #[serde(default = "done")]
+    pub result: String,
+}
+
+fn done() -> String {
+    DONE.to_owned()
+}
+
+/// What the audit counts.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Entries that were written since the start; also what tells entries of one moment apart.
+    written: AtomicU64,
+    /// Entries that were there at the last look, and how many had been written then.
+    held: Mutex<Option<(u64, u64)>>,
+    /// Entries that were removed since the start.
+    removed: AtomicU64,
+}
+
+impl Counts {
+    fn looked(&self, held: usize, written: u64) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some((held as u64, written));
+    }
+}
+
+/// How full the audit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditRoom {
+    /// Entries that it holds.
+    pub held: u64,
+    /// Entries that it has removed since the start, since newer ones needed their room.
+    pub removed: u64,
 }
 
 /// A note that keeps an entry, to be written together with what it tells of.
-pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Serialize) -> Note {
+pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
     let at = Timestamp::from(clock::wall());
-    let entry = Entry {
-        at: at.to_string(),
-        by,
-        action: action.to_owned(),
-        detail: serde_json::to_value(detail).unwrap_or_default(),
-    };
-    let number = core.audited.fetch_add(1, Ordering::Relaxed);
+    let mut detail = serde_json::to_value(detail).unwrap_or_default();
+    let bytes = detail.to_string().len();
+    if bytes > DETAIL_BYTES_MAX {
+        detail = serde_json::json!({"too large to be kept": bytes});
+    }
+    let clockstatus = (!clock::is_trusted()).then(|| "untrusted".to_owned());
+    let (action, result) = (action.to_owned(), result.to_owned());
+    let entry = Entry { at: at.to_string(), clockstatus, by, action, detail, result };
+    let number = core.audited.written.fetch_add(1, Ordering::Relaxed);
     // By time, and in the order they came within one moment; a clock that goes back mixes the order alone.
     (format!("{PREFIX}{:020}-{number:010}", at.0), serde_json::to_vec(&entry).ok())
 }
 
 impl Core {
-    /// Lets the oldest entries go where there are too many. Blocks the thread.
+    /// Removes the oldest entries where there are too many. Blocks the thread.
     pub(super) fn trim_audit(&self) -> Result<(), JournalError> {
+        let counts = &self.audited;
+        let written = counts.written.load(Ordering::Relaxed);
         // Looking takes a while, and some more than are to stay do no harm. The first entry of a run looks too.
-        if self.audited.load(Ordering::Relaxed) % LOOK_EVERY != 1 {
+        if written % LOOK_EVERY != 1 {
             return Ok(());
         }
-        let noted = self.state.notes(PREFIX)?;
-        let surplus = noted.len().saturating_sub(ENTRIES_MAX);
-        let old: Vec<Note> = noted.into_iter().take(surplus).map(|(name, _)| (name, None)).collect();
-        if old.is_empty() { Ok(()) } else { self.state.note(&old) }
+        let held = self.state.note_sizes(PREFIX)?;
+        let mut bytes: usize = held.iter().map(|(_, bytes)| bytes).sum();
+        let mut surplus = held.len().saturating_sub(ENTRIES_MAX);
+        bytes -= held[..surplus].iter().map(|(_, bytes)| bytes).sum::<usize>();
+        while bytes > BYTES_MAX {
+            bytes -= held[surplus].1;
+            surplus += 1;
+        }
+        counts.looked(held.len() - surplus, written);
+        if surplus == 0 {
+            return Ok(());
+        }
+        let old: Vec<Note> = held.into_iter().take(surplus).map(|(name, _)| (name, None)).collect();
+        self.state.note(&old)?;
+        counts.removed.fetch_add(surplus as u64, Ordering::Relaxed);
+        tracing::warn!(
+            removed = surplus,
+            entries_max = ENTRIES_MAX,
+            "the audit is full: its oldest entries were removed"
+        );
+        Ok(())
     }
 }
 
 impl Journal {
-    /// Writes down what was done to what, and the user number of whoever had it done; returns when it is on the
-    /// disk. Blocks the thread.
-    pub fn audit(&self, action: &str, by: Option<u32>, detail: &impl Serialize) -> Result<(), JournalError> {
-        self.core.state.note(&[entry(&self.core, action, by, detail)])?;
+    /// Writes down what was done to what, the user number of whoever had it done, and what came of it; returns when
+    /// it is on the disk. Blocks the thread.
+    pub fn audit(
+        &self,
+        action: &str,
+        by: Option<u32>,
+        detail: &impl Serialize,
+        result: &str,
+    ) -> Result<(), JournalError> {
+        self.core.state.note(&[self.audit_note(action, by, detail, result)])?;
         self.core.trim_audit()
     }
 
-    /// The newest entries, oldest first. Blocks the thread.
-    pub fn audited(&self, limit: usize) -> Result<Vec<Entry>, JournalError> {
-        let noted = self.core.state.notes(PREFIX)?;
-        let from = noted.len().saturating_sub(limit);
-        Ok(noted[from..].iter().filter_map(|(_, text)| serde_json::from_slice(text).ok()).collect())
+    /// An entry that is yet to be written, together with notes of a part.
+    pub fn audit_note(&self, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
+        entry(&self.core, action, by, detail, result)
+    }
+
+    /// The newest entries as JSON, oldest first, read a page at a time. Blocks the thread.
+    pub fn audited(&self, limit: usize) -> Result<Audited, JournalError> {
+        let names = self.core.state.note_sizes(PREFIX)?;
+        let before = names.len().checked_sub(limit.saturating_add(1)).and_then(|last| names.into_iter().nth(last));
+        let after = before.map_or_else(|| PREFIX.to_owned(), |(name, _)| name);
+        Ok(Audited { core: Arc::clone(&self.core), after, page: Vec::new().into_iter() })
+    }
+
+    /// How full the audit is. Blocks the thread.
+    pub fn audit_room(&self) -> AuditRoom {
+        let counts = &self.core.audited;
+        let written = counts.written.load(Ordering::Relaxed);
+        let looked = *counts.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let (held, at) = match looked {
+            Some(looked) => looked,
+            // Only once: nobody has written an entry since the start.
+            None => {
+                let held = self.core.state.note_sizes(PREFIX).map_or(0, |held| held.len());
+                counts.looked(held, written);
+                (held as u64, written)
+            }
+        };
+        AuditRoom { held: held + written.saturating_sub(at), removed: counts.removed.load(Ordering::Relaxed) }
+    }
+}
+
+/// Entries of the audit on their way to a reader. It ends where the state cannot be read.
+#[derive(Debug)]
+pub struct Audited {
+    core: Arc<Core>,
+    after: String,
+    page: std::vec::IntoIter<(String, Vec<u8>)>,
+}
+
+impl Iterator for Audited {
+    type Item = Result<Vec<u8>, JournalError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.page.len() == 0 {
+            match self.core.state.notes_after(PREFIX, &self.after, PAGE_BYTES) {
+                Ok(page) => self.page = page.into_iter(),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let (name, text) = self.page.next()?;
+        self.after = name;
+        Some(Ok(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Config, RealDisk, Seal};
+    use std::time::Duration;
+
+    #[test]
+    fn the_audit_is_bounded_and_counts_what_it_removes() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let config = Config::of_notes(folder.path().join("journal"));
+        let seal = Seal { format: 1, environment: "test".into() };
+        let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
+        assert_eq!(journal.audit_room(), AuditRoom { held: 0, removed: 0 });
+        journal.audit("first", Some(7), &"x", DONE).expect("written");
+        let large = "x".repeat(60_000);
+        let mut notes: Vec<Note> = (0..399).map(|_| journal.audit_note("large", None, &large, DONE)).collect();
+        // In few commits: each entry alone would take a sync.
+        for part in notes.chunks_mut(133) {
+            journal.core.state.note(part).expect("written");
+        }
+        journal.audit("last", Some(8), &"y".repeat(100_000), BEGUN).expect("written");
+        let room = journal.audit_room();
+        assert!(room.removed > 100 && room.held + room.removed == 401, "{room:?}");
+        assert!((room.held as usize - 1) * large.len() <= BYTES_MAX, "{room:?}");
+        let entries: Vec<Entry> = journal
+            .audited(1000)
+            .expect("read")
+            .map(|entry| serde_json::from_slice(&entry.expect("read")).expect("JSON"))
+            .collect();
+        assert_eq!(entries.len() as u64, room.held);
+        let last = entries.last().expect("one");
+        assert_eq!((last.action.as_str(), last.by, last.result.as_str()), ("last", Some(8), BEGUN));
+        assert!(last.detail["too large to be kept"].is_number(), "{}", last.detail);
+        assert!(entries.iter().all(|entry| entry.action != "first"), "the oldest go first");
+        let newest = |limit| journal.audited(limit).expect("read").count();
+        assert_eq!((newest(0), newest(1), newest(3)), (0, 1, 3));
+        journal.close(Duration::from_secs(5));
     }
 }

@@ -170,7 +170,7 @@ impl Lane {
 
     fn note_loss(&self, loss: &Loss) -> Result<(), JournalError> {
         let state = &self.core.state;
-        let mut notes: Vec<Note> = vec![super::audit::entry(&self.core, "loss", None, loss)];
+        let mut notes: Vec<Note> = vec![super::audit::entry(&self.core, "loss", None, loss, super::DONE)];
         if state.notes(PREFIX)?.len() < WAITING_MAX {
             let text = serde_json::to_vec(loss).unwrap_or_default();
             notes.push((format!("{PREFIX}{}", loss.name()), Some(text)));

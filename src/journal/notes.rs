@@ -36,7 +36,14 @@ impl Notes {
 
     /// Writes notes, all or none; `None` removes one.
     pub fn write(&self, notes: Vec<Note>) -> Result<(), JournalError> {
+        self.write_audited(notes, Vec::new())
+    }
+
+    /// The same together with entries of the audit that tell of them ([`Journal::audit_note`]).
+    pub fn write_audited(&self, notes: Vec<Note>, entries: Vec<Note>) -> Result<(), JournalError> {
         let with_part = |(name, content): Note| (format!("{}{name}", self.prefix), content);
-        self.core.state.note(&notes.into_iter().map(with_part).collect::<Vec<_>>())
+        let is_audited = !entries.is_empty();
+        self.core.state.note(&notes.into_iter().map(with_part).chain(entries).collect::<Vec<_>>())?;
+        if is_audited { self.core.trim_audit() } else { Ok(()) }
     }
 }

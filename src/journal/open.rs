@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -103,7 +103,7 @@ impl Journal {
             giving_up: Mutex::new(()),
             losses: Arc::default(),
             is_resolved: std::sync::OnceLock::new(),
-            audited: AtomicU64::new(0),
+            audited: super::audit::Counts::default(),
         });
         let mut opened = Vec::new();
         let mut prints = Vec::new();

@@ -7,6 +7,7 @@
 use super::disk::{Backend, Disk, Open};
 use super::{JournalError, caught};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -149,23 +150,62 @@ impl State {
 
     /// Every note whose name begins with `prefix`, in the order of their names.
     pub fn notes(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        let mut found = Vec::new();
+        self.each_note(prefix, Bound::Included(prefix), |name, value| {
+            found.push((name.to_owned(), value.to_vec()));
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    /// The notes behind `after` whose name begins with `prefix`, in the order of their names: as many as hold
+    /// `bytes_max`, and at least one where there is one.
+    pub fn notes_after(
+        &self,
+        prefix: &str,
+        after: &str,
+        bytes_max: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        self.each_note(prefix, Bound::Excluded(after), |name, value| {
+            found.push((name.to_owned(), value.to_vec()));
+            bytes += name.len() + value.len();
+            if bytes >= bytes_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
+    }
+
+    /// Name and size of every note whose name begins with `prefix`.
+    pub fn note_sizes(&self, prefix: &str) -> Result<Vec<(String, usize)>, JournalError> {
+        let mut found = Vec::new();
+        self.each_note(prefix, Bound::Included(prefix), |name, value| {
+            found.push((name.to_owned(), name.len() + value.len()));
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    fn each_note(
+        &self,
+        prefix: &str,
+        from: Bound<&str>,
+        mut see: impl FnMut(&str, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), JournalError> {
         let guard = self.lock();
         let Some(database) = guard.as_ref() else { return Err(self.closed()) };
         caught(&self.path, || {
             let table = match database.begin_read()?.open_table(NOTES) {
                 Ok(table) => table,
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let mut found = Vec::new();
-            for entry in table.range(prefix..)? {
+            for entry in table.range::<&str>((from, Bound::Unbounded))? {
                 let (name, value) = entry?;
-                if !name.value().starts_with(prefix) {
+                if !name.value().starts_with(prefix) || see(name.value(), value.value()).is_break() {
                     break;
                 }
-                found.push((name.value().to_owned(), value.value().to_vec()));
             }
-            Ok(found)
+            Ok(())
         })
     }
 

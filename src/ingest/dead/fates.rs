@@ -156,6 +156,15 @@ impl Fates {
     /// Decides on letters; on the disk when this returns. A final fate stays as it is. Returns those
     /// that were changed. Blocks the thread.
     pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, Fate)]) -> Result<BTreeSet<u64>, JournalError> {
+        self.put_audited(letters, |_| Vec::new())
+    }
+
+    /// The same together with what `audit` has to say of the letters that are changed.
+    pub fn put_audited(
+        &self,
+        letters: &[(u64, &DeadLetter<'_>, Fate)],
+        audit: impl FnOnce(&BTreeSet<u64>) -> Vec<Note>,
+    ) -> Result<BTreeSet<u64>, JournalError> {
         // Whoever asks for a fate does not wait for the disk.
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut resolved, open): (Resolutions, Vec<_>) = {
@@ -176,8 +185,8 @@ impl Fates {
             return Ok(BTreeSet::new());
         }
         notes.push((RESOLVED.to_owned(), serde_json::to_vec(&resolved).ok()));
-        self.notes.write(notes)?;
         let changed = ordered(open.iter().map(|(id, ..)| *id));
+        self.notes.write_audited(notes, audit(&changed))?;
         let mut known = self.known();
         known.resolved = resolved;
         known.fates.extend(open.into_iter().map(|(id, _, fate)| (*id, fate.clone())));

@@ -116,21 +116,26 @@ impl Devices {
         Arc::clone(device)
     }
 
-    /// Every device, in the order of their client ids. `duplicates` says how many repeats the
-    /// journal has recognised of a device.
-    pub fn status(&self, source: &str, duplicates: impl Fn(&str) -> u64) -> Vec<DeviceStatus> {
+    /// Every device, in the order of their client ids.
+    pub fn all(&self) -> Vec<Arc<Device>> {
         let mut list: Vec<_> = {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.values().cloned().collect()
         };
         sort(&mut list, |a, b| a.client.cmp(&b.client));
-        list.iter().map(|device| device.status(source, &duplicates)).collect()
+        list
     }
 }
 
 impl Device {
     fn who(&self) -> std::sync::MutexGuard<'_, Who> {
         self.who.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who it has proven to be, and where it was seen at last.
+    pub fn user_and_peer(&self) -> (String, SocketAddr) {
+        let who = self.who();
+        (who.identity.clone(), who.peer)
     }
 
     /// It is no longer connected.
@@ -154,7 +159,8 @@ impl Device {
         }
     }
 
-    fn status(&self, source: &str, duplicates: &impl Fn(&str) -> u64) -> DeviceStatus {
+    /// How it is shown. `duplicates` says how many repeats the journal has recognised of a client.
+    pub fn status(&self, source: &str, duplicates: &impl Fn(&str) -> u64) -> DeviceStatus {
         let who = self.who().clone();
         let received = self.received.value();
         let rate = who.connected.map_or(0.0, |(since, _)| {

@@ -1,0 +1,188 @@
+//! Dead letters as they are shown: lists without payloads, one with its payload.
+//!
+//! Promise: a list of letters takes the memory of one block of their log, whatever their payloads are.
+
+use super::rows::{self, Items};
+use super::{Answered, App, Handles, Query, dead, json, limit, off_thread};
+use crate::event::{Record, Timestamp};
+use crate::ingest::dead::DeadLetter;
+use crate::ingest::dead::fates::Fate;
+use crate::journal::Found;
+use base64::Engine;
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// The letters that are asked for: the newest ones where nobody says where to start.
+pub(super) async fn list(app: App, query: Query<'_>) -> Answered {
+    let (from, limit) = (query.number("from")?.unwrap_or(0), limit(query)?);
+    let handles = Arc::clone(&app.handles);
+    let found = off_thread(move || {
+        let from = if from > 0 { from } else { handles.begin_of_newest(limit) };
+        letters(handles, from, limit)
+    });
+    rows::array(app, "dead letters", found.await?)
+}
+
+pub(super) async fn show(app: App, id: u64) -> Answered {
+    off_thread(move || app.handles.whole_letter(id)).await?.map(json).ok_or_else(|| dead::none(id))
+}
+
+/// A dead letter as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct Letter {
+    /// Its number.
+    pub id: u64,
+    /// When it was written, RFC 3339.
+    pub recorded: String,
+    /// The letter; its times in RFC 3339.
+    #[serde(flatten, serialize_with = "with_shown_times")]
+    pub letter: DeadLetter<'static>,
+    /// What has become of it.
+    pub fate: Fate,
+    /// Bytes of the payload.
+    pub payload_bytes: usize,
+    /// The payload, where it is text and the letter is shown alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
+    /// The payload in base64, where it is no text and the letter is shown alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+}
+
+/// Letters from a number on, a block of their log at a time.
+fn letters(handles: Arc<Handles>, from: u64, limit: usize) -> Items {
+    let mut next = from.max(1);
+    let blocks = std::iter::from_fn(move || {
+        let (found, after) = handles.letters_at(next)?;
+        next = after;
+        Some(found)
+    });
+    let encoded = |found: Result<Vec<Letter>, String>| -> Vec<Result<Vec<u8>, String>> {
+        match found {
+            Ok(letters) => letters.iter().map(rows::item).collect(),
+            Err(error) => vec![Err(error)],
+        }
+    };
+    Box::new(blocks.flat_map(encoded).take(limit))
+}
+
+impl Handles {
+    /// The letters of the first block that has one from this number on, and where the next one begins; `None` at the
+    /// end of the log. Blocks the thread.
+    fn letters_at(&self, from: u64) -> Option<(Result<Vec<Letter>, String>, u64)> {
+        let dead = self.journal.dead();
+        if from >= dead.end() {
+            return None;
+        }
+        Some(match dead.look(from) {
+            Ok(Found::Block(block)) => {
+                let numbered = (block.header.first..).zip(block.records()).filter(|(number, _)| *number >= from);
+                let shown = numbered.filter_map(|(number, record)| {
+                    let found = letter(number, block.header.recorded, &record)?;
+                    Some(Letter { fate: self.fates.of(number), ..found })
+                });
+                (Ok(shown.collect()), block.end().max(from + 1))
+            }
+            Ok(Found::Lost { to }) => (Ok(Vec::new()), to.max(from + 1)),
+            Err(error) => (Err(error.to_string()), u64::MAX),
+        })
+    }
+
+    /// A letter with its payload. Blocks the thread.
+    fn whole_letter(&self, id: u64) -> Option<Letter> {
+        let Ok(Found::Block(block)) = self.journal.dead().look(id) else { return None };
+        let (_, record) = (block.header.first..).zip(block.records()).find(|(number, _)| *number == id)?;
+        let mut found = letter(id, block.header.recorded, &record)?;
+        found.fate = self.fates.of(id);
+        let payload = std::mem::take(&mut found.letter.payload).into_owned();
+        match String::from_utf8(payload) {
+            Ok(text) => found.payload_text = Some(text),
+            Err(error) => {
+                found.payload_base64 = Some(base64::engine::general_purpose::STANDARD.encode(error.as_bytes()));
+            }
+        }
+        Some(found)
+    }
+
+    /// Number of the first of the newest `limit` letters, however far apart they are. Blocks the thread.
+    fn begin_of_newest(&self, limit: usize) -> u64 {
+        let dead = self.journal.dead();
+        let (mut end, mut step, mut missing) = (dead.end(), limit as u64, limit);
+        while end > 1 {
+            let from = dead.before(end, step);
+            let mut numbers: Vec<u64> = Vec::new();
+            let mut next = from.max(1);
+            while next < end {
+                match dead.look(next) {
+                    Ok(Found::Block(block)) => {
+                        numbers.extend((block.header.first..block.end()).filter(|number| (next..end).contains(number)));
+                        next = block.end().max(next + 1);
+                    }
+                    Ok(Found::Lost { to }) => next = to.max(next + 1),
+                    Err(_) => break,
+                }
+            }
+            if numbers.len() >= missing {
+                return numbers[numbers.len() - missing];
+            }
+            missing -= numbers.len();
+            (end, step) = (from, step.saturating_mul(4));
+        }
+        1
+    }
+}
+
+/// Fields of a letter that are RFC 3339 text where it is shown; as it is stored they are numbers.
+const TIMES: [&str; 4] = ["time", "first_attempt", "last_attempt", "taken"];
+
+fn with_shown_times<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut fields = serde_json::to_value(letter).map_err(ser::Error::custom)?;
+    for name in TIMES {
+        if let Some(micros) = fields[name].as_i64() {
+            fields[name] = Timestamp(micros).to_string().into();
+        }
+    }
+    fields.serialize(serializer)
+}
+
+impl<'de> Deserialize<'de> for Letter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What serde derives for a flattened field is six times the program.
+        let mut fields = Map::deserialize(deserializer)?;
+        for name in TIMES {
+            if let Some(at) = fields.get(name).and_then(Value::as_str).and_then(Timestamp::parse) {
+                fields.insert(name.to_owned(), at.0.into());
+            }
+        }
+        fn taken<T: DeserializeOwned, E: de::Error>(fields: &mut Map<String, Value>, name: &str) -> Result<T, E> {
+            let value = fields.remove(name).unwrap_or_default();
+            serde_json::from_value(value).map_err(|error| E::custom(format!("{name}: {error}")))
+        }
+        Ok(Self {
+            id: taken(&mut fields, "id")?,
+            recorded: taken(&mut fields, "recorded")?,
+            fate: taken::<Option<_>, _>(&mut fields, "fate")?.unwrap_or_default(),
+            payload_bytes: taken(&mut fields, "payload_bytes")?,
+            payload_text: taken(&mut fields, "payload_text")?,
+            payload_base64: taken(&mut fields, "payload_base64")?,
+            letter: serde_json::from_value(fields.into()).map_err(de::Error::custom)?,
+        })
+    }
+}
+
+/// A letter without its payload.
+fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
+    let letter = DeadLetter::read(record)?;
+    let payload_bytes = letter.payload.len();
+    Some(Letter {
+        id,
+        recorded: recorded.to_string(),
+        letter,
+        fate: Fate::default(),
+        payload_bytes,
+        payload_text: None,
+        payload_base64: None,
+    })
+}
