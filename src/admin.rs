@@ -35,6 +35,7 @@ use crate::ingest::dead::fates::Fates;
 use crate::journal::{BEGUN, Backlog, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
 use crate::ledger::{self, Balance};
 use crate::memory::{self, Budget};
+use crate::security::{Cause, Report, Security};
 use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
@@ -77,6 +78,8 @@ pub struct Handles {
     pub replays: Arc<Replays>,
     /// What became of parts that failed.
     pub failures: Arc<Failures>,
+    /// Gathers what matters to security.
+    pub security: Arc<Security>,
     /// Asks for a reload.
     pub reloading: Reloading,
     /// What runs now.
@@ -560,9 +563,21 @@ async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
 /// What does something; `None` if there is no such thing. Export and verify are here too: the one takes events out, the
 /// other sets damaged files aside.
 async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<Answered> {
-    if let Some(why) = caller().unnamed() {
-        return Some(Err(refuse(StatusCode::FORBIDDEN, why)));
+    let security = Arc::clone(&app.handles.security);
+    let answered = match caller().unnamed() {
+        Some(why) => Err(refuse(StatusCode::FORBIDDEN, why)),
+        None => changed(app, method, path, body).await?,
+    };
+    if let Err(refused) = &answered {
+        let user = caller().0.map_or_else(String::new, |uid| uid.to_string());
+        let (what, reason) = (format!("{method} /{}", path.join("/")), refused.why.as_str());
+        let (cause, source) = (Cause::Command, "command");
+        security.report(&Report { cause, source, address: None, client: "", user: &user, what: &what, reason });
     }
+    Some(answered)
+}
+
+async fn changed(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<Answered> {
     Some(match (method.as_str(), path) {
         ("POST", ["dead", "requeue"]) => dead::decide_all(app, body, dead::Action::Requeue).await,
         ("POST", ["dead", "discard"]) => dead::decide_all(app, body, dead::Action::Discard).await,

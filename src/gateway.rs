@@ -22,6 +22,7 @@ use crate::journal::{Journal, RealDisk, Seal};
 use crate::ledger::Ledger;
 use crate::local::Local;
 use crate::memory::Budget;
+use crate::security::{Security, Teller};
 use crate::sources::mqtt::Registry;
 use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
@@ -70,6 +71,7 @@ struct Ground {
     failures: Arc<Failures>,
     /// What peers can make the process hold.
     budget: Arc<Budget>,
+    security: Arc<Security>,
     background: Background,
 }
 
@@ -126,6 +128,7 @@ impl Gateway {
             mirrors: Mirrors::default(),
             failures: Arc::default(),
             budget: Budget::new(config.memory),
+            security: Arc::default(),
             background: Background::start()?,
         });
         let outlets: Vec<Outlet> = outlets::Wanted::of(&config)
@@ -155,6 +158,7 @@ impl Gateway {
             ]
         };
         let ledger = ground.start_ledger(config.ledger_period)?;
+        beside.push(ground.start_teller()?);
 
         // Before anything works: what a source remembers is on the disk, and every port is there.
         let mut opened = Vec::new();
@@ -174,6 +178,7 @@ impl Gateway {
             replays,
             timekeeper,
             failures: Arc::clone(&ground.failures),
+            security: Arc::clone(&ground.security),
             reloading,
             view: ArcSwap::from_pointee(View::default()),
             monitoring: admin::MonitoringState::default(),
@@ -249,6 +254,16 @@ impl Gateway {
 }
 
 impl Ground {
+    fn start_teller(&self) -> anyhow::Result<Part> {
+        let (security, journal) = (Arc::clone(&self.security), Arc::clone(&self.journal));
+        let around = self.surroundings.clone();
+        let make = move |shutdown| {
+            let teller = Teller::open(Arc::clone(&security), Arc::clone(&journal), &around)?;
+            Ok(Box::pin(teller.run(shutdown)) as Work)
+        };
+        Part::start("security events".into(), &self.failures, Box::new(make))
+    }
+
     fn start_ledger(&self, every: Duration) -> anyhow::Result<Part> {
         let (journal, fates) = (Arc::clone(&self.journal), Arc::clone(&self.fates));
         let around = self.surroundings.clone();

@@ -15,7 +15,7 @@
 //! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
 //! | 6 | `ledger` (what became of every event), `timekeeper` (whether the clock is right), `survival` (how long the disk lasts), `watch` (business exceptions) |
 //! | 5 | `sources`, `forward` |
-//! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told) |
+//! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told), `security` (who was refused what) |
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `telemetry`, `setting` |
@@ -84,6 +84,7 @@ pub mod memory;
 pub mod odoo;
 pub mod ordered;
 pub mod secret;
+pub mod security;
 pub mod service;
 pub mod setting;
 pub mod shutdown;

@@ -10,8 +10,9 @@ mod secrets;
 mod socket;
 
 use crate::clock;
+use crate::security::{Report, Security};
 use crate::telemetry::{Counter, Gauge, Histogram};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 /// The largest payload that may be allowed.
@@ -40,6 +41,8 @@ pub struct Stats {
     pub ack: Histogram,
     /// When the Odoo or a Modbus device answered last, in seconds since 1970; 0 if never since the start.
     pub answered: Gauge,
+    /// Who learns of what is refused.
+    security: Arc<Security>,
     problem: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
 }
@@ -93,6 +96,16 @@ impl Drop for Open<'_> {
 }
 
 impl Stats {
+    /// Of a source that reports what it refuses.
+    pub fn reporting(security: Arc<Security>) -> Self {
+        Self { security, ..Self::default() }
+    }
+
+    /// Reports what matters to security.
+    pub fn report(&self, report: &Report<'_>) {
+        self.security.report(report);
+    }
+
     /// Counts a connection that is open as long as the value lives.
     pub fn open(&self) -> Open<'_> {
         self.connections.add(1);

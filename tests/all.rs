@@ -38,6 +38,7 @@ mod refusals;
 mod reload;
 mod replay;
 mod seal;
+mod security;
 mod service;
 mod sessions;
 mod sparkplug;

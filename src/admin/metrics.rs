@@ -6,6 +6,7 @@ use crate::event::Timestamp;
 use crate::forward::again::ReplayState;
 use crate::journal::{Condition, Lane, LaneStatus};
 use crate::ledger::{self, Balance};
+use crate::security::Cause;
 use crate::sources::Refusal;
 use crate::telemetry::metrics::*;
 use crate::telemetry::{Counter, Histogram};
@@ -34,6 +35,7 @@ impl Handles {
         put_ledger(&mut page, &balances);
         put_links(&mut page, &view.links);
         put_sources(&mut page, &view.sources);
+        self.put_security(&mut page);
         self.put_intake(&mut page);
         self.put_beside(&mut page, &view);
         self.put_disk(&mut page);
@@ -137,6 +139,17 @@ impl Handles {
                 }
             }
         });
+    }
+
+    fn put_security(&self, page: &mut Page) {
+        page.put(SECURITY, |rows| {
+            for cause in Cause::ALL {
+                rows.row(&[("cause", cause.name())], self.security.count(cause) as f64);
+            }
+        });
+        let audit = self.journal.audit_room();
+        page.one(AUDIT_HELD, audit.held as f64);
+        page.one(AUDIT_REMOVED, audit.removed as f64);
     }
 
     fn put_intake(&self, page: &mut Page) {

@@ -14,6 +14,7 @@ use crate::contract::Contract;
 use crate::event::Timestamp;
 use crate::journal::{DONE, Journal};
 use crate::ordered::ordered;
+use crate::security::{Cause, Report};
 use crate::setting::Problem;
 use crate::task;
 use crate::watch::Board;
@@ -133,6 +134,20 @@ impl Works {
             Ok(changes) => (changes.clone(), DONE),
             Err(problems) => (problems.iter().map(ToString::to_string).collect(), "refused"),
         };
+        let user = by.user().map_or_else(String::new, |uid| uid.to_string());
+        for line in lines.iter().take(LINES_TOLD_MAX) {
+            let part = line.split(": ").next().unwrap_or_default();
+            let reason = if result == DONE { line.clone() } else { format!("refused: {line}") };
+            self.ground.security.report(&Report {
+                cause: Cause::Change,
+                source: "configuration",
+                address: None,
+                client: "",
+                user: &user,
+                what: part,
+                reason: &reason,
+            });
+        }
         let told: Vec<_> = lines.iter().take(LINES_TOLD_MAX).collect();
         let detail = serde_json::json!({"how": by.name(), "lines": told, "more": lines.len() - told.len()});
         let (journal, user) = (Arc::clone(&self.ground.journal), by.user());

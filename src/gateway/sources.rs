@@ -106,7 +106,7 @@ impl Ground {
         contracts: &[Arc<Contract>],
     ) -> anyhow::Result<Opened> {
         let (name, kind) = (wanted.name().to_owned(), wanted.kind());
-        let stats = Arc::new(sources::Stats::default());
+        let stats = Arc::new(sources::Stats::reporting(Arc::clone(&self.security)));
         let mut handle =
             SourceHandle { name: name.clone(), kind, address: String::new(), stats: Arc::clone(&stats), devices: None };
         let (mut engine, mut addresses) = (Engine::Fixed, Vec::new());

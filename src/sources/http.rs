@@ -22,6 +22,7 @@ pub use tokens::{Tokens, put_token};
 use crate::clock;
 use crate::http::{self, Stream};
 use crate::ingest::Ingest;
+use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::secrets::BadSecrets;
@@ -31,6 +32,7 @@ use crate::task::boxed;
 use crate::telemetry::Limiter;
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use answer::Peer;
+use hyper::StatusCode;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -225,6 +227,16 @@ impl Shared {
     /// Counts a refusal, and logs one in a while.
     fn refuse(&self, peer: SocketAddr, status: &str, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
+        let cause = match reason {
+            Refusal::Tls => Some(Cause::Tls),
+            Refusal::Access if status == StatusCode::FORBIDDEN.as_str() => Some(Cause::Publish),
+            Refusal::Access => Some(Cause::Token),
+            _ => None,
+        };
+        if let Some(cause) = cause {
+            let (source, address) = (self.config.name.as_str(), Some(peer.ip()));
+            self.stats.report(&Report { cause, source, address, client: "", user: "", what: "", reason: why });
+        }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.config.name, %peer, status, held_back, "request refused: {why}");
         }

@@ -29,6 +29,7 @@ pub use wire::{Fault, Frame, Publish, frame, publish};
 use crate::clock;
 use crate::ingest::Ingest;
 use crate::local::Local;
+use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::sources::identity::Identity;
@@ -284,21 +285,59 @@ impl Shared {
         Rights::new(&self.config.acl, identity.name(), client, is_trusted)
     }
 
-    /// Counts and logs something that a client may not do.
-    fn count_refused(&self, device: &Device, why: &str) {
+    /// Counts, logs and reports something that a client may not do.
+    fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
+        let (user, peer) = device.user_and_peer();
+        self.report(peer, cause, Claim { client: &device.client, user: &user, what }, why);
         self.stats.refuse(Refusal::Access);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            tracing::warn!(source = %self.config.name, client = %device.client, held_back, "refused: {why}");
+            tracing::warn!(source = %self.config.name, %peer, client = %device.client, user, what, held_back, "refused: {why}");
         }
     }
 
     /// Counts a refusal, and logs one in a while.
     fn refuse(&self, peer: SocketAddr, client: &str, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
+        if reason == Refusal::Tls {
+            self.report(peer, Cause::Tls, Claim { client, ..Claim::default() }, why);
+        }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.config.name, %peer, client, held_back, "client refused: {why}");
         }
+    }
+}
+
+/// What a client says of itself, and what it wanted.
+#[derive(Clone, Copy, Default)]
+struct Claim<'a> {
+    client: &'a str,
+    user: &'a str,
+    what: &'a str,
+}
+
+impl Shared {
+    /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
+    /// that says "not authorized".
+    fn turn_away(&self, peer: SocketAddr, hello: &hello::Hello, (code, why): (u8, &str), denied: Cause) {
+        self.refuse(peer, &hello.client, Refusal::Access, why);
+        let user = hello.user.as_deref().unwrap_or_default();
+        let cause = match code {
+            hello::QUOTA => Cause::SessionQuota,
+            hello::BAD_CLIENT_ID => Cause::Session,
+            hello::NOT_AUTHORIZED | hello::BAD_LOGIN => denied,
+            // Too busy, or too large: nothing that security is about.
+            _ => return,
+        };
+        let will = hello.will.as_ref().filter(|_| cause == Cause::Will);
+        let what = will.map_or("", |will| will.topic.as_str());
+        self.report(peer, cause, Claim { client: &hello.client, user, what }, why);
+    }
+
+    fn report(&self, peer: SocketAddr, cause: Cause, claim: Claim<'_>, reason: &str) {
+        let Claim { client, user, what } = claim;
+        let address = Some(peer.ip());
+        self.stats.report(&Report { cause, source: &self.config.name, address, client, user, what, reason });
     }
 }
 

@@ -19,6 +19,7 @@ use crate::ingest::{Beside, Route, Taken};
 use crate::journal::NotTaken;
 use crate::link::Protocol;
 use crate::local::split_share;
+use crate::security::Cause;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -367,7 +368,8 @@ impl Inbound {
         output: &mut Vec<u8>,
     ) -> Result<(), Fault> {
         let refused = Fault { code: 0x87, text: "this client may not publish to this topic" };
-        shared.count_refused(&self.device, refused.text);
+        let topic = topic_of(&self.aliases, publish).unwrap_or_default();
+        shared.count_refused(&self.device, Cause::Publish, topic, refused.text);
         match publish.qos {
             0 => Ok(()),
             // 3.1.1 has no way to say no but to end the connection.
@@ -395,12 +397,7 @@ impl Inbound {
                 self.aliases.insert(alias, publish.topic.to_owned());
             }
         }
-        let topic = match (publish.topic, publish.alias) {
-            ("", Some(alias)) => {
-                self.aliases.get(&alias).ok_or(Fault::protocol("the topic alias stands for nothing"))?.as_str()
-            }
-            (topic, _) => topic,
-        };
+        let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias stands for nothing"))?;
         if let Some((route, is_allowed)) = self.routes.get(topic)
             && shared.ingest.is_current(route)
         {
@@ -492,6 +489,14 @@ impl Inbound {
             .map(|waiting| Unanswered { packet_id: waiting.packet_id, hash: waiting.hash, taken: waiting.taken })
             .collect();
         std::mem::take(&mut self.session)
+    }
+}
+
+/// The topic of a publish, its alias resolved.
+fn topic_of<'t>(aliases: &'t HashMap<u16, String>, publish: &wire::Publish<'t>) -> Option<&'t str> {
+    match (publish.topic, publish.alias) {
+        ("", Some(alias)) => aliases.get(&alias).map(String::as_str),
+        (topic, _) => Some(topic),
     }
 }
 

@@ -9,12 +9,13 @@ use super::outbound::{Limits, Ready, Wire};
 use super::registry::{Entered, NoSession, Place, Wish};
 use super::will::Will;
 use super::wire::{self, Fault};
-use super::{Setup, Shared};
+use super::{Claim, Setup, Shared};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::http::Duplex;
 use crate::ingest::Route;
 use crate::link::Protocol;
+use crate::security::Cause;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
 use crate::sources::identity::Identity;
@@ -221,14 +222,15 @@ impl<'s> Connection<'s> {
         if is_assigned && (hello.is_clean || hello.protocol == Protocol::V5) {
             hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
-        let entered = match self.identify(&hello).await {
-            Ok(identity) => self.enter(&hello, identity).await,
-            Err(refused) => Err(refused),
+        let (entered, denied) = match self.identify(&hello).await {
+            // Whoever has proven a name can only be denied the topic of its will.
+            Ok(identity) => (self.enter(&hello, identity).await, Cause::Will),
+            Err(refused) => (Err(refused), Cause::Login),
         };
         let (guest, is_present, expiry) = match entered {
             Ok(entered) => entered,
             Err((code, why)) => {
-                self.shared.refuse(self.peer, &hello.client, Refusal::Access, why);
+                self.shared.turn_away(self.peer, &hello, (code, why), denied);
                 let welcome = Welcome { code, is_present: false, assigned: None, expiry: None };
                 self.output.extend(connack(hello.protocol, self.shared, &welcome));
                 return None;
@@ -417,7 +419,12 @@ impl<'s> Connection<'s> {
     /// Applies what has come into force to a client that is connected; the error says why it has to go.
     fn judge_anew(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
-        inbound.entitle(newest.judge(identity, &inbound.client, self.peer)?, self.shared);
+        let judged = newest.judge(identity, &inbound.client, self.peer);
+        let rights = judged.inspect_err(|why| {
+            let claim = Claim { client: &inbound.client, user: identity.name(), what: "" };
+            newest.report(self.peer, Cause::Cut, claim, why);
+        })?;
+        inbound.entitle(rights, self.shared);
         Ok(())
     }
 

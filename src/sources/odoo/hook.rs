@@ -8,6 +8,7 @@ use super::hints::Hints;
 use crate::clock;
 use crate::http::{self, Reply, Stream};
 use crate::secret::Secret;
+use crate::security::{Cause, Report};
 use crate::shutdown::Shutdown;
 use crate::sources::socket::{self, CannotBind, is_loopback};
 use crate::sources::{Refusal, Stats};
@@ -116,6 +117,15 @@ struct Shared {
 impl Shared {
     fn refuse(&self, peer: SocketAddr, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
+        let cause = match reason {
+            Refusal::Tls => Some(Cause::Tls),
+            Refusal::Access => Some(Cause::Token),
+            _ => None,
+        };
+        if let Some(cause) = cause {
+            let (source, address) = (self.source.as_str(), Some(peer.ip()));
+            self.stats.report(&Report { cause, source, address, client: "", user: "", what: "", reason: why });
+        }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.source, %peer, held_back, "hint refused: {why}");
         }

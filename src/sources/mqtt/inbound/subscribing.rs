@@ -4,6 +4,7 @@ use super::super::outbound::Subscription;
 use super::super::wire::{self, Fault};
 use super::{Answer, Inbound, Shared};
 use crate::local::{Filter, split_share};
+use crate::security::Cause;
 
 /// Subscriptions of one client.
 const SUBSCRIPTIONS_MAX: usize = 256;
@@ -45,7 +46,12 @@ impl Inbound {
             return Err(0x8F);
         }
         if !self.rights.may_subscribe(filter) {
-            shared.count_refused(&self.device, "this client may not subscribe to this filter");
+            shared.count_refused(
+                &self.device,
+                Cause::Subscribe,
+                filter,
+                "this client may not subscribe to this filter",
+            );
             return Err(0x87);
         }
         let outbound = &mut self.session.outbound;
