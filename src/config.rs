@@ -7,12 +7,13 @@ mod destinations;
 mod files;
 mod lanes;
 mod odoo_checks;
+mod rights;
 mod seal;
 mod writable;
 
 pub use files::{Print, Prints};
 
-use crate::contract::{Contracts, Pattern, SourceKind, Surroundings};
+use crate::contract::{Contracts, Pattern, Sender, SourceKind, Surroundings};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
@@ -265,6 +266,7 @@ impl Config {
             return Err(problems);
         }
         warnings.extend(doubts(&raw, &document, &contracts));
+        warnings.extend(rights::doubts(&raw, &document, &contracts));
         lanes::doubt_room(&raw, &lanes, &document, &mut warnings);
         warnings.extend(unmatched_groups(&buses, &document, &contracts));
         Ok(Self {
@@ -652,7 +654,11 @@ fn unmatched_groups(
             device.groups.iter().map(move |group| (format!("{}/{}", unit.name, group.name), unit, device))
         });
         let mut unmatched = topics.filter(|(topic, unit, device)| {
-            let is_lost = |topic: &str| contracts.find(SourceKind::Modbus, &bus.name, topic, &unit.name, "").is_none();
+            let is_lost = |topic: &str| {
+                contracts
+                    .find(SourceKind::Modbus, &bus.name, topic, Sender { client: &unit.name, ..Sender::default() })
+                    .is_none()
+            };
             // Points may have contracts of their own.
             is_lost(topic) && device.points.iter().all(|point| is_lost(&format!("{topic}/{}", point.name)))
         });

@@ -19,7 +19,7 @@ pub use json::{Pointer, Tree, push_json_string};
 pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
 
-use crate::event::{Content, Timestamp};
+use crate::event::{AuthType, Content, Timestamp};
 use crate::ordered::sort;
 use crate::setting::Problem;
 use hmac::{Hmac, KeyInit, Mac};
@@ -151,6 +151,7 @@ pub struct Contract {
     /// Whether it says itself what its key is.
     pub names_key: bool,
     device: Template,
+    publisher: Option<Publisher>,
     id: Option<Pointer>,
     time: Option<Pointer>,
     schema: Option<Schema>,
@@ -170,6 +171,17 @@ pub struct Contract {
     pub odoo: Option<odoo::Section>,
     /// How its events look at central.
     pub publication: Publication,
+}
+
+/// The place of a topic that names who publishes there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publisher {
+    /// Its index in the captures.
+    index: usize,
+    /// What it is called: a capture, `client` or `user`.
+    pub name: String,
+    /// Whether the contract says so itself; else it is the place that alone forms the key.
+    pub is_written: bool,
 }
 
 /// What an event says once its contract has read it.
@@ -222,6 +234,31 @@ impl Contract {
     /// The device that `captures` name, for the event's source.
     pub fn device<S: AsRef<str>>(&self, captures: &[S]) -> String {
         self.device.fill(captures, None).map_or_else(|_| String::new(), Cow::into_owned)
+    }
+
+    /// Which place of its topics has to be the proven name of whoever publishes; `None` if the contract names none.
+    pub fn publisher(&self) -> Option<&Publisher> {
+        self.publisher.as_ref()
+    }
+
+    /// The name that `captures` say the publisher has to have proven.
+    pub fn publisher_in<'c>(&self, captures: &'c [String]) -> Option<&'c str> {
+        captures.get(self.publisher.as_ref()?.index).map(String::as_str)
+    }
+
+    /// The topic filter of what somebody with this proven name may publish because of the contract.
+    pub fn filter_of_publisher(&self, name: &str) -> Option<String> {
+        Some(self.pattern.filter(Some((&self.publisher.as_ref()?.name, name))))
+    }
+
+    /// Whether some topic that it takes matches a pattern.
+    pub fn overlaps(&self, pattern: &Pattern) -> bool {
+        self.pattern.overlaps(pattern)
+    }
+
+    /// The topic filter of all that it takes.
+    pub fn filter(&self) -> String {
+        self.pattern.filter(None)
     }
 
     /// Reads a payload after the contract. `mask_key` is what masked fields are hashed with.
@@ -382,6 +419,17 @@ pub struct Contracts {
     list: Vec<Arc<Contract>>,
 }
 
+/// Who hands in events.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sender<'a> {
+    /// `{client}`: the client as its source knows it. Of an MQTT client it is a claim.
+    pub client: &'a str,
+    /// `{user}`: the name that the sender proved, or what an anonymous client says it is called.
+    pub user: &'a str,
+    /// How `user` was proven; `None` if nobody has checked it.
+    pub proven_by: Option<AuthType>,
+}
+
 /// What a topic says about an event before its payload is read.
 #[derive(Debug)]
 pub struct Matched {
@@ -469,14 +517,25 @@ impl Contracts {
         problems
     }
 
+    /// Topic filters for the events of one key and the commands to one target of that name, at central and on the gateway.
+    pub fn filters_of_key(&self, name: &str) -> Vec<String> {
+        let publications = || self.list.iter().map(|contract| &contract.publication);
+        let events = publications().filter_map(|publication| publication.filter_of_key(name));
+        let commands = publications().map(|publication| publication.filter_of_commands(name));
+        let mut filters: Vec<_> = events.chain(commands).collect();
+        sort(&mut filters, Ord::cmp);
+        filters.dedup();
+        filters
+    }
+
     /// The contract that counts for a topic of a source.
-    pub fn find(&self, kind: SourceKind, source: &str, topic: &str, client: &str, user: &str) -> Option<Matched> {
+    pub fn find(&self, kind: SourceKind, source: &str, topic: &str, sender: Sender<'_>) -> Option<Matched> {
         self.list.iter().find_map(|contract| {
             let fits = contract.source == kind && contract.source_name.as_deref().is_none_or(|name| name == source);
             let captures = if fits { contract.pattern.captures(topic)? } else { return None };
             Some(Matched {
                 contract: Arc::clone(contract),
-                captures: [client, user, topic].into_iter().chain(captures).map(str::to_owned).collect(),
+                captures: [sender.client, sender.user, topic].into_iter().chain(captures).map(str::to_owned).collect(),
             })
         })
     }

@@ -244,6 +244,39 @@ pub enum Attribute<'a> {
         /// Packet id.
         packet_id: u16,
     },
+    /// Who handed in the event, where that is not the device it is of.
+    Auth {
+        /// How the name was proven.
+        kind: AuthType,
+        /// The proven name.
+        name: &'a str,
+    },
+}
+
+/// The kind of principal that handed in an event, in the words of the auth context extension of CloudEvents
+/// (<https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/authcontext.md>).
+///
+/// New kinds are appended at the end: the order is part of the stored format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthType {
+    /// An account of the password file.
+    User,
+    /// The subject of a client certificate.
+    ServiceAccount,
+    /// The holder of a bearer token.
+    ApiKey,
+}
+
+impl AuthType {
+    /// The value of `authtype`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::ServiceAccount => "service_account",
+            Self::ApiKey => "api_key",
+        }
+    }
 }
 
 /// One stored event.

@@ -10,8 +10,8 @@ pub mod dead;
 pub mod sparkplug;
 
 use crate::clock;
-use crate::contract::{Contract, Contracts, Decode, Matched, SourceKind};
-use crate::event::{Attribute, Id, Record, Timestamp, push_path_segment};
+use crate::contract::{Contract, Contracts, Decode, Matched, Sender, SourceKind};
+use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
 use crate::secret::Secret;
 use crate::telemetry::{self, Counter};
@@ -69,7 +69,31 @@ pub struct Route {
     topic: String,
     client: String,
     user: String,
+    proven_by: Option<AuthType>,
+    /// Whether a rule of the source allows the sender this topic, or the sender may do everything.
+    is_by_rule: bool,
+    /// Whether the sender's proven name is another one than the device's.
+    is_for_another: bool,
     generation: u64,
+}
+
+/// Whom a topic is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publishing<'r> {
+    /// No contract matches it.
+    Unmatched,
+    /// The contract of this stream says that who publishes here is called so.
+    By {
+        /// Name of the stream.
+        stream: &'r str,
+        /// The name.
+        name: &'r str,
+    },
+    /// The contract of this stream names nobody.
+    ByNobody {
+        /// Name of the stream.
+        stream: &'r str,
+    },
 }
 
 #[derive(Debug)]
@@ -84,6 +108,35 @@ impl Route {
     /// The topic that leads here.
     pub fn topic(&self) -> &str {
         &self.topic
+    }
+
+    /// Whom the topic is for.
+    pub fn publishing(&self) -> Publishing<'_> {
+        let Some(target) = &self.target else { return Publishing::Unmatched };
+        let stream = target.contract.stream();
+        match target.contract.publisher_in(&target.captures) {
+            Some(name) => Publishing::By { stream, name },
+            None => Publishing::ByNobody { stream },
+        }
+    }
+
+    /// Whether the contract says itself who publishes here, and says that it is somebody else.
+    pub fn is_written_for_another(&self, name: &str) -> bool {
+        self.target.as_ref().is_some_and(|target| {
+            let is_written = target.contract.publisher().is_some_and(|publisher| publisher.is_written);
+            is_written && target.contract.publisher_in(&target.captures) != Some(name)
+        })
+    }
+
+    /// Notes that a rule allows the sender this topic.
+    pub fn by_rule(mut self) -> Self {
+        self.is_by_rule = true;
+        self
+    }
+
+    fn auth(&self) -> Option<Attribute<'_>> {
+        let kind = self.proven_by.filter(|_| self.is_for_another)?;
+        Some(Attribute::Auth { kind, name: &self.user })
     }
 
     /// Tells the events of one device apart by where in it they come from: `part` goes behind the device.
@@ -181,12 +234,12 @@ impl Ingest {
     }
 
     /// Where a topic leads.
-    pub fn route(&self, kind: SourceKind, source: &str, topic: &str, client: &str, user: &str) -> Route {
+    pub fn route(&self, kind: SourceKind, source: &str, topic: &str, sender: Sender<'_>) -> Route {
         let in_force = self.in_force.load();
-        let matched = in_force.contracts.find(kind, source, topic, client, user);
+        let matched = in_force.contracts.find(kind, source, topic, sender);
         let device = match &matched {
             Some(Matched { contract, captures }) => contract.device(captures),
-            None => client.to_owned(),
+            None => sender.client.to_owned(),
         };
         let mut origin = String::new();
         push_path_segment(&mut origin, source);
@@ -202,15 +255,23 @@ impl Ingest {
             source: source.to_owned(),
             origin,
             topic: topic.to_owned(),
-            client: client.to_owned(),
-            user: user.to_owned(),
+            client: sender.client.to_owned(),
+            user: sender.user.to_owned(),
+            proven_by: sender.proven_by,
+            is_by_rule: false,
+            is_for_another: device != sender.user,
             generation: in_force.generation,
         }
     }
 
+    /// Topic filters for the keys and commands of one name, as central and subscribers on the gateway see them.
+    pub fn filters_of_key(&self, name: &str) -> Vec<String> {
+        self.in_force.load().contracts.filters_of_key(name)
+    }
+
     /// Whether a contract takes `part` that would not take the `whole` it belongs to.
     pub fn has_contract_of_its_own(&self, kind: SourceKind, source: &str, part: &str, whole: &str) -> bool {
-        let matched = self.in_force.load().contracts.find(kind, source, part, "", "");
+        let matched = self.in_force.load().contracts.find(kind, source, part, Sender::default());
         matched.is_some_and(|matched| !matched.contract.takes(whole))
     }
 
@@ -329,6 +390,7 @@ impl Ingest {
             }
         };
         let mut attributes = beside.attributes();
+        attributes.extend(route.auth());
         attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
         attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
         attributes.extend(beside.exchange());
@@ -394,6 +456,8 @@ impl Ingest {
             destination: Cow::Borrowed(""),
             client: Cow::Borrowed(&route.client),
             user: Cow::Borrowed(&route.user),
+            authtype: route.proven_by,
+            is_by_rule: route.is_by_rule,
             taken: None,
             is_opaque: false,
             payload: Cow::Borrowed(payload),

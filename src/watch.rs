@@ -18,7 +18,7 @@ pub use kind::{Kind, Severity};
 pub use steps::Exception;
 
 use crate::clock;
-use crate::contract::{Pointer, SourceKind};
+use crate::contract::{Pointer, Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Ingest, Route, Taken};
 use crate::journal::{JournalError, NotTaken, Notes, Waiter};
@@ -244,7 +244,12 @@ impl Watch {
         let now = Timestamp::from(clock::wall());
         let mut all: Vec<Taken> = Vec::with_capacity(steps.len());
         for step in steps {
-            let route: Route = self.ingest.route(SourceKind::Watch, "watch", &step.stream, &step.source, "");
+            let route: Route = self.ingest.route(
+                SourceKind::Watch,
+                "watch",
+                &step.stream,
+                Sender { client: &step.source, ..Sender::default() },
+            );
             let beside = Beside {
                 id: Some(&step.event_id),
                 key: Some(&step.exception),

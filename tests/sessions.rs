@@ -490,6 +490,7 @@ fn a_client_id_and_its_session_belong_to_their_user() {
         forebay::sources::mqtt::put_user(&passwords, user, b"long enough").expect("written");
     }
     let acl = r#"passwords = "passwd"
+default_rights = false
 [[source.mqtt.acl]]
 who = "press"
 publish = ["plant/+/{user}/#"]

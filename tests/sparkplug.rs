@@ -7,7 +7,7 @@ use crate::common::gateway::{Gateway, accepted, scratch_folder};
 use crate::common::pki::Pki;
 use crate::common::plant::PlantBroker;
 use crate::power_cut::{config, open_with};
-use forebay::contract::{Contracts, SourceKind, Surroundings};
+use forebay::contract::{Contracts, Sender, SourceKind, Surroundings};
 use forebay::event::Timestamp;
 use forebay::ingest::sparkplug::Sparkplug;
 use forebay::ingest::sparkplug::proto::{
@@ -410,7 +410,12 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
     let ingest = Ingest::new(Arc::clone(&journal), contracts, Default::default()).expect("a door");
     let mut waiter = Waiter::default();
     let mut take = |bd_seq| {
-        let route = ingest.route(SourceKind::Mqtt, "devices", "spBv1.0/g/NBIRTH/n", "edge", "");
+        let route = ingest.route(
+            SourceKind::Mqtt,
+            "devices",
+            "spBv1.0/g/NBIRTH/n",
+            Sender { client: "edge", ..Sender::default() },
+        );
         let now = Timestamp(1_764_000_000_000_000);
         ingest.accept(&route, &node_birth(bd_seq), Beside::default(), now, &mut waiter).expect("room")
     };

@@ -5,11 +5,11 @@
 
 use super::{Answered, App, Refused, given, json, off_thread, refuse, tried};
 use crate::clock;
-use crate::contract::SourceKind;
+use crate::contract::{Sender, SourceKind};
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
-use crate::ingest::Beside;
 use crate::ingest::dead::fates::{Fate, State as FateState};
 use crate::ingest::dead::{DeadLetter, Stage};
+use crate::ingest::{Beside, Publishing, Route};
 use crate::journal::{Found, NotTaken, Waiter};
 use crate::ordered::ordered;
 use hyper::StatusCode;
@@ -222,7 +222,14 @@ impl super::Handles {
             .ok_or_else(|| format!("its source \"{source}\" is not in the configuration any more"))?;
         // Letters of older versions do not say who sent them.
         let client = if letter.client.is_empty() { device.as_deref().unwrap_or_default() } else { &letter.client };
-        let mut route = self.ingest.route(kind, &source, &letter.topic, client, &letter.user);
+        let sender = Sender { client, user: &letter.user, proven_by: letter.authtype };
+        let mut route = self.ingest.route(kind, &source, &letter.topic, sender);
+        if letter.is_by_rule {
+            route = route.by_rule();
+        }
+        if let Some(objection) = foreign(letter, kind, &route) {
+            return Err(objection);
+        }
         if let Some(part) = beneath {
             route = route.beneath(&part);
         }
@@ -273,6 +280,28 @@ impl super::Handles {
             payload,
         };
         lane.append(&event).await.map(|_receipt| ()).map_err(|_| "the gateway is shutting down".to_owned())
+    }
+}
+
+/// What stands against taking in what a client was allowed to publish by its name alone: the contract that matches the
+/// topic now may be another one, for another publisher.
+fn foreign(letter: &DeadLetter<'_>, kind: SourceKind, route: &Route) -> Option<String> {
+    if letter.authtype.is_none() || letter.is_by_rule {
+        return None;
+    }
+    let user = &letter.user;
+    if kind == SourceKind::Http && !route.is_written_for_another(user) {
+        return None;
+    }
+    match route.publishing() {
+        Publishing::Unmatched => None,
+        Publishing::By { name, .. } if name == user => None,
+        Publishing::By { stream, name } => Some(format!(
+            "its topic is that of \"{name}\" by the contract of stream \"{stream}\", and \"{user}\" has published it; a rule (acl) would have to allow that, before the client publishes it again"
+        )),
+        Publishing::ByNobody { stream } => Some(format!(
+            "the contract of stream \"{stream}\" names no publisher, so that a rule (acl) would have to allow \"{user}\" the topic, before the client publishes it again"
+        )),
     }
 }
 

@@ -366,7 +366,11 @@ pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
         .map(|device| {
             vec![
                 device.client.clone(),
-                if device.identity.is_empty() { "-".into() } else { device.identity.clone() },
+                match (device.identity.as_str(), device.authtype) {
+                    ("", _) => "-".into(),
+                    (name, Some(_)) => name.to_owned(),
+                    (name, None) => format!("({name})"),
+                },
                 time(&device.connected_since),
                 format!("{:.1}", device.rate),
                 time(&device.last_event),
@@ -434,7 +438,11 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     line("topic", &inner.topic);
     line("from", &inner.origin);
     line("client", &inner.client);
-    line("user", &inner.user);
+    match inner.authtype {
+        Some(kind) => line("user", &format!("{} (proven: {})", inner.user, kind.as_str())),
+        None if inner.user.is_empty() => {}
+        None => line("user", &format!("{} (claimed, not proven)", inner.user)),
+    }
     line("event id", &inner.event_id);
     line("key", &inner.key);
     if inner.sequence > 0 {

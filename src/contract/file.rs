@@ -4,7 +4,7 @@ use super::json::Pointer;
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
 use super::schema::Schema;
-use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, SourceKind, Surroundings, odoo};
+use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, Publisher, SourceKind, Surroundings, odoo};
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
 use std::path::Path;
@@ -24,6 +24,7 @@ struct File {
     r#match: Match,
     key: Option<String>,
     device: Option<String>,
+    publisher: Option<String>,
     id: Option<String>,
     time: Option<String>,
     schema: Option<String>,
@@ -120,6 +121,7 @@ pub(super) fn load(
     }
     let key_text = raw.key.clone().or(raw.device.clone()).unwrap_or_else(|| "{client}".into());
     let key = template("key", &key_text)?;
+    let publisher = publisher(&raw, &names, &key).map_err(|m| wrong("publisher", m))?;
     let pointer = |key: &str, text: &str| Pointer::parse(text).map_err(|m| wrong(key, m));
     let pointers = |key: &str, texts: &[String]| -> Result<Vec<Pointer>, Problem> {
         texts.iter().enumerate().map(|(i, text)| pointer(&format!("{key}[{i}]"), text)).collect()
@@ -204,6 +206,7 @@ pub(super) fn load(
         key,
         names_key: raw.key.is_some(),
         device,
+        publisher,
         dedupe: has_ids.then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
         id,
         time,
@@ -218,6 +221,30 @@ pub(super) fn load(
         odoo: raw.odoo,
         publication,
     })
+}
+
+/// Which place of the topic names who publishes: the one that is written, or else the one that alone forms the key.
+fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publisher>, String> {
+    let source = raw.r#match.source;
+    if !matches!(source, SourceKind::Mqtt | SourceKind::Http) {
+        return match raw.publisher {
+            None => Ok(None),
+            Some(_) => {
+                Err(format!("has no meaning for source \"{source}\", whose events name no client; leave it out"))
+            }
+        };
+    }
+    let capture = match &raw.publisher {
+        None => key.sole_capture().filter(|index| names[*index] != "topic"),
+        Some(text) => {
+            let capture = Template::parse(text, names)?.sole_capture().filter(|index| names[*index] != "topic");
+            let places: Vec<_> =
+                names.iter().filter(|name| *name != "topic").map(|name| format!("{{{name}}}")).collect();
+            let one_place = || format!("\"{text}\" is not one place of the topic; expected one of {}", quoted(&places));
+            Some(capture.ok_or_else(one_place)?)
+        }
+    };
+    Ok(capture.map(|index| Publisher { index, name: names[index].clone(), is_written: raw.publisher.is_some() }))
 }
 
 /// Whether `[odoo]` stands where it has to, and says what can be read: key, and what is wrong with it.

@@ -85,6 +85,21 @@ impl Pattern {
         &self.names
     }
 
+    /// The topic filter of what matches where the named level `bound.0` is `bound.1`; of all that matches without it.
+    pub fn filter(&self, bound: Option<(&str, &str)>) -> String {
+        let mut names = self.names.iter();
+        let levels = self.levels.iter().map(|level| match level {
+            Level::Exactly(word) => word.as_str(),
+            Level::Any { captured: false } => "+",
+            Level::Any { captured: true } => match (names.next(), bound) {
+                (Some(name), Some((bound, value))) if name == bound => value,
+                _ => "+",
+            },
+            Level::Rest => "#",
+        });
+        levels.collect::<Vec<_>>().join("/")
+    }
+
     /// How narrow the pattern is: the narrower of two that match a topic is the one that counts.
     pub fn narrowness(&self) -> Vec<u8> {
         self.levels
@@ -168,6 +183,14 @@ impl Template {
             parts.push(Part::Text(rest.to_owned()));
         }
         Ok(Self { parts })
+    }
+
+    /// The capture that alone fills it, if it is no more than that.
+    pub fn sole_capture(&self) -> Option<usize> {
+        match self.parts[..] {
+            [Part::Capture(index)] => Some(index),
+            _ => None,
+        }
     }
 
     /// Whether a payload is needed to fill it.

@@ -83,6 +83,45 @@ impl Publication {
     pub fn stream_id(&self) -> String {
         format!("{}.v{}", self.stream, self.major())
     }
+
+    /// A topic filter for the events of one key: those of every stream where the topic is the default one. `None` if
+    /// no filter tells the events of that key from others.
+    pub fn filter_of_key(&self, key: &str) -> Option<String> {
+        if self.topic == TOPIC_DEFAULT {
+            return Some(format!("{}/+/+/{}", self.prefix(), escaped(key)));
+        }
+        let mut filter = String::new();
+        let mut has_key = false;
+        for part in topic_parts(self) {
+            match part {
+                TopicPart::Text(text) => filter.push_str(&text),
+                TopicPart::Key => {
+                    has_key = true;
+                    filter.push_str(&escaped(key));
+                }
+                TopicPart::Device => filter.push('+'),
+            }
+        }
+        let is_filter = filter.split('/').all(|level| level == "+" || !level.contains('+'));
+        (has_key && is_filter).then_some(filter)
+    }
+
+    /// A topic filter for the commands to one target of this gateway.
+    pub fn filter_of_commands(&self, target: &str) -> String {
+        format!("{}/command/{}/+/+/+/{}", self.prefix(), escaped(&self.surroundings.gateway), escaped(target))
+    }
+
+    /// What the topics at central begin with: environment and site.
+    fn prefix(&self) -> String {
+        format!("{}/{}", escaped(&self.surroundings.environment), escaped(&self.surroundings.site))
+    }
+}
+
+/// A text as levels of a topic.
+fn escaped(text: &str) -> String {
+    let mut out = Vec::new();
+    push_topic_levels(&mut out, text);
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The first number of a version such as `1.2.0`.
@@ -225,7 +264,7 @@ impl Renderer {
         push_sequence(out, sequence);
         out.push(b'"');
         for attribute in &record.attributes {
-            if let Some((name, text)) = extension(attribute) {
+            for (name, text) in extensions(attribute) {
                 out.extend_from_slice(b",\"");
                 out.extend_from_slice(name.as_bytes());
                 out.extend_from_slice(b"\":");
@@ -273,7 +312,7 @@ impl Renderer {
             ("recordedtime", recorded.to_string()),
             ("sequence", String::from_utf8_lossy(&digits).into_owned()),
         ]);
-        let extensions = record.attributes.iter().filter_map(extension);
+        let extensions = record.attributes.iter().flat_map(extensions);
         out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
     }
 }
@@ -287,14 +326,17 @@ fn media_type<'a>(record: &Record<'a>) -> &'a str {
         .unwrap_or("application/octet-stream")
 }
 
-fn extension<'a>(attribute: &Attribute<'a>) -> Option<(&'static str, &'a str)> {
-    match attribute {
-        Attribute::TraceParent(text) => Some(("traceparent", text)),
-        Attribute::OriginalId(text) => Some(("originalid", text)),
-        Attribute::Violation(text) => Some(("violation", text)),
-        Attribute::ClockStatus(text) => Some(("clockstatus", text)),
-        Attribute::ContentType(_) | Attribute::Exchange { .. } => None,
-    }
+/// The extension attributes of the envelope that an attribute of the record becomes.
+fn extensions<'a>(attribute: &Attribute<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
+    let (first, second) = match attribute {
+        Attribute::TraceParent(text) => (Some(("traceparent", *text)), None),
+        Attribute::OriginalId(text) => (Some(("originalid", *text)), None),
+        Attribute::Violation(text) => (Some(("violation", *text)), None),
+        Attribute::ClockStatus(text) => (Some(("clockstatus", *text)), None),
+        Attribute::Auth { kind, name } => (Some(("authtype", kind.as_str())), Some(("authid", *name))),
+        Attribute::ContentType(_) | Attribute::Exchange { .. } => (None, None),
+    };
+    first.into_iter().chain(second)
 }
 
 fn push_id(out: &mut Vec<u8>, record: &Record<'_>) {
@@ -359,11 +401,6 @@ fn topic_parts(publication: &Publication) -> Vec<TopicPart> {
         Some(TopicPart::Text(last)) => last.push_str(text),
         _ => parts.push(TopicPart::Text(text.to_owned())),
     };
-    let escaped = |text: &str| {
-        let mut out = Vec::new();
-        push_topic_levels(&mut out, text);
-        String::from_utf8_lossy(&out).into_owned()
-    };
     let mut rest = publication.topic.as_str();
     while let Some(open) = rest.find('{') {
         push_text(&mut parts, &rest[..open]);
@@ -387,7 +424,7 @@ fn topic_parts(publication: &Publication) -> Vec<TopicPart> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Id;
+    use crate::event::{AuthType, Id};
 
     fn publication(mode: Mode) -> Publication {
         Publication {
@@ -460,6 +497,36 @@ mod tests {
         renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), false, &mut out);
         assert_eq!(out.content_type, STRUCTURED);
         assert!(out.properties.is_empty());
+    }
+
+    #[test]
+    fn who_handed_an_event_in_travels_in_both_modes() {
+        let mut out = Rendering::default();
+        let mut record = record(b"{}", Content::Json);
+        record.attributes = vec![Attribute::Auth { kind: AuthType::ServiceAccount, name: "line \"1\"" }];
+        Renderer::new(&publication(Mode::Structured)).render(&record, 7, Timestamp(0), true, &mut out);
+        let text = String::from_utf8_lossy(&out.payload).into_owned();
+        assert!(text.contains(r#","authtype":"service_account","authid":"line \"1\"","#), "{text}");
+        Renderer::new(&publication(Mode::Binary)).render(&record, 7, Timestamp(0), true, &mut out);
+        for pair in [("authtype", "service_account"), ("authid", "line \"1\"")] {
+            assert!(out.properties.contains(&(pair.0, pair.1.to_owned())), "{:?}", out.properties);
+        }
+    }
+
+    #[test]
+    fn the_filter_of_a_key_takes_its_events_and_no_others() {
+        let filter = |topic: &str, key: &str| {
+            Publication { topic: topic.into(), ..publication(Mode::Structured) }.filter_of_key(key)
+        };
+        assert_eq!(filter(TOPIC_DEFAULT, "press-4").as_deref(), Some("test/plant-01/+/+/press-4"));
+        assert_eq!(filter(TOPIC_DEFAULT, "a+b").as_deref(), Some("test/plant-01/+/+/a%2Bb"), "no wildcard of its own");
+        assert_eq!(filter("{environment}/x/{key}/{device}", "press-4").as_deref(), Some("test/x/press-4/+"));
+        assert_eq!(filter("{environment}/x/{device}", "press-4"), None, "the key is not in it");
+        assert_eq!(filter("{environment}/x/d-{device}/{key}", "press-4"), None, "no filter for a part of a level");
+        assert_eq!(
+            publication(Mode::Structured).filter_of_commands("press-4"),
+            "test/plant-01/command/gw-01/+/+/+/press-4"
+        );
     }
 
     #[test]

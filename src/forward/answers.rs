@@ -151,6 +151,10 @@ impl Forwarder {
             }
             None => (String::new(), String::new(), 0, String::new()),
         };
+        let auth = record.attribute(|attribute| match attribute {
+            Attribute::Auth { kind, name } => Some((*kind, *name)),
+            _ => None,
+        });
         DeadLetter {
             stage: Stage::Central,
             reason: Cow::Borrowed(reason),
@@ -167,7 +171,9 @@ impl Forwarder {
             attempts: 1,
             destination: Cow::Borrowed(&self.config.name),
             client: Cow::Borrowed(""),
-            user: Cow::Borrowed(""),
+            user: Cow::Borrowed(auth.map_or("", |(_, name)| name)),
+            authtype: auth.map(|(kind, _)| kind),
+            is_by_rule: false,
             taken: Some(recorded),
             is_opaque: record.content == Content::Bytes,
             payload: Cow::Borrowed(record.payload),

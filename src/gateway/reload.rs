@@ -325,8 +325,10 @@ impl Works {
         for mut source in self.sources.drain(..) {
             match steps.remove(&source.handle.name) {
                 Some(Step::Keep) => {
-                    if let Some((ready, print)) = prepared.remove(&source.handle.name) {
-                        source.put_in_force(ready, print);
+                    match prepared.remove(&source.handle.name) {
+                        Some((ready, print)) => source.put_in_force(ready, print),
+                        // Rights follow from the contracts too.
+                        None => source.judge_again(),
                     }
                     kept.push(source);
                 }

@@ -235,6 +235,13 @@ impl Source {
         })
     }
 
+    /// Judges the rights of its clients again: they may have changed with the contracts.
+    pub fn judge_again(&self) {
+        if let Engine::Listener(listener) = &self.engine {
+            listener.judge_again();
+        }
+    }
+
     /// Puts settings in force that [`Source::prepare`] has made.
     pub fn put_in_force(&mut self, prepared: Prepared, print: Print) {
         let address = match (&self.engine, prepared) {

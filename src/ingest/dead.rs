@@ -5,7 +5,7 @@
 
 pub mod fates;
 
-use crate::event::{Attribute, Content, Id, Record, Timestamp};
+use crate::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
 use crate::journal::{Lane, NotTaken, Receipt, Ticket, Waiter};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -54,9 +54,15 @@ pub struct DeadLetter<'a> {
     /// Who sent it: the client as its source knows it.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub client: Cow<'a, str>,
-    /// The user it had logged in as.
+    /// The name that the client proved, or what an anonymous client said it is called.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub user: Cow<'a, str>,
+    /// How `user` was proven; `None` if nobody has checked it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authtype: Option<AuthType>,
+    /// Whether a rule of its source allowed the client the topic, rather than the default rights of its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_by_rule: bool,
     /// When the journal took the event, if it had become one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<Timestamp>,

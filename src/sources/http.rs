@@ -25,6 +25,7 @@ use crate::ingest::Ingest;
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
+use crate::sources::identity::Identity;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
@@ -327,7 +328,8 @@ async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>,
             match handshake {
                 Ok(Ok(stream)) => {
                     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                    let certificate = chain.first().and_then(tls::identity);
+                    let name = chain.first().and_then(tls::identity);
+                    let certificate = name.map(|name| Identity::Certificate { name, chain: chain.into() });
                     serve(Box::new(stream), &Peer { address, certificate }, &shared, shutdown).await;
                 }
                 Ok(Err(error)) => shared.refuse(address, "", Refusal::Tls, &format!("TLS handshake: {error}")),

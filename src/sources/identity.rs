@@ -6,6 +6,8 @@
 //!
 //! Not here: what a name may do (`mqtt::acl`), who may have which name (`mqtt::login`, `http::tokens`, `tls`).
 
+use crate::contract::Sender;
+use crate::event::AuthType;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -39,6 +41,11 @@ pub(crate) enum Identity {
         /// The chain that the client presented, its own certificate first.
         chain: Arc<[CertificateDer<'static>]>,
     },
+    /// The holder of a bearer token.
+    Token {
+        /// The name that the token stands for.
+        name: String,
+    },
     /// Somebody who proved nothing.
     Anonymous {
         /// The user name that the client gave; empty if it gave none. Nobody has checked it.
@@ -50,15 +57,26 @@ impl Identity {
     /// The name that the client proved; `None` for an anonymous client.
     pub(crate) fn proven(&self) -> Option<&str> {
         match self {
-            Self::Password { name, .. } | Self::Certificate { name, .. } => Some(name),
+            Self::Password { name, .. } | Self::Certificate { name, .. } | Self::Token { name } => Some(name),
             Self::Anonymous { .. } => None,
         }
+    }
+
+    /// The sender of what a client hands in under this client id.
+    pub(crate) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
+        let proven_by = match self {
+            Self::Password { .. } => Some(AuthType::User),
+            Self::Certificate { .. } => Some(AuthType::ServiceAccount),
+            Self::Token { .. } => Some(AuthType::ApiKey),
+            Self::Anonymous { .. } => None,
+        };
+        Sender { client, user: self.name(), proven_by }
     }
 
     /// The proven name, or what an anonymous client claims to be called. For people to look at: it grants nothing.
     pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Password { name, .. } | Self::Certificate { name, .. } => name,
+            Self::Password { name, .. } | Self::Certificate { name, .. } | Self::Token { name } => name,
             Self::Anonymous { claimed } => claimed,
         }
     }

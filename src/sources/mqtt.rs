@@ -83,9 +83,12 @@ pub struct Config {
     /// Bytes that a connection may have waiting for the disk.
     #[serde(default = "waiting_max")]
     pub waiting_max: Bytes,
-    /// Who may publish and subscribe where.
+    /// Who may publish and subscribe where, beside what each proven name may do by default.
     #[serde(default)]
     pub acl: Vec<Rule>,
+    /// Whether a proven name may publish and subscribe to what is its own by the contracts. Without it, only `acl` counts.
+    #[serde(default = "default_rights")]
+    pub default_rights: bool,
     /// How long a session may outlive its connection.
     #[serde(default = "session_expiry_max")]
     pub session_expiry_max: Span,
@@ -122,6 +125,9 @@ fn waiting_max() -> Bytes {
     Bytes(1 << 20)
 }
 
+fn default_rights() -> bool {
+    true
+}
 fn session_expiry_max() -> Span {
     Span(Duration::from_secs(7 * 86_400))
 }
@@ -166,10 +172,14 @@ impl Config {
         asked.min(u32::try_from(self.session_expiry_max.0.as_secs()).unwrap_or(registry::NEVER))
     }
 
+    /// Whether clients prove names here.
+    pub fn proves_names(&self) -> bool {
+        self.passwords.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
     /// Whether nobody at all is let in.
     pub fn lets_in_nobody(&self) -> bool {
-        let knows_clients = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        self.passwords.is_none() && !knows_clients && self.anonymous != Some(true) && !is_loopback(self.listen.ip())
+        !self.proves_names() && self.anonymous != Some(true) && !is_loopback(self.listen.ip())
     }
 
     /// Whether somebody without user name and certificate is let in.
@@ -262,7 +272,7 @@ impl Shared {
     }
 
     /// What a client may do that was let in before; or why it would not be let in any more.
-    fn judge(&self, identity: &Identity, client: &str, peer: SocketAddr) -> Result<Rights, &'static str> {
+    fn judge(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
         let (is_let_in, otherwise) = match identity {
             Identity::Password { name, proof } => (
                 self.users.as_ref().is_some_and(|users| users.accepts(name, proof)),
@@ -272,17 +282,22 @@ impl Shared {
                 self.clients.as_ref().is_some_and(|clients| clients.accept(chain)),
                 "the client's certificate is revoked, or its authority is not trusted any more",
             ),
+            Identity::Token { .. } => (false, "tokens are not for MQTT"),
             Identity::Anonymous { .. } => {
                 (self.config.lets_in_anonymous(), "anonymous clients are not let in any more")
             }
         };
-        if is_let_in { Ok(self.rights(identity, client, peer)) } else { Err(otherwise) }
+        if is_let_in { Ok(self.rights(identity, peer)) } else { Err(otherwise) }
     }
 
     /// What a client may do that is let in.
-    fn rights(&self, identity: &Identity, client: &str, peer: SocketAddr) -> Rights {
-        let is_trusted = identity.proven().is_none() && is_loopback(peer.ip());
-        Rights::new(&self.config.acl, identity.name(), client, is_trusted)
+    fn rights(&self, identity: &Identity, peer: SocketAddr) -> Rights {
+        let rules = &self.config.acl;
+        match identity.proven() {
+            Some(name) => Rights::new(rules, identity, self.config.default_rights, &self.ingest.filters_of_key(name)),
+            None if rules.is_empty() && is_loopback(peer.ip()) => Rights::everything(identity),
+            None => Rights::new(rules, identity, false, &[]),
+        }
     }
 
     /// Counts, logs and reports something that a client may not do.
@@ -364,6 +379,11 @@ impl Listener {
     /// Puts settings in force. Connections last; those whose client would not be let in any more end.
     pub fn put_in_force(&self, Prepared(prepared): Prepared) {
         self.door.put_in_force(prepared);
+    }
+
+    /// Judges everybody again who is connected: what rights follow from may have changed.
+    pub fn judge_again(&self) {
+        self.door.announce();
     }
 
     /// Accepts connections until the shutdown, then waits for acknowledgements in flight.

@@ -94,6 +94,11 @@ impl<S> Door<S> {
         self.0.send_replace(setup);
     }
 
+    /// Says once more what is in force, to everybody who follows it.
+    pub fn announce(&self) {
+        self.0.send_modify(|_| ());
+    }
+
     /// The address it really has.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         match self.0.borrow().socket() {

@@ -5,7 +5,7 @@ use crate::common::fault_disk::{Fault, FaultDisk};
 use crate::common::gateway::scratch_folder;
 use crate::power_cut::{config, open_with};
 use forebay::config::Config;
-use forebay::contract::SourceKind;
+use forebay::contract::{Sender, SourceKind};
 use forebay::event::Timestamp;
 use forebay::ingest::{Beside, Ingest};
 use forebay::journal::{Journal, NotTaken, Waiter};
@@ -35,7 +35,7 @@ edge = "both"
 /// Fills the lane until not even a small event has room; whether it was full before.
 fn fill(ingest: &Ingest) -> bool {
     let mut taken = 0;
-    let route = ingest.route(SourceKind::Modbus, "bus", "filler/x", "filler", "");
+    let route = ingest.route(SourceKind::Modbus, "bus", "filler/x", Sender { client: "filler", ..Sender::default() });
     let mut waiter = Waiter::default();
     for pad in [60_000, 1_000, 10] {
         let payload = format!(r#"{{"ts":"2026-11-25T08:00:00Z","pad":"{}"}}"#, "x".repeat(pad));

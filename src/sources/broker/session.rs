@@ -3,7 +3,7 @@
 use super::Source;
 use super::owed::Pending;
 use crate::clock;
-use crate::contract::SourceKind;
+use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Ingest, Route, Taken};
 use crate::journal::NotTaken;
@@ -203,7 +203,8 @@ impl Source {
         }
         let name = &self.config.name;
         // A broker does not say who published: the source stands for the client.
-        let route = Arc::new(self.ingest.route(SourceKind::Broker, name, topic, name, ""));
+        let route =
+            Arc::new(self.ingest.route(SourceKind::Broker, name, topic, Sender { client: name, ..Sender::default() }));
         if self.routes.len() >= ROUTES_MAX {
             self.routes.clear();
         }

@@ -9,9 +9,10 @@ use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
 use crate::http::{self, Reply};
-use crate::ingest::{Beside, Route, Taken};
+use crate::ingest::{Beside, Publishing, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::sources;
+use crate::sources::identity::Identity;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -30,15 +31,7 @@ pub(super) const REQUEST_BYTES: u64 = 4 << 10;
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// Whom the client's certificate names.
-    pub(super) certificate: Option<String>,
-}
-
-/// Who hands in a request.
-#[derive(Clone, Copy, Debug)]
-enum Caller<'a> {
-    /// The holder of a token or certificate.
-    Known(&'a str),
-    Anonymous,
+    pub(super) certificate: Option<Identity>,
 }
 
 /// An answer that takes nothing in.
@@ -139,16 +132,13 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
     }
     let caller = identify(shared, peer, &head.headers)?;
     let source = source(written)?;
-    if let Caller::Known(name) = caller
+    if let Some(name) = caller.proven()
         && name != source
     {
         let detail = format!("\"{name}\" may post to /events/{name} only");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "a caller posts for another source", detail));
     }
-    let payer = match caller {
-        Caller::Known(name) => name.to_owned(),
-        Caller::Anonymous => peer.address.ip().to_string(),
-    };
+    let payer = caller.proven().map_or_else(|| peer.address.ip().to_string(), str::to_owned);
     shared.rates.check(&payer, arrived).map_err(|wait| {
         let detail = format!("at most {} events a second are taken", shared.config.events_per_second_max);
         Refusal::new(StatusCode::TOO_MANY_REQUESTS, "a caller is over its rate", detail).after(wait)
@@ -159,14 +149,10 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
     let events = cloudevents::events(shape, &head.headers, &body, shared.config.payload_max.0)?;
     shared.rates.charge(&payer, events.len().saturating_sub(1), arrived);
     shared.stats.received.add(events.len() as u64);
-    let user = match caller {
-        Caller::Known(name) => name,
-        Caller::Anonymous => "",
-    };
-    hand_in(shared, &source, user, &events).await
+    hand_in(shared, &source, &caller, &events).await
 }
 
-fn identify<'a>(shared: &'a Shared, peer: &'a Peer, headers: &HeaderMap) -> Result<Caller<'a>, Refusal> {
+fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Identity, Refusal> {
     let denied = |title, detail: &str| {
         let refusal = Refusal::new(StatusCode::UNAUTHORIZED, title, detail.to_owned());
         Err(refusal.with(header::WWW_AUTHENTICATE, "Bearer"))
@@ -176,13 +162,13 @@ fn identify<'a>(shared: &'a Shared, peer: &'a Peer, headers: &HeaderMap) -> Resu
             let written = written.as_bytes();
             let token = written.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
             match token.and_then(|(_, token)| tokens.name(token.trim_ascii())) {
-                Some(name) => Ok(Caller::Known(name)),
+                Some(name) => Ok(Identity::Token { name: name.to_owned() }),
                 None => denied("a token is wrong", "the token is not known here, or is no bearer token"),
             }
         }
         _ => match &peer.certificate {
-            Some(name) => Ok(Caller::Known(name)),
-            None if shared.config.lets_in_anonymous() => Ok(Caller::Anonymous),
+            Some(certificate) => Ok(certificate.clone()),
+            None if shared.config.lets_in_anonymous() => Ok(Identity::Anonymous { claimed: String::new() }),
             None => denied("a caller shows no token", "a bearer token or a client certificate is needed"),
         },
     }
@@ -240,7 +226,7 @@ async fn read<'s>(
 }
 
 /// Where the events of a request lead. Neighbours mostly lead to the same place.
-fn routes(shared: &Shared, source: &str, user: &str, events: &[Given<'_>]) -> Vec<Arc<Route>> {
+fn routes(shared: &Shared, source: &str, caller: &Identity, events: &[Given<'_>]) -> Vec<Arc<Route>> {
     let mut routes: Vec<Arc<Route>> = Vec::with_capacity(events.len());
     let mut before = None;
     for event in events {
@@ -251,7 +237,8 @@ fn routes(shared: &Shared, source: &str, user: &str, events: &[Given<'_>]) -> Ve
             continue;
         }
         before = Some(&event.cloud);
-        let route = |topic: &str| shared.ingest.route(SourceKind::Http, &shared.config.name, topic, source, user);
+        let sender = caller.sender(source);
+        let route = |topic: &str| shared.ingest.route(SourceKind::Http, &shared.config.name, topic, sender);
         routes.push(Arc::new(match &event.cloud {
             None => route(source),
             Some((kind, origin)) => {
@@ -265,10 +252,11 @@ fn routes(shared: &Shared, source: &str, user: &str, events: &[Given<'_>]) -> Ve
 }
 
 /// Hands the events in and waits for the receipt of each.
-async fn hand_in(shared: &Shared, source: &str, user: &str, events: &[Given<'_>]) -> Result<Accepted, Refusal> {
+async fn hand_in(shared: &Shared, source: &str, caller: &Identity, events: &[Given<'_>]) -> Result<Accepted, Refusal> {
     let now = Timestamp::from(clock::wall());
     let deadline = tokio::time::Instant::from(clock::instant() + shared.config.answer_wait_max.0);
-    let routes = routes(shared, source, user, events);
+    let routes = routes(shared, source, caller, events);
+    refuse_if_for_another(caller, &routes)?;
     // While a lane is known to take nothing, nothing is handed in: what is repeated later is not there twice.
     refuse_if_stuck(shared, &routes, "nothing of this request was taken")?;
     let mut waiter = Waiter::default();
@@ -313,6 +301,19 @@ async fn hand_in(shared: &Shared, source: &str, user: &str, events: &[Given<'_>]
             return Err(late(shared, &routes));
         }
     }
+}
+
+/// Refuses what a contract says is published by somebody else. That a caller posts for another source is refused before.
+fn refuse_if_for_another(caller: &Identity, routes: &[Arc<Route>]) -> Result<(), Refusal> {
+    let Some(name) = caller.proven() else { return Ok(()) };
+    let Some(index) = routes.iter().position(|route| route.is_written_for_another(name)) else { return Ok(()) };
+    let detail = match routes[index].publishing() {
+        Publishing::By { stream, name: publisher } => format!(
+            "event {index}: by the contract of stream \"{stream}\" it is published by \"{publisher}\", not by \"{name}\"; nothing of this request was taken"
+        ),
+        _ => format!("event {index}: it is published by somebody else than \"{name}\""),
+    };
+    Err(Refusal::new(StatusCode::FORBIDDEN, "a caller publishes for another", detail))
 }
 
 fn refuse_if_stuck(shared: &Shared, routes: &[Arc<Route>], outcome: &str) -> Result<(), Refusal> {

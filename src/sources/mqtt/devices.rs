@@ -1,9 +1,10 @@
 //! The picture of each device: what an OT engineer asks of a client that behaves oddly.
 
 use crate::clock;
-use crate::event::Timestamp;
+use crate::event::{AuthType, Timestamp};
 use crate::ingest::Taken;
 use crate::ordered::sort;
+use crate::sources::identity::Identity;
 use crate::telemetry::{Counter, Gauge};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -39,6 +40,7 @@ pub struct Device {
 #[derive(Clone, Debug)]
 struct Who {
     identity: String,
+    proven_by: Option<AuthType>,
     peer: SocketAddr,
     version: &'static str,
     /// Since when it is connected, and when that was on the wall.
@@ -54,8 +56,10 @@ pub struct DeviceStatus {
     pub source: String,
     /// Its client id.
     pub client: String,
-    /// User name or name in its certificate; empty for somebody without.
+    /// The name that it proved, or what an anonymous client says it is called; empty for somebody without.
     pub identity: String,
+    /// How the name was proven; `None` if nobody has checked it.
+    pub authtype: Option<AuthType>,
     /// Address and port it was seen at last.
     pub peer: String,
     /// Version of MQTT.
@@ -86,7 +90,13 @@ pub struct Devices {
 
 impl Devices {
     /// The device of a client id, which connects now.
-    pub fn connected(&self, client: &str, identity: &str, peer: SocketAddr, version: &'static str) -> Arc<Device> {
+    pub(super) fn connected(
+        &self,
+        client: &str,
+        identity: &Identity,
+        peer: SocketAddr,
+        version: &'static str,
+    ) -> Arc<Device> {
         let now = (clock::instant(), Timestamp::from(clock::wall()));
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(client) && all.len() >= DEVICES_MAX {
@@ -99,7 +109,8 @@ impl Devices {
             }
         }
         let device = all.entry(client.to_owned()).or_insert_with(|| {
-            let who = Who { identity: String::new(), peer, version, connected: None, received_before: 0 };
+            let who =
+                Who { identity: String::new(), proven_by: None, peer, version, connected: None, received_before: 0 };
             Arc::new(Device {
                 client: client.to_owned(),
                 who: Mutex::new(who),
@@ -112,7 +123,14 @@ impl Devices {
             })
         });
         let received_before = device.received.value();
-        *device.who() = Who { identity: identity.to_owned(), peer, version, connected: Some(now), received_before };
+        *device.who() = Who {
+            identity: identity.name().to_owned(),
+            proven_by: identity.sender(client).proven_by,
+            peer,
+            version,
+            connected: Some(now),
+            received_before,
+        };
         Arc::clone(device)
     }
 
@@ -172,6 +190,7 @@ impl Device {
             source: source.to_owned(),
             client: self.client.clone(),
             identity: who.identity,
+            authtype: who.proven_by,
             peer: who.peer.to_string(),
             version: who.version.to_owned(),
             connected_since: who.connected.map(|(_, at)| at.to_string()),

@@ -6,7 +6,7 @@
 
 mod subscribing;
 
-use super::acl::Rights;
+use super::acl::{Permission, Rights};
 use super::hello::ALIASES_MAX;
 use super::outbound::Wire;
 use super::registry::{Exchange, Key, Session, Unanswered};
@@ -51,8 +51,8 @@ pub(super) struct Inbound {
     answers: VecDeque<Answer>,
 }
 
-/// A route, and whether the client may use it.
-type Permitted = (Arc<Route>, bool);
+/// A route, and why the client may not use it; `None` if it may.
+type Permitted = (Arc<Route>, Option<Arc<str>>);
 
 struct Unacknowledged {
     taken: Taken,
@@ -256,9 +256,10 @@ impl Inbound {
         if is_qos2 && self.is_held_already(&publish) {
             return Ok(());
         }
-        let (route, is_allowed) = self.route(shared, &publish)?;
-        if !is_allowed {
-            return self.refuse_publish(shared, &publish, output);
+        let (route, denied) = self.route(shared, &publish)?;
+        if let Some(why) = denied {
+            shared.count_refused(&self.device, Cause::Publish, route.topic(), &why);
+            return self.refuse_publish(&publish, output);
         }
         let hash = if publish.qos > 0 { hash(route.topic(), publish.payload) } else { 0 };
         if publish.dup && publish.qos == 1 && self.is_answered_again(shared, &publish, hash, arrived) {
@@ -361,15 +362,8 @@ impl Inbound {
     }
 
     /// Answers a publish to a topic that is not the client's.
-    fn refuse_publish(
-        &mut self,
-        shared: &Shared,
-        publish: &wire::Publish<'_>,
-        output: &mut Vec<u8>,
-    ) -> Result<(), Fault> {
+    fn refuse_publish(&mut self, publish: &wire::Publish<'_>, output: &mut Vec<u8>) -> Result<(), Fault> {
         let refused = Fault { code: 0x87, text: "this client may not publish to this topic" };
-        let topic = topic_of(&self.aliases, publish).unwrap_or_default();
-        shared.count_refused(&self.device, Cause::Publish, topic, refused.text);
         match publish.qos {
             0 => Ok(()),
             // 3.1.1 has no way to say no but to end the connection.
@@ -398,18 +392,18 @@ impl Inbound {
             }
         }
         let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias stands for nothing"))?;
-        if let Some((route, is_allowed)) = self.routes.get(topic)
+        if let Some((route, denied)) = self.routes.get(topic)
             && shared.ingest.is_current(route)
         {
-            return Ok((Arc::clone(route), *is_allowed));
+            return Ok((Arc::clone(route), denied.clone()));
         }
-        let route = Arc::new(shared.route(topic, &self.client, &self.session.user));
-        let is_allowed = self.rights.may_publish(topic);
+        let (route, denied) = shared.route(topic, &self.client, &self.rights);
+        let permitted = (Arc::new(route), denied.map(Arc::from));
         if self.routes.len() >= ROUTES_MAX {
             self.routes.clear();
         }
-        self.routes.insert(topic.to_owned(), (Arc::clone(&route), is_allowed));
-        Ok((route, is_allowed))
+        self.routes.insert(topic.to_owned(), permitted.clone());
+        Ok(permitted)
     }
 
     /// Takes in what had found no room, as far as there is some now.
@@ -507,8 +501,14 @@ fn hash(topic: &str, payload: &[u8]) -> u64 {
 }
 
 impl Shared {
-    /// Where a topic of a client leads.
-    pub(super) fn route(&self, topic: &str, client: &str, user: &str) -> Route {
-        self.ingest.route(SourceKind::Mqtt, &self.config.name, topic, client, user)
+    /// Where a topic of a client leads, and why the client may not publish there; `None` if it may.
+    pub(super) fn route(&self, topic: &str, client: &str, rights: &Rights) -> (Route, Option<String>) {
+        let route = self.ingest.route(SourceKind::Mqtt, &self.config.name, topic, rights.sender(client));
+        let permission = rights.may_publish(&route).map_err(|denied| denied.to_string());
+        match permission {
+            Ok(Permission::Name) => (route, None),
+            Ok(Permission::Rule) => (route.by_rule(), None),
+            Err(why) => (route, Some(why)),
+        }
     }
 }

@@ -293,8 +293,9 @@ impl<'s> Connection<'s> {
     ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
         let shared = self.shared;
         let user = identity.name();
-        let rights = shared.rights(&identity, &hello.client, self.peer);
-        if hello.will.as_ref().is_some_and(|will| !rights.may_publish(&will.topic)) {
+        let rights = shared.rights(&identity, self.peer);
+        let way = hello.will.as_ref().map(|will| shared.route(&will.topic, &hello.client, &rights));
+        if matches!(way, Some((_, Some(_)))) {
             return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
         }
         if hello.will.as_ref().is_some_and(|will| will.payload.len() as u64 > shared.config.payload_max.0) {
@@ -313,8 +314,8 @@ impl<'s> Connection<'s> {
         if shared.registry.written().wait_for(|written| *written >= wait_for).await.is_err() {
             return Err((BUSY, "the gateway is shutting down"));
         }
-        session.will = hello.will.clone().map(|spoken| {
-            let route = Arc::new(shared.route(&spoken.topic, &hello.client, user));
+        session.will = hello.will.clone().zip(way).map(|(spoken, (route, _))| {
+            let route = Arc::new(route);
             Will { route, delay: spoken.delay, spoken }
         });
         let wire = Wire {
@@ -325,7 +326,7 @@ impl<'s> Connection<'s> {
         let cut = session.outbound.wake(&shared.local, &shared.groups, wire, self.limits());
         shared.stats.cut.add(cut);
         let version = if hello.protocol == Protocol::V5 { "5" } else { "3.1.1" };
-        let device = shared.devices.connected(&hello.client, user, self.peer, version);
+        let device = shared.devices.connected(&hello.client, &identity, self.peer, version);
         let inbound = Inbound::new(key, hello.client.clone(), session, wire, rights, device);
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
         let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
@@ -419,7 +420,7 @@ impl<'s> Connection<'s> {
     /// Applies what has come into force to a client that is connected; the error says why it has to go.
     fn judge_anew(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
-        let judged = newest.judge(identity, &inbound.client, self.peer);
+        let judged = newest.judge(identity, self.peer);
         let rights = judged.inspect_err(|why| {
             let claim = Claim { client: &inbound.client, user: identity.name(), what: "" };
             newest.report(self.peer, Cause::Cut, claim, why);

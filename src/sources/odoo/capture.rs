@@ -19,7 +19,7 @@ use super::shape::{Row, Shape};
 use super::{Hints, Mirror, Shared};
 use crate::clock;
 use crate::contract::odoo::Section;
-use crate::contract::{Contract, SourceKind};
+use crate::contract::{Contract, Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Route, Taken};
 use crate::journal::{Lane, NotTaken, Notes, Waiter};
@@ -107,7 +107,12 @@ impl Capture {
         notes: Notes,
     ) -> Self {
         let stream = contract.stream().to_owned();
-        let route = shared.ingest.route(SourceKind::Odoo, &shared.config.name, &stream, shared.client.database(), "");
+        let route = shared.ingest.route(
+            SourceKind::Odoo,
+            &shared.config.name,
+            &stream,
+            Sender { client: shared.client.database(), ..Sender::default() },
+        );
         let journal = shared.ingest.journal();
         let lane = Arc::clone(journal.lane(&contract.publication.lane).unwrap_or(journal.dead()));
         let now = clock::instant();

@@ -5,7 +5,7 @@ use super::super::table::Device;
 use super::super::watch::Watch;
 use super::Source;
 use crate::clock;
-use crate::contract::SourceKind;
+use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Ingest, Route};
 use crate::journal::NotTaken;
@@ -28,7 +28,7 @@ pub(super) struct Teller {
 pub(super) fn tellers(ingest: &Ingest, source: &str, unit: &str, device: &Device, group: usize) -> Vec<Teller> {
     let whole = format!("{unit}/{}", device.groups[group].name);
     let teller = |watch: Watch, topic: String| {
-        let route = ingest.route(SourceKind::Modbus, source, &topic, unit, "");
+        let route = ingest.route(SourceKind::Modbus, source, &topic, Sender { client: unit, ..Sender::default() });
         Teller { watch, topic, route }
     };
     let (mut together, mut alone) = (Vec::new(), Vec::new());

@@ -46,12 +46,8 @@ impl Inbound {
             return Err(0x8F);
         }
         if !self.rights.may_subscribe(filter) {
-            shared.count_refused(
-                &self.device,
-                Cause::Subscribe,
-                filter,
-                "this client may not subscribe to this filter",
-            );
+            let why = "neither a rule (acl) nor the proven name lets this client subscribe to this filter";
+            shared.count_refused(&self.device, Cause::Subscribe, filter, why);
             return Err(0x87);
         }
         let outbound = &mut self.session.outbound;
