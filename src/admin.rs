@@ -3,7 +3,7 @@
 //! HTTP over a Unix socket. The permissions of the file decide who may ask; `change` asks for a caller with a name.
 
 mod caller;
-mod certificates;
+pub(crate) mod certificates;
 pub mod dead;
 mod failures;
 mod health;
@@ -309,6 +309,7 @@ impl Handles {
         problems.extend(self.monitoring.problem());
         let mut notes = notes(&lanes, &links, dead.accepted);
         certificates::judge(&view.certificates, &mut problems, &mut notes);
+        certificates::judge_lists(&view.revocations, &mut problems, &mut notes);
         notes.extend(self.forgotten(&lanes));
         notes.extend(tight_memory(self.budget.usage()));
         let audit = self.journal.audit_room();

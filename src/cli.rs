@@ -11,6 +11,7 @@ mod journal;
 mod modbus;
 mod odoo;
 mod replay;
+mod rights;
 mod show;
 mod socket;
 
@@ -50,7 +51,7 @@ enum Command {
     /// Run the gateway
     Run(Run),
     /// Check a configuration and its contracts, and start nothing
-    Check(Check),
+    Check(CheckAll),
     /// See the whole path at work: devices, gateway, a central broker, and a WAN to cut
     Demo(Demo),
     /// How the running gateway stands
@@ -127,6 +128,15 @@ struct Run {
     /// Follow one event in so many on its way, in the log
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     log_sample: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+struct CheckAll {
+    #[command(flatten)]
+    check: Check,
+    /// Say what each configured name may publish and subscribe to, and why
+    #[arg(long)]
+    rights: bool,
 }
 
 #[derive(Debug, Args)]
@@ -266,7 +276,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             telemetry::start_logging(&logging, tracing::Level::INFO);
             finished(serve(&run.config))?
         }
-        Command::Check(check) => check_config(&check),
+        Command::Check(asked) => check_config(&asked),
         Command::Demo(demo) => {
             let logging = Logging { format: Some(LogFormat::Text), ..Logging::default() };
             telemetry::start_logging(&logging, tracing::Level::ERROR);
@@ -460,7 +470,8 @@ fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-fn check_config(check: &Check) -> anyhow::Result<ExitCode> {
+fn check_config(asked: &CheckAll) -> anyhow::Result<ExitCode> {
+    let check = &asked.check;
     let config = match Config::load(&check.config) {
         Ok(config) => config,
         Err(problems) => return report(check, &problems, &[], String::new),
@@ -479,9 +490,39 @@ fn check_config(check: &Check) -> anyhow::Result<ExitCode> {
             Vec::new()
         }
     };
+    if asked.rights {
+        return show_rights(&config, check.json);
+    }
+    let (mut ended, mut ending) = (Vec::new(), Vec::new());
+    crate::admin::certificates::judge_lists(&config.revocations, &mut ended, &mut ending);
+    warnings.extend(ended.into_iter().chain(ending).map(|message| crate::setting::Problem {
+        file: check.config.clone(),
+        line: 0,
+        key: "tls.crl".into(),
+        message,
+    }));
     report(check, &problems, &warnings, || {
-        format!("{}: good, with {}", check.config.display(), counted(config.contracts.iter().count(), "contract"))
+        let contracts = counted(config.contracts.iter().count(), "contract");
+        let mut text = format!("{}: good, with {contracts}", check.config.display());
+        for list in &config.revocations {
+            if let Ok(validity) = list.validity() {
+                let end = crate::event::Timestamp(validity.end.saturating_mul(1_000_000));
+                text.push_str(&format!("\nrevocation list {}: until {end}", list.path.display()));
+            }
+        }
+        text
     })
+}
+
+fn show_rights(config: &Config, is_json: bool) -> anyhow::Result<ExitCode> {
+    let entries = rights::entries(config).map_err(anyhow::Error::msg)?;
+    let mut out = std::io::stdout().lock();
+    if is_json {
+        writeln!(out, "{}", telemetry::shown_json(&serde_json::to_string(&entries)?))?;
+    } else {
+        write!(out, "{}", rights::text(&entries))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn report(

@@ -23,7 +23,7 @@ use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
 use crate::telemetry::Logging;
-use crate::tls::{self, CertificateFile};
+use crate::tls::{self, CertificateFile, RevocationFile};
 use crate::watch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -163,6 +163,8 @@ pub struct Config {
     pub monitoring: Option<SocketAddr>,
     /// The files of certificates that are in use.
     pub certificates: Vec<CertificateFile>,
+    /// The files of revocation lists that are in use.
+    pub revocations: Vec<RevocationFile>,
     /// The text of the file.
     pub document: Document,
     /// What tells one state of the configuration from another.
@@ -273,6 +275,7 @@ impl Config {
             file: file.to_owned(),
             monitoring: raw.monitoring.as_ref().map(|monitoring| monitoring.listen),
             certificates: files::certificates(&mut raw),
+            revocations: files::revocations(&raw),
             surroundings,
             journal: journal::Config {
                 folder: raw.data_dir.join("journal"),

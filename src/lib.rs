@@ -61,7 +61,8 @@
 //!   schemas, judge it in the tests.
 //! - **What is compiled for every type is kept to one type**: tasks, streams, bodies, sorts and JSON for people go through
 //!   `task`, `http`, `ordered` and `telemetry`, and the command socket through the same few lines as the other HTTP: 1.0 of
-//!   11.3 MB, at no cost an event. Certificates are read by `tls/certificate`, 150 lines for 0.15 MB of a library.
+//!   11.3 MB, at no cost an event. The names in certificates are read by
+//!   `tls/certificate`, which is stricter than the library that reads revocation lists and name constraints.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

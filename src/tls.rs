@@ -8,15 +8,19 @@
 //! from central, and what has expired before the latest moment that is known stays refused.
 
 mod certificate;
+mod clients;
+mod constraints;
+mod revocation;
+
+pub use clients::{Clients, NoName};
+pub use revocation::{CrlExpiry, Validity};
 
 use crate::clock;
 use crate::secret::Secret;
 use base64::Engine;
 use certificate::{Certificate, Name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -48,11 +52,55 @@ pub struct ServerFiles {
     pub key: PathBuf,
     /// Certificates of the authorities whose clients are let in; without it no client certificate is asked for.
     pub client_ca: Option<PathBuf>,
-    /// Revocation lists of these authorities, PEM: clients whose certificate is in one are refused.
+    /// Revocation lists of these authorities, PEM: clients whose certificate is in one are refused, and those whose
+    /// authority is.
     pub crl: Option<PathBuf>,
+    /// What becomes of clients once the list of their authority has ended.
+    #[serde(default)]
+    pub crl_expiry: CrlExpiry,
+    /// What of a client's certificate is its name.
+    #[serde(default)]
+    pub identity: NameKind,
     /// What `cert` has to belong to.
     #[serde(skip)]
     pub seal: CertificateSeal,
+}
+
+/// The part of a certificate that names its client: the first of its kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NameKind {
+    /// A DNS name among the alternative names.
+    #[default]
+    Dns,
+    /// A URI among the alternative names.
+    Uri,
+    /// A mail address among the alternative names.
+    Email,
+    /// The common name of the subject, where an authority in `client_ca` has issued the certificate itself.
+    CommonName,
+}
+
+impl NameKind {
+    /// As the configuration writes it.
+    pub fn written(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Uri => "uri",
+            Self::Email => "email",
+            Self::CommonName => "common-name",
+        }
+    }
+
+    /// What it is called.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Dns => "DNS name",
+            Self::Uri => "URI",
+            Self::Email => "mail address",
+            Self::CommonName => "common name",
+        }
+    }
 }
 
 /// TLS of a connection to a server.
@@ -288,82 +336,33 @@ pub enum Certificates {
     Optional,
 }
 
+/// TLS of a listener, ready to serve.
+#[derive(Debug)]
+pub struct Served {
+    /// What a handshake takes.
+    pub config: Arc<ServerConfig>,
+    /// What judges the certificates of clients, if they are asked for.
+    pub clients: Option<Clients>,
+}
+
 /// A configuration for a listener: TLS 1.2 and 1.3. Where there is a `client_ca`, clients have to
 /// show a certificate.
 pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
-    server_with(files, Certificates::Required)
+    Ok(served(files, Certificates::Required)?.config)
 }
 
-/// The same, and what judges those clients later on; `None` where they show no certificate.
-pub fn server_and_clients(files: &ServerFiles) -> Result<(Arc<ServerConfig>, Option<Clients>), TlsError> {
-    let clients = clients(files, Certificates::Required)?;
-    Ok((server_of(files, clients.clone())?, clients.map(Clients)))
-}
-
-/// A configuration for a listener: TLS 1.2 and 1.3.
-pub fn server_with(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Arc<ServerConfig>, TlsError> {
-    server_of(files, clients(files, certificates_of_clients)?)
-}
-
-fn server_of(files: &ServerFiles, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<Arc<ServerConfig>, TlsError> {
+/// The same, and what judges those clients; they may have to show a certificate or not.
+pub fn served(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Served, TlsError> {
+    let clients = clients::of(files, certificates_of_clients)?;
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(Judging))
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
-    let builder = match clients {
+    let builder = match &clients {
         None => builder.with_no_client_auth(),
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier()),
     };
-    Ok(Arc::new(builder.with_cert_resolver(own(&files.cert, &files.key, &files.seal)?)))
-}
-
-/// What judges the certificates of clients, if they are asked for.
-fn clients(
-    files: &ServerFiles,
-    certificates_of_clients: Certificates,
-) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
-    let Some(file) = &files.client_ca else {
-        return match files.crl {
-            None => Ok(None),
-            Some(_) => {
-                Err(TlsError::Unusable("tls.crl needs tls.client_ca: without it no client shows a certificate".into()))
-            }
-        };
-    };
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider());
-    let verifier = match &files.crl {
-        None => verifier,
-        // An authority whose list is not in the file has revoked nothing that is known.
-        Some(file) => verifier
-            .with_crls(pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")?)
-            .only_check_end_entity_revocation()
-            .allow_unknown_revocation_status(),
-    };
-    let verifier = match certificates_of_clients {
-        Certificates::Required => verifier,
-        Certificates::Optional => verifier.allow_unauthenticated(),
-    };
-    verifier.build().map(Some).map_err(|error| unusable(file, error.to_string()))
-}
-
-/// Judges certificates of clients that are connected already, when authorities or revocations change.
-#[derive(Clone, Debug)]
-pub struct Clients(Arc<dyn ClientCertVerifier>);
-
-impl Clients {
-    /// Whether a chain that was accepted once is still trusted and not revoked. That it has expired since
-    /// ends no connection.
-    pub fn accept(&self, chain: &[CertificateDer<'_>]) -> bool {
-        use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-        let Some((first, others)) = chain.split_first() else { return false };
-        let Some(now) = Judging.current_time() else { return false };
-        match self.0.verify_client_cert(first, others, now) {
-            Ok(_) => true,
-            Err(rustls::Error::InvalidCertificate(error)) => {
-                matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
-            }
-            Err(_) => false,
-        }
-    }
+    let config = Arc::new(builder.with_cert_resolver(own(&files.cert, &files.key, &files.seal)?));
+    Ok(Served { config, clients })
 }
 
 /// A configuration for connections to a server: TLS 1.3, and 1.2 where the files say so.
@@ -392,6 +391,22 @@ pub struct CertificateFile {
     pub what: &'static str,
 }
 
+/// A file of revocation lists that is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevocationFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What becomes of clients once a list has ended.
+    pub crl_expiry: CrlExpiry,
+}
+
+impl RevocationFile {
+    /// The validity of the list that ends first. Reads the file.
+    pub fn validity(&self) -> Result<Validity, TlsError> {
+        revocation::Lists::read(&self.path)?.validity().ok_or_else(|| unusable(&self.path, "holds no revocation list"))
+    }
+}
+
 impl CertificateFile {
     /// When the first of its certificates expires, in seconds since 1970. Reads the file.
     pub fn expiry(&self) -> Result<i64, TlsError> {
@@ -405,46 +420,10 @@ impl CertificateFile {
     }
 }
 
-/// Who a client's certificate says it is: its first alternative name that is a DNS name, a URI or a
-/// mail address, and not its environment; without one, the common name of its subject.
-pub fn identity(certificate: &CertificateDer<'_>) -> Option<String> {
-    let read = Certificate::read(certificate)?;
-    let alternative = read.names.iter().find_map(|name| {
-        let (Name::Mail(text) | Name::Dns(text) | Name::Uri(text)) = *name;
-        (!text.starts_with(ENVIRONMENT)).then_some(text)
-    });
-    alternative.or(read.common_name).filter(|name| !name.is_empty()).map(str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
-
-    #[test]
-    fn a_certificate_says_who_it_is() {
-        let of = |common: Option<&str>, alternatives: Vec<SanType>| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = rcgen::DistinguishedName::new();
-            if let Some(name) = common {
-                params.distinguished_name.push(DnType::CommonName, name);
-            }
-            params.subject_alt_names = alternatives;
-            let key = KeyPair::generate().expect("key");
-            identity(params.self_signed(&key).expect("certificate").der())
-        };
-        let dns = |name: &str| SanType::DnsName(name.try_into().expect("a name"));
-        let uri = |name: &str| SanType::URI(name.try_into().expect("a name"));
-        let address = SanType::IpAddress([127, 0, 0, 1].into());
-        assert_eq!(of(Some("press-4"), vec![]).as_deref(), Some("press-4"));
-        assert_eq!(of(Some("press-4"), vec![dns("press-4.plant")]).as_deref(), Some("press-4.plant"));
-        assert_eq!(of(None, vec![address.clone(), uri("urn:press:4"), dns("x")]).as_deref(), Some("urn:press:4"));
-        assert_eq!(of(Some("press-4"), vec![address]).as_deref(), Some("press-4"), "an address is nobody's name");
-        let environment = uri("forebay:environment:test");
-        assert_eq!(of(None, vec![environment, dns("press-4")]).as_deref(), Some("press-4"), "nor is an environment");
-        assert_eq!(of(None, vec![]), None);
-        assert_eq!(identity(&CertificateDer::from(vec![0x30, 3, 1])), None);
-    }
+    use rcgen::{CertificateParams, KeyPair, SanType};
 
     #[test]
     fn keys_are_read_in_each_form_or_refused_with_a_word() {

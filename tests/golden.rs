@@ -2,7 +2,7 @@
 //!
 //! `FOREBAY_WRITE_GOLDEN=1` writes those of the newest format that are missing; old ones never change.
 
-use forebay::event::{Attribute, Content, Id, Record, Timestamp};
+use forebay::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
 use forebay::journal::{Block, Compressor, Header, OUTCOMES, Outcome, Run, Settled, append_record};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,14 @@ fn text_record() -> Record<'static> {
         ],
         payload: br#"{"state":"idle"}"#,
     }
+}
+
+/// One that somebody else than its device handed in, for each kind of proof, over QoS 2.
+fn auth_record() -> Record<'static> {
+    let auth = |kind| Attribute::Auth { kind, name: "line 1" };
+    let kinds = [AuthType::User, AuthType::ServiceAccount, AuthType::ApiKey].map(auth);
+    let exchange = Attribute::Exchange { session: 1 << 40, packet_id: 7 };
+    Record { attributes: kinds.into_iter().chain([exchange]).collect(), ..text_record() }
 }
 
 fn minted_record() -> Record<'static> {
@@ -72,7 +80,9 @@ fn read_or_write(name: &str, written: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn records_of_format_1_are_read_for_ever() {
-    for (name, record) in [("record-text.v1", text_record()), ("record-minted.v1", minted_record())] {
+    let all =
+        [("record-text.v1", text_record()), ("record-minted.v1", minted_record()), ("record-auth.v1", auth_record())];
+    for (name, record) in all {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         let stored = read_or_write(name, bytes.clone());

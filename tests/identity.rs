@@ -1,5 +1,6 @@
 //! Who may be whom: every way to a name against every place where a name counts, on the real program.
 
+mod certificates;
 mod rights;
 
 use crate::common::client::{Client, Hello, publish, subscribe};

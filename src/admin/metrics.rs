@@ -77,6 +77,13 @@ impl Handles {
                 }
             }
         });
+        page.put(REVOCATION_EXPIRY, |rows| {
+            for file in &view.revocations {
+                if let Ok(validity) = file.validity() {
+                    rows.row(&[("file", &file.path.to_string_lossy())], validity.end as f64);
+                }
+            }
+        });
     }
 
     fn put_lanes(&self, page: &mut Page) {

@@ -88,7 +88,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
         if view.configured.is_some() && clock::instant() >= certificates_at {
             certificates_at = clock::instant() + CERTIFICATES_EVERY;
             // Should it fail, it is said in the status all the same.
-            let _ = off_thread(move || certificates::warn(&view.certificates)).await;
+            let _ = off_thread(move || certificates::warn(&view.certificates, &view.revocations)).await;
         }
         let is_started = handles.view.load().configured.is_some();
         let look_again = tokio::time::sleep(if is_started { LOOK_EVERY } else { FIRST_LOOK });

@@ -3,7 +3,7 @@
 use super::{Answered, App, LinkHandle, SourceHandle, caller, json, refuse};
 use crate::event::Timestamp;
 use crate::setting::Problem;
-use crate::tls::CertificateFile;
+use crate::tls::{CertificateFile, RevocationFile};
 use crate::watch::Board;
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,8 @@ pub struct View {
     pub monitoring: Option<SocketAddr>,
     /// The files of certificates that are in use.
     pub certificates: Vec<CertificateFile>,
+    /// The files of revocation lists that are in use.
+    pub revocations: Vec<RevocationFile>,
     /// Which configuration this is.
     pub configured: Option<Configured>,
 }

@@ -3,7 +3,7 @@
 use super::File;
 use crate::ordered::{ordered, sort};
 use crate::secret::Secret;
-use crate::tls::{CertificateFile, ClientFiles, ServerFiles};
+use crate::tls::{CertificateFile, ClientFiles, RevocationFile, ServerFiles};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,22 @@ pub(super) fn certificates(raw: &mut File) -> Vec<CertificateFile> {
             _ => continue,
         };
         let one = CertificateFile { path: path.clone(), what };
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
+}
+
+/// The files of revocation lists that are in use, each once for each of what becomes of clients when one has ended.
+pub(super) fn revocations(raw: &File) -> Vec<RevocationFile> {
+    let mqtt = raw.source.mqtt.iter().filter_map(|source| source.tls.as_ref());
+    let http = raw.source.http.iter().filter_map(|source| source.tls.as_ref());
+    let hooks = raw.source.odoo.iter().filter_map(|source| source.hook.as_ref()?.tls.as_ref());
+    let mut found: Vec<RevocationFile> = Vec::new();
+    for files in mqtt.chain(http).chain(hooks) {
+        let Some(path) = files.crl.clone() else { continue };
+        let one = RevocationFile { path, crl_expiry: files.crl_expiry };
         if !found.contains(&one) {
             found.push(one);
         }

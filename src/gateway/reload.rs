@@ -389,6 +389,7 @@ impl Works {
             board: self.watch.as_ref().map(|(_, board)| Arc::clone(board)),
             monitoring: self.config.monitoring,
             certificates: self.config.certificates.clone(),
+            revocations: self.config.revocations.clone(),
             configured: Some(self.configured.clone()),
         }));
     }

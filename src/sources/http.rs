@@ -25,13 +25,13 @@ use crate::ingest::Ingest;
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
-use crate::sources::identity::Identity;
+use crate::sources::identity::Presented;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::task::boxed;
 use crate::telemetry::Limiter;
-use crate::tls::{self, Certificates, ServerFiles, TlsError};
+use crate::tls::{self, Certificates, Clients, Served, ServerFiles, TlsError};
 use answer::Peer;
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -147,7 +147,7 @@ impl Config {
     }
 
     /// Whether somebody without token and certificate is let in.
-    fn lets_in_anonymous(&self) -> bool {
+    pub fn lets_in_anonymous(&self) -> bool {
         self.anonymous
             .unwrap_or_else(|| is_loopback(self.listen.ip()) && self.tokens.is_none() && !self.knows_clients())
     }
@@ -162,10 +162,10 @@ impl Config {
     }
 
     /// The TLS of the source. A certificate is optional where there are other ways to be let in.
-    pub fn server(&self) -> Result<Option<Arc<rustls::ServerConfig>>, TlsError> {
+    pub fn server(&self) -> Result<Option<Served>, TlsError> {
         let others = self.tokens.is_some() || self.lets_in_anonymous();
         let certificates = if others { Certificates::Optional } else { Certificates::Required };
-        self.tls.as_ref().map(|files| tls::server_with(files, certificates)).transpose()
+        self.tls.as_ref().map(|files| tls::served(files, certificates)).transpose()
     }
 }
 
@@ -200,6 +200,8 @@ pub struct Prepared(socket::Prepared<Shared>);
 struct Shared {
     config: Config,
     tls: Option<Arc<rustls::ServerConfig>>,
+    /// Judges certificates of clients.
+    clients: Option<Clients>,
     ingest: Arc<Ingest>,
     tokens: Option<Tokens>,
     rates: rate::Rates,
@@ -211,8 +213,10 @@ struct Shared {
 
 impl Shared {
     fn new(config: Config, ingest: &Arc<Ingest>, stats: &Arc<Stats>) -> Result<Self, CannotServe> {
+        let (tls, clients) = config.server()?.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
-            tls: config.server()?,
+            tls,
+            clients: clients.flatten(),
             tokens: config.tokens.as_deref().map(Tokens::load).transpose()?,
             rates: rate::Rates::new(config.events_per_second_max),
             room: Semaphore::new(
@@ -223,6 +227,12 @@ impl Shared {
             stats: Arc::clone(stats),
             refusals: Limiter::new(Duration::from_secs(10)),
         })
+    }
+
+    /// Whether a client that showed a certificate in the handshake would still be let in: a list may have ended since.
+    fn is_trusted(&self, presented: &Presented) -> bool {
+        let ended = self.clients.as_ref().filter(|clients| clients.ended_lists() > 0);
+        ended.is_none_or(|clients| presented.chain.is_trusted(clients))
     }
 
     /// Counts a refusal, and logs one in a while.
@@ -327,10 +337,14 @@ async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>,
             };
             match handshake {
                 Ok(Ok(stream)) => {
-                    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                    let name = chain.first().and_then(tls::identity);
-                    let certificate = name.map(|name| Identity::Certificate { name, chain: chain.into() });
-                    serve(Box::new(stream), &Peer { address, certificate }, &shared, shutdown).await;
+                    let session = stream.get_ref().1;
+                    let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
+                    match presented.map(Option::flatten) {
+                        Ok(certificate) => {
+                            serve(Box::new(stream), &Peer { address, certificate }, &shared, shutdown).await;
+                        }
+                        Err(untrusted) => shared.refuse(address, "", Refusal::Tls, &untrusted.to_string()),
+                    }
                 }
                 Ok(Err(error)) => shared.refuse(address, "", Refusal::Tls, &format!("TLS handshake: {error}")),
                 Err(_) => shared.refuse(address, "", Refusal::Tls, "TLS handshake took too long"),

@@ -8,9 +8,37 @@
 
 use crate::contract::Sender;
 use crate::event::AuthType;
-use rustls::pki_types::CertificateDer;
+use crate::tls::Clients;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{HandshakeKind, ServerConnection};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+
+/// The longest name, in bytes: it stands in topics, in events and in every line of a log.
+const NAME_BYTES_MAX: usize = 128;
+
+/// Whether something can be the name of a client: it stands for one level of a topic and for nobody else, and a person
+/// who reads it sees all of it.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let is_bad = |c: char| c.is_control() || is_invisible(c) || matches!(c, '/' | '+' | '#' | '*');
+    if name.is_empty()
+        || name.len() > NAME_BYTES_MAX
+        || name.starts_with('$')
+        || name.trim() != name
+        || name.contains(is_bad)
+    {
+        return Err(format!(
+            "\"{}\" cannot be a name; allowed are 1 to {NAME_BYTES_MAX} bytes without \"/\", \"+\", \"#\", \"*\", control and invisible characters, without blanks at the ends and a leading \"$\"",
+            name.escape_debug()
+        ));
+    }
+    Ok(())
+}
+
+/// Marks that are not seen, or turn the direction of what is: two names that look the same would differ by them.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
 
 /// Digest of the stored entry (password hash or token hash) that a login was checked against. Another password, also
 /// for the same name, has another one. It is no secret: a password cannot be tried against it without the entry's salt.
@@ -24,6 +52,61 @@ impl Proof {
     }
 }
 
+/// Why a certificate names nobody who can be known here.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unnamed(String);
+
+/// The certificates that a client presented, its own first.
+#[derive(Clone, Debug)]
+pub(crate) struct Chain {
+    certificates: Arc<[CertificateDer<'static>]>,
+    /// When they were trusted.
+    at: UnixTime,
+}
+
+impl Chain {
+    /// Whether they are still trusted, and not revoked.
+    pub(crate) fn is_trusted(&self, clients: &Clients) -> bool {
+        clients.accept(&self.certificates, self.at)
+    }
+}
+
+/// A client's certificate behind the handshake.
+#[derive(Clone, Debug)]
+pub(crate) struct Presented {
+    /// What the client presented.
+    pub(crate) chain: Chain,
+    name: Result<String, Unnamed>,
+}
+
+impl Presented {
+    /// The certificate of a connection whose handshake is done; `None` where the client showed none. The error says why
+    /// it is not trusted any more.
+    pub(crate) fn of(clients: &Clients, session: &ServerConnection) -> Result<Option<Self>, Unnamed> {
+        let shown = session.peer_certificates().filter(|chain| !chain.is_empty());
+        let Some(certificates) = shown else { return Ok(None) };
+        let chain = Chain { certificates: certificates.into(), at: Clients::now() };
+        // A session that is resumed has the certificates of the one before, which nobody has judged since.
+        if session.handshake_kind() == Some(HandshakeKind::Resumed) && !chain.is_trusted(clients) {
+            return Err(Unnamed(
+                "the certificate of its resumed session has expired, or is not trusted any more".into(),
+            ));
+        }
+        let name = clients.name(certificates, chain.at).map_err(|error| Unnamed(error.to_string())).and_then(|name| {
+            let usable = check_name(&name).map_err(|error| Unnamed(format!("its certificate names nobody: {error}")));
+            usable.map(|()| name)
+        });
+        Ok(Some(Self { chain, name }))
+    }
+
+    /// Whom it names, or why nobody who can be known here.
+    pub(crate) fn identity(&self) -> Result<Identity, Unnamed> {
+        let name = self.name.clone()?;
+        Ok(Identity::Certificate { name, chain: self.chain.clone() })
+    }
+}
+
 /// Who a client is.
 #[derive(Clone, Debug)]
 pub(crate) enum Identity {
@@ -33,13 +116,15 @@ pub(crate) enum Identity {
         name: String,
         /// The entry of the password file that let the client in.
         proof: Proof,
+        /// What the client presented beside it, where the listener asks for certificates.
+        chain: Option<Chain>,
     },
     /// The subject of a client certificate.
     Certificate {
         /// The name in the certificate.
         name: String,
-        /// The chain that the client presented, its own certificate first.
-        chain: Arc<[CertificateDer<'static>]>,
+        /// What the client presented.
+        chain: Chain,
     },
     /// The holder of a bearer token.
     Token {
@@ -78,6 +163,41 @@ impl Identity {
         match self {
             Self::Password { name, .. } | Self::Certificate { name, .. } | Self::Token { name } => name,
             Self::Anonymous { claimed } => claimed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_level_that_can_be_read() {
+        for good in ["press-4", "press-4.plant", "urn:press:4", "a@plant", "Prüfstand 1", "x"] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        let long = "x".repeat(NAME_BYTES_MAX + 1);
+        for bad in [
+            "",
+            " ",
+            "a ",
+            "\ta",
+            "a/b",
+            "/",
+            "+",
+            "a+",
+            "#",
+            "*.plant",
+            "$SYS",
+            "a\0",
+            "a\nb",
+            "a\u{7f}",
+            "a\u{200b}",
+            "\u{202e}a",
+            "\u{feff}",
+            &long,
+        ] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod acl;
 mod devices;
+mod grants;
 mod group;
 pub(crate) mod hello;
 mod inbound;
@@ -22,6 +23,7 @@ pub(crate) mod wire;
 
 pub use acl::Rule;
 pub use devices::{DeviceStatus, Devices};
+pub use grants::{Grant, Grants};
 pub use login::{Users, put_user};
 pub use registry::Registry;
 pub use wire::{Fault, Frame, Publish, frame, publish};
@@ -32,13 +34,13 @@ use crate::local::Local;
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
-use crate::sources::identity::Identity;
+use crate::sources::identity::{Chain, Identity};
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::task::boxed;
 use crate::telemetry::Limiter;
-use crate::tls::{self, ServerFiles, TlsError};
+use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -146,6 +148,8 @@ fn backlog_age_max() -> Span {
 
 /// How often it is looked whether a will is due or a session has expired.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// Why a client goes whose certificates are not trusted any more.
+const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
 /// Topic, properties and headers around the largest payload.
 const PACKET_BYTES_BESIDE: usize = 128 << 10;
 
@@ -183,7 +187,7 @@ impl Config {
     }
 
     /// Whether somebody without user name and certificate is let in.
-    fn lets_in_anonymous(&self) -> bool {
+    pub fn lets_in_anonymous(&self) -> bool {
         self.anonymous.unwrap_or_else(|| is_loopback(self.listen.ip()) && self.passwords.is_none())
     }
 }
@@ -253,7 +257,8 @@ struct Shared {
 
 impl Shared {
     fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, hashing: &Arc<Semaphore>) -> Result<Self, CannotListen> {
-        let (tls, clients) = config.tls.as_ref().map(tls::server_and_clients).transpose()?.unzip();
+        let served = config.tls.as_ref().map(|files| tls::served(files, Certificates::Required)).transpose()?;
+        let (tls, clients) = served.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
             tls,
             clients: clients.flatten(),
@@ -271,23 +276,31 @@ impl Shared {
         })
     }
 
+    /// Whether certificates are still trusted that were so once.
+    fn trusts(&self, chain: &Chain) -> bool {
+        self.clients.as_ref().is_some_and(|clients| chain.is_trusted(clients))
+    }
+
     /// What a client may do that was let in before; or why it would not be let in any more.
     fn judge(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
         let (is_let_in, otherwise) = match identity {
-            Identity::Password { name, proof } => (
+            Identity::Password { chain: Some(chain), .. } if !self.trusts(chain) => (false, UNTRUSTED),
+            Identity::Password { name, proof, .. } => (
                 self.users.as_ref().is_some_and(|users| users.accepts(name, proof)),
                 "the user has another password, or is not in the password file any more",
             ),
-            Identity::Certificate { chain, .. } => (
-                self.clients.as_ref().is_some_and(|clients| clients.accept(chain)),
-                "the client's certificate is revoked, or its authority is not trusted any more",
-            ),
+            Identity::Certificate { chain, .. } => (self.trusts(chain), UNTRUSTED),
             Identity::Token { .. } => (false, "tokens are not for MQTT"),
             Identity::Anonymous { .. } => {
                 (self.config.lets_in_anonymous(), "anonymous clients are not let in any more")
             }
         };
         if is_let_in { Ok(self.rights(identity, peer)) } else { Err(otherwise) }
+    }
+
+    /// How many revocation lists have ended whose clients are refused for that.
+    fn ended_lists(&self) -> usize {
+        self.clients.as_ref().map_or(0, tls::Clients::ended_lists)
     }
 
     /// What a client may do that is let in.
@@ -389,12 +402,14 @@ impl Listener {
     /// Accepts connections until the shutdown, then waits for acknowledgements in flight.
     pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
         let mut newest = self.door.follow();
+        let door = self.door.clone();
         async move {
             let mut setup = newest.borrow_and_update().clone();
             let mut sessions = JoinSet::new();
             let mut gate = Gate::new(setup.shared.config.connects_per_second_max);
             let mut sweep = tokio::time::interval(SWEEP_EVERY);
             sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut ended_lists = setup.shared.ended_lists();
             loop {
                 let shared = &setup.shared;
                 let wait = gate.wait(clock::instant());
@@ -412,6 +427,12 @@ impl Listener {
                     Some(_) = sessions.join_next() => {}
                     () = tokio::time::sleep(wait), if !wait.is_zero() => {}
                     _ = sweep.tick() => {
+                        // A revocation list ends without anybody doing anything.
+                        let ended = shared.ended_lists();
+                        if std::mem::replace(&mut ended_lists, ended) < ended {
+                            tracing::error!(source = %shared.config.name, ended, "a revocation list (tls.crl) has ended: clients of its authority are refused; put a newer one in its place");
+                            door.announce();
+                        }
                         for (client, will) in shared.registry.sweep(clock::instant(), &shared.config.name) {
                             tracing::debug!(source = %shared.config.name, %client, "a will is due");
                             let shared = Arc::clone(shared);

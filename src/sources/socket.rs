@@ -53,6 +53,12 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 #[derive(Debug)]
 pub struct Door<S>(watch::Sender<Arc<Setup<S>>>);
 
+impl<S> Clone for Door<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 /// What may be put in force behind a door.
 #[derive(Debug)]
 pub struct Prepared<S>(Arc<Setup<S>>);

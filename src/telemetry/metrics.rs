@@ -51,6 +51,7 @@ families! {
     CLOCK_TRUSTED Gauge "forebay_clock_trusted" "Whether the time of day is believed: 1 or 0."
     CLOCK Gauge "forebay_clock_timestamp_seconds" "The time of day as the gateway has it, in seconds since 1970."
     CERTIFICATE_EXPIRY Gauge "forebay_certificate_expiry_timestamp_seconds" "When the first certificate in a file expires, in seconds since 1970."
+    REVOCATION_EXPIRY Gauge "forebay_revocation_list_expiry_timestamp_seconds" "When the first revocation list in a file ends (next update), in seconds since 1970."
     LANE_ACCEPTED Counter "forebay_lane_accepted_events_total" "Events that a lane has taken since the journal was begun."
     LANE_DUPLICATES Counter "forebay_lane_duplicate_events_total" "Repeats that were recognised, acknowledged and not stored again."
     LANE_CONFLICTS Counter "forebay_lane_id_conflicts_total" "Events whose id another payload had taken, and that got another one."

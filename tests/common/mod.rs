@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod authority;
 pub mod broker;
 pub mod centre;
 pub mod client;

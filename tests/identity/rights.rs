@@ -52,7 +52,7 @@ const ORDER: &str = r#"
 name = "order.released"
 version = "1.0.0"
 owner = "tests"
-match = { source = "http", topic = "{program}/{planner}.order" }
+match = { source = "http", topic = "{program}/{planner}" }
 key = "{/order}"
 publisher = "{planner}"
 "#;
@@ -296,7 +296,7 @@ fn a_token_posts_for_its_name_and_is_nobody_else() {
     let plant = Plant::start("who-http");
     let bearer = format!("Bearer {}", plant.token);
     let kind = |planner: &str| {
-        format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"{planner}.order","data":{{"order":1}}}}"#)
+        format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"{planner}","data":{{"order":1}}}}"#)
     };
     for (path, body, expected) in [
         ("/events/erp", kind("erp"), 202),
@@ -310,4 +310,40 @@ fn a_token_posts_for_its_name_and_is_nobody_else() {
     }
     let status = plant.gateway.status();
     assert_eq!(crate::common::gateway::accepted(&status), 1, "{status:#}");
+}
+
+/// Nobody could say who may do what without reading rules, contracts and the source.
+#[test]
+fn check_says_what_each_name_may_do_and_why() {
+    let plant = Plant::start("who-rights");
+    let text = said(&plant.gateway, &["check", "--rights", "CONFIG"]);
+    for words in [
+        "source named",
+        "  press-4: user in",
+        "plant/+/press-4/state",
+        "contract machine.state: {machine} alone is its key",
+        "plant/+/press-4/quality",
+        "contract quality.result: publisher = \"{station}\"",
+        "test/plant/+/+/press-4",
+        "DNS name in a certificate",
+        "plant/+/{user}/state",
+        "source open",
+        "anonymous clients",
+        "forms/+/x",
+        "acl[2], for everybody",
+        "  erp: token in",
+        "POST /events/erp",
+    ] {
+        assert!(text.contains(words), "\"{words}\" is missing in:\n{text}");
+    }
+    assert!(!text.contains("plant/+/press-4/shift"), "rules alone say who publishes that: {text}");
+    let wide = |line: &&str| line.chars().count() > 80 && !line.contains('/');
+    assert_eq!(text.lines().find(wide), None, "it is readable in 80 columns");
+    let all: serde_json::Value =
+        serde_json::from_str(&said(&plant.gateway, &["check", "--rights", "--json", "CONFIG"])).expect("JSON");
+    let lowuser = all.as_array().expect("a list").iter().find(|one| one["name"] == "lowuser").expect("it is there");
+    assert!(lowuser["publish"].to_string().contains("plant/+/lowuser/state"), "{lowuser}");
+    // A contract that no proven name may publish by default is named.
+    let text = said(&plant.gateway, &["check", "CONFIG"]);
+    assert!(text.contains("nobody may publish \"plant/+/+/shift\"") && text.contains("line.shift"), "{text}");
 }

@@ -3,8 +3,8 @@
 //! Promise: 202 is made of receipts, one for every event of the request; every other answer says
 //! why, and whether to come again.
 
+use super::Shared;
 use super::cloudevents::{self, Given, Shape};
-use super::{Shared, tokens};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
@@ -12,7 +12,7 @@ use crate::http::{self, Reply};
 use crate::ingest::{Beside, Publishing, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::sources;
-use crate::sources::identity::Identity;
+use crate::sources::identity::{Identity, Presented, check_name};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -31,7 +31,7 @@ pub(super) const REQUEST_BYTES: u64 = 4 << 10;
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// Whom the client's certificate names.
-    pub(super) certificate: Option<Identity>,
+    pub(super) certificate: Option<Presented>,
 }
 
 /// An answer that takes nothing in.
@@ -167,7 +167,14 @@ fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Identit
             }
         }
         _ => match &peer.certificate {
-            Some(certificate) => Ok(certificate.clone()),
+            Some(presented) if !shared.is_trusted(presented) => denied(
+                "a certificate is not trusted any more",
+                "the revocation list of the certificate's authority has ended",
+            ),
+            Some(presented) => match presented.identity() {
+                Ok(identity) => Ok(identity),
+                Err(unnamed) => denied("a certificate names nobody", &unnamed.to_string()),
+            },
             None if shared.config.lets_in_anonymous() => Ok(Identity::Anonymous { claimed: String::new() }),
             None => denied("a caller shows no token", "a bearer token or a client certificate is needed"),
         },
@@ -179,7 +186,7 @@ fn source(written: &str) -> Result<String, Refusal> {
     let wrong = |detail| Refusal::new(StatusCode::BAD_REQUEST, "the path names no source", detail);
     let decoded = percent_encoding::percent_decode_str(written).decode_utf8();
     let decoded = decoded.map_err(|_| wrong("the source in the path is no UTF-8".to_owned()))?.into_owned();
-    tokens::check_name(&decoded).map_err(wrong)?;
+    check_name(&decoded).map_err(|reason| wrong(format!("no source name: {reason}")))?;
     Ok(decoded)
 }
 

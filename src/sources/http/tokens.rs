@@ -3,6 +3,8 @@
 //! The file has a line for each token, `name:sha256:…`, made by `forebay token add`. A token is 244
 //! random bits, so that a plain hash is enough: there is nothing to guess and nothing to slow down.
 
+use crate::ordered::sort;
+use crate::sources::identity::check_name;
 use crate::sources::secrets::{self, BadSecrets};
 use base64::Engine;
 use sha2::{Digest, Sha256};
@@ -36,6 +38,14 @@ impl Tokens {
         Ok(Self { names: secrets::load(file, entry)?.into_iter().collect() })
     }
 
+    /// The names that there are tokens for, in order.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.names.values().map(String::as_str).collect();
+        sort(&mut names, Ord::cmp);
+        names.dedup();
+        names
+    }
+
     /// Whose token this is.
     pub fn name(&self, token: &[u8]) -> Option<&str> {
         let hash: [u8; 32] = Sha256::digest(token).into();
@@ -43,26 +53,11 @@ impl Tokens {
     }
 }
 
-/// What may stand in the path as `{source}`, and so be the name of a token.
-pub(super) fn check_name(name: &str) -> Result<(), String> {
-    let is_bad = |c: char| c.is_control() || matches!(c, '/' | '+' | '#');
-    if name.is_empty() || name.len() > 128 || name.starts_with('$') || name.contains(is_bad) {
-        return Err(format!(
-            "\"{}\" is no source name; 1 to 128 bytes without \"/\", \"+\", \"#\" and control characters, nor a leading \"$\", are allowed",
-            name.escape_debug()
-        ));
-    }
-    Ok(())
-}
-
 /// Makes a token for a name and puts its hash into a token file, in place of an earlier one of that
 /// name. Returns the token; it is stored nowhere.
 pub fn put_token(file: &Path, name: &str) -> Result<String, BadSecrets> {
     let bad = |reason: String| BadSecrets::whole(file, reason);
     check_name(name).map_err(bad)?;
-    if name.trim() != name {
-        return Err(bad(format!("\"{name}\" starts or ends with a blank")));
-    }
     let random = [*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat();
     // The prefix lets people and scanners see what leaked.
     let token = format!("forebay_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random));

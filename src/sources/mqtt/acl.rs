@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn proven(name: &str) -> Identity {
-        Identity::Password { name: name.into(), proof: Proof::of(b"") }
+        Identity::Password { name: name.into(), proof: Proof::of(b""), chain: None }
     }
 
     fn publishes(rights: &Rights, topic: &str) -> bool {

@@ -4,7 +4,8 @@
 //! counts for the next login; a broken one is named in the log, and the users before stay in force.
 
 use crate::clock;
-use crate::sources::identity::Proof;
+use crate::ordered::sort;
+use crate::sources::identity::{Proof, check_name};
 use crate::sources::secrets::{self, BadSecrets};
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
@@ -64,6 +65,7 @@ impl std::fmt::Debug for Users {
 fn entry(line: &str) -> Result<(String, String), String> {
     let (name, hash) =
         line.split_once(':').ok_or("expected \"name:$argon2id$…\"; `forebay user add` writes such lines")?;
+    check_name(name)?;
     if !hash.starts_with("$argon2id$") || PasswordHash::new(hash).is_err() {
         return Err(format!("the hash of user \"{name}\" is no argon2id hash; `forebay user add` makes one"));
     }
@@ -89,6 +91,13 @@ impl Users {
             looked: Mutex::new((clock::instant(), stamp)),
             key,
         })
+    }
+
+    /// Every user, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.loaded().hashes.keys().cloned().collect();
+        sort(&mut names, Ord::cmp);
+        names
     }
 
     fn loaded(&self) -> std::sync::RwLockReadGuard<'_, Loaded> {
@@ -174,15 +183,10 @@ impl Users {
 /// and mode; one that is no password file is left alone.
 pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadSecrets> {
     let bad = |reason: String| BadSecrets::whole(file, reason);
-    if name.is_empty() || name.contains(|letter: char| letter == ':' || letter.is_control()) || name.starts_with('#') {
-        return Err(bad(format!(
-            "\"{}\" is no user name; \":\" and control characters are not allowed, nor a leading \"#\"",
-            name.escape_debug()
-        )));
+    if name.contains(':') {
+        return Err(bad(format!("\"{}\" is no user name; \":\" is not allowed", name.escape_debug())));
     }
-    if name.trim() != name {
-        return Err(bad(format!("\"{name}\" is no user name; blanks at its ends are not allowed")));
-    }
+    check_name(name).map_err(bad)?;
     let hash = hasher().hash_password(password).map_err(|error| bad(error.to_string()))?;
     secrets::put(file, name, &format!("{name}:{hash}"), entry)
 }

@@ -18,8 +18,9 @@ use crate::link::Protocol;
 use crate::security::Cause;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
-use crate::sources::identity::Identity;
+use crate::sources::identity::{Identity, Presented};
 use crate::sources::socket::{self, is_loopback};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -75,11 +76,14 @@ pub(super) async fn serve_tls(
     let handshake = Box::pin(acceptor.accept(stream));
     match tokio::time::timeout(shared.config.connect_wait_max.0, handshake).await {
         Ok(Ok(stream)) => {
-            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| {
-                let name = crate::tls::identity(chain.first()?).unwrap_or_default();
-                Some(Identity::Certificate { name, chain: chain.into() })
-            });
-            Connection::new(Box::new(stream), peer, &shared, newest, certificate).run(shutdown).await;
+            let session = stream.get_ref().1;
+            let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
+            match presented.map(Option::flatten) {
+                Ok(certificate) => {
+                    Connection::new(Box::new(stream), peer, &shared, newest, certificate).run(shutdown).await;
+                }
+                Err(untrusted) => shared.refuse(peer, "", Refusal::Tls, &untrusted.to_string()),
+            }
         }
         Ok(Err(error)) => shared.refuse(peer, "", Refusal::Tls, &format!("TLS handshake: {error}")),
         Err(_) => shared.refuse(peer, "", Refusal::Tls, "TLS handshake took too long"),
@@ -92,8 +96,8 @@ struct Connection<'s> {
     shared: &'s Shared,
     /// What is in force for those who come now.
     newest: watch::Receiver<Setup>,
-    /// Whom the client's certificate names, if it presented one.
-    certificate: Option<Identity>,
+    /// The client's certificate, if it presented one.
+    certificate: Option<Presented>,
     /// What has arrived and is not yet a whole packet.
     input: Vec<u8>,
     output: Vec<u8>,
@@ -131,7 +135,7 @@ impl<'s> Connection<'s> {
         peer: SocketAddr,
         shared: &'s Shared,
         newest: watch::Receiver<Setup>,
-        certificate: Option<Identity>,
+        certificate: Option<Presented>,
     ) -> Self {
         Self { stream, peer, shared, newest, certificate, input: Vec::new(), output: Vec::new() }
     }
@@ -224,13 +228,16 @@ impl<'s> Connection<'s> {
         }
         let (entered, denied) = match self.identify(&hello).await {
             // Whoever has proven a name can only be denied the topic of its will.
-            Ok(identity) => (self.enter(&hello, identity).await, Cause::Will),
+            Ok(identity) => {
+                let entered = self.enter(&hello, identity).await;
+                (entered.map_err(|(code, why)| (code, Cow::Borrowed(why))), Cause::Will)
+            }
             Err(refused) => (Err(refused), Cause::Login),
         };
         let (guest, is_present, expiry) = match entered {
             Ok(entered) => entered,
             Err((code, why)) => {
-                self.shared.turn_away(self.peer, &hello, (code, why), denied);
+                self.shared.turn_away(self.peer, &hello, (code, &why), denied);
                 let welcome = Welcome { code, is_present: false, assigned: None, expiry: None };
                 self.output.extend(connack(hello.protocol, self.shared, &welcome));
                 return None;
@@ -249,16 +256,19 @@ impl<'s> Connection<'s> {
     }
 
     /// Who the client is; or why it is not let in.
-    async fn identify(&self, hello: &Hello) -> Result<Identity, (u8, &'static str)> {
+    async fn identify(&self, hello: &Hello) -> Result<Identity, (u8, Cow<'static, str>)> {
         let shared = self.shared;
         if hello.client.is_empty() {
-            return Err((BAD_CLIENT_ID, "an empty client id needs a clean session"));
+            return Err((BAD_CLIENT_ID, "an empty client id needs a clean session".into()));
         }
         if hello.client.len() > 256 {
-            return Err((BAD_CLIENT_ID, "the client id is longer than 256 bytes"));
+            return Err((BAD_CLIENT_ID, "the client id is longer than 256 bytes".into()));
         }
         let is_local = is_loopback(self.peer.ip());
-        match (&hello.user, &shared.users) {
+        if let (Some(presented), true) = (&self.certificate, hello.user.is_none() || shared.users.is_none()) {
+            return presented.identity().map_err(|unnamed| (NOT_AUTHORIZED, unnamed.to_string().into()));
+        }
+        let identity = match (&hello.user, &shared.users) {
             (Some(user), Some(users)) => {
                 let password = hello.password.as_deref().unwrap_or_default();
                 let proof = match users.known(user, password) {
@@ -269,12 +279,12 @@ impl<'s> Connection<'s> {
                     },
                 };
                 match proof {
-                    Some(proof) => Ok(Identity::Password { name: user.clone(), proof }),
+                    Some(proof) => {
+                        let chain = self.certificate.as_ref().map(|presented| presented.chain.clone());
+                        Ok(Identity::Password { name: user.clone(), proof, chain })
+                    }
                     None => Err((BAD_LOGIN, "user name or password is wrong")),
                 }
-            }
-            _ if self.certificate.is_some() => {
-                self.certificate.clone().ok_or((NOT_AUTHORIZED, "this client has presented no certificate"))
             }
             (user, _) if shared.config.lets_in_anonymous() => {
                 Ok(Identity::Anonymous { claimed: user.clone().unwrap_or_default() })
@@ -282,7 +292,8 @@ impl<'s> Connection<'s> {
             (Some(_), None) => Err((NOT_AUTHORIZED, "this listener has no users; set passwords")),
             _ if is_local => Err((NOT_AUTHORIZED, "this listener wants a user name")),
             _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
-        }
+        };
+        identity.map_err(|(code, why)| (code, why.into()))
     }
 
     /// Takes the client's place and its session.

@@ -1,0 +1,119 @@
+//! `forebay check --rights`: who may publish and subscribe where, and why.
+
+use crate::config::Config;
+use crate::sources::http::{self, Tokens};
+use crate::sources::mqtt::{Grant, Grants, Users};
+use crate::telemetry::shown;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// What stands for a name that only a certificate can say.
+const ANY_NAME: &str = "{user}";
+
+/// Somebody who may do something.
+#[derive(Debug, Serialize)]
+pub(super) struct Entry {
+    /// Name of the source.
+    source: String,
+    /// The proven name; `{user}` for one that cannot be listed, empty for anonymous clients.
+    name: String,
+    /// Where the name comes from.
+    from: String,
+    #[serde(flatten)]
+    grants: Grants,
+}
+
+/// Everybody whom a configuration knows.
+pub(super) fn entries(config: &Config) -> Result<Vec<Entry>, String> {
+    let mut entries = Vec::new();
+    for listener in &config.listeners {
+        let mut add = |name: &str, from: String, grants: Grants| {
+            entries.push(Entry { source: listener.name.clone(), name: name.to_owned(), from, grants });
+        };
+        if let Some(file) = &listener.passwords {
+            let users = Users::load(file).map_err(|error| error.to_string())?;
+            for name in users.names() {
+                let from = format!("user in {}", file.display());
+                add(&name, from, listener.grants(Some(&name), &config.contracts));
+            }
+        }
+        if let Some(tls) = listener.tls.as_ref().filter(|tls| tls.client_ca.is_some()) {
+            let from =
+                format!("{} in a certificate; which there are, only their authority knows", tls.identity.words());
+            add(ANY_NAME, from, listener.grants(Some(ANY_NAME), &config.contracts));
+            for (pattern, grants) in listener.grants_of_patterns() {
+                add(&pattern, "certificates whose name fits, beside the above".into(), grants);
+            }
+        }
+        if listener.lets_in_anonymous() {
+            add("", "anonymous clients".into(), listener.grants(None, &config.contracts));
+        }
+    }
+    for server in &config.servers {
+        let mut add = |name: &str, from: String| {
+            let grants = Grants { publish: posts(server, name, config), subscribe: Vec::new() };
+            entries.push(Entry { source: server.name.clone(), name: name.to_owned(), from, grants });
+        };
+        if let Some(file) = &server.tokens {
+            let tokens = Tokens::load(file).map_err(|error| error.to_string())?;
+            for name in tokens.names() {
+                add(name, format!("token in {}", file.display()));
+            }
+        }
+        if let Some(tls) = server.tls.as_ref().filter(|tls| tls.client_ca.is_some()) {
+            let words = tls.identity.words();
+            add(ANY_NAME, format!("{words} in a certificate; which there are, only their authority knows"));
+        }
+        if server.lets_in_anonymous() {
+            add("", "anonymous callers".into());
+        }
+    }
+    Ok(entries)
+}
+
+/// What a caller may post.
+fn posts(server: &http::Config, name: &str, config: &Config) -> Vec<Grant> {
+    if name.is_empty() {
+        return vec![Grant { filter: "+/#".into(), why: "anonymous, for every source".into() }];
+    }
+    let why = format!("POST /events/{name}: a caller posts for itself");
+    let mut grants = vec![Grant { filter: format!("{name}/#"), why }];
+    let contracts = config.contracts.iter();
+    let written = contracts.filter(|one| one.source() == crate::contract::SourceKind::Http && one.is_for(&server.name));
+    for contract in written.filter(|one| one.publisher().is_some_and(|publisher| publisher.is_written)) {
+        if let (Some(filter), Some(publisher)) = (contract.filter_of_publisher(name), contract.publisher()) {
+            let why = format!("of contract {} only that: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
+            grants.push(Grant { filter, why });
+        }
+    }
+    grants
+}
+
+/// The entries as text, a source and a name at a time.
+pub(super) fn text(entries: &[Entry]) -> String {
+    let mut out = String::new();
+    let mut source = "";
+    for entry in entries {
+        if entry.source != source {
+            source = &entry.source;
+            let _ = writeln!(out, "source {}", shown(source));
+        }
+        let name = if entry.name.is_empty() { "(no name)" } else { &entry.name };
+        let _ = writeln!(out, "  {}: {}", shown(name), shown(&entry.from));
+        let mut list = |word: &str, grants: &[Grant]| {
+            if grants.is_empty() {
+                let _ = writeln!(out, "    {word:<10} nothing");
+            }
+            for grant in grants {
+                let _ = writeln!(out, "    {word:<10} {}", shown(&grant.filter));
+                let _ = writeln!(out, "               {}", shown(&grant.why));
+            }
+        };
+        list("publish", &entry.grants.publish);
+        list("subscribe", &entry.grants.subscribe);
+    }
+    if entries.is_empty() {
+        out.push_str("nobody is let in anywhere\n");
+    }
+    out
+}

@@ -1,0 +1,275 @@
+//! Certificates of clients: whether they are trusted and not revoked, and whom they name.
+//!
+//! Promise: a client's certificate and every authority between it and `client_ca` is held against the revocation lists,
+//! in the handshake and whenever it is judged again; a name counts only where the authorities above it may give it.
+
+use super::certificate::{Certificate, Name};
+use super::constraints;
+use super::revocation::Lists;
+use super::{
+    Certificates, CrlExpiry, ENVIRONMENT, Judging, NameKind, ServerFiles, TlsError, certificate_fault, certificates,
+    provider, unusable,
+};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::time_provider::TimeProvider;
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
+use std::sync::Arc;
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    VerifiedPath,
+};
+
+/// Judges certificates of clients, in the handshake and later on.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<Verifier>);
+
+#[derive(Debug)]
+struct Verifier {
+    /// Everything of a handshake but the certificates.
+    handshake: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    /// The certificates behind `roots`.
+    authorities: Vec<CertificateDer<'static>>,
+    lists: Lists,
+    crl_expiry: CrlExpiry,
+    identity: NameKind,
+}
+
+/// Why a certificate gives its client no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoName {
+    /// It has none of the kind.
+    #[error("its certificate has no {} (tls.identity = \"{}\")", .0.words(), .0.written())]
+    Missing(NameKind),
+    /// The authorities above it may not give it.
+    #[error("the authority of its certificate may not give the name in it (name constraints)")]
+    Constrained,
+    /// Its common name comes from an authority that is not in `client_ca`.
+    #[error(
+        "a common name counts only from an authority that is itself in tls.client_ca, and another has issued its certificate"
+    )]
+    Indirect,
+}
+
+/// What judges the certificates of clients, if they are asked for.
+pub(super) fn of(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Option<Clients>, TlsError> {
+    let Some(file) = &files.client_ca else {
+        return match files.crl {
+            None => Ok(None),
+            Some(_) => {
+                Err(TlsError::Unusable("tls.crl needs tls.client_ca: without it no client shows a certificate".into()))
+            }
+        };
+    };
+    let lists = files.crl.as_deref().map(Lists::read).transpose()?.unwrap_or_default();
+    let (mut roots, mut authorities) = (RootCertStore::empty(), Vec::new());
+    let mut revoked = 0;
+    for certificate in certificates(file)? {
+        // Whoever issued this authority has revoked it: what it has issued is not trusted any more.
+        if lists.revokes(&certificate) {
+            revoked += 1;
+            continue;
+        }
+        roots.add(certificate.clone()).map_err(|error| unusable(file, certificate_fault(&error)))?;
+        authorities.push(certificate);
+    }
+    if authorities.is_empty() {
+        return Err(unusable(file, format!("holds no authority that is not revoked by tls.crl; {revoked} are")));
+    }
+    let roots = Arc::new(roots);
+    let handshake = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider());
+    let handshake = match certificates_of_clients {
+        Certificates::Required => handshake,
+        Certificates::Optional => handshake.allow_unauthenticated(),
+    };
+    let handshake = handshake.build().map_err(|error| unusable(file, error.to_string()))?;
+    let (crl_expiry, identity) = (files.crl_expiry, files.identity);
+    Ok(Some(Clients(Arc::new(Verifier { handshake, roots, authorities, lists, crl_expiry, identity }))))
+}
+
+impl Clients {
+    /// What rustls asks in a handshake.
+    pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        Arc::<Verifier>::clone(&self.0)
+    }
+
+    /// The time that certificates are judged at.
+    pub fn now() -> UnixTime {
+        Judging.current_time().unwrap_or_else(UnixTime::now)
+    }
+
+    /// Whether a chain that was trusted at some time still is, and is not revoked: that it has expired since ends no
+    /// connection. Where the list of an authority has ended, what it has issued counts as revoked, unless that is
+    /// accepted.
+    pub fn accept(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> bool {
+        let Some((first, others)) = chain.split_first() else { return false };
+        self.0.verify(first, others, at, &|path| self.0.check_lists(path, Self::now())).is_ok()
+    }
+
+    /// How many revocation lists have ended whose clients are refused for that.
+    pub fn ended_lists(&self) -> usize {
+        match self.0.crl_expiry {
+            CrlExpiry::Refuse => self.0.lists.count_ended(Self::now()),
+            CrlExpiry::Accept => 0,
+        }
+    }
+
+    /// Whom a chain names that is trusted at this time.
+    pub fn name(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<String, NoName> {
+        let kind = self.0.identity;
+        let (first, others) = chain.split_first().ok_or(NoName::Missing(kind))?;
+        let read = Certificate::read(first).ok_or(NoName::Missing(kind))?;
+        let name = kind.of(&read).filter(|name| !name.is_empty()).ok_or(NoName::Missing(kind))?;
+        let mut above = others.iter().chain(&self.0.authorities);
+        // The library holds DNS names against constraints on DNS names; all else takes a look at the path.
+        if kind == NameKind::CommonName || above.any(constraints::are_in) {
+            let is_direct = |path: &VerifiedPath<'_>| path.intermediate_certificates().next().is_none();
+            let refuse = webpki::Error::NameConstraintViolation;
+            if kind == NameKind::CommonName {
+                let direct = |path: &VerifiedPath<'_>| if is_direct(path) { Ok(()) } else { Err(refuse.clone()) };
+                self.0.verify(first, others, at, &direct).map_err(|_| NoName::Indirect)?;
+            }
+            let permitted = |path: &VerifiedPath<'_>| {
+                let is_direct = kind != NameKind::CommonName || is_direct(path);
+                if is_direct && self.0.permits(path, name) { Ok(()) } else { Err(refuse.clone()) }
+            };
+            self.0.verify(first, others, at, &permitted).map_err(|_| NoName::Constrained)?;
+        }
+        Ok(name.to_owned())
+    }
+}
+
+impl NameKind {
+    /// The first name of the kind; a URI that names an environment is nobody's.
+    fn of<'a>(self, certificate: &Certificate<'a>) -> Option<&'a str> {
+        if self == Self::CommonName {
+            return certificate.common_name;
+        }
+        certificate.names.iter().find_map(|name| match (self, *name) {
+            (Self::Dns, Name::Dns(text)) | (Self::Email, Name::Mail(text)) => Some(text),
+            (Self::Uri, Name::Uri(text)) => (!text.starts_with(ENVIRONMENT)).then_some(text),
+            _ => None,
+        })
+    }
+}
+
+type Condition<'a> = dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> + 'a;
+
+impl Verifier {
+    /// Looks for a path to an authority that is trusted at a time, revoked by no list, and meets a condition.
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        at: UnixTime,
+        condition: &Condition<'_>,
+    ) -> Result<(), webpki::Error> {
+        let lists = self.lists.all();
+        // An authority whose list is not in the file has revoked nothing that is known.
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Ignore)
+                .build()
+        });
+        let algorithms = provider().signature_verification_algorithms.all;
+        let usage = KeyUsage::client_auth();
+        let certificate = EndEntityCert::try_from(certificate)?;
+        certificate
+            .verify_for_usage(algorithms, &self.roots.roots, others, at, usage, revocation, Some(condition))
+            .map(|_| ())
+    }
+
+    /// Refuses a path along which a list has ended.
+    fn check_lists(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
+        if self.crl_expiry == CrlExpiry::Accept {
+            return Ok(());
+        }
+        let issuers = path.intermediate_certificates().map(|one| one.issuer());
+        let ended = issuers.chain([path.end_entity().issuer()]).find_map(|issuer| self.lists.ended(issuer, now));
+        match ended {
+            None => Ok(()),
+            Some(next_update) => Err(webpki::Error::CrlExpired { time: now, next_update }),
+        }
+    }
+
+    /// Whether every authority along a path may give a name.
+    fn permits(&self, path: &VerifiedPath<'_>, name: &str) -> bool {
+        let may = |authority: &CertificateDer<'_>| constraints::permit(authority, self.identity, name);
+        let anchor = path.anchor();
+        let is_anchor = |authority: &CertificateDer<'_>| {
+            webpki::anchor_from_trusted_cert(authority).is_ok_and(|one| {
+                one.subject == anchor.subject && one.subject_public_key_info == anchor.subject_public_key_info
+            })
+        };
+        path.intermediate_certificates().all(|one| may(&one.der()))
+            && self.authorities.iter().filter(|authority| is_anchor(authority)).all(may)
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn offer_client_auth(&self) -> bool {
+        self.handshake.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.handshake.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.handshake.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verify(end_entity, intermediates, now, &|path| self.check_lists(path, now))
+            .map(|()| ClientCertVerified::assertion())
+            .map_err(|error| rustls::Error::InvalidCertificate(in_terms_of_tls(error)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.handshake.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.handshake.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.handshake.supported_verify_schemes()
+    }
+}
+
+/// The error that makes rustls send the alert that fits.
+fn in_terms_of_tls(error: webpki::Error) -> CertificateError {
+    use webpki::Error;
+    match error {
+        Error::BadDer | Error::TrailingData(_) => CertificateError::BadEncoding,
+        Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        Error::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
+        Error::CertRevoked => CertificateError::Revoked,
+        Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        Error::CrlExpired { time, next_update } => CertificateError::ExpiredRevocationListContext { time, next_update },
+        Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+}
