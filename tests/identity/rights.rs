@@ -310,6 +310,16 @@ fn a_token_posts_for_its_name_and_is_nobody_else() {
     }
     let status = plant.gateway.status();
     assert_eq!(crate::common::gateway::accepted(&status), 1, "{status:#}");
+    // Who proves nothing is nobody who could have proven something.
+    let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
+    let open = config.replace("tokens = \"tokens\"\n", "tokens = \"tokens\"\nanonymous = true\n");
+    std::fs::write(plant.gateway.config(), open).expect("written");
+    said(&plant.gateway, &["reload", "CONFIG"]);
+    let headers = [("content-type", "application/cloudevents+json")];
+    for (path, expected) in [("/events/erp", 403), ("/events/somebody", 202)] {
+        let answer = http::Client::dial(plant.programs).post(path, &headers, kind("somebody").as_bytes());
+        assert_eq!(answer.status, expected, "{path}: {}", answer.body);
+    }
 }
 
 /// Nobody could say who may do what without reading rules, contracts and the source.

@@ -138,6 +138,10 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
         let detail = format!("\"{name}\" may post to /events/{name} only");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "a caller posts for another source", detail));
     }
+    if caller.proven().is_none() && shared.tokens.as_ref().is_some_and(|tokens| tokens.has(&source)) {
+        let detail = format!("\"{source}\" has a token, so that only its holder posts for it");
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "an anonymous caller posts for a name with a token", detail));
+    }
     let payer = caller.proven().map_or_else(|| peer.address.ip().to_string(), str::to_owned);
     shared.rates.check(&payer, arrived).map_err(|wait| {
         let detail = format!("at most {} events a second are taken", shared.config.events_per_second_max);

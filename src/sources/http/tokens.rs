@@ -46,6 +46,11 @@ impl Tokens {
         names
     }
 
+    /// Whether there is a token for a name.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.values().any(|known| known == name)
+    }
+
     /// Whose token this is.
     pub fn name(&self, token: &[u8]) -> Option<&str> {
         let hash: [u8; 32] = Sha256::digest(token).into();

@@ -37,7 +37,8 @@ pub(super) struct Inbound {
     pub rights: Rights,
     pub device: Arc<Device>,
     aliases: HashMap<u16, String>,
-    routes: HashMap<String, Permitted>,
+    /// Where topics lead that the client may publish to.
+    routes: HashMap<String, Arc<Route>>,
     /// Taken in and not yet acknowledged, in order of arrival.
     unacknowledged: VecDeque<Unacknowledged>,
     /// Arrived and not yet taken in, in order of arrival.
@@ -52,7 +53,7 @@ pub(super) struct Inbound {
 }
 
 /// A route, and why the client may not use it; `None` if it may.
-type Permitted = (Arc<Route>, Option<Arc<str>>);
+type Permitted = (Arc<Route>, Option<String>);
 
 struct Unacknowledged {
     taken: Taken,
@@ -392,18 +393,22 @@ impl Inbound {
             }
         }
         let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias stands for nothing"))?;
-        if let Some((route, denied)) = self.routes.get(topic)
+        if let Some(route) = self.routes.get(topic)
             && shared.ingest.is_current(route)
         {
-            return Ok((Arc::clone(route), denied.clone()));
+            return Ok((Arc::clone(route), None));
         }
         let (route, denied) = shared.route(topic, &self.client, &self.rights);
-        let permitted = (Arc::new(route), denied.map(Arc::from));
+        let route = Arc::new(route);
+        if denied.is_some() {
+            // What is refused is not remembered: there is no end of it.
+            return Ok((route, denied));
+        }
         if self.routes.len() >= ROUTES_MAX {
             self.routes.clear();
         }
-        self.routes.insert(topic.to_owned(), permitted.clone());
-        Ok(permitted)
+        self.routes.insert(topic.to_owned(), Arc::clone(&route));
+        Ok((route, None))
     }
 
     /// Takes in what had found no room, as far as there is some now.
