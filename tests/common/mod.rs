@@ -5,6 +5,7 @@
 pub mod authority;
 pub mod broker;
 pub mod centre;
+pub mod cgroup;
 pub mod client;
 pub mod devices;
 pub mod fault_disk;
