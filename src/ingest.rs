@@ -139,6 +139,13 @@ impl Route {
         Some(Attribute::Auth { kind, name: &self.user })
     }
 
+    /// About how many bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        let words = [&self.source, &self.origin, &self.topic, &self.client, &self.user];
+        let captures = self.target.iter().flat_map(|target| &target.captures).map(|capture| capture.len() + 24);
+        size_of::<Self>() + words.iter().map(|word| word.len()).sum::<usize>() + captures.sum::<usize>()
+    }
+
     /// Tells the events of one device apart by where in it they come from: `part` goes behind the device.
     pub fn beneath(mut self, part: &str) -> Self {
         self.origin.push('/');

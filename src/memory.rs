@@ -7,12 +7,18 @@
 //! The budget is five eighths of the memory limit. The rest is for what the gateway holds without any peer (the
 //! program, the journal's caches, the dedupe window, the last values) and for what the allocator loses between blocks.
 //!
-//! Not here: who loses its permit when the budget is used up (the sources decide that).
+//! At the bound, connections that have not logged in are evicted first ([`Budget::admit`]); then a permit is refused, and
+//! the caller refuses or slows down whoever needed it.
 
 mod cgroup;
+mod strangers;
 
 pub use cgroup::limit as cgroup_limit;
+pub use strangers::Eviction;
 
+use strangers::{Strangers, Ticket};
+
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -23,6 +29,13 @@ pub const LIMIT_MIN: u64 = 32 << 20;
 /// The share of the limit that permits may take, in eighths. Measured: what permits do not cover stays below half of
 /// what they cover, so that the process stays below 15/16 of its limit.
 const EIGHTHS: u64 = 5;
+/// What permits of any kind may take of the total, in sixteenths. The rest is for connections, so that a device can log
+/// in while others hold all that they may: 10 MB of 160 MB, some 800 connections without TLS.
+const FOR_ALL: usize = 14;
+/// What permits may take once room was made: until the evicted connections are gone, both are held.
+const AFTER_EVICTION: usize = 1;
+/// What new connections may take, before room is made for them.
+const FOR_CONNECTIONS: usize = 15;
 
 /// The memory limit for a gateway whose configuration does not set one: the smallest limit of its cgroup and the
 /// parents of it, and at most [`LIMIT_DEFAULT`].
@@ -39,6 +52,7 @@ pub struct Budget {
     held: AtomicUsize,
     peak: AtomicUsize,
     refused: AtomicU64,
+    strangers: Strangers,
 }
 
 /// There is no room in the budget.
@@ -66,6 +80,9 @@ pub struct Usage {
     pub permits_peak: usize,
     /// How often there was no room for a permit since the start.
     pub refused: u64,
+    /// Connections that were closed before they had logged in, to make room, since the start.
+    #[serde(default)]
+    pub evicted: u64,
 }
 
 impl Budget {
@@ -77,6 +94,7 @@ impl Budget {
             held: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
+            strangers: Strangers::default(),
         };
         budget.set_limit(limit);
         Arc::new(budget)
@@ -89,15 +107,35 @@ impl Budget {
         self.total.store(usize::try_from(total).unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// A permit for `bytes`; 0 bytes always have room.
+    /// A permit for `bytes`; 0 bytes always have room. Connections that have not logged in make room for it.
     pub fn permit(self: &Arc<Self>, bytes: usize) -> Result<Permit, OverBudget> {
-        self.take(bytes)?;
-        Ok(Permit { budget: Arc::clone(self), bytes })
+        self.take_or_evict(bytes, FOR_ALL)?;
+        Ok(Permit { budget: Arc::clone(self), bytes, ticket: None })
     }
 
-    /// Bytes that permits may still take.
+    /// A permit for a connection that has not logged in yet. Where there is no room for it, the oldest such connection
+    /// of the address that holds most is evicted, and so are more until there is. `door` tells listeners apart.
+    pub fn admit(self: &Arc<Self>, bytes: usize, address: IpAddr, door: Door) -> Result<Permit, OverBudget> {
+        self.take_or_evict(bytes, FOR_CONNECTIONS)?;
+        let ticket = Some(self.strangers.enter(bytes, address, door));
+        Ok(Permit { budget: Arc::clone(self), bytes, ticket })
+    }
+
+    /// Evicts the connection of a listener that has not logged in and that [`Budget::admit`] would evict first;
+    /// `false` if there is none.
+    pub fn evict_at(&self, door: Door) -> bool {
+        self.strangers.evict_at(door)
+    }
+
+    /// Whether a listener has connections that have not logged in.
+    pub fn has_strangers_at(&self, door: Door) -> bool {
+        self.strangers.are_at(door)
+    }
+
+    /// Bytes that permits may still take without an eviction.
     pub fn room(&self) -> usize {
-        self.total.load(Ordering::Relaxed).saturating_sub(self.held.load(Ordering::Relaxed))
+        let may = self.total.load(Ordering::Relaxed) / 16 * FOR_ALL;
+        may.saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
     /// How the budget stands.
@@ -108,31 +146,54 @@ impl Budget {
             permits: self.held.load(Ordering::Relaxed),
             permits_peak: self.peak.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
+            evicted: self.strangers.evicted(),
         }
     }
 
-    fn take(&self, bytes: usize) -> Result<(), OverBudget> {
-        if bytes == 0 {
+    /// Takes `bytes` of so many sixteenths of the total; if they are used up, evicts and takes them of one more.
+    fn take_or_evict(&self, bytes: usize, sixteenths: usize) -> Result<(), OverBudget> {
+        if bytes == 0 || self.take(bytes, sixteenths) {
             return Ok(());
         }
-        let total = self.total.load(Ordering::Relaxed);
-        let before = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-            held.checked_add(bytes).filter(|sum| *sum <= total)
-        });
-        match before {
-            Ok(before) => {
-                self.peak.fetch_max(before + bytes, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(held) => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                Err(OverBudget { wanted: bytes, held, total })
-            }
+        if self.strangers.evict(bytes) && self.take(bytes, sixteenths + AFTER_EVICTION) {
+            return Ok(());
         }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let (held, total) = (self.held.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        Err(OverBudget { wanted: bytes, held, total })
+    }
+
+    fn take(&self, bytes: usize, sixteenths: usize) -> bool {
+        let may = self.total.load(Ordering::Relaxed) / 16 * sixteenths;
+        let before = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            held.checked_add(bytes).filter(|sum| *sum <= may)
+        });
+        if let Ok(before) = before {
+            self.peak.fetch_max(before + bytes, Ordering::Relaxed);
+        }
+        before.is_ok()
     }
 
     fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A listener, as the budget tells it from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Door(u64);
+
+impl Door {
+    /// A listener that is none of those before.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -141,6 +202,8 @@ impl Budget {
 pub struct Permit {
     budget: Arc<Budget>,
     bytes: usize,
+    /// Of a connection that was admitted before it had logged in.
+    ticket: Option<Ticket>,
 }
 
 impl Permit {
@@ -156,8 +219,9 @@ impl Permit {
 
     /// Takes `more` bytes; nothing changes where there is no room for all of them.
     pub fn grow(&mut self, more: usize) -> Result<(), OverBudget> {
-        self.budget.take(more)?;
+        self.budget.take_or_evict(more, FOR_ALL)?;
         self.bytes += more;
+        self.note();
         Ok(())
     }
 
@@ -166,6 +230,7 @@ impl Permit {
         let less = less.min(self.bytes);
         self.budget.give_back(less);
         self.bytes -= less;
+        self.note();
     }
 
     /// Grows or shrinks to `bytes`; nothing changes where there is no room.
@@ -183,12 +248,32 @@ impl Permit {
     pub fn split(&mut self, bytes: usize) -> Permit {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Permit { budget: Arc::clone(&self.budget), bytes }
+        self.note();
+        Permit { budget: Arc::clone(&self.budget), bytes, ticket: None }
+    }
+
+    /// The connection has logged in: it is not evicted any more.
+    pub fn log_in(&self) {
+        if let Some(ticket) = &self.ticket {
+            self.budget.strangers.leave(ticket);
+        }
+    }
+
+    /// Resolves when the connection is evicted.
+    pub fn eviction(&self) -> Eviction {
+        Eviction::of(self.ticket.as_ref())
+    }
+
+    fn note(&self) {
+        if let Some(ticket) = &self.ticket {
+            self.budget.strangers.resize(ticket, self.bytes);
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.log_in();
         self.budget.give_back(self.bytes);
     }
 }
@@ -196,36 +281,42 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    /// Permits may take 1,600 bytes of it in all, 1,400 without an eviction.
+    fn small() -> Arc<Budget> {
+        Budget::new(2560)
+    }
 
     #[test]
     fn permits_never_exceed_five_eighths_of_the_limit() {
-        let budget = Budget::new(8000);
-        assert_eq!((budget.usage().permits_max, budget.room()), (5000, 5000));
-        let mut first = budget.permit(3000).expect("room");
-        let second = budget.permit(2000).expect("room");
-        assert_eq!(budget.permit(1).expect_err("none"), OverBudget { wanted: 1, held: 5000, total: 5000 });
-        assert!(first.grow(1).is_err() && first.bytes() == 3000);
+        let budget = small();
+        assert_eq!((budget.usage().permits_max, budget.room()), (1600, 1400));
+        let mut first = budget.permit(1000).expect("room");
+        let second = budget.permit(400).expect("room");
+        assert_eq!(budget.permit(1).expect_err("none"), OverBudget { wanted: 1, held: 1400, total: 1600 });
+        assert!(first.grow(1).is_err() && first.bytes() == 1000);
         assert!(budget.permit(0).is_ok(), "nothing always has room");
         assert!(budget.permit(usize::MAX).is_err(), "a sum that overflows is refused");
         drop(second);
-        first.grow(1500).expect("room");
+        first.grow(300).expect("room");
         first.resize(100).expect("smaller");
         let part = first.split(40);
         assert_eq!((first.bytes(), part.bytes(), budget.usage().permits), (60, 40, 100));
         first.shrink(1000);
         drop((first, part));
         let usage = budget.usage();
-        assert_eq!((usage.permits, usage.permits_peak, usage.refused), (0, 5000, 3));
+        assert_eq!((usage.permits, usage.permits_peak, usage.refused), (0, 1400, 3));
     }
 
     #[test]
     fn another_limit_counts_for_the_next_permit() {
-        let budget = Budget::new(8000);
-        let held = budget.permit(5000).expect("room");
-        budget.set_limit(1600);
+        let budget = small();
+        let held = budget.permit(1400).expect("room");
+        budget.set_limit(1280);
         assert!(budget.permit(1).is_err() && budget.room() == 0);
         drop(held);
-        assert!(budget.permit(1000).is_ok() && budget.permit(1001).is_err());
+        assert!(budget.permit(700).is_ok() && budget.permit(701).is_err());
     }
 
     #[test]
@@ -243,5 +334,41 @@ mod tests {
             }
         });
         assert_eq!(budget.usage().permits, 0);
+    }
+
+    async fn is_evicted(permit: &Permit) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), permit.eviction().begun()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn connections_that_have_not_logged_in_make_room_oldest_first_of_the_address_that_holds_most() {
+        let (budget, door) = (small(), Door::new());
+        let at = |last: u8, bytes| budget.admit(bytes, IpAddr::from([10, 0, 0, last]), door);
+        let quiet = at(1, 100).expect("room");
+        let logged_in = at(2, 400).expect("room");
+        logged_in.log_in();
+        let (older, newer) = (at(3, 300).expect("room"), at(3, 300).expect("room"));
+        let mut device = at(4, 200).expect("room");
+        device.log_in();
+        device.grow(200).expect("room is made");
+        assert!(is_evicted(&older).await);
+        assert!(!is_evicted(&newer).await && !is_evicted(&quiet).await && !is_evicted(&logged_in).await);
+        assert_eq!(budget.usage().permits, 1500, "the evicted one holds its bytes until it is gone");
+        assert!(device.grow(200).is_err(), "nothing exceeds the budget meanwhile");
+        drop((older, newer));
+        device.grow(200).expect("room");
+        drop(quiet);
+        assert_eq!((budget.usage().evicted, budget.usage().refused), (2, 1));
+        assert!(device.grow(1400).is_err(), "who has logged in is not evicted");
+    }
+
+    #[tokio::test]
+    async fn a_listener_makes_room_among_its_own_connections() {
+        let (budget, one, other) = (small(), Door::new(), Door::new());
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let first = budget.admit(1, address, one).expect("room");
+        let second = budget.admit(100, address, other).expect("room");
+        assert!(budget.evict_at(one) && is_evicted(&first).await && !is_evicted(&second).await);
+        assert!(!budget.evict_at(one), "there is none left");
     }
 }

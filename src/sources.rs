@@ -1,6 +1,7 @@
 //! Sources: where raw facts come in. Each acknowledges only with a receipt.
 
 pub mod broker;
+mod handshake;
 pub mod http;
 mod identity;
 pub mod modbus;
@@ -64,12 +65,22 @@ pub enum Refusal {
     Limit,
     /// A device or system that is asked refused to answer, or did not.
     Answer,
+    /// There was no room in the memory budget for what it sent, or for its connection.
+    Memory,
 }
 
 impl Refusal {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Connection, Self::Tls, Self::Access, Self::Protocol, Self::Content, Self::Limit, Self::Answer];
+    pub const ALL: [Self; 8] = [
+        Self::Connection,
+        Self::Tls,
+        Self::Access,
+        Self::Protocol,
+        Self::Content,
+        Self::Limit,
+        Self::Answer,
+        Self::Memory,
+    ];
 
     /// One word.
     pub fn name(self) -> &'static str {
@@ -81,6 +92,7 @@ impl Refusal {
             Self::Content => "content",
             Self::Limit => "limit",
             Self::Answer => "answer",
+            Self::Memory => "memory",
         }
     }
 }

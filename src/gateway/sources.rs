@@ -118,7 +118,8 @@ impl Ground {
                     ingest: Arc::clone(&self.ingest),
                     local: Arc::clone(&self.local),
                     registry: Arc::clone(&self.registry),
-                    devices: Arc::new(Devices::default()),
+                    devices: Arc::new(Devices::new(Arc::clone(&self.budget))),
+                    budget: Arc::clone(&self.budget),
                 };
                 handle.devices = Some(Arc::clone(&parts.devices));
                 let listener = Arc::new(Listener::open(config, parts, stats).with_context(what)?);

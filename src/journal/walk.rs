@@ -46,6 +46,11 @@ impl Walk {
         self.block.end()
     }
 
+    /// Its share of the block's bytes, which others may be in too.
+    pub fn bytes(&self) -> usize {
+        self.block.bytes() / Arc::strong_count(&self.block).max(1)
+    }
+
     /// The next record.
     pub fn step(&mut self, lane: &Lane) -> Option<Step<'_>> {
         self.step_with(|number| lane.published(number))

@@ -162,6 +162,11 @@ impl Feed {
         skipped
     }
 
+    /// Bytes of the blocks that it is in.
+    pub fn bytes(&self) -> usize {
+        self.lanes.iter().filter_map(|reading| reading.walk.as_ref()).map(Walk::bytes).sum()
+    }
+
     /// Lets go of what it has read ahead; it goes on at the same place.
     pub fn rest(&mut self) {
         for reading in &mut self.lanes {

@@ -17,6 +17,7 @@ mod login;
 mod outbound;
 mod parts;
 mod registry;
+mod room;
 mod session;
 mod will;
 pub(crate) mod wire;
@@ -31,6 +32,7 @@ pub use wire::{Fault, Frame, Publish, frame, publish};
 use crate::clock;
 use crate::ingest::Ingest;
 use crate::local::Local;
+use crate::memory::{Budget, Door as BudgetDoor, Permit};
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
@@ -39,7 +41,7 @@ use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::task::boxed;
-use crate::telemetry::Limiter;
+use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -79,6 +81,12 @@ pub struct Config {
     /// The largest payload.
     #[serde(default = "payload_max")]
     pub payload_max: Bytes,
+    /// Bytes of a topic or a topic filter.
+    #[serde(default = "topic_max")]
+    pub topic_max: usize,
+    /// How long a packet may take from its first byte to its last, beside a second for each 500 bytes of it.
+    #[serde(default = "packet_wait_max")]
+    pub packet_wait_max: Span,
     /// Publishes that a client may have unacknowledged (Receive Maximum of MQTT 5).
     #[serde(default = "receive_maximum")]
     pub receive_maximum: u16,
@@ -120,6 +128,14 @@ fn connect_wait_max() -> Span {
 fn payload_max() -> Bytes {
     Bytes(256 << 10)
 }
+/// Topics of plants stay below 200 bytes; Unified Namespace and Sparkplug names below 500.
+fn topic_max() -> usize {
+    1024
+}
+/// As long as a client may refuse to read what it is sent: longer than a radio link is away while it changes its cell.
+fn packet_wait_max() -> Span {
+    Span(Duration::from_secs(20))
+}
 fn receive_maximum() -> u16 {
     256
 }
@@ -150,6 +166,8 @@ fn backlog_age_max() -> Span {
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Why a client goes whose certificates are not trusted any more.
 const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
+/// Connections that are told at once that there is no memory for them; more are closed without a word.
+const TURNED_AWAY_MAX: usize = 16;
 /// Topic, properties and headers around the largest payload.
 const PACKET_BYTES_BESIDE: usize = 128 << 10;
 
@@ -164,6 +182,12 @@ impl Config {
         }
         if self.receive_maximum == 0 {
             return Err(("receive_maximum", "0 is not allowed; 1 to 65535 are".into()));
+        }
+        if self.topic_max == 0 || self.topic_max > usize::from(u16::MAX) {
+            return Err(("topic_max", format!("{} is out of bounds; 1 to 65535 bytes are allowed", self.topic_max)));
+        }
+        if self.packet_wait_max.0.is_zero() {
+            return Err(("packet_wait_max", "0s is not allowed; a packet needs a moment to arrive".into()));
         }
         if self.connections_max == 0 || self.connects_per_second_max == 0 {
             return Err(("connections_max", "connections_max and connects_per_second_max are at least 1".into()));
@@ -217,6 +241,8 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// The picture of each device.
     pub devices: Arc<Devices>,
+    /// What clients can make the process hold.
+    pub budget: Arc<Budget>,
 }
 
 /// A listener that has its port.
@@ -253,6 +279,9 @@ struct Shared {
     local: Arc<Local>,
     groups: Groups,
     devices: Arc<Devices>,
+    budget: Arc<Budget>,
+    /// This listener, as the budget tells it from others.
+    budget_door: BudgetDoor,
 }
 
 impl Shared {
@@ -270,6 +299,8 @@ impl Shared {
             local: Arc::clone(&parts.local),
             registry: Arc::clone(&parts.registry),
             devices: Arc::clone(&parts.devices),
+            budget: Arc::clone(&parts.budget),
+            budget_door: BudgetDoor::new(),
             hashing: Arc::clone(hashing),
             stats: Arc::clone(stats),
             refusals: Limiter::new(Duration::from_secs(10)),
@@ -313,6 +344,18 @@ impl Shared {
         }
     }
 
+    /// A permit for a connection from `peer`; `None` where there is no memory for one more.
+    fn admit(&self, peer: SocketAddr) -> Option<Permit> {
+        let bytes = if self.tls.is_some() { room::TLS_BYTES } else { room::PLAIN_BYTES };
+        match self.budget.admit(bytes, peer.ip(), self.budget_door) {
+            Ok(permit) => Some(permit),
+            Err(error) => {
+                self.refuse(peer, "", Refusal::Memory, &error.to_string());
+                None
+            }
+        }
+    }
+
     /// Counts, logs and reports something that a client may not do.
     fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
@@ -321,6 +364,17 @@ impl Shared {
         self.stats.refuse(Refusal::Access);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.config.name, %peer, client = %device.client, user, what, held_back, "refused: {why}");
+        }
+    }
+
+    /// Counts and logs something of a client that is too much, or that the gateway cannot take.
+    fn refuse_client(&self, device: &Device, topic: &str, reason: Refusal, why: &str) {
+        device.refused.add(1);
+        self.stats.refuse(reason);
+        if let Some(held_back) = self.refusals.allow(clock::instant()) {
+            let (user, peer) = device.user_and_peer();
+            let (user, client, topic) = (shown(&user), shown(&device.client), shown(topic));
+            tracing::warn!(source = %self.config.name, %client, %user, %peer, %topic, held_back, "client refused: {why}");
         }
     }
 
@@ -348,9 +402,11 @@ impl Shared {
     /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
     /// that says "not authorized".
     fn turn_away(&self, peer: SocketAddr, hello: &hello::Hello, (code, why): (u8, &str), denied: Cause) {
-        self.refuse(peer, &hello.client, Refusal::Access, why);
+        let reason = if why == room::NO_MEMORY.text { Refusal::Memory } else { Refusal::Access };
+        self.refuse(peer, &hello.client, reason, why);
         let user = hello.user.as_deref().unwrap_or_default();
         let cause = match code {
+            _ if reason == Refusal::Memory => return,
             hello::QUOTA => Cause::SessionQuota,
             hello::BAD_CLIENT_ID => Cause::Session,
             hello::NOT_AUTHORIZED | hello::BAD_LOGIN => denied,
@@ -406,6 +462,7 @@ impl Listener {
         async move {
             let mut setup = newest.borrow_and_update().clone();
             let mut sessions = JoinSet::new();
+            let mut turned_away = JoinSet::new();
             let mut gate = Gate::new(setup.shared.config.connects_per_second_max);
             let mut sweep = tokio::time::interval(SWEEP_EVERY);
             sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -413,7 +470,8 @@ impl Listener {
             loop {
                 let shared = &setup.shared;
                 let wait = gate.wait(clock::instant());
-                let has_room = sessions.len() < shared.config.connections_max;
+                let is_full = sessions.len() >= shared.config.connections_max;
+                let has_room = !is_full || shared.budget.has_strangers_at(shared.budget_door);
                 tokio::select! {
                     () = shutdown.begun() => break,
                     changed = newest.changed() => {
@@ -425,6 +483,7 @@ impl Listener {
                     }
                     // The ended are taken out, so that the set does not grow.
                     Some(_) = sessions.join_next() => {}
+                    Some(_) = turned_away.join_next() => {}
                     () = tokio::time::sleep(wait), if !wait.is_zero() => {}
                     _ = sweep.tick() => {
                         // A revocation list ends without anybody doing anything.
@@ -443,10 +502,20 @@ impl Listener {
                     accepted = setup.accept(), if wait.is_zero() && has_room => match accepted {
                         Ok((stream, peer)) => {
                             gate.pass(clock::instant());
+                            if is_full {
+                                shared.budget.evict_at(shared.budget_door);
+                            }
+                            let Some(permit) = shared.admit(peer) else {
+                                if turned_away.len() < TURNED_AWAY_MAX && shared.tls.is_none() {
+                                    turned_away.spawn(boxed(session::turn_away(stream)));
+                                }
+                                continue;
+                            };
+                            let accepted = session::Accepted { stream, peer, permit };
                             let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
                             sessions.spawn(match shared.tls.clone() {
-                                None => boxed(session::serve(stream, peer, shared, newest, shutdown)),
-                                Some(tls) => boxed(session::serve_tls(stream, peer, tls.into(), shared, newest, shutdown)),
+                                None => boxed(session::serve(accepted, shared, newest, shutdown)),
+                                Some(tls) => boxed(session::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
                             });
                         }
                         Err(error) => {

@@ -137,8 +137,12 @@ impl<S> Setup<S> {
     }
 }
 
+/// What the kernel buffers of a connection in each direction. It doubles this for its own needs, and without a bound lets
+/// a client that does not read make it hold 4 MB, which the control group counts.
+pub const BUFFER_BYTES: usize = 64 << 10;
+
 /// Ends connections of peers that are gone within some two minutes, and of peers that live but
-/// read nothing of what was written within `unread_max`.
+/// read nothing of what was written within `unread_max`. Bounds what the kernel buffers.
 pub fn tune(stream: &TcpStream, unread_max: Duration) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
@@ -148,6 +152,8 @@ pub fn tune(stream: &TcpStream, unread_max: Duration) {
     let _ = stream.set_nodelay(true);
     let socket = socket2::SockRef::from(stream);
     let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(BUFFER_BYTES);
     let _ = socket.set_tcp_user_timeout(Some(unread_max));
 }
 

@@ -3,6 +3,7 @@
 use crate::clock;
 use crate::event::{AuthType, Timestamp};
 use crate::ingest::Taken;
+use crate::memory::{Budget, Permit};
 use crate::ordered::sort;
 use crate::sources::identity::Identity;
 use crate::telemetry::{Counter, Gauge};
@@ -14,6 +15,8 @@ use std::time::Instant;
 
 /// Devices that are remembered; beyond it, one that is gone makes room.
 const DEVICES_MAX: usize = 20_000;
+/// What a device takes in memory: its counters, and names of at most 256 bytes each.
+const DEVICE_BYTES: usize = 1024;
 /// What a clock offset says while none has been seen.
 const UNSEEN: i64 = i64::MIN;
 
@@ -35,6 +38,8 @@ pub struct Device {
     last_event: Gauge,
     /// Microseconds that its clock is ahead, by the newest event with a time of its own.
     clock_offset: AtomicI64,
+    /// Covers it; there is none for a device that is forgotten when it goes.
+    _permit: Option<Permit>,
 }
 
 #[derive(Clone, Debug)]
@@ -83,12 +88,18 @@ pub struct DeviceStatus {
 }
 
 /// The devices of a listener.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Devices {
+    budget: Arc<Budget>,
     all: Mutex<HashMap<String, Arc<Device>>>,
 }
 
 impl Devices {
+    /// No devices yet.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, all: Mutex::default() }
+    }
+
     /// The device of a client id, which connects now.
     pub(super) fn connected(
         &self,
@@ -99,28 +110,25 @@ impl Devices {
     ) -> Arc<Device> {
         let now = (clock::instant(), Timestamp::from(clock::wall()));
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(client) && all.len() >= DEVICES_MAX {
-            // The one that has been silent for longest goes.
-            let gone = all.values().filter(|device| device.who().connected.is_none());
-            if let Some(oldest) =
-                gone.min_by_key(|device| device.last_event.value()).map(|device| device.client.clone())
-            {
-                all.remove(&oldest);
+        let known = all.get(client).cloned();
+        let device = known.unwrap_or_else(|| {
+            let mut permit = self.budget.permit(DEVICE_BYTES).ok();
+            if all.len() >= DEVICES_MAX || permit.is_none() {
+                // The one that has been silent for longest goes.
+                let gone = all.values().filter(|device| device.who().connected.is_none());
+                if let Some(oldest) =
+                    gone.min_by_key(|device| device.last_event.value()).map(|device| device.client.clone())
+                {
+                    all.remove(&oldest);
+                }
+                permit = permit.or_else(|| self.budget.permit(DEVICE_BYTES).ok());
             }
-        }
-        let device = all.entry(client.to_owned()).or_insert_with(|| {
-            let who =
-                Who { identity: String::new(), proven_by: None, peer, version, connected: None, received_before: 0 };
-            Arc::new(Device {
-                client: client.to_owned(),
-                who: Mutex::new(who),
-                received: Counter::default(),
-                dead: Counter::default(),
-                redelivered: Counter::default(),
-                refused: Counter::default(),
-                last_event: Gauge::default(),
-                clock_offset: AtomicI64::new(UNSEEN),
-            })
+            let is_remembered = permit.is_some();
+            let device = Arc::new(Device::new(client, peer, version, permit));
+            if is_remembered {
+                all.insert(client.to_owned(), Arc::clone(&device));
+            }
+            device
         });
         let received_before = device.received.value();
         *device.who() = Who {
@@ -131,7 +139,7 @@ impl Devices {
             connected: Some(now),
             received_before,
         };
-        Arc::clone(device)
+        device
     }
 
     /// Every device, in the order of their client ids.
@@ -146,6 +154,21 @@ impl Devices {
 }
 
 impl Device {
+    fn new(client: &str, peer: SocketAddr, version: &'static str, permit: Option<Permit>) -> Self {
+        let who = Who { identity: String::new(), proven_by: None, peer, version, connected: None, received_before: 0 };
+        Self {
+            client: client.to_owned(),
+            who: Mutex::new(who),
+            received: Counter::default(),
+            dead: Counter::default(),
+            redelivered: Counter::default(),
+            refused: Counter::default(),
+            last_event: Gauge::default(),
+            clock_offset: AtomicI64::new(UNSEEN),
+            _permit: permit,
+        }
+    }
+
     fn who(&self) -> std::sync::MutexGuard<'_, Who> {
         self.who.lock().unwrap_or_else(PoisonError::into_inner)
     }

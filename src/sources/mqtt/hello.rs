@@ -9,6 +9,11 @@ use crate::link::{Protocol, push_varint};
 
 /// Topic aliases that a client of MQTT 5 may set.
 pub const ALIASES_MAX: u16 = 64;
+/// The largest CONNECT: a will of 64 KiB, and 8 KiB for all else, tokens as passwords included. It is read before
+/// anybody has logged in, so that the largest packet of a listener is not allowed here.
+pub const CONNECT_BYTES_MAX: usize = 72 << 10;
+/// The longest user name, as long as a client id may be: each is kept for every connection, session and device.
+const USER_BYTES_MAX: usize = 256;
 const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, 1];
 
 /// What CONNECT asks, in either version.
@@ -39,7 +44,51 @@ pub struct Hello {
 /// The answer for a client that is not let in, and why, for the log.
 pub type NotLetIn = (Vec<u8>, &'static str);
 
+/// What the body of a CONNECT begins with: the name of the protocol.
+const NAMES: [&[u8]; 2] = [b"\0\x04MQTT", b"\0\x06MQIsdp"];
+
+/// What stands behind the fixed header, as far as it has arrived.
+fn body(bytes: &[u8]) -> &[u8] {
+    let header = bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0);
+    header.and_then(|last| bytes.get(2 + last..)).unwrap_or_default()
+}
+
+/// Judges a connection by its first bytes, before CONNECT is whole: a client that speaks something else is not waited for.
+pub fn check_start(bytes: &[u8]) -> Result<(), NotLetIn> {
+    if bytes.first().is_some_and(|first| *first != 0x10) {
+        return Err((Vec::new(), "the first packet is not CONNECT"));
+    }
+    let body = body(bytes);
+    let fits = |name: &[u8]| body.iter().zip(name).all(|(given, wanted)| given == wanted);
+    if NAMES.iter().any(|name| fits(name)) {
+        Ok(())
+    } else {
+        Err((Vec::new(), "CONNECT of another protocol than MQTT"))
+    }
+}
+
+/// The answer for a client that is not let in, by as much of its CONNECT as there is; empty where that does not say
+/// which version it speaks.
+pub fn refuse_start(bytes: &[u8], code: u8) -> Vec<u8> {
+    match body(bytes) {
+        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, 3],
+        [0, 4, b'M', b'Q', b'T', b'T', level, ..] if *level >= 5 => refuse(code),
+        _ => Vec::new(),
+    }
+}
+
 impl Hello {
+    /// Whether its names are short enough to be kept. The error is a code for CONNACK, and why for the log.
+    pub fn check(&self, topic_max: usize) -> Result<(), (u8, &'static str)> {
+        if self.user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
+            return Err((BAD_LOGIN, "the user name is longer than 256 bytes"));
+        }
+        if self.will.as_ref().is_some_and(|will| will.topic.len() > topic_max) {
+            return Err((BAD_TOPIC, "the topic of the will is longer than topic_max"));
+        }
+        Ok(())
+    }
+
     /// Reads CONNECT. The error is the answer for the client, and why for the log.
     pub fn read(frame: &Frame<'_>) -> Result<Self, NotLetIn> {
         if frame.first != 0x10 {
@@ -193,7 +242,31 @@ pub const BAD_LOGIN: u8 = 0x86;
 pub const NOT_AUTHORIZED: u8 = 0x87;
 /// Server busy.
 pub const BUSY: u8 = 0x89;
+/// Topic Name invalid.
+pub const BAD_TOPIC: u8 = 0x90;
 /// Packet too large.
 pub const TOO_LARGE: u8 = 0x95;
 /// Quota exceeded.
 pub const QUOTA: u8 = 0x97;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_speaks_something_else_is_known_by_its_first_bytes() {
+        for good in [&b""[..], b"\x10", b"\x10\xF0", b"\x10\xF0\x80\x01\0\x04MQT", b"\x10\x0c\0\x06MQIs"] {
+            assert_eq!(check_start(good), Ok(()), "{good:?}");
+        }
+        for bad in [&b"\x30"[..], b"GET / HTTP/1.1", b"\x16\x03\x01", b"\x10\x0c\0\x04HTTP", b"\x10\x0c\0\x05"] {
+            assert!(check_start(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_before_connect_is_whole_is_in_the_version_of_the_client() {
+        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x05\x02", 0x95), [0x20, 3, 0, 0x95, 0]);
+        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x04\x02", 0x95), [0x20, 2, 0, 3]);
+        assert!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQ", 0x95).is_empty());
+    }
+}

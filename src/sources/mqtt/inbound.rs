@@ -10,6 +10,7 @@ use super::acl::{Permission, Rights};
 use super::hello::ALIASES_MAX;
 use super::outbound::Wire;
 use super::registry::{Exchange, Key, Session, Unanswered};
+use super::room::Room;
 use super::wire::{self, Fault, Frame, PUBACK, PUBCOMP, PUBREC};
 use super::{Shared, devices::Device};
 use crate::clock;
@@ -22,11 +23,27 @@ use crate::local::split_share;
 use crate::security::Cause;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Topics whose contract a connection remembers.
 const ROUTES_MAX: usize = 256;
+/// Beside its topic and its parts, what a remembered route takes: the places in its map and its counts.
+const ROUTE_BYTES: usize = 128;
+/// What a topic alias takes beside the topic.
+const ALIAS_BYTES: usize = 64;
+/// What a publish takes while its acknowledgement is awaited.
+pub(super) const UNACKNOWLEDGED_BYTES: usize = 2 * size_of::<Unacknowledged>();
+/// What an open exchange of QoS 2 takes: 470 bytes measured, in the session and in what is noted of it.
+pub(super) const EXCHANGE_BYTES: usize = 512;
+/// What a publish that found no room takes beside what it holds.
+const HELD_BYTES: usize = 2 * size_of::<Held>();
+/// What an answer takes that waits for a note.
+const ANSWER_BYTES: usize = 2 * size_of::<Answer>();
+/// Answers that may wait for notes before the socket is not read: as many as a Receive Maximum allows releases.
+const ANSWERS_MAX: usize = 256;
+/// A packet that arrives has to be at least this quick: half of what the slowest lines do that plants have (1 kB/s).
+const PACKET_BYTES_PER_SECOND_MIN: u64 = 500;
 
 /// What a connection knows of its client.
 pub(super) struct Inbound {
@@ -50,6 +67,15 @@ pub(super) struct Inbound {
     exchanges_open: usize,
     /// Answers that wait for a note of the session, in order.
     answers: VecDeque<Answer>,
+    /// What all of this takes.
+    pub room: Room,
+    routes_bytes: usize,
+    /// What the subscriptions and what is on its way to the client take.
+    outbound_bytes: usize,
+    /// Since when a packet arrives that is not whole yet.
+    partial_since: Option<Instant>,
+    /// The topic of the publish that ended the connection.
+    topic_at_fault: String,
 }
 
 /// A route, and why the client may not use it; `None` if it may.
@@ -73,6 +99,8 @@ struct Held {
     is_qos2: bool,
     hash: u64,
     arrived: Instant,
+    /// What it takes.
+    bytes: usize,
 }
 
 /// An answer that leaves once the session's note is on the disk.
@@ -106,8 +134,9 @@ impl Inbound {
         session: Box<Session>,
         wire: Wire,
         rights: Rights,
-        device: Arc<Device>,
+        (device, room): (Arc<Device>, Room),
     ) -> Self {
+        let outbound_bytes = session.outbound.bytes();
         Self {
             key,
             client,
@@ -123,13 +152,18 @@ impl Inbound {
             recs_awaited: 0,
             exchanges_open: 0,
             answers: VecDeque::new(),
+            room,
+            routes_bytes: 0,
+            outbound_bytes,
+            partial_since: None,
+            topic_at_fault: String::new(),
         }
     }
 
     /// Gives the client other rights; subscriptions that they do not cover end.
     pub(super) fn entitle(&mut self, rights: Rights, shared: &Shared) {
         self.rights = rights;
-        self.routes.clear();
+        self.forget_routes();
         let outbound = &mut self.session.outbound;
         let mut is_changed = false;
         for subscription in outbound.subscriptions() {
@@ -154,7 +188,47 @@ impl Inbound {
         let is_awaited = !self.unacknowledged.is_empty() || !self.held.is_empty();
         // An exchange that waits for its PUBREL needs reading to end.
         let is_full = is_awaited && in_flight >= usize::from(shared.config.receive_maximum).max(1);
-        !is_full && self.held_bytes < usize::try_from(shared.config.waiting_max.0).unwrap_or(usize::MAX)
+        // While memory is short, a client that waits for its lane waits for memory too.
+        let is_short = !self.held.is_empty() && self.room.is_scarce();
+        let has_answers = self.answers.len() >= ANSWERS_MAX;
+        let waiting_max = usize::try_from(shared.config.waiting_max.0).unwrap_or(usize::MAX);
+        !is_full && !is_short && !has_answers && self.held_bytes < waiting_max
+    }
+
+    /// Whether somebody has to look at this connection now and then.
+    pub(super) fn is_to_be_watched(&self) -> bool {
+        !self.session.outbound.is_idle() || self.partial_since.is_some()
+    }
+
+    /// Measures how long a packet takes to arrive; not while the gateway itself does not read.
+    pub(super) fn time_packet(&mut self, is_reading: bool) {
+        if !is_reading && self.partial_since.is_some() {
+            self.partial_since = Some(clock::instant());
+        }
+    }
+
+    /// Whether a packet arrives too slowly, of which there are so many bytes.
+    pub(super) fn check_progress(&self, shared: &Shared, arrived: usize) -> Result<(), Fault> {
+        let allowed = shared.config.packet_wait_max.0
+            + Duration::from_millis(arrived as u64 * 1000 / PACKET_BYTES_PER_SECOND_MIN);
+        let took = self.partial_since.map(|since| clock::instant().duration_since(since));
+        if took.is_some_and(|took| took > allowed) { Err(TOO_LATE) } else { Ok(()) }
+    }
+
+    /// The topic of the publish that ended the connection; empty for anything else.
+    pub(super) fn topic_at_fault(&self) -> &str {
+        &self.topic_at_fault
+    }
+
+    /// Covers the subscriptions, and what waits to be written to the client.
+    pub(super) fn hold_outbound(&mut self, output: usize) -> Result<(), Fault> {
+        let outbound = &mut self.session.outbound;
+        if self.room.resize(&mut self.outbound_bytes, outbound.bytes()).is_err() {
+            // The journal has them: they are read again.
+            outbound.let_blocks_go();
+            self.room.resize(&mut self.outbound_bytes, outbound.bytes())?;
+        }
+        self.room.hold_output(output)
     }
 
     /// The route that holds everything up, if one does.
@@ -175,40 +249,78 @@ impl Inbound {
     /// Handles every whole packet in what was left and what came; keeps the rest.
     pub(super) fn digest(&mut self, shared: &Shared, left: &mut Vec<u8>, output: &mut Vec<u8>, bytes: &[u8]) -> Step {
         let arrived = Arrived { at: clock::instant(), time: Timestamp::from(clock::wall()) };
-        let owned;
-        let mut rest = if left.is_empty() {
-            bytes
+        let kept = if left.is_empty() {
+            self.packets(shared, bytes, arrived, output).map(|handled| &bytes[handled..])
         } else {
-            left.extend_from_slice(bytes);
-            owned = std::mem::take(left);
-            &owned[..]
+            let length = wire::length(left).filter(|length| *length <= shared.packet_bytes_max);
+            if let Err(fault) = self.room.keep(left, bytes, length) {
+                return Step::Fail(fault);
+            }
+            if length.is_some_and(|length| left.len() < length) {
+                return Step::Continue;
+            }
+            let whole = std::mem::take(left);
+            match self.packets(shared, &whole, arrived, output) {
+                Ok(0) => {
+                    *left = whole;
+                    return Step::Continue;
+                }
+                Ok(handled) => {
+                    // What is left came with the bytes of just now.
+                    let rest = bytes.len().min(whole.len() - handled);
+                    self.room.kept(0);
+                    Ok(&bytes[bytes.len() - rest..])
+                }
+                Err(end) => Err(end),
+            }
         };
+        let rest = match kept {
+            Ok(rest) => rest,
+            Err(end) => return end,
+        };
+        self.partial_since = (!rest.is_empty()).then_some(arrived.at);
+        if rest.is_empty() {
+            return Step::Continue;
+        }
+        match self.room.keep(left, rest, wire::length(rest)) {
+            Ok(()) => Step::Continue,
+            Err(fault) => Step::Fail(fault),
+        }
+    }
+
+    /// Handles the whole packets at the start of `bytes`: how many bytes these have, or how the connection ends.
+    fn packets(
+        &mut self,
+        shared: &Shared,
+        bytes: &[u8],
+        arrived: Arrived,
+        output: &mut Vec<u8>,
+    ) -> Result<usize, Step> {
+        let mut handled = 0;
         loop {
-            match wire::frame(rest, shared.packet_bytes_max) {
+            match wire::frame(&bytes[handled..], shared.packet_bytes_max) {
                 Ok(Some(frame)) => {
-                    rest = &rest[frame.length..];
+                    handled += frame.length;
                     match self.packet(shared, frame, arrived, output) {
                         Step::Continue => {}
-                        end => return end,
+                        end => return Err(end),
                     }
                 }
-                Ok(None) => break,
-                Err(fault) => return Step::Fail(fault),
+                Ok(None) => return Ok(handled),
+                Err(fault) => return Err(Step::Fail(fault)),
             }
         }
-        if !rest.is_empty() {
-            *left = rest.to_vec();
-        }
-        Step::Continue
     }
 
     fn packet(&mut self, shared: &Shared, frame: Frame<'_>, arrived: Arrived, output: &mut Vec<u8>) -> Step {
         let flags = frame.first & 0x0F;
         let step = match (frame.first >> 4, flags) {
-            (3, _) => wire::publish(frame.first, frame.body, self.is_v5())
-                .and_then(|publish| self.publish(shared, publish, arrived, output)),
+            (3, _) => wire::publish(frame.first, frame.body, self.is_v5()).and_then(|publish| {
+                let published = self.publish(shared, publish, arrived, output);
+                published.inspect_err(|_| self.topic_at_fault = start_of(publish.topic))
+            }),
             (4, 0) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),
-            (6, 2) => wire::ack(frame.body, self.is_v5()).map(|(id, _)| self.release(shared, id)),
+            (6, 2) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.release(shared, id)),
             (5, 0) | (7, 0) => Err(Fault::protocol("an acknowledgement of a QoS 2 publish that there was not")),
             (12, 0) if frame.body.is_empty() => {
                 output.extend_from_slice(&[0xD0, 0]);
@@ -254,19 +366,27 @@ impl Inbound {
             return Err(Fault { code: 0x95, text: "the payload is larger than payload_max" });
         }
         let is_qos2 = publish.qos == 2;
-        if is_qos2 && self.is_held_already(&publish) {
+        if publish.topic.len() > shared.config.topic_max {
+            let start = start_of(publish.topic);
+            shared.refuse_client(&self.device, &start, TOPIC_TOO_LONG.reason(), TOPIC_TOO_LONG.text);
+            return self.refuse_publish(&publish, TOPIC_TOO_LONG, output);
+        }
+        if is_qos2 && self.is_held_already(&publish)? {
             return Ok(());
         }
         let (route, denied) = self.route(shared, &publish)?;
         if let Some(why) = denied {
             shared.count_refused(&self.device, Cause::Publish, route.topic(), &why);
-            return self.refuse_publish(&publish, output);
+            return self.refuse_publish(&publish, MAY_NOT_PUBLISH, output);
         }
         let hash = if publish.qos > 0 { hash(route.topic(), publish.payload) } else { 0 };
         if publish.dup && publish.qos == 1 && self.is_answered_again(shared, &publish, hash, arrived) {
             return Ok(());
         }
         self.device.heard(arrived.time);
+        // Before it is handed in: what is taken has to be remembered until it is acknowledged.
+        let state = state_bytes(publish.qos);
+        self.room.take(state)?;
         if self.held.is_empty() {
             let beside = Beside {
                 trace_parent: publish.trace_parent,
@@ -289,16 +409,32 @@ impl Inbound {
             shared.stats.dropped.add(1);
             return Ok(());
         }
-        self.held_bytes += publish.payload.len() + 128;
+        self.hold(route, &publish, hash, arrived.at)
+    }
+
+    /// Keeps a publish until there is room for it.
+    fn hold(
+        &mut self,
+        route: Arc<Route>,
+        publish: &wire::Publish<'_>,
+        hash: u64,
+        arrived: Instant,
+    ) -> Result<(), Fault> {
+        let texts = [publish.trace_parent, publish.content_type].into_iter().flatten().map(str::len).sum::<usize>();
+        // The route may be remembered nowhere else.
+        let bytes = HELD_BYTES + publish.payload.len() + texts + route.bytes();
+        self.room.take(bytes)?;
+        self.held_bytes += bytes;
         self.held.push_back(Held {
             route,
             payload: publish.payload.to_vec(),
             trace_parent: publish.trace_parent.map(str::to_owned),
             content_type: publish.content_type.map(str::to_owned),
             packet_id: publish.packet_id,
-            is_qos2,
+            is_qos2: publish.qos == 2,
             hash,
-            arrived: arrived.at,
+            arrived,
+            bytes,
         });
         Ok(())
     }
@@ -312,7 +448,9 @@ impl Inbound {
         let is_qos2 = qos == 2;
         if is_qos2 {
             let exchange = Exchange { taken: Some(taken), connection: self.session.connections };
-            self.session.exchanges.insert(packet_id, exchange);
+            if self.session.exchanges.insert(packet_id, exchange).is_some() {
+                self.room.give(EXCHANGE_BYTES);
+            }
             self.exchanges_open += 1;
             self.recs_awaited += 1;
             if self.session.number > 0 {
@@ -326,12 +464,12 @@ impl Inbound {
     ///
     /// On a later connection every redelivery is marked as one [MQTT-3.3.1-1]: a publish that is
     /// not begins a new exchange, since its client has forgotten the old one.
-    fn is_held_already(&mut self, publish: &wire::Publish<'_>) -> bool {
+    fn is_held_already(&mut self, publish: &wire::Publish<'_>) -> Result<bool, Fault> {
         let Some(exchange) = self.session.exchanges.get(&publish.packet_id) else {
-            return self.held.iter().any(|held| held.is_qos2 && held.packet_id == publish.packet_id);
+            return Ok(self.held.iter().any(|held| held.is_qos2 && held.packet_id == publish.packet_id));
         };
         if !publish.dup && exchange.connection < self.session.connections {
-            return false;
+            return Ok(false);
         }
         self.device.redelivered.add(1);
         if let Some(taken) = exchange.taken {
@@ -339,15 +477,16 @@ impl Inbound {
             if !self.unacknowledged.iter().any(is_awaited) {
                 let arrived = clock::instant();
                 let packet_id = publish.packet_id;
+                self.room.take(UNACKNOWLEDGED_BYTES)?;
                 self.recs_awaited += 1;
                 self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2: true, hash: 0, arrived });
             }
         } else {
             let mut bytes = Vec::new();
             wire::push_ack(&mut bytes, PUBREC, publish.packet_id);
-            self.answers.push_back(Answer { wait_for: 0, bytes });
+            self.answer(0, &bytes)?;
         }
-        true
+        Ok(true)
     }
 
     /// Whether a QoS 1 publish is one that the client's last connection took in and did not answer:
@@ -362,9 +501,13 @@ impl Inbound {
         true
     }
 
-    /// Answers a publish to a topic that is not the client's.
-    fn refuse_publish(&mut self, publish: &wire::Publish<'_>, output: &mut Vec<u8>) -> Result<(), Fault> {
-        let refused = Fault { code: 0x87, text: "this client may not publish to this topic" };
+    /// Answers a publish that is not taken.
+    fn refuse_publish(
+        &mut self,
+        publish: &wire::Publish<'_>,
+        refused: Fault,
+        output: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
         match publish.qos {
             0 => Ok(()),
             // 3.1.1 has no way to say no but to end the connection.
@@ -389,7 +532,10 @@ impl Inbound {
                 return Err(Fault { code: 0x94, text: "the topic alias is above the maximum" });
             }
             if !publish.topic.is_empty() {
-                self.aliases.insert(alias, publish.topic.to_owned());
+                self.room.take(publish.topic.len() + ALIAS_BYTES)?;
+                if let Some(before) = self.aliases.insert(alias, publish.topic.to_owned()) {
+                    self.room.give(before.len() + ALIAS_BYTES);
+                }
             }
         }
         let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias stands for nothing"))?;
@@ -404,11 +550,27 @@ impl Inbound {
             // What is refused is not remembered: there is no end of it.
             return Ok((route, denied));
         }
-        if self.routes.len() >= ROUTES_MAX {
-            self.routes.clear();
-        }
-        self.routes.insert(topic.to_owned(), Arc::clone(&route));
+        self.remember(Arc::clone(&route));
         Ok((route, None))
+    }
+
+    /// Remembers where a topic leads, if there is memory for it. What is refused is not remembered: a client could name
+    /// any number of such topics.
+    fn remember(&mut self, route: Arc<Route>) {
+        let topic = route.topic().to_owned();
+        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) {
+            self.forget_routes();
+        }
+        let bytes = ROUTE_BYTES + topic.len() + route.bytes();
+        if self.room.take(bytes).is_ok() {
+            self.routes_bytes += bytes;
+            self.routes.insert(topic, route);
+        }
+    }
+
+    fn forget_routes(&mut self) {
+        self.routes.clear();
+        self.room.give(std::mem::take(&mut self.routes_bytes));
     }
 
     /// Takes in what had found no room, as far as there is some now.
@@ -426,7 +588,9 @@ impl Inbound {
                 Ok(taken) => {
                     let (id, qos, hash, arrived) =
                         (held.packet_id, 1 + u8::from(held.is_qos2), held.hash, held.arrived);
-                    self.held_bytes -= held.payload.len() + 128;
+                    let bytes = held.bytes;
+                    self.held_bytes -= bytes;
+                    self.room.give(bytes);
                     self.held.pop_front();
                     self.took(shared, taken, id, qos, hash, arrived);
                 }
@@ -442,6 +606,7 @@ impl Inbound {
             let Some(_receipt) = shared.ingest.receipt(&first.taken) else { break };
             wire::push_ack(output, if first.is_qos2 { PUBREC } else { PUBACK }, first.packet_id);
             self.recs_awaited -= usize::from(first.is_qos2);
+            self.room.give(UNACKNOWLEDGED_BYTES);
             let now = *now.get_or_insert_with(clock::instant);
             shared.stats.ack.record(now.duration_since(first.arrived), 1);
             self.unacknowledged.pop_front();
@@ -451,15 +616,32 @@ impl Inbound {
                 break;
             }
             output.extend_from_slice(&answer.bytes);
+            self.room.give(ANSWER_BYTES + answer.bytes.len());
             self.answers.pop_front();
         }
     }
 
+    /// Answers once what it waits for is noted. Answers that leave together are one.
+    fn answer(&mut self, wait_for: u64, bytes: &[u8]) -> Result<(), Fault> {
+        match self.answers.back_mut().filter(|last| last.wait_for >= wait_for) {
+            Some(last) => {
+                self.room.take(bytes.len())?;
+                last.bytes.extend_from_slice(bytes);
+            }
+            None => {
+                self.room.take(ANSWER_BYTES + bytes.len())?;
+                self.answers.push_back(Answer { wait_for, bytes: bytes.to_vec() });
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a QoS 2 exchange: PUBCOMP leaves when that is on the disk.
-    fn release(&mut self, shared: &Shared, packet_id: u16) {
+    fn release(&mut self, shared: &Shared, packet_id: u16) -> Result<(), Fault> {
         let mut bytes = Vec::new();
         let wait_for = if let Some(exchange) = self.session.exchanges.remove(&packet_id) {
             self.exchanges_open -= usize::from(exchange.connection == self.session.connections);
+            self.room.give(EXCHANGE_BYTES);
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
             if self.session.number > 0 { shared.registry.release(&self.key, packet_id) } else { 0 }
         } else if self.is_v5() {
@@ -469,7 +651,7 @@ impl Inbound {
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
             0
         };
-        self.answers.push_back(Answer { wait_for, bytes });
+        self.answer(wait_for, &bytes)
     }
 
     fn acknowledged(&mut self, packet_id: u16) -> Result<(), Fault> {
@@ -487,6 +669,12 @@ impl Inbound {
         self.session.unanswered = unanswered
             .map(|waiting| Unanswered { packet_id: waiting.packet_id, hash: waiting.hash, taken: waiting.taken })
             .collect();
+        // The connection's own permit ends with it. Where there is none for this, a redelivery is a second event.
+        let bytes = self.session.unanswered.len() * UNACKNOWLEDGED_BYTES;
+        self.session.permit = self.room.permit().budget().permit(bytes).ok();
+        if self.session.permit.is_none() {
+            self.session.unanswered = Vec::new();
+        }
         std::mem::take(&mut self.session)
     }
 }
@@ -499,7 +687,25 @@ fn topic_of<'t>(aliases: &'t HashMap<u16, String>, publish: &wire::Publish<'t>) 
     }
 }
 
+const MAY_NOT_PUBLISH: Fault = Fault { code: 0x87, text: "this client may not publish to this topic" };
+pub(super) const TOPIC_TOO_LONG: Fault = Fault { code: 0x90, text: "the topic is longer than topic_max" };
+const TOO_LATE: Fault = Fault { code: 0x83, text: "the packet did not arrive in time; see packet_wait_max" };
 pub(super) const SHUTTING_DOWN: Fault = Fault { code: 0x8B, text: "the gateway is shutting down" };
+
+/// What a publish of this quality takes from when it is taken until it is acknowledged or released.
+fn state_bytes(qos: u8) -> usize {
+    match qos {
+        0 => 0,
+        1 => UNACKNOWLEDGED_BYTES,
+        _ => UNACKNOWLEDGED_BYTES + EXCHANGE_BYTES,
+    }
+}
+
+/// As much of a topic as a log line has room for.
+fn start_of(topic: &str) -> String {
+    const CHARS_MAX: usize = 256;
+    topic.chars().take(CHARS_MAX).collect()
+}
 
 fn hash(topic: &str, payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, xxh3_64(topic.as_bytes()))

@@ -127,6 +127,33 @@ impl Outbound {
         Self { active: active.collect(), restored: positions.to_vec(), ..Self::default() }
     }
 
+    /// Lets go of blocks of the journal that are being read; they are read again.
+    pub fn let_blocks_go(&mut self) {
+        self.feed.iter_mut().for_each(Feed::rest);
+    }
+
+    /// How many subscriptions there are.
+    pub fn count(&self) -> usize {
+        self.active.len()
+    }
+
+    /// About how many bytes it takes: subscriptions, what is in flight, and blocks of the journal that are being read.
+    pub fn bytes(&self) -> usize {
+        let subscriptions: usize = self.active.iter().map(|active| Self::bytes_of(&active.subscription)).sum();
+        let in_flight = (self.in_flight.len() + self.resend.len()) * 2 * size_of::<InFlight>();
+        let last_values = self.last_values.len() * 2 * size_of::<(Arc<LastValue>, u8, Vec<u32>)>();
+        subscriptions + in_flight + last_values + self.feed.as_ref().map_or(0, Feed::bytes)
+    }
+
+    /// About how many bytes a subscription takes: its filter as it was written, as it is matched and as it is noted, and
+    /// for a shared one its group with a feed.
+    pub fn bytes_of(subscription: &Subscription) -> usize {
+        const EACH: usize = 512;
+        const OF_GROUP: usize = 4096;
+        let is_shared = subscription.filter.starts_with("$share/");
+        EACH + 4 * subscription.filter.len() + if is_shared { OF_GROUP } else { 0 }
+    }
+
     /// The subscriptions.
     pub fn subscriptions(&self) -> Vec<Subscription> {
         self.active.iter().map(|active| active.subscription.clone()).collect()
@@ -230,6 +257,8 @@ impl Outbound {
     /// Tells the last values that the newest subscription matches, once they are as new as the feed.
     pub fn tell_last_values(&mut self, local: &Arc<Local>) {
         let Some(Active { subscription, filter, group: None }) = self.active.last() else { return };
+        // Once for each subscription, however often the client repeats it.
+        self.untold.retain(|(known, ..)| known != filter);
         self.untold.push((filter.clone(), subscription.qos, subscription.id));
         let local = Arc::clone(local);
         self.catching_up = Some(CatchingUp(Box::pin(async move {
@@ -239,13 +268,19 @@ impl Outbound {
     }
 
     fn poll_last_values(&mut self, context: &mut Context<'_>) {
+        if !self.last_values.is_empty() {
+            return;
+        }
         let Some(catching_up) = &mut self.catching_up else { return };
         let Poll::Ready(local) = catching_up.0.as_mut().poll(context) else { return };
         self.catching_up = None;
-        for (filter, qos, id) in self.untold.drain(..) {
-            for (_, value) in local.last_values(|topic| filter.matches(topic)) {
-                self.last_values.push_back((value, qos, id.into_iter().collect()));
-            }
+        // One subscription at a time: all values of many filters would be many times as many.
+        let Some((filter, qos, id)) = self.untold.pop() else { return };
+        for (_, value) in local.last_values(|topic| filter.matches(topic)) {
+            self.last_values.push_back((value, qos, id.into_iter().collect()));
+        }
+        if !self.untold.is_empty() {
+            self.catching_up = Some(CatchingUp(Box::pin(async move { local })));
         }
     }
 

@@ -14,6 +14,7 @@ use super::will::Will;
 use crate::clock;
 use crate::ingest::Taken;
 use crate::journal::{Journal, JournalError, Notes, Waiter};
+use crate::memory::Permit;
 use notes::{Stored, Writer, follow_exchanges, lanes};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -98,6 +99,8 @@ pub struct Session {
     pub connections: u64,
     /// Is woken for what is on its way to the disk, by this connection or the one before.
     pub waiter: Waiter,
+    /// Covers what is not answered, while no connection does.
+    pub permit: Option<Permit>,
 }
 
 /// A QoS 2 publish that is taken and not released.

@@ -3,11 +3,14 @@
 //! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
 //! tell the client what it has subscribed to.
 
-use super::hello::{BAD_CLIENT_ID, BAD_LOGIN, BUSY, Hello, NOT_AUTHORIZED, QUOTA, TOO_LARGE, Welcome, connack};
-use super::inbound::{Inbound, SHUTTING_DOWN, Step};
+use super::hello::{
+    self, BAD_CLIENT_ID, BAD_LOGIN, BUSY, CONNECT_BYTES_MAX, Hello, NOT_AUTHORIZED, QUOTA, TOO_LARGE, Welcome, connack,
+};
+use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGED_BYTES};
 use super::outbound::{Limits, Ready, Wire};
-use super::registry::{Entered, NoSession, Place, Wish};
-use super::will::Will;
+use super::registry::{Entered, NoSession, Place, Session, Wish};
+use super::room::{NO_MEMORY, Room};
+use super::will::{Spoken, Will};
 use super::wire::{self, Fault};
 use super::{Claim, Setup, Shared};
 use crate::clock;
@@ -15,20 +18,22 @@ use crate::event::Timestamp;
 use crate::http::Duplex;
 use crate::ingest::Route;
 use crate::link::Protocol;
+use crate::memory::{Eviction, Permit};
 use crate::security::Cause;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
+use crate::sources::handshake::Handshaking;
 use crate::sources::identity::{Identity, Presented};
 use crate::sources::socket::{self, is_loopback};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -36,6 +41,17 @@ use tokio_rustls::server::TlsStream;
 
 /// Bytes read at once; one buffer for each thread, none for each connection.
 const READ_BYTES: usize = 32 << 10;
+/// Bytes read at once where many are connected: what one client sends holds up the others for so long.
+const READ_BYTES_MIN: usize = 4 << 10;
+/// So many connections may read [`READ_BYTES`] each before one of them waits too long for the others: 1 MiB is some
+/// 10 ms of work.
+const READERS: usize = 32;
+/// What the kernel holds for a client that does not read: as much as a socket buffer may have.
+const SEND_BUFFER_BYTES: usize = socket::BUFFER_BYTES;
+/// How long a connection that finds no memory may take to say CONNECT, so that it is told.
+const TURN_AWAY_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Certificates that the fixed cost with TLS covers, as the library and the identity keep them.
+const CHAIN_INCLUDED: usize = 4 << 10;
 /// How long a client may refuse to read what it is sent.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long acknowledgements in flight are awaited at the end.
@@ -49,41 +65,76 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
+/// A connection that has memory.
+pub(super) struct Accepted {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    pub permit: Permit,
+}
+
+/// Tells a client that there is no memory for its connection.
+pub(super) async fn turn_away(mut stream: TcpStream) {
+    let telling = async {
+        // The level of the protocol stands at the latest in byte 11.
+        let mut start = [0; 12];
+        let mut read = 0;
+        while read < start.len() {
+            match stream.read(&mut start[read..]).await {
+                Ok(more @ 1..) => read += more,
+                _ => return,
+            }
+        }
+        // A client that is gone already needs no answer.
+        let _ = stream.write_all(&hello::refuse_start(&start, QUOTA)).await;
+    };
+    // Whoever is slower is closed without a word.
+    let _ = tokio::time::timeout(TURN_AWAY_WAIT_MAX, telling).await;
+}
+
 /// Serves one connection without TLS; returns when it has ended.
-pub(super) async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    shared: Arc<Shared>,
-    newest: watch::Receiver<Setup>,
-    shutdown: Shutdown,
-) {
+pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, newest: watch::Receiver<Setup>, shutdown: Shutdown) {
+    let Accepted { stream, peer, permit } = accepted;
     let _open = shared.stats.open();
     socket::tune(&stream, WRITE_WAIT_MAX);
-    Connection::new(Box::new(stream), peer, &shared, newest, None).run(shutdown).await;
+    let room = Room::new(permit);
+    Connection::new(Box::new(stream), peer, &shared, newest, room).run(shutdown).await;
 }
 
 /// Serves one connection with TLS. Apart from [`serve`], so that the many without do not pay for it.
 pub(super) async fn serve_tls(
-    stream: TcpStream,
-    peer: SocketAddr,
+    accepted: Accepted,
     acceptor: TlsAcceptor,
     shared: Arc<Shared>,
     newest: watch::Receiver<Setup>,
     shutdown: Shutdown,
 ) {
+    let Accepted { stream, peer, permit } = accepted;
     let _open = shared.stats.open();
     socket::tune(&stream, WRITE_WAIT_MAX);
-    let handshake = Box::pin(acceptor.accept(stream));
-    match tokio::time::timeout(shared.config.connect_wait_max.0, handshake).await {
-        Ok(Ok(stream)) => {
+    let eviction = permit.eviction();
+    let handshake = Box::pin(acceptor.accept(Handshaking::new(stream, permit)));
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(shared.config.connect_wait_max.0, handshake) => handshake,
+        () = eviction.begun() => return shared.refuse(peer, "", Refusal::Memory, EVICTED),
+    };
+    match handshake {
+        Ok(Ok(mut stream)) => {
             let session = stream.get_ref().1;
             let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
-            match presented.map(Option::flatten) {
-                Ok(certificate) => {
-                    Connection::new(Box::new(stream), peer, &shared, newest, certificate).run(shutdown).await;
-                }
-                Err(untrusted) => shared.refuse(peer, "", Refusal::Tls, &untrusted.to_string()),
+            let certificate = match presented.map(Option::flatten) {
+                Ok(certificate) => certificate,
+                Err(untrusted) => return shared.refuse(peer, "", Refusal::Tls, &untrusted.to_string()),
+            };
+            let Some(permit) = stream.get_mut().0.done() else { return };
+            let mut room = Room::new(permit);
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let chain_bytes: usize = chain.iter().map(|certificate| 2 * certificate.len()).sum();
+            if let Err(fault) = room.take(chain_bytes.saturating_sub(CHAIN_INCLUDED)) {
+                return shared.refuse(peer, "", fault.reason(), fault.text);
             }
+            let mut connection = Connection::new(Box::new(stream), peer, &shared, newest, room);
+            connection.certificate = certificate;
+            connection.run(shutdown).await;
         }
         Ok(Err(error)) => shared.refuse(peer, "", Refusal::Tls, &format!("TLS handshake: {error}")),
         Err(_) => shared.refuse(peer, "", Refusal::Tls, "TLS handshake took too long"),
@@ -101,6 +152,8 @@ struct Connection<'s> {
     /// What has arrived and is not yet a whole packet.
     input: Vec<u8>,
     output: Vec<u8>,
+    /// What it holds, until the client is let in.
+    room: Option<Room>,
 }
 
 /// A client that is let in.
@@ -127,7 +180,7 @@ trait Line: Duplex + Sync {}
 
 impl Line for TcpStream {}
 
-impl Line for TlsStream<TcpStream> {}
+impl Line for TlsStream<Handshaking> {}
 
 impl<'s> Connection<'s> {
     fn new(
@@ -135,15 +188,20 @@ impl<'s> Connection<'s> {
         peer: SocketAddr,
         shared: &'s Shared,
         newest: watch::Receiver<Setup>,
-        certificate: Option<Presented>,
+        room: Room,
     ) -> Self {
-        Self { stream, peer, shared, newest, certificate, input: Vec::new(), output: Vec::new() }
+        let (input, output) = (Vec::new(), Vec::new());
+        Self { stream, peer, shared, newest, certificate: None, input, output, room: Some(room) }
     }
 
     /// Each phase has memory of its own: of the many connections that are idle, only the work is kept.
     async fn run(mut self, mut shutdown: Shutdown) {
         let shared = self.shared;
-        let connect = tokio::time::timeout(shared.config.connect_wait_max.0, Box::pin(self.connect())).await;
+        let eviction = self.room.as_ref().map(|room| room.permit().eviction());
+        let connect = tokio::select! {
+            connect = tokio::time::timeout(shared.config.connect_wait_max.0, Box::pin(self.connect())) => connect,
+            () = evicted(eviction) => return shared.refuse(self.peer, "", Refusal::Memory, EVICTED),
+        };
         let mut guest = match connect {
             Ok(Some(guest)) => guest,
             Ok(None) => return Box::pin(self.close(None)).await,
@@ -168,8 +226,7 @@ impl<'s> Connection<'s> {
             self.drain(&mut inbound).await;
         }
         if let Some(fault) = fault.filter(|fault| *fault != TAKEN_OVER && *fault != SHUTTING_DOWN) {
-            inbound.device.refused.add(1);
-            shared.refuse(self.peer, &inbound.client, fault.reason(), fault.text);
+            shared.refuse_client(&inbound.device, inbound.topic_at_fault(), fault.reason(), fault.text);
         }
         let wire = inbound.wire;
         let mut session = inbound.park();
@@ -192,33 +249,64 @@ impl<'s> Connection<'s> {
     /// Waits for CONNECT and answers it; `None` if the client is not let in.
     async fn connect(&mut self) -> Option<Box<Guest>> {
         loop {
-            match wire::frame(&self.input, self.shared.packet_bytes_max.min(1 << 20)) {
-                Ok(Some(frame)) => {
-                    let length = frame.length;
-                    let hello = Hello::read(&frame);
-                    self.input.drain(..length);
-                    return match hello {
-                        Ok(hello) => self.let_in(hello).await,
-                        Err((answer, why)) => {
-                            self.output.extend_from_slice(&answer);
-                            self.shared.refuse(self.peer, "", Refusal::Protocol, why);
-                            None
-                        }
-                    };
-                }
+            if let Err((answer, why)) = hello::check_start(&self.input) {
+                return self.not_let_in(&answer, Refusal::Protocol, why);
+            }
+            match wire::frame(&self.input, CONNECT_BYTES_MAX) {
+                Ok(Some(frame)) => return self.whole(frame.length).await,
                 Ok(None) => {}
                 Err(fault) => {
-                    self.shared.refuse(self.peer, "", fault.reason(), fault.text);
-                    return None;
+                    let answer = hello::refuse_start(&self.input, fault.code);
+                    return self.not_let_in(&answer, fault.reason(), fault.text);
                 }
             }
-            let input = &mut self.input;
-            let stream = &mut self.stream;
-            let read = poll_fn(|context| poll_read_with(stream, context, |bytes| input.extend_from_slice(bytes)));
-            if !matches!(read.await, Ok(Read::Bytes(()))) {
-                return None;
+            let most = read_bytes(self.shared);
+            let (input, stream) = (&mut self.input, &mut self.stream);
+            let room = self.room.as_mut()?;
+            let length = wire::length(input).filter(|length| *length <= CONNECT_BYTES_MAX);
+            let read =
+                poll_fn(|context| poll_read_with(stream, context, most, |bytes| room.keep(input, bytes, length)));
+            match read.await {
+                Ok(Read::Bytes(Ok(()))) => {}
+                Ok(Read::Bytes(Err(fault))) => {
+                    let answer = hello::refuse_start(&self.input, fault.code);
+                    return self.not_let_in(&answer, fault.reason(), fault.text);
+                }
+                _ => return None,
             }
         }
+    }
+
+    /// Counts a client that is not let in, with what it is told.
+    fn not_let_in(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<Box<Guest>> {
+        self.output.extend_from_slice(answer);
+        self.shared.refuse(self.peer, "", reason, why);
+        None
+    }
+
+    /// CONNECT is there: the first so many bytes of the input.
+    async fn whole(&mut self, length: usize) -> Option<Box<Guest>> {
+        let rest = self.input.split_off(length);
+        let connect = std::mem::replace(&mut self.input, rest);
+        let room = self.room.as_mut()?;
+        room.kept(self.input.capacity());
+        // Its parts are copied out of it.
+        if let Err(fault) = room.take(length) {
+            return self.not_let_in(&hello::refuse_start(&connect, fault.code), fault.reason(), fault.text);
+        }
+        let hello = match wire::frame(&connect, usize::MAX) {
+            Ok(Some(frame)) => Hello::read(&frame),
+            _ => return None,
+        };
+        drop(connect);
+        let guest = match hello {
+            Ok(hello) => self.let_in(hello).await,
+            Err((answer, why)) => self.not_let_in(&answer, Refusal::Protocol, why),
+        };
+        guest.map(|mut guest| {
+            guest.inbound.room.give(length);
+            guest
+        })
     }
 
     async fn let_in(&mut self, mut hello: Hello) -> Option<Box<Guest>> {
@@ -226,7 +314,11 @@ impl<'s> Connection<'s> {
         if is_assigned && (hello.is_clean || hello.protocol == Protocol::V5) {
             hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
-        let (entered, denied) = match self.identify(&hello).await {
+        let identified = match hello.check(self.shared.config.topic_max) {
+            Ok(()) => self.identify(&hello).await,
+            Err((code, why)) => Err((code, Cow::Borrowed(why))),
+        };
+        let (entered, denied) = match identified {
             // Whoever has proven a name can only be denied the topic of its will.
             Ok(identity) => {
                 let entered = self.enter(&hello, identity).await;
@@ -325,10 +417,16 @@ impl<'s> Connection<'s> {
         if shared.registry.written().wait_for(|written| *written >= wait_for).await.is_err() {
             return Err((BUSY, "the gateway is shutting down"));
         }
-        session.will = hello.will.clone().zip(way).map(|(spoken, (route, _))| {
-            let route = Arc::new(route);
-            Will { route, delay: spoken.delay, spoken }
-        });
+        session.will = match hello.will.clone().zip(way) {
+            Some((spoken, (route, _))) => Some(self.will(spoken, route)?),
+            None => None,
+        };
+        let mut room = self.room.take().ok_or((BUSY, "the connection has ended"))?;
+        if let Err(fault) = room.take(session_bytes(&session)) {
+            return Err((fault.code, fault.text));
+        }
+        session.permit = None;
+        room.permit().log_in();
         let wire = Wire {
             protocol: hello.protocol,
             receive_maximum: hello.receive_maximum,
@@ -338,11 +436,18 @@ impl<'s> Connection<'s> {
         shared.stats.cut.add(cut);
         let version = if hello.protocol == Protocol::V5 { "5" } else { "3.1.1" };
         let device = shared.devices.connected(&hello.client, &identity, self.peer, version);
-        let inbound = Inbound::new(key, hello.client.clone(), session, wire, rights, device);
+        let inbound = Inbound::new(key, hello.client.clone(), session, wire, rights, (device, room));
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
         let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
         let silence_max = (hello.keep_alive > 0).then_some(silence);
         Ok((Box::new(Guest { place, identity, inbound, silence_max }), is_present, expiry))
+    }
+
+    /// The will of a client, with the memory that it takes until it is due.
+    fn will(&self, spoken: Spoken, route: Route) -> Result<Will, (u8, &'static str)> {
+        let permit = self.shared.budget.permit(spoken.bytes() + route.bytes());
+        let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
+        Ok(Will { route: Arc::new(route), delay: spoken.delay, spoken, permit })
     }
 
     fn limits(&self) -> Limits {
@@ -364,20 +469,22 @@ impl<'s> Connection<'s> {
         let journal = shared.ingest.journal();
         Box::pin(inbound.session.outbound.send_again(inbound.wire, journal, &mut self.output)).await;
         let first = std::mem::take(&mut self.input);
+        inbound.room.kept(0);
         if let Some(end) = self.digest(inbound, &first) {
             return end;
         }
+        drop(first);
         loop {
             inbound.acknowledge(shared, *written.borrow_and_update(), &mut self.output);
-            let is_written = if self.output.is_empty() { true } else { self.flush().await };
-            if !is_written {
-                return End::Gone;
+            if let Err(end) = self.write(inbound).await {
+                return end;
             }
             let is_reading = inbound.has_room(shared);
+            inbound.time_packet(is_reading);
             let blocked_on = inbound.blocked_on();
             let awaits_notes = inbound.awaits_notes();
             inbound.session.outbound.let_go();
-            if !is_watched && !inbound.session.outbound.is_idle() {
+            if !is_watched && inbound.is_to_be_watched() {
                 is_watched = true;
                 alarm.as_mut().reset((clock::instant() + LOOK_AFTER).into());
             }
@@ -411,7 +518,9 @@ impl<'s> Connection<'s> {
                         }
                     }
                     Next::Gone => return End::Gone,
-                    Next::Tell(ready) => self.tell(inbound, ready, limits),
+                    Next::Tell(ready) => if let Err(fault) = self.tell(inbound, ready, limits) {
+                        return End::Fault(fault);
+                    },
                 },
                 () = &mut alarm => {
                     let silence = clock::instant().duration_since(heard_at);
@@ -419,9 +528,11 @@ impl<'s> Connection<'s> {
                     if silence_max.is_some_and(|limit| silence >= limit) && is_reading {
                         return End::Fault(SILENT);
                     }
-                    if let Err(fault) = self.look_after(inbound, limits) {
+                    let looked = self.look_after(inbound, limits);
+                    if let Err(fault) = looked.and_then(|()| inbound.check_progress(shared, self.input.len())) {
                         return End::Fault(fault);
                     }
+                    is_watched = inbound.is_to_be_watched();
                     alarm.as_mut().reset((clock::instant() + next_look(*silence_max, inbound, silence)).into());
                 }
             }
@@ -441,7 +552,7 @@ impl<'s> Connection<'s> {
     }
 
     /// Writes what there is to tell the client.
-    fn tell(&mut self, inbound: &mut Inbound, ready: Ready, limits: Limits) {
+    fn tell(&mut self, inbound: &mut Inbound, ready: Ready, limits: Limits) -> Result<(), Fault> {
         let wire = inbound.wire;
         let outbound = &mut inbound.session.outbound;
         match ready {
@@ -452,6 +563,37 @@ impl<'s> Connection<'s> {
             }
             Ready::Shared(group, event) => outbound.fill_shared(wire, &group, &event, &mut self.output),
         }
+        inbound.hold_outbound(self.output.capacity()).inspect_err(|_| {
+            // It is sent again, if it is owed, once there is memory for it.
+            self.output = Vec::new();
+        })
+    }
+
+    /// Writes what is to be written. While the client does not take it, what the kernel holds counts too.
+    async fn write(&mut self, inbound: &mut Inbound) -> Result<(), End> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        if let Err(fault) = inbound.hold_outbound(self.output.capacity()) {
+            self.output = Vec::new();
+            return Err(End::Fault(fault));
+        }
+        let is_written = {
+            let mut flush = pin!(self.flush());
+            let at_once = poll_fn(|context| Poll::Ready(flush.as_mut().poll(context))).await;
+            match at_once {
+                Poll::Ready(is_written) => is_written,
+                Poll::Pending => {
+                    inbound.room.take(SEND_BUFFER_BYTES).map_err(End::Fault)?;
+                    let is_written = flush.await;
+                    inbound.room.give(SEND_BUFFER_BYTES);
+                    is_written
+                }
+            }
+        };
+        // It only gets smaller.
+        let _ = inbound.hold_outbound(self.output.capacity());
+        if is_written { Ok(()) } else { Err(End::Gone) }
     }
 
     /// Notes where a subscriber is; the error is for one that does not keep up.
@@ -519,6 +661,21 @@ impl<'s> Connection<'s> {
     }
 }
 
+/// What a connection holds for a session from before.
+fn session_bytes(session: &Session) -> usize {
+    let unanswered = session.unanswered.len() * UNACKNOWLEDGED_BYTES;
+    unanswered + session.exchanges.len() * EXCHANGE_BYTES + session.outbound.bytes()
+}
+
+/// Returns when the connection is to leave since memory is short.
+async fn evicted(eviction: Option<Eviction>) {
+    match eviction {
+        Some(eviction) => eviction.begun().await,
+        None => std::future::pending().await,
+    }
+}
+
+const EVICTED: &str = "memory is short, and this client had not logged in yet";
 const TAKEN_OVER: Fault = Fault { code: 0x8E, text: "another connection took over this client id" };
 const SILENT: Fault = Fault { code: 0x8D, text: "nothing came within one and a half times the keep-alive" };
 const TOO_SLOW: Fault = Fault { code: 0x97, text: "the subscriber does not keep up; see backlog_events_max" };
@@ -536,7 +693,7 @@ impl End {
 /// When to look at a connection that is silent, or at a subscriber.
 fn next_look(silence_max: Option<Duration>, inbound: &Inbound, silence: Duration) -> Duration {
     let until_silent = silence_max.map(|limit| limit.saturating_sub(silence).max(Duration::from_secs(1)));
-    let until_look = (!inbound.session.outbound.is_idle()).then_some(LOOK_AFTER);
+    let until_look = inbound.is_to_be_watched().then_some(LOOK_AFTER);
     until_silent.into_iter().chain(until_look).min().unwrap_or(Duration::from_secs(3600))
 }
 
@@ -553,15 +710,22 @@ enum Read<T> {
     End,
 }
 
+/// How many bytes are read at once: fewer, the more are connected.
+fn read_bytes(shared: &Shared) -> usize {
+    let connections = usize::try_from(shared.stats.connections.value()).unwrap_or(usize::MAX).max(1);
+    (READ_BYTES * READERS / connections).clamp(READ_BYTES_MIN, READ_BYTES)
+}
+
 /// Reads into the thread's buffer and hands on what came. Nothing is read without being handed on
 /// in the same breath.
 fn poll_read_with<T>(
     stream: &mut Box<dyn Line>,
     context: &mut Context<'_>,
+    most: usize,
     then: impl FnOnce(&[u8]) -> T,
 ) -> Poll<std::io::Result<Read<T>>> {
     SCRATCH.with_borrow_mut(|scratch| {
-        let mut buffer = ReadBuf::new(scratch);
+        let mut buffer = ReadBuf::new(&mut scratch[..most]);
         match Pin::new(stream).poll_read(context, &mut buffer) {
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Ok(Read::End)),
             Poll::Ready(Ok(())) => Poll::Ready(Ok(Read::Bytes(then(buffer.filled())))),
@@ -590,9 +754,10 @@ async fn next(
     inbound: &mut Inbound,
     is_reading: bool,
 ) -> Next {
+    let most = read_bytes(shared);
     poll_fn(|context| {
         if is_reading {
-            match poll_read_with(stream, context, |bytes| inbound.digest(shared, input, output, bytes)) {
+            match poll_read_with(stream, context, most, |bytes| inbound.digest(shared, input, output, bytes)) {
                 Poll::Ready(Ok(Read::Bytes(step))) => return Poll::Ready(Next::Read(step)),
                 Poll::Ready(Ok(Read::End) | Err(_)) => return Poll::Ready(Next::Gone),
                 Poll::Pending => {}

@@ -7,6 +7,7 @@ use crate::event::Timestamp;
 use crate::ingest::{Beside, Ingest, Route};
 use crate::journal::{NotTaken, Waiter};
 use crate::link::Protocol;
+use crate::memory::Permit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,9 +35,17 @@ pub struct Will {
     pub spoken: Spoken,
     /// How long after the end of the connection it becomes an event.
     pub delay: Duration,
+    /// Covers its bytes, however long it waits.
+    pub permit: Permit,
 }
 
 impl Spoken {
+    /// About how many bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        let texts = [&self.content_type, &self.trace_parent].into_iter().flatten().map(String::len).sum::<usize>();
+        size_of::<Will>() + self.topic.len() + self.payload.len() + texts
+    }
+
     /// Reads a will of CONNECT.
     pub fn read(rest: &mut Reader<'_>, protocol: Protocol) -> Result<Self, Fault> {
         let (mut delay, mut content_type, mut trace_parent) = (Duration::ZERO, None, None);

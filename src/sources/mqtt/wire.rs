@@ -19,6 +19,8 @@ impl Fault {
     /// What it counts as.
     pub(super) fn reason(&self) -> Refusal {
         match self.code {
+            _ if *self == super::room::NO_MEMORY => Refusal::Memory,
+            _ if *self == super::inbound::TOPIC_TOO_LONG => Refusal::Limit,
             0x87 | 0x8C => Refusal::Access,
             0x95..=0x97 => Refusal::Limit,
             _ => Refusal::Protocol,
@@ -65,6 +67,18 @@ pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault
         }
     }
     Err(Fault::malformed("the remaining length has more than four bytes"))
+}
+
+/// How long the packet at the start of `bytes` is, once its fixed header is there.
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    let mut remaining = 0usize;
+    for (place, byte) in bytes.get(1..)?.iter().take(4).enumerate() {
+        remaining |= usize::from(byte & 0x7F) << (7 * place);
+        if byte & 0x80 == 0 {
+            return Some(2 + place + remaining);
+        }
+    }
+    None
 }
 
 /// A PUBLISH that borrows from its packet.
@@ -360,6 +374,8 @@ mod tests {
         assert_eq!(frame(&bytes[..20], 100), Ok(None));
         assert_eq!(frame(&bytes[..2], 51).map_err(|fault| fault.code), Err(0x95));
         assert!(frame(&[0x30, 0x80, 0x80, 0x80, 0x80, 1], 100).is_err());
+        assert_eq!((length(&bytes[..2]), length(&[0x30, 0x80]), length(&[0x30])), (Some(52), None, None));
+        assert_eq!(length(&[0x30, 0x80, 0x80, 0x80, 0x80, 1]), None);
     }
 
     #[test]
