@@ -18,6 +18,7 @@ mod export;
 mod foreign;
 mod fuzz;
 mod golden;
+mod hostile;
 mod http;
 mod identity;
 mod journal;
