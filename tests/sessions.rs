@@ -520,7 +520,7 @@ subscribe = ["test/plant/machine.state/v1/{user}"]
     assert_eq!(robot.receive(), None);
     let status = gateway.status();
     assert_eq!(accepted(&status), 1, "{status:#}");
-    assert!(gateway.log().contains("may not publish") && !gateway.log().contains("running"), "{}", gateway.log());
+    assert!(gateway.log().contains("no rule (acl) lets") && !gateway.log().contains("running"), "{}", gateway.log());
 }
 
 #[test]
