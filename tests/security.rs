@@ -39,7 +39,7 @@ impl Plant {
         let [named, secure, posts] = [free_address(), free_address(), free_address()];
         let rest = format!(
             "{}\n[[source.mqtt]]\nname = \"named\"\nlisten = \"{named}\"\npasswords = \"{}\"\n{LISTENER}\n\
-             acl = [{{ publish = [\"plant/line1/{{user}}/state\"], subscribe = [\"test/plant/machine.state/v1/{{user}}\"] }}]\n\
+             acl = [{{ publish = [\"plant/line1/{{user}}/state\"], subscribe = [\"test/plant/board\"] }}]\n\
              [[source.mqtt]]\nname = \"secure\"\nlisten = \"{secure}\"\ntls = {{ cert = \"{}\", key = \"{}\", client_ca = \"{}\" }}\n\
              [[source.http]]\nname = \"posts\"\nlisten = \"{posts}\"\ntokens = \"{}\"\n",
             centre.destination("central"),
@@ -144,13 +144,25 @@ fn every_kind_of_refusal_is_an_event_with_who_from_where_and_why() {
     let event = plant.told("token", local);
     assert!(!event.to_string().contains("guess"), "{event}");
 
+    // Rights that are narrowed: a subscription ends, and its client stays.
+    let mut other = Client::connect(plant.named, &login("press-5", "right", "reader")).0;
+    other.send(&subscribe(true, 3, &[], &[("test/plant/board", 1)]));
+    assert_eq!(other.receive().map(|packet| packet[0]), Some(0x90));
+    let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
+    let narrowed = config.replace("test/plant/board", "test/plant/other");
+    assert_ne!(narrowed, config);
+    std::fs::write(plant.gateway.config(), narrowed).expect("written");
+    assert!(plant.gateway.command(&["reload", "CONFIG"]).status.success());
+    let event = plant.told("cut", |data| data["user"] == "press-5");
+    assert_eq!(event["data"]["what"], "test/plant/board");
+
     // Rights that are taken away: the one who is connected goes.
     let text = std::fs::read_to_string(&plant.users).expect("read");
     let kept: String =
         text.lines().filter(|line| !line.starts_with("press-4:")).flat_map(|line| [line, "\n"]).collect();
     std::fs::write(&plant.users, kept).expect("written");
     assert!(plant.gateway.command(&["reload", "CONFIG"]).status.success());
-    assert_eq!(plant.told("cut", local)["data"]["user"], "press-4");
+    plant.told("cut", |data| data["user"] == "press-4" && local(data));
     let data = plant.told("change", |data| data["what"] == "source named")["data"].clone();
     assert!(data["reason"].as_str().is_some_and(|why| why.contains("passwords")), "{data}");
 }

@@ -418,6 +418,13 @@ impl Shared {
         self.report(peer, cause, Claim { client: &hello.client, user, what }, why);
     }
 
+    /// Reports a subscription that ended since the client's rights were changed.
+    fn report_ended(&self, device: &Device, filter: &str) {
+        let (user, peer) = device.user_and_peer();
+        let claim = Claim { client: &device.client, user: &user, what: filter };
+        self.report(peer, Cause::Cut, claim, "this client may not subscribe to this filter any more");
+    }
+
     fn report(&self, peer: SocketAddr, cause: Cause, claim: Claim<'_>, reason: &str) {
         let Claim { client, user, what } = claim;
         let address = Some(peer.ip());

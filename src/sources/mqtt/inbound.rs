@@ -168,8 +168,9 @@ impl Inbound {
         let mut is_changed = false;
         for subscription in outbound.subscriptions() {
             let filter = split_share(&subscription.filter).map_or("", |(_, filter)| filter);
-            if !self.rights.may_subscribe(filter) {
-                is_changed |= outbound.unsubscribe(&subscription.filter);
+            if !self.rights.may_subscribe(filter) && outbound.unsubscribe(&subscription.filter) {
+                is_changed = true;
+                shared.report_ended(&self.device, filter);
             }
         }
         if is_changed && self.session.number > 0 {
