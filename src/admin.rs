@@ -382,7 +382,15 @@ impl Handles {
                 grouped(owed)
             )
         };
-        names.map(note).collect()
+        let retired = lanes.iter().filter(|lane| lane.retired).filter_map(|lane| {
+            let owed = lane.destinations.iter().map(|to| to.queued).max().filter(|owed| *owed > 0)?;
+            let name = &lane.name;
+            Some(format!(
+                "lane {name} is not in the configuration: it takes no new events, and the {} that it holds are still sent",
+                grouped(owed)
+            ))
+        });
+        names.map(note).chain(retired).collect()
     }
 }
 

@@ -12,7 +12,7 @@ pub mod sparkplug;
 use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Matched, Sender, SourceKind};
 use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
-use crate::journal::{Condition, Durable, Fingerprint, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::journal::{Condition, Durable, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
 use crate::secret::Secret;
 use crate::telemetry::{self, Counter};
 use arc_swap::ArcSwap;
@@ -402,10 +402,6 @@ impl Ingest {
         attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
         attributes.extend(beside.exchange());
         let given = reading.id.as_deref().or(beside.id);
-        let repeats = match (given, target.contract.dedupe) {
-            (Some(id), Some(window)) => Some((Fingerprint::new(&route.origin, id, &reading.payload), window)),
-            _ => None,
-        };
         let id = match given {
             Some(id) => Id::Text(id),
             None => Id::mint(),
@@ -421,7 +417,7 @@ impl Ingest {
             attributes,
             payload: &reading.payload,
         };
-        let ticket = self.lanes(target.placed.lane).submit(&record, repeats, waiter)?;
+        let ticket = self.lanes(target.placed.lane).submit(&record, target.contract.dedupe, waiter)?;
         if let Some(span) = telemetry::follow(&record.id) {
             let stream = target.contract.stream();
             span.in_scope(|| tracing::debug!(target: telemetry::FOLLOW, source = %route.origin, stream, "taken in"));

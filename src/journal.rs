@@ -29,6 +29,8 @@ mod retention;
 mod segment;
 mod settled;
 mod state;
+#[cfg(test)]
+mod stepped;
 mod unused;
 mod walk;
 mod window;
@@ -42,13 +44,14 @@ pub use given::Given;
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
 pub use loss::{Loss, LostStream};
 pub use notes::Notes;
-pub use open::{Journal, Seal, publications_in};
+pub use open::{Journal, PUBLICATIONS, Seal, publications_in};
 pub use own::OwnEvent;
 pub use reader::{Follower, Found};
 pub use settled::{Account, OUTCOMES, Outcome, Settled};
 pub use state::Note;
+#[cfg(test)]
+pub(crate) use stepped::Stepped;
 pub use walk::{Step, Walk};
-pub use window::Fingerprint;
 
 // The journal as a whole: taken out, copied, looked through.
 mod backup;
@@ -76,7 +79,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
-use window::Window;
+use window::{Fingerprint, FingerprintKey, Window};
 
 /// Name of the log that holds dead letters.
 pub const DEAD: &str = "dead";
@@ -122,6 +125,8 @@ pub struct LaneConfig {
     pub full: Full,
     /// Destinations that may not hold back more of the lane than so many bytes.
     pub holds: Vec<(String, u64)>,
+    /// Whether the configuration has the lane no more: its events still go out, and it takes no new ones.
+    pub is_retired: bool,
 }
 
 #[cfg(test)]
@@ -145,7 +150,7 @@ impl Config {
 impl LaneConfig {
     /// A lane that stops acknowledging when it is full.
     pub fn new(name: &str, budget: u64, linger: Duration) -> Self {
-        Self { name: name.to_owned(), budget, linger, full: Full::default(), holds: Vec::new() }
+        Self { name: name.to_owned(), budget, linger, full: Full::default(), holds: Vec::new(), is_retired: false }
     }
 
     /// The log of dead letters.
@@ -233,6 +238,11 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// Whether a file is not there.
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+    }
+
     fn io(file: &Path, error: io::Error) -> Self {
         Self::Io { file: file.to_owned(), error }
     }
@@ -301,6 +311,9 @@ impl Condition {
 #[derive(Debug)]
 struct Core {
     disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    /// The folder that the lock is on.
+    identity: disk::Identity,
     state: state::State,
     reserve_bytes: AtomicU64,
     /// The lanes, in their order, without the log of dead letters.
@@ -311,6 +324,7 @@ struct Core {
     cache_bytes: usize,
     tail_bytes: usize,
     window: Mutex<Window>,
+    fingerprint_key: FingerprintKey,
     catalog: RwLock<Catalog>,
     opened: Mutex<Vec<Arc<Segment>>>,
     aside: Mutex<Vec<PathBuf>>,
@@ -404,6 +418,11 @@ impl Core {
 
     fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What repeats of an event are known by; `None` if its id was minted here.
+    fn fingerprint(&self, record: &crate::event::Record<'_>) -> Option<Fingerprint> {
+        self.fingerprint_key.fingerprint(record, self.stream_of(record.publication))
     }
 
     fn published(&self, number: u32) -> Option<Arc<Published>> {

@@ -2,10 +2,12 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod acknowledgement;
 mod answers;
 mod bad_disk;
 mod broker_source;
 mod bundle;
+mod by_hand;
 mod callers;
 mod central;
 mod clock;

@@ -101,6 +101,7 @@ pub(super) fn check(
         linger,
         full,
         holds: holds.clone(),
+        is_retired: false,
     };
     let mut lanes: Vec<LaneConfig> =
         LANES.iter().map(|(name, linger, budget, full)| lane(name, *linger, *budget, *full)).collect();
@@ -119,6 +120,9 @@ pub(super) fn check(
         }
         if name == journal::DEAD {
             wrong("", "\"dead\" is taken: the log of dead letters has that name, and is set up by [dead]".into());
+        }
+        if name == journal::PUBLICATIONS || name.bytes().all(|byte| byte == b'.') {
+            wrong("", format!("\"{name}\" is no name for a lane: the journal has a folder of that name"));
         }
         let index = lanes.iter().position(|lane| lane.name == *name).unwrap_or_else(|| {
             lanes.push(lane(name, LANES[1].1, LANES[1].2, LANES[1].3));

@@ -22,9 +22,9 @@ use super::history::{History, count_block, sequences_after};
 use super::segment::Segment;
 use super::shelf::{Shelf, ShelfLane, sequences_at};
 use super::state::{Note, State};
-use super::{Found, Journal, JournalError, Lane};
+use super::{Fingerprint, Found, Journal, JournalError, Lane};
 use crate::clock;
-use crate::event::Timestamp;
+use crate::event::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -122,6 +122,8 @@ struct Source<'a> {
     notes: Vec<Note>,
     /// Losses that were noted while the lanes were copied: their accounts may be in the copy.
     late_losses: Box<dyn Fn() -> Result<Vec<Note>, JournalError> + 'a>,
+    /// What repeats of an event are known by.
+    fingerprint: Box<dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a>,
     /// Streams of each lane that its publications name.
     streams: Vec<(String, u32)>,
     reserve: u64,
@@ -143,6 +145,7 @@ impl Journal {
                 let noted = state.notes(super::loss::PREFIX)?;
                 Ok(noted.into_iter().map(|(name, value)| (name, Some(value))).collect())
             }),
+            fingerprint: Box::new(|record| self.core.fingerprint(record)),
             streams: self.publications().into_iter().map(of).collect(),
             reserve: self.core.reserve_bytes.load(Ordering::Relaxed),
         };
@@ -159,6 +162,8 @@ impl Shelf {
             return Err(BackupError::Damaged(why));
         }
         let state = State::open_untouched(Arc::new(RealDisk), self.folder())?;
+        let key = super::open::stored_fingerprint_key(&state)?;
+        let stream_of = |publication| self.publications().of(publication).map_or(0, |known| known.stream);
         let notes = state.notes("")?.into_iter().map(|(name, value)| (name, Some(value))).collect();
         let of = |known: &Arc<super::Published>| (known.publication.lane.clone(), known.stream);
         let source = Source {
@@ -167,6 +172,7 @@ impl Shelf {
             marks: state.marks()?,
             notes,
             late_losses: Box::new(|| Ok(Vec::new())),
+            fingerprint: Box::new(move |record| key?.fingerprint(record, stream_of(record.publication))),
             streams: self.publications().all().map(of).collect(),
             reserve: 0,
         };

@@ -173,6 +173,12 @@ impl Block {
         Self::new(self.header.clone(), &self.body[self.records_from..])
     }
 
+    /// The same block without cursors.
+    pub fn without_cursors(&self) -> Self {
+        let header = Header { settled: Vec::new(), ..self.header.clone() };
+        Self::new(header, &self.body[self.records_from..])
+    }
+
     /// Reads a value that begins with `bytes`, whatever follows it; and says how long it is. For those
     /// who find it without the file's own order.
     pub fn decode_first(bytes: &[u8]) -> Result<(Self, usize), BadBlock> {

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A file of the journal.
 pub trait DiskFile: Debug + Send + Sync {
@@ -21,6 +23,27 @@ pub trait DiskFile: Debug + Send + Sync {
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Returns when everything written so far is on the disk.
     fn sync(&self) -> io::Result<()>;
+    /// Which file this is, whatever its name is by now.
+    fn identity(&self) -> io::Result<Identity>;
+}
+
+/// Tells a file or folder from every other one of the same file system: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity(pub u64, pub u64);
+
+/// Keeps every other process away from a journal as long as it lives.
+#[derive(Debug)]
+pub struct FolderLock {
+    /// Which folder is locked.
+    pub folder: Identity,
+    _files: Vec<Box<dyn DiskFile>>,
+}
+
+impl FolderLock {
+    /// A lock on a folder; `files` hold it.
+    pub fn new(folder: Identity, files: Vec<Box<dyn DiskFile>>) -> Self {
+        Self { folder, _files: files }
+    }
 }
 
 /// Whether a file has to be there or has to be new.
@@ -40,8 +63,12 @@ pub trait Disk: Debug + Send + Sync {
     fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn DiskFile>>;
     /// Names and lengths of the files of a folder.
     fn list(&self, folder: &Path) -> io::Result<Vec<(String, u64)>>;
-    /// Makes a folder and those above it.
-    fn make_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Names of the folders in a folder.
+    fn folders(&self, folder: &Path) -> io::Result<Vec<String>>;
+    /// Creates one folder; durable only after [`Disk::sync_folder`] of the folder that it is in.
+    fn create_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Which file or folder a path leads to now.
+    fn identity(&self, path: &Path) -> io::Result<Identity>;
     /// Renames a file within its folder; durable only after [`Disk::sync_folder`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -52,9 +79,8 @@ pub trait Disk: Debug + Send + Sync {
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
     /// Bytes that a file really occupies.
     fn allocated_bytes(&self, path: &Path) -> io::Result<u64>;
-    /// Keeps others away from a journal as long as the returned file lives; `Err` with the holder's
-    /// process number if another has it.
-    fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn DiskFile>, String>>;
+    /// Keeps other processes away from the journal in a folder; `Err` with the holder's process number if one has it.
+    fn lock(&self, folder: &Path) -> io::Result<Result<FolderLock, String>>;
 }
 
 /// The operating system's file system.
@@ -80,6 +106,25 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        Ok(identity_of(&self.metadata()?))
+    }
+}
+
+fn identity_of(metadata: &fs::Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt;
+    Identity(metadata.dev(), metadata.ino())
+}
+
+/// Takes the lock of an open file; `false` if another process has it.
+fn try_flock(file: &File) -> io::Result<bool> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -108,9 +153,24 @@ impl Disk for RealDisk {
         Ok(found)
     }
 
-    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+    fn folders(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                found.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(found)
+    }
+
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+        fs::DirBuilder::new().mode(0o700).create(folder)
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<Identity> {
+        Ok(identity_of(&fs::metadata(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -135,29 +195,58 @@ impl Disk for RealDisk {
         Ok(fs::metadata(path)?.blocks() * 512)
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn DiskFile>, String>> {
-        use rustix::fs::{FlockOperation, flock};
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                file.set_len(0)?;
-                file.write_all(std::process::id().to_string().as_bytes())?;
-                Ok(Ok(Box::new(file)))
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.read_to_string(&mut holder)?;
-                Ok(Err(holder))
-            }
-            Err(error) => Err(error.into()),
+    fn lock(&self, folder: &Path) -> io::Result<Result<FolderLock, String>> {
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join(LOCK))?;
+        let directory = File::open(folder)?;
+        // Both: the file names the holder, and may be deleted by hand; the folder may not.
+        let is_ours = try_flock(&file)? && try_flock(&directory).or_else(ignore_unsupported)?;
+        if !is_ours {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder)?;
+            return Ok(Err(if holder.is_empty() { "unknown".into() } else { holder }));
         }
+        file.set_len(0)?;
+        file.write_all(std::process::id().to_string().as_bytes())?;
+        let identity = DiskFile::identity(&directory)?;
+        Ok(Ok(FolderLock::new(identity, vec![Box::new(file), Box::new(directory)])))
     }
+}
+
+/// Name of the file that says which process has a journal.
+pub const LOCK: &str = "LOCK";
+
+/// Network file systems lock files, and not all of them folders.
+fn ignore_unsupported(error: io::Error) -> io::Result<bool> {
+    use io::ErrorKind::{InvalidInput, Unsupported};
+    const EBADF: i32 = 9;
+    let is_unsupported = matches!(error.kind(), InvalidInput | Unsupported) || error.raw_os_error() == Some(EBADF);
+    if is_unsupported { Ok(true) } else { Err(error) }
+}
+
+/// The folder of a path; a bare name stands in the current one.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Creates a folder and those above it, as far as they are missing; each survives a power cut when this returns.
+pub fn make_folder(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
+    let is_missing = |above: &&Path| *above != Path::new("") && disk.identity(above).is_err();
+    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
+    for new in missing.into_iter().rev() {
+        match disk.create_folder(new) {
+            // Another process may have created it in the meantime.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        disk.sync_folder(parent_of(new))?;
+    }
+    Ok(())
 }
 
 /// Replaces a small file so that at any moment the old or the new one is whole.
 pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
-    // A bare name has the empty path as its parent.
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let folder = parent_of(path);
     let temporary = path.with_extension("tmp");
     let file = disk.open(&temporary, Open::New)?;
     file.write(0, content)?;
@@ -182,26 +271,42 @@ pub fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
 
 /// Lets redb work on a [`DiskFile`].
 #[derive(Debug)]
-pub(super) struct Backend(pub Box<dyn DiskFile>);
+pub(super) struct Backend {
+    file: Box<dyn DiskFile>,
+    /// Whether an fsync has failed: what was written since the one before may be lost, whatever the next one says.
+    sync_failed: Arc<AtomicBool>,
+}
+
+impl Backend {
+    /// Works on a file.
+    pub fn new(file: Box<dyn DiskFile>) -> Self {
+        Self { file, sync_failed: Arc::default() }
+    }
+
+    /// Becomes true once an fsync of the file has failed.
+    pub fn sync_failed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.sync_failed)
+    }
+}
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.0.length()
+        self.file.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
+        self.file.read(offset, out)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)
+        self.file.set_len(length)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
+        self.file.sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
+        self.file.write(offset, data)
     }
 }

@@ -3,7 +3,8 @@
 //! Promise: a batch never holds more than its bound, except for one event that alone is larger;
 //! whoever finds no room is told when there is some.
 
-use super::window::Fingerprint;
+use super::segment::Synced;
+use super::window::{DurableCopy, Fingerprint};
 use super::{Receipt, block};
 use crate::event::Record;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +24,23 @@ pub struct Entry {
     pub publication: u32,
     /// What repeats of it are known by, and for how long.
     pub repeats: Option<(Fingerprint, Duration)>,
+}
+
+/// Proof that every event of a batch is on disk: its receipts need it.
+#[derive(Debug)]
+#[must_use = "a batch without its proof gets no receipts"]
+pub struct BatchDurable(());
+
+impl BatchDurable {
+    /// A commit wrote what the batch holds. Repeats in it are of events of the same batch, or were on disk before.
+    pub fn committed(_: Synced) -> Self {
+        Self(())
+    }
+
+    /// Nothing of the batch had to be written: every event in it repeats one that is on disk. `None` if one does not.
+    pub fn repeated(entries: usize, copies: &[DurableCopy]) -> Option<Self> {
+        (copies.len() == entries).then_some(Self(()))
+    }
 }
 
 /// Events on their way into one commit.
@@ -240,8 +258,23 @@ impl Gather {
         Work::Batch(taken)
     }
 
-    /// Says that a batch is on the disk, wakes those who wait, and makes the batch reusable.
-    pub fn done(&self, batch: &mut Batch) {
+    /// A batch, if one gathers, without waiting for it or for more; for writers that are stepped.
+    #[cfg(test)]
+    pub fn poll(&self, spare: Batch) -> Work {
+        let mut state = self.lock();
+        if state.batch.entries.is_empty() {
+            state.nudged = false;
+            return if state.closing { Work::Close } else { Work::Idle };
+        }
+        let number = state.batch.number + 1;
+        let taken = std::mem::replace(&mut state.batch, Batch { number, ..spare });
+        drop(state);
+        self.room.notify_waiters();
+        Work::Batch(taken)
+    }
+
+    /// Gives receipts for a batch that is on disk, wakes those who wait, and makes the batch reusable.
+    pub fn done(&self, batch: &mut Batch, _proof: BatchDurable) {
         self.durable.store(batch.number, Ordering::Release);
         for waiter in batch.waiters.drain(..) {
             waiter.notify_one();

@@ -1,13 +1,13 @@
 //! One lane of the journal: its door, its log of segments, and what each destination has settled.
 
 use super::block::Block;
+use super::disk::Identity;
 use super::gather::{Gather, NotTaken, Ticket, Waiter};
 use super::pulse::Pulse;
 use super::retention::Ages;
 use super::segment::Segment;
 use super::settled::{Account, Outcome, Settled};
 use super::unused::Gaps;
-use super::window::Fingerprint;
 use super::{
     Condition, Core, DEAD, JournalError, LaneConfig, Published, Receipt, SEGMENT_BYTES_MAX, sequence_mark, writer,
 };
@@ -16,8 +16,8 @@ use crate::ordered::sort;
 use crate::telemetry::{Counter, Histogram};
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -71,20 +71,21 @@ pub struct Lane {
     pub(super) index: usize,
     pub(super) settings: ArcSwap<LaneConfig>,
     pub(super) folder: PathBuf,
+    /// The folder as it was when the journal was opened.
+    pub(super) identity: Identity,
     pub(super) gather: Gather,
     pub(super) core: Arc<Core>,
     pub(super) log: Mutex<Log>,
     pub(super) next: watch::Sender<Durable>,
     pub(super) condition: Mutex<Condition>,
     pub(super) stopping: (Mutex<bool>, Condvar),
-    pub(super) abandoned: AtomicBool,
     /// A reader found damage in the active segment: the writer leaves it.
     pub(super) suspect: AtomicBool,
     /// Numbers that were never given.
     pub(super) gaps: Gaps,
     pub(super) ages: Mutex<Ages>,
-    /// The writer is to go on in a new segment, whose summary holds the cursors as they are.
-    pub(super) renew: AtomicBool,
+    /// Destinations that a person has dropped, and whose cursors the log still holds.
+    pub(super) dropped: Mutex<Vec<String>>,
     /// Another lane needs room on the disk that this one may give up.
     pub(super) gives_room: AtomicBool,
     /// Held while what may go is removed, be it by another lane's writer.
@@ -152,6 +153,9 @@ pub struct LaneStatus {
     pub segments: usize,
     /// Why it takes nothing, if so.
     pub problem: Option<String>,
+    /// Whether the configuration has it no more: its events still go out, and it takes no new ones.
+    #[serde(default)]
+    pub retired: bool,
     /// What each destination still needs.
     pub destinations: Vec<Backlog>,
     /// For each stream: name, accepted.
@@ -189,14 +193,36 @@ impl Lane {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands in an event. The ticket becomes a receipt once the event is on the disk; `waiter` is
-    /// woken then. A repeat of an event with the same `repeats` gets a receipt and is not stored again.
+    /// Whether the configuration has the lane no more: its events still go out, and it takes no new ones.
+    pub fn is_retired(&self) -> bool {
+        self.settings.load().is_retired
+    }
+
+    /// Why what is written now would not be found at the next start, if so: a folder of the journal is not the one
+    /// that was opened.
+    pub(super) fn out_of_place(&self) -> Option<String> {
+        let core = &self.core;
+        let is_same = |folder: &Path, opened| core.disk.identity(folder).is_ok_and(|found| found == opened);
+        let expected = [(core.folder.as_path(), core.identity), (self.folder.as_path(), self.identity)];
+        let (folder, _) = expected.into_iter().find(|(folder, opened)| !is_same(folder, *opened))?;
+        Some(format!(
+            "{} is not the folder that was opened: it was moved or replaced; put it back, or restart the gateway",
+            folder.display()
+        ))
+    }
+
+    /// Hands in an event. The ticket becomes a receipt once the event is on disk; `waiter` is woken then.
+    ///
+    /// With `dedupe`, an event whose first copy was stored within that time and is on disk gets the receipt of that copy,
+    /// and is not stored again. The copy has the same source, device, id, stream, key and payload; an event that shares
+    /// only source, device and id is stored under a minted id. An event whose id the gateway minted is never a repeat.
     pub fn submit(
         &self,
         record: &Record<'_>,
-        repeats: Option<(Fingerprint, Duration)>,
+        dedupe: Option<Duration>,
         waiter: &mut Waiter,
     ) -> Result<Ticket, NotTaken> {
+        let repeats = dedupe.and_then(|reach| Some((self.core.fingerprint(record)?, reach)));
         self.gather.put(record, repeats, waiter, self.index, writer::CUT_BYTES)
     }
 
@@ -402,13 +428,13 @@ impl Lane {
         log.durable_low.remove(destination);
         log.is_settled_written = false;
         drop(log);
-        // The older blocks of the segment in hand still hold its cursor.
-        self.renew.store(true, Ordering::Release);
+        // Blocks of the active segment still hold its cursor.
+        self.dropped().push(destination.to_owned());
         self.gather.nudge();
     }
 
-    pub(super) fn is_renewing(&self) -> bool {
-        self.renew.load(Ordering::Acquire)
+    pub(super) fn dropped(&self) -> MutexGuard<'_, Vec<String>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The part of the oldest segment that a destination needs, where it holds back more than `hold` bytes.
@@ -484,6 +510,7 @@ impl Lane {
                 Condition::Good => self.pulse.check(&self.name, COMMIT_SHOWN_AFTER).err().map(|why| why.to_string()),
                 Condition::Full(why) | Condition::Failed(why) => Some(why),
             },
+            retired: self.settings.load().is_retired,
             destinations,
             streams: log
                 .sequences
@@ -527,14 +554,6 @@ impl Lane {
     pub(super) fn stop_waiting(&self) {
         *self.stopping.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stopping.1.notify_all();
-    }
-
-    pub(super) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Release);
-    }
-
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire)
     }
 
     pub(super) fn segment_bytes(&self) -> u64 {

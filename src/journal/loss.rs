@@ -231,16 +231,13 @@ impl Journal {
                 let all_of_it = Wanted { offsets, takes: &|_, _| true };
                 count += lane.give_up(destination, &all_of_it, Outcome::Discarded)?;
             }
-            let dropped = super::open::dropped(&lane.name, destination);
-            self.core.state.note(&[(dropped.clone(), Some(Vec::new()))])?;
+            // From now on a start forgets the cursor, whatever the log still says.
+            self.core.state.note(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))])?;
             lane.forget_destination(destination);
+            // The writer deletes the note once the log itself says so; where its disk fails or is full, that comes later.
             let deadline = clock::instant() + FORGET_WAIT_MAX;
-            while lane.is_renewing() && clock::instant() < deadline {
+            while lane.dropped().iter().any(|name| name == destination) && clock::instant() < deadline {
                 std::thread::sleep(Duration::from_millis(2));
-            }
-            if !lane.is_renewing() {
-                // The log itself says so now; a destination of that name may come again.
-                self.core.state.note(&[(dropped, None)])?;
             }
         }
         Ok(count)

@@ -30,8 +30,7 @@ impl Notes {
 
     /// A note, if there is one.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
-        let found = self.all(name)?;
-        Ok(found.into_iter().find(|(known, _)| known == name).map(|(_, content)| content))
+        self.core.state.note_of(&format!("{}{name}", self.prefix))
     }
 
     /// Writes notes, all or none; `None` removes one.

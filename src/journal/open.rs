@@ -1,16 +1,16 @@
 //! Opening and closing the journal: what a start finds, and what it makes of it.
 
-use super::disk::{Disk, DiskFile, read_whole, write_json, write_whole};
+use super::disk::{Disk, FolderLock, make_folder, read_whole, write_json, write_whole};
 use super::gather::Gather;
 use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
 use super::pulse::Pulse;
 use super::retention::Ages;
-use super::segment::{Segment, StreamPart, file_name, first_of};
+use super::segment::{FORMAT as SEGMENT_FORMAT, Segment, StreamPart, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
 use super::state::State;
 use super::unused::Unused;
-use super::window::{Fingerprint, Window};
+use super::window::{Fingerprint, FingerprintKey, Window};
 use super::writer::{Active, Position, Writer};
 use super::{
     Catalog, Condition, Config, Core, DEAD, DiskRoom, Found, JournalError, Lane, LaneConfig, Published, Start,
@@ -31,9 +31,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The journal format that this version writes, and the newest it opens.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 /// Name of the file that holds the seal.
 const SEAL: &str = "journal.toml";
+/// Name of the folder of the publications.
+pub const PUBLICATIONS: &str = "publications";
+/// The note that holds the key of the fingerprints.
+const FINGERPRINT_KEY: &str = "dedupe/key";
 /// The writer's stack: redb's tree walks are shallow.
 const WRITER_STACK_BYTES: usize = 512 << 10;
 
@@ -54,8 +58,8 @@ pub struct Journal {
     pub(super) folder: PathBuf,
     lanes: Vec<Arc<Lane>>,
     dead: Arc<Lane>,
-    writers: Mutex<Vec<JoinHandle<()>>>,
-    _lock: Box<dyn DiskFile>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    _lock: FolderLock,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,20 +72,38 @@ struct PublicationFile {
 impl Journal {
     /// Opens the journal, or begins one. Repairs what a crash left; sets aside what is damaged.
     pub fn open(config: &Config, seal: &Seal, disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
+        let (journal, writers) = Self::open_without_threads(config, seal, disk)?;
+        for writer in writers {
+            let thread = std::thread::Builder::new()
+                .name(format!("journal-{}", writer.lane_name()))
+                .stack_size(WRITER_STACK_BYTES)
+                .spawn(move || writer.run())
+                .map_err(|error| JournalError::io(&config.folder, error))?;
+            journal.threads().push(thread);
+        }
+        Ok(journal)
+    }
+
+    /// Opens the journal; its writers work where and when the caller wants.
+    pub(super) fn open_without_threads(
+        config: &Config,
+        seal: &Seal,
+        disk: Arc<dyn Disk>,
+    ) -> Result<(Self, Vec<Writer>), JournalError> {
         let folder = &config.folder;
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |error| JournalError::io(&path, error)
         };
-        disk.make_folder(folder).map_err(failed(folder))?;
-        let lock_path = folder.join("LOCK");
-        let lock = match disk.lock(&lock_path).map_err(failed(&lock_path))? {
+        make_folder(&*disk, folder).map_err(failed(folder))?;
+        let lock = match disk.lock(folder).map_err(failed(folder))? {
             Ok(lock) => lock,
             Err(holder) => return Err(JournalError::InUse { folder: folder.clone(), holder }),
         };
         check_seal(&*disk, folder, seal)?;
         let (state, aside) = State::open(Arc::clone(&disk), folder)?;
         super::backup::note_restore(&*disk, folder)?;
+        let fingerprint_key = fingerprint_key(&state)?;
         let (mut unused, unused_aside) = Unused::load(&*disk, folder)?;
         let catalog = load_catalog(&*disk, folder)?;
         let aside = damaged_files(&*disk, folder, aside.into_iter().chain(unused_aside))?;
@@ -89,6 +111,8 @@ impl Journal {
         let has_lost_marks = aside.iter().any(|file| file.ends_with("state.redb.damaged"));
         let core = Arc::new(Core {
             disk,
+            folder: folder.clone(),
+            identity: lock.folder,
             state,
             reserve_bytes: config.reserve_bytes.into(),
             lanes: std::sync::OnceLock::new(),
@@ -97,6 +121,7 @@ impl Journal {
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
             window: Mutex::new(Window::new(config.dedupe_bytes)),
+            fingerprint_key,
             catalog: RwLock::new(catalog),
             opened: Mutex::new(Vec::new()),
             aside: Mutex::new(aside),
@@ -107,7 +132,8 @@ impl Journal {
         });
         let mut opened = Vec::new();
         let mut prints = Vec::new();
-        for (index, lane) in config.lanes.iter().chain([&config.dead]).enumerate() {
+        let retired = retired_lanes(&core, config)?;
+        for (index, lane) in config.lanes.iter().chain(&retired).chain([&config.dead]).enumerate() {
             let destinations: &[_] = if lane.name == DEAD { &[] } else { &config.destinations };
             opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut unused, &mut prints)?);
         }
@@ -117,18 +143,15 @@ impl Journal {
         let of_events = lanes.iter().filter(|lane| lane.name != DEAD);
         // Nobody else knows this core yet.
         let _ = core.lanes.set(of_events.map(Arc::downgrade).collect());
-        let mut writers = Vec::new();
-        for (lane, position) in lanes.iter().zip(positions) {
-            let writer = Writer::new(Arc::clone(lane), position);
-            let thread = std::thread::Builder::new()
-                .name(format!("journal-{}", lane.name))
-                .stack_size(WRITER_STACK_BYTES)
-                .spawn(move || writer.run())
-                .map_err(failed(folder))?;
-            writers.push(thread);
-        }
+        let writers =
+            lanes.iter().zip(positions).map(|(lane, position)| Writer::new(Arc::clone(lane), position)).collect();
         let Some(dead) = lanes.pop() else { unreachable!("the log of dead letters is always opened") };
-        Ok(Self { core, folder: folder.clone(), lanes, dead, writers: Mutex::new(writers), _lock: lock })
+        let journal = Self { core, folder: folder.clone(), lanes, dead, threads: Mutex::default(), _lock: lock };
+        Ok((journal, writers))
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The lanes.
@@ -174,7 +197,7 @@ impl Journal {
         let stream = same_stream.map_or_else(next_stream, |known| known.stream);
         let number = catalog.list.len().max(1) as u32;
         let file = PublicationFile { number, stream, publication: publication.clone() };
-        let path = self.folder.join("publications").join(format!("{number}.json"));
+        let path = self.folder.join(PUBLICATIONS).join(format!("{number}.json"));
         write_json(&*self.core.disk, &path, &file).map_err(|error| JournalError::io(&path, error))?;
         catalog.put(file);
         Ok(number)
@@ -224,7 +247,7 @@ impl Journal {
         let all = || self.lanes.iter().chain([&self.dead]);
         all().for_each(|lane| lane.stop());
         let deadline = clock::instant() + patience;
-        let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        let writers = std::mem::take(&mut *self.threads());
         while clock::instant() < deadline && writers.iter().any(|writer| !writer.is_finished()) {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -285,8 +308,8 @@ fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), Journal
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let publications = folder.join("publications");
-            disk.make_folder(&publications).map_err(|error| JournalError::io(&publications, error))?;
+            let publications = folder.join(PUBLICATIONS);
+            make_folder(disk, &publications).map_err(|error| JournalError::io(&publications, error))?;
             write_seal(disk, &path, seal)
         }
         Err(error) => Err(JournalError::io(&path, error)),
@@ -302,8 +325,8 @@ fn write_seal(disk: &dyn Disk, path: &Path, seal: &Seal) -> Result<(), JournalEr
 }
 
 fn load_catalog(disk: &dyn Disk, folder: &Path) -> Result<Catalog, JournalError> {
-    let folder = folder.join("publications");
-    disk.make_folder(&folder).map_err(|error| JournalError::io(&folder, error))?;
+    let folder = folder.join(PUBLICATIONS);
+    make_folder(disk, &folder).map_err(|error| JournalError::io(&folder, error))?;
     let mut catalog = Catalog::default();
     for (name, _) in disk.list(&folder).map_err(|error| JournalError::io(&folder, error))? {
         if !name.ends_with(".json") {
@@ -316,6 +339,25 @@ fn load_catalog(disk: &dyn Disk, folder: &Path) -> Result<Catalog, JournalError>
         catalog.put(file);
     }
     Ok(catalog)
+}
+
+/// The key of the journal's fingerprints; a new one where it has none. With a new key the fingerprints of closed segments
+/// match nothing: repeats of their events are stored again.
+fn fingerprint_key(state: &State) -> Result<FingerprintKey, JournalError> {
+    if let Some(key) = stored_fingerprint_key(state)? {
+        return Ok(key);
+    }
+    let mut bytes = [0; FingerprintKey::BYTES];
+    bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    bytes[16..].copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[..8]);
+    state.note(&[(FINGERPRINT_KEY.into(), Some(bytes.to_vec()))])?;
+    Ok(FingerprintKey::from_bytes(bytes))
+}
+
+/// The key that a journal's fingerprints were made with, if its state holds one.
+pub(super) fn stored_fingerprint_key(state: &State) -> Result<Option<FingerprintKey>, JournalError> {
+    let known = state.note_of(FINGERPRINT_KEY)?;
+    Ok(known.and_then(|bytes| bytes.try_into().ok()).map(FingerprintKey::from_bytes))
 }
 
 /// Fingerprints of one segment, and when it ended.
@@ -333,10 +375,30 @@ fn restore_window(core: &Core, mut prints: Vec<Prints>) {
     });
     let keep = keep.count();
     for (at, list) in prints.iter().skip(prints.len() - keep) {
-        for print in list {
-            window.insert(*print, *at);
-        }
+        window.restore(list, *at);
     }
+}
+
+/// Lanes that the journal has and the configuration has no more. What they owe still goes out, and is counted.
+fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, JournalError> {
+    let failed = |error| JournalError::io(&core.folder, error);
+    let is_configured = |name: &str| config.lanes.iter().any(|lane| lane.name == name);
+    let mut retired = Vec::new();
+    for name in core.disk.folders(&core.folder).map_err(failed)? {
+        let folder = core.folder.join(&name);
+        if name == DEAD || name == PUBLICATIONS || is_configured(&name) {
+            continue;
+        }
+        let files = core.disk.list(&folder).map_err(|error| JournalError::io(&folder, error))?;
+        if files.iter().all(|(file, _)| first_of(file).is_none()) {
+            continue;
+        }
+        tracing::warn!(lane = %name, "the journal has a lane that is not in the configuration; its events are still sent, and it takes no new ones");
+        let holds = config.lanes.first().map(|lane| lane.holds.clone()).unwrap_or_default();
+        retired.push(LaneConfig { holds, is_retired: true, ..LaneConfig::new(&name, u64::MAX, Duration::ZERO) });
+    }
+    retired.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(retired)
 }
 
 /// What the newest segment of a lane turned out to be.
@@ -359,7 +421,9 @@ fn open_lane(
     prints: &mut Vec<Prints>,
 ) -> Result<(Lane, Position), JournalError> {
     let folder = journal.join(&config.name);
-    core.disk.make_folder(&folder).map_err(|error| JournalError::io(&folder, error))?;
+    let failed = |error| JournalError::io(&folder, error);
+    make_folder(&*core.disk, &folder).map_err(failed)?;
+    let identity = core.disk.identity(&folder).map_err(failed)?;
     let (mut segments, has_damaged) = list_segments(core, &folder)?;
     let has_files = has_damaged || !segments.is_empty();
     let mut lost = Held::default();
@@ -393,8 +457,10 @@ fn open_lane(
     // After a jump the old segment must not go on: its blocks would leave a hole that is none.
     let active = newest.active.filter(|_| offsets.next == newest.next);
     let mut settled = newest.settled;
-    // Those that a person has dropped, where a crash came before that was in the log itself.
-    settled.retain(|cursor| !is_dropped(core, &config.name, &cursor.destination));
+    // A crash may have come before the log itself said what a person had dropped. A destination that has the name of a
+    // dropped one is another: it gets a cursor of its own below.
+    let dropped = dropped_in(core, &config.name)?;
+    settled.retain(|cursor| !dropped.contains(&cursor.destination));
     for (name, start) in destinations {
         if settled.iter().any(|known| known.destination == *name) {
             continue;
@@ -435,17 +501,17 @@ fn open_lane(
         index,
         settings: ArcSwap::from_pointee(config.clone()),
         folder,
+        identity,
         gather: Gather::new(),
         core: Arc::clone(core),
         log: Mutex::new(log),
         next: watch::channel(Durable { end: offsets.next, batch: 0 }).0,
         condition: Mutex::new(Condition::Good),
         stopping: (Mutex::new(false), Condvar::new()),
-        abandoned: AtomicBool::new(false),
         suspect: AtomicBool::new(false),
         gaps,
         ages: Mutex::new(Ages::default()),
-        renew: AtomicBool::new(false),
+        dropped: Mutex::new(dropped),
         gives_room: AtomicBool::new(false),
         sweeping: Mutex::default(),
         pulse: Pulse::default(),
@@ -453,13 +519,17 @@ fn open_lane(
     Ok((lane, Position { offsets, sequences, active }))
 }
 
-/// Name of the note that a destination was dropped in a lane.
+/// Name of the note that a destination was dropped in a lane, and that the log still holds its cursor.
 pub(super) fn dropped(lane: &str, destination: &str) -> String {
     format!("dropped/{lane}/{destination}")
 }
 
-fn is_dropped(core: &Core, lane: &str, destination: &str) -> bool {
-    core.state.notes(&dropped(lane, destination)).is_ok_and(|found| !found.is_empty())
+/// The destinations that were dropped in a lane, and whose cursors the log still holds.
+fn dropped_in(core: &Core, lane: &str) -> Result<Vec<String>, JournalError> {
+    // Names hold no slash: no other lane's notes begin so.
+    let prefix = dropped(lane, "");
+    let notes = core.state.notes(&prefix)?;
+    Ok(notes.into_iter().map(|(name, _)| name[prefix.len()..].to_owned()).collect())
 }
 
 /// A cursor that is owed the events from an offset on, which have these sequences.
@@ -528,7 +598,7 @@ fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, Part>, boo
 fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -> Result<Newest, JournalError> {
     let segment = Segment::open(&*core.disk, path, core.cache_bytes)?;
     let view = segment.view()?;
-    let summary = view.summary()?;
+    let mut summary = view.summary()?;
     let mut sequences: BTreeMap<u32, u64> = ordered(summary.sequences.iter().copied());
     let mut settled = summary.settled.clone();
     if let Some(closed) = &summary.closed {
@@ -558,10 +628,12 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
                 None => settled.push(newer.clone()),
             }
         }
-        own_prints.extend(block.records().filter_map(|record| Fingerprint::of(&record)));
+        own_prints.extend(block.records().filter_map(|record| core.fingerprint(&record)));
     }
     drop(view);
     prints.push((recorded, own_prints.clone()));
+    // What is written to it from now on is of this version, the fingerprints at its end too.
+    summary.format = SEGMENT_FORMAT;
     let begun = age(summary.begun);
     let active = Active { segment: Arc::new(segment), summary, bytes, prints: own_prints, parts, begun };
     Ok(Newest { next, sequences, settled, active: Some(active) })
@@ -616,7 +688,7 @@ impl Seal {
 /// The publications that a journal keeps, in the order they came; reads files only, so that the
 /// gateway may be running.
 pub fn publications_in(folder: &Path) -> Result<Vec<Publication>, JournalError> {
-    let publications = folder.join("publications");
+    let publications = folder.join(PUBLICATIONS);
     match std::fs::metadata(&publications) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -5,7 +5,7 @@
 //!
 //! Not here: bounds. A repair writes the header and the allocator's state, some pages of many.
 
-use super::disk::DiskFile;
+use super::disk::{DiskFile, Identity};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -109,6 +109,10 @@ impl DiskFile for Overlay {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn identity(&self) -> io::Result<Identity> {
+        self.file.identity()
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +140,9 @@ mod tests {
         }
         fn sync(&self) -> io::Result<()> {
             unreachable!("the file is never changed")
+        }
+        fn identity(&self) -> io::Result<Identity> {
+            Ok(Identity(0, 0))
         }
     }
 

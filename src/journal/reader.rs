@@ -170,6 +170,12 @@ impl Lane {
                 Err(error) => {
                     // A handle that has failed is not used again.
                     self.core.forget_segment(&path);
+                    if error.is_not_found() && self.log().segments.values().any(|part| part.path == path) {
+                        tracing::error!(lane = %self.name, %error, "a segment was removed by hand; its events are lost");
+                        self.log().segments.retain(|_, part| part.path != path);
+                        self.core.aside.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(path);
+                        return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
+                    }
                     return Err(error);
                 }
             }

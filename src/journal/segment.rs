@@ -7,12 +7,12 @@
 //! possible offsets the fingerprints of a closed segment.
 
 use super::block::{BadBlock, Block, Run};
-use super::disk::{Backend, Disk, Open};
+use super::disk::{Backend, Disk, Identity, Open};
 use super::settled::{Settled, SettledV1};
 use super::window::{FINGERPRINT_BYTES, Fingerprint};
 use super::{JournalError, caught};
 use crate::event::{Timestamp, append_postcard};
-use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition};
+use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,9 @@ const FINGERPRINTS_FROM: u64 = u64::MAX - 0xFFFF;
 /// Just below 60 KiB, as blocks are.
 const FINGERPRINTS_IN_ROW: usize = 3800;
 /// The format that this version writes, and the newest it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
+/// Fingerprints of older formats were made in another way, and are not read.
+const PRINTS_FORMAT: u32 = 3;
 
 /// What a segment says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,10 +104,16 @@ impl StreamPart {
     }
 }
 
+/// Proof that a commit has returned after its fsync.
+#[derive(Debug)]
+#[must_use = "whoever waits for the commit needs its proof"]
+pub struct Synced(());
+
 /// An open segment.
 #[derive(Debug)]
 pub struct Segment {
     path: PathBuf,
+    identity: Identity,
     database: Handle,
 }
 
@@ -131,42 +139,76 @@ impl Segment {
         let path = folder.join(file_name(summary.first));
         let temporary = path.with_extension("tmp");
         let file = disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
+        let identity = file.identity().map_err(|error| JournalError::io(&temporary, error))?;
         let database = caught(&path, || {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
-            Ok(builder.create_with_backend(Backend(file))?)
+            Ok(builder.create_with_backend(Backend::new(file))?)
         })?;
-        let segment = Self { path: path.clone(), database: Handle::Active(database) };
-        segment.write(&[], Some(summary), &[])?;
+        let segment = Self { path: path.clone(), identity, database: Handle::Active(database) };
+        let Synced(()) = segment.write(&[], Some(summary), &[])?;
         disk.rename(&temporary, &path).map_err(|error| JournalError::io(&path, error))?;
         disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
         Ok(segment)
     }
 
+    /// Copies the segment, however its own file is named by now, into the place that its name says.
+    pub fn restore_place(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
+        let temporary = self.path.with_extension("tmp");
+        let file = disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
+        let identity = file.identity().map_err(|error| JournalError::io(&temporary, error))?;
+        let view = self.view()?;
+        let database = caught(&self.path, || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(cache_bytes);
+            let database = builder.create_with_backend(Backend::new(file))?;
+            let mut write = database.begin_write()?;
+            write.set_durability(Durability::Immediate)?;
+            {
+                let mut copied = write.open_table(BLOCKS)?;
+                for row in view.read.open_table(BLOCKS)?.iter()? {
+                    let (at, value) = row?;
+                    copied.insert(at.value(), value.value())?;
+                }
+            }
+            write.commit()?;
+            Ok(database)
+        })?;
+        disk.rename(&temporary, &self.path).map_err(|error| JournalError::io(&self.path, error))?;
+        if let Some(folder) = self.path.parent() {
+            disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
+        }
+        Ok((Self { path: self.path.clone(), identity, database: Handle::Active(database) }, Synced(())))
+    }
+
     /// Opens a segment to go on writing; repairs it if the last run did not close it.
     pub fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::Existing).map_err(|error| JournalError::io(path, error))?;
+        let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
+        // A process that was killed may have left pages that no fsync has covered; whoever reads them now relies on them.
+        file.sync().map_err(|error| JournalError::io(path, error))?;
         let database = caught(path, || {
             if file.length()? == 0 {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
-            Ok(builder.create_with_backend(Backend(file))?)
+            Ok(builder.create_with_backend(Backend::new(file))?)
         })?;
-        Ok(Self { path: path.to_owned(), database: Handle::Active(database) })
+        Ok(Self { path: path.to_owned(), identity, database: Handle::Active(database) })
     }
 
     /// Opens a segment that is only read from now on. One that was left after an error is repaired first.
     pub fn open_closed(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
+        let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
         let opened = caught(path, || {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
-            Ok(builder.open_read_only_with_backend(Backend(file)))
+            Ok(builder.open_read_only_with_backend(Backend::new(file)))
         })?;
         match opened {
-            Ok(database) => Ok(Self { path: path.to_owned(), database: Handle::Closed(database) }),
+            Ok(database) => Ok(Self { path: path.to_owned(), identity, database: Handle::Closed(database) }),
             Err(redb::DatabaseError::RepairAborted) => Self::open(disk, path, cache_bytes),
             Err(error) => Err(JournalError::from_redb(path, error.into())),
         }
@@ -182,14 +224,20 @@ impl Segment {
             builder
         };
         let file = open()?;
-        match caught(path, || Ok(builder().open_read_only_with_backend(Backend(file))))? {
-            Ok(database) => return Ok(Self { path: path.to_owned(), database: Handle::Closed(database) }),
+        let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
+        match caught(path, || Ok(builder().open_read_only_with_backend(Backend::new(file))))? {
+            Ok(database) => return Ok(Self { path: path.to_owned(), identity, database: Handle::Closed(database) }),
             Err(redb::DatabaseError::RepairAborted) => {}
             Err(error) => return Err(JournalError::from_redb(path, error.into())),
         }
         let over = super::overlay::Overlay::new(open()?).map_err(|error| JournalError::io(path, error))?;
-        let database = caught(path, || Ok(builder().create_with_backend(Backend(Box::new(over)))?))?;
-        Ok(Self { path: path.to_owned(), database: Handle::Active(database) })
+        let database = caught(path, || Ok(builder().create_with_backend(Backend::new(Box::new(over)))?))?;
+        Ok(Self { path: path.to_owned(), identity, database: Handle::Active(database) })
+    }
+
+    /// Whether its path still leads to it: nobody has removed or replaced the file.
+    pub fn is_in_place(&self, disk: &dyn Disk) -> bool {
+        disk.identity(&self.path).is_ok_and(|found| found == self.identity)
     }
 
     /// Whether nobody writes the file any more.
@@ -208,7 +256,7 @@ impl Segment {
         blocks: &[(u64, &[u8])],
         summary: Option<&Summary>,
         fingerprints: &[Fingerprint],
-    ) -> Result<(), JournalError> {
+    ) -> Result<Synced, JournalError> {
         let Handle::Active(database) = &self.database else {
             return Err(JournalError::Damaged { file: self.path.clone(), reason: "it is closed".into() });
         };
@@ -230,13 +278,13 @@ impl Segment {
                     value.clear();
                     for print in prints {
                         value.extend_from_slice(&print.id.to_le_bytes());
-                        value.extend_from_slice(&print.payload.to_le_bytes());
+                        value.extend_from_slice(&print.content.to_le_bytes());
                     }
                     table.insert(FINGERPRINTS_FROM + row as u64, value.as_slice())?;
                 }
             }
             write.commit()?;
-            Ok(())
+            Ok(Synced(()))
         })
     }
 
@@ -286,8 +334,11 @@ impl View {
         read.map_err(|_| self.damaged("its summary does not decode"))
     }
 
-    /// The fingerprints of a closed segment.
+    /// The fingerprints of a closed segment; none if it was closed by a version that made them in another way.
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
+        if self.summary()?.format < PRINTS_FORMAT {
+            return Ok(Vec::new());
+        }
         let half = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
         caught(&self.path, || {
             let table = self.read.open_table(BLOCKS)?;
@@ -296,7 +347,7 @@ impl View {
                 let (_, value) = row?;
                 let pairs = value.value().as_chunks::<FINGERPRINT_BYTES>().0;
                 prints.extend(
-                    pairs.iter().map(|pair| Fingerprint { id: half(&pair[..8]).max(1), payload: half(&pair[8..]) }),
+                    pairs.iter().map(|pair| Fingerprint { id: half(&pair[..8]).max(1), content: half(&pair[8..]) }),
                 );
             }
             Ok(prints)

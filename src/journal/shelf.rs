@@ -3,12 +3,12 @@
 //! Promise: as long as it is open no gateway starts on the journal, and no file of it changes but
 //! the lock: a repair stays in memory, and what is damaged is named rather than set aside.
 
-use super::disk::{Disk, DiskFile, RealDisk, read_whole};
+use super::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
 use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
 use super::segment::{Segment, Summary, first_of};
 use super::settled::Settled;
 use super::unused::{Gaps, Unused};
-use super::{DEAD, Found, JournalError, Published, Seal};
+use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
 use crate::contract::{Publication, Renderer};
 use crate::ordered::sort;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub struct Shelf {
     pub seal: Seal,
     lanes: Vec<Arc<ShelfLane>>,
     publications: Publications,
-    _lock: Box<dyn DiskFile>,
+    _lock: FolderLock,
 }
 
 /// Publications by number, and the files of them that cannot be read.
@@ -65,7 +65,7 @@ impl Publications {
     /// Reads those of a journal's folder; what cannot be read is named and left out.
     pub fn load(journal: &Path) -> Self {
         let mut found = Self::default();
-        let Ok(entries) = fs::read_dir(journal.join("publications")) else { return found };
+        let Ok(entries) = fs::read_dir(journal.join(PUBLICATIONS)) else { return found };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
@@ -101,9 +101,9 @@ impl Shelf {
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let disk = RealDisk;
         let seal = read_seal(folder)?;
-        let lock_path = folder.join("LOCK");
+        let lock_path = folder.join(LOCK);
         let is_new = !lock_path.exists();
-        let lock = match disk.lock(&lock_path).map_err(|error| JournalError::io(&lock_path, error))? {
+        let lock = match disk.lock(folder).map_err(|error| JournalError::io(&lock_path, error))? {
             Ok(lock) => lock,
             Err(holder) => return Err(JournalError::InUse { folder: folder.to_owned(), holder }),
         };
@@ -116,7 +116,7 @@ impl Shelf {
         for entry in fs::read_dir(folder).map_err(|error| JournalError::io(folder, error))? {
             let path = entry.map_err(|error| JournalError::io(folder, error))?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if path.is_dir() && name != "publications" {
+            if path.is_dir() && name != PUBLICATIONS {
                 let mut lane = ShelfLane::open(&name, path, unused.of(&name), publications.clone())?;
                 lane.damaged.extend(unused_damage.iter().map(|why| (0, why.clone())));
                 lanes.push(Arc::new(lane));

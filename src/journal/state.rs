@@ -3,12 +3,15 @@
 //!
 //! Promise: a number below a mark that [`State::raise`] stored is not given again after any crash,
 //! even if the segment that used it is lost; notes written together are there together.
+//! Invariant: after a failed fsync the file is never written again; its content goes into a new file. The kernel may
+//! have dropped the pages that the fsync was for, and the next fsync succeeds without them.
 
-use super::disk::{Backend, Disk, Open};
+use super::disk::{Backend, Disk, Identity, Open};
 use super::{JournalError, caught};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const MARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("marks");
@@ -31,57 +34,111 @@ fn builder() -> redb::Builder {
 pub struct State {
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    database: Mutex<Option<Database>>,
+    database: Mutex<Slot>,
+}
+
+/// The open file.
+#[derive(Debug)]
+struct Handle {
+    database: Database,
+    identity: Identity,
+    /// Whether an fsync of the file has failed.
+    sync_failed: Arc<AtomicBool>,
+}
+
+/// The file, or why there is none open.
+#[derive(Debug, Default)]
+enum Slot {
+    Open(Handle),
+    /// Closed, or given up after an error: the next write opens it again.
+    #[default]
+    Closed,
+    /// An fsync failed: the next write goes to a new file.
+    Suspect,
 }
 
 impl State {
     /// Opens or creates the state. A damaged file is set aside; the second value names it then.
     pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join("state.redb");
-        let state = Self { disk, path, database: Mutex::new(None) };
+        let state = Self { disk, path, database: Mutex::default() };
         let found = state.disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
         let mut aside = None;
         if !found.iter().any(|(name, _)| name == "state.redb") {
-            state.create(folder)?;
+            *state.lock() = Slot::Open(state.write_new(None)?);
             return Ok((state, aside));
         }
         match state.open_database() {
-            Ok(()) => {}
+            Ok(handle) => *state.lock() = Slot::Open(handle),
             Err(error @ JournalError::Damaged { .. }) => {
                 tracing::error!(%error, "the numbers given so far are lost with this file; it is set aside as state.redb.damaged, and the lanes go on behind every number that they may have given");
                 aside = Some(super::set_aside(&*state.disk, &state.path)?);
-                state.create(folder)?;
+                *state.lock() = Slot::Open(state.write_new(None)?);
             }
             Err(error) => return Err(error),
         }
         Ok((state, aside))
     }
 
-    /// Creates the file under another name first, so that a power cut never leaves half of one.
-    fn create(&self, folder: &Path) -> Result<(), JournalError> {
+    /// Creates the file with the content of another, under a temporary name first: a power cut never leaves half of one.
+    fn write_new(&self, content: Option<&Database>) -> Result<Handle, JournalError> {
         let temporary = self.path.with_extension("tmp");
-        let file = self.disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
+        self.write_new_at(&temporary, content).inspect_err(|_| {
+            // On a full disk it would keep the room that the next attempt needs. It may not be there.
+            let _ = self.disk.remove(&temporary);
+        })
+    }
+
+    fn write_new_at(&self, temporary: &Path, content: Option<&Database>) -> Result<Handle, JournalError> {
+        let failed = |error| JournalError::io(temporary, error);
+        let file = self.disk.open(temporary, Open::New).map_err(failed)?;
+        let identity = file.identity().map_err(failed)?;
+        let backend = Backend::new(file);
+        let sync_failed = backend.sync_failed();
         let database = caught(&self.path, || {
-            let database = builder().create_with_backend(Backend(file))?;
+            let database = builder().create_with_backend(backend)?;
             let mut write = database.begin_write()?;
             write.set_quick_repair(true);
             write.open_table(MARKS)?;
+            if let Some(content) = content {
+                copy(content, &write)?;
+            }
             write.commit()?;
             Ok(database)
         })?;
-        self.disk.rename(&temporary, &self.path).map_err(|error| JournalError::io(&self.path, error))?;
+        self.disk.rename(temporary, &self.path).map_err(|error| JournalError::io(&self.path, error))?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
         self.disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
-        *self.lock() = Some(database);
-        Ok(())
+        Ok(Handle { database, identity, sync_failed })
     }
 
-    fn open_database(&self) -> Result<(), JournalError> {
-        let file = self.disk.open(&self.path, Open::Existing).map_err(|error| JournalError::io(&self.path, error))?;
+    /// The file as it is on disk, to be read and not changed; its checksums are verified.
+    fn untouched(&self) -> Result<Database, JournalError> {
+        let mut database = open_untouched(&*self.disk, &self.path)?;
+        caught(&self.path, || match database.check_integrity()? {
+            true => Ok(()),
+            false => Err(redb::Error::Corrupted("a page does not fit its checksum".into())),
+        })?;
+        Ok(database)
+    }
+
+    /// Whether the path still leads to the open file.
+    fn is_in_place(&self, identity: Identity) -> bool {
+        self.disk.identity(&self.path).is_ok_and(|found| found == identity)
+    }
+
+    fn open_database(&self) -> Result<Handle, JournalError> {
+        let failed = |error| JournalError::io(&self.path, error);
+        let file = self.disk.open(&self.path, Open::Existing).map_err(failed)?;
+        let identity = file.identity().map_err(failed)?;
+        let is_empty = file.length().map_err(failed)? == 0;
+        let backend = Backend::new(file);
+        let sync_failed = backend.sync_failed();
         let database = caught(&self.path, || {
-            if file.length()? == 0 {
+            if is_empty {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
-            let mut database = builder().create_with_backend(Backend(file))?;
+            let mut database = builder().create_with_backend(backend)?;
             // Every page against its checksum: damage shows now rather than in the middle of the work,
             // or never, as a wrong number. The file is small.
             if !database.check_integrity()? {
@@ -90,18 +147,17 @@ impl State {
             database.begin_read()?.open_table(MARKS)?;
             Ok(database)
         })?;
-        *self.lock() = Some(database);
-        Ok(())
+        Ok(Handle { database, identity, sync_failed })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Database>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Slot> {
         self.database.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The mark of a name; 0 if there is none.
     pub fn mark(&self, name: &str) -> Result<u64, JournalError> {
         let guard = self.lock();
-        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
         caught(&self.path, || {
             let table = database.begin_read()?.open_table(MARKS)?;
             Ok(table.get(name)?.map_or(0, |mark| mark.value()))
@@ -111,7 +167,7 @@ impl State {
     /// Every mark.
     pub fn marks(&self) -> Result<Vec<(String, u64)>, JournalError> {
         let guard = self.lock();
-        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
         caught(&self.path, || {
             let table = database.begin_read()?.open_table(MARKS)?;
             let mut marks = Vec::new();
@@ -126,14 +182,10 @@ impl State {
     /// Opens the state to look at it; the file is never changed. For a journal that no gateway runs on.
     pub fn open_untouched(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join("state.redb");
-        let file = disk.open(&path, Open::ReadOnly).map_err(|error| JournalError::io(&path, error))?;
-        let over = super::overlay::Overlay::new(file).map_err(|error| JournalError::io(&path, error))?;
-        let database = caught(&path, || {
-            let database = builder().create_with_backend(Backend(Box::new(over)))?;
-            database.begin_read()?.open_table(MARKS)?;
-            Ok(database)
-        })?;
-        Ok(Self { disk, path, database: Mutex::new(Some(database)) })
+        let identity = disk.identity(&path).map_err(|error| JournalError::io(&path, error))?;
+        let database = open_untouched(&*disk, &path)?;
+        let handle = Handle { database, identity, sync_failed: Arc::default() };
+        Ok(Self { disk, path, database: Mutex::new(Slot::Open(handle)) })
     }
 
     /// Raises marks, never lowers one, and returns when they are on the disk.
@@ -192,7 +244,7 @@ impl State {
         mut see: impl FnMut(&str, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), JournalError> {
         let guard = self.lock();
-        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
         caught(&self.path, || {
             let table = match database.begin_read()?.open_table(NOTES) {
                 Ok(table) => table,
@@ -206,6 +258,17 @@ impl State {
                 }
             }
             Ok(())
+        })
+    }
+
+    /// The note of exactly this name.
+    pub fn note_of(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
+        let guard = self.lock();
+        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
+        caught(&self.path, || match database.begin_read()?.open_table(NOTES) {
+            Ok(table) => Ok(table.get(name)?.map(|value| value.value().to_vec())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
         })
     }
 
@@ -227,31 +290,68 @@ impl State {
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), JournalError> {
-        if self.lock().is_none() {
-            self.open_database()?;
-        }
         let mut guard = self.lock();
-        let Some(database) = guard.as_ref() else { return Err(self.closed()) };
+        let handle = match std::mem::take(&mut *guard) {
+            Slot::Open(handle) => handle,
+            Slot::Closed => self.open_database()?,
+            Slot::Suspect => self.write_new(Some(&self.untouched()?)).inspect_err(|_| *guard = Slot::Suspect)?,
+        };
         let written = caught(&self.path, || {
-            let mut write = database.begin_write()?;
+            let mut write = handle.database.begin_write()?;
             write.set_quick_repair(true);
             change(&write)?;
             write.commit()?;
             Ok(())
         });
-        if written.is_err() {
-            // A handle that has failed is never used again; the next call works on a fresh one.
-            *guard = None;
-        }
+        *guard = match &written {
+            Err(_) if handle.sync_failed.load(Ordering::Acquire) => Slot::Suspect,
+            Err(_) => Slot::Closed,
+            Ok(()) if self.is_in_place(handle.identity) => Slot::Open(handle),
+            Ok(()) => {
+                tracing::error!(file = %self.path.display(), "the file was removed or replaced while it was in use; it is written anew");
+                Slot::Open(self.write_new(Some(&handle.database))?)
+            }
+        };
         written
     }
 
     /// Closes the file cleanly.
     pub fn close(&self) {
-        *self.lock() = None;
+        *self.lock() = Slot::Closed;
     }
 
     fn closed(&self) -> JournalError {
         JournalError::Damaged { file: self.path.clone(), reason: "it is closed after an error".into() }
     }
+}
+
+fn open_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
+    let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
+    let over = super::overlay::Overlay::new(file).map_err(|error| JournalError::io(path, error))?;
+    caught(path, || {
+        let database = builder().create_with_backend(Backend::new(Box::new(over)))?;
+        database.begin_read()?.open_table(MARKS)?;
+        Ok(database)
+    })
+}
+
+/// Copies every mark and note.
+fn copy(from: &Database, to: &redb::WriteTransaction) -> Result<(), redb::Error> {
+    let read = from.begin_read()?;
+    let mut marks = to.open_table(MARKS)?;
+    for entry in read.open_table(MARKS)?.iter()? {
+        let (name, mark) = entry?;
+        marks.insert(name.value(), mark.value())?;
+    }
+    let notes = match read.open_table(NOTES) {
+        Ok(notes) => notes,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut copied = to.open_table(NOTES)?;
+    for entry in notes.iter()? {
+        let (name, note) = entry?;
+        copied.insert(name.value(), note.value())?;
+    }
+    Ok(())
 }

@@ -1,49 +1,89 @@
-//! The window in which repeats are recognised: hashes of the ids seen last, bounded in memory.
+//! The dedupe window: fingerprints of the events stored last, bounded in memory.
 //!
+//! Promise: an event is called a repeat only if its first copy is on disk.
 //! Invariants:
-//! - never more than the bytes it was given; the oldest generation goes first;
+//! - a fingerprint enters the window only with proof of a commit, or because a segment on disk holds it;
+//! - the window never takes more than its bytes; its oldest generation leaves first;
 //! - what is in the window is found: a repeat is missed only when its first copy has left.
 
+use super::segment::Synced;
+use crate::event::{Attribute, Id, Record, Timestamp};
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
 use std::time::Duration;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::event::{Record, Timestamp};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
-/// Hashes of one event: of source, device and id, and of the payload.
+/// Two hashes of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Of source, device and id; never 0.
+    /// Hash of source, device and id; never 0.
     pub id: u64,
-    /// Of what is stored of the payload.
-    pub payload: u64,
+    /// Hash of stream, key and the stored payload.
+    pub content: u64,
 }
 
-/// Bytes a fingerprint takes, in memory and in a segment.
+/// Bytes of a fingerprint, in memory and in a segment.
 pub const FINGERPRINT_BYTES: usize = 16;
 
-impl Fingerprint {
-    /// The fingerprint of an event whose device gave it an id.
-    pub fn of(record: &Record<'_>) -> Option<Self> {
-        match record.id {
-            crate::event::Id::Text(id) => Some(Self::new(record.origin, id, record.payload)),
-            crate::event::Id::Uuid(_) => None,
-        }
-    }
+/// The journal's own key of its fingerprints. Devices choose ids: without a secret key they could choose
+/// ids that share a slot of the window, and make every lookup long.
+#[derive(Clone, Copy)]
+pub struct FingerprintKey([u64; 3]);
 
-    /// The fingerprint of an id of a source.
-    pub fn new(origin: &str, id: &str, payload: &[u8]) -> Self {
-        Self { id: xxh3_64_with_seed(id.as_bytes(), xxh3_64(origin.as_bytes())).max(1), payload: xxh3_64(payload) }
+impl std::fmt::Debug for FingerprintKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FingerprintKey")
     }
 }
 
-/// What the window knows of an event.
+impl FingerprintKey {
+    /// Bytes of a stored key.
+    pub const BYTES: usize = 24;
+
+    /// The key that these bytes hold.
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        let (words, _) = bytes.as_chunks::<8>();
+        Self([0, 1, 2].map(|index| u64::from_le_bytes(words[index])))
+    }
+
+    /// The fingerprint of an event that has an id of its device; `None` for an event whose id the gateway minted.
+    /// `stream` is the number of its stream in this journal.
+    pub fn fingerprint(&self, record: &Record<'_>, stream: u32) -> Option<Fingerprint> {
+        let original = |attribute: &Attribute<'_>| matches!(attribute, Attribute::OriginalId(_));
+        let id = match record.id {
+            Id::Text(id) => id,
+            // The device's id was taken by another event; its repeats still carry it.
+            Id::Uuid(_) => match record.attributes.iter().find(|attribute| original(attribute)) {
+                Some(Attribute::OriginalId(id)) => id,
+                _ => return None,
+            },
+        };
+        Some(self.of(record.origin, id, stream, record.key, record.payload))
+    }
+
+    fn of(&self, origin: &str, id: &str, stream: u32, key: &str, payload: &[u8]) -> Fingerprint {
+        // The length of the first part keeps apart what joins to the same bytes.
+        let mut name = SipHasher13::new_with_keys(self.0[0], self.0[1]);
+        name.write(origin.as_bytes());
+        name.write_u32(origin.len() as u32);
+        name.write(id.as_bytes());
+        let seed = xxh3_64_with_seed(key.as_bytes(), self.0[2] ^ u64::from(stream));
+        Fingerprint { id: name.finish().max(1), content: xxh3_64_with_seed(payload, seed) }
+    }
+}
+
+/// Proof that an event with a fingerprint is on disk. Only the window gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DurableCopy(());
+
+/// What is known of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// Nothing: it is new, and in the window from now on.
+    /// Nothing.
     New,
-    /// The same id with the same payload.
-    Repeat,
-    /// The same id with another payload; this one is in the window as well from now on.
+    /// An event with the same fingerprint is on disk.
+    Repeat(DurableCopy),
+    /// The device used the id for another event: another stream, key or payload.
     Conflict,
 }
 
@@ -60,8 +100,7 @@ pub struct Window {
 
 #[derive(Debug)]
 struct Generation {
-    slots: Box<[(u64, u64)]>,
-    used: usize,
+    slots: Slots,
     first: Timestamp,
     last: Timestamp,
 }
@@ -74,21 +113,30 @@ impl Window {
         Self { generations: Vec::new(), slots: 1 << slots.ilog2() }
     }
 
-    /// Looks an event up and puts it in. Generations that ended longer than `reach` before `now` do not count.
-    pub fn admit(&mut self, print: Fingerprint, now: Timestamp, reach: Duration) -> Seen {
-        let mut conflict = false;
+    /// Looks an event up. Generations that ended longer than `reach` before `now` do not count.
+    pub fn find(&self, print: Fingerprint, now: Timestamp, reach: Duration) -> Seen {
+        let mut seen = Seen::New;
         for generation in self.generations.iter().rev() {
             if now.since(generation.last) > reach {
                 break;
             }
-            match generation.find(print) {
-                Seen::Repeat => return Seen::Repeat,
-                Seen::Conflict => conflict = true,
-                Seen::New => {}
+            match generation.slots.find(print) {
+                Match::Same => return Seen::Repeat(DurableCopy(())),
+                Match::SameId => seen = Seen::Conflict,
+                Match::None => {}
             }
         }
-        self.insert(print, now);
-        if conflict { Seen::Conflict } else { Seen::New }
+        seen
+    }
+
+    /// Admits the fingerprints of events that a commit has put on disk.
+    pub fn admit(&mut self, prints: &[Fingerprint], at: Timestamp, _proof: &Synced) {
+        prints.iter().for_each(|print| self.insert(*print, at));
+    }
+
+    /// Admits the fingerprints that a segment on disk held when the journal was opened.
+    pub fn restore(&mut self, prints: &[Fingerprint], at: Timestamp) {
+        prints.iter().for_each(|print| self.insert(*print, at));
     }
 
     /// Moves what was recorded under an earlier setting of the clock, so that it stays as old as it is.
@@ -99,17 +147,16 @@ impl Window {
         }
     }
 
-    /// Puts an event in that is known to be accepted.
-    pub fn insert(&mut self, print: Fingerprint, at: Timestamp) {
-        let full = self.generations.last().is_none_or(|newest| newest.used * 4 >= self.slots * 3);
+    fn insert(&mut self, print: Fingerprint, at: Timestamp) {
+        let full = self.generations.last().is_none_or(|newest| newest.slots.used * 4 >= self.slots * 3);
         if full {
             let recycled = (self.generations.len() == GENERATIONS).then(|| self.generations.remove(0));
-            let mut slots = recycled.map_or_else(|| vec![(0, 0); self.slots].into(), |old| old.slots);
-            slots.fill((0, 0));
-            self.generations.push(Generation { slots, used: 0, first: at, last: at });
+            let mut slots = recycled.map_or_else(|| Slots::new(self.slots), |oldest| oldest.slots);
+            slots.clear();
+            self.generations.push(Generation { slots, first: at, last: at });
         }
         if let Some(newest) = self.generations.last_mut() {
-            newest.insert(print);
+            newest.slots.insert(print);
             newest.last = newest.last.max(at);
         }
     }
@@ -121,7 +168,7 @@ impl Window {
 
     /// How many it holds.
     pub fn held(&self) -> usize {
-        self.generations.iter().map(|generation| generation.used).sum()
+        self.generations.iter().map(|generation| generation.slots.used).sum()
     }
 
     /// The moment since when it is complete; `None` while nothing has had to leave.
@@ -130,19 +177,44 @@ impl Window {
     }
 }
 
-impl Generation {
-    fn find(&self, print: Fingerprint) -> Seen {
+/// What a table of fingerprints holds of one that is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Match {
+    None,
+    /// The same id, with other content.
+    SameId,
+    Same,
+}
+
+/// A hash table of fingerprints with open addressing; its size is a power of two, and it is never full.
+#[derive(Debug, Default)]
+struct Slots {
+    slots: Box<[(u64, u64)]>,
+    used: usize,
+}
+
+impl Slots {
+    fn new(slots: usize) -> Self {
+        Self { slots: vec![(0, 0); slots].into(), used: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.slots.fill((0, 0));
+        self.used = 0;
+    }
+
+    fn find(&self, print: Fingerprint) -> Match {
         let mask = self.slots.len() - 1;
-        let mut seen = Seen::New;
+        let mut found = Match::None;
         let mut at = print.id as usize & mask;
         loop {
             match self.slots[at] {
-                (0, _) => return seen,
-                (id, payload) if id == print.id => {
-                    if payload == print.payload {
-                        return Seen::Repeat;
+                (0, _) => return found,
+                (id, content) if id == print.id => {
+                    if content == print.content {
+                        return Match::Same;
                     }
-                    seen = Seen::Conflict;
+                    found = Match::SameId;
                 }
                 _ => {}
             }
@@ -156,8 +228,49 @@ impl Generation {
         while self.slots[at].0 != 0 {
             at = (at + 1) & mask;
         }
-        self.slots[at] = (print.id, print.payload);
+        self.slots[at] = (print.id, print.content);
         self.used += 1;
+    }
+}
+
+/// What a batch says of an event in it that the window does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeenInBatch {
+    /// Nothing.
+    New,
+    /// The same event is in the batch already: one commit decides over both.
+    Repeat,
+    /// The id is in the batch already, for another event.
+    Conflict,
+}
+
+/// The fingerprints of the batch that is being prepared. They are in no window yet: nothing of it is on disk.
+#[derive(Debug, Default)]
+pub struct BatchPrints {
+    slots: Slots,
+}
+
+impl BatchPrints {
+    /// Forgets the batch before; makes room for `events`.
+    pub fn reset(&mut self, events: usize) {
+        let wanted = (events * 2).max(16).next_power_of_two();
+        // The memory of a burst is not kept: a table four times too large is replaced.
+        if self.slots.slots.len() < wanted || self.slots.slots.len() > wanted * 4 {
+            self.slots = Slots::new(wanted);
+        } else if self.slots.used > 0 {
+            self.slots.clear();
+        }
+    }
+
+    /// Looks an event up and adds it if it is not a repeat. At most as many may be added as [`BatchPrints::reset`] made room for.
+    pub fn admit(&mut self, print: Fingerprint) -> SeenInBatch {
+        let seen = match self.slots.find(print) {
+            Match::Same => return SeenInBatch::Repeat,
+            Match::SameId => SeenInBatch::Conflict,
+            Match::None => SeenInBatch::New,
+        };
+        self.slots.insert(print);
+        seen
     }
 }
 
@@ -168,18 +281,62 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     fn print(id: &str, payload: &str) -> Fingerprint {
-        Fingerprint::new("s/d", id, payload.as_bytes())
+        key().of("s/d", id, 1, "k", payload.as_bytes())
+    }
+
+    fn key() -> FingerprintKey {
+        FingerprintKey([1, 2, 3])
+    }
+
+    /// Looks up and restores, as a journal does that finds its segments.
+    fn admit(window: &mut Window, print: Fingerprint, now: Timestamp) -> Seen {
+        let seen = window.find(print, now, DAY);
+        if !matches!(seen, Seen::Repeat(_)) {
+            window.restore(&[print], now);
+        }
+        seen
+    }
+
+    const REPEAT: Seen = Seen::Repeat(DurableCopy(()));
+
+    #[test]
+    fn the_same_id_is_a_repeat_only_with_the_same_content() {
+        let mut window = Window::new(1 << 20);
+        let now = Timestamp(0);
+        assert_eq!(admit(&mut window, print("1", "a"), now), Seen::New);
+        assert_eq!(admit(&mut window, print("1", "a"), now), REPEAT);
+        assert_eq!(admit(&mut window, print("1", "b"), now), Seen::Conflict);
+        assert_eq!(admit(&mut window, print("1", "b"), now), REPEAT);
+        assert_eq!(admit(&mut window, key().of("s/e", "1", 1, "k", b"a"), now), Seen::New, "another device");
+        assert_eq!(admit(&mut window, key().of("s/d", "1", 2, "k", b"a"), now), Seen::Conflict, "another stream");
+        assert_eq!(admit(&mut window, key().of("s/d", "1", 1, "l", b"a"), now), Seen::Conflict, "another key");
     }
 
     #[test]
-    fn the_same_id_is_a_repeat_only_with_the_same_payload() {
-        let mut window = Window::new(1 << 20);
-        let now = Timestamp(0);
-        assert_eq!(window.admit(print("1", "a"), now, DAY), Seen::New);
-        assert_eq!(window.admit(print("1", "a"), now, DAY), Seen::Repeat);
-        assert_eq!(window.admit(print("1", "b"), now, DAY), Seen::Conflict);
-        assert_eq!(window.admit(print("1", "b"), now, DAY), Seen::Repeat);
-        assert_eq!(window.admit(Fingerprint::new("s/e", "1", b"a"), now, DAY), Seen::New);
+    fn parts_of_an_event_that_join_to_the_same_bytes_are_told_apart() {
+        assert_ne!(key().of("s/d", "1x", 1, "k", b"").id, key().of("s/d1", "x", 1, "k", b"").id);
+        assert_ne!(key().of("s", "1", 1, "kp", b"").content, key().of("s", "1", 1, "k", b"p").content);
+    }
+
+    #[test]
+    fn another_journal_has_other_fingerprints() {
+        let other = FingerprintKey::from_bytes([7; FingerprintKey::BYTES]);
+        let (one, two) = (print("1", "a"), other.of("s/d", "1", 1, "k", b"a"));
+        assert!(one.id != two.id && one.content != two.content);
+    }
+
+    #[test]
+    fn within_a_batch_one_commit_decides_over_an_event_and_its_repeat() {
+        let mut batch = BatchPrints::default();
+        for round in 0..3 {
+            batch.reset(3);
+            assert_eq!(batch.admit(print("1", "a")), SeenInBatch::New, "round {round}");
+            assert_eq!(batch.admit(print("1", "a")), SeenInBatch::Repeat);
+            assert_eq!(batch.admit(print("1", "b")), SeenInBatch::Conflict);
+        }
+        batch.reset(100_000);
+        batch.reset(1);
+        assert_eq!(batch.admit(print("1", "a")), SeenInBatch::New);
     }
 
     #[test]
@@ -187,11 +344,11 @@ mod tests {
         let mut window = Window::new(1 << 17);
         let capacity = window.capacity();
         for n in 0..capacity * 3 {
-            assert_eq!(window.admit(print(&n.to_string(), ""), Timestamp(n as i64), DAY), Seen::New);
+            assert_eq!(admit(&mut window, print(&n.to_string(), ""), Timestamp(n as i64)), Seen::New);
             assert!(window.held() <= capacity);
         }
         let newest = (capacity * 3 - 1).to_string();
-        assert_eq!(window.admit(print(&newest, ""), Timestamp(0), DAY), Seen::Repeat);
+        assert_eq!(admit(&mut window, print(&newest, ""), Timestamp(0)), REPEAT);
         let reach = window.reaches_back_to().map(|at| at.0);
         assert!(reach.is_some_and(|at| at >= (capacity * 2) as i64 - 1), "{reach:?}");
     }
@@ -199,17 +356,17 @@ mod tests {
     #[test]
     fn a_repeat_is_one_also_where_the_clock_was_set_in_between() {
         let mut window = Window::new(1 << 20);
-        window.admit(print("1", "a"), Timestamp(0), DAY);
+        admit(&mut window, print("1", "a"), Timestamp(0));
         let later = Timestamp(0).plus(DAY * 2);
         window.shift((DAY * 2).as_micros() as i64);
-        assert_eq!(window.admit(print("1", "a"), later, DAY), Seen::Repeat);
+        assert_eq!(admit(&mut window, print("1", "a"), later), REPEAT);
     }
 
     #[test]
     fn beyond_its_reach_a_repeat_is_new() {
         let mut window = Window::new(1 << 20);
-        window.admit(print("1", "a"), Timestamp(0), DAY);
+        admit(&mut window, print("1", "a"), Timestamp(0));
         let later = Timestamp(0).plus(DAY * 2);
-        assert_eq!(window.admit(print("1", "a"), later, DAY), Seen::New);
+        assert_eq!(admit(&mut window, print("1", "a"), later), Seen::New);
     }
 }

@@ -7,11 +7,11 @@
 //! - after a failed commit the segment is never written again.
 
 use super::block::{Block, Compressor, Header, Run, append_record};
-use super::gather::{Batch, Work};
+use super::gather::{Batch, BatchDurable, Entry, Work};
 use super::lane::Durable;
 use super::retention;
-use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, file_name};
-use super::window::{Fingerprint, Seen};
+use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
+use super::window::{BatchPrints, DurableCopy, Fingerprint, Seen, SeenInBatch};
 use super::{Condition, Full, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
@@ -74,8 +74,38 @@ pub(super) struct Writer {
     compressor: Compressor,
     /// Compressed share of the blocks written last.
     ratio: f64,
+    /// Fingerprints of the batch in hand, and what the window knows of each of its events.
+    batch_prints: BatchPrints,
+    seen: Vec<Seen>,
+    /// Segments begun since the start.
+    segments: u64,
     /// When the last commit started.
     committed_at: Option<Instant>,
+    /// A batch that the disk has not taken yet.
+    in_hand: Option<InHand>,
+    /// The memory of the batch before.
+    spare: Batch,
+    /// When it was last looked at what may leave the log.
+    swept_at: Instant,
+}
+
+/// What a writer waits for before its next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A batch, or nothing for some time.
+    Work,
+    /// The disk did not take the batch in hand: it is tried again after this time.
+    Retry(Duration),
+    /// Nothing: the lane is closed.
+    Ended,
+}
+
+/// A batch under its numbers, on its way to disk.
+struct InHand {
+    batch: Batch,
+    prepared: Prepared,
+    /// How long to wait after another failure.
+    pause: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,62 +121,135 @@ struct Prepared {
     blocks: Vec<Arc<Block>>,
     values: Vec<(u64, Vec<u8>)>,
     prints: Vec<Fingerprint>,
+    /// For each event that repeats one on disk.
+    copies: Vec<DurableCopy>,
+    /// Segments that the writer had begun by then.
+    segments: u64,
     end: u64,
     batch: u64,
+    entries: usize,
     events: u64,
     recorded: Timestamp,
 }
 
+impl Prepared {
+    /// Takes the cursors out of the first block.
+    fn forget_cursors(&mut self, compressor: &mut Compressor) {
+        let (Some(block), Some((_, value))) = (self.blocks.first_mut(), self.values.first_mut()) else { return };
+        if !block.header.settled.is_empty() {
+            *block = Arc::new(block.without_cursors());
+            *value = block.encode(compressor);
+        }
+    }
+}
+
 impl Writer {
     pub(super) fn new(lane: Arc<Lane>, position: Position) -> Self {
-        Self { lane, position, compressor: Compressor::default(), ratio: 0.5, committed_at: None }
+        Self {
+            lane,
+            position,
+            compressor: Compressor::default(),
+            ratio: 0.5,
+            batch_prints: BatchPrints::default(),
+            seen: Vec::new(),
+            segments: 0,
+            committed_at: None,
+            in_hand: None,
+            spare: Batch::default(),
+            swept_at: clock::instant(),
+        }
+    }
+
+    /// The lane that it writes.
+    pub(super) fn lane_name(&self) -> &str {
+        &self.lane.name
     }
 
     /// Works until the journal closes.
     pub(super) fn run(mut self) {
         let lane = Arc::clone(&self.lane);
         let _beating = lane.pulse.start();
-        let mut spare = Batch::default();
-        let mut swept_at = clock::instant();
+        let mut next = Next::Work;
         loop {
-            let (committed_at, linger) = (self.committed_at, self.lane.settings.load().linger);
-            // Commits start at least the linger apart: an event that finds the lane idle goes at once.
-            let hold =
-                || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
             lane.pulse.waits();
-            let work = lane.gather.take(std::mem::take(&mut spare), CURSOR_IDLE, hold, CUT_BYTES);
+            let work = match next {
+                Next::Work => self.take_work(),
+                // The journal closes: nobody got a receipt for the batch in hand.
+                Next::Retry(pause) if lane.pause(pause) => break,
+                Next::Retry(_) => Work::Idle,
+                Next::Ended => return,
+            };
             lane.pulse.works();
-            match work {
-                Work::Batch(mut batch) => {
-                    self.commit_batch(&batch);
-                    if self.lane.is_abandoned() {
-                        break;
-                    }
-                    self.lane.gather.done(&mut batch);
-                    spare = batch;
-                    self.rotate_when_due();
-                }
-                Work::Idle => {
-                    self.write_cursors(Cursors::Changed);
-                    self.rotate_when_due();
-                }
-                Work::Close => break,
-            }
-            if self.lane.is_renewing() {
-                self.close_segment();
-                if self.begin_segment().is_ok() {
-                    self.lane.renew.store(false, Ordering::Release);
-                }
-            }
-            if self.lane.gives_room.swap(false, Ordering::AcqRel) {
-                self.give_room();
-            }
-            if clock::instant().duration_since(swept_at) > Duration::from_secs(1) {
-                swept_at = clock::instant();
-                lane.pulse.works();
-                self.keep_within_limits();
-            }
+            next = self.step(work);
         }
+        self.end();
+    }
+
+    /// What there is to do now, without waiting; for a writer that is stepped.
+    #[cfg(test)]
+    pub(super) fn poll(&mut self) -> Work {
+        if self.in_hand.is_some() {
+            return Work::Idle;
+        }
+        self.lane.gather.poll(std::mem::take(&mut self.spare))
+    }
+
+    /// Gives up what is in hand, as the thread does where the disk does not take it before the end.
+    #[cfg(test)]
+    pub(super) fn abandon(&mut self) {
+        self.in_hand = None;
+        self.end();
+    }
+
+    fn take_work(&mut self) -> Work {
+        let (committed_at, linger) = (self.committed_at, self.lane.settings.load().linger);
+        // Commits start at least the linger apart: an event that finds the lane idle goes at once.
+        let hold =
+            || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
+        self.lane.gather.take(std::mem::take(&mut self.spare), CURSOR_IDLE, hold, CUT_BYTES)
+    }
+
+    /// One step: a commit, or what there is to do without one. Waits for nothing but the disk. While a batch is in hand
+    /// that the disk did not take, `work` is not looked at.
+    pub(super) fn step(&mut self, work: Work) -> Next {
+        let in_hand = match (self.in_hand.take(), work) {
+            (Some(in_hand), _) => Some(in_hand),
+            (None, Work::Batch(batch)) => {
+                let prepared = self.prepare(&batch);
+                Some(InHand { batch, prepared, pause: RETRY_MIN })
+            }
+            (None, Work::Idle) => None,
+            (None, Work::Close) => {
+                self.end();
+                return Next::Ended;
+            }
+        };
+        match in_hand {
+            Some(in_hand) => {
+                if let Err(pause) = self.commit(in_hand) {
+                    return Next::Retry(pause);
+                }
+            }
+            None => self.write_cursors(Cursors::Changed),
+        }
+        self.rotate_when_due();
+        if self.forget_dropped().is_err() {
+            tracing::warn!(lane = %self.lane.name, "the log still holds the cursor of a dropped destination; will retry with the next commit");
+        }
+        if self.lane.gives_room.swap(false, Ordering::AcqRel) {
+            self.give_room();
+        }
+        let now = clock::instant();
+        if now.duration_since(self.swept_at) > Duration::from_secs(1) {
+            self.swept_at = now;
+            self.lane.pulse.works();
+            self.keep_within_limits();
+        }
+        Next::Work
+    }
+
+    /// Leaves the log as it is to be found at the next start.
+    fn end(&mut self) {
         self.write_cursors(Cursors::Changed);
         self.note_given();
         self.lane.release_active();
@@ -181,53 +284,71 @@ impl Writer {
         }
     }
 
-    /// Brings a batch to the disk, however long that takes.
-    fn commit_batch(&mut self, batch: &Batch) {
-        let prepared = self.prepare(batch);
-        let mut pause = RETRY_MIN;
-        loop {
-            let started = clock::instant();
-            self.committed_at = Some(started);
-            self.lane.pulse.works();
-            match self.try_commit(&prepared) {
-                Ok(()) => {
-                    self.lane.stats.fsync.record(clock::instant().duration_since(started), 1);
-                    self.lane.set_condition(Condition::Good);
-                    self.publish(prepared);
-                    return;
-                }
-                Err(condition) => {
-                    self.lane.set_condition(condition);
-                    self.lane.pulse.waits();
-                    if self.lane.pause(pause) {
-                        // The journal closes: nobody got a receipt for this batch.
-                        self.lane.abandon();
-                        return;
-                    }
-                    pause = (pause * 2).min(RETRY_MAX);
-                }
+    /// Tries to bring a batch to disk; otherwise keeps it in hand, and says how long to wait before the next try.
+    fn commit(&mut self, mut in_hand: InHand) -> Result<(), Duration> {
+        let started = clock::instant();
+        self.committed_at = Some(started);
+        match self.try_commit(&mut in_hand.prepared) {
+            Ok(durable) => {
+                let InHand { mut batch, prepared, .. } = in_hand;
+                self.lane.stats.fsync.record(clock::instant().duration_since(started), 1);
+                self.lane.set_condition(Condition::Good);
+                self.publish(prepared);
+                self.lane.gather.done(&mut batch, durable);
+                self.spare = batch;
+                Ok(())
+            }
+            Err(condition) => {
+                self.lane.set_condition(condition);
+                let pause = in_hand.pause;
+                in_hand.pause = (pause * 2).min(RETRY_MAX);
+                self.in_hand = Some(in_hand);
+                Err(pause)
             }
         }
     }
 
-    fn try_commit(&mut self, prepared: &Prepared) -> Result<(), Condition> {
+    fn try_commit(&mut self, prepared: &mut Prepared) -> Result<BatchDurable, Condition> {
         if prepared.events == 0 {
-            return Ok(());
+            let repeated = BatchDurable::repeated(prepared.entries, &prepared.copies);
+            return repeated.ok_or_else(|| Condition::Failed("a batch without events holds no repeats".into()));
         }
+        self.check_place()?;
+        let forgotten = self.forget_dropped();
         self.check_room()?;
         self.reserve(prepared.end)?;
+        if forgotten.is_err() {
+            self.forget_dropped()?;
+        }
         if self.position.active.is_none() {
             self.begin_segment()?;
+        }
+        if prepared.segments != self.segments {
+            // The summary of the new segment holds the cursors as they are now; those in the block are older.
+            prepared.forget_cursors(&mut self.compressor);
         }
         let Some(active) = &mut self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
         };
         let values: Vec<_> = prepared.values.iter().map(|(first, value)| (*first, value.as_slice())).collect();
-        if let Err(error) = active.segment.write(&values, None, &[]) {
-            let condition = Condition::of(&error);
-            self.poisoned(&error);
-            return Err(condition);
-        }
+        let synced = match active.segment.write(&values, None, &[]) {
+            Ok(synced) => synced,
+            Err(error) => {
+                let condition = Condition::of(&error);
+                self.poisoned(&error);
+                return Err(condition);
+            }
+        };
+        self.check_place()?;
+        let Some(active) = &self.position.active else {
+            return Err(Condition::Failed("there is no segment".into()));
+        };
+        let synced = if active.segment.is_in_place(&*self.lane.core.disk) { synced } else { self.restore_place()? };
+        let Some(active) = &mut self.position.active else {
+            return Err(Condition::Failed("there is no segment".into()));
+        };
+        // Not before this: a repeat is answered by the window's word alone.
+        self.lane.core.window().admit(&prepared.prints, prepared.recorded, &synced);
         // redb gives each value a power of two of pages.
         active.bytes +=
             values.iter().map(|(_, value)| (value.len() as u64 + 64).next_power_of_two().max(4096)).sum::<u64>();
@@ -241,7 +362,7 @@ impl Writer {
         if let Some(first) = prepared.blocks.first() {
             self.lane.note_durable(&first.header.settled);
         }
-        Ok(())
+        Ok(BatchDurable::committed(synced))
     }
 
     /// The segment failed: what it says of its last commit is not to be trusted, so that the next
@@ -251,6 +372,30 @@ impl Writer {
         self.lane.stats.failed_commits.add(1);
         self.position.active = None;
         self.lane.release_active();
+    }
+
+    /// What is written somewhere else than where a start looks for it is not acknowledged.
+    fn check_place(&self) -> Result<(), Condition> {
+        self.lane.out_of_place().map_or(Ok(()), |reason| Err(Condition::Failed(reason)))
+    }
+
+    /// The file of the active segment was removed or replaced: all that it holds goes into a new one under its name.
+    fn restore_place(&mut self) -> Result<Synced, Condition> {
+        let (lane, core) = (&self.lane, &self.lane.core);
+        let Some(active) = &mut self.position.active else {
+            return Err(Condition::Failed("there is no segment".into()));
+        };
+        let path = active.segment.path().to_owned();
+        tracing::error!(lane = %lane.name, file = %path.display(), "the active segment was removed or replaced by hand; its events are written anew");
+        if core.disk.identity(&path).is_ok() {
+            core.set_aside(&path);
+        }
+        let restored = active.segment.restore_place(&*core.disk, core.cache_bytes);
+        let (segment, synced) = restored.map_err(|error| Condition::of(&error))?;
+        active.segment = Arc::new(segment);
+        lane.begin_active(active.summary.first, Arc::clone(&active.segment));
+        lane.grow(active.bytes);
+        Ok(synced)
     }
 
     fn check_room(&mut self) -> Result<(), Condition> {
@@ -409,6 +554,7 @@ impl Writer {
             .map_err(|error| Condition::of(&error))?;
         // From now on the segment is missed if it is lost.
         lane.core.state.raise(&[(lane.segment_mark(), first)]).map_err(|error| Condition::of(&error))?;
+        self.segments += 1;
         let segment = Arc::new(segment);
         lane.begin_active(first, Arc::clone(&segment));
         lane.note_durable(&summary.settled);
@@ -444,21 +590,40 @@ impl Writer {
         });
         // Without its summary a segment is read like one that a crash left, which is slower and no loss.
         match active.segment.write(&[], Some(&active.summary), &active.prints) {
-            Ok(()) => self.lane.note_durable(&active.summary.settled),
+            Ok(Synced { .. }) => self.lane.note_durable(&active.summary.settled),
             Err(error) => tracing::warn!(lane = %self.lane.name, %error, "a segment could not be closed cleanly"),
         }
         drop(active);
         self.lane.release_active();
     }
 
+    /// Goes on in a new segment, whose summary holds no cursor of a dropped destination, and deletes the notes that
+    /// said so. Nothing else is written before that: neither an event nor a cursor of a destination with the same name.
+    fn forget_dropped(&mut self) -> Result<(), Condition> {
+        let dropped = self.lane.dropped().clone();
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        self.close_segment();
+        self.begin_segment()?;
+        let notes: Vec<_> = dropped.iter().map(|name| (super::open::dropped(&self.lane.name, name), None)).collect();
+        self.lane.core.state.note(&notes).map_err(|error| Condition::of(&error))?;
+        self.lane.dropped().retain(|name| !dropped.contains(name));
+        Ok(())
+    }
+
     fn write_cursors(&mut self, which: Cursors) {
+        if !self.lane.dropped().is_empty() {
+            // They are in the summary of the segment that begins.
+            return;
+        }
         let Some(active) = &mut self.position.active else { return };
         if which == Cursors::Changed && !self.lane.has_unwritten_cursors() {
             return;
         }
         active.summary.settled = self.lane.take_settled(true);
         match active.segment.write(&[], Some(&active.summary), &[]) {
-            Ok(()) => self.lane.note_durable(&active.summary.settled),
+            Ok(Synced { .. }) => self.lane.note_durable(&active.summary.settled),
             // Losing a cursor only repeats events.
             Err(error) => self.poisoned(&error),
         }
@@ -467,38 +632,31 @@ impl Writer {
     /// Drops repeats, gives numbers, and cuts the batch into blocks.
     fn prepare(&mut self, batch: &Batch) -> Prepared {
         let now = Timestamp::from(clock::wall());
+        self.look_up_repeats(batch, now);
+        let seen = std::mem::take(&mut self.seen);
         let mut draft = Draft::new(self, now);
         let mut start = 0;
-        for entry in &batch.entries {
+        for (entry, seen) in batch.entries.iter().zip(&seen) {
             let bytes = &batch.bytes[start..entry.end];
             start = entry.end;
-            let seen = match entry.repeats {
-                Some((print, reach)) => draft.writer.lane.core.window().admit(print, now, reach),
-                None => Seen::New,
-            };
-            if let Some((print, _)) = entry.repeats
-                && seen != Seen::Repeat
-            {
-                draft.prints.push(print);
-            }
-            match seen {
-                Seen::New => draft.push(entry.publication, bytes),
-                Seen::Repeat => {
-                    let origin = Record::decode(&bytes[4..]).map_or("", |record| record.origin);
-                    draft.writer.lane.stats.note_repeat(origin);
-                }
-                Seen::Conflict => {
-                    draft.writer.lane.stats.id_conflicts.add(1);
-                    let mut changed = Vec::new();
-                    if under_minted_id(&bytes[4..], &mut changed) {
-                        draft.push(entry.publication, &changed);
-                    } else {
-                        draft.push(entry.publication, bytes);
-                    }
-                }
-            }
+            draft.take(entry, *seen, bytes);
         }
-        draft.finish(batch.number)
+        let prepared = draft.finish(batch);
+        self.seen = seen;
+        prepared
+    }
+
+    /// Asks the window about every event of a batch, under one lock.
+    fn look_up_repeats(&mut self, batch: &Batch, now: Timestamp) {
+        self.batch_prints.reset(batch.entries.len());
+        self.seen.clear();
+        let window = self.lane.core.window();
+        self.seen.extend(
+            batch
+                .entries
+                .iter()
+                .map(|entry| entry.repeats.map_or(Seen::New, |(print, reach)| window.find(print, now, reach))),
+        );
     }
 
     /// Says of the events that are followed that they are on the disk.
@@ -546,6 +704,7 @@ struct Draft<'w> {
     header: Header,
     blocks: Vec<Arc<Block>>,
     prints: Vec<Fingerprint>,
+    copies: Vec<DurableCopy>,
 }
 
 impl<'w> Draft<'w> {
@@ -554,7 +713,42 @@ impl<'w> Draft<'w> {
         let plain_max = ((BLOCK_BYTES as f64 / writer.ratio * 0.96) as usize).clamp(BLOCK_BYTES, BLOCK_PLAIN_MAX);
         let settled = writer.lane.take_settled(false);
         let header = Header { first: next, recorded: now, settled, ..Header::default() };
-        Self { writer, now, next, plain_max, records: Vec::new(), header, blocks: Vec::new(), prints: Vec::new() }
+        Self {
+            writer,
+            now,
+            next,
+            plain_max,
+            records: Vec::new(),
+            header,
+            blocks: Vec::new(),
+            prints: Vec::new(),
+            copies: Vec::new(),
+        }
+    }
+
+    /// Adds an event that the window has `seen` so; `bytes` are its record behind its length.
+    fn take(&mut self, entry: &Entry, seen: Seen, bytes: &[u8]) {
+        let Some((print, _)) = entry.repeats else { return self.push(entry.publication, bytes) };
+        if let Seen::Repeat(copy) = seen {
+            self.copies.push(copy);
+            return self.note_repeat(bytes);
+        }
+        match (self.writer.batch_prints.admit(print), seen) {
+            (SeenInBatch::Repeat, _) => return self.note_repeat(bytes),
+            (SeenInBatch::New, Seen::New) => self.push(entry.publication, bytes),
+            _ => {
+                self.writer.lane.stats.id_conflicts.add(1);
+                let mut changed = Vec::new();
+                let is_changed = under_minted_id(&bytes[4..], &mut changed);
+                self.push(entry.publication, if is_changed { &changed } else { bytes });
+            }
+        }
+        self.prints.push(print);
+    }
+
+    fn note_repeat(&self, bytes: &[u8]) {
+        let origin = Record::decode(&bytes[4..]).map_or("", |record| record.origin);
+        self.writer.lane.stats.note_repeat(origin);
     }
 
     fn push(&mut self, publication: u32, record: &[u8]) {
@@ -580,7 +774,7 @@ impl<'w> Draft<'w> {
         self.records.clear();
     }
 
-    fn finish(mut self, batch: u64) -> Prepared {
+    fn finish(mut self, batch: &Batch) -> Prepared {
         if self.header.count > 0 {
             self.cut();
         }
@@ -599,6 +793,17 @@ impl<'w> Draft<'w> {
             self.writer.ratio = (self.writer.ratio * 0.8 + ratio * 0.2).clamp(0.05, 1.0);
         }
         let events = self.next - self.writer.position.offsets.next;
-        Prepared { blocks: self.blocks, values, prints: self.prints, end: self.next, batch, events, recorded: self.now }
+        Prepared {
+            blocks: self.blocks,
+            values,
+            prints: self.prints,
+            copies: self.copies,
+            segments: self.writer.segments,
+            end: self.next,
+            batch: batch.number,
+            entries: batch.entries.len(),
+            events,
+            recorded: self.now,
+        }
     }
 }

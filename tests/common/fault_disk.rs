@@ -1,8 +1,8 @@
 //! A disk in memory whose power can be cut at any operation, and which then keeps only what a
 //! real one has to: what was synced, and of the rest whatever chance leaves, torn and reordered.
 
-use forebay::journal::disk::{Disk, DiskFile, Open};
-use std::collections::BTreeMap;
+use forebay::journal::disk::{Disk, DiskFile, FolderLock, Identity, Open};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,7 +30,10 @@ struct State {
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
     /// Changes of names since their folder was synced.
-    renames: Vec<(PathBuf, Option<u64>)>,
+    renames: Vec<(PathBuf, Change)>,
+    /// Folders as programs see them, and as the disk has them.
+    folders: BTreeSet<PathBuf>,
+    durable_folders: BTreeSet<PathBuf>,
     next: u64,
     operations: u64,
     cut_at: Option<(u64, Unsynced)>,
@@ -52,6 +55,14 @@ pub enum Fault {
     Full,
     /// Nothing is left for ordinary users.
     NoFreeBytes,
+}
+
+/// What became of a name.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    File(u64),
+    Removed,
+    Folder,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -127,12 +138,23 @@ impl FaultDisk {
                 (*id, Content { current: durable.clone(), durable, pending: Vec::new() })
             })
             .collect();
-        let names = state.durable_names.clone();
+        // A file is found only through its folders.
+        let has_folders = |path: &Path| above(path).all(|folder| state.durable_folders.contains(folder));
+        let folders: BTreeSet<PathBuf> =
+            state.durable_folders.iter().filter(|folder| has_folders(folder)).cloned().collect();
+        let names: BTreeMap<PathBuf, u64> = state
+            .durable_names
+            .iter()
+            .filter(|(path, _)| has_folders(path))
+            .map(|(path, id)| (path.clone(), *id))
+            .collect();
         FaultDisk {
             state: Arc::new(Mutex::new(State {
                 files,
                 durable_names: names.clone(),
                 names,
+                durable_folders: folders.clone(),
+                folders,
                 next: state.next,
                 ..State::default()
             })),
@@ -236,26 +258,32 @@ impl State {
             Unsynced::Kept => renames.len(),
             Unsynced::Random(_) => chance(renames.len() as u64 + 1) as usize,
         };
-        for (path, id) in renames.into_iter().take(kept) {
-            apply(&mut self.durable_names, path, id);
+        for (path, change) in renames.into_iter().take(kept) {
+            apply(&mut self.durable_names, &mut self.durable_folders, path, change);
         }
     }
 
-    fn name(&mut self, path: &Path, id: Option<u64>) {
-        apply(&mut self.names, path.to_owned(), id);
-        self.renames.push((path.to_owned(), id));
+    fn name(&mut self, path: &Path, change: Change) {
+        apply(&mut self.names, &mut self.folders, path.to_owned(), change);
+        self.renames.push((path.to_owned(), change));
+    }
+
+    fn has_folder(&self, folder: &Path) -> bool {
+        folder == Path::new("/") || self.folders.contains(folder)
     }
 }
 
-fn apply(names: &mut BTreeMap<PathBuf, u64>, path: PathBuf, id: Option<u64>) {
-    match id {
-        Some(id) => {
-            names.insert(path, id);
-        }
-        None => {
-            names.remove(&path);
-        }
+fn apply(names: &mut BTreeMap<PathBuf, u64>, folders: &mut BTreeSet<PathBuf>, path: PathBuf, change: Change) {
+    match change {
+        Change::File(id) => drop(names.insert(path, id)),
+        Change::Removed => drop(names.remove(&path)),
+        Change::Folder => drop(folders.insert(path)),
     }
+}
+
+/// The folders that a path is in, but for the root, which is always there.
+fn above(path: &Path) -> impl Iterator<Item = &Path> {
+    path.ancestors().skip(1).filter(|folder| *folder != Path::new("/") && *folder != Path::new(""))
 }
 
 fn put(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
@@ -337,6 +365,10 @@ impl DiskFile for File {
         content.durable = content.current.clone();
         Ok(())
     }
+
+    fn identity(&self) -> io::Result<Identity> {
+        Ok(Identity(0, self.id))
+    }
 }
 
 impl Disk for FaultDisk {
@@ -345,10 +377,13 @@ impl Disk for FaultDisk {
         let id = match how {
             Open::New => {
                 state.operate()?;
+                if !path.parent().is_some_and(|folder| state.has_folder(folder)) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
                 let id = state.next;
                 state.next += 1;
                 state.files.insert(id, Content::default());
-                state.name(path, Some(id));
+                state.name(path, Change::File(id));
                 id
             }
             _ if state.is_off => return Err(off()),
@@ -359,6 +394,9 @@ impl Disk for FaultDisk {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<(String, u64)>> {
         let state = self.lock();
+        if !state.has_folder(folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let inside = state.names.iter().filter(|(path, _)| path.parent() == Some(folder));
         Ok(inside
             .map(|(path, id)| {
@@ -370,34 +408,63 @@ impl Disk for FaultDisk {
             .collect())
     }
 
-    fn make_folder(&self, _folder: &Path) -> io::Result<()> {
+    fn folders(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let state = self.lock();
+        let inside = state.folders.iter().filter(|path| path.parent() == Some(folder));
+        Ok(inside.map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.operate()?;
+        if !folder.parent().is_some_and(|above| state.has_folder(above)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if state.has_folder(folder) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.name(folder, Change::Folder);
         Ok(())
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<Identity> {
+        let state = self.lock();
+        match state.names.get(path) {
+            Some(id) => Ok(Identity(0, *id)),
+            None if state.has_folder(path) => Ok(Identity(1, 0)),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.operate()?;
         let id = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
-        // One change for a power cut: a rename is whole or not at all.
-        apply(&mut state.names, from.to_owned(), None);
-        apply(&mut state.names, to.to_owned(), Some(id));
-        state.renames.push((to.to_owned(), Some(id)));
-        state.renames.push((from.to_owned(), None));
+        // The new name first: a power cut between the two leaves both, and never neither.
+        state.name(to, Change::File(id));
+        state.name(from, Change::Removed);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.operate()?;
-        state.name(path, None);
+        if !state.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.name(path, Change::Removed);
         Ok(())
     }
 
-    fn sync_folder(&self, _folder: &Path) -> io::Result<()> {
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.operate()?;
-        for (path, id) in std::mem::take(&mut state.renames) {
-            apply(&mut state.durable_names, path, id);
+        let (synced, kept) =
+            std::mem::take(&mut state.renames).into_iter().partition(|(path, _)| path.parent() == Some(folder));
+        state.renames = kept;
+        for (path, change) in Vec::<(PathBuf, Change)>::from(synced) {
+            let State { durable_names, durable_folders, .. } = &mut *state;
+            apply(durable_names, durable_folders, path, change);
         }
         Ok(())
     }
@@ -417,7 +484,7 @@ impl Disk for FaultDisk {
         Ok(state.files[id].current.len() as u64)
     }
 
-    fn lock(&self, _path: &Path) -> io::Result<Result<Box<dyn DiskFile>, String>> {
-        Ok(Ok(Box::new(File { disk: self.clone(), id: u64::MAX })))
+    fn lock(&self, folder: &Path) -> io::Result<Result<FolderLock, String>> {
+        Ok(Ok(FolderLock::new(Disk::identity(self, folder)?, Vec::new())))
     }
 }

@@ -5,14 +5,13 @@ use super::{Backup, BackupError, Copied, Copyable, Source, Tell};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::block::Compressor;
-use crate::journal::disk::{Disk, RealDisk};
+use crate::journal::disk::{self, Disk, RealDisk};
 use crate::journal::history::count_block;
-use crate::journal::segment::{Closed, FORMAT, Segment, StreamPart, Summary, file_name};
+use crate::journal::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
 use crate::journal::settled::Settled;
 use crate::journal::state::State;
 use crate::journal::unused::Unused;
-use crate::journal::window::Fingerprint;
-use crate::journal::{Found, JournalError, sequence_mark};
+use crate::journal::{Found, JournalError, PUBLICATIONS, sequence_mark};
 use crate::ordered::ordered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -116,7 +115,7 @@ impl<'a, 't> Work<'a, 't> {
         for entry in fs::read_dir(self.source.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().unwrap_or_default();
-            if path.is_dir() && name != "publications" && self.source.lanes.iter().all(|lane| name != lane.name()) {
+            if path.is_dir() && name != PUBLICATIONS && self.source.lanes.iter().all(|lane| name != lane.name()) {
                 self.outcome.left_out.push(format!("{}: no lane of that name is configured", path.display()));
             }
         }
@@ -262,7 +261,7 @@ impl<'a, 't> Work<'a, 't> {
                 StreamPart::add(&mut parts, run, block.header.recorded);
             }
             if prints.len() < PRINTS_MAX {
-                prints.extend(block.records().filter_map(|record| Fingerprint::of(&record)));
+                prints.extend(block.records().filter_map(|record| (self.source.fingerprint)(&record)));
             }
             bytes += block.bytes();
             values.push((block.header.first, block.renewed().encode(&mut compressor)));
@@ -273,7 +272,7 @@ impl<'a, 't> Work<'a, 't> {
         }
         self.write_blocks(&segment, &mut values)?;
         summary.closed = Some(Closed { end, at: now, streams: parts.into_values().collect() });
-        segment.write(&[], Some(&summary), &prints)?;
+        let Synced { .. } = segment.write(&[], Some(&summary), &prints)?;
         Ok(Some(next_sequences))
     }
 
@@ -285,7 +284,7 @@ impl<'a, 't> Work<'a, 't> {
             return Err(BackupError::NoRoom { path: self.folder.clone(), free, needed, reserve });
         }
         let blocks: Vec<_> = values.iter().map(|(first, value)| (*first, value.as_slice())).collect();
-        segment.write(&blocks, None, &[])?;
+        let Synced { .. } = segment.write(&blocks, None, &[])?;
         values.clear();
         self.outcome.bytes += needed;
         self.told(needed)
@@ -325,9 +324,9 @@ impl<'a, 't> Work<'a, 't> {
 
     /// Copies what is beside the lanes.
     fn copy_rest(&mut self) -> Result<(), BackupError> {
-        let publications = self.folder.join("publications");
+        let publications = self.folder.join(PUBLICATIONS);
         make_folder(&publications)?;
-        let from = self.source.folder.join("publications");
+        let from = self.source.folder.join(PUBLICATIONS);
         for (name, _) in RealDisk.list(&from).map_err(|error| JournalError::io(&from, error))? {
             if name.ends_with(".json") {
                 self.copy_file(&from.join(&name), &publications.join(&name))?;
@@ -346,7 +345,7 @@ impl<'a, 't> Work<'a, 't> {
 }
 
 fn make_folder(folder: &Path) -> Result<(), JournalError> {
-    RealDisk.make_folder(folder).map_err(|error| JournalError::io(folder, error))
+    disk::make_folder(&RealDisk, folder).map_err(|error| JournalError::io(folder, error))
 }
 
 fn sync_folder(folder: &Path) -> Result<(), JournalError> {
