@@ -3,20 +3,110 @@
 //! Promise: [`instant`] never runs backwards; [`wall`] may, and nothing relies on it for order. [`for_certificates`]
 //! is never before what is known to have passed.
 //!
+//! The time is a value, [`Clock`]. Every thread reads the system's clock unless a test has given it another one
+//! ([`Clock::enter`]): so whole parts of the gateway run in a test's time without being handed a clock one by one.
+//!
 //! Not here: who judges the time of day, and tells central that it was wrong (`timekeeper`).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Whether the time of day can be believed.
-static IS_TRUSTED: AtomicBool = AtomicBool::new(true);
-/// Why not.
-static DOUBT: Mutex<Option<String>> = Mutex::new(None);
-/// The latest moment that is known to have passed before this start, in seconds since 1970.
-static PASSED: AtomicU64 = AtomicU64::new(0);
-/// From when on the time of day is believed to stay as it is; `None` while nobody has judged it.
-static STEADY_FROM: Mutex<Option<Instant>> = Mutex::new(None);
+/// Where a clock gets its time from, and what is known about it.
+#[derive(Debug)]
+struct State {
+    source: Source,
+    /// Whether the time of day can be believed.
+    is_trusted: AtomicBool,
+    /// Why not.
+    doubt: Mutex<Option<String>>,
+    /// The latest moment that is known to have passed before this start, in seconds since 1970.
+    passed: AtomicU64,
+    /// From when on the time of day is believed to stay as it is; `None` while nobody has judged it.
+    steady_from: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    System,
+    Manual {
+        origin: Instant,
+        /// Microseconds after `origin`.
+        elapsed: AtomicU64,
+        /// Microseconds since 1970.
+        wall: AtomicI64,
+    },
+}
+
+impl State {
+    const fn new(source: Source) -> Self {
+        Self {
+            source,
+            is_trusted: AtomicBool::new(true),
+            doubt: Mutex::new(None),
+            passed: AtomicU64::new(0),
+            steady_from: Mutex::new(None),
+        }
+    }
+}
+
+static SYSTEM: State = State::new(Source::System);
+
+thread_local! {
+    /// The clock of this thread, where it is not the system's.
+    static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
+}
+
+/// A clock that moves only when it is told to. For tests.
+#[derive(Clone, Debug)]
+pub struct Clock(Arc<State>);
+
+/// Gives the thread the system's clock back when it is dropped.
+#[derive(Debug)]
+pub struct Entered(());
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        OWN.with_borrow_mut(Option::take);
+    }
+}
+
+impl Clock {
+    /// A clock that stands at these moments.
+    pub fn manual(instant: Instant, wall: SystemTime) -> Self {
+        let micros = wall.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
+        let source = Source::Manual { origin: instant, elapsed: AtomicU64::new(0), wall: AtomicI64::new(micros) };
+        Self(Arc::new(State::new(source)))
+    }
+
+    /// Makes it the clock of this thread until the returned value is dropped.
+    pub fn enter(&self) -> Entered {
+        OWN.set(Some(self.clone()));
+        Entered(())
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual { elapsed, wall, .. } = &self.0.source {
+            elapsed.fetch_add(by.as_micros() as u64, Ordering::Relaxed);
+            wall.fetch_add(by.as_micros() as i64, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the time of day, as an operator or a time server does; durations are unaffected.
+    pub fn set_wall(&self, to: SystemTime) {
+        if let Source::Manual { wall, .. } = &self.0.source {
+            let micros = to.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
+            wall.store(micros, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Asks the clock of this thread.
+fn ask<T>(question: impl FnOnce(&State) -> T) -> T {
+    OWN.with_borrow(|own| question(own.as_ref().map_or(&SYSTEM, |clock| &clock.0)))
+}
 
 /// When the program was built, in seconds since 1970: it cannot be earlier. Packages set it by `SOURCE_DATE_EPOCH`;
 /// otherwise it is the day after which the code was written.
@@ -39,40 +129,50 @@ pub fn built() -> SystemTime {
 
 /// Whether the time of day can be believed, as far as the gateway has found out.
 pub fn is_trusted() -> bool {
-    IS_TRUSTED.load(Ordering::Relaxed)
+    ask(|clock| clock.is_trusted.load(Ordering::Relaxed))
 }
 
 /// Why the time of day cannot be believed; `None` while it can.
 pub fn doubt() -> Option<String> {
-    DOUBT.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    ask(|clock| clock.doubt.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 /// Says that the time of day can be believed.
 pub fn trust() {
-    *DOUBT.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    IS_TRUSTED.store(true, Ordering::Relaxed);
+    set_doubt(None);
 }
 
 /// Says that the time of day cannot be believed, and why.
 pub fn distrust(why: String) {
-    *DOUBT.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-    IS_TRUSTED.store(false, Ordering::Relaxed);
+    set_doubt(Some(why));
+}
+
+fn set_doubt(why: Option<String>) {
+    ask(|clock| {
+        let is_trusted = why.is_none();
+        *clock.doubt.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        clock.is_trusted.store(is_trusted, Ordering::Relaxed);
+    });
 }
 
 /// Says which moment has passed for certain.
 pub fn set_passed(moment: SystemTime) {
     let seconds = moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    PASSED.store(seconds, Ordering::Relaxed);
+    ask(|clock| clock.passed.store(seconds, Ordering::Relaxed));
 }
 
 /// Says from when on the time of day is believed to stay as it is; until then it may be set once more.
 pub fn set_steady_from(from: Instant) {
-    *STEADY_FROM.lock().unwrap_or_else(PoisonError::into_inner) = Some(from);
+    ask(|clock| *clock.steady_from.lock().unwrap_or_else(PoisonError::into_inner) = Some(from));
+}
+
+fn steady_from() -> Option<Instant> {
+    ask(|clock| *clock.steady_from.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// The time of day, where what hangs on the age of things may rely on it.
 pub fn steady() -> Option<SystemTime> {
-    let from = (*STEADY_FROM.lock().unwrap_or_else(PoisonError::into_inner))?;
+    let from = steady_from()?;
     (is_trusted() && instant() >= from).then(wall)
 }
 
@@ -83,7 +183,7 @@ pub fn age(moment: SystemTime) -> Duration {
         return Duration::ZERO;
     }
     let by_wall = wall().duration_since(moment).unwrap_or_default();
-    match *STEADY_FROM.lock().unwrap_or_else(PoisonError::into_inner) {
+    match steady_from() {
         Some(from) if moment < built() => instant().saturating_duration_since(from).min(by_wall),
         _ => by_wall,
     }
@@ -92,7 +192,11 @@ pub fn age(moment: SystemTime) -> Duration {
 /// The time that certificates are judged at: the time of day, unless it is before the program was built. Then
 /// it is certainly wrong, and the latest moment that is known to have passed stands for it.
 pub fn for_certificates() -> SystemTime {
-    not_before_known(wall(), built(), UNIX_EPOCH + Duration::from_secs(PASSED.load(Ordering::Relaxed)))
+    not_before_known(
+        wall(),
+        built(),
+        UNIX_EPOCH + Duration::from_secs(ask(|clock| clock.passed.load(Ordering::Relaxed))),
+    )
 }
 
 fn not_before_known(wall: SystemTime, built: SystemTime, passed: SystemTime) -> SystemTime {
@@ -102,7 +206,12 @@ fn not_before_known(wall: SystemTime, built: SystemTime, passed: SystemTime) -> 
 
 /// Time of day, as the operating system believes it to be.
 pub fn wall() -> SystemTime {
-    SystemTime::now()
+    ask(|clock| match &clock.source {
+        Source::System => SystemTime::now(),
+        Source::Manual { wall, .. } => {
+            UNIX_EPOCH + Duration::from_micros(u64::try_from(wall.load(Ordering::Relaxed)).unwrap_or(0))
+        }
+    })
 }
 
 /// Microseconds on the clock that the service manager compares with its own.
@@ -113,7 +222,10 @@ pub fn monotonic_micros() -> u64 {
 
 /// A moment to measure durations from; unaffected by changes of the time of day.
 pub fn instant() -> Instant {
-    Instant::now()
+    ask(|clock| match &clock.source {
+        Source::System => Instant::now(),
+        Source::Manual { origin, elapsed, .. } => *origin + Duration::from_micros(elapsed.load(Ordering::Relaxed)),
+    })
 }
 
 /// How long the machine has been up, its sleep included; goes on over a restart of the program.
@@ -131,6 +243,22 @@ pub fn boot() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_with_a_clock_of_its_own_lives_in_that_time() {
+        let (start, day) = (Instant::now(), UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        let clock = Clock::manual(start, day);
+        {
+            let _entered = clock.enter();
+            clock.advance(Duration::from_secs(60));
+            assert_eq!((instant(), wall()), (start + Duration::from_secs(60), day + Duration::from_secs(60)));
+            clock.set_wall(day);
+            distrust("a test".into());
+            assert_eq!((wall(), is_trusted()), (day, false));
+            std::thread::spawn(|| assert!(is_trusted() && wall() != UNIX_EPOCH)).join().expect("the system's clock");
+        }
+        assert!(is_trusted(), "doubt of another clock is none of this one");
+    }
 
     #[test]
     fn certificates_are_never_judged_before_what_has_passed() {

@@ -177,10 +177,17 @@ impl Target {
             None => None,
             Some(file) => Some(Secret::read(file)?),
         };
-        let tcp = dial::connect(address).await?;
-        let stream = match tls {
-            None => Stream::Plain(tcp),
-            Some(config) => Stream::Tls(Box::new(dial::handshake(address, &self.config.tls, config, tcp).await?)),
+        #[cfg(test)]
+        let in_memory = memory::connect(address);
+        #[cfg(not(test))]
+        let in_memory: Option<io::Result<Stream>> = None;
+        let stream = match (in_memory, tls) {
+            (Some(stream), _) => stream.map_err(LinkError::Broken)?,
+            (None, None) => Stream::Plain(dial::connect(address).await?),
+            (None, Some(config)) => {
+                let tcp = dial::connect(address).await?;
+                Stream::Tls(Box::new(dial::handshake(address, &self.config.tls, config, tcp).await?))
+            }
         };
         let now = clock::instant();
         let mut session = Session {
@@ -228,6 +235,34 @@ impl Default for Limits {
 enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// The other end is in the same process.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
+}
+
+/// Links without a network, for a simulation in one thread.
+#[cfg(test)]
+pub(crate) mod memory {
+    use super::{Stream, address::Address};
+    use std::cell::RefCell;
+    use std::io;
+    use tokio::io::DuplexStream;
+
+    /// Answers a connection to a host and port.
+    type Network = Box<dyn Fn(&str) -> io::Result<DuplexStream>>;
+
+    thread_local! {
+        static NETWORK: RefCell<Option<Network>> = const { RefCell::new(None) };
+    }
+
+    /// From now on the links of this thread go to `network`.
+    pub(crate) fn begin(network: Network) {
+        NETWORK.set(Some(network));
+    }
+
+    pub(super) fn connect(address: &Address) -> Option<io::Result<Stream>> {
+        NETWORK.with_borrow(|network| Some(network.as_ref()?(&address.to_string()).map(Stream::Memory)))
+    }
 }
 
 /// An open session.
@@ -337,6 +372,8 @@ impl Session {
             // Dropping the future of a read that is not ready loses nothing.
             Stream::Plain(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
             Stream::Tls(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
+            #[cfg(test)]
+            Stream::Memory(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
         };
         match polled {
             Poll::Ready(Ok(0)) => {
@@ -354,6 +391,8 @@ impl Session {
             let polled = match &mut self.stream {
                 Stream::Plain(stream) => Pin::new(stream).poll_write(context, waiting),
                 Stream::Tls(stream) => Pin::new(stream).poll_write(context, waiting),
+                #[cfg(test)]
+                Stream::Memory(stream) => Pin::new(stream).poll_write(context, waiting),
             };
             match polled {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
@@ -370,6 +409,8 @@ impl Session {
         let flushed = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+            #[cfg(test)]
+            Stream::Memory(stream) => Pin::new(stream).poll_flush(context),
         };
         match flushed {
             Poll::Ready(result) => result.map(|()| true),
@@ -478,6 +519,8 @@ impl Session {
                 let _ = ready!(match &mut self.stream {
                     Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
                     Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+                    #[cfg(test)]
+                    Stream::Memory(stream) => Pin::new(stream).poll_shutdown(context),
                 });
                 Poll::Ready(())
             })

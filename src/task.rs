@@ -25,7 +25,29 @@ pub fn spawn(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> 
 /// Begins what may block, apart from the threads of this runtime; it goes on to its end in any case.
 pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Apart<T> {
     let work: Box<dyn FnOnce() -> Done + Send> = Box::new(|| Box::new(work()));
-    Apart(tokio::task::spawn_blocking(work), PhantomData)
+    #[cfg(test)]
+    if INLINE.get() {
+        return Apart(Place::Here(Some(work())), PhantomData);
+    }
+    Apart(Place::Thread(tokio::task::spawn_blocking(work)), PhantomData)
+}
+
+#[cfg(test)]
+thread_local! {
+    static INLINE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// From now on this thread does at once what it begins apart: a simulation has one thread.
+#[cfg(test)]
+pub fn run_inline() {
+    INLINE.set(true);
+}
+
+#[derive(Debug)]
+enum Place {
+    Thread(JoinHandle<Done>),
+    #[cfg(test)]
+    Here(Option<Done>),
 }
 
 type Done = Box<dyn Any + Send>;
@@ -33,13 +55,17 @@ type Done = Box<dyn Any + Send>;
 /// The end of work that is done apart; an error if it panicked, or the runtime ended before it began.
 #[derive(Debug)]
 #[must_use = "whoever does not await the end may drop it"]
-pub struct Apart<T>(JoinHandle<Done>, PhantomData<fn() -> T>);
+pub struct Apart<T>(Place, PhantomData<fn() -> T>);
 
 impl<T: 'static> Future for Apart<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let done = Pin::new(&mut self.0).poll(context);
+        let done = match &mut self.0 {
+            Place::Thread(handle) => Pin::new(handle).poll(context),
+            #[cfg(test)]
+            Place::Here(done) => Poll::Ready(Ok(done.take().expect("polled once"))),
+        };
         done.map_ok(|done| *done.downcast().expect("`apart` boxed what its work returned"))
     }
 }

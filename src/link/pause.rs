@@ -19,9 +19,44 @@ pub fn reconnect_wait(down_for: Duration, attempt: u32) -> Duration {
 
 /// A random time between two.
 pub fn jitter(from: Duration, to: Duration) -> Duration {
-    // UUIDv4 is random in all of these bits.
-    let random = (uuid::Uuid::new_v4().as_u128() >> 96) as u32;
+    let random = random();
     from + to.saturating_sub(from).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+fn random() -> u32 {
+    #[cfg(test)]
+    if let Some(random) = seeded::next() {
+        return random;
+    }
+    // UUIDv4 is random in all of these bits.
+    (uuid::Uuid::new_v4().as_u128() >> 96) as u32
+}
+
+/// Random numbers of this thread from a seed, so that a simulation can be repeated.
+#[cfg(test)]
+pub(crate) mod seeded {
+    use std::cell::Cell;
+
+    thread_local! {
+        static STATE: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// From now on this thread's random numbers follow from a seed, which is not 0.
+    pub(crate) fn begin(seed: u64) {
+        STATE.set(seed);
+    }
+
+    pub(super) fn next() -> Option<u32> {
+        let mut state = STATE.get();
+        if state == 0 {
+            return None;
+        }
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        STATE.set(state);
+        Some((state >> 32) as u32)
+    }
 }
 
 #[cfg(test)]
