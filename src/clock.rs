@@ -30,11 +30,10 @@ struct State {
 #[derive(Debug)]
 enum Source {
     System,
-    Manual {
+    /// The time of the runtime, which a test may pause and advance.
+    Runtime {
         origin: Instant,
-        /// Microseconds after `origin`.
-        elapsed: AtomicU64,
-        /// Microseconds since 1970.
+        /// Time of day at `origin`, in microseconds since 1970.
         wall: AtomicI64,
     },
 }
@@ -58,7 +57,7 @@ thread_local! {
     static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
 }
 
-/// A clock that moves only when it is told to. For tests.
+/// A clock that follows the runtime's time, for tests that pause and advance it.
 #[derive(Clone, Debug)]
 pub struct Clock(Arc<State>);
 
@@ -73,10 +72,9 @@ impl Drop for Entered {
 }
 
 impl Clock {
-    /// A clock that stands at these moments.
-    pub fn manual(instant: Instant, wall: SystemTime) -> Self {
-        let micros = wall.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
-        let source = Source::Manual { origin: instant, elapsed: AtomicU64::new(0), wall: AtomicI64::new(micros) };
+    /// A clock whose time of day is `wall` now. Within a runtime.
+    pub fn of_runtime(wall: SystemTime) -> Self {
+        let source = Source::Runtime { origin: runtime_now(), wall: AtomicI64::new(micros(wall)) };
         Self(Arc::new(State::new(source)))
     }
 
@@ -86,21 +84,21 @@ impl Clock {
         Entered(())
     }
 
-    /// Lets time pass.
-    pub fn advance(&self, by: Duration) {
-        if let Source::Manual { elapsed, wall, .. } = &self.0.source {
-            elapsed.fetch_add(by.as_micros() as u64, Ordering::Relaxed);
-            wall.fetch_add(by.as_micros() as i64, Ordering::Relaxed);
-        }
-    }
-
     /// Sets the time of day, as an operator or a time server does; durations are unaffected.
     pub fn set_wall(&self, to: SystemTime) {
-        if let Source::Manual { wall, .. } = &self.0.source {
-            let micros = to.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
-            wall.store(micros, Ordering::Relaxed);
+        if let Source::Runtime { origin, wall } = &self.0.source {
+            let elapsed = runtime_now().duration_since(*origin).as_micros() as i64;
+            wall.store(micros(to) - elapsed, Ordering::Relaxed);
         }
     }
+}
+
+fn runtime_now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn micros(moment: SystemTime) -> i64 {
+    moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 /// Asks the clock of this thread.
@@ -208,8 +206,9 @@ fn not_before_known(wall: SystemTime, built: SystemTime, passed: SystemTime) -> 
 pub fn wall() -> SystemTime {
     ask(|clock| match &clock.source {
         Source::System => SystemTime::now(),
-        Source::Manual { wall, .. } => {
-            UNIX_EPOCH + Duration::from_micros(u64::try_from(wall.load(Ordering::Relaxed)).unwrap_or(0))
+        Source::Runtime { origin, wall } => {
+            let base = Duration::from_micros(u64::try_from(wall.load(Ordering::Relaxed)).unwrap_or(0));
+            UNIX_EPOCH + base + runtime_now().duration_since(*origin)
         }
     })
 }
@@ -224,7 +223,7 @@ pub fn monotonic_micros() -> u64 {
 pub fn instant() -> Instant {
     ask(|clock| match &clock.source {
         Source::System => Instant::now(),
-        Source::Manual { origin, elapsed, .. } => *origin + Duration::from_micros(elapsed.load(Ordering::Relaxed)),
+        Source::Runtime { .. } => runtime_now(),
     })
 }
 
@@ -244,17 +243,19 @@ pub fn boot() -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_thread_with_a_clock_of_its_own_lives_in_that_time() {
-        let (start, day) = (Instant::now(), UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-        let clock = Clock::manual(start, day);
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_with_a_clock_of_its_own_lives_in_that_time() {
+        let day = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let minute = Duration::from_secs(60);
+        let clock = Clock::of_runtime(day);
         {
             let _entered = clock.enter();
-            clock.advance(Duration::from_secs(60));
-            assert_eq!((instant(), wall()), (start + Duration::from_secs(60), day + Duration::from_secs(60)));
+            let start = instant();
+            tokio::time::advance(minute).await;
+            assert_eq!((instant(), wall()), (start + minute, day + minute));
             clock.set_wall(day);
             distrust("a test".into());
-            assert_eq!((wall(), is_trusted()), (day, false));
+            assert_eq!((instant(), wall(), is_trusted()), (start + minute, day, false));
             std::thread::spawn(|| assert!(is_trusted() && wall() != UNIX_EPOCH)).join().expect("the system's clock");
         }
         assert!(is_trusted(), "doubt of another clock is none of this one");

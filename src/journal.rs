@@ -26,6 +26,7 @@ mod own;
 mod pulse;
 mod reader;
 mod retention;
+mod seeded;
 mod segment;
 mod settled;
 mod state;
@@ -47,6 +48,8 @@ pub use notes::Notes;
 pub use open::{Journal, PUBLICATIONS, Seal, publications_in};
 pub use own::OwnEvent;
 pub use reader::{Follower, Found};
+#[cfg(test)]
+pub(crate) use seeded::{Bug, plant};
 pub use settled::{Account, OUTCOMES, Outcome, Settled};
 pub use state::Note;
 #[cfg(test)]
@@ -422,7 +425,8 @@ impl Core {
 
     /// What repeats of an event are known by; `None` if its id was minted here.
     fn fingerprint(&self, record: &crate::event::Record<'_>) -> Option<Fingerprint> {
-        self.fingerprint_key.fingerprint(record, self.stream_of(record.publication))
+        let stream = if seeded::has(seeded::Bug::StreamLeftOut) { 0 } else { self.stream_of(record.publication) };
+        self.fingerprint_key.fingerprint(record, stream)
     }
 
     fn published(&self, number: u32) -> Option<Arc<Published>> {

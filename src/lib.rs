@@ -66,6 +66,13 @@
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 
+#[cfg(test)]
+extern crate self as forebay;
+/// A simulation of the whole gateway, with access to what only the crate itself sees.
+#[cfg(test)]
+#[path = "../tests/model.rs"]
+mod model;
+
 pub mod admin;
 pub mod cli;
 pub mod clock;

@@ -24,6 +24,8 @@ pub use inbox::{
     Delivery, Inbox, Message, Subscription, push_puback, push_subscribe, push_unacknowledged, push_unsubscribe,
 };
 pub use packet::{Answer, Head, Refusal, push_publish, push_varint};
+#[cfg(test)]
+pub(crate) use pause::seeded;
 pub use pause::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
 
 use crate::clock;

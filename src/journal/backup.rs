@@ -114,6 +114,8 @@ trait Copyable: History {
     fn sequences_at(&self, first: u64) -> Result<Vec<(u32, u64)>, JournalError>;
 }
 
+type FingerprintOf<'a> = dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a;
+
 /// What is copied.
 struct Source<'a> {
     folder: &'a Path,
@@ -123,7 +125,7 @@ struct Source<'a> {
     /// Losses that were noted while the lanes were copied: their accounts may be in the copy.
     late_losses: Box<dyn Fn() -> Result<Vec<Note>, JournalError> + 'a>,
     /// What repeats of an event are known by.
-    fingerprint: Box<dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a>,
+    fingerprint: Box<FingerprintOf<'a>>,
     /// Streams of each lane that its publications name.
     streams: Vec<(String, u32)>,
     reserve: u64,

@@ -23,6 +23,9 @@ pub trait DiskFile: Debug + Send + Sync {
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Returns when everything written so far is on the disk.
     fn sync(&self) -> io::Result<()>;
+    /// Like [`DiskFile::sync`]; what is read afterwards comes from the disk, not from memory. After an fsync that failed the
+    /// page cache may hold pages that are not on the disk, and a process that is started anew would believe them.
+    fn sync_and_reread(&self) -> io::Result<()>;
     /// Which file this is, whatever its name is by now.
     fn identity(&self) -> io::Result<Identity>;
 }
@@ -106,6 +109,15 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn sync_and_reread(&self) -> io::Result<()> {
+        self.sync_data()?;
+        match rustix::fs::fadvise(self, 0, None, rustix::fs::Advice::DontNeed) {
+            // A file system without a page cache has nothing to drop.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn identity(&self) -> io::Result<Identity> {

@@ -221,9 +221,20 @@ impl Journal {
         self.core.losses.notified().await;
     }
 
-    /// Gives up everything that a destination is still owed, and forgets it; returns how many events
-    /// those were. Blocks the thread.
+    /// Gives up everything that a destination is still owed, and forgets it; returns how many events those were. Waits
+    /// a moment for the log to say so; where a lane's disk fails or is full, that comes later. Blocks the thread.
     pub fn drop_destination(&self, destination: &str) -> Result<u64, JournalError> {
+        let count = self.begin_drop(destination)?;
+        let deadline = clock::instant() + FORGET_WAIT_MAX;
+        let is_awaited = || self.lanes().iter().any(|lane| lane.dropped().iter().any(|name| name == destination));
+        while is_awaited() && clock::instant() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(count)
+    }
+
+    /// The part of [`Journal::drop_destination`] that does not wait for the writers.
+    pub(crate) fn begin_drop(&self, destination: &str) -> Result<u64, JournalError> {
         let mut count = 0;
         for lane in self.lanes() {
             // Segment by segment: what is counted of one is held in memory until it is settled.
@@ -231,14 +242,9 @@ impl Journal {
                 let all_of_it = Wanted { offsets, takes: &|_, _| true };
                 count += lane.give_up(destination, &all_of_it, Outcome::Discarded)?;
             }
-            // From now on a start forgets the cursor, whatever the log still says.
+            // From now on a start forgets the cursor, whatever the log still says. The writer deletes the note.
             self.core.state.note(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))])?;
             lane.forget_destination(destination);
-            // The writer deletes the note once the log itself says so; where its disk fails or is full, that comes later.
-            let deadline = clock::instant() + FORGET_WAIT_MAX;
-            while lane.dropped().iter().any(|name| name == destination) && clock::instant() < deadline {
-                std::thread::sleep(Duration::from_millis(2));
-            }
         }
         Ok(count)
     }

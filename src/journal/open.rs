@@ -6,6 +6,7 @@ use super::lane::{Durable, LaneStats, Log, Part};
 use super::numbers::{Held, numbers};
 use super::pulse::Pulse;
 use super::retention::Ages;
+use super::seeded::{self, Bug};
 use super::segment::{FORMAT as SEGMENT_FORMAT, Segment, StreamPart, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
 use super::state::State;
@@ -461,6 +462,9 @@ fn open_lane(
     // dropped one is another: it gets a cursor of its own below.
     let dropped = dropped_in(core, &config.name)?;
     settled.retain(|cursor| !dropped.contains(&cursor.destination));
+    if seeded::has(Bug::DroppedByPrefix) {
+        settled.retain(|cursor| !dropped.iter().any(|name| name.starts_with(&cursor.destination)));
+    }
     for (name, start) in destinations {
         if settled.iter().any(|known| known.destination == *name) {
             continue;

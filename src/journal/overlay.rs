@@ -110,6 +110,10 @@ impl DiskFile for Overlay {
         Ok(())
     }
 
+    fn sync_and_reread(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn identity(&self) -> io::Result<Identity> {
         self.file.identity()
     }
@@ -139,6 +143,9 @@ mod tests {
             unreachable!("the file is never changed")
         }
         fn sync(&self) -> io::Result<()> {
+            unreachable!("the file is never changed")
+        }
+        fn sync_and_reread(&self) -> io::Result<()> {
             unreachable!("the file is never changed")
         }
         fn identity(&self) -> io::Result<Identity> {

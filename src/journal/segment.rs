@@ -185,8 +185,8 @@ impl Segment {
     pub fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::Existing).map_err(|error| JournalError::io(path, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
-        // A process that was killed may have left pages that no fsync has covered; whoever reads them now relies on them.
-        file.sync().map_err(|error| JournalError::io(path, error))?;
+        // Whatever is read from now on is relied on: a process that was killed may have left pages that no fsync has covered.
+        file.sync_and_reread().map_err(|error| JournalError::io(path, error))?;
         let database = caught(path, || {
             if file.length()? == 0 {
                 return Err(redb::Error::Corrupted("the file is empty".into()));

@@ -131,6 +131,7 @@ impl State {
         let failed = |error| JournalError::io(&self.path, error);
         let file = self.disk.open(&self.path, Open::Existing).map_err(failed)?;
         let identity = file.identity().map_err(failed)?;
+        file.sync_and_reread().map_err(failed)?;
         let is_empty = file.length().map_err(failed)? == 0;
         let backend = Backend::new(file);
         let sync_failed = backend.sync_failed();

@@ -3,7 +3,6 @@
 //! Promise: a step does what a writer's thread does between two waits, no more and no less.
 
 use super::disk::Disk;
-use super::gather::Work;
 use super::writer::{Next, Writer};
 use super::{Config, Journal, JournalError, Seal};
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use super::block::{Block, Compressor, Header, Run, append_record};
 use super::gather::{Batch, BatchDurable, Entry, Work};
 use super::lane::Durable;
 use super::retention;
+use super::seeded::{self, Bug};
 use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
 use super::window::{BatchPrints, DurableCopy, Fingerprint, Seen, SeenInBatch};
 use super::{Condition, Full, JournalError, Lane};
@@ -642,6 +643,9 @@ impl Writer {
             draft.take(entry, *seen, bytes);
         }
         let prepared = draft.finish(batch);
+        if seeded::has(Bug::AdmittedBeforeCommit) {
+            self.lane.core.window().restore(&prepared.prints, now);
+        }
         self.seen = seen;
         prepared
     }

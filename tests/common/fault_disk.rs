@@ -49,7 +49,7 @@ struct State {
 /// A disk that goes on, and fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Every sync fails.
+    /// Every sync fails, and the kernel forgets what it was for: programs still read it, the disk never gets it.
     Sync,
     /// Every write finds the disk full.
     Full,
@@ -70,6 +70,8 @@ struct Content {
     current: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Pending>,
+    /// Whether a sync has failed: what programs read is ahead of what the disk will ever have.
+    is_ahead: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -135,7 +137,7 @@ impl FaultDisk {
             .iter()
             .map(|(id, content)| {
                 let durable = content.durable.clone();
-                (*id, Content { current: durable.clone(), durable, pending: Vec::new() })
+                (*id, Content { current: durable.clone(), durable, ..Content::default() })
             })
             .collect();
         // A file is found only through its folders.
@@ -161,6 +163,62 @@ impl FaultDisk {
         }
     }
 
+    /// Kills the process: every file as programs see it, synced or not. Those who still have files of the old disk fail.
+    pub fn kill(&self) -> FaultDisk {
+        let mut state = self.lock();
+        let left = State {
+            files: state.files.clone(),
+            names: state.names.clone(),
+            durable_names: state.durable_names.clone(),
+            renames: state.renames.clone(),
+            folders: state.folders.clone(),
+            durable_folders: state.durable_folders.clone(),
+            next: state.next,
+            fault: state.fault,
+            fault_at: state.fault_at.clone(),
+            capacity: state.capacity,
+            ..State::default()
+        };
+        state.is_off = true;
+        FaultDisk { state: Arc::new(Mutex::new(left)) }
+    }
+
+    /// Writes every file as programs see it below a real folder.
+    pub fn write_to(&self, folder: &Path) {
+        let state = self.lock();
+        for path in &state.folders {
+            std::fs::create_dir_all(folder.join(path.strip_prefix("/").expect("absolute"))).expect("a folder");
+        }
+        for (path, id) in &state.names {
+            std::fs::write(folder.join(path.strip_prefix("/").expect("absolute")), &state.files[id].current)
+                .expect("written");
+        }
+    }
+
+    /// A disk with everything that is below a real folder, all of it durable.
+    pub fn read_from(folder: &Path) -> FaultDisk {
+        fn add(state: &mut State, from: &Path, at: &Path) {
+            for entry in std::fs::read_dir(from).expect("a folder") {
+                let entry = entry.expect("an entry");
+                let (path, at) = (entry.path(), at.join(entry.file_name()));
+                if path.is_dir() {
+                    state.folders.insert(at.clone());
+                    add(state, &path, &at);
+                } else {
+                    let current = std::fs::read(&path).expect("read");
+                    state.names.insert(at, state.next);
+                    state.files.insert(state.next, Content { durable: current.clone(), current, ..Content::default() });
+                    state.next += 1;
+                }
+            }
+        }
+        let mut state = State::default();
+        add(&mut state, folder, Path::new("/"));
+        state.durable_names = state.names.clone();
+        state.durable_folders = state.folders.clone();
+        FaultDisk { state: Arc::new(Mutex::new(state)) }
+    }
+
     /// Changes bytes of a file behind everybody's back.
     pub fn damage(&self, name_ends_with: &str, at: impl Fn(&mut Vec<u8>)) -> PathBuf {
         let mut state = self.lock();
@@ -174,6 +232,7 @@ impl FaultDisk {
         let content = state.files.get_mut(&id).expect("content");
         at(&mut content.durable);
         content.current = content.durable.clone();
+        content.is_ahead = false;
         path
     }
 
@@ -194,7 +253,8 @@ impl State {
 
     /// Whether a file has a fault.
     fn has(&self, fault: Fault, id: u64) -> bool {
-        let is_meant = || self.names.iter().any(|(path, known)| *known == id && path.ends_with(&self.fault_at));
+        let is_at = |path: &Path| path.ends_with(&self.fault_at) || path.iter().any(|part| *part == *self.fault_at);
+        let is_meant = || self.names.iter().any(|(path, known)| *known == id && is_at(path));
         self.fault == Some(fault) && (self.fault_at.is_empty() || is_meant())
     }
 
@@ -354,15 +414,38 @@ impl DiskFile for File {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
         state.operate()?;
-        if state.has(Fault::Sync, self.id) {
-            return Err(off());
-        }
-        if state.forgets_syncs {
+        let has_failed = state.has(Fault::Sync, self.id);
+        if state.forgets_syncs && !has_failed {
             return Ok(());
         }
         let content = state.files.get_mut(&self.id).expect("an open file");
-        content.pending.clear();
-        content.durable = content.current.clone();
+        let pending = std::mem::take(&mut content.pending);
+        if has_failed {
+            content.is_ahead = true;
+            return Err(off());
+        }
+        if content.is_ahead {
+            // What was written before a sync that failed is in none of these.
+            for operation in pending {
+                match operation {
+                    Pending::Length(length) => content.durable.resize(length as usize, 0),
+                    Pending::Write(offset, data) => put(&mut content.durable, offset as usize, &data),
+                }
+            }
+        } else {
+            content.durable = content.current.clone();
+        }
+        Ok(())
+    }
+
+    fn sync_and_reread(&self) -> io::Result<()> {
+        self.sync()?;
+        let mut state = self.disk.lock();
+        if !state.forgets_syncs {
+            let content = state.files.get_mut(&self.id).expect("an open file");
+            content.current = content.durable.clone();
+            content.is_ahead = false;
+        }
         Ok(())
     }
 
@@ -459,10 +542,10 @@ impl Disk for FaultDisk {
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.operate()?;
-        let (synced, kept) =
-            std::mem::take(&mut state.renames).into_iter().partition(|(path, _)| path.parent() == Some(folder));
+        let changes = std::mem::take(&mut state.renames).into_iter();
+        let (synced, kept): (Vec<_>, Vec<_>) = changes.partition(|(path, _)| path.parent() == Some(folder));
         state.renames = kept;
-        for (path, change) in Vec::<(PathBuf, Change)>::from(synced) {
+        for (path, change) in synced {
             let State { durable_names, durable_folders, .. } = &mut *state;
             apply(durable_names, durable_folders, path, change);
         }

@@ -1,0 +1,125 @@
+//! A model of the whole gateway under faults, driven by a seed.
+//!
+//! Real ingest, journal, forwarders and the steps of a reload run in one thread, on a disk in memory that loses power and
+//! fails, with links in memory to a central broker that answers late, twice, with refusals or not at all. A seed chooses every action, the
+//! next writer to step and how much time passes; the same seed does the same again.
+//!
+//! One invariant is checked all along: **what was acknowledged is in the journal, or in an account that was announced** — for
+//! every destination that it was owed to: delivered, queued, a dead letter, or a loss that was noted. And the accounts balance.
+//!
+//! `FOREBAY_MODEL_SECONDS` says how long the search lasts (default 60), `FOREBAY_MODEL_SEED` repeats one seed.
+
+#[path = "model/actions.rs"]
+mod actions;
+#[path = "model/centre.rs"]
+mod centre;
+#[path = "model/check.rs"]
+mod check;
+#[path = "common/fault_disk.rs"]
+#[allow(dead_code, clippy::unwrap_used, missing_docs)]
+mod fault_disk;
+#[path = "model/world.rs"]
+mod world;
+
+use crate::journal::{Bug, plant};
+use std::time::{Duration, Instant};
+use world::World;
+
+/// Actions of one run: enough for some restarts and reloads.
+const ACTIONS: u64 = 1500;
+
+/// What a run did.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Summary {
+    actions: u64,
+    acknowledged: u64,
+    /// Hash over everything that happened.
+    trace: u64,
+}
+
+/// Runs one seed; the error says what was violated, and what led to it.
+fn run(seed: u64, bug: Option<Bug>) -> Result<Summary, String> {
+    // Each run has a thread of its own: clock, randomness and network belong to it.
+    let thread = std::thread::Builder::new().stack_size(8 << 20).spawn(move || {
+        plant(bug);
+        crate::task::run_inline();
+        crate::link::seeded::begin(seed | 1);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async move {
+            let mut world = World::new(seed);
+            let outcome = world.run(ACTIONS).await;
+            outcome.map(|()| world.summary()).map_err(|violation| world.report(&violation))
+        })
+    });
+    thread.expect("a thread").join().unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("seed {seed}: panicked: {}", text.unwrap_or_default()))
+    })
+}
+
+fn seconds(default: u64) -> Duration {
+    let asked = std::env::var("FOREBAY_MODEL_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(asked.unwrap_or(default))
+}
+
+#[test]
+fn what_was_acknowledged_is_in_the_journal_or_in_an_announced_account() {
+    if let Some(seed) = std::env::var("FOREBAY_MODEL_SEED").ok().and_then(|text| text.parse().ok()) {
+        println!("{:?}", run(seed, None).unwrap_or_else(|violation| panic!("{violation}")));
+        return;
+    }
+    let first = u64::from(uuid::Uuid::new_v4().as_u128() as u32) << 20;
+    let begun = Instant::now();
+    let (mut seeds, mut actions, mut acknowledged) = (0, 0, 0);
+    while begun.elapsed() < seconds(60) {
+        let seed = first + seeds;
+        let summary =
+            run(seed, None).unwrap_or_else(|violation| panic!("{violation}\nrepeat it with FOREBAY_MODEL_SEED={seed}"));
+        seeds += 1;
+        actions += summary.actions;
+        acknowledged += summary.acknowledged;
+    }
+    println!("{seeds} seeds from {first}, {actions} actions, {acknowledged} acknowledgements");
+    assert!(acknowledged > seeds * 100, "the model does something: {acknowledged} acknowledgements of {seeds} seeds");
+}
+
+/// A seed that does something else each time could not be looked into.
+#[test]
+fn the_same_seed_does_the_same_again() {
+    for seed in 1..4 {
+        assert_eq!(run(seed, None).expect("runs"), run(seed, None).expect("runs"), "seed {seed}");
+    }
+}
+
+fn finds(bug: Bug) {
+    let begun = Instant::now();
+    for seed in 1.. {
+        if let Err(violation) = run(seed, Some(bug)) {
+            println!(
+                "{bug:?}: found by seed {seed} after {:?}: {}",
+                begun.elapsed(),
+                violation.lines().next().unwrap_or("")
+            );
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{bug:?} is not found by {seed} seeds");
+    }
+}
+
+#[test]
+fn it_finds_a_fingerprint_that_is_admitted_before_its_commit() {
+    finds(Bug::AdmittedBeforeCommit);
+}
+
+#[test]
+fn it_finds_dropped_destinations_that_are_matched_by_prefix() {
+    finds(Bug::DroppedByPrefix);
+}
+
+#[test]
+fn it_finds_a_fingerprint_without_its_stream() {
+    finds(Bug::StreamLeftOut);
+}
