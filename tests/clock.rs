@@ -344,7 +344,8 @@ fn devices_with_certificates_are_let_in_in_1970() {
                 "-i",
                 "m01",
                 "-t",
-                TOPIC,
+                // The name in the certificate is the machine's.
+                "plant/line1/gw-01/state",
                 "-m",
                 &payload(1, 1),
             ])

@@ -243,8 +243,10 @@ impl Journal {
                 count += lane.give_up(destination, &all_of_it, Outcome::Discarded)?;
             }
             // From now on a start forgets the cursor, whatever the log still says. The writer deletes the note.
-            self.core.state.note(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))])?;
+            let noted = self.core.state.note(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))]);
+            // Also after an error: the note may be on disk all the same, and must not outlive the cursor that it is for.
             lane.forget_destination(destination);
+            noted?;
         }
         Ok(count)
     }
