@@ -17,8 +17,10 @@ pub const LIMIT: u64 = 256 << 20;
 /// What the process may take beside what its permits count: caches, journal, and what the allocator keeps.
 const BESIDE: u64 = 24 << 20;
 
-/// How long a device may wait for its PUBACK. Without optimisation the gateway has a fifth of its speed or less.
+/// How long a device may wait for its PUBACK in a run that is alone on the machine (`FOREBAY_SIEGE_SECONDS`). Without
+/// optimisation the gateway has a fifth of its speed or less. Beside other tests only a device that is not served is found.
 const LATENCY_MAX: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
+const LATENCY_MAX_BESIDE_OTHERS: Duration = Duration::from_secs(10);
 
 /// What clients do. Connections come from an address that no device has.
 pub struct Attack {
@@ -138,7 +140,9 @@ pub fn withstand(name: &str, attack: Attack) {
     );
     assert!(most <= memory["permits_max"].as_u64().expect("a number") * 3 / 2, "RSS {most}: {memory}");
     assert!(most <= idle + BESIDE + peak * 3 / 2, "RSS {most}, {idle} before: {memory}");
-    assert!(latency <= LATENCY_MAX, "a device that is logged in waits: {latency:?}");
+    let is_alone = std::env::var_os("FOREBAY_SIEGE_SECONDS").is_some();
+    let latency_max = if is_alone { LATENCY_MAX } else { LATENCY_MAX_BESIDE_OTHERS };
+    assert!(latency <= latency_max, "a device that is logged in waits: {latency:?}");
     assert!(waited <= Duration::from_secs(10), "a device that is not logged in waits: {waited:?}");
 }
 
