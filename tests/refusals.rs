@@ -352,11 +352,11 @@ fn a_journal_of_a_newer_format_or_another_environment_is_refused_untouched() {
     gateway.stop();
     let seal = gateway.folder.join("data/journal/journal.toml");
     let before = std::fs::read_to_string(&seal).expect("read");
-    std::fs::write(&seal, before.replace("format = 2", "format = 3")).expect("written");
+    std::fs::write(&seal, before.replace("format = 3", "format = 4")).expect("written");
     let untouched = files(&gateway.folder.join("data"));
     let output = gateway.command(&["run", "CONFIG"]);
     assert!(
-        output.status.code() == Some(1) && said(&output).contains("has format 3; this Forebay reads up to 2"),
+        output.status.code() == Some(1) && said(&output).contains("has format 4; this Forebay reads up to 3"),
         "{}",
         said(&output)
     );
@@ -369,7 +369,7 @@ fn a_journal_of_a_newer_format_or_another_environment_is_refused_untouched() {
     assert_eq!(files(&gateway.folder.join("data")), untouched);
 
     // One of an older format is opened, and from then on it is one of this.
-    std::fs::write(&seal, before.replace("format = 2", "format = 1")).expect("written");
+    std::fs::write(&seal, before.replace("format = 3", "format = 1")).expect("written");
     gateway.run();
     assert_eq!(std::fs::read_to_string(&seal).expect("read"), before);
     assert_eq!(crate::common::gateway::accepted(&gateway.status()), 1);
