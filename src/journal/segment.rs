@@ -137,48 +137,58 @@ impl Segment {
     /// Creates a segment; when this returns, it survives a power cut.
     pub fn create(disk: &dyn Disk, folder: &Path, summary: &Summary, cache_bytes: usize) -> Result<Self, JournalError> {
         let path = folder.join(file_name(summary.first));
+        let (segment, Synced(())) =
+            Self::create_at(&path, disk, cache_bytes, |segment| segment.write(&[], Some(summary), &[]))?;
+        Ok(segment)
+    }
+
+    /// Creates the file under another name, has it filled by one commit, and gives it its name.
+    fn create_at(
+        path: &Path,
+        disk: &dyn Disk,
+        cache_bytes: usize,
+        fill: impl FnOnce(&Self) -> Result<Synced, JournalError>,
+    ) -> Result<(Self, Synced), JournalError> {
         let temporary = path.with_extension("tmp");
         let file = disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(&temporary, error))?;
-        let database = caught(&path, || {
+        let database = caught(path, || {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
             Ok(builder.create_with_backend(Backend::new(file))?)
         })?;
-        let segment = Self { path: path.clone(), identity, database: Handle::Active(database) };
-        let Synced(()) = segment.write(&[], Some(summary), &[])?;
-        disk.rename(&temporary, &path).map_err(|error| JournalError::io(&path, error))?;
-        disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
-        Ok(segment)
+        let segment = Self { path: path.to_owned(), identity, database: Handle::Active(database) };
+        let synced = fill(&segment)?;
+        disk.rename(&temporary, path).map_err(|error| JournalError::io(path, error))?;
+        if let Some(folder) = path.parent() {
+            disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
+        }
+        Ok((segment, synced))
     }
 
     /// Copies the segment, however its own file is named by now, into the place that its name says.
     pub fn restore_place(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
-        let temporary = self.path.with_extension("tmp");
-        let file = disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
-        let identity = file.identity().map_err(|error| JournalError::io(&temporary, error))?;
-        let view = self.view()?;
-        let database = caught(&self.path, || {
-            let mut builder = Database::builder();
-            builder.set_cache_size(cache_bytes);
-            let database = builder.create_with_backend(Backend::new(file))?;
+        Self::create_at(&self.path, disk, cache_bytes, |segment| segment.copy_rows(&self.view()?))
+    }
+
+    /// Copies every row of another segment in one durable commit.
+    fn copy_rows(&self, from: &View) -> Result<Synced, JournalError> {
+        let Handle::Active(database) = &self.database else {
+            return Err(JournalError::Damaged { file: self.path.clone(), reason: "it is closed".into() });
+        };
+        caught(&self.path, || {
             let mut write = database.begin_write()?;
             write.set_durability(Durability::Immediate)?;
             {
                 let mut copied = write.open_table(BLOCKS)?;
-                for row in view.read.open_table(BLOCKS)?.iter()? {
+                for row in from.read.open_table(BLOCKS)?.iter()? {
                     let (at, value) = row?;
                     copied.insert(at.value(), value.value())?;
                 }
             }
             write.commit()?;
-            Ok(database)
-        })?;
-        disk.rename(&temporary, &self.path).map_err(|error| JournalError::io(&self.path, error))?;
-        if let Some(folder) = self.path.parent() {
-            disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
-        }
-        Ok((Self { path: self.path.clone(), identity, database: Handle::Active(database) }, Synced(())))
+            Ok(Synced(()))
+        })
     }
 
     /// Opens a segment to go on writing; repairs it if the last run did not close it.
