@@ -26,8 +26,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub const LIMIT_DEFAULT: u64 = 256 << 20;
 /// The smallest memory limit that works: an idle gateway takes 18 MB, and clients need some of the rest.
 pub const LIMIT_MIN: u64 = 32 << 20;
-/// The share of the limit that permits may take, in eighths. Measured: what permits do not cover stays below half of
-/// what they cover, so that the process stays below 15/16 of its limit.
+/// The share of the limit that permits may take, in eighths. While what permits do not cover stays below half of
+/// what they cover (`tests/hostile` judges that), the process stays below 15/16 of its limit.
 const EIGHTHS: u64 = 5;
 /// What permits of any kind may take of the total, in sixteenths. The rest is for connections, so that a device can log
 /// in while others hold all that they may: 10 MB of 160 MB, some 800 connections without TLS.

@@ -10,11 +10,10 @@ use crate::memory::Permit;
 
 /// State of a connection that is covered from the start.
 pub(super) const INCLUDED: usize = 4 << 10;
-/// What an idle connection takes without TLS: 8 kB measured with 5,000 of them (task, session, device, socket), and
-/// [`INCLUDED`].
+/// An idle connection without TLS takes some 8 kB (task, session, device, socket; the benchmark's 5,000 idle connections),
+/// and [`INCLUDED`].
 pub(super) const PLAIN_BYTES: usize = (8 << 10) + INCLUDED;
-/// What an idle connection takes with TLS: 26 kB more, measured with 1,000 of them after a handshake with client
-/// certificates.
+/// TLS takes more: an estimate of rustls' buffers and of a client's certificates, not a measurement.
 pub(super) const TLS_BYTES: usize = PLAIN_BYTES + (26 << 10);
 /// Permits of a connection grow and shrink by this much, so that a publish seldom costs an atomic operation.
 const STEP: usize = 4 << 10;

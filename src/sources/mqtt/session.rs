@@ -43,8 +43,8 @@ use tokio_rustls::server::TlsStream;
 const READ_BYTES: usize = 32 << 10;
 /// Bytes read at once where many are connected: what one client sends holds up the others for so long.
 const READ_BYTES_MIN: usize = 4 << 10;
-/// So many connections may read [`READ_BYTES`] each before one of them waits too long for the others: 1 MiB is some
-/// 10 ms of work.
+/// So many connections may read [`READ_BYTES`] each before one of them waits too long for the others: 1 MiB is an
+/// estimated 10 ms of work.
 const READERS: usize = 32;
 /// What the kernel holds for a client that does not read: as much as a socket buffer may have.
 const SEND_BUFFER_BYTES: usize = socket::BUFFER_BYTES;
