@@ -51,7 +51,7 @@ pub use reader::{Follower, Found};
 #[cfg(test)]
 pub(crate) use seeded::{Bug, plant};
 pub use settled::{Account, OUTCOMES, Outcome, Settled};
-pub use state::Note;
+pub use state::{Change, Note};
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
 pub use walk::{Step, Walk};

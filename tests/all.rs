@@ -12,6 +12,7 @@ mod callers;
 mod central;
 mod clock;
 mod common;
+mod compaction;
 mod conformance;
 mod contracts;
 mod dead;

@@ -14,11 +14,24 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+mod compact;
+
 const MARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("marks");
 const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 /// A name and what is noted under it; `None` removes the note.
 pub type Note = (String, Option<Vec<u8>>);
-/// `state.redb` holds a few numbers; more cache would never be used.
+/// A change of the notes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Writes a note.
+    Put(String, Vec<u8>),
+    /// Removes a note, if it is there.
+    Remove(String),
+    /// Removes every note whose name begins so.
+    RemoveAll(String),
+}
+
+/// Most of what `state.redb` holds is read once, at the start; more cache would hardly be used.
 const CACHE_BYTES: usize = 256 << 10;
 /// How far ahead numbers are reserved: one small commit for as many events.
 pub const RESERVE: u64 = 1 << 20;
@@ -69,7 +82,13 @@ impl State {
             return Ok((state, aside));
         }
         match state.open_database() {
-            Ok(handle) => *state.lock() = Slot::Open(handle),
+            Ok(handle) => {
+                *state.lock() = Slot::Open(handle);
+                // The state serves as it is where it cannot be made smaller.
+                if let Err(error) = state.compact() {
+                    tracing::warn!(%error, "could not compact the state; it stays as large as it is");
+                }
+            }
             Err(error @ JournalError::Damaged { .. }) => {
                 tracing::error!(%error, "the numbers given so far are lost with this file; it is set aside as state.redb.damaged, and the lanes go on behind every number that they may have given");
                 aside = Some(super::set_aside(&*state.disk, &state.path)?);
@@ -238,7 +257,9 @@ impl State {
         Ok(found)
     }
 
-    fn each_note(
+    /// Shows the notes from `from` on whose name begins with `prefix`, in the order of their names, until `see` breaks.
+    /// Never more than one is in memory.
+    pub fn each_note(
         &self,
         prefix: &str,
         from: Bound<&str>,
@@ -287,6 +308,21 @@ impl State {
         })
     }
 
+    /// Makes changes in their order, all or none, and returns when they are on the disk.
+    pub fn change(&self, changes: &[Change]) -> Result<(), JournalError> {
+        self.write(|write| {
+            let mut table = write.open_table(NOTES)?;
+            for change in changes {
+                match change {
+                    Change::Put(name, value) => drop(table.insert(name.as_str(), value.as_slice())?),
+                    Change::Remove(name) => drop(table.remove(name.as_str())?),
+                    Change::RemoveAll(prefix) => remove_all(&mut table, prefix)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn write(
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
@@ -324,6 +360,22 @@ impl State {
     fn closed(&self) -> JournalError {
         JournalError::Damaged { file: self.path.clone(), reason: "it is closed after an error".into() }
     }
+}
+
+/// Removes every note whose name begins so.
+fn remove_all(table: &mut redb::Table<'_, &str, &[u8]>, prefix: &str) -> Result<(), redb::Error> {
+    let mut names = Vec::new();
+    for entry in table.range(prefix..)? {
+        let (name, _) = entry?;
+        if !name.value().starts_with(prefix) {
+            break;
+        }
+        names.push(name.value().to_owned());
+    }
+    for name in names {
+        table.remove(name.as_str())?;
+    }
+    Ok(())
 }
 
 fn open_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {

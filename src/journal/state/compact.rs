@@ -1,0 +1,48 @@
+//! Compaction: a state that has grown and shed most of what it held gives its room back to the file system.
+//!
+//! Promise: at every moment the old file or the new one is whole under the name `state.redb`. (redb compacts in place
+//! too, but a crash in the middle of that costs a full repair.)
+
+use super::super::JournalError;
+use super::{Slot, State, caught};
+use std::path::Path;
+
+/// A smaller file is not worth it: redb begins with 1.6 MB, and a plant's ordinary notes fit in as much again.
+const BYTES_MIN: u64 = 4 << 20;
+/// The file is compacted when it is more than so many times what is live: copying then costs less than a third of what
+/// comes back.
+const TIMES_MAX: u64 = 3;
+
+impl State {
+    /// Makes the file small again if most of it is free. Everybody else waits meanwhile: some milliseconds for each MB
+    /// that is live.
+    pub fn compact(&self) -> Result<(), JournalError> {
+        let mut guard = self.lock();
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let Some(length) = self.length(folder)?.filter(|length| *length >= BYTES_MIN) else { return Ok(()) };
+        let Slot::Open(handle) = &*guard else { return Ok(()) };
+        let live = caught(&self.path, || {
+            let write = handle.database.begin_write()?;
+            let stats = write.stats()?;
+            write.abort()?;
+            Ok(stats.stored_bytes() + stats.metadata_bytes())
+        })?;
+        let free = self.disk.free_bytes(folder).map_err(|error| JournalError::io(folder, error))?;
+        if length <= live.saturating_mul(TIMES_MAX) || free < live.saturating_mul(2).saturating_add(BYTES_MIN) {
+            return Ok(());
+        }
+        // Should this fail when the new file has the name already, the next write finds that, and goes to a new one.
+        let compacted = self.write_new(Some(&handle.database))?;
+        *guard = Slot::Open(compacted);
+        let now = self.length(folder)?.unwrap_or(0);
+        tracing::info!(before = length, now, "compacted the state");
+        Ok(())
+    }
+
+    /// Length of the file; `None` if it is not there.
+    fn length(&self, folder: &Path) -> Result<Option<u64>, JournalError> {
+        let files = self.disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
+        let own = self.path.file_name().and_then(|name| name.to_str());
+        Ok(files.into_iter().find(|(name, _)| Some(name.as_str()) == own).map(|(_, length)| length))
+    }
+}
