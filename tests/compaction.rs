@@ -79,10 +79,12 @@ fn a_state_that_has_shed_what_it_held_becomes_small_while_it_works_and_at_a_star
     assert!(length(&disk) < 4 << 20, "{}", length(&disk));
     check(&disk, 0, "compacted while it worked");
 
+    // A clean stop may cut free pages off the end of the file; a kill leaves all of them.
     let disk = FaultDisk::default();
     let journal = grown(&disk);
-    journal.close(Duration::ZERO);
+    let killed = disk.kill();
     drop(journal);
+    let disk = killed;
     let before = length(&disk);
     check(&disk, 0, "compacted at the start");
     assert!(before > 4 << 20 && length(&disk) < 4 << 20, "{before}, then {}", length(&disk));

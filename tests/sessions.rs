@@ -483,7 +483,7 @@ fn a_gateway_that_stops_or_dies_speaks_no_wills() {
 }
 
 #[test]
-fn a_client_id_and_its_session_belong_to_their_user() {
+fn a_client_id_and_its_session_belong_to_the_name_that_proved_itself() {
     let gateway = Gateway::prepare("owners", "");
     let passwords = gateway.folder.join("passwd");
     for user in ["press", "robot"] {
@@ -509,17 +509,25 @@ subscribe = ["test/plant/machine.state/v1/{user}"]
     assert_eq!(press.receive(), Some(vec![0x40, 0, 2, 0x87]), "not authorised");
     press.send(&subscribe(true, 3, &[], &[("test/plant/machine.state/v1/press", 1), ("test/#", 1), ("#", 0)]));
     assert_eq!(press.receive(), Some(vec![0x90, 0, 3, 0, 1, 0x87, 0x87]));
-    // While it is connected, and when it is not.
-    assert_eq!(Client::connect(gateway.address, &as_user("robot")).1[2], 0x85);
+    // The same client id of another name is another client, while this one is connected and when it is not.
+    let (robot, connack) = Client::connect(gateway.address, &as_user("robot"));
+    assert_eq!((connack[1], connack[2]), (0, 0), "a session of its own");
+    press.send(&publish(true, 1, 4, "plant/line1/press/state", &[], state(3).as_bytes()));
+    while press.receive().expect("still connected")[0] != 0x40 {}
     press.die();
-    assert_eq!(Client::connect(gateway.address, &as_user("robot")).1[2], 0x85);
+    robot.die();
+    for user in ["press", "robot"] {
+        let (client, connack) = Client::connect(gateway.address, &as_user(user));
+        assert_eq!((connack[1], connack[2]), (1, 0), "{user} finds its own");
+        client.die();
+    }
     // Nobody else has rules: nobody else may publish anything. 3.1.1 can only end the connection.
     let robot = Hello { is_v5: false, client: "other", login: Some(("robot", "long enough")), ..Hello::default() };
     let (mut robot, _) = Client::connect(gateway.address, &robot);
     robot.send(&publish(false, 1, 1, "plant/line1/robot/state", &[], state(3).as_bytes()));
     assert_eq!(robot.receive(), None);
     let status = gateway.status();
-    assert_eq!(accepted(&status), 1, "{status:#}");
+    assert_eq!(accepted(&status), 2, "{status:#}");
     assert!(gateway.log().contains("no rule (acl) lets") && !gateway.log().contains("running"), "{}", gateway.log());
 }
 

@@ -11,8 +11,10 @@ use crate::event::AuthType;
 use crate::tls::Clients;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{HandshakeKind, ServerConnection};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The longest name, in bytes: it stands in topics, in events and in every line of a log.
 const NAME_BYTES_MAX: usize = 128;
@@ -42,7 +44,7 @@ fn is_invisible(c: char) -> bool {
 
 /// Digest of the stored entry (password hash or token hash) that a login was checked against. Another password, also
 /// for the same name, has another one. It is no secret: a password cannot be tried against it without the entry's salt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Proof([u8; 32]);
 
 impl Proof {
@@ -65,7 +67,21 @@ pub(crate) struct Chain {
     at: UnixTime,
 }
 
+/// Certificates as they are stored: each as DER, and when they were trusted, in seconds since 1970.
+pub(crate) type StoredChain = (Vec<Vec<u8>>, u64);
+
 impl Chain {
+    /// As it is stored.
+    pub(crate) fn stored(&self) -> StoredChain {
+        (self.certificates.iter().map(|one| one.to_vec()).collect(), self.at.as_secs())
+    }
+
+    /// What [`Chain::stored`] made.
+    pub(crate) fn restore((certificates, at): StoredChain) -> Self {
+        let certificates = certificates.into_iter().map(CertificateDer::from).collect();
+        Self { certificates, at: UnixTime::since_unix_epoch(Duration::from_secs(at)) }
+    }
+
     /// Whether they are still trusted, and not revoked.
     pub(crate) fn is_trusted(&self, clients: &Clients) -> bool {
         clients.accept(&self.certificates, self.at)

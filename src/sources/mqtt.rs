@@ -53,7 +53,7 @@ use tokio::task::JoinSet;
 
 use acl::Rights;
 use devices::Device;
-use group::Groups;
+use registry::Quotas;
 
 /// A listener as the configuration says it.
 #[derive(Clone, Debug, Deserialize)]
@@ -105,6 +105,21 @@ pub struct Config {
     /// Sessions that outlive their connection, over all listeners.
     #[serde(default = "sessions_max")]
     pub sessions_max: usize,
+    /// Of these, sessions of one proven name; of clients without one, those of one address.
+    #[serde(default = "sessions_per_name_max")]
+    pub sessions_per_name_max: usize,
+    /// Bytes that all of them may take on the disk, about.
+    #[serde(default = "sessions_bytes_max")]
+    pub sessions_bytes_max: Bytes,
+    /// Of these, bytes of the sessions of one proven name, or of one address.
+    #[serde(default = "sessions_bytes_per_name_max")]
+    pub sessions_bytes_per_name_max: Bytes,
+    /// Subscriptions of one client.
+    #[serde(default = "subscriptions_max")]
+    pub subscriptions_max: usize,
+    /// QoS 2 publishes that a client may have taken and not released; at least `receive_maximum`.
+    #[serde(default = "exchanges_max")]
+    pub exchanges_max: usize,
     /// Events of each lane that a subscriber may be behind, asleep or awake; older ones it is not told.
     #[serde(default = "backlog_events_max")]
     pub backlog_events_max: u64,
@@ -152,6 +167,25 @@ fn session_expiry_max() -> Span {
 fn sessions_max() -> usize {
     10_000
 }
+/// A device has one session, a program on a server some; a name that wants more is not one client.
+fn sessions_per_name_max() -> usize {
+    64
+}
+/// 10,000 sessions with a subscription or two; a start looks at as much in a tenth of a second.
+fn sessions_bytes_max() -> Bytes {
+    Bytes(32 << 20)
+}
+/// 64 sessions with a dozen subscriptions of 60 bytes each.
+fn sessions_bytes_per_name_max() -> Bytes {
+    Bytes(1 << 20)
+}
+fn subscriptions_max() -> usize {
+    64
+}
+/// Clients of 3.1.1 have no Receive Maximum to keep to; the libraries send 20 to 1,000 at once.
+fn exchanges_max() -> usize {
+    1024
+}
 fn backlog_events_max() -> u64 {
     100_000
 }
@@ -168,6 +202,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
 /// Connections that are told at once that there is no memory for them; more are closed without a word.
 const TURNED_AWAY_MAX: usize = 16;
+/// Wills that become events at once: each may take 64 kB of memory until it is on the disk.
+const WILLS_DUE_MAX: usize = 128;
 /// Topic, properties and headers around the largest payload.
 const PACKET_BYTES_BESIDE: usize = 128 << 10;
 
@@ -189,10 +225,32 @@ impl Config {
         if self.packet_wait_max.0.is_zero() {
             return Err(("packet_wait_max", "0s is not allowed; a packet needs a moment to arrive".into()));
         }
+        if self.sessions_bytes_per_name_max.0 > self.sessions_bytes_max.0 {
+            return Err((
+                "sessions_bytes_per_name_max",
+                format!(
+                    "{} is more than sessions_bytes_max, which is {}",
+                    self.sessions_bytes_per_name_max, self.sessions_bytes_max
+                ),
+            ));
+        }
+        if self.exchanges_max == 0 || self.exchanges_max > usize::from(u16::MAX) {
+            return Err(("exchanges_max", format!("{} is not allowed; 1 to 65535 are", self.exchanges_max)));
+        }
         if self.connections_max == 0 || self.connects_per_second_max == 0 {
             return Err(("connections_max", "connections_max and connects_per_second_max are at least 1".into()));
         }
         Ok(())
+    }
+
+    /// What sessions may take.
+    fn session_quotas(&self) -> Quotas {
+        Quotas {
+            sessions: self.sessions_max,
+            sessions_of_name: self.sessions_per_name_max,
+            bytes: self.sessions_bytes_max.0,
+            bytes_of_name: self.sessions_bytes_per_name_max.0,
+        }
     }
 
     /// Seconds that a session outlives its connection, of those that a client asks for.
@@ -277,7 +335,6 @@ struct Shared {
     refusals: Limiter,
     registry: Arc<Registry>,
     local: Arc<Local>,
-    groups: Groups,
     devices: Arc<Devices>,
     budget: Arc<Budget>,
     /// This listener, as the budget tells it from others.
@@ -294,7 +351,6 @@ impl Shared {
             users: config.passwords.as_deref().map(Users::load).transpose()?,
             packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
             config,
-            groups: Groups::new(Arc::clone(parts.ingest.journal())),
             ingest: Arc::clone(&parts.ingest),
             local: Arc::clone(&parts.local),
             registry: Arc::clone(&parts.registry),
@@ -356,6 +412,19 @@ impl Shared {
         }
     }
 
+    /// QoS 2 publishes that a client may have open.
+    fn exchanges_max(&self) -> usize {
+        self.config.exchanges_max.max(self.config.receive_maximum.into())
+    }
+
+    /// Counts, logs and reports a will that is not spoken.
+    fn count_dropped(&self, peer: SocketAddr, claim: Claim<'_>, why: &str) {
+        self.stats.refuse(Refusal::Access);
+        self.report(peer, Cause::Will, claim, why);
+        let Claim { client, user, what } = claim;
+        tracing::warn!(source = %self.config.name, %peer, client = %client, user = %user, topic = %what, "will dropped: {why}");
+    }
+
     /// Counts, logs and reports something that a client may not do.
     fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
@@ -402,7 +471,11 @@ impl Shared {
     /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
     /// that says "not authorized".
     fn turn_away(&self, peer: SocketAddr, hello: &hello::Hello, (code, why): (u8, &str), denied: Cause) {
-        let reason = if why == room::NO_MEMORY.text { Refusal::Memory } else { Refusal::Access };
+        let reason = match code {
+            _ if why == room::NO_MEMORY.text => Refusal::Memory,
+            hello::QUOTA | hello::BUSY => Refusal::Limit,
+            _ => Refusal::Access,
+        };
         self.refuse(peer, &hello.client, reason, why);
         let user = hello.user.as_deref().unwrap_or_default();
         let cause = match code {
@@ -468,7 +541,7 @@ impl Listener {
         let door = self.door.clone();
         async move {
             let mut setup = newest.borrow_and_update().clone();
-            let mut sessions = JoinSet::new();
+            let (mut sessions, mut wills) = (JoinSet::new(), JoinSet::new());
             let mut turned_away = JoinSet::new();
             let mut gate = Gate::new(setup.shared.config.connects_per_second_max);
             let mut sweep = tokio::time::interval(SWEEP_EVERY);
@@ -491,6 +564,7 @@ impl Listener {
                     // The ended are taken out, so that the set does not grow.
                     Some(_) = sessions.join_next() => {}
                     Some(_) = turned_away.join_next() => {}
+                    Some(_) = wills.join_next() => {}
                     () = tokio::time::sleep(wait), if !wait.is_zero() => {}
                     _ = sweep.tick() => {
                         // A revocation list ends without anybody doing anything.
@@ -499,10 +573,9 @@ impl Listener {
                             tracing::error!(source = %shared.config.name, ended, "a revocation list (tls.crl) has ended: clients of its authority are refused; put a newer one in its place");
                             door.announce();
                         }
-                        for (client, will) in shared.registry.sweep(clock::instant(), &shared.config.name) {
-                            tracing::debug!(source = %shared.config.name, %client, "a will is due");
-                            let shared = Arc::clone(shared);
-                            sessions.spawn(boxed(async move { will.become_event(&shared.ingest).await }));
+                        let room = WILLS_DUE_MAX.saturating_sub(wills.len());
+                        for due in shared.registry.due_wills(clock::instant(), &shared.config.name, room) {
+                            wills.spawn(boxed(will::speak(due, Arc::clone(shared), shutdown.clone())));
                         }
                     }
                     // At a limit nothing is accepted: the kernel holds new connections back.
@@ -536,6 +609,7 @@ impl Listener {
             setup.close();
             drop(setup);
             while sessions.join_next().await.is_some() {}
+            while wills.join_next().await.is_some() {}
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod http;
 pub mod loss;
 pub mod pki;
 pub mod plant;
+pub mod process;
 pub mod proxy;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,5 +1,6 @@
 //! The picture of each device: what an OT engineer asks of a client that behaves oddly.
 
+use super::registry::Key;
 use crate::clock;
 use crate::event::{AuthType, Timestamp};
 use crate::ingest::Taken;
@@ -91,7 +92,8 @@ pub struct DeviceStatus {
 #[derive(Debug)]
 pub struct Devices {
     budget: Arc<Budget>,
-    all: Mutex<HashMap<String, Arc<Device>>>,
+    /// Clients with the same client id and other proven names are other devices.
+    all: Mutex<HashMap<Key, Arc<Device>>>,
 }
 
 impl Devices {
@@ -100,40 +102,40 @@ impl Devices {
         Self { budget, all: Mutex::default() }
     }
 
-    /// The device of a client id, which connects now.
+    /// The device of a client, which connects now.
     pub(super) fn connected(
         &self,
-        client: &str,
+        key: &Key,
         identity: &Identity,
         peer: SocketAddr,
         version: &'static str,
     ) -> Arc<Device> {
         let now = (clock::instant(), Timestamp::from(clock::wall()));
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.get(client).cloned();
+        let known = all.get(key).cloned();
         let device = known.unwrap_or_else(|| {
             let mut permit = self.budget.permit(DEVICE_BYTES).ok();
             if all.len() >= DEVICES_MAX || permit.is_none() {
                 // The one that has been silent for longest goes.
-                let gone = all.values().filter(|device| device.who().connected.is_none());
+                let gone = all.iter().filter(|(_, device)| device.who().connected.is_none());
                 if let Some(oldest) =
-                    gone.min_by_key(|device| device.last_event.value()).map(|device| device.client.clone())
+                    gone.min_by_key(|(_, device)| device.last_event.value()).map(|(key, _)| key.clone())
                 {
                     all.remove(&oldest);
                 }
                 permit = permit.or_else(|| self.budget.permit(DEVICE_BYTES).ok());
             }
             let is_remembered = permit.is_some();
-            let device = Arc::new(Device::new(client, peer, version, permit));
+            let device = Arc::new(Device::new(key.client(), peer, version, permit));
             if is_remembered {
-                all.insert(client.to_owned(), Arc::clone(&device));
+                all.insert(key.clone(), Arc::clone(&device));
             }
             device
         });
         let received_before = device.received.value();
         *device.who() = Who {
             identity: identity.name().to_owned(),
-            proven_by: identity.sender(client).proven_by,
+            proven_by: identity.sender(key.client()).proven_by,
             peer,
             version,
             connected: Some(now),

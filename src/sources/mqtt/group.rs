@@ -3,14 +3,21 @@
 //! Invariant: an event that a member did not acknowledge before it went goes to another.
 
 use crate::journal::Journal;
-use crate::local::{Enough, Event, Feed, Filter, Local, Place};
+use crate::local::{Enough, Event, Feed, Filter, Local, Place, split_share};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 
-/// The groups of a listener, by share name and filter. A group lives as long as its members.
+/// Events of a group that are noted one by one as handed out and not acknowledged: four members with full windows of
+/// 1,024. Beyond it the oldest is where the group goes on.
+const OPEN_MAX: usize = 4096;
+
+/// The groups of all listeners, by listener and shared filter as it was written. A group lives as long as a member is
+/// connected; beyond that its note says how far it was.
 #[derive(Debug)]
 pub struct Groups {
     journal: Arc<Journal>,
@@ -26,6 +33,8 @@ pub struct Group {
     feed: tokio::sync::Mutex<Feed>,
     state: Mutex<State>,
     has_given_back: tokio::sync::Notify,
+    /// Whether it has got further since it was noted.
+    has_moved: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -37,36 +46,87 @@ struct State {
     next: Vec<(String, u64)>,
 }
 
+/// How far a group was handed out. The order of the fields is part of the stored format.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupNote {
+    /// For each lane its name and the next event.
+    lanes: Vec<(String, u64)>,
+    /// Events before those that nobody has acknowledged: index in `lanes`, and offset.
+    open: Vec<(u8, u64)>,
+}
+
+impl GroupNote {
+    /// As it is stored.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// Reads what [`GroupNote::encode`] made.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
+}
+
 impl Groups {
     /// No groups yet.
     pub fn new(journal: Arc<Journal>) -> Self {
         Self { journal, all: Mutex::default() }
     }
 
-    /// The group of a share and a filter, which the caller has checked. A new one begins where
-    /// `from` says for a lane, or now.
-    pub fn join(&self, share: &str, filter: &str, local: &Local, from: &[(String, u64)]) -> Arc<Group> {
+    /// The group of a listener's shared filter, which the caller has checked. One without connected members goes on
+    /// where `note` says, or begins now.
+    pub fn join(
+        &self,
+        source: &str,
+        written: &str,
+        local: &Local,
+        note: impl FnOnce() -> Option<GroupNote>,
+    ) -> Arc<Group> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, group| group.strong_count() > 0);
-        let key = (share.to_owned(), filter.to_owned());
+        let key = (source.to_owned(), written.to_owned());
         if let Some(group) = all.get(&key).and_then(Weak::upgrade) {
             return group;
         }
-        let feed = if from.is_empty() {
-            local.feed()
-        } else {
-            local.feed_from(|lane| from.iter().find(|(name, _)| name == lane).map(|(_, at)| *at))
+        let note = note();
+        let feed = match &note {
+            None => local.feed(),
+            Some(note) => {
+                local.feed_from(|lane| note.lanes.iter().find(|(name, _)| name == lane).map(|(_, next)| *next))
+            }
         };
-        let next = feed.positions().map(|(lane, next)| (lane.to_owned(), next)).collect();
+        let next: Vec<_> = feed.positions().map(|(lane, next)| (lane.to_owned(), next)).collect();
+        let given_back = note.map(|note| note.places(&next)).unwrap_or_default();
+        let filter = split_share(written).and_then(|(_, filter)| Filter::parse(filter)).unwrap_or_default();
         let group = Arc::new(Group {
-            filter: Filter::parse(filter).unwrap_or_default(),
+            filter,
             journal: Arc::clone(&self.journal),
             feed: tokio::sync::Mutex::new(feed),
-            state: Mutex::new(State { next, ..State::default() }),
+            state: Mutex::new(State { next, given_back, ..State::default() }),
             has_given_back: tokio::sync::Notify::new(),
+            has_moved: AtomicBool::new(true),
         });
         all.insert(key, Arc::downgrade(&group));
         group
+    }
+
+    /// The groups that have got further since the last call: listener, filter, and the group.
+    pub fn moved(&self) -> Vec<(String, String, Arc<Group>)> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = all.iter().filter_map(|((source, written), group)| Some((source, written, group.upgrade()?)));
+        let moved = living.filter(|(.., group)| group.has_moved.swap(false, Ordering::AcqRel));
+        moved.map(|(source, written, group)| (source.clone(), written.clone(), group)).collect()
+    }
+}
+
+impl GroupNote {
+    /// The places of what is open, among lanes of these names.
+    fn places(&self, lanes: &[(String, u64)]) -> VecDeque<Place> {
+        let lane = |index: u8| {
+            let (name, _) = self.lanes.get(usize::from(index))?;
+            lanes.iter().position(|(known, _)| known == name)
+        };
+        self.open.iter().filter_map(|(index, offset)| Some(Place { lane: lane(*index)?, offset: *offset })).collect()
     }
 }
 
@@ -87,15 +147,29 @@ impl Group {
     /// A member has acknowledged an event, or could not be sent it.
     pub fn done(&self, place: Place) {
         self.state().out.remove(&place);
+        self.has_moved.store(true, Ordering::Release);
     }
 
-    /// For each lane the first event that no member has acknowledged.
-    pub fn positions(&self) -> Vec<(String, u64)> {
+    /// Has it noted once more: the last note did not get to the disk.
+    pub fn note_again(&self) {
+        self.has_moved.store(true, Ordering::Release);
+    }
+
+    /// How far it was handed out.
+    pub fn note(&self) -> GroupNote {
         let state = self.state();
-        let open = || state.out.iter().chain(&state.given_back);
-        let lowest = |lane: usize| open().filter(|place| place.lane == lane).map(|place| place.offset).min();
-        let next = state.next.iter().enumerate();
-        next.map(|(lane, (name, next))| (name.clone(), lowest(lane).unwrap_or(*next).min(*next))).collect()
+        let mut lanes = state.next.clone();
+        let open: BTreeSet<Place> = state.out.iter().chain(&state.given_back).copied().collect();
+        if open.len() > OPEN_MAX {
+            for place in &open {
+                if let Some((_, next)) = lanes.get_mut(place.lane) {
+                    *next = place.offset.min(*next);
+                }
+            }
+            return GroupNote { lanes, open: Vec::new() };
+        }
+        let open = open.iter().filter_map(|place| Some((u8::try_from(place.lane).ok()?, place.offset)));
+        GroupNote { open: open.collect(), lanes }
     }
 
     fn take(&self, feed: &Feed, place: Place) {
@@ -104,6 +178,8 @@ impl Group {
         for (known, (_, next)) in state.next.iter_mut().zip(feed.positions()) {
             known.1 = next;
         }
+        drop(state);
+        self.has_moved.store(true, Ordering::Release);
     }
 
     /// The next event. Safe to drop half-way: an event is taken in the last step.

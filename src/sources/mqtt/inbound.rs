@@ -19,7 +19,6 @@ use crate::event::Timestamp;
 use crate::ingest::{Beside, Route, Taken};
 use crate::journal::NotTaken;
 use crate::link::Protocol;
-use crate::local::split_share;
 use crate::security::Cause;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -164,18 +163,8 @@ impl Inbound {
     pub(super) fn entitle(&mut self, rights: Rights, shared: &Shared) {
         self.rights = rights;
         self.forget_routes();
-        let outbound = &mut self.session.outbound;
-        let mut is_changed = false;
-        for subscription in outbound.subscriptions() {
-            let filter = split_share(&subscription.filter).map_or("", |(_, filter)| filter);
-            if !self.rights.may_subscribe(filter) && outbound.unsubscribe(&subscription.filter) {
-                is_changed = true;
-                shared.report_ended(&self.device, filter);
-            }
-        }
-        if is_changed && self.session.number > 0 {
-            shared.registry.subscribe(&self.key, &self.session.outbound);
-        }
+        let (ended, _) = shared.end_subscriptions(&self.key, &mut self.session, &self.rights);
+        ended.iter().for_each(|filter| shared.report_ended(&self.device, filter));
     }
 
     pub(super) fn is_v5(&self) -> bool {
@@ -375,6 +364,9 @@ impl Inbound {
         if is_qos2 && self.is_held_already(&publish)? {
             return Ok(());
         }
+        if is_qos2 && self.session.exchanges.len() >= shared.exchanges_max() {
+            return Err(Fault { code: 0x93, text: "too many QoS 2 publishes without PUBREL; see exchanges_max" });
+        }
         let (route, denied) = self.route(shared, &publish)?;
         if let Some(why) = denied {
             shared.count_refused(&self.device, Cause::Publish, route.topic(), &why);
@@ -448,7 +440,7 @@ impl Inbound {
         }
         let is_qos2 = qos == 2;
         if is_qos2 {
-            let exchange = Exchange { taken: Some(taken), connection: self.session.connections };
+            let exchange = Exchange { taken: Some(taken), is_of_this_connection: true };
             if self.session.exchanges.insert(packet_id, exchange).is_some() {
                 self.room.give(EXCHANGE_BYTES);
             }
@@ -469,7 +461,7 @@ impl Inbound {
         let Some(exchange) = self.session.exchanges.get(&publish.packet_id) else {
             return Ok(self.held.iter().any(|held| held.is_qos2 && held.packet_id == publish.packet_id));
         };
-        if !publish.dup && exchange.connection < self.session.connections {
+        if !publish.dup && !exchange.is_of_this_connection {
             return Ok(false);
         }
         self.device.redelivered.add(1);
@@ -641,7 +633,7 @@ impl Inbound {
     fn release(&mut self, shared: &Shared, packet_id: u16) -> Result<(), Fault> {
         let mut bytes = Vec::new();
         let wait_for = if let Some(exchange) = self.session.exchanges.remove(&packet_id) {
-            self.exchanges_open -= usize::from(exchange.connection == self.session.connections);
+            self.exchanges_open -= usize::from(exchange.is_of_this_connection);
             self.room.give(EXCHANGE_BYTES);
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
             if self.session.number > 0 { shared.registry.release(&self.key, packet_id) } else { 0 }

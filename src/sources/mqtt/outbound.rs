@@ -3,16 +3,20 @@
 //! Invariants:
 //! - what waits for the client stays in the journal; only what is in flight is remembered here;
 //! - events leave in the order of their lane; those in flight when a connection ends leave again
-//!   first, under the same packet ids.
+//!   first, under the same packet ids;
+//! - of a client that sleeps nothing is in memory: all of it is its [`Progress`] and its subscriptions.
 
-use super::group::{self, Group, Groups};
+mod progress;
+
+pub use progress::Progress;
+
+use super::group::{self, Group};
 use super::registry::NEVER;
 use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
 use crate::journal::{Journal, Published};
 use crate::link::{Head, Protocol, push_publish};
 use crate::local::{Enough, Event, Feed, Filter, LastValue, Local, Place, split_share};
-use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -25,8 +29,8 @@ const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Publishes in flight to a client at most, whatever it allows.
 const WINDOW_MAX: u16 = 256;
 
-/// A subscription. The order of the fields is part of the stored format.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// The filter as the client wrote it.
     pub filter: String,
@@ -38,6 +42,8 @@ pub struct Subscription {
 
 #[derive(Debug)]
 struct Active {
+    /// Tells it from every other that the connection has had.
+    serial: u32,
     subscription: Subscription,
     filter: Filter,
     /// Of a shared subscription.
@@ -68,27 +74,32 @@ enum What {
     Event(Place),
     /// One of a group's: another member gets it if this one goes.
     Shared(Arc<Group>, Place),
-    /// A last value.
-    Last(Arc<LastValue>),
+    /// A last value, for the subscription of this serial.
+    Last(u32),
 }
 
 /// Subscriptions of one client, and the publishes to it.
 #[derive(Debug, Default)]
 pub struct Outbound {
+    /// In the order of their filters.
     active: Vec<Active>,
     feed: Option<Feed>,
-    /// Where the feed of a restored session begins.
-    restored: Vec<(String, u64)>,
-    last_values: VecDeque<(Arc<LastValue>, u8, Vec<u32>)>,
+    /// What a restored session goes on from.
+    restored: Progress,
+    /// Last values that wait, each with the serial of its subscription.
+    last_values: VecDeque<(Arc<LastValue>, u32)>,
     resend: VecDeque<InFlight>,
     in_flight: VecDeque<InFlight>,
     last_id: u16,
     window: u16,
     rendering: Rendering,
     shared_next: Option<NextShared>,
-    /// Subscriptions whose last values are still to be told.
-    untold: Vec<(Filter, u8, Option<u32>)>,
+    /// Serials of subscriptions whose last values are still to be told, and whether an earlier connection had begun to.
+    untold: Vec<(u32, bool)>,
     catching_up: Option<CatchingUp>,
+    serials: u32,
+    /// Whether anything was sent or acknowledged since the progress was noted.
+    has_moved: bool,
 }
 
 /// Resolves when the last values are as new as what the client may have been told already.
@@ -121,12 +132,6 @@ pub struct Wire {
 }
 
 impl Outbound {
-    /// What a note of a session says.
-    pub fn restore(subscriptions: &[Subscription], positions: &[(String, u64)]) -> Self {
-        let active = subscriptions.iter().filter_map(|subscription| Active::new(subscription.clone(), None));
-        Self { active: active.collect(), restored: positions.to_vec(), ..Self::default() }
-    }
-
     /// Lets go of blocks of the journal that are being read; they are read again.
     pub fn let_blocks_go(&mut self) {
         self.feed.iter_mut().for_each(Feed::rest);
@@ -141,7 +146,7 @@ impl Outbound {
     pub fn bytes(&self) -> usize {
         let subscriptions: usize = self.active.iter().map(|active| Self::bytes_of(&active.subscription)).sum();
         let in_flight = (self.in_flight.len() + self.resend.len()) * 2 * size_of::<InFlight>();
-        let last_values = self.last_values.len() * 2 * size_of::<(Arc<LastValue>, u8, Vec<u32>)>();
+        let last_values = self.last_values.len() * 2 * size_of::<(Arc<LastValue>, u32)>();
         subscriptions + in_flight + last_values + self.feed.as_ref().map_or(0, Feed::bytes)
     }
 
@@ -154,112 +159,54 @@ impl Outbound {
         EACH + 4 * subscription.filter.len() + if is_shared { OF_GROUP } else { 0 }
     }
 
-    /// The subscriptions.
-    pub fn subscriptions(&self) -> Vec<Subscription> {
-        self.active.iter().map(|active| active.subscription.clone()).collect()
-    }
-
-    /// For each lane the first event that the client may still need.
-    pub fn positions(&self) -> Vec<(String, u64)> {
-        let mut positions = self.own_positions();
-        for active in &self.active {
-            let Some(group) = &active.group else { continue };
-            let filter = &active.subscription.filter;
-            positions.extend(group.positions().into_iter().map(|(lane, at)| (format!("{filter}\0{lane}"), at)));
-        }
-        positions
-    }
-
-    fn own_positions(&self) -> Vec<(String, u64)> {
-        let Some(feed) = &self.feed else { return self.restored.clone() };
-        let unacknowledged = || self.resend.iter().chain(&self.in_flight);
-        let positions = feed.positions().enumerate().map(|(lane, (name, next))| {
-            let lowest = unacknowledged().filter_map(|flight| match &flight.what {
-                What::Event(place) if place.lane == lane => Some(place.offset),
-                _ => None,
-            });
-            (name.to_owned(), lowest.min().unwrap_or(next).min(next))
-        });
-        positions.collect()
-    }
-
     /// Whether there is anything to tell the client, now or later.
     pub fn is_idle(&self) -> bool {
         self.active.is_empty() && self.in_flight.is_empty()
     }
 
-    /// Begins a connection: what was in flight goes first. How many events were left out because
-    /// they are more than the client may be owed.
-    pub fn wake(&mut self, local: &Local, groups: &Groups, wire: Wire, limits: Limits) -> u64 {
-        self.window = wire.receive_maximum.min(WINDOW_MAX);
-        let mut again = std::mem::take(&mut self.in_flight);
-        again.append(&mut self.resend);
-        self.resend = again;
-        for active in &mut self.active {
-            let written = &active.subscription.filter;
-            if let Some((Some(share), filter)) = split_share(written)
-                && active.group.is_none()
-            {
-                let prefix = format!("{written}\0");
-                let of_group = |(name, at): &(String, u64)| Some((name.strip_prefix(&prefix)?.to_owned(), *at));
-                let from: Vec<_> = self.restored.iter().filter_map(of_group).collect();
-                active.group = Some(groups.join(share, filter, local, &from));
-            }
-        }
-        if self.feed.is_none() && self.active.iter().any(|active| active.group.is_none()) {
-            let restored = std::mem::take(&mut self.restored);
-            self.feed = Some(local.feed_from(|lane| restored.iter().find(|(name, _)| name == lane).map(|(_, at)| *at)));
-        }
-        self.feed.as_mut().map_or(0, |feed| feed.skip_to_newest(limits.events, limits.bytes))
+    /// The subscriptions, in the order of their filters.
+    pub fn subscriptions(&self) -> Vec<Subscription> {
+        self.active.iter().map(|active| active.subscription.clone()).collect()
     }
 
-    /// Ends a connection: nothing is kept in memory that the journal has.
-    pub fn rest(&mut self) {
-        self.let_go();
-        self.last_values.clear();
-        self.untold.clear();
-        self.catching_up = None;
-        if let Some(feed) = &mut self.feed {
-            feed.rest();
-        }
-        let (shared, own): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.in_flight)
-            .into_iter()
-            .chain(std::mem::take(&mut self.resend))
-            .partition(|flight| matches!(flight.what, What::Shared(..)));
-        for flight in shared {
-            if let What::Shared(group, place) = flight.what {
-                group.give_back(place);
-            }
-        }
-        self.in_flight = own;
+    /// Whether there is a subscription of this filter.
+    pub fn has(&self, filter: &str) -> bool {
+        self.place_of(filter).is_ok()
     }
 
-    /// Adds a subscription, or replaces the one with the same filter. `true` if it is new.
-    pub fn subscribe(&mut self, subscription: Subscription, local: &Local, groups: &Groups) -> Option<bool> {
-        let group = match split_share(&subscription.filter)? {
-            (Some(share), filter) => Some(groups.join(share, filter, local, &[])),
-            (None, _) => None,
-        };
+    fn place_of(&self, filter: &str) -> Result<usize, usize> {
+        self.active.binary_search_by(|active| active.subscription.filter.as_str().cmp(filter))
+    }
+
+    /// Adds a subscription, or replaces the one with the same filter; `group` is that of a shared one.
+    pub fn subscribe(&mut self, subscription: Subscription, group: Option<Arc<Group>>, local: &Local) -> Option<()> {
         self.let_go();
         let is_shared = group.is_some();
-        let active = Active::new(subscription, group)?;
-        let before = self.active.len();
-        self.active.retain(|known| known.subscription.filter != active.subscription.filter);
-        let is_new = self.active.len() == before;
-        self.active.push(active);
+        self.serials += 1;
+        let active = Active::new(subscription, group, self.serials)?;
+        match self.place_of(&active.subscription.filter) {
+            Ok(index) => self.active[index] = active,
+            Err(index) => self.active.insert(index, active),
+        }
         if !is_shared && self.feed.is_none() {
             // What is on the disk by now is older than the subscription: the last values tell it.
             self.feed = Some(local.feed_from(|_| None));
         }
-        Some(is_new)
+        Some(())
     }
 
-    /// Tells the last values that the newest subscription matches, once they are as new as the feed.
-    pub fn tell_last_values(&mut self, local: &Arc<Local>) {
-        let Some(Active { subscription, filter, group: None }) = self.active.last() else { return };
+    /// Tells the last values that a subscription matches, once they are as new as the feed.
+    pub fn tell_last_values(&mut self, filter: &str, local: &Arc<Local>) {
+        let Ok(index) = self.place_of(filter) else { return };
+        let Active { serial, group: None, .. } = &self.active[index] else { return };
         // Once for each subscription, however often the client repeats it.
-        self.untold.retain(|(known, ..)| known != filter);
-        self.untold.push((filter.clone(), subscription.qos, subscription.id));
+        let serial = *serial;
+        self.untold.retain(|(known, _)| *known != serial);
+        self.untold.push((serial, false));
+        self.catch_up(local);
+    }
+
+    fn catch_up(&mut self, local: &Arc<Local>) {
         let local = Arc::clone(local);
         self.catching_up = Some(CatchingUp(Box::pin(async move {
             local.caught_up().await;
@@ -275,9 +222,11 @@ impl Outbound {
         let Poll::Ready(local) = catching_up.0.as_mut().poll(context) else { return };
         self.catching_up = None;
         // One subscription at a time: all values of many filters would be many times as many.
-        let Some((filter, qos, id)) = self.untold.pop() else { return };
-        for (_, value) in local.last_values(|topic| filter.matches(topic)) {
-            self.last_values.push_back((value, qos, id.into_iter().collect()));
+        let Some((serial, _)) = self.untold.pop() else { return };
+        if let Some(active) = self.active.iter().find(|active| active.serial == serial) {
+            for (_, value) in local.last_values(|topic| active.filter.matches(topic)) {
+                self.last_values.push_back((value, serial));
+            }
         }
         if !self.untold.is_empty() {
             self.catching_up = Some(CatchingUp(Box::pin(async move { local })));
@@ -287,14 +236,17 @@ impl Outbound {
     /// Removes a subscription; `false` if there is none.
     pub fn unsubscribe(&mut self, filter: &str) -> bool {
         self.let_go();
-        let before = self.active.len();
-        self.active.retain(|active| active.subscription.filter != filter);
-        if !self.active.iter().any(|active| active.group.is_none()) {
-            self.feed = None;
-            self.last_values.clear();
-            self.untold.clear();
+        let Ok(index) = self.place_of(filter) else { return false };
+        let serial = self.active.remove(index).serial;
+        self.untold.retain(|(known, _)| *known != serial);
+        self.last_values.retain(|(_, known)| *known != serial);
+        if !self.active.iter().any(|active| active.group.is_none())
+            && let Some(feed) = self.feed.take()
+        {
+            // What is in flight is delivered all the same [MQTT-3.10.4-3].
+            self.restored.lanes = feed.positions().map(|(name, next)| (name.to_owned(), next)).collect();
         }
-        self.active.len() < before
+        true
     }
 
     fn has_room(&self, output: &[u8]) -> bool {
@@ -310,6 +262,7 @@ impl Outbound {
     pub fn acknowledged(&mut self, packet_id: u16) -> bool {
         let found = self.in_flight.iter().position(|flight| flight.packet_id == packet_id);
         let Some(flight) = found.and_then(|index| self.in_flight.remove(index)) else { return false };
+        self.has_moved = true;
         if let What::Shared(group, place) = flight.what {
             group.done(place);
         }
@@ -351,12 +304,15 @@ impl Outbound {
     /// Writes what there is room for. How many events were left out because of their age.
     pub fn fill(&mut self, wire: Wire, now: Timestamp, limits: Limits, journal: &Journal, output: &mut Vec<u8>) -> u64 {
         while self.has_room(output) {
-            let Some((value, qos, ids)) = self.last_values.pop_front() else { break };
+            let Some((value, serial)) = self.last_values.pop_front() else { break };
+            let Some(active) = self.active.iter().find(|active| active.serial == serial) else { continue };
+            let (qos, ids) = (active.subscription.qos, Vec::from_iter(active.subscription.id));
             let Some((record, published)) = value.record().zip(value.published(journal)) else { continue };
             let head = self.head(qos, true);
             let is_sent = self.push(wire, head, &ids, &published, &record, value.sequence, value.recorded, output);
             if is_sent && head.packet_id > 0 {
-                self.in_flight.push_back(InFlight { packet_id: head.packet_id, what: What::Last(Arc::clone(&value)) });
+                let what = What::Last(serial);
+                self.in_flight.push_back(InFlight { packet_id: head.packet_id, what });
             }
         }
         let Some(mut feed) = self.feed.take() else { return 0 };
@@ -410,25 +366,28 @@ impl Outbound {
         }
     }
 
-    /// Sends again what was in flight when the last connection ended. Reads from the disk.
-    pub async fn send_again(&mut self, wire: Wire, journal: &Journal, output: &mut Vec<u8>) {
+    /// Sends again what was in flight when the last connection ended, where `may` still allows its topic. Reads from
+    /// the disk.
+    pub async fn send_again(
+        &mut self,
+        wire: Wire,
+        journal: &Journal,
+        may: &(dyn Fn(&str) -> bool + Sync),
+        output: &mut Vec<u8>,
+    ) {
+        let mut topic = Vec::new();
         while let Some(flight) = self.resend.pop_front() {
-            let packet_id = flight.packet_id;
-            let head = Head { packet_id, dup: true, ..Head::default() };
-            let is_sent = match &flight.what {
-                What::Last(value) => {
-                    let Some((record, published)) = value.record().zip(value.published(journal)) else { continue };
-                    let head = Head { retain: true, ..head };
-                    self.push(wire, head, &[], &published, &record, value.sequence, value.recorded, output)
-                }
-                What::Event(place) | What::Shared(_, place) => {
-                    // What is no longer there is not owed any more.
-                    let Some(event) = Event::at(journal, *place).await else { continue };
-                    let Some(record) = event.record() else { continue };
-                    self.push(wire, head, &[], &event.published, &record, event.sequence, event.recorded, output)
-                }
-            };
-            if is_sent {
+            let What::Event(place) = &flight.what else { continue };
+            // What is no longer there is not owed any more.
+            let Some(event) = Event::at(journal, *place).await else { continue };
+            let Some(record) = event.record() else { continue };
+            topic.clear();
+            event.published.renderer.push_topic(&record, &mut topic);
+            if !std::str::from_utf8(&topic).is_ok_and(may) {
+                continue;
+            }
+            let head = Head { packet_id: flight.packet_id, dup: true, ..Head::default() };
+            if self.push(wire, head, &[], &event.published, &record, event.sequence, event.recorded, output) {
                 self.in_flight.push_back(flight);
             }
         }
@@ -472,6 +431,7 @@ impl Outbound {
         recorded: Timestamp,
         output: &mut Vec<u8>,
     ) -> bool {
+        self.has_moved = true;
         let out = &mut self.rendering;
         published.renderer.render(record, sequence, recorded, wire.protocol == Protocol::V5, out);
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
@@ -497,8 +457,8 @@ pub enum Ready {
 }
 
 impl Active {
-    fn new(subscription: Subscription, group: Option<Arc<Group>>) -> Option<Self> {
+    fn new(subscription: Subscription, group: Option<Arc<Group>>, serial: u32) -> Option<Self> {
         let filter = Filter::parse(split_share(&subscription.filter)?.1)?;
-        Some(Self { subscription, filter, group })
+        Some(Self { serial, subscription, filter, group })
     }
 }

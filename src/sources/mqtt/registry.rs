@@ -1,31 +1,43 @@
-//! Who is connected, and what outlives a connection: sessions, in memory and in the journal's notes.
+//! Who is connected, and what outlives a connection: sessions, in the journal's notes and as little as possible in memory.
 //!
 //! Promise: what a persistent session was told is done (a subscription, the release of a QoS 2
 //! exchange) is on the disk before the answer leaves; after a crash nothing of it is lost or doubled.
+//! Invariants:
+//! - a session is found under its listener, its proven name and its client id: nobody else can take it;
+//! - a session whose client sleeps is its rows on the disk and some hundred bytes in memory;
+//! - sessions are bounded in number and bytes, for each name and in all, and none is promised where the disk is
+//!   down to its reserve.
 //!
-//! An exchange of QoS 2 that is begun lives in its event's own record. A session's note lists those
-//! that were open when it was written; the note `exchanges` says up to which offsets that is
+//! An exchange of QoS 2 that is begun lives in its event's own record. A session's head lists those
+//! that were open when it was written; the row `exchanges` says up to which offsets that is
 //! all, and a start looks at the records behind these.
 
-mod notes;
+mod enter;
+mod open;
+mod stored;
+mod table;
+mod wills;
+mod writer;
 
-use super::outbound::{Outbound, Subscription};
+pub use enter::{Entered, NoSession, Quotas, Wish};
+pub use stored::will_bytes;
+pub use wills::Due;
+
+use super::group::{GroupNote, Groups};
+use super::outbound::{Outbound, Progress, Subscription};
 use super::will::Will;
 use crate::clock;
 use crate::ingest::Taken;
-use crate::journal::{Journal, JournalError, Notes, Waiter};
+use crate::journal::{Change, Journal, Notes, Waiter};
 use crate::memory::Permit;
-use notes::{Stored, Writer, follow_exchanges, lanes};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use stored::GroupId;
+use table::{Entry, Leftover, Row, Table, Unwritten, Waiting};
 use tokio::sync::{Notify, watch};
 
-/// What the notes of sessions begin with.
-const PREFIX: &str = "session/";
-/// Up to which offsets the sessions' notes know the exchanges.
-const EXCHANGES: &str = "exchanges";
 /// So many events may pass before that is noted again: what a start looks at once more.
 const NOTE_AFTER_EVENTS: u64 = 200_000;
 /// Positions of subscribers are noted at most this much later.
@@ -34,25 +46,70 @@ const NOTE_AFTER: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a connection that is taken over may take to leave.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long redeliveries of a client without a session are recognised after its connection.
+/// How long redeliveries of a client are recognised after its connection: as long as most clients take to return.
 const REDELIVERY_FOR: Duration = Duration::from_secs(300);
 /// Session expiry that means never (MQTT 5, section 3.1.2.11.2).
 pub const NEVER: u32 = u32::MAX;
 
-/// One client of one listener: `{source}/{client id}`.
-pub type Key = String;
+/// One client of one listener: its proven name, if it has one, and its client id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// The key of a client. Lengths stand before the parts that anybody can choose, so that no two clients have the same key.
+    pub fn new(source: &str, proven: Option<&str>, client: &str) -> Self {
+        Self(match proven {
+            Some(name) => format!("{}:{source}/{}:{name}/{client}", source.len(), name.len()).into(),
+            None => format!("{}:{source}/-/{client}", source.len()).into(),
+        })
+    }
+
+    fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The listener, and what comes behind it.
+    fn parts(&self) -> Option<(&str, &str)> {
+        let (length, rest) = self.0.split_once(':')?;
+        let (source, rest) = rest.split_at_checked(length.parse().ok()?)?;
+        Some((source, rest.strip_prefix('/')?))
+    }
+
+    fn source(&self) -> &str {
+        self.parts().map_or("", |(source, _)| source)
+    }
+
+    /// The client id.
+    pub fn client(&self) -> &str {
+        let behind_name = |rest: &'_ str| -> Option<usize> {
+            let (length, _) = rest.split_once(':')?;
+            Some(length.len() + 1 + length.parse::<usize>().ok()? + 1)
+        };
+        let Some((_, rest)) = self.parts() else { return "" };
+        let start = if rest.starts_with("-/") { Some(2) } else { behind_name(rest) };
+        start.and_then(|start| rest.get(start..)).unwrap_or_default()
+    }
+}
+
+/// A will that waits for its delay, as it is stored.
+#[derive(Debug)]
+pub struct LaterWill {
+    /// How long it waits after the end of the connection.
+    pub delay: Duration,
+    /// What is stored of it.
+    pub stored: Vec<u8>,
+}
 
 /// The place of a connected client.
 #[derive(Debug, Default)]
 struct Seat {
-    user: String,
     /// Rings when another connection takes over.
     taken_over: Notify,
     has_left: watch::Sender<bool>,
 }
 
-/// Has the place of a client id. However that ends, the place is free again: without a session to
-/// park, the next connection goes on from what the journal has of it.
+/// Has the place of a client. However that ends, the place is free again: without a session to
+/// leave, the next connection goes on from what the journal has of it.
 #[derive(Debug)]
 pub struct Place {
     registry: Arc<Registry>,
@@ -66,9 +123,9 @@ impl Place {
         self.seat.taken_over.notified().await;
     }
 
-    /// Leaves the place, and the session to the next connection.
-    pub fn leave(self, session: Box<Session>) {
-        self.registry.vacate(&self.key, &self.seat, Some(session));
+    /// Leaves the place, and the session to the next connection; `later` is a will that waits.
+    pub fn leave(self, session: Box<Session>, later: Option<LaterWill>) {
+        self.registry.vacate(&self.key, &self.seat, Some((session, later)));
     }
 }
 
@@ -81,7 +138,7 @@ impl Drop for Place {
 /// What a connection works with and leaves behind.
 #[derive(Debug, Default)]
 pub struct Session {
-    /// Who it belongs to.
+    /// Whom it belongs to.
     pub user: String,
     /// Number of the session, in the records of its QoS 2 publishes; 0 if it ends with the connection.
     pub number: u64,
@@ -95,8 +152,6 @@ pub struct Session {
     pub outbound: Outbound,
     /// What to say if the client dies.
     pub will: Option<Will>,
-    /// Connections before this one.
-    pub connections: u64,
     /// Is woken for what is on its way to the disk, by this connection or the one before.
     pub waiter: Waiter,
     /// Covers what is not answered, while no connection does.
@@ -106,10 +161,10 @@ pub struct Session {
 /// A QoS 2 publish that is taken and not released.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
-    /// Its way to the disk; `None` if it was there before the gateway started.
+    /// Its way to the disk; `None` if it was there before the client connected or the gateway started.
     pub taken: Option<Taken>,
-    /// The connection that it came by.
-    pub connection: u64,
+    /// Whether it came by the connection that is there now.
+    pub is_of_this_connection: bool,
 }
 
 /// A QoS 1 publish whose PUBACK was not written.
@@ -123,45 +178,14 @@ pub struct Unanswered {
     pub taken: Taken,
 }
 
-/// A persistent session as it is noted, or will be.
-#[derive(Debug, Default)]
-struct Row {
-    number: u64,
-    user: String,
-    expiry: u32,
-    exchanges: HashMap<u16, Option<Taken>>,
-    subscriptions: Vec<Subscription>,
-    positions: Vec<(String, u64)>,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    seat: Option<Arc<Seat>>,
-    /// What the last connection left, while there is none.
-    parked: Option<Box<Session>>,
-    parked_at: Option<Instant>,
-    /// Of a persistent session.
-    row: Option<Row>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    clients: HashMap<Key, Entry>,
-    /// Sessions that changed since they were noted; one that is gone is to be removed.
-    changed: BTreeSet<Key>,
-    /// Counts what somebody waits for.
-    wanted: u64,
-    persistent: usize,
-    is_closing: bool,
-}
-
 /// The clients of every listener.
 #[derive(Debug)]
 pub struct Registry {
     journal: Arc<Journal>,
     notes: Notes,
+    groups: Groups,
     table: Mutex<Table>,
-    /// Held while a QoS 2 publish is handed in and remembered: a note that was made in between
+    /// Held while a QoS 2 publish is handed in and remembered: a head that was written in between
     /// would pass over it.
     gate: RwLock<()>,
     work: Condvar,
@@ -169,233 +193,90 @@ pub struct Registry {
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What [`Registry::enter`] found.
-#[derive(Debug)]
-pub struct Entered {
-    /// The client's place.
-    pub place: Place,
-    /// Its session.
-    pub session: Box<Session>,
-    /// Whether the session was there before.
-    pub is_present: bool,
-    /// What has to be on the disk before the client is answered.
-    pub wait_for: u64,
-}
-
-/// What CONNECT asks of a session.
-#[derive(Clone, Copy, Debug)]
-pub struct Wish<'a> {
-    /// Who asks.
-    pub user: &'a str,
-    /// Whether what was there before is to be forgotten.
-    pub is_clean: bool,
-    /// Seconds that the session is to outlive the connection.
-    pub expiry: u32,
-    /// Persistent sessions at most, over all listeners.
-    pub sessions_max: usize,
-}
-
-/// Why a client gets no session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoSession {
-    /// The client id belongs to another user.
-    Foreign,
-    /// There are too many sessions.
-    TooMany,
-    /// The connection that has the client id does not leave.
-    Stuck,
-}
-
 impl Registry {
-    /// Reads the sessions that were noted, and what their clients had begun since. Blocks the thread.
-    pub fn open(journal: Arc<Journal>) -> Result<Arc<Self>, JournalError> {
-        let mut table = Table::default();
-        let notes = journal.notes("mqtt");
-        for (name, bytes) in notes.all(PREFIX)? {
-            let Some(key) = name.strip_prefix(PREFIX) else { continue };
-            match postcard::from_bytes::<Stored>(&bytes) {
-                // A session that was to end with its connection has ended with the gateway.
-                Ok(stored) if stored.expiry > 0 => {
-                    let row = Row {
-                        number: stored.number,
-                        user: stored.user,
-                        expiry: stored.expiry,
-                        exchanges: stored.exchanges.into_iter().map(|id| (id, None)).collect(),
-                        subscriptions: stored.subscriptions,
-                        positions: stored.positions,
-                    };
-                    let entry = Entry { row: Some(row), parked_at: Some(clock::instant()), ..Entry::default() };
-                    table.clients.insert(key.to_owned(), entry);
-                    table.persistent += 1;
-                }
-                _ => drop(table.changed.insert(key.to_owned())),
-            }
-        }
-        let from: HashMap<String, u64> = match notes.read(EXCHANGES)? {
-            Some(bytes) => postcard::from_bytes(&bytes).unwrap_or_default(),
-            None => HashMap::new(),
-        };
-        if table.persistent > 0 {
-            for lane in lanes(&journal) {
-                follow_exchanges(&mut table, lane, from.get(&lane.name).copied())?;
-            }
-        }
-        let registry = Arc::new(Self {
-            journal,
-            notes,
-            table: Mutex::new(table),
-            gate: RwLock::new(()),
-            work: Condvar::new(),
-            written: watch::channel(0).0,
-            writer: Mutex::new(None),
-        });
-        let writer = Writer { registry: Arc::clone(&registry), noted: 0 };
-        let thread = std::thread::Builder::new().name("sessions".into()).spawn(move || writer.run());
-        *registry.writer.lock().unwrap_or_else(PoisonError::into_inner) = thread.ok();
-        Ok(registry)
-    }
-
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the place of a client id, and its session; whoever had it leaves first.
-    pub async fn enter(self: &Arc<Self>, key: &Key, wish: Wish<'_>) -> Result<Entered, NoSession> {
-        let deadline = clock::instant() + LEAVE_WAIT_MAX;
-        loop {
-            let mut has_left = {
-                let mut table = self.table();
-                match table.clients.get(key).and_then(|entry| entry.seat.as_ref()) {
-                    None => return self.sit(&mut table, key, wish),
-                    Some(seat) => {
-                        if seat.user != wish.user {
-                            return Err(NoSession::Foreign);
-                        }
-                        seat.taken_over.notify_one();
-                        seat.has_left.subscribe()
-                    }
-                }
-            };
-            let wait = deadline.saturating_duration_since(clock::instant());
-            if tokio::time::timeout(wait, has_left.wait_for(|left| *left)).await.is_err() {
-                return Err(NoSession::Stuck);
-            }
-        }
-    }
-
-    fn sit(self: &Arc<Self>, table: &mut Table, key: &Key, wish: Wish<'_>) -> Result<Entered, NoSession> {
-        let row = table.clients.get(key).and_then(|entry| entry.row.as_ref());
-        if row.is_some_and(|row| row.user != wish.user) {
-            return Err(NoSession::Foreign);
-        }
-        if row.is_none() && wish.expiry > 0 && table.persistent >= wish.sessions_max {
-            return Err(NoSession::TooMany);
-        }
-        let mut entry = table.clients.remove(key).unwrap_or_default();
-        let is_present = entry.row.is_some() && !wish.is_clean;
-        let mut wait_for = 0;
-        let parked = entry.parked.take();
-        let mut session = match (is_present, parked, &entry.row) {
-            (true, Some(parked), _) => parked,
-            (true, None, Some(row)) => Box::new(row.session()),
-            (_, parked, row) => {
-                if row.is_some() {
-                    entry.row = None;
-                    table.persistent -= 1;
-                    table.changed.insert(key.clone());
-                    table.wanted += 1;
-                    wait_for = table.wanted;
-                }
-                // Redeliveries are recognised whether there is a session or not.
-                let before = parked.map(|parked| *parked).unwrap_or_default();
-                let (unanswered, waiter) = (before.unanswered, before.waiter);
-                let user = wish.user.to_owned();
-                Box::new(Session { unanswered, waiter, connections: before.connections, user, ..Session::default() })
-            }
-        };
-        session.connections += 1;
-        session.expiry = wish.expiry;
-        session.will = None;
-        match &mut entry.row {
-            Some(row) if row.expiry != wish.expiry => {
-                row.expiry = wish.expiry;
-                table.changed.insert(key.clone());
-            }
-            None if wish.expiry > 0 => {
-                session.number = uuid::Uuid::new_v4().as_u64_pair().0.max(1);
-                entry.row = Some(Row {
-                    number: session.number,
-                    user: wish.user.to_owned(),
-                    expiry: wish.expiry,
-                    ..Row::default()
-                });
-                table.persistent += 1;
-                table.changed.insert(key.clone());
-                table.wanted += 1;
-                wait_for = table.wanted;
-            }
-            _ => {}
-        }
-        let seat = Arc::new(Seat { user: wish.user.to_owned(), ..Seat::default() });
-        entry.seat = Some(Arc::clone(&seat));
-        table.clients.insert(key.clone(), entry);
-        if wait_for > 0 {
-            self.work.notify_one();
-        }
-        let place = Place { registry: Arc::clone(self), key: key.clone(), seat };
-        Ok(Entered { place, session, is_present, wait_for })
-    }
-
-    /// Frees a place, if it is still this one's, and parks the session.
-    fn vacate(&self, key: &Key, seat: &Arc<Seat>, mut session: Option<Box<Session>>) {
+    /// Frees a place, if it is still this one's, and keeps what is not on the disk of the session.
+    fn vacate(&self, key: &Key, seat: &Arc<Seat>, left: Option<(Box<Session>, Option<LaterWill>)>) {
         let mut table = self.table();
         let is_ours = |entry: &Entry| entry.seat.as_ref().is_some_and(|known| Arc::ptr_eq(known, seat));
         if !table.clients.get(key).is_some_and(is_ours) {
             return;
         }
         let mut entry = table.clients.remove(key).unwrap_or_default();
+        let now = clock::instant();
         entry.seat = None;
-        entry.parked_at = Some(clock::instant());
-        if let Some(session) = &mut session {
-            session.outbound.rest();
-            if let Some(row) = &mut entry.row {
-                row.expiry = session.expiry;
-                row.positions = session.outbound.positions();
-                table.changed.insert(key.clone());
-            }
+        entry.left_at = Some(now);
+        if let Some((session, later)) = left {
+            self.put_to_sleep(&mut table, key, &mut entry, *session, later);
         }
-        if entry.row.as_ref().is_some_and(|row| row.expiry == 0) {
-            entry.row = None;
-            table.persistent -= 1;
+        if entry.row.as_ref().is_some_and(|row| row.expiry == 0)
+            && let Some(row) = entry.row.take()
+        {
+            entry.unwritten = None;
+            table.forget(key, row);
+        }
+        if entry.unwritten.is_some() {
             table.changed.insert(key.clone());
         }
-        if entry.row.is_none() {
-            // What ends with the connection leaves no more than what it was not answered, and its will.
-            session = session.filter(|session| !session.unanswered.is_empty() || session.will.is_some());
-            if let Some(session) = &mut session {
-                session.exchanges.clear();
-                session.outbound = Outbound::default();
-            }
-        }
-        if entry.row.is_some() || session.is_some() {
-            entry.parked = session;
+        if entry.row.is_some() || entry.leftover.is_some() {
             table.clients.insert(key.clone(), entry);
         }
+        table.trim_leftovers(now);
         drop(table);
         seat.has_left.send_replace(true);
     }
 
-    fn change_row(&self, key: &Key, is_urgent: bool, change: impl FnOnce(&mut Row)) -> u64 {
+    /// Takes over from a connection what is to be written of its session.
+    fn put_to_sleep(
+        &self,
+        table: &mut Table,
+        key: &Key,
+        entry: &mut Entry,
+        mut session: Session,
+        later: Option<LaterWill>,
+    ) {
+        session.outbound.rest();
+        if let Some(row) = &mut entry.row {
+            row.expiry = session.expiry;
+            if row.expiry > 0 {
+                let unwritten = entry.unwritten.get_or_insert_default();
+                unwritten.content.progress = session.outbound.progress();
+                if let Some(LaterWill { delay, stored }) = later {
+                    unwritten.changes.push(Change::Put(stored::will_row(row.number), stored));
+                    entry.will = Waiting::Pending(delay);
+                    self.want(table);
+                } else if entry.will == Waiting::None {
+                    table.release_will(row);
+                }
+            }
+        }
+        keep_groups(table, key.source(), session.outbound.group_notes());
+        let is_awaited = entry.unwritten.as_ref().is_some_and(|unwritten| !unwritten.content.exchanges.is_empty());
+        if !session.unanswered.is_empty() || is_awaited {
+            let Session { unanswered, waiter, permit, .. } = session;
+            let leftover = Leftover { unanswered: unanswered.into(), waiter, permit };
+            table.keep_leftover(key, entry, leftover, clock::instant());
+        }
+    }
+
+    /// Changes what is to be written of a connected client's session; what is returned has to be written before an
+    /// answer may leave that says so.
+    fn change(&self, key: &Key, is_urgent: bool, change: impl FnOnce(&mut Table, &mut Row, &mut Unwritten)) -> u64 {
         let mut table = self.table();
-        let Some(row) = table.clients.get_mut(key).and_then(|entry| entry.row.as_mut()) else { return 0 };
-        change(row);
-        table.changed.insert(key.clone());
-        if !is_urgent {
+        let Some(mut entry) = table.clients.remove(key) else { return 0 };
+        let has_row = entry.row.is_some();
+        if let Some(row) = &mut entry.row {
+            change(&mut table, row, entry.unwritten.get_or_insert_default());
+            table.changed.insert(key.clone());
+        }
+        table.clients.insert(key.clone(), entry);
+        if !is_urgent || !has_row {
             return 0;
         }
-        table.wanted += 1;
-        self.work.notify_one();
-        table.wanted
+        self.want(&mut table)
     }
 
     /// To be held from before a QoS 2 publish is handed in until it is remembered.
@@ -405,29 +286,94 @@ impl Registry {
 
     /// Remembers a QoS 2 publish of a persistent session.
     pub fn hold(&self, key: &Key, packet_id: u16, taken: Taken) {
-        self.change_row(key, false, |row| {
-            row.exchanges.insert(packet_id, Some(taken));
+        self.change(key, false, |_, _, unwritten| {
+            unwritten.content.exchanges.insert(packet_id, Some(taken));
         });
     }
 
     /// Ends a QoS 2 exchange; what is returned has to be written before PUBCOMP may leave.
     pub fn release(&self, key: &Key, packet_id: u16) -> u64 {
-        self.change_row(key, true, |row| {
-            row.exchanges.remove(&packet_id);
+        self.change(key, true, |_, _, unwritten| {
+            unwritten.content.exchanges.remove(&packet_id);
         })
     }
 
-    /// Notes the subscriptions; what is returned has to be written before SUBACK may leave.
-    pub fn subscribe(&self, key: &Key, outbound: &Outbound) -> u64 {
-        self.change_row(key, true, |row| {
-            row.subscriptions = outbound.subscriptions();
-            row.positions = outbound.positions();
-        })
+    /// Adds a subscription of a persistent session, or replaces the one of the same filter; `false` if there is no
+    /// room for it. It is on the disk with what [`Registry::settle`] returns.
+    pub fn subscribed(&self, key: &Key, subscription: &Subscription, is_new: bool, quotas: Quotas) -> bool {
+        if is_new && !self.has_disk_room() {
+            return false;
+        }
+        let mut has_room = true;
+        self.change(key, false, |table, row, unwritten| {
+            let bytes = stored::subscription_bytes(&subscription.filter).cast_signed();
+            if is_new {
+                has_room = table.has_bytes(&row.share, bytes, quotas);
+                if !has_room {
+                    return;
+                }
+                table.charge(row, bytes);
+                if let Some(group) = GroupId::of(key.source(), &subscription.filter) {
+                    row.groups.push(group);
+                    table.join_group(group);
+                }
+            }
+            let (name, value) = stored::subscription(row.number, subscription);
+            unwritten.changes.push(Change::Put(name, value));
+        });
+        has_room
+    }
+
+    /// Removes a subscription of a persistent session; see [`Registry::settle`].
+    pub fn unsubscribed(&self, key: &Key, filter: &str) {
+        self.change(key, false, |table, row, unwritten| {
+            table.charge(row, -stored::subscription_bytes(filter).cast_signed());
+            let row_name = format!("{}{filter}", stored::subscription_rows(row.number));
+            unwritten.changes.push(Change::Remove(row_name));
+            if let Some(group) = GroupId::of(key.source(), filter)
+                && let Some(index) = row.groups.iter().position(|known| *known == group)
+            {
+                row.groups.swap_remove(index);
+                table.leave_group(group);
+            }
+        });
+    }
+
+    /// Notes how far the client is, with the subscriptions that changed; what is returned has to be written before
+    /// SUBACK may leave.
+    pub fn settle(&self, key: &Key, progress: Progress) -> u64 {
+        self.change(key, true, |_, _, unwritten| unwritten.content.progress = progress)
     }
 
     /// Notes, some time, how far the client has got.
-    pub fn note_positions(&self, key: &Key, positions: Vec<(String, u64)>) {
-        self.change_row(key, false, |row| row.positions = positions);
+    pub fn note_progress(&self, key: &Key, progress: Progress) {
+        self.change(key, false, |_, _, unwritten| unwritten.content.progress = progress);
+    }
+
+    /// The group of a shared subscription of a listener, as it was written. One that sleeps goes on where it was. May
+    /// read from the disk.
+    pub fn group_note(&self, source: &str, filter: &str) -> Option<GroupNote> {
+        let id = GroupId::of(source, filter)?;
+        let ended = {
+            let table = self.table();
+            table.groups.get(&id)?;
+            table.ended_groups.get(&id).cloned()
+        };
+        let bytes = match ended {
+            Some(bytes) => bytes,
+            None => self.notes.read(&id.row()).ok()??,
+        };
+        GroupNote::decode(&bytes)
+    }
+
+    /// Keeps how far groups were handed out whose last connected member may go.
+    pub fn keep_groups(&self, source: &str, notes: Vec<(String, GroupNote)>) {
+        keep_groups(&mut self.table(), source, notes);
+    }
+
+    /// The groups of shared subscriptions of all listeners.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Says what has been written.
@@ -435,37 +381,9 @@ impl Registry {
         self.written.subscribe()
     }
 
-    /// Forgets sessions that have expired, and hands out the wills that are due, each with its client.
-    pub fn sweep(&self, now: Instant, source: &str) -> Vec<(Key, Will)> {
-        let mut table = self.table();
-        let mut due = Vec::new();
-        let mut gone = Vec::new();
-        for (key, entry) in &mut table.clients {
-            if entry.seat.is_some() || !key.strip_prefix(source).is_some_and(|rest| rest.starts_with('/')) {
-                continue;
-            }
-            let parked_for = entry.parked_at.map_or(Duration::ZERO, |at| now.duration_since(at));
-            if let Some(parked) = &mut entry.parked
-                && parked.will.as_ref().is_some_and(|will| parked_for >= will.delay)
-            {
-                due.extend(parked.will.take().map(|will| (key.clone(), will)));
-            }
-            let has_will = entry.parked.as_ref().is_some_and(|parked| parked.will.is_some());
-            let is_over = match &entry.row {
-                Some(row) => row.expiry != NEVER && parked_for >= Duration::from_secs(row.expiry.into()),
-                None => parked_for >= REDELIVERY_FOR,
-            };
-            if is_over && !has_will {
-                gone.push(key.clone());
-            }
-        }
-        for key in gone {
-            if table.clients.remove(&key).is_some_and(|entry| entry.row.is_some()) {
-                table.persistent -= 1;
-                table.changed.insert(key);
-            }
-        }
-        due
+    /// Whether the disk has more left than its reserve.
+    fn has_disk_room(&self) -> bool {
+        self.journal.disk_room().is_ok_and(|room| !room.is_used_up())
     }
 
     /// How many persistent sessions there are.
@@ -484,44 +402,13 @@ impl Registry {
     }
 }
 
-impl Row {
-    fn session(&self) -> Session {
-        let exchanges =
-            self.exchanges.iter().map(|(id, taken)| (*id, Exchange { taken: *taken, connection: 0 })).collect();
-        Session {
-            user: self.user.clone(),
-            number: self.number,
-            expiry: self.expiry,
-            exchanges,
-            outbound: Outbound::restore(&self.subscriptions, &self.positions),
-            ..Session::default()
+fn keep_groups(table: &mut Table, source: &str, notes: Vec<(String, GroupNote)>) {
+    for (filter, note) in notes {
+        if let Some(id) = GroupId::of(source, &filter).filter(|id| table.groups.contains_key(id)) {
+            table.ended_groups.insert(id, note.encode());
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::journal::{Config, RealDisk, Seal};
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_connection_that_ends_half_way_frees_its_place_and_keeps_the_session() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        let config = Config::of_notes(folder.path().join("journal"));
-        let seal = Seal { format: 1, environment: "test".into() };
-        let journal = Arc::new(Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens"));
-        let registry = Registry::open(journal).expect("opens");
-        let wish = |expiry| Wish { user: "", is_clean: false, expiry, sessions_max: 10 };
-        let key = "devices/press".to_owned();
-        for (expiry, is_present) in [(0, false), (0, false), (60, false), (60, true), (60, true)] {
-            let began = clock::instant();
-            let entered = registry.enter(&key, wish(expiry)).await.expect("a place");
-            assert_eq!(entered.is_present, is_present);
-            assert!(clock::instant().duration_since(began) < LEAVE_WAIT_MAX / 2, "nobody is waited for");
-            // Never left: the task was cancelled, or panicked.
-            drop(entered);
-        }
-        assert_eq!(registry.persistent(), 1);
-        registry.close();
-    }
-}
+mod tests;

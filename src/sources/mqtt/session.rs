@@ -8,9 +8,9 @@ use super::hello::{
 };
 use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGED_BYTES};
 use super::outbound::{Limits, Ready, Wire};
-use super::registry::{Entered, NoSession, Place, Session, Wish};
+use super::registry::{Entered, Key, LaterWill, NoSession, Place, Session, Wish, will_bytes};
 use super::room::{NO_MEMORY, Room};
-use super::will::{Spoken, Will};
+use super::will::{Spoken, Stored, Will};
 use super::wire::{self, Fault};
 use super::{Claim, Setup, Shared};
 use crate::clock;
@@ -28,7 +28,7 @@ use crate::sources::socket::{self, is_loopback};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -214,7 +214,7 @@ impl<'s> Connection<'s> {
     /// Gives back the client's place and session, and speaks its will if it died.
     async fn leave(mut self, guest: Box<Guest>, end: End) {
         let shared = self.shared;
-        let Guest { place, mut inbound, .. } = *guest;
+        let Guest { place, identity, mut inbound, .. } = *guest;
         inbound.device.gone();
         let fault = match &end {
             End::Fault(fault) => Some(*fault),
@@ -236,14 +236,34 @@ impl<'s> Connection<'s> {
         let expiry = Duration::from_secs(session.expiry.into());
         let (now, later) = match will {
             Some(will) if will.delay.min(expiry).is_zero() => (Some(will), None),
-            will => (None, will.map(|will| Will { delay: will.delay.min(expiry), ..will })),
+            will => (None, will),
         };
-        session.will = later;
-        place.leave(session);
-        if let Some(will) = now {
+        let later = later.map(|Will { spoken, delay, .. }| {
+            let delay = delay.min(expiry);
+            LaterWill { delay, stored: Stored::new(spoken, delay, &inbound.client, self.peer, &identity).bytes() }
+        });
+        place.leave(session, later);
+        if let Some(will) = now
+            && self.may_speak(&identity, &inbound.client, &will)
+        {
             will.become_event(&shared.ingest).await;
         }
         self.close(fault.map(|fault| (fault, wire))).await;
+    }
+
+    /// Whether a client that has died may still publish its will, under what is in force by now.
+    fn may_speak(&self, identity: &Identity, client: &str, will: &Will) -> bool {
+        let newest = Arc::clone(&self.newest.borrow().shared);
+        let topic = &will.spoken.topic;
+        let why = match newest.judge(identity, self.peer) {
+            Ok(rights) => match newest.route(topic, client, &rights) {
+                (_, None) => return true,
+                (_, Some(why)) => why,
+            },
+            Err(why) => why.to_owned(),
+        };
+        newest.count_dropped(self.peer, Claim { client, user: identity.name(), what: topic }, &why);
+        false
     }
 
     /// Waits for CONNECT and answers it; `None` if the client is not let in.
@@ -388,35 +408,27 @@ impl<'s> Connection<'s> {
         identity.map_err(|(code, why)| (code, why.into()))
     }
 
-    /// Takes the client's place and its session.
+    /// Takes the client's place and its session, under the rights that are in force by now.
     async fn enter(
         &mut self,
         hello: &Hello,
         identity: Identity,
     ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
         let shared = self.shared;
-        let user = identity.name();
-        let rights = shared.rights(&identity, self.peer);
-        let way = hello.will.as_ref().map(|will| shared.route(&will.topic, &hello.client, &rights));
+        let newest = Arc::clone(&self.newest.borrow().shared);
+        let rights = newest.rights(&identity, self.peer);
+        let way = hello.will.as_ref().map(|will| newest.route(&will.topic, &hello.client, &rights));
         if matches!(way, Some((_, Some(_)))) {
             return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
         }
         if hello.will.as_ref().is_some_and(|will| will.payload.len() as u64 > shared.config.payload_max.0) {
             return Err((TOO_LARGE, "the will is larger than payload_max"));
         }
-        let key = format!("{}/{}", shared.config.name, hello.client);
+        let key = Key::new(&shared.config.name, identity.proven(), &hello.client);
         let expiry = shared.config.expiry_within(hello.expiry);
-        let wish = Wish { user, is_clean: hello.is_clean, expiry, sessions_max: shared.config.sessions_max };
-        let entered = shared.registry.enter(&key, wish).await;
-        let Entered { place, mut session, is_present, wait_for } = entered.map_err(|error| match error {
-            NoSession::Foreign => (BAD_CLIENT_ID, "the client id belongs to another user"),
-            NoSession::TooMany => (QUOTA, "there are too many sessions; see sessions_max"),
-            NoSession::Stuck => (BUSY, "the connection that has the client id does not end"),
-        })?;
-        // A session is promised only once it is on the disk.
-        if shared.registry.written().wait_for(|written| *written >= wait_for).await.is_err() {
-            return Err((BUSY, "the gateway is shutting down"));
-        }
+        let (place, mut session, is_present) = self.take_session(&key, hello, &identity, expiry).await?;
+        let (ended, wait_for) = newest.end_subscriptions(&key, &mut session, &rights);
+        self.noted(wait_for).await?;
         session.will = match hello.will.clone().zip(way) {
             Some((spoken, (route, _))) => Some(self.will(spoken, route)?),
             None => None,
@@ -432,10 +444,11 @@ impl<'s> Connection<'s> {
             receive_maximum: hello.receive_maximum,
             packet_bytes_max: hello.packet_bytes_max,
         };
-        let cut = session.outbound.wake(&shared.local, &shared.groups, wire, self.limits());
+        let cut = session.outbound.wake(&shared.local, |filter| shared.group(filter), wire, self.limits());
         shared.stats.cut.add(cut);
         let version = if hello.protocol == Protocol::V5 { "5" } else { "3.1.1" };
-        let device = shared.devices.connected(&hello.client, &identity, self.peer, version);
+        let device = shared.devices.connected(&key, &identity, self.peer, version);
+        ended.iter().for_each(|filter| newest.report_ended(&device, filter));
         let inbound = Inbound::new(key, hello.client.clone(), session, wire, rights, (device, room));
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
         let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
@@ -448,6 +461,51 @@ impl<'s> Connection<'s> {
         let permit = self.shared.budget.permit(spoken.bytes() + route.bytes());
         let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
         Ok(Will { route: Arc::new(route), delay: spoken.delay, spoken, permit })
+    }
+
+    /// The place and the session of a client; what was begun or has ended of it is on the disk.
+    async fn take_session(
+        &self,
+        key: &Key,
+        hello: &Hello,
+        identity: &Identity,
+        expiry: u32,
+    ) -> Result<(Place, Box<Session>, bool), (u8, &'static str)> {
+        let shared = self.shared;
+        let share = match identity.proven() {
+            Some(name) => format!("name {name}"),
+            None => format!("address {}", share_of(self.peer.ip())),
+        };
+        let waits = |will: &&Spoken| expiry > 0 && !will.delay.is_zero();
+        let stored = |will: &Spoken| {
+            will_bytes(Stored::new(will.clone(), will.delay, &hello.client, self.peer, identity).bytes().len())
+        };
+        let wish = Wish {
+            user: identity.name(),
+            share: &share,
+            is_clean: hello.is_clean,
+            expiry,
+            will_bytes: hello.will.as_ref().filter(waits).map_or(0, stored),
+            quotas: shared.config.session_quotas(),
+        };
+        let entered = shared.registry.enter(key, wish).await;
+        let Entered { place, session, is_present, wait_for } = entered.map_err(|error| match error {
+            NoSession::TooMany(why) => (QUOTA, why),
+            NoSession::NoDisk => (QUOTA, "the disk is down to disk_reserve; no session is kept"),
+            NoSession::Stuck => (BUSY, "the connection that has the client id does not end"),
+            NoSession::Unreadable => (BUSY, "the disk does not give back the session"),
+        })?;
+        self.noted(wait_for).await?;
+        Ok((place, session, is_present))
+    }
+
+    /// Waits for the notes of sessions: what is promised is on the disk before.
+    async fn noted(&self, wait_for: u64) -> Result<(), (u8, &'static str)> {
+        let mut written = self.shared.registry.written();
+        match written.wait_for(|written| *written >= wait_for).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err((BUSY, "the gateway is shutting down")),
+        }
     }
 
     fn limits(&self) -> Limits {
@@ -467,7 +525,9 @@ impl<'s> Connection<'s> {
         let mut written = shared.registry.written();
         let limits = self.limits();
         let journal = shared.ingest.journal();
-        Box::pin(inbound.session.outbound.send_again(inbound.wire, journal, &mut self.output)).await;
+        let Inbound { session, rights, wire, .. } = &mut *inbound;
+        let may = |topic: &str| rights.may_subscribe(topic);
+        Box::pin(session.outbound.send_again(*wire, journal, &may, &mut self.output)).await;
         let first = std::mem::take(&mut self.input);
         inbound.room.kept(0);
         if let Some(end) = self.digest(inbound, &first) {
@@ -597,13 +657,15 @@ impl<'s> Connection<'s> {
     }
 
     /// Notes where a subscriber is; the error is for one that does not keep up.
-    fn look_after(&self, inbound: &Inbound, limits: Limits) -> Result<(), Fault> {
-        let outbound = &inbound.session.outbound;
+    fn look_after(&self, inbound: &mut Inbound, limits: Limits) -> Result<(), Fault> {
+        let outbound = &mut inbound.session.outbound;
         if outbound.is_idle() {
             return Ok(());
         }
-        if inbound.session.number > 0 {
-            self.shared.registry.note_positions(&inbound.key, outbound.positions());
+        if inbound.session.number > 0
+            && let Some(progress) = outbound.take_progress()
+        {
+            self.shared.registry.note_progress(&inbound.key, progress);
         }
         if outbound.behind() > limits.events.saturating_mul(BEHIND_TIMES_MAX) { Err(TOO_SLOW) } else { Ok(()) }
     }
@@ -770,4 +832,12 @@ async fn next(
         inbound.session.outbound.poll_ready(context, output).map(Next::Tell)
     })
     .await
+}
+
+/// What counts as one address: of IPv6 a network of 64 bits, since a host has all of it.
+fn share_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
 }

@@ -1,15 +1,31 @@
 //! Wills: what a client wants said if it dies.
+//!
+//! Promise: a will becomes an event only under the rights that are in force when it does. One that waits for its delay
+//! is kept with what let its client in, and is judged when it is due, also after a restart.
 
 use super::parts::{Reader, Value, properties};
+use super::registry::Due;
 use super::wire::{self, Fault};
+use super::{Claim, Shared};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Ingest, Route};
+use crate::ingest::{Beside, Ingest, Route, Taken};
 use crate::journal::{NotTaken, Waiter};
 use crate::link::Protocol;
 use crate::memory::Permit;
+use crate::shutdown::Shutdown;
+use crate::sources::identity::{Chain, Identity, Proof, StoredChain};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Version of the stored form.
+const FORMAT: u8 = 1;
+/// The largest will as it is stored: a payload and a topic of 64 KiB each, and certificates of as much.
+const WILL_BYTES_MAX: usize = 192 << 10;
+/// How often a will that waits for the disk looks whether the gateway has ended.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A will as CONNECT says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +85,143 @@ impl Spoken {
     }
 }
 
+/// A will that waits for its delay, with what is needed to judge it. The order of the fields is part of the stored format.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Stored {
+    format: u8,
+    /// Milliseconds that it waits after the end of the connection.
+    delay: u64,
+    client: String,
+    peer: SocketAddr,
+    name: String,
+    how: How,
+    topic: String,
+    payload: Vec<u8>,
+    content_type: Option<String>,
+    trace_parent: Option<String>,
+}
+
+/// How a client proved its name.
+#[derive(Debug, Serialize, Deserialize)]
+enum How {
+    Password(Proof, Option<StoredChain>),
+    Certificate(StoredChain),
+    Anonymous,
+}
+
+impl Stored {
+    /// A will of a client that has left.
+    pub fn new(spoken: Spoken, delay: Duration, client: &str, peer: SocketAddr, identity: &Identity) -> Self {
+        let how = match identity {
+            Identity::Password { proof, chain, .. } => How::Password(*proof, chain.as_ref().map(Chain::stored)),
+            Identity::Certificate { chain, .. } => How::Certificate(chain.stored()),
+            // Nobody connects here with a token.
+            Identity::Token { .. } | Identity::Anonymous { .. } => How::Anonymous,
+        };
+        let Spoken { topic, payload, content_type, trace_parent, .. } = spoken;
+        Self {
+            format: FORMAT,
+            delay: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            client: client.to_owned(),
+            peer,
+            name: identity.name().to_owned(),
+            how,
+            topic,
+            payload,
+            content_type,
+            trace_parent,
+        }
+    }
+
+    /// Reads what [`Stored::bytes`] made.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok().filter(|stored: &Self| stored.format == FORMAT)
+    }
+
+    /// As it is stored.
+    pub fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// How long it waits after the end of the connection.
+    pub fn delay(&self) -> Duration {
+        Duration::from_millis(self.delay)
+    }
+
+    fn identity(&self) -> Identity {
+        let name = self.name.clone();
+        match &self.how {
+            How::Password(proof, chain) => {
+                Identity::Password { name, proof: *proof, chain: chain.clone().map(Chain::restore) }
+            }
+            How::Certificate(chain) => Identity::Certificate { name, chain: Chain::restore(chain.clone()) },
+            How::Anonymous => Identity::Anonymous { claimed: name },
+        }
+    }
+
+    /// The will, if its client would be let in now and may publish it; `permit` covers it.
+    fn judged(self, shared: &Shared, permit: Permit) -> Option<Will> {
+        let identity = self.identity();
+        let judged = shared.judge(&identity, self.peer).map_err(str::to_owned);
+        let judged = judged.and_then(|rights| match shared.route(&self.topic, &self.client, &rights) {
+            (route, None) => Ok(route),
+            (_, Some(why)) => Err(why),
+        });
+        match judged {
+            Ok(route) => {
+                let delay = self.delay();
+                let Self { topic, payload, content_type, trace_parent, .. } = self;
+                let spoken = Spoken { topic, payload, content_type, trace_parent, delay };
+                Some(Will { route: Arc::new(route), delay, spoken, permit })
+            }
+            Err(why) => {
+                let claim = Claim { client: &self.client, user: identity.name(), what: &self.topic };
+                shared.count_dropped(self.peer, claim, &why);
+                None
+            }
+        }
+    }
+}
+
+/// Makes a will an event whose delay is over, or drops it; under the settings that are in force.
+pub async fn speak(due: Due, shared: Arc<Shared>, mut shutdown: Shutdown) {
+    let registry = &shared.registry;
+    // Twice: as it is stored, and as it is spoken.
+    let Ok(mut permit) = shared.budget.permit(2 * WILL_BYTES_MAX) else { return registry.will_is_due_again(&due) };
+    let stored = match registry.will(&due).await {
+        Ok(stored) => {
+            let bytes = 2 * stored.as_ref().map_or(0, Vec::len) + size_of::<Will>();
+            permit.shrink(permit.bytes().saturating_sub(bytes));
+            stored.and_then(|bytes| Stored::read(&bytes))
+        }
+        Err(error) => {
+            tracing::error!(%error, "could not read a will that is due, will retry");
+            return registry.will_is_due_again(&due);
+        }
+    };
+    if let Some(will) = stored.and_then(|stored| stored.judged(&shared, permit)) {
+        let mut waiter = Waiter::default();
+        let taken = tokio::select! {
+            taken = will.hand_in(&shared.ingest, &mut waiter) => taken,
+            () = shutdown.begun() => None,
+        };
+        // Otherwise it stays on the disk, and is due after the next start.
+        let Some(taken) = taken else { return };
+        if !is_on_disk(&taken, &shared.ingest, &waiter).await {
+            return;
+        }
+    }
+    registry.will_is_done(&due);
+}
+
 impl Will {
     /// Makes it an event; returns when it is on its way to the disk, or the journal is closed.
     pub async fn become_event(&self, ingest: &Ingest) {
-        let mut waiter = Waiter::default();
+        self.hand_in(ingest, &mut Waiter::default()).await;
+    }
+
+    /// `None` if the journal is closed.
+    async fn hand_in(&self, ingest: &Ingest, waiter: &mut Waiter) -> Option<Taken> {
         let spoken = &self.spoken;
         let beside = Beside {
             trace_parent: spoken.trace_parent.as_deref(),
@@ -81,10 +230,23 @@ impl Will {
         };
         loop {
             let now = Timestamp::from(clock::wall());
-            match ingest.accept(&self.route, &spoken.payload, beside, now, &mut waiter) {
-                Ok(_) | Err(NotTaken::Closed) => return,
+            match ingest.accept(&self.route, &spoken.payload, beside, now, waiter) {
+                Ok(taken) => return Some(taken),
+                Err(NotTaken::Closed) => return None,
                 Err(NotTaken::NoRoom) => ingest.room(&self.route).await,
             }
         }
     }
+}
+
+/// Waits for the receipt of an event; `false` if the journal is closed before.
+async fn is_on_disk(taken: &Taken, ingest: &Ingest, waiter: &Waiter) -> bool {
+    while ingest.receipt(taken).is_none() {
+        if ingest.is_closed() {
+            return false;
+        }
+        // A closed journal wakes nobody.
+        let _ = tokio::time::timeout(LOOK_EVERY, waiter.woken()).await;
+    }
+    true
 }

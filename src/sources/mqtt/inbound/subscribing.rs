@@ -1,14 +1,15 @@
-//! What a client subscribes to, and what it is answered.
+//! What a client subscribes to, what it is answered, and what ends of it when its rights do.
 
+use super::super::acl::Rights;
+use super::super::group::Group;
 use super::super::outbound::{Outbound, Subscription};
+use super::super::registry::{Key, Session};
 use super::super::wire::{self, Fault};
 use super::{Inbound, Shared};
 use crate::local::{Filter, split_share};
 use crate::security::Cause;
 use crate::sources::Refusal;
-
-/// Subscriptions of one client.
-const SUBSCRIPTIONS_MAX: usize = 256;
+use std::sync::Arc;
 
 impl Inbound {
     pub(super) fn subscribe(&mut self, shared: &Shared, body: &[u8]) -> Result<(), Fault> {
@@ -18,7 +19,7 @@ impl Inbound {
         }
         let mut codes = Vec::with_capacity(wanted.len());
         for (number, wanted) in wanted.iter().enumerate() {
-            if number >= SUBSCRIPTIONS_MAX {
+            if number >= shared.config.subscriptions_max {
                 codes.push(if self.is_v5() { 0x97 } else { 0x80 });
                 continue;
             }
@@ -36,8 +37,7 @@ impl Inbound {
                 }
             });
         }
-        let wait_for =
-            if self.session.number > 0 { shared.registry.subscribe(&self.key, &self.session.outbound) } else { 0 };
+        let wait_for = self.settle(shared);
         let mut bytes = Vec::new();
         wire::push_suback(&mut bytes, packet_id, self.is_v5(), &codes);
         self.answer(wait_for, &bytes)
@@ -60,33 +60,102 @@ impl Inbound {
             return Err(0x87);
         }
         let outbound = &mut self.session.outbound;
-        if outbound.count() >= SUBSCRIPTIONS_MAX {
-            return Err(0x97);
-        }
+        let is_new = !outbound.has(&subscription.filter);
         // As if it were another one; what it really adds is known below.
         let bytes = self.outbound_bytes + Outbound::bytes_of(&subscription);
         if let Err(fault) = self.room.resize(&mut self.outbound_bytes, bytes) {
             shared.refuse_client(&self.device, filter, fault.reason(), fault.text);
             return Err(fault.code);
         }
-        let is_new = outbound.subscribe(subscription, &shared.local, &shared.groups).ok_or(0x8F_u8)?;
+        let has_room = !is_new || outbound.count() < shared.config.subscriptions_max;
+        let (registry, quotas) = (&shared.registry, shared.config.session_quotas());
+        if !has_room || (self.session.number > 0 && !registry.subscribed(&self.key, &subscription, is_new, quotas)) {
+            shared.count_refused(
+                &self.device,
+                Cause::SessionQuota,
+                filter,
+                "this client has too many subscriptions; see subscriptions_max and sessions_bytes_per_name_max",
+            );
+            return Err(0x97);
+        }
+        let group = subscription.filter.starts_with("$share/").then(|| shared.group(&subscription.filter));
+        let written = subscription.filter.clone();
+        outbound.subscribe(subscription, group, &shared.local).ok_or(0x8F_u8)?;
         let wants_last = retain_handling == 0 || (retain_handling == 1 && is_new);
         if wants_last {
-            outbound.tell_last_values(&shared.local);
+            outbound.tell_last_values(&written, &shared.local);
         }
         let bytes = outbound.bytes();
         // What was taken is enough, or was more than that.
         self.room.resize(&mut self.outbound_bytes, bytes).map_err(|fault| fault.code)
     }
 
+    /// Has the subscriptions of a persistent session written; what is returned has to be before an answer may leave.
+    fn settle(&self, shared: &Shared) -> u64 {
+        if self.session.number == 0 {
+            return 0;
+        }
+        shared.registry.settle(&self.key, self.session.outbound.progress())
+    }
+
     pub(super) fn unsubscribe(&mut self, shared: &Shared, body: &[u8]) -> Result<(), Fault> {
         let (packet_id, filters) = wire::unsubscribe(body, self.is_v5())?;
-        let outbound = &mut self.session.outbound;
-        let codes: Vec<u8> = filters.iter().map(|filter| if outbound.unsubscribe(filter) { 0 } else { 0x11 }).collect();
-        let wait_for =
-            if self.session.number > 0 { shared.registry.subscribe(&self.key, &self.session.outbound) } else { 0 };
+        let mut codes = Vec::with_capacity(filters.len());
+        for filter in &filters {
+            let is_there = shared.end_subscription(&self.key, &mut self.session, filter);
+            codes.push(if is_there { 0 } else { 0x11 });
+        }
+        let wait_for = self.settle(shared);
         let mut bytes = Vec::new();
         wire::push_unsuback(&mut bytes, packet_id, self.is_v5(), &codes);
         self.answer(wait_for, &bytes)
+    }
+}
+
+impl Shared {
+    /// The group of a shared filter, as it was written.
+    pub(in super::super) fn group(&self, filter: &str) -> Arc<Group> {
+        let source = &self.config.name;
+        let registry = &self.registry;
+        registry.groups().join(source, filter, &self.local, || registry.group_note(source, filter))
+    }
+
+    /// Ends a subscription; `false` if there is none.
+    fn end_subscription(&self, key: &Key, session: &mut Session, filter: &str) -> bool {
+        if !session.outbound.has(filter) {
+            return false;
+        }
+        if filter.starts_with("$share/") {
+            self.registry.keep_groups(&self.config.name, session.outbound.group_notes());
+        }
+        if session.number > 0 {
+            self.registry.unsubscribed(key, filter);
+        }
+        session.outbound.unsubscribe(filter)
+    }
+
+    /// Ends the subscriptions that these rights do not cover: their filters, and what has to be on the disk before the
+    /// client may be told that it has its session.
+    pub(in super::super) fn end_subscriptions(
+        &self,
+        key: &Key,
+        session: &mut Session,
+        rights: &Rights,
+    ) -> (Vec<String>, u64) {
+        let filter = |written: &str| split_share(written).map_or(String::new(), |(_, filter)| filter.to_owned());
+        let mut ended = session.outbound.subscriptions();
+        ended.retain(|subscription| !rights.may_subscribe(&filter(&subscription.filter)));
+        if ended.is_empty() {
+            return (Vec::new(), 0);
+        }
+        for subscription in &ended {
+            self.end_subscription(key, session, &subscription.filter);
+        }
+        tracing::info!(
+            source = %self.config.name, client = key.client(), user = %session.user, ended = ended.len(),
+            "ended subscriptions that the client's rights do not cover any more"
+        );
+        let wait_for = if session.number > 0 { self.registry.settle(key, session.outbound.progress()) } else { 0 };
+        (ended.iter().map(|subscription| filter(&subscription.filter)).collect(), wait_for)
     }
 }

@@ -1,0 +1,133 @@
+//! What is kept of the deliveries to a client while it sleeps: where it was, and what it had not acknowledged.
+
+use super::super::group::{Group, GroupNote};
+use super::{Active, Feed, InFlight, Limits, Local, Outbound, Place, Subscription, WINDOW_MAX, What, Wire};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// How far a client was told. The order of the fields is part of the stored format.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// For each lane its name and the next event to look at.
+    pub lanes: Vec<(String, u64)>,
+    /// Publishes that the client has not acknowledged: packet id, index in `lanes`, offset.
+    pub in_flight: Vec<(u16, u8, u64)>,
+    /// The packet id that was used last.
+    pub last_id: u16,
+    /// Subscriptions whose last values were begun to be told and not acknowledged, by their place in the order of the filters.
+    pub untold: Vec<u16>,
+}
+
+impl Outbound {
+    /// What a session was that is on the disk; its subscriptions may be in any order.
+    pub fn restore(mut subscriptions: Vec<Subscription>, progress: &Progress) -> Self {
+        subscriptions.sort_unstable_by(|a, b| a.filter.cmp(&b.filter));
+        let mut outbound = Self { restored: progress.clone(), last_id: progress.last_id, ..Self::default() };
+        for (subscription, serial) in subscriptions.into_iter().zip(1..) {
+            outbound.active.extend(Active::new(subscription, None, serial));
+            outbound.serials = serial;
+        }
+        outbound.untold = progress.untold.iter().map(|index| (u32::from(*index) + 1, true)).collect();
+        outbound
+    }
+
+    /// What is to be kept of the deliveries.
+    pub fn progress(&self) -> Progress {
+        let flights = || self.resend.iter().chain(&self.in_flight);
+        let in_flight = flights().filter_map(|flight| match &flight.what {
+            What::Event(place) => Some((flight.packet_id, u8::try_from(place.lane).ok()?, place.offset)),
+            _ => None,
+        });
+        let unacknowledged = flights().filter_map(|flight| match &flight.what {
+            What::Last(serial) => Some(*serial),
+            _ => None,
+        });
+        let waiting = self.last_values.iter().map(|(_, serial)| *serial);
+        let begun = self.untold.iter().filter(|(_, is_begun)| *is_begun).map(|(serial, _)| *serial);
+        let serials: Vec<u32> = unacknowledged.chain(waiting).chain(begun).collect();
+        let is_untold = |(index, active): (usize, &Active)| {
+            serials.contains(&active.serial).then(|| u16::try_from(index).ok()).flatten()
+        };
+        let untold = self.active.iter().enumerate().filter_map(is_untold).collect();
+        match &self.feed {
+            // It was not woken yet, or has no subscription of its own.
+            None => {
+                let restored = self.restored.clone();
+                let in_flight = restored.in_flight.into_iter().chain(in_flight).collect();
+                Progress { lanes: restored.lanes, in_flight, last_id: self.last_id, untold }
+            }
+            Some(feed) => Progress {
+                lanes: feed.positions().map(|(name, next)| (name.to_owned(), next)).collect(),
+                in_flight: in_flight.collect(),
+                last_id: self.last_id,
+                untold,
+            },
+        }
+    }
+
+    /// What is to be kept, if anything was sent or acknowledged since the last call.
+    pub fn take_progress(&mut self) -> Option<Progress> {
+        std::mem::take(&mut self.has_moved).then(|| self.progress())
+    }
+
+    /// The client's groups: filter as it was written, and how far each was handed out.
+    pub fn group_notes(&self) -> Vec<(String, GroupNote)> {
+        let of_groups = self.active.iter().filter_map(|active| Some((active, active.group.as_ref()?)));
+        of_groups.map(|(active, group)| (active.subscription.filter.clone(), group.note())).collect()
+    }
+
+    /// Begins a connection: what was in flight goes first. `join` gives the group of a shared filter. How many events
+    /// were left out because they are more than the client may be owed.
+    pub fn wake(&mut self, local: &Arc<Local>, join: impl Fn(&str) -> Arc<Group>, wire: Wire, limits: Limits) -> u64 {
+        self.window = wire.receive_maximum.min(WINDOW_MAX);
+        let restored = std::mem::take(&mut self.restored);
+        for active in &mut self.active {
+            if active.subscription.filter.starts_with("$share/") {
+                active.group = Some(join(&active.subscription.filter));
+            }
+        }
+        self.untold.retain(|(serial, _)| self.active.iter().any(|active| active.serial == *serial));
+        if !self.untold.is_empty() {
+            self.catch_up(local);
+        }
+        let from = |lane: &str| restored.lanes.iter().find(|(name, _)| name == lane).map(|(_, at)| *at);
+        let mut feed = local.feed_from(from);
+        self.resend = restored.flights(&feed);
+        if self.active.iter().all(|active| active.group.is_some()) {
+            self.restored.lanes = restored.lanes;
+            return 0;
+        }
+        let cut = feed.skip_to_newest(limits.events, limits.bytes);
+        self.feed = Some(feed);
+        cut
+    }
+
+    /// Ends a connection: what its groups have handed to it goes to other members.
+    pub fn rest(&mut self) {
+        self.let_go();
+        for flight in self.in_flight.iter().chain(&self.resend) {
+            if let What::Shared(group, place) = &flight.what {
+                group.give_back(*place);
+            }
+        }
+        let is_own = |flight: &InFlight| !matches!(flight.what, What::Shared(..));
+        self.in_flight.retain(is_own);
+        self.resend.retain(is_own);
+    }
+}
+
+impl Progress {
+    /// What was in flight, among the lanes of this feed.
+    fn flights(&self, feed: &Feed) -> VecDeque<InFlight> {
+        let lane = |index: u8| {
+            let (name, _) = self.lanes.get(usize::from(index))?;
+            feed.positions().position(|(known, _)| known == name)
+        };
+        let flight = |(packet_id, index, offset): &(u16, u8, u64)| {
+            let what = What::Event(Place { lane: lane(*index)?, offset: *offset });
+            Some(InFlight { packet_id: *packet_id, what })
+        };
+        self.in_flight.iter().filter_map(flight).collect()
+    }
+}

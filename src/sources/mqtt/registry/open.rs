@@ -1,0 +1,143 @@
+//! A start: every row is looked at once and none is kept, so that what clients left on the disk takes no memory.
+
+use super::super::will::Stored;
+use super::stored::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, lanes, parse_row};
+use super::table::{Table, Waiting};
+use super::writer::Writer;
+use super::{Groups, Key, Registry};
+use crate::clock;
+use crate::journal::{Change, Journal, JournalError, Notes};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use tokio::sync::watch;
+
+impl Registry {
+    /// Finds the sessions that were noted, and what their clients had begun since. Blocks the thread.
+    pub fn open(journal: Arc<Journal>) -> Result<Arc<Self>, JournalError> {
+        let notes = journal.notes("mqtt");
+        let mut table = Table::default();
+        let keys = find_heads(&mut table, &notes)?;
+        find_subscriptions(&mut table, &keys, &notes)?;
+        find_wills(&mut table, &keys, &notes)?;
+        find_groups(&mut table, &notes)?;
+        find_exchanges(&mut table, &keys, &notes, &journal)?;
+        if table.persistent > 0 {
+            tracing::info!(sessions = table.persistent, bytes = table.bytes, "found the sessions of clients");
+        }
+        let registry = Arc::new(Self {
+            groups: Groups::new(Arc::clone(&journal)),
+            journal,
+            notes,
+            table: Mutex::new(table),
+            gate: RwLock::new(()),
+            work: Condvar::new(),
+            written: watch::channel(0).0,
+            writer: Mutex::new(None),
+        });
+        let writer = Writer::new(Arc::clone(&registry));
+        let thread = std::thread::Builder::new().name("sessions".into()).spawn(move || writer.run());
+        *registry.writer.lock().unwrap_or_else(PoisonError::into_inner) = thread.ok();
+        Ok(registry)
+    }
+}
+
+type Keys = HashMap<u64, Key>;
+
+fn find_heads(table: &mut Table, notes: &Notes) -> Result<Keys, JournalError> {
+    let mut keys = Keys::new();
+    notes.each(stored::HEADS, |name, bytes| {
+        let key = Key(name[stored::HEADS.len()..].into());
+        match Head::read(bytes) {
+            // A session that was to end with its connection has ended with the gateway.
+            Some(head) if head.expiry > 0 => {
+                let row = table.put_row(&key, head.number, head.expiry, &head.share);
+                let entry = table.clients.entry(key.clone()).or_default();
+                entry.row = Some(row);
+                entry.left_at = Some(clock::instant());
+                keys.insert(head.number, key);
+            }
+            _ => table.removals.push(Change::Remove(name.to_owned())),
+        }
+    })?;
+    Ok(keys)
+}
+
+fn find_subscriptions(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), JournalError> {
+    let mut orphans = BTreeSet::new();
+    notes.each(SUBSCRIPTIONS, |name, _| {
+        let Some((number, filter)) = parse_row(name, SUBSCRIPTIONS) else {
+            table.removals.push(Change::Remove(name.to_owned()));
+            return;
+        };
+        let Some(key) = keys.get(&number) else {
+            orphans.insert(number);
+            return;
+        };
+        let Some(mut row) = table.clients.get_mut(key).and_then(|entry| entry.row.take()) else { return };
+        table.charge(&mut row, stored::subscription_bytes(filter).cast_signed());
+        if let Some(group) = GroupId::of(key.source(), filter) {
+            row.groups.push(group);
+            table.join_group(group);
+        }
+        table.clients.entry(key.clone()).or_default().row = Some(row);
+    })?;
+    table.removals.extend(orphans.into_iter().map(|number| Change::RemoveAll(stored::subscription_rows(number))));
+    Ok(())
+}
+
+fn find_wills(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), JournalError> {
+    notes.each(WILLS, |name, bytes| {
+        let key = parse_row(name, WILLS).and_then(|(number, _)| keys.get(&number));
+        let (Some(key), Some(will)) = (key, Stored::read(bytes)) else {
+            table.removals.push(Change::Remove(name.to_owned()));
+            return;
+        };
+        let Some(entry) = table.clients.get_mut(key) else { return };
+        // The delay begins anew: while the gateway was down, nobody could come back.
+        entry.will = Waiting::Pending(will.delay());
+        let Some(mut row) = entry.row.take() else { return };
+        row.will_bytes = stored::will_bytes(bytes.len());
+        table.charge(&mut row, stored::will_bytes(bytes.len()).cast_signed());
+        table.clients.entry(key.clone()).or_default().row = Some(row);
+    })
+}
+
+/// Removes the positions of groups that nobody has any more.
+fn find_groups(table: &mut Table, notes: &Notes) -> Result<(), JournalError> {
+    let known: BTreeSet<String> = table.groups.keys().map(|group| group.row()).collect();
+    notes.each("group/", |name, _| {
+        if !known.contains(name) {
+            table.removals.push(Change::Remove(name.to_owned()));
+        }
+    })
+}
+
+/// Looks at the records that no head knows.
+fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journal) -> Result<(), JournalError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let from: HashMap<String, u64> = match notes.read(stored::EXCHANGES)? {
+        Some(bytes) => postcard::from_bytes(&bytes).unwrap_or_default(),
+        None => HashMap::new(),
+    };
+    let mut found: HashMap<u64, BTreeSet<u16>> = HashMap::new();
+    for lane in lanes(journal) {
+        follow_exchanges(lane, from.get(&lane.name).copied(), |session, packet_id| {
+            if keys.contains_key(&session) {
+                found.entry(session).or_default().insert(packet_id);
+            }
+        })?;
+    }
+    for (number, ids) in found {
+        let Some(key) = keys.get(&number) else { continue };
+        let head = notes.read(&stored::head_row(key))?.and_then(|bytes| Head::read(&bytes));
+        let Some(entry) = table.clients.get_mut(key) else { continue };
+        let mut content = head.map(Head::content).unwrap_or_default();
+        content.exchanges.extend(ids.into_iter().map(|id| (id, None)));
+        entry.unwritten.get_or_insert_default().content = content;
+        // The next write passes over these records, and has to say what was found.
+        table.changed.insert(key.clone());
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! What is on the disk of a session, row by row, so that a change writes what has changed and no more.
+//!
+//! | row | holds |
+//! |---|---|
+//! | `session/{key}` | the head: number, expiry, share, open QoS 2 exchanges, how far the client was told |
+//! | `sub/{number}/{filter}` | one subscription |
+//! | `will/{number}` | the will that waits for its delay |
+//! | `group/{hash}` | how far a shared subscription was handed out, as long as a persistent session has it |
+//! | `exchanges` | up to which offsets the heads know the exchanges |
+
+use super::super::outbound::{Progress, Subscription};
+use super::Key;
+use crate::event::Attribute;
+use crate::ingest::Taken;
+use crate::journal::{Durable, Found, Journal, JournalError, Lane};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// What the heads of sessions begin with.
+pub(super) const HEADS: &str = "session/";
+/// What the rows of subscriptions begin with.
+pub(super) const SUBSCRIPTIONS: &str = "sub/";
+/// What the rows of wills begin with.
+pub(super) const WILLS: &str = "will/";
+/// Up to which offsets the heads know the exchanges.
+pub(super) const EXCHANGES: &str = "exchanges";
+/// What a head takes on the disk at most, beside its key and its share: 256 publishes in flight of 7 bytes, the
+/// positions of the lanes, and the overhead of a row.
+const HEAD_BYTES: usize = 2 << 10;
+/// What a row takes beside its name and value, about: measured on trees that are three quarters full.
+const ROW_BYTES: usize = 48;
+/// Version of the stored format.
+const FORMAT: u8 = 2;
+
+/// The head of a session. The order of the fields is part of the stored format.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Head {
+    format: u8,
+    pub(super) number: u64,
+    pub(super) expiry: u32,
+    /// Whose share of sessions it is counted in.
+    pub(super) share: String,
+    /// Packet ids of open exchanges in their order: each as its distance from the one before.
+    exchanges: Vec<u16>,
+    pub(super) progress: Progress,
+}
+
+/// A subscription beside its filter, which is in the row's name.
+#[derive(Debug, Serialize, Deserialize)]
+struct Options {
+    qos: u8,
+    id: Option<u32>,
+}
+
+/// What a connection works on and a head says: kept in memory while somebody is connected, and until it is written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Content {
+    /// Open QoS 2 exchanges, with their way to the disk if they came since the start.
+    pub(super) exchanges: HashMap<u16, Option<Taken>>,
+    pub(super) progress: Progress,
+}
+
+/// Names a shared subscription of a listener in 16 bytes, however long its filter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct GroupId([u8; 16]);
+
+impl GroupId {
+    /// The group of a filter as it was written; `None` if it is not shared.
+    pub(super) fn of(source: &str, filter: &str) -> Option<Self> {
+        filter.starts_with("$share/").then(|| {
+            let hash = Sha256::new().chain_update(source).chain_update([0]).chain_update(filter).finalize();
+            let mut id = [0; 16];
+            id.copy_from_slice(&hash[..16]);
+            Self(id)
+        })
+    }
+
+    pub(super) fn row(self) -> String {
+        self.0.iter().fold("group/".to_owned(), |mut name, byte| {
+            // Writing to a text cannot fail.
+            let _ = write!(name, "{byte:02x}");
+            name
+        })
+    }
+}
+
+pub(super) fn head_row(key: &Key) -> String {
+    format!("{HEADS}{}", key.as_str())
+}
+
+/// What the rows of a session's subscriptions begin with.
+pub(super) fn subscription_rows(number: u64) -> String {
+    format!("{SUBSCRIPTIONS}{number:016x}/")
+}
+
+pub(super) fn will_row(number: u64) -> String {
+    format!("{WILLS}{number:016x}")
+}
+
+/// Number and filter in the name of a subscription's row, or the number in that of a will.
+pub(super) fn parse_row<'a>(name: &'a str, kind: &str) -> Option<(u64, &'a str)> {
+    let rest = name.strip_prefix(kind)?;
+    let (number, filter) = rest.split_once('/').unwrap_or((rest, ""));
+    Some((u64::from_str_radix(number, 16).ok()?, filter))
+}
+
+/// What a session without subscriptions counts as.
+pub(super) fn head_bytes(key: &Key, share: &str) -> u64 {
+    (HEAD_BYTES + key.as_str().len() + share.len()) as u64
+}
+
+/// What a subscription counts as.
+pub(super) fn subscription_bytes(filter: &str) -> u64 {
+    (SUBSCRIPTIONS.len() + 17 + filter.len() + ROW_BYTES) as u64
+}
+
+/// What a will of so many bytes counts as.
+pub fn will_bytes(stored: usize) -> u64 {
+    if stored == 0 { 0 } else { (WILLS.len() + 16 + stored + ROW_BYTES) as u64 }
+}
+
+/// The row of a subscription: name and value.
+pub(super) fn subscription(number: u64, subscription: &Subscription) -> (String, Vec<u8>) {
+    let name = format!("{}{}", subscription_rows(number), subscription.filter);
+    let options = Options { qos: subscription.qos, id: subscription.id };
+    (name, postcard::to_stdvec(&options).unwrap_or_default())
+}
+
+/// Reads the row of a subscription.
+pub(super) fn read_subscription(name: &str, value: &[u8]) -> Option<Subscription> {
+    let (_, filter) = parse_row(name, SUBSCRIPTIONS)?;
+    let options: Options = postcard::from_bytes(value).ok()?;
+    Some(Subscription { filter: filter.to_owned(), qos: options.qos, id: options.id })
+}
+
+impl Content {
+    /// The head, when the logs are on the disk as far as `durable` says; and whether it says everything.
+    pub(super) fn head(&self, number: u64, expiry: u32, share: &str, durable: &[Durable]) -> (Head, bool) {
+        let on_disk = |taken: &Option<Taken>| taken.is_none_or(|taken| taken.is_in(durable));
+        let ids: BTreeSet<u16> = self.exchanges.iter().filter(|(_, taken)| on_disk(taken)).map(|(id, _)| *id).collect();
+        let is_all = ids.len() == self.exchanges.len();
+        let mut before = 0;
+        let exchanges = ids.into_iter().map(|id| id - std::mem::replace(&mut before, id)).collect();
+        let progress = self.progress.clone();
+        (Head { format: FORMAT, number, expiry, share: share.to_owned(), exchanges, progress }, is_all)
+    }
+}
+
+impl Head {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok().filter(|head: &Self| head.format == FORMAT)
+    }
+
+    pub(super) fn content(self) -> Content {
+        let mut before = 0_u16;
+        let ids = self.exchanges.into_iter().map(|distance| {
+            before = before.wrapping_add(distance);
+            (before, None)
+        });
+        Content { exchanges: ids.collect(), progress: self.progress }
+    }
+}
+
+/// Every log that records of exchanges can be in, in the order of [`Taken`]'s numbers.
+pub(super) fn lanes(journal: &Journal) -> impl Iterator<Item = &Arc<Lane>> {
+    journal.lanes().iter().chain([journal.dead()])
+}
+
+/// Finds the exchanges in the records of a lane from `from` on: session number and packet id.
+pub(super) fn follow_exchanges(
+    lane: &Lane,
+    from: Option<u64>,
+    mut found: impl FnMut(u64, u16),
+) -> Result<(), JournalError> {
+    let end = lane.end();
+    let mut next = from.unwrap_or(end);
+    while next < end {
+        let block = match lane.look(next)? {
+            Found::Block(block) => block,
+            Found::Lost { to } => {
+                next = to.max(next + 1);
+                continue;
+            }
+        };
+        for (offset, record) in (block.header.first..).zip(block.records()) {
+            let exchange = record.attribute(|attribute| match attribute {
+                Attribute::Exchange { session, packet_id } => Some((*session, *packet_id)),
+                _ => None,
+            });
+            if let Some((session, packet_id)) = exchange.filter(|_| offset >= next) {
+                found(session, packet_id);
+            }
+        }
+        next = block.end();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_says_its_exchanges_in_few_bytes() {
+        let exchanges = (0..1024_u16).map(|index| (index * 64 + 1, None)).collect();
+        let content = Content { exchanges, progress: Progress::default() };
+        let (head, is_all) = content.head(7, 60, "n:press", &[]);
+        let bytes = postcard::to_stdvec(&head).expect("encodes");
+        assert!(is_all && bytes.len() < 1100, "{}", bytes.len());
+        let read = Head::read(&bytes).expect("reads");
+        assert_eq!((read.number, read.expiry), (7, 60));
+        assert_eq!(read.content().exchanges, content.exchanges);
+        assert!(Head::read(&[9; 40]).is_none() && Head::read(&[]).is_none());
+    }
+
+    #[test]
+    fn a_row_says_whose_subscription_it_is() {
+        for filter in ["a/b", "#", "$share/g/x/+", "/", "\u{10FFFF}/ä"] {
+            let wanted = Subscription { filter: filter.into(), qos: 1, id: Some(9) };
+            let (name, value) = subscription(u64::MAX, &wanted);
+            assert_eq!(parse_row(&name, SUBSCRIPTIONS), Some((u64::MAX, filter)));
+            assert_eq!(read_subscription(&name, &value), Some(wanted));
+            assert!(name.starts_with(&subscription_rows(u64::MAX)));
+        }
+        assert_eq!(parse_row(&will_row(3), WILLS), Some((3, "")));
+        assert_eq!(parse_row("will/none", WILLS), None);
+        assert_eq!(GroupId::of("s", "a/b"), None);
+        assert_ne!(GroupId::of("s", "$share/g/a"), GroupId::of("t", "$share/g/a"));
+    }
+}

@@ -1,0 +1,260 @@
+//! Who is connected, who sleeps, and what the sessions of each name take: all in memory.
+//!
+//! Invariant: a session whose client sleeps and whose rows are written takes some hundred bytes here, however much is
+//! on the disk of it.
+
+use super::stored::{self, Content, GroupId, head_bytes};
+use super::{Key, NEVER, NoSession, Quotas, REDELIVERY_FOR, Seat, Unanswered, Wish};
+use crate::journal::{Change, Waiter};
+use crate::memory::Permit;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes of unanswered publishes of clients that left: those of 40,000 publishes. Beyond it the oldest are forgotten,
+/// and a redelivery of one is another event.
+const UNANSWERED_BYTES_MAX: usize = 4 << 20;
+
+/// A listener that has not asked for wills for so long is not configured any more: it asks twice a second.
+const LISTENER_GONE_AFTER: Duration = Duration::from_secs(60);
+
+/// A session that outlives its connection.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) number: u64,
+    pub(super) expiry: u32,
+    pub(super) share: Arc<str>,
+    /// What its rows count as.
+    pub(super) bytes: u64,
+    /// Of these, what its will counts as.
+    pub(super) will_bytes: u64,
+    /// Its shared subscriptions.
+    pub(super) groups: Vec<GroupId>,
+}
+
+/// What is in memory of a session because it is not on the disk, or somebody is connected.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    pub(super) content: Content,
+    /// Rows beside the head, in the order of their changes.
+    pub(super) changes: Vec<Change>,
+}
+
+/// Publishes of a client that left that were not answered.
+#[derive(Debug)]
+pub(super) struct Leftover {
+    pub(super) unanswered: Box<[Unanswered]>,
+    /// Is woken for those that are still on their way to the disk.
+    pub(super) waiter: Waiter,
+    /// Covers both.
+    pub(super) permit: Option<Permit>,
+}
+
+/// A will that waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Waiting {
+    #[default]
+    None,
+    /// For so long after the client has left.
+    Pending(Duration),
+    /// It is becoming an event.
+    Due,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    pub(super) seat: Option<Arc<Seat>>,
+    pub(super) left_at: Option<Instant>,
+    pub(super) row: Option<Row>,
+    pub(super) unwritten: Option<Box<Unwritten>>,
+    pub(super) leftover: Option<Box<Leftover>>,
+    pub(super) will: Waiting,
+}
+
+/// What the sessions of one name, or of one address, take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    sessions: usize,
+    bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) clients: HashMap<Key, Entry>,
+    /// Sessions that changed since they were written.
+    pub(super) changed: BTreeSet<Key>,
+    /// Rows that are to be removed, in their order, before anything else is written.
+    pub(super) removals: Vec<Change>,
+    /// Groups that ended with their last connected member, where they were.
+    pub(super) ended_groups: HashMap<GroupId, Vec<u8>>,
+    /// How many persistent sessions have a shared subscription.
+    pub(super) groups: HashMap<GroupId, u32>,
+    /// Counts what somebody waits for.
+    pub(super) wanted: u64,
+    pub(super) persistent: usize,
+    pub(super) bytes: u64,
+    pub(super) is_closing: bool,
+    /// Listeners, and when each last asked for the wills that are due.
+    pub(super) listeners: HashMap<String, Instant>,
+    shares: HashMap<Arc<str>, Share>,
+    /// Clients that left something unanswered, the oldest first.
+    left: VecDeque<(Key, Instant)>,
+    left_bytes: usize,
+}
+
+fn leftover_bytes(leftover: &Leftover) -> usize {
+    size_of::<Leftover>() + size_of_val(&*leftover.unanswered)
+}
+
+impl Table {
+    /// Counts a session that is there.
+    pub(super) fn put_row(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> Row {
+        let share = self.shares.get_key_value(share).map_or_else(|| Arc::from(share), |(known, _)| Arc::clone(known));
+        let mut row = Row { number, expiry, bytes: 0, will_bytes: 0, groups: Vec::new(), share: Arc::clone(&share) };
+        self.shares.entry(share).or_default().sessions += 1;
+        self.persistent += 1;
+        let bytes = head_bytes(key, &row.share);
+        self.charge(&mut row, bytes.cast_signed());
+        row
+    }
+
+    /// Counts that a session takes so many bytes more, or fewer.
+    pub(super) fn charge(&mut self, row: &mut Row, bytes: i64) {
+        let change = |total: &mut u64| *total = total.saturating_add_signed(bytes);
+        change(&mut row.bytes);
+        change(&mut self.bytes);
+        if let Some(share) = self.shares.get_mut(&row.share) {
+            change(&mut share.bytes);
+        }
+    }
+
+    /// The session has no will any more that could have to wait.
+    pub(super) fn release_will(&mut self, row: &mut Row) {
+        let bytes = std::mem::take(&mut row.will_bytes);
+        self.charge(row, -bytes.cast_signed());
+    }
+
+    /// Forgets a session; its rows are removed with the next write.
+    pub(super) fn forget(&mut self, key: &Key, row: Row) {
+        self.persistent -= 1;
+        self.bytes -= row.bytes.min(self.bytes);
+        if let Some(share) = self.shares.get_mut(&row.share) {
+            share.sessions -= 1;
+            share.bytes -= row.bytes.min(share.bytes);
+            if share.sessions == 0 {
+                self.shares.remove(&row.share);
+            }
+        }
+        self.removals.push(Change::Remove(stored::head_row(key)));
+        self.removals.push(Change::RemoveAll(stored::subscription_rows(row.number)));
+        self.removals.push(Change::Remove(stored::will_row(row.number)));
+        for group in row.groups {
+            self.leave_group(group);
+        }
+    }
+
+    /// A persistent session has a shared subscription.
+    pub(super) fn join_group(&mut self, group: GroupId) {
+        *self.groups.entry(group).or_default() += 1;
+    }
+
+    /// A persistent session has it no more.
+    pub(super) fn leave_group(&mut self, group: GroupId) {
+        let Some(count) = self.groups.get_mut(&group) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.groups.remove(&group);
+            self.ended_groups.remove(&group);
+            self.removals.push(Change::Remove(group.row()));
+        }
+    }
+
+    /// Whether the quotas have room for what a client wishes, where `before` is its session so far.
+    pub(super) fn admits(&self, key: &Key, wish: &Wish<'_>, before: Option<&Row>) -> Result<(), NoSession> {
+        let is_kept = before.is_some() && !wish.is_clean;
+        let (freed, freed_bytes) = match before {
+            Some(row) if is_kept => (0, row.will_bytes),
+            Some(row) => (1, row.bytes),
+            None => (0, 0),
+        };
+        if wish.expiry == 0 {
+            return Ok(());
+        }
+        let new_bytes = if is_kept { 0 } else { head_bytes(key, wish.share) };
+        if !is_kept {
+            let share = self.shares.get(wish.share).copied().unwrap_or_default();
+            if self.persistent - freed >= wish.quotas.sessions {
+                return Err(NoSession::TooMany("there are too many sessions; see sessions_max"));
+            }
+            if share.sessions - freed.min(share.sessions) >= wish.quotas.sessions_of_name {
+                return Err(NoSession::TooMany("this client's name has too many sessions; see sessions_per_name_max"));
+            }
+        }
+        if new_bytes + wish.will_bytes == 0 {
+            return Ok(());
+        }
+        let more = (new_bytes + wish.will_bytes).cast_signed() - freed_bytes.cast_signed();
+        if self.has_bytes(wish.share, more, wish.quotas) {
+            Ok(())
+        } else {
+            Err(NoSession::TooMany(
+                "the sessions take too many bytes; see sessions_bytes_max and sessions_bytes_per_name_max",
+            ))
+        }
+    }
+
+    /// Whether a share may take so many bytes more.
+    pub(super) fn has_bytes(&self, share: &str, more: i64, quotas: Quotas) -> bool {
+        let of_share = self.shares.get(share).map_or(0, |share| share.bytes);
+        self.bytes.saturating_add_signed(more) <= quotas.bytes
+            && of_share.saturating_add_signed(more) <= quotas.bytes_of_name
+    }
+
+    /// Keeps what a client left unanswered, and forgets the oldest where that is too much.
+    pub(super) fn keep_leftover(&mut self, key: &Key, entry: &mut Entry, leftover: Leftover, now: Instant) {
+        self.left_bytes += leftover_bytes(&leftover);
+        entry.leftover = Some(Box::new(leftover));
+        self.left.push_back((key.clone(), now));
+    }
+
+    /// Takes what a client left unanswered.
+    pub(super) fn take_leftover(&mut self, entry: &mut Entry) -> Option<Leftover> {
+        let leftover = *entry.leftover.take()?;
+        self.left_bytes -= leftover_bytes(&leftover).min(self.left_bytes);
+        Some(leftover)
+    }
+
+    /// Forgets the oldest of what clients left unanswered: what is too much, and what is too old.
+    pub(super) fn trim_leftovers(&mut self, now: Instant) {
+        while let Some((key, left_at)) = self.left.front() {
+            let is_old = now.duration_since(*left_at) >= REDELIVERY_FOR;
+            if !is_old && self.left_bytes <= UNANSWERED_BYTES_MAX {
+                return;
+            }
+            let (key, left_at) = (key.clone(), *left_at);
+            self.left.pop_front();
+            let Some(mut entry) = self.clients.remove(&key) else { continue };
+            if entry.left_at == Some(left_at) && entry.seat.is_none() {
+                self.take_leftover(&mut entry);
+            }
+            if entry.seat.is_some() || entry.row.is_some() || entry.leftover.is_some() {
+                self.clients.insert(key, entry);
+            }
+        }
+    }
+
+    /// The sessions that have expired. Whoever has a will that is not spoken yet stays, if there still is a listener for it.
+    pub(super) fn expired(&self, now: Instant) -> Vec<Key> {
+        let has_listener = |key: &Key| {
+            let asked_at = self.listeners.get(key.source());
+            asked_at.is_some_and(|at| now.duration_since(*at) < LISTENER_GONE_AFTER)
+        };
+        let is_over = |key: &Key, entry: &Entry| {
+            let (Some(row), Some(left_at)) = (&entry.row, entry.left_at) else { return false };
+            let expiry = Duration::from_secs(row.expiry.into());
+            let is_over = row.expiry != NEVER && now.duration_since(left_at) >= expiry;
+            entry.seat.is_none() && is_over && (entry.will == Waiting::None || !has_listener(key))
+        };
+        self.clients.iter().filter(|(key, entry)| is_over(key, entry)).map(|(key, _)| key.clone()).collect()
+    }
+}

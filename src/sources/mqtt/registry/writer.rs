@@ -1,0 +1,191 @@
+//! The writer of sessions: many changes in one commit, and what is written leaves the memory.
+
+use super::super::group::Group;
+use super::stored::{self, GroupId, lanes};
+use super::table::Table;
+use super::{Key, NOTE_AFTER, NOTE_AFTER_EVENTS, RETRY, Registry};
+use crate::clock;
+use crate::journal::{Change, Durable, Journal, JournalError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often expired sessions are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether the file of the notes has become too large for what it holds.
+const COMPACT_EVERY: Duration = Duration::from_secs(60);
+
+/// Writes the rows of sessions.
+pub(super) struct Writer {
+    registry: Arc<Registry>,
+    /// Sum of the lanes' ends when the exchanges were noted.
+    noted: u64,
+    written_at: Instant,
+    swept_at: Instant,
+    compacted_at: Instant,
+    /// Whether rows were removed since the file was compacted.
+    has_removed: bool,
+}
+
+/// What one commit writes, and what it is of the table.
+struct Batch {
+    changes: Vec<Change>,
+    keys: BTreeSet<Key>,
+    /// How many changes of each session's rows it holds.
+    counts: HashMap<Key, usize>,
+    removals: usize,
+    ended: Vec<(GroupId, Vec<u8>)>,
+    moved: Vec<Arc<Group>>,
+    /// Wills among the changes.
+    wills: usize,
+}
+
+fn sum_of_ends(journal: &Journal) -> u64 {
+    lanes(journal).map(|lane| lane.end()).sum()
+}
+
+impl Writer {
+    pub(super) fn new(registry: Arc<Registry>) -> Self {
+        let now = clock::instant();
+        Self { registry, noted: 0, written_at: now, swept_at: now, compacted_at: now, has_removed: false }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut done = 0;
+        loop {
+            let (wanted, is_closing) = self.await_work(done);
+            match self.write() {
+                Ok(()) => {
+                    self.written_at = clock::instant();
+                    done = wanted;
+                    self.registry.written.send_replace(done);
+                }
+                Err(error) if is_closing => {
+                    tracing::error!(%error, "the sessions cannot be noted; clients find them as they were before");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the sessions cannot be noted, will retry; PUBCOMP and SUBACK wait");
+                    std::thread::sleep(RETRY);
+                }
+            }
+            if is_closing {
+                return;
+            }
+        }
+    }
+
+    /// Returns when there is something to write: what is waited for, and whether the gateway ends.
+    fn await_work(&mut self, done: u64) -> (u64, bool) {
+        let registry = Arc::clone(&self.registry);
+        let mut table = registry.table();
+        loop {
+            let now = clock::instant();
+            let has_changed = !table.changed.is_empty() || !table.removals.is_empty();
+            let is_due = has_changed && now.duration_since(self.written_at) >= NOTE_AFTER;
+            let passed = sum_of_ends(&registry.journal).saturating_sub(self.noted);
+            let is_far = table.persistent > 0 && passed >= NOTE_AFTER_EVENTS;
+            if table.wanted > done || table.is_closing || is_due || is_far {
+                return (table.wanted, table.is_closing);
+            }
+            if now.duration_since(self.swept_at) >= SWEEP_EVERY {
+                self.swept_at = now;
+                sweep(&mut table, now);
+            }
+            if self.has_removed && now.duration_since(self.compacted_at) >= COMPACT_EVERY {
+                (self.compacted_at, self.has_removed) = (now, false);
+                drop(table);
+                if let Err(error) = registry.notes.compact() {
+                    tracing::warn!(%error, "could not compact the state; it stays as large as it is");
+                }
+                table = registry.table();
+                continue;
+            }
+            table = registry.work.wait_timeout(table, SWEEP_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn write(&mut self) -> Result<(), JournalError> {
+        let registry = Arc::clone(&self.registry);
+        let batch = {
+            let _closed = registry.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let mut table = registry.table();
+            self.gather(&mut table)
+        };
+        self.has_removed |= batch.removals > 0;
+        let written = registry.notes.change(batch.changes);
+        let mut table = registry.table();
+        if written.is_err() {
+            table.changed.extend(batch.keys);
+            batch.moved.iter().for_each(|group| group.note_again());
+            return written;
+        }
+        if batch.wills > 0 {
+            tracing::debug!(wills = batch.wills, "saved wills that wait for their delay");
+        }
+        table.removals.drain(..batch.removals);
+        for (group, note) in batch.ended {
+            if table.ended_groups.get(&group) == Some(&note) {
+                table.ended_groups.remove(&group);
+            }
+        }
+        for (key, count) in batch.counts {
+            let has_changed = table.changed.contains(&key);
+            let Some(entry) = table.clients.get_mut(&key) else { continue };
+            let Some(unwritten) = &mut entry.unwritten else { continue };
+            unwritten.changes.drain(..count.min(unwritten.changes.len()));
+            if entry.seat.is_none() && !has_changed && unwritten.changes.is_empty() {
+                entry.unwritten = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// What has changed. The heads and `exchanges` are of one moment, at which no exchange begins.
+    fn gather(&mut self, table: &mut Table) -> Batch {
+        let journal = &self.registry.journal;
+        let durable: Vec<Durable> = lanes(journal).map(|lane| lane.durable()).collect();
+        let keys = std::mem::take(&mut table.changed);
+        let removals = table.removals.len();
+        let mut changes = table.removals.clone();
+        let mut counts = HashMap::new();
+        for key in &keys {
+            let Some(entry) = table.clients.get(key) else { continue };
+            let (Some(row), Some(unwritten)) = (&entry.row, &entry.unwritten) else { continue };
+            changes.extend(unwritten.changes.iter().cloned());
+            let (head, is_all) = unwritten.content.head(row.number, row.expiry, &row.share, &durable);
+            changes.push(Change::Put(stored::head_row(key), postcard::to_stdvec(&head).unwrap_or_default()));
+            counts.insert(key.clone(), unwritten.changes.len());
+            if !is_all {
+                table.changed.insert(key.clone());
+            }
+        }
+        let ended: Vec<_> = table.ended_groups.iter().map(|(group, note)| (*group, note.clone())).collect();
+        changes.extend(ended.iter().map(|(group, note)| Change::Put(group.row(), note.clone())));
+        let mut moved = Vec::new();
+        for (source, filter, group) in self.registry.groups.moved() {
+            if let Some(id) = GroupId::of(&source, &filter).filter(|id| table.groups.contains_key(id)) {
+                changes.push(Change::Put(id.row(), group.note().encode()));
+                moved.push(group);
+            }
+        }
+        let ends: HashMap<&str, u64> =
+            lanes(journal).map(|lane| lane.name.as_str()).zip(durable.iter().map(|durable| durable.end)).collect();
+        self.noted = durable.iter().map(|durable| durable.end).sum();
+        changes.push(Change::Put(stored::EXCHANGES.into(), postcard::to_stdvec(&ends).unwrap_or_default()));
+        let is_will = |change: &&Change| matches!(change, Change::Put(name, _) if name.starts_with(stored::WILLS));
+        let wills = changes.iter().filter(is_will).count();
+        Batch { changes, keys, counts, removals, ended, moved, wills }
+    }
+}
+
+/// Forgets what has expired.
+fn sweep(table: &mut Table, now: Instant) {
+    for key in table.expired(now) {
+        let Some(mut entry) = table.clients.remove(&key) else { continue };
+        if let Some(row) = entry.row.take() {
+            table.forget(&key, row);
+        }
+        table.take_leftover(&mut entry);
+    }
+    table.trim_leftovers(now);
+}
