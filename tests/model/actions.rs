@@ -23,6 +23,7 @@ impl World {
         for _ in 0..actions {
             self.actions += 1;
             self.act().await?;
+            self.trace_lanes();
             let news = self.acknowledge();
             self.check_news(&news)?;
         }
@@ -292,7 +293,7 @@ impl World {
             let news = self.acknowledge();
             self.check_news(&news)?;
             if is_over {
-                return self.check();
+                return self.check_to_the_end();
             }
             self.advance(Duration::from_millis(100)).await;
         }

@@ -7,7 +7,7 @@ use crate::clock::{Clock, Entered};
 use crate::contract::{Contracts, Sender, SourceKind, Surroundings};
 use crate::forward::{self, Forwarder, Pressure, Renewal, Sending};
 use crate::ingest::{Ingest, Taken};
-use crate::journal::{Config, Full, Journal, LaneConfig, Seal, Start, Stepped, Waiter};
+use crate::journal::{Config, Full, Journal, Lane, LaneConfig, OUTCOMES, Seal, Start, Stepped, Waiter};
 use crate::secret::Secret;
 use crate::shutdown::{self, Trigger};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -147,10 +147,33 @@ pub struct World {
     pub acknowledged: u64,
     trace: u64,
     recent: VecDeque<String>,
+    /// Whether one seed is replayed, and everything is printed.
+    is_traced: bool,
+    /// What [`World::trace_lanes`] printed last, by lane and destination.
+    printed: BTreeMap<(String, String), String>,
 }
 
 pub fn surroundings() -> Surroundings {
     Surroundings { environment: "test".into(), site: "p".into(), gateway: "g".into(), namespace: "n".into() }
+}
+
+/// What a lane holds, and the cursor and the accounts of a destination in it.
+pub fn describe_accounts(lane: &Lane, destination: &str) -> String {
+    let (rows, queued) = lane.accounts(destination);
+    let settled = lane.settled(destination).unwrap_or_default();
+    let mut text = format!(
+        "lane {} {}..{} to {destination}: cursor {} {:?}, {queued} queued",
+        lane.name,
+        lane.first(),
+        lane.end(),
+        settled.low,
+        settled.ranges
+    );
+    for (stream, account, owed) in rows {
+        let ended = OUTCOMES.map(|outcome| account.count(outcome));
+        let _ = write!(text, "; {stream} from {}: owed {owed}, ended {ended:?}", account.from);
+    }
+    text
 }
 
 pub const KINDS: [&str; 3] = ["state", "good", "scrap"];
@@ -199,6 +222,8 @@ impl World {
             acknowledged: 0,
             trace: seed,
             recent: VecDeque::new(),
+            is_traced: super::is_replay(),
+            printed: BTreeMap::new(),
         };
         world.add_destination("central", Start::Oldest);
         if world.random.chance(2) {
@@ -213,13 +238,27 @@ impl World {
         for byte in what.bytes() {
             self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
         }
-        if std::env::var_os("FOREBAY_MODEL_SEED").is_some() {
+        if self.is_traced {
             println!("{:>6} {what}", self.actions);
         }
         if self.recent.len() >= 60 {
             self.recent.pop_front();
         }
         self.recent.push_back(format!("{:>6} {what}", self.actions));
+    }
+
+    /// Prints, where one seed is replayed, what has changed in the lanes and their accounts.
+    pub fn trace_lanes(&mut self) {
+        let Some(journal) = self.journal().filter(|_| self.is_traced).cloned() else { return };
+        for lane in journal.lanes() {
+            for name in lane.destinations() {
+                let now = describe_accounts(lane, &name);
+                let before = self.printed.insert((lane.name.clone(), name), now.clone());
+                if before.as_ref() != Some(&now) {
+                    println!("{:>6}     {now}", self.actions);
+                }
+            }
+        }
     }
 
     pub fn summary(&self) -> Summary {
