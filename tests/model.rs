@@ -8,10 +8,12 @@
 //! every destination that it was owed to: delivered, queued, a dead letter, or a loss that was noted. And the accounts balance.
 //!
 //! `FOREBAY_MODEL_SECONDS` searches for so long from a random seed on, `FOREBAY_MODEL_SEED` repeats one seed and prints what
-//! happens.
+//! happens. What a seed has found once is a case of its own in `cases`.
 
 #[path = "model/actions.rs"]
 mod actions;
+#[path = "model/cases.rs"]
+mod cases;
 #[path = "model/centre.rs"]
 mod centre;
 #[path = "model/check.rs"]

@@ -715,8 +715,7 @@ impl<'w> Draft<'w> {
     fn new(writer: &'w mut Writer, now: Timestamp) -> Self {
         let next = writer.position.offsets.next;
         let plain_max = ((BLOCK_BYTES as f64 / writer.ratio * 0.96) as usize).clamp(BLOCK_BYTES, BLOCK_PLAIN_MAX);
-        let settled = writer.lane.take_settled(false);
-        let header = Header { first: next, recorded: now, settled, ..Header::default() };
+        let header = Header { first: next, recorded: now, ..Header::default() };
         Self {
             writer,
             now,
@@ -773,7 +772,11 @@ impl<'w> Draft<'w> {
 
     fn cut(&mut self) {
         let next = Header { first: self.next, recorded: self.now, ..Header::default() };
-        let header = std::mem::replace(&mut self.header, next);
+        let mut header = std::mem::replace(&mut self.header, next);
+        if self.blocks.is_empty() {
+            // Not before there is a block: a batch of repeats has none, and the cursors would count as written.
+            header.settled = self.writer.lane.take_settled(false);
+        }
         self.blocks.push(Arc::new(Block::new(header, &self.records)));
         self.records.clear();
     }
