@@ -1,6 +1,6 @@
 //! Changes of the configuration that reach a journal in use.
 
-use super::open::owed_from;
+use super::open::{owed_from, owed_from_unknown};
 use super::{Config, Journal, Lane, Start};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -36,7 +36,7 @@ impl Lane {
                     let first = self.first();
                     (first, self.sequences_before(first))
                 }
-                Start::Now => (0, Vec::new()),
+                Start::Now => (0, None),
             };
             let mut log = self.log();
             if log.settled.iter().any(|known| known.destination == destination) {
@@ -44,9 +44,10 @@ impl Lane {
             }
             let mut cursor = match start {
                 Start::Now => owed_from(destination, log.end, log.sequences.iter().copied()),
-                Start::Oldest if log.segments.keys().next().copied().unwrap_or(log.end) == first => {
-                    owed_from(destination, first, sequences)
-                }
+                Start::Oldest if log.segments.keys().next().copied().unwrap_or(log.end) == first => match sequences {
+                    Some(sequences) => owed_from(destination, first, sequences),
+                    None => owed_from_unknown(destination, first, &self.gaps),
+                },
                 // The oldest segment has gone in the meantime.
                 Start::Oldest => continue,
             };

@@ -359,7 +359,7 @@ impl Lane {
     /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.
     /// May read from the disk.
     pub fn pass_over(&self, destination: &str, from: u64, to: u64) {
-        let sequences = self.sequences_before(to);
+        let sequences = self.sequences_before(to).unwrap_or_default();
         self.change_settled(destination, |settled| {
             let given = self.owed_below(&sequences, settled);
             settled.lose(from, to, &given);
@@ -367,20 +367,32 @@ impl Lane {
     }
 
     /// The next sequence of every stream at an offset that is the end of the lane or the start of a
-    /// segment; empty elsewhere.
-    pub(super) fn sequences_before(&self, offset: u64) -> Vec<(u32, u64)> {
+    /// segment; `None` elsewhere, and where the segment cannot be read.
+    pub(super) fn sequences_before(&self, offset: u64) -> Option<Vec<(u32, u64)>> {
         if offset >= self.end() {
-            return self.sequences();
+            return Some(self.sequences());
         }
         let (path, active) = {
             let log = self.log();
             (log.segments.get(&offset).map(|part| part.path.clone()), log.active.clone())
         };
-        let segment = path.and_then(|path| {
-            active.filter(|active| active.path() == path).or_else(|| self.core.open_segment(&path).ok())
+        let path = path?;
+        let segment = match active.filter(|active| active.path() == path) {
+            Some(active) => Ok(active),
+            None => self.core.open_segment(&path),
+        };
+        let read = |segment: &Segment| segment.view().and_then(|view| view.summary());
+        let summary = segment.and_then(|segment| read(&segment)).or_else(|_| {
+            // One that a failed commit left has to be repaired, and a full disk takes no repair.
+            read(&Segment::open_untouched(&*self.core.disk, &path, self.core.cache_bytes)?)
         });
-        let summary = segment.and_then(|segment| segment.view().and_then(|view| view.summary()).ok());
-        summary.map(|summary| summary.sequences).unwrap_or_default()
+        match summary {
+            Ok(summary) => Some(summary.sequences),
+            Err(error) => {
+                tracing::warn!(lane = %self.name, %error, "the sequences that a segment begins with cannot be read; its accounts hold what came before under no stream");
+                None
+            }
+        }
     }
 
     /// How many events of each stream a destination is owed below these sequences.

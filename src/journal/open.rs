@@ -10,7 +10,7 @@ use super::seeded::{self, Bug};
 use super::segment::{FORMAT as SEGMENT_FORMAT, Segment, StreamPart, file_name, first_of};
 use super::settled::{Account, Outcome, Settled};
 use super::state::State;
-use super::unused::Unused;
+use super::unused::{Gaps, Unused};
 use super::window::{Fingerprint, FingerprintKey, Window};
 use super::writer::{Active, Position, Writer};
 use super::{
@@ -473,7 +473,10 @@ fn open_lane(
             Start::Now => {
                 owed_from(name, offsets.next, sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)))
             }
-            Start::Oldest => owed_from(name, oldest, oldest_sequences.iter().copied()),
+            Start::Oldest => match &oldest_sequences {
+                Some(sequences) => owed_from(name, oldest, sequences.iter().copied()),
+                None => owed_from_unknown(name, oldest, &gaps),
+            },
         };
         if segments.is_empty() && offsets.next > 1 {
             // The cursor was in what is lost. What had left before that was settled.
@@ -543,23 +546,30 @@ pub(super) fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<It
     cursor
 }
 
-/// The sequences that the oldest segment begins with.
+/// The same where the sequences cannot be read: what came before the offset is an account of no stream.
+pub(super) fn owed_from_unknown(name: &str, offset: u64, gaps: &Gaps) -> Settled {
+    let mut cursor = Settled::new(name, offset);
+    cursor.account(0).add(Outcome::NotOwed, offset - 1 - gaps.offsets_below(offset));
+    cursor
+}
+
+/// The sequences that the oldest segment begins with; `None` where they cannot be read.
 fn first_sequences(
     core: &Core,
     segments: &BTreeMap<u64, Part>,
     active: Option<&Active>,
-) -> Result<Vec<(u32, u64)>, JournalError> {
+) -> Result<Option<Vec<(u32, u64)>>, JournalError> {
     match segments.first_key_value() {
         Some((_, part)) => match active.filter(|active| active.segment.path() == part.path) {
-            Some(active) => Ok(active.summary.sequences.clone()),
+            Some(active) => Ok(Some(active.summary.sequences.clone())),
             None => match core.open_segment(&part.path).and_then(|segment| segment.view()?.summary()) {
-                Ok(summary) => Ok(summary.sequences),
+                Ok(summary) => Ok(Some(summary.sequences)),
                 // It is set aside by the first reader that needs its events.
-                Err(JournalError::Damaged { .. }) => Ok(Vec::new()),
+                Err(JournalError::Damaged { .. }) => Ok(None),
                 Err(error) => Err(error),
             },
         },
-        None => Ok(Vec::new()),
+        None => Ok(Some(Vec::new())),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the model has found, each case alone: a journal whose writers are stepped, on a disk that fails.
 
-use super::fault_disk::{FaultDisk, Unsynced};
+use super::fault_disk::{Fault, FaultDisk, Unsynced};
 use super::world::{describe_accounts, surroundings};
 use crate::clock::Clock;
 use crate::contract::{Mode, Publication};
@@ -118,6 +118,37 @@ fn in_its_own_time(case: impl Future<Output = ()>) {
     runtime.expect("a runtime").block_on(async {
         let _entered = Clock::of_runtime(UNIX_EPOCH + Duration::from_secs(1_796_083_200)).enter();
         case.await;
+    });
+}
+
+/// The oldest segment of a lane was left by a failed commit, and the disk was full: its repair failed, and a destination that
+/// was added then was said to be owed all events from the first on, also those that had left the lane long before.
+#[test]
+fn a_destination_that_is_added_on_a_full_disk_is_owed_what_is_there() {
+    in_its_own_time(async {
+        let mut case = Case::new();
+        for number in 0..4 {
+            assert!(case.append(number));
+        }
+        case.deliver("central", 1..5);
+        // The first segment is delivered, and leaves; the next one is left by a failed commit.
+        for number in 4..6 {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            assert!(case.append(number));
+        }
+        assert_eq!(case.lane().first(), 5);
+        case.disk.fail_at(LANE, Some(Fault::Sync));
+        assert!(!case.append(6));
+        case.disk.fail(None);
+        assert!(case.stepped.step(0));
+        let (first, end) = (case.lane().first(), case.lane().end());
+        assert_eq!((first, end), (5, 8));
+        case.disk.fail_at(LANE, Some(Fault::Full));
+        case.config.destinations.push(("mes".into(), Start::Oldest));
+        case.journal().change(&case.config);
+        case.balances("mes", end - first);
+        let (rows, _) = case.lane().accounts("mes");
+        assert_eq!(rows.len(), 1, "of one stream, and nothing of none: {rows:?}");
     });
 }
 
