@@ -2,7 +2,7 @@
 
 use crate::common::fault_disk::{Fault, FaultDisk, Unsynced};
 use crate::power_cut::open;
-use forebay::journal::{Change, Journal};
+use forebay::journal::{Change, Disk, Journal};
 use std::time::Duration;
 
 const KEPT: usize = 20;
@@ -92,16 +92,40 @@ fn a_state_that_has_shed_what_it_held_becomes_small_while_it_works_and_at_a_star
 
 #[test]
 fn a_state_that_cannot_be_compacted_works_on() {
-    for fault in [Fault::Full, Fault::Sync, Fault::NoFreeBytes] {
+    for fault in [Fault::Full, Fault::Sync, Fault::SyncFolder, Fault::NoFreeBytes] {
         let disk = FaultDisk::default();
         let journal = grown(&disk);
-        disk.fail_at("state.tmp", Some(fault));
+        if fault == Fault::SyncFolder {
+            disk.fail(Some(fault));
+        } else {
+            disk.fail_at("state.tmp", Some(fault));
+        }
         // Without room for a copy it is not tried.
         assert_eq!(journal.notes("test").compact().is_err(), fault != Fault::NoFreeBytes, "{fault:?}");
         disk.fail(None);
         let more = Change::Put(format!("kept/{KEPT:02}"), vec![KEPT as u8; 100]);
         journal.notes("test").change(vec![more]).expect("written");
+        disk.cut(Unsynced::Dropped);
         drop(journal);
         check(&disk.restart(), 1, &format!("{fault:?}"));
     }
+}
+
+#[test]
+fn a_state_whose_file_is_removed_is_safe_also_where_the_name_of_the_new_one_was_not_synced() {
+    let disk = FaultDisk::default();
+    let journal = open(&disk).expect("opens");
+    let notes = journal.notes("test");
+    let kept = |number: usize| vec![Change::Put(format!("kept/{number:02}"), vec![number as u8; 100])];
+    notes.change((0..KEPT - 1).flat_map(kept).collect()).expect("written");
+    let path = disk.damage("state.redb", |_| ());
+    disk.remove(&path).expect("removed");
+    disk.sync_folder(path.parent().expect("a folder")).expect("synced");
+    disk.fail(Some(Fault::SyncFolder));
+    notes.change(kept(KEPT - 1)).expect_err("the new file's name may be lost with the power");
+    disk.fail(None);
+    notes.change(kept(KEPT)).expect("written");
+    disk.cut(Unsynced::Dropped);
+    drop(journal);
+    check(&disk.restart(), 1, "removed");
 }

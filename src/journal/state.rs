@@ -331,7 +331,10 @@ impl State {
         let handle = match std::mem::take(&mut *guard) {
             Slot::Open(handle) => handle,
             Slot::Closed => self.open_database()?,
-            Slot::Suspect => self.write_new(Some(&self.untouched()?)).inspect_err(|_| *guard = Slot::Suspect)?,
+            Slot::Suspect => {
+                let anew = self.untouched().and_then(|content| self.write_new(Some(&content)));
+                anew.inspect_err(|_| *guard = Slot::Suspect)?
+            }
         };
         let written = caught(&self.path, || {
             let mut write = handle.database.begin_write()?;
@@ -346,7 +349,15 @@ impl State {
             Ok(()) if self.is_in_place(handle.identity) => Slot::Open(handle),
             Ok(()) => {
                 tracing::error!(file = %self.path.display(), "the file was removed or replaced while it was in use; it is written anew");
-                Slot::Open(self.write_new(Some(&handle.database))?)
+                match self.write_new(Some(&handle.database)) {
+                    Ok(anew) => Slot::Open(anew),
+                    // A new file may have the name already, and not be sure of it: the open one stays the one that
+                    // counts, and the next write tries again.
+                    Err(error) => {
+                        *guard = Slot::Open(handle);
+                        return Err(error);
+                    }
+                }
             }
         };
         written

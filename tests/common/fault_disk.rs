@@ -55,6 +55,8 @@ pub enum Fault {
     Full,
     /// Nothing is left for ordinary users.
     NoFreeBytes,
+    /// Every sync of a folder fails: its names may be lost with the power.
+    SyncFolder,
 }
 
 /// What became of a name.
@@ -542,6 +544,9 @@ impl Disk for FaultDisk {
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.operate()?;
+        if state.fault == Some(Fault::SyncFolder) {
+            return Err(off());
+        }
         let changes = std::mem::take(&mut state.renames).into_iter();
         let (synced, kept): (Vec<_>, Vec<_>) = changes.partition(|(path, _)| path.parent() == Some(folder));
         state.renames = kept;
