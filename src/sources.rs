@@ -7,6 +7,8 @@ mod identity;
 pub mod modbus;
 pub mod mqtt;
 pub mod odoo;
+mod origin;
+mod rate;
 mod secrets;
 mod socket;
 

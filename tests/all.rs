@@ -18,6 +18,7 @@ mod contracts;
 mod dead;
 mod demo;
 mod export;
+mod fairness;
 mod foreign;
 mod fuzz;
 mod golden;

@@ -14,7 +14,6 @@
 
 mod answer;
 mod cloudevents;
-mod rate;
 mod tokens;
 
 pub use tokens::{Tokens, put_token};
@@ -26,6 +25,7 @@ use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::identity::Presented;
+use crate::sources::rate::Rates;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
@@ -109,6 +109,8 @@ fn answer_wait_max() -> Span {
 const BODY_BYTES_MAX: u64 = 32 << 20;
 /// The most memory for requests that may be allowed.
 const WAITING_BYTES_MAX: u64 = 1 << 30;
+/// What a caller may be ahead of its rate.
+const BURST: Duration = Duration::from_secs(1);
 /// How long requests in hand are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a client may refuse to read its answers.
@@ -204,7 +206,8 @@ struct Shared {
     clients: Option<Clients>,
     ingest: Arc<Ingest>,
     tokens: Option<Tokens>,
-    rates: rate::Rates,
+    /// Events of each caller.
+    rates: Rates<String>,
     /// Bytes of requests in hand.
     room: Semaphore,
     stats: Arc<Stats>,
@@ -218,7 +221,7 @@ impl Shared {
             tls,
             clients: clients.flatten(),
             tokens: config.tokens.as_deref().map(Tokens::load).transpose()?,
-            rates: rate::Rates::new(config.events_per_second_max),
+            rates: Rates::new(config.events_per_second_max.into(), BURST),
             room: Semaphore::new(
                 usize::try_from(config.waiting_max.0).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS),
             ),

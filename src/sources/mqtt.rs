@@ -48,11 +48,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use acl::Rights;
 use devices::Device;
+use login::Queue;
 use registry::Quotas;
 
 /// A listener as the configuration says it.
@@ -309,8 +309,8 @@ pub struct Listener {
     door: Door<Shared>,
     parts: Parts,
     stats: Arc<Stats>,
-    /// One hash at a time: each takes 7 MiB and a core.
-    hashing: Arc<Semaphore>,
+    /// Outlasts a reload: whoever failed has failed.
+    logins: Arc<Queue>,
 }
 
 /// Settings of a listener that are good, and not in force yet.
@@ -330,7 +330,7 @@ struct Shared {
     packet_bytes_max: usize,
     ingest: Arc<Ingest>,
     users: Option<Users>,
-    hashing: Arc<Semaphore>,
+    logins: Arc<Queue>,
     stats: Arc<Stats>,
     refusals: Limiter,
     registry: Arc<Registry>,
@@ -342,7 +342,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, hashing: &Arc<Semaphore>) -> Result<Self, CannotListen> {
+    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, logins: &Arc<Queue>) -> Result<Self, CannotListen> {
         let served = config.tls.as_ref().map(|files| tls::served(files, Certificates::Required)).transpose()?;
         let (tls, clients) = served.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
@@ -357,7 +357,7 @@ impl Shared {
             devices: Arc::clone(&parts.devices),
             budget: Arc::clone(&parts.budget),
             budget_door: BudgetDoor::new(),
-            hashing: Arc::clone(hashing),
+            logins: Arc::clone(logins),
             stats: Arc::clone(stats),
             refusals: Limiter::new(Duration::from_secs(10)),
         })
@@ -508,10 +508,10 @@ impl Shared {
 impl Listener {
     /// Takes the port; connections are accepted by [`Listener::run`].
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
-        let hashing = Arc::new(Semaphore::new(1));
-        let shared = Shared::new(config, &parts, &stats, &hashing)?;
+        let logins = Arc::new(Queue::new());
+        let shared = Shared::new(config, &parts, &stats, &logins)?;
         let listen = shared.config.listen;
-        Ok(Self { door: Door::open(shared, listen)?, parts, stats, hashing })
+        Ok(Self { door: Door::open(shared, listen)?, parts, stats, logins })
     }
 
     /// The address it really has; of use where the configuration says port 0.
@@ -522,7 +522,7 @@ impl Listener {
     /// Reads files and takes another port, where the settings say so; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(Shared::new(config, &self.parts, &self.stats, &self.hashing)?, listen)?))
+        Ok(Prepared(self.door.prepare(Shared::new(config, &self.parts, &self.stats, &self.logins)?, listen)?))
     }
 
     /// Puts settings in force. Connections last; those whose client would not be let in any more end.

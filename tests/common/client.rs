@@ -216,6 +216,11 @@ impl Client {
         Self { stream, input: Vec::new() }
     }
 
+    /// Connects from an address of its own: all of 127.0.0.0/8 are this machine's.
+    pub fn dial_from(from: [u8; 4], to: SocketAddr) -> Self {
+        Self::over(super::dial_from(from, to).expect("connected"))
+    }
+
     /// The other side of a connection: what a broker sees.
     pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("set");

@@ -61,6 +61,24 @@ pub fn await_port(address: SocketAddr) {
     }
 }
 
+/// Connects from an address of its own: all of 127.0.0.0/8 are this machine's.
+pub fn dial_from(from: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect(&to.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    Ok(stream)
+}
+
+/// What a process holds in memory, in kB.
+pub fn resident_kilobytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("RSS");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
 /// Ends a process as an operator would, and as the kernel would if that takes too long.
 pub fn end(child: &mut Child) {
     if let Ok(Some(_)) = child.try_wait() {

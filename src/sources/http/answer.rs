@@ -151,7 +151,7 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
     let shape = Shape::of(&head.headers)?;
     let (_room, body) = read(shared, shape, body).await?;
     let events = cloudevents::events(shape, &head.headers, &body, shared.config.payload_max.0)?;
-    shared.rates.charge(&payer, events.len().saturating_sub(1), arrived);
+    shared.rates.charge(&payer, events.len().saturating_sub(1) as u64, arrived);
     shared.stats.received.add(events.len() as u64);
     hand_in(shared, &source, &caller, &events).await
 }

@@ -201,7 +201,7 @@ pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>
         let code = match welcome.code {
             0 => 0,
             BAD_CLIENT_ID => 2,
-            QUOTA | BUSY => 3,
+            QUOTA | BUSY | TOO_FAST => 3,
             BAD_LOGIN => 4,
             _ => 5,
         };
@@ -248,6 +248,8 @@ pub const BAD_TOPIC: u8 = 0x90;
 pub const TOO_LARGE: u8 = 0x95;
 /// Quota exceeded.
 pub const QUOTA: u8 = 0x97;
+/// Connection rate exceeded.
+pub const TOO_FAST: u8 = 0x9F;
 
 #[cfg(test)]
 mod tests {

@@ -3,12 +3,15 @@
 //! The file has a line for each user, `name:$argon2id$…`, made by `forebay user add`. A change of it
 //! counts for the next login; a broken one is named in the log, and the users before stay in force.
 
+mod hashing;
+mod queue;
+
+pub(super) use queue::Queue;
+
 use crate::clock;
 use crate::ordered::sort;
 use crate::sources::identity::{Proof, check_name};
 use crate::sources::secrets::{self, BadSecrets};
-use argon2::password_hash::phc::PasswordHash;
-use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
 use hmac::{Hmac, KeyInit, Mac};
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -16,18 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Memory and passes of a hash: the OWASP choice with the least memory
-/// (Password Storage Cheat Sheet: m = 7168 KiB, t = 5, p = 1), since gateways are small.
-const MEMORY_KIB: u32 = 7168;
-const PASSES: u32 = 5;
 /// Logins that are remembered: a plant's devices all come back at once after a power cut, and
 /// each hash takes tens of milliseconds.
 const REMEMBERED_MAX: usize = 16_384;
-
-fn hasher() -> Argon2<'static> {
-    let params = Params::new(MEMORY_KIB, PASSES, 1, None).unwrap_or_default();
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-}
 
 /// The file is looked at this often, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -66,9 +60,7 @@ fn entry(line: &str) -> Result<(String, String), String> {
     let (name, hash) =
         line.split_once(':').ok_or("expected \"name:$argon2id$…\"; `forebay user add` writes such lines")?;
     check_name(name)?;
-    if !hash.starts_with("$argon2id$") || PasswordHash::new(hash).is_err() {
-        return Err(format!("the hash of user \"{name}\" is no argon2id hash; `forebay user add` makes one"));
-    }
+    hashing::check(hash).map_err(|reason| format!("the hash of user \"{name}\" {reason}"))?;
     Ok((name.to_owned(), hash.to_owned()))
 }
 
@@ -158,14 +150,11 @@ impl Users {
         loaded.hashes.get(name).filter(|_| is_right).map(|hash| Proof::of(hash.as_bytes()))
     }
 
-    /// The proof of a login if it is right; takes tens of milliseconds and 7 MiB.
+    /// The proof of a login if it is right; takes tens of milliseconds, and waits for others that are checked.
     pub(super) fn verify(&self, name: &str, password: &[u8]) -> Option<Proof> {
-        // An unknown name takes as long as a wrong password, so that names cannot be guessed.
-        const NOBODY: &str =
-            "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
         self.refresh();
-        let hash = self.loaded().hashes.get(name).map_or_else(|| NOBODY.to_owned(), String::clone);
-        let is_right = PasswordHash::new(&hash).is_ok_and(|hash| hasher().verify_password(password, &hash).is_ok());
+        let hash = self.loaded().hashes.get(name).map_or_else(|| hashing::NOBODY.to_owned(), String::clone);
+        let is_right = hashing::is_right(&hash, password);
         let loaded = self.loaded();
         // Only while the hash is still in force: the file may have changed in the meantime.
         if is_right && loaded.hashes.get(name) == Some(&hash) {
@@ -187,7 +176,7 @@ pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadSecre
         return Err(bad(format!("\"{}\" is no user name; \":\" is not allowed", name.escape_debug())));
     }
     check_name(name).map_err(bad)?;
-    let hash = hasher().hash_password(password).map_err(|error| bad(error.to_string()))?;
+    let hash = hashing::make(password).map_err(bad)?;
     secrets::put(file, name, &format!("{name}:{hash}"), entry)
 }
 

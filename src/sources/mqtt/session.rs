@@ -4,9 +4,11 @@
 //! tell the client what it has subscribed to.
 
 use super::hello::{
-    self, BAD_CLIENT_ID, BAD_LOGIN, BUSY, CONNECT_BYTES_MAX, Hello, NOT_AUTHORIZED, QUOTA, TOO_LARGE, Welcome, connack,
+    self, BAD_CLIENT_ID, BAD_LOGIN, BUSY, CONNECT_BYTES_MAX, Hello, NOT_AUTHORIZED, QUOTA, TOO_FAST, TOO_LARGE,
+    Welcome, connack,
 };
 use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGED_BYTES};
+use super::login::Users;
 use super::outbound::{Limits, Ready, Wire};
 use super::registry::{Entered, Key, LaterWill, NoSession, Place, Session, Wish, will_bytes};
 use super::room::{NO_MEMORY, Room};
@@ -23,7 +25,8 @@ use crate::security::Cause;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
 use crate::sources::handshake::Handshaking;
-use crate::sources::identity::{Identity, Presented};
+use crate::sources::identity::{Identity, Presented, Proof};
+use crate::sources::origin::Origin;
 use crate::sources::socket::{self, is_loopback};
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -41,6 +44,8 @@ use tokio_rustls::server::TlsStream;
 
 /// Bytes read at once; one buffer for each thread, none for each connection.
 const READ_BYTES: usize = 32 << 10;
+/// What a client may send ahead of its CONNACK while its password is checked: more than a SUBSCRIBE or two.
+const AHEAD_BYTES_MAX: usize = 32 << 10;
 /// Bytes read at once where many are connected: what one client sends holds up the others for so long.
 const READ_BYTES_MIN: usize = 4 << 10;
 /// So many connections may read [`READ_BYTES`] each before one of them waits too long for the others: 1 MiB is an
@@ -111,11 +116,14 @@ pub(super) async fn serve_tls(
     let Accepted { stream, peer, permit } = accepted;
     let _open = shared.stats.open();
     socket::tune(&stream, WRITE_WAIT_MAX);
+    let mut shutdown = shutdown;
     let eviction = permit.eviction();
     let handshake = Box::pin(acceptor.accept(Handshaking::new(stream, permit)));
+    // A handshake that the shutdown meets has promised nothing.
     let handshake = tokio::select! {
-        handshake = tokio::time::timeout(shared.config.connect_wait_max.0, handshake) => handshake,
+        () = shutdown.begun() => return,
         () = eviction.begun() => return shared.refuse(peer, "", Refusal::Memory, EVICTED),
+        handshake = tokio::time::timeout(shared.config.connect_wait_max.0, handshake) => handshake,
     };
     match handshake {
         Ok(Ok(mut stream)) => {
@@ -198,9 +206,11 @@ impl<'s> Connection<'s> {
     async fn run(mut self, mut shutdown: Shutdown) {
         let shared = self.shared;
         let eviction = self.room.as_ref().map(|room| room.permit().eviction());
+        // A stop does not wait for logins that are not checked yet.
         let connect = tokio::select! {
-            connect = tokio::time::timeout(shared.config.connect_wait_max.0, Box::pin(self.connect())) => connect,
+            () = shutdown.begun() => return Box::pin(self.close(None)).await,
             () = evicted(eviction) => return shared.refuse(self.peer, "", Refusal::Memory, EVICTED),
+            connect = tokio::time::timeout(shared.config.connect_wait_max.0, Box::pin(self.connect())) => connect,
         };
         let mut guest = match connect {
             Ok(Some(guest)) => guest,
@@ -368,7 +378,7 @@ impl<'s> Connection<'s> {
     }
 
     /// Who the client is; or why it is not let in.
-    async fn identify(&self, hello: &Hello) -> Result<Identity, (u8, Cow<'static, str>)> {
+    async fn identify(&mut self, hello: &Hello) -> Result<Identity, (u8, Cow<'static, str>)> {
         let shared = self.shared;
         if hello.client.is_empty() {
             return Err((BAD_CLIENT_ID, "an empty client id needs a clean session".into()));
@@ -383,20 +393,10 @@ impl<'s> Connection<'s> {
         let identity = match (&hello.user, &shared.users) {
             (Some(user), Some(users)) => {
                 let password = hello.password.as_deref().unwrap_or_default();
-                let proof = match users.known(user, password) {
-                    Some(proof) => Some(proof),
-                    None => match shared.hashing.acquire().await {
-                        Ok(_one_at_a_time) => tokio::task::block_in_place(|| users.verify(user, password)),
-                        Err(_) => None,
-                    },
-                };
-                match proof {
-                    Some(proof) => {
-                        let chain = self.certificate.as_ref().map(|presented| presented.chain.clone());
-                        Ok(Identity::Password { name: user.clone(), proof, chain })
-                    }
-                    None => Err((BAD_LOGIN, "user name or password is wrong")),
-                }
+                let proof = self.check_password(users, user, password).await;
+                let proof = proof.map_err(|(code, why)| (code, Cow::from(why)))?;
+                let chain = self.certificate.as_ref().map(|presented| presented.chain.clone());
+                Ok(Identity::Password { name: user.clone(), proof, chain })
             }
             (user, _) if shared.config.lets_in_anonymous() => {
                 Ok(Identity::Anonymous { claimed: user.clone().unwrap_or_default() })
@@ -406,6 +406,31 @@ impl<'s> Connection<'s> {
             _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
         };
         identity.map_err(|(code, why)| (code, why.into()))
+    }
+
+    /// Whether a password is right, when it is its address's turn. Nobody waits for a client that leaves meanwhile.
+    async fn check_password(
+        &mut self,
+        users: &Users,
+        user: &str,
+        password: &[u8],
+    ) -> Result<Proof, (u8, &'static str)> {
+        if let Some(proof) = users.known(user, password) {
+            return Ok(proof);
+        }
+        let turn = tokio::select! {
+            turn = self.shared.logins.turn(Origin::of(self.peer.ip()), user) => turn,
+            () = left(&mut self.stream, &mut self.input, self.room.as_mut()) => {
+                return Err((BAD_LOGIN, "the client left before its password was checked"));
+            }
+        };
+        let turn =
+            turn.map_err(|_| (TOO_FAST, "logins of this address or name failed too often; they are slowed down"))?;
+        // The same login may have been checked for another connection in the meantime.
+        let known = users.known(user, password);
+        let proof = known.or_else(|| tokio::task::block_in_place(|| users.verify(user, password)));
+        turn.end(proof.is_some());
+        proof.ok_or((BAD_LOGIN, "user name or password is wrong"))
     }
 
     /// Takes the client's place and its session, under the rights that are in force by now.
@@ -795,6 +820,23 @@ fn poll_read_with<T>(
             Poll::Pending => Poll::Pending,
         }
     })
+}
+
+/// Returns when a client that is not let in yet has gone. What it sends ahead of CONNACK is kept, as far as there is
+/// room for it.
+async fn left(stream: &mut Box<dyn Line>, input: &mut Vec<u8>, room: Option<&mut Room>) {
+    let Some(room) = room else { return std::future::pending().await };
+    while input.len() < AHEAD_BYTES_MAX {
+        let read = poll_fn(|context| {
+            poll_read_with(stream, context, READ_BYTES_MIN, |bytes| room.keep(input, bytes, None).is_ok())
+        });
+        match read.await {
+            Ok(Read::Bytes(true)) => {}
+            // What has no room is lost, and so is the connection.
+            _ => return,
+        }
+    }
+    std::future::pending().await
 }
 
 /// What happens next on a connection.

@@ -1,0 +1,51 @@
+//! Where somebody comes from: what shares and slow-downs are counted by before a name is proven.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// An address of IPv4, or the /64 of an address of IPv6: a host has as many addresses within its /64 as it likes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin(IpAddr);
+
+/// Bits of an IPv6 address behind its /64.
+const HOST_BITS: u128 = u64::MAX as u128;
+
+impl Origin {
+    /// The origin of a peer.
+    pub fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => Self(IpAddr::V6((address.to_bits() & !HOST_BITS).into())),
+            address => Self(address),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => write!(f, "{address}"),
+            IpAddr::V6(address) => write!(f, "{address}/64"),
+        }
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_has_one_origin_however_it_is_written() {
+        let of = |text: &str| Origin::of(text.parse().expect("an address"));
+        assert_eq!(of("::ffff:10.0.0.7"), of("10.0.0.7"));
+        assert_ne!(of("10.0.0.7"), of("10.0.0.8"));
+        assert_eq!(of("2001:db8:0:1::7"), of("2001:db8:0:1:ffff::8"));
+        assert_ne!(of("2001:db8:0:1::7"), of("2001:db8:0:2::7"));
+        assert_eq!(of("2001:db8:0:1::7").to_string(), "2001:db8:0:1::/64");
+    }
+}

@@ -1,0 +1,102 @@
+//! Rates of many callers: how much each may have in a second, and how far it may be ahead of that.
+//!
+//! Invariant: never more callers are remembered than the table's bound; over it the one whose debt ends first is
+//! forgiven, so that a crowd of new callers cannot wipe out the debt of one that is far ahead.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Callers that are remembered: more than a plant has. Some 100 bytes each.
+pub(super) const CALLERS_MAX: usize = 4096;
+
+/// For each caller, when everything so far would have been through at its rate (the generic cell rate algorithm).
+#[derive(Debug)]
+pub(super) struct Rates<K> {
+    /// What one unit costs.
+    unit: Duration,
+    /// What a caller may be ahead of its rate.
+    burst: Duration,
+    paid_until: Mutex<HashMap<K, Instant>>,
+}
+
+impl<K: Eq + Hash + Clone> Rates<K> {
+    /// So many units a second, and so many seconds' worth of them at once.
+    pub(super) fn new(per_second: f64, burst: Duration) -> Self {
+        Self { unit: Duration::from_secs_f64(1.0 / per_second.max(1e-9)), burst, paid_until: Mutex::default() }
+    }
+
+    fn callers(&self) -> MutexGuard<'_, HashMap<K, Instant>> {
+        self.paid_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a caller may have something now; the error is how long it has to wait.
+    pub(super) fn check(&self, caller: &K, now: Instant) -> Result<(), Duration> {
+        let ahead = self.callers().get(caller).map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        if ahead > self.burst { Err(ahead - self.burst) } else { Ok(()) }
+    }
+
+    /// Whether a caller has no debt: it has had nothing for long enough.
+    pub(super) fn is_clear(&self, caller: &K, now: Instant) -> bool {
+        self.callers().get(caller).is_none_or(|until| *until <= now)
+    }
+
+    /// Charges a caller. A batch is charged as a whole, so that it can be larger than a burst; what is next then waits
+    /// the longer.
+    pub(super) fn charge(&self, caller: &K, units: u64, now: Instant) {
+        let cost = Duration::from_secs_f64((self.unit.as_secs_f64() * units as f64).min(LONGEST.as_secs_f64()));
+        let mut callers = self.callers();
+        if let Some(until) = callers.get_mut(caller) {
+            *until = (*until).max(now) + cost;
+            return;
+        }
+        if callers.len() >= CALLERS_MAX {
+            callers.retain(|_, until| *until > now);
+        }
+        if callers.len() >= CALLERS_MAX {
+            let first = callers.iter().min_by_key(|(_, until)| **until).map(|(caller, _)| caller.clone());
+            if let Some(first) = first {
+                callers.remove(&first);
+            }
+        }
+        callers.insert(caller.clone(), now + cost);
+    }
+}
+
+/// A single charge counts no longer than this, so that times stay within what a clock can hold.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_too_fast_waits_and_nobody_else_does() {
+        let rates = Rates::new(10.0, Duration::from_secs(1));
+        let start = Instant::now();
+        let mut passed = 0;
+        while rates.check(&"a", start).is_ok() {
+            rates.charge(&"a", 1, start);
+            passed += 1;
+        }
+        assert_eq!(passed, 11, "a second's worth, and the one that fills it");
+        assert!(rates.check(&"b", start).is_ok() && rates.is_clear(&"b", start));
+        assert_eq!(rates.check(&"a", start).map_err(|wait| wait.as_millis()), Err(100));
+        assert!(rates.check(&"a", start + Duration::from_millis(100)).is_ok());
+        rates.charge(&"b", 30, start);
+        assert_eq!(rates.check(&"b", start).map_err(|wait| wait.as_secs()), Err(2), "a batch is charged as a whole");
+    }
+
+    #[test]
+    fn callers_without_end_take_no_memory_without_end_and_forgive_no_debt() {
+        let rates = Rates::new(1.0, Duration::from_secs(1));
+        let now = Instant::now();
+        rates.charge(&usize::MAX, 1000, now);
+        for caller in 0..2 * CALLERS_MAX {
+            rates.charge(&caller, 5, now);
+        }
+        assert!(rates.callers().len() <= CALLERS_MAX);
+        assert!(rates.check(&usize::MAX, now).is_err(), "whoever is far ahead is remembered");
+    }
+}
