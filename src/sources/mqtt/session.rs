@@ -44,6 +44,9 @@ use tokio_rustls::server::TlsStream;
 
 /// Bytes read at once; one buffer for each thread, none for each connection.
 const READ_BYTES: usize = 32 << 10;
+/// How long a client may wait for its CONNACK, behind others whose passwords are checked: 500 devices that all come back
+/// at once, at a tenth of a second each on a small processor.
+const LOGIN_WAIT_MAX: Duration = Duration::from_secs(60);
 /// What a client may send ahead of its CONNACK while its password is checked: more than a SUBSCRIBE or two.
 const AHEAD_BYTES_MAX: usize = 32 << 10;
 /// Bytes read at once where many are connected: what one client sends holds up the others for so long.
@@ -162,6 +165,8 @@ struct Connection<'s> {
     output: Vec<u8>,
     /// What it holds, until the client is let in.
     room: Option<Room>,
+    /// What of it CONNECT takes.
+    hello_bytes: usize,
 }
 
 /// A client that is let in.
@@ -199,24 +204,19 @@ impl<'s> Connection<'s> {
         room: Room,
     ) -> Self {
         let (input, output) = (Vec::new(), Vec::new());
-        Self { stream, peer, shared, newest, certificate: None, input, output, room: Some(room) }
+        Self { stream, peer, shared, newest, certificate: None, input, output, room: Some(room), hello_bytes: 0 }
     }
 
     /// Each phase has memory of its own: of the many connections that are idle, only the work is kept.
     async fn run(mut self, mut shutdown: Shutdown) {
-        let shared = self.shared;
         let eviction = self.room.as_ref().map(|room| room.permit().eviction());
         // A stop does not wait for logins that are not checked yet.
         let connect = tokio::select! {
             () = shutdown.begun() => return Box::pin(self.close(None)).await,
-            () = evicted(eviction) => return shared.refuse(self.peer, "", Refusal::Memory, EVICTED),
-            connect = tokio::time::timeout(shared.config.connect_wait_max.0, Box::pin(self.connect())) => connect,
+            () = evicted(eviction) => return self.shared.refuse(self.peer, "", Refusal::Memory, EVICTED),
+            connect = Box::pin(self.connect_and_log_in()) => connect,
         };
-        let mut guest = match connect {
-            Ok(Some(guest)) => guest,
-            Ok(None) => return Box::pin(self.close(None)).await,
-            Err(_) => return shared.refuse(self.peer, "", Refusal::Protocol, "no CONNECT in time"),
-        };
+        let Some(mut guest) = connect else { return Box::pin(self.close(None)).await };
         let end = Box::pin(self.work(&mut guest, &mut shutdown)).await;
         Box::pin(self.leave(guest, end)).await;
     }
@@ -277,13 +277,32 @@ impl<'s> Connection<'s> {
     }
 
     /// Waits for CONNECT and answers it; `None` if the client is not let in.
-    async fn connect(&mut self) -> Option<Box<Guest>> {
+    async fn connect_and_log_in(&mut self) -> Option<Box<Guest>> {
+        let shared = self.shared;
+        let Ok(hello) = tokio::time::timeout(shared.config.connect_wait_max.0, self.connect()).await else {
+            shared.refuse(self.peer, "", Refusal::Protocol, "no CONNECT in time");
+            return None;
+        };
+        let hello = hello?;
+        let client = hello.client.clone();
+        // From here on the client waits for the gateway, and not the other way round.
+        let let_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.let_in(hello))).await;
+        let mut guest = let_in.unwrap_or_else(|_| {
+            shared.refuse(self.peer, &client, Refusal::Limit, "too many logins wait before this one");
+            None
+        })?;
+        guest.inbound.room.give(self.hello_bytes);
+        Some(guest)
+    }
+
+    /// Waits for CONNECT; `None` if it is none.
+    async fn connect(&mut self) -> Option<Hello> {
         loop {
             if let Err((answer, why)) = hello::check_start(&self.input) {
                 return self.not_let_in(&answer, Refusal::Protocol, why);
             }
             match wire::frame(&self.input, CONNECT_BYTES_MAX) {
-                Ok(Some(frame)) => return self.whole(frame.length).await,
+                Ok(Some(frame)) => return self.whole(frame.length),
                 Ok(None) => {}
                 Err(fault) => {
                     let answer = hello::refuse_start(&self.input, fault.code);
@@ -308,14 +327,14 @@ impl<'s> Connection<'s> {
     }
 
     /// Counts a client that is not let in, with what it is told.
-    fn not_let_in(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<Box<Guest>> {
+    fn not_let_in<T>(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<T> {
         self.output.extend_from_slice(answer);
         self.shared.refuse(self.peer, "", reason, why);
         None
     }
 
     /// CONNECT is there: the first so many bytes of the input.
-    async fn whole(&mut self, length: usize) -> Option<Box<Guest>> {
+    fn whole(&mut self, length: usize) -> Option<Hello> {
         let rest = self.input.split_off(length);
         let connect = std::mem::replace(&mut self.input, rest);
         let room = self.room.as_mut()?;
@@ -324,19 +343,11 @@ impl<'s> Connection<'s> {
         if let Err(fault) = room.take(length) {
             return self.not_let_in(&hello::refuse_start(&connect, fault.code), fault.reason(), fault.text);
         }
-        let hello = match wire::frame(&connect, usize::MAX) {
-            Ok(Some(frame)) => Hello::read(&frame),
-            _ => return None,
-        };
-        drop(connect);
-        let guest = match hello {
-            Ok(hello) => self.let_in(hello).await,
+        self.hello_bytes = length;
+        match Hello::read(&wire::frame(&connect, usize::MAX).ok()??) {
+            Ok(hello) => Some(hello),
             Err((answer, why)) => self.not_let_in(&answer, Refusal::Protocol, why),
-        };
-        guest.map(|mut guest| {
-            guest.inbound.room.give(length);
-            guest
-        })
+        }
     }
 
     async fn let_in(&mut self, mut hello: Hello) -> Option<Box<Guest>> {
