@@ -29,7 +29,7 @@ use crate::contract::{SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::forward::again::Replays;
-use crate::http::{self, Reply, Stream};
+use crate::http::{self, Crowd, Phase, Pieces, Reply, Seat};
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::Fates;
 use crate::journal::{BEGUN, Backlog, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
@@ -46,8 +46,7 @@ use crate::timekeeper::Timekeeper;
 use arc_swap::ArcSwap;
 use base64::Engine;
 use caller::Caller;
-use http_body_util::channel::Sender;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
@@ -483,15 +482,17 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     let app = App { handles, shutdown: shutdown.clone() };
     let mut connections = JoinSet::new();
+    let crowd = Crowd::new(CONNECTIONS_MAX);
     loop {
-        let has_room = connections.len() < CONNECTIONS_MAX;
         tokio::select! {
             () = shutdown.begun() => break,
             // The ended are taken out, so that the set does not grow.
             Some(_) = connections.join_next() => {}
-            accepted = socket.accept(), if has_room => match accepted {
+            () = crowd.stirred(), if !crowd.has_room() => {}
+            accepted = socket.accept(), if crowd.has_room() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(boxed(connection(stream, app.clone())));
+                    let caller = Caller::of(&stream);
+                    connections.spawn(boxed(connection(stream, caller, crowd.seat(caller), app.clone())));
                 }
                 // Out of descriptors, mostly: a pause lets some connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -509,19 +510,31 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
 }
 
 /// Serves one connection; returns when it has ended.
-async fn connection(stream: UnixStream, app: App) {
-    let caller = Caller::of(&stream);
-    let (mut stream, mut shutdown): (Stream, _) = (Box::new(stream), app.shutdown.clone());
-    let answer = |request| CALLER.scope(caller, answer(app.clone(), request));
+async fn connection(stream: UnixStream, caller: Caller, seat: Seat<Caller>, app: App) {
+    let (mut stream, mut shutdown) = (http::patient(Box::new(stream), UNREAD_WAIT_MAX), app.shutdown.clone());
+    let answer = |request| {
+        // Each command has a connection of its own: what is asked once is answered to the end.
+        seat.enter(Phase::Answering);
+        CALLER.scope(caller, answer(app.clone(), request))
+    };
     let connection = http::connection(&mut stream, SILENCE_MAX, answer);
-    // Whoever speaks no HTTP gets no answer; one that does not read its answer holds up nobody.
-    http::served(connection, shutdown.begun(), DRAIN_WAIT_MAX).await;
+    let end = async {
+        tokio::select! {
+            () = shutdown.begun() => DRAIN_WAIT_MAX,
+            () = seat.cut() => http::CUT_WAIT_MAX,
+        }
+    };
+    // Whoever speaks no HTTP gets no answer.
+    http::served(connection, end).await;
 }
 
 /// Connections at once; each command has one.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a connection may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// How long whoever asks may take nothing of an answer: a pager that waits for a key for longer than this has to ask
+/// again, and nobody keeps an export, a backup or a place on the socket for good.
+const UNREAD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long a body may take.
 const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long the requests in hand may take once the shutdown has begun.
@@ -840,12 +853,15 @@ fn tail(app: App, query: Query<'_>) -> Answered {
 }
 
 /// Writes a lane's events as they come, one JSON object a line, until nobody reads them.
-async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Sender<Bytes>>>, mut shutdown: Shutdown) {
+async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Pieces>>, mut shutdown: Shutdown) {
+    let mut reader = sender.lock().await.reader();
     let mut follower = Follower::new(&lane);
     let mut next = follower.end();
     loop {
         let found = tokio::select! {
             () = shutdown.begun() => return,
+            // On a quiet gateway the next event may be days away.
+            () = reader.gone() => return,
             found = follower.find(next) => found,
         };
         match found {
@@ -859,8 +875,7 @@ async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Sende
                     }
                 }
                 next = next.max(block.end());
-                // A reader that went away shows at the next event.
-                if !lines.is_empty() && sender.lock().await.send_data(lines.into()).await.is_err() {
+                if !lines.is_empty() && !sender.lock().await.send(lines).await {
                     return;
                 }
             }

@@ -90,6 +90,8 @@ struct Sources {
 struct Monitoring {
     #[serde(default = "monitoring_listen")]
     listen: SocketAddr,
+    #[serde(default)]
+    hosts: Vec<String>,
 }
 
 fn monitoring_listen() -> SocketAddr {
@@ -161,6 +163,8 @@ pub struct Config {
     pub warnings: Vec<Problem>,
     /// Where metrics and health are served, if they are.
     pub monitoring: Option<SocketAddr>,
+    /// Names of this gateway that requests for metrics and health may be for.
+    pub monitoring_hosts: Vec<String>,
     /// The files of certificates that are in use.
     pub certificates: Vec<CertificateFile>,
     /// The files of revocation lists that are in use.
@@ -274,6 +278,7 @@ impl Config {
         Ok(Self {
             file: file.to_owned(),
             monitoring: raw.monitoring.as_ref().map(|monitoring| monitoring.listen),
+            monitoring_hosts: raw.monitoring.as_ref().map(|monitoring| monitoring.hosts.clone()).unwrap_or_default(),
             certificates: files::certificates(&mut raw),
             revocations: files::revocations(&raw),
             surroundings,

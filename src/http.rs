@@ -4,7 +4,14 @@
 //!
 //! All share one type of stream, of body and of answer: each further one is compiled anew by hyper, 50 kB of program.
 
-use http_body_util::channel::{Channel, Sender};
+mod crowd;
+mod growing;
+mod patient;
+
+pub use crowd::{Crowd, Phase, Seat};
+pub use growing::{Gone, Growing, Pieces, growing};
+pub use patient::patient;
+
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -25,7 +32,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 /// A stream of any kind.
 pub type Stream = Box<dyn Duplex>;
 /// A body that is there, or one that grows while it is sent.
-pub type Body = Either<Full<Bytes>, Channel<Bytes>>;
+pub type Body = Either<Full<Bytes>, Growing>;
 /// An answer.
 pub type Reply = Response<Body>;
 /// An answer to come, as hyper awaits it.
@@ -66,30 +73,24 @@ pub fn connection<'a, F: Future<Output = Reply> + Send + 'a>(
         .serve_connection(TokioIo::new(stream), Answers(Box::new(answers)))
 }
 
-/// Serves until the connection has ended. From `end` on a request in hand still gets its answer, and an idle connection
-/// ends; `None` if that takes longer than `drain_max`.
-pub async fn served(
-    connection: Serving<'_>,
-    end: impl Future<Output = ()>,
-    drain_max: Duration,
-) -> Option<hyper::Result<()>> {
+/// Serves until the connection has ended. From `end` on, which says how long that may take, a request in hand still gets
+/// its answer, and an idle connection ends; `None` if it takes longer.
+pub async fn served(connection: Serving<'_>, end: impl Future<Output = Duration>) -> Option<hyper::Result<()>> {
     let mut connection = pin!(connection);
-    tokio::select! {
+    let drain_max = tokio::select! {
         ended = connection.as_mut() => return Some(ended),
-        () = end => connection.as_mut().graceful_shutdown(),
-    }
+        drain_max = end => drain_max,
+    };
+    connection.as_mut().graceful_shutdown();
     tokio::time::timeout(drain_max, connection).await.ok()
 }
+
+/// How long a connection that is cut for another one may take to write the rest of its last answer.
+pub const CUT_WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// An answer in words: UTF-8 text.
 pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
     reply(status, "text/plain; charset=utf-8", text)
-}
-
-/// An answer that grows while it is sent, and what to send it with: at most so many pieces wait for their reader.
-pub fn growing(pieces_max: usize) -> (Sender<Bytes>, Reply) {
-    let (sender, body) = Channel::new(pieces_max);
-    (sender, Response::new(Either::Right(body)))
 }
 
 /// An answer of a media type.

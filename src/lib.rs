@@ -19,7 +19,7 @@
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `telemetry`, `setting` |
-//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order), `memory` (the byte budget) |
+//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order), `rate` (how much each of many may have in a second), `memory` (the byte budget) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -91,6 +91,7 @@ pub mod local;
 pub mod memory;
 pub mod odoo;
 pub mod ordered;
+mod rate;
 pub mod secret;
 pub mod security;
 pub mod service;

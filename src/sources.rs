@@ -8,7 +8,6 @@ pub mod modbus;
 pub mod mqtt;
 pub mod odoo;
 mod origin;
-mod rate;
 mod secrets;
 mod socket;
 

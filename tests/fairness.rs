@@ -3,6 +3,7 @@
 //! Each row of the table says who misbehaves how, and what the others are measured for. A row returns how long the
 //! others waited; the table says how long that may be.
 
+mod doors;
 mod logins;
 
 use std::time::Duration;
@@ -12,6 +13,9 @@ use std::time::Duration;
 const AT_ONCE: Duration = Duration::from_secs(3);
 /// How long a device may wait that is not logged in yet.
 const NOT_LOGGED_IN: Duration = Duration::from_secs(10);
+
+/// How long a reader of an export may take nothing, and a little more.
+const UNREAD: Duration = Duration::from_secs(45);
 
 macro_rules! table {
     ($($name:ident: $worst:literal, $others:literal, $longest:expr => $row:path;)*) => {
@@ -35,4 +39,22 @@ table! {
         "its neighbours behind the same router log in", NOT_LOGGED_IN => logins::old_password_behind_the_same_router;
     a_flood_of_logins_and_a_stop: "300 wrong logins a second from 20 addresses",
         "the gateway stops", AT_ONCE => logins::stop_during_a_flood;
+    slow_bodies_of_one_token: "20 bodies of a megabyte that do not come, all of one token",
+        "others post a small event and a large one", AT_ONCE => doors::slow_bodies_of_one_token;
+    silent_connections: "connections_max silent connections of one address",
+        "others post, from another address and from the same", AT_ONCE => doors::silent_connections;
+    half_heads: "connections_max connections with half a head each",
+        "others post, from another address and from the same", AT_ONCE => doors::half_heads;
+    slow_bodies_on_every_connection: "a body that does not come on each of connections_max connections",
+        "another address posts", AT_ONCE => doors::slow_bodies_on_every_connection;
+    wrong_tokens: "an address that shows one wrong token after another",
+        "a program at the same address posts with the right one", AT_ONCE => doors::wrong_tokens;
+    silent_connections_to_monitoring: "40 connections to monitoring with half a head each",
+        "Prometheus scrapes", AT_ONCE => doors::silent_connections_to_monitoring;
+    silent_connections_to_the_hook: "100 silent connections to the hook",
+        "Odoo posts", AT_ONCE => doors::silent_connections_to_the_hook;
+    silent_connections_to_the_command_socket: "300 silent connections to the command socket",
+        "an operator asks for the status", AT_ONCE => doors::silent_connections_to_the_command_socket;
+    readers_that_take_nothing: "two exports whose readers take nothing",
+        "an operator verifies the journal", UNREAD => doors::readers_that_take_nothing;
 }

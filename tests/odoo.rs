@@ -3,7 +3,7 @@
 //! The quick tests ask recorded answers of a real Odoo 19 (`odoo/recorded.json`) that a small server
 //! gives; `tests/run --odoo` drives the real one (`odoo/real.rs`).
 
-mod fake;
+pub mod fake;
 mod front;
 mod lasting;
 mod real;

@@ -35,6 +35,7 @@ const ROWS: &[(&str, u32)] = &[
     ("http", 0),
     ("task", 0),
     ("ordered", 0),
+    ("rate", 0),
     ("memory", 0),
 ];
 

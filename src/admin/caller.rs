@@ -14,7 +14,7 @@ const OVERFLOW_UID: u32 = 65534;
 const ALL_USERS: u64 = u32::MAX as u64;
 
 /// The user who asks, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Caller(pub Option<u32>);
 
 impl Caller {

@@ -197,7 +197,7 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
         // Nobody may be there to hear it; the log says it.
         let _ = lines.blocking_send(line);
     }));
-    let (mut sender, reply) = http::growing(PIECES_MAX);
+    let (mut pieces, reply) = http::growing(PIECES_MAX);
     let mut shutdown = app.shutdown;
     spawn(async move {
         loop {
@@ -206,7 +206,7 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
                 line = told.recv() => line,
             };
             let Some(line) = line else { return };
-            if sender.send_data(line.into()).await.is_err() {
+            if !pieces.send(line).await {
                 return;
             }
         }

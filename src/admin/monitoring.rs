@@ -1,16 +1,18 @@
 //! Monitoring: `/metrics`, `/healthz` and `/readyz`, on an address of their own and on the command socket.
 //!
 //! Promise: nothing here stops collecting: an address that is taken is said and tried again; connections, their
-//! number and their silence have bounds.
+//! number and their silence have bounds. Connections that say nothing keep no scraper out, and a page in somebody's
+//! browser reads nothing here by giving its own name the gateway's address.
 
 use super::{Answered, Handles, certificates, off_thread, refuse};
 use crate::clock;
-use crate::http::{self, Reply, Stream};
+use crate::http::{self, Crowd, Phase, Reply, Seat};
 use crate::shutdown::Shutdown;
 use crate::task::boxed;
 use hyper::body::Incoming;
-use hyper::{Method, Request, StatusCode};
-use std::net::SocketAddr;
+use hyper::http::uri::Authority;
+use hyper::{Method, Request, StatusCode, header};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +22,8 @@ use tokio::task::JoinSet;
 const CONNECTIONS_MAX: usize = 16;
 /// How long a connection may be silent: longer than scrapers pause.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// How long a scraper may take nothing of an answer.
+const UNREAD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The address is looked at that often, and tried again where it is taken.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Before everything is started, it is looked at more often.
@@ -69,6 +73,7 @@ pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> Answered {
 pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     let mut socket: Option<(SocketAddr, TcpListener)> = None;
     let mut connections = JoinSet::new();
+    let crowd = Crowd::new(CONNECTIONS_MAX);
     let mut certificates_at = clock::instant();
     loop {
         let view = handles.view.load_full();
@@ -92,7 +97,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
         }
         let is_started = handles.view.load().configured.is_some();
         let look_again = tokio::time::sleep(if is_started { LOOK_EVERY } else { FIRST_LOOK });
-        let has_room = connections.len() < CONNECTIONS_MAX;
+        let has_room = crowd.has_room();
         let accept = async {
             match &socket {
                 Some((_, socket)) if has_room => socket.accept().await,
@@ -104,10 +109,11 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             () = shutdown.begun() => break,
             Some(_) = connections.join_next() => {}
             () = look_again => {}
+            () = crowd.stirred(), if !has_room => {}
             accepted = accept => match accepted {
-                Ok((stream, _)) => {
-                    let handles = Arc::clone(&handles);
-                    connections.spawn(boxed(serve(stream, handles)));
+                Ok((stream, peer)) => {
+                    let seat = crowd.seat(peer.ip().to_canonical());
+                    connections.spawn(boxed(serve(stream, seat, Arc::clone(&handles))));
                 }
                 // Out of descriptors, mostly: a pause lets some connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -117,19 +123,91 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     connections.shutdown().await;
 }
 
-async fn serve(stream: TcpStream, handles: Arc<Handles>) {
-    let mut stream: Stream = Box::new(stream);
-    let answer = |request| answer_read(Arc::clone(&handles), request);
+async fn serve(stream: TcpStream, seat: Seat<IpAddr>, handles: Arc<Handles>) {
+    let mut stream = http::patient(Box::new(stream), UNREAD_WAIT_MAX);
+    let answer = |request| {
+        seat.enter(Phase::Answering);
+        let (seat, handles) = (&seat, Arc::clone(&handles));
+        async move {
+            let reply = answer_read(handles, request).await;
+            seat.enter(Phase::Waiting);
+            reply
+        }
+    };
     let connection = http::connection(&mut stream, SILENCE_MAX, answer);
-    // Whoever speaks no HTTP gets no answer, and a scraper that went away misses nothing. One that does not read
-    // its answer is let go like one that is silent.
-    let _ = tokio::time::timeout(SILENCE_MAX * 30, connection).await;
+    let end = async {
+        seat.cut().await;
+        http::CUT_WAIT_MAX
+    };
+    // Whoever speaks no HTTP gets no answer, and a scraper that went away misses nothing.
+    http::served(connection, end).await;
 }
 
 async fn answer_read(handles: Arc<Handles>, request: Request<Incoming>) -> Reply {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return http::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
     }
+    let host = host(&request);
+    if !host.as_deref().is_none_or(|host| is_own_name(host, &handles.view.load().monitoring_hosts)) {
+        let text = "this gateway is not known by the name in the request; an address or a name without dots always works, and the setting `hosts` of [monitoring] allows others\n";
+        return http::text(StatusCode::MISDIRECTED_REQUEST, text);
+    }
     let name = request.uri().path().strip_prefix('/').unwrap_or_default();
     answer(handles, name).await.unwrap_or_else(Into::into)
+}
+
+/// The host that a request is for, without its port; `None` if it names none, which no browser does.
+fn host<B>(request: &Request<B>) -> Option<String> {
+    if let Some(host) = request.uri().host() {
+        return Some(host.to_owned());
+    }
+    let written = request.headers().get(header::HOST)?.as_bytes();
+    // What cannot be read is no name of this gateway.
+    Some(Authority::try_from(written).map_or_else(|_| "..".to_owned(), |authority| authority.host().to_owned()))
+}
+
+/// Whether a host is this gateway's. A page from elsewhere gets past the browser's rules by giving its own name this
+/// address; then the request still names the page's host, which is a name with dots.
+fn is_own_name(host: &str, allowed: &[String]) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
+    let is_same = |name: &str| name.trim_end_matches('.').eq_ignore_ascii_case(bare);
+    bare.parse::<IpAddr>().is_ok()
+        || (!bare.is_empty() && !bare.contains('.'))
+        || bare.to_ascii_lowercase().ends_with(".localhost")
+        || allowed.iter().any(|name| is_same(name))
+        || rustix::system::uname().nodename().to_str().is_ok_and(is_same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_names_are_answered() {
+        let allowed = ["gw-01.plant.example".to_owned()];
+        for host in ["127.0.0.1", "[::1]", "localhost", "gw-01", "GW-01.plant.example.", "a.localhost", "10.0.0.7"] {
+            assert!(is_own_name(host, &allowed), "{host}");
+        }
+        for host in ["evil.example", "gw-01.evil.example", "127.0.0.1.evil.example", "", "..", "localhost.evil.example"]
+        {
+            assert!(!is_own_name(host, &allowed), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_request_is_read_without_its_port() {
+        let of = |uri: &str, written: &str| {
+            let request = Request::builder().uri(uri).header(header::HOST, written).body(()).expect("a request");
+            host(&request)
+        };
+        assert_eq!(of("/metrics", "gw-01:9110").as_deref(), Some("gw-01"));
+        assert_eq!(of("/metrics", "[::1]:9110").as_deref(), Some("[::1]"));
+        assert_eq!(
+            of("http://evil.example/metrics", "gw-01").as_deref(),
+            Some("evil.example"),
+            "what the request is for"
+        );
+        assert!(of("/metrics", "a b").is_some_and(|host| !is_own_name(&host, &[])));
+        assert_eq!(host(&Request::builder().uri("/").body(()).expect("a request")), None);
+    }
 }

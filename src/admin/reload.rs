@@ -77,6 +77,8 @@ pub struct View {
     pub board: Option<Arc<Board>>,
     /// Where metrics and health are to be served, if they are.
     pub monitoring: Option<SocketAddr>,
+    /// Names, other than addresses and names without dots, that requests for them may be for.
+    pub monitoring_hosts: Vec<String>,
     /// The files of certificates that are in use.
     pub certificates: Vec<CertificateFile>,
     /// The files of revocation lists that are in use.

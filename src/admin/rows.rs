@@ -25,7 +25,7 @@ pub(super) fn stepped<P: Send + 'static>(
     permit: P,
     step: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
 ) -> Answered {
-    let (mut sender, reply) = http::growing(PIECES_MAX);
+    let (mut pieces, reply) = http::growing(PIECES_MAX);
     let mut step: Box<Step> = Box::new(step);
     spawn(async move {
         let _permit = permit;
@@ -40,7 +40,7 @@ pub(super) fn stepped<P: Send + 'static>(
             step = back;
             let is_sent = tokio::select! {
                 () = shutdown.begun() => false,
-                sent = sender.send_data(out.into()) => sent.is_ok(),
+                sent = pieces.send(out) => sent,
             };
             if !is_sent || !more {
                 return;

@@ -388,6 +388,7 @@ impl Works {
             links: self.outlets.iter().flat_map(|outlet| outlet.links.clone()).collect(),
             board: self.watch.as_ref().map(|(_, board)| Arc::clone(board)),
             monitoring: self.config.monitoring,
+            monitoring_hosts: self.config.monitoring_hosts.clone(),
             certificates: self.config.certificates.clone(),
             revocations: self.config.revocations.clone(),
             configured: Some(self.configured.clone()),

@@ -5,7 +5,8 @@
 //! Invariants:
 //! - nothing a client sends stops another client, the process, or grows memory without bound: heads,
 //!   bodies, connections, rates and waits all have theirs;
-//! - who a caller is, is known before its body is read.
+//! - who a caller is, is known before its body is read;
+//! - connections, memory for bodies and failed tokens have a share for each address or caller.
 //!
 //! `POST /events/{source}`: the source is the program or device that reports, `{client}` in
 //! contracts. A plain payload has the topic `{source}`, a CloudEvent `{source}/{type}`.
@@ -14,18 +15,20 @@
 
 mod answer;
 mod cloudevents;
+mod room;
 mod tokens;
 
 pub use tokens::{Tokens, put_token};
 
 use crate::clock;
-use crate::http::{self, Stream};
+use crate::http::{self, Crowd, Stream};
 use crate::ingest::Ingest;
+use crate::rate::Rates;
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::identity::Presented;
-use crate::sources::rate::Rates;
+use crate::sources::origin::Origin;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
@@ -34,6 +37,7 @@ use crate::telemetry::Limiter;
 use crate::tls::{self, Certificates, Clients, Served, ServerFiles, TlsError};
 use answer::Peer;
 use hyper::StatusCode;
+use room::Room;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,7 +46,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -111,6 +114,10 @@ const BODY_BYTES_MAX: u64 = 32 << 20;
 const WAITING_BYTES_MAX: u64 = 1 << 30;
 /// What a caller may be ahead of its rate.
 const BURST: Duration = Duration::from_secs(1);
+/// Wrong tokens that an address may show in a second, and how many seconds' worth at once: a handful of programs
+/// with an old token. There is nothing to guess; it keeps noise from what looks for intruders.
+const WRONG_TOKENS_PER_SECOND: f64 = 1.0;
+const WRONG_TOKENS_BURST: Duration = Duration::from_secs(20);
 /// How long requests in hand are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a client may refuse to read its answers.
@@ -209,7 +216,9 @@ struct Shared {
     /// Events of each caller.
     rates: Rates<String>,
     /// Bytes of requests in hand.
-    room: Semaphore,
+    room: Room,
+    /// Wrong tokens of each address.
+    wrong_tokens: Rates<Origin>,
     stats: Arc<Stats>,
     refusals: Limiter,
 }
@@ -222,9 +231,8 @@ impl Shared {
             clients: clients.flatten(),
             tokens: config.tokens.as_deref().map(Tokens::load).transpose()?,
             rates: Rates::new(config.events_per_second_max.into(), BURST),
-            room: Semaphore::new(
-                usize::try_from(config.waiting_max.0).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS),
-            ),
+            room: Room::new(config.waiting_max.0),
+            wrong_tokens: Rates::new(WRONG_TOKENS_PER_SECOND, WRONG_TOKENS_BURST),
             config,
             ingest: Arc::clone(ingest),
             stats: Arc::clone(stats),
@@ -289,9 +297,10 @@ impl Server {
             // Begins when other settings come into force.
             let (mut outdated, mut current) = shutdown::pair();
             let mut connections = JoinSet::new();
+            let mut crowd = Crowd::new(setup.shared.config.connections_max);
             loop {
                 let shared = &setup.shared;
-                let has_room = connections.len() < shared.config.connections_max;
+                let has_room = crowd.has_room();
                 tokio::select! {
                     () = shutdown.begun() => break,
                     changed = newest.changed() => {
@@ -301,12 +310,16 @@ impl Server {
                         setup = newest.borrow_and_update().clone();
                         // The one before is dropped, which begins its end.
                         (outdated, current) = shutdown::pair();
+                        crowd = Crowd::new(setup.shared.config.connections_max);
                     }
                     // The ended are taken out, so that the set does not grow.
                     Some(_) = connections.join_next() => {}
-                    // At the limit nothing is accepted: the kernel holds new connections back.
+                    () = crowd.stirred(), if !has_room => {}
+                    // While every connection is being answered, the kernel holds new ones back.
                     accepted = setup.accept(), if has_room => match accepted {
                         Ok((stream, peer)) => {
+                            let seat = crowd.seat(Origin::of(peer.ip()));
+                            let peer = Peer { address: peer, certificate: None, seat };
                             connections.spawn(boxed(connection(stream, peer, Arc::clone(shared), current.clone())));
                         }
                         Err(error) => {
@@ -326,46 +339,60 @@ impl Server {
 }
 
 /// Serves one connection; returns when it has ended.
-async fn connection(stream: TcpStream, address: SocketAddr, shared: Arc<Shared>, mut shutdown: Shutdown) {
+async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut shutdown: Shutdown) {
     let _open = shared.stats.open();
+    let address = peer.address;
     socket::tune(&stream, UNREAD_WAIT_MAX);
-    match shared.tls.clone() {
-        None => serve(Box::new(stream), &Peer { address, certificate: None }, &shared, shutdown).await,
-        Some(config) => {
-            let wait = shared.config.request_wait_max.0;
-            // A handshake that the shutdown meets has promised nothing.
-            let handshake = tokio::select! {
-                () = shutdown.begun() => return,
-                handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(stream)) => handshake,
-            };
-            match handshake {
-                Ok(Ok(stream)) => {
-                    let session = stream.get_ref().1;
-                    let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
-                    match presented.map(Option::flatten) {
-                        Ok(certificate) => {
-                            serve(Box::new(stream), &Peer { address, certificate }, &shared, shutdown).await;
-                        }
-                        Err(untrusted) => shared.refuse(address, "", Refusal::Tls, &untrusted.to_string()),
-                    }
+    let Some(config) = shared.tls.clone() else { return serve(Box::new(stream), &peer, &shared, shutdown).await };
+    let wait = shared.config.request_wait_max.0;
+    let handshake = tokio::select! {
+        // A handshake that the shutdown meets, or that another connection wants the seat of, has promised nothing.
+        () = shutdown.begun() => return,
+        () = peer.seat.cut() => return shared.refuse(address, "", Refusal::Limit, CROWDED),
+        handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(stream)) => handshake,
+    };
+    match handshake {
+        Ok(Ok(stream)) => {
+            let session = stream.get_ref().1;
+            let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
+            match presented.map(Option::flatten) {
+                Ok(certificate) => {
+                    peer.certificate = certificate;
+                    serve(Box::new(stream), &peer, &shared, shutdown).await;
                 }
-                Ok(Err(error)) => shared.refuse(address, "", Refusal::Tls, &format!("TLS handshake: {error}")),
-                Err(_) => shared.refuse(address, "", Refusal::Tls, "TLS handshake took too long"),
+                Err(untrusted) => shared.refuse(address, "", Refusal::Tls, &untrusted.to_string()),
             }
         }
+        Ok(Err(error)) => shared.refuse(address, "", Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(address, "", Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
+/// Why a connection is cut that did nothing wrong but wait.
+const CROWDED: &str = "connections_max is reached, and this connection waited longest of the address that has most";
+
 async fn serve(mut stream: Stream, peer: &Peer, shared: &Shared, mut shutdown: Shutdown) {
-    let has_served = AtomicBool::new(false);
+    let (has_served, is_cut) = (AtomicBool::new(false), AtomicBool::new(false));
     let ended = {
         let has_served = &has_served;
         let connection = http::connection(&mut stream, shared.config.request_wait_max.0, |request| {
             has_served.store(true, Ordering::Relaxed);
             answer::answer(shared, peer, request)
         });
-        http::served(connection, shutdown.begun(), DRAIN_WAIT_MAX).await
+        let end = async {
+            tokio::select! {
+                () = shutdown.begun() => DRAIN_WAIT_MAX,
+                () = peer.seat.cut() => {
+                    is_cut.store(true, Ordering::Relaxed);
+                    http::CUT_WAIT_MAX
+                }
+            }
+        };
+        http::served(connection, end).await
     };
+    if is_cut.into_inner() {
+        return shared.refuse(peer.address, "", Refusal::Limit, CROWDED);
+    }
     if let Some(Err(error)) = ended {
         // Between two requests a client may be silent, and is let go without a word.
         if error.is_parse() || !has_served.into_inner() {

@@ -5,14 +5,16 @@
 
 use super::Shared;
 use super::cloudevents::{self, Given, Shape};
+use super::room::Held;
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
-use crate::http::{self, Reply};
+use crate::http::{self, Phase, Reply, Seat};
 use crate::ingest::{Beside, Publishing, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::sources;
 use crate::sources::identity::{Identity, Presented, check_name};
+use crate::sources::origin::Origin;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -32,6 +34,8 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// Whom the client's certificate names.
     pub(super) certificate: Option<Presented>,
+    /// Its place among the connections.
+    pub(super) seat: Seat<Origin>,
 }
 
 /// An answer that takes nothing in.
@@ -105,7 +109,10 @@ fn reason_of(status: StatusCode) -> sources::Refusal {
 /// Answers one request.
 pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
-    match take(shared, peer, request, arrived).await {
+    peer.seat.enter(Phase::Reading);
+    let outcome = take(shared, peer, request, arrived).await;
+    peer.seat.enter(Phase::Waiting);
+    match outcome {
         Ok(accepted) => {
             let took = clock::instant().duration_since(arrived);
             shared.stats.ack.record(took, accepted.receipts.len() as u64);
@@ -130,7 +137,7 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "no such method", detail);
         return Err(refusal.with(header::ALLOW, "POST"));
     }
-    let caller = identify(shared, peer, &head.headers)?;
+    let caller = identify(shared, peer, &head.headers, arrived)?;
     let source = source(written)?;
     if let Some(name) = caller.proven()
         && name != source
@@ -149,14 +156,15 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
     })?;
     shared.rates.charge(&payer, 1, arrived);
     let shape = Shape::of(&head.headers)?;
-    let (_room, body) = read(shared, shape, body).await?;
+    let (_room, body) = read(shared, &payer, shape, body).await?;
+    peer.seat.enter(Phase::Answering);
     let events = cloudevents::events(shape, &head.headers, &body, shared.config.payload_max.0)?;
     shared.rates.charge(&payer, events.len().saturating_sub(1) as u64, arrived);
     shared.stats.received.add(events.len() as u64);
     hand_in(shared, &source, &caller, &events).await
 }
 
-fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Identity, Refusal> {
+fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap, now: Instant) -> Result<Identity, Refusal> {
     let denied = |title, detail: &str| {
         let refusal = Refusal::new(StatusCode::UNAUTHORIZED, title, detail.to_owned());
         Err(refusal.with(header::WWW_AUTHENTICATE, "Bearer"))
@@ -167,7 +175,10 @@ fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Identit
             let token = written.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
             match token.and_then(|(_, token)| tokens.name(token.trim_ascii())) {
                 Some(name) => Ok(Identity::Token { name: name.to_owned() }),
-                None => denied("a token is wrong", "the token is not known here, or is no bearer token"),
+                None => {
+                    slow_down(shared, peer, now)?;
+                    denied("a token is wrong", "the token is not known here, or is no bearer token")
+                }
             }
         }
         _ => match &peer.certificate {
@@ -185,6 +196,19 @@ fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Identit
     }
 }
 
+/// Notes a wrong token of an address. Over its rate it is told when to come again, and has to connect anew for each;
+/// right tokens of the same address pass.
+fn slow_down(shared: &Shared, peer: &Peer, now: Instant) -> Result<(), Refusal> {
+    let origin = Origin::of(peer.address.ip());
+    shared.wrong_tokens.check(&origin, now).map_err(|wait| {
+        let detail = format!("too many wrong tokens came from {origin}");
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "an address shows too many wrong tokens", detail);
+        refusal.after(wait).with(header::CONNECTION, "close")
+    })?;
+    shared.wrong_tokens.charge(&origin, 1, now);
+    Ok(())
+}
+
 /// The `{source}` of a path.
 fn source(written: &str) -> Result<String, Refusal> {
     let wrong = |detail| Refusal::new(StatusCode::BAD_REQUEST, "the path names no source", detail);
@@ -195,11 +219,7 @@ fn source(written: &str) -> Result<String, Refusal> {
 }
 
 /// Reads a body within its bounds. What comes with it is its share of the memory for requests.
-async fn read<'s>(
-    shared: &'s Shared,
-    shape: Shape,
-    body: Incoming,
-) -> Result<(tokio::sync::SemaphorePermit<'s>, Bytes), Refusal> {
+async fn read<'s>(shared: &'s Shared, payer: &str, shape: Shape, body: Incoming) -> Result<(Held<'s>, Bytes), Refusal> {
     let bytes_max = match shape {
         Shape::Plain | Shape::Binary => shared.config.payload_max.0,
         Shape::Structured | Shape::Batch => shared.config.body_max.0,
@@ -212,13 +232,14 @@ async fn read<'s>(
     if expected > bytes_max {
         return Err(too_large());
     }
-    let share = u32::try_from(expected + REQUEST_BYTES).unwrap_or(u32::MAX);
+    let share = expected + REQUEST_BYTES;
     let busy = || {
-        let detail = "too many requests are in hand; nothing of this one was taken".to_owned();
+        let detail =
+            "too many requests are in hand, of this caller or of all; nothing of this one was taken".to_owned();
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in hand", detail).after(COME_AGAIN)
     };
-    let room = tokio::time::timeout(shared.config.answer_wait_max.0, shared.room.acquire_many(share)).await;
-    let room = room.map_err(|_| busy())?.map_err(|_| busy())?;
+    let room = tokio::time::timeout(shared.config.answer_wait_max.0, shared.room.take(payer, share)).await;
+    let room = room.map_err(|_| busy())?;
     let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let wait = shared.config.request_wait_max;
     match tokio::time::timeout(wait.0, http::read(body, limit)).await {

@@ -6,10 +6,11 @@
 
 use super::hints::Hints;
 use crate::clock;
-use crate::http::{self, Reply, Stream};
+use crate::http::{self, Crowd, Phase, Reply, Seat, Stream};
 use crate::secret::Secret;
 use crate::security::{Cause, Report};
 use crate::shutdown::Shutdown;
+use crate::sources::origin::Origin;
 use crate::sources::socket::{self, CannotBind, is_loopback};
 use crate::sources::{Refusal, Stats};
 use crate::task::boxed;
@@ -161,16 +162,18 @@ impl Hook {
     /// Answers until the shutdown.
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut connections = JoinSet::new();
+        let crowd = Crowd::new(CONNECTIONS_MAX);
         loop {
-            let has_room = connections.len() < CONNECTIONS_MAX;
             tokio::select! {
                 () = shutdown.begun() => break,
                 // The ended are taken out, so that the set does not grow.
                 Some(_) = connections.join_next() => {}
-                accepted = self.socket.accept(), if has_room => match accepted {
+                () = crowd.stirred(), if !crowd.has_room() => {}
+                accepted = self.socket.accept(), if crowd.has_room() => match accepted {
                     Ok((stream, peer)) => {
+                        let guest = Guest { peer, seat: crowd.seat(Origin::of(peer.ip())) };
                         let shared = Arc::clone(&self.shared);
-                        connections.spawn(boxed(connection(stream, peer, self.tls.clone(), shared)));
+                        connections.spawn(boxed(connection(stream, guest, self.tls.clone(), shared)));
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
@@ -181,28 +184,50 @@ impl Hook {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+/// Who is at the other end of a connection, and its seat.
+struct Guest {
+    peer: SocketAddr,
+    seat: Seat<Origin>,
+}
+
+async fn connection(stream: TcpStream, guest: Guest, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     socket::tune(&stream, REQUEST_WAIT_MAX);
-    match tls {
-        None => serve(Box::new(stream), peer, shared).await,
-        Some(acceptor) => match tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve(Box::new(stream), peer, shared).await,
-            Ok(Err(error)) => shared.refuse(peer, Refusal::Tls, &format!("TLS handshake: {error}")),
-            Err(_) => shared.refuse(peer, Refusal::Tls, "TLS handshake took too long"),
-        },
+    let peer = guest.peer;
+    let Some(acceptor) = tls else { return serve(Box::new(stream), guest, shared).await };
+    let handshake = tokio::select! {
+        // Whoever wants in more than one that says nothing.
+        () = guest.seat.cut() => return,
+        handshake = tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(stream)) => handshake,
+    };
+    match handshake {
+        Ok(Ok(stream)) => serve(Box::new(stream), guest, shared).await,
+        Ok(Err(error)) => shared.refuse(peer, Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(peer, Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
-async fn serve(mut stream: Stream, peer: SocketAddr, shared: Arc<Shared>) {
-    let answer = |request| answer(request, peer, &shared);
-    if let Err(error) = http::connection(&mut stream, REQUEST_WAIT_MAX, answer).await
+async fn serve(mut stream: Stream, guest: Guest, shared: Arc<Shared>) {
+    let answer = |request| {
+        guest.seat.enter(Phase::Reading);
+        async {
+            let reply = answer(request, &guest, &shared).await;
+            guest.seat.enter(Phase::Waiting);
+            reply
+        }
+    };
+    let end = async {
+        guest.seat.cut().await;
+        http::CUT_WAIT_MAX
+    };
+    if let Some(Err(error)) = http::served(http::connection(&mut stream, REQUEST_WAIT_MAX, answer), end).await
         && error.is_parse()
     {
-        shared.refuse(peer, Refusal::Protocol, &format!("not HTTP: {error}"));
+        shared.refuse(guest.peer, Refusal::Protocol, &format!("not HTTP: {error}"));
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -> Reply {
+async fn answer(request: Request<Incoming>, guest: &Guest, shared: &Shared) -> Reply {
+    let peer = guest.peer;
     let with = |status| http::reply(status, "text/plain", "");
     let (head, body) = request.into_parts();
     let token = head.uri.path().strip_prefix("/odoo/hook/").unwrap_or_default();
@@ -220,6 +245,7 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -
         shared.refuse(peer, Refusal::Limit, "the body is too large, too slow or cut off");
         return with(StatusCode::BAD_REQUEST);
     };
+    guest.seat.enter(Phase::Answering);
     let Some((model, id)) = record(&body) else {
         shared.refuse(peer, Refusal::Content, "the body names no record");
         return with(StatusCode::BAD_REQUEST);

@@ -9,11 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Callers that are remembered: more than a plant has. Some 100 bytes each.
-pub(super) const CALLERS_MAX: usize = 4096;
+pub(crate) const CALLERS_MAX: usize = 4096;
 
 /// For each caller, when everything so far would have been through at its rate (the generic cell rate algorithm).
 #[derive(Debug)]
-pub(super) struct Rates<K> {
+pub(crate) struct Rates<K> {
     /// What one unit costs.
     unit: Duration,
     /// What a caller may be ahead of its rate.
@@ -23,7 +23,7 @@ pub(super) struct Rates<K> {
 
 impl<K: Eq + Hash + Clone> Rates<K> {
     /// So many units a second, and so many seconds' worth of them at once.
-    pub(super) fn new(per_second: f64, burst: Duration) -> Self {
+    pub(crate) fn new(per_second: f64, burst: Duration) -> Self {
         Self { unit: Duration::from_secs_f64(1.0 / per_second.max(1e-9)), burst, paid_until: Mutex::default() }
     }
 
@@ -32,19 +32,19 @@ impl<K: Eq + Hash + Clone> Rates<K> {
     }
 
     /// Whether a caller may have something now; the error is how long it has to wait.
-    pub(super) fn check(&self, caller: &K, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn check(&self, caller: &K, now: Instant) -> Result<(), Duration> {
         let ahead = self.callers().get(caller).map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         if ahead > self.burst { Err(ahead - self.burst) } else { Ok(()) }
     }
 
     /// Whether a caller has no debt: it has had nothing for long enough.
-    pub(super) fn is_clear(&self, caller: &K, now: Instant) -> bool {
+    pub(crate) fn is_clear(&self, caller: &K, now: Instant) -> bool {
         self.callers().get(caller).is_none_or(|until| *until <= now)
     }
 
     /// Charges a caller. A batch is charged as a whole, so that it can be larger than a burst; what is next then waits
     /// the longer.
-    pub(super) fn charge(&self, caller: &K, units: u64, now: Instant) {
+    pub(crate) fn charge(&self, caller: &K, units: u64, now: Instant) {
         let cost = Duration::from_secs_f64((self.unit.as_secs_f64() * units as f64).min(LONGEST.as_secs_f64()));
         let mut callers = self.callers();
         if let Some(until) = callers.get_mut(caller) {
