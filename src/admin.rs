@@ -291,6 +291,7 @@ impl Handles {
         }
         let dead = self.journal.dead().status();
         problems.extend(dead.problem.iter().map(|why| format!("dead letters: {why}")));
+        problems.extend(self.ingest.slowed().iter().map(|why| format!("slowed down: {why}")));
         let view = self.view.load_full();
         problems.extend(view.configured.as_ref().and_then(Configured::problem));
         problems.extend(self.failures.problems());

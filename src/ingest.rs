@@ -7,6 +7,7 @@
 //! Not here: where facts come from (`sources`), what the disk does (`journal`).
 
 pub mod dead;
+mod shares;
 pub mod sparkplug;
 
 use crate::clock;
@@ -17,6 +18,9 @@ use crate::secret::Secret;
 use crate::telemetry::{self, Counter};
 use arc_swap::ArcSwap;
 use dead::DeadLetter;
+use shares::{Party, Shares};
+
+pub use shares::Pace;
 use sparkplug::Sparkplug;
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -28,6 +32,7 @@ pub struct Ingest {
     sparkplug: OnceLock<Sparkplug>,
     journal: Arc<Journal>,
     in_force: ArcSwap<InForce>,
+    shares: Shares,
     /// What it counts.
     pub stats: IngestStats,
 }
@@ -74,6 +79,8 @@ pub struct Route {
     is_by_rule: bool,
     /// Whether the sender's proven name is another one than the device's.
     is_for_another: bool,
+    party: Party,
+    pace: Option<Arc<Pace>>,
     generation: u64,
 }
 
@@ -105,6 +112,11 @@ struct Target {
 }
 
 impl Route {
+    /// Who hands in, as people know it.
+    fn sender(&self) -> &str {
+        [&self.user, &self.client].into_iter().find(|name| !name.is_empty()).unwrap_or(&self.source)
+    }
+
     /// The topic that leads here.
     pub fn topic(&self) -> &str {
         &self.topic
@@ -137,6 +149,21 @@ impl Route {
     fn auth(&self) -> Option<Attribute<'_>> {
         let kind = self.proven_by.filter(|_| self.is_for_another)?;
         Some(Attribute::Auth { kind, name: &self.user })
+    }
+
+    /// Has its sender keep to a pace.
+    pub fn paced(mut self, pace: Option<&Arc<Pace>>) -> Self {
+        self.pace = pace.cloned();
+        self
+    }
+
+    /// Whether its sender has a pace to keep to, and so loses nothing that has to wait.
+    pub fn is_paced(&self) -> bool {
+        self.pace.is_some()
+    }
+
+    fn is_over_pace(&self) -> bool {
+        self.pace.as_ref().is_some_and(|pace| !pace.wait(self.party).is_zero())
     }
 
     /// About how many bytes it takes in memory.
@@ -215,8 +242,13 @@ impl Taken {
 impl Ingest {
     /// A door to the journal, under these contracts.
     pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Secret) -> Result<Self, JournalError> {
-        let ingest =
-            Self { sparkplug: OnceLock::new(), journal, in_force: ArcSwap::default(), stats: IngestStats::default() };
+        let ingest = Self {
+            sparkplug: OnceLock::new(),
+            shares: Shares::new(journal.lanes().len()),
+            journal,
+            in_force: ArcSwap::default(),
+            stats: IngestStats::default(),
+        };
         ingest.put_in_force(contracts, mask_key)?;
         Ok(ingest)
     }
@@ -267,6 +299,8 @@ impl Ingest {
             proven_by: sender.proven_by,
             is_by_rule: false,
             is_for_another: device != sender.user,
+            party: self.shares.party(source, if sender.user.is_empty() { sender.client } else { sender.user }),
+            pace: None,
             generation: in_force.generation,
         }
     }
@@ -289,6 +323,22 @@ impl Ingest {
 
     /// Takes an event in. `now` is when it arrived.
     pub fn accept(
+        &self,
+        route: &Route,
+        payload: &[u8],
+        beside: Beside<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Taken, NotTaken> {
+        if route.is_over_pace() {
+            return Err(NotTaken::NoRoom);
+        }
+        let taken = self.accept_paced(route, payload, beside, now, waiter)?;
+        route.pace.iter().for_each(|pace| pace.charge(route.party));
+        Ok(taken)
+    }
+
+    fn accept_paced(
         &self,
         route: &Route,
         payload: &[u8],
@@ -417,7 +467,13 @@ impl Ingest {
             attributes,
             payload: &reading.payload,
         };
-        let ticket = self.lanes(target.placed.lane).submit(&record, target.contract.dedupe, waiter)?;
+        let (index, lane) = (target.placed.lane, self.lanes(target.placed.lane));
+        if !self.shares.has_share(index, lane, route.party) {
+            self.note_slowed(&lane.name, || self.shares.why(index, lane, route.party, route.sender()));
+            return Err(NotTaken::NoRoom);
+        }
+        let ticket = lane.submit(&record, target.contract.dedupe, waiter)?;
+        self.shares.add(index, route.party, record.payload.len() + record.key.len() + record.origin.len());
         if let Some(span) = telemetry::follow(&record.id) {
             let stream = target.contract.stream();
             span.in_scope(|| tracing::debug!(target: telemetry::FOLLOW, source = %route.origin, stream, "taken in"));
@@ -469,7 +525,13 @@ impl Ingest {
         // Whoever takes it in again wants all that its source said.
         let mut attributes = beside.attributes();
         attributes.extend(beside.exchange());
-        let ticket = letter.submit(self.journal.dead(), publication, attributes, waiter)?;
+        let log = self.journal.dead();
+        if !self.shares.has_dead_share(log, route.party) {
+            self.note_slowed(&log.name, || self.shares.why_dead(log, route.sender()));
+            return Err(NotTaken::NoRoom);
+        }
+        let ticket = letter.submit(log, publication, attributes, waiter)?;
+        self.shares.add_dead(log, route.party, payload.len());
         Ok(Taken { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, beside: 0 })
     }
 
@@ -477,11 +539,35 @@ impl Ingest {
         self.journal.lanes().get(index).unwrap_or(self.journal.dead())
     }
 
-    /// Whether the lane that a route leads to takes events, and why not.
+    /// Whether the lane that a route leads to takes events of its sender, and why not.
     pub fn condition(&self, route: &Route) -> Condition {
-        match &route.target {
-            Some(target) => self.lanes(target.placed.lane).condition(),
-            None => self.journal.dead().condition(),
+        let Some(Target { placed, .. }) = &route.target else {
+            let log = self.journal.dead();
+            let has_share = self.shares.has_dead_share(log, route.party);
+            return if has_share {
+                log.condition()
+            } else {
+                Condition::Full(self.shares.why_dead(log, route.sender()))
+            };
+        };
+        let lane = self.lanes(placed.lane);
+        match lane.condition() {
+            Condition::Good if !self.shares.has_share(placed.lane, lane, route.party) => {
+                Condition::Full(self.shares.why(placed.lane, lane, route.party, route.sender()))
+            }
+            condition => condition,
+        }
+    }
+
+    /// Who is slowed down since it holds its share of a lane or of the dead letters, and why.
+    pub fn slowed(&self) -> Vec<String> {
+        self.shares.slowed()
+    }
+
+    fn note_slowed(&self, lane: &str, why: impl FnOnce() -> String) {
+        let why = why();
+        if self.shares.note_slowed(why.clone()) {
+            tracing::warn!(lane, "a sender is slowed down: {why}");
         }
     }
 
@@ -503,11 +589,23 @@ impl Ingest {
         self.journal.dead().is_closed()
     }
 
-    /// Returns when the lane a route leads to may have room again. Safe to drop half-way.
+    /// Returns when the lane a route leads to may have room again for its sender. Safe to drop half-way.
     pub async fn room(&self, route: &Route) {
-        match &route.target {
-            Some(target) => self.lanes(target.placed.lane).room().await,
-            None => self.journal.dead().room().await,
+        // Nobody rings when central has taken something, or a share has grown.
+        const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+        if let Some(pace) = &route.pace {
+            tokio::time::sleep(pace.wait(route.party)).await;
         }
+        let dead = self.journal.dead();
+        if !self.shares.has_dead_share(dead, route.party) {
+            // It grows by the day; and what waits may be no dead letter.
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        let Some(target) = &route.target else { return dead.room().await };
+        let lane = self.lanes(target.placed.lane);
+        while !self.shares.has_share(target.placed.lane, lane, route.party) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        lane.room().await;
     }
 }

@@ -4,6 +4,7 @@
 //! others waited; the table says how long that may be.
 
 mod doors;
+mod lanes;
 mod logins;
 
 use std::time::Duration;
@@ -57,4 +58,10 @@ table! {
         "an operator asks for the status", AT_ONCE => doors::silent_connections_to_the_command_socket;
     readers_that_take_nothing: "two exports whose readers take nothing",
         "an operator verifies the journal", UNREAD => doors::readers_that_take_nothing;
+    a_lane_filled_by_one: "a publisher that fills a lane while central is away",
+        "another device publishes in that lane", AT_ONCE => lanes::a_lane_filled_by_one;
+    dead_letters_filled_by_one: "a publisher of nothing but junk",
+        "another device's dead letters are taken, and stay", AT_ONCE => lanes::dead_letters_filled_by_one;
+    a_client_over_its_rate: "a client that publishes as fast as it can, with events_per_second_max",
+        "another client publishes", AT_ONCE => lanes::a_client_over_its_rate;
 }

@@ -298,6 +298,23 @@ impl Lane {
         self.settings.load().full
     }
 
+    /// How it stands: bytes of the segments that a destination still needs, bytes that its log may take, and events that
+    /// a destination still needs. Without destinations all is needed.
+    pub fn load(&self) -> (u64, u64, u64) {
+        let budget = self.budget();
+        let log = self.log();
+        let low = log.settled.iter().map(|settled| settled.low).min().unwrap_or(0);
+        let first = log.segments.keys().next().copied().unwrap_or(log.end).max(low);
+        let ends = log.segments.keys().skip(1).copied().chain([log.end]);
+        let needed = log.segments.values().zip(ends).filter(|(_, end)| *end > low).map(|(part, _)| part.bytes).sum();
+        (needed, budget, log.end.saturating_sub(first))
+    }
+
+    /// Bytes that its log may take.
+    pub fn budget(&self) -> u64 {
+        self.settings.load().budget
+    }
+
     /// How many events its segments hold.
     pub fn held_events(&self) -> u64 {
         let log = self.log();

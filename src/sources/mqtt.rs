@@ -30,7 +30,7 @@ pub use registry::Registry;
 pub use wire::{Fault, Frame, Publish, frame, publish};
 
 use crate::clock;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Pace};
 use crate::local::Local;
 use crate::memory::{Budget, Door as BudgetDoor, Permit};
 use crate::security::{Cause, Report};
@@ -45,6 +45,7 @@ use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use serde::Deserialize;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,6 +91,8 @@ pub struct Config {
     /// Publishes that a client may have unacknowledged (Receive Maximum of MQTT 5).
     #[serde(default = "receive_maximum")]
     pub receive_maximum: u16,
+    /// Events a second that each client may hand in; one that is quicker is slowed down. Without it there is no limit.
+    pub events_per_second_max: Option<NonZeroU32>,
     /// Bytes that a connection may have waiting for the disk.
     #[serde(default = "waiting_max")]
     pub waiting_max: Bytes,
@@ -335,6 +338,8 @@ struct Shared {
     refusals: Limiter,
     registry: Arc<Registry>,
     local: Arc<Local>,
+    /// How many events a second each client may hand in.
+    pace: Option<Arc<Pace>>,
     devices: Arc<Devices>,
     budget: Arc<Budget>,
     /// This listener, as the budget tells it from others.
@@ -350,6 +355,7 @@ impl Shared {
             clients: clients.flatten(),
             users: config.passwords.as_deref().map(Users::load).transpose()?,
             packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
+            pace: config.events_per_second_max.map(|limit| Arc::new(Pace::new(limit.get()))),
             config,
             ingest: Arc::clone(&parts.ingest),
             local: Arc::clone(&parts.local),

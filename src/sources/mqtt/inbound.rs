@@ -397,7 +397,7 @@ impl Inbound {
                 Err(NotTaken::Closed) => return Err(SHUTTING_DOWN),
             }
         }
-        if publish.qos == 0 {
+        if publish.qos == 0 && !route.is_paced() {
             // Nobody waits for an answer, so that there is nobody to slow down.
             shared.stats.dropped.add(1);
             return Ok(());
@@ -579,8 +579,8 @@ impl Inbound {
             let _gate = held.is_qos2.then(|| shared.registry.gate());
             match shared.ingest.accept(&held.route, &held.payload, beside, now, &mut self.session.waiter) {
                 Ok(taken) => {
-                    let (id, qos, hash, arrived) =
-                        (held.packet_id, 1 + u8::from(held.is_qos2), held.hash, held.arrived);
+                    let qos = if held.packet_id == 0 { 0 } else { 1 + u8::from(held.is_qos2) };
+                    let (id, hash, arrived) = (held.packet_id, held.hash, held.arrived);
                     let bytes = held.bytes;
                     self.held_bytes -= bytes;
                     self.room.give(bytes);
@@ -707,7 +707,10 @@ fn hash(topic: &str, payload: &[u8]) -> u64 {
 impl Shared {
     /// Where a topic of a client leads, and why the client may not publish there; `None` if it may.
     pub(super) fn route(&self, topic: &str, client: &str, rights: &Rights) -> (Route, Option<String>) {
-        let route = self.ingest.route(SourceKind::Mqtt, &self.config.name, topic, rights.sender(client));
+        let route = self
+            .ingest
+            .route(SourceKind::Mqtt, &self.config.name, topic, rights.sender(client))
+            .paced(self.pace.as_ref());
         let permission = rights.may_publish(&route).map_err(|denied| denied.to_string());
         match permission {
             Ok(Permission::Name) => (route, None),
