@@ -6,10 +6,13 @@
 //!
 //! Not here: who is connected and subscribed (`sources`), where events go beyond the plant (`forward`).
 
+mod attention;
 mod feed;
 mod filter;
 mod last;
+mod tree;
 
+pub use attention::{Attention, Reach};
 pub use feed::{Enough, Event, Feed, Passing, Place};
 pub use filter::{Filter, split_share};
 pub use last::LastValue;
@@ -18,6 +21,7 @@ use crate::clock;
 use crate::journal::{Journal, JournalError, Lane, Note, Notes};
 use crate::shutdown::Shutdown;
 use crate::task;
+use attention::Attentions;
 use last::LastValues;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,6 +44,8 @@ pub struct Local {
     last: Mutex<LastValues>,
     /// Up to where the last values have followed each lane.
     followed: Mutex<HashMap<String, u64>>,
+    /// Those who wait for events of a filter.
+    attentions: Arc<Attentions>,
     /// Says that the last values have followed further.
     progress: watch::Sender<()>,
 }
@@ -64,11 +70,19 @@ impl Local {
                 recent
             }
         };
+        let mut followed = followed;
+        let attentions = Arc::<Attentions>::default();
+        for (index, lane) in journal.lanes().iter().enumerate() {
+            // A lane that is new begins now, for whoever waits in it as for the last values.
+            let next = *followed.entry(lane.name.clone()).or_insert_with(|| lane.end());
+            attentions.follow().reached(index, next);
+        }
         Ok(Self {
             journal,
             notes,
             last: Mutex::new(last),
             followed: Mutex::new(followed),
+            attentions,
             progress: watch::channel(()).0,
         })
     }
@@ -110,6 +124,12 @@ impl Local {
         Feed::new(&self.journal, |lane| from(&lane.name))
     }
 
+    /// Waits for events of a filter behind what a feed has looked at.
+    pub fn attend(&self, filter: &Filter, feed: &Feed) -> Attention {
+        let from: Vec<u64> = feed.positions().map(|(_, next)| next).collect();
+        self.attentions.attend(filter, &from)
+    }
+
     /// Follows the journal and keeps the last values, until the shutdown.
     pub async fn run(self: Arc<Self>, mut shutdown: Shutdown) {
         let mut feed = self.feed();
@@ -141,14 +161,18 @@ impl Local {
     fn follow(&self, feed: &mut Feed) {
         let mut topic = Vec::new();
         let mut last = self.last();
+        let mut attentive = self.attentions.follow();
         feed.look(|passing| {
             topic.clear();
             passing.published.renderer.push_topic(passing.record, &mut topic);
             if let Ok(topic) = std::str::from_utf8(&topic) {
                 last.note(topic, passing.record, passing.sequence, passing.recorded);
+                attentive.note(passing.place.lane, passing.place.offset, topic);
             }
             Enough::No
         });
+        feed.positions().enumerate().for_each(|(lane, (_, next))| attentive.reached(lane, next));
+        drop(attentive);
         // Under the same lock: who asks for last values and then for a feed misses nothing.
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         for (lane, next) in feed.positions() {

@@ -162,6 +162,18 @@ impl Feed {
         skipped
     }
 
+    /// Whether it has not looked at everything below these offsets of the lanes.
+    pub fn is_short_of(&self, reach: &[u64]) -> bool {
+        self.lanes.iter().zip(reach).any(|(reading, reach)| reading.next < *reach)
+    }
+
+    /// Goes on at this event of a lane, if it is not further already: nobody wants those before it.
+    pub fn skip_to(&mut self, lane: usize, offset: u64) {
+        if let Some(reading) = self.lanes.get_mut(lane).filter(|reading| reading.next < offset) {
+            reading.jump(offset);
+        }
+    }
+
     /// Bytes of the blocks that it is in.
     pub fn bytes(&self) -> usize {
         self.lanes.iter().filter_map(|reading| reading.walk.as_ref()).map(Walk::bytes).sum()

@@ -3,7 +3,7 @@
 //! Invariant: an event that a member did not acknowledge before it went goes to another.
 
 use crate::journal::Journal;
-use crate::local::{Enough, Event, Feed, Filter, Local, Place, split_share};
+use crate::local::{Attention, Enough, Event, Feed, Filter, Local, Place, Reach, split_share};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -30,11 +30,21 @@ pub struct Group {
     filter: Filter,
     journal: Arc<Journal>,
     /// Whoever holds it takes the next event.
-    feed: tokio::sync::Mutex<Feed>,
+    feed: tokio::sync::Mutex<Way>,
     state: Mutex<State>,
     has_given_back: tokio::sync::Notify,
     /// Whether it has got further since it was noted.
     has_moved: AtomicBool,
+}
+
+/// How a group goes through the lanes.
+#[derive(Debug)]
+struct Way {
+    feed: Feed,
+    /// Calls it when an event of its filter is there: most events are nobody's, and groups are many.
+    attention: Attention,
+    /// For each lane up to where events are to be looked at.
+    reach: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -98,10 +108,11 @@ impl Groups {
         let next: Vec<_> = feed.positions().map(|(lane, next)| (lane.to_owned(), next)).collect();
         let given_back = note.map(|note| note.places(&next)).unwrap_or_default();
         let filter = split_share(written).and_then(|(_, filter)| Filter::parse(filter)).unwrap_or_default();
+        let attention = local.attend(&filter, &feed);
         let group = Arc::new(Group {
             filter,
             journal: Arc::clone(&self.journal),
-            feed: tokio::sync::Mutex::new(feed),
+            feed: tokio::sync::Mutex::new(Way { feed, attention, reach: Vec::new() }),
             state: Mutex::new(State { next, given_back, ..State::default() }),
             has_given_back: tokio::sync::Notify::new(),
             has_moved: AtomicBool::new(true),
@@ -173,21 +184,26 @@ impl Group {
     }
 
     fn take(&self, feed: &Feed, place: Place) {
+        self.state().out.insert(place);
+        self.passed(feed);
+        self.has_moved.store(true, Ordering::Release);
+    }
+
+    /// Keeps where the feed is. What was only passed over needs no note: after a start it is passed over again.
+    fn passed(&self, feed: &Feed) {
         let mut state = self.state();
-        state.out.insert(place);
         for (known, (_, next)) in state.next.iter_mut().zip(feed.positions()) {
             known.1 = next;
         }
-        drop(state);
-        self.has_moved.store(true, Ordering::Release);
     }
 
     /// The next event. Safe to drop half-way: an event is taken in the last step.
     async fn next(&self) -> Event {
-        let mut feed = self.feed.lock().await;
+        let mut way = self.feed.lock().await;
         loop {
+            let Way { feed, attention, reach } = &mut *way;
             if let Some(event) = self.again().await {
-                self.take(&feed, event.place);
+                self.take(feed, event.place);
                 return event;
             }
             let mut found = None;
@@ -201,14 +217,22 @@ impl Group {
                 Enough::Yes
             });
             if let Some(found) = found {
-                self.take(&feed, found.place);
+                self.take(feed, found.place);
                 return found;
             }
-            tokio::select! {
-                is_open = feed.ready() => if !is_open {
-                    std::future::pending::<()>().await;
-                },
-                () = self.has_given_back.notified() => {}
+            if feed.is_short_of(reach) {
+                tokio::select! {
+                    is_open = feed.ready() => if !is_open {
+                        std::future::pending::<()>().await;
+                    },
+                    () = self.has_given_back.notified() => {}
+                }
+            } else if !catch_up(feed, attention, reach) {
+                self.passed(feed);
+                tokio::select! {
+                    () = attention.called() => {}
+                    () = self.has_given_back.notified() => {}
+                }
             }
         }
     }
@@ -226,6 +250,24 @@ impl Group {
             }
         }
     }
+}
+
+/// Passes over what does not match; `true` if there are events to look at.
+fn catch_up(feed: &mut Feed, attention: &Attention, reach: &mut Vec<u64>) -> bool {
+    let reaches = attention.catch_up();
+    reach.resize(reaches.len(), 0);
+    let mut has_matched = false;
+    for (lane, found) in reaches.into_iter().enumerate() {
+        match found {
+            Reach::Quiet(next) => feed.skip_to(lane, next),
+            Reach::Matched(first, next) => {
+                feed.skip_to(lane, first);
+                reach[lane] = next;
+                has_matched = true;
+            }
+        }
+    }
+    has_matched
 }
 
 /// The next event of any of some groups; for ever, if there is none. Safe to drop half-way.

@@ -1,0 +1,53 @@
+//! What many subscriptions of some cost the events of all.
+
+use crate::common::client::{Client, Hello, subscribe};
+use crate::common::gateway::{Gateway, payload};
+use std::time::Duration;
+
+/// Connections, and shared subscriptions of each, of a group of its own.
+const CONNECTIONS: usize = 80;
+const GROUPS: usize = 64;
+const EVENTS: u16 = 200;
+
+/// Processor time that a process has used.
+fn used(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<_> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    let ticks: u64 = [11, 12].iter().map(|field| fields[*field].parse::<u64>().expect("a number")).sum();
+    // Ticks of the kernel's interface to programs: 100 a second on Linux.
+    Duration::from_millis(ticks * 10)
+}
+
+/// Publishes one after another; processor time of the gateway for each.
+fn cost_of_an_event(gateway: &Gateway, client: &str) -> Duration {
+    let (mut device, _) = Client::connect(gateway.address, &Hello { client, ..Hello::default() });
+    let before = used(gateway.pid());
+    for id in 1..=EVENTS {
+        let event = format!("{client}-{id}");
+        device.publish(true, id, "plant/a/m1/state", payload(1, 1).replace("01-00000001", &event).as_bytes());
+    }
+    (used(gateway.pid()) - before) / u32::from(EVENTS)
+}
+
+/// What an event costs more with groups whose filters do not match it.
+pub fn groups_of_others() -> Duration {
+    let gateway = Gateway::start("fair-groups", "");
+    let without = cost_of_an_event(&gateway, "before");
+    let connections: Vec<_> = (0..CONNECTIONS)
+        .map(|number| {
+            let name = format!("subscriber-{number}");
+            let (mut client, _) = Client::connect(gateway.address, &Hello { client: &name, ..Hello::default() });
+            let filters: Vec<_> =
+                (0..GROUPS).map(|group| format!("$share/g{group}/plant/{number}/{group}/+/state")).collect();
+            let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
+            client.send(&subscribe(true, 1, &[], &filters));
+            let suback = client.receive().expect("a SUBACK");
+            assert!(suback[4..].iter().all(|code| *code == 1), "{suback:?}");
+            client
+        })
+        .collect();
+    let with = cost_of_an_event(&gateway, "after");
+    println!("{without:?} for each event without, {with:?} with {} groups", CONNECTIONS * GROUPS);
+    drop(connections);
+    with.saturating_sub(without)
+}
