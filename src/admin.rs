@@ -32,7 +32,7 @@ use crate::forward::again::Replays;
 use crate::http::{self, Crowd, Phase, Pieces, Reply, Seat};
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::Fates;
-use crate::journal::{BEGUN, Backlog, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
+use crate::journal::{BEGUN, Backlog, Condition, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
 use crate::ledger::{self, Balance};
 use crate::memory::{self, Budget};
 use crate::security::{Cause, Report, Security};
@@ -278,6 +278,9 @@ impl Handles {
             for to in &mut status.destinations {
                 to.oldest = oldest(lane, to).map(|at| at.to_string());
             }
+            if let (None, Condition::Full(why)) = (&status.problem, self.ingest.condition_of(lane)) {
+                status.problem = Some(why);
+            }
             problems.extend(status.problem.iter().map(|why| format!("lane {}: {why}", lane.name)));
             lanes.push(status);
         }
@@ -290,8 +293,11 @@ impl Handles {
             ));
         }
         let dead = self.journal.dead().status();
-        problems.extend(dead.problem.iter().map(|why| format!("dead letters: {why}")));
-        problems.extend(self.ingest.slowed().iter().map(|why| format!("slowed down: {why}")));
+        let dead_full = match self.ingest.condition_of(self.journal.dead()) {
+            Condition::Full(why) if dead.problem.is_none() => Some(why),
+            _ => None,
+        };
+        problems.extend(dead.problem.iter().chain(&dead_full).map(|why| format!("dead letters: {why}")));
         let view = self.view.load_full();
         problems.extend(view.configured.as_ref().and_then(Configured::problem));
         problems.extend(self.failures.problems());

@@ -469,7 +469,7 @@ impl Ingest {
         };
         let (index, lane) = (target.placed.lane, self.lanes(target.placed.lane));
         if !self.shares.has_share(index, lane, route.party) {
-            self.note_slowed(&lane.name, || self.shares.why(index, lane, route.party, route.sender()));
+            self.note_slowed(index, lane, route);
             return Err(NotTaken::NoRoom);
         }
         let ticket = lane.submit(&record, target.contract.dedupe, waiter)?;
@@ -527,7 +527,7 @@ impl Ingest {
         attributes.extend(beside.exchange());
         let log = self.journal.dead();
         if !self.shares.has_dead_share(log, route.party) {
-            self.note_slowed(&log.name, || self.shares.why_dead(log, route.sender()));
+            self.note_slowed(self.journal.lanes().len(), log, route);
             return Err(NotTaken::NoRoom);
         }
         let ticket = letter.submit(log, publication, attributes, waiter)?;
@@ -544,11 +544,8 @@ impl Ingest {
         let Some(Target { placed, .. }) = &route.target else {
             let log = self.journal.dead();
             let has_share = self.shares.has_dead_share(log, route.party);
-            return if has_share {
-                log.condition()
-            } else {
-                Condition::Full(self.shares.why_dead(log, route.sender()))
-            };
+            let why = || self.shares.why(self.journal.lanes().len(), log, route.party, route.sender());
+            return if has_share { log.condition() } else { Condition::Full(why()) };
         };
         let lane = self.lanes(placed.lane);
         match lane.condition() {
@@ -559,15 +556,22 @@ impl Ingest {
         }
     }
 
-    /// Who is slowed down since it holds its share of a lane or of the dead letters, and why.
-    pub fn slowed(&self) -> Vec<String> {
-        self.shares.slowed()
+    /// Whether a lane takes events, and why not: it is full for those that hold their share of it too.
+    pub fn condition_of(&self, lane: &Lane) -> Condition {
+        let index = self.journal.lanes().iter().position(|known| known.name == lane.name);
+        match lane.condition() {
+            Condition::Good => {
+                let why = self.shares.slowed(index.unwrap_or(self.journal.lanes().len()), lane);
+                why.map_or(Condition::Good, Condition::Full)
+            }
+            condition => condition,
+        }
     }
 
-    fn note_slowed(&self, lane: &str, why: impl FnOnce() -> String) {
-        let why = why();
-        if self.shares.note_slowed(why.clone()) {
-            tracing::warn!(lane, "a sender is slowed down: {why}");
+    fn note_slowed(&self, index: usize, lane: &Lane, route: &Route) {
+        if self.shares.note_slowed(index, route.party, route.sender()) {
+            let why = self.shares.why(index, lane, route.party, route.sender());
+            tracing::warn!(lane = %lane.name, "a sender is slowed down: {why}");
         }
     }
 

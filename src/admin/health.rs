@@ -73,7 +73,7 @@ impl Handles {
         let view = self.view.load();
         health.look("started", view.configured.is_none().then(|| "the gateway is still starting".into()));
         for lane in self.journal.lanes() {
-            let reason = match lane.condition() {
+            let reason = match self.ingest.condition_of(lane) {
                 _ if lane.is_closed() => Some("the journal is closed".into()),
                 Condition::Good => None,
                 Condition::Full(why) | Condition::Failed(why) => Some(why),

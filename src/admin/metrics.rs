@@ -101,7 +101,7 @@ impl Handles {
         each(LANE_BYTES, &|_, status| status.bytes as f64);
         each(LANE_BUDGET, &|_, status| status.budget as f64);
         each(LANE_SEGMENTS, &|_, status| status.segments as f64);
-        each(LANE_FULL, &|lane, _| truth(matches!(lane.condition(), Condition::Full(_))));
+        each(LANE_FULL, &|lane, _| truth(matches!(self.ingest.condition_of(lane), Condition::Full(_))));
         each(LANE_FAILED, &|lane, _| truth(matches!(lane.condition(), Condition::Failed(_))));
         page.put(LANE_COMMITS, |rows| {
             for (lane, _) in &lanes {

@@ -10,8 +10,9 @@
 //!
 //! A party is a proven name at a source, or a client there that has proven none.
 //!
-//! Dead letters stay for weeks, so that waiting for room would be for ever: a party may fill a quarter of their budget at
-//! once and another quarter in [`DEAD_PERIOD`]; beyond that they are not taken.
+//! Dead letters stay for weeks, so that waiting for room could be for ever: a party may fill a quarter of their budget at
+//! once and another quarter in [`DEAD_PERIOD`]. Beyond that it gets what is free, and then room that its own oldest
+//! letters leave; where those of others would leave for its next one, it waits.
 
 use crate::clock;
 use crate::journal::{Full, Lane};
@@ -69,13 +70,22 @@ impl Pace {
     }
 }
 
-/// What the parties hold of each lane.
+/// What the parties hold of each lane, and of the dead letters behind them.
 #[derive(Debug)]
 pub(super) struct Shares {
     lanes: Vec<Mutex<Tally>>,
     dead: Mutex<Option<DeadShares>>,
-    slowed: Mutex<VecDeque<(Instant, String)>>,
+    slowed: Mutex<VecDeque<Slowed>>,
     names: RandomState,
+}
+
+/// A party that was slowed down.
+#[derive(Debug)]
+struct Slowed {
+    at: Instant,
+    lane: usize,
+    party: Party,
+    name: String,
 }
 
 #[derive(Debug)]
@@ -164,6 +174,24 @@ impl Tally {
         (share as u64).min(held.saturating_mul(DISK_TIMES_MAX))
     }
 
+    /// Whether the oldest `events` are a party's own.
+    fn oldest_are_of(&self, party: Party, events: u64) -> bool {
+        if self.events < self.load.queued {
+            return false;
+        }
+        let mut left = events;
+        for part in &self.parts {
+            if left == 0 {
+                break;
+            }
+            if part.held.get(&party).copied().unwrap_or(0) < part.bytes {
+                return false;
+            }
+            left = left.saturating_sub(part.events);
+        }
+        true
+    }
+
     fn has_share(&self, party: Party) -> bool {
         let load = self.now();
         let is_tight = load.needed > load.budget / 2;
@@ -205,7 +233,7 @@ impl Tally {
 
 impl Shares {
     pub(super) fn new(lanes: usize) -> Self {
-        let lanes = (0..lanes).map(|_| Mutex::default()).collect();
+        let lanes = (0..=lanes).map(|_| Mutex::default()).collect();
         Self { lanes, dead: Mutex::default(), slowed: Mutex::default(), names: RandomState::new() }
     }
 
@@ -238,27 +266,23 @@ impl Shares {
         }
     }
 
-    /// Why a party that has no share left in a lane is slowed down, with its name.
-    pub(super) fn why(&self, index: usize, lane: &Lane, party: Party, name: &str) -> String {
-        let tally = self.tally(index, lane, clock::instant());
-        let (held, load) = tally.map_or((0, Load::default()), |tally| (tally.held_by(party), tally.now()));
-        format!(
-            "\"{name}\" holds {} of the {} of lane {}, and {} are left for everybody: what else it hands in waits until central has taken some, or the budget is larger",
-            Bytes(held),
-            Bytes(load.budget),
-            lane.name,
-            Bytes(load.free())
-        )
-    }
-
     /// Whether a party may have another dead letter.
     pub(super) fn has_dead_share(&self, lane: &Lane, party: Party) -> bool {
-        self.dead(lane, |bytes| bytes.check(&party, clock::instant()).is_ok())
+        let now = clock::instant();
+        if self.dead(lane, |bytes| bytes.check(&party, now).is_ok()) {
+            return true;
+        }
+        let Some(tally) = self.tally(self.lanes.len() - 1, lane, now) else { return true };
+        let load = tally.now();
+        // The oldest segment leaves when the budget is used up.
+        let is_tight = load.needed > load.budget - load.budget / 8;
+        !is_tight || tally.oldest_are_of(party, lane.oldest_events())
     }
 
     /// Notes a dead letter of a party.
     pub(super) fn add_dead(&self, lane: &Lane, party: Party, bytes: usize) {
         self.dead(lane, |rates| rates.charge(&party, bytes as u64 + LETTER_BYTES, clock::instant()));
+        self.add(self.lanes.len() - 1, party, bytes + LETTER_BYTES as usize);
     }
 
     fn dead<T>(&self, lane: &Lane, then: impl FnOnce(&Rates<Party>) -> T) -> T {
@@ -274,38 +298,64 @@ impl Shares {
         then(&dead.bytes)
     }
 
-    /// Why a party gets no more dead letters, with its name.
-    pub(super) fn why_dead(&self, lane: &Lane, name: &str) -> String {
-        format!(
-            "\"{name}\" has filled a quarter of the {} of the dead letters: what else of it cannot be taken waits; see `forebay dead list`, mend the device or the contract, or raise budget in [dead]",
-            Bytes(lane.budget())
-        )
-    }
-
     /// Notes that a party is slowed down; `true` if that is news.
-    pub(super) fn note_slowed(&self, why: String) -> bool {
+    pub(super) fn note_slowed(&self, lane: usize, party: Party, name: &str) -> bool {
         // As many as a person reads.
         const NAMED_MAX: usize = 8;
         let now = clock::instant();
         let mut slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
-        slowed.retain(|(at, _)| now.duration_since(*at) < NAMED_FOR);
-        let who = |text: &str| text.split('"').nth(1).map(str::to_owned);
-        let known = slowed.iter().position(|(_, known)| who(known) == who(&why));
-        if let Some(known) = known {
-            slowed.remove(known);
-        } else if slowed.len() >= NAMED_MAX {
+        slowed.retain(|one| now.duration_since(one.at) < NAMED_FOR);
+        if let Some(known) = slowed.iter_mut().find(|one| one.lane == lane && one.party == party) {
+            known.at = now;
+            return false;
+        }
+        if slowed.len() >= NAMED_MAX {
             slowed.pop_front();
         }
-        slowed.push_back((now, why));
-        known.is_none()
+        slowed.push_back(Slowed { at: now, lane, party, name: name.to_owned() });
+        true
     }
 
-    /// Who is slowed down, and why.
-    pub(super) fn slowed(&self) -> Vec<String> {
+    /// Why parties of a lane are slowed down at present, with their names; `None` if none is.
+    pub(super) fn slowed(&self, index: usize, lane: &Lane) -> Option<String> {
         let now = clock::instant();
-        let slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = slowed.iter().filter(|(at, _)| now.duration_since(*at) < NAMED_FOR);
-        recent.map(|(_, why)| why.clone()).collect()
+        let parties: Vec<(Party, String)> = {
+            let slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
+            let recent = slowed.iter().filter(|one| one.lane == index && now.duration_since(one.at) < NAMED_FOR);
+            recent.map(|one| (one.party, one.name.clone())).collect()
+        };
+        let is_dead = index + 1 == self.lanes.len();
+        let is_slowed = |party| match is_dead {
+            true => !self.has_dead_share(lane, party),
+            false => !self.has_share(index, lane, party),
+        };
+        let named = parties.into_iter().filter(|(party, _)| is_slowed(*party));
+        let named: Vec<_> = named.map(|(party, name)| self.named(index, lane, party, &name)).collect();
+        (!named.is_empty()).then(|| self.explain(is_dead, lane, &named.join(", ")))
+    }
+
+    /// Why one party is slowed down.
+    pub(super) fn why(&self, index: usize, lane: &Lane, party: Party, name: &str) -> String {
+        self.explain(index + 1 == self.lanes.len(), lane, &self.named(index, lane, party, name))
+    }
+
+    fn named(&self, index: usize, lane: &Lane, party: Party, name: &str) -> String {
+        let held = self.tally(index, lane, clock::instant()).map_or(0, |tally| tally.held_by(party));
+        format!("\"{name}\" ({})", Bytes(held))
+    }
+
+    fn explain(&self, is_dead: bool, lane: &Lane, named: &str) -> String {
+        let (needed, budget, _) = lane.load();
+        let free = Bytes(budget.saturating_sub(needed));
+        let budget = Bytes(budget);
+        match is_dead {
+            true => format!(
+                "what else cannot be taken from {named} waits, since dead letters of others would leave their budget of {budget} for it; see `forebay dead list`, mend the device or the contract, or raise budget in [dead]"
+            ),
+            false => format!(
+                "the budget of {budget} is used up by events that central has not acknowledged, mostly of {named}, which has to wait; {free} are left for others"
+            ),
+        }
     }
 }
 
@@ -352,8 +402,8 @@ mod tests {
         assert!(tally.held.is_empty() && tally.parts.is_empty() && tally.bytes == 0);
         // After a start with a log that is nearly full, a small one goes on.
         tally.look(Load { budget: 90 * MB, needed: 88 * MB, queued: 100_000 });
-        (0..100).for_each(|_| tally.add(Party(1), 1000));
-        tally.look(Load { budget: 90 * MB, needed: 88 * MB, queued: 100_100 });
+        (0..50).for_each(|_| tally.add(Party(1), 1000));
+        tally.look(Load { budget: 90 * MB, needed: 88 * MB, queued: 100_050 });
         assert!(tally.has_share(Party(1)));
     }
 

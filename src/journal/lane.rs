@@ -303,11 +303,17 @@ impl Lane {
     pub fn load(&self) -> (u64, u64, u64) {
         let budget = self.budget();
         let log = self.log();
+        // Dead letters have no destination either, and wait for a person.
         let low = log.settled.iter().map(|settled| settled.low).min().unwrap_or(0);
         let first = log.segments.keys().next().copied().unwrap_or(log.end).max(low);
         let ends = log.segments.keys().skip(1).copied().chain([log.end]);
         let needed = log.segments.values().zip(ends).filter(|(_, end)| *end > low).map(|(part, _)| part.bytes).sum();
         (needed, budget, log.end.saturating_sub(first))
+    }
+
+    /// How many events its oldest segment holds.
+    pub fn oldest_events(&self) -> u64 {
+        self.extents().first().map_or(0, |(from, to)| to - from)
     }
 
     /// Bytes that its log may take.

@@ -53,7 +53,8 @@ pub fn a_lane_filled_by_one() -> Duration {
     let waited = others_publish(&gateway, "device");
     let status = gateway.status();
     let problems = status["problems"].to_string();
-    assert!(problems.contains("slowed down") && problems.contains("hog") && !problems.contains("device"), "{problems}");
+    let is_named = problems.contains("lane critical: the budget of 16.0 MB is used up") && problems.contains("hog");
+    assert!(is_named && !problems.contains("device"), "{problems}");
     // It lives, and is still asked to wait.
     hog.send(&[0xC0, 0]);
     assert_eq!(hog.hear(Duration::from_secs(5)), Heard::Packet(vec![0xD0]));
@@ -65,7 +66,7 @@ pub fn dead_letters_filled_by_one() -> Duration {
     let (mut device, _) = Client::connect(gateway.address, &Hello { client: "device", ..Hello::default() });
     device.publish(true, 1, "nowhere/device", b"mine");
     let (_hog, acknowledged) = publish_without_end(&gateway, "hog", "nowhere/hog");
-    assert!((40..120).contains(&acknowledged), "{acknowledged} of 60 kB are a quarter of 16 MB");
+    assert!(acknowledged > 150, "{acknowledged} of 60 kB are all that found room in 16 MB");
     let start = Instant::now();
     device.publish(true, 2, "nowhere/device", b"mine too");
     let waited = start.elapsed();
@@ -73,7 +74,7 @@ pub fn dead_letters_filled_by_one() -> Duration {
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
     assert_eq!(list.matches("nowhere/device").count(), 2, "what others wrote is still there");
     let problems = gateway.status()["problems"].to_string();
-    assert!(problems.contains("slowed down") && problems.contains("hog"), "{problems}");
+    assert!(problems.contains("dead letters of others") && problems.contains("hog"), "{problems}");
     waited
 }
 
