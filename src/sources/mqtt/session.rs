@@ -49,8 +49,9 @@ const READ_BYTES: usize = 32 << 10;
 const LOGIN_WAIT_MAX: Duration = Duration::from_secs(60);
 /// What a client may send ahead of its CONNACK while its password is checked: more than a SUBSCRIBE or two.
 const AHEAD_BYTES_MAX: usize = 32 << 10;
-/// Bytes read at once where many are connected: what one client sends holds up the others for so long.
-const READ_BYTES_MIN: usize = 4 << 10;
+/// Bytes read at once where many are connected: what one client sends holds up the others for so long. It is some 60
+/// publishes without a payload.
+const READ_BYTES_MIN: usize = 1 << 10;
 /// So many connections may read [`READ_BYTES`] each before one of them waits too long for the others: 1 MiB is an
 /// estimated 10 ms of work.
 const READERS: usize = 32;
@@ -607,10 +608,14 @@ impl<'s> Connection<'s> {
                 }
                 () = room(shared, blocked_on.as_deref()) => inbound.take_held(shared),
                 next = next(&mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading) => match next {
-                    Next::Read(step) => {
+                    Next::Read(step, is_more) => {
                         heard_at = clock::instant();
                         if let Some(end) = End::of(step) {
                             return end;
+                        }
+                        // The runtime would let one connection read many times before it turns to the next one.
+                        if is_more {
+                            tokio::task::yield_now().await;
                         }
                     }
                     Next::Gone => return End::Gone,
@@ -852,8 +857,8 @@ async fn left(stream: &mut Box<dyn Line>, input: &mut Vec<u8>, room: Option<&mut
 
 /// What happens next on a connection.
 enum Next {
-    /// Something was read and handled.
-    Read(Step),
+    /// Something was read and handled; `true` if there may be more.
+    Read(Step, bool),
     /// The client is gone.
     Gone,
     /// There may be something to tell it.
@@ -872,8 +877,9 @@ async fn next(
     let most = read_bytes(shared);
     poll_fn(|context| {
         if is_reading {
-            match poll_read_with(stream, context, most, |bytes| inbound.digest(shared, input, output, bytes)) {
-                Poll::Ready(Ok(Read::Bytes(step))) => return Poll::Ready(Next::Read(step)),
+            let digest = |bytes: &[u8]| (inbound.digest(shared, input, output, bytes), bytes.len() == most);
+            match poll_read_with(stream, context, most, digest) {
+                Poll::Ready(Ok(Read::Bytes((step, is_more)))) => return Poll::Ready(Next::Read(step, is_more)),
                 Poll::Ready(Ok(Read::End) | Err(_)) => return Poll::Ready(Next::Gone),
                 Poll::Pending => {}
             }
