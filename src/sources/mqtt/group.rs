@@ -15,13 +15,30 @@ use std::task::Poll;
 /// Events of a group that are noted one by one as handed out and not acknowledged: four members with full windows of
 /// 1,024. Beyond it the oldest is where the group goes on.
 const OPEN_MAX: usize = 4096;
+/// So many groups are not worth being looked through for those that have ended.
+const SWEPT_MIN: usize = 64;
 
 /// The groups of all listeners, by listener and shared filter as it was written. A group lives as long as a member is
 /// connected; beyond that its note says how far it was.
 #[derive(Debug)]
 pub struct Groups {
     journal: Arc<Journal>,
-    all: Mutex<HashMap<(String, String), Weak<Group>>>,
+    all: Mutex<All>,
+}
+
+/// By listener and filter. Those that have ended are taken out now and then.
+#[derive(Debug, Default)]
+struct All {
+    groups: HashMap<(String, String), Weak<Group>>,
+    /// How many there were after the ended were taken out last.
+    living: usize,
+}
+
+impl All {
+    fn sweep(&mut self) {
+        self.groups.retain(|_, group| group.strong_count() > 0);
+        self.living = self.groups.len();
+    }
 }
 
 /// One group.
@@ -93,9 +110,12 @@ impl Groups {
         note: impl FnOnce() -> Option<GroupNote>,
     ) -> Arc<Group> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, group| group.strong_count() > 0);
+        // Not each time: a client may join hundreds of groups beside thousands of others.
+        if all.groups.len() >= SWEPT_MIN + 2 * all.living {
+            all.sweep();
+        }
         let key = (source.to_owned(), written.to_owned());
-        if let Some(group) = all.get(&key).and_then(Weak::upgrade) {
+        if let Some(group) = all.groups.get(&key).and_then(Weak::upgrade) {
             return group;
         }
         let note = note();
@@ -117,14 +137,16 @@ impl Groups {
             has_given_back: tokio::sync::Notify::new(),
             has_moved: AtomicBool::new(true),
         });
-        all.insert(key, Arc::downgrade(&group));
+        all.groups.insert(key, Arc::downgrade(&group));
         group
     }
 
     /// The groups that have got further since the last call: listener, filter, and the group.
     pub fn moved(&self) -> Vec<(String, String, Arc<Group>)> {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let living = all.iter().filter_map(|((source, written), group)| Some((source, written, group.upgrade()?)));
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.sweep();
+        let living =
+            all.groups.iter().filter_map(|((source, written), group)| Some((source, written, group.upgrade()?)));
         let moved = living.filter(|(.., group)| group.has_moved.swap(false, Ordering::AcqRel));
         moved.map(|(source, written, group)| (source.clone(), written.clone(), group)).collect()
     }
