@@ -135,7 +135,11 @@ impl Journal {
     /// Copies the journal into a new folder while it runs. Blocks the thread.
     pub fn back_up(&self, to: &Path, tell: Tell<'_>) -> Result<Backup, BackupError> {
         let state = &self.core.state;
-        let notes = state.notes("")?.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        // The cursors that are copied are those in memory, without any dropped one; a destination that comes meanwhile under
+        // the name of a dropped one keeps its own.
+        let is_copied = |name: &str| !name.starts_with(super::open::DROPPED);
+        let notes = state.notes("")?.into_iter().filter(|(name, _)| is_copied(name));
+        let notes = notes.map(|(name, value)| (name, Some(value))).collect();
         let lanes = self.lanes().iter().chain([self.dead()]);
         let of = |known: Arc<super::Published>| (known.publication.lane.clone(), known.stream);
         let source = Source {

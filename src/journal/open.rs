@@ -526,9 +526,12 @@ fn open_lane(
     Ok((lane, Position { offsets, sequences, active }))
 }
 
+/// What the names of [`dropped`] begin with.
+pub(super) const DROPPED: &str = "dropped/";
+
 /// Name of the note that a destination was dropped in a lane, and that the log still holds its cursor.
 pub(super) fn dropped(lane: &str, destination: &str) -> String {
-    format!("dropped/{lane}/{destination}")
+    format!("{DROPPED}{lane}/{destination}")
 }
 
 /// The destinations that were dropped in a lane, and whose cursors the log still holds.
