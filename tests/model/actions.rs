@@ -258,6 +258,18 @@ impl World {
         self.check()
     }
 
+    /// Drops again what a failing disk let be dropped in part, as an operator does: it would hold lanes back for ever.
+    fn drop_the_rest(&mut self) -> Result<(), String> {
+        let Some(journal) = self.journal().cloned() else { return Ok(()) };
+        let is_planned = |name: &String| self.plan.destinations.iter().any(|to| to.name == *name);
+        let rest: Vec<String> = journal.destinations().into_iter().filter(|name| !is_planned(name)).collect();
+        for name in rest {
+            self.note(format_args!("destination {name} is dropped again"));
+            journal.begin_drop(&name).map_err(|error| format!("{name} cannot be dropped on a good disk: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Everything works again: what was acknowledged arrives.
     async fn drain(&mut self) -> Result<(), String> {
         self.note(format_args!("everything works"));
@@ -278,17 +290,14 @@ impl World {
             to.is_configured = true;
         }
         self.reload().await;
+        self.drop_the_rest()?;
         for _ in 0..DRAIN_ROUNDS {
             let Some(running) = &mut self.running else { break };
             (0..running.stepped.writers()).for_each(|writer| {
                 running.stepped.step(writer);
             });
             let journal = &running.stepped.journal;
-            // One that could only be dropped in part is nobody's any more.
-            let is_known = |name: &str| self.plan.destinations.iter().any(|to| to.name == name);
-            let is_queued = |lane: &crate::journal::Lane| {
-                lane.status().destinations.iter().any(|to| to.queued > 0 && is_known(&to.destination))
-            };
+            let is_queued = |lane: &crate::journal::Lane| lane.status().destinations.iter().any(|to| to.queued > 0);
             let is_over = running.pending.is_empty() && !journal.lanes().iter().any(|lane| is_queued(lane));
             let news = self.acknowledge();
             self.check_news(&news)?;
