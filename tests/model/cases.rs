@@ -202,3 +202,17 @@ fn a_backup_keeps_a_destination_that_comes_under_a_dropped_name() {
         restored.balances("mes", 1);
     });
 }
+
+/// What is settled goes to disk with the next events, and not only when the lane is idle.
+#[test]
+fn a_power_cut_keeps_what_was_settled_before_the_last_commit() {
+    in_its_own_time(async {
+        let mut case = Case::new();
+        assert!(case.append(0));
+        assert!(case.append(1));
+        case.deliver("central", 1..2);
+        assert!(case.append(2));
+        let case = case.cut(Unsynced::Dropped);
+        case.balances("central", 2);
+    });
+}
