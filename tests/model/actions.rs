@@ -2,7 +2,7 @@
 
 use super::centre::Mood;
 use super::fault_disk::{Fault, FaultDisk, Unsynced};
-use super::world::{Ending, Event, EventKey, KINDS, World};
+use super::world::{Ending, Event, EventKey, KINDS, Random, World};
 use crate::journal::{Shelf, Start};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,12 +22,42 @@ impl World {
         self.start();
         for _ in 0..actions {
             self.actions += 1;
+            self.may_cut_within(300);
             self.act().await?;
             self.trace_lanes();
+            self.come_back().await?;
             let news = self.acknowledge();
             self.check_news(&news)?;
         }
         self.drain().await
+    }
+
+    /// Has the power go at one of the next operations of the disk, one time in so many.
+    fn may_cut_within(&mut self, one_in: u64) {
+        let Some(cuts) = &mut self.cuts else { return };
+        if !cuts.chance(one_in) {
+            return;
+        }
+        let (operation, unsynced) = (1 + cuts.below(60), unsynced(cuts));
+        self.disk.cut_at(operation, unsynced);
+        self.note(format_args!("the power will go at operation {operation}: {unsynced:?}"));
+    }
+
+    /// Starts the gateway again where the power has gone in the middle of an action, or of a start.
+    async fn come_back(&mut self) -> Result<(), String> {
+        if !self.disk.is_off() {
+            return Ok(());
+        }
+        let mut news = Vec::new();
+        while self.disk.is_off() {
+            // Whoever had a receipt by then was acknowledged.
+            news.extend(self.acknowledge());
+            self.note(format_args!("the power has gone"));
+            self.end(Ending::PowerCut(Unsynced::Dropped)).await;
+            self.begin();
+        }
+        self.check_news(&news)?;
+        self.check()
     }
 
     async fn act(&mut self) -> Result<(), String> {
@@ -53,11 +83,7 @@ impl World {
             974..979 => self.restart(Ending::Clean).await?,
             979..985 => self.restart(Ending::Killed).await?,
             985..991 => {
-                let unsynced = match self.random.below(3) {
-                    0 => Unsynced::Dropped,
-                    1 => Unsynced::Kept,
-                    _ => Unsynced::Random(1 + self.random.below(1 << 30)),
-                };
+                let unsynced = unsynced(&mut self.random);
                 self.restart(Ending::PowerCut(unsynced)).await?;
             }
             991..992 => self.restore().await?,
@@ -139,12 +165,12 @@ impl World {
         self.note(format_args!("the disk works"));
     }
 
-    /// Puts the plan in force, as a reload does.
-    async fn reload(&mut self) {
+    /// Puts the plan in force, as a reload does; `false` if the disk did not take the contracts, and nothing has changed.
+    async fn reload(&mut self) -> bool {
         let (contracts, config) = (self.contracts(), self.journal_config());
-        let Some(running) = &self.running else { return };
+        let Some(running) = &self.running else { return true };
         if running.ingest.put_in_force(contracts, Default::default()).is_err() {
-            return;
+            return false;
         }
         running.stepped.journal.change(&config);
         let configured: Vec<String> =
@@ -154,6 +180,7 @@ impl World {
             self.stop_links(&name).await;
         }
         self.start_links();
+        true
     }
 
     async fn move_contract(&mut self) {
@@ -178,6 +205,7 @@ impl World {
         let name = *self.random.pick(&DESTINATIONS);
         let known = self.plan.destinations.iter().position(|to| to.name == name);
         let configured = self.plan.destinations.iter().filter(|to| to.is_configured).count();
+        let mut before = self.plan.destinations.clone();
         match known {
             None => {
                 let start = *self.random.pick(&[Start::Oldest, Start::Now]);
@@ -202,10 +230,14 @@ impl World {
                 self.note(format_args!("destination {name} is dropped: {:?}", dropped.map(|dropped| dropped.is_ok())));
                 // Where the disk failed it may be half dropped: nothing is claimed of it any more.
                 self.plan.destinations.remove(index);
+                before.remove(index);
                 self.look();
             }
         }
-        self.reload().await;
+        if !self.reload().await {
+            self.note(format_args!("the reload is refused"));
+            self.plan.destinations = before;
+        }
     }
 
     /// Lanes change with a restart alone.
@@ -235,6 +267,7 @@ impl World {
 
     fn begin(&mut self) {
         self.ledger.forget();
+        self.may_cut_within(8);
         self.start();
     }
 
@@ -274,6 +307,8 @@ impl World {
     async fn drain(&mut self) -> Result<(), String> {
         self.note(format_args!("everything works"));
         self.disk.fail(None);
+        self.cuts = None;
+        self.disk.cut_at(u64::MAX / 2, Unsynced::Dropped);
         for centre in self.centres.lock().expect("lock").values() {
             let mut centre = centre.lock().expect("lock");
             (centre.is_up, centre.mood) = (true, Mood::Well);
@@ -289,7 +324,9 @@ impl World {
         for to in self.plan.destinations.iter_mut() {
             to.is_configured = true;
         }
-        self.reload().await;
+        if !self.reload().await {
+            return Err("a reload is refused on a good disk".into());
+        }
         self.drop_the_rest()?;
         for _ in 0..DRAIN_ROUNDS {
             let Some(running) = &mut self.running else { break };
@@ -319,9 +356,18 @@ impl World {
     }
 }
 
+/// What becomes of operations that were not synced.
+fn unsynced(random: &mut Random) -> Unsynced {
+    match random.below(3) {
+        0 => Unsynced::Dropped,
+        1 => Unsynced::Kept,
+        _ => Unsynced::Random(1 + random.below(1 << 30)),
+    }
+}
+
 /// A payload that follows from its number; one in four fills a lane quickly.
 fn payload(number: u64) -> Vec<u8> {
-    let mut random = super::world::Random::new(number);
+    let mut random = Random::new(number);
     let length = if random.chance(4) { 8000 + random.below(20_000) } else { random.below(200) };
     let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let pad: String = (0..length).map(|_| char::from(letters[random.below(64) as usize])).collect();

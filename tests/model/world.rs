@@ -133,6 +133,8 @@ pub struct Running {
 pub struct World {
     pub seed: u64,
     pub random: Random,
+    /// Says when the power goes in the middle of an action, for the seeds that have that.
+    pub cuts: Option<Random>,
     _entered: Entered,
     pub disk: FaultDisk,
     pub folder: tempfile::TempDir,
@@ -208,6 +210,7 @@ impl World {
         let mut world = Self {
             seed,
             random: Random::new(seed),
+            cuts: (seed & super::WITHIN != 0).then(|| Random::new(seed ^ 0x5DEE_CE66)),
             _entered: entered,
             disk: FaultDisk::default(),
             folder: tempfile::tempdir().expect("a folder"),
@@ -388,6 +391,8 @@ impl World {
 
     /// The process ends. `how` is what becomes of the disk.
     pub async fn end(&mut self, how: Ending) {
+        // The power may have gone before.
+        let how = if self.disk.is_off() { Ending::PowerCut(Unsynced::Dropped) } else { how };
         let disk = match how {
             Ending::Clean => {
                 let names: Vec<String> =
@@ -415,7 +420,8 @@ impl World {
             drop(running.ingest);
             running.stepped.close();
         }
-        self.disk = disk;
+        // It may have gone while the process ended.
+        self.disk = if disk.is_off() { disk.restart() } else { disk };
     }
 
     pub fn journal(&self) -> Option<&Arc<Journal>> {
