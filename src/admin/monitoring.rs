@@ -7,6 +7,7 @@
 use super::{Answered, Handles, certificates, off_thread, refuse};
 use crate::clock;
 use crate::http::{self, Crowd, Phase, Reply, Seat};
+use crate::memory::Door;
 use crate::shutdown::Shutdown;
 use crate::task::boxed;
 use hyper::body::Incoming;
@@ -20,6 +21,8 @@ use tokio::task::JoinSet;
 
 /// Connections at once; a scraper has one.
 const CONNECTIONS_MAX: usize = 16;
+/// What a connection takes: head and answer have 16 KiB each at most, beside the page that it is given.
+const CONNECTION_BYTES: usize = 40 << 10;
 /// How long a connection may be silent: longer than scrapers pause.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// How long a scraper may take nothing of an answer.
@@ -75,6 +78,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     let mut connections = JoinSet::new();
     let crowd = Crowd::new(CONNECTIONS_MAX);
     let mut certificates_at = clock::instant();
+    let door = Door::new();
     loop {
         let view = handles.view.load_full();
         let wanted = view.monitoring;
@@ -113,7 +117,14 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             accepted = accept => match accepted {
                 Ok((stream, peer)) => {
                     let seat = crowd.seat(peer.ip().to_canonical());
-                    connections.spawn(boxed(serve(stream, seat, Arc::clone(&handles))));
+                    match handles.budget.admit(CONNECTION_BYTES, peer.ip(), door) {
+                        Ok(permit) => {
+                            let served = serve(stream, seat, Arc::clone(&handles));
+                            connections.spawn(boxed(async move { permit.eviction().cuts(served).await; }));
+                        }
+                        // A scraper tries again, and sees in the metrics that there was no memory.
+                        Err(error) => tracing::debug!(%peer, "monitoring: {error}"),
+                    }
                 }
                 // Out of descriptors, mostly: a pause lets some connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

@@ -128,7 +128,8 @@ impl Ground {
                 Box::new(move |shutdown| Ok(Box::pin(listener.run(shutdown))))
             }
             Wanted::Http(config) => {
-                let server = http::Server::open(config, Arc::clone(&self.ingest), stats).with_context(what)?;
+                let server = http::Server::open(config, Arc::clone(&self.ingest), stats, Arc::clone(&self.budget));
+                let server = server.with_context(what)?;
                 let server = Arc::new(server);
                 addresses.push(server.address()?);
                 engine = Engine::Server(Arc::clone(&server));
@@ -158,7 +159,8 @@ impl Ground {
                 let contracts = contracts.to_vec();
                 let make = move || {
                     let (ingest, notes) = (Arc::clone(&ground.ingest), ground.journal.notes("odoo"));
-                    let source = odoo::Source::new(config.clone(), &contracts, ingest, &notes, Arc::clone(&stats))
+                    let beside = (Arc::clone(&stats), Arc::clone(&ground.budget));
+                    let source = odoo::Source::new(config.clone(), &contracts, ingest, &notes, beside)
                         .map_err(anyhow::Error::msg)?;
                     ground.mirrors.put(&config.name, source.mirrors().to_vec());
                     Ok(source)

@@ -28,6 +28,14 @@ impl Eviction {
         Self(ticket.map(|ticket| Arc::clone(&ticket.leave)))
     }
 
+    /// Does `work` until its end, or until the connection has to leave; `None` then.
+    pub async fn cuts<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.begun() => None,
+        }
+    }
+
     /// Returns when the connection has to leave; never for one that was not admitted. Safe to drop half-way.
     pub async fn begun(&self) {
         match &self.0 {

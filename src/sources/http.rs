@@ -23,10 +23,12 @@ pub use tokens::{Tokens, put_token};
 use crate::clock;
 use crate::http::{self, Crowd, Stream};
 use crate::ingest::Ingest;
+use crate::memory::{Budget, Door as BudgetDoor, Permit};
 use crate::rate::Rates;
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::{self, Shutdown};
+use crate::sources::handshake::Handshaking;
 use crate::sources::identity::Presented;
 use crate::sources::origin::Origin;
 use crate::sources::secrets::BadSecrets;
@@ -118,6 +120,10 @@ const BURST: Duration = Duration::from_secs(1);
 /// with an old token. There is nothing to guess; it keeps noise from what looks for intruders.
 const WRONG_TOKENS_PER_SECOND: f64 = 1.0;
 const WRONG_TOKENS_BURST: Duration = Duration::from_secs(20);
+/// What a connection takes without a body: head and answer have 16 KiB each at most.
+const CONNECTION_BYTES: usize = 40 << 10;
+/// What TLS takes beside that, as of an MQTT listener.
+const TLS_BYTES: usize = 26 << 10;
 /// How long requests in hand are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a client may refuse to read its answers.
@@ -198,6 +204,7 @@ pub struct Server {
     door: Door<Shared>,
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
+    budget: Arc<Budget>,
 }
 
 /// Settings of a source that are good, and not in force yet.
@@ -221,10 +228,17 @@ struct Shared {
     wrong_tokens: Rates<Origin>,
     stats: Arc<Stats>,
     refusals: Limiter,
+    budget: Arc<Budget>,
+    budget_door: BudgetDoor,
 }
 
 impl Shared {
-    fn new(config: Config, ingest: &Arc<Ingest>, stats: &Arc<Stats>) -> Result<Self, CannotServe> {
+    fn new(
+        config: Config,
+        ingest: &Arc<Ingest>,
+        stats: &Arc<Stats>,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, CannotServe> {
         let (tls, clients) = config.server()?.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
             tls,
@@ -237,6 +251,8 @@ impl Shared {
             ingest: Arc::clone(ingest),
             stats: Arc::clone(stats),
             refusals: Limiter::new(Duration::from_secs(10)),
+            budget: Arc::clone(budget),
+            budget_door: BudgetDoor::new(),
         })
     }
 
@@ -244,6 +260,13 @@ impl Shared {
     fn is_trusted(&self, presented: &Presented) -> bool {
         let ended = self.clients.as_ref().filter(|clients| clients.ended_lists() > 0);
         ended.is_none_or(|clients| presented.chain.is_trusted(clients))
+    }
+
+    /// A permit for a connection from `peer`; `None` where there is no memory for one more.
+    fn admit(&self, peer: SocketAddr) -> Option<Permit> {
+        let bytes = CONNECTION_BYTES + if self.tls.is_some() { TLS_BYTES } else { 0 };
+        let permit = self.budget.admit(bytes, peer.ip(), self.budget_door);
+        permit.inspect_err(|error| self.refuse(peer, "", Refusal::Memory, &error.to_string())).ok()
     }
 
     /// Counts a refusal, and logs one in a while.
@@ -267,10 +290,15 @@ impl Shared {
 
 impl Server {
     /// Takes the port; connections are accepted by [`Server::run`].
-    pub fn open(config: Config, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Result<Self, CannotServe> {
-        let shared = Shared::new(config, &ingest, &stats)?;
+    pub fn open(
+        config: Config,
+        ingest: Arc<Ingest>,
+        stats: Arc<Stats>,
+        budget: Arc<Budget>,
+    ) -> Result<Self, CannotServe> {
+        let shared = Shared::new(config, &ingest, &stats, &budget)?;
         let listen = shared.config.listen;
-        Ok(Self { door: Door::open(shared, listen)?, ingest, stats })
+        Ok(Self { door: Door::open(shared, listen)?, ingest, stats, budget })
     }
 
     /// The address it really has; of use where the configuration says port 0.
@@ -281,7 +309,7 @@ impl Server {
     /// Reads files and takes another port, where the settings say so; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotServe> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(Shared::new(config, &self.ingest, &self.stats)?, listen)?))
+        Ok(Prepared(self.door.prepare(Shared::new(config, &self.ingest, &self.stats, &self.budget)?, listen)?))
     }
 
     /// Puts settings in force. Requests in hand get their answers; connections end behind them.
@@ -319,8 +347,16 @@ impl Server {
                     accepted = setup.accept(), if has_room => match accepted {
                         Ok((stream, peer)) => {
                             let seat = crowd.seat(Origin::of(peer.ip()));
-                            let peer = Peer { address: peer, certificate: None, seat };
-                            connections.spawn(boxed(connection(stream, peer, Arc::clone(shared), current.clone())));
+                            let Some(permit) = shared.admit(peer) else { continue };
+                            let eviction = permit.eviction();
+                            let guest = Peer { address: peer, certificate: None, seat, permit };
+                            let served = connection(stream, guest, Arc::clone(shared), current.clone());
+                            let shared = Arc::clone(shared);
+                            connections.spawn(boxed(async move {
+                                if eviction.cuts(served).await.is_none() {
+                                    shared.refuse(peer, "", Refusal::Memory, EVICTED);
+                                }
+                            }));
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
@@ -345,14 +381,16 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut 
     socket::tune(&stream, UNREAD_WAIT_MAX);
     let Some(config) = shared.tls.clone() else { return serve(Box::new(stream), &peer, &shared, shutdown).await };
     let wait = shared.config.request_wait_max.0;
+    let metered = Handshaking::new(stream, peer.permit.split(0));
     let handshake = tokio::select! {
         // A handshake that the shutdown meets, or that another connection wants the seat of, has promised nothing.
         () = shutdown.begun() => return,
         () = peer.seat.cut() => return shared.refuse(address, "", Refusal::Limit, CROWDED),
-        handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(stream)) => handshake,
+        handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(metered)) => handshake,
     };
     match handshake {
-        Ok(Ok(stream)) => {
+        Ok(Ok(mut stream)) => {
+            stream.get_mut().0.done();
             let session = stream.get_ref().1;
             let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
             match presented.map(Option::flatten) {
@@ -368,6 +406,8 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut 
     }
 }
 
+/// Why a connection is cut when memory is short.
+const EVICTED: &str = "memory is short, and this client had not shown who it is yet";
 /// Why a connection is cut that did nothing wrong but wait.
 const CROWDED: &str = "connections_max is reached, and this connection waited longest of the address that has most";
 

@@ -32,6 +32,7 @@ use crate::contract::{Contract, Contracts, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::Ingest;
 use crate::journal::Notes;
+use crate::memory::Budget;
 use crate::odoo::{self, Client};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
@@ -270,7 +271,7 @@ impl Source {
         contracts: &[Arc<Contract>],
         ingest: Arc<Ingest>,
         notes: &Notes,
-        stats: Arc<Stats>,
+        (stats, budget): (Arc<Stats>, Arc<Budget>),
     ) -> Result<Self, String> {
         let client = config.client()?;
         let address = config.url.clone();
@@ -309,7 +310,7 @@ impl Source {
             ));
         }
         let hook = hook
-            .map(|hook| Hook::open(hook, hinted, Arc::clone(&shared.stats), &shared.config.name))
+            .map(|hook| Hook::open(hook, hinted, (Arc::clone(&shared.stats), budget), &shared.config.name))
             .transpose()
             .map_err(|error| error.to_string())?;
         Ok(Self { captures, mirrors, hook, address })

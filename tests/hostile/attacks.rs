@@ -1,12 +1,12 @@
 //! The table: each packet and each field of it at its largest, in each state of a connection.
 
-use super::siege::{Attack, withstand};
+use super::siege::{Attack, Target, withstand};
 use crate::common::client::{Hello, Will, answer, packet, publish, text};
 
 /// Silent clients that only connect.
 const BASE: Attack = Attack {
     connections: 300,
-    is_secure: false,
+    target: Target::Mqtt,
     hello: |_, _| Vec::new(),
     is_let_in: false,
     packet: |_, _| Vec::new(),
@@ -86,6 +86,12 @@ fn id(count: usize) -> u16 {
     (count % 65_535 + 1) as u16
 }
 
+/// A request for a batch of CloudEvents of a million bytes, with as much of its body.
+fn batch(body: &[u8]) -> Vec<u8> {
+    const HEAD: &str = "POST /events/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/cloudevents-batch+json\r\n";
+    [HEAD.as_bytes(), b"content-length: 1000000\r\n\r\n", body].concat()
+}
+
 /// First bytes of every packet that a client may send, with the flags that they have.
 const FIRST_BYTES: [u8; 13] = [0x10, 0x32, 0x34, 0x3A, 0x40, 0x50, 0x62, 0x70, 0x82, 0xA2, 0xC0, 0xE0, 0xF0];
 /// The largest body that a listener announces by default: 384 KiB.
@@ -155,7 +161,7 @@ table! {
     };
     half_a_client_hello: Attack {
         connections: 900,
-        is_secure: true,
+        target: Target::MqttWithTls,
         hello: |_, _| {
             let mut hello = vec![1, 0, 0xEA, 0x60];
             hello.resize(60_000, 0);
@@ -181,6 +187,38 @@ table! {
             Hello { client: &format!("will-{number}"), will: Some(will), ..Hello::default() }.bytes()
         },
         is_let_in: true,
+        ..BASE
+    };
+
+    // The other doors.
+    http_heads_that_never_end: Attack {
+        connections: 1000,
+        target: Target::Http,
+        hello: |_, _| [&b"POST /events/x HTTP/1.1\r\n"[..], &b"x: yyyyyyyyyyyyyyyy\r\n".repeat(700)].concat(),
+        ..BASE
+    };
+    http_heads_above_the_bound: Attack {
+        target: Target::Http,
+        hello: |_, _| [&b"POST /events/x HTTP/1.1\r\n"[..], &b"x: yyyyyyyyyyyyyyyy\r\n".repeat(7000)].concat(),
+        comes_again: true,
+        ..BASE
+    };
+    http_bodies_without_their_end: Attack {
+        connections: 1000,
+        target: Target::Http,
+        hello: |_, _| batch(&[b' '; 999_000]),
+        ..BASE
+    };
+    http_bodies_of_nested_brackets: Attack {
+        target: Target::Http,
+        hello: |_, _| batch(&b"[0,".repeat(333_333)),
+        comes_again: true,
+        ..BASE
+    };
+    monitoring_heads_that_never_end: Attack {
+        connections: 1000,
+        target: Target::Monitoring,
+        hello: |_, _| [&b"GET /metrics HTTP/1.1\r\n"[..], &b"x: yyyyyyyyyyyyyyyy\r\n".repeat(700)].concat(),
         ..BASE
     };
 

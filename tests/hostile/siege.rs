@@ -17,6 +17,23 @@ pub const LIMIT: u64 = 256 << 20;
 /// What the process may take beside what its permits count: caches, journal, and what the allocator keeps.
 const BESIDE: u64 = 24 << 20;
 
+/// Where an attack goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Mqtt,
+    MqttWithTls,
+    Http,
+    Monitoring,
+}
+
+/// The other doors of a gateway.
+#[derive(Clone, Copy)]
+pub struct Doors {
+    secure: SocketAddr,
+    http: SocketAddr,
+    monitoring: SocketAddr,
+}
+
 /// How long a device may wait for its PUBACK in a run that is alone on the machine (`FOREBAY_SIEGE_SECONDS`). Without
 /// optimisation the gateway has a fifth of its speed or less. Beside other tests only a device that is not served is found.
 const LATENCY_MAX: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
@@ -25,8 +42,7 @@ const LATENCY_MAX_BESIDE_OTHERS: Duration = Duration::from_secs(10);
 /// What clients do. Connections come from an address that no device has.
 pub struct Attack {
     pub connections: usize,
-    /// Whether they go to the listener with TLS.
-    pub is_secure: bool,
+    pub target: Target,
     /// What each says first: number of the connection, how often it has connected before.
     pub hello: fn(usize, usize) -> Vec<u8>,
     /// Whether CONNACK is awaited.
@@ -49,11 +65,12 @@ fn duration() -> Duration {
 }
 
 /// A gateway under the limit, with a listener for each way to speak to it; `None` where there can be no limit.
-pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, SocketAddr, Cgroup)> {
+pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Doors, Cgroup)> {
     let cgroup = Cgroup::with_memory(LIMIT)?;
-    let secure = free_address();
+    let doors = Doors { secure: free_address(), http: free_address(), monitoring: free_address() };
+    let Doors { secure, http, monitoring } = doors;
     let tables = format!(
-        "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://127.0.0.1:1\"\n[lane.bulk]\nbudget = \"8MiB\"\nlinger = \"0s\"\nfull = \"stop-acknowledging\"\n{rest}[[source.mqtt]]\nname = \"secure\"\nlisten = \"{secure}\"\ntls = {{ cert = \"server.pem\", key = \"server.key\", client_ca = \"ca.pem\" }}\n"
+        "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://127.0.0.1:1\"\n[lane.bulk]\nbudget = \"8MiB\"\nlinger = \"0s\"\nfull = \"stop-acknowledging\"\n{rest}[[source.mqtt]]\nname = \"secure\"\nlisten = \"{secure}\"\ntls = {{ cert = \"server.pem\", key = \"server.key\", client_ca = \"ca.pem\" }}\n[[source.http]]\nname = \"programs\"\nlisten = \"{http}\"\n[monitoring]\nlisten = \"{monitoring}\"\n"
     );
     let mut gateway = Gateway::prepare(name, &tables);
     let config = std::fs::read_to_string(gateway.config()).expect("read");
@@ -67,7 +84,7 @@ pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Socke
     Pki::write(&gateway.folder);
     gateway.through = cgroup.through();
     gateway.run();
-    Some((gateway, secure, cgroup))
+    Some((gateway, doors, cgroup))
 }
 
 /// Uses up the budget of the lane of `full/…`. From then on the gateway does not read what else comes.
@@ -107,7 +124,7 @@ pub fn resident(pid: u32) -> Option<u64> {
 
 /// Runs an attack and judges how the gateway withstands it.
 pub fn withstand(name: &str, attack: Attack) {
-    let Some((gateway, secure, cgroup)) = gateway(name, "", "") else { return };
+    let Some((gateway, doors, cgroup)) = gateway(name, "", "") else { return };
     if attack.is_lane_full {
         fill(&gateway);
     }
@@ -124,7 +141,12 @@ pub fn withstand(name: &str, attack: Attack) {
         }
         most
     });
-    let target = if attack.is_secure { secure } else { address };
+    let target = match attack.target {
+        Target::Mqtt => address,
+        Target::MqttWithTls => doors.secure,
+        Target::Http => doors.http,
+        Target::Monitoring => doors.monitoring,
+    };
     let connects = assault(target, attack, duration());
     is_over.store(true, Ordering::Relaxed);
     let latency = device.join().expect("the device is served");

@@ -12,6 +12,7 @@ use crate::event::Timestamp;
 use crate::http::{self, Phase, Reply, Seat};
 use crate::ingest::{Beside, Publishing, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
+use crate::memory::Permit;
 use crate::sources;
 use crate::sources::identity::{Identity, Presented, check_name};
 use crate::sources::origin::Origin;
@@ -36,6 +37,8 @@ pub(super) struct Peer {
     pub(super) certificate: Option<Presented>,
     /// Its place among the connections.
     pub(super) seat: Seat<Origin>,
+    /// Covers the connection.
+    pub(super) permit: Permit,
 }
 
 /// An answer that takes nothing in.
@@ -92,9 +95,12 @@ fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> 
     http::reply(status, media_type, text)
 }
 
+const NO_MEMORY: &str = "there is no memory for a request";
+
 /// What a refusal counts as.
-fn reason_of(status: StatusCode) -> sources::Refusal {
-    match status {
+fn reason_of(refusal: &Refusal) -> sources::Refusal {
+    match refusal.status {
+        _ if refusal.title == NO_MEMORY => sources::Refusal::Memory,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => sources::Refusal::Access,
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             sources::Refusal::Limit
@@ -119,7 +125,7 @@ pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incomi
             accepted.into_response()
         }
         Err(refusal) => {
-            shared.refuse(peer.address, refusal.status.as_str(), reason_of(refusal.status), refusal.title);
+            shared.refuse(peer.address, refusal.status.as_str(), reason_of(&refusal), refusal.title);
             refusal.into_response()
         }
     }
@@ -138,6 +144,9 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
         return Err(refusal.with(header::ALLOW, "POST"));
     }
     let caller = identify(shared, peer, &head.headers, arrived)?;
+    if caller.proven().is_some() {
+        peer.permit.log_in();
+    }
     let source = source(written)?;
     if let Some(name) = caller.proven()
         && name != source
@@ -219,7 +228,12 @@ fn source(written: &str) -> Result<String, Refusal> {
 }
 
 /// Reads a body within its bounds. What comes with it is its share of the memory for requests.
-async fn read<'s>(shared: &'s Shared, payer: &str, shape: Shape, body: Incoming) -> Result<(Held<'s>, Bytes), Refusal> {
+async fn read<'s>(
+    shared: &'s Shared,
+    payer: &str,
+    shape: Shape,
+    body: Incoming,
+) -> Result<((Held<'s>, Permit), Bytes), Refusal> {
     let bytes_max = match shape {
         Shape::Plain | Shape::Binary => shared.config.payload_max.0,
         Shape::Structured | Shape::Batch => shared.config.body_max.0,
@@ -240,10 +254,16 @@ async fn read<'s>(shared: &'s Shared, payer: &str, shape: Shape, body: Incoming)
     };
     let room = tokio::time::timeout(shared.config.answer_wait_max.0, shared.room.take(payer, share)).await;
     let room = room.map_err(|_| busy())?;
+    // The body, and what is made of it.
+    let bytes = usize::try_from(expected.saturating_mul(2) + REQUEST_BYTES).unwrap_or(usize::MAX);
+    let memory = shared.budget.permit(bytes).map_err(|error| {
+        let detail = format!("{error}; nothing of this request was taken");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY, detail).after(COME_AGAIN)
+    })?;
     let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let wait = shared.config.request_wait_max;
     match tokio::time::timeout(wait.0, http::read(body, limit)).await {
-        Ok(Ok(body)) => Ok((room, body)),
+        Ok(Ok(body)) => Ok(((room, memory), body)),
         Ok(Err(unread)) if http::is_too_large(&unread) => Err(too_large()),
         Ok(Err(_)) => {
             let detail = "the body ended before its end".to_owned();

@@ -7,9 +7,11 @@
 use super::hints::Hints;
 use crate::clock;
 use crate::http::{self, Crowd, Phase, Reply, Seat, Stream};
+use crate::memory::{Budget, Door, Permit};
 use crate::secret::Secret;
 use crate::security::{Cause, Report};
 use crate::shutdown::Shutdown;
+use crate::sources::handshake::Handshaking;
 use crate::sources::origin::Origin;
 use crate::sources::socket::{self, CannotBind, is_loopback};
 use crate::sources::{Refusal, Stats};
@@ -46,6 +48,8 @@ pub struct Config {
 
 /// Connections at once: Odoo makes one for each post.
 const CONNECTIONS_MAX: usize = 64;
+/// What a connection takes beside a body: head, answer and TLS, as of an HTTP source.
+const CONNECTION_BYTES: usize = 66 << 10;
 /// How long TLS and a request may take each.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A record with every field of an order takes some 5 kB.
@@ -113,6 +117,8 @@ struct Shared {
     hints: Vec<(String, Arc<Hints>)>,
     stats: Arc<Stats>,
     refusals: Limiter,
+    budget: Arc<Budget>,
+    door: Door,
 }
 
 impl Shared {
@@ -138,7 +144,7 @@ impl Hook {
     pub(super) fn open(
         config: Config,
         hints: Vec<(String, Arc<Hints>)>,
-        stats: Arc<Stats>,
+        (stats, budget): (Arc<Stats>, Arc<Budget>),
         source: &str,
     ) -> Result<Self, CannotHear> {
         let token = config.token().map_err(CannotHear::Token)?;
@@ -149,6 +155,8 @@ impl Hook {
             token: Sha256::digest(token.as_bytes()).into(),
             hints,
             stats,
+            budget,
+            door: Door::new(),
             refusals: Limiter::new(Duration::from_secs(10)),
         };
         Ok(Self { socket, tls, shared: Arc::new(shared) })
@@ -171,9 +179,18 @@ impl Hook {
                 () = crowd.stirred(), if !crowd.has_room() => {}
                 accepted = self.socket.accept(), if crowd.has_room() => match accepted {
                     Ok((stream, peer)) => {
-                        let guest = Guest { peer, seat: crowd.seat(Origin::of(peer.ip())) };
+                        let seat = crowd.seat(Origin::of(peer.ip()));
                         let shared = Arc::clone(&self.shared);
-                        connections.spawn(boxed(connection(stream, guest, self.tls.clone(), shared)));
+                        match shared.budget.admit(CONNECTION_BYTES, peer.ip(), shared.door) {
+                            Ok(permit) => {
+                                let eviction = permit.eviction();
+                                let served =
+                                    connection(stream, Guest { peer, seat, permit }, self.tls.clone(), shared);
+                                // A hint that is cut off is found by the next poll.
+                                connections.spawn(boxed(async move { eviction.cuts(served).await; }));
+                            }
+                            Err(error) => shared.refuse(peer, Refusal::Memory, &error.to_string()),
+                        }
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
@@ -188,19 +205,24 @@ impl Hook {
 struct Guest {
     peer: SocketAddr,
     seat: Seat<Origin>,
+    permit: Permit,
 }
 
-async fn connection(stream: TcpStream, guest: Guest, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, mut guest: Guest, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     socket::tune(&stream, REQUEST_WAIT_MAX);
     let peer = guest.peer;
     let Some(acceptor) = tls else { return serve(Box::new(stream), guest, shared).await };
+    let metered = Handshaking::new(stream, guest.permit.split(0));
     let handshake = tokio::select! {
         // Whoever wants in more than one that says nothing.
         () = guest.seat.cut() => return,
-        handshake = tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(stream)) => handshake,
+        handshake = tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(metered)) => handshake,
     };
     match handshake {
-        Ok(Ok(stream)) => serve(Box::new(stream), guest, shared).await,
+        Ok(Ok(mut stream)) => {
+            stream.get_mut().0.done();
+            serve(Box::new(stream), guest, shared).await;
+        }
         Ok(Err(error)) => shared.refuse(peer, Refusal::Tls, &format!("TLS handshake: {error}")),
         Err(_) => shared.refuse(peer, Refusal::Tls, "TLS handshake took too long"),
     }
@@ -240,6 +262,11 @@ async fn answer(request: Request<Incoming>, guest: &Guest, shared: &Shared) -> R
     if head.method != Method::POST {
         return with(StatusCode::METHOD_NOT_ALLOWED);
     }
+    // The body, and what is read from it.
+    let Ok(_memory) = shared.budget.permit(2 * BODY_BYTES_MAX) else {
+        shared.refuse(peer, Refusal::Memory, "there is no memory for the body");
+        return with(StatusCode::SERVICE_UNAVAILABLE);
+    };
     let reading = tokio::time::timeout(REQUEST_WAIT_MAX, http::read(body, BODY_BYTES_MAX));
     let Ok(Ok(body)) = reading.await else {
         shared.refuse(peer, Refusal::Limit, "the body is too large, too slow or cut off");
