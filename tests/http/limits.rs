@@ -201,15 +201,20 @@ fn bodies_in_hand_are_bounded_over_all_connections() {
     assert_eq!(answer.status, 202, "{answer:?}");
 }
 
-/// Malformed requests, slow senders and many connections leave nothing behind.
+/// Malformed requests, slow senders and many connections leave nothing behind: a leak grows from round to round, what
+/// buffers and the allocator keep does not. One arena is used: which of several a thread takes is chance, and moved the
+/// figures by 8 MB.
 #[test]
 fn a_thousand_connections_leak_nothing() {
-    let (gateway, address) = start("http-leak", "", "events_per_second_max = 1000000\n");
+    let (mut gateway, address) = prepare("http-leak", "", "events_per_second_max = 1000000\n");
+    let allocator = [("ARENA_MAX", "1"), ("TRIM_THRESHOLD_", "131072"), ("MMAP_THRESHOLD_", "131072")];
+    gateway.environment.extend(allocator.map(|(name, value)| (format!("MALLOC_{name}"), value.to_owned())));
+    gateway.run();
     let figures = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("RSS");
-        let rss: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
-        (rss, std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("files").count())
+        let line = status.lines().find(|line| line.starts_with("RssAnon")).expect("memory of its own");
+        let memory: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+        (memory, std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("files").count())
     };
     let await_none = || {
         gateway.await_status("they are gone", Duration::from_secs(30), |status| source(status)["connections"] == 0);
@@ -237,20 +242,23 @@ fn a_thousand_connections_leak_nothing() {
         drop(open);
         await_none();
     };
-    // Buffers that are bounded fill first, and the allocator finds its size.
-    for _ in 0..6 {
+    // Three rounds are 6,000 connections: 170 bytes of each are found. Before them the most that is held at once is found.
+    const GROWTH_MAX: u64 = 1024;
+    const ROUNDS_MAX: usize = 24;
+    let mut seen: Vec<(u64, usize)> = Vec::new();
+    let is_settled = |seen: &[(u64, usize)]| match seen {
+        [_, _, .., (before, files_before), _, _, (after, files)] => {
+            *after <= before + GROWTH_MAX && *files <= files_before + 2
+        }
+        _ => false,
+    };
+    while !is_settled(&seen) {
+        assert!(seen.len() < ROUNDS_MAX, "kB and open files grow with every round: {seen:?}");
         round(1000);
         all_at_once();
+        seen.push(figures());
     }
-    let (rss_before, files_before) = figures();
-    for _ in 0..3 {
-        round(1000);
-        all_at_once();
-    }
-    let (rss, files) = figures();
-    println!("{rss_before} kB and {files_before} files before, {rss} kB and {files} files after");
-    assert!(files <= files_before + 2, "{files_before} files open before, {files} after");
-    assert!(rss <= rss_before + 6144, "{rss_before} kB before, {rss} kB after");
+    println!("kB and open files behind each round: {seen:?}");
     let mut client = Client::dial(address);
     assert_eq!(client.post("/events/erp", &[STRUCTURED], order("2", "1").as_bytes()).status, 202);
 }
