@@ -163,15 +163,22 @@ fn the_power_may_go_under_the_real_program() {
         let status = plant.gateway.status();
         assert_eq!(status["set_aside"].as_array().map(Vec::len), Some(0), "nothing is taken for damaged");
     }
+    // A slow machine fills less of the lane between the cuts.
+    let first_segment = || {
+        let segments = std::fs::read_dir(plant.card.mount.join("data/journal/critical")).expect("segments");
+        segments.map(|entry| entry.expect("entry").file_name()).min().expect("a segment")
+    };
+    let start = Instant::now();
+    while first_segment() == "00000000000000000001.redb" {
+        assert!(start.elapsed() < Duration::from_secs(60), "segments are begun, and removed once they are delivered");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let mut acknowledged = devices.stop();
     let doubtful: usize = in_doubt.iter().map(Range::len).sum();
     assert!(doubtful < acknowledged.len() / 10, "{doubtful} of {} acknowledgements are in doubt", acknowledged.len());
     in_doubt.into_iter().rev().for_each(|range| drop(acknowledged.drain(range)));
     plant.gateway.await_status("the backlog drains", Duration::from_secs(60), |status| sum(status, "queued") == 0);
     std::thread::sleep(Duration::from_millis(300));
-    let segments = std::fs::read_dir(plant.card.mount.join("data/journal/critical")).expect("segments");
-    let first = segments.map(|entry| entry.expect("entry").file_name()).min().expect("a segment");
-    assert_ne!(first.to_string_lossy(), "00000000000000000001.redb", "segments were begun and removed");
     check_arrivals(&plant.collector.arrived(), &acknowledged);
 }
 
