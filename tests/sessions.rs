@@ -374,6 +374,35 @@ fn a_sleeping_subscriber_is_told_in_order_what_it_missed_also_after_a_kill() {
     }
 }
 
+/// Clients of MQTT 3.1.1 subscribe again whenever they connect, often in the same moment.
+#[test]
+fn a_sleeper_that_subscribes_again_is_told_what_it_missed_before_the_last_value() {
+    let gateway = Gateway::start("again", "");
+    let (mut device, _) = Client::connect(gateway.address, &Hello::default());
+    for is_v5 in [true, false] {
+        let name = if is_v5 { "sleeper-5" } else { "sleeper-3" };
+        let hello = persistent(name, is_v5, false);
+        let subscribe = subscribe(is_v5, 1, &[], &[(EVENTS, 1)]);
+        for round in 0..20 {
+            // The first time there is no subscription yet.
+            let mut sleeper = Client::dial(gateway.address);
+            sleeper.send(&[hello.bytes(), subscribe.clone()].concat());
+            let missed = if round == 0 { 0 } else { 10 };
+            let base = 1000 * round + if is_v5 { 100 } else { 200 };
+            let found = collect(&mut sleeper, is_v5, missed);
+            let numbers: Vec<u64> = found.iter().map(number).collect();
+            let wanted = (1..=missed as u64).map(|number| base as u64 - 1000 + number);
+            assert_eq!(numbers, wanted.collect::<Vec<_>>(), "MQTT 5: {is_v5}, round {round}");
+            assert!(found.iter().all(|delivery| !delivery.retain), "the last value comes behind them");
+            while sleeper.hear(Duration::from_millis(50)) != Heard::Nothing {}
+            sleeper.die();
+            for number in 1..=10u16 {
+                device.publish(true, number, STATE, state(base + usize::from(number)).as_bytes());
+            }
+        }
+    }
+}
+
 #[test]
 fn what_a_sleeper_is_owed_is_bounded_and_what_is_cut_is_counted() {
     let told = |limit: &str| {

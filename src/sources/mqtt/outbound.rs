@@ -97,9 +97,15 @@ pub struct Outbound {
     /// Serials of subscriptions whose last values are still to be told, and whether an earlier connection had begun to.
     untold: Vec<(u32, bool)>,
     catching_up: Option<CatchingUp>,
+    /// How far the feed has to be, as the sum of its positions, before last values may be told.
+    last_values_from: u64,
     serials: u32,
     /// Whether anything was sent or acknowledged since the progress was noted.
     has_moved: bool,
+}
+
+fn sum_of_positions(feed: &Feed) -> u64 {
+    feed.positions().map(|(_, next)| next).sum()
 }
 
 /// Resolves when the last values are as new as what the client may have been told already.
@@ -195,12 +201,16 @@ impl Outbound {
         Some(())
     }
 
-    /// Tells the last values that a subscription matches, once they are as new as the feed.
-    pub fn tell_last_values(&mut self, filter: &str, local: &Arc<Local>) {
+    /// Tells the last values that a subscription matches, once they are as new as the feed. Where the subscription was
+    /// there already, events that the client is owed of it are older than the last values, and are sent first.
+    pub fn tell_last_values(&mut self, filter: &str, is_new: bool, local: &Arc<Local>) {
         let Ok(index) = self.place_of(filter) else { return };
         let Active { serial, group: None, .. } = &self.active[index] else { return };
         // Once for each subscription, however often the client repeats it.
         let serial = *serial;
+        if let (false, Some(feed)) = (is_new, &self.feed) {
+            self.last_values_from = sum_of_positions(feed) + feed.behind();
+        }
         self.untold.retain(|(known, _)| *known != serial);
         self.untold.push((serial, false));
         self.catch_up(local);
@@ -215,7 +225,9 @@ impl Outbound {
     }
 
     fn poll_last_values(&mut self, context: &mut Context<'_>) {
-        if !self.last_values.is_empty() {
+        if !self.last_values.is_empty()
+            || self.feed.as_ref().is_some_and(|feed| sum_of_positions(feed) < self.last_values_from)
+        {
             return;
         }
         let Some(catching_up) = &mut self.catching_up else { return };
