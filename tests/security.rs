@@ -93,7 +93,8 @@ fn every_kind_of_refusal_is_an_event_with_who_from_where_and_why() {
     let plant = Plant::start();
     let local = |data: &Value| data["address"] == "127.0.0.1";
 
-    for _ in 0..7 {
+    // A few, since more of them from one address have to wait.
+    for _ in 0..3 {
         let (_, connack) = Client::connect(plant.named, &login("press-4", "wrong", "press-4"));
         assert_eq!(connack[2], 0x86);
     }
@@ -106,7 +107,7 @@ fn every_kind_of_refusal_is_an_event_with_who_from_where_and_why() {
     assert!(data["reason"].as_str().is_some_and(|why| why.contains("password is wrong")), "{data}");
     assert!(event["type"].as_str().is_some_and(|kind| kind.ends_with("gateway.security.v1")), "{event}");
     assert!(!event.to_string().contains("\"wrong\""), "the password is in no event: {event}");
-    assert_eq!(plant.count("login"), 7);
+    assert_eq!(plant.count("login"), 3);
 
     let mut press = Client::connect(plant.named, &login("press-4", "right", "press-4")).0;
     let refused = press.publish(true, 1, "plant/line1/press-5/state", b"{}");

@@ -1,7 +1,7 @@
 //! A plant whose devices all come back at once, each with a password.
 
 use super::siege::{gateway, resident};
-use crate::common::client::Hello;
+use crate::common::client::{Client, Hello};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +23,8 @@ fn five_hundred_devices_with_passwords_log_in_after_a_restart() {
     gateway.stop();
     gateway.run();
     let (address, pid) = (gateway.address, gateway.pid());
+    let wrong = Hello { client: "device-0", login: Some(("device-0", "wrong")), ..Hello::default() };
+    assert_eq!(Client::connect(address, &wrong).1[2], 0x86, "passwords are checked");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let mut devices = tokio::task::JoinSet::new();
@@ -39,6 +41,7 @@ fn five_hundred_devices_with_passwords_log_in_after_a_restart() {
         let count = tokio::time::timeout(Duration::from_secs(150), all).await.expect("all get in");
         assert_eq!(count, DEVICES);
     });
+    println!("{DEVICES} devices are logged in: {:?} bytes of memory", resident(pid));
     let kills = cgroup.kills();
     assert!(kills == 0 && resident(pid).is_some(), "the kernel killed it for memory: {kills}");
 }

@@ -64,7 +64,8 @@ fn duration() -> Duration {
     Duration::from_secs(seconds.unwrap_or(2))
 }
 
-/// A gateway under the limit, with a listener for each way to speak to it; `None` where there can be no limit.
+/// A gateway under the limit, with a listener for each way to speak to it; `listener` are settings of the plain MQTT
+/// listener. `None` where there can be no limit.
 pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Doors, Cgroup)> {
     let cgroup = Cgroup::with_memory(LIMIT)?;
     let doors = Doors { secure: free_address(), http: free_address(), monitoring: free_address() };
@@ -74,7 +75,9 @@ pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Doors
     );
     let mut gateway = Gateway::prepare(name, &tables);
     let config = std::fs::read_to_string(gateway.config()).expect("read");
-    std::fs::write(gateway.config(), config + listener).expect("written");
+    let plain = format!("listen = \"{}\"\n", gateway.address);
+    assert!(config.contains(&plain), "{config}");
+    std::fs::write(gateway.config(), config.replacen(&plain, &format!("{plain}{listener}"), 1)).expect("written");
     std::fs::write(
         gateway.folder.join("contracts/full.toml"),
         "name = \"full\"\nversion = \"1.0.0\"\nowner = \"tests\"\nlane = \"bulk\"\nmatch = { source = \"mqtt\", topic = \"full/{line}/{machine}\" }\nkey = \"{machine}\"\n",
