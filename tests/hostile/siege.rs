@@ -93,17 +93,22 @@ pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Doors
 /// Uses up the budget of the lane of `full/…`. From then on the gateway does not read what else comes.
 fn fill(gateway: &Gateway) {
     use std::io::Write;
-    let mut client = Client::connect(gateway.address, &Hello { client: "filler", ..Hello::default() }).0;
-    client.stream.set_write_timeout(Some(Duration::from_secs(1))).expect("set");
-    for id in 1..=400 {
-        let payload = format!("{{\"n\":\"{}\"}}", noise(60_000, id.into()));
-        if client.stream.write_all(&publish(true, 1, id, "full/line/filler", &[], payload.as_bytes())).is_err() {
-            break;
+    let client = Client::connect(gateway.address, &Hello { client: "filler", ..Hello::default() }).0;
+    let mut stream = client.stream.try_clone().expect("a socket");
+    // A disk may be slow for a while: only the gateway says when the lane is full.
+    let filling = std::thread::spawn(move || {
+        for id in 1..=400 {
+            let payload = format!("{{\"n\":\"{}\"}}", noise(60_000, id.into()));
+            if stream.write_all(&publish(true, 1, id, "full/line/filler", &[], payload.as_bytes())).is_err() {
+                break;
+            }
         }
-    }
+    });
     gateway.await_status("the lane is full", Duration::from_secs(30), |status| {
         status["problems"].to_string().contains("lane bulk: the budget")
     });
+    client.die();
+    filling.join().expect("it ends with its connection");
 }
 
 /// Text that does not compress well.
