@@ -333,29 +333,19 @@ impl Ingest {
         if route.is_over_pace() {
             return Err(NotTaken::NoRoom);
         }
-        let taken = self.accept_paced(route, payload, beside, now, waiter)?;
+        let taken = match &route.target {
+            None => {
+                let taken = self.bury(route, "topic: no contract matches it", payload, beside, now, waiter)?;
+                self.stats.unmatched.add(1);
+                taken
+            }
+            Some(target) if target.contract.decode == Some(Decode::SparkplugB) => {
+                self.accept_sparkplug(route, target, payload, beside, now, waiter)?
+            }
+            Some(target) => self.accept_json(route, target, payload, beside, now, waiter)?,
+        };
         route.pace.iter().for_each(|pace| pace.charge(route.party));
         Ok(taken)
-    }
-
-    fn accept_paced(
-        &self,
-        route: &Route,
-        payload: &[u8],
-        beside: Beside<'_>,
-        now: Timestamp,
-        waiter: &mut Waiter,
-    ) -> Result<Taken, NotTaken> {
-        let Some(target) = &route.target else {
-            let reason = "topic: no contract matches it";
-            let taken = self.bury(route, reason, payload, beside, now, waiter)?;
-            self.stats.unmatched.add(1);
-            return Ok(taken);
-        };
-        if target.contract.decode == Some(Decode::SparkplugB) {
-            return self.accept_sparkplug(route, target, payload, beside, now, waiter);
-        }
-        self.accept_json(route, target, payload, beside, now, waiter)
     }
 
     /// Decodes, takes the event or the dead letter in, and only then lets the node's state follow.
