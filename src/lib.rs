@@ -18,8 +18,8 @@
 //! | 4 | `ingest`, `link`, `odoo` (the client), `local` (what subscribers on the gateway are told), `security` (who was refused what) |
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
-//! | 1 | `event`, `clock`, `telemetry`, `setting` |
-//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order), `rate` (how much each of many may have in a second), `memory` (the byte budget) |
+//! | 1 | `event`, `clock`, `telemetry`, `setting`, `memory` (the byte budget) |
+//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order), `rate` (how much each of many may have in a second), `origin` (what counts as one address) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -91,6 +91,7 @@ pub mod local;
 pub mod memory;
 pub mod odoo;
 pub mod ordered;
+mod origin;
 mod rate;
 pub mod secret;
 pub mod security;

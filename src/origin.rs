@@ -1,4 +1,4 @@
-//! Where somebody comes from: what shares and slow-downs are counted by before a name is proven.
+//! The origin of a connection: shares, slow-downs and evictions count by it before a name is proven.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,6 +17,11 @@ impl Origin {
             IpAddr::V6(address) => Self(IpAddr::V6((address.to_bits() & !HOST_BITS).into())),
             address => Self(address),
         }
+    }
+
+    /// The address, or the first one of the network.
+    pub fn address(self) -> IpAddr {
+        self.0
     }
 }
 

@@ -7,7 +7,6 @@ mod identity;
 pub mod modbus;
 pub mod mqtt;
 pub mod odoo;
-mod origin;
 mod secrets;
 mod socket;
 

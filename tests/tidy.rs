@@ -36,7 +36,8 @@ const ROWS: &[(&str, u32)] = &[
     ("task", 0),
     ("ordered", 0),
     ("rate", 0),
-    ("memory", 0),
+    ("origin", 0),
+    ("memory", 1),
 ];
 
 fn row(module: &str) -> u32 {

@@ -5,8 +5,9 @@
 //! Invariant: a connection that has logged in is not here, and is never evicted.
 
 use super::Door;
+use crate::origin::Origin;
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -14,7 +15,7 @@ use tokio::sync::Notify;
 /// What identifies a connection here.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    address: IpAddr,
+    origin: Origin,
     number: u64,
     leave: Arc<Notify>,
 }
@@ -62,7 +63,7 @@ struct Address {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    addresses: HashMap<IpAddr, Address>,
+    addresses: HashMap<Origin, Address>,
 }
 
 /// All connections that have not logged in.
@@ -72,41 +73,33 @@ pub(super) struct Strangers {
     evicted: AtomicU64,
 }
 
-/// What counts as one address.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        v4 => v4,
-    }
-}
-
 impl Strangers {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn enter(&self, bytes: usize, address: IpAddr, door: Door) -> Ticket {
-        let (address, leave) = (network(address), Arc::new(Notify::new()));
+        let (origin, leave) = (Origin::of(address), Arc::new(Notify::new()));
         let mut table = self.table();
         table.next += 1;
         let number = table.next;
-        let known = table.addresses.entry(address).or_default();
+        let known = table.addresses.entry(origin).or_default();
         known.bytes += bytes;
         known.connections.insert(number, Stranger { bytes, door, leave: Arc::clone(&leave) });
-        Ticket { address, number, leave }
+        Ticket { origin, number, leave }
     }
 
     /// Notes what a connection holds now. One that has left stays out.
     pub fn resize(&self, ticket: &Ticket, bytes: usize) {
         let mut table = self.table();
-        let Some(known) = table.addresses.get_mut(&ticket.address) else { return };
+        let Some(known) = table.addresses.get_mut(&ticket.origin) else { return };
         let Some(stranger) = known.connections.get_mut(&ticket.number) else { return };
         known.bytes = known.bytes - stranger.bytes + bytes;
         stranger.bytes = bytes;
     }
 
     pub fn leave(&self, ticket: &Ticket) {
-        self.table().remove(ticket.address, ticket.number);
+        self.table().remove(ticket.origin, ticket.number);
     }
 
     /// Evicts connections until those hold `bytes`; `false` if there are not enough of them.
@@ -115,9 +108,9 @@ impl Strangers {
         let mut freed = 0;
         while freed < bytes {
             let most = table.addresses.iter().max_by_key(|(_, known)| known.bytes);
-            let oldest = most.and_then(|(address, known)| Some((*address, *known.connections.first_key_value()?.0)));
-            let Some((address, number)) = oldest else { return false };
-            freed += self.send_away(&mut table, address, number);
+            let oldest = most.and_then(|(origin, known)| Some((*origin, *known.connections.first_key_value()?.0)));
+            let Some((origin, number)) = oldest else { return false };
+            freed += self.send_away(&mut table, origin, number);
         }
         true
     }
@@ -127,12 +120,12 @@ impl Strangers {
         let mut table = self.table();
         let at_door = |known: &Address| known.connections.values().filter(|one| one.door == door).count();
         let most = table.addresses.iter().max_by_key(|(_, known)| at_door(known));
-        let oldest = most.and_then(|(address, known)| {
+        let oldest = most.and_then(|(origin, known)| {
             let mut own = known.connections.iter().filter(|(_, stranger)| stranger.door == door);
-            Some((*address, *own.next()?.0))
+            Some((*origin, *own.next()?.0))
         });
-        let Some((address, number)) = oldest else { return false };
-        self.send_away(&mut table, address, number);
+        let Some((origin, number)) = oldest else { return false };
+        self.send_away(&mut table, origin, number);
         true
     }
 
@@ -141,8 +134,8 @@ impl Strangers {
     }
 
     /// Bytes that it held.
-    fn send_away(&self, table: &mut Table, address: IpAddr, number: u64) -> usize {
-        let Some(gone) = table.remove(address, number) else { return 0 };
+    fn send_away(&self, table: &mut Table, origin: Origin, number: u64) -> usize {
+        let Some(gone) = table.remove(origin, number) else { return 0 };
         gone.leave.notify_one();
         self.evicted.fetch_add(1, Ordering::Relaxed);
         gone.bytes
@@ -154,12 +147,12 @@ impl Strangers {
 }
 
 impl Table {
-    fn remove(&mut self, address: IpAddr, number: u64) -> Option<Stranger> {
-        let known = self.addresses.get_mut(&address)?;
+    fn remove(&mut self, origin: Origin, number: u64) -> Option<Stranger> {
+        let known = self.addresses.get_mut(&origin)?;
         let gone = known.connections.remove(&number)?;
         known.bytes -= gone.bytes;
         if known.connections.is_empty() {
-            self.addresses.remove(&address);
+            self.addresses.remove(&origin);
         }
         Some(gone)
     }
@@ -171,7 +164,8 @@ mod tests {
 
     #[test]
     fn an_address_is_a_network_of_64_bits_or_one_of_ipv4() {
-        let same = |a: &str, b: &str| network(a.parse().expect("address")) == network(b.parse().expect("address"));
+        let same =
+            |a: &str, b: &str| Origin::of(a.parse().expect("address")) == Origin::of(b.parse().expect("address"));
         assert!(same("2001:db8::1", "2001:db8::ffff:2") && !same("2001:db8::1", "2001:db8:0:1::1"));
         assert!(same("::ffff:10.0.0.1", "10.0.0.1") && !same("10.0.0.1", "10.0.0.2"));
     }

@@ -5,6 +5,7 @@
 
 use super::Cause;
 use crate::event::Timestamp;
+use crate::origin::Origin;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,23 +48,14 @@ impl Report<'_> {
     /// client could claim another name each time.
     fn origin(&self) -> String {
         match self.cause {
-            Cause::Login | Cause::Tls | Cause::Token => self.address.map_or_else(String::new, network),
+            Cause::Login | Cause::Tls | Cause::Token => {
+                self.address.map_or_else(String::new, |address| Origin::of(address).to_string())
+            }
             Cause::Change => cut(self.what).to_owned(),
             Cause::Command => format!("{} {}", cut(self.user), cut(self.what)),
             Cause::Publish | Cause::Subscribe | Cause::Will | Cause::Session | Cause::SessionQuota | Cause::Cut => {
                 format!("{} {}", cut(self.user), cut(self.client))
             }
-        }
-    }
-}
-
-/// An address as those alike share it: of IPv6 each machine has 2^64.
-fn network(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
         }
     }
 }

@@ -21,17 +21,17 @@ use crate::http::Duplex;
 use crate::ingest::Route;
 use crate::link::Protocol;
 use crate::memory::{Eviction, Permit};
+use crate::origin::Origin;
 use crate::security::Cause;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
 use crate::sources::handshake::Handshaking;
 use crate::sources::identity::{Identity, Presented, Proof};
-use crate::sources::origin::Origin;
 use crate::sources::socket::{self, is_loopback};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -511,7 +511,7 @@ impl<'s> Connection<'s> {
         let shared = self.shared;
         let share = match identity.proven() {
             Some(name) => format!("name {name}"),
-            None => format!("address {}", share_of(self.peer.ip())),
+            None => format!("address {}", Origin::of(self.peer.ip()).address()),
         };
         let waits = |will: &&Spoken| expiry > 0 && !will.delay.is_zero();
         let stored = |will: &Spoken| {
@@ -891,12 +891,4 @@ async fn next(
         inbound.session.outbound.poll_ready(context, output).map(Next::Tell)
     })
     .await
-}
-
-/// What counts as one address: of IPv6 a network of 64 bits, since a host has all of it.
-fn share_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    }
 }

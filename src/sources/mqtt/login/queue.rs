@@ -15,8 +15,8 @@
 //!   follow the number of addresses, and the device itself, at one more address, has its turn like any other.
 
 use crate::clock;
+use crate::origin::Origin;
 use crate::rate::{CALLERS_MAX, Rates};
-use crate::sources::origin::Origin;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash};
