@@ -8,6 +8,7 @@ use super::{Answered, Handles, certificates, off_thread, refuse};
 use crate::clock;
 use crate::http::{self, Crowd, Phase, Reply, Seat};
 use crate::memory::Door;
+use crate::origin::Origin;
 use crate::shutdown::Shutdown;
 use crate::task::boxed;
 use hyper::body::Incoming;
@@ -116,7 +117,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             () = crowd.stirred(), if !has_room => {}
             accepted = accept => match accepted {
                 Ok((stream, peer)) => {
-                    let seat = crowd.seat(peer.ip().to_canonical());
+                    let seat = crowd.seat(Origin::of(peer.ip()));
                     match handles.budget.admit(CONNECTION_BYTES, peer.ip(), door) {
                         Ok(permit) => {
                             let served = serve(stream, seat, Arc::clone(&handles));
@@ -134,7 +135,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     connections.shutdown().await;
 }
 
-async fn serve(stream: TcpStream, seat: Seat<IpAddr>, handles: Arc<Handles>) {
+async fn serve(stream: TcpStream, seat: Seat<Origin>, handles: Arc<Handles>) {
     let mut stream = http::patient(Box::new(stream), UNREAD_WAIT_MAX);
     let answer = |request| {
         seat.enter(Phase::Answering);
