@@ -113,6 +113,37 @@ fn what_is_not_kept_is_never_stored_and_what_is_masked_is_a_keyed_hash() {
     assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// Once only the last value of a repeated name was masked; the earlier ones were stored and sent as they were.
+#[test]
+fn no_value_of_a_repeated_name_escapes_a_mask() {
+    let whole = MASKED.replace("keep = [\"/order\", \"/operator\", \"/deep/kept\"]\n", "");
+    let contract = whole.replace("[\"/operator\"]", "[\"/operator\", \"/deep/pin\"]");
+    let plant = Plant::start("repeated", &[("op.toml", &contract)]);
+    let mut client = plant.connect();
+    let many: String = (0..40).map(|index| format!("\"n{index}\":0,\"operator\":\"Jane Doe\",")).collect();
+    let said = [
+        r#"{"order":1,"operator":"Jane Doe","operator":"Jane Doe"}"#.to_owned(),
+        r#"{"order":2,"operator":"Jane Doe","\u006fperator":"Jane Doe"}"#.to_owned(),
+        r#"{"order":3,"deep":{"pin":"Jane Doe","pin":"Jane Doe"}}"#.to_owned(),
+        r#"{"order":4,"deep":{"pin":"Jane Doe"},"deep":{"pin":1}}"#.to_owned(),
+        r#"{"order":5,"deep":{"pin":"Jane Doe"},"deep":7}"#.to_owned(),
+        format!("{{{many}\"order\":6}}"),
+        // This one has no order: it becomes a dead letter.
+        r#"{"operator":"Jane Doe","operator":"Jane Doe"}"#.to_owned(),
+    ];
+    for (said, id) in said.iter().zip(1..) {
+        client.publish(true, id, "op/c1", said.as_bytes());
+    }
+    plant.events(6);
+    let events = plant.collector.arrived();
+    let sent: String = events.iter().map(|event| String::from_utf8_lossy(&event.payload)).collect();
+    assert!(sent.contains("hmac-sha256:") && !sent.contains("Jane"), "{sent}");
+    assert_eq!(plant.letters().len(), 1);
+    let folder = plant.gateway.folder.join("data");
+    let output = std::process::Command::new("grep").args(["-rl", "Jane Doe"]).arg(folder).output().expect("grep");
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn a_catch_all_takes_what_no_narrower_contract_does() {
     let plant = Plant::start("catchall", &[("any.toml", ANYTHING)]);

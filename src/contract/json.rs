@@ -6,6 +6,7 @@
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 /// A JSON value that borrows from the text it was read from.
@@ -21,7 +22,7 @@ pub enum Tree<'a> {
     Text(Cow<'a, str>),
     /// An array.
     Array(Vec<Tree<'a>>),
-    /// An object, in the order of the text. Of repeated names the last counts.
+    /// An object, in the order of the text. Names are unique: of repeated ones the last counts.
     Object(Vec<(Cow<'a, str>, Tree<'a>)>),
 }
 
@@ -34,7 +35,7 @@ impl<'a> Tree<'a> {
     /// The member of an object.
     pub fn member(&self, name: &str) -> Option<&Tree<'a>> {
         match self {
-            Self::Object(members) => members.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value),
+            Self::Object(members) => members.iter().find(|(key, _)| key == name).map(|(_, value)| value),
             _ => None,
         }
     }
@@ -81,7 +82,7 @@ impl<'a> Tree<'a> {
         for step in &pointer.0 {
             let next = match value {
                 Self::Array(items) => step.parse::<usize>().ok().and_then(|index| items.get_mut(index)),
-                Self::Object(members) => members.iter_mut().rev().find(|(key, _)| key == step).map(|(_, value)| value),
+                Self::Object(members) => members.iter_mut().find(|(key, _)| key == step).map(|(_, value)| value),
                 _ => None,
             };
             match next {
@@ -238,11 +239,32 @@ impl<'de: 'a, 'a> Deserialize<'de> for Tree<'a> {
                     }
                     members.push((name, value));
                 }
+                keep_last_of_each_name(&mut members);
                 Ok(Tree::Object(members))
             }
         }
         deserializer.deserialize_any(Reader)
     }
+}
+
+/// Removes members whose name comes again later. A value of theirs would escape the schema and `mask`.
+fn keep_last_of_each_name(members: &mut Vec<(Cow<'_, str>, Tree<'_>)>) {
+    // Up to so many names it is faster to compare them all than to hash them.
+    const COMPARED_MAX: usize = 16;
+    let mut is_last = Vec::new();
+    if members.len() > COMPARED_MAX {
+        let mut known = HashSet::with_capacity(members.len());
+        is_last.extend(members.iter().rev().map(|(name, _)| known.insert(name.as_ref())));
+        is_last.reverse();
+    } else {
+        let comes_again = |index: usize| members[index + 1..].iter().any(|(name, _)| *name == members[index].0);
+        if !(0..members.len()).any(comes_again) {
+            return;
+        }
+        is_last.extend((0..members.len()).map(|index| !comes_again(index)));
+    }
+    let mut is_last = is_last.into_iter();
+    members.retain(|_| is_last.next().unwrap_or(true));
 }
 
 struct Name<'a>(Cow<'a, str>);
@@ -310,6 +332,27 @@ mod tests {
         let mut out = Vec::new();
         kept.write(&mut out);
         assert_eq!(String::from_utf8_lossy(&out), r#"{"a":{"b":1},"t":"***"}"#);
+    }
+
+    #[test]
+    fn of_repeated_names_only_the_last_value_remains() {
+        let many = (0..100).map(|index| format!("\"a{}\":{index}", index % 50)).collect::<Vec<_>>().join(",");
+        for (text, kept) in [
+            (r#"{"a":1,"b":2,"a":3}"#.to_owned(), r#"{"b":2,"a":3}"#.to_owned()),
+            (r#"{"a":1,"\u0061":2}"#.into(), r#"{"a":2}"#.into()),
+            (r#"{"a":{"x":1,"x":2},"a":{"y":1,"y":3}}"#.into(), r#"{"a":{"y":3}}"#.into()),
+            (format!("{{{many}}}"), format!("{{{}}}", many.split_at(many.find("\"a0\":50").expect("is there")).1)),
+        ] {
+            let mut out = Vec::new();
+            tree(&text).write(&mut out);
+            assert_eq!(String::from_utf8_lossy(&out), kept);
+        }
+        let pointer = Pointer::parse("/secret").expect("a pointer");
+        let mut masked = tree(r#"{"secret":"x","secret":"y"}"#);
+        masked.replace(&pointer, |_| Tree::Text("***".into()));
+        let mut out = Vec::new();
+        masked.write(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out), r#"{"secret":"***"}"#);
     }
 
     #[test]
