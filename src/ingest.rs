@@ -598,6 +598,8 @@ impl Ingest {
         let Some(target) = &route.target else { return dead.room().await };
         let lane = self.lanes(target.placed.lane);
         while !self.shares.has_share(target.placed.lane, lane, route.party) {
+            // What was handed in last may have found the lane busy, and the share used up only afterwards.
+            self.note_slowed(target.placed.lane, lane, route);
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         lane.room().await;
