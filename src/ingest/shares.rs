@@ -6,7 +6,8 @@
 //! Invariants:
 //! - a lane that gives up its oldest events when it is full slows nobody;
 //! - what is remembered is bounded: [`ENTRIES_MAX`] for each lane; beyond it what parties hold is known more coarsely;
-//! - counting begins at zero with each start: what was in a log before belongs to nobody.
+//! - counting begins at zero with each start: what was in a log before belongs to nobody. Nor is anything counted while
+//!   less than an eighth of the budget is used: it would cost each event time, and matters to nobody.
 //!
 //! A party is a proven name at a source, or a client there that has proven none.
 //!
@@ -21,6 +22,7 @@ use crate::setting::Bytes;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,11 @@ const DISK_TIMES_MAX: u64 = 64;
 const ENTRIES_MAX: usize = 8192;
 /// A lane's tally has so many parts: what is settled is forgotten a part at a time.
 const PARTS: u64 = 64;
+/// While a destination needs less than this part of the budget, nothing is counted.
+const CALM: u64 = 8;
+/// And for so small a part of the budget nobody looks again: times [`DISK_TIMES_MAX`] it is an eighth of the budget, so
+/// that counting begins before a quarter is used.
+const CALM_BYTES: u64 = 512;
 /// How the lane stands is looked at that often: looking takes its lock.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a party that was slowed down is named in the status.
@@ -73,10 +80,17 @@ impl Pace {
 /// What the parties hold of each lane, and of the dead letters behind them.
 #[derive(Debug)]
 pub(super) struct Shares {
-    lanes: Vec<Mutex<Tally>>,
+    lanes: Vec<LaneShares>,
     dead: Mutex<Option<DeadShares>>,
     slowed: Mutex<VecDeque<Slowed>>,
     names: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct LaneShares {
+    /// Bytes that may still be handed in before somebody has to look how the lane stands; nothing is counted until then.
+    calm: AtomicI64,
+    tally: Mutex<Tally>,
 }
 
 /// A party that was slowed down.
@@ -141,6 +155,16 @@ impl Tally {
         {
             self.forget_oldest();
         }
+    }
+
+    /// For how many bytes nothing has to be counted, and forgets what was; `None` while the lane fills up.
+    fn calm(&mut self) -> Option<u64> {
+        let load = self.now();
+        if load.needed >= load.budget / CALM {
+            return None;
+        }
+        *self = Self { load, ..Self::default() };
+        Some(load.budget / CALM_BYTES)
     }
 
     fn forget_oldest(&mut self) {
@@ -233,7 +257,7 @@ impl Tally {
 
 impl Shares {
     pub(super) fn new(lanes: usize) -> Self {
-        let lanes = (0..=lanes).map(|_| Mutex::default()).collect();
+        let lanes = (0..=lanes).map(|_| LaneShares::default()).collect();
         Self { lanes, dead: Mutex::default(), slowed: Mutex::default(), names: RandomState::new() }
     }
 
@@ -243,7 +267,7 @@ impl Shares {
     }
 
     fn tally(&self, index: usize, lane: &Lane, now: Instant) -> Option<MutexGuard<'_, Tally>> {
-        let mut tally = self.lanes.get(index)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tally = self.lanes.get(index)?.tally.lock().unwrap_or_else(PoisonError::into_inner);
         if tally.looked_at.is_none_or(|at| now.duration_since(at) >= LOOK_EVERY) {
             tally.looked_at = Some(now);
             let (needed, budget, queued) = lane.load();
@@ -254,16 +278,28 @@ impl Shares {
 
     /// Whether a party may hand in more for a lane.
     pub(super) fn has_share(&self, index: usize, lane: &Lane, party: Party) -> bool {
-        let now = clock::instant();
-        let has_share = self.tally(index, lane, now).is_none_or(|tally| tally.has_share(party));
+        let Some(LaneShares { calm, .. }) = self.lanes.get(index) else { return true };
+        if calm.load(Ordering::Relaxed) > 0 {
+            return true;
+        }
+        let Some(mut tally) = self.tally(index, lane, clock::instant()) else { return true };
+        if let Some(bytes) = tally.calm() {
+            calm.store(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+            return true;
+        }
+        let has_share = tally.has_share(party);
+        drop(tally);
         has_share || lane.full() == Full::ShedOldest
     }
 
     /// Notes what a party has handed in for a lane.
     pub(super) fn add(&self, index: usize, party: Party, bytes: usize) {
-        if let Some(tally) = self.lanes.get(index) {
-            tally.lock().unwrap_or_else(PoisonError::into_inner).add(party, bytes as u64);
+        let Some(LaneShares { calm, tally }) = self.lanes.get(index) else { return };
+        if calm.load(Ordering::Relaxed) > 0 {
+            calm.fetch_sub(bytes as i64, Ordering::Relaxed);
+            return;
         }
+        tally.lock().unwrap_or_else(PoisonError::into_inner).add(party, bytes as u64);
     }
 
     /// Whether a party may have another dead letter.
@@ -405,6 +441,42 @@ mod tests {
         (0..50).for_each(|_| tally.add(Party(1), 1000));
         tally.look(Load { budget: 90 * MB, needed: 88 * MB, queued: 100_050 });
         assert!(tally.has_share(Party(1)));
+    }
+
+    #[test]
+    fn nothing_is_counted_while_the_lane_is_nearly_empty_and_counting_begins_before_a_quarter() {
+        let mut tally = Tally::default();
+        tally.look(Load { budget: 512 * MB, needed: 0, queued: 0 });
+        (0..50).for_each(|_| tally.add(Party(1), 1000));
+        assert_eq!(tally.calm(), Some(MB));
+        assert!(tally.held.is_empty() && tally.parts.is_empty() && tally.bytes == 0 && tally.looked_at.is_none());
+        tally.look(Load { budget: 512 * MB, needed: 64 * MB - 1, queued: 200_000 });
+        let worst = tally.calm().map(|bytes| 64 * MB + bytes * DISK_TIMES_MAX);
+        assert_eq!(worst, Some(128 * MB), "a quarter");
+        tally.look(Load { budget: 512 * MB, needed: 64 * MB, queued: 200_000 });
+        assert_eq!(tally.calm(), None);
+    }
+
+    #[test]
+    fn one_that_fills_a_lane_from_the_beginning_still_leaves_a_seventh() {
+        let (budget, mut needed, mut queued, mut left) = (512 * MB, 0, 0, 0);
+        let mut tally = Tally::default();
+        tally.look(Load { budget, needed, queued });
+        loop {
+            (needed, queued) = (needed + 10_000, queued + 1);
+            if left > 10_000 {
+                left -= 10_000;
+                continue;
+            }
+            tally.look(Load { budget, needed, queued });
+            left = tally.calm().unwrap_or(0);
+            if left == 0 && !tally.has_share(Party(1)) {
+                break;
+            }
+            tally.add(Party(1), 10_000);
+        }
+        assert!((budget - needed) > budget / 7, "{} of {budget} are left", budget - needed);
+        assert!(tally.has_share(Party(2)));
     }
 
     #[test]
