@@ -133,14 +133,18 @@ impl Devices {
             device
         });
         let received_before = device.received.value();
-        *device.who() = Who {
-            identity: identity.name().to_owned(),
+        let mut who = device.who();
+        // The same name stays where it is in memory, however often its device comes and goes.
+        let known = std::mem::take(&mut who.identity);
+        *who = Who {
+            identity: if known == identity.name() { known } else { identity.name().to_owned() },
             proven_by: identity.sender(key.client()).proven_by,
             peer,
             version,
             connected: Some(now),
             received_before,
         };
+        drop(who);
         device
     }
 

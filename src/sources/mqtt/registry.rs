@@ -205,24 +205,24 @@ impl Registry {
         if !table.clients.get(key).is_some_and(is_ours) {
             return;
         }
-        let mut entry = table.clients.remove(key).unwrap_or_default();
+        let (key, mut entry) = table.take(key);
         let now = clock::instant();
         entry.seat = None;
         entry.left_at = Some(now);
         if let Some((session, later)) = left {
-            self.put_to_sleep(&mut table, key, &mut entry, *session, later);
+            self.put_to_sleep(&mut table, &key, &mut entry, *session, later);
         }
         if entry.row.as_ref().is_some_and(|row| row.expiry == 0)
             && let Some(row) = entry.row.take()
         {
             entry.unwritten = None;
-            table.forget(key, row);
+            table.forget(&key, row);
         }
         if entry.unwritten.is_some() {
             table.changed.insert(key.clone());
         }
         if entry.row.is_some() || entry.leftover.is_some() {
-            table.clients.insert(key.clone(), entry);
+            table.clients.insert(key, entry);
         }
         table.trim_leftovers(now);
         drop(table);
@@ -266,13 +266,13 @@ impl Registry {
     /// answer may leave that says so.
     fn change(&self, key: &Key, is_urgent: bool, change: impl FnOnce(&mut Table, &mut Row, &mut Unwritten)) -> u64 {
         let mut table = self.table();
-        let Some(mut entry) = table.clients.remove(key) else { return 0 };
+        let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
         let has_row = entry.row.is_some();
         if let Some(row) = &mut entry.row {
             change(&mut table, row, entry.unwritten.get_or_insert_default());
             table.changed.insert(key.clone());
         }
-        table.clients.insert(key.clone(), entry);
+        table.clients.insert(key, entry);
         if !is_urgent || !has_row {
             return 0;
         }

@@ -137,7 +137,7 @@ impl Registry {
         if !is_present && wish.expiry > 0 && !self.has_disk_room() {
             return Err(NoSession::NoDisk);
         }
-        let mut entry = table.clients.remove(key).unwrap_or_default();
+        let (key, mut entry) = table.take(key);
         let mut session = Box::new(Session { user: wish.user.to_owned(), expiry: wish.expiry, ..Session::default() });
         // Redeliveries are recognised whether there is a session or not.
         if let Some(leftover) = table.take_leftover(&mut entry) {
@@ -157,11 +157,11 @@ impl Registry {
             if let Some(row) = entry.row.take() {
                 entry.unwritten = None;
                 entry.will = Waiting::None;
-                table.forget(key, row);
+                table.forget(&key, row);
                 wait_for = self.want(table);
             }
             if wish.expiry > 0 {
-                self.begin(table, key, &mut entry, wish);
+                self.begin(table, &key, &mut entry, wish);
                 session.number = entry.row.as_ref().map_or(0, |row| row.number);
                 wait_for = self.want(table);
             }
@@ -169,7 +169,7 @@ impl Registry {
         let seat = Arc::new(Seat::default());
         entry.seat = Some(Arc::clone(&seat));
         table.clients.insert(key.clone(), entry);
-        let place = Place { registry: Arc::clone(self), key: key.clone(), seat };
+        let place = Place { registry: Arc::clone(self), key, seat };
         Ok(Seated { place, session, before, wait_for })
     }
 
@@ -204,7 +204,7 @@ impl Registry {
     /// Puts what was loaded of a session where it can be changed; its will is not spoken any more.
     fn wake(&self, key: &Key, wish: Wish<'_>, content: Content) -> u64 {
         let mut table = self.table();
-        let Some(mut entry) = table.clients.remove(key) else { return 0 };
+        let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
         let mut wait_for = 0;
         if let Some(row) = &mut entry.row {
             let unwritten = entry.unwritten.get_or_insert_default();
@@ -224,7 +224,7 @@ impl Registry {
                 wait_for = self.want(&mut table);
             }
         }
-        table.clients.insert(key.clone(), entry);
+        table.clients.insert(key, entry);
         wait_for
     }
 }

@@ -107,6 +107,12 @@ fn leftover_bytes(leftover: &Leftover) -> usize {
 }
 
 impl Table {
+    /// Takes a client out, to change it and put it back: with the key that it has here, so that one and the same piece
+    /// of memory names it as long as it is known, however often it comes and goes.
+    pub(super) fn take(&mut self, key: &Key) -> (Key, Entry) {
+        self.clients.remove_entry(key).unwrap_or_else(|| (key.clone(), Entry::default()))
+    }
+
     /// Counts a session that is there.
     pub(super) fn put_row(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> Row {
         let share = self.shares.get_key_value(share).map_or_else(|| Arc::from(share), |(known, _)| Arc::clone(known));

@@ -52,7 +52,7 @@ impl Registry {
     /// A will has become an event, or was dropped: its row goes, unless its client has left another meanwhile.
     pub fn will_is_done(&self, due: &Due) {
         let mut table = self.table();
-        let Some(mut entry) = table.clients.remove(&due.key) else { return };
+        let Some((key, mut entry)) = table.clients.remove_entry(&due.key) else { return };
         if let Some(row) = entry.row.as_mut().filter(|row| row.number == due.number)
             && !matches!(entry.will, Waiting::Pending(_))
         {
@@ -63,7 +63,7 @@ impl Registry {
             table.removals.push(Change::Remove(stored::will_row(due.number)));
             self.want(&mut table);
         }
-        table.clients.insert(due.key.clone(), entry);
+        table.clients.insert(key, entry);
     }
 
     /// A will could not be read: it is due once more.
