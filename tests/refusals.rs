@@ -3,7 +3,7 @@
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello};
 use crate::common::free_address;
-use crate::common::gateway::{Gateway, payload, scratch_folder};
+use crate::common::gateway::{Gateway, SMALL_BUDGETS, payload, scratch_folder};
 use crate::common::pki::Pki;
 use std::net::TcpListener;
 use std::path::Path;
@@ -145,8 +145,10 @@ fn a_password_in_a_url_is_not_repeated() {
 #[test]
 fn what_is_allowed_and_seldom_meant_is_warned_of() {
     let warned = |change: &dyn Fn(&str) -> String, words: &[&str]| {
-        let gateway =
-            Gateway::prepare("doubt", "\n[[destination]]\nname = \"central\"\nurl = \"mqtt://localhost:1\"\n");
+        let gateway = Gateway::prepare(
+            "doubt",
+            &format!("\n[[destination]]\nname = \"central\"\nurl = \"mqtt://localhost:1\"\n{SMALL_BUDGETS}"),
+        );
         let config = std::fs::read_to_string(gateway.config()).expect("read");
         std::fs::write(gateway.config(), change(&config)).expect("written");
         std::fs::create_dir(gateway.folder.join("empty")).expect("folder");

@@ -3,7 +3,7 @@
 
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello};
-use crate::common::gateway::{Gateway, payload, scratch_folder};
+use crate::common::gateway::{Gateway, SMALL_BUDGETS, payload, scratch_folder};
 use crate::common::pki::Pki;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -252,7 +252,8 @@ fn a_secret_in_the_configuration_is_refused_and_not_repeated() {
 fn credentials_and_variables_take_the_place_of_files_and_what_is_missing_is_named() {
     let places = "mqtts://localhost:1\"\nuser = \"gw\"\npassword_file = \"env:PLANT_PASSWORD\"\n\
         tls = { ca = \"gw.pem\", cert = \"gw.pem\", key = \"credential:tls-key\" }";
-    let plant = Plant::new(|config| config.replace("mqtt://localhost:1\"", places)).with_certificate(&[]);
+    let small = |config: &str| format!("{config}{SMALL_BUDGETS}");
+    let plant = Plant::new(|config| small(&config.replace("mqtt://localhost:1\"", places))).with_certificate(&[]);
     let clean = |command: &mut Command| {
         command.env_remove("CREDENTIALS_DIRECTORY").env_remove("PLANT_PASSWORD");
     };

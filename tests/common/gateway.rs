@@ -32,6 +32,18 @@ id = "/msg_id"
 schema = "state.json"
 "#;
 
+/// Lanes that fit any disk, for tests in which nothing may be warned of.
+pub const SMALL_BUDGETS: &str = r#"
+[lane.critical]
+budget = "64MiB"
+[lane.standard]
+budget = "64MiB"
+[lane.bulk]
+budget = "64MiB"
+[dead]
+budget = "64MiB"
+"#;
+
 pub const SCHEMA: &str = r#"{"type":"object","required":["msg_id"],"properties":{"msg_id":{"type":"string"},"seq":{"type":"integer"},"state":{"enum":["running","idle","fault"]}}}"#;
 
 /// A payload of that contract.
