@@ -8,6 +8,7 @@
 //! Not here: what an event means (`ingest`, `contract`).
 
 mod acl;
+mod arrivals;
 mod devices;
 mod grants;
 mod group;
@@ -48,10 +49,11 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 use acl::Rights;
+use arrivals::Arrivals;
 use devices::Device;
 use login::Queue;
 use registry::Quotas;
@@ -549,15 +551,43 @@ impl Listener {
             let mut setup = newest.borrow_and_update().clone();
             let (mut sessions, mut wills) = (JoinSet::new(), JoinSet::new());
             let mut turned_away = JoinSet::new();
-            let mut gate = Gate::new(setup.shared.config.connects_per_second_max);
+            let mut arrivals = Arrivals::new(setup.shared.config.connects_per_second_max);
             let mut sweep = tokio::time::interval(SWEEP_EVERY);
             sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut ended_lists = setup.shared.ended_lists();
             loop {
                 let shared = &setup.shared;
-                let wait = gate.wait(clock::instant());
+                let now = clock::instant();
+                let (accept_wait, begin_wait) = (arrivals.accept_wait(now), arrivals.begin_wait(now));
                 let is_full = sessions.len() >= shared.config.connections_max;
+                // At the limit connections wait, in the waiting room and then with the kernel.
                 let has_room = !is_full || shared.budget.has_strangers_at(shared.budget_door);
+                if has_room
+                    && begin_wait == Some(Duration::ZERO)
+                    && let Some((stream, peer)) = arrivals.next(now)
+                {
+                    if is_full {
+                        shared.budget.evict_at(shared.budget_door);
+                    }
+                    let Some(permit) = shared.admit(peer) else {
+                        if turned_away.len() < TURNED_AWAY_MAX && shared.tls.is_none() {
+                            turned_away.spawn(boxed(session::turn_away(stream)));
+                        }
+                        continue;
+                    };
+                    let accepted = session::Accepted { stream, peer, permit };
+                    let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
+                    sessions.spawn(match shared.tls.clone() {
+                        None => boxed(session::serve(accepted, shared, newest, shutdown)),
+                        Some(tls) => boxed(session::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
+                    });
+                    continue;
+                }
+                let wait = begin_wait
+                    .filter(|_| has_room)
+                    .into_iter()
+                    .chain((!accept_wait.is_zero()).then_some(accept_wait))
+                    .min();
                 tokio::select! {
                     () = shutdown.begun() => break,
                     changed = newest.changed() => {
@@ -565,13 +595,13 @@ impl Listener {
                             break;
                         }
                         setup = newest.borrow_and_update().clone();
-                        gate = Gate::new(setup.shared.config.connects_per_second_max);
+                        arrivals.set_rate(setup.shared.config.connects_per_second_max);
                     }
                     // The ended are taken out, so that the set does not grow.
                     Some(_) = sessions.join_next() => {}
                     Some(_) = turned_away.join_next() => {}
                     Some(_) = wills.join_next() => {}
-                    () = tokio::time::sleep(wait), if !wait.is_zero() => {}
+                    () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
                     _ = sweep.tick() => {
                         // A revocation list ends without anybody doing anything.
                         let ended = shared.ended_lists();
@@ -584,25 +614,12 @@ impl Listener {
                             wills.spawn(boxed(will::speak(due, Arc::clone(shared), shutdown.clone())));
                         }
                     }
-                    // At a limit nothing is accepted: the kernel holds new connections back.
-                    accepted = setup.accept(), if wait.is_zero() && has_room => match accepted {
+                    accepted = setup.accept(), if accept_wait.is_zero() => match accepted {
                         Ok((stream, peer)) => {
-                            gate.pass(clock::instant());
-                            if is_full {
-                                shared.budget.evict_at(shared.budget_door);
+                            if let Some((closed, peer)) = arrivals.add(stream, peer, now) {
+                                drop(closed);
+                                shared.refuse(peer, "", Refusal::Limit, "more connections of its address wait than of any other");
                             }
-                            let Some(permit) = shared.admit(peer) else {
-                                if turned_away.len() < TURNED_AWAY_MAX && shared.tls.is_none() {
-                                    turned_away.spawn(boxed(session::turn_away(stream)));
-                                }
-                                continue;
-                            };
-                            let accepted = session::Accepted { stream, peer, permit };
-                            let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
-                            sessions.spawn(match shared.tls.clone() {
-                                None => boxed(session::serve(accepted, shared, newest, shutdown)),
-                                Some(tls) => boxed(session::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
-                            });
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
@@ -617,36 +634,5 @@ impl Listener {
             while sessions.join_next().await.is_some() {}
             while wills.join_next().await.is_some() {}
         }
-    }
-}
-
-/// Lets so many connections through in each second.
-#[derive(Debug)]
-struct Gate {
-    per_second: u32,
-    second: Option<Instant>,
-    passed: u32,
-}
-
-impl Gate {
-    fn new(per_second: u32) -> Self {
-        Self { per_second, second: None, passed: 0 }
-    }
-
-    fn wait(&self, now: Instant) -> Duration {
-        match self.second {
-            Some(start) if self.passed >= self.per_second => {
-                (start + Duration::from_secs(1)).saturating_duration_since(now)
-            }
-            _ => Duration::ZERO,
-        }
-    }
-
-    fn pass(&mut self, now: Instant) {
-        if self.second.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(1)) {
-            self.second = Some(now);
-            self.passed = 0;
-        }
-        self.passed += 1;
     }
 }

@@ -45,6 +45,8 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
         socket.bind(&address.into())?;
         tracing::warn!(%address, "this machine has no such address yet; it is listened on as soon as it has");
     }
+    // Connections inherit it, so that those in the accept queue are bounded too.
+    let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
     socket.listen(1024)?;
     TcpListener::from_std(socket.into())
 }
