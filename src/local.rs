@@ -13,7 +13,7 @@ mod last;
 mod tree;
 
 pub use attention::{Attention, Reach};
-pub use feed::{Enough, Event, Feed, Passing, Place};
+pub use feed::{Enough, Event, Feed, Gap, Passing, Place};
 pub use filter::{Filter, split_share};
 pub use last::LastValue;
 
@@ -53,9 +53,11 @@ pub struct Local {
 impl Local {
     /// Reads what was noted; `last_values_bytes` bounds the last values. Blocks the thread.
     pub fn open(journal: Arc<Journal>, last_values_bytes: usize) -> Result<Self, JournalError> {
-        let mut last = LastValues::new(last_values_bytes);
+        let (lanes, ends) =
+            journal.lanes().iter().map(|lane| (lane.name.clone(), lane.end())).unzip::<_, _, _, Vec<_>>();
+        let mut last = LastValues::new(last_values_bytes, lanes);
         let notes = journal.notes("local");
-        last.restore(notes.all(last::PREFIX)?);
+        last.restore(notes.all(last::PREFIX)?, &ends);
         let noted = notes.read(FROM)?;
         let followed: Option<HashMap<String, u64>> = noted.and_then(|bytes| postcard::from_bytes(&bytes).ok());
         let recent = |lane: &Arc<Lane>| (lane.name.clone(), lane.end().saturating_sub(NOTE_AFTER_EVENTS));
@@ -89,6 +91,11 @@ impl Local {
 
     fn last(&self) -> MutexGuard<'_, LastValues> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The journal that it follows.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// Last values whose topic `wanted` takes.
@@ -166,7 +173,7 @@ impl Local {
             topic.clear();
             passing.published.renderer.push_topic(passing.record, &mut topic);
             if let Ok(topic) = std::str::from_utf8(&topic) {
-                last.note(topic, passing.record, passing.sequence, passing.recorded);
+                last.note(topic, &passing);
                 attentive.note(passing.place.lane, passing.place.offset, topic);
             }
             Enough::No

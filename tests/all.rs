@@ -29,6 +29,7 @@ mod identity;
 mod journal;
 mod lanes;
 mod largest_state;
+mod last_values;
 mod ledger;
 mod link;
 mod listener;

@@ -76,10 +76,21 @@ impl Event {
     }
 }
 
+/// Events of a lane that a feed could not look at: retention removed them, or their segment is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub from: Place,
+    /// The offset behind the last.
+    pub to: u64,
+}
+
 /// A reader of every lane.
 #[derive(Debug)]
 pub struct Feed {
     lanes: Vec<Reading>,
+    /// What the last [`Feed::poll_ready`] passed over.
+    gap: Option<Gap>,
 }
 
 struct Reading {
@@ -135,7 +146,7 @@ impl Feed {
             walk: None,
             lane: Arc::clone(lane),
         });
-        Self { lanes: lanes.collect() }
+        Self { lanes: lanes.collect(), gap: None }
     }
 
     /// Name of each lane and the next event it is to look at.
@@ -198,7 +209,8 @@ impl Feed {
         if self.lanes.iter().any(|reading| reading.walk.is_some()) {
             return Poll::Ready(true);
         }
-        for reading in &mut self.lanes {
+        for (lane, reading) in self.lanes.iter_mut().enumerate() {
+            let from = Place { lane, offset: reading.next };
             match reading.poll_find(context) {
                 Poll::Pending => continue,
                 Poll::Ready(None) => return Poll::Ready(false),
@@ -208,9 +220,15 @@ impl Feed {
                 }
                 Poll::Ready(Some(Found::Lost { to })) => reading.next = to.max(reading.next + 1),
             }
+            self.gap = (reading.next > from.offset).then_some(Gap { from, to: reading.next });
             return Poll::Ready(true);
         }
         Poll::Pending
+    }
+
+    /// What the last [`Feed::poll_ready`] passed over, once.
+    pub fn take_gap(&mut self) -> Option<Gap> {
+        self.gap.take()
     }
 
     /// Looks at events that are at hand, until `look` says that it has enough or none is left.

@@ -2,6 +2,7 @@
 //!
 //! Invariant: never more than the bytes it was given; what has not changed for longest goes first.
 
+use super::feed::{Passing, Place};
 use crate::event::{Record, Timestamp};
 use crate::journal::{Note, Published};
 use crate::ordered::sort;
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The newest event of one topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastValue {
     /// Its sequence.
     pub sequence: u64,
@@ -18,16 +19,34 @@ pub struct LastValue {
     pub recorded: Timestamp,
     /// The record, encoded.
     pub record: Vec<u8>,
+    /// Number of its lane; `None` for a lane that is no longer there. Beside `offset`, and not a place that may be
+    /// missing, it takes eight bytes less.
+    lane: Option<u32>,
+    offset: u64,
 }
 
-/// Bytes that an entry takes beside its record and twice its topic, about.
-const BYTES_BESIDE: usize = 160;
+/// A last value as it is noted. The order of the fields is part of the stored format.
+#[derive(Serialize, Deserialize)]
+struct Noted<'a> {
+    sequence: u64,
+    recorded: Timestamp,
+    /// Name of its lane: lanes may have other numbers after a start. Empty if the lane is no longer there.
+    lane: &'a str,
+    offset: u64,
+    record: &'a [u8],
+}
+
+/// Bytes that an entry takes beside its record and twice its topic, about: 72 for the value with its place and the counts
+/// of its `Arc`, 16 for those of the topic, 50 in the table by topic and 38 in the one by age, as full as they are.
+const BYTES_BESIDE: usize = 176;
 /// What the notes of last values begin with.
 pub(super) const PREFIX: &str = "last/";
 
 /// Last values by topic.
 #[derive(Debug, Default)]
 pub(super) struct LastValues {
+    /// Names of the lanes, by their numbers.
+    lanes: Vec<String>,
     by_topic: HashMap<Arc<str>, (u64, Arc<LastValue>)>,
     /// Oldest change first.
     by_age: BTreeMap<u64, Arc<str>>,
@@ -43,24 +62,41 @@ fn cost(topic: &str, value: &LastValue) -> usize {
 }
 
 impl LastValues {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, ..Self::default() }
+    /// None yet, of lanes of these names.
+    pub(super) fn new(bytes_max: usize, lanes: Vec<String>) -> Self {
+        Self { bytes_max, lanes, ..Self::default() }
     }
 
-    /// Reads what the notes hold.
-    pub(super) fn restore(&mut self, notes: Vec<(String, Vec<u8>)>) {
+    /// Reads what the notes hold; `ends` are the ends of the lanes. A note that cannot be read says nothing.
+    pub(super) fn restore(&mut self, notes: Vec<(String, Vec<u8>)>, ends: &[u64]) {
         for (name, bytes) in notes {
-            if let (Some(topic), Ok(value)) = (name.strip_prefix(PREFIX), postcard::from_bytes(&bytes)) {
-                self.put(topic, value);
-            }
+            let (Some(topic), Ok(noted)) = (name.strip_prefix(PREFIX), postcard::from_bytes::<Noted<'_>>(&bytes))
+            else {
+                continue;
+            };
+            // A lane that was removed and made anew has other events at the same offsets.
+            let is_there = |lane: &usize| ends.get(*lane).is_some_and(|end| noted.offset < *end);
+            let lane = self.lanes.iter().position(|known| known == noted.lane).filter(is_there);
+            let value = LastValue {
+                sequence: noted.sequence,
+                recorded: noted.recorded,
+                record: noted.record.to_vec(),
+                lane: lane.and_then(|lane| u32::try_from(lane).ok()),
+                offset: noted.offset,
+            };
+            self.put(topic, value);
         }
         self.changed.clear();
     }
 
-    pub(super) fn note(&mut self, topic: &str, record: &Record<'_>, sequence: u64, recorded: Timestamp) {
+    /// Takes an event as the newest of its topic.
+    pub(super) fn note(&mut self, topic: &str, passing: &Passing<'_>) {
+        let Passing { place, record, sequence, recorded, .. } = passing;
         let mut bytes = Vec::with_capacity(record.payload.len() + record.key.len() + record.origin.len() + 64);
         record.encode(&mut bytes);
-        self.put(topic, LastValue { sequence, recorded, record: bytes });
+        let lane = u32::try_from(place.lane).ok();
+        let (sequence, recorded) = (*sequence, *recorded);
+        self.put(topic, LastValue { sequence, recorded, record: bytes, lane, offset: place.offset });
     }
 
     fn put(&mut self, topic: &str, value: LastValue) {
@@ -104,14 +140,26 @@ impl LastValues {
         changed
             .into_iter()
             .map(|topic| {
-                let value = self.by_topic.get(&topic).and_then(|(_, value)| postcard::to_stdvec(&**value).ok());
+                let value = self.by_topic.get(&topic).and_then(|(_, value)| self.noted(value));
                 (format!("{PREFIX}{topic}"), value)
             })
             .collect()
     }
+
+    fn noted(&self, value: &LastValue) -> Option<Vec<u8>> {
+        let LastValue { sequence, recorded, record, offset, .. } = value;
+        let lane = value.place().and_then(|place| self.lanes.get(place.lane)).map_or("", String::as_str);
+        let noted = Noted { sequence: *sequence, recorded: *recorded, lane, offset: *offset, record };
+        postcard::to_stdvec(&noted).ok()
+    }
 }
 
 impl LastValue {
+    /// Where the event is, or was, in the journal; `None` if its lane is no longer there: it is older than all that is.
+    pub fn place(&self) -> Option<Place> {
+        Some(Place { lane: usize::try_from(self.lane?).ok()?, offset: self.offset })
+    }
+
     /// The event as it was recorded; `None` if a newer version wrote it.
     pub fn record(&self) -> Option<Record<'_>> {
         Record::decode(&self.record).ok()
@@ -128,37 +176,72 @@ mod tests {
     use super::*;
     use crate::event::{Content, Id};
 
-    fn note(values: &mut LastValues, topic: &str, payload: &[u8]) {
-        let record = Record {
-            publication: 1,
-            id: Id::Uuid([0; 16]),
-            time: Timestamp(0),
-            origin: "s/d",
-            key: "k",
-            content: Content::Json,
-            attributes: Vec::new(),
-            payload,
-        };
-        values.note(topic, &record, 1, Timestamp(0));
+    fn record(payload: &[u8]) -> Record<'_> {
+        let (origin, key, attributes) = ("s/d", "k", Vec::new());
+        let (id, time, content) = (Id::Uuid([0; 16]), Timestamp(0), Content::Json);
+        Record { publication: 1, id, time, origin, key, content, attributes, payload }
+    }
+
+    fn value(payload: &[u8], lane: Option<u32>, offset: u64) -> LastValue {
+        let mut bytes = Vec::new();
+        record(payload).encode(&mut bytes);
+        LastValue { sequence: 1, recorded: Timestamp(0), record: bytes, lane, offset }
+    }
+
+    fn lanes(names: &[&str]) -> LastValues {
+        LastValues::new(1200, names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    fn written(values: &mut LastValues) -> Vec<(String, Vec<u8>)> {
+        values.take_changes().into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     #[test]
     fn the_longest_unchanged_goes_first_and_the_notes_follow() {
-        let mut values = LastValues::new(1200);
+        let mut values = lanes(&["bulk"]);
         for topic in ["a", "b", "c", "d"] {
-            note(&mut values, topic, b"{}");
+            values.put(topic, value(b"{}", Some(0), 1));
         }
         assert!(values.bytes <= 1200);
         values.take_changes();
-        note(&mut values, "a", b"{\"new\":1}");
-        note(&mut values, "e", &[b'x'; 500]);
+        values.put("a", value(b"{\"new\":1}", Some(0), 2));
+        values.put("e", value(&[b'x'; 500], Some(0), 3));
         assert!(values.bytes <= 1200, "{}", values.bytes);
         let kept: Vec<_> = values.matching(|_| true).iter().map(|(topic, _)| topic.to_string()).collect();
         assert!(kept.contains(&"a".into()) && kept.contains(&"e".into()) && !kept.contains(&"b".into()), "{kept:?}");
         let notes = values.take_changes();
         assert!(notes.iter().any(|(name, value)| name == "last/b" && value.is_none()), "{notes:?}");
-        let mut restored = LastValues::new(1200);
-        restored.restore(notes.into_iter().filter_map(|(name, value)| Some((name, value?))).collect());
+        let mut restored = lanes(&["bulk"]);
+        restored.restore(notes.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(), &[9]);
         assert_eq!(restored.matching(|topic| topic == "a"), values.matching(|topic| topic == "a"));
+    }
+
+    #[test]
+    fn a_place_is_noted_by_the_name_of_its_lane() {
+        let mut values = lanes(&["bulk", "critical", "gone"]);
+        for (topic, lane) in [("a", 0), ("b", 1), ("c", 2), ("d", 1)] {
+            values.put(topic, value(b"{}", Some(lane), if topic == "d" { 70 } else { 7 }));
+        }
+        let mut notes = written(&mut values);
+        let places = |values: &LastValues| -> Vec<_> {
+            values.matching(|_| true).iter().map(|(_, value)| value.place().map(|at| (at.lane, at.offset))).collect()
+        };
+        // The order of the lanes has changed, one is gone, and one of them is shorter than it was.
+        let mut restored = lanes(&["critical", "new", "bulk"]);
+        restored.restore(notes.clone(), &[50, 50, 50]);
+        assert_eq!(places(&restored), [Some((2, 7)), Some((0, 7)), None, None]);
+        assert!(restored.take_changes().is_empty());
+        // And once more: what is nowhere stays nowhere.
+        restored.changed = restored.by_topic.keys().cloned().collect();
+        let again = written(&mut restored);
+        let mut last = lanes(&["critical", "new", "bulk", "gone"]);
+        last.restore(again, &[50; 4]);
+        assert_eq!(places(&last), [Some((2, 7)), Some((0, 7)), None, None]);
+        // Notes that cannot be read are left out.
+        notes[0].1.truncate(3);
+        notes[1].1 = vec![0xFF; 40];
+        let mut rest = lanes(&["bulk", "critical", "gone"]);
+        rest.restore(notes, &[50, 100, 50]);
+        assert_eq!(places(&rest), [Some((2, 7)), Some((1, 70))]);
     }
 }

@@ -4,9 +4,11 @@
 //! - what waits for the client stays in the journal; only what is in flight is remembered here;
 //! - events leave in the order of their lane; those in flight when a connection ends leave again
 //!   first, under the same packet ids;
+//! - last values leave before the events that the feed is still to send;
 //! - of a client that sleeps nothing is in memory: all of it is its [`Progress`] and its subscriptions.
 
 mod progress;
+mod telling;
 
 pub use progress::Progress;
 
@@ -16,13 +18,14 @@ use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
 use crate::journal::{Journal, Published};
 use crate::link::{Head, Protocol, push_publish};
-use crate::local::{Enough, Event, Feed, Filter, LastValue, Local, Place, split_share};
+use crate::local::{Enough, Event, Feed, Filter, Local, Place, split_share};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use telling::Telling;
 
 /// Bytes that may wait for the socket before no further event is looked at.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
@@ -48,6 +51,8 @@ struct Active {
     filter: Filter,
     /// Of a shared subscription.
     group: Option<Arc<Group>>,
+    /// Whether the client has asked for its last values.
+    is_told: bool,
 }
 
 /// What bounds a client's backlog.
@@ -86,35 +91,16 @@ pub struct Outbound {
     feed: Option<Feed>,
     /// What a restored session goes on from.
     restored: Progress,
-    /// Last values that wait, each with the serial of its subscription.
-    last_values: VecDeque<(Arc<LastValue>, u32)>,
+    telling: Telling,
     resend: VecDeque<InFlight>,
     in_flight: VecDeque<InFlight>,
     last_id: u16,
     window: u16,
     rendering: Rendering,
     shared_next: Option<NextShared>,
-    /// Serials of subscriptions whose last values are still to be told, and whether an earlier connection had begun to.
-    untold: Vec<(u32, bool)>,
-    catching_up: Option<CatchingUp>,
-    /// How far the feed has to be, as the sum of its positions, before last values may be told.
-    last_values_from: u64,
     serials: u32,
     /// Whether anything was sent or acknowledged since the progress was noted.
     has_moved: bool,
-}
-
-fn sum_of_positions(feed: &Feed) -> u64 {
-    feed.positions().map(|(_, next)| next).sum()
-}
-
-/// Resolves when the last values are as new as what the client may have been told already.
-struct CatchingUp(Pin<Box<dyn Future<Output = Arc<Local>> + Send>>);
-
-impl std::fmt::Debug for CatchingUp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CatchingUp")
-    }
 }
 
 /// The next event of the client's groups, awaited.
@@ -152,8 +138,7 @@ impl Outbound {
     pub fn bytes(&self) -> usize {
         let subscriptions: usize = self.active.iter().map(|active| Self::bytes_of(&active.subscription)).sum();
         let in_flight = (self.in_flight.len() + self.resend.len()) * 2 * size_of::<InFlight>();
-        let last_values = self.last_values.len() * 2 * size_of::<(Arc<LastValue>, u32)>();
-        subscriptions + in_flight + last_values + self.feed.as_ref().map_or(0, Feed::bytes)
+        subscriptions + in_flight + self.telling.bytes() + self.feed.as_ref().map_or(0, Feed::bytes)
     }
 
     /// About how many bytes a subscription takes: its filter as it was written, as it is matched and as it is noted, and
@@ -188,11 +173,18 @@ impl Outbound {
     pub fn subscribe(&mut self, subscription: Subscription, group: Option<Arc<Group>>, local: &Local) -> Option<()> {
         self.let_go();
         let is_shared = group.is_some();
-        self.serials += 1;
-        let active = Active::new(subscription, group, self.serials)?;
+        let mut active = Active::new(subscription, group, self.serials + 1)?;
         match self.place_of(&active.subscription.filter) {
-            Ok(index) => self.active[index] = active,
-            Err(index) => self.active.insert(index, active),
+            Ok(index) => {
+                // Last values that wait for the one before are this one's.
+                let before = &self.active[index];
+                (active.serial, active.is_told) = (before.serial, before.is_told);
+                self.active[index] = active;
+            }
+            Err(index) => {
+                self.serials += 1;
+                self.active.insert(index, active);
+            }
         }
         if !is_shared && self.feed.is_none() {
             // What is on the disk by now is older than the subscription: the last values tell it.
@@ -201,57 +193,12 @@ impl Outbound {
         Some(())
     }
 
-    /// Tells the last values that a subscription matches, once they are as new as the feed. Where the subscription was
-    /// there already, events that the client is owed of it are older than the last values, and are sent first.
-    pub fn tell_last_values(&mut self, filter: &str, is_new: bool, local: &Arc<Local>) {
-        let Ok(index) = self.place_of(filter) else { return };
-        let Active { serial, group: None, .. } = &self.active[index] else { return };
-        // Once for each subscription, however often the client repeats it.
-        let serial = *serial;
-        if let (false, Some(feed)) = (is_new, &self.feed) {
-            self.last_values_from = sum_of_positions(feed) + feed.behind();
-        }
-        self.untold.retain(|(known, _)| *known != serial);
-        self.untold.push((serial, false));
-        self.catch_up(local);
-    }
-
-    fn catch_up(&mut self, local: &Arc<Local>) {
-        let local = Arc::clone(local);
-        self.catching_up = Some(CatchingUp(Box::pin(async move {
-            local.caught_up().await;
-            local
-        })));
-    }
-
-    fn poll_last_values(&mut self, context: &mut Context<'_>) {
-        if !self.last_values.is_empty()
-            || self.feed.as_ref().is_some_and(|feed| sum_of_positions(feed) < self.last_values_from)
-        {
-            return;
-        }
-        let Some(catching_up) = &mut self.catching_up else { return };
-        let Poll::Ready(local) = catching_up.0.as_mut().poll(context) else { return };
-        self.catching_up = None;
-        // One subscription at a time: all values of many filters would be many times as many.
-        let Some((serial, _)) = self.untold.pop() else { return };
-        if let Some(active) = self.active.iter().find(|active| active.serial == serial) {
-            for (_, value) in local.last_values(|topic| active.filter.matches(topic)) {
-                self.last_values.push_back((value, serial));
-            }
-        }
-        if !self.untold.is_empty() {
-            self.catching_up = Some(CatchingUp(Box::pin(async move { local })));
-        }
-    }
-
     /// Removes a subscription; `false` if there is none.
     pub fn unsubscribe(&mut self, filter: &str) -> bool {
         self.let_go();
         let Ok(index) = self.place_of(filter) else { return false };
         let serial = self.active.remove(index).serial;
-        self.untold.retain(|(known, _)| *known != serial);
-        self.last_values.retain(|(_, known)| *known != serial);
+        self.telling.forget(serial);
         if !self.active.iter().any(|active| active.group.is_none())
             && let Some(feed) = self.feed.take()
         {
@@ -282,18 +229,12 @@ impl Outbound {
     }
 
     /// Waits until there may be something to send, if there is room for it.
-    pub fn poll_ready(&mut self, context: &mut Context<'_>, output: &[u8]) -> Poll<Ready> {
+    pub fn poll_ready(&mut self, context: &mut Context<'_>, output: &[u8], local: &Arc<Local>) -> Poll<Ready> {
         if !self.has_room(output) {
             return Poll::Pending;
         }
-        self.poll_last_values(context);
-        if !self.last_values.is_empty() {
-            return Poll::Ready(Ready::Own);
-        }
-        // A closed journal has nothing more to tell.
-        if let Some(feed) = &mut self.feed
-            && feed.poll_ready(context) == Poll::Ready(true)
-        {
+        let is_telling = self.telling.poll_ready(context, local);
+        if is_telling || (!self.telling.rests_feed() && self.poll_feed(context)) {
             return Poll::Ready(Ready::Own);
         }
         if self.active.iter().all(|active| active.group.is_none()) {
@@ -308,27 +249,31 @@ impl Outbound {
         Poll::Ready(Ready::Shared(group, event))
     }
 
+    /// Whether the feed has something. A closed journal has nothing more to tell.
+    fn poll_feed(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(feed) = &mut self.feed else { return false };
+        let is_ready = feed.poll_ready(context) == Poll::Ready(true);
+        if let Some(gap) = feed.take_gap() {
+            self.pass_over(gap);
+        }
+        is_ready
+    }
+
     /// Lets other members of its groups have the next event: to be called before anything else is awaited.
     pub fn let_go(&mut self) {
         self.shared_next = None;
     }
 
     /// Writes what there is room for. How many events were left out because of their age.
-    pub fn fill(&mut self, wire: Wire, now: Timestamp, limits: Limits, journal: &Journal, output: &mut Vec<u8>) -> u64 {
-        while self.has_room(output) {
-            let Some((value, serial)) = self.last_values.pop_front() else { break };
-            let Some(active) = self.active.iter().find(|active| active.serial == serial) else { continue };
-            let (qos, ids) = (active.subscription.qos, Vec::from_iter(active.subscription.id));
-            let Some((record, published)) = value.record().zip(value.published(journal)) else { continue };
-            let head = self.head(qos, true);
-            let is_sent = self.push(wire, head, &ids, &published, &record, value.sequence, value.recorded, output);
-            if is_sent && head.packet_id > 0 {
-                let what = What::Last(serial);
-                self.in_flight.push_back(InFlight { packet_id: head.packet_id, what });
-            }
+    pub fn fill(&mut self, wire: Wire, now: Timestamp, limits: Limits, local: &Local, output: &mut Vec<u8>) -> u64 {
+        let oldest = if limits.age.as_secs() < u64::from(NEVER) { now.before(limits.age) } else { Timestamp(i64::MIN) };
+        let oldest = self.telling.oldest(oldest, self.feed.as_ref());
+        self.telling.look_up(&self.active, local, oldest);
+        self.fill_last_values(wire, local.journal(), output);
+        if self.telling.rests_feed() {
+            return 0;
         }
         let Some(mut feed) = self.feed.take() else { return 0 };
-        let oldest = if limits.age.as_secs() < u64::from(NEVER) { now.before(limits.age) } else { Timestamp(i64::MIN) };
         let mut too_old = 0;
         let mut topic = std::mem::take(&mut self.rendering.topic);
         if self.has_room(output) {
@@ -356,6 +301,21 @@ impl Outbound {
         self.rendering.topic = topic;
         self.feed = Some(feed);
         too_old
+    }
+
+    fn fill_last_values(&mut self, wire: Wire, journal: &Journal, output: &mut Vec<u8>) {
+        while self.has_room(output) {
+            let Some((value, serial)) = self.telling.values.pop_front() else { break };
+            let Some(active) = self.active.iter().find(|active| active.serial == serial) else { continue };
+            let (qos, ids) = (active.subscription.qos, Vec::from_iter(active.subscription.id));
+            let Some((record, published)) = value.record().zip(value.published(journal)) else { continue };
+            let head = self.head(qos, true);
+            let is_sent = self.push(wire, head, &ids, &published, &record, value.sequence, value.recorded, output);
+            if is_sent && head.packet_id > 0 {
+                let what = What::Last(serial);
+                self.in_flight.push_back(InFlight { packet_id: head.packet_id, what });
+            }
+        }
     }
 
     /// Writes an event that a group has handed to this client.
@@ -471,6 +431,6 @@ pub enum Ready {
 impl Active {
     fn new(subscription: Subscription, group: Option<Arc<Group>>, serial: u32) -> Option<Self> {
         let filter = Filter::parse(split_share(&subscription.filter)?.1)?;
-        Some(Self { serial, subscription, filter, group })
+        Some(Self { serial, subscription, filter, group, is_told: false })
     }
 }

@@ -659,8 +659,7 @@ impl<'s> Connection<'s> {
         match ready {
             Ready::Own => {
                 let now = Timestamp::from(clock::wall());
-                let journal = self.shared.ingest.journal();
-                self.shared.stats.cut.add(outbound.fill(wire, now, limits, journal, &mut self.output));
+                self.shared.stats.cut.add(outbound.fill(wire, now, limits, &self.shared.local, &mut self.output));
             }
             Ready::Shared(group, event) => outbound.fill_shared(wire, &group, &event, &mut self.output),
         }
@@ -888,7 +887,7 @@ async fn next(
         if inbound.awaits_notes() {
             return Poll::Pending;
         }
-        inbound.session.outbound.poll_ready(context, output).map(Next::Tell)
+        inbound.session.outbound.poll_ready(context, output, &shared.local).map(Next::Tell)
     })
     .await
 }

@@ -83,7 +83,7 @@ impl Inbound {
         outbound.subscribe(subscription, group, &shared.local).ok_or(0x8F_u8)?;
         let wants_last = retain_handling == 0 || (retain_handling == 1 && is_new);
         if wants_last {
-            outbound.tell_last_values(&written, is_new, &shared.local);
+            outbound.tell_last_values(&written);
         }
         let bytes = outbound.bytes();
         // What was taken is enough, or was more than that.

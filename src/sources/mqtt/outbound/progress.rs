@@ -15,8 +15,10 @@ pub struct Progress {
     pub in_flight: Vec<(u16, u8, u64)>,
     /// The packet id that was used last.
     pub last_id: u16,
-    /// Subscriptions whose last values were begun to be told and not acknowledged, by their place in the order of the filters.
+    /// Subscriptions whose last values were not told and acknowledged to the end, by their place in the order of the filters.
     pub untold: Vec<u16>,
+    /// For each of `lanes` up to where last values are told to these: from there on it was the feed's. Empty without them.
+    pub told_below: Vec<u64>,
 }
 
 impl Outbound {
@@ -28,7 +30,13 @@ impl Outbound {
             outbound.active.extend(Active::new(subscription, None, serial));
             outbound.serials = serial;
         }
-        outbound.untold = progress.untold.iter().map(|index| (u32::from(*index) + 1, true)).collect();
+        for index in &progress.untold {
+            if let Some(active) = outbound.active.get_mut(usize::from(*index)) {
+                active.is_told = true;
+                outbound.telling.resume(active.serial);
+            }
+        }
+        outbound.telling.below = progress.told_below.clone();
         outbound
     }
 
@@ -43,25 +51,25 @@ impl Outbound {
             What::Last(serial) => Some(*serial),
             _ => None,
         });
-        let waiting = self.last_values.iter().map(|(_, serial)| *serial);
-        let begun = self.untold.iter().filter(|(_, is_begun)| *is_begun).map(|(serial, _)| *serial);
-        let serials: Vec<u32> = unacknowledged.chain(waiting).chain(begun).collect();
+        let serials: Vec<u32> = unacknowledged.chain(self.telling.serials()).collect();
         let is_untold = |(index, active): (usize, &Active)| {
             serials.contains(&active.serial).then(|| u16::try_from(index).ok()).flatten()
         };
-        let untold = self.active.iter().enumerate().filter_map(is_untold).collect();
+        let untold: Vec<u16> = self.active.iter().enumerate().filter_map(is_untold).collect();
+        let told_below = if untold.is_empty() { Vec::new() } else { self.telling.below.clone() };
         match &self.feed {
             // It was not woken yet, or has no subscription of its own.
             None => {
                 let restored = self.restored.clone();
                 let in_flight = restored.in_flight.into_iter().chain(in_flight).collect();
-                Progress { lanes: restored.lanes, in_flight, last_id: self.last_id, untold }
+                Progress { lanes: restored.lanes, in_flight, last_id: self.last_id, untold, told_below }
             }
             Some(feed) => Progress {
                 lanes: feed.positions().map(|(name, next)| (name.to_owned(), next)).collect(),
                 in_flight: in_flight.collect(),
                 last_id: self.last_id,
                 untold,
+                told_below,
             },
         }
     }
@@ -87,10 +95,6 @@ impl Outbound {
                 active.group = Some(join(&active.subscription.filter));
             }
         }
-        self.untold.retain(|(serial, _)| self.active.iter().any(|active| active.serial == *serial));
-        if !self.untold.is_empty() {
-            self.catch_up(local);
-        }
         let from = |lane: &str| restored.lanes.iter().find(|(name, _)| name == lane).map(|(_, at)| *at);
         let mut feed = local.feed_from(from);
         self.resend = restored.flights(&feed);
@@ -98,7 +102,12 @@ impl Outbound {
             self.restored.lanes = restored.lanes;
             return 0;
         }
+        let below = restored.told_below(&feed);
+        let from: Vec<u64> = feed.positions().map(|(_, next)| next).collect();
         let cut = feed.skip_to_newest(limits.events, limits.bytes);
+        let lanes = feed.positions().zip(from).zip(below);
+        // What was left to the feed and is cut now is told.
+        self.telling.below = lanes.map(|(((_, next), from), below)| if next > from { next } else { below }).collect();
         self.feed = Some(feed);
         cut
     }
@@ -118,6 +127,15 @@ impl Outbound {
 }
 
 impl Progress {
+    /// Up to where last values are told, among the lanes of this feed.
+    fn told_below(&self, feed: &Feed) -> Vec<u64> {
+        let noted = |lane: &str| {
+            let index = self.lanes.iter().position(|(name, _)| name == lane)?;
+            self.told_below.get(index).copied()
+        };
+        feed.positions().map(|(lane, next)| noted(lane).unwrap_or(next)).collect()
+    }
+
     /// What was in flight, among the lanes of this feed.
     fn flights(&self, feed: &Feed) -> VecDeque<InFlight> {
         let lane = |index: u8| {

@@ -33,7 +33,7 @@ const HEAD_BYTES: usize = 2 << 10;
 /// What a row takes beside its name and value, about: measured on trees that are three quarters full.
 const ROW_BYTES: usize = 48;
 /// Version of the stored format.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// The head of a session. The order of the fields is part of the stored format.
 #[derive(Debug, Serialize, Deserialize)]
