@@ -129,3 +129,30 @@ fn a_state_whose_file_is_removed_is_safe_also_where_the_name_of_the_new_one_was_
     drop(journal);
     check(&disk.restart(), 1, "removed");
 }
+
+#[test]
+fn a_state_one_of_whose_fsyncs_failed_is_written_into_a_new_file() {
+    let kept = |number: usize| vec![Change::Put(format!("kept/{number:02}"), vec![number as u8; 100])];
+    for unsynced in [Unsynced::Dropped, Unsynced::Random(7), Unsynced::Random(8)] {
+        for number in 1.. {
+            let disk = FaultDisk::default();
+            let journal = open(&disk).expect("opens");
+            let notes = journal.notes("test");
+            notes.change((0..KEPT - 1).flat_map(kept).collect()).expect("written");
+            disk.fail_sync("state.redb", number);
+            let written = notes.change(kept(KEPT - 1));
+            if !disk.has_failed() {
+                assert!(number > 1, "a commit syncs");
+                break;
+            }
+            written.expect_err("an fsync has failed");
+            // The pages of that fsync never get to the disk by this file, and no later fsync says so.
+            for more in [KEPT - 1, KEPT] {
+                notes.change(kept(more)).expect("written");
+            }
+            disk.cut(unsynced);
+            drop(journal);
+            check(&disk.restart(), 1, &format!("fsync {number}, {unsynced:?}"));
+        }
+    }
+}

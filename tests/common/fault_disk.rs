@@ -40,6 +40,8 @@ struct State {
     fault: Option<Fault>,
     /// Only files of this name have it; empty for all.
     fault_at: String,
+    /// Which sync of the files of one name fails, counted from now, and only that one.
+    failing_sync: Option<(String, u64)>,
     is_off: bool,
     forgets_syncs: bool,
     /// What its files may take in all; 0 for as much as there is.
@@ -119,6 +121,16 @@ impl FaultDisk {
         let mut state = self.lock();
         state.fault = fault;
         state.fault_at = name.to_owned();
+    }
+
+    /// One sync of the files of a name fails as with [`Fault::Sync`]: the `number`th from now on.
+    pub fn fail_sync(&self, name: &str, number: u64) {
+        self.lock().failing_sync = Some((name.to_owned(), number));
+    }
+
+    /// Whether the sync that was to fail has failed.
+    pub fn has_failed(&self) -> bool {
+        self.lock().failing_sync.is_none()
     }
 
     /// Leaves so many bytes to all files together, as the free bytes say; writes beyond that pass.
@@ -255,9 +267,24 @@ impl State {
 
     /// Whether a file has a fault.
     fn has(&self, fault: Fault, id: u64) -> bool {
-        let is_at = |path: &Path| path.ends_with(&self.fault_at) || path.iter().any(|part| *part == *self.fault_at);
-        let is_meant = || self.names.iter().any(|(path, known)| *known == id && is_at(path));
-        self.fault == Some(fault) && (self.fault_at.is_empty() || is_meant())
+        self.fault == Some(fault) && (self.fault_at.is_empty() || self.is_called(id, &self.fault_at))
+    }
+
+    /// Whether a file, or a folder that it is in, has this name.
+    fn is_called(&self, id: u64, name: &str) -> bool {
+        let is_at = |path: &Path| path.ends_with(name) || path.iter().any(|part| *part == *name);
+        self.names.iter().any(|(path, known)| *known == id && is_at(path))
+    }
+
+    /// Whether this is the one sync that fails.
+    fn fails_once(&mut self, id: u64) -> bool {
+        let Some((name, left)) = self.failing_sync.take() else { return false };
+        if !self.is_called(id, &name) {
+            self.failing_sync = Some((name, left));
+            return false;
+        }
+        self.failing_sync = (left > 1).then(|| (name, left - 1));
+        left == 1
     }
 
     /// Counts an operation; an error if the power is off, or goes off with it.
@@ -416,7 +443,7 @@ impl DiskFile for File {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
         state.operate()?;
-        let has_failed = state.has(Fault::Sync, self.id);
+        let has_failed = state.has(Fault::Sync, self.id) || state.fails_once(self.id);
         if state.forgets_syncs && !has_failed {
             return Ok(());
         }
