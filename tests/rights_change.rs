@@ -127,6 +127,15 @@ impl Plant {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Waits until the first wills are on the disk; the gateway's log tells that at level `debug`.
+    fn await_saved_wills(&self) {
+        let start = Instant::now();
+        while !self.gateway.log().contains("saved wills that wait") {
+            assert!(start.elapsed() < PATIENCE, "the will is saved");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Publishes events with these numbers, on the listener that judges nobody.
     fn publish(&self, numbers: std::ops::Range<usize>) {
         let (mut device, _) = Client::connect(self.gateway.address, &Hello { client: "publisher", ..Hello::default() });
@@ -218,7 +227,9 @@ fn every_state(change: Change) {
 
 /// The change comes while the gateway is down.
 fn after_restart(change: Change) {
-    let mut plant = Plant::start(change);
+    let mut plant = Plant::prepare(change);
+    plant.gateway.environment.push(("FOREBAY_LOG".into(), "debug".into()));
+    plant.run();
     let mut asleep = plant.subject("asleep");
     let mut member = plant.subject("sleeping-member");
     let shared = format!("$share/group/{EVENTS}");
@@ -227,10 +238,16 @@ fn after_restart(change: Change) {
         subject.subscribe(filter);
         subject.die();
     }
+    let mut mortal = plant.subject("mortal").with_will(STATE, WILL_DELAY);
+    assert_eq!(mortal.connect(), Some(0));
+    mortal.die();
     plant.publish(0..20);
+    plant.await_saved_wills();
+    let before = accepted(&plant.gateway.status());
     plant.gateway.kill();
     plant.take_away();
     plant.run();
+    plant.drops_wills("will pending, after a restart", before, &["mortal"]);
     plant.publish(20..30);
     plant.comes_back("after a restart", &mut asleep);
     plant.comes_back("shared subscription, after a restart", &mut member);
@@ -267,11 +284,7 @@ fn a_pending_will_outlives_the_gateway() {
     let mut mortal = plant.subject("mortal").with_will(STATE, 2);
     assert_eq!(mortal.connect(), Some(0));
     mortal.die();
-    let start = Instant::now();
-    while !plant.gateway.log().contains("saved wills that wait") {
-        assert!(start.elapsed() < PATIENCE, "the will is saved");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    plant.await_saved_wills();
     plant.gateway.kill();
     plant.run();
     plant.gateway.await_status("the will is an event", PATIENCE, |status| accepted(status) == 1);

@@ -23,6 +23,11 @@ fn connect(number: usize, _: usize) -> Vec<u8> {
     Hello { client: &format!("hostile-{number}"), ..Hello::default() }.bytes()
 }
 
+/// CONNECT for a session that does not expire.
+fn without_end(client: &str) -> Vec<u8> {
+    Hello { client, is_clean: false, properties: vec![0x11, 0xFF, 0xFF, 0xFF, 0xFF], ..Hello::default() }.bytes()
+}
+
 /// A packet of which all is sent but the last byte.
 fn half(first: u8, body: Vec<u8>) -> Vec<u8> {
     let mut bytes = packet(first, &body);
@@ -249,6 +254,14 @@ table! {
     subscriptions_of_64_kb: Attack {
         packet: |_, count| filters(0x82, |each| long(65_000, count * 10 + each), 5),
         times: 60,
+        ..LOGGED_IN
+    };
+    sessions_that_are_filled_and_left: Attack {
+        connections: 100,
+        hello: |number, round| without_end(&format!("left-{number}-{round}")),
+        packet: |number, count| filters(0x82, |each| long(1000, number * 100_000 + count * 20 + each), 20),
+        times: 5,
+        comes_again: true,
         ..LOGGED_IN
     };
     shared_subscriptions: Attack {

@@ -1,8 +1,10 @@
 //! A plant whose devices all come back at once, each with a password.
 
-use super::siege::{gateway, resident};
+use super::siege::{check_latency, device, gateway, resident, spawn_until};
 use crate::common::client::{Client, Hello};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,13 +20,16 @@ fn five_hundred_devices_with_passwords_log_in_after_a_restart() {
     forebay::sources::mqtt::put_user(&file, "one", b"secret").expect("written");
     let line = std::fs::read_to_string(&file).expect("read");
     let hash = line.trim().strip_prefix("one:").expect("a hash");
-    let users: String = (0..DEVICES).map(|number| format!("device-{number}:{hash}\n")).collect();
+    let names = (0..DEVICES).map(|number| format!("device-{number}")).chain(["device".to_owned()]);
+    let users: String = names.map(|name| format!("{name}:{hash}\n")).collect();
     std::fs::write(gateway.folder.join("users"), users).expect("written");
     gateway.stop();
     gateway.run();
     let (address, pid) = (gateway.address, gateway.pid());
     let wrong = Hello { client: "device-0", login: Some(("device-0", "wrong")), ..Hello::default() };
     assert_eq!(Client::connect(address, &wrong).1[2], 0x86, "passwords are checked");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let beside = spawn_until(&is_over, move |is_over| device(address, Some(("device", "secret")), is_over));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let mut devices = tokio::task::JoinSet::new();
@@ -41,7 +46,10 @@ fn five_hundred_devices_with_passwords_log_in_after_a_restart() {
         let count = tokio::time::timeout(Duration::from_secs(150), all).await.expect("all get in");
         assert_eq!(count, DEVICES);
     });
-    println!("{DEVICES} devices are logged in: {:?} bytes of memory", resident(pid));
+    is_over.store(true, Ordering::Relaxed);
+    let latency = beside.join().expect("the device is served");
+    println!("{DEVICES} devices are logged in: {:?} bytes of memory; p99 beside them {latency:?}", resident(pid));
+    check_latency(latency);
     let kills = cgroup.kills();
     assert!(kills == 0 && resident(pid).is_some(), "the kernel killed it for memory: {kills}");
 }

@@ -139,7 +139,7 @@ pub fn withstand(name: &str, attack: Attack) {
     let (address, pid) = (gateway.address, gateway.pid());
     let idle = resident(pid).expect("it runs");
     let is_over = Arc::new(AtomicBool::new(false));
-    let device = spawn_until(&is_over, move |is_over| device(address, is_over));
+    let device = spawn_until(&is_over, move |is_over| device(address, None, is_over));
     let newcomer = spawn_until(&is_over, move |is_over| newcomer(address, is_over));
     let most = spawn_until(&is_over, move |is_over| {
         let mut most = 0;
@@ -170,13 +170,18 @@ pub fn withstand(name: &str, attack: Attack) {
     );
     assert!(most <= permits_max * 3 / 2, "RSS {most}: {memory}");
     assert!(most <= idle + BESIDE + peak * 3 / 2, "RSS {most}, {idle} before: {memory}");
-    let is_alone = std::env::var_os("FOREBAY_SIEGE_SECONDS").is_some();
-    let latency_max = if is_alone { LATENCY_MAX } else { LATENCY_MAX_BESIDE_OTHERS };
-    assert!(latency <= latency_max, "a device that is logged in waits: {latency:?}");
+    check_latency(latency);
     assert!(waited <= Duration::from_secs(10), "a device that is not logged in waits: {waited:?}");
 }
 
-fn spawn_until<T: Send + 'static>(
+/// Whether a device that was logged in before was answered soon enough.
+pub fn check_latency(latency: Duration) {
+    let is_alone = std::env::var_os("FOREBAY_SIEGE_SECONDS").is_some();
+    let latency_max = if is_alone { LATENCY_MAX } else { LATENCY_MAX_BESIDE_OTHERS };
+    assert!(latency <= latency_max, "a device that is logged in waits: {latency:?}");
+}
+
+pub fn spawn_until<T: Send + 'static>(
     is_over: &Arc<AtomicBool>,
     work: impl FnOnce(&AtomicBool) -> T + Send + 'static,
 ) -> std::thread::JoinHandle<T> {
@@ -185,8 +190,8 @@ fn spawn_until<T: Send + 'static>(
 }
 
 /// A device that is logged in before the attack: the 99th percentile of the time to its PUBACK.
-fn device(address: SocketAddr, is_over: &AtomicBool) -> Duration {
-    let mut client = Client::connect(address, &Hello { client: "device", ..Hello::default() }).0;
+pub fn device(address: SocketAddr, login: Option<(&str, &str)>, is_over: &AtomicBool) -> Duration {
+    let mut client = Client::connect(address, &Hello { client: "device", login, ..Hello::default() }).0;
     let mut took = Vec::new();
     while !is_over.load(Ordering::Relaxed) || took.is_empty() {
         let sent = Instant::now();
