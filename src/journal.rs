@@ -68,7 +68,7 @@ mod shelf;
 pub use backup::{Backup, BackupError, Copied};
 pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
 pub use history::{Extent, History};
-pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StreamRecount};
+pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount};
 pub use salvage::{Salvage, Salvaged};
 pub use shelf::{Publications, Shelf, ShelfLane};
 

@@ -376,6 +376,22 @@ fn a_recount_names_a_changed_block_a_missing_file_and_a_wrong_cursor() {
     assert_refused(&text, 1, &["are not there", "its cursor says that 1200 events are queued, more than"]);
     std::fs::rename(&aside, &files[1]).expect("moved back");
     good(gateway.command(&["verify", "CONFIG"]));
+
+    // What is beside the lanes counts too.
+    let state = gateway.folder.join("data/journal/state.redb");
+    let whole = std::fs::read(&state).expect("read");
+    let damaged: Vec<u8> = whole
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if at > 4096 && at % 4096 == 100 { byte ^ 1 } else { *byte })
+        .collect();
+    std::fs::write(&state, damaged).expect("written");
+    assert_refused(&gateway.command(&["verify", "CONFIG"]), 1, &["state.redb", "checksum", "does not balance"]);
+    std::fs::write(&state, whole).expect("written");
+    let again: Value = serde_json::from_str(&good(gateway.command(&["verify", "--json", "CONFIG"]))).expect("JSON");
+    for recount in [&running, &again] {
+        assert!(recount["state"]["notes"].as_u64() > Some(0) && recount["state"]["fault"].is_null(), "{recount:#}");
+    }
 }
 
 /// Where a block begins in a file: a large one, so that a byte behind is its own.

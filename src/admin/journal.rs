@@ -134,6 +134,7 @@ pub(super) async fn verify(app: App) -> Answered {
     let permit = permit()?;
     let mut audit = Outcome::begin(&app, "verify", serde_json::Value::Null).await?;
     let mut counting = Some(Counting::new(lanes(&app)));
+    let journal = Arc::clone(&app.handles.journal);
     stepped(app.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };
         match under_way.step() {
@@ -143,7 +144,7 @@ pub(super) async fn verify(app: App) -> Answered {
             }
             Ok(false) => {
                 if let Some(done) = counting.take() {
-                    push_json(out, "", &done.finish());
+                    push_json(out, "", &done.finish(journal.recount_state()));
                 }
                 audit.end(DONE, serde_json::Value::Null);
                 false

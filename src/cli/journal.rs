@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
 use crate::journal::{
-    Backup, Copied, Counted, Counting, Export, History, JournalError, Progress, Recount, Selection, Shelf,
+    Backup, Copied, Counted, Counting, Export, History, JournalError, Progress, Recount, Selection, Shelf, StateRecount,
 };
 use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
@@ -247,7 +247,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 let Counted { done, total } = counting.counted();
                 bar.show(done, total, "counted");
             }
-            let mut recount = counting.finish();
+            let mut recount = counting.finish(shelf.recount_state());
             for damaged in &shelf.publications().damaged {
                 recount.is_good = false;
                 if let Some(lane) = recount.lanes.first_mut() {
@@ -309,6 +309,13 @@ fn show_recount(recount: &Recount, is_coloured: bool) -> String {
     let blocks = recount.lanes.iter().map(|lane| lane.blocks).sum();
     out.push('\n');
     words.push(format!("{} events in {} blocks whose checksums fit", number(events), number(blocks)));
+    let StateRecount { notes, bytes, fault } = &recount.state;
+    words.push(match fault {
+        None => {
+            format!("{} notes of sessions, positions and the audit in state.redb ({})", number(*notes), Bytes(*bytes))
+        }
+        Some(fault) => format!("! state.redb: {}", shown(fault)),
+    });
     words.push(if recount.is_good { "the journal balances".into() } else { "the journal does not balance".into() });
     out.push_str(&words.join("\n"));
     out

@@ -3,7 +3,7 @@
 //! Promise: notes written together are there together, and on the disk when the write returns.
 
 use super::Core;
-use super::{Change, Journal, JournalError, Note};
+use super::{Change, Journal, JournalError, Note, StateRecount};
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
@@ -16,6 +16,11 @@ pub struct Notes {
 }
 
 impl Journal {
+    /// Reads every note of every part, and says what there is. Blocks the thread.
+    pub fn recount_state(&self) -> StateRecount {
+        self.core.state.recount()
+    }
+
     /// The notes of a part.
     pub fn notes(&self, part: &str) -> Notes {
         Notes { core: Arc::clone(&self.core), prefix: format!("{part}/") }

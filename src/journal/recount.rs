@@ -25,8 +25,21 @@ const RETRIES_MAX: usize = 20;
 pub struct Recount {
     /// Lane by lane, the log of dead letters last.
     pub lanes: Vec<LaneRecount>,
+    /// What is beside the lanes: sessions of clients, positions, the audit.
+    pub state: StateRecount,
     /// Whether nothing differs.
     pub is_good: bool,
+}
+
+/// What was counted in `state.redb`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRecount {
+    /// Notes that can be read.
+    pub notes: u64,
+    /// Bytes of their names and values.
+    pub bytes: u64,
+    /// Why it cannot be read to its end, or which checksum does not fit.
+    pub fault: Option<String>,
 }
 
 /// What was counted in a lane.
@@ -172,11 +185,11 @@ impl Counting {
         Ok(true)
     }
 
-    /// What was counted.
-    pub fn finish(self) -> Recount {
+    /// What was counted, beside a state.
+    pub fn finish(self, state: StateRecount) -> Recount {
         let lanes: Vec<_> = self.lanes.into_iter().map(LaneCount::finish).collect();
-        let is_good = lanes.iter().all(|lane| lane.faults.is_empty());
-        Recount { lanes, is_good }
+        let is_good = lanes.iter().all(|lane| lane.faults.is_empty()) && state.fault.is_none();
+        Recount { lanes, state, is_good }
     }
 }
 

@@ -5,8 +5,10 @@
 
 use super::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
 use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
+use super::recount::StateRecount;
 use super::segment::{Segment, Summary, first_of};
 use super::settled::Settled;
+use super::state::State;
 use super::unused::{Gaps, Unused};
 use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
 use crate::contract::{Publication, Renderer};
@@ -130,6 +132,11 @@ impl Shelf {
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Counts what is beside the lanes, and checks it. Blocks the thread.
+    pub fn recount_state(&self) -> StateRecount {
+        State::recount_untouched(Arc::new(RealDisk), &self.folder)
     }
 
     /// Its lanes, the log of dead letters last.

@@ -7,6 +7,7 @@
 //! have dropped the pages that the fsync was for, and the next fsync succeeds without them.
 
 use super::disk::{Backend, Disk, Identity, Open};
+use super::recount::StateRecount;
 use super::{JournalError, caught};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::ops::{Bound, ControlFlow};
@@ -245,6 +246,33 @@ impl State {
             if bytes >= bytes_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(found)
+    }
+
+    /// Reads every note, some at a time, so that what is to be written meanwhile does not wait for all of them.
+    pub fn recount(&self) -> StateRecount {
+        const STEP_BYTES: usize = 1 << 20;
+        let mut count = StateRecount::default();
+        let mut after = String::new();
+        loop {
+            match self.notes_after("", &after, STEP_BYTES) {
+                Ok(mut notes) => {
+                    count.notes += notes.len() as u64;
+                    count.bytes += notes.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>();
+                    let Some((last, _)) = notes.pop() else { return count };
+                    after = last;
+                }
+                Err(error) => return StateRecount { fault: Some(error.to_string()), ..count },
+            }
+        }
+    }
+
+    /// Reads every note of a state that nobody writes, and checks every page against its checksum.
+    pub fn recount_untouched(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
+        let counted = Self::open_untouched(disk, folder).and_then(|state| {
+            drop(state.untouched()?);
+            Ok(state.recount())
+        });
+        counted.unwrap_or_else(|error| StateRecount { fault: Some(error.to_string()), ..StateRecount::default() })
     }
 
     /// Name and size of every note whose name begins with `prefix`.
