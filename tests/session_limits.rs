@@ -24,6 +24,7 @@ fn gateway(name: &str, settings: &str) -> Gateway {
     let mut gateway = Gateway::prepare(name, "");
     let config = std::fs::read_to_string(gateway.config()).expect("read");
     std::fs::write(gateway.config(), format!("{config}{settings}\n")).expect("written");
+    gateway.as_the_unit_sets_it();
     gateway.run();
     gateway
 }

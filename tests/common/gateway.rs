@@ -87,6 +87,13 @@ impl Gateway {
         }
     }
 
+    /// Has the process run with the environment that the packaged unit sets.
+    pub fn as_the_unit_sets_it(&mut self) {
+        let unit = include_str!("../../systemd/forebay.service");
+        let set = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
+        self.environment.extend(set.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
     pub fn start(name: &str, rest: &str) -> Self {
         let mut gateway = Self::prepare(name, rest);
         gateway.run();
