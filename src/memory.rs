@@ -7,20 +7,22 @@
 //! The budget is five eighths of the memory limit. The rest is for what the gateway holds without any peer (the
 //! program, the journal's caches, the dedupe window, the last values) and for what the allocator loses between blocks.
 //!
-//! At the bound, connections that have not logged in are evicted first ([`Budget::admit`]); then a permit is refused, and
-//! the caller refuses or slows down whoever needed it.
+//! At the bound, connections that have not logged in are evicted first ([`Budget::admit`]); then clients of whoever holds
+//! most, for somebody who holds much less ([`Permit::join`], [`Budget::permit_of`]); then a permit is refused, and the
+//! caller refuses or slows down whoever needed it.
 
 mod cgroup;
-mod strangers;
+mod parties;
 
 pub use cgroup::limit as cgroup_limit;
-pub use strangers::Eviction;
+pub use parties::Eviction;
 
-use strangers::{Strangers, Ticket};
-
+use crate::origin::Party;
+use parties::{Crowded, Parties, Ticket};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// The memory limit where neither the configuration nor a cgroup sets one: `MemoryMax=` of the packaged unit.
 pub const LIMIT_DEFAULT: u64 = 256 << 20;
@@ -29,13 +31,18 @@ pub const LIMIT_MIN: u64 = 32 << 20;
 /// The share of the limit that permits may take, in eighths. While what permits do not cover stays below half of
 /// what they cover (`tests/hostile` judges that), the process stays below 15/16 of its limit.
 const EIGHTHS: u64 = 5;
-/// What permits of any kind may take of the total, in sixteenths. The rest is for connections, so that a device can log
-/// in while others hold all that they may: 10 MB of 160 MB, some 800 connections without TLS.
-const FOR_ALL: usize = 14;
+/// The total in parts.
+const PARTS: usize = 32;
+/// What permits of any kind may take of the parts. The rest is for connections, so that a device can log in while others
+/// hold all that they may.
+const FOR_ALL: usize = 28;
+/// While no more is taken, a client may log in: 5 MB of 160 MB, some 400 connections without TLS. Beyond it whoever holds
+/// most loses a connection for it.
+const FOR_GUESTS: usize = 29;
+/// What new connections may take, before room is made for them. Until a client has logged in nobody knows whose it is.
+const FOR_CONNECTIONS: usize = 30;
 /// What permits may take once room was made: until the evicted connections are gone, both are held.
-const AFTER_EVICTION: usize = 1;
-/// What new connections may take, before room is made for them.
-const FOR_CONNECTIONS: usize = 15;
+const AFTER_EVICTION: usize = 2;
 
 /// The memory limit for a gateway whose configuration does not set one: the smallest limit of its cgroup and the
 /// parents of it, and at most [`LIMIT_DEFAULT`].
@@ -52,7 +59,12 @@ pub struct Budget {
     held: AtomicUsize,
     peak: AtomicUsize,
     refused: AtomicU64,
-    strangers: Strangers,
+    /// Connections that have not logged in.
+    strangers: Parties,
+    /// Connections that have, and say so by [`Permit::join`].
+    guests: Parties,
+    /// When a client sent something for the first time.
+    began: OnceLock<Instant>,
 }
 
 /// There is no room in the budget.
@@ -65,6 +77,17 @@ pub struct OverBudget {
     pub held: usize,
     /// Bytes that permits may hold.
     pub total: usize,
+}
+
+/// Why a client that has logged in gets no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotJoined {
+    /// All connections of the listener are taken, and nobody has more of them than its party.
+    #[error("connections_max is reached, and nobody has more connections")]
+    Crowded,
+    /// Memory is short, and nobody holds much more than its party.
+    #[error(transparent)]
+    Memory(#[from] OverBudget),
 }
 
 /// What the budget says of itself.
@@ -94,7 +117,9 @@ impl Budget {
             held: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
-            strangers: Strangers::default(),
+            strangers: Parties::default(),
+            guests: Parties::default(),
+            began: OnceLock::new(),
         };
         budget.set_limit(limit);
         Arc::new(budget)
@@ -109,15 +134,21 @@ impl Budget {
 
     /// A permit for `bytes`; 0 bytes always have room. Connections that have not logged in make room for it.
     pub fn permit(self: &Arc<Self>, bytes: usize) -> Result<Permit, OverBudget> {
-        self.take_or_evict(bytes, FOR_ALL)?;
+        self.take_or_evict(bytes, FOR_ALL, None)?;
+        Ok(Permit { budget: Arc::clone(self), bytes, ticket: None })
+    }
+
+    /// A permit for a party: so do connections of whoever holds much more than it does.
+    pub fn permit_of(self: &Arc<Self>, party: &Party, bytes: usize) -> Result<Permit, OverBudget> {
+        self.take_or_evict(bytes, FOR_ALL, Some(party))?;
         Ok(Permit { budget: Arc::clone(self), bytes, ticket: None })
     }
 
     /// A permit for a connection that has not logged in yet. Where there is no room for it, the oldest such connection
     /// of the address that holds most is evicted, and so are more until there is. `door` tells listeners apart.
     pub fn admit(self: &Arc<Self>, bytes: usize, address: IpAddr, door: Door) -> Result<Permit, OverBudget> {
-        self.take_or_evict(bytes, FOR_CONNECTIONS)?;
-        let ticket = Some(self.strangers.enter(bytes, address, door));
+        self.take_or_evict(bytes, FOR_CONNECTIONS, None)?;
+        let ticket = Some(self.strangers.enter(bytes, Party::of(None, address), door));
         Ok(Permit { budget: Arc::clone(self), bytes, ticket })
     }
 
@@ -134,8 +165,7 @@ impl Budget {
 
     /// Bytes that permits may still take without an eviction.
     pub fn room(&self) -> usize {
-        let may = self.total.load(Ordering::Relaxed) / 16 * FOR_ALL;
-        may.saturating_sub(self.held.load(Ordering::Relaxed))
+        self.bound(FOR_ALL).saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
     /// How the budget stands.
@@ -150,21 +180,36 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` of so many sixteenths of the total; if they are used up, evicts and takes them of one more.
-    fn take_or_evict(&self, bytes: usize, sixteenths: usize) -> Result<(), OverBudget> {
-        if bytes == 0 || self.take(bytes, sixteenths) {
+    /// Takes `bytes` of so many parts of the total; if they are used up, evicts and takes them of some more.
+    fn take_or_evict(&self, bytes: usize, parts: usize, party: Option<&Party>) -> Result<(), OverBudget> {
+        if bytes == 0 || self.take(bytes, parts) {
             return Ok(());
         }
-        if self.strangers.evict(bytes) && self.take(bytes, sixteenths + AFTER_EVICTION) {
+        let has_made_room = || party.is_some_and(|party| self.evict_for(party, bytes, bytes, parts));
+        if (self.strangers.evict(bytes) || has_made_room()) && self.take(bytes, parts + AFTER_EVICTION) {
             return Ok(());
         }
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let (held, total) = (self.held.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-        Err(OverBudget { wanted: bytes, held, total })
+        Err(self.refuse(bytes))
     }
 
-    fn take(&self, bytes: usize, sixteenths: usize) -> bool {
-        let may = self.total.load(Ordering::Relaxed) / 16 * sixteenths;
+    /// Evicts clients for a party that comes to hold `bytes` more, `fresh` of them not taken yet.
+    fn evict_for(&self, party: &Party, bytes: usize, fresh: usize, parts: usize) -> bool {
+        let held = self.held.load(Ordering::Relaxed).saturating_add(fresh);
+        self.guests.evict_for(party, bytes, held.saturating_sub(self.bound(parts)))
+    }
+
+    fn refuse(&self, wanted: usize) -> OverBudget {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let (held, total) = (self.held.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        OverBudget { wanted, held, total }
+    }
+
+    fn bound(&self, parts: usize) -> usize {
+        self.total.load(Ordering::Relaxed) / PARTS * parts
+    }
+
+    fn take(&self, bytes: usize, parts: usize) -> bool {
+        let may = self.bound(parts);
         let before = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
             held.checked_add(bytes).filter(|sum| *sum <= may)
         });
@@ -174,13 +219,17 @@ impl Budget {
         before.is_ok()
     }
 
+    fn parties(&self, ticket: &Ticket) -> &Parties {
+        if ticket.is_guest { &self.guests } else { &self.strangers }
+    }
+
     fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
 /// A listener, as the budget tells it from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Door(u64);
 
 impl Door {
@@ -219,7 +268,8 @@ impl Permit {
 
     /// Takes `more` bytes; nothing changes where there is no room for all of them.
     pub fn grow(&mut self, more: usize) -> Result<(), OverBudget> {
-        self.budget.take_or_evict(more, FOR_ALL)?;
+        let party = self.ticket.as_ref().filter(|ticket| ticket.is_guest).map(|ticket| &ticket.party);
+        self.budget.take_or_evict(more, FOR_ALL, party)?;
         self.bytes += more;
         self.note();
         Ok(())
@@ -254,8 +304,37 @@ impl Permit {
 
     /// The connection has logged in: it is not evicted any more.
     pub fn log_in(&self) {
+        self.leave();
+    }
+
+    /// The connection has logged in as one of a party. From now on it is evicted only for a party that has less, where
+    /// more than `seats` log in at its listener; `None` for a client whose connection before makes room for it.
+    pub fn join(&mut self, party: Party, seats: Option<usize>) -> Result<(), NotJoined> {
+        let Some(ticket) = self.ticket.as_ref().filter(|ticket| !ticket.is_guest) else { return Ok(()) };
+        let budget = &self.budget;
+        if budget.held.load(Ordering::Relaxed) > budget.bound(FOR_GUESTS)
+            && !budget.evict_for(&party, self.bytes, 0, FOR_GUESTS)
+        {
+            return Err(NotJoined::Memory(budget.refuse(self.bytes)));
+        }
+        let guest = budget.guests.join(self.bytes, party, ticket, seats).map_err(|Crowded| NotJoined::Crowded)?;
+        self.leave();
+        self.ticket = Some(guest);
+        Ok(())
+    }
+
+    /// Counts the connection no more: it is about to end.
+    pub fn leave(&self) {
         if let Some(ticket) = &self.ticket {
-            self.budget.strangers.leave(ticket);
+            self.budget.parties(ticket).leave(ticket);
+        }
+    }
+
+    /// Notes that its client has sent something.
+    pub fn heard(&self, now: Instant) {
+        if let Some(ticket) = &self.ticket {
+            let since = now.saturating_duration_since(*self.budget.began.get_or_init(|| now));
+            ticket.signals.set_heard(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
         }
     }
 
@@ -266,14 +345,16 @@ impl Permit {
 
     fn note(&self) {
         if let Some(ticket) = &self.ticket {
-            self.budget.strangers.resize(ticket, self.bytes);
+            self.budget.parties(ticket).resize(ticket, self.bytes);
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.log_in();
+        if let Some(ticket) = &self.ticket {
+            self.budget.parties(ticket).gone(ticket);
+        }
         self.budget.give_back(self.bytes);
     }
 }
@@ -333,6 +414,33 @@ mod tests {
                 });
             }
         });
+        assert_eq!(budget.usage().permits, 0);
+    }
+
+    #[tokio::test]
+    async fn who_holds_most_makes_room_for_who_holds_much_less_largest_connection_first() {
+        let (budget, door, address) = (small(), Door::new(), IpAddr::from([10, 0, 0, 1]));
+        let join = |name: &str, bytes| {
+            let mut permit = budget.admit(bytes, address, door).expect("room");
+            permit.join(Party::of(Some(name), address), None).map(|()| permit)
+        };
+        let joined = |name: &str, bytes| join(name, bytes).expect("room");
+        let (mut large, small, mut other) = (joined("a", 800), joined("a", 400), joined("b", 100));
+        assert!(large.grow(200).is_err(), "nobody holds more than a");
+        other.grow(140).expect("room is made");
+        assert!(is_evicted(&large).await && large.eviction().is_for_memory() && !is_evicted(&small).await);
+        assert!(other.grow(60).is_ok(), "what leaves is enough for this too");
+        assert!(!is_evicted(&small).await);
+        drop(large);
+        assert!(other.grow(800).is_err(), "b would hold more than a");
+        other.grow(600).expect("room");
+        let late = joined("c", 150);
+        assert_eq!(join("b", 10).err().map(|error| matches!(error, NotJoined::Memory(_))), Some(true));
+        assert!(!is_evicted(&other).await && !is_evicted(&small).await, "nobody goes for who holds most");
+        let last = joined("d", 20);
+        assert!(is_evicted(&other).await && !is_evicted(&small).await && !is_evicted(&late).await);
+        assert!(budget.permit(30).is_err() && budget.permit_of(&Party::of(None, address), 30).is_ok());
+        drop((other, late, last, small));
         assert_eq!(budget.usage().permits, 0);
     }
 

@@ -1,7 +1,34 @@
-//! The origin of a connection: shares, slow-downs and evictions count by it before a name is proven.
+//! Whose a connection is: shares, slow-downs and evictions count by its origin before a name is proven, and by its party
+//! from then on.
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Who has a share: a proven name, wherever it connects from, or the origin of those that have proven none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Party {
+    /// A name that a password, a certificate or a token proves.
+    Name(Arc<str>),
+    /// Everybody at one address who has proven no name.
+    Origin(Origin),
+}
+
+impl Party {
+    /// The party of a client at an address.
+    pub fn of(proven: Option<&str>, address: IpAddr) -> Self {
+        proven.map_or_else(|| Self::Origin(Origin::of(address)), |name| Self::Name(name.into()))
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "name {name}"),
+            Self::Origin(origin) => write!(f, "address {}", origin.address()),
+        }
+    }
+}
 
 /// An address of IPv4, or the /64 of an address of IPv6: a host has as many addresses within its /64 as it likes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

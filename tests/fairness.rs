@@ -3,6 +3,7 @@
 //! Each row of the table says who misbehaves how, and what the others are measured for. A row returns how long the
 //! others waited; the table says how long that may be.
 
+mod connections;
 mod doors;
 mod lanes;
 mod logins;
@@ -13,6 +14,8 @@ use std::time::Duration;
 /// How long others may wait where nothing but their own work stands between: much less than any timeout that a hostile
 /// client can run into on purpose, and enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
+/// How long a client may wait for a connection that another has to give up.
+const A_SECOND: Duration = Duration::from_secs(1);
 /// How long a device may wait that is not logged in yet.
 const NOT_LOGGED_IN: Duration = Duration::from_secs(10);
 
@@ -69,6 +72,12 @@ table! {
         "another device's dead letters are taken, and stay", AT_ONCE => lanes::dead_letters_filled_by_one;
     a_client_over_its_rate: "a client that publishes as fast as it can, with events_per_second_max",
         "another client publishes", AT_ONCE => lanes::a_client_over_its_rate;
+    idle_connections_of_one_user: "connections_max idle connections of one user",
+        "another user logs in and publishes", A_SECOND => connections::idle_connections_of_one_user;
+    idle_connections_of_one_address: "connections_max idle connections of one address, without a login",
+        "two other addresses connect", A_SECOND => connections::idle_connections_of_one_address;
+    memory_held_by_one_user: "large publishes that never end, of one user on many connections",
+        "another user publishes 100 kB", AT_ONCE => connections::memory_held_by_one_user;
     groups_of_others: "80 connections with 64 shared subscriptions each",
         "what an event that none of them matches costs more", MORE_CPU => subscriptions::groups_of_others;
 }

@@ -299,15 +299,15 @@ fn who_sends_no_connect_is_cut_off() {
     slow.stream.write_all(&[0x10, 50, 0, 4]).expect("sent");
     assert!(slow.receive().is_none());
     assert!(start.elapsed() < Duration::from_secs(3));
-    // At the limit of connections the next one waits, and is served when there is room.
+    // At the limit of connections the next one of the same address is refused, and served when there is room.
     let mut clients: Vec<_> = (0..5)
         .map(|index| Client::connect(gateway.address, &Hello { client: &format!("c{index}"), ..Hello::default() }).0)
         .collect();
-    let mut waiting = Client::dial(gateway.address);
-    waiting.send(&Hello { client: "waiting", ..Hello::default() }.bytes());
-    std::thread::sleep(Duration::from_millis(100));
+    let next = || Client::connect(gateway.address, &Hello { client: "next", ..Hello::default() }).1[2];
+    assert_eq!(next(), 0x97);
     clients.pop();
-    assert_eq!(waiting.receive().map(|packet| packet[0]), Some(0x20));
+    gateway.await_status("one has left", Duration::from_secs(5), |status| status["sources"][0]["connections"] == 4);
+    assert_eq!(next(), 0);
 }
 
 /// Malformed packets, slow senders and many connects leave nothing behind.

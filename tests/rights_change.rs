@@ -289,3 +289,24 @@ fn a_pending_will_outlives_the_gateway() {
     plant.run();
     plant.gateway.await_status("the will is an event", PATIENCE, |status| accepted(status) == 1);
 }
+
+/// Each dropped will once was a line of its own: 10,000 of them for one change.
+#[test]
+fn wills_of_many_sleepers_that_are_dropped_at_once_are_a_few_lines() {
+    const SLEEPERS: usize = 40;
+    let plant = Plant::start(Change::UserRemoved);
+    for number in 0..SLEEPERS {
+        let mut subject = plant.subject(format!("sleeper-{number}").leak()).with_will(STATE, WILL_DELAY);
+        assert_eq!(subject.connect(), Some(0));
+        subject.die();
+    }
+    plant.take_away();
+    plant.reload();
+    let start = Instant::now();
+    while plant.gateway.status()["sources"][1]["refused"].as_u64() < Some(SLEEPERS as u64) {
+        assert!(start.elapsed() < PATIENCE, "{}", plant.gateway.status()["sources"][1]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let lines = plant.gateway.log().lines().filter(|line| line.contains("will dropped")).count();
+    assert!((1..=8).contains(&lines), "{lines} lines for {SLEEPERS} wills");
+}

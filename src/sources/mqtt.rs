@@ -45,6 +45,7 @@ use crate::task::boxed;
 use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -72,7 +73,7 @@ pub struct Config {
     pub passwords: Option<PathBuf>,
     /// Whether clients without user name and certificate are let in. By default only on loopback.
     pub anonymous: Option<bool>,
-    /// Connections at once.
+    /// Clients at once. At the bound, whoever has most of them gives one up to whoever has less.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
     /// New connections a second.
@@ -201,10 +202,15 @@ fn backlog_age_max() -> Span {
     Span(Duration::from_secs(86_400))
 }
 
+/// How often a refusal is logged, after the first few; all are counted.
+const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked whether a will is due or a session has expired.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Why a client goes whose certificates are not trusted any more.
 const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
+/// Connections beside `connections_max` that have not logged in: who a client is, is known behind its login. The check of
+/// a password takes a tenth of a second on a small processor, so that some at a time are enough.
+const STRANGERS: usize = 64;
 /// Connections that are told at once that there is no memory for them; more are closed without a word.
 const TURNED_AWAY_MAX: usize = 16;
 /// Wills that become events at once: each may take 64 kB of memory until it is on the disk.
@@ -314,8 +320,16 @@ pub struct Listener {
     door: Door<Shared>,
     parts: Parts,
     stats: Arc<Stats>,
-    /// Outlasts a reload: whoever failed has failed.
+    lasting: Lasting,
+}
+
+/// What outlasts a reload.
+#[derive(Clone, Debug)]
+struct Lasting {
+    /// Whoever failed has failed.
     logins: Arc<Queue>,
+    /// This listener, as the budget tells it from others: connections from before still count.
+    budget_door: BudgetDoor,
 }
 
 /// Settings of a listener that are good, and not in force yet.
@@ -335,21 +349,20 @@ struct Shared {
     packet_bytes_max: usize,
     ingest: Arc<Ingest>,
     users: Option<Users>,
-    logins: Arc<Queue>,
+    lasting: Lasting,
     stats: Arc<Stats>,
     refusals: Limiter,
+    dropped_wills: Limiter,
     registry: Arc<Registry>,
     local: Arc<Local>,
     /// How many events a second each client may hand in.
     pace: Option<Arc<Pace>>,
     devices: Arc<Devices>,
     budget: Arc<Budget>,
-    /// This listener, as the budget tells it from others.
-    budget_door: BudgetDoor,
 }
 
 impl Shared {
-    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, logins: &Arc<Queue>) -> Result<Self, CannotListen> {
+    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, lasting: &Lasting) -> Result<Self, CannotListen> {
         let served = config.tls.as_ref().map(|files| tls::served(files, Certificates::Required)).transpose()?;
         let (tls, clients) = served.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
@@ -364,10 +377,10 @@ impl Shared {
             registry: Arc::clone(&parts.registry),
             devices: Arc::clone(&parts.devices),
             budget: Arc::clone(&parts.budget),
-            budget_door: BudgetDoor::new(),
-            logins: Arc::clone(logins),
+            lasting: lasting.clone(),
             stats: Arc::clone(stats),
-            refusals: Limiter::new(Duration::from_secs(10)),
+            refusals: Limiter::new(REFUSALS_EVERY),
+            dropped_wills: Limiter::new(REFUSALS_EVERY),
         })
     }
 
@@ -411,10 +424,10 @@ impl Shared {
     /// A permit for a connection from `peer`; `None` where there is no memory for one more.
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = if self.tls.is_some() { room::TLS_BYTES } else { room::PLAIN_BYTES };
-        match self.budget.admit(bytes, peer.ip(), self.budget_door) {
+        match self.budget.admit(bytes, peer.ip(), self.lasting.budget_door) {
             Ok(permit) => Some(permit),
             Err(error) => {
-                self.refuse(peer, "", Refusal::Memory, &error.to_string());
+                self.refuse(peer, Claim::default(), Refusal::Memory, &error.to_string());
                 None
             }
         }
@@ -425,12 +438,14 @@ impl Shared {
         self.config.exchanges_max.max(self.config.receive_maximum.into())
     }
 
-    /// Counts, logs and reports a will that is not spoken.
+    /// Counts and reports a will that is not spoken, and logs one in a while: changed rights may drop those of all who sleep.
     fn count_dropped(&self, peer: SocketAddr, claim: Claim<'_>, why: &str) {
         self.stats.refuse(Refusal::Access);
         self.report(peer, Cause::Will, claim, why);
-        let Claim { client, user, what } = claim;
-        tracing::warn!(source = %self.config.name, %peer, client = %client, user = %user, topic = %what, "will dropped: {why}");
+        if let Some(held_back) = self.dropped_wills.allow(clock::instant()) {
+            let (client, user, topic) = claim.shown();
+            tracing::warn!(source = %self.config.name, %peer, %client, %user, %topic, held_back, "will dropped: {why}");
+        }
     }
 
     /// Counts, logs and reports something that a client may not do.
@@ -456,13 +471,14 @@ impl Shared {
     }
 
     /// Counts a refusal, and logs one in a while.
-    fn refuse(&self, peer: SocketAddr, client: &str, reason: Refusal, why: &str) {
+    fn refuse(&self, peer: SocketAddr, claim: Claim<'_>, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
         if reason == Refusal::Tls {
-            self.report(peer, Cause::Tls, Claim { client, ..Claim::default() }, why);
+            self.report(peer, Cause::Tls, claim, why);
         }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            tracing::warn!(source = %self.config.name, %peer, client, held_back, "client refused: {why}");
+            let (client, user, topic) = claim.shown();
+            tracing::warn!(source = %self.config.name, %client, %user, %peer, %topic, held_back, "client refused: {why}");
         }
     }
 }
@@ -475,6 +491,13 @@ struct Claim<'a> {
     what: &'a str,
 }
 
+impl<'a> Claim<'a> {
+    /// Client, user and what it wanted, as a log may show them.
+    fn shown(&self) -> (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>) {
+        (shown(self.client), shown(self.user), shown(self.what))
+    }
+}
+
 impl Shared {
     /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
     /// that says "not authorized".
@@ -484,19 +507,22 @@ impl Shared {
             hello::QUOTA | hello::BUSY => Refusal::Limit,
             _ => Refusal::Access,
         };
-        self.refuse(peer, &hello.client, reason, why);
-        let user = hello.user.as_deref().unwrap_or_default();
         let cause = match code {
-            _ if reason == Refusal::Memory => return,
-            hello::QUOTA => Cause::SessionQuota,
-            hello::BAD_CLIENT_ID => Cause::Session,
-            hello::NOT_AUTHORIZED | hello::BAD_LOGIN => denied,
+            _ if reason == Refusal::Memory || why == room::ALL_TAKEN.text => None,
+            hello::QUOTA => Some(Cause::SessionQuota),
+            hello::BAD_CLIENT_ID => Some(Cause::Session),
+            hello::NOT_AUTHORIZED | hello::BAD_LOGIN => Some(denied),
             // Too busy, or too large: nothing that security is about.
-            _ => return,
+            _ => None,
         };
-        let will = hello.will.as_ref().filter(|_| cause == Cause::Will);
-        let what = will.map_or("", |will| will.topic.as_str());
-        self.report(peer, cause, Claim { client: &hello.client, user, what }, why);
+        let is_of_will = cause == Some(Cause::Will) || matches!(code, hello::TOO_LARGE | hello::BAD_TOPIC);
+        let will = hello.will.as_ref().filter(|_| is_of_will);
+        let user = hello.user.as_deref().unwrap_or_default();
+        let claim = Claim { client: &hello.client, user, what: will.map_or("", |will| will.topic.as_str()) };
+        self.refuse(peer, claim, reason, why);
+        if let Some(cause) = cause {
+            self.report(peer, cause, claim, why);
+        }
     }
 
     /// Reports a subscription that ended since the client's rights were changed.
@@ -516,10 +542,10 @@ impl Shared {
 impl Listener {
     /// Takes the port; connections are accepted by [`Listener::run`].
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
-        let logins = Arc::new(Queue::new());
-        let shared = Shared::new(config, &parts, &stats, &logins)?;
+        let lasting = Lasting { logins: Arc::new(Queue::new()), budget_door: BudgetDoor::new() };
+        let shared = Shared::new(config, &parts, &stats, &lasting)?;
         let listen = shared.config.listen;
-        Ok(Self { door: Door::open(shared, listen)?, parts, stats, logins })
+        Ok(Self { door: Door::open(shared, listen)?, parts, stats, lasting })
     }
 
     /// The address it really has; of use where the configuration says port 0.
@@ -530,7 +556,7 @@ impl Listener {
     /// Reads files and takes another port, where the settings say so; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(Shared::new(config, &self.parts, &self.stats, &self.logins)?, listen)?))
+        Ok(Prepared(self.door.prepare(Shared::new(config, &self.parts, &self.stats, &self.lasting)?, listen)?))
     }
 
     /// Puts settings in force. Connections last; those whose client would not be let in any more end.
@@ -559,15 +585,16 @@ impl Listener {
                 let shared = &setup.shared;
                 let now = clock::instant();
                 let (accept_wait, begin_wait) = (arrivals.accept_wait(now), arrivals.begin_wait(now));
-                let is_full = sessions.len() >= shared.config.connections_max;
+                let budget_door = shared.lasting.budget_door;
+                let is_full = sessions.len() >= shared.config.connections_max.saturating_add(STRANGERS);
                 // At the limit connections wait, in the waiting room and then with the kernel.
-                let has_room = !is_full || shared.budget.has_strangers_at(shared.budget_door);
+                let has_room = !is_full || shared.budget.has_strangers_at(budget_door);
                 if has_room
                     && begin_wait == Some(Duration::ZERO)
                     && let Some((stream, peer)) = arrivals.next(now)
                 {
                     if is_full {
-                        shared.budget.evict_at(shared.budget_door);
+                        shared.budget.evict_at(budget_door);
                     }
                     let Some(permit) = shared.admit(peer) else {
                         if turned_away.len() < TURNED_AWAY_MAX && shared.tls.is_none() {
@@ -618,12 +645,12 @@ impl Listener {
                         Ok((stream, peer)) => {
                             if let Some((closed, peer)) = arrivals.add(stream, peer, now) {
                                 drop(closed);
-                                shared.refuse(peer, "", Refusal::Limit, "more connections of its address wait than of any other");
+                                shared.refuse(peer, Claim::default(), Refusal::Limit, "more connections of its address wait than of any other");
                             }
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
-                            shared.refuse(shared.config.listen, "", Refusal::Connection, &format!("cannot accept: {error}"));
+                            shared.refuse(shared.config.listen, Claim::default(), Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     },

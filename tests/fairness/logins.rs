@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-const PASSWORD: &str = "correct horse";
+pub const PASSWORD: &str = "correct horse";
 
 /// A gateway with so many users, `m0`, `m1`, …, of one password.
-fn with_users(name: &str, users: usize, more: &str) -> Gateway {
+pub fn with_users(name: &str, users: usize, more: &str) -> Gateway {
     let mut gateway = Gateway::prepare(name, "");
     let file = gateway.folder.join("passwd");
     put_user(&file, "m", PASSWORD.as_bytes()).expect("written");

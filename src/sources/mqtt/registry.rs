@@ -279,6 +279,11 @@ impl Registry {
         self.want(&mut table)
     }
 
+    /// Whether a client has a connection.
+    pub fn is_connected(&self, key: &Key) -> bool {
+        self.table().clients.get(key).is_some_and(|entry| entry.seat.is_some())
+    }
+
     /// To be held from before a QoS 2 publish is handed in until it is remembered.
     pub fn gate(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)

@@ -6,7 +6,9 @@
 //! ordinary amount of state never waits for the budget.
 
 use super::wire::Fault;
-use crate::memory::Permit;
+use crate::clock;
+use crate::memory::{NotJoined, Permit};
+use crate::origin::Party;
 
 /// State of a connection that is covered from the start.
 pub(super) const INCLUDED: usize = 4 << 10;
@@ -22,6 +24,12 @@ const SCARCE: usize = 64 << 10;
 /// A client needs memory that the budget does not have.
 pub(super) const NO_MEMORY: Fault =
     Fault { code: 0x97, text: "the gateway has no memory left for what this client sends; see the setting memory" };
+/// Memory is short, and somebody who holds much less needs some.
+pub(super) const MOST_MEMORY: Fault =
+    Fault { code: 0x97, text: "memory is short, and this client's user or address holds most; see the setting memory" };
+/// There are as many clients as there may be.
+pub(super) const ALL_TAKEN: Fault =
+    Fault { code: 0x97, text: "connections_max is reached, and this user or address has most of them" };
 
 /// The bytes that a connection holds.
 #[derive(Debug)]
@@ -44,6 +52,15 @@ impl Room {
     /// The permit as it was when the connection was accepted.
     pub fn permit(&self) -> &Permit {
         &self.permit
+    }
+
+    /// The client has logged in; see [`Permit::join`].
+    pub fn join(&mut self, party: Party, seats: Option<usize>) -> Result<(), Fault> {
+        self.permit.heard(clock::instant());
+        self.permit.join(party, seats).map_err(|error| match error {
+            NotJoined::Crowded => ALL_TAKEN,
+            NotJoined::Memory(_) => NO_MEMORY,
+        })
     }
 
     /// Takes `bytes`; nothing changes where there is no room.

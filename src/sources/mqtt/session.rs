@@ -11,7 +11,7 @@ use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGE
 use super::login::Users;
 use super::outbound::{Limits, Ready, Wire};
 use super::registry::{Entered, Key, LaterWill, NoSession, Place, Session, Wish, will_bytes};
-use super::room::{NO_MEMORY, Room};
+use super::room::{MOST_MEMORY, NO_MEMORY, Room};
 use super::will::{Spoken, Stored, Will};
 use super::wire::{self, Fault};
 use super::{Claim, Setup, Shared};
@@ -21,7 +21,7 @@ use crate::http::Duplex;
 use crate::ingest::Route;
 use crate::link::Protocol;
 use crate::memory::{Eviction, Permit};
-use crate::origin::Origin;
+use crate::origin::{Origin, Party};
 use crate::security::Cause;
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
@@ -63,6 +63,8 @@ const TURN_AWAY_WAIT_MAX: Duration = Duration::from_secs(1);
 const CHAIN_INCLUDED: usize = 4 << 10;
 /// How long a client may refuse to read what it is sent.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long a client that is evicted may take to read that it is: somebody needs its place.
+const EVICTED_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long acknowledgements in flight are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether a subscriber keeps up, and where it is.
@@ -126,7 +128,7 @@ pub(super) async fn serve_tls(
     // A handshake that the shutdown meets has promised nothing.
     let handshake = tokio::select! {
         () = shutdown.begun() => return,
-        () = eviction.begun() => return shared.refuse(peer, "", Refusal::Memory, EVICTED),
+        () = eviction.begun() => return shared.refuse(peer, Claim::default(), Refusal::Memory, EVICTED),
         handshake = tokio::time::timeout(shared.config.connect_wait_max.0, handshake) => handshake,
     };
     match handshake {
@@ -135,21 +137,21 @@ pub(super) async fn serve_tls(
             let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
             let certificate = match presented.map(Option::flatten) {
                 Ok(certificate) => certificate,
-                Err(untrusted) => return shared.refuse(peer, "", Refusal::Tls, &untrusted.to_string()),
+                Err(untrusted) => return shared.refuse(peer, Claim::default(), Refusal::Tls, &untrusted.to_string()),
             };
             let Some(permit) = stream.get_mut().0.done() else { return };
             let mut room = Room::new(permit);
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let chain_bytes: usize = chain.iter().map(|certificate| 2 * certificate.len()).sum();
             if let Err(fault) = room.take(chain_bytes.saturating_sub(CHAIN_INCLUDED)) {
-                return shared.refuse(peer, "", fault.reason(), fault.text);
+                return shared.refuse(peer, Claim::default(), fault.reason(), fault.text);
             }
             let mut connection = Connection::new(Box::new(stream), peer, &shared, newest, room);
             connection.certificate = certificate;
             connection.run(shutdown).await;
         }
-        Ok(Err(error)) => shared.refuse(peer, "", Refusal::Tls, &format!("TLS handshake: {error}")),
-        Err(_) => shared.refuse(peer, "", Refusal::Tls, "TLS handshake took too long"),
+        Ok(Err(error)) => shared.refuse(peer, Claim::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(peer, Claim::default(), Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
@@ -214,7 +216,7 @@ impl<'s> Connection<'s> {
         // A stop does not wait for logins that are not checked yet.
         let connect = tokio::select! {
             () = shutdown.begun() => return Box::pin(self.close(None)).await,
-            () = evicted(eviction) => return self.shared.refuse(self.peer, "", Refusal::Memory, EVICTED),
+            () = evicted(eviction) => return self.shared.refuse(self.peer, Claim::default(), Refusal::Memory, EVICTED),
             connect = Box::pin(self.connect_and_log_in()) => connect,
         };
         let Some(mut guest) = connect else { return Box::pin(self.close(None)).await };
@@ -227,13 +229,15 @@ impl<'s> Connection<'s> {
         let shared = self.shared;
         let Guest { place, identity, mut inbound, .. } = *guest;
         inbound.device.gone();
+        // Before its client can connect again: it counts once.
+        inbound.room.permit().leave();
         let fault = match &end {
             End::Fault(fault) => Some(*fault),
             _ => None,
         };
-        // Whoever shuts down or is cut off for a fault still gets what it was promised; the
-        // connection that takes over gets it itself.
-        if fault.is_some_and(|fault| fault != TAKEN_OVER) {
+        // Whoever shuts down or is cut off for a fault still gets what it was promised; the connection that takes over gets
+        // it itself, and whoever waits for memory does not wait for this.
+        if fault.is_some_and(|fault| ![TAKEN_OVER, MOST_MEMORY].contains(&fault)) {
             self.drain(&mut inbound).await;
         }
         if let Some(fault) = fault.filter(|fault| *fault != TAKEN_OVER && *fault != SHUTTING_DOWN) {
@@ -254,12 +258,22 @@ impl<'s> Connection<'s> {
             LaterWill { delay, stored: Stored::new(spoken, delay, &inbound.client, self.peer, &identity).bytes() }
         });
         place.leave(session, later);
+        let client = inbound.client.clone();
+        // Somebody waits for its memory; for whoever else ends, it covers the rest too.
+        let covered = (fault != Some(MOST_MEMORY)).then_some(inbound);
+        if covered.is_none() {
+            (self.input, self.output) = (Vec::new(), Vec::new());
+        }
         if let Some(will) = now
-            && self.may_speak(&identity, &inbound.client, &will)
+            && self.may_speak(&identity, &client, &will)
         {
             will.become_event(&shared.ingest).await;
         }
-        self.close(fault.map(|fault| (fault, wire))).await;
+        let is_evicted = fault.is_some_and(|fault| [MOST_MEMORY, CROWDED_OUT].contains(&fault));
+        let wait_max = if is_evicted { EVICTED_WAIT_MAX } else { 2 * WRITE_WAIT_MAX };
+        // Whoever does not read that it is evicted is closed without a word.
+        let _ = tokio::time::timeout(wait_max, self.close(fault.map(|fault| (fault, wire)))).await;
+        drop(covered);
     }
 
     /// Whether a client that has died may still publish its will, under what is in force by now.
@@ -281,15 +295,16 @@ impl<'s> Connection<'s> {
     async fn connect_and_log_in(&mut self) -> Option<Box<Guest>> {
         let shared = self.shared;
         let Ok(hello) = tokio::time::timeout(shared.config.connect_wait_max.0, self.connect()).await else {
-            shared.refuse(self.peer, "", Refusal::Protocol, "no CONNECT in time");
+            shared.refuse(self.peer, Claim::default(), Refusal::Protocol, "no CONNECT in time");
             return None;
         };
         let hello = hello?;
-        let client = hello.client.clone();
+        let (client, user) = (hello.client.clone(), hello.user.clone().unwrap_or_default());
         // From here on the client waits for the gateway, and not the other way round.
         let let_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.let_in(hello))).await;
         let mut guest = let_in.unwrap_or_else(|_| {
-            shared.refuse(self.peer, &client, Refusal::Limit, "too many logins wait before this one");
+            let claim = Claim { client: &client, user: &user, what: "" };
+            shared.refuse(self.peer, claim, Refusal::Limit, "too many logins wait before this one");
             None
         })?;
         guest.inbound.room.give(self.hello_bytes);
@@ -330,7 +345,7 @@ impl<'s> Connection<'s> {
     /// Counts a client that is not let in, with what it is told.
     fn not_let_in<T>(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<T> {
         self.output.extend_from_slice(answer);
-        self.shared.refuse(self.peer, "", reason, why);
+        self.shared.refuse(self.peer, Claim::default(), reason, why);
         None
     }
 
@@ -431,7 +446,7 @@ impl<'s> Connection<'s> {
             return Ok(proof);
         }
         let turn = tokio::select! {
-            turn = self.shared.logins.turn(Origin::of(self.peer.ip()), user) => turn,
+            turn = self.shared.lasting.logins.turn(Origin::of(self.peer.ip()), user) => turn,
             () = left(&mut self.stream, &mut self.input, self.room.as_mut()) => {
                 return Err((BAD_LOGIN, "the client left before its password was checked"));
             }
@@ -462,12 +477,17 @@ impl<'s> Connection<'s> {
             return Err((TOO_LARGE, "the will is larger than payload_max"));
         }
         let key = Key::new(&shared.config.name, identity.proven(), &hello.client);
+        let party = Party::of(identity.proven(), self.peer.ip());
+        // The connection that it takes over makes room for it.
+        let seats = Some(newest.config.connections_max).filter(|_| !shared.registry.is_connected(&key));
+        let room = self.room.as_mut().ok_or((BUSY, "the connection has ended"))?;
+        room.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
         let expiry = shared.config.expiry_within(hello.expiry);
-        let (place, mut session, is_present) = self.take_session(&key, hello, &identity, expiry).await?;
+        let (place, mut session, is_present) = self.take_session(&key, hello, &identity, (&party, expiry)).await?;
         let (ended, wait_for) = newest.end_subscriptions(&key, &mut session, &rights);
         self.noted(wait_for).await?;
         session.will = match hello.will.clone().zip(way) {
-            Some((spoken, (route, _))) => Some(self.will(spoken, route)?),
+            Some((spoken, (route, _))) => Some(self.will(&party, spoken, route)?),
             None => None,
         };
         let mut room = self.room.take().ok_or((BUSY, "the connection has ended"))?;
@@ -475,7 +495,6 @@ impl<'s> Connection<'s> {
             return Err((fault.code, fault.text));
         }
         session.permit = None;
-        room.permit().log_in();
         let wire = Wire {
             protocol: hello.protocol,
             receive_maximum: hello.receive_maximum,
@@ -494,8 +513,8 @@ impl<'s> Connection<'s> {
     }
 
     /// The will of a client, with the memory that it takes until it is due.
-    fn will(&self, spoken: Spoken, route: Route) -> Result<Will, (u8, &'static str)> {
-        let permit = self.shared.budget.permit(spoken.bytes() + route.bytes());
+    fn will(&self, party: &Party, spoken: Spoken, route: Route) -> Result<Will, (u8, &'static str)> {
+        let permit = self.shared.budget.permit_of(party, spoken.bytes() + route.bytes());
         let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
         Ok(Will { route: Arc::new(route), delay: spoken.delay, spoken, permit })
     }
@@ -506,20 +525,16 @@ impl<'s> Connection<'s> {
         key: &Key,
         hello: &Hello,
         identity: &Identity,
-        expiry: u32,
+        (party, expiry): (&Party, u32),
     ) -> Result<(Place, Box<Session>, bool), (u8, &'static str)> {
         let shared = self.shared;
-        let share = match identity.proven() {
-            Some(name) => format!("name {name}"),
-            None => format!("address {}", Origin::of(self.peer.ip()).address()),
-        };
         let waits = |will: &&Spoken| expiry > 0 && !will.delay.is_zero();
         let stored = |will: &Spoken| {
             will_bytes(Stored::new(will.clone(), will.delay, &hello.client, self.peer, identity).bytes().len())
         };
         let wish = Wish {
             user: identity.name(),
-            share: &share,
+            share: &party.to_string(),
             is_clean: hello.is_clean,
             expiry,
             will_bytes: hello.will.as_ref().filter(waits).map_or(0, stored),
@@ -558,6 +573,7 @@ impl<'s> Connection<'s> {
         let alarm = tokio::time::sleep(next_look(*silence_max, inbound, Duration::ZERO));
         tokio::pin!(alarm);
         let (mut is_watched, mut is_followed) = (false, true);
+        let eviction = inbound.room.permit().eviction();
         let bell = inbound.session.waiter.bell();
         let mut written = shared.registry.written();
         let limits = self.limits();
@@ -590,6 +606,9 @@ impl<'s> Connection<'s> {
                 biased;
                 () = shutdown.begun() => return End::Fault(SHUTTING_DOWN),
                 () = place.taken_over() => return End::Fault(TAKEN_OVER),
+                () = eviction.begun() => {
+                    return End::Fault(if eviction.is_for_memory() { MOST_MEMORY } else { CROWDED_OUT });
+                }
                 changed = self.newest.changed(), if is_followed => match changed {
                     Ok(()) => if let Err(text) = self.judge_anew(identity, inbound) {
                         return End::Fault(Fault { code: NOT_AUTHORIZED, text });
@@ -610,6 +629,7 @@ impl<'s> Connection<'s> {
                 next = next(&mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading) => match next {
                     Next::Read(step, is_more) => {
                         heard_at = clock::instant();
+                        inbound.room.permit().heard(heard_at);
                         if let Some(end) = End::of(step) {
                             return end;
                         }
@@ -778,6 +798,8 @@ async fn evicted(eviction: Option<Eviction>) {
 }
 
 const EVICTED: &str = "memory is short, and this client had not logged in yet";
+const CROWDED_OUT: Fault =
+    Fault { code: QUOTA, text: "connections_max is reached; its user or address has most, and it was idle longest" };
 const TAKEN_OVER: Fault = Fault { code: 0x8E, text: "another connection took over this client id" };
 const SILENT: Fault = Fault { code: 0x8D, text: "nothing came within one and a half times the keep-alive" };
 const TOO_SLOW: Fault = Fault { code: 0x97, text: "the subscriber does not keep up; see backlog_events_max" };

@@ -19,7 +19,7 @@ impl Fault {
     /// What it counts as.
     pub(super) fn reason(&self) -> Refusal {
         match self.code {
-            _ if *self == super::room::NO_MEMORY => Refusal::Memory,
+            _ if [super::room::NO_MEMORY, super::room::MOST_MEMORY].contains(self) => Refusal::Memory,
             _ if *self == super::inbound::TOPIC_TOO_LONG => Refusal::Limit,
             0x87 | 0x8C => Refusal::Access,
             0x95..=0x97 => Refusal::Limit,
