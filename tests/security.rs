@@ -25,6 +25,8 @@ struct Plant {
     secure: SocketAddr,
     posts: SocketAddr,
     users: PathBuf,
+    /// The bearer token of `erp`.
+    token: String,
     _folder: tempfile::TempDir,
 }
 
@@ -35,7 +37,7 @@ impl Plant {
         let (users, tokens) = (folder.path().join("users"), folder.path().join("tokens"));
         put_user(&users, "press-4", b"right").expect("written");
         put_user(&users, "press-5", b"right").expect("written");
-        forebay::sources::http::put_token(&tokens, "erp").expect("written");
+        let token = forebay::sources::http::put_token(&tokens, "erp").expect("written");
         let [named, secure, posts] = [free_address(), free_address(), free_address()];
         let rest = format!(
             "{}\n[[source.mqtt]]\nname = \"named\"\nlisten = \"{named}\"\npasswords = \"{}\"\n{LISTENER}\n\
@@ -51,7 +53,7 @@ impl Plant {
         );
         let gateway = Gateway::start("security", &rest);
         [named, secure, posts].into_iter().for_each(await_port);
-        Self { gateway, centre, named, secure, posts, users, _folder: folder }
+        Self { gateway, centre, named, secure, posts, users, token, _folder: folder }
     }
 
     /// The event of a cause that fits, once it has come.
@@ -272,4 +274,42 @@ fn a_flood_of_wrong_logins_is_few_events_and_loses_no_count() {
         .collect();
     assert_eq!(counts.iter().sum::<u64>(), ATTEMPTS, "{counts:?}: {text}");
     assert!(counts.len() <= 3, "one a minute, and one at the end: {counts:?}");
+}
+
+/// A line of the log that has all of these.
+fn logged(gateway: &Gateway, parts: &[&str]) -> String {
+    let log = gateway.log();
+    let line = log.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+    line.unwrap_or_else(|| panic!("no line with {parts:?}: {log}")).to_owned()
+}
+
+#[test]
+fn a_refusal_is_logged_with_who_it_was_and_what_it_wanted_and_without_a_secret() {
+    let plant = Plant::start();
+    assert_eq!(Client::connect(plant.named, &login("press-4", "wr0ng", "device-4")).1[2], 0x86);
+    logged(&plant.gateway, &["client refused", "client=device-4", "user=press-4", "peer=127.0.0.1"]);
+    let will = Will { topic: "plant/line1/press-4/state", payload: b"{}", ..Will::default() };
+    let hello = Hello { will: Some(will), ..login("press-5", "right", "device-5") };
+    assert_eq!(Client::connect(plant.named, &hello).1[2], 0x87);
+    logged(&plant.gateway, &["client=device-5", "user=press-5", "topic=plant/line1/press-4/state"]);
+
+    let token = format!("Bearer {}", plant.token);
+    let post = |path: &str, token: &str| {
+        let headers = [("authorization", token), ("content-type", "application/json")];
+        http::Client::dial(plant.posts).post(path, &headers, b"{}").status
+    };
+    assert_eq!(post("/events/press-9", &token), 403);
+    logged(&plant.gateway, &["request refused", "user=erp", "path=/events/press-9", "status=\"403\""]);
+    let event = plant.told("publish", |data| data["source"] == "posts");
+    let data = &event["data"];
+    let told = (&data["client"], &data["user"], &data["what"]);
+    assert_eq!(told, (&"press-9".into(), &"erp".into(), &"/events/press-9".into()));
+    assert_eq!(post(&format!("/events/{}", plant.token), "Bearer forebay_n0ne"), 401);
+    logged(&plant.gateway, &["request refused", "status=\"401\""]);
+    let log = plant.gateway.log();
+    for secret in ["wr0ng", "n0ne", &plant.token] {
+        assert!(!log.contains(secret), "{secret} is in the log: {log}");
+    }
+    let event = plant.told("token", |data| data["source"] == "posts");
+    assert!(!event.to_string().contains(&plant.token), "{event}");
 }

@@ -3,9 +3,9 @@
 //! Promise: 202 is made of receipts, one for every event of the request; every other answer says
 //! why, and whether to come again.
 
-use super::Shared;
 use super::cloudevents::{self, Given, Shape};
 use super::room::Held;
+use super::{Asked, Shared};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
@@ -13,7 +13,7 @@ use crate::http::{self, Phase, Reply, Seat};
 use crate::ingest::{Beside, Publishing, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::memory::Permit;
-use crate::origin::Origin;
+use crate::origin::{Origin, Party};
 use crate::sources;
 use crate::sources::identity::{Identity, Presented, check_name};
 use hyper::body::{Body, Bytes, Incoming};
@@ -116,7 +116,8 @@ fn reason_of(refusal: &Refusal) -> sources::Refusal {
 pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
     peer.seat.enter(Phase::Reading);
-    let outcome = take(shared, peer, request, arrived).await;
+    let mut known = Known::default();
+    let outcome = take(shared, peer, request, arrived, &mut known).await;
     peer.seat.enter(Phase::Waiting);
     match outcome {
         Ok(accepted) => {
@@ -125,13 +126,33 @@ pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incomi
             accepted.into_response()
         }
         Err(refusal) => {
-            shared.refuse(peer.address, refusal.status.as_str(), reason_of(&refusal), refusal.title);
+            let Known { user, client } = &known;
+            // Somebody may write a token where the name belongs: that is for nobody to read.
+            let is_token = shared.tokens.as_ref().is_some_and(|tokens| tokens.name(client.as_bytes()).is_some());
+            let client = if is_token { "" } else { client };
+            let asked = Asked { status: refusal.status.as_str(), user, client };
+            shared.refuse(peer.address, asked, reason_of(&refusal), refusal.title);
             refusal.into_response()
         }
     }
 }
 
-async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived: Instant) -> Result<Accepted, Refusal> {
+/// What is known of a request by the time that it is refused.
+#[derive(Debug, Default)]
+struct Known {
+    /// The name that the caller proved.
+    user: String,
+    /// The `{source}` of the path.
+    client: String,
+}
+
+async fn take(
+    shared: &Shared,
+    peer: &Peer,
+    request: Request<Incoming>,
+    arrived: Instant,
+    known: &mut Known,
+) -> Result<Accepted, Refusal> {
     let (head, body) = request.into_parts();
     let Some(written) = head.uri.path().strip_prefix("/events/").filter(|rest| !rest.is_empty() && !rest.contains('/'))
     else {
@@ -143,11 +164,14 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "no such method", detail);
         return Err(refusal.with(header::ALLOW, "POST"));
     }
+    let source = source(written);
+    known.client = source.as_ref().ok().cloned().unwrap_or_default();
     let caller = identify(shared, peer, &head.headers, arrived)?;
+    known.user = caller.name().to_owned();
     if caller.proven().is_some() {
         peer.permit.log_in();
     }
-    let source = source(written)?;
+    let source = source?;
     if let Some(name) = caller.proven()
         && name != source
     {
@@ -158,6 +182,7 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
         let detail = format!("\"{source}\" has a token, so that only its holder posts for it");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "an anonymous caller posts for a name with a token", detail));
     }
+    let party = Party::of(caller.proven(), peer.address.ip());
     let payer = caller.proven().map_or_else(|| peer.address.ip().to_string(), str::to_owned);
     shared.rates.check(&payer, arrived).map_err(|wait| {
         let detail = format!("at most {} events a second are taken", shared.config.events_per_second_max);
@@ -165,7 +190,7 @@ async fn take(shared: &Shared, peer: &Peer, request: Request<Incoming>, arrived:
     })?;
     shared.rates.charge(&payer, 1, arrived);
     let shape = Shape::of(&head.headers)?;
-    let (_room, body) = read(shared, &payer, shape, body).await?;
+    let (_room, body) = read(shared, (&payer, &party), shape, body).await?;
     peer.seat.enter(Phase::Answering);
     let events = cloudevents::events(shape, &head.headers, &body, shared.config.payload_max.0)?;
     shared.rates.charge(&payer, events.len().saturating_sub(1) as u64, arrived);
@@ -230,7 +255,7 @@ fn source(written: &str) -> Result<String, Refusal> {
 /// Reads a body within its bounds. What comes with it is its share of the memory for requests.
 async fn read<'s>(
     shared: &'s Shared,
-    payer: &str,
+    (payer, party): (&str, &Party),
     shape: Shape,
     body: Incoming,
 ) -> Result<((Held<'s>, Permit), Bytes), Refusal> {
@@ -256,7 +281,7 @@ async fn read<'s>(
     let room = room.map_err(|_| busy())?;
     // The body, and what is made of it.
     let bytes = usize::try_from(expected.saturating_mul(2) + REQUEST_BYTES).unwrap_or(usize::MAX);
-    let memory = shared.budget.permit(bytes).map_err(|error| {
+    let memory = shared.budget.permit_of(party, bytes).map_err(|error| {
         let detail = format!("{error}; nothing of this request was taken");
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY, detail).after(COME_AGAIN)
     })?;
