@@ -11,6 +11,7 @@ pub mod devices;
 pub mod fault_disk;
 pub mod gateway;
 pub mod http;
+pub mod leak;
 pub mod loss;
 pub mod pki;
 pub mod plant;

@@ -4,6 +4,7 @@ use super::{BATCH, JSON, STRUCTURED, detail, order, prepare, source, start};
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::gateway::{accepted, scratch_folder, sum};
 use crate::common::http::{Client, post};
+use crate::common::leak;
 use crate::common::pki::Pki;
 use forebay::sources::http::put_token;
 use std::collections::BTreeSet;
@@ -207,15 +208,8 @@ fn bodies_in_hand_are_bounded_over_all_connections() {
 #[test]
 fn a_thousand_connections_leak_nothing() {
     let (mut gateway, address) = prepare("http-leak", "", "events_per_second_max = 1000000\n");
-    let allocator = [("ARENA_MAX", "1"), ("TRIM_THRESHOLD_", "131072"), ("MMAP_THRESHOLD_", "131072")];
-    gateway.environment.extend(allocator.map(|(name, value)| (format!("MALLOC_{name}"), value.to_owned())));
+    leak::prepare(&mut gateway);
     gateway.run();
-    let figures = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("status");
-        let line = status.lines().find(|line| line.starts_with("RssAnon")).expect("memory of its own");
-        let memory: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
-        (memory, std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("files").count())
-    };
     let await_none = || {
         gateway.await_status("they are gone", Duration::from_secs(30), |status| source(status)["connections"] == 0);
     };
@@ -243,22 +237,10 @@ fn a_thousand_connections_leak_nothing() {
         await_none();
     };
     // Three rounds are 6,000 connections: 170 bytes of each are found. Before them the most that is held at once is found.
-    const GROWTH_MAX: u64 = 1024;
-    const ROUNDS_MAX: usize = 24;
-    let mut seen: Vec<(u64, usize)> = Vec::new();
-    let is_settled = |seen: &[(u64, usize)]| match seen {
-        [_, _, .., (before, files_before), _, _, (after, files)] => {
-            *after <= before + GROWTH_MAX && *files <= files_before + 2
-        }
-        _ => false,
-    };
-    while !is_settled(&seen) {
-        assert!(seen.len() < ROUNDS_MAX, "kB and open files grow with every round: {seen:?}");
+    leak::await_no_growth(&gateway, || {
         round(1000);
         all_at_once();
-        seen.push(figures());
-    }
-    println!("kB and open files behind each round: {seen:?}");
+    });
     let mut client = Client::dial(address);
     assert_eq!(client.post("/events/erp", &[STRUCTURED], order("2", "1").as_bytes()).status, 202);
 }
