@@ -18,7 +18,7 @@ pub use cgroup::limit as cgroup_limit;
 pub use parties::Eviction;
 
 use crate::origin::Party;
-use parties::{Crowded, Parties, Ticket};
+use parties::{Crowded, Evicted, Parties, Ticket};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -41,6 +41,9 @@ const FOR_ALL: usize = 28;
 const FOR_GUESTS: usize = 29;
 /// What new connections may take, before room is made for them. Until a client has logged in nobody knows whose it is.
 const FOR_CONNECTIONS: usize = 30;
+/// A party that holds less than this part of the total is never evicted for memory: 10 MB of 160 MB. What connections hold
+/// that are about to end belongs to nobody, and a device is not to pay for it.
+const MUCH: usize = 2;
 /// What permits may take once room was made: until the evicted connections are gone, both are held.
 const AFTER_EVICTION: usize = 2;
 
@@ -185,7 +188,7 @@ impl Budget {
         if bytes == 0 || self.take(bytes, parts) {
             return Ok(());
         }
-        let has_made_room = || party.is_some_and(|party| self.evict_for(party, bytes, bytes, parts));
+        let has_made_room = || party.is_some_and(|party| self.evict_for(party, bytes, bytes, parts) == Evicted::Enough);
         if (self.strangers.evict(bytes) || has_made_room()) && self.take(bytes, parts + AFTER_EVICTION) {
             return Ok(());
         }
@@ -193,9 +196,9 @@ impl Budget {
     }
 
     /// Evicts clients for a party that comes to hold `bytes` more, `fresh` of them not taken yet.
-    fn evict_for(&self, party: &Party, bytes: usize, fresh: usize, parts: usize) -> bool {
+    fn evict_for(&self, party: &Party, bytes: usize, fresh: usize, parts: usize) -> Evicted {
         let held = self.held.load(Ordering::Relaxed).saturating_add(fresh);
-        self.guests.evict_for(party, bytes, held.saturating_sub(self.bound(parts)))
+        self.guests.evict_for(party, bytes, held.saturating_sub(self.bound(parts)), self.bound(MUCH))
     }
 
     fn refuse(&self, wanted: usize) -> OverBudget {
@@ -313,7 +316,7 @@ impl Permit {
         let Some(ticket) = self.ticket.as_ref().filter(|ticket| !ticket.is_guest) else { return Ok(()) };
         let budget = &self.budget;
         if budget.held.load(Ordering::Relaxed) > budget.bound(FOR_GUESTS)
-            && !budget.evict_for(&party, self.bytes, 0, FOR_GUESTS)
+            && budget.evict_for(&party, self.bytes, 0, FOR_GUESTS) == Evicted::AskerHoldsMuch
         {
             return Err(NotJoined::Memory(budget.refuse(self.bytes)));
         }
@@ -442,6 +445,21 @@ mod tests {
         assert!(budget.permit(30).is_err() && budget.permit_of(&Party::of(None, address), 30).is_ok());
         drop((other, late, last, small));
         assert_eq!(budget.usage().permits, 0);
+    }
+
+    #[tokio::test]
+    async fn nobody_who_holds_little_goes_for_memory_that_no_client_holds() {
+        let (budget, door, address) = (small(), Door::new(), IpAddr::from([10, 0, 0, 1]));
+        let join = |name: &str, bytes| {
+            let mut permit = budget.admit(bytes, address, door).expect("room");
+            permit.join(Party::of(Some(name), address), None).map(|()| permit)
+        };
+        let device = join("device", 20).expect("room");
+        let others = budget.permit(budget.room()).expect("room");
+        assert!(budget.permit_of(&Party::of(Some("greedy"), address), 1).is_err());
+        let late: Vec<_> = (0..5).map(|_| join("late", 20).expect("who comes is let in")).collect();
+        assert!(!is_evicted(&device).await && !is_evicted(&late[0]).await);
+        drop((others, device, late));
     }
 
     async fn is_evicted(permit: &Permit) -> bool {

@@ -111,6 +111,17 @@ pub(super) struct Crowded;
 /// devices that need as much as each other would take turns at losing their connections.
 const PART_OF_MOST: usize = 2;
 
+/// Whether clients could be evicted for a party that asks for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evicted {
+    /// Those that leave hold enough.
+    Enough,
+    /// No party holds so much that it has to give way.
+    NobodyHoldsMuch,
+    /// The one who asks would hold more than half of what the largest party holds.
+    AskerHoldsMuch,
+}
+
 impl Parties {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -175,24 +186,28 @@ impl Parties {
     }
 
     /// Evicts clients that have logged in, of whoever holds most, for a party that wants `bytes`, until those that leave
-    /// hold `over`; `false` if nobody holds enough more than the party. The largest goes first, since fewest have to go
-    /// then; of those alike the one that is idle longest.
-    pub fn evict_for(&self, party: &Party, bytes: usize, over: usize) -> bool {
+    /// hold `over`. The largest goes first, since fewest have to go then; of those alike the one that is idle longest.
+    /// Whoever holds less than `much` is never evicted: the memory is taken by something else.
+    pub fn evict_for(&self, party: &Party, bytes: usize, over: usize, much: usize) -> Evicted {
         let mut table = self.table();
         let own = table.parties.get(party).map_or(0, |held| held.bytes).saturating_add(bytes);
         while table.leaving < over {
             let most = table.parties.iter().max_by_key(|(_, held)| held.bytes);
-            let most = most.filter(|(_, held)| held.bytes / PART_OF_MOST >= own);
-            let largest = most.and_then(|(party, held)| {
-                let rank = |(number, one): &(&u64, &Connection)| (one.bytes, Reverse((one.signals.heard(), **number)));
-                let (number, one) = held.connections.iter().max_by_key(rank)?;
-                one.signals.owed.store(one.bytes, Ordering::Relaxed);
-                Some((party.clone(), *number))
-            });
-            let Some((party, number)) = largest else { return false };
-            table.leaving += self.send_away(&mut table, &party, number);
+            let Some((most, held)) = most.filter(|(_, held)| held.bytes >= much) else {
+                return Evicted::NobodyHoldsMuch;
+            };
+            if held.bytes / PART_OF_MOST < own {
+                return Evicted::AskerHoldsMuch;
+            }
+            let rank = |(number, one): &(&u64, &Connection)| (one.bytes, Reverse((one.signals.heard(), **number)));
+            let Some((number, one)) = held.connections.iter().max_by_key(rank) else {
+                return Evicted::NobodyHoldsMuch;
+            };
+            one.signals.owed.store(one.bytes, Ordering::Relaxed);
+            let (most, number) = (most.clone(), *number);
+            table.leaving += self.send_away(&mut table, &most, number);
         }
-        true
+        Evicted::Enough
     }
 
     /// A connection has gone, and what it held is given back.
