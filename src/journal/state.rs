@@ -132,16 +132,6 @@ impl State {
         Ok(Handle { database, identity, sync_failed })
     }
 
-    /// The file as it is on disk, to be read and not changed; its checksums are verified.
-    fn untouched(&self) -> Result<Database, JournalError> {
-        let mut database = open_untouched(&*self.disk, &self.path)?;
-        caught(&self.path, || match database.check_integrity()? {
-            true => Ok(()),
-            false => Err(redb::Error::Corrupted("a page does not fit its checksum".into())),
-        })?;
-        Ok(database)
-    }
-
     /// Whether the path still leads to the open file.
     fn is_in_place(&self, identity: Identity) -> bool {
         self.disk.identity(&self.path).is_ok_and(|found| found == identity)
@@ -203,8 +193,13 @@ impl State {
     /// Opens the state to look at it; the file is never changed. For a journal that no gateway runs on.
     pub fn open_untouched(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join("state.redb");
-        let identity = disk.identity(&path).map_err(|error| JournalError::io(&path, error))?;
         let database = open_untouched(&*disk, &path)?;
+        Self::looking(disk, path, database)
+    }
+
+    /// A state to be looked at.
+    fn looking(disk: Arc<dyn Disk>, path: PathBuf, database: Database) -> Result<Self, JournalError> {
+        let identity = disk.identity(&path).map_err(|error| JournalError::io(&path, error))?;
         let handle = Handle { database, identity, sync_failed: Arc::default() };
         Ok(Self { disk, path, database: Mutex::new(Slot::Open(handle)) })
     }
@@ -268,11 +263,11 @@ impl State {
 
     /// Reads every note of a state that nobody writes, and checks every page against its checksum.
     pub fn recount_untouched(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
-        let counted = Self::open_untouched(disk, folder).and_then(|state| {
-            drop(state.untouched()?);
-            Ok(state.recount())
-        });
-        counted.unwrap_or_else(|error| StateRecount { fault: Some(error.to_string()), ..StateRecount::default() })
+        let path = folder.join("state.redb");
+        let checked = checked_untouched(&*disk, &path).and_then(|database| Self::looking(disk, path, database));
+        checked
+            .map(|state| state.recount())
+            .unwrap_or_else(|error| StateRecount { fault: Some(error.to_string()), ..StateRecount::default() })
     }
 
     /// Name and size of every note whose name begins with `prefix`.
@@ -360,7 +355,8 @@ impl State {
             Slot::Open(handle) => handle,
             Slot::Closed => self.open_database()?,
             Slot::Suspect => {
-                let anew = self.untouched().and_then(|content| self.write_new(Some(&content)));
+                let content = checked_untouched(&*self.disk, &self.path);
+                let anew = content.and_then(|content| self.write_new(Some(&content)));
                 anew.inspect_err(|_| *guard = Slot::Suspect)?
             }
         };
@@ -425,6 +421,16 @@ fn open_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError
         database.begin_read()?.open_table(MARKS)?;
         Ok(database)
     })
+}
+
+/// The file as it is on disk, to be read and not changed; its checksums are verified.
+fn checked_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
+    let mut database = open_untouched(disk, path)?;
+    caught(path, || match database.check_integrity()? {
+        true => Ok(()),
+        false => Err(redb::Error::Corrupted("a page does not fit its checksum".into())),
+    })?;
+    Ok(database)
 }
 
 /// Copies every mark and note.
