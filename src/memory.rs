@@ -33,13 +33,14 @@ pub const LIMIT_MIN: u64 = 32 << 20;
 const EIGHTHS: u64 = 5;
 /// The total in parts.
 const PARTS: usize = 32;
-/// What permits of any kind may take of the parts. The rest is for connections, so that a device can log in while others
-/// hold all that they may.
+/// Parts that permits of any kind may use. Connections have the rest, so that a device can log in while others use all of
+/// theirs.
 const FOR_ALL: usize = 28;
 /// While no more is taken, a client may log in: 5 MB of 160 MB, some 400 connections without TLS. Beyond it whoever holds
 /// most loses a connection for it.
 const FOR_GUESTS: usize = 29;
-/// What new connections may take, before room is made for them. Until a client has logged in nobody knows whose it is.
+/// Parts that new connections may use before others are evicted for them. The party of a client is known once it has
+/// logged in.
 const FOR_CONNECTIONS: usize = 30;
 /// A party that holds less than this part of the total is never evicted for memory: 10 MB of 160 MB. What connections hold
 /// that are about to end belongs to nobody, and a device is not to pay for it.
@@ -66,7 +67,7 @@ pub struct Budget {
     strangers: Parties,
     /// Connections that have, and say so by [`Permit::join`].
     guests: Parties,
-    /// When a client sent something for the first time.
+    /// The moment of the first bytes of any client.
     began: OnceLock<Instant>,
 }
 
@@ -305,11 +306,6 @@ impl Permit {
         Permit { budget: Arc::clone(&self.budget), bytes, ticket: None }
     }
 
-    /// The connection has logged in: it is not evicted any more.
-    pub fn log_in(&self) {
-        self.leave();
-    }
-
     /// The connection has logged in as one of a party. From now on it is evicted only for a party that has less, where
     /// more than `seats` log in at its listener; `None` for a client whose connection before makes room for it.
     pub fn join(&mut self, party: Party, seats: Option<usize>) -> Result<(), NotJoined> {
@@ -326,7 +322,7 @@ impl Permit {
         Ok(())
     }
 
-    /// Counts the connection no more: it is about to end.
+    /// Counts the connection no more, so that it is not evicted: it has logged in without a party, or is about to end.
     pub fn leave(&self) {
         if let Some(ticket) = &self.ticket {
             self.budget.parties(ticket).leave(ticket);
@@ -420,13 +416,17 @@ mod tests {
         assert_eq!(budget.usage().permits, 0);
     }
 
+    /// A client that logs in under a proven name and holds so many bytes.
+    fn join(budget: &Arc<Budget>, door: Door, name: &str, bytes: usize) -> Result<Permit, NotJoined> {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let mut permit = budget.admit(bytes, address, door).expect("room");
+        permit.join(Party::of(Some(name), address), None).map(|()| permit)
+    }
+
     #[tokio::test]
     async fn who_holds_most_makes_room_for_who_holds_much_less_largest_connection_first() {
         let (budget, door, address) = (small(), Door::new(), IpAddr::from([10, 0, 0, 1]));
-        let join = |name: &str, bytes| {
-            let mut permit = budget.admit(bytes, address, door).expect("room");
-            permit.join(Party::of(Some(name), address), None).map(|()| permit)
-        };
+        let join = |name: &str, bytes| join(&budget, door, name, bytes);
         let joined = |name: &str, bytes| join(name, bytes).expect("room");
         let (mut large, small, mut other) = (joined("a", 800), joined("a", 400), joined("b", 100));
         assert!(large.grow(200).is_err(), "nobody holds more than a");
@@ -450,10 +450,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_who_holds_little_goes_for_memory_that_no_client_holds() {
         let (budget, door, address) = (small(), Door::new(), IpAddr::from([10, 0, 0, 1]));
-        let join = |name: &str, bytes| {
-            let mut permit = budget.admit(bytes, address, door).expect("room");
-            permit.join(Party::of(Some(name), address), None).map(|()| permit)
-        };
+        let join = |name: &str, bytes| join(&budget, door, name, bytes);
         let device = join("device", 20).expect("room");
         let others = budget.permit(budget.room()).expect("room");
         assert!(budget.permit_of(&Party::of(Some("greedy"), address), 1).is_err());
@@ -472,10 +469,10 @@ mod tests {
         let at = |last: u8, bytes| budget.admit(bytes, IpAddr::from([10, 0, 0, last]), door);
         let quiet = at(1, 100).expect("room");
         let logged_in = at(2, 400).expect("room");
-        logged_in.log_in();
+        logged_in.leave();
         let (older, newer) = (at(3, 300).expect("room"), at(3, 300).expect("room"));
         let mut device = at(4, 200).expect("room");
-        device.log_in();
+        device.leave();
         device.grow(200).expect("room is made");
         assert!(is_evicted(&older).await);
         assert!(!is_evicted(&newer).await && !is_evicted(&quiet).await && !is_evicted(&logged_in).await);

@@ -266,47 +266,41 @@ impl Shared {
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = CONNECTION_BYTES + if self.tls.is_some() { TLS_BYTES } else { 0 };
         let permit = self.budget.admit(bytes, peer.ip(), self.budget_door);
-        permit.inspect_err(|error| self.refuse(peer, Asked::default(), Refusal::Memory, &error.to_string())).ok()
+        permit.inspect_err(|error| self.refuse(peer, &Asked::default(), Refusal::Memory, &error.to_string())).ok()
     }
 
     /// Counts a refusal, and logs one in a while.
-    fn refuse(&self, peer: SocketAddr, asked: Asked<'_>, reason: Refusal, why: &str) {
+    fn refuse(&self, peer: SocketAddr, asked: &Asked, reason: Refusal, why: &str) {
         let Asked { status, user, client } = asked;
+        let path = if client.is_empty() { String::new() } else { format!("/events/{client}") };
         self.stats.refuse(reason);
         let cause = match reason {
             Refusal::Tls => Some(Cause::Tls),
-            Refusal::Access if status == StatusCode::FORBIDDEN.as_str() => Some(Cause::Publish),
+            Refusal::Access if *status == Some(StatusCode::FORBIDDEN) => Some(Cause::Publish),
             Refusal::Access => Some(Cause::Token),
             _ => None,
         };
         if let Some(cause) = cause {
             let (source, address) = (self.config.name.as_str(), Some(peer.ip()));
-            let what = asked.path();
-            self.stats.report(&Report { cause, source, address, client, user, what: &what, reason: why });
+            self.stats.report(&Report { cause, source, address, client, user, what: &path, reason: why });
         }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            let (user, path) = (shown(user), asked.path());
-            let path = shown(&path);
+            let (user, path) = (shown(user), shown(&path));
+            let status = status.as_ref().map_or("", StatusCode::as_str);
             tracing::warn!(source = %self.config.name, %peer, %user, %path, status, held_back, "request refused: {why}");
         }
     }
 }
 
-/// A request that is refused, as far as it is known.
-#[derive(Clone, Copy, Debug, Default)]
-struct Asked<'a> {
-    /// The status of the answer.
-    status: &'a str,
+/// A request that is refused, as far as it is known by then.
+#[derive(Debug, Default)]
+struct Asked {
+    /// The status of the answer; `None` where there is none.
+    status: Option<StatusCode>,
     /// The name that the caller proved.
-    user: &'a str,
+    user: String,
     /// The `{source}` of the path.
-    client: &'a str,
-}
-
-impl Asked<'_> {
-    fn path(&self) -> String {
-        if self.client.is_empty() { String::new() } else { format!("/events/{}", self.client) }
-    }
+    client: String,
 }
 
 impl Server {
@@ -375,13 +369,13 @@ impl Server {
                             let shared = Arc::clone(shared);
                             connections.spawn(boxed(async move {
                                 if eviction.cuts(served).await.is_none() {
-                                    shared.refuse(peer, Asked::default(), Refusal::Memory, EVICTED);
+                                    shared.refuse(peer, &Asked::default(), Refusal::Memory, EVICTED);
                                 }
                             }));
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
-                            shared.refuse(shared.config.listen, Asked::default(), Refusal::Connection, &format!("cannot accept: {error}"));
+                            shared.refuse(shared.config.listen, &Asked::default(), Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     },
@@ -406,7 +400,7 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut 
     let handshake = tokio::select! {
         // A handshake that the shutdown meets, or that another connection wants the seat of, has promised nothing.
         () = shutdown.begun() => return,
-        () = peer.seat.cut() => return shared.refuse(address, Asked::default(), Refusal::Limit, CROWDED),
+        () = peer.seat.cut() => return shared.refuse(address, &Asked::default(), Refusal::Limit, CROWDED),
         handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(metered)) => handshake,
     };
     match handshake {
@@ -419,11 +413,11 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut 
                     peer.certificate = certificate;
                     serve(Box::new(stream), &peer, &shared, shutdown).await;
                 }
-                Err(untrusted) => shared.refuse(address, Asked::default(), Refusal::Tls, &untrusted.to_string()),
+                Err(untrusted) => shared.refuse(address, &Asked::default(), Refusal::Tls, &untrusted.to_string()),
             }
         }
-        Ok(Err(error)) => shared.refuse(address, Asked::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
-        Err(_) => shared.refuse(address, Asked::default(), Refusal::Tls, "TLS handshake took too long"),
+        Ok(Err(error)) => shared.refuse(address, &Asked::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(address, &Asked::default(), Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
@@ -452,14 +446,14 @@ async fn serve(mut stream: Stream, peer: &Peer, shared: &Shared, mut shutdown: S
         http::served(connection, end).await
     };
     if is_cut.into_inner() {
-        return shared.refuse(peer.address, Asked::default(), Refusal::Limit, CROWDED);
+        return shared.refuse(peer.address, &Asked::default(), Refusal::Limit, CROWDED);
     }
     if let Some(Err(error)) = ended {
         // Between two requests a client may be silent, and is let go without a word.
         if error.is_parse() || !has_served.into_inner() {
             shared.refuse(
                 peer.address,
-                Asked::default(),
+                &Asked::default(),
                 Refusal::Protocol,
                 &format!("not HTTP, or too slow: {error}"),
             );

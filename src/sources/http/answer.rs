@@ -116,8 +116,8 @@ fn reason_of(refusal: &Refusal) -> sources::Refusal {
 pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
     peer.seat.enter(Phase::Reading);
-    let mut known = Known::default();
-    let outcome = take(shared, peer, request, arrived, &mut known).await;
+    let mut asked = Asked::default();
+    let outcome = take(shared, peer, request, arrived, &mut asked).await;
     peer.seat.enter(Phase::Waiting);
     match outcome {
         Ok(accepted) => {
@@ -126,24 +126,15 @@ pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incomi
             accepted.into_response()
         }
         Err(refusal) => {
-            let Known { user, client } = &known;
             // Somebody may write a token where the name belongs: that is for nobody to read.
-            let is_token = shared.tokens.as_ref().is_some_and(|tokens| tokens.name(client.as_bytes()).is_some());
-            let client = if is_token { "" } else { client };
-            let asked = Asked { status: refusal.status.as_str(), user, client };
-            shared.refuse(peer.address, asked, reason_of(&refusal), refusal.title);
+            if shared.tokens.as_ref().is_some_and(|tokens| tokens.name(asked.client.as_bytes()).is_some()) {
+                asked.client.clear();
+            }
+            asked.status = Some(refusal.status);
+            shared.refuse(peer.address, &asked, reason_of(&refusal), refusal.title);
             refusal.into_response()
         }
     }
-}
-
-/// What is known of a request by the time that it is refused.
-#[derive(Debug, Default)]
-struct Known {
-    /// The name that the caller proved.
-    user: String,
-    /// The `{source}` of the path.
-    client: String,
 }
 
 async fn take(
@@ -151,7 +142,7 @@ async fn take(
     peer: &Peer,
     request: Request<Incoming>,
     arrived: Instant,
-    known: &mut Known,
+    asked: &mut Asked,
 ) -> Result<Accepted, Refusal> {
     let (head, body) = request.into_parts();
     let Some(written) = head.uri.path().strip_prefix("/events/").filter(|rest| !rest.is_empty() && !rest.contains('/'))
@@ -165,11 +156,11 @@ async fn take(
         return Err(refusal.with(header::ALLOW, "POST"));
     }
     let source = source(written);
-    known.client = source.as_ref().ok().cloned().unwrap_or_default();
+    asked.client = source.as_ref().ok().cloned().unwrap_or_default();
     let caller = identify(shared, peer, &head.headers, arrived)?;
-    known.user = caller.name().to_owned();
+    asked.user = caller.name().to_owned();
     if caller.proven().is_some() {
-        peer.permit.log_in();
+        peer.permit.leave();
     }
     let source = source?;
     if let Some(name) = caller.proven()
