@@ -598,7 +598,7 @@ impl Ingest {
         let Some(target) = &route.target else { return dead.room().await };
         let lane = self.lanes(target.placed.lane);
         while !self.shares.has_share(target.placed.lane, lane, route.party) {
-            // What was handed in last may have found the lane busy, and the share used up only afterwards.
+            // The last event may have found the lane busy, so that nobody has noted the used-up share yet.
             self.note_slowed(target.placed.lane, lane, route);
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -377,7 +377,7 @@ fn a_recount_names_a_changed_block_a_missing_file_and_a_wrong_cursor() {
     std::fs::rename(&aside, &files[1]).expect("moved back");
     good(gateway.command(&["verify", "CONFIG"]));
 
-    // What is beside the lanes counts too.
+    // Damage to `state.redb` is named too.
     let state = gateway.folder.join("data/journal/state.redb");
     let whole = std::fs::read(&state).expect("read");
     let damaged: Vec<u8> = whole

@@ -5,12 +5,12 @@ use crate::common::gateway::{CONTRACT, Gateway, payload};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long nothing has to come where nothing may come.
+/// The time without a delivery that shows that none comes.
 const SILENCE: Duration = Duration::from_millis(300);
 /// The events of every machine.
 const ALL: &str = "test/plant/machine.state/v1/+";
 
-/// Where the gateway's subscribers see the events of a machine.
+/// The topic of a machine's events, as subscribers see it.
 fn events_of(machine: &str) -> String {
     format!("test/plant/machine.state/v1/{machine}")
 }
@@ -42,7 +42,7 @@ fn unanswered(client: &mut Client) -> Delivery {
     Delivery::read(true, &client.receive().expect("a delivery"))
 }
 
-/// What a delivery says: machine, number, and whether it is a last value.
+/// A delivery: machine, number, and whether it is a last value.
 fn said(delivery: &Delivery) -> (String, u64, bool) {
     let machine = delivery.topic.rsplit('/').next().expect("a level").to_owned();
     let event: serde_json::Value = serde_json::from_slice(&delivery.payload).expect("an event");
@@ -107,7 +107,7 @@ fn an_event_behind_a_subscribe_is_sent_once_and_in_order() {
     event(&mut device, "b", 2);
     event(&mut device, "d", 1);
     client.send(&answer(0x40, first));
-    // What the client's feed had passed comes at once; the feed sends the rest itself.
+    // Last values behind the client's feed come at once; the feed sends the rest itself.
     let wanted = [("a", 1, true), ("c", 1, true), ("b", 1, false), ("b", 2, false), ("d", 1, false)];
     assert_told(&mut client, &wanted);
 }
@@ -164,7 +164,7 @@ fn a_subscribe_beside_a_stream_of_events_is_told_each_once() {
     stream.join().expect("a device");
 }
 
-/// What is too old is not sent from a backlog, but the last value has no age.
+/// Events that are too old are not sent from a backlog, but the last value has no age.
 #[test]
 fn a_last_value_that_the_backlog_leaves_out_for_its_age_is_told() {
     let mut gateway = Gateway::prepare("last-old", "");
@@ -203,7 +203,7 @@ fn a_last_value_whose_event_is_gone_from_the_journal_is_told() {
     for machine in ["b", "c", "e"] {
         subscribe_to(&mut client, &events_of(machine), 0);
     }
-    // Nobody asks for this one's.
+    // This subscription asks for no last values.
     subscribe_to(&mut client, &events_of("d"), 0x20);
     // 24 MB that no compression makes small.
     let mut chance = Chance(1);
@@ -398,7 +398,7 @@ impl Plant {
         } else {
             println!("kill");
             self.gateway.kill();
-            // What a board was sent is noted now and then, and when it goes: what came since then comes once more.
+            // Deliveries to a board are noted at intervals and when it leaves: later ones come once more.
             self.boards.iter_mut().for_each(|board| board.heard.clear());
         }
         self.gateway.run();

@@ -25,13 +25,13 @@ const RETRIES_MAX: usize = 20;
 pub struct Recount {
     /// Lane by lane, the log of dead letters last.
     pub lanes: Vec<LaneRecount>,
-    /// What is beside the lanes: sessions of clients, positions, the audit.
+    /// Notes outside the lanes: sessions of clients, positions, the audit.
     pub state: StateRecount,
     /// Whether nothing differs.
     pub is_good: bool,
 }
 
-/// What was counted in `state.redb`.
+/// The count of the notes in `state.redb`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateRecount {
     /// Notes that can be read.
@@ -185,7 +185,7 @@ impl Counting {
         Ok(true)
     }
 
-    /// What was counted, beside a state.
+    /// Ends the count; `state` is the count of the notes.
     pub fn finish(self, state: StateRecount) -> Recount {
         let lanes: Vec<_> = self.lanes.into_iter().map(LaneCount::finish).collect();
         let is_good = lanes.iter().all(|lane| lane.faults.is_empty()) && state.fault.is_none();

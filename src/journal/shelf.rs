@@ -134,7 +134,7 @@ impl Shelf {
         &self.folder
     }
 
-    /// Counts what is beside the lanes, and checks it. Blocks the thread.
+    /// Counts the notes in `state.redb` and checks their checksums. Blocks the thread.
     pub fn recount_state(&self) -> StateRecount {
         State::recount_untouched(Arc::new(RealDisk), &self.folder)
     }

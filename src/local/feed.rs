@@ -89,7 +89,7 @@ pub struct Gap {
 #[derive(Debug)]
 pub struct Feed {
     lanes: Vec<Reading>,
-    /// What the last [`Feed::poll_ready`] passed over.
+    /// The gap that the last [`Feed::poll_ready`] passed over.
     gap: Option<Gap>,
 }
 
@@ -226,7 +226,7 @@ impl Feed {
         Poll::Pending
     }
 
-    /// What the last [`Feed::poll_ready`] passed over, once.
+    /// Takes the gap that the last [`Feed::poll_ready`] passed over.
     pub fn take_gap(&mut self) -> Option<Gap> {
         self.gap.take()
     }

@@ -19,8 +19,8 @@ pub struct LastValue {
     pub recorded: Timestamp,
     /// The record, encoded.
     pub record: Vec<u8>,
-    /// Number of its lane; `None` for a lane that is no longer there. Beside `offset`, and not a place that may be
-    /// missing, it takes eight bytes less.
+    /// Number of its lane; `None` for a lane that no longer exists. Two fields take eight bytes less than an optional
+    /// [`Place`].
     lane: Option<u32>,
     offset: u64,
 }
@@ -36,7 +36,7 @@ struct Noted<'a> {
     record: &'a [u8],
 }
 
-/// Bytes that an entry takes beside its record and twice its topic, about: 72 for the value with its place and the counts
+/// Bytes of an entry without its record and twice its topic, approximately: 72 for the value with its place and the counts
 /// of its `Arc`, 16 for those of the topic, 50 in the table by topic and 38 in the one by age, as full as they are.
 const BYTES_BESIDE: usize = 176;
 /// What the notes of last values begin with.
@@ -74,7 +74,7 @@ impl LastValues {
             else {
                 continue;
             };
-            // A lane that was removed and made anew has other events at the same offsets.
+            // A lane that was removed and created again has other events at the same offsets.
             let is_there = |lane: &usize| ends.get(*lane).is_some_and(|end| noted.offset < *end);
             let lane = self.lanes.iter().position(|known| known == noted.lane).filter(is_there);
             let value = LastValue {
@@ -155,7 +155,8 @@ impl LastValues {
 }
 
 impl LastValue {
-    /// Where the event is, or was, in the journal; `None` if its lane is no longer there: it is older than all that is.
+    /// The event's place in the journal, also after retention removed it; `None` if its lane no longer exists, so that the
+    /// event is older than all that are left.
     pub fn place(&self) -> Option<Place> {
         Some(Place { lane: usize::try_from(self.lane?).ok()?, offset: self.offset })
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
-/// What identifies a connection here.
+/// Identifies a connection here.
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub party: Party,
@@ -25,13 +25,13 @@ pub(super) struct Ticket {
     pub is_guest: bool,
 }
 
-/// What a connection and its table tell each other.
+/// Signals between a connection and its table.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
     leave: Notify,
-    /// When the client sent something last, in milliseconds since any client did.
+    /// The moment at which the client last sent something, in milliseconds since the first bytes of any client.
     heard: AtomicU64,
-    /// What it held when it was told to leave since memory is short; 0 for any other reason.
+    /// Bytes that it held when it was evicted because memory is short; 0 for any other reason.
     owed: AtomicUsize,
 }
 
@@ -90,7 +90,7 @@ impl Held {
 struct Table {
     next: u64,
     parties: HashMap<Party, Held>,
-    /// How many connections each listener has here.
+    /// The number of connections of each listener.
     doors: HashMap<Door, usize>,
     /// Bytes of clients that were evicted for them, and have not gone yet.
     leaving: usize,
@@ -187,7 +187,7 @@ impl Parties {
 
     /// Evicts clients that have logged in, of whoever holds most, for a party that wants `bytes`, until those that leave
     /// hold `over`. The largest goes first, since fewest have to go then; of those alike the one that is idle longest.
-    /// Whoever holds less than `much` is never evicted: the memory is taken by something else.
+    /// A party that holds less than `much` is never evicted: something else uses the memory.
     pub fn evict_for(&self, party: &Party, bytes: usize, over: usize, much: usize) -> Evicted {
         let mut table = self.table();
         let own = table.parties.get(party).map_or(0, |held| held.bytes).saturating_add(bytes);

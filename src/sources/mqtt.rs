@@ -202,7 +202,7 @@ fn backlog_age_max() -> Span {
     Span(Duration::from_secs(86_400))
 }
 
-/// How often a refusal is logged, after the first few; all are counted.
+/// Interval between logged refusals, after the first few; all are counted.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked whether a will is due or a session has expired.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
@@ -323,10 +323,10 @@ pub struct Listener {
     lasting: Lasting,
 }
 
-/// What outlasts a reload.
+/// State of a listener that a reload keeps.
 #[derive(Clone, Debug)]
 struct Lasting {
-    /// Whoever failed has failed.
+    /// Failed logins still count after a reload.
     logins: Arc<Queue>,
     /// This listener, as the budget tells it from others: connections from before still count.
     budget_door: BudgetDoor,

@@ -40,7 +40,7 @@ struct State {
     fault: Option<Fault>,
     /// Only files of this name have it; empty for all.
     fault_at: String,
-    /// Which sync of the files of one name fails, counted from now, and only that one.
+    /// The one sync of files of this name that fails, counted from now.
     failing_sync: Option<(String, u64)>,
     is_off: bool,
     forgets_syncs: bool,

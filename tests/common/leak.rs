@@ -8,7 +8,7 @@ const ONE_HEAP: [(&str, &str); 3] =
     [("MALLOC_ARENA_MAX", "1"), ("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
 /// Rounds that are compared. What is bounded fills before: caches, tables, the holes of the heap.
 const WINDOW: usize = 3;
-/// What the heap may grow by over a window: holes between what stays and what goes.
+/// Growth of the heap that a window may show: holes between blocks that stay and blocks that go.
 const GROWTH_KB_MAX: u64 = 1024;
 /// Rounds until the growth has to end.
 const ROUNDS_MAX: usize = 24;

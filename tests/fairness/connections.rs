@@ -28,7 +28,7 @@ fn fill(gateway: &Gateway, from: [u8; 4], user: Option<&str>) -> Vec<Client> {
     all.into_iter().map(|(client, _)| client).collect()
 }
 
-/// Who has to go is told why.
+/// An evicted client is told why.
 fn must_go(client: &mut Client, why: &str) {
     let Heard::Packet(packet) = client.hear(Duration::from_secs(3)) else { panic!("it may stay") };
     let reason = properties(&packet[2..]).0.into_iter().find(|(id, _)| *id == 0x1F).expect("a reason string").1;
@@ -52,7 +52,7 @@ fn p99(device: &mut Client, topic: &str, count: u16) -> Duration {
 
 pub fn idle_connections_of_one_user() -> Duration {
     let gateway = with_users("fair-idle-user", 2, MORE);
-    // What is measured is the wait for a connection, not the first check of a password.
+    // The first check of a password is not part of the measured wait.
     drop(enter(gateway.address, [127, 0, 0, 3], "first", Some("m1")));
     gateway.await_status("it has left", Duration::from_secs(5), |status| status["sources"][0]["connections"] == 0);
     let mut idle = fill(&gateway, [127, 0, 0, 2], Some("m0"));
@@ -105,7 +105,7 @@ pub fn idle_connections_of_one_address() -> Duration {
     assert_eq!(code, 0);
     let Heard::Packet(packet) = idle[5].hear(Duration::from_secs(3)) else { panic!("it is taken over") };
     assert_eq!(packet[..2], [0xE0, 0x8E]);
-    // Whoever leaves makes room for anybody.
+    // A client that leaves makes room for any other.
     drop(idle.pop());
     gateway.await_status("one has left", Duration::from_secs(5), |status| status["sources"][0]["connections"] == 19);
     assert_eq!(enter(gateway.address, [127, 0, 0, 2], "late", None).1, 0);

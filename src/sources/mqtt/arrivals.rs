@@ -46,12 +46,12 @@ impl<S> Arrivals<S> {
         self.accepts = Rate::new(per_second.saturating_mul(ACCEPTED_TIMES));
     }
 
-    /// How long to wait before the next connection may be accepted.
+    /// The wait before the next connection may be accepted.
     pub(super) fn accept_wait(&self, now: Instant) -> Duration {
         self.accepts.wait(now)
     }
 
-    /// How long to wait before the next connection may begin; `None` if no connection waits.
+    /// The wait before the next connection may begin; `None` if no connection waits.
     pub(super) fn begin_wait(&self, now: Instant) -> Option<Duration> {
         (self.count > 0).then(|| self.begins.wait(now))
     }

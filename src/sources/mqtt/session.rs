@@ -63,7 +63,7 @@ const TURN_AWAY_WAIT_MAX: Duration = Duration::from_secs(1);
 const CHAIN_INCLUDED: usize = 4 << 10;
 /// How long a client may refuse to read what it is sent.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long a client that is evicted may take to read that it is: somebody needs its place.
+/// The time that an evicted client has to read the reason: another client needs its place.
 const EVICTED_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long acknowledgements in flight are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -271,7 +271,7 @@ impl<'s> Connection<'s> {
         }
         let is_evicted = fault.is_some_and(|fault| [MOST_MEMORY, CROWDED_OUT].contains(&fault));
         let wait_max = if is_evicted { EVICTED_WAIT_MAX } else { 2 * WRITE_WAIT_MAX };
-        // Whoever does not read that it is evicted is closed without a word.
+        // An evicted client that does not read the reason is closed without it.
         let _ = tokio::time::timeout(wait_max, self.close(fault.map(|fault| (fault, wire)))).await;
         drop(covered);
     }

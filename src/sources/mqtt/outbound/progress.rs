@@ -106,7 +106,7 @@ impl Outbound {
         let from: Vec<u64> = feed.positions().map(|(_, next)| next).collect();
         let cut = feed.skip_to_newest(limits.events, limits.bytes);
         let lanes = feed.positions().zip(from).zip(below);
-        // What was left to the feed and is cut now is told.
+        // Events that were left to the feed and that the feed skips now are sent as last values.
         self.telling.below = lanes.map(|(((_, next), from), below)| if next > from { next } else { below }).collect();
         self.feed = Some(feed);
         cut

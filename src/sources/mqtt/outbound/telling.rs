@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// How long the feed rests until the last values are looked up: a start after a crash follows 200,000 events first, in an
+/// The time that the feed rests until the last values are looked up: a start after a crash follows 200,000 events first, in an
 /// estimated two seconds. A disk that fails does not keep clients from what comes after.
 const REST_MAX: Duration = Duration::from_secs(5);
 
