@@ -167,11 +167,17 @@ pub struct Status {
     pub sparkplug: Option<SparkplugStatus>,
 }
 
-/// How Sparkplug nodes stand. All numbers but `nodes` are since the start.
+/// How Sparkplug nodes stand. All numbers but `nodes` and `bytes` are since the start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SparkplugStatus {
     /// Edge nodes that are known.
     pub nodes: usize,
+    /// Bytes of memory that what their births declared takes.
+    #[serde(default)]
+    pub bytes: usize,
+    /// How often what births of a node declared was forgotten for lack of room.
+    #[serde(default)]
+    pub forgotten: u64,
     /// Gaps in the numbers of messages: some were lost on their way to the gateway.
     pub gaps: u64,
     /// Messages that could not be understood, and so became dead letters.
@@ -364,6 +370,8 @@ impl Handles {
             memory: self.budget.usage(),
             sparkplug: self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
                 nodes: sparkplug.node_count(),
+                bytes: sparkplug.bytes(),
+                forgotten: sparkplug.stats.forgotten.value(),
                 gaps: sparkplug.stats.gaps.value(),
                 refused: sparkplug.stats.refused.value(),
                 rebirths_asked: sparkplug.stats.asked.value(),

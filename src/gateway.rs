@@ -103,7 +103,8 @@ impl Gateway {
         }
         let contracts: Vec<_> = config.contracts.iter().cloned().collect();
         let taken = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
-        let ingest = Arc::new(Ingest::new(Arc::clone(&journal), taken.0, taken.1)?);
+        let budget = Budget::new(config.memory);
+        let ingest = Arc::new(Ingest::new(Arc::clone(&journal), taken.0, taken.1, Arc::clone(&budget))?);
         let (fates, replays, local, registry) = {
             let (journal, bytes) = (Arc::clone(&journal), config.last_values);
             task::apart(move || {
@@ -127,7 +128,7 @@ impl Gateway {
             replays: Arc::clone(&replays),
             mirrors: Mirrors::default(),
             failures: Arc::default(),
-            budget: Budget::new(config.memory),
+            budget,
             security: Arc::default(),
             background: Background::start()?,
         });

@@ -14,6 +14,7 @@ use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Matched, Sender, SourceKind};
 use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::memory::Budget;
 use crate::secret::Secret;
 use crate::telemetry::{self, Counter};
 use arc_swap::ArcSwap;
@@ -32,6 +33,8 @@ pub struct Ingest {
     sparkplug: OnceLock<Sparkplug>,
     journal: Arc<Journal>,
     in_force: ArcSwap<InForce>,
+    /// What Sparkplug nodes make the gateway remember is a part of it.
+    budget: Arc<Budget>,
     shares: Shares,
     /// What it counts.
     pub stats: IngestStats,
@@ -241,12 +244,18 @@ impl Taken {
 
 impl Ingest {
     /// A door to the journal, under these contracts.
-    pub fn new(journal: Arc<Journal>, contracts: Contracts, mask_key: Secret) -> Result<Self, JournalError> {
+    pub fn new(
+        journal: Arc<Journal>,
+        contracts: Contracts,
+        mask_key: Secret,
+        budget: Arc<Budget>,
+    ) -> Result<Self, JournalError> {
         let ingest = Self {
             sparkplug: OnceLock::new(),
             shares: Shares::new(journal.lanes().len()),
             journal,
             in_force: ArcSwap::default(),
+            budget,
             stats: IngestStats::default(),
         };
         ingest.put_in_force(contracts, mask_key)?;
@@ -258,7 +267,7 @@ impl Ingest {
         let mut placed = Vec::new();
         if self.sparkplug.get().is_none() && contracts.iter().any(|contract| contract.decode.is_some()) {
             // If another was quicker, its state is the same.
-            let _ = self.sparkplug.set(Sparkplug::open(&self.journal)?);
+            let _ = self.sparkplug.set(Sparkplug::open(&self.journal, &self.budget)?);
         }
         for contract in contracts.iter() {
             let publication = self.journal.publish(&contract.publication)?;
@@ -374,7 +383,7 @@ impl Ingest {
             }
         };
         if let Some(change) = decoded.change {
-            taken.beside = sparkplug.apply(change, || waiter.bell());
+            taken.beside = sparkplug.apply(change, route.sender(), || waiter.bell());
         }
         Ok(taken)
     }

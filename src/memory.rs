@@ -172,6 +172,11 @@ impl Budget {
         self.bound(FOR_ALL).saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
+    /// Bytes that permits may hold at once.
+    pub fn permits_max(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
     /// How the budget stands.
     pub fn usage(&self) -> Usage {
         Usage {
@@ -260,6 +265,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// A permit for nothing, to grow.
+    pub fn empty(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), bytes: 0, ticket: None }
+    }
+
     /// Bytes that may be held.
     pub fn bytes(&self) -> usize {
         self.bytes

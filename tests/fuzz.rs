@@ -67,8 +67,9 @@ fn sparkplug_messages_become_json_or_are_refused() {
     use crate::common::fault_disk::FaultDisk;
     use crate::power_cut::{config, open_with};
     use forebay::ingest::sparkplug::Sparkplug;
+    use forebay::memory::{Budget, LIMIT_DEFAULT};
     let journal = open_with(&FaultDisk::default(), &config()).expect("opens");
-    let sparkplug = Sparkplug::open(&journal).expect("opens");
+    let sparkplug = Sparkplug::open(&journal, &Budget::new(LIMIT_DEFAULT)).expect("opens");
     let waiter = forebay::journal::Waiter::default();
     let sparkplug = std::panic::AssertUnwindSafe((sparkplug, waiter));
     fuzz("sparkplug", |bytes| {
@@ -79,7 +80,7 @@ fn sparkplug_messages_become_json_or_are_refused() {
                 serde_json::from_slice::<serde_json::Value>(json).expect("what comes of it is JSON");
             }
             if let Some(change) = decoded.change {
-                sparkplug.apply(change, || waiter.bell());
+                sparkplug.apply(change, "edge", || waiter.bell());
             }
         }
     });

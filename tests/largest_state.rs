@@ -1,5 +1,6 @@
 //! A start on the largest state that clients can leave, under the memory limit of the shipped unit.
 
+use crate::common::births;
 use crate::common::cgroup::Cgroup;
 use crate::common::client::{Client, Hello, publish, subscribe};
 use crate::common::gateway::{Gateway, payload};
@@ -132,5 +133,32 @@ fn a_start_under_the_unit_s_limit_outlives_what_all_clients_can_leave() {
     assert_eq!((connack[1], connack[2]), (1, 0));
     client.send(&crate::common::client::answer(0x62, 200));
     assert_eq!(client.receive().map(|packet| packet[0]), Some(0x70));
+    assert_eq!(limit.kills(), 0);
+}
+
+#[test]
+fn a_start_under_the_unit_s_limit_outlives_what_sparkplug_births_can_leave() {
+    let Some(limit) = Cgroup::with_memory(LIMIT) else { return };
+    let mut gateway = Gateway::prepare("births", "");
+    births::add_contract(&gateway.folder);
+    gateway.run();
+    let address = gateway.address;
+    // As many bytes in names as a birth may have, and names as long as they can be; 200 MB in all.
+    let fill = |part: usize| {
+        let (mut client, _) = Client::connect(address, &hello(&format!("edge-{part}")));
+        let payloads = [births::birth(240, 1000, part), births::birth(1, 250_000, part)];
+        for number in 0..200 {
+            let topic = format!("spBv1.0/g-{part}/NBIRTH/n-{number}");
+            client.send(&publish(true, 1, number as u16 + 1, &topic, &[], &payloads[number % 2]));
+            assert_eq!(client.receive().map(|packet| packet[0]), Some(0x40), "birth {number}");
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|part| drop(scope.spawn(move || fill(part)))));
+    gateway.kill();
+    let size = std::fs::metadata(gateway.folder.join("data/journal/state.redb")).expect("the state").len();
+    let (took, peak) = start(&mut gateway, &limit);
+    println!("{size} bytes of state: ready after {took:?}, {peak} bytes of memory at most");
+    assert!(size < 128 << 20, "{size}");
+    assert!(peak < 128 << 20, "{peak}");
     assert_eq!(limit.kills(), 0);
 }

@@ -1,5 +1,7 @@
 //! Sparkplug B, from bytes to events at central: births, deaths, aliases over restarts.
 
+mod bounds;
+
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello, publish};
 use crate::common::fault_disk::{Fault, FaultDisk, Unsynced};
@@ -16,6 +18,7 @@ use forebay::ingest::sparkplug::proto::{
 };
 use forebay::ingest::{Beside, Ingest, Taken};
 use forebay::journal::{Journal, Waiter};
+use forebay::memory::{Budget, LIMIT_DEFAULT};
 use prost::Message;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -65,17 +68,26 @@ struct Bench {
 
 impl Bench {
     fn open(disk: &FaultDisk) -> Self {
+        Self::open_within(disk, LIMIT_DEFAULT)
+    }
+
+    /// In a gateway that may take so many bytes of memory.
+    fn open_within(disk: &FaultDisk, limit: u64) -> Self {
         let journal = open_with(disk, &config()).expect("opens");
-        let sparkplug = Sparkplug::open(&journal).expect("opens");
+        let sparkplug = Sparkplug::open(&journal, &Budget::new(limit)).expect("opens");
         sparkplug.allow_asking("plant");
         Self { sparkplug, waiter: Waiter::default(), _journal: journal }
     }
 
     /// Reads a message as ingest does.
     fn take(&self, topic: &str, payload: &[u8]) -> Result<Value, String> {
+        self.take_from("edge", topic, payload)
+    }
+
+    fn take_from(&self, sender: &str, topic: &str, payload: &[u8]) -> Result<Value, String> {
         let decoded = self.sparkplug.decode("plant", topic, payload);
         if let Some(change) = decoded.change {
-            let number = self.sparkplug.apply(change, || self.waiter.bell());
+            let number = self.sparkplug.apply(change, sender, || self.waiter.bell());
             let start = Instant::now();
             while !self.sparkplug.is_saved(number) {
                 assert!(start.elapsed() < LONG, "it is never saved");
@@ -301,9 +313,9 @@ fn bad_messages_are_refused_with_a_reason() {
         "nested deeper than 12",
     );
     // Short aliases of long names: what comes of them is bounded.
-    let long = metric(&"x".repeat(60_000), 1, 11, MetricValue::Boolean(true));
+    let long = metric(&"x".repeat(1000), 1, 11, MetricValue::Boolean(true));
     bench.node("NBIRTH", &message(Some(0), vec![long])).expect("a birth");
-    let many = (0..200).map(|_| metric("", 1, 0, MetricValue::Boolean(true))).collect();
+    let many = (0..9000).map(|_| metric("", 1, 0, MetricValue::Boolean(true))).collect();
     check("spBv1.0/g/NDATA/n", &message(Some(1), many), "more than 8388608 bytes of JSON");
 }
 
@@ -343,7 +355,7 @@ fn what_is_saved_survives_a_power_cut_and_a_disk_that_fails_is_waited_for() {
     let bench = Bench::open(&disk);
     disk.fail(Some(Fault::Full));
     let decoded = bench.sparkplug.decode("plant", "spBv1.0/g/NBIRTH/n", &node_birth(3));
-    let number = bench.sparkplug.apply(decoded.change.expect("a change"), || bench.waiter.bell());
+    let number = bench.sparkplug.apply(decoded.change.expect("a change"), "edge", || bench.waiter.bell());
     std::thread::sleep(Duration::from_millis(300));
     assert!(!bench.sparkplug.is_saved(number));
     disk.fail(None);
@@ -407,7 +419,8 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
     let (contracts, _) = loaded.expect("good contracts");
     let disk = FaultDisk::default();
     let journal = Arc::new(open_with(&disk, &config()).expect("opens"));
-    let ingest = Ingest::new(Arc::clone(&journal), contracts, Default::default()).expect("a door");
+    let ingest =
+        Ingest::new(Arc::clone(&journal), contracts, Default::default(), Budget::new(LIMIT_DEFAULT)).expect("a door");
     let mut waiter = Waiter::default();
     let mut take = |bd_seq| {
         let route = ingest.route(

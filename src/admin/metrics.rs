@@ -171,6 +171,8 @@ impl Handles {
         page.one(DEDUPE_IDS_MAX, ids_max as f64);
         if let Some(sparkplug) = self.ingest.sparkplug() {
             page.one(SPARKPLUG_NODES, sparkplug.node_count() as f64);
+            page.one(SPARKPLUG_BYTES, sparkplug.bytes() as f64);
+            page.one(SPARKPLUG_FORGOTTEN, sparkplug.stats.forgotten.value() as f64);
             page.one(SPARKPLUG_GAPS, sparkplug.stats.gaps.value() as f64);
             page.one(SPARKPLUG_REFUSED, sparkplug.stats.refused.value() as f64);
             page.one(SPARKPLUG_REBIRTHS, sparkplug.stats.asked.value() as f64);

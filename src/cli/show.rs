@@ -181,10 +181,12 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
     if let Some(sparkplug) = &status.sparkplug {
         let _ = writeln!(
             out,
-            "sparkplug nodes {} (since start: {} gaps, {} not understood, {} rebirths asked for)",
+            "sparkplug nodes {} in {} bytes (since start: {} gaps, {} not understood, {} forgotten for lack of room, {} rebirths asked for)",
             number(sparkplug.nodes as u64),
+            number(sparkplug.bytes as u64),
             number(sparkplug.gaps),
             number(sparkplug.refused),
+            number(sparkplug.forgotten),
             number(sparkplug.rebirths_asked),
         );
     }

@@ -7,21 +7,27 @@
 //! Invariants:
 //! - a birth certificate is acknowledged only after what it declares is on the disk, so that data
 //!   is understood after any restart;
+//! - what is remembered and what is being read are bounded in bytes ([`nodes::Bounds`]), of a node, of a sender and in all;
+//! - a birth that is refused leaves nothing of the birth before it;
 //! - decoding changes nothing; [`Sparkplug::apply`] does, once the event is on its way to the disk.
 //!
 //! Not here: what the JSON means (`contract`), who is asked for a rebirth and how (`sources`).
 
+mod declared;
 mod json;
 mod nodes;
 pub mod proto;
 mod saver;
 mod value;
+mod weight;
 
 use crate::clock;
 use crate::contract::push_json_string;
 use crate::journal::{Bell, Journal, JournalError};
+use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
-use nodes::{Declared, Node, NodeKey, Nodes};
+use declared::Declared;
+use nodes::{Forgotten, Node, NodeKey, Nodes};
 use prost::Message;
 use proto::{Metric, MetricValue, Payload};
 use saver::Saver;
@@ -32,6 +38,10 @@ use std::time::Duration;
 
 /// The largest JSON that may come of a message.
 const JSON_BYTES_MAX: usize = 8 << 20;
+/// A topic, of which the names of node and device are remembered; as those of `sources::mqtt`.
+const TOPIC_BYTES_MAX: usize = 1024;
+/// Nodes of one source that wait to be asked for a rebirth: a minute's work, and 1 MB.
+const ASKS_MAX: usize = 1000;
 /// The part whose notes these are.
 const PART: &str = "sparkplug";
 
@@ -40,6 +50,8 @@ const PART: &str = "sparkplug";
 pub struct Sparkplug {
     nodes: Arc<Mutex<Nodes>>,
     saver: Saver,
+    /// One message is read at a time: what it takes meanwhile is bounded, and is held once.
+    reading: Mutex<()>,
     /// Nodes to ask for a rebirth, by source; only sources that may ask are here.
     asks: Mutex<HashMap<String, VecDeque<Ask>>>,
     warnings: Limiter,
@@ -56,6 +68,8 @@ pub struct Stats {
     pub refused: Counter,
     /// Rebirths that were asked for.
     pub asked: Counter,
+    /// How often what a node declared was forgotten for lack of room.
+    pub forgotten: Counter,
 }
 
 /// A command that asks an edge node for a rebirth.
@@ -124,28 +138,47 @@ pub struct Change {
 
 #[derive(Debug)]
 enum What {
-    NodeBirth { declared: Declared, bd_seq: Option<u64> },
+    NodeBirth {
+        declared: Declared,
+        bd_seq: Option<u64>,
+    },
     DeviceBirth(Declared),
-    NodeDeath { bd_seq: Option<u64> },
+    NodeDeath {
+        bd_seq: Option<u64>,
+    },
     DeviceDeath,
+    /// A birth that is refused, and why.
+    RefusedBirth(String),
     Data,
 }
 
 impl Sparkplug {
-    /// Reads what earlier births have declared.
-    pub fn open(journal: &Journal) -> Result<Self, JournalError> {
+    /// Reads what earlier births have declared. What it takes is a part of the memory budget.
+    pub fn open(journal: &Journal, budget: &Arc<Budget>) -> Result<Self, JournalError> {
         let notes = journal.notes(PART);
-        let mut nodes = Nodes::default();
-        let now = clock::instant();
-        for (name, note) in notes.all("")? {
-            if !nodes.restore(&note, now) {
-                tracing::warn!(note = name, "a Sparkplug note is of another version; its node is asked for a rebirth");
+        let mut nodes = Nodes::new(Permit::empty(budget));
+        let mut unread = Vec::new();
+        notes.each("", |name, note| {
+            if !nodes.restore(note) {
+                unread.push((name.to_owned(), None));
+            }
+        })?;
+        if !unread.is_empty() {
+            let (count, allowed) = (unread.len(), nodes.bounds().all);
+            tracing::warn!(
+                count,
+                allowed,
+                "Sparkplug notes are of another version or are more than the memory for them allows; they are removed, and their nodes asked for a rebirth"
+            );
+            if let Err(error) = notes.write(unread) {
+                tracing::warn!(%error, "could not remove Sparkplug notes; the next start will try again");
             }
         }
         let nodes = Arc::new(Mutex::new(nodes));
         Ok(Self {
             saver: Saver::start(notes, Arc::clone(&nodes)),
             nodes,
+            reading: Mutex::default(),
             asks: Mutex::default(),
             warnings: Limiter::new(Duration::from_secs(60)),
             stats: Stats::default(),
@@ -165,29 +198,35 @@ impl Sparkplug {
         self.nodes().len()
     }
 
+    /// Bytes of memory that what is known of them takes.
+    pub fn bytes(&self) -> usize {
+        self.nodes().bytes()
+    }
+
     /// Reads a message. Changes nothing, so that it may be read again when there was no room for it.
     pub fn decode(&self, source: &str, topic: &str, payload: &[u8]) -> Decoded {
         if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
             return Decoded { json: Ok(host_state(host, payload)), change: None };
         }
-        let (place, message) = match open(topic, payload) {
-            Ok(opened) => opened,
+        let _one_at_a_time = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = match open(topic) {
+            Ok(place) => place,
             Err(trouble) => return Decoded { json: Err(trouble.reason), change: None },
         };
         let key = NodeKey { source: source.to_owned(), group: place.group.to_owned(), node: place.node.to_owned() };
         let is_command = matches!(place.kind, "NCMD" | "DCMD");
-        let read = self.read(&key, &place, &message);
+        let (mut seq, is_birth) = (None, matches!(place.kind, "NBIRTH" | "DBIRTH"));
+        let read = decode(payload, self.nodes().bounds().message).and_then(|message| {
+            seq = message.seq.filter(|_| place.kind != "NDEATH").map(|seq| (seq & 0xFF) as u8);
+            self.read(&key, &place, &message)
+        });
         let (json, what, wants_rebirth) = match read {
             Ok((json, what)) => (Ok(json), what, false),
+            Err(trouble) if is_birth => (Err(trouble.reason.clone()), What::RefusedBirth(trouble.reason), false),
             Err(trouble) => (Err(trouble.reason), What::Data, trouble.wants_rebirth),
         };
-        let change = (!is_command).then(|| Change {
-            key,
-            device: place.device.map(str::to_owned),
-            what,
-            seq: message.seq.filter(|_| place.kind != "NDEATH").map(|seq| (seq & 0xFF) as u8),
-            wants_rebirth,
-        });
+        let change =
+            (!is_command).then(|| Change { key, device: place.device.map(str::to_owned), what, seq, wants_rebirth });
         Decoded { json, change }
     }
 
@@ -209,7 +248,16 @@ impl Sparkplug {
                 _ => None,
             }
         };
-        let born = || Declared::born(&metrics).map_err(Trouble::wrong);
+        let born = || {
+            let declared = Declared::born(&metrics).map_err(Trouble::wrong)?;
+            match nodes.excess(key, place.device, &declared) {
+                None => Ok(declared),
+                Some(bytes) => Err(Trouble::wrong(format!(
+                    "metrics: with this birth of {place} its node takes {bytes} bytes of memory; {} are allowed for a node, a hundred and twenty-eighth of the setting memory",
+                    nodes.bounds().node
+                ))),
+            }
+        };
         let what = match place.kind {
             "NBIRTH" => What::NodeBirth { declared: born()?, bd_seq: bd_seq() },
             "DBIRTH" => What::DeviceBirth(born()?),
@@ -220,47 +268,79 @@ impl Sparkplug {
         Ok((json, what))
     }
 
-    /// Takes over what a message changes. Returns a number to give to [`Sparkplug::is_saved`]; the
+    /// Takes over what a message of a sender changes. Returns a number to give to [`Sparkplug::is_saved`]; the
     /// bell rings when what it stands for is on the disk. 0 where nothing has to be.
-    pub fn apply(&self, change: Change, bell: impl FnOnce() -> Bell) -> u64 {
+    pub fn apply(&self, change: Change, sender: &str, bell: impl FnOnce() -> Bell) -> u64 {
         let now = clock::instant();
+        let Change { key, device, what, seq, wants_rebirth } = change;
+        let is_node_birth = matches!(what, What::NodeBirth { .. });
+        if let What::RefusedBirth(reason) = &what {
+            self.warn_of_refusal(&key, sender, reason);
+        }
+        let sender = format!("{}\0{sender}", key.source);
         let mut nodes = self.nodes();
-        let is_new = nodes.find(&change.key).is_none();
-        let node = nodes.touch(&change.key, now);
-        let is_node_birth = matches!(change.what, What::NodeBirth { .. });
-        let mut wants_rebirth = change.wants_rebirth;
-        if let Some(seq) = change.seq {
+        let (gap, is_saved, may_ask) = nodes.follow(&key, &sender, is_node_birth, |node| {
             // The same number again is the same message again.
-            let follows = |last: u8| seq == last || seq == last.wrapping_add(1);
-            if !is_node_birth && !node.seq.is_none_or(follows) {
-                self.stats.gaps.add(1);
-                wants_rebirth = true;
-                if let Some(held_back) = self.warnings.allow(now) {
-                    tracing::warn!(
-                        source = change.key.source,
-                        group = change.key.group,
-                        node = change.key.node,
-                        expected = node.seq.map(|last| last.wrapping_add(1)),
-                        seq,
-                        held_back,
-                        "Sparkplug messages were lost on their way to the gateway"
-                    );
-                }
-            }
-            node.seq = Some(seq);
-        }
-        let (is_saved, is_unborn) = enter(node, change.what, change.device);
-        wants_rebirth |= is_unborn;
-        let may_ask = wants_rebirth && self.asks().contains_key(&change.key.source) && node.may_ask(now);
-        let forgotten = if is_new || is_saved { nodes.make_room() } else { Vec::new() };
+            let follows = |last: u8| seq.is_none_or(|seq| seq == last || seq == last.wrapping_add(1));
+            let gap = node.seq.filter(|last| !is_node_birth && !follows(*last)).map(|last| last.wrapping_add(1));
+            node.seq = seq.or(node.seq);
+            let (is_saved, is_unborn) = enter(node, what, device);
+            let wants_rebirth = wants_rebirth || is_unborn || gap.is_some();
+            (gap, is_saved, wants_rebirth && self.has_room_to_ask(&key.source) && node.may_ask(now))
+        });
+        let forgotten = nodes.make_room(&key);
         drop(nodes);
+        if let Some(expected) = gap {
+            self.stats.gaps.add(1);
+            if let Some(held_back) = self.warnings.allow(now) {
+                tracing::warn!(
+                    source = key.source,
+                    group = key.group,
+                    node = key.node,
+                    expected,
+                    seq,
+                    held_back,
+                    "Sparkplug messages were lost on their way to the gateway"
+                );
+            }
+        }
         if may_ask {
-            self.ask(&change.key);
+            self.ask(&key);
         }
-        for key in forgotten {
-            self.saver.save(key, None);
+        for one in forgotten {
+            self.forgot(one);
         }
-        if is_saved { self.saver.save(change.key, Some(bell())) } else { 0 }
+        if is_saved { self.saver.save(Arc::new(key), Some(bell())) } else { 0 }
+    }
+
+    fn forgot(&self, Forgotten { key, allowed, bound }: Forgotten) {
+        self.stats.forgotten.add(1);
+        if let Some(held_back) = self.warnings.allow(clock::instant()) {
+            tracing::warn!(
+                source = key.source,
+                group = key.group,
+                node = key.node,
+                bound,
+                allowed,
+                held_back,
+                "what births of a Sparkplug node declared is forgotten, since others need the memory; its aliases are unknown until it is born anew; see the setting memory"
+            );
+        }
+        self.saver.save(key, None);
+    }
+
+    fn warn_of_refusal(&self, key: &NodeKey, sender: &str, reason: &str) {
+        if let Some(held_back) = self.warnings.allow(clock::instant()) {
+            tracing::warn!(
+                source = key.source,
+                group = key.group,
+                node = key.node,
+                sender,
+                reason,
+                held_back,
+                "a Sparkplug birth is refused and became a dead letter"
+            );
+        }
     }
 
     /// Whether what a number of [`Sparkplug::apply`] stands for is on the disk.
@@ -278,6 +358,11 @@ impl Sparkplug {
         let ask = self.asks().get_mut(source)?.pop_front()?;
         self.stats.asked.add(1);
         Some(ask)
+    }
+
+    /// Whether a source asks for rebirths, and not too many wait for that.
+    fn has_room_to_ask(&self, source: &str) -> bool {
+        self.asks().get(source).is_some_and(|asks| asks.len() < ASKS_MAX)
     }
 
     fn ask(&self, key: &NodeKey) {
@@ -307,57 +392,78 @@ fn enter(node: &mut Node, what: What, device: Option<String>) -> (bool, bool) {
     let mut is_unborn = false;
     let is_saved = match what {
         What::NodeBirth { declared, bd_seq } => {
-            node.own = declared;
-            node.bd_seq = bd_seq;
             // After the birth of a node each of its devices is born again.
-            node.devices.values_mut().for_each(|device| device.is_alive = false);
+            node.declare(declared);
+            node.bd_seq = bd_seq;
             node.is_born();
             true
         }
         What::DeviceBirth(declared) => {
-            is_unborn |= !node.own.is_alive;
-            node.devices.insert(device.unwrap_or_default(), declared);
+            is_unborn |= !node.is_alive();
+            node.declare_device(device.unwrap_or_default(), declared);
+            true
+        }
+        What::RefusedBirth(_) => {
+            node.refuse(device);
             true
         }
         // A will of an earlier session may come after the birth of the next one.
         What::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => false,
         What::NodeDeath { .. } => {
-            node.own.is_alive = false;
-            node.devices.values_mut().for_each(|device| device.is_alive = false);
+            node.declare(Declared::default());
             node.seq = None;
             true
         }
-        What::DeviceDeath => match node.devices.get_mut(&device.unwrap_or_default()) {
-            Some(device) => std::mem::replace(&mut device.is_alive, false),
-            None => false,
-        },
+        What::DeviceDeath => {
+            let device = device.unwrap_or_default();
+            let was_alive = node.declared(Some(&device)).is_some_and(|declared| declared.is_alive);
+            if was_alive {
+                node.declare_device(device, Declared::default());
+            }
+            was_alive
+        }
         What::Data => {
             // Aliases from before the start may stand for other metrics by now.
-            is_unborn |= !node.own.is_alive || !node.is_fresh;
+            is_unborn |= !node.is_alive() || !node.is_fresh;
             false
         }
     };
     (is_saved, is_unborn)
 }
 
-/// Topic and payload, taken apart.
-fn open<'t>(topic: &'t str, payload: &[u8]) -> Result<(Place<'t>, Payload), Trouble> {
-    let wrong_topic = || {
-        Trouble::wrong("topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node} with /{device} behind it for a device".into())
-    };
+/// Where a topic belongs.
+fn open(topic: &str) -> Result<Place<'_>, Trouble> {
     let levels: Vec<&str> = topic.split('/').collect();
     let (group, kind, node, device) = match levels[..] {
-        ["spBv1.0", group, kind, node] => (group, kind, node, None),
-        ["spBv1.0", group, kind, node, device] => (group, kind, node, Some(device)),
-        _ => return Err(wrong_topic()),
+        ["spBv1.0", group, kind @ ("NBIRTH" | "NDEATH" | "NDATA" | "NCMD"), node] => (group, kind, node, None),
+        ["spBv1.0", group, kind @ ("DBIRTH" | "DDEATH" | "DDATA" | "DCMD"), node, device] => {
+            (group, kind, node, Some(device))
+        }
+        _ => {
+            let reason = "topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node} with /{device} behind it for a device";
+            return Err(Trouble::wrong(reason.into()));
+        }
     };
-    match (kind, device) {
-        ("NBIRTH" | "NDEATH" | "NDATA" | "NCMD", None) | ("DBIRTH" | "DDEATH" | "DDATA" | "DCMD", Some(_)) => {}
-        _ => return Err(wrong_topic()),
+    if topic.len() > TOPIC_BYTES_MAX {
+        let length = topic.len();
+        return Err(Trouble::wrong(format!(
+            "topic: has {length} bytes; {TOPIC_BYTES_MAX} are allowed for Sparkplug B"
+        )));
     }
-    let message = Payload::decode(payload)
-        .map_err(|error| Trouble::wrong(format!("payload: is no Sparkplug B: {}", described(&error))))?;
-    Ok((Place { group, kind, node, device }, message))
+    Ok(Place { group, kind, node, device })
+}
+
+/// Decodes a payload that takes at most so many bytes of memory then.
+fn decode(payload: &[u8], bytes_max: usize) -> Result<Payload, Trouble> {
+    match weight::weigh(payload, bytes_max) {
+        None => Err(Trouble::wrong("payload: is no Sparkplug B: it has a group".into())),
+        Some(weight) if weight > bytes_max => Err(Trouble::wrong(format!(
+            "payload: has {} bytes and takes more than {bytes_max} bytes of memory to read, which is all that is allowed (setting memory)",
+            payload.len()
+        ))),
+        Some(_) => Payload::decode(payload)
+            .map_err(|error| Trouble::wrong(format!("payload: is no Sparkplug B: {}", described(&error)))),
+    }
 }
 
 /// What prost says of a payload, cut at where it might begin to quote.

@@ -102,6 +102,8 @@ families! {
     DEDUPE_IDS Gauge "forebay_dedupe_window_ids" "Ids in the window in which repeats are recognised."
     DEDUPE_IDS_MAX Gauge "forebay_dedupe_window_ids_limit" "Ids that the window can hold."
     SPARKPLUG_NODES Gauge "forebay_sparkplug_nodes" "Sparkplug edge nodes that are known."
+    SPARKPLUG_BYTES Gauge "forebay_sparkplug_bytes" "Bytes of memory that what births of Sparkplug nodes declared takes."
+    SPARKPLUG_FORGOTTEN Counter "forebay_sparkplug_forgotten_nodes_total" "How often what births of a Sparkplug node declared was forgotten for lack of room."
     SPARKPLUG_GAPS Counter "forebay_sparkplug_gaps_total" "Gaps in the numbers of Sparkplug messages."
     SPARKPLUG_REFUSED Counter "forebay_sparkplug_refused_total" "Sparkplug messages that could not be understood."
     SPARKPLUG_REBIRTHS Counter "forebay_sparkplug_rebirth_requests_total" "Rebirths that nodes were asked for."

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod authority;
+pub mod births;
 pub mod broker;
 pub mod centre;
 pub mod cgroup;

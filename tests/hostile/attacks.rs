@@ -1,6 +1,7 @@
 //! The table: each packet and each field of it at its largest, in each state of a connection.
 
 use super::siege::{Attack, Target, withstand};
+use crate::common::births::birth;
 use crate::common::client::{Hello, Will, answer, packet, publish, text};
 
 /// Silent clients that only connect.
@@ -95,6 +96,11 @@ fn id(count: usize) -> u16 {
 fn batch(body: &[u8]) -> Vec<u8> {
     const HEAD: &str = "POST /events/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/cloudevents-batch+json\r\n";
     [HEAD.as_bytes(), b"content-length: 1000000\r\n\r\n", body].concat()
+}
+
+/// A Sparkplug birth of a device of this node.
+fn device_birth(number: usize, count: usize, payload: &[u8]) -> Vec<u8> {
+    publish(true, 1, id(count), &format!("spBv1.0/g/DBIRTH/node-{number}/device-{count}"), &[], payload)
 }
 
 /// First bytes of every packet that a client may send, with the flags that they have.
@@ -329,6 +335,51 @@ table! {
             packet(0xE0, &body)
         },
         times: 1,
+        ..LOGGED_IN
+    };
+
+    // Sparkplug: what births declare is remembered.
+    births_with_a_name_of_250_kb: Attack {
+        connections: 50,
+        packet: |number, count| device_birth(number, count, &birth(1, 250_000, count)),
+        times: 65_535,
+        ..LOGGED_IN
+    };
+    births_with_names_of_a_kilobyte: Attack {
+        connections: 50,
+        packet: |number, count| device_birth(number, count, &birth(240, 1000, count)),
+        times: 65_535,
+        ..LOGGED_IN
+    };
+    births_with_as_many_names_as_fit: Attack {
+        connections: 50,
+        packet: |number, count| device_birth(number, count, &birth(9000, 16, count)),
+        times: 65_535,
+        ..LOGGED_IN
+    };
+    births_of_many_nodes: Attack {
+        packet: |number, count| {
+            let topic = format!("spBv1.0/{}/NBIRTH/{}", long(400, number), long(400, count));
+            publish(true, 1, id(count), &topic, &[], &birth(1, 16, 0))
+        },
+        times: 65_535,
+        ..LOGGED_IN
+    };
+    births_of_metrics_without_anything: Attack {
+        connections: 50,
+        packet: |number, count| device_birth(number, count, &[0x12, 0].repeat(125_000)),
+        times: 65_535,
+        ..LOGGED_IN
+    };
+    templates_of_metrics_without_anything: Attack {
+        connections: 50,
+        packet: |number, count| {
+            // A metric "t" of type Template (19), which holds nothing but metrics of no bytes.
+            let inner = packet(0x01, &[0x12, 0].repeat(120_000));
+            let metric = [&[0x0A, 1, b't', 0x20, 19, 0x92][..], &inner].concat();
+            device_birth(number, count, &packet(0x12, &metric))
+        },
+        times: 65_535,
         ..LOGGED_IN
     };
 

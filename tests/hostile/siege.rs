@@ -1,5 +1,6 @@
 //! One attack on a gateway with 256 MiB, and what becomes of the gateway and of a device that behaves.
 
+use crate::common::births;
 use crate::common::cgroup::Cgroup;
 use crate::common::client::{Client, Hello, publish};
 use crate::common::free_address;
@@ -83,6 +84,7 @@ pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Doors
         "name = \"full\"\nversion = \"1.0.0\"\nowner = \"tests\"\nlane = \"bulk\"\nmatch = { source = \"mqtt\", topic = \"full/{line}/{machine}\" }\nkey = \"{machine}\"\n",
     )
     .expect("written");
+    births::add_contract(&gateway.folder);
     std::fs::write(gateway.folder.join("users"), "").expect("written");
     Pki::write(&gateway.folder);
     gateway.through = cgroup.through();

@@ -9,6 +9,7 @@ use forebay::contract::{Sender, SourceKind};
 use forebay::event::Timestamp;
 use forebay::ingest::{Beside, Ingest};
 use forebay::journal::{Journal, NotTaken, Waiter};
+use forebay::memory::{Budget, LIMIT_DEFAULT};
 use forebay::shutdown;
 use forebay::sources::modbus::Source;
 use serde_json::{Value, json};
@@ -82,7 +83,10 @@ fn what_the_journal_does_not_take_is_told_later_and_whole() {
     let mut larger = config();
     larger.lanes[0].budget = 256 << 20;
     let journal = Arc::new(open_with(&disk, &larger).expect("opens"));
-    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), loaded.contracts, Default::default()).expect("serves"));
+    let ingest = Arc::new(
+        Ingest::new(Arc::clone(&journal), loaded.contracts, Default::default(), Budget::new(LIMIT_DEFAULT))
+            .expect("serves"),
+    );
     let (bus, ready) = loaded.buses.into_iter().next().expect("a bus");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let (trigger, stop) = shutdown::pair();

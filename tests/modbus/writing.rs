@@ -5,6 +5,7 @@ use crate::common::gateway::scratch_folder;
 use forebay::config::Config;
 use forebay::ingest::Ingest;
 use forebay::journal::{Journal, RealDisk, Seal};
+use forebay::memory::{Budget, LIMIT_DEFAULT};
 use forebay::shutdown;
 use forebay::sources::modbus::Source;
 use forebay::sources::modbus::value::Value;
@@ -53,7 +54,10 @@ fn with_writer(port: u16, rules: &str, check: impl AsyncFnOnce(Writer)) {
     let config = Config::load(&folder.path().join("forebay.toml")).expect("good");
     let seal = Seal { format: 1, environment: "test".into() };
     let journal = Arc::new(Journal::open(&config.journal, &seal, Arc::new(RealDisk)).expect("opens"));
-    let ingest = Arc::new(Ingest::new(Arc::clone(&journal), config.contracts, Default::default()).expect("serves"));
+    let ingest = Arc::new(
+        Ingest::new(Arc::clone(&journal), config.contracts, Default::default(), Budget::new(LIMIT_DEFAULT))
+            .expect("serves"),
+    );
     let (config, ready) = config.buses.into_iter().next().expect("a bus");
     let source = Source::new(config, ready, ingest, Arc::default());
     let runtime = tokio::runtime::Runtime::new().expect("runtime");

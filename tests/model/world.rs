@@ -8,6 +8,7 @@ use crate::contract::{Contracts, Sender, SourceKind, Surroundings};
 use crate::forward::{self, Forwarder, Pressure, Renewal, Sending};
 use crate::ingest::{Ingest, Taken};
 use crate::journal::{Config, Full, Journal, Lane, LaneConfig, OUTCOMES, Seal, Start, Stepped, Waiter};
+use crate::memory::{Budget, LIMIT_DEFAULT};
 use crate::secret::Secret;
 use crate::shutdown::{self, Trigger};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -323,7 +324,12 @@ impl World {
         let seal = Seal { format: 1, environment: "test".into() };
         let opened = Stepped::open(&self.journal_config(), &seal, Arc::new(self.disk.clone()));
         let started = opened.map_err(|error| error.to_string()).and_then(|stepped| {
-            let ingest = Ingest::new(Arc::clone(&stepped.journal), self.contracts(), Secret::default());
+            let ingest = Ingest::new(
+                Arc::clone(&stepped.journal),
+                self.contracts(),
+                Secret::default(),
+                Budget::new(LIMIT_DEFAULT),
+            );
             Ok((stepped, Arc::new(ingest.map_err(|error| error.to_string())?)))
         });
         match started {

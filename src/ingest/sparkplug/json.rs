@@ -10,7 +10,7 @@
 //! order, so that none is lost. Times are milliseconds since 1970. A number that JSON cannot write
 //! is `null`, and `nonfinite` names it.
 
-use super::nodes::{Declared, Known};
+use super::declared::{Declared, Known};
 use super::proto::{
     DataSet, MetaData, Metric, MetricValue, Payload, PropertyKind, PropertySet, PropertyValue, Template,
 };
@@ -22,6 +22,9 @@ use std::collections::HashMap;
 
 /// Templates and property sets inside each other; deeper ones are refused rather than followed.
 const DEPTH_MAX: usize = 12;
+
+/// A name of a metric, like a topic of `sources::mqtt`: those of Unified Namespaces stay below 500 bytes.
+const NAME_BYTES_MAX: usize = 1024;
 
 /// A metric with its name and type found.
 pub(super) struct Resolved<'a> {
@@ -54,6 +57,12 @@ pub(super) fn resolve<'a>(
             },
             _ => return Err(Trouble::wrong("metrics: one has neither name nor alias".into())),
         };
+        if name.len() > NAME_BYTES_MAX {
+            let (brief, length) = (brief(name), name.len());
+            return Err(Trouble::wrong(format!(
+                "metric \"{brief}…\": its name has {length} bytes; {NAME_BYTES_MAX} are allowed"
+            )));
+        }
         let told = metric.datatype.filter(|datatype| *datatype > 0).or(known.map(|known| known.datatype));
         let datatype = told.or_else(|| own_type(metric.value.as_ref()?));
         let Some(datatype) = datatype else {

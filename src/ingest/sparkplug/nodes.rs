@@ -1,72 +1,44 @@
-//! What the birth certificates of edge nodes and devices have declared.
+//! What is remembered of edge nodes, and for how long.
 //!
-//! Bounded: beyond [`METRICS_MAX`] metrics or [`NODES_MAX`] nodes, the node that was silent for
-//! longest is forgotten; its next data asks for a rebirth.
+//! Promise: it takes no more bytes than [`Bounds`] and the memory budget allow, in memory and as notes on the disk.
+//! Invariant: at a bound, what the node declared that was silent for longest is forgotten, of the sender that holds most;
+//! its next data asks for a rebirth. So a sender that declares without end loses what it declared itself.
 
-use super::json::Resolved;
+use super::declared::Declared;
+use crate::memory::{Budget, Permit};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Metrics of all nodes; some 40 MB at most.
-const METRICS_MAX: usize = 200_000;
-/// Edge nodes.
-const NODES_MAX: usize = 10_000;
+/// What an edge node takes beside texts and metrics: its entries in four tables.
+const NODE_BYTES: usize = 768;
+/// What a device takes beside its name and metrics: an entry of a tree that may be half empty.
+const DEVICE_BYTES: usize = 224;
+/// One message while it is read, where the memory allows: 20,000 metrics.
+const MESSAGE_BYTES: usize = 16 << 20;
 /// Between two asks for a rebirth of the same node: at first, and at most.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
-/// What is known of a metric beside its name.
+/// How many bytes of memory what births declare may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) datatype: u32,
+pub(super) struct Bounds {
+    /// Of one edge node with its devices.
+    pub(super) node: usize,
+    /// Of all nodes of a sender.
+    sender: usize,
+    pub(super) all: usize,
+    /// One message while it is read.
+    pub(super) message: usize,
 }
 
-/// One metric as a note holds it: alias, name, data type.
-type Row = (Option<u64>, String, u32);
-
-/// The metrics of a node or a device.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Declared {
-    /// Whether its last certificate was one of birth.
-    pub(super) is_alive: bool,
-    names: HashMap<Arc<str>, (Option<u64>, u32)>,
-    aliases: HashMap<u64, Arc<str>>,
-}
-
-impl Declared {
-    /// What a birth certificate declares. The error says what is wrong with it.
-    pub(super) fn born(metrics: &[Resolved<'_>]) -> Result<Self, String> {
-        Self::from_rows(true, metrics.iter().map(|one| (one.metric.alias, one.name.to_owned(), one.datatype)))
-    }
-
-    fn from_rows(is_alive: bool, rows: impl Iterator<Item = Row>) -> Result<Self, String> {
-        let mut declared = Self { is_alive, ..Self::default() };
-        for (alias, name, datatype) in rows {
-            let name: Arc<str> = name.into();
-            if let Some(alias) = alias
-                && declared.aliases.insert(alias, Arc::clone(&name)).is_some_and(|other| other != name)
-            {
-                return Err(format!("alias {alias}: stands for two metrics"));
-            }
-            declared.names.insert(name, (alias, datatype));
-        }
-        Ok(declared)
-    }
-
-    pub(super) fn by_alias(&self, alias: u64) -> Option<(&str, Known)> {
-        let name = self.aliases.get(&alias)?;
-        Some((name, self.by_name(name)?))
-    }
-
-    pub(super) fn by_name(&self, name: &str) -> Option<Known> {
-        // Aliases and types belong to one birth: after a death they may be others.
-        let known = self.names.get(name).filter(|_| self.is_alive);
-        known.map(|(_, datatype)| Known { datatype: *datatype })
-    }
-
-    fn rows(&self) -> Vec<Row> {
-        self.names.iter().map(|(name, (alias, datatype))| (*alias, name.to_string(), *datatype)).collect()
+impl Bounds {
+    /// The parts of a memory budget. With the packaged unit (160 MiB of permits) all nodes have 32 MiB: 260,000 metrics
+    /// with names of 100 bytes. A sender has 24 MiB, since a plant may have one broker for all. A node has 2 MiB, of
+    /// which 10,000 metrics take 1.2 MiB, which is a big one; a birth of a device writes all of its node to the disk. A message of 10,000 metrics takes 8 MiB of 16 while it is read.
+    pub(super) fn of(budget: &Budget) -> Self {
+        let all = budget.permits_max() / 5;
+        Self { node: all / 16, sender: all / 4 * 3, all, message: (all / 2).max(all.min(MESSAGE_BYTES)) }
     }
 }
 
@@ -84,43 +56,68 @@ impl NodeKey {
         let text = [self.source.as_str(), &self.group, &self.node].join("\0");
         format!("{:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
     }
+
+    fn bytes(&self) -> usize {
+        self.source.len() + self.group.len() + self.node.len()
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) own: Declared,
-    pub(super) devices: BTreeMap<String, Declared>,
+    own: Declared,
+    devices: BTreeMap<String, Declared>,
     pub(super) bd_seq: Option<u64>,
     /// Number of the last message; unknown after a restart.
     pub(super) seq: Option<u8>,
     /// Whether its birth was heard since the start: before that, aliases may have changed unheard.
     pub(super) is_fresh: bool,
-    heard_at: Instant,
+    /// Whether what it declared was forgotten or refused since its last birth.
+    is_cut: bool,
     asked: Option<(Instant, u32)>,
+    /// Who published its birth, or was the first to speak of it.
+    sender: Arc<str>,
+    /// The order in which nodes were heard.
+    turn: u64,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct ToStore<'a> {
+    format: u8,
+    key: &'a NodeKey,
+    sender: &'a str,
+    bd_seq: Option<u64>,
+    own: &'a Declared,
+    devices: &'a BTreeMap<String, Declared>,
 }
 
 /// A node as its note holds it. The order of the fields is the stored format.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Stored {
     format: u8,
     key: NodeKey,
+    sender: String,
     bd_seq: Option<u64>,
-    own: (bool, Vec<Row>),
-    devices: Vec<(String, bool, Vec<Row>)>,
+    own: Declared,
+    devices: BTreeMap<String, Declared>,
 }
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 impl Node {
-    fn new(now: Instant) -> Self {
+    fn new(key: &NodeKey, sender: Arc<str>, turn: u64) -> Self {
         Self {
             own: Declared::default(),
             devices: BTreeMap::new(),
             bd_seq: None,
             seq: None,
             is_fresh: false,
-            heard_at: now,
+            is_cut: false,
             asked: None,
+            turn,
+            // Each text stands in two tables.
+            bytes: NODE_BYTES + 2 * (key.bytes() + sender.len()),
+            sender,
         }
     }
 
@@ -132,8 +129,58 @@ impl Node {
         }
     }
 
-    fn metric_count(&self) -> usize {
-        self.own.names.len() + self.devices.values().map(|device| 1 + device.names.len()).sum::<usize>()
+    pub(super) fn is_alive(&self) -> bool {
+        self.own.is_alive
+    }
+
+    /// Replaces what the node itself has declared. Whatever its certificate says, its devices need births of their own.
+    pub(super) fn declare(&mut self, declared: Declared) {
+        let devices: usize = self.devices.iter().map(|(name, device)| device_bytes(name, device)).sum();
+        self.bytes = self.bytes - devices - self.own.bytes() + declared.bytes();
+        self.devices = BTreeMap::new();
+        self.own = declared;
+    }
+
+    /// Replaces what one of its devices has declared.
+    pub(super) fn declare_device(&mut self, name: String, declared: Declared) {
+        let before = self.devices.get(&name).map_or(0, |device| device_bytes(&name, device));
+        self.bytes = self.bytes - before + device_bytes(&name, &declared);
+        self.devices.insert(name, declared);
+    }
+
+    /// Bytes that it would take once this were declared.
+    fn bytes_with(&self, device: Option<&str>, declared: &Declared) -> usize {
+        let Some(name) = device else { return self.texts() + declared.bytes() };
+        let before = self.devices.get(name).map_or(0, |device| device_bytes(name, device));
+        self.bytes - before + device_bytes(name, declared)
+    }
+
+    /// Bytes that it takes without what was declared.
+    fn texts(&self) -> usize {
+        let devices: usize = self.devices.iter().map(|(name, device)| device_bytes(name, device)).sum();
+        self.bytes - devices - self.own.bytes()
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.own.is_alive && self.devices.is_empty() && self.bd_seq.is_none()
+    }
+
+    /// Forgets what was declared, so that nothing is taken for what it is not any more.
+    fn cut(&mut self) {
+        self.declare(Declared::default());
+        (self.bd_seq, self.is_fresh, self.is_cut) = (None, false, true);
+    }
+
+    /// A birth was refused: what the one before declared does not count any more.
+    pub(super) fn refuse(&mut self, device: Option<String>) {
+        match device {
+            None => self.cut(),
+            Some(name) => {
+                self.is_cut = true;
+                let before = self.devices.remove(&name).map_or(0, |device| device_bytes(&name, &device));
+                self.bytes -= before;
+            }
+        }
     }
 
     /// Whether a rebirth may be asked for now; if so, that counts as an ask.
@@ -146,79 +193,235 @@ impl Node {
         if last.is_some_and(|at| now.duration_since(at) < wait) {
             return false;
         }
-        self.asked = Some((now, count + 1));
+        self.asked = Some((now, count.saturating_add(1)));
         true
     }
 
-    /// A birth was heard.
+    /// A birth was heard. Where it is one more after what was forgotten or refused, asks stay as rare as they are.
     pub(super) fn is_born(&mut self) {
         self.is_fresh = true;
-        self.asked = None;
+        if !std::mem::take(&mut self.is_cut) {
+            self.asked = None;
+        }
     }
 }
 
-/// All edge nodes.
+fn device_bytes(name: &str, declared: &Declared) -> usize {
+    DEVICE_BYTES + name.len() + declared.bytes()
+}
+
+/// The nodes of a sender.
 #[derive(Debug, Default)]
+struct Held {
+    bytes: usize,
+    /// The one that was silent for longest comes first.
+    by_turn: BTreeMap<u64, Arc<NodeKey>>,
+}
+
+/// What was forgotten, for lack of room.
+#[derive(Debug)]
+pub(super) struct Forgotten {
+    pub(super) key: Arc<NodeKey>,
+    /// Bytes that were allowed where they did not suffice, and for what.
+    pub(super) allowed: usize,
+    pub(super) bound: &'static str,
+}
+
+/// All edge nodes.
+#[derive(Debug)]
 pub(super) struct Nodes {
-    map: HashMap<NodeKey, Node>,
+    map: HashMap<Arc<NodeKey>, Node>,
+    senders: HashMap<Arc<str>, Held>,
+    by_bytes: BTreeSet<(usize, Arc<str>)>,
+    bytes: usize,
+    turns: u64,
+    /// For `bytes`.
+    permit: Permit,
 }
 
 impl Nodes {
+    /// None yet; `permit` is of no bytes.
+    pub(super) fn new(permit: Permit) -> Self {
+        let (map, senders, by_bytes) = Default::default();
+        Self { map, senders, by_bytes, bytes: 0, turns: 0, permit }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.map.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds::of(self.permit.budget())
     }
 
     pub(super) fn find(&self, key: &NodeKey) -> Option<&Node> {
         self.map.get(key)
     }
 
-    pub(super) fn touch(&mut self, key: &NodeKey, now: Instant) -> &mut Node {
-        let node = self.map.entry(key.clone()).or_insert_with(|| Node::new(now));
-        node.heard_at = now;
-        node
-    }
-
-    /// Forgets the nodes that were silent for longest until the rest is within bounds; returns them.
-    pub(super) fn make_room(&mut self) -> Vec<NodeKey> {
-        let mut metrics: usize = self.map.values().map(Node::metric_count).sum();
-        let mut forgotten = Vec::new();
-        while self.map.len() > 1 && (metrics > METRICS_MAX || self.map.len() > NODES_MAX) {
-            let oldest = self.map.iter().min_by_key(|(_, node)| node.heard_at).map(|(key, _)| key.clone());
-            let Some(key) = oldest else { break };
-            metrics -= self.map.remove(&key).map_or(0, |node| node.metric_count());
-            forgotten.push(key);
-        }
-        forgotten
-    }
-
-    /// The note of a node.
-    pub(super) fn store(&self, key: &NodeKey) -> Option<Vec<u8>> {
-        let node = self.map.get(key)?;
-        let stored = Stored {
-            format: FORMAT,
-            key: key.clone(),
-            bd_seq: node.bd_seq,
-            own: (node.own.is_alive, node.own.rows()),
-            devices: node.devices.iter().map(|(name, device)| (name.clone(), device.is_alive, device.rows())).collect(),
+    /// Bytes that a node would take once this were declared, if that is more than it may.
+    pub(super) fn excess(&self, key: &NodeKey, device: Option<&str>, declared: &Declared) -> Option<usize> {
+        let bytes = match self.map.get(key) {
+            Some(node) => node.bytes_with(device, declared),
+            None => {
+                NODE_BYTES + 2 * key.bytes() + device.map_or(0, |name| DEVICE_BYTES + name.len()) + declared.bytes()
+            }
         };
-        postcard::to_stdvec(&stored).ok()
+        Some(bytes).filter(|bytes| *bytes > self.bounds().node)
     }
 
-    /// Takes a node from its note; `false` if that says nothing to this version.
-    pub(super) fn restore(&mut self, note: &[u8], now: Instant) -> bool {
+    /// Lets a node follow what was heard of it. With `is_taken` it belongs to the sender from now on, as it does where
+    /// it is new.
+    pub(super) fn follow<T>(
+        &mut self,
+        key: &NodeKey,
+        sender: &str,
+        is_taken: bool,
+        follow: impl FnOnce(&mut Node) -> T,
+    ) -> T {
+        let (key, mut node) = match self.take(key) {
+            Some((key, node)) => (key, node),
+            None => (Arc::new(key.clone()), Node::new(key, sender.into(), 0)),
+        };
+        if is_taken && *node.sender != *sender {
+            node.bytes = node.bytes - 2 * node.sender.len() + 2 * sender.len();
+            node.sender = sender.into();
+        }
+        let followed = follow(&mut node);
+        self.put(key, node);
+        followed
+    }
+
+    fn take(&mut self, key: &NodeKey) -> Option<(Arc<NodeKey>, Node)> {
+        let (key, node) = self.map.remove_entry(key)?;
+        self.count(&node, |held, bytes| {
+            held.by_turn.remove(&node.turn);
+            held.bytes -= bytes;
+        });
+        self.bytes -= node.bytes;
+        Some((key, node))
+    }
+
+    fn put(&mut self, key: Arc<NodeKey>, mut node: Node) {
+        self.turns += 1;
+        node.turn = self.turns;
+        self.bytes += node.bytes;
+        self.count(&node, |held, bytes| {
+            held.by_turn.insert(node.turn, Arc::clone(&key));
+            held.bytes += bytes;
+        });
+        self.map.insert(key, node);
+    }
+
+    /// Changes what the sender of a node holds.
+    fn count(&mut self, node: &Node, change: impl FnOnce(&mut Held, usize)) {
+        let held = self.senders.entry(Arc::clone(&node.sender)).or_default();
+        self.by_bytes.remove(&(held.bytes, Arc::clone(&node.sender)));
+        change(held, node.bytes);
+        if held.by_turn.is_empty() {
+            self.senders.remove(&node.sender);
+        } else {
+            self.by_bytes.insert((held.bytes, Arc::clone(&node.sender)));
+        }
+    }
+
+    /// Forgets what nodes declared until the rest is within bounds, after `key` was heard.
+    pub(super) fn make_room(&mut self, key: &NodeKey) -> Vec<Forgotten> {
+        let bounds = self.bounds();
+        let mut forgotten = Vec::new();
+        loop {
+            let node = self.map.get(key);
+            let sender = node.map(|node| Arc::clone(&node.sender));
+            let (oldest, allowed, bound) = if node.is_some_and(|node| node.bytes > bounds.node) {
+                (self.map.get_key_value(key).map(|(key, _)| key), bounds.node, "a node")
+            } else if sender
+                .as_ref()
+                .and_then(|sender| self.senders.get(sender))
+                .is_some_and(|held| held.bytes > bounds.sender)
+            {
+                (sender.and_then(|sender| self.oldest_of(&sender)), bounds.sender, "a sender")
+            } else if self.bytes > bounds.all {
+                (self.oldest(), bounds.all, "all nodes")
+            } else {
+                match self.permit.resize(self.bytes) {
+                    Ok(()) => return forgotten,
+                    Err(over) => (self.oldest(), over.total, "all that peers make the gateway hold"),
+                }
+            };
+            let Some(key) = oldest.cloned() else { return forgotten };
+            if self.forget(&key) {
+                forgotten.push(Forgotten { key, allowed, bound });
+            }
+        }
+    }
+
+    fn oldest(&self) -> Option<&Arc<NodeKey>> {
+        self.oldest_of(&self.by_bytes.last()?.1)
+    }
+
+    fn oldest_of(&self, sender: &str) -> Option<&Arc<NodeKey>> {
+        self.senders.get(sender)?.by_turn.values().next()
+    }
+
+    /// Forgets what a node declared; when it was asked last stays known, until its turn comes again. `false` if it had
+    /// declared nothing.
+    fn forget(&mut self, key: &NodeKey) -> bool {
+        let Some((key, mut node)) = self.take(key) else { return false };
+        if node.is_empty() {
+            return false;
+        }
+        node.cut();
+        self.put(key, node);
+        true
+    }
+
+    /// The note of a node; `None` where there is nothing to note.
+    pub(super) fn store(&self, key: &NodeKey) -> Option<Vec<u8>> {
+        let node = self.map.get(key).filter(|node| !node.is_empty())?;
+        let stored = ToStore {
+            format: FORMAT,
+            key,
+            sender: &node.sender,
+            bd_seq: node.bd_seq,
+            own: &node.own,
+            devices: &node.devices,
+        };
+        // A note takes no more than its node.
+        postcard::to_extend(&stored, Vec::with_capacity(node.bytes)).ok()
+    }
+
+    /// Takes a node from its note, if there is room; `false` if there is none, or the note says nothing to this version.
+    pub(super) fn restore(&mut self, note: &[u8]) -> bool {
+        // What it takes is not known before it is read, but a note takes no more than its node.
+        if note.len() > self.bounds().node || self.bytes + note.len() > self.bounds().all {
+            return false;
+        }
         let Ok(stored) = postcard::from_bytes::<Stored>(note) else { return false };
         if stored.format != FORMAT {
             return false;
         }
-        let mut node = Node::new(now);
-        node.bd_seq = stored.bd_seq;
-        let Ok(own) = Declared::from_rows(stored.own.0, stored.own.1.into_iter()) else { return false };
-        node.own = own;
-        for (name, is_alive, rows) in stored.devices {
-            let Ok(device) = Declared::from_rows(is_alive, rows.into_iter()) else { return false };
-            node.devices.insert(name, device);
+        self.follow(&stored.key, &stored.sender, true, |node| {
+            node.bd_seq = stored.bd_seq;
+            node.declare(stored.own);
+            stored.devices.into_iter().for_each(|(name, device)| node.declare_device(name, device));
+        });
+        let (node, sender) = (self.map.get(&stored.key), self.senders.get(&*stored.sender));
+        let bounds = self.bounds();
+        let fits = node.is_some_and(|node| node.bytes <= bounds.node)
+            && sender.is_some_and(|held| held.bytes <= bounds.sender)
+            && self.bytes <= bounds.all
+            && self.permit.resize(self.bytes).is_ok();
+        if !fits {
+            self.take(&stored.key);
         }
-        self.map.insert(stored.key, node);
-        true
+        fits
+    }
+
+    /// Whether there is something to note of a node.
+    pub(super) fn is_noted(&self, key: &NodeKey) -> bool {
+        self.map.get(key).is_some_and(|node| !node.is_empty())
     }
 }

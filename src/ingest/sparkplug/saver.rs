@@ -16,6 +16,12 @@ const GATHER: Duration = Duration::from_millis(100);
 /// How long to wait after the disk failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Notes are written so many bytes at a time, so that they do not all stand in memory twice.
+const WRITE_BYTES: usize = 1 << 20;
+/// While the disk fails, nodes that were forgotten are remembered for their notes up to this number: some 8 MB. The notes
+/// of others go when the next start finds no room for them, or with the next birth.
+const DIRTY_MAX: usize = 4096;
+
 #[derive(Debug)]
 pub(super) struct Saver {
     shared: Arc<Shared>,
@@ -33,7 +39,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Work {
-    dirty: HashSet<NodeKey>,
+    dirty: HashSet<Arc<NodeKey>>,
     bells: Vec<Bell>,
     number: u64,
     is_closing: bool,
@@ -53,9 +59,11 @@ impl Saver {
 
     /// Wants a node to be saved, or forgotten if it is gone. The bell rings once [`Saver::saved`]
     /// has reached the number that is returned.
-    pub(super) fn save(&self, key: NodeKey, bell: Option<Bell>) -> u64 {
+    pub(super) fn save(&self, key: Arc<NodeKey>, bell: Option<Bell>) -> u64 {
         let mut work = self.shared.lock();
-        work.dirty.insert(key);
+        if bell.is_some() || work.dirty.len() < DIRTY_MAX {
+            work.dirty.insert(key);
+        }
         work.bells.extend(bell);
         work.number += 1;
         self.shared.woken.notify_one();
@@ -118,15 +126,33 @@ impl Shared {
     }
 
     /// Writes notes; returns the nodes whose note could not be written.
-    fn write(&self, dirty: HashSet<NodeKey>, warnings: &Limiter) -> Vec<NodeKey> {
-        let notes = {
-            let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-            dirty.iter().map(|key| (key.note(), nodes.store(key))).collect()
-        };
-        let Err(error) = self.notes.write(notes) else { return Vec::new() };
-        if let Some(held_back) = warnings.allow(clock::instant()) {
-            tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
+    fn write(&self, dirty: HashSet<Arc<NodeKey>>, warnings: &Limiter) -> Vec<Arc<NodeKey>> {
+        let lock = || self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dirty: Vec<_> = dirty.into_iter().collect();
+        {
+            // What goes comes last and so is the first: never more is on the disk than in memory.
+            let nodes = lock();
+            dirty.sort_by_cached_key(|key| !nodes.is_noted(key));
         }
-        dirty.into_iter().collect()
+        while !dirty.is_empty() {
+            let (mut notes, mut bytes, mut from) = (Vec::new(), 0, dirty.len());
+            {
+                let nodes = lock();
+                while from > 0 && bytes < WRITE_BYTES {
+                    from -= 1;
+                    let note = nodes.store(&dirty[from]);
+                    bytes += note.as_ref().map_or(0, Vec::len);
+                    notes.push((dirty[from].note(), note));
+                }
+            }
+            if let Err(error) = self.notes.write(notes) {
+                if let Some(held_back) = warnings.allow(clock::instant()) {
+                    tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
+                }
+                return dirty;
+            }
+            dirty.truncate(from);
+        }
+        dirty
     }
 }

@@ -1,0 +1,180 @@
+//! What the gateway remembers of edge nodes is bounded in bytes: of a node, of a sender and in all, in memory and on the disk.
+
+use super::{Bench, message, metric};
+use crate::common::births::birth;
+use crate::common::fault_disk::FaultDisk;
+use crate::power_cut::{config, open_with};
+use forebay::ingest::sparkplug::proto::MetricValue;
+
+/// The smallest memory limit: 4 MiB for all nodes, 3 MiB for a sender, 256 KiB for a node.
+const SMALL: u64 = 32 << 20;
+const ALL: usize = 4 << 20;
+const SENDER: usize = 3 << 20;
+const NODE: usize = 256 << 10;
+
+fn by_alias(alias: u64) -> Vec<u8> {
+    message(None, vec![metric("", alias, 0, MetricValue::Boolean(true))])
+}
+
+fn noted(bench: &Bench) -> (usize, usize) {
+    let notes = bench._journal.notes("sparkplug").all("").expect("read");
+    (notes.len(), notes.iter().map(|(_, note)| note.len()).sum())
+}
+
+fn await_notes(bench: &Bench, what: &str, is_so: impl Fn((usize, usize)) -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so(noted(bench)) {
+        assert!(start.elapsed() < super::LONG, "{what}: {:?}", noted(bench));
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn names_above_their_bound_are_refused_with_the_bound() {
+    let bench = Bench::open(&FaultDisk::default());
+    let long = "n".repeat(250_000);
+    let refused = bench.device("DBIRTH", &message(Some(1), vec![metric(&long, 1, 11, MetricValue::Boolean(true))]));
+    let refused = refused.expect_err("too long");
+    assert!(refused.starts_with("metric \"nnn") && refused.ends_with("its name has 250000 bytes; 1024 are allowed"));
+    assert!(refused.len() < 300, "{refused}");
+    let longest = metric(&long[..1024], 1, 11, MetricValue::Boolean(true));
+    assert!(bench.device("DBIRTH", &message(Some(1), vec![longest])).is_ok());
+    let refused = bench.take(&format!("spBv1.0/g/NDATA/{}", &long[..1024]), &by_alias(1)).expect_err("too long");
+    assert_eq!(refused, "topic: has 1040 bytes; 1024 are allowed for Sparkplug B");
+    // A message that is small and is not when it is read.
+    let refused = bench.node("NDATA", &[0x12, 0].repeat(125_000)).expect_err("too much");
+    assert!(
+        refused.starts_with("payload: has 250000 bytes and takes more than 16777216 bytes of memory to read"),
+        "{refused}"
+    );
+    assert!(bench.sparkplug.bytes() < 10_000, "{}", bench.sparkplug.bytes());
+}
+
+#[test]
+fn a_big_node_and_a_plant_have_room() {
+    let bench = Bench::open(&FaultDisk::default());
+    // 10,000 metrics with names of 100 bytes, and 24 MiB of such nodes.
+    for number in 0..16 {
+        bench.take(&format!("spBv1.0/g/NBIRTH/n-{number}"), &birth(10_000, 100, number)).expect("room");
+    }
+    for number in 0..16 {
+        let data = bench.take(&format!("spBv1.0/g/NDATA/n-{number}"), &by_alias(9999)).expect("its alias is known");
+        assert!(data["metrics"].to_string().contains(&format!("270f/{number:x}/nnn")), "{data}");
+    }
+    assert_eq!(bench.sparkplug.stats.forgotten.value(), 0);
+    assert!((16_000_000..24 << 20).contains(&bench.sparkplug.bytes()), "{}", bench.sparkplug.bytes());
+}
+
+#[test]
+fn a_node_that_declares_too_much_is_refused_and_its_aliases_of_before_count_no_more() {
+    let disk = FaultDisk::default();
+    let bench = Bench::open_within(&disk, SMALL);
+    let on_device = |number: usize| bench.take(&format!("spBv1.0/g/DBIRTH/n/d-{number}"), &birth(500, 100, number));
+    bench.node("NBIRTH", &super::node_birth(0)).expect("a birth");
+    let refused = (0..10).find_map(|number| on_device(number).err()).expect("too much");
+    assert!(refused.starts_with("metrics: with this birth of device g/n/d-4 its node takes "), "{refused}");
+    assert!(refused.contains(&format!("bytes of memory; {NODE} are allowed for a node")), "{refused}");
+    assert!(bench.take("spBv1.0/g/DDATA/n/d-3", &by_alias(7)).is_ok());
+    // The same device again, with less; then with too much, whose aliases are others.
+    assert!(bench.take("spBv1.0/g/DBIRTH/n/d-3", &birth(10, 10, 1)).is_ok());
+    assert!(bench.take("spBv1.0/g/DDATA/n/d-3", &by_alias(7)).is_ok());
+    assert!(bench.take("spBv1.0/g/DBIRTH/n/d-3", &birth(4000, 100, 2)).is_err());
+    let refused = bench.take("spBv1.0/g/DDATA/n/d-3", &by_alias(7)).expect_err("of which birth is it?");
+    assert_eq!(refused, "alias 7: is unknown to device g/n/d-3: no birth certificate of it is known");
+    // Of the node itself alike; and a restart changes nothing of it.
+    assert!(bench.node("NDATA", &by_alias(1)).is_err_and(|reason| reason.contains("its value is no Double")));
+    assert!(bench.node("NBIRTH", &birth(8000, 100, 2)).is_err());
+    let check = |bench: Bench| {
+        assert!(bench.node("NDATA", &by_alias(1)).is_err_and(|reason| reason.starts_with("alias 1: is unknown")));
+        assert!(bench.take("spBv1.0/g/DDATA/n/d-1", &by_alias(1)).is_err());
+        assert!(bench.sparkplug.bytes() < 10_000, "{}", bench.sparkplug.bytes());
+        assert_eq!(noted(&bench).0, 0);
+    };
+    check(bench);
+    check(Bench::open_within(&disk, SMALL));
+    // So it is with a birth that cannot be read, whose aliases nobody knows.
+    let bench = Bench::open(&disk);
+    for refused in [b"\xFF\xFF".to_vec(), [0x12, 0].repeat(125_000), birth(1, 5000, 1)] {
+        bench.node("NBIRTH", &birth(2, 10, 1)).expect("a birth");
+        assert!(bench.node("NDATA", &by_alias(1)).is_ok());
+        assert!(bench.node("NBIRTH", &refused).is_err());
+        assert!(bench.node("NDATA", &by_alias(1)).is_err());
+    }
+}
+
+#[test]
+fn a_sender_that_declares_without_end_loses_its_own_and_asks_for_rebirths_grow_rare() {
+    let disk = FaultDisk::default();
+    let bench = Bench::open_within(&disk, SMALL);
+    let take = |sender: &str, kind: &str, node: &str, payload: &[u8]| {
+        bench.take_from(sender, &format!("spBv1.0/g/{kind}/{node}"), payload)
+    };
+    let big = birth(2000, 100, 1);
+    for node in ["calm-1", "calm-2"] {
+        take("calm", "NBIRTH", node, &big).expect("room");
+    }
+    for number in 0..30 {
+        for sender in ["wild-1", "wild-2"] {
+            take(sender, "NBIRTH", &format!("{sender}-{number}"), &big).expect("its event is taken all the same");
+            assert!(bench.sparkplug.bytes() <= ALL, "{}", bench.sparkplug.bytes());
+        }
+    }
+    for node in ["calm-1", "calm-2"] {
+        assert!(take("calm", "NDATA", node, &by_alias(1)).is_ok(), "others were to lose theirs");
+    }
+    assert!(take("wild-1", "NDATA", "wild-1-29", &by_alias(1)).is_ok(), "the last is the last to go");
+    assert!(bench.sparkplug.stats.forgotten.value() >= 40);
+    await_notes(&bench, "what is forgotten is on the disk no more", |(_, bytes)| bytes <= ALL);
+    // It is asked once, is born, is forgotten again, and is not asked again at once.
+    while bench.asked().is_some() {}
+    let lost = "wild-1-0";
+    let refused = take("wild-1", "NDATA", lost, &by_alias(1)).expect_err("forgotten");
+    assert!(refused.starts_with("alias 1: is unknown to node g/wild-1-0"), "{refused}");
+    assert_eq!(bench.asked().as_deref(), Some("spBv1.0/g/NCMD/wild-1-0"));
+    take("wild-1", "NBIRTH", lost, &big).expect("room");
+    assert!(take("wild-1", "NDATA", lost, &by_alias(1)).is_ok());
+    for number in 0..30 {
+        take("wild-1", "NBIRTH", &format!("wild-1-{number}b"), &big).expect("taken");
+    }
+    assert!(take("wild-1", "NDATA", lost, &by_alias(1)).is_err());
+    assert_eq!(bench.asked(), None, "asked once within the pause");
+}
+
+#[test]
+fn one_sender_alone_stays_within_its_part_and_tiny_nodes_count_too() {
+    let bench = Bench::open_within(&FaultDisk::default(), SMALL);
+    for number in 0..6000 {
+        let topic = format!("spBv1.0/g/NDATA/{}-{number}", "n".repeat(200));
+        assert!(bench.take(&topic, &by_alias(1)).is_err());
+    }
+    let held = bench.sparkplug.bytes();
+    assert!(held <= SENDER && held > SENDER / 2, "{held}");
+    assert!(bench.sparkplug.node_count() < 4000, "{}", bench.sparkplug.node_count());
+    let asks = std::iter::from_fn(|| bench.asked()).count();
+    assert!(asks <= 1000, "{asks}");
+}
+
+#[test]
+fn a_start_with_less_memory_keeps_what_fits_and_removes_the_rest() {
+    let disk = FaultDisk::default();
+    let bench = Bench::open(&disk);
+    for number in 0..20 {
+        bench.take(&format!("spBv1.0/g/NBIRTH/n-{number}"), &birth(2000, 100, number)).expect("room");
+    }
+    bench.take("spBv1.0/g/NBIRTH/huge", &birth(9000, 100, 1)).expect("room");
+    assert_eq!(noted(&bench).0, 21);
+    drop(bench);
+    let bench = Bench::open_within(&disk, SMALL);
+    let (notes, bytes) = noted(&bench);
+    assert!((10..=12).contains(&notes) && bytes <= SENDER, "{notes} of {bytes} bytes");
+    assert_eq!(notes, bench.sparkplug.node_count());
+    let kept =
+        (0..20).filter(|number| bench.take(&format!("spBv1.0/g/NDATA/n-{number}"), &by_alias(5)).is_ok()).count();
+    assert_eq!(kept, notes);
+    drop(bench);
+    // What says nothing to this version is removed as well.
+    let journal = open_with(&disk, &config()).expect("opens");
+    journal.notes("sparkplug").write(vec![("of another version".into(), Some(vec![9; 1000]))]).expect("written");
+    drop(journal);
+    assert_eq!(noted(&Bench::open_within(&disk, SMALL)).0, notes);
+}
