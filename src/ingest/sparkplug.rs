@@ -216,7 +216,9 @@ impl Sparkplug {
         let key = NodeKey { source: source.to_owned(), group: place.group.to_owned(), node: place.node.to_owned() };
         let is_command = matches!(place.kind, "NCMD" | "DCMD");
         let (mut seq, is_birth) = (None, matches!(place.kind, "NBIRTH" | "DBIRTH"));
-        let read = decode(payload, self.nodes().bounds().message).and_then(|message| {
+        // The lock is let go before the message is read.
+        let bytes_max = self.nodes().bounds().message;
+        let read = decode(payload, bytes_max).and_then(|message| {
             seq = message.seq.filter(|_| place.kind != "NDEATH").map(|seq| (seq & 0xFF) as u8);
             self.read(&key, &place, &message)
         });
