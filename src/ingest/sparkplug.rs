@@ -16,6 +16,7 @@
 mod declared;
 mod json;
 mod nodes;
+mod notes;
 pub mod proto;
 mod saver;
 mod value;
@@ -28,6 +29,7 @@ use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
 use declared::Declared;
 use nodes::{Forgotten, Node, NodeKey, Nodes};
+use notes::{Last, Stale};
 use prost::Message;
 use proto::{Metric, MetricValue, Payload};
 use saver::Saver;
@@ -157,9 +159,9 @@ impl Sparkplug {
     pub fn open(journal: &Journal, budget: &Arc<Budget>) -> Result<Self, JournalError> {
         let notes = journal.notes(PART);
         let mut nodes = Nodes::new(Permit::empty(budget));
-        let mut unread = Vec::new();
+        let (mut last, mut unread) = (Last::default(), Vec::new());
         notes.each("", |name, note| {
-            if !nodes.restore(note) {
+            if !nodes.restore(&mut last, name, note) {
                 unread.push((name.to_owned(), None));
             }
         })?;
@@ -281,14 +283,17 @@ impl Sparkplug {
         }
         let sender = format!("{}\0{sender}", key.source);
         let mut nodes = self.nodes();
-        let (gap, is_saved, may_ask) = nodes.follow(&key, &sender, is_node_birth, |node| {
+        let (gap, saves, may_ask) = nodes.follow(&key, &sender, is_node_birth, |node| {
             // The same number again is the same message again.
             let follows = |last: u8| seq.is_none_or(|seq| seq == last || seq == last.wrapping_add(1));
             let gap = node.seq.filter(|last| !is_node_birth && !follows(*last)).map(|last| last.wrapping_add(1));
             node.seq = seq.or(node.seq);
-            let (is_saved, is_unborn) = enter(node, what, device);
+            let was_empty = node.is_empty();
+            let (saves, is_unborn) = enter(node, what, device);
+            // Notes of devices count only with one of their node.
+            let saves = saves.map(|stale| stale.map(|stale| if was_empty { Stale::All } else { stale }));
             let wants_rebirth = wants_rebirth || is_unborn || gap.is_some();
-            (gap, is_saved, wants_rebirth && self.has_room_to_ask(&key.source) && node.may_ask(now))
+            (gap, saves, wants_rebirth && self.has_room_to_ask(&key.source) && node.may_ask(now))
         });
         let forgotten = nodes.make_room(&key);
         drop(nodes);
@@ -312,7 +317,7 @@ impl Sparkplug {
         for one in forgotten {
             self.forgot(one);
         }
-        if is_saved { self.saver.save(Arc::new(key), Some(bell())) } else { 0 }
+        saves.map_or(0, |stale| self.saver.save(Arc::new(key), stale, bell))
     }
 
     fn forgot(&self, Forgotten { key, allowed, bound }: Forgotten) {
@@ -328,7 +333,7 @@ impl Sparkplug {
                 "what births of a Sparkplug node declared is forgotten, since others need the memory; its aliases are unknown until it is born anew; see the setting memory"
             );
         }
-        self.saver.save(key, None);
+        self.saver.forget(key);
     }
 
     fn warn_of_refusal(&self, key: &NodeKey, sender: &str, reason: &str) {
@@ -389,48 +394,47 @@ impl Sparkplug {
     }
 }
 
-/// Lets a node follow a message: whether its note changes, and whether a birth is missing.
-fn enter(node: &mut Node, what: What, device: Option<String>) -> (bool, bool) {
-    let mut is_unborn = false;
-    let is_saved = match what {
+/// Lets a node follow a message: what has to be on the disk before the message is acknowledged (`Some(None)` is what
+/// earlier ones have changed), and whether a birth is missing.
+fn enter(node: &mut Node, what: What, device: Option<String>) -> (Option<Option<Stale>>, bool) {
+    let stale = device.as_deref().map_or(Stale::All, Stale::device);
+    let device = device.unwrap_or_default();
+    match what {
         What::NodeBirth { declared, bd_seq } => {
             // After the birth of a node each of its devices is born again.
             node.declare(declared);
             node.bd_seq = bd_seq;
             node.is_born();
-            true
+            (Some(Some(stale)), false)
         }
         What::DeviceBirth(declared) => {
-            is_unborn |= !node.is_alive();
-            node.declare_device(device.unwrap_or_default(), declared);
-            true
+            let is_unborn = !node.is_alive();
+            node.declare_device(device, declared);
+            (Some(Some(stale)), is_unborn)
         }
         What::RefusedBirth(_) => {
-            node.refuse(device);
-            true
+            let is_changed = node.refuse(matches!(stale, Stale::Devices(_)).then_some(&device));
+            (Some(is_changed.then_some(stale)), false)
         }
         // A will of an earlier session may come after the birth of the next one.
-        What::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => false,
+        What::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => {
+            (None, false)
+        }
         What::NodeDeath { .. } => {
             node.declare(Declared::default());
             node.seq = None;
-            true
+            (Some(Some(stale)), false)
         }
         What::DeviceDeath => {
-            let device = device.unwrap_or_default();
             let was_alive = node.declared(Some(&device)).is_some_and(|declared| declared.is_alive);
             if was_alive {
                 node.declare_device(device, Declared::default());
             }
-            was_alive
+            (was_alive.then_some(Some(stale)), false)
         }
-        What::Data => {
-            // Aliases from before the start may stand for other metrics by now.
-            is_unborn |= !node.is_alive() || !node.is_fresh;
-            false
-        }
-    };
-    (is_saved, is_unborn)
+        // Aliases from before the start may stand for other metrics by now.
+        What::Data => (None, !node.is_alive() || !node.is_fresh),
+    }
 }
 
 /// Where a topic belongs.

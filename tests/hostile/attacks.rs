@@ -1,7 +1,7 @@
 //! The table: each packet and each field of it at its largest, in each state of a connection.
 
 use super::siege::{Attack, Target, withstand};
-use crate::common::births::birth;
+use crate::common::births::birth_made_once;
 use crate::common::client::{Hello, Will, answer, packet, publish, text};
 
 /// Silent clients that only connect.
@@ -341,26 +341,26 @@ table! {
     // Sparkplug: what births declare is remembered.
     births_with_a_name_of_250_kb: Attack {
         connections: 50,
-        packet: |number, count| device_birth(number, count, &birth(1, 250_000, count)),
+        packet: |number, count| device_birth(number, count, &birth_made_once(1, 250_000)),
         times: 65_535,
         ..LOGGED_IN
     };
     births_with_names_of_a_kilobyte: Attack {
         connections: 50,
-        packet: |number, count| device_birth(number, count, &birth(240, 1000, count)),
+        packet: |number, count| device_birth(number, count, &birth_made_once(240, 1000)),
         times: 65_535,
         ..LOGGED_IN
     };
     births_with_as_many_names_as_fit: Attack {
         connections: 50,
-        packet: |number, count| device_birth(number, count, &birth(9000, 16, count)),
+        packet: |number, count| device_birth(number, count, &birth_made_once(9000, 16)),
         times: 65_535,
         ..LOGGED_IN
     };
     births_of_many_nodes: Attack {
         packet: |number, count| {
             let topic = format!("spBv1.0/{}/NBIRTH/{}", long(400, number), long(400, count));
-            publish(true, 1, id(count), &topic, &[], &birth(1, 16, 0))
+            publish(true, 1, id(count), &topic, &[], &birth_made_once(1, 16))
         },
         times: 65_535,
         ..LOGGED_IN

@@ -178,3 +178,54 @@ fn a_start_with_less_memory_keeps_what_fits_and_removes_the_rest() {
     drop(journal);
     assert_eq!(noted(&Bench::open_within(&disk, SMALL)).0, notes);
 }
+
+#[test]
+fn a_device_is_a_note_of_its_own_that_goes_with_its_node() {
+    let disk = FaultDisk::default();
+    let bench = Bench::open(&disk);
+    let sizes = |bench: &Bench| -> Vec<usize> {
+        bench._journal.notes("sparkplug").all("").expect("read").iter().map(|(_, note)| note.len()).collect()
+    };
+    let knows = |bench: &Bench, device: &str| bench.take(&format!("spBv1.0/g/DDATA/n/{device}"), &by_alias(3)).is_ok();
+    let born = |bench: &Bench, device: &str, length: usize| {
+        bench.take(&format!("spBv1.0/g/DBIRTH/n/{device}"), &birth(4, length, 0))
+    };
+    // A device that is born before its node, and a second one that leaves the notes of both alone.
+    born(&bench, "first", 10).expect("a birth");
+    assert_eq!(sizes(&bench).len(), 2);
+    bench.node("NBIRTH", &birth(5000, 100, 1)).expect("a birth");
+    assert_eq!(sizes(&bench).len(), 1, "devices are born after their node");
+    for device in ["first", "second", "third"] {
+        born(&bench, device, 10).expect("a birth");
+    }
+    let before = bench._journal.notes("sparkplug").all("").expect("read");
+    assert!(before[0].1.len() > 500_000 && before[1..].iter().all(|(_, note)| note.len() < 100), "{:?}", sizes(&bench));
+    // A birth that is refused takes its own along, and a second one finds nothing to write.
+    for _ in 0..2 {
+        born(&bench, "third", 2000).expect_err("too long a name");
+        assert_eq!(sizes(&bench).len(), 3);
+    }
+    drop(bench);
+    let bench = Bench::open(&disk);
+    assert!(knows(&bench, "first") && knows(&bench, "second") && !knows(&bench, "third"));
+    assert!(bench.take("spBv1.0/g/NDATA/n", &by_alias(4999)).is_ok());
+    // Fifty at once are more than are told one by one.
+    let numbers: Vec<u64> = (0..60)
+        .map(|number| {
+            let topic = format!("spBv1.0/g/DBIRTH/n/{}-{number}", "d".repeat(80));
+            let change = bench.sparkplug.decode("plant", &topic, &birth(4, 10, 0)).change.expect("a change");
+            bench.sparkplug.apply(change, "edge", || bench.waiter.bell())
+        })
+        .collect();
+    await_notes(&bench, "all are there", |(notes, _)| notes == 63);
+    let start = std::time::Instant::now();
+    while !bench.sparkplug.is_saved(numbers[59]) {
+        assert!(start.elapsed() < super::LONG);
+    }
+    assert!(bench.node("NBIRTH", &birth(1, 2000, 1)).is_err());
+    assert_eq!(sizes(&bench), [0; 0]);
+    // Without its node, a device counts for nothing.
+    bench._journal.notes("sparkplug").write(vec![("0/first".into(), Some(vec![2, 0]))]).expect("written");
+    drop(bench);
+    assert_eq!(sizes(&Bench::open(&disk)), [0; 0]);
+}

@@ -2,7 +2,7 @@
 //!
 //! Promise: it takes no more bytes than [`Bounds`] and the memory budget allow, in memory and as notes on the disk.
 //! Invariant: at a bound, what the node declared that was silent for longest is forgotten, of the sender that holds most;
-//! its next data asks for a rebirth. So a sender that declares without end loses what it declared itself.
+//! its next data asks for a rebirth, no sooner than the pause since its last ask allows. So a sender that declares without end loses what it declared itself.
 
 use super::declared::Declared;
 use crate::memory::{Budget, Permit};
@@ -20,6 +20,10 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// Between two asks for a rebirth of the same node: at first, and at most.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
+/// The part of a sender's bytes below which nodes that have declared nothing stay, 3 MiB with the packaged unit: the
+/// last asks of 2500 nodes.
+const EMPTIED_PART: usize = 8;
+
 /// How many bytes of memory what births declare may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
@@ -35,7 +39,7 @@ pub(super) struct Bounds {
 impl Bounds {
     /// The parts of a memory budget. With the packaged unit (160 MiB of permits) all nodes have 32 MiB: 260,000 metrics
     /// with names of 100 bytes. A sender has 24 MiB, since a plant may have one broker for all. A node has 2 MiB, of
-    /// which 10,000 metrics take 1.2 MiB, which is a big one; a birth of a device writes all of its node to the disk. A message of 10,000 metrics takes 8 MiB of 16 while it is read.
+    /// which 10,000 metrics take 1.2 MiB, which is a big one. A message of 10,000 metrics takes 8 MiB of 16 while it is read.
     pub(super) fn of(budget: &Budget) -> Self {
         let all = budget.permits_max() / 5;
         Self { node: all / 16, sender: all / 4 * 3, all, message: (all / 2).max(all.min(MESSAGE_BYTES)) }
@@ -57,7 +61,7 @@ impl NodeKey {
         format!("{:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.source.len() + self.group.len() + self.node.len()
     }
 }
@@ -80,29 +84,6 @@ pub(super) struct Node {
     turn: u64,
     bytes: usize,
 }
-
-#[derive(Serialize)]
-struct ToStore<'a> {
-    format: u8,
-    key: &'a NodeKey,
-    sender: &'a str,
-    bd_seq: Option<u64>,
-    own: &'a Declared,
-    devices: &'a BTreeMap<String, Declared>,
-}
-
-/// A node as its note holds it. The order of the fields is the stored format.
-#[derive(Deserialize)]
-struct Stored {
-    format: u8,
-    key: NodeKey,
-    sender: String,
-    bd_seq: Option<u64>,
-    own: Declared,
-    devices: BTreeMap<String, Declared>,
-}
-
-const FORMAT: u8 = 2;
 
 impl Node {
     fn new(key: &NodeKey, sender: Arc<str>, turn: u64) -> Self {
@@ -127,6 +108,18 @@ impl Node {
             None => Some(&self.own),
             Some(device) => self.devices.get(device),
         }
+    }
+
+    pub(super) fn own(&self) -> &Declared {
+        &self.own
+    }
+
+    pub(super) fn devices(&self) -> &BTreeMap<String, Declared> {
+        &self.devices
+    }
+
+    pub(super) fn sender(&self) -> &str {
+        &self.sender
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -161,7 +154,8 @@ impl Node {
         self.bytes - devices - self.own.bytes()
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether it has declared nothing, so that there is no note of it.
+    pub(super) fn is_empty(&self) -> bool {
         !self.own.is_alive && self.devices.is_empty() && self.bd_seq.is_none()
     }
 
@@ -171,16 +165,17 @@ impl Node {
         (self.bd_seq, self.is_fresh, self.is_cut) = (None, false, true);
     }
 
-    /// A birth was refused: what the one before declared does not count any more.
-    pub(super) fn refuse(&mut self, device: Option<String>) {
-        match device {
-            None => self.cut(),
-            Some(name) => {
-                self.is_cut = true;
-                let before = self.devices.remove(&name).map_or(0, |device| device_bytes(&name, &device));
-                self.bytes -= before;
-            }
-        }
+    /// A birth was refused: what the one before declared does not count any more. `false` where that was nothing.
+    pub(super) fn refuse(&mut self, device: Option<&str>) -> bool {
+        let Some(name) = device else {
+            let was_empty = self.is_empty();
+            self.cut();
+            return !was_empty;
+        };
+        self.is_cut = true;
+        let before = self.devices.remove(name);
+        self.bytes -= before.as_ref().map_or(0, |device| device_bytes(name, device));
+        before.is_some()
     }
 
     /// Whether a rebirth may be asked for now; if so, that counts as an ask.
@@ -214,8 +209,21 @@ fn device_bytes(name: &str, declared: &Declared) -> usize {
 #[derive(Debug, Default)]
 struct Held {
     bytes: usize,
-    /// The one that was silent for longest comes first.
-    by_turn: BTreeMap<u64, Arc<NodeKey>>,
+    /// Those that have declared something; the one that was silent for longest comes first.
+    declaring: BTreeMap<u64, Arc<NodeKey>>,
+    /// The others, of which it is known when they were asked for a rebirth, in the same order.
+    emptied: BTreeMap<u64, Arc<NodeKey>>,
+    /// Of the others.
+    emptied_bytes: usize,
+}
+
+impl Held {
+    /// What goes first for lack of room: what was declared, so that a node that loses it again and again is not asked
+    /// for a rebirth each time; nodes without it once they take more than this.
+    fn first_to_go(&self, emptied_bytes_max: usize) -> Option<&Arc<NodeKey>> {
+        let (declaring, emptied) = (self.declaring.values().next(), self.emptied.values().next());
+        if self.emptied_bytes > emptied_bytes_max { emptied } else { declaring.or(emptied) }
+    }
 }
 
 /// What was forgotten, for lack of room.
@@ -295,11 +303,16 @@ impl Nodes {
         followed
     }
 
-    fn take(&mut self, key: &NodeKey) -> Option<(Arc<NodeKey>, Node)> {
+    pub(super) fn take(&mut self, key: &NodeKey) -> Option<(Arc<NodeKey>, Node)> {
         let (key, node) = self.map.remove_entry(key)?;
-        self.count(&node, |held, bytes| {
-            held.by_turn.remove(&node.turn);
-            held.bytes -= bytes;
+        self.count(&node, |held| {
+            if node.is_empty() {
+                held.emptied.remove(&node.turn);
+                held.emptied_bytes -= node.bytes;
+            } else {
+                held.declaring.remove(&node.turn);
+            }
+            held.bytes -= node.bytes;
         });
         self.bytes -= node.bytes;
         Some((key, node))
@@ -309,19 +322,24 @@ impl Nodes {
         self.turns += 1;
         node.turn = self.turns;
         self.bytes += node.bytes;
-        self.count(&node, |held, bytes| {
-            held.by_turn.insert(node.turn, Arc::clone(&key));
-            held.bytes += bytes;
+        self.count(&node, |held| {
+            if node.is_empty() {
+                held.emptied.insert(node.turn, Arc::clone(&key));
+                held.emptied_bytes += node.bytes;
+            } else {
+                held.declaring.insert(node.turn, Arc::clone(&key));
+            }
+            held.bytes += node.bytes;
         });
         self.map.insert(key, node);
     }
 
     /// Changes what the sender of a node holds.
-    fn count(&mut self, node: &Node, change: impl FnOnce(&mut Held, usize)) {
+    fn count(&mut self, node: &Node, change: impl FnOnce(&mut Held)) {
         let held = self.senders.entry(Arc::clone(&node.sender)).or_default();
         self.by_bytes.remove(&(held.bytes, Arc::clone(&node.sender)));
-        change(held, node.bytes);
-        if held.by_turn.is_empty() {
+        change(held);
+        if held.declaring.is_empty() && held.emptied.is_empty() {
             self.senders.remove(&node.sender);
         } else {
             self.by_bytes.insert((held.bytes, Arc::clone(&node.sender)));
@@ -363,7 +381,7 @@ impl Nodes {
     }
 
     fn oldest_of(&self, sender: &str) -> Option<&Arc<NodeKey>> {
-        self.senders.get(sender)?.by_turn.values().next()
+        self.senders.get(sender)?.first_to_go(self.bounds().sender / EMPTIED_PART)
     }
 
     /// Forgets what a node declared; when it was asked last stays known, until its turn comes again. `false` if it had
@@ -378,46 +396,14 @@ impl Nodes {
         true
     }
 
-    /// The note of a node; `None` where there is nothing to note.
-    pub(super) fn store(&self, key: &NodeKey) -> Option<Vec<u8>> {
-        let node = self.map.get(key).filter(|node| !node.is_empty())?;
-        let stored = ToStore {
-            format: FORMAT,
-            key,
-            sender: &node.sender,
-            bd_seq: node.bd_seq,
-            own: &node.own,
-            devices: &node.devices,
-        };
-        // A note takes no more than its node.
-        postcard::to_extend(&stored, Vec::with_capacity(node.bytes)).ok()
-    }
-
-    /// Takes a node from its note, if there is room; `false` if there is none, or the note says nothing to this version.
-    pub(super) fn restore(&mut self, note: &[u8]) -> bool {
-        // What it takes is not known before it is read, but a note takes no more than its node.
-        if note.len() > self.bounds().node || self.bytes + note.len() > self.bounds().all {
-            return false;
-        }
-        let Ok(stored) = postcard::from_bytes::<Stored>(note) else { return false };
-        if stored.format != FORMAT {
-            return false;
-        }
-        self.follow(&stored.key, &stored.sender, true, |node| {
-            node.bd_seq = stored.bd_seq;
-            node.declare(stored.own);
-            stored.devices.into_iter().for_each(|(name, device)| node.declare_device(name, device));
-        });
-        let (node, sender) = (self.map.get(&stored.key), self.senders.get(&*stored.sender));
-        let bounds = self.bounds();
-        let fits = node.is_some_and(|node| node.bytes <= bounds.node)
-            && sender.is_some_and(|held| held.bytes <= bounds.sender)
+    /// Whether a node is within bounds.
+    pub(super) fn fits(&mut self, key: &NodeKey) -> bool {
+        let (bounds, node) = (self.bounds(), self.map.get(key));
+        let held = node.and_then(|node| self.senders.get(&node.sender));
+        node.is_some_and(|node| node.bytes <= bounds.node)
+            && held.is_some_and(|held| held.bytes <= bounds.sender)
             && self.bytes <= bounds.all
-            && self.permit.resize(self.bytes).is_ok();
-        if !fits {
-            self.take(&stored.key);
-        }
-        fits
+            && self.permit.resize(self.bytes).is_ok()
     }
 
     /// Whether there is something to note of a node.

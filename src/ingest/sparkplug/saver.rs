@@ -1,11 +1,13 @@
-//! Brings what births declare to the disk, on a thread of its own: an edge node is one note, and a
-//! storm of births is written once for each node.
+//! Brings what births declare to the disk, on a thread of its own: a storm of births is written once for each
+//! node and device.
 
 use super::nodes::{NodeKey, Nodes};
+use super::notes::Stale;
 use crate::clock;
-use crate::journal::{Bell, Notes};
+use crate::journal::{Bell, Change, Notes};
 use crate::telemetry::Limiter;
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -39,7 +41,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Work {
-    dirty: HashSet<Arc<NodeKey>>,
+    dirty: HashMap<Arc<NodeKey>, Stale>,
     bells: Vec<Bell>,
     number: u64,
     is_closing: bool,
@@ -57,21 +59,42 @@ impl Saver {
         Self { shared, thread: thread.ok() }
     }
 
-    /// Wants a node to be saved, or forgotten if it is gone. The bell rings once [`Saver::saved`]
-    /// has reached the number that is returned.
-    pub(super) fn save(&self, key: Arc<NodeKey>, bell: Option<Bell>) -> u64 {
+    /// Wants notes of a node to be written, or only what was wanted before. The bell rings once [`Saver::saved`] has
+    /// reached the number that is returned.
+    pub(super) fn save(&self, key: Arc<NodeKey>, stale: Option<Stale>, bell: impl FnOnce() -> Bell) -> u64 {
         let mut work = self.shared.lock();
-        if bell.is_some() || work.dirty.len() < DIRTY_MAX {
-            work.dirty.insert(key);
+        if let Some(stale) = stale {
+            work.add(key, stale);
+            work.number += 1;
+            self.shared.woken.notify_one();
+        } else if self.saved() == work.number {
+            return 0;
         }
-        work.bells.extend(bell);
-        work.number += 1;
-        self.shared.woken.notify_one();
+        work.bells.push(bell());
         work.number
+    }
+
+    /// Wants the notes of a node to go that declared something and was forgotten.
+    pub(super) fn forget(&self, key: Arc<NodeKey>) {
+        let mut work = self.shared.lock();
+        if work.dirty.len() < DIRTY_MAX {
+            work.add(key, Stale::All);
+            work.number += 1;
+            self.shared.woken.notify_one();
+        }
     }
 
     pub(super) fn saved(&self) -> u64 {
         self.shared.saved.load(Ordering::Acquire)
+    }
+}
+
+impl Work {
+    fn add(&mut self, key: Arc<NodeKey>, stale: Stale) {
+        match self.dirty.entry(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(stale),
+            Entry::Vacant(entry) => drop(entry.insert(stale)),
+        }
     }
 }
 
@@ -109,10 +132,14 @@ impl Shared {
             let mut work = self.lock();
             let pause = if failed.is_empty() {
                 self.saved.store(number, Ordering::Release);
-                bells.iter().for_each(Bell::ring);
+                bells.iter().chain(&work.bells).for_each(Bell::ring);
+                if work.number == number {
+                    // Those that came meanwhile waited for this.
+                    work.bells.clear();
+                }
                 GATHER
             } else {
-                work.dirty.extend(failed);
+                failed.into_iter().for_each(|(key, stale)| work.add(key, stale));
                 work.bells.extend(bells);
                 RETRY_AFTER
             };
@@ -125,27 +152,28 @@ impl Shared {
         }
     }
 
-    /// Writes notes; returns the nodes whose note could not be written.
-    fn write(&self, dirty: HashSet<Arc<NodeKey>>, warnings: &Limiter) -> Vec<Arc<NodeKey>> {
+    /// Writes notes; returns those that could not be written.
+    fn write(&self, dirty: HashMap<Arc<NodeKey>, Stale>, warnings: &Limiter) -> Vec<(Arc<NodeKey>, Stale)> {
         let lock = || self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut dirty: Vec<_> = dirty.into_iter().collect();
         {
             // What goes comes last and so is the first: never more is on the disk than in memory.
             let nodes = lock();
-            dirty.sort_by_cached_key(|key| !nodes.is_noted(key));
+            dirty.sort_by_cached_key(|(key, _)| !nodes.is_noted(key));
         }
         while !dirty.is_empty() {
-            let (mut notes, mut bytes, mut from) = (Vec::new(), 0, dirty.len());
+            let (mut changes, mut bytes, mut from) = (Vec::new(), 0, dirty.len());
             {
                 let nodes = lock();
                 while from > 0 && bytes < WRITE_BYTES {
                     from -= 1;
-                    let note = nodes.store(&dirty[from]);
-                    bytes += note.as_ref().map_or(0, Vec::len);
-                    notes.push((dirty[from].note(), note));
+                    let (key, stale) = &dirty[from];
+                    let of_node = nodes.changes(key, stale);
+                    bytes += of_node.iter().map(size).sum::<usize>();
+                    changes.extend(of_node);
                 }
             }
-            if let Err(error) = self.notes.write(notes) {
+            if let Err(error) = self.notes.change(changes) {
                 if let Some(held_back) = warnings.allow(clock::instant()) {
                     tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
                 }
@@ -154,5 +182,12 @@ impl Shared {
             dirty.truncate(from);
         }
         dirty
+    }
+}
+
+fn size(change: &Change) -> usize {
+    match change {
+        Change::Put(name, note) => name.len() + note.len(),
+        Change::Remove(name) | Change::RemoveAll(name) => name.len(),
     }
 }
