@@ -124,22 +124,33 @@ fn a_folder_that_is_moved_away_stops_acknowledgements_until_it_is_back() {
 
 /// Sessions, positions and marks went on into a file without a name.
 #[test]
-fn the_state_is_written_anew_if_its_file_is_removed() {
-    let (mut gateway, mut client) = start("state-gone");
-    publish(&mut client, 0..10);
-    std::fs::remove_file(journal(&gateway).join("state.redb")).expect("removed");
-    // Session expiry: an hour.
-    let properties = vec![0x11, 0, 0, 0x0E, 0x10];
-    let session = Hello { client: "keeper", is_clean: false, properties, ..Hello::default() };
-    let (_, connack) = Client::connect(gateway.address, &session);
-    assert_eq!((connack[1], connack[2]), (0, 0), "{connack:?}");
-    assert!(journal(&gateway).join("state.redb").exists(), "what CONNACK promised is in a file that a start finds");
-    publish(&mut client, 10..20);
-    gateway.kill();
-    gateway.run();
-    let (_, connack) = Client::connect(gateway.address, &session);
-    assert_eq!((connack[1], connack[2]), (1, 0), "the session is there: {connack:?}");
-    assert_eq!(accepted(&gateway.status()), 20, "no number was given twice");
+fn the_state_is_written_anew_if_its_file_is_removed_or_replaced() {
+    for what in ["removed", "replaced"] {
+        let (mut gateway, mut client) = start("state-gone");
+        publish(&mut client, 0..10);
+        let state = journal(&gateway).join("state.redb");
+        match what {
+            "removed" => std::fs::remove_file(&state).expect("removed"),
+            _ => {
+                // As an operator does who puts an older copy back.
+                let other = state.with_extension("other");
+                std::fs::copy(&state, &other).expect("copied");
+                std::fs::rename(&other, &state).expect("replaced");
+            }
+        }
+        // Session expiry: an hour.
+        let properties = vec![0x11, 0, 0, 0x0E, 0x10];
+        let session = Hello { client: "keeper", is_clean: false, properties, ..Hello::default() };
+        let (_, connack) = Client::connect(gateway.address, &session);
+        assert_eq!((connack[1], connack[2]), (0, 0), "{what}: {connack:?}");
+        assert!(state.exists(), "what CONNACK promised is in a file that a start finds");
+        publish(&mut client, 10..20);
+        gateway.kill();
+        gateway.run();
+        let (_, connack) = Client::connect(gateway.address, &session);
+        assert_eq!((connack[1], connack[2]), (1, 0), "{what}, the session is there: {connack:?}");
+        assert_eq!(accepted(&gateway.status()), 20, "{what}: no number was given twice");
+    }
 }
 
 /// A closed segment that was gone stopped the forwarder for ever.

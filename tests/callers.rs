@@ -1,5 +1,5 @@
 //! Who may change what at the command socket: whoever the kernel names, and nobody else. The same under the real unit
-//! is `tests/package/callers`.
+//! is `tests/package/unit`.
 
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::Gateway;

@@ -338,3 +338,23 @@ fn after_damage_the_accounts_balance_and_no_number_is_given_twice_wherever_the_p
         }
     }
 }
+
+/// Ids are chosen by devices: with a key that anybody could know, they could be chosen to share a slot of the window.
+#[test]
+fn each_journal_draws_a_key_of_its_own_for_its_fingerprints_and_keeps_it() {
+    let key = |disk: &FaultDisk| {
+        let journal = open(disk).expect("opens");
+        let key = journal.notes("dedupe").read("key").expect("readable").expect("a key");
+        journal.close(Duration::from_secs(5));
+        key
+    };
+    let (one, other) = (FaultDisk::default(), FaultDisk::default());
+    let (first, second) = (key(&one), key(&other));
+    assert_eq!(first.len(), 24);
+    // Each of its parts: the two halves of the key for ids, and the seed for content.
+    for (mine, foreign) in first.chunks(8).zip(second.chunks(8)) {
+        assert_ne!(mine, foreign, "two journals have the same key");
+    }
+    one.cut(Unsynced::Dropped);
+    assert_eq!(key(&one.restart()), first, "fingerprints on the disk are compared with the key that made them");
+}

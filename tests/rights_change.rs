@@ -4,6 +4,7 @@
 //! connected, asleep, with a will that is pending, in a shared subscription, and after a restart.
 
 mod authorities;
+mod programs;
 mod subject;
 
 use crate::common::client::{Client, Hello};
@@ -34,6 +35,8 @@ enum Change {
     CertificateRevoked,
     IssuerRevoked,
     ListExpired,
+    /// Clients without a name are not let in any more.
+    AnonymousOff,
 }
 
 impl Change {
@@ -73,12 +76,13 @@ impl Plant {
         let authorities = change.is_of_certificates().then(|| Authorities::write(&gateway.folder));
         put_user(&gateway.folder.join("passwd"), "press", OLD.as_bytes()).expect("written");
         put_user(&gateway.folder.join("passwd"), "other", OLD.as_bytes()).expect("written");
-        let proof = match &authorities {
-            Some(authorities) => authorities.tls(),
-            None => "passwords = \"passwd\"".into(),
+        let (proof, who) = match (&authorities, change) {
+            (Some(authorities), _) => (authorities.tls(), "who = \"press\"\n"),
+            (None, Change::AnonymousOff) => ("passwords = \"passwd\"\nanonymous = true".into(), ""),
+            (None, _) => ("passwords = \"passwd\"".into(), "who = \"press\"\n"),
         };
         let listener = format!(
-            "\n[[source.mqtt]]\nname = \"judged\"\nlisten = \"{judged}\"\n{proof}\ndefault_rights = false\n[[source.mqtt.acl]]\nwho = \"press\"\npublish = [\"plant/+/press/#\"]\nsubscribe = [\"{EVENTS}\"]\n"
+            "\n[[source.mqtt]]\nname = \"judged\"\nlisten = \"{judged}\"\n{proof}\ndefault_rights = false\n[[source.mqtt.acl]]\n{who}publish = [\"plant/+/press/#\"]\nsubscribe = [\"{EVENTS}\"]\n"
         );
         let config = std::fs::read_to_string(gateway.config()).expect("read");
         std::fs::write(gateway.config(), config + &listener).expect("written");
@@ -87,7 +91,8 @@ impl Plant {
 
     /// A client of the name `press` with a client id of its own.
     fn subject(&self, client: &'static str) -> Subject {
-        let login = (!self.change.is_of_certificates()).then_some(("press", OLD));
+        let is_named = !self.change.is_of_certificates() && self.change != Change::AnonymousOff;
+        let login = is_named.then_some(("press", OLD));
         let hello =
             Hello { client, login, is_clean: false, properties: vec![0x11, 0, 0, 0x0E, 0x10], ..Hello::default() };
         Subject::new(self.judged, hello, self.authorities.as_ref().map(Authorities::client))
@@ -115,6 +120,9 @@ impl Plant {
             Change::CertificateRevoked => self.authorities().revoke_leaf(),
             Change::IssuerRevoked => self.authorities().revoke_issuer(),
             Change::ListExpired => self.authorities().expire(),
+            Change::AnonymousOff => {
+                edit(&|text| text.replace("anonymous = true", "anonymous = false"), &self.gateway.config())
+            }
         }
     }
 
@@ -274,6 +282,7 @@ rows! {
     a_revoked_certificate_is_gone_in_every_state, a_certificate_revoked_while_the_gateway_was_down_is_gone: CertificateRevoked;
     a_revoked_issuer_counts_in_every_state, an_issuer_revoked_while_the_gateway_was_down_counts: IssuerRevoked;
     an_expired_list_counts_in_every_state, a_list_that_expired_while_the_gateway_was_down_counts: ListExpired;
+    who_has_no_name_is_gone_in_every_state, who_has_no_name_is_gone_after_a_restart: AnonymousOff;
 }
 
 #[test]

@@ -143,18 +143,24 @@ fn a_secret_that_others_can_read_is_refused_in_production_and_warned_of_elsewher
                 .replace(DESTINATION.trim_start(), "")
         )
     });
-    for name in ["mask.key", "users", "tokens", "plant.password", "odoo.key", "hook.token"] {
-        let text = if name == "users" || name == "tokens" { "" } else { "0123456789abcdef0123456789abcdef\n" };
-        written(plant.folder(), name, text, 0o604);
+    let names = ["mask.key", "users", "tokens", "plant.password", "odoo.key", "hook.token"];
+    // Whoever can change a password is as good as whoever can read it.
+    for (mode, verb) in [(0o604, "read"), (0o602, "changed"), (0o606, "read and changed")] {
+        for name in names {
+            let text = if name == "users" || name == "tokens" { "" } else { "0123456789abcdef0123456789abcdef\n" };
+            written(plant.folder(), name, text, mode);
+        }
+        let said = plant.refused(&[
+            "forebay.toml:1: mask_key: ",
+            "source.mqtt[0].passwords: ",
+            "source.http[0].tokens: ",
+            "source.broker[0].password_file: ",
+            "source.odoo[0].key_file: ",
+            "source.odoo[0].hook.token_file: ",
+        ]);
+        let told = said.matches(&format!("can be {verb} by everybody")).count();
+        assert_eq!(told, names.len(), "mode {mode:04o}: {said}");
     }
-    plant.refused(&[
-        "forebay.toml:1: mask_key: ",
-        "source.mqtt[0].passwords: ",
-        "source.http[0].tokens: ",
-        "source.broker[0].password_file: ",
-        "source.odoo[0].key_file: ",
-        "source.odoo[0].hook.token_file: ",
-    ]);
 }
 
 /// Whoever can change what the gateway reads decides what it does. Each place is opened to everybody, alone, and mended by the
