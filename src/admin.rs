@@ -25,7 +25,7 @@ pub use reload::{Configured, ReloadAnswer, ReloadBy, ReloadOrder, Reloaded, Relo
 pub use socket::listen;
 
 use crate::clock;
-use crate::contract::{SourceKind, Surroundings};
+use crate::contract::{Sender, SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::forward::again::Replays;
@@ -609,7 +609,8 @@ async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Opt
         let user = caller().0.map_or_else(String::new, |uid| uid.to_string());
         let (what, reason) = (format!("{method} /{}", path.join("/")), refused.why.as_str());
         let (cause, source) = (Cause::Command, "command");
-        security.report(&Report { cause, source, address: None, client: "", user: &user, what: &what, reason });
+        let sender = Sender { user: &user, ..Sender::default() };
+        security.report(&Report { cause, source, address: None, sender, what: &what, reason });
     }
     Some(answered)
 }

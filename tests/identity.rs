@@ -37,6 +37,8 @@ struct Peer {
     line: Box<dyn Line>,
     input: Vec<u8>,
     packet_id: u16,
+    /// Whether CONNACK said that a session is present.
+    found_session: bool,
 }
 
 impl Peer {
@@ -52,7 +54,7 @@ impl Peer {
             }
             _ => Box::new(stream),
         };
-        let mut peer = Self { line, input: Vec::new(), packet_id: 0 };
+        let mut peer = Self { line, input: Vec::new(), packet_id: 0, found_session: false };
         let login = match way {
             Way::Password(user, password) => Some((*user, *password)),
             Way::Claim(user) => Some((*user, "")),
@@ -60,7 +62,10 @@ impl Peer {
         };
         let hello = Hello { login, ..hello.clone() };
         let code = match peer.line.write_all(&hello.bytes()) {
-            Ok(()) => peer.receive().map(|connack| connack[2]),
+            Ok(()) => peer.receive().map(|connack| {
+                peer.found_session = connack[1] & 1 == 1;
+                connack[2]
+            }),
             Err(_) => None,
         };
         (peer, code)

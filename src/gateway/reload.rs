@@ -10,7 +10,7 @@ use super::{Ground, ended};
 use crate::admin::{Configured, Handles, ReloadBy, ReloadOrder, Reloaded, View};
 use crate::clock;
 use crate::config::{Config, Prints};
-use crate::contract::Contract;
+use crate::contract::{Contract, Sender};
 use crate::event::Timestamp;
 use crate::journal::{DONE, Journal};
 use crate::ordered::ordered;
@@ -142,8 +142,7 @@ impl Works {
                 cause: Cause::Change,
                 source: "configuration",
                 address: None,
-                client: "",
-                user: &user,
+                sender: Sender { user: &user, ..Sender::default() },
                 what: part,
                 reason: &reason,
             });

@@ -4,7 +4,8 @@
 //! [`EVENTS_AT_ONCE`] events at once and [`EVENTS_PER_MINUTE`] from then on. Nothing is left out of a count.
 
 use super::Cause;
-use crate::event::Timestamp;
+use crate::contract::Sender;
+use crate::event::{AuthType, Timestamp};
 use crate::origin::Origin;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -33,10 +34,8 @@ pub struct Report<'a> {
     pub source: &'a str,
     /// Where it came from; `None` for what has no address.
     pub address: Option<IpAddr>,
-    /// The client id that was claimed; may be empty.
-    pub client: &'a str,
-    /// The user who was claimed or proven; may be empty.
-    pub user: &'a str,
+    /// Who it was, as far as that is known by then.
+    pub sender: Sender<'a>,
     /// What it was about: a topic, a filter, a part of the configuration, a command; may be empty.
     pub what: &'a str,
     /// Why it was refused, or what was changed: words of the gateway.
@@ -44,18 +43,15 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// What those alike have in common. Before somebody is let in, all that is known for certain is the address; a
+    /// What those alike have in common. Of whoever has proven no name, all that is known for certain is the address: a
     /// client could claim another name each time.
     fn origin(&self) -> String {
+        let Sender { client, user, proven_by } = self.sender;
         match self.cause {
-            Cause::Login | Cause::Tls | Cause::Token => {
-                self.address.map_or_else(String::new, |address| Origin::of(address).to_string())
-            }
             Cause::Change => cut(self.what).to_owned(),
-            Cause::Command => format!("{} {}", cut(self.user), cut(self.what)),
-            Cause::Publish | Cause::Subscribe | Cause::Will | Cause::Session | Cause::SessionQuota | Cause::Cut => {
-                format!("{} {}", cut(self.user), cut(self.client))
-            }
+            Cause::Command => format!("{} {}", cut(user), cut(self.what)),
+            _ if proven_by.is_some() => format!("{} {}", cut(user), cut(client)),
+            _ => self.address.map_or_else(String::new, |address| Origin::of(address).to_string()),
         }
     }
 }
@@ -81,6 +77,9 @@ pub(super) struct Told {
     client: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     user: String,
+    /// How the user was proven; without it the name is a claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authtype: Option<AuthType>,
     #[serde(skip_serializing_if = "String::is_empty")]
     what: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -188,8 +187,9 @@ impl Told {
             cause: report.cause.name(),
             source: text(report.source),
             address: report.address.filter(|_| !is_rest).map(|address| address.to_canonical().to_string()),
-            client: text(report.client),
-            user: text(report.user),
+            client: text(report.sender.client),
+            user: text(report.sender.user),
+            authtype: report.sender.proven_by.filter(|_| !is_rest),
             what: text(report.what),
             reason: text(report.reason),
             others: is_rest,
@@ -205,8 +205,14 @@ mod tests {
     use super::*;
 
     fn report<'a>(cause: Cause, address: [u8; 4], client: &'a str) -> Report<'a> {
-        let address = Some(IpAddr::from(address));
-        Report { cause, source: "devices", address, client, user: "", what: "", reason: "wrong" }
+        let (address, sender) = (Some(IpAddr::from(address)), Sender { client, ..Sender::default() });
+        Report { cause, source: "devices", address, sender, what: "", reason: "wrong" }
+    }
+
+    /// Of a client that has proven its name.
+    fn proven<'a>(cause: Cause, client: &'a str) -> Report<'a> {
+        let sender = Sender { client, user: client, proven_by: Some(AuthType::User) };
+        Report { sender, ..report(cause, [10, 0, 0, 7], client) }
     }
 
     fn at(seconds: u64) -> Timestamp {
@@ -221,8 +227,12 @@ mod tests {
             // An attacker claims another name each time.
             table.add(&report(Cause::Login, [10, 0, 0, 7], &format!("client-{number}")), at(number), start);
         }
-        table.add(&report(Cause::Publish, [10, 0, 0, 7], "press-4"), at(1), start);
-        table.add(&report(Cause::Publish, [10, 0, 0, 7], "press-5"), at(1), start);
+        table.add(&proven(Cause::Publish, "press-4"), at(1), start);
+        table.add(&proven(Cause::Publish, "press-5"), at(1), start);
+        // Clients that have proven nothing could be called anything.
+        for number in 0..1000 {
+            table.add(&report(Cause::Subscribe, [10, 0, 0, 7], &format!("client-{number}")), at(1), start);
+        }
         assert!(table.take_due(after(1)).is_empty(), "the first gathers what comes right behind it");
         let told = table.take_due(after(2));
         let counts: Vec<_> = told.iter().map(|one| (one.cause, one.client.as_str(), one.count)).collect();
@@ -230,7 +240,8 @@ mod tests {
             counts.contains(&("login", "client-0", 1000)) && counts.contains(&("publish", "press-4", 1)),
             "{told:?}"
         );
-        assert_eq!(told.len(), 3);
+        assert!(counts.contains(&("subscribe", "client-0", 1000)), "{told:?}");
+        assert_eq!(told.len(), 4);
         let login = told.iter().find(|one| one.cause == "login").expect("told");
         assert_eq!((login.first.as_str(), login.last.as_str()), (&*at(0).to_string(), &*at(999).to_string()));
         table.add(&report(Cause::Login, [10, 0, 0, 7], "again"), at(2000), after(3));
@@ -248,8 +259,9 @@ mod tests {
             let now = start + Duration::from_secs(second);
             for number in 0..100u64 {
                 let [.., a, b, c] = (second * 100 + number).to_be_bytes();
-                table.add(&Report { user: &long, ..report(Cause::Login, [10, a, b, c], &long) }, at(second), now);
-                table.add(&report(Cause::Session, [10, 0, 0, 1], &format!("{second}-{number}")), at(second), now);
+                let sender = Sender { client: &long, user: &long, proven_by: None };
+                table.add(&Report { sender, ..report(Cause::Login, [10, a, b, c], "") }, at(second), now);
+                table.add(&proven(Cause::Session, &format!("{second}-{number}")), at(second), now);
                 sent += 2;
             }
             told.extend(table.take_due(now));

@@ -21,6 +21,8 @@ mod tokens;
 pub use tokens::{Tokens, put_token};
 
 use crate::clock;
+use crate::contract::Sender;
+use crate::event::AuthType;
 use crate::http::{self, Crowd, Stream};
 use crate::ingest::Ingest;
 use crate::memory::{Budget, Door as BudgetDoor, Permit};
@@ -271,7 +273,7 @@ impl Shared {
 
     /// Counts a refusal, and logs one in a while.
     fn refuse(&self, peer: SocketAddr, asked: &Asked, reason: Refusal, why: &str) {
-        let Asked { status, user, client } = asked;
+        let Asked { status, user, proven_by, client } = asked;
         let path = if client.is_empty() { String::new() } else { format!("/events/{client}") };
         self.stats.refuse(reason);
         let cause = match reason {
@@ -282,7 +284,8 @@ impl Shared {
         };
         if let Some(cause) = cause {
             let (source, address) = (self.config.name.as_str(), Some(peer.ip()));
-            self.stats.report(&Report { cause, source, address, client, user, what: &path, reason: why });
+            let sender = Sender { client, user, proven_by: *proven_by };
+            self.stats.report(&Report { cause, source, address, sender, what: &path, reason: why });
         }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             let (user, path) = (shown(user), shown(&path));
@@ -299,6 +302,8 @@ struct Asked {
     status: Option<StatusCode>,
     /// The name that the caller proved.
     user: String,
+    /// How it was proven; `None` for a caller without a name.
+    proven_by: Option<AuthType>,
     /// The `{source}` of the path.
     client: String,
 }

@@ -31,6 +31,7 @@ pub use registry::Registry;
 pub use wire::{Fault, Frame, Publish, frame, publish};
 
 use crate::clock;
+use crate::contract::Sender;
 use crate::ingest::{Ingest, Pace};
 use crate::local::Local;
 use crate::memory::{Budget, Door as BudgetDoor, Permit};
@@ -451,11 +452,13 @@ impl Shared {
     /// Counts, logs and reports something that a client may not do.
     fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
-        let (user, peer) = device.user_and_peer();
-        self.report(peer, cause, Claim { client: &device.client, user: &user, what }, why);
+        let who = device.last_seen();
+        let (peer, claim) = (who.peer, Claim { sender: who.sender(&device.client), what });
+        self.report(peer, cause, claim, why);
         self.stats.refuse(Refusal::Access);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            tracing::warn!(source = %self.config.name, %peer, client = %device.client, user, what, held_back, "refused: {why}");
+            let (client, user, what) = claim.shown();
+            tracing::warn!(source = %self.config.name, %peer, %client, %user, %what, held_back, "refused: {why}");
         }
     }
 
@@ -464,8 +467,8 @@ impl Shared {
         device.refused.add(1);
         self.stats.refuse(reason);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            let (user, peer) = device.user_and_peer();
-            let (user, client, topic) = (shown(&user), shown(&device.client), shown(topic));
+            let who = device.last_seen();
+            let (user, client, topic, peer) = (shown(&who.identity), shown(&device.client), shown(topic), who.peer);
             tracing::warn!(source = %self.config.name, %client, %user, %peer, %topic, held_back, "client refused: {why}");
         }
     }
@@ -483,25 +486,31 @@ impl Shared {
     }
 }
 
-/// What a client says of itself, and what it wanted.
+/// Who wanted something, as far as that is known by then, and what it was.
 #[derive(Clone, Copy, Default)]
 struct Claim<'a> {
-    client: &'a str,
-    user: &'a str,
+    sender: Sender<'a>,
     what: &'a str,
 }
 
 impl<'a> Claim<'a> {
     /// Client, user and what it wanted, as a log may show them.
     fn shown(&self) -> (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>) {
-        (shown(self.client), shown(self.user), shown(self.what))
+        (shown(self.sender.client), shown(self.sender.user), shown(self.what))
     }
 }
 
 impl Shared {
     /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
     /// that says "not authorized".
-    fn turn_away(&self, peer: SocketAddr, hello: &hello::Hello, (code, why): (u8, &str), denied: Cause) {
+    fn turn_away(
+        &self,
+        peer: SocketAddr,
+        sender: Sender<'_>,
+        will: Option<&will::Spoken>,
+        (code, why): (u8, &str),
+        denied: Cause,
+    ) {
         let reason = match code {
             _ if why == room::NO_MEMORY.text => Refusal::Memory,
             hello::QUOTA | hello::BUSY => Refusal::Limit,
@@ -516,9 +525,8 @@ impl Shared {
             _ => None,
         };
         let is_of_will = cause == Some(Cause::Will) || matches!(code, hello::TOO_LARGE | hello::BAD_TOPIC);
-        let will = hello.will.as_ref().filter(|_| is_of_will);
-        let user = hello.user.as_deref().unwrap_or_default();
-        let claim = Claim { client: &hello.client, user, what: will.map_or("", |will| will.topic.as_str()) };
+        let will = will.filter(|_| is_of_will);
+        let claim = Claim { sender, what: will.map_or("", |will| will.topic.as_str()) };
         self.refuse(peer, claim, reason, why);
         if let Some(cause) = cause {
             self.report(peer, cause, claim, why);
@@ -527,15 +535,15 @@ impl Shared {
 
     /// Reports a subscription that ended since the client's rights were changed.
     fn report_ended(&self, device: &Device, filter: &str) {
-        let (user, peer) = device.user_and_peer();
-        let claim = Claim { client: &device.client, user: &user, what: filter };
-        self.report(peer, Cause::Cut, claim, "this client may not subscribe to this filter any more");
+        let who = device.last_seen();
+        let claim = Claim { sender: who.sender(&device.client), what: filter };
+        self.report(who.peer, Cause::Cut, claim, "this client may not subscribe to this filter any more");
     }
 
     fn report(&self, peer: SocketAddr, cause: Cause, claim: Claim<'_>, reason: &str) {
-        let Claim { client, user, what } = claim;
+        let Claim { sender, what } = claim;
         let address = Some(peer.ip());
-        self.stats.report(&Report { cause, source: &self.config.name, address, client, user, what, reason });
+        self.stats.report(&Report { cause, source: &self.config.name, address, sender, what, reason });
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a name may do: topics, sessions, wills, contracts, events, dead letters, HTTP.
 
 use super::{DENIED, GRANTED, OK, Peer, Way, configure, said};
+use crate::common::centre::Centre;
 use crate::common::client::{Client, Delivery, Hello, Will, subscribe};
 use crate::common::gateway::Gateway;
 use crate::common::http;
@@ -8,7 +9,11 @@ use crate::common::pki::Pki;
 use crate::common::{await_port, free_address};
 use forebay::sources::http::put_token;
 use forebay::sources::mqtt::put_user;
+use serde_json::Value;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A contract whose key no level of the topic forms alone: rules say who publishes.
 const SHIFT: &str = r#"
@@ -70,7 +75,12 @@ struct Plant {
 
 impl Plant {
     fn start(name: &str) -> Self {
-        let mut gateway = Gateway::prepare(name, "");
+        Self::start_with(name, "")
+    }
+
+    /// With more in the configuration.
+    fn start_with(name: &str, rest: &str) -> Self {
+        let mut gateway = Gateway::prepare(name, rest);
         for (file, text) in [("shift", SHIFT), ("quality", QUALITY), ("note", NOTE), ("self", SELF), ("order", ORDER)] {
             std::fs::write(gateway.folder.join(format!("contracts/{file}.toml")), text).expect("written");
         }
@@ -355,4 +365,95 @@ fn check_says_what_each_name_may_do_and_why() {
     // A contract that no proven name may publish by default is named.
     let text = said(&plant.gateway, &["check", "CONFIG"]);
     assert!(text.contains("nobody may publish \"plant/+/+/shift\"") && text.contains("line.shift"), "{text}");
+}
+
+/// Two clients with one client id were one session: whoever called itself like another got its messages.
+#[test]
+fn a_session_is_found_by_the_name_that_began_it_alone() {
+    let plant = Plant::start("who-sessions");
+    let lasting =
+        Hello { client: "board", is_clean: false, properties: vec![0x11, 0, 0, 0x0E, 0x10], ..Hello::default() };
+    let mut ways: Vec<_> = plant.ways().into_iter().map(|(to, way, _)| (to, way)).collect();
+    // Whoever proves nothing has one name more: none.
+    ways.push((plant.open, Way::Nothing));
+    let mut begun: Vec<usize> = Vec::new();
+    for round in 0..2 {
+        for (index, (to, way)) in ways.iter().enumerate() {
+            let (peer, code) = Peer::connect(*to, way, &lasting);
+            assert_eq!(code, Some(OK), "way {index}");
+            assert_eq!(peer.found_session, begun.contains(&index), "way {index}, round {round}");
+            begun.push(index);
+        }
+    }
+    // Claims find what the claimed name has begun nowhere, and what they have begun is found by no proof.
+    for claim in ["press-4", "lowuser", "gw-01"] {
+        let hello = Hello { client: claim, ..lasting.clone() };
+        let (peer, code) = Peer::connect(plant.open, &Way::Claim(claim), &hello);
+        assert_eq!((code, peer.found_session), (Some(OK), false), "{claim}");
+        drop(peer);
+        for (to, way, name) in plant.ways() {
+            let (peer, code) = Peer::connect(to, &way, &hello);
+            assert_eq!((code, peer.found_session), (Some(OK), false), "{claim} as {name}");
+        }
+    }
+}
+
+/// Who reads that press-4 was refused has to know whether it was press-4.
+#[test]
+fn what_is_refused_is_told_with_the_proven_name_and_a_claim_is_told_as_a_claim() {
+    let centre = Centre::start();
+    let plant = Plant::start_with("who-refused", &centre.destination("central"));
+    let ways = [
+        (plant.named, Way::Password("press-4", "long enough"), "press-4", "user"),
+        (plant.secure, plant.certificate.clone(), "gw-01", "service_account"),
+        (plant.open, Way::Claim("press-4"), "press-4", ""),
+        (plant.open, Way::Nothing, "", ""),
+    ];
+    let text = |data: &Value, name: &str| data[name].as_str().unwrap_or_default().to_owned();
+    let told = |cause: &str, client: &str| {
+        let start = Instant::now();
+        loop {
+            let events = centre.own("security").into_iter().map(|event| event["data"].clone());
+            if let Some(data) = events.into_iter().find(|data| data["cause"] == cause && data["client"] == client) {
+                return data;
+            }
+            assert!(start.elapsed() < PATIENCE, "no event of {cause} by {client}: {:#?}", centre.own("security"));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    for (index, (to, way, user, authtype)) in ways.into_iter().enumerate() {
+        // Those that prove nothing are one row of their address and cause: one of them for each cause.
+        let causes: &[&str] = match index {
+            2 => &["publish"],
+            3 => &["will"],
+            _ => &["publish", "will"],
+        };
+        let client = format!("client-{index}");
+        let hello = Hello { client: &client, ..Hello::default() };
+        for cause in causes {
+            if *cause == "publish" {
+                let (mut peer, code) = Peer::connect(to, &way, &hello);
+                assert_eq!(code, Some(OK));
+                assert_eq!(peer.publish("elsewhere/x", b"{}"), DENIED);
+            } else {
+                let will = Will { topic: "elsewhere/x", payload: b"{}", ..Will::default() };
+                let (_, code) = Peer::connect(to, &way, &Hello { will: Some(will), ..hello.clone() });
+                assert_eq!(code, Some(DENIED));
+            }
+            let data = told(cause, &client);
+            assert_eq!((text(&data, "user").as_str(), text(&data, "authtype").as_str()), (user, authtype), "{data}");
+        }
+    }
+    // A user name beside a certificate is ignored where the listener has no users: it is not in the audit either.
+    let will = Will { topic: "elsewhere/x", payload: b"{}", ..Will::default() };
+    let hello = Hello { client: "liar", login: Some(("press-4", "")), will: Some(will), ..Hello::default() };
+    let (_, code) = Peer::connect(plant.secure, &plant.certificate, &hello);
+    assert_eq!(code, Some(DENIED));
+    assert_eq!(text(&told("will", "liar"), "user"), "gw-01");
+    // A program with a token.
+    let bearer = format!("Bearer {}", plant.token);
+    let headers = [("authorization", bearer.as_str())];
+    assert_eq!(http::Client::dial(plant.programs).post("/events/mes", &headers, b"{}").status, 403);
+    let data = told("publish", "mes");
+    assert_eq!((text(&data, "user"), text(&data, "authtype")), ("erp".into(), "api_key".into()));
 }

@@ -159,6 +159,7 @@ async fn take(
     asked.client = source.as_ref().ok().cloned().unwrap_or_default();
     let caller = identify(shared, peer, &head.headers, arrived)?;
     asked.user = caller.name().to_owned();
+    asked.proven_by = caller.sender("").proven_by;
     if caller.proven().is_some() {
         peer.permit.leave();
     }

@@ -2,6 +2,7 @@
 
 use super::registry::Key;
 use crate::clock;
+use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp};
 use crate::ingest::Taken;
 use crate::memory::{Budget, Permit};
@@ -43,11 +44,12 @@ pub struct Device {
     _permit: Option<Permit>,
 }
 
+/// Who a client was when it connected last, and from where.
 #[derive(Clone, Debug)]
-struct Who {
-    identity: String,
+pub(super) struct Who {
+    pub(super) identity: String,
     proven_by: Option<AuthType>,
-    peer: SocketAddr,
+    pub(super) peer: SocketAddr,
     version: &'static str,
     /// Since when it is connected, and when that was on the wall.
     connected: Option<(Instant, Timestamp)>,
@@ -159,6 +161,13 @@ impl Devices {
     }
 }
 
+impl Who {
+    /// The sender of what comes from it under this client id.
+    pub(super) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
+        Sender { client, user: &self.identity, proven_by: self.proven_by }
+    }
+}
+
 impl Device {
     fn new(client: &str, peer: SocketAddr, version: &'static str, permit: Option<Permit>) -> Self {
         let who = Who { identity: String::new(), proven_by: None, peer, version, connected: None, received_before: 0 };
@@ -179,10 +188,9 @@ impl Device {
         self.who.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who it has proven to be, and where it was seen at last.
-    pub fn user_and_peer(&self) -> (String, SocketAddr) {
-        let who = self.who();
-        (who.identity.clone(), who.peer)
+    /// Who it was when it connected last.
+    pub(super) fn last_seen(&self) -> Who {
+        self.who().clone()
     }
 
     /// It is no longer connected.

@@ -16,6 +16,7 @@ use super::will::{Spoken, Stored, Will};
 use super::wire::{self, Fault};
 use super::{Claim, Setup, Shared};
 use crate::clock;
+use crate::contract::Sender;
 use crate::event::Timestamp;
 use crate::http::Duplex;
 use crate::ingest::Route;
@@ -287,7 +288,7 @@ impl<'s> Connection<'s> {
             },
             Err(why) => why.to_owned(),
         };
-        newest.count_dropped(self.peer, Claim { client, user: identity.name(), what: topic }, &why);
+        newest.count_dropped(self.peer, Claim { sender: identity.sender(client), what: topic }, &why);
         false
     }
 
@@ -303,7 +304,7 @@ impl<'s> Connection<'s> {
         // From here on the client waits for the gateway, and not the other way round.
         let let_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.let_in(hello))).await;
         let mut guest = let_in.unwrap_or_else(|_| {
-            let claim = Claim { client: &client, user: &user, what: "" };
+            let claim = Claim { sender: Sender { client: &client, user: &user, proven_by: None }, what: "" };
             shared.refuse(self.peer, claim, Refusal::Limit, "too many logins wait before this one");
             None
         })?;
@@ -375,18 +376,23 @@ impl<'s> Connection<'s> {
             Ok(()) => self.identify(&hello).await,
             Err((code, why)) => Err((code, Cow::Borrowed(why))),
         };
-        let (entered, denied) = match identified {
-            // Whoever has proven a name can only be denied the topic of its will.
+        let mut user = hello.user.clone().unwrap_or_default();
+        let (mut proven_by, mut denied) = (None, Cause::Login);
+        let entered = match identified {
             Ok(identity) => {
-                let entered = self.enter(&hello, identity).await;
-                (entered.map_err(|(code, why)| (code, Cow::Borrowed(why))), Cause::Will)
+                // What counts from here on is what was proven, whatever CONNECT says. Whoever has proven a name can only be
+                // denied the topic of its will.
+                (user, denied) = (identity.name().to_owned(), Cause::Will);
+                proven_by = identity.sender(&hello.client).proven_by;
+                self.enter(&hello, identity).await.map_err(|(code, why)| (code, Cow::Borrowed(why)))
             }
-            Err(refused) => (Err(refused), Cause::Login),
+            Err(refused) => Err(refused),
         };
         let (guest, is_present, expiry) = match entered {
             Ok(entered) => entered,
             Err((code, why)) => {
-                self.shared.turn_away(self.peer, &hello, (code, &why), denied);
+                let sender = Sender { client: &hello.client, user: &user, proven_by };
+                self.shared.turn_away(self.peer, sender, hello.will.as_ref(), (code, &why), denied);
                 let welcome = Welcome { code, is_present: false, assigned: None, expiry: None };
                 self.output.extend(connack(hello.protocol, self.shared, &welcome));
                 return None;
@@ -665,7 +671,7 @@ impl<'s> Connection<'s> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
         let judged = newest.judge(identity, self.peer);
         let rights = judged.inspect_err(|why| {
-            let claim = Claim { client: &inbound.client, user: identity.name(), what: "" };
+            let claim = Claim { sender: identity.sender(&inbound.client), what: "" };
             newest.report(self.peer, Cause::Cut, claim, why);
         })?;
         inbound.entitle(rights, self.shared);

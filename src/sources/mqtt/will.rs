@@ -175,7 +175,7 @@ impl Stored {
                 Some(Will { route: Arc::new(route), delay, spoken, permit })
             }
             Err(why) => {
-                let claim = Claim { client: &self.client, user: identity.name(), what: &self.topic };
+                let claim = Claim { sender: identity.sender(&self.client), what: &self.topic };
                 shared.count_dropped(self.peer, claim, &why);
                 None
             }

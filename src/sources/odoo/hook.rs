@@ -6,6 +6,7 @@
 
 use super::hints::Hints;
 use crate::clock;
+use crate::contract::Sender;
 use crate::http::{self, Crowd, Phase, Reply, Seat, Stream};
 use crate::memory::{Budget, Door, Permit};
 use crate::origin::Origin;
@@ -131,7 +132,7 @@ impl Shared {
         };
         if let Some(cause) = cause {
             let (source, address) = (self.source.as_str(), Some(peer.ip()));
-            self.stats.report(&Report { cause, source, address, client: "", user: "", what: "", reason: why });
+            self.stats.report(&Report { cause, source, address, sender: Sender::default(), what: "", reason: why });
         }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             tracing::warn!(source = %self.source, %peer, held_back, "hint refused: {why}");
