@@ -80,4 +80,6 @@ table! {
         "another user publishes 100 kB", AT_ONCE => connections::memory_held_by_one_user;
     groups_of_others: "80 connections with 64 shared subscriptions each",
         "what an event that none of them matches costs more", MORE_CPU => subscriptions::groups_of_others;
+    groups_that_match: "20 connections with 64 shared subscriptions each to everything, which take nothing",
+        "a device publishes 70 events a second", A_SECOND => subscriptions::groups_that_match;
 }

@@ -2,7 +2,7 @@
 
 use crate::common::client::{Client, Hello, subscribe};
 use crate::common::gateway::{Gateway, payload};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Connections, and shared subscriptions of each, of a group of its own.
 const CONNECTIONS: usize = 80;
@@ -50,4 +50,34 @@ pub fn groups_of_others() -> Duration {
     println!("{without:?} for each event without, {with:?} with {} groups", CONNECTIONS * GROUPS);
     drop(connections);
     with.saturating_sub(without)
+}
+
+/// How long a device waits for its acknowledgement beside groups that each get all of its events, and whose members
+/// take some and then nothing any more.
+pub fn groups_that_match() -> Duration {
+    let gateway = Gateway::start("fair-matching", "");
+    let members: Vec<_> = (0..20)
+        .map(|number| {
+            let name = format!("member-{number}");
+            let (mut client, _) = Client::connect(gateway.address, &Hello { client: &name, ..Hello::default() });
+            let filters: Vec<_> = (0..GROUPS).map(|group| format!("$share/m{number}-{group}/#")).collect();
+            let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
+            client.send(&subscribe(true, 1, &[], &filters));
+            let suback = client.receive().expect("a SUBACK");
+            assert!(suback[4..].iter().all(|code| *code == 1), "{suback:?}");
+            client
+        })
+        .collect();
+    let (mut device, _) = Client::connect(gateway.address, &Hello { client: "device", ..Hello::default() });
+    let mut longest = Duration::ZERO;
+    for id in 1..=300 {
+        let event = payload(1, usize::from(id));
+        let start = Instant::now();
+        device.publish(true, id, "plant/a/m1/state", event.as_bytes());
+        longest = longest.max(start.elapsed());
+        // Some 70 events a second, as of 50 machines.
+        std::thread::sleep(Duration::from_millis(14));
+    }
+    drop(members);
+    longest
 }
