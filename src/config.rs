@@ -18,7 +18,6 @@ use crate::forward;
 use crate::journal;
 use crate::link::Address;
 use crate::memory;
-use crate::ordered::ordered;
 use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
@@ -291,7 +290,7 @@ impl Config {
                 reserve_bytes: raw.disk_reserve.0,
                 cache_bytes: CACHE_BYTES,
                 tail_bytes: TAIL_BYTES,
-                destinations: ordered(raw.destination.iter().map(|to| (to.name.clone(), to.from))),
+                destinations: raw.destination.iter().map(|to| (to.name.clone(), to.from)).collect(),
             },
             contracts,
             mask_key,

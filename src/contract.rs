@@ -20,7 +20,6 @@ pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
 
 use crate::event::{AuthType, Content, Timestamp};
-use crate::ordered::sort;
 use crate::setting::Problem;
 use hmac::{Hmac, KeyInit, Mac};
 use pattern::Template;
@@ -470,7 +469,7 @@ impl Contracts {
                 });
             }
         }
-        sort(&mut files, Ord::cmp);
+        files.sort();
         let mut problems = Vec::new();
         let mut list: Vec<Arc<Contract>> = Vec::new();
         for file in &files {
@@ -490,7 +489,7 @@ impl Contracts {
         }
         // The narrowest pattern that matches counts, so that a search may stop at the first.
         let width = |contract: &Contract| (contract.source_name.is_none(), Reverse(contract.pattern.narrowness()));
-        sort(&mut list, |a, b| width(a).cmp(&width(b)));
+        list.sort_by_key(|contract| width(contract));
         Ok((Self { list }, warnings))
     }
 
@@ -523,7 +522,7 @@ impl Contracts {
         let events = publications().filter_map(|publication| publication.filter_of_key(name));
         let commands = publications().map(|publication| publication.filter_of_commands(name));
         let mut filters: Vec<_> = events.chain(commands).collect();
-        sort(&mut filters, Ord::cmp);
+        filters.sort();
         filters.dedup();
         filters
     }

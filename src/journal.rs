@@ -74,7 +74,6 @@ pub use shelf::{Publications, Shelf, ShelfLane};
 
 use crate::clock;
 use crate::contract::{Publication, Renderer};
-use crate::ordered::ordered;
 use segment::Segment;
 use std::collections::BTreeMap;
 use std::io;
@@ -464,11 +463,10 @@ impl Core {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let of_lane = || catalog.list.iter().flatten().filter(|known| known.publication.lane == lane);
         // The newest version of each stream is the one in force.
-        let newest: BTreeMap<u32, Option<u64>> = ordered(
-            of_lane()
-                .filter(|known| !known.publication.is_own())
-                .map(|known| (known.stream, known.publication.retention_unsettled)),
-        );
+        let newest: BTreeMap<u32, Option<u64>> = of_lane()
+            .filter(|known| !known.publication.is_own())
+            .map(|known| (known.stream, known.publication.retention_unsettled))
+            .collect();
         let own = newest.into_values().collect::<Option<Vec<u64>>>().and_then(|limits| limits.into_iter().max());
         let mut limits: Vec<(u64, Vec<u32>)> = Vec::new();
         for known in of_lane() {

@@ -19,7 +19,7 @@
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `telemetry`, `setting`, `memory` (the byte budget) |
-//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `ordered` (order), `rate` (how much each of many may have in a second), `origin` (what counts as one address) |
+//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `rate` (how much each of many may have in a second), `origin` (what counts as one address) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -59,8 +59,8 @@
 //! - **JSON Schema is checked by our own code** (`contract/schema`), a tenth of what a library for every draft and every JSON
 //!   type adds to the program: 3.2 of 15.1 MB. The official tests of the draft and that library, side by side on random
 //!   schemas, judge it in the tests.
-//! - **What is compiled for every type is kept to one type**: tasks, streams, bodies, sorts and JSON for people go through
-//!   `task`, `http`, `ordered` and `telemetry`, and the command socket through the same few lines as the other HTTP: 1.0 of
+//! - **What is compiled for every type is kept to one type**: tasks, streams, bodies and JSON for people go through
+//!   `task`, `http` and `telemetry`, and the command socket through the same few lines as the other HTTP: 1.0 of
 //!   11.3 MB, at no cost an event. The names in certificates are read by
 //!   `tls/certificate`, which is stricter than the library that reads revocation lists and name constraints.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
@@ -90,7 +90,6 @@ pub mod link;
 pub mod local;
 pub mod memory;
 pub mod odoo;
-pub mod ordered;
 mod origin;
 mod rate;
 pub mod secret;

@@ -7,7 +7,6 @@ pub mod access;
 mod read;
 mod share;
 
-use crate::ordered::ordered;
 use read::{Misfit, Root};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -341,7 +340,7 @@ impl Document {
             found
         };
         let (old, new) = (values(self), values(newer));
-        let keys: BTreeSet<&String> = ordered(old.keys().chain(new.keys()));
+        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
         let line = |key: &String| match (old.get(key), new.get(key)) {
             (Some(old), Some(new)) if old == new => None,
             (Some(_), Some(_)) if may_be_secret(key) => Some(format!("{key}: changed")),

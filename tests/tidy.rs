@@ -34,7 +34,6 @@ const ROWS: &[(&str, u32)] = &[
     ("service", 2),
     ("http", 0),
     ("task", 0),
-    ("ordered", 0),
     ("rate", 0),
     ("origin", 0),
     ("memory", 1),

@@ -11,7 +11,6 @@ use crate::ingest::dead::fates::{Fate, State as FateState};
 use crate::ingest::dead::{DeadLetter, Stage};
 use crate::ingest::{Beside, Publishing, Route};
 use crate::journal::{Found, NotTaken, Waiter};
-use crate::ordered::ordered;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -424,7 +423,7 @@ pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> Answ
 
 pub(super) async fn edit(app: App, id: u64, body: Incoming) -> Answered {
     let edit: Edit = given(body).await?;
-    let which = Which { ids: ordered([id]), ..Which::default() };
+    let which = Which { ids: [id].into(), ..Which::default() };
     let range = id..id.saturating_add(1).min(app.handles.journal.dead().end());
     let Some(found) = select(&app, &which, range).await?.0.pop() else {
         return Err(none(id));

@@ -9,7 +9,6 @@ use super::{At, runtime, socket, socket_path};
 use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
-use crate::ordered::sort;
 use crate::secret;
 use crate::setting::{Bytes, Document};
 use crate::task;
@@ -204,7 +203,7 @@ fn put_folder(bundle: &mut Bundle, name: &str, folder: &Path, deep: u32) -> anyh
         }
     };
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    sort(&mut paths, Ord::cmp);
+    paths.sort();
     for path in paths {
         let inside = format!("{name}/{}", path.file_name().unwrap_or_default().to_string_lossy());
         let is_wanted = path.extension().is_some_and(|ending| ending == "toml" || ending == "json");

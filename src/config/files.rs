@@ -1,7 +1,6 @@
 //! The files that a configuration names: where they are, and whether what they say has changed.
 
 use super::File;
-use crate::ordered::{ordered, sort};
 use crate::secret::Secret;
 use crate::tls::{CertificateFile, ClientFiles, RevocationFile, ServerFiles};
 use std::collections::BTreeMap;
@@ -176,7 +175,8 @@ impl Prints {
         each!(raw.source.modbus, "source.modbus", "source");
         each!(raw.source.odoo, "source.odoo", "source");
         each!(raw.destination, "destination", "destination");
-        let mut files: BTreeMap<String, Vec<PathBuf>> = ordered(settings.keys().map(|name| (name.clone(), Vec::new())));
+        let mut files: BTreeMap<String, Vec<PathBuf>> =
+            settings.keys().map(|name| (name.clone(), Vec::new())).collect();
         let mut contents = BTreeMap::new();
         for Named { key, path, .. } in places(raw) {
             let end = key.find(']').map_or(key.len(), |end| end + 1);
@@ -189,8 +189,8 @@ impl Prints {
             let settings = settings.get(&name).map_or(0, |text| xxh3_64(text.as_bytes()));
             (name, Print { settings, files: content(&files) })
         };
-        let all = ordered([file.to_owned()].into_iter().chain(files.values().flatten().cloned()));
-        Self { parts: ordered(files.into_iter().map(print)), contents, files: all }
+        let all = [file.to_owned()].into_iter().chain(files.values().flatten().cloned()).collect();
+        Self { parts: files.into_iter().map(print).collect(), contents, files: all }
     }
 
     /// A number that changes when one of the files does: its time, size or identity.
@@ -235,7 +235,7 @@ fn walk(path: &Path, deep: u32, see: &mut impl FnMut(&Path, &std::fs::Metadata))
     let mut inside: Vec<_> =
         std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     inside.retain(|path| path.is_dir() || path.extension().is_some_and(|ending| ending == "toml" || ending == "json"));
-    sort(&mut inside, Ord::cmp);
+    inside.sort();
     inside.iter().for_each(|path| walk(path, deep, see));
 }
 

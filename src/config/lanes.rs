@@ -4,7 +4,6 @@ use super::{File, check_word};
 use crate::contract::{Contracts, Order};
 use crate::forward::{Batch, CatchUp, Hours, Rate, Sending};
 use crate::journal::{self, Full, LaneConfig};
-use crate::ordered::ordered;
 use crate::setting::{Bytes, Document, Problem, Span};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -106,7 +105,7 @@ pub(super) fn check(
     let mut lanes: Vec<LaneConfig> =
         LANES.iter().map(|(name, linger, budget, full)| lane(name, *linger, *budget, *full)).collect();
     let mut sending: BTreeMap<String, Sending> =
-        ordered(lanes.iter().map(|lane| (lane.name.clone(), Sending::default())));
+        lanes.iter().map(|lane| (lane.name.clone(), Sending::default())).collect();
     if let Some(bulk) = sending.get_mut("bulk") {
         bulk.yielding = Some(BULK_YIELDING);
     }

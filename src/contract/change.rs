@@ -1,7 +1,6 @@
 //! What a new version of a contract would break for those who read its events.
 
 use super::Publication;
-use crate::ordered::ordered;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -47,7 +46,7 @@ fn breaking_changes(current: &Publication, next: &Publication) -> Vec<String> {
     if current.mode != next.mode {
         broken.push("mode changes".into());
     }
-    let kept = |publication: &Publication| -> BTreeSet<String> { ordered(publication.keep.iter().cloned()) };
+    let kept = |publication: &Publication| -> BTreeSet<String> { publication.keep.iter().cloned().collect() };
     if !next.keep.is_empty() {
         let (before, after) = (kept(current), kept(next));
         if before.is_empty() {
@@ -86,7 +85,7 @@ fn compare(before: &Value, after: &Value, place: &str, broken: &mut Vec<String>)
     }
     let required = |schema: &Value| -> BTreeSet<String> {
         let list = schema.get("required").and_then(Value::as_array);
-        ordered(list.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)))
+        list.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     };
     for name in required(before).difference(&required(after)) {
         broken.push(format!("{place}/{name}: is no longer required"));
@@ -107,8 +106,8 @@ fn compare(before: &Value, after: &Value, place: &str, broken: &mut Vec<String>)
 
 fn types(schema: &Value) -> Option<BTreeSet<String>> {
     let set: BTreeSet<String> = match schema.get("type")? {
-        Value::String(one) => ordered([one.clone()]),
-        Value::Array(many) => ordered(many.iter().filter_map(|one| one.as_str().map(str::to_owned))),
+        Value::String(one) => [one.clone()].into(),
+        Value::Array(many) => many.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
         _ => return None,
     };
     // Every integer is a number, so that narrowing to integers breaks nobody.

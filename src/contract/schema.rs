@@ -13,7 +13,6 @@ mod format;
 mod number;
 
 use super::json::{Tree, push_json_string};
-use crate::ordered::sort;
 use format::Format;
 use number::Decimal;
 use serde_json::{Number, Value};
@@ -639,7 +638,7 @@ fn write_alike(value: &Tree<'_>, out: &mut Vec<u8>) {
         }
         Tree::Object(members) => {
             let mut sorted: Vec<_> = members.iter().map(|(name, member)| (name.as_ref(), member)).collect();
-            sort(&mut sorted, |(a, _), (b, _)| a.cmp(b));
+            sorted.sort_by_key(|(name, _)| *name);
             out.push(b'{');
             for (name, member) in sorted {
                 push_json_string(out, name);

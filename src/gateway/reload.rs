@@ -13,7 +13,6 @@ use crate::config::{Config, Prints};
 use crate::contract::{Contract, Sender};
 use crate::event::Timestamp;
 use crate::journal::{DONE, Journal};
-use crate::ordered::ordered;
 use crate::security::{Cause, Report};
 use crate::setting::Problem;
 use crate::task;
@@ -243,10 +242,10 @@ impl Works {
     fn changes(&self, new: &Config, contracts: &[Arc<Contract>]) -> Vec<String> {
         let mut changes = self.config.document.differences(&new.document);
         let versions = |contracts: &[Arc<Contract>]| -> BTreeMap<String, String> {
-            ordered(contracts.iter().map(|one| (one.publication.stream_id(), one.publication.version.clone())))
+            contracts.iter().map(|one| (one.publication.stream_id(), one.publication.version.clone())).collect()
         };
         let (before, now) = (versions(&self.contracts), versions(contracts));
-        for stream in ordered::<BTreeSet<_>, _>(before.keys().chain(now.keys())) {
+        for stream in before.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
             match (before.get(stream), now.get(stream)) {
                 (Some(old), Some(new)) if old == new => {}
                 (Some(old), Some(new)) => changes.push(format!("contract {stream}: {old} → {new}")),
@@ -279,7 +278,7 @@ impl Works {
     /// Serves the destinations as another configuration says; returns what failed.
     async fn change_outlets(&mut self, config: &Config) -> Vec<String> {
         let mut wanted: BTreeMap<String, outlets::Wanted> =
-            ordered(outlets::Wanted::of(config).into_iter().map(|wanted| (wanted.config.name.clone(), wanted)));
+            outlets::Wanted::of(config).into_iter().map(|wanted| (wanted.config.name.clone(), wanted)).collect();
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for mut outlet in self.outlets.drain(..) {
             match wanted.remove(outlet.name()) {
@@ -320,7 +319,7 @@ impl Works {
         contracts: &[Arc<Contract>],
     ) -> Vec<String> {
         let (mut kept, mut gone, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
-        let mut steps: BTreeMap<String, Step> = ordered(steps);
+        let mut steps: BTreeMap<String, Step> = steps.into_iter().collect();
         for mut source in self.sources.drain(..) {
             match steps.remove(&source.handle.name) {
                 Some(Step::Keep) => {

@@ -11,7 +11,6 @@ use super::walk::Walk;
 use super::{DEAD, Found, JournalError, Published};
 use crate::contract::push_json_string;
 use crate::event::{Record, Timestamp};
-use crate::ordered::ordered;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -86,7 +85,7 @@ impl BadSelection {
         if publications.iter().any(|published| published.is_named(wanted)) {
             return None;
         }
-        let known: BTreeSet<_> = ordered(publications.iter().map(|one| one.renderer.stream_id()));
+        let known: BTreeSet<_> = publications.iter().map(|one| one.renderer.stream_id()).collect();
         let known: Vec<_> = known.into_iter().collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         Some(Self::NoStream { wanted: wanted.to_owned(), known })

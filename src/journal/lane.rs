@@ -12,7 +12,6 @@ use super::{
     Condition, Core, DEAD, JournalError, LaneConfig, Published, Receipt, SEGMENT_BYTES_MAX, sequence_mark, writer,
 };
 use crate::event::{Record, Timestamp};
-use crate::ordered::sort;
 use crate::telemetry::{Counter, Histogram};
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -440,7 +439,7 @@ impl Lane {
         let owed = self.owed_below(&sequences, &settled);
         let mut streams: Vec<u32> = owed.iter().map(|(stream, _)| *stream).collect();
         streams.extend(settled.accounts.iter().map(|account| account.stream));
-        sort(&mut streams, Ord::cmp);
+        streams.sort();
         streams.dedup();
         let row = |stream: u32| {
             let account = settled.accounts.iter().find(|account| account.stream == stream).cloned();

@@ -10,7 +10,6 @@ use super::settled::{Outcome, Settled};
 use super::{Found, Journal, JournalError, Lane, Note, Walk};
 use crate::clock;
 use crate::event::{Record, Timestamp};
-use crate::ordered::sort;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -254,7 +253,7 @@ impl Journal {
     /// Names of the destinations that lanes know, configured or not.
     pub fn destinations(&self) -> Vec<String> {
         let mut names: Vec<String> = self.lanes().iter().flat_map(|lane| lane.destinations()).collect();
-        sort(&mut names, Ord::cmp);
+        names.sort();
         names.dedup();
         names
     }

@@ -9,7 +9,6 @@ use super::state::RESERVE;
 use super::unused::Gaps;
 use super::writer::Numbers;
 use super::{Core, JournalError, sequence_mark};
-use crate::ordered::sort;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::PoisonError;
@@ -124,7 +123,7 @@ fn is_of(core: &Core, stream: u32, lane: &str) -> bool {
 fn stream_numbers(core: &Core) -> Vec<u32> {
     let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
     let mut numbers: Vec<u32> = catalog.list.iter().flatten().map(|published| published.stream).chain([0]).collect();
-    sort(&mut numbers, Ord::cmp);
+    numbers.sort();
     numbers.dedup();
     numbers
 }

@@ -19,7 +19,6 @@ use super::{
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
-use crate::ordered::{ordered, sort};
 use crate::service::Lifeless;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -365,7 +364,7 @@ pub(super) fn stored_fingerprint_key(state: &State) -> Result<Option<Fingerprint
 type Prints = (Timestamp, Vec<Fingerprint>);
 
 fn restore_window(core: &Core, mut prints: Vec<Prints>) {
-    sort(&mut prints, |(a, _), (b, _)| a.cmp(b));
+    prints.sort_by_key(|(ended, _)| *ended);
     let mut window = core.window();
     let mut room = window.capacity();
     // Only what fits: the newest.
@@ -494,12 +493,12 @@ fn open_lane(
         cursor.lose(newest.next, lost_to, &[]);
     }
     let log = Log {
-        durable_low: ordered(settled.iter().map(|settled| (settled.destination.clone(), settled.low))),
+        durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
         segments,
         active: active.as_ref().map(|active| Arc::clone(&active.segment)),
         settled,
         end: offsets.next,
-        sequences: ordered(sequences.iter().map(|(stream, numbers)| (*stream, numbers.next))),
+        sequences: sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect(),
         ..Log::default()
     };
     let lane = Lane {
@@ -586,7 +585,7 @@ fn damaged_files(
     let mut files: Vec<_> =
         found.into_iter().filter(|(name, _)| name.ends_with(".damaged")).map(|(name, _)| folder.join(name)).collect();
     files.extend(new);
-    sort(&mut files, Ord::cmp);
+    files.sort();
     files.dedup();
     Ok(files)
 }
@@ -616,7 +615,7 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
     let segment = Segment::open(&*core.disk, path, core.cache_bytes)?;
     let view = segment.view()?;
     let mut summary = view.summary()?;
-    let mut sequences: BTreeMap<u32, u64> = ordered(summary.sequences.iter().copied());
+    let mut sequences: BTreeMap<u32, u64> = summary.sequences.iter().copied().collect();
     let mut settled = summary.settled.clone();
     if let Some(closed) = &summary.closed {
         for part in &closed.streams {

@@ -12,7 +12,6 @@ use super::state::State;
 use super::unused::{Gaps, Unused};
 use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
 use crate::contract::{Publication, Renderer};
-use crate::ordered::sort;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -125,7 +124,7 @@ impl Shelf {
             }
         }
         // The lanes of events first, by name.
-        sort(&mut lanes, |a, b| (a.name == DEAD, &a.name).cmp(&(b.name == DEAD, &b.name)));
+        lanes.sort_by(|a, b| (a.name == DEAD, &a.name).cmp(&(b.name == DEAD, &b.name)));
         Ok(Self { folder: folder.to_owned(), seal, lanes, publications, _lock: lock })
     }
 

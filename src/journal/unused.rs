@@ -8,7 +8,6 @@
 
 use super::disk::{Disk, read_whole, write_json};
 use super::{JournalError, set_aside};
-use crate::ordered::ordered;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -69,7 +68,7 @@ impl Unused {
             if let Some(last) = gaps.offsets.last_mut() {
                 last.1 = last.1.max(to);
             }
-            let streams: BTreeSet<u32> = ordered(gaps.sequences.iter().map(|gap| gap.0));
+            let streams: BTreeSet<u32> = gaps.sequences.iter().map(|gap| gap.0).collect();
             for stream in streams {
                 if let Some(last) = gaps.sequences.iter_mut().rev().find(|gap| gap.0 == stream) {
                     last.2 = last.2.max(to);

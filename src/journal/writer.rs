@@ -16,7 +16,6 @@ use super::window::{BatchPrints, DurableCopy, Fingerprint, Seen, SeenInBatch};
 use super::{Condition, Full, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
-use crate::ordered::ordered;
 use crate::telemetry::{FOLLOW, follow, may_follow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -677,7 +676,7 @@ impl Writer {
     /// Lets readers see what is on the disk now.
     fn publish(&mut self, prepared: Prepared) {
         self.position.offsets.next = prepared.end;
-        let sequences = ordered(self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)));
+        let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
         self.lane.stats.accepted.add(prepared.events);
         if may_follow() {
             self.follow(&prepared.blocks);

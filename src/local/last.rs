@@ -5,7 +5,6 @@
 use super::feed::{Passing, Place};
 use crate::event::{Record, Timestamp};
 use crate::journal::{Note, Published};
-use crate::ordered::sort;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -130,7 +129,7 @@ impl LastValues {
             .filter(|(topic, _)| wanted(topic))
             .map(|(topic, (_, value))| (Arc::clone(topic), Arc::clone(value)))
             .collect();
-        sort(&mut found, |a, b| a.0.cmp(&b.0));
+        found.sort_by(|a, b| a.0.cmp(&b.0));
         found
     }
 

@@ -152,7 +152,7 @@ impl Table {
 
     fn take(&mut self, now: Instant, count_max: usize, is_due: impl Fn(&Row) -> bool) -> Vec<Told> {
         let mut due: Vec<&mut Row> = self.rows.values_mut().filter(|row| row.told.count > 0 && is_due(row)).collect();
-        crate::ordered::sort(&mut due, |a, b| a.tell_at.cmp(&b.tell_at).then(a.first.cmp(&b.first)));
+        due.sort_by(|a, b| a.tell_at.cmp(&b.tell_at).then(a.first.cmp(&b.first)));
         due.truncate(count_max);
         let told: Vec<Told> = due
             .into_iter()

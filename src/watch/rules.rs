@@ -6,7 +6,6 @@
 use super::kind::{Kind, Severity};
 use super::{Config, Setting};
 use crate::event::Timestamp;
-use crate::ordered::ordered;
 use crate::sources::odoo::{Mirror, linked};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -208,7 +207,7 @@ struct Words<'a> {
 
 fn push(found: &mut Vec<Condition>, model: &str, fact: &Fact, words: Words<'_>) {
     let details: Map<String, Value> =
-        ordered(words.fields.iter().filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone()))));
+        words.fields.iter().filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone()))).collect();
     found.push(Condition {
         kind: words.kind,
         severity: Severity::Info,

@@ -7,7 +7,6 @@ use super::kind::{Kind, Severity};
 use super::rules::{Condition, Key};
 use crate::event::Timestamp;
 use crate::journal::Note;
-use crate::ordered::sort;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -174,7 +173,7 @@ impl Steps {
     /// Every exception that stands open, the oldest first.
     pub(super) fn open(&self) -> Vec<Exception> {
         let mut open: Vec<_> = self.entries.values().map(|entry| entry.exception.clone()).collect();
-        sort(&mut open, |a, b| a.opened.cmp(&b.opened).then_with(|| a.id.cmp(&b.id)));
+        open.sort_by(|a, b| a.opened.cmp(&b.opened).then_with(|| a.id.cmp(&b.id)));
         open
     }
 }

@@ -5,7 +5,6 @@
 use super::super::json;
 use super::format::Format;
 use super::{Id, Keyword, Node, Pattern, Schema, Types, number};
-use crate::ordered::sort;
 use fluent_uri::{Uri, UriRef};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Number, Value};
@@ -184,7 +183,7 @@ impl<'v> Compiler<'v> {
             read.extend(keyword.map_err(|error| format!("{place}: {error}"))?);
         }
         // Cheap ones first; what asks for the rest comes after all that may leave one.
-        sort(&mut read, |a, b| a.turn().cmp(&b.turn()));
+        read.sort_by_key(Keyword::turn);
         let node = &mut self.nodes[id];
         node.asks_for_rest =
             read.iter().any(|k| matches!(k, Keyword::UnevaluatedItems(_) | Keyword::UnevaluatedProperties(_)));
@@ -292,7 +291,7 @@ impl<'v> Compiler<'v> {
             Some(value @ Value::Object(_)) => self.named(value, resource, &format!("{beside}/properties"))?,
             _ => Vec::new(),
         };
-        sort(&mut named, |(a, _), (b, _)| a.cmp(b));
+        named.sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut patterns = Vec::new();
         // A mistake in these is told at their own place.
         if let Some(value @ Value::Object(_)) = all.get("patternProperties") {

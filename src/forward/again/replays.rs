@@ -6,7 +6,6 @@
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Lane, Notes, Published};
-use crate::ordered::ordered;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -102,7 +101,7 @@ impl Replays {
     pub fn open(journal: &Journal) -> Result<Self, JournalError> {
         let notes = journal.notes("again");
         let read = |(_, text): (String, Vec<u8>)| serde_json::from_slice::<Replay>(&text).ok();
-        let known = ordered(notes.all(PREFIX)?.into_iter().filter_map(read).map(|replay| (replay.id, replay)));
+        let known = notes.all(PREFIX)?.into_iter().filter_map(read).map(|replay| (replay.id, replay)).collect();
         Ok(Self { notes, writing: Mutex::default(), known: Mutex::new(known), changed: Notify::new() })
     }
 

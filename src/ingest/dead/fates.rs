@@ -7,7 +7,6 @@
 use super::{DeadLetter, Stage};
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Note, Notes};
-use crate::ordered::ordered;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -185,7 +184,7 @@ impl Fates {
             return Ok(BTreeSet::new());
         }
         notes.push((RESOLVED.to_owned(), serde_json::to_vec(&resolved).ok()));
-        let changed = ordered(open.iter().map(|(id, ..)| *id));
+        let changed = open.iter().map(|(id, ..)| *id).collect();
         self.notes.write_audited(notes, audit(&changed))?;
         let mut known = self.known();
         known.resolved = resolved;

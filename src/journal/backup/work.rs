@@ -12,7 +12,6 @@ use crate::journal::settled::Settled;
 use crate::journal::state::State;
 use crate::journal::unused::Unused;
 use crate::journal::{Found, JournalError, PUBLICATIONS, sequence_mark};
-use crate::ordered::ordered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -58,7 +57,7 @@ impl<'a, 't> Work<'a, 't> {
             copied: Copied::default(),
             outcome: Backup::default(),
             unused: Unused::default(),
-            marks: ordered(source.marks.iter().cloned()),
+            marks: source.marks.iter().cloned().collect(),
         }
     }
 

@@ -3,7 +3,6 @@
 //! The file has a line for each token, `name:sha256:…`, made by `forebay token add`. A token is 244
 //! random bits, so that a plain hash is enough: there is nothing to guess and nothing to slow down.
 
-use crate::ordered::sort;
 use crate::sources::identity::check_name;
 use crate::sources::secrets::{self, BadSecrets};
 use base64::Engine;
@@ -41,7 +40,7 @@ impl Tokens {
     /// The names that there are tokens for, in order.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.names.values().map(String::as_str).collect();
-        sort(&mut names, Ord::cmp);
+        names.sort();
         names.dedup();
         names
     }

@@ -6,7 +6,6 @@ mod columns;
 
 use super::table::Device;
 use super::value::Table;
-use crate::ordered::sort;
 use crate::setting::Document;
 use columns::{Column, cells, columns, separator};
 use std::collections::BTreeSet;
@@ -76,7 +75,7 @@ pub fn import(csv: &str, title: &str, numbering: Numbering) -> Result<Imported, 
         }
     }
     settle(title, found, &mut imported)?;
-    sort(&mut imported.skipped, Ord::cmp);
+    imported.skipped.sort();
     Ok(imported)
 }
 
@@ -105,7 +104,7 @@ fn settle(title: &str, mut found: Vec<Found>, imported: &mut Imported) -> Result
                 _ => return Err(problem.to_string()),
             }
         }
-        sort(&mut wrong, Ord::cmp);
+        wrong.sort();
         wrong.dedup_by_key(|(place, _)| *place);
         for (place, why) in wrong.into_iter().rev() {
             imported.skipped.push((found.remove(place).line, why));

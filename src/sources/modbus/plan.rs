@@ -5,7 +5,6 @@
 
 use super::table::{Device, Hole, Point};
 use super::value::Table;
-use crate::ordered::sort;
 
 /// The most registers that one answer has room for.
 pub const REGISTERS_MAX: u16 = 125;
@@ -31,7 +30,7 @@ pub fn plan(device: &Device, group: usize) -> Vec<Read> {
         device.points.iter().enumerate().filter(|(_, point)| point.group == group).collect();
     // A stable order: that of the table, the longer first where two begin alike.
     let place = |point: &Point| (point.table, point.address, std::cmp::Reverse(point.count));
-    sort(&mut wanted, |(_, a), (_, b)| place(a).cmp(&place(b)));
+    wanted.sort_by_key(|(_, point)| place(point));
     let mut reads: Vec<Read> = Vec::new();
     for (index, point) in wanted {
         let end = u32::from(point.address) + u32::from(point.count);

@@ -6,7 +6,6 @@ use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp};
 use crate::ingest::Taken;
 use crate::memory::{Budget, Permit};
-use crate::ordered::sort;
 use crate::sources::identity::Identity;
 use crate::telemetry::{Counter, Gauge};
 use std::collections::HashMap;
@@ -156,7 +155,7 @@ impl Devices {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.values().cloned().collect()
         };
-        sort(&mut list, |a, b| a.client.cmp(&b.client));
+        list.sort_by(|a, b| a.client.cmp(&b.client));
         list
     }
 }

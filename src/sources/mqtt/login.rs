@@ -9,7 +9,6 @@ mod queue;
 pub(super) use queue::Queue;
 
 use crate::clock;
-use crate::ordered::sort;
 use crate::sources::identity::{Proof, check_name};
 use crate::sources::secrets::{self, BadSecrets};
 use hmac::{Hmac, KeyInit, Mac};
@@ -88,7 +87,7 @@ impl Users {
     /// Every user, in order.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.loaded().hashes.keys().cloned().collect();
-        sort(&mut names, Ord::cmp);
+        names.sort();
         names
     }
 

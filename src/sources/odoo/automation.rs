@@ -6,7 +6,6 @@
 use super::{Config, sections};
 use crate::contract::Contracts;
 use crate::odoo::{Client, OdooError};
-use crate::ordered::ordered;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
@@ -33,7 +32,7 @@ pub fn plans(config: &Config, contracts: &Contracts, gateway: &str) -> Result<Ve
         .as_ref()
         .ok_or("how Odoo reaches the hook is not known; set hook.url, such as \"https://gw-01.plant:8444\"")?;
     let url = format!("{}/odoo/hook/{}", base.trim_end_matches('/'), hook.token()?.as_str());
-    let models: BTreeSet<&str> = ordered(sections(contracts, &config.name).map(|(_, section)| section.model.as_str()));
+    let models: BTreeSet<&str> = sections(contracts, &config.name).map(|(_, section)| section.model.as_str()).collect();
     let mut plans = Vec::new();
     for model in models {
         for (trigger, word) in [("on_create_or_write", "changed"), ("on_unlink", "deleted")] {

@@ -10,7 +10,6 @@ use super::meaning::{self, Occasion, Telling};
 use super::shape::{Row, bare};
 use crate::contract::odoo::Section;
 use crate::journal::Note;
-use crate::ordered::{ordered, sort};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -242,7 +241,7 @@ impl Known {
         }
         let mut forgotten = due.len();
         due.into_iter().for_each(|id| self.put(id, None));
-        sort(&mut ended, Ord::cmp);
+        ended.sort();
         for (_, id) in ended {
             if !self.is_full(bytes_max) {
                 break;
@@ -350,7 +349,7 @@ impl Place<'_> {
 
 /// The hash of what is read of a record, without the names of others.
 fn hash(stream: &str, record: &Map<String, Value>) -> u128 {
-    let bare: BTreeMap<&String, Value> = ordered(record.iter().map(|(field, value)| (field, bare(value))));
+    let bare: BTreeMap<&String, Value> = record.iter().map(|(field, value)| (field, bare(value))).collect();
     let text = serde_json::to_string(&(stream, bare)).unwrap_or_default();
     xxhash_rust::xxh3::xxh3_128(text.as_bytes())
 }

@@ -4,7 +4,6 @@ use super::shape::{Row, bare};
 use crate::contract::odoo::{Change, Rule, Section};
 use crate::event::Timestamp;
 use crate::odoo::write_time;
-use crate::ordered::ordered;
 use serde_json::{Map, Value, json};
 
 /// How a record came to be looked at.
@@ -131,7 +130,7 @@ impl Telling<'_> {
             }
             (field.clone(), entry)
         };
-        payload["changed"] = Value::Object(ordered(changed.iter().map(entry)));
+        payload["changed"] = Value::Object(changed.iter().map(entry).collect());
         payload["write_date"] = shown(row.write_date);
         if row.write_uid == self.own_id && self.own_id > 0 {
             payload["echo"] = true.into();

@@ -6,7 +6,6 @@ use super::{
     BAD_AFTER_DEFAULT, Deadband, Device, File, FileCounter, FileDeadband, FileGroup, FilePoint, GROUP_DEFAULT, Group,
     INTERVAL_DEFAULT, Point,
 };
-use crate::ordered::sort;
 use crate::setting::{Document, Problem, Span};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -348,7 +347,7 @@ fn counter(raw: &FilePoint, kind: Type) -> Result<Option<i128>, String> {
 fn overlaps(device: &Device, places: &[usize], document: &Document, problems: &mut Vec<Problem>) {
     let mut order: Vec<usize> = (0..device.points.len()).collect();
     let place = |index: usize| (device.points[index].table, device.points[index].address);
-    sort(&mut order, |a, b| place(*a).cmp(&place(*b)));
+    order.sort_by_key(|index| place(*index));
     let end = |point: &Point| u32::from(point.address) + u32::from(point.count);
     for (at, second) in order.iter().enumerate() {
         let later = &device.points[*second];

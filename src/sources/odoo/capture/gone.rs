@@ -2,7 +2,6 @@
 
 use super::{Capture, Stop};
 use crate::clock;
-use crate::ordered::ordered;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +15,7 @@ impl Capture {
     /// Reads records that something hinted at.
     pub(super) async fn look_at(&mut self, ids: &[i64]) -> Result<(), Stop> {
         let (rows, _) = self.read(vec![json!(["id", "in", ids])]).await?;
-        let there: BTreeSet<i64> = ordered(rows.iter().map(|row| row.id));
+        let there: BTreeSet<i64> = rows.iter().map(|row| row.id).collect();
         self.take(rows, false).await?;
         let absent = ids.iter().copied().filter(|id| !there.contains(id));
         let gone: Vec<i64> = absent.filter(|id| self.mirror.known().contains(*id)).collect();
@@ -45,7 +44,7 @@ impl Capture {
                 source = %self.shared.config.name, stream = %self.stream, missing = missing.len(), known = ids.len(),
                 "most records are gone at once; if they are at the next look too, they count as deleted. Has the account lost a company?"
             );
-            self.doubted = ordered(missing);
+            self.doubted = missing.into_iter().collect();
             return Ok(took);
         }
         self.doubted.clear();
@@ -57,7 +56,7 @@ impl Capture {
     async fn missing(&self, ids: &[i64]) -> Result<Vec<i64>, Stop> {
         let arguments = json!({"domain": [["id", "in", ids]], "order": "id", "limit": ids.len()});
         let answer = self.call("search", arguments).await?;
-        let there: BTreeSet<i64> = ordered(answer.value.as_array().into_iter().flatten().filter_map(Value::as_i64));
+        let there: BTreeSet<i64> = answer.value.as_array().into_iter().flatten().filter_map(Value::as_i64).collect();
         Ok(ids.iter().copied().filter(|id| !there.contains(id)).collect())
     }
 
