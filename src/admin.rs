@@ -35,13 +35,13 @@ use crate::ingest::dead::fates::Fates;
 use crate::journal::{BEGUN, Backlog, Condition, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
 use crate::ledger::{self, Balance};
 use crate::memory::{self, Budget};
+use crate::runtime::spawn_blocking;
 use crate::security::{Cause, Report, Security};
 use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::Devices;
 use crate::survival::{Outlook, Survival};
-use crate::task::{apart, boxed, spawn};
 use crate::timekeeper::Timekeeper;
 use arc_swap::ArcSwap;
 use base64::Engine;
@@ -507,7 +507,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
             accepted = socket.accept(), if crowd.has_room() => match accepted {
                 Ok((stream, _)) => {
                     let caller = Caller::of(&stream);
-                    connections.spawn(boxed(connection(stream, caller, crowd.seat(caller), app.clone())));
+                    connections.spawn(connection(stream, caller, crowd.seat(caller), app.clone()));
                 }
                 // Out of descriptors, mostly: a pause lets some connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -739,7 +739,7 @@ impl Handles {
 /// Runs what may read from the disk off the threads that serve.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
     let caller = caller();
-    let done = apart(move || CALLER.sync_scope(caller, work)).await;
+    let done = spawn_blocking(move || CALLER.sync_scope(caller, work)).await;
     done.map_err(|error| match error.is_panic() {
         true => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed at this; its log says where"),
         false => refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping"),
@@ -863,7 +863,7 @@ fn tail(app: App, query: Query<'_>) -> Answered {
     let sender = Arc::new(Mutex::new(sender));
     for lane in app.handles.journal.lanes() {
         let (lane, sender, shutdown) = (Arc::clone(lane), Arc::clone(&sender), app.shutdown.clone());
-        spawn(follow(lane, stream.clone(), sender, shutdown));
+        tokio::spawn(follow(lane, stream.clone(), sender, shutdown));
     }
     Ok(reply)
 }

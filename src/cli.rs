@@ -23,7 +23,6 @@ use crate::service::Service;
 use crate::setting::Span;
 use crate::sources::http::put_token;
 use crate::sources::mqtt::put_user;
-use crate::task;
 use crate::telemetry::{self, LogFormat, Logging};
 use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -408,7 +407,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// What the work of a command comes to, on a runtime of its own.
 fn finished<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
-    Ok(task::run(&runtime()?, work))
+    Ok(runtime()?.block_on(work))
 }
 
 async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
@@ -449,7 +448,7 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
             Ok(part) = &mut death => break Err(anyhow::anyhow!("{part} has died; only a new start brings it back")),
             _ = hangup.recv() => {
                 let (reloading, service) = (gateway.handles().reloading.clone(), Arc::clone(&service));
-                task::spawn(async move {
+                tokio::spawn(async move {
                     service.reloading();
                     // What comes of it is told in log and status.
                     reloading.reload(ReloadBy::Signal).await;

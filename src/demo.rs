@@ -15,9 +15,9 @@ use crate::config::Config;
 use crate::contract::{Surroundings, push_json_string};
 use crate::event::Timestamp;
 use crate::gateway::Gateway;
+use crate::runtime::spawn_blocking;
 use crate::setting::{grouped as number, rough};
 use crate::shutdown;
-use crate::task;
 use crate::telemetry::Snapshot;
 use anyhow::{Context, anyhow};
 use rcgen::{
@@ -99,7 +99,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     let (stop_devices, devices_stop) = shutdown::pair();
     let mut devices = tokio::task::JoinSet::new();
     for index in 0..DEVICES {
-        devices.spawn(task::boxed(device::live(index, DEVICES, plan.rate, listening, devices_stop.clone())));
+        devices.spawn(device::live(index, DEVICES, plan.rate, listening, devices_stop.clone()));
     }
     explain(&plan, &folder, &around, listening.port(), central.address.port());
 
@@ -318,7 +318,7 @@ impl Watcher {
                 return;
             }
             let handles = Arc::clone(&self.handles);
-            let Ok(status) = task::apart(move || handles.status()).await else { return };
+            let Ok(status) = spawn_blocking(move || handles.status()).await else { return };
             if !screen.line(&self.live(&status)) {
                 return;
             }

@@ -22,11 +22,11 @@ use crate::journal::{Journal, RealDisk, Seal};
 use crate::ledger::Ledger;
 use crate::local::Local;
 use crate::memory::Budget;
+use crate::runtime::spawn_blocking;
 use crate::security::{Security, Teller};
 use crate::sources::mqtt::Registry;
 use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
-use crate::task;
 use crate::timekeeper::Timekeeper;
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -89,12 +89,12 @@ impl Gateway {
         let journal_config = config.journal.clone();
         let started = clock::instant();
         // Opening may repair, which reads from the disk: not on a thread that serves.
-        let journal = task::apart(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
+        let journal = spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
         let timekeeper = {
             let (journal, around) = (Arc::clone(&journal), config.surroundings.clone());
-            task::apart(move || Timekeeper::open(journal, around)).await??
+            spawn_blocking(move || Timekeeper::open(journal, around)).await??
         };
         let problems = reload::objections(&journal, &config);
         if !problems.is_empty() {
@@ -107,7 +107,7 @@ impl Gateway {
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), taken.0, taken.1, Arc::clone(&budget))?);
         let (fates, replays, local, registry) = {
             let (journal, bytes) = (Arc::clone(&journal), config.last_values);
-            task::apart(move || {
+            spawn_blocking(move || {
                 let local = Local::open(Arc::clone(&journal), bytes)?;
                 let (fates, replays) = (Fates::open(&journal)?, Replays::open(&journal)?);
                 anyhow::Ok((Arc::new(fates), Arc::new(replays), Arc::new(local), Registry::open(journal)?))
@@ -224,7 +224,7 @@ impl Gateway {
         };
         works.show();
         let (stop, stopped) = oneshot::channel();
-        let works = task::spawn(works.run(reloads, stopped));
+        let works = tokio::spawn(works.run(reloads, stopped));
         Ok(Self { journal, handles, addresses, registry, stop, works })
     }
 
@@ -243,7 +243,7 @@ impl Gateway {
         }
         drop(handles);
         // The last commits may take the disk a while.
-        let closed = task::apart(move || {
+        let closed = spawn_blocking(move || {
             registry.close();
             journal.close(DISK_WAIT_MAX);
         })

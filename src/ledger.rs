@@ -14,8 +14,8 @@ use crate::event::Timestamp;
 use crate::ingest::dead::fates::Fates;
 use crate::journal::{Journal, JournalError, Loss, NotTaken, Notes, Outcome, OwnEvent};
 use crate::local::{Enough, Feed, Passing};
+use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
-use crate::task;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -206,7 +206,7 @@ impl Ledger {
     /// A feed from where the last reports ended.
     async fn feed(&self) -> Feed {
         let notes = self.notes.clone();
-        let read = task::apart(move || notes.read(FROM)).await;
+        let read = spawn_blocking(move || notes.read(FROM)).await;
         let noted = read.ok().and_then(Result::ok).flatten();
         let from: HashMap<String, u64> = noted.and_then(|bytes| postcard::from_bytes(&bytes).ok()).unwrap_or_default();
         Feed::new(&self.journal, |lane| from.get(&lane.name).copied())
@@ -262,7 +262,7 @@ impl Ledger {
             }
         }
         let notes = self.notes.clone();
-        let written = task::apart(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
+        let written = spawn_blocking(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
         if let Ok(Err(error)) = written.await {
             tracing::warn!(%error, "how far the ledger is published cannot be noted; a restart repeats reports");
         }
@@ -271,7 +271,7 @@ impl Ledger {
     /// Announces the losses that wait.
     async fn announce(&self) {
         let journal = Arc::clone(&self.journal);
-        let waiting = match task::apart(move || journal.losses()).await {
+        let waiting = match spawn_blocking(move || journal.losses()).await {
             Ok(Ok(waiting)) => waiting,
             Ok(Err(error)) => return tracing::warn!(%error, "losses cannot be read, and are announced later"),
             Err(_) => return,
@@ -281,7 +281,7 @@ impl Ledger {
                 return;
             }
             let journal = Arc::clone(&self.journal);
-            let forgotten = task::apart(move || journal.forget_loss(&loss)).await;
+            let forgotten = spawn_blocking(move || journal.forget_loss(&loss)).await;
             if let Ok(Err(error)) = forgotten {
                 return tracing::warn!(%error, "an announced loss cannot be ticked off, and will be announced again");
             }
@@ -316,7 +316,7 @@ async fn keep_ages(journal: &Arc<Journal>) {
 async fn expire(journal: &Arc<Journal>, now: Timestamp) {
     for lane in journal.lanes() {
         let ours = Arc::clone(lane);
-        match task::apart(move || ours.expire(now)).await {
+        match spawn_blocking(move || ours.expire(now)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(lane = %lane.name, %error, "ages cannot be looked at; nothing expires"),
             Err(_) => return,

@@ -19,7 +19,7 @@
 //! | 3 | `journal`, `tls` |
 //! | 2 | `contract`, `secret`, `shutdown`, `service` (what systemd is told) |
 //! | 1 | `event`, `clock`, `telemetry`, `setting`, `memory` (the byte budget) |
-//! | 0 | `http` (how HTTP is spoken), `task` (what the runtime is given), `rate` (how much each of many may have in a second), `origin` (what counts as one address) |
+//! | 0 | `http` (how HTTP is spoken), `runtime` (blocking work), `rate` (how much each of many may have in a second), `origin` (what counts as one address) |
 //!
 //! Choices that a measurement decided:
 //!
@@ -59,9 +59,8 @@
 //! - **JSON Schema is checked by our own code** (`contract/schema`), a tenth of what a library for every draft and every JSON
 //!   type adds to the program: 3.2 of 15.1 MB. The official tests of the draft and that library, side by side on random
 //!   schemas, judge it in the tests.
-//! - **What is compiled for every type is kept to one type**: tasks, streams, bodies and JSON for people go through
-//!   `task`, `http` and `telemetry`, and the command socket through the same few lines as the other HTTP: 1.0 of
-//!   11.3 MB, at no cost an event. The names in certificates are read by
+//! - **What is compiled for every type is kept to one type**: streams, bodies and JSON for people go through
+//!   `http` and `telemetry`, and the command socket through the same few lines as the other HTTP. The names in certificates are read by
 //!   `tls/certificate`, which is stricter than the library that reads revocation lists and name constraints.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
@@ -92,6 +91,7 @@ pub mod memory;
 pub mod odoo;
 mod origin;
 mod rate;
+mod runtime;
 pub mod secret;
 pub mod security;
 pub mod service;
@@ -99,7 +99,6 @@ pub mod setting;
 pub mod shutdown;
 pub mod sources;
 pub mod survival;
-pub mod task;
 pub mod telemetry;
 pub mod timekeeper;
 pub mod tls;

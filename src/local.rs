@@ -19,8 +19,8 @@ pub use last::LastValue;
 
 use crate::clock;
 use crate::journal::{Journal, JournalError, Lane, Note, Notes};
+use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
-use crate::task;
 use attention::Attentions;
 use last::LastValues;
 use std::collections::HashMap;
@@ -196,7 +196,7 @@ impl Local {
         let mut notes: Vec<Note> = self.last().take_changes();
         notes.push((FROM.into(), from));
         let ours = self.notes.clone();
-        let written = task::apart(move || ours.write(notes)).await;
+        let written = spawn_blocking(move || ours.write(notes)).await;
         if let Ok(Err(error)) = written {
             // What is lost is only how soon a later start knows the last values.
             tracing::warn!(%error, "the last values cannot be noted");

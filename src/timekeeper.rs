@@ -17,8 +17,8 @@ use crate::clock;
 use crate::contract::{Publication, Surroundings};
 use crate::event::Timestamp;
 use crate::journal::{Given, Journal, JournalError, Note, Notes, OwnEvent};
+use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
-use crate::task;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -290,7 +290,7 @@ impl Timekeeper {
         loop {
             looks.tick().await;
             let keeper = Arc::clone(self);
-            match task::apart(move || keeper.look(&Reading::take())).await {
+            match spawn_blocking(move || keeper.look(&Reading::take())).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "what was recorded before the clock was set cannot be noted yet")
@@ -362,7 +362,7 @@ impl Timekeeper {
     async fn keep_telling(self: &Arc<Self>) {
         loop {
             let keeper = Arc::clone(self);
-            let waiting = match task::apart(move || keeper.notes.all(WAITING)).await {
+            let waiting = match spawn_blocking(move || keeper.notes.all(WAITING)).await {
                 Ok(Ok(waiting)) => waiting,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "corrections of the clock cannot be read, and are told later");
@@ -384,7 +384,7 @@ impl Timekeeper {
                     return;
                 }
                 let keeper = Arc::clone(self);
-                let done = task::apart(move || keeper.notes.write(vec![(name, None)])).await;
+                let done = spawn_blocking(move || keeper.notes.write(vec![(name, None)])).await;
                 if let Ok(Err(error)) = done {
                     tracing::warn!(%error, "a correction that is told cannot be ticked off, and will be told again");
                 }

@@ -23,10 +23,10 @@ use crate::event::Timestamp;
 use crate::ingest::{Beside, Ingest, Route, Taken};
 use crate::journal::{JournalError, NotTaken, Notes, Waiter};
 use crate::local::Local;
+use crate::runtime::spawn_blocking;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::odoo::Mirrors;
-use crate::task;
 use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -204,7 +204,7 @@ impl Watch {
         let machines = self.machines();
         let mirrors = self.mirrors.all();
         // Thousands of records are read: not on a thread that serves.
-        let gathering = task::apart(move || Facts::gather(&mirrors, now));
+        let gathering = spawn_blocking(move || Facts::gather(&mirrors, now));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;
         let conditions = rules::conditions(&self.config, &facts, &machines, now, &mut self.first_seen);
         let judged = facts.judged(self.config.machines.is_some());
@@ -232,7 +232,7 @@ impl Watch {
 
     async fn write(&self, notes: Vec<crate::journal::Note>) -> Result<(), Option<JournalError>> {
         let ours = self.notes.clone();
-        match task::apart(move || ours.write(notes)).await {
+        match spawn_blocking(move || ours.write(notes)).await {
             Ok(written) => written.map_err(Some),
             // The runtime is ending.
             Err(_) => Err(None),

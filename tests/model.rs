@@ -48,7 +48,7 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<Summary, String> {
     let thread = std::thread::Builder::new().stack_size(8 << 20).spawn(move || {
         plant(bug);
         let _log = is_replay().then(log);
-        crate::task::run_inline();
+        crate::runtime::run_inline();
         crate::link::seeded::begin(seed | 1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime").block_on(async move {

@@ -33,7 +33,7 @@ const ROWS: &[(&str, u32)] = &[
     ("tls", 3),
     ("service", 2),
     ("http", 0),
-    ("task", 0),
+    ("runtime", 0),
     ("rate", 0),
     ("origin", 0),
     ("memory", 1),

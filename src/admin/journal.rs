@@ -10,7 +10,7 @@ use super::{Answered, App, Refused, caller, given, refuse, tried};
 use crate::clock;
 use crate::http;
 use crate::journal::{BEGUN, Counting, DONE, Export, History, Selection};
-use crate::task::{apart, spawn};
+use crate::runtime::spawn_blocking;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -122,10 +122,10 @@ impl Drop for Outcome {
         if !self.is_over {
             let (app, action, by) = (self.app.clone(), self.action, self.by);
             // Not awaited: the reader is gone, and the entry of the beginning is there.
-            drop(apart(move || {
+            spawn_blocking(move || {
                 let mut outcome = Self { app, action, by, is_over: false };
                 outcome.end("cut short", serde_json::Value::Null);
-            }));
+            });
         }
     }
 }
@@ -168,7 +168,7 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
     let mut audit = Outcome::begin(&app, "backup", serde_json::json!({"to": ask.to})).await?;
     let (lines, mut told) = mpsc::channel::<Vec<u8>>(PIECES_MAX);
     let journal = Arc::clone(&app.handles.journal);
-    drop(apart(move || {
+    spawn_blocking(move || {
         let _permit = permit;
         let mut told_at = None;
         let outcome = journal.back_up(&ask.to, &mut |copied| {
@@ -197,10 +197,10 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
         }
         // Nobody may be there to hear it; the log says it.
         let _ = lines.blocking_send(line);
-    }));
+    });
     let (mut pieces, reply) = http::growing(PIECES_MAX);
     let mut shutdown = app.shutdown;
-    spawn(async move {
+    tokio::spawn(async move {
         loop {
             let line = tokio::select! {
                 () = shutdown.begun() => return,

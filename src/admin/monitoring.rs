@@ -10,7 +10,6 @@ use crate::http::{self, Crowd, Phase, Reply, Seat};
 use crate::memory::Door;
 use crate::origin::Origin;
 use crate::shutdown::Shutdown;
-use crate::task::boxed;
 use hyper::body::Incoming;
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, StatusCode, header};
@@ -121,7 +120,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
                     match handles.budget.admit(CONNECTION_BYTES, peer.ip(), door) {
                         Ok(permit) => {
                             let served = serve(stream, seat, Arc::clone(&handles));
-                            connections.spawn(boxed(async move { permit.eviction().cuts(served).await; }));
+                            connections.spawn(async move { permit.eviction().cuts(served).await; });
                         }
                         // A scraper tries again, and sees in the metrics that there was no memory.
                         Err(error) => tracing::debug!(%peer, "monitoring: {error}"),

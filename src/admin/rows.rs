@@ -5,8 +5,8 @@
 
 use super::{Answered, App};
 use crate::http;
+use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
-use crate::task::{apart, spawn};
 use std::fmt::Display;
 
 /// Pieces of an answer that wait for their reader.
@@ -27,10 +27,10 @@ pub(super) fn stepped<P: Send + 'static>(
 ) -> Answered {
     let (mut pieces, reply) = http::growing(PIECES_MAX);
     let mut step: Box<Step> = Box::new(step);
-    spawn(async move {
+    tokio::spawn(async move {
         let _permit = permit;
         loop {
-            let done = apart(move || {
+            let done = spawn_blocking(move || {
                 let mut out = Vec::new();
                 let more = step(&mut out);
                 (step, out, more)

@@ -11,7 +11,6 @@ use crate::config;
 use crate::event::Timestamp;
 use crate::secret;
 use crate::setting::{Bytes, Document};
-use crate::task;
 use anyhow::{Context, bail};
 use clap::Args;
 use std::fmt::Write;
@@ -224,7 +223,7 @@ fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
     let runtime = runtime()?;
     if let Ok(socket) = &socket {
         // The audit names who collects this. A gateway that is down has no audit.
-        let told = task::run(&runtime, socket::call(socket, hyper::Method::POST, "/bundle", b"null".to_vec()));
+        let told = runtime.block_on(socket::call(socket, hyper::Method::POST, "/bundle", b"null".to_vec()));
         told.unwrap_or_else(|error| {
             bundle.lacks("an entry of the audit", format!("{error:#}"));
             Vec::new()
@@ -232,7 +231,7 @@ fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
     }
     for (path, name) in ASKED {
         let answer = match &socket {
-            Ok(socket) => task::run(&runtime, socket::look(socket, path)),
+            Ok(socket) => runtime.block_on(socket::look(socket, path)),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         match answer {

@@ -2,7 +2,6 @@
 
 use crate::http;
 use crate::setting::check_socket_path;
-use crate::task;
 use crate::telemetry::shown;
 use anyhow::{anyhow, bail};
 use http_body_util::{BodyExt, Full};
@@ -21,7 +20,7 @@ async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyho
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body)))?;
     let (answer, driver) = http::ask(Box::new(stream), request).await?;
-    task::spawn(driver);
+    tokio::spawn(driver);
     Ok(answer.await?)
 }
 

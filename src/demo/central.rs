@@ -7,7 +7,6 @@ use crate::contract::Pattern;
 use crate::link::{Head, Protocol, push_publish};
 use crate::sources::mqtt::hello::Hello;
 use crate::sources::mqtt::wire;
-use crate::task;
 use crate::tls::{self, ServerFiles};
 use bytes::{Buf, BytesMut};
 use std::collections::HashMap;
@@ -74,10 +73,10 @@ pub(super) async fn start(folder: &Path) -> anyhow::Result<Central> {
         messages: broadcast::channel(BEHIND_MAX).0,
     });
     let theirs = Arc::clone(&shared);
-    task::spawn(async move {
+    tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, shared) = (acceptor.clone(), Arc::clone(&theirs));
-            task::spawn(async move {
+            tokio::spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
                     let mut client = Client::new(stream, &shared);
                     // However it ends, the client's place is free again.

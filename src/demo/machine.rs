@@ -1,7 +1,6 @@
 //! Simulated Modbus machines: an energy meter and a press, each a Modbus/TCP server on loopback.
 
 use crate::clock;
-use crate::task;
 use std::future::{Ready, ready};
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -32,7 +31,7 @@ pub(super) async fn start() -> std::io::Result<Machines> {
         let socket = TcpListener::bind("127.0.0.1:0").await?;
         let address = socket.local_addr()?;
         let machine = Machine { kind, started };
-        tasks.push(task::spawn(async move {
+        tasks.push(tokio::spawn(async move {
             let connected = async |stream, peer| accept_tcp_connection(stream, peer, |_| Ok(Some(machine)));
             // The demo ends with its machines; a connection that breaks is the gateway's to mend.
             let _ = Server::new(socket).serve(&connected, |_| ()).await;

@@ -1,6 +1,5 @@
 //! The WAN of the demo: it carries connections to central, until it is cut.
 
-use crate::task;
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -19,9 +18,9 @@ impl Wan {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (is_cut, seen) = watch::channel(false);
-        task::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                task::spawn(carry(near, central, seen.clone()));
+                tokio::spawn(carry(near, central, seen.clone()));
             }
         });
         Ok(Self { address, is_cut })

@@ -22,8 +22,8 @@ use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates, State};
 use crate::journal::{Found, Journal, Lane, Settled, Step, Walk};
 use crate::link::{Answer, LinkError, Output, Protocol, Refusal, Session, Target, jitter, reconnect_wait};
+use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
-use crate::task;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -296,7 +296,7 @@ impl Again {
 
     async fn push_letter(&mut self, id: u64, session: &Session, output: &mut Output) {
         let dead = Arc::clone(self.parts.journal.dead());
-        let read = task::apart(move || {
+        let read = spawn_blocking(move || {
             let mut walk = dead.walk_at(id).ok()??;
             let step = walk.step_to(&dead, id)?;
             let letter = DeadLetter::read(&step.record)?;
@@ -390,7 +390,7 @@ impl Again {
             return;
         };
         let ours = Arc::clone(&lane);
-        let mut walk = match task::apart(move || ours.walk_at(offset)).await {
+        let mut walk = match spawn_blocking(move || ours.walk_at(offset)).await {
             Ok(Ok(walk)) => walk,
             Ok(Err(_)) | Err(_) => return reading.refuse(place, offset),
         };
@@ -456,7 +456,7 @@ impl Again {
         }
         if !decided.is_empty() {
             let fates = Arc::clone(&self.parts.fates);
-            let put = task::apart(move || {
+            let put = spawn_blocking(move || {
                 let list: Vec<_> = decided.iter().map(|(id, letter, fate)| (*id, &**letter, fate.clone())).collect();
                 fates.put(&list)
             });
@@ -530,7 +530,7 @@ impl Again {
         }
         let replays = Arc::clone(&self.parts.replays);
         let is_done = replay.state == ReplayState::Done;
-        let noted = task::apart(move || replays.advance(&replay)).await;
+        let noted = spawn_blocking(move || replays.advance(&replay)).await;
         if let Ok(Err(error)) = &noted {
             tracing::warn!(%error, "how far a replay is cannot be noted; after a restart some of it is sent once more");
         }
@@ -587,7 +587,7 @@ impl Reading {
     /// Reads the block at `next`; `false` if the disk fails now.
     async fn read(&mut self, lane: &Arc<Lane>) -> bool {
         let (ours, next) = (Arc::clone(lane), self.next);
-        match task::apart(move || ours.look(next)).await {
+        match spawn_blocking(move || ours.look(next)).await {
             Ok(Ok(Found::Block(block))) => self.walk = Some(Walk::new(block)),
             Ok(Ok(Found::Lost { to })) => self.next = to.max(next + 1),
             Ok(Err(error)) => {

@@ -7,7 +7,7 @@ use crate::event::{Attribute, Content, Record, Timestamp};
 use crate::ingest::dead::{DeadLetter, Stage};
 use crate::journal::{Outcome, Published, Step, Waiter};
 use crate::link::{Answer, LinkError, Refusal, Session};
-use crate::task;
+use crate::runtime::spawn_blocking;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -94,7 +94,7 @@ impl Forwarder {
         for (offset, reason) in events {
             let lane = Arc::clone(&self.lane);
             let at = *offset;
-            let Ok(Ok(Some(mut walk))) = task::apart(move || lane.walk_at(at)).await else {
+            let Ok(Ok(Some(mut walk))) = spawn_blocking(move || lane.walk_at(at)).await else {
                 continue;
             };
             let recorded = walk.recorded();

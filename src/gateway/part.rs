@@ -7,7 +7,6 @@ use crate::admin::Failures;
 use crate::clock;
 use crate::link::jitter;
 use crate::shutdown::{self, Pulse, Shutdown, Trigger};
-use crate::task;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +55,7 @@ impl Part {
         let (trigger, shutdown) = shutdown::pair();
         let mut keeper = Keeper { on, name, make, shutdown, limit, failures: Arc::clone(failures) };
         let first = keeper.make()?;
-        Ok(Self { trigger, keeper: task::spawn(keeper.keep(first)) })
+        Ok(Self { trigger, keeper: tokio::spawn(keeper.keep(first)) })
     }
 
     /// Begins its end.

@@ -13,9 +13,9 @@ use crate::config::{Config, Prints};
 use crate::contract::{Contract, Sender};
 use crate::event::Timestamp;
 use crate::journal::{DONE, Journal};
+use crate::runtime::spawn_blocking;
 use crate::security::{Cause, Report};
 use crate::setting::Problem;
-use crate::task;
 use crate::watch::Board;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -83,13 +83,13 @@ impl Works {
 
     async fn stamp(&self) -> u64 {
         let prints = self.watched.clone();
-        task::apart(move || prints.stamp()).await.unwrap_or_default()
+        spawn_blocking(move || prints.stamp()).await.unwrap_or_default()
     }
 
     /// Reads the configuration anew and puts it in force; says what has changed, or what is wrong with it.
     async fn reload(&mut self, by: ReloadBy) -> Reloaded {
         let file = self.config.file.clone();
-        let loaded = task::apart(move || Config::load(&file)).await;
+        let loaded = spawn_blocking(move || Config::load(&file)).await;
         let reloaded = match loaded {
             Ok(Ok(config)) => {
                 self.watched = config.prints.clone();
@@ -149,7 +149,7 @@ impl Works {
         let told: Vec<_> = lines.iter().take(LINES_TOLD_MAX).collect();
         let detail = serde_json::json!({"how": by.name(), "lines": told, "more": lines.len() - told.len()});
         let (journal, user) = (Arc::clone(&self.ground.journal), by.user());
-        let audited = task::apart(move || journal.audit("reload", user, &detail, result)).await;
+        let audited = spawn_blocking(move || journal.audit("reload", user, &detail, result)).await;
         if let Ok(Err(error)) = audited {
             tracing::error!(%error, result, "this reload cannot be audited");
         }
@@ -263,7 +263,7 @@ impl Works {
         let (journal, ingest) = (Arc::clone(&self.ground.journal), Arc::clone(&self.ground.ingest));
         let (contracts, key) = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
         let settings = config.journal.clone();
-        let done = task::apart(move || {
+        let done = spawn_blocking(move || {
             ingest.put_in_force(contracts, key)?;
             journal.change(&settings);
             Ok::<_, crate::journal::JournalError>(())

@@ -8,12 +8,13 @@ use super::lane::Durable;
 use super::{JournalError, Lane};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::task::{self, Apart};
+use crate::runtime::spawn_blocking;
 use crate::telemetry::Limiter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// What stands at an offset.
 #[derive(Clone, Debug)]
@@ -39,7 +40,7 @@ pub struct Follower {
     failures: Limiter,
 }
 
-type Reading = Apart<Result<Found, JournalError>>;
+type Reading = JoinHandle<Result<Found, JournalError>>;
 
 /// How long to wait before reading again from a disk that fails.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -118,7 +119,7 @@ impl Follower {
 
 fn read(lane: &Arc<Lane>, offset: u64) -> Reading {
     let lane = Arc::clone(lane);
-    task::apart(move || lane.read(offset))
+    spawn_blocking(move || lane.read(offset))
 }
 
 impl Lane {

@@ -4,7 +4,7 @@
 
 use crate::event::{Record, Timestamp};
 use crate::journal::{Follower, Found, Journal, Lane, Published, Walk};
-use crate::task;
+use crate::runtime::spawn_blocking;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ impl Event {
     /// Reads the event at a place. `None` if retention has removed it, or its segment is damaged.
     pub async fn at(journal: &Journal, place: Place) -> Option<Self> {
         let lane = Arc::clone(journal.lanes().get(place.lane)?);
-        let read = task::apart(move || {
+        let read = spawn_blocking(move || {
             let mut walk = lane.walk_at(place.offset).ok()??;
             let recorded = walk.recorded();
             let step = walk.step_to(&lane, place.offset)?;

@@ -36,7 +36,6 @@ use crate::sources::identity::Presented;
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
-use crate::task::boxed;
 use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, Clients, Served, ServerFiles, TlsError};
 use answer::Peer;
@@ -372,11 +371,11 @@ impl Server {
                             let guest = Peer { address: peer, certificate: None, seat, permit };
                             let served = connection(stream, guest, Arc::clone(shared), current.clone());
                             let shared = Arc::clone(shared);
-                            connections.spawn(boxed(async move {
+                            connections.spawn(async move {
                                 if eviction.cuts(served).await.is_none() {
                                     shared.refuse(peer, &Asked::default(), Refusal::Memory, EVICTED);
                                 }
-                            }));
+                            });
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.

@@ -42,7 +42,6 @@ use crate::sources::identity::{Chain, Identity};
 use crate::sources::secrets::BadSecrets;
 use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
-use crate::task::boxed;
 use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
 use serde::Deserialize;
@@ -50,8 +49,10 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use acl::Rights;
@@ -606,16 +607,13 @@ impl Listener {
                     }
                     let Some(permit) = shared.admit(peer) else {
                         if turned_away.len() < TURNED_AWAY_MAX && shared.tls.is_none() {
-                            turned_away.spawn(boxed(session::turn_away(stream)));
+                            turned_away.spawn(session::turn_away(stream));
                         }
                         continue;
                     };
                     let accepted = session::Accepted { stream, peer, permit };
                     let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
-                    sessions.spawn(match shared.tls.clone() {
-                        None => boxed(session::serve(accepted, shared, newest, shutdown)),
-                        Some(tls) => boxed(session::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
-                    });
+                    sessions.spawn(session_task(accepted, shared, newest, shutdown));
                     continue;
                 }
                 let wait = begin_wait
@@ -646,7 +644,7 @@ impl Listener {
                         }
                         let room = WILLS_DUE_MAX.saturating_sub(wills.len());
                         for due in shared.registry.due_wills(clock::instant(), &shared.config.name, room) {
-                            wills.spawn(boxed(will::speak(due, Arc::clone(shared), shutdown.clone())));
+                            wills.spawn(will::speak(due, Arc::clone(shared), shutdown.clone()));
                         }
                     }
                     accepted = setup.accept(), if accept_wait.is_zero() => match accepted {
@@ -669,5 +667,20 @@ impl Listener {
             while sessions.join_next().await.is_some() {}
             while wills.join_next().await.is_some() {}
         }
+    }
+}
+
+/// What the task of a connection runs. It is boxed: tokio keeps a future of up to 16 kB in the task itself, which it
+/// aligns to 128 bytes, and glibc seldom reuses so aligned a piece for the next task. Unboxed, 90,000 short connections
+/// grew the heap to 30 MB, boxed to 15 MB, with the same bytes in use.
+fn session_task(
+    accepted: session::Accepted,
+    shared: Arc<Shared>,
+    newest: watch::Receiver<Setup>,
+    shutdown: Shutdown,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    match shared.tls.clone() {
+        None => Box::pin(session::serve(accepted, shared, newest, shutdown)),
+        Some(tls) => Box::pin(session::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
     }
 }

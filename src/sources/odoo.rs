@@ -37,7 +37,6 @@ use crate::odoo::{self, Client};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
-use crate::task::boxed;
 use crate::tls::ClientFiles;
 use capture::Capture;
 use health::Health;
@@ -335,10 +334,10 @@ impl Source {
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut tasks = JoinSet::new();
         if let Some(hook) = self.hook {
-            tasks.spawn(boxed(hook.run(shutdown.clone())));
+            tasks.spawn(hook.run(shutdown.clone()));
         }
         for capture in self.captures {
-            tasks.spawn(boxed(capture.run(shutdown.clone())));
+            tasks.spawn(capture.run(shutdown.clone()));
         }
         loop {
             let ended = tokio::select! {

@@ -16,7 +16,6 @@ use crate::shutdown::Shutdown;
 use crate::sources::handshake::Handshaking;
 use crate::sources::socket::{self, CannotBind, is_loopback};
 use crate::sources::{Refusal, Stats};
-use crate::task::boxed;
 use crate::telemetry::Limiter;
 use crate::tls::{self, ServerFiles, TlsError};
 use hyper::body::Incoming;
@@ -188,7 +187,7 @@ impl Hook {
                                 let served =
                                     connection(stream, Guest { peer, seat, permit }, self.tls.clone(), shared);
                                 // A hint that is cut off is found by the next poll.
-                                connections.spawn(boxed(async move { eviction.cuts(served).await; }));
+                                connections.spawn(async move { eviction.cuts(served).await; });
                             }
                             Err(error) => shared.refuse(peer, Refusal::Memory, &error.to_string()),
                         }

@@ -5,7 +5,7 @@ use super::table::{Entry, Table, Waiting};
 use super::{Exchange, Key, LEAVE_WAIT_MAX, Outbound, Place, Registry, Seat, Session, Subscription};
 use crate::clock;
 use crate::journal::{Change, JournalError};
-use crate::task;
+use crate::runtime::spawn_blocking;
 use std::sync::Arc;
 
 /// What [`Registry::enter`] found.
@@ -92,7 +92,7 @@ impl Registry {
         }
         let has_head = content.is_some();
         let (registry, of) = (Arc::clone(self), key.clone());
-        let loaded = task::apart(move || registry.load(&of, number, has_head)).await;
+        let loaded = spawn_blocking(move || registry.load(&of, number, has_head)).await;
         let loaded = match loaded {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(error)) => {

@@ -4,6 +4,7 @@ use super::stored;
 use super::table::Waiting;
 use super::{Key, Registry};
 use crate::journal::{Change, JournalError};
+use crate::runtime::spawn_blocking;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ impl Registry {
             return Ok(None);
         }
         let (registry, name) = (Arc::clone(self), stored::will_row(due.number));
-        let read = crate::task::apart(move || registry.notes.read(&name)).await;
+        let read = spawn_blocking(move || registry.notes.read(&name)).await;
         read.unwrap_or(Ok(None))
     }
 

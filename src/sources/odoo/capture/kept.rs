@@ -5,7 +5,7 @@ use super::super::place::Position;
 use super::{Capture, NOTE_AFTER};
 use crate::clock;
 use crate::journal::{Found, JournalError, Lane};
-use crate::task;
+use crate::runtime::spawn_blocking;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl Capture {
         let position = Position { offset: self.followed, ..self.position.clone() };
         notes.push((format!("{}position", self.prefix()), position.encode()));
         let (ours, written) = (self.notes.clone(), notes.clone());
-        let result = task::apart(move || ours.write(written)).await;
+        let result = spawn_blocking(move || ours.write(written)).await;
         if let Ok(Err(error)) = result {
             self.mirror.known().put_back(&records, &notes);
             tracing::warn!(stream = %self.stream, %error, "what is known of Odoo cannot be noted; the journal holds it meanwhile");
@@ -57,7 +57,7 @@ impl Capture {
         let (database, model, name) =
             (self.shared.client.database().to_owned(), self.section.model.clone(), self.stream.clone());
         let pool = self.mirror.known().pool();
-        let reading = task::apart(move || -> Result<Option<(Position, Known)>, JournalError> {
+        let reading = spawn_blocking(move || -> Result<Option<(Position, Known)>, JournalError> {
             let position = notes.read(&format!("{prefix}position"))?.and_then(|bytes| Position::decode(&bytes));
             let Some(position) = position else { return Ok(None) };
             let mut known = Known::restore(notes.all(&format!("{prefix}known/"))?, pool);

@@ -1,0 +1,31 @@
+//! Blocking work, off the threads of the runtime.
+//!
+//! In the program this is [`tokio::task::spawn_blocking`] itself. The simulation of the gateway (`tests/model.rs`) replaces it:
+//! a seed repeats a run exactly only if the whole run stays on one thread, so [`run_inline`] makes the calling thread do
+//! its blocking work itself, before `spawn_blocking` returns.
+
+#[cfg(not(test))]
+pub(crate) use tokio::task::spawn_blocking;
+
+/// Runs `work` on the blocking pool, or at once after [`run_inline`]. Dropping the handle does not cancel it.
+#[cfg(test)]
+pub(crate) fn spawn_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    if INLINE.get() {
+        let done = work();
+        return tokio::spawn(async { done });
+    }
+    tokio::task::spawn_blocking(work)
+}
+
+/// From now on `spawn_blocking` runs its work on the calling thread.
+#[cfg(test)]
+pub(crate) fn run_inline() {
+    INLINE.set(true);
+}
+
+#[cfg(test)]
+thread_local! {
+    static INLINE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
