@@ -611,7 +611,7 @@ fn post<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T
 
 /// What `--json` prints.
 fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
-    Ok(telemetry::shown_json(&telemetry::indented(&serde_json::to_string(value)?)))
+    Ok(telemetry::shown_json(&serde_json::to_string_pretty(value)?))
 }
 
 fn print<T: serde::Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {

@@ -59,8 +59,8 @@
 //! - **JSON Schema is checked by our own code** (`contract/schema`), a tenth of what a library for every draft and every JSON
 //!   type adds to the program: 3.2 of 15.1 MB. The official tests of the draft and that library, side by side on random
 //!   schemas, judge it in the tests.
-//! - **What is compiled for every type is kept to one type**: streams, bodies and JSON for people go through
-//!   `http` and `telemetry`, and the command socket through the same few lines as the other HTTP. The names in certificates are read by
+//! - **What is compiled for every type is kept to one type**: streams and bodies go through
+//!   `http`, and the command socket through the same few lines as the other HTTP. The names in certificates are read by
 //!   `tls/certificate`, which is stricter than the library that reads revocation lists and name constraints.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.

@@ -211,44 +211,6 @@ fn is_unshowable(letter: char) -> bool {
         || matches!(letter, '\u{200E}' | '\u{200F}' | '\u{061C}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// JSON without spaces, set out in lines for people. Not by serde, which compiles every type once more for it.
-pub fn indented(json: &str) -> String {
-    let mut out = String::with_capacity(json.len() * 2);
-    let (mut depth, mut is_text, mut is_escaped) = (0, false, false);
-    let mut letters = json.chars().peekable();
-    while let Some(letter) = letters.next() {
-        if matches!(letter, '}' | ']') && !is_text {
-            depth = usize::saturating_sub(depth, 1);
-            push_line(&mut out, depth);
-        }
-        out.push(letter);
-        if is_text {
-            is_text = letter != '"' || is_escaped;
-            is_escaped = letter == '\\' && !is_escaped;
-            continue;
-        }
-        match letter {
-            '"' => is_text = true,
-            ':' => out.push(' '),
-            ',' => push_line(&mut out, depth),
-            '{' | '[' => match letters.next_if(|next| matches!(next, '}' | ']')) {
-                Some(end) => out.push(end),
-                None => {
-                    depth += 1;
-                    push_line(&mut out, depth);
-                }
-            },
-            _ => {}
-        }
-    }
-    out
-}
-
-fn push_line(out: &mut String, depth: usize) {
-    out.push('\n');
-    out.extend(std::iter::repeat_n("  ", depth));
-}
-
 /// JSON without characters that a terminal would act on; it says the same.
 pub fn shown_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -272,17 +234,6 @@ mod tests {
         assert_eq!(shown("press 4 · µm²"), "press 4 · µm²");
         assert_eq!(shown("a\nb\tc\r"), "a\\nb\\tc\\r");
         assert_eq!(shown("\x1b[31m\u{9b}\u{202e}\u{2066}\x7f"), "\\u{1b}[31m\\u{9b}\\u{202e}\\u{2066}\\u{7f}");
-    }
-
-    #[test]
-    fn json_is_set_out_as_serde_does_it() {
-        let value = serde_json::json!({
-            "a": [], "b": {}, "c": [[], [1, -2.5e9, null], {"d": [{}]}], "e": "{[,:]}\"\\", "f\\\"": "\\\\\"}\n", "g": true, "": "",
-        });
-        assert_eq!(indented(&value.to_string()), serde_json::to_string_pretty(&value).expect("JSON"));
-        for odd in ["", "}", "]]", "{", "[\"", "\"\\", "1"] {
-            let _ = indented(odd);
-        }
     }
 
     #[test]

@@ -9,9 +9,8 @@ use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::Fate;
 use crate::journal::Found;
 use base64::Engine;
-use serde::de::{self, DeserializeOwned};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// The letters that are asked for: the newest ones where nobody says where to start.
@@ -30,14 +29,14 @@ pub(super) async fn show(app: App, id: u64) -> Answered {
 }
 
 /// A dead letter as it is shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Letter {
     /// Its number.
     pub id: u64,
     /// When it was written, RFC 3339.
     pub recorded: String,
     /// The letter; its times in RFC 3339.
-    #[serde(flatten, serialize_with = "with_shown_times")]
+    #[serde(flatten, serialize_with = "with_shown_times", deserialize_with = "from_shown_times")]
     pub letter: DeadLetter<'static>,
     /// What has become of it.
     pub fate: Fate,
@@ -147,29 +146,14 @@ fn with_shown_times<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Re
     fields.serialize(serializer)
 }
 
-impl<'de> Deserialize<'de> for Letter {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // What serde derives for a flattened field is six times the program.
-        let mut fields = Map::deserialize(deserializer)?;
-        for name in TIMES {
-            if let Some(at) = fields.get(name).and_then(Value::as_str).and_then(Timestamp::parse) {
-                fields.insert(name.to_owned(), at.0.into());
-            }
+fn from_shown_times<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeadLetter<'static>, D::Error> {
+    let mut fields = Value::deserialize(deserializer)?;
+    for name in TIMES {
+        if let Some(time) = fields[name].as_str().and_then(Timestamp::parse) {
+            fields[name] = time.0.into();
         }
-        fn taken<T: DeserializeOwned, E: de::Error>(fields: &mut Map<String, Value>, name: &str) -> Result<T, E> {
-            let value = fields.remove(name).unwrap_or_default();
-            serde_json::from_value(value).map_err(|error| E::custom(format!("{name}: {error}")))
-        }
-        Ok(Self {
-            id: taken(&mut fields, "id")?,
-            recorded: taken(&mut fields, "recorded")?,
-            fate: taken::<Option<_>, _>(&mut fields, "fate")?.unwrap_or_default(),
-            payload_bytes: taken(&mut fields, "payload_bytes")?,
-            payload_text: taken(&mut fields, "payload_text")?,
-            payload_base64: taken(&mut fields, "payload_base64")?,
-            letter: serde_json::from_value(fields.into()).map_err(de::Error::custom)?,
-        })
     }
+    serde_json::from_value(fields).map_err(de::Error::custom)
 }
 
 /// A letter without its payload.

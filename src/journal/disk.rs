@@ -1,7 +1,6 @@
 //! The disk as the journal sees it, so that a test can take its place and fail in every way a
 //! disk can.
 
-use crate::telemetry::indented;
 use serde::Serialize;
 use std::fmt::Debug;
 use std::fs::{self, File};
@@ -269,7 +268,7 @@ pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<(
 
 /// The same with JSON that people can read.
 pub fn write_json(disk: &dyn Disk, path: &Path, content: &impl Serialize) -> io::Result<()> {
-    write_whole(disk, path, indented(&serde_json::to_string(content)?).as_bytes())
+    write_whole(disk, path, &serde_json::to_vec_pretty(content)?)
 }
 
 /// Reads a small file.
