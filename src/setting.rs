@@ -4,15 +4,15 @@
 //! and what is allowed.
 
 pub mod access;
-mod read;
 mod share;
 
-use read::{Misfit, Root};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A span of time, written like `250ms`, `30s`, `24h` or `7d`.
@@ -207,25 +207,102 @@ impl std::error::Error for Problem {}
 /// More than this many values that do not fit are another kind of file.
 const PROBLEMS_MAX: usize = 20;
 
-/// Takes a value out; `false` if it is not there.
-fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
-    let steps: Vec<_> = key.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
-    let Some((last, way)) = steps.split_last() else { return false };
-    let mut table = root;
-    let mut way = way.iter();
-    while let Some(step) = way.next() {
-        let Some(value) = table.get_mut(*step) else { return false };
-        table = match value.get_mut() {
-            DeValue::Table(inside) => inside,
-            DeValue::Array(items) => {
-                let item = way.next().and_then(|step| items.get_mut(step.parse::<usize>().ok()?));
-                let Some(DeValue::Table(inside)) = item.map(toml::Spanned::get_mut) else { return false };
-                inside
-            }
-            _ => return false,
-        };
+/// A value that does not fit its type.
+struct Mismatch {
+    /// Its key, such as `source.mqtt[0].listen`; empty for the whole file.
+    key: String,
+    /// Its bytes in the text.
+    span: Option<Range<usize>>,
+    /// The value and what is allowed.
+    message: String,
+}
+
+impl Mismatch {
+    fn new(key: String, error: &toml::de::Error) -> Self {
+        Self { key, span: error.span(), message: error.message().to_owned() }
     }
-    table.remove(*last).is_some()
+
+    /// `[[part]]` in place of `[part]`: toml reads the items of the list as the fields of the part, and refuses the first.
+    fn of_list(self, text: &str) -> Self {
+        let is_item = self.span.as_ref().and_then(|span| text.get(span.start..)).is_some_and(|at| at.starts_with("[["));
+        match self.key.rsplit_once('[') {
+            Some((list, _)) if is_item && self.message.starts_with("invalid type: map") => {
+                let message = format!("[[{list}]] begins an item of a list; expected [{list}], or a value");
+                Self { key: list.to_owned(), message, ..self }
+            }
+            _ => self,
+        }
+    }
+}
+
+/// Reads the parsed `text` as a `T`.
+fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> Result<T, Mismatch> {
+    let read = |root: Spanned<DeTable<'_>>| {
+        serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
+            let path = error.path().to_string();
+            Mismatch::new(if path == "." { String::new() } else { path }, error.inner())
+        })
+    };
+    if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| unusable(key.get_ref(), value, text)) {
+        return Err(mismatch);
+    }
+    read(root.clone()).map_err(|mismatch| {
+        if !mismatch.message.starts_with("wanted ") {
+            return mismatch.of_list(text);
+        }
+        // The setting is one of several names, and the value is no string. toml lists the names only for an unknown
+        // name: it reads the value once more, as one.
+        let mut named = root.clone();
+        match find(named.get_mut(), &mismatch.key) {
+            Some(value) => *value.get_mut() = DeValue::String(text.get(value.span()).unwrap_or_default().into()),
+            None => return mismatch,
+        }
+        read(named).err().unwrap_or(mismatch)
+    })
+}
+
+/// The first value that no setting can have. toml calls a date a map, and does not show a number that is out of range.
+fn unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
+    let is_wide = |number: &toml::de::DeFloat<'_>| {
+        let parsed: Result<f64, _> = number.as_str().parse();
+        parsed.is_ok_and(f64::is_infinite) && !number.as_str().contains("inf")
+    };
+    let reason = match value.get_ref() {
+        DeValue::Table(table) => {
+            return table.iter().find_map(|(name, value)| unusable(&format!("{key}.{}", name.get_ref()), value, text));
+        }
+        DeValue::Array(items) => {
+            return (0..).zip(items.iter()).find_map(|(at, value)| unusable(&format!("{key}[{at}]"), value, text));
+        }
+        DeValue::Datetime(_) => "is a date or time, and no setting is one; put it in quotes if it is a text",
+        DeValue::Integer(number) if i128::from_str_radix(number.as_str(), number.radix()).is_err() => {
+            "is out of range; an integer has at most 64 bits"
+        }
+        DeValue::Float(number) if is_wide(number) => "is out of range; a number has at most 64 bits",
+        _ => return None,
+    };
+    let written = text.get(value.span()).unwrap_or_default();
+    Some(Mismatch { key: key.to_owned(), span: Some(value.span()), message: format!("`{written}` {reason}") })
+}
+
+/// The value of a key.
+fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<DeValue<'a>>> {
+    let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
+    let first = root.get_mut(steps.next()?)?;
+    steps.try_fold(first, |value, step| match value.get_mut() {
+        DeValue::Table(inside) => inside.get_mut(step),
+        DeValue::Array(items) => items.get_mut(step.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+/// Removes a value from its table; `false` if it is not there.
+fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
+    let Some((around, last)) = key.rsplit_once('.') else { return root.remove(key).is_some() };
+    match find(root, around).map(Spanned::get_mut) {
+        Some(DeValue::Table(table)) => table.remove(last).is_some(),
+        _ => false,
+    }
 }
 
 /// Every value under its key; parts of a list that have names go by these.
@@ -291,17 +368,19 @@ impl Document {
 
     /// Takes the document apart into `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let wrong = |Misfit { key, span, message }| Problem {
-            file: self.file.clone(),
-            line: span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start)),
-            key,
-            message,
-        };
-        let root = DeTable::parse(&self.text).map_err(|error| {
-            let (span, message) = (error.span(), error.message().to_owned());
-            wrong(Misfit { key: String::new(), span, message })
-        })?;
-        T::deserialize(Root(root.get_ref())).map_err(wrong)
+        let root = self.root().map_err(|mismatch| self.at(mismatch))?;
+        deserialize(&root, &self.text).map_err(|mismatch| self.at(mismatch))
+    }
+
+    fn root(&self) -> Result<Spanned<DeTable<'_>>, Mismatch> {
+        DeTable::parse(&self.text).map_err(|error| Mismatch::new(String::new(), &error))
+    }
+
+    fn at(&self, Mismatch { key, span, message }: Mismatch) -> Problem {
+        // The span of what the whole file lacks is the whole file.
+        let span = span.filter(|span| !key.is_empty() || *span != (0..self.text.len()));
+        let line = span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start));
+        Problem { file: self.file.clone(), line, key, message }
     }
 
     /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
@@ -310,12 +389,12 @@ impl Document {
             Ok(value) => return Ok(value),
             Err(problem) => problem,
         };
-        let Ok(mut root) = DeTable::parse(&self.text) else { return Err(vec![first]) };
+        let Ok(mut root) = self.root() else { return Err(vec![first]) };
         let mut problems = vec![first];
         // The value that does not fit is taken out, and the rest is read again.
         while let Some(key) = problems.last().map(|problem| problem.key.clone())
             && remove(root.get_mut(), &key)
-            && let Err(Misfit { key, message, .. }) = T::deserialize(Root(root.get_ref()))
+            && let Err(Mismatch { key, message, .. }) = deserialize::<T>(&root, &self.text)
         {
             let is_taken_out = |problem: &Problem| {
                 let name = problem.key.rsplit('.').next().unwrap_or_default();
@@ -479,5 +558,74 @@ mod tests {
         let problem = document.parse::<Outer>().expect_err("parts is unknown");
         assert_eq!(problem.line, 2);
         assert!(problem.message.contains("unknown field `parts`"), "{problem}");
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Format {
+        Text,
+        Json,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "some fields are only read in")]
+    struct Settings {
+        format: Option<Format>,
+        range: Option<Vec<f64>>,
+        name: Option<String>,
+        inner: Option<Vec<Size>>,
+        one: Option<Size>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "some fields are only read in")]
+    struct Size {
+        size: u16,
+    }
+
+    fn read(text: &str) -> Result<Settings, (String, String)> {
+        let document = Document::new(Path::new("a.toml"), text.into());
+        document.parse::<Settings>().map_err(|problem| (problem.key, problem.message))
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_what_is_allowed() {
+        for (text, key, message) in [
+            ("range = [0, 1e999]", "range[1]", "`1e999` is out of range"),
+            ("range = [0, true]", "range[1]", "boolean `true`, expected f64"),
+            ("range = 0", "range", "integer `0`, expected a sequence"),
+            ("name = 0xFFFFFFFFFFFFFFFF", "name", "integer `18446744073709551615`, expected a string"),
+            ("name = 0xFFFFFFFFFFFFFFFFF", "name", "integer `295147905179352825855` as i128, expected a string"),
+            (
+                "name = 0x1FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF",
+                "name",
+                "`0x1FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF` is out of range",
+            ),
+            ("name = 1979-05-27", "name", "`1979-05-27` is a date or time, and no setting is one; put it in quotes"),
+            ("inner = [{ size = 07:32:00 }]", "inner[0].size", "`07:32:00` is a date or time"),
+            ("inner = [{ size = 70000 }]", "inner[0].size", "integer `70000`, expected u16"),
+            ("inner = [{}]", "inner[0]", "missing field `size`"),
+            ("[inner]\nsize = 1", "inner", "invalid type: map, expected a sequence"),
+            ("[[one]]\nsize = 1", "one", "[[one]] begins an item of a list; expected [one]"),
+            ("format = \"xml\"", "format", "unknown variant `xml`, expected `text` or `json`"),
+            (
+                "format = { json = 1, xml = 2 }",
+                "format",
+                "unknown variant `{ json = 1, xml = 2 }`, expected `text` or `json`",
+            ),
+            ("format = 1", "format", "unknown variant `1`, expected `text` or `json`"),
+            ("format = [\"text\"]", "format", "unknown variant `[\"text\"]`, expected `text` or `json`"),
+            ("formt = 1", "formt", "unknown field `formt`, expected one of `format`"),
+        ] {
+            let (found, said) = read(text).expect_err(text);
+            assert_eq!(found, key, "{text}: {said}");
+            assert!(said.contains(message), "{text}: {said}");
+        }
+        let good = read("range = [-1, inf]\nformat = \"json\"\nname = \"a\"").expect("fits");
+        assert_eq!(good.range, Some(vec![-1.0, f64::INFINITY]));
+        assert!(matches!(good.format, Some(Format::Json)) && good.name.as_deref() == Some("a"));
+        assert!(matches!(read("format = \"text\"").expect("fits").format, Some(Format::Text)));
     }
 }
