@@ -59,9 +59,10 @@
 //! - **JSON Schema is checked by our own code** (`contract/schema`), a tenth of what a library for every draft and every JSON
 //!   type adds to the program: 3.2 of 15.1 MB. The official tests of the draft and that library, side by side on random
 //!   schemas, judge it in the tests.
-//! - **What is compiled for every type is kept to one type**: streams and bodies go through
-//!   `http`, and the command socket through the same few lines as the other HTTP. The names in certificates are read by
-//!   `tls/certificate`, which is stricter than the library that reads revocation lists and name constraints.
+//! - **HTTP is spoken by hyper behind one module** (`http`): sources, the Odoo hook, metrics and the command socket need
+//!   the same bounds on time and bytes.
+//! - **A certificate with a malformed name names nobody** (`tls/names`): the name that cannot be read may be the one that
+//!   matters, so neither its client nor its environment is taken from the others.
 //! - **After a failed commit the writer starts a new segment** at the first offset that is not
 //!   known to be durable, rather than trusting what the page cache says of the old one.
 

@@ -7,9 +7,9 @@
 //! Certificates are judged at [`clock::for_certificates`]: a clock that starts in 1970 does not keep the gateway
 //! from central, and what has expired before the latest moment that is known stays refused.
 
-mod certificate;
 mod clients;
 mod constraints;
+mod names;
 mod revocation;
 
 pub use clients::{Clients, NoName};
@@ -18,7 +18,7 @@ pub use revocation::{CrlExpiry, Validity};
 use crate::clock;
 use crate::secret::Secret;
 use base64::Engine;
-use certificate::{Certificate, Name};
+use names::alternative_names;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -28,6 +28,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
 /// What the alternative name (URI) of a certificate begins with that belongs to one environment.
@@ -223,7 +224,7 @@ impl CertificateSeal {
         if self.environment.is_empty() {
             return Ok(());
         }
-        let named = environments(certificate).ok_or_else(|| unusable(file, NO_CERTIFICATE))?;
+        let named = environments(certificate).map_err(|reason| unusable(file, reason))?;
         if named.contains(&self.environment) {
             return Ok(());
         }
@@ -253,8 +254,8 @@ pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'
     if own.is_empty() {
         return Ok(());
     }
-    let named =
-        environments(leaf).ok_or_else(|| TlsError::Unusable(format!("the server shows what {NO_CERTIFICATE}")))?;
+    let wrong = |reason| TlsError::Unusable(format!("the certificate of the server {reason}"));
+    let named = environments(leaf).map_err(wrong)?;
     match named.first() {
         Some(other) if !named.contains(own) => Err(TlsError::Unusable(format!(
             "the server belongs to environment \"{other}\" (its certificate has the alternative name URI:{ENVIRONMENT}{other}), not to \"{own}\""
@@ -263,17 +264,19 @@ pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'
     }
 }
 
-/// What stands against bytes that cannot be read.
+/// Why bytes are refused that are no certificate.
 const NO_CERTIFICATE: &str = "is no certificate as X.509 wants it (DER, RFC 5280)";
 
-/// The environments that a certificate says it belongs to; `None` if it cannot be read.
-fn environments(certificate: &CertificateDer<'_>) -> Option<Vec<String>> {
-    let names = Certificate::read(certificate)?.names;
-    let uris = names.iter().filter_map(|name| match name {
-        Name::Uri(text) => text.strip_prefix(ENVIRONMENT),
+/// The environments that a certificate names; an error if it cannot be read, or one of its names cannot: that name may be
+/// the one of another environment.
+fn environments(certificate: &CertificateDer<'_>) -> Result<Vec<String>, String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| NO_CERTIFICATE)?;
+    let names = alternative_names(&parsed).map_err(|malformed| malformed.to_string())?;
+    let environment = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(text) => text.strip_prefix(ENVIRONMENT).map(str::to_owned),
         _ => None,
-    });
-    Some(uris.map(str::to_owned).collect())
+    };
+    Ok(names.iter().filter_map(environment).collect())
 }
 
 /// The time that certificates are judged at.
@@ -411,9 +414,9 @@ impl CertificateFile {
     /// When the first of its certificates expires, in seconds since 1970. Reads the file.
     pub fn expiry(&self) -> Result<i64, TlsError> {
         let not_after = |certificate: &CertificateDer<'_>| {
-            let read = Certificate::read(certificate);
-            let read = read.ok_or_else(|| unusable(&self.path, format!("holds what {NO_CERTIFICATE}")))?;
-            Ok(read.not_after)
+            let parsed = X509Certificate::from_der(certificate);
+            let (_, parsed) = parsed.map_err(|_| unusable(&self.path, format!("holds what {NO_CERTIFICATE}")))?;
+            Ok(parsed.validity().not_after.timestamp())
         };
         let all = certificates(&self.path)?.iter().map(not_after).collect::<Result<Vec<_>, TlsError>>()?;
         all.into_iter().min().ok_or_else(|| unusable(&self.path, "holds no certificate"))

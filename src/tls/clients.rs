@@ -3,12 +3,12 @@
 //! Promise: a client's certificate and every authority between it and `client_ca` is held against the revocation lists,
 //! in the handshake and whenever it is judged again; a name counts only where the authorities above it may give it.
 
-use super::certificate::{Certificate, Name};
 use super::constraints;
+use super::names::alternative_names;
 use super::revocation::Lists;
 use super::{
-    Certificates, CrlExpiry, ENVIRONMENT, Judging, NameKind, ServerFiles, TlsError, certificate_fault, certificates,
-    provider, unusable,
+    Certificates, CrlExpiry, ENVIRONMENT, Judging, NO_CERTIFICATE, NameKind, ServerFiles, TlsError, certificate_fault,
+    certificates, provider, unusable,
 };
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -21,6 +21,7 @@ use webpki::{
     EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
     VerifiedPath,
 };
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// Judges certificates of clients, in the handshake and later on.
 #[derive(Clone, Debug)]
@@ -44,6 +45,12 @@ pub enum NoName {
     /// It has none of the kind.
     #[error("its certificate has no {} (tls.identity = \"{}\")", .0.words(), .0.written())]
     Missing(NameKind),
+    /// It cannot be read, though the handshake took it.
+    #[error("its certificate {}", NO_CERTIFICATE)]
+    Unreadable,
+    /// A name in it cannot be read, so that nobody can say which name is its first.
+    #[error("its certificate has a malformed alternative name (subjectAltName), and so none of its names counts")]
+    Malformed,
     /// The authorities above it may not give it.
     #[error("the authority of its certificate may not give the name in it (name constraints)")]
     Constrained,
@@ -121,8 +128,8 @@ impl Clients {
     pub fn name(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<String, NoName> {
         let kind = self.0.identity;
         let (first, others) = chain.split_first().ok_or(NoName::Missing(kind))?;
-        let read = Certificate::read(first).ok_or(NoName::Missing(kind))?;
-        let name = kind.of(&read).filter(|name| !name.is_empty()).ok_or(NoName::Missing(kind))?;
+        let (_, parsed) = X509Certificate::from_der(first).map_err(|_| NoName::Unreadable)?;
+        let name = kind.of(&parsed)?.filter(|name| !name.is_empty()).ok_or(NoName::Missing(kind))?;
         let mut above = others.iter().chain(&self.0.authorities);
         // The library holds DNS names against constraints on DNS names; all else takes a look at the path.
         if kind == NameKind::CommonName || above.any(constraints::are_in) {
@@ -143,16 +150,18 @@ impl Clients {
 }
 
 impl NameKind {
-    /// The first name of the kind; a URI that names an environment is nobody's.
-    fn of<'a>(self, certificate: &Certificate<'a>) -> Option<&'a str> {
+    /// The first name of the kind; a URI that names an environment names no client. A certificate with a malformed name
+    /// is refused, whatever the kind.
+    fn of<'c>(self, certificate: &'c X509Certificate<'_>) -> Result<Option<&'c str>, NoName> {
+        let names = alternative_names(certificate).map_err(|_| NoName::Malformed)?;
         if self == Self::CommonName {
-            return certificate.common_name;
+            return Ok(certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok()));
         }
-        certificate.names.iter().find_map(|name| match (self, *name) {
-            (Self::Dns, Name::Dns(text)) | (Self::Email, Name::Mail(text)) => Some(text),
-            (Self::Uri, Name::Uri(text)) => (!text.starts_with(ENVIRONMENT)).then_some(text),
+        Ok(names.iter().find_map(|name| match (self, name) {
+            (Self::Dns, GeneralName::DNSName(text)) | (Self::Email, GeneralName::RFC822Name(text)) => Some(*text),
+            (Self::Uri, GeneralName::URI(text)) => (!text.starts_with(ENVIRONMENT)).then_some(*text),
             _ => None,
-        })
+        }))
     }
 }
 

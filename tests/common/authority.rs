@@ -1,9 +1,9 @@
 //! Authorities below authorities, their certificates of every kind, and their revocation lists.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
-    RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, CustomExtension,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    NameConstraints, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ pub struct Names<'a> {
     pub dns: &'a [&'a str],
     pub uri: &'a [&'a str],
     pub mail: &'a [&'a str],
+    /// Whether a DNS name that is no text follows the others.
+    pub has_malformed: bool,
 }
 
 fn params(name: &str, serial: u64, permitted: &[&str]) -> CertificateParams {
@@ -37,6 +39,22 @@ fn params(name: &str, serial: u64, permitted: &[&str]) -> CertificateParams {
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: vec![] });
     }
     params
+}
+
+/// The content of subjectAltName with these names and one that is not UTF-8; short enough for lengths of one byte.
+fn malformed(names: &[SanType]) -> Vec<u8> {
+    let encoded = |tag: u8, text: &[u8]| [&[tag, u8::try_from(text.len()).expect("short")], text].concat();
+    let mut list: Vec<u8> = names
+        .iter()
+        .flat_map(|name| match name {
+            SanType::Rfc822Name(text) => encoded(0x81, text.as_str().as_bytes()),
+            SanType::DnsName(text) => encoded(0x82, text.as_str().as_bytes()),
+            SanType::URI(text) => encoded(0x86, text.as_str().as_bytes()),
+            other => panic!("{other:?} is not written here"),
+        })
+        .collect();
+    list.extend(encoded(0x82, &[0xff, 0xfe]));
+    encoded(0x30, &list)
 }
 
 fn key() -> KeyPair {
@@ -73,6 +91,10 @@ impl Authority {
         let uris = names.uri.iter().map(|name| SanType::URI((*name).try_into().expect("a name")));
         let dns = names.dns.iter().map(|name| SanType::DnsName((*name).try_into().expect("a name")));
         params.subject_alt_names = mails.chain(uris).chain(dns).collect();
+        if names.has_malformed {
+            let list = malformed(&std::mem::take(&mut params.subject_alt_names));
+            params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], list));
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from(serial));
         params.use_authority_key_identifier_extension = true;

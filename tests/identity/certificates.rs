@@ -70,6 +70,7 @@ fn a_certificate_names_its_client_by_the_kind_that_the_listener_asks_for() {
         dns: &["by-dns", "second"],
         uri: &[environment, "urn:by-uri"],
         mail: &["by@mail"],
+        ..Names::default()
     };
     let names = ["by-dns", "by-dns", "urn:by-uri", "by@mail", "by-cn"];
     let full = root.client(folder, 10, &all);
@@ -122,6 +123,27 @@ fn a_certificate_without_a_usable_name_lets_nobody_in() {
     let hello = Hello { client: "c", login: Some(("press", "long enough")), ..Hello::default() };
     assert_eq!(Peer::connect(addresses[2], &Way::Certificate(nobody), &hello).1, Some(OK));
     assert!(gateway.log().contains("names nobody"), "{}", gateway.log());
+}
+
+/// A reader that drops the names it cannot read takes the next one for the first, or forgets which environment the
+/// certificate belongs to.
+#[test]
+fn a_certificate_with_a_malformed_name_lets_nobody_in() {
+    let root = Authority::root("root");
+    let kinds =
+        ["", ", identity = \"uri\"", ", identity = \"email\"", ", identity = \"common-name\"", ", identity = \"dns\""];
+    let (gateway, addresses) = gateway("malformed", &[&root], &kinds);
+    let gateway = start(gateway, &addresses);
+    let whole = Names { common: Some("cn"), dns: &["dns"], uri: &["urn:uri"], mail: &["a@mail"], ..Names::default() };
+    let names = ["dns", "urn:uri", "a@mail", "cn", "dns"];
+    let good = root.client(&gateway.folder, 30, &whole);
+    let malformed = root.client(&gateway.folder, 31, &Names { has_malformed: true, ..whole });
+    for (address, name) in addresses.iter().zip(names) {
+        assert!(is_named(*address, &good, name), "{name}");
+        assert_eq!(code(*address, &malformed), Some(DENIED), "{name}");
+    }
+    let log = gateway.log();
+    assert!(log.contains("has a malformed alternative name (subjectAltName)"), "{log}");
 }
 
 /// A sub-authority that may name the machines of one line named any machine of the plant, by a URI, a mail address or a
