@@ -8,9 +8,10 @@
 //!
 //! Not here: who judges the time of day, and tells central that it was wrong (`timekeeper`).
 
+use parking_lot::Mutex;
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Where a clock gets its time from, and what is known about it.
@@ -132,7 +133,7 @@ pub fn is_trusted() -> bool {
 
 /// Why the time of day cannot be believed; `None` while it can.
 pub fn doubt() -> Option<String> {
-    ask(|clock| clock.doubt.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    ask(|clock| clock.doubt.lock().clone())
 }
 
 /// Says that the time of day can be believed.
@@ -148,7 +149,7 @@ pub fn distrust(why: String) {
 fn set_doubt(why: Option<String>) {
     ask(|clock| {
         let is_trusted = why.is_none();
-        *clock.doubt.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        *clock.doubt.lock() = why;
         clock.is_trusted.store(is_trusted, Ordering::Relaxed);
     });
 }
@@ -161,11 +162,11 @@ pub fn set_passed(moment: SystemTime) {
 
 /// Says from when on the time of day is believed to stay as it is; until then it may be set once more.
 pub fn set_steady_from(from: Instant) {
-    ask(|clock| *clock.steady_from.lock().unwrap_or_else(PoisonError::into_inner) = Some(from));
+    ask(|clock| *clock.steady_from.lock() = Some(from));
 }
 
 fn steady_from() -> Option<Instant> {
-    ask(|clock| *clock.steady_from.lock().unwrap_or_else(PoisonError::into_inner))
+    ask(|clock| *clock.steady_from.lock())
 }
 
 /// The time of day, where what hangs on the age of things may rely on it.

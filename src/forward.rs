@@ -40,11 +40,12 @@ use flight::Flight;
 use followed::Followed;
 use look_back::LookBack;
 use pace::Pacer;
+use parking_lot::Mutex;
 use reading::Reading;
 use rivals::Rivals;
 use serde::Deserialize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How a destination is forwarded to.
@@ -206,11 +207,11 @@ pub struct State {
 impl Stats {
     /// How the connection stands.
     pub fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.lock().clone()
     }
 
     fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.state.lock());
     }
 }
 

@@ -74,12 +74,13 @@ pub use shelf::{Publications, Shelf, ShelfLane};
 
 use crate::clock;
 use crate::contract::{Publication, Renderer};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use segment::Segment;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use window::{Fingerprint, FingerprintKey, Window};
 
@@ -404,7 +405,7 @@ impl DiskRoom {
 impl Core {
     fn disk_room(&self, folder: &Path) -> Result<DiskRoom, JournalError> {
         let free = self.disk.free_bytes(folder).map_err(|error| JournalError::io(folder, error))?;
-        let made_way_at = *self.made_way_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let made_way_at = *self.made_way_at.lock();
         let made_way = made_way_at.is_some_and(|at| clock::instant().duration_since(at) < MADE_WAY_SHOWN);
         Ok(DiskRoom { free, reserve: self.reserve_bytes.load(Ordering::Relaxed), made_way })
     }
@@ -419,7 +420,7 @@ impl Core {
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+        self.window.lock()
     }
 
     /// What repeats of an event are known by; `None` if its id was minted here.
@@ -429,19 +430,19 @@ impl Core {
     }
 
     fn published(&self, number: u32) -> Option<Arc<Published>> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.catalog.read();
         catalog.list.get(number as usize)?.clone()
     }
 
     /// The stream of a publication; 0 for what belongs to none.
     fn stream_of(&self, publication: u32) -> u32 {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.catalog.read();
         catalog.list.get(publication as usize).and_then(Option::as_ref).map_or(0, |published| published.stream)
     }
 
     /// Name of a stream by its number; what belongs to none is "unmatched".
     fn stream_name(&self, stream: u32) -> String {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.catalog.read();
         let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
         found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
     }
@@ -449,9 +450,9 @@ impl Core {
     /// The longest time that settled events of a lane stay.
     fn retention_settled(&self, lane: &Lane) -> Duration {
         if lane.name == DEAD {
-            return *self.dead_retention.lock().unwrap_or_else(PoisonError::into_inner);
+            return *self.dead_retention.lock();
         }
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.catalog.read();
         let of_lane = catalog.list.iter().flatten().filter(|published| published.publication.lane == lane.name);
         Duration::from_secs(of_lane.map(|published| published.publication.retention_settled).max().unwrap_or(0))
     }
@@ -460,7 +461,7 @@ impl Core {
     /// Where every stream of the plant has one, the gateway's own reports go with the last of them: they would
     /// hold whole segments otherwise, whose events have expired.
     fn age_limits(&self, lane: &str) -> Vec<(u64, Vec<u32>)> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.catalog.read();
         let of_lane = || catalog.list.iter().flatten().filter(|known| known.publication.lane == lane);
         // The newest version of each stream is the one in force.
         let newest: BTreeMap<u32, Option<u64>> = of_lane()
@@ -482,7 +483,7 @@ impl Core {
 
     /// A closed segment, open for reading.
     fn open_segment(&self, path: &Path) -> Result<Arc<Segment>, JournalError> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.opened.lock();
         if let Some(index) = opened.iter().position(|segment| segment.path() == path) {
             let segment = opened.remove(index);
             opened.push(Arc::clone(&segment));
@@ -500,7 +501,7 @@ impl Core {
     }
 
     fn forget_segment(&self, path: &Path) {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.opened.lock();
         opened.retain(|segment| segment.path() != path);
     }
 
@@ -509,7 +510,7 @@ impl Core {
         match set_aside(&*self.disk, path) {
             Ok(to) => {
                 tracing::error!(file = %to.display(), "a damaged file is set aside under this name; the gateway goes on with the rest");
-                self.aside.lock().unwrap_or_else(PoisonError::into_inner).push(to);
+                self.aside.lock().push(to);
             }
             Err(error) => tracing::error!(%error, "a damaged file cannot be set aside"),
         }

@@ -32,12 +32,13 @@ use crate::clock;
 use crate::secret::Secret;
 use crate::tls::{self, ClientFiles};
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -155,7 +156,7 @@ impl Target {
     }
 
     fn tls(&self) -> Result<TlsConfig, LinkError> {
-        let mut known = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.tls.lock();
         match (tls::client(&self.config.tls), &*known) {
             (Ok(tls), _) => Ok(Arc::clone(known.insert(tls))),
             (Err(error), Some(before)) => {

@@ -23,8 +23,9 @@ use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use attention::Attentions;
 use last::LastValues;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -90,7 +91,7 @@ impl Local {
     }
 
     fn last(&self) -> MutexGuard<'_, LastValues> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock()
     }
 
     /// The journal that it follows.
@@ -110,7 +111,7 @@ impl Local {
         let ends: Vec<(String, u64)> =
             self.journal.lanes().iter().map(|lane| (lane.name.clone(), lane.end())).collect();
         let is_there = || {
-            let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+            let followed = self.followed.lock();
             ends.iter().all(|(lane, end)| followed.get(lane).is_some_and(|at| at >= end))
         };
         while !is_there() {
@@ -122,7 +123,7 @@ impl Local {
 
     /// A feed of what the last values do not tell yet.
     pub fn feed(&self) -> Feed {
-        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let followed = self.followed.lock();
         Feed::new(&self.journal, |lane| followed.get(&lane.name).copied())
     }
 
@@ -181,7 +182,7 @@ impl Local {
         feed.positions().enumerate().for_each(|(lane, (_, next))| attentive.reached(lane, next));
         drop(attentive);
         // Under the same lock: who asks for last values and then for a feed misses nothing.
-        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut followed = self.followed.lock();
         for (lane, next) in feed.positions() {
             match followed.get_mut(lane) {
                 Some(known) => *known = next,

@@ -20,9 +20,9 @@ use crate::tls::{ClientFiles, TlsError};
 use error::{from_body, from_page};
 use http::{Address, Server};
 use hyper::header::{self, HeaderName};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
@@ -137,7 +137,7 @@ impl Client {
             return Ok(known);
         }
         let key = read_key(&self.config.key_file).map_err(OdooError::Denied)?;
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+        *self.key.lock() = key;
         let (protocol, version, version_text) = self.probe().await?;
         if version < VERSION_MIN {
             return Err(OdooError::NotOdoo(format!(
@@ -155,17 +155,17 @@ impl Client {
             Err(OdooError::Refused { .. }) => false,
             Err(error) => return Err(error),
         };
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+        *self.session.lock() = Some(session.clone());
         Ok(session)
     }
 
     fn known(&self) -> Option<Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.session.lock().clone()
     }
 
     /// Forgets what is known of the server, so that the next call asks again.
     pub fn forget(&self) {
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.session.lock() = None;
     }
 
     /// Calls a method of a model: on records where there are `ids`, with arguments by name.
@@ -211,7 +211,7 @@ impl Client {
     }
 
     fn key(&self) -> Zeroizing<String> {
-        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.key.lock().clone()
     }
 
     async fn json2(

@@ -3,9 +3,9 @@
 //! Invariant: never more callers are remembered than the table's bound; over it the one whose debt ends first is
 //! forgiven, so that a crowd of new callers cannot wipe out the debt of one that is far ahead.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Callers that are remembered: more than a plant has. Some 100 bytes each.
@@ -28,7 +28,7 @@ impl<K: Eq + Hash + Clone> Rates<K> {
     }
 
     fn callers(&self) -> MutexGuard<'_, HashMap<K, Instant>> {
-        self.paid_until.lock().unwrap_or_else(PoisonError::into_inner)
+        self.paid_until.lock()
     }
 
     /// Whether a caller may have something now; the error is how long it has to wait.

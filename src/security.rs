@@ -21,7 +21,8 @@ use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, OwnEvent};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Counter;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 use table::{Table, Told};
 use tokio::sync::Notify;
@@ -118,7 +119,7 @@ impl Security {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

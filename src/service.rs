@@ -7,12 +7,13 @@
 //! ended, and a new one could not have the journal before the old one is gone. It is reported instead.
 
 use crate::clock;
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -122,7 +123,7 @@ impl Service {
 
     /// Says how things stand, if that has changed.
     pub fn tell_status(&self, status: String) {
-        let mut last = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.status.lock();
         if *last != status {
             let starts = status.char_indices().map(|(start, letter)| start + letter.len_utf8());
             let end = starts.take_while(|end| *end <= STATUS_BYTES_MAX).last().unwrap_or(0);

@@ -13,7 +13,8 @@ mod socket;
 use crate::clock;
 use crate::security::{Report, Security};
 use crate::telemetry::{Counter, Gauge, Histogram};
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 /// The largest payload that may be allowed.
@@ -143,21 +144,21 @@ impl Stats {
 
     /// Says what keeps the source from working; `None` if nothing does.
     pub fn set_problem(&self, problem: Option<String>) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        *self.problem.lock() = problem;
     }
 
     /// What keeps the source from working.
     pub fn problem(&self) -> Option<String> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.problem.lock().clone()
     }
 
     /// Says what a person should know, though the source works.
     pub fn set_notes(&self, notes: Vec<String>) {
-        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+        *self.notes.lock() = notes;
     }
 
     /// What a person should know, though the source works.
     pub fn notes(&self) -> Vec<String> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.notes.lock().clone()
     }
 }

@@ -6,9 +6,10 @@
 use crate::clock;
 use crate::journal::{DiskRoom, Full, Journal};
 use crate::shutdown::Shutdown;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time between samples.
@@ -106,7 +107,7 @@ impl Survival {
                 .collect(),
         };
         let lanes = self.journal.lanes().iter().map(of_lane).collect();
-        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut moments = self.moments.lock();
         moments.push_back(Moment { at, lanes });
         while moments.len() > SAMPLES {
             moments.pop_front();
@@ -124,7 +125,7 @@ impl Survival {
     pub fn outlooks(&self) -> Vec<Outlook> {
         let now = clock::instant();
         self.sample(now);
-        let moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let moments = self.moments.lock();
         let (Some(first), Some(last)) = (moments.front(), moments.back()) else { return Vec::new() };
         let elapsed = last.at.duration_since(first.at).as_secs_f64();
         let lanes = self.journal.lanes().iter().zip(first.lanes.iter().zip(&last.lanes));

@@ -12,9 +12,9 @@ pub use follow::{FOLLOW, follow, may_follow};
 pub use log::{LogFormat, Logging, start_logging};
 pub use recent::{RECENT_BYTES_MAX, recent_lines};
 
+use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -175,7 +175,7 @@ impl Limiter {
 
     /// How many lines were held back since the last, if this one may be written; `None` if not.
     pub fn allow(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().ok()?;
+        let mut state = self.state.lock();
         let paid_until = state.paid_until.unwrap_or(now).max(now);
         if paid_until.duration_since(now) > self.every * (LIMITER_BURST - 1) {
             state.held_back += 1;

@@ -19,8 +19,9 @@ use crate::event::Timestamp;
 use crate::journal::{Given, Journal, JournalError, Note, Notes, OwnEvent};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -271,7 +272,7 @@ impl Timekeeper {
     }
 
     fn watching(&self) -> MutexGuard<'_, Watching> {
-        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watching.lock()
     }
 
     /// Works until the shutdown; what is cut short is done at the next start.

@@ -27,10 +27,11 @@ use crate::runtime::spawn_blocking;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::odoo::Mirrors;
+use parking_lot::Mutex;
 use rules::{Facts, Key, Machine};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use steps::{Step, Steps};
 
@@ -119,7 +120,7 @@ pub struct Board {
 impl Board {
     /// Every exception that stands open, the oldest first.
     pub fn exceptions(&self) -> Vec<Exception> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.open.lock().clone()
     }
 }
 
@@ -276,7 +277,7 @@ impl Watch {
     }
 
     fn show(&self) {
-        *self.board.open.lock().unwrap_or_else(PoisonError::into_inner) = self.steps.open();
+        *self.board.open.lock() = self.steps.open();
     }
 
     /// What machines last said of themselves.

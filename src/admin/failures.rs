@@ -2,8 +2,8 @@
 
 use crate::clock;
 use crate::event::Timestamp;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often parts failed, and how.
@@ -31,7 +31,7 @@ const SHOWN: Duration = Duration::from_secs(3600);
 
 impl Failures {
     fn change(&self, part: &str, change: impl FnOnce(&mut Failure)) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let at = Timestamp::from(clock::wall());
         let failure = all.entry(part.to_owned()).or_insert_with(|| Failure {
             restarts: 0,
@@ -74,7 +74,7 @@ impl Failures {
 
     /// Every part that failed since the start, by name.
     pub fn all(&self) -> BTreeMap<String, Failure> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// What a person should see: failures that are not over, and those of the last hour.

@@ -13,8 +13,9 @@ use crate::shutdown::Shutdown;
 use hyper::body::Incoming;
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, StatusCode, header};
+use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -46,11 +47,11 @@ pub struct MonitoringState(Mutex<Option<String>>);
 impl MonitoringState {
     /// Why they are not, though they should be.
     pub fn problem(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     fn set(&self, problem: Option<String>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         if *known != problem {
             problem.iter().for_each(|problem| tracing::error!("{problem}"));
             *known = problem;

@@ -9,11 +9,12 @@ use crate::sources::mqtt::hello::Hello;
 use crate::sources::mqtt::wire;
 use crate::tls::{self, ServerFiles};
 use bytes::{Buf, BytesMut};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
@@ -180,7 +181,7 @@ impl<'s> Client<'s> {
     fn publish(&mut self, topic: &str, payload: &[u8], retain: bool) {
         let message = Message { topic: topic.into(), payload: payload.into() };
         if retain {
-            let mut retained = self.shared.retained.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut retained = self.shared.retained.lock();
             retained.insert(topic.to_owned(), message.clone());
         } else {
             self.shared.received.fetch_add(1, Ordering::Relaxed);
@@ -191,7 +192,7 @@ impl<'s> Client<'s> {
 
     fn subscribe(&mut self, patterns: Vec<Pattern>) {
         let retained: Vec<Message> = {
-            let all = self.shared.retained.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = self.shared.retained.lock();
             all.values()
                 .filter(|message| patterns.iter().any(|pattern| pattern.captures(&message.topic).is_some()))
                 .cloned()

@@ -172,7 +172,7 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::sync::mpsc;
 
@@ -235,7 +235,7 @@ mod tests {
         let (release, released) = std::sync::mpsc::channel::<()>();
         let released = Mutex::new(Some(released));
         let blocks = move |_| {
-            let released = released.lock().expect("lock").take()?;
+            let released = released.lock().take()?;
             Some(Box::pin(async move {
                 let _ = tokio::task::block_in_place(|| released.recv());
                 std::future::pending::<()>().await;

@@ -4,9 +4,10 @@
 //! of whoever holds most seats; a request whose body is still coming goes only where its sender holds more than half of
 //! the seats. One that is being answered never goes.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::sync::Notify;
 
 /// The connections of one listener. `K` tells apart those that share: an address, a user.
@@ -69,7 +70,7 @@ impl<K: Eq + Hash + Clone> Crowd<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether another connection finds a seat: a free one, or one that can be cleared.

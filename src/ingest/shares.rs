@@ -19,11 +19,11 @@ use crate::clock;
 use crate::journal::{Full, Lane};
 use crate::rate::Rates;
 use crate::setting::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How many times what is free one party may hold. Large, since a plant may have one publisher that hands in for all:
@@ -267,7 +267,7 @@ impl Shares {
     }
 
     fn tally(&self, index: usize, lane: &Lane, now: Instant) -> Option<MutexGuard<'_, Tally>> {
-        let mut tally = self.lanes.get(index)?.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tally = self.lanes.get(index)?.tally.lock();
         if tally.looked_at.is_none_or(|at| now.duration_since(at) >= LOOK_EVERY) {
             tally.looked_at = Some(now);
             let (needed, budget, queued) = lane.load();
@@ -299,7 +299,7 @@ impl Shares {
             calm.fetch_sub(bytes as i64, Ordering::Relaxed);
             return;
         }
-        tally.lock().unwrap_or_else(PoisonError::into_inner).add(party, bytes as u64);
+        tally.lock().add(party, bytes as u64);
     }
 
     /// Whether a party may have another dead letter.
@@ -322,7 +322,7 @@ impl Shares {
     }
 
     fn dead<T>(&self, lane: &Lane, then: impl FnOnce(&Rates<Party>) -> T) -> T {
-        let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dead = self.dead.lock();
         let budget = lane.budget();
         let dead = match &mut *dead {
             Some(dead) if dead.budget == budget => dead,
@@ -339,7 +339,7 @@ impl Shares {
         // As many as a person reads.
         const NAMED_MAX: usize = 8;
         let now = clock::instant();
-        let mut slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slowed = self.slowed.lock();
         slowed.retain(|one| now.duration_since(one.at) < NAMED_FOR);
         if let Some(known) = slowed.iter_mut().find(|one| one.lane == lane && one.party == party) {
             known.at = now;
@@ -356,7 +356,7 @@ impl Shares {
     pub(super) fn slowed(&self, index: usize, lane: &Lane) -> Option<String> {
         let now = clock::instant();
         let parties: Vec<(Party, String)> = {
-            let slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
+            let slowed = self.slowed.lock();
             let recent = slowed.iter().filter(|one| one.lane == index && now.duration_since(one.at) < NAMED_FOR);
             recent.map(|one| (one.party, one.name.clone())).collect()
         };

@@ -30,12 +30,13 @@ use crate::telemetry::{Counter, Limiter};
 use declared::Declared;
 use nodes::{Forgotten, Node, NodeKey, Nodes};
 use notes::{Last, Stale};
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use proto::{Metric, MetricValue, Payload};
 use saver::Saver;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The largest JSON that may come of a message.
@@ -188,11 +189,11 @@ impl Sparkplug {
     }
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock()
     }
 
     fn asks(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Ask>>> {
-        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.asks.lock()
     }
 
     /// How many edge nodes are known.
@@ -210,7 +211,7 @@ impl Sparkplug {
         if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
             return Decoded { json: Ok(host_state(host, payload)), change: None };
         }
-        let _one_at_a_time = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.reading.lock();
         let place = match open(topic) {
             Ok(place) => place,
             Err(trouble) => return Decoded { json: Err(trouble.reason), change: None },

@@ -9,9 +9,10 @@
 use super::{Core, Journal, JournalError, Note};
 use crate::clock;
 use crate::event::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 const PREFIX: &str = "audit/";
 /// Entries that stay: a year of thirty changes a day.
@@ -67,7 +68,7 @@ pub(super) struct Counts {
 
 impl Counts {
     fn looked(&self, held: usize, written: u64) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some((held as u64, written));
+        *self.held.lock() = Some((held as u64, written));
     }
 }
 
@@ -160,7 +161,7 @@ impl Journal {
     pub fn audit_room(&self) -> AuditRoom {
         let counts = &self.core.audited;
         let written = counts.written.load(Ordering::Relaxed);
-        let looked = *counts.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let looked = *counts.held.lock();
         let (held, at) = match looked {
             Some(looked) => looked,
             // Only once: nobody has written an entry since the start.

@@ -2,15 +2,15 @@
 
 use super::open::{owed_from, owed_from_unknown};
 use super::{Config, Journal, Lane, Start};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 impl Journal {
     /// Puts budgets, lingers, limits and new destinations in force. Folder, lanes, the window's memory and
     /// caches stay as they were when the journal was opened. May read from the disk.
     pub fn change(&self, config: &Config) {
         self.core.reserve_bytes.store(config.reserve_bytes, Ordering::Relaxed);
-        *self.core.dead_retention.lock().unwrap_or_else(PoisonError::into_inner) = config.dead_retention;
+        *self.core.dead_retention.lock() = config.dead_retention;
         for settings in config.lanes.iter().chain([&config.dead]) {
             let lanes = self.lanes().iter().chain([self.dead()]);
             for lane in lanes.filter(|lane| lane.name == settings.name) {

@@ -7,8 +7,9 @@ use super::segment::Synced;
 use super::window::{DurableCopy, Fingerprint};
 use super::{Receipt, block};
 use crate::event::Record;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -166,7 +167,7 @@ impl Gather {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Puts an event in. `lane` tells the waiter's lanes apart; `cut_bytes` is where a batch is
@@ -238,8 +239,7 @@ impl Gather {
             if std::mem::take(&mut state.nudged) {
                 return Work::Idle;
             }
-            let (next, timeout) = self.work.wait_timeout(state, idle_after).unwrap_or_else(PoisonError::into_inner);
-            state = next;
+            let timeout = self.work.wait_for(&mut state, idle_after);
             if timeout.timed_out() && state.batch.entries.is_empty() && !state.closing {
                 return Work::Idle;
             }
@@ -249,7 +249,7 @@ impl Gather {
             if wait.is_zero() || state.closing || state.batch.bytes.len() >= cut_bytes {
                 break;
             }
-            state = self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.work.wait_for(&mut state, wait);
         }
         let number = state.batch.number + 1;
         let taken = std::mem::replace(&mut state.batch, Batch { number, ..spare });

@@ -11,7 +11,7 @@ use super::unused::Gaps;
 use super::{Found, JournalError, Lane, Published};
 use crate::event::Timestamp;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// A lane's events, as export, backup and recount read them. Every call may block the thread.
 pub trait History: Send + Sync {
@@ -137,7 +137,7 @@ impl History for Lane {
     }
 
     fn stream_name(&self, stream: u32) -> String {
-        let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.core.catalog.read();
         name_in(catalog.list.iter().flatten(), stream)
     }
 
@@ -146,7 +146,7 @@ impl History for Lane {
     }
 
     fn damaged(&self) -> Vec<(u64, String)> {
-        let aside = self.core.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let aside = self.core.aside.lock();
         let own = aside.iter().filter(|file| file.parent() == Some(&self.folder));
         own.map(|file| (damaged_first(file).unwrap_or(0), format!("{} is set aside", file.display()))).collect()
     }

@@ -14,10 +14,11 @@ use super::{
 use crate::event::{Record, Timestamp};
 use crate::telemetry::{Counter, Histogram};
 use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -46,7 +47,7 @@ const REPEATING_DEVICES_MAX: usize = 4096;
 impl LaneStats {
     pub(super) fn note_repeat(&self, origin: &str) {
         self.duplicates.add(1);
-        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut repeats = self.repeats.lock();
         if let Some(count) = repeats.get_mut(origin) {
             *count += 1;
         } else if repeats.len() < REPEATING_DEVICES_MAX {
@@ -56,7 +57,7 @@ impl LaneStats {
 
     /// How many repeats came of one device; `origin` is `{source}/{device}`.
     pub fn repeats_of(&self, origin: &str) -> u64 {
-        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).get(origin).copied().unwrap_or(0)
+        self.repeats.lock().get(origin).copied().unwrap_or(0)
     }
 }
 
@@ -189,7 +190,7 @@ pub struct Backlog {
 
 impl Lane {
     pub(super) fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.log.lock()
     }
 
     /// Whether the configuration has the lane no more: its events still go out, and it takes no new ones.
@@ -351,7 +352,7 @@ impl Lane {
 
     /// Whether it takes events, and why not.
     pub fn condition(&self) -> Condition {
-        self.condition.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.condition.lock().clone()
     }
 
     /// A publication that one of its records names.
@@ -468,7 +469,7 @@ impl Lane {
     }
 
     pub(super) fn dropped(&self) -> MutexGuard<'_, Vec<String>> {
-        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dropped.lock()
     }
 
     /// The part of the oldest segment that a destination needs, where it holds back more than `hold` bytes.
@@ -557,7 +558,7 @@ impl Lane {
     }
 
     pub(super) fn set_condition(&self, condition: Condition) {
-        let mut current = self.condition.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.condition.lock();
         if *current == condition {
             return;
         }
@@ -575,9 +576,9 @@ impl Lane {
 
     /// Waits, or returns `true` at once when the journal closes.
     pub(super) fn pause(&self, wait: Duration) -> bool {
-        let stopping = self.stopping.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.stopping.1.wait_timeout_while(stopping, wait, |stopping| !*stopping);
-        *outcome.unwrap_or_else(PoisonError::into_inner).0
+        let mut is_stopping = self.stopping.0.lock();
+        self.stopping.1.wait_while_for(&mut is_stopping, |is_stopping| !*is_stopping, wait);
+        *is_stopping
     }
 
     pub(super) fn stop(&self) {
@@ -586,7 +587,7 @@ impl Lane {
 
     /// Gives up on a disk that does not take the last batch.
     pub(super) fn stop_waiting(&self) {
-        *self.stopping.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.stopping.0.lock() = true;
         self.stopping.1.notify_all();
     }
 
@@ -654,7 +655,7 @@ impl Lane {
     pub(super) fn release_active(&self) {
         // Readers that find no active segment open the file themselves, under this lock: they must not do so
         // before it is closed, or among those that are open. Two handles on one file would spoil it.
-        let mut opened = self.core.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.core.opened.lock();
         let Some(active) = self.log().active.take() else { return };
         if Arc::strong_count(&active) > 1 {
             // A reader still looks at it: it stays open until that one is done.

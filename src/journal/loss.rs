@@ -12,7 +12,7 @@ use crate::clock;
 use crate::event::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where losses wait for their announcement, in `state.redb`.
@@ -125,7 +125,7 @@ impl Lane {
         };
         tracing::error!(lane = %loss.lane, destination, cause = ?cause, count = loss.count, from = %loss.from, to = %loss.to, "events are given up before they were delivered");
         // Whoever announces losses sees note and account, or neither.
-        let giving_up = self.core.giving_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let giving_up = self.core.giving_up.lock();
         self.note_loss(&loss)?;
         let mut count = 0;
         self.change_settled(destination, |settled| {
@@ -183,7 +183,7 @@ impl Journal {
     /// Losses that wait for their announcement. Those that a crash kept from coming about are forgotten.
     /// Blocks the thread.
     pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
-        let _giving_up = self.core.giving_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let _giving_up = self.core.giving_up.lock();
         let noted = self.core.state.notes(PREFIX)?;
         let read = |(name, text): (String, Vec<u8>)| {
             let loss: Option<Loss> = serde_json::from_slice(&text).ok();

@@ -11,7 +11,6 @@ use super::writer::Numbers;
 use super::{Core, JournalError, sequence_mark};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::PoisonError;
 
 /// What lost segments are known to have held.
 #[derive(Debug, Default)]
@@ -116,12 +115,12 @@ pub(super) fn numbers(
 
 /// Whether a stream goes over a lane, in any of its versions.
 fn is_of(core: &Core, stream: u32, lane: &str) -> bool {
-    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+    let catalog = core.catalog.read();
     catalog.list.iter().flatten().any(|known| known.stream == stream && known.publication.lane == lane)
 }
 
 fn stream_numbers(core: &Core) -> Vec<u32> {
-    let catalog = core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+    let catalog = core.catalog.read();
     let mut numbers: Vec<u32> = catalog.list.iter().flatten().map(|published| published.stream).chain([0]).collect();
     numbers.sort();
     numbers.dedup();

@@ -21,11 +21,12 @@ use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
 use crate::service::Lifeless;
 use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -150,8 +151,8 @@ impl Journal {
         Ok((journal, writers))
     }
 
-    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock()
     }
 
     /// The lanes.
@@ -186,7 +187,7 @@ impl Journal {
 
     /// The number of a publication; a new one is on the disk before this returns.
     pub fn publish(&self, publication: &Publication) -> Result<u32, JournalError> {
-        let mut catalog = self.core.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let mut catalog = self.core.catalog.write();
         let known = catalog.list.iter().flatten().find(|known| known.publication == *publication);
         if let Some(known) = known {
             return Ok(known.number);
@@ -210,7 +211,7 @@ impl Journal {
 
     /// Every publication, in the order they came.
     pub fn publications(&self) -> Vec<Arc<Published>> {
-        let catalog = self.core.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.core.catalog.read();
         catalog.list.iter().flatten().cloned().collect()
     }
 
@@ -227,7 +228,7 @@ impl Journal {
 
     /// Files that were damaged and are set aside, those of earlier runs included.
     pub fn set_aside(&self) -> Vec<PathBuf> {
-        self.core.aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.core.aside.lock().clone()
     }
 
     /// How many fingerprints the window of repeats holds, how many it can, and since when it is complete.
@@ -257,7 +258,7 @@ impl Journal {
                 tracing::error!("a writer of the journal panicked; what it had acknowledged is on the disk");
             }
         }
-        self.core.opened.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.core.opened.lock().clear();
         self.core.state.close();
     }
 }
@@ -604,7 +605,7 @@ fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, Part>, boo
             let bytes = core.disk.allocated_bytes(&path).map_err(|error| JournalError::io(&path, error))?;
             segments.insert(first, Part { path, bytes });
         } else if name.ends_with(".damaged") {
-            core.aside.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+            core.aside.lock().push(path);
             has_damaged = true;
         }
     }

@@ -6,9 +6,9 @@
 //! Not here: bounds. A repair writes the header and the allocator's state, some pages of many.
 
 use super::disk::{DiskFile, Identity};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is kept together; redb's pages have this size or a multiple of it.
 const PAGE_BYTES: u64 = 4096;
@@ -36,7 +36,7 @@ impl Overlay {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// What stands below a page; zeros behind the end.

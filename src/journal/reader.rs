@@ -174,7 +174,7 @@ impl Lane {
                     if error.is_not_found() && self.log().segments.values().any(|part| part.path == path) {
                         tracing::error!(lane = %self.name, %error, "a segment was removed by hand; its events are lost");
                         self.log().segments.retain(|_, part| part.path != path);
-                        self.core.aside.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(path);
+                        self.core.aside.lock().push(path);
                         return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
                     }
                     return Err(error);

@@ -9,7 +9,7 @@ use super::settled::Outcome;
 use super::{DEAD, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Record, Timestamp};
-use std::sync::{MutexGuard, PoisonError};
+use parking_lot::MutexGuard;
 use std::time::Duration;
 
 /// Removes what may go, be it for its lane's budget.
@@ -23,7 +23,7 @@ pub(super) fn make_way(lane: &Lane) {
     let needs_room = || {
         let is_used_up = lane.core.is_disk_used_up(&lane.folder);
         if is_used_up {
-            *lane.core.made_way_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::instant());
+            *lane.core.made_way_at.lock() = Some(clock::instant());
             tracing::info!(lane = %lane.name, "delivered events leave ahead of their time: the disk is down to disk_reserve");
         }
         is_used_up
@@ -35,7 +35,7 @@ pub(super) fn make_way(lane: &Lane) {
 
 fn remove_done(lane: &Lane, needs_room: impl Fn() -> bool) {
     // Whoever is at it already does the same.
-    let Ok(_sweeping) = lane.sweeping.try_lock() else { return };
+    let Some(_sweeping) = lane.sweeping.try_lock() else { return };
     let is_open =
         |letter: u64, _: &Record<'_>| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
     while let Some(oldest) = lane.oldest_closed() {
@@ -152,7 +152,7 @@ impl Lane {
     }
 
     fn ages(&self) -> MutexGuard<'_, Ages> {
-        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ages.lock()
     }
 
     /// Whether [`Lane::expire`] has settled the event at an offset for a destination, which may have looked at its

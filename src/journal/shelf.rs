@@ -12,11 +12,12 @@ use super::state::State;
 use super::unused::{Gaps, Unused};
 use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
 use crate::contract::{Publication, Renderer};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Cache of an open segment: its events are read once, in order.
 const CACHE_BYTES: usize = 1 << 20;
@@ -224,7 +225,7 @@ impl ShelfLane {
     }
 
     pub(super) fn open_segment(&self, path: &Path) -> Result<Arc<Segment>, JournalError> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.opened.lock();
         if let Some(segment) = opened.as_ref().filter(|segment| segment.path() == path) {
             return Ok(Arc::clone(segment));
         }

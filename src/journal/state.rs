@@ -9,11 +9,12 @@
 use super::disk::{Backend, Disk, Identity, Open};
 use super::recount::StateRecount;
 use super::{JournalError, caught};
+use parking_lot::{Mutex, MutexGuard};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 mod compact;
 
@@ -161,8 +162,8 @@ impl State {
         Ok(Handle { database, identity, sync_failed })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Slot> {
-        self.database.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.database.lock()
     }
 
     /// The mark of a name; 0 if there is none.

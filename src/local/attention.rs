@@ -6,8 +6,9 @@
 
 use super::Filter;
 use super::tree::Tree;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
 /// Everybody who waits.
@@ -53,7 +54,7 @@ pub enum Reach {
 
 impl Attentions {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Begins to wait. `from` is for each lane where reading begins: what was matched for others before is looked at
@@ -93,7 +94,7 @@ impl Following<'_> {
         let state = &*self.state;
         state.tree.matching(topic, |number| {
             let Some(signal) = state.all.get(&number).and_then(|(_, signal)| signal.upgrade()) else { return };
-            let mut matched = signal.matched.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut matched = signal.matched.lock();
             if matched.len() <= lane {
                 matched.resize(lane + 1, None);
             }
@@ -118,7 +119,7 @@ impl Attention {
     pub fn catch_up(&self) -> Vec<Reach> {
         // Nothing is matched meanwhile.
         let state = self.among.lock();
-        let mut matched = self.signal.matched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut matched = self.signal.matched.lock();
         let lanes = matched.len().max(state.followed.len());
         matched.resize(lanes, None);
         let reach = |(lane, matched): (usize, &mut Option<u64>)| {

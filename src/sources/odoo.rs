@@ -42,12 +42,13 @@ use capture::Capture;
 use health::Health;
 use hints::Hints;
 use known::Known;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -207,11 +208,11 @@ impl Mirror {
 
     /// When Odoo was last read completely; `None` if it was not since the start.
     pub fn last_read(&self) -> Option<Timestamp> {
-        *self.read_at.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.read_at.lock()
     }
 
     fn read_at(&self, at: Timestamp) {
-        *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        *self.read_at.lock() = Some(at);
     }
 
     /// Shows every record: its number, when it was written (seconds since 1970), and its fields.
@@ -227,17 +228,17 @@ pub struct Mirrors(Arc<Mutex<BTreeMap<String, Vec<Arc<Mirror>>>>>);
 impl Mirrors {
     /// Puts what a source knows in the place of what was known of it.
     pub fn put(&self, source: &str, mirrors: Vec<Arc<Mirror>>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(source.to_owned(), mirrors);
+        self.0.lock().insert(source.to_owned(), mirrors);
     }
 
     /// Forgets a source.
     pub fn remove(&self, source: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(source);
+        self.0.lock().remove(source);
     }
 
     /// What is known of all.
     pub fn all(&self) -> Vec<Arc<Mirror>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()
+        self.0.lock().values().flatten().cloned().collect()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Sockets that sources listen on.
 
+use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -122,7 +123,7 @@ impl<S> Setup<S> {
     }
 
     fn socket(&self) -> Option<Arc<TcpListener>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.socket.lock().clone()
     }
 
     /// The next connection; none any more once the port is closed. Safe to drop half-way.
@@ -135,7 +136,7 @@ impl<S> Setup<S> {
 
     /// Closes the port; connections last.
     pub fn close(&self) {
-        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.socket.lock() = None;
     }
 }
 

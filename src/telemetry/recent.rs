@@ -3,9 +3,9 @@
 //! Promise: never more than [`RECENT_BYTES_MAX`], whatever is logged.
 
 use super::shown;
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{Result, Write};
-use std::sync::{Mutex, PoisonError};
 
 /// What the newest lines take at most: some two thousand of them.
 pub const RECENT_BYTES_MAX: usize = 256 << 10;
@@ -19,7 +19,7 @@ struct Kept {
 
 /// The newest log lines, the oldest first.
 pub fn recent_lines() -> Vec<String> {
-    let kept = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = LINES.lock();
     kept.lines.iter().map(|line| line.as_ref().to_owned()).collect()
 }
 
@@ -33,7 +33,7 @@ impl Write for Recent {
         let text = shown(text.trim_end_matches('\n'));
         let most = text.len().min(RECENT_BYTES_MAX / 8);
         let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        let mut kept = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = LINES.lock();
         kept.bytes += end;
         kept.lines.push_back(text[..end].into());
         while kept.bytes > RECENT_BYTES_MAX {

@@ -6,9 +6,10 @@
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Lane, Notes, Published};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::sync::Notify;
 
 const PREFIX: &str = "replay/";
@@ -106,11 +107,11 @@ impl Replays {
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock()
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Replay>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Every replay, oldest first.

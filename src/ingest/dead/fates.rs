@@ -7,9 +7,9 @@
 use super::{DeadLetter, Stage};
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Note, Notes};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 const LETTER: &str = "fate/";
@@ -127,7 +127,7 @@ impl Fates {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// The fate of a letter.
@@ -165,7 +165,7 @@ impl Fates {
         audit: impl FnOnce(&BTreeSet<u64>) -> Vec<Note>,
     ) -> Result<BTreeSet<u64>, JournalError> {
         // Whoever asks for a fate does not wait for the disk.
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock();
         let (mut resolved, open): (Resolutions, Vec<_>) = {
             let known = self.known();
             let is_open = |id: &u64| known.fates.get(id).is_none_or(|before| !before.state.is_final());

@@ -6,10 +6,11 @@ use super::notes::Stale;
 use crate::clock;
 use crate::journal::{Bell, Change, Notes};
 use crate::telemetry::Limiter;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -111,7 +112,7 @@ impl Drop for Saver {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.work.lock()
     }
 
     fn run(&self) {
@@ -122,7 +123,7 @@ impl Shared {
                 if work.is_closing {
                     return;
                 }
-                work = self.woken.wait(work).unwrap_or_else(PoisonError::into_inner);
+                self.woken.wait(&mut work);
             }
             let dirty = std::mem::take(&mut work.dirty);
             let bells = std::mem::take(&mut work.bells);
@@ -147,14 +148,14 @@ impl Shared {
                 return;
             }
             if !work.is_closing {
-                drop(self.woken.wait_timeout_while(work, pause, |work| !work.is_closing));
+                self.woken.wait_while_for(&mut work, |work| !work.is_closing, pause);
             }
         }
     }
 
     /// Writes notes; returns those that could not be written.
     fn write(&self, dirty: HashMap<Arc<NodeKey>, Stale>, warnings: &Limiter) -> Vec<(Arc<NodeKey>, Stale)> {
-        let lock = || self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.nodes.lock();
         let mut dirty: Vec<_> = dirty.into_iter().collect();
         {
             // What goes comes last and so is the first: never more is on the disk than in memory.

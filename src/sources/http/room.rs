@@ -5,8 +5,8 @@
 //! Invariant: a caller that has something in hand gets no more than twice what would still be free, so that one has at
 //! most two thirds, two have three quarters, and there is always something left.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 /// What a caller may hold of what is free. With 1 a single busy caller could use half of the memory only, with 8 one
@@ -50,7 +50,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for room. Whoever drops this half-way does not wait any more.

@@ -8,10 +8,11 @@ use crate::ingest::Taken;
 use crate::memory::{Budget, Permit};
 use crate::sources::identity::Identity;
 use crate::telemetry::{Counter, Gauge};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Devices that are remembered; beyond it, one that is gone makes room.
@@ -112,7 +113,7 @@ impl Devices {
         version: &'static str,
     ) -> Arc<Device> {
         let now = (clock::instant(), Timestamp::from(clock::wall()));
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.lock();
         let known = all.get(key).cloned();
         let device = known.unwrap_or_else(|| {
             let mut permit = self.budget.permit(DEVICE_BYTES).ok();
@@ -152,7 +153,7 @@ impl Devices {
     /// Every device, in the order of their client ids.
     pub fn all(&self) -> Vec<Arc<Device>> {
         let mut list: Vec<_> = {
-            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = self.all.lock();
             all.values().cloned().collect()
         };
         list.sort_by(|a, b| a.client.cmp(&b.client));
@@ -183,8 +184,8 @@ impl Device {
         }
     }
 
-    fn who(&self) -> std::sync::MutexGuard<'_, Who> {
-        self.who.lock().unwrap_or_else(PoisonError::into_inner)
+    fn who(&self) -> MutexGuard<'_, Who> {
+        self.who.lock()
     }
 
     /// Who it was when it connected last.

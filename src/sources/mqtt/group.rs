@@ -4,12 +4,13 @@
 
 use crate::journal::Journal;
 use crate::local::{Attention, Enough, Event, Feed, Filter, Local, Place, Reach, split_share};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 
 /// Events of a group that are noted one by one as handed out and not acknowledged: four members with full windows of
@@ -109,7 +110,7 @@ impl Groups {
         local: &Local,
         note: impl FnOnce() -> Option<GroupNote>,
     ) -> Arc<Group> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.lock();
         // Not each time: a client may join hundreds of groups beside thousands of others.
         if all.groups.len() >= SWEPT_MIN + 2 * all.living {
             all.sweep();
@@ -143,7 +144,7 @@ impl Groups {
 
     /// The groups that have got further since the last call: listener, filter, and the group.
     pub fn moved(&self) -> Vec<(String, String, Arc<Group>)> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.lock();
         all.sweep();
         let living =
             all.groups.iter().filter_map(|((source, written), group)| Some((source, written, group.upgrade()?)));
@@ -165,7 +166,7 @@ impl GroupNote {
 
 impl Group {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Gives an event back that a member did not acknowledge.

@@ -12,10 +12,10 @@ use crate::clock;
 use crate::sources::identity::{Proof, check_name};
 use crate::sources::secrets::{self, BadSecrets};
 use hmac::{Hmac, KeyInit, Mac};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Logins that are remembered: a plant's devices all come back at once after a power cut, and
@@ -91,13 +91,13 @@ impl Users {
         names
     }
 
-    fn loaded(&self) -> std::sync::RwLockReadGuard<'_, Loaded> {
-        self.loaded.read().unwrap_or_else(PoisonError::into_inner)
+    fn loaded(&self) -> RwLockReadGuard<'_, Loaded> {
+        self.loaded.read()
     }
 
     /// Reads the file again if it has changed.
     fn refresh(&self) {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.looked.lock();
         let now = clock::instant();
         if now.duration_since(looked.0) < LOOK_EVERY {
             return;
@@ -113,7 +113,7 @@ impl Users {
                 tracing::info!(file = %self.file.display(), users = hashes.len(), "the password file has changed and is in force");
                 // Logins that were right may be so no longer.
                 let loaded = Loaded { hashes, ..Loaded::default() };
-                *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+                *self.loaded.write() = loaded;
             }
             Err(error) => {
                 tracing::error!(%error, "the password file has changed and cannot be used; the users before stay in force")
@@ -143,7 +143,7 @@ impl Users {
         self.refresh();
         let loaded = self.loaded();
         let is_right = {
-            let right = loaded.right.lock().unwrap_or_else(PoisonError::into_inner);
+            let right = loaded.right.lock();
             right.get(name).is_some_and(|known| *known == self.digest(name, password))
         };
         loaded.hashes.get(name).filter(|_| is_right).map(|hash| Proof::of(hash.as_bytes()))
@@ -157,7 +157,7 @@ impl Users {
         let loaded = self.loaded();
         // Only while the hash is still in force: the file may have changed in the meantime.
         if is_right && loaded.hashes.get(name) == Some(&hash) {
-            let mut right = loaded.right.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut right = loaded.right.lock();
             if right.len() >= REMEMBERED_MAX {
                 right.clear();
             }

@@ -30,8 +30,9 @@ use crate::clock;
 use crate::ingest::Taken;
 use crate::journal::{Change, Journal, Notes, Waiter};
 use crate::memory::Permit;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stored::GroupId;
@@ -195,7 +196,7 @@ pub struct Registry {
 
 impl Registry {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     /// Frees a place, if it is still this one's, and keeps what is not on the disk of the session.
@@ -286,7 +287,7 @@ impl Registry {
 
     /// To be held from before a QoS 2 publish is handed in until it is remembered.
     pub fn gate(&self) -> RwLockReadGuard<'_, ()> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+        self.gate.read()
     }
 
     /// Remembers a QoS 2 publish of a persistent session.
@@ -400,7 +401,7 @@ impl Registry {
     pub fn close(&self) {
         self.table().is_closing = true;
         self.work.notify_one();
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let writer = self.writer.lock().take();
         if writer.is_some_and(|writer| writer.join().is_err()) {
             tracing::error!("the writer of sessions panicked; what was answered is on the disk");
         }

@@ -28,9 +28,10 @@ use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
 use kept::NOTE_EVERY;
+use parking_lot::MutexGuard;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Rows of one page: a second at most even where Odoo is slow, far below its 120 s for a call.
@@ -500,7 +501,7 @@ fn round_up(span: Duration) -> Duration {
 
 impl Mirror {
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

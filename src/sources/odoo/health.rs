@@ -7,8 +7,9 @@ use crate::event::Timestamp;
 use crate::odoo::OdooError;
 use crate::setting::Span;
 use crate::sources::Stats;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// The state of all contracts of one source.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// A contract was read.

@@ -2,8 +2,8 @@
 //!
 //! Invariant: bounded; what finds no room is found by the next poll.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -48,7 +48,7 @@ impl Hints {
         taken
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<i64>> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<i64>> {
+        self.ids.lock()
     }
 }

@@ -9,7 +9,7 @@
 
 use argon2::password_hash::phc::{ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 /// Memory and passes of a new hash: the OWASP choice with the least memory
 /// (Password Storage Cheat Sheet: m = 7168 KiB, t = 5, p = 1), since gateways are small.
@@ -71,7 +71,7 @@ pub(super) fn make(password: &[u8]) -> Result<String, String> {
 }
 
 fn fill(hasher: &Argon2<'_>, password: &[u8], salt: &[u8], out: &mut [u8]) -> Result<(), String> {
-    let mut blocks = BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut blocks = BLOCKS.lock();
     let needed = hasher.params().block_count();
     if blocks.len() < needed {
         // The old block goes first, so that there are never two.

@@ -7,8 +7,9 @@ use super::writer::Writer;
 use super::{Groups, Key, Registry};
 use crate::clock;
 use crate::journal::{Change, Journal, JournalError, Notes};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 impl Registry {
@@ -36,7 +37,7 @@ impl Registry {
         });
         let writer = Writer::new(Arc::clone(&registry));
         let thread = std::thread::Builder::new().name("sessions".into()).spawn(move || writer.run());
-        *registry.writer.lock().unwrap_or_else(PoisonError::into_inner) = thread.ok();
+        *registry.writer.lock() = thread.ok();
         Ok(registry)
     }
 }

@@ -7,7 +7,7 @@ use super::{Key, NOTE_AFTER, NOTE_AFTER_EVENTS, RETRY, Registry};
 use crate::clock;
 use crate::journal::{Change, Durable, Journal, JournalError};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often expired sessions are looked for.
@@ -100,14 +100,14 @@ impl Writer {
                 table = registry.table();
                 continue;
             }
-            table = registry.work.wait_timeout(table, SWEEP_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+            registry.work.wait_for(&mut table, SWEEP_EVERY);
         }
     }
 
     fn write(&mut self) -> Result<(), JournalError> {
         let registry = Arc::clone(&self.registry);
         let batch = {
-            let _closed = registry.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let _closed = registry.gate.write();
             let mut table = registry.table();
             self.gather(&mut table)
         };
