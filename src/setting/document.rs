@@ -1,0 +1,451 @@
+//! Settings files: TOML that is read into types, and the places of what is wrong in it.
+//!
+//! Promise: every problem names the file, the line, the key, the value and what is allowed.
+
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Something wrong in a file that a person wrote: where it is, what stands there, what may stand there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Line in it, from 1; 0 when the whole file is meant.
+    pub line: usize,
+    /// The key, such as `source.mqtt[0].listen`.
+    pub key: String,
+    /// The offending value and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// More than this many values that do not fit are another kind of file.
+const PROBLEMS_MAX: usize = 20;
+
+/// A value that does not fit its type.
+struct Mismatch {
+    /// Its key, such as `source.mqtt[0].listen`; empty for the whole file.
+    key: String,
+    /// Its bytes in the text.
+    span: Option<Range<usize>>,
+    /// The value and what is allowed.
+    message: String,
+}
+
+impl Mismatch {
+    fn new(key: String, error: &toml::de::Error) -> Self {
+        Self { key, span: error.span(), message: error.message().to_owned() }
+    }
+
+    /// `[[part]]` in place of `[part]`: toml reads the items of the list as the fields of the part, and refuses the first.
+    fn of_list(self, text: &str) -> Self {
+        let is_item = self.span.as_ref().and_then(|span| text.get(span.start..)).is_some_and(|at| at.starts_with("[["));
+        match self.key.rsplit_once('[') {
+            Some((list, _)) if is_item && self.message.starts_with("invalid type: map") => {
+                let message = format!("[[{list}]] begins an item of a list; expected [{list}], or a value");
+                Self { key: list.to_owned(), message, ..self }
+            }
+            _ => self,
+        }
+    }
+}
+
+/// Reads the parsed `text` as a `T`.
+fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> Result<T, Mismatch> {
+    let read = |root: Spanned<DeTable<'_>>| {
+        serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
+            let path = error.path().to_string();
+            Mismatch::new(if path == "." { String::new() } else { path }, error.inner())
+        })
+    };
+    if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| unusable(key.get_ref(), value, text)) {
+        return Err(mismatch);
+    }
+    read(root.clone()).map_err(|mismatch| {
+        if !mismatch.message.starts_with("wanted ") {
+            return mismatch.of_list(text);
+        }
+        // The setting is one of several names, and the value is no string. toml lists the names only for an unknown
+        // name: it reads the value once more, as one.
+        let mut named = root.clone();
+        match find(named.get_mut(), &mismatch.key) {
+            Some(value) => *value.get_mut() = DeValue::String(text.get(value.span()).unwrap_or_default().into()),
+            None => return mismatch,
+        }
+        read(named).err().unwrap_or(mismatch)
+    })
+}
+
+/// The first value that no setting can have. toml calls a date a map, and does not show a number that is out of range.
+fn unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
+    let is_wide = |number: &toml::de::DeFloat<'_>| {
+        let parsed: Result<f64, _> = number.as_str().parse();
+        parsed.is_ok_and(f64::is_infinite) && !number.as_str().contains("inf")
+    };
+    let reason = match value.get_ref() {
+        DeValue::Table(table) => {
+            return table.iter().find_map(|(name, value)| unusable(&format!("{key}.{}", name.get_ref()), value, text));
+        }
+        DeValue::Array(items) => {
+            return (0..).zip(items.iter()).find_map(|(at, value)| unusable(&format!("{key}[{at}]"), value, text));
+        }
+        DeValue::Datetime(_) => "is a date or time, and no setting is one; put it in quotes if it is a text",
+        DeValue::Integer(number) if i128::from_str_radix(number.as_str(), number.radix()).is_err() => {
+            "is out of range; an integer has at most 64 bits"
+        }
+        DeValue::Float(number) if is_wide(number) => "is out of range; a number has at most 64 bits",
+        _ => return None,
+    };
+    let written = text.get(value.span()).unwrap_or_default();
+    Some(Mismatch { key: key.to_owned(), span: Some(value.span()), message: format!("`{written}` {reason}") })
+}
+
+/// The value of a key.
+fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<DeValue<'a>>> {
+    let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
+    let first = root.get_mut(steps.next()?)?;
+    steps.try_fold(first, |value, step| match value.get_mut() {
+        DeValue::Table(inside) => inside.get_mut(step),
+        DeValue::Array(items) => items.get_mut(step.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+/// Removes a value from its table; `false` if it is not there.
+fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
+    let Some((around, last)) = key.rsplit_once('.') else { return root.remove(key).is_some() };
+    match find(root, around).map(Spanned::get_mut) {
+        Some(DeValue::Table(table)) => table.remove(last).is_some(),
+        _ => false,
+    }
+}
+
+/// Every value under its key; parts of a list that have names go by these.
+fn flatten(key: String, value: &toml::Value, found: &mut BTreeMap<String, String>) {
+    let beneath = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().for_each(|(part, value)| flatten(beneath(part), value, found));
+        }
+        toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
+            for (index, item) in items.iter().enumerate() {
+                let name = item.get("name").and_then(toml::Value::as_str);
+                flatten(format!("{key}[{}]", name.map_or_else(|| index.to_string(), str::to_owned)), item, found);
+            }
+        }
+        other => {
+            found.insert(key, serde_json::to_string(other).unwrap_or_default());
+        }
+    }
+}
+
+/// Whether a value may be a secret that somebody has written down: those that are paths are not shown either.
+fn may_be_secret(key: &str) -> bool {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    ["password", "token", "key", "secret", "url"].iter().any(|word| last.contains(word))
+}
+
+/// The text of a settings file, kept to say where in it a problem is.
+#[derive(Clone, Debug)]
+pub struct Document {
+    file: PathBuf,
+    text: String,
+}
+
+impl Document {
+    /// Reads a file.
+    pub fn read(file: &Path) -> Result<Self, Problem> {
+        match std::fs::read_to_string(file) {
+            Ok(text) => Ok(Self::new(file, text)),
+            Err(error) => Err(Problem {
+                file: file.to_owned(),
+                line: 0,
+                key: String::new(),
+                message: format!("cannot be read: {error}"),
+            }),
+        }
+    }
+
+    /// A document whose text is at hand.
+    pub fn new(file: &Path, text: String) -> Self {
+        Self { file: file.to_owned(), text }
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The file it came from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Takes the document apart into `T`.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let root = self.root().map_err(|mismatch| self.at(mismatch))?;
+        deserialize(&root, &self.text).map_err(|mismatch| self.at(mismatch))
+    }
+
+    fn root(&self) -> Result<Spanned<DeTable<'_>>, Mismatch> {
+        DeTable::parse(&self.text).map_err(|error| Mismatch::new(String::new(), &error))
+    }
+
+    fn at(&self, Mismatch { key, span, message }: Mismatch) -> Problem {
+        // The span of what the whole file lacks is the whole file.
+        let span = span.filter(|span| !key.is_empty() || *span != (0..self.text.len()));
+        let line = span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start));
+        Problem { file: self.file.clone(), line, key, message }
+    }
+
+    /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
+    pub fn parse_all<T: DeserializeOwned>(&self) -> Result<T, Vec<Problem>> {
+        let first = match self.parse() {
+            Ok(value) => return Ok(value),
+            Err(problem) => problem,
+        };
+        let Ok(mut root) = self.root() else { return Err(vec![first]) };
+        let mut problems = vec![first];
+        // The value that does not fit is taken out, and the rest is read again.
+        while let Some(key) = problems.last().map(|problem| problem.key.clone())
+            && remove(root.get_mut(), &key)
+            && let Err(Mismatch { key, message, .. }) = deserialize::<T>(&root, &self.text)
+        {
+            let is_taken_out = |problem: &Problem| {
+                let name = problem.key.rsplit('.').next().unwrap_or_default();
+                message.contains(&format!("missing field `{name}`"))
+            };
+            if problems.iter().any(is_taken_out) || problems.len() >= PROBLEMS_MAX {
+                break;
+            }
+            problems.push(self.problem(key, message));
+        }
+        Err(problems)
+    }
+
+    /// What is written otherwise in a newer version of the file: a line for each key. Values of what may be
+    /// a secret are left out.
+    pub fn differences(&self, newer: &Self) -> Vec<String> {
+        let values = |document: &Self| {
+            let mut found = BTreeMap::new();
+            if let Ok(root) = document.text.parse::<toml::Table>() {
+                flatten(String::new(), &toml::Value::Table(root), &mut found);
+            }
+            found
+        };
+        let (old, new) = (values(self), values(newer));
+        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let line = |key: &String| match (old.get(key), new.get(key)) {
+            (Some(old), Some(new)) if old == new => None,
+            (Some(_), Some(_)) if may_be_secret(key) => Some(format!("{key}: changed")),
+            (Some(old), Some(new)) => Some(format!("{key}: {old} → {new}")),
+            (Some(_), None) => Some(format!("{key}: removed")),
+            (None, Some(_)) if may_be_secret(key) => Some(format!("{key}: added")),
+            (None, new) => Some(format!("{key}: {}", new.map_or("", String::as_str))),
+        };
+        keys.into_iter().filter_map(line).collect()
+    }
+
+    /// A problem with the value of `key`.
+    pub fn problem(&self, key: impl Into<String>, message: impl Into<String>) -> Problem {
+        let key = key.into();
+        Problem { file: self.file.clone(), line: self.line_of(&key), key, message: message.into() }
+    }
+
+    /// The value of a key as it is written; `None` if it does not stand in the file.
+    pub fn value(&self, key: &str) -> Option<String> {
+        let root: toml::Table = self.text.parse().ok()?;
+        let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
+        let first = root.get(steps.next()?)?;
+        let found = steps.try_fold(first, |value, step| match step.parse::<usize>() {
+            Ok(index) if value.is_array() => value.get(index),
+            _ => value.get(step),
+        })?;
+        serde_json::to_string(found).ok()
+    }
+
+    /// The text behind a key at the top of a file that may be broken elsewhere.
+    pub fn loose(&self, key: &str) -> Option<String> {
+        let lines = self.text.lines().take_while(|line| !line.trim_start().starts_with('['));
+        let mut values = lines.filter_map(|line| line.trim_start().strip_prefix(key)?.trim_start().strip_prefix('='));
+        let value = values.next()?.trim().strip_prefix('"')?;
+        value.split_once('"').map(|(value, _)| value.to_owned())
+    }
+
+    /// The line of a key, or of the innermost table around it that stands in the file; 0 if none does.
+    fn line_of(&self, key: &str) -> usize {
+        let Ok(root) = DeTable::parse(&self.text) else {
+            return 0;
+        };
+        let mut start = None;
+        let mut table = Some(root.get_ref());
+        let mut array = None;
+        for step in key.split(['.', '[', ']']).filter(|step| !step.is_empty()) {
+            let next = match (table, array) {
+                (Some(inside), _) => inside
+                    .iter()
+                    .find(|(name, _)| name.get_ref() == step)
+                    .map(|(name, value)| (name.span().start, value)),
+                (None, Some(items)) => {
+                    let items: &toml::de::DeArray<'_> = items;
+                    step.parse::<usize>()
+                        .ok()
+                        .and_then(|index| items.get(index))
+                        .map(|value| (value.span().start, value))
+                }
+                (None, None) => None,
+            };
+            let Some((at, value)) = next else { break };
+            start = Some(at);
+            table = value.get_ref().as_table();
+            array = match value.get_ref() {
+                DeValue::Array(items) => Some(items),
+                _ => None,
+            };
+        }
+        start.map_or(0, |start| self.line_at(start))
+    }
+
+    fn line_at(&self, byte: usize) -> usize {
+        self.text.bytes().take(byte).filter(|&b| b == b'\n').count() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setting::Span;
+
+    #[test]
+    fn differences_name_keys_and_values_but_no_secret() {
+        let document = |text: &str| Document::new(Path::new("a.toml"), text.into());
+        let old = document("site = \"a\"\n[[source.mqtt]]\nname = \"x\"\nwindow = 1\ntoken = \"t1\"\n");
+        let new = document("[[source.mqtt]]\nname = \"x\"\nwindow = 2\ntoken = \"t2\"\nacl = [{ who = \"a\" }]\n");
+        assert_eq!(
+            old.differences(&new),
+            [
+                "site: removed",
+                "source.mqtt[x].acl[0].who: \"a\"",
+                "source.mqtt[x].token: changed",
+                "source.mqtt[x].window: 1 → 2",
+            ]
+        );
+        assert!(old.differences(&old).is_empty());
+    }
+
+    #[test]
+    fn a_problem_names_file_line_key_and_what_is_allowed() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Inner {
+            wait: Span,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Outer {
+            part: Vec<Inner>,
+        }
+        let document =
+            Document::new(Path::new("a.toml"), "\n[[part]]\nwait = \"2s\"\n\n[[part]]\nwait = \"soon\"\n".into());
+        let problem = document.parse::<Outer>().expect_err("soon is no time");
+        assert_eq!((problem.line, problem.key.as_str()), (6, "part[1].wait"));
+        assert!(problem.message.contains("soon") && problem.message.contains("250ms"), "{problem}");
+        assert_eq!(document.problem("part[1].wait", "x").line, 6);
+        assert_eq!(document.problem("part[0].lacking", "x").line, 2);
+
+        let document = Document::new(Path::new("a.toml"), "part = []\nparts = 3\n".into());
+        let problem = document.parse::<Outer>().expect_err("parts is unknown");
+        assert_eq!(problem.line, 2);
+        assert!(problem.message.contains("unknown field `parts`"), "{problem}");
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Format {
+        Text,
+        Json,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "some fields are only read in")]
+    struct Settings {
+        format: Option<Format>,
+        range: Option<Vec<f64>>,
+        name: Option<String>,
+        inner: Option<Vec<Size>>,
+        one: Option<Size>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "some fields are only read in")]
+    struct Size {
+        size: u16,
+    }
+
+    fn read(text: &str) -> Result<Settings, (String, String)> {
+        let document = Document::new(Path::new("a.toml"), text.into());
+        document.parse::<Settings>().map_err(|problem| (problem.key, problem.message))
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_what_is_allowed() {
+        for (text, key, message) in [
+            ("range = [0, 1e999]", "range[1]", "`1e999` is out of range"),
+            ("range = [0, true]", "range[1]", "boolean `true`, expected f64"),
+            ("range = 0", "range", "integer `0`, expected a sequence"),
+            ("name = 0xFFFFFFFFFFFFFFFF", "name", "integer `18446744073709551615`, expected a string"),
+            ("name = 0xFFFFFFFFFFFFFFFFF", "name", "integer `295147905179352825855` as i128, expected a string"),
+            (
+                "name = 0x1FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF",
+                "name",
+                "`0x1FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF` is out of range",
+            ),
+            ("name = 1979-05-27", "name", "`1979-05-27` is a date or time, and no setting is one; put it in quotes"),
+            ("inner = [{ size = 07:32:00 }]", "inner[0].size", "`07:32:00` is a date or time"),
+            ("inner = [{ size = 70000 }]", "inner[0].size", "integer `70000`, expected u16"),
+            ("inner = [{}]", "inner[0]", "missing field `size`"),
+            ("[inner]\nsize = 1", "inner", "invalid type: map, expected a sequence"),
+            ("[[one]]\nsize = 1", "one", "[[one]] begins an item of a list; expected [one]"),
+            ("format = \"xml\"", "format", "unknown variant `xml`, expected `text` or `json`"),
+            (
+                "format = { json = 1, xml = 2 }",
+                "format",
+                "unknown variant `{ json = 1, xml = 2 }`, expected `text` or `json`",
+            ),
+            ("format = 1", "format", "unknown variant `1`, expected `text` or `json`"),
+            ("format = [\"text\"]", "format", "unknown variant `[\"text\"]`, expected `text` or `json`"),
+            ("formt = 1", "formt", "unknown field `formt`, expected one of `format`"),
+        ] {
+            let (found, said) = read(text).expect_err(text);
+            assert_eq!(found, key, "{text}: {said}");
+            assert!(said.contains(message), "{text}: {said}");
+        }
+        let good = read("range = [-1, inf]\nformat = \"json\"\nname = \"a\"").expect("fits");
+        assert_eq!(good.range, Some(vec![-1.0, f64::INFINITY]));
+        assert!(matches!(good.format, Some(Format::Json)) && good.name.as_deref() == Some("a"));
+        assert!(matches!(read("format = \"text\"").expect("fits").format, Some(Format::Text)));
+    }
+}
