@@ -300,7 +300,7 @@ impl Contract {
             return Ok(());
         }
         let tree = Tree::parse(payload).map_err(|error| format!("payload: is no JSON at column {}", error.column()))?;
-        self.schema.as_ref().map_or(Ok(()), |schema| schema.check(&tree)).map_err(|fault| fault.to_string())
+        self.schema.as_ref().map_or(Ok(()), |schema| schema.check(&tree))
     }
 
     fn read_opaque<'a>(&self, captures: &'a [String], payload: &'a [u8]) -> Result<Reading<'a>, Violation<'a>> {
@@ -334,8 +334,8 @@ impl Contract {
                 Ok(())
             }
         };
-        if let Some(fault) = self.schema.as_ref().and_then(|schema| schema.check(tree).err()) {
-            broken(fault.to_string())?;
+        if let Some(reason) = self.schema.as_ref().and_then(|schema| schema.check(tree).err()) {
+            broken(reason)?;
         }
         let mut id = None;
         if let Some(pointer) = &self.id {

@@ -56,9 +56,9 @@
 //!   notification of the kernel misses; some hundred files cost less than a millisecond.
 //! - **What is known of Odoo is restored from the journal.** Notes of it are up to a minute old; the events
 //!   behind them hold the rest, so that no change is told twice, and no commit is spent on each.
-//! - **JSON Schema is checked by our own code** (`contract/schema`), a tenth of what a library for every draft and every JSON
-//!   type adds to the program: 3.2 of 15.1 MB. The official tests of the draft and that library, side by side on random
-//!   schemas, judge it in the tests.
+//! - **The crate `jsonschema` checks payloads, and `contract/schema` counts what it does**: the crate has no limit for time
+//!   and stack. It sees the payload through counted accesses and finds it empty once the budget is spent. An event of the
+//!   benchmark takes 0.2 µs; the official tests of the draft judge the whole.
 //! - **HTTP is spoken by hyper behind one module** (`http`): sources, the Odoo hook, metrics and the command socket need
 //!   the same bounds on time and bytes.
 //! - **A certificate with a malformed name names nobody** (`tls/names`): the name that cannot be read may be the one that
