@@ -294,6 +294,7 @@ mod tests {
             ("uniqueItems", "true", "[0, -0.0]", false),
             ("uniqueItems", "true", "[9007199254740993, 9007199254740992.0]", true),
             ("uniqueItems", "true", "[{\"a\":1,\"b\":2}, {\"b\":2.0,\"a\":1}]", false),
+            ("uniqueItems", "true", "[[\"a\",\"b\"], [\"ab\"], [\"a\\\"b\"], {\"a\":\"b\"}, 1e-300, 1e-301]", true),
         ] {
             let schema = format!("{{\"{keyword}\":{limit}}}");
             let schema = Schema::compile(&serde_json::from_str(&schema).expect("JSON")).expect("compiles");
