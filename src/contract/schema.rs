@@ -9,17 +9,16 @@
 //! The crate `jsonschema` judges. It has no limits of its own, so this module adds them:
 //! - It sees the payload only through [`node`], where each access counts ([`budget`]). When the budget is spent, the
 //!   rest of the payload looks empty, the crate comes to its end, and the payload is refused.
-//! - It limits how often a regular expression steps back, but not how long a step may take, and it goes on after the
-//!   limit. So [`pattern`] takes over that keyword. The patterns of `patternProperties` run on the engine that never
-//!   steps back; those that look around are refused when the schema is compiled.
-//!   Not bounded yet: a match costs its text's length, whatever the pattern. One with a large repetition that overlaps
-//!   what is before it (`a[ab]{40}c`) takes up to 1 µs a byte: more than a second for a text of more than 1 MB.
+//! - It has no limit for what a regular expression takes. So [`pattern`] takes over that keyword, with engines whose
+//!   cost is known before they begin ([`regex`]). The names of `patternProperties` are matched by the crate, which never
+//!   steps back: patterns for names that look around are refused when the schema is compiled.
 //! - Its errors hold the wrong value. Here they get `null` instead, and [`message`] writes the text.
 
 mod budget;
 mod message;
 mod node;
 mod pattern;
+mod regex;
 
 use super::json::Tree;
 use budget::{Budget, Costs};
@@ -316,6 +315,14 @@ mod tests {
             (json!({ "items": [{}] }), "/items: is not of type \"boolean\" or \"object\"".into()),
             (json!({ "anyOf": [] }), "/anyOf: has less than 1 item".into()),
             (json!({ "pattern": "(" }), "/pattern: \"(\" is no regular expression of JavaScript".into()),
+            (
+                json!({ "pattern": "(?:(?<=b)(a{1,500}){1,500}){1,500}" }),
+                "/pattern: \"(?:(?<=b)(a{1,500}){1,500}){1,500}\" is too large for a pattern; shorten".into(),
+            ),
+            (
+                json!({ "pattern": "((a{1,500}){1,500}){1,500}" }),
+                "/pattern: \"((a{1,500}){1,500}){1,500}\" is too large for a pattern; shorten".into(),
+            ),
             (json!({ "multipleOf": 0 }), "/multipleOf: 0 is not greater than 0".into()),
             (json!({ "required": "a" }), "/required: \"a\" is not of type \"array\"".into()),
             (
@@ -383,6 +390,30 @@ mod tests {
     }
 
     #[test]
+    fn look_ahead_at_the_start_means_what_it_means_elsewhere() {
+        // A group that changes nothing keeps the second of each pair from being split.
+        let patterns = [
+            "^(?=a)b|c",
+            "^(?!a|b)[a-c]+$",
+            "^(?=.*\\d)(?=.*[A-Z])(?!.*[)(]).{3,}$",
+            "^(?=a)(?!ab)",
+            "^(?=[)|])x*",
+            "^(?=(a|\\)|b))\\w+",
+            "^(?=(a))\\1+$",
+            "^(?!)a",
+        ];
+        for pattern in patterns {
+            let whole = Schema::compile(&json!({ "pattern": format!("(?:{pattern})") })).expect("compiles");
+            let split = Schema::compile(&json!({ "pattern": pattern })).expect("compiles");
+            for text in ["", "a", "b", "c", "ab", "abc", "cab", "aa", "A1a", "A1(", "1Ab", ")", "|x", "c\nA1b", "ä"] {
+                let text = json!(text).to_string();
+                let judge = |schema: &Schema| schema.check(&Tree::parse(text.as_bytes()).expect("JSON")).is_ok();
+                assert_eq!(judge(&split), judge(&whole), "{pattern} with {text}");
+            }
+        }
+    }
+
+    #[test]
     fn a_payload_that_takes_too_long_is_refused() {
         let many = |item: &str, count: usize| format!("[{}1]", format!("{item},").repeat(count));
         let nested =
@@ -407,7 +438,19 @@ mod tests {
             (json!({ "not": backtracking }), text(40), matching),
             (json!({ "items": backtracking }), many(&text(12), 50_000), matching),
             (password.clone(), text(1 << 20), checking),
-            (json!({ "items": password }), many(&text(6000), 5), "/0: does not match"),
+            (json!({ "items": password }), many(&text(100), 500), "/0: does not match"),
+            (json!({ "pattern": "(?<=a)b" }), text(70_000), matching),
+            // Loops inside each other, with look-ahead that goes through the text for each character.
+            (json!({ "pattern": "^.*?(?=(?:a(?=.*b))*)x" }), text(2000), checking),
+            // At the start, look-ahead costs no more than a pattern without.
+            (json!({ "pattern": "^(?=a*$)(?!.*b)a{8,}$" }), text(4 << 20), ok),
+            // Nearly each text leads to a state of its own.
+            (json!({ "pattern": "a[ab]{40}c" }), text(1 << 20), checking),
+            (json!({ "items": { "pattern": "a[ab]{40}c" } }), many(&text(1000), 10), "/0: does not match"),
+            (json!({ "pattern": "(a{1,500}){1,20}b" }), text(1 << 16), checking),
+            (json!({ "patternProperties": { "a[ab]{40}c": false } }), format!("{{{}:1}}", text(1 << 20)), checking),
+            (json!({ "items": { "pattern": "^\\p{L}{1,200}$" } }), many("\"Ångström\"", 500).replace(",1]", "]"), ok),
+            (json!({ "pattern": "^[A-Za-z0-9+/]*={0,2}$" }), text(8 << 20), ok),
             (json!({ "allOf": vec![json!({ "pattern": "^a*$" }); 50] }), text(1 << 20), checking),
             (json!({ "format": "regex" }), format!("\"{group_names}\""), "payload: is no \"regex\""),
             (json!({ "patternProperties": patterns }), format!("{{{names}}}"), checking),
