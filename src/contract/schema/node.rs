@@ -87,8 +87,7 @@ impl<'a> Node<'a, Payload> for PayloadNode<'a> {
 
     fn as_string(&self) -> Option<Cow<'a, str>> {
         match self.access() {
-            // The library may look at each of its bytes.
-            Tree::Text(text) if self.budget.spend(text.len() as u64 / 4) => Some(Cow::Borrowed(text)),
+            Tree::Text(text) if self.budget.spend_text(text) => Some(Cow::Borrowed(text)),
             _ => None,
         }
     }

@@ -8,7 +8,8 @@ use super::regex::{Regex, TooLong};
 use jsonschema::json::Node;
 use jsonschema::{Keyword, ValidationError};
 
-/// The longest regular expression that a payload may hold: to read it takes the square of its length.
+/// The longest regular expression that a payload may hold. To read it takes up to 15 ns per byte, and the square of the
+/// length where it names groups: 0.3 ms.
 const REGEX_BYTES_MAX: usize = 4096;
 const TOO_LONG: &str = "takes too long to be matched with a pattern of its schema";
 
@@ -54,4 +55,10 @@ impl<'i> Keyword<'i, Payload> for Pattern {
 /// Whether a payload's text is a regular expression.
 pub(super) fn is_regex(text: &str) -> bool {
     text.len() <= REGEX_BYTES_MAX && jsonschema_regex::is_valid_ecma_regex(text)
+}
+
+/// What [`is_regex`] may cost.
+pub(super) fn steps_to_read(text: &str) -> u64 {
+    let length = text.len() as u64;
+    if text.len() <= REGEX_BYTES_MAX { 2 * length + length * length / 256 } else { 0 }
 }
