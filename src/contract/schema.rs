@@ -431,39 +431,40 @@ mod tests {
         let names = (0..50_000).map(|index| format!("\"{index}\":1")).collect::<Vec<_>>().join(",");
         let patterns = (0..200).map(|index| (format!("^{index}x"), json!(false))).collect::<serde_json::Map<_, _>>();
         let ok = "";
-        let checking = "payload: takes too long to be checked with its schema";
-        let matching = "payload: takes too long to be matched with a pattern of its schema";
+        // Whether it is the pattern or the sum of all that is too much.
+        let too_long = "payload: takes too long to be ";
         for (schema, payload, says) in [
-            (backtracking.clone(), text(40), matching),
-            (json!({ "not": backtracking }), text(40), matching),
-            (json!({ "items": backtracking }), many(&text(12), 50_000), matching),
-            (password.clone(), text(1 << 20), checking),
+            (backtracking.clone(), text(40), too_long),
+            (json!({ "not": backtracking.clone() }), text(40), too_long),
+            (json!({ "items": backtracking.clone() }), many(&text(12), 50_000), "/0: does not match"),
+            (json!({ "items": { "not": backtracking } }), many(&text(12), 50_000), too_long),
+            (password.clone(), text(1 << 20), too_long),
             (json!({ "items": password }), many(&text(100), 500), "/0: does not match"),
-            (json!({ "pattern": "(?<=a)b" }), text(70_000), matching),
+            (json!({ "pattern": "(?<=a)b" }), text(70_000), too_long),
             // Loops inside each other, with look-ahead that goes through the text for each character.
-            (json!({ "pattern": "^.*?(?=(?:a(?=.*b))*)x" }), text(2000), checking),
+            (json!({ "pattern": "^.*?(?=(?:a(?=.*b))*)x" }), text(2000), too_long),
             // At the start, look-ahead costs no more than a pattern without.
             (json!({ "pattern": "^(?=a*$)(?!.*b)a{8,}$" }), text(4 << 20), ok),
             // Nearly each text leads to a state of its own.
-            (json!({ "pattern": "a[ab]{40}c" }), text(1 << 20), checking),
+            (json!({ "pattern": "a[ab]{40}c" }), text(1 << 20), too_long),
             (json!({ "items": { "pattern": "a[ab]{40}c" } }), many(&text(1000), 10), "/0: does not match"),
-            (json!({ "pattern": "(a{1,500}){1,20}b" }), text(1 << 16), checking),
-            (json!({ "patternProperties": { "a[ab]{40}c": false } }), format!("{{{}:1}}", text(1 << 20)), checking),
+            (json!({ "pattern": "(a{1,500}){1,20}b" }), text(1 << 16), too_long),
+            (json!({ "patternProperties": { "a[ab]{40}c": false } }), format!("{{{}:1}}", text(1 << 20)), too_long),
             (json!({ "items": { "pattern": "^\\p{L}{1,200}$" } }), many("\"Ångström\"", 500).replace(",1]", "]"), ok),
             (json!({ "pattern": "^[A-Za-z0-9+/]*={0,2}$" }), text(8 << 20), ok),
-            (json!({ "allOf": vec![json!({ "format": "iri-reference" }); 10] }), text(8 << 20), checking),
+            (json!({ "allOf": vec![json!({ "format": "iri-reference" }); 10] }), text(8 << 20), too_long),
             (json!({ "format": "iri-reference" }), text(8 << 20), ok),
             (json!({ "format": "email" }), text(8 << 20), "payload: is no \"email\""),
-            (json!({ "items": { "format": "regex" } }), many(&text(4000), 1000), checking),
-            (json!({ "allOf": vec![json!({ "pattern": "^a*$" }); 50] }), text(1 << 20), checking),
+            (json!({ "items": { "format": "regex" } }), many(&text(4000), 1000), too_long),
+            (json!({ "allOf": vec![json!({ "pattern": "^a*$" }); 200] }), text(1 << 20), too_long),
             (json!({ "format": "regex" }), format!("\"{group_names}\""), "payload: is no \"regex\""),
-            (json!({ "patternProperties": patterns }), format!("{{{names}}}"), checking),
+            (json!({ "patternProperties": patterns }), format!("{{{names}}}"), too_long),
             (either.clone(), nested(10), ok),
             (either, nested(100), ok),
             (json!({ "uniqueItems": true }), format!("[{unique}]"), ok),
-            (json!({ "allOf": vec![json!({ "uniqueItems": true }); 50] }), format!("[{unique}]"), checking),
-            (json!({ "items": { "multipleOf": 1e-7 } }), many("1.5e300", 200_000), checking),
-            (json!({ "items": { "multipleOf": 1e-100 } }), many("0.5", 200_000), checking),
+            (json!({ "allOf": vec![json!({ "uniqueItems": true }); 50] }), format!("[{unique}]"), too_long),
+            (json!({ "items": { "multipleOf": 1e-7 } }), many("1.5e300", 200_000), too_long),
+            (json!({ "items": { "multipleOf": 1e-100 } }), many("0.5", 200_000), too_long),
             (json!({ "items": { "multipleOf": 0.5 } }), many("0.5", 50_000), ok),
             // The branches that do not match have an error for each item.
             (
@@ -475,7 +476,11 @@ mod tests {
             let compiled = Schema::compile(&schema).expect("compiles");
             let found = compiled.check(&Tree::parse(payload.as_bytes()).expect("valid JSON"));
             let message = found.err().unwrap_or_default();
-            assert!(message.starts_with(says) && message.is_empty() == says.is_empty(), "{schema}: {message:?}");
+            assert!(
+                message.starts_with(says) && message.is_empty() == says.is_empty(),
+                "{:.200}: {message:?}",
+                schema.to_string()
+            );
         }
     }
 }

@@ -25,8 +25,9 @@ const THREAD_STEPS: u64 = 1;
 const INSTRUCTION_STEPS: u64 = 10;
 /// How many loops may stand inside each other in a pattern that steps back: four take a second for 50 bytes.
 const LOOPS_MAX: usize = 4;
-/// How often the engine steps back in the first attempt, which is enough for most texts, and in the second.
-const BACKTRACKS: [u64; 2] = [50, 2000];
+/// How often the engine may step back in each attempt: the first is enough for most texts, and the last for texts of some
+/// hundred characters that do not match.
+const BACKTRACKS: [u64; 3] = [50, 2000, 20_000];
 /// The longest text for the engine that steps back. It keeps up to 40 bytes of memory for each of them.
 const BACKTRACKING_BYTES_MAX: usize = 64 << 10;
 
