@@ -88,6 +88,7 @@ pub fn gateway(name: &str, rest: &str, listener: &str) -> Option<(Gateway, Doors
     std::fs::write(gateway.folder.join("users"), "").expect("written");
     Pki::write(&gateway.folder);
     gateway.through = cgroup.through();
+    gateway.as_the_unit_sets_it();
     gateway.run();
     Some((gateway, doors, cgroup))
 }
