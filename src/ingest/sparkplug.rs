@@ -17,6 +17,7 @@ mod declared;
 mod json;
 mod nodes;
 mod notes;
+mod output;
 pub mod proto;
 mod saver;
 mod value;

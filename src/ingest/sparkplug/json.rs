@@ -11,13 +11,12 @@
 //! is `null`, and `nonfinite` names it.
 
 use super::declared::{Declared, Known};
+use super::output::Output;
 use super::proto::{
     DataSet, MetaData, Metric, MetricValue, Payload, PropertyKind, PropertySet, PropertyValue, Template,
 };
 use super::value::{self, Scalar, push_scalar, type_name};
 use super::{Place, Trouble};
-use crate::contract::push_json_string;
-use base64::Engine;
 use std::collections::HashMap;
 
 /// Templates and property sets inside each other; deeper ones are refused rather than followed.
@@ -95,14 +94,14 @@ fn brief(name: &str) -> String {
     name.chars().take(128).collect()
 }
 
-/// Renders a message; `bytes_max` bounds what comes of it, for names may be long and aliases short.
+/// Renders a message; `bytes_max` bounds what comes of it.
 pub(super) fn message(
     place: &Place<'_>,
     payload: &Payload,
     metrics: &[Resolved<'_>],
     bytes_max: usize,
 ) -> Result<Vec<u8>, Trouble> {
-    let mut out = Writer { out: Vec::with_capacity(256 + metrics.len() * 64), bytes_max };
+    let mut out = Writer { out: Output::new(256 + metrics.len() * 64, bytes_max) };
     out.raw("{");
     for (name, text) in
         [("group", Some(place.group)), ("node", Some(place.node)), ("device", place.device), ("type", Some(place.kind))]
@@ -121,38 +120,38 @@ pub(super) fn message(
     }
     if let Some(body) = &payload.body {
         out.name("body");
-        out.text(&base64::engine::general_purpose::STANDARD.encode(body));
+        out.out.base64(body);
     }
     out.metrics(metrics, 0)?;
     out.raw("}");
-    Ok(out.out)
+    out.within_bounds()?;
+    Ok(out.out.whole().unwrap_or_default())
 }
 
 struct Writer {
-    out: Vec<u8>,
-    bytes_max: usize,
+    out: Output,
 }
 
 impl Writer {
     fn raw(&mut self, text: &str) {
-        self.out.extend_from_slice(text.as_bytes());
+        self.out.raw(text);
     }
 
     fn comma(&mut self) {
         if !matches!(self.out.last(), Some(b'{' | b'[') | None) {
-            self.out.push(b',');
+            self.raw(",");
         }
     }
 
     /// The name of the next member, and a comma where one is due.
     fn name(&mut self, name: &str) {
         self.comma();
-        push_json_string(&mut self.out, name);
-        self.out.push(b':');
+        self.text(name);
+        self.raw(":");
     }
 
     fn text(&mut self, text: &str) {
-        push_json_string(&mut self.out, text);
+        self.out.text(text);
     }
 
     fn number(&mut self, name: &str, number: Option<u64>) {
@@ -177,8 +176,8 @@ impl Writer {
     }
 
     fn within_bounds(&self) -> Result<(), Trouble> {
-        if self.out.len() > self.bytes_max {
-            return Err(Trouble::wrong(format!("payload: becomes more than {} bytes of JSON", self.bytes_max)));
+        if self.out.is_over() {
+            return Err(Trouble::wrong(format!("payload: becomes more than {} bytes of JSON", self.out.bytes_max())));
         }
         Ok(())
     }
@@ -300,7 +299,7 @@ impl Writer {
             None => self.raw("null"),
             Some(Scalar::Int(number)) => self.raw(&number.to_string()),
             Some(Scalar::Long(number)) => self.raw(&number.to_string()),
-            Some(Scalar::Bytes(bytes)) => self.text(&base64::engine::general_purpose::STANDARD.encode(bytes)),
+            Some(Scalar::Bytes(bytes)) => self.out.base64(bytes),
             Some(other) => {
                 if other.own_type().is_none_or(|own| push_scalar(&mut self.out, own, other).is_err()) {
                     self.raw("null");
@@ -363,6 +362,9 @@ impl Writer {
             }
             self.comma();
             self.raw("[");
+            if self.out.is_over() {
+                break;
+            }
             for (element, datatype) in row.elements.iter().zip(&set.types) {
                 self.comma();
                 match &element.value {

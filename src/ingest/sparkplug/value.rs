@@ -1,9 +1,7 @@
 //! Values of Sparkplug B as JSON: every data type of the specification, signs and all.
 
+use super::output::Output;
 use super::proto::{ElementValue, MetricValue, ParameterValue, PropertyKind};
-use crate::contract::push_json_string;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 
 /// Data types by their number (Sparkplug B 3.0, section 6.4.16).
 const NAMES: [&str; 35] = [
@@ -146,7 +144,7 @@ pub(super) struct Misfit;
 
 /// Appends a value of a type as JSON. A number that JSON cannot write is `null`; its name is
 /// returned then.
-pub(super) fn push_scalar(out: &mut Vec<u8>, datatype: u32, value: Scalar<'_>) -> Result<Option<&'static str>, Misfit> {
+pub(super) fn push_scalar(out: &mut Output, datatype: u32, value: Scalar<'_>) -> Result<Option<&'static str>, Misfit> {
     match (datatype, value) {
         (1..=8 | 13, Scalar::Int(_) | Scalar::Long(_)) => push_integer(out, datatype, value)?,
         // The shortest text that reads back as the same 32 bits: 21.1, not 21.100000381469727.
@@ -154,9 +152,9 @@ pub(super) fn push_scalar(out: &mut Vec<u8>, datatype: u32, value: Scalar<'_>) -
             return Ok(push_float(out, f64::from(number), &format!("{number:?}")));
         }
         (FLOAT | DOUBLE, Scalar::Double(number)) => return Ok(push_float(out, number, &format!("{number:?}"))),
-        (BOOLEAN, Scalar::Boolean(value)) => out.extend_from_slice(if value { b"true" } else { b"false" }),
-        (STRING | 14 | 15, Scalar::Text(text)) => push_json_string(out, text),
-        (17 | 18, Scalar::Bytes(bytes)) => push_json_string(out, &STANDARD.encode(bytes)),
+        (BOOLEAN, Scalar::Boolean(value)) => out.raw(if value { "true" } else { "false" }),
+        (STRING | 14 | 15, Scalar::Text(text)) => out.text(text),
+        (17 | 18, Scalar::Bytes(bytes)) => out.base64(bytes),
         (22..=34, Scalar::Bytes(bytes)) => push_array(out, datatype, bytes)?,
         _ => return Err(Misfit),
     }
@@ -165,7 +163,7 @@ pub(super) fn push_scalar(out: &mut Vec<u8>, datatype: u32, value: Scalar<'_>) -
 
 /// Integers travel unsigned, in two's complement; some senders extend the sign, some do not, and
 /// some put 32 bits into the field for 64.
-fn push_integer(out: &mut Vec<u8>, datatype: u32, value: Scalar<'_>) -> Result<(), Misfit> {
+fn push_integer(out: &mut Output, datatype: u32, value: Scalar<'_>) -> Result<(), Misfit> {
     let (raw, extended) = match value {
         Scalar::Int(raw) => (u64::from(raw), i64::from(raw as i32)),
         Scalar::Long(raw) => (raw, raw as i64),
@@ -193,16 +191,16 @@ fn push_integer(out: &mut Vec<u8>, datatype: u32, value: Scalar<'_>) -> Result<(
         7 => unsigned(32)?.to_string(),
         _ => raw.to_string(),
     };
-    out.extend_from_slice(text.as_bytes());
+    out.raw(&text);
     Ok(())
 }
 
-fn push_float(out: &mut Vec<u8>, number: f64, text: &str) -> Option<&'static str> {
+fn push_float(out: &mut Output, number: f64, text: &str) -> Option<&'static str> {
     if number.is_finite() {
-        out.extend_from_slice(text.as_bytes());
+        out.raw(text);
         return None;
     }
-    out.extend_from_slice(b"null");
+    out.raw("null");
     Some(match number {
         number if number.is_nan() => "NaN",
         number if number > 0.0 => "Infinity",
@@ -210,23 +208,24 @@ fn push_float(out: &mut Vec<u8>, number: f64, text: &str) -> Option<&'static str
     })
 }
 
-/// Arrays are packed, little-endian (Sparkplug B 3.0, section 6.4.17).
-fn push_array(out: &mut Vec<u8>, datatype: u32, bytes: &[u8]) -> Result<(), Misfit> {
+/// Arrays are packed, little-endian (Sparkplug B 3.0, section 6.4.17). Ends where the output is full.
+fn push_array(out: &mut Output, datatype: u32, bytes: &[u8]) -> Result<(), Misfit> {
     fn each<const N: usize>(
-        out: &mut Vec<u8>,
+        out: &mut Output,
         bytes: &[u8],
         text: impl Fn([u8; N]) -> Option<String>,
     ) -> Result<(), Misfit> {
         let (items, []) = bytes.as_chunks::<N>() else { return Err(Misfit) };
         for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                out.push(b',');
+            if out.is_over() {
+                break;
             }
-            out.extend_from_slice(text(*item).as_deref().unwrap_or("null").as_bytes());
+            out.raw(if index > 0 { "," } else { "" });
+            out.raw(text(*item).as_deref().unwrap_or("null"));
         }
         Ok(())
     }
-    out.push(b'[');
+    out.raw("[");
     match datatype {
         22 => each(out, bytes, |item| Some(i8::from_le_bytes(item).to_string()))?,
         23 => each(out, bytes, |item| Some(i16::from_le_bytes(item).to_string()))?,
@@ -249,11 +248,12 @@ fn push_array(out: &mut Vec<u8>, datatype: u32, bytes: &[u8]) -> Result<(), Misf
                 return Err(Misfit);
             }
             for index in 0..count {
-                if index > 0 {
-                    out.push(b',');
+                if out.is_over() {
+                    break;
                 }
                 let is_set = bits[index / 8] & (0x80 >> (index % 8)) != 0;
-                out.extend_from_slice(if is_set { b"true" } else { b"false" });
+                out.raw(if index > 0 { "," } else { "" });
+                out.raw(if is_set { "true" } else { "false" });
             }
         }
         _ => {
@@ -261,14 +261,15 @@ fn push_array(out: &mut Vec<u8>, datatype: u32, bytes: &[u8]) -> Result<(), Misf
             // Each string ends with a zero byte.
             let text = if text.is_empty() { None } else { Some(text.strip_suffix('\0').ok_or(Misfit)?) };
             for (index, item) in text.into_iter().flat_map(|text| text.split('\0')).enumerate() {
-                if index > 0 {
-                    out.push(b',');
+                if out.is_over() {
+                    break;
                 }
-                push_json_string(out, item);
+                out.raw(if index > 0 { "," } else { "" });
+                out.text(item);
             }
         }
     }
-    out.push(b']');
+    out.raw("]");
     Ok(())
 }
 
@@ -277,9 +278,9 @@ mod tests {
     use super::*;
 
     fn json(datatype: u32, value: Scalar<'_>) -> Option<String> {
-        let mut out = Vec::new();
+        let mut out = Output::new(0, 1 << 20);
         push_scalar(&mut out, datatype, value).ok()?;
-        String::from_utf8(out).ok()
+        String::from_utf8(out.whole()?).ok()
     }
 
     #[test]
@@ -314,9 +315,9 @@ mod tests {
         assert_eq!(json(FLOAT, Scalar::Float(21.1)).as_deref(), Some("21.1"));
         assert_eq!(json(DOUBLE, Scalar::Double(1e300)).map(|text| text.parse::<f64>()), Some(Ok(1e300)));
         for (number, name) in [(f64::NAN, "NaN"), (f64::INFINITY, "Infinity"), (f64::NEG_INFINITY, "-Infinity")] {
-            let mut out = Vec::new();
+            let mut out = Output::new(0, 100);
             assert_eq!(push_scalar(&mut out, DOUBLE, Scalar::Double(number)), Ok(Some(name)));
-            assert_eq!(out, b"null");
+            assert_eq!(out.whole().as_deref(), Some(&b"null"[..]));
         }
     }
 
@@ -342,6 +343,34 @@ mod tests {
             (17, &[1, 2, 3], Some("\"AQID\"")),
         ] {
             assert_eq!(json(datatype, Scalar::Bytes(bytes)).as_deref(), expected, "{datatype} {bytes:?}");
+        }
+    }
+
+    /// A message of 8 MiB became 400 MB: a bit of an array of booleans is six bytes of JSON.
+    #[test]
+    fn whatever_the_type_the_output_keeps_to_its_bound() {
+        const BOUND: usize = 10_000;
+        // The largest bytes of each type, and the text that grows most.
+        let ones = vec![0xFF; 1 << 20];
+        let bits = [&(8u32 << 20).to_le_bytes()[..], &vec![0; 1 << 20]].concat();
+        let texts = vec![0; 1 << 20];
+        let text = "\u{1}".repeat(1 << 20);
+        for datatype in 1..=TYPE_MAX {
+            let values = [
+                Scalar::Bytes(&ones),
+                Scalar::Bytes(&bits),
+                Scalar::Bytes(&texts),
+                Scalar::Text(&text),
+                Scalar::Long(u64::MAX),
+                Scalar::Double(f64::MIN),
+            ];
+            for value in values {
+                let mut out = Output::new(0, BOUND);
+                let pushed = push_scalar(&mut out, datatype, value);
+                let is_large = matches!(value, Scalar::Bytes(_) | Scalar::Text(_));
+                assert_eq!(pushed.is_ok() && is_large, out.is_over(), "{datatype}");
+                assert!(out.len() <= BOUND, "{datatype}: {}", out.len());
+            }
         }
     }
 }
