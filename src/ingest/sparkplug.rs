@@ -40,7 +40,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The largest JSON that may come of a message.
+/// The largest JSON that may come of a message, where the memory allows.
 const JSON_BYTES_MAX: usize = 8 << 20;
 /// A topic, of which the names of node and device are remembered; as those of `sources::mqtt`.
 const TOPIC_BYTES_MAX: usize = 1024;
@@ -245,7 +245,7 @@ impl Sparkplug {
         // A birth certificate stands for itself.
         let declared = if is_birth { None } else { nodes.find(key).and_then(|node| node.declared(place.device)) };
         let metrics = json::resolve(&message.metrics, declared, place)?;
-        let json = json::message(place, message, &metrics, JSON_BYTES_MAX)?;
+        let json = json::message(place, message, &metrics, JSON_BYTES_MAX.min(nodes.bounds().message / 2))?;
         let bd_seq = || {
             let metric = message.metrics.iter().find(|metric| metric.name.as_deref() == Some("bdSeq"))?;
             match metric.value {
@@ -279,16 +279,18 @@ impl Sparkplug {
     pub fn apply(&self, change: Change, sender: &str, bell: impl FnOnce() -> Bell) -> u64 {
         let now = clock::instant();
         let Change { key, device, what, seq, wants_rebirth } = change;
-        let is_node_birth = matches!(what, What::NodeBirth { .. });
+        let is_birth_understood = matches!(what, What::NodeBirth { .. });
+        // Numbers begin anew with the birth of a node, also with one that is refused.
+        let begins_anew = is_birth_understood || matches!(what, What::RefusedBirth(_)) && device.is_none();
         if let What::RefusedBirth(reason) = &what {
             self.warn_of_refusal(&key, sender, reason);
         }
         let sender = format!("{}\0{sender}", key.source);
         let mut nodes = self.nodes();
-        let (gap, saves, may_ask) = nodes.follow(&key, &sender, is_node_birth, |node| {
+        let (gap, saves, may_ask) = nodes.follow(&key, &sender, is_birth_understood, |node| {
             // The same number again is the same message again.
             let follows = |last: u8| seq.is_none_or(|seq| seq == last || seq == last.wrapping_add(1));
-            let gap = node.seq.filter(|last| !is_node_birth && !follows(*last)).map(|last| last.wrapping_add(1));
+            let gap = node.seq.filter(|last| !begins_anew && !follows(*last)).map(|last| last.wrapping_add(1));
             node.seq = seq.or(node.seq);
             let was_empty = node.is_empty();
             let (saves, is_unborn) = enter(node, what, device);
@@ -415,25 +417,22 @@ fn enter(node: &mut Node, what: What, device: Option<String>) -> (Option<Option<
             (Some(Some(stale)), is_unborn)
         }
         What::RefusedBirth(_) => {
-            let is_changed = node.refuse(matches!(stale, Stale::Devices(_)).then_some(&device));
-            (Some(is_changed.then_some(stale)), false)
+            // Also where nothing is known: what was forgotten a moment ago may still be on the disk.
+            node.refuse(matches!(stale, Stale::Devices(_)).then_some(&device));
+            (Some(Some(stale)), false)
         }
         // A will of an earlier session may come after the birth of the next one.
         What::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => {
             (None, false)
         }
         What::NodeDeath { .. } => {
+            let is_news = node.has_declared();
             node.declare(Declared::default());
             node.seq = None;
-            (Some(Some(stale)), false)
+            (Some(is_news.then_some(stale)), false)
         }
-        What::DeviceDeath => {
-            let was_alive = node.declared(Some(&device)).is_some_and(|declared| declared.is_alive);
-            if was_alive {
-                node.declare_device(device, Declared::default());
-            }
-            (was_alive.then_some(Some(stale)), false)
-        }
+        // A device that is dead is as one that was never heard of: names of devices may be many over the years.
+        What::DeviceDeath => (node.remove_device(&device).then_some(Some(stale)), false),
         // Aliases from before the start may stand for other metrics by now.
         What::Data => (None, !node.is_alive() || !node.is_fresh),
     }

@@ -127,6 +127,16 @@ impl Bell {
         self.0.notified().await;
     }
 
+    /// A number of its waiter, as long as a bell of it is there.
+    pub fn waiter(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
+    /// Whether its waiter is gone.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// Wakes the waiter, for a receipt that hangs on more than a batch.
     pub fn ring(&self) {
         self.0.notify_one();

@@ -2,7 +2,7 @@
 
 use super::{Bench, message, metric};
 use crate::common::births::birth;
-use crate::common::fault_disk::FaultDisk;
+use crate::common::fault_disk::{Fault, FaultDisk};
 use crate::power_cut::{config, open_with};
 use forebay::ingest::sparkplug::proto::MetricValue;
 
@@ -209,7 +209,7 @@ fn a_device_is_a_note_of_its_own_that_goes_with_its_node() {
     let bench = Bench::open(&disk);
     assert!(knows(&bench, "first") && knows(&bench, "second") && !knows(&bench, "third"));
     assert!(bench.take("spBv1.0/g/NDATA/n", &by_alias(4999)).is_ok());
-    // Fifty at once are more than are told one by one.
+    // Many at once.
     let numbers: Vec<u64> = (0..60)
         .map(|number| {
             let topic = format!("spBv1.0/g/DBIRTH/n/{}-{number}", "d".repeat(80));
@@ -228,4 +228,87 @@ fn a_device_is_a_note_of_its_own_that_goes_with_its_node() {
     bench._journal.notes("sparkplug").write(vec![("0/first".into(), Some(vec![2, 0]))]).expect("written");
     drop(bench);
     assert_eq!(sizes(&Bench::open(&disk)), [0; 0]);
+}
+
+/// Each dead device stayed until the next birth of its node: vehicles and sessions with ever new names filled it up.
+#[test]
+fn devices_that_come_and_go_leave_nothing_behind() {
+    let bench = Bench::open_within(&FaultDisk::default(), SMALL);
+    bench.node("NBIRTH", &super::node_birth(0)).expect("a birth");
+    let alone = bench.sparkplug.bytes();
+    for number in 0..300 {
+        let device = format!("{}-{number}", "vehicle".repeat(100));
+        bench.take(&format!("spBv1.0/g/DBIRTH/n/{device}"), &birth(4, 10, 0)).expect("there is room");
+        assert!(bench.take(&format!("spBv1.0/g/DDATA/n/{device}"), &by_alias(3)).is_ok());
+        bench.take(&format!("spBv1.0/g/DDEATH/n/{device}"), &message(None, vec![])).expect("a death");
+        let refused = bench.take(&format!("spBv1.0/g/DDATA/n/{device}"), &by_alias(3)).expect_err("it is dead");
+        assert!(refused.contains("no birth certificate of it is known"), "{refused}");
+    }
+    assert_eq!(bench.sparkplug.bytes(), alone);
+    assert_eq!(noted(&bench).0, 1, "of the node alone");
+}
+
+/// A node that restarts with a birth that is too large was told to have lost messages, and asked for the same birth again.
+#[test]
+fn the_numbers_of_a_node_begin_anew_with_a_birth_that_is_refused() {
+    let bench = Bench::open_within(&FaultDisk::default(), SMALL);
+    bench.node("NBIRTH", &super::node_birth(0)).expect("a birth");
+    for seq in 1..5 {
+        bench
+            .node("NDATA", &message(Some(seq), vec![metric("Supply/Voltage", 1, 10, MetricValue::Double(1.0))]))
+            .expect("data");
+    }
+    assert!(bench.node("NBIRTH", &birth(8000, 100, 0)).is_err());
+    assert_eq!((bench.sparkplug.stats.gaps.value(), bench.asked()), (0, None));
+    // One of its devices is no new beginning: number 9 behind 0.
+    bench.node("NBIRTH", &super::node_birth(1)).expect("a birth");
+    let mut large = birth(3000, 100, 0);
+    // Field 3 is the number of the message; of a field that comes twice, the last counts.
+    large.extend([0x18, 9]);
+    assert!(bench.device("DBIRTH", &large).is_err_and(|reason| reason.contains("are allowed for a node")));
+    assert_eq!(bench.sparkplug.stats.gaps.value(), 1);
+}
+
+/// While the disk of the notes alone fails, births of ever new nodes filled the memory; and what was forgotten meanwhile
+/// stayed on the disk, to be believed after the next start.
+#[test]
+fn a_disk_that_fails_for_long_costs_no_memory_and_no_note_outlives_what_was_forgotten() {
+    let disk = FaultDisk::default();
+    let bench = Bench::open_within(&disk, SMALL);
+    let apply = |topic: &str, payload: &[u8]| {
+        let change = bench.sparkplug.decode("plant", topic, payload).change.expect("a change");
+        bench.sparkplug.apply(change, "edge", || bench.waiter.bell())
+    };
+    for number in 0..20 {
+        bench.take(&format!("spBv1.0/g/NBIRTH/early-{number}"), &birth(500, 100, number)).expect("a birth");
+    }
+    disk.fail_at("state.redb", Some(Fault::Sync));
+    // More than are remembered one by one, of which each one's birth makes others go.
+    for number in 0..6000 {
+        apply(&format!("spBv1.0/g/NBIRTH/late-{number}"), &birth(5, 100, number));
+    }
+    let last = apply("spBv1.0/g/NBIRTH/last", &birth(3, 10, 1));
+    assert!(!bench.sparkplug.is_saved(last), "nothing is said to be on a disk that fails");
+    disk.fail(None);
+    let start = std::time::Instant::now();
+    while !bench.sparkplug.is_saved(last) {
+        assert!(start.elapsed() < super::LONG, "it is never saved");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let known = |bench: &Bench| {
+        let names =
+            (0..20).map(|number| format!("early-{number}")).chain((0..6000).map(|number| format!("late-{number}")));
+        names
+            .filter(|node| {
+                bench.sparkplug.decode("plant", &format!("spBv1.0/g/NDATA/{node}"), &by_alias(2)).json.is_ok()
+            })
+            .count()
+    };
+    let before = known(&bench);
+    assert!(before < 2000, "many were forgotten: {before}");
+    let (notes, bytes) = noted(&bench);
+    assert_eq!(notes, before + 1, "a note of each that is known, and of no other");
+    assert!(bytes <= SENDER, "{bytes}");
+    drop(bench);
+    assert_eq!(known(&Bench::open_within(&disk, SMALL)), before);
 }

@@ -5,14 +5,14 @@
 //! its next data asks for a rebirth, no sooner than the pause since its last ask allows. So a sender that declares without end loses what it declared itself.
 
 use super::declared::Declared;
-use crate::memory::{Budget, Permit};
+use crate::memory::{Budget, OverBudget, Permit};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What an edge node takes beside texts and metrics: its entries in four tables.
-const NODE_BYTES: usize = 768;
+/// What an edge node takes beside texts and metrics: its entries in four tables, and the first leaf of a tree of devices.
+const NODE_BYTES: usize = 1536;
 /// What a device takes beside its name and metrics: an entry of a tree that may be half empty.
 const DEVICE_BYTES: usize = 224;
 /// One message while it is read, where the memory allows: 20,000 metrics.
@@ -21,7 +21,7 @@ const MESSAGE_BYTES: usize = 16 << 20;
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
 /// The part of a sender's bytes below which nodes that have declared nothing stay, 3 MiB with the packaged unit: the
-/// last asks of 2500 nodes.
+/// last asks of 1800 nodes.
 const EMPTIED_PART: usize = 8;
 
 /// How many bytes of memory what births declare may take.
@@ -156,7 +156,7 @@ impl Node {
 
     /// Whether it has declared nothing, so that there is no note of it.
     pub(super) fn is_empty(&self) -> bool {
-        !self.own.is_alive && self.devices.is_empty() && self.bd_seq.is_none()
+        !self.has_declared() && self.bd_seq.is_none()
     }
 
     /// Forgets what was declared, so that nothing is taken for what it is not any more.
@@ -165,14 +165,20 @@ impl Node {
         (self.bd_seq, self.is_fresh, self.is_cut) = (None, false, true);
     }
 
-    /// A birth was refused: what the one before declared does not count any more. `false` where that was nothing.
-    pub(super) fn refuse(&mut self, device: Option<&str>) -> bool {
-        let Some(name) = device else {
-            let was_empty = self.is_empty();
-            self.cut();
-            return !was_empty;
-        };
+    /// Whether births of it or its devices count.
+    pub(super) fn has_declared(&self) -> bool {
+        self.own.is_alive || !self.devices.is_empty()
+    }
+
+    /// A birth was refused: what the one before declared does not count any more.
+    pub(super) fn refuse(&mut self, device: Option<&str>) {
+        let Some(name) = device else { return self.cut() };
         self.is_cut = true;
+        self.remove_device(name);
+    }
+
+    /// Forgets what a device has declared; `false` where that was nothing.
+    pub(super) fn remove_device(&mut self, name: &str) -> bool {
         let before = self.devices.remove(name);
         self.bytes -= before.as_ref().map_or(0, |device| device_bytes(name, device));
         before.is_some()
@@ -364,7 +370,7 @@ impl Nodes {
             } else if self.bytes > bounds.all {
                 (self.oldest(), bounds.all, "all nodes")
             } else {
-                match self.permit.resize(self.bytes) {
+                match self.cover() {
                     Ok(()) => return forgotten,
                     Err(over) => (self.oldest(), over.total, "all that peers make the gateway hold"),
                 }
@@ -403,7 +409,19 @@ impl Nodes {
         node.is_some_and(|node| node.bytes <= bounds.node)
             && held.is_some_and(|held| held.bytes <= bounds.sender)
             && self.bytes <= bounds.all
-            && self.permit.resize(self.bytes).is_ok()
+            && self.cover().is_ok()
+    }
+
+    /// Keeps the permit over what it is for. Between the birth of a node and those of its devices others take no memory:
+    /// it is given back only where more than half is not needed.
+    fn cover(&mut self) -> Result<(), OverBudget> {
+        let is_enough = (self.bytes..=self.bytes.saturating_mul(2)).contains(&self.permit.bytes());
+        if is_enough { Ok(()) } else { self.permit.resize(self.bytes) }
+    }
+
+    /// Every node that there is something to note of.
+    pub(super) fn all_noted(&self) -> Vec<Arc<NodeKey>> {
+        self.map.iter().filter(|(_, node)| !node.is_empty()).map(|(key, _)| Arc::clone(key)).collect()
     }
 
     /// Whether there is something to note of a node.

@@ -12,8 +12,6 @@ use std::collections::BTreeSet;
 const FORMAT: u8 = 2;
 /// What the format, a list of each kind and their lengths take in a note beside texts and metrics.
 const NOTE_BYTES: usize = 64;
-/// Names of devices whose notes wait to be written, of a node: 48 of usual length. With more, all of the node is written.
-const NAMES_BYTES_MAX: usize = 4096;
 /// An entry of a set beside the name in it.
 const NAME_BYTES: usize = 64;
 
@@ -34,15 +32,18 @@ impl Stale {
     pub(super) fn add(&mut self, other: Self) {
         match (&mut *self, other) {
             (Self::All, _) => return,
-            (Self::Devices(names), Self::Devices(others)) => {
-                names.extend(others);
-                if names.iter().map(|name| NAME_BYTES + name.len()).sum::<usize>() <= NAMES_BYTES_MAX {
-                    return;
-                }
-            }
+            (Self::Devices(names), Self::Devices(others)) => return names.extend(others),
             (Self::Devices(_), Self::All) => {}
         }
         *self = Self::All;
+    }
+
+    /// Bytes of memory that the names take.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Devices(names) => names.iter().map(|name| NAME_BYTES + name.len()).sum(),
+        }
     }
 }
 
@@ -143,6 +144,11 @@ impl Nodes {
         }
         fits
     }
+}
+
+/// The node's note that this one belongs to.
+pub(super) fn node_of(note: &str) -> &str {
+    note.split_once('/').map_or(note, |(node, _)| node)
 }
 
 fn device_note(node: &str, device: &str) -> String {

@@ -2,13 +2,13 @@
 //! node and device.
 
 use super::nodes::{NodeKey, Nodes};
-use super::notes::Stale;
+use super::notes::{Stale, node_of};
 use crate::clock;
-use crate::journal::{Bell, Change, Notes};
+use crate::journal::{Bell, Change, JournalError, Notes};
 use crate::telemetry::Limiter;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -21,15 +21,22 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Notes are written so many bytes at a time, so that they do not all stand in memory twice.
 const WRITE_BYTES: usize = 1 << 20;
-/// While the disk fails, nodes that were forgotten are remembered for their notes up to this number: some 8 MB. The notes
-/// of others go when the next start finds no room for them, or with the next birth.
+/// Nodes whose notes wait to be written one by one: some 8 MB. With more, which a disk that fails may come to, all notes are
+/// compared with what is known.
 const DIRTY_MAX: usize = 4096;
+/// Names of devices whose notes wait: some thousand. Of the node that exceeds it, all is written.
+const NAMES_BYTES_MAX: usize = 256 << 10;
+/// Bells that wait before those are looked for that ring for nobody, or twice for the same.
+const BELLS_AT_FIRST: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Saver {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// A node whose notes are to be written, and which of them.
+type Wanted = (Arc<NodeKey>, Stale);
 
 #[derive(Debug)]
 struct Shared {
@@ -43,7 +50,13 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Work {
     dirty: HashMap<Arc<NodeKey>, Stale>,
+    /// Bytes of the names of devices in `dirty`.
+    names_bytes: usize,
+    /// Whether all notes are to be compared with what is known; `dirty` is empty then.
+    is_sweep_due: bool,
     bells: Vec<Bell>,
+    /// How many bells there may be before they are looked through.
+    bells_max: usize,
     number: u64,
     is_closing: bool,
 }
@@ -71,18 +84,16 @@ impl Saver {
         } else if self.saved() == work.number {
             return 0;
         }
-        work.bells.push(bell());
+        work.add_bell(bell());
         work.number
     }
 
     /// Wants the notes of a node to go that declared something and was forgotten.
     pub(super) fn forget(&self, key: Arc<NodeKey>) {
         let mut work = self.shared.lock();
-        if work.dirty.len() < DIRTY_MAX {
-            work.add(key, Stale::All);
-            work.number += 1;
-            self.shared.woken.notify_one();
-        }
+        work.add(key, Stale::All);
+        work.number += 1;
+        self.shared.woken.notify_one();
     }
 
     pub(super) fn saved(&self) -> u64 {
@@ -92,9 +103,44 @@ impl Saver {
 
 impl Work {
     fn add(&mut self, key: Arc<NodeKey>, stale: Stale) {
+        if self.is_sweep_due {
+            return;
+        }
+        let count = self.dirty.len();
         match self.dirty.entry(key) {
-            Entry::Occupied(mut entry) => entry.get_mut().add(stale),
-            Entry::Vacant(entry) => drop(entry.insert(stale)),
+            Entry::Vacant(_) if count >= DIRTY_MAX => self.sweep(),
+            Entry::Vacant(entry) => {
+                self.names_bytes += stale.bytes();
+                entry.insert(stale);
+            }
+            Entry::Occupied(mut entry) => {
+                let waiting = entry.get_mut();
+                self.names_bytes -= waiting.bytes();
+                waiting.add(stale);
+                if self.names_bytes + waiting.bytes() > NAMES_BYTES_MAX {
+                    *waiting = Stale::All;
+                }
+                self.names_bytes += waiting.bytes();
+            }
+        }
+    }
+
+    /// Has all notes compared with what is known.
+    fn sweep(&mut self) {
+        (self.dirty, self.names_bytes, self.is_sweep_due) = (HashMap::new(), 0, true);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.dirty.is_empty() && !self.is_sweep_due
+    }
+
+    fn add_bell(&mut self, bell: Bell) {
+        self.bells.push(bell);
+        if self.bells.len() > self.bells_max.max(BELLS_AT_FIRST) {
+            self.bells.retain(|bell| !bell.is_alone());
+            self.bells.sort_unstable_by_key(Bell::waiter);
+            self.bells.dedup_by_key(|bell| bell.waiter());
+            self.bells_max = 2 * self.bells.len();
         }
     }
 }
@@ -119,19 +165,34 @@ impl Shared {
         let warnings = Limiter::new(Duration::from_secs(60));
         loop {
             let mut work = self.lock();
-            while work.dirty.is_empty() {
+            while work.is_empty() {
                 if work.is_closing {
                     return;
                 }
                 self.woken.wait(&mut work);
             }
-            let dirty = std::mem::take(&mut work.dirty);
-            let bells = std::mem::take(&mut work.bells);
+            let (dirty, bells) = (std::mem::take(&mut work.dirty), std::mem::take(&mut work.bells));
+            let is_sweep = std::mem::take(&mut work.is_sweep_due);
             let number = work.number;
+            work.names_bytes = 0;
             drop(work);
-            let failed = self.write(dirty, &warnings);
+            let written = if is_sweep { self.write_all() } else { Ok(()) };
+            let failed = match written {
+                Ok(()) => self.write(dirty.into_iter().collect()),
+                Err(error) => Err((error, Vec::new())),
+            };
             let mut work = self.lock();
-            let pause = if failed.is_empty() {
+            let pause = if let Err((error, failed)) = failed {
+                if let Some(held_back) = warnings.allow(clock::instant()) {
+                    tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
+                }
+                if is_sweep {
+                    work.sweep();
+                }
+                failed.into_iter().for_each(|(key, stale)| work.add(key, stale));
+                bells.into_iter().for_each(|bell| work.add_bell(bell));
+                RETRY_AFTER
+            } else {
                 self.saved.store(number, Ordering::Release);
                 bells.iter().chain(&work.bells).for_each(Bell::ring);
                 if work.number == number {
@@ -139,10 +200,6 @@ impl Shared {
                     work.bells.clear();
                 }
                 GATHER
-            } else {
-                failed.into_iter().for_each(|(key, stale)| work.add(key, stale));
-                work.bells.extend(bells);
-                RETRY_AFTER
             };
             if work.is_closing && pause == RETRY_AFTER {
                 return;
@@ -153,10 +210,31 @@ impl Shared {
         }
     }
 
-    /// Writes notes; returns those that could not be written.
-    fn write(&self, dirty: HashMap<Arc<NodeKey>, Stale>, warnings: &Limiter) -> Vec<(Arc<NodeKey>, Stale)> {
+    /// Removes the notes of nodes that have declared nothing any more, and writes those of all others.
+    fn write_all(&self) -> Result<(), JournalError> {
+        // A state that is closed since an error is opened by writes alone.
+        self.notes.change(Vec::new())?;
+        let all = self.nodes.lock().all_noted();
+        let known: HashSet<String> = all.iter().map(|key| key.note()).collect();
+        loop {
+            let (mut unknown, mut bytes) = (Vec::new(), 0);
+            self.notes.each("", |name, _| {
+                if bytes < WRITE_BYTES && !known.contains(node_of(name)) {
+                    bytes += name.len();
+                    unknown.push(Change::Remove(name.to_owned()));
+                }
+            })?;
+            if unknown.is_empty() {
+                break;
+            }
+            self.notes.change(unknown)?;
+        }
+        self.write(all.into_iter().map(|key| (key, Stale::All)).collect()).map_err(|(error, _)| error)
+    }
+
+    /// Writes notes; the error has those that could not be written.
+    fn write(&self, mut dirty: Vec<Wanted>) -> Result<(), (JournalError, Vec<Wanted>)> {
         let lock = || self.nodes.lock();
-        let mut dirty: Vec<_> = dirty.into_iter().collect();
         {
             // What goes comes last and so is the first: never more is on the disk than in memory.
             let nodes = lock();
@@ -175,14 +253,11 @@ impl Shared {
                 }
             }
             if let Err(error) = self.notes.change(changes) {
-                if let Some(held_back) = warnings.allow(clock::instant()) {
-                    tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
-                }
-                return dirty;
+                return Err((error, dirty));
             }
             dirty.truncate(from);
         }
-        dirty
+        Ok(())
     }
 }
 

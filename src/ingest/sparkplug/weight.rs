@@ -7,8 +7,12 @@ use super::proto::{
 
 /// As deep as `prost` follows.
 const DEPTH_MAX: usize = 100;
-/// A text or a list of bytes beside what it holds, in a list that doubles as it grows.
-const TEXT_BYTES: usize = 2 * size_of::<String>();
+/// A text or a list of bytes beside what it holds: what the allocator adds, and its place.
+const TEXT_BYTES: usize = 24;
+/// Places that the first item of a list takes: the list doubles from there on.
+const FIRST_PLACES: usize = 4;
+/// Fields of one message: the numbers of all are below.
+const TAGS: usize = 24;
 /// Of a byte in a list of numbers, in a list that doubles as it grows.
 const PACKED_BYTES: usize = 2 * size_of::<u32>();
 
@@ -71,6 +75,7 @@ pub(super) fn weigh(payload: &[u8], bytes_max: usize) -> Option<usize> {
 }
 
 fn weigh_in(kind: Kind, mut rest: &[u8], depth: usize, scale: &mut (&mut usize, usize)) -> Option<()> {
+    let mut counts = [0usize; TAGS];
     while let Some(key) = varint(&mut rest) {
         if *scale.0 > scale.1 || depth > DEPTH_MAX {
             return Some(());
@@ -85,13 +90,20 @@ fn weigh_in(kind: Kind, mut rest: &[u8], depth: usize, scale: &mut (&mut usize, 
                 let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
                 let (field, behind) = rest.split_at(length);
                 rest = behind;
+                let mut places = || match usize::try_from(key >> 3).ok().and_then(|tag| counts.get_mut(tag)) {
+                    None => 0,
+                    Some(count) => {
+                        *count += 1;
+                        if *count == 1 { FIRST_PLACES } else { 2 * usize::from(*count > FIRST_PLACES) }
+                    }
+                };
                 match kind.child(key >> 3) {
                     Some(child) => {
-                        *scale.0 += 2 * child.size();
+                        *scale.0 += places() * child.size();
                         weigh_in(child, field, depth + 1, scale)?;
                     }
                     None if matches!(kind, Kind::DataSet) && key >> 3 == 3 => *scale.0 += length * PACKED_BYTES,
-                    None => *scale.0 += TEXT_BYTES + length,
+                    None => *scale.0 += places() * size_of::<String>() + TEXT_BYTES + length,
                 }
             }
             3 | 4 => return None,
@@ -133,5 +145,24 @@ mod tests {
         assert!(weigh(&payload[..payload.len() - 1], usize::MAX) >= Some(heavy));
         assert_eq!(weigh(&[&[0x0B, 0x0C][..], &[0x12, 0].repeat(1000)].concat(), usize::MAX), None);
         assert_eq!(weigh(&[0xFF; 100], usize::MAX), Some(0));
+    }
+
+    /// What a decoded message takes is never more than what was told: places of a list double, and the first takes four.
+    #[test]
+    fn lists_of_one_item_inside_each_other_are_told_whole() {
+        let mut held = 0;
+        let mut metric = Metric::default();
+        for _ in 0..10 {
+            let template = Template { metrics: vec![metric], ..Template::default() };
+            held += FIRST_PLACES * size_of::<Metric>() + size_of::<Template>();
+            metric = Metric { value: Some(MetricValue::Template(template)), ..Metric::default() };
+        }
+        let payload = Payload { metrics: vec![metric], ..Payload::default() }.encode_to_vec();
+        assert!(weigh(&payload, usize::MAX) >= Some(held), "{held}");
+        let set = PropertySet { keys: vec![String::new(); 7], ..PropertySet::default() };
+        let metric = Metric { properties: Some(set), ..Metric::default() };
+        let payload = Payload { metrics: vec![metric], ..Payload::default() }.encode_to_vec();
+        // Seven texts in a list of eight places.
+        assert!(weigh(&payload, usize::MAX) >= Some(8 * size_of::<String>()));
     }
 }
