@@ -236,16 +236,21 @@ fn devices_that_come_and_go_leave_nothing_behind() {
     let bench = Bench::open_within(&FaultDisk::default(), SMALL);
     bench.node("NBIRTH", &super::node_birth(0)).expect("a birth");
     let alone = bench.sparkplug.bytes();
+    let apply = |kind: &str, device: &str, payload: &[u8]| {
+        let decoded = bench.sparkplug.decode("plant", &format!("spBv1.0/g/{kind}/n/{device}"), payload);
+        bench.sparkplug.apply(decoded.change.expect("a change"), "edge", || bench.waiter.bell());
+        decoded.json
+    };
     for number in 0..300 {
         let device = format!("{}-{number}", "vehicle".repeat(100));
-        bench.take(&format!("spBv1.0/g/DBIRTH/n/{device}"), &birth(4, 10, 0)).expect("there is room");
-        assert!(bench.take(&format!("spBv1.0/g/DDATA/n/{device}"), &by_alias(3)).is_ok());
-        bench.take(&format!("spBv1.0/g/DDEATH/n/{device}"), &message(None, vec![])).expect("a death");
-        let refused = bench.take(&format!("spBv1.0/g/DDATA/n/{device}"), &by_alias(3)).expect_err("it is dead");
+        apply("DBIRTH", &device, &birth(4, 10, 0)).expect("there is room");
+        apply("DDATA", &device, &by_alias(3)).expect("its alias is known");
+        apply("DDEATH", &device, &message(None, vec![])).expect("a death");
+        let refused = apply("DDATA", &device, &by_alias(3)).expect_err("it is dead");
         assert!(refused.contains("no birth certificate of it is known"), "{refused}");
     }
     assert_eq!(bench.sparkplug.bytes(), alone);
-    assert_eq!(noted(&bench).0, 1, "of the node alone");
+    await_notes(&bench, "there is a note of the node alone", |(notes, _)| notes == 1);
 }
 
 /// A node that restarts with a birth that is too large was told to have lost messages, and asked for the same birth again.
