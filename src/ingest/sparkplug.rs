@@ -24,13 +24,13 @@ mod value;
 mod weight;
 
 use crate::clock;
-use crate::contract::push_json_string;
 use crate::journal::{Bell, Journal, JournalError};
 use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
 use declared::Declared;
 use nodes::{Forgotten, Node, NodeKey, Nodes};
 use notes::{Last, Stale};
+use output::Output;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use proto::{Metric, MetricValue, Payload};
@@ -210,7 +210,8 @@ impl Sparkplug {
     /// Reads a message. Changes nothing, so that it may be read again when there was no room for it.
     pub fn decode(&self, source: &str, topic: &str, payload: &[u8]) -> Decoded {
         if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
-            return Decoded { json: Ok(host_state(host, payload)), change: None };
+            let bytes_max = JSON_BYTES_MAX.min(self.nodes().bounds().message / 2);
+            return Decoded { json: host_state(host, payload, bytes_max), change: None };
         }
         let _one_at_a_time = self.reading.lock();
         let place = match open(topic) {
@@ -291,7 +292,7 @@ impl Sparkplug {
             // The same number again is the same message again.
             let follows = |last: u8| seq.is_none_or(|seq| seq == last || seq == last.wrapping_add(1));
             let gap = node.seq.filter(|last| !begins_anew && !follows(*last)).map(|last| last.wrapping_add(1));
-            node.seq = seq.or(node.seq);
+            node.seq = if begins_anew { seq } else { seq.or(node.seq) };
             let was_empty = node.is_empty();
             let (saves, is_unborn) = enter(node, what, device);
             // Notes of devices count only with one of their node.
@@ -300,6 +301,10 @@ impl Sparkplug {
             (gap, saves, wants_rebirth && self.has_room_to_ask(&key.source) && node.may_ask(now))
         });
         let forgotten = nodes.make_room(&key);
+        // Before another message can find that there is nothing to wait for.
+        forgotten.iter().for_each(|one| self.saver.forget(Arc::clone(&one.key)));
+        let key = Arc::new(key);
+        let saved = saves.map_or(0, |stale| self.saver.save(Arc::clone(&key), stale, bell));
         drop(nodes);
         if let Some(expected) = gap {
             self.stats.gaps.add(1);
@@ -321,7 +326,7 @@ impl Sparkplug {
         for one in forgotten {
             self.forgot(one);
         }
-        saves.map_or(0, |stale| self.saver.save(Arc::new(key), stale, bell))
+        saved
     }
 
     fn forgot(&self, Forgotten { key, allowed, bound }: Forgotten) {
@@ -337,7 +342,6 @@ impl Sparkplug {
                 "what births of a Sparkplug node declared is forgotten, since others need the memory; its aliases are unknown until it is born anew; see the setting memory"
             );
         }
-        self.saver.forget(key);
     }
 
     fn warn_of_refusal(&self, key: &NodeKey, sender: &str, reason: &str) {
@@ -479,14 +483,18 @@ fn described(error: &prost::DecodeError) -> String {
 }
 
 /// Host applications say on a topic of their own whether they live: JSON in version 3, a word before.
-fn host_state(host: &str, payload: &[u8]) -> Vec<u8> {
-    let mut out = br#"{"type":"STATE","host":"#.to_vec();
-    push_json_string(&mut out, host);
-    out.extend_from_slice(b",\"state\":");
+fn host_state(host: &str, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
+    let too_long = || format!("payload: becomes more than {bytes_max} bytes of JSON");
+    let mut out = Output::new(0, bytes_max);
+    out.raw(r#"{"type":"STATE","host":"#);
+    out.text(host);
+    out.raw(",\"state\":");
     match serde_json::from_slice::<&serde_json::value::RawValue>(payload) {
-        Ok(state) => out.extend_from_slice(state.get().as_bytes()),
-        Err(_) => push_json_string(&mut out, &String::from_utf8_lossy(payload)),
+        Ok(state) => out.raw(state.get()),
+        // A byte that is no text becomes three, before it is written.
+        Err(_) if payload.len() > bytes_max / 3 => return Err(too_long()),
+        Err(_) => out.text(&String::from_utf8_lossy(payload)),
     }
-    out.push(b'}');
-    out
+    out.raw("}");
+    out.whole().ok_or_else(too_long)
 }

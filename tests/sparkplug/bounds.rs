@@ -265,6 +265,11 @@ fn the_numbers_of_a_node_begin_anew_with_a_birth_that_is_refused() {
     }
     assert!(bench.node("NBIRTH", &birth(8000, 100, 0)).is_err());
     assert_eq!((bench.sparkplug.stats.gaps.value(), bench.asked()), (0, None));
+    // Of one that cannot be read no number is known, and so none is missed.
+    assert!(bench.node("NBIRTH", b"\xFF\xFF").is_err());
+    let data = message(Some(200), vec![metric("Supply/Voltage", 1, 10, MetricValue::Double(1.0))]);
+    let _ = bench.node("NDATA", &data);
+    assert_eq!(bench.sparkplug.stats.gaps.value(), 0);
     // One of its devices is no new beginning: number 9 behind 0.
     bench.node("NBIRTH", &super::node_birth(1)).expect("a birth");
     let mut large = birth(3000, 100, 0);
@@ -272,6 +277,19 @@ fn the_numbers_of_a_node_begin_anew_with_a_birth_that_is_refused() {
     large.extend([0x18, 9]);
     assert!(bench.device("DBIRTH", &large).is_err_and(|reason| reason.contains("are allowed for a node")));
     assert_eq!(bench.sparkplug.stats.gaps.value(), 1);
+}
+
+/// What a host says of itself is no message of Sparkplug's own, and has the same bound.
+#[test]
+fn the_state_of_a_host_has_a_bound_too() {
+    let bench = Bench::open_within(&FaultDisk::default(), SMALL);
+    let take = |payload: &[u8]| bench.take("STATE/host", payload);
+    assert_eq!(take(b"ONLINE").expect("a word")["state"], "ONLINE");
+    assert_eq!(take(br#"{"online":true}"#).expect("JSON")["state"]["online"], true);
+    for payload in [vec![1; 2 << 20], vec![0xFF; 2 << 20], vec![1; 500_000], vec![b'a'; 4 << 20]] {
+        let refused = take(&payload).expect_err("too much");
+        assert!(refused.starts_with("payload: becomes more than "), "{refused}");
+    }
 }
 
 /// While the disk of the notes alone fails, births of ever new nodes filled the memory; and what was forgotten meanwhile
