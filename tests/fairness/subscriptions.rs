@@ -29,6 +29,15 @@ fn cost_of_an_event(gateway: &Gateway, client: &str) -> Duration {
     (used(gateway.pid()) - before) / u32::from(EVENTS)
 }
 
+/// Subscribes to the filter of each group, and sees all of them granted.
+fn subscribe_to_groups(client: &mut Client, filter: impl Fn(usize) -> String) {
+    let filters: Vec<_> = (0..GROUPS).map(filter).collect();
+    let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
+    client.send(&subscribe(true, 1, &[], &filters));
+    let suback = client.receive().expect("a SUBACK");
+    assert!(suback[4..].iter().all(|code| *code == 1), "{suback:?}");
+}
+
 /// What an event costs more with groups whose filters do not match it.
 pub fn groups_of_others() -> Duration {
     let gateway = Gateway::start("fair-groups", "");
@@ -37,12 +46,7 @@ pub fn groups_of_others() -> Duration {
         .map(|number| {
             let name = format!("subscriber-{number}");
             let (mut client, _) = Client::connect(gateway.address, &Hello { client: &name, ..Hello::default() });
-            let filters: Vec<_> =
-                (0..GROUPS).map(|group| format!("$share/g{group}/plant/{number}/{group}/+/state")).collect();
-            let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
-            client.send(&subscribe(true, 1, &[], &filters));
-            let suback = client.receive().expect("a SUBACK");
-            assert!(suback[4..].iter().all(|code| *code == 1), "{suback:?}");
+            subscribe_to_groups(&mut client, |group| format!("$share/g{group}/plant/{number}/{group}/+/state"));
             client
         })
         .collect();
@@ -60,11 +64,7 @@ pub fn groups_that_match() -> Duration {
         .map(|number| {
             let name = format!("member-{number}");
             let (mut client, _) = Client::connect(gateway.address, &Hello { client: &name, ..Hello::default() });
-            let filters: Vec<_> = (0..GROUPS).map(|group| format!("$share/m{number}-{group}/#")).collect();
-            let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
-            client.send(&subscribe(true, 1, &[], &filters));
-            let suback = client.receive().expect("a SUBACK");
-            assert!(suback[4..].iter().all(|code| *code == 1), "{suback:?}");
+            subscribe_to_groups(&mut client, |group| format!("$share/m{number}-{group}/#"));
             client
         })
         .collect();
