@@ -40,8 +40,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The largest JSON that may come of a message, where the memory allows.
-const JSON_BYTES_MAX: usize = 8 << 20;
 /// A topic, of which the names of node and device are remembered; as those of `sources::mqtt`.
 const TOPIC_BYTES_MAX: usize = 1024;
 /// Nodes of one source that wait to be asked for a rebirth: a minute's work, and 1 MB.
@@ -210,7 +208,7 @@ impl Sparkplug {
     /// Reads a message. Changes nothing, so that it may be read again when there was no room for it.
     pub fn decode(&self, source: &str, topic: &str, payload: &[u8]) -> Decoded {
         if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
-            let bytes_max = JSON_BYTES_MAX.min(self.nodes().bounds().message / 2);
+            let bytes_max = self.nodes().bounds().json;
             return Decoded { json: host_state(host, payload, bytes_max), change: None };
         }
         let _one_at_a_time = self.reading.lock();
@@ -246,7 +244,7 @@ impl Sparkplug {
         // A birth certificate stands for itself.
         let declared = if is_birth { None } else { nodes.find(key).and_then(|node| node.declared(place.device)) };
         let metrics = json::resolve(&message.metrics, declared, place)?;
-        let json = json::message(place, message, &metrics, JSON_BYTES_MAX.min(nodes.bounds().message / 2))?;
+        let json = json::message(place, message, &metrics, nodes.bounds().json)?;
         let bd_seq = || {
             let metric = message.metrics.iter().find(|metric| metric.name.as_deref() == Some("bdSeq"))?;
             match metric.value {
@@ -303,8 +301,7 @@ impl Sparkplug {
         let forgotten = nodes.make_room(&key);
         // Before another message can find that there is nothing to wait for.
         forgotten.iter().for_each(|one| self.saver.forget(Arc::clone(&one.key)));
-        let key = Arc::new(key);
-        let saved = saves.map_or(0, |stale| self.saver.save(Arc::clone(&key), stale, bell));
+        let saved = saves.map_or(0, |stale| self.saver.save(Arc::new(key.clone()), stale, bell));
         drop(nodes);
         if let Some(expected) = gap {
             self.stats.gaps.add(1);

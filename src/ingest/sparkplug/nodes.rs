@@ -17,6 +17,8 @@ const NODE_BYTES: usize = 1536;
 const DEVICE_BYTES: usize = 224;
 /// One message while it is read, where the memory allows: 20,000 metrics.
 const MESSAGE_BYTES: usize = 16 << 20;
+/// The largest JSON of a message, where the memory allows.
+const JSON_BYTES_MAX: usize = 8 << 20;
 /// Between two asks for a rebirth of the same node: at first, and at most.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
@@ -34,6 +36,8 @@ pub(super) struct Bounds {
     pub(super) all: usize,
     /// One message while it is read.
     pub(super) message: usize,
+    /// The JSON of one message.
+    pub(super) json: usize,
 }
 
 impl Bounds {
@@ -42,7 +46,8 @@ impl Bounds {
     /// which 10,000 metrics take 1.2 MiB, which is a big one. A message of 10,000 metrics takes 8 MiB of 16 while it is read.
     pub(super) fn of(budget: &Budget) -> Self {
         let all = budget.permits_max() / 5;
-        Self { node: all / 16, sender: all / 4 * 3, all, message: (all / 2).max(all.min(MESSAGE_BYTES)) }
+        let message = (all / 2).max(all.min(MESSAGE_BYTES));
+        Self { node: all / 16, sender: all / 4 * 3, all, message, json: JSON_BYTES_MAX.min(message / 2) }
     }
 }
 
