@@ -47,8 +47,9 @@ impl Mosquitto {
             .stderr(Stdio::null())
             .spawn()
             .expect("mosquitto starts; apt-get install mosquitto");
-        self.child = Some(child);
+        let child = self.child.insert(child);
         await_port(self.plain);
+        assert!(child.try_wait().expect("waited").is_none(), "Mosquitto ended, and somebody else has its port");
     }
 
     /// Has it read its certificates anew.

@@ -20,8 +20,11 @@ pub mod process;
 pub mod proxy;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as SocketName, UnixListener};
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Whether a test can run here. Where it cannot, it says why; in CI, which has everything, that is a failure.
@@ -43,12 +46,19 @@ pub fn scratch() -> PathBuf {
     std::env::var_os("FOREBAY_SCRATCH").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// A port that nobody has at this moment, and that no outgoing connection gets: those begin at 32768.
+/// A port that no other test gets while this process runs, and no outgoing connection: those begin at 32768.
+///
+/// Tests run beside each other, each in a process of its own, and a broker that is killed and started again needs the
+/// port it had. The kernel keeps the reservation: a socket whose name is the port's, and which ends with the process.
 pub fn free_address() -> SocketAddr {
+    static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {
         let port = 10_000 + (uuid::Uuid::new_v4().as_u128() % 22_000) as u16;
+        let name = SocketName::from_abstract_name(format!("forebay-test-port-{port}")).expect("a name");
+        let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         if TcpListener::bind(address).is_ok() {
+            RESERVED.lock().expect("lock").push(reservation);
             return address;
         }
     }
