@@ -131,6 +131,27 @@ fn a_state_whose_file_is_removed_is_safe_also_where_the_name_of_the_new_one_was_
 }
 
 #[test]
+fn notes_are_read_after_a_write_that_failed() {
+    for fault in [Fault::Full, Fault::Sync] {
+        let disk = FaultDisk::default();
+        let journal = open(&disk).expect("opens");
+        let notes = journal.notes("test");
+        let kept = |number: usize| vec![Change::Put(format!("kept/{number:02}"), vec![number as u8; 100])];
+        notes.change((0..KEPT).flat_map(kept).collect()).expect("written");
+        disk.fail_at("state.redb", Some(fault));
+        notes.change(vec![Change::Put("large".into(), vec![7; 4 << 20])]).expect_err("the disk fails");
+        assert_eq!(notes.read("kept/01").expect("read while it fails"), Some(vec![1; 100]), "{fault:?}");
+        disk.fail(None);
+        assert_eq!(notes.all("kept/").expect("read").len(), KEPT, "{fault:?}");
+        notes.change(kept(KEPT)).expect("written");
+        assert_eq!(notes.all("kept/").expect("read").len(), KEPT + 1, "{fault:?}");
+        disk.cut(Unsynced::Dropped);
+        drop(journal);
+        check(&disk.restart(), 1, &format!("{fault:?}"));
+    }
+}
+
+#[test]
 fn a_state_one_of_whose_fsyncs_failed_is_written_into_a_new_file() {
     let kept = |number: usize| vec![Change::Put(format!("kept/{number:02}"), vec![number as u8; 100])];
     for unsynced in [Unsynced::Dropped, Unsynced::Random(7), Unsynced::Random(8)] {

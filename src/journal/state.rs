@@ -168,9 +168,7 @@ impl State {
 
     /// The mark of a name; 0 if there is none.
     pub fn mark(&self, name: &str) -> Result<u64, JournalError> {
-        let guard = self.lock();
-        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
-        caught(&self.path, || {
+        self.read(|database| {
             let table = database.begin_read()?.open_table(MARKS)?;
             Ok(table.get(name)?.map_or(0, |mark| mark.value()))
         })
@@ -178,9 +176,7 @@ impl State {
 
     /// Every mark.
     pub fn marks(&self) -> Result<Vec<(String, u64)>, JournalError> {
-        let guard = self.lock();
-        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
-        caught(&self.path, || {
+        self.read(|database| {
             let table = database.begin_read()?.open_table(MARKS)?;
             let mut marks = Vec::new();
             for entry in table.iter()? {
@@ -289,9 +285,7 @@ impl State {
         from: Bound<&str>,
         mut see: impl FnMut(&str, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), JournalError> {
-        let guard = self.lock();
-        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
-        caught(&self.path, || {
+        self.read(|database| {
             let table = match database.begin_read()?.open_table(NOTES) {
                 Ok(table) => table,
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
@@ -309,9 +303,7 @@ impl State {
 
     /// The note of exactly this name.
     pub fn note_of(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
-        let guard = self.lock();
-        let Slot::Open(Handle { database, .. }) = &*guard else { return Err(self.closed()) };
-        caught(&self.path, || match database.begin_read()?.open_table(NOTES) {
+        self.read(|database| match database.begin_read()?.open_table(NOTES) {
             Ok(table) => Ok(table.get(name)?.map(|value| value.value().to_vec())),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -345,6 +337,16 @@ impl State {
             }
             Ok(())
         })
+    }
+
+    /// Reads what is there. A file that is closed since an error is left as it is: the next write opens it again.
+    fn read<T>(&self, look: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, JournalError> {
+        let guard = self.lock();
+        if let Slot::Open(Handle { database, .. }) = &*guard {
+            return caught(&self.path, || look(database));
+        }
+        let content = checked_untouched(&*self.disk, &self.path)?;
+        caught(&self.path, || look(&content))
     }
 
     fn write(
@@ -391,10 +393,6 @@ impl State {
     /// Closes the file cleanly.
     pub fn close(&self) {
         *self.lock() = Slot::Closed;
-    }
-
-    fn closed(&self) -> JournalError {
-        JournalError::Damaged { file: self.path.clone(), reason: "it is closed after an error".into() }
     }
 }
 

@@ -212,8 +212,6 @@ impl Shared {
 
     /// Removes the notes of nodes that have declared nothing any more, and writes those of all others.
     fn write_all(&self) -> Result<(), JournalError> {
-        // A state that is closed since an error is opened by writes alone.
-        self.notes.change(Vec::new())?;
         let all = self.nodes.lock().all_noted();
         let known: HashSet<String> = all.iter().map(|key| key.note()).collect();
         loop {
