@@ -198,8 +198,9 @@ impl Local {
         notes.push((FROM.into(), from));
         let ours = self.notes.clone();
         let written = spawn_blocking(move || ours.write(notes)).await;
+        self.last().written(matches!(written, Ok(Ok(()))));
         if let Ok(Err(error)) = written {
-            // What is lost is only how soon a later start knows the last values.
+            // Until it can be written, a later start only takes longer to know the last values.
             tracing::warn!(%error, "the last values cannot be noted");
         }
     }

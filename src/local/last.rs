@@ -1,12 +1,14 @@
 //! The last value of each key: what a new subscriber is told at once.
 //!
-//! Invariant: never more than the bytes it was given; what has not changed for longest goes first.
+//! Invariant: never more than the bytes it was given; what has not changed for longest goes first. What waits to be
+//! noted is among what is in memory or on the disk, so that it is bounded as these are.
 
 use super::feed::{Passing, Place};
 use crate::event::{Record, Timestamp};
 use crate::journal::{Note, Published};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The newest event of one topic.
@@ -49,8 +51,11 @@ pub(super) struct LastValues {
     by_topic: HashMap<Arc<str>, (u64, Arc<LastValue>)>,
     /// Oldest change first.
     by_age: BTreeMap<u64, Arc<str>>,
-    /// Changed since the notes were written; what is gone from `by_topic` is to be removed there.
-    changed: BTreeSet<Arc<str>>,
+    /// Changed since the notes were last taken, and whether the disk may have a note; what is gone from `by_topic` is to
+    /// be removed there.
+    changed: BTreeMap<Arc<str>, bool>,
+    /// Topics whose notes were taken and are being written.
+    in_writing: Vec<Arc<str>>,
     ticks: u64,
     bytes: usize,
     bytes_max: usize,
@@ -83,9 +88,11 @@ impl LastValues {
                 lane: lane.and_then(|lane| u32::try_from(lane).ok()),
                 offset: noted.offset,
             };
+            self.changed.insert(topic.into(), true);
             self.put(topic, value);
         }
-        self.changed.clear();
+        // What found no room here goes from the disk too.
+        self.changed.retain(|topic, _| !self.by_topic.contains_key(topic));
     }
 
     /// Takes an event as the newest of its topic.
@@ -101,23 +108,28 @@ impl LastValues {
     fn put(&mut self, topic: &str, value: LastValue) {
         self.ticks += 1;
         self.bytes += cost(topic, &value);
-        let topic = match self.by_topic.get_key_value(topic) {
+        let (topic, is_known) = match self.by_topic.get_key_value(topic) {
             Some((known, (tick, old))) => {
                 self.bytes -= cost(topic, old);
                 self.by_age.remove(tick);
-                Arc::clone(known)
+                (Arc::clone(known), true)
             }
-            None => Arc::from(topic),
+            None => (Arc::from(topic), false),
         };
         self.by_age.insert(self.ticks, Arc::clone(&topic));
-        self.changed.insert(Arc::clone(&topic));
+        // What has not changed since the notes were taken is noted.
+        self.changed.entry(Arc::clone(&topic)).or_insert(is_known);
         self.by_topic.insert(topic, (self.ticks, Arc::new(value)));
         while self.bytes > self.bytes_max {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             if let Some((_, value)) = self.by_topic.remove(&oldest) {
                 self.bytes -= cost(&oldest, &value);
             }
-            self.changed.insert(oldest);
+            match self.changed.entry(oldest) {
+                Entry::Occupied(entry) if !entry.get() => drop(entry.remove_entry()),
+                Entry::Occupied(_) => {}
+                Entry::Vacant(entry) => drop(entry.insert(true)),
+            }
         }
     }
 
@@ -133,16 +145,24 @@ impl LastValues {
         found
     }
 
-    /// What changed since the last call, as notes.
+    /// What changed since the last call, as notes to write; [`LastValues::written`] says what became of them.
     pub(super) fn take_changes(&mut self) -> Vec<Note> {
-        let changed = std::mem::take(&mut self.changed);
-        changed
-            .into_iter()
+        self.in_writing = std::mem::take(&mut self.changed).into_keys().collect();
+        self.in_writing
+            .iter()
             .map(|topic| {
-                let value = self.by_topic.get(&topic).and_then(|(_, value)| self.noted(value));
+                let value = self.by_topic.get(topic).and_then(|(_, value)| self.noted(value));
                 (format!("{PREFIX}{topic}"), value)
             })
             .collect()
+    }
+
+    /// The notes that were taken last are on the disk; or else are to be taken once more.
+    pub(super) fn written(&mut self, is_written: bool) {
+        let taken = std::mem::take(&mut self.in_writing);
+        if !is_written {
+            self.changed.extend(taken.into_iter().map(|topic| (topic, true)));
+        }
     }
 
     fn noted(&self, value: &LastValue) -> Option<Vec<u8>> {
@@ -217,6 +237,48 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_to_be_noted_is_bounded_however_many_topics_come_and_go() {
+        let mut values = lanes(&["bulk"]);
+        values.put("kept", value(b"{}", Some(0), 1));
+        let kept = values.take_changes().len();
+        values.written(true);
+        for number in 0..10_000 {
+            values.put(&format!("{number}"), value(b"{}", Some(0), 2));
+        }
+        // Those in memory, and the one that has to go from the disk.
+        assert_eq!((kept, values.changed.len()), (1, values.by_topic.len() + 1));
+        let notes = values.take_changes();
+        assert_eq!(notes.iter().filter(|(_, value)| value.is_none()).count(), 1, "{notes:?}");
+    }
+
+    #[test]
+    fn notes_that_were_not_written_are_taken_once_more() {
+        let mut values = lanes(&["bulk"]);
+        values.put("a", value(b"{}", Some(0), 1));
+        values.take_changes();
+        // While they are written, another takes the room.
+        values.put("b", value(&[b'x'; 900], Some(0), 2));
+        assert!(!values.by_topic.contains_key("a"));
+        values.written(false);
+        let notes = values.take_changes();
+        assert!(notes.iter().any(|(name, value)| name == "last/a" && value.is_none()), "{notes:?}");
+        assert!(notes.iter().any(|(name, value)| name == "last/b" && value.is_some()), "{notes:?}");
+        values.written(true);
+        assert!(values.take_changes().is_empty());
+    }
+
+    #[test]
+    fn notes_that_find_no_room_after_a_start_go_from_the_disk() {
+        let mut before = LastValues::new(1 << 20, vec!["bulk".into()]);
+        (0..50).for_each(|number| before.put(&format!("{number}"), value(&[b'x'; 100], Some(0), 1)));
+        let mut after = lanes(&["bulk"]);
+        after.restore(written(&mut before), &[9]);
+        let removed = after.take_changes();
+        assert!(removed.iter().all(|(_, value)| value.is_none()), "{removed:?}");
+        assert_eq!(removed.len(), 50 - after.by_topic.len());
+    }
+
+    #[test]
     fn a_place_is_noted_by_the_name_of_its_lane() {
         let mut values = lanes(&["bulk", "critical", "gone"]);
         for (topic, lane) in [("a", 0), ("b", 1), ("c", 2), ("d", 1)] {
@@ -232,7 +294,7 @@ mod tests {
         assert_eq!(places(&restored), [Some((2, 7)), Some((0, 7)), None, None]);
         assert!(restored.take_changes().is_empty());
         // And once more: what is nowhere stays nowhere.
-        restored.changed = restored.by_topic.keys().cloned().collect();
+        restored.changed = restored.by_topic.keys().map(|topic| (Arc::clone(topic), true)).collect();
         let again = written(&mut restored);
         let mut last = lanes(&["critical", "new", "bulk", "gone"]);
         last.restore(again, &[50; 4]);
