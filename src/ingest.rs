@@ -293,6 +293,7 @@ impl Ingest {
         push_path_segment(&mut origin, source);
         origin.push('/');
         push_path_segment(&mut origin, &device);
+        origin.shrink_to_fit();
         let target = matched.and_then(|Matched { contract, captures }| {
             let stream = contract.publication.stream_id();
             let placed = in_force.placed.iter().find(|(name, _)| *name == stream)?.1;

@@ -540,22 +540,22 @@ impl Inbound {
         let (route, denied) = shared.route(topic, &self.client, &self.rights);
         let route = Arc::new(route);
         if denied.is_some() {
-            // What is refused is not remembered: there is no end of it.
+            // A client could name any number of such topics.
             return Ok((route, denied));
         }
         self.remember(Arc::clone(&route));
         Ok((route, None))
     }
 
-    /// Remembers where a topic leads, if there is memory for it. What is refused is not remembered: a client could name
-    /// any number of such topics.
+    /// Remembers where a topic leads while there is plenty of memory.
     fn remember(&mut self, route: Arc<Route>) {
         let topic = route.topic().to_owned();
-        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) {
+        let is_plentiful = self.room.is_plentiful();
+        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) || !is_plentiful {
             self.forget_routes();
         }
         let bytes = ROUTE_BYTES + topic.len() + route.bytes();
-        if self.room.take(bytes).is_ok() {
+        if is_plentiful && self.room.take(bytes).is_ok() {
             self.routes_bytes += bytes;
             self.routes.insert(topic, route);
         }

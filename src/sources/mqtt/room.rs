@@ -103,6 +103,11 @@ impl Room {
         self.permit.budget().room() < SCARCE
     }
 
+    /// Whether more than half of the budget is free, so that what only saves work may be kept.
+    pub fn is_plentiful(&self) -> bool {
+        self.permit.budget().room() > self.permit.budget().permits_max() / 2
+    }
+
     /// Keeps bytes of a packet that is not whole yet. The buffer grows by doubling, and not beyond the packet where its
     /// length is known.
     pub fn keep(&mut self, buffer: &mut Vec<u8>, bytes: &[u8], packet_bytes: Option<usize>) -> Result<(), Fault> {
