@@ -1,6 +1,7 @@
 //! Sparkplug B, from bytes to events at central: births, deaths, aliases over restarts.
 
 mod bounds;
+mod floods;
 
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello, publish};

@@ -28,7 +28,7 @@ use crate::journal::{Bell, Journal, JournalError};
 use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
 use declared::Declared;
-use nodes::{Forgotten, Node, NodeKey, Nodes};
+use nodes::{Bounds, Forgotten, Node, NodeKey, Nodes};
 use notes::{Last, Stale};
 use output::Output;
 use parking_lot::{Mutex, MutexGuard};
@@ -52,8 +52,8 @@ const PART: &str = "sparkplug";
 pub struct Sparkplug {
     nodes: Arc<Mutex<Nodes>>,
     saver: Saver,
-    /// One message is read at a time: what it takes meanwhile is bounded, and is held once.
-    reading: Mutex<()>,
+    /// One message is read at a time, and this is for what it takes meanwhile.
+    reading: Mutex<Permit>,
     /// Nodes to ask for a rebirth, by source; only sources that may ask are here.
     asks: Mutex<HashMap<String, VecDeque<Ask>>>,
     warnings: Limiter,
@@ -176,11 +176,13 @@ impl Sparkplug {
                 tracing::warn!(%error, "could not remove Sparkplug notes; the next start will try again");
             }
         }
+        let mut reading = Permit::empty(budget);
+        reserve(&mut reading, nodes.bounds());
         let nodes = Arc::new(Mutex::new(nodes));
         Ok(Self {
             saver: Saver::start(notes, Arc::clone(&nodes)),
             nodes,
-            reading: Mutex::default(),
+            reading: Mutex::new(reading),
             asks: Mutex::default(),
             warnings: Limiter::new(Duration::from_secs(60)),
             stats: Stats::default(),
@@ -211,7 +213,7 @@ impl Sparkplug {
             let bytes_max = self.nodes().bounds().json;
             return Decoded { json: host_state(host, payload, bytes_max), change: None };
         }
-        let _one_at_a_time = self.reading.lock();
+        let mut reading = self.reading.lock();
         let place = match open(topic) {
             Ok(place) => place,
             Err(trouble) => return Decoded { json: Err(trouble.reason), change: None },
@@ -220,8 +222,9 @@ impl Sparkplug {
         let is_command = matches!(place.kind, "NCMD" | "DCMD");
         let (mut seq, is_birth) = (None, matches!(place.kind, "NBIRTH" | "DBIRTH"));
         // The lock is let go before the message is read.
-        let bytes_max = self.nodes().bounds().message;
-        let read = decode(payload, bytes_max).and_then(|message| {
+        let bounds = self.nodes().bounds();
+        reserve(&mut reading, bounds);
+        let read = decode(payload, bounds.message).and_then(|message| {
             seq = message.seq.filter(|_| place.kind != "NDEATH").map(|seq| (seq & 0xFF) as u8);
             self.read(&key, &place, &message)
         });
@@ -459,6 +462,15 @@ fn open(topic: &str) -> Result<Place<'_>, Trouble> {
         )));
     }
     Ok(Place { group, kind, node, device })
+}
+
+/// Holds memory for one message while it is read, and for its JSON. Where there is no room for it, a message is read all
+/// the same, since there is only one: the next tries again.
+fn reserve(reading: &mut Permit, bounds: Bounds) {
+    let bytes = bounds.message + bounds.json;
+    if reading.bytes() != bytes {
+        let _ = reading.resize(bytes);
+    }
 }
 
 /// Decodes a payload that takes at most so many bytes of memory then.

@@ -1,20 +1,15 @@
 //! What a message takes in memory once it is decoded, told before it is: an empty metric has two bytes in a message and
 //! some hundreds in memory, and so a small message may be the largest thing that the gateway holds.
+//!
+//! A list has room for four items once it has one, and doubles as it grows: its first item counts four times, and each
+//! one behind it twice. While the largest list grows, it is in memory a second time, at half its size.
 
-use super::proto::{
-    DataSet, Element, MetaData, Metric, Parameter, PropertySet, PropertySetList, PropertyValue, Row, Template,
-};
+use super::proto::{Element, Metric, Parameter, PropertySet, PropertyValue, Row};
 
 /// As deep as `prost` follows.
 const DEPTH_MAX: usize = 100;
-/// A text or a list of bytes beside what it holds: what the allocator adds, and its place.
-const TEXT_BYTES: usize = 24;
-/// Places that the first item of a list takes: the list doubles from there on.
-const FIRST_PLACES: usize = 4;
-/// Fields of one message: the numbers of all are below.
-const TAGS: usize = 24;
-/// Of a byte in a list of numbers, in a list that doubles as it grows.
-const PACKED_BYTES: usize = 2 * size_of::<u32>();
+/// What the allocator takes for a block beside what it is asked for: its own notes, and rounding up to 16 bytes.
+const BLOCK_BYTES: usize = 32;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -49,20 +44,28 @@ impl Kind {
         })
     }
 
-    fn size(self) -> usize {
-        match self {
-            Self::Payload => 0,
-            Self::Metric => size_of::<Metric>(),
-            Self::MetaData => size_of::<MetaData>(),
-            Self::Set => size_of::<PropertySet>(),
-            Self::Property => size_of::<PropertyValue>(),
-            Self::Sets => size_of::<PropertySetList>(),
-            Self::DataSet => size_of::<DataSet>(),
-            Self::Row => size_of::<Row>(),
-            Self::Element => size_of::<Element>(),
-            Self::Template => size_of::<Template>(),
-            Self::Parameter => size_of::<Parameter>(),
-        }
+    /// Bytes of an item, where a field is a list.
+    fn item(self, tag: u64) -> Option<usize> {
+        Some(match (self, tag) {
+            (Self::Payload | Self::Template, 2) => size_of::<Metric>(),
+            (Self::Template, 3) => size_of::<Parameter>(),
+            (Self::Set, 1) | (Self::DataSet, 2) => size_of::<String>(),
+            (Self::Set, 2) => size_of::<PropertyValue>(),
+            (Self::Sets, 1) => size_of::<PropertySet>(),
+            (Self::DataSet, 3) => size_of::<u32>(),
+            (Self::DataSet, 4) => size_of::<Row>(),
+            (Self::Row, 1) => size_of::<Element>(),
+            _ => return None,
+        })
+    }
+
+    /// Bytes of so many more items of a field; `begun` has a bit of each list that has one.
+    fn items(self, tag: u64, count: usize, begun: &mut u64) -> usize {
+        let Some(item) = self.item(tag).filter(|_| count > 0) else { return 0 };
+        let bit = 1 << tag;
+        let first = if *begun & bit == 0 { BLOCK_BYTES + 2 * item } else { 0 };
+        *begun |= bit;
+        first + count * 2 * item
     }
 }
 
@@ -75,13 +78,14 @@ pub(super) fn weigh(payload: &[u8], bytes_max: usize) -> Option<usize> {
 }
 
 fn weigh_in(kind: Kind, mut rest: &[u8], depth: usize, scale: &mut (&mut usize, usize)) -> Option<()> {
-    let mut counts = [0usize; TAGS];
+    let mut begun = 0;
     while let Some(key) = varint(&mut rest) {
         if *scale.0 > scale.1 || depth > DEPTH_MAX {
             return Some(());
         }
+        let tag = key >> 3;
         match key & 7 {
-            0 if varint(&mut rest).is_some() => *scale.0 += PACKED_BYTES,
+            0 if varint(&mut rest).is_some() => *scale.0 += kind.items(tag, 1, &mut begun),
             1 if rest.len() >= 8 => rest = &rest[8..],
             5 if rest.len() >= 4 => rest = &rest[4..],
             2 => {
@@ -90,20 +94,13 @@ fn weigh_in(kind: Kind, mut rest: &[u8], depth: usize, scale: &mut (&mut usize, 
                 let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
                 let (field, behind) = rest.split_at(length);
                 rest = behind;
-                let mut places = || match usize::try_from(key >> 3).ok().and_then(|tag| counts.get_mut(tag)) {
-                    None => 0,
-                    Some(count) => {
-                        *count += 1;
-                        if *count == 1 { FIRST_PLACES } else { 2 * usize::from(*count > FIRST_PLACES) }
-                    }
-                };
-                match kind.child(key >> 3) {
-                    Some(child) => {
-                        *scale.0 += places() * child.size();
-                        weigh_in(child, field, depth + 1, scale)?;
-                    }
-                    None if matches!(kind, Kind::DataSet) && key >> 3 == 3 => *scale.0 += length * PACKED_BYTES,
-                    None => *scale.0 += places() * size_of::<String>() + TEXT_BYTES + length,
+                // Numbers may stand in one field; each has a byte at least.
+                let is_packed = matches!((kind, tag), (Kind::DataSet, 3));
+                *scale.0 += kind.items(tag, if is_packed { length } else { 1 }, &mut begun);
+                match kind.child(tag) {
+                    Some(child) => weigh_in(child, field, depth + 1, scale)?,
+                    None if is_packed => {}
+                    None => *scale.0 += BLOCK_BYTES + length,
                 }
             }
             3 | 4 => return None,
@@ -128,9 +125,148 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::proto::{DataSet, MetricValue, Payload, PropertyKind, PropertySetList, Template};
     use super::*;
-    use crate::ingest::sparkplug::proto::{MetricValue, Payload};
     use prost::Message;
+
+    /// What the allocator takes for a block of so many bytes.
+    fn block(bytes: usize) -> usize {
+        if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
+    }
+
+    /// What a list takes, and what its items hold.
+    fn list<T>(items: &Vec<T>, held: impl Fn(&T) -> usize) -> usize {
+        block(items.capacity() * size_of::<T>()) + items.iter().map(held).sum::<usize>()
+    }
+
+    fn text(text: &String) -> usize {
+        block(text.capacity())
+    }
+
+    fn texts<'t>(texts: impl IntoIterator<Item = &'t Option<String>>) -> usize {
+        texts.into_iter().flatten().map(text).sum()
+    }
+
+    fn set(held: &PropertySet) -> usize {
+        let value = |value: &PropertyValue| match &value.value {
+            Some(PropertyKind::Set(inner)) => set(inner),
+            Some(PropertyKind::Sets(inner)) => list(&inner.sets, set),
+            Some(PropertyKind::Text(inner)) => text(inner),
+            _ => 0,
+        };
+        list(&held.keys, text) + list(&held.values, value)
+    }
+
+    fn metric(held: &Metric) -> usize {
+        let metadata = held.metadata.as_ref().map_or(0, |data| {
+            texts([&data.content_type, &data.file_name, &data.file_type, &data.md5, &data.description])
+        });
+        let value = match &held.value {
+            Some(MetricValue::Text(inner)) => text(inner),
+            Some(MetricValue::Bytes(inner)) => list(inner, |_| 0),
+            Some(MetricValue::DataSet(data)) => {
+                let element = |element: &Element| match &element.value {
+                    Some(super::super::proto::ElementValue::Text(inner)) => text(inner),
+                    _ => 0,
+                };
+                let rows = list(&data.rows, |row| list(&row.elements, element));
+                list(&data.columns, text) + list(&data.types, |_| 0) + rows
+            }
+            Some(MetricValue::Template(inner)) => {
+                let parameter = |one: &Parameter| match &one.value {
+                    Some(super::super::proto::ParameterValue::Text(inner)) => text(inner) + texts([&one.name]),
+                    _ => texts([&one.name]),
+                };
+                let parameters = list(&inner.parameters, parameter);
+                parameters + list(&inner.metrics, metric) + texts([&inner.version, &inner.template_ref])
+            }
+            _ => 0,
+        };
+        texts([&held.name]) + held.properties.as_ref().map_or(0, set) + metadata + value
+    }
+
+    /// Bytes that a message takes, by the room that its lists and texts have.
+    fn held(payload: &Payload) -> usize {
+        let body = payload.body.as_ref().map_or(0, |body| list(body, |_| 0));
+        list(&payload.metrics, metric) + body + texts([&payload.uuid])
+    }
+
+    fn field(wire: &mut Vec<u8>, tag: u64, content: &[u8]) {
+        prost::encoding::encode_varint(tag << 3 | 2, wire);
+        prost::encoding::encode_varint(content.len() as u64, wire);
+        wire.extend_from_slice(content);
+    }
+
+    /// A message of any fields that take memory, as often as chance has it.
+    fn wire(kind: Kind, depth: usize, chance: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
+        let tags: &[u64] = match kind {
+            Kind::Payload => &[2, 2, 4, 5],
+            Kind::Metric => &[1, 8, 9, 15, 16, 17, 18],
+            Kind::MetaData => &[2, 5, 6, 7, 8],
+            Kind::Set => &[1, 2],
+            Kind::Property => &[8, 9, 10],
+            Kind::DataSet => &[2, 3, 4],
+            Kind::Row | Kind::Sets => &[1],
+            Kind::Element => &[6],
+            Kind::Template => &[1, 2, 3, 4],
+            Kind::Parameter => &[1, 8],
+        };
+        let mut wire = Vec::new();
+        for _ in 0..chance(4) {
+            let tag = tags[chance(tags.len())];
+            for _ in 0..if kind.item(tag).is_some() { 1 + chance(6) } else { 1 } {
+                match kind.child(tag) {
+                    Some(child) if depth < 5 => field(&mut wire, tag, &self::wire(child, depth + 1, chance)),
+                    Some(_) => field(&mut wire, tag, &[]),
+                    None if matches!(kind, Kind::DataSet) && tag == 3 && chance(2) == 0 => wire.extend([3 << 3, 1]),
+                    None => field(&mut wire, tag, &vec![b'a'; chance(40)]),
+                }
+            }
+        }
+        wire
+    }
+
+    #[test]
+    fn a_message_takes_no_more_than_it_weighs() {
+        let (mut state, mut metrics) = (0x2545_F491_4F6C_DD1Du64, 0);
+        let mut chance = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % below
+        };
+        for round in 0..1000 {
+            let wire = wire(Kind::Payload, 0, &mut chance);
+            let payload = Payload::decode(&wire[..]).expect("a message");
+            metrics += payload.metrics.len();
+            let (held, weight) = (held(&payload), weigh(&wire, usize::MAX).expect("no group"));
+            assert!(held <= weight, "round {round}: {held} bytes, weight {weight}: {payload:?}");
+        }
+        assert!(metrics > 1000, "{metrics}");
+    }
+
+    #[test]
+    fn lists_inside_each_other_weigh_what_they_take() {
+        // A row of one element, a set of one text, a template of one metric: each has room for four.
+        let row = Row { elements: vec![Element::default()] };
+        let data_set = DataSet { rows: vec![row; 1000], types: vec![1], ..DataSet::default() };
+        let inner = PropertySet { keys: vec!["a".into()], values: vec![PropertyValue::default()] };
+        let sets = PropertyKind::Sets(PropertySetList { sets: vec![inner; 1000] });
+        let values = vec![PropertyValue { value: Some(sets), ..PropertyValue::default() }];
+        let template = Template { metrics: vec![Metric::default()], ..Template::default() };
+        let in_template = Metric { value: Some(MetricValue::Template(template)), ..Metric::default() };
+        let template = Template { metrics: vec![in_template; 1000], ..Template::default() };
+        for metric in [
+            Metric { value: Some(MetricValue::DataSet(data_set)), ..Metric::default() },
+            Metric { properties: Some(PropertySet { keys: vec!["s".into()], values }), ..Metric::default() },
+            Metric { value: Some(MetricValue::Template(template)), ..Metric::default() },
+        ] {
+            let wire = Payload { metrics: vec![metric], ..Payload::default() }.encode_to_vec();
+            let payload = Payload::decode(&wire[..]).expect("a message");
+            let (held, weight) = (held(&payload), weigh(&wire, usize::MAX).expect("no group"));
+            assert!(held <= weight && weight <= 2 * held, "{held} bytes, weight {weight}");
+        }
+    }
 
     #[test]
     fn what_takes_far_more_memory_than_bytes_is_told_before_it_is_decoded() {
@@ -145,24 +281,5 @@ mod tests {
         assert!(weigh(&payload[..payload.len() - 1], usize::MAX) >= Some(heavy));
         assert_eq!(weigh(&[&[0x0B, 0x0C][..], &[0x12, 0].repeat(1000)].concat(), usize::MAX), None);
         assert_eq!(weigh(&[0xFF; 100], usize::MAX), Some(0));
-    }
-
-    /// What a decoded message takes is never more than what was told: places of a list double, and the first takes four.
-    #[test]
-    fn lists_of_one_item_inside_each_other_are_told_whole() {
-        let mut held = 0;
-        let mut metric = Metric::default();
-        for _ in 0..10 {
-            let template = Template { metrics: vec![metric], ..Template::default() };
-            held += FIRST_PLACES * size_of::<Metric>() + size_of::<Template>();
-            metric = Metric { value: Some(MetricValue::Template(template)), ..Metric::default() };
-        }
-        let payload = Payload { metrics: vec![metric], ..Payload::default() }.encode_to_vec();
-        assert!(weigh(&payload, usize::MAX) >= Some(held), "{held}");
-        let set = PropertySet { keys: vec![String::new(); 7], ..PropertySet::default() };
-        let metric = Metric { properties: Some(set), ..Metric::default() };
-        let payload = Payload { metrics: vec![metric], ..Payload::default() }.encode_to_vec();
-        // Seven texts in a list of eight places.
-        assert!(weigh(&payload, usize::MAX) >= Some(8 * size_of::<String>()));
     }
 }
