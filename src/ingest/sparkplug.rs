@@ -87,9 +87,34 @@ pub struct Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place<'a> {
     group: &'a str,
-    kind: &'a str,
+    kind: Kind,
     node: &'a str,
     device: Option<&'a str>,
+}
+
+impl Place<'_> {
+    /// The type of the message, as topics name it.
+    fn message_type(&self) -> &'static str {
+        match (self.kind, self.device.is_some()) {
+            (Kind::Birth, false) => "NBIRTH",
+            (Kind::Birth, true) => "DBIRTH",
+            (Kind::Death, false) => "NDEATH",
+            (Kind::Death, true) => "DDEATH",
+            (Kind::Data, false) => "NDATA",
+            (Kind::Data, true) => "DDATA",
+            (Kind::Command, false) => "NCMD",
+            (Kind::Command, true) => "DCMD",
+        }
+    }
+}
+
+/// What a message of a node or a device says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Birth,
+    Death,
+    Data,
+    Command,
 }
 
 impl fmt::Display for Place<'_> {
@@ -219,22 +244,29 @@ impl Sparkplug {
             Err(trouble) => return Decoded { json: Err(trouble.reason), change: None },
         };
         let key = NodeKey { source: source.to_owned(), group: place.group.to_owned(), node: place.node.to_owned() };
-        let is_command = matches!(place.kind, "NCMD" | "DCMD");
-        let (mut seq, is_birth) = (None, matches!(place.kind, "NBIRTH" | "DBIRTH"));
+        let mut seq = None;
         // The lock is let go before the message is read.
         let bounds = self.nodes().bounds();
         reserve(&mut reading, bounds);
         let read = decode(payload, bounds.message).and_then(|message| {
-            seq = message.seq.filter(|_| place.kind != "NDEATH").map(|seq| (seq & 0xFF) as u8);
+            let has_number = (place.kind, place.device) != (Kind::Death, None);
+            seq = message.seq.filter(|_| has_number).map(|seq| (seq & 0xFF) as u8);
             self.read(&key, &place, &message)
         });
         let (json, what, wants_rebirth) = match read {
             Ok((json, what)) => (Ok(json), what, false),
-            Err(trouble) if is_birth => (Err(trouble.reason.clone()), What::RefusedBirth(trouble.reason), false),
+            Err(trouble) if place.kind == Kind::Birth => {
+                (Err(trouble.reason.clone()), What::RefusedBirth(trouble.reason), false)
+            }
             Err(trouble) => (Err(trouble.reason), What::Data, trouble.wants_rebirth),
         };
-        let change =
-            (!is_command).then(|| Change { key, device: place.device.map(str::to_owned), what, seq, wants_rebirth });
+        let change = (place.kind != Kind::Command).then(|| Change {
+            key,
+            device: place.device.map(str::to_owned),
+            what,
+            seq,
+            wants_rebirth,
+        });
         Decoded { json, change }
     }
 
@@ -243,9 +275,9 @@ impl Sparkplug {
             return Err(Trouble::wrong("payload: is compressed, which is not supported".into()));
         }
         let nodes = self.nodes();
-        let is_birth = matches!(place.kind, "NBIRTH" | "DBIRTH");
         // A birth certificate stands for itself.
-        let declared = if is_birth { None } else { nodes.find(key).and_then(|node| node.declared(place.device)) };
+        let node = if place.kind == Kind::Birth { None } else { nodes.find(key) };
+        let declared = node.and_then(|node| node.declared(place.device));
         let metrics = json::resolve(&message.metrics, declared, place)?;
         let json = json::message(place, message, &metrics, nodes.bounds().json)?;
         let bd_seq = || {
@@ -266,12 +298,12 @@ impl Sparkplug {
                 ))),
             }
         };
-        let what = match place.kind {
-            "NBIRTH" => What::NodeBirth { declared: born()?, bd_seq: bd_seq() },
-            "DBIRTH" => What::DeviceBirth(born()?),
-            "NDEATH" => What::NodeDeath { bd_seq: bd_seq() },
-            "DDEATH" => What::DeviceDeath,
-            _ => What::Data,
+        let what = match (place.kind, place.device) {
+            (Kind::Birth, None) => What::NodeBirth { declared: born()?, bd_seq: bd_seq() },
+            (Kind::Birth, Some(_)) => What::DeviceBirth(born()?),
+            (Kind::Death, None) => What::NodeDeath { bd_seq: bd_seq() },
+            (Kind::Death, Some(_)) => What::DeviceDeath,
+            (Kind::Data | Kind::Command, _) => What::Data,
         };
         Ok((json, what))
     }
@@ -442,18 +474,26 @@ fn enter(node: &mut Node, what: What, device: Option<String>) -> (Option<Option<
     }
 }
 
+fn no_sparkplug() -> Trouble {
+    let reason =
+        "topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node} with /{device} behind it for a device";
+    Trouble::wrong(reason.into())
+}
+
 /// Where a topic belongs.
 fn open(topic: &str) -> Result<Place<'_>, Trouble> {
     let levels: Vec<&str> = topic.split('/').collect();
-    let (group, kind, node, device) = match levels[..] {
-        ["spBv1.0", group, kind @ ("NBIRTH" | "NDEATH" | "NDATA" | "NCMD"), node] => (group, kind, node, None),
-        ["spBv1.0", group, kind @ ("DBIRTH" | "DDEATH" | "DDATA" | "DCMD"), node, device] => {
-            (group, kind, node, Some(device))
-        }
-        _ => {
-            let reason = "topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node} with /{device} behind it for a device";
-            return Err(Trouble::wrong(reason.into()));
-        }
+    let (group, message_type, node, device) = match levels[..] {
+        ["spBv1.0", group, message_type, node] => (group, message_type, node, None),
+        ["spBv1.0", group, message_type, node, device] => (group, message_type, node, Some(device)),
+        _ => return Err(no_sparkplug()),
+    };
+    let kind = match (message_type, device) {
+        ("NBIRTH", None) | ("DBIRTH", Some(_)) => Kind::Birth,
+        ("NDEATH", None) | ("DDEATH", Some(_)) => Kind::Death,
+        ("NDATA", None) | ("DDATA", Some(_)) => Kind::Data,
+        ("NCMD", None) | ("DCMD", Some(_)) => Kind::Command,
+        _ => return Err(no_sparkplug()),
     };
     if topic.len() > TOPIC_BYTES_MAX {
         let length = topic.len();

@@ -103,9 +103,12 @@ pub(super) fn message(
 ) -> Result<Vec<u8>, Trouble> {
     let mut out = Writer { out: Output::new(256 + metrics.len() * 64, bytes_max) };
     out.raw("{");
-    for (name, text) in
-        [("group", Some(place.group)), ("node", Some(place.node)), ("device", place.device), ("type", Some(place.kind))]
-    {
+    for (name, text) in [
+        ("group", Some(place.group)),
+        ("node", Some(place.node)),
+        ("device", place.device),
+        ("type", Some(place.message_type())),
+    ] {
         if let Some(text) = text {
             out.name(name);
             out.text(text);
