@@ -14,8 +14,8 @@ pub struct Ledger {
     held: BTreeMap<(String, u64), EventKey>,
     /// Losses that were announced.
     losses: Vec<Loss>,
-    /// Whether the losses that wait could not be read: what is in none of the others may be among them.
-    are_losses_unread: bool,
+    /// Whether a failing disk kept losses or dead letters from being read: what is in none of the others may be among them.
+    is_unread: bool,
     /// Dead letters: destination and event.
     dead: BTreeSet<(String, EventKey)>,
 }
@@ -41,13 +41,10 @@ impl World {
         for lane in journal.lanes() {
             self.scan(&journal, lane);
         }
-        self.scan_dead(journal.dead());
-        // A disk that fails keeps them for later. The first write after that opens the file again.
-        let losses = journal.losses().or_else(|_| {
-            journal.notes("model").write(Vec::new())?;
-            journal.losses()
-        });
-        self.ledger.are_losses_unread = losses.is_err();
+        let are_letters_read = self.scan_dead(journal.dead());
+        // A disk that fails keeps them for later.
+        let losses = journal.losses();
+        self.ledger.is_unread = losses.is_err() || !are_letters_read;
         for loss in losses.unwrap_or_default() {
             if journal.forget_loss(&loss).is_ok() {
                 self.note(format_args!("announced: {} of {} to {}", loss.count, loss.lane, loss.destination));
@@ -81,7 +78,8 @@ impl World {
         self.ledger.scanned.insert(lane.name.clone(), next);
     }
 
-    fn scan_dead(&mut self, dead: &Arc<Lane>) {
+    /// `false` if some letters could not be read.
+    fn scan_dead(&mut self, dead: &Arc<Lane>) -> bool {
         let mut next = self.ledger.scanned.get(&dead.name).copied().unwrap_or(1).max(dead.first());
         while next < dead.end() {
             match dead.look(next) {
@@ -107,6 +105,7 @@ impl World {
             }
         }
         self.ledger.scanned.insert(dead.name.clone(), next);
+        next >= dead.end()
     }
 
     /// Events that were acknowledged just now are on disk.
@@ -141,8 +140,8 @@ impl World {
         self.look();
         let Some(journal) = self.journal().cloned() else { return Ok(()) };
         self.check_balance(&journal)?;
-        if self.ledger.are_losses_unread {
-            // Whoever announces them cannot read them either, and does so later. So does this check: every event stays in it.
+        if self.ledger.is_unread {
+            // The gateway cannot read them either, and does so later. So does this check: every event stays in it.
             return Ok(());
         }
         for (key, event) in self.events.iter().filter(|(_, event)| event.is_acknowledged) {
@@ -166,8 +165,8 @@ impl World {
     /// The whole invariant, with nothing left for later.
     pub fn check_to_the_end(&mut self) -> Result<(), String> {
         self.check()?;
-        if self.ledger.are_losses_unread {
-            return Err("the losses cannot be read on a good disk".into());
+        if self.ledger.is_unread {
+            return Err("losses or dead letters cannot be read on a good disk".into());
         }
         Ok(())
     }
