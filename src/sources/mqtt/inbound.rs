@@ -547,15 +547,17 @@ impl Inbound {
         Ok((route, None))
     }
 
-    /// Remembers where a topic leads while there is plenty of memory.
+    /// Caches the route of a topic while more than half of the memory budget is free.
     fn remember(&mut self, route: Arc<Route>) {
+        if !self.room.is_plentiful() {
+            return self.forget_routes();
+        }
         let topic = route.topic().to_owned();
-        let is_plentiful = self.room.is_plentiful();
-        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) || !is_plentiful {
+        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) {
             self.forget_routes();
         }
         let bytes = ROUTE_BYTES + topic.len() + route.bytes();
-        if is_plentiful && self.room.take(bytes).is_ok() {
+        if self.room.take(bytes).is_ok() {
             self.routes_bytes += bytes;
             self.routes.insert(topic, route);
         }

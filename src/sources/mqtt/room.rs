@@ -103,9 +103,10 @@ impl Room {
         self.permit.budget().room() < SCARCE
     }
 
-    /// Whether more than half of the budget is free, so that what only saves work may be kept.
+    /// `true` while more than half of the budget is free. Caches grow only then.
     pub fn is_plentiful(&self) -> bool {
-        self.permit.budget().room() > self.permit.budget().permits_max() / 2
+        let budget = self.permit.budget();
+        budget.room() > budget.permits_max() / 2
     }
 
     /// Keeps bytes of a packet that is not whole yet. The buffer grows by doubling, and not beyond the packet where its
