@@ -7,7 +7,7 @@ use crate::power_cut::{config, open_with};
 use forebay::ingest::sparkplug::proto::MetricValue;
 
 /// The smallest memory limit: 4 MiB for all nodes, 3 MiB for a sender, 256 KiB for a node.
-const SMALL: u64 = 32 << 20;
+pub(super) const SMALL: u64 = 32 << 20;
 const ALL: usize = 4 << 20;
 const SENDER: usize = 3 << 20;
 const NODE: usize = 256 << 10;
@@ -16,7 +16,7 @@ fn by_alias(alias: u64) -> Vec<u8> {
     message(None, vec![metric("", alias, 0, MetricValue::Boolean(true))])
 }
 
-fn noted(bench: &Bench) -> (usize, usize) {
+pub(super) fn noted(bench: &Bench) -> (usize, usize) {
     let notes = bench._journal.notes("sparkplug").all("").expect("read");
     (notes.len(), notes.iter().map(|(_, note)| note.len()).sum())
 }
@@ -279,7 +279,7 @@ fn the_numbers_of_a_node_begin_anew_with_a_birth_that_is_refused() {
     assert_eq!(bench.sparkplug.stats.gaps.value(), 1);
 }
 
-/// What a host says of itself is no message of Sparkplug's own, and has the same bound.
+/// The STATE message of a host is plain text or JSON, and has the same bound.
 #[test]
 fn the_state_of_a_host_has_a_bound_too() {
     let bench = Bench::open_within(&FaultDisk::default(), SMALL);

@@ -1,5 +1,6 @@
 //! Messages that make much of little: in JSON, in notes that the disk does not take, in devices that come and go.
 
+use super::bounds::{SMALL, noted};
 use super::{Bench, message, metric, node_birth};
 use crate::common::births::birth;
 use crate::common::fault_disk::{Fault, FaultDisk};
@@ -8,9 +9,6 @@ use forebay::ingest::sparkplug::proto::{MetricValue, Payload};
 use forebay::journal::Waiter;
 use prost::Message;
 use std::time::{Duration, Instant};
-
-/// The smallest memory limit: 4 MiB for all nodes, 256 KiB for a node.
-const SMALL: u64 = 32 << 20;
 
 /// How far the memory of this process rises above what it takes now. A test has a process of its own under nextest.
 fn risen(what: impl FnOnce()) -> u64 {
@@ -30,10 +28,6 @@ fn await_saved(bench: &Bench, number: u64) {
         assert!(start.elapsed() < super::LONG, "it is never saved");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-fn notes(bench: &Bench) -> usize {
-    bench._journal.notes("sparkplug").all("").expect("read").len()
 }
 
 #[test]
@@ -93,7 +87,7 @@ fn what_was_forgotten_faster_than_it_is_removed_does_not_come_back() {
     let declares = birth(2, 10, 1);
     let last = (0..1200).map(|number| apply(&bench, &topic("NBIRTH", "old", number), &declares)).max();
     await_saved(&bench, last.expect("some"));
-    assert!(notes(&bench) == 1200);
+    assert!(noted(&bench).0 == 1200);
     // The disk fails while thousands of others take their place.
     disk.fail_at("state.redb", Some(Fault::Full));
     let last = (0..6000).map(|number| apply(&bench, &topic("NBIRTH", "new", number), &declares)).max();
@@ -112,11 +106,11 @@ fn what_was_forgotten_faster_than_it_is_removed_does_not_come_back() {
     };
     let before = known(&bench);
     assert!(before.0 == 0 && before.1 > 500, "{before:?}");
-    let held = notes(&bench);
+    let held = noted(&bench).0;
     assert_eq!(held, before.1, "notes of nodes that are known no more");
     drop(bench);
     let bench = Bench::open_within(&disk, SMALL);
-    assert_eq!((known(&bench), notes(&bench)), (before, held));
+    assert_eq!((known(&bench), noted(&bench).0), (before, held));
 }
 
 #[test]
@@ -147,7 +141,7 @@ fn devices_that_come_and_go_leave_nothing_of_their_node_s_bound() {
             }
         }
     }
-    assert_eq!(notes(&bench), 1);
+    assert_eq!(noted(&bench).0, 1);
     let by_alias = message(None, vec![metric("", 1, 0, MetricValue::Boolean(true))]);
     let refused = bench.take("spBv1.0/g/DDATA/n/device-7", &by_alias).expect_err("it is dead");
     assert_eq!(refused, "alias 1: is unknown to device g/n/device-7: no birth certificate of it is known");
