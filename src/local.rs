@@ -200,7 +200,7 @@ impl Local {
         let written = spawn_blocking(move || ours.write(notes)).await;
         self.last().written(matches!(written, Ok(Ok(()))));
         if let Ok(Err(error)) = written {
-            // Until it can be written, a later start only takes longer to know the last values.
+            // Until a write succeeds, a later start only takes longer to know the last values.
             tracing::warn!(%error, "the last values cannot be noted");
         }
     }

@@ -108,7 +108,7 @@ impl Place<'_> {
     }
 }
 
-/// What a message of a node or a device says.
+/// The kind of a message of a node or a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Birth,

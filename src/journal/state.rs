@@ -339,7 +339,7 @@ impl State {
         })
     }
 
-    /// Reads what is there. A file that is closed since an error is left as it is: the next write opens it again.
+    /// Reads the file. After an error the read takes a checked view and changes nothing; the next write opens the file again.
     fn read<T>(&self, look: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, JournalError> {
         let guard = self.lock();
         if let Slot::Open(Handle { database, .. }) = &*guard {

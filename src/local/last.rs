@@ -1,7 +1,7 @@
 //! The last value of each key: what a new subscriber is told at once.
 //!
-//! Invariant: never more than the bytes it was given; what has not changed for longest goes first. What waits to be
-//! noted is among what is in memory or on the disk, so that it is bounded as these are.
+//! Invariant: never more than the bytes it was given; what has not changed for longest goes first. Each topic that
+//! waits to be saved has a value in memory or a note on the disk, and both are bounded.
 
 use super::feed::{Passing, Place};
 use crate::event::{Record, Timestamp};
@@ -51,8 +51,8 @@ pub(super) struct LastValues {
     by_topic: HashMap<Arc<str>, (u64, Arc<LastValue>)>,
     /// Oldest change first.
     by_age: BTreeMap<u64, Arc<str>>,
-    /// Changed since the notes were last taken, and whether the disk may have a note; what is gone from `by_topic` is to
-    /// be removed there.
+    /// Topics that changed since the notes were last taken, and whether the disk may have a note of them. The note of a
+    /// topic that `by_topic` lacks is to be removed.
     changed: BTreeMap<Arc<str>, bool>,
     /// Topics whose notes were taken and are being written.
     in_writing: Vec<Arc<str>>,
@@ -91,7 +91,7 @@ impl LastValues {
             self.changed.insert(topic.into(), true);
             self.put(topic, value);
         }
-        // What found no room here goes from the disk too.
+        // The notes of values that found no room here are removed from the disk.
         self.changed.retain(|topic, _| !self.by_topic.contains_key(topic));
     }
 
@@ -117,7 +117,7 @@ impl LastValues {
             None => (Arc::from(topic), false),
         };
         self.by_age.insert(self.ticks, Arc::clone(&topic));
-        // What has not changed since the notes were taken is noted.
+        // A known topic that has not changed since the notes were taken has a note.
         self.changed.entry(Arc::clone(&topic)).or_insert(is_known);
         self.by_topic.insert(topic, (self.ticks, Arc::new(value)));
         while self.bytes > self.bytes_max {
@@ -145,7 +145,7 @@ impl LastValues {
         found
     }
 
-    /// What changed since the last call, as notes to write; [`LastValues::written`] says what became of them.
+    /// Takes the changes since the last call, as notes to write. The caller reports the outcome to [`LastValues::written`].
     pub(super) fn take_changes(&mut self) -> Vec<Note> {
         self.in_writing = std::mem::take(&mut self.changed).into_keys().collect();
         self.in_writing
@@ -157,7 +157,7 @@ impl LastValues {
             .collect()
     }
 
-    /// The notes that were taken last are on the disk; or else are to be taken once more.
+    /// Ends the write of the notes that were taken last. If it failed, they are taken once more.
     pub(super) fn written(&mut self, is_written: bool) {
         let taken = std::mem::take(&mut self.in_writing);
         if !is_written {

@@ -48,8 +48,8 @@ pub fn scratch() -> PathBuf {
 
 /// A port that no other test gets while this process runs, and no outgoing connection: those begin at 32768.
 ///
-/// Tests run beside each other, each in a process of its own, and a broker that is killed and started again needs the
-/// port it had. The kernel keeps the reservation: a socket whose name is the port's, and which ends with the process.
+/// Tests run in parallel, each in its own process, and a broker that is killed and started again needs its port back. An
+/// abstract socket named after the port is the reservation; the kernel drops it with the process.
 pub fn free_address() -> SocketAddr {
     static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {

@@ -14,7 +14,7 @@ pub struct Ledger {
     held: BTreeMap<(String, u64), EventKey>,
     /// Losses that were announced.
     losses: Vec<Loss>,
-    /// Whether a failing disk kept losses or dead letters from being read: what is in none of the others may be among them.
+    /// `true` after a failing disk hid losses or dead letters: a missing event may be among these.
     is_unread: bool,
     /// Dead letters: destination and event.
     dead: BTreeSet<(String, EventKey)>,

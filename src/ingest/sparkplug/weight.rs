@@ -8,7 +8,7 @@ use super::proto::{Element, Metric, Parameter, PropertySet, PropertyValue, Row};
 
 /// As deep as `prost` follows.
 const DEPTH_MAX: usize = 100;
-/// What the allocator takes for a block beside what it is asked for: its own notes, and rounding up to 16 bytes.
+/// The allocator's overhead per block: its header, and rounding up to 16 bytes.
 const BLOCK_BYTES: usize = 32;
 
 #[derive(Clone, Copy)]
@@ -129,12 +129,12 @@ mod tests {
     use super::*;
     use prost::Message;
 
-    /// What the allocator takes for a block of so many bytes.
+    /// Bytes that the allocator uses for a block of this size.
     fn block(bytes: usize) -> usize {
         if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
     }
 
-    /// What a list takes, and what its items hold.
+    /// Bytes of a list and of the blocks that its items own.
     fn list<T>(items: &Vec<T>, held: impl Fn(&T) -> usize) -> usize {
         block(items.capacity() * size_of::<T>()) + items.iter().map(held).sum::<usize>()
     }
