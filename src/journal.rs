@@ -13,67 +13,68 @@
 
 mod audit;
 mod block;
-mod change;
+mod block_records;
+mod cursor;
+mod dedupe_window;
 pub mod disk;
-mod gather;
-mod given;
+mod gateway_events;
+mod group_commit;
+mod heartbeat;
+mod high_water;
 mod lane;
 mod loss;
 mod notes;
-mod numbers;
 mod open;
-mod own;
-mod pulse;
+mod planted_bugs;
 mod reader;
+mod reconfigure;
 mod retention;
-mod seeded;
 mod segment;
-mod settled;
+mod sequence_gaps;
+mod sequence_recovery;
 mod state;
 #[cfg(test)]
 mod stepped;
-mod unused;
-mod walk;
-mod window;
 mod writer;
 
 pub use audit::{AuditRoom, Audited, BEGUN, DONE, Entry as AuditEntry};
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
+pub use block_records::{Step, Walk};
+pub use cursor::{Account, OUTCOMES, Outcome, Settled};
 pub use disk::{Disk, RealDisk};
-pub use gather::{Bell, NotTaken, Ticket, Waiter};
-pub use given::Given;
+pub use gateway_events::OwnEvent;
+pub use group_commit::{Bell, NotTaken, Ticket, Waiter};
+pub use high_water::Given;
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
 pub use loss::{Loss, LostStream};
 pub use notes::Notes;
 pub use open::{Journal, PUBLICATIONS, Seal, publications_in};
-pub use own::OwnEvent;
-pub use reader::{Follower, Found};
 #[cfg(test)]
-pub(crate) use seeded::{Bug, plant};
-pub use settled::{Account, OUTCOMES, Outcome, Settled};
+pub(crate) use planted_bugs::{Bug, plant};
+pub use reader::{Follower, Found};
 pub use state::{Change, Note};
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
-pub use walk::{Step, Walk};
 
 // The journal as a whole: taken out, copied, looked through.
 mod backup;
 mod export;
 mod history;
 mod overlay;
-mod recount;
+mod readonly;
 mod salvage;
-mod shelf;
+mod verify;
 
 pub use backup::{Backup, BackupError, Copied};
 pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
 pub use history::{Extent, History};
-pub use recount::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount};
+pub use readonly::{Publications, Shelf, ShelfLane};
 pub use salvage::{Salvage, Salvaged};
-pub use shelf::{Publications, Shelf, ShelfLane};
+pub use verify::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount};
 
 use crate::clock;
 use crate::contract::{Publication, Renderer};
+use dedupe_window::{Fingerprint, FingerprintKey, Window};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use segment::Segment;
 use std::collections::BTreeMap;
@@ -82,7 +83,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use window::{Fingerprint, FingerprintKey, Window};
 
 /// Name of the log that holds dead letters.
 pub const DEAD: &str = "dead";
@@ -425,7 +425,8 @@ impl Core {
 
     /// What repeats of an event are known by; `None` if its id was minted here.
     fn fingerprint(&self, record: &crate::event::Record<'_>) -> Option<Fingerprint> {
-        let stream = if seeded::has(seeded::Bug::StreamLeftOut) { 0 } else { self.stream_of(record.publication) };
+        let stream =
+            if planted_bugs::has(planted_bugs::Bug::StreamLeftOut) { 0 } else { self.stream_of(record.publication) };
         self.fingerprint_key.fingerprint(record, stream)
     }
 

@@ -12,19 +12,20 @@
 //! microseconds since 1970, which no row of numbers that counts events has reached: so that one backup
 //! may be restored twice.
 
+mod copy;
 mod restore;
-mod work;
 
 pub(super) use restore::note_restore;
 
 use super::disk::{Disk, RealDisk};
 use super::history::{History, count_block, sequences_after};
+use super::readonly::{Shelf, ShelfLane, sequences_at};
 use super::segment::Segment;
-use super::shelf::{Shelf, ShelfLane, sequences_at};
 use super::state::{Note, State};
 use super::{Fingerprint, Found, Journal, JournalError, Lane};
 use crate::clock;
 use crate::event::{Record, Timestamp};
+use copy::Work;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -33,7 +34,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use work::Work;
 
 /// Why there is no backup. Nothing is left of it but what is said.
 #[derive(Debug, thiserror::Error)]

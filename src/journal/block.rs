@@ -7,7 +7,7 @@
 //! plain body (u32, little endian), body. The plain body is a postcard [`Header`] and then the
 //! records, each behind its length (u32, little endian).
 
-use super::settled::{Settled, SettledV1};
+use super::cursor::{Settled, SettledV1};
 use crate::event::{Record, Timestamp, append_postcard};
 use serde::{Deserialize, Serialize};
 

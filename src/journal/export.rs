@@ -6,8 +6,8 @@
 //! Not here: where the lines go (`cli`), how they travel there (`admin`).
 
 use super::block::Block;
+use super::block_records::Walk;
 use super::history::{Extent, History};
-use super::walk::Walk;
 use super::{DEAD, Found, JournalError, Published};
 use crate::contract::push_json_string;
 use crate::event::{Record, Timestamp};

@@ -5,9 +5,9 @@
 //! time makes no file grow.
 
 use super::block::Block;
+use super::cursor::Settled;
 use super::segment::{StreamPart, Summary};
-use super::settled::Settled;
-use super::unused::Gaps;
+use super::sequence_gaps::Gaps;
 use super::{Found, JournalError, Lane, Published};
 use crate::event::Timestamp;
 use std::path::{Path, PathBuf};

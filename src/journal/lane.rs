@@ -1,13 +1,13 @@
 //! One lane of the journal: its door, its log of segments, and what each destination has settled.
 
 use super::block::Block;
+use super::cursor::{Account, Outcome, Settled};
 use super::disk::Identity;
-use super::gather::{Gather, NotTaken, Ticket, Waiter};
-use super::pulse::Pulse;
+use super::group_commit::{Gather, NotTaken, Ticket, Waiter};
+use super::heartbeat::Pulse;
 use super::retention::Ages;
 use super::segment::Segment;
-use super::settled::{Account, Outcome, Settled};
-use super::unused::Gaps;
+use super::sequence_gaps::Gaps;
 use super::{
     Condition, Core, DEAD, JournalError, LaneConfig, Published, Receipt, SEGMENT_BYTES_MAX, sequence_mark, writer,
 };

@@ -6,7 +6,7 @@
 //!
 //! Not here: when to give up (`retention`), how a loss is announced (`ledger`).
 
-use super::settled::{Outcome, Settled};
+use super::cursor::{Outcome, Settled};
 use super::{Found, Journal, JournalError, Lane, Note, Walk};
 use crate::clock;
 use crate::event::{Record, Timestamp};

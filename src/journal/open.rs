@@ -1,17 +1,17 @@
 //! Opening and closing the journal: what a start finds, and what it makes of it.
 
+use super::cursor::{Account, Outcome, Settled};
+use super::dedupe_window::{Fingerprint, FingerprintKey, Window};
 use super::disk::{Disk, FolderLock, make_folder, read_whole, write_json, write_whole};
-use super::gather::Gather;
+use super::group_commit::Gather;
+use super::heartbeat::Pulse;
 use super::lane::{Durable, LaneStats, Log, Part};
-use super::numbers::{Held, numbers};
-use super::pulse::Pulse;
+use super::planted_bugs::{self, Bug};
 use super::retention::Ages;
-use super::seeded::{self, Bug};
 use super::segment::{FORMAT as SEGMENT_FORMAT, Segment, StreamPart, file_name, first_of};
-use super::settled::{Account, Outcome, Settled};
+use super::sequence_gaps::{Gaps, Unused};
+use super::sequence_recovery::{Held, numbers};
 use super::state::State;
-use super::unused::{Gaps, Unused};
-use super::window::{Fingerprint, FingerprintKey, Window};
 use super::writer::{Active, Position, Writer};
 use super::{
     Catalog, Condition, Config, Core, DEAD, DiskRoom, Found, JournalError, Lane, LaneConfig, Published, Start,
@@ -462,7 +462,7 @@ fn open_lane(
     // dropped one is another: it gets a cursor of its own below.
     let dropped = dropped_in(core, &config.name)?;
     settled.retain(|cursor| !dropped.contains(&cursor.destination));
-    if seeded::has(Bug::DroppedByPrefix) {
+    if planted_bugs::has(Bug::DroppedByPrefix) {
         settled.retain(|cursor| !dropped.iter().any(|name| name.starts_with(&cursor.destination)));
     }
     for (name, start) in destinations {

@@ -4,8 +4,8 @@
 //! longest retention is over or its lane needs the room; the oldest first. What a limit settles
 //! for a destination (`shed-oldest`, `hold`, an age) is counted and announced.
 
+use super::cursor::Outcome;
 use super::loss::Wanted;
-use super::settled::Outcome;
 use super::{DEAD, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Record, Timestamp};

@@ -7,9 +7,9 @@
 //! possible offsets the fingerprints of a closed segment.
 
 use super::block::{BadBlock, Block, Run};
+use super::cursor::{Settled, SettledV1};
+use super::dedupe_window::{FINGERPRINT_BYTES, Fingerprint};
 use super::disk::{Backend, Disk, Identity, Open};
-use super::settled::{Settled, SettledV1};
-use super::window::{FINGERPRINT_BYTES, Fingerprint};
 use super::{JournalError, caught};
 use crate::event::{Timestamp, append_postcard};
 use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};

@@ -7,7 +7,7 @@
 //! have dropped the pages that the fsync was for, and the next fsync succeeds without them.
 
 use super::disk::{Backend, Disk, Identity, Open};
-use super::recount::StateRecount;
+use super::verify::StateRecount;
 use super::{JournalError, caught};
 use parking_lot::{Mutex, MutexGuard};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};

@@ -7,12 +7,12 @@
 //! - after a failed commit the segment is never written again.
 
 use super::block::{Block, Compressor, Header, Run, append_record};
-use super::gather::{Batch, BatchDurable, Entry, Work};
+use super::dedupe_window::{BatchPrints, DurableCopy, Fingerprint, Seen, SeenInBatch};
+use super::group_commit::{Batch, BatchDurable, Entry, Work};
 use super::lane::Durable;
+use super::planted_bugs::{self, Bug};
 use super::retention;
-use super::seeded::{self, Bug};
 use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
-use super::window::{BatchPrints, DurableCopy, Fingerprint, Seen, SeenInBatch};
 use super::{Condition, Full, JournalError, Lane};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
@@ -642,7 +642,7 @@ impl Writer {
             draft.take(entry, *seen, bytes);
         }
         let prepared = draft.finish(batch);
-        if seeded::has(Bug::AdmittedBeforeCommit) {
+        if planted_bugs::has(Bug::AdmittedBeforeCommit) {
             self.lane.core.window().restore(&prepared.prints, now);
         }
         self.seen = seen;

@@ -4,7 +4,7 @@ use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::JournalError;
 use crate::journal::disk::{Disk, RealDisk, read_whole, write_json};
-use crate::journal::unused::Unused;
+use crate::journal::sequence_gaps::Unused;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;

@@ -3,13 +3,13 @@
 //! Promise: as long as it is open no gateway starts on the journal, and no file of it changes but
 //! the lock: a repair stays in memory, and what is damaged is named rather than set aside.
 
+use super::cursor::Settled;
 use super::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
 use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
-use super::recount::StateRecount;
 use super::segment::{Segment, Summary, first_of};
-use super::settled::Settled;
+use super::sequence_gaps::{Gaps, Unused};
 use super::state::State;
-use super::unused::{Gaps, Unused};
+use super::verify::StateRecount;
 use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
 use crate::contract::{Publication, Renderer};
 use parking_lot::Mutex;

@@ -3,8 +3,8 @@
 //! Promise: a batch never holds more than its bound, except for one event that alone is larger;
 //! whoever finds no room is told when there is some.
 
+use super::dedupe_window::{DurableCopy, Fingerprint};
 use super::segment::Synced;
-use super::window::{DurableCopy, Fingerprint};
 use super::{Receipt, block};
 use crate::event::Record;
 use parking_lot::{Condvar, Mutex, MutexGuard};

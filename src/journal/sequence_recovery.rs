@@ -5,8 +5,8 @@
 
 use super::open::Newest;
 use super::segment::Segment;
+use super::sequence_gaps::Gaps;
 use super::state::RESERVE;
-use super::unused::Gaps;
 use super::writer::Numbers;
 use super::{Core, JournalError, sequence_mark};
 use std::collections::BTreeMap;

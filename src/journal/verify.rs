@@ -6,8 +6,8 @@
 //! A lane is counted as it was at the beginning: what comes and goes meanwhile does not matter.
 
 use super::block::Block;
+use super::cursor::{Account, Settled};
 use super::history::History;
-use super::settled::{Account, Settled};
 use super::{Found, JournalError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
