@@ -324,7 +324,7 @@ impl Handles {
         certificates::judge_lists(&view.revocations, &mut problems, &mut notes);
         notes.extend(self.forgotten(&lanes));
         notes.extend(tight_memory(self.budget.usage()));
-        let audit = self.journal.audit_room();
+        let audit = self.journal.audit_usage();
         if audit.removed > 0 {
             notes.push(format!(
                 "audit: it is full with {} entries, and the {} oldest have left since the start; take it out from time to time: `forebay audit --limit 10000 --json`",

@@ -618,7 +618,7 @@ impl Forwarder {
             }
             Found::Lost { to } => {
                 tracing::error!(lane = %self.lane.name, from = reading.next, to, "events are in a file that is set aside; going on behind it");
-                self.lane.pass_over(&self.config.name, reading.next, to);
+                self.lane.mark_lost(&self.config.name, reading.next, to);
                 reading.next = to;
             }
         }

@@ -114,7 +114,7 @@ impl Gateway {
             })
             .await??
         };
-        journal.tell_resolved({
+        journal.set_resolved_check({
             let fates = Arc::clone(&fates);
             Box::new(move |letter| fates.of(letter).state.is_final())
         });

@@ -37,7 +37,7 @@ mod state;
 mod stepped;
 mod writer;
 
-pub use audit::{AuditRoom, Audited, BEGUN, DONE, Entry as AuditEntry};
+pub use audit::{AuditEntry, AuditReader, AuditUsage, BEGUN, DONE};
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use block_records::{Step, Walk};
 pub use cursor::{Account, OUTCOMES, Outcome, Settled};
@@ -65,10 +65,10 @@ mod readonly;
 mod salvage;
 mod verify;
 
-pub use backup::{Backup, BackupError, Copied};
+pub use backup::{Backup, BackupError, BackupProgress};
 pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
 pub use history::{Extent, History};
-pub use readonly::{Publications, Shelf, ShelfLane};
+pub use readonly::{Publications, ReadOnlyJournal, ReadOnlyLane};
 pub use salvage::{Salvage, Salvaged};
 pub use verify::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount};
 
@@ -187,7 +187,7 @@ pub enum Start {
 /// A segment closes at this size or a sixteenth of its lane's budget.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// How long it is shown that events had to leave for the disk's sake.
-const MADE_WAY_SHOWN: Duration = Duration::from_secs(600);
+const RECLAIM_SHOWN_FOR: Duration = Duration::from_secs(600);
 /// Closed segments that stay open for reading, over all lanes.
 const OPEN_SEGMENTS_MAX: usize = 4;
 
@@ -268,7 +268,7 @@ impl JournalError {
 
 /// Runs a piece of redb, and takes a panic of its for damage: a file changed by a failing disk can
 /// lead a tree walk anywhere, and must cost that file only.
-fn caught<T>(file: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, JournalError> {
+fn catch_panic<T>(file: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, JournalError> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(JournalError::from_redb(file, error)),
@@ -277,7 +277,7 @@ fn caught<T>(file: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Resu
 }
 
 /// Renames a damaged file so that it is out of the way but not lost; returns its new name.
-fn set_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, JournalError> {
+fn quarantine(disk: &dyn Disk, path: &Path) -> Result<PathBuf, JournalError> {
     let mut to = path.to_owned();
     to.as_mut_os_string().push(".damaged");
     disk.rename(path, &to).map_err(|error| JournalError::io(path, error))?;
@@ -322,7 +322,7 @@ struct Core {
     /// The lanes, in their order, without the log of dead letters.
     lanes: std::sync::OnceLock<Vec<Weak<Lane>>>,
     /// When events last had to leave for the disk's sake.
-    made_way_at: Mutex<Option<Instant>>,
+    reclaimed_at: Mutex<Option<Instant>>,
     dead_retention: Mutex<Duration>,
     cache_bytes: usize,
     tail_bytes: usize,
@@ -330,14 +330,14 @@ struct Core {
     fingerprint_key: FingerprintKey,
     catalog: RwLock<Catalog>,
     opened: Mutex<Vec<Arc<Segment>>>,
-    aside: Mutex<Vec<PathBuf>>,
+    quarantined: Mutex<Vec<PathBuf>>,
     /// Held while something is given up: its note and its accounts belong together.
-    giving_up: Mutex<()>,
+    discard_lock: Mutex<()>,
     /// Rung when a loss waits for its announcement.
-    losses: loss::Announce,
+    losses: loss::LossNotify,
     /// Whether a dead letter needs nobody any more.
     is_resolved: std::sync::OnceLock<IsResolved>,
-    audited: audit::Counts,
+    audited: audit::AuditCounts,
 }
 
 /// Says whether a dead letter needs nobody any more.
@@ -387,7 +387,7 @@ pub struct DiskRoom {
     /// What stays free whatever comes.
     pub reserve: u64,
     /// Whether events had to leave for it lately.
-    pub made_way: bool,
+    pub reclaimed_lately: bool,
 }
 
 impl DiskRoom {
@@ -398,16 +398,16 @@ impl DiskRoom {
 
     /// Whether events leave, or have lately, because others need their room.
     pub fn is_tight(self) -> bool {
-        self.is_used_up() || self.made_way
+        self.is_used_up() || self.reclaimed_lately
     }
 }
 
 impl Core {
     fn disk_room(&self, folder: &Path) -> Result<DiskRoom, JournalError> {
         let free = self.disk.free_bytes(folder).map_err(|error| JournalError::io(folder, error))?;
-        let made_way_at = *self.made_way_at.lock();
-        let made_way = made_way_at.is_some_and(|at| clock::instant().duration_since(at) < MADE_WAY_SHOWN);
-        Ok(DiskRoom { free, reserve: self.reserve_bytes.load(Ordering::Relaxed), made_way })
+        let reclaimed_at = *self.reclaimed_at.lock();
+        let reclaimed_lately = reclaimed_at.is_some_and(|at| clock::instant().duration_since(at) < RECLAIM_SHOWN_FOR);
+        Ok(DiskRoom { free, reserve: self.reserve_bytes.load(Ordering::Relaxed), reclaimed_lately })
     }
 
     fn is_disk_used_up(&self, folder: &Path) -> bool {
@@ -415,7 +415,7 @@ impl Core {
     }
 
     /// The lanes, the least urgent first as they are usually declared.
-    fn lanes_from_the_last(&self) -> impl Iterator<Item = Arc<Lane>> {
+    fn lanes_least_urgent_first(&self) -> impl Iterator<Item = Arc<Lane>> {
         self.lanes.get().into_iter().flatten().rev().filter_map(Weak::upgrade)
     }
 
@@ -506,12 +506,12 @@ impl Core {
         opened.retain(|segment| segment.path() != path);
     }
 
-    fn set_aside(&self, path: &Path) {
+    fn quarantine(&self, path: &Path) {
         self.forget_segment(path);
-        match set_aside(&*self.disk, path) {
+        match quarantine(&*self.disk, path) {
             Ok(to) => {
                 tracing::error!(file = %to.display(), "a damaged file is set aside under this name; the gateway goes on with the rest");
-                self.aside.lock().push(to);
+                self.quarantined.lock().push(to);
             }
             Err(error) => tracing::error!(%error, "a damaged file cannot be set aside"),
         }

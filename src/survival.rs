@@ -217,7 +217,7 @@ mod tests {
         };
         let mut lanes = vec![lane(6.0, Some(1000)), lane(4.0, Some(3)), lane(0.0, None), lane(0.0, None)];
         // 1,000 to write until the reserve, 40 that are delivered, at 10 a second.
-        by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, made_way: false });
+        by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, reclaimed_lately: false });
         let seconds: Vec<_> = lanes.iter().map(|lane| lane.full_in_seconds).collect();
         assert_eq!(seconds, [Some(104), Some(3), None, None]);
     }

@@ -154,7 +154,7 @@ impl Handles {
                 rows.row(&[("cause", cause.name())], self.security.count(cause) as f64);
             }
         });
-        let audit = self.journal.audit_room();
+        let audit = self.journal.audit_usage();
         page.one(AUDIT_HELD, audit.held as f64);
         page.one(AUDIT_REMOVED, audit.removed as f64);
     }

@@ -16,7 +16,8 @@ use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
 use crate::journal::{
-    Backup, Copied, Counted, Counting, Export, History, JournalError, Progress, Recount, Selection, Shelf, StateRecount,
+    Backup, BackupProgress, Counted, Counting, Export, History, JournalError, Progress, ReadOnlyJournal, Recount,
+    Selection, StateRecount,
 };
 use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
@@ -116,7 +117,7 @@ enum Journal {
     /// Over the socket of its gateway.
     Running(PathBuf),
     /// By its files.
-    Still(Box<Shelf>),
+    Still(Box<ReadOnlyJournal>),
 }
 
 impl Place {
@@ -129,7 +130,7 @@ impl Place {
             None => config::journal_of(&self.config)?,
         };
         let is_refused = |error: &JournalError| matches!(error, JournalError::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied);
-        match Shelf::open(&folder) {
+        match ReadOnlyJournal::open(&folder) {
             Ok(shelf) => {
                 eprintln!("no gateway runs on {}: reading its files; none starts meanwhile", folder.display());
                 Ok(Journal::Still(Box::new(shelf)))
@@ -162,7 +163,7 @@ impl Place {
     }
 }
 
-fn histories(shelf: &Shelf) -> impl Iterator<Item = Arc<dyn History>> {
+fn histories(shelf: &ReadOnlyJournal) -> impl Iterator<Item = Arc<dyn History>> {
     shelf.lanes().iter().map(|lane| Arc::clone(lane) as Arc<dyn History>)
 }
 
@@ -325,7 +326,7 @@ fn show_recount(recount: &Recount, is_coloured: bool) -> String {
 pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     let to = std::path::absolute(&args.to).context("where --to is")?;
     let mut bar = Bar::new();
-    let mut show = |copied: &Copied| {
+    let mut show = |copied: &BackupProgress| {
         bar.show(copied.done, copied.total, &format!("{} copied, now {}", Bytes(copied.done), copied.part));
     };
     let made: Backup = match args.place.open()? {
@@ -343,7 +344,7 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
             made.context("the backup is cut short: the gateway has ended meanwhile")?
         }
         Journal::Still(shelf) => {
-            let mut tell = |copied: Copied| {
+            let mut tell = |copied: BackupProgress| {
                 show(&copied);
                 ControlFlow::Continue(())
             };

@@ -20,7 +20,7 @@ pub const ENTRIES_MAX: usize = 10_000;
 /// What the entries take at most: a sixteenth of the memory that the packaged unit has, since a start reads the file.
 pub const BYTES_MAX: usize = 16 << 20;
 /// Writing an entry looks whether there are too many after so many others.
-const LOOK_EVERY: u64 = 100;
+const TRIM_EVERY: u64 = 100;
 /// What one read of the audit takes at most, beyond one entry.
 const PAGE_BYTES: usize = 64 << 10;
 /// The largest detail of an entry; 200 dead letters with their ids take less.
@@ -33,7 +33,7 @@ pub const BEGUN: &str = "begun";
 
 /// One entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Entry {
+pub struct AuditEntry {
     /// When, RFC 3339.
     pub at: String,
     /// `untrusted` where the time of day could not be believed.
@@ -57,7 +57,7 @@ fn done() -> String {
 
 /// What the audit counts.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct AuditCounts {
     /// Entries that were written since the start; also what tells entries of one moment apart.
     written: AtomicU64,
     /// Entries that were there at the last look, and how many had been written then.
@@ -66,7 +66,7 @@ pub(super) struct Counts {
     removed: AtomicU64,
 }
 
-impl Counts {
+impl AuditCounts {
     fn looked(&self, held: usize, written: u64) {
         *self.held.lock() = Some((held as u64, written));
     }
@@ -74,7 +74,7 @@ impl Counts {
 
 /// How full the audit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AuditRoom {
+pub struct AuditUsage {
     /// Entries that it holds.
     pub held: u64,
     /// Entries that it has removed since the start, since newer ones needed their room.
@@ -91,7 +91,7 @@ pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Se
     }
     let clockstatus = (!clock::is_trusted()).then(|| "untrusted".to_owned());
     let (action, result) = (action.to_owned(), result.to_owned());
-    let entry = Entry { at: at.to_string(), clockstatus, by, action, detail, result };
+    let entry = AuditEntry { at: at.to_string(), clockstatus, by, action, detail, result };
     let number = core.audited.written.fetch_add(1, Ordering::Relaxed);
     // By time, and in the order they came within one moment; a clock that goes back mixes the order alone.
     (format!("{PREFIX}{:020}-{number:010}", at.0), serde_json::to_vec(&entry).ok())
@@ -103,7 +103,7 @@ impl Core {
         let counts = &self.audited;
         let written = counts.written.load(Ordering::Relaxed);
         // Looking takes a while, and some more than are to stay do no harm. The first entry of a run looks too.
-        if written % LOOK_EVERY != 1 {
+        if written % TRIM_EVERY != 1 {
             return Ok(());
         }
         let held = self.state.note_sizes(PREFIX)?;
@@ -119,7 +119,7 @@ impl Core {
             return Ok(());
         }
         let old: Vec<Note> = held.into_iter().take(surplus).map(|(name, _)| (name, None)).collect();
-        self.state.note(&old)?;
+        self.state.write_notes(&old)?;
         counts.removed.fetch_add(surplus as u64, Ordering::Relaxed);
         tracing::warn!(
             removed = surplus,
@@ -140,7 +140,7 @@ impl Journal {
         detail: &impl Serialize,
         result: &str,
     ) -> Result<(), JournalError> {
-        self.core.state.note(&[self.audit_note(action, by, detail, result)])?;
+        self.core.state.write_notes(&[self.audit_note(action, by, detail, result)])?;
         self.core.trim_audit()
     }
 
@@ -150,15 +150,15 @@ impl Journal {
     }
 
     /// The newest entries as JSON, oldest first, read a page at a time. Blocks the thread.
-    pub fn audited(&self, limit: usize) -> Result<Audited, JournalError> {
+    pub fn audited(&self, limit: usize) -> Result<AuditReader, JournalError> {
         let names = self.core.state.note_sizes(PREFIX)?;
         let before = names.len().checked_sub(limit.saturating_add(1)).and_then(|last| names.into_iter().nth(last));
         let after = before.map_or_else(|| PREFIX.to_owned(), |(name, _)| name);
-        Ok(Audited { core: Arc::clone(&self.core), after, page: Vec::new().into_iter() })
+        Ok(AuditReader { core: Arc::clone(&self.core), after, page: Vec::new().into_iter() })
     }
 
     /// How full the audit is. Blocks the thread.
-    pub fn audit_room(&self) -> AuditRoom {
+    pub fn audit_usage(&self) -> AuditUsage {
         let counts = &self.core.audited;
         let written = counts.written.load(Ordering::Relaxed);
         let looked = *counts.held.lock();
@@ -171,19 +171,19 @@ impl Journal {
                 (held as u64, written)
             }
         };
-        AuditRoom { held: held + written.saturating_sub(at), removed: counts.removed.load(Ordering::Relaxed) }
+        AuditUsage { held: held + written.saturating_sub(at), removed: counts.removed.load(Ordering::Relaxed) }
     }
 }
 
 /// Entries of the audit on their way to a reader. It ends where the state cannot be read.
 #[derive(Debug)]
-pub struct Audited {
+pub struct AuditReader {
     core: Arc<Core>,
     after: String,
     page: std::vec::IntoIter<(String, Vec<u8>)>,
 }
 
-impl Iterator for Audited {
+impl Iterator for AuditReader {
     type Item = Result<Vec<u8>, JournalError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -211,19 +211,19 @@ mod tests {
         let config = Config::of_notes(folder.path().join("journal"));
         let seal = Seal { format: 1, environment: "test".into() };
         let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
-        assert_eq!(journal.audit_room(), AuditRoom { held: 0, removed: 0 });
+        assert_eq!(journal.audit_usage(), AuditUsage { held: 0, removed: 0 });
         journal.audit("first", Some(7), &"x", DONE).expect("written");
         let large = "x".repeat(60_000);
         let mut notes: Vec<Note> = (0..399).map(|_| journal.audit_note("large", None, &large, DONE)).collect();
         // In few commits: each entry alone would take a sync.
         for part in notes.chunks_mut(133) {
-            journal.core.state.note(part).expect("written");
+            journal.core.state.write_notes(part).expect("written");
         }
         journal.audit("last", Some(8), &"y".repeat(100_000), BEGUN).expect("written");
-        let room = journal.audit_room();
+        let room = journal.audit_usage();
         assert!(room.removed > 100 && room.held + room.removed == 401, "{room:?}");
         assert!((room.held as usize - 1) * large.len() <= BYTES_MAX, "{room:?}");
-        let entries: Vec<Entry> = journal
+        let entries: Vec<AuditEntry> = journal
             .audited(1000)
             .expect("read")
             .map(|entry| serde_json::from_slice(&entry.expect("read")).expect("JSON"))

@@ -19,13 +19,13 @@ pub(super) use restore::note_restore;
 
 use super::disk::{Disk, RealDisk};
 use super::history::{History, count_block, sequences_after};
-use super::readonly::{Shelf, ShelfLane, sequences_at};
+use super::readonly::{ReadOnlyJournal, ReadOnlyLane, sequences_at};
 use super::segment::Segment;
 use super::state::{Note, State};
 use super::{Fingerprint, Found, Journal, JournalError, Lane};
 use crate::clock;
 use crate::event::{Record, Timestamp};
-use copy::Work;
+use copy::CopyJob;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -77,7 +77,7 @@ pub enum BackupError {
 
 /// How far a backup is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Copied {
+pub struct BackupProgress {
     /// What is copied now: the name of a lane, or `state`.
     pub part: String,
     /// Bytes copied so far.
@@ -102,14 +102,14 @@ pub struct Backup {
 }
 
 /// Told how far it is; [`ControlFlow::Break`] breaks the backup off.
-pub type Tell<'a> = &'a mut dyn FnMut(Copied) -> ControlFlow<()>;
+pub type OnProgress<'a> = &'a mut dyn FnMut(BackupProgress) -> ControlFlow<()>;
 
 /// A lane that can be copied.
 trait Copyable: History {
     /// Segments behind which others follow, or that are closed: first offset and file.
     fn closed(&self) -> Vec<(u64, PathBuf)>;
     /// The segment, held so that nobody changes its file; `None` if somebody may.
-    fn hold(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError>;
+    fn open_stable(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError>;
     /// The next sequence of every stream at the start of the segment at `first`, or behind the newest.
     fn sequences_at(&self, first: u64) -> Result<Vec<(u32, u64)>, JournalError>;
 }
@@ -117,7 +117,7 @@ trait Copyable: History {
 type FingerprintOf<'a> = dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a;
 
 /// What is copied.
-struct Source<'a> {
+struct BackupSource<'a> {
     folder: &'a Path,
     lanes: Vec<Arc<dyn Copyable>>,
     marks: Vec<(String, u64)>,
@@ -133,7 +133,7 @@ struct Source<'a> {
 
 impl Journal {
     /// Copies the journal into a new folder while it runs. Blocks the thread.
-    pub fn back_up(&self, to: &Path, tell: Tell<'_>) -> Result<Backup, BackupError> {
+    pub fn back_up(&self, to: &Path, on_progress: OnProgress<'_>) -> Result<Backup, BackupError> {
         let state = &self.core.state;
         // The cursors that are copied are those in memory, without any dropped one; a destination that comes meanwhile under
         // the name of a dropped one keeps its own.
@@ -142,7 +142,7 @@ impl Journal {
         let notes = notes.map(|(name, value)| (name, Some(value))).collect();
         let lanes = self.lanes().iter().chain([self.dead()]);
         let of = |known: Arc<super::Published>| (known.publication.lane.clone(), known.stream);
-        let source = Source {
+        let source = BackupSource {
             folder: &self.folder,
             lanes: lanes.map(|lane| Arc::clone(lane) as Arc<dyn Copyable>).collect(),
             marks: state.marks()?,
@@ -155,24 +155,24 @@ impl Journal {
             streams: self.publications().into_iter().map(of).collect(),
             reserve: self.core.reserve_bytes.load(Ordering::Relaxed),
         };
-        source.back_up(to, tell)
+        source.back_up(to, on_progress)
     }
 }
 
-impl Shelf {
+impl ReadOnlyJournal {
     /// Copies the journal into a new folder. Blocks the thread.
-    pub fn back_up(&self, to: &Path, tell: Tell<'_>) -> Result<Backup, BackupError> {
+    pub fn back_up(&self, to: &Path, on_progress: OnProgress<'_>) -> Result<Backup, BackupError> {
         let unreadable = self.lanes().iter().flat_map(|lane| lane.damaged()).map(|(_, why)| why);
         if let Some(why) = unreadable.chain(self.publications().damaged.clone()).find(|why| !why.ends_with("set aside"))
         {
             return Err(BackupError::Damaged(why));
         }
-        let state = State::open_untouched(Arc::new(RealDisk), self.folder())?;
+        let state = State::open_without_repair(Arc::new(RealDisk), self.folder())?;
         let key = super::open::stored_fingerprint_key(&state)?;
         let stream_of = |publication| self.publications().of(publication).map_or(0, |known| known.stream);
         let notes = state.notes("")?.into_iter().map(|(name, value)| (name, Some(value))).collect();
         let of = |known: &Arc<super::Published>| (known.publication.lane.clone(), known.stream);
-        let source = Source {
+        let source = BackupSource {
             folder: self.folder(),
             lanes: self.lanes().iter().map(|lane| Arc::clone(lane) as Arc<dyn Copyable>).collect(),
             marks: state.marks()?,
@@ -182,12 +182,12 @@ impl Shelf {
             streams: self.publications().all().map(of).collect(),
             reserve: 0,
         };
-        source.back_up(to, tell)
+        source.back_up(to, on_progress)
     }
 }
 
-impl Source<'_> {
-    fn back_up(&self, to: &Path, tell: Tell<'_>) -> Result<Backup, BackupError> {
+impl BackupSource<'_> {
+    fn back_up(&self, to: &Path, on_progress: OnProgress<'_>) -> Result<Backup, BackupError> {
         let taken = Timestamp::from(clock::wall()).to_string();
         if to.symlink_metadata().is_ok() {
             return Err(BackupError::Exists { path: to.to_owned() });
@@ -203,7 +203,7 @@ impl Source<'_> {
             }
             Err(error) => return Err(JournalError::io(&folder, error).into()),
         }
-        let mut work = Work::new(self, folder.clone(), tell);
+        let mut work = CopyJob::new(self, folder.clone(), on_progress);
         work.outcome = Backup { folder: to.to_owned(), taken, ..Backup::default() };
         let finished = work.run().and_then(|()| {
             fs::rename(&folder, to).map_err(|error| JournalError::io(to, error))?;
@@ -228,7 +228,7 @@ impl Copyable for Lane {
         closed.map(|(first, part)| (*first, part.path.clone())).collect()
     }
 
-    fn hold(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError> {
+    fn open_stable(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError> {
         Ok(Some(self.core.open_segment(file)?).filter(|segment| segment.is_closed()))
     }
 
@@ -259,14 +259,14 @@ impl Copyable for Lane {
     }
 }
 
-impl Copyable for ShelfLane {
+impl Copyable for ReadOnlyLane {
     fn closed(&self) -> Vec<(u64, PathBuf)> {
         // The newest may not be closed: its events are copied.
         let count = self.segments.len().saturating_sub(1);
         self.segments.iter().take(count).map(|(first, path)| (*first, path.clone())).collect()
     }
 
-    fn hold(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError> {
+    fn open_stable(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError> {
         self.open_segment(file).map(Some)
     }
 

@@ -164,12 +164,12 @@ impl Block {
     }
 
     /// Bytes that every stored value begins with.
-    pub const SIGN: [u8; 2] = MAGIC;
+    pub const MAGIC: [u8; 2] = MAGIC;
     /// Bytes of a value before its body.
     pub const HEAD_BYTES: usize = PREFIX_BYTES;
 
     /// The same block with its header written anew: one that was read in an older format is in the newest.
-    pub fn renewed(&self) -> Self {
+    pub fn reencoded(&self) -> Self {
         Self::new(self.header.clone(), &self.body[self.records_from..])
     }
 
@@ -223,35 +223,35 @@ impl Block {
         self.records_from
     }
 
-    /// The record at a place, and the place of the next; `None` at the end.
-    pub fn record_at(&self, place: usize) -> Option<(Record<'_>, usize)> {
-        let (bytes, next) = self.raw_at(place)?;
+    /// The record at a position, and the position of the next; `None` at the end.
+    pub fn record_at(&self, position: usize) -> Option<(Record<'_>, usize)> {
+        let (bytes, next) = self.raw_at(position)?;
         // The checksum fits, so that a record that does not decode was written by a program error;
         // the caller sees the block end there and reports the difference in count.
         Some((Record::decode(bytes).ok()?, next))
     }
 
-    fn raw_at(&self, place: usize) -> Option<(&[u8], usize)> {
-        let prefix = self.body.get(place..place + 4)?;
+    fn raw_at(&self, position: usize) -> Option<(&[u8], usize)> {
+        let prefix = self.body.get(position..position + 4)?;
         let length = u32::from_le_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
-        let bytes = self.body.get(place + 4..place.checked_add(4)?.checked_add(length)?)?;
-        Some((bytes, place + 4 + length))
+        let bytes = self.body.get(position + 4..position.checked_add(4)?.checked_add(length)?)?;
+        Some((bytes, position + 4 + length))
     }
 
     fn raw_records(&self) -> impl Iterator<Item = Option<&[u8]>> {
-        let mut place = Some(self.records_from);
+        let mut position = Some(self.records_from);
         std::iter::from_fn(move || {
-            let at = place?;
+            let at = position?;
             if at == self.body.len() {
                 return None;
             }
             match self.raw_at(at) {
                 Some((bytes, next)) => {
-                    place = Some(next);
+                    position = Some(next);
                     Some(Some(bytes))
                 }
                 None => {
-                    place = None;
+                    position = None;
                     Some(None)
                 }
             }

@@ -139,7 +139,7 @@ impl Settled {
 
     /// Passes over events whose segment is set aside. What is settled among them stays as it is.
     /// `given` says for each stream how many of its events, of those owed, are below `to`.
-    pub fn lose(&mut self, from: u64, to: u64, given: &[(u32, u64)]) {
+    pub fn mark_lost(&mut self, from: u64, to: u64, given: &[(u32, u64)]) {
         let is_all_below = from <= self.low && self.ranges.last().is_none_or(|range| range.1 <= to);
         let from = from.max(self.low);
         let lost = self.unsettled_in(from, to);
@@ -237,10 +237,10 @@ mod tests {
         settled.settle(3, 1, Outcome::Delivered);
         settled.settle(6, 1, Outcome::Delivered);
         // 1 and 2 are in flight, 5 to 9 are lost but for 6.
-        settled.lose(5, 10, &[(1, 9)]);
+        settled.mark_lost(5, 10, &[(1, 9)]);
         assert_eq!((settled.low, settled.account(0).count(Outcome::SetAside)), (1, 4), "nobody knows whose they were");
         assert!(!settled.contains(1) && !settled.contains(4) && settled.contains(9));
-        settled.lose(5, 10, &[(1, 9)]);
+        settled.mark_lost(5, 10, &[(1, 9)]);
         assert_eq!(settled.total(Outcome::SetAside), 4, "once");
     }
 
@@ -251,7 +251,7 @@ mod tests {
         settled.settle(2, 2, Outcome::Delivered);
         settled.settle(4, 2, Outcome::Dead);
         // Offsets 3 and 5 to 9 are lost; of the nine events below 10, five were of stream 1.
-        settled.lose(3, 10, &[(1, 5), (2, 4)]);
+        settled.mark_lost(3, 10, &[(1, 5), (2, 4)]);
         assert_eq!((settled.low, settled.total(Outcome::SetAside)), (10, 6));
         assert_eq!(settled.account(1).count(Outcome::SetAside), 4);
         assert_eq!(settled.account(2).count(Outcome::SetAside), 2);

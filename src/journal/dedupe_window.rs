@@ -78,7 +78,7 @@ pub struct DurableCopy(());
 
 /// What is known of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum DedupeResult {
     /// Nothing.
     New,
     /// An event with the same fingerprint is on disk.
@@ -114,15 +114,15 @@ impl Window {
     }
 
     /// Looks an event up. Generations that ended longer than `reach` before `now` do not count.
-    pub fn find(&self, print: Fingerprint, now: Timestamp, reach: Duration) -> Seen {
-        let mut seen = Seen::New;
+    pub fn find(&self, fingerprint: Fingerprint, now: Timestamp, reach: Duration) -> DedupeResult {
+        let mut seen = DedupeResult::New;
         for generation in self.generations.iter().rev() {
             if now.since(generation.last) > reach {
                 break;
             }
-            match generation.slots.find(print) {
-                Match::Same => return Seen::Repeat(DurableCopy(())),
-                Match::SameId => seen = Seen::Conflict,
+            match generation.slots.find(fingerprint) {
+                Match::Same => return DedupeResult::Repeat(DurableCopy(())),
+                Match::SameId => seen = DedupeResult::Conflict,
                 Match::None => {}
             }
         }
@@ -130,13 +130,13 @@ impl Window {
     }
 
     /// Admits the fingerprints of events that a commit has put on disk.
-    pub fn admit(&mut self, prints: &[Fingerprint], at: Timestamp, _proof: &Synced) {
-        prints.iter().for_each(|print| self.insert(*print, at));
+    pub fn admit(&mut self, fingerprints: &[Fingerprint], at: Timestamp, _proof: &Synced) {
+        fingerprints.iter().for_each(|fingerprint| self.insert(*fingerprint, at));
     }
 
     /// Admits the fingerprints that a segment on disk held when the journal was opened.
-    pub fn restore(&mut self, prints: &[Fingerprint], at: Timestamp) {
-        prints.iter().for_each(|print| self.insert(*print, at));
+    pub fn restore(&mut self, fingerprints: &[Fingerprint], at: Timestamp) {
+        fingerprints.iter().for_each(|fingerprint| self.insert(*fingerprint, at));
     }
 
     /// Moves what was recorded under an earlier setting of the clock, so that it stays as old as it is.
@@ -147,7 +147,7 @@ impl Window {
         }
     }
 
-    fn insert(&mut self, print: Fingerprint, at: Timestamp) {
+    fn insert(&mut self, fingerprint: Fingerprint, at: Timestamp) {
         let full = self.generations.last().is_none_or(|newest| newest.slots.used * 4 >= self.slots * 3);
         if full {
             let recycled = (self.generations.len() == GENERATIONS).then(|| self.generations.remove(0));
@@ -156,7 +156,7 @@ impl Window {
             self.generations.push(Generation { slots, first: at, last: at });
         }
         if let Some(newest) = self.generations.last_mut() {
-            newest.slots.insert(print);
+            newest.slots.insert(fingerprint);
             newest.last = newest.last.max(at);
         }
     }
@@ -203,15 +203,15 @@ impl Slots {
         self.used = 0;
     }
 
-    fn find(&self, print: Fingerprint) -> Match {
+    fn find(&self, fingerprint: Fingerprint) -> Match {
         let mask = self.slots.len() - 1;
         let mut found = Match::None;
-        let mut at = print.id as usize & mask;
+        let mut at = fingerprint.id as usize & mask;
         loop {
             match self.slots[at] {
                 (0, _) => return found,
-                (id, content) if id == print.id => {
-                    if content == print.content {
+                (id, content) if id == fingerprint.id => {
+                    if content == fingerprint.content {
                         return Match::Same;
                     }
                     found = Match::SameId;
@@ -222,20 +222,20 @@ impl Slots {
         }
     }
 
-    fn insert(&mut self, print: Fingerprint) {
+    fn insert(&mut self, fingerprint: Fingerprint) {
         let mask = self.slots.len() - 1;
-        let mut at = print.id as usize & mask;
+        let mut at = fingerprint.id as usize & mask;
         while self.slots[at].0 != 0 {
             at = (at + 1) & mask;
         }
-        self.slots[at] = (print.id, print.content);
+        self.slots[at] = (fingerprint.id, fingerprint.content);
         self.used += 1;
     }
 }
 
 /// What a batch says of an event in it that the window does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SeenInBatch {
+pub enum BatchDedupeResult {
     /// Nothing.
     New,
     /// The same event is in the batch already: one commit decides over both.
@@ -246,11 +246,11 @@ pub enum SeenInBatch {
 
 /// The fingerprints of the batch that is being prepared. They are in no window yet: nothing of it is on disk.
 #[derive(Debug, Default)]
-pub struct BatchPrints {
+pub struct BatchFingerprints {
     slots: Slots,
 }
 
-impl BatchPrints {
+impl BatchFingerprints {
     /// Forgets the batch before; makes room for `events`.
     pub fn reset(&mut self, events: usize) {
         let wanted = (events * 2).max(16).next_power_of_two();
@@ -262,14 +262,14 @@ impl BatchPrints {
         }
     }
 
-    /// Looks an event up and adds it if it is not a repeat. At most as many may be added as [`BatchPrints::reset`] made room for.
-    pub fn admit(&mut self, print: Fingerprint) -> SeenInBatch {
-        let seen = match self.slots.find(print) {
-            Match::Same => return SeenInBatch::Repeat,
-            Match::SameId => SeenInBatch::Conflict,
-            Match::None => SeenInBatch::New,
+    /// Looks an event up and adds it if it is not a repeat. At most as many may be added as [`BatchFingerprints::reset`] made room for.
+    pub fn admit(&mut self, fingerprint: Fingerprint) -> BatchDedupeResult {
+        let seen = match self.slots.find(fingerprint) {
+            Match::Same => return BatchDedupeResult::Repeat,
+            Match::SameId => BatchDedupeResult::Conflict,
+            Match::None => BatchDedupeResult::New,
         };
-        self.slots.insert(print);
+        self.slots.insert(fingerprint);
         seen
     }
 }
@@ -280,7 +280,7 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86_400);
 
-    fn print(id: &str, payload: &str) -> Fingerprint {
+    fn fingerprint(id: &str, payload: &str) -> Fingerprint {
         key().of("s/d", id, 1, "k", payload.as_bytes())
     }
 
@@ -289,27 +289,31 @@ mod tests {
     }
 
     /// Looks up and restores, as a journal does that finds its segments.
-    fn admit(window: &mut Window, print: Fingerprint, now: Timestamp) -> Seen {
-        let seen = window.find(print, now, DAY);
-        if !matches!(seen, Seen::Repeat(_)) {
-            window.restore(&[print], now);
+    fn admit(window: &mut Window, fingerprint: Fingerprint, now: Timestamp) -> DedupeResult {
+        let seen = window.find(fingerprint, now, DAY);
+        if !matches!(seen, DedupeResult::Repeat(_)) {
+            window.restore(&[fingerprint], now);
         }
         seen
     }
 
-    const REPEAT: Seen = Seen::Repeat(DurableCopy(()));
+    const REPEAT: DedupeResult = DedupeResult::Repeat(DurableCopy(()));
 
     #[test]
     fn the_same_id_is_a_repeat_only_with_the_same_content() {
         let mut window = Window::new(1 << 20);
         let now = Timestamp(0);
-        assert_eq!(admit(&mut window, print("1", "a"), now), Seen::New);
-        assert_eq!(admit(&mut window, print("1", "a"), now), REPEAT);
-        assert_eq!(admit(&mut window, print("1", "b"), now), Seen::Conflict);
-        assert_eq!(admit(&mut window, print("1", "b"), now), REPEAT);
-        assert_eq!(admit(&mut window, key().of("s/e", "1", 1, "k", b"a"), now), Seen::New, "another device");
-        assert_eq!(admit(&mut window, key().of("s/d", "1", 2, "k", b"a"), now), Seen::Conflict, "another stream");
-        assert_eq!(admit(&mut window, key().of("s/d", "1", 1, "l", b"a"), now), Seen::Conflict, "another key");
+        assert_eq!(admit(&mut window, fingerprint("1", "a"), now), DedupeResult::New);
+        assert_eq!(admit(&mut window, fingerprint("1", "a"), now), REPEAT);
+        assert_eq!(admit(&mut window, fingerprint("1", "b"), now), DedupeResult::Conflict);
+        assert_eq!(admit(&mut window, fingerprint("1", "b"), now), REPEAT);
+        assert_eq!(admit(&mut window, key().of("s/e", "1", 1, "k", b"a"), now), DedupeResult::New, "another device");
+        assert_eq!(
+            admit(&mut window, key().of("s/d", "1", 2, "k", b"a"), now),
+            DedupeResult::Conflict,
+            "another stream"
+        );
+        assert_eq!(admit(&mut window, key().of("s/d", "1", 1, "l", b"a"), now), DedupeResult::Conflict, "another key");
     }
 
     #[test]
@@ -321,22 +325,22 @@ mod tests {
     #[test]
     fn another_journal_has_other_fingerprints() {
         let other = FingerprintKey::from_bytes([7; FingerprintKey::BYTES]);
-        let (one, two) = (print("1", "a"), other.of("s/d", "1", 1, "k", b"a"));
+        let (one, two) = (fingerprint("1", "a"), other.of("s/d", "1", 1, "k", b"a"));
         assert!(one.id != two.id && one.content != two.content);
     }
 
     #[test]
     fn within_a_batch_one_commit_decides_over_an_event_and_its_repeat() {
-        let mut batch = BatchPrints::default();
+        let mut batch = BatchFingerprints::default();
         for round in 0..3 {
             batch.reset(3);
-            assert_eq!(batch.admit(print("1", "a")), SeenInBatch::New, "round {round}");
-            assert_eq!(batch.admit(print("1", "a")), SeenInBatch::Repeat);
-            assert_eq!(batch.admit(print("1", "b")), SeenInBatch::Conflict);
+            assert_eq!(batch.admit(fingerprint("1", "a")), BatchDedupeResult::New, "round {round}");
+            assert_eq!(batch.admit(fingerprint("1", "a")), BatchDedupeResult::Repeat);
+            assert_eq!(batch.admit(fingerprint("1", "b")), BatchDedupeResult::Conflict);
         }
         batch.reset(100_000);
         batch.reset(1);
-        assert_eq!(batch.admit(print("1", "a")), SeenInBatch::New);
+        assert_eq!(batch.admit(fingerprint("1", "a")), BatchDedupeResult::New);
     }
 
     #[test]
@@ -344,11 +348,11 @@ mod tests {
         let mut window = Window::new(1 << 17);
         let capacity = window.capacity();
         for n in 0..capacity * 3 {
-            assert_eq!(admit(&mut window, print(&n.to_string(), ""), Timestamp(n as i64)), Seen::New);
+            assert_eq!(admit(&mut window, fingerprint(&n.to_string(), ""), Timestamp(n as i64)), DedupeResult::New);
             assert!(window.held() <= capacity);
         }
         let newest = (capacity * 3 - 1).to_string();
-        assert_eq!(admit(&mut window, print(&newest, ""), Timestamp(0)), REPEAT);
+        assert_eq!(admit(&mut window, fingerprint(&newest, ""), Timestamp(0)), REPEAT);
         let reach = window.reaches_back_to().map(|at| at.0);
         assert!(reach.is_some_and(|at| at >= (capacity * 2) as i64 - 1), "{reach:?}");
     }
@@ -356,17 +360,17 @@ mod tests {
     #[test]
     fn a_repeat_is_one_also_where_the_clock_was_set_in_between() {
         let mut window = Window::new(1 << 20);
-        admit(&mut window, print("1", "a"), Timestamp(0));
+        admit(&mut window, fingerprint("1", "a"), Timestamp(0));
         let later = Timestamp(0).plus(DAY * 2);
         window.shift((DAY * 2).as_micros() as i64);
-        assert_eq!(admit(&mut window, print("1", "a"), later), REPEAT);
+        assert_eq!(admit(&mut window, fingerprint("1", "a"), later), REPEAT);
     }
 
     #[test]
     fn beyond_its_reach_a_repeat_is_new() {
         let mut window = Window::new(1 << 20);
-        admit(&mut window, print("1", "a"), Timestamp(0));
+        admit(&mut window, fingerprint("1", "a"), Timestamp(0));
         let later = Timestamp(0).plus(DAY * 2);
-        assert_eq!(admit(&mut window, print("1", "a"), later), Seen::New);
+        assert_eq!(admit(&mut window, fingerprint("1", "a"), later), DedupeResult::New);
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Bytes of lines after which a step ends.
 const STEP_BYTES: usize = 64 << 10;
 /// Blocks and files looked at in one step, so that a step that finds nothing ends too.
-const STEP_LOOKS: usize = 64;
+const STEP_READS: usize = 64;
 /// Names and keys that a selection may have.
 pub const SELECTED_MAX: usize = 256;
 
@@ -94,7 +94,7 @@ impl BadSelection {
 
 /// An export under way.
 pub struct Export {
-    lanes: Vec<Part>,
+    lanes: Vec<LaneExport>,
     /// Numbers of the wanted streams; all, if `None`.
     streams: Option<BTreeSet<u32>>,
     selection: Selection,
@@ -103,7 +103,7 @@ pub struct Export {
     progress: Progress,
 }
 
-struct Part {
+struct LaneExport {
     history: Arc<dyn History>,
     next: u64,
     end: u64,
@@ -142,8 +142,8 @@ impl Export {
             let meant = publications.iter().filter(|published| published.is_named(wanted));
             streams.extend(meant.map(|published| published.stream));
         }
-        let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name() != DEAD).map(Part::new).collect();
-        let progress = Progress { total: parts.iter().map(Part::left).sum(), ..Progress::default() };
+        let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name() != DEAD).map(LaneExport::new).collect();
+        let progress = Progress { total: parts.iter().map(LaneExport::left).sum(), ..Progress::default() };
         let streams = (!selection.streams.is_empty()).then_some(streams);
         Ok(Self { lanes: parts, streams, selection, with_offsets, lane: 0, progress })
     }
@@ -155,7 +155,7 @@ impl Export {
 
     /// Appends some lines to `out`, or none; `false` once there are no more. Blocks the thread.
     pub fn step(&mut self, out: &mut Vec<u8>) -> Result<bool, JournalError> {
-        for _ in 0..STEP_LOOKS {
+        for _ in 0..STEP_READS {
             let Some(part) = self.lanes.get(self.lane) else {
                 self.progress.done = self.progress.total;
                 self.progress.is_complete = true;
@@ -164,7 +164,7 @@ impl Export {
             if part.next >= part.end {
                 self.lane += 1;
             } else {
-                self.look(out)?;
+                self.export_next(out)?;
             }
             if out.len() >= STEP_BYTES {
                 break;
@@ -174,20 +174,20 @@ impl Export {
     }
 
     /// Looks at the next file or block.
-    fn look(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
+    fn export_next(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
         let part = &mut self.lanes[self.lane];
         let given = part.history.gaps().pass(part.next);
         if given > part.next {
-            part.go_to(given, &mut self.progress);
+            part.advance(given, &mut self.progress);
             return Ok(());
         }
         if part.next >= part.file_end {
             let extent = part.history.extent(part.next);
             part.file_end = extent.as_ref().map_or_else(|| part.history.next_file(part.next), |extent| extent.end);
             if let Some(extent) = extent
-                && is_passed_over(&self.selection, self.streams.as_ref(), &extent)
+                && is_excluded(&self.selection, self.streams.as_ref(), &extent)
             {
-                part.go_to(extent.end, &mut self.progress);
+                part.advance(extent.end, &mut self.progress);
                 return Ok(());
             }
         }
@@ -197,7 +197,7 @@ impl Export {
             Ok(Found::Lost { to }) => {
                 let to = to.clamp(before + 1, part.end);
                 self.progress.lost += to - before;
-                part.go_to(to, &mut self.progress);
+                part.advance(to, &mut self.progress);
             }
             // Of a journal that lies still; one that runs sets the file aside and says `Lost`.
             Err(error @ JournalError::Damaged { .. }) => {
@@ -206,7 +206,7 @@ impl Export {
                     return Err(error);
                 }
                 self.progress.lost += to - before;
-                part.go_to(to, &mut self.progress);
+                part.advance(to, &mut self.progress);
             }
             Err(error) => return Err(error),
         }
@@ -240,11 +240,11 @@ impl Export {
                 }
             }
         }
-        part.go_to(block.end().max(part.next + 1), progress);
+        part.advance(block.end().max(part.next + 1), progress);
     }
 }
 
-impl Part {
+impl LaneExport {
     fn new(history: Arc<dyn History>) -> Self {
         let (next, end) = (history.oldest(), history.end());
         Self { history, next, end, file_end: 0 }
@@ -254,14 +254,14 @@ impl Part {
         self.history.gaps().given_between(self.next, self.end)
     }
 
-    fn go_to(&mut self, next: u64, progress: &mut Progress) {
+    fn advance(&mut self, next: u64, progress: &mut Progress) {
         let before = self.left();
         self.next = next.min(self.end).max(self.next);
         progress.done += before - self.left();
     }
 }
 
-fn is_passed_over(selection: &Selection, streams: Option<&BTreeSet<u32>>, extent: &Extent) -> bool {
+fn is_excluded(selection: &Selection, streams: Option<&BTreeSet<u32>>, extent: &Extent) -> bool {
     selection.since.is_some_and(|since| extent.recorded.1 < since)
         || selection.until.is_some_and(|until| extent.recorded.0 >= until)
         || streams.is_some_and(|streams| !extent.streams.iter().any(|part| streams.contains(&part.stream)))

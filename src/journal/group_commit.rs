@@ -18,7 +18,7 @@ const GATHER_BYTES_MAX: usize = 2 << 20;
 
 /// One event of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct BatchEntry {
     /// Where its record ends in the batch's bytes.
     pub end: usize,
     /// Its publication.
@@ -52,14 +52,14 @@ pub struct Batch {
     /// The records, each behind its length.
     pub bytes: Vec<u8>,
     /// One for each record.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<BatchEntry>,
     waiters: Vec<Arc<Notify>>,
 }
 
 /// The door of a lane: events go in, and the writer takes them out in batches.
 #[derive(Debug)]
-pub struct Gather {
-    state: Mutex<State>,
+pub struct CommitQueue {
+    state: Mutex<QueueState>,
     /// The writer waits here.
     work: Condvar,
     /// Those who found no room wait here.
@@ -70,7 +70,7 @@ pub struct Gather {
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     batch: Batch,
     closing: bool,
     nudged: bool,
@@ -154,7 +154,7 @@ pub enum NotTaken {
 
 /// What the writer woke up for.
 #[derive(Debug)]
-pub enum Work {
+pub enum WriterWork {
     /// A batch, and a fresh one gathers.
     Batch(Batch),
     /// Nothing came in the time given, or somebody nudged.
@@ -163,12 +163,12 @@ pub enum Work {
     Close,
 }
 
-impl Gather {
+impl CommitQueue {
     /// A door for batches from number `first` on.
     pub fn new() -> Self {
         let batch = Batch { number: 1, ..Batch::default() };
         Self {
-            state: Mutex::new(State { batch, closing: false, nudged: false }),
+            state: Mutex::new(QueueState { batch, closing: false, nudged: false }),
             work: Condvar::new(),
             room: Notify::new(),
             durable: AtomicU64::new(0),
@@ -176,7 +176,7 @@ impl Gather {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock()
     }
 
@@ -201,7 +201,7 @@ impl Gather {
             return Err(NotTaken::NoRoom);
         }
         block::append_record(&mut batch.bytes, record);
-        batch.entries.push(Entry { end: batch.bytes.len(), publication: record.publication, repeats });
+        batch.entries.push(BatchEntry { end: batch.bytes.len(), publication: record.publication, repeats });
         if waiter.register(lane, batch.number) {
             batch.waiters.push(Arc::clone(&waiter.notify));
         }
@@ -240,18 +240,24 @@ impl Gather {
 
     /// Waits for a batch; `spare` is used for the next one. With `hold` it waits for that long
     /// after the first event, unless the batch is worth a commit before.
-    pub fn take(&self, spare: Batch, idle_after: Duration, hold: impl Fn() -> Duration, cut_bytes: usize) -> Work {
+    pub fn take(
+        &self,
+        spare: Batch,
+        idle_after: Duration,
+        hold: impl Fn() -> Duration,
+        cut_bytes: usize,
+    ) -> WriterWork {
         let mut state = self.lock();
         while state.batch.entries.is_empty() {
             if state.closing {
-                return Work::Close;
+                return WriterWork::Close;
             }
             if std::mem::take(&mut state.nudged) {
-                return Work::Idle;
+                return WriterWork::Idle;
             }
             let timeout = self.work.wait_for(&mut state, idle_after);
             if timeout.timed_out() && state.batch.entries.is_empty() && !state.closing {
-                return Work::Idle;
+                return WriterWork::Idle;
             }
         }
         loop {
@@ -265,22 +271,22 @@ impl Gather {
         let taken = std::mem::replace(&mut state.batch, Batch { number, ..spare });
         drop(state);
         self.room.notify_waiters();
-        Work::Batch(taken)
+        WriterWork::Batch(taken)
     }
 
     /// A batch, if one gathers, without waiting for it or for more; for writers that are stepped.
     #[cfg(test)]
-    pub fn poll(&self, spare: Batch) -> Work {
+    pub fn poll(&self, spare: Batch) -> WriterWork {
         let mut state = self.lock();
         if state.batch.entries.is_empty() {
             state.nudged = false;
-            return if state.closing { Work::Close } else { Work::Idle };
+            return if state.closing { WriterWork::Close } else { WriterWork::Idle };
         }
         let number = state.batch.number + 1;
         let taken = std::mem::replace(&mut state.batch, Batch { number, ..spare });
         drop(state);
         self.room.notify_waiters();
-        Work::Batch(taken)
+        WriterWork::Batch(taken)
     }
 
     /// Gives receipts for a batch that is on disk, wakes those who wait, and makes the batch reusable.
@@ -309,7 +315,7 @@ impl Gather {
     }
 
     /// Says that the writer has ended, and wakes everybody who still waits.
-    pub fn closed(&self) {
+    pub fn mark_closed(&self) {
         self.closed.store(true, Ordering::Release);
         for waiter in self.lock().batch.waiters.drain(..) {
             waiter.notify_one();

@@ -1,4 +1,4 @@
-//! The pulse of a writer: what it is at, for those who watch over it.
+//! The heartbeat of a writer: what it is at, for those who watch over it.
 //!
 //! Promise: taking it never waits for the writer, nor the writer for who takes it.
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// What one writer is at.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(super) struct Heartbeat {
     origin: Instant,
     thread: AtomicU32,
     /// Milliseconds from `origin` to the start of the present piece of work, plus 1; 0 while it waits for work.
@@ -18,9 +18,9 @@ pub(super) struct Pulse {
 }
 
 /// Held by the writer's thread as long as it lives; notes a death by panic.
-pub(super) struct Beating<'p>(&'p Pulse);
+pub(super) struct HeartbeatGuard<'p>(&'p Heartbeat);
 
-impl Default for Pulse {
+impl Default for Heartbeat {
     fn default() -> Self {
         Self {
             origin: clock::instant(),
@@ -31,21 +31,21 @@ impl Default for Pulse {
     }
 }
 
-impl Pulse {
+impl Heartbeat {
     /// The calling thread is the writer.
-    pub(super) fn start(&self) -> Beating<'_> {
+    pub(super) fn start(&self) -> HeartbeatGuard<'_> {
         self.thread.store(thread_number(), Ordering::Release);
-        Beating(self)
+        HeartbeatGuard(self)
     }
 
     /// A piece of work begins.
-    pub(super) fn works(&self) {
+    pub(super) fn set_busy(&self) {
         let millis = clock::instant().duration_since(self.origin).as_millis() as u64;
         self.busy_since.store(millis + 1, Ordering::Release);
     }
 
     /// The writer waits for work, or before it tries a disk again that has failed.
-    pub(super) fn waits(&self) {
+    pub(super) fn set_idle(&self) {
         self.busy_since.store(0, Ordering::Release);
     }
 
@@ -67,9 +67,9 @@ impl Pulse {
     }
 }
 
-impl Drop for Beating<'_> {
+impl Drop for HeartbeatGuard<'_> {
     fn drop(&mut self) {
-        self.0.waits();
+        self.0.set_idle();
         if std::thread::panicking() {
             self.0.is_dead.store(true, Ordering::Release);
         }
@@ -82,35 +82,35 @@ mod tests {
 
     #[test]
     fn a_writer_that_waits_is_alive_and_one_that_works_for_too_long_is_not() {
-        let pulse = Pulse::default();
-        let beating = pulse.start();
-        assert_eq!(pulse.check("bulk", Duration::ZERO), Ok(()));
-        pulse.works();
-        assert_eq!(pulse.check("bulk", Duration::from_secs(60)), Ok(()), "it has just begun");
+        let heartbeat = Heartbeat::default();
+        let beating = heartbeat.start();
+        assert_eq!(heartbeat.check("bulk", Duration::ZERO), Ok(()));
+        heartbeat.set_busy();
+        assert_eq!(heartbeat.check("bulk", Duration::from_secs(60)), Ok(()), "it has just begun");
         std::thread::sleep(Duration::from_millis(3));
-        match pulse.check("bulk", Duration::ZERO) {
+        match heartbeat.check("bulk", Duration::ZERO) {
             Err(Lifeless::Busy { part, thread, .. }) => {
                 assert_eq!((part.as_str(), thread), ("the writer of lane bulk", thread_number()));
             }
             other => panic!("{other:?}"),
         }
-        pulse.waits();
-        assert_eq!(pulse.check("bulk", Duration::ZERO), Ok(()));
+        heartbeat.set_idle();
+        assert_eq!(heartbeat.check("bulk", Duration::ZERO), Ok(()));
         drop(beating);
-        assert_eq!(pulse.check("bulk", Duration::ZERO), Ok(()), "an orderly end is none to report");
+        assert_eq!(heartbeat.check("bulk", Duration::ZERO), Ok(()), "an orderly end is none to report");
     }
 
     #[test]
     fn a_writer_that_panics_is_dead() {
-        let pulse = std::sync::Arc::new(Pulse::default());
-        let of_thread = std::sync::Arc::clone(&pulse);
+        let heartbeat = std::sync::Arc::new(Heartbeat::default());
+        let of_thread = std::sync::Arc::clone(&heartbeat);
         let writer = std::thread::spawn(move || {
             let _beating = of_thread.start();
             panic!("on purpose");
         });
         assert!(writer.join().is_err());
         assert_eq!(
-            pulse.check("bulk", Duration::from_secs(60)),
+            heartbeat.check("bulk", Duration::from_secs(60)),
             Err(Lifeless::Dead { part: "the writer of lane bulk".into() })
         );
     }

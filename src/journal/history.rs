@@ -146,7 +146,7 @@ impl History for Lane {
     }
 
     fn damaged(&self) -> Vec<(u64, String)> {
-        let aside = self.core.aside.lock();
+        let aside = self.core.quarantined.lock();
         let own = aside.iter().filter(|file| file.parent() == Some(&self.folder));
         own.map(|file| (damaged_first(file).unwrap_or(0), format!("{} is set aside", file.display()))).collect()
     }
@@ -161,5 +161,5 @@ pub(super) fn name_in<'a>(mut of: impl Iterator<Item = &'a Arc<Published>>, stre
 /// The first offset of a segment by the name of its file, set aside or not.
 pub(super) fn damaged_first(file: &Path) -> Option<u64> {
     let name = file.file_name()?.to_str()?;
-    super::segment::first_of(name.trim_end_matches(".damaged"))
+    super::segment::offset_in_name(name.trim_end_matches(".damaged"))
 }

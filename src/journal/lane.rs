@@ -3,8 +3,8 @@
 use super::block::Block;
 use super::cursor::{Account, Outcome, Settled};
 use super::disk::Identity;
-use super::group_commit::{Gather, NotTaken, Ticket, Waiter};
-use super::heartbeat::Pulse;
+use super::group_commit::{CommitQueue, NotTaken, Ticket, Waiter};
+use super::heartbeat::Heartbeat;
 use super::retention::Ages;
 use super::segment::Segment;
 use super::sequence_gaps::Gaps;
@@ -45,7 +45,7 @@ const COMMIT_SHOWN_AFTER: Duration = Duration::from_secs(10);
 const REPEATING_DEVICES_MAX: usize = 4096;
 
 impl LaneStats {
-    pub(super) fn note_repeat(&self, origin: &str) {
+    pub(super) fn count_repeat(&self, origin: &str) {
         self.duplicates.add(1);
         let mut repeats = self.repeats.lock();
         if let Some(count) = repeats.get_mut(origin) {
@@ -73,25 +73,25 @@ pub struct Lane {
     pub(super) folder: PathBuf,
     /// The folder as it was when the journal was opened.
     pub(super) identity: Identity,
-    pub(super) gather: Gather,
+    pub(super) queue: CommitQueue,
     pub(super) core: Arc<Core>,
     pub(super) log: Mutex<Log>,
     pub(super) next: watch::Sender<Durable>,
     pub(super) condition: Mutex<Condition>,
     pub(super) stopping: (Mutex<bool>, Condvar),
     /// A reader found damage in the active segment: the writer leaves it.
-    pub(super) suspect: AtomicBool,
+    pub(super) active_damaged: AtomicBool,
     /// Numbers that were never given.
     pub(super) gaps: Gaps,
     pub(super) ages: Mutex<Ages>,
     /// Destinations that a person has dropped, and whose cursors the log still holds.
     pub(super) dropped: Mutex<Vec<String>>,
     /// Another lane needs room on the disk that this one may give up.
-    pub(super) gives_room: AtomicBool,
+    pub(super) reclaim_requested: AtomicBool,
     /// Held while what may go is removed, be it by another lane's writer.
-    pub(super) sweeping: Mutex<()>,
+    pub(super) retention_lock: Mutex<()>,
     /// What the writer is at.
-    pub(super) pulse: Pulse,
+    pub(super) heartbeat: Heartbeat,
 }
 
 /// How far a lane's log is on the disk: both at the same moment.
@@ -112,7 +112,7 @@ impl Durable {
 /// The segments of a lane and what has become of their events.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    pub(super) segments: BTreeMap<u64, Part>,
+    pub(super) segments: BTreeMap<u64, SegmentFile>,
     pub(super) active: Option<Arc<Segment>>,
     pub(super) tail: VecDeque<Arc<Block>>,
     pub(super) tail_bytes: usize,
@@ -127,12 +127,12 @@ pub(super) struct Log {
 
 /// One segment in the row.
 #[derive(Clone, Debug)]
-pub(super) struct Part {
+pub(super) struct SegmentFile {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
 }
 
-pub(super) struct Oldest {
+pub(super) struct OldestSegment {
     pub(super) first: u64,
     pub(super) end: u64,
     pub(super) closed_at: Timestamp,
@@ -200,7 +200,7 @@ impl Lane {
 
     /// Why what is written now would not be found at the next start, if so: a folder of the journal is not the one
     /// that was opened.
-    pub(super) fn out_of_place(&self) -> Option<String> {
+    pub(super) fn misplaced_folder(&self) -> Option<String> {
         let core = &self.core;
         let is_same = |folder: &Path, opened| core.disk.identity(folder).is_ok_and(|found| found == opened);
         let expected = [(core.folder.as_path(), core.identity), (self.folder.as_path(), self.identity)];
@@ -223,22 +223,22 @@ impl Lane {
         waiter: &mut Waiter,
     ) -> Result<Ticket, NotTaken> {
         let repeats = dedupe.and_then(|reach| Some((self.core.fingerprint(record)?, reach)));
-        self.gather.put(record, repeats, waiter, self.index, writer::CUT_BYTES)
+        self.queue.put(record, repeats, waiter, self.index, writer::CUT_BYTES)
     }
 
     /// The receipt of a ticket, if there is one yet.
     pub fn receipt(&self, ticket: Ticket) -> Option<Receipt> {
-        self.gather.receipt(ticket)
+        self.queue.receipt(ticket)
     }
 
     /// Returns when there may be room for another event. Safe to drop half-way.
     pub async fn room(&self) {
-        self.gather.room().await;
+        self.queue.room().await;
     }
 
     /// Whether the journal is closed: tickets without a receipt stay without.
     pub fn is_closed(&self) -> bool {
-        self.gather.is_closed()
+        self.queue.is_closed()
     }
 
     /// Hands in an event and waits until it is on the disk.
@@ -376,16 +376,16 @@ impl Lane {
 
     /// Has the cursors written soon, and not only with the next append.
     pub fn write_cursors_soon(&self) {
-        self.gather.nudge();
+        self.queue.nudge();
     }
 
     /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.
     /// May read from the disk.
-    pub fn pass_over(&self, destination: &str, from: u64, to: u64) {
+    pub fn mark_lost(&self, destination: &str, from: u64, to: u64) {
         let sequences = self.sequences_before(to).unwrap_or_default();
         self.change_settled(destination, |settled| {
             let given = self.owed_below(&sequences, settled);
-            settled.lose(from, to, &given);
+            settled.mark_lost(from, to, &given);
         });
     }
 
@@ -407,7 +407,7 @@ impl Lane {
         let read = |segment: &Segment| segment.view().and_then(|view| view.summary());
         let summary = segment.and_then(|segment| read(&segment)).or_else(|_| {
             // One that a failed commit left has to be repaired, and a full disk takes no repair.
-            read(&Segment::open_untouched(&*self.core.disk, &path, self.core.cache_bytes)?)
+            read(&Segment::open_without_repair(&*self.core.disk, &path, self.core.cache_bytes)?)
         });
         match summary {
             Ok(summary) => Some(summary.sequences),
@@ -465,7 +465,7 @@ impl Lane {
         drop(log);
         // Blocks of the active segment still hold its cursor.
         self.dropped().push(destination.to_owned());
-        self.gather.nudge();
+        self.queue.nudge();
     }
 
     pub(super) fn dropped(&self) -> MutexGuard<'_, Vec<String>> {
@@ -473,7 +473,7 @@ impl Lane {
     }
 
     /// The part of the oldest segment that a destination needs, where it holds back more than `hold` bytes.
-    pub(super) fn over_hold(&self, destination: &str, hold: u64) -> Option<(u64, u64)> {
+    pub(super) fn excess_over_hold(&self, destination: &str, hold: u64) -> Option<(u64, u64)> {
         let log = self.log();
         let low = log.settled.iter().find(|settled| settled.destination == destination)?.low;
         let ends = log.segments.keys().skip(1).copied().chain([u64::MAX]);
@@ -542,7 +542,9 @@ impl Lane {
             budget: self.settings.load().budget,
             segments: log.segments.len(),
             problem: match self.condition() {
-                Condition::Good => self.pulse.check(&self.name, COMMIT_SHOWN_AFTER).err().map(|why| why.to_string()),
+                Condition::Good => {
+                    self.heartbeat.check(&self.name, COMMIT_SHOWN_AFTER).err().map(|why| why.to_string())
+                }
                 Condition::Full(why) | Condition::Failed(why) => Some(why),
             },
             retired: self.settings.load().is_retired,
@@ -582,7 +584,7 @@ impl Lane {
     }
 
     pub(super) fn stop(&self) {
-        self.gather.close();
+        self.queue.close();
     }
 
     /// Gives up on a disk that does not take the last batch.
@@ -607,11 +609,11 @@ impl Lane {
         sequence_mark(&self.name, stream)
     }
 
-    pub(super) fn given_mark(&self) -> String {
+    pub(super) fn last_offset_mark(&self) -> String {
         format!("given/{}", self.offset_mark())
     }
 
-    pub(super) fn sequence_given_mark(&self, stream: u32) -> String {
+    pub(super) fn last_sequence_mark(&self, stream: u32) -> String {
         format!("given/{}", self.sequence_mark(stream))
     }
 
@@ -625,7 +627,7 @@ impl Lane {
     }
 
     /// The cursors to write; empty if nothing changed since the last time, unless `all`.
-    pub(super) fn take_settled(&self, all: bool) -> Vec<Settled> {
+    pub(super) fn take_cursors(&self, all: bool) -> Vec<Settled> {
         let mut log = self.log();
         if log.is_settled_written && !all {
             return Vec::new();
@@ -638,16 +640,16 @@ impl Lane {
         !self.log().is_settled_written
     }
 
-    pub(super) fn grow(&self, active_bytes: u64) {
+    pub(super) fn set_active_bytes(&self, active_bytes: u64) {
         let mut log = self.log();
         if let Some(mut last) = log.segments.last_entry() {
             last.get_mut().bytes = active_bytes;
         }
     }
 
-    pub(super) fn begin_active(&self, first: u64, segment: Arc<Segment>) {
+    pub(super) fn set_active(&self, first: u64, segment: Arc<Segment>) {
         let mut log = self.log();
-        let part = Part { path: segment.path().to_owned(), bytes: 0 };
+        let part = SegmentFile { path: segment.path().to_owned(), bytes: 0 };
         log.segments.insert(first, part);
         log.active = Some(segment);
     }
@@ -665,7 +667,7 @@ impl Lane {
         }
     }
 
-    pub(super) fn published_blocks(log: &mut Log, blocks: Vec<Arc<Block>>, bytes_max: usize) {
+    pub(super) fn push_tail(log: &mut Log, blocks: Vec<Arc<Block>>, bytes_max: usize) {
         for block in blocks {
             log.tail_bytes += block.bytes();
             log.tail.push_back(block);
@@ -677,17 +679,17 @@ impl Lane {
         }
     }
 
-    pub(super) fn reached(&self, durable: Durable, blocks: Vec<Arc<Block>>, sequences: Vec<(u32, u64)>) {
+    pub(super) fn publish_durable(&self, durable: Durable, blocks: Vec<Arc<Block>>, sequences: Vec<(u32, u64)>) {
         {
             let mut log = self.log();
-            Self::published_blocks(&mut log, blocks, self.core.tail_bytes);
+            Self::push_tail(&mut log, blocks, self.core.tail_bytes);
             log.sequences = sequences;
             log.end = durable.end;
         }
         self.next.send_replace(durable);
     }
 
-    pub(super) fn followers_wake(&self) {
+    pub(super) fn wake_followers(&self) {
         self.next.send_modify(|_| ());
     }
 
@@ -708,14 +710,14 @@ impl Lane {
         !log.settled.is_empty() && log.settled.iter().all(|settled| settled.low >= log.end)
     }
 
-    pub(super) fn note_durable(&self, settled: &[Settled]) {
+    pub(super) fn set_durable_low(&self, settled: &[Settled]) {
         let mut log = self.log();
         for settled in settled {
             log.durable_low.insert(settled.destination.clone(), settled.low);
         }
     }
 
-    pub(super) fn oldest_closed(&self) -> Option<Oldest> {
+    pub(super) fn oldest_closed(&self) -> Option<OldestSegment> {
         let (first, path, end) = {
             let log = self.log();
             let mut parts = log.segments.iter();
@@ -729,7 +731,7 @@ impl Lane {
             .and_then(|view| view.summary())
             .ok()
             .map(|summary| summary.closed.map_or(summary.begun, |closed| closed.at))?;
-        Some(Oldest { first, end, closed_at })
+        Some(OldestSegment { first, end, closed_at })
     }
 
     pub(super) fn remove_segment(&self, first: u64) -> Result<(), JournalError> {

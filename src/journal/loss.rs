@@ -65,13 +65,13 @@ impl Loss {
 
 /// What a walk found that is not settled.
 #[derive(Debug, Default)]
-struct Tally {
+struct LossTally {
     events: Vec<(u64, u32)>,
     streams: BTreeMap<u32, LostStream>,
     recorded: Option<(Timestamp, Timestamp)>,
 }
 
-impl Tally {
+impl LossTally {
     fn add(&mut self, offset: u64, recorded: Timestamp, stream: (u32, &str), sequence: u64) {
         self.events.push((offset, stream.0));
         let known = self.streams.entry(stream.0).or_insert_with(|| LostStream {
@@ -89,7 +89,7 @@ impl Tally {
 }
 
 /// Which events of a block to give up.
-pub(super) struct Wanted<'a> {
+pub(super) struct EventFilter<'a> {
     /// Offsets: from, to (exclusive).
     pub offsets: (u64, u64),
     /// Whether the event at this offset is meant.
@@ -99,15 +99,20 @@ pub(super) struct Wanted<'a> {
 impl Lane {
     /// Gives up what a destination has not settled of some events; returns how many those were. An empty
     /// `destination` settles nothing, and stands for the case that there is none. Blocks the thread.
-    pub(super) fn give_up(&self, destination: &str, wanted: &Wanted<'_>, cause: Outcome) -> Result<u64, JournalError> {
+    pub(super) fn discard_unsettled(
+        &self,
+        destination: &str,
+        filter: &EventFilter<'_>,
+        cause: Outcome,
+    ) -> Result<u64, JournalError> {
         let settled = match destination {
-            "" => Settled::new("", wanted.offsets.0),
+            "" => Settled::new("", filter.offsets.0),
             name => match self.settled(name) {
                 Some(settled) => settled,
                 None => return Ok(0),
             },
         };
-        let tally = self.tally(&settled, wanted)?;
+        let tally = self.tally(&settled, filter)?;
         let (Some((first, _)), Some((last, _)), Some(recorded)) =
             (tally.events.first(), tally.events.last(), tally.recorded)
         else {
@@ -125,7 +130,7 @@ impl Lane {
         };
         tracing::error!(lane = %loss.lane, destination, cause = ?cause, count = loss.count, from = %loss.from, to = %loss.to, "events are given up before they were delivered");
         // Whoever announces losses sees note and account, or neither.
-        let giving_up = self.core.giving_up.lock();
+        let discard_lock = self.core.discard_lock.lock();
         self.note_loss(&loss)?;
         let mut count = 0;
         self.change_settled(destination, |settled| {
@@ -134,14 +139,14 @@ impl Lane {
                 count += u64::from(settled.settle(*offset, *stream, cause));
             }
         });
-        drop(giving_up);
+        drop(discard_lock);
         self.core.losses.notify_one();
         Ok(if destination.is_empty() { loss.count } else { count })
     }
 
-    fn tally(&self, settled: &Settled, wanted: &Wanted<'_>) -> Result<Tally, JournalError> {
-        let (from, to) = wanted.offsets;
-        let mut tally = Tally::default();
+    fn tally(&self, settled: &Settled, filter: &EventFilter<'_>) -> Result<LossTally, JournalError> {
+        let (from, to) = filter.offsets;
+        let mut tally = LossTally::default();
         let mut next = from.max(settled.low);
         while next < to {
             match self.read(next)? {
@@ -152,7 +157,7 @@ impl Lane {
                     let recorded = walk.recorded();
                     while let Some(step) = walk.step(self) {
                         let is_meant = (next..to).contains(&step.offset) && !settled.contains(step.offset);
-                        if !is_meant || !(wanted.takes)(step.offset, &step.record) {
+                        if !is_meant || !(filter.takes)(step.offset, &step.record) {
                             continue;
                         }
                         let stream = step.numbered.map_or((0, "unmatched", 0), |(known, sequence)| {
@@ -174,7 +179,7 @@ impl Lane {
             let text = serde_json::to_vec(loss).unwrap_or_default();
             notes.push((format!("{PREFIX}{}", loss.name()), Some(text)));
         }
-        state.note(&notes)?;
+        state.write_notes(&notes)?;
         self.core.trim_audit()
     }
 }
@@ -183,7 +188,7 @@ impl Journal {
     /// Losses that wait for their announcement. Those that a crash kept from coming about are forgotten.
     /// Blocks the thread.
     pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
-        let _giving_up = self.core.giving_up.lock();
+        let _guard = self.core.discard_lock.lock();
         let noted = self.core.state.notes(PREFIX)?;
         let read = |(name, text): (String, Vec<u8>)| {
             let loss: Option<Loss> = serde_json::from_slice(&text).ok();
@@ -212,7 +217,7 @@ impl Journal {
 
     /// Forgets a loss that is announced. Blocks the thread.
     pub fn forget_loss(&self, loss: &Loss) -> Result<(), JournalError> {
-        self.core.state.note(&[(format!("{PREFIX}{}", loss.name()), None)])
+        self.core.state.write_notes(&[(format!("{PREFIX}{}", loss.name()), None)])
     }
 
     /// Returns when there may be a new loss. Safe to drop half-way.
@@ -238,11 +243,12 @@ impl Journal {
         for lane in self.lanes() {
             // Segment by segment: what is counted of one is held in memory until it is settled.
             for offsets in lane.extents() {
-                let all_of_it = Wanted { offsets, takes: &|_, _| true };
-                count += lane.give_up(destination, &all_of_it, Outcome::Discarded)?;
+                let whole_segment = EventFilter { offsets, takes: &|_, _| true };
+                count += lane.discard_unsettled(destination, &whole_segment, Outcome::Discarded)?;
             }
             // From now on a start forgets the cursor, whatever the log still says. The writer deletes the note.
-            let noted = self.core.state.note(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))]);
+            let noted =
+                self.core.state.write_notes(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))]);
             // Also after an error: the note may be on disk all the same, and must not outlive the cursor that it is for.
             lane.forget_destination(destination);
             noted?;
@@ -260,4 +266,4 @@ impl Journal {
 }
 
 /// Tells everyone with losses to announce.
-pub(super) type Announce = Arc<tokio::sync::Notify>;
+pub(super) type LossNotify = Arc<tokio::sync::Notify>;

@@ -45,7 +45,7 @@ impl Notes {
 
     /// A note, if there is one.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
-        self.core.state.note_of(&format!("{}{name}", self.prefix))
+        self.core.state.read_note(&format!("{}{name}", self.prefix))
     }
 
     /// Writes notes, all or none; `None` removes one.
@@ -73,7 +73,7 @@ impl Notes {
     pub fn write_audited(&self, notes: Vec<Note>, entries: Vec<Note>) -> Result<(), JournalError> {
         let with_part = |(name, content): Note| (format!("{}{name}", self.prefix), content);
         let is_audited = !entries.is_empty();
-        self.core.state.note(&notes.into_iter().map(with_part).chain(entries).collect::<Vec<_>>())?;
+        self.core.state.write_notes(&notes.into_iter().map(with_part).chain(entries).collect::<Vec<_>>())?;
         if is_audited { self.core.trim_audit() } else { Ok(()) }
     }
 }

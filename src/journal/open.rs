@@ -3,14 +3,14 @@
 use super::cursor::{Account, Outcome, Settled};
 use super::dedupe_window::{Fingerprint, FingerprintKey, Window};
 use super::disk::{Disk, FolderLock, make_folder, read_whole, write_json, write_whole};
-use super::group_commit::Gather;
-use super::heartbeat::Pulse;
-use super::lane::{Durable, LaneStats, Log, Part};
+use super::group_commit::CommitQueue;
+use super::heartbeat::Heartbeat;
+use super::lane::{Durable, LaneStats, Log, SegmentFile};
 use super::planted_bugs::{self, Bug};
 use super::retention::Ages;
-use super::segment::{FORMAT as SEGMENT_FORMAT, Segment, StreamPart, file_name, first_of};
-use super::sequence_gaps::{Gaps, Unused};
-use super::sequence_recovery::{Held, numbers};
+use super::segment::{FORMAT as SEGMENT_FORMAT, Segment, StreamPart, file_name, offset_in_name};
+use super::sequence_gaps::{GapFile, Gaps};
+use super::sequence_recovery::{LostSegments, numbers};
 use super::state::State;
 use super::writer::{Active, Position, Writer};
 use super::{
@@ -102,14 +102,14 @@ impl Journal {
             Err(holder) => return Err(JournalError::InUse { folder: folder.clone(), holder }),
         };
         check_seal(&*disk, folder, seal)?;
-        let (state, aside) = State::open(Arc::clone(&disk), folder)?;
+        let (state, quarantined_state) = State::open(Arc::clone(&disk), folder)?;
         super::backup::note_restore(&*disk, folder)?;
         let fingerprint_key = fingerprint_key(&state)?;
-        let (mut unused, unused_aside) = Unused::load(&*disk, folder)?;
+        let (mut gap_file, quarantined_gap_file) = GapFile::load(&*disk, folder)?;
         let catalog = load_catalog(&*disk, folder)?;
-        let aside = damaged_files(&*disk, folder, aside.into_iter().chain(unused_aside))?;
+        let quarantined = damaged_files(&*disk, folder, quarantined_state.into_iter().chain(quarantined_gap_file))?;
         // Of an earlier start too: it may have died before it had noted what it passed over.
-        let has_lost_marks = aside.iter().any(|file| file.ends_with("state.redb.damaged"));
+        let has_lost_marks = quarantined.iter().any(|file| file.ends_with("state.redb.damaged"));
         let core = Arc::new(Core {
             disk,
             folder: folder.clone(),
@@ -117,7 +117,7 @@ impl Journal {
             state,
             reserve_bytes: config.reserve_bytes.into(),
             lanes: std::sync::OnceLock::new(),
-            made_way_at: Mutex::default(),
+            reclaimed_at: Mutex::default(),
             dead_retention: config.dead_retention.into(),
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
@@ -125,20 +125,29 @@ impl Journal {
             fingerprint_key,
             catalog: RwLock::new(catalog),
             opened: Mutex::new(Vec::new()),
-            aside: Mutex::new(aside),
-            giving_up: Mutex::new(()),
+            quarantined: Mutex::new(quarantined),
+            discard_lock: Mutex::new(()),
             losses: Arc::default(),
             is_resolved: std::sync::OnceLock::new(),
-            audited: super::audit::Counts::default(),
+            audited: super::audit::AuditCounts::default(),
         });
         let mut opened = Vec::new();
-        let mut prints = Vec::new();
+        let mut fingerprints = Vec::new();
         let retired = retired_lanes(&core, config)?;
         for (index, lane) in config.lanes.iter().chain(&retired).chain([&config.dead]).enumerate() {
             let destinations: &[_] = if lane.name == DEAD { &[] } else { &config.destinations };
-            opened.push(open_lane(&core, folder, index, lane, destinations, has_lost_marks, &mut unused, &mut prints)?);
+            opened.push(open_lane(
+                &core,
+                folder,
+                index,
+                lane,
+                destinations,
+                has_lost_marks,
+                &mut gap_file,
+                &mut fingerprints,
+            )?);
         }
-        restore_window(&core, prints);
+        restore_window(&core, fingerprints);
         let (mut lanes, positions): (Vec<_>, Vec<_>) =
             opened.into_iter().map(|(lane, position)| (Arc::new(lane), position)).unzip();
         let of_events = lanes.iter().filter(|lane| lane.name != DEAD);
@@ -177,7 +186,7 @@ impl Journal {
 
     /// Whether every writer is alive, if one piece of its work may take `work_max`.
     pub fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
-        self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.pulse.check(&lane.name, work_max))
+        self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.heartbeat.check(&lane.name, work_max))
     }
 
     /// The log of dead letters.
@@ -221,14 +230,14 @@ impl Journal {
     }
 
     /// Says which dead letters need nobody any more: those that leave unresolved are losses.
-    pub fn tell_resolved(&self, is_resolved: Box<dyn Fn(u64) -> bool + Send + Sync>) {
+    pub fn set_resolved_check(&self, is_resolved: Box<dyn Fn(u64) -> bool + Send + Sync>) {
         // The first one stays: a journal is opened once.
         let _ = self.core.is_resolved.set(super::IsResolved(is_resolved));
     }
 
     /// Files that were damaged and are set aside, those of earlier runs included.
     pub fn set_aside(&self) -> Vec<PathBuf> {
-        self.core.aside.lock().clone()
+        self.core.quarantined.lock().clone()
     }
 
     /// How many fingerprints the window of repeats holds, how many it can, and since when it is complete.
@@ -351,31 +360,31 @@ fn fingerprint_key(state: &State) -> Result<FingerprintKey, JournalError> {
     let mut bytes = [0; FingerprintKey::BYTES];
     bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
     bytes[16..].copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[..8]);
-    state.note(&[(FINGERPRINT_KEY.into(), Some(bytes.to_vec()))])?;
+    state.write_notes(&[(FINGERPRINT_KEY.into(), Some(bytes.to_vec()))])?;
     Ok(FingerprintKey::from_bytes(bytes))
 }
 
 /// The key that a journal's fingerprints were made with, if its state holds one.
 pub(super) fn stored_fingerprint_key(state: &State) -> Result<Option<FingerprintKey>, JournalError> {
-    let known = state.note_of(FINGERPRINT_KEY)?;
+    let known = state.read_note(FINGERPRINT_KEY)?;
     Ok(known.and_then(|bytes| bytes.try_into().ok()).map(FingerprintKey::from_bytes))
 }
 
 /// Fingerprints of one segment, and when it ended.
-type Prints = (Timestamp, Vec<Fingerprint>);
+type SegmentFingerprints = (Timestamp, Vec<Fingerprint>);
 
-fn restore_window(core: &Core, mut prints: Vec<Prints>) {
-    prints.sort_by_key(|(ended, _)| *ended);
+fn restore_window(core: &Core, mut fingerprints: Vec<SegmentFingerprints>) {
+    fingerprints.sort_by_key(|(ended, _)| *ended);
     let mut window = core.window();
     let mut room = window.capacity();
     // Only what fits: the newest.
-    let keep = prints.iter().rev().take_while(|(_, list)| {
+    let keep = fingerprints.iter().rev().take_while(|(_, list)| {
         let fits = room > 0;
         room = room.saturating_sub(list.len());
         fits
     });
     let keep = keep.count();
-    for (at, list) in prints.iter().skip(prints.len() - keep) {
+    for (at, list) in fingerprints.iter().skip(fingerprints.len() - keep) {
         window.restore(list, *at);
     }
 }
@@ -391,7 +400,7 @@ fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, Journa
             continue;
         }
         let files = core.disk.list(&folder).map_err(|error| JournalError::io(&folder, error))?;
-        if files.iter().all(|(file, _)| first_of(file).is_none()) {
+        if files.iter().all(|(file, _)| offset_in_name(file).is_none()) {
             continue;
         }
         tracing::warn!(lane = %name, "the journal has a lane that is not in the configuration; its events are still sent, and it takes no new ones");
@@ -403,7 +412,7 @@ fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, Journa
 }
 
 /// What the newest segment of a lane turned out to be.
-pub(super) struct Newest {
+pub(super) struct NewestSegment {
     pub next: u64,
     pub sequences: BTreeMap<u32, u64>,
     settled: Vec<Settled>,
@@ -418,8 +427,8 @@ fn open_lane(
     config: &LaneConfig,
     destinations: &[(String, Start)],
     has_lost_marks: bool,
-    unused: &mut Unused,
-    prints: &mut Vec<Prints>,
+    gap_file: &mut GapFile,
+    fingerprints: &mut Vec<SegmentFingerprints>,
 ) -> Result<(Lane, Position), JournalError> {
     let folder = journal.join(&config.name);
     let failed = |error| JournalError::io(&folder, error);
@@ -427,32 +436,33 @@ fn open_lane(
     let identity = core.disk.identity(&folder).map_err(failed)?;
     let (mut segments, has_damaged) = list_segments(core, &folder)?;
     let has_files = has_damaged || !segments.is_empty();
-    let mut lost = Held::default();
+    let mut lost = LostSegments::default();
     let newest = loop {
         let Some((&first, part)) = segments.last_key_value() else { break None };
-        match open_newest(core, &part.path, first, prints) {
+        match read_newest(core, &part.path, first, fingerprints) {
             Ok(newest) => break Some(newest),
             Err(error @ JournalError::Damaged { .. }) => {
                 tracing::error!(lane = %config.name, %error, "the newest segment cannot be read");
                 lost.add(first, core, &part.path);
-                core.set_aside(&part.path.clone());
+                core.quarantine(&part.path.clone());
                 segments.remove(&first);
             }
             Err(error) => return Err(error),
         }
     };
-    let newest = newest.unwrap_or(Newest { next: 1, sequences: BTreeMap::new(), settled: Vec::new(), active: None });
-    older_prints(core, &segments, newest.active.is_some(), prints);
+    let newest =
+        newest.unwrap_or(NewestSegment { next: 1, sequences: BTreeMap::new(), settled: Vec::new(), active: None });
+    restore_older_fingerprints(core, &segments, newest.active.is_some(), fingerprints);
 
     let segment_mark = core.state.mark(&format!("segment/{}", config.name))?;
     let newest_first = segments.last_key_value().map_or(0, |(first, _)| *first);
     if segment_mark > newest_first.max(1) {
         lost.first = Some(lost.first.unwrap_or(u64::MAX).min(segment_mark));
     }
-    let mut gaps = unused.of(&config.name);
+    let mut gaps = gap_file.of(&config.name);
     let (offsets, sequences) = numbers(core, &config.name, &newest, &lost, has_lost_marks && has_files, &mut gaps)?;
     // Before a number is given: what is passed over now stays passed over.
-    unused.save(&config.name, &gaps, &*core.disk, journal)?;
+    gap_file.save(&config.name, &gaps, &*core.disk, journal)?;
     let oldest = segments.first_key_value().map_or(offsets.next, |(first, _)| *first);
     let oldest_sequences = first_sequences(core, &segments, newest.active.as_ref())?;
     // After a jump the old segment must not go on: its blocks would leave a hole that is none.
@@ -491,7 +501,7 @@ fn open_lane(
         gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));
         // What the newest segment held is gone; destinations need not wait for it.
         // Sequences that may have been given to what is lost are in no account, so that it is nobody's.
-        cursor.lose(newest.next, lost_to, &[]);
+        cursor.mark_lost(newest.next, lost_to, &[]);
     }
     let log = Log {
         durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
@@ -509,19 +519,19 @@ fn open_lane(
         settings: ArcSwap::from_pointee(config.clone()),
         folder,
         identity,
-        gather: Gather::new(),
+        queue: CommitQueue::new(),
         core: Arc::clone(core),
         log: Mutex::new(log),
         next: watch::channel(Durable { end: offsets.next, batch: 0 }).0,
         condition: Mutex::new(Condition::Good),
         stopping: (Mutex::new(false), Condvar::new()),
-        suspect: AtomicBool::new(false),
+        active_damaged: AtomicBool::new(false),
         gaps,
         ages: Mutex::new(Ages::default()),
         dropped: Mutex::new(dropped),
-        gives_room: AtomicBool::new(false),
-        sweeping: Mutex::default(),
-        pulse: Pulse::default(),
+        reclaim_requested: AtomicBool::new(false),
+        retention_lock: Mutex::default(),
+        heartbeat: Heartbeat::default(),
     };
     Ok((lane, Position { offsets, sequences, active }))
 }
@@ -559,7 +569,7 @@ pub(super) fn owed_from_unknown(name: &str, offset: u64, gaps: &Gaps) -> Settled
 /// The sequences that the oldest segment begins with; `None` where they cannot be read.
 fn first_sequences(
     core: &Core,
-    segments: &BTreeMap<u64, Part>,
+    segments: &BTreeMap<u64, SegmentFile>,
     active: Option<&Active>,
 ) -> Result<Option<Vec<(u32, u64)>>, JournalError> {
     match segments.first_key_value() {
@@ -592,7 +602,7 @@ fn damaged_files(
 }
 
 /// The segments of a lane, and whether there are damaged ones beside them.
-fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, Part>, bool), JournalError> {
+fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, SegmentFile>, bool), JournalError> {
     let mut segments = BTreeMap::new();
     let mut has_damaged = false;
     for (name, _) in core.disk.list(folder).map_err(|error| JournalError::io(folder, error))? {
@@ -600,19 +610,24 @@ fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, Part>, boo
         if name.ends_with(".tmp") {
             // A segment whose creation a crash cut short: it never counted.
             core.disk.remove(&path).map_err(|error| JournalError::io(&path, error))?;
-        } else if let Some(first) = first_of(&name) {
+        } else if let Some(first) = offset_in_name(&name) {
             debug_assert_eq!(file_name(first), name);
             let bytes = core.disk.allocated_bytes(&path).map_err(|error| JournalError::io(&path, error))?;
-            segments.insert(first, Part { path, bytes });
+            segments.insert(first, SegmentFile { path, bytes });
         } else if name.ends_with(".damaged") {
-            core.aside.lock().push(path);
+            core.quarantined.lock().push(path);
             has_damaged = true;
         }
     }
     Ok((segments, has_damaged))
 }
 
-fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -> Result<Newest, JournalError> {
+fn read_newest(
+    core: &Core,
+    path: &Path,
+    first: u64,
+    fingerprints: &mut Vec<SegmentFingerprints>,
+) -> Result<NewestSegment, JournalError> {
     let segment = Segment::open(&*core.disk, path, core.cache_bytes)?;
     let view = segment.view()?;
     let mut summary = view.summary()?;
@@ -622,12 +637,12 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
         for part in &closed.streams {
             sequences.insert(part.stream, part.first + part.count);
         }
-        prints.push((closed.at, view.fingerprints()?));
-        return Ok(Newest { next: closed.end, sequences, settled, active: None });
+        fingerprints.push((closed.at, view.fingerprints()?));
+        return Ok(NewestSegment { next: closed.end, sequences, settled, active: None });
     }
     let mut next = first;
     let mut bytes = 0;
-    let mut own_prints = Vec::new();
+    let mut active_fingerprints = Vec::new();
     let mut parts = BTreeMap::new();
     let mut recorded = summary.begun;
     while let Some(block) = view.block_from(next)? {
@@ -645,28 +660,33 @@ fn open_newest(core: &Core, path: &Path, first: u64, prints: &mut Vec<Prints>) -
                 None => settled.push(newer.clone()),
             }
         }
-        own_prints.extend(block.records().filter_map(|record| core.fingerprint(&record)));
+        active_fingerprints.extend(block.records().filter_map(|record| core.fingerprint(&record)));
     }
     drop(view);
-    prints.push((recorded, own_prints.clone()));
+    fingerprints.push((recorded, active_fingerprints.clone()));
     // What is written to it from now on is of this version, the fingerprints at its end too.
     summary.format = SEGMENT_FORMAT;
-    let begun = age(summary.begun);
-    let active = Active { segment: Arc::new(segment), summary, bytes, prints: own_prints, parts, begun };
-    Ok(Newest { next, sequences, settled, active: Some(active) })
+    let begun = instant_of(summary.begun);
+    let active = Active { segment: Arc::new(segment), summary, bytes, fingerprints: active_fingerprints, parts, begun };
+    Ok(NewestSegment { next, sequences, settled, active: Some(active) })
 }
 
 /// The moment that many seconds ago, as far as the clocks allow.
-fn age(begun: Timestamp) -> Instant {
+fn instant_of(begun: Timestamp) -> Instant {
     let elapsed = Timestamp::from(clock::wall()).since(begun);
     let now = clock::instant();
     now.checked_sub(elapsed).unwrap_or(now)
 }
 
 /// Fingerprints of closed segments, newest first, until the window would be full.
-fn older_prints(core: &Core, segments: &BTreeMap<u64, Part>, has_active: bool, prints: &mut Vec<Prints>) {
+fn restore_older_fingerprints(
+    core: &Core,
+    segments: &BTreeMap<u64, SegmentFile>,
+    has_active: bool,
+    fingerprints: &mut Vec<SegmentFingerprints>,
+) {
     let capacity = core.window().capacity();
-    let mut count: usize = prints.iter().map(|(_, list)| list.len()).sum();
+    let mut count: usize = fingerprints.iter().map(|(_, list)| list.len()).sum();
     for part in segments.values().rev().skip(1).take(if has_active || segments.len() > 1 { usize::MAX } else { 0 }) {
         if count >= capacity {
             return;
@@ -679,7 +699,7 @@ fn older_prints(core: &Core, segments: &BTreeMap<u64, Part>, has_active: bool, p
             Ok(found) => {
                 count += found.1.len();
                 // Segments without ids come from contracts without; older ones may still have some.
-                prints.push(found);
+                fingerprints.push(found);
             }
             // It is found damaged again, and set aside, by the first reader that needs its events.
             Err(error) => tracing::warn!(%error, "ids of a segment cannot be read; some repeats may be taken as new"),

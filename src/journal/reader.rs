@@ -159,13 +159,13 @@ impl Lane {
                 },
                 Err(error @ JournalError::Damaged { .. }) if is_active => {
                     // The writer has to leave it first.
-                    self.suspect.store(true, Ordering::Release);
-                    self.gather.nudge();
+                    self.active_damaged.store(true, Ordering::Release);
+                    self.queue.nudge();
                     return Err(error);
                 }
                 Err(error @ JournalError::Damaged { .. }) => {
                     tracing::error!(lane = %self.name, %error, "a segment cannot be read");
-                    self.set_segment_aside(&path);
+                    self.quarantine_segment(&path);
                     return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
                 }
                 Err(error) => {
@@ -174,7 +174,7 @@ impl Lane {
                     if error.is_not_found() && self.log().segments.values().any(|part| part.path == path) {
                         tracing::error!(lane = %self.name, %error, "a segment was removed by hand; its events are lost");
                         self.log().segments.retain(|_, part| part.path != path);
-                        self.core.aside.lock().push(path);
+                        self.core.quarantined.lock().push(path);
                         return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
                     }
                     return Err(error);
@@ -183,9 +183,9 @@ impl Lane {
         }
     }
 
-    fn set_segment_aside(&self, path: &std::path::Path) {
+    fn quarantine_segment(&self, path: &std::path::Path) {
         self.log().segments.retain(|_, part| part.path != path);
-        self.core.set_aside(path);
+        self.core.quarantine(path);
     }
 
     /// When the event at `offset` was recorded; blocks the thread.

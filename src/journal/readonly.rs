@@ -1,4 +1,4 @@
-//! Shelf: a journal that no gateway runs on, for those who only look.
+//! ReadOnlyJournal: a journal that no gateway runs on, for those who only look.
 //!
 //! Promise: as long as it is open no gateway starts on the journal, and no file of it changes but
 //! the lock: a repair stays in memory, and what is damaged is named rather than set aside.
@@ -6,8 +6,8 @@
 use super::cursor::Settled;
 use super::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
 use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
-use super::segment::{Segment, Summary, first_of};
-use super::sequence_gaps::{Gaps, Unused};
+use super::segment::{Segment, Summary, offset_in_name};
+use super::sequence_gaps::{GapFile, Gaps};
 use super::state::State;
 use super::verify::StateRecount;
 use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
@@ -24,11 +24,11 @@ const CACHE_BYTES: usize = 1 << 20;
 
 /// A journal that lies still.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct ReadOnlyJournal {
     folder: PathBuf,
     /// What it belongs to.
     pub seal: Seal,
-    lanes: Vec<Arc<ShelfLane>>,
+    lanes: Vec<Arc<ReadOnlyLane>>,
     publications: Publications,
     _lock: FolderLock,
 }
@@ -43,7 +43,7 @@ pub struct Publications {
 
 /// One lane of it.
 #[derive(Debug)]
-pub struct ShelfLane {
+pub struct ReadOnlyLane {
     name: String,
     pub(super) folder: PathBuf,
     pub(super) segments: BTreeMap<u64, PathBuf>,
@@ -98,7 +98,7 @@ impl Publications {
     }
 }
 
-impl Shelf {
+impl ReadOnlyJournal {
     /// Opens a journal to look at it. `Err` with [`JournalError::InUse`] if a gateway runs on it.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let disk = RealDisk;
@@ -110,17 +110,17 @@ impl Shelf {
             Err(holder) => return Err(JournalError::InUse { folder: folder.to_owned(), holder }),
         };
         if is_new {
-            leave_to_owner(folder, &lock_path);
+            give_to_owner(folder, &lock_path);
         }
         let publications = Publications::load(folder);
-        let (unused, unused_damage) = load_unused(folder);
+        let (gap_file, gap_file_damage) = load_gap_file(folder);
         let mut lanes = Vec::new();
         for entry in fs::read_dir(folder).map_err(|error| JournalError::io(folder, error))? {
             let path = entry.map_err(|error| JournalError::io(folder, error))?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if path.is_dir() && name != PUBLICATIONS {
-                let mut lane = ShelfLane::open(&name, path, unused.of(&name), publications.clone())?;
-                lane.damaged.extend(unused_damage.iter().map(|why| (0, why.clone())));
+                let mut lane = ReadOnlyLane::open(&name, path, gap_file.of(&name), publications.clone())?;
+                lane.damaged.extend(gap_file_damage.iter().map(|why| (0, why.clone())));
                 lanes.push(Arc::new(lane));
             }
         }
@@ -136,11 +136,11 @@ impl Shelf {
 
     /// Counts the notes in `state.redb` and checks their checksums. Blocks the thread.
     pub fn recount_state(&self) -> StateRecount {
-        State::recount_untouched(Arc::new(RealDisk), &self.folder)
+        State::recount_without_repair(Arc::new(RealDisk), &self.folder)
     }
 
     /// Its lanes, the log of dead letters last.
-    pub fn lanes(&self) -> &[Arc<ShelfLane>] {
+    pub fn lanes(&self) -> &[Arc<ReadOnlyLane>] {
         &self.lanes
     }
 
@@ -158,20 +158,20 @@ fn read_seal(folder: &Path) -> Result<Seal, JournalError> {
 }
 
 /// Unlike a start, this sets a damaged file not aside; the second value says so instead.
-fn load_unused(folder: &Path) -> (Unused, Option<String>) {
+fn load_gap_file(folder: &Path) -> (GapFile, Option<String>) {
     let path = folder.join("unused.json");
     match fs::read(&path) {
         Ok(text) => match serde_json::from_slice(&text) {
-            Ok(unused) => (unused, None),
-            Err(error) => (Unused::default(), Some(format!("{}: {error}", path.display()))),
+            Ok(gap_file) => (gap_file, None),
+            Err(error) => (GapFile::default(), Some(format!("{}: {error}", path.display()))),
         },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Unused::default(), None),
-        Err(error) => (Unused::default(), Some(format!("{}: {error}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (GapFile::default(), None),
+        Err(error) => (GapFile::default(), Some(format!("{}: {error}", path.display()))),
     }
 }
 
 /// A lock that root makes must not keep the gateway's own user out.
-fn leave_to_owner(folder: &Path, lock: &Path) {
+fn give_to_owner(folder: &Path, lock: &Path) {
     use std::os::unix::fs::{MetadataExt, chown};
     if let Ok(owner) = fs::metadata(folder) {
         // Where that is not allowed the owner is this user already, or the folder is another's to mend.
@@ -179,7 +179,7 @@ fn leave_to_owner(folder: &Path, lock: &Path) {
     }
 }
 
-impl ShelfLane {
+impl ReadOnlyLane {
     fn open(name: &str, folder: PathBuf, gaps: Gaps, publications: Publications) -> Result<Self, JournalError> {
         let mut lane = Self {
             name: name.to_owned(),
@@ -194,7 +194,7 @@ impl ShelfLane {
         };
         for (name, _) in RealDisk.list(&lane.folder).map_err(|error| JournalError::io(&lane.folder, error))? {
             let path = lane.folder.join(&name);
-            if let Some(first) = first_of(&name) {
+            if let Some(first) = offset_in_name(&name) {
                 lane.segments.insert(first, path);
             } else if name.ends_with(".damaged") {
                 lane.damaged.push((damaged_first(&path).unwrap_or(0), format!("{} is set aside", path.display())));
@@ -230,7 +230,7 @@ impl ShelfLane {
             return Ok(Arc::clone(segment));
         }
         *opened = None;
-        let segment = Arc::new(Segment::open_untouched(&RealDisk, path, CACHE_BYTES)?);
+        let segment = Arc::new(Segment::open_without_repair(&RealDisk, path, CACHE_BYTES)?);
         *opened = Some(Arc::clone(&segment));
         Ok(segment)
     }
@@ -242,7 +242,7 @@ impl ShelfLane {
 
 /// Where the newest segment ends, and what destinations had settled by then.
 fn newest(path: &Path, first: u64) -> Result<(u64, Vec<Settled>), JournalError> {
-    let segment = Segment::open_untouched(&RealDisk, path, CACHE_BYTES)?;
+    let segment = Segment::open_without_repair(&RealDisk, path, CACHE_BYTES)?;
     let summary = segment.view()?.summary()?;
     let mut settled = summary.settled.clone();
     if let Some(closed) = &summary.closed {
@@ -262,7 +262,7 @@ fn newest(path: &Path, first: u64) -> Result<(u64, Vec<Settled>), JournalError> 
     Ok((next, settled))
 }
 
-impl History for ShelfLane {
+impl History for ReadOnlyLane {
     fn name(&self) -> &str {
         &self.name
     }
@@ -324,7 +324,7 @@ impl History for ShelfLane {
 
 /// The next sequence of every stream at the start of the segment that begins at `first`, or, where
 /// there is none, behind the newest.
-pub(super) fn sequences_at(lane: &ShelfLane, first: u64) -> Result<Vec<(u32, u64)>, JournalError> {
+pub(super) fn sequences_at(lane: &ReadOnlyLane, first: u64) -> Result<Vec<(u32, u64)>, JournalError> {
     if let Some(path) = lane.segments.get(&first) {
         return Ok(lane.summary(path)?.sequences);
     }

@@ -9,7 +9,7 @@
 use super::block::Block;
 use super::disk::{Disk, DiskFile, Open, RealDisk};
 use super::history::damaged_first;
-use super::segment::{Segment, Summary, first_of};
+use super::segment::{Segment, Summary, offset_in_name};
 use super::{JournalError, Settled};
 use crate::event::Timestamp;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What is read at once while looking for blocks.
-const WINDOW_BYTES: usize = 1 << 20;
+const SCAN_BYTES: usize = 1 << 20;
 /// Cache of a file that is read once.
 const CACHE_BYTES: usize = 1 << 20;
 
@@ -49,10 +49,10 @@ pub struct Salvaged {
 
 /// Where a block is.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct BlockLocation {
     end: u64,
     recorded: Timestamp,
-    /// Place in the file, and length; `None` if the file's own order leads to it.
+    /// BlockLocation in the file, and length; `None` if the file's own order leads to it.
     at: Option<(u64, usize)>,
 }
 
@@ -63,12 +63,12 @@ pub struct Salvage {
     pub found: Salvaged,
     segment: Option<Segment>,
     file: Box<dyn DiskFile>,
-    places: BTreeMap<u64, Place>,
+    places: BTreeMap<u64, BlockLocation>,
 }
 
 impl Salvage {
-    /// Looks through a file. `looked` is told how many of its bytes are done.
-    pub fn open(path: &Path, mut looked: impl FnMut(u64, u64)) -> Result<Self, JournalError> {
+    /// Looks through a file. `on_progress` is told how many of its bytes are done.
+    pub fn open(path: &Path, mut on_progress: impl FnMut(u64, u64)) -> Result<Self, JournalError> {
         let file = RealDisk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
         let bytes = file.length().map_err(|error| JournalError::io(path, error))?;
         let found = Salvaged {
@@ -85,17 +85,17 @@ impl Salvage {
         };
         let mut salvage = Self { found, segment: None, file, places: BTreeMap::new() };
         let mut summary = None;
-        if let Err(error) = salvage.by_order(path, &mut summary) {
+        if let Err(error) = salvage.read_in_order(path, &mut summary) {
             salvage.found.broken = Some(error.to_string());
-            salvage.by_bytes(&mut looked).map_err(|error| JournalError::io(path, error))?;
+            salvage.scan_bytes(&mut on_progress).map_err(|error| JournalError::io(path, error))?;
         }
-        salvage.reckon(path, summary.as_ref());
+        salvage.summarize(path, summary.as_ref());
         Ok(salvage)
     }
 
     /// Goes along the file's own order, as far as that leads.
-    fn by_order(&mut self, path: &Path, summary: &mut Option<Summary>) -> Result<(), JournalError> {
-        let segment = Segment::open_untouched(&RealDisk, path, CACHE_BYTES)?;
+    fn read_in_order(&mut self, path: &Path, summary: &mut Option<Summary>) -> Result<(), JournalError> {
+        let segment = Segment::open_without_repair(&RealDisk, path, CACHE_BYTES)?;
         let view = segment.view()?;
         let outcome = (|| {
             *summary = view.summary().ok();
@@ -106,7 +106,7 @@ impl Salvage {
                     return Err(JournalError::Damaged { file: path.to_owned(), reason: "its order is broken".into() });
                 }
                 next = block.end();
-                self.take(&block, None);
+                self.keep(&block, None);
             }
             match summary {
                 Some(_) => Ok(()),
@@ -119,25 +119,25 @@ impl Salvage {
     }
 
     /// Looks for blocks wherever they may be.
-    fn by_bytes(&mut self, looked: &mut dyn FnMut(u64, u64)) -> std::io::Result<()> {
+    fn scan_bytes(&mut self, on_progress: &mut dyn FnMut(u64, u64)) -> std::io::Result<()> {
         let length = self.found.bytes;
         let mut window = Vec::new();
         let mut base = 0;
         while base < length {
-            window.resize(WINDOW_BYTES.min((length - base) as usize), 0);
+            window.resize(SCAN_BYTES.min((length - base) as usize), 0);
             self.file.read(base, &mut window)?;
             let mut next = base;
             while let Some(place) = find_magic(&window, base, next) {
-                next = place + Block::SIGN.len() as u64;
+                next = place + Block::MAGIC.len() as u64;
                 if let Some((block, bytes)) = self.block_at(place)? {
-                    self.take(&block, Some((place, bytes)));
+                    self.keep(&block, Some((place, bytes)));
                     next = place + bytes as u64;
                 }
             }
             // The last byte of a window may be the first of a block.
             let end = base + window.len() as u64;
             base = if end < length { next.max(end - 1) } else { end };
-            looked(base.min(length), length);
+            on_progress(base.min(length), length);
         }
         Ok(())
     }
@@ -152,17 +152,17 @@ impl Salvage {
         Ok(Block::decode_first(&value).ok())
     }
 
-    fn take(&mut self, block: &Block, at: Option<(u64, usize)>) {
+    fn keep(&mut self, block: &Block, at: Option<(u64, usize)>) {
         let (first, end, recorded) = (block.header.first, block.end(), block.header.recorded);
         if end <= first {
             return;
         }
-        let rivals: Vec<u64> =
+        let overlapping: Vec<u64> =
             self.places.range(..end).filter(|(_, place)| place.end > first).map(|(first, _)| *first).collect();
-        for rival in &rivals {
-            let known = self.places[rival];
+        for other in &overlapping {
+            let known = self.places[other];
             // redb writes a page anew to change it, so that old copies of a block are found too.
-            if (*rival, known.end, known.recorded) == (first, end, recorded) {
+            if (*other, known.end, known.recorded) == (first, end, recorded) {
                 return;
             }
             if known.at.is_none() || known.recorded >= recorded {
@@ -170,15 +170,15 @@ impl Salvage {
                 return;
             }
         }
-        for rival in rivals {
-            self.places.remove(&rival);
+        for other in overlapping {
+            self.places.remove(&other);
             self.found.superseded += 1;
         }
-        self.places.insert(first, Place { end, recorded, at });
+        self.places.insert(first, BlockLocation { end, recorded, at });
     }
 
     /// What is there, and what is missing.
-    fn reckon(&mut self, path: &Path, summary: Option<&Summary>) {
+    fn summarize(&mut self, path: &Path, summary: Option<&Summary>) {
         let found = &mut self.found;
         found.blocks = self.places.len() as u64;
         found.events = self.places.iter().map(|(first, place)| place.end - first).sum();
@@ -224,7 +224,7 @@ impl Salvage {
 /// The next place at or after `from` in a window of the file that may begin a block.
 fn find_magic(window: &[u8], base: u64, from: u64) -> Option<u64> {
     let rest = window.get(usize::try_from(from - base).ok()?..)?;
-    rest.windows(Block::SIGN.len()).position(|two| two == Block::SIGN).map(|index| from + index as u64)
+    rest.windows(Block::MAGIC.len()).position(|two| two == Block::MAGIC).map(|index| from + index as u64)
 }
 
 fn cursors(settled: &[Settled]) -> Vec<(String, u64)> {
@@ -235,6 +235,6 @@ fn cursors(settled: &[Settled]) -> Vec<(String, u64)> {
 fn next_first(path: &Path, first: u64) -> Option<u64> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let names = RealDisk.list(folder).ok()?;
-    let firsts = names.iter().filter_map(|(name, _)| first_of(name.trim_end_matches(".damaged")));
+    let firsts = names.iter().filter_map(|(name, _)| offset_in_name(name.trim_end_matches(".damaged")));
     firsts.filter(|other| *other > first).min()
 }

@@ -10,7 +10,7 @@ use super::block::{BadBlock, Block, Run};
 use super::cursor::{Settled, SettledV1};
 use super::dedupe_window::{FINGERPRINT_BYTES, Fingerprint};
 use super::disk::{Backend, Disk, Identity, Open};
-use super::{JournalError, caught};
+use super::{JournalError, catch_panic};
 use crate::event::{Timestamp, append_postcard};
 use redb::{Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ const FINGERPRINTS_IN_ROW: usize = 3800;
 /// The format that this version writes, and the newest it reads.
 pub const FORMAT: u32 = 3;
 /// Fingerprints of older formats were made in another way, and are not read.
-const PRINTS_FORMAT: u32 = 3;
+const FINGERPRINTS_FORMAT: u32 = 3;
 
 /// What a segment says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,7 +128,7 @@ pub fn file_name(first: u64) -> String {
 }
 
 /// The first offset that a file name says.
-pub fn first_of(name: &str) -> Option<u64> {
+pub fn offset_in_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".redb")?;
     (digits.len() == 20).then(|| digits.parse().ok())?
 }
@@ -152,7 +152,7 @@ impl Segment {
         let temporary = path.with_extension("tmp");
         let file = disk.open(&temporary, Open::New).map_err(|error| JournalError::io(&temporary, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(&temporary, error))?;
-        let database = caught(path, || {
+        let database = catch_panic(path, || {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
             Ok(builder.create_with_backend(Backend::new(file))?)
@@ -167,7 +167,7 @@ impl Segment {
     }
 
     /// Copies the segment, however its own file is named by now, into the place that its name says.
-    pub fn restore_place(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
+    pub fn recreate_file(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
         Self::create_at(&self.path, disk, cache_bytes, |segment| segment.copy_rows(&self.view()?))
     }
 
@@ -176,7 +176,7 @@ impl Segment {
         let Handle::Active(database) = &self.database else {
             return Err(JournalError::Damaged { file: self.path.clone(), reason: "it is closed".into() });
         };
-        caught(&self.path, || {
+        catch_panic(&self.path, || {
             let mut write = database.begin_write()?;
             write.set_durability(Durability::Immediate)?;
             {
@@ -197,7 +197,7 @@ impl Segment {
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
         // Whatever is read from now on is relied on: a process that was killed may have left pages that no fsync has covered.
         file.sync_and_reread().map_err(|error| JournalError::io(path, error))?;
-        let database = caught(path, || {
+        let database = catch_panic(path, || {
             if file.length()? == 0 {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
@@ -212,7 +212,7 @@ impl Segment {
     pub fn open_closed(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
-        let opened = caught(path, || {
+        let opened = catch_panic(path, || {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
             Ok(builder.open_read_only_with_backend(Backend::new(file)))
@@ -226,7 +226,7 @@ impl Segment {
 
     /// Opens a segment to look at it, in whatever state it is. The file is never changed: a repair
     /// stays in memory.
-    pub fn open_untouched(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+    pub fn open_without_repair(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let open = || disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error));
         let builder = || {
             let mut builder = Database::builder();
@@ -235,13 +235,13 @@ impl Segment {
         };
         let file = open()?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
-        match caught(path, || Ok(builder().open_read_only_with_backend(Backend::new(file))))? {
+        match catch_panic(path, || Ok(builder().open_read_only_with_backend(Backend::new(file))))? {
             Ok(database) => return Ok(Self { path: path.to_owned(), identity, database: Handle::Closed(database) }),
             Err(redb::DatabaseError::RepairAborted) => {}
             Err(error) => return Err(JournalError::from_redb(path, error.into())),
         }
         let over = super::overlay::Overlay::new(open()?).map_err(|error| JournalError::io(path, error))?;
-        let database = caught(path, || Ok(builder().create_with_backend(Backend::new(Box::new(over)))?))?;
+        let database = catch_panic(path, || Ok(builder().create_with_backend(Backend::new(Box::new(over)))?))?;
         Ok(Self { path: path.to_owned(), identity, database: Handle::Active(database) })
     }
 
@@ -270,7 +270,7 @@ impl Segment {
         let Handle::Active(database) = &self.database else {
             return Err(JournalError::Damaged { file: self.path.clone(), reason: "it is closed".into() });
         };
-        caught(&self.path, || {
+        catch_panic(&self.path, || {
             let mut write = database.begin_write()?;
             write.set_durability(Durability::Immediate)?;
             {
@@ -284,11 +284,11 @@ impl Segment {
                     table.insert(SUMMARY_AT, value.as_slice())?;
                 }
                 let mut value = Vec::new();
-                for (row, prints) in fingerprints.chunks(FINGERPRINTS_IN_ROW).enumerate() {
+                for (row, fingerprints) in fingerprints.chunks(FINGERPRINTS_IN_ROW).enumerate() {
                     value.clear();
-                    for print in prints {
-                        value.extend_from_slice(&print.id.to_le_bytes());
-                        value.extend_from_slice(&print.content.to_le_bytes());
+                    for fingerprint in fingerprints {
+                        value.extend_from_slice(&fingerprint.id.to_le_bytes());
+                        value.extend_from_slice(&fingerprint.content.to_le_bytes());
                     }
                     table.insert(FINGERPRINTS_FROM + row as u64, value.as_slice())?;
                 }
@@ -300,7 +300,7 @@ impl Segment {
 
     /// Starts reading. Drop the view soon: it pins pages, and the file grows.
     pub fn view(&self) -> Result<View, JournalError> {
-        let read = caught(&self.path, || match &self.database {
+        let read = catch_panic(&self.path, || match &self.database {
             Handle::Active(database) => Ok(database.begin_read()?),
             Handle::Closed(database) => Ok(database.begin_read()?),
         })?;
@@ -346,21 +346,21 @@ impl View {
 
     /// The fingerprints of a closed segment; none if it was closed by a version that made them in another way.
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
-        if self.summary()?.format < PRINTS_FORMAT {
+        if self.summary()?.format < FINGERPRINTS_FORMAT {
             return Ok(Vec::new());
         }
         let half = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
-        caught(&self.path, || {
+        catch_panic(&self.path, || {
             let table = self.read.open_table(BLOCKS)?;
-            let mut prints = Vec::new();
+            let mut fingerprints = Vec::new();
             for row in table.range(FINGERPRINTS_FROM..)? {
                 let (_, value) = row?;
                 let pairs = value.value().as_chunks::<FINGERPRINT_BYTES>().0;
-                prints.extend(
+                fingerprints.extend(
                     pairs.iter().map(|pair| Fingerprint { id: half(&pair[..8]).max(1), content: half(&pair[8..]) }),
                 );
             }
-            Ok(prints)
+            Ok(fingerprints)
         })
     }
 
@@ -385,7 +385,7 @@ impl View {
     }
 
     fn edge(&self, from: u64, to: u64, edge: Edge) -> Result<Option<Vec<u8>>, JournalError> {
-        caught(&self.path, || {
+        catch_panic(&self.path, || {
             let table = self.read.open_table(BLOCKS)?;
             let mut range = table.range(from..=to)?;
             let entry = match edge {
@@ -408,7 +408,7 @@ impl View {
     }
 
     fn value(&self, at: u64) -> Result<Option<Vec<u8>>, JournalError> {
-        caught(&self.path, || {
+        catch_panic(&self.path, || {
             let table = self.read.open_table(BLOCKS)?;
             Ok(table.get(at)?.map(|value| value.value().to_vec()))
         })

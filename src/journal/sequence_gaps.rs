@@ -3,11 +3,11 @@
 //! After a loss the journal goes on behind every number that it may have given. What lies between
 //! belongs to no event: readers pass over it, and it is in no account.
 //!
-//! Promise: a number below the end of a gap that [`Unused::save`] stored is not given again.
+//! Promise: a number below the end of a gap that [`GapFile::save`] stored is not given again.
 //! The gaps are a small file of their own, so that they outlive another loss of `state.redb`.
 
 use super::disk::{Disk, read_whole, write_json};
-use super::{JournalError, set_aside};
+use super::{JournalError, quarantine};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ const FILE: &str = "unused.json";
 
 /// The gaps of a journal, by lane.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Unused {
+pub(super) struct GapFile {
     lanes: BTreeMap<String, Gaps>,
 }
 
@@ -30,14 +30,14 @@ pub struct Gaps {
     pub sequences: Vec<(u32, u64, u64)>,
 }
 
-impl Unused {
+impl GapFile {
     /// Reads the gaps. A damaged file is set aside; the second value names it then.
     pub fn load(disk: &dyn Disk, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join(FILE);
         match read_whole(disk, &path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(unused) => Ok((unused, None)),
-                Err(_) => Ok((Self::default(), Some(set_aside(disk, &path)?))),
+                Ok(gap_file) => Ok((gap_file, None)),
+                Err(_) => Ok((Self::default(), Some(quarantine(disk, &path)?))),
             },
             Err(error) if error.kind() == ErrorKind::NotFound => Ok((Self::default(), None)),
             Err(error) => Err(JournalError::io(&path, error)),
@@ -60,7 +60,7 @@ impl Unused {
     }
 }
 
-impl Unused {
+impl GapFile {
     /// Widens the last gap of every row of numbers up to `to`; returns when that is on the disk.
     pub fn widen_last(&mut self, to: u64, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
         for lane in self.lanes.clone().keys() {

@@ -3,18 +3,18 @@
 //! Promise: no number is given twice, whatever files are lost; what is passed over for that is
 //! known, and in no account.
 
-use super::open::Newest;
+use super::open::NewestSegment;
 use super::segment::Segment;
 use super::sequence_gaps::Gaps;
 use super::state::RESERVE;
-use super::writer::Numbers;
+use super::writer::ReservedNumbers;
 use super::{Core, JournalError, sequence_mark};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What lost segments are known to have held.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct LostSegments {
     /// Offset of the first event that is lost, if a segment is.
     pub first: Option<u64>,
     /// Every offset below was given.
@@ -23,7 +23,7 @@ pub(super) struct Held {
     sequences: BTreeMap<u32, u64>,
 }
 
-impl Held {
+impl LostSegments {
     /// Adds what a damaged segment still says of itself.
     pub fn add(&mut self, first: u64, core: &Core, path: &Path) {
         self.first = Some(first);
@@ -54,24 +54,24 @@ impl Held {
 pub(super) fn numbers(
     core: &Core,
     lane: &str,
-    newest: &Newest,
-    lost: &Held,
+    newest: &NewestSegment,
+    lost: &LostSegments,
     has_lost_marks: bool,
     gaps: &mut Gaps,
-) -> Result<(Numbers, BTreeMap<u32, Numbers>), JournalError> {
+) -> Result<(ReservedNumbers, BTreeMap<u32, ReservedNumbers>), JournalError> {
     let mark = |name: &str| core.state.mark(name);
     let offset_mark = format!("offset/{lane}");
     let noted = mark(&format!("given/{offset_mark}"))?;
-    let known = Known {
+    let known = NumberEvidence {
         given: newest.next.max(lost.end).max(lost.first.unwrap_or(0)).max(noted),
         mark: mark(&offset_mark)?,
         gap_end: gaps.offsets.last().map_or(0, |gap| gap.1),
     };
     let is_short = lost.first.is_some()
         || known.has_lost_mark()
-        || known.has_no_trace() && has_lost_marks
+        || known.has_no_evidence() && has_lost_marks
         || noted > newest.next.max(known.gap_end);
-    let (next, gap) = known.go_on(is_short, has_lost_marks);
+    let (next, gap) = known.resume(is_short, has_lost_marks);
     if let Some((from, to)) = gap {
         let events_lost = from.saturating_sub(newest.next.max(known.gap_end));
         tracing::error!(
@@ -83,11 +83,11 @@ pub(super) fn numbers(
         );
         gaps.offsets.push((from, to));
     }
-    let offsets = Numbers { next, reserved: known.mark };
+    let offsets = ReservedNumbers { next, reserved: known.mark };
     let mut sequences = BTreeMap::new();
     for stream in stream_numbers(core) {
         let name = sequence_mark(lane, stream);
-        let known = Known {
+        let known = NumberEvidence {
             given: newest
                 .sequences
                 .get(&stream)
@@ -99,16 +99,16 @@ pub(super) fn numbers(
             gap_end: gaps.sequences.iter().filter(|gap| gap.0 == stream).map(|gap| gap.2).max().unwrap_or(0),
         };
         let may_be_lost = is_short && has_lost_marks && is_of(core, stream, lane);
-        if known.given == 1 && known.has_no_trace() && !may_be_lost {
+        if known.given == 1 && known.has_no_evidence() && !may_be_lost {
             continue;
         }
-        let (next, gap) = known.go_on(is_short || known.has_lost_mark(), has_lost_marks);
+        let (next, gap) = known.resume(is_short || known.has_lost_mark(), has_lost_marks);
         if let Some((from, to)) = gap {
             let name = core.stream_name(stream);
             tracing::error!(lane, stream = %name, from, to, "consumers of this stream see its sequence pass over these numbers; no event had them, unless it was in a file that is set aside");
             gaps.sequences.push((stream, from, to));
         }
-        sequences.insert(stream, Numbers { next, reserved: known.mark });
+        sequences.insert(stream, ReservedNumbers { next, reserved: known.mark });
     }
     Ok((offsets, sequences))
 }
@@ -129,7 +129,7 @@ fn stream_numbers(core: &Core) -> Vec<u32> {
 
 /// What is known of a row of numbers at a start.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct NumberEvidence {
     /// Every number below was given.
     given: u64,
     /// No number from here on was given; 0 if that is not known.
@@ -138,25 +138,25 @@ struct Known {
     gap_end: u64,
 }
 
-impl Known {
+impl NumberEvidence {
     /// Whether the mark is lost: it is always raised before a number is given.
     fn has_lost_mark(&self) -> bool {
         self.mark < self.given && self.given > self.gap_end.max(1)
     }
 
     /// Whether neither a mark nor a gap says how far numbers were given.
-    fn has_no_trace(&self) -> bool {
+    fn has_no_evidence(&self) -> bool {
         self.mark == 0 && self.gap_end == 0
     }
 
     /// The number to go on with, and the gap below it if there is a new one. `is_short`: more may
     /// have been given than is known.
-    fn go_on(&self, is_short: bool, has_lost_marks: bool) -> (u64, Option<(u64, u64)>) {
+    fn resume(&self, is_short: bool, has_lost_marks: bool) -> (u64, Option<(u64, u64)>) {
         let from = self.given.max(self.gap_end);
         if !is_short {
             return (from, None);
         }
-        let is_mark_lost = self.has_lost_mark() || has_lost_marks && self.has_no_trace();
+        let is_mark_lost = self.has_lost_mark() || has_lost_marks && self.has_no_evidence();
         let to = from.max(self.mark) + if is_mark_lost { RESERVE } else { 0 };
         (to, (to > from).then_some((from, to)))
     }
@@ -168,12 +168,12 @@ mod tests {
 
     #[test]
     fn numbers_go_on_behind_what_may_have_been_given_and_only_once() {
-        let known = |given, mark, gap_end| Known { given, mark, gap_end };
-        assert_eq!(known(4, 1000, 0).go_on(false, false), (4, None), "nothing is lost");
-        assert_eq!(known(4, 1000, 0).go_on(true, false), (1000, Some((4, 1000))), "a segment is lost");
-        assert_eq!(known(4, 0, 0).go_on(true, true), (4 + RESERVE, Some((4, 4 + RESERVE))), "the marks are lost");
-        assert_eq!(known(4, 2, 0).go_on(true, false), (4 + RESERVE, Some((4, 4 + RESERVE))), "an old mark");
-        assert_eq!(known(4, 0, 2000).go_on(true, true), (2000, None), "lost again before anything was given");
-        assert_eq!(known(1, 0, 0).go_on(false, false), (1, None), "new");
+        let known = |given, mark, gap_end| NumberEvidence { given, mark, gap_end };
+        assert_eq!(known(4, 1000, 0).resume(false, false), (4, None), "nothing is lost");
+        assert_eq!(known(4, 1000, 0).resume(true, false), (1000, Some((4, 1000))), "a segment is lost");
+        assert_eq!(known(4, 0, 0).resume(true, true), (4 + RESERVE, Some((4, 4 + RESERVE))), "the marks are lost");
+        assert_eq!(known(4, 2, 0).resume(true, false), (4 + RESERVE, Some((4, 4 + RESERVE))), "an old mark");
+        assert_eq!(known(4, 0, 2000).resume(true, true), (2000, None), "lost again before anything was given");
+        assert_eq!(known(1, 0, 0).resume(false, false), (1, None), "new");
     }
 }

@@ -8,7 +8,7 @@
 
 use super::disk::{Backend, Disk, Identity, Open};
 use super::verify::StateRecount;
-use super::{JournalError, caught};
+use super::{JournalError, catch_panic};
 use parking_lot::{Mutex, MutexGuard};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::ops::{Bound, ControlFlow};
@@ -54,7 +54,7 @@ pub struct State {
 
 /// The open file.
 #[derive(Debug)]
-struct Handle {
+struct OpenFile {
     database: Database,
     identity: Identity,
     /// Whether an fsync of the file has failed.
@@ -64,12 +64,12 @@ struct Handle {
 /// The file, or why there is none open.
 #[derive(Debug, Default)]
 enum Slot {
-    Open(Handle),
+    Open(OpenFile),
     /// Closed, or given up after an error: the next write opens it again.
     #[default]
     Closed,
     /// An fsync failed: the next write goes to a new file.
-    Suspect,
+    SyncFailed,
 }
 
 impl State {
@@ -93,7 +93,7 @@ impl State {
             }
             Err(error @ JournalError::Damaged { .. }) => {
                 tracing::error!(%error, "the numbers given so far are lost with this file; it is set aside as state.redb.damaged, and the lanes go on behind every number that they may have given");
-                aside = Some(super::set_aside(&*state.disk, &state.path)?);
+                aside = Some(super::quarantine(&*state.disk, &state.path)?);
                 *state.lock() = Slot::Open(state.write_new(None)?);
             }
             Err(error) => return Err(error),
@@ -102,7 +102,7 @@ impl State {
     }
 
     /// Creates the file with the content of another, under a temporary name first: a power cut never leaves half of one.
-    fn write_new(&self, content: Option<&Database>) -> Result<Handle, JournalError> {
+    fn write_new(&self, content: Option<&Database>) -> Result<OpenFile, JournalError> {
         let temporary = self.path.with_extension("tmp");
         self.write_new_at(&temporary, content).inspect_err(|_| {
             // On a full disk it would keep the room that the next attempt needs. It may not be there.
@@ -110,13 +110,13 @@ impl State {
         })
     }
 
-    fn write_new_at(&self, temporary: &Path, content: Option<&Database>) -> Result<Handle, JournalError> {
+    fn write_new_at(&self, temporary: &Path, content: Option<&Database>) -> Result<OpenFile, JournalError> {
         let failed = |error| JournalError::io(temporary, error);
         let file = self.disk.open(temporary, Open::New).map_err(failed)?;
         let identity = file.identity().map_err(failed)?;
         let backend = Backend::new(file);
         let sync_failed = backend.sync_failed();
-        let database = caught(&self.path, || {
+        let database = catch_panic(&self.path, || {
             let database = builder().create_with_backend(backend)?;
             let mut write = database.begin_write()?;
             write.set_quick_repair(true);
@@ -130,7 +130,7 @@ impl State {
         self.disk.rename(temporary, &self.path).map_err(|error| JournalError::io(&self.path, error))?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         self.disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))?;
-        Ok(Handle { database, identity, sync_failed })
+        Ok(OpenFile { database, identity, sync_failed })
     }
 
     /// Whether the path still leads to the open file.
@@ -138,7 +138,7 @@ impl State {
         self.disk.identity(&self.path).is_ok_and(|found| found == identity)
     }
 
-    fn open_database(&self) -> Result<Handle, JournalError> {
+    fn open_database(&self) -> Result<OpenFile, JournalError> {
         let failed = |error| JournalError::io(&self.path, error);
         let file = self.disk.open(&self.path, Open::Existing).map_err(failed)?;
         let identity = file.identity().map_err(failed)?;
@@ -146,7 +146,7 @@ impl State {
         let is_empty = file.length().map_err(failed)? == 0;
         let backend = Backend::new(file);
         let sync_failed = backend.sync_failed();
-        let database = caught(&self.path, || {
+        let database = catch_panic(&self.path, || {
             if is_empty {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
@@ -159,7 +159,7 @@ impl State {
             database.begin_read()?.open_table(MARKS)?;
             Ok(database)
         })?;
-        Ok(Handle { database, identity, sync_failed })
+        Ok(OpenFile { database, identity, sync_failed })
     }
 
     fn lock(&self) -> MutexGuard<'_, Slot> {
@@ -188,16 +188,16 @@ impl State {
     }
 
     /// Opens the state to look at it; the file is never changed. For a journal that no gateway runs on.
-    pub fn open_untouched(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
+    pub fn open_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join("state.redb");
-        let database = open_untouched(&*disk, &path)?;
-        Self::looking(disk, path, database)
+        let database = open_without_repair(&*disk, &path)?;
+        Self::from_database(disk, path, database)
     }
 
     /// A state to be looked at.
-    fn looking(disk: Arc<dyn Disk>, path: PathBuf, database: Database) -> Result<Self, JournalError> {
+    fn from_database(disk: Arc<dyn Disk>, path: PathBuf, database: Database) -> Result<Self, JournalError> {
         let identity = disk.identity(&path).map_err(|error| JournalError::io(&path, error))?;
-        let handle = Handle { database, identity, sync_failed: Arc::default() };
+        let handle = OpenFile { database, identity, sync_failed: Arc::default() };
         Ok(Self { disk, path, database: Mutex::new(Slot::Open(handle)) })
     }
 
@@ -259,9 +259,10 @@ impl State {
     }
 
     /// Reads every note of a state that nobody writes, and checks every page against its checksum.
-    pub fn recount_untouched(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
+    pub fn recount_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
         let path = folder.join("state.redb");
-        let checked = checked_untouched(&*disk, &path).and_then(|database| Self::looking(disk, path, database));
+        let checked =
+            open_checked_without_repair(&*disk, &path).and_then(|database| Self::from_database(disk, path, database));
         checked
             .map(|state| state.recount())
             .unwrap_or_else(|error| StateRecount { fault: Some(error.to_string()), ..StateRecount::default() })
@@ -302,7 +303,7 @@ impl State {
     }
 
     /// The note of exactly this name.
-    pub fn note_of(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
+    pub fn read_note(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.read(|database| match database.begin_read()?.open_table(NOTES) {
             Ok(table) => Ok(table.get(name)?.map(|value| value.value().to_vec())),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
@@ -311,7 +312,7 @@ impl State {
     }
 
     /// Writes notes, all or none, and returns when they are on the disk.
-    pub fn note(&self, notes: &[Note]) -> Result<(), JournalError> {
+    pub fn write_notes(&self, notes: &[Note]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(NOTES)?;
             for (name, value) in notes {
@@ -342,11 +343,11 @@ impl State {
     /// Reads the file. After an error the read takes a checked view and changes nothing; the next write opens the file again.
     fn read<T>(&self, look: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, JournalError> {
         let guard = self.lock();
-        if let Slot::Open(Handle { database, .. }) = &*guard {
-            return caught(&self.path, || look(database));
+        if let Slot::Open(OpenFile { database, .. }) = &*guard {
+            return catch_panic(&self.path, || look(database));
         }
-        let content = checked_untouched(&*self.disk, &self.path)?;
-        caught(&self.path, || look(&content))
+        let content = open_checked_without_repair(&*self.disk, &self.path)?;
+        catch_panic(&self.path, || look(&content))
     }
 
     fn write(
@@ -357,13 +358,13 @@ impl State {
         let handle = match std::mem::take(&mut *guard) {
             Slot::Open(handle) => handle,
             Slot::Closed => self.open_database()?,
-            Slot::Suspect => {
-                let content = checked_untouched(&*self.disk, &self.path);
-                let anew = content.and_then(|content| self.write_new(Some(&content)));
-                anew.inspect_err(|_| *guard = Slot::Suspect)?
+            Slot::SyncFailed => {
+                let content = open_checked_without_repair(&*self.disk, &self.path);
+                let created = content.and_then(|content| self.write_new(Some(&content)));
+                created.inspect_err(|_| *guard = Slot::SyncFailed)?
             }
         };
-        let written = caught(&self.path, || {
+        let written = catch_panic(&self.path, || {
             let mut write = handle.database.begin_write()?;
             write.set_quick_repair(true);
             change(&write)?;
@@ -371,13 +372,13 @@ impl State {
             Ok(())
         });
         *guard = match &written {
-            Err(_) if handle.sync_failed.load(Ordering::Acquire) => Slot::Suspect,
+            Err(_) if handle.sync_failed.load(Ordering::Acquire) => Slot::SyncFailed,
             Err(_) => Slot::Closed,
             Ok(()) if self.is_in_place(handle.identity) => Slot::Open(handle),
             Ok(()) => {
                 tracing::error!(file = %self.path.display(), "the file was removed or replaced while it was in use; it is written anew");
                 match self.write_new(Some(&handle.database)) {
-                    Ok(anew) => Slot::Open(anew),
+                    Ok(created) => Slot::Open(created),
                     // A new file may have the name already, and not be sure of it: the open one stays the one that
                     // counts, and the next write tries again.
                     Err(error) => {
@@ -412,10 +413,10 @@ fn remove_all(table: &mut redb::Table<'_, &str, &[u8]>, prefix: &str) -> Result<
     Ok(())
 }
 
-fn open_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
+fn open_without_repair(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
     let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
     let over = super::overlay::Overlay::new(file).map_err(|error| JournalError::io(path, error))?;
-    caught(path, || {
+    catch_panic(path, || {
         let database = builder().create_with_backend(Backend::new(Box::new(over)))?;
         database.begin_read()?.open_table(MARKS)?;
         Ok(database)
@@ -423,9 +424,9 @@ fn open_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError
 }
 
 /// The file as it is on disk, to be read and not changed; its checksums are verified.
-fn checked_untouched(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
-    let mut database = open_untouched(disk, path)?;
-    caught(path, || match database.check_integrity()? {
+fn open_checked_without_repair(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
+    let mut database = open_without_repair(disk, path)?;
+    catch_panic(path, || match database.check_integrity()? {
         true => Ok(()),
         false => Err(redb::Error::Corrupted("a page does not fit its checksum".into())),
     })?;

@@ -179,7 +179,7 @@ impl Counting {
                 continue;
             }
             let before = lane.next;
-            lane.look()?;
+            lane.count_next()?;
             self.counted.done += lane.history.gaps().given_between(before, lane.next);
         }
         Ok(true)
@@ -211,7 +211,7 @@ impl LaneCount {
         }
     }
 
-    fn look(&mut self) -> Result<(), JournalError> {
+    fn count_next(&mut self) -> Result<(), JournalError> {
         let at = self.history.gaps().pass(self.next);
         if at > self.next {
             self.next = at.min(self.end);

@@ -7,8 +7,8 @@
 //! - after a failed commit the segment is never written again.
 
 use super::block::{Block, Compressor, Header, Run, append_record};
-use super::dedupe_window::{BatchPrints, DurableCopy, Fingerprint, Seen, SeenInBatch};
-use super::group_commit::{Batch, BatchDurable, Entry, Work};
+use super::dedupe_window::{BatchDedupeResult, BatchFingerprints, DedupeResult, DurableCopy, Fingerprint};
+use super::group_commit::{Batch, BatchDurable, BatchEntry, WriterWork};
 use super::lane::Durable;
 use super::planted_bugs::{self, Bug};
 use super::retention;
@@ -29,7 +29,7 @@ const BLOCK_PLAIN_MAX: usize = 256 << 10;
 /// A batch that fills some blocks is worth a commit at once.
 pub(super) const CUT_BYTES: usize = 256 << 10;
 /// A segment's fingerprints are kept in memory until it closes: 2 MiB.
-const SEGMENT_PRINTS_MAX: usize = 128 << 10;
+const SEGMENT_FINGERPRINTS_MAX: usize = 128 << 10;
 /// Cursors are written alone after this long without an append.
 const CURSOR_IDLE: Duration = Duration::from_secs(10);
 /// A segment is closed after a day, so that retention can remove it.
@@ -40,9 +40,9 @@ const FOLLOWED_AFTER: Duration = Duration::from_secs(120);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Numbers that are given out, and up to where they are reserved.
+/// ReservedNumbers that are given out, and up to where they are reserved.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Numbers {
+pub(super) struct ReservedNumbers {
     pub next: u64,
     pub reserved: u64,
 }
@@ -50,9 +50,9 @@ pub(super) struct Numbers {
 /// What a writer knows of its log when it starts.
 #[derive(Debug)]
 pub(super) struct Position {
-    pub offsets: Numbers,
+    pub offsets: ReservedNumbers,
     /// By stream number.
-    pub sequences: BTreeMap<u32, Numbers>,
+    pub sequences: BTreeMap<u32, ReservedNumbers>,
     /// The segment to go on with.
     pub active: Option<Active>,
 }
@@ -63,7 +63,7 @@ pub(super) struct Active {
     pub segment: Arc<Segment>,
     pub summary: Summary,
     pub bytes: u64,
-    pub prints: Vec<Fingerprint>,
+    pub fingerprints: Vec<Fingerprint>,
     pub parts: BTreeMap<u32, StreamPart>,
     pub begun: Instant,
 }
@@ -75,25 +75,25 @@ pub(super) struct Writer {
     /// Compressed share of the blocks written last.
     ratio: f64,
     /// Fingerprints of the batch in hand, and what the window knows of each of its events.
-    batch_prints: BatchPrints,
-    seen: Vec<Seen>,
+    batch_fingerprints: BatchFingerprints,
+    dedupe_results: Vec<DedupeResult>,
     /// Segments begun since the start.
     segments: u64,
     /// When the last commit started.
     committed_at: Option<Instant>,
     /// A batch that the disk has not taken yet.
-    in_hand: Option<InHand>,
+    pending: Option<PendingBatch>,
     /// The memory of the batch before.
     spare: Batch,
     /// When it was last looked at what may leave the log.
-    swept_at: Instant,
+    limits_checked_at: Instant,
 }
 
 /// What a writer waits for before its next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// A batch, or nothing for some time.
-    Work,
+    WriterWork,
     /// The disk did not take the batch in hand: it is tried again after this time.
     Retry(Duration),
     /// Nothing: the lane is closed.
@@ -101,9 +101,9 @@ pub(super) enum Next {
 }
 
 /// A batch under its numbers, on its way to disk.
-struct InHand {
+struct PendingBatch {
     batch: Batch,
-    prepared: Prepared,
+    encoded: EncodedBatch,
     /// How long to wait after another failure.
     pause: Duration,
 }
@@ -117,10 +117,10 @@ enum Cursors {
 }
 
 /// A batch made ready for the disk.
-struct Prepared {
+struct EncodedBatch {
     blocks: Vec<Arc<Block>>,
     values: Vec<(u64, Vec<u8>)>,
-    prints: Vec<Fingerprint>,
+    fingerprints: Vec<Fingerprint>,
     /// For each event that repeats one on disk.
     copies: Vec<DurableCopy>,
     /// Segments that the writer had begun by then.
@@ -132,7 +132,7 @@ struct Prepared {
     recorded: Timestamp,
 }
 
-impl Prepared {
+impl EncodedBatch {
     /// Takes the cursors out of the first block.
     fn forget_cursors(&mut self, compressor: &mut Compressor) {
         let (Some(block), Some((_, value))) = (self.blocks.first_mut(), self.values.first_mut()) else { return };
@@ -150,13 +150,13 @@ impl Writer {
             position,
             compressor: Compressor::default(),
             ratio: 0.5,
-            batch_prints: BatchPrints::default(),
-            seen: Vec::new(),
+            batch_fingerprints: BatchFingerprints::default(),
+            dedupe_results: Vec::new(),
             segments: 0,
             committed_at: None,
-            in_hand: None,
+            pending: None,
             spare: Batch::default(),
-            swept_at: clock::instant(),
+            limits_checked_at: clock::instant(),
         }
     }
 
@@ -168,18 +168,18 @@ impl Writer {
     /// Works until the journal closes.
     pub(super) fn run(mut self) {
         let lane = Arc::clone(&self.lane);
-        let _beating = lane.pulse.start();
-        let mut next = Next::Work;
+        let _beating = lane.heartbeat.start();
+        let mut next = Next::WriterWork;
         loop {
-            lane.pulse.waits();
+            lane.heartbeat.set_idle();
             let work = match next {
-                Next::Work => self.take_work(),
+                Next::WriterWork => self.next_work(),
                 // The journal closes: nobody got a receipt for the batch in hand.
                 Next::Retry(pause) if lane.pause(pause) => break,
-                Next::Retry(_) => Work::Idle,
+                Next::Retry(_) => WriterWork::Idle,
                 Next::Ended => return,
             };
-            lane.pulse.works();
+            lane.heartbeat.set_busy();
             next = self.step(work);
         }
         self.end();
@@ -187,46 +187,46 @@ impl Writer {
 
     /// What there is to do now, without waiting; for a writer that is stepped.
     #[cfg(test)]
-    pub(super) fn poll(&mut self) -> Work {
-        if self.in_hand.is_some() {
-            return Work::Idle;
+    pub(super) fn poll(&mut self) -> WriterWork {
+        if self.pending.is_some() {
+            return WriterWork::Idle;
         }
-        self.lane.gather.poll(std::mem::take(&mut self.spare))
+        self.lane.queue.poll(std::mem::take(&mut self.spare))
     }
 
     /// Gives up what is in hand, as the thread does where the disk does not take it before the end.
     #[cfg(test)]
     pub(super) fn abandon(&mut self) {
-        self.in_hand = None;
+        self.pending = None;
         self.end();
     }
 
-    fn take_work(&mut self) -> Work {
+    fn next_work(&mut self) -> WriterWork {
         let (committed_at, linger) = (self.committed_at, self.lane.settings.load().linger);
         // Commits start at least the linger apart: an event that finds the lane idle goes at once.
         let hold =
             || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
-        self.lane.gather.take(std::mem::take(&mut self.spare), CURSOR_IDLE, hold, CUT_BYTES)
+        self.lane.queue.take(std::mem::take(&mut self.spare), CURSOR_IDLE, hold, CUT_BYTES)
     }
 
     /// One step: a commit, or what there is to do without one. Waits for nothing but the disk. While a batch is in hand
     /// that the disk did not take, `work` is not looked at.
-    pub(super) fn step(&mut self, work: Work) -> Next {
-        let in_hand = match (self.in_hand.take(), work) {
-            (Some(in_hand), _) => Some(in_hand),
-            (None, Work::Batch(batch)) => {
-                let prepared = self.prepare(&batch);
-                Some(InHand { batch, prepared, pause: RETRY_MIN })
+    pub(super) fn step(&mut self, work: WriterWork) -> Next {
+        let pending = match (self.pending.take(), work) {
+            (Some(pending), _) => Some(pending),
+            (None, WriterWork::Batch(batch)) => {
+                let encoded = self.encode_batch(&batch);
+                Some(PendingBatch { batch, encoded, pause: RETRY_MIN })
             }
-            (None, Work::Idle) => None,
-            (None, Work::Close) => {
+            (None, WriterWork::Idle) => None,
+            (None, WriterWork::Close) => {
                 self.end();
                 return Next::Ended;
             }
         };
-        match in_hand {
-            Some(in_hand) => {
-                if let Err(pause) = self.commit(in_hand) {
+        match pending {
+            Some(pending) => {
+                if let Err(pause) = self.commit(pending) {
                     return Next::Retry(pause);
                 }
             }
@@ -236,30 +236,30 @@ impl Writer {
         if self.forget_dropped().is_err() {
             tracing::warn!(lane = %self.lane.name, "the log still holds the cursor of a dropped destination; will retry with the next commit");
         }
-        if self.lane.gives_room.swap(false, Ordering::AcqRel) {
-            self.give_room();
+        if self.lane.reclaim_requested.swap(false, Ordering::AcqRel) {
+            self.reclaim_for_others();
         }
         let now = clock::instant();
-        if now.duration_since(self.swept_at) > Duration::from_secs(1) {
-            self.swept_at = now;
-            self.lane.pulse.works();
-            self.keep_within_limits();
+        if now.duration_since(self.limits_checked_at) > Duration::from_secs(1) {
+            self.limits_checked_at = now;
+            self.lane.heartbeat.set_busy();
+            self.enforce_limits();
         }
-        Next::Work
+        Next::WriterWork
     }
 
     /// Leaves the log as it is to be found at the next start.
     fn end(&mut self) {
         self.write_cursors(Cursors::Changed);
-        self.note_given();
+        self.save_high_water_marks();
         self.lane.release_active();
         self.position.active = None;
-        self.lane.gather.closed();
-        self.lane.followers_wake();
+        self.lane.queue.mark_closed();
+        self.lane.wake_followers();
     }
 
     /// Lets go what is done, and what a destination holds back beyond its limit.
-    fn keep_within_limits(&mut self) {
+    fn enforce_limits(&mut self) {
         match retention::enforce_holds(&self.lane) {
             Ok(false) => {}
             Ok(true) => self.write_cursors(Cursors::All),
@@ -267,15 +267,15 @@ impl Writer {
                 tracing::warn!(lane = %self.lane.name, %error, "what a destination holds back could not be counted, and stays");
             }
         }
-        retention::sweep(&self.lane);
+        retention::remove_expired(&self.lane);
     }
 
     /// Notes up to where numbers were given, so that a file found damaged later is known to have held
     /// what it did.
-    fn note_given(&self) {
+    fn save_high_water_marks(&self) {
         let lane = &self.lane;
-        let mut marks = vec![(lane.given_mark(), lane.end())];
-        marks.extend(lane.sequences().into_iter().map(|(stream, next)| (lane.sequence_given_mark(stream), next)));
+        let mut marks = vec![(lane.last_offset_mark(), lane.end())];
+        marks.extend(lane.sequences().into_iter().map(|(stream, next)| (lane.last_sequence_mark(stream), next)));
         marks.retain(|(name, next)| *next > 1 && lane.core.state.mark(name).is_ok_and(|noted| noted < *next));
         if !marks.is_empty()
             && let Err(error) = lane.core.state.raise(&marks)
@@ -285,89 +285,89 @@ impl Writer {
     }
 
     /// Tries to bring a batch to disk; otherwise keeps it in hand, and says how long to wait before the next try.
-    fn commit(&mut self, mut in_hand: InHand) -> Result<(), Duration> {
+    fn commit(&mut self, mut pending: PendingBatch) -> Result<(), Duration> {
         let started = clock::instant();
         self.committed_at = Some(started);
-        match self.try_commit(&mut in_hand.prepared) {
+        match self.try_commit(&mut pending.encoded) {
             Ok(durable) => {
-                let InHand { mut batch, prepared, .. } = in_hand;
+                let PendingBatch { mut batch, encoded, .. } = pending;
                 self.lane.stats.fsync.record(clock::instant().duration_since(started), 1);
                 self.lane.set_condition(Condition::Good);
-                self.publish(prepared);
-                self.lane.gather.done(&mut batch, durable);
+                self.publish(encoded);
+                self.lane.queue.done(&mut batch, durable);
                 self.spare = batch;
                 Ok(())
             }
             Err(condition) => {
                 self.lane.set_condition(condition);
-                let pause = in_hand.pause;
-                in_hand.pause = (pause * 2).min(RETRY_MAX);
-                self.in_hand = Some(in_hand);
+                let pause = pending.pause;
+                pending.pause = (pause * 2).min(RETRY_MAX);
+                self.pending = Some(pending);
                 Err(pause)
             }
         }
     }
 
-    fn try_commit(&mut self, prepared: &mut Prepared) -> Result<BatchDurable, Condition> {
-        if prepared.events == 0 {
-            let repeated = BatchDurable::repeated(prepared.entries, &prepared.copies);
+    fn try_commit(&mut self, encoded: &mut EncodedBatch) -> Result<BatchDurable, Condition> {
+        if encoded.events == 0 {
+            let repeated = BatchDurable::repeated(encoded.entries, &encoded.copies);
             return repeated.ok_or_else(|| Condition::Failed("a batch without events holds no repeats".into()));
         }
-        self.check_place()?;
+        self.check_location()?;
         let forgotten = self.forget_dropped();
         self.check_room()?;
-        self.reserve(prepared.end)?;
+        self.reserve(encoded.end)?;
         if forgotten.is_err() {
             self.forget_dropped()?;
         }
         if self.position.active.is_none() {
             self.begin_segment()?;
         }
-        if prepared.segments != self.segments {
+        if encoded.segments != self.segments {
             // The summary of the new segment holds the cursors as they are now; those in the block are older.
-            prepared.forget_cursors(&mut self.compressor);
+            encoded.forget_cursors(&mut self.compressor);
         }
         let Some(active) = &mut self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
         };
-        let values: Vec<_> = prepared.values.iter().map(|(first, value)| (*first, value.as_slice())).collect();
+        let values: Vec<_> = encoded.values.iter().map(|(first, value)| (*first, value.as_slice())).collect();
         let synced = match active.segment.write(&values, None, &[]) {
             Ok(synced) => synced,
             Err(error) => {
                 let condition = Condition::of(&error);
-                self.poisoned(&error);
+                self.abandon_segment(&error);
                 return Err(condition);
             }
         };
-        self.check_place()?;
+        self.check_location()?;
         let Some(active) = &self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
         };
-        let synced = if active.segment.is_in_place(&*self.lane.core.disk) { synced } else { self.restore_place()? };
+        let synced = if active.segment.is_in_place(&*self.lane.core.disk) { synced } else { self.recreate_segment()? };
         let Some(active) = &mut self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
         };
         // Not before this: a repeat is answered by the window's word alone.
-        self.lane.core.window().admit(&prepared.prints, prepared.recorded, &synced);
+        self.lane.core.window().admit(&encoded.fingerprints, encoded.recorded, &synced);
         // redb gives each value a power of two of pages.
         active.bytes +=
             values.iter().map(|(_, value)| (value.len() as u64 + 64).next_power_of_two().max(4096)).sum::<u64>();
-        active.prints.extend_from_slice(&prepared.prints);
-        for block in &prepared.blocks {
+        active.fingerprints.extend_from_slice(&encoded.fingerprints);
+        for block in &encoded.blocks {
             for run in &block.header.runs {
-                StreamPart::add(&mut active.parts, run, prepared.recorded);
+                StreamPart::add(&mut active.parts, run, encoded.recorded);
             }
         }
-        self.lane.grow(active.bytes);
-        if let Some(first) = prepared.blocks.first() {
-            self.lane.note_durable(&first.header.settled);
+        self.lane.set_active_bytes(active.bytes);
+        if let Some(first) = encoded.blocks.first() {
+            self.lane.set_durable_low(&first.header.settled);
         }
         Ok(BatchDurable::committed(synced))
     }
 
     /// The segment failed: what it says of its last commit is not to be trusted, so that the next
     /// one starts at the first offset not known to be durable, and hides whatever is there.
-    fn poisoned(&mut self, error: &JournalError) {
+    fn abandon_segment(&mut self, error: &JournalError) {
         tracing::error!(lane = %self.lane.name, %error, "a commit failed; nothing is acknowledged until it succeeds in a new segment");
         self.lane.stats.failed_commits.add(1);
         self.position.active = None;
@@ -375,12 +375,12 @@ impl Writer {
     }
 
     /// What is written somewhere else than where a start looks for it is not acknowledged.
-    fn check_place(&self) -> Result<(), Condition> {
-        self.lane.out_of_place().map_or(Ok(()), |reason| Err(Condition::Failed(reason)))
+    fn check_location(&self) -> Result<(), Condition> {
+        self.lane.misplaced_folder().map_or(Ok(()), |reason| Err(Condition::Failed(reason)))
     }
 
     /// The file of the active segment was removed or replaced: all that it holds goes into a new one under its name.
-    fn restore_place(&mut self) -> Result<Synced, Condition> {
+    fn recreate_segment(&mut self) -> Result<Synced, Condition> {
         let (lane, core) = (&self.lane, &self.lane.core);
         let Some(active) = &mut self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
@@ -388,23 +388,23 @@ impl Writer {
         let path = active.segment.path().to_owned();
         tracing::error!(lane = %lane.name, file = %path.display(), "the active segment was removed or replaced by hand; its events are written anew");
         if core.disk.identity(&path).is_ok() {
-            core.set_aside(&path);
+            core.quarantine(&path);
         }
-        let restored = active.segment.restore_place(&*core.disk, core.cache_bytes);
+        let restored = active.segment.recreate_file(&*core.disk, core.cache_bytes);
         let (segment, synced) = restored.map_err(|error| Condition::of(&error))?;
         active.segment = Arc::new(segment);
-        lane.begin_active(active.summary.first, Arc::clone(&active.segment));
-        lane.grow(active.bytes);
+        lane.set_active(active.summary.first, Arc::clone(&active.segment));
+        lane.set_active_bytes(active.bytes);
         Ok(synced)
     }
 
     fn check_room(&mut self) -> Result<(), Condition> {
-        if self.lacking()?.is_none() {
+        if self.shortage()?.is_none() {
             return Ok(());
         }
         // The disk may not even take a cursor: first what the cursors on it let go already.
-        self.ask_for_room(retention::make_way);
-        if self.lacking()?.is_none() {
+        self.ask_lanes(retention::reclaim);
+        if self.shortage()?.is_none() {
             return Ok(());
         }
         // Segments leave only behind cursors that are on the disk.
@@ -413,34 +413,34 @@ impl Writer {
         } else {
             self.write_cursors(Cursors::All);
         }
-        self.keep_within_limits();
-        self.ask_for_room(retention::make_way);
-        let is_again = matches!(self.lane.condition(), Condition::Full(_));
+        self.enforce_limits();
+        self.ask_lanes(retention::reclaim);
+        let is_retry = matches!(self.lane.condition(), Condition::Full(_));
         if self.lane.settings.load().full == Full::ShedOldest {
             while self.is_over_budget() && self.shed_oldest()? {
-                self.lane.pulse.works();
+                self.lane.heartbeat.set_busy();
             }
             // Others may have something delivered to let go, and who fills the disk may go too: a segment a try.
-            if is_again && self.lacking()?.is_some() {
+            if is_retry && self.shortage()?.is_some() {
                 self.shed_oldest()?;
             }
         }
-        let Some(lacking) = self.lacking()? else { return Ok(()) };
+        let Some(shortage) = self.shortage()? else { return Ok(()) };
         // There is room when this is tried again: cursors of others may let something go, and what others may give
         // up is theirs to give up, once that was not enough.
-        self.ask_for_room(|lane| {
-            if is_again {
-                lane.gives_room.store(true, Ordering::Release);
+        self.ask_lanes(|lane| {
+            if is_retry {
+                lane.reclaim_requested.store(true, Ordering::Release);
             }
             lane.write_cursors_soon();
         });
-        Err(Condition::Full(lacking))
+        Err(Condition::Full(shortage))
     }
 
     /// Turns to every lane where the disk is used up; where it is not, a lane is alone with its budget.
-    fn ask_for_room(&self, ask: impl Fn(&Lane)) {
+    fn ask_lanes(&self, ask: impl Fn(&Lane)) {
         let core = &self.lane.core;
-        for lane in core.lanes_from_the_last() {
+        for lane in core.lanes_least_urgent_first() {
             if !core.is_disk_used_up(&self.lane.folder) {
                 return;
             }
@@ -449,7 +449,7 @@ impl Writer {
     }
 
     /// What there is too little of for another batch.
-    fn lacking(&self) -> Result<Option<String>, Condition> {
+    fn shortage(&self) -> Result<Option<String>, Condition> {
         let disk = self.lane.core.disk_room(&self.lane.folder).map_err(|error| Condition::of(&error))?;
         if disk.is_used_up() {
             let free = crate::setting::Bytes(disk.free);
@@ -480,13 +480,13 @@ impl Writer {
         }
         // The segment leaves only behind cursors that are on the disk.
         self.write_cursors(Cursors::All);
-        retention::sweep(&self.lane);
-        retention::make_way(&self.lane);
+        retention::remove_expired(&self.lane);
+        retention::reclaim(&self.lane);
         Ok(self.lane.bytes() < before)
     }
 
     /// Makes room on the disk for another lane: by what is settled, or by the oldest where it may be given up.
-    fn give_room(&mut self) {
+    fn reclaim_for_others(&mut self) {
         if !self.lane.core.is_disk_used_up(&self.lane.folder) {
             return;
         }
@@ -497,7 +497,7 @@ impl Writer {
             self.close_segment();
         }
         let is_given = match self.position.active {
-            None => self.begin_segment().map(|()| retention::make_way(&self.lane)),
+            None => self.begin_segment().map(|()| retention::reclaim(&self.lane)),
             Some(_) if self.lane.settings.load().full == Full::ShedOldest => self.shed_oldest().map(drop),
             Some(_) => Ok(()),
         };
@@ -506,7 +506,7 @@ impl Writer {
         }
     }
 
-    /// Numbers beyond the reserved ones may be used only once more are reserved.
+    /// ReservedNumbers beyond the reserved ones may be used only once more are reserved.
     fn reserve(&mut self, offset_end: u64) -> Result<(), Condition> {
         let core = &self.lane.core;
         let mut marks = Vec::new();
@@ -544,7 +544,7 @@ impl Writer {
             first,
             begun: Timestamp::from(clock::wall()),
             sequences,
-            settled: lane.take_settled(true),
+            settled: lane.take_cursors(true),
             closed: None,
         };
         // A failed predecessor may have had the same first offset; it is replaced, and nobody may open it meanwhile.
@@ -556,13 +556,13 @@ impl Writer {
         lane.core.state.raise(&[(lane.segment_mark(), first)]).map_err(|error| Condition::of(&error))?;
         self.segments += 1;
         let segment = Arc::new(segment);
-        lane.begin_active(first, Arc::clone(&segment));
-        lane.note_durable(&summary.settled);
+        lane.set_active(first, Arc::clone(&segment));
+        lane.set_durable_low(&summary.settled);
         self.position.active = Some(Active {
             segment,
             summary,
             bytes: 0,
-            prints: Vec::new(),
+            fingerprints: Vec::new(),
             parts: BTreeMap::new(),
             begun: clock::instant(),
         });
@@ -571,9 +571,9 @@ impl Writer {
 
     fn rotate_when_due(&mut self) {
         let Some(active) = &self.position.active else { return };
-        let due = self.lane.suspect.swap(false, Ordering::AcqRel)
+        let due = self.lane.active_damaged.swap(false, Ordering::AcqRel)
             || active.bytes >= self.lane.segment_bytes()
-            || active.prints.len() >= SEGMENT_PRINTS_MAX
+            || active.fingerprints.len() >= SEGMENT_FINGERPRINTS_MAX
             || clock::instant().duration_since(active.begun) >= SEGMENT_AGE_MAX;
         if due {
             self.close_segment();
@@ -582,15 +582,15 @@ impl Writer {
 
     fn close_segment(&mut self) {
         let Some(mut active) = self.position.active.take() else { return };
-        active.summary.settled = self.lane.take_settled(true);
+        active.summary.settled = self.lane.take_cursors(true);
         active.summary.closed = Some(Closed {
             end: self.position.offsets.next,
             at: Timestamp::from(clock::wall()),
             streams: active.parts.values().copied().collect(),
         });
         // Without its summary a segment is read like one that a crash left, which is slower and no loss.
-        match active.segment.write(&[], Some(&active.summary), &active.prints) {
-            Ok(Synced { .. }) => self.lane.note_durable(&active.summary.settled),
+        match active.segment.write(&[], Some(&active.summary), &active.fingerprints) {
+            Ok(Synced { .. }) => self.lane.set_durable_low(&active.summary.settled),
             Err(error) => tracing::warn!(lane = %self.lane.name, %error, "a segment could not be closed cleanly"),
         }
         drop(active);
@@ -607,7 +607,7 @@ impl Writer {
         self.close_segment();
         self.begin_segment()?;
         let notes: Vec<_> = dropped.iter().map(|name| (super::open::dropped(&self.lane.name, name), None)).collect();
-        self.lane.core.state.note(&notes).map_err(|error| Condition::of(&error))?;
+        self.lane.core.state.write_notes(&notes).map_err(|error| Condition::of(&error))?;
         self.lane.dropped().retain(|name| !dropped.contains(name));
         Ok(())
     }
@@ -621,45 +621,42 @@ impl Writer {
         if which == Cursors::Changed && !self.lane.has_unwritten_cursors() {
             return;
         }
-        active.summary.settled = self.lane.take_settled(true);
+        active.summary.settled = self.lane.take_cursors(true);
         match active.segment.write(&[], Some(&active.summary), &[]) {
-            Ok(Synced { .. }) => self.lane.note_durable(&active.summary.settled),
+            Ok(Synced { .. }) => self.lane.set_durable_low(&active.summary.settled),
             // Losing a cursor only repeats events.
-            Err(error) => self.poisoned(&error),
+            Err(error) => self.abandon_segment(&error),
         }
     }
 
     /// Drops repeats, gives numbers, and cuts the batch into blocks.
-    fn prepare(&mut self, batch: &Batch) -> Prepared {
+    fn encode_batch(&mut self, batch: &Batch) -> EncodedBatch {
         let now = Timestamp::from(clock::wall());
-        self.look_up_repeats(batch, now);
-        let seen = std::mem::take(&mut self.seen);
-        let mut draft = Draft::new(self, now);
+        self.find_repeats(batch, now);
+        let dedupe_results = std::mem::take(&mut self.dedupe_results);
+        let mut encoder = BatchEncoder::new(self, now);
         let mut start = 0;
-        for (entry, seen) in batch.entries.iter().zip(&seen) {
+        for (entry, result) in batch.entries.iter().zip(&dedupe_results) {
             let bytes = &batch.bytes[start..entry.end];
             start = entry.end;
-            draft.take(entry, *seen, bytes);
+            encoder.take(entry, *result, bytes);
         }
-        let prepared = draft.finish(batch);
+        let encoded = encoder.finish(batch);
         if planted_bugs::has(Bug::AdmittedBeforeCommit) {
-            self.lane.core.window().restore(&prepared.prints, now);
+            self.lane.core.window().restore(&encoded.fingerprints, now);
         }
-        self.seen = seen;
-        prepared
+        self.dedupe_results = dedupe_results;
+        encoded
     }
 
     /// Asks the window about every event of a batch, under one lock.
-    fn look_up_repeats(&mut self, batch: &Batch, now: Timestamp) {
-        self.batch_prints.reset(batch.entries.len());
-        self.seen.clear();
+    fn find_repeats(&mut self, batch: &Batch, now: Timestamp) {
+        self.batch_fingerprints.reset(batch.entries.len());
+        self.dedupe_results.clear();
         let window = self.lane.core.window();
-        self.seen.extend(
-            batch
-                .entries
-                .iter()
-                .map(|entry| entry.repeats.map_or(Seen::New, |(print, reach)| window.find(print, now, reach))),
-        );
+        self.dedupe_results.extend(batch.entries.iter().map(|entry| {
+            entry.repeats.map_or(DedupeResult::New, |(fingerprint, reach)| window.find(fingerprint, now, reach))
+        }));
     }
 
     /// Says of the events that are followed that they are on the disk.
@@ -674,15 +671,15 @@ impl Writer {
     }
 
     /// Lets readers see what is on the disk now.
-    fn publish(&mut self, prepared: Prepared) {
-        self.position.offsets.next = prepared.end;
+    fn publish(&mut self, encoded: EncodedBatch) {
+        self.position.offsets.next = encoded.end;
         let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
-        self.lane.stats.accepted.add(prepared.events);
+        self.lane.stats.accepted.add(encoded.events);
         if may_follow() {
-            self.follow(&prepared.blocks);
+            self.follow(&encoded.blocks);
         }
-        let durable = Durable { end: prepared.end, batch: prepared.batch };
-        self.lane.reached(durable, prepared.blocks, sequences);
+        let durable = Durable { end: encoded.end, batch: encoded.batch };
+        self.lane.publish_durable(durable, encoded.blocks, sequences);
     }
 }
 
@@ -698,7 +695,7 @@ fn under_minted_id(bytes: &[u8], out: &mut Vec<u8>) -> bool {
 }
 
 /// Blocks in the making.
-struct Draft<'w> {
+struct BatchEncoder<'w> {
     writer: &'w mut Writer,
     now: Timestamp,
     next: u64,
@@ -706,11 +703,11 @@ struct Draft<'w> {
     records: Vec<u8>,
     header: Header,
     blocks: Vec<Arc<Block>>,
-    prints: Vec<Fingerprint>,
+    fingerprints: Vec<Fingerprint>,
     copies: Vec<DurableCopy>,
 }
 
-impl<'w> Draft<'w> {
+impl<'w> BatchEncoder<'w> {
     fn new(writer: &'w mut Writer, now: Timestamp) -> Self {
         let next = writer.position.offsets.next;
         let plain_max = ((BLOCK_BYTES as f64 / writer.ratio * 0.96) as usize).clamp(BLOCK_BYTES, BLOCK_PLAIN_MAX);
@@ -723,21 +720,21 @@ impl<'w> Draft<'w> {
             records: Vec::new(),
             header,
             blocks: Vec::new(),
-            prints: Vec::new(),
+            fingerprints: Vec::new(),
             copies: Vec::new(),
         }
     }
 
-    /// Adds an event that the window has `seen` so; `bytes` are its record behind its length.
-    fn take(&mut self, entry: &Entry, seen: Seen, bytes: &[u8]) {
-        let Some((print, _)) = entry.repeats else { return self.push(entry.publication, bytes) };
-        if let Seen::Repeat(copy) = seen {
+    /// Adds an event that the window has `dedupe_results` so; `bytes` are its record behind its length.
+    fn take(&mut self, entry: &BatchEntry, result: DedupeResult, bytes: &[u8]) {
+        let Some((fingerprint, _)) = entry.repeats else { return self.push(entry.publication, bytes) };
+        if let DedupeResult::Repeat(copy) = result {
             self.copies.push(copy);
-            return self.note_repeat(bytes);
+            return self.count_repeat(bytes);
         }
-        match (self.writer.batch_prints.admit(print), seen) {
-            (SeenInBatch::Repeat, _) => return self.note_repeat(bytes),
-            (SeenInBatch::New, Seen::New) => self.push(entry.publication, bytes),
+        match (self.writer.batch_fingerprints.admit(fingerprint), result) {
+            (BatchDedupeResult::Repeat, _) => return self.count_repeat(bytes),
+            (BatchDedupeResult::New, DedupeResult::New) => self.push(entry.publication, bytes),
             _ => {
                 self.writer.lane.stats.id_conflicts.add(1);
                 let mut changed = Vec::new();
@@ -745,12 +742,12 @@ impl<'w> Draft<'w> {
                 self.push(entry.publication, if is_changed { &changed } else { bytes });
             }
         }
-        self.prints.push(print);
+        self.fingerprints.push(fingerprint);
     }
 
-    fn note_repeat(&self, bytes: &[u8]) {
+    fn count_repeat(&self, bytes: &[u8]) {
         let origin = Record::decode(&bytes[4..]).map_or("", |record| record.origin);
-        self.writer.lane.stats.note_repeat(origin);
+        self.writer.lane.stats.count_repeat(origin);
     }
 
     fn push(&mut self, publication: u32, record: &[u8]) {
@@ -758,7 +755,7 @@ impl<'w> Draft<'w> {
             self.cut();
         }
         let stream = self.writer.lane.core.stream_of(publication);
-        let numbers = self.writer.position.sequences.entry(stream).or_insert(Numbers { next: 1, reserved: 0 });
+        let numbers = self.writer.position.sequences.entry(stream).or_insert(ReservedNumbers { next: 1, reserved: 0 });
         match self.header.runs.iter_mut().find(|run| run.stream == stream) {
             Some(run) => run.count += 1,
             None => self.header.runs.push(Run { stream, first: numbers.next, count: 1 }),
@@ -774,13 +771,13 @@ impl<'w> Draft<'w> {
         let mut header = std::mem::replace(&mut self.header, next);
         if self.blocks.is_empty() {
             // Not before there is a block: a batch of repeats has none, and the cursors would count as written.
-            header.settled = self.writer.lane.take_settled(false);
+            header.settled = self.writer.lane.take_cursors(false);
         }
         self.blocks.push(Arc::new(Block::new(header, &self.records)));
         self.records.clear();
     }
 
-    fn finish(mut self, batch: &Batch) -> Prepared {
+    fn finish(mut self, batch: &Batch) -> EncodedBatch {
         if self.header.count > 0 {
             self.cut();
         }
@@ -799,10 +796,10 @@ impl<'w> Draft<'w> {
             self.writer.ratio = (self.writer.ratio * 0.8 + ratio * 0.2).clamp(0.05, 1.0);
         }
         let events = self.next - self.writer.position.offsets.next;
-        Prepared {
+        EncodedBatch {
             blocks: self.blocks,
             values,
-            prints: self.prints,
+            fingerprints: self.fingerprints,
             copies: self.copies,
             segments: self.writer.segments,
             end: self.next,

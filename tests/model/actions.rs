@@ -3,7 +3,7 @@
 use super::centre::Mood;
 use super::fault_disk::{Fault, FaultDisk, Unsynced};
 use super::world::{Ending, Event, EventKey, KINDS, Random, World};
-use crate::journal::{Shelf, Start};
+use crate::journal::{ReadOnlyJournal, Start};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -281,7 +281,8 @@ impl World {
         let journal = from.path().join("data/journal");
         if journal.join("journal.toml").exists() {
             std::fs::create_dir(to.path().join("data")).expect("a folder");
-            let shelf = Shelf::open(&journal).map_err(|error| format!("the journal cannot be read: {error}"))?;
+            let shelf =
+                ReadOnlyJournal::open(&journal).map_err(|error| format!("the journal cannot be read: {error}"))?;
             let copied = shelf.back_up(&to.path().join("data/journal"), &mut |_| std::ops::ControlFlow::Continue(()));
             copied.map_err(|error| format!("no backup: {error}"))?;
             self.disk = FaultDisk::read_from(to.path());

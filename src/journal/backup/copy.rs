@@ -1,7 +1,7 @@
 //! A backup under way: what is copied, in which order, and how.
 
 use super::restore::Manifest;
-use super::{Backup, BackupError, Copied, Copyable, Source, Tell};
+use super::{Backup, BackupError, BackupProgress, BackupSource, Copyable, OnProgress};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::block::Compressor;
@@ -9,7 +9,7 @@ use crate::journal::cursor::Settled;
 use crate::journal::disk::{self, Disk, RealDisk};
 use crate::journal::history::count_block;
 use crate::journal::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
-use crate::journal::sequence_gaps::Unused;
+use crate::journal::sequence_gaps::GapFile;
 use crate::journal::state::State;
 use crate::journal::{Found, JournalError, PUBLICATIONS, sequence_mark};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,30 +33,30 @@ const COPY_BYTES: usize = 1 << 20;
 const COMMIT_BYTES: usize = 1 << 20;
 const CACHE_BYTES: usize = 1 << 20;
 /// Fingerprints that the copied end of a lane carries: as many as a segment has.
-const PRINTS_MAX: usize = 128 << 10;
+const FINGERPRINTS_MAX: usize = 128 << 10;
 
 /// A backup under way.
-pub(super) struct Work<'a, 't> {
-    source: &'a Source<'a>,
+pub(super) struct CopyJob<'a, 't> {
+    source: &'a BackupSource<'a>,
     /// The folder under its temporary name.
     folder: PathBuf,
-    tell: Tell<'t>,
-    copied: Copied,
+    on_progress: OnProgress<'t>,
+    copied: BackupProgress,
     pub(super) outcome: Backup,
-    unused: Unused,
+    gap_file: GapFile,
     marks: BTreeMap<String, u64>,
 }
 
-impl<'a, 't> Work<'a, 't> {
+impl<'a, 't> CopyJob<'a, 't> {
     /// Begins with a folder that is there and empty.
-    pub(super) fn new(source: &'a Source<'a>, folder: PathBuf, tell: Tell<'t>) -> Self {
+    pub(super) fn new(source: &'a BackupSource<'a>, folder: PathBuf, on_progress: OnProgress<'t>) -> Self {
         Self {
             source,
             folder,
-            tell,
-            copied: Copied::default(),
+            on_progress,
+            copied: BackupProgress::default(),
             outcome: Backup::default(),
-            unused: Unused::default(),
+            gap_file: GapFile::default(),
             marks: source.marks.iter().cloned().collect(),
         }
     }
@@ -90,13 +90,13 @@ impl<'a, 't> Work<'a, 't> {
         }
         self.copied.part = "state".into();
         self.copy_rest()?;
-        self.told(0)
+        self.report(0)
     }
 
-    fn told(&mut self, bytes: u64) -> Result<(), BackupError> {
+    fn report(&mut self, bytes: u64) -> Result<(), BackupError> {
         self.copied.done += bytes;
         self.copied.total = self.copied.total.max(self.copied.done);
-        match (self.tell)(self.copied.clone()) {
+        match (self.on_progress)(self.copied.clone()) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(BackupError::BrokenOff),
         }
@@ -132,7 +132,7 @@ impl<'a, 't> Work<'a, 't> {
 
     /// Copies a segment that is only read from now on.
     fn copy_segment(&mut self, lane: &dyn Copyable, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
-        let held = match lane.hold(file) {
+        let held = match lane.open_stable(file) {
             Ok(Some(held)) => held,
             // A reader of an earlier handle may still close it, which writes: its events are copied instead.
             Ok(None) => return self.copy_events(lane, first, file, folder),
@@ -167,7 +167,7 @@ impl<'a, 't> Work<'a, 't> {
         if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
             target.sync_all().map_err(failed(to))?;
             self.outcome.bytes += length;
-            return self.told(length);
+            return self.report(length);
         }
         let mut buffer = vec![0; COPY_BYTES];
         loop {
@@ -187,7 +187,7 @@ impl<'a, 't> Work<'a, 't> {
             }
             target.write_all(&buffer[..read]).map_err(failed(to))?;
             self.outcome.bytes += needed;
-            self.told(needed)?;
+            self.report(needed)?;
         }
         target.sync_all().map_err(failed(to))?;
         Ok(())
@@ -241,7 +241,7 @@ impl<'a, 't> Work<'a, 't> {
         let mut compressor = Compressor::default();
         let mut next_sequences = summary.sequences.clone();
         let mut parts: BTreeMap<u32, StreamPart> = BTreeMap::new();
-        let (mut prints, mut values, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut fingerprints, mut values, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut next = lane.gaps().pass(first);
         while next < end {
             let block = match lane.find(next)? {
@@ -259,11 +259,11 @@ impl<'a, 't> Work<'a, 't> {
             for run in &block.header.runs {
                 StreamPart::add(&mut parts, run, block.header.recorded);
             }
-            if prints.len() < PRINTS_MAX {
-                prints.extend(block.records().filter_map(|record| (self.source.fingerprint)(&record)));
+            if fingerprints.len() < FINGERPRINTS_MAX {
+                fingerprints.extend(block.records().filter_map(|record| (self.source.fingerprint)(&record)));
             }
             bytes += block.bytes();
-            values.push((block.header.first, block.renewed().encode(&mut compressor)));
+            values.push((block.header.first, block.reencoded().encode(&mut compressor)));
             if bytes >= COMMIT_BYTES {
                 self.write_blocks(&segment, &mut values)?;
                 bytes = 0;
@@ -271,7 +271,7 @@ impl<'a, 't> Work<'a, 't> {
         }
         self.write_blocks(&segment, &mut values)?;
         summary.closed = Some(Closed { end, at: now, streams: parts.into_values().collect() });
-        let Synced { .. } = segment.write(&[], Some(&summary), &prints)?;
+        let Synced { .. } = segment.write(&[], Some(&summary), &fingerprints)?;
         Ok(Some(next_sequences))
     }
 
@@ -286,7 +286,7 @@ impl<'a, 't> Work<'a, 't> {
         let Synced { .. } = segment.write(&blocks, None, &[])?;
         values.clear();
         self.outcome.bytes += needed;
-        self.told(needed)
+        self.report(needed)
     }
 
     /// Notes numbers that the journal may give from now on as not given by the copy.
@@ -317,7 +317,7 @@ impl<'a, 't> Work<'a, 't> {
             raise(sequence_mark(name, stream), next + AHEAD);
         }
         self.marks.insert(format!("segment/{name}"), first);
-        self.unused.save(name, &gaps, &RealDisk, &self.folder)?;
+        self.gap_file.save(name, &gaps, &RealDisk, &self.folder)?;
         Ok(())
     }
 
@@ -335,8 +335,8 @@ impl<'a, 't> Work<'a, 't> {
         self.copy_file(&self.source.folder.join("journal.toml"), &self.folder.join("journal.toml"))?;
         let (state, _) = State::open(Arc::new(RealDisk), &self.folder)?;
         state.raise(&self.marks.iter().map(|(name, mark)| (name.clone(), *mark)).collect::<Vec<_>>())?;
-        state.note(&self.source.notes)?;
-        state.note(&(self.source.late_losses)()?)?;
+        state.write_notes(&self.source.notes)?;
+        state.write_notes(&(self.source.late_losses)()?)?;
         state.close();
         Manifest::new(&self.outcome.taken).write(&self.folder)?;
         Ok(sync_folder(&self.folder)?)

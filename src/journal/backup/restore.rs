@@ -4,7 +4,7 @@ use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::JournalError;
 use crate::journal::disk::{Disk, RealDisk, read_whole, write_json};
-use crate::journal::sequence_gaps::Unused;
+use crate::journal::sequence_gaps::GapFile;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -46,8 +46,8 @@ pub(in crate::journal) fn note_restore(disk: &dyn Disk, folder: &Path) -> Result
     };
     let taken = serde_json::from_slice::<Manifest>(&manifest).map_or_else(|_| "?".into(), |known| known.taken);
     let now = u64::try_from(Timestamp::from(clock::wall()).0).unwrap_or(0);
-    let (mut unused, _) = Unused::load(disk, folder)?;
-    unused.widen_last(now, disk, folder)?;
+    let (mut gap_file, _) = GapFile::load(disk, folder)?;
+    gap_file.widen_last(now, disk, folder)?;
     tracing::warn!(%taken, "this journal is restored from a backup: numbers go on behind every one that may have been given since, and central gets again what it had acknowledged since");
     disk.rename(&path, &folder.join(USED)).map_err(|error| JournalError::io(&path, error))?;
     disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))

@@ -4,7 +4,7 @@
 //! too, but a crash in the middle of that costs a full repair.)
 
 use super::super::JournalError;
-use super::{Slot, State, caught};
+use super::{Slot, State, catch_panic};
 use std::path::Path;
 
 /// A smaller file is not worth it: redb begins with 1.6 MB, and a plant's ordinary notes fit in as much again.
@@ -21,7 +21,7 @@ impl State {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let Some(length) = self.length(folder)?.filter(|length| *length >= BYTES_MIN) else { return Ok(()) };
         let Slot::Open(handle) = &*guard else { return Ok(()) };
-        let live = caught(&self.path, || {
+        let live = catch_panic(&self.path, || {
             let write = handle.database.begin_write()?;
             let stats = write.stats()?;
             write.abort()?;
