@@ -1,13 +1,13 @@
-//! The journal: events we have promised to deliver.
+//! The journal: an append-only log per lane, with the events that the gateway has promised to deliver.
 //!
-//! Promise: whoever holds a [`Receipt`] holds proof that the event survives a power cut.
+//! Promise: a [`Receipt`] proves that its event survives a power cut.
 //! Invariants:
-//! - one writer a lane; offsets and sequences rise without gaps and are never used twice;
-//! - nothing leaves before every destination has settled it;
-//! - a damaged file costs itself: it is set aside and named, and the rest serves on.
+//! - each lane has one writer thread; offsets and sequences rise without gaps and are never used twice;
+//! - a segment is removed only after every destination has settled its events;
+//! - a damaged file is set aside (`*.damaged`) and reported; the gateway continues without it.
 //!
-//! A lane's log is a row of segments, `journal/{lane}/{first offset}.redb`. One is written, the
-//! others are only read; each is small enough to be repaired, lost or removed as a whole.
+//! The log of a lane is a series of segments, `journal/{lane}/{first offset}.redb`. The writer appends to the newest
+//! one; the others are read-only. Each is small enough to be repaired, lost or removed as a whole.
 //!
 //! Not here: what an event means (`contract`), where it goes (`forward`).
 
@@ -56,7 +56,7 @@ pub use state::{Change, Note};
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
 
-// The journal as a whole: taken out, copied, looked through.
+// Operations on a whole journal: export, backup, verify, salvage.
 mod backup;
 mod export;
 mod history;
@@ -89,52 +89,52 @@ pub const DEAD: &str = "dead";
 
 /// Proof that the journal holds an event, after fsync.
 #[derive(Debug)]
-#[must_use = "a receipt is what an acknowledgement needs"]
+#[must_use = "an acknowledgement needs a receipt"]
 pub struct Receipt(());
 
-/// How the journal is set up.
+/// Settings of the journal.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Its folder.
+    /// Folder of the journal.
     pub folder: PathBuf,
     /// The lanes, without the one for dead letters.
     pub lanes: Vec<LaneConfig>,
     /// The log of dead letters, named [`DEAD`].
     pub dead: LaneConfig,
-    /// How long dead letters are kept.
+    /// Retention of dead letters.
     pub dead_retention: Duration,
-    /// Memory for the window in which repeats are recognised, in bytes.
+    /// Memory of the dedupe window, in bytes.
     pub dedupe_bytes: usize,
-    /// What the file system keeps free whatever comes, in bytes.
+    /// Bytes of the file system that the journal always leaves free.
     pub reserve_bytes: u64,
-    /// Cache of each open segment, in bytes.
+    /// redb cache of each open segment, in bytes.
     pub cache_bytes: usize,
-    /// Recently written events kept in memory for those who follow, for each lane, in bytes.
+    /// Memory per lane for the newest events, from which followers read, in bytes.
     pub tail_bytes: usize,
-    /// The destinations, and where a new one starts.
+    /// Destinations, and the event at which a new one starts.
     pub destinations: Vec<(String, Start)>,
 }
 
-/// How a lane is set up.
+/// Settings of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneConfig {
-    /// Its name.
+    /// Name of the lane.
     pub name: String,
-    /// How many bytes its log may take.
+    /// Largest size of its log, in bytes.
     pub budget: u64,
-    /// Commits start at least this long apart.
+    /// Minimum time between the starts of two commits.
     pub linger: Duration,
-    /// What happens when the budget is used up.
+    /// Behaviour when the budget is used up.
     pub full: Full,
-    /// Destinations that may not hold back more of the lane than so many bytes.
+    /// Limits in bytes on the backlog that a destination may cause in this lane.
     pub holds: Vec<(String, u64)>,
-    /// Whether the configuration has the lane no more: its events still go out, and it takes no new ones.
+    /// Whether the lane is no longer configured: its events are still delivered, and it accepts no new ones.
     pub is_retired: bool,
 }
 
 #[cfg(test)]
 impl Config {
-    /// A journal without lanes, for tests of what is kept beside them.
+    /// A journal without lanes, for tests of notes and audit.
     pub(crate) fn of_notes(folder: PathBuf) -> Self {
         Self {
             folder,
@@ -162,86 +162,86 @@ impl LaneConfig {
     }
 }
 
-/// What a lane does when its budget is used up by events that central has not acknowledged.
+/// Behaviour of a lane whose budget is used up by events that central has not acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Full {
-    /// Nothing is acknowledged until there is room: devices keep their events.
+    /// The gateway acknowledges no event of the lane until there is room: devices keep their events.
     #[default]
     StopAcknowledging,
-    /// The oldest events are given up, counted and announced.
+    /// The gateway discards the oldest events, counts them and announces the loss.
     ShedOldest,
 }
 
-/// Where a destination starts that the journal has not seen before.
+/// The event at which a new destination starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// With the oldest event there is.
+    /// The oldest event in the journal.
     #[default]
     Oldest,
-    /// With the next event that comes.
+    /// The next event that the journal accepts.
     Now,
 }
 
-/// A segment closes at this size or a sixteenth of its lane's budget.
+/// A segment is closed at this size, or at a sixteenth of the budget of its lane if that is less.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// How long it is shown that events had to leave for the disk's sake.
+/// The status reports a tight disk for this long after segments were reclaimed early.
 const RECLAIM_SHOWN_FOR: Duration = Duration::from_secs(600);
 /// Closed segments that stay open for reading, over all lanes.
 const OPEN_SEGMENTS_MAX: usize = 4;
 
-/// What a journal operation may come back with.
+/// Errors of the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// Another process has the journal.
+    /// Another process holds the lock.
     #[error("the journal {folder} is in use by process {holder}; one gateway has one journal", folder = folder.display())]
     InUse {
-        /// The journal.
+        /// Folder of the journal.
         folder: PathBuf,
-        /// Process number of the other.
+        /// Process number of the holder.
         holder: String,
     },
     /// The journal belongs to another environment.
     #[error("the journal {folder} belongs to environment \"{sealed}\", not to \"{wanted}\"; use another data_dir", folder = folder.display())]
     Sealed {
-        /// The journal.
+        /// Folder of the journal.
         folder: PathBuf,
-        /// Whose it is.
+        /// Environment in the seal.
         sealed: String,
-        /// Who asks.
+        /// Environment in the configuration.
         wanted: String,
     },
-    /// Written by a newer version.
+    /// A newer version of Forebay wrote the file.
     #[error("{file} has format {format}; this Forebay reads up to {newest}: install the newer version again", file = file.display())]
     Newer {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// Its format.
+        /// Format of the file.
         format: u64,
-        /// The newest one that is understood.
+        /// Newest format that this version reads.
         newest: u64,
     },
-    /// Changed since it was written.
+    /// The content of a file is not what was written.
     #[error("{file} is damaged: {reason}", file = file.display())]
     Damaged {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What does not fit.
+        /// Mismatch that was found.
         reason: String,
     },
     /// The disk fails or is full.
     #[error("{file}: {error}", file = file.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         file: PathBuf,
-        /// What the operating system says.
+        /// Error of the operating system.
         error: io::Error,
     },
 }
 
 impl JournalError {
-    /// Whether a file is not there.
+    /// Whether a file does not exist.
     fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
     }
@@ -252,7 +252,7 @@ impl JournalError {
 
     fn from_redb(file: &Path, error: redb::Error) -> Self {
         match error {
-            // redb says so of a file that is none of its own, or that ends too early.
+            // redb returns these for a file that is no redb file, or that is cut short.
             redb::Error::Io(error)
                 if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {
@@ -266,8 +266,8 @@ impl JournalError {
     }
 }
 
-/// Runs a piece of redb, and takes a panic of its for damage: a file changed by a failing disk can
-/// lead a tree walk anywhere, and must cost that file only.
+/// Runs a call of redb and reports a panic in it as damage of the file: pages that a failing disk has changed can lead
+/// redb anywhere, and this must not stop the gateway.
 fn catch_panic<T>(file: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, JournalError> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
@@ -276,7 +276,7 @@ fn catch_panic<T>(file: &Path, work: impl FnOnce() -> Result<T, redb::Error>) ->
     }
 }
 
-/// Renames a damaged file so that it is out of the way but not lost; returns its new name.
+/// Renames a damaged file to `*.damaged`; returns the new path.
 fn quarantine(disk: &dyn Disk, path: &Path) -> Result<PathBuf, JournalError> {
     let mut to = path.to_owned();
     to.as_mut_os_string().push(".damaged");
@@ -287,15 +287,15 @@ fn quarantine(disk: &dyn Disk, path: &Path) -> Result<PathBuf, JournalError> {
     Ok(to)
 }
 
-/// Whether a lane takes events, and why not.
+/// Whether a lane accepts events, and if not, why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
-    /// It does.
+    /// The lane accepts events.
     #[default]
     Good,
-    /// There is no room; nothing is acknowledged until there is.
+    /// Budget or disk is used up; the gateway acknowledges nothing until there is room.
     Full(String),
-    /// The disk fails; nothing is acknowledged until a commit succeeds.
+    /// The disk fails; the gateway acknowledges nothing until a commit succeeds.
     Failed(String),
 }
 
@@ -310,18 +310,18 @@ impl Condition {
     }
 }
 
-/// What all lanes share.
+/// State that all lanes share.
 #[derive(Debug)]
 struct Core {
     disk: Arc<dyn Disk>,
     folder: PathBuf,
-    /// The folder that the lock is on.
+    /// Identity of the locked folder.
     identity: disk::Identity,
     state: state::State,
     reserve_bytes: AtomicU64,
-    /// The lanes, in their order, without the log of dead letters.
+    /// Lanes in the order of the configuration, without the log of dead letters.
     lanes: std::sync::OnceLock<Vec<Weak<Lane>>>,
-    /// When events last had to leave for the disk's sake.
+    /// Time when segments were last reclaimed early because the disk was used up.
     reclaimed_at: Mutex<Option<Instant>>,
     dead_retention: Mutex<Duration>,
     cache_bytes: usize,
@@ -331,16 +331,16 @@ struct Core {
     catalog: RwLock<Catalog>,
     opened: Mutex<Vec<Arc<Segment>>>,
     quarantined: Mutex<Vec<PathBuf>>,
-    /// Held while something is given up: its note and its accounts belong together.
+    /// Held while events are discarded: the note of the loss and the accounts change together.
     discard_lock: Mutex<()>,
-    /// Rung when a loss waits for its announcement.
+    /// Notified when a loss waits for its announcement.
     losses: loss::LossNotify,
-    /// Whether a dead letter needs nobody any more.
+    /// Whether a dead letter is resolved.
     is_resolved: std::sync::OnceLock<IsResolved>,
     audited: audit::AuditCounts,
 }
 
-/// Says whether a dead letter needs nobody any more.
+/// Returns whether the dead letter at an offset is resolved: nobody has to deal with it.
 struct IsResolved(Box<dyn Fn(u64) -> bool + Send + Sync>);
 
 impl std::fmt::Debug for IsResolved {
@@ -349,27 +349,27 @@ impl std::fmt::Debug for IsResolved {
     }
 }
 
-/// The publications that stored events refer to, by number.
+/// Publications that stored events refer to, by number.
 #[derive(Debug, Default)]
 struct Catalog {
     list: Vec<Option<Arc<Published>>>,
 }
 
-/// A publication with its numbers in this journal.
+/// A publication and its numbers in this journal.
 #[derive(Debug)]
 pub struct Published {
-    /// Number of the publication; what records hold.
+    /// Number of the publication, as stored in records.
     pub number: u32,
-    /// Number of its stream; versions of one major share it.
+    /// Number of its stream; all versions with the same major version share it.
     pub stream: u32,
-    /// The publication.
+    /// Publication as central sees it.
     pub publication: Publication,
-    /// The publication, ready to render.
+    /// Renderer of its events.
     pub renderer: Renderer,
 }
 
 impl Published {
-    /// Whether its stream is the one of this name, with or without its version, or begins as a pattern with `*` at the end says.
+    /// Whether `wanted` names its stream, with or without version; a `*` at the end matches any rest.
     pub fn is_named(&self, wanted: &str) -> bool {
         let names = [self.publication.stream.as_str(), self.renderer.stream_id()];
         match wanted.strip_suffix('*') {
@@ -379,24 +379,24 @@ impl Published {
     }
 }
 
-/// What is left of the file system of the journal, in bytes.
+/// Free space of the file system of the journal, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskRoom {
-    /// What an ordinary user may still write.
+    /// Bytes that an unprivileged user may still write.
     pub free: u64,
-    /// What stays free whatever comes.
+    /// Bytes that always stay free (`disk_reserve`).
     pub reserve: u64,
-    /// Whether events had to leave for it lately.
+    /// Whether segments were reclaimed early in the last ten minutes.
     pub reclaimed_lately: bool,
 }
 
 impl DiskRoom {
-    /// Whether nothing may be written before something leaves.
+    /// Whether the reserve is reached: nothing may be written before space is reclaimed.
     pub fn is_used_up(self) -> bool {
         self.free < self.reserve
     }
 
-    /// Whether events leave, or have lately, because others need their room.
+    /// Whether the reserve is reached, or segments were reclaimed early lately.
     pub fn is_tight(self) -> bool {
         self.is_used_up() || self.reclaimed_lately
     }
@@ -414,7 +414,7 @@ impl Core {
         self.disk_room(folder).is_ok_and(DiskRoom::is_used_up)
     }
 
-    /// The lanes, the least urgent first as they are usually declared.
+    /// Lanes in reverse order of the configuration: the least urgent one is usually declared last.
     fn lanes_least_urgent_first(&self) -> impl Iterator<Item = Arc<Lane>> {
         self.lanes.get().into_iter().flatten().rev().filter_map(Weak::upgrade)
     }
@@ -423,7 +423,7 @@ impl Core {
         self.window.lock()
     }
 
-    /// What repeats of an event are known by; `None` if its id was minted here.
+    /// Fingerprint that identifies repeats of an event; `None` if the gateway minted its id.
     fn fingerprint(&self, record: &crate::event::Record<'_>) -> Option<Fingerprint> {
         let stream =
             if planted_bugs::has(planted_bugs::Bug::StreamLeftOut) { 0 } else { self.stream_of(record.publication) };
@@ -435,20 +435,20 @@ impl Core {
         catalog.list.get(number as usize)?.clone()
     }
 
-    /// The stream of a publication; 0 for what belongs to none.
+    /// Number of the stream of a publication; 0 for records without a publication.
     fn stream_of(&self, publication: u32) -> u32 {
         let catalog = self.catalog.read();
         catalog.list.get(publication as usize).and_then(Option::as_ref).map_or(0, |published| published.stream)
     }
 
-    /// Name of a stream by its number; what belongs to none is "unmatched".
+    /// Name of a stream by its number; "unmatched" for records without a stream.
     fn stream_name(&self, stream: u32) -> String {
         let catalog = self.catalog.read();
         let found = catalog.list.iter().flatten().find(|published| published.stream == stream);
         found.map_or_else(|| "unmatched".to_owned(), |published| published.publication.stream_id())
     }
 
-    /// The longest time that settled events of a lane stay.
+    /// Longest retention of settled events among the streams of a lane.
     fn retention_settled(&self, lane: &Lane) -> Duration {
         if lane.name == DEAD {
             return *self.dead_retention.lock();
@@ -458,13 +458,13 @@ impl Core {
         Duration::from_secs(of_lane.map(|published| published.publication.retention_settled).max().unwrap_or(0))
     }
 
-    /// The ages that events of a lane may reach unsettled, in seconds, each with the publications it is for.
-    /// Where every stream of the plant has one, the gateway's own reports go with the last of them: they would
-    /// hold whole segments otherwise, whose events have expired.
+    /// Limits on the age of unsettled events of a lane, in seconds, each with the publications that it applies to.
+    /// If every stream of the plant has a limit, the largest one applies to the gateway's own events too: otherwise
+    /// they would keep whole segments whose other events have expired.
     fn age_limits(&self, lane: &str) -> Vec<(u64, Vec<u32>)> {
         let catalog = self.catalog.read();
         let of_lane = || catalog.list.iter().flatten().filter(|known| known.publication.lane == lane);
-        // The newest version of each stream is the one in force.
+        // The newest version of each stream is in force.
         let newest: BTreeMap<u32, Option<u64>> = of_lane()
             .filter(|known| !known.publication.is_own())
             .map(|known| (known.stream, known.publication.retention_unsettled))
@@ -482,7 +482,7 @@ impl Core {
         limits
     }
 
-    /// A closed segment, open for reading.
+    /// Opens a closed segment for reading, or returns the open one.
     fn open_segment(&self, path: &Path) -> Result<Arc<Segment>, JournalError> {
         let mut opened = self.opened.lock();
         if let Some(index) = opened.iter().position(|segment| segment.path() == path) {
@@ -493,7 +493,7 @@ impl Core {
         if opened.len() >= OPEN_SEGMENTS_MAX
             && let Some(index) = opened.iter().position(|segment| Arc::strong_count(segment) == 1)
         {
-            // Closed under the lock, so that no file is ever open twice.
+            // It is closed under the lock: a file must never be open twice.
             drop(opened.remove(index));
         }
         let segment = Arc::new(Segment::open_closed(&*self.disk, path, self.cache_bytes)?);
@@ -510,10 +510,12 @@ impl Core {
         self.forget_segment(path);
         match quarantine(&*self.disk, path) {
             Ok(to) => {
-                tracing::error!(file = %to.display(), "a damaged file is set aside under this name; the gateway goes on with the rest");
+                tracing::error!(file = %to.display(), "set aside a damaged file under this name; the gateway continues without it");
                 self.quarantined.lock().push(to);
             }
-            Err(error) => tracing::error!(%error, "a damaged file cannot be set aside"),
+            Err(error) => {
+                tracing::error!(%error, "could not set a damaged file aside; the gateway continues without it")
+            }
         }
     }
 }

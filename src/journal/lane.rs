@@ -1,4 +1,7 @@
-//! One lane of the journal: its door, its log of segments, and what each destination has settled.
+//! One lane of the journal: its commit queue, its log of segments, and the cursor of each destination.
+//!
+//! Promise: an event whose ticket became a receipt is on disk.
+//! Not here: the thread that writes the log (`writer`), recovery at a start (`open`).
 
 use super::block::Block;
 use super::cursor::{Account, Outcome, Settled};
@@ -22,26 +25,26 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// What a lane counts.
+/// Counters of a lane.
 #[derive(Debug, Default)]
 pub struct LaneStats {
-    /// Events that got a receipt and are no repeats.
+    /// Events that got a receipt, without repeats.
     pub accepted: Counter,
-    /// Repeats: acknowledged, and not stored again.
+    /// Repeats: acknowledged and not stored again.
     pub duplicates: Counter,
-    /// Events whose id another payload had taken.
+    /// Events with an id that the device had used for another event.
     pub id_conflicts: Counter,
-    /// Commits that failed.
+    /// Failed attempts to commit a batch.
     pub failed_commits: Counter,
-    /// How long commits take.
+    /// Durations of commits.
     pub fsync: Histogram,
     /// Repeats by `{source}/{device}`.
     repeats: Mutex<HashMap<String, u64>>,
 }
 
-/// A writer that is at one thing for so long is a problem that a person should see.
+/// The status reports a writer that is busy with one piece of work for longer than this.
 const COMMIT_SHOWN_AFTER: Duration = Duration::from_secs(10);
-/// Devices whose repeats are counted apart.
+/// Largest number of devices whose repeats are counted separately.
 const REPEATING_DEVICES_MAX: usize = 4096;
 
 impl LaneStats {
@@ -55,23 +58,23 @@ impl LaneStats {
         }
     }
 
-    /// How many repeats came of one device; `origin` is `{source}/{device}`.
+    /// Number of repeats from one device; `origin` is `{source}/{device}`.
     pub fn repeats_of(&self, origin: &str) -> u64 {
         self.repeats.lock().get(origin).copied().unwrap_or(0)
     }
 }
 
-/// One lane: its log, and the door to it.
+/// One lane: its log and the queue of events to be committed.
 #[derive(Debug)]
 pub struct Lane {
-    /// Its name.
+    /// Name in the configuration.
     pub name: String,
-    /// What it counts.
+    /// Counters since the start.
     pub stats: LaneStats,
     pub(super) index: usize,
     pub(super) settings: ArcSwap<LaneConfig>,
     pub(super) folder: PathBuf,
-    /// The folder as it was when the journal was opened.
+    /// Identity of the folder when the journal was opened.
     pub(super) identity: Identity,
     pub(super) queue: CommitQueue,
     pub(super) core: Arc<Core>,
@@ -79,37 +82,37 @@ pub struct Lane {
     pub(super) next: watch::Sender<Durable>,
     pub(super) condition: Mutex<Condition>,
     pub(super) stopping: (Mutex<bool>, Condvar),
-    /// A reader found damage in the active segment: the writer leaves it.
+    /// Set by a reader that found damage in the active segment: the writer starts a new segment.
     pub(super) active_damaged: AtomicBool,
-    /// Numbers that were never given.
+    /// Offsets and sequences that no event has.
     pub(super) gaps: Gaps,
     pub(super) ages: Mutex<Ages>,
-    /// Destinations that a person has dropped, and whose cursors the log still holds.
+    /// Destinations that an operator has dropped and whose cursors are still in the log.
     pub(super) dropped: Mutex<Vec<String>>,
-    /// Another lane needs room on the disk that this one may give up.
+    /// Set by the writer of another lane that needs disk space: this writer reclaims or sheds a segment.
     pub(super) reclaim_requested: AtomicBool,
-    /// Held while what may go is removed, be it by another lane's writer.
+    /// Held while segments are removed, by the writer of this lane or of another.
     pub(super) retention_lock: Mutex<()>,
-    /// What the writer is at.
+    /// Liveness of the writer thread.
     pub(super) heartbeat: Heartbeat,
 }
 
-/// How far a lane's log is on the disk: both at the same moment.
+/// Durable end of a lane's log: last offset and last batch, read at the same moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Durable {
-    /// Offset after the last event.
+    /// Offset after the last durable event.
     pub end: u64,
     pub(super) batch: u64,
 }
 
 impl Durable {
-    /// Whether the event of a ticket is below `end`; if not, it is not on the disk yet.
+    /// Whether the event of a ticket is durable, and thus below `end`.
     pub fn holds(&self, ticket: Ticket) -> bool {
         ticket.0 <= self.batch
     }
 }
 
-/// The segments of a lane and what has become of their events.
+/// The segments of a lane, the newest events in memory, and the cursors.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub(super) segments: BTreeMap<u64, SegmentFile>,
@@ -118,14 +121,14 @@ pub(super) struct Log {
     pub(super) tail_bytes: usize,
     pub(super) settled: Vec<Settled>,
     pub(super) is_settled_written: bool,
-    /// Low marks that are on the disk, by destination.
+    /// Durable low mark of each destination.
     pub(super) durable_low: BTreeMap<String, u64>,
     pub(super) sequences: Vec<(u32, u64)>,
-    /// Offset after the last event on the disk, as of `sequences`.
+    /// Offset after the last durable event; it matches `sequences`.
     pub(super) end: u64,
 }
 
-/// One segment in the row.
+/// File of one segment and its size.
 #[derive(Clone, Debug)]
 pub(super) struct SegmentFile {
     pub(super) path: PathBuf,
@@ -138,53 +141,53 @@ pub(super) struct OldestSegment {
     pub(super) closed_at: Timestamp,
 }
 
-/// What a lane looks like from outside.
+/// Status of a lane.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct LaneStatus {
-    /// Its name.
+    /// Name of the lane.
     pub name: String,
-    /// Events it has taken since the journal was begun.
+    /// Events accepted since the journal was created.
     pub accepted: u64,
-    /// Bytes its log takes.
+    /// Size of the log in bytes.
     pub bytes: u64,
-    /// Bytes its log may take.
+    /// Largest size of the log in bytes.
     pub budget: u64,
-    /// Segments of its log.
+    /// Number of segments of the log.
     pub segments: usize,
-    /// Why it takes nothing, if so.
+    /// Reason why the lane accepts nothing, if so.
     pub problem: Option<String>,
-    /// Whether the configuration has it no more: its events still go out, and it takes no new ones.
+    /// Whether the lane is no longer configured: its events are still delivered, and it accepts no new ones.
     #[serde(default)]
     pub retired: bool,
-    /// What each destination still needs.
+    /// Backlog and account of each destination.
     pub destinations: Vec<Backlog>,
-    /// For each stream: name, accepted.
+    /// Name and number of accepted events of each stream.
     pub streams: Vec<(String, u64)>,
 }
 
-/// What a destination still needs of a lane.
+/// Backlog and account of one destination in one lane.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Backlog {
     /// Name of the destination.
     pub destination: String,
-    /// Events it still needs.
+    /// Events not yet settled.
     pub queued: u64,
     /// Events that central acknowledged.
     pub delivered: u64,
-    /// Events that became dead letters on the way.
+    /// Events that central refused and that became dead letters.
     pub dead: u64,
-    /// Events that were too old for central.
+    /// Events that reached the age limit of their contract.
     #[serde(default)]
     pub expired: u64,
-    /// Events that gave way to newer ones.
+    /// Events discarded to make room for newer ones.
     #[serde(default)]
     pub shed: u64,
-    /// Events that a person gave up.
+    /// Events that an operator discarded.
     #[serde(default)]
     pub discarded: u64,
-    /// Events in files that are set aside.
+    /// Events in quarantined files.
     pub set_aside: u64,
-    /// When the oldest of the queued was recorded, RFC 3339.
+    /// Time when the oldest queued event was recorded, RFC 3339.
     pub oldest: Option<String>,
 }
 
@@ -193,13 +196,13 @@ impl Lane {
         self.log.lock()
     }
 
-    /// Whether the configuration has the lane no more: its events still go out, and it takes no new ones.
+    /// Whether the lane is no longer configured: its events are still delivered, and it accepts no new ones.
     pub fn is_retired(&self) -> bool {
         self.settings.load().is_retired
     }
 
-    /// Why what is written now would not be found at the next start, if so: a folder of the journal is not the one
-    /// that was opened.
+    /// Returns an error text if the folder of the journal or lane is not the one that was opened: the next start would
+    /// not find events that are written now.
     pub(super) fn misplaced_folder(&self) -> Option<String> {
         let core = &self.core;
         let is_same = |folder: &Path, opened| core.disk.identity(folder).is_ok_and(|found| found == opened);
@@ -211,11 +214,12 @@ impl Lane {
         ))
     }
 
-    /// Hands in an event. The ticket becomes a receipt once the event is on disk; `waiter` is woken then.
+    /// Queues an event for the next commit. When the event is durable, the ticket becomes a receipt and `waiter` is woken.
     ///
-    /// With `dedupe`, an event whose first copy was stored within that time and is on disk gets the receipt of that copy,
-    /// and is not stored again. The copy has the same source, device, id, stream, key and payload; an event that shares
-    /// only source, device and id is stored under a minted id. An event whose id the gateway minted is never a repeat.
+    /// With `dedupe`, a repeat of an event that is on disk and was stored within that time is not stored again; it gets
+    /// the receipt of the first copy. A repeat has the same source, device, id, stream, key and payload. An event that
+    /// shares only source, device and id is stored under a minted id. An event with an id minted by the gateway is never
+    /// a repeat.
     pub fn submit(
         &self,
         record: &Record<'_>,
@@ -226,22 +230,22 @@ impl Lane {
         self.queue.put(record, repeats, waiter, self.index, writer::CUT_BYTES)
     }
 
-    /// The receipt of a ticket, if there is one yet.
+    /// The receipt of a ticket, if its event is durable.
     pub fn receipt(&self, ticket: Ticket) -> Option<Receipt> {
         self.queue.receipt(ticket)
     }
 
-    /// Returns when there may be room for another event. Safe to drop half-way.
+    /// Waits until there may be room for another event. Cancel-safe.
     pub async fn room(&self) {
         self.queue.room().await;
     }
 
-    /// Whether the journal is closed: tickets without a receipt stay without.
+    /// Whether the journal is closed: a ticket without a receipt never gets one.
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
     }
 
-    /// Hands in an event and waits until it is on the disk.
+    /// Stores an event and waits until it is durable.
     pub async fn append(&self, record: &Record<'_>) -> Result<Receipt, NotTaken> {
         let mut waiter = Waiter::default();
         let ticket = loop {
@@ -254,7 +258,7 @@ impl Lane {
         self.await_receipt(ticket, &waiter).await
     }
 
-    /// Waits for the receipt of a ticket that `waiter` got. Safe to drop half-way.
+    /// Waits for the receipt of a ticket that was issued to `waiter`. Cancel-safe.
     pub async fn await_receipt(&self, ticket: Ticket, waiter: &Waiter) -> Result<Receipt, NotTaken> {
         loop {
             if let Some(receipt) = self.receipt(ticket) {
@@ -267,23 +271,23 @@ impl Lane {
         }
     }
 
-    /// Offset after the last event on the disk.
+    /// Offset after the last durable event.
     pub fn end(&self) -> u64 {
         self.next.borrow().end
     }
 
-    /// How far the log is on the disk.
+    /// Durable end of the log.
     pub fn durable(&self) -> Durable {
         *self.next.borrow()
     }
 
-    /// How many of the newest events take about so many bytes of the log.
+    /// Number of newest events that take about `bytes` of the log.
     pub fn newest_within(&self, bytes: u64) -> u64 {
         let end = self.end();
         let (mut from, mut left) = (end, bytes);
         for (&first, part) in self.log().segments.iter().rev() {
             if part.bytes > left {
-                // Events of one segment are taken to be of one size.
+                // Assume that all events of a segment have the same size.
                 let share = left as f64 / part.bytes as f64;
                 return end - from + (from.saturating_sub(first) as f64 * share) as u64;
             }
@@ -293,17 +297,17 @@ impl Lane {
         end - from
     }
 
-    /// What it does when its budget is used up.
+    /// Behaviour when the budget is used up.
     pub fn full(&self) -> super::Full {
         self.settings.load().full
     }
 
-    /// How it stands: bytes of the segments that a destination still needs, bytes that its log may take, and events that
-    /// a destination still needs. Without destinations all is needed.
+    /// Bytes of the segments that a destination still needs, budget in bytes, and number of events that a destination
+    /// still needs. Without destinations, every event is needed.
     pub fn load(&self) -> (u64, u64, u64) {
         let budget = self.budget();
         let log = self.log();
-        // Dead letters have no destination either, and wait for a person.
+        // Dead letters have no destination and wait for an operator.
         let low = log.settled.iter().map(|settled| settled.low).min().unwrap_or(0);
         let first = log.segments.keys().next().copied().unwrap_or(log.end).max(low);
         let ends = log.segments.keys().skip(1).copied().chain([log.end]);
@@ -311,61 +315,61 @@ impl Lane {
         (needed, budget, log.end.saturating_sub(first))
     }
 
-    /// How many events its oldest segment holds.
+    /// Number of events in the oldest segment.
     pub fn oldest_events(&self) -> u64 {
         self.extents().first().map_or(0, |(from, to)| to - from)
     }
 
-    /// Bytes that its log may take.
+    /// Largest size of the log in bytes.
     pub fn budget(&self) -> u64 {
         self.settings.load().budget
     }
 
-    /// How many events its segments hold.
+    /// Number of events in all segments.
     pub fn held_events(&self) -> u64 {
         let log = self.log();
         let first = log.segments.keys().next().copied().unwrap_or(log.end);
         log.end.saturating_sub(first).saturating_sub(self.gaps.offsets_between(first, log.end))
     }
 
-    /// The offsets of each of its segments: from, to (exclusive).
+    /// Offset range of each segment: from, to (exclusive).
     pub(super) fn extents(&self) -> Vec<(u64, u64)> {
         let log = self.log();
         let ends = log.segments.keys().skip(1).copied().chain([log.end]);
         log.segments.keys().copied().zip(ends).collect()
     }
 
-    /// Offset of the first event that is still there, or of the next one.
+    /// Offset of the oldest stored event, or of the next one if the log is empty.
     pub fn first(&self) -> u64 {
         let log = self.log();
         log.segments.keys().next().copied().unwrap_or(log.end)
     }
 
-    /// The first offset of the segment that holds what was recorded at a moment, or of the oldest one
-    /// after it; blocks the thread.
+    /// First offset of the segment that holds events recorded at `moment`, or of the oldest segment after that.
+    /// Blocks the thread.
     pub fn offset_at(&self, moment: Timestamp) -> u64 {
         let firsts: Vec<u64> = self.log().segments.keys().copied().collect();
-        // The segments are in the order of their times, as far as the clock ran forwards.
+        // Segments are ordered by time unless the clock was set back.
         let after = firsts.partition_point(|first| self.recorded_at(*first).is_some_and(|at| at <= moment));
         firsts.get(after.saturating_sub(1)).copied().unwrap_or_else(|| self.first())
     }
 
-    /// Whether it takes events, and why not.
+    /// Whether the lane accepts events, and if not, why.
     pub fn condition(&self) -> Condition {
         self.condition.lock().clone()
     }
 
-    /// A publication that one of its records names.
+    /// Publication by the number that a record names.
     pub fn published(&self, number: u32) -> Option<Arc<Published>> {
         self.core.published(number)
     }
 
-    /// Where a destination is.
+    /// Cursor of a destination.
     pub fn settled(&self, destination: &str) -> Option<Settled> {
         self.log().settled.iter().find(|settled| settled.destination == destination).cloned()
     }
 
-    /// Settles events for a destination. Written with the next append, or alone when the lane is idle.
+    /// Settles events for a destination. The writer stores the cursor with the next commit, or alone if the lane is idle.
     pub fn settle(&self, destination: &str, events: &[(u64, u32, Outcome)]) {
         self.change_settled(destination, |settled| {
             for &(offset, stream, outcome) in events {
@@ -374,13 +378,13 @@ impl Lane {
         });
     }
 
-    /// Has the cursors written soon, and not only with the next append.
+    /// Makes the writer store changed cursors soon, without waiting for the next commit.
     pub fn write_cursors_soon(&self) {
         self.queue.nudge();
     }
 
-    /// Passes over offsets whose segment is lost, and over nothing below them that is in flight.
-    /// May read from the disk.
+    /// Settles offsets of a lost segment for a destination. Events below them that are in flight stay unsettled.
+    /// May read from disk.
     pub fn mark_lost(&self, destination: &str, from: u64, to: u64) {
         let sequences = self.sequences_before(to).unwrap_or_default();
         self.change_settled(destination, |settled| {
@@ -389,8 +393,8 @@ impl Lane {
         });
     }
 
-    /// The next sequence of every stream at an offset that is the end of the lane or the start of a
-    /// segment; `None` elsewhere, and where the segment cannot be read.
+    /// The next sequence of every stream at `offset`, which is the end of the lane or the start of a segment; `None` for
+    /// other offsets and for an unreadable segment.
     pub(super) fn sequences_before(&self, offset: u64) -> Option<Vec<(u32, u64)>> {
         if offset >= self.end() {
             return Some(self.sequences());
@@ -406,19 +410,19 @@ impl Lane {
         };
         let read = |segment: &Segment| segment.view().and_then(|view| view.summary());
         let summary = segment.and_then(|segment| read(&segment)).or_else(|_| {
-            // One that a failed commit left has to be repaired, and a full disk takes no repair.
+            // A segment with a failed commit needs a repair, which a full disk does not allow.
             read(&Segment::open_without_repair(&*self.core.disk, &path, self.core.cache_bytes)?)
         });
         match summary {
             Ok(summary) => Some(summary.sequences),
             Err(error) => {
-                tracing::warn!(lane = %self.name, %error, "the sequences that a segment begins with cannot be read; its accounts hold what came before under no stream");
+                tracing::warn!(lane = %self.name, %error, "could not read the first sequences of a segment; earlier events are counted without their stream");
                 None
             }
         }
     }
 
-    /// How many events of each stream a destination is owed below these sequences.
+    /// Number of events of each stream that a destination is owed below the given sequences.
     fn owed_below(&self, sequences: &[(u32, u64)], settled: &Settled) -> Vec<(u32, u64)> {
         let owed = |(stream, next): &(u32, u64)| {
             let account = settled.accounts.iter().find(|account| account.stream == *stream);
@@ -428,8 +432,8 @@ impl Lane {
         sequences.iter().map(owed).collect()
     }
 
-    /// The account of each stream with a destination: name, account, and how many events are owed in all.
-    /// The second value is how many events the cursor has before it, at the same moment.
+    /// The account of each stream with a destination: stream name, account, and number of events owed in all.
+    /// The second value is the number of unsettled events at the same moment.
     pub fn accounts(&self, destination: &str) -> (Vec<(String, Account, u64)>, u64) {
         let (settled, sequences, end) = {
             let log = self.log();
@@ -452,7 +456,7 @@ impl Lane {
         (rows, unsettled)
     }
 
-    /// Names of the destinations that the lane keeps a cursor for.
+    /// Names of the destinations that have a cursor in this lane.
     pub fn destinations(&self) -> Vec<String> {
         self.log().settled.iter().map(|settled| settled.destination.clone()).collect()
     }
@@ -472,7 +476,7 @@ impl Lane {
         self.dropped.lock()
     }
 
-    /// The part of the oldest segment that a destination needs, where it holds back more than `hold` bytes.
+    /// The unsettled part of the oldest segment, if the backlog of the destination exceeds `hold` bytes.
     pub(super) fn excess_over_hold(&self, destination: &str, hold: u64) -> Option<(u64, u64)> {
         let log = self.log();
         let low = log.settled.iter().find(|settled| settled.destination == destination)?.low;
@@ -486,11 +490,11 @@ impl Lane {
             .collect();
         let bytes: u64 = needed.iter().map(|(_, _, bytes)| bytes).sum();
         let (first, end, _) = needed.first()?;
-        // The segment in hand is never given up.
+        // The active segment is never discarded.
         (bytes > hold && *end < u64::MAX).then(|| (low.max(*first), *end))
     }
 
-    /// An offset with at most `count` events between it and `end`.
+    /// Lowest offset with at most `count` events between it and `end`.
     pub fn before(&self, end: u64, count: u64) -> u64 {
         let mut from = end;
         let mut left = count;
@@ -513,7 +517,7 @@ impl Lane {
         }
     }
 
-    /// What the lane looks like.
+    /// Status of the lane at this moment.
     pub fn status(&self) -> LaneStatus {
         let end = self.end();
         let log = self.log();
@@ -565,18 +569,18 @@ impl Lane {
             return;
         }
         match &condition {
-            Condition::Good => tracing::info!(lane = %self.name, "the lane takes events again"),
+            Condition::Good => tracing::info!(lane = %self.name, "the lane accepts events again"),
             Condition::Full(reason) => {
-                tracing::error!(lane = %self.name, %reason, "the lane is full: nothing is acknowledged")
+                tracing::error!(lane = %self.name, %reason, "the lane is full: the gateway acknowledges none of its events until there is room")
             }
             Condition::Failed(reason) => {
-                tracing::error!(lane = %self.name, %reason, "the disk fails: nothing is acknowledged")
+                tracing::error!(lane = %self.name, %reason, "the disk fails: the gateway acknowledges no event of the lane until a commit succeeds")
             }
         }
         *current = condition;
     }
 
-    /// Waits, or returns `true` at once when the journal closes.
+    /// Waits for `wait`; returns `true` at once if the journal closes.
     pub(super) fn pause(&self, wait: Duration) -> bool {
         let mut is_stopping = self.stopping.0.lock();
         self.stopping.1.wait_while_for(&mut is_stopping, |is_stopping| !*is_stopping, wait);
@@ -587,7 +591,7 @@ impl Lane {
         self.queue.close();
     }
 
-    /// Gives up on a disk that does not take the last batch.
+    /// Stops the retries of the last batch on a failing disk.
     pub(super) fn stop_waiting(&self) {
         *self.stopping.0.lock() = true;
         self.stopping.1.notify_all();
@@ -617,7 +621,7 @@ impl Lane {
         format!("given/{}", self.sequence_mark(stream))
     }
 
-    /// Bytes that its log takes.
+    /// Size of the log in bytes.
     pub fn bytes(&self) -> u64 {
         self.log().segments.values().map(|part| part.bytes).sum()
     }
@@ -626,7 +630,7 @@ impl Lane {
         self.log().sequences.clone()
     }
 
-    /// The cursors to write; empty if nothing changed since the last time, unless `all`.
+    /// The cursors to write. Empty if none changed since the last call, unless `all`.
     pub(super) fn take_cursors(&self, all: bool) -> Vec<Settled> {
         let mut log = self.log();
         if log.is_settled_written && !all {
@@ -655,12 +659,12 @@ impl Lane {
     }
 
     pub(super) fn release_active(&self) {
-        // Readers that find no active segment open the file themselves, under this lock: they must not do so
-        // before it is closed, or among those that are open. Two handles on one file would spoil it.
+        // Readers that find no active segment open the file themselves, under this lock. They must not do so before the
+        // active handle is closed or listed as open: two handles on one file would damage it.
         let mut opened = self.core.opened.lock();
         let Some(active) = self.log().active.take() else { return };
         if Arc::strong_count(&active) > 1 {
-            // A reader still looks at it: it stays open until that one is done.
+            // A reader still uses the handle; it stays open until that reader is done.
             opened.push(active);
         } else {
             drop(active);
@@ -693,8 +697,7 @@ impl Lane {
         self.next.send_modify(|_| ());
     }
 
-    /// Everything below is settled by every destination, and the disk knows it; without
-    /// destinations, nothing is.
+    /// Lowest durable low mark of all destinations; 0 without destinations.
     pub(super) fn settled_low(&self) -> u64 {
         if self.name == DEAD {
             return u64::MAX;
@@ -704,7 +707,7 @@ impl Lane {
         lows.min().unwrap_or(0)
     }
 
-    /// Whether every destination has settled all there is; without destinations, nobody has.
+    /// Whether every destination has settled every event; `false` without destinations.
     pub(super) fn is_all_settled(&self) -> bool {
         let log = self.log();
         !log.settled.is_empty() && log.settled.iter().all(|settled| settled.low >= log.end)
@@ -739,9 +742,9 @@ impl Lane {
         let Some(part) = part else { return Ok(()) };
         self.core.forget_segment(&part.path);
         self.core.disk.remove(&part.path).map_err(|error| JournalError::io(&part.path, error))?;
-        // One who had found it before may have opened it again: it would take its room as long as it is open.
+        // A reader may have opened it again meanwhile: a removed file occupies the disk as long as it is open.
         self.core.forget_segment(&part.path);
-        tracing::debug!(lane = %self.name, first, "a segment is done and removed");
+        tracing::debug!(lane = %self.name, first, "removed a settled segment");
         Ok(())
     }
 }
