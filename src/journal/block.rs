@@ -1,43 +1,43 @@
 //! Blocks: many records in one value, compressed, with a checksum and a format version.
 //!
-//! Promise: a block that decodes is exactly what was encoded; anything else is named as damaged
-//! or as newer than this Forebay. Golden files in `tests/golden` hold every format written so far.
+//! Promise: a block that decodes is exactly what was encoded; anything else is reported as damaged or as newer than this
+//! version. Golden files in `tests/golden` hold every format written so far.
 //!
-//! Layout: `"FB"`, format, codec, CRC-32C of all that follows (u32, little endian), length of the
-//! plain body (u32, little endian), body. The plain body is a postcard [`Header`] and then the
-//! records, each behind its length (u32, little endian).
+//! Layout: `"FB"`, format, codec, CRC-32C of all that follows (u32, little endian), length of the plain body (u32, little
+//! endian), body. The plain body is a postcard [`Header`] and then the records, each with a length prefix (u32, little
+//! endian).
 
 use super::cursor::{Settled, SettledV1};
 use crate::event::{Record, Timestamp, append_postcard};
 use serde::{Deserialize, Serialize};
 
-/// The block format that this version writes, and the newest it reads.
+/// Block format that this version writes, and the newest that it reads.
 pub const FORMAT: u8 = 2;
 const MAGIC: [u8; 2] = *b"FB";
 const PREFIX_BYTES: usize = 12;
 const CODEC_PLAIN: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
-/// No body may claim to be larger: the largest payload is 8 MiB, and a block around one more.
+/// Largest accepted body: room for the largest payload, 8 MiB, and for the records around it.
 const BODY_BYTES_MAX: usize = 24 << 20;
-/// Compressing less than this saves no page of the file.
+/// Below this size compression saves no page of the file.
 const COMPRESS_FROM_BYTES: usize = 2048;
 
-/// What a block says about its records as a whole.
+/// Header of a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// Offset of the first record.
     pub first: u64,
-    /// How many records there are.
+    /// Number of records.
     pub count: u32,
-    /// When the journal took them.
+    /// Time when the journal stored them.
     pub recorded: Timestamp,
-    /// Which sequences they have, one run for each stream.
+    /// Sequences of the records, one run for each stream.
     pub runs: Vec<Run>,
-    /// What destinations had settled, where that changed since the block before.
+    /// Cursors of the destinations, if one changed since the block before.
     pub settled: Vec<Settled>,
 }
 
-/// A header as blocks of format 1 hold it.
+/// A header in format 1.
 #[derive(Deserialize)]
 struct HeaderV1 {
     first: u64,
@@ -54,39 +54,39 @@ impl From<HeaderV1> for Header {
     }
 }
 
-/// The sequences of one stream in a block: `count` of them from `first`.
+/// Sequences of one stream in a block: `count` of them from `first`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// The stream's number in this journal.
+    /// Number of the stream in this journal.
     pub stream: u32,
     /// Sequence of its first record.
     pub first: u64,
-    /// How many records it has.
+    /// Number of its records.
     pub count: u32,
 }
 
 /// A decoded block.
 #[derive(Debug)]
 pub struct Block {
-    /// What it says about its records.
+    /// Header of the block.
     pub header: Header,
     body: Vec<u8>,
     records_from: usize,
 }
 
-/// A stored value that is no block of ours.
+/// Why a stored value is no valid block.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadBlock {
-    /// Changed since it was written.
+    /// The content is not what was written.
     #[error("block is damaged: {0}")]
     Damaged(&'static str),
-    /// Written by a newer version.
+    /// A newer version of Forebay wrote the block.
     #[error("block has format {0}; this Forebay reads up to {FORMAT}")]
     Newer(u8),
 }
 
 impl Block {
-    /// Builds a block of records that are already encoded, each behind its length.
+    /// Builds a block from encoded records, each with a length prefix.
     pub fn new(header: Header, records: &[u8]) -> Self {
         let mut body = Vec::with_capacity(records.len() + 128);
         append_postcard(&mut body, &header);
@@ -95,7 +95,7 @@ impl Block {
         Self { header, body, records_from }
     }
 
-    /// The value to store.
+    /// Encodes the block as the value to store.
     pub fn encode(&self, compressor: &mut Compressor) -> Vec<u8> {
         let mut value = Vec::with_capacity(PREFIX_BYTES + self.body.len() / 2);
         value.extend_from_slice(&MAGIC);
@@ -113,7 +113,7 @@ impl Block {
         value
     }
 
-    /// Reads a stored value.
+    /// Decodes a stored value.
     pub fn decode(value: &[u8]) -> Result<Self, BadBlock> {
         let damaged = |why| Err(BadBlock::Damaged(why));
         if value.len() < PREFIX_BYTES || value[..2] != MAGIC {
@@ -124,11 +124,11 @@ impl Block {
         }
         let word = |at: usize| u32::from_le_bytes([value[at], value[at + 1], value[at + 2], value[at + 3]]);
         if word(4) != checksum(value) {
-            return damaged("its checksum does not fit");
+            return damaged("checksum mismatch");
         }
         let length = word(8) as usize;
         if length > BODY_BYTES_MAX {
-            return damaged("its length is impossible");
+            return damaged("its length is beyond the limit");
         }
         let body = match value[3] {
             CODEC_PLAIN => value[PREFIX_BYTES..].to_vec(),
@@ -139,7 +139,7 @@ impl Block {
             _ => return damaged("its codec is unknown"),
         };
         if body.len() != length {
-            return damaged("its length does not fit");
+            return damaged("length mismatch");
         }
         let read = match value[2] {
             1 => postcard::take_from_bytes::<HeaderV1>(&body).map(|(header, rest)| (Header::from(header), rest)),
@@ -158,17 +158,17 @@ impl Block {
             count += 1;
         }
         if count != block.header.count {
-            return damaged("its count does not fit");
+            return damaged("record count mismatch");
         }
         Ok(block)
     }
 
-    /// Bytes that every stored value begins with.
+    /// First bytes of every stored value.
     pub const MAGIC: [u8; 2] = MAGIC;
     /// Bytes of a value before its body.
     pub const HEAD_BYTES: usize = PREFIX_BYTES;
 
-    /// The same block with its header written anew: one that was read in an older format is in the newest.
+    /// The same block with its header in the newest format.
     pub fn reencoded(&self) -> Self {
         Self::new(self.header.clone(), &self.body[self.records_from..])
     }
@@ -179,8 +179,8 @@ impl Block {
         Self::new(header, &self.body[self.records_from..])
     }
 
-    /// Reads a value that begins with `bytes`, whatever follows it; and says how long it is. For those
-    /// who find it without the file's own order.
+    /// Decodes a block at the start of `bytes`, which may be longer; also returns its length. For a scan that does not
+    /// use the order of the file.
     pub fn decode_first(bytes: &[u8]) -> Result<(Self, usize), BadBlock> {
         let damaged = BadBlock::Damaged("it does not start as one");
         if bytes.len() < PREFIX_BYTES || bytes[..2] != MAGIC {
@@ -199,11 +199,11 @@ impl Block {
         Ok((Self::decode(value)?, value.len()))
     }
 
-    /// How many bytes a value that begins like this has at most; `None` if none begins like this.
-    /// Reads the first [`Block::HEAD_BYTES`].
+    /// Largest possible length of a value that begins with `prefix`; `None` if no block begins like this. Reads the first
+    /// [`Block::HEAD_BYTES`].
     pub fn value_bytes_max(prefix: &[u8]) -> Option<usize> {
         let is_one = prefix.len() >= PREFIX_BYTES && prefix[..2] == MAGIC && (1..=FORMAT).contains(&prefix[2]);
-        // What is compressed is shorter than it was, else it is stored plain.
+        // Compressed bodies are shorter than plain ones: otherwise the body is stored plain.
         let plain = u32::from_le_bytes(*prefix.get(8..12)?.first_chunk()?) as usize;
         (is_one && prefix[3] <= CODEC_ZSTD && plain <= BODY_BYTES_MAX).then_some(PREFIX_BYTES + plain)
     }
@@ -213,12 +213,12 @@ impl Block {
         self.header.first + u64::from(self.header.count)
     }
 
-    /// Bytes it takes in memory.
+    /// Size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.body.len()
     }
 
-    /// Where the records of `body` start, for [`Block::record_at`].
+    /// Position of the first record, for [`Block::record_at`].
     pub fn start(&self) -> usize {
         self.records_from
     }
@@ -226,8 +226,8 @@ impl Block {
     /// The record at a position, and the position of the next; `None` at the end.
     pub fn record_at(&self, position: usize) -> Option<(Record<'_>, usize)> {
         let (bytes, next) = self.raw_at(position)?;
-        // The checksum fits, so that a record that does not decode was written by a program error;
-        // the caller sees the block end there and reports the difference in count.
+        // The checksum is correct: only a bug can have written a record that does not decode. The block then ends here,
+        // and the caller reports the difference in count.
         Some((Record::decode(bytes).ok()?, next))
     }
 
@@ -258,7 +258,7 @@ impl Block {
         })
     }
 
-    /// Every record, in order.
+    /// All records, in order.
     pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
         self.raw_records().map_while(|bytes| Record::decode(bytes?).ok())
     }
@@ -268,7 +268,7 @@ fn checksum(value: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&value[2..4]), &value[8..])
 }
 
-/// Appends a record behind its length.
+/// Appends a record with a length prefix.
 pub fn append_record(out: &mut Vec<u8>, record: &Record<'_>) {
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -277,7 +277,7 @@ pub fn append_record(out: &mut Vec<u8>, record: &Record<'_>) {
     out[at..at + 4].copy_from_slice(&length.to_le_bytes());
 }
 
-/// Compresses one block after another; keeps its tables between them.
+/// Compresses blocks; keeps the tables of the codec between them.
 pub struct Compressor(Option<zstd::bulk::Compressor<'static>>);
 
 impl std::fmt::Debug for Compressor {
@@ -286,7 +286,7 @@ impl std::fmt::Debug for Compressor {
     }
 }
 
-/// zstd level 1: on payloads whose values do not repeat, 0.35 of the size at 0.57 µs an event;
+/// zstd level 1: on payloads whose values do not repeat, 0.35 of the size at 0.57 µs per event;
 /// level 3 is no smaller and takes 0.95 µs, lz4 reaches 0.61 at 0.27 µs.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -297,7 +297,7 @@ impl Default for Compressor {
 }
 
 impl Compressor {
-    /// Appends the compressed `plain` to `out`; `false`, and nothing appended, if that is no gain.
+    /// Appends the compressed `plain` to `out`. Returns `false` and appends nothing if that saves nothing.
     fn append(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(compressor) = &mut self.0 else { return false };
         match compressor.compress(plain) {

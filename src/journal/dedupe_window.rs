@@ -1,10 +1,10 @@
-//! The dedupe window: fingerprints of the events stored last, bounded in memory.
+//! The dedupe window: fingerprints of the newest events, bounded in memory.
 //!
-//! Promise: an event is called a repeat only if its first copy is on disk.
+//! Promise: an event counts as a repeat only if its first copy is on disk.
 //! Invariants:
 //! - a fingerprint enters the window only with proof of a commit, or because a segment on disk holds it;
-//! - the window never takes more than its bytes; its oldest generation leaves first;
-//! - what is in the window is found: a repeat is missed only when its first copy has left.
+//! - the window never exceeds its memory; the oldest generation is dropped first;
+//! - a lookup finds every fingerprint in the window: a repeat is missed only after its first copy was dropped.
 
 use super::segment::Synced;
 use crate::event::{Attribute, Id, Record, Timestamp};
@@ -13,7 +13,7 @@ use std::hash::Hasher;
 use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Two hashes of one event.
+/// Two keyed hashes of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Hash of source, device and id; never 0.
@@ -22,11 +22,11 @@ pub struct Fingerprint {
     pub content: u64,
 }
 
-/// Bytes of a fingerprint, in memory and in a segment.
+/// Size of a fingerprint in bytes, in memory and in a segment.
 pub const FINGERPRINT_BYTES: usize = 16;
 
-/// The journal's own key of its fingerprints. Devices choose ids: without a secret key they could choose
-/// ids that share a slot of the window, and make every lookup long.
+/// The secret key of the journal's fingerprints. Devices choose ids: without a secret key they could choose ids that
+/// share a slot of the window and make every lookup long.
 #[derive(Clone, Copy)]
 pub struct FingerprintKey([u64; 3]);
 
@@ -37,22 +37,22 @@ impl std::fmt::Debug for FingerprintKey {
 }
 
 impl FingerprintKey {
-    /// Bytes of a stored key.
+    /// Length of a stored key in bytes.
     pub const BYTES: usize = 24;
 
-    /// The key that these bytes hold.
+    /// Decodes a stored key.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         let (words, _) = bytes.as_chunks::<8>();
         Self([0, 1, 2].map(|index| u64::from_le_bytes(words[index])))
     }
 
-    /// The fingerprint of an event that has an id of its device; `None` for an event whose id the gateway minted.
-    /// `stream` is the number of its stream in this journal.
+    /// The fingerprint of an event with an id from its device; `None` if the gateway minted the id. `stream` is the
+    /// number of its stream in this journal.
     pub fn fingerprint(&self, record: &Record<'_>, stream: u32) -> Option<Fingerprint> {
         let original = |attribute: &Attribute<'_>| matches!(attribute, Attribute::OriginalId(_));
         let id = match record.id {
             Id::Text(id) => id,
-            // The device's id was taken by another event; its repeats still carry it.
+            // The device's id belonged to another event, so the gateway minted one; repeats still carry the device's id.
             Id::Uuid(_) => match record.attributes.iter().find(|attribute| original(attribute)) {
                 Some(Attribute::OriginalId(id)) => id,
                 _ => return None,
@@ -62,7 +62,7 @@ impl FingerprintKey {
     }
 
     fn of(&self, origin: &str, id: &str, stream: u32, key: &str, payload: &[u8]) -> Fingerprint {
-        // The length of the first part keeps apart what joins to the same bytes.
+        // The length of the origin separates pairs that join to the same bytes.
         let mut name = SipHasher13::new_with_keys(self.0[0], self.0[1]);
         name.write(origin.as_bytes());
         name.write_u32(origin.len() as u32);
@@ -72,14 +72,14 @@ impl FingerprintKey {
     }
 }
 
-/// Proof that an event with a fingerprint is on disk. Only the window gives it.
+/// Proof that an event with a fingerprint is on disk. Only the window issues it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DurableCopy(());
 
-/// What is known of an event.
+/// Result of a lookup in the dedupe window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DedupeResult {
-    /// Nothing.
+    /// The window does not know the id.
     New,
     /// An event with the same fingerprint is on disk.
     Repeat(DurableCopy),
@@ -87,13 +87,13 @@ pub enum DedupeResult {
     Conflict,
 }
 
-/// Generations share the memory, so that the oldest quarter can go at once.
+/// Number of generations; the oldest quarter of the memory is dropped at once.
 const GENERATIONS: usize = 4;
 
-/// The window.
+/// The dedupe window, as generations of hash tables.
 #[derive(Debug)]
 pub struct Window {
-    /// Newest last.
+    /// Generations, newest last.
     generations: Vec<Generation>,
     slots: usize,
 }
@@ -106,14 +106,14 @@ struct Generation {
 }
 
 impl Window {
-    /// A window of at most `bytes`.
+    /// Creates a window of at most `bytes`.
     pub fn new(bytes: usize) -> Self {
         let slots = (bytes / GENERATIONS / FINGERPRINT_BYTES).max(1024);
         // The largest power of two that fits.
         Self { generations: Vec::new(), slots: 1 << slots.ilog2() }
     }
 
-    /// Looks an event up. Generations that ended longer than `reach` before `now` do not count.
+    /// Looks up an event. Generations that ended more than `reach` before `now` are ignored.
     pub fn find(&self, fingerprint: Fingerprint, now: Timestamp, reach: Duration) -> DedupeResult {
         let mut seen = DedupeResult::New;
         for generation in self.generations.iter().rev() {
@@ -129,17 +129,17 @@ impl Window {
         seen
     }
 
-    /// Admits the fingerprints of events that a commit has put on disk.
+    /// Adds the fingerprints of events that a commit has written.
     pub fn admit(&mut self, fingerprints: &[Fingerprint], at: Timestamp, _proof: &Synced) {
         fingerprints.iter().for_each(|fingerprint| self.insert(*fingerprint, at));
     }
 
-    /// Admits the fingerprints that a segment on disk held when the journal was opened.
+    /// Adds the fingerprints that a segment on disk held when the journal was opened.
     pub fn restore(&mut self, fingerprints: &[Fingerprint], at: Timestamp) {
         fingerprints.iter().for_each(|fingerprint| self.insert(*fingerprint, at));
     }
 
-    /// Moves what was recorded under an earlier setting of the clock, so that it stays as old as it is.
+    /// Shifts the times of all generations by a change of the clock, so that their age stays right.
     pub fn shift(&mut self, micros: i64) {
         for generation in &mut self.generations {
             generation.first = Timestamp(generation.first.0.saturating_add(micros));
@@ -161,27 +161,27 @@ impl Window {
         }
     }
 
-    /// How many fingerprints it can hold.
+    /// Number of fingerprints that fit.
     pub fn capacity(&self) -> usize {
         GENERATIONS * self.slots * 3 / 4
     }
 
-    /// How many it holds.
+    /// Number of fingerprints in the window.
     pub fn held(&self) -> usize {
         self.generations.iter().map(|generation| generation.slots.used).sum()
     }
 
-    /// The moment since when it is complete; `None` while nothing has had to leave.
+    /// Time since which the window is complete; `None` as long as nothing was dropped.
     pub fn reaches_back_to(&self) -> Option<Timestamp> {
         (self.generations.len() == GENERATIONS).then(|| self.generations[0].first)
     }
 }
 
-/// What a table of fingerprints holds of one that is looked up.
+/// Result of a lookup in one hash table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Match {
     None,
-    /// The same id, with other content.
+    /// The same id with other content.
     SameId,
     Same,
 }
@@ -233,28 +233,28 @@ impl Slots {
     }
 }
 
-/// What a batch says of an event in it that the window does not know.
+/// Result of a lookup in the current batch, for an event that is not in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatchDedupeResult {
-    /// Nothing.
+    /// The batch does not have the id.
     New,
-    /// The same event is in the batch already: one commit decides over both.
+    /// The same event is in the batch: one commit decides over both.
     Repeat,
-    /// The id is in the batch already, for another event.
+    /// The batch has the id with another event.
     Conflict,
 }
 
-/// The fingerprints of the batch that is being prepared. They are in no window yet: nothing of it is on disk.
+/// Fingerprints of the batch that is being encoded. They are not in the window yet: the batch is not on disk.
 #[derive(Debug, Default)]
 pub struct BatchFingerprints {
     slots: Slots,
 }
 
 impl BatchFingerprints {
-    /// Forgets the batch before; makes room for `events`.
+    /// Empties the table and makes room for `events`.
     pub fn reset(&mut self, events: usize) {
         let wanted = (events * 2).max(16).next_power_of_two();
-        // The memory of a burst is not kept: a table four times too large is replaced.
+        // Memory of a burst is released: a table four times too large is replaced.
         if self.slots.slots.len() < wanted || self.slots.slots.len() > wanted * 4 {
             self.slots = Slots::new(wanted);
         } else if self.slots.used > 0 {
@@ -262,7 +262,7 @@ impl BatchFingerprints {
         }
     }
 
-    /// Looks an event up and adds it if it is not a repeat. At most as many may be added as [`BatchFingerprints::reset`] made room for.
+    /// Looks up an event and adds it unless it is a repeat. [`BatchFingerprints::reset`] sets how many can be added.
     pub fn admit(&mut self, fingerprint: Fingerprint) -> BatchDedupeResult {
         let seen = match self.slots.find(fingerprint) {
             Match::Same => return BatchDedupeResult::Repeat,
@@ -288,7 +288,7 @@ mod tests {
         FingerprintKey([1, 2, 3])
     }
 
-    /// Looks up and restores, as a journal does that finds its segments.
+    /// Looks up and restores, as opening a journal does with its segments.
     fn admit(window: &mut Window, fingerprint: Fingerprint, now: Timestamp) -> DedupeResult {
         let seen = window.find(fingerprint, now, DAY);
         if !matches!(seen, DedupeResult::Repeat(_)) {

@@ -1,7 +1,7 @@
-//! The batch that gathers while the one before it is on its way to the disk.
+//! Group commit: the queue of a lane, in which the next batch gathers while the writer commits the one before.
 //!
-//! Promise: a batch never holds more than its bound, except for one event that alone is larger;
-//! whoever finds no room is told when there is some.
+//! Promise: a batch never exceeds its bound, except for one event that alone is larger; a producer that finds no room
+//! is woken when there is some.
 
 use super::dedupe_window::{DurableCopy, Fingerprint};
 use super::segment::Synced;
@@ -13,58 +13,58 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Bytes that may gather in one lane while a commit is under way.
+/// Largest size of the batch that gathers in a lane during a commit.
 const GATHER_BYTES_MAX: usize = 2 << 20;
 
 /// One event of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchEntry {
-    /// Where its record ends in the batch's bytes.
+    /// End of its record in the bytes of the batch.
     pub end: usize,
-    /// Its publication.
+    /// Number of its publication.
     pub publication: u32,
-    /// What repeats of it are known by, and for how long.
+    /// Fingerprint, and how long repeats are recognised.
     pub repeats: Option<(Fingerprint, Duration)>,
 }
 
-/// Proof that every event of a batch is on disk: its receipts need it.
+/// Proof that every event of a batch is on disk; receipts are issued only with it.
 #[derive(Debug)]
 #[must_use = "a batch without its proof gets no receipts"]
 pub struct BatchDurable(());
 
 impl BatchDurable {
-    /// A commit wrote what the batch holds. Repeats in it are of events of the same batch, or were on disk before.
+    /// A commit wrote the batch. A repeat in it repeats an event of the same batch, or one that was on disk before.
     pub fn committed(_: Synced) -> Self {
         Self(())
     }
 
-    /// Nothing of the batch had to be written: every event in it repeats one that is on disk. `None` if one does not.
+    /// The batch needed no commit: every event in it repeats one on disk. `None` if one does not.
     pub fn repeated(entries: usize, copies: &[DurableCopy]) -> Option<Self> {
         (copies.len() == entries).then_some(Self(()))
     }
 }
 
-/// Events on their way into one commit.
+/// Events of one commit.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Number of the batch; they count up from 1.
+    /// Number of the batch, counting from 1.
     pub number: u64,
-    /// The records, each behind its length.
+    /// Encoded records, each with a length prefix.
     pub bytes: Vec<u8>,
-    /// One for each record.
+    /// One entry for each record.
     pub entries: Vec<BatchEntry>,
     waiters: Vec<Arc<Notify>>,
 }
 
-/// The door of a lane: events go in, and the writer takes them out in batches.
+/// The queue of a lane: producers put events in, and the writer takes them out in batches.
 #[derive(Debug)]
 pub struct CommitQueue {
     state: Mutex<QueueState>,
-    /// The writer waits here.
+    /// Wakes the writer.
     work: Condvar,
-    /// Those who found no room wait here.
+    /// Wakes producers that found no room.
     room: Notify,
-    /// The newest batch that is on the disk.
+    /// Number of the newest durable batch.
     durable: AtomicU64,
     closed: AtomicBool,
 }
@@ -76,13 +76,13 @@ struct QueueState {
     nudged: bool,
 }
 
-/// A place in a batch that is not yet on the disk.
+/// The place of an event that is not yet durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(pub(super) u64);
 
-/// One who hands in events and waits for receipts: a connection, a source.
+/// A producer that submits events and waits for their receipts: a connection or a source.
 ///
-/// Each batch that holds one of its events wakes it once.
+/// Each batch with at least one of its events wakes it once.
 #[derive(Debug)]
 pub struct Waiter {
     notify: Arc<Notify>,
@@ -96,18 +96,17 @@ impl Default for Waiter {
 }
 
 impl Waiter {
-    /// Returns when a batch with one of its events reached the disk since the last call.
-    /// Safe to drop half-way.
+    /// Waits until a batch with one of its events became durable since the last call. Cancel-safe.
     pub async fn woken(&self) {
         self.notify.notified().await;
     }
 
-    /// A handle to wait on while the waiter itself is in use.
+    /// A handle to wait on while the waiter itself is borrowed.
     pub fn bell(&self) -> Bell {
         Bell(Arc::clone(&self.notify))
     }
 
-    /// Whether it still has to be woken by batch `number` of lane `lane`.
+    /// Registers for batch `number` of lane `lane`; returns whether it was not registered yet.
     fn register(&mut self, lane: usize, number: u64) -> bool {
         if self.registered.len() <= lane {
             self.registered.resize(lane + 1, 0);
@@ -116,55 +115,54 @@ impl Waiter {
     }
 }
 
-/// What rings when a waiter is woken.
+/// A handle that is notified together with its waiter.
 #[derive(Clone, Debug)]
 pub struct Bell(Arc<Notify>);
 
 impl Bell {
-    /// Returns when a batch with an event of the waiter reached the disk since the last call.
-    /// Safe to drop half-way.
+    /// Waits until a batch with an event of the waiter became durable since the last call. Cancel-safe.
     pub async fn rung(&self) {
         self.0.notified().await;
     }
 
-    /// A number of its waiter, as long as a bell of it is there.
+    /// Number that identifies the waiter as long as one of its handles exists.
     pub fn waiter(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
     }
 
-    /// Whether its waiter is gone.
+    /// Whether the waiter is dropped.
     pub fn is_alone(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
 
-    /// Wakes the waiter, for a receipt that hangs on more than a batch.
+    /// Wakes the waiter, for a receipt that depends on more than a batch.
     pub fn ring(&self) {
         self.0.notify_one();
     }
 }
 
-/// Why an event did not get in.
+/// Why the queue did not accept an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
-    /// The batch is full: wait for room, and try again.
+    /// The batch is full: wait for room and try again.
     NoRoom,
     /// The journal is closing.
     Closed,
 }
 
-/// What the writer woke up for.
+/// Work for the writer.
 #[derive(Debug)]
 pub enum WriterWork {
-    /// A batch, and a fresh one gathers.
+    /// A batch to commit; the next one gathers meanwhile.
     Batch(Batch),
-    /// Nothing came in the time given, or somebody nudged.
+    /// No event arrived within the timeout, or the writer was woken without one.
     Idle,
-    /// The journal closes and nothing is left.
+    /// The journal closes and no event is left.
     Close,
 }
 
 impl CommitQueue {
-    /// A door for batches from number `first` on.
+    /// Creates an empty queue, whose first batch has number 1.
     pub fn new() -> Self {
         let batch = Batch { number: 1, ..Batch::default() };
         Self {
@@ -180,8 +178,8 @@ impl CommitQueue {
         self.state.lock()
     }
 
-    /// Puts an event in. `lane` tells the waiter's lanes apart; `cut_bytes` is where a batch is
-    /// worth a commit of its own, linger or not.
+    /// Adds an event. `lane` is the index of the lane for the waiter; a batch of `cut_bytes` wakes the writer before the
+    /// linger is over.
     pub fn put(
         &self,
         record: &Record<'_>,
@@ -214,7 +212,7 @@ impl CommitQueue {
         Ok(ticket)
     }
 
-    /// Returns when there may be room again. Safe to drop half-way.
+    /// Waits until there may be room again. Cancel-safe.
     pub async fn room(&self) {
         let room = self.room.notified();
         tokio::pin!(room);
@@ -228,18 +226,18 @@ impl CommitQueue {
         }
     }
 
-    /// The receipt of a ticket, if its batch is on the disk.
+    /// The receipt of a ticket, if its batch is durable.
     pub fn receipt(&self, ticket: Ticket) -> Option<Receipt> {
         (self.durable.load(Ordering::Acquire) >= ticket.0).then_some(Receipt(()))
     }
 
-    /// Whether the journal is closed: a ticket without a receipt will never get one.
+    /// Whether the journal is closed: a ticket without a receipt never gets one.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Waits for a batch; `spare` is used for the next one. With `hold` it waits for that long
-    /// after the first event, unless the batch is worth a commit before.
+    /// Waits for a batch; `spare` is reused for the next one. `hold` returns how long the batch may still gather, unless
+    /// it reaches `cut_bytes`.
     pub fn take(
         &self,
         spare: Batch,
@@ -274,7 +272,7 @@ impl CommitQueue {
         WriterWork::Batch(taken)
     }
 
-    /// A batch, if one gathers, without waiting for it or for more; for writers that are stepped.
+    /// Returns the current batch, if it has events, without waiting; for a writer that a test steps.
     #[cfg(test)]
     pub fn poll(&self, spare: Batch) -> WriterWork {
         let mut state = self.lock();
@@ -289,7 +287,7 @@ impl CommitQueue {
         WriterWork::Batch(taken)
     }
 
-    /// Gives receipts for a batch that is on disk, wakes those who wait, and makes the batch reusable.
+    /// Issues the receipts of a durable batch, wakes its waiters, and empties the batch for reuse.
     pub fn done(&self, batch: &mut Batch, _proof: BatchDurable) {
         self.durable.store(batch.number, Ordering::Release);
         for waiter in batch.waiters.drain(..) {
@@ -297,24 +295,24 @@ impl CommitQueue {
         }
         batch.entries.clear();
         batch.bytes.clear();
-        // A burst's memory is not kept.
+        // Memory of a burst is released.
         batch.bytes.shrink_to(GATHER_BYTES_MAX / 4);
     }
 
-    /// Makes the writer look up from waiting.
+    /// Wakes the writer although no event arrived.
     pub fn nudge(&self) {
         self.lock().nudged = true;
         self.work.notify_one();
     }
 
-    /// Lets nothing more in; the writer finishes what is there.
+    /// Accepts no more events; the writer commits those that are queued.
     pub fn close(&self) {
         self.lock().closing = true;
         self.work.notify_one();
         self.room.notify_waiters();
     }
 
-    /// Says that the writer has ended, and wakes everybody who still waits.
+    /// Marks the writer as ended, and wakes everybody who still waits.
     pub fn mark_closed(&self) {
         self.closed.store(true, Ordering::Release);
         for waiter in self.lock().batch.waiters.drain(..) {

@@ -1,10 +1,10 @@
 //! A segment: one redb file of a lane's log.
 //!
-//! Promise: a segment counts only when it is whole, synced, and its name is synced too; until then
-//! it has a temporary name. A closed segment is only read.
+//! Promise: a segment gets its name only when it is complete and synced, and the name is synced too; until then the
+//! file has a temporary name. A closed segment is read-only.
 //!
-//! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the last
-//! possible offsets the fingerprints of a closed segment.
+//! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the highest possible offsets hold
+//! the fingerprints of a closed segment.
 
 use super::block::{BadBlock, Block, Run};
 use super::cursor::{Settled, SettledV1};
@@ -19,33 +19,33 @@ use std::path::{Path, PathBuf};
 
 const BLOCKS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("blocks");
 const SUMMARY_AT: u64 = 0;
-/// Fingerprints are in rows from here to the end, so that none is so large that it has to be held in memory whole.
+/// Rows from here to the end hold fingerprints; they are split so that no value has to be held in memory whole.
 const FINGERPRINTS_FROM: u64 = u64::MAX - 0xFFFF;
-/// Just below 60 KiB, as blocks are.
+/// Just below 60 KiB, as for blocks.
 const FINGERPRINTS_IN_ROW: usize = 3800;
-/// The format that this version writes, and the newest it reads.
+/// Format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 3;
-/// Fingerprints of older formats were made in another way, and are not read.
+/// Fingerprints of older formats were computed differently and are not read.
 const FINGERPRINTS_FORMAT: u32 = 3;
 
-/// What a segment says about itself.
+/// Summary of a segment, stored in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Format of the segment.
     pub format: u32,
     /// Offset of its first event.
     pub first: u64,
-    /// When it was begun.
+    /// Time when it was created.
     pub begun: Timestamp,
-    /// The next sequence of every stream when it was begun: stream, sequence.
+    /// The next sequence of every stream when it was created: stream, sequence.
     pub sequences: Vec<(u32, u64)>,
-    /// What destinations had settled when this was written.
+    /// Cursors of all destinations when this was written.
     pub settled: Vec<Settled>,
-    /// How it ended, once it is closed.
+    /// How it ended; `None` until it is closed.
     pub closed: Option<Closed>,
 }
 
-/// A summary as segments of format 1 hold it.
+/// A summary in format 1.
 #[derive(Deserialize)]
 struct SummaryV1 {
     format: u32,
@@ -69,44 +69,44 @@ impl From<SummaryV1> for Summary {
     }
 }
 
-/// How a closed segment ended.
+/// End of a closed segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closed {
     /// Offset after its last event.
     pub end: u64,
-    /// When it was closed.
+    /// Time when it was closed.
     pub at: Timestamp,
-    /// What it holds of each stream.
+    /// Its content by stream.
     pub streams: Vec<StreamPart>,
 }
 
-/// What a segment holds of one stream.
+/// Events of one stream in a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamPart {
-    /// The stream's number in this journal.
+    /// Number of the stream in this journal.
     pub stream: u32,
     /// First sequence.
     pub first: u64,
-    /// How many events.
+    /// Number of events.
     pub count: u64,
-    /// When the journal took the first and the last.
+    /// Times when the first and the last were recorded.
     pub recorded: (Timestamp, Timestamp),
 }
 
 impl StreamPart {
-    /// Adds a run of a block to what a segment holds of each stream.
+    /// Adds a run of a block to the content by stream.
     pub fn add(parts: &mut BTreeMap<u32, Self>, run: &Run, recorded: Timestamp) {
         let new = Self { stream: run.stream, first: run.first, count: 0, recorded: (recorded, recorded) };
         let part = parts.entry(run.stream).or_insert(new);
         part.count += u64::from(run.count);
-        // A clock that is set back must hide no event from whoever looks by time.
+        // A clock that is set back must hide no event from a search by time.
         part.recorded = (part.recorded.0.min(recorded), part.recorded.1.max(recorded));
     }
 }
 
 /// Proof that a commit has returned after its fsync.
 #[derive(Debug)]
-#[must_use = "whoever waits for the commit needs its proof"]
+#[must_use = "receipts need the proof of the commit"]
 pub struct Synced(());
 
 /// An open segment.
@@ -127,14 +127,14 @@ pub fn file_name(first: u64) -> String {
     format!("{first:020}.redb")
 }
 
-/// The first offset that a file name says.
+/// First offset of a segment according to its file name.
 pub fn offset_in_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".redb")?;
     (digits.len() == 20).then(|| digits.parse().ok())?
 }
 
 impl Segment {
-    /// Creates a segment; when this returns, it survives a power cut.
+    /// Creates a segment, which survives a power cut when this returns.
     pub fn create(disk: &dyn Disk, folder: &Path, summary: &Summary, cache_bytes: usize) -> Result<Self, JournalError> {
         let path = folder.join(file_name(summary.first));
         let (segment, Synced(())) =
@@ -142,7 +142,7 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Creates the file under another name, has it filled by one commit, and gives it its name.
+    /// Creates the file under a temporary name, lets `fill` make one commit, and renames it.
     fn create_at(
         path: &Path,
         disk: &dyn Disk,
@@ -166,7 +166,7 @@ impl Segment {
         Ok((segment, synced))
     }
 
-    /// Copies the segment, however its own file is named by now, into the place that its name says.
+    /// Copies the segment into a new file under its name, after its own file was removed or replaced.
     pub fn recreate_file(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
         Self::create_at(&self.path, disk, cache_bytes, |segment| segment.copy_rows(&self.view()?))
     }
@@ -191,11 +191,11 @@ impl Segment {
         })
     }
 
-    /// Opens a segment to go on writing; repairs it if the last run did not close it.
+    /// Opens a segment for writing; repairs it if the last run did not close it.
     pub fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::Existing).map_err(|error| JournalError::io(path, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
-        // Whatever is read from now on is relied on: a process that was killed may have left pages that no fsync has covered.
+        // Everything read from now on must be durable: a killed process may have left pages that no fsync has covered.
         file.sync_and_reread().map_err(|error| JournalError::io(path, error))?;
         let database = catch_panic(path, || {
             if file.length()? == 0 {
@@ -208,7 +208,7 @@ impl Segment {
         Ok(Self { path: path.to_owned(), identity, database: Handle::Active(database) })
     }
 
-    /// Opens a segment that is only read from now on. One that was left after an error is repaired first.
+    /// Opens a segment read-only. Repairs it first if it was not closed cleanly.
     pub fn open_closed(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
@@ -224,8 +224,7 @@ impl Segment {
         }
     }
 
-    /// Opens a segment to look at it, in whatever state it is. The file is never changed: a repair
-    /// stays in memory.
+    /// Opens a segment for inspection, in whatever state it is. Never changes the file: a repair stays in memory.
     pub fn open_without_repair(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let open = || disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error));
         let builder = || {
@@ -245,22 +244,22 @@ impl Segment {
         Ok(Self { path: path.to_owned(), identity, database: Handle::Active(database) })
     }
 
-    /// Whether its path still leads to it: nobody has removed or replaced the file.
+    /// Whether its path still leads to its file: nobody has removed or replaced it.
     pub fn is_in_place(&self, disk: &dyn Disk) -> bool {
         disk.identity(&self.path).is_ok_and(|found| found == self.identity)
     }
 
-    /// Whether nobody writes the file any more.
+    /// Whether the file is opened read-only.
     pub fn is_closed(&self) -> bool {
         matches!(self.database, Handle::Closed(_))
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes blocks, and the summary if it changed, in one durable commit.
+    /// Writes blocks, and a summary if given, in one durable commit.
     pub fn write(
         &self,
         blocks: &[(u64, &[u8])],
@@ -298,7 +297,7 @@ impl Segment {
         })
     }
 
-    /// Starts reading. Drop the view soon: it pins pages, and the file grows.
+    /// Begins a read transaction. Drop the view soon: it pins pages, and the file grows.
     pub fn view(&self) -> Result<View, JournalError> {
         let read = catch_panic(&self.path, || match &self.database {
             Handle::Active(database) => Ok(database.begin_read()?),
@@ -319,7 +318,7 @@ enum Edge {
     Last,
 }
 
-/// A segment at one moment.
+/// A segment at one moment (read transaction).
 #[derive(Debug)]
 pub struct View {
     path: PathBuf,
@@ -327,10 +326,10 @@ pub struct View {
 }
 
 impl View {
-    /// What the segment says about itself.
+    /// Reads the summary.
     pub fn summary(&self) -> Result<Summary, JournalError> {
         let value = self.value(SUMMARY_AT)?.ok_or_else(|| self.damaged("it has no summary"))?;
-        // The format comes first, so that a newer one is told from a damaged one.
+        // The format comes first: a newer format is not mistaken for damage.
         let Ok((format, _)) = postcard::take_from_bytes::<u32>(&value) else {
             return Err(self.damaged("its summary does not decode"));
         };
@@ -344,7 +343,7 @@ impl View {
         read.map_err(|_| self.damaged("its summary does not decode"))
     }
 
-    /// The fingerprints of a closed segment; none if it was closed by a version that made them in another way.
+    /// The fingerprints of a closed segment; empty if its version computed them differently.
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
         if self.summary()?.format < FINGERPRINTS_FORMAT {
             return Ok(Vec::new());
@@ -364,7 +363,7 @@ impl View {
         })
     }
 
-    /// The block that holds `offset`, or the first one after it; `None` if there is no more.
+    /// The block that holds `offset`, or the first one after it; `None` at the end.
     pub fn block_from(&self, offset: u64) -> Result<Option<Block>, JournalError> {
         let offset = offset.clamp(SUMMARY_AT + 1, FINGERPRINTS_FROM - 1);
         let before = self.edge(SUMMARY_AT + 1, offset, Edge::Last)?;
@@ -373,12 +372,12 @@ impl View {
         {
             return Ok(Some(block));
         }
-        // A block starts at or after the end of the one before it, so that this one is the next.
+        // A block starts at or after the end of the one before it: this one is the next.
         let next = self.edge(offset, FINGERPRINTS_FROM - 1, Edge::First)?;
         next.map(|value| self.decode(&value)).transpose()
     }
 
-    /// The last block; `None` if there is none.
+    /// The last block, if any.
     pub fn last_block(&self) -> Result<Option<Block>, JournalError> {
         let last = self.edge(SUMMARY_AT + 1, FINGERPRINTS_FROM - 1, Edge::Last)?;
         last.map(|value| self.decode(&value)).transpose()

@@ -1,10 +1,10 @@
-//! The writer of a lane: a thread that takes batches and puts them on the disk, one after another.
+//! The writer of a lane: a thread that commits batches to disk, one after another (group commit).
 //!
-//! Promise: a batch is done only when it is on the disk. What cannot be written now stays in hand
-//! and is written again, under the same offsets and sequences, to a segment that works.
+//! Promise: a batch is done only when it is durable. After a failed commit the writer keeps the batch and commits it
+//! again, under the same offsets and sequences, to a new segment.
 //! Invariants:
-//! - one writer a lane; offsets and sequences rise without gaps and are never used twice;
-//! - after a failed commit the segment is never written again.
+//! - each lane has one writer; offsets and sequences rise without gaps and are never used twice;
+//! - a segment is never written again after a failed commit.
 
 use super::block::{Block, Compressor, Header, Run, append_record};
 use super::dedupe_window::{BatchDedupeResult, BatchFingerprints, DedupeResult, DurableCopy, Fingerprint};
@@ -22,38 +22,38 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A value is cut just below 60 KiB, since redb gives it a power of two of pages.
+/// Size of a stored block: just below 60 KiB, since redb rounds a value up to a power of two of pages.
 const BLOCK_BYTES: usize = 60 << 10;
-/// The plain bytes of a block, however well they compress: what a reader has to hold.
+/// Largest uncompressed size of a block, however well it compresses: a reader holds all of it in memory.
 const BLOCK_PLAIN_MAX: usize = 256 << 10;
-/// A batch that fills some blocks is worth a commit at once.
+/// A batch of this size fills some blocks and is committed at once, without linger.
 pub(super) const CUT_BYTES: usize = 256 << 10;
-/// A segment's fingerprints are kept in memory until it closes: 2 MiB.
+/// The fingerprints of the active segment stay in memory until it closes: 2 MiB.
 const SEGMENT_FINGERPRINTS_MAX: usize = 128 << 10;
-/// Cursors are written alone after this long without an append.
+/// After this long without a commit, changed cursors are written alone.
 const CURSOR_IDLE: Duration = Duration::from_secs(10);
 /// A segment is closed after a day, so that retention can remove it.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(86_400);
-/// Sessions, Odoo positions and last values are noted at least this often; the log tells the rest after a crash.
+/// Sessions, Odoo positions and last values are saved at least this often; after a crash the log supplies the rest.
 const FOLLOWED_AFTER: Duration = Duration::from_secs(120);
-/// How long to wait before trying a disk again that failed or is full.
+/// Shortest and longest delay before a retry on a disk that failed or is full; it doubles with each failure.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// ReservedNumbers that are given out, and up to where they are reserved.
+/// Next number to assign, and the end of the reserved ones.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ReservedNumbers {
     pub next: u64,
     pub reserved: u64,
 }
 
-/// What a writer knows of its log when it starts.
+/// State of the log when its writer starts.
 #[derive(Debug)]
 pub(super) struct Position {
     pub offsets: ReservedNumbers,
     /// By stream number.
     pub sequences: BTreeMap<u32, ReservedNumbers>,
-    /// The segment to go on with.
+    /// Segment that the writer continues.
     pub active: Option<Active>,
 }
 
@@ -72,58 +72,58 @@ pub(super) struct Writer {
     lane: Arc<Lane>,
     position: Position,
     compressor: Compressor,
-    /// Compressed share of the blocks written last.
+    /// Compression ratio of recent blocks: compressed by plain size.
     ratio: f64,
-    /// Fingerprints of the batch in hand, and what the window knows of each of its events.
+    /// Fingerprints of the current batch, and the result of the dedupe window for each of its events.
     batch_fingerprints: BatchFingerprints,
     dedupe_results: Vec<DedupeResult>,
-    /// Segments begun since the start.
+    /// Number of segments created since the start.
     segments: u64,
-    /// When the last commit started.
+    /// Time when the last commit started.
     committed_at: Option<Instant>,
-    /// A batch that the disk has not taken yet.
+    /// Batch that a failed commit left to be retried.
     pending: Option<PendingBatch>,
-    /// The memory of the batch before.
+    /// Empty batch whose memory is reused.
     spare: Batch,
-    /// When it was last looked at what may leave the log.
+    /// Time of the last check of retention and holds.
     limits_checked_at: Instant,
 }
 
-/// What a writer waits for before its next step.
+/// What the writer does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A batch, or nothing for some time.
+    /// Wait for a batch, or for the idle timeout.
     WriterWork,
-    /// The disk did not take the batch in hand: it is tried again after this time.
+    /// Retry the failed commit after this time.
     Retry(Duration),
-    /// Nothing: the lane is closed.
+    /// End: the lane is closed.
     Ended,
 }
 
-/// A batch under its numbers, on its way to disk.
+/// An encoded batch on its way to disk.
 struct PendingBatch {
     batch: Batch,
     encoded: EncodedBatch,
-    /// How long to wait after another failure.
+    /// Delay after the next failure.
     pause: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cursors {
-    /// Only if one moved since they were last handed to a commit.
+    /// Only if one changed since the last commit took them.
     Changed,
-    /// In any case.
+    /// Always.
     All,
 }
 
-/// A batch made ready for the disk.
+/// A batch encoded into blocks, with offsets and sequences assigned.
 struct EncodedBatch {
     blocks: Vec<Arc<Block>>,
     values: Vec<(u64, Vec<u8>)>,
     fingerprints: Vec<Fingerprint>,
-    /// For each event that repeats one on disk.
+    /// One for each event that repeats an event on disk.
     copies: Vec<DurableCopy>,
-    /// Segments that the writer had begun by then.
+    /// Number of segments that the writer had created when it encoded the batch.
     segments: u64,
     end: u64,
     batch: u64,
@@ -133,7 +133,7 @@ struct EncodedBatch {
 }
 
 impl EncodedBatch {
-    /// Takes the cursors out of the first block.
+    /// Removes the cursors from the first block.
     fn forget_cursors(&mut self, compressor: &mut Compressor) {
         let (Some(block), Some((_, value))) = (self.blocks.first_mut(), self.values.first_mut()) else { return };
         if !block.header.settled.is_empty() {
@@ -160,12 +160,12 @@ impl Writer {
         }
     }
 
-    /// The lane that it writes.
+    /// Name of the lane that it writes.
     pub(super) fn lane_name(&self) -> &str {
         &self.lane.name
     }
 
-    /// Works until the journal closes.
+    /// Runs until the journal closes.
     pub(super) fn run(mut self) {
         let lane = Arc::clone(&self.lane);
         let _beating = lane.heartbeat.start();
@@ -174,7 +174,7 @@ impl Writer {
             lane.heartbeat.set_idle();
             let work = match next {
                 Next::WriterWork => self.next_work(),
-                // The journal closes: nobody got a receipt for the batch in hand.
+                // The journal closes: no event of the pending batch got a receipt.
                 Next::Retry(pause) if lane.pause(pause) => break,
                 Next::Retry(_) => WriterWork::Idle,
                 Next::Ended => return,
@@ -185,7 +185,7 @@ impl Writer {
         self.end();
     }
 
-    /// What there is to do now, without waiting; for a writer that is stepped.
+    /// The next work, without waiting; for a writer that a test steps.
     #[cfg(test)]
     pub(super) fn poll(&mut self) -> WriterWork {
         if self.pending.is_some() {
@@ -194,7 +194,7 @@ impl Writer {
         self.lane.queue.poll(std::mem::take(&mut self.spare))
     }
 
-    /// Gives up what is in hand, as the thread does where the disk does not take it before the end.
+    /// Drops the pending batch and ends, as the thread does if the disk does not recover before the journal closes.
     #[cfg(test)]
     pub(super) fn abandon(&mut self) {
         self.pending = None;
@@ -203,14 +203,14 @@ impl Writer {
 
     fn next_work(&mut self) -> WriterWork {
         let (committed_at, linger) = (self.committed_at, self.lane.settings.load().linger);
-        // Commits start at least the linger apart: an event that finds the lane idle goes at once.
+        // Commits start at least the linger apart: an event that finds the lane idle is committed at once.
         let hold =
             || committed_at.map_or(Duration::ZERO, |at| (at + linger).saturating_duration_since(clock::instant()));
         self.lane.queue.take(std::mem::take(&mut self.spare), CURSOR_IDLE, hold, CUT_BYTES)
     }
 
-    /// One step: a commit, or what there is to do without one. Waits for nothing but the disk. While a batch is in hand
-    /// that the disk did not take, `work` is not looked at.
+    /// Does one step: a commit, or the upkeep of an idle lane. Waits only for the disk. While a batch is pending after a
+    /// failed commit, `work` is ignored.
     pub(super) fn step(&mut self, work: WriterWork) -> Next {
         let pending = match (self.pending.take(), work) {
             (Some(pending), _) => Some(pending),
@@ -234,7 +234,7 @@ impl Writer {
         }
         self.rotate_when_due();
         if self.forget_dropped().is_err() {
-            tracing::warn!(lane = %self.lane.name, "the log still holds the cursor of a dropped destination; will retry with the next commit");
+            tracing::warn!(lane = %self.lane.name, "could not remove the cursor of a dropped destination from the log; will retry with the next commit");
         }
         if self.lane.reclaim_requested.swap(false, Ordering::AcqRel) {
             self.reclaim_for_others();
@@ -248,7 +248,7 @@ impl Writer {
         Next::WriterWork
     }
 
-    /// Leaves the log as it is to be found at the next start.
+    /// Writes cursors and high-water marks, and closes the active segment.
     fn end(&mut self) {
         self.write_cursors(Cursors::Changed);
         self.save_high_water_marks();
@@ -258,20 +258,20 @@ impl Writer {
         self.lane.wake_followers();
     }
 
-    /// Lets go what is done, and what a destination holds back beyond its limit.
+    /// Removes expired segments, and sheds the part of backlogs that exceeds a `hold`.
     fn enforce_limits(&mut self) {
         match retention::enforce_holds(&self.lane) {
             Ok(false) => {}
             Ok(true) => self.write_cursors(Cursors::All),
             Err(error) => {
-                tracing::warn!(lane = %self.lane.name, %error, "what a destination holds back could not be counted, and stays");
+                tracing::warn!(lane = %self.lane.name, %error, "could not enforce the hold limit of a destination: counting its backlog failed; will retry");
             }
         }
         retention::remove_expired(&self.lane);
     }
 
-    /// Notes up to where numbers were given, so that a file found damaged later is known to have held
-    /// what it did.
+    /// Saves how far offsets and sequences were assigned. If a file is found damaged later, recovery then knows how many
+    /// events it held.
     fn save_high_water_marks(&self) {
         let lane = &self.lane;
         let mut marks = vec![(lane.last_offset_mark(), lane.end())];
@@ -280,11 +280,11 @@ impl Writer {
         if !marks.is_empty()
             && let Err(error) = lane.core.state.raise(&marks)
         {
-            tracing::warn!(lane = %lane.name, %error, "what was given so far could not be noted; nothing is lost");
+            tracing::warn!(lane = %lane.name, %error, "could not save the high-water marks; no data is lost");
         }
     }
 
-    /// Tries to bring a batch to disk; otherwise keeps it in hand, and says how long to wait before the next try.
+    /// Commits a batch. After a failure keeps it as the pending batch and returns the delay before the next try.
     fn commit(&mut self, mut pending: PendingBatch) -> Result<(), Duration> {
         let started = clock::instant();
         self.committed_at = Some(started);
@@ -311,7 +311,8 @@ impl Writer {
     fn try_commit(&mut self, encoded: &mut EncodedBatch) -> Result<BatchDurable, Condition> {
         if encoded.events == 0 {
             let repeated = BatchDurable::repeated(encoded.entries, &encoded.copies);
-            return repeated.ok_or_else(|| Condition::Failed("a batch without events holds no repeats".into()));
+            return repeated
+                .ok_or_else(|| Condition::Failed("a batch without new events has no repeats either".into()));
         }
         self.check_location()?;
         let forgotten = self.forget_dropped();
@@ -324,7 +325,7 @@ impl Writer {
             self.begin_segment()?;
         }
         if encoded.segments != self.segments {
-            // The summary of the new segment holds the cursors as they are now; those in the block are older.
+            // The summary of the new segment has the current cursors; those in the block are older.
             encoded.forget_cursors(&mut self.compressor);
         }
         let Some(active) = &mut self.position.active else {
@@ -347,9 +348,9 @@ impl Writer {
         let Some(active) = &mut self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
         };
-        // Not before this: a repeat is answered by the window's word alone.
+        // The window must not know the events earlier: it alone decides that a repeat is acknowledged.
         self.lane.core.window().admit(&encoded.fingerprints, encoded.recorded, &synced);
-        // redb gives each value a power of two of pages.
+        // redb rounds each value up to a power of two of pages.
         active.bytes +=
             values.iter().map(|(_, value)| (value.len() as u64 + 64).next_power_of_two().max(4096)).sum::<u64>();
         active.fingerprints.extend_from_slice(&encoded.fingerprints);
@@ -365,28 +366,28 @@ impl Writer {
         Ok(BatchDurable::committed(synced))
     }
 
-    /// The segment failed: what it says of its last commit is not to be trusted, so that the next
-    /// one starts at the first offset not known to be durable, and hides whatever is there.
+    /// Leaves a segment whose commit failed: its last commit cannot be trusted. The next segment starts at the first
+    /// offset that is not known to be durable, and hides whatever the failed commit left.
     fn abandon_segment(&mut self, error: &JournalError) {
-        tracing::error!(lane = %self.lane.name, %error, "a commit failed; nothing is acknowledged until it succeeds in a new segment");
+        tracing::error!(lane = %self.lane.name, %error, "a commit failed; the gateway acknowledges nothing in this lane until a commit to a new segment succeeds");
         self.lane.stats.failed_commits.add(1);
         self.position.active = None;
         self.lane.release_active();
     }
 
-    /// What is written somewhere else than where a start looks for it is not acknowledged.
+    /// Fails if folder or lane folder were replaced: the next start would not find an event that is written now.
     fn check_location(&self) -> Result<(), Condition> {
         self.lane.misplaced_folder().map_or(Ok(()), |reason| Err(Condition::Failed(reason)))
     }
 
-    /// The file of the active segment was removed or replaced: all that it holds goes into a new one under its name.
+    /// Copies the active segment into a new file of the same name after its file was removed or replaced.
     fn recreate_segment(&mut self) -> Result<Synced, Condition> {
         let (lane, core) = (&self.lane, &self.lane.core);
         let Some(active) = &mut self.position.active else {
             return Err(Condition::Failed("there is no segment".into()));
         };
         let path = active.segment.path().to_owned();
-        tracing::error!(lane = %lane.name, file = %path.display(), "the active segment was removed or replaced by hand; its events are written anew");
+        tracing::error!(lane = %lane.name, file = %path.display(), "the active segment was removed or replaced by hand; copying its events to a new file");
         if core.disk.identity(&path).is_ok() {
             core.quarantine(&path);
         }
@@ -402,12 +403,12 @@ impl Writer {
         if self.shortage()?.is_none() {
             return Ok(());
         }
-        // The disk may not even take a cursor: first what the cursors on it let go already.
+        // The disk may be too full for a cursor: first reclaim what durable cursors already allow.
         self.ask_lanes(retention::reclaim);
         if self.shortage()?.is_none() {
             return Ok(());
         }
-        // Segments leave only behind cursors that are on the disk.
+        // Segments are removed only below durable cursors.
         if self.position.active.is_none() {
             self.begin_segment()?;
         } else {
@@ -420,14 +421,14 @@ impl Writer {
             while self.is_over_budget() && self.shed_oldest()? {
                 self.lane.heartbeat.set_busy();
             }
-            // Others may have something delivered to let go, and who fills the disk may go too: a segment a try.
+            // Other lanes may still reclaim delivered segments; after a failed retry, this lane sheds one segment per try.
             if is_retry && self.shortage()?.is_some() {
                 self.shed_oldest()?;
             }
         }
         let Some(shortage) = self.shortage()? else { return Ok(()) };
-        // There is room when this is tried again: cursors of others may let something go, and what others may give
-        // up is theirs to give up, once that was not enough.
+        // The next try may find room: other lanes write their cursors, which may release delivered segments. If that was
+        // not enough, their writers shed segments where their configuration allows it.
         self.ask_lanes(|lane| {
             if is_retry {
                 lane.reclaim_requested.store(true, Ordering::Release);
@@ -437,7 +438,7 @@ impl Writer {
         Err(Condition::Full(shortage))
     }
 
-    /// Turns to every lane where the disk is used up; where it is not, a lane is alone with its budget.
+    /// Calls `ask` for every lane while the disk is used up; a lane that only exceeds its own budget gets no help.
     fn ask_lanes(&self, ask: impl Fn(&Lane)) {
         let core = &self.lane.core;
         for lane in core.lanes_least_urgent_first() {
@@ -448,7 +449,7 @@ impl Writer {
         }
     }
 
-    /// What there is too little of for another batch.
+    /// Reason why there is no room for another batch; `None` if there is.
     fn shortage(&self) -> Result<Option<String>, Condition> {
         let disk = self.lane.core.disk_room(&self.lane.folder).map_err(|error| Condition::of(&error))?;
         if disk.is_used_up() {
@@ -465,12 +466,12 @@ impl Writer {
         self.lane.bytes() > self.lane.settings.load().budget
     }
 
-    /// Gives up the oldest segment. `false` if that made no room.
+    /// Sheds the oldest segment. Returns `false` if that freed nothing.
     fn shed_oldest(&mut self) -> Result<bool, Condition> {
         let before = self.lane.bytes();
         let shed = |lane: &Lane| retention::shed_oldest(lane).map_err(|error| Condition::of(&error));
         if !shed(&self.lane)? {
-            // There is the segment in hand alone; the next batch goes into another.
+            // The active segment is the only one: close it, so that it can be shed.
             if self.position.active.as_ref().is_none_or(|active| active.parts.is_empty()) {
                 return Ok(false);
             }
@@ -478,19 +479,19 @@ impl Writer {
             self.begin_segment()?;
             shed(&self.lane)?;
         }
-        // The segment leaves only behind cursors that are on the disk.
+        // The segment is removed only below durable cursors.
         self.write_cursors(Cursors::All);
         retention::remove_expired(&self.lane);
         retention::reclaim(&self.lane);
         Ok(self.lane.bytes() < before)
     }
 
-    /// Makes room on the disk for another lane: by what is settled, or by the oldest where it may be given up.
+    /// Frees disk space for another lane: reclaims settled segments, or sheds the oldest one if the lane may do so.
     fn reclaim_for_others(&mut self) {
         if !self.lane.core.is_disk_used_up(&self.lane.folder) {
             return;
         }
-        // Even the segment in hand makes way once all of it is settled, and all that follow the log have noted it.
+        // The active segment may go too, once all of it is settled and every follower of the log has saved its position.
         let is_idle = self.committed_at.is_none_or(|at| clock::instant().duration_since(at) > FOLLOWED_AFTER);
         let holds_events = self.position.active.as_ref().is_some_and(|active| !active.parts.is_empty());
         if is_idle && holds_events && self.lane.is_all_settled() {
@@ -502,11 +503,11 @@ impl Writer {
             Some(_) => Ok(()),
         };
         if is_given.is_err() {
-            tracing::warn!(lane = %self.lane.name, "nothing could be given up for the other lanes");
+            tracing::warn!(lane = %self.lane.name, "could not free disk space for other lanes");
         }
     }
 
-    /// ReservedNumbers beyond the reserved ones may be used only once more are reserved.
+    /// Reserves numbers ahead: a number may be assigned only below a durable reservation.
     fn reserve(&mut self, offset_end: u64) -> Result<(), Condition> {
         let core = &self.lane.core;
         let mut marks = Vec::new();
@@ -537,7 +538,7 @@ impl Writer {
     fn begin_segment(&mut self) -> Result<(), Condition> {
         let lane = &self.lane;
         let first = self.position.offsets.next;
-        // Sequences as they were before the batch in hand: that one is in the segment.
+        // Sequences before the current batch, which goes into this segment.
         let sequences = lane.sequences();
         let summary = Summary {
             format: FORMAT,
@@ -547,12 +548,12 @@ impl Writer {
             settled: lane.take_cursors(true),
             closed: None,
         };
-        // A failed predecessor may have had the same first offset; it is replaced, and nobody may open it meanwhile.
+        // A segment with a failed commit may have the same first offset: the new file replaces it, and nobody may open it.
         lane.log().segments.remove(&first);
         lane.core.forget_segment(&lane.folder.join(file_name(first)));
         let segment = Segment::create(&*lane.core.disk, &lane.folder, &summary, lane.core.cache_bytes)
             .map_err(|error| Condition::of(&error))?;
-        // From now on the segment is missed if it is lost.
+        // From now on recovery notices the loss of this segment.
         lane.core.state.raise(&[(lane.segment_mark(), first)]).map_err(|error| Condition::of(&error))?;
         self.segments += 1;
         let segment = Arc::new(segment);
@@ -588,17 +589,19 @@ impl Writer {
             at: Timestamp::from(clock::wall()),
             streams: active.parts.values().copied().collect(),
         });
-        // Without its summary a segment is read like one that a crash left, which is slower and no loss.
+        // A segment without its closing summary is read like one after a crash: slower, but nothing is lost.
         match active.segment.write(&[], Some(&active.summary), &active.fingerprints) {
             Ok(Synced { .. }) => self.lane.set_durable_low(&active.summary.settled),
-            Err(error) => tracing::warn!(lane = %self.lane.name, %error, "a segment could not be closed cleanly"),
+            Err(error) => {
+                tracing::warn!(lane = %self.lane.name, %error, "could not close a segment cleanly; no data is lost, the next start reads it like one after a crash")
+            }
         }
         drop(active);
         self.lane.release_active();
     }
 
-    /// Goes on in a new segment, whose summary holds no cursor of a dropped destination, and deletes the notes that
-    /// said so. Nothing else is written before that: neither an event nor a cursor of a destination with the same name.
+    /// Starts a new segment, whose summary has no cursor of a dropped destination, and deletes the notes of the drop. No
+    /// event and no cursor of a new destination with the same name is written before that.
     fn forget_dropped(&mut self) -> Result<(), Condition> {
         let dropped = self.lane.dropped().clone();
         if dropped.is_empty() {
@@ -614,7 +617,7 @@ impl Writer {
 
     fn write_cursors(&mut self, which: Cursors) {
         if !self.lane.dropped().is_empty() {
-            // They are in the summary of the segment that begins.
+            // The summary of the next segment holds them.
             return;
         }
         let Some(active) = &mut self.position.active else { return };
@@ -624,12 +627,12 @@ impl Writer {
         active.summary.settled = self.lane.take_cursors(true);
         match active.segment.write(&[], Some(&active.summary), &[]) {
             Ok(Synced { .. }) => self.lane.set_durable_low(&active.summary.settled),
-            // Losing a cursor only repeats events.
+            // A lost cursor only causes repeats.
             Err(error) => self.abandon_segment(&error),
         }
     }
 
-    /// Drops repeats, gives numbers, and cuts the batch into blocks.
+    /// Drops repeats, assigns numbers, and encodes the batch into blocks.
     fn encode_batch(&mut self, batch: &Batch) -> EncodedBatch {
         let now = Timestamp::from(clock::wall());
         self.find_repeats(batch, now);
@@ -649,7 +652,7 @@ impl Writer {
         encoded
     }
 
-    /// Asks the window about every event of a batch, under one lock.
+    /// Looks up every event of a batch in the dedupe window, under one lock.
     fn find_repeats(&mut self, batch: &Batch, now: Timestamp) {
         self.batch_fingerprints.reset(batch.entries.len());
         self.dedupe_results.clear();
@@ -659,7 +662,7 @@ impl Writer {
         }));
     }
 
-    /// Says of the events that are followed that they are on the disk.
+    /// Logs that traced events are durable.
     fn follow(&self, blocks: &[Arc<Block>]) {
         for block in blocks {
             for (offset, record) in (block.header.first..).zip(block.records()) {
@@ -670,7 +673,7 @@ impl Writer {
         }
     }
 
-    /// Lets readers see what is on the disk now.
+    /// Makes the committed blocks visible to readers.
     fn publish(&mut self, encoded: EncodedBatch) {
         self.position.offsets.next = encoded.end;
         let sequences = self.position.sequences.iter().map(|(stream, numbers)| (*stream, numbers.next)).collect();
@@ -683,7 +686,7 @@ impl Writer {
     }
 }
 
-/// Encodes the record again under a minted id, keeping the one its device gave.
+/// Encodes the record again under a minted id; the id from the device becomes an attribute.
 fn under_minted_id(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     let Ok(mut record) = Record::decode(bytes) else { return false };
     if let Id::Text(original) = record.id {
@@ -694,7 +697,7 @@ fn under_minted_id(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Blocks in the making.
+/// Blocks under construction.
 struct BatchEncoder<'w> {
     writer: &'w mut Writer,
     now: Timestamp,
@@ -725,7 +728,7 @@ impl<'w> BatchEncoder<'w> {
         }
     }
 
-    /// Adds an event that the window has `dedupe_results` so; `bytes` are its record behind its length.
+    /// Adds an event with the result of the dedupe window; `bytes` are its record with the length prefix.
     fn take(&mut self, entry: &BatchEntry, result: DedupeResult, bytes: &[u8]) {
         let Some((fingerprint, _)) = entry.repeats else { return self.push(entry.publication, bytes) };
         if let DedupeResult::Repeat(copy) = result {
@@ -770,7 +773,7 @@ impl<'w> BatchEncoder<'w> {
         let next = Header { first: self.next, recorded: self.now, ..Header::default() };
         let mut header = std::mem::replace(&mut self.header, next);
         if self.blocks.is_empty() {
-            // Not before there is a block: a batch of repeats has none, and the cursors would count as written.
+            // Only with a block: a batch of repeats has none, and the cursors would count as written.
             header.settled = self.writer.lane.take_cursors(false);
         }
         self.blocks.push(Arc::new(Block::new(header, &self.records)));
