@@ -1,13 +1,13 @@
-//! How far a lane has come, now or before the clock was set.
+//! High water: the next offset and sequences of a lane, now or before the clock was set.
 
 use super::{Found, JournalError, Lane};
 use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The numbers that a lane gives next.
+/// The next numbers of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Given {
-    /// Its name.
+    /// Name of the lane.
     pub lane: String,
     /// The next offset.
     pub end: u64,
@@ -16,7 +16,7 @@ pub struct Given {
 }
 
 impl Lane {
-    /// How far it has come on the disk.
+    /// The next numbers behind the durable events.
     pub fn given(&self) -> Given {
         let (end, sequences) = {
             let log = self.log();
@@ -26,14 +26,14 @@ impl Lane {
     }
 
     fn named(&self, end: u64, sequences: &[(u32, u64)]) -> Given {
-        // What belongs to no stream has no sequence.
+        // Records without a stream have no sequence.
         let of_streams = sequences.iter().filter(|(stream, _)| *stream != 0);
         let streams = of_streams.map(|(stream, next)| (self.core.stream_name(*stream), *next)).collect();
         Given { lane: self.name.clone(), end, streams }
     }
 
-    /// How far it had come before the first event from `from` on whose recorded time `is_later`, of which none may
-    /// be followed by one that is not. Blocks the thread.
+    /// The next numbers before the first event at or after `from` for whose recorded time `is_later` holds. All events
+    /// after that one must satisfy `is_later` too. Blocks the thread.
     pub fn given_before(&self, from: u64, is_later: impl Fn(Timestamp) -> bool) -> Result<Given, JournalError> {
         let (end, mut sequences) = {
             let log = self.log();
@@ -44,7 +44,7 @@ impl Lane {
             let middle = low + (high - low) / 2;
             match self.recorded_at(middle) {
                 Some(recorded) if is_later(recorded) => high = middle,
-                // What is lost was recorded before somebody found that out.
+                // Lost events were recorded before their loss was detected.
                 _ => low = middle + 1,
             }
         }

@@ -1,7 +1,7 @@
-//! Readers: they follow a lane's log, live from memory, older events from the segments.
+//! Readers follow the log of a lane: newest events from memory, older ones from segments.
 //!
-//! Promise: a reader sees only what is on the disk, in order; what is lost with a damaged segment
-//! it is told of, and goes on behind it; numbers that were never given it passes over.
+//! Promise: a reader sees only durable events, in order. It learns the range that a damaged segment has lost, and
+//! continues behind it. It skips numbers that no event has.
 
 use super::block::Block;
 use super::lane::Durable;
@@ -16,37 +16,37 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What stands at an offset.
+/// Content of the log at an offset.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// The block that holds it, or the first one after it.
+    /// The block that holds the offset, or the first one after it.
     Block(Arc<Block>),
-    /// Nothing up to `to`: the segment is set aside.
+    /// No event up to `to`: the segment is quarantined.
     Lost {
-        /// The next offset that may hold something.
+        /// The next offset that may have an event.
         to: u64,
     },
 }
 
-/// A reader of one lane.
+/// A reader that follows one lane.
 #[derive(Debug)]
 pub struct Follower {
     lane: Arc<Lane>,
     updates: watch::Receiver<Durable>,
-    /// A read from the disk that is under way, for a `find` that was dropped half-way or for the next one.
+    /// A read from disk in progress; a later `find` of the same offset continues it if an earlier one was cancelled.
     reading: Option<(u64, Reading)>,
-    /// When to read again from a disk that failed.
+    /// Time of the next try after a failed read.
     retry_at: Option<Instant>,
     failures: Limiter,
 }
 
 type Reading = JoinHandle<Result<Found, JournalError>>;
 
-/// How long to wait before reading again from a disk that fails.
+/// Delay before the next try after a failed read.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
 impl Follower {
-    /// A reader that sees every commit of the lane.
+    /// Creates a reader that sees every commit of the lane.
     pub fn new(lane: &Arc<Lane>) -> Self {
         Self {
             lane: Arc::clone(lane),
@@ -57,13 +57,12 @@ impl Follower {
         }
     }
 
-    /// Offset after the last event on the disk.
+    /// Offset after the last durable event.
     pub fn end(&self) -> u64 {
         self.updates.borrow().end
     }
 
-    /// Waits for the event at `offset`; `None` once the journal is closed and there is none.
-    /// Safe to drop half-way.
+    /// Waits for the event at `offset`; `None` once the journal is closed without one. Cancel-safe.
     pub async fn find(&mut self, offset: u64) -> Option<Found> {
         let offset = self.lane.gaps.pass(offset);
         loop {
@@ -95,7 +94,7 @@ impl Follower {
                             tracing::warn!(lane = %self.lane.name, %error, held_back, "reading from the journal failed, will retry");
                         }
                     }
-                    // The runtime is ending.
+                    // The runtime shuts down.
                     Err(_) => return None,
                 }
                 continue;
@@ -103,12 +102,12 @@ impl Follower {
             if self.lane.is_closed() {
                 return None;
             }
-            // An error means that the lane is gone.
+            // An error means that the lane was dropped.
             self.updates.changed().await.ok()?;
         }
     }
 
-    /// Has the block behind the one in hand read, while that one is taken apart.
+    /// Starts to read the next block while the caller processes the current one.
     fn read_ahead(&mut self, offset: u64) {
         let offset = self.lane.gaps.pass(offset);
         if offset < self.updates.borrow().end && self.lane.in_tail(offset).is_none() {
@@ -127,11 +126,11 @@ impl Lane {
         let log = self.log();
         let after = log.tail.partition_point(|block| block.end() <= offset);
         let block = log.tail.get(after)?;
-        // Only if the tail reaches back that far is its first block the right one.
+        // The first block found is the right one only if the tail reaches back to `offset`.
         (block.header.first <= offset).then(|| Arc::clone(block))
     }
 
-    /// Reads from the segments; blocks the thread.
+    /// Reads from the segments. Blocks the thread.
     pub(super) fn read(&self, offset: u64) -> Result<Found, JournalError> {
         let mut offset = self.gaps.pass(offset);
         let lost = |offset, to| Found::Lost { to: self.gaps.clip(offset, to) };
@@ -151,25 +150,25 @@ impl Lane {
                 Ok(Some(block)) if limit.is_none_or(|limit| block.header.first < limit) => {
                     return Ok(Found::Block(Arc::new(block)));
                 }
-                // The segment ends here: what comes next is in the next one.
+                // The segment ends here: the next event is in the next segment.
                 Ok(_) => match limit {
                     Some(limit) if limit == offset => continue,
                     Some(limit) => return Ok(lost(offset, limit)),
                     None => return Ok(lost(offset, self.end())),
                 },
                 Err(error @ JournalError::Damaged { .. }) if is_active => {
-                    // The writer has to leave it first.
+                    // The writer must start a new segment first.
                     self.active_damaged.store(true, Ordering::Release);
                     self.queue.nudge();
                     return Err(error);
                 }
                 Err(error @ JournalError::Damaged { .. }) => {
-                    tracing::error!(lane = %self.name, %error, "a segment cannot be read");
+                    tracing::error!(lane = %self.name, %error, "could not read a segment; setting it aside, `forebay salvage` may extract its events");
                     self.quarantine_segment(&path);
                     return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
                 }
                 Err(error) => {
-                    // A handle that has failed is not used again.
+                    // A handle that failed is not used again.
                     self.core.forget_segment(&path);
                     if error.is_not_found() && self.log().segments.values().any(|part| part.path == path) {
                         tracing::error!(lane = %self.name, %error, "a segment was removed by hand; its events are lost");
@@ -188,7 +187,7 @@ impl Lane {
         self.core.quarantine(path);
     }
 
-    /// When the event at `offset` was recorded; blocks the thread.
+    /// Time when the event at `offset` was recorded. Blocks the thread.
     pub fn recorded_at(&self, offset: u64) -> Option<Timestamp> {
         if offset >= self.end() {
             return None;

@@ -1,8 +1,8 @@
-//! Retention: whole segments leave when nobody needs them any more, and sooner only by a declared limit.
+//! Retention: removes whole segments that no destination needs, and discards events only by a configured limit.
 //!
-//! Promise: a segment leaves when every destination has settled all of it, and then when its
-//! longest retention is over or its lane needs the room; the oldest first. What a limit settles
-//! for a destination (`shed-oldest`, `hold`, an age) is counted and announced.
+//! Promise: a segment is removed after every destination has settled all of it, when its longest retention is over or its
+//! lane needs the room; the oldest first. Events that a limit settles for a destination (`shed-oldest`, `hold`, an age)
+//! are counted and announced.
 
 use super::cursor::Outcome;
 use super::loss::EventFilter;
@@ -12,19 +12,19 @@ use crate::event::{Attribute, Record, Timestamp};
 use parking_lot::MutexGuard;
 use std::time::Duration;
 
-/// Removes what may go, be it for its lane's budget.
+/// Removes settled segments past their retention, or sooner if the lane exceeds its budget.
 pub(super) fn remove_expired(lane: &Lane) {
     remove_settled_segments(lane, || lane.bytes() > lane.settings.load().budget);
 }
 
-/// Removes what is settled, however long it was to stay, until the file system has its reserve again; whichever
-/// lane needs the room. Dead letters that wait for a person stay.
+/// Removes settled segments before their retention is over until `disk_reserve` is free again, whichever lane needs the
+/// room. Dead letters are not reclaimed: they wait for an operator.
 pub(super) fn reclaim(lane: &Lane) {
     let needs_room = || {
         let is_used_up = lane.core.is_disk_used_up(&lane.folder);
         if is_used_up {
             *lane.core.reclaimed_at.lock() = Some(clock::instant());
-            tracing::info!(lane = %lane.name, "delivered events leave ahead of their time: the disk is down to disk_reserve");
+            tracing::info!(lane = %lane.name, "disk_reserve reached: removing delivered segments before their retention is over");
         }
         is_used_up
     };
@@ -34,7 +34,7 @@ pub(super) fn reclaim(lane: &Lane) {
 }
 
 fn remove_settled_segments(lane: &Lane, needs_room: impl Fn() -> bool) {
-    // Whoever is at it already does the same.
+    // Another thread already removes segments of this lane.
     let Some(_guard) = lane.retention_lock.try_lock() else { return };
     let is_open =
         |letter: u64, _: &Record<'_>| !lane.core.is_resolved.get().is_some_and(|resolved| (resolved.0)(letter));
@@ -46,7 +46,7 @@ fn remove_settled_segments(lane: &Lane, needs_room: impl Fn() -> bool) {
         if !is_over && !needs_room() {
             return;
         }
-        // Dead letters have no destination: what nobody has dealt with is lost with its file.
+        // Dead letters have no destination: unresolved ones are lost with their file.
         if lane.name == DEAD
             && let Err(error) = lane.discard_unsettled(
                 "",
@@ -54,24 +54,24 @@ fn remove_settled_segments(lane: &Lane, needs_room: impl Fn() -> bool) {
                 Outcome::Expired,
             )
         {
-            tracing::warn!(lane = %lane.name, %error, "old dead letters could not be counted, and stay");
+            tracing::warn!(lane = %lane.name, %error, "could not account for expired dead letters; they stay, will retry");
             return;
         }
         if let Err(error) = lane.remove_segment(oldest.first) {
-            tracing::warn!(lane = %lane.name, %error, "a segment that is done could not be removed");
+            tracing::warn!(lane = %lane.name, %error, "could not remove a settled segment; will retry");
             return;
         }
     }
 }
 
-/// Settles the oldest closed segment as shed for everybody who still needs it. `false` if there is none.
+/// Settles the oldest closed segment as shed for every destination that still needs it. Returns `false` if there is none.
 pub(super) fn shed_oldest(lane: &Lane) -> Result<bool, JournalError> {
     let Some(oldest) = lane.oldest_closed() else { return Ok(false) };
     let whole_segment = EventFilter { offsets: (oldest.first, oldest.end), takes: &|_, _| true };
     let destinations = lane.destinations();
     if destinations.is_empty() {
         lane.discard_unsettled("", &whole_segment, Outcome::Shed)?;
-        // There is no cursor that could say so.
+        // Without a destination there is no cursor to settle it with.
         lane.remove_segment(oldest.first)?;
     }
     for destination in destinations {
@@ -81,8 +81,7 @@ pub(super) fn shed_oldest(lane: &Lane) -> Result<bool, JournalError> {
     Ok(true)
 }
 
-/// Sheds, for destinations that hold back more of the lane than they may, the oldest of what they need.
-/// `true` if cursors have moved.
+/// Sheds the oldest events of each destination whose backlog exceeds its `hold`. Returns `true` if cursors have moved.
 pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
     let mut has_moved = false;
     for (destination, hold) in &lane.settings.load_full().holds {
@@ -99,13 +98,13 @@ pub(super) fn enforce_holds(lane: &Lane) -> Result<bool, JournalError> {
     Ok(has_moved)
 }
 
-/// Ages of one lane: how far events were looked at for each limit.
+/// Progress of the age limits of one lane.
 #[derive(Debug, Default)]
 pub(super) struct Ages {
-    scan: Vec<AgeScan>,
+    scans: Vec<AgeScan>,
 }
 
-/// How far the events of a lane were looked at for one destination and one limit.
+/// Progress of one age limit for one destination.
 #[derive(Debug)]
 struct AgeScan {
     destination: String,
@@ -114,21 +113,21 @@ struct AgeScan {
     at: Timestamp,
 }
 
-/// Blocks looked at in one pass, so that a pass ends in a moment.
+/// Largest number of blocks that one pass reads, to keep it short.
 const BLOCKS_PER_PASS: usize = 200;
-/// A limit is looked at this often in its time, and not more often than every second, nor more rarely than
-/// every hour: what expires bit by bit is told in few words.
+/// Passes per age limit, within the interval of a second to an hour: events that expire one by one are announced in
+/// few losses.
 const PASSES_PER_LIMIT: u32 = 50;
 const PASS_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
 impl Lane {
-    /// Settles as expired what is older than its contract lets it wait. `now` is a time of day that
-    /// can be believed. Blocks the thread.
+    /// Settles events as expired that are older than their contract allows. `now` is a trusted wall-clock time. Blocks the
+    /// thread.
     pub fn expire(&self, now: Timestamp) -> Result<(), JournalError> {
         for (limit, publications) in &self.core.age_limits(&self.name) {
             let every = (Duration::from_secs(*limit) / PASSES_PER_LIMIT).clamp(PASS_INTERVAL.0, PASS_INTERVAL.1);
             for destination in self.destinations() {
-                // Whoever asks whether an event is expired does not wait for the disk.
+                // The lock is not held during reads: [`Lane::is_expired`] must not wait for the disk.
                 let (next, at) = {
                     let mut ages = self.ages();
                     let scan = ages.of(&destination, *limit);
@@ -141,7 +140,7 @@ impl Lane {
                 let from = next.max(low);
                 let (to, is_cut) = self.older_than(from, now.before(Duration::from_secs(*limit)))?;
                 if from < to {
-                    // What was recorded while nobody knew the time is of no known age.
+                    // The age of an event is unknown if it was recorded with an untrusted clock.
                     let takes = |_: u64, record: &Record<'_>| {
                         publications.contains(&record.publication) && !has_untrusted_time(record)
                     };
@@ -166,17 +165,17 @@ impl Lane {
         self.ages.lock()
     }
 
-    /// Whether [`Lane::expire`] has settled the event at an offset for a destination, which may have looked at its
-    /// cursor before that.
+    /// Whether [`Lane::expire`] has settled the event at an offset for a destination, even if the caller read the cursor
+    /// before that.
     pub fn is_expired(&self, destination: &str, limit: Option<u64>, offset: u64, record: &Record<'_>) -> bool {
         let Some(limit) = limit else { return false };
         let ages = self.ages();
-        let mut scan = ages.scan.iter().filter(|known| known.limit == limit && known.destination == destination);
-        scan.any(|known| offset < known.next) && !has_untrusted_time(record)
+        let mut scans = ages.scans.iter().filter(|known| known.limit == limit && known.destination == destination);
+        scans.any(|known| offset < known.next) && !has_untrusted_time(record)
     }
 
-    /// The end of the blocks from an offset on that were recorded before a moment; the second value
-    /// says whether there may be more.
+    /// End of the blocks from an offset on that were recorded before a moment; the second value tells whether more may
+    /// follow.
     fn older_than(&self, from: u64, before: Timestamp) -> Result<(u64, bool), JournalError> {
         let mut next = from;
         for _ in 0..BLOCKS_PER_PASS {
@@ -199,11 +198,11 @@ fn has_untrusted_time(record: &Record<'_>) -> bool {
 
 impl Ages {
     fn of(&mut self, destination: &str, limit: u64) -> &mut AgeScan {
-        let index = self.scan.iter().position(|known| known.destination == destination && known.limit == limit);
+        let index = self.scans.iter().position(|known| known.destination == destination && known.limit == limit);
         let index = index.unwrap_or_else(|| {
-            self.scan.push(AgeScan { destination: destination.to_owned(), limit, next: 1, at: Timestamp(0) });
-            self.scan.len() - 1
+            self.scans.push(AgeScan { destination: destination.to_owned(), limit, next: 1, at: Timestamp(0) });
+            self.scans.len() - 1
         });
-        &mut self.scan[index]
+        &mut self.scans[index]
     }
 }

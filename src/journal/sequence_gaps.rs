@@ -1,10 +1,10 @@
-//! Numbers that were never given.
+//! Sequence gaps: offsets and sequences that no event has.
 //!
-//! After a loss the journal goes on behind every number that it may have given. What lies between
-//! belongs to no event: readers pass over it, and it is in no account.
+//! After a loss the journal resumes behind every number that it may have assigned. No event has a number of the gap:
+//! readers skip it, and no account counts it.
 //!
-//! Promise: a number below the end of a gap that [`GapFile::save`] stored is not given again.
-//! The gaps are a small file of their own, so that they outlive another loss of `state.redb`.
+//! Promise: a number below the end of a gap that [`GapFile::save`] stored is never assigned again.
+//! The gaps have a small file of their own, which survives another loss of `state.redb`.
 
 use super::disk::{Disk, read_whole, write_json};
 use super::{JournalError, quarantine};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "unused.json";
 
-/// The gaps of a journal, by lane.
+/// The gaps of all lanes, as stored in `unused.json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct GapFile {
     lanes: BTreeMap<String, Gaps>,
@@ -31,7 +31,7 @@ pub struct Gaps {
 }
 
 impl GapFile {
-    /// Reads the gaps. A damaged file is set aside; the second value names it then.
+    /// Reads the gaps. Quarantines a damaged file and returns its new path as the second value.
     pub fn load(disk: &dyn Disk, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join(FILE);
         match read_whole(disk, &path) {
@@ -49,7 +49,7 @@ impl GapFile {
         self.lanes.get(lane).cloned().unwrap_or_default()
     }
 
-    /// Takes over the gaps of a lane; returns when they are on the disk.
+    /// Stores the gaps of a lane; returns when they are durable.
     pub fn save(&mut self, lane: &str, gaps: &Gaps, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
         if self.of(lane) == *gaps {
             return Ok(());
@@ -61,7 +61,7 @@ impl GapFile {
 }
 
 impl GapFile {
-    /// Widens the last gap of every row of numbers up to `to`; returns when that is on the disk.
+    /// Extends the last gap of every lane and stream to `to`; returns when that is durable.
     pub fn widen_last(&mut self, to: u64, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
         for lane in self.lanes.clone().keys() {
             let mut gaps = self.of(lane);
@@ -87,7 +87,7 @@ impl Gaps {
         found.map_or(offset, |(_, to)| *to)
     }
 
-    /// `to`, or where a gap starts between `offset` and there.
+    /// `to`, or the start of a gap between `offset` and `to`.
     pub fn clip(&self, offset: u64, to: u64) -> u64 {
         let starts = self.offsets.iter().map(|(from, _)| *from);
         starts.filter(|from| *from > offset).min().map_or(to, |from| from.min(to))
@@ -99,7 +99,7 @@ impl Gaps {
         of_stream.find(|(_, from, to)| (*from..*to).contains(&sequence)).map_or(sequence, |(_, _, to)| *to)
     }
 
-    /// Adds offsets from `from` on that are not given; with the gap that ends there they are one.
+    /// Adds a gap of offsets; joins it with an adjacent one.
     pub(super) fn add_offsets(&mut self, from: u64, to: u64) {
         match self.offsets.last_mut() {
             Some(last) if last.1 >= from => last.1 = last.1.max(to),
@@ -107,7 +107,7 @@ impl Gaps {
         }
     }
 
-    /// As [`Gaps::add_offsets`], for the sequences of a stream.
+    /// Like [`Gaps::add_offsets`], for the sequences of a stream.
     pub(super) fn add_sequences(&mut self, stream: u32, from: u64, to: u64) {
         match self.sequences.iter_mut().rev().find(|gap| gap.0 == stream) {
             Some(last) if last.2 >= from => last.2 = last.2.max(to),
@@ -115,28 +115,28 @@ impl Gaps {
         }
     }
 
-    /// How many offsets below `end` were never given.
+    /// Number of offsets below `end` that are in a gap.
     pub fn offsets_below(&self, end: u64) -> u64 {
         self.offsets_between(0, end)
     }
 
-    /// How many offsets between two were never given.
+    /// Number of offsets in a range that are in a gap.
     pub fn offsets_between(&self, first: u64, end: u64) -> u64 {
         self.offsets.iter().map(|(from, to)| end.min(*to).saturating_sub(first.max(*from))).sum()
     }
 
-    /// How many sequences of a stream between two were never given.
+    /// Number of sequences of a stream in a range that are in a gap.
     pub fn sequences_between(&self, stream: u32, from: u64, to: u64) -> u64 {
         let gaps = self.sequences.iter().filter(|gap| gap.0 == stream);
         gaps.map(|(_, start, end)| (*end).min(to).saturating_sub((*start).max(from))).sum()
     }
 
-    /// How many offsets were given from `from` on, up to `to`.
+    /// Number of offsets in a range that were assigned.
     pub fn given_between(&self, from: u64, to: u64) -> u64 {
         to.saturating_sub(from).saturating_sub(self.offsets_below(to).saturating_sub(self.offsets_below(from)))
     }
 
-    /// How many sequences of a stream were never given.
+    /// Number of sequences of a stream that are in a gap.
     pub fn sequences_of(&self, stream: u32) -> u64 {
         self.sequences.iter().filter(|gap| gap.0 == stream).map(|(_, from, to)| to - from).sum()
     }

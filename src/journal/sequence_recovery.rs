@@ -1,7 +1,7 @@
-//! The numbers that a lane goes on with after a start.
+//! Sequence recovery: where a lane resumes its offsets and sequences after a start.
 //!
-//! Promise: no number is given twice, whatever files are lost; what is passed over for that is
-//! known, and in no account.
+//! Promise: no number is assigned twice, whatever files are lost. Numbers that are skipped to ensure this are recorded as
+//! gaps and counted in no account.
 
 use super::open::NewestSegment;
 use super::segment::Segment;
@@ -12,23 +12,23 @@ use super::{Core, JournalError, sequence_mark};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What lost segments are known to have held.
+/// Numbers that lost segments are known to have used.
 #[derive(Debug, Default)]
 pub(super) struct LostSegments {
-    /// Offset of the first event that is lost, if a segment is.
+    /// Offset of the first lost event, if a segment is lost.
     pub first: Option<u64>,
-    /// Every offset below was given.
+    /// Every offset below was assigned.
     end: u64,
-    /// Every sequence below was given: stream, sequence.
+    /// By stream: every sequence below was assigned.
     sequences: BTreeMap<u32, u64>,
 }
 
 impl LostSegments {
-    /// Adds what a damaged segment still says of itself.
+    /// Adds the numbers that a damaged segment still reveals.
     pub fn add(&mut self, first: u64, core: &Core, path: &Path) {
         self.first = Some(first);
         self.end = self.end.max(first);
-        // What cannot be read says nothing, and is no error any more.
+        // A segment that cannot be opened reveals nothing; this is not another error.
         let Ok(view) = Segment::open(&*core.disk, path, core.cache_bytes).and_then(|segment| segment.view()) else {
             return;
         };
@@ -50,7 +50,7 @@ impl LostSegments {
     }
 }
 
-/// The numbers that a lane goes on with. What they pass over is added to `gaps`, and said once.
+/// Recovers the next offset and the next sequence of every stream. Adds skipped numbers to `gaps` and logs each gap once.
 pub(super) fn numbers(
     core: &Core,
     lane: &str,
@@ -79,7 +79,7 @@ pub(super) fn numbers(
             events_lost,
             from,
             to,
-            "files of this lane are lost or damaged; it goes on behind every number that it may have given, and those from here to there are passed over"
+            "files of this lane are lost or damaged; it resumes behind every number that it may have assigned and skips those in between"
         );
         gaps.offsets.push((from, to));
     }
@@ -105,7 +105,7 @@ pub(super) fn numbers(
         let (next, gap) = known.resume(is_short || known.has_lost_mark(), has_lost_marks);
         if let Some((from, to)) = gap {
             let name = core.stream_name(stream);
-            tracing::error!(lane, stream = %name, from, to, "consumers of this stream see its sequence pass over these numbers; no event had them, unless it was in a file that is set aside");
+            tracing::error!(lane, stream = %name, from, to, "to consumers of this stream its sequence skips these numbers; no event has them, except events in files that are set aside");
             gaps.sequences.push((stream, from, to));
         }
         sequences.insert(stream, ReservedNumbers { next, reserved: known.mark });
@@ -113,7 +113,7 @@ pub(super) fn numbers(
     Ok((offsets, sequences))
 }
 
-/// Whether a stream goes over a lane, in any of its versions.
+/// Whether any version of a stream uses a lane.
 fn is_of(core: &Core, stream: u32, lane: &str) -> bool {
     let catalog = core.catalog.read();
     catalog.list.iter().flatten().any(|known| known.stream == stream && known.publication.lane == lane)
@@ -127,30 +127,30 @@ fn stream_numbers(core: &Core) -> Vec<u32> {
     numbers
 }
 
-/// What is known of a row of numbers at a start.
+/// Evidence, at a start, of the numbers that were assigned in one series (offsets, or sequences of a stream).
 #[derive(Clone, Copy, Debug)]
 struct NumberEvidence {
-    /// Every number below was given.
+    /// Every number below was assigned.
     given: u64,
-    /// No number from here on was given; 0 if that is not known.
+    /// High-water mark: no number from here on was assigned; 0 if unknown.
     mark: u64,
     /// End of the last gap; 0 without one.
     gap_end: u64,
 }
 
 impl NumberEvidence {
-    /// Whether the mark is lost: it is always raised before a number is given.
+    /// Whether the high-water mark is lost: it is always raised before a number is assigned.
     fn has_lost_mark(&self) -> bool {
         self.mark < self.given && self.given > self.gap_end.max(1)
     }
 
-    /// Whether neither a mark nor a gap says how far numbers were given.
+    /// Whether neither a mark nor a gap limits the assigned numbers.
     fn has_no_evidence(&self) -> bool {
         self.mark == 0 && self.gap_end == 0
     }
 
-    /// The number to go on with, and the gap below it if there is a new one. `is_short`: more may
-    /// have been given than is known.
+    /// The next number, and the new gap below it, if any. `is_short`: more numbers may have been assigned than `given`
+    /// says.
     fn resume(&self, is_short: bool, has_lost_marks: bool) -> (u64, Option<(u64, u64)>) {
         let from = self.given.max(self.gap_end);
         if !is_short {
