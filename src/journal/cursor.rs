@@ -1,4 +1,4 @@
-//! What a destination has settled: a low mark, and a bounded set of ranges above it.
+//! The cursor of a destination: a low mark, and a bounded set of settled ranges above it.
 //!
 //! Invariants:
 //! - everything below `low` is settled; ranges are above it, in order, and never touch;
@@ -6,51 +6,51 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The cursor of one destination in one lane.
+/// The cursor and the accounts of one destination in one lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
     /// Name of the destination.
     pub destination: String,
-    /// Everything below is settled.
+    /// Every offset below is settled.
     pub low: u64,
     /// Settled offsets above `low`: from, to (exclusive).
     pub ranges: Vec<(u64, u64)>,
-    /// How it went, for each stream.
+    /// Outcomes by stream.
     pub accounts: Vec<Account>,
 }
 
-/// How the settled events of one stream ended.
+/// Outcomes of the settled events of one stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
-    /// The stream's number in this journal; 0 where a damaged file hides whose events it held.
+    /// Number of the stream in this journal; 0 for events in a damaged file whose stream is unknown.
     pub stream: u32,
-    /// Sequence of the first event that is owed.
+    /// Sequence of the first event that the destination is owed.
     pub from: u64,
-    /// How many events ended in each [`Outcome`], in its order; those at the end may be missing.
+    /// Number of events by [`Outcome`], in its order; zeros at the end may be missing.
     counts: Vec<u64>,
 }
 
-/// How one event was settled. New outcomes are appended: the order is part of the stored format.
+/// Outcome of one settled event. New outcomes are appended: the order is part of the stored format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Central acknowledged it.
     Delivered,
-    /// Central refuses it for ever; it is a dead letter now.
+    /// Central refused it permanently; it is a dead letter now.
     Dead,
-    /// The destination does not take its stream.
+    /// The destination does not receive its stream.
     NotOwed,
-    /// It was older than its contract lets it wait.
+    /// It reached the age limit of its contract.
     Expired,
-    /// It gave way to newer ones, since the room for its lane or its destination was used up.
+    /// It was discarded for newer events, since the budget of its lane or the `hold` of the destination was used up.
     Shed,
-    /// A person gave it up.
+    /// An operator discarded it.
     Discarded,
-    /// It was in a file that is damaged.
+    /// It was in a damaged file.
     SetAside,
 }
 
-/// Every outcome, in the order of [`Account`].
+/// All outcomes, in the order of [`Account`].
 pub const OUTCOMES: [Outcome; 7] = [
     Outcome::Delivered,
     Outcome::Dead,
@@ -62,22 +62,22 @@ pub const OUTCOMES: [Outcome; 7] = [
 ];
 
 impl Account {
-    /// The account of a stream that is owed from a sequence on.
+    /// Creates the account of a stream that is owed from a sequence on.
     pub fn new(stream: u32, from: u64) -> Self {
         Self { stream, from, counts: Vec::new() }
     }
 
-    /// How many events ended so.
+    /// Number of events with an outcome.
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.counts.get(outcome as usize).copied().unwrap_or(0)
     }
 
-    /// How many events are settled.
+    /// Number of settled events.
     pub fn settled(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Adds events that ended so.
+    /// Adds events with an outcome.
     pub fn add(&mut self, outcome: Outcome, count: u64) {
         if self.counts.len() <= outcome as usize {
             self.counts.resize(outcome as usize + 1, 0);
@@ -86,7 +86,7 @@ impl Account {
     }
 }
 
-/// A cursor as blocks and summaries of format 1 hold it.
+/// A cursor in blocks and summaries of format 1.
 #[derive(Debug, Deserialize)]
 pub(super) struct SettledV1 {
     destination: String,
@@ -111,7 +111,7 @@ impl From<SettledV1> for Settled {
 }
 
 impl Settled {
-    /// A destination that has settled nothing from `low` on.
+    /// Creates the cursor of a destination that has settled everything below `low`, and nothing else.
     pub fn new(destination: &str, low: u64) -> Self {
         Self { destination: destination.to_owned(), low, ..Self::default() }
     }
@@ -121,7 +121,7 @@ impl Settled {
         offset < self.low || self.ranges.iter().any(|&(from, to)| (from..to).contains(&offset))
     }
 
-    /// Settles one event. `false` if it was settled before.
+    /// Settles one event. Returns `false` if it was settled before.
     pub fn settle(&mut self, offset: u64, stream: u32, outcome: Outcome) -> bool {
         if !self.mark(offset, offset + 1) {
             return false;
@@ -130,15 +130,15 @@ impl Settled {
         true
     }
 
-    /// Marks a range as settled without an account: offsets that hold no event.
+    /// Marks a range as settled that holds no event; no account changes.
     pub fn skip(&mut self, from: u64, to: u64) {
         if from < to {
             self.mark(from, to);
         }
     }
 
-    /// Passes over events whose segment is set aside. What is settled among them stays as it is.
-    /// `given` says for each stream how many of its events, of those owed, are below `to`.
+    /// Settles the unsettled events of a quarantined segment. `given` is the number of events below `to` that the
+    /// destination is owed, by stream.
     pub fn mark_lost(&mut self, from: u64, to: u64, given: &[(u32, u64)]) {
         let is_all_below = from <= self.low && self.ranges.last().is_none_or(|range| range.1 <= to);
         let from = from.max(self.low);
@@ -146,7 +146,7 @@ impl Settled {
         if lost == 0 {
             return;
         }
-        // What is missing of each stream below `to` is what is lost of it.
+        // The unsettled events of each stream below `to` are its lost ones.
         let missing: Vec<(u32, u64)> = given
             .iter()
             .map(|(stream, count)| (*stream, count.saturating_sub(self.account(*stream).settled())))
@@ -159,19 +159,19 @@ impl Settled {
         self.skip(from, to);
     }
 
-    /// How many offsets of a range are not settled.
+    /// Number of offsets in a range that are not settled.
     pub fn unsettled_in(&self, from: u64, to: u64) -> u64 {
         let from = from.max(self.low);
         let settled: u64 = self.ranges.iter().map(|range| range.1.min(to).saturating_sub(range.0.max(from))).sum();
         to.saturating_sub(from).saturating_sub(settled)
     }
 
-    /// How many events ended so, over all streams.
+    /// Number of events with an outcome, over all streams.
     pub fn total(&self, outcome: Outcome) -> u64 {
         self.accounts.iter().map(|account| account.count(outcome)).sum()
     }
 
-    /// The account of a stream; a new one is owed everything.
+    /// The account of a stream; a new one is owed every event.
     pub fn account(&mut self, stream: u32) -> &mut Account {
         let index = match self.accounts.iter().position(|account| account.stream == stream) {
             Some(index) => index,
@@ -215,7 +215,7 @@ impl Settled {
         true
     }
 
-    /// Whether this is at least as far as `other`.
+    /// Whether this cursor is at least as far as `other`.
     pub fn is_past(&self, other: &Self) -> bool {
         let done = |settled: &Self| {
             let above: u64 = settled.ranges.iter().map(|(from, to)| to - from).sum();

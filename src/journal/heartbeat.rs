@@ -1,23 +1,23 @@
-//! The heartbeat of a writer: what it is at, for those who watch over it.
+//! The heartbeat of a writer thread, for those who supervise it.
 //!
-//! Promise: taking it never waits for the writer, nor the writer for who takes it.
+//! Promise: neither the writer nor a supervisor ever waits for the other.
 
 use crate::clock;
 use crate::service::{Lifeless, thread_number};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What one writer is at.
+/// Liveness of one writer thread.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
     origin: Instant,
     thread: AtomicU32,
-    /// Milliseconds from `origin` to the start of the present piece of work, plus 1; 0 while it waits for work.
+    /// Start of the current piece of work in milliseconds since `origin`, plus 1; 0 while the writer waits for work.
     busy_since: AtomicU64,
     is_dead: AtomicBool,
 }
 
-/// Held by the writer's thread as long as it lives; notes a death by panic.
+/// Held by the writer thread as long as it lives; its drop during a panic marks the writer as dead.
 pub(super) struct HeartbeatGuard<'p>(&'p Heartbeat);
 
 impl Default for Heartbeat {
@@ -32,24 +32,24 @@ impl Default for Heartbeat {
 }
 
 impl Heartbeat {
-    /// The calling thread is the writer.
+    /// Declares the calling thread to be the writer.
     pub(super) fn start(&self) -> HeartbeatGuard<'_> {
         self.thread.store(thread_number(), Ordering::Release);
         HeartbeatGuard(self)
     }
 
-    /// A piece of work begins.
+    /// Marks the start of a piece of work.
     pub(super) fn set_busy(&self) {
         let millis = clock::instant().duration_since(self.origin).as_millis() as u64;
         self.busy_since.store(millis + 1, Ordering::Release);
     }
 
-    /// The writer waits for work, or before it tries a disk again that has failed.
+    /// Marks the writer as waiting for work or for the next retry.
     pub(super) fn set_idle(&self) {
         self.busy_since.store(0, Ordering::Release);
     }
 
-    /// Whether the writer of a lane lives.
+    /// Returns an error if the writer is dead, or busy with one piece of work for longer than `work_max`.
     pub(super) fn check(&self, lane: &str, work_max: Duration) -> Result<(), Lifeless> {
         let part = || format!("the writer of lane {lane}");
         if self.is_dead.load(Ordering::Acquire) {

@@ -1,10 +1,10 @@
-//! Losses: events that leave before they are delivered.
+//! The loss account: events that are discarded before their delivery.
 //!
-//! Promise: what is given up is counted in the accounts, and noted for its announcement before the
-//! accounts can say so on the disk; a repeat after a crash says the same again.
-//! Invariant: nobody gives up an event that is settled.
+//! Promise: discarded events are counted in the accounts. A note for the announcement is durable before the accounts are;
+//! after a crash the same loss is noted again under the same name.
+//! Invariant: a settled event is never discarded.
 //!
-//! Not here: when to give up (`retention`), how a loss is announced (`ledger`).
+//! Not here: when to discard (`retention`), how a loss is announced (`ledger`).
 
 use super::cursor::{Outcome, Settled};
 use super::{Found, Journal, JournalError, Lane, Note, Walk};
@@ -15,55 +15,55 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where losses wait for their announcement, in `state.redb`.
+/// Prefix of the notes of unannounced losses in `state.redb`.
 pub(super) const PREFIX: &str = "loss/";
-/// How long the writer may take to go on in a new segment, without the cursor of a dropped destination.
+/// How long dropping a destination waits until the writers have removed its cursor from the log.
 const FORGET_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Losses that may wait; further ones are in the accounts and the log alone.
+/// Largest number of unannounced losses; further ones are only counted and logged.
 const WAITING_MAX: usize = 1000;
 
-/// What was given up, for one destination and for one reason.
+/// Events discarded for one destination and one cause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Why.
+    /// Cause of the loss.
     pub cause: Outcome,
-    /// The lane.
+    /// Name of the lane.
     pub lane: String,
-    /// Who does not get it; empty where nobody was to.
+    /// Name of the destination; empty if the lane has none.
     pub destination: String,
-    /// What it was, by stream.
+    /// Lost events by stream.
     pub streams: Vec<LostStream>,
-    /// When the journal took the first of it, RFC 3339.
+    /// Time when the first of them was recorded, RFC 3339.
     pub from: String,
-    /// When the journal took the last of it, RFC 3339.
+    /// Time when the last of them was recorded, RFC 3339.
     pub to: String,
-    /// How many events.
+    /// Number of lost events.
     pub count: u64,
-    /// Offsets: from, to (exclusive). What is between them and was settled is not lost.
+    /// Offset range: from, to (exclusive). Events in it that were settled before are not lost.
     pub offsets: (u64, u64),
 }
 
-/// What was lost of one stream.
+/// Lost events of one stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostStream {
     /// Stream with its major version.
     pub stream: String,
-    /// How many events.
+    /// Number of lost events.
     pub count: u64,
-    /// The lowest sequence.
+    /// Lowest sequence.
     pub first: u64,
-    /// The highest sequence.
+    /// Highest sequence.
     pub last: u64,
 }
 
 impl Loss {
-    /// The name under which it waits; the same for a repeat.
+    /// Name of its note; the same if the loss is noted again.
     pub fn name(&self) -> String {
         format!("{}/{}/{:020}", self.lane, self.destination, self.offsets.0)
     }
 }
 
-/// What a walk found that is not settled.
+/// Unsettled events that a scan found.
 #[derive(Debug, Default)]
 struct LossTally {
     events: Vec<(u64, u32)>,
@@ -88,17 +88,17 @@ impl LossTally {
     }
 }
 
-/// Which events of a block to give up.
+/// Selects the events to discard.
 pub(super) struct EventFilter<'a> {
-    /// Offsets: from, to (exclusive).
+    /// Offset range: from, to (exclusive).
     pub offsets: (u64, u64),
-    /// Whether the event at this offset is meant.
+    /// Whether to discard the event at this offset.
     pub takes: &'a dyn Fn(u64, &Record<'_>) -> bool,
 }
 
 impl Lane {
-    /// Gives up what a destination has not settled of some events; returns how many those were. An empty
-    /// `destination` settles nothing, and stands for the case that there is none. Blocks the thread.
+    /// Discards the selected events that a destination has not settled; returns their number. An empty `destination`
+    /// stands for a lane without destinations: nothing is settled then. Blocks the thread.
     pub(super) fn discard_unsettled(
         &self,
         destination: &str,
@@ -128,14 +128,14 @@ impl Lane {
             count: tally.events.len() as u64,
             offsets: (*first, last + 1),
         };
-        tracing::error!(lane = %loss.lane, destination, cause = ?cause, count = loss.count, from = %loss.from, to = %loss.to, "events are given up before they were delivered");
-        // Whoever announces losses sees note and account, or neither.
+        tracing::error!(lane = %loss.lane, destination, cause = ?cause, count = loss.count, from = %loss.from, to = %loss.to, "discarding events before they were delivered");
+        // [`Journal::losses`] must see both note and account, or neither.
         let discard_lock = self.core.discard_lock.lock();
         self.note_loss(&loss)?;
         let mut count = 0;
         self.change_settled(destination, |settled| {
             for (offset, stream) in &tally.events {
-                // What was acknowledged in the meantime stays delivered.
+                // An event that was acknowledged meanwhile stays delivered.
                 count += u64::from(settled.settle(*offset, *stream, cause));
             }
         });
@@ -185,15 +185,14 @@ impl Lane {
 }
 
 impl Journal {
-    /// Losses that wait for their announcement. Those that a crash kept from coming about are forgotten.
-    /// Blocks the thread.
+    /// Losses that wait for their announcement. Deletes notes of losses that a crash prevented. Blocks the thread.
     pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
         let _guard = self.core.discard_lock.lock();
         let noted = self.core.state.notes(PREFIX)?;
         let read = |(name, text): (String, Vec<u8>)| {
             let loss: Option<Loss> = serde_json::from_slice(&text).ok();
             if loss.is_none() {
-                tracing::warn!(name, "a noted loss cannot be read; its events are in the accounts");
+                tracing::warn!(name, "could not read the note of a loss; its events are counted in the accounts");
             }
             loss
         };
@@ -203,7 +202,7 @@ impl Journal {
         Ok(lost)
     }
 
-    /// Whether a loss came about: a crash between note and account leaves its events where they were.
+    /// Whether a loss took place: after a crash between note and account the events are still unsettled.
     fn is_lost(&self, loss: &Loss) -> bool {
         if loss.destination.is_empty() {
             return true;
@@ -215,18 +214,18 @@ impl Journal {
         }
     }
 
-    /// Forgets a loss that is announced. Blocks the thread.
+    /// Deletes the note of an announced loss. Blocks the thread.
     pub fn forget_loss(&self, loss: &Loss) -> Result<(), JournalError> {
         self.core.state.write_notes(&[(format!("{PREFIX}{}", loss.name()), None)])
     }
 
-    /// Returns when there may be a new loss. Safe to drop half-way.
+    /// Waits until there may be a new loss. Cancel-safe.
     pub async fn lost(&self) {
         self.core.losses.notified().await;
     }
 
-    /// Gives up everything that a destination is still owed, and forgets it; returns how many events those were. Waits
-    /// a moment for the log to say so; where a lane's disk fails or is full, that comes later. Blocks the thread.
+    /// Discards everything that a destination is still owed, and removes its cursors; returns the number of events. Waits
+    /// a moment until the log has no cursor of it; on a failed or full disk the writer removes it later. Blocks the thread.
     pub fn drop_destination(&self, destination: &str) -> Result<u64, JournalError> {
         let count = self.begin_drop(destination)?;
         let deadline = clock::instant() + FORGET_WAIT_MAX;
@@ -237,26 +236,26 @@ impl Journal {
         Ok(count)
     }
 
-    /// The part of [`Journal::drop_destination`] that does not wait for the writers.
+    /// Like [`Journal::drop_destination`], without waiting for the writers.
     pub(crate) fn begin_drop(&self, destination: &str) -> Result<u64, JournalError> {
         let mut count = 0;
         for lane in self.lanes() {
-            // Segment by segment: what is counted of one is held in memory until it is settled.
+            // Segment by segment: the events of one are held in memory until they are settled.
             for offsets in lane.extents() {
                 let whole_segment = EventFilter { offsets, takes: &|_, _| true };
                 count += lane.discard_unsettled(destination, &whole_segment, Outcome::Discarded)?;
             }
-            // From now on a start forgets the cursor, whatever the log still says. The writer deletes the note.
+            // From now on a start ignores the cursor in the log. The writer deletes the note.
             let noted =
                 self.core.state.write_notes(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))]);
-            // Also after an error: the note may be on disk all the same, and must not outlive the cursor that it is for.
+            // After an error too: the note may be durable all the same, and must not outlive the cursor that it is for.
             lane.forget_destination(destination);
             noted?;
         }
         Ok(count)
     }
 
-    /// Names of the destinations that lanes know, configured or not.
+    /// Names of all destinations with a cursor, configured or not.
     pub fn destinations(&self) -> Vec<String> {
         let mut names: Vec<String> = self.lanes().iter().flat_map(|lane| lane.destinations()).collect();
         names.sort();
@@ -265,5 +264,5 @@ impl Journal {
     }
 }
 
-/// Tells everyone with losses to announce.
+/// Wakes the task that announces losses.
 pub(super) type LossNotify = Arc<tokio::sync::Notify>;

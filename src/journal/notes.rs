@@ -1,6 +1,6 @@
-//! Notes: what a part of the gateway has to remember over a restart and is no event, in `state.redb`.
+//! Notes: small values that a part of the gateway saves over a restart, in `state.redb`.
 //!
-//! Promise: notes written together are there together, and on the disk when the write returns.
+//! Promise: notes that are written together are stored together or not at all, and are durable when the write returns.
 
 use super::Core;
 use super::{Change, Journal, JournalError, Note, StateRecount};
@@ -11,12 +11,12 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Notes {
     core: Arc<Core>,
-    /// `{part}/`.
+    /// Prefix of its names: `{part}/`.
     prefix: String,
 }
 
 impl Journal {
-    /// Reads every note of every part, and says what there is. Blocks the thread.
+    /// Counts the notes of all parts, reading every one. Blocks the thread.
     pub fn recount_state(&self) -> StateRecount {
         self.core.state.recount()
     }
@@ -28,13 +28,13 @@ impl Journal {
 }
 
 impl Notes {
-    /// Every note whose name begins with `start`: name and content, in the order of the names.
+    /// Name and content of every note whose name begins with `start`, in the order of names.
     pub fn all(&self, start: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
         let found = self.core.state.notes(&format!("{}{start}", self.prefix))?;
         Ok(found.into_iter().map(|(name, content)| (name[self.prefix.len()..].to_owned(), content)).collect())
     }
 
-    /// Hands every note whose name begins with `start` to `each`, in the order of the names. Never more than one is in memory.
+    /// Calls `each` for every note whose name begins with `start`, in the order of names. Holds one note in memory at a time.
     pub fn each(&self, start: &str, mut each: impl FnMut(&str, &[u8])) -> Result<(), JournalError> {
         let (own, prefix) = (self.prefix.len(), format!("{}{start}", self.prefix));
         self.core.state.each_note(&prefix, Bound::Included(&prefix), |name, content| {
@@ -43,7 +43,7 @@ impl Notes {
         })
     }
 
-    /// A note, if there is one.
+    /// Content of a note, if it exists.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.core.state.read_note(&format!("{}{name}", self.prefix))
     }
@@ -53,7 +53,7 @@ impl Notes {
         self.write_audited(notes, Vec::new())
     }
 
-    /// Makes changes in their order, all or none.
+    /// Makes changes in order, all or none.
     pub fn change(&self, changes: Vec<Change>) -> Result<(), JournalError> {
         let with_part = |name: String| format!("{}{name}", self.prefix);
         let changes = changes.into_iter().map(|change| match change {
@@ -64,12 +64,12 @@ impl Notes {
         self.core.state.change(&changes.collect::<Vec<_>>())
     }
 
-    /// Makes the file of the notes of all parts small again, if it is worth it.
+    /// Compacts `state.redb`, which holds the notes of all parts, if most of the file is free.
     pub fn compact(&self) -> Result<(), JournalError> {
         self.core.state.compact()
     }
 
-    /// The same together with entries of the audit that tell of them ([`Journal::audit_note`]).
+    /// Writes notes together with audit entries about them ([`Journal::audit_note`]).
     pub fn write_audited(&self, notes: Vec<Note>, entries: Vec<Note>) -> Result<(), JournalError> {
         let with_part = |(name, content): Note| (format!("{}{name}", self.prefix), content);
         let is_audited = !entries.is_empty();

@@ -1,4 +1,8 @@
-//! Opening and closing the journal: what a start finds, and what it makes of it.
+//! Opening and closing the journal: recovery at a start, and a clean shutdown.
+//!
+//! Promise: `open` repairs what a crash left, quarantines damaged files, and assigns no number twice. `close` commits the
+//! queued events and closes every file cleanly.
+//! Not here: the numbers of a lane after a loss (`sequence_recovery`).
 
 use super::cursor::{Account, Outcome, Settled};
 use super::dedupe_window::{Fingerprint, FingerprintKey, Window};
@@ -31,28 +35,28 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// The journal format that this version writes, and the newest it opens.
+/// Journal format that this version writes, and the newest that it opens.
 const FORMAT: u64 = 3;
-/// Name of the file that holds the seal.
+/// Name of the file with the seal.
 const SEAL: &str = "journal.toml";
-/// Name of the folder of the publications.
+/// Name of the folder of publications.
 pub const PUBLICATIONS: &str = "publications";
-/// The note that holds the key of the fingerprints.
+/// Name of the note with the key of the fingerprints.
 const FINGERPRINT_KEY: &str = "dedupe/key";
-/// The writer's stack: redb's tree walks are shallow.
+/// Stack of a writer thread: redb's tree walks are shallow.
 const WRITER_STACK_BYTES: usize = 512 << 10;
 
-/// What a journal belongs to.
+/// The format of a journal and the environment that it belongs to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seal {
     /// Format of the journal.
     #[serde(default)]
     pub format: u64,
-    /// The environment; another one cannot open it.
+    /// Environment; a gateway of another environment cannot open the journal.
     pub environment: String,
 }
 
-/// The open journal.
+/// An open journal.
 #[derive(Debug)]
 pub struct Journal {
     pub(super) core: Arc<Core>,
@@ -71,7 +75,7 @@ struct PublicationFile {
 }
 
 impl Journal {
-    /// Opens the journal, or begins one. Repairs what a crash left; sets aside what is damaged.
+    /// Opens the journal, or creates it. Repairs what a crash left and quarantines damaged files.
     pub fn open(config: &Config, seal: &Seal, disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
         let (journal, writers) = Self::open_without_threads(config, seal, disk)?;
         for writer in writers {
@@ -85,7 +89,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Opens the journal; its writers work where and when the caller wants.
+    /// Opens the journal without writer threads; the caller runs the writers.
     pub(super) fn open_without_threads(
         config: &Config,
         seal: &Seal,
@@ -108,7 +112,7 @@ impl Journal {
         let (mut gap_file, quarantined_gap_file) = GapFile::load(&*disk, folder)?;
         let catalog = load_catalog(&*disk, folder)?;
         let quarantined = damaged_files(&*disk, folder, quarantined_state.into_iter().chain(quarantined_gap_file))?;
-        // Of an earlier start too: it may have died before it had noted what it passed over.
+        // Includes an earlier start: it may have died before it recorded the numbers that it skipped.
         let has_lost_marks = quarantined.iter().any(|file| file.ends_with("state.redb.damaged"));
         let core = Arc::new(Core {
             disk,
@@ -151,7 +155,7 @@ impl Journal {
         let (mut lanes, positions): (Vec<_>, Vec<_>) =
             opened.into_iter().map(|(lane, position)| (Arc::new(lane), position)).unzip();
         let of_events = lanes.iter().filter(|lane| lane.name != DEAD);
-        // Nobody else knows this core yet.
+        // Nobody else has this core yet: this is the only call of `set`.
         let _ = core.lanes.set(of_events.map(Arc::downgrade).collect());
         let writers =
             lanes.iter().zip(positions).map(|(lane, position)| Writer::new(Arc::clone(lane), position)).collect();
@@ -164,27 +168,27 @@ impl Journal {
         self.threads.lock()
     }
 
-    /// The lanes.
+    /// Lanes of events, in the order of the configuration.
     pub fn lanes(&self) -> &[Arc<Lane>] {
         &self.lanes
     }
 
-    /// A lane by its name.
+    /// The lane with this name.
     pub fn lane(&self, name: &str) -> Option<&Arc<Lane>> {
         self.lanes.iter().find(|lane| lane.name == name)
     }
 
-    /// Its folder.
+    /// Folder of the journal.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What is left of its file system.
+    /// Free space of its file system.
     pub fn disk_room(&self) -> Result<DiskRoom, JournalError> {
         self.core.disk_room(&self.folder)
     }
 
-    /// Whether every writer is alive, if one piece of its work may take `work_max`.
+    /// Returns an error if a writer is dead, or busy with one piece of work for longer than `work_max`.
     pub fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
         self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.heartbeat.check(&lane.name, work_max))
     }
@@ -194,7 +198,7 @@ impl Journal {
         &self.dead
     }
 
-    /// The number of a publication; a new one is on the disk before this returns.
+    /// Returns the number of a publication; stores a new one durably.
     pub fn publish(&self, publication: &Publication) -> Result<u32, JournalError> {
         let mut catalog = self.core.catalog.write();
         let known = catalog.list.iter().flatten().find(|known| known.publication == *publication);
@@ -213,46 +217,46 @@ impl Journal {
         Ok(number)
     }
 
-    /// A publication by its number.
+    /// The publication with this number.
     pub fn published(&self, number: u32) -> Option<Arc<Published>> {
         self.core.published(number)
     }
 
-    /// Every publication, in the order they came.
+    /// All publications, in the order of their numbers.
     pub fn publications(&self) -> Vec<Arc<Published>> {
         let catalog = self.core.catalog.read();
         catalog.list.iter().flatten().cloned().collect()
     }
 
-    /// How many repeats of a device's events it has recognised since the start; `origin` is `{source}/{device}`.
+    /// Number of repeats from a device since the start; `origin` is `{source}/{device}`.
     pub fn repeats_of(&self, origin: &str) -> u64 {
         self.lanes.iter().map(|lane| lane.stats.repeats_of(origin)).sum()
     }
 
-    /// Says which dead letters need nobody any more: those that leave unresolved are losses.
+    /// Sets the function that tells which dead letters are resolved: only unresolved ones are losses when they expire.
     pub fn set_resolved_check(&self, is_resolved: Box<dyn Fn(u64) -> bool + Send + Sync>) {
-        // The first one stays: a journal is opened once.
+        // Later calls have no effect: a journal is opened once.
         let _ = self.core.is_resolved.set(super::IsResolved(is_resolved));
     }
 
-    /// Files that were damaged and are set aside, those of earlier runs included.
+    /// Damaged files that are set aside, including those of earlier runs.
     pub fn set_aside(&self) -> Vec<PathBuf> {
         self.core.quarantined.lock().clone()
     }
 
-    /// How many fingerprints the window of repeats holds, how many it can, and since when it is complete.
+    /// Number of fingerprints in the dedupe window, its capacity, and the time since which it is complete.
     pub fn window(&self) -> (usize, usize, Option<Timestamp>) {
         let window = self.core.window();
         (window.held(), window.capacity(), window.reaches_back_to())
     }
 
-    /// Says that the clock was set, by so many microseconds: repeats stay repeats.
+    /// Shifts the dedupe window after the clock was set by `micros`: repeats stay repeats.
     pub fn clock_was_set(&self, micros: i64) {
         self.core.window().shift(micros);
     }
 
-    /// Takes nothing more, brings what it has to the disk, and closes every file cleanly. Gives up
-    /// on a disk that does not take it within `patience`: nobody got a receipt for that.
+    /// Accepts no more events, commits those that are queued, and closes every file cleanly. If the disk does not take
+    /// them within `patience`, they are dropped: nobody got a receipt for them.
     pub fn close(&self, patience: Duration) {
         let all = || self.lanes.iter().chain([&self.dead]);
         all().for_each(|lane| lane.stop());
@@ -264,7 +268,7 @@ impl Journal {
         all().for_each(|lane| lane.stop_waiting());
         for writer in writers {
             if writer.join().is_err() {
-                tracing::error!("a writer of the journal panicked; what it had acknowledged is on the disk");
+                tracing::error!("a writer of the journal panicked; all acknowledged events are durable");
             }
         }
         self.core.opened.lock().clear();
@@ -312,7 +316,7 @@ fn check_seal(disk: &dyn Disk, folder: &Path, seal: &Seal) -> Result<(), Journal
                 });
             }
             if found.format < FORMAT {
-                // From now on an older Forebay refuses the journal as a whole.
+                // From now on an older Forebay refuses the whole journal.
                 write_seal(disk, &path, seal)?;
             }
             Ok(())
@@ -351,8 +355,8 @@ fn load_catalog(disk: &dyn Disk, folder: &Path) -> Result<Catalog, JournalError>
     Ok(catalog)
 }
 
-/// The key of the journal's fingerprints; a new one where it has none. With a new key the fingerprints of closed segments
-/// match nothing: repeats of their events are stored again.
+/// The key of the journal's fingerprints; creates one if there is none. With a new key the fingerprints of closed
+/// segments match nothing: repeats of their events are stored again.
 fn fingerprint_key(state: &State) -> Result<FingerprintKey, JournalError> {
     if let Some(key) = stored_fingerprint_key(state)? {
         return Ok(key);
@@ -364,20 +368,20 @@ fn fingerprint_key(state: &State) -> Result<FingerprintKey, JournalError> {
     Ok(FingerprintKey::from_bytes(bytes))
 }
 
-/// The key that a journal's fingerprints were made with, if its state holds one.
+/// The key in the state, if there is one.
 pub(super) fn stored_fingerprint_key(state: &State) -> Result<Option<FingerprintKey>, JournalError> {
     let known = state.read_note(FINGERPRINT_KEY)?;
     Ok(known.and_then(|bytes| bytes.try_into().ok()).map(FingerprintKey::from_bytes))
 }
 
-/// Fingerprints of one segment, and when it ended.
+/// Time when a segment ended, and its fingerprints.
 type SegmentFingerprints = (Timestamp, Vec<Fingerprint>);
 
 fn restore_window(core: &Core, mut fingerprints: Vec<SegmentFingerprints>) {
     fingerprints.sort_by_key(|(ended, _)| *ended);
     let mut window = core.window();
     let mut room = window.capacity();
-    // Only what fits: the newest.
+    // Restore only the newest that fit.
     let keep = fingerprints.iter().rev().take_while(|(_, list)| {
         let fits = room > 0;
         room = room.saturating_sub(list.len());
@@ -389,7 +393,7 @@ fn restore_window(core: &Core, mut fingerprints: Vec<SegmentFingerprints>) {
     }
 }
 
-/// Lanes that the journal has and the configuration has no more. What they owe still goes out, and is counted.
+/// Lanes in the journal that are no longer configured. Their events are still delivered and counted.
 fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, JournalError> {
     let failed = |error| JournalError::io(&core.folder, error);
     let is_configured = |name: &str| config.lanes.iter().any(|lane| lane.name == name);
@@ -403,7 +407,7 @@ fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, Journa
         if files.iter().all(|(file, _)| offset_in_name(file).is_none()) {
             continue;
         }
-        tracing::warn!(lane = %name, "the journal has a lane that is not in the configuration; its events are still sent, and it takes no new ones");
+        tracing::warn!(lane = %name, "the journal has a lane that is not in the configuration; its events are still delivered, and it accepts no new ones");
         let holds = config.lanes.first().map(|lane| lane.holds.clone()).unwrap_or_default();
         retired.push(LaneConfig { holds, is_retired: true, ..LaneConfig::new(&name, u64::MAX, Duration::ZERO) });
     }
@@ -411,7 +415,7 @@ fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, Journa
     Ok(retired)
 }
 
-/// What the newest segment of a lane turned out to be.
+/// Content of the newest segment of a lane.
 pub(super) struct NewestSegment {
     pub next: u64,
     pub sequences: BTreeMap<u32, u64>,
@@ -419,7 +423,7 @@ pub(super) struct NewestSegment {
     active: Option<Active>,
 }
 
-#[expect(clippy::too_many_arguments, reason = "what all lanes share, and what one has of its own")]
+#[expect(clippy::too_many_arguments, reason = "shared state, and the settings of one lane")]
 fn open_lane(
     core: &Arc<Core>,
     journal: &Path,
@@ -442,7 +446,7 @@ fn open_lane(
         match read_newest(core, &part.path, first, fingerprints) {
             Ok(newest) => break Some(newest),
             Err(error @ JournalError::Damaged { .. }) => {
-                tracing::error!(lane = %config.name, %error, "the newest segment cannot be read");
+                tracing::error!(lane = %config.name, %error, "could not read the newest segment; setting it aside");
                 lost.add(first, core, &part.path);
                 core.quarantine(&part.path.clone());
                 segments.remove(&first);
@@ -461,15 +465,15 @@ fn open_lane(
     }
     let mut gaps = gap_file.of(&config.name);
     let (offsets, sequences) = numbers(core, &config.name, &newest, &lost, has_lost_marks && has_files, &mut gaps)?;
-    // Before a number is given: what is passed over now stays passed over.
+    // Before a number is assigned: what is skipped now must stay skipped.
     gap_file.save(&config.name, &gaps, &*core.disk, journal)?;
     let oldest = segments.first_key_value().map_or(offsets.next, |(first, _)| *first);
     let oldest_sequences = first_sequences(core, &segments, newest.active.as_ref())?;
-    // After a jump the old segment must not go on: its blocks would leave a hole that is none.
+    // After a gap the old segment is not continued: its blocks would enclose a hole in the middle of a segment.
     let active = newest.active.filter(|_| offsets.next == newest.next);
     let mut settled = newest.settled;
-    // A crash may have come before the log itself said what a person had dropped. A destination that has the name of a
-    // dropped one is another: it gets a cursor of its own below.
+    // A crash may have come before the log recorded that an operator dropped a destination. A new destination with the
+    // same name gets a cursor of its own below.
     let dropped = dropped_in(core, &config.name)?;
     settled.retain(|cursor| !dropped.contains(&cursor.destination));
     if planted_bugs::has(Bug::DroppedByPrefix) {
@@ -489,7 +493,7 @@ fn open_lane(
             },
         };
         if segments.is_empty() && offsets.next > 1 {
-            // The cursor was in what is lost. What had left before that was settled.
+            // The cursor was in the lost segment. Events removed before that were settled.
             let first = lost.first.unwrap_or(1).min(offsets.next);
             cursor.low = first;
             cursor.account(0).add(Outcome::Delivered, first - 1 - gaps.offsets_below(first));
@@ -499,8 +503,8 @@ fn open_lane(
     let lost_to = gaps.offsets.last().filter(|gap| gap.1 == offsets.next).map_or(offsets.next, |gap| gap.0);
     for cursor in &mut settled {
         gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));
-        // What the newest segment held is gone; destinations need not wait for it.
-        // Sequences that may have been given to what is lost are in no account, so that it is nobody's.
+        // The events of the newest segment are lost; destinations do not wait for them. Sequences in the lost range are not
+        // attributed to a stream: nobody knows which events had them.
         cursor.mark_lost(newest.next, lost_to, &[]);
     }
     let log = Log {
@@ -536,37 +540,37 @@ fn open_lane(
     Ok((lane, Position { offsets, sequences, active }))
 }
 
-/// What the names of [`dropped`] begin with.
+/// Prefix of the notes named by [`dropped`].
 pub(super) const DROPPED: &str = "dropped/";
 
-/// Name of the note that a destination was dropped in a lane, and that the log still holds its cursor.
+/// Name of the note that a destination was dropped in a lane while the log still has its cursor.
 pub(super) fn dropped(lane: &str, destination: &str) -> String {
     format!("{DROPPED}{lane}/{destination}")
 }
 
-/// The destinations that were dropped in a lane, and whose cursors the log still holds.
+/// Destinations that were dropped in a lane while the log still has their cursors.
 fn dropped_in(core: &Core, lane: &str) -> Result<Vec<String>, JournalError> {
-    // Names hold no slash: no other lane's notes begin so.
+    // Names have no slash: notes of other lanes do not have this prefix.
     let prefix = dropped(lane, "");
     let notes = core.state.notes(&prefix)?;
     Ok(notes.into_iter().map(|(name, _)| name[prefix.len()..].to_owned()).collect())
 }
 
-/// A cursor that is owed the events from an offset on, which have these sequences.
+/// A cursor that is owed the events from `offset` on, with these next sequences.
 pub(super) fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
     let mut cursor = Settled::new(name, offset);
     cursor.accounts = sequences.into_iter().map(|(stream, next)| Account::new(stream, next)).collect();
     cursor
 }
 
-/// The same where the sequences cannot be read: what came before the offset is an account of no stream.
+/// Like [`owed_from`] if the sequences are unknown: earlier events are counted without a stream.
 pub(super) fn owed_from_unknown(name: &str, offset: u64, gaps: &Gaps) -> Settled {
     let mut cursor = Settled::new(name, offset);
     cursor.account(0).add(Outcome::NotOwed, offset - 1 - gaps.offsets_below(offset));
     cursor
 }
 
-/// The sequences that the oldest segment begins with; `None` where they cannot be read.
+/// The sequences at the start of the oldest segment; `None` if it cannot be read.
 fn first_sequences(
     core: &Core,
     segments: &BTreeMap<u64, SegmentFile>,
@@ -577,7 +581,7 @@ fn first_sequences(
             Some(active) => Ok(Some(active.summary.sequences.clone())),
             None => match core.open_segment(&part.path).and_then(|segment| segment.view()?.summary()) {
                 Ok(summary) => Ok(Some(summary.sequences)),
-                // It is set aside by the first reader that needs its events.
+                // The first reader that needs its events quarantines it.
                 Err(JournalError::Damaged { .. }) => Ok(None),
                 Err(error) => Err(error),
             },
@@ -586,7 +590,7 @@ fn first_sequences(
     }
 }
 
-/// Damaged files beside the lanes: those of earlier starts, and those of this one.
+/// Damaged files in the folder of the journal, of this start and of earlier ones.
 fn damaged_files(
     disk: &dyn Disk,
     folder: &Path,
@@ -601,14 +605,14 @@ fn damaged_files(
     Ok(files)
 }
 
-/// The segments of a lane, and whether there are damaged ones beside them.
+/// The segments of a lane, and whether the folder has damaged ones too.
 fn list_segments(core: &Core, folder: &Path) -> Result<(BTreeMap<u64, SegmentFile>, bool), JournalError> {
     let mut segments = BTreeMap::new();
     let mut has_damaged = false;
     for (name, _) in core.disk.list(folder).map_err(|error| JournalError::io(folder, error))? {
         let path = folder.join(&name);
         if name.ends_with(".tmp") {
-            // A segment whose creation a crash cut short: it never counted.
+            // A crash interrupted the creation of this segment: it never counted.
             core.disk.remove(&path).map_err(|error| JournalError::io(&path, error))?;
         } else if let Some(first) = offset_in_name(&name) {
             debug_assert_eq!(file_name(first), name);
@@ -664,21 +668,21 @@ fn read_newest(
     }
     drop(view);
     fingerprints.push((recorded, active_fingerprints.clone()));
-    // What is written to it from now on is of this version, the fingerprints at its end too.
+    // From now on everything is written to it in this format, including the fingerprints at its end.
     summary.format = SEGMENT_FORMAT;
     let begun = instant_of(summary.begun);
     let active = Active { segment: Arc::new(segment), summary, bytes, fingerprints: active_fingerprints, parts, begun };
     Ok(NewestSegment { next, sequences, settled, active: Some(active) })
 }
 
-/// The moment that many seconds ago, as far as the clocks allow.
+/// The instant at which the wall clock showed `begun`, as far as the clocks allow.
 fn instant_of(begun: Timestamp) -> Instant {
     let elapsed = Timestamp::from(clock::wall()).since(begun);
     let now = clock::instant();
     now.checked_sub(elapsed).unwrap_or(now)
 }
 
-/// Fingerprints of closed segments, newest first, until the window would be full.
+/// Adds the fingerprints of closed segments, newest first, until the window would be full.
 fn restore_older_fingerprints(
     core: &Core,
     segments: &BTreeMap<u64, SegmentFile>,
@@ -698,32 +702,33 @@ fn restore_older_fingerprints(
         match read {
             Ok(found) => {
                 count += found.1.len();
-                // Segments without ids come from contracts without; older ones may still have some.
+                // Segments without ids come from contracts without ids; older ones may still have some.
                 fingerprints.push(found);
             }
-            // It is found damaged again, and set aside, by the first reader that needs its events.
-            Err(error) => tracing::warn!(%error, "ids of a segment cannot be read; some repeats may be taken as new"),
+            // The first reader that needs its events finds the damage again and quarantines the segment.
+            Err(error) => {
+                tracing::warn!(%error, "could not read the ids of a segment; some repeats may be stored again")
+            }
         }
     }
 }
 
 impl Lane {
-    /// What stands at an offset, for those who look once; blocks the thread.
+    /// Reads the log at an offset, for a single access. Blocks the thread.
     pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
         self.read(offset)
     }
 }
 
 impl Seal {
-    /// The seal of a journal, without its lock; `None` if there is none, or this user may not read it.
+    /// Reads the seal of a journal without taking its lock; `None` if there is none or this user may not read it.
     pub fn of(folder: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(folder.join(SEAL)).ok()?;
         toml::from_str(&text).ok()
     }
 }
 
-/// The publications that a journal keeps, in the order they came; reads files only, so that the
-/// gateway may be running.
+/// The publications of a journal, in the order of their numbers. Only reads files: the gateway may be running.
 pub fn publications_in(folder: &Path) -> Result<Vec<Publication>, JournalError> {
     let publications = folder.join(PUBLICATIONS);
     match std::fs::metadata(&publications) {

@@ -1,10 +1,9 @@
-//! Small state beside the logs, in `state.redb`: numbers that may never be given twice, and notes
-//! of the parts that are no events (sessions, positions, last values).
+//! The state, in `state.redb`: high-water marks, and notes of the parts (sessions, positions, last values).
 //!
-//! Promise: a number below a mark that [`State::raise`] stored is not given again after any crash,
-//! even if the segment that used it is lost; notes written together are there together.
-//! Invariant: after a failed fsync the file is never written again; its content goes into a new file. The kernel may
-//! have dropped the pages that the fsync was for, and the next fsync succeeds without them.
+//! Promise: a number below a mark that [`State::raise`] stored is not assigned again after any crash, even if the segment
+//! that used it is lost. Notes that are written together are stored together or not at all.
+//! Invariant: after a failed fsync the file is never written again; its content is copied to a new file. The kernel may
+//! have dropped the pages of the failed fsync, and the next fsync succeeds without them.
 
 use super::disk::{Backend, Disk, Identity, Open};
 use super::verify::StateRecount;
@@ -20,22 +19,22 @@ mod compact;
 
 const MARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("marks");
 const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
-/// A name and what is noted under it; `None` removes the note.
+/// Name and content of a note; `None` removes it.
 pub type Note = (String, Option<Vec<u8>>);
-/// A change of the notes.
+/// A change of notes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Writes a note.
     Put(String, Vec<u8>),
-    /// Removes a note, if it is there.
+    /// Removes a note if it exists.
     Remove(String),
-    /// Removes every note whose name begins so.
+    /// Removes every note whose name begins with this prefix.
     RemoveAll(String),
 }
 
-/// Most of what `state.redb` holds is read once, at the start; more cache would hardly be used.
+/// Most of `state.redb` is read once, at the start; a larger cache would hardly be used.
 const CACHE_BYTES: usize = 256 << 10;
-/// How far ahead numbers are reserved: one small commit for as many events.
+/// How far ahead numbers are reserved: one small commit for this many events.
 pub const RESERVE: u64 = 1 << 20;
 
 fn builder() -> redb::Builder {
@@ -44,7 +43,7 @@ fn builder() -> redb::Builder {
     builder
 }
 
-/// The open state.
+/// The open state of a journal.
 #[derive(Debug)]
 pub struct State {
     disk: Arc<dyn Disk>,
@@ -52,7 +51,7 @@ pub struct State {
     database: Mutex<Slot>,
 }
 
-/// The open file.
+/// The open database file.
 #[derive(Debug)]
 struct OpenFile {
     database: Database,
@@ -61,11 +60,11 @@ struct OpenFile {
     sync_failed: Arc<AtomicBool>,
 }
 
-/// The file, or why there is none open.
+/// The open file, or why none is open.
 #[derive(Debug, Default)]
 enum Slot {
     Open(OpenFile),
-    /// Closed, or given up after an error: the next write opens it again.
+    /// Closed, or an operation failed: the next write opens the file again.
     #[default]
     Closed,
     /// An fsync failed: the next write goes to a new file.
@@ -73,7 +72,7 @@ enum Slot {
 }
 
 impl State {
-    /// Opens or creates the state. A damaged file is set aside; the second value names it then.
+    /// Opens or creates the state. Quarantines a damaged file and returns its new path as the second value.
     pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join("state.redb");
         let state = Self { disk, path, database: Mutex::default() };
@@ -86,13 +85,13 @@ impl State {
         match state.open_database() {
             Ok(handle) => {
                 *state.lock() = Slot::Open(handle);
-                // The state serves as it is where it cannot be made smaller.
+                // The state can be used even if compaction fails.
                 if let Err(error) = state.compact() {
                     tracing::warn!(%error, "could not compact the state; it stays as large as it is");
                 }
             }
             Err(error @ JournalError::Damaged { .. }) => {
-                tracing::error!(%error, "the numbers given so far are lost with this file; it is set aside as state.redb.damaged, and the lanes go on behind every number that they may have given");
+                tracing::error!(%error, "the high-water marks are lost with this file; setting it aside as state.redb.damaged, the lanes resume behind every number that they may have assigned");
                 aside = Some(super::quarantine(&*state.disk, &state.path)?);
                 *state.lock() = Slot::Open(state.write_new(None)?);
             }
@@ -101,11 +100,11 @@ impl State {
         Ok((state, aside))
     }
 
-    /// Creates the file with the content of another, under a temporary name first: a power cut never leaves half of one.
+    /// Creates the file with the content of another. It has a temporary name until it is complete, in case of a power cut.
     fn write_new(&self, content: Option<&Database>) -> Result<OpenFile, JournalError> {
         let temporary = self.path.with_extension("tmp");
         self.write_new_at(&temporary, content).inspect_err(|_| {
-            // On a full disk it would keep the room that the next attempt needs. It may not be there.
+            // On a full disk it would occupy the room of the next attempt. It may not exist.
             let _ = self.disk.remove(&temporary);
         })
     }
@@ -151,8 +150,8 @@ impl State {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
             let mut database = builder().create_with_backend(backend)?;
-            // Every page against its checksum: damage shows now rather than in the middle of the work,
-            // or never, as a wrong number. The file is small.
+            // Checks every page against its checksum: damage shows now rather than in operation, or never, as a wrong number.
+            // The file is small.
             if !database.check_integrity()? {
                 return Err(redb::Error::Corrupted("a page does not fit its checksum".into()));
             }
@@ -174,7 +173,7 @@ impl State {
         })
     }
 
-    /// Every mark.
+    /// All marks with their names.
     pub fn marks(&self) -> Result<Vec<(String, u64)>, JournalError> {
         self.read(|database| {
             let table = database.begin_read()?.open_table(MARKS)?;
@@ -187,21 +186,21 @@ impl State {
         })
     }
 
-    /// Opens the state to look at it; the file is never changed. For a journal that no gateway runs on.
+    /// Opens the state of a stopped journal for inspection; the file is never changed.
     pub fn open_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join("state.redb");
         let database = open_without_repair(&*disk, &path)?;
         Self::from_database(disk, path, database)
     }
 
-    /// A state to be looked at.
+    /// Creates a read-only state.
     fn from_database(disk: Arc<dyn Disk>, path: PathBuf, database: Database) -> Result<Self, JournalError> {
         let identity = disk.identity(&path).map_err(|error| JournalError::io(&path, error))?;
         let handle = OpenFile { database, identity, sync_failed: Arc::default() };
         Ok(Self { disk, path, database: Mutex::new(Slot::Open(handle)) })
     }
 
-    /// Raises marks, never lowers one, and returns when they are on the disk.
+    /// Raises marks, never lowers one; returns when they are durable.
     pub fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(MARKS)?;
@@ -213,7 +212,7 @@ impl State {
         })
     }
 
-    /// Every note whose name begins with `prefix`, in the order of their names.
+    /// Every note whose name begins with `prefix`, in the order of names.
     pub fn notes(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
         let mut found = Vec::new();
         self.each_note(prefix, Bound::Included(prefix), |name, value| {
@@ -223,8 +222,8 @@ impl State {
         Ok(found)
     }
 
-    /// The notes behind `after` whose name begins with `prefix`, in the order of their names: as many as hold
-    /// `bytes_max`, and at least one where there is one.
+    /// Notes behind `after` whose name begins with `prefix`, in the order of names, up to about `bytes_max`; at least one
+    /// if there is one.
     pub fn notes_after(
         &self,
         prefix: &str,
@@ -240,7 +239,7 @@ impl State {
         Ok(found)
     }
 
-    /// Reads every note, some at a time, so that what is to be written meanwhile does not wait for all of them.
+    /// Counts all notes, page by page: writers do not wait for the whole count.
     pub fn recount(&self) -> StateRecount {
         const STEP_BYTES: usize = 1 << 20;
         let mut count = StateRecount::default();
@@ -258,7 +257,7 @@ impl State {
         }
     }
 
-    /// Reads every note of a state that nobody writes, and checks every page against its checksum.
+    /// Counts the notes of a stopped journal, and checks every page against its checksum.
     pub fn recount_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
         let path = folder.join("state.redb");
         let checked =
@@ -278,8 +277,8 @@ impl State {
         Ok(found)
     }
 
-    /// Shows the notes from `from` on whose name begins with `prefix`, in the order of their names, until `see` breaks.
-    /// Never more than one is in memory.
+    /// Calls `see` for the notes from `from` on whose name begins with `prefix`, in the order of names, until it breaks.
+    /// Holds one note in memory at a time.
     pub fn each_note(
         &self,
         prefix: &str,
@@ -302,7 +301,7 @@ impl State {
         })
     }
 
-    /// The note of exactly this name.
+    /// The note with this name.
     pub fn read_note(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.read(|database| match database.begin_read()?.open_table(NOTES) {
             Ok(table) => Ok(table.get(name)?.map(|value| value.value().to_vec())),
@@ -311,7 +310,7 @@ impl State {
         })
     }
 
-    /// Writes notes, all or none, and returns when they are on the disk.
+    /// Writes notes, all or none; returns when they are durable.
     pub fn write_notes(&self, notes: &[Note]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(NOTES)?;
@@ -325,7 +324,7 @@ impl State {
         })
     }
 
-    /// Makes changes in their order, all or none, and returns when they are on the disk.
+    /// Makes changes in order, all or none; returns when they are durable.
     pub fn change(&self, changes: &[Change]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(NOTES)?;
@@ -340,7 +339,7 @@ impl State {
         })
     }
 
-    /// Reads the file. After an error the read takes a checked view and changes nothing; the next write opens the file again.
+    /// Reads the file. If an error closed it, reads it without changes: the next write opens it again.
     fn read<T>(&self, look: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, JournalError> {
         let guard = self.lock();
         if let Slot::Open(OpenFile { database, .. }) = &*guard {
@@ -376,11 +375,11 @@ impl State {
             Err(_) => Slot::Closed,
             Ok(()) if self.is_in_place(handle.identity) => Slot::Open(handle),
             Ok(()) => {
-                tracing::error!(file = %self.path.display(), "the file was removed or replaced while it was in use; it is written anew");
+                tracing::error!(file = %self.path.display(), "the file was removed or replaced while it was in use; writing it again");
                 match self.write_new(Some(&handle.database)) {
                     Ok(created) => Slot::Open(created),
-                    // A new file may have the name already, and not be sure of it: the open one stays the one that
-                    // counts, and the next write tries again.
+                    // The new file may have the name already, but not durably: the open one stays valid, and the next write tries
+                    // again.
                     Err(error) => {
                         *guard = Slot::Open(handle);
                         return Err(error);
@@ -397,7 +396,7 @@ impl State {
     }
 }
 
-/// Removes every note whose name begins so.
+/// Removes every note whose name begins with `prefix`.
 fn remove_all(table: &mut redb::Table<'_, &str, &[u8]>, prefix: &str) -> Result<(), redb::Error> {
     let mut names = Vec::new();
     for entry in table.range(prefix..)? {
@@ -423,7 +422,7 @@ fn open_without_repair(disk: &dyn Disk, path: &Path) -> Result<Database, Journal
     })
 }
 
-/// The file as it is on disk, to be read and not changed; its checksums are verified.
+/// Opens the file on disk read-only and verifies its checksums.
 fn open_checked_without_repair(disk: &dyn Disk, path: &Path) -> Result<Database, JournalError> {
     let mut database = open_without_repair(disk, path)?;
     catch_panic(path, || match database.check_integrity()? {
@@ -433,7 +432,7 @@ fn open_checked_without_repair(disk: &dyn Disk, path: &Path) -> Result<Database,
     Ok(database)
 }
 
-/// Copies every mark and note.
+/// Copies all marks and notes.
 fn copy(from: &Database, to: &redb::WriteTransaction) -> Result<(), redb::Error> {
     let read = from.begin_read()?;
     let mut marks = to.open_table(MARKS)?;
