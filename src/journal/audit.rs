@@ -1,10 +1,10 @@
-//! Audit: what people and limits did to events and to the gateway, with time, user and outcome, in `state.redb`.
+//! Audit: actions of operators and limits on events and on the gateway, with time, user and outcome, in `state.redb`.
 //!
-//! Promise: an entry is on the disk before the caller hears of an outcome. The newest entries stay, up to
-//! [`ENTRIES_MAX`] and [`BYTES_MAX`]; the gateway counts and logs the older ones that it removes.
-//! Invariant: nobody holds more than a page of entries in memory.
+//! Promise: an entry is durable before the caller learns the outcome. The newest entries stay, up to [`ENTRIES_MAX`] and
+//! [`BYTES_MAX`]; the gateway counts and logs the older ones that it removes.
+//! Invariant: no more than one page of entries is in memory.
 //!
-//! Not here: who may ask (`admin`), a proof that no entry was changed.
+//! Not here: access control (`admin`), a proof that no entry was changed.
 
 use super::{Core, Journal, JournalError, Note};
 use crate::clock;
@@ -15,38 +15,38 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const PREFIX: &str = "audit/";
-/// Entries that stay: a year of thirty changes a day.
+/// Largest number of entries: a year of thirty changes per day.
 pub const ENTRIES_MAX: usize = 10_000;
-/// What the entries take at most: a sixteenth of the memory that the packaged unit has, since a start reads the file.
+/// Largest size of all entries: a sixteenth of the memory of the packaged unit, since a start reads the file.
 pub const BYTES_MAX: usize = 16 << 20;
-/// Writing an entry looks whether there are too many after so many others.
+/// The number of entries is checked once per this many writes.
 const TRIM_EVERY: u64 = 100;
-/// What one read of the audit takes at most, beyond one entry.
+/// Size of one page when reading, beyond one entry.
 const PAGE_BYTES: usize = 64 << 10;
-/// The largest detail of an entry; 200 dead letters with their ids take less.
+/// Largest detail of an entry; 200 dead letters with their ids take less.
 const DETAIL_BYTES_MAX: usize = 64 << 10;
 
-/// What came of a change that was done.
+/// Result of a successful action.
 pub const DONE: &str = "done";
-/// That a change, or a long look, has begun; another entry says what came of it.
+/// Result of an action in progress; a later entry has its outcome.
 pub const BEGUN: &str = "begun";
 
-/// One entry.
+/// One entry of the audit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// When, RFC 3339.
+    /// Time of the action, RFC 3339.
     pub at: String,
-    /// `untrusted` where the time of day could not be believed.
+    /// `untrusted` if the clock was not trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clockstatus: Option<String>,
-    /// The user who had it done, by number; nobody where a limit, a signal or a changed file did it.
+    /// User id of the caller; absent if a limit, a signal or a changed file caused the action.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<u32>,
-    /// What was done.
+    /// Name of the action.
     pub action: String,
-    /// To what.
+    /// Object of the action.
     pub detail: serde_json::Value,
-    /// What came of it: `done`, `begun`, or why it failed.
+    /// Outcome: `done`, `begun`, or an error.
     #[serde(default = "done")]
     pub result: String,
 }
@@ -55,14 +55,14 @@ fn done() -> String {
     DONE.to_owned()
 }
 
-/// What the audit counts.
+/// Counters of the audit.
 #[derive(Debug, Default)]
 pub(super) struct AuditCounts {
-    /// Entries that were written since the start; also what tells entries of one moment apart.
+    /// Entries written since the start; also distinguishes entries with the same time.
     written: AtomicU64,
-    /// Entries that were there at the last look, and how many had been written then.
+    /// Number of stored entries at the last check, and `written` at that time.
     held: Mutex<Option<(u64, u64)>>,
-    /// Entries that were removed since the start.
+    /// Entries removed since the start.
     removed: AtomicU64,
 }
 
@@ -72,16 +72,16 @@ impl AuditCounts {
     }
 }
 
-/// How full the audit is.
+/// Fill level of the audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditUsage {
-    /// Entries that it holds.
+    /// Stored entries.
     pub held: u64,
-    /// Entries that it has removed since the start, since newer ones needed their room.
+    /// Entries removed since the start to make room for newer ones.
     pub removed: u64,
 }
 
-/// A note that keeps an entry, to be written together with what it tells of.
+/// A note with an entry, to be written together with the change that it describes.
 pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
     let at = Timestamp::from(clock::wall());
     let mut detail = serde_json::to_value(detail).unwrap_or_default();
@@ -93,16 +93,16 @@ pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Se
     let (action, result) = (action.to_owned(), result.to_owned());
     let entry = AuditEntry { at: at.to_string(), clockstatus, by, action, detail, result };
     let number = core.audited.written.fetch_add(1, Ordering::Relaxed);
-    // By time, and in the order they came within one moment; a clock that goes back mixes the order alone.
+    // Sorted by time, then by number. A clock that is set back only mixes the order.
     (format!("{PREFIX}{:020}-{number:010}", at.0), serde_json::to_vec(&entry).ok())
 }
 
 impl Core {
-    /// Removes the oldest entries where there are too many. Blocks the thread.
+    /// Removes the oldest entries beyond the limits. Blocks the thread.
     pub(super) fn trim_audit(&self) -> Result<(), JournalError> {
         let counts = &self.audited;
         let written = counts.written.load(Ordering::Relaxed);
-        // Looking takes a while, and some more than are to stay do no harm. The first entry of a run looks too.
+        // The check takes a while, and a few entries too many do no harm. The first entry after a start is checked too.
         if written % TRIM_EVERY != 1 {
             return Ok(());
         }
@@ -131,8 +131,7 @@ impl Core {
 }
 
 impl Journal {
-    /// Writes down what was done to what, the user number of whoever had it done, and what came of it; returns when
-    /// it is on the disk. Blocks the thread.
+    /// Writes an entry with action, user id, detail and result; returns when it is durable. Blocks the thread.
     pub fn audit(
         &self,
         action: &str,
@@ -144,12 +143,12 @@ impl Journal {
         self.core.trim_audit()
     }
 
-    /// An entry that is yet to be written, together with notes of a part.
+    /// Creates an entry to be written together with notes of a part.
     pub fn audit_note(&self, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
         entry(&self.core, action, by, detail, result)
     }
 
-    /// The newest entries as JSON, oldest first, read a page at a time. Blocks the thread.
+    /// The newest entries as JSON, oldest first, read page by page. Blocks the thread.
     pub fn audited(&self, limit: usize) -> Result<AuditReader, JournalError> {
         let names = self.core.state.note_sizes(PREFIX)?;
         let before = names.len().checked_sub(limit.saturating_add(1)).and_then(|last| names.into_iter().nth(last));
@@ -157,14 +156,14 @@ impl Journal {
         Ok(AuditReader { core: Arc::clone(&self.core), after, page: Vec::new().into_iter() })
     }
 
-    /// How full the audit is. Blocks the thread.
+    /// Fill level of the audit. Blocks the thread.
     pub fn audit_usage(&self) -> AuditUsage {
         let counts = &self.core.audited;
         let written = counts.written.load(Ordering::Relaxed);
         let looked = *counts.held.lock();
         let (held, at) = match looked {
             Some(looked) => looked,
-            // Only once: nobody has written an entry since the start.
+            // Only before the first entry since the start.
             None => {
                 let held = self.core.state.note_sizes(PREFIX).map_or(0, |held| held.len());
                 counts.looked(held, written);
@@ -175,7 +174,7 @@ impl Journal {
     }
 }
 
-/// Entries of the audit on their way to a reader. It ends where the state cannot be read.
+/// Reads entries of the audit page by page. Ends at a read error.
 #[derive(Debug)]
 pub struct AuditReader {
     core: Arc<Core>,

@@ -1,9 +1,9 @@
-//! Export: the events of a journal as central sees them, one JSON object a line.
+//! Export: writes the events of a journal as central sees them, one JSON object per line.
 //!
-//! Promise: every selected event that was there at the beginning is written once, lane by lane in
-//! order; what cannot be written is counted. The memory it takes does not depend on the journal.
+//! Promise: every selected event that existed at the beginning is written once, lane by lane in order; events that cannot
+//! be written are counted. Memory use does not depend on the size of the journal.
 //!
-//! Not here: where the lines go (`cli`), how they travel there (`admin`).
+//! Not here: the output of the lines (`cli`), their transport (`admin`).
 
 use super::block::Block;
 use super::block_records::Walk;
@@ -15,72 +15,72 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Bytes of lines after which a step ends.
+/// A step ends after this many bytes of lines.
 const STEP_BYTES: usize = 64 << 10;
-/// Blocks and files looked at in one step, so that a step that finds nothing ends too.
+/// A step reads at most this many blocks and files, so that it ends even if it finds nothing.
 const STEP_READS: usize = 64;
-/// Names and keys that a selection may have.
+/// Largest number of streams and keys in a selection.
 pub const SELECTED_MAX: usize = 256;
 
-/// Which events are wanted.
+/// Selection of events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     /// Recorded at this moment or later.
     pub since: Option<Timestamp>,
     /// Recorded before this moment.
     pub until: Option<Timestamp>,
-    /// Streams, with or without version; `*` at the end stands for any rest. All, if there is none.
+    /// Streams, with or without version; a `*` at the end matches any rest. Empty: all streams.
     pub streams: Vec<String>,
-    /// Keys. All, if there is none.
+    /// Keys. Empty: all keys.
     pub keys: Vec<String>,
 }
 
-/// How far an export is. All numbers but `done` and `total` are of events.
+/// Progress of an export. All numbers except `done` and `total` count events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Offsets passed so far.
+    /// Offsets processed so far.
     pub done: u64,
     /// Offsets in all.
     pub total: u64,
-    /// Written.
+    /// Events written.
     pub events: u64,
-    /// Selected, but their publication is lost.
+    /// Selected events that cannot be rendered: their publication is lost.
     pub unrendered: u64,
-    /// In files that are set aside or cannot be read.
+    /// Events in files that are set aside or unreadable.
     pub lost: u64,
-    /// Whether nothing follows.
+    /// Whether the export is finished.
     pub is_complete: bool,
 }
 
-/// A selection that selects nothing that can be.
+/// Why a selection is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSelection {
-    /// No stream of that name.
+    /// No stream has this name.
     #[error("there is no stream \"{wanted}\"; there are {known}")]
     NoStream {
-        /// The name or pattern.
+        /// Name or pattern in the selection.
         wanted: String,
-        /// Those there are.
+        /// Names of the existing streams.
         known: String,
     },
-    /// It ends before it begins.
+    /// The selection ends before it begins.
     #[error("--until {until} is not after --since {since}")]
     Empty {
-        /// The beginning.
+        /// Begin of the selection.
         since: Timestamp,
-        /// The end.
+        /// End of the selection.
         until: Timestamp,
     },
-    /// Too much of it.
+    /// The selection has too many streams and keys.
     #[error("{count} streams and keys are named; at most {SELECTED_MAX} can be")]
     TooMany {
-        /// How many.
+        /// Number of streams and keys.
         count: usize,
     },
 }
 
 impl BadSelection {
-    /// Why a stream cannot be meant by this name or pattern; `None` if one is.
+    /// Returns an error if no stream matches a name or pattern.
     pub fn no_stream(wanted: &str, publications: &[Arc<Published>]) -> Option<Self> {
         if publications.iter().any(|published| published.is_named(wanted)) {
             return None;
@@ -92,10 +92,10 @@ impl BadSelection {
     }
 }
 
-/// An export under way.
+/// An export in progress.
 pub struct Export {
     lanes: Vec<LaneExport>,
-    /// Numbers of the wanted streams; all, if `None`.
+    /// Numbers of the selected streams; `None` selects all.
     streams: Option<BTreeSet<u32>>,
     selection: Selection,
     with_offsets: bool,
@@ -107,7 +107,7 @@ struct LaneExport {
     history: Arc<dyn History>,
     next: u64,
     end: u64,
-    /// The file that was looked at last ends here.
+    /// End of the file that was read last.
     file_end: u64,
 }
 
@@ -118,7 +118,7 @@ impl std::fmt::Debug for Export {
 }
 
 impl Export {
-    /// Begins an export of lanes. `with_offsets` puts each event into an object with its lane and offset.
+    /// Begins an export of lanes. `with_offsets` wraps each event into an object with its lane and offset.
     pub fn new(
         lanes: impl IntoIterator<Item = Arc<dyn History>>,
         publications: &[Arc<Published>],
@@ -148,12 +148,12 @@ impl Export {
         Ok(Self { lanes: parts, streams, selection, with_offsets, lane: 0, progress })
     }
 
-    /// How far it is.
+    /// Progress so far.
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// Appends some lines to `out`, or none; `false` once there are no more. Blocks the thread.
+    /// Appends some lines to `out`, or none. Returns `false` at the end. Blocks the thread.
     pub fn step(&mut self, out: &mut Vec<u8>) -> Result<bool, JournalError> {
         for _ in 0..STEP_READS {
             let Some(part) = self.lanes.get(self.lane) else {
@@ -173,7 +173,7 @@ impl Export {
         Ok(true)
     }
 
-    /// Looks at the next file or block.
+    /// Processes the next file or block.
     fn export_next(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
         let part = &mut self.lanes[self.lane];
         let given = part.history.gaps().pass(part.next);
@@ -199,7 +199,7 @@ impl Export {
                 self.progress.lost += to - before;
                 part.advance(to, &mut self.progress);
             }
-            // Of a journal that lies still; one that runs sets the file aside and says `Lost`.
+            // Happens in a stopped journal; a running one quarantines the file and returns `Lost`.
             Err(error @ JournalError::Damaged { .. }) => {
                 let to = part.history.next_file(before).clamp(before + 1, part.end);
                 if to == part.end && part.history.end() > part.end {
@@ -283,7 +283,7 @@ pub fn push_line(
     }
     let start = out.len();
     published.renderer.render_structured(record, sequence, recorded, out);
-    // Outside of strings, where JSON allows it, a payload may have line ends: there spaces say the same.
+    // JSON allows line ends in a payload outside of strings; spaces there mean the same.
     for byte in out[start..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
         *byte = b' ';
     }

@@ -1,7 +1,7 @@
-//! ReadOnlyJournal: a journal that no gateway runs on, for those who only look.
+//! Read-only journal: opens the journal of a stopped gateway for inspection.
 //!
-//! Promise: as long as it is open no gateway starts on the journal, and no file of it changes but
-//! the lock: a repair stays in memory, and what is damaged is named rather than set aside.
+//! Promise: while it is open, no gateway starts on the journal. No file is changed except the lock file: a repair stays
+//! in memory, and damaged files are reported, not quarantined.
 
 use super::cursor::Settled;
 use super::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
@@ -19,29 +19,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Cache of an open segment: its events are read once, in order.
+/// redb cache of an open segment: its events are read once, in order.
 const CACHE_BYTES: usize = 1 << 20;
 
-/// A journal that lies still.
+/// The journal of a stopped gateway.
 #[derive(Debug)]
 pub struct ReadOnlyJournal {
     folder: PathBuf,
-    /// What it belongs to.
+    /// Format and environment of the journal.
     pub seal: Seal,
     lanes: Vec<Arc<ReadOnlyLane>>,
     publications: Publications,
     _lock: FolderLock,
 }
 
-/// Publications by number, and the files of them that cannot be read.
+/// Publications by number, and the unreadable files among them.
 #[derive(Clone, Debug, Default)]
 pub struct Publications {
     by_number: BTreeMap<u32, Arc<Published>>,
-    /// Files that cannot be read, and why.
+    /// Unreadable files with the reason.
     pub damaged: Vec<String>,
 }
 
-/// One lane of it.
+/// One lane of a read-only journal.
 #[derive(Debug)]
 pub struct ReadOnlyLane {
     name: String,
@@ -52,7 +52,7 @@ pub struct ReadOnlyLane {
     gaps: Gaps,
     damaged: Vec<(u64, String)>,
     publications: Publications,
-    /// The segment read last.
+    /// The segment that was read last.
     opened: Mutex<Option<Arc<Segment>>>,
 }
 
@@ -64,7 +64,7 @@ struct PublicationFile {
 }
 
 impl Publications {
-    /// Reads those of a journal's folder; what cannot be read is named and left out.
+    /// Reads the publications of a journal's folder; records unreadable files in `damaged`.
     pub fn load(journal: &Path) -> Self {
         let mut found = Self::default();
         let Ok(entries) = fs::read_dir(journal.join(PUBLICATIONS)) else { return found };
@@ -87,19 +87,19 @@ impl Publications {
         self.by_number.insert(number, Arc::new(Published { number, stream, publication, renderer }));
     }
 
-    /// The publication of a number.
+    /// The publication with this number.
     pub fn of(&self, number: u32) -> Option<Arc<Published>> {
         self.by_number.get(&number).cloned()
     }
 
-    /// All of them, by number.
+    /// All publications in the order of their numbers.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Published>> {
         self.by_number.values()
     }
 }
 
 impl ReadOnlyJournal {
-    /// Opens a journal to look at it. `Err` with [`JournalError::InUse`] if a gateway runs on it.
+    /// Opens a journal for inspection. Fails with [`JournalError::InUse`] if a gateway runs on it.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let disk = RealDisk;
         let seal = read_seal(folder)?;
@@ -124,12 +124,12 @@ impl ReadOnlyJournal {
                 lanes.push(Arc::new(lane));
             }
         }
-        // The lanes of events first, by name.
+        // Lanes of events first, by name; dead letters last.
         lanes.sort_by(|a, b| (a.name == DEAD, &a.name).cmp(&(b.name == DEAD, &b.name)));
         Ok(Self { folder: folder.to_owned(), seal, lanes, publications, _lock: lock })
     }
 
-    /// Its folder.
+    /// Folder of the journal.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -144,7 +144,7 @@ impl ReadOnlyJournal {
         &self.lanes
     }
 
-    /// Its publications.
+    /// Publications of the journal.
     pub fn publications(&self) -> &Publications {
         &self.publications
     }
@@ -157,7 +157,7 @@ fn read_seal(folder: &Path) -> Result<Seal, JournalError> {
         .map_err(|error| JournalError::Damaged { file: path, reason: error.message().to_owned() })
 }
 
-/// Unlike a start, this sets a damaged file not aside; the second value says so instead.
+/// Reads the gaps. Unlike a start it does not quarantine a damaged file; the second value describes the damage.
 fn load_gap_file(folder: &Path) -> (GapFile, Option<String>) {
     let path = folder.join("unused.json");
     match fs::read(&path) {
@@ -170,11 +170,11 @@ fn load_gap_file(folder: &Path) -> (GapFile, Option<String>) {
     }
 }
 
-/// A lock that root makes must not keep the gateway's own user out.
+/// Gives a new lock file to the owner of the folder: one that belongs to root would keep the gateway's user out.
 fn give_to_owner(folder: &Path, lock: &Path) {
     use std::os::unix::fs::{MetadataExt, chown};
     if let Ok(owner) = fs::metadata(folder) {
-        // Where that is not allowed the owner is this user already, or the folder is another's to mend.
+        // If that is not permitted, this user owns the folder already, or its owner has to correct the rights.
         let _ = chown(lock, Some(owner.uid()), Some(owner.gid()));
     }
 }
@@ -213,12 +213,12 @@ impl ReadOnlyLane {
                 Err(error) => return Err(error),
             }
         }
-        // What a start would make of it: behind every number that is noted as not given.
+        // Like a start: behind every recorded gap.
         lane.end = lane.gaps.pass(lane.end);
         Ok(lane)
     }
 
-    /// The segment that holds an offset, or the next one, and where it ends.
+    /// The segment that holds an offset, or the next one: first offset, file, and start of the segment behind it.
     fn segment(&self, offset: u64) -> Option<(u64, &PathBuf, Option<u64>)> {
         let (first, path) = self.segments.range(..=offset).next_back().or_else(|| self.segments.iter().next())?;
         Some((*first, path, self.segments.range(first + 1..).next().map(|(next, _)| *next)))
@@ -240,7 +240,7 @@ impl ReadOnlyLane {
     }
 }
 
-/// Where the newest segment ends, and what destinations had settled by then.
+/// End of the newest segment, and the cursors at its end.
 fn newest(path: &Path, first: u64) -> Result<(u64, Vec<Settled>), JournalError> {
     let segment = Segment::open_without_repair(&RealDisk, path, CACHE_BYTES)?;
     let summary = segment.view()?.summary()?;
@@ -322,8 +322,8 @@ impl History for ReadOnlyLane {
     }
 }
 
-/// The next sequence of every stream at the start of the segment that begins at `first`, or, where
-/// there is none, behind the newest.
+/// The next sequence of every stream at the start of the segment that begins at `first`, or behind the newest
+/// segment if there is none at `first`.
 pub(super) fn sequences_at(lane: &ReadOnlyLane, first: u64) -> Result<Vec<(u32, u64)>, JournalError> {
     if let Some(path) = lane.segments.get(&first) {
         return Ok(lane.summary(path)?.sequences);

@@ -1,10 +1,10 @@
-//! Salvage: the events of a file that can no longer be read as a segment.
+//! Salvage: extracts the events of a file that can no longer be read as a segment.
 //!
-//! Promise: a block is taken only if its checksum fits, and each event once; what is missing is
-//! named; the file is never changed.
+//! Promise: a block is extracted only if its checksum matches, and each event once. Missing offsets are reported. The
+//! file is never changed.
 //!
-//! First by the file's own order; where that is broken, byte by byte: redb stores a value in one
-//! piece, and a block says what it is, how long it is, and its checksum.
+//! First the file is read in its own order. If that is broken, it is scanned byte by byte: redb stores a value in one
+//! piece, and a block begins with a magic number, its length and its checksum.
 
 use super::block::Block;
 use super::disk::{Disk, DiskFile, Open, RealDisk};
@@ -17,49 +17,49 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What is read at once while looking for blocks.
+/// Bytes read at once during a scan.
 const SCAN_BYTES: usize = 1 << 20;
-/// Cache of a file that is read once.
+/// redb cache for a file that is read once.
 const CACHE_BYTES: usize = 1 << 20;
 
-/// What was found in a file.
+/// Content found in a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct Salvaged {
-    /// The file.
+    /// Path of the file.
     pub file: PathBuf,
-    /// Its length in bytes.
+    /// Length of the file in bytes.
     pub bytes: u64,
-    /// Why it cannot be read by its own order; `None` if it can.
+    /// Reason why it cannot be read in its own order; `None` if it can.
     pub broken: Option<String>,
-    /// Blocks that check out.
+    /// Valid blocks.
     pub blocks: u64,
-    /// Events in them.
+    /// Events in the valid blocks.
     pub events: u64,
-    /// Offset of the first event that the file held, by its name or by what is found.
+    /// Offset of the first event of the file, by its name or by its content.
     pub first: u64,
-    /// Offset after the last one, as far as that is known.
+    /// Offset after the last event, if known.
     pub end: Option<u64>,
-    /// Offsets that are missing: from, to (exclusive).
+    /// Missing offsets: from, to (exclusive).
     pub missing: Vec<(u64, u64)>,
-    /// Blocks left out since a newer one has the same offsets: what a commit that never ended left behind.
+    /// Blocks ignored since a newer block has the same offsets: remains of a commit that never ended.
     pub superseded: u64,
-    /// Where destinations stood when the file was begun or closed, if it still says so.
+    /// Low marks of destinations when the file was created or closed, if readable.
     pub cursors: Vec<(String, u64)>,
 }
 
-/// Where a block is.
+/// Location of a block.
 #[derive(Clone, Copy, Debug)]
 struct BlockLocation {
     end: u64,
     recorded: Timestamp,
-    /// BlockLocation in the file, and length; `None` if the file's own order leads to it.
+    /// Position in the file and length; `None` if the block was found in the file's own order.
     at: Option<(u64, usize)>,
 }
 
-/// A damaged file, and the blocks found in it.
+/// A damaged file and the blocks found in it.
 #[derive(Debug)]
 pub struct Salvage {
-    /// What was found.
+    /// Summary of the content.
     pub found: Salvaged,
     segment: Option<Segment>,
     file: Box<dyn DiskFile>,
@@ -67,7 +67,7 @@ pub struct Salvage {
 }
 
 impl Salvage {
-    /// Looks through a file. `on_progress` is told how many of its bytes are done.
+    /// Reads a whole file. `on_progress` receives the number of bytes done and the length of the file.
     pub fn open(path: &Path, mut on_progress: impl FnMut(u64, u64)) -> Result<Self, JournalError> {
         let file = RealDisk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
         let bytes = file.length().map_err(|error| JournalError::io(path, error))?;
@@ -93,7 +93,7 @@ impl Salvage {
         Ok(salvage)
     }
 
-    /// Goes along the file's own order, as far as that leads.
+    /// Reads the blocks in the file's own order, as far as possible.
     fn read_in_order(&mut self, path: &Path, summary: &mut Option<Summary>) -> Result<(), JournalError> {
         let segment = Segment::open_without_repair(&RealDisk, path, CACHE_BYTES)?;
         let view = segment.view()?;
@@ -101,9 +101,12 @@ impl Salvage {
             *summary = view.summary().ok();
             let mut next = 0;
             while let Some(block) = view.block_from(next)? {
-                // A tree that is broken can lead in a circle.
+                // A broken tree can lead in a circle.
                 if block.end() <= next {
-                    return Err(JournalError::Damaged { file: path.to_owned(), reason: "its order is broken".into() });
+                    return Err(JournalError::Damaged {
+                        file: path.to_owned(),
+                        reason: "its tree leads in a circle".into(),
+                    });
                 }
                 next = block.end();
                 self.keep(&block, None);
@@ -118,7 +121,7 @@ impl Salvage {
         outcome
     }
 
-    /// Looks for blocks wherever they may be.
+    /// Scans the whole file for blocks.
     fn scan_bytes(&mut self, on_progress: &mut dyn FnMut(u64, u64)) -> std::io::Result<()> {
         let length = self.found.bytes;
         let mut window = Vec::new();
@@ -134,7 +137,7 @@ impl Salvage {
                     next = place + bytes as u64;
                 }
             }
-            // The last byte of a window may be the first of a block.
+            // The last byte of a window may be the first byte of a block.
             let end = base + window.len() as u64;
             base = if end < length { next.max(end - 1) } else { end };
             on_progress(base.min(length), length);
@@ -161,7 +164,7 @@ impl Salvage {
             self.places.range(..end).filter(|(_, place)| place.end > first).map(|(first, _)| *first).collect();
         for other in &overlapping {
             let known = self.places[other];
-            // redb writes a page anew to change it, so that old copies of a block are found too.
+            // redb copies a page to change it: old copies of a block are found too.
             if (*other, known.end, known.recorded) == (first, end, recorded) {
                 return;
             }
@@ -177,7 +180,7 @@ impl Salvage {
         self.places.insert(first, BlockLocation { end, recorded, at });
     }
 
-    /// What is there, and what is missing.
+    /// Summarizes the blocks found and the missing offsets.
     fn summarize(&mut self, path: &Path, summary: Option<&Summary>) {
         let found = &mut self.found;
         found.blocks = self.places.len() as u64;
@@ -187,7 +190,7 @@ impl Salvage {
         let named = damaged_first(path);
         found.first = summary.map(|summary| summary.first).or(named).or(lowest).unwrap_or(0);
         let closed = summary.and_then(|summary| summary.closed.as_ref()).map(|closed| closed.end);
-        // A file that is set aside ends where the next one of its lane begins.
+        // A quarantined file ends where the next one of its lane begins.
         found.end = closed.or_else(|| next_first(path, found.first));
         found.cursors = summary.map(|summary| cursors(&summary.settled)).unwrap_or_default();
         let mut next = found.first;
@@ -202,7 +205,7 @@ impl Salvage {
         }
     }
 
-    /// Hands out the blocks in the order of their offsets.
+    /// The blocks in the order of their offsets.
     pub fn blocks(&self) -> impl Iterator<Item = Result<Arc<Block>, JournalError>> {
         let path = &self.found.file;
         self.places.iter().map(move |(first, place)| {
@@ -221,7 +224,7 @@ impl Salvage {
     }
 }
 
-/// The next place at or after `from` in a window of the file that may begin a block.
+/// Position of the next magic number at or after `from` in a window of the file.
 fn find_magic(window: &[u8], base: u64, from: u64) -> Option<u64> {
     let rest = window.get(usize::try_from(from - base).ok()?..)?;
     rest.windows(Block::MAGIC.len()).position(|two| two == Block::MAGIC).map(|index| from + index as u64)
@@ -231,7 +234,7 @@ fn cursors(settled: &[Settled]) -> Vec<(String, u64)> {
     settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect()
 }
 
-/// Where the segment behind this one begins, if it lies beside it.
+/// First offset of the next segment in the same folder.
 fn next_first(path: &Path, first: u64) -> Option<u64> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let names = RealDisk.list(folder).ok()?;

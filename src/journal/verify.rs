@@ -1,9 +1,9 @@
-//! Recount: what a journal really holds, counted block by block, against what its books say.
+//! Verification: counts the content of a journal block by block and compares it with cursors and accounts.
 //!
-//! Promise: every block's checksum is checked, every offset and sequence is accounted for, and what
-//! a destination is owed is counted event by event; each difference is named.
+//! Promise: every block's checksum is verified, every offset and sequence is accounted for, and the backlog of every
+//! destination is counted event by event; each difference is reported.
 //!
-//! A lane is counted as it was at the beginning: what comes and goes meanwhile does not matter.
+//! A lane is counted as it was at the beginning: events that come or go meanwhile do not matter.
 
 use super::block::Block;
 use super::cursor::{Account, Settled};
@@ -13,117 +13,117 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Faults that are named one by one; the rest is counted.
+/// Faults per lane that are described; further ones are only counted.
 pub const FAULTS_SHOWN_MAX: usize = 100;
 /// Blocks counted in one step.
 const STEP_BLOCKS: usize = 64;
-/// How often a file in use that cannot be read is tried again: the writer leaves it meanwhile.
+/// Tries to read the active segment after damage: the writer starts a new segment meanwhile.
 const RETRIES_MAX: usize = 20;
 
-/// What was counted in all lanes.
+/// Result for all lanes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Recount {
-    /// Lane by lane, the log of dead letters last.
+    /// Result of each lane, the log of dead letters last.
     pub lanes: Vec<LaneRecount>,
-    /// Notes outside the lanes: sessions of clients, positions, the audit.
+    /// Result for the notes: sessions of clients, positions, the audit.
     pub state: StateRecount,
-    /// Whether nothing differs.
+    /// Whether no fault was found.
     pub is_good: bool,
 }
 
-/// The count of the notes in `state.redb`.
+/// Count of the notes in `state.redb`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateRecount {
-    /// Notes that can be read.
+    /// Readable notes.
     pub notes: u64,
     /// Bytes of their names and values.
     pub bytes: u64,
-    /// Why it cannot be read to its end, or which checksum does not fit.
+    /// Why the notes cannot be read to the end, or which checksum does not match.
     pub fault: Option<String>,
 }
 
-/// What was counted in a lane.
+/// Result for one lane.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LaneRecount {
-    /// The lane.
+    /// Name of the lane.
     pub lane: String,
-    /// Offset of the first event that is there.
+    /// Offset of the oldest stored event.
     pub first: u64,
-    /// Offset after the last.
+    /// Offset after the last event.
     pub end: u64,
-    /// Blocks whose checksum fits.
+    /// Blocks with a valid checksum.
     pub blocks: u64,
-    /// Events in them.
+    /// Events in these blocks.
     pub events: u64,
-    /// Stream by stream.
+    /// Result of each stream.
     pub streams: Vec<StreamRecount>,
-    /// Destination by destination.
+    /// Result of each destination.
     pub destinations: Vec<OwedRecount>,
-    /// What differs.
+    /// Differences that were found.
     pub faults: Vec<String>,
-    /// Faults beyond those that are named.
+    /// Number of faults that are not described.
     pub faults_unnamed: u64,
-    /// What a person should know, though nothing differs.
+    /// Remarks for the operator that are no faults.
     pub notes: Vec<String>,
 }
 
-/// What was counted of a stream.
+/// Result for one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamRecount {
-    /// Its name; `unmatched` for what belongs to none.
+    /// Name of the stream; `unmatched` for records without one.
     pub stream: String,
-    /// Its number in this journal.
+    /// Number of the stream in this journal.
     pub number: u32,
-    /// Sequence of the first event that is there.
+    /// Sequence of the oldest stored event.
     pub first: u64,
-    /// Sequence of the last.
+    /// Sequence of the last event.
     pub last: u64,
-    /// Events that are there.
+    /// Stored events.
     pub events: u64,
-    /// Events accepted since the journal was begun: sequences up to `last` that were given.
+    /// Events accepted since the journal was created: sequences up to `last`, without gaps.
     pub accepted: u64,
 }
 
-/// What a destination is owed.
+/// Backlog of one destination.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct OwedRecount {
-    /// Its name.
+    /// Name of the destination.
     pub destination: String,
-    /// Events that its cursor says it is owed.
+    /// Unsettled events according to its cursor.
     pub queued: u64,
-    /// Events above its cursor that are there.
+    /// Stored events above its cursor.
     pub counted: u64,
-    /// Stream by stream.
+    /// Backlog by stream.
     pub streams: Vec<OwedStream>,
 }
 
-/// What a destination is owed of a stream.
+/// Backlog of one destination in one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwedStream {
-    /// Its name.
+    /// Name of the stream.
     pub stream: String,
-    /// Its number in this journal.
+    /// Number of the stream in this journal.
     pub number: u32,
-    /// Events above the cursor that are there.
+    /// Stored events above the cursor.
     pub queued: u64,
-    /// Events below it: accepted, and not queued.
+    /// Accepted events that are not queued.
     pub settled: u64,
-    /// Events that are in an account of this destination.
+    /// Events in the accounts of this destination.
     pub in_accounts: u64,
-    /// Settled and in no account: from before the destination came, or in a damaged file.
+    /// Settled events in no account: older than the destination, or in a damaged file.
     pub in_none: u64,
 }
 
-/// How far a count is, in offsets.
+/// Progress in offsets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// Passed so far.
+    /// Offsets counted so far.
     pub done: u64,
-    /// In all.
+    /// Offsets in all.
     pub total: u64,
 }
 
-/// A count under way.
+/// A verification in progress.
 pub struct Counting {
     lanes: Vec<LaneCount>,
     lane: usize,
@@ -138,7 +138,7 @@ struct LaneCount {
     next: u64,
     end: u64,
     retries: usize,
-    /// By stream: first, next, count; and whether a hole may have taken some of it.
+    /// By stream: first and next sequence, number of events, and whether a hole precedes the next block.
     streams: BTreeMap<u32, StreamCount>,
     result: LaneRecount,
 }
@@ -158,19 +158,19 @@ impl std::fmt::Debug for Counting {
 }
 
 impl Counting {
-    /// Begins to count lanes, as they are now.
+    /// Begins to count lanes in their current state.
     pub fn new(lanes: impl IntoIterator<Item = Arc<dyn History>>) -> Self {
         let lanes: Vec<_> = lanes.into_iter().map(LaneCount::new).collect();
         let total = lanes.iter().map(|lane| lane.history.gaps().given_between(lane.next, lane.end)).sum();
         Self { lanes, lane: 0, counted: Counted { done: 0, total } }
     }
 
-    /// How far it is.
+    /// Progress so far.
     pub fn counted(&self) -> Counted {
         self.counted
     }
 
-    /// Counts some more; `false` once all is counted. Blocks the thread.
+    /// Counts some more blocks. Returns `false` at the end. Blocks the thread.
     pub fn step(&mut self) -> Result<bool, JournalError> {
         for _ in 0..STEP_BLOCKS {
             let Some(lane) = self.lanes.get_mut(self.lane) else { return Ok(false) };
@@ -185,7 +185,7 @@ impl Counting {
         Ok(true)
     }
 
-    /// Ends the count; `state` is the count of the notes.
+    /// Ends the count; `state` is the result for the notes.
     pub fn finish(self, state: StateRecount) -> Recount {
         let lanes: Vec<_> = self.lanes.into_iter().map(LaneCount::finish).collect();
         let is_good = lanes.iter().all(|lane| lane.faults.is_empty()) && state.fault.is_none();
@@ -195,7 +195,7 @@ impl Counting {
 
 impl LaneCount {
     fn new(history: Arc<dyn History>) -> Self {
-        // Cursors before the end: what is settled is below it then.
+        // Read the cursors before the end: then everything settled is below the end.
         let cursors = history.cursors();
         let (next, end) = (history.oldest(), history.end());
         let result = LaneRecount { lane: history.name().to_owned(), first: next, end, ..LaneRecount::default() };
@@ -247,7 +247,7 @@ impl LaneCount {
         Ok(())
     }
 
-    /// Offsets that no block has.
+    /// Handles offsets that no block has.
     fn hole(&mut self, from: u64, to: u64) {
         let gaps = self.history.gaps();
         let (mut from, to) = (gaps.pass(from), to);
@@ -256,7 +256,7 @@ impl LaneCount {
         }
         self.after_hole();
         if self.history.oldest() >= to {
-            // Retention took it meanwhile.
+            // Retention removed the events meanwhile.
             self.result.first = self.result.first.max(to);
             return;
         }
@@ -373,7 +373,7 @@ impl LaneCount {
 
     fn owed(&mut self, cursor: &Settled, above: &BTreeMap<u32, u64>) -> OwedRecount {
         let mut settled = cursor.clone();
-        // As a start does: numbers that were never given are owed to nobody.
+        // As at a start: no destination is owed a number that no event has.
         self.history.gaps().offsets.iter().for_each(|(from, to)| settled.skip(*from, *to));
         let in_ranges: u64 = settled.ranges.iter().map(|(from, to)| self.end.min(*to).saturating_sub(*from)).sum();
         let queued = self.end.saturating_sub(settled.low).saturating_sub(in_ranges);
@@ -386,14 +386,14 @@ impl LaneCount {
             ));
         }
         let gaps = self.history.gaps().clone();
-        // Where a damaged file hides whose events it held, streams cannot be told apart.
+        // Events of a damaged file are counted without a stream: then the accounts of streams are incomplete.
         let hides_some = cursor.accounts.iter().any(|account| account.stream == 0 && account.settled() > 0);
         let mut streams = Vec::new();
         for stream in self.result.streams.clone() {
             let queued = above.get(&stream.number).copied().unwrap_or(0);
             let of_stream = cursor.accounts.iter().filter(|account| account.stream == stream.number);
             let in_accounts = of_stream.clone().map(Account::settled).sum();
-            // What came before the destination did is in no account.
+            // Events older than the destination are in no account.
             let from = of_stream.map(|account| account.from).max().unwrap_or(1);
             let before = (from - 1).saturating_sub(gaps.sequences_between(stream.number, 1, from));
             let settled = stream.accepted.saturating_sub(queued);
