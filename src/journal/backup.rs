@@ -1,16 +1,15 @@
-//! Backup: a consistent copy of a journal, running or not, and what a start makes of a restored one.
+//! Backup: a consistent copy of a running or stopped journal, and the first start of a restored one.
 //!
-//! Promise: every event that was on the disk before a backup began is in it; what it says is settled
-//! was; and a journal that is restored from it gives no number that the old one may have given since.
+//! Promise: the copy has every event that was durable when the backup began. An event that is settled in the copy was
+//! settled. A journal restored from it assigns no number that the original may have assigned since.
 //!
-//! The order makes it consistent: notes first, so that no position is ahead of the events it stands for;
-//! closed segments as they are; then, for each lane, where destinations stand, the end of its log, and
-//! the events up to there in a segment of their own; the publications they name last.
+//! The order makes the copy consistent: notes first, so that no saved position is ahead of its events; closed segments as
+//! they are; then, for each lane, its cursors, the end of its log, and the events up to there in a segment of their own;
+//! publications last.
 //!
-//! Numbers given after the backup are unknown to it. So a gap behind its last number goes into its
-//! `unused.json`, and the first start on a restored journal widens that to the present moment in
-//! microseconds since 1970, which no row of numbers that counts events has reached: so that one backup
-//! may be restored twice.
+//! The copy cannot know numbers that the original assigns later. So a gap behind its last number is stored in its
+//! `unused.json`, and the first start of a restored journal extends the gap to the current time in microseconds since
+//! 1970, which no count of events has reached: one backup may be restored twice.
 
 mod copy;
 mod restore;
@@ -35,31 +34,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Why there is no backup. Nothing is left of it but what is said.
+/// Why a backup failed. Its files are removed, except those that an error names.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// Something is there.
+    /// The target exists.
     #[error("{path} is there already; a backup goes to a folder that is not", path = path.display())]
     Exists {
-        /// What is there.
+        /// Path of the target.
         path: PathBuf,
     },
-    /// An earlier one was cut short.
-    #[error("{path} is left of a backup that did not end; remove it", path = path.display())]
+    /// An earlier backup was interrupted.
+    #[error("{path} remains from an interrupted backup; remove it", path = path.display())]
     Leftover {
-        /// What is left.
+        /// Path of its remains.
         path: PathBuf,
     },
-    /// The file system is too small, or would be left too full for the gateway.
+    /// The file system is too small, or the gateway would have too little left.
     #[error("{path} has {free} left; the backup takes {needed}, and {reserve} stay free for the gateway",
         path = path.display(), free = crate::setting::Bytes(*free), needed = crate::setting::Bytes(*needed),
         reserve = crate::setting::Bytes(*reserve))]
     NoRoom {
-        /// Where.
+        /// Folder of the backup.
         path: PathBuf,
-        /// Bytes that are left.
+        /// Free bytes.
         free: u64,
-        /// Bytes that it takes.
+        /// Bytes needed.
         needed: u64,
         /// Bytes that have to stay free.
         reserve: u64,
@@ -67,18 +66,18 @@ pub enum BackupError {
     /// A file of the journal is damaged.
     #[error("{0}; start the gateway once, which sets it aside, or take it out with salvage")]
     Damaged(String),
-    /// Whoever asked went away.
-    #[error("the backup was broken off")]
+    /// The caller has cancelled the backup.
+    #[error("the backup was cancelled")]
     BrokenOff,
-    /// The journal or the disk.
+    /// An error of the journal or of the disk.
     #[error(transparent)]
     Journal(#[from] JournalError),
 }
 
-/// How far a backup is.
+/// Progress of a backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupProgress {
-    /// What is copied now: the name of a lane, or `state`.
+    /// Part that is being copied: the name of a lane, or `state`.
     pub part: String,
     /// Bytes copied so far.
     pub done: u64,
@@ -89,26 +88,26 @@ pub struct BackupProgress {
 /// A finished backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backup {
-    /// Where it is.
+    /// Folder of the backup.
     pub folder: PathBuf,
-    /// When it was begun, RFC 3339.
+    /// Time when it began, RFC 3339.
     pub taken: String,
-    /// Bytes it takes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Events in it: lane, how many, offset after the last.
+    /// For each lane: name, number of events, offset after the last.
     pub lanes: Vec<(String, u64, u64)>,
-    /// Damaged files of the journal that are not in it.
+    /// Damaged files of the journal that were not copied.
     pub left_out: Vec<String>,
 }
 
-/// Told how far it is; [`ControlFlow::Break`] breaks the backup off.
+/// Called with the progress; [`ControlFlow::Break`] cancels the backup.
 pub type OnProgress<'a> = &'a mut dyn FnMut(BackupProgress) -> ControlFlow<()>;
 
 /// A lane that can be copied.
 trait Copyable: History {
-    /// Segments behind which others follow, or that are closed: first offset and file.
+    /// Segments that are complete: first offset and file.
     fn closed(&self) -> Vec<(u64, PathBuf)>;
-    /// The segment, held so that nobody changes its file; `None` if somebody may.
+    /// Opens a segment so that its file stays unchanged meanwhile; `None` if that is not certain.
     fn open_stable(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError>;
     /// The next sequence of every stream at the start of the segment at `first`, or behind the newest.
     fn sequences_at(&self, first: u64) -> Result<Vec<(u32, u64)>, JournalError>;
@@ -116,17 +115,17 @@ trait Copyable: History {
 
 type FingerprintOf<'a> = dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a;
 
-/// What is copied.
+/// Source of a backup.
 struct BackupSource<'a> {
     folder: &'a Path,
     lanes: Vec<Arc<dyn Copyable>>,
     marks: Vec<(String, u64)>,
     notes: Vec<Note>,
-    /// Losses that were noted while the lanes were copied: their accounts may be in the copy.
+    /// Losses noted while the lanes were copied: the copied accounts may include them.
     late_losses: Box<dyn Fn() -> Result<Vec<Note>, JournalError> + 'a>,
-    /// What repeats of an event are known by.
+    /// Computes the fingerprint of an event.
     fingerprint: Box<FingerprintOf<'a>>,
-    /// Streams of each lane that its publications name.
+    /// Lanes and streams of all publications.
     streams: Vec<(String, u32)>,
     reserve: u64,
 }
@@ -135,8 +134,8 @@ impl Journal {
     /// Copies the journal into a new folder while it runs. Blocks the thread.
     pub fn back_up(&self, to: &Path, on_progress: OnProgress<'_>) -> Result<Backup, BackupError> {
         let state = &self.core.state;
-        // The cursors that are copied are those in memory, without any dropped one; a destination that comes meanwhile under
-        // the name of a dropped one keeps its own.
+        // The cursors are copied from memory, without those of dropped destinations. A new destination with the name of a
+        // dropped one keeps its own cursor.
         let is_copied = |name: &str| !name.starts_with(super::open::DROPPED);
         let notes = state.notes("")?.into_iter().filter(|(name, _)| is_copied(name));
         let notes = notes.map(|(name, value)| (name, Some(value))).collect();
@@ -203,18 +202,18 @@ impl BackupSource<'_> {
             }
             Err(error) => return Err(JournalError::io(&folder, error).into()),
         }
-        let mut work = CopyJob::new(self, folder.clone(), on_progress);
-        work.outcome = Backup { folder: to.to_owned(), taken, ..Backup::default() };
-        let finished = work.run().and_then(|()| {
+        let mut job = CopyJob::new(self, folder.clone(), on_progress);
+        job.outcome = Backup { folder: to.to_owned(), taken, ..Backup::default() };
+        let finished = job.run().and_then(|()| {
             fs::rename(&folder, to).map_err(|error| JournalError::io(to, error))?;
             RealDisk.sync_folder(above).map_err(|error| JournalError::io(above, error))?;
             Ok(())
         });
-        let outcome = work.outcome;
+        let outcome = job.outcome;
         if finished.is_err()
             && let Err(error) = fs::remove_dir_all(&folder)
         {
-            tracing::warn!(folder = %folder.display(), %error, "what is left of a backup could not be removed");
+            tracing::warn!(folder = %folder.display(), %error, "could not remove an unfinished backup; remove the folder by hand");
         }
         finished.map(|()| outcome)
     }
@@ -247,7 +246,7 @@ impl Copyable for Lane {
         }
         let mut sequences = sequences_after(&summary);
         let mut next = summary.first;
-        // One that a crash left says nothing of what it holds.
+        // The summary of a segment after a crash does not describe its content.
         while summary.closed.is_none()
             && next < first
             && let Found::Block(block) = self.look(next)?
@@ -261,7 +260,7 @@ impl Copyable for Lane {
 
 impl Copyable for ReadOnlyLane {
     fn closed(&self) -> Vec<(u64, PathBuf)> {
-        // The newest may not be closed: its events are copied.
+        // The newest may not be closed: its events are copied one by one.
         let count = self.segments.len().saturating_sub(1);
         self.segments.iter().take(count).map(|(first, path)| (*first, path.clone())).collect()
     }

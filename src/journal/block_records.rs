@@ -1,4 +1,4 @@
-//! Walking through a block: each record with its offset, its publication and its sequence.
+//! Reads the records of a block in order: each with its offset, its publication and its sequence.
 
 use super::block::Block;
 use super::lane::Lane;
@@ -6,7 +6,7 @@ use super::{Found, JournalError, Published};
 use crate::event::{Record, Timestamp};
 use std::sync::Arc;
 
-/// A place in a block, and what the records before it have counted.
+/// A position in a block, with the next offset and sequences.
 #[derive(Debug)]
 pub struct Walk {
     block: Arc<Block>,
@@ -14,49 +14,49 @@ pub struct Walk {
     offset: u64,
     /// Next sequence of each run of the block.
     sequences: Vec<(u32, u64)>,
-    /// The publication seen last: the next record has mostly the same.
+    /// Publication of the last record: the next record usually has the same.
     published: Option<Arc<Published>>,
 }
 
 /// One record of a block.
 #[derive(Debug)]
 pub struct Step<'a> {
-    /// Its offset in the lane.
+    /// Offset in the lane.
     pub offset: u64,
-    /// The record.
+    /// Decoded record.
     pub record: Record<'a>,
-    /// Its publication and its sequence; `None` if the publication is lost.
+    /// Publication and sequence; `None` if the publication is lost.
     pub numbered: Option<(&'a Arc<Published>, u64)>,
 }
 
 impl Walk {
-    /// Begins at the start of a block.
+    /// Starts at the first record of a block.
     pub fn new(block: Arc<Block>) -> Self {
         let sequences = block.header.runs.iter().map(|run| (run.stream, run.first)).collect();
         Self { at: block.start(), offset: block.header.first, sequences, published: None, block }
     }
 
-    /// When the block was recorded.
+    /// Time when the block was recorded.
     pub fn recorded(&self) -> Timestamp {
         self.block.header.recorded
     }
 
-    /// Offset after the block's last record.
+    /// Offset after the last record of the block.
     pub fn end(&self) -> u64 {
         self.block.end()
     }
 
-    /// Its share of the block's bytes, which others may be in too.
+    /// Memory of the block in bytes, divided by the number of its users.
     pub fn bytes(&self) -> usize {
         self.block.bytes() / Arc::strong_count(&self.block).max(1)
     }
 
-    /// The next record.
+    /// Reads the next record.
     pub fn step(&mut self, lane: &Lane) -> Option<Step<'_>> {
         self.step_with(|number| lane.published(number))
     }
 
-    /// As [`Walk::step`], with publications from elsewhere.
+    /// Like [`Walk::step`], with publications from `of`.
     pub fn step_with(&mut self, of: impl Fn(u32) -> Option<Arc<Published>>) -> Option<Step<'_>> {
         let Self { block, at, offset, sequences, published } = self;
         let (record, after) = block.record_at(*at)?;
@@ -83,7 +83,7 @@ impl Walk {
 }
 
 impl Lane {
-    /// The block of one event; `None` if it is no longer there. Blocks the thread.
+    /// A walk through the block with an event; `None` if the event no longer exists. Blocks the thread.
     pub fn walk_at(&self, offset: u64) -> Result<Option<Walk>, JournalError> {
         Ok(match self.look(offset)? {
             Found::Block(block) if block.header.first <= offset => Some(Walk::new(block)),

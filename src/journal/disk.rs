@@ -1,5 +1,6 @@
-//! The disk as the journal sees it, so that a test can take its place and fail in every way a
-//! disk can.
+//! The file system behind two traits, so that a test can replace it and inject every kind of fault.
+//!
+//! Promise: what this module reports as durable survives a power cut.
 
 use serde::Serialize;
 use std::fmt::Debug;
@@ -10,52 +11,52 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A file of the journal.
+/// An open file of the journal.
 pub trait DiskFile: Debug + Send + Sync {
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
-    /// Fills `out` from `offset`.
+    /// Fills `out` from `offset`; fails if the file is shorter.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Writes `data` at `offset`; durable only after [`DiskFile::sync`].
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Changes the length.
+    /// Sets the length in bytes.
     fn set_len(&self, length: u64) -> io::Result<()>;
-    /// Returns when everything written so far is on the disk.
+    /// Returns when everything written so far is durable.
     fn sync(&self) -> io::Result<()>;
-    /// Like [`DiskFile::sync`]; what is read afterwards comes from the disk, not from memory. After an fsync that failed the
-    /// page cache may hold pages that are not on the disk, and a process that is started anew would believe them.
+    /// Like [`DiskFile::sync`]; later reads come from the disk, not from the page cache. After a failed fsync the page
+    /// cache may hold pages that are not on disk, and a restarted process would trust them.
     fn sync_and_reread(&self) -> io::Result<()>;
-    /// Which file this is, whatever its name is by now.
+    /// Identity of the file, independent of its name.
     fn identity(&self) -> io::Result<Identity>;
 }
 
-/// Tells a file or folder from every other one of the same file system: device and inode.
+/// Identity of a file or folder within its file system: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity(pub u64, pub u64);
 
-/// Keeps every other process away from a journal as long as it lives.
+/// Lock on a journal: no other process opens it as long as this lives.
 #[derive(Debug)]
 pub struct FolderLock {
-    /// Which folder is locked.
+    /// Identity of the locked folder.
     pub folder: Identity,
     _files: Vec<Box<dyn DiskFile>>,
 }
 
 impl FolderLock {
-    /// A lock on a folder; `files` hold it.
+    /// A lock on a folder, held by the open `files`.
     pub fn new(folder: Identity, files: Vec<Box<dyn DiskFile>>) -> Self {
         Self { folder, _files: files }
     }
 }
 
-/// Whether a file has to be there or has to be new.
+/// Mode in which a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
-    /// An existing file, to read and write.
+    /// Existing file, to read and write.
     Existing,
-    /// An existing file, to read.
+    /// Existing file, to read only.
     ReadOnly,
-    /// A new file; one of that name is emptied first.
+    /// New file; an existing one of that name is emptied.
     New,
 }
 
@@ -69,19 +70,19 @@ pub trait Disk: Debug + Send + Sync {
     fn folders(&self, folder: &Path) -> io::Result<Vec<String>>;
     /// Creates one folder; durable only after [`Disk::sync_folder`] of the folder that it is in.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
-    /// Which file or folder a path leads to now.
+    /// Identity of the file or folder that a path leads to now.
     fn identity(&self, path: &Path) -> io::Result<Identity>;
     /// Renames a file within its folder; durable only after [`Disk::sync_folder`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Returns when the names in a folder are on the disk.
+    /// Returns when the names in a folder are durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
-    /// Bytes that an ordinary user may still write.
+    /// Bytes that an unprivileged user may still write.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
-    /// Bytes that a file really occupies.
+    /// Bytes that a file occupies on disk.
     fn allocated_bytes(&self, path: &Path) -> io::Result<u64>;
-    /// Keeps other processes away from the journal in a folder; `Err` with the holder's process number if one has it.
+    /// Locks the journal in a folder; the inner `Err` has the process number of the holder if another process holds it.
     fn lock(&self, folder: &Path) -> io::Result<Result<FolderLock, String>>;
 }
 
@@ -129,7 +130,7 @@ fn identity_of(metadata: &fs::Metadata) -> Identity {
     Identity(metadata.dev(), metadata.ino())
 }
 
-/// Takes the lock of an open file; `false` if another process has it.
+/// Locks an open file; returns `false` if another process holds the lock.
 fn try_flock(file: &File) -> io::Result<bool> {
     use rustix::fs::{FlockOperation, flock};
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
@@ -142,7 +143,7 @@ fn try_flock(file: &File) -> io::Result<bool> {
 impl Disk for RealDisk {
     fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn DiskFile>> {
         let mut options = File::options();
-        // Events may be personal: only the service user reads them.
+        // Events may be personal data: only the service user may read them.
         options.read(true).mode(0o600);
         match how {
             Open::Existing => options.write(true),
@@ -210,7 +211,7 @@ impl Disk for RealDisk {
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join(LOCK))?;
         let directory = File::open(folder)?;
-        // Both: the file names the holder, and may be deleted by hand; the folder may not.
+        // Lock both: the file names the holder but may be deleted by hand; the folder may not.
         let is_ours = try_flock(&file)? && try_flock(&directory).or_else(ignore_unsupported)?;
         if !is_ours {
             let mut holder = String::new();
@@ -224,10 +225,10 @@ impl Disk for RealDisk {
     }
 }
 
-/// Name of the file that says which process has a journal.
+/// Name of the lock file, which has the process number of the holder.
 pub const LOCK: &str = "LOCK";
 
-/// Network file systems lock files, and not all of them folders.
+/// Network file systems support locks on files, but not all of them on folders.
 fn ignore_unsupported(error: io::Error) -> io::Result<bool> {
     use io::ErrorKind::{InvalidInput, Unsupported};
     const EBADF: i32 = 9;
@@ -235,18 +236,18 @@ fn ignore_unsupported(error: io::Error) -> io::Result<bool> {
     if is_unsupported { Ok(true) } else { Err(error) }
 }
 
-/// The folder of a path; a bare name stands in the current one.
+/// The folder of a path; for a bare name the current folder.
 fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Creates a folder and those above it, as far as they are missing; each survives a power cut when this returns.
+/// Creates a folder and its missing parents; each survives a power cut when this returns.
 pub fn make_folder(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
     let is_missing = |above: &&Path| *above != Path::new("") && disk.identity(above).is_err();
     let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
     for new in missing.into_iter().rev() {
         match disk.create_folder(new) {
-            // Another process may have created it in the meantime.
+            // Another process may have created it meanwhile.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
@@ -255,7 +256,7 @@ pub fn make_folder(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces a small file so that at any moment the old or the new one is whole.
+/// Replaces a small file atomically: at any moment the old or the new one is complete.
 pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = parent_of(path);
     let temporary = path.with_extension("tmp");
@@ -266,12 +267,12 @@ pub fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<(
     disk.sync_folder(folder)
 }
 
-/// The same with JSON that people can read.
+/// Replaces a small file with indented JSON, like [`write_whole`].
 pub fn write_json(disk: &dyn Disk, path: &Path, content: &impl Serialize) -> io::Result<()> {
     write_whole(disk, path, &serde_json::to_vec_pretty(content)?)
 }
 
-/// Reads a small file.
+/// Reads a whole small file.
 pub fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let file = disk.open(path, Open::ReadOnly)?;
     let length = file.length()?;
@@ -280,21 +281,21 @@ pub fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Lets redb work on a [`DiskFile`].
+/// A redb storage backend on a [`DiskFile`].
 #[derive(Debug)]
 pub(super) struct Backend {
     file: Box<dyn DiskFile>,
-    /// Whether an fsync has failed: what was written since the one before may be lost, whatever the next one says.
+    /// Whether an fsync has failed: data written since the fsync before may be lost, even if the next fsync succeeds.
     sync_failed: Arc<AtomicBool>,
 }
 
 impl Backend {
-    /// Works on a file.
+    /// Creates a backend on a file.
     pub fn new(file: Box<dyn DiskFile>) -> Self {
         Self { file, sync_failed: Arc::default() }
     }
 
-    /// Becomes true once an fsync of the file has failed.
+    /// Flag that becomes true once an fsync of the file has failed.
     pub fn sync_failed(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.sync_failed)
     }

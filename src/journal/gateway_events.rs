@@ -1,26 +1,26 @@
-//! Events of the gateway's own: `gateway.ledger`, `gateway.loss`, `gateway.clock`.
+//! Events of the gateway itself: `gateway.ledger`, `gateway.loss`, `gateway.clock`.
 
 use super::{Journal, NotTaken};
 use crate::clock;
 use crate::event::{Attribute, Content, Id, Record, Timestamp, push_path_segment};
 
-/// What an event of the gateway's own is; what it says comes beside.
+/// Envelope of an event of the gateway, without its payload.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnEvent<'a> {
-    /// Its lane.
+    /// Name of the lane.
     pub lane: &'a str,
-    /// Its publication.
+    /// Number of the publication.
     pub publication: u32,
-    /// Its id: a repeat has the same.
+    /// Id of the event; a repeat has the same.
     pub id: &'a str,
-    /// Who says it; the last part of its source.
+    /// Reporting part of the gateway: the last segment of the origin.
     pub device: &'a str,
-    /// Its key: the name of the gateway.
+    /// Key of the event: the name of the gateway.
     pub gateway: &'a str,
 }
 
 impl Journal {
-    /// Takes an event into its stream; returns when it is on the disk. Nothing is taken where there is no such lane.
+    /// Stores an event with `data` as its payload; returns when it is durable. Stores nothing if there is no such lane.
     pub async fn append_own(&self, event: OwnEvent<'_>, data: &serde_json::Value) -> Result<(), NotTaken> {
         let Some(lane) = self.lane(event.lane) else { return Ok(()) };
         let mut origin = String::from("gateway/");

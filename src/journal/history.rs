@@ -1,8 +1,6 @@
-//! History: a lane's events from the oldest to the newest, of a journal that a gateway runs on or
-//! of one that lies still.
+//! History: the events of a lane from the oldest to the newest, in a running or a stopped journal.
 //!
-//! Promise: nothing here holds a file's pages between two calls, so that a reader that takes its
-//! time makes no file grow.
+//! Promise: no page of a file is pinned between two calls, so that a slow reader makes no file grow.
 
 use super::block::Block;
 use super::cursor::Settled;
@@ -13,42 +11,42 @@ use crate::event::Timestamp;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A lane's events, as export, backup and recount read them. Every call may block the thread.
+/// The events of a lane, as export, backup and verification read them. Every call may block the thread.
 pub trait History: Send + Sync {
     /// Name of the lane.
     fn name(&self) -> &str;
-    /// Offset of the oldest event that may be there.
+    /// Offset of the oldest event that may exist.
     fn oldest(&self) -> u64;
     /// Offset after the newest event.
     fn end(&self) -> u64;
-    /// Numbers that were never given.
+    /// Offsets and sequences that no event has.
     fn gaps(&self) -> &Gaps;
-    /// The block that holds `offset` or comes next, or what is lost there.
+    /// The block that holds `offset` or comes next, or the range that is lost there.
     fn find(&self, offset: u64) -> Result<Found, JournalError>;
-    /// Where the file behind the one that holds `offset` begins; the end, if there is none.
+    /// First offset of the file behind the one that holds `offset`; the end of the lane if there is none.
     fn next_file(&self, offset: u64) -> u64;
-    /// What the file that holds `offset` says of itself, if there is one and it is closed.
+    /// Summary of the closed file that holds `offset`; `None` if there is none.
     fn extent(&self, offset: u64) -> Option<Extent>;
-    /// A publication that an event names.
+    /// Publication by the number in a record.
     fn published(&self, number: u32) -> Option<Arc<Published>>;
-    /// Name of a stream by its number; `unmatched` for what belongs to none.
+    /// Name of a stream by its number; `unmatched` for records without a stream.
     fn stream_name(&self, stream: u32) -> String;
-    /// Where the destinations stand.
+    /// Cursors of all destinations.
     fn cursors(&self) -> Vec<Settled>;
-    /// Files of the lane that are set aside, or cannot be read: the first offset, and why.
+    /// Quarantined or unreadable files of the lane: first offset, and reason.
     fn damaged(&self) -> Vec<(u64, String)>;
 }
 
-/// What a closed file says of itself.
+/// Content of a closed file according to its summary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Offset of its first event.
     pub first: u64,
     /// Offset after its last event.
     pub end: u64,
-    /// Between these moments its events were recorded.
+    /// Earliest and latest time at which its events were recorded.
     pub recorded: (Timestamp, Timestamp),
-    /// What it holds of each stream.
+    /// Its content by stream.
     pub streams: Vec<StreamPart>,
 }
 
@@ -60,14 +58,14 @@ impl Extent {
     pub(super) fn of(summary: &Summary) -> Option<Self> {
         let closed = summary.closed.as_ref()?;
         let times = || closed.streams.iter().flat_map(|part| [part.recorded.0, part.recorded.1]);
-        // The clock may have been set back on the way.
+        // The clock may have been set back meanwhile.
         let from = times().chain([summary.begun]).min().unwrap_or(summary.begun);
         let to = times().chain([closed.at]).max().unwrap_or(closed.at);
         Some(Self { first: summary.first, end: closed.end, recorded: (from, to), streams: closed.streams.clone() })
     }
 }
 
-/// The next sequence of every stream behind a segment: what it began with, and what it holds.
+/// The next sequence of every stream behind a segment, from its summary.
 pub(super) fn sequences_after(summary: &Summary) -> Vec<(u32, u64)> {
     let mut next = summary.sequences.clone();
     for part in summary.closed.iter().flat_map(|closed| &closed.streams) {
@@ -76,7 +74,7 @@ pub(super) fn sequences_after(summary: &Summary) -> Vec<(u32, u64)> {
     next
 }
 
-/// Takes over the sequences that a block has.
+/// Raises the next sequences to the end of a block.
 pub(super) fn count_block(sequences: &mut Vec<(u32, u64)>, block: &Block) {
     for run in &block.header.runs {
         raise(sequences, run.stream, run.first + u64::from(run.count));
@@ -91,7 +89,7 @@ fn raise(sequences: &mut Vec<(u32, u64)>, stream: u32, next: u64) {
 }
 
 impl Lane {
-    /// The closed file that holds an offset: its first offset and its place.
+    /// The closed file that holds an offset: first offset and path.
     pub(super) fn closed_file(&self, offset: u64) -> Option<(u64, PathBuf)> {
         let log = self.log();
         let (first, part) = log.segments.range(..=offset).next_back()?;
@@ -127,7 +125,7 @@ impl History for Lane {
 
     fn extent(&self, offset: u64) -> Option<Extent> {
         let (_, path) = self.closed_file(offset)?;
-        // A file that cannot be read is found out by who reads its events.
+        // The reader of its events reports a file that cannot be read.
         let summary = self.core.open_segment(&path).and_then(|segment| segment.view()?.summary()).ok()?;
         Extent::of(&summary).filter(|extent| extent.holds(offset))
     }
@@ -152,13 +150,13 @@ impl History for Lane {
     }
 }
 
-/// Name of a stream among publications.
+/// Name of a stream by its publications.
 pub(super) fn name_in<'a>(mut of: impl Iterator<Item = &'a Arc<Published>>, stream: u32) -> String {
     let found = of.find(|published| published.stream == stream);
     found.map_or_else(|| "unmatched".to_owned(), |published| published.renderer.stream_id().to_owned())
 }
 
-/// The first offset of a segment by the name of its file, set aside or not.
+/// First offset of a segment according to its file name, quarantined or not.
 pub(super) fn damaged_first(file: &Path) -> Option<u64> {
     let name = file.file_name()?.to_str()?;
     super::segment::offset_in_name(name.trim_end_matches(".damaged"))

@@ -1,19 +1,19 @@
-//! A file that is read as it is and never changed: what is written to it stays in memory.
+//! Overlay: a file that is never changed; writes to it stay in memory.
 //!
-//! redb repairs a file in order to open it. Whoever only looks (`verify`, `export` of a stopped
-//! journal, `salvage`) lets it repair this instead.
+//! redb repairs a file in order to open it. Read-only commands (`verify`, `export` of a stopped journal, `salvage`) let it
+//! repair this overlay instead.
 //!
-//! Not here: bounds. A repair writes the header and the allocator's state, some pages of many.
+//! Not here: a bound. A repair writes the header and the allocator's state, a few of many pages.
 
 use super::disk::{DiskFile, Identity};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::io;
 
-/// What is kept together; redb's pages have this size or a multiple of it.
+/// Size of a page in the overlay; redb's pages have this size or a multiple of it.
 const PAGE_BYTES: u64 = 4096;
 
-/// A file under what was written over it.
+/// A file and the pages written over it.
 #[derive(Debug)]
 pub(super) struct Overlay {
     file: Box<dyn DiskFile>,
@@ -23,13 +23,13 @@ pub(super) struct Overlay {
 #[derive(Debug)]
 struct State {
     length: u64,
-    /// Length of the file below, as far as it is still seen.
+    /// Length of the part of the file that is still visible.
     below: u64,
     pages: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Overlay {
-    /// Lays it over a file.
+    /// Creates an overlay over a file.
     pub fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
         let length = file.length()?;
         Ok(Self { file, state: Mutex::new(State { length, below: length, pages: BTreeMap::new() }) })
@@ -39,7 +39,7 @@ impl Overlay {
         self.state.lock()
     }
 
-    /// What stands below a page; zeros behind the end.
+    /// Content of a page of the file; zeros behind its end.
     fn below(&self, state: &State, page: u64) -> io::Result<Vec<u8>> {
         let mut content = vec![0; PAGE_BYTES as usize];
         let from = page * PAGE_BYTES;

@@ -1,13 +1,13 @@
-//! Faults that the model of the gateway must find. They exist in test builds alone, and there only where a test asks for one.
+//! Bugs that the model test must find. They exist only in test builds, and only where a test plants one.
 
-/// A fault that once was in the journal.
+/// A bug that the journal once had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// A fingerprint enters the dedupe window when its batch is prepared, before the commit.
+    /// A fingerprint enters the dedupe window when its batch is encoded, before the commit.
     AdmittedBeforeCommit,
-    /// The note that a destination was dropped counts for every name that it begins with.
+    /// The note of a dropped destination applies to every name with the same prefix.
     DroppedByPrefix,
-    /// A fingerprint says nothing of the stream.
+    /// A fingerprint does not depend on the stream.
     StreamLeftOut,
 }
 
@@ -28,7 +28,7 @@ pub(super) const fn has(_: Bug) -> bool {
     false
 }
 
-/// Gives this thread a bug.
+/// Plants a bug in this thread, or removes it.
 #[cfg(test)]
 pub(crate) fn plant(bug: Option<Bug>) {
     BUG.set(bug);

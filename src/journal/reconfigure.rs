@@ -1,4 +1,4 @@
-//! Changes of the configuration that reach a journal in use.
+//! Changes of the configuration that apply to an open journal.
 
 use super::open::{owed_from, owed_from_unknown};
 use super::{Config, Journal, Lane, Start};
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Journal {
-    /// Puts budgets, lingers, limits and new destinations in force. Folder, lanes, the window's memory and
-    /// caches stay as they were when the journal was opened. May read from the disk.
+    /// Applies budgets, lingers, limits and new destinations. Folder, lanes, dedupe memory and caches stay as they were when
+    /// the journal was opened. May read from disk.
     pub fn change(&self, config: &Config) {
         self.core.reserve_bytes.store(config.reserve_bytes, Ordering::Relaxed);
         *self.core.dead_retention.lock() = config.dead_retention;
@@ -21,14 +21,14 @@ impl Journal {
             for (destination, start) in &config.destinations {
                 lane.add_destination(destination, *start);
             }
-            // One that had no room may have some now.
+            // A lane that was full may have room now.
             lane.write_cursors_soon();
         }
     }
 }
 
 impl Lane {
-    /// Keeps a cursor for a destination from now on. One that is known stays where it is.
+    /// Adds a cursor for a destination. An existing cursor stays where it is.
     fn add_destination(&self, destination: &str, start: Start) {
         loop {
             let (first, sequences) = match start {
@@ -48,7 +48,7 @@ impl Lane {
                     Some(sequences) => owed_from(destination, first, sequences),
                     None => owed_from_unknown(destination, first, &self.gaps),
                 },
-                // The oldest segment has gone in the meantime.
+                // The oldest segment was removed meanwhile.
                 Start::Oldest => continue,
             };
             self.gaps.offsets.iter().for_each(|(from, to)| cursor.skip(*from, *to));

@@ -115,8 +115,8 @@ struct AgeScan {
 
 /// Largest number of blocks that one pass reads, to keep it short.
 const BLOCKS_PER_PASS: usize = 200;
-/// Passes per age limit, within the interval of a second to an hour: events that expire one by one are announced in
-/// few losses.
+/// Passes per age limit, at intervals of a second to an hour: events that expire one after another are announced
+/// together in few losses.
 const PASSES_PER_LIMIT: u32 = 50;
 const PASS_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 

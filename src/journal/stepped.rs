@@ -1,6 +1,6 @@
-//! A journal whose writers a test steps, one at a time and in its own thread.
+//! A journal whose writers a test runs step by step in its own thread.
 //!
-//! Promise: a step does what a writer's thread does between two waits, no more and no less.
+//! Promise: a step does exactly what a writer thread does between two waits.
 
 use super::disk::Disk;
 use super::writer::{Next, Writer};
@@ -21,25 +21,25 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Stepped {
-    /// Opens a journal.
+    /// Opens a journal without writer threads.
     pub fn open(config: &Config, seal: &Seal, disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
         let (journal, writers) = Journal::open_without_threads(config, seal, disk)?;
         Ok(Self { journal: Arc::new(journal), writers })
     }
 
-    /// How many writers there are: one for each lane, the last for dead letters.
+    /// Number of writers: one for each lane, the last for dead letters.
     pub fn writers(&self) -> usize {
         self.writers.len()
     }
 
-    /// Lets one writer do one step; `false` if the disk did not take its batch.
+    /// Runs one step of one writer; returns `false` if the disk did not take its batch.
     pub fn step(&mut self, writer: usize) -> bool {
         let writer = &mut self.writers[writer];
         let work = writer.poll();
         !matches!(writer.step(work), Next::Retry(_))
     }
 
-    /// Closes the journal as a shutdown does; gives up on a disk that does not take what is in hand.
+    /// Closes the journal as a shutdown does; drops a batch that the disk does not take.
     pub fn close(mut self) {
         self.journal.lanes().iter().chain([self.journal.dead()]).for_each(|lane| lane.stop());
         for writer in &mut self.writers {

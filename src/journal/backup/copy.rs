@@ -1,4 +1,4 @@
-//! A backup under way: what is copied, in which order, and how.
+//! The copy job of a backup: closed segments as files, the end of each lane event by event, then state and publications.
 
 use super::restore::Manifest;
 use super::{Backup, BackupError, BackupProgress, BackupSource, Copyable, OnProgress};
@@ -20,25 +20,25 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Numbers that are passed over behind those of a backup, should the clock be wrong at the first start:
-/// at 10,000 events a second they last for 14 years.
+/// Gap behind the numbers of a backup, in case the clock is wrong at the first start: at 10,000 events per second it
+/// lasts for 14 years.
 const AHEAD: u64 = 1 << 42;
-/// Rounds of copying closed segments before the lanes' ends are taken: each is shorter than the last.
+/// Rounds of copying closed segments before the ends of lanes are read: each is shorter than the last.
 const ROUNDS: usize = 3;
-/// How often the end of a lane is taken again, since retention removed events of it meanwhile.
+/// Tries to read the end of a lane, in case retention removed events of it meanwhile.
 const TAIL_TRIES: usize = 5;
-/// Bytes copied at once.
+/// Bytes read at once.
 const COPY_BYTES: usize = 1 << 20;
 /// Plain bytes of blocks in one commit of the copied end.
 const COMMIT_BYTES: usize = 1 << 20;
 const CACHE_BYTES: usize = 1 << 20;
-/// Fingerprints that the copied end of a lane carries: as many as a segment has.
+/// Largest number of fingerprints for the copied end of a lane: as many as a segment has.
 const FINGERPRINTS_MAX: usize = 128 << 10;
 
-/// A backup under way.
+/// A copy in progress.
 pub(super) struct CopyJob<'a, 't> {
     source: &'a BackupSource<'a>,
-    /// The folder under its temporary name.
+    /// Folder under its temporary name.
     folder: PathBuf,
     on_progress: OnProgress<'t>,
     copied: BackupProgress,
@@ -48,7 +48,7 @@ pub(super) struct CopyJob<'a, 't> {
 }
 
 impl<'a, 't> CopyJob<'a, 't> {
-    /// Begins with a folder that is there and empty.
+    /// Begins with an existing, empty folder.
     pub(super) fn new(source: &'a BackupSource<'a>, folder: PathBuf, on_progress: OnProgress<'t>) -> Self {
         Self {
             source,
@@ -61,7 +61,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         }
     }
 
-    /// Copies everything.
+    /// Copies all parts.
     pub(super) fn run(&mut self) -> Result<(), BackupError> {
         self.check_room()?;
         let mut reached = Vec::new();
@@ -82,7 +82,7 @@ impl<'a, 't> CopyJob<'a, 't> {
             }
             reached.push((folder, copied));
         }
-        // The ends of all lanes are taken together, after what takes long.
+        // The ends of all lanes are read together, after the long copies.
         for (lane, (folder, copied)) in self.source.lanes.iter().zip(reached) {
             self.copied.part = lane.name().to_owned();
             self.copy_tail(&**lane, &folder, &copied)?;
@@ -130,11 +130,11 @@ impl<'a, 't> CopyJob<'a, 't> {
         RealDisk.free_bytes(&self.folder).map_err(|error| JournalError::io(&self.folder, error))
     }
 
-    /// Copies a segment that is only read from now on.
+    /// Copies a closed segment.
     fn copy_segment(&mut self, lane: &dyn Copyable, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
         let held = match lane.open_stable(file) {
             Ok(Some(held)) => held,
-            // A reader of an earlier handle may still close it, which writes: its events are copied instead.
+            // A reader with an earlier handle may still close it, which writes: copy its events instead.
             Ok(None) => return self.copy_events(lane, first, file, folder),
             Err(JournalError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error @ JournalError::Damaged { .. }) => {
@@ -163,7 +163,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         let mut source = File::open(from).map_err(failed(from))?;
         let mut target = File::options().write(true).create_new(true).mode(0o600).open(to).map_err(failed(to))?;
         let length = source.metadata().map_err(failed(from))?.len();
-        // Some file systems share the blocks, which is at once; the copy is its own all the same.
+        // Some file systems share the blocks, which is instant; the copy is independent all the same.
         if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
             target.sync_all().map_err(failed(to))?;
             self.outcome.bytes += length;
@@ -193,7 +193,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         Ok(())
     }
 
-    /// Copies a segment by its events, for one whose file may change under the copy.
+    /// Copies a segment event by event, since its file may change meanwhile.
     fn copy_events(&mut self, lane: &dyn Copyable, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
         let extent = lane.extent(first).filter(|extent| extent.first == first);
         let end = extent.map_or_else(|| lane.next_file(first), |extent| extent.end);
@@ -205,12 +205,12 @@ impl<'a, 't> CopyJob<'a, 't> {
         Ok(())
     }
 
-    /// Copies what is behind the copied segments, up to the end of the lane's log at this moment.
+    /// Copies the events behind the copied segments, up to the current end of the lane's log.
     fn copy_tail(&mut self, lane: &dyn Copyable, folder: &Path, copied: &BTreeSet<u64>) -> Result<(), BackupError> {
         for _ in 0..TAIL_TRIES {
-            // What leaves before this moment is below the cursors, and what leaves behind it is missed below.
+            // Events removed before this moment are below the cursors; events removed later are detected below.
             let first = copied.last().map_or_else(|| lane.oldest(), |last| lane.next_file(*last));
-            // First where destinations stand, then the end: nothing is settled that is not there.
+            // First the cursors, then the end: no settled event is missing from the copy.
             let cursors = lane.cursors();
             let end = lane.end();
             let first = first.min(end);
@@ -224,8 +224,8 @@ impl<'a, 't> CopyJob<'a, 't> {
         Err(BackupError::Damaged(format!("lane {}: events at its end cannot be read", lane.name())))
     }
 
-    /// Writes events into a closed segment of their own; returns the next sequence of every stream, or
-    /// `None` if some are not there any more.
+    /// Writes events into a new, closed segment; returns the next sequence of every stream, or `None` if some events no
+    /// longer exist.
     fn write_tail(
         &mut self,
         lane: &dyn Copyable,
@@ -289,7 +289,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         self.report(needed)
     }
 
-    /// Notes numbers that the journal may give from now on as not given by the copy.
+    /// Reserves the numbers that the original may assign from now on, so that the copy does not assign them.
     fn reserve(
         &mut self,
         lane: &dyn Copyable,
@@ -321,7 +321,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         Ok(())
     }
 
-    /// Copies what is beside the lanes.
+    /// Copies publications, seal, marks and notes.
     fn copy_rest(&mut self) -> Result<(), BackupError> {
         let publications = self.folder.join(PUBLICATIONS);
         make_folder(&publications)?;

@@ -1,4 +1,4 @@
-//! What says that a journal is a copy, and what its first start makes of that.
+//! The manifest of a backup, and the first start of a restored journal.
 
 use crate::clock;
 use crate::event::Timestamp;
@@ -9,34 +9,34 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 
-/// What says that a journal is a copy that no gateway has run on yet.
+/// Name of the manifest: the journal is a copy on which no gateway has run yet.
 const FILE: &str = "backup.json";
-/// Its name after the first start.
+/// Name of the manifest after the first start.
 const USED: &str = "restored.json";
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
     format: u32,
-    /// When it was taken, RFC 3339.
+    /// Time when the backup was taken, RFC 3339.
     taken: String,
     version: String,
 }
 
 impl Manifest {
-    /// Of a backup taken at that time, RFC 3339.
+    /// Manifest of a backup taken at `taken`, RFC 3339.
     pub(super) fn new(taken: &str) -> Self {
         Self { format: 1, taken: taken.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 
-    /// Puts it into the folder of a copy.
+    /// Writes the manifest into the folder of a copy.
     pub(super) fn write(&self, folder: &Path) -> Result<(), JournalError> {
         let path = folder.join(FILE);
         write_json(&RealDisk, &path, self).map_err(|error| JournalError::io(&path, error))
     }
 }
 
-/// Before a start gives a number: a journal that is restored from a backup passes over everything that
-/// the one it was taken from may have given since.
+/// Before a start assigns numbers: skips all numbers that the original of a restored journal may have assigned since
+/// the backup.
 pub(in crate::journal) fn note_restore(disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
     let path = folder.join(FILE);
     let manifest = match read_whole(disk, &path) {
@@ -48,7 +48,7 @@ pub(in crate::journal) fn note_restore(disk: &dyn Disk, folder: &Path) -> Result
     let now = u64::try_from(Timestamp::from(clock::wall()).0).unwrap_or(0);
     let (mut gap_file, _) = GapFile::load(disk, folder)?;
     gap_file.widen_last(now, disk, folder)?;
-    tracing::warn!(%taken, "this journal is restored from a backup: numbers go on behind every one that may have been given since, and central gets again what it had acknowledged since");
+    tracing::warn!(%taken, "this journal is restored from a backup: it skips all numbers that may have been assigned since, and sends events again that central acknowledged since");
     disk.rename(&path, &folder.join(USED)).map_err(|error| JournalError::io(&path, error))?;
     disk.sync_folder(folder).map_err(|error| JournalError::io(folder, error))
 }

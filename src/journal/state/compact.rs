@@ -1,21 +1,21 @@
-//! Compaction: a state that has grown and shed most of what it held gives its room back to the file system.
+//! Compaction of the state: returns the space of removed notes to the file system.
 //!
-//! Promise: at every moment the old file or the new one is whole under the name `state.redb`. (redb compacts in place
-//! too, but a crash in the middle of that costs a full repair.)
+//! Promise: at every moment the old file or the new one is complete under the name `state.redb`. (redb can compact in
+//! place, but a crash in the middle of that costs a full repair.)
 
 use super::super::JournalError;
 use super::{Slot, State, catch_panic};
 use std::path::Path;
 
-/// A smaller file is not worth it: redb begins with 1.6 MB, and a plant's ordinary notes fit in as much again.
+/// Smaller files are not compacted: redb starts with 1.6 MB, and the ordinary notes of a plant take as much again.
 const BYTES_MIN: u64 = 4 << 20;
-/// The file is compacted when it is more than so many times what is live: copying then costs less than a third of what
-/// comes back.
+/// The file is compacted when it is larger than this many times its live data: the copy then takes less than a third
+/// of the space that is freed.
 const TIMES_MAX: u64 = 3;
 
 impl State {
-    /// Makes the file small again if most of it is free. Everybody else waits meanwhile: some milliseconds for each MB
-    /// that is live.
+    /// Compacts the file if most of it is free. All other users of the state wait meanwhile: some milliseconds per MB of
+    /// live data.
     pub fn compact(&self) -> Result<(), JournalError> {
         let mut guard = self.lock();
         let folder = self.path.parent().unwrap_or(Path::new("."));
@@ -31,7 +31,7 @@ impl State {
         if length <= live.saturating_mul(TIMES_MAX) || free < live.saturating_mul(2).saturating_add(BYTES_MIN) {
             return Ok(());
         }
-        // Should this fail when the new file has the name already, the next write finds that, and goes to a new one.
+        // If this fails after the rename, the next write detects it and creates another file.
         let compacted = self.write_new(Some(&handle.database))?;
         *guard = Slot::Open(compacted);
         let now = self.length(folder)?.unwrap_or(0);
@@ -39,7 +39,7 @@ impl State {
         Ok(())
     }
 
-    /// Length of the file; `None` if it is not there.
+    /// Length of the file; `None` if it does not exist.
     fn length(&self, folder: &Path) -> Result<Option<u64>, JournalError> {
         let files = self.disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
         let own = self.path.file_name().and_then(|name| name.to_str());
