@@ -70,7 +70,9 @@ pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_l
 pub use history::{Extent, History};
 pub use readonly::{Publications, ReadOnlyJournal, ReadOnlyLane};
 pub use salvage::{Salvage, Salvaged};
-pub use verify::{Counted, Counting, LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount};
+pub use verify::{
+    LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount, Verification, VerifyProgress,
+};
 
 use crate::clock;
 use crate::contract::{Publication, Renderer};
@@ -272,7 +274,7 @@ fn catch_panic<T>(file: &Path, work: impl FnOnce() -> Result<T, redb::Error>) ->
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(JournalError::from_redb(file, error)),
-        Err(_) => Err(JournalError::Damaged { file: file.to_owned(), reason: "its pages lead nowhere".into() }),
+        Err(_) => Err(JournalError::Damaged { file: file.to_owned(), reason: "redb cannot read its pages".into() }),
     }
 }
 

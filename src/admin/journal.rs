@@ -9,7 +9,7 @@ use super::rows::{PIECES_MAX, stepped};
 use super::{Answered, App, Refused, caller, given, refuse, tried};
 use crate::clock;
 use crate::http;
-use crate::journal::{BEGUN, Counting, DONE, Export, History, Selection};
+use crate::journal::{BEGUN, DONE, Export, History, Selection, Verification};
 use crate::runtime::spawn_blocking;
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -133,7 +133,7 @@ impl Drop for Outcome {
 pub(super) async fn verify(app: App) -> Answered {
     let permit = permit()?;
     let mut audit = Outcome::begin(&app, "verify", serde_json::Value::Null).await?;
-    let mut counting = Some(Counting::new(lanes(&app)));
+    let mut counting = Some(Verification::new(lanes(&app)));
     let journal = Arc::clone(&app.handles.journal);
     stepped(app.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };

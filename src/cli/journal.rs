@@ -16,8 +16,8 @@ use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
 use crate::journal::{
-    Backup, BackupProgress, Counted, Counting, Export, History, JournalError, Progress, ReadOnlyJournal, Recount,
-    Selection, StateRecount,
+    Backup, BackupProgress, Export, History, JournalError, Progress, ReadOnlyJournal, Recount, Selection, StateRecount,
+    Verification, VerifyProgress,
 };
 use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
@@ -233,7 +233,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             finished(socket::work(&socket, "/journal/verify", &ask, |line| {
                 match line.strip_prefix(b"#") {
                     Some(counted) => {
-                        let Counted { done, total } = serde_json::from_slice(counted)?;
+                        let VerifyProgress { done, total } = serde_json::from_slice(counted)?;
                         bar.show(done, total, "counted");
                     }
                     None => recount = Some(serde_json::from_slice(line)?),
@@ -243,9 +243,9 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             recount.context("the count is cut short: the gateway has ended meanwhile")?
         }
         Journal::Still(shelf) => {
-            let mut counting = Counting::new(histories(&shelf));
+            let mut counting = Verification::new(histories(&shelf));
             while counting.step()? {
-                let Counted { done, total } = counting.counted();
+                let VerifyProgress { done, total } = counting.counted();
                 bar.show(done, total, "counted");
             }
             let mut recount = counting.finish(shelf.recount_state());

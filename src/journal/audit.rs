@@ -67,7 +67,7 @@ pub(super) struct AuditCounts {
 }
 
 impl AuditCounts {
-    fn looked(&self, held: usize, written: u64) {
+    fn set_held(&self, held: usize, written: u64) {
         *self.held.lock() = Some((held as u64, written));
     }
 }
@@ -114,7 +114,7 @@ impl Core {
             bytes -= held[surplus].1;
             surplus += 1;
         }
-        counts.looked(held.len() - surplus, written);
+        counts.set_held(held.len() - surplus, written);
         if surplus == 0 {
             return Ok(());
         }
@@ -160,13 +160,13 @@ impl Journal {
     pub fn audit_usage(&self) -> AuditUsage {
         let counts = &self.core.audited;
         let written = counts.written.load(Ordering::Relaxed);
-        let looked = *counts.held.lock();
-        let (held, at) = match looked {
-            Some(looked) => looked,
+        let last = *counts.held.lock();
+        let (held, at) = match last {
+            Some(last) => last,
             // Only before the first entry since the start.
             None => {
                 let held = self.core.state.note_sizes(PREFIX).map_or(0, |held| held.len());
-                counts.looked(held, written);
+                counts.set_held(held, written);
                 (held as u64, written)
             }
         };

@@ -1,4 +1,6 @@
 //! Reads the records of a block in order: each with its offset, its publication and its sequence.
+//!
+//! Promise: each record has the offset and the sequence that its commit assigned.
 
 use super::block::Block;
 use super::lane::Lane;

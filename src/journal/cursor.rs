@@ -137,9 +137,9 @@ impl Settled {
         }
     }
 
-    /// Settles the unsettled events of a quarantined segment. `given` is the number of events below `to` that the
+    /// Settles the unsettled events of a quarantined segment. `owed_below` is the number of events below `to` that the
     /// destination is owed, by stream.
-    pub fn mark_lost(&mut self, from: u64, to: u64, given: &[(u32, u64)]) {
+    pub fn mark_lost(&mut self, from: u64, to: u64, owed_below: &[(u32, u64)]) {
         let is_all_below = from <= self.low && self.ranges.last().is_none_or(|range| range.1 <= to);
         let from = from.max(self.low);
         let lost = self.unsettled_in(from, to);
@@ -147,7 +147,7 @@ impl Settled {
             return;
         }
         // The unsettled events of each stream below `to` are its lost ones.
-        let missing: Vec<(u32, u64)> = given
+        let missing: Vec<(u32, u64)> = owed_below
             .iter()
             .map(|(stream, count)| (*stream, count.saturating_sub(self.account(*stream).settled())))
             .collect();

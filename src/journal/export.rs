@@ -176,9 +176,9 @@ impl Export {
     /// Processes the next file or block.
     fn export_next(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
         let part = &mut self.lanes[self.lane];
-        let given = part.history.gaps().pass(part.next);
-        if given > part.next {
-            part.advance(given, &mut self.progress);
+        let assigned = part.history.gaps().skip_gap(part.next);
+        if assigned > part.next {
+            part.advance(assigned, &mut self.progress);
             return Ok(());
         }
         if part.next >= part.file_end {
@@ -251,7 +251,7 @@ impl LaneExport {
     }
 
     fn left(&self) -> u64 {
-        self.history.gaps().given_between(self.next, self.end)
+        self.history.gaps().assigned_between(self.next, self.end)
     }
 
     fn advance(&mut self, next: u64, progress: &mut Progress) {

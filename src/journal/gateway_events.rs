@@ -1,4 +1,6 @@
 //! Events of the gateway itself: `gateway.ledger`, `gateway.loss`, `gateway.clock`.
+//!
+//! Promise: an event is durable when its append returns.
 
 use super::{Journal, NotTaken};
 use crate::clock;

@@ -1,4 +1,6 @@
 //! High water: the next offset and sequences of a lane, now or before the clock was set.
+//!
+//! Promise: the numbers cover durable events only.
 
 use super::{Found, JournalError, Lane};
 use crate::event::Timestamp;
@@ -51,7 +53,7 @@ impl Lane {
         let first = low;
         let mut next = first;
         while next < end {
-            match self.read(next)? {
+            match self.read_at(next)? {
                 Found::Lost { to } => next = to.max(next + 1),
                 Found::Block(block) if block.header.first >= end => break,
                 Found::Block(block) => {

@@ -388,8 +388,8 @@ impl Lane {
     pub fn mark_lost(&self, destination: &str, from: u64, to: u64) {
         let sequences = self.sequences_before(to).unwrap_or_default();
         self.change_settled(destination, |settled| {
-            let given = self.owed_below(&sequences, settled);
-            settled.mark_lost(from, to, &given);
+            let owed = self.owed_below(&sequences, settled);
+            settled.mark_lost(from, to, &owed);
         });
     }
 

@@ -149,7 +149,7 @@ impl Lane {
         let mut tally = LossTally::default();
         let mut next = from.max(settled.low);
         while next < to {
-            match self.read(next)? {
+            match self.read_at(next)? {
                 Found::Lost { to } => next = to.max(next + 1),
                 Found::Block(block) => {
                     let end = block.end();

@@ -716,7 +716,7 @@ fn restore_older_fingerprints(
 impl Lane {
     /// Reads the log at an offset, for a single access. Blocks the thread.
     pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
-        self.read(offset)
+        self.read_at(offset)
     }
 }
 

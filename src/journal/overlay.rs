@@ -1,5 +1,7 @@
 //! Overlay: a file that is never changed; writes to it stay in memory.
 //!
+//! Promise: the file below is never written.
+//!
 //! redb repairs a file in order to open it. Read-only commands (`verify`, `export` of a stopped journal, `salvage`) let it
 //! repair this overlay instead.
 //!

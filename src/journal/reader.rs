@@ -34,13 +34,13 @@ pub struct Follower {
     lane: Arc<Lane>,
     updates: watch::Receiver<Durable>,
     /// A read from disk in progress; a later `find` of the same offset continues it if an earlier one was cancelled.
-    reading: Option<(u64, Reading)>,
+    reading: Option<(u64, PendingRead)>,
     /// Time of the next try after a failed read.
     retry_at: Option<Instant>,
     failures: Limiter,
 }
 
-type Reading = JoinHandle<Result<Found, JournalError>>;
+type PendingRead = JoinHandle<Result<Found, JournalError>>;
 
 /// Delay before the next try after a failed read.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -64,7 +64,7 @@ impl Follower {
 
     /// Waits for the event at `offset`; `None` once the journal is closed without one. Cancel-safe.
     pub async fn find(&mut self, offset: u64) -> Option<Found> {
-        let offset = self.lane.gaps.pass(offset);
+        let offset = self.lane.gaps.skip_gap(offset);
         loop {
             if offset < self.updates.borrow_and_update().end {
                 if let Some(block) = self.lane.in_tail(offset) {
@@ -109,16 +109,16 @@ impl Follower {
 
     /// Starts to read the next block while the caller processes the current one.
     fn read_ahead(&mut self, offset: u64) {
-        let offset = self.lane.gaps.pass(offset);
+        let offset = self.lane.gaps.skip_gap(offset);
         if offset < self.updates.borrow().end && self.lane.in_tail(offset).is_none() {
             self.reading = Some((offset, read(&self.lane, offset)));
         }
     }
 }
 
-fn read(lane: &Arc<Lane>, offset: u64) -> Reading {
+fn read(lane: &Arc<Lane>, offset: u64) -> PendingRead {
     let lane = Arc::clone(lane);
-    spawn_blocking(move || lane.read(offset))
+    spawn_blocking(move || lane.read_at(offset))
 }
 
 impl Lane {
@@ -131,9 +131,9 @@ impl Lane {
     }
 
     /// Reads from the segments. Blocks the thread.
-    pub(super) fn read(&self, offset: u64) -> Result<Found, JournalError> {
-        let mut offset = self.gaps.pass(offset);
-        let lost = |offset, to| Found::Lost { to: self.gaps.clip(offset, to) };
+    pub(super) fn read_at(&self, offset: u64) -> Result<Found, JournalError> {
+        let mut offset = self.gaps.skip_gap(offset);
+        let lost = |offset, to| Found::Lost { to: self.gaps.clip_at_gap(offset, to) };
         loop {
             let (segment, path, limit, is_active) = {
                 let log = self.log();
@@ -194,7 +194,7 @@ impl Lane {
         }
         let found = match self.in_tail(offset) {
             Some(block) => Found::Block(block),
-            None => self.read(offset).ok()?,
+            None => self.read_at(offset).ok()?,
         };
         match found {
             Found::Block(block) => Some(block.header.recorded),

@@ -214,7 +214,7 @@ impl ReadOnlyLane {
             }
         }
         // Like a start: behind every recorded gap.
-        lane.end = lane.gaps.pass(lane.end);
+        lane.end = lane.gaps.skip_gap(lane.end);
         Ok(lane)
     }
 
@@ -280,9 +280,9 @@ impl History for ReadOnlyLane {
     }
 
     fn find(&self, offset: u64) -> Result<Found, JournalError> {
-        let mut offset = self.gaps.pass(offset);
+        let mut offset = self.gaps.skip_gap(offset);
         loop {
-            let lost = |offset, to| Ok(Found::Lost { to: self.gaps.clip(offset, to) });
+            let lost = |offset, to| Ok(Found::Lost { to: self.gaps.clip_at_gap(offset, to) });
             let Some((first, path, limit)) = self.segment(offset) else { return lost(offset, self.end) };
             offset = offset.max(first);
             match (self.open_segment(path)?.view()?.block_from(offset)?, limit) {

@@ -1,4 +1,6 @@
 //! Changes of the configuration that apply to an open journal.
+//!
+//! Promise: the cursor of a known destination stays where it is.
 
 use super::open::{owed_from, owed_from_unknown};
 use super::{Config, Journal, Lane, Start};
@@ -6,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Journal {
-    /// Applies budgets, lingers, limits and new destinations. Folder, lanes, dedupe memory and caches stay as they were when
-    /// the journal was opened. May read from disk.
+    /// Applies budgets, lingers, limits and new destinations. Folder, lanes, dedupe memory and caches stay as they
+    /// were when the journal was opened. May read from disk.
     pub fn change(&self, config: &Config) {
         self.core.reserve_bytes.store(config.reserve_bytes, Ordering::Relaxed);
         *self.core.dead_retention.lock() = config.dead_retention;

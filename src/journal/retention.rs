@@ -182,7 +182,7 @@ impl Lane {
             if next >= self.end() {
                 return Ok((next.min(self.end()), false));
             }
-            match self.read(next)? {
+            match self.read_at(next)? {
                 super::Found::Block(block) if block.header.recorded < before => next = block.end(),
                 super::Found::Block(_) => return Ok((next, false)),
                 super::Found::Lost { to } => next = to.max(next + 1),

@@ -82,19 +82,19 @@ impl GapFile {
 
 impl Gaps {
     /// The first offset at or after `offset` that is in no gap.
-    pub fn pass(&self, offset: u64) -> u64 {
+    pub fn skip_gap(&self, offset: u64) -> u64 {
         let found = self.offsets.iter().find(|(from, to)| (*from..*to).contains(&offset));
         found.map_or(offset, |(_, to)| *to)
     }
 
     /// `to`, or the start of a gap between `offset` and `to`.
-    pub fn clip(&self, offset: u64, to: u64) -> u64 {
+    pub fn clip_at_gap(&self, offset: u64, to: u64) -> u64 {
         let starts = self.offsets.iter().map(|(from, _)| *from);
         starts.filter(|from| *from > offset).min().map_or(to, |from| from.min(to))
     }
 
     /// The first sequence of a stream at or after `sequence` that is in no gap.
-    pub fn pass_sequence(&self, stream: u32, sequence: u64) -> u64 {
+    pub fn skip_sequence_gap(&self, stream: u32, sequence: u64) -> u64 {
         let mut of_stream = self.sequences.iter().filter(|gap| gap.0 == stream);
         of_stream.find(|(_, from, to)| (*from..*to).contains(&sequence)).map_or(sequence, |(_, _, to)| *to)
     }
@@ -132,7 +132,7 @@ impl Gaps {
     }
 
     /// Number of offsets in a range that were assigned.
-    pub fn given_between(&self, from: u64, to: u64) -> u64 {
+    pub fn assigned_between(&self, from: u64, to: u64) -> u64 {
         to.saturating_sub(from).saturating_sub(self.offsets_below(to).saturating_sub(self.offsets_below(from)))
     }
 
@@ -162,11 +162,20 @@ mod tests {
     #[test]
     fn a_gap_is_passed_over_and_counted_once() {
         let gaps = Gaps { offsets: vec![(4, 10), (20, 30)], sequences: vec![(1, 4, 10), (2, 1, 3), (1, 12, 13)] };
-        assert_eq!((gaps.pass(3), gaps.pass(4), gaps.pass(9), gaps.pass(10), gaps.pass(29)), (3, 10, 10, 10, 30));
-        assert_eq!((gaps.clip(2, 15), gaps.clip(10, 15), gaps.clip(12, 40)), (4, 15, 20));
+        assert_eq!(
+            (gaps.skip_gap(3), gaps.skip_gap(4), gaps.skip_gap(9), gaps.skip_gap(10), gaps.skip_gap(29)),
+            (3, 10, 10, 10, 30)
+        );
+        assert_eq!((gaps.clip_at_gap(2, 15), gaps.clip_at_gap(10, 15), gaps.clip_at_gap(12, 40)), (4, 15, 20));
         assert_eq!((gaps.offsets_below(4), gaps.offsets_below(25), gaps.offsets_below(99)), (0, 11, 16));
-        assert_eq!((gaps.given_between(1, 30), gaps.given_between(5, 22), gaps.given_between(5, 9)), (13, 10, 0));
-        assert_eq!((gaps.pass_sequence(1, 5), gaps.pass_sequence(1, 10), gaps.pass_sequence(3, 5)), (10, 10, 5));
+        assert_eq!(
+            (gaps.assigned_between(1, 30), gaps.assigned_between(5, 22), gaps.assigned_between(5, 9)),
+            (13, 10, 0)
+        );
+        assert_eq!(
+            (gaps.skip_sequence_gap(1, 5), gaps.skip_sequence_gap(1, 10), gaps.skip_sequence_gap(3, 5)),
+            (10, 10, 5)
+        );
         assert_eq!((gaps.sequences_of(1), gaps.sequences_of(2), gaps.sequences_of(3)), (7, 2, 0));
     }
 }

@@ -63,15 +63,15 @@ pub(super) fn numbers(
     let offset_mark = format!("offset/{lane}");
     let noted = mark(&format!("given/{offset_mark}"))?;
     let known = NumberEvidence {
-        given: newest.next.max(lost.end).max(lost.first.unwrap_or(0)).max(noted),
+        assigned_below: newest.next.max(lost.end).max(lost.first.unwrap_or(0)).max(noted),
         mark: mark(&offset_mark)?,
         gap_end: gaps.offsets.last().map_or(0, |gap| gap.1),
     };
-    let is_short = lost.first.is_some()
+    let may_be_incomplete = lost.first.is_some()
         || known.has_lost_mark()
         || known.has_no_evidence() && has_lost_marks
         || noted > newest.next.max(known.gap_end);
-    let (next, gap) = known.resume(is_short, has_lost_marks);
+    let (next, gap) = known.resume(may_be_incomplete, has_lost_marks);
     if let Some((from, to)) = gap {
         let events_lost = from.saturating_sub(newest.next.max(known.gap_end));
         tracing::error!(
@@ -88,7 +88,7 @@ pub(super) fn numbers(
     for stream in stream_numbers(core) {
         let name = sequence_mark(lane, stream);
         let known = NumberEvidence {
-            given: newest
+            assigned_below: newest
                 .sequences
                 .get(&stream)
                 .copied()
@@ -98,11 +98,11 @@ pub(super) fn numbers(
             mark: mark(&name)?,
             gap_end: gaps.sequences.iter().filter(|gap| gap.0 == stream).map(|gap| gap.2).max().unwrap_or(0),
         };
-        let may_be_lost = is_short && has_lost_marks && is_of(core, stream, lane);
-        if known.given == 1 && known.has_no_evidence() && !may_be_lost {
+        let may_be_lost = may_be_incomplete && has_lost_marks && is_of(core, stream, lane);
+        if known.assigned_below == 1 && known.has_no_evidence() && !may_be_lost {
             continue;
         }
-        let (next, gap) = known.resume(is_short || known.has_lost_mark(), has_lost_marks);
+        let (next, gap) = known.resume(may_be_incomplete || known.has_lost_mark(), has_lost_marks);
         if let Some((from, to)) = gap {
             let name = core.stream_name(stream);
             tracing::error!(lane, stream = %name, from, to, "to consumers of this stream its sequence skips these numbers; no event has them, except events in files that are set aside");
@@ -131,7 +131,7 @@ fn stream_numbers(core: &Core) -> Vec<u32> {
 #[derive(Clone, Copy, Debug)]
 struct NumberEvidence {
     /// Every number below was assigned.
-    given: u64,
+    assigned_below: u64,
     /// High-water mark: no number from here on was assigned; 0 if unknown.
     mark: u64,
     /// End of the last gap; 0 without one.
@@ -141,7 +141,7 @@ struct NumberEvidence {
 impl NumberEvidence {
     /// Whether the high-water mark is lost: it is always raised before a number is assigned.
     fn has_lost_mark(&self) -> bool {
-        self.mark < self.given && self.given > self.gap_end.max(1)
+        self.mark < self.assigned_below && self.assigned_below > self.gap_end.max(1)
     }
 
     /// Whether neither a mark nor a gap limits the assigned numbers.
@@ -149,11 +149,11 @@ impl NumberEvidence {
         self.mark == 0 && self.gap_end == 0
     }
 
-    /// The next number, and the new gap below it, if any. `is_short`: more numbers may have been assigned than `given`
-    /// says.
-    fn resume(&self, is_short: bool, has_lost_marks: bool) -> (u64, Option<(u64, u64)>) {
-        let from = self.given.max(self.gap_end);
-        if !is_short {
+    /// The next number, and the new gap below it, if any. With `may_be_incomplete`, numbers at or above
+    /// `assigned_below` may have been assigned too.
+    fn resume(&self, may_be_incomplete: bool, has_lost_marks: bool) -> (u64, Option<(u64, u64)>) {
+        let from = self.assigned_below.max(self.gap_end);
+        if !may_be_incomplete {
             return (from, None);
         }
         let is_mark_lost = self.has_lost_mark() || has_lost_marks && self.has_no_evidence();
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn numbers_go_on_behind_what_may_have_been_given_and_only_once() {
-        let known = |given, mark, gap_end| NumberEvidence { given, mark, gap_end };
+        let known = |assigned_below, mark, gap_end| NumberEvidence { assigned_below, mark, gap_end };
         assert_eq!(known(4, 1000, 0).resume(false, false), (4, None), "nothing is lost");
         assert_eq!(known(4, 1000, 0).resume(true, false), (1000, Some((4, 1000))), "a segment is lost");
         assert_eq!(known(4, 0, 0).resume(true, true), (4 + RESERVE, Some((4, 4 + RESERVE))), "the marks are lost");

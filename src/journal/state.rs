@@ -77,10 +77,10 @@ impl State {
         let path = folder.join("state.redb");
         let state = Self { disk, path, database: Mutex::default() };
         let found = state.disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
-        let mut aside = None;
+        let mut quarantined = None;
         if !found.iter().any(|(name, _)| name == "state.redb") {
             *state.lock() = Slot::Open(state.write_new(None)?);
-            return Ok((state, aside));
+            return Ok((state, quarantined));
         }
         match state.open_database() {
             Ok(handle) => {
@@ -92,12 +92,12 @@ impl State {
             }
             Err(error @ JournalError::Damaged { .. }) => {
                 tracing::error!(%error, "the high-water marks are lost with this file; setting it aside as state.redb.damaged, the lanes resume behind every number that they may have assigned");
-                aside = Some(super::quarantine(&*state.disk, &state.path)?);
+                quarantined = Some(super::quarantine(&*state.disk, &state.path)?);
                 *state.lock() = Slot::Open(state.write_new(None)?);
             }
             Err(error) => return Err(error),
         }
-        Ok((state, aside))
+        Ok((state, quarantined))
     }
 
     /// Creates the file with the content of another. It has a temporary name until it is complete, in case of a power cut.
@@ -150,8 +150,8 @@ impl State {
                 return Err(redb::Error::Corrupted("the file is empty".into()));
             }
             let mut database = builder().create_with_backend(backend)?;
-            // Checks every page against its checksum: damage shows now rather than in operation, or never, as a wrong number.
-            // The file is small.
+            // Checks every page against its checksum: damage shows now rather than in operation, or never, as a wrong
+            // number. The file is small.
             if !database.check_integrity()? {
                 return Err(redb::Error::Corrupted("a page does not fit its checksum".into()));
             }
@@ -378,8 +378,8 @@ impl State {
                 tracing::error!(file = %self.path.display(), "the file was removed or replaced while it was in use; writing it again");
                 match self.write_new(Some(&handle.database)) {
                     Ok(created) => Slot::Open(created),
-                    // The new file may have the name already, but not durably: the open one stays valid, and the next write tries
-                    // again.
+                    // The new file may have the name already, but not durably: the open one stays valid, and the next
+                    // write tries again.
                     Err(error) => {
                         *guard = Slot::Open(handle);
                         return Err(error);

@@ -116,7 +116,7 @@ pub struct OwedStream {
 
 /// Progress in offsets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counted {
+pub struct VerifyProgress {
     /// Offsets counted so far.
     pub done: u64,
     /// Offsets in all.
@@ -124,10 +124,10 @@ pub struct Counted {
 }
 
 /// A verification in progress.
-pub struct Counting {
+pub struct Verification {
     lanes: Vec<LaneCount>,
     lane: usize,
-    counted: Counted,
+    counted: VerifyProgress,
 }
 
 struct LaneCount {
@@ -151,22 +151,22 @@ struct StreamCount {
     is_after_hole: bool,
 }
 
-impl std::fmt::Debug for Counting {
+impl std::fmt::Debug for Verification {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Counting").field("counted", &self.counted).finish_non_exhaustive()
+        f.debug_struct("Verification").field("counted", &self.counted).finish_non_exhaustive()
     }
 }
 
-impl Counting {
+impl Verification {
     /// Begins to count lanes in their current state.
     pub fn new(lanes: impl IntoIterator<Item = Arc<dyn History>>) -> Self {
         let lanes: Vec<_> = lanes.into_iter().map(LaneCount::new).collect();
-        let total = lanes.iter().map(|lane| lane.history.gaps().given_between(lane.next, lane.end)).sum();
-        Self { lanes, lane: 0, counted: Counted { done: 0, total } }
+        let total = lanes.iter().map(|lane| lane.history.gaps().assigned_between(lane.next, lane.end)).sum();
+        Self { lanes, lane: 0, counted: VerifyProgress { done: 0, total } }
     }
 
     /// Progress so far.
-    pub fn counted(&self) -> Counted {
+    pub fn counted(&self) -> VerifyProgress {
         self.counted
     }
 
@@ -180,7 +180,7 @@ impl Counting {
             }
             let before = lane.next;
             lane.count_next()?;
-            self.counted.done += lane.history.gaps().given_between(before, lane.next);
+            self.counted.done += lane.history.gaps().assigned_between(before, lane.next);
         }
         Ok(true)
     }
@@ -212,7 +212,7 @@ impl LaneCount {
     }
 
     fn count_next(&mut self) -> Result<(), JournalError> {
-        let at = self.history.gaps().pass(self.next);
+        let at = self.history.gaps().skip_gap(self.next);
         if at > self.next {
             self.next = at.min(self.end);
             return Ok(());
@@ -250,7 +250,7 @@ impl LaneCount {
     /// Handles offsets that no block has.
     fn hole(&mut self, from: u64, to: u64) {
         let gaps = self.history.gaps();
-        let (mut from, to) = (gaps.pass(from), to);
+        let (mut from, to) = (gaps.skip_gap(from), to);
         if from >= to {
             return;
         }
@@ -261,14 +261,14 @@ impl LaneCount {
             return;
         }
         while from < to {
-            let end = self.history.gaps().clip(from, to);
+            let end = self.history.gaps().clip_at_gap(from, to);
             let aside = self.history.damaged().into_iter().find(|(first, _)| *first < end && *first + 1 > from);
             let what = format!("offsets {from} to {} are not there", end - 1);
             match aside {
                 Some((_, why)) => self.result.notes.push(format!("{what}: {why}")),
                 None => self.fault(what),
             }
-            from = self.history.gaps().pass(end).max(end);
+            from = self.history.gaps().skip_gap(end).max(end);
         }
     }
 
@@ -300,7 +300,7 @@ impl LaneCount {
                 events: 0,
                 is_after_hole: false,
             });
-            let due = self.history.gaps().pass_sequence(run.stream, known.next);
+            let due = self.history.gaps().skip_sequence_gap(run.stream, known.next);
             let is_due = first == due || known.is_after_hole && first > known.next;
             let next = known.next;
             *known = StreamCount {
@@ -344,16 +344,15 @@ impl LaneCount {
         let gaps = self.history.gaps().clone();
         for (number, count) in &self.streams {
             let last = count.next - 1;
-            let given_below = |gap: &&(u32, u64, u64)| gap.0 == *number && gap.1 <= last;
-            let not_given: u64 =
-                gaps.sequences.iter().filter(given_below).map(|gap| gap.2.min(count.next) - gap.1).sum();
+            let gap_below = |gap: &&(u32, u64, u64)| gap.0 == *number && gap.1 <= last;
+            let in_gaps: u64 = gaps.sequences.iter().filter(gap_below).map(|gap| gap.2.min(count.next) - gap.1).sum();
             self.result.streams.push(StreamRecount {
                 stream: self.history.stream_name(*number),
                 number: *number,
                 first: count.first,
                 last,
                 events: count.events,
-                accepted: last - not_given,
+                accepted: last - in_gaps,
             });
         }
         for (cursor, above) in std::mem::take(&mut self.cursors).iter().zip(std::mem::take(&mut self.above)) {

@@ -497,12 +497,12 @@ impl Writer {
         if is_idle && holds_events && self.lane.is_all_settled() {
             self.close_segment();
         }
-        let is_given = match self.position.active {
+        let freed = match self.position.active {
             None => self.begin_segment().map(|()| retention::reclaim(&self.lane)),
             Some(_) if self.lane.settings.load().full == Full::ShedOldest => self.shed_oldest().map(drop),
             Some(_) => Ok(()),
         };
-        if is_given.is_err() {
+        if freed.is_err() {
             tracing::warn!(lane = %self.lane.name, "could not free disk space for other lanes");
         }
     }

@@ -242,7 +242,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         let mut next_sequences = summary.sequences.clone();
         let mut parts: BTreeMap<u32, StreamPart> = BTreeMap::new();
         let (mut fingerprints, mut values, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let mut next = lane.gaps().pass(first);
+        let mut next = lane.gaps().skip_gap(first);
         while next < end {
             let block = match lane.find(next)? {
                 Found::Block(block) if block.header.first == next => Some(block),
@@ -254,7 +254,7 @@ impl<'a, 't> CopyJob<'a, 't> {
                 fs::remove_file(&path).map_err(|error| JournalError::io(&path, error))?;
                 return Ok(None);
             };
-            next = lane.gaps().pass(block.end());
+            next = lane.gaps().skip_gap(block.end());
             count_block(&mut next_sequences, &block);
             for run in &block.header.runs {
                 StreamPart::add(&mut parts, run, block.header.recorded);
@@ -312,7 +312,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         };
         raise(format!("offset/{name}"), end + AHEAD);
         for (stream, next) in sequences {
-            let next = gaps.pass_sequence(stream, next);
+            let next = gaps.skip_sequence_gap(stream, next);
             gaps.add_sequences(stream, next, next + AHEAD);
             raise(sequence_mark(name, stream), next + AHEAD);
         }

@@ -1,4 +1,6 @@
 //! The manifest of a backup, and the first start of a restored journal.
+//!
+//! Promise: the gaps are widened before the journal assigns a number.
 
 use crate::clock;
 use crate::event::Timestamp;
