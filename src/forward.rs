@@ -1,30 +1,30 @@
-//! Forward: takes a lane's events to one destination, and settles what central acknowledged.
+//! Forward: sends the events of a lane to one destination and settles those that central acknowledged.
 //!
-//! Promise: an event is settled only on central's answer, or once it is a dead letter on the disk;
-//! first deliveries of one key are in order; one event that central cannot stand blocks nobody.
+//! Promise: an event is settled only when central has acknowledged it, or when it is a durable dead letter;
+//! first deliveries of one key are in order; one event that makes central disconnect does not block the others.
 //! Invariants:
-//! - one forwarder and one connection for each lane and destination, so that none harms another;
-//! - what is in flight is bounded by the window, and is read again from the journal after a loss.
+//! - each pair of lane and destination has its own forwarder and connection, to isolate failures;
+//! - the window bounds the events in flight; after a disconnect they are read again from the journal.
 //!
-//! Not here: how bytes travel (`link`), where events are kept (`journal`).
+//! Not here: the MQTT session (`link`), the storage of events (`journal`).
 
 pub mod again;
-mod answers;
 mod batch;
+mod client_conflict;
+mod failback;
 mod fill;
-mod flight;
 mod followed;
-mod look_back;
+mod in_flight;
+mod lane_reader;
 mod pace;
 mod probe;
-mod reading;
-mod renewal;
-mod rivals;
+mod replies;
+mod rotation;
 pub mod status;
 
 pub use batch::{BATCH, BATCH_ZSTD};
 pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
-pub use renewal::Renewal;
+pub use rotation::CredentialRotation;
 
 use crate::clock;
 use crate::contract::Rendering;
@@ -35,58 +35,58 @@ use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Counter, Histogram, Limiter};
 use crate::tls::ClientFiles;
-use batch::Gatherings;
-use flight::Flight;
+use batch::Batcher;
+use client_conflict::ClientIdConflict;
+use failback::Failback;
 use followed::Followed;
-use look_back::LookBack;
+use in_flight::InFlight;
+use lane_reader::LaneReader;
 use pace::Pacer;
 use parking_lot::Mutex;
-use reading::Reading;
-use rivals::Rivals;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How a destination is forwarded to.
+/// The settings of one destination.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the destination.
     pub name: String,
-    /// `mqtts://host:port`, or `mqtt://host:port` without TLS. Several are tried in order.
+    /// `mqtts://host:port`, or `mqtt://host:port` without TLS. The gateway tries several in their order.
     pub url: Urls,
-    /// Certificates.
+    /// Files for TLS: authorities, client certificate and key.
     #[serde(default)]
     pub tls: ClientFiles,
-    /// Version of MQTT.
+    /// MQTT version.
     #[serde(default)]
     pub protocol: Protocol,
     /// User name.
     pub user: Option<String>,
     /// File that holds the password.
     pub password_file: Option<PathBuf>,
-    /// How long the line may be silent before it is probed.
+    /// Time without traffic after which the gateway sends a PINGREQ.
     #[serde(default = "keep_alive")]
     pub keep_alive: Span,
-    /// How long an event may stay unanswered while the line is alive.
+    /// Longest wait for an acknowledgement while the connection is alive.
     #[serde(default = "answer_wait_max")]
     pub answer_wait_max: Span,
-    /// Publishes in flight at most; the broker may allow fewer.
+    /// Largest number of publishes in flight; the broker may allow fewer.
     #[serde(default = "window")]
     pub window: u16,
-    /// Streams to send; `*` at the end stands for any rest. All, if there is none.
+    /// Streams to send; a pattern may end in `*`. An empty list means all.
     #[serde(default)]
     pub streams: Vec<String>,
-    /// Whether an event that nobody has subscribed to is held and tried again.
+    /// Whether the gateway retries an event until its topic has a subscriber.
     #[serde(default)]
     pub require_subscriber: bool,
-    /// Where a new destination starts.
+    /// Position in each lane at which a new destination starts.
     #[serde(default)]
     pub from: crate::journal::Start,
-    /// Bytes of each lane that it may hold back; what it needs beyond that is given up, for it alone.
+    /// Bytes of each lane that this destination may hold back; beyond it, the oldest events are discarded for it.
     pub hold: Option<Bytes>,
-    /// Topic level in front of what is sent again by `forebay replay`; none for MQTT 5 by default.
+    /// Topic level that `forebay replay` puts in front of the topic; none for MQTT 5 by default.
     pub replay_topic: Option<String>,
 }
 
@@ -124,7 +124,7 @@ fn answer_wait_max() -> Span {
 }
 
 impl Config {
-    /// The broker, if the URL leads to one.
+    /// Returns the brokers of this destination, or what is wrong with their URLs.
     pub fn target(&self) -> Result<Target, String> {
         Target::new(link::Config {
             urls: self.url.0.clone(),
@@ -137,7 +137,7 @@ impl Config {
         })
     }
 
-    /// Whether a stream goes to this destination. The gateway's own always do: they say what is complete.
+    /// Whether a stream goes to this destination. The gateway's own streams always do: they report losses.
     pub fn takes(&self, stream: &str) -> bool {
         self.streams.is_empty()
             || stream.starts_with("gateway.")
@@ -148,74 +148,74 @@ impl Config {
     }
 }
 
-/// Bytes written at once.
+/// Output buffer size at which `fill` stops, in bytes.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// Pauses after a refusal for now.
+/// First and longest pause after a temporary rejection; each pause is twice the one before.
 const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
-/// A connection that dies so often with the same lowest event is probed with that event alone.
-const DEATHS_BEFORE_PROBE: u32 = 3;
-/// Whether a part of the day has begun or ended is looked at that often.
-const HOURS_LOOK: Duration = Duration::from_secs(5);
-/// What is settled above a gap grows by a range each time that the live end is taken up anew; with more
-/// ranges than this the backlog goes first.
+/// After this number of disconnects with the same lowest event in flight, the forwarder sends that event alone.
+const DISCONNECTS_BEFORE_PROBE: u32 = 3;
+/// Interval at which the forwarder checks whether the sending hours have begun or ended.
+const HOURS_POLL: Duration = Duration::from_secs(5);
+/// Each jump to the live end adds a range to the set of settled offsets; with more ranges than this, the forwarder
+/// sends the backlog first.
 const LIVE_RANGES_MAX: usize = 64;
-/// So many windows behind for so long, `live-first` takes up the live end anew, though the session lasts.
+/// `live-first` jumps to the live end within a session when the lag exceeds this number of windows for [`LIVE_LAG`].
 const LIVE_LAG_WINDOWS: u64 = 4;
 const LIVE_LAG: Duration = Duration::from_secs(2);
 
-/// What a forwarder counts.
+/// Counters and state of one forwarder.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Events that central acknowledged.
     pub delivered: Counter,
-    /// Of those, how many nobody had subscribed to.
+    /// Acknowledged publishes whose topic had no subscriber.
     pub unheard: Counter,
     /// Publishes sent, repeats included.
     pub sent: Counter,
-    /// Events that central refused for now.
+    /// Publishes that central rejected temporarily.
     pub refused_for_now: Counter,
-    /// Events that became dead letters here.
+    /// Events that this forwarder turned into dead letters.
     pub dead: Counter,
-    /// Publishes whose answer was lost with the session, and that are sent again.
+    /// Publishes that were unacknowledged when the session ended, and that are sent again.
     pub repeated: Counter,
-    /// Sessions that were opened.
+    /// Opened sessions.
     pub connects: Counter,
-    /// Sessions that were lost, and attempts to open one that failed.
+    /// Lost sessions and failed connection attempts.
     pub failures: Counter,
-    /// From sending to acknowledgement.
+    /// Time from sending to acknowledgement.
     pub answer: Histogram,
-    /// From taking an event to its acknowledgement; of a batch, its oldest event.
+    /// Time from accepting an event to its acknowledgement; for a batch, of its oldest event.
     pub settle: Histogram,
-    state: Mutex<State>,
+    state: Mutex<LinkState>,
 }
 
-/// How the connection stands.
+/// State of the connection.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub struct LinkState {
     /// Whether there is a session.
     pub is_up: bool,
-    /// Since when it is as it is.
+    /// Time of the last change of `is_up`.
     pub since: Option<Timestamp>,
-    /// Why there is none.
+    /// Why there is no session.
     pub reason: Option<String>,
     /// Publishes in flight.
     pub in_flight: usize,
-    /// What a person should know, though the session lasts.
+    /// A warning for the operator while the session continues.
     pub note: Option<String>,
 }
 
 impl Stats {
-    /// How the connection stands.
-    pub fn state(&self) -> State {
+    /// Returns the state of the connection.
+    pub fn state(&self) -> LinkState {
         self.state.lock().clone()
     }
 
-    fn set(&self, change: impl FnOnce(&mut State)) {
+    fn set(&self, change: impl FnOnce(&mut LinkState)) {
         change(&mut self.state.lock());
     }
 }
 
-/// Takes one lane to one destination.
+/// Sends one lane to one destination.
 #[derive(Debug)]
 pub struct Forwarder {
     config: Arc<Config>,
@@ -226,97 +226,98 @@ pub struct Forwarder {
     lane: Arc<Lane>,
     dead: Arc<Lane>,
     stats: Arc<Stats>,
-    /// What goes out first.
-    front: Reading,
-    /// The backlog behind it (`live-first`).
-    behind: Reading,
-    gatherings: Gatherings,
+    /// Reads the events to send first.
+    primary: LaneReader,
+    /// Reads the backlog while `primary` reads live events (`live-first`).
+    backfill: LaneReader,
+    batcher: Batcher,
     pacer: Pacer,
-    /// What is settled above the lowest that is not.
-    skip: Settled,
-    flight: Flight,
+    /// The offsets that were settled when the readers were last rewound.
+    settled: Settled,
+    flight: InFlight,
     followed: Followed,
     rendering: Rendering,
-    deaths: Deaths,
+    suspect: Suspect,
     refused_pause: Duration,
     warnings: Limiter,
-    /// `live-first`: the end as it was, and when, since the front lags far behind it.
+    /// `live-first`: the end of the lane, and the time, when the primary reader began to lag far behind.
     lagging: Option<(u64, Instant)>,
-    /// How long until a batch that gathers has waited long enough.
+    /// Time until the next open batch reaches its age limit.
     batch_due: Option<Duration>,
-    renewal: Renewal,
+    rotation: CredentialRotation,
 }
 
+/// The lowest offset in flight at repeated disconnects, and their number.
 #[derive(Debug, Default)]
-struct Deaths {
-    lowest: u64,
-    count: u32,
+struct Suspect {
+    offset: u64,
+    disconnects: u32,
 }
 
-/// Why a session is over.
-enum End {
+/// Why the forwarder stops using a session, or stops sending on it.
+enum SessionEnd {
     Shutdown,
     Lost(LinkError),
-    /// Central refused for now: the same session goes on after a pause.
+    /// Central rejected an event temporarily: the forwarder continues on the same session after a pause.
     Pause,
-    /// Another session takes its place, and why.
-    Better(Box<Session>, &'static str),
+    /// A new session replaces this one; the text says why.
+    Replaced(Box<Session>, &'static str),
 }
 
-/// Where a forwarder belongs.
+/// The destination, settings and identity of a forwarder.
 #[derive(Clone, Debug)]
-pub struct Place {
-    /// The destination.
+pub struct ForwarderSpec {
+    /// Settings of the destination.
     pub config: Arc<Config>,
-    /// How its lane is sent.
+    /// How the forwarder sends its lane.
     pub sending: Arc<Sending>,
-    /// How far the lanes of the destination are behind.
+    /// Backlogs of all lanes of the destination.
     pub pressure: Arc<Pressure>,
-    /// Its MQTT client id.
+    /// MQTT client id.
     pub client: String,
-    /// Hears of new certificates and passwords.
-    pub renewal: Renewal,
+    /// Signals new certificates and passwords.
+    pub rotation: CredentialRotation,
 }
 
 impl Forwarder {
-    /// A forwarder for a lane.
-    pub fn new(place: Place, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
-        let Place { config, sending, pressure, client, renewal } = place;
+    /// Creates a forwarder for `lane`; events that central rejects for good go to the log `dead`.
+    pub fn new(spec: ForwarderSpec, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
+        let ForwarderSpec { config, sending, pressure, client, rotation } = spec;
         let target = Arc::new(config.target()?);
         Ok(Self {
             sending,
             pressure,
             target,
             client,
-            front: Reading::new(lane, 1, u64::MAX),
-            behind: Reading::new(lane, 1, 1),
-            gatherings: Gatherings::default(),
+            primary: LaneReader::new(lane, 1, u64::MAX),
+            backfill: LaneReader::new(lane, 1, 1),
+            batcher: Batcher::default(),
             pacer: Pacer::new(),
             lane: Arc::clone(lane),
             dead: Arc::clone(dead),
             stats,
-            skip: Settled::default(),
-            flight: Flight::default(),
+            settled: Settled::default(),
+            flight: InFlight::default(),
             followed: Followed::default(),
             rendering: Rendering::default(),
-            deaths: Deaths::default(),
+            suspect: Suspect::default(),
             refused_pause: REFUSED_PAUSE.0,
             warnings: Limiter::new(Duration::from_secs(60)),
             lagging: None,
             batch_due: None,
-            renewal,
+            rotation,
             config,
         })
     }
 
-    /// Works until the shutdown; then waits a moment for what is in flight.
+    /// Runs until shutdown, then waits up to 2 s for outstanding acknowledgements.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut down_since: Option<Instant> = None;
         let mut attempt = 0u32;
-        let mut rivals = Rivals::default();
+        let mut conflict = ClientIdConflict::default();
         loop {
-            self.resume();
-            self.renewal.done();
+            self.rewind();
+            self.rotation.mark_used();
             let connected = tokio::select! {
                 () = shutdown.begun() => break,
                 connected = self.target.connect(&self.client, None) => connected,
@@ -329,15 +330,15 @@ impl Forwarder {
                     let delivered = self.stats.delivered.value();
                     let began = clock::instant();
                     let end = self.serve(session, &mut shutdown).await;
-                    self.note_behind();
+                    self.report_progress();
                     if self.stats.delivered.value() > delivered {
                         (down_since, attempt) = (None, 0);
                     }
                     match end {
-                        End::Shutdown => break,
-                        End::Pause | End::Better(..) => unreachable!("serve goes on after these"),
-                        End::Lost(error) => {
-                            rivals.note(&error, clock::instant().duration_since(began), self.flight.is_empty());
+                        SessionEnd::Shutdown => break,
+                        SessionEnd::Pause | SessionEnd::Replaced(..) => unreachable!("serve handles these itself"),
+                        SessionEnd::Lost(error) => {
+                            conflict.record_end(&error, clock::instant().duration_since(began), self.flight.is_empty());
                             error
                         }
                     }
@@ -345,10 +346,10 @@ impl Forwarder {
                 Err(error) => error,
             };
             self.stats.failures.add(1);
-            let reason = match rivals.wait() {
+            let reason = match conflict.pause() {
                 None => error.to_string(),
                 Some(_) => {
-                    let how_sure = if rivals.is_certain() { "" } else { "sessions end at once; perhaps " };
+                    let how_sure = if conflict.is_confirmed() { "" } else { "sessions end at once; perhaps " };
                     let client = &self.client;
                     format!(
                         "{how_sure}another client uses the client id \"{client}\": is there a second gateway of that name? ({error})"
@@ -357,7 +358,7 @@ impl Forwarder {
             };
             let now = clock::instant();
             let down_for = now.duration_since(*down_since.get_or_insert(now));
-            let wait = rivals.wait().unwrap_or_else(|| reconnect_wait(down_for, attempt));
+            let wait = conflict.pause().unwrap_or_else(|| reconnect_wait(down_for, attempt));
             attempt += 1;
             if self.set_state(false, Some(reason.clone())) {
                 tracing::warn!(lane = %self.lane.name, destination = %self.config.name, error = %reason, "link down, will reconnect");
@@ -370,11 +371,11 @@ impl Forwarder {
         self.set_state(false, Some("the gateway is shutting down".into()));
     }
 
-    /// Notes how the connection stands; `true` if that is news.
+    /// Records the state of the connection; returns `true` if it changed.
     fn set_state(&self, is_up: bool, reason: Option<String>) -> bool {
-        let mut is_news = false;
+        let mut is_changed = false;
         self.stats.set(|state| {
-            is_news = state.is_up != is_up || state.since.is_none() || state.reason != reason;
+            is_changed = state.is_up != is_up || state.since.is_none() || state.reason != reason;
             if state.is_up != is_up || state.since.is_none() {
                 state.since = Some(Timestamp::from(clock::wall()));
             }
@@ -383,251 +384,253 @@ impl Forwarder {
             state.in_flight = 0;
             state.note = None;
         });
-        is_news
+        is_changed
     }
 
-    /// Starts again from the lowest event that is not settled; `live-first`, from the end, with the backlog behind.
-    fn resume(&mut self) {
+    /// Moves the reader back to the lowest unsettled event; with `live-first`, to the end, and the second reader back.
+    fn rewind(&mut self) {
         self.stats.repeated.add(self.flight.count() as u64);
         self.flight.clear();
         self.followed.clear();
-        self.gatherings.clear();
+        self.batcher.clear();
         let settled = self.lane.settled(&self.config.name).unwrap_or_default();
-        let (low, end) = (settled.low.max(1), self.front.end());
+        let (low, end) = (settled.low.max(1), self.primary.end());
         let is_live_first = self.sending.catch_up == CatchUp::LiveFirst
             && end.saturating_sub(low) > u64::from(self.config.window)
             && settled.ranges.len() <= LIVE_RANGES_MAX;
         if is_live_first {
-            self.front.restart(end, u64::MAX);
-            self.behind.restart(low, end);
+            self.primary.restart(end, u64::MAX);
+            self.backfill.restart(low, end);
         } else {
-            self.front.restart(low, u64::MAX);
-            self.behind.restart(low, low);
+            self.primary.restart(low, u64::MAX);
+            self.backfill.restart(low, low);
         }
-        self.skip = settled;
-        self.note_behind();
+        self.settled = settled;
+        self.report_progress();
     }
 
-    /// Whether what comes now would wait behind what came while hours, a ceiling or the line held it back.
-    fn is_live_far_ahead(&mut self) -> bool {
+    /// Whether new events wait behind a backlog from sending hours, rate limits or a slow line in this session.
+    fn is_live_lagging(&mut self) -> bool {
         if self.sending.catch_up != CatchUp::LiveFirst {
             return false;
         }
-        let (end, now) = (self.front.end(), clock::instant());
+        let (end, now) = (self.primary.end(), clock::instant());
         let events = self.sending.batch.as_ref().map_or(1, |batch| batch.events as u64);
         let lag_max = LIVE_LAG_WINDOWS * u64::from(self.config.window) * events;
-        // A large commit is no lag: it has to last.
+        // One large commit is not a lag: the lag must last.
         let (seen, since) = match self.lagging {
-            Some((seen, since)) if self.front.next < seen => (seen, since),
+            Some((seen, since)) if self.primary.next < seen => (seen, since),
             _ => (end, now),
         };
-        self.lagging = (end.saturating_sub(self.front.next) > lag_max).then_some((seen, since));
+        self.lagging = (end.saturating_sub(self.primary.next) > lag_max).then_some((seen, since));
         self.lagging.is_some()
             && now.duration_since(since) >= LIVE_LAG
             && self.lane.settled(&self.config.name).is_some_and(|settled| settled.ranges.len() <= LIVE_RANGES_MAX)
     }
 
-    /// Says how far this lane is behind.
-    fn note_behind(&self) {
-        let end = self.front.end();
-        let unread = end.saturating_sub(self.front.next) + self.behind.until.saturating_sub(self.behind.next);
+    /// Reports the progress of this lane to the other forwarders of the destination.
+    fn report_progress(&self) {
+        let end = self.primary.end();
+        let unread = end.saturating_sub(self.primary.next) + self.backfill.until.saturating_sub(self.backfill.next);
         self.pressure.note(&self.lane.name, end.saturating_sub(unread + self.flight.count() as u64));
     }
 
-    async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {
+    async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> SessionEnd {
         let mut output = Output::default();
         loop {
-            let end = self.pump(&mut session, &mut output, shutdown).await;
+            let end = self.transfer(&mut session, &mut output, shutdown).await;
             match end {
-                End::Pause => {
-                    self.resume();
+                SessionEnd::Pause => {
+                    self.rewind();
                     let wait = jitter(self.refused_pause, self.refused_pause * 2);
                     self.refused_pause = (self.refused_pause * 2).min(REFUSED_PAUSE.1);
-                    if let Some(end) = self.idle(&mut session, &mut output, shutdown, wait).await {
-                        return self.note_death(end);
+                    if let Some(end) = self.wait_connected(&mut session, &mut output, shutdown, wait).await {
+                        return self.record_disconnect(end);
                     }
                 }
-                End::Better(better, why) => {
-                    std::mem::replace(&mut session, *better).close().await;
+                SessionEnd::Replaced(replacement, why) => {
+                    std::mem::replace(&mut session, *replacement).close().await;
                     output = Output::default();
-                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %session.broker(), "another session goes on: {why}");
-                    self.resume();
+                    tracing::info!(lane = %self.lane.name, destination = %self.config.name, broker = %session.broker(), "continuing on another session: {why}");
+                    self.rewind();
                 }
-                End::Shutdown => {
+                SessionEnd::Shutdown => {
                     self.drain(&mut session, &mut output).await;
                     session.close().await;
-                    return End::Shutdown;
+                    return SessionEnd::Shutdown;
                 }
-                End::Lost(_) => return self.note_death(end),
+                SessionEnd::Lost(_) => return self.record_disconnect(end),
             }
         }
     }
 
-    /// Remembers a connection that the peer ended while events were in flight.
-    fn note_death(&mut self, end: End) -> End {
-        if let (End::Lost(error), Some(lowest)) = (&end, self.flight.lowest()) {
-            if !error.is_by_peer() || self.deaths.lowest != lowest {
-                self.deaths = Deaths { lowest, count: 0 };
+    /// Counts the disconnects by the peer while the same event was the lowest in flight.
+    fn record_disconnect(&mut self, end: SessionEnd) -> SessionEnd {
+        if let (SessionEnd::Lost(error), Some(lowest)) = (&end, self.flight.lowest()) {
+            if !error.is_by_peer() || self.suspect.offset != lowest {
+                self.suspect = Suspect { offset: lowest, disconnects: 0 };
             }
             if error.is_by_peer() {
-                self.deaths.count += 1;
+                self.suspect.disconnects += 1;
             }
         }
         end
     }
 
-    /// Sends and settles until something ends that.
-    async fn pump(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> End {
+    /// Sends and settles events until the session ends or has to pause.
+    async fn transfer(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> SessionEnd {
         let limits = session.limits();
-        // Something has to be sent again: what is in flight is awaited, and nothing else is sent.
-        let mut must_resume = false;
-        let mut look_back = LookBack::new(&self.target, &self.client, session.place(), None);
-        let mut better = None;
+        // Events have to be sent again: nothing more is sent until all publishes in flight are answered.
+        let mut must_rewind = false;
+        let mut failback = Failback::new(&self.target, &self.client, session.broker_index(), None);
+        let mut replacement = None;
         loop {
-            if self.deaths.count >= DEATHS_BEFORE_PROBE {
+            if self.suspect.disconnects >= DISCONNECTS_BEFORE_PROBE {
                 match self.probe(session, output, shutdown).await {
                     Some(end) => return end,
                     None => continue,
                 }
             }
-            let is_renewing = better.is_none() && self.renewal.is_due();
-            // What is in flight is awaited first.
-            let mut is_turning = !must_resume && self.is_live_far_ahead();
-            if is_turning && self.flight.is_empty() {
-                self.resume();
-                is_turning = false;
+            let is_rotating = replacement.is_none() && self.rotation.is_due();
+            // The jump to the live end waits for the publishes in flight.
+            let mut is_jumping = !must_rewind && self.is_live_lagging();
+            if is_jumping && self.flight.is_empty() {
+                self.rewind();
+                is_jumping = false;
             }
-            let is_sending = !must_resume && !is_turning && better.is_none() && !is_renewing;
+            let is_sending = !must_rewind && !is_jumping && replacement.is_none() && !is_rotating;
             let window = if is_sending { usize::from(self.config.window.min(limits.receive_maximum)) } else { 0 };
-            let (is_good, may_send_in) = self.fill(session, output, window).await;
-            must_resume |= !is_good;
+            let (is_complete, may_send_in) = self.fill(session, output, window).await;
+            must_rewind |= !is_complete;
             self.stats.set(|state| state.in_flight = self.flight.count());
-            // What is to be sent again is behind, although the reading has passed it.
-            if !must_resume {
-                self.note_behind();
+            // The readers have already passed the events to send again, which still count as backlog.
+            if !must_rewind {
+                self.report_progress();
             }
             if self.flight.is_empty() {
-                match better.take() {
-                    Some(session) => return End::Better(session, "an earlier broker is back"),
-                    None if must_resume => return End::Pause,
-                    None if is_renewing => match self.renew(shutdown).await {
+                match replacement.take() {
+                    Some(session) => {
+                        return SessionEnd::Replaced(session, "a broker earlier in the list is reachable again");
+                    }
+                    None if must_rewind => return SessionEnd::Pause,
+                    None if is_rotating => match self.rotate_credentials(shutdown).await {
                         Some(end) => return end,
                         None => continue,
                     },
                     None => {}
                 }
             }
-            let mut look_again = match session.watch(!self.flight.is_empty(), output) {
+            let mut next_check = match session.check(!self.flight.is_empty(), output) {
                 Ok(wait) => wait.min(self.batch_due.unwrap_or(Duration::MAX)),
-                Err(error) => return End::Lost(error),
+                Err(error) => return SessionEnd::Lost(error),
             };
             if !may_send_in.is_zero() {
-                look_again = look_again.min(may_send_in);
+                next_check = next_check.min(may_send_in);
             }
             let has_room = may_send_in.is_zero() && self.flight.has_room(window) && output.waiting() < OUTPUT_BYTES;
-            let has_front = self.front.block.is_some();
-            let (wants_front, wants_behind) = (
-                has_room && !has_front,
-                has_room && !has_front && self.behind.block.is_none() && !self.behind.is_over(),
+            let has_primary_block = self.primary.block.is_some();
+            let (wants_primary, wants_backfill) = (
+                has_room && !has_primary_block,
+                has_room && !has_primary_block && self.backfill.block.is_none() && !self.backfill.is_over(),
             );
-            let Self { front, behind, renewal, .. } = self;
+            let Self { primary, backfill, rotation, .. } = self;
             // Every arm is safe to drop half-way.
             let found = tokio::select! {
                 biased;
-                () = shutdown.begun() => return End::Shutdown,
-                moved = session.exchange(output) => match moved {
+                () = shutdown.begun() => return SessionEnd::Shutdown,
+                result = session.exchange(output) => match result {
                     Ok(()) => None,
-                    Err(error) => return End::Lost(error),
+                    Err(error) => return SessionEnd::Lost(error),
                 },
-                found = front.find(), if wants_front => Some((found, Which::Front)),
-                found = behind.find(), if wants_behind => Some((found, Which::Behind)),
-                session = look_back.found(), if better.is_none() => {
-                    better = Some(session);
+                found = primary.find(), if wants_primary => Some((found, ReaderKind::Primary)),
+                found = backfill.find(), if wants_backfill => Some((found, ReaderKind::Backfill)),
+                session = failback.reconnected(), if replacement.is_none() => {
+                    replacement = Some(session);
                     None
                 },
-                () = renewal.wait(), if !is_renewing => None,
-                () = tokio::time::sleep(look_again) => None,
+                () = rotation.changed(), if !is_rotating => None,
+                () = tokio::time::sleep(next_check) => None,
             };
             match found {
-                Some((Some(found), which)) => self.enter(found, which),
-                Some((None, _)) => return End::Shutdown,
+                Some((Some(found), kind)) => self.load(found, kind),
+                Some((None, _)) => return SessionEnd::Shutdown,
                 None => {}
             }
-            match self.settle_answers(session).await {
-                Ok(is_all_settled) => must_resume |= !is_all_settled,
+            match self.handle_replies(session).await {
+                Ok(is_all_settled) => must_rewind |= !is_all_settled,
                 Err(end) => return end,
             }
         }
     }
 
-    /// Keeps the session alive without sending anything.
-    async fn idle(
+    /// Keeps the session alive for `wait` without sending events.
+    async fn wait_connected(
         &mut self,
         session: &mut Session,
         output: &mut Output,
         shutdown: &mut Shutdown,
         wait: Duration,
-    ) -> Option<End> {
+    ) -> Option<SessionEnd> {
         let pause = tokio::time::sleep(wait);
         tokio::pin!(pause);
         loop {
-            let look_again = match session.watch(false, output) {
+            let next_check = match session.check(false, output) {
                 Ok(wait) => wait,
-                Err(error) => return Some(End::Lost(error)),
+                Err(error) => return Some(SessionEnd::Lost(error)),
             };
             tokio::select! {
-                () = shutdown.begun() => return Some(End::Shutdown),
+                () = shutdown.begun() => return Some(SessionEnd::Shutdown),
                 () = &mut pause => return None,
-                moved = session.exchange(output) => if let Err(error) = moved {
-                    return Some(End::Lost(error));
+                result = session.exchange(output) => if let Err(error) = result {
+                    return Some(SessionEnd::Lost(error));
                 },
-                () = tokio::time::sleep(look_again) => {}
+                () = tokio::time::sleep(next_check) => {}
             }
-            if let Err(end) = self.settle_answers(session).await {
+            if let Err(end) = self.handle_replies(session).await {
                 return Some(end);
             }
         }
     }
 
-    /// A last moment for what is in flight, so that it need not be sent again.
+    /// Waits up to 2 s for outstanding acknowledgements, to avoid sending these events again.
     async fn drain(&mut self, session: &mut Session, output: &mut Output) {
         let deadline = tokio::time::sleep(Duration::from_secs(2));
         tokio::pin!(deadline);
         while !self.flight.is_empty() {
             tokio::select! {
                 () = &mut deadline => return,
-                moved = session.exchange(output) => if moved.is_err() {
+                result = session.exchange(output) => if result.is_err() {
                     return;
                 },
             }
-            if self.settle_answers(session).await.is_err() {
+            if self.handle_replies(session).await.is_err() {
                 return;
             }
         }
     }
 
-    fn enter(&mut self, found: Found, which: Which) {
-        let reading = match which {
-            Which::Front => &mut self.front,
-            Which::Behind => &mut self.behind,
+    fn load(&mut self, found: Found, kind: ReaderKind) {
+        let reader = match kind {
+            ReaderKind::Primary => &mut self.primary,
+            ReaderKind::Backfill => &mut self.backfill,
         };
         match found {
             Found::Block(block) => {
-                reading.next = reading.next.max(block.header.first);
-                reading.block = Some(Walk::new(block));
+                reader.next = reader.next.max(block.header.first);
+                reader.block = Some(Walk::new(block));
             }
             Found::Lost { to } => {
-                tracing::error!(lane = %self.lane.name, from = reading.next, to, "events are in a file that is set aside; going on behind it");
-                self.lane.mark_lost(&self.config.name, reading.next, to);
-                reading.next = to;
+                tracing::error!(lane = %self.lane.name, from = reader.next, to, "events are lost: their segment is damaged and quarantined; continuing after it");
+                self.lane.pass_over(&self.config.name, reader.next, to);
+                reader.next = to;
             }
         }
     }
 }
 
-/// Which of a forwarder's two readings.
+/// One of the two readers of a forwarder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Which {
-    Front,
-    Behind,
+enum ReaderKind {
+    Primary,
+    Backfill,
 }

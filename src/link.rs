@@ -1,32 +1,32 @@
-//! The link: one MQTT session with a broker, central or the plant's.
+//! The link: one MQTT session with a broker, at central or in the plant.
 //!
-//! Promise: what is written leaves in few writes, what the broker says is read in batches, and a
-//! connection that is dead is found out within seconds, whether it refuses, hangs or vanishes.
+//! Promise: writes and reads are batched; a dead connection is detected within seconds, whether the broker refuses it,
+//! hangs or vanishes.
 //! Invariants:
-//! - no state of what we send survives a connection; the journal is the only resend queue;
-//! - what a broker owes us is its own persistent session, opened with an [`Inbox`].
+//! - no state of outgoing publishes survives a connection; the journal is the only resend queue;
+//! - incoming messages use a persistent session of the broker, opened with an [`Inbox`].
 //!
-//! The packets are those of rumqttc's codec; the driver around it is our own, because rumqttc's
-//! event loop flushes once a publish and tops out at a fifth of this.
+//! The codec is rumqttc's; the driver is ours, because rumqttc's event loop flushes after every publish and reaches
+//! only a fifth of this throughput.
 //!
-//! Not here: which events to send, and what an answer means for them (`forward`).
+//! Not here: which events to send, and what a reply means for them (`forward`).
 
 mod address;
+mod backoff;
 mod dial;
 mod error;
 mod inbox;
 mod packet;
-mod pause;
 
 pub use address::Address;
+#[cfg(test)]
+pub(crate) use backoff::seeded;
+pub use backoff::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
 pub use error::LinkError;
 pub use inbox::{
-    Delivery, Inbox, Message, Subscription, push_puback, push_subscribe, push_unacknowledged, push_unsubscribe,
+    Delivery, Inbox, Message, Subscription, push_puback, push_publish_qos0, push_subscribe, push_unsubscribe,
 };
-pub use packet::{Answer, Head, Refusal, push_publish, push_varint};
-#[cfg(test)]
-pub(crate) use pause::seeded;
-pub use pause::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
+pub use packet::{Head, Rejection, Reply, push_publish, push_varint};
 
 use crate::clock;
 use crate::secret::Secret;
@@ -46,26 +46,26 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
 
-/// How to reach a central broker.
+/// How to reach a broker.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `mqtts://host:port`, or `mqtt://host:port` without TLS; several are tried in order.
+    /// `mqtts://host:port`, or `mqtt://host:port` without TLS; the gateway tries several in their order.
     pub urls: Vec<String>,
-    /// Certificates.
+    /// Files for TLS: authorities, client certificate and key.
     pub tls: ClientFiles,
-    /// Version of MQTT.
+    /// MQTT version.
     pub protocol: Protocol,
     /// User name.
     pub user: Option<String>,
     /// File that holds the password.
     pub password_file: Option<PathBuf>,
-    /// How long the line may be silent before it is probed.
+    /// Time without traffic after which the gateway sends a PINGREQ.
     pub keep_alive: Duration,
-    /// How long an event may stay unanswered while the line is alive.
+    /// Longest wait for an acknowledgement while the connection is alive.
     pub answer_wait_max: Duration,
 }
 
-/// Version of MQTT.
+/// MQTT version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Protocol {
     /// MQTT 5.
@@ -77,90 +77,88 @@ pub enum Protocol {
     V3,
 }
 
-/// A message that the broker publishes for us when we vanish.
+/// The will message, which the broker publishes when the connection is lost.
 #[derive(Clone, Debug)]
 pub struct Will {
-    /// Topic.
+    /// Topic name; the broker retains the message there.
     pub topic: String,
-    /// Payload.
+    /// Payload of the message.
     pub payload: Vec<u8>,
 }
 
-/// A broker, ready to be connected to any number of times.
+/// The brokers of one destination or source, to connect to any number of times.
 #[derive(Debug)]
 pub struct Target {
     config: Config,
     addresses: Vec<Address>,
-    /// What the certificates made when they were last good.
+    /// The TLS configuration from the last readable certificates.
     tls: Mutex<Option<TlsConfig>>,
 }
 
-/// How long a broker may take to let us in where there is another one to try.
+/// Time limit for connecting to one broker if there is another one to try.
 const BROKER_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Target {
-    /// A broker under one address or several; checks the URLs.
+    /// Checks the URLs; there must be at least one.
     pub fn new(config: Config) -> Result<Self, String> {
         let addresses = config.urls.iter().map(|url| Address::parse(url)).collect::<Result<Vec<_>, _>>()?;
         if addresses.is_empty() {
-            return Err("there is no URL; expected \"mqtts://host:8883\"".into());
+            return Err("no URL is given; expected \"mqtts://host:8883\"".into());
         }
         Ok(Self { config, addresses, tls: Mutex::default() })
     }
 
-    /// Host and port of the first address, for people.
+    /// Host and port of the first address, for logs.
     pub fn name(&self) -> String {
         self.addresses.first().map(ToString::to_string).unwrap_or_default()
     }
 
-    /// Connects: fresh look-up, TCP, TLS, CONNECT. Certificates and password are read anew each
-    /// time, so that a rotation needs no restart; while the certificates cannot be read, those before
-    /// serve on. Safe to drop half-way.
+    /// Connects: DNS lookup, TCP, TLS, CONNECT. Reads certificates and password each time, so a rotation needs no
+    /// restart; while the certificates cannot be read, it uses the previous ones. Safe to drop half-way.
     pub async fn connect(&self, client: &str, will: Option<&Will>) -> Result<Session, LinkError> {
         self.open(client, will, None, self.addresses.len()).await
     }
 
-    /// Connects to one of the addresses before `place`, in their order. Safe to drop half-way.
-    pub async fn connect_before(&self, client: &str, will: Option<&Will>, place: usize) -> Result<Session, LinkError> {
-        self.open(client, will, None, place).await
+    /// Connects to one of the addresses before index `index`, in their order. Safe to drop half-way.
+    pub async fn connect_before(&self, client: &str, will: Option<&Will>, index: usize) -> Result<Session, LinkError> {
+        self.open(client, will, None, index).await
     }
 
-    /// Connects like [`Target::connect`], and takes up the session in which the broker keeps what
-    /// it owes this client id. Safe to drop half-way.
+    /// Connects like [`Target::connect`], but resumes the persistent session of this client id. Safe to drop half-way.
     pub async fn connect_inbox(&self, client: &str, inbox: &Inbox) -> Result<Session, LinkError> {
         self.open(client, None, Some(inbox), self.addresses.len()).await
     }
 
-    /// Connects to the first of the addresses before `places` that lets us in.
+    /// Connects to the first of the addresses before index `count` that accepts the connection.
     async fn open(
         &self,
         client: &str,
         will: Option<&Will>,
         inbox: Option<&Inbox>,
-        places: usize,
+        count: usize,
     ) -> Result<Session, LinkError> {
-        let addresses = &self.addresses[..places.min(self.addresses.len())];
+        let addresses = &self.addresses[..count.min(self.addresses.len())];
         if let [address] = addresses {
             return self.open_at(address, 0, client, will, inbox).await;
         }
-        let mut refusals = Vec::new();
-        for (place, address) in addresses.iter().enumerate() {
-            let attempt = self.open_at(address, place, client, will, inbox);
+        let mut errors = Vec::new();
+        for (index, address) in addresses.iter().enumerate() {
+            let attempt = self.open_at(address, index, client, will, inbox);
             match tokio::time::timeout(BROKER_WAIT_MAX, attempt).await {
                 Ok(Ok(session)) => return Ok(session),
-                Ok(Err(error)) => refusals.push(error.to_string()),
-                Err(_) => refusals.push(format!("{address} does not answer")),
+                Ok(Err(error)) => errors.push(error.to_string()),
+                Err(_) => errors.push(format!("{address} does not answer")),
             }
         }
-        Err(LinkError::None(refusals.join("; ")))
+        Err(LinkError::None(errors.join("; ")))
     }
 
     fn tls(&self) -> Result<TlsConfig, LinkError> {
-        let mut known = self.tls.lock();
-        match (tls::client(&self.config.tls), &*known) {
-            (Ok(tls), _) => Ok(Arc::clone(known.insert(tls))),
+        let mut cached = self.tls.lock();
+        match (tls::client(&self.config.tls), &*cached) {
+            (Ok(tls), _) => Ok(Arc::clone(cached.insert(tls))),
             (Err(error), Some(before)) => {
-                tracing::warn!(broker = %self.name(), %error, "the certificates cannot be used; those before serve on");
+                tracing::warn!(broker = %self.name(), %error, "cannot use the certificates; continuing with the previous ones");
                 Ok(Arc::clone(before))
             }
             (Err(error), None) => Err(error.into()),
@@ -170,7 +168,7 @@ impl Target {
     async fn open_at(
         &self,
         address: &Address,
-        place: usize,
+        index: usize,
         client: &str,
         will: Option<&Will>,
         inbox: Option<&Inbox>,
@@ -196,36 +194,36 @@ impl Target {
         let mut session = Session {
             stream,
             broker: address.to_string(),
-            place,
+            index,
             protocol: self.config.protocol,
             limits: Limits::default(),
             input: BytesMut::new(),
             keep_alive: self.config.keep_alive,
             answer_wait_max: self.config.answer_wait_max,
-            heard_at: now,
-            spoke_at: now,
-            answered_at: now,
-            asked_at: None,
-            inbox: inbox.map(inbox::Reader::new),
+            received_at: now,
+            sent_at: now,
+            acknowledged_at: now,
+            pinged_at: None,
+            inbox: inbox.map(inbox::Parser::new),
             is_resumed: false,
         };
         let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
         let login = self.config.user.as_deref().map(|user| (user, password));
-        session.hello(client, login, will, inbox).await?;
+        session.send_connect(client, login, will, inbox).await?;
         Ok(session)
     }
 }
 
-/// What the broker allows.
+/// Limits that the broker announced in CONNACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Publishes in flight.
+    /// Largest number of publishes in flight (Receive Maximum).
     pub receive_maximum: u16,
-    /// Bytes of a packet.
+    /// Largest packet in bytes (Maximum Packet Size).
     pub packet_bytes_max: usize,
-    /// Whether messages may be retained.
+    /// Whether the broker retains messages (Retain Available).
     pub has_retain: bool,
-    /// How long it keeps our session, where that is not what we asked for, in seconds.
+    /// Session expiry interval in seconds, if the broker changed the requested one.
     pub session_seconds: Option<u32>,
 }
 
@@ -238,12 +236,12 @@ impl Default for Limits {
 enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-    /// The other end is in the same process.
+    /// A peer in the same process.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }
 
-/// Links without a network, for a simulation in one thread.
+/// Links without a network, for a single-threaded simulation.
 #[cfg(test)]
 pub(crate) mod memory {
     use super::{Stream, address::Address};
@@ -251,14 +249,14 @@ pub(crate) mod memory {
     use std::io;
     use tokio::io::DuplexStream;
 
-    /// Answers a connection to a host and port.
+    /// Opens a connection to a host and port.
     type Network = Box<dyn Fn(&str) -> io::Result<DuplexStream>>;
 
     thread_local! {
         static NETWORK: RefCell<Option<Network>> = const { RefCell::new(None) };
     }
 
-    /// From now on the links of this thread go to `network`.
+    /// Directs all further links of this thread to `network`.
     pub(crate) fn begin(network: Network) {
         NETWORK.set(Some(network));
     }
@@ -268,30 +266,30 @@ pub(crate) mod memory {
     }
 }
 
-/// An open session.
+/// An open MQTT session.
 pub struct Session {
     stream: Stream,
     broker: String,
-    place: usize,
+    index: usize,
     protocol: Protocol,
     limits: Limits,
     input: BytesMut,
     keep_alive: Duration,
     answer_wait_max: Duration,
-    heard_at: Instant,
-    spoke_at: Instant,
-    answered_at: Instant,
-    /// When the broker was asked for a sign of life that has not come.
-    asked_at: Option<Instant>,
-    /// How messages are read, where the session takes them in.
-    inbox: Option<inbox::Reader>,
+    received_at: Instant,
+    sent_at: Instant,
+    acknowledged_at: Instant,
+    /// When the unanswered PINGREQ was sent.
+    pinged_at: Option<Instant>,
+    /// Reads incoming messages, if the session has an inbox.
+    inbox: Option<inbox::Parser>,
     is_resumed: bool,
 }
 
-/// What waits to be written.
+/// Packets to write.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// The bytes.
+    /// Encoded packets; the first [`Output::written`] bytes are already written.
     pub bytes: Vec<u8>,
     written: usize,
 }
@@ -303,60 +301,60 @@ impl Zeroize for Output {
 }
 
 impl Output {
-    /// Bytes that are not yet written.
+    /// Number of bytes that are not yet written.
     pub fn waiting(&self) -> usize {
         self.bytes.len() - self.written
     }
 
-    /// How far [`Output::bytes`] is written; both begin anew once all is.
+    /// Number of written bytes at the start of [`Output::bytes`]; both are reset once everything is written.
     pub fn written(&self) -> usize {
         self.written
     }
 }
 
-/// How much a read may bring.
+/// Buffer space per read.
 const READ_BYTES: usize = 16 << 10;
-/// A connection with events in flight that is silent this long is asked for a sign of life.
-const PROBE_AFTER: Duration = Duration::from_secs(2);
-/// How long that sign may take. A line whose round trip is longer carries nothing anyway.
-const SIGN_WAIT_MAX: Duration = Duration::from_secs(4);
+/// With publishes in flight, the gateway sends a PINGREQ after this time without incoming bytes.
+const PING_AFTER: Duration = Duration::from_secs(2);
+/// Time limit for any bytes after a PINGREQ. A line with a longer round trip is not usable anyway.
+const PING_WAIT_MAX: Duration = Duration::from_secs(4);
 
 impl Session {
-    /// What the broker allows.
+    /// Limits that the broker announced.
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Host and port of the broker, for people.
+    /// Host and port of the broker, for logs.
     pub fn broker(&self) -> &str {
         &self.broker
     }
 
-    /// Which of the target's addresses it is with; 0 is the first.
-    pub fn place(&self) -> usize {
-        self.place
+    /// Index of the broker in the target's list of addresses.
+    pub fn broker_index(&self) -> usize {
+        self.index
     }
 
-    /// Version of MQTT.
+    /// MQTT version of the session.
     pub fn protocol(&self) -> Protocol {
         self.protocol
     }
 
-    /// Whether the broker remembers the session, with its subscriptions and what it owes us.
+    /// Whether the broker resumed the persistent session, with its subscriptions and queued messages.
     pub fn is_resumed(&self) -> bool {
         self.is_resumed
     }
 
-    /// Writes what waits and reads what is there; returns when there was something to read or
-    /// everything is written. Safe to drop half-way: what is written is remembered in `output`.
+    /// Writes pending output and reads available input. Returns when it has read something or written everything.
+    /// Safe to drop half-way: `output` keeps track of the written bytes.
     pub async fn exchange(&mut self, output: &mut Output) -> Result<(), LinkError> {
         let had_output = output.waiting() > 0;
-        let moved = poll_fn(|context| self.poll_exchange(context, output, had_output)).await;
-        match moved {
+        let result = poll_fn(|context| self.poll_exchange(context, output, had_output)).await;
+        match result {
             Ok(0) => Ok(()),
             Ok(_) => {
-                self.heard_at = clock::instant();
-                self.asked_at = None;
+                self.received_at = clock::instant();
+                self.pinged_at = None;
                 Ok(())
             }
             Err(error) => Err(LinkError::Broken(error)),
@@ -369,10 +367,10 @@ impl Session {
         output: &mut Output,
         had_output: bool,
     ) -> Poll<io::Result<usize>> {
-        let is_written = self.poll_write(context, output)?;
+        let is_flushed = self.poll_write(context, output)?;
         self.input.reserve(READ_BYTES);
         let polled = match &mut self.stream {
-            // Dropping the future of a read that is not ready loses nothing.
+            // Dropping the future of a pending read loses no data.
             Stream::Plain(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
             Stream::Tls(stream) => pin!(stream.read_buf(&mut self.input)).poll(context),
             #[cfg(test)]
@@ -383,7 +381,7 @@ impl Session {
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the broker")))
             }
             Poll::Ready(read) => Poll::Ready(read),
-            Poll::Pending if had_output && is_written => Poll::Ready(Ok(0)),
+            Poll::Pending if had_output && is_flushed => Poll::Ready(Ok(0)),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -405,7 +403,7 @@ impl Session {
             }
         }
         if !output.bytes.is_empty() {
-            self.spoke_at = clock::instant();
+            self.sent_at = clock::instant();
         }
         output.bytes.clear();
         output.written = 0;
@@ -421,24 +419,24 @@ impl Session {
         }
     }
 
-    /// The next packet that has arrived whole.
-    pub fn answer(&mut self) -> Result<Option<Answer>, LinkError> {
-        let answer = packet::read(&mut self.input, self.protocol)?;
-        if matches!(answer, Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) {
-            self.answered_at = clock::instant();
+    /// Returns the next complete packet from the input.
+    pub fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
+        let reply = packet::read(&mut self.input, self.protocol)?;
+        if matches!(reply, Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) {
+            self.acknowledged_at = clock::instant();
         }
-        Ok(answer)
+        Ok(reply)
     }
 
-    /// The next delivery that has arrived whole, over a session with an [`Inbox`].
-    pub fn delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
+    /// Returns the next complete delivery from the input of a session with an [`Inbox`].
+    pub fn next_delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
         match &mut self.inbox {
-            Some(inbox) => inbox.read(&mut self.input, self.protocol),
-            None => Ok(self.answer()?.map(Delivery::Other)),
+            Some(inbox) => inbox.next(&mut self.input, self.protocol),
+            None => Ok(self.next_reply()?.map(Delivery::Other)),
         }
     }
 
-    /// Writes what waits, and reads nothing: the broker is slowed down. Safe to drop half-way.
+    /// Writes pending output without reading: this applies back pressure to the broker. Safe to drop half-way.
     pub async fn write(&mut self, output: &mut Output) -> Result<(), LinkError> {
         poll_fn(|context| match self.poll_write(context, output) {
             Ok(true) => Poll::Ready(Ok(())),
@@ -448,70 +446,70 @@ impl Session {
         .await
     }
 
-    /// Looks after the line while nothing is read: the broker hears of us, and its silence, which
-    /// is ours, is not counted. Says when to look again.
-    pub fn watch_unread(&mut self, output: &mut Output) -> Duration {
+    /// Keeps the connection alive while nothing is read: sends a PINGREQ when one is due, and does not count the time
+    /// without input as silence. Returns the time until the next call.
+    pub fn keep_alive_unread(&mut self, output: &mut Output) -> Duration {
         let now = clock::instant();
-        self.heard_at = now;
-        self.answered_at = now;
-        self.asked_at = None;
-        let unspoken = now.duration_since(self.spoke_at);
-        if unspoken < self.keep_alive {
-            return self.keep_alive - unspoken;
+        self.received_at = now;
+        self.acknowledged_at = now;
+        self.pinged_at = None;
+        let unsent = now.duration_since(self.sent_at);
+        if unsent < self.keep_alive {
+            return self.keep_alive - unsent;
         }
         if output.waiting() == 0 {
             output.bytes.extend_from_slice(&packet::PINGREQ);
-            self.spoke_at = now;
+            self.sent_at = now;
         }
         self.keep_alive
     }
 
-    /// Looks after the line: asks for a sign of life where one is due, and says when to look
-    /// again. An error means that the line is dead.
-    pub fn watch(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
+    /// Checks the connection: sends a PINGREQ when one is due, and returns the time until the next call. An error means
+    /// that the connection is dead.
+    pub fn check(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
         let now = clock::instant();
         if !has_in_flight {
-            self.answered_at = now;
+            self.acknowledged_at = now;
         }
-        let stuck = now.duration_since(self.answered_at);
-        if stuck >= self.answer_wait_max {
-            return Err(LinkError::Stuck(stuck));
+        let unacknowledged = now.duration_since(self.acknowledged_at);
+        if unacknowledged >= self.answer_wait_max {
+            return Err(LinkError::Stuck(unacknowledged));
         }
-        if let Some(asked) = self.asked_at {
-            let waited = now.duration_since(asked);
-            if waited >= SIGN_WAIT_MAX {
-                return Err(LinkError::Silent(now.duration_since(self.heard_at)));
+        if let Some(pinged) = self.pinged_at {
+            let waited = now.duration_since(pinged);
+            if waited >= PING_WAIT_MAX {
+                return Err(LinkError::Silent(now.duration_since(self.received_at)));
             }
-            return Ok(SIGN_WAIT_MAX - waited);
+            return Ok(PING_WAIT_MAX - waited);
         }
-        let probe_after = if has_in_flight { PROBE_AFTER.min(self.keep_alive) } else { self.keep_alive };
-        let silent = now.duration_since(self.heard_at);
-        // A broker wants to hear of us within the keep-alive, however much it says itself.
-        let unspoken = now.duration_since(self.spoke_at);
-        if silent >= probe_after || unspoken >= self.keep_alive {
+        let ping_after = if has_in_flight { PING_AFTER.min(self.keep_alive) } else { self.keep_alive };
+        let silent = now.duration_since(self.received_at);
+        // The broker expects a packet within the keep-alive, regardless of what it sends itself.
+        let unsent = now.duration_since(self.sent_at);
+        if silent >= ping_after || unsent >= self.keep_alive {
             output.bytes.extend_from_slice(&packet::PINGREQ);
-            self.asked_at = Some(now);
-            self.spoke_at = now;
-            return Ok(SIGN_WAIT_MAX);
+            self.pinged_at = Some(now);
+            self.sent_at = now;
+            return Ok(PING_WAIT_MAX);
         }
-        Ok((probe_after - silent).min(self.keep_alive - unspoken))
+        Ok((ping_after - silent).min(self.keep_alive - unsent))
     }
 
-    /// Asks for a sign of life now.
-    pub fn ask(&mut self, output: &mut Output) {
+    /// Sends a PINGREQ now.
+    pub fn ping(&mut self, output: &mut Output) {
         output.bytes.extend_from_slice(&packet::PINGREQ);
-        self.asked_at = Some(clock::instant());
+        self.pinged_at = Some(clock::instant());
     }
 
-    /// Whether a sign of life is awaited.
-    pub fn is_asked(&self) -> bool {
-        self.asked_at.is_some()
+    /// Whether a PINGREQ is unanswered.
+    pub fn is_ping_pending(&self) -> bool {
+        self.pinged_at.is_some()
     }
 
-    /// Says goodbye, so that no will is published, and closes.
+    /// Sends DISCONNECT, which makes the broker discard the will, and closes the connection.
     pub async fn close(mut self) {
         let mut output = Output { bytes: packet::DISCONNECT.to_vec(), written: 0 };
-        let goodbye = async {
+        let disconnect = async {
             poll_fn(|context| match self.poll_write(context, &mut output) {
                 Ok(true) | Err(_) => Poll::Ready(()),
                 Ok(false) => Poll::Pending,
@@ -529,10 +527,10 @@ impl Session {
             })
             .await;
         };
-        let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), disconnect).await;
     }
 
-    async fn hello(
+    async fn send_connect(
         &mut self,
         client: &str,
         login: Option<(&str, &str)>,
@@ -541,7 +539,7 @@ impl Session {
     ) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
         let bytes = packet::connect(self.protocol, client, keep_alive, login, will, inbox)?;
-        // Once it is sent, or cannot be, the password in it is overwritten.
+        // The password in the packet is overwritten when `output` is dropped.
         let mut output = Zeroizing::new(Output { bytes, written: 0 });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
@@ -550,27 +548,26 @@ impl Session {
                 () = &mut deadline => {
                     return Err(LinkError::Silent(dial::HANDSHAKE_WAIT_MAX));
                 }
-                moved = self.exchange(&mut output) => moved?,
+                result = self.exchange(&mut output) => result?,
             }
-            // Messages may follow in the same segment: they stay where they are.
+            // Messages may follow in the same TCP segment: they stay in the input.
             match packet::read(&mut self.input, self.protocol)? {
                 None => {}
-                Some(Answer::Connected { limits, keep_alive, is_resumed }) => {
+                Some(Reply::Connected { limits, keep_alive, is_resumed }) => {
                     self.limits = limits;
                     self.is_resumed = is_resumed;
                     if let Some(wanted) = keep_alive {
                         self.keep_alive = self.keep_alive.min(wanted);
                     }
-                    self.answered_at = clock::instant();
+                    self.acknowledged_at = clock::instant();
                     return Ok(());
                 }
-                Some(Answer::NotConnected(reason)) => return Err(LinkError::Refused(reason)),
-                Some(Answer::Goodbye(reason)) => return Err(LinkError::Ended(reason)),
+                Some(Reply::ConnectRejected(reason)) => return Err(LinkError::Refused(reason)),
+                Some(Reply::Disconnected(reason)) => return Err(LinkError::Ended(reason)),
                 Some(_) => return Err(LinkError::Protocol("the first packet is not CONNACK".into())),
             }
         }
     }
 }
 
-/// Where the shared TLS configuration comes from.
 type TlsConfig = Arc<rustls::ClientConfig>;

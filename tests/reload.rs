@@ -430,7 +430,7 @@ fn a_new_certificate_that_central_refuses_leaves_the_session_as_it_is() {
     std::fs::copy(&stranger.client_key, &pki.client_key).expect("copied");
     hang_up(&gateway);
     gateway.await_status("status says so", PATIENCE, |status| {
-        status["notes"].to_string().contains("goes on with the old ones")
+        status["notes"].to_string().contains("continuing on the old session")
     });
     client.publish(true, 2, STATE, payload(1, 2).as_bytes());
     let of_stream = || collector.arrived().iter().filter(|one| one.topic.contains("/machine.state/")).count();
@@ -443,6 +443,6 @@ fn a_new_certificate_that_central_refuses_leaves_the_session_as_it_is() {
     std::fs::write(&pki.client_key, &own[1]).expect("written");
     hang_up(&gateway);
     gateway.await_status("all is well", PATIENCE, |status| {
-        is_up(status) && !status["notes"].to_string().contains("old ones")
+        is_up(status) && !status["notes"].to_string().contains("old session")
     });
 }

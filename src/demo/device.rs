@@ -1,23 +1,23 @@
-//! A simulated device: publishes what the ready contracts expect, and now and then nonsense.
+//! A simulated device: publishes messages for the ready-made contracts, and some that break their contract.
 
 use super::object;
 use crate::clock;
 use crate::event::Timestamp;
-use crate::link::{Answer, Config, Head, Output, Protocol, Session, Target, push_publish};
+use crate::link::{Config, Head, Output, Protocol, Reply, Session, Target, push_publish};
 use crate::shutdown::Shutdown;
 use crate::tls::ClientFiles;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// One message in so many breaks its contract.
+/// One of this number of messages breaks its contract.
 const NONSENSE_EVERY: u64 = 200;
 
-/// Lives until the shutdown: publishes, and reconnects when the gateway is gone.
-pub(super) async fn live(index: u32, of: u32, rate: u32, gateway: SocketAddr, mut stop: Shutdown) {
+/// Publishes until shutdown; reconnects when the connection is lost.
+pub(super) async fn run_device(index: u32, of: u32, rate: u32, gateway: SocketAddr, mut stop: Shutdown) {
     let config = Config {
         urls: vec![format!("mqtt://{gateway}")],
         tls: ClientFiles::default(),
-        // Half of the plant is older.
+        // Half of the devices use MQTT 3.1.1.
         protocol: if index.is_multiple_of(2) { Protocol::V5 } else { Protocol::V3 },
         user: None,
         password_file: None,
@@ -35,7 +35,7 @@ pub(super) async fn live(index: u32, of: u32, rate: u32, gateway: SocketAddr, mu
         };
         if let Ok(session) = connected {
             let mut device =
-                Device { index, run: Timestamp::from(run).0, count, session, output: Output::default(), open: 0 };
+                Device { index, run: Timestamp::from(run).0, count, session, output: Output::default(), in_flight: 0 };
             device.publish_until(&mut stop, Duration::from_secs_f64(f64::from(of) / f64::from(rate))).await;
             count = device.count;
         } else {
@@ -50,33 +50,35 @@ struct Device {
     count: u64,
     session: Session,
     output: Output,
-    open: u64,
+    in_flight: u64,
 }
 
 impl Device {
     async fn publish_until(&mut self, stop: &mut Shutdown, every: Duration) {
-        let mut beat = tokio::time::interval(every);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = tokio::time::interval(every);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_ending = false;
         loop {
-            let Ok(look_again) = self.session.watch(self.open > 0, &mut self.output) else { return };
+            let Ok(next_check) = self.session.check(self.in_flight > 0, &mut self.output) else { return };
             tokio::select! {
                 () = stop.begun(), if !is_ending => is_ending = true,
-                _ = beat.tick(), if !is_ending => self.publish(),
-                moved = self.session.exchange(&mut self.output) => if moved.is_err() {
+                _ = tick.tick(), if !is_ending => self.publish(),
+                result = self.session.exchange(&mut self.output) => if result.is_err() {
                     return;
                 },
-                () = tokio::time::sleep(look_again) => {}
+                () = tokio::time::sleep(next_check) => {}
             }
             loop {
-                match self.session.answer() {
+                match self.session.next_reply() {
                     Ok(None) => break,
-                    Ok(Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) => self.open -= 1,
-                    Ok(Some(Answer::Goodbye(_))) | Err(_) => return,
+                    Ok(Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) => {
+                        self.in_flight -= 1
+                    }
+                    Ok(Some(Reply::Disconnected(_))) | Err(_) => return,
                     Ok(Some(_)) => {}
                 }
             }
-            if is_ending && self.open == 0 {
+            if is_ending && self.in_flight == 0 {
                 return;
             }
         }
@@ -96,12 +98,12 @@ impl Device {
             &[],
             &payload,
         );
-        self.open += 1;
+        self.in_flight += 1;
     }
 
     fn message(&self) -> (&'static str, Vec<u8>) {
         let n = self.count;
-        // Different in each run, so that a second run is not taken for a repeat of the first.
+        // Differs in each run: the gateway must not take a second run for a repeat of the first.
         let msg_id = format!("\"{:x}-{n}\"", self.run);
         let ts = format!("\"{}\"", Timestamp::from(clock::wall()));
         let wave = (n as f64 / 50.0 + f64::from(self.index)).sin();

@@ -1,138 +1,138 @@
-//! Again: sends to one destination what it has had or refused before: dead letters that somebody
-//! requeued, and replays.
+//! Resending: sends requeued dead letters and replays to one destination.
 //!
-//! Promise: it goes behind everything else: while a lane of the destination has a backlog, nothing leaves
-//! here; what central acknowledges is noted before it counts, and a repeat does no harm.
+//! Promise: it has the lowest priority: it sends nothing while a lane of the destination has a backlog. The outcome of
+//! a dead letter is saved before the ledger counts it. A repeat does no harm.
 //! Invariants:
-//! - a session of its own, open only while there is something to send;
-//! - at most [`WINDOW`] publishes in flight.
+//! - it uses a separate session, which is open only while there is something to send;
+//! - at most [`WINDOW`] publishes are in flight.
 
 mod replays;
 
 pub use replays::{Filter, Replay, ReplayState, Replays};
 
+use super::failback::Failback;
 use super::fill::{mark, push_rendered};
-use super::look_back::LookBack;
 use super::pace::{Pacer, Pressure, Rate};
-use super::{Config, Renewal};
+use super::{Config, CredentialRotation};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{Fate, Fates, State};
 use crate::journal::{Found, Journal, Lane, Settled, Step, Walk};
-use crate::link::{Answer, LinkError, Output, Protocol, Refusal, Session, Target, jitter, reconnect_wait};
+use crate::link::{LinkError, Output, Protocol, Rejection, Reply, Session, Target, jitter, reconnect_wait};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Publishes in flight: enough for any line, and little beside what is live.
+/// Largest number of publishes in flight: enough for any line, and small compared with the window of live events.
 const WINDOW: usize = 64;
-/// How far a replay is, is noted this often.
-const NOTE_EVERY: Duration = Duration::from_secs(2);
-/// How soon to look again while other lanes have a backlog.
-const YIELD_LOOK: Duration = Duration::from_millis(200);
-/// New letters and replays are looked for this often.
-const WORK_LOOK: Duration = Duration::from_millis(100);
-/// A session with nothing to send is closed after so long.
+/// Interval at which the progress of a replay is saved.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+/// Interval between checks while other lanes have a backlog.
+const YIELD_POLL: Duration = Duration::from_millis(200);
+/// Interval between checks for new dead letters and replays.
+const WORK_POLL: Duration = Duration::from_millis(100);
+/// Time after which a session with nothing to send is closed.
 const IDLE_MAX: Duration = Duration::from_secs(5);
-/// What central refuses for now is sent again after so long.
+/// Pause before a temporarily rejected event is sent again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a worker needs.
+/// The destination, identity and services of a resender.
 #[derive(Clone, Debug)]
-pub struct Parts {
-    /// The destination.
+pub struct ResenderSpec {
+    /// Settings of the destination.
     pub config: Arc<Config>,
-    /// Its MQTT client id.
+    /// MQTT client id.
     pub client: String,
-    /// The journal.
+    /// The journal to read from.
     pub journal: Arc<Journal>,
-    /// What has become of dead letters.
+    /// Status of each dead letter.
     pub fates: Arc<Fates>,
-    /// The replays.
+    /// All replays.
     pub replays: Arc<Replays>,
-    /// How far the lanes of the destination are behind.
+    /// Backlogs of all lanes of the destination.
     pub pressure: Arc<Pressure>,
-    /// Hears of new certificates and passwords.
-    pub renewal: Renewal,
+    /// Signals new certificates and passwords.
+    pub rotation: CredentialRotation,
 }
 
-/// Sends again, for one destination.
+/// Sends requeued dead letters and replays to one destination.
 #[derive(Debug)]
-pub struct Again {
-    parts: Parts,
+pub struct Resender {
+    spec: ResenderSpec,
     target: Arc<Target>,
     letters: VecDeque<u64>,
-    replay: Option<Reading>,
-    in_flight: BTreeMap<u16, Sent>,
+    replay: Option<ReplayRun>,
+    in_flight: BTreeMap<u16, Resent>,
     next_id: u16,
     pacer: Pacer,
     rendering: Rendering,
-    /// Letters that were refused for now, and when they may go again.
-    resting: HashSet<u64>,
-    rested_at: Option<Instant>,
-    /// When letters and replays were looked for last.
-    looked_at: Option<Instant>,
+    /// Dead letters to send again only after `backoff_until`: central rejected them temporarily, or they could not be
+    /// read.
+    backed_off: HashSet<u64>,
+    backoff_until: Option<Instant>,
+    /// Time of the last check for dead letters and replays.
+    checked_at: Option<Instant>,
 }
 
 /// One publish in flight.
 #[derive(Debug)]
-enum Sent {
+enum Resent {
     Letter(u64, Box<DeadLetter<'static>>),
-    /// Number of the replay, place in its list of lanes, and offset.
+    /// Number of the replay, index in its list of lanes, and offset.
     Event(u64, usize, u64),
 }
 
-/// A replay under way.
+/// A running replay.
 #[derive(Debug)]
-struct Reading {
+struct ReplayRun {
     replay: Replay,
     lane: usize,
     next: u64,
     walk: Option<Walk>,
     settled: Settled,
-    noted_at: Instant,
-    /// Refused for now, by place of the lane and offset: these go again before anything else does.
+    saved_at: Instant,
+    /// Temporarily rejected events, by index of the lane and offset; they are sent before any further event.
     refused: BTreeSet<(usize, u64)>,
-    /// When they may.
+    /// Time before which none of them is sent again.
     refused_until: Instant,
 }
 
-enum End {
+enum SessionEnd {
     Shutdown,
     Idle,
     Lost(LinkError),
 }
 
-impl Again {
-    /// A worker for a destination.
-    pub fn new(parts: Parts) -> Result<Self, String> {
+impl Resender {
+    /// Creates a resender for a destination.
+    pub fn new(spec: ResenderSpec) -> Result<Self, String> {
         Ok(Self {
-            target: Arc::new(parts.config.target()?),
-            parts,
+            target: Arc::new(spec.config.target()?),
+            spec,
             letters: VecDeque::new(),
             replay: None,
             in_flight: BTreeMap::new(),
             next_id: 1,
             pacer: Pacer::new(),
             rendering: Rendering::default(),
-            resting: HashSet::new(),
-            rested_at: None,
-            looked_at: None,
+            backed_off: HashSet::new(),
+            backoff_until: None,
+            checked_at: None,
         })
     }
 
-    /// Works until the shutdown.
+    /// Runs until shutdown.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut down_since = None;
         let mut attempt = 0;
         loop {
-            self.find_work().await;
+            self.load_work().await;
             if !self.has_work() {
-                let (fates, replays) = (Arc::clone(&self.parts.fates), Arc::clone(&self.parts.replays));
+                let (fates, replays) = (Arc::clone(&self.spec.fates), Arc::clone(&self.spec.replays));
                 tokio::select! {
                     () = shutdown.begun() => return,
                     () = fates.changed() => {}
@@ -141,33 +141,33 @@ impl Again {
                 }
                 continue;
             }
-            self.parts.renewal.done();
+            self.spec.rotation.mark_used();
             let connected = tokio::select! {
                 () = shutdown.begun() => return,
-                connected = self.target.connect(&self.parts.client, None) => connected,
+                connected = self.target.connect(&self.spec.client, None) => connected,
             };
             let end = match connected {
                 Ok(session) => {
                     (down_since, attempt) = (None, 0);
                     self.serve(session, &mut shutdown).await
                 }
-                Err(error) => End::Lost(error),
+                Err(error) => SessionEnd::Lost(error),
             };
-            self.note_replay().await;
+            self.save_progress().await;
             self.in_flight.clear();
             self.replay = None;
-            self.looked_at = None;
+            self.checked_at = None;
             match end {
-                End::Shutdown => return,
-                End::Idle => {}
-                End::Lost(error) => {
-                    tracing::debug!(destination = %self.parts.config.name, %error, "what is to be sent again waits for the link");
+                SessionEnd::Shutdown => return,
+                SessionEnd::Idle => {}
+                SessionEnd::Lost(error) => {
+                    tracing::debug!(destination = %self.spec.config.name, %error, "link for resending down, will reconnect");
                     let now = clock::instant();
                     let down_for = now.duration_since(*down_since.get_or_insert(now));
                     attempt += 1;
                     tokio::select! {
                         () = shutdown.begun() => return,
-                        () = tokio::time::sleep(reconnect_wait(down_for, attempt).max(jitter(YIELD_LOOK, YIELD_LOOK * 2))) => {}
+                        () = tokio::time::sleep(reconnect_wait(down_for, attempt).max(jitter(YIELD_POLL, YIELD_POLL * 2))) => {}
                     }
                 }
             }
@@ -178,111 +178,111 @@ impl Again {
         !self.letters.is_empty() || self.replay.is_some() || !self.in_flight.is_empty()
     }
 
-    /// Looks for letters and replays that are to be sent.
-    async fn find_work(&mut self) {
-        if self.rested_at.is_some_and(|at| clock::instant() >= at) {
-            self.resting.clear();
-            self.rested_at = None;
+    /// Loads the requeued dead letters and the running replay.
+    async fn load_work(&mut self) {
+        if self.backoff_until.is_some_and(|at| clock::instant() >= at) {
+            self.backed_off.clear();
+            self.backoff_until = None;
         }
         let now = clock::instant();
-        if self.looked_at.is_some_and(|at| now.duration_since(at) < WORK_LOOK) {
+        if self.checked_at.is_some_and(|at| now.duration_since(at) < WORK_POLL) {
             return;
         }
-        self.looked_at = Some(now);
+        self.checked_at = Some(now);
         if self.letters.is_empty() {
             let sending: HashSet<u64> = self
                 .in_flight
                 .values()
-                .filter_map(|sent| if let Sent::Letter(id, _) = sent { Some(*id) } else { None })
+                .filter_map(|sent| if let Resent::Letter(id, _) = sent { Some(*id) } else { None })
                 .collect();
-            let requeued = self.parts.fates.requeued(&self.parts.config.name);
+            let requeued = self.spec.fates.requeued(&self.spec.config.name);
             self.letters =
-                requeued.into_iter().filter(|id| !sending.contains(id) && !self.resting.contains(id)).collect();
+                requeued.into_iter().filter(|id| !sending.contains(id) && !self.backed_off.contains(id)).collect();
         }
-        let running = self.parts.replays.running(&self.parts.config.name);
-        match (&self.replay, running) {
-            (Some(reading), Some(running)) if reading.replay.id == running.id => {}
+        let current = self.spec.replays.running(&self.spec.config.name);
+        match (&self.replay, current) {
+            (Some(run), Some(current)) if run.replay.id == current.id => {}
             (Some(_), _) => {
-                // It was paused, or is over.
-                self.note_replay().await;
+                // The replay was paused or has ended.
+                self.save_progress().await;
                 self.replay = None;
             }
             (None, Some(replay)) => {
-                self.replay = Some(Reading::new(replay, &self.parts));
+                self.replay = Some(ReplayRun::new(replay, &self.spec));
             }
             (None, None) => {}
         }
     }
 
-    async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {
+    async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> SessionEnd {
         let mut output = Output::default();
         let mut idle_since = clock::instant();
-        let mut look_back = LookBack::new(&self.target, &self.parts.client, session.place(), None);
+        let mut failback = Failback::new(&self.target, &self.spec.client, session.broker_index(), None);
         loop {
-            self.find_work().await;
+            self.load_work().await;
             let wait = self.fill(&session, &mut output).await;
-            self.note_when_due().await;
+            self.save_progress_when_due().await;
             let now = clock::instant();
             if self.has_work() {
                 idle_since = now;
             } else if now.duration_since(idle_since) > IDLE_MAX {
                 session.close().await;
-                return End::Idle;
+                return SessionEnd::Idle;
             }
-            let look_again = match session.watch(!self.in_flight.is_empty(), &mut output) {
-                Ok(look_again) => look_again.min(wait),
-                Err(error) => return End::Lost(error),
+            let next_check = match session.check(!self.in_flight.is_empty(), &mut output) {
+                Ok(next_check) => next_check.min(wait),
+                Err(error) => return SessionEnd::Lost(error),
             };
             // Every arm is safe to drop half-way.
             tokio::select! {
                 biased;
                 () = shutdown.begun() => {
                     session.close().await;
-                    return End::Shutdown;
+                    return SessionEnd::Shutdown;
                 }
-                moved = session.exchange(&mut output) => if let Err(error) = moved {
-                    return End::Lost(error);
+                result = session.exchange(&mut output) => if let Err(error) = result {
+                    return SessionEnd::Lost(error);
                 },
-                () = self.parts.renewal.wait() => {
+                () = self.spec.rotation.changed() => {
                     session.close().await;
-                    return End::Idle;
+                    return SessionEnd::Idle;
                 }
-                // An earlier broker is back: what is in flight goes once more, to that one.
-                better = look_back.found() => {
-                    better.close().await;
+                // Reconnects to the earlier broker; publishes in flight are sent again there.
+                earlier = failback.reconnected() => {
+                    earlier.close().await;
                     session.close().await;
-                    return End::Idle;
+                    return SessionEnd::Idle;
                 }
-                () = tokio::time::sleep(look_again) => {}
+                () = tokio::time::sleep(next_check) => {}
             }
             if let Err(error) = self.settle(&mut session).await {
-                return End::Lost(error);
+                return SessionEnd::Lost(error);
             }
         }
     }
 
-    /// Sends what may be sent now; says how soon to look again.
+    /// Writes the publishes that may be sent now; returns the time until the next check.
     async fn fill(&mut self, session: &Session, output: &mut Output) -> Duration {
-        let rate = Rate { events: self.replay.as_ref().and_then(|reading| reading.replay.rate), bytes: None };
+        let rate = Rate { events: self.replay.as_ref().and_then(|run| run.replay.rate), bytes: None };
         while self.in_flight.len() < WINDOW {
-            if self.parts.pressure.is_on_at_all() {
-                return YIELD_LOOK;
+            if self.spec.pressure.has_any_backlog() {
+                return YIELD_POLL;
             }
             if let Some(letter) = self.letters.pop_front() {
                 self.push_letter(letter, session, output).await;
                 continue;
             }
-            let Some(reading) = &self.replay else { return IDLE_MAX };
-            let wait = self.pacer.wait(rate).max(reading.rest());
+            let Some(run) = &self.replay else { return IDLE_MAX };
+            let wait = self.pacer.wait(rate).max(run.pause());
             if !wait.is_zero() {
                 return wait;
             }
-            if !reading.refused.is_empty() {
+            if !run.refused.is_empty() {
                 self.push_refused(session, output).await;
                 continue;
             }
             if !self.push_event(session, output).await {
-                return if self.in_flight.is_empty() { WORK_LOOK } else { IDLE_MAX };
+                return if self.in_flight.is_empty() { WORK_POLL } else { IDLE_MAX };
             }
         }
         IDLE_MAX
@@ -295,7 +295,7 @@ impl Again {
     }
 
     async fn push_letter(&mut self, id: u64, session: &Session, output: &mut Output) {
-        let dead = Arc::clone(self.parts.journal.dead());
+        let dead = Arc::clone(self.spec.journal.dead());
         let read = spawn_blocking(move || {
             let mut walk = dead.walk_at(id).ok()??;
             let step = walk.step_to(&dead, id)?;
@@ -305,15 +305,15 @@ impl Again {
             Some((letter, record))
         });
         let Ok(Some((letter, record))) = read.await else {
-            // It has left, or the disk fails now.
-            self.rest(id);
+            // The dead letter has been removed, or the disk fails.
+            self.back_off(id);
             return;
         };
         let record = Record::decode(&record).ok();
-        let known = record.and_then(|record| Some((self.parts.journal.published(record.publication)?, record)));
+        let known = record.and_then(|record| Some((self.spec.journal.published(record.publication)?, record)));
         let Some((published, record)) = known else {
-            // Its contract is lost.
-            self.rest(id);
+            // The publication of the dead letter is lost.
+            self.back_off(id);
             return;
         };
         let event = Record {
@@ -331,95 +331,95 @@ impl Again {
         published.renderer.render(&event, letter.sequence, recorded, is_v5, &mut self.rendering);
         let packet_id = self.take_id();
         push_rendered(output, session, packet_id, &self.rendering);
-        self.in_flight.insert(packet_id, Sent::Letter(id, Box::new(letter)));
+        self.in_flight.insert(packet_id, Resent::Letter(id, Box::new(letter)));
     }
 
-    /// Sends the next event of the replay; `false` if there is none left, or it cannot be read now.
+    /// Sends the next event of the replay; returns `false` if there is none left or it cannot be read now.
     async fn push_event(&mut self, session: &Session, output: &mut Output) -> bool {
-        let Some(reading) = &mut self.replay else { return false };
+        let Some(run) = &mut self.replay else { return false };
         loop {
-            let Some((name, _, end)) = reading.replay.lanes.get(reading.lane) else { return false };
-            let (end, lane) = (*end, self.parts.journal.lane(name).cloned());
-            let Some(lane) = lane.filter(|_| reading.next < end) else {
-                reading.enter_lane(&self.parts, reading.lane + 1);
+            let Some((name, _, end)) = run.replay.lanes.get(run.lane) else { return false };
+            let (end, lane) = (*end, self.spec.journal.lane(name).cloned());
+            let Some(lane) = lane.filter(|_| run.next < end) else {
+                run.start_lane(&self.spec, run.lane + 1);
                 continue;
             };
-            if reading.walk.is_none() && !reading.read(&lane).await {
+            if run.walk.is_none() && !run.read(&lane).await {
                 return false;
             }
-            let Some(walk) = &mut reading.walk else { continue };
+            let Some(walk) = &mut run.walk else { continue };
             let (recorded, block_end) = (walk.recorded(), walk.end());
             let Some(step) = walk.step(&lane) else {
-                reading.next = block_end.max(reading.next);
-                reading.walk = None;
+                run.next = block_end.max(run.next);
+                run.walk = None;
                 continue;
             };
-            if step.offset < reading.next || step.offset >= end || !reading.settled.contains(step.offset) {
+            if step.offset < run.next || step.offset >= end || !run.settled.contains(step.offset) {
                 continue;
             }
             let Some((published, sequence)) = step.numbered else { continue };
-            if !reading.replay.filter.takes(published, step.record.key, recorded) {
+            if !run.replay.filter.takes(published, step.record.key, recorded) {
                 continue;
             }
-            reading.next = step.offset + 1;
+            run.next = step.offset + 1;
             let is_v5 = session.protocol() == Protocol::V5;
             published.renderer.render(&step.record, sequence, recorded, is_v5, &mut self.rendering);
-            let sent = Sent::Event(reading.replay.id, reading.lane, step.offset);
+            let sent = Resent::Event(run.replay.id, run.lane, step.offset);
             self.push_rendered_event(sent, session, output);
             return true;
         }
     }
 
-    fn push_rendered_event(&mut self, sent: Sent, session: &Session, output: &mut Output) {
+    fn push_rendered_event(&mut self, sent: Resent, session: &Session, output: &mut Output) {
         let is_v5 = session.protocol() == Protocol::V5;
-        mark(&mut self.rendering, "replay", self.parts.config.replay_topic.as_deref(), is_v5);
+        mark(&mut self.rendering, "replay", self.spec.config.replay_topic.as_deref(), is_v5);
         self.pacer.spend(1, 0);
         let packet_id = self.take_id();
         push_rendered(output, session, packet_id, &self.rendering);
         self.in_flight.insert(packet_id, sent);
     }
 
-    /// Sends the lowest event once more that central had refused for now. One that has left the journal meanwhile
-    /// has failed.
+    /// Resends the lowest event that central rejected temporarily. An event that has been removed from the journal
+    /// meanwhile counts as failed.
     async fn push_refused(&mut self, session: &Session, output: &mut Output) {
-        let Some(reading) = &mut self.replay else { return };
-        let Some((place, offset)) = reading.refused.pop_first() else { return };
-        let named = reading.replay.lanes.get(place);
-        let Some(lane) = named.and_then(|(name, ..)| self.parts.journal.lane(name)).cloned() else {
-            reading.replay.failed += 1;
+        let Some(run) = &mut self.replay else { return };
+        let Some((lane_index, offset)) = run.refused.pop_first() else { return };
+        let named = run.replay.lanes.get(lane_index);
+        let Some(lane) = named.and_then(|(name, ..)| self.spec.journal.lane(name)).cloned() else {
+            run.replay.failed += 1;
             return;
         };
         let ours = Arc::clone(&lane);
         let mut walk = match spawn_blocking(move || ours.walk_at(offset)).await {
             Ok(Ok(walk)) => walk,
-            Ok(Err(_)) | Err(_) => return reading.refuse(place, offset),
+            Ok(Err(_)) | Err(_) => return run.refuse(lane_index, offset),
         };
         let step = walk.as_mut().and_then(|walk| Some((walk.recorded(), walk.step_to(&lane, offset)?)));
         let Some((recorded, Step { record, numbered: Some((published, sequence)), .. })) = step else {
-            reading.replay.failed += 1;
+            run.replay.failed += 1;
             return;
         };
         let is_v5 = session.protocol() == Protocol::V5;
         published.renderer.render(&record, sequence, recorded, is_v5, &mut self.rendering);
-        let sent = Sent::Event(reading.replay.id, place, offset);
+        let sent = Resent::Event(run.replay.id, lane_index, offset);
         self.push_rendered_event(sent, session, output);
     }
 
-    /// What central has answered.
+    /// Handles all replies of central that have arrived.
     async fn settle(&mut self, session: &mut Session) -> Result<(), LinkError> {
         let mut decided = Vec::new();
         let mut end = Ok(());
         loop {
-            let (id, refusal) = match session.answer() {
+            let (id, rejection) = match session.next_reply() {
                 Ok(None) => break,
-                Ok(Some(Answer::Alive | Answer::Connected { .. })) => continue,
-                Ok(Some(Answer::Taken(id))) => (id, None),
-                Ok(Some(Answer::Unheard(id))) => {
-                    let holds = self.parts.config.require_subscriber;
-                    (id, holds.then_some(Refusal::ForNow(0x10, "no matching subscribers")))
+                Ok(Some(Reply::PingResponse | Reply::Connected { .. })) => continue,
+                Ok(Some(Reply::Acknowledged(id))) => (id, None),
+                Ok(Some(Reply::NoSubscribers(id))) => {
+                    let holds = self.spec.config.require_subscriber;
+                    (id, holds.then_some(Rejection::NO_SUBSCRIBERS))
                 }
-                Ok(Some(Answer::Refused(id, refusal))) => (id, Some(refusal)),
-                Ok(Some(Answer::NotConnected(reason) | Answer::Goodbye(reason))) => {
+                Ok(Some(Reply::Rejected(id, rejection))) => (id, Some(rejection)),
+                Ok(Some(Reply::ConnectRejected(reason) | Reply::Disconnected(reason))) => {
                     end = Err(LinkError::Ended(reason));
                     break;
                 }
@@ -428,25 +428,25 @@ impl Again {
                     break;
                 }
             };
-            match (self.in_flight.remove(&id), refusal) {
-                (Some(Sent::Letter(letter, content)), refusal) => {
-                    decided.extend(self.decide(letter, &content, refusal).map(|fate| (letter, content, fate)));
+            match (self.in_flight.remove(&id), rejection) {
+                (Some(Resent::Letter(letter, content)), rejection) => {
+                    decided.extend(self.decide(letter, &content, rejection).map(|fate| (letter, content, fate)));
                 }
-                (Some(Sent::Event(id, place, offset)), refusal) => {
-                    // One that is over is not told what was still on its way.
-                    if let Some(reading) = self.replay.as_mut().filter(|reading| reading.replay.id == id) {
-                        match refusal {
-                            None => reading.replay.sent += 1,
-                            // Central has had it before, or refused it before: there is no letter to write.
-                            Some(Refusal::ForEver(..)) => reading.replay.failed += 1,
-                            Some(Refusal::ForNow(code, why)) => {
+                (Some(Resent::Event(id, lane_index, offset)), rejection) => {
+                    // Replies for a replay that has ended meanwhile are ignored.
+                    if let Some(run) = self.replay.as_mut().filter(|run| run.replay.id == id) {
+                        match rejection {
+                            None => run.replay.sent += 1,
+                            // Central has settled this event before: no dead letter is written.
+                            Some(Rejection::Permanent(..)) => run.replay.failed += 1,
+                            Some(Rejection::Temporary(code, why)) => {
                                 tracing::debug!(
-                                    replay = reading.replay.id,
+                                    replay = run.replay.id,
                                     code,
                                     why,
-                                    "a replay waits: central refuses for now"
+                                    "central rejected an event of a replay temporarily, will retry"
                                 );
-                                reading.refuse(place, offset);
+                                run.refuse(lane_index, offset);
                             }
                         }
                     }
@@ -455,143 +455,143 @@ impl Again {
             }
         }
         if !decided.is_empty() {
-            let fates = Arc::clone(&self.parts.fates);
+            let fates = Arc::clone(&self.spec.fates);
             let put = spawn_blocking(move || {
                 let list: Vec<_> = decided.iter().map(|(id, letter, fate)| (*id, &**letter, fate.clone())).collect();
                 fates.put(&list)
             });
             if let Ok(Err(error)) = put.await {
-                // They are requeued still, and go again.
-                tracing::warn!(%error, "what became of dead letters cannot be noted; they are sent once more");
+                // The letters are still requeued.
+                tracing::warn!(%error, "cannot save the outcome of requeued dead letters; will send them again");
             }
         }
         end
     }
 
-    /// Leaves a letter alone for a while.
-    fn rest(&mut self, letter: u64) {
-        self.resting.insert(letter);
-        self.rested_at.get_or_insert(clock::instant() + REFUSED_PAUSE);
+    /// Defers a dead letter until the end of the current pause.
+    fn back_off(&mut self, letter: u64) {
+        self.backed_off.insert(letter);
+        self.backoff_until.get_or_insert(clock::instant() + REFUSED_PAUSE);
     }
 
-    fn decide(&mut self, letter: u64, content: &DeadLetter<'_>, refusal: Option<Refusal>) -> Option<Fate> {
-        let attempts = self.parts.fates.of(letter).attempts + 1;
+    fn decide(&mut self, letter: u64, content: &DeadLetter<'_>, rejection: Option<Rejection>) -> Option<Fate> {
+        let attempts = self.spec.fates.of(letter).attempts + 1;
         let at = Timestamp::from(clock::wall());
-        match refusal {
+        match rejection {
             None => Some(Fate { state: State::Delivered, at, attempts, ..Fate::default() }),
-            Some(Refusal::ForEver(code, why)) => {
+            Some(Rejection::Permanent(code, why)) => {
                 let reason = format!("central refuses it again: 0x{code:02x} {why}");
-                tracing::warn!(letter, destination = %content.destination, %reason, "a requeued dead letter is held again");
+                tracing::warn!(letter, destination = %content.destination, %reason, "central rejected a requeued dead letter; it is held again");
                 Some(Fate { state: State::Held, at, attempts, reason, ..Fate::default() })
             }
-            Some(Refusal::ForNow(..)) => {
-                self.rest(letter);
+            Some(Rejection::Temporary(..)) => {
+                self.back_off(letter);
                 None
             }
         }
     }
 
-    async fn note_when_due(&mut self) {
-        let Some(reading) = &self.replay else { return };
-        if (reading.is_at_its_end() && self.in_flight.is_empty())
-            || clock::instant().duration_since(reading.noted_at) >= NOTE_EVERY
+    async fn save_progress_when_due(&mut self) {
+        let Some(run) = &self.replay else { return };
+        if (run.is_complete() && self.in_flight.is_empty())
+            || clock::instant().duration_since(run.saved_at) >= SAVE_EVERY
         {
-            self.note_replay().await;
+            self.save_progress().await;
         }
     }
 
-    /// Notes how far the replay is: everything below is acknowledged.
-    async fn note_replay(&mut self) {
-        let Some(reading) = &mut self.replay else { return };
-        reading.noted_at = clock::instant();
-        let mut replay = reading.replay.clone();
+    /// Saves the progress of the replay: all events below the saved offsets are answered for good.
+    async fn save_progress(&mut self) {
+        let Some(run) = &mut self.replay else { return };
+        run.saved_at = clock::instant();
+        let mut replay = run.replay.clone();
         let in_flight = self.in_flight.values().filter_map(|sent| match sent {
-            Sent::Event(id, place, offset) if *id == replay.id => Some((*place, *offset)),
+            Resent::Event(id, lane_index, offset) if *id == replay.id => Some((*lane_index, *offset)),
             _ => None,
         });
         let mut lowest: BTreeMap<usize, u64> = BTreeMap::new();
-        for (place, offset) in in_flight.chain(reading.refused.iter().copied()) {
-            let known = lowest.entry(place).or_insert(offset);
+        for (lane_index, offset) in in_flight.chain(run.refused.iter().copied()) {
+            let known = lowest.entry(lane_index).or_insert(offset);
             *known = (*known).min(offset);
         }
-        for (place, (_, next, end)) in replay.lanes.iter_mut().enumerate() {
-            let reached = if place < reading.lane {
+        for (lane_index, (_, next, end)) in replay.lanes.iter_mut().enumerate() {
+            let reached = if lane_index < run.lane {
                 *end
-            } else if place == reading.lane {
-                reading.next
+            } else if lane_index == run.lane {
+                run.next
             } else {
                 *next
             };
-            *next = lowest.get(&place).copied().unwrap_or(reached);
+            *next = lowest.get(&lane_index).copied().unwrap_or(reached);
         }
-        if reading.is_at_its_end() && self.in_flight.is_empty() {
+        if run.is_complete() && self.in_flight.is_empty() {
             replay.state = ReplayState::Done;
-            tracing::info!(replay = replay.id, destination = %replay.destination, sent = replay.sent, failed = replay.failed, "a replay is done");
+            tracing::info!(replay = replay.id, destination = %replay.destination, sent = replay.sent, failed = replay.failed, "replay completed");
         }
-        let replays = Arc::clone(&self.parts.replays);
+        let replays = Arc::clone(&self.spec.replays);
         let is_done = replay.state == ReplayState::Done;
-        let noted = spawn_blocking(move || replays.advance(&replay)).await;
-        if let Ok(Err(error)) = &noted {
-            tracing::warn!(%error, "how far a replay is cannot be noted; after a restart some of it is sent once more");
+        let saved = spawn_blocking(move || replays.save_progress(&replay)).await;
+        if let Ok(Err(error)) = &saved {
+            tracing::warn!(%error, "cannot save the progress of a replay; after a restart, some of its events are sent again");
         }
-        if is_done || matches!(noted, Ok(Ok(false))) {
+        if is_done || matches!(saved, Ok(Ok(false))) {
             self.replay = None;
         }
     }
 }
 
-impl Reading {
-    fn new(replay: Replay, parts: &Parts) -> Self {
+impl ReplayRun {
+    fn new(replay: Replay, spec: &ResenderSpec) -> Self {
         let now = clock::instant();
-        let mut reading = Self {
+        let mut run = Self {
             replay,
             lane: 0,
             next: 0,
             walk: None,
             settled: Settled::default(),
-            noted_at: now,
+            saved_at: now,
             refused: BTreeSet::new(),
             refused_until: now,
         };
-        reading.enter_lane(parts, 0);
-        reading
+        run.start_lane(spec, 0);
+        run
     }
 
-    /// Whether everything was sent, and nothing has to go again.
-    fn is_at_its_end(&self) -> bool {
+    /// Whether every event was sent and none has to be sent again.
+    fn is_complete(&self) -> bool {
         self.lane >= self.replay.lanes.len() && self.refused.is_empty()
     }
 
-    fn refuse(&mut self, place: usize, offset: u64) {
-        self.refused.insert((place, offset));
+    fn refuse(&mut self, lane_index: usize, offset: u64) {
+        self.refused.insert((lane_index, offset));
         self.refused_until = clock::instant() + REFUSED_PAUSE;
     }
 
-    /// How long nothing is sent, since central refuses for now.
-    fn rest(&self) -> Duration {
+    /// Remaining pause after a temporary rejection.
+    fn pause(&self) -> Duration {
         match self.refused.is_empty() {
             true => Duration::ZERO,
             false => self.refused_until.saturating_duration_since(clock::instant()),
         }
     }
 
-    fn enter_lane(&mut self, parts: &Parts, lane: usize) {
+    fn start_lane(&mut self, spec: &ResenderSpec, lane: usize) {
         self.lane = lane;
         self.walk = None;
         let Some((name, next, _)) = self.replay.lanes.get(lane) else { return };
         self.next = *next;
-        let known = parts.journal.lane(name).and_then(|lane| lane.settled(&self.replay.destination));
+        let known = spec.journal.lane(name).and_then(|lane| lane.settled(&self.replay.destination));
         self.settled = known.unwrap_or_default();
     }
 
-    /// Reads the block at `next`; `false` if the disk fails now.
+    /// Reads the block at `next`; returns `false` if the disk fails.
     async fn read(&mut self, lane: &Arc<Lane>) -> bool {
         let (ours, next) = (Arc::clone(lane), self.next);
         match spawn_blocking(move || ours.look(next)).await {
             Ok(Ok(Found::Block(block))) => self.walk = Some(Walk::new(block)),
             Ok(Ok(Found::Lost { to })) => self.next = to.max(next + 1),
             Ok(Err(error)) => {
-                tracing::warn!(lane = %lane.name, %error, "a replay cannot read from the journal now");
+                tracing::warn!(lane = %lane.name, %error, "cannot read events of a replay from the journal, will retry");
                 return false;
             }
             Err(_) => return false,

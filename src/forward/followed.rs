@@ -1,4 +1,4 @@
-//! The events of a lane that the log follows to central.
+//! The followed events that are on their way to central (see `telemetry::follow`).
 
 use super::Config;
 use crate::event::Id;
@@ -7,15 +7,15 @@ use crate::telemetry::{FOLLOW, follow};
 use std::collections::VecDeque;
 use tracing::Span;
 
-/// More than this on their way are not followed to their end.
+/// Largest number of followed events; beyond it the oldest ones are no longer followed.
 const FOLLOWED_MAX: usize = 4096;
 
-/// The followed events that are on their way, by offset; empty while nobody looks.
+/// The followed events in flight or in an open batch, with their offsets; empty while no event is followed.
 #[derive(Debug, Default)]
 pub(super) struct Followed(VecDeque<(u64, Span)>);
 
 impl Followed {
-    /// An event leaves: `place` is its offset and sequence.
+    /// Logs that an event is sent, if it is followed; `place` is its offset and sequence.
     #[inline]
     pub fn begin(&mut self, id: &Id<'_>, lane: &Lane, to: &Config, place: (u64, u64)) {
         let Some(span) = follow(id) else { return };
@@ -27,7 +27,7 @@ impl Followed {
         }
     }
 
-    /// Events are settled.
+    /// Logs the followed ones of the settled events.
     #[inline]
     pub fn end(&mut self, settled: &[(u64, u32, Outcome)]) {
         if self.0.is_empty() {
@@ -42,7 +42,7 @@ impl Followed {
         });
     }
 
-    /// What is on its way is sent again.
+    /// Forgets all events: they are sent again.
     pub fn clear(&mut self) {
         self.0.clear();
     }

@@ -1,7 +1,7 @@
-//! Pace: how fast a lane may be sent, and when.
+//! Pace: rate limits and sending hours of a lane.
 //!
-//! Promise: no more leaves than the ceilings say; what yields slows down while other lanes of the same
-//! destination have a backlog, and never stops for it.
+//! Promise: a forwarder never exceeds its rate limits; a yielding lane slows down while other lanes of the same
+//! destination have a backlog, but never stops because of them.
 
 use crate::clock;
 use crate::event::Timestamp;
@@ -13,60 +13,60 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How a lane is sent.
+/// How the forwarders send a lane.
 #[derive(Clone, Debug, Default)]
 pub struct Sending {
-    /// What goes out first after an outage.
+    /// Sending order after an outage.
     pub catch_up: CatchUp,
-    /// Topic level in front of what is sent from the backlog by `live-first`; none for MQTT 5 by default.
+    /// Topic level in front of the topic of backlog events with `live-first`; none for MQTT 5 by default.
     pub backfill_topic: Option<String>,
-    /// Many events in one publish.
+    /// Limits of batches; `None` sends one event per publish.
     pub batch: Option<Batch>,
-    /// Ceilings.
+    /// Rate limits.
     pub rate: Rate,
-    /// Lower ceilings while other lanes have a backlog; `None` for a lane that does not yield.
+    /// Lower rate limits while other lanes have a backlog; `None` for a lane that does not yield.
     pub yielding: Option<Rate>,
-    /// When it is sent at all.
+    /// Hours in which the lane is sent; `None` for always.
     pub hours: Option<Hours>,
 }
 
-/// What goes out first after an outage.
+/// Sending order after an outage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CatchUp {
-    /// The oldest.
+    /// The oldest events first.
     #[default]
     OldestFirst,
-    /// What comes now; the backlog behind it, marked. Only where no contract keeps an order.
+    /// Live events first, then the backlog with a mark. Only if no contract of the lane keeps an order.
     LiveFirst,
 }
 
-/// Many events in one publish.
+/// Limits of a batch: many events in one publish.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
-    /// How many events at most.
+    /// Largest number of events.
     #[serde(default = "batch_events")]
     pub events: usize,
-    /// How many bytes at most, before compression.
+    /// Largest payload in bytes, before compression.
     #[serde(default = "batch_bytes")]
     pub bytes: Bytes,
-    /// How long the first may wait for the others.
+    /// Longest wait of the first event for further ones.
     #[serde(default = "batch_age")]
     pub age: Span,
-    /// How they are compressed.
+    /// Compression of the payload.
     #[serde(default)]
     pub compression: Compression,
 }
 
-/// How batches are compressed.
+/// Compression of batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
-    /// zstd; with MQTT 5 only, where the content type says so.
+    /// zstd, with MQTT 5 only: the content type property announces it.
     Zstd,
 }
 
@@ -82,50 +82,48 @@ fn batch_age() -> Span {
     Span(Duration::from_secs(5))
 }
 
-/// Ceilings for what leaves in a second.
+/// Rate limits; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// Events.
+    /// Events per second.
     pub events: Option<u64>,
-    /// Bytes of publishes.
+    /// Bytes of publishes per second.
     pub bytes: Option<Bytes>,
 }
 
-/// A part of the day, in a time zone.
+/// A daily time range in a time zone.
 #[derive(Clone, Debug)]
 pub struct Hours {
-    /// Minutes of the day: from, to (exclusive). It may go over midnight.
+    /// First minute of the day and end (exclusive). The range may span midnight.
     minutes: (u32, u32),
     zone: TimeZone,
 }
 
 impl Hours {
-    /// Reads `02:00-04:00`; `zone` is a name such as `Europe/Berlin`, or the zone of the machine.
+    /// Parses `02:00-04:00`; `zone` is a name such as `Europe/Berlin`, `None` the time zone of the system.
     pub fn parse(text: &str, zone: Option<&str>) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is no part of the day; expected two times such as \"02:00-04:00\"");
+        let malformed = || format!("\"{text}\" is not a time range; expected two times such as \"02:00-04:00\"");
         let minute = |time: &str| -> Option<u32> {
             let (hour, minute) = time.trim().split_once(':')?;
             let (hour, minute): (u32, u32) = (hour.parse().ok()?, minute.parse().ok()?);
             (hour < 24 && minute < 60 || (hour, minute) == (24, 0)).then_some(hour * 60 + minute)
         };
-        let (from, to) = text.split_once('-').ok_or_else(wrong)?;
-        let minutes = (minute(from).ok_or_else(wrong)?, minute(to).ok_or_else(wrong)?);
+        let (from, to) = text.split_once('-').ok_or_else(malformed)?;
+        let minutes = (minute(from).ok_or_else(malformed)?, minute(to).ok_or_else(malformed)?);
         if minutes.0 == minutes.1 {
-            return Err(wrong());
+            return Err(malformed());
         }
         let zone = match zone {
             None => TimeZone::system(),
             Some(name) => TimeZone::get(name).map_err(|_| {
-                format!(
-                    "\"{name}\" is no time zone known here; expected one such as \"Europe/Berlin\" (package tzdata)"
-                )
+                format!("\"{name}\" is not a known time zone; expected one such as \"Europe/Berlin\" (package tzdata)")
             })?,
         };
         Ok(Self { minutes, zone })
     }
 
-    /// Whether a moment is in it.
+    /// Whether the range contains a time.
     pub fn contains(&self, at: Timestamp) -> bool {
         let Ok(at) = jiff::Timestamp::from_microsecond(at.0) else { return false };
         let local = at.to_zoned(self.zone.clone());
@@ -135,53 +133,53 @@ impl Hours {
     }
 }
 
-/// How far the forwarders of one destination are; each lane sees what the others have before them, also while
-/// their forwarders rest. What a lane has before it outside its hours presses nobody: it is not to leave now.
+/// Progress of the lanes of one destination. Each forwarder sees the backlogs of the other lanes, also while their
+/// forwarders are disconnected. A lane outside its sending hours counts as without backlog.
 #[derive(Debug)]
 pub struct Pressure {
-    lanes: Vec<Known>,
+    lanes: Vec<LaneProgress>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct LaneProgress {
     lane: Arc<Lane>,
     reached: AtomicU64,
     hours: Option<Hours>,
 }
 
-/// A lane that is further behind than this has a backlog: more than is in flight in normal times.
+/// Number of unacknowledged events above which a lane has a backlog: more than are in flight in normal operation.
 const BACKLOG_FROM: u64 = 1000;
 
 impl Pressure {
-    /// Nobody is behind yet. `hours` of a lane are those in which it is sent.
+    /// Creates it without backlogs. `hours` returns the sending hours of a lane.
     pub fn new(lanes: &[Arc<Lane>], hours: impl Fn(&str) -> Option<Hours>) -> Arc<Self> {
-        let known = |lane: &Arc<Lane>| {
+        let progress = |lane: &Arc<Lane>| {
             let reached = AtomicU64::new(lane.end());
-            Known { lane: Arc::clone(lane), reached, hours: hours(&lane.name) }
+            LaneProgress { lane: Arc::clone(lane), reached, hours: hours(&lane.name) }
         };
-        Arc::new(Self { lanes: lanes.iter().map(known).collect() })
+        Arc::new(Self { lanes: lanes.iter().map(progress).collect() })
     }
 
-    /// Says how far a lane is: its events from this offset on are not acknowledged, or count as if they were not.
+    /// Records that the events of `lane` from offset `reached` on count as unacknowledged.
     pub fn note(&self, lane: &str, reached: u64) {
-        if let Some(known) = self.lanes.iter().find(|known| known.lane.name == lane) {
-            known.reached.store(reached, Ordering::Relaxed);
+        if let Some(progress) = self.lanes.iter().find(|progress| progress.lane.name == lane) {
+            progress.reached.store(reached, Ordering::Relaxed);
         }
     }
 
-    /// Whether a lane other than this one has a backlog.
-    pub fn is_on(&self, lane: &str) -> bool {
-        self.lanes.iter().filter(|known| known.lane.name != lane).any(Known::presses)
+    /// Whether a lane other than `lane` has a backlog.
+    pub fn has_other_backlog(&self, lane: &str) -> bool {
+        self.lanes.iter().filter(|progress| progress.lane.name != lane).any(LaneProgress::has_backlog)
     }
 
-    /// Whether any lane has a backlog: what is sent again stays behind that.
-    pub fn is_on_at_all(&self) -> bool {
-        self.lanes.iter().any(Known::presses)
+    /// Whether any lane has a backlog; replays and requeued dead letters wait until none has.
+    pub fn has_any_backlog(&self) -> bool {
+        self.lanes.iter().any(LaneProgress::has_backlog)
     }
 }
 
-impl Known {
-    fn presses(&self) -> bool {
+impl LaneProgress {
+    fn has_backlog(&self) -> bool {
         self.lane.end().saturating_sub(self.reached.load(Ordering::Relaxed)) > BACKLOG_FROM && self.is_open()
     }
 
@@ -190,37 +188,37 @@ impl Known {
     }
 }
 
-/// A bucket that fills at a rate, and holds a tenth of a second of it.
+/// A token bucket: it fills at `rate` per second and holds the tokens of a tenth of a second.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     rate: f64,
     level: f64,
-    filled: Instant,
+    filled_at: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn new(rate: u64, now: Instant) -> Self {
-        Self { rate: rate.max(1) as f64, level: 0.0, filled: now }
+        Self { rate: rate.max(1) as f64, level: 0.0, filled_at: now }
     }
 
     fn fill(&mut self, now: Instant) {
-        let since = now.saturating_duration_since(self.filled).as_secs_f64();
+        let since = now.saturating_duration_since(self.filled_at).as_secs_f64();
         self.level = (self.level + since * self.rate).min((self.rate / 10.0).max(1.0));
-        self.filled = now;
+        self.filled_at = now;
     }
 
-    /// How long until something may pass; zero if it may now. What passes may overdraw the bucket once.
+    /// Time until the next send is allowed; zero if it is allowed now. One send may overdraw the bucket.
     fn wait(&self) -> Duration {
         if self.level > 0.0 { Duration::ZERO } else { Duration::from_secs_f64((1.0 - self.level) / self.rate) }
     }
 }
 
-/// Keeps one lane within its ceilings.
+/// Enforces the rate limits of one lane.
 #[derive(Debug)]
 pub(super) struct Pacer {
     rate: Rate,
-    events: Option<Bucket>,
-    bytes: Option<Bucket>,
+    events: Option<TokenBucket>,
+    bytes: Option<TokenBucket>,
 }
 
 impl Pacer {
@@ -228,24 +226,24 @@ impl Pacer {
         Self { rate: Rate::default(), events: None, bytes: None }
     }
 
-    /// How long nothing may be sent under `rate`; zero if something may.
+    /// Time until `rate` allows the next send; zero if it allows one now.
     pub fn wait(&mut self, rate: Rate) -> Duration {
         let now = clock::instant();
-        // Also where there is no ceiling any more: what the one before has used up holds nothing back.
+        // Also if the new rate has no limit: debt under the old limit no longer delays anything.
         if rate != self.rate {
             self.rate = rate;
-            self.events = rate.events.map(|rate| Bucket::new(rate, now));
-            self.bytes = rate.bytes.map(|rate| Bucket::new(rate.0, now));
+            self.events = rate.events.map(|rate| TokenBucket::new(rate, now));
+            self.bytes = rate.bytes.map(|rate| TokenBucket::new(rate.0, now));
         }
         let buckets = [&mut self.events, &mut self.bytes];
-        let wait = |bucket: &mut Bucket| {
+        let wait = |bucket: &mut TokenBucket| {
             bucket.fill(now);
             bucket.wait()
         };
         buckets.into_iter().flatten().map(wait).max().unwrap_or_default()
     }
 
-    /// How many events may pass now.
+    /// Number of events that may be sent now.
     pub fn events(&self) -> usize {
         let has_bytes = self.bytes.as_ref().is_none_or(|bucket| bucket.level > 0.0);
         match &self.events {
@@ -280,8 +278,8 @@ mod tests {
             assert!(berlin.contains(at("2026-01-15T01:30:00Z")) && !berlin.contains(at("2026-01-15T03:30:00Z")));
             assert!(berlin.contains(at("2026-07-15T00:30:00Z")), "an hour earlier in summer");
         }
-        for wrong in ["", "2-4", "02:00", "25:00-26:00", "03:00-03:00"] {
-            let error = Hours::parse(wrong, None).expect_err(wrong);
+        for malformed in ["", "2-4", "02:00", "25:00-26:00", "03:00-03:00"] {
+            let error = Hours::parse(malformed, None).expect_err(malformed);
             assert!(error.contains("02:00-04:00"), "{error}");
         }
         assert!(Hours::parse("02:00-04:00", Some("Mars/Base")).is_err_and(|error| error.contains("Mars/Base")));
@@ -300,8 +298,8 @@ mod tests {
 
     #[test]
     fn a_pacer_lets_no_more_pass_than_its_rate() {
-        let mut bucket = Bucket::new(100, Instant::now());
-        let start = bucket.filled;
+        let mut bucket = TokenBucket::new(100, Instant::now());
+        let start = bucket.filled_at;
         let mut passed = 0.0;
         for milli in 1..=10_000 {
             bucket.fill(start + Duration::from_millis(milli));

@@ -1,15 +1,15 @@
-//! Status: a small connection of its own for each destination, on which central sees that this
-//! gateway lives: a retained birth, a last will, a heartbeat.
+//! Status: one separate connection per destination that publishes a retained birth message, a heartbeat and a last
+//! will. They show central whether this gateway is online.
 //!
-//! It is state, not an event: retained, never journaled, and in no account.
+//! The status is not an event: it is retained, never journaled, and not in the ledger.
 
-use super::look_back::LookBack;
-use super::rivals::Rivals;
-use super::{Config, Renewal};
+use super::client_conflict::ClientIdConflict;
+use super::failback::Failback;
+use super::{Config, CredentialRotation};
 use crate::clock;
 use crate::contract::{STRUCTURED, Surroundings, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
-use crate::link::{self, Answer, Head, LinkError, Output, RECONNECT_EARLY, Session, Will, jitter, reconnect_wait};
+use crate::link::{self, Head, LinkError, Output, RECONNECT_EARLY, Reply, Session, Will, jitter, reconnect_wait};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,25 +17,25 @@ use std::time::Duration;
 /// Time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// What a heartbeat says beside the state; JSON members without braces.
+/// Returns further JSON members of a heartbeat, without braces.
 pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Tells one destination that the gateway lives, until the shutdown.
+/// Publishes the status to one destination until shutdown.
 pub async fn run(
     config: Arc<Config>,
     client: String,
     around: Surroundings,
     report: Report,
-    mut renewal: Renewal,
+    mut rotation: CredentialRotation,
     mut shutdown: Shutdown,
 ) {
     let Ok(target) = config.target().map(Arc::new) else { return };
     let topic = topic(&around);
     let mut down_since = None;
-    let mut rivals = Rivals::default();
+    let mut conflict = ClientIdConflict::default();
     let mut attempt = 0;
     loop {
-        renewal.done();
+        rotation.mark_used();
         let will = Will { topic: topic.clone(), payload: event(&around, "offline", "") };
         let connected = tokio::select! {
             () = shutdown.begun() => return,
@@ -45,12 +45,14 @@ pub async fn run(
             Ok(session) => {
                 (down_since, attempt) = (None, 0);
                 let began = clock::instant();
-                let look_back = LookBack::new(&target, &client, session.place(), Some(will));
-                match beat(session, look_back, &topic, &around, &report, &mut renewal, &mut shutdown).await {
-                    End::Shutdown => return,
-                    End::Renewal => continue,
-                    // The forwarders say it; here it is enough to step back.
-                    End::Lost(error) => rivals.note(&error, clock::instant().duration_since(began), true),
+                let failback = Failback::new(&target, &client, session.broker_index(), Some(will));
+                match serve(session, failback, &topic, &around, &report, &mut rotation, &mut shutdown).await {
+                    SessionEnd::Shutdown => return,
+                    SessionEnd::NewCredentials => continue,
+                    // The forwarders report a conflict of client ids; here the longer pause is enough.
+                    SessionEnd::Lost(error) => {
+                        conflict.record_end(&error, clock::instant().duration_since(began), true)
+                    }
                 }
             }
             Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
@@ -58,7 +60,7 @@ pub async fn run(
         let now = clock::instant();
         let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt)
             .max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2))
-            .max(rivals.wait().unwrap_or_default());
+            .max(conflict.pause().unwrap_or_default());
         attempt += 1;
         tokio::select! {
             () = shutdown.begun() => return,
@@ -67,78 +69,78 @@ pub async fn run(
     }
 }
 
-/// Topic of the status: `{environment}/{site}/gateway.status/v1/{gateway}`.
+/// Returns the topic of the status: `{environment}/{site}/gateway.status/v1/{gateway}`.
 pub fn topic(around: &Surroundings) -> String {
     format!("{}/{}/gateway.status/v1/{}", around.environment, around.site, around.gateway)
 }
 
-enum End {
+enum SessionEnd {
     Shutdown,
-    /// There are new certificates or passwords.
-    Renewal,
+    /// New certificates or a new password: the next session uses them.
+    NewCredentials,
     Lost(LinkError),
 }
 
-/// Sends heartbeats until the session ends, or an earlier broker is back: then over a session with that one.
-async fn beat(
+/// Sends heartbeats until the session ends. If an earlier broker is reachable again, continues on a session with it.
+async fn serve(
     mut session: Session,
-    mut look_back: LookBack,
+    mut failback: Failback,
     topic: &str,
     around: &Surroundings,
     report: &Report,
-    renewal: &mut Renewal,
+    rotation: &mut CredentialRotation,
     shutdown: &mut Shutdown,
-) -> End {
+) -> SessionEnd {
     let mut output = Output::default();
-    let mut next_beat = clock::instant();
+    let mut next_heartbeat = clock::instant();
     let mut id = 0u16;
     let mut in_flight = 0u32;
     loop {
         let now = clock::instant();
-        if now >= next_beat && in_flight == 0 {
-            next_beat = now + HEARTBEAT;
+        if now >= next_heartbeat && in_flight == 0 {
+            next_heartbeat = now + HEARTBEAT;
             id = id % u16::MAX + 1;
             push_status(&mut output, &session, topic, id, &event(around, "online", &report()));
             in_flight += 1;
         }
-        let look_again = match session.watch(in_flight > 0, &mut output) {
-            Ok(wait) => wait.min(next_beat.saturating_duration_since(now).max(Duration::from_millis(10))),
-            Err(error) => return End::Lost(error),
+        let next_check = match session.check(in_flight > 0, &mut output) {
+            Ok(wait) => wait.min(next_heartbeat.saturating_duration_since(now).max(Duration::from_millis(10))),
+            Err(error) => return SessionEnd::Lost(error),
         };
         tokio::select! {
             () = shutdown.begun() => {
-                take_leave(session, output, topic, around, id).await;
-                return End::Shutdown;
+                go_offline(session, output, topic, around, id).await;
+                return SessionEnd::Shutdown;
             }
-            moved = session.exchange(&mut output) => if let Err(error) = moved {
-                return End::Lost(error);
+            result = session.exchange(&mut output) => if let Err(error) = result {
+                return SessionEnd::Lost(error);
             },
-            () = renewal.wait() => {
-                // A goodbye: the will stays unsaid, and what is retained says that the gateway lives.
+            () = rotation.changed() => {
+                // After a DISCONNECT the broker does not publish the will: the retained status stays "online".
                 session.close().await;
-                return End::Renewal;
+                return SessionEnd::NewCredentials;
             }
-            better = look_back.found() => {
-                // What the later broker retains must not say for ever that the gateway lives. Where both are one
-                // cluster, this comes before the birth.
+            better = failback.reconnected() => {
+                // The later broker must not retain "online" for ever. If both brokers belong to one cluster, "offline"
+                // must come before the birth message.
                 let left = std::mem::replace(&mut session, *better);
-                take_leave(left, std::mem::take(&mut output), topic, around, id).await;
-                look_back.settle_at(session.place());
-                (next_beat, in_flight) = (now, 0);
+                go_offline(left, std::mem::take(&mut output), topic, around, id).await;
+                failback.set_broker(session.broker_index());
+                (next_heartbeat, in_flight) = (now, 0);
             }
-            () = tokio::time::sleep(look_again) => {}
+            () = tokio::time::sleep(next_check) => {}
         }
         loop {
-            match session.answer() {
+            match session.next_reply() {
                 Ok(None) => break,
-                Ok(Some(Answer::Goodbye(reason) | Answer::NotConnected(reason))) => {
-                    return End::Lost(LinkError::Ended(reason));
+                Ok(Some(Reply::Disconnected(reason) | Reply::ConnectRejected(reason))) => {
+                    return SessionEnd::Lost(LinkError::Ended(reason));
                 }
-                Ok(Some(Answer::Alive | Answer::Connected { .. })) => {}
-                Ok(Some(Answer::Taken(_) | Answer::Unheard(_) | Answer::Refused(..))) => {
+                Ok(Some(Reply::PingResponse | Reply::Connected { .. })) => {}
+                Ok(Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) => {
                     in_flight = in_flight.saturating_sub(1)
                 }
-                Err(error) => return End::Lost(error),
+                Err(error) => return SessionEnd::Lost(error),
             }
         }
     }
@@ -149,15 +151,15 @@ fn push_status(output: &mut Output, session: &Session, topic: &str, packet_id: u
     link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), STRUCTURED, &[], payload);
 }
 
-/// Says that the gateway is not there any more, and closes the session. `id` is the packet id used last.
-async fn take_leave(mut session: Session, mut output: Output, topic: &str, around: &Surroundings, id: u16) {
+/// Publishes "offline" and closes the session. `id` is the last used packet id.
+async fn go_offline(mut session: Session, mut output: Output, topic: &str, around: &Surroundings, id: u16) {
     push_status(&mut output, &session, topic, id % u16::MAX + 1, &event(around, "offline", ""));
-    // A short wait: whoever leaves cannot wait for a silent broker.
+    // The wait is short: a silent broker must not delay the shutdown.
     let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
     session.close().await;
 }
 
-/// A status event in structured mode.
+/// Renders a status message as a CloudEvent in structured mode.
 fn event(around: &Surroundings, state: &str, report: &str) -> Vec<u8> {
     let mut source = String::from("/");
     push_path_segment(&mut source, &around.site);

@@ -5,8 +5,8 @@ use super::part::{Part, Work};
 use crate::admin::LinkHandle;
 use crate::config::{Config, Print};
 use crate::contract::Surroundings;
-use crate::forward::again::{self, Again};
-use crate::forward::{self, Forwarder, Pressure, Renewal, Sending, status};
+use crate::forward::again::{self, Resender};
+use crate::forward::{self, CredentialRotation, Forwarder, Pressure, Sending, status};
 use crate::journal::Journal;
 use crate::shutdown::Shutdown;
 use std::collections::BTreeMap;
@@ -95,7 +95,7 @@ impl Ground {
     /// Starts what a destination needs.
     pub fn start_outlet(&self, wanted: Wanted) -> anyhow::Result<Outlet> {
         let (renewals, changed) = watch::channel(0);
-        let renewal = Renewal::new(changed);
+        let renewal = CredentialRotation::new(changed);
         let pressure = Pressure::new(self.journal.lanes(), |lane| wanted.sending.get(lane)?.hours.clone());
         let (config, client) = (&wanted.config, &wanted.client);
         let mut parts = Vec::new();
@@ -105,12 +105,12 @@ impl Ground {
             let handle = LinkHandle { lane: Arc::clone(lane), destination: config.name.clone(), stats };
             let sending = wanted.sending.get(&lane.name).cloned().unwrap_or_default();
             let on = if sending.yielding.is_some() { self.background.handle() } else { Handle::current() };
-            let place = forward::Place {
+            let place = forward::ForwarderSpec {
                 config: Arc::clone(config),
                 sending: Arc::new(sending),
                 pressure: Arc::clone(&pressure),
                 client: format!("{client}-{}", lane.name),
-                renewal: renewal.clone(),
+                rotation: renewal.clone(),
             };
             let (dead, link) = (Arc::clone(self.journal.dead()), handle.clone());
             let make = move |shutdown: Shutdown| {
@@ -121,17 +121,17 @@ impl Ground {
             parts.push(Part::start_on(on, name, &self.failures, Box::new(make))?);
             links.push(handle);
         }
-        let again = again::Parts {
+        let again = again::ResenderSpec {
             config: Arc::clone(config),
             client: format!("{client}-again"),
             journal: Arc::clone(&self.journal),
             fates: Arc::clone(&self.fates),
             replays: Arc::clone(&self.replays),
             pressure,
-            renewal: renewal.clone(),
+            rotation: renewal.clone(),
         };
         let make = move |shutdown: Shutdown| {
-            let again = Again::new(again.clone()).map_err(anyhow::Error::msg)?;
+            let again = Resender::new(again.clone()).map_err(anyhow::Error::msg)?;
             Ok(Box::pin(again.run(shutdown)) as Work)
         };
         let name = format!("link {}/again", config.name);

@@ -1,13 +1,13 @@
-//! The URL of a broker, read or refused with an example.
+//! Parses the URL of a broker; an error names a valid example.
 
-/// Where a URL leads.
+/// Host, port and transport of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// Host name or IP address.
     pub host: String,
-    /// Port.
+    /// TCP port; 8883 with TLS and 1883 without by default.
     pub port: u16,
-    /// Whether TLS is spoken.
+    /// Whether the connection uses TLS.
     pub is_tls: bool,
 }
 
@@ -18,16 +18,19 @@ impl std::fmt::Display for Address {
 }
 
 impl Address {
-    /// Reads a URL.
+    /// Parses `mqtts://host:port` or `mqtt://host:port`.
     pub fn parse(url: &str) -> Result<Self, String> {
         if let Some((_, host)) = url.rsplit_once('@') {
-            // What stands before it may be a password.
+            // The text before the host may be a password: the error does not repeat it.
             return Err(format!(
-                "\"…@{host}\" holds a login, which stands in user and password_file; expected \"mqtts://host:8883\""
+                "\"…@{host}\" contains a login; use user and password_file instead; expected \"mqtts://host:8883\""
             ));
         }
-        let wrong =
-            || format!("\"{url}\" is no broker; expected \"mqtts://host:8883\", or \"mqtt://host:1883\" without TLS");
+        let wrong = || {
+            format!(
+                "\"{url}\" is not a broker URL; expected \"mqtts://host:8883\", or \"mqtt://host:1883\" without TLS"
+            )
+        };
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
         let is_tls = match scheme {
             "mqtts" => true,

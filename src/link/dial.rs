@@ -1,4 +1,4 @@
-//! Reaching a broker: look-up, TCP, TLS.
+//! Opens connections to a broker: DNS lookup, TCP, TLS.
 
 use super::{Address, LinkError, TlsConfig};
 use crate::tls::{self, ClientFiles};
@@ -10,17 +10,17 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// A SYN that nobody answers may be lost, and the kernel waits ever longer before it sends the
-/// next: after this long another attempt races it.
-const RACE_AFTER: Duration = Duration::from_secs(1);
-/// Attempts at once.
-const RACERS_MAX: usize = 4;
-/// How long to go on trying before the name is looked up anew.
+/// A SYN may be lost, and the kernel doubles the time before each retransmission: after this time a parallel attempt
+/// starts.
+const NEXT_ATTEMPT_AFTER: Duration = Duration::from_secs(1);
+/// Largest number of parallel attempts.
+const ATTEMPTS_MAX: usize = 4;
+/// Time limit for all attempts; the next call looks up the name again.
 const TCP_WAIT_MAX: Duration = Duration::from_secs(15);
-/// How long TLS handshake and CONNACK may take, each.
+/// Time limit for each of DNS lookup, TLS handshake and CONNACK.
 pub(super) const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Connects to the first address that answers.
+/// Opens a TCP connection to the first address that answers.
 pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
     let name = (address.host.as_str(), address.port);
     let found = tokio::time::timeout(HANDSHAKE_WAIT_MAX, tokio::net::lookup_host(name)).await;
@@ -34,9 +34,9 @@ pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
         return Err(unresolved(std::io::ErrorKind::NotFound.into()));
     }
     let unreachable = |reason: String| LinkError::Unreachable { address: address.to_string(), reason };
-    match tokio::time::timeout(TCP_WAIT_MAX, race(&addresses)).await {
+    match tokio::time::timeout(TCP_WAIT_MAX, connect_any(&addresses)).await {
         Ok(Ok(stream)) => {
-            // Small writes go at once; without it latency suffers, not correctness.
+            // Sends small writes at once. A failure only costs latency.
             let _ = stream.set_nodelay(true);
             Ok(stream)
         }
@@ -45,42 +45,42 @@ pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
     }
 }
 
-async fn race(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
-    let mut racers: JoinSet<(SocketAddr, std::io::Result<TcpStream>)> = JoinSet::new();
+async fn connect_any(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
+    let mut attempts: JoinSet<(SocketAddr, std::io::Result<TcpStream>)> = JoinSet::new();
     let mut next = addresses.iter().cycle();
     let mut failed = 0;
-    let start = |racers: &mut JoinSet<_>, address: Option<&SocketAddr>| {
+    let start = |attempts: &mut JoinSet<_>, address: Option<&SocketAddr>| {
         if let Some(&address) = address {
-            racers.spawn(async move { (address, TcpStream::connect(address).await) });
+            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
         }
     };
-    start(&mut racers, next.next());
+    start(&mut attempts, next.next());
     loop {
         tokio::select! {
-            ended = racers.join_next() => match ended {
+            ended = attempts.join_next() => match ended {
                 Some(Ok((_, Ok(stream)))) => return Ok(stream),
                 Some(Ok((address, Err(error)))) => {
                     failed += 1;
-                    if failed >= addresses.len() && racers.is_empty() {
+                    if failed >= addresses.len() && attempts.is_empty() {
                         return Err(format!("{address}: {error}"));
                     }
-                    start(&mut racers, next.next());
+                    start(&mut attempts, next.next());
                 }
                 Some(Err(_)) | None => return Err("the attempt was cancelled".into()),
             },
-            () = tokio::time::sleep(RACE_AFTER) => {
-                if racers.len() >= RACERS_MAX {
-                    // The oldest has waited longest; a fresh SYN is worth more.
-                    racers.abort_all();
-                    while racers.join_next().await.is_some() {}
+            () = tokio::time::sleep(NEXT_ATTEMPT_AFTER) => {
+                if attempts.len() >= ATTEMPTS_MAX {
+                    // A fresh SYN is more likely to succeed than the retransmissions of the old attempts.
+                    attempts.abort_all();
+                    while attempts.join_next().await.is_some() {}
                 }
-                start(&mut racers, next.next());
+                start(&mut attempts, next.next());
             }
         }
     }
 }
 
-/// Speaks TLS over a connection.
+/// Performs the TLS handshake and checks the server's certificate.
 pub(super) async fn handshake(
     address: &Address,
     files: &ClientFiles,

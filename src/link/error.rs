@@ -1,4 +1,4 @@
-//! Why there is no session, in words for the person who has to mend it.
+//! Errors of a link, worded for the operator who has to fix the cause.
 
 use crate::secret::Unreadable;
 use crate::setting::Span;
@@ -6,69 +6,69 @@ use crate::tls::TlsError;
 use std::io;
 use std::time::Duration;
 
-/// Why there is no session, or none any more.
+/// Why the session could not be opened, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// Certificates or keys of our own.
+    /// The TLS files of the gateway cannot be used, or the server's certificate is not acceptable.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The password.
+    /// The password file cannot be read.
     #[error(transparent)]
     Password(#[from] Unreadable),
-    /// The name does not resolve.
+    /// The host name does not resolve.
     #[error("{host} does not resolve: {error}")]
     Name {
-        /// The host name.
+        /// Host name of the broker.
         host: String,
-        /// What the resolver says.
+        /// Error of the resolver.
         error: io::Error,
     },
-    /// Nothing answers.
+    /// No TCP connection could be opened.
     #[error("{address} does not answer: {reason}")]
     Unreachable {
         /// Host and port.
         address: String,
-        /// Why.
+        /// Error of the last attempt.
         reason: String,
     },
     /// The TLS handshake failed.
     #[error("TLS with {host}: {error}")]
     Handshake {
-        /// The host name.
+        /// Host name of the broker.
         host: String,
-        /// What does not fit.
+        /// Error of the TLS library or of the connection.
         error: io::Error,
     },
-    /// None of several brokers lets us in.
-    #[error("none of the brokers can be used: {0}")]
+    /// None of several brokers accepted a connection; the text lists their errors.
+    #[error("cannot connect to any of the brokers: {0}")]
     None(String),
-    /// The broker does not let us in.
+    /// The broker rejected CONNECT.
     #[error("the broker refuses the connection: {0}")]
     Refused(String),
-    /// The broker said goodbye.
+    /// The broker sent DISCONNECT.
     #[error("the broker ended the connection: {0}")]
     Ended(String),
-    /// The connection broke.
-    #[error("the connection broke: {0}")]
+    /// Reading or writing failed, or the broker closed the connection.
+    #[error("connection lost: {0}")]
     Broken(io::Error),
-    /// The line is silent.
-    #[error("nothing came for {} although it was asked for", Span(*.0))]
+    /// The broker sent nothing, not even a PINGRESP or CONNACK, for this long.
+    #[error("the broker did not answer for {}", Span(*.0))]
     Silent(Duration),
-    /// The line is alive, but nothing is acknowledged.
+    /// The connection is alive, but the broker acknowledged nothing for this long.
     #[error("no acknowledgement came for {}", Span(*.0))]
     Stuck(Duration),
-    /// What came is no MQTT.
-    #[error("the broker broke the protocol: {0}")]
+    /// The broker violated the MQTT protocol.
+    #[error("protocol error of the broker: {0}")]
     Protocol(String),
 }
 
 impl LinkError {
-    /// Whether the peer ended a session that was alive, as it does for an event it cannot stand.
+    /// Whether the peer ended a working session, as some brokers do on an event that they cannot process.
     pub fn is_by_peer(&self) -> bool {
         matches!(self, Self::Ended(_) | Self::Broken(_)) && !self.is_takeover()
     }
 
-    /// Whether the broker ended the session because another client came with the same client id.
+    /// Whether the broker ended the session because another client connected with the same client id.
     pub fn is_takeover(&self) -> bool {
         matches!(self, Self::Ended(reason) if reason.starts_with(super::packet::TAKEN_OVER))
     }

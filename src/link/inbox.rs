@@ -1,114 +1,114 @@
-//! The packets of a session that takes messages in: SUBSCRIBE, PUBLISH towards us, PUBACK.
+//! The packets of a session that receives messages: SUBSCRIBE, incoming PUBLISH, PUBACK.
 //!
-//! Promise: a message is never the reason to end a session. One that is larger than the bound comes
-//! cut, and says by how much; what a broker may add to it is passed over.
+//! Promise: a message never ends the session. A payload above the limit is truncated, and the message says by how many
+//! bytes; unknown properties are ignored.
 
-use super::{Answer, LinkError, Protocol, packet};
+use super::{LinkError, Protocol, Reply, packet};
 use bytes::{Buf, Bytes, BytesMut};
 use std::time::Duration;
 
-/// What a session that takes messages in asks of the broker.
+/// Parameters of a persistent session that receives messages.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    /// How long the broker keeps what it owes us while we are away; MQTT 5 only.
+    /// Session expiry interval: how long the broker keeps the session while the gateway is disconnected; MQTT 5 only.
     pub expiry: Duration,
-    /// Messages that may be unacknowledged; MQTT 5 only.
+    /// Largest number of unacknowledged messages; MQTT 5 only.
     pub receive_maximum: u16,
-    /// The largest payload that is taken whole, in bytes.
+    /// Largest payload in bytes that is not truncated.
     pub payload_bytes_max: usize,
 }
 
 /// One subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// The topic filter, `$share/{group}/` included.
+    /// The topic filter, with its prefix `$share/{group}/` if it is shared.
     pub filter: String,
-    /// 0 or 1.
+    /// Quality of service, 0 or 1.
     pub qos: u8,
-    /// Whether a subscription that is new brings the messages that the broker retains; MQTT 5 only.
+    /// Whether the broker sends retained messages for a new subscription; MQTT 5 only.
     pub wants_retained: bool,
 }
 
 /// A message from the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Topic; what is no UTF-8 in it is replaced.
+    /// Topic; invalid UTF-8 is replaced.
     pub topic: String,
-    /// 0 for QoS 0.
+    /// Packet id of QoS 1; 0 for QoS 0.
     pub packet_id: u16,
-    /// Sent before, perhaps.
+    /// DUP flag: the broker may have sent the message before.
     pub is_dup: bool,
-    /// It was retained, and comes because the subscription is new.
+    /// RETAIN flag: a retained message, sent for a new subscription.
     pub is_retained: bool,
     /// Media type of the payload.
     pub content_type: Option<String>,
     /// The user property `traceparent`.
     pub trace_parent: Option<String>,
-    /// The payload, or its beginning.
+    /// The payload, possibly truncated.
     pub payload: Bytes,
-    /// Bytes of the payload that were left out.
-    pub cut: usize,
+    /// Number of truncated bytes of the payload.
+    pub truncated: usize,
 }
 
-/// What comes over a session that takes messages in.
+/// A packet of a session that receives messages.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// A message.
+    /// PUBLISH.
     Message(Message),
-    /// The answer to SUBSCRIBE: packet id, and a code for each filter.
+    /// SUBACK: packet id, and a reason code for each filter.
     Subscribed(u16, Vec<u8>),
-    /// The answer to UNSUBSCRIBE.
+    /// UNSUBACK.
     Unsubscribed,
-    /// Everything else.
-    Other(Answer),
+    /// Any other packet.
+    Other(Reply),
 }
 
-/// Topic, properties and headers around the largest payload.
-const BESIDE_BYTES_MAX: usize = 192 << 10;
+/// Bytes allowed for topic, properties and headers in addition to the largest payload.
+const OVERHEAD_BYTES_MAX: usize = 192 << 10;
 
-/// Reads an inbox; remembers how much of a message that is too large is still to come.
+/// Parses incoming packets; tracks how many bytes of a truncated message are still to be discarded.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct Parser {
     packet_bytes_max: usize,
-    skip: usize,
+    discard: usize,
 }
 
-impl Reader {
+impl Parser {
     pub(super) fn new(inbox: &Inbox) -> Self {
-        Self { packet_bytes_max: inbox.payload_bytes_max + BESIDE_BYTES_MAX, skip: 0 }
+        Self { packet_bytes_max: inbox.payload_bytes_max + OVERHEAD_BYTES_MAX, discard: 0 }
     }
 
-    /// Takes the next whole packet out of `input`, or the beginning of one that is too large.
-    pub(super) fn read(&mut self, input: &mut BytesMut, protocol: Protocol) -> Result<Option<Delivery>, LinkError> {
-        let skipped = self.skip.min(input.len());
-        input.advance(skipped);
-        self.skip -= skipped;
-        if self.skip > 0 {
+    /// Removes the next complete packet from `input`, or the beginning of one that is too large.
+    pub(super) fn next(&mut self, input: &mut BytesMut, protocol: Protocol) -> Result<Option<Delivery>, LinkError> {
+        let discarded = self.discard.min(input.len());
+        input.advance(discarded);
+        self.discard -= discarded;
+        if self.discard > 0 {
             return Ok(None);
         }
         let Some((first, head, length)) = header(input)? else { return Ok(None) };
         if !matches!(first >> 4, 3 | 9 | 11) {
             return Ok(packet::read(input, protocol)?.map(Delivery::Other));
         }
-        let taken = length.min(self.packet_bytes_max);
-        if input.len() < head + taken {
-            // Grows as bytes come: a length that is claimed costs nothing.
+        let kept = length.min(self.packet_bytes_max);
+        if input.len() < head + kept {
+            // The buffer grows only with received bytes: a claimed length allocates nothing.
             return Ok(None);
         }
         input.advance(head);
-        let body = input.split_to(taken).freeze();
-        self.skip = length - taken;
+        let body = input.split_to(kept).freeze();
+        self.discard = length - kept;
         let malformed = || LinkError::Protocol("a packet of type PUBLISH, SUBACK or UNSUBACK ends too early".into());
         match first >> 4 {
-            3 => message(first, body, protocol, self.skip).map(Delivery::Message).ok_or_else(malformed),
-            9 => suback(&body, protocol).ok_or_else(malformed),
+            3 => read_message(first, body, protocol, self.discard).map(Delivery::Message).ok_or_else(malformed),
+            9 => read_suback(&body, protocol).ok_or_else(malformed),
             _ => Ok(Delivery::Unsubscribed),
         }
         .map(Some)
     }
 }
 
-/// First byte, bytes of the fixed header, bytes behind it.
+/// Returns the first byte, the length of the fixed header, and the remaining length.
 fn header(input: &[u8]) -> Result<Option<(u8, usize, usize)>, LinkError> {
     let Some(&first) = input.first() else { return Ok(None) };
     let mut rest = &input[1..];
@@ -121,11 +121,11 @@ fn header(input: &[u8]) -> Result<Option<(u8, usize, usize)>, LinkError> {
 
 fn varint(rest: &mut &[u8]) -> Option<usize> {
     let mut value = 0;
-    for place in 0..4 {
-        let byte = *rest.get(place)?;
-        value |= usize::from(byte & 0x7F) << (7 * place);
+    for index in 0..4 {
+        let byte = *rest.get(index)?;
+        value |= usize::from(byte & 0x7F) << (7 * index);
         if byte & 0x80 == 0 {
-            *rest = &rest[place + 1..];
+            *rest = &rest[index + 1..];
             return Some(value);
         }
     }
@@ -133,9 +133,9 @@ fn varint(rest: &mut &[u8]) -> Option<usize> {
 }
 
 fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (taken, left) = rest.split_at_checked(length)?;
+    let (kept, left) = rest.split_at_checked(length)?;
     *rest = left;
-    Some(taken)
+    Some(kept)
 }
 
 fn number(rest: &mut &[u8]) -> Option<u16> {
@@ -147,12 +147,12 @@ fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     take(rest, length.into())
 }
 
-fn message(first: u8, body: Bytes, protocol: Protocol, cut: usize) -> Option<Message> {
+fn read_message(first: u8, body: Bytes, protocol: Protocol, truncated: usize) -> Option<Message> {
     let mut rest = &body[..];
     let topic = String::from_utf8_lossy(text(&mut rest)?).into_owned();
-    // QoS 2 is never subscribed to; a broker that sends it all the same is answered like QoS 1.
+    // The gateway never subscribes with QoS 2; it treats such a message like QoS 1.
     let packet_id = if first & 6 > 0 { number(&mut rest)? } else { 0 };
-    let mut found = Message {
+    let mut message = Message {
         topic,
         packet_id,
         is_dup: first & 8 > 0,
@@ -160,7 +160,7 @@ fn message(first: u8, body: Bytes, protocol: Protocol, cut: usize) -> Option<Mes
         content_type: None,
         trace_parent: None,
         payload: Bytes::new(),
-        cut,
+        truncated,
     };
     if protocol == Protocol::V5 {
         let length = varint(&mut rest)?;
@@ -168,33 +168,33 @@ fn message(first: u8, body: Bytes, protocol: Protocol, cut: usize) -> Option<Mes
         while let Some((&id, tail)) = properties.split_first() {
             properties = tail;
             match id {
-                0x03 => found.content_type = short_text(text(&mut properties)?, 256),
+                0x03 => message.content_type = short_text(text(&mut properties)?, 256),
                 0x26 => {
                     let (name, value) = (text(&mut properties)?, text(&mut properties)?);
                     if name == b"traceparent" {
-                        found.trace_parent = short_text(value, 55);
+                        message.trace_parent = short_text(value, 55);
                     }
                 }
                 0x08 | 0x09 => drop(text(&mut properties)?),
                 0x01 => drop(take(&mut properties, 1)?),
                 0x02 => drop(take(&mut properties, 4)?),
                 0x0B => drop(varint(&mut properties)?),
-                // We allow no topic alias, and know no other property: its length cannot be told.
+                // The gateway allows no topic alias and knows no other property, so its length is unknown.
                 _ => break,
             }
         }
     }
-    found.payload = body.slice(body.len() - rest.len()..);
-    Some(found)
+    message.payload = body.slice(body.len() - rest.len()..);
+    Some(message)
 }
 
-/// Plain text of at most `bytes_max`; anything else is of no use to anybody.
+/// Returns ASCII text of at most `bytes_max` bytes, otherwise `None`.
 fn short_text(bytes: &[u8], bytes_max: usize) -> Option<String> {
     let is_short = bytes.len() <= bytes_max && bytes.is_ascii();
     is_short.then(|| String::from_utf8_lossy(bytes).into_owned())
 }
 
-fn suback(body: &[u8], protocol: Protocol) -> Option<Delivery> {
+fn read_suback(body: &[u8], protocol: Protocol) -> Option<Delivery> {
     let mut rest = body;
     let packet_id = number(&mut rest)?;
     if protocol == Protocol::V5 {
@@ -210,7 +210,7 @@ fn push_packet(out: &mut Vec<u8>, first: u8, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
-/// Appends a SUBSCRIBE.
+/// Appends a SUBSCRIBE packet for all `subscriptions`.
 pub fn push_subscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, subscriptions: &[Subscription]) {
     let mut body = packet_id.to_be_bytes().to_vec();
     if protocol == Protocol::V5 {
@@ -223,7 +223,7 @@ pub fn push_subscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, sub
             let is_shared = subscription.filter.starts_with("$share/");
             // No Local is a protocol error on a shared subscription (MQTT 5, 3.8.3.1).
             options |= if is_shared { 0 } else { 0x04 };
-            // Retain handling: those of a new subscription, or none.
+            // Retain Handling: 1, retained messages for a new subscription; 2, none.
             options |= if subscription.wants_retained { 0x10 } else { 0x20 };
         }
         body.push(options);
@@ -231,7 +231,7 @@ pub fn push_subscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, sub
     push_packet(out, 0x82, &body);
 }
 
-/// Appends an UNSUBSCRIBE.
+/// Appends an UNSUBSCRIBE packet for all `filters`.
 pub fn push_unsubscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, filters: &[String]) {
     let mut body = packet_id.to_be_bytes().to_vec();
     if protocol == Protocol::V5 {
@@ -241,14 +241,14 @@ pub fn push_unsubscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, f
     push_packet(out, 0xA2, &body);
 }
 
-/// Appends a PUBACK of success; the shortest form is the same in both versions.
+/// Appends a PUBACK with reason code Success in its shortest form, which is the same in both versions.
 pub fn push_puback(out: &mut Vec<u8>, packet_id: u16) {
     let [high, low] = packet_id.to_be_bytes();
     out.extend_from_slice(&[0x40, 2, high, low]);
 }
 
-/// Appends a PUBLISH with QoS 0, which nobody acknowledges.
-pub fn push_unacknowledged(out: &mut Vec<u8>, protocol: Protocol, topic: &str, payload: &[u8]) {
+/// Appends a PUBLISH with QoS 0.
+pub fn push_publish_qos0(out: &mut Vec<u8>, protocol: Protocol, topic: &str, payload: &[u8]) {
     let mut body = Vec::with_capacity(topic.len() + payload.len() + 3);
     packet::push_text(&mut body, topic.as_bytes());
     if protocol == Protocol::V5 {
@@ -264,8 +264,8 @@ mod tests {
     use proptest::prelude::*;
     use rumqttc::v5::mqttbytes::{QoS, v5};
 
-    fn reader(payload_bytes_max: usize) -> Reader {
-        Reader::new(&Inbox { expiry: Duration::ZERO, receive_maximum: 1, payload_bytes_max })
+    fn parser(payload_bytes_max: usize) -> Parser {
+        Parser::new(&Inbox { expiry: Duration::ZERO, receive_maximum: 1, payload_bytes_max })
     }
 
     proptest! {
@@ -274,8 +274,8 @@ mod tests {
             for protocol in [Protocol::V5, Protocol::V3] {
                 for bytes in [bytes.clone(), [&[first][..], &bytes].concat()] {
                     let mut input = BytesMut::from(&bytes[..]);
-                    let mut reader = reader(10);
-                    while let Ok(Some(_)) = reader.read(&mut input, protocol) {}
+                    let mut parser = parser(10);
+                    while let Ok(Some(_)) = parser.next(&mut input, protocol) {}
                 }
             }
         }
@@ -295,12 +295,12 @@ mod tests {
             publish.pkid = id;
             let mut whole = BytesMut::new();
             publish.write(&mut whole).expect("written");
-            let mut reader = reader(1 << 20);
+            let mut parser = parser(1 << 20);
             let split = split.min(whole.len() - 1);
             let mut input = BytesMut::from(&whole[..split]);
-            prop_assert_eq!(reader.read(&mut input, Protocol::V5).expect("no error"), None);
+            prop_assert_eq!(parser.next(&mut input, Protocol::V5).expect("no error"), None);
             input.extend_from_slice(&whole[split..]);
-            let Ok(Some(Delivery::Message(read))) = reader.read(&mut input, Protocol::V5) else { panic!("no message") };
+            let Ok(Some(Delivery::Message(read))) = parser.next(&mut input, Protocol::V5) else { panic!("no message") };
             prop_assert_eq!((&read.topic, &read.payload[..], read.packet_id), (&topic, &payload[..], id));
             prop_assert_eq!((read.content_type.as_deref(), read.trace_parent.as_deref()), (Some("text/x"), Some("00-a-b-01")));
         }
@@ -310,15 +310,15 @@ mod tests {
     fn a_message_that_is_too_large_comes_cut_and_the_next_one_whole() {
         let mut bytes = Vec::new();
         let large = vec![7; 500_000];
-        push_unacknowledged(&mut bytes, Protocol::V3, "large", &large);
-        push_unacknowledged(&mut bytes, Protocol::V3, "next", b"small");
-        let mut reader = reader(1000);
+        push_publish_qos0(&mut bytes, Protocol::V3, "large", &large);
+        push_publish_qos0(&mut bytes, Protocol::V3, "next", b"small");
+        let mut parser = parser(1000);
         let mut input = BytesMut::new();
         let mut found = Vec::new();
         for piece in bytes.chunks(10_000) {
             input.extend_from_slice(piece);
-            while let Some(Delivery::Message(message)) = reader.read(&mut input, Protocol::V3).expect("no error") {
-                found.push((message.topic, message.payload.len() + message.cut, message.cut > 0));
+            while let Some(Delivery::Message(message)) = parser.next(&mut input, Protocol::V3).expect("no error") {
+                found.push((message.topic, message.payload.len() + message.truncated, message.truncated > 0));
             }
             assert!(input.len() < 250_000, "memory is bounded");
         }
@@ -333,10 +333,10 @@ mod tests {
         push_subscribe(&mut out, Protocol::V5, 9, &[plain.clone(), shared]);
         let packet = v5::Packet::read(&mut BytesMut::from(&out[..]), None);
         let Ok(v5::Packet::Subscribe(read)) = packet else { panic!("{packet:?}") };
-        let asked: Vec<_> =
+        let filters: Vec<_> =
             read.filters.iter().map(|f| (f.path.as_str(), f.nolocal, f.retain_forward_rule.clone())).collect();
-        assert_eq!(asked[0], ("a/#", true, v5::RetainForwardRule::Never));
-        assert_eq!(asked[1], ("$share/g/a", false, v5::RetainForwardRule::OnNewSubscribe));
+        assert_eq!(filters[0], ("a/#", true, v5::RetainForwardRule::Never));
+        assert_eq!(filters[1], ("$share/g/a", false, v5::RetainForwardRule::OnNewSubscribe));
         let mut out = Vec::new();
         push_subscribe(&mut out, Protocol::V3, 9, &[plain]);
         assert_eq!(out, [&[0x82, 8, 0, 9, 0, 3][..], b"a/#", &[1]].concat());

@@ -1,5 +1,5 @@
-//! The packets of a link: rumqttc's codec, and PUBLISH and PUBACK by hand where they are the path
-//! of an event.
+//! The packets of a link. rumqttc's codec reads and writes them, except PUBLISH and PUBACK of success, which are
+//! hand-written for speed: every event passes through them.
 
 use super::{Inbox, Limits, LinkError, Protocol, Will};
 use bytes::{Buf, Bytes, BytesMut};
@@ -10,70 +10,75 @@ use std::time::Duration;
 use zeroize::Zeroize;
 
 pub(super) const PINGREQ: [u8; 2] = [0xC0, 0];
-/// The same in both versions.
+/// DISCONNECT in its shortest form, which is the same in both versions.
 pub(super) const DISCONNECT: [u8; 2] = [0xE0, 0];
-/// Nothing that central sends on these connections is large.
+/// Largest incoming packet on connections without an inbox: central sends only small packets on them.
 const INCOMING_BYTES_MAX: u32 = 64 << 10;
 
-/// What CONNECT holds beside names, login and will: fixed fields, lengths and properties.
-const CONNECT_BYTES_BESIDE: usize = 256;
+/// Bytes of CONNECT for fixed fields, lengths and properties, without client id, login and will.
+const CONNECT_OVERHEAD_BYTES: usize = 256;
 
-/// What the broker says.
+/// A packet from the broker.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The publish with this packet id is taken.
-    Taken(u16),
-    /// It is taken, but nobody has subscribed to its topic.
-    Unheard(u16),
-    /// It is refused.
-    Refused(u16, Refusal),
-    /// A sign of life.
-    Alive,
-    /// We are let in.
+pub enum Reply {
+    /// PUBACK of success for this packet id.
+    Acknowledged(u16),
+    /// PUBACK with reason code No Matching Subscribers for this packet id.
+    NoSubscribers(u16),
+    /// PUBACK with an error for this packet id.
+    Rejected(u16, Rejection),
+    /// PINGRESP.
+    PingResponse,
+    /// CONNACK of success.
     Connected {
-        /// What the broker allows.
+        /// Limits of the broker.
         limits: Limits,
-        /// The keep-alive it wants.
+        /// Server Keep Alive.
         keep_alive: Option<Duration>,
-        /// Whether it remembers our session.
+        /// Session Present: whether the broker resumed the session.
         is_resumed: bool,
     },
-    /// We are not.
-    NotConnected(String),
-    /// The broker ends the session.
-    Goodbye(String),
+    /// CONNACK with an error.
+    ConnectRejected(String),
+    /// DISCONNECT, with its reason.
+    Disconnected(String),
 }
 
-/// How a publish was refused.
+/// Why the broker rejected a publish: reason code and its name in the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// It will never be taken: reason code and its name in the specification.
-    ForEver(u8, &'static str),
-    /// It may be taken later.
-    ForNow(u8, &'static str),
+pub enum Rejection {
+    /// A further attempt would fail as well.
+    Permanent(u8, &'static str),
+    /// A later attempt may succeed.
+    Temporary(u8, &'static str),
 }
 
-/// What a PUBLISH says before its topic.
+impl Rejection {
+    /// No Matching Subscribers, which counts as a temporary rejection if `require_subscriber` is set.
+    pub const NO_SUBSCRIBERS: Self = Self::Temporary(0x10, "no matching subscribers");
+}
+
+/// The flags and ids of a PUBLISH.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head<'a> {
     /// The packet id of QoS 1; 0 stands for QoS 0.
     pub packet_id: u16,
-    /// Whether it was sent before.
+    /// DUP flag: the packet was sent before.
     pub dup: bool,
-    /// To be kept by a broker; or, to a subscriber, kept and not new.
+    /// RETAIN flag: to a broker, retain the message; to a subscriber, the message was retained.
     pub retain: bool,
-    /// Identifiers of the subscriptions that it matches, for MQTT 5.
+    /// Subscription identifiers to send, MQTT 5 only.
     pub subscriptions: &'a [u32],
 }
 
 impl Head<'_> {
-    /// A first delivery with QoS 1.
+    /// A PUBLISH with QoS 1, sent for the first time.
     pub fn qos1(packet_id: u16) -> Self {
         Self { packet_id, ..Self::default() }
     }
 }
 
-/// Appends a PUBLISH. `properties` are user properties, for MQTT 5.
+/// Appends a PUBLISH packet. `properties` are user properties, MQTT 5 only.
 pub fn push_publish(
     out: &mut Vec<u8>,
     protocol: Protocol,
@@ -83,16 +88,16 @@ pub fn push_publish(
     properties: &[(&'static str, String)],
     payload: &[u8],
 ) {
-    let mut beside = 0;
+    let mut property_bytes = 0;
     if protocol == Protocol::V5 {
-        // Payload format (2) where it is text, content type (3 + text), user properties (5 + texts).
-        beside =
+        // Content type (3 + text), user properties (5 + texts), subscription identifiers (1 + varint).
+        property_bytes =
             3 + content_type.len() + properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
-        beside += head.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>();
+        property_bytes += head.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>();
     }
     let id_bytes = if head.packet_id == 0 { 0 } else { 2 };
-    let beside_prefix = if protocol == Protocol::V5 { varint_bytes(beside) } else { 0 };
-    let remaining = 2 + topic.len() + id_bytes + beside_prefix + beside + payload.len();
+    let length_bytes = if protocol == Protocol::V5 { varint_bytes(property_bytes) } else { 0 };
+    let remaining = 2 + topic.len() + id_bytes + length_bytes + property_bytes + payload.len();
     out.reserve(remaining + 5);
     out.push(0x30 | u8::from(head.dup) << 3 | u8::from(head.packet_id > 0) << 1 | u8::from(head.retain));
     push_varint(out, remaining);
@@ -101,7 +106,7 @@ pub fn push_publish(
         out.extend_from_slice(&head.packet_id.to_be_bytes());
     }
     if protocol == Protocol::V5 {
-        push_varint(out, beside);
+        push_varint(out, property_bytes);
         out.push(0x03);
         push_text(out, content_type.as_bytes());
         for (name, value) in properties {
@@ -118,7 +123,7 @@ pub fn push_publish(
 }
 
 pub(super) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
-    // Keys, ids and sources are bounded far below 64 KiB where they enter.
+    // Keys, ids and sources are limited far below 64 KiB when they are accepted.
     debug_assert!(text.len() <= usize::from(u16::MAX));
     out.extend_from_slice(&(text.len() as u16).to_be_bytes());
     out.extend_from_slice(text);
@@ -146,7 +151,7 @@ pub fn push_varint(out: &mut Vec<u8>, value: usize) {
     }
 }
 
-/// CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
+/// Encodes CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
 pub(super) fn connect(
     protocol: Protocol,
     client: &str,
@@ -155,17 +160,17 @@ pub(super) fn connect(
     will: Option<&Will>,
     inbox: Option<&Inbox>,
 ) -> Result<Vec<u8>, LinkError> {
-    // Room for all of it, so that no part of the password stays behind where a growing buffer was.
+    // The buffer never grows: a reallocation would leave a copy of the password in freed memory.
     let will_bytes = will.map_or(0, |will| will.topic.len() + will.payload.len());
     let login_bytes = login.map_or(0, |(user, password)| user.len() + password.len());
-    let mut out = BytesMut::with_capacity(CONNECT_BYTES_BESIDE + client.len() + will_bytes + login_bytes);
+    let mut out = BytesMut::with_capacity(CONNECT_OVERHEAD_BYTES + client.len() + will_bytes + login_bytes);
     let failed = |error: String| LinkError::Protocol(format!("CONNECT cannot be written: {error}"));
     match protocol {
         Protocol::V5 => {
             let mut properties = v5::ConnectProperties::new();
             match inbox {
                 None => properties.max_packet_size = Some(INCOMING_BYTES_MAX),
-                // A broker drops in silence what is above a maximum, so that none is given.
+                // No maximum packet size: a broker silently drops larger messages.
                 Some(inbox) => {
                     let seconds = u32::try_from(inbox.expiry.as_secs()).unwrap_or(u32::MAX);
                     properties.session_expiry_interval = Some(seconds);
@@ -209,16 +214,16 @@ pub(super) fn connect(
     Ok(bytes)
 }
 
-/// Takes the next whole packet out of `input`.
-pub(super) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Answer>, LinkError> {
+/// Removes the next complete packet from `input`.
+pub(super) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Reply>, LinkError> {
     // Nearly every packet is a PUBACK of success in its shortest form.
     if let [0x40, 2, high, low, ..] = input[..] {
         input.advance(4);
-        return Ok(Some(Answer::Taken(u16::from_be_bytes([high, low]))));
+        return Ok(Some(Reply::Acknowledged(u16::from_be_bytes([high, low]))));
     }
     if let [0xE0, 0, ..] = input[..] {
-        // rumqttc's codec refuses this legal form.
-        return Ok(Some(Answer::Goodbye("normal disconnection".into())));
+        // rumqttc's codec rejects this valid form.
+        return Ok(Some(Reply::Disconnected("normal disconnection".into())));
     }
     match protocol {
         Protocol::V5 => read_v5(input),
@@ -226,7 +231,7 @@ pub(super) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<An
     }
 }
 
-fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
+fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, LinkError> {
     use rumqttc::v5::mqttbytes::Error;
     let packet = match v5::Packet::read(input, Some(INCOMING_BYTES_MAX)) {
         Ok(packet) => packet,
@@ -235,7 +240,7 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
     };
     Ok(Some(match packet {
         v5::Packet::PubAck(ack) => puback(ack.pkid, ack.reason),
-        v5::Packet::PingResp(_) => Answer::Alive,
+        v5::Packet::PingResp(_) => Reply::PingResponse,
         v5::Packet::ConnAck(ack) if ack.code == v5::ConnectReturnCode::Success => {
             let mut limits = Limits::default();
             let mut keep_alive = None;
@@ -247,14 +252,16 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
                 limits.session_seconds = properties.session_expiry_interval;
                 keep_alive = properties.server_keep_alive.filter(|s| *s > 0).map(|s| Duration::from_secs(s.into()));
                 if properties.max_qos == Some(0) {
-                    return Ok(Some(Answer::NotConnected("it offers QoS 0 only, which promises nothing".into())));
+                    return Ok(Some(Reply::ConnectRejected(
+                        "it supports QoS 0 only, which guarantees no delivery".into(),
+                    )));
                 }
             }
-            Answer::Connected { limits, keep_alive, is_resumed: ack.session_present }
+            Reply::Connected { limits, keep_alive, is_resumed: ack.session_present }
         }
         v5::Packet::ConnAck(ack) => {
             let text = ack.properties.and_then(|properties| properties.reason_string);
-            Answer::NotConnected(with_text(format!("{:?}", ack.code), text))
+            Reply::ConnectRejected(with_text(format!("{:?}", ack.code), text))
         }
         v5::Packet::Disconnect(packet) => {
             let text = packet.properties.and_then(|properties| properties.reason_string);
@@ -262,13 +269,13 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
                 v5::DisconnectReasonCode::SessionTakenOver => TAKEN_OVER.to_owned(),
                 code => format!("{code:?}"),
             };
-            Answer::Goodbye(with_text(code, text))
+            Reply::Disconnected(with_text(code, text))
         }
-        _ => return Err(LinkError::Protocol("a packet that nobody asked for".into())),
+        _ => return Err(LinkError::Protocol("an unexpected packet".into())),
     }))
 }
 
-/// What a goodbye with reason 0x8E says.
+/// Text of a DISCONNECT with reason code 0x8E, Session Taken Over.
 pub(super) const TAKEN_OVER: &str = "session taken over";
 
 fn with_text(code: String, text: Option<String>) -> String {
@@ -278,38 +285,38 @@ fn with_text(code: String, text: Option<String>) -> String {
     }
 }
 
-fn puback(packet_id: u16, reason: v5::PubAckReason) -> Answer {
-    use Refusal::{ForEver, ForNow};
+fn puback(packet_id: u16, reason: v5::PubAckReason) -> Reply {
+    use Rejection::{Permanent, Temporary};
     use v5::PubAckReason as Reason;
     match reason {
-        Reason::Success => Answer::Taken(packet_id),
-        Reason::NoMatchingSubscribers => Answer::Unheard(packet_id),
-        Reason::NotAuthorized => Answer::Refused(packet_id, ForEver(0x87, "not authorized")),
-        Reason::TopicNameInvalid => Answer::Refused(packet_id, ForEver(0x90, "topic name invalid")),
-        Reason::PayloadFormatInvalid => Answer::Refused(packet_id, ForEver(0x99, "payload format invalid")),
-        Reason::PacketIdentifierInUse => Answer::Refused(packet_id, ForNow(0x91, "packet identifier in use")),
-        Reason::QuotaExceeded => Answer::Refused(packet_id, ForNow(0x97, "quota exceeded")),
-        Reason::UnspecifiedError => Answer::Refused(packet_id, ForNow(0x80, "unspecified error")),
+        Reason::Success => Reply::Acknowledged(packet_id),
+        Reason::NoMatchingSubscribers => Reply::NoSubscribers(packet_id),
+        Reason::NotAuthorized => Reply::Rejected(packet_id, Permanent(0x87, "not authorized")),
+        Reason::TopicNameInvalid => Reply::Rejected(packet_id, Permanent(0x90, "topic name invalid")),
+        Reason::PayloadFormatInvalid => Reply::Rejected(packet_id, Permanent(0x99, "payload format invalid")),
+        Reason::PacketIdentifierInUse => Reply::Rejected(packet_id, Temporary(0x91, "packet identifier in use")),
+        Reason::QuotaExceeded => Reply::Rejected(packet_id, Temporary(0x97, "quota exceeded")),
+        Reason::UnspecifiedError => Reply::Rejected(packet_id, Temporary(0x80, "unspecified error")),
         Reason::ImplementationSpecificError => {
-            Answer::Refused(packet_id, ForNow(0x83, "implementation specific error"))
+            Reply::Rejected(packet_id, Temporary(0x83, "implementation specific error"))
         }
     }
 }
 
-fn read_v3(input: &mut BytesMut) -> Result<Option<Answer>, LinkError> {
+fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, LinkError> {
     let packet = match v4::Packet::read(input, INCOMING_BYTES_MAX as usize) {
         Ok(packet) => packet,
         Err(codec::Error::InsufficientBytes(_)) => return Ok(None),
         Err(error) => return Err(LinkError::Protocol(error.to_string())),
     };
     Ok(Some(match packet {
-        v4::Packet::PubAck(ack) => Answer::Taken(ack.pkid),
-        v4::Packet::PingResp => Answer::Alive,
+        v4::Packet::PubAck(ack) => Reply::Acknowledged(ack.pkid),
+        v4::Packet::PingResp => Reply::PingResponse,
         v4::Packet::ConnAck(ack) if ack.code == v4::ConnectReturnCode::Success => {
-            Answer::Connected { limits: Limits::default(), keep_alive: None, is_resumed: ack.session_present }
+            Reply::Connected { limits: Limits::default(), keep_alive: None, is_resumed: ack.session_present }
         }
-        v4::Packet::ConnAck(ack) => Answer::NotConnected(format!("{:?}", ack.code)),
-        _ => return Err(LinkError::Protocol("a packet that nobody asked for".into())),
+        v4::Packet::ConnAck(ack) => Reply::ConnectRejected(format!("{:?}", ack.code)),
+        _ => return Err(LinkError::Protocol("an unexpected packet".into())),
     }))
 }
 

@@ -5,7 +5,7 @@ use super::fault_disk::{FaultDisk, Unsynced};
 use super::{Summary, check::Ledger};
 use crate::clock::{Clock, Entered};
 use crate::contract::{Contracts, Sender, SourceKind, Surroundings};
-use crate::forward::{self, Forwarder, Pressure, Renewal, Sending};
+use crate::forward::{self, CredentialRotation, Forwarder, Pressure, Sending};
 use crate::ingest::{Ingest, Taken};
 use crate::journal::{Config, Full, Journal, Lane, LaneConfig, OUTCOMES, Seal, Start, Stepped, Waiter};
 use crate::memory::{Budget, LIMIT_DEFAULT};
@@ -357,12 +357,12 @@ impl World {
             let (_changes, changed) = watch::channel(0);
             let mut links = Vec::new();
             for lane in journal.lanes() {
-                let place = forward::Place {
+                let place = forward::ForwarderSpec {
                     config: Arc::clone(&config),
                     sending: Arc::new(Sending::default()),
                     pressure: Arc::clone(&pressure),
                     client: format!("g-{}", lane.name),
-                    renewal: Renewal::new(changed.clone()),
+                    rotation: CredentialRotation::new(changed.clone()),
                 };
                 let stats: Arc<forward::Stats> = Arc::default();
                 let forwarder = Forwarder::new(place, lane, journal.dead(), Arc::clone(&stats)).expect("a forwarder");

@@ -1,7 +1,7 @@
-//! Replays: which settled events are to be sent again, to whom, and how far that is.
+//! Replays: their filters, destinations, states and progress.
 //!
-//! Promise: a replay that was begun is there after a restart, at most some seconds behind where it was;
-//! what is paused stays paused.
+//! Promise: a replay survives a restart and loses at most a few seconds of its progress; a paused replay stays
+//! paused.
 
 use crate::clock;
 use crate::event::Timestamp;
@@ -13,27 +13,27 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 const PREFIX: &str = "replay/";
-/// Replays that are remembered; the oldest that are over leave first.
-const KEPT_MAX: usize = 50;
+/// Largest number of stored replays; the oldest ended ones are removed first.
+const STORED_MAX: usize = 50;
 
-/// Which events.
+/// Selects the events of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
-    /// Recorded at or after this moment.
+    /// Only events recorded at or after this time.
     #[serde(default, with = "crate::event::as_text_if_any")]
     pub since: Option<Timestamp>,
-    /// Recorded before this moment.
+    /// Only events recorded before this time.
     #[serde(default, with = "crate::event::as_text_if_any")]
     pub until: Option<Timestamp>,
-    /// Streams; `*` at the end stands for any rest. All, if there is none.
+    /// Only these streams; a pattern may end in `*`. An empty list means all streams except those of the gateway.
     #[serde(default)]
     pub streams: Vec<String>,
-    /// This key alone.
+    /// Only events with this key.
     pub key: Option<String>,
 }
 
 impl Filter {
-    /// Whether an event is meant. The gateway's own streams are only where they are named.
+    /// Whether the filter selects an event. It selects streams of the gateway itself only by name.
     pub fn takes(&self, published: &Published, key: &str, recorded: Timestamp) -> bool {
         let is_stream = if self.streams.is_empty() {
             !published.publication.stream.starts_with("gateway.")
@@ -47,95 +47,96 @@ impl Filter {
     }
 }
 
-/// How a replay stands.
+/// State of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplayState {
-    /// It goes on whenever nothing else has to be sent.
+    /// It sends whenever no lane of the destination has a backlog.
     Running,
     /// It waits for `resume`.
     Paused,
-    /// Everything is acknowledged.
+    /// Central has answered every event.
     Done,
-    /// Somebody ended it.
+    /// The operator cancelled it.
     Cancelled,
 }
 
-/// A replay.
+/// Settled events that the gateway sends to a destination again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replay {
-    /// Its number.
+    /// Number of the replay, unique in this gateway.
     pub id: u64,
-    /// Who gets the events.
+    /// Name of the destination.
     pub destination: String,
-    /// Which events.
+    /// Selects its events.
     pub filter: Filter,
-    /// Events a second at most.
+    /// Largest rate in events per second.
     pub rate: Option<u64>,
-    /// How it stands.
+    /// Current state.
     pub state: ReplayState,
-    /// How many events there were when it was begun.
+    /// Number of selected events at the start.
     pub events: u64,
-    /// How many central has acknowledged; after a restart some may be counted twice.
+    /// Number of events that central has acknowledged; after a restart some may be counted twice.
     pub sent: u64,
-    /// Events that central refused for ever, or that left the journal while it refused them for now.
+    /// Number of events that central rejected permanently, or that were removed from the journal while central
+    /// rejected them temporarily.
     pub failed: u64,
-    /// When it was begun.
+    /// Start time.
     #[serde(with = "crate::event::as_text")]
     pub begun: Timestamp,
     /// For each lane: name, next offset, end (exclusive).
     pub(super) lanes: Vec<(String, u64, u64)>,
 }
 
-/// All replays.
+/// All replays of the gateway, saved as notes.
 #[derive(Debug)]
 pub struct Replays {
     notes: Notes,
-    /// Held from reading how a replay stands to having written what follows.
-    writing: Mutex<()>,
-    known: Mutex<BTreeMap<u64, Replay>>,
+    /// Held from reading a state to saving the state that follows from it.
+    write_lock: Mutex<()>,
+    by_id: Mutex<BTreeMap<u64, Replay>>,
     changed: Notify,
 }
 
 impl Replays {
-    /// Reads what is noted. Blocks the thread.
+    /// Loads the saved replays. Blocks the thread.
     pub fn open(journal: &Journal) -> Result<Self, JournalError> {
         let notes = journal.notes("again");
         let read = |(_, text): (String, Vec<u8>)| serde_json::from_slice::<Replay>(&text).ok();
-        let known = notes.all(PREFIX)?.into_iter().filter_map(read).map(|replay| (replay.id, replay)).collect();
-        Ok(Self { notes, writing: Mutex::default(), known: Mutex::new(known), changed: Notify::new() })
+        let by_id = notes.all(PREFIX)?.into_iter().filter_map(read).map(|replay| (replay.id, replay)).collect();
+        Ok(Self { notes, write_lock: Mutex::default(), by_id: Mutex::new(by_id), changed: Notify::new() })
     }
 
-    fn writing(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock()
+    fn write_lock(&self) -> MutexGuard<'_, ()> {
+        self.write_lock.lock()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Replay>> {
-        self.known.lock()
+    fn by_id(&self) -> MutexGuard<'_, BTreeMap<u64, Replay>> {
+        self.by_id.lock()
     }
 
-    /// Every replay, oldest first.
+    /// Returns all replays, oldest first.
     pub fn list(&self) -> Vec<Replay> {
-        self.known().values().cloned().collect()
+        self.by_id().values().cloned().collect()
     }
 
-    /// A replay by its number.
+    /// Returns a replay by its number.
     pub fn find(&self, id: u64) -> Option<Replay> {
-        self.known().get(&id).cloned()
+        self.by_id().get(&id).cloned()
     }
 
-    /// The oldest one of a destination that is running.
+    /// Returns the oldest running replay of a destination.
     pub(super) fn running(&self, destination: &str) -> Option<Replay> {
         let is_next = |replay: &&Replay| replay.state == ReplayState::Running && replay.destination == destination;
-        self.known().values().find(is_next).cloned()
+        self.by_id().values().find(is_next).cloned()
     }
 
-    /// Returns when a replay may have been begun, paused or resumed. Safe to drop half-way.
+    /// Waits until a replay may have been started, paused or resumed. Safe to drop half-way.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Begins a replay, or only counts what it would send. Blocks the thread, for as long as counting takes.
+    /// Starts a replay; with `is_dry_run`, only counts its events. Blocks the thread while it counts.
     pub fn begin(
         &self,
         journal: &Journal,
@@ -152,31 +153,32 @@ impl Replays {
             events += count(lane, destination, &filter, from, end)?;
             lanes.push((lane.name.clone(), from, end));
         }
-        let _writing = self.writing();
-        let id = self.known().keys().next_back().map_or(1, |last| last + 1);
+        let _guard = self.write_lock();
+        let id = self.by_id().keys().next_back().map_or(1, |last| last + 1);
         let begun = Timestamp::from(clock::wall());
         let destination = destination.to_owned();
         let state = ReplayState::Running;
         let replay = Replay { id, destination, filter, rate, state, events, sent: 0, failed: 0, begun, lanes };
         if !is_dry_run {
             self.save(&replay)?;
-            self.forget_old()?;
+            self.remove_old()?;
         }
         Ok(replay)
     }
 
-    /// Notes how a replay stands. The caller holds `writing`. Blocks the thread.
+    /// Saves a replay. The caller holds `write_lock`. Blocks the thread.
     fn save(&self, replay: &Replay) -> Result<(), JournalError> {
         self.notes.write(vec![(format!("{PREFIX}{:010}", replay.id), serde_json::to_vec(replay).ok())])?;
-        self.known().insert(replay.id, replay.clone());
+        self.by_id().insert(replay.id, replay.clone());
         self.changed.notify_waiters();
         Ok(())
     }
 
-    /// Notes how far a replay is, unless somebody has paused or ended it meanwhile; `false` then. Blocks the thread.
-    pub(super) fn advance(&self, replay: &Replay) -> Result<bool, JournalError> {
-        let _writing = self.writing();
-        let state = self.find(replay.id).map(|known| known.state);
+    /// Saves the progress of a replay; keeps its state, and returns `false`, if it is no longer running. Blocks the
+    /// thread.
+    pub(super) fn save_progress(&self, replay: &Replay) -> Result<bool, JournalError> {
+        let _guard = self.write_lock();
+        let state = self.find(replay.id).map(|by_id| by_id.state);
         let is_running = state == Some(ReplayState::Running);
         self.save(&Replay {
             state: if is_running { replay.state } else { state.unwrap_or(replay.state) },
@@ -185,9 +187,10 @@ impl Replays {
         Ok(is_running)
     }
 
-    /// Pauses, resumes or ends a replay. `None` if there is none of that number, or it is over. Blocks the thread.
+    /// Pauses, resumes or cancels a replay. Returns `None` if there is none of that number or it has ended. Blocks the
+    /// thread.
     pub fn set_state(&self, id: u64, state: ReplayState) -> Result<Option<Replay>, JournalError> {
-        let _writing = self.writing();
+        let _guard = self.write_lock();
         let Some(replay) = self.find(id) else { return Ok(None) };
         if matches!(replay.state, ReplayState::Done | ReplayState::Cancelled) {
             return Ok(None);
@@ -197,23 +200,23 @@ impl Replays {
         Ok(Some(replay))
     }
 
-    fn forget_old(&self) -> Result<(), JournalError> {
+    fn remove_old(&self) -> Result<(), JournalError> {
         let over = |replay: &Replay| matches!(replay.state, ReplayState::Done | ReplayState::Cancelled);
         let old: Vec<u64> = {
-            let known = self.known();
-            let surplus = known.len().saturating_sub(KEPT_MAX);
-            known.values().filter(|replay| over(replay)).take(surplus).map(|replay| replay.id).collect()
+            let by_id = self.by_id();
+            let surplus = by_id.len().saturating_sub(STORED_MAX);
+            by_id.values().filter(|replay| over(replay)).take(surplus).map(|replay| replay.id).collect()
         };
         if old.is_empty() {
             return Ok(());
         }
         self.notes.write(old.iter().map(|id| (format!("{PREFIX}{id:010}"), None)).collect())?;
-        self.known().retain(|id, _| !old.contains(id));
+        self.by_id().retain(|id, _| !old.contains(id));
         Ok(())
     }
 }
 
-/// How many events of a lane a replay would send.
+/// Counts the events of a lane that a replay would send.
 fn count(lane: &Arc<Lane>, destination: &str, filter: &Filter, from: u64, end: u64) -> Result<u64, JournalError> {
     let Some(settled) = lane.settled(destination) else { return Ok(0) };
     let mut count = 0;
@@ -226,8 +229,8 @@ fn count(lane: &Arc<Lane>, destination: &str, filter: &Filter, from: u64, end: u
                 let (recorded, block_end) = (walk.recorded(), walk.end());
                 while let Some(step) = walk.step(lane) {
                     let Some((published, _)) = step.numbered else { continue };
-                    let is_meant = (next..end).contains(&step.offset) && settled.contains(step.offset);
-                    count += u64::from(is_meant && filter.takes(published, step.record.key, recorded));
+                    let is_selected = (next..end).contains(&step.offset) && settled.contains(step.offset);
+                    count += u64::from(is_selected && filter.takes(published, step.record.key, recorded));
                 }
                 next = block_end.max(next + 1);
             }
@@ -255,14 +258,14 @@ mod tests {
                 let worker = scope.spawn(|| {
                     let mut sent = 0;
                     let mut now = replay.clone();
-                    while replays.advance(&now).expect("noted") {
+                    while replays.save_progress(&now).expect("noted") {
                         sent += 1;
                         now.sent = sent;
                     }
                 });
                 std::thread::sleep(Duration::from_millis(3));
                 replays.set_state(replay.id, ReplayState::Paused).expect("noted");
-                // It is told so, or would go on for ever.
+                // `save_progress` returns `false`, or the worker would not end.
                 worker.join().expect("no panic");
             });
             assert_eq!(replays.find(replay.id).map(|found| found.state), Some(ReplayState::Paused), "round {round}");

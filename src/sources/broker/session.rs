@@ -7,7 +7,7 @@ use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{Beside, Ingest, Route, Taken};
 use crate::journal::NotTaken;
-use crate::link::{self, Answer, Delivery, LinkError, Message, Output, Session};
+use crate::link::{self, Delivery, LinkError, Message, Output, Reply, Session};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,11 +81,11 @@ impl Source {
             }
             let now = clock::instant();
             let mut look_again = match is_reading {
-                true => match session.watch(self.subscriptions.are_awaited(), output) {
+                true => match session.check(self.subscriptions.are_awaited(), output) {
                     Ok(wait) => wait,
                     Err(error) => return End::Lost(error),
                 },
-                false => session.watch_unread(output),
+                false => session.keep_alive_unread(output),
             };
             let retry_at = self.subscriptions.retry(session.protocol(), output);
             let ask_at = self.ask_rebirths(session, output);
@@ -119,7 +119,7 @@ impl Source {
             if self.blocked.is_some() || is_full {
                 return Ok(false);
             }
-            match session.delivery() {
+            match session.next_delivery() {
                 Ok(None) => return Ok(true),
                 Ok(Some(Delivery::Message(message))) => self.receive(message)?,
                 Ok(Some(Delivery::Subscribed(_, codes))) => {
@@ -128,7 +128,9 @@ impl Source {
                     }
                     self.show_problem();
                 }
-                Ok(Some(Delivery::Other(Answer::Goodbye(reason)))) => return Err(End::Lost(LinkError::Ended(reason))),
+                Ok(Some(Delivery::Other(Reply::Disconnected(reason)))) => {
+                    return Err(End::Lost(LinkError::Ended(reason)));
+                }
                 // Nothing of ours asks for another answer.
                 Ok(Some(Delivery::Unsubscribed | Delivery::Other(_))) => {}
                 Err(error) => return Err(End::Lost(error)),
@@ -171,8 +173,8 @@ impl Source {
 
     fn hand_in(&mut self, message: &Message, route: &Route) -> Result<Taken, NotTaken> {
         let now = Timestamp::from(clock::wall());
-        if message.cut > 0 {
-            let bytes = message.payload.len() + message.cut;
+        if message.truncated > 0 {
+            let bytes = message.payload.len() + message.truncated;
             let reason =
                 format!("payload: is {bytes} bytes long; the largest that is taken has {}", message.payload.len());
             let kept = &message.payload[..message.payload.len().min(CUT_BYTES)];
@@ -240,7 +242,7 @@ impl Source {
         }
         let ask = sparkplug.next_ask(&self.config.name)?;
         tracing::info!(source = %self.config.name, topic = ask.topic, "asking a Sparkplug node for a rebirth");
-        link::push_unacknowledged(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
+        link::push_publish_qos0(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
         self.next_ask = now + ASK_EVERY;
         Some(self.next_ask)
     }

@@ -1,25 +1,25 @@
-//! A place in a lane's log from which events are sent, and the block in hand there.
+//! Reads a range of a lane's log for sending.
 
 use crate::journal::{Follower, Found, Lane, Walk};
 use std::sync::Arc;
 
-/// A reading of the log from one offset on.
+/// A position in a lane's log, and the loaded block at that position.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct LaneReader {
     follower: Follower,
-    /// The event to send next.
+    /// Offset of the event to send next.
     pub next: u64,
-    /// It ends here (exclusive).
+    /// End of the range (exclusive).
     pub until: u64,
     pub block: Option<Walk>,
 }
 
-impl Reading {
+impl LaneReader {
     pub fn new(lane: &Arc<Lane>, next: u64, until: u64) -> Self {
         Self { follower: Follower::new(lane), next, until, block: None }
     }
 
-    /// Begins again elsewhere.
+    /// Moves to another range and drops the loaded block.
     pub fn restart(&mut self, next: u64, until: u64) {
         (self.next, self.until, self.block) = (next, until, None);
     }
@@ -28,12 +28,12 @@ impl Reading {
         self.block.is_none() && self.next >= self.until
     }
 
-    /// Offset after the last event on the disk.
+    /// Offset after the last durable event of the lane.
     pub fn end(&self) -> u64 {
         self.follower.end()
     }
 
-    /// Waits for what stands at `next`; `None` once the journal is closed. Safe to drop half-way.
+    /// Waits for the block or loss at `next`; returns `None` once the journal is closed. Safe to drop half-way.
     pub async fn find(&mut self) -> Option<Found> {
         self.follower.find(self.next).await
     }

@@ -1,47 +1,47 @@
-//! Renewal: new certificates or passwords of a destination, taken up while the old session lasts.
+//! Credential rotation: a session with new certificates or a new password replaces the open one.
 
-use super::{End, Forwarder};
+use super::{Forwarder, SessionEnd};
 use crate::clock;
 use crate::shutdown::Shutdown;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How long the new session may take; meanwhile nothing is sent on the old one.
+/// Time limit for opening the new session; meanwhile nothing is sent on the old one.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Pauses after an attempt that failed.
+/// First and longest pause after a schedule_retry attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
-/// Says when there is something new, and when it is to be tried.
+/// Signals new credentials, and schedules the attempts to connect with them.
 #[derive(Clone, Debug)]
-pub struct Renewal {
+pub struct CredentialRotation {
     changed: watch::Receiver<u64>,
     due: Option<Instant>,
     failures: u32,
 }
 
-impl Renewal {
-    /// One that hears of each new number.
+impl CredentialRotation {
+    /// Creates one that is triggered by each new value of `changed`.
     pub fn new(changed: watch::Receiver<u64>) -> Self {
         Self { changed, due: None, failures: 0 }
     }
 
-    /// A session that is opened from now on uses what is there now.
-    pub(super) fn done(&mut self) {
+    /// Marks the current credentials as in use: the next session is opened with them.
+    pub(super) fn mark_used(&mut self) {
         self.changed.borrow_and_update();
         (self.due, self.failures) = (None, 0);
     }
 
-    /// Whether a new session is to be opened now.
+    /// Whether it is time to open a session with new credentials.
     pub(super) fn is_due(&mut self) -> bool {
         if self.changed.has_changed().unwrap_or(false) {
             self.changed.borrow_and_update();
-            self.begin();
+            self.schedule_now();
         }
         self.due.is_some_and(|due| clock::instant() >= due)
     }
 
-    /// Returns when [`Renewal::is_due`] may have changed. Safe to drop half-way.
-    pub(super) async fn wait(&mut self) {
+    /// Waits until [`CredentialRotation::is_due`] may have changed. Safe to drop half-way.
+    pub(super) async fn changed(&mut self) {
         let Self { changed, due, .. } = self;
         let due = async {
             match *due {
@@ -54,18 +54,18 @@ impl Renewal {
             changed = changed.changed() => changed.is_ok(),
         };
         if !is_changed {
-            // The gateway is ending.
+            // The sender is gone: the gateway is shutting down.
             return std::future::pending().await;
         }
-        self.begin();
+        self.schedule_now();
     }
 
-    /// There is something new: it is tried at once.
-    fn begin(&mut self) {
+    /// Schedules an attempt at once.
+    fn schedule_now(&mut self) {
         (self.due, self.failures) = (Some(clock::instant()), 0);
     }
 
-    fn failed(&mut self) {
+    fn schedule_retry(&mut self) {
         let pause = PAUSE.0 * 2u32.pow(self.failures.min(6));
         self.failures += 1;
         self.due = Some(clock::instant() + pause.min(PAUSE.1));
@@ -73,28 +73,28 @@ impl Renewal {
 }
 
 impl Forwarder {
-    /// Opens a session with what is new, while the old one lasts; nothing is in flight. `None` if that
-    /// fails: the old session goes on.
-    pub(super) async fn renew(&mut self, shutdown: &mut Shutdown) -> Option<End> {
+    /// Opens a session with the new credentials while the old one is open; nothing is in flight. Returns `None` if
+    /// that fails: the old session continues.
+    pub(super) async fn rotate_credentials(&mut self, shutdown: &mut Shutdown) -> Option<SessionEnd> {
         let attempt = tokio::time::timeout(CONNECT_WAIT_MAX, self.target.connect(&self.client, None));
         let connected = tokio::select! {
-            () = shutdown.begun() => return Some(End::Shutdown),
+            () = shutdown.begun() => return Some(SessionEnd::Shutdown),
             connected = attempt => connected,
         };
         let why = match connected {
             Ok(Ok(session)) => {
-                self.renewal.done();
+                self.rotation.mark_used();
                 self.stats.set(|state| state.note = None);
-                return Some(End::Better(Box::new(session), "new certificates and passwords are in force"));
+                return Some(SessionEnd::Replaced(Box::new(session), "new certificates and passwords are in force"));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no session within {} s", CONNECT_WAIT_MAX.as_secs()),
         };
-        self.renewal.failed();
-        tracing::warn!(lane = %self.lane.name, destination = %self.config.name, error = %why, "the new certificates or passwords are not accepted; the session goes on with the old ones");
+        self.rotation.schedule_retry();
+        tracing::warn!(lane = %self.lane.name, destination = %self.config.name, error = %why, "cannot connect with the new certificates or password; continuing on the old session, will retry");
         self.stats.set(|state| {
             state.note = Some(format!(
-                "the new certificates or passwords are not accepted ({why}); the session goes on with the old ones"
+                "cannot connect with the new certificates or password ({why}); continuing on the old session"
             ));
         });
         None

@@ -1,64 +1,64 @@
-//! What is in flight on one connection: packet ids in a row, answered in any order.
+//! The publishes in flight on one connection: consecutive packet ids, acknowledged in any order.
 
 use crate::event::Timestamp;
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Packet ids run from 1 to 65,535 and round again.
+/// Number of packet ids: they run from 1 to 65,535, then start at 1 again.
 const IDS: u32 = 65_535;
 
-/// The publishes that central has not answered.
+/// The publishes that central has not acknowledged or rejected.
 #[derive(Debug)]
-pub(super) struct Flight {
-    /// In the order they were sent; the answered in the middle are `None`.
-    sent: VecDeque<Option<Sent>>,
-    /// Packet id of the first of `sent`.
+pub(super) struct InFlight {
+    /// In sending order; `None` for an answered publish behind an unanswered one.
+    sent: VecDeque<Option<Publish>>,
+    /// Packet id of the first element of `sent`.
     first_id: u32,
     unanswered: usize,
 }
 
 /// One publish in flight.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sent {
-    /// Its event, or the first of its events.
+pub(super) struct Publish {
+    /// Offset of its event, or of the first event of a batch.
     pub offset: u64,
-    /// The others, where it is a batch.
-    pub rest: Vec<u64>,
+    /// Offsets of the other events of a batch.
+    pub other_offsets: Vec<u64>,
     pub stream: u32,
-    pub at: Instant,
-    /// When its event, or the oldest of its events, was taken.
+    pub sent_at: Instant,
+    /// When the gateway accepted its event, or the oldest event of a batch.
     pub recorded: Timestamp,
 }
 
-impl Sent {
-    pub fn one(offset: u64, stream: u32, at: Instant, recorded: Timestamp) -> Self {
-        Self { offset, rest: Vec::new(), stream, at, recorded }
+impl Publish {
+    pub fn single(offset: u64, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
+        Self { offset, other_offsets: Vec::new(), stream, sent_at, recorded }
     }
 
     /// A batch of at least one event.
-    pub fn many(mut offsets: Vec<u64>, stream: u32, at: Instant, recorded: Timestamp) -> Self {
+    pub fn batch(mut offsets: Vec<u64>, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
         let offset = if offsets.is_empty() { 0 } else { offsets.remove(0) };
-        Self { offset, rest: offsets, stream, at, recorded }
+        Self { offset, other_offsets: offsets, stream, sent_at, recorded }
     }
 
-    /// Offsets of its events.
+    /// Returns the offsets of all its events.
     pub fn offsets(&self) -> impl Iterator<Item = u64> {
-        std::iter::once(self.offset).chain(self.rest.iter().copied())
+        std::iter::once(self.offset).chain(self.other_offsets.iter().copied())
     }
 
-    /// How many events.
+    /// Number of events.
     pub fn count(&self) -> usize {
-        1 + self.rest.len()
+        1 + self.other_offsets.len()
     }
 }
 
-impl Default for Flight {
+impl Default for InFlight {
     fn default() -> Self {
         Self { sent: VecDeque::new(), first_id: 1, unanswered: 0 }
     }
 }
 
-impl Flight {
+impl InFlight {
     pub fn clear(&mut self) {
         *self = Self::default();
     }
@@ -71,8 +71,8 @@ impl Flight {
         self.unanswered
     }
 
-    /// Whether another publish fits. Ids that are answered out of order keep their place until the
-    /// ones before are answered too, so that no id is ever in use twice.
+    /// Whether another publish fits. An id that was answered out of order stays reserved until all ids before it are
+    /// answered: no id is in use twice.
     pub fn has_room(&self, window: usize) -> bool {
         self.unanswered < window && self.sent.len() < IDS as usize - 1
     }
@@ -83,13 +83,13 @@ impl Flight {
         id as u16
     }
 
-    pub fn push(&mut self, sent: Sent) {
+    pub fn push(&mut self, sent: Publish) {
         self.sent.push_back(Some(sent));
         self.unanswered += 1;
     }
 
-    /// The publish that an answer is for; `None` if it is not in flight.
-    pub fn answered(&mut self, id: u16) -> Option<Sent> {
+    /// Removes and returns the publish with this packet id; `None` if it is not in flight.
+    pub fn take(&mut self, id: u16) -> Option<Publish> {
         let index = (u32::from(id) + IDS - self.first_id) % IDS;
         let sent = self.sent.get_mut(index as usize)?.take()?;
         self.unanswered -= 1;
@@ -100,7 +100,7 @@ impl Flight {
         Some(sent)
     }
 
-    /// The lowest offset in flight.
+    /// Returns the lowest offset in flight.
     pub fn lowest(&self) -> Option<u64> {
         self.sent.iter().flatten().map(|sent| sent.offset).min()
     }
@@ -114,20 +114,20 @@ mod tests {
     proptest! {
         #[test]
         fn every_answer_finds_its_event_whatever_the_order(picks in proptest::collection::vec(0usize..50, 1..3000), window in 1usize..60) {
-            let mut flight = Flight { first_id: IDS - 20, ..Flight::default() };
+            let mut flight = InFlight { first_id: IDS - 20, ..InFlight::default() };
             let mut open: Vec<(u16, u64)> = Vec::new();
             let mut offset = 0;
             for pick in picks {
                 while flight.has_room(window) {
                     let id = flight.next_id();
                     prop_assert!(id != 0 && open.iter().all(|(used, _)| *used != id));
-                    flight.push(Sent::one(offset, 0, Instant::now(), Timestamp(0)));
+                    flight.push(Publish::single(offset, 0, Instant::now(), Timestamp(0)));
                     open.push((id, offset));
                     offset += 1;
                 }
                 let (id, expected) = open.remove(pick % open.len());
-                prop_assert_eq!(flight.answered(id).map(|sent| sent.offset), Some(expected));
-                prop_assert_eq!(flight.answered(id), None);
+                prop_assert_eq!(flight.take(id).map(|sent| sent.offset), Some(expected));
+                prop_assert_eq!(flight.take(id), None);
                 prop_assert_eq!(flight.lowest(), open.iter().map(|(_, offset)| *offset).min());
             }
         }

@@ -1,14 +1,15 @@
-//! How long to wait before a broker is tried again.
+//! Back-off before reconnecting to a broker.
 
 use std::time::Duration;
 
-/// Reconnects in the first minute are this far apart, at random.
+/// Range of the random wait between reconnects in the first minute.
 pub const RECONNECT_EARLY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(750));
 const RECONNECT_EARLY_FOR: Duration = Duration::from_secs(60);
-/// No reconnect waits longer.
+/// Longest wait between reconnects.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
 
-/// 250 to 750 ms in the first minute; then doubling to 30 s, with full jitter.
+/// Returns the wait before the next reconnect: 250 to 750 ms in the first minute, then doubled up to 30 s, with full
+/// jitter.
 pub fn reconnect_wait(down_for: Duration, attempt: u32) -> Duration {
     if down_for < RECONNECT_EARLY_FOR {
         return jitter(RECONNECT_EARLY.0, RECONNECT_EARLY.1);
@@ -17,7 +18,7 @@ pub fn reconnect_wait(down_for: Duration, attempt: u32) -> Duration {
     jitter(RECONNECT_EARLY.0, (Duration::from_secs(1) * 2u32.pow(doublings as u32)).min(RECONNECT_MAX))
 }
 
-/// A random time between two.
+/// Returns a random duration between `from` and `to`.
 pub fn jitter(from: Duration, to: Duration) -> Duration {
     let random = random();
     from + to.saturating_sub(from).mul_f64(f64::from(random) / f64::from(u32::MAX))
@@ -32,7 +33,7 @@ fn random() -> u32 {
     (uuid::Uuid::new_v4().as_u128() >> 96) as u32
 }
 
-/// Random numbers of this thread from a seed, so that a simulation can be repeated.
+/// Seeded random numbers per thread, which make a simulation repeatable.
 #[cfg(test)]
 pub(crate) mod seeded {
     use std::cell::Cell;
@@ -41,7 +42,7 @@ pub(crate) mod seeded {
         static STATE: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// From now on this thread's random numbers follow from a seed, which is not 0.
+    /// Seeds the random numbers of this thread; `seed` is not 0.
     pub(crate) fn begin(seed: u64) {
         STATE.set(seed);
     }

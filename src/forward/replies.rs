@@ -1,72 +1,72 @@
-//! What central's answers mean for the events in flight.
+//! Handles central's replies: settles events, retries them, or turns them into dead letters.
 
-use super::{End, Forwarder, REFUSED_PAUSE};
+use super::{Forwarder, REFUSED_PAUSE, SessionEnd};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Attribute, Content, Record, Timestamp};
 use crate::ingest::dead::{DeadLetter, Stage};
 use crate::journal::{Outcome, Published, Step, Waiter};
-use crate::link::{Answer, LinkError, Refusal, Session};
+use crate::link::{LinkError, Rejection, Reply, Session};
 use crate::runtime::spawn_blocking;
 use std::borrow::Cow;
 use std::sync::Arc;
 
 impl Forwarder {
-    /// Settles what central has answered. `false`: something has to be sent again.
-    pub(super) async fn settle_answers(&mut self, session: &mut Session) -> Result<bool, End> {
+    /// Handles all replies that have arrived. Returns `false` if events have to be sent again.
+    pub(super) async fn handle_replies(&mut self, session: &mut Session) -> Result<bool, SessionEnd> {
         let mut settled: Vec<(u64, u32, Outcome)> = Vec::new();
         let mut poison = Vec::new();
         let mut is_all_settled = true;
         let mut end = Ok(());
         let (now, wall) = (clock::instant(), Timestamp::from(clock::wall()));
         loop {
-            let (id, refusal) = match session.answer() {
+            let (id, rejection) = match session.next_reply() {
                 Ok(None) => break,
-                Ok(Some(Answer::Alive | Answer::Connected { .. })) => continue,
-                Ok(Some(Answer::Taken(id))) => (id, None),
-                Ok(Some(Answer::Unheard(id))) => {
+                Ok(Some(Reply::PingResponse | Reply::Connected { .. })) => continue,
+                Ok(Some(Reply::Acknowledged(id))) => (id, None),
+                Ok(Some(Reply::NoSubscribers(id))) => {
                     self.stats.unheard.add(1);
                     if let Some(held_back) = self.warnings.allow(now) {
-                        tracing::warn!(lane = %self.lane.name, destination = %self.config.name, held_back, "central acknowledged an event that nobody there has subscribed to");
+                        tracing::warn!(lane = %self.lane.name, destination = %self.config.name, held_back, "central acknowledged an event whose topic has no subscriber there");
                     }
                     let holds = self.config.require_subscriber;
-                    (id, holds.then_some(Refusal::ForNow(0x10, "no matching subscribers")))
+                    (id, holds.then_some(Rejection::NO_SUBSCRIBERS))
                 }
-                Ok(Some(Answer::Refused(id, refusal))) => (id, Some(refusal)),
-                Ok(Some(Answer::NotConnected(reason) | Answer::Goodbye(reason))) => {
-                    end = Err(End::Lost(LinkError::Ended(reason)));
+                Ok(Some(Reply::Rejected(id, rejection))) => (id, Some(rejection)),
+                Ok(Some(Reply::ConnectRejected(reason) | Reply::Disconnected(reason))) => {
+                    end = Err(SessionEnd::Lost(LinkError::Ended(reason)));
                     break;
                 }
                 Err(error) => {
-                    end = Err(End::Lost(error));
+                    end = Err(SessionEnd::Lost(error));
                     break;
                 }
             };
-            let Some(sent) = self.flight.answered(id) else {
-                end = Err(End::Lost(LinkError::Protocol(format!(
+            let Some(sent) = self.flight.take(id) else {
+                end = Err(SessionEnd::Lost(LinkError::Protocol(format!(
                     "an acknowledgement of packet {id}, which is not in flight"
                 ))));
                 break;
             };
-            match refusal {
+            match rejection {
                 None => {
-                    self.stats.answer.record(now.duration_since(sent.at), 1);
+                    self.stats.answer.record(now.duration_since(sent.sent_at), 1);
                     self.stats.settle.record(wall.since(sent.recorded), 1);
                     settled.extend(sent.offsets().map(|offset| (offset, sent.stream, Outcome::Delivered)));
-                    self.gatherings.relax();
+                    self.batcher.double_size();
                 }
-                Some(Refusal::ForEver(code, why)) if sent.count() > 1 => {
-                    tracing::debug!(lane = %self.lane.name, destination = %self.config.name, events = sent.count(), "central refuses a batch: 0x{code:02x} {why}; it is halved");
-                    self.gatherings.halve(sent.count());
+                Some(Rejection::Permanent(code, why)) if sent.count() > 1 => {
+                    tracing::debug!(lane = %self.lane.name, destination = %self.config.name, events = sent.count(), "central rejected a batch: 0x{code:02x} {why}; will retry with batches of half the size");
+                    self.batcher.halve_size(sent.count());
                     is_all_settled = false;
                 }
-                Some(Refusal::ForEver(code, why)) => {
+                Some(Rejection::Permanent(code, why)) => {
                     poison.push((sent.offset, format!("central refuses it: 0x{code:02x} {why}")))
                 }
-                Some(Refusal::ForNow(code, why)) => {
+                Some(Rejection::Temporary(code, why)) => {
                     self.stats.refused_for_now.add(1);
                     if let Some(held_back) = self.warnings.allow(now) {
-                        tracing::warn!(lane = %self.lane.name, destination = %self.config.name, held_back, "central refuses for now: 0x{code:02x} {why}");
+                        tracing::warn!(lane = %self.lane.name, destination = %self.config.name, held_back, "central rejected an event temporarily: 0x{code:02x} {why}; will retry");
                     }
                     is_all_settled = false;
                 }
@@ -78,13 +78,13 @@ impl Forwarder {
             self.stats.delivered.add(settled.len() as u64);
             self.refused_pause = REFUSED_PAUSE.0;
         }
-        is_all_settled &= self.bury(&poison).await;
+        is_all_settled &= self.write_dead_letters(&poison).await;
         end.map(|()| is_all_settled)
     }
 
-    /// Makes dead letters of events, and settles them once those are on the disk. `false`: not all
-    /// of them could be read or stored, and remain as they are.
-    pub(super) async fn bury(&mut self, events: &[(u64, String)]) -> bool {
+    /// Writes dead letters for events, and settles the events once the letters are durable. Returns `false` if an
+    /// event could not be read or its letter not stored; that event stays unsettled.
+    pub(super) async fn write_dead_letters(&mut self, events: &[(u64, String)]) -> bool {
         if events.is_empty() {
             return true;
         }
@@ -100,11 +100,11 @@ impl Forwarder {
             let recorded = walk.recorded();
             let Some(Step { record, numbered, .. }) = walk.step_to(&self.lane, at) else { continue };
             let (stream, publication) = (numbered.map_or(0, |(published, _)| published.stream), record.publication);
-            let letter = self.letter(&record, numbered, reason, recorded, now);
+            let dead_letter = self.dead_letter(&record, numbered, reason, recorded, now);
             let ticket = loop {
-                // A letter has no exchange to acknowledge.
+                // A dead letter acknowledges no exchange with a client.
                 let attributes = record.attributes.iter().filter(|one| !matches!(one, Attribute::Exchange { .. }));
-                match letter.submit(&self.dead, publication, attributes.copied().collect(), &mut waiter) {
+                match dead_letter.submit(&self.dead, publication, attributes.copied().collect(), &mut waiter) {
                     Ok(ticket) => break Some(ticket),
                     Err(crate::journal::NotTaken::NoRoom) => self.dead.room().await,
                     Err(crate::journal::NotTaken::Closed) => break None,
@@ -114,27 +114,27 @@ impl Forwarder {
                 settled.push((at, stream, ticket));
             }
         }
-        let mut done = Vec::new();
+        let mut durable = Vec::new();
         for (offset, stream, ticket) in settled {
-            // A dead letter first, then the cursor: dying in between only repeats the event.
+            // The cursor moves after the dead letter is durable: a crash in between only repeats the event.
             if self.dead.await_receipt(ticket, &waiter).await.is_ok() {
-                done.push((offset, stream, Outcome::Dead));
+                durable.push((offset, stream, Outcome::Dead));
             }
         }
-        self.stats.dead.add(done.len() as u64);
+        self.stats.dead.add(durable.len() as u64);
         if let Some(held_back) = self.warnings.allow(clock::instant()) {
-            tracing::warn!(lane = %self.lane.name, destination = %self.config.name, count = done.len(), held_back, "events became dead letters; see `forebay dead list`");
+            tracing::warn!(lane = %self.lane.name, destination = %self.config.name, count = durable.len(), held_back, "events became dead letters; see `forebay dead list`");
         }
-        self.lane.settle(&self.config.name, &done);
-        self.followed.end(&done);
-        if !done.is_empty() {
-            // A cursor that is lost would make second letters of these.
+        self.lane.settle(&self.config.name, &durable);
+        self.followed.end(&durable);
+        if !durable.is_empty() {
+            // A crash that loses the cursor would write second dead letters for these events.
             self.lane.write_cursors_soon();
         }
-        done.len() == events.len()
+        durable.len() == events.len()
     }
 
-    fn letter<'a>(
+    fn dead_letter<'a>(
         &'a self,
         record: &'a Record<'a>,
         numbered: Option<(&Arc<Published>, u64)>,
