@@ -13,7 +13,7 @@ use crate::contract::{Publication, Surroundings};
 use crate::event::Timestamp;
 use crate::ingest::dead::fates::Fates;
 use crate::journal::{Journal, JournalError, Loss, NotTaken, Notes, Outcome, OwnEvent};
-use crate::local::{Enough, Feed, Passing};
+use crate::local::{Enough, EventRef, Feed};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
@@ -212,7 +212,7 @@ impl Ledger {
         Feed::new(&self.journal, |lane| from.get(&lane.name).copied())
     }
 
-    fn note(&mut self, passing: &Passing<'_>) {
+    fn note(&mut self, passing: &EventRef<'_>) {
         let stream = passing.published.renderer.stream_id();
         if passing.published.number == self.numbers.0 {
             return;

@@ -1,6 +1,6 @@
-//! A feed: one reader's way through every lane, at its own pace.
+//! A feed: one reader's position in all lanes of the journal.
 //!
-//! Invariant: a feed holds no more than a block of each lane; what it has not read stays in the journal.
+//! Invariant: a feed holds at most one block of each lane in memory; unread events stay in the journal.
 
 use crate::event::{Record, Timestamp};
 use crate::journal::{Follower, Found, Journal, Lane, Published, Walk};
@@ -10,54 +10,54 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-/// Where an event is in the journal.
+/// Position of an event in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// Number of its lane.
+    /// Index of the lane.
     pub lane: usize,
-    /// Its offset there.
+    /// Offset in the lane.
     pub offset: u64,
 }
 
-/// An event as a feed comes upon it.
+/// An event in the block that a feed reads.
 #[derive(Debug)]
-pub struct Passing<'a> {
-    /// Where it is.
+pub struct EventRef<'a> {
+    /// Position in the journal.
     pub place: Place,
-    /// What is stored of it.
+    /// The event as it is stored.
     pub record: &'a Record<'a>,
-    /// Its publication.
+    /// The publication that renders it.
     pub published: &'a Arc<Published>,
-    /// Its sequence.
+    /// Sequence of the event in its stream.
     pub sequence: u64,
-    /// When it was recorded.
+    /// Time at which the gateway accepted it.
     pub recorded: Timestamp,
 }
 
-/// An event that is held apart from its block.
+/// An owned copy of an event, independent of its block.
 #[derive(Debug)]
 pub struct Event {
-    /// Where it is.
+    /// Position in the journal.
     pub place: Place,
-    /// Its publication.
+    /// The publication that renders it.
     pub published: Arc<Published>,
-    /// Its sequence.
+    /// Sequence of the event in its stream.
     pub sequence: u64,
-    /// When it was recorded.
+    /// Time at which the gateway accepted it.
     pub recorded: Timestamp,
     record: Vec<u8>,
 }
 
 impl Event {
-    /// A copy of an event that a feed comes upon.
-    pub fn of(passing: &Passing<'_>) -> Self {
+    /// Copies an event of a feed.
+    pub fn of(event: &EventRef<'_>) -> Self {
         let mut record = Vec::new();
-        passing.record.encode(&mut record);
-        let Passing { place, published, sequence, recorded, .. } = passing;
+        event.record.encode(&mut record);
+        let EventRef { place, published, sequence, recorded, .. } = event;
         Self { place: *place, published: Arc::clone(published), sequence: *sequence, recorded: *recorded, record }
     }
 
-    /// Reads the event at a place. `None` if retention has removed it, or its segment is damaged.
+    /// Reads the event at a position. Returns `None` if retention has removed it or its segment is damaged.
     pub async fn at(journal: &Journal, place: Place) -> Option<Self> {
         let lane = Arc::clone(journal.lanes().get(place.lane)?);
         let read = spawn_blocking(move || {
@@ -65,55 +65,55 @@ impl Event {
             let recorded = walk.recorded();
             let step = walk.step_to(&lane, place.offset)?;
             let (published, sequence) = step.numbered?;
-            Some(Self::of(&Passing { place, record: &step.record, published, sequence, recorded }))
+            Some(Self::of(&EventRef { place, record: &step.record, published, sequence, recorded }))
         });
         read.await.ok()?
     }
 
-    /// The event as it was recorded.
+    /// Decodes the stored event.
     pub fn record(&self) -> Option<Record<'_>> {
         Record::decode(&self.record).ok()
     }
 }
 
-/// Events of a lane that a feed could not look at: retention removed them, or their segment is damaged.
+/// Events of a lane that a feed could not read: retention has removed them, or their segment is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// The first of them.
+    /// Position of the first one.
     pub from: Place,
-    /// The offset behind the last.
+    /// Offset after the last one.
     pub to: u64,
 }
 
-/// A reader of every lane.
+/// A reader of all lanes.
 #[derive(Debug)]
 pub struct Feed {
-    lanes: Vec<Reading>,
-    /// The gap that the last [`Feed::poll_ready`] passed over.
+    lanes: Vec<LaneReader>,
+    /// The gap that the last [`Feed::poll_ready`] skipped.
     gap: Option<Gap>,
 }
 
-struct Reading {
+struct LaneReader {
     lane: Arc<Lane>,
-    /// The next event to look at.
+    /// Offset of the next event to read.
     next: u64,
     walk: Option<Walk>,
-    /// There while it does not find.
+    /// The follower, while `finding` does not own it.
     follower: Option<Follower>,
     finding: Option<Finding>,
 }
 
-/// A find that is under way, with the follower that it needs.
+/// A pending search for the next block; it owns the follower.
 type Finding = Pin<Box<dyn Future<Output = (Follower, Option<Found>)> + Send>>;
 
-impl std::fmt::Debug for Reading {
+impl std::fmt::Debug for LaneReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reading({} at {})", self.lane.name, self.next)
     }
 }
 
-impl Reading {
-    /// Goes on at another place.
+impl LaneReader {
+    /// Continues at another offset.
     fn jump(&mut self, to: u64) {
         self.next = to;
         self.walk = None;
@@ -137,9 +137,9 @@ impl Reading {
 }
 
 impl Feed {
-    /// A feed that begins at these offsets; at the end of lanes for which none is given.
+    /// Opens a feed at the offset that `from` returns for a lane; `None` stands for the end of the lane.
     pub fn new(journal: &Journal, from: impl Fn(&Lane) -> Option<u64>) -> Self {
-        let lanes = journal.lanes().iter().map(|lane| Reading {
+        let lanes = journal.lanes().iter().map(|lane| LaneReader {
             next: from(lane).unwrap_or_else(|| lane.end()),
             follower: None,
             finding: None,
@@ -149,117 +149,116 @@ impl Feed {
         Self { lanes: lanes.collect(), gap: None }
     }
 
-    /// Name of each lane and the next event it is to look at.
+    /// Returns the name of each lane and the offset of its next event.
     pub fn positions(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.lanes.iter().map(|reading| (reading.lane.name.as_str(), reading.next))
+        self.lanes.iter().map(|reader| (reader.lane.name.as_str(), reader.next))
     }
 
-    /// How many events of all lanes it has not looked at.
-    pub fn behind(&self) -> u64 {
-        self.lanes.iter().map(|reading| reading.lane.end().saturating_sub(reading.next)).sum()
+    /// Number of unread events in all lanes.
+    pub fn backlog(&self) -> u64 {
+        self.lanes.iter().map(|reader| reader.lane.end().saturating_sub(reader.next)).sum()
     }
 
-    /// Leaves out what is older than the newest `events` of each lane, or than those that take about
-    /// `bytes` of its log; how many that were.
+    /// Skips all but the newest events of each lane: at most `events`, in about `bytes` of its log. Returns the number
+    /// of skipped events.
     pub fn skip_to_newest(&mut self, events: u64, bytes: u64) -> u64 {
         let mut skipped = 0;
-        for reading in &mut self.lanes {
-            let from = reading.lane.end().saturating_sub(events.min(reading.lane.newest_within(bytes)));
-            if from > reading.next {
-                skipped += from - reading.next;
-                reading.jump(from);
+        for reader in &mut self.lanes {
+            let from = reader.lane.end().saturating_sub(events.min(reader.lane.newest_within(bytes)));
+            if from > reader.next {
+                skipped += from - reader.next;
+                reader.jump(from);
             }
         }
         skipped
     }
 
-    /// Whether it has not looked at everything below these offsets of the lanes.
-    pub fn is_short_of(&self, reach: &[u64]) -> bool {
-        self.lanes.iter().zip(reach).any(|(reading, reach)| reading.next < *reach)
+    /// Whether it has unread events below these offsets of the lanes.
+    pub fn has_unread_below(&self, reach: &[u64]) -> bool {
+        self.lanes.iter().zip(reach).any(|(reader, reach)| reader.next < *reach)
     }
 
-    /// Goes on at this event of a lane, if it is not further already: nobody wants those before it.
+    /// Skips the events of a lane before `offset`.
     pub fn skip_to(&mut self, lane: usize, offset: u64) {
-        if let Some(reading) = self.lanes.get_mut(lane).filter(|reading| reading.next < offset) {
-            reading.jump(offset);
+        if let Some(reader) = self.lanes.get_mut(lane).filter(|reader| reader.next < offset) {
+            reader.jump(offset);
         }
     }
 
-    /// Bytes of the blocks that it is in.
+    /// Bytes of the loaded blocks.
     pub fn bytes(&self) -> usize {
-        self.lanes.iter().filter_map(|reading| reading.walk.as_ref()).map(Walk::bytes).sum()
+        self.lanes.iter().filter_map(|reader| reader.walk.as_ref()).map(Walk::bytes).sum()
     }
 
-    /// Lets go of what it has read ahead; it goes on at the same place.
-    pub fn rest(&mut self) {
-        for reading in &mut self.lanes {
-            reading.jump(reading.next);
-            reading.follower = None;
+    /// Frees the loaded blocks and the followers; keeps the position.
+    pub fn release_blocks(&mut self) {
+        for reader in &mut self.lanes {
+            reader.jump(reader.next);
+            reader.follower = None;
         }
     }
 
-    /// Waits until there is something to look at; `false` once the journal is closed.
-    /// Safe to drop half-way.
+    /// Waits until there are events to read; returns `false` once the journal is closed. Safe to drop half-way.
     pub async fn ready(&mut self) -> bool {
         poll_fn(|context| self.poll_ready(context)).await
     }
 
-    /// As [`Feed::ready`], for those who poll.
+    /// Poll variant of [`Feed::ready`].
     pub fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        if self.lanes.iter().any(|reading| reading.walk.is_some()) {
+        if self.lanes.iter().any(|reader| reader.walk.is_some()) {
             return Poll::Ready(true);
         }
-        for (lane, reading) in self.lanes.iter_mut().enumerate() {
-            let from = Place { lane, offset: reading.next };
-            match reading.poll_find(context) {
+        for (lane, reader) in self.lanes.iter_mut().enumerate() {
+            let from = Place { lane, offset: reader.next };
+            match reader.poll_find(context) {
                 Poll::Pending => continue,
                 Poll::Ready(None) => return Poll::Ready(false),
                 Poll::Ready(Some(Found::Block(block))) => {
-                    reading.next = reading.next.max(block.header.first);
-                    reading.walk = Some(Walk::new(block));
+                    reader.next = reader.next.max(block.header.first);
+                    reader.walk = Some(Walk::new(block));
                 }
-                Poll::Ready(Some(Found::Lost { to })) => reading.next = to.max(reading.next + 1),
+                Poll::Ready(Some(Found::Lost { to })) => reader.next = to.max(reader.next + 1),
             }
-            self.gap = (reading.next > from.offset).then_some(Gap { from, to: reading.next });
+            self.gap = (reader.next > from.offset).then_some(Gap { from, to: reader.next });
             return Poll::Ready(true);
         }
         Poll::Pending
     }
 
-    /// Takes the gap that the last [`Feed::poll_ready`] passed over.
+    /// Takes the gap that the last [`Feed::poll_ready`] skipped.
     pub fn take_gap(&mut self) -> Option<Gap> {
         self.gap.take()
     }
 
-    /// Looks at events that are at hand, until `look` says that it has enough or none is left.
-    pub fn look(&mut self, mut look: impl FnMut(Passing<'_>) -> Enough) -> Enough {
-        for (lane, reading) in self.lanes.iter_mut().enumerate() {
-            let Some(walk) = &mut reading.walk else { continue };
+    /// Passes the events of the loaded blocks to `look` until it returns [`Enough::Yes`] or none is left.
+    pub fn look(&mut self, mut look: impl FnMut(EventRef<'_>) -> Enough) -> Enough {
+        for (lane, reader) in self.lanes.iter_mut().enumerate() {
+            let Some(walk) = &mut reader.walk else { continue };
             let (recorded, end) = (walk.recorded(), walk.end());
-            while let Some(step) = walk.step(&reading.lane) {
-                if step.offset < reading.next {
+            while let Some(step) = walk.step(&reader.lane) {
+                if step.offset < reader.next {
                     continue;
                 }
-                reading.next = step.offset + 1;
+                reader.next = step.offset + 1;
                 let Some((published, sequence)) = step.numbered else { continue };
                 let place = Place { lane, offset: step.offset };
-                let passing = Passing { place, record: &step.record, published, sequence, recorded };
-                if look(passing) == Enough::Yes {
+                let event = EventRef { place, record: &step.record, published, sequence, recorded };
+                if look(event) == Enough::Yes {
                     return Enough::Yes;
                 }
             }
-            reading.next = end.max(reading.next);
-            reading.walk = None;
+            reader.next = end.max(reader.next);
+            reader.walk = None;
         }
         Enough::No
     }
 }
 
-/// Whether a look at a feed is to end.
+/// Whether to stop reading a feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enough {
-    /// It ends here; the next look goes on behind this event.
+    /// Stop; the next call continues after this event.
     Yes,
-    /// It goes on.
+    /// Continue with the next event.
     No,
 }

@@ -1,13 +1,13 @@
 //! Topic filters of subscribers (MQTT 3.1.1 and 5, section 4.7).
 
-/// A topic filter, checked. The default matches nothing that can be published.
+/// A valid topic filter. The default matches no topic that can be published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Filter(String);
 
-/// The share that a filter of the form `$share/{name}/{filter}` names, and the filter itself.
+/// The share name of a filter of the form `$share/{name}/{filter}`, and the filter itself.
 pub type Shared<'a> = (Option<&'a str>, &'a str);
 
-/// Splits a filter into the share it names, if any, and the filter itself; `None` if it is malformed.
+/// Splits a filter into its share name, if any, and the filter itself; returns `None` if it is malformed.
 pub fn split_share(text: &str) -> Option<Shared<'_>> {
     let Some(rest) = text.strip_prefix("$share") else { return Some((None, text)) };
     if !rest.is_empty() && !rest.starts_with('/') {
@@ -18,7 +18,8 @@ pub fn split_share(text: &str) -> Option<Shared<'_>> {
 }
 
 impl Filter {
-    /// Reads a filter; `None` if it is empty, holds U+0000 or has a wildcard where none may be.
+    /// Parses a filter; returns `None` if it is empty, longer than 65,535 bytes, contains U+0000 or has a misplaced
+    /// wildcard.
     pub fn parse(text: &str) -> Option<Self> {
         let mut levels = text.split('/').peekable();
         while let Some(level) = levels.next() {
@@ -34,7 +35,7 @@ impl Filter {
         (!text.is_empty() && !text.contains('\0') && text.len() <= usize::from(u16::MAX)).then(|| Self(text.to_owned()))
     }
 
-    /// The filter as it was written.
+    /// Returns the text of the filter.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -56,7 +57,7 @@ impl Filter {
         names.next().is_none()
     }
 
-    /// Whether every topic that `other` matches is matched by this one.
+    /// Whether this filter matches every topic that `other` matches.
     pub fn covers(&self, other: &str) -> bool {
         if other.starts_with('$') && self.0.starts_with(['+', '#']) {
             return false;
@@ -122,7 +123,7 @@ mod tests {
     }
 
     proptest! {
-        /// What a filter covers, it matches.
+        /// A filter matches every topic of the filters that it covers.
         #[test]
         fn covering_means_matching_all(a in "([ab+]/){0,3}[ab+#]", b in "([ab+]/){0,3}[ab+#]", topic in "([ab]/){0,4}[ab]") {
             let (a, b) = (Filter::parse(&a).expect("a filter"), Filter::parse(&b).expect("a filter"));

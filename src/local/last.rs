@@ -1,9 +1,9 @@
-//! The last value of each key: what a new subscriber is told at once.
+//! The last value of each topic, which a new subscriber receives at once.
 //!
-//! Invariant: never more than the bytes it was given; what has not changed for longest goes first. Each topic that
-//! waits to be saved has a value in memory or a note on the disk, and both are bounded.
+//! Invariant: the values never exceed their byte limit; the value that has been unchanged for longest is removed first.
+//! Unsaved changes concern only topics in memory or on the disk, which bounds them too.
 
-use super::feed::{Passing, Place};
+use super::feed::{EventRef, Place};
 use crate::event::{Record, Timestamp};
 use crate::journal::{Note, Published};
 use serde::{Deserialize, Serialize};
@@ -14,90 +14,90 @@ use std::sync::Arc;
 /// The newest event of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastValue {
-    /// Its sequence.
+    /// Sequence of the event in its stream.
     pub sequence: u64,
-    /// When it was recorded.
+    /// Time at which the gateway accepted it.
     pub recorded: Timestamp,
-    /// The record, encoded.
+    /// The encoded record.
     pub record: Vec<u8>,
-    /// Number of its lane; `None` for a lane that no longer exists. Two fields take eight bytes less than an optional
+    /// Index of its lane; `None` for a lane that no longer exists. Two fields take eight bytes less than an optional
     /// [`Place`].
     lane: Option<u32>,
     offset: u64,
 }
 
-/// A last value as it is noted. The order of the fields is part of the stored format.
+/// The stored format of a last value; the order of the fields is part of it.
 #[derive(Serialize, Deserialize)]
-struct Noted<'a> {
+struct StoredValue<'a> {
     sequence: u64,
     recorded: Timestamp,
-    /// Name of its lane: lanes may have other numbers after a start. Empty if the lane is no longer there.
+    /// Name of its lane, because the index may change at a restart. Empty if the lane no longer exists.
     lane: &'a str,
     offset: u64,
     record: &'a [u8],
 }
 
-/// Bytes of an entry without its record and twice its topic, approximately: 72 for the value with its place and the counts
-/// of its `Arc`, 16 for those of the topic, 50 in the table by topic and 38 in the one by age, as full as they are.
-const BYTES_BESIDE: usize = 176;
-/// What the notes of last values begin with.
+/// Approximate bytes of an entry, without its record and twice its topic: 72 for the value with its position and the
+/// counts of its `Arc`, 16 for those of the topic, 50 in the table by topic and 38 in the one by age at their usual load.
+const OVERHEAD_BYTES: usize = 176;
+/// Prefix of the note names of last values.
 pub(super) const PREFIX: &str = "last/";
 
 /// Last values by topic.
 #[derive(Debug, Default)]
 pub(super) struct LastValues {
-    /// Names of the lanes, by their numbers.
+    /// Names of the lanes, by index.
     lanes: Vec<String>,
     by_topic: HashMap<Arc<str>, (u64, Arc<LastValue>)>,
     /// Oldest change first.
     by_age: BTreeMap<u64, Arc<str>>,
-    /// Topics that changed since the notes were last taken, and whether the disk may have a note of them. The note of a
-    /// topic that `by_topic` lacks is to be removed.
+    /// Topics that changed since [`LastValues::take_changes`], and whether the disk may hold a note of them. The notes of
+    /// topics that are no longer in `by_topic` are deleted.
     changed: BTreeMap<Arc<str>, bool>,
-    /// Topics whose notes were taken and are being written.
-    in_writing: Vec<Arc<str>>,
+    /// Topics whose notes are being written.
+    being_saved: Vec<Arc<str>>,
     ticks: u64,
     bytes: usize,
     bytes_max: usize,
 }
 
 fn cost(topic: &str, value: &LastValue) -> usize {
-    topic.len() * 2 + value.record.len() + BYTES_BESIDE
+    topic.len() * 2 + value.record.len() + OVERHEAD_BYTES
 }
 
 impl LastValues {
-    /// None yet, of lanes of these names.
+    /// Creates an empty set for lanes with these names.
     pub(super) fn new(bytes_max: usize, lanes: Vec<String>) -> Self {
         Self { bytes_max, lanes, ..Self::default() }
     }
 
-    /// Reads what the notes hold; `ends` are the ends of the lanes. A note that cannot be read says nothing.
+    /// Restores the values from their notes; `ends` are the ends of the lanes. Unreadable notes are ignored.
     pub(super) fn restore(&mut self, notes: Vec<(String, Vec<u8>)>, ends: &[u64]) {
         for (name, bytes) in notes {
-            let (Some(topic), Ok(noted)) = (name.strip_prefix(PREFIX), postcard::from_bytes::<Noted<'_>>(&bytes))
+            let (Some(topic), Ok(saved)) = (name.strip_prefix(PREFIX), postcard::from_bytes::<StoredValue<'_>>(&bytes))
             else {
                 continue;
             };
-            // A lane that was removed and created again has other events at the same offsets.
-            let is_there = |lane: &usize| ends.get(*lane).is_some_and(|end| noted.offset < *end);
-            let lane = self.lanes.iter().position(|known| known == noted.lane).filter(is_there);
+            // A lane that was removed and created again holds other events at the same offsets.
+            let is_in_lane = |lane: &usize| ends.get(*lane).is_some_and(|end| saved.offset < *end);
+            let lane = self.lanes.iter().position(|known| known == saved.lane).filter(is_in_lane);
             let value = LastValue {
-                sequence: noted.sequence,
-                recorded: noted.recorded,
-                record: noted.record.to_vec(),
+                sequence: saved.sequence,
+                recorded: saved.recorded,
+                record: saved.record.to_vec(),
                 lane: lane.and_then(|lane| u32::try_from(lane).ok()),
-                offset: noted.offset,
+                offset: saved.offset,
             };
             self.changed.insert(topic.into(), true);
             self.put(topic, value);
         }
-        // The notes of values that found no room here are removed from the disk.
+        // The notes of values that did not fit into memory are deleted from the disk.
         self.changed.retain(|topic, _| !self.by_topic.contains_key(topic));
     }
 
-    /// Takes an event as the newest of its topic.
-    pub(super) fn note(&mut self, topic: &str, passing: &Passing<'_>) {
-        let Passing { place, record, sequence, recorded, .. } = passing;
+    /// Stores an event as the last value of its topic.
+    pub(super) fn update(&mut self, topic: &str, event: &EventRef<'_>) {
+        let EventRef { place, record, sequence, recorded, .. } = event;
         let mut bytes = Vec::with_capacity(record.payload.len() + record.key.len() + record.origin.len() + 64);
         record.encode(&mut bytes);
         let lane = u32::try_from(place.lane).ok();
@@ -117,7 +117,7 @@ impl LastValues {
             None => (Arc::from(topic), false),
         };
         self.by_age.insert(self.ticks, Arc::clone(&topic));
-        // A known topic that has not changed since the notes were taken has a note.
+        // A topic that is in memory and unchanged since the last save has a note on the disk.
         self.changed.entry(Arc::clone(&topic)).or_insert(is_known);
         self.by_topic.insert(topic, (self.ticks, Arc::new(value)));
         while self.bytes > self.bytes_max {
@@ -133,7 +133,7 @@ impl LastValues {
         }
     }
 
-    /// Last values whose topic `wanted` takes, in the order of their topics.
+    /// Returns the last values of all topics for which `wanted` returns `true`, in order of the topics.
     pub(super) fn matching(&self, wanted: impl Fn(&str) -> bool) -> Vec<(Arc<str>, Arc<LastValue>)> {
         let mut found: Vec<_> = self
             .by_topic
@@ -145,47 +145,48 @@ impl LastValues {
         found
     }
 
-    /// Takes the changes since the last call, as notes to write. The caller reports the outcome to [`LastValues::written`].
+    /// Returns the changes since the last call as notes to write; the caller reports the result to
+    /// [`LastValues::written`].
     pub(super) fn take_changes(&mut self) -> Vec<Note> {
-        self.in_writing = std::mem::take(&mut self.changed).into_keys().collect();
-        self.in_writing
+        self.being_saved = std::mem::take(&mut self.changed).into_keys().collect();
+        self.being_saved
             .iter()
             .map(|topic| {
-                let value = self.by_topic.get(topic).and_then(|(_, value)| self.noted(value));
+                let value = self.by_topic.get(topic).and_then(|(_, value)| self.encode(value));
                 (format!("{PREFIX}{topic}"), value)
             })
             .collect()
     }
 
-    /// Ends the write of the notes that were taken last. If it failed, they are taken once more.
+    /// Records whether the notes of the last [`LastValues::take_changes`] were written; if not, they are taken again.
     pub(super) fn written(&mut self, is_written: bool) {
-        let taken = std::mem::take(&mut self.in_writing);
+        let taken = std::mem::take(&mut self.being_saved);
         if !is_written {
             self.changed.extend(taken.into_iter().map(|topic| (topic, true)));
         }
     }
 
-    fn noted(&self, value: &LastValue) -> Option<Vec<u8>> {
+    fn encode(&self, value: &LastValue) -> Option<Vec<u8>> {
         let LastValue { sequence, recorded, record, offset, .. } = value;
         let lane = value.place().and_then(|place| self.lanes.get(place.lane)).map_or("", String::as_str);
-        let noted = Noted { sequence: *sequence, recorded: *recorded, lane, offset: *offset, record };
-        postcard::to_stdvec(&noted).ok()
+        let saved = StoredValue { sequence: *sequence, recorded: *recorded, lane, offset: *offset, record };
+        postcard::to_stdvec(&saved).ok()
     }
 }
 
 impl LastValue {
-    /// The event's place in the journal, also after retention removed it; `None` if its lane no longer exists, so that the
-    /// event is older than all that are left.
+    /// Position of the event in the journal, also after retention has removed it; `None` if its lane no longer exists:
+    /// the event is then older than all stored ones.
     pub fn place(&self) -> Option<Place> {
         Some(Place { lane: usize::try_from(self.lane?).ok()?, offset: self.offset })
     }
 
-    /// The event as it was recorded; `None` if a newer version wrote it.
+    /// Decodes the stored event; returns `None` if a newer version of the gateway wrote it.
     pub fn record(&self) -> Option<Record<'_>> {
         Record::decode(&self.record).ok()
     }
 
-    /// The publication that renders it.
+    /// Returns the publication that renders it.
     pub fn published(&self, journal: &crate::journal::Journal) -> Option<Arc<Published>> {
         journal.published(self.record()?.publication)
     }
@@ -245,7 +246,7 @@ mod tests {
         for number in 0..10_000 {
             values.put(&format!("{number}"), value(b"{}", Some(0), 2));
         }
-        // Those in memory, and the one that has to go from the disk.
+        // The values in memory, and the one whose note must be deleted.
         assert_eq!((kept, values.changed.len()), (1, values.by_topic.len() + 1));
         let notes = values.take_changes();
         assert_eq!(notes.iter().filter(|(_, value)| value.is_none()).count(), 1, "{notes:?}");
@@ -256,7 +257,7 @@ mod tests {
         let mut values = lanes(&["bulk"]);
         values.put("a", value(b"{}", Some(0), 1));
         values.take_changes();
-        // While they are written, another takes the room.
+        // While they are written, another value displaces this one.
         values.put("b", value(&[b'x'; 900], Some(0), 2));
         assert!(!values.by_topic.contains_key("a"));
         values.written(false);
@@ -288,18 +289,18 @@ mod tests {
         let places = |values: &LastValues| -> Vec<_> {
             values.matching(|_| true).iter().map(|(_, value)| value.place().map(|at| (at.lane, at.offset))).collect()
         };
-        // The order of the lanes has changed, one is gone, and one of them is shorter than it was.
+        // The order of the lanes has changed, one no longer exists, and one is shorter than before.
         let mut restored = lanes(&["critical", "new", "bulk"]);
         restored.restore(notes.clone(), &[50, 50, 50]);
         assert_eq!(places(&restored), [Some((2, 7)), Some((0, 7)), None, None]);
         assert!(restored.take_changes().is_empty());
-        // And once more: what is nowhere stays nowhere.
+        // A second round: a value without a lane stays without one.
         restored.changed = restored.by_topic.keys().map(|topic| (Arc::clone(topic), true)).collect();
         let again = written(&mut restored);
         let mut last = lanes(&["critical", "new", "bulk", "gone"]);
         last.restore(again, &[50; 4]);
         assert_eq!(places(&last), [Some((2, 7)), Some((0, 7)), None, None]);
-        // Notes that cannot be read are left out.
+        // Unreadable notes are ignored.
         notes[0].1.truncate(3);
         notes[1].1 = vec![0xFF; 40];
         let mut rest = lanes(&["bulk", "critical", "gone"]);

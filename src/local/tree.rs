@@ -1,96 +1,97 @@
-//! Many topic filters at once: which of them match a topic, in the time that its levels take and not in that of the
-//! filters.
+//! A tree of topic filters: finds the filters that match a topic, in a time that depends on the levels of the topic and
+//! not on the number of filters.
 
 use super::Filter;
 use std::collections::HashMap;
 
-/// Filters, each with what it stands for.
+/// A set of filters, each with a value.
 #[derive(Debug)]
-pub(super) struct Tree<T> {
+pub(super) struct FilterTree<T> {
     nodes: Vec<Node<T>>,
     filters: usize,
 }
 
-/// What may come at one level.
+/// One level of the filters that share the levels before it.
 #[derive(Debug)]
 struct Node<T> {
-    words: HashMap<Box<str>, usize>,
-    any: Option<usize>,
-    /// Of filters that end here.
-    here: Vec<T>,
-    /// Of filters that end with `#` below.
-    below: Vec<T>,
+    literal: HashMap<Box<str>, usize>,
+    single_level: Option<usize>,
+    /// Values of the filters that end here.
+    exact: Vec<T>,
+    /// Values of the filters that continue with `#`.
+    subtree: Vec<T>,
 }
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { words: HashMap::new(), any: None, here: Vec::new(), below: Vec::new() }
+        Self { literal: HashMap::new(), single_level: None, exact: Vec::new(), subtree: Vec::new() }
     }
 }
 
-impl<T> Default for Tree<T> {
+impl<T> Default for FilterTree<T> {
     fn default() -> Self {
         Self { nodes: vec![Node::default()], filters: 0 }
     }
 }
 
-impl<T: Copy + PartialEq> Tree<T> {
-    pub(super) fn insert(&mut self, filter: &Filter, what: T) {
-        let mut at = 0;
+impl<T: Copy + PartialEq> FilterTree<T> {
+    pub(super) fn insert(&mut self, filter: &Filter, value: T) {
+        let mut node = 0;
         self.filters += 1;
         for level in filter.as_str().split('/') {
             if level == "#" {
-                return self.nodes[at].below.push(what);
+                return self.nodes[node].subtree.push(value);
             }
-            at = match self.child(at, level) {
+            node = match self.child(node, level) {
                 Some(child) => child,
                 None => {
                     let child = self.nodes.len();
                     self.nodes.push(Node::default());
                     match level {
-                        "+" => self.nodes[at].any = Some(child),
-                        word => drop(self.nodes[at].words.insert(word.into(), child)),
+                        "+" => self.nodes[node].single_level = Some(child),
+                        word => drop(self.nodes[node].literal.insert(word.into(), child)),
                     }
                     child
                 }
             };
         }
-        self.nodes[at].here.push(what);
+        self.nodes[node].exact.push(value);
     }
 
-    /// Removes a filter that was inserted for the same. Its nodes stay: a caller makes a new tree when many are empty.
-    pub(super) fn remove(&mut self, filter: &Filter, what: T) {
-        let mut at = 0;
+    /// Removes a filter that was inserted with the same value. Its nodes stay: the caller rebuilds the tree when
+    /// [`FilterTree::is_overgrown`].
+    pub(super) fn remove(&mut self, filter: &Filter, value: T) {
+        let mut node = 0;
         for level in filter.as_str().split('/') {
             if level == "#" {
-                return self.take(at, true, what);
+                return self.take(node, true, value);
             }
-            let Some(child) = self.child(at, level) else { return };
-            at = child;
+            let Some(child) = self.child(node, level) else { return };
+            node = child;
         }
-        self.take(at, false, what);
+        self.take(node, false, value);
     }
 
-    /// Whether there are many more nodes than its filters need.
+    /// Whether there are many more nodes than filters with `levels` levels in total need.
     pub(super) fn is_overgrown(&self, levels: usize) -> bool {
         self.nodes.len() > 64 + 2 * levels
     }
 
-    fn take(&mut self, at: usize, is_below: bool, what: T) {
-        let node = &mut self.nodes[at];
-        let list = if is_below { &mut node.below } else { &mut node.here };
-        if let Some(found) = list.iter().position(|known| *known == what) {
+    fn take(&mut self, node: usize, is_subtree: bool, value: T) {
+        let node = &mut self.nodes[node];
+        let list = if is_subtree { &mut node.subtree } else { &mut node.exact };
+        if let Some(found) = list.iter().position(|known| *known == value) {
             list.swap_remove(found);
             self.filters -= 1;
         }
     }
 
-    fn child(&self, at: usize, level: &str) -> Option<usize> {
-        if level == "+" { self.nodes[at].any } else { self.nodes[at].words.get(level).copied() }
+    fn child(&self, node: usize, level: &str) -> Option<usize> {
+        if level == "+" { self.nodes[node].single_level } else { self.nodes[node].literal.get(level).copied() }
     }
 
-    /// Calls `found` for each filter that matches a topic. At most every node is looked at once, and none of them calls
-    /// another: a topic of many levels takes no stack.
+    /// Calls `found` for each filter that matches a topic. It visits each node at most once and does not recurse: a topic
+    /// with many levels uses no stack.
     pub(super) fn matching(&self, topic: &str, mut found: impl FnMut(T)) {
         if self.filters == 0 {
             return;
@@ -99,13 +100,13 @@ impl<T: Copy + PartialEq> Tree<T> {
         // A wildcard at the start matches no topic that begins with `$`.
         let mut is_hidden = topic.starts_with('$');
         for level in topic.split('/') {
-            for at in now.drain(..) {
-                let node: &Node<T> = &self.nodes[at];
+            for node in now.drain(..) {
+                let node: &Node<T> = &self.nodes[node];
                 if !is_hidden {
-                    node.below.iter().for_each(|what| found(*what));
-                    next.extend(node.any);
+                    node.subtree.iter().for_each(|value| found(*value));
+                    next.extend(node.single_level);
                 }
-                next.extend(node.words.get(level));
+                next.extend(node.literal.get(level));
             }
             std::mem::swap(&mut now, &mut next);
             is_hidden = false;
@@ -113,10 +114,10 @@ impl<T: Copy + PartialEq> Tree<T> {
                 return;
             }
         }
-        for at in now {
+        for node in now {
             // "sport/#" matches "sport" too.
-            let node = &self.nodes[at];
-            node.here.iter().chain(&node.below).for_each(|what| found(*what));
+            let node = &self.nodes[node];
+            node.exact.iter().chain(&node.subtree).for_each(|value| found(*value));
         }
     }
 }
@@ -127,7 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The tree and each filter by itself say the same, also after some are removed.
+        /// The tree finds the same matches as each filter by itself, also after some were removed.
         #[test]
         fn a_tree_finds_what_each_filter_matches(
             filters in prop::collection::vec("(([ab+]|\\$a)/){0,3}[ab+#]", 1..20),
@@ -135,7 +136,7 @@ mod tests {
             removed in prop::collection::vec(any::<bool>(), 20),
         ) {
             let filters: Vec<_> = filters.iter().filter_map(|text| Filter::parse(text)).collect();
-            let mut tree = Tree::default();
+            let mut tree = FilterTree::default();
             filters.iter().enumerate().for_each(|(index, filter)| tree.insert(filter, index));
             let left = |index: &usize| !removed[*index];
             (0..filters.len()).filter(|index| !left(index)).for_each(|index| tree.remove(&filters[index], index));

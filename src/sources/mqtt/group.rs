@@ -3,7 +3,7 @@
 //! Invariant: an event that a member did not acknowledge before it went goes to another.
 
 use crate::journal::Journal;
-use crate::local::{Attention, Enough, Event, Feed, Filter, Local, Place, Reach, split_share};
+use crate::local::{Enough, Event, Feed, Filter, FilterWaiter, Local, MatchRange, Place, split_share};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -60,7 +60,7 @@ pub struct Group {
 struct Way {
     feed: Feed,
     /// Calls it when an event of its filter is there: most events are nobody's, and groups are many.
-    attention: Attention,
+    attention: FilterWaiter,
     /// For each lane up to where events are to be looked at.
     reach: Vec<u64>,
 }
@@ -129,7 +129,7 @@ impl Groups {
         let next: Vec<_> = feed.positions().map(|(lane, next)| (lane.to_owned(), next)).collect();
         let given_back = note.map(|note| note.places(&next)).unwrap_or_default();
         let filter = split_share(written).and_then(|(_, filter)| Filter::parse(filter)).unwrap_or_default();
-        let attention = local.attend(&filter, &feed);
+        let attention = local.register_waiter(&filter, &feed);
         let group = Arc::new(Group {
             filter,
             journal: Arc::clone(&self.journal),
@@ -243,7 +243,7 @@ impl Group {
                 self.take(feed, found.place);
                 return found;
             }
-            if feed.is_short_of(reach) {
+            if feed.has_unread_below(reach) {
                 tokio::select! {
                     is_open = feed.ready() => if !is_open {
                         std::future::pending::<()>().await;
@@ -253,7 +253,7 @@ impl Group {
             } else if !catch_up(feed, attention, reach) {
                 self.passed(feed);
                 tokio::select! {
-                    () = attention.called() => {}
+                    () = attention.woken() => {}
                     () = self.has_given_back.notified() => {}
                 }
             }
@@ -276,14 +276,14 @@ impl Group {
 }
 
 /// Passes over what does not match; `true` if there are events to look at.
-fn catch_up(feed: &mut Feed, attention: &Attention, reach: &mut Vec<u64>) -> bool {
+fn catch_up(feed: &mut Feed, attention: &FilterWaiter, reach: &mut Vec<u64>) -> bool {
     let reaches = attention.catch_up();
     reach.resize(reaches.len(), 0);
     let mut has_matched = false;
     for (lane, found) in reaches.into_iter().enumerate() {
         match found {
-            Reach::Quiet(next) => feed.skip_to(lane, next),
-            Reach::Matched(first, next) => {
+            MatchRange::NoneBefore(next) => feed.skip_to(lane, next),
+            MatchRange::Between(first, next) => {
                 feed.skip_to(lane, first);
                 reach[lane] = next;
                 has_matched = true;

@@ -126,7 +126,7 @@ pub struct Wire {
 impl Outbound {
     /// Lets go of blocks of the journal that are being read; they are read again.
     pub fn let_blocks_go(&mut self) {
-        self.feed.iter_mut().for_each(Feed::rest);
+        self.feed.iter_mut().for_each(Feed::release_blocks);
     }
 
     /// How many subscriptions there are.
@@ -214,7 +214,7 @@ impl Outbound {
 
     /// How many events it is behind.
     pub fn behind(&self) -> u64 {
-        self.feed.as_ref().map_or(0, Feed::behind)
+        self.feed.as_ref().map_or(0, Feed::backlog)
     }
 
     /// The client has acknowledged a publish; `false` if it was not in flight.

@@ -132,7 +132,7 @@ impl Telling {
 
     /// From when on events are sent; `oldest` if nothing else has been promised.
     pub(super) fn oldest(&mut self, oldest: Timestamp, feed: Option<&Feed>) -> Timestamp {
-        self.cutoff.take_if(|cutoff| !feed.is_some_and(|feed| feed.is_short_of(&cutoff.reach)));
+        self.cutoff.take_if(|cutoff| !feed.is_some_and(|feed| feed.has_unread_below(&cutoff.reach)));
         self.cutoff.as_ref().map_or(oldest, |cutoff| cutoff.oldest)
     }
 
