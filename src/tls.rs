@@ -1,11 +1,10 @@
-//! TLS: certificates and keys from files, made into what rustls wants.
+//! TLS: builds rustls configurations from certificate and key files.
 //!
-//! Promise: a file that cannot be used is named with the reason, before anything listens or
-//! connects; a private key never appears in a message. A certificate of ours that belongs to another
-//! environment is never shown.
+//! Promise: an error names the unusable file and the reason, before the gateway listens or connects; a private key never
+//! appears in a message. The gateway never presents a certificate that belongs to another environment.
 //!
-//! Certificates are judged at [`clock::for_certificates`]: a clock that starts in 1970 does not keep the gateway
-//! from central, and what has expired before the latest moment that is known stays refused.
+//! Certificates are verified at [`clock::for_certificates`]: a clock that starts in 1970 does not keep the gateway from
+//! connecting to central, and a certificate that expired before the latest known time stays rejected.
 
 mod clients;
 mod constraints;
@@ -31,19 +30,19 @@ use std::time::UNIX_EPOCH;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
-/// What the alternative name (URI) of a certificate begins with that belongs to one environment.
+/// Prefix of the alternative name (URI) that assigns a certificate to an environment.
 const ENVIRONMENT: &str = "forebay:environment:";
 
-/// The environment that certificates of our own have to belong to.
+/// The environment to which the gateway's own certificates must belong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CertificateSeal {
-    /// Name of the environment; empty where none is asked for.
+    /// Name of the environment; empty to accept any.
     pub environment: String,
-    /// Whether a certificate has to name it; one that names another is refused in any case.
+    /// Whether a certificate must name the environment; one that names another is rejected in any case.
     pub is_required: bool,
 }
 
-/// TLS of a listener.
+/// TLS settings of a listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerFiles {
@@ -51,23 +50,23 @@ pub struct ServerFiles {
     pub cert: PathBuf,
     /// Private key, PEM.
     pub key: PathBuf,
-    /// Certificates of the authorities whose clients are let in; without it no client certificate is asked for.
+    /// Certificates of the authorities that issue client certificates; without it, the gateway requests none.
     pub client_ca: Option<PathBuf>,
-    /// Revocation lists of these authorities, PEM: clients whose certificate is in one are refused, and those whose
-    /// authority is.
+    /// Revocation lists of these authorities, PEM. The gateway rejects a client if its certificate or an issuing
+    /// authority is revoked.
     pub crl: Option<PathBuf>,
-    /// What becomes of clients once the list of their authority has ended.
+    /// Treatment of clients after the revocation list of their authority has expired.
     #[serde(default)]
     pub crl_expiry: CrlExpiry,
-    /// What of a client's certificate is its name.
+    /// Which part of a client's certificate is its name.
     #[serde(default)]
     pub identity: NameKind,
-    /// What `cert` has to belong to.
+    /// The environment to which `cert` must belong.
     #[serde(skip)]
     pub seal: CertificateSeal,
 }
 
-/// The part of a certificate that names its client: the first of its kind.
+/// The part of a certificate that names its client: the first name of this kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NameKind {
@@ -78,12 +77,12 @@ pub enum NameKind {
     Uri,
     /// A mail address among the alternative names.
     Email,
-    /// The common name of the subject, where an authority in `client_ca` has issued the certificate itself.
+    /// The common name of the subject, if an authority in `client_ca` issued the certificate directly.
     CommonName,
 }
 
 impl NameKind {
-    /// As the configuration writes it.
+    /// Returns the value of the setting `identity`.
     pub fn written(self) -> &'static str {
         match self {
             Self::Dns => "dns",
@@ -93,7 +92,7 @@ impl NameKind {
         }
     }
 
-    /// What it is called.
+    /// Returns the name of the kind for messages.
     pub fn words(self) -> &'static str {
         match self {
             Self::Dns => "DNS name",
@@ -104,28 +103,28 @@ impl NameKind {
     }
 }
 
-/// TLS of a connection to a server.
+/// TLS settings of a connection to a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientFiles {
-    /// Certificates of the authorities that the server's certificate may come from; without it, the system's.
+    /// Certificates of the authorities that may issue the server's certificate; without it, those of the system.
     pub ca: Option<PathBuf>,
-    /// Certificate chain to show to the server, PEM.
+    /// Client certificate chain, PEM.
     pub cert: Option<PathBuf>,
     /// Private key of that certificate, PEM.
     pub key: Option<PathBuf>,
-    /// Name to expect in the server's certificate, where it differs from the address.
+    /// Expected name in the server's certificate, if it differs from the address.
     pub server_name: Option<String>,
-    /// Also accept TLS 1.2, for servers that speak nothing newer.
+    /// Whether to accept TLS 1.2 as well, for servers without TLS 1.3.
     #[serde(default)]
     pub tls12: bool,
-    /// What `cert` has to belong to.
+    /// The environment to which `cert` must belong.
     #[serde(skip)]
     pub seal: CertificateSeal,
 }
 
 impl ClientFiles {
-    /// Whether anything is said of TLS.
+    /// Whether any TLS setting is present.
     pub fn is_set(&self) -> bool {
         *self != Self { seal: self.seal.clone(), ..Self::default() }
     }
@@ -134,15 +133,15 @@ impl ClientFiles {
 /// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file that cannot be read or holds nothing usable.
+    /// A file cannot be read or its content cannot be used.
     #[error("{file}: {reason}", file = file.display())]
     File {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// Why it cannot be used.
         reason: String,
     },
-    /// Certificate and key are each readable but do not work together.
+    /// The files or settings cannot be used together, or the server's certificate is rejected.
     #[error("{0}")]
     Unusable(String),
 }
@@ -151,7 +150,7 @@ fn unusable(file: &Path, reason: impl Into<String>) -> TlsError {
     TlsError::File { file: file.to_owned(), reason: reason.into() }
 }
 
-/// Everything of a kind that a PEM file holds: at least one. `what` is its name, `begin` how PEM says it.
+/// Reads all items of a type from a PEM file; at least one. `what` names the type, `begin` is its PEM label.
 fn pem<T: PemObject>(file: &Path, what: &str, begin: &str) -> Result<Vec<T>, TlsError> {
     let read = Secret::read(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
     let found: Result<Vec<_>, _> = T::pem_slice_iter(read.bytes()).collect();
@@ -171,25 +170,26 @@ fn private_key(file: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, TlsErro
     key_of_pem(pem.line().unwrap_or_default()).map_err(|reason| unusable(file, reason))
 }
 
-/// The first private key of a PEM text. Taken apart here, since what a PEM reader leaves in memory is not overwritten.
+/// Returns the first private key of a PEM text. It is parsed here because PEM libraries do not overwrite their copies of
+/// the key in memory.
 fn key_of_pem(text: &str) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
     const NONE: &str = "holds no private key; expected PEM with BEGIN PRIVATE KEY";
     const KINDS: [&str; 4] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"];
-    let is_one = |line: &str, edge: &str, kind: &str| {
+    let is_boundary = |line: &str, edge: &str, kind: &str| {
         line.strip_prefix(edge).and_then(|rest| rest.trim_end().strip_suffix("-----")) == Some(kind)
     };
     let mut lines = text.lines().map(str::trim);
-    let kind = lines.find_map(|line| KINDS.into_iter().find(|kind| is_one(line, "-----BEGIN ", kind)));
+    let kind = lines.find_map(|line| KINDS.into_iter().find(|kind| is_boundary(line, "-----BEGIN ", kind)));
     let kind = kind.ok_or(NONE)?;
     let mut body = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut is_whole = false;
     for line in lines {
-        if is_one(line, "-----END ", kind) {
+        if is_boundary(line, "-----END ", kind) {
             is_whole = true;
             break;
         }
         if line.contains("ENCRYPTED") || kind == "ENCRYPTED PRIVATE KEY" {
-            return Err("holds an encrypted key; the gateway starts without anybody to type a passphrase: store it without one, readable by the service alone".into());
+            return Err("holds an encrypted key; the gateway cannot ask for a passphrase: store the key without one, readable by the service alone".into());
         }
         body.extend_from_slice(line.as_bytes());
     }
@@ -202,24 +202,24 @@ fn key_of_pem(text: &str) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
     }))
 }
 
-/// A certificate of ours, ready to be shown, with its key.
+/// Loads a certificate of the gateway with its key.
 fn own(cert: &Path, key: &Path, seal: &CertificateSeal) -> Result<Arc<SingleCertAndKey>, TlsError> {
     let chain = certificates(cert)?;
     if let Some(leaf) = chain.first() {
         seal.check(cert, leaf)?;
     }
     let der = private_key(key)?;
-    let signing = rustls::crypto::ring::sign::any_supported_type(&der).map_err(|error| unfit(key, cert, &error))?;
+    let signing = rustls::crypto::ring::sign::any_supported_type(&der).map_err(|error| mismatch(key, cert, &error))?;
     let certified = CertifiedKey::new(chain, signing);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
-        Err(error) => return Err(unfit(key, cert, &error)),
+        Err(error) => return Err(mismatch(key, cert, &error)),
     }
     Ok(Arc::new(SingleCertAndKey::from(certified)))
 }
 
 impl CertificateSeal {
-    /// Refuses a certificate of another environment, and one of none where it has to name it.
+    /// Rejects a certificate of another environment, and one without an environment if it must name one.
     fn check(&self, file: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
         if self.environment.is_empty() {
             return Ok(());
@@ -248,7 +248,7 @@ impl CertificateSeal {
     }
 }
 
-/// Refuses a server whose certificate says that it belongs to another environment than ours does.
+/// Rejects a server whose certificate names another environment.
 pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'_>]>) -> Result<(), TlsError> {
     let (Some(leaf), own) = (certificates.and_then(<[_]>::first), &files.seal.environment) else { return Ok(()) };
     if own.is_empty() {
@@ -264,11 +264,11 @@ pub fn check_server(files: &ClientFiles, certificates: Option<&[CertificateDer<'
     }
 }
 
-/// Why bytes are refused that are no certificate.
+/// Reason for rejecting bytes that are not a certificate.
 const NO_CERTIFICATE: &str = "is no certificate as X.509 wants it (DER, RFC 5280)";
 
-/// The environments that a certificate names; an error if it cannot be read, or one of its names cannot: that name may be
-/// the one of another environment.
+/// Returns the environments that a certificate names. Fails if the certificate or one of its names is malformed: that
+/// name may be the one of another environment.
 fn environments(certificate: &CertificateDer<'_>) -> Result<Vec<String>, String> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| NO_CERTIFICATE)?;
     let names = alternative_names(&parsed).map_err(|malformed| malformed.to_string())?;
@@ -279,29 +279,29 @@ fn environments(certificate: &CertificateDer<'_>) -> Result<Vec<String>, String>
     Ok(names.iter().filter_map(environment).collect())
 }
 
-/// The time that certificates are judged at.
+/// Provides the time at which certificates are verified.
 #[derive(Debug)]
-struct Judging;
+struct VerificationTime;
 
-impl TimeProvider for Judging {
+impl TimeProvider for VerificationTime {
     fn current_time(&self) -> Option<UnixTime> {
         clock::for_certificates().duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
     }
 }
 
-/// Why a key and a certificate do not work together.
-fn unfit(key: &Path, cert: &Path, error: &rustls::Error) -> TlsError {
+/// Returns the error for a key and a certificate that cannot be used together.
+fn mismatch(key: &Path, cert: &Path, error: &rustls::Error) -> TlsError {
     match error {
         rustls::Error::InvalidCertificate(_) => unusable(cert, certificate_fault(error)),
         _ => unusable(key, format!("does not fit {}: {error}", cert.display())),
     }
 }
 
-/// What is wrong with a certificate, in words that help.
+/// Explains why rustls rejects a certificate.
 fn certificate_fault(error: &rustls::Error) -> String {
     let text = error.to_string();
     if text.contains("UnsupportedCertVersion") {
-        return "holds an X.509 version 1 certificate; it must be of version 3, such as `openssl req -x509` or `openssl x509 -req -extfile …` makes".into();
+        return "holds an X.509 version 1 certificate; it must be of version 3, as `openssl req -x509` or `openssl x509 -req -extfile …` creates it".into();
     }
     format!("holds an unusable certificate: {text}")
 }
@@ -330,34 +330,34 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Whether a client of a listener with `client_ca` has to show a certificate.
+/// Whether a client of a listener with `client_ca` must present a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certificates {
-    /// Without one there is no connection.
+    /// The handshake fails without one.
     Required,
-    /// Without one the client proves itself by other means, behind the handshake.
+    /// A client without one authenticates by other means after the handshake.
     Optional,
 }
 
-/// TLS of a listener, ready to serve.
+/// The TLS configuration of a listener and the verifier of its clients.
 #[derive(Debug)]
 pub struct Served {
-    /// What a handshake takes.
+    /// Configuration for the handshake.
     pub config: Arc<ServerConfig>,
-    /// What judges the certificates of clients, if they are asked for.
+    /// Verifies client certificates; `None` if the listener requests none.
     pub clients: Option<Clients>,
 }
 
-/// A configuration for a listener: TLS 1.2 and 1.3. Where there is a `client_ca`, clients have to
-/// show a certificate.
+/// Builds the configuration of a listener: TLS 1.2 and 1.3. With a `client_ca`, clients must present a certificate.
 pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(served(files, Certificates::Required)?.config)
 }
 
-/// The same, and what judges those clients; they may have to show a certificate or not.
+/// Builds the configuration of a listener and the verifier of its clients; `certificates_of_clients` says whether a
+/// client must present a certificate.
 pub fn served(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Served, TlsError> {
     let clients = clients::of(files, certificates_of_clients)?;
-    let builder = ServerConfig::builder_with_details(provider(), Arc::new(Judging))
+    let builder = ServerConfig::builder_with_details(provider(), Arc::new(VerificationTime))
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
     let builder = match &clients {
@@ -368,12 +368,12 @@ pub fn served(files: &ServerFiles, certificates_of_clients: Certificates) -> Res
     Ok(Served { config, clients })
 }
 
-/// A configuration for connections to a server: TLS 1.3, and 1.2 where the files say so.
+/// Builds the configuration for connections to a server: TLS 1.3, and 1.2 with the setting `tls12`.
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     let versions: &[&rustls::SupportedProtocolVersion] =
         if files.tls12 { &[&rustls::version::TLS13, &rustls::version::TLS12] } else { &[&rustls::version::TLS13] };
     let store = files.ca.as_deref().map_or_else(system_roots, roots)?;
-    let builder = ClientConfig::builder_with_details(provider(), Arc::new(Judging))
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(VerificationTime))
         .with_protocol_versions(versions)
         .map_err(|error| TlsError::Unusable(error.to_string()))?
         .with_root_certificates(store);
@@ -385,33 +385,35 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// A file of certificates that is in use.
+/// A certificate file in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFile {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is shown or believed by it: `own`, `authority of servers`, `authority of clients`.
+    /// Purpose of its certificates: `own`, `authority of servers`, `authority of clients`.
     pub what: &'static str,
 }
 
-/// A file of revocation lists that is in use.
+/// A file of revocation lists in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevocationFile {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What becomes of clients once a list has ended.
+    /// Treatment of clients after a list has expired.
     pub crl_expiry: CrlExpiry,
 }
 
 impl RevocationFile {
-    /// The validity of the list that ends first. Reads the file.
+    /// Returns the validity of the list that expires first. Reads the file.
     pub fn validity(&self) -> Result<Validity, TlsError> {
-        revocation::Lists::read(&self.path)?.validity().ok_or_else(|| unusable(&self.path, "holds no revocation list"))
+        revocation::RevocationLists::read(&self.path)?
+            .validity()
+            .ok_or_else(|| unusable(&self.path, "holds no revocation list"))
     }
 }
 
 impl CertificateFile {
-    /// When the first of its certificates expires, in seconds since 1970. Reads the file.
+    /// Returns the earliest expiry of its certificates, in seconds since 1970. Reads the file.
     pub fn expiry(&self) -> Result<i64, TlsError> {
         let not_after = |certificate: &CertificateDer<'_>| {
             let parsed = X509Certificate::from_der(certificate);
@@ -434,7 +436,7 @@ mod tests {
         let pem = pair.serialize_pem();
         let read = key_of_pem(&pem).expect("reads");
         assert_eq!(*read, PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("the same"));
-        // As openssl writes it: parameters first, other line ends, something behind.
+        // The form that openssl writes: parameters first, CRLF line ends, trailing text.
         let other = format!(
             "-----BEGIN EC PARAMETERS-----\r\nBggq\r\n-----END EC PARAMETERS-----\r\n{}x",
             pem.replace('\n', "\r\n")

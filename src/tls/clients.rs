@@ -1,14 +1,14 @@
-//! Certificates of clients: whether they are trusted and not revoked, and whom they name.
+//! Client certificates: verifies trust and revocation, and extracts the client's name.
 //!
-//! Promise: a client's certificate and every authority between it and `client_ca` is held against the revocation lists,
-//! in the handshake and whenever it is judged again; a name counts only where the authorities above it may give it.
+//! Promise: a client's certificate and every authority between it and `client_ca` is checked against the revocation
+//! lists, in the handshake and at every later verification; a name is valid only if its issuing authorities may issue it.
 
 use super::constraints;
 use super::names::alternative_names;
-use super::revocation::Lists;
+use super::revocation::RevocationLists;
 use super::{
-    Certificates, CrlExpiry, ENVIRONMENT, Judging, NO_CERTIFICATE, NameKind, ServerFiles, TlsError, certificate_fault,
-    certificates, provider, unusable,
+    Certificates, CrlExpiry, ENVIRONMENT, NO_CERTIFICATE, NameKind, ServerFiles, TlsError, VerificationTime,
+    certificate_fault, certificates, provider, unusable,
 };
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -23,45 +23,45 @@ use webpki::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// Judges certificates of clients, in the handshake and later on.
+/// Verifies client certificates, in the handshake and later.
 #[derive(Clone, Debug)]
 pub struct Clients(Arc<Verifier>);
 
 #[derive(Debug)]
 struct Verifier {
-    /// Everything of a handshake but the certificates.
+    /// Verifies the signatures of a handshake.
     handshake: Arc<dyn ClientCertVerifier>,
     roots: Arc<RootCertStore>,
-    /// The certificates behind `roots`.
+    /// The certificates of `roots`.
     authorities: Vec<CertificateDer<'static>>,
-    lists: Lists,
+    lists: RevocationLists,
     crl_expiry: CrlExpiry,
     identity: NameKind,
 }
 
-/// Why a certificate gives its client no name.
+/// Why a certificate yields no client name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoName {
-    /// It has none of the kind.
+    /// It has no name of the configured kind.
     #[error("its certificate has no {} (tls.identity = \"{}\")", .0.words(), .0.written())]
     Missing(NameKind),
-    /// It cannot be read, though the handshake took it.
+    /// It cannot be parsed, although the handshake accepted it.
     #[error("its certificate {}", NO_CERTIFICATE)]
     Unreadable,
-    /// A name in it cannot be read, so that nobody can say which name is its first.
+    /// One of its names is malformed: its first name is unknown.
     #[error("its certificate has a malformed alternative name (subjectAltName), and so none of its names counts")]
     Malformed,
-    /// The authorities above it may not give it.
+    /// An issuing authority may not issue this name.
     #[error("the authority of its certificate may not give the name in it (name constraints)")]
     Constrained,
-    /// Its common name comes from an authority that is not in `client_ca`.
+    /// It has a common name and was issued by an authority that is not in `client_ca`.
     #[error(
         "a common name counts only from an authority that is itself in tls.client_ca, and another has issued its certificate"
     )]
     Indirect,
 }
 
-/// What judges the certificates of clients, if they are asked for.
+/// Builds the verifier of client certificates; returns `None` without `client_ca`.
 pub(super) fn of(files: &ServerFiles, certificates_of_clients: Certificates) -> Result<Option<Clients>, TlsError> {
     let Some(file) = &files.client_ca else {
         return match files.crl {
@@ -71,11 +71,11 @@ pub(super) fn of(files: &ServerFiles, certificates_of_clients: Certificates) -> 
             }
         };
     };
-    let lists = files.crl.as_deref().map(Lists::read).transpose()?.unwrap_or_default();
+    let lists = files.crl.as_deref().map(RevocationLists::read).transpose()?.unwrap_or_default();
     let (mut roots, mut authorities) = (RootCertStore::empty(), Vec::new());
     let mut revoked = 0;
     for certificate in certificates(file)? {
-        // Whoever issued this authority has revoked it: what it has issued is not trusted any more.
+        // The issuer of this authority has revoked it: certificates that it issued are not trusted any more.
         if lists.revokes(&certificate) {
             revoked += 1;
             continue;
@@ -98,40 +98,39 @@ pub(super) fn of(files: &ServerFiles, certificates_of_clients: Certificates) -> 
 }
 
 impl Clients {
-    /// What rustls asks in a handshake.
+    /// Returns the verifier for the handshake of rustls.
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::<Verifier>::clone(&self.0)
     }
 
-    /// The time that certificates are judged at.
+    /// Returns the time at which certificates are verified.
     pub fn now() -> UnixTime {
-        Judging.current_time().unwrap_or_else(UnixTime::now)
+        VerificationTime.current_time().unwrap_or_else(UnixTime::now)
     }
 
-    /// Whether a chain that was trusted at some time still is, and is not revoked: that it has expired since ends no
-    /// connection. Where the list of an authority has ended, what it has issued counts as revoked, unless that is
-    /// accepted.
+    /// Whether a chain was trusted at the time `at` and is not revoked now; an expiry since then ends no connection.
+    /// After the list of an authority has expired, its certificates count as revoked, unless `crl_expiry` accepts them.
     pub fn accept(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> bool {
         let Some((first, others)) = chain.split_first() else { return false };
-        self.0.verify(first, others, at, &|path| self.0.check_lists(path, Self::now())).is_ok()
+        self.0.verify(first, others, at, &|path| self.0.check_expiry(path, Self::now())).is_ok()
     }
 
-    /// How many revocation lists have ended whose clients are refused for that.
+    /// Number of expired revocation lists because of which clients are rejected.
     pub fn ended_lists(&self) -> usize {
         match self.0.crl_expiry {
-            CrlExpiry::Refuse => self.0.lists.count_ended(Self::now()),
+            CrlExpiry::Refuse => self.0.lists.count_expired(Self::now()),
             CrlExpiry::Accept => 0,
         }
     }
 
-    /// Whom a chain names that is trusted at this time.
+    /// Returns the client name of a chain that is trusted at the time `at`.
     pub fn name(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<String, NoName> {
         let kind = self.0.identity;
         let (first, others) = chain.split_first().ok_or(NoName::Missing(kind))?;
         let (_, parsed) = X509Certificate::from_der(first).map_err(|_| NoName::Unreadable)?;
         let name = kind.of(&parsed)?.filter(|name| !name.is_empty()).ok_or(NoName::Missing(kind))?;
         let mut above = others.iter().chain(&self.0.authorities);
-        // The library holds DNS names against constraints on DNS names; all else takes a look at the path.
+        // webpki checks DNS names against constraints on DNS names; everything else is checked on the path.
         if kind == NameKind::CommonName || above.any(constraints::are_in) {
             let is_direct = |path: &VerifiedPath<'_>| path.intermediate_certificates().next().is_none();
             let refuse = webpki::Error::NameConstraintViolation;
@@ -150,8 +149,8 @@ impl Clients {
 }
 
 impl NameKind {
-    /// The first name of the kind; a URI that names an environment names no client. A certificate with a malformed name
-    /// is refused, whatever the kind.
+    /// Returns the first name of this kind; a URI that names an environment is not a client name. Rejects a certificate
+    /// with a malformed name of any kind.
     fn of<'c>(self, certificate: &'c X509Certificate<'_>) -> Result<Option<&'c str>, NoName> {
         let names = alternative_names(certificate).map_err(|_| NoName::Malformed)?;
         if self == Self::CommonName {
@@ -168,7 +167,7 @@ impl NameKind {
 type Condition<'a> = dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> + 'a;
 
 impl Verifier {
-    /// Looks for a path to an authority that is trusted at a time, revoked by no list, and meets a condition.
+    /// Searches a path to an authority that is trusted at the time `at`, not revoked, and meets `condition`.
     fn verify(
         &self,
         certificate: &CertificateDer<'_>,
@@ -177,7 +176,7 @@ impl Verifier {
         condition: &Condition<'_>,
     ) -> Result<(), webpki::Error> {
         let lists = self.lists.all();
-        // An authority whose list is not in the file has revoked nothing that is known.
+        // Without a revocation list of an authority, none of its certificates counts as revoked.
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
             options
                 .with_depth(RevocationCheckDepth::Chain)
@@ -193,30 +192,30 @@ impl Verifier {
             .map(|_| ())
     }
 
-    /// Refuses a path along which a list has ended.
-    fn check_lists(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
+    /// Rejects a path with an expired revocation list.
+    fn check_expiry(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
         if self.crl_expiry == CrlExpiry::Accept {
             return Ok(());
         }
         let issuers = path.intermediate_certificates().map(|one| one.issuer());
-        let ended = issuers.chain([path.end_entity().issuer()]).find_map(|issuer| self.lists.ended(issuer, now));
-        match ended {
+        let expired = issuers.chain([path.end_entity().issuer()]).find_map(|issuer| self.lists.expired(issuer, now));
+        match expired {
             None => Ok(()),
             Some(next_update) => Err(webpki::Error::CrlExpired { time: now, next_update }),
         }
     }
 
-    /// Whether every authority along a path may give a name.
+    /// Whether every authority of a path may issue a name.
     fn permits(&self, path: &VerifiedPath<'_>, name: &str) -> bool {
-        let may = |authority: &CertificateDer<'_>| constraints::permit(authority, self.identity, name);
+        let may_issue = |authority: &CertificateDer<'_>| constraints::permit(authority, self.identity, name);
         let anchor = path.anchor();
         let is_anchor = |authority: &CertificateDer<'_>| {
             webpki::anchor_from_trusted_cert(authority).is_ok_and(|one| {
                 one.subject == anchor.subject && one.subject_public_key_info == anchor.subject_public_key_info
             })
         };
-        path.intermediate_certificates().all(|one| may(&one.der()))
-            && self.authorities.iter().filter(|authority| is_anchor(authority)).all(may)
+        path.intermediate_certificates().all(|one| may_issue(&one.der()))
+            && self.authorities.iter().filter(|authority| is_anchor(authority)).all(may_issue)
     }
 }
 
@@ -239,9 +238,9 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now, &|path| self.check_lists(path, now))
+        self.verify(end_entity, intermediates, now, &|path| self.check_expiry(path, now))
             .map(|()| ClientCertVerified::assertion())
-            .map_err(|error| rustls::Error::InvalidCertificate(in_terms_of_tls(error)))
+            .map_err(|error| rustls::Error::InvalidCertificate(to_rustls_error(error)))
     }
 
     fn verify_tls12_signature(
@@ -267,8 +266,8 @@ impl ClientCertVerifier for Verifier {
     }
 }
 
-/// The error that makes rustls send the alert that fits.
-fn in_terms_of_tls(error: webpki::Error) -> CertificateError {
+/// Translates an error to the one for which rustls sends the matching alert.
+fn to_rustls_error(error: webpki::Error) -> CertificateError {
     use webpki::Error;
     match error {
         Error::BadDer | Error::TrailingData(_) => CertificateError::BadEncoding,

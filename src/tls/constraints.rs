@@ -1,14 +1,14 @@
-//! Name constraints: which names an authority may give (RFC 5280, section 4.2.1.10).
+//! Name constraints: which names an authority may issue (RFC 5280, section 4.2.1.10).
 //!
-//! webpki holds DNS names against constraints on DNS names. A client's name may be of another kind, and a bound on
-//! one kind says nothing of the others by the RFC. Here it does: an authority that is permitted some names, and none
-//! of the kind that identifies clients, gives no such name.
+//! webpki checks DNS names against constraints on DNS names. A client's name may be of another kind, and in the RFC a
+//! constraint on one kind does not restrict the others. Here it does: an authority with permitted names, none of which
+//! is of the kind that identifies clients, may issue no client name.
 
 use super::NameKind;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, GeneralSubtree, X509Certificate};
 
-/// Whether the name constraints of an authority's certificate let it give this name. What cannot be read lets nothing.
+/// Whether the name constraints of an authority's certificate permit this name. Malformed constraints permit no name.
 pub(super) fn permit(authority: &CertificateDer<'_>, kind: NameKind, name: &str) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(authority) else { return false };
     let Ok(constraints) = certificate.name_constraints() else { return false };
@@ -16,7 +16,7 @@ pub(super) fn permit(authority: &CertificateDer<'_>, kind: NameKind, name: &str)
     let permitted = constraints.permitted_subtrees.as_deref().unwrap_or_default();
     let excluded = constraints.excluded_subtrees.as_deref().unwrap_or_default();
     let is_within = |subtree: &GeneralSubtree<'_>| within(&subtree.base, kind, name).unwrap_or(false);
-    // Where it is not certain that a name is outside of what is excluded, it counts as inside.
+    // A name that cannot be compared with an excluded subtree counts as excluded.
     let is_excluded = |subtree: &GeneralSubtree<'_>| within(&subtree.base, kind, name).unwrap_or(true);
     (permitted.is_empty() || permitted.iter().any(is_within)) && !excluded.iter().any(is_excluded)
 }
@@ -27,10 +27,10 @@ pub(super) fn are_in(authority: &CertificateDer<'_>) -> bool {
     !matches!(certificate.name_constraints(), Ok(None))
 }
 
-/// Whether a name is within a subtree; `None` if that cannot be said.
+/// Whether a name is within a subtree; `None` if they cannot be compared.
 fn within(base: &GeneralName<'_>, kind: NameKind, name: &str) -> Option<bool> {
     match (base, kind) {
-        // A common name stands for a DNS name, as it does where there is no other.
+        // A common name is treated as a DNS name, as in certificates without alternative names.
         (GeneralName::DNSName(base), NameKind::Dns | NameKind::CommonName) => Some(is_domain_within(name, base)),
         (GeneralName::RFC822Name(base), NameKind::Email) => Some(is_mail_within(name, base)),
         (GeneralName::URI(base), NameKind::Uri) => host(name).map(|host| is_host_within(host, base)),
@@ -39,7 +39,7 @@ fn within(base: &GeneralName<'_>, kind: NameKind, name: &str) -> Option<bool> {
     }
 }
 
-/// A DNS name is within a domain if it is that, or ends with it behind a dot.
+/// Whether a DNS name is the domain `base` or a name below it.
 fn is_domain_within(name: &str, base: &str) -> bool {
     let (name, base) = (name.to_ascii_lowercase(), base.to_ascii_lowercase());
     let base = base.as_str();
@@ -50,12 +50,12 @@ fn is_domain_within(name: &str, base: &str) -> bool {
     }
 }
 
-/// A host is within a constraint that is that host, or within one that begins with a dot and that it ends with.
+/// Whether a host is the host `base`, or, if `base` begins with a dot, a host below it.
 fn is_host_within(host: &str, base: &str) -> bool {
     if base.starts_with('.') { is_domain_within(host, base) } else { host.eq_ignore_ascii_case(base) }
 }
 
-/// A mail address is within a constraint that is that address, its host, or a domain that begins with a dot.
+/// Whether a mail address is the address `base`, or its host is the host `base` or, after a dot, below it.
 fn is_mail_within(mail: &str, base: &str) -> bool {
     let Some((local, host)) = mail.rsplit_once('@') else { return false };
     match base.rsplit_once('@') {
@@ -64,7 +64,7 @@ fn is_mail_within(mail: &str, base: &str) -> bool {
     }
 }
 
-/// The host of a URI; `None` where it has none, such as a URN.
+/// Returns the host of a URI; `None` for a URI without one, such as a URN.
 fn host(uri: &str) -> Option<&str> {
     let (_, rest) = uri.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next()?;

@@ -1,19 +1,19 @@
 //! The alternative names of a certificate's subject (RFC 5280, section 4.2.1.6).
 //!
-//! Promise: all names of a certificate are read, or none of them counts. `x509-parser` drops the whole list if its
-//! encoding is broken, and keeps a name that is not UTF-8 as [`GeneralName::Invalid`]. A name that cannot be read may
-//! be the one that matters, such as the environment of the certificate.
+//! Promise: either all names of a certificate are valid, or none is used. `x509-parser` drops the whole list if its
+//! encoding is broken, and keeps a name that is not UTF-8 as [`GeneralName::Invalid`]. A malformed name may be an
+//! important one, such as the environment of the certificate.
 
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
-/// A certificate has a name that cannot be read.
+/// A certificate has a malformed alternative name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "has a malformed alternative name (subjectAltName, DER and UTF-8 are allowed), and so none of its names counts"
 )]
 pub(super) struct MalformedName;
 
-/// The alternative names of a certificate; empty where it has none.
+/// Returns the alternative names of a certificate; an empty list if it has none.
 pub(super) fn alternative_names<'c, 'a>(
     certificate: &'c X509Certificate<'a>,
 ) -> Result<&'c [GeneralName<'a>], MalformedName> {
@@ -35,12 +35,12 @@ mod tests {
     const DNS: u8 = 0x82;
     const URI: u8 = 0x86;
 
-    /// One name, with a length in short form.
+    /// Encodes one name with a length in short form.
     fn name(tag: u8, text: &[u8]) -> Vec<u8> {
         [&[tag, u8::try_from(text.len()).expect("short")], text].concat()
     }
 
-    /// A certificate with this content of its list of names.
+    /// Creates a certificate whose list of alternative names has this content.
     fn certificate(list: &[u8]) -> Vec<u8> {
         let mut params = CertificateParams::default();
         let names = CustomExtension::from_oid_content(&[2, 5, 29, 17], name(0x30, list));
@@ -62,7 +62,7 @@ mod tests {
         for wrong in [
             name(DNS, &[0xff, 0xfe]),
             name(URI, b"urn:\xc3"),
-            // No kind of name.
+            // Not a tag of a name.
             name(0x89, b"x"),
             name(0x16, b"press-5"),
             // Longer than the list.

@@ -1,6 +1,6 @@
-//! Revocation lists: what they say, and until when.
+//! Certificate revocation lists and their validity.
 //!
-//! Promise: of the lists that one authority has issued, the newest counts; that a list has ended is never silent.
+//! Promise: of several lists of one authority, only the newest is used; an expired list is always reported.
 
 use super::{TlsError, pem, unusable};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
@@ -10,50 +10,50 @@ use std::time::Duration;
 use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
-/// What becomes of clients whose authority's revocation list has ended: nobody knows what it has revoked since.
+/// Treatment of clients after the revocation list of their authority has expired: later revocations are unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CrlExpiry {
-    /// They are refused, and disconnected.
+    /// The gateway rejects and disconnects them.
     #[default]
     Refuse,
-    /// They are let in as before; only what the list revokes is refused.
+    /// The gateway accepts them as before; it rejects only the revoked certificates of the list.
     Accept,
 }
 
-/// One list.
+/// One revocation list.
 #[derive(Debug)]
-struct List {
-    says: CertRevocationList<'static>,
-    /// When it was issued, in seconds since 1970.
+struct RevocationList {
+    parsed: CertRevocationList<'static>,
+    /// Time of issue (thisUpdate), in seconds since 1970.
     from: i64,
-    /// When the next one was due.
+    /// Time of the next list (nextUpdate), in seconds since 1970.
     end: i64,
 }
 
-/// The lists of a file, the newest of each authority alone.
+/// The lists of a file; only the newest of each authority.
 #[derive(Debug, Default)]
-pub(super) struct Lists(Vec<List>);
+pub(super) struct RevocationLists(Vec<RevocationList>);
 
-/// From when to when something holds, in seconds since 1970.
+/// A period of validity, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// Its first second.
+    /// Begin of the period.
     pub from: i64,
-    /// Its last.
+    /// End of the period.
     pub end: i64,
 }
 
-impl Lists {
-    /// Reads a file of lists.
+impl RevocationLists {
+    /// Reads the lists of a PEM file.
     pub(super) fn read(file: &Path) -> Result<Self, TlsError> {
-        let mut lists: Vec<List> = Vec::new();
+        let mut lists: Vec<RevocationList> = Vec::new();
         for der in pem::<CertificateRevocationListDer<'_>>(file, "revocation list", "X509 CRL")? {
-            let list = List::read(&der)
+            let list = RevocationList::read(&der)
                 .map_err(|reason| unusable(file, format!("holds an unusable revocation list: {reason}")))?;
-            let same = |other: &List| {
-                other.says.issuer() == list.says.issuer()
-                    && other.says.issuing_distribution_point() == list.says.issuing_distribution_point()
+            let same = |other: &RevocationList| {
+                other.parsed.issuer() == list.parsed.issuer()
+                    && other.parsed.issuing_distribution_point() == list.parsed.issuing_distribution_point()
             };
             match lists.iter_mut().find(|other| same(other)) {
                 Some(older) if (older.from, older.end) < (list.from, list.end) => *older = list,
@@ -64,49 +64,49 @@ impl Lists {
         Ok(Self(lists))
     }
 
-    /// What they say, as webpki takes it.
+    /// Returns the lists in the form of webpki.
     pub(super) fn all(&self) -> Vec<&CertRevocationList<'static>> {
-        self.0.iter().map(|list| &list.says).collect()
+        self.0.iter().map(|list| &list.parsed).collect()
     }
 
-    /// When the list of this issuer has ended, if it has.
-    pub(super) fn ended(&self, issuer: &[u8], now: UnixTime) -> Option<UnixTime> {
-        let mut of_issuer = self.0.iter().filter(|list| list.says.issuer() == issuer);
-        of_issuer.find(|list| list.has_ended(now)).map(List::end)
+    /// Returns when the list of this issuer expired; `None` if it has not.
+    pub(super) fn expired(&self, issuer: &[u8], now: UnixTime) -> Option<UnixTime> {
+        let mut of_issuer = self.0.iter().filter(|list| list.parsed.issuer() == issuer);
+        of_issuer.find(|list| list.has_expired(now)).map(RevocationList::end)
     }
 
-    /// How many have ended.
-    pub(super) fn count_ended(&self, now: UnixTime) -> usize {
-        self.0.iter().filter(|list| list.has_ended(now)).count()
+    /// Number of expired lists.
+    pub(super) fn count_expired(&self, now: UnixTime) -> usize {
+        self.0.iter().filter(|list| list.has_expired(now)).count()
     }
 
-    /// The validity of the one that ends first.
+    /// Returns the validity of the list that expires first.
     pub(super) fn validity(&self) -> Option<Validity> {
         let first = self.0.iter().min_by_key(|list| list.end)?;
         Some(Validity { from: first.from, end: first.end })
     }
 
-    /// Whether an authority's own certificate is in the list of whoever issued it.
+    /// Whether the issuer of an authority's certificate has revoked it.
     pub(super) fn revokes(&self, authority: &CertificateDer<'_>) -> bool {
         let Ok(certificate) = EndEntityCert::try_from(authority) else { return false };
-        let is_in = |list: &List| {
-            let is_listed = || list.says.find_serial(certificate.serial()).is_ok_and(|found| found.is_some());
-            list.says.issuer() == certificate.issuer() && is_listed()
+        let is_revoked_by = |list: &RevocationList| {
+            let is_listed = || list.parsed.find_serial(certificate.serial()).is_ok_and(|found| found.is_some());
+            list.parsed.issuer() == certificate.issuer() && is_listed()
         };
-        self.0.iter().any(is_in)
+        self.0.iter().any(is_revoked_by)
     }
 }
 
-impl List {
+impl RevocationList {
     fn read(der: &CertificateRevocationListDer<'_>) -> Result<Self, String> {
         let (_, read) = CertificateRevocationList::from_der(der).map_err(|error| error.to_string())?;
         let end = read.next_update().ok_or("it does not say when the next one is due (nextUpdate)")?.timestamp();
         let from = read.last_update().timestamp();
-        let says = OwnedCertRevocationList::from_der(der).map_err(|error| error.to_string())?;
-        Ok(Self { says: says.into(), from, end })
+        let parsed = OwnedCertRevocationList::from_der(der).map_err(|error| error.to_string())?;
+        Ok(Self { parsed: parsed.into(), from, end })
     }
 
-    fn has_ended(&self, now: UnixTime) -> bool {
+    fn has_expired(&self, now: UnixTime) -> bool {
         now >= self.end()
     }
 
