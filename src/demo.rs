@@ -1,8 +1,7 @@
-//! The demo: devices, the real gateway with a real journal, a central broker, and a WAN between
-//! them that can be cut.
+//! The demo: simulated devices, the real gateway with a real journal, a central broker, and a WAN that can be cut.
 //!
-//! Promise: the gateway is the one that `forebay run` starts; only what surrounds it is made for
-//! the demo. Nothing outside the demo's folder is touched.
+//! Promise: the gateway is the same as with `forebay run`; only its surroundings are simulated. The demo writes only to
+//! its own folder.
 
 mod central;
 mod device;
@@ -16,7 +15,7 @@ use crate::contract::{Surroundings, push_json_string};
 use crate::event::Timestamp;
 use crate::gateway::Gateway;
 use crate::runtime::spawn_blocking;
-use crate::setting::{grouped as number, rough};
+use crate::setting::{grouped, rough};
 use crate::shutdown;
 use crate::telemetry::Snapshot;
 use anyhow::{Context, anyhow};
@@ -31,33 +30,33 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Prints a line. A closed standard output ends the show at the next live line, and is no error.
+/// Prints a line. A closed standard output is not an error; the demo then ends at the next live line.
 macro_rules! say {
     ($($part:tt)*) => {{
         let _ = writeln!(std::io::stdout(), $($part)*);
     }};
 }
 
-/// What the demo is to do.
+/// Options of the demo.
 #[derive(Debug)]
 pub struct Plan {
-    /// Folder for everything it writes.
+    /// Folder for all files of the demo.
     pub folder: PathBuf,
-    /// Cut the WAN once for this long.
+    /// Length of a single WAN outage; `None` for no planned outage.
     pub outage: Option<Duration>,
-    /// End after this long.
+    /// Time after which the demo ends; `None` to run until interrupted.
     pub run_for: Option<Duration>,
-    /// Events a second, over all devices.
+    /// Events per second of all devices together.
     pub rate: u32,
 }
 
 const DEVICES: u32 = 10;
-/// A planned outage begins this long after the start, so that one sees the calm before it.
+/// Time before a planned outage, to show normal operation first.
 const OUTAGE_AFTER: Duration = Duration::from_secs(10);
-/// How long the end waits for the backlog, if the WAN is up.
+/// Longest wait for the backlog at the end, if the WAN is up.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The ready contracts, as they are in `config/contracts`.
+/// The ready-made contracts of `config/contracts`.
 const CONTRACTS: [(&str, &str); 13] = [
     ("machine-state.toml", include_str!("../config/contracts/machine-state.toml")),
     ("machine-count.toml", include_str!("../config/contracts/machine-count.toml")),
@@ -74,64 +73,65 @@ const CONTRACTS: [(&str, &str); 13] = [
     ("schemas/energy-meter.v1.json", include_str!("../config/contracts/schemas/energy-meter.v1.json")),
 ];
 
-/// The device tables of the two Modbus machines, as they are in `config/devices`.
+/// The device tables of the two Modbus machines, from `config/devices`.
 const DEVICE_TABLES: [(&str, &str); 2] = [
     ("eastron-sdm630.toml", include_str!("../config/devices/eastron-sdm630.toml")),
     ("machine-plc.toml", include_str!("../config/devices/machine-plc.toml")),
 ];
 
-/// Runs the demo until it is interrupted.
+/// Runs the demo until its planned end or an interrupt, then prints the balance.
 pub async fn run(plan: Plan) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let folder = prepare(&plan.folder)?;
-    let central = central::start(&folder).await.context("the stand-in for the central broker")?;
+    let folder = prepare_folder(&plan.folder)?;
+    let central = central::start(&folder).await.context("cannot start the simulated central broker")?;
     let wan = wan::Wan::start(central.address).await?;
-    let machines = machine::start().await.context("the Modbus machines")?;
+    let machines = machine::start().await.context("cannot start the simulated Modbus machines")?;
     write_config(&folder, wan.address.port(), &machines)?;
     let config = Config::load(&folder.join("forebay.toml")).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
         anyhow!("{}", lines.join("\n"))
     })?;
-    let around = config.surroundings.clone();
+    let surroundings = config.surroundings.clone();
     let gateway = Gateway::start(config).await?;
     let listening = *gateway.addresses.first().context("the gateway has a listener")?;
     let (stop_devices, devices_stop) = shutdown::pair();
     let mut devices = tokio::task::JoinSet::new();
     for index in 0..DEVICES {
-        devices.spawn(device::live(index, DEVICES, plan.rate, listening, devices_stop.clone()));
+        devices.spawn(device::run_device(index, DEVICES, plan.rate, listening, devices_stop.clone()));
     }
-    explain(&plan, &folder, &around, listening.port(), central.address.port());
+    print_introduction(&plan, &folder, &surroundings, listening.port(), central.address.port());
 
     let screen = Screen { is_live: std::io::stdout().is_terminal() };
     let (keys, _raw) = watch_keys();
     let started = clock::instant();
-    let mut watcher = Watcher::new(Arc::clone(gateway.handles()), wan, keys);
+    let mut monitor = Monitor::new(Arc::clone(gateway.handles()), wan, keys);
     let planned = plan.outage.map(|length| (started + OUTAGE_AFTER, started + OUTAGE_AFTER + length));
     let until = plan.run_for.map(|length| started + length);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        () = watcher.watch(&screen, planned, until) => {}
+        () = monitor.run(&screen, planned, until) => {}
     }
     screen.done();
     stop_devices.begin();
     while devices.join_next().await.is_some() {}
-    watcher.drain().await;
-    balance(&watcher.handles.status(), central.received());
-    drop(watcher);
+    monitor.drain().await;
+    print_balance(&monitor.handles.status(), central.received());
+    drop(monitor);
     gateway.stop().await;
     say!(
-        "Everything is in {}; remove the folder to begin anew, or start again to go on with its journal.",
+        "All files are in {}. Start again to continue with this journal, or remove the folder first to begin a new one.",
         folder.display()
     );
     Ok(())
 }
 
-/// Makes the folder, the contracts and the certificates.
-fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
+/// Creates the folder with contracts, device tables and certificates.
+fn prepare_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     for inner in ["contracts/schemas", "devices"] {
-        std::fs::create_dir_all(folder.join(inner)).with_context(|| format!("the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder.join(inner))
+            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
     let folder = folder.canonicalize()?;
     for (name, text) in CONTRACTS {
@@ -186,8 +186,8 @@ name = "central"
 url = "mqtts://localhost:{central}"
 tls = {{ ca = "ca.pem" }}
 
-# Each device of the demo mixes lanes on its one connection, and MQTT wants its acknowledgements in
-# order: with the usual 250 ms of the bulk lane one would see little of the others' speed.
+# Each device publishes to several lanes on one connection, and MQTT acknowledges in order: with the
+# default linger of the bulk lane (250 ms) every lane would look slow.
 [lane.bulk]
 linger = "10ms"
 [lane.standard]
@@ -198,31 +198,31 @@ linger = "10ms"
     Ok(())
 }
 
-fn explain(plan: &Plan, folder: &Path, around: &Surroundings, listening: u16, central: u16) {
+fn print_introduction(plan: &Plan, folder: &Path, surroundings: &Surroundings, listening: u16, central: u16) {
     let shown = folder.display();
     say!(
         "Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening}, which also",
         plan.rate
     );
-    say!("asks an energy meter and a press over Modbus, and tells of what changes;");
-    say!("it stores them in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
-    say!("Look at it from another terminal:");
+    say!("polls an energy meter and a press over Modbus and reports their changes. The gateway stores the events");
+    say!("in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
+    say!("Inspect it from another terminal:");
     say!(
         "  mosquitto_sub --cafile {shown}/ca.pem -h localhost -p {central} -v -t '{}/{}/#'",
-        around.environment,
-        around.site
+        surroundings.environment,
+        surroundings.site
     );
     say!("  forebay status --config {shown}/forebay.toml");
     say!("  forebay tail --config {shown}/forebay.toml");
-    say!("  forebay dead list --config {shown}/forebay.toml     (a device now and then sends nonsense)\n");
+    say!("  forebay dead list --config {shown}/forebay.toml     (some messages break their contract)\n");
     let can_type = std::io::stdin().is_terminal();
     say!(
-        "{}Ctrl-C ends with the balance.\n",
+        "{}Press Ctrl-C to stop and show the balance.\n",
         if can_type { "Press w to cut the WAN, and again to restore it. " } else { "" }
     );
 }
 
-/// What keys are pressed; the second value restores the terminal.
+/// Reads the pressed keys; dropping the second value restores the terminal.
 fn watch_keys() -> (mpsc::Receiver<u8>, Option<RawTerminal>) {
     let (sender, receiver) = mpsc::channel(8);
     if !std::io::stdin().is_terminal() {
@@ -241,7 +241,7 @@ fn watch_keys() -> (mpsc::Receiver<u8>, Option<RawTerminal>) {
     (receiver, raw)
 }
 
-/// A terminal that hands on each key at once; as before when dropped.
+/// The terminal in raw mode, which delivers each key at once; dropping it restores the previous mode.
 struct RawTerminal(rustix::termios::Termios);
 
 impl RawTerminal {
@@ -257,7 +257,7 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // A terminal that is gone needs no restoring.
+        // Fails only if the terminal is gone.
         let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, &self.0);
     }
 }
@@ -267,7 +267,7 @@ struct Screen {
 }
 
 impl Screen {
-    /// `false` if nobody sees it any more.
+    /// Shows the live line; returns `false` if the standard output is closed.
     fn line(&self, line: &str) -> bool {
         let mut out = std::io::stdout().lock();
         let written = if self.is_live { write!(out, "\r\x1b[2K{line}") } else { writeln!(out, "{line}") };
@@ -281,24 +281,24 @@ impl Screen {
     }
 }
 
-struct Watcher {
+struct Monitor {
     handles: Arc<Handles>,
     wan: wan::Wan,
     keys: mpsc::Receiver<u8>,
     acks: Snapshot,
 }
 
-impl Watcher {
+impl Monitor {
     fn new(handles: Arc<Handles>, wan: wan::Wan, keys: mpsc::Receiver<u8>) -> Self {
         Self { handles, wan, keys, acks: Snapshot::default() }
     }
 
-    /// Shows the live line, and cuts and restores the WAN, until it is time.
-    async fn watch(&mut self, screen: &Screen, mut planned: Option<(Instant, Instant)>, until: Option<Instant>) {
-        let mut beat = tokio::time::interval(Duration::from_millis(if screen.is_live { 250 } else { 1000 }));
+    /// Updates the live line and handles keys and the planned outage, until the end of the demo.
+    async fn run(&mut self, screen: &Screen, mut planned: Option<(Instant, Instant)>, until: Option<Instant>) {
+        let mut tick = tokio::time::interval(Duration::from_millis(if screen.is_live { 250 } else { 1000 }));
         loop {
             tokio::select! {
-                _ = beat.tick() => {}
+                _ = tick.tick() => {}
                 Some(key) = self.keys.recv() => match key {
                     b'w' | b'W' | b' ' => self.wan.cut(!self.wan.is_cut()),
                     b'q' | b'Q' => return,
@@ -319,13 +319,13 @@ impl Watcher {
             }
             let handles = Arc::clone(&self.handles);
             let Ok(status) = spawn_blocking(move || handles.status()).await else { return };
-            if !screen.line(&self.live(&status)) {
+            if !screen.line(&self.live_line(&status)) {
                 return;
             }
         }
     }
 
-    fn live(&mut self, status: &Status) -> String {
+    fn live_line(&mut self, status: &Status) -> String {
         let sums = Sums::of(status);
         let acks =
             self.handles.view.load().sources.first().map(|source| source.stats.ack.snapshot()).unwrap_or_default();
@@ -342,9 +342,9 @@ impl Watcher {
         };
         format!(
             "accepted {:>9}  delivered {:>9}  queued {:>7}  oldest {:>6}  p99 to ack {:>4.1} ms  {link}",
-            number(sums.accepted),
-            number(sums.delivered),
-            number(sums.queued),
+            grouped(sums.accepted),
+            grouped(sums.delivered),
+            grouped(sums.queued),
             oldest
                 .and_then(Timestamp::parse)
                 .map_or_else(|| "-".to_owned(), |at| rough(Timestamp::from(clock::wall()).since(at))),
@@ -352,7 +352,7 @@ impl Watcher {
         )
     }
 
-    /// Lets the backlog go, if the WAN is up.
+    /// Waits until the backlog is delivered, if the WAN is up.
     async fn drain(&mut self) {
         if self.wan.is_cut() {
             return;
@@ -370,8 +370,8 @@ struct Sums {
     delivered: u64,
     queued: u64,
     dead: u64,
-    /// Shed, expired, discarded, or in a damaged file.
-    given_up: u64,
+    /// Events that were shed, expired or discarded, or that were in a damaged file.
+    lost: u64,
 }
 
 impl Sums {
@@ -383,39 +383,39 @@ impl Sums {
                 sums.delivered += to.delivered;
                 sums.queued += to.queued;
                 sums.dead += to.dead;
-                sums.given_up += to.expired + to.shed + to.discarded + to.set_aside;
+                sums.lost += to.expired + to.shed + to.discarded + to.set_aside;
             }
         }
         sums
     }
 }
 
-fn balance(status: &Status, received: u64) {
+fn print_balance(status: &Status, received: u64) {
     let sums = Sums::of(status);
-    let intake = status.dead.total - sums.dead;
-    let out = sums.delivered + sums.queued + sums.dead + sums.given_up;
-    say!("The balance of this journal, since it was begun:\n");
-    say!("  {:>12}  events accepted", number(sums.accepted));
-    say!("  {:>12}  delivered", number(sums.delivered));
+    let on_arrival = status.dead.total - sums.dead;
+    let out = sums.delivered + sums.queued + sums.dead + sums.lost;
+    say!("Balance of this journal since its creation:\n");
+    say!("  {:>12}  events accepted", grouped(sums.accepted));
+    say!("  {:>12}  delivered", grouped(sums.delivered));
     say!(
         "  {:>12}  queued{}",
-        number(sums.queued),
-        if sums.queued > 0 { ": they are in the journal, and go out at the next start" } else { "" }
+        grouped(sums.queued),
+        if sums.queued > 0 { ": stored in the journal, will be delivered after the next start" } else { "" }
     );
-    say!("  {:>12}  dead letters of central", number(sums.dead));
-    if sums.given_up > 0 {
-        say!("  {:>12}  given up for want of room; see `forebay audit`", number(sums.given_up));
+    say!("  {:>12}  dead letters of central", grouped(sums.dead));
+    if sums.lost > 0 {
+        say!("  {:>12}  lost or discarded; see `forebay audit`", grouped(sums.lost));
     }
     say!(
         "  {:>12}  {}\n",
-        number(sums.accepted.abs_diff(out)),
+        grouped(sums.accepted.abs_diff(out)),
         if sums.accepted == out { "missing: it balances" } else { "DIFFERENCE: it does not balance" }
     );
-    say!("  {:>12}  messages were dead letters on the way in: held, with the reason", number(intake));
-    say!("  {:>12}  publishes arrived at central in this run, repeats included\n", number(received));
+    say!("  {:>12}  messages were rejected on arrival and kept as dead letters, with the reason", grouped(on_arrival));
+    say!("  {:>12}  publishes received by central in this run, repeats included\n", grouped(received));
 }
 
-/// A JSON object of one level from names and values; values are JSON already.
+/// Encodes a flat JSON object; the values are already JSON.
 fn object(members: &[(&str, String)]) -> Vec<u8> {
     let mut out = vec![b'{'];
     for (index, (name, value)) in members.iter().enumerate() {

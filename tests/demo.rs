@@ -17,7 +17,7 @@ fn figure(balance: &str, words: &str) -> u64 {
 
 /// What the balance must say.
 fn check_balance(said: &str, folder: &Path) {
-    let balance = &said[said.find("The balance").unwrap_or_else(|| panic!("no balance: {said}"))..];
+    let balance = &said[said.find("Balance of this journal").unwrap_or_else(|| panic!("no balance: {said}"))..];
     let accepted = figure(balance, "events accepted");
     assert!(accepted > 500, "{balance}");
     assert_eq!(
@@ -25,7 +25,7 @@ fn check_balance(said: &str, folder: &Path) {
         figure(balance, " delivered") + figure(balance, " queued") + figure(balance, "dead letters of central")
     );
     assert_eq!(figure(balance, "missing: it balances"), 0);
-    assert!(figure(balance, "publishes arrived at central") >= figure(balance, " delivered"), "{balance}");
+    assert!(figure(balance, "publishes received by central") >= figure(balance, " delivered"), "{balance}");
     assert!(folder.join("data").is_dir() && balance.contains(&folder.display().to_string()), "{balance}");
 }
 
@@ -81,7 +81,7 @@ fn an_outage_shows_and_the_balance_is_even() {
     );
     let mut output = BufReader::new(demo.output());
     let mut said = String::new();
-    while !said.contains("Ctrl-C ends") {
+    while !said.contains("Ctrl-C to stop") {
         assert!(output.read_line(&mut said).expect("a line") > 0, "the demo ended: {said}");
     }
     let line = said.lines().find(|line| line.contains("mosquitto_sub")).expect("the line is shown");
@@ -158,6 +158,6 @@ fn a_key_cuts_the_wan_and_an_interrupt_ends_with_the_balance() {
     read_until("it is up again", &|text| lines(text).last().is_some_and(|line| line.1 < 200 && line.2 == "link up"));
     keyboard.write_all(b"\x03").expect("typed");
     let said = read_until("the balance", &|text| text.contains("it ended with"));
-    assert!(said.contains("start again to go on") && said.contains("it ended with 0"), "{said}");
+    assert!(said.contains("Start again to continue") && said.contains("it ended with 0"), "{said}");
     check_balance(&said, &demo_folder);
 }

@@ -1,7 +1,7 @@
-//! A small stand-in for a central broker: takes publishes over TLS, keeps what is retained, and
-//! hands everything on to whoever subscribes, with QoS 0.
+//! A minimal central broker: receives publishes over TLS, keeps retained messages, and forwards all messages to its
+//! subscribers with QoS 0.
 //!
-//! Not a broker for use: it keeps nothing and limits nothing.
+//! Only for the demo: it has no persistence and no limits.
 
 use crate::contract::Pattern;
 use crate::link::{Head, Protocol, push_publish};
@@ -23,12 +23,12 @@ use tokio_rustls::server::TlsStream;
 
 /// The running broker.
 pub(super) struct Central {
-    /// Its TLS port.
+    /// Address of its TLS listener.
     pub address: SocketAddr,
-    shared: Arc<Shared>,
+    broker: Arc<Broker>,
 }
 
-struct Shared {
+struct Broker {
     received: AtomicU64,
     retained: Mutex<HashMap<String, Message>>,
     messages: broadcast::Sender<Message>,
@@ -40,21 +40,21 @@ struct Message {
     payload: Arc<[u8]>,
 }
 
-/// Messages a slow subscriber may be behind before it misses some.
-const BEHIND_MAX: usize = 16_384;
+/// Largest number of messages queued for a slow subscriber; further ones are dropped.
+const QUEUED_MAX: usize = 16_384;
 
-/// What is read at once.
+/// Buffer space per read.
 const READ_BYTES: usize = 32 << 10;
-/// The largest packet it takes, far beyond what the gateway sends.
+/// Largest accepted packet, far above those of the gateway.
 const PACKET_BYTES_MAX: usize = 16 << 20;
 
-/// The port it takes if nobody has it, so that a command in the history of a shell still fits.
+/// Preferred port if it is free: shell commands of an earlier run still work.
 const PORT: u16 = 18_883;
 
 impl Central {
-    /// Publishes that arrived, beside the gateway's own status.
+    /// Number of received publishes, without retained ones (the status of the gateway).
     pub(super) fn received(&self) -> u64 {
-        self.shared.received.load(Ordering::Relaxed)
+        self.broker.received.load(Ordering::Relaxed)
     }
 }
 
@@ -68,31 +68,31 @@ pub(super) async fn start(folder: &Path) -> anyhow::Result<Central> {
         Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
     };
     let address = listener.local_addr()?;
-    let shared = Arc::new(Shared {
+    let broker = Arc::new(Broker {
         received: AtomicU64::new(0),
         retained: Mutex::new(HashMap::new()),
-        messages: broadcast::channel(BEHIND_MAX).0,
+        messages: broadcast::channel(QUEUED_MAX).0,
     });
-    let theirs = Arc::clone(&shared);
+    let for_accept = Arc::clone(&broker);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, shared) = (acceptor.clone(), Arc::clone(&theirs));
+            let (acceptor, broker) = (acceptor.clone(), Arc::clone(&for_accept));
             tokio::spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    let mut client = Client::new(stream, &shared);
-                    // However it ends, the client's place is free again.
+                    let mut client = Client::new(stream, &broker);
+                    // Errors end only this client's connection.
                     let _ = client.serve().await;
                 }
             });
         }
     });
-    Ok(Central { address, shared })
+    Ok(Central { address, broker })
 }
 
 struct Client<'s> {
     stream: TlsStream<TcpStream>,
-    shared: &'s Shared,
-    /// What it speaks, once it has said so.
+    broker: &'s Broker,
+    /// MQTT version from CONNECT.
     protocol: Option<Protocol>,
     filters: Vec<Pattern>,
     output: Vec<u8>,
@@ -100,12 +100,12 @@ struct Client<'s> {
 }
 
 impl<'s> Client<'s> {
-    fn new(stream: TlsStream<TcpStream>, shared: &'s Shared) -> Self {
-        Self { stream, shared, protocol: None, filters: Vec::new(), output: Vec::new(), is_over: false }
+    fn new(stream: TlsStream<TcpStream>, broker: &'s Broker) -> Self {
+        Self { stream, broker, protocol: None, filters: Vec::new(), output: Vec::new(), is_over: false }
     }
 
     async fn serve(&mut self) -> std::io::Result<()> {
-        let mut messages = self.shared.messages.subscribe();
+        let mut messages = self.broker.messages.subscribe();
         let mut input = BytesMut::new();
         while !self.is_over {
             input.reserve(READ_BYTES);
@@ -115,15 +115,15 @@ impl<'s> Client<'s> {
                         return Ok(());
                     }
                     while let (false, Ok(Some(frame))) = (self.is_over, wire::frame(&input, PACKET_BYTES_MAX)) {
-                        // What is no MQTT ends the connection.
-                        self.is_over |= self.received(&frame).is_err();
+                        // A malformed packet ends the connection.
+                        self.is_over |= self.handle(&frame).is_err();
                         let length = frame.length;
                         input.advance(length);
                     }
                     self.is_over |= wire::frame(&input, PACKET_BYTES_MAX).is_err();
                 }
-                // One that is too far behind misses some, as QoS 0 allows.
-                received = messages.recv() => if let Ok(message) = received { self.hand_on(&message) },
+                // A subscriber that is too slow misses messages, as QoS 0 allows.
+                received = messages.recv() => if let Ok(message) = received { self.forward(&message) },
             }
             self.stream.write_all(&self.output).await?;
             self.stream.flush().await?;
@@ -132,7 +132,7 @@ impl<'s> Client<'s> {
         Ok(())
     }
 
-    fn received(&mut self, frame: &wire::Frame<'_>) -> Result<(), wire::Fault> {
+    fn handle(&mut self, frame: &wire::Frame<'_>) -> Result<(), wire::Fault> {
         let Some(protocol) = self.protocol else {
             match Hello::read(frame) {
                 Ok(hello) => {
@@ -161,9 +161,11 @@ impl<'s> Client<'s> {
             }
             6 => wire::push_ack(&mut self.output, wire::PUBCOMP, wire::ack(frame.body, is_v5)?.0),
             8 => {
-                let (packet_id, _, wanted) = wire::subscribe(frame.body, is_v5)?;
-                wire::push_suback(&mut self.output, packet_id, is_v5, &vec![0; wanted.len()]);
-                self.subscribe(wanted.iter().filter_map(|wanted| Pattern::parse(wanted.filter).ok()).collect());
+                let (packet_id, _, requested) = wire::subscribe(frame.body, is_v5)?;
+                wire::push_suback(&mut self.output, packet_id, is_v5, &vec![0; requested.len()]);
+                self.subscribe(
+                    requested.iter().filter_map(|requested| Pattern::parse(requested.filter).ok()).collect(),
+                );
             }
             10 => {
                 let (packet_id, filters) = wire::unsubscribe(frame.body, is_v5)?;
@@ -181,28 +183,28 @@ impl<'s> Client<'s> {
     fn publish(&mut self, topic: &str, payload: &[u8], retain: bool) {
         let message = Message { topic: topic.into(), payload: payload.into() };
         if retain {
-            let mut retained = self.shared.retained.lock();
+            let mut retained = self.broker.retained.lock();
             retained.insert(topic.to_owned(), message.clone());
         } else {
-            self.shared.received.fetch_add(1, Ordering::Relaxed);
+            self.broker.received.fetch_add(1, Ordering::Relaxed);
         }
-        // Nobody may have subscribed.
-        let _ = self.shared.messages.send(message);
+        // Fails only without subscribers.
+        let _ = self.broker.messages.send(message);
     }
 
     fn subscribe(&mut self, patterns: Vec<Pattern>) {
         let retained: Vec<Message> = {
-            let all = self.shared.retained.lock();
+            let all = self.broker.retained.lock();
             all.values()
                 .filter(|message| patterns.iter().any(|pattern| pattern.captures(&message.topic).is_some()))
                 .cloned()
                 .collect()
         };
         self.filters.extend(patterns);
-        retained.iter().for_each(|message| self.hand_on(message));
+        retained.iter().for_each(|message| self.forward(message));
     }
 
-    fn hand_on(&mut self, message: &Message) {
+    fn forward(&mut self, message: &Message) {
         if let Some(protocol) = self.protocol
             && self.filters.iter().any(|filter| filter.captures(&message.topic).is_some())
         {

@@ -10,7 +10,7 @@ use tokio_modbus::server::Service;
 use tokio_modbus::server::tcp::{Server, accept_tcp_connection};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
-/// Two machines that serve until they are dropped.
+/// The two machines; dropping this stops their servers.
 pub(super) struct Machines {
     pub(super) meter: SocketAddr,
     pub(super) press: SocketAddr,
@@ -23,44 +23,44 @@ impl Drop for Machines {
     }
 }
 
-/// Starts both.
+/// Starts the servers of both machines.
 pub(super) async fn start() -> std::io::Result<Machines> {
     let started = clock::instant();
     let mut tasks = Vec::new();
-    let mut serve = async |kind: Kind| -> std::io::Result<SocketAddr> {
+    let mut serve = async |kind: MachineKind| -> std::io::Result<SocketAddr> {
         let socket = TcpListener::bind("127.0.0.1:0").await?;
         let address = socket.local_addr()?;
         let machine = Machine { kind, started };
         tasks.push(tokio::spawn(async move {
             let connected = async |stream, peer| accept_tcp_connection(stream, peer, |_| Ok(Some(machine)));
-            // The demo ends with its machines; a connection that breaks is the gateway's to mend.
+            // The server ends with the demo; the gateway reconnects after an error.
             let _ = Server::new(socket).serve(&connected, |_| ()).await;
         }));
         Ok(address)
     };
-    let (meter, press) = (serve(Kind::Meter).await?, serve(Kind::Press).await?);
+    let (meter, press) = (serve(MachineKind::Meter).await?, serve(MachineKind::Press).await?);
     Ok(Machines { meter, press, tasks })
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum MachineKind {
     Meter,
     Press,
 }
 
 #[derive(Clone, Copy)]
 struct Machine {
-    kind: Kind,
+    kind: MachineKind,
     started: Instant,
 }
 
 impl Machine {
-    /// What stands in the registers now.
+    /// Returns the current content of all registers.
     fn registers(&self) -> Vec<u16> {
         let seconds = clock::instant().duration_since(self.started).as_secs_f64();
         match self.kind {
-            Kind::Meter => {
-                // As `config/devices/eastron-sdm630.toml` has them.
+            MachineKind::Meter => {
+                // Register map of `config/devices/eastron-sdm630.toml`.
                 let mut registers = vec![0; 80];
                 let mut put = |address: usize, value: f64| {
                     let bits = (value as f32).to_bits();
@@ -76,8 +76,8 @@ impl Machine {
                 put(72, 1_000.0 + 7_500.0 * seconds / 3_600_000.0);
                 registers
             }
-            Kind::Press => {
-                // As `config/devices/machine-plc.toml` has them.
+            MachineKind::Press => {
+                // Register map of `config/devices/machine-plc.toml`.
                 let mut registers = vec![0; 32];
                 let phase = seconds as u64 % 30;
                 let state = match phase {
@@ -92,7 +92,7 @@ impl Machine {
                 for (index, pair) in name.chunks_exact(2).enumerate() {
                     registers[2 + index] = u16::from_be_bytes([pair[0], pair[1]]);
                 }
-                // Near its end, so that one sees it roll over.
+                // Starts near its maximum to show the overflow.
                 registers[10] = (65_500 + (seconds * 2.0) as u64) as u16;
                 registers[11] = (seconds / 13.0) as u16;
                 registers[20] = (412.0 + 40.0 * (seconds / 20.0).sin()) as u16;
@@ -111,16 +111,16 @@ impl Service for Machine {
 
     fn call(&self, request: Self::Request) -> Self::Future {
         let registers = self.registers();
-        let part = |address: u16, count: u16| {
+        let range = |address: u16, count: u16| {
             let (from, to) = (usize::from(address), usize::from(address) + usize::from(count));
             registers.get(from..to).map(<[u16]>::to_vec).ok_or(ExceptionCode::IllegalDataAddress)
         };
         ready(match (request, self.kind) {
-            (Request::ReadInputRegisters(address, count), Kind::Meter) => {
-                part(address, count).map(Response::ReadInputRegisters)
+            (Request::ReadInputRegisters(address, count), MachineKind::Meter) => {
+                range(address, count).map(Response::ReadInputRegisters)
             }
-            (Request::ReadHoldingRegisters(address, count), Kind::Press) => {
-                part(address, count).map(Response::ReadHoldingRegisters)
+            (Request::ReadHoldingRegisters(address, count), MachineKind::Press) => {
+                range(address, count).map(Response::ReadHoldingRegisters)
             }
             _ => Err(ExceptionCode::IllegalFunction),
         })

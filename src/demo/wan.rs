@@ -1,4 +1,4 @@
-//! The WAN of the demo: it carries connections to central, until it is cut.
+//! The WAN of the demo: a TCP proxy to central that can be cut.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::copy_bidirectional;
@@ -7,26 +7,26 @@ use tokio::sync::watch;
 
 /// A WAN that can be cut.
 pub(super) struct Wan {
-    /// Where the gateway reaches it.
+    /// Address to which the gateway connects.
     pub address: SocketAddr,
     is_cut: watch::Sender<bool>,
 }
 
 impl Wan {
-    /// Begins to carry connections to `central`.
+    /// Starts the proxy to `central`.
     pub(super) async fn start(central: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let (is_cut, seen) = watch::channel(false);
+        let (is_cut, cut_signal) = watch::channel(false);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(carry(near, central, seen.clone()));
+                tokio::spawn(proxy(near, central, cut_signal.clone()));
             }
         });
         Ok(Self { address, is_cut })
     }
 
-    /// Cuts or restores it.
+    /// Cuts or restores the WAN.
     pub(super) fn cut(&self, is_cut: bool) {
         self.is_cut.send_replace(is_cut);
     }
@@ -36,18 +36,18 @@ impl Wan {
     }
 }
 
-/// Carries one connection until it ends or the WAN is cut.
-async fn carry(mut near: TcpStream, central: SocketAddr, mut seen: watch::Receiver<bool>) {
-    if *seen.borrow_and_update() {
+/// Proxies one connection until it ends or the WAN is cut.
+async fn proxy(mut near: TcpStream, central: SocketAddr, mut cut_signal: watch::Receiver<bool>) {
+    if *cut_signal.borrow_and_update() {
         return;
     }
     let Ok(mut far) = TcpStream::connect(central).await else { return };
-    // Both only cost latency where they fail.
+    // A failure only costs latency.
     let _ = near.set_nodelay(true);
     let _ = far.set_nodelay(true);
     tokio::select! {
-        _ = seen.wait_for(|is_cut| *is_cut) => {}
-        // However a connection ends, the gateway finds out by itself.
+        _ = cut_signal.wait_for(|is_cut| *is_cut) => {}
+        // The gateway detects the end of the connection itself.
         _ = copy_bidirectional(&mut near, &mut far) => {}
     }
 }
