@@ -17,6 +17,7 @@ mod inbound;
 mod login;
 mod outbound;
 mod parts;
+mod reason;
 mod registry;
 mod room;
 mod session;
@@ -27,6 +28,7 @@ pub use acl::Rule;
 pub use devices::{DeviceStatus, Devices};
 pub use grants::{Grant, Grants};
 pub use login::{Users, put_user};
+pub use reason::ReasonCode;
 pub use registry::Registry;
 pub use wire::{Fault, Frame, Publish, frame, publish};
 
@@ -509,23 +511,24 @@ impl Shared {
         peer: SocketAddr,
         sender: Sender<'_>,
         will: Option<&will::Spoken>,
-        (code, why): (u8, &str),
+        (code, why): (ReasonCode, &str),
         denied: Cause,
     ) {
         let reason = match code {
             _ if why == room::NO_MEMORY.text => Refusal::Memory,
-            hello::QUOTA | hello::BUSY => Refusal::Limit,
+            ReasonCode::QuotaExceeded | ReasonCode::ServerBusy => Refusal::Limit,
             _ => Refusal::Access,
         };
         let cause = match code {
             _ if reason == Refusal::Memory || why == room::ALL_TAKEN.text => None,
-            hello::QUOTA => Some(Cause::SessionQuota),
-            hello::BAD_CLIENT_ID => Some(Cause::Session),
-            hello::NOT_AUTHORIZED | hello::BAD_LOGIN => Some(denied),
+            ReasonCode::QuotaExceeded => Some(Cause::SessionQuota),
+            ReasonCode::ClientIdentifierNotValid => Some(Cause::Session),
+            ReasonCode::NotAuthorized | ReasonCode::BadUserNameOrPassword => Some(denied),
             // Too busy, or too large: nothing that security is about.
             _ => None,
         };
-        let is_of_will = cause == Some(Cause::Will) || matches!(code, hello::TOO_LARGE | hello::BAD_TOPIC);
+        let is_of_will =
+            cause == Some(Cause::Will) || matches!(code, ReasonCode::PacketTooLarge | ReasonCode::TopicNameInvalid);
         let will = will.filter(|_| is_of_will);
         let claim = Claim { sender, what: will.map_or("", |will| will.topic.as_str()) };
         self.refuse(peer, claim, reason, why);

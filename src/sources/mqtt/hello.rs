@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::parts::{Reader, properties};
+use super::reason::{ConnectReturnCode, ReasonCode};
 use super::registry::NEVER;
 use super::will::Spoken;
 use super::wire::{Fault, Frame};
@@ -14,7 +15,7 @@ pub const ALIASES_MAX: u16 = 64;
 pub const CONNECT_BYTES_MAX: usize = 72 << 10;
 /// The longest user name, as long as a client id may be: each is kept for every connection, session and device.
 const USER_BYTES_MAX: usize = 256;
-const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, 1];
+const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, ConnectReturnCode::UnacceptableProtocolVersion.value()];
 
 /// What CONNECT asks, in either version.
 #[derive(Debug)]
@@ -69,9 +70,9 @@ pub fn check_start(bytes: &[u8]) -> Result<(), NotLetIn> {
 
 /// The answer for a client that is not let in, by as much of its CONNECT as there is; empty where that does not say
 /// which version it speaks.
-pub fn refuse_start(bytes: &[u8], code: u8) -> Vec<u8> {
+pub fn refuse_start(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
     match body(bytes) {
-        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, 3],
+        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, ConnectReturnCode::ServerUnavailable.value()],
         [0, 4, b'M', b'Q', b'T', b'T', level, ..] if *level >= 5 => refuse(code),
         _ => Vec::new(),
     }
@@ -79,12 +80,12 @@ pub fn refuse_start(bytes: &[u8], code: u8) -> Vec<u8> {
 
 impl Hello {
     /// Whether its names are short enough to be kept. The error is a code for CONNACK, and why for the log.
-    pub fn check(&self, topic_max: usize) -> Result<(), (u8, &'static str)> {
+    pub fn check(&self, topic_max: usize) -> Result<(), (ReasonCode, &'static str)> {
         if self.user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
-            return Err((BAD_LOGIN, "the user name is longer than 256 bytes"));
+            return Err((ReasonCode::BadUserNameOrPassword, "the user name is longer than 256 bytes"));
         }
         if self.will.as_ref().is_some_and(|will| will.topic.len() > topic_max) {
-            return Err((BAD_TOPIC, "the topic of the will is longer than topic_max"));
+            return Err((ReasonCode::TopicNameInvalid, "the topic of the will is longer than topic_max"));
         }
         Ok(())
     }
@@ -107,7 +108,7 @@ impl Hello {
             4 => Self::read_rest(rest, Protocol::V3).map_err(|fault| (Vec::new(), fault.text)),
             5 => Self::read_rest(rest, Protocol::V5).map_err(|fault| (refuse(fault.code), fault.text)),
             // A client of a future version understands the answer of 5; older ones that of 3.1.1.
-            6.. => Err((refuse(0x84), "an unknown version of MQTT")),
+            6.. => Err((refuse(ReasonCode::UnsupportedProtocolVersion), "an unknown version of MQTT")),
             _ => Err((UNSUPPORTED.to_vec(), "an unknown version of MQTT")),
         }
     }
@@ -170,7 +171,10 @@ impl Hello {
             Ok(())
         })?;
         match (has_method, has_data) {
-            (true, _) => Err(Fault { code: 0x8C, text: "enhanced authentication is not supported" }),
+            (true, _) => Err(Fault {
+                code: ReasonCode::BadAuthenticationMethod,
+                text: "enhanced authentication is not supported",
+            }),
             (false, true) => Err(Fault::protocol("authentication data without a method")),
             _ => Ok(()),
         }
@@ -178,15 +182,15 @@ impl Hello {
 }
 
 /// A CONNACK of MQTT 5 that refuses: the smallest there is.
-fn refuse(code: u8) -> Vec<u8> {
-    vec![0x20, 3, 0, code, 0]
+fn refuse(code: ReasonCode) -> Vec<u8> {
+    vec![0x20, 3, 0, code.value(), 0]
 }
 
 /// What a CONNACK says.
 #[derive(Clone, Copy, Debug)]
 pub struct Welcome<'a> {
-    /// Reason code of MQTT 5; 0 lets the client in.
-    pub code: u8,
+    /// [`ReasonCode::Success`] lets the client in.
+    pub code: ReasonCode,
     /// Whether its session was there before.
     pub is_present: bool,
     /// The client id, if the gateway chose it.
@@ -198,16 +202,11 @@ pub struct Welcome<'a> {
 /// CONNACK.
 pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>) -> Vec<u8> {
     if protocol == Protocol::V3 {
-        let code = match welcome.code {
-            0 => 0,
-            BAD_CLIENT_ID => 2,
-            QUOTA | BUSY | TOO_FAST => 3,
-            BAD_LOGIN => 4,
-            _ => 5,
-        };
-        return vec![0x20, 2, u8::from(welcome.is_present && code == 0), code];
+        let code = ConnectReturnCode::from(welcome.code);
+        let is_present = welcome.is_present && code == ConnectReturnCode::Accepted;
+        return vec![0x20, 2, u8::from(is_present), code.value()];
     }
-    if welcome.code != 0 {
+    if welcome.code != ReasonCode::Success {
         return refuse(welcome.code);
     }
     let mut properties = vec![0x21];
@@ -228,28 +227,11 @@ pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>
     let mut out = vec![0x20];
     // Flags, code, and the length of the properties, which is below 128.
     push_varint(&mut out, 3 + properties.len());
-    out.extend_from_slice(&[u8::from(welcome.is_present), 0]);
+    out.extend_from_slice(&[u8::from(welcome.is_present), ReasonCode::Success.value()]);
     push_varint(&mut out, properties.len());
     out.extend_from_slice(&properties);
     out
 }
-
-/// Client Identifier not valid.
-pub const BAD_CLIENT_ID: u8 = 0x85;
-/// Bad User Name or Password.
-pub const BAD_LOGIN: u8 = 0x86;
-/// Not authorized.
-pub const NOT_AUTHORIZED: u8 = 0x87;
-/// Server busy.
-pub const BUSY: u8 = 0x89;
-/// Topic Name invalid.
-pub const BAD_TOPIC: u8 = 0x90;
-/// Packet too large.
-pub const TOO_LARGE: u8 = 0x95;
-/// Quota exceeded.
-pub const QUOTA: u8 = 0x97;
-/// Connection rate exceeded.
-pub const TOO_FAST: u8 = 0x9F;
 
 #[cfg(test)]
 mod tests {
@@ -267,8 +249,9 @@ mod tests {
 
     #[test]
     fn a_refusal_before_connect_is_whole_is_in_the_version_of_the_client() {
-        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x05\x02", 0x95), [0x20, 3, 0, 0x95, 0]);
-        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x04\x02", 0x95), [0x20, 2, 0, 3]);
-        assert!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQ", 0x95).is_empty());
+        const TOO_LARGE: ReasonCode = ReasonCode::PacketTooLarge;
+        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x05\x02", TOO_LARGE), [0x20, 3, 0, 0x95, 0]);
+        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x04\x02", TOO_LARGE), [0x20, 2, 0, 3]);
+        assert!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQ", TOO_LARGE).is_empty());
     }
 }

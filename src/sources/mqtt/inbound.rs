@@ -9,6 +9,7 @@ mod subscribing;
 use super::acl::{Permission, Rights};
 use super::hello::ALIASES_MAX;
 use super::outbound::Wire;
+use super::reason::ReasonCode;
 use super::registry::{Exchange, Key, Session, Unanswered};
 use super::room::Room;
 use super::wire::{self, Fault, Frame, PUBACK, PUBCOMP, PUBREC};
@@ -341,7 +342,7 @@ impl Inbound {
             self.session.expiry = shared.config.expiry_within(expiry);
         }
         // Any reason but a normal one is an end that the will is for.
-        Step::Goodbye { with_will: code != 0 }
+        Step::Goodbye { with_will: code != ReasonCode::Success.value() }
     }
 
     fn publish(
@@ -353,7 +354,7 @@ impl Inbound {
     ) -> Result<(), Fault> {
         shared.stats.received.add(1);
         if publish.payload.len() as u64 > shared.config.payload_max.0 {
-            return Err(Fault { code: 0x95, text: "the payload is larger than payload_max" });
+            return Err(Fault { code: ReasonCode::PacketTooLarge, text: "the payload is larger than payload_max" });
         }
         let is_qos2 = publish.qos == 2;
         if publish.topic.len() > shared.config.topic_max {
@@ -365,7 +366,10 @@ impl Inbound {
             return Ok(());
         }
         if is_qos2 && self.session.exchanges.len() >= shared.exchanges_max() {
-            return Err(Fault { code: 0x93, text: "too many QoS 2 publishes without PUBREL; see exchanges_max" });
+            return Err(Fault {
+                code: ReasonCode::ReceiveMaximumExceeded,
+                text: "too many QoS 2 publishes without PUBREL; see exchanges_max",
+            });
         }
         let (route, denied) = self.route(shared, &publish)?;
         if let Some(why) = denied {
@@ -522,7 +526,10 @@ impl Inbound {
     fn route(&mut self, shared: &Shared, publish: &wire::Publish<'_>) -> Result<Permitted, Fault> {
         if let Some(alias) = publish.alias {
             if alias > ALIASES_MAX {
-                return Err(Fault { code: 0x94, text: "the topic alias is above the maximum" });
+                return Err(Fault {
+                    code: ReasonCode::TopicAliasInvalid,
+                    text: "the topic alias is above the maximum",
+                });
             }
             if !publish.topic.is_empty() {
                 self.room.take(publish.topic.len() + ALIAS_BYTES)?;
@@ -640,7 +647,7 @@ impl Inbound {
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
             if self.session.number > 0 { shared.registry.release(&self.key, packet_id) } else { 0 }
         } else if self.is_v5() {
-            wire::push_ack_with(&mut bytes, PUBCOMP, packet_id, 0x92);
+            wire::push_ack_with(&mut bytes, PUBCOMP, packet_id, ReasonCode::PacketIdentifierNotFound);
             0
         } else {
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
@@ -682,10 +689,16 @@ fn topic_of<'t>(aliases: &'t HashMap<u16, String>, publish: &wire::Publish<'t>) 
     }
 }
 
-const MAY_NOT_PUBLISH: Fault = Fault { code: 0x87, text: "this client may not publish to this topic" };
-pub(super) const TOPIC_TOO_LONG: Fault = Fault { code: 0x90, text: "the topic is longer than topic_max" };
-const TOO_LATE: Fault = Fault { code: 0x83, text: "the packet did not arrive in time; see packet_wait_max" };
-pub(super) const SHUTTING_DOWN: Fault = Fault { code: 0x8B, text: "the gateway is shutting down" };
+const MAY_NOT_PUBLISH: Fault =
+    Fault { code: ReasonCode::NotAuthorized, text: "this client may not publish to this topic" };
+pub(super) const TOPIC_TOO_LONG: Fault =
+    Fault { code: ReasonCode::TopicNameInvalid, text: "the topic is longer than topic_max" };
+const TOO_LATE: Fault = Fault {
+    code: ReasonCode::ImplementationSpecificError,
+    text: "the packet did not arrive in time; see packet_wait_max",
+};
+pub(super) const SHUTTING_DOWN: Fault =
+    Fault { code: ReasonCode::ServerShuttingDown, text: "the gateway is shutting down" };
 
 /// What a publish of this quality takes from when it is taken until it is acknowledged or released.
 fn state_bytes(qos: u8) -> usize {

@@ -2,6 +2,7 @@
 //!
 //! Promise: any bytes are read or refused with a reason; nothing is copied.
 
+use super::reason::ReasonCode;
 use super::wire::Fault;
 
 /// Reads a packet from its front.
@@ -147,7 +148,9 @@ fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Value<'a>, Fault> {
     };
     match (id, value) {
         (0x01 | 0x17 | 0x19, Value::Number(2..)) => Err(Fault::protocol("a property is neither 0 nor 1")),
-        (0x23, Value::Number(0)) => Err(Fault { code: 0x94, text: "topic alias 0 is not allowed" }),
+        (0x23, Value::Number(0)) => {
+            Err(Fault { code: ReasonCode::TopicAliasInvalid, text: "topic alias 0 is not allowed" })
+        }
         (0x0B | 0x21 | 0x27, Value::Number(0)) => Err(Fault::protocol("a property is 0 that may not be")),
         _ => Ok(value),
     }

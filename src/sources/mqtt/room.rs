@@ -5,6 +5,7 @@
 //! Invariant: what fits into [`INCLUDED`] was taken when the connection was accepted, so that a logged-in device with an
 //! ordinary amount of state never waits for the budget.
 
+use super::reason::ReasonCode;
 use super::wire::Fault;
 use crate::clock;
 use crate::memory::{NotJoined, Permit};
@@ -22,14 +23,20 @@ const STEP: usize = 4 << 10;
 /// The room that has to be left before a connection that waits for a lane is read: twice what is read at once.
 const SCARCE: usize = 64 << 10;
 /// A client needs memory that the budget does not have.
-pub(super) const NO_MEMORY: Fault =
-    Fault { code: 0x97, text: "the gateway has no memory left for what this client sends; see the setting memory" };
+pub(super) const NO_MEMORY: Fault = Fault {
+    code: ReasonCode::QuotaExceeded,
+    text: "the gateway has no memory left for what this client sends; see the setting memory",
+};
 /// Memory is short, and somebody who holds much less needs some.
-pub(super) const MOST_MEMORY: Fault =
-    Fault { code: 0x97, text: "memory is short, and this client's user or address holds most; see the setting memory" };
+pub(super) const MOST_MEMORY: Fault = Fault {
+    code: ReasonCode::QuotaExceeded,
+    text: "memory is short, and this client's user or address holds most; see the setting memory",
+};
 /// There are as many clients as there may be.
-pub(super) const ALL_TAKEN: Fault =
-    Fault { code: 0x97, text: "connections_max is reached, and this user or address has most of them" };
+pub(super) const ALL_TAKEN: Fault = Fault {
+    code: ReasonCode::QuotaExceeded,
+    text: "connections_max is reached, and this user or address has most of them",
+};
 
 /// The bytes that a connection holds.
 #[derive(Debug)]

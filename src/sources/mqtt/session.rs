@@ -3,13 +3,11 @@
 //! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
 //! tell the client what it has subscribed to.
 
-use super::hello::{
-    self, BAD_CLIENT_ID, BAD_LOGIN, BUSY, CONNECT_BYTES_MAX, Hello, NOT_AUTHORIZED, QUOTA, TOO_FAST, TOO_LARGE,
-    Welcome, connack,
-};
+use super::hello::{self, CONNECT_BYTES_MAX, Hello, Welcome, connack};
 use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGED_BYTES};
 use super::login::Users;
 use super::outbound::{Limits, Ready, Wire};
+use super::reason::ReasonCode;
 use super::registry::{Entered, Key, LaterWill, NoSession, Place, Session, Wish, will_bytes};
 use super::room::{MOST_MEMORY, NO_MEMORY, Room};
 use super::will::{Spoken, Stored, Will};
@@ -97,7 +95,7 @@ pub(super) async fn turn_away(mut stream: TcpStream) {
             }
         }
         // A client that is gone already needs no answer.
-        let _ = stream.write_all(&hello::refuse_start(&start, QUOTA)).await;
+        let _ = stream.write_all(&hello::refuse_start(&start, ReasonCode::QuotaExceeded)).await;
     };
     // Whoever is slower is closed without a word.
     let _ = tokio::time::timeout(TURN_AWAY_WAIT_MAX, telling).await;
@@ -399,7 +397,7 @@ impl<'s> Connection<'s> {
             }
         };
         let welcome = Welcome {
-            code: 0,
+            code: ReasonCode::Success,
             is_present,
             assigned: is_assigned.then_some(hello.client.as_str()),
             expiry: (expiry != hello.expiry).then_some(expiry),
@@ -411,17 +409,17 @@ impl<'s> Connection<'s> {
     }
 
     /// Who the client is; or why it is not let in.
-    async fn identify(&mut self, hello: &Hello) -> Result<Identity, (u8, Cow<'static, str>)> {
+    async fn identify(&mut self, hello: &Hello) -> Result<Identity, (ReasonCode, Cow<'static, str>)> {
         let shared = self.shared;
         if hello.client.is_empty() {
-            return Err((BAD_CLIENT_ID, "an empty client id needs a clean session".into()));
+            return Err((ReasonCode::ClientIdentifierNotValid, "an empty client id needs a clean session".into()));
         }
         if hello.client.len() > 256 {
-            return Err((BAD_CLIENT_ID, "the client id is longer than 256 bytes".into()));
+            return Err((ReasonCode::ClientIdentifierNotValid, "the client id is longer than 256 bytes".into()));
         }
         let is_local = is_loopback(self.peer.ip());
         if let (Some(presented), true) = (&self.certificate, hello.user.is_none() || shared.users.is_none()) {
-            return presented.identity().map_err(|unnamed| (NOT_AUTHORIZED, unnamed.to_string().into()));
+            return presented.identity().map_err(|unnamed| (ReasonCode::NotAuthorized, unnamed.to_string().into()));
         }
         let identity = match (&hello.user, &shared.users) {
             (Some(user), Some(users)) => {
@@ -434,9 +432,12 @@ impl<'s> Connection<'s> {
             (user, _) if shared.config.lets_in_anonymous() => {
                 Ok(Identity::Anonymous { claimed: user.clone().unwrap_or_default() })
             }
-            (Some(_), None) => Err((NOT_AUTHORIZED, "this listener has no users; set passwords")),
-            _ if is_local => Err((NOT_AUTHORIZED, "this listener wants a user name")),
-            _ => Err((NOT_AUTHORIZED, "anonymous clients are let in on loopback only, unless anonymous = true")),
+            (Some(_), None) => Err((ReasonCode::NotAuthorized, "this listener has no users; set passwords")),
+            _ if is_local => Err((ReasonCode::NotAuthorized, "this listener wants a user name")),
+            _ => Err((
+                ReasonCode::NotAuthorized,
+                "anonymous clients are let in on loopback only, unless anonymous = true",
+            )),
         };
         identity.map_err(|(code, why)| (code, why.into()))
     }
@@ -447,23 +448,27 @@ impl<'s> Connection<'s> {
         users: &Users,
         user: &str,
         password: &[u8],
-    ) -> Result<Proof, (u8, &'static str)> {
+    ) -> Result<Proof, (ReasonCode, &'static str)> {
         if let Some(proof) = users.known(user, password) {
             return Ok(proof);
         }
         let turn = tokio::select! {
             turn = self.shared.lasting.logins.turn(Origin::of(self.peer.ip()), user) => turn,
             () = left(&mut self.stream, &mut self.input, self.room.as_mut()) => {
-                return Err((BAD_LOGIN, "the client left before its password was checked"));
+                return Err((ReasonCode::BadUserNameOrPassword, "the client left before its password was checked"));
             }
         };
-        let turn =
-            turn.map_err(|_| (TOO_FAST, "logins of this address or name failed too often; they are slowed down"))?;
+        let turn = turn.map_err(|_| {
+            (
+                ReasonCode::ConnectionRateExceeded,
+                "logins of this address or name failed too often; they are slowed down",
+            )
+        })?;
         // The same login may have been checked for another connection in the meantime.
         let known = users.known(user, password);
         let proof = known.or_else(|| tokio::task::block_in_place(|| users.verify(user, password)));
         turn.end(proof.is_some());
-        proof.ok_or((BAD_LOGIN, "user name or password is wrong"))
+        proof.ok_or((ReasonCode::BadUserNameOrPassword, "user name or password is wrong"))
     }
 
     /// Takes the client's place and its session, under the rights that are in force by now.
@@ -471,22 +476,22 @@ impl<'s> Connection<'s> {
         &mut self,
         hello: &Hello,
         identity: Identity,
-    ) -> Result<(Box<Guest>, bool, u32), (u8, &'static str)> {
+    ) -> Result<(Box<Guest>, bool, u32), (ReasonCode, &'static str)> {
         let shared = self.shared;
         let newest = Arc::clone(&self.newest.borrow().shared);
         let rights = newest.rights(&identity, self.peer);
         let way = hello.will.as_ref().map(|will| newest.route(&will.topic, &hello.client, &rights));
         if matches!(way, Some((_, Some(_)))) {
-            return Err((NOT_AUTHORIZED, "this client may not publish to the topic of its will"));
+            return Err((ReasonCode::NotAuthorized, "this client may not publish to the topic of its will"));
         }
         if hello.will.as_ref().is_some_and(|will| will.payload.len() as u64 > shared.config.payload_max.0) {
-            return Err((TOO_LARGE, "the will is larger than payload_max"));
+            return Err((ReasonCode::PacketTooLarge, "the will is larger than payload_max"));
         }
         let key = Key::new(&shared.config.name, identity.proven(), &hello.client);
         let party = Party::of(identity.proven(), self.peer.ip());
         // The connection that it takes over makes room for it.
         let seats = Some(newest.config.connections_max).filter(|_| !shared.registry.is_connected(&key));
-        let room = self.room.as_mut().ok_or((BUSY, "the connection has ended"))?;
+        let room = self.room.as_mut().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
         room.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
         let expiry = shared.config.expiry_within(hello.expiry);
         let (place, mut session, is_present) = self.take_session(&key, hello, &identity, (&party, expiry)).await?;
@@ -496,7 +501,7 @@ impl<'s> Connection<'s> {
             Some((spoken, (route, _))) => Some(self.will(&party, spoken, route)?),
             None => None,
         };
-        let mut room = self.room.take().ok_or((BUSY, "the connection has ended"))?;
+        let mut room = self.room.take().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
         if let Err(fault) = room.take(session_bytes(&session)) {
             return Err((fault.code, fault.text));
         }
@@ -519,7 +524,7 @@ impl<'s> Connection<'s> {
     }
 
     /// The will of a client, with the memory that it takes until it is due.
-    fn will(&self, party: &Party, spoken: Spoken, route: Route) -> Result<Will, (u8, &'static str)> {
+    fn will(&self, party: &Party, spoken: Spoken, route: Route) -> Result<Will, (ReasonCode, &'static str)> {
         let permit = self.shared.budget.permit_of(party, spoken.bytes() + route.bytes());
         let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
         Ok(Will { route: Arc::new(route), delay: spoken.delay, spoken, permit })
@@ -532,7 +537,7 @@ impl<'s> Connection<'s> {
         hello: &Hello,
         identity: &Identity,
         (party, expiry): (&Party, u32),
-    ) -> Result<(Place, Box<Session>, bool), (u8, &'static str)> {
+    ) -> Result<(Place, Box<Session>, bool), (ReasonCode, &'static str)> {
         let shared = self.shared;
         let waits = |will: &&Spoken| expiry > 0 && !will.delay.is_zero();
         let stored = |will: &Spoken| {
@@ -548,21 +553,21 @@ impl<'s> Connection<'s> {
         };
         let entered = shared.registry.enter(key, wish).await;
         let Entered { place, session, is_present, wait_for } = entered.map_err(|error| match error {
-            NoSession::TooMany(why) => (QUOTA, why),
-            NoSession::NoDisk => (QUOTA, "the disk is down to disk_reserve; no session is kept"),
-            NoSession::Stuck => (BUSY, "the connection that has the client id does not end"),
-            NoSession::Unreadable => (BUSY, "the disk does not give back the session"),
+            NoSession::TooMany(why) => (ReasonCode::QuotaExceeded, why),
+            NoSession::NoDisk => (ReasonCode::QuotaExceeded, "the disk is down to disk_reserve; no session is kept"),
+            NoSession::Stuck => (ReasonCode::ServerBusy, "the connection that has the client id does not end"),
+            NoSession::Unreadable => (ReasonCode::ServerBusy, "the disk does not give back the session"),
         })?;
         self.noted(wait_for).await?;
         Ok((place, session, is_present))
     }
 
     /// Waits for the notes of sessions: what is promised is on the disk before.
-    async fn noted(&self, wait_for: u64) -> Result<(), (u8, &'static str)> {
+    async fn noted(&self, wait_for: u64) -> Result<(), (ReasonCode, &'static str)> {
         let mut written = self.shared.registry.written();
         match written.wait_for(|written| *written >= wait_for).await {
             Ok(_) => Ok(()),
-            Err(_) => Err((BUSY, "the gateway is shutting down")),
+            Err(_) => Err((ReasonCode::ServerBusy, "the gateway is shutting down")),
         }
     }
 
@@ -617,7 +622,7 @@ impl<'s> Connection<'s> {
                 }
                 changed = self.newest.changed(), if is_followed => match changed {
                     Ok(()) => if let Err(text) = self.judge_anew(identity, inbound) {
-                        return End::Fault(Fault { code: NOT_AUTHORIZED, text });
+                        return End::Fault(Fault { code: ReasonCode::NotAuthorized, text });
                     },
                     Err(_) => is_followed = false,
                 },
@@ -804,11 +809,16 @@ async fn evicted(eviction: Option<Eviction>) {
 }
 
 const EVICTED: &str = "memory is short, and this client had not logged in yet";
-const CROWDED_OUT: Fault =
-    Fault { code: QUOTA, text: "connections_max is reached; its user or address has most, and it was idle longest" };
-const TAKEN_OVER: Fault = Fault { code: 0x8E, text: "another connection took over this client id" };
-const SILENT: Fault = Fault { code: 0x8D, text: "nothing came within one and a half times the keep-alive" };
-const TOO_SLOW: Fault = Fault { code: 0x97, text: "the subscriber does not keep up; see backlog_events_max" };
+const CROWDED_OUT: Fault = Fault {
+    code: ReasonCode::QuotaExceeded,
+    text: "connections_max is reached; its user or address has most, and it was idle longest",
+};
+const TAKEN_OVER: Fault =
+    Fault { code: ReasonCode::SessionTakenOver, text: "another connection took over this client id" };
+const SILENT: Fault =
+    Fault { code: ReasonCode::KeepAliveTimeout, text: "nothing came within one and a half times the keep-alive" };
+const TOO_SLOW: Fault =
+    Fault { code: ReasonCode::QuotaExceeded, text: "the subscriber does not keep up; see backlog_events_max" };
 
 impl End {
     fn of(step: Step) -> Option<Self> {

@@ -3,6 +3,7 @@
 //! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
 
 use super::parts::{Reader, Value, properties};
+use super::reason::ReasonCode;
 use crate::link::push_varint;
 use crate::sources::Refusal;
 
@@ -10,7 +11,7 @@ use crate::sources::Refusal;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Reason code of DISCONNECT or CONNACK.
-    pub code: u8,
+    pub code: ReasonCode,
     /// What was wrong; never holds anything the client sent.
     pub text: &'static str,
 }
@@ -21,20 +22,20 @@ impl Fault {
         match self.code {
             _ if [super::room::NO_MEMORY, super::room::MOST_MEMORY].contains(self) => Refusal::Memory,
             _ if *self == super::inbound::TOPIC_TOO_LONG => Refusal::Limit,
-            0x87 | 0x8C => Refusal::Access,
-            0x95..=0x97 => Refusal::Limit,
+            ReasonCode::NotAuthorized | ReasonCode::BadAuthenticationMethod => Refusal::Access,
+            ReasonCode::PacketTooLarge | ReasonCode::QuotaExceeded => Refusal::Limit,
             _ => Refusal::Protocol,
         }
     }
 
     /// Malformed Packet.
     pub const fn malformed(text: &'static str) -> Self {
-        Self { code: 0x81, text }
+        Self { code: ReasonCode::MalformedPacket, text }
     }
 
     /// Protocol Error.
     pub const fn protocol(text: &'static str) -> Self {
-        Self { code: 0x82, text }
+        Self { code: ReasonCode::ProtocolError, text }
     }
 }
 
@@ -61,7 +62,10 @@ pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault
             let from = 2 + place;
             let length = from + remaining;
             if length > length_max {
-                return Err(Fault { code: 0x95, text: "the packet is larger than the maximum packet size" });
+                return Err(Fault {
+                    code: ReasonCode::PacketTooLarge,
+                    text: "the packet is larger than the maximum packet size",
+                });
             }
             return Ok(bytes.get(from..length).map(|body| Frame { first, body, length }));
         }
@@ -148,14 +152,14 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
         return Err(if is_v5 {
             Fault::protocol("the topic name is empty and no alias stands for it")
         } else {
-            Fault { code: 0x90, text: "the topic name is empty" }
+            Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name is empty" }
         });
     }
     found.payload = rest.0;
     Ok(found)
 }
 
-const WILDCARD: Fault = Fault { code: 0x90, text: "the topic name holds a wildcard" };
+const WILDCARD: Fault = Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name holds a wildcard" };
 
 fn is_wildcard(byte: u8) -> bool {
     matches!(byte, b'+' | b'#')
@@ -167,7 +171,7 @@ pub fn check_topic(topic: &str) -> Result<(), Fault> {
         return Err(WILDCARD);
     }
     if topic.is_empty() || topic.contains('\0') {
-        return Err(Fault { code: 0x90, text: "the topic name is empty or holds U+0000" });
+        return Err(Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name is empty or holds U+0000" });
     }
     Ok(())
 }
@@ -216,15 +220,16 @@ fn push_codes(out: &mut Vec<u8>, first: u8, packet_id: u16, is_v5: bool, codes: 
     push_varint(out, 2 + usize::from(is_v5) + codes.len());
     out.extend_from_slice(&packet_id.to_be_bytes());
     if is_v5 {
+        // No properties.
         out.push(0);
     }
     out.extend_from_slice(codes);
 }
 
 /// Appends an acknowledgement of MQTT 5 with a reason code.
-pub fn push_ack_with(out: &mut Vec<u8>, kind: u8, packet_id: u16, code: u8) {
+pub fn push_ack_with(out: &mut Vec<u8>, kind: u8, packet_id: u16, code: ReasonCode) {
     let [high, low] = packet_id.to_be_bytes();
-    out.extend_from_slice(&[kind, 3, high, low, code]);
+    out.extend_from_slice(&[kind, 3, high, low, code.value()]);
 }
 
 /// Reads the packet id and the reason code of an acknowledgement (PUBACK to PUBCOMP, both versions).
@@ -327,11 +332,11 @@ pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault, packet_bytes_max: usize)
     // Texts are our own and short, so that each length fits one byte.
     debug_assert!(text.len() < 100);
     if text.len() + 7 > packet_bytes_max {
-        out.extend_from_slice(&[0xE0, 1, fault.code]);
+        out.extend_from_slice(&[0xE0, 1, fault.code.value()]);
         return;
     }
     let length = text.len() as u8;
-    out.extend_from_slice(&[0xE0, length + 5, fault.code, length + 3, 0x1F, 0, length]);
+    out.extend_from_slice(&[0xE0, length + 5, fault.code.value(), length + 3, 0x1F, 0, length]);
     out.extend_from_slice(text);
 }
 
@@ -372,7 +377,7 @@ mod tests {
     fn a_frame_is_awaited_but_never_beyond_the_maximum() {
         let bytes = packet(0x30, &[0; 50]);
         assert_eq!(frame(&bytes[..20], 100), Ok(None));
-        assert_eq!(frame(&bytes[..2], 51).map_err(|fault| fault.code), Err(0x95));
+        assert_eq!(frame(&bytes[..2], 51).map_err(|fault| fault.code), Err(ReasonCode::PacketTooLarge));
         assert!(frame(&[0x30, 0x80, 0x80, 0x80, 0x80, 1], 100).is_err());
         assert_eq!((length(&bytes[..2]), length(&[0x30, 0x80]), length(&[0x30])), (Some(52), None, None));
         assert_eq!(length(&[0x30, 0x80, 0x80, 0x80, 0x80, 1]), None);
@@ -380,7 +385,7 @@ mod tests {
 
     #[test]
     fn what_the_specification_forbids_is_refused_with_its_code() {
-        let code = |first: u8, body: &[u8]| publish(first, body, true).err().map(|fault| fault.code);
+        let code = |first: u8, body: &[u8]| publish(first, body, true).err().map(|fault| fault.code.value());
         assert_eq!(code(0x36, b"\x00\x01a\x00\x01\x00"), Some(0x81), "QoS 3");
         assert_eq!(code(0x38, b"\x00\x01a\x00"), Some(0x81), "DUP at QoS 0");
         assert_eq!(code(0x32, b"\x00\x01a\x00\x00\x00"), Some(0x82), "packet id 0");

@@ -3,6 +3,7 @@
 use super::super::acl::Rights;
 use super::super::group::Group;
 use super::super::outbound::{Outbound, Subscription};
+use super::super::reason::ReasonCode;
 use super::super::registry::{Key, Session};
 use super::super::wire::{self, Fault};
 use super::{Inbound, Shared};
@@ -20,21 +21,14 @@ impl Inbound {
         let mut codes = Vec::with_capacity(wanted.len());
         for (number, wanted) in wanted.iter().enumerate() {
             if number >= shared.config.subscriptions_max {
-                codes.push(if self.is_v5() { 0x97 } else { 0x80 });
+                codes.push(ReasonCode::QuotaExceeded.suback(self.is_v5()));
                 continue;
             }
             let subscription = Subscription { filter: wanted.filter.to_owned(), qos: wanted.qos.min(1), id };
             let qos = subscription.qos;
             codes.push(match self.subscribe_one(shared, subscription, wanted.retain_handling) {
                 Ok(()) => qos,
-                // Failure is all that 3.1.1 can say.
-                Err(code) => {
-                    if self.is_v5() {
-                        code
-                    } else {
-                        0x80
-                    }
-                }
+                Err(code) => code.suback(self.is_v5()),
             });
         }
         let wait_for = self.settle(shared);
@@ -44,20 +38,25 @@ impl Inbound {
     }
 
     /// The error is the reason code of SUBACK.
-    fn subscribe_one(&mut self, shared: &Shared, subscription: Subscription, retain_handling: u8) -> Result<(), u8> {
+    fn subscribe_one(
+        &mut self,
+        shared: &Shared,
+        subscription: Subscription,
+        retain_handling: u8,
+    ) -> Result<(), ReasonCode> {
         if subscription.filter.len() > shared.config.topic_max {
             let start = super::start_of(&subscription.filter);
             shared.refuse_client(&self.device, &start, Refusal::Limit, "the topic filter is longer than topic_max");
-            return Err(0x8F);
+            return Err(ReasonCode::TopicFilterInvalid);
         }
-        let (_, filter) = split_share(&subscription.filter).ok_or(0x8F_u8)?;
+        let (_, filter) = split_share(&subscription.filter).ok_or(ReasonCode::TopicFilterInvalid)?;
         if Filter::parse(filter).is_none() {
-            return Err(0x8F);
+            return Err(ReasonCode::TopicFilterInvalid);
         }
         if !self.rights.may_subscribe(filter) {
             let why = "neither a rule (acl) nor the proven name lets this client subscribe to this filter";
             shared.count_refused(&self.device, Cause::Subscribe, filter, why);
-            return Err(0x87);
+            return Err(ReasonCode::NotAuthorized);
         }
         let outbound = &mut self.session.outbound;
         let is_new = !outbound.has(&subscription.filter);
@@ -76,11 +75,11 @@ impl Inbound {
                 filter,
                 "this client has too many subscriptions; see subscriptions_max and sessions_bytes_per_name_max",
             );
-            return Err(0x97);
+            return Err(ReasonCode::QuotaExceeded);
         }
         let group = subscription.filter.starts_with("$share/").then(|| shared.group(&subscription.filter));
         let written = subscription.filter.clone();
-        outbound.subscribe(subscription, group, &shared.local).ok_or(0x8F_u8)?;
+        outbound.subscribe(subscription, group, &shared.local).ok_or(ReasonCode::TopicFilterInvalid)?;
         let wants_last = retain_handling == 0 || (retain_handling == 1 && is_new);
         if wants_last {
             outbound.tell_last_values(&written);
@@ -103,7 +102,8 @@ impl Inbound {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in &filters {
             let is_there = shared.end_subscription(&self.key, &mut self.session, filter);
-            codes.push(if is_there { 0 } else { 0x11 });
+            let code = if is_there { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted };
+            codes.push(code.value());
         }
         let wait_for = self.settle(shared);
         let mut bytes = Vec::new();

@@ -1,0 +1,80 @@
+//! MQTT reason codes (MQTT 5, section 2.4) and the return codes of CONNACK in MQTT 3.1.1.
+//!
+//! Invariant: what the gateway answers is chosen as a [`ReasonCode`]; a client of MQTT 3.1.1 gets what corresponds to it.
+
+/// A reason code of MQTT 5, with its value on the wire. Those that the gateway never sends are not listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the names are those of the standard")]
+pub enum ReasonCode {
+    Success = 0x00,
+    NoSubscriptionExisted = 0x11,
+    /// In MQTT 3.1.1 the only code of a SUBACK that refuses a filter.
+    UnspecifiedError = 0x80,
+    MalformedPacket = 0x81,
+    ProtocolError = 0x82,
+    ImplementationSpecificError = 0x83,
+    UnsupportedProtocolVersion = 0x84,
+    ClientIdentifierNotValid = 0x85,
+    BadUserNameOrPassword = 0x86,
+    NotAuthorized = 0x87,
+    ServerBusy = 0x89,
+    ServerShuttingDown = 0x8B,
+    BadAuthenticationMethod = 0x8C,
+    KeepAliveTimeout = 0x8D,
+    SessionTakenOver = 0x8E,
+    TopicFilterInvalid = 0x8F,
+    TopicNameInvalid = 0x90,
+    PacketIdentifierNotFound = 0x92,
+    ReceiveMaximumExceeded = 0x93,
+    TopicAliasInvalid = 0x94,
+    PacketTooLarge = 0x95,
+    QuotaExceeded = 0x97,
+    ConnectionRateExceeded = 0x9F,
+}
+
+impl ReasonCode {
+    /// Returns the byte that stands for the code on the wire.
+    pub const fn value(self) -> u8 {
+        self as u8
+    }
+
+    /// Returns the byte that refuses a filter in SUBACK.
+    pub(super) const fn suback(self, is_v5: bool) -> u8 {
+        if is_v5 { self.value() } else { Self::UnspecifiedError.value() }
+    }
+}
+
+/// A return code of CONNACK in MQTT 3.1.1 (section 3.2.2.3), with its value on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum ConnectReturnCode {
+    Accepted = 0,
+    UnacceptableProtocolVersion = 1,
+    IdentifierRejected = 2,
+    ServerUnavailable = 3,
+    BadUserNameOrPassword = 4,
+    NotAuthorized = 5,
+}
+
+impl ConnectReturnCode {
+    /// Returns the byte that stands for the code on the wire.
+    pub(super) const fn value(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<ReasonCode> for ConnectReturnCode {
+    fn from(code: ReasonCode) -> Self {
+        match code {
+            ReasonCode::Success => Self::Accepted,
+            ReasonCode::UnsupportedProtocolVersion => Self::UnacceptableProtocolVersion,
+            ReasonCode::ClientIdentifierNotValid => Self::IdentifierRejected,
+            ReasonCode::QuotaExceeded | ReasonCode::ServerBusy | ReasonCode::ConnectionRateExceeded => {
+                Self::ServerUnavailable
+            }
+            ReasonCode::BadUserNameOrPassword => Self::BadUserNameOrPassword,
+            _ => Self::NotAuthorized,
+        }
+    }
+}
