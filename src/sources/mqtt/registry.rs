@@ -12,21 +12,20 @@
 //! that were open when it was written; the row `exchanges` says up to which offsets that is
 //! all, and a start looks at the records behind these.
 
-mod enter;
 mod open;
 mod stored;
 mod table;
+mod takeover;
 mod wills;
 mod writer;
 
-pub use enter::{Entered, NoSession, Quotas, Wish};
 pub use stored::will_bytes;
+pub use takeover::{NoSession, OpenedSession, Quotas, SessionRequest, SlotGuard};
 pub use wills::Due;
 
 use super::group::{GroupNote, Groups};
 use super::outbound::{Outbound, Progress, Subscription};
 use super::will::Will;
-use crate::clock;
 use crate::ingest::Taken;
 use crate::journal::{Change, Journal, Notes, Waiter};
 use crate::memory::Permit;
@@ -36,8 +35,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stored::GroupId;
-use table::{Entry, Leftover, Row, Table, Unwritten, Waiting};
-use tokio::sync::{Notify, watch};
+use table::{Row, Table, Unwritten};
+use tokio::sync::watch;
 
 /// So many events may pass before that is noted again: what a start looks at once more.
 const NOTE_AFTER_EVENTS: u64 = 200_000;
@@ -45,8 +44,6 @@ const NOTE_AFTER_EVENTS: u64 = 200_000;
 const NOTE_AFTER: Duration = Duration::from_secs(5);
 /// How long to wait before trying a disk again that failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a connection that is taken over may take to leave.
-const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long redeliveries of a client are recognised after its connection: as long as most clients take to return.
 const REDELIVERY_FOR: Duration = Duration::from_secs(300);
 /// Session expiry that means never (MQTT 5, section 3.1.2.11.2).
@@ -99,41 +96,6 @@ pub struct LaterWill {
     pub delay: Duration,
     /// What is stored of it.
     pub stored: Vec<u8>,
-}
-
-/// The place of a connected client.
-#[derive(Debug, Default)]
-struct Seat {
-    /// Rings when another connection takes over.
-    taken_over: Notify,
-    has_left: watch::Sender<bool>,
-}
-
-/// Has the place of a client. However that ends, the place is free again: without a session to
-/// leave, the next connection goes on from what the journal has of it.
-#[derive(Debug)]
-pub struct Place {
-    registry: Arc<Registry>,
-    key: Key,
-    seat: Arc<Seat>,
-}
-
-impl Place {
-    /// Returns when another connection wants the place. Safe to drop half-way.
-    pub async fn taken_over(&self) {
-        self.seat.taken_over.notified().await;
-    }
-
-    /// Leaves the place, and the session to the next connection; `later` is a will that waits.
-    pub fn leave(self, session: Box<Session>, later: Option<LaterWill>) {
-        self.registry.vacate(&self.key, &self.seat, Some((session, later)));
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.registry.vacate(&self.key, &self.seat, None);
-    }
 }
 
 /// What a connection works with and leaves behind.
@@ -199,70 +161,6 @@ impl Registry {
         self.table.lock()
     }
 
-    /// Frees a place, if it is still this one's, and keeps what is not on the disk of the session.
-    fn vacate(&self, key: &Key, seat: &Arc<Seat>, left: Option<(Box<Session>, Option<LaterWill>)>) {
-        let mut table = self.table();
-        let is_ours = |entry: &Entry| entry.seat.as_ref().is_some_and(|known| Arc::ptr_eq(known, seat));
-        if !table.clients.get(key).is_some_and(is_ours) {
-            return;
-        }
-        let (key, mut entry) = table.take(key);
-        let now = clock::instant();
-        entry.seat = None;
-        entry.left_at = Some(now);
-        if let Some((session, later)) = left {
-            self.put_to_sleep(&mut table, &key, &mut entry, *session, later);
-        }
-        if entry.row.as_ref().is_some_and(|row| row.expiry == 0)
-            && let Some(row) = entry.row.take()
-        {
-            entry.unwritten = None;
-            table.forget(&key, row);
-        }
-        if entry.unwritten.is_some() {
-            table.changed.insert(key.clone());
-        }
-        if entry.row.is_some() || entry.leftover.is_some() {
-            table.clients.insert(key, entry);
-        }
-        table.trim_leftovers(now);
-        drop(table);
-        seat.has_left.send_replace(true);
-    }
-
-    /// Takes over from a connection what is to be written of its session.
-    fn put_to_sleep(
-        &self,
-        table: &mut Table,
-        key: &Key,
-        entry: &mut Entry,
-        mut session: Session,
-        later: Option<LaterWill>,
-    ) {
-        session.outbound.rest();
-        if let Some(row) = &mut entry.row {
-            row.expiry = session.expiry;
-            if row.expiry > 0 {
-                let unwritten = entry.unwritten.get_or_insert_default();
-                unwritten.content.progress = session.outbound.progress();
-                if let Some(LaterWill { delay, stored }) = later {
-                    unwritten.changes.push(Change::Put(stored::will_row(row.number), stored));
-                    entry.will = Waiting::Pending(delay);
-                    self.want(table);
-                } else if entry.will == Waiting::None {
-                    table.release_will(row);
-                }
-            }
-        }
-        keep_groups(table, key.source(), session.outbound.group_notes());
-        let is_awaited = entry.unwritten.as_ref().is_some_and(|unwritten| !unwritten.content.exchanges.is_empty());
-        if !session.unanswered.is_empty() || is_awaited {
-            let Session { unanswered, waiter, permit, .. } = session;
-            let leftover = Leftover { unanswered: unanswered.into(), waiter, permit };
-            table.keep_leftover(key, entry, leftover, clock::instant());
-        }
-    }
-
     /// Changes what is to be written of a connected client's session; what is returned has to be written before an
     /// answer may leave that says so.
     fn change(&self, key: &Key, is_urgent: bool, change: impl FnOnce(&mut Table, &mut Row, &mut Unwritten)) -> u64 {
@@ -277,12 +175,12 @@ impl Registry {
         if !is_urgent || !has_row {
             return 0;
         }
-        self.want(&mut table)
+        self.request_write(&mut table)
     }
 
     /// Whether a client has a connection.
     pub fn is_connected(&self, key: &Key) -> bool {
-        self.table().clients.get(key).is_some_and(|entry| entry.seat.is_some())
+        self.table().clients.get(key).is_some_and(|entry| entry.slot.is_some())
     }
 
     /// To be held from before a QoS 2 publish is handed in until it is remembered.

@@ -8,7 +8,7 @@ use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGE
 use super::login::Users;
 use super::outbound::{Limits, Ready, Wire};
 use super::reason::ReasonCode;
-use super::registry::{Entered, Key, LaterWill, NoSession, Place, Session, Wish, will_bytes};
+use super::registry::{Key, LaterWill, NoSession, OpenedSession, Session, SessionRequest, SlotGuard, will_bytes};
 use super::room::{MOST_MEMORY, NO_MEMORY, Room};
 use super::will::{Spoken, Stored, Will};
 use super::wire::{self, Fault};
@@ -172,8 +172,8 @@ struct Connection<'s> {
 }
 
 /// A client that is let in.
-struct Guest {
-    place: Place,
+struct ConnectedClient {
+    slot: SlotGuard,
     identity: Identity,
     inbound: Inbound,
     /// How long without a packet is too long; `None` without keep-alive.
@@ -218,15 +218,15 @@ impl<'s> Connection<'s> {
             () = evicted(eviction) => return self.shared.refuse(self.peer, Claim::default(), Refusal::Memory, EVICTED),
             connect = Box::pin(self.connect_and_log_in()) => connect,
         };
-        let Some(mut guest) = connect else { return Box::pin(self.close(None)).await };
-        let end = Box::pin(self.work(&mut guest, &mut shutdown)).await;
-        Box::pin(self.leave(guest, end)).await;
+        let Some(mut client) = connect else { return Box::pin(self.close(None)).await };
+        let end = Box::pin(self.work(&mut client, &mut shutdown)).await;
+        Box::pin(self.end_session(client, end)).await;
     }
 
-    /// Gives back the client's place and session, and speaks its will if it died.
-    async fn leave(mut self, guest: Box<Guest>, end: End) {
+    /// Releases the client's slot, keeps its session, and publishes its will unless it disconnected normally.
+    async fn end_session(mut self, client: Box<ConnectedClient>, end: End) {
         let shared = self.shared;
-        let Guest { place, identity, mut inbound, .. } = *guest;
+        let ConnectedClient { slot, identity, mut inbound, .. } = *client;
         inbound.device.gone();
         // Before its client can connect again: it counts once.
         inbound.room.permit().leave();
@@ -256,7 +256,7 @@ impl<'s> Connection<'s> {
             let delay = delay.min(expiry);
             LaterWill { delay, stored: Stored::new(spoken, delay, &inbound.client, self.peer, &identity).bytes() }
         });
-        place.leave(session, later);
+        slot.release(session, later);
         let client = inbound.client.clone();
         // Somebody waits for its memory; for whoever else ends, it covers the rest too.
         let covered = (fault != Some(MOST_MEMORY)).then_some(inbound);
@@ -291,7 +291,7 @@ impl<'s> Connection<'s> {
     }
 
     /// Waits for CONNECT and answers it; `None` if the client is not let in.
-    async fn connect_and_log_in(&mut self) -> Option<Box<Guest>> {
+    async fn connect_and_log_in(&mut self) -> Option<Box<ConnectedClient>> {
         let shared = self.shared;
         let Ok(hello) = tokio::time::timeout(shared.config.connect_wait_max.0, self.connect()).await else {
             shared.refuse(self.peer, Claim::default(), Refusal::Protocol, "no CONNECT in time");
@@ -301,13 +301,13 @@ impl<'s> Connection<'s> {
         let (client, user) = (hello.client.clone(), hello.user.clone().unwrap_or_default());
         // From here on the client waits for the gateway, and not the other way round.
         let let_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.let_in(hello))).await;
-        let mut guest = let_in.unwrap_or_else(|_| {
+        let mut client = let_in.unwrap_or_else(|_| {
             let claim = Claim { sender: Sender { client: &client, user: &user, proven_by: None }, what: "" };
             shared.refuse(self.peer, claim, Refusal::Limit, "too many logins wait before this one");
             None
         })?;
-        guest.inbound.room.give(self.hello_bytes);
-        Some(guest)
+        client.inbound.room.give(self.hello_bytes);
+        Some(client)
     }
 
     /// Waits for CONNECT; `None` if it is none.
@@ -365,7 +365,7 @@ impl<'s> Connection<'s> {
         }
     }
 
-    async fn let_in(&mut self, mut hello: Hello) -> Option<Box<Guest>> {
+    async fn let_in(&mut self, mut hello: Hello) -> Option<Box<ConnectedClient>> {
         let is_assigned = hello.client.is_empty();
         if is_assigned && (hello.is_clean || hello.protocol == Protocol::V5) {
             hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
@@ -382,11 +382,11 @@ impl<'s> Connection<'s> {
                 // denied the topic of its will.
                 (user, denied) = (identity.name().to_owned(), Cause::Will);
                 proven_by = identity.sender(&hello.client).proven_by;
-                self.enter(&hello, identity).await.map_err(|(code, why)| (code, Cow::Borrowed(why)))
+                self.open_session(&hello, identity).await.map_err(|(code, why)| (code, Cow::Borrowed(why)))
             }
             Err(refused) => Err(refused),
         };
-        let (guest, is_present, expiry) = match entered {
+        let (client, is_present, expiry) = match entered {
             Ok(entered) => entered,
             Err((code, why)) => {
                 let sender = Sender { client: &hello.client, user: &user, proven_by };
@@ -405,7 +405,7 @@ impl<'s> Connection<'s> {
         self.output.extend(connack(hello.protocol, self.shared, &welcome));
         // A client that is gone again is found by the first read.
         let _ = self.flush().await;
-        Some(guest)
+        Some(client)
     }
 
     /// Who the client is; or why it is not let in.
@@ -471,12 +471,12 @@ impl<'s> Connection<'s> {
         proof.ok_or((ReasonCode::BadUserNameOrPassword, "user name or password is wrong"))
     }
 
-    /// Takes the client's place and its session, under the rights that are in force by now.
-    async fn enter(
+    /// Takes over the client's slot and opens its session, with the rights that are in force now.
+    async fn open_session(
         &mut self,
         hello: &Hello,
         identity: Identity,
-    ) -> Result<(Box<Guest>, bool, u32), (ReasonCode, &'static str)> {
+    ) -> Result<(Box<ConnectedClient>, bool, u32), (ReasonCode, &'static str)> {
         let shared = self.shared;
         let newest = Arc::clone(&self.newest.borrow().shared);
         let rights = newest.rights(&identity, self.peer);
@@ -494,7 +494,7 @@ impl<'s> Connection<'s> {
         let room = self.room.as_mut().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
         room.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
         let expiry = shared.config.expiry_within(hello.expiry);
-        let (place, mut session, is_present) = self.take_session(&key, hello, &identity, (&party, expiry)).await?;
+        let (slot, mut session, is_present) = self.take_over(&key, hello, &identity, (&party, expiry)).await?;
         let (ended, wait_for) = newest.end_subscriptions(&key, &mut session, &rights);
         self.noted(wait_for).await?;
         session.will = match hello.will.clone().zip(way) {
@@ -520,7 +520,7 @@ impl<'s> Connection<'s> {
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
         let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
         let silence_max = (hello.keep_alive > 0).then_some(silence);
-        Ok((Box::new(Guest { place, identity, inbound, silence_max }), is_present, expiry))
+        Ok((Box::new(ConnectedClient { slot, identity, inbound, silence_max }), is_present, expiry))
     }
 
     /// The will of a client, with the memory that it takes until it is due.
@@ -530,20 +530,20 @@ impl<'s> Connection<'s> {
         Ok(Will { route: Arc::new(route), delay: spoken.delay, spoken, permit })
     }
 
-    /// The place and the session of a client; what was begun or has ended of it is on the disk.
-    async fn take_session(
+    /// Returns the client's slot and session, once a session that was created or discarded is on the disk.
+    async fn take_over(
         &self,
         key: &Key,
         hello: &Hello,
         identity: &Identity,
         (party, expiry): (&Party, u32),
-    ) -> Result<(Place, Box<Session>, bool), (ReasonCode, &'static str)> {
+    ) -> Result<(SlotGuard, Box<Session>, bool), (ReasonCode, &'static str)> {
         let shared = self.shared;
         let waits = |will: &&Spoken| expiry > 0 && !will.delay.is_zero();
         let stored = |will: &Spoken| {
             will_bytes(Stored::new(will.clone(), will.delay, &hello.client, self.peer, identity).bytes().len())
         };
-        let wish = Wish {
+        let request = SessionRequest {
             user: identity.name(),
             share: &party.to_string(),
             is_clean: hello.is_clean,
@@ -551,15 +551,15 @@ impl<'s> Connection<'s> {
             will_bytes: hello.will.as_ref().filter(waits).map_or(0, stored),
             quotas: shared.config.session_quotas(),
         };
-        let entered = shared.registry.enter(key, wish).await;
-        let Entered { place, session, is_present, wait_for } = entered.map_err(|error| match error {
+        let entered = shared.registry.open_session(key, request).await;
+        let OpenedSession { slot, session, is_present, wait_for } = entered.map_err(|error| match error {
             NoSession::TooMany(why) => (ReasonCode::QuotaExceeded, why),
             NoSession::NoDisk => (ReasonCode::QuotaExceeded, "the disk is down to disk_reserve; no session is kept"),
             NoSession::Stuck => (ReasonCode::ServerBusy, "the connection that has the client id does not end"),
             NoSession::Unreadable => (ReasonCode::ServerBusy, "the disk does not give back the session"),
         })?;
         self.noted(wait_for).await?;
-        Ok((place, session, is_present))
+        Ok((slot, session, is_present))
     }
 
     /// Waits for the notes of sessions: what is promised is on the disk before.
@@ -577,9 +577,9 @@ impl<'s> Connection<'s> {
     }
 
     /// Works until the connection ends.
-    async fn work(&mut self, guest: &mut Guest, shutdown: &mut Shutdown) -> End {
+    async fn work(&mut self, client: &mut ConnectedClient, shutdown: &mut Shutdown) -> End {
         let shared = self.shared;
-        let Guest { place, identity, inbound, silence_max } = guest;
+        let ConnectedClient { slot, identity, inbound, silence_max } = client;
         let mut heard_at = clock::instant();
         let alarm = tokio::time::sleep(next_look(*silence_max, inbound, Duration::ZERO));
         tokio::pin!(alarm);
@@ -616,7 +616,7 @@ impl<'s> Connection<'s> {
             tokio::select! {
                 biased;
                 () = shutdown.begun() => return End::Fault(SHUTTING_DOWN),
-                () = place.taken_over() => return End::Fault(TAKEN_OVER),
+                () = slot.taken_over() => return End::Fault(TAKEN_OVER),
                 () = eviction.begun() => {
                     return End::Fault(if eviction.is_for_memory() { MOST_MEMORY } else { CROWDED_OUT });
                 }

@@ -4,7 +4,8 @@
 //! on the disk of it.
 
 use super::stored::{self, Content, GroupId, head_bytes};
-use super::{Key, NEVER, NoSession, Quotas, REDELIVERY_FOR, Seat, Unanswered, Wish};
+use super::takeover::ConnectionSlot;
+use super::{Key, NEVER, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
 use crate::journal::{Change, Waiter};
 use crate::memory::Permit;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -63,7 +64,7 @@ pub(super) enum Waiting {
 
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    pub(super) seat: Option<Arc<Seat>>,
+    pub(super) slot: Option<Arc<ConnectionSlot>>,
     pub(super) left_at: Option<Instant>,
     pub(super) row: Option<Row>,
     pub(super) unwritten: Option<Box<Unwritten>>,
@@ -176,31 +177,36 @@ impl Table {
     }
 
     /// Whether the quotas have room for what a client wishes, where `before` is its session so far.
-    pub(super) fn admits(&self, key: &Key, wish: &Wish<'_>, before: Option<&Row>) -> Result<(), NoSession> {
-        let is_kept = before.is_some() && !wish.is_clean;
+    pub(super) fn admits(
+        &self,
+        key: &Key,
+        request: &SessionRequest<'_>,
+        before: Option<&Row>,
+    ) -> Result<(), NoSession> {
+        let is_kept = before.is_some() && !request.is_clean;
         let (freed, freed_bytes) = match before {
             Some(row) if is_kept => (0, row.will_bytes),
             Some(row) => (1, row.bytes),
             None => (0, 0),
         };
-        if wish.expiry == 0 {
+        if request.expiry == 0 {
             return Ok(());
         }
-        let new_bytes = if is_kept { 0 } else { head_bytes(key, wish.share) };
+        let new_bytes = if is_kept { 0 } else { head_bytes(key, request.share) };
         if !is_kept {
-            let share = self.shares.get(wish.share).copied().unwrap_or_default();
-            if self.persistent - freed >= wish.quotas.sessions {
+            let share = self.shares.get(request.share).copied().unwrap_or_default();
+            if self.persistent - freed >= request.quotas.sessions {
                 return Err(NoSession::TooMany("there are too many sessions; see sessions_max"));
             }
-            if share.sessions - freed.min(share.sessions) >= wish.quotas.sessions_of_name {
+            if share.sessions - freed.min(share.sessions) >= request.quotas.sessions_of_name {
                 return Err(NoSession::TooMany("this client's name has too many sessions; see sessions_per_name_max"));
             }
         }
-        if new_bytes + wish.will_bytes == 0 {
+        if new_bytes + request.will_bytes == 0 {
             return Ok(());
         }
-        let more = (new_bytes + wish.will_bytes).cast_signed() - freed_bytes.cast_signed();
-        if self.has_bytes(wish.share, more, wish.quotas) {
+        let more = (new_bytes + request.will_bytes).cast_signed() - freed_bytes.cast_signed();
+        if self.has_bytes(request.share, more, request.quotas) {
             Ok(())
         } else {
             Err(NoSession::TooMany(
@@ -240,10 +246,10 @@ impl Table {
             let (key, left_at) = (key.clone(), *left_at);
             self.left.pop_front();
             let Some(mut entry) = self.clients.remove(&key) else { continue };
-            if entry.left_at == Some(left_at) && entry.seat.is_none() {
+            if entry.left_at == Some(left_at) && entry.slot.is_none() {
                 self.take_leftover(&mut entry);
             }
-            if entry.seat.is_some() || entry.row.is_some() || entry.leftover.is_some() {
+            if entry.slot.is_some() || entry.row.is_some() || entry.leftover.is_some() {
                 self.clients.insert(key, entry);
             }
         }
@@ -259,7 +265,7 @@ impl Table {
             let (Some(row), Some(left_at)) = (&entry.row, entry.left_at) else { return false };
             let expiry = Duration::from_secs(row.expiry.into());
             let is_over = row.expiry != NEVER && now.duration_since(left_at) >= expiry;
-            entry.seat.is_none() && is_over && (entry.will == Waiting::None || !has_listener(key))
+            entry.slot.is_none() && is_over && (entry.will == Waiting::None || !has_listener(key))
         };
         self.clients.iter().filter(|(key, entry)| is_over(key, entry)).map(|(key, _)| key.clone()).collect()
     }

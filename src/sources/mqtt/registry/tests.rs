@@ -1,6 +1,9 @@
 //! The registry on a real journal.
 
+use super::table::Entry;
+use super::takeover::LEAVE_WAIT_MAX;
 use super::*;
+use crate::clock;
 use crate::journal::{Config, RealDisk, Seal};
 
 fn open(folder: &std::path::Path) -> Arc<Registry> {
@@ -12,8 +15,8 @@ fn open(folder: &std::path::Path) -> Arc<Registry> {
 
 const QUOTAS: Quotas = Quotas { sessions: 10, sessions_of_name: 3, bytes: 1 << 20, bytes_of_name: 10_000 };
 
-fn wish(share: &str, expiry: u32) -> Wish<'_> {
-    Wish { user: "", share, is_clean: false, expiry, will_bytes: 0, quotas: QUOTAS }
+fn request(share: &str, expiry: u32) -> SessionRequest<'_> {
+    SessionRequest { user: "", share, is_clean: false, expiry, will_bytes: 0, quotas: QUOTAS }
 }
 
 fn subscription(filter: &str) -> Subscription {
@@ -51,7 +54,7 @@ async fn a_connection_that_ends_half_way_frees_its_place_and_keeps_the_session()
     let key = Key::new("devices", None, "press");
     for (expiry, is_present) in [(0, false), (0, false), (60, false), (60, true), (60, true)] {
         let began = clock::instant();
-        let entered = registry.enter(&key, wish("a", expiry)).await.expect("a place");
+        let entered = registry.open_session(&key, request("a", expiry)).await.expect("a session");
         assert_eq!(entered.is_present, is_present);
         assert!(clock::instant().duration_since(began) < LEAVE_WAIT_MAX / 2, "nobody is waited for");
         // Never left: the task was cancelled, or panicked.
@@ -66,7 +69,7 @@ async fn a_sleeping_session_is_on_the_disk_alone_and_comes_back_whole() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let key = Key::new("devices", Some("press"), "panel");
     let registry = open(folder.path());
-    let entered = registry.enter(&key, wish("press", 60)).await.expect("a place");
+    let entered = registry.open_session(&key, request("press", 60)).await.expect("a session");
     written(&registry, entered.wait_for).await;
     for (filter, is_new) in [("b/#", true), ("a/+", true), ("b/#", false)] {
         assert!(registry.subscribed(&key, &subscription(filter), is_new, QUOTAS));
@@ -75,7 +78,7 @@ async fn a_sleeping_session_is_on_the_disk_alone_and_comes_back_whole() {
     written(&registry, wait_for).await;
     let number = entered.session.number;
     drop(entered);
-    let wait_for = registry.want(&mut registry.table());
+    let wait_for = registry.request_write(&mut registry.table());
     written(&registry, wait_for).await;
     let bytes = {
         let table = registry.table();
@@ -88,13 +91,16 @@ async fn a_sleeping_session_is_on_the_disk_alone_and_comes_back_whole() {
     let registry = open(folder.path());
     let counted = registry.table().bytes;
     assert_eq!((counted, registry.persistent()), (bytes, 1), "counted as before");
-    let entered = registry.enter(&key, wish("press", 60)).await.expect("a place");
+    let entered = registry.open_session(&key, request("press", 60)).await.expect("a session");
     assert!(entered.is_present && entered.session.number == number);
     assert_eq!(entered.session.outbound.subscriptions(), [subscription("a/+"), subscription("b/#")]);
     assert_eq!(entered.session.outbound.progress().last_id, 77);
     drop(entered);
     let other = Key::new("devices", Some("robot"), "panel");
-    assert!(!registry.enter(&other, wish("robot", 60)).await.expect("a place").is_present, "it is somebody else's");
+    assert!(
+        !registry.open_session(&other, request("robot", 60)).await.expect("a session").is_present,
+        "it is somebody else's"
+    );
     registry.close();
 }
 
@@ -104,14 +110,16 @@ async fn each_name_has_its_share_and_gets_it_back() {
     let registry = open(folder.path());
     let client = |number: usize| Key::new("devices", Some("press"), &number.to_string());
     for number in 0..3 {
-        drop(registry.enter(&client(number), wish("press", 60)).await.expect("a place"));
+        drop(registry.open_session(&client(number), request("press", 60)).await.expect("a session"));
     }
-    let refused = registry.enter(&client(3), wish("press", 60)).await.expect_err("one too many");
+    let refused = registry.open_session(&client(3), request("press", 60)).await.expect_err("one too many");
     assert!(matches!(refused, NoSession::TooMany(why) if why.contains("sessions_per_name_max")), "{refused:?}");
-    drop(registry.enter(&client(3), wish("press", 0)).await.expect("a session that ends with its connection"));
+    drop(
+        registry.open_session(&client(3), request("press", 0)).await.expect("a session that ends with its connection"),
+    );
     let other = Key::new("devices", Some("robot"), "0");
-    drop(registry.enter(&other, wish("robot", 60)).await.expect("another name has a share of its own"));
-    let entered = registry.enter(&client(0), wish("press", 60)).await.expect("its own session");
+    drop(registry.open_session(&other, request("robot", 60)).await.expect("another name has a share of its own"));
+    let entered = registry.open_session(&client(0), request("press", 60)).await.expect("its own session");
     let long = "x".repeat(1000);
     let takes =
         |number: usize| registry.subscribed(&client(0), &subscription(&format!("{number}{long}")), true, QUOTAS);
@@ -121,7 +129,12 @@ async fn each_name_has_its_share_and_gets_it_back() {
     assert!(takes(0), "what was given back can be had again");
     drop(entered);
     // A clean start with no expiry ends it.
-    drop(registry.enter(&client(0), Wish { is_clean: true, ..wish("press", 0) }).await.expect("a place"));
-    drop(registry.enter(&client(3), wish("press", 60)).await.expect("there is room again"));
+    drop(
+        registry
+            .open_session(&client(0), SessionRequest { is_clean: true, ..request("press", 0) })
+            .await
+            .expect("a session"),
+    );
+    drop(registry.open_session(&client(3), request("press", 60)).await.expect("there is room again"));
     registry.close();
 }

@@ -29,7 +29,7 @@ impl Registry {
             if due.len() >= max {
                 break;
             }
-            let (Waiting::Pending(delay), None, Some(row)) = (entry.will, &entry.seat, &entry.row) else { continue };
+            let (Waiting::Pending(delay), None, Some(row)) = (entry.will, &entry.slot, &entry.row) else { continue };
             let asleep_for = entry.left_at.map_or(Duration::ZERO, |at| now.duration_since(at));
             if asleep_for >= delay && key.source() == source {
                 entry.will = Waiting::Due;
@@ -41,7 +41,7 @@ impl Registry {
 
     /// The stored form of a will that is due; `None` if it is gone.
     pub async fn will(self: &Arc<Self>, due: &Due) -> Result<Option<Vec<u8>>, JournalError> {
-        let wait_for = self.want(&mut self.table());
+        let wait_for = self.request_write(&mut self.table());
         if self.written().wait_for(|written| *written >= wait_for).await.is_err() {
             return Ok(None);
         }
@@ -58,11 +58,11 @@ impl Registry {
             && !matches!(entry.will, Waiting::Pending(_))
         {
             entry.will = Waiting::None;
-            if entry.seat.is_none() {
+            if entry.slot.is_none() {
                 table.release_will(row);
             }
             table.removals.push(Change::Remove(stored::will_row(due.number)));
-            self.want(&mut table);
+            self.request_write(&mut table);
         }
         table.clients.insert(key, entry);
     }

@@ -133,7 +133,7 @@ impl Writer {
             let Some(entry) = table.clients.get_mut(&key) else { continue };
             let Some(unwritten) = &mut entry.unwritten else { continue };
             unwritten.changes.drain(..count.min(unwritten.changes.len()));
-            if entry.seat.is_none() && !has_changed && unwritten.changes.is_empty() {
+            if entry.slot.is_none() && !has_changed && unwritten.changes.is_empty() {
                 entry.unwritten = None;
             }
         }

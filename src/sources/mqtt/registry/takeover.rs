@@ -1,0 +1,348 @@
+//! Session takeover: how a connection gets its client's slot and session, and how it gives them back.
+//!
+//! Promise: a client has one connection at a time. A newer connection asks the older one to end and waits until it has
+//! released the slot (MQTT 5, section 3.1.4; reason code *Session taken over*).
+//! Invariant: however a connection ends, its slot becomes free.
+
+use super::stored::{self, Content, Head};
+use super::table::{Entry, Leftover, Table, Waiting};
+use super::{Exchange, Key, LaterWill, Outbound, Registry, Session, Subscription, keep_groups};
+use crate::clock;
+use crate::journal::{Change, JournalError};
+use crate::runtime::spawn_blocking;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// The time that a connection that is taken over may take to release its slot.
+pub(super) const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The connection slot of a client that is connected.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionSlot {
+    /// Notified when a newer connection takes over.
+    taken_over: Notify,
+    is_released: watch::Sender<bool>,
+}
+
+/// Holds the connection slot of a client. Dropping it frees the slot; the next connection then continues with the state
+/// of the session that is in the journal.
+#[derive(Debug)]
+pub struct SlotGuard {
+    registry: Arc<Registry>,
+    key: Key,
+    slot: Arc<ConnectionSlot>,
+}
+
+impl SlotGuard {
+    /// Returns when a newer connection takes over. Safe to drop half-way.
+    pub async fn taken_over(&self) {
+        self.slot.taken_over.notified().await;
+    }
+
+    /// Frees the slot and keeps the session for the next connection. `later` is a will that waits for its delay.
+    pub fn release(self, session: Box<Session>, later: Option<LaterWill>) {
+        self.registry.release_slot(&self.key, &self.slot, Some((session, later)));
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        self.registry.release_slot(&self.key, &self.slot, None);
+    }
+}
+
+/// The result of [`Registry::open_session`].
+#[derive(Debug)]
+pub struct OpenedSession {
+    /// Keeps other connections of the client out.
+    pub slot: SlotGuard,
+    /// The client's session.
+    pub session: Box<Session>,
+    /// Whether the session was there before.
+    pub is_present: bool,
+    /// The write that has to be on the disk before CONNACK; see [`Registry::written`].
+    pub wait_for: u64,
+}
+
+/// Limits of all sessions of all listeners: number, and bytes on the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Quotas {
+    /// Sessions in all.
+    pub sessions: usize,
+    /// Sessions of one proven name, or of one address.
+    pub sessions_of_name: usize,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes of one proven name, or of one address.
+    pub bytes_of_name: u64,
+}
+
+/// The session that CONNECT asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionRequest<'a> {
+    /// The proven or claimed user name, for the log.
+    pub user: &'a str,
+    /// The party that the session is counted for: a proven name, or an address.
+    pub share: &'a str,
+    /// Whether an earlier session is to be discarded (Clean Start).
+    pub is_clean: bool,
+    /// Seconds that the session outlives the connection (Session Expiry Interval).
+    pub expiry: u32,
+    /// Bytes on the disk of a will that may have to wait for its delay; 0 if there is none.
+    pub will_bytes: u64,
+    /// The limits that apply.
+    pub quotas: Quotas,
+}
+
+/// Why a client gets no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSession {
+    /// A limit is reached; the text names the setting.
+    TooMany(&'static str),
+    /// The disk is down to its reserve.
+    NoDisk,
+    /// The earlier connection did not release the slot in time.
+    Stuck,
+    /// The stored session could not be read.
+    Unreadable,
+}
+
+/// The slot of a connection, and what is in memory of its client's session.
+struct OccupiedSlot {
+    slot: SlotGuard,
+    session: Box<Session>,
+    /// Number of an earlier session, and its state where that is not on the disk yet.
+    before: Option<(u64, Option<Content>)>,
+    wait_for: u64,
+}
+
+/// A session as it was read from the disk.
+struct Loaded {
+    content: Option<Content>,
+    subscriptions: Vec<Subscription>,
+}
+
+impl Registry {
+    /// Takes over the slot of a client and opens its session. An earlier connection ends first. Safe to drop half-way.
+    pub async fn open_session(
+        self: &Arc<Self>,
+        key: &Key,
+        request: SessionRequest<'_>,
+    ) -> Result<OpenedSession, NoSession> {
+        let OccupiedSlot { slot, mut session, before, wait_for } = self.take_over(key, request).await?;
+        let Some((number, content)) = before else {
+            return Ok(OpenedSession { slot, session, is_present: false, wait_for });
+        };
+        // Rows that are not written yet are read back below, so they have to be written first.
+        if self.written().wait_for(|written| *written >= wait_for).await.is_err() {
+            return Err(NoSession::Stuck);
+        }
+        let has_head = content.is_some();
+        let (registry, of) = (Arc::clone(self), key.clone());
+        let loaded = spawn_blocking(move || registry.load(&of, number, has_head)).await;
+        let loaded = match loaded {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "could not read a session; refused its client, which can connect again");
+                return Err(NoSession::Unreadable);
+            }
+            Err(_) => return Err(NoSession::Stuck),
+        };
+        let content = content.or(loaded.content).unwrap_or_default();
+        session.number = number;
+        let known = |(id, taken): (&u16, &Option<_>)| (*id, Exchange { taken: *taken, is_of_this_connection: false });
+        session.exchanges = content.exchanges.iter().map(known).collect();
+        session.outbound = Outbound::restore(loaded.subscriptions, &content.progress);
+        let wait_for = self.resume(key, request, content);
+        Ok(OpenedSession { slot, session, is_present: true, wait_for })
+    }
+
+    async fn take_over(self: &Arc<Self>, key: &Key, request: SessionRequest<'_>) -> Result<OccupiedSlot, NoSession> {
+        let deadline = clock::instant() + LEAVE_WAIT_MAX;
+        loop {
+            let mut is_released = {
+                let mut table = self.table();
+                match table.clients.get(key).and_then(|entry| entry.slot.as_ref()) {
+                    None => return self.occupy(&mut table, key, request),
+                    Some(slot) => {
+                        slot.taken_over.notify_one();
+                        slot.is_released.subscribe()
+                    }
+                }
+            };
+            let wait = deadline.saturating_duration_since(clock::instant());
+            if tokio::time::timeout(wait, is_released.wait_for(|left| *left)).await.is_err() {
+                return Err(NoSession::Stuck);
+            }
+        }
+    }
+
+    fn occupy(
+        self: &Arc<Self>,
+        table: &mut Table,
+        key: &Key,
+        request: SessionRequest<'_>,
+    ) -> Result<OccupiedSlot, NoSession> {
+        let before = table.clients.get(key).and_then(|entry| entry.row.as_ref());
+        table.admits(key, &request, before)?;
+        let is_present = before.is_some() && !request.is_clean;
+        if !is_present && request.expiry > 0 && !self.has_disk_room() {
+            return Err(NoSession::NoDisk);
+        }
+        let (key, mut entry) = table.take(key);
+        let mut session =
+            Box::new(Session { user: request.user.to_owned(), expiry: request.expiry, ..Session::default() });
+        // Redeliveries are recognised even without a persistent session.
+        if let Some(leftover) = table.take_leftover(&mut entry) {
+            session.unanswered = leftover.unanswered.into();
+            session.waiter = leftover.waiter;
+            session.permit = leftover.permit;
+        }
+        let mut wait_for = 0;
+        let mut before = None;
+        if is_present && let Some(row) = &entry.row {
+            let unwritten = entry.unwritten.as_ref();
+            if unwritten.is_some_and(|unwritten| !unwritten.changes.is_empty()) {
+                wait_for = self.request_write(table);
+            }
+            before = Some((row.number, unwritten.map(|unwritten| unwritten.content.clone())));
+        } else {
+            if let Some(row) = entry.row.take() {
+                entry.unwritten = None;
+                entry.will = Waiting::None;
+                table.forget(&key, row);
+                wait_for = self.request_write(table);
+            }
+            if request.expiry > 0 {
+                self.create_session(table, &key, &mut entry, request);
+                session.number = entry.row.as_ref().map_or(0, |row| row.number);
+                wait_for = self.request_write(table);
+            }
+        }
+        let slot = Arc::new(ConnectionSlot::default());
+        entry.slot = Some(Arc::clone(&slot));
+        table.clients.insert(key.clone(), entry);
+        let slot = SlotGuard { registry: Arc::clone(self), key, slot };
+        Ok(OccupiedSlot { slot, session, before, wait_for })
+    }
+
+    /// Creates a persistent session.
+    fn create_session(&self, table: &mut Table, key: &Key, entry: &mut Entry, request: SessionRequest<'_>) {
+        let number = uuid::Uuid::new_v4().as_u64_pair().0.max(1);
+        let mut row = table.put_row(key, number, request.expiry, request.share);
+        row.will_bytes = request.will_bytes;
+        table.charge(&mut row, request.will_bytes.cast_signed());
+        entry.row = Some(row);
+        entry.unwritten = Some(Box::default());
+        table.changed.insert(key.clone());
+    }
+
+    /// Asks the writer thread to write all changes now. Returns the number of that write; see [`Registry::written`].
+    pub(super) fn request_write(&self, table: &mut Table) -> u64 {
+        table.wanted += 1;
+        self.work.notify_one();
+        table.wanted
+    }
+
+    /// Reads a session from the disk. Blocks the thread.
+    fn load(&self, key: &Key, number: u64, has_head: bool) -> Result<Loaded, JournalError> {
+        let content = if has_head { None } else { self.notes.read(&stored::head_row(key))? };
+        let mut subscriptions = Vec::new();
+        self.notes.each(&stored::subscription_rows(number), |name, value| {
+            subscriptions.extend(stored::read_subscription(name, value));
+        })?;
+        Ok(Loaded { content: content.and_then(|bytes| Some(Head::read(&bytes)?.content())), subscriptions })
+    }
+
+    /// Puts the loaded state of a session into the table, and cancels the will that waits. Returns the write to wait for.
+    fn resume(&self, key: &Key, request: SessionRequest<'_>, content: Content) -> u64 {
+        let mut table = self.table();
+        let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
+        let mut wait_for = 0;
+        if let Some(row) = &mut entry.row {
+            let unwritten = entry.unwritten.get_or_insert_default();
+            unwritten.content = content;
+            if row.expiry != request.expiry {
+                row.expiry = request.expiry;
+                table.changed.insert(key.clone());
+            }
+            let more = request.will_bytes.cast_signed() - row.will_bytes.cast_signed();
+            table.charge(row, more);
+            row.will_bytes = request.will_bytes;
+            if matches!(entry.will, Waiting::Pending(_)) {
+                // After a crash the will of a client that has returned must not be published.
+                unwritten.changes.push(Change::Remove(stored::will_row(row.number)));
+                entry.will = Waiting::None;
+                table.changed.insert(key.clone());
+                wait_for = self.request_write(&mut table);
+            }
+        }
+        table.clients.insert(key, entry);
+        wait_for
+    }
+
+    /// Frees a slot, if it is still that of this connection, and keeps the state of the session that is not on the disk.
+    fn release_slot(&self, key: &Key, slot: &Arc<ConnectionSlot>, left: Option<(Box<Session>, Option<LaterWill>)>) {
+        let mut table = self.table();
+        let is_own = |entry: &Entry| entry.slot.as_ref().is_some_and(|known| Arc::ptr_eq(known, slot));
+        if !table.clients.get(key).is_some_and(is_own) {
+            return;
+        }
+        let (key, mut entry) = table.take(key);
+        let now = clock::instant();
+        entry.slot = None;
+        entry.left_at = Some(now);
+        if let Some((session, later)) = left {
+            self.save_session(&mut table, &key, &mut entry, *session, later);
+        }
+        if entry.row.as_ref().is_some_and(|row| row.expiry == 0)
+            && let Some(row) = entry.row.take()
+        {
+            entry.unwritten = None;
+            table.forget(&key, row);
+        }
+        if entry.unwritten.is_some() {
+            table.changed.insert(key.clone());
+        }
+        if entry.row.is_some() || entry.leftover.is_some() {
+            table.clients.insert(key, entry);
+        }
+        table.trim_leftovers(now);
+        drop(table);
+        slot.is_released.send_replace(true);
+    }
+
+    /// Keeps the state that a connection leaves in its session until it is written.
+    fn save_session(
+        &self,
+        table: &mut Table,
+        key: &Key,
+        entry: &mut Entry,
+        mut session: Session,
+        later: Option<LaterWill>,
+    ) {
+        session.outbound.rest();
+        if let Some(row) = &mut entry.row {
+            row.expiry = session.expiry;
+            if row.expiry > 0 {
+                let unwritten = entry.unwritten.get_or_insert_default();
+                unwritten.content.progress = session.outbound.progress();
+                if let Some(LaterWill { delay, stored }) = later {
+                    unwritten.changes.push(Change::Put(stored::will_row(row.number), stored));
+                    entry.will = Waiting::Pending(delay);
+                    self.request_write(table);
+                } else if entry.will == Waiting::None {
+                    table.release_will(row);
+                }
+            }
+        }
+        keep_groups(table, key.source(), session.outbound.group_notes());
+        let is_awaited = entry.unwritten.as_ref().is_some_and(|unwritten| !unwritten.content.exchanges.is_empty());
+        if !session.unanswered.is_empty() || is_awaited {
+            let Session { unanswered, waiter, permit, .. } = session;
+            let leftover = Leftover { unanswered: unanswered.into(), waiter, permit };
+            table.keep_leftover(key, entry, leftover, clock::instant());
+        }
+    }
+}
