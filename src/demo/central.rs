@@ -5,7 +5,7 @@
 
 use crate::contract::Pattern;
 use crate::link::{Head, Protocol, push_publish};
-use crate::sources::mqtt::hello::Hello;
+use crate::sources::mqtt::connect::Connect;
 use crate::sources::mqtt::wire;
 use crate::tls::{self, ServerFiles};
 use bytes::{Buf, BytesMut};
@@ -134,12 +134,12 @@ impl<'s> Client<'s> {
 
     fn handle(&mut self, frame: &wire::Frame<'_>) -> Result<(), wire::Fault> {
         let Some(protocol) = self.protocol else {
-            match Hello::read(frame) {
-                Ok(hello) => {
+            match Connect::read(frame) {
+                Ok(connect) => {
                     let welcome: &[u8] =
-                        if hello.protocol == Protocol::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
+                        if connect.protocol == Protocol::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
                     self.output.extend_from_slice(welcome);
-                    self.protocol = Some(hello.protocol);
+                    self.protocol = Some(connect.protocol);
                 }
                 Err((answer, _)) => {
                     self.output.extend_from_slice(&answer);

@@ -7,20 +7,20 @@
 //!
 //! Not here: what an event means (`ingest`, `contract`).
 
+mod accept_queue;
 mod acl;
-mod arrivals;
+pub(crate) mod connect;
+mod connection;
+mod connection_memory;
 mod devices;
+mod fields;
 mod grants;
-mod group;
-pub(crate) mod hello;
 mod inbound;
 mod login;
 mod outbound;
-mod parts;
 mod reason;
 mod registry;
-mod room;
-mod session;
+mod shared_subscription;
 mod will;
 pub(crate) mod wire;
 
@@ -57,8 +57,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use accept_queue::AcceptQueue;
 use acl::Rights;
-use arrivals::Arrivals;
 use devices::Device;
 use login::Queue;
 use registry::Quotas;
@@ -214,13 +214,13 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
 /// Connections beside `connections_max` that have not logged in: who a client is, is known behind its login. The check of
 /// a password takes a tenth of a second on a small processor, so that some at a time are enough.
-const STRANGERS: usize = 64;
+const UNAUTHENTICATED_MAX: usize = 64;
 /// Connections that are told at once that there is no memory for them; more are closed without a word.
-const TURNED_AWAY_MAX: usize = 16;
+const REFUSALS_MAX: usize = 16;
 /// Wills that become events at once: each may take 64 kB of memory until it is on the disk.
 const WILLS_DUE_MAX: usize = 128;
 /// Topic, properties and headers around the largest payload.
-const PACKET_BYTES_BESIDE: usize = 128 << 10;
+const PACKET_OVERHEAD_BYTES: usize = 128 << 10;
 
 impl Config {
     /// Checks values against each other: key, and what is wrong with it.
@@ -321,15 +321,15 @@ pub struct Parts {
 /// A listener that has its port.
 #[derive(Debug)]
 pub struct Listener {
-    door: Door<Shared>,
+    door: Door<ListenerState>,
     parts: Parts,
     stats: Arc<Stats>,
-    lasting: Lasting,
+    kept: KeptOnReload,
 }
 
 /// State of a listener that a reload keeps.
 #[derive(Clone, Debug)]
-struct Lasting {
+struct KeptOnReload {
     /// Failed logins still count after a reload.
     logins: Arc<Queue>,
     /// This listener, as the budget tells it from others: connections from before still count.
@@ -338,14 +338,14 @@ struct Lasting {
 
 /// Settings of a listener that are good, and not in force yet.
 #[derive(Debug)]
-pub struct Prepared(socket::Prepared<Shared>);
+pub struct Prepared(socket::Prepared<ListenerState>);
 
 /// What is in force for the connections of a listener.
-type Setup = Arc<socket::Setup<Shared>>;
+type Setup = Arc<socket::Setup<ListenerState>>;
 
 /// What the connections of a listener share.
 #[derive(Debug)]
-struct Shared {
+struct ListenerState {
     config: Config,
     tls: Option<Arc<rustls::ServerConfig>>,
     /// Judges certificates of clients.
@@ -353,7 +353,7 @@ struct Shared {
     packet_bytes_max: usize,
     ingest: Arc<Ingest>,
     users: Option<Users>,
-    lasting: Lasting,
+    kept: KeptOnReload,
     stats: Arc<Stats>,
     refusals: Limiter,
     dropped_wills: Limiter,
@@ -365,15 +365,15 @@ struct Shared {
     budget: Arc<Budget>,
 }
 
-impl Shared {
-    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, lasting: &Lasting) -> Result<Self, CannotListen> {
+impl ListenerState {
+    fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, kept: &KeptOnReload) -> Result<Self, CannotListen> {
         let served = config.tls.as_ref().map(|files| tls::served(files, Certificates::Required)).transpose()?;
         let (tls, clients) = served.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
             tls,
             clients: clients.flatten(),
             users: config.passwords.as_deref().map(Users::load).transpose()?,
-            packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_BYTES_BESIDE,
+            packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_OVERHEAD_BYTES,
             pace: config.events_per_second_max.map(|limit| Arc::new(Pace::new(limit.get()))),
             config,
             ingest: Arc::clone(&parts.ingest),
@@ -381,7 +381,7 @@ impl Shared {
             registry: Arc::clone(&parts.registry),
             devices: Arc::clone(&parts.devices),
             budget: Arc::clone(&parts.budget),
-            lasting: lasting.clone(),
+            kept: kept.clone(),
             stats: Arc::clone(stats),
             refusals: Limiter::new(REFUSALS_EVERY),
             dropped_wills: Limiter::new(REFUSALS_EVERY),
@@ -394,7 +394,7 @@ impl Shared {
     }
 
     /// What a client may do that was let in before; or why it would not be let in any more.
-    fn judge(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
+    fn check_access(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
         let (is_let_in, otherwise) = match identity {
             Identity::Password { chain: Some(chain), .. } if !self.trusts(chain) => (false, UNTRUSTED),
             Identity::Password { name, proof, .. } => (
@@ -427,11 +427,11 @@ impl Shared {
 
     /// A permit for a connection from `peer`; `None` where there is no memory for one more.
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
-        let bytes = if self.tls.is_some() { room::TLS_BYTES } else { room::PLAIN_BYTES };
-        match self.budget.admit(bytes, peer.ip(), self.lasting.budget_door) {
+        let bytes = if self.tls.is_some() { connection_memory::TLS_BYTES } else { connection_memory::PLAIN_BYTES };
+        match self.budget.admit(bytes, peer.ip(), self.kept.budget_door) {
             Ok(permit) => Some(permit),
             Err(error) => {
-                self.refuse(peer, Claim::default(), Refusal::Memory, &error.to_string());
+                self.refuse(peer, Attempt::default(), Refusal::Memory, &error.to_string());
                 None
             }
         }
@@ -442,12 +442,12 @@ impl Shared {
         self.config.exchanges_max.max(self.config.receive_maximum.into())
     }
 
-    /// Counts and reports a will that is not spoken, and logs one in a while: changed rights may drop those of all who sleep.
-    fn count_dropped(&self, peer: SocketAddr, claim: Claim<'_>, why: &str) {
+    /// Counts and reports a will that is not message, and logs one in a while: changed rights may drop those of all who sleep.
+    fn count_dropped(&self, peer: SocketAddr, attempt: Attempt<'_>, why: &str) {
         self.stats.refuse(Refusal::Access);
-        self.report(peer, Cause::Will, claim, why);
+        self.report(peer, Cause::Will, attempt, why);
         if let Some(held_back) = self.dropped_wills.allow(clock::instant()) {
-            let (client, user, topic) = claim.shown();
+            let (client, user, topic) = attempt.shown();
             tracing::warn!(source = %self.config.name, %peer, %client, %user, %topic, held_back, "will dropped: {why}");
         }
     }
@@ -456,11 +456,11 @@ impl Shared {
     fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
         let who = device.last_seen();
-        let (peer, claim) = (who.peer, Claim { sender: who.sender(&device.client), what });
-        self.report(peer, cause, claim, why);
+        let (peer, attempt) = (who.peer, Attempt { sender: who.sender(&device.client), what });
+        self.report(peer, cause, attempt, why);
         self.stats.refuse(Refusal::Access);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            let (client, user, what) = claim.shown();
+            let (client, user, what) = attempt.shown();
             tracing::warn!(source = %self.config.name, %peer, %client, %user, %what, held_back, "refused: {why}");
         }
     }
@@ -477,13 +477,13 @@ impl Shared {
     }
 
     /// Counts a refusal, and logs one in a while.
-    fn refuse(&self, peer: SocketAddr, claim: Claim<'_>, reason: Refusal, why: &str) {
+    fn refuse(&self, peer: SocketAddr, attempt: Attempt<'_>, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
         if reason == Refusal::Tls {
-            self.report(peer, Cause::Tls, claim, why);
+            self.report(peer, Cause::Tls, attempt, why);
         }
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
-            let (client, user, topic) = claim.shown();
+            let (client, user, topic) = attempt.shown();
             tracing::warn!(source = %self.config.name, %client, %user, %peer, %topic, held_back, "client refused: {why}");
         }
     }
@@ -491,36 +491,36 @@ impl Shared {
 
 /// Who wanted something, as far as that is known by then, and what it was.
 #[derive(Clone, Copy, Default)]
-struct Claim<'a> {
+struct Attempt<'a> {
     sender: Sender<'a>,
     what: &'a str,
 }
 
-impl<'a> Claim<'a> {
+impl<'a> Attempt<'a> {
     /// Client, user and what it wanted, as a log may show them.
     fn shown(&self) -> (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>) {
         (shown(self.sender.client), shown(self.sender.user), shown(self.what))
     }
 }
 
-impl Shared {
+impl ListenerState {
     /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
     /// that says "not authorized".
-    fn turn_away(
+    fn refuse_connect(
         &self,
         peer: SocketAddr,
         sender: Sender<'_>,
-        will: Option<&will::Spoken>,
+        will: Option<&will::WillMessage>,
         (code, why): (ReasonCode, &str),
         denied: Cause,
     ) {
         let reason = match code {
-            _ if why == room::NO_MEMORY.text => Refusal::Memory,
+            _ if why == connection_memory::NO_MEMORY.text => Refusal::Memory,
             ReasonCode::QuotaExceeded | ReasonCode::ServerBusy => Refusal::Limit,
             _ => Refusal::Access,
         };
         let cause = match code {
-            _ if reason == Refusal::Memory || why == room::ALL_TAKEN.text => None,
+            _ if reason == Refusal::Memory || why == connection_memory::ALL_TAKEN.text => None,
             ReasonCode::QuotaExceeded => Some(Cause::SessionQuota),
             ReasonCode::ClientIdentifierNotValid => Some(Cause::Session),
             ReasonCode::NotAuthorized | ReasonCode::BadUserNameOrPassword => Some(denied),
@@ -530,22 +530,22 @@ impl Shared {
         let is_of_will =
             cause == Some(Cause::Will) || matches!(code, ReasonCode::PacketTooLarge | ReasonCode::TopicNameInvalid);
         let will = will.filter(|_| is_of_will);
-        let claim = Claim { sender, what: will.map_or("", |will| will.topic.as_str()) };
-        self.refuse(peer, claim, reason, why);
+        let attempt = Attempt { sender, what: will.map_or("", |will| will.topic.as_str()) };
+        self.refuse(peer, attempt, reason, why);
         if let Some(cause) = cause {
-            self.report(peer, cause, claim, why);
+            self.report(peer, cause, attempt, why);
         }
     }
 
     /// Reports a subscription that ended since the client's rights were changed.
     fn report_ended(&self, device: &Device, filter: &str) {
         let who = device.last_seen();
-        let claim = Claim { sender: who.sender(&device.client), what: filter };
-        self.report(who.peer, Cause::Cut, claim, "this client may not subscribe to this filter any more");
+        let attempt = Attempt { sender: who.sender(&device.client), what: filter };
+        self.report(who.peer, Cause::Cut, attempt, "this client may not subscribe to this filter any more");
     }
 
-    fn report(&self, peer: SocketAddr, cause: Cause, claim: Claim<'_>, reason: &str) {
-        let Claim { sender, what } = claim;
+    fn report(&self, peer: SocketAddr, cause: Cause, attempt: Attempt<'_>, reason: &str) {
+        let Attempt { sender, what } = attempt;
         let address = Some(peer.ip());
         self.stats.report(&Report { cause, source: &self.config.name, address, sender, what, reason });
     }
@@ -554,10 +554,10 @@ impl Shared {
 impl Listener {
     /// Takes the port; connections are accepted by [`Listener::run`].
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
-        let lasting = Lasting { logins: Arc::new(Queue::new()), budget_door: BudgetDoor::new() };
-        let shared = Shared::new(config, &parts, &stats, &lasting)?;
+        let kept = KeptOnReload { logins: Arc::new(Queue::new()), budget_door: BudgetDoor::new() };
+        let shared = ListenerState::new(config, &parts, &stats, &kept)?;
         let listen = shared.config.listen;
-        Ok(Self { door: Door::open(shared, listen)?, parts, stats, lasting })
+        Ok(Self { door: Door::open(shared, listen)?, parts, stats, kept })
     }
 
     /// The address it really has; of use where the configuration says port 0.
@@ -568,7 +568,7 @@ impl Listener {
     /// Reads files and takes another port, where the settings say so; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(Shared::new(config, &self.parts, &self.stats, &self.lasting)?, listen)?))
+        Ok(Prepared(self.door.prepare(ListenerState::new(config, &self.parts, &self.stats, &self.kept)?, listen)?))
     }
 
     /// Puts settings in force. Connections last; those whose client would not be let in any more end.
@@ -588,33 +588,33 @@ impl Listener {
         async move {
             let mut setup = newest.borrow_and_update().clone();
             let (mut sessions, mut wills) = (JoinSet::new(), JoinSet::new());
-            let mut turned_away = JoinSet::new();
-            let mut arrivals = Arrivals::new(setup.shared.config.connects_per_second_max);
+            let mut refusals_out = JoinSet::new();
+            let mut accept_queue = AcceptQueue::new(setup.shared.config.connects_per_second_max);
             let mut sweep = tokio::time::interval(SWEEP_EVERY);
             sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut ended_lists = setup.shared.ended_lists();
             loop {
                 let shared = &setup.shared;
                 let now = clock::instant();
-                let (accept_wait, begin_wait) = (arrivals.accept_wait(now), arrivals.begin_wait(now));
-                let budget_door = shared.lasting.budget_door;
-                let is_full = sessions.len() >= shared.config.connections_max.saturating_add(STRANGERS);
+                let (accept_wait, begin_wait) = (accept_queue.accept_wait(now), accept_queue.begin_wait(now));
+                let budget_door = shared.kept.budget_door;
+                let is_full = sessions.len() >= shared.config.connections_max.saturating_add(UNAUTHENTICATED_MAX);
                 // At the limit connections wait, in the waiting room and then with the kernel.
                 let has_room = !is_full || shared.budget.has_strangers_at(budget_door);
                 if has_room
                     && begin_wait == Some(Duration::ZERO)
-                    && let Some((stream, peer)) = arrivals.next(now)
+                    && let Some((stream, peer)) = accept_queue.next(now)
                 {
                     if is_full {
                         shared.budget.evict_at(budget_door);
                     }
                     let Some(permit) = shared.admit(peer) else {
-                        if turned_away.len() < TURNED_AWAY_MAX && shared.tls.is_none() {
-                            turned_away.spawn(session::turn_away(stream));
+                        if refusals_out.len() < REFUSALS_MAX && shared.tls.is_none() {
+                            refusals_out.spawn(connection::refuse_no_memory(stream));
                         }
                         continue;
                     };
-                    let accepted = session::Accepted { stream, peer, permit };
+                    let accepted = connection::Accepted { stream, peer, permit };
                     let (shared, newest, shutdown) = (Arc::clone(shared), newest.clone(), shutdown.clone());
                     sessions.spawn(session_task(accepted, shared, newest, shutdown));
                     continue;
@@ -631,11 +631,11 @@ impl Listener {
                             break;
                         }
                         setup = newest.borrow_and_update().clone();
-                        arrivals.set_rate(setup.shared.config.connects_per_second_max);
+                        accept_queue.set_rate(setup.shared.config.connects_per_second_max);
                     }
                     // The ended are taken out, so that the set does not grow.
                     Some(_) = sessions.join_next() => {}
-                    Some(_) = turned_away.join_next() => {}
+                    Some(_) = refusals_out.join_next() => {}
                     Some(_) = wills.join_next() => {}
                     () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
                     _ = sweep.tick() => {
@@ -647,19 +647,19 @@ impl Listener {
                         }
                         let room = WILLS_DUE_MAX.saturating_sub(wills.len());
                         for due in shared.registry.due_wills(clock::instant(), &shared.config.name, room) {
-                            wills.spawn(will::speak(due, Arc::clone(shared), shutdown.clone()));
+                            wills.spawn(will::publish_due(due, Arc::clone(shared), shutdown.clone()));
                         }
                     }
                     accepted = setup.accept(), if accept_wait.is_zero() => match accepted {
                         Ok((stream, peer)) => {
-                            if let Some((closed, peer)) = arrivals.add(stream, peer, now) {
+                            if let Some((closed, peer)) = accept_queue.add(stream, peer, now) {
                                 drop(closed);
-                                shared.refuse(peer, Claim::default(), Refusal::Limit, "more connections of its address wait than of any other");
+                                shared.refuse(peer, Attempt::default(), Refusal::Limit, "more connections of its address wait than of any other");
                             }
                         }
                         Err(error) => {
                             // Out of descriptors, mostly: a pause lets some connections end.
-                            shared.refuse(shared.config.listen, Claim::default(), Refusal::Connection, &format!("cannot accept: {error}"));
+                            shared.refuse(shared.config.listen, Attempt::default(), Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     },
@@ -677,13 +677,13 @@ impl Listener {
 /// aligns to 128 bytes, and glibc seldom reuses so aligned a piece for the next task. Unboxed, 90,000 short connections
 /// grew the heap to 30 MB, boxed to 15 MB, with the same bytes in use.
 fn session_task(
-    accepted: session::Accepted,
-    shared: Arc<Shared>,
+    accepted: connection::Accepted,
+    shared: Arc<ListenerState>,
     newest: watch::Receiver<Setup>,
     shutdown: Shutdown,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     match shared.tls.clone() {
-        None => Box::pin(session::serve(accepted, shared, newest, shutdown)),
-        Some(tls) => Box::pin(session::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
+        None => Box::pin(connection::serve(accepted, shared, newest, shutdown)),
+        Some(tls) => Box::pin(connection::serve_tls(accepted, tls.into(), shared, newest, shutdown)),
     }
 }

@@ -27,7 +27,7 @@ const UNSEEN: i64 = i64::MIN;
 pub struct Device {
     /// Its client id.
     pub client: String,
-    who: Mutex<Who>,
+    who: Mutex<LastSeen>,
     /// Publishes that arrived.
     pub received: Counter,
     /// Events that became dead letters on the way in.
@@ -44,9 +44,9 @@ pub struct Device {
     _permit: Option<Permit>,
 }
 
-/// Who a client was when it connected last, and from where.
+/// LastSeen a client was when it connected last, and from where.
 #[derive(Clone, Debug)]
-pub(super) struct Who {
+pub(super) struct LastSeen {
     pub(super) identity: String,
     proven_by: Option<AuthType>,
     pub(super) peer: SocketAddr,
@@ -138,7 +138,7 @@ impl Devices {
         let mut who = device.who();
         // The same name stays where it is in memory, however often its device comes and goes.
         let known = std::mem::take(&mut who.identity);
-        *who = Who {
+        *who = LastSeen {
             identity: if known == identity.name() { known } else { identity.name().to_owned() },
             proven_by: identity.sender(key.client()).proven_by,
             peer,
@@ -161,7 +161,7 @@ impl Devices {
     }
 }
 
-impl Who {
+impl LastSeen {
     /// The sender of what comes from it under this client id.
     pub(super) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
         Sender { client, user: &self.identity, proven_by: self.proven_by }
@@ -170,7 +170,8 @@ impl Who {
 
 impl Device {
     fn new(client: &str, peer: SocketAddr, version: &'static str, permit: Option<Permit>) -> Self {
-        let who = Who { identity: String::new(), proven_by: None, peer, version, connected: None, received_before: 0 };
+        let who =
+            LastSeen { identity: String::new(), proven_by: None, peer, version, connected: None, received_before: 0 };
         Self {
             client: client.to_owned(),
             who: Mutex::new(who),
@@ -184,12 +185,12 @@ impl Device {
         }
     }
 
-    fn who(&self) -> MutexGuard<'_, Who> {
+    fn who(&self) -> MutexGuard<'_, LastSeen> {
         self.who.lock()
     }
 
-    /// Who it was when it connected last.
-    pub(super) fn last_seen(&self) -> Who {
+    /// LastSeen it was when it connected last.
+    pub(super) fn last_seen(&self) -> LastSeen {
         self.who().clone()
     }
 
@@ -199,13 +200,13 @@ impl Device {
     }
 
     /// A publish came.
-    pub fn heard(&self, time: Timestamp) {
+    pub fn note_publish(&self, time: Timestamp) {
         self.received.add(1);
         self.last_event.set(time.0.max(0) as u64);
     }
 
     /// A publish is on its way to the disk.
-    pub fn took(&self, taken: &Taken) {
+    pub fn note_accepted(&self, taken: &Taken) {
         if taken.is_dead() {
             self.dead.add(1);
         }

@@ -4,16 +4,16 @@
 //! room wait here, bounded, so that PINGREQ behind them is still answered; when that is full too,
 //! the socket is not read.
 
-mod subscribing;
+mod subscribe;
 
 use super::acl::{Permission, Rights};
-use super::hello::ALIASES_MAX;
-use super::outbound::Wire;
+use super::connect::ALIASES_MAX;
+use super::connection_memory::ConnectionMemory;
+use super::outbound::ClientOptions;
 use super::reason::ReasonCode;
 use super::registry::{Exchange, Key, Session, Unanswered};
-use super::room::Room;
 use super::wire::{self, Fault, Frame, PUBACK, PUBCOMP, PUBREC};
-use super::{Shared, devices::Device};
+use super::{ListenerState, devices::Device};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
@@ -37,11 +37,11 @@ pub(super) const UNACKNOWLEDGED_BYTES: usize = 2 * size_of::<Unacknowledged>();
 /// What an open exchange of QoS 2 takes: 470 bytes measured, in the session and in what is noted of it.
 pub(super) const EXCHANGE_BYTES: usize = 512;
 /// What a publish that found no room takes beside what it holds.
-const HELD_BYTES: usize = 2 * size_of::<Held>();
-/// What an answer takes that waits for a note.
-const ANSWER_BYTES: usize = 2 * size_of::<Answer>();
+const QUEUED_PUBLISH_BYTES: usize = 2 * size_of::<QueuedPublish>();
+/// What an reply takes that waits for a note.
+const REPLY_BYTES: usize = 2 * size_of::<DeferredReply>();
 /// Answers that may wait for notes before the socket is not read: as many as a Receive Maximum allows releases.
-const ANSWERS_MAX: usize = 256;
+const REPLIES_MAX: usize = 256;
 /// A packet that arrives has to be at least this quick: half of what the slowest lines do that plants have (1 kB/s).
 const PACKET_BYTES_PER_SECOND_MIN: u64 = 500;
 
@@ -50,7 +50,7 @@ pub(super) struct Inbound {
     pub key: Key,
     pub client: String,
     pub session: Box<Session>,
-    pub wire: Wire,
+    pub options: ClientOptions,
     pub rights: Rights,
     pub device: Arc<Device>,
     aliases: HashMap<u16, String>,
@@ -58,17 +58,17 @@ pub(super) struct Inbound {
     routes: HashMap<String, Arc<Route>>,
     /// Taken in and not yet acknowledged, in order of arrival.
     unacknowledged: VecDeque<Unacknowledged>,
-    /// Arrived and not yet taken in, in order of arrival.
-    held: VecDeque<Held>,
-    held_bytes: usize,
+    /// ArrivalTime and not yet taken in, in order of arrival.
+    queued: VecDeque<QueuedPublish>,
+    queued_bytes: usize,
     /// PUBRECs among the unacknowledged.
     recs_awaited: usize,
     /// QoS 2 exchanges that this connection began and has not ended.
     exchanges_open: usize,
     /// Answers that wait for a note of the session, in order.
-    answers: VecDeque<Answer>,
+    replies: VecDeque<DeferredReply>,
     /// What all of this takes.
-    pub room: Room,
+    pub memory: ConnectionMemory,
     routes_bytes: usize,
     /// What the subscriptions and what is on its way to the client take.
     outbound_bytes: usize,
@@ -79,7 +79,7 @@ pub(super) struct Inbound {
 }
 
 /// A route, and why the client may not use it; `None` if it may.
-type Permitted = (Arc<Route>, Option<String>);
+type RouteAndDenial = (Arc<Route>, Option<String>);
 
 struct Unacknowledged {
     taken: Taken,
@@ -90,7 +90,7 @@ struct Unacknowledged {
 }
 
 /// A publish that found no room.
-struct Held {
+struct QueuedPublish {
     route: Arc<Route>,
     payload: Vec<u8>,
     trace_parent: Option<String>,
@@ -103,26 +103,26 @@ struct Held {
     bytes: usize,
 }
 
-/// An answer that leaves once the session's note is on the disk.
-struct Answer {
+/// An reply that leaves once the session's note is on the disk.
+struct DeferredReply {
     wait_for: u64,
     bytes: Vec<u8>,
 }
 
 /// How a connection goes on.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum PacketOutcome {
     Continue,
     /// The client said goodbye; `true` if its will is to be published all the same.
-    Goodbye {
+    Disconnected {
         with_will: bool,
     },
-    Fail(Fault),
+    Fault(Fault),
 }
 
 /// When something arrived.
 #[derive(Clone, Copy)]
-pub(super) struct Arrived {
+pub(super) struct ArrivalTime {
     pub at: Instant,
     pub time: Timestamp,
 }
@@ -132,27 +132,27 @@ impl Inbound {
         key: Key,
         client: String,
         session: Box<Session>,
-        wire: Wire,
+        options: ClientOptions,
         rights: Rights,
-        (device, room): (Arc<Device>, Room),
+        (device, memory): (Arc<Device>, ConnectionMemory),
     ) -> Self {
         let outbound_bytes = session.outbound.bytes();
         Self {
             key,
             client,
             session,
-            wire,
+            options,
             rights,
             device,
             aliases: HashMap::new(),
             routes: HashMap::new(),
             unacknowledged: VecDeque::new(),
-            held: VecDeque::new(),
-            held_bytes: 0,
+            queued: VecDeque::new(),
+            queued_bytes: 0,
             recs_awaited: 0,
             exchanges_open: 0,
-            answers: VecDeque::new(),
-            room,
+            replies: VecDeque::new(),
+            memory,
             routes_bytes: 0,
             outbound_bytes,
             partial_since: None,
@@ -161,7 +161,7 @@ impl Inbound {
     }
 
     /// Gives the client other rights; subscriptions that they do not cover end.
-    pub(super) fn entitle(&mut self, rights: Rights, shared: &Shared) {
+    pub(super) fn set_rights(&mut self, rights: Rights, shared: &ListenerState) {
         self.rights = rights;
         self.forget_routes();
         let (ended, _) = shared.end_subscriptions(&self.key, &mut self.session, &self.rights);
@@ -169,21 +169,21 @@ impl Inbound {
     }
 
     pub(super) fn is_v5(&self) -> bool {
-        self.wire.protocol == Protocol::V5
+        self.options.protocol == Protocol::V5
     }
 
     /// Whether more may be read. Clients that send more than Receive Maximum allows are common:
     /// they are slowed down, not cut off.
-    pub(super) fn has_room(&self, shared: &Shared) -> bool {
-        let in_flight = self.unacknowledged.len() - self.recs_awaited + self.held.len() + self.exchanges_open;
-        let is_awaited = !self.unacknowledged.is_empty() || !self.held.is_empty();
+    pub(super) fn has_room(&self, shared: &ListenerState) -> bool {
+        let in_flight = self.unacknowledged.len() - self.recs_awaited + self.queued.len() + self.exchanges_open;
+        let is_awaited = !self.unacknowledged.is_empty() || !self.queued.is_empty();
         // An exchange that waits for its PUBREL needs reading to end.
         let is_full = is_awaited && in_flight >= usize::from(shared.config.receive_maximum).max(1);
         // While memory is short, a client that waits for its lane waits for memory too.
-        let is_short = !self.held.is_empty() && self.room.is_scarce();
-        let has_answers = self.answers.len() >= ANSWERS_MAX;
+        let is_short = !self.queued.is_empty() && self.memory.is_scarce();
+        let has_replies = self.replies.len() >= REPLIES_MAX;
         let waiting_max = usize::try_from(shared.config.waiting_max.0).unwrap_or(usize::MAX);
-        !is_full && !is_short && !has_answers && self.held_bytes < waiting_max
+        !is_full && !is_short && !has_replies && self.queued_bytes < waiting_max
     }
 
     /// Whether somebody has to look at this connection now and then.
@@ -199,7 +199,7 @@ impl Inbound {
     }
 
     /// Whether a packet arrives too slowly, of which there are so many bytes.
-    pub(super) fn check_progress(&self, shared: &Shared, arrived: usize) -> Result<(), Fault> {
+    pub(super) fn check_progress(&self, shared: &ListenerState, arrived: usize) -> Result<(), Fault> {
         let allowed = shared.config.packet_wait_max.0
             + Duration::from_millis(arrived as u64 * 1000 / PACKET_BYTES_PER_SECOND_MIN);
         let took = self.partial_since.map(|since| clock::instant().duration_since(since));
@@ -214,17 +214,17 @@ impl Inbound {
     /// Covers the subscriptions, and what waits to be written to the client.
     pub(super) fn hold_outbound(&mut self, output: usize) -> Result<(), Fault> {
         let outbound = &mut self.session.outbound;
-        if self.room.resize(&mut self.outbound_bytes, outbound.bytes()).is_err() {
+        if self.memory.resize(&mut self.outbound_bytes, outbound.bytes()).is_err() {
             // The journal has them: they are read again.
-            outbound.let_blocks_go();
-            self.room.resize(&mut self.outbound_bytes, outbound.bytes())?;
+            outbound.release_blocks();
+            self.memory.resize(&mut self.outbound_bytes, outbound.bytes())?;
         }
-        self.room.hold_output(output)
+        self.memory.hold_output(output)
     }
 
     /// The route that holds everything up, if one does.
     pub(super) fn blocked_on(&self) -> Option<Arc<Route>> {
-        self.held.front().map(|held| Arc::clone(&held.route))
+        self.queued.front().map(|queued| Arc::clone(&queued.route))
     }
 
     /// Whether acknowledgements are still to come.
@@ -232,34 +232,40 @@ impl Inbound {
         !self.unacknowledged.is_empty()
     }
 
-    /// Whether answers wait for a note of the session.
+    /// Whether replies wait for a note of the session.
     pub(super) fn awaits_notes(&self) -> bool {
-        !self.answers.is_empty()
+        !self.replies.is_empty()
     }
 
     /// Handles every whole packet in what was left and what came; keeps the rest.
-    pub(super) fn digest(&mut self, shared: &Shared, left: &mut Vec<u8>, output: &mut Vec<u8>, bytes: &[u8]) -> Step {
-        let arrived = Arrived { at: clock::instant(), time: Timestamp::from(clock::wall()) };
+    pub(super) fn handle_bytes(
+        &mut self,
+        shared: &ListenerState,
+        left: &mut Vec<u8>,
+        output: &mut Vec<u8>,
+        bytes: &[u8],
+    ) -> PacketOutcome {
+        let arrived = ArrivalTime { at: clock::instant(), time: Timestamp::from(clock::wall()) };
         let kept = if left.is_empty() {
-            self.packets(shared, bytes, arrived, output).map(|handled| &bytes[handled..])
+            self.handle_packets(shared, bytes, arrived, output).map(|handled| &bytes[handled..])
         } else {
             let length = wire::length(left).filter(|length| *length <= shared.packet_bytes_max);
-            if let Err(fault) = self.room.keep(left, bytes, length) {
-                return Step::Fail(fault);
+            if let Err(fault) = self.memory.buffer(left, bytes, length) {
+                return PacketOutcome::Fault(fault);
             }
             if length.is_some_and(|length| left.len() < length) {
-                return Step::Continue;
+                return PacketOutcome::Continue;
             }
             let whole = std::mem::take(left);
-            match self.packets(shared, &whole, arrived, output) {
+            match self.handle_packets(shared, &whole, arrived, output) {
                 Ok(0) => {
                     *left = whole;
-                    return Step::Continue;
+                    return PacketOutcome::Continue;
                 }
                 Ok(handled) => {
                     // What is left came with the bytes of just now.
                     let rest = bytes.len().min(whole.len() - handled);
-                    self.room.kept(0);
+                    self.memory.buffer_shrunk(0);
                     Ok(&bytes[bytes.len() - rest..])
                 }
                 Err(end) => Err(end),
@@ -271,39 +277,45 @@ impl Inbound {
         };
         self.partial_since = (!rest.is_empty()).then_some(arrived.at);
         if rest.is_empty() {
-            return Step::Continue;
+            return PacketOutcome::Continue;
         }
-        match self.room.keep(left, rest, wire::length(rest)) {
-            Ok(()) => Step::Continue,
-            Err(fault) => Step::Fail(fault),
+        match self.memory.buffer(left, rest, wire::length(rest)) {
+            Ok(()) => PacketOutcome::Continue,
+            Err(fault) => PacketOutcome::Fault(fault),
         }
     }
 
     /// Handles the whole packets at the start of `bytes`: how many bytes these have, or how the connection ends.
-    fn packets(
+    fn handle_packets(
         &mut self,
-        shared: &Shared,
+        shared: &ListenerState,
         bytes: &[u8],
-        arrived: Arrived,
+        arrived: ArrivalTime,
         output: &mut Vec<u8>,
-    ) -> Result<usize, Step> {
+    ) -> Result<usize, PacketOutcome> {
         let mut handled = 0;
         loop {
             match wire::frame(&bytes[handled..], shared.packet_bytes_max) {
                 Ok(Some(frame)) => {
                     handled += frame.length;
-                    match self.packet(shared, frame, arrived, output) {
-                        Step::Continue => {}
+                    match self.handle_packet(shared, frame, arrived, output) {
+                        PacketOutcome::Continue => {}
                         end => return Err(end),
                     }
                 }
                 Ok(None) => return Ok(handled),
-                Err(fault) => return Err(Step::Fail(fault)),
+                Err(fault) => return Err(PacketOutcome::Fault(fault)),
             }
         }
     }
 
-    fn packet(&mut self, shared: &Shared, frame: Frame<'_>, arrived: Arrived, output: &mut Vec<u8>) -> Step {
+    fn handle_packet(
+        &mut self,
+        shared: &ListenerState,
+        frame: Frame<'_>,
+        arrived: ArrivalTime,
+        output: &mut Vec<u8>,
+    ) -> PacketOutcome {
         let flags = frame.first & 0x0F;
         let step = match (frame.first >> 4, flags) {
             (3, _) => wire::publish(frame.first, frame.body, self.is_v5()).and_then(|publish| {
@@ -317,7 +329,7 @@ impl Inbound {
                 output.extend_from_slice(&[0xD0, 0]);
                 Ok(())
             }
-            (14, 0) => return self.goodbye(shared, frame.body),
+            (14, 0) => return self.disconnect(shared, frame.body),
             (8, 2) => self.subscribe(shared, frame.body),
             (10, 2) => self.unsubscribe(shared, frame.body),
             (1, _) => Err(Fault::protocol("a second CONNECT")),
@@ -325,31 +337,33 @@ impl Inbound {
             _ => Err(Fault::malformed("a packet type or flags that do not exist")),
         };
         match step {
-            Ok(()) => Step::Continue,
-            Err(fault) => Step::Fail(fault),
+            Ok(()) => PacketOutcome::Continue,
+            Err(fault) => PacketOutcome::Fault(fault),
         }
     }
 
-    fn goodbye(&mut self, shared: &Shared, body: &[u8]) -> Step {
+    fn disconnect(&mut self, shared: &ListenerState, body: &[u8]) -> PacketOutcome {
         let (code, asked) = match wire::disconnect(body, self.is_v5()) {
             Ok(read) => read,
-            Err(fault) => return Step::Fail(fault),
+            Err(fault) => return PacketOutcome::Fault(fault),
         };
         if let Some(expiry) = asked {
             if expiry > 0 && self.session.expiry == 0 {
-                return Step::Fail(Fault::protocol("a session that was to end with its connection cannot be kept"));
+                return PacketOutcome::Fault(Fault::protocol(
+                    "a session that was to end with its connection cannot be kept",
+                ));
             }
             self.session.expiry = shared.config.expiry_within(expiry);
         }
         // Any reason but a normal one is an end that the will is for.
-        Step::Goodbye { with_will: code != ReasonCode::Success.value() }
+        PacketOutcome::Disconnected { with_will: code != ReasonCode::Success.value() }
     }
 
     fn publish(
         &mut self,
-        shared: &Shared,
+        shared: &ListenerState,
         publish: wire::Publish<'_>,
-        arrived: Arrived,
+        arrived: ArrivalTime,
         output: &mut Vec<u8>,
     ) -> Result<(), Fault> {
         shared.stats.received.add(1);
@@ -362,7 +376,7 @@ impl Inbound {
             shared.refuse_client(&self.device, &start, TOPIC_TOO_LONG.reason(), TOPIC_TOO_LONG.text);
             return self.refuse_publish(&publish, TOPIC_TOO_LONG, output);
         }
-        if is_qos2 && self.is_held_already(&publish)? {
+        if is_qos2 && self.is_open_exchange(&publish)? {
             return Ok(());
         }
         if is_qos2 && self.session.exchanges.len() >= shared.exchanges_max() {
@@ -377,14 +391,14 @@ impl Inbound {
             return self.refuse_publish(&publish, MAY_NOT_PUBLISH, output);
         }
         let hash = if publish.qos > 0 { hash(route.topic(), publish.payload) } else { 0 };
-        if publish.dup && publish.qos == 1 && self.is_answered_again(shared, &publish, hash, arrived) {
+        if publish.dup && publish.qos == 1 && self.is_redelivery(shared, &publish, hash, arrived) {
             return Ok(());
         }
-        self.device.heard(arrived.time);
+        self.device.note_publish(arrived.time);
         // Before it is handed in: what is taken has to be remembered until it is acknowledged.
         let state = state_bytes(publish.qos);
-        self.room.take(state)?;
-        if self.held.is_empty() {
+        self.memory.reserve(state)?;
+        if self.queued.is_empty() {
             let beside = Beside {
                 trace_parent: publish.trace_parent,
                 content_type: publish.content_type,
@@ -394,7 +408,7 @@ impl Inbound {
             let _gate = is_qos2.then(|| shared.registry.gate());
             match shared.ingest.accept(&route, publish.payload, beside, arrived.time, &mut self.session.waiter) {
                 Ok(taken) => {
-                    self.took(shared, taken, publish.packet_id, publish.qos, hash, arrived.at);
+                    self.note_accepted(shared, taken, publish.packet_id, publish.qos, hash, arrived.at);
                     return Ok(());
                 }
                 Err(NotTaken::NoRoom) => {}
@@ -402,15 +416,15 @@ impl Inbound {
             }
         }
         if publish.qos == 0 && !route.is_paced() {
-            // Nobody waits for an answer, so that there is nobody to slow down.
+            // Nobody waits for an reply, so that there is nobody to slow down.
             shared.stats.dropped.add(1);
             return Ok(());
         }
-        self.hold(route, &publish, hash, arrived.at)
+        self.queue(route, &publish, hash, arrived.at)
     }
 
     /// Keeps a publish until there is room for it.
-    fn hold(
+    fn queue(
         &mut self,
         route: Arc<Route>,
         publish: &wire::Publish<'_>,
@@ -419,10 +433,10 @@ impl Inbound {
     ) -> Result<(), Fault> {
         let texts = [publish.trace_parent, publish.content_type].into_iter().flatten().map(str::len).sum::<usize>();
         // The route may be remembered nowhere else.
-        let bytes = HELD_BYTES + publish.payload.len() + texts + route.bytes();
-        self.room.take(bytes)?;
-        self.held_bytes += bytes;
-        self.held.push_back(Held {
+        let bytes = QUEUED_PUBLISH_BYTES + publish.payload.len() + texts + route.bytes();
+        self.memory.reserve(bytes)?;
+        self.queued_bytes += bytes;
+        self.queued.push_back(QueuedPublish {
             route,
             payload: publish.payload.to_vec(),
             trace_parent: publish.trace_parent.map(str::to_owned),
@@ -437,8 +451,16 @@ impl Inbound {
     }
 
     /// Notes that an event is on its way to the disk.
-    fn took(&mut self, shared: &Shared, taken: Taken, packet_id: u16, qos: u8, hash: u64, arrived: Instant) {
-        self.device.took(&taken);
+    fn note_accepted(
+        &mut self,
+        shared: &ListenerState,
+        taken: Taken,
+        packet_id: u16,
+        qos: u8,
+        hash: u64,
+        arrived: Instant,
+    ) {
+        self.device.note_accepted(&taken);
         if qos == 0 {
             return;
         }
@@ -446,7 +468,7 @@ impl Inbound {
         if is_qos2 {
             let exchange = Exchange { taken: Some(taken), is_of_this_connection: true };
             if self.session.exchanges.insert(packet_id, exchange).is_some() {
-                self.room.give(EXCHANGE_BYTES);
+                self.memory.release(EXCHANGE_BYTES);
             }
             self.exchanges_open += 1;
             self.recs_awaited += 1;
@@ -457,13 +479,13 @@ impl Inbound {
         self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2, hash, arrived });
     }
 
-    /// Whether a QoS 2 publish is one that is held; its PUBREC leaves once more then.
+    /// Whether a QoS 2 publish is one that is queued; its PUBREC leaves once more then.
     ///
     /// On a later connection every redelivery is marked as one [MQTT-3.3.1-1]: a publish that is
     /// not begins a new exchange, since its client has forgotten the old one.
-    fn is_held_already(&mut self, publish: &wire::Publish<'_>) -> Result<bool, Fault> {
+    fn is_open_exchange(&mut self, publish: &wire::Publish<'_>) -> Result<bool, Fault> {
         let Some(exchange) = self.session.exchanges.get(&publish.packet_id) else {
-            return Ok(self.held.iter().any(|held| held.is_qos2 && held.packet_id == publish.packet_id));
+            return Ok(self.queued.iter().any(|queued| queued.is_qos2 && queued.packet_id == publish.packet_id));
         };
         if !publish.dup && !exchange.is_of_this_connection {
             return Ok(false);
@@ -474,21 +496,27 @@ impl Inbound {
             if !self.unacknowledged.iter().any(is_awaited) {
                 let arrived = clock::instant();
                 let packet_id = publish.packet_id;
-                self.room.take(UNACKNOWLEDGED_BYTES)?;
+                self.memory.reserve(UNACKNOWLEDGED_BYTES)?;
                 self.recs_awaited += 1;
                 self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2: true, hash: 0, arrived });
             }
         } else {
             let mut bytes = Vec::new();
             wire::push_ack(&mut bytes, PUBREC, publish.packet_id);
-            self.answer(0, &bytes)?;
+            self.reply(0, &bytes)?;
         }
         Ok(true)
     }
 
-    /// Whether a QoS 1 publish is one that the client's last connection took in and did not answer:
+    /// Whether a QoS 1 publish is one that the client's last connection took in and did not reply:
     /// it gets its PUBACK, and is no second event.
-    fn is_answered_again(&mut self, shared: &Shared, publish: &wire::Publish<'_>, hash: u64, arrived: Arrived) -> bool {
+    fn is_redelivery(
+        &mut self,
+        shared: &ListenerState,
+        publish: &wire::Publish<'_>,
+        hash: u64,
+        arrived: ArrivalTime,
+    ) -> bool {
         let fits = |known: &Unanswered| known.packet_id == publish.packet_id && known.hash == hash;
         let Some(index) = self.session.unanswered.iter().position(fits) else { return false };
         let Unanswered { taken, packet_id, .. } = self.session.unanswered.swap_remove(index);
@@ -509,11 +537,11 @@ impl Inbound {
             0 => Ok(()),
             // 3.1.1 has no way to say no but to end the connection.
             _ if !self.is_v5() => Err(refused),
-            1 if self.unacknowledged.is_empty() && self.held.is_empty() => {
+            1 if self.unacknowledged.is_empty() && self.queued.is_empty() => {
                 wire::push_ack_with(output, PUBACK, publish.packet_id, refused.code);
                 Ok(())
             }
-            2 if self.unacknowledged.is_empty() && self.held.is_empty() => {
+            2 if self.unacknowledged.is_empty() && self.queued.is_empty() => {
                 wire::push_ack_with(output, PUBREC, publish.packet_id, refused.code);
                 Ok(())
             }
@@ -523,7 +551,7 @@ impl Inbound {
     }
 
     /// Where a publish leads, its alias resolved, and whether the client may publish there.
-    fn route(&mut self, shared: &Shared, publish: &wire::Publish<'_>) -> Result<Permitted, Fault> {
+    fn route(&mut self, shared: &ListenerState, publish: &wire::Publish<'_>) -> Result<RouteAndDenial, Fault> {
         if let Some(alias) = publish.alias {
             if alias > ALIASES_MAX {
                 return Err(Fault {
@@ -532,9 +560,9 @@ impl Inbound {
                 });
             }
             if !publish.topic.is_empty() {
-                self.room.take(publish.topic.len() + ALIAS_BYTES)?;
+                self.memory.reserve(publish.topic.len() + ALIAS_BYTES)?;
                 if let Some(before) = self.aliases.insert(alias, publish.topic.to_owned()) {
-                    self.room.give(before.len() + ALIAS_BYTES);
+                    self.memory.release(before.len() + ALIAS_BYTES);
                 }
             }
         }
@@ -560,11 +588,12 @@ impl Inbound {
             return self.forget_routes();
         }
         let topic = route.topic().to_owned();
-        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) {
+        let is_plentiful = self.memory.is_plentiful();
+        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) || !is_plentiful {
             self.forget_routes();
         }
         let bytes = ROUTE_BYTES + topic.len() + route.bytes();
-        if self.room.take(bytes).is_ok() {
+        if is_plentiful && self.memory.reserve(bytes).is_ok() {
             self.routes_bytes += bytes;
             self.routes.insert(topic, route);
         }
@@ -572,78 +601,78 @@ impl Inbound {
 
     fn forget_routes(&mut self) {
         self.routes.clear();
-        self.room.give(std::mem::take(&mut self.routes_bytes));
+        self.memory.release(std::mem::take(&mut self.routes_bytes));
     }
 
     /// Takes in what had found no room, as far as there is some now.
-    pub(super) fn take_held(&mut self, shared: &Shared) {
+    pub(super) fn submit_queued(&mut self, shared: &ListenerState) {
         let now = Timestamp::from(clock::wall());
-        while let Some(held) = self.held.front() {
+        while let Some(queued) = self.queued.front() {
             let beside = Beside {
-                trace_parent: held.trace_parent.as_deref(),
-                content_type: held.content_type.as_deref(),
-                exchange: held.is_qos2.then_some((self.session.number, held.packet_id)),
+                trace_parent: queued.trace_parent.as_deref(),
+                content_type: queued.content_type.as_deref(),
+                exchange: queued.is_qos2.then_some((self.session.number, queued.packet_id)),
                 ..Beside::default()
             };
-            let _gate = held.is_qos2.then(|| shared.registry.gate());
-            match shared.ingest.accept(&held.route, &held.payload, beside, now, &mut self.session.waiter) {
+            let _gate = queued.is_qos2.then(|| shared.registry.gate());
+            match shared.ingest.accept(&queued.route, &queued.payload, beside, now, &mut self.session.waiter) {
                 Ok(taken) => {
-                    let qos = if held.packet_id == 0 { 0 } else { 1 + u8::from(held.is_qos2) };
-                    let (id, hash, arrived) = (held.packet_id, held.hash, held.arrived);
-                    let bytes = held.bytes;
-                    self.held_bytes -= bytes;
-                    self.room.give(bytes);
-                    self.held.pop_front();
-                    self.took(shared, taken, id, qos, hash, arrived);
+                    let qos = if queued.packet_id == 0 { 0 } else { 1 + u8::from(queued.is_qos2) };
+                    let (id, hash, arrived) = (queued.packet_id, queued.hash, queued.arrived);
+                    let bytes = queued.bytes;
+                    self.queued_bytes -= bytes;
+                    self.memory.release(bytes);
+                    self.queued.pop_front();
+                    self.note_accepted(shared, taken, id, qos, hash, arrived);
                 }
                 Err(_) => return,
             }
         }
     }
 
-    /// Acknowledges what is on the disk, in order of arrival, and answers what has been noted.
-    pub(super) fn acknowledge(&mut self, shared: &Shared, written: u64, output: &mut Vec<u8>) {
+    /// Acknowledges what is on the disk, in order of arrival, and replies what has been noted.
+    pub(super) fn acknowledge(&mut self, shared: &ListenerState, written: u64, output: &mut Vec<u8>) {
         let mut now = None;
         while let Some(first) = self.unacknowledged.front() {
             let Some(_receipt) = shared.ingest.receipt(&first.taken) else { break };
             wire::push_ack(output, if first.is_qos2 { PUBREC } else { PUBACK }, first.packet_id);
             self.recs_awaited -= usize::from(first.is_qos2);
-            self.room.give(UNACKNOWLEDGED_BYTES);
+            self.memory.release(UNACKNOWLEDGED_BYTES);
             let now = *now.get_or_insert_with(clock::instant);
             shared.stats.ack.record(now.duration_since(first.arrived), 1);
             self.unacknowledged.pop_front();
         }
-        while let Some(answer) = self.answers.front() {
-            if answer.wait_for > written {
+        while let Some(reply) = self.replies.front() {
+            if reply.wait_for > written {
                 break;
             }
-            output.extend_from_slice(&answer.bytes);
-            self.room.give(ANSWER_BYTES + answer.bytes.len());
-            self.answers.pop_front();
+            output.extend_from_slice(&reply.bytes);
+            self.memory.release(REPLY_BYTES + reply.bytes.len());
+            self.replies.pop_front();
         }
     }
 
     /// Answers once what it waits for is noted. Answers that leave together are one.
-    fn answer(&mut self, wait_for: u64, bytes: &[u8]) -> Result<(), Fault> {
-        match self.answers.back_mut().filter(|last| last.wait_for >= wait_for) {
+    fn reply(&mut self, wait_for: u64, bytes: &[u8]) -> Result<(), Fault> {
+        match self.replies.back_mut().filter(|last| last.wait_for >= wait_for) {
             Some(last) => {
-                self.room.take(bytes.len())?;
+                self.memory.reserve(bytes.len())?;
                 last.bytes.extend_from_slice(bytes);
             }
             None => {
-                self.room.take(ANSWER_BYTES + bytes.len())?;
-                self.answers.push_back(Answer { wait_for, bytes: bytes.to_vec() });
+                self.memory.reserve(REPLY_BYTES + bytes.len())?;
+                self.replies.push_back(DeferredReply { wait_for, bytes: bytes.to_vec() });
             }
         }
         Ok(())
     }
 
     /// Ends a QoS 2 exchange: PUBCOMP leaves when that is on the disk.
-    fn release(&mut self, shared: &Shared, packet_id: u16) -> Result<(), Fault> {
+    fn release(&mut self, shared: &ListenerState, packet_id: u16) -> Result<(), Fault> {
         let mut bytes = Vec::new();
         let wait_for = if let Some(exchange) = self.session.exchanges.remove(&packet_id) {
             self.exchanges_open -= usize::from(exchange.is_of_this_connection);
-            self.room.give(EXCHANGE_BYTES);
+            self.memory.release(EXCHANGE_BYTES);
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
             if self.session.number > 0 { shared.registry.release(&self.key, packet_id) } else { 0 }
         } else if self.is_v5() {
@@ -653,7 +682,7 @@ impl Inbound {
             wire::push_ack(&mut bytes, PUBCOMP, packet_id);
             0
         };
-        self.answer(wait_for, &bytes)
+        self.reply(wait_for, &bytes)
     }
 
     fn acknowledged(&mut self, packet_id: u16) -> Result<(), Fault> {
@@ -665,7 +694,7 @@ impl Inbound {
     }
 
     /// Leaves in the session what the next connection needs to know of this one.
-    pub(super) fn park(&mut self) -> Box<Session> {
+    pub(super) fn detach_session(&mut self) -> Box<Session> {
         self.recs_awaited = 0;
         let unanswered = self.unacknowledged.drain(..).filter(|waiting| !waiting.is_qos2);
         self.session.unanswered = unanswered
@@ -673,7 +702,7 @@ impl Inbound {
             .collect();
         // The connection's own permit ends with it. Where there is none for this, a redelivery is a second event.
         let bytes = self.session.unanswered.len() * UNACKNOWLEDGED_BYTES;
-        self.session.permit = self.room.permit().budget().permit(bytes).ok();
+        self.session.permit = self.memory.permit().budget().permit(bytes).ok();
         if self.session.permit.is_none() {
             self.session.unanswered = Vec::new();
         }
@@ -719,7 +748,7 @@ fn hash(topic: &str, payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, xxh3_64(topic.as_bytes()))
 }
 
-impl Shared {
+impl ListenerState {
     /// Where a topic of a client leads, and why the client may not publish there; `None` if it may.
     pub(super) fn route(&self, topic: &str, client: &str, rights: &Rights) -> (Route, Option<String>) {
         let route = self

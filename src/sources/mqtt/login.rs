@@ -28,22 +28,22 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The users of a listener.
 pub struct Users {
     file: PathBuf,
-    loaded: RwLock<Loaded>,
-    looked: Mutex<(Instant, Stamp)>,
+    loaded: RwLock<LoadedUsers>,
+    looked: Mutex<(Instant, FileStamp)>,
     key: [u8; 32],
 }
 
 #[derive(Default)]
-struct Loaded {
+struct LoadedUsers {
     hashes: HashMap<String, String>,
     /// Keyed hashes of logins that were right; the key lives as long as the process.
     right: Mutex<HashMap<String, [u8; 32]>>,
 }
 
 /// What tells one state of a file from another: time of change, size and inode.
-type Stamp = Option<(SystemTime, u64, u64)>;
+type FileStamp = Option<(SystemTime, u64, u64)>;
 
-fn stamp(file: &Path) -> Stamp {
+fn stamp(file: &Path) -> FileStamp {
     let found = std::fs::metadata(file).ok()?;
     Some((found.modified().ok()?, found.len(), found.ino()))
 }
@@ -78,7 +78,7 @@ impl Users {
         key[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
         Ok(Self {
             file: file.to_owned(),
-            loaded: RwLock::new(Loaded { hashes, ..Loaded::default() }),
+            loaded: RwLock::new(LoadedUsers { hashes, ..LoadedUsers::default() }),
             looked: Mutex::new((clock::instant(), stamp)),
             key,
         })
@@ -91,7 +91,7 @@ impl Users {
         names
     }
 
-    fn loaded(&self) -> RwLockReadGuard<'_, Loaded> {
+    fn loaded(&self) -> RwLockReadGuard<'_, LoadedUsers> {
         self.loaded.read()
     }
 
@@ -112,7 +112,7 @@ impl Users {
             Ok(hashes) => {
                 tracing::info!(file = %self.file.display(), users = hashes.len(), "the password file has changed and is in force");
                 // Logins that were right may be so no longer.
-                let loaded = Loaded { hashes, ..Loaded::default() };
+                let loaded = LoadedUsers { hashes, ..LoadedUsers::default() };
                 *self.loaded.write() = loaded;
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! What a client has subscribed to, and what it is owed of it.
+//! Delivery a client has subscribed to, and what it is owed of it.
 //!
 //! Invariants:
 //! - what waits for the client stays in the journal; only what is in flight is remembered here;
@@ -7,25 +7,25 @@
 //! - last values leave before the events that the feed is still to send;
 //! - of a client that sleeps nothing is in memory: all of it is its [`Progress`] and its subscriptions.
 
+mod last_values;
 mod progress;
-mod telling;
 
 pub use progress::Progress;
 
-use super::group::{self, Group};
 use super::registry::NEVER;
+use super::shared_subscription::{self, Group};
 use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
 use crate::journal::{Journal, Published};
 use crate::link::{Head, Protocol, push_publish};
 use crate::local::{Enough, Event, Feed, Filter, Local, Place, split_share};
+use last_values::LastValues;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use telling::Telling;
 
 /// Bytes that may wait for the socket before no further event is looked at.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
@@ -44,7 +44,7 @@ pub struct Subscription {
 }
 
 #[derive(Debug)]
-struct Active {
+struct ActiveSubscription {
     /// Tells it from every other that the connection has had.
     serial: u32,
     subscription: Subscription,
@@ -55,7 +55,7 @@ struct Active {
     is_told: bool,
 }
 
-/// What bounds a client's backlog.
+/// Delivery bounds a client's backlog.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Events of each lane that may pass while it sleeps.
@@ -70,11 +70,11 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 struct InFlight {
     packet_id: u16,
-    what: What,
+    delivery: Delivery,
 }
 
 #[derive(Clone, Debug)]
-enum What {
+enum Delivery {
     /// An event of the client's own feed.
     Event(Place),
     /// One of a group's: another member gets it if this one goes.
@@ -87,11 +87,11 @@ enum What {
 #[derive(Debug, Default)]
 pub struct Outbound {
     /// In the order of their filters.
-    active: Vec<Active>,
+    active: Vec<ActiveSubscription>,
     feed: Option<Feed>,
-    /// What a restored session goes on from.
+    /// Delivery a restored session goes on from.
     restored: Progress,
-    telling: Telling,
+    last_values: LastValues,
     resend: VecDeque<InFlight>,
     in_flight: VecDeque<InFlight>,
     last_id: u16,
@@ -114,7 +114,7 @@ impl std::fmt::Debug for NextShared {
 
 /// How a client wants its publishes.
 #[derive(Clone, Copy, Debug)]
-pub struct Wire {
+pub struct ClientOptions {
     /// Version of MQTT.
     pub protocol: Protocol,
     /// Publishes in flight at most.
@@ -125,8 +125,8 @@ pub struct Wire {
 
 impl Outbound {
     /// Lets go of blocks of the journal that are being read; they are read again.
-    pub fn let_blocks_go(&mut self) {
-        self.feed.iter_mut().for_each(Feed::release_blocks);
+    pub fn release_blocks(&mut self) {
+        self.feed.iter_mut().for_each(Feed::rest);
     }
 
     /// How many subscriptions there are.
@@ -138,7 +138,7 @@ impl Outbound {
     pub fn bytes(&self) -> usize {
         let subscriptions: usize = self.active.iter().map(|active| Self::bytes_of(&active.subscription)).sum();
         let in_flight = (self.in_flight.len() + self.resend.len()) * 2 * size_of::<InFlight>();
-        subscriptions + in_flight + self.telling.bytes() + self.feed.as_ref().map_or(0, Feed::bytes)
+        subscriptions + in_flight + self.last_values.bytes() + self.feed.as_ref().map_or(0, Feed::bytes)
     }
 
     /// About how many bytes a subscription takes: its filter as it was written, as it is matched and as it is noted, and
@@ -162,19 +162,19 @@ impl Outbound {
 
     /// Whether there is a subscription of this filter.
     pub fn has(&self, filter: &str) -> bool {
-        self.place_of(filter).is_ok()
+        self.index_of(filter).is_ok()
     }
 
-    fn place_of(&self, filter: &str) -> Result<usize, usize> {
+    fn index_of(&self, filter: &str) -> Result<usize, usize> {
         self.active.binary_search_by(|active| active.subscription.filter.as_str().cmp(filter))
     }
 
     /// Adds a subscription, or replaces the one with the same filter; `group` is that of a shared one.
     pub fn subscribe(&mut self, subscription: Subscription, group: Option<Arc<Group>>, local: &Local) -> Option<()> {
-        self.let_go();
+        self.release_group_turn();
         let is_shared = group.is_some();
-        let mut active = Active::new(subscription, group, self.serials + 1)?;
-        match self.place_of(&active.subscription.filter) {
+        let mut active = ActiveSubscription::new(subscription, group, self.serials + 1)?;
+        match self.index_of(&active.subscription.filter) {
             Ok(index) => {
                 // Last values that wait for the one before are this one's.
                 let before = &self.active[index];
@@ -187,7 +187,7 @@ impl Outbound {
             }
         }
         if !is_shared && self.feed.is_none() {
-            // What is on the disk by now is older than the subscription: the last values tell it.
+            // Delivery is on the disk by now is older than the subscription: the last values tell it.
             self.feed = Some(local.feed_from(|_| None));
         }
         Some(())
@@ -195,14 +195,14 @@ impl Outbound {
 
     /// Removes a subscription; `false` if there is none.
     pub fn unsubscribe(&mut self, filter: &str) -> bool {
-        self.let_go();
-        let Ok(index) = self.place_of(filter) else { return false };
+        self.release_group_turn();
+        let Ok(index) = self.index_of(filter) else { return false };
         let serial = self.active.remove(index).serial;
-        self.telling.forget(serial);
+        self.last_values.forget(serial);
         if !self.active.iter().any(|active| active.group.is_none())
             && let Some(feed) = self.feed.take()
         {
-            // What is in flight is delivered all the same [MQTT-3.10.4-3].
+            // Delivery is in flight is delivered all the same [MQTT-3.10.4-3].
             self.restored.lanes = feed.positions().map(|(name, next)| (name.to_owned(), next)).collect();
         }
         true
@@ -222,7 +222,7 @@ impl Outbound {
         let found = self.in_flight.iter().position(|flight| flight.packet_id == packet_id);
         let Some(flight) = found.and_then(|index| self.in_flight.remove(index)) else { return false };
         self.has_moved = true;
-        if let What::Shared(group, place) = flight.what {
+        if let Delivery::Shared(group, place) = flight.delivery {
             group.done(place);
         }
         true
@@ -233,8 +233,8 @@ impl Outbound {
         if !self.has_room(output) {
             return Poll::Pending;
         }
-        let is_telling = self.telling.poll_ready(context, local);
-        if is_telling || (!self.telling.rests_feed() && self.poll_feed(context)) {
+        let is_telling = self.last_values.poll_ready(context, local);
+        if is_telling || (!self.last_values.pauses_feed() && self.poll_feed(context)) {
             return Poll::Ready(Ready::Own);
         }
         if self.active.iter().all(|active| active.group.is_none()) {
@@ -242,7 +242,7 @@ impl Outbound {
         }
         let next = self.shared_next.get_or_insert_with(|| {
             let groups: Vec<Arc<Group>> = self.active.iter().filter_map(|active| active.group.clone()).collect();
-            NextShared(Box::pin(async move { group::next(&groups).await }))
+            NextShared(Box::pin(async move { shared_subscription::next(&groups).await }))
         });
         let (group, event) = ready!(next.0.as_mut().poll(context));
         self.shared_next = None;
@@ -254,23 +254,30 @@ impl Outbound {
         let Some(feed) = &mut self.feed else { return false };
         let is_ready = feed.poll_ready(context) == Poll::Ready(true);
         if let Some(gap) = feed.take_gap() {
-            self.pass_over(gap);
+            self.handle_gap(gap);
         }
         is_ready
     }
 
     /// Lets other members of its groups have the next event: to be called before anything else is awaited.
-    pub fn let_go(&mut self) {
+    pub fn release_group_turn(&mut self) {
         self.shared_next = None;
     }
 
     /// Writes what there is room for. How many events were left out because of their age.
-    pub fn fill(&mut self, wire: Wire, now: Timestamp, limits: Limits, local: &Local, output: &mut Vec<u8>) -> u64 {
+    pub fn fill(
+        &mut self,
+        options: ClientOptions,
+        now: Timestamp,
+        limits: Limits,
+        local: &Local,
+        output: &mut Vec<u8>,
+    ) -> u64 {
         let oldest = if limits.age.as_secs() < u64::from(NEVER) { now.before(limits.age) } else { Timestamp(i64::MIN) };
-        let oldest = self.telling.oldest(oldest, self.feed.as_ref());
-        self.telling.look_up(&self.active, local, oldest);
-        self.fill_last_values(wire, local.journal(), output);
-        if self.telling.rests_feed() {
+        let oldest = self.last_values.oldest(oldest, self.feed.as_ref());
+        self.last_values.look_up(&self.active, local, oldest);
+        self.fill_last_values(options, local.journal(), output);
+        if self.last_values.pauses_feed() {
             return 0;
         }
         let Some(mut feed) = self.feed.take() else { return 0 };
@@ -290,10 +297,10 @@ impl Outbound {
                 let head = self.head(qos, false);
                 let (published, sequence) = (passing.published, passing.sequence);
                 let is_sent =
-                    self.push(wire, head, &ids, published, passing.record, sequence, passing.recorded, output);
+                    self.push(options, head, &ids, published, passing.record, sequence, passing.recorded, output);
                 if is_sent && head.packet_id > 0 {
-                    let what = What::Event(passing.place);
-                    self.in_flight.push_back(InFlight { packet_id: head.packet_id, what });
+                    let delivery = Delivery::Event(passing.place);
+                    self.in_flight.push_back(InFlight { packet_id: head.packet_id, delivery });
                 }
                 if self.has_room(output) { Enough::No } else { Enough::Yes }
             });
@@ -303,54 +310,54 @@ impl Outbound {
         too_old
     }
 
-    fn fill_last_values(&mut self, wire: Wire, journal: &Journal, output: &mut Vec<u8>) {
+    fn fill_last_values(&mut self, options: ClientOptions, journal: &Journal, output: &mut Vec<u8>) {
         while self.has_room(output) {
-            let Some((value, serial)) = self.telling.values.pop_front() else { break };
+            let Some((value, serial)) = self.last_values.values.pop_front() else { break };
             let Some(active) = self.active.iter().find(|active| active.serial == serial) else { continue };
             let (qos, ids) = (active.subscription.qos, Vec::from_iter(active.subscription.id));
             let Some((record, published)) = value.record().zip(value.published(journal)) else { continue };
             let head = self.head(qos, true);
-            let is_sent = self.push(wire, head, &ids, &published, &record, value.sequence, value.recorded, output);
+            let is_sent = self.push(options, head, &ids, &published, &record, value.sequence, value.recorded, output);
             if is_sent && head.packet_id > 0 {
-                let what = What::Last(serial);
-                self.in_flight.push_back(InFlight { packet_id: head.packet_id, what });
+                let delivery = Delivery::Last(serial);
+                self.in_flight.push_back(InFlight { packet_id: head.packet_id, delivery });
             }
         }
     }
 
     /// Writes an event that a group has handed to this client.
-    pub fn fill_shared(&mut self, wire: Wire, group: &Arc<Group>, event: &Event, output: &mut Vec<u8>) {
+    pub fn fill_shared(&mut self, options: ClientOptions, group: &Arc<Group>, event: &Event, output: &mut Vec<u8>) {
         let own =
             self.active.iter().find(|active| active.group.as_ref().is_some_and(|known| Arc::ptr_eq(known, group)));
-        let Some(Active { subscription, .. }) = own else {
+        let Some(ActiveSubscription { subscription, .. }) = own else {
             group.give_back(event.place);
             return;
         };
         let (qos, ids) = (subscription.qos, subscription.id.into_iter().collect::<Vec<_>>());
         let Some(record) = event.record() else { return group.done(event.place) };
         let head = self.head(qos, false);
-        let is_sent = self.push(wire, head, &ids, &event.published, &record, event.sequence, event.recorded, output);
+        let is_sent = self.push(options, head, &ids, &event.published, &record, event.sequence, event.recorded, output);
         if !is_sent || head.packet_id == 0 {
             group.done(event.place);
         } else {
-            let what = What::Shared(Arc::clone(group), event.place);
-            self.in_flight.push_back(InFlight { packet_id: head.packet_id, what });
+            let delivery = Delivery::Shared(Arc::clone(group), event.place);
+            self.in_flight.push_back(InFlight { packet_id: head.packet_id, delivery });
         }
     }
 
     /// Sends again what was in flight when the last connection ended, where `may` still allows its topic. Reads from
     /// the disk.
-    pub async fn send_again(
+    pub async fn resend_in_flight(
         &mut self,
-        wire: Wire,
+        options: ClientOptions,
         journal: &Journal,
         may: &(dyn Fn(&str) -> bool + Sync),
         output: &mut Vec<u8>,
     ) {
         let mut topic = Vec::new();
         while let Some(flight) = self.resend.pop_front() {
-            let What::Event(place) = &flight.what else { continue };
-            // What is no longer there is not owed any more.
+            let Delivery::Event(place) = &flight.delivery else { continue };
+            // Delivery is no longer there is not owed any more.
             let Some(event) = Event::at(journal, *place).await else { continue };
             let Some(record) = event.record() else { continue };
             topic.clear();
@@ -359,7 +366,7 @@ impl Outbound {
                 continue;
             }
             let head = Head { packet_id: flight.packet_id, dup: true, ..Head::default() };
-            if self.push(wire, head, &[], &event.published, &record, event.sequence, event.recorded, output) {
+            if self.push(options, head, &[], &event.published, &record, event.sequence, event.recorded, output) {
                 self.in_flight.push_back(flight);
             }
         }
@@ -394,7 +401,7 @@ impl Outbound {
     #[allow(clippy::too_many_arguments)]
     fn push(
         &mut self,
-        wire: Wire,
+        options: ClientOptions,
         head: Head<'_>,
         subscriptions: &[u32],
         published: &Arc<Published>,
@@ -405,12 +412,12 @@ impl Outbound {
     ) -> bool {
         self.has_moved = true;
         let out = &mut self.rendering;
-        published.renderer.render(record, sequence, recorded, wire.protocol == Protocol::V5, out);
+        published.renderer.render(record, sequence, recorded, options.protocol == Protocol::V5, out);
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
         let start = output.len();
         let head = Head { subscriptions, ..head };
-        push_publish(output, wire.protocol, &head, &out.topic, content_type, &out.properties, &out.payload);
-        if output.len() - start > wire.packet_bytes_max {
+        push_publish(output, options.protocol, &head, &out.topic, content_type, &out.properties, &out.payload);
+        if output.len() - start > options.packet_bytes_max {
             // [MQTT-3.1.2-25]: it is as if it had been sent.
             output.truncate(start);
             return false;
@@ -419,7 +426,7 @@ impl Outbound {
     }
 }
 
-/// What there may be to send.
+/// Delivery there may be to send.
 #[derive(Debug)]
 pub enum Ready {
     /// Of the client's own feed.
@@ -428,7 +435,7 @@ pub enum Ready {
     Shared(Arc<Group>, Event),
 }
 
-impl Active {
+impl ActiveSubscription {
     fn new(subscription: Subscription, group: Option<Arc<Group>>, serial: u32) -> Option<Self> {
         let filter = Filter::parse(split_share(&subscription.filter)?.1)?;
         Some(Self { serial, subscription, filter, group, is_told: false })

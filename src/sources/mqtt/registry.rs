@@ -12,30 +12,30 @@
 //! that were open when it was written; the row `exchanges` says up to which offsets that is
 //! all, and a start looks at the records behind these.
 
-mod open;
-mod stored;
+mod recovery;
+mod rows;
 mod table;
 mod takeover;
 mod wills;
 mod writer;
 
-pub use stored::will_bytes;
+pub use rows::will_bytes;
 pub use takeover::{NoSession, OpenedSession, Quotas, SessionRequest, SlotGuard};
-pub use wills::Due;
+pub use wills::DueWill;
 
-use super::group::{GroupNote, Groups};
 use super::outbound::{Outbound, Progress, Subscription};
+use super::shared_subscription::{GroupNote, Groups};
 use super::will::Will;
 use crate::ingest::Taken;
 use crate::journal::{Change, Journal, Notes, Waiter};
 use crate::memory::Permit;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use rows::GroupId;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use stored::GroupId;
-use table::{Row, Table, Unwritten};
+use table::{StoredSession, Table, Unwritten};
 use tokio::sync::watch;
 
 /// So many events may pass before that is noted again: what a start looks at once more.
@@ -91,11 +91,11 @@ impl Key {
 
 /// A will that waits for its delay, as it is stored.
 #[derive(Debug)]
-pub struct LaterWill {
+pub struct PendingWill {
     /// How long it waits after the end of the connection.
     pub delay: Duration,
     /// What is stored of it.
-    pub stored: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 /// What a connection works with and leaves behind.
@@ -163,7 +163,12 @@ impl Registry {
 
     /// Changes what is to be written of a connected client's session; what is returned has to be written before an
     /// answer may leave that says so.
-    fn change(&self, key: &Key, is_urgent: bool, change: impl FnOnce(&mut Table, &mut Row, &mut Unwritten)) -> u64 {
+    fn change(
+        &self,
+        key: &Key,
+        is_urgent: bool,
+        change: impl FnOnce(&mut Table, &mut StoredSession, &mut Unwritten),
+    ) -> u64 {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
         let has_row = entry.row.is_some();
@@ -203,14 +208,14 @@ impl Registry {
     }
 
     /// Adds a subscription of a persistent session, or replaces the one of the same filter; `false` if there is no
-    /// room for it. It is on the disk with what [`Registry::settle`] returns.
+    /// room for it. It is on the disk with what [`Registry::save_progress`] returns.
     pub fn subscribed(&self, key: &Key, subscription: &Subscription, is_new: bool, quotas: Quotas) -> bool {
         if is_new && !self.has_disk_room() {
             return false;
         }
         let mut has_room = true;
         self.change(key, false, |table, row, unwritten| {
-            let bytes = stored::subscription_bytes(&subscription.filter).cast_signed();
+            let bytes = rows::subscription_bytes(&subscription.filter).cast_signed();
             if is_new {
                 has_room = table.has_bytes(&row.share, bytes, quotas);
                 if !has_room {
@@ -222,17 +227,17 @@ impl Registry {
                     table.join_group(group);
                 }
             }
-            let (name, value) = stored::subscription(row.number, subscription);
+            let (name, value) = rows::subscription(row.number, subscription);
             unwritten.changes.push(Change::Put(name, value));
         });
         has_room
     }
 
-    /// Removes a subscription of a persistent session; see [`Registry::settle`].
+    /// Removes a subscription of a persistent session; see [`Registry::save_progress`].
     pub fn unsubscribed(&self, key: &Key, filter: &str) {
         self.change(key, false, |table, row, unwritten| {
-            table.charge(row, -stored::subscription_bytes(filter).cast_signed());
-            let row_name = format!("{}{filter}", stored::subscription_rows(row.number));
+            table.charge(row, -rows::subscription_bytes(filter).cast_signed());
+            let row_name = format!("{}{filter}", rows::subscription_rows(row.number));
             unwritten.changes.push(Change::Remove(row_name));
             if let Some(group) = GroupId::of(key.source(), filter)
                 && let Some(index) = row.groups.iter().position(|known| *known == group)
@@ -245,7 +250,7 @@ impl Registry {
 
     /// Notes how far the client is, with the subscriptions that changed; what is returned has to be written before
     /// SUBACK may leave.
-    pub fn settle(&self, key: &Key, progress: Progress) -> u64 {
+    pub fn save_progress(&self, key: &Key, progress: Progress) -> u64 {
         self.change(key, true, |_, _, unwritten| unwritten.content.progress = progress)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
 
-use super::parts::{Reader, Value, properties};
+use super::fields::{Reader, Value, properties};
 use super::reason::ReasonCode;
 use crate::link::push_varint;
 use crate::sources::Refusal;
@@ -20,7 +20,9 @@ impl Fault {
     /// What it counts as.
     pub(super) fn reason(&self) -> Refusal {
         match self.code {
-            _ if [super::room::NO_MEMORY, super::room::MOST_MEMORY].contains(self) => Refusal::Memory,
+            _ if [super::connection_memory::NO_MEMORY, super::connection_memory::MOST_MEMORY].contains(self) => {
+                Refusal::Memory
+            }
             _ if *self == super::inbound::TOPIC_TOO_LONG => Refusal::Limit,
             ReasonCode::NotAuthorized | ReasonCode::BadAuthenticationMethod => Refusal::Access,
             ReasonCode::PacketTooLarge | ReasonCode::QuotaExceeded => Refusal::Limit,
@@ -249,7 +251,7 @@ pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
 
 /// A filter of SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted<'a> {
+pub struct RequestedSubscription<'a> {
     /// The filter as it is written.
     pub filter: &'a str,
     /// 0 to 2.
@@ -261,7 +263,7 @@ pub struct Wanted<'a> {
 }
 
 /// Reads SUBSCRIBE: packet id, subscription identifier, filters.
-pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Wanted<'_>>), Fault> {
+pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<RequestedSubscription<'_>>), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
     let mut id = None;
@@ -273,7 +275,7 @@ pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Want
             Ok(())
         })?;
     }
-    let mut wanted = Vec::new();
+    let mut requested = Vec::new();
     while !rest.0.is_empty() {
         let filter = rest.text()?;
         let options = rest.u8()?;
@@ -282,12 +284,12 @@ pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Want
         if reserved != 0 || qos == 3 || retain_handling == 3 {
             return Err(Fault::malformed("a subscription has options that do not exist"));
         }
-        wanted.push(Wanted { filter, qos, no_local: options & 4 != 0, retain_handling });
+        requested.push(RequestedSubscription { filter, qos, no_local: options & 4 != 0, retain_handling });
     }
-    if wanted.is_empty() {
+    if requested.is_empty() {
         return Err(Fault::protocol("SUBSCRIBE without a filter"));
     }
-    Ok((packet_id, id, wanted))
+    Ok((packet_id, id, requested))
 }
 
 /// Reads UNSUBSCRIBE: packet id and filters.

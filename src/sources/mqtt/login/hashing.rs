@@ -33,7 +33,7 @@ pub(super) const NOBODY: &str =
 static BLOCKS: Mutex<Vec<Block>> = Mutex::new(Vec::new());
 
 /// A hash as a file holds it.
-struct Stored {
+struct ParsedHash {
     hasher: Argon2<'static>,
     salt: Salt,
     hash: argon2::password_hash::phc::Output,
@@ -81,7 +81,7 @@ fn fill(hasher: &Argon2<'_>, password: &[u8], salt: &[u8], out: &mut [u8]) -> Re
     hasher.hash_password_into_with_memory(password, salt, out, &mut blocks[..needed]).map_err(|error| error.to_string())
 }
 
-fn read(hash: &str) -> Result<Stored, String> {
+fn read(hash: &str) -> Result<ParsedHash, String> {
     const OTHER: &str = "is no argon2id hash; `forebay user add` makes one";
     let parsed = PasswordHash::new(hash).map_err(|_| OTHER)?;
     let algorithm = Algorithm::try_from(parsed.algorithm.as_str()).map_err(|_| OTHER)?;
@@ -96,7 +96,7 @@ fn read(hash: &str) -> Result<Stored, String> {
             "takes m={memory},t={passes},p={lanes}; at most m={MEMORY_KIB_MAX},t={PASSES_MAX},p={LANES_MAX} are allowed; `forebay user add` makes one of m={MEMORY_KIB},t={PASSES},p=1"
         ));
     }
-    Ok(Stored { hasher: Argon2::new(algorithm, version, params), salt, hash })
+    Ok(ParsedHash { hasher: Argon2::new(algorithm, version, params), salt, hash })
 }
 
 #[cfg(test)]

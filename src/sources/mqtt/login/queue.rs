@@ -24,7 +24,7 @@ use std::hash::{BuildHasher, Hash};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Failed logins of an address that are checked at once: a row of devices with an old password behind one router.
+/// Failed logins of an address that are checked at once: a waiting_here of devices with an old password behind one router.
 const BURST: Duration = Duration::from_secs(20);
 /// Beyond those, so many of its logins are checked in a second: some hundredth of a core.
 const CHECKS_PER_SECOND: f64 = 1.0;
@@ -50,7 +50,7 @@ const TURN_OF_FAILED: u32 = 4;
 /// The logins that wait.
 #[derive(Debug)]
 pub(in crate::sources::mqtt) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     names: RandomState,
 }
 
@@ -62,20 +62,20 @@ pub(in crate::sources::mqtt) struct Slowed {
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     is_checking: bool,
     places: u64,
     checks: u32,
     /// By address, in the order of their arrival.
-    rows: HashMap<Origin, VecDeque<Waiting>>,
-    /// Addresses with a row that never failed, and those that did: in the order of their turns.
+    waiting: HashMap<Origin, VecDeque<WaitingLogin>>,
+    /// Addresses with a waiting_here that never failed, and those that did: in the order of their turns.
     clean: VecDeque<Origin>,
     failed: VecDeque<Origin>,
     failures: Failures,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingLogin {
     place: u64,
     name: u64,
     called: oneshot::Sender<Result<(), Slowed>>,
@@ -85,13 +85,13 @@ struct Waiting {
 #[derive(Debug)]
 struct Failures {
     addresses: Rates<Origin>,
-    pairs: Table<(Origin, u64)>,
-    names: Table<u64>,
+    pairs: FailureTable<(Origin, u64)>,
+    names: FailureTable<u64>,
 }
 
 /// Failures by what failed.
 #[derive(Debug)]
-struct Table<K>(HashMap<K, Failed>);
+struct FailureTable<K>(HashMap<K, Failed>);
 
 #[derive(Clone, Copy, Debug)]
 struct Failed {
@@ -100,7 +100,7 @@ struct Failed {
     forgotten_at: Instant,
 }
 
-impl<K: Eq + Hash + Copy> Table<K> {
+impl<K: Eq + Hash + Copy> FailureTable<K> {
     fn pause(&self, key: &K, now: Instant) -> Duration {
         self.0.get(key).map_or(Duration::ZERO, |failed| failed.pauses_until.saturating_duration_since(now))
     }
@@ -137,8 +137,8 @@ impl Failures {
     fn new() -> Self {
         Self {
             addresses: Rates::new(CHECKS_PER_SECOND, BURST),
-            pairs: Table(HashMap::new()),
-            names: Table(HashMap::new()),
+            pairs: FailureTable(HashMap::new()),
+            names: FailureTable(HashMap::new()),
         }
     }
 
@@ -158,11 +158,11 @@ impl Failures {
 
 impl Queue {
     pub(in crate::sources::mqtt) fn new() -> Self {
-        let state = State {
+        let state = QueueState {
             is_checking: false,
             places: 0,
             checks: 0,
-            rows: HashMap::new(),
+            waiting: HashMap::new(),
             clean: VecDeque::new(),
             failed: VecDeque::new(),
             failures: Failures::new(),
@@ -170,7 +170,7 @@ impl Queue {
         Self { state: Mutex::new(state), names: RandomState::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock()
     }
 
@@ -203,14 +203,14 @@ impl Queue {
         }
     }
 
-    fn enqueue(&self, origin: Origin, name: u64) -> Result<Place<'_>, Slowed> {
+    fn enqueue(&self, origin: Origin, name: u64) -> Result<QueuePlace<'_>, Slowed> {
         let (mut state, now) = (self.lock(), clock::instant());
         let pause = state.failures.pairs.pause(&(origin, name), now);
         if pause > WAIT_MAX {
             return Err(Slowed { wait: pause });
         }
         if let Err(wait) = state.failures.addresses.check(&origin, now) {
-            let waiting = state.rows.get(&origin).map_or(0, VecDeque::len);
+            let waiting = state.waiting.get(&origin).map_or(0, VecDeque::len);
             if waiting >= SLOWED_PLACES {
                 return Err(Slowed { wait: wait + Duration::from_secs(waiting as u64) });
             }
@@ -218,17 +218,17 @@ impl Queue {
         let (call, called) = oneshot::channel();
         let number = state.places;
         state.places += 1;
-        let is_new = !state.rows.contains_key(&origin);
-        state.rows.entry(origin).or_default().push_back(Waiting { place: number, name, called: call });
+        let is_new = !state.waiting.contains_key(&origin);
+        state.waiting.entry(origin).or_default().push_back(WaitingLogin { place: number, name, called: call });
         if is_new {
             let is_clean = state.failures.addresses.is_clear(&origin, now);
             if is_clean { state.clean.push_back(origin) } else { state.failed.push_back(origin) }
         }
-        Ok(Place { queue: self, origin, number, called, has_ended: false })
+        Ok(QueuePlace { queue: self, origin, number, called, has_ended: false })
     }
 }
 
-impl State {
+impl QueueState {
     /// Calls the next login, if none is being checked.
     fn call_next(&mut self, now: Instant) {
         while !self.is_checking {
@@ -246,19 +246,19 @@ impl State {
 
     /// The first login that may be checked now, of addresses that never failed or of those that did. Its address goes
     /// to the end of the turns.
-    fn find(&mut self, is_clean: bool, now: Instant) -> Option<Waiting> {
+    fn find(&mut self, is_clean: bool, now: Instant) -> Option<WaitingLogin> {
         let turns = if is_clean { &self.clean } else { &self.failed };
-        let may = |origin: Origin, waiting: &Waiting| self.failures.wait(origin, waiting.name, now).is_zero();
+        let may = |origin: Origin, waiting: &WaitingLogin| self.failures.wait(origin, waiting.name, now).is_zero();
         let (turn, at) = turns.iter().enumerate().find_map(|(turn, origin)| {
-            let row = self.rows.get(origin)?;
-            Some((turn, row.iter().position(|waiting| may(*origin, waiting))?))
+            let waiting_here = self.waiting.get(origin)?;
+            Some((turn, waiting_here.iter().position(|waiting| may(*origin, waiting))?))
         })?;
         let turns = if is_clean { &mut self.clean } else { &mut self.failed };
         let origin = turns.remove(turn)?;
-        let row = self.rows.get_mut(&origin)?;
-        let waiting = row.remove(at);
-        if row.is_empty() {
-            self.rows.remove(&origin);
+        let waiting_here = self.waiting.get_mut(&origin)?;
+        let waiting = waiting_here.remove(at);
+        if waiting_here.is_empty() {
+            self.waiting.remove(&origin);
         } else {
             turns.push_back(origin);
         }
@@ -266,10 +266,10 @@ impl State {
     }
 
     fn leave(&mut self, origin: Origin, place: u64) {
-        let Some(row) = self.rows.get_mut(&origin) else { return };
-        row.retain(|waiting| waiting.place != place);
-        if row.is_empty() {
-            self.rows.remove(&origin);
+        let Some(waiting_here) = self.waiting.get_mut(&origin) else { return };
+        waiting_here.retain(|waiting| waiting.place != place);
+        if waiting_here.is_empty() {
+            self.waiting.remove(&origin);
             self.clean.retain(|known| *known != origin);
             self.failed.retain(|known| *known != origin);
         }
@@ -277,12 +277,12 @@ impl State {
 
     fn note_failure(&mut self, origin: Origin, name: u64, now: Instant) {
         self.failures.failed(origin, name, now);
-        let Some(row) = self.rows.get_mut(&origin) else { return };
+        let Some(waiting_here) = self.waiting.get_mut(&origin) else { return };
         // Whoever would now be refused at the door does not wait on.
         let pause = self.failures.pairs.pause(&(origin, name), now);
         let slowed = self.failures.addresses.check(&origin, now).err();
         let mut kept = VecDeque::new();
-        for waiting in row.drain(..) {
+        for waiting in waiting_here.drain(..) {
             let is_paused = waiting.name == name && pause > WAIT_MAX;
             if is_paused || (slowed.is_some() && kept.len() >= SLOWED_PLACES) {
                 // One that leaves at this moment need not hear it.
@@ -292,11 +292,11 @@ impl State {
             }
         }
         let is_empty = kept.is_empty();
-        *row = kept;
+        *waiting_here = kept;
         self.clean.retain(|known| *known != origin);
         self.failed.retain(|known| *known != origin);
         if is_empty {
-            self.rows.remove(&origin);
+            self.waiting.remove(&origin);
         } else {
             self.failed.push_back(origin);
         }
@@ -304,7 +304,7 @@ impl State {
 }
 
 /// A place in the queue; dropping it leaves the queue, or passes the turn on.
-struct Place<'q> {
+struct QueuePlace<'q> {
     queue: &'q Queue,
     origin: Origin,
     number: u64,
@@ -313,14 +313,16 @@ struct Place<'q> {
     has_ended: bool,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         if self.has_ended {
             return;
         }
         let mut state = self.queue.lock();
-        let is_waiting =
-            state.rows.get(&self.origin).is_some_and(|row| row.iter().any(|waiting| waiting.place == self.number));
+        let is_waiting = state
+            .waiting
+            .get(&self.origin)
+            .is_some_and(|waiting_here| waiting_here.iter().any(|waiting| waiting.place == self.number));
         if is_waiting {
             state.leave(self.origin, self.number);
         } else if matches!(self.called.try_recv(), Ok(Ok(()))) {
@@ -406,7 +408,7 @@ mod tests {
         drop(at_it);
         drop(poll(&mut third).expect("its turn"));
         let state = queue.lock();
-        assert!(state.rows.is_empty() && state.clean.is_empty() && state.failed.is_empty() && !state.is_checking);
+        assert!(state.waiting.is_empty() && state.clean.is_empty() && state.failed.is_empty() && !state.is_checking);
     }
 
     #[tokio::test]
@@ -480,7 +482,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let (mut table, now) = (Table(HashMap::new()), clock::instant());
+        let (mut table, now) = (FailureTable(HashMap::new()), clock::instant());
         let mut fail = |key, now| table.failed(key, 0, PAUSES, now);
         (0..3).for_each(|_| fail(u64::MAX, now));
         (0..2 * CALLERS_MAX as u64).for_each(|key| fail(key, now));

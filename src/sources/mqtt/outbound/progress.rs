@@ -1,7 +1,10 @@
-//! What is kept of the deliveries to a client while it sleeps: where it was, and what it had not acknowledged.
+//! Delivery is kept of the deliveries to a client while it sleeps: where it was, and what it had not acknowledged.
 
-use super::super::group::{Group, GroupNote};
-use super::{Active, Feed, InFlight, Limits, Local, Outbound, Place, Subscription, WINDOW_MAX, What, Wire};
+use super::super::shared_subscription::{Group, GroupNote};
+use super::{
+    ActiveSubscription, ClientOptions, Delivery, Feed, InFlight, Limits, Local, Outbound, Place, Subscription,
+    WINDOW_MAX,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,41 +25,41 @@ pub struct Progress {
 }
 
 impl Outbound {
-    /// What a session was that is on the disk; its subscriptions may be in any order.
+    /// Delivery a session was that is on the disk; its subscriptions may be in any order.
     pub fn restore(mut subscriptions: Vec<Subscription>, progress: &Progress) -> Self {
         subscriptions.sort_unstable_by(|a, b| a.filter.cmp(&b.filter));
         let mut outbound = Self { restored: progress.clone(), last_id: progress.last_id, ..Self::default() };
         for (subscription, serial) in subscriptions.into_iter().zip(1..) {
-            outbound.active.extend(Active::new(subscription, None, serial));
+            outbound.active.extend(ActiveSubscription::new(subscription, None, serial));
             outbound.serials = serial;
         }
         for index in &progress.untold {
             if let Some(active) = outbound.active.get_mut(usize::from(*index)) {
                 active.is_told = true;
-                outbound.telling.resume(active.serial);
+                outbound.last_values.resume(active.serial);
             }
         }
-        outbound.telling.below = progress.told_below.clone();
+        outbound.last_values.below = progress.told_below.clone();
         outbound
     }
 
-    /// What is to be kept of the deliveries.
+    /// Delivery is to be kept of the deliveries.
     pub fn progress(&self) -> Progress {
         let flights = || self.resend.iter().chain(&self.in_flight);
-        let in_flight = flights().filter_map(|flight| match &flight.what {
-            What::Event(place) => Some((flight.packet_id, u8::try_from(place.lane).ok()?, place.offset)),
+        let in_flight = flights().filter_map(|flight| match &flight.delivery {
+            Delivery::Event(place) => Some((flight.packet_id, u8::try_from(place.lane).ok()?, place.offset)),
             _ => None,
         });
-        let unacknowledged = flights().filter_map(|flight| match &flight.what {
-            What::Last(serial) => Some(*serial),
+        let unacknowledged = flights().filter_map(|flight| match &flight.delivery {
+            Delivery::Last(serial) => Some(*serial),
             _ => None,
         });
-        let serials: Vec<u32> = unacknowledged.chain(self.telling.serials()).collect();
-        let is_untold = |(index, active): (usize, &Active)| {
+        let serials: Vec<u32> = unacknowledged.chain(self.last_values.serials()).collect();
+        let is_untold = |(index, active): (usize, &ActiveSubscription)| {
             serials.contains(&active.serial).then(|| u16::try_from(index).ok()).flatten()
         };
         let untold: Vec<u16> = self.active.iter().enumerate().filter_map(is_untold).collect();
-        let told_below = if untold.is_empty() { Vec::new() } else { self.telling.below.clone() };
+        let told_below = if untold.is_empty() { Vec::new() } else { self.last_values.below.clone() };
         match &self.feed {
             // It was not woken yet, or has no subscription of its own.
             None => {
@@ -74,7 +77,7 @@ impl Outbound {
         }
     }
 
-    /// What is to be kept, if anything was sent or acknowledged since the last call.
+    /// Delivery is to be kept, if anything was sent or acknowledged since the last call.
     pub fn take_progress(&mut self) -> Option<Progress> {
         std::mem::take(&mut self.has_moved).then(|| self.progress())
     }
@@ -87,8 +90,14 @@ impl Outbound {
 
     /// Begins a connection: what was in flight goes first. `join` gives the group of a shared filter. How many events
     /// were left out because they are more than the client may be owed.
-    pub fn wake(&mut self, local: &Arc<Local>, join: impl Fn(&str) -> Arc<Group>, wire: Wire, limits: Limits) -> u64 {
-        self.window = wire.receive_maximum.min(WINDOW_MAX);
+    pub fn resume(
+        &mut self,
+        local: &Arc<Local>,
+        join: impl Fn(&str) -> Arc<Group>,
+        options: ClientOptions,
+        limits: Limits,
+    ) -> u64 {
+        self.window = options.receive_maximum.min(WINDOW_MAX);
         let restored = std::mem::take(&mut self.restored);
         for active in &mut self.active {
             if active.subscription.filter.starts_with("$share/") {
@@ -107,20 +116,21 @@ impl Outbound {
         let cut = feed.skip_to_newest(limits.events, limits.bytes);
         let lanes = feed.positions().zip(from).zip(below);
         // Events that were left to the feed and that the feed skips now are sent as last values.
-        self.telling.below = lanes.map(|(((_, next), from), below)| if next > from { next } else { below }).collect();
+        self.last_values.below =
+            lanes.map(|(((_, next), from), below)| if next > from { next } else { below }).collect();
         self.feed = Some(feed);
         cut
     }
 
     /// Ends a connection: what its groups have handed to it goes to other members.
-    pub fn rest(&mut self) {
-        self.let_go();
+    pub fn suspend(&mut self) {
+        self.release_group_turn();
         for flight in self.in_flight.iter().chain(&self.resend) {
-            if let What::Shared(group, place) = &flight.what {
+            if let Delivery::Shared(group, place) = &flight.delivery {
                 group.give_back(*place);
             }
         }
-        let is_own = |flight: &InFlight| !matches!(flight.what, What::Shared(..));
+        let is_own = |flight: &InFlight| !matches!(flight.delivery, Delivery::Shared(..));
         self.in_flight.retain(is_own);
         self.resend.retain(is_own);
     }
@@ -136,15 +146,15 @@ impl Progress {
         feed.positions().map(|(lane, next)| noted(lane).unwrap_or(next)).collect()
     }
 
-    /// What was in flight, among the lanes of this feed.
+    /// Delivery was in flight, among the lanes of this feed.
     fn flights(&self, feed: &Feed) -> VecDeque<InFlight> {
         let lane = |index: u8| {
             let (name, _) = self.lanes.get(usize::from(index))?;
             feed.positions().position(|(known, _)| known == name)
         };
         let flight = |(packet_id, index, offset): &(u16, u8, u64)| {
-            let what = What::Event(Place { lane: lane(*index)?, offset: *offset });
-            Some(InFlight { packet_id: *packet_id, what })
+            let delivery = Delivery::Event(Place { lane: lane(*index)?, offset: *offset });
+            Some(InFlight { packet_id: *packet_id, delivery })
         };
         self.in_flight.iter().filter_map(flight).collect()
     }

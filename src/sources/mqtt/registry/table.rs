@@ -3,7 +3,7 @@
 //! Invariant: a session whose client sleeps and whose rows are written takes some hundred bytes here, however much is
 //! on the disk of it.
 
-use super::stored::{self, Content, GroupId, head_bytes};
+use super::rows::{self, GroupId, HeadContent, head_bytes};
 use super::takeover::ConnectionSlot;
 use super::{Key, NEVER, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
 use crate::journal::{Change, Waiter};
@@ -21,7 +21,7 @@ const LISTENER_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// A session that outlives its connection.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct StoredSession {
     pub(super) number: u64,
     pub(super) expiry: u32,
     pub(super) share: Arc<str>,
@@ -36,14 +36,14 @@ pub(super) struct Row {
 /// What is in memory of a session because it is not on the disk, or somebody is connected.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
-    pub(super) content: Content,
+    pub(super) content: HeadContent,
     /// Rows beside the head, in the order of their changes.
     pub(super) changes: Vec<Change>,
 }
 
 /// Publishes of a client that left that were not answered.
 #[derive(Debug)]
-pub(super) struct Leftover {
+pub(super) struct UnansweredPublishes {
     pub(super) unanswered: Box<[Unanswered]>,
     /// Is woken for those that are still on their way to the disk.
     pub(super) waiter: Waiter,
@@ -53,23 +53,23 @@ pub(super) struct Leftover {
 
 /// A will that waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Waiting {
+pub(super) enum WillState {
     #[default]
     None,
     /// For so long after the client has left.
     Pending(Duration),
     /// It is becoming an event.
-    Due,
+    Publishing,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Entry {
+pub(super) struct ClientEntry {
     pub(super) slot: Option<Arc<ConnectionSlot>>,
     pub(super) left_at: Option<Instant>,
-    pub(super) row: Option<Row>,
+    pub(super) row: Option<StoredSession>,
     pub(super) unwritten: Option<Box<Unwritten>>,
-    pub(super) leftover: Option<Box<Leftover>>,
-    pub(super) will: Waiting,
+    pub(super) leftover: Option<Box<UnansweredPublishes>>,
+    pub(super) will: WillState,
 }
 
 /// What the sessions of one name, or of one address, take.
@@ -81,7 +81,7 @@ struct Share {
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    pub(super) clients: HashMap<Key, Entry>,
+    pub(super) clients: HashMap<Key, ClientEntry>,
     /// Sessions that changed since they were written.
     pub(super) changed: BTreeSet<Key>,
     /// Rows that are to be removed, in their order, before anything else is written.
@@ -103,21 +103,22 @@ pub(super) struct Table {
     left_bytes: usize,
 }
 
-fn leftover_bytes(leftover: &Leftover) -> usize {
-    size_of::<Leftover>() + size_of_val(&*leftover.unanswered)
+fn leftover_bytes(leftover: &UnansweredPublishes) -> usize {
+    size_of::<UnansweredPublishes>() + size_of_val(&*leftover.unanswered)
 }
 
 impl Table {
     /// Takes a client out, to change it and put it back: with the key that it has here, so that one and the same piece
     /// of memory names it as long as it is known, however often it comes and goes.
-    pub(super) fn take(&mut self, key: &Key) -> (Key, Entry) {
-        self.clients.remove_entry(key).unwrap_or_else(|| (key.clone(), Entry::default()))
+    pub(super) fn take(&mut self, key: &Key) -> (Key, ClientEntry) {
+        self.clients.remove_entry(key).unwrap_or_else(|| (key.clone(), ClientEntry::default()))
     }
 
     /// Counts a session that is there.
-    pub(super) fn put_row(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> Row {
+    pub(super) fn put_row(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> StoredSession {
         let share = self.shares.get_key_value(share).map_or_else(|| Arc::from(share), |(known, _)| Arc::clone(known));
-        let mut row = Row { number, expiry, bytes: 0, will_bytes: 0, groups: Vec::new(), share: Arc::clone(&share) };
+        let mut row =
+            StoredSession { number, expiry, bytes: 0, will_bytes: 0, groups: Vec::new(), share: Arc::clone(&share) };
         self.shares.entry(share).or_default().sessions += 1;
         self.persistent += 1;
         let bytes = head_bytes(key, &row.share);
@@ -126,7 +127,7 @@ impl Table {
     }
 
     /// Counts that a session takes so many bytes more, or fewer.
-    pub(super) fn charge(&mut self, row: &mut Row, bytes: i64) {
+    pub(super) fn charge(&mut self, row: &mut StoredSession, bytes: i64) {
         let change = |total: &mut u64| *total = total.saturating_add_signed(bytes);
         change(&mut row.bytes);
         change(&mut self.bytes);
@@ -136,13 +137,13 @@ impl Table {
     }
 
     /// The session has no will any more that could have to wait.
-    pub(super) fn release_will(&mut self, row: &mut Row) {
+    pub(super) fn release_will(&mut self, row: &mut StoredSession) {
         let bytes = std::mem::take(&mut row.will_bytes);
         self.charge(row, -bytes.cast_signed());
     }
 
     /// Forgets a session; its rows are removed with the next write.
-    pub(super) fn forget(&mut self, key: &Key, row: Row) {
+    pub(super) fn forget(&mut self, key: &Key, row: StoredSession) {
         self.persistent -= 1;
         self.bytes -= row.bytes.min(self.bytes);
         if let Some(share) = self.shares.get_mut(&row.share) {
@@ -152,9 +153,9 @@ impl Table {
                 self.shares.remove(&row.share);
             }
         }
-        self.removals.push(Change::Remove(stored::head_row(key)));
-        self.removals.push(Change::RemoveAll(stored::subscription_rows(row.number)));
-        self.removals.push(Change::Remove(stored::will_row(row.number)));
+        self.removals.push(Change::Remove(rows::head_row(key)));
+        self.removals.push(Change::RemoveAll(rows::subscription_rows(row.number)));
+        self.removals.push(Change::Remove(rows::will_row(row.number)));
         for group in row.groups {
             self.leave_group(group);
         }
@@ -181,7 +182,7 @@ impl Table {
         &self,
         key: &Key,
         request: &SessionRequest<'_>,
-        before: Option<&Row>,
+        before: Option<&StoredSession>,
     ) -> Result<(), NoSession> {
         let is_kept = before.is_some() && !request.is_clean;
         let (freed, freed_bytes) = match before {
@@ -223,14 +224,20 @@ impl Table {
     }
 
     /// Keeps what a client left unanswered, and forgets the oldest where that is too much.
-    pub(super) fn keep_leftover(&mut self, key: &Key, entry: &mut Entry, leftover: Leftover, now: Instant) {
+    pub(super) fn keep_leftover(
+        &mut self,
+        key: &Key,
+        entry: &mut ClientEntry,
+        leftover: UnansweredPublishes,
+        now: Instant,
+    ) {
         self.left_bytes += leftover_bytes(&leftover);
         entry.leftover = Some(Box::new(leftover));
         self.left.push_back((key.clone(), now));
     }
 
     /// Takes what a client left unanswered.
-    pub(super) fn take_leftover(&mut self, entry: &mut Entry) -> Option<Leftover> {
+    pub(super) fn take_leftover(&mut self, entry: &mut ClientEntry) -> Option<UnansweredPublishes> {
         let leftover = *entry.leftover.take()?;
         self.left_bytes -= leftover_bytes(&leftover).min(self.left_bytes);
         Some(leftover)
@@ -261,11 +268,11 @@ impl Table {
             let asked_at = self.listeners.get(key.source());
             asked_at.is_some_and(|at| now.duration_since(*at) < LISTENER_GONE_AFTER)
         };
-        let is_over = |key: &Key, entry: &Entry| {
+        let is_over = |key: &Key, entry: &ClientEntry| {
             let (Some(row), Some(left_at)) = (&entry.row, entry.left_at) else { return false };
             let expiry = Duration::from_secs(row.expiry.into());
             let is_over = row.expiry != NEVER && now.duration_since(left_at) >= expiry;
-            entry.slot.is_none() && is_over && (entry.will == Waiting::None || !has_listener(key))
+            entry.slot.is_none() && is_over && (entry.will == WillState::None || !has_listener(key))
         };
         self.clients.iter().filter(|(key, entry)| is_over(key, entry)).map(|(key, _)| key.clone()).collect()
     }

@@ -4,9 +4,9 @@
 //! released the slot (MQTT 5, section 3.1.4; reason code *Session taken over*).
 //! Invariant: however a connection ends, its slot becomes free.
 
-use super::stored::{self, Content, Head};
-use super::table::{Entry, Leftover, Table, Waiting};
-use super::{Exchange, Key, LaterWill, Outbound, Registry, Session, Subscription, keep_groups};
+use super::rows::{self, Head, HeadContent};
+use super::table::{ClientEntry, Table, UnansweredPublishes, WillState};
+use super::{Exchange, Key, Outbound, PendingWill, Registry, Session, Subscription, keep_groups};
 use crate::clock;
 use crate::journal::{Change, JournalError};
 use crate::runtime::spawn_blocking;
@@ -41,7 +41,7 @@ impl SlotGuard {
     }
 
     /// Frees the slot and keeps the session for the next connection. `later` is a will that waits for its delay.
-    pub fn release(self, session: Box<Session>, later: Option<LaterWill>) {
+    pub fn release(self, session: Box<Session>, later: Option<PendingWill>) {
         self.registry.release_slot(&self.key, &self.slot, Some((session, later)));
     }
 }
@@ -113,13 +113,13 @@ struct OccupiedSlot {
     slot: SlotGuard,
     session: Box<Session>,
     /// Number of an earlier session, and its state where that is not on the disk yet.
-    before: Option<(u64, Option<Content>)>,
+    before: Option<(u64, Option<HeadContent>)>,
     wait_for: u64,
 }
 
 /// A session as it was read from the disk.
 struct Loaded {
-    content: Option<Content>,
+    content: Option<HeadContent>,
     subscriptions: Vec<Subscription>,
 }
 
@@ -210,7 +210,7 @@ impl Registry {
         } else {
             if let Some(row) = entry.row.take() {
                 entry.unwritten = None;
-                entry.will = Waiting::None;
+                entry.will = WillState::None;
                 table.forget(&key, row);
                 wait_for = self.request_write(table);
             }
@@ -228,7 +228,7 @@ impl Registry {
     }
 
     /// Creates a persistent session.
-    fn create_session(&self, table: &mut Table, key: &Key, entry: &mut Entry, request: SessionRequest<'_>) {
+    fn create_session(&self, table: &mut Table, key: &Key, entry: &mut ClientEntry, request: SessionRequest<'_>) {
         let number = uuid::Uuid::new_v4().as_u64_pair().0.max(1);
         let mut row = table.put_row(key, number, request.expiry, request.share);
         row.will_bytes = request.will_bytes;
@@ -247,16 +247,16 @@ impl Registry {
 
     /// Reads a session from the disk. Blocks the thread.
     fn load(&self, key: &Key, number: u64, has_head: bool) -> Result<Loaded, JournalError> {
-        let content = if has_head { None } else { self.notes.read(&stored::head_row(key))? };
+        let content = if has_head { None } else { self.notes.read(&rows::head_row(key))? };
         let mut subscriptions = Vec::new();
-        self.notes.each(&stored::subscription_rows(number), |name, value| {
-            subscriptions.extend(stored::read_subscription(name, value));
+        self.notes.each(&rows::subscription_rows(number), |name, value| {
+            subscriptions.extend(rows::read_subscription(name, value));
         })?;
         Ok(Loaded { content: content.and_then(|bytes| Some(Head::read(&bytes)?.content())), subscriptions })
     }
 
     /// Puts the loaded state of a session into the table, and cancels the will that waits. Returns the write to wait for.
-    fn resume(&self, key: &Key, request: SessionRequest<'_>, content: Content) -> u64 {
+    fn resume(&self, key: &Key, request: SessionRequest<'_>, content: HeadContent) -> u64 {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
         let mut wait_for = 0;
@@ -270,10 +270,10 @@ impl Registry {
             let more = request.will_bytes.cast_signed() - row.will_bytes.cast_signed();
             table.charge(row, more);
             row.will_bytes = request.will_bytes;
-            if matches!(entry.will, Waiting::Pending(_)) {
+            if matches!(entry.will, WillState::Pending(_)) {
                 // After a crash the will of a client that has returned must not be published.
-                unwritten.changes.push(Change::Remove(stored::will_row(row.number)));
-                entry.will = Waiting::None;
+                unwritten.changes.push(Change::Remove(rows::will_row(row.number)));
+                entry.will = WillState::None;
                 table.changed.insert(key.clone());
                 wait_for = self.request_write(&mut table);
             }
@@ -283,9 +283,9 @@ impl Registry {
     }
 
     /// Frees a slot, if it is still that of this connection, and keeps the state of the session that is not on the disk.
-    fn release_slot(&self, key: &Key, slot: &Arc<ConnectionSlot>, left: Option<(Box<Session>, Option<LaterWill>)>) {
+    fn release_slot(&self, key: &Key, slot: &Arc<ConnectionSlot>, left: Option<(Box<Session>, Option<PendingWill>)>) {
         let mut table = self.table();
-        let is_own = |entry: &Entry| entry.slot.as_ref().is_some_and(|known| Arc::ptr_eq(known, slot));
+        let is_own = |entry: &ClientEntry| entry.slot.as_ref().is_some_and(|known| Arc::ptr_eq(known, slot));
         if !table.clients.get(key).is_some_and(is_own) {
             return;
         }
@@ -318,21 +318,21 @@ impl Registry {
         &self,
         table: &mut Table,
         key: &Key,
-        entry: &mut Entry,
+        entry: &mut ClientEntry,
         mut session: Session,
-        later: Option<LaterWill>,
+        later: Option<PendingWill>,
     ) {
-        session.outbound.rest();
+        session.outbound.suspend();
         if let Some(row) = &mut entry.row {
             row.expiry = session.expiry;
             if row.expiry > 0 {
                 let unwritten = entry.unwritten.get_or_insert_default();
                 unwritten.content.progress = session.outbound.progress();
-                if let Some(LaterWill { delay, stored }) = later {
-                    unwritten.changes.push(Change::Put(stored::will_row(row.number), stored));
-                    entry.will = Waiting::Pending(delay);
+                if let Some(PendingWill { delay, bytes }) = later {
+                    unwritten.changes.push(Change::Put(rows::will_row(row.number), bytes));
+                    entry.will = WillState::Pending(delay);
                     self.request_write(table);
-                } else if entry.will == Waiting::None {
+                } else if entry.will == WillState::None {
                     table.release_will(row);
                 }
             }
@@ -341,7 +341,7 @@ impl Registry {
         let is_awaited = entry.unwritten.as_ref().is_some_and(|unwritten| !unwritten.content.exchanges.is_empty());
         if !session.unanswered.is_empty() || is_awaited {
             let Session { unanswered, waiter, permit, .. } = session;
-            let leftover = Leftover { unanswered: unanswered.into(), waiter, permit };
+            let leftover = UnansweredPublishes { unanswered: unanswered.into(), waiter, permit };
             table.keep_leftover(key, entry, leftover, clock::instant());
         }
     }

@@ -1,6 +1,6 @@
 //! The registry on a real journal.
 
-use super::table::Entry;
+use super::table::ClientEntry;
 use super::takeover::LEAVE_WAIT_MAX;
 use super::*;
 use crate::clock;
@@ -74,7 +74,7 @@ async fn a_sleeping_session_is_on_the_disk_alone_and_comes_back_whole() {
     for (filter, is_new) in [("b/#", true), ("a/+", true), ("b/#", false)] {
         assert!(registry.subscribed(&key, &subscription(filter), is_new, QUOTAS));
     }
-    let wait_for = registry.settle(&key, Progress { last_id: 77, ..Progress::default() });
+    let wait_for = registry.save_progress(&key, Progress { last_id: 77, ..Progress::default() });
     written(&registry, wait_for).await;
     let number = entered.session.number;
     drop(entered);
@@ -83,7 +83,7 @@ async fn a_sleeping_session_is_on_the_disk_alone_and_comes_back_whole() {
     let bytes = {
         let table = registry.table();
         let entry = &table.clients[&key];
-        assert!(entry.unwritten.is_none() && entry.leftover.is_none() && size_of::<Entry>() < 200, "{entry:?}");
+        assert!(entry.unwritten.is_none() && entry.leftover.is_none() && size_of::<ClientEntry>() < 200, "{entry:?}");
         table.bytes
     };
     registry.close();

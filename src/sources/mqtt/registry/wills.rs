@@ -1,7 +1,7 @@
 //! Wills that wait: on the disk, so that thousands of them take no memory, and a restart does not lose them.
 
-use super::stored;
-use super::table::Waiting;
+use super::rows;
+use super::table::WillState;
 use super::{Key, Registry};
 use crate::journal::{Change, JournalError};
 use crate::runtime::spawn_blocking;
@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 /// A will whose delay is over.
 #[derive(Clone, Debug)]
-pub struct Due {
+pub struct DueWill {
     /// Whose it is.
     pub key: Key,
     number: u64,
 }
 
 impl Registry {
-    /// Wills of a listener that are due, `max` at most. Each stays on the disk until [`Registry::will_is_done`].
-    pub fn due_wills(&self, now: Instant, source: &str, max: usize) -> Vec<Due> {
+    /// Wills of a listener that are due, `max` at most. Each stays on the disk until [`Registry::finish_will`].
+    pub fn due_wills(&self, now: Instant, source: &str, max: usize) -> Vec<DueWill> {
         let mut table = self.table();
         match table.listeners.get_mut(source) {
             Some(asked_at) => *asked_at = now,
@@ -29,51 +29,51 @@ impl Registry {
             if due.len() >= max {
                 break;
             }
-            let (Waiting::Pending(delay), None, Some(row)) = (entry.will, &entry.slot, &entry.row) else { continue };
+            let (WillState::Pending(delay), None, Some(row)) = (entry.will, &entry.slot, &entry.row) else { continue };
             let asleep_for = entry.left_at.map_or(Duration::ZERO, |at| now.duration_since(at));
             if asleep_for >= delay && key.source() == source {
-                entry.will = Waiting::Due;
-                due.push(Due { key: key.clone(), number: row.number });
+                entry.will = WillState::Publishing;
+                due.push(DueWill { key: key.clone(), number: row.number });
             }
         }
         due
     }
 
     /// The stored form of a will that is due; `None` if it is gone.
-    pub async fn will(self: &Arc<Self>, due: &Due) -> Result<Option<Vec<u8>>, JournalError> {
+    pub async fn read_will(self: &Arc<Self>, due: &DueWill) -> Result<Option<Vec<u8>>, JournalError> {
         let wait_for = self.request_write(&mut self.table());
         if self.written().wait_for(|written| *written >= wait_for).await.is_err() {
             return Ok(None);
         }
-        let (registry, name) = (Arc::clone(self), stored::will_row(due.number));
+        let (registry, name) = (Arc::clone(self), rows::will_row(due.number));
         let read = spawn_blocking(move || registry.notes.read(&name)).await;
         read.unwrap_or(Ok(None))
     }
 
     /// A will has become an event, or was dropped: its row goes, unless its client has left another meanwhile.
-    pub fn will_is_done(&self, due: &Due) {
+    pub fn finish_will(&self, due: &DueWill) {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(&due.key) else { return };
         if let Some(row) = entry.row.as_mut().filter(|row| row.number == due.number)
-            && !matches!(entry.will, Waiting::Pending(_))
+            && !matches!(entry.will, WillState::Pending(_))
         {
-            entry.will = Waiting::None;
+            entry.will = WillState::None;
             if entry.slot.is_none() {
                 table.release_will(row);
             }
-            table.removals.push(Change::Remove(stored::will_row(due.number)));
+            table.removals.push(Change::Remove(rows::will_row(due.number)));
             self.request_write(&mut table);
         }
         table.clients.insert(key, entry);
     }
 
     /// A will could not be read: it is due once more.
-    pub fn will_is_due_again(&self, due: &Due) {
+    pub fn retry_will(&self, due: &DueWill) {
         let mut table = self.table();
         if let Some(entry) = table.clients.get_mut(&due.key)
-            && entry.will == Waiting::Due
+            && entry.will == WillState::Publishing
         {
-            entry.will = Waiting::Pending(Duration::ZERO);
+            entry.will = WillState::Pending(Duration::ZERO);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The writer of sessions: many changes in one commit, and what is written leaves the memory.
 
-use super::super::group::Group;
-use super::stored::{self, GroupId, lanes};
+use super::super::shared_subscription::Group;
+use super::rows::{self, GroupId, lanes};
 use super::table::Table;
 use super::{Key, NOTE_AFTER, NOTE_AFTER_EVENTS, RETRY, Registry};
 use crate::clock;
@@ -153,7 +153,7 @@ impl Writer {
             let (Some(row), Some(unwritten)) = (&entry.row, &entry.unwritten) else { continue };
             changes.extend(unwritten.changes.iter().cloned());
             let (head, is_all) = unwritten.content.head(row.number, row.expiry, &row.share, &durable);
-            changes.push(Change::Put(stored::head_row(key), postcard::to_stdvec(&head).unwrap_or_default()));
+            changes.push(Change::Put(rows::head_row(key), postcard::to_stdvec(&head).unwrap_or_default()));
             counts.insert(key.clone(), unwritten.changes.len());
             if !is_all {
                 table.changed.insert(key.clone());
@@ -171,8 +171,8 @@ impl Writer {
         let ends: HashMap<&str, u64> =
             lanes(journal).map(|lane| lane.name.as_str()).zip(durable.iter().map(|durable| durable.end)).collect();
         self.noted = durable.iter().map(|durable| durable.end).sum();
-        changes.push(Change::Put(stored::EXCHANGES.into(), postcard::to_stdvec(&ends).unwrap_or_default()));
-        let is_will = |change: &&Change| matches!(change, Change::Put(name, _) if name.starts_with(stored::WILLS));
+        changes.push(Change::Put(rows::EXCHANGES.into(), postcard::to_stdvec(&ends).unwrap_or_default()));
+        let is_will = |change: &&Change| matches!(change, Change::Put(name, _) if name.starts_with(rows::WILLS));
         let wills = changes.iter().filter(is_will).count();
         Batch { changes, keys, counts, removals, ended, moved, wills }
     }

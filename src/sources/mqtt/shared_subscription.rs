@@ -48,8 +48,8 @@ pub struct Group {
     filter: Filter,
     journal: Arc<Journal>,
     /// Whoever holds it takes the next event.
-    feed: tokio::sync::Mutex<Way>,
-    state: Mutex<State>,
+    feed: tokio::sync::Mutex<GroupFeed>,
+    state: Mutex<GroupState>,
     has_given_back: tokio::sync::Notify,
     /// Whether it has got further since it was noted.
     has_moved: AtomicBool,
@@ -57,7 +57,7 @@ pub struct Group {
 
 /// How a group goes through the lanes.
 #[derive(Debug)]
-struct Way {
+struct GroupFeed {
     feed: Feed,
     /// Calls it when an event of its filter is there: most events are nobody's, and groups are many.
     attention: FilterWaiter,
@@ -66,7 +66,7 @@ struct Way {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct GroupState {
     given_back: VecDeque<Place>,
     /// With a member, and not acknowledged.
     out: BTreeSet<Place>,
@@ -133,8 +133,8 @@ impl Groups {
         let group = Arc::new(Group {
             filter,
             journal: Arc::clone(&self.journal),
-            feed: tokio::sync::Mutex::new(Way { feed, attention, reach: Vec::new() }),
-            state: Mutex::new(State { next, given_back, ..State::default() }),
+            feed: tokio::sync::Mutex::new(GroupFeed { feed, attention, reach: Vec::new() }),
+            state: Mutex::new(GroupState { next, given_back, ..GroupState::default() }),
             has_given_back: tokio::sync::Notify::new(),
             has_moved: AtomicBool::new(true),
         });
@@ -165,7 +165,7 @@ impl GroupNote {
 }
 
 impl Group {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GroupState> {
         self.state.lock()
     }
 
@@ -220,11 +220,11 @@ impl Group {
         }
     }
 
-    /// The next event. Safe to drop half-way: an event is taken in the last step.
+    /// The next event. Safe to drop half-group_feed: an event is taken in the last step.
     async fn next(&self) -> Event {
-        let mut way = self.feed.lock().await;
+        let mut group_feed = self.feed.lock().await;
         loop {
-            let Way { feed, attention, reach } = &mut *way;
+            let GroupFeed { feed, attention, reach } = &mut *group_feed;
             if let Some(event) = self.again().await {
                 self.take(feed, event.place);
                 return event;
@@ -293,7 +293,7 @@ fn catch_up(feed: &mut Feed, attention: &FilterWaiter, reach: &mut Vec<u64>) -> 
     has_matched
 }
 
-/// The next event of any of some groups; for ever, if there is none. Safe to drop half-way.
+/// The next event of any of some groups; for ever, if there is none. Safe to drop half-group_feed.
 pub async fn next(groups: &[Arc<Group>]) -> (Arc<Group>, Event) {
     let mut nexts: Vec<Pin<Box<dyn Future<Output = Event> + Send + '_>>> =
         groups.iter().map(|group| Box::pin(group.next()) as _).collect();

@@ -3,16 +3,16 @@
 //! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
 //! tell the client what it has subscribed to.
 
-use super::hello::{self, CONNECT_BYTES_MAX, Hello, Welcome, connack};
-use super::inbound::{EXCHANGE_BYTES, Inbound, SHUTTING_DOWN, Step, UNACKNOWLEDGED_BYTES};
+use super::connect::{self, CONNECT_BYTES_MAX, Connack, Connect, connack};
+use super::connection_memory::{ConnectionMemory, MOST_MEMORY, NO_MEMORY};
+use super::inbound::{EXCHANGE_BYTES, Inbound, PacketOutcome, SHUTTING_DOWN, UNACKNOWLEDGED_BYTES};
 use super::login::Users;
-use super::outbound::{Limits, Ready, Wire};
+use super::outbound::{ClientOptions, Limits, Ready};
 use super::reason::ReasonCode;
-use super::registry::{Key, LaterWill, NoSession, OpenedSession, Session, SessionRequest, SlotGuard, will_bytes};
-use super::room::{MOST_MEMORY, NO_MEMORY, Room};
-use super::will::{Spoken, Stored, Will};
+use super::registry::{Key, NoSession, OpenedSession, PendingWill, Session, SessionRequest, SlotGuard, will_bytes};
+use super::will::{StoredWill, Will, WillMessage};
 use super::wire::{self, Fault};
-use super::{Claim, Setup, Shared};
+use super::{Attempt, ListenerState, Setup};
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::Timestamp;
@@ -57,7 +57,7 @@ const READERS: usize = 32;
 /// What the kernel holds for a client that does not read: as much as a socket buffer may have.
 const SEND_BUFFER_BYTES: usize = socket::BUFFER_BYTES;
 /// How long a connection that finds no memory may take to say CONNECT, so that it is told.
-const TURN_AWAY_WAIT_MAX: Duration = Duration::from_secs(1);
+const REFUSE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Certificates that the fixed cost with TLS covers, as the library and the identity keep them.
 const CHAIN_INCLUDED: usize = 4 << 10;
 /// How long a client may refuse to read what it is sent.
@@ -67,7 +67,7 @@ const EVICTED_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long acknowledgements in flight are awaited at the end.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether a subscriber keeps up, and where it is.
-const LOOK_AFTER: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// A subscriber that is so many times its backlog behind is too slow.
 const BEHIND_TIMES_MAX: u64 = 2;
 
@@ -83,8 +83,8 @@ pub(super) struct Accepted {
 }
 
 /// Tells a client that there is no memory for its connection.
-pub(super) async fn turn_away(mut stream: TcpStream) {
-    let telling = async {
+pub(super) async fn refuse_no_memory(mut stream: TcpStream) {
+    let refusal = async {
         // The level of the protocol stands at the latest in byte 11.
         let mut start = [0; 12];
         let mut read = 0;
@@ -95,26 +95,31 @@ pub(super) async fn turn_away(mut stream: TcpStream) {
             }
         }
         // A client that is gone already needs no answer.
-        let _ = stream.write_all(&hello::refuse_start(&start, ReasonCode::QuotaExceeded)).await;
+        let _ = stream.write_all(&connect::refuse_early(&start, ReasonCode::QuotaExceeded)).await;
     };
     // Whoever is slower is closed without a word.
-    let _ = tokio::time::timeout(TURN_AWAY_WAIT_MAX, telling).await;
+    let _ = tokio::time::timeout(REFUSE_WAIT_MAX, refusal).await;
 }
 
 /// Serves one connection without TLS; returns when it has ended.
-pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, newest: watch::Receiver<Setup>, shutdown: Shutdown) {
+pub(super) async fn serve(
+    accepted: Accepted,
+    shared: Arc<ListenerState>,
+    newest: watch::Receiver<Setup>,
+    shutdown: Shutdown,
+) {
     let Accepted { stream, peer, permit } = accepted;
     let _open = shared.stats.open();
     socket::tune(&stream, WRITE_WAIT_MAX);
-    let room = Room::new(permit);
-    Connection::new(Box::new(stream), peer, &shared, newest, room).run(shutdown).await;
+    let memory = ConnectionMemory::new(permit);
+    Connection::new(Box::new(stream), peer, &shared, newest, memory).run(shutdown).await;
 }
 
 /// Serves one connection with TLS. Apart from [`serve`], so that the many without do not pay for it.
 pub(super) async fn serve_tls(
     accepted: Accepted,
     acceptor: TlsAcceptor,
-    shared: Arc<Shared>,
+    shared: Arc<ListenerState>,
     newest: watch::Receiver<Setup>,
     shutdown: Shutdown,
 ) {
@@ -127,7 +132,7 @@ pub(super) async fn serve_tls(
     // A handshake that the shutdown meets has promised nothing.
     let handshake = tokio::select! {
         () = shutdown.begun() => return,
-        () = eviction.begun() => return shared.refuse(peer, Claim::default(), Refusal::Memory, EVICTED),
+        () = eviction.begun() => return shared.refuse(peer, Attempt::default(), Refusal::Memory, EVICTED),
         handshake = tokio::time::timeout(shared.config.connect_wait_max.0, handshake) => handshake,
     };
     match handshake {
@@ -136,28 +141,28 @@ pub(super) async fn serve_tls(
             let presented = shared.clients.as_ref().map(|clients| Presented::of(clients, session)).transpose();
             let certificate = match presented.map(Option::flatten) {
                 Ok(certificate) => certificate,
-                Err(untrusted) => return shared.refuse(peer, Claim::default(), Refusal::Tls, &untrusted.to_string()),
+                Err(untrusted) => return shared.refuse(peer, Attempt::default(), Refusal::Tls, &untrusted.to_string()),
             };
             let Some(permit) = stream.get_mut().0.done() else { return };
-            let mut room = Room::new(permit);
+            let mut memory = ConnectionMemory::new(permit);
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let chain_bytes: usize = chain.iter().map(|certificate| 2 * certificate.len()).sum();
-            if let Err(fault) = room.take(chain_bytes.saturating_sub(CHAIN_INCLUDED)) {
-                return shared.refuse(peer, Claim::default(), fault.reason(), fault.text);
+            if let Err(fault) = memory.reserve(chain_bytes.saturating_sub(CHAIN_INCLUDED)) {
+                return shared.refuse(peer, Attempt::default(), fault.reason(), fault.text);
             }
-            let mut connection = Connection::new(Box::new(stream), peer, &shared, newest, room);
+            let mut connection = Connection::new(Box::new(stream), peer, &shared, newest, memory);
             connection.certificate = certificate;
             connection.run(shutdown).await;
         }
-        Ok(Err(error)) => shared.refuse(peer, Claim::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
-        Err(_) => shared.refuse(peer, Claim::default(), Refusal::Tls, "TLS handshake took too long"),
+        Ok(Err(error)) => shared.refuse(peer, Attempt::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(peer, Attempt::default(), Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
 struct Connection<'s> {
-    stream: Box<dyn Line>,
+    stream: Box<dyn Transport>,
     peer: SocketAddr,
-    shared: &'s Shared,
+    shared: &'s ListenerState,
     /// What is in force for those who come now.
     newest: watch::Receiver<Setup>,
     /// The client's certificate, if it presented one.
@@ -166,9 +171,9 @@ struct Connection<'s> {
     input: Vec<u8>,
     output: Vec<u8>,
     /// What it holds, until the client is let in.
-    room: Option<Room>,
+    memory: Option<ConnectionMemory>,
     /// What of it CONNECT takes.
-    hello_bytes: usize,
+    connect_bytes: usize,
 }
 
 /// A client that is let in.
@@ -181,9 +186,9 @@ struct ConnectedClient {
 }
 
 /// Why a connection ends.
-enum End {
+enum ConnectionEnd {
     /// The client said goodbye; `true` if its will is to be published all the same.
-    Goodbye { with_will: bool },
+    Disconnected { with_will: bool },
     /// The client is gone.
     Gone,
     /// It is cut off, and told why.
@@ -191,47 +196,47 @@ enum End {
 }
 
 /// What a connection is read from and written to: of one type, since the whole session is compiled for it.
-trait Line: Duplex + Sync {}
+trait Transport: Duplex + Sync {}
 
-impl Line for TcpStream {}
+impl Transport for TcpStream {}
 
-impl Line for TlsStream<Handshaking> {}
+impl Transport for TlsStream<Handshaking> {}
 
 impl<'s> Connection<'s> {
     fn new(
-        stream: Box<dyn Line>,
+        stream: Box<dyn Transport>,
         peer: SocketAddr,
-        shared: &'s Shared,
+        shared: &'s ListenerState,
         newest: watch::Receiver<Setup>,
-        room: Room,
+        memory: ConnectionMemory,
     ) -> Self {
         let (input, output) = (Vec::new(), Vec::new());
-        Self { stream, peer, shared, newest, certificate: None, input, output, room: Some(room), hello_bytes: 0 }
+        Self { stream, peer, shared, newest, certificate: None, input, output, memory: Some(memory), connect_bytes: 0 }
     }
 
     /// Each phase has memory of its own: of the many connections that are idle, only the work is kept.
     async fn run(mut self, mut shutdown: Shutdown) {
-        let eviction = self.room.as_ref().map(|room| room.permit().eviction());
+        let eviction = self.memory.as_ref().map(|memory| memory.permit().eviction());
         // A stop does not wait for logins that are not checked yet.
         let connect = tokio::select! {
             () = shutdown.begun() => return Box::pin(self.close(None)).await,
-            () = evicted(eviction) => return self.shared.refuse(self.peer, Claim::default(), Refusal::Memory, EVICTED),
+            () = evicted(eviction) => return self.shared.refuse(self.peer, Attempt::default(), Refusal::Memory, EVICTED),
             connect = Box::pin(self.connect_and_log_in()) => connect,
         };
         let Some(mut client) = connect else { return Box::pin(self.close(None)).await };
-        let end = Box::pin(self.work(&mut client, &mut shutdown)).await;
+        let end = Box::pin(self.run_session(&mut client, &mut shutdown)).await;
         Box::pin(self.end_session(client, end)).await;
     }
 
     /// Releases the client's slot, keeps its session, and publishes its will unless it disconnected normally.
-    async fn end_session(mut self, client: Box<ConnectedClient>, end: End) {
+    async fn end_session(mut self, client: Box<ConnectedClient>, end: ConnectionEnd) {
         let shared = self.shared;
         let ConnectedClient { slot, identity, mut inbound, .. } = *client;
         inbound.device.gone();
         // Before its client can connect again: it counts once.
-        inbound.room.permit().leave();
+        inbound.memory.permit().leave();
         let fault = match &end {
-            End::Fault(fault) => Some(*fault),
+            ConnectionEnd::Fault(fault) => Some(*fault),
             _ => None,
         };
         // Whoever shuts down or is cut off for a fault still gets what it was promised; the connection that takes over gets
@@ -242,19 +247,19 @@ impl<'s> Connection<'s> {
         if let Some(fault) = fault.filter(|fault| *fault != TAKEN_OVER && *fault != SHUTTING_DOWN) {
             shared.refuse_client(&inbound.device, inbound.topic_at_fault(), fault.reason(), fault.text);
         }
-        let wire = inbound.wire;
-        let mut session = inbound.park();
+        let options = inbound.options;
+        let mut session = inbound.detach_session();
         // A gateway that ends says nothing of its devices: they live.
-        let is_dead = !matches!(end, End::Goodbye { with_will: false }) && fault != Some(SHUTTING_DOWN);
+        let is_dead = !matches!(end, ConnectionEnd::Disconnected { with_will: false }) && fault != Some(SHUTTING_DOWN);
         let will = session.will.take().filter(|_| is_dead);
         let expiry = Duration::from_secs(session.expiry.into());
         let (now, later) = match will {
             Some(will) if will.delay.min(expiry).is_zero() => (Some(will), None),
             will => (None, will),
         };
-        let later = later.map(|Will { spoken, delay, .. }| {
+        let later = later.map(|Will { message, delay, .. }| {
             let delay = delay.min(expiry);
-            LaterWill { delay, stored: Stored::new(spoken, delay, &inbound.client, self.peer, &identity).bytes() }
+            PendingWill { delay, bytes: StoredWill::new(message, delay, &inbound.client, self.peer, &identity).bytes() }
         });
         slot.release(session, later);
         let client = inbound.client.clone();
@@ -264,77 +269,77 @@ impl<'s> Connection<'s> {
             (self.input, self.output) = (Vec::new(), Vec::new());
         }
         if let Some(will) = now
-            && self.may_speak(&identity, &client, &will)
+            && self.may_publish_will(&identity, &client, &will)
         {
-            will.become_event(&shared.ingest).await;
+            will.publish(&shared.ingest).await;
         }
         let is_evicted = fault.is_some_and(|fault| [MOST_MEMORY, CROWDED_OUT].contains(&fault));
         let wait_max = if is_evicted { EVICTED_WAIT_MAX } else { 2 * WRITE_WAIT_MAX };
         // An evicted client that does not read the reason is closed without it.
-        let _ = tokio::time::timeout(wait_max, self.close(fault.map(|fault| (fault, wire)))).await;
+        let _ = tokio::time::timeout(wait_max, self.close(fault.map(|fault| (fault, options)))).await;
         drop(covered);
     }
 
     /// Whether a client that has died may still publish its will, under what is in force by now.
-    fn may_speak(&self, identity: &Identity, client: &str, will: &Will) -> bool {
+    fn may_publish_will(&self, identity: &Identity, client: &str, will: &Will) -> bool {
         let newest = Arc::clone(&self.newest.borrow().shared);
-        let topic = &will.spoken.topic;
-        let why = match newest.judge(identity, self.peer) {
+        let topic = &will.message.topic;
+        let why = match newest.check_access(identity, self.peer) {
             Ok(rights) => match newest.route(topic, client, &rights) {
                 (_, None) => return true,
                 (_, Some(why)) => why,
             },
             Err(why) => why.to_owned(),
         };
-        newest.count_dropped(self.peer, Claim { sender: identity.sender(client), what: topic }, &why);
+        newest.count_dropped(self.peer, Attempt { sender: identity.sender(client), what: topic }, &why);
         false
     }
 
     /// Waits for CONNECT and answers it; `None` if the client is not let in.
     async fn connect_and_log_in(&mut self) -> Option<Box<ConnectedClient>> {
         let shared = self.shared;
-        let Ok(hello) = tokio::time::timeout(shared.config.connect_wait_max.0, self.connect()).await else {
-            shared.refuse(self.peer, Claim::default(), Refusal::Protocol, "no CONNECT in time");
+        let Ok(packet) = tokio::time::timeout(shared.config.connect_wait_max.0, self.connect()).await else {
+            shared.refuse(self.peer, Attempt::default(), Refusal::Protocol, "no CONNECT in time");
             return None;
         };
-        let hello = hello?;
-        let (client, user) = (hello.client.clone(), hello.user.clone().unwrap_or_default());
+        let packet = packet?;
+        let (client, user) = (packet.client.clone(), packet.user.clone().unwrap_or_default());
         // From here on the client waits for the gateway, and not the other way round.
-        let let_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.let_in(hello))).await;
-        let mut client = let_in.unwrap_or_else(|_| {
-            let claim = Claim { sender: Sender { client: &client, user: &user, proven_by: None }, what: "" };
-            shared.refuse(self.peer, claim, Refusal::Limit, "too many logins wait before this one");
+        let log_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.log_in(packet))).await;
+        let mut client = log_in.unwrap_or_else(|_| {
+            let attempt = Attempt { sender: Sender { client: &client, user: &user, proven_by: None }, what: "" };
+            shared.refuse(self.peer, attempt, Refusal::Limit, "too many logins wait before this one");
             None
         })?;
-        client.inbound.room.give(self.hello_bytes);
+        client.inbound.memory.release(self.connect_bytes);
         Some(client)
     }
 
     /// Waits for CONNECT; `None` if it is none.
-    async fn connect(&mut self) -> Option<Hello> {
+    async fn connect(&mut self) -> Option<Connect> {
         loop {
-            if let Err((answer, why)) = hello::check_start(&self.input) {
-                return self.not_let_in(&answer, Refusal::Protocol, why);
+            if let Err((answer, why)) = connect::check_protocol(&self.input) {
+                return self.reject(&answer, Refusal::Protocol, why);
             }
             match wire::frame(&self.input, CONNECT_BYTES_MAX) {
-                Ok(Some(frame)) => return self.whole(frame.length),
+                Ok(Some(frame)) => return self.parse_connect(frame.length),
                 Ok(None) => {}
                 Err(fault) => {
-                    let answer = hello::refuse_start(&self.input, fault.code);
-                    return self.not_let_in(&answer, fault.reason(), fault.text);
+                    let answer = connect::refuse_early(&self.input, fault.code);
+                    return self.reject(&answer, fault.reason(), fault.text);
                 }
             }
             let most = read_bytes(self.shared);
             let (input, stream) = (&mut self.input, &mut self.stream);
-            let room = self.room.as_mut()?;
+            let memory = self.memory.as_mut()?;
             let length = wire::length(input).filter(|length| *length <= CONNECT_BYTES_MAX);
             let read =
-                poll_fn(|context| poll_read_with(stream, context, most, |bytes| room.keep(input, bytes, length)));
+                poll_fn(|context| poll_read_with(stream, context, most, |bytes| memory.buffer(input, bytes, length)));
             match read.await {
                 Ok(Read::Bytes(Ok(()))) => {}
                 Ok(Read::Bytes(Err(fault))) => {
-                    let answer = hello::refuse_start(&self.input, fault.code);
-                    return self.not_let_in(&answer, fault.reason(), fault.text);
+                    let answer = connect::refuse_early(&self.input, fault.code);
+                    return self.reject(&answer, fault.reason(), fault.text);
                 }
                 _ => return None,
             }
@@ -342,88 +347,88 @@ impl<'s> Connection<'s> {
     }
 
     /// Counts a client that is not let in, with what it is told.
-    fn not_let_in<T>(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<T> {
+    fn reject<T>(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<T> {
         self.output.extend_from_slice(answer);
-        self.shared.refuse(self.peer, Claim::default(), reason, why);
+        self.shared.refuse(self.peer, Attempt::default(), reason, why);
         None
     }
 
     /// CONNECT is there: the first so many bytes of the input.
-    fn whole(&mut self, length: usize) -> Option<Hello> {
+    fn parse_connect(&mut self, length: usize) -> Option<Connect> {
         let rest = self.input.split_off(length);
         let connect = std::mem::replace(&mut self.input, rest);
-        let room = self.room.as_mut()?;
-        room.kept(self.input.capacity());
+        let memory = self.memory.as_mut()?;
+        memory.buffer_shrunk(self.input.capacity());
         // Its parts are copied out of it.
-        if let Err(fault) = room.take(length) {
-            return self.not_let_in(&hello::refuse_start(&connect, fault.code), fault.reason(), fault.text);
+        if let Err(fault) = memory.reserve(length) {
+            return self.reject(&connect::refuse_early(&connect, fault.code), fault.reason(), fault.text);
         }
-        self.hello_bytes = length;
-        match Hello::read(&wire::frame(&connect, usize::MAX).ok()??) {
-            Ok(hello) => Some(hello),
-            Err((answer, why)) => self.not_let_in(&answer, Refusal::Protocol, why),
+        self.connect_bytes = length;
+        match Connect::read(&wire::frame(&connect, usize::MAX).ok()??) {
+            Ok(packet) => Some(packet),
+            Err((answer, why)) => self.reject(&answer, Refusal::Protocol, why),
         }
     }
 
-    async fn let_in(&mut self, mut hello: Hello) -> Option<Box<ConnectedClient>> {
-        let is_assigned = hello.client.is_empty();
-        if is_assigned && (hello.is_clean || hello.protocol == Protocol::V5) {
-            hello.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
+    async fn log_in(&mut self, mut packet: Connect) -> Option<Box<ConnectedClient>> {
+        let is_assigned = packet.client.is_empty();
+        if is_assigned && (packet.is_clean || packet.protocol == Protocol::V5) {
+            packet.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
-        let identified = match hello.check(self.shared.config.topic_max) {
-            Ok(()) => self.identify(&hello).await,
+        let identified = match packet.check(self.shared.config.topic_max) {
+            Ok(()) => self.identify(&packet).await,
             Err((code, why)) => Err((code, Cow::Borrowed(why))),
         };
-        let mut user = hello.user.clone().unwrap_or_default();
+        let mut user = packet.user.clone().unwrap_or_default();
         let (mut proven_by, mut denied) = (None, Cause::Login);
         let entered = match identified {
             Ok(identity) => {
                 // What counts from here on is what was proven, whatever CONNECT says. Whoever has proven a name can only be
                 // denied the topic of its will.
                 (user, denied) = (identity.name().to_owned(), Cause::Will);
-                proven_by = identity.sender(&hello.client).proven_by;
-                self.open_session(&hello, identity).await.map_err(|(code, why)| (code, Cow::Borrowed(why)))
+                proven_by = identity.sender(&packet.client).proven_by;
+                self.open_session(&packet, identity).await.map_err(|(code, why)| (code, Cow::Borrowed(why)))
             }
             Err(refused) => Err(refused),
         };
         let (client, is_present, expiry) = match entered {
             Ok(entered) => entered,
             Err((code, why)) => {
-                let sender = Sender { client: &hello.client, user: &user, proven_by };
-                self.shared.turn_away(self.peer, sender, hello.will.as_ref(), (code, &why), denied);
-                let welcome = Welcome { code, is_present: false, assigned: None, expiry: None };
-                self.output.extend(connack(hello.protocol, self.shared, &welcome));
+                let sender = Sender { client: &packet.client, user: &user, proven_by };
+                self.shared.refuse_connect(self.peer, sender, packet.will.as_ref(), (code, &why), denied);
+                let reply = Connack { code, is_present: false, assigned: None, expiry: None };
+                self.output.extend(connack(packet.protocol, self.shared, &reply));
                 return None;
             }
         };
-        let welcome = Welcome {
+        let reply = Connack {
             code: ReasonCode::Success,
             is_present,
-            assigned: is_assigned.then_some(hello.client.as_str()),
-            expiry: (expiry != hello.expiry).then_some(expiry),
+            assigned: is_assigned.then_some(packet.client.as_str()),
+            expiry: (expiry != packet.expiry).then_some(expiry),
         };
-        self.output.extend(connack(hello.protocol, self.shared, &welcome));
+        self.output.extend(connack(packet.protocol, self.shared, &reply));
         // A client that is gone again is found by the first read.
         let _ = self.flush().await;
         Some(client)
     }
 
     /// Who the client is; or why it is not let in.
-    async fn identify(&mut self, hello: &Hello) -> Result<Identity, (ReasonCode, Cow<'static, str>)> {
+    async fn identify(&mut self, packet: &Connect) -> Result<Identity, (ReasonCode, Cow<'static, str>)> {
         let shared = self.shared;
-        if hello.client.is_empty() {
+        if packet.client.is_empty() {
             return Err((ReasonCode::ClientIdentifierNotValid, "an empty client id needs a clean session".into()));
         }
-        if hello.client.len() > 256 {
+        if packet.client.len() > 256 {
             return Err((ReasonCode::ClientIdentifierNotValid, "the client id is longer than 256 bytes".into()));
         }
         let is_local = is_loopback(self.peer.ip());
-        if let (Some(presented), true) = (&self.certificate, hello.user.is_none() || shared.users.is_none()) {
+        if let (Some(presented), true) = (&self.certificate, packet.user.is_none() || shared.users.is_none()) {
             return presented.identity().map_err(|unnamed| (ReasonCode::NotAuthorized, unnamed.to_string().into()));
         }
-        let identity = match (&hello.user, &shared.users) {
+        let identity = match (&packet.user, &shared.users) {
             (Some(user), Some(users)) => {
-                let password = hello.password.as_deref().unwrap_or_default();
+                let password = packet.password.as_deref().unwrap_or_default();
                 let proof = self.check_password(users, user, password).await;
                 let proof = proof.map_err(|(code, why)| (code, Cow::from(why)))?;
                 let chain = self.certificate.as_ref().map(|presented| presented.chain.clone());
@@ -453,8 +458,8 @@ impl<'s> Connection<'s> {
             return Ok(proof);
         }
         let turn = tokio::select! {
-            turn = self.shared.lasting.logins.turn(Origin::of(self.peer.ip()), user) => turn,
-            () = left(&mut self.stream, &mut self.input, self.room.as_mut()) => {
+            turn = self.shared.kept.logins.turn(Origin::of(self.peer.ip()), user) => turn,
+            () = client_left(&mut self.stream, &mut self.input, self.memory.as_mut()) => {
                 return Err((ReasonCode::BadUserNameOrPassword, "the client left before its password was checked"));
             }
         };
@@ -474,81 +479,81 @@ impl<'s> Connection<'s> {
     /// Takes over the client's slot and opens its session, with the rights that are in force now.
     async fn open_session(
         &mut self,
-        hello: &Hello,
+        packet: &Connect,
         identity: Identity,
     ) -> Result<(Box<ConnectedClient>, bool, u32), (ReasonCode, &'static str)> {
         let shared = self.shared;
         let newest = Arc::clone(&self.newest.borrow().shared);
         let rights = newest.rights(&identity, self.peer);
-        let way = hello.will.as_ref().map(|will| newest.route(&will.topic, &hello.client, &rights));
+        let way = packet.will.as_ref().map(|will| newest.route(&will.topic, &packet.client, &rights));
         if matches!(way, Some((_, Some(_)))) {
             return Err((ReasonCode::NotAuthorized, "this client may not publish to the topic of its will"));
         }
-        if hello.will.as_ref().is_some_and(|will| will.payload.len() as u64 > shared.config.payload_max.0) {
+        if packet.will.as_ref().is_some_and(|will| will.payload.len() as u64 > shared.config.payload_max.0) {
             return Err((ReasonCode::PacketTooLarge, "the will is larger than payload_max"));
         }
-        let key = Key::new(&shared.config.name, identity.proven(), &hello.client);
+        let key = Key::new(&shared.config.name, identity.proven(), &packet.client);
         let party = Party::of(identity.proven(), self.peer.ip());
         // The connection that it takes over makes room for it.
         let seats = Some(newest.config.connections_max).filter(|_| !shared.registry.is_connected(&key));
-        let room = self.room.as_mut().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
-        room.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
-        let expiry = shared.config.expiry_within(hello.expiry);
-        let (slot, mut session, is_present) = self.take_over(&key, hello, &identity, (&party, expiry)).await?;
+        let memory = self.memory.as_mut().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
+        memory.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
+        let expiry = shared.config.expiry_within(packet.expiry);
+        let (slot, mut session, is_present) = self.take_over(&key, packet, &identity, (&party, expiry)).await?;
         let (ended, wait_for) = newest.end_subscriptions(&key, &mut session, &rights);
-        self.noted(wait_for).await?;
-        session.will = match hello.will.clone().zip(way) {
-            Some((spoken, (route, _))) => Some(self.will(&party, spoken, route)?),
+        self.wait_written(wait_for).await?;
+        session.will = match packet.will.clone().zip(way) {
+            Some((message, (route, _))) => Some(self.will(&party, message, route)?),
             None => None,
         };
-        let mut room = self.room.take().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
-        if let Err(fault) = room.take(session_bytes(&session)) {
+        let mut memory = self.memory.take().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
+        if let Err(fault) = memory.reserve(session_bytes(&session)) {
             return Err((fault.code, fault.text));
         }
         session.permit = None;
-        let wire = Wire {
-            protocol: hello.protocol,
-            receive_maximum: hello.receive_maximum,
-            packet_bytes_max: hello.packet_bytes_max,
+        let options = ClientOptions {
+            protocol: packet.protocol,
+            receive_maximum: packet.receive_maximum,
+            packet_bytes_max: packet.packet_bytes_max,
         };
-        let cut = session.outbound.wake(&shared.local, |filter| shared.group(filter), wire, self.limits());
+        let cut = session.outbound.resume(&shared.local, |filter| shared.group(filter), options, self.limits());
         shared.stats.cut.add(cut);
-        let version = if hello.protocol == Protocol::V5 { "5" } else { "3.1.1" };
+        let version = if packet.protocol == Protocol::V5 { "5" } else { "3.1.1" };
         let device = shared.devices.connected(&key, &identity, self.peer, version);
         ended.iter().for_each(|filter| newest.report_ended(&device, filter));
-        let inbound = Inbound::new(key, hello.client.clone(), session, wire, rights, (device, room));
+        let inbound = Inbound::new(key, packet.client.clone(), session, options, rights, (device, memory));
         // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
-        let silence = Duration::from_millis(u64::from(hello.keep_alive) * 1500);
-        let silence_max = (hello.keep_alive > 0).then_some(silence);
+        let silence = Duration::from_millis(u64::from(packet.keep_alive) * 1500);
+        let silence_max = (packet.keep_alive > 0).then_some(silence);
         Ok((Box::new(ConnectedClient { slot, identity, inbound, silence_max }), is_present, expiry))
     }
 
     /// The will of a client, with the memory that it takes until it is due.
-    fn will(&self, party: &Party, spoken: Spoken, route: Route) -> Result<Will, (ReasonCode, &'static str)> {
-        let permit = self.shared.budget.permit_of(party, spoken.bytes() + route.bytes());
+    fn will(&self, party: &Party, message: WillMessage, route: Route) -> Result<Will, (ReasonCode, &'static str)> {
+        let permit = self.shared.budget.permit_of(party, message.bytes() + route.bytes());
         let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
-        Ok(Will { route: Arc::new(route), delay: spoken.delay, spoken, permit })
+        Ok(Will { route: Arc::new(route), delay: message.delay, message, permit })
     }
 
     /// Returns the client's slot and session, once a session that was created or discarded is on the disk.
     async fn take_over(
         &self,
         key: &Key,
-        hello: &Hello,
+        packet: &Connect,
         identity: &Identity,
         (party, expiry): (&Party, u32),
     ) -> Result<(SlotGuard, Box<Session>, bool), (ReasonCode, &'static str)> {
         let shared = self.shared;
-        let waits = |will: &&Spoken| expiry > 0 && !will.delay.is_zero();
-        let stored = |will: &Spoken| {
-            will_bytes(Stored::new(will.clone(), will.delay, &hello.client, self.peer, identity).bytes().len())
+        let waits = |will: &&WillMessage| expiry > 0 && !will.delay.is_zero();
+        let stored = |will: &WillMessage| {
+            will_bytes(StoredWill::new(will.clone(), will.delay, &packet.client, self.peer, identity).bytes().len())
         };
         let request = SessionRequest {
             user: identity.name(),
             share: &party.to_string(),
-            is_clean: hello.is_clean,
+            is_clean: packet.is_clean,
             expiry,
-            will_bytes: hello.will.as_ref().filter(waits).map_or(0, stored),
+            will_bytes: packet.will.as_ref().filter(waits).map_or(0, stored),
             quotas: shared.config.session_quotas(),
         };
         let entered = shared.registry.open_session(key, request).await;
@@ -558,12 +563,12 @@ impl<'s> Connection<'s> {
             NoSession::Stuck => (ReasonCode::ServerBusy, "the connection that has the client id does not end"),
             NoSession::Unreadable => (ReasonCode::ServerBusy, "the disk does not give back the session"),
         })?;
-        self.noted(wait_for).await?;
+        self.wait_written(wait_for).await?;
         Ok((slot, session, is_present))
     }
 
     /// Waits for the notes of sessions: what is promised is on the disk before.
-    async fn noted(&self, wait_for: u64) -> Result<(), (ReasonCode, &'static str)> {
+    async fn wait_written(&self, wait_for: u64) -> Result<(), (ReasonCode, &'static str)> {
         let mut written = self.shared.registry.written();
         match written.wait_for(|written| *written >= wait_for).await {
             Ok(_) => Ok(()),
@@ -577,24 +582,24 @@ impl<'s> Connection<'s> {
     }
 
     /// Works until the connection ends.
-    async fn work(&mut self, client: &mut ConnectedClient, shutdown: &mut Shutdown) -> End {
+    async fn run_session(&mut self, client: &mut ConnectedClient, shutdown: &mut Shutdown) -> ConnectionEnd {
         let shared = self.shared;
         let ConnectedClient { slot, identity, inbound, silence_max } = client;
         let mut heard_at = clock::instant();
-        let alarm = tokio::time::sleep(next_look(*silence_max, inbound, Duration::ZERO));
-        tokio::pin!(alarm);
-        let (mut is_watched, mut is_followed) = (false, true);
-        let eviction = inbound.room.permit().eviction();
+        let check = tokio::time::sleep(until_check(*silence_max, inbound, Duration::ZERO));
+        tokio::pin!(check);
+        let (mut checks_often, mut follows_config) = (false, true);
+        let eviction = inbound.memory.permit().eviction();
         let bell = inbound.session.waiter.bell();
         let mut written = shared.registry.written();
         let limits = self.limits();
         let journal = shared.ingest.journal();
-        let Inbound { session, rights, wire, .. } = &mut *inbound;
+        let Inbound { session, rights, options, .. } = &mut *inbound;
         let may = |topic: &str| rights.may_subscribe(topic);
-        Box::pin(session.outbound.send_again(*wire, journal, &may, &mut self.output)).await;
+        Box::pin(session.outbound.resend_in_flight(*options, journal, &may, &mut self.output)).await;
         let first = std::mem::take(&mut self.input);
-        inbound.room.kept(0);
-        if let Some(end) = self.digest(inbound, &first) {
+        inbound.memory.buffer_shrunk(0);
+        if let Some(end) = self.handle_bytes(inbound, &first) {
             return end;
         }
         drop(first);
@@ -607,41 +612,41 @@ impl<'s> Connection<'s> {
             inbound.time_packet(is_reading);
             let blocked_on = inbound.blocked_on();
             let awaits_notes = inbound.awaits_notes();
-            inbound.session.outbound.let_go();
-            if !is_watched && inbound.is_to_be_watched() {
-                is_watched = true;
-                alarm.as_mut().reset((clock::instant() + LOOK_AFTER).into());
+            inbound.session.outbound.release_group_turn();
+            if !checks_often && inbound.is_to_be_watched() {
+                checks_often = true;
+                check.as_mut().reset((clock::instant() + CHECK_EVERY).into());
             }
             // Every arm is safe to drop half-way: reading handles what it read before it returns.
             tokio::select! {
                 biased;
-                () = shutdown.begun() => return End::Fault(SHUTTING_DOWN),
-                () = slot.taken_over() => return End::Fault(TAKEN_OVER),
+                () = shutdown.begun() => return ConnectionEnd::Fault(SHUTTING_DOWN),
+                () = slot.taken_over() => return ConnectionEnd::Fault(TAKEN_OVER),
                 () = eviction.begun() => {
-                    return End::Fault(if eviction.is_for_memory() { MOST_MEMORY } else { CROWDED_OUT });
+                    return ConnectionEnd::Fault(if eviction.is_for_memory() { MOST_MEMORY } else { CROWDED_OUT });
                 }
-                changed = self.newest.changed(), if is_followed => match changed {
-                    Ok(()) => if let Err(text) = self.judge_anew(identity, inbound) {
-                        return End::Fault(Fault { code: ReasonCode::NotAuthorized, text });
+                changed = self.newest.changed(), if follows_config => match changed {
+                    Ok(()) => if let Err(text) = self.recheck_rights(identity, inbound) {
+                        return ConnectionEnd::Fault(Fault { code: ReasonCode::NotAuthorized, text });
                     },
-                    Err(_) => is_followed = false,
+                    Err(_) => follows_config = false,
                 },
                 () = bell.rung() => {
                     if shared.ingest.is_closed() {
-                        return End::Fault(SHUTTING_DOWN);
+                        return ConnectionEnd::Fault(SHUTTING_DOWN);
                     }
                 }
                 changed = written.changed(), if awaits_notes => {
                     if changed.is_err() {
-                        return End::Fault(SHUTTING_DOWN);
+                        return ConnectionEnd::Fault(SHUTTING_DOWN);
                     }
                 }
-                () = room(shared, blocked_on.as_deref()) => inbound.take_held(shared),
-                next = next(&mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading) => match next {
-                    Next::Read(step, is_more) => {
+                () = lane_has_room(shared, blocked_on.as_deref()) => inbound.submit_queued(shared),
+                event = next_event(&mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading) => match event {
+                    ConnectionEvent::Read(step, is_more) => {
                         heard_at = clock::instant();
-                        inbound.room.permit().heard(heard_at);
-                        if let Some(end) = End::of(step) {
+                        inbound.memory.permit().heard(heard_at);
+                        if let Some(end) = ConnectionEnd::of(step) {
                             return end;
                         }
                         // The runtime would let one connection read many times before it turns to the next one.
@@ -649,50 +654,50 @@ impl<'s> Connection<'s> {
                             tokio::task::yield_now().await;
                         }
                     }
-                    Next::Gone => return End::Gone,
-                    Next::Tell(ready) => if let Err(fault) = self.tell(inbound, ready, limits) {
-                        return End::Fault(fault);
+                    ConnectionEvent::Gone => return ConnectionEnd::Gone,
+                    ConnectionEvent::Send(ready) => if let Err(fault) = self.send(inbound, ready, limits) {
+                        return ConnectionEnd::Fault(fault);
                     },
                 },
-                () = &mut alarm => {
+                () = &mut check => {
                     let silence = clock::instant().duration_since(heard_at);
                     // While we do not read, silence is ours.
                     if silence_max.is_some_and(|limit| silence >= limit) && is_reading {
-                        return End::Fault(SILENT);
+                        return ConnectionEnd::Fault(KEEP_ALIVE_EXPIRED);
                     }
-                    let looked = self.look_after(inbound, limits);
+                    let looked = self.check_subscriber(inbound, limits);
                     if let Err(fault) = looked.and_then(|()| inbound.check_progress(shared, self.input.len())) {
-                        return End::Fault(fault);
+                        return ConnectionEnd::Fault(fault);
                     }
-                    is_watched = inbound.is_to_be_watched();
-                    alarm.as_mut().reset((clock::instant() + next_look(*silence_max, inbound, silence)).into());
+                    checks_often = inbound.is_to_be_watched();
+                    check.as_mut().reset((clock::instant() + until_check(*silence_max, inbound, silence)).into());
                 }
             }
         }
     }
 
     /// Applies what has come into force to a client that is connected; the error says why it has to go.
-    fn judge_anew(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
+    fn recheck_rights(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
-        let judged = newest.judge(identity, self.peer);
+        let judged = newest.check_access(identity, self.peer);
         let rights = judged.inspect_err(|why| {
-            let claim = Claim { sender: identity.sender(&inbound.client), what: "" };
-            newest.report(self.peer, Cause::Cut, claim, why);
+            let attempt = Attempt { sender: identity.sender(&inbound.client), what: "" };
+            newest.report(self.peer, Cause::Cut, attempt, why);
         })?;
-        inbound.entitle(rights, self.shared);
+        inbound.set_rights(rights, self.shared);
         Ok(())
     }
 
     /// Writes what there is to tell the client.
-    fn tell(&mut self, inbound: &mut Inbound, ready: Ready, limits: Limits) -> Result<(), Fault> {
-        let wire = inbound.wire;
+    fn send(&mut self, inbound: &mut Inbound, ready: Ready, limits: Limits) -> Result<(), Fault> {
+        let options = inbound.options;
         let outbound = &mut inbound.session.outbound;
         match ready {
             Ready::Own => {
                 let now = Timestamp::from(clock::wall());
-                self.shared.stats.cut.add(outbound.fill(wire, now, limits, &self.shared.local, &mut self.output));
+                self.shared.stats.cut.add(outbound.fill(options, now, limits, &self.shared.local, &mut self.output));
             }
-            Ready::Shared(group, event) => outbound.fill_shared(wire, &group, &event, &mut self.output),
+            Ready::Shared(group, event) => outbound.fill_shared(options, &group, &event, &mut self.output),
         }
         inbound.hold_outbound(self.output.capacity()).inspect_err(|_| {
             // It is sent again, if it is owed, once there is memory for it.
@@ -701,13 +706,13 @@ impl<'s> Connection<'s> {
     }
 
     /// Writes what is to be written. While the client does not take it, what the kernel holds counts too.
-    async fn write(&mut self, inbound: &mut Inbound) -> Result<(), End> {
+    async fn write(&mut self, inbound: &mut Inbound) -> Result<(), ConnectionEnd> {
         if self.output.is_empty() {
             return Ok(());
         }
         if let Err(fault) = inbound.hold_outbound(self.output.capacity()) {
             self.output = Vec::new();
-            return Err(End::Fault(fault));
+            return Err(ConnectionEnd::Fault(fault));
         }
         let is_written = {
             let mut flush = pin!(self.flush());
@@ -715,20 +720,20 @@ impl<'s> Connection<'s> {
             match at_once {
                 Poll::Ready(is_written) => is_written,
                 Poll::Pending => {
-                    inbound.room.take(SEND_BUFFER_BYTES).map_err(End::Fault)?;
+                    inbound.memory.reserve(SEND_BUFFER_BYTES).map_err(ConnectionEnd::Fault)?;
                     let is_written = flush.await;
-                    inbound.room.give(SEND_BUFFER_BYTES);
+                    inbound.memory.release(SEND_BUFFER_BYTES);
                     is_written
                 }
             }
         };
         // It only gets smaller.
         let _ = inbound.hold_outbound(self.output.capacity());
-        if is_written { Ok(()) } else { Err(End::Gone) }
+        if is_written { Ok(()) } else { Err(ConnectionEnd::Gone) }
     }
 
     /// Notes where a subscriber is; the error is for one that does not keep up.
-    fn look_after(&self, inbound: &mut Inbound, limits: Limits) -> Result<(), Fault> {
+    fn check_subscriber(&self, inbound: &mut Inbound, limits: Limits) -> Result<(), Fault> {
         let outbound = &mut inbound.session.outbound;
         if outbound.is_idle() {
             return Ok(());
@@ -741,8 +746,8 @@ impl<'s> Connection<'s> {
         if outbound.behind() > limits.events.saturating_mul(BEHIND_TIMES_MAX) { Err(TOO_SLOW) } else { Ok(()) }
     }
 
-    fn digest(&mut self, inbound: &mut Inbound, bytes: &[u8]) -> Option<End> {
-        End::of(inbound.digest(self.shared, &mut self.input, &mut self.output, bytes))
+    fn handle_bytes(&mut self, inbound: &mut Inbound, bytes: &[u8]) -> Option<ConnectionEnd> {
+        ConnectionEnd::of(inbound.handle_bytes(self.shared, &mut self.input, &mut self.output, bytes))
     }
 
     /// Awaits acknowledgements in flight.
@@ -769,11 +774,11 @@ impl<'s> Connection<'s> {
     }
 
     /// Says goodbye, and closes.
-    async fn close(mut self, fault: Option<(Fault, Wire)>) {
-        if let Some((fault, wire)) = fault
-            && wire.protocol == Protocol::V5
+    async fn close(mut self, fault: Option<(Fault, ClientOptions)>) {
+        if let Some((fault, options)) = fault
+            && options.protocol == Protocol::V5
         {
-            wire::push_disconnect(&mut self.output, fault, wire.packet_bytes_max);
+            wire::push_disconnect(&mut self.output, fault, options.packet_bytes_max);
         }
         if self.flush().await {
             // The peer may be gone already.
@@ -815,30 +820,30 @@ const CROWDED_OUT: Fault = Fault {
 };
 const TAKEN_OVER: Fault =
     Fault { code: ReasonCode::SessionTakenOver, text: "another connection took over this client id" };
-const SILENT: Fault =
+const KEEP_ALIVE_EXPIRED: Fault =
     Fault { code: ReasonCode::KeepAliveTimeout, text: "nothing came within one and a half times the keep-alive" };
 const TOO_SLOW: Fault =
     Fault { code: ReasonCode::QuotaExceeded, text: "the subscriber does not keep up; see backlog_events_max" };
 
-impl End {
-    fn of(step: Step) -> Option<Self> {
+impl ConnectionEnd {
+    fn of(step: PacketOutcome) -> Option<Self> {
         match step {
-            Step::Continue => None,
-            Step::Goodbye { with_will } => Some(Self::Goodbye { with_will }),
-            Step::Fail(fault) => Some(Self::Fault(fault)),
+            PacketOutcome::Continue => None,
+            PacketOutcome::Disconnected { with_will } => Some(Self::Disconnected { with_will }),
+            PacketOutcome::Fault(fault) => Some(Self::Fault(fault)),
         }
     }
 }
 
 /// When to look at a connection that is silent, or at a subscriber.
-fn next_look(silence_max: Option<Duration>, inbound: &Inbound, silence: Duration) -> Duration {
+fn until_check(silence_max: Option<Duration>, inbound: &Inbound, silence: Duration) -> Duration {
     let until_silent = silence_max.map(|limit| limit.saturating_sub(silence).max(Duration::from_secs(1)));
-    let until_look = inbound.is_to_be_watched().then_some(LOOK_AFTER);
-    until_silent.into_iter().chain(until_look).min().unwrap_or(Duration::from_secs(3600))
+    let until_progress = inbound.is_to_be_watched().then_some(CHECK_EVERY);
+    until_silent.into_iter().chain(until_progress).min().unwrap_or(Duration::from_secs(3600))
 }
 
 /// Waits for room in the lane that holds a session up; for ever, if none does.
-async fn room(shared: &Shared, route: Option<&Route>) {
+async fn lane_has_room(shared: &ListenerState, route: Option<&Route>) {
     match route {
         Some(route) => shared.ingest.room(route).await,
         None => std::future::pending().await,
@@ -847,11 +852,11 @@ async fn room(shared: &Shared, route: Option<&Route>) {
 
 enum Read<T> {
     Bytes(T),
-    End,
+    Eof,
 }
 
 /// How many bytes are read at once: fewer, the more are connected.
-fn read_bytes(shared: &Shared) -> usize {
+fn read_bytes(shared: &ListenerState) -> usize {
     let connections = usize::try_from(shared.stats.connections.value()).unwrap_or(usize::MAX).max(1);
     (READ_BYTES * READERS / connections).clamp(READ_BYTES_MIN, READ_BYTES)
 }
@@ -859,7 +864,7 @@ fn read_bytes(shared: &Shared) -> usize {
 /// Reads into the thread's buffer and hands on what came. Nothing is read without being handed on
 /// in the same breath.
 fn poll_read_with<T>(
-    stream: &mut Box<dyn Line>,
+    stream: &mut Box<dyn Transport>,
     context: &mut Context<'_>,
     most: usize,
     then: impl FnOnce(&[u8]) -> T,
@@ -867,7 +872,7 @@ fn poll_read_with<T>(
     SCRATCH.with_borrow_mut(|scratch| {
         let mut buffer = ReadBuf::new(&mut scratch[..most]);
         match Pin::new(stream).poll_read(context, &mut buffer) {
-            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Ok(Read::End)),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Ok(Read::Eof)),
             Poll::Ready(Ok(())) => Poll::Ready(Ok(Read::Bytes(then(buffer.filled())))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
@@ -877,11 +882,11 @@ fn poll_read_with<T>(
 
 /// Returns when a client that is not let in yet has gone. What it sends ahead of CONNACK is kept, as far as there is
 /// room for it.
-async fn left(stream: &mut Box<dyn Line>, input: &mut Vec<u8>, room: Option<&mut Room>) {
-    let Some(room) = room else { return std::future::pending().await };
+async fn client_left(stream: &mut Box<dyn Transport>, input: &mut Vec<u8>, memory: Option<&mut ConnectionMemory>) {
+    let Some(memory) = memory else { return std::future::pending().await };
     while input.len() < AHEAD_BYTES_MAX {
         let read = poll_fn(|context| {
-            poll_read_with(stream, context, READ_BYTES_MIN, |bytes| room.keep(input, bytes, None).is_ok())
+            poll_read_with(stream, context, READ_BYTES_MIN, |bytes| memory.buffer(input, bytes, None).is_ok())
         });
         match read.await {
             Ok(Read::Bytes(true)) => {}
@@ -893,31 +898,33 @@ async fn left(stream: &mut Box<dyn Line>, input: &mut Vec<u8>, room: Option<&mut
 }
 
 /// What happens next on a connection.
-enum Next {
+enum ConnectionEvent {
     /// Something was read and handled; `true` if there may be more.
-    Read(Step, bool),
+    Read(PacketOutcome, bool),
     /// The client is gone.
     Gone,
     /// There may be something to tell it.
-    Tell(Ready),
+    Send(Ready),
 }
 
 /// Waits for what the client sends, and for what it is to be told. Safe to drop half-way.
-async fn next(
-    stream: &mut Box<dyn Line>,
+async fn next_event(
+    stream: &mut Box<dyn Transport>,
     input: &mut Vec<u8>,
     output: &mut Vec<u8>,
-    shared: &Shared,
+    shared: &ListenerState,
     inbound: &mut Inbound,
     is_reading: bool,
-) -> Next {
+) -> ConnectionEvent {
     let most = read_bytes(shared);
     poll_fn(|context| {
         if is_reading {
-            let digest = |bytes: &[u8]| (inbound.digest(shared, input, output, bytes), bytes.len() == most);
-            match poll_read_with(stream, context, most, digest) {
-                Poll::Ready(Ok(Read::Bytes((step, is_more)))) => return Poll::Ready(Next::Read(step, is_more)),
-                Poll::Ready(Ok(Read::End) | Err(_)) => return Poll::Ready(Next::Gone),
+            let handle_bytes = |bytes: &[u8]| (inbound.handle_bytes(shared, input, output, bytes), bytes.len() == most);
+            match poll_read_with(stream, context, most, handle_bytes) {
+                Poll::Ready(Ok(Read::Bytes((step, is_more)))) => {
+                    return Poll::Ready(ConnectionEvent::Read(step, is_more));
+                }
+                Poll::Ready(Ok(Read::Eof) | Err(_)) => return Poll::Ready(ConnectionEvent::Gone),
                 Poll::Pending => {}
             }
         }
@@ -925,7 +932,7 @@ async fn next(
         if inbound.awaits_notes() {
             return Poll::Pending;
         }
-        inbound.session.outbound.poll_ready(context, output, &shared.local).map(Next::Tell)
+        inbound.session.outbound.poll_ready(context, output, &shared.local).map(ConnectionEvent::Send)
     })
     .await
 }

@@ -1,10 +1,10 @@
 //! CONNECT and its answer.
 
-use super::Shared;
-use super::parts::{Reader, properties};
+use super::ListenerState;
+use super::fields::{Reader, properties};
 use super::reason::{ConnectReturnCode, ReasonCode};
 use super::registry::NEVER;
-use super::will::Spoken;
+use super::will::WillMessage;
 use super::wire::{Fault, Frame};
 use crate::link::{Protocol, push_varint};
 
@@ -19,7 +19,7 @@ const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, ConnectReturnCode::UnacceptableProtoco
 
 /// What CONNECT asks, in either version.
 #[derive(Debug)]
-pub struct Hello {
+pub struct Connect {
     /// Client id; empty if the gateway is to choose one.
     pub client: String,
     /// Whether an older session is to be forgotten.
@@ -35,7 +35,7 @@ pub struct Hello {
     /// Seconds that the session is to outlive the connection.
     pub expiry: u32,
     /// What to say if the client dies.
-    pub will: Option<Spoken>,
+    pub will: Option<WillMessage>,
     /// Publishes that it takes at once.
     pub receive_maximum: u16,
     /// The largest packet that it takes.
@@ -43,7 +43,7 @@ pub struct Hello {
 }
 
 /// The answer for a client that is not let in, and why, for the log.
-pub type NotLetIn = (Vec<u8>, &'static str);
+pub type Rejection = (Vec<u8>, &'static str);
 
 /// What the body of a CONNECT begins with: the name of the protocol.
 const NAMES: [&[u8]; 2] = [b"\0\x04MQTT", b"\0\x06MQIsdp"];
@@ -55,7 +55,7 @@ fn body(bytes: &[u8]) -> &[u8] {
 }
 
 /// Judges a connection by its first bytes, before CONNECT is whole: a client that speaks something else is not waited for.
-pub fn check_start(bytes: &[u8]) -> Result<(), NotLetIn> {
+pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
     if bytes.first().is_some_and(|first| *first != 0x10) {
         return Err((Vec::new(), "the first packet is not CONNECT"));
     }
@@ -70,7 +70,7 @@ pub fn check_start(bytes: &[u8]) -> Result<(), NotLetIn> {
 
 /// The answer for a client that is not let in, by as much of its CONNECT as there is; empty where that does not say
 /// which version it speaks.
-pub fn refuse_start(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
+pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
     match body(bytes) {
         [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, ConnectReturnCode::ServerUnavailable.value()],
         [0, 4, b'M', b'Q', b'T', b'T', level, ..] if *level >= 5 => refuse(code),
@@ -78,7 +78,7 @@ pub fn refuse_start(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
     }
 }
 
-impl Hello {
+impl Connect {
     /// Whether its names are short enough to be kept. The error is a code for CONNACK, and why for the log.
     pub fn check(&self, topic_max: usize) -> Result<(), (ReasonCode, &'static str)> {
         if self.user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
@@ -91,7 +91,7 @@ impl Hello {
     }
 
     /// Reads CONNECT. The error is the answer for the client, and why for the log.
-    pub fn read(frame: &Frame<'_>) -> Result<Self, NotLetIn> {
+    pub fn read(frame: &Frame<'_>) -> Result<Self, Rejection> {
         if frame.first != 0x10 {
             return Err((Vec::new(), "the first packet is not CONNECT"));
         }
@@ -127,7 +127,7 @@ impl Hello {
         if protocol == Protocol::V3 && has_password && !has_user {
             return Err(Fault::malformed("CONNECT has a password and no user name"));
         }
-        let mut hello = Self {
+        let mut connect = Self {
             client: String::new(),
             is_clean: has(0x02),
             user: None,
@@ -140,20 +140,20 @@ impl Hello {
             packet_bytes_max: usize::MAX,
         };
         if protocol == Protocol::V5 {
-            hello.read_properties(&mut rest)?;
+            connect.read_properties(&mut rest)?;
         }
-        hello.client = rest.text()?.to_owned();
+        connect.client = rest.text()?.to_owned();
         if has_will {
-            hello.will = Some(Spoken::read(&mut rest, protocol)?);
+            connect.will = Some(WillMessage::read(&mut rest, protocol)?);
         }
         if has_user {
-            hello.user = Some(rest.text()?.to_owned());
+            connect.user = Some(rest.text()?.to_owned());
         }
         if has_password {
-            hello.password = Some(rest.bytes()?.to_vec());
+            connect.password = Some(rest.bytes()?.to_vec());
         }
         rest.end()?;
-        Ok(hello)
+        Ok(connect)
     }
 
     fn read_properties(&mut self, rest: &mut Reader<'_>) -> Result<(), Fault> {
@@ -188,7 +188,7 @@ fn refuse(code: ReasonCode) -> Vec<u8> {
 
 /// What a CONNACK says.
 #[derive(Clone, Copy, Debug)]
-pub struct Welcome<'a> {
+pub struct Connack<'a> {
     /// [`ReasonCode::Success`] lets the client in.
     pub code: ReasonCode,
     /// Whether its session was there before.
@@ -200,14 +200,14 @@ pub struct Welcome<'a> {
 }
 
 /// CONNACK.
-pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>) -> Vec<u8> {
+pub(super) fn connack(protocol: Protocol, shared: &ListenerState, connack: &Connack<'_>) -> Vec<u8> {
     if protocol == Protocol::V3 {
-        let code = ConnectReturnCode::from(welcome.code);
-        let is_present = welcome.is_present && code == ConnectReturnCode::Accepted;
+        let code = ConnectReturnCode::from(connack.code);
+        let is_present = connack.is_present && code == ConnectReturnCode::Accepted;
         return vec![0x20, 2, u8::from(is_present), code.value()];
     }
-    if welcome.code != ReasonCode::Success {
-        return refuse(welcome.code);
+    if connack.code != ReasonCode::Success {
+        return refuse(connack.code);
     }
     let mut properties = vec![0x21];
     properties.extend_from_slice(&shared.config.receive_maximum.to_be_bytes());
@@ -215,11 +215,11 @@ pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>
     properties.extend_from_slice(&u32::try_from(shared.packet_bytes_max).unwrap_or(u32::MAX).to_be_bytes());
     properties.push(0x22);
     properties.extend_from_slice(&ALIASES_MAX.to_be_bytes());
-    if let Some(expiry) = welcome.expiry {
+    if let Some(expiry) = connack.expiry {
         properties.push(0x11);
         properties.extend_from_slice(&expiry.to_be_bytes());
     }
-    if let Some(client) = welcome.assigned {
+    if let Some(client) = connack.assigned {
         properties.push(0x12);
         properties.extend_from_slice(&u16::try_from(client.len()).unwrap_or(0).to_be_bytes());
         properties.extend_from_slice(client.as_bytes());
@@ -227,7 +227,7 @@ pub(super) fn connack(protocol: Protocol, shared: &Shared, welcome: &Welcome<'_>
     let mut out = vec![0x20];
     // Flags, code, and the length of the properties, which is below 128.
     push_varint(&mut out, 3 + properties.len());
-    out.extend_from_slice(&[u8::from(welcome.is_present), ReasonCode::Success.value()]);
+    out.extend_from_slice(&[u8::from(connack.is_present), ReasonCode::Success.value()]);
     push_varint(&mut out, properties.len());
     out.extend_from_slice(&properties);
     out
@@ -240,18 +240,18 @@ mod tests {
     #[test]
     fn a_client_that_speaks_something_else_is_known_by_its_first_bytes() {
         for good in [&b""[..], b"\x10", b"\x10\xF0", b"\x10\xF0\x80\x01\0\x04MQT", b"\x10\x0c\0\x06MQIs"] {
-            assert_eq!(check_start(good), Ok(()), "{good:?}");
+            assert_eq!(check_protocol(good), Ok(()), "{good:?}");
         }
         for bad in [&b"\x30"[..], b"GET / HTTP/1.1", b"\x16\x03\x01", b"\x10\x0c\0\x04HTTP", b"\x10\x0c\0\x05"] {
-            assert!(check_start(bad).is_err(), "{bad:?}");
+            assert!(check_protocol(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn a_refusal_before_connect_is_whole_is_in_the_version_of_the_client() {
         const TOO_LARGE: ReasonCode = ReasonCode::PacketTooLarge;
-        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x05\x02", TOO_LARGE), [0x20, 3, 0, 0x95, 0]);
-        assert_eq!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQTT\x04\x02", TOO_LARGE), [0x20, 2, 0, 3]);
-        assert!(refuse_start(b"\x10\xF0\xE6\x17\0\x04MQ", TOO_LARGE).is_empty());
+        assert_eq!(refuse_early(b"\x10\xF0\xE6\x17\0\x04MQTT\x05\x02", TOO_LARGE), [0x20, 3, 0, 0x95, 0]);
+        assert_eq!(refuse_early(b"\x10\xF0\xE6\x17\0\x04MQTT\x04\x02", TOO_LARGE), [0x20, 2, 0, 3]);
+        assert!(refuse_early(b"\x10\xF0\xE6\x17\0\x04MQ", TOO_LARGE).is_empty());
     }
 }

@@ -57,7 +57,7 @@ struct Options {
 
 /// What a connection works on and a head says: kept in memory while somebody is connected, and until it is written.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Content {
+pub(super) struct HeadContent {
     /// Open QoS 2 exchanges, with their way to the disk if they came since the start.
     pub(super) exchanges: HashMap<u16, Option<Taken>>,
     pub(super) progress: Progress,
@@ -136,7 +136,7 @@ pub(super) fn read_subscription(name: &str, value: &[u8]) -> Option<Subscription
     Some(Subscription { filter: filter.to_owned(), qos: options.qos, id: options.id })
 }
 
-impl Content {
+impl HeadContent {
     /// The head, when the logs are on the disk as far as `durable` says; and whether it says everything.
     pub(super) fn head(&self, number: u64, expiry: u32, share: &str, durable: &[Durable]) -> (Head, bool) {
         let on_disk = |taken: &Option<Taken>| taken.is_none_or(|taken| taken.is_in(durable));
@@ -154,13 +154,13 @@ impl Head {
         postcard::from_bytes(bytes).ok().filter(|head: &Self| head.format == FORMAT)
     }
 
-    pub(super) fn content(self) -> Content {
+    pub(super) fn content(self) -> HeadContent {
         let mut before = 0_u16;
         let ids = self.exchanges.into_iter().map(|distance| {
             before = before.wrapping_add(distance);
             (before, None)
         });
-        Content { exchanges: ids.collect(), progress: self.progress }
+        HeadContent { exchanges: ids.collect(), progress: self.progress }
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn a_head_says_its_exchanges_in_few_bytes() {
         let exchanges = (0..1024_u16).map(|index| (index * 64 + 1, None)).collect();
-        let content = Content { exchanges, progress: Progress::default() };
+        let content = HeadContent { exchanges, progress: Progress::default() };
         let (head, is_all) = content.head(7, 60, "n:press", &[]);
         let bytes = postcard::to_stdvec(&head).expect("encodes");
         assert!(is_all && bytes.len() < 1100, "{}", bytes.len());

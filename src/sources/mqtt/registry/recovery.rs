@@ -1,8 +1,8 @@
 //! A start: every row is looked at once and none is kept, so that what clients left on the disk takes no memory.
 
-use super::super::will::Stored;
-use super::stored::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, lanes, parse_row};
-use super::table::{Table, Waiting};
+use super::super::will::StoredWill;
+use super::rows::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, lanes, parse_row};
+use super::table::{Table, WillState};
 use super::writer::Writer;
 use super::{Groups, Key, Registry};
 use crate::clock;
@@ -46,8 +46,8 @@ type Keys = HashMap<u64, Key>;
 
 fn find_heads(table: &mut Table, notes: &Notes) -> Result<Keys, JournalError> {
     let mut keys = Keys::new();
-    notes.each(stored::HEADS, |name, bytes| {
-        let key = Key(name[stored::HEADS.len()..].into());
+    notes.each(rows::HEADS, |name, bytes| {
+        let key = Key(name[rows::HEADS.len()..].into());
         match Head::read(bytes) {
             // A session that was to end with its connection has ended with the gateway.
             Some(head) if head.expiry > 0 => {
@@ -75,30 +75,30 @@ fn find_subscriptions(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(
             return;
         };
         let Some(mut row) = table.clients.get_mut(key).and_then(|entry| entry.row.take()) else { return };
-        table.charge(&mut row, stored::subscription_bytes(filter).cast_signed());
+        table.charge(&mut row, rows::subscription_bytes(filter).cast_signed());
         if let Some(group) = GroupId::of(key.source(), filter) {
             row.groups.push(group);
             table.join_group(group);
         }
         table.clients.entry(key.clone()).or_default().row = Some(row);
     })?;
-    table.removals.extend(orphans.into_iter().map(|number| Change::RemoveAll(stored::subscription_rows(number))));
+    table.removals.extend(orphans.into_iter().map(|number| Change::RemoveAll(rows::subscription_rows(number))));
     Ok(())
 }
 
 fn find_wills(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), JournalError> {
     notes.each(WILLS, |name, bytes| {
         let key = parse_row(name, WILLS).and_then(|(number, _)| keys.get(&number));
-        let (Some(key), Some(will)) = (key, Stored::read(bytes)) else {
+        let (Some(key), Some(will)) = (key, StoredWill::read(bytes)) else {
             table.removals.push(Change::Remove(name.to_owned()));
             return;
         };
         let Some(entry) = table.clients.get_mut(key) else { return };
         // The delay begins anew: while the gateway was down, nobody could come back.
-        entry.will = Waiting::Pending(will.delay());
+        entry.will = WillState::Pending(will.delay());
         let Some(mut row) = entry.row.take() else { return };
-        row.will_bytes = stored::will_bytes(bytes.len());
-        table.charge(&mut row, stored::will_bytes(bytes.len()).cast_signed());
+        row.will_bytes = rows::will_bytes(bytes.len());
+        table.charge(&mut row, rows::will_bytes(bytes.len()).cast_signed());
         table.clients.entry(key.clone()).or_default().row = Some(row);
     })
 }
@@ -118,7 +118,7 @@ fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journ
     if keys.is_empty() {
         return Ok(());
     }
-    let from: HashMap<String, u64> = match notes.read(stored::EXCHANGES)? {
+    let from: HashMap<String, u64> = match notes.read(rows::EXCHANGES)? {
         Some(bytes) => postcard::from_bytes(&bytes).unwrap_or_default(),
         None => HashMap::new(),
     };
@@ -132,7 +132,7 @@ fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journ
     }
     for (number, ids) in found {
         let Some(key) = keys.get(&number) else { continue };
-        let head = notes.read(&stored::head_row(key))?.and_then(|bytes| Head::read(&bytes));
+        let head = notes.read(&rows::head_row(key))?.and_then(|bytes| Head::read(&bytes));
         let Some(entry) = table.clients.get_mut(key) else { continue };
         let mut content = head.map(Head::content).unwrap_or_default();
         content.exchanges.extend(ids.into_iter().map(|id| (id, None)));

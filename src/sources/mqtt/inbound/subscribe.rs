@@ -1,46 +1,46 @@
 //! What a client subscribes to, what it is answered, and what ends of it when its rights do.
 
 use super::super::acl::Rights;
-use super::super::group::Group;
 use super::super::outbound::{Outbound, Subscription};
 use super::super::reason::ReasonCode;
 use super::super::registry::{Key, Session};
+use super::super::shared_subscription::Group;
 use super::super::wire::{self, Fault};
-use super::{Inbound, Shared};
+use super::{Inbound, ListenerState};
 use crate::local::{Filter, split_share};
 use crate::security::Cause;
 use crate::sources::Refusal;
 use std::sync::Arc;
 
 impl Inbound {
-    pub(super) fn subscribe(&mut self, shared: &Shared, body: &[u8]) -> Result<(), Fault> {
-        let (packet_id, id, wanted) = wire::subscribe(body, self.is_v5())?;
-        if wanted.iter().any(|wanted| wanted.no_local && self.is_v5() && wanted.filter.starts_with("$share/")) {
+    pub(super) fn subscribe(&mut self, shared: &ListenerState, body: &[u8]) -> Result<(), Fault> {
+        let (packet_id, id, requested) = wire::subscribe(body, self.is_v5())?;
+        if requested.iter().any(|one| one.no_local && self.is_v5() && one.filter.starts_with("$share/")) {
             return Err(Fault::protocol("No Local on a shared subscription"));
         }
-        let mut codes = Vec::with_capacity(wanted.len());
-        for (number, wanted) in wanted.iter().enumerate() {
+        let mut codes = Vec::with_capacity(requested.len());
+        for (number, requested) in requested.iter().enumerate() {
             if number >= shared.config.subscriptions_max {
                 codes.push(ReasonCode::QuotaExceeded.suback(self.is_v5()));
                 continue;
             }
-            let subscription = Subscription { filter: wanted.filter.to_owned(), qos: wanted.qos.min(1), id };
+            let subscription = Subscription { filter: requested.filter.to_owned(), qos: requested.qos.min(1), id };
             let qos = subscription.qos;
-            codes.push(match self.subscribe_one(shared, subscription, wanted.retain_handling) {
+            codes.push(match self.subscribe_one(shared, subscription, requested.retain_handling) {
                 Ok(()) => qos,
                 Err(code) => code.suback(self.is_v5()),
             });
         }
-        let wait_for = self.settle(shared);
+        let wait_for = self.save_progress(shared);
         let mut bytes = Vec::new();
         wire::push_suback(&mut bytes, packet_id, self.is_v5(), &codes);
-        self.answer(wait_for, &bytes)
+        self.reply(wait_for, &bytes)
     }
 
     /// The error is the reason code of SUBACK.
     fn subscribe_one(
         &mut self,
-        shared: &Shared,
+        shared: &ListenerState,
         subscription: Subscription,
         retain_handling: u8,
     ) -> Result<(), ReasonCode> {
@@ -62,7 +62,7 @@ impl Inbound {
         let is_new = !outbound.has(&subscription.filter);
         // As if it were another one; what it really adds is known below.
         let bytes = self.outbound_bytes + Outbound::bytes_of(&subscription);
-        if let Err(fault) = self.room.resize(&mut self.outbound_bytes, bytes) {
+        if let Err(fault) = self.memory.resize(&mut self.outbound_bytes, bytes) {
             shared.refuse_client(&self.device, filter, fault.reason(), fault.text);
             return Err(fault.code);
         }
@@ -80,24 +80,24 @@ impl Inbound {
         let group = subscription.filter.starts_with("$share/").then(|| shared.group(&subscription.filter));
         let written = subscription.filter.clone();
         outbound.subscribe(subscription, group, &shared.local).ok_or(ReasonCode::TopicFilterInvalid)?;
-        let wants_last = retain_handling == 0 || (retain_handling == 1 && is_new);
-        if wants_last {
-            outbound.tell_last_values(&written);
+        let wants_last_values = retain_handling == 0 || (retain_handling == 1 && is_new);
+        if wants_last_values {
+            outbound.queue_last_values(&written);
         }
         let bytes = outbound.bytes();
         // What was taken is enough, or was more than that.
-        self.room.resize(&mut self.outbound_bytes, bytes).map_err(|fault| fault.code)
+        self.memory.resize(&mut self.outbound_bytes, bytes).map_err(|fault| fault.code)
     }
 
     /// Has the subscriptions of a persistent session written; what is returned has to be before an answer may leave.
-    fn settle(&self, shared: &Shared) -> u64 {
+    fn save_progress(&self, shared: &ListenerState) -> u64 {
         if self.session.number == 0 {
             return 0;
         }
-        shared.registry.settle(&self.key, self.session.outbound.progress())
+        shared.registry.save_progress(&self.key, self.session.outbound.progress())
     }
 
-    pub(super) fn unsubscribe(&mut self, shared: &Shared, body: &[u8]) -> Result<(), Fault> {
+    pub(super) fn unsubscribe(&mut self, shared: &ListenerState, body: &[u8]) -> Result<(), Fault> {
         let (packet_id, filters) = wire::unsubscribe(body, self.is_v5())?;
         let mut codes = Vec::with_capacity(filters.len());
         for filter in &filters {
@@ -105,14 +105,14 @@ impl Inbound {
             let code = if is_there { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted };
             codes.push(code.value());
         }
-        let wait_for = self.settle(shared);
+        let wait_for = self.save_progress(shared);
         let mut bytes = Vec::new();
         wire::push_unsuback(&mut bytes, packet_id, self.is_v5(), &codes);
-        self.answer(wait_for, &bytes)
+        self.reply(wait_for, &bytes)
     }
 }
 
-impl Shared {
+impl ListenerState {
     /// The group of a shared filter, as it was written.
     pub(in super::super) fn group(&self, filter: &str) -> Arc<Group> {
         let source = &self.config.name;
@@ -155,7 +155,8 @@ impl Shared {
             source = %self.config.name, client = key.client(), user = %session.user, ended = ended.len(),
             "ended subscriptions that the client's rights do not cover any more"
         );
-        let wait_for = if session.number > 0 { self.registry.settle(key, session.outbound.progress()) } else { 0 };
+        let wait_for =
+            if session.number > 0 { self.registry.save_progress(key, session.outbound.progress()) } else { 0 };
         (ended.iter().map(|subscription| filter(&subscription.filter)).collect(), wait_for)
     }
 }

@@ -1,11 +1,11 @@
 //! The last values that a client asks for with a SUBSCRIBE, beside the events that its feed sends.
 //!
 //! Promise: of the newest event of a topic a client is sent the last value, if its feed was behind that event already when
-//! it subscribed, and the event itself otherwise; never both, and nothing older of the topic behind either. What the feed
+//! it subscribed, and the event itself otherwise; never both, and nothing older of the topic behind either. Delivery the feed
 //! does not send after all, since it is too old or no longer in the journal, is told as a last value.
 //! Invariant: the feed rests while last values wait, unless the journal cannot be read for them.
 
-use super::{Active, Outbound};
+use super::{ActiveSubscription, Outbound};
 use crate::event::Timestamp;
 use crate::local::{Feed, Gap, LastValue, Local, Place};
 use std::collections::VecDeque;
@@ -17,13 +17,13 @@ use std::time::Duration;
 
 /// The time that the feed rests until the last values are looked up: a start after a crash follows 200,000 events first, in an
 /// estimated two seconds. A disk that fails does not keep clients from what comes after.
-const REST_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Last values that are to be told.
 #[derive(Debug, Default)]
-pub(super) struct Telling {
+pub(super) struct LastValues {
     /// Subscriptions whose last values are still to be looked up.
-    untold: Vec<Untold>,
+    untold: Vec<Lookup>,
     /// For each lane how far the feed was at the newest SUBSCRIBE that asked for last values: what is before is told. Of a
     /// session that was not woken yet in the order of the lanes that were noted.
     pub(super) below: Vec<u64>,
@@ -37,7 +37,7 @@ pub(super) struct Telling {
 }
 
 #[derive(Debug)]
-struct Untold {
+struct Lookup {
     serial: u32,
     /// Only those whose event the feed could not look at.
     lost: Option<Place>,
@@ -68,19 +68,19 @@ impl CatchingUp {
                 local.caught_up().await;
                 return true;
             }
-            tokio::time::timeout(REST_MAX, local.caught_up()).await.is_ok()
+            tokio::time::timeout(PAUSE_MAX, local.caught_up()).await.is_ok()
         }))
     }
 }
 
-impl Telling {
+impl LastValues {
     /// About how many bytes it takes.
     pub(super) fn bytes(&self) -> usize {
-        self.values.len() * 2 * size_of::<(Arc<LastValue>, u32)>() + self.untold.len() * 2 * size_of::<Untold>()
+        self.values.len() * 2 * size_of::<(Arc<LastValue>, u32)>() + self.untold.len() * 2 * size_of::<Lookup>()
     }
 
     /// Whether the feed is to rest, since last values wait.
-    pub(super) fn rests_feed(&self) -> bool {
+    pub(super) fn pauses_feed(&self) -> bool {
         !self.values.is_empty() || (!self.untold.is_empty() && !self.is_feed_first)
     }
 
@@ -91,7 +91,7 @@ impl Telling {
     }
 
     fn add(&mut self, serial: u32, lost: Option<Place>) {
-        self.untold.push(Untold { serial, lost });
+        self.untold.push(Lookup { serial, lost });
         (self.is_caught_up, self.is_feed_first) = (false, false);
         self.catching_up = None;
     }
@@ -137,7 +137,7 @@ impl Telling {
     }
 
     /// The feed is to send this event, if it is not older than `oldest`.
-    fn leave(&mut self, place: Place, oldest: Timestamp) {
+    fn defer_to_feed(&mut self, place: Place, oldest: Timestamp) {
         let lanes = self.below.len();
         let cutoff = self.cutoff.get_or_insert_with(|| Cutoff { oldest, reach: vec![0; lanes] });
         if let Some(reach) = cutoff.reach.get_mut(place.lane) {
@@ -146,7 +146,7 @@ impl Telling {
     }
 
     /// Whether the feed sends the event of a value, or has sent it.
-    fn is_of_the_feed(&mut self, value: &LastValue, oldest: Timestamp) -> bool {
+    fn is_left_to_feed(&mut self, value: &LastValue, oldest: Timestamp) -> bool {
         let place = value.place();
         let Some((place, below)) = place.and_then(|place| Some((place, self.below.get(place.lane)?))) else {
             return false;
@@ -154,7 +154,7 @@ impl Telling {
         if place.offset < *below {
             return false;
         }
-        self.leave(place, oldest);
+        self.defer_to_feed(place, oldest);
         value.recorded >= oldest
     }
 
@@ -170,15 +170,15 @@ impl Telling {
 
     /// Looks up the last values of one subscription, if they are due. One at a time: all values of many filters would be
     /// many times as many.
-    pub(super) fn look_up(&mut self, active: &[Active], local: &Local, oldest: Timestamp) {
+    pub(super) fn look_up(&mut self, active: &[ActiveSubscription], local: &Local, oldest: Timestamp) {
         if !self.values.is_empty() || !self.is_caught_up {
             return;
         }
-        let Some(Untold { serial, lost }) = self.untold.pop() else { return };
+        let Some(Lookup { serial, lost }) = self.untold.pop() else { return };
         let Some(active) = active.iter().find(|active| active.serial == serial) else { return };
         for (_, value) in local.last_values(|topic| active.filter.matches(topic)) {
             let is_due = match lost {
-                None => !self.is_of_the_feed(&value, oldest),
+                None => !self.is_left_to_feed(&value, oldest),
                 Some(from) => self.is_lost(&value, from),
             };
             if is_due {
@@ -190,27 +190,27 @@ impl Telling {
 
 impl Outbound {
     /// Tells the last values that a subscription matches, as far as the feed does not send their events.
-    pub fn tell_last_values(&mut self, filter: &str) {
-        let Ok(index) = self.place_of(filter) else { return };
+    pub fn queue_last_values(&mut self, filter: &str) {
+        let Ok(index) = self.index_of(filter) else { return };
         let active = &mut self.active[index];
         if active.group.is_some() {
             return;
         }
         // Once for each subscription, however often the client repeats it.
-        self.telling.forget(active.serial);
+        self.last_values.forget(active.serial);
         active.is_told = true;
-        self.telling.below = self.feed.iter().flat_map(Feed::positions).map(|(_, next)| next).collect();
-        self.telling.add(active.serial, None);
+        self.last_values.below = self.feed.iter().flat_map(Feed::positions).map(|(_, next)| next).collect();
+        self.last_values.add(active.serial, None);
     }
 
     /// Tells what the feed could not look at, as far as it was left to it.
-    pub(super) fn pass_over(&mut self, gap: Gap) {
+    pub(super) fn handle_gap(&mut self, gap: Gap) {
         for active in self.active.iter().filter(|active| active.is_told) {
-            if !self.telling.awaits(active.serial, gap.from) {
-                self.telling.add(active.serial, Some(gap.from));
+            if !self.last_values.awaits(active.serial, gap.from) {
+                self.last_values.add(active.serial, Some(gap.from));
             }
         }
-        if let Some(below) = self.telling.below.get_mut(gap.from.lane) {
+        if let Some(below) = self.last_values.below.get_mut(gap.from.lane) {
             *below = gap.to;
         }
     }

@@ -40,7 +40,7 @@ pub(super) const ALL_TAKEN: Fault = Fault {
 
 /// The bytes that a connection holds.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct ConnectionMemory {
     permit: Permit,
     /// What is held however little the client does.
     fixed: usize,
@@ -49,7 +49,7 @@ pub(super) struct Room {
     output: usize,
 }
 
-impl Room {
+impl ConnectionMemory {
     /// The room of a connection for whose fixed cost there is a permit.
     pub fn new(permit: Permit) -> Self {
         let fixed = permit.bytes();
@@ -71,7 +71,7 @@ impl Room {
     }
 
     /// Takes `bytes`; nothing changes where there is no room.
-    pub fn take(&mut self, bytes: usize) -> Result<(), Fault> {
+    pub fn reserve(&mut self, bytes: usize) -> Result<(), Fault> {
         let used = self.used.saturating_add(bytes);
         let needed = self.needed(used);
         if let Some(more) = needed.checked_sub(self.permit.bytes()).filter(|more| *more > 0) {
@@ -82,7 +82,7 @@ impl Room {
     }
 
     /// Gives back what was taken.
-    pub fn give(&mut self, bytes: usize) {
+    pub fn release(&mut self, bytes: usize) {
         self.used = self.used.saturating_sub(bytes);
         let needed = self.needed(self.used);
         // A connection around a step would take and give back all the time.
@@ -94,8 +94,8 @@ impl Room {
     /// Makes a part of what is held `bytes` large; nothing changes where there is no room.
     pub fn resize(&mut self, part: &mut usize, bytes: usize) -> Result<(), Fault> {
         match bytes.checked_sub(*part) {
-            Some(more) => self.take(more)?,
-            None => self.give(*part - bytes),
+            Some(more) => self.reserve(more)?,
+            None => self.release(*part - bytes),
         }
         *part = bytes;
         Ok(())
@@ -118,7 +118,7 @@ impl Room {
 
     /// Keeps bytes of a packet that is not whole yet. The buffer grows by doubling, and not beyond the packet where its
     /// length is known.
-    pub fn keep(&mut self, buffer: &mut Vec<u8>, bytes: &[u8], packet_bytes: Option<usize>) -> Result<(), Fault> {
+    pub fn buffer(&mut self, buffer: &mut Vec<u8>, bytes: &[u8], packet_bytes: Option<usize>) -> Result<(), Fault> {
         let length = buffer.len() + bytes.len();
         if length > buffer.capacity() {
             let doubled = buffer.capacity().saturating_mul(2).max(512);
@@ -133,9 +133,9 @@ impl Room {
         Ok(())
     }
 
-    /// The buffer of [`Room::keep`] has another capacity now, which is smaller.
-    pub fn kept(&mut self, capacity: usize) {
-        self.give(self.input.saturating_sub(capacity));
+    /// The buffer of [`ConnectionMemory::keep`] has another capacity now, which is smaller.
+    pub fn buffer_shrunk(&mut self, capacity: usize) {
+        self.release(self.input.saturating_sub(capacity));
         self.input = self.input.min(capacity);
     }
 
@@ -153,45 +153,45 @@ mod tests {
     use super::*;
     use crate::memory::{Budget, Door};
 
-    fn room(limit: u64) -> Room {
+    fn memory(limit: u64) -> ConnectionMemory {
         let address = std::net::IpAddr::from([127, 0, 0, 1]);
-        Room::new(Budget::new(limit).admit(PLAIN_BYTES, address, Door::new()).expect("room"))
+        ConnectionMemory::new(Budget::new(limit).admit(PLAIN_BYTES, address, Door::new()).expect("room"))
     }
 
     #[test]
     fn an_ordinary_amount_of_state_is_included_and_more_is_taken_in_steps() {
-        let mut room = room(1 << 20);
-        room.take(INCLUDED).expect("included");
-        assert_eq!(room.permit().bytes(), PLAIN_BYTES);
-        room.take(1).expect("room");
-        assert_eq!(room.permit().bytes(), PLAIN_BYTES + STEP);
-        room.take(10 * STEP).expect("room");
-        room.give(10 * STEP + 1);
-        assert_eq!(room.permit().bytes(), PLAIN_BYTES, "it shrinks again");
+        let mut memory = memory(1 << 20);
+        memory.reserve(INCLUDED).expect("included");
+        assert_eq!(memory.permit().bytes(), PLAIN_BYTES);
+        memory.reserve(1).expect("room");
+        assert_eq!(memory.permit().bytes(), PLAIN_BYTES + STEP);
+        memory.reserve(10 * STEP).expect("room");
+        memory.release(10 * STEP + 1);
+        assert_eq!(memory.permit().bytes(), PLAIN_BYTES, "it shrinks again");
     }
 
     #[test]
     fn what_has_no_room_changes_nothing() {
-        let mut room = room(64 << 10);
-        let before = room.permit().bytes();
-        assert_eq!(room.take(1 << 20), Err(NO_MEMORY));
-        assert_eq!(room.take(usize::MAX), Err(NO_MEMORY));
-        assert_eq!(room.permit().bytes(), before);
+        let mut memory = memory(64 << 10);
+        let before = memory.permit().bytes();
+        assert_eq!(memory.reserve(1 << 20), Err(NO_MEMORY));
+        assert_eq!(memory.reserve(usize::MAX), Err(NO_MEMORY));
+        assert_eq!(memory.permit().bytes(), before);
         let (mut buffer, mut part) = (Vec::new(), 0);
-        assert_eq!(room.keep(&mut buffer, &[0; 40 << 10], None), Err(NO_MEMORY));
-        assert!(buffer.capacity() == 0 && room.resize(&mut part, 1 << 20).is_err() && part == 0);
+        assert_eq!(memory.buffer(&mut buffer, &[0; 40 << 10], None), Err(NO_MEMORY));
+        assert!(buffer.capacity() == 0 && memory.resize(&mut part, 1 << 20).is_err() && part == 0);
     }
 
     #[test]
     fn a_buffer_grows_to_the_length_of_its_packet_and_not_beyond() {
-        let mut room = room(1 << 20);
+        let mut memory = memory(1 << 20);
         let mut buffer = Vec::new();
         for _ in 0..100 {
-            room.keep(&mut buffer, &[0; 10], Some(1000)).expect("room");
+            memory.buffer(&mut buffer, &[0; 10], Some(1000)).expect("room");
             assert!(buffer.capacity() <= 1000);
         }
-        assert_eq!((buffer.len(), room.used), (1000, buffer.capacity()));
-        room.kept(0);
-        assert_eq!(room.used, 0);
+        assert_eq!((buffer.len(), memory.used), (1000, buffer.capacity()));
+        memory.buffer_shrunk(0);
+        assert_eq!(memory.used, 0);
     }
 }

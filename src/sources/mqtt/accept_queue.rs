@@ -19,7 +19,7 @@ const ACCEPTED_TIMES: u32 = 10;
 /// Connections that were accepted and have not begun, by address. Addresses take turns; within an address the oldest
 /// connection is first.
 #[derive(Debug)]
-pub(super) struct Arrivals<S> {
+pub(super) struct AcceptQueue<S> {
     waiting: HashMap<Origin, VecDeque<(S, SocketAddr)>>,
     /// Addresses that have a connection waiting, next one first.
     turns: VecDeque<Origin>,
@@ -28,7 +28,7 @@ pub(super) struct Arrivals<S> {
     accepts: Rate,
 }
 
-impl<S> Arrivals<S> {
+impl<S> AcceptQueue<S> {
     /// A waiting room from which at most `per_second` connections begin per second.
     pub(super) fn new(per_second: u32) -> Self {
         Self {
@@ -140,24 +140,21 @@ mod tests {
 
     #[test]
     fn an_address_that_connects_without_end_delays_itself_alone() {
-        let mut arrivals = Arrivals::new(500);
+        let mut queue = AcceptQueue::new(500);
         let now = Instant::now();
         let mut closed = Vec::new();
         for port in 0..2000 {
-            closed.extend(arrivals.add(port, peer(1, port), now));
+            closed.extend(queue.add(port, peer(1, port), now));
         }
         assert_eq!(closed.len(), 2000 - WAITING_MAX);
         assert!(closed.is_sorted() && closed[0].0 == 0, "the oldest are closed");
         for device in 2..5 {
             for port in 0..2 {
-                assert_eq!(
-                    arrivals.add(port, peer(device, port), now).map(|(_, peer)| peer.ip()),
-                    Some(peer(1, 0).ip())
-                );
+                assert_eq!(queue.add(port, peer(device, port), now).map(|(_, peer)| peer.ip()), Some(peer(1, 0).ip()));
             }
         }
         let order: Vec<(u16, IpAddr)> =
-            (0..8).filter_map(|_| arrivals.next(now)).map(|(port, peer)| (port, peer.ip())).collect();
+            (0..8).filter_map(|_| queue.next(now)).map(|(port, peer)| (port, peer.ip())).collect();
         let of_devices: Vec<_> = order.iter().filter(|(_, address)| *address != peer(1, 0).ip()).collect();
         assert_eq!(of_devices.len(), 6, "two turns serve every device: {order:?}");
         assert!(
@@ -167,25 +164,25 @@ mod tests {
 
     #[test]
     fn so_many_begin_per_second_and_all_of_them_in_the_end() {
-        let mut arrivals = Arrivals::new(10);
+        let mut queue = AcceptQueue::new(10);
         let start = Instant::now();
         for port in 0..25 {
-            assert!(arrivals.add(port, peer(1, port), start).is_none());
+            assert!(queue.add(port, peer(1, port), start).is_none());
         }
         let mut seen = Vec::new();
         for second in 0..3 {
             let now = start + Duration::from_secs(second);
-            while arrivals.begin_wait(now) == Some(Duration::ZERO) {
-                seen.extend(arrivals.next(now).map(|(port, _)| port));
+            while queue.begin_wait(now) == Some(Duration::ZERO) {
+                seen.extend(queue.next(now).map(|(port, _)| port));
             }
             assert_eq!(seen.len(), [10, 20, 25][second as usize]);
         }
-        assert!(seen.is_sorted() && arrivals.begin_wait(start).is_none() && arrivals.turns.is_empty());
-        assert!(arrivals.next(start).is_none());
-        assert!(arrivals.accept_wait(start).is_zero());
+        assert!(seen.is_sorted() && queue.begin_wait(start).is_none() && queue.turns.is_empty());
+        assert!(queue.next(start).is_none());
+        assert!(queue.accept_wait(start).is_zero());
         for port in 0..100 {
-            arrivals.add(port, peer(2, port), start);
+            queue.add(port, peer(2, port), start);
         }
-        assert!(!arrivals.accept_wait(start).is_zero(), "accepting is bounded too");
+        assert!(!queue.accept_wait(start).is_zero(), "accepting is bounded too");
     }
 }
