@@ -1,7 +1,12 @@
-//! One connection of a device, from the first byte to the last.
+//! One connection of a client, from TCP accept to close.
 //!
-//! A task owns it and runs one loop: read, take events in, acknowledge what is on the disk, and
-//! tell the client what it has subscribed to.
+//! One task owns the connection: TLS handshake, CONNECT and login, then one loop that reads packets, submits events,
+//! acknowledges events that are on the disk, and sends the client the events of its subscriptions.
+//!
+//! Promise: the client gets a PUBACK only for an event with a receipt, and CONNACK, SUBACK and PUBCOMP only once the state
+//! of its session is on the disk.
+//!
+//! Not here: what packets mean (`inbound`), which connection owns a session (`registry/takeover`).
 
 use super::connect::{self, CONNECT_BYTES_MAX, Connack, Connect, connack};
 use super::connection_memory::{ConnectionMemory, MOST_MEMORY, NO_MEMORY};
@@ -41,51 +46,51 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Bytes read at once; one buffer for each thread, none for each connection.
+/// Bytes of one read. Each thread has one buffer; connections have none.
 const READ_BYTES: usize = 32 << 10;
-/// How long a client may wait for its CONNACK, behind others whose passwords are checked: 500 devices that all come back
-/// at once, at a tenth of a second each on a small processor.
+/// The longest wait for CONNACK while passwords of other clients are checked: 500 devices that reconnect at once, at a
+/// tenth of a second each on a small processor.
 const LOGIN_WAIT_MAX: Duration = Duration::from_secs(60);
-/// What a client may send ahead of its CONNACK while its password is checked: more than a SUBSCRIBE or two.
+/// Bytes that a client may send before its CONNACK while its password is checked: more than a SUBSCRIBE or two.
 const AHEAD_BYTES_MAX: usize = 32 << 10;
-/// Bytes read at once where many are connected: what one client sends holds up the others for so long. It is some 60
-/// publishes without a payload.
+/// Bytes of one read with many connections, since the bytes of one client delay the others: some 60 publishes without a
+/// payload.
 const READ_BYTES_MIN: usize = 1 << 10;
-/// So many connections may read [`READ_BYTES`] each before one of them waits too long for the others: 1 MiB is an
-/// estimated 10 ms of work.
+/// Number of connections that may read [`READ_BYTES`] each before one waits too long for the others: 1 MiB is an estimated
+/// 10 ms of work.
 const READERS: usize = 32;
-/// What the kernel holds for a client that does not read: as much as a socket buffer may have.
+/// Bytes that the kernel buffers for a client that does not read: the limit of a socket buffer.
 const SEND_BUFFER_BYTES: usize = socket::BUFFER_BYTES;
-/// How long a connection that finds no memory may take to say CONNECT, so that it is told.
+/// The time that a client without memory for its connection has to send CONNECT; without it there is no CONNACK.
 const REFUSE_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Certificates that the fixed cost with TLS covers, as the library and the identity keep them.
+/// Bytes of client certificates that the fixed cost of a TLS connection includes (rustls and the identity keep a copy each).
 const CHAIN_INCLUDED: usize = 4 << 10;
-/// How long a client may refuse to read what it is sent.
+/// The time within which a client has to read the bytes that the gateway sends.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(20);
-/// The time that an evicted client has to read the reason: another client needs its place.
+/// The time that an evicted client has to read the reason: another client needs its connection.
 const EVICTED_WAIT_MAX: Duration = Duration::from_secs(1);
-/// How long acknowledgements in flight are awaited at the end.
+/// The time that a connection that ends waits for outstanding receipts.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked whether a subscriber keeps up, and where it is.
+/// Interval of the check of a subscriber: its backlog, and the progress to save.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// A subscriber that is so many times its backlog behind is too slow.
+/// A subscriber is too slow when it is this many times `backlog_events_max` behind.
 const BEHIND_TIMES_MAX: u64 = 2;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// A connection that has memory.
+/// An accepted connection, with the permit for its memory.
 pub(super) struct Accepted {
     pub stream: TcpStream,
     pub peer: SocketAddr,
     pub permit: Permit,
 }
 
-/// Tells a client that there is no memory for its connection.
+/// Refuses a client for which there is no memory: reads the start of CONNECT and answers it.
 pub(super) async fn refuse_no_memory(mut stream: TcpStream) {
     let refusal = async {
-        // The level of the protocol stands at the latest in byte 11.
+        // The protocol level is in byte 11 at the latest.
         let mut start = [0; 12];
         let mut read = 0;
         while read < start.len() {
@@ -94,14 +99,14 @@ pub(super) async fn refuse_no_memory(mut stream: TcpStream) {
                 _ => return,
             }
         }
-        // A client that is gone already needs no answer.
+        // The client may have closed the connection.
         let _ = stream.write_all(&connect::refuse_early(&start, ReasonCode::QuotaExceeded)).await;
     };
-    // Whoever is slower is closed without a word.
+    // A slower client is closed without an answer.
     let _ = tokio::time::timeout(REFUSE_WAIT_MAX, refusal).await;
 }
 
-/// Serves one connection without TLS; returns when it has ended.
+/// Serves one connection without TLS. Returns when the connection has ended.
 pub(super) async fn serve(
     accepted: Accepted,
     shared: Arc<ListenerState>,
@@ -115,7 +120,7 @@ pub(super) async fn serve(
     Connection::new(Box::new(stream), peer, &shared, newest, memory).run(shutdown).await;
 }
 
-/// Serves one connection with TLS. Apart from [`serve`], so that the many without do not pay for it.
+/// Serves one connection with TLS. It is not part of [`serve`], whose future stays smaller without it.
 pub(super) async fn serve_tls(
     accepted: Accepted,
     acceptor: TlsAcceptor,
@@ -129,7 +134,7 @@ pub(super) async fn serve_tls(
     let mut shutdown = shutdown;
     let eviction = permit.eviction();
     let handshake = Box::pin(acceptor.accept(Handshaking::new(stream, permit)));
-    // A handshake that the shutdown meets has promised nothing.
+    // A shutdown may cut off a handshake: the gateway has acknowledged nothing yet.
     let handshake = tokio::select! {
         () = shutdown.begun() => return,
         () = eviction.begun() => return shared.refuse(peer, Attempt::default(), Refusal::Memory, EVICTED),
@@ -163,39 +168,38 @@ struct Connection<'s> {
     stream: Box<dyn Transport>,
     peer: SocketAddr,
     shared: &'s ListenerState,
-    /// What is in force for those who come now.
+    /// The current configuration, which a reload changes.
     newest: watch::Receiver<Setup>,
-    /// The client's certificate, if it presented one.
     certificate: Option<Presented>,
-    /// What has arrived and is not yet a whole packet.
+    /// Bytes of a packet that is not complete yet.
     input: Vec<u8>,
     output: Vec<u8>,
-    /// What it holds, until the client is let in.
+    /// The memory of the connection, until the client has logged in.
     memory: Option<ConnectionMemory>,
-    /// What of it CONNECT takes.
+    /// Bytes of CONNECT that `memory` covers.
     connect_bytes: usize,
 }
 
-/// A client that is let in.
+/// A client that has logged in.
 struct ConnectedClient {
     slot: SlotGuard,
     identity: Identity,
     inbound: Inbound,
-    /// How long without a packet is too long; `None` without keep-alive.
+    /// The longest time without a packet; `None` without keep-alive.
     silence_max: Option<Duration>,
 }
 
-/// Why a connection ends.
+/// The reason why a connection ends.
 enum ConnectionEnd {
-    /// The client said goodbye; `true` if its will is to be published all the same.
+    /// The client sent DISCONNECT; `true` if it asks for its will to be published.
     Disconnected { with_will: bool },
-    /// The client is gone.
+    /// The client closed the connection, or the connection broke.
     Gone,
-    /// It is cut off, and told why.
+    /// The gateway closes the connection; a client of MQTT 5 gets the reason in DISCONNECT.
     Fault(Fault),
 }
 
-/// What a connection is read from and written to: of one type, since the whole session is compiled for it.
+/// The byte stream of a connection. It is one type (boxed), since the whole connection is compiled for it.
 trait Transport: Duplex + Sync {}
 
 impl Transport for TcpStream {}
@@ -214,10 +218,10 @@ impl<'s> Connection<'s> {
         Self { stream, peer, shared, newest, certificate: None, input, output, memory: Some(memory), connect_bytes: 0 }
     }
 
-    /// Each phase has memory of its own: of the many connections that are idle, only the work is kept.
+    /// Runs the phases of the connection. Each phase is boxed: an idle connection keeps the future of the session alone.
     async fn run(mut self, mut shutdown: Shutdown) {
         let eviction = self.memory.as_ref().map(|memory| memory.permit().eviction());
-        // A stop does not wait for logins that are not checked yet.
+        // A shutdown does not wait for logins that are not checked yet.
         let connect = tokio::select! {
             () = shutdown.begun() => return Box::pin(self.close(None)).await,
             () = evicted(eviction) => return self.shared.refuse(self.peer, Attempt::default(), Refusal::Memory, EVICTED),
@@ -233,14 +237,14 @@ impl<'s> Connection<'s> {
         let shared = self.shared;
         let ConnectedClient { slot, identity, mut inbound, .. } = *client;
         inbound.device.gone();
-        // Before its client can connect again: it counts once.
+        // Before the client can connect again, since a client counts once.
         inbound.memory.permit().leave();
         let fault = match &end {
             ConnectionEnd::Fault(fault) => Some(*fault),
             _ => None,
         };
-        // Whoever shuts down or is cut off for a fault still gets what it was promised; the connection that takes over gets
-        // it itself, and whoever waits for memory does not wait for this.
+        // On a shutdown or a fault the client still gets the acknowledgements of its events. After a takeover the newer
+        // connection gets them, and an eviction for memory must not wait.
         if fault.is_some_and(|fault| ![TAKEN_OVER, MOST_MEMORY].contains(&fault)) {
             self.drain(&mut inbound).await;
         }
@@ -249,7 +253,7 @@ impl<'s> Connection<'s> {
         }
         let options = inbound.options;
         let mut session = inbound.detach_session();
-        // A gateway that ends says nothing of its devices: they live.
+        // A shutdown of the gateway says nothing about its clients: no will is published.
         let is_dead = !matches!(end, ConnectionEnd::Disconnected { with_will: false }) && fault != Some(SHUTTING_DOWN);
         let will = session.will.take().filter(|_| is_dead);
         let expiry = Duration::from_secs(session.expiry.into());
@@ -263,7 +267,7 @@ impl<'s> Connection<'s> {
         });
         slot.release(session, later);
         let client = inbound.client.clone();
-        // Somebody waits for its memory; for whoever else ends, it covers the rest too.
+        // After an eviction for memory the permit is given back now; otherwise it also covers the rest of this function.
         let covered = (fault != Some(MOST_MEMORY)).then_some(inbound);
         if covered.is_none() {
             (self.input, self.output) = (Vec::new(), Vec::new());
@@ -280,7 +284,7 @@ impl<'s> Connection<'s> {
         drop(covered);
     }
 
-    /// Whether a client that has died may still publish its will, under what is in force by now.
+    /// Returns whether the client may still publish its will under the current configuration; counts the will if not.
     fn may_publish_will(&self, identity: &Identity, client: &str, will: &Will) -> bool {
         let newest = Arc::clone(&self.newest.borrow().shared);
         let topic = &will.message.topic;
@@ -295,7 +299,7 @@ impl<'s> Connection<'s> {
         false
     }
 
-    /// Waits for CONNECT and answers it; `None` if the client is not let in.
+    /// Waits for CONNECT and answers it. Returns `None` if the client is refused.
     async fn connect_and_log_in(&mut self) -> Option<Box<ConnectedClient>> {
         let shared = self.shared;
         let Ok(packet) = tokio::time::timeout(shared.config.connect_wait_max.0, self.connect()).await else {
@@ -304,7 +308,7 @@ impl<'s> Connection<'s> {
         };
         let packet = packet?;
         let (client, user) = (packet.client.clone(), packet.user.clone().unwrap_or_default());
-        // From here on the client waits for the gateway, and not the other way round.
+        // From here on the client waits for the gateway.
         let log_in = tokio::time::timeout(LOGIN_WAIT_MAX, Box::pin(self.log_in(packet))).await;
         let mut client = log_in.unwrap_or_else(|_| {
             let attempt = Attempt { sender: Sender { client: &client, user: &user, proven_by: None }, what: "" };
@@ -315,7 +319,7 @@ impl<'s> Connection<'s> {
         Some(client)
     }
 
-    /// Waits for CONNECT; `None` if it is none.
+    /// Waits for CONNECT. Returns `None` if the client sends something else or nothing.
     async fn connect(&mut self) -> Option<Connect> {
         loop {
             if let Err((answer, why)) = connect::check_protocol(&self.input) {
@@ -346,20 +350,20 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Counts a client that is not let in, with what it is told.
+    /// Queues the answer for a refused client and counts the refusal.
     fn reject<T>(&mut self, answer: &[u8], reason: Refusal, why: &str) -> Option<T> {
         self.output.extend_from_slice(answer);
         self.shared.refuse(self.peer, Attempt::default(), reason, why);
         None
     }
 
-    /// CONNECT is there: the first so many bytes of the input.
+    /// Reads CONNECT, which is the first `length` bytes of the input.
     fn parse_connect(&mut self, length: usize) -> Option<Connect> {
         let rest = self.input.split_off(length);
         let connect = std::mem::replace(&mut self.input, rest);
         let memory = self.memory.as_mut()?;
         memory.buffer_shrunk(self.input.capacity());
-        // Its parts are copied out of it.
+        // The strings of CONNECT are copied.
         if let Err(fault) = memory.reserve(length) {
             return self.reject(&connect::refuse_early(&connect, fault.code), fault.reason(), fault.text);
         }
@@ -383,8 +387,8 @@ impl<'s> Connection<'s> {
         let (mut proven_by, mut denied) = (None, Cause::Login);
         let entered = match identified {
             Ok(identity) => {
-                // What counts from here on is what was proven, whatever CONNECT says. Whoever has proven a name can only be
-                // denied the topic of its will.
+                // From here on the proven name counts, not that in CONNECT. A client with a proven name can only be denied
+                // the topic of its will.
                 (user, denied) = (identity.name().to_owned(), Cause::Will);
                 proven_by = identity.sender(&packet.client).proven_by;
                 self.open_session(&packet, identity).await.map_err(|(code, why)| (code, Cow::Borrowed(why)))
@@ -408,12 +412,12 @@ impl<'s> Connection<'s> {
             expiry: (expiry != packet.expiry).then_some(expiry),
         };
         self.output.extend(connack(packet.protocol, self.shared, &reply));
-        // A client that is gone again is found by the first read.
+        // The first read notices a client that has gone.
         let _ = self.flush().await;
         Some(client)
     }
 
-    /// Who the client is; or why it is not let in.
+    /// Returns the identity of the client, or the code and the reason of the refusal.
     async fn identify(&mut self, packet: &Connect) -> Result<Identity, (ReasonCode, Cow<'static, str>)> {
         let shared = self.shared;
         if packet.client.is_empty() {
@@ -438,16 +442,16 @@ impl<'s> Connection<'s> {
                 Ok(Identity::Anonymous { claimed: user.clone().unwrap_or_default() })
             }
             (Some(_), None) => Err((ReasonCode::NotAuthorized, "this listener has no users; set passwords")),
-            _ if is_local => Err((ReasonCode::NotAuthorized, "this listener wants a user name")),
+            _ if is_local => Err((ReasonCode::NotAuthorized, "this listener requires a user name")),
             _ => Err((
                 ReasonCode::NotAuthorized,
-                "anonymous clients are let in on loopback only, unless anonymous = true",
+                "anonymous clients are accepted on loopback only, unless anonymous = true",
             )),
         };
         identity.map_err(|(code, why)| (code, why.into()))
     }
 
-    /// Whether a password is right, when it is its address's turn. Nobody waits for a client that leaves meanwhile.
+    /// Checks a password when the turn of its address has come. A client that closes its connection leaves the queue.
     async fn check_password(
         &mut self,
         users: &Users,
@@ -469,7 +473,7 @@ impl<'s> Connection<'s> {
                 "logins of this address or name failed too often; they are slowed down",
             )
         })?;
-        // The same login may have been checked for another connection in the meantime.
+        // Another connection may have checked the same login meanwhile.
         let known = users.known(user, password);
         let proof = known.or_else(|| tokio::task::block_in_place(|| users.verify(user, password)));
         turn.end(proof.is_some());
@@ -494,7 +498,7 @@ impl<'s> Connection<'s> {
         }
         let key = Key::new(&shared.config.name, identity.proven(), &packet.client);
         let party = Party::of(identity.proven(), self.peer.ip());
-        // The connection that it takes over makes room for it.
+        // A connection that takes over replaces one that already counts.
         let seats = Some(newest.config.connections_max).filter(|_| !shared.registry.is_connected(&key));
         let memory = self.memory.as_mut().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
         memory.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
@@ -522,13 +526,13 @@ impl<'s> Connection<'s> {
         let device = shared.devices.connected(&key, &identity, self.peer, version);
         ended.iter().for_each(|filter| newest.report_ended(&device, filter));
         let inbound = Inbound::new(key, packet.client.clone(), session, options, rights, (device, memory));
-        // One and a half times the keep-alive, as both versions say [MQTT-3.1.2-24].
+        // One and a half times the keep-alive [MQTT-3.1.2-24], in both versions.
         let silence = Duration::from_millis(u64::from(packet.keep_alive) * 1500);
         let silence_max = (packet.keep_alive > 0).then_some(silence);
         Ok((Box::new(ConnectedClient { slot, identity, inbound, silence_max }), is_present, expiry))
     }
 
-    /// The will of a client, with the memory that it takes until it is due.
+    /// Returns the will of the client with a permit for its memory until it is published.
     fn will(&self, party: &Party, message: WillMessage, route: Route) -> Result<Will, (ReasonCode, &'static str)> {
         let permit = self.shared.budget.permit_of(party, message.bytes() + route.bytes());
         let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
@@ -560,14 +564,14 @@ impl<'s> Connection<'s> {
         let OpenedSession { slot, session, is_present, wait_for } = entered.map_err(|error| match error {
             NoSession::TooMany(why) => (ReasonCode::QuotaExceeded, why),
             NoSession::NoDisk => (ReasonCode::QuotaExceeded, "the disk is down to disk_reserve; no session is kept"),
-            NoSession::Stuck => (ReasonCode::ServerBusy, "the connection that has the client id does not end"),
-            NoSession::Unreadable => (ReasonCode::ServerBusy, "the disk does not give back the session"),
+            NoSession::Stuck => (ReasonCode::ServerBusy, "the earlier connection of this client id does not end"),
+            NoSession::Unreadable => (ReasonCode::ServerBusy, "the stored session could not be read"),
         })?;
         self.wait_written(wait_for).await?;
         Ok((slot, session, is_present))
     }
 
-    /// Waits for the notes of sessions: what is promised is on the disk before.
+    /// Waits until the writer of sessions has done write number `wait_for`.
     async fn wait_written(&self, wait_for: u64) -> Result<(), (ReasonCode, &'static str)> {
         let mut written = self.shared.registry.written();
         match written.wait_for(|written| *written >= wait_for).await {
@@ -581,7 +585,7 @@ impl<'s> Connection<'s> {
         Limits { events: config.backlog_events_max, bytes: config.backlog_bytes_max.0, age: config.backlog_age_max.0 }
     }
 
-    /// Works until the connection ends.
+    /// Runs the session until the connection ends: the main loop.
     async fn run_session(&mut self, client: &mut ConnectedClient, shutdown: &mut Shutdown) -> ConnectionEnd {
         let shared = self.shared;
         let ConnectedClient { slot, identity, inbound, silence_max } = client;
@@ -611,13 +615,13 @@ impl<'s> Connection<'s> {
             let is_reading = inbound.has_room(shared);
             inbound.time_packet(is_reading);
             let blocked_on = inbound.blocked_on();
-            let awaits_notes = inbound.awaits_notes();
+            let awaits_writes = inbound.awaits_writes();
             inbound.session.outbound.release_group_turn();
-            if !checks_often && inbound.is_to_be_watched() {
+            if !checks_often && inbound.needs_checks() {
                 checks_often = true;
                 check.as_mut().reset((clock::instant() + CHECK_EVERY).into());
             }
-            // Every arm is safe to drop half-way: reading handles what it read before it returns.
+            // Every arm is safe to drop half-way: a read handles its bytes before it returns.
             tokio::select! {
                 biased;
                 () = shutdown.begun() => return ConnectionEnd::Fault(SHUTTING_DOWN),
@@ -636,20 +640,22 @@ impl<'s> Connection<'s> {
                         return ConnectionEnd::Fault(SHUTTING_DOWN);
                     }
                 }
-                changed = written.changed(), if awaits_notes => {
+                changed = written.changed(), if awaits_writes => {
                     if changed.is_err() {
                         return ConnectionEnd::Fault(SHUTTING_DOWN);
                     }
                 }
                 () = lane_has_room(shared, blocked_on.as_deref()) => inbound.submit_queued(shared),
-                event = next_event(&mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading) => match event {
+                event = next_event(
+                    &mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading,
+                ) => match event {
                     ConnectionEvent::Read(step, is_more) => {
                         heard_at = clock::instant();
                         inbound.memory.permit().heard(heard_at);
                         if let Some(end) = ConnectionEnd::of(step) {
                             return end;
                         }
-                        // The runtime would let one connection read many times before it turns to the next one.
+                        // Without it the runtime would let one connection read many times before another has its turn.
                         if is_more {
                             tokio::task::yield_now().await;
                         }
@@ -661,7 +667,7 @@ impl<'s> Connection<'s> {
                 },
                 () = &mut check => {
                     let silence = clock::instant().duration_since(heard_at);
-                    // While we do not read, silence is ours.
+                    // While the gateway does not read, it cannot notice packets of the client.
                     if silence_max.is_some_and(|limit| silence >= limit) && is_reading {
                         return ConnectionEnd::Fault(KEEP_ALIVE_EXPIRED);
                     }
@@ -669,14 +675,14 @@ impl<'s> Connection<'s> {
                     if let Err(fault) = looked.and_then(|()| inbound.check_progress(shared, self.input.len())) {
                         return ConnectionEnd::Fault(fault);
                     }
-                    checks_often = inbound.is_to_be_watched();
+                    checks_often = inbound.needs_checks();
                     check.as_mut().reset((clock::instant() + until_check(*silence_max, inbound, silence)).into());
                 }
             }
         }
     }
 
-    /// Applies what has come into force to a client that is connected; the error says why it has to go.
+    /// Applies a changed configuration to the connected client. The error says why its connection has to end.
     fn recheck_rights(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
         let judged = newest.check_access(identity, self.peer);
@@ -688,7 +694,7 @@ impl<'s> Connection<'s> {
         Ok(())
     }
 
-    /// Writes what there is to tell the client.
+    /// Writes events for the client into the output.
     fn send(&mut self, inbound: &mut Inbound, ready: Ready, limits: Limits) -> Result<(), Fault> {
         let options = inbound.options;
         let outbound = &mut inbound.session.outbound;
@@ -700,12 +706,12 @@ impl<'s> Connection<'s> {
             Ready::Shared(group, event) => outbound.fill_shared(options, &group, &event, &mut self.output),
         }
         inbound.hold_outbound(self.output.capacity()).inspect_err(|_| {
-            // It is sent again, if it is owed, once there is memory for it.
+            // Events with QoS 1 are sent again when there is memory.
             self.output = Vec::new();
         })
     }
 
-    /// Writes what is to be written. While the client does not take it, what the kernel holds counts too.
+    /// Writes the output to the socket. While the client does not read, the send buffer of the kernel counts, too.
     async fn write(&mut self, inbound: &mut Inbound) -> Result<(), ConnectionEnd> {
         if self.output.is_empty() {
             return Ok(());
@@ -727,12 +733,12 @@ impl<'s> Connection<'s> {
                 }
             }
         };
-        // It only gets smaller.
+        // It cannot fail: the output only gets smaller.
         let _ = inbound.hold_outbound(self.output.capacity());
         if is_written { Ok(()) } else { Err(ConnectionEnd::Gone) }
     }
 
-    /// Notes where a subscriber is; the error is for one that does not keep up.
+    /// Saves the progress of a subscriber. The error is for one that is too slow.
     fn check_subscriber(&self, inbound: &mut Inbound, limits: Limits) -> Result<(), Fault> {
         let outbound = &mut inbound.session.outbound;
         if outbound.is_idle() {
@@ -750,13 +756,13 @@ impl<'s> Connection<'s> {
         ConnectionEnd::of(inbound.handle_bytes(self.shared, &mut self.input, &mut self.output, bytes))
     }
 
-    /// Awaits acknowledgements in flight.
+    /// Waits for outstanding receipts and writes their acknowledgements, for at most [`DRAIN_WAIT_MAX`].
     async fn drain(&mut self, inbound: &mut Inbound) {
         let deadline = clock::instant() + DRAIN_WAIT_MAX;
         let mut written = self.shared.registry.written();
         loop {
             inbound.acknowledge(self.shared, *written.borrow_and_update(), &mut self.output);
-            let is_done = !inbound.awaits_receipts() && !inbound.awaits_notes();
+            let is_done = !inbound.awaits_receipts() && !inbound.awaits_writes();
             if is_done || self.shared.ingest.is_closed() {
                 return;
             }
@@ -773,7 +779,7 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Says goodbye, and closes.
+    /// Sends DISCONNECT with the reason (MQTT 5) and closes the connection.
     async fn close(mut self, fault: Option<(Fault, ClientOptions)>) {
         if let Some((fault, options)) = fault
             && options.protocol == Protocol::V5
@@ -781,12 +787,12 @@ impl<'s> Connection<'s> {
             wire::push_disconnect(&mut self.output, fault, options.packet_bytes_max);
         }
         if self.flush().await {
-            // The peer may be gone already.
+            // The client may have closed the connection.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.stream.shutdown()).await;
         }
     }
 
-    /// Writes what is to be written; `false` if the client does not take it.
+    /// Writes the output to the socket. Returns `false` if the client does not read it in time.
     async fn flush(&mut self) -> bool {
         let written = tokio::time::timeout(WRITE_WAIT_MAX, async {
             self.stream.write_all(&self.output).await?;
@@ -799,13 +805,13 @@ impl<'s> Connection<'s> {
     }
 }
 
-/// What a connection holds for a session from before.
+/// Bytes that a connection holds for a session that it resumes.
 fn session_bytes(session: &Session) -> usize {
     let unanswered = session.unanswered.len() * UNACKNOWLEDGED_BYTES;
     unanswered + session.exchanges.len() * EXCHANGE_BYTES + session.outbound.bytes()
 }
 
-/// Returns when the connection is to leave since memory is short.
+/// Returns when the connection is evicted because memory is short.
 async fn evicted(eviction: Option<Eviction>) {
     match eviction {
         Some(eviction) => eviction.begun().await,
@@ -821,7 +827,7 @@ const CROWDED_OUT: Fault = Fault {
 const TAKEN_OVER: Fault =
     Fault { code: ReasonCode::SessionTakenOver, text: "another connection took over this client id" };
 const KEEP_ALIVE_EXPIRED: Fault =
-    Fault { code: ReasonCode::KeepAliveTimeout, text: "nothing came within one and a half times the keep-alive" };
+    Fault { code: ReasonCode::KeepAliveTimeout, text: "no packet came within one and a half times the keep-alive" };
 const TOO_SLOW: Fault =
     Fault { code: ReasonCode::QuotaExceeded, text: "the subscriber does not keep up; see backlog_events_max" };
 
@@ -835,14 +841,14 @@ impl ConnectionEnd {
     }
 }
 
-/// When to look at a connection that is silent, or at a subscriber.
+/// Time until the next check of the keep-alive or of the subscriber.
 fn until_check(silence_max: Option<Duration>, inbound: &Inbound, silence: Duration) -> Duration {
     let until_silent = silence_max.map(|limit| limit.saturating_sub(silence).max(Duration::from_secs(1)));
-    let until_progress = inbound.is_to_be_watched().then_some(CHECK_EVERY);
+    let until_progress = inbound.needs_checks().then_some(CHECK_EVERY);
     until_silent.into_iter().chain(until_progress).min().unwrap_or(Duration::from_secs(3600))
 }
 
-/// Waits for room in the lane that holds a session up; for ever, if none does.
+/// Waits for room in the lane of `route`; for ever without one.
 async fn lane_has_room(shared: &ListenerState, route: Option<&Route>) {
     match route {
         Some(route) => shared.ingest.room(route).await,
@@ -855,14 +861,13 @@ enum Read<T> {
     Eof,
 }
 
-/// How many bytes are read at once: fewer, the more are connected.
+/// Bytes of one read: fewer, the more clients are connected.
 fn read_bytes(shared: &ListenerState) -> usize {
     let connections = usize::try_from(shared.stats.connections.value()).unwrap_or(usize::MAX).max(1);
     (READ_BYTES * READERS / connections).clamp(READ_BYTES_MIN, READ_BYTES)
 }
 
-/// Reads into the thread's buffer and hands on what came. Nothing is read without being handed on
-/// in the same breath.
+/// Reads into the buffer of the thread and passes the bytes to `then` before it returns, so that a drop loses none.
 fn poll_read_with<T>(
     stream: &mut Box<dyn Transport>,
     context: &mut Context<'_>,
@@ -880,8 +885,8 @@ fn poll_read_with<T>(
     })
 }
 
-/// Returns when a client that is not let in yet has gone. What it sends ahead of CONNACK is kept, as far as there is
-/// room for it.
+/// Returns when a client has closed its connection before CONNACK. Buffers the bytes that it sends meanwhile, up to
+/// [`AHEAD_BYTES_MAX`].
 async fn client_left(stream: &mut Box<dyn Transport>, input: &mut Vec<u8>, memory: Option<&mut ConnectionMemory>) {
     let Some(memory) = memory else { return std::future::pending().await };
     while input.len() < AHEAD_BYTES_MAX {
@@ -890,24 +895,24 @@ async fn client_left(stream: &mut Box<dyn Transport>, input: &mut Vec<u8>, memor
         });
         match read.await {
             Ok(Read::Bytes(true)) => {}
-            // What has no room is lost, and so is the connection.
+            // Without memory for the bytes the connection ends.
             _ => return,
         }
     }
     std::future::pending().await
 }
 
-/// What happens next on a connection.
+/// An event of a connection.
 enum ConnectionEvent {
-    /// Something was read and handled; `true` if there may be more.
+    /// Bytes were read and handled; `true` if there may be more.
     Read(PacketOutcome, bool),
-    /// The client is gone.
+    /// The client closed the connection.
     Gone,
-    /// There may be something to tell it.
+    /// There may be events to send.
     Send(Ready),
 }
 
-/// Waits for what the client sends, and for what it is to be told. Safe to drop half-way.
+/// Waits for packets of the client and for events to send to it. Safe to drop half-way.
 async fn next_event(
     stream: &mut Box<dyn Transport>,
     input: &mut Vec<u8>,
@@ -928,8 +933,8 @@ async fn next_event(
                 Poll::Pending => {}
             }
         }
-        // SUBACK goes before what it lets through.
-        if inbound.awaits_notes() {
+        // SUBACK precedes the events of the subscription.
+        if inbound.awaits_writes() {
             return Poll::Pending;
         }
         inbound.session.outbound.poll_ready(context, output, &shared.local).map(ConnectionEvent::Send)

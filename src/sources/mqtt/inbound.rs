@@ -1,8 +1,10 @@
-//! What a client sends: packets become events, acknowledgements, subscriptions.
+//! Packets of a client that has logged in: publishes become events, and each packet gets its answer.
 //!
-//! All of a connection but its socket, so that it can be fed from any buffer. Events that find no
-//! room wait here, bounded, so that PINGREQ behind them is still answered; when that is full too,
-//! the socket is not read.
+//! This is a connection without its socket: it takes bytes from any buffer and appends answers to another.
+//!
+//! Promise: acknowledgements leave in the order in which the publishes arrived, each with a receipt.
+//! Invariant: publishes that the lane has no room for wait in a queue of bounded bytes, so that a PINGREQ behind them is
+//! still answered; when the queue is full, the socket is not read.
 
 mod subscribe;
 
@@ -26,26 +28,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Topics whose contract a connection remembers.
+/// Number of routes (topic and its contract) that a connection caches.
 const ROUTES_MAX: usize = 256;
-/// Beside its topic and its parts, what a remembered route takes: the places in its map and its counts.
+/// Overhead of a cached route, without its topic and its own bytes: the map entry and the counts.
 const ROUTE_BYTES: usize = 128;
-/// What a topic alias takes beside the topic.
+/// Overhead of a topic alias, without the topic.
 const ALIAS_BYTES: usize = 64;
-/// What a publish takes while its acknowledgement is awaited.
+/// Bytes of a publish that waits for its receipt.
 pub(super) const UNACKNOWLEDGED_BYTES: usize = 2 * size_of::<Unacknowledged>();
-/// What an open exchange of QoS 2 takes: 470 bytes measured, in the session and in what is noted of it.
+/// Bytes of an open QoS 2 exchange, in the session and in its stored state: 470 bytes measured.
 pub(super) const EXCHANGE_BYTES: usize = 512;
-/// What a publish that found no room takes beside what it holds.
+/// Overhead of a queued publish, without its payload and strings.
 const QUEUED_PUBLISH_BYTES: usize = 2 * size_of::<QueuedPublish>();
-/// What an reply takes that waits for a note.
+/// Overhead of a deferred reply, without its bytes.
 const REPLY_BYTES: usize = 2 * size_of::<DeferredReply>();
-/// Answers that may wait for notes before the socket is not read: as many as a Receive Maximum allows releases.
+/// Deferred replies beyond which the socket is not read: the number of PUBRELs that a Receive Maximum of 256 allows.
 const REPLIES_MAX: usize = 256;
-/// A packet that arrives has to be at least this quick: half of what the slowest lines do that plants have (1 kB/s).
+/// The lowest rate at which a packet may arrive: half of that of the slowest lines in plants (1 kB/s).
 const PACKET_BYTES_PER_SECOND_MIN: u64 = 500;
 
-/// What a connection knows of its client.
+/// The state of a connection whose client has logged in.
 pub(super) struct Inbound {
     pub key: Key,
     pub client: String,
@@ -54,31 +56,31 @@ pub(super) struct Inbound {
     pub rights: Rights,
     pub device: Arc<Device>,
     aliases: HashMap<u16, String>,
-    /// Where topics lead that the client may publish to.
+    /// Routes of topics that the client may publish to.
     routes: HashMap<String, Arc<Route>>,
-    /// Taken in and not yet acknowledged, in order of arrival.
+    /// Publishes that the lane has accepted and that are not acknowledged yet, in order of arrival.
     unacknowledged: VecDeque<Unacknowledged>,
-    /// ArrivalTime and not yet taken in, in order of arrival.
+    /// Publishes that wait for room in their lane, in order of arrival.
     queued: VecDeque<QueuedPublish>,
     queued_bytes: usize,
-    /// PUBRECs among the unacknowledged.
+    /// Number of QoS 2 publishes among the unacknowledged.
     recs_awaited: usize,
-    /// QoS 2 exchanges that this connection began and has not ended.
+    /// Number of QoS 2 exchanges that began on this connection and are open.
     exchanges_open: usize,
-    /// Answers that wait for a note of the session, in order.
+    /// Replies that wait until a change of the session is on the disk, in order.
     replies: VecDeque<DeferredReply>,
-    /// What all of this takes.
+    /// Covers the bytes of all of this.
     pub memory: ConnectionMemory,
     routes_bytes: usize,
-    /// What the subscriptions and what is on its way to the client take.
+    /// Bytes of the subscriptions and of the publishes in flight to the client.
     outbound_bytes: usize,
-    /// Since when a packet arrives that is not whole yet.
+    /// The moment at which an incomplete packet began.
     partial_since: Option<Instant>,
     /// The topic of the publish that ended the connection.
     topic_at_fault: String,
 }
 
-/// A route, and why the client may not use it; `None` if it may.
+/// A route, and why the client may not publish there; `None` if it may.
 type RouteAndDenial = (Arc<Route>, Option<String>);
 
 struct Unacknowledged {
@@ -89,7 +91,7 @@ struct Unacknowledged {
     arrived: Instant,
 }
 
-/// A publish that found no room.
+/// A publish that waits for room in its lane.
 struct QueuedPublish {
     route: Arc<Route>,
     payload: Vec<u8>,
@@ -99,28 +101,28 @@ struct QueuedPublish {
     is_qos2: bool,
     hash: u64,
     arrived: Instant,
-    /// What it takes.
+    /// Bytes that `Inbound::memory` holds for it.
     bytes: usize,
 }
 
-/// An reply that leaves once the session's note is on the disk.
+/// A reply that is sent once write number `wait_for` of the sessions is on the disk.
 struct DeferredReply {
     wait_for: u64,
     bytes: Vec<u8>,
 }
 
-/// How a connection goes on.
+/// What follows from a packet.
 #[derive(Debug)]
 pub(super) enum PacketOutcome {
     Continue,
-    /// The client said goodbye; `true` if its will is to be published all the same.
+    /// The client sent DISCONNECT; `true` if it asks for its will to be published.
     Disconnected {
         with_will: bool,
     },
     Fault(Fault),
 }
 
-/// When something arrived.
+/// The moment at which bytes arrived, on both clocks.
 #[derive(Clone, Copy)]
 pub(super) struct ArrivalTime {
     pub at: Instant,
@@ -160,10 +162,10 @@ impl Inbound {
         }
     }
 
-    /// Gives the client other rights; subscriptions that they do not cover end.
+    /// Replaces the rights of the client and ends subscriptions that the new rights do not cover.
     pub(super) fn set_rights(&mut self, rights: Rights, shared: &ListenerState) {
         self.rights = rights;
-        self.forget_routes();
+        self.clear_routes();
         let (ended, _) = shared.end_subscriptions(&self.key, &mut self.session, &self.rights);
         ended.iter().for_each(|filter| shared.report_ended(&self.device, filter));
     }
@@ -172,33 +174,33 @@ impl Inbound {
         self.options.protocol == Protocol::V5
     }
 
-    /// Whether more may be read. Clients that send more than Receive Maximum allows are common:
-    /// they are slowed down, not cut off.
+    /// Returns whether the socket may be read. Clients often send more than Receive Maximum allows; the gateway slows them
+    /// down and keeps the connection.
     pub(super) fn has_room(&self, shared: &ListenerState) -> bool {
         let in_flight = self.unacknowledged.len() - self.recs_awaited + self.queued.len() + self.exchanges_open;
         let is_awaited = !self.unacknowledged.is_empty() || !self.queued.is_empty();
-        // An exchange that waits for its PUBREL needs reading to end.
+        // An exchange that waits for its PUBREL ends only if the socket is read.
         let is_full = is_awaited && in_flight >= usize::from(shared.config.receive_maximum).max(1);
-        // While memory is short, a client that waits for its lane waits for memory too.
+        // While memory is short, the socket of a client that waits for its lane is not read.
         let is_short = !self.queued.is_empty() && self.memory.is_scarce();
         let has_replies = self.replies.len() >= REPLIES_MAX;
         let waiting_max = usize::try_from(shared.config.waiting_max.0).unwrap_or(usize::MAX);
         !is_full && !is_short && !has_replies && self.queued_bytes < waiting_max
     }
 
-    /// Whether somebody has to look at this connection now and then.
-    pub(super) fn is_to_be_watched(&self) -> bool {
+    /// Returns whether the connection needs a periodic check: of a subscriber, or of an incomplete packet.
+    pub(super) fn needs_checks(&self) -> bool {
         !self.session.outbound.is_idle() || self.partial_since.is_some()
     }
 
-    /// Measures how long a packet takes to arrive; not while the gateway itself does not read.
+    /// Restarts the time of an incomplete packet while the gateway does not read.
     pub(super) fn time_packet(&mut self, is_reading: bool) {
         if !is_reading && self.partial_since.is_some() {
             self.partial_since = Some(clock::instant());
         }
     }
 
-    /// Whether a packet arrives too slowly, of which there are so many bytes.
+    /// Fails if the incomplete packet, of which `arrived` bytes are there, arrives too slowly.
     pub(super) fn check_progress(&self, shared: &ListenerState, arrived: usize) -> Result<(), Fault> {
         let allowed = shared.config.packet_wait_max.0
             + Duration::from_millis(arrived as u64 * 1000 / PACKET_BYTES_PER_SECOND_MIN);
@@ -206,38 +208,38 @@ impl Inbound {
         if took.is_some_and(|took| took > allowed) { Err(TOO_LATE) } else { Ok(()) }
     }
 
-    /// The topic of the publish that ended the connection; empty for anything else.
+    /// Returns the topic of the publish that ended the connection, for the log; empty for any other packet.
     pub(super) fn topic_at_fault(&self) -> &str {
         &self.topic_at_fault
     }
 
-    /// Covers the subscriptions, and what waits to be written to the client.
+    /// Covers the bytes of the subscriptions and of the output buffer.
     pub(super) fn hold_outbound(&mut self, output: usize) -> Result<(), Fault> {
         let outbound = &mut self.session.outbound;
         if self.memory.resize(&mut self.outbound_bytes, outbound.bytes()).is_err() {
-            // The journal has them: they are read again.
+            // The blocks can be read from the journal again.
             outbound.release_blocks();
             self.memory.resize(&mut self.outbound_bytes, outbound.bytes())?;
         }
         self.memory.hold_output(output)
     }
 
-    /// The route that holds everything up, if one does.
+    /// Returns the route whose lane has no room for the first queued publish.
     pub(super) fn blocked_on(&self) -> Option<Arc<Route>> {
         self.queued.front().map(|queued| Arc::clone(&queued.route))
     }
 
-    /// Whether acknowledgements are still to come.
+    /// Returns whether accepted publishes wait for receipts.
     pub(super) fn awaits_receipts(&self) -> bool {
         !self.unacknowledged.is_empty()
     }
 
-    /// Whether replies wait for a note of the session.
-    pub(super) fn awaits_notes(&self) -> bool {
+    /// Returns whether replies wait for a write of the session.
+    pub(super) fn awaits_writes(&self) -> bool {
         !self.replies.is_empty()
     }
 
-    /// Handles every whole packet in what was left and what came; keeps the rest.
+    /// Handles every complete packet in `left` and `bytes` and keeps the incomplete rest in `left`.
     pub(super) fn handle_bytes(
         &mut self,
         shared: &ListenerState,
@@ -263,7 +265,7 @@ impl Inbound {
                     return PacketOutcome::Continue;
                 }
                 Ok(handled) => {
-                    // What is left came with the bytes of just now.
+                    // The incomplete rest is the end of `bytes`.
                     let rest = bytes.len().min(whole.len() - handled);
                     self.memory.buffer_shrunk(0);
                     Ok(&bytes[bytes.len() - rest..])
@@ -285,7 +287,7 @@ impl Inbound {
         }
     }
 
-    /// Handles the whole packets at the start of `bytes`: how many bytes these have, or how the connection ends.
+    /// Handles the complete packets at the start of `bytes`. Returns their bytes, or the outcome that ends the connection.
     fn handle_packets(
         &mut self,
         shared: &ListenerState,
@@ -350,12 +352,12 @@ impl Inbound {
         if let Some(expiry) = asked {
             if expiry > 0 && self.session.expiry == 0 {
                 return PacketOutcome::Fault(Fault::protocol(
-                    "a session that was to end with its connection cannot be kept",
+                    "DISCONNECT cannot set a session expiry if CONNECT set none",
                 ));
             }
             self.session.expiry = shared.config.expiry_within(expiry);
         }
-        // Any reason but a normal one is an end that the will is for.
+        // With any other reason code the will is published.
         PacketOutcome::Disconnected { with_will: code != ReasonCode::Success.value() }
     }
 
@@ -395,7 +397,7 @@ impl Inbound {
             return Ok(());
         }
         self.device.note_publish(arrived.time);
-        // Before it is handed in: what is taken has to be remembered until it is acknowledged.
+        // Before it is submitted: an accepted publish has to be remembered until it is acknowledged.
         let state = state_bytes(publish.qos);
         self.memory.reserve(state)?;
         if self.queued.is_empty() {
@@ -416,14 +418,14 @@ impl Inbound {
             }
         }
         if publish.qos == 0 && !route.is_paced() {
-            // Nobody waits for an reply, so that there is nobody to slow down.
+            // A client does not wait for an answer to QoS 0, so it cannot be slowed down.
             shared.stats.dropped.add(1);
             return Ok(());
         }
         self.queue(route, &publish, hash, arrived.at)
     }
 
-    /// Keeps a publish until there is room for it.
+    /// Queues a publish until its lane has room.
     fn queue(
         &mut self,
         route: Arc<Route>,
@@ -432,7 +434,7 @@ impl Inbound {
         arrived: Instant,
     ) -> Result<(), Fault> {
         let texts = [publish.trace_parent, publish.content_type].into_iter().flatten().map(str::len).sum::<usize>();
-        // The route may be remembered nowhere else.
+        // The route may not be in the cache.
         let bytes = QUEUED_PUBLISH_BYTES + publish.payload.len() + texts + route.bytes();
         self.memory.reserve(bytes)?;
         self.queued_bytes += bytes;
@@ -450,7 +452,7 @@ impl Inbound {
         Ok(())
     }
 
-    /// Notes that an event is on its way to the disk.
+    /// Remembers a publish that its lane has accepted until it is acknowledged.
     fn note_accepted(
         &mut self,
         shared: &ListenerState,
@@ -479,10 +481,10 @@ impl Inbound {
         self.unacknowledged.push_back(Unacknowledged { taken, packet_id, is_qos2, hash, arrived });
     }
 
-    /// Whether a QoS 2 publish is one that is queued; its PUBREC leaves once more then.
+    /// Returns whether a QoS 2 publish belongs to an open exchange; then its PUBREC is sent again.
     ///
-    /// On a later connection every redelivery is marked as one [MQTT-3.3.1-1]: a publish that is
-    /// not begins a new exchange, since its client has forgotten the old one.
+    /// On a later connection every redelivery has the DUP flag [MQTT-3.3.1-1]. A publish without it begins a new exchange,
+    /// since its client has forgotten the old one.
     fn is_open_exchange(&mut self, publish: &wire::Publish<'_>) -> Result<bool, Fault> {
         let Some(exchange) = self.session.exchanges.get(&publish.packet_id) else {
             return Ok(self.queued.iter().any(|queued| queued.is_qos2 && queued.packet_id == publish.packet_id));
@@ -508,8 +510,8 @@ impl Inbound {
         Ok(true)
     }
 
-    /// Whether a QoS 1 publish is one that the client's last connection took in and did not reply:
-    /// it gets its PUBACK, and is no second event.
+    /// Returns whether a QoS 1 publish repeats one that the client's last connection accepted and did not acknowledge: it
+    /// gets its PUBACK and is not stored again.
     fn is_redelivery(
         &mut self,
         shared: &ListenerState,
@@ -526,7 +528,7 @@ impl Inbound {
         true
     }
 
-    /// Answers a publish that is not taken.
+    /// Answers a refused publish.
     fn refuse_publish(
         &mut self,
         publish: &wire::Publish<'_>,
@@ -535,7 +537,7 @@ impl Inbound {
     ) -> Result<(), Fault> {
         match publish.qos {
             0 => Ok(()),
-            // 3.1.1 has no way to say no but to end the connection.
+            // MQTT 3.1.1 can only refuse a publish by closing the connection.
             _ if !self.is_v5() => Err(refused),
             1 if self.unacknowledged.is_empty() && self.queued.is_empty() => {
                 wire::push_ack_with(output, PUBACK, publish.packet_id, refused.code);
@@ -545,12 +547,12 @@ impl Inbound {
                 wire::push_ack_with(output, PUBREC, publish.packet_id, refused.code);
                 Ok(())
             }
-            // Acknowledgements leave in order of arrival, and this one is not the first.
+            // Acknowledgements have to leave in order of arrival, and earlier ones are outstanding.
             _ => Err(refused),
         }
     }
 
-    /// Where a publish leads, its alias resolved, and whether the client may publish there.
+    /// Resolves the alias of a publish and returns its route, and whether the client may publish there.
     fn route(&mut self, shared: &ListenerState, publish: &wire::Publish<'_>) -> Result<RouteAndDenial, Fault> {
         if let Some(alias) = publish.alias {
             if alias > ALIASES_MAX {
@@ -575,22 +577,19 @@ impl Inbound {
         let (route, denied) = shared.route(topic, &self.client, &self.rights);
         let route = Arc::new(route);
         if denied.is_some() {
-            // A client could name any number of such topics.
+            // Not cached: a client can name any number of topics that it may not publish to.
             return Ok((route, denied));
         }
-        self.remember(Arc::clone(&route));
+        self.cache(Arc::clone(&route));
         Ok((route, None))
     }
 
-    /// Caches the route of a topic while more than half of the memory budget is free.
-    fn remember(&mut self, route: Arc<Route>) {
-        if !self.room.is_plentiful() {
-            return self.forget_routes();
-        }
+    /// Caches a route while there is plenty of memory.
+    fn cache(&mut self, route: Arc<Route>) {
         let topic = route.topic().to_owned();
         let is_plentiful = self.memory.is_plentiful();
         if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) || !is_plentiful {
-            self.forget_routes();
+            self.clear_routes();
         }
         let bytes = ROUTE_BYTES + topic.len() + route.bytes();
         if is_plentiful && self.memory.reserve(bytes).is_ok() {
@@ -599,12 +598,12 @@ impl Inbound {
         }
     }
 
-    fn forget_routes(&mut self) {
+    fn clear_routes(&mut self) {
         self.routes.clear();
         self.memory.release(std::mem::take(&mut self.routes_bytes));
     }
 
-    /// Takes in what had found no room, as far as there is some now.
+    /// Submits queued publishes as far as their lanes have room.
     pub(super) fn submit_queued(&mut self, shared: &ListenerState) {
         let now = Timestamp::from(clock::wall());
         while let Some(queued) = self.queued.front() {
@@ -630,7 +629,8 @@ impl Inbound {
         }
     }
 
-    /// Acknowledges what is on the disk, in order of arrival, and replies what has been noted.
+    /// Acknowledges publishes that have a receipt, in order of arrival, and sends replies whose write (up to `written`) is
+    /// done.
     pub(super) fn acknowledge(&mut self, shared: &ListenerState, written: u64, output: &mut Vec<u8>) {
         let mut now = None;
         while let Some(first) = self.unacknowledged.front() {
@@ -652,7 +652,7 @@ impl Inbound {
         }
     }
 
-    /// Answers once what it waits for is noted. Answers that leave together are one.
+    /// Sends `bytes` once write number `wait_for` is done. Replies that wait for the same write are joined.
     fn reply(&mut self, wait_for: u64, bytes: &[u8]) -> Result<(), Fault> {
         match self.replies.back_mut().filter(|last| last.wait_for >= wait_for) {
             Some(last) => {
@@ -667,7 +667,7 @@ impl Inbound {
         Ok(())
     }
 
-    /// Ends a QoS 2 exchange: PUBCOMP leaves when that is on the disk.
+    /// Ends a QoS 2 exchange on PUBREL. PUBCOMP is sent once the end is on the disk.
     fn release(&mut self, shared: &ListenerState, packet_id: u16) -> Result<(), Fault> {
         let mut bytes = Vec::new();
         let wait_for = if let Some(exchange) = self.session.exchanges.remove(&packet_id) {
@@ -693,14 +693,14 @@ impl Inbound {
         }
     }
 
-    /// Leaves in the session what the next connection needs to know of this one.
+    /// Takes the session out of the connection, with the publishes that were not acknowledged.
     pub(super) fn detach_session(&mut self) -> Box<Session> {
         self.recs_awaited = 0;
         let unanswered = self.unacknowledged.drain(..).filter(|waiting| !waiting.is_qos2);
         self.session.unanswered = unanswered
             .map(|waiting| Unanswered { packet_id: waiting.packet_id, hash: waiting.hash, taken: waiting.taken })
             .collect();
-        // The connection's own permit ends with it. Where there is none for this, a redelivery is a second event.
+        // The permit of the connection ends with it. Without a new one, a redelivery becomes a second event.
         let bytes = self.session.unanswered.len() * UNACKNOWLEDGED_BYTES;
         self.session.permit = self.memory.permit().budget().permit(bytes).ok();
         if self.session.permit.is_none() {
@@ -710,7 +710,7 @@ impl Inbound {
     }
 }
 
-/// The topic of a publish, its alias resolved.
+/// Returns the topic of a publish with its alias resolved; `None` for an unknown alias.
 fn topic_of<'t>(aliases: &'t HashMap<u16, String>, publish: &wire::Publish<'t>) -> Option<&'t str> {
     match (publish.topic, publish.alias) {
         ("", Some(alias)) => aliases.get(&alias).map(String::as_str),
@@ -729,7 +729,7 @@ const TOO_LATE: Fault = Fault {
 pub(super) const SHUTTING_DOWN: Fault =
     Fault { code: ReasonCode::ServerShuttingDown, text: "the gateway is shutting down" };
 
-/// What a publish of this quality takes from when it is taken until it is acknowledged or released.
+/// Bytes of a publish of this QoS from its acceptance to its acknowledgement or release.
 fn state_bytes(qos: u8) -> usize {
     match qos {
         0 => 0,
@@ -738,7 +738,7 @@ fn state_bytes(qos: u8) -> usize {
     }
 }
 
-/// As much of a topic as a log line has room for.
+/// The start of a topic, as long as a log line allows.
 fn start_of(topic: &str) -> String {
     const CHARS_MAX: usize = 256;
     topic.chars().take(CHARS_MAX).collect()
@@ -749,7 +749,7 @@ fn hash(topic: &str, payload: &[u8]) -> u64 {
 }
 
 impl ListenerState {
-    /// Where a topic of a client leads, and why the client may not publish there; `None` if it may.
+    /// Returns the route of a topic for a client, and why the client may not publish there; `None` if it may.
     pub(super) fn route(&self, topic: &str, client: &str, rights: &Rights) -> (Route, Option<String>) {
         let route = self
             .ingest

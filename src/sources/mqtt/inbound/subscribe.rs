@@ -1,4 +1,6 @@
-//! What a client subscribes to, what it is answered, and what ends of it when its rights do.
+//! SUBSCRIBE and UNSUBSCRIBE, and the end of subscriptions that changed rights do not cover.
+//!
+//! Promise: SUBACK and UNSUBACK of a persistent session leave once the change is on the disk.
 
 use super::super::acl::Rights;
 use super::super::outbound::{Outbound, Subscription};
@@ -37,7 +39,7 @@ impl Inbound {
         self.reply(wait_for, &bytes)
     }
 
-    /// The error is the reason code of SUBACK.
+    /// Adds or replaces one subscription. The error is the reason code of SUBACK.
     fn subscribe_one(
         &mut self,
         shared: &ListenerState,
@@ -60,7 +62,7 @@ impl Inbound {
         }
         let outbound = &mut self.session.outbound;
         let is_new = !outbound.has(&subscription.filter);
-        // As if it were another one; what it really adds is known below.
+        // As if it were a new subscription; the real bytes are known below.
         let bytes = self.outbound_bytes + Outbound::bytes_of(&subscription);
         if let Err(fault) = self.memory.resize(&mut self.outbound_bytes, bytes) {
             shared.refuse_client(&self.device, filter, fault.reason(), fault.text);
@@ -85,11 +87,11 @@ impl Inbound {
             outbound.queue_last_values(&written);
         }
         let bytes = outbound.bytes();
-        // What was taken is enough, or was more than that.
+        // This shrinks: the estimate above is not exceeded.
         self.memory.resize(&mut self.outbound_bytes, bytes).map_err(|fault| fault.code)
     }
 
-    /// Has the subscriptions of a persistent session written; what is returned has to be before an answer may leave.
+    /// Requests a write of a persistent session. Returns the number of the write that the answer has to wait for.
     fn save_progress(&self, shared: &ListenerState) -> u64 {
         if self.session.number == 0 {
             return 0;
@@ -113,14 +115,14 @@ impl Inbound {
 }
 
 impl ListenerState {
-    /// The group of a shared filter, as it was written.
+    /// Returns the group of a shared subscription; `filter` includes `$share/` and the group.
     pub(in super::super) fn group(&self, filter: &str) -> Arc<Group> {
         let source = &self.config.name;
         let registry = &self.registry;
         registry.groups().join(source, filter, &self.local, || registry.group_note(source, filter))
     }
 
-    /// Ends a subscription; `false` if there is none.
+    /// Ends a subscription. Returns `false` if there is none of this filter.
     fn end_subscription(&self, key: &Key, session: &mut Session, filter: &str) -> bool {
         if !session.outbound.has(filter) {
             return false;
@@ -134,8 +136,8 @@ impl ListenerState {
         session.outbound.unsubscribe(filter)
     }
 
-    /// Ends the subscriptions that these rights do not cover: their filters, and what has to be on the disk before the
-    /// client may be told that it has its session.
+    /// Ends the subscriptions that these rights do not cover. Returns their filters, and the number of the write that has
+    /// to be done before CONNACK.
     pub(in super::super) fn end_subscriptions(
         &self,
         key: &Key,
@@ -153,7 +155,7 @@ impl ListenerState {
         }
         tracing::info!(
             source = %self.config.name, client = key.client(), user = %session.user, ended = ended.len(),
-            "ended subscriptions that the client's rights do not cover any more"
+            "ended subscriptions that the client's changed rights do not cover"
         );
         let wait_for =
             if session.number > 0 { self.registry.save_progress(key, session.outbound.progress()) } else { 0 };
