@@ -1,16 +1,16 @@
-//! Who is connected, and what outlives a connection: sessions, in the journal's notes and as little as possible in memory.
+//! Registry of clients: connections, sessions that outlive them, and delayed wills, over all listeners.
 //!
-//! Promise: what a persistent session was told is done (a subscription, the release of a QoS 2
-//! exchange) is on the disk before the answer leaves; after a crash nothing of it is lost or doubled.
+//! Promise: what a persistent session confirms (a subscription, the release of a QoS 2 exchange) is on the disk
+//! before the answer leaves. After a crash nothing of it is lost or doubled.
 //! Invariants:
-//! - a session is found under its listener, its proven name and its client id: nobody else can take it;
-//! - a session whose client sleeps is its rows on the disk and some hundred bytes in memory;
-//! - sessions are bounded in number and bytes, for each name and in all, and none is promised where the disk is
-//!   down to its reserve.
+//! - a session is found by listener, proven name and client id: another name cannot take it over;
+//! - a session whose client is not connected is its rows on the disk, and some hundred bytes in memory;
+//! - number and bytes of sessions are limited, per name and in all; no new session is created when the disk is down
+//!   to its reserve.
 //!
-//! An exchange of QoS 2 that is begun lives in its event's own record. A session's head lists those
-//! that were open when it was written; the row `exchanges` says up to which offsets that is
-//! all, and a start looks at the records behind these.
+//! A QoS 2 exchange that begins is stored in the record of its event. The head row of a session lists the exchanges
+//! that were open when it was written; the row `exchanges` says up to which offsets the heads are complete, and
+//! recovery reads the records from there on.
 
 mod recovery;
 mod rows;
@@ -38,23 +38,25 @@ use std::time::Duration;
 use table::{StoredSession, Table, Unwritten};
 use tokio::sync::watch;
 
-/// So many events may pass before that is noted again: what a start looks at once more.
+/// Number of events after which the row `exchanges` is written again: the events that recovery reads.
 const NOTE_AFTER_EVENTS: u64 = 200_000;
-/// Positions of subscribers are noted at most this much later.
+/// The progress of subscribers is written at most this much later.
 const NOTE_AFTER: Duration = Duration::from_secs(5);
-/// How long to wait before trying a disk again that failed.
+/// Pause before a failed write is repeated.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long redeliveries of a client are recognised after its connection: as long as most clients take to return.
+/// The time that redeliveries of a client are recognised after its connection: as long as most clients take to
+/// reconnect.
 const REDELIVERY_FOR: Duration = Duration::from_secs(300);
-/// Session expiry that means never (MQTT 5, section 3.1.2.11.2).
+/// The session expiry interval that means never (MQTT 5, section 3.1.2.11.2).
 pub const NEVER: u32 = u32::MAX;
 
-/// One client of one listener: its proven name, if it has one, and its client id.
+/// Identifies a client: listener, proven name if there is one, and client id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<str>);
 
 impl Key {
-    /// The key of a client. Lengths stand before the parts that anybody can choose, so that no two clients have the same key.
+    /// Builds the key of a client. Lengths precede the parts that clients choose, so no two clients have the same
+    /// key.
     pub fn new(source: &str, proven: Option<&str>, client: &str) -> Self {
         Self(match proven {
             Some(name) => format!("{}:{source}/{}:{name}/{client}", source.len(), name.len()).into(),
@@ -66,7 +68,7 @@ impl Key {
         &self.0
     }
 
-    /// The listener, and what comes behind it.
+    /// Returns the listener and the rest of the key.
     fn parts(&self) -> Option<(&str, &str)> {
         let (length, rest) = self.0.split_once(':')?;
         let (source, rest) = rest.split_at_checked(length.parse().ok()?)?;
@@ -77,7 +79,7 @@ impl Key {
         self.parts().map_or("", |(source, _)| source)
     }
 
-    /// The client id.
+    /// Returns the client id.
     pub fn client(&self) -> &str {
         let behind_name = |rest: &'_ str| -> Option<usize> {
             let (length, _) = rest.split_once(':')?;
@@ -89,67 +91,65 @@ impl Key {
     }
 }
 
-/// A will that waits for its delay, as it is stored.
+/// A will that is published after its delay.
 #[derive(Debug)]
 pub struct PendingWill {
-    /// How long it waits after the end of the connection.
+    /// The time between the end of the connection and the publication.
     pub delay: Duration,
-    /// What is stored of it.
+    /// The stored form.
     pub bytes: Vec<u8>,
 }
 
-/// What a connection works with and leaves behind.
+/// A session while its client is connected.
 #[derive(Debug, Default)]
 pub struct Session {
-    /// Whom it belongs to.
+    /// The user name of the client, for the log.
     pub user: String,
-    /// Number of the session, in the records of its QoS 2 publishes; 0 if it ends with the connection.
+    /// Number of the session in the records of its QoS 2 publishes; 0 if it ends with the connection.
     pub number: u64,
-    /// Seconds that it outlives the connection; [`NEVER`] for ever.
+    /// Seconds that it outlives the connection; [`NEVER`] for no end.
     pub expiry: u32,
-    /// QoS 2 publishes that are taken and not released, by packet id.
+    /// QoS 2 publishes that are accepted and not released, by packet id.
     pub exchanges: HashMap<u16, Exchange>,
     /// QoS 1 publishes whose PUBACK was not written.
     pub unanswered: Vec<Unanswered>,
-    /// What the client has subscribed to, and what it is owed of it.
+    /// Subscriptions, and the publishes to the client.
     pub outbound: Outbound,
-    /// What to say if the client dies.
+    /// The will of the client.
     pub will: Option<Will>,
-    /// Is woken for what is on its way to the disk, by this connection or the one before.
+    /// Woken when events of this connection or the one before are on the disk.
     pub waiter: Waiter,
-    /// Covers what is not answered, while no connection does.
+    /// Covers `unanswered` while no connection does.
     pub permit: Option<Permit>,
 }
 
-/// A QoS 2 publish that is taken and not released.
+/// A QoS 2 publish that is accepted and not released.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
-    /// Its way to the disk; `None` if it was there before the client connected or the gateway started.
+    /// Its place in the journal; `None` if it was there before the client connected or the gateway started.
     pub taken: Option<Taken>,
-    /// Whether it came by the connection that is there now.
+    /// Whether it arrived on the present connection.
     pub is_of_this_connection: bool,
 }
 
 /// A QoS 1 publish whose PUBACK was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
-    /// Its packet id.
     pub packet_id: u16,
     /// Hash of topic and payload.
     pub hash: u64,
-    /// Its way to the disk.
+    /// Its place in the journal.
     pub taken: Taken,
 }
 
-/// The clients of every listener.
+/// The clients of all listeners.
 #[derive(Debug)]
 pub struct Registry {
     journal: Arc<Journal>,
     notes: Notes,
     groups: Groups,
     table: Mutex<Table>,
-    /// Held while a QoS 2 publish is handed in and remembered: a head that was written in between
-    /// would pass over it.
+    /// Held while a QoS 2 publish is submitted and remembered: a head that is written in between would miss it.
     gate: RwLock<()>,
     work: Condvar,
     written: watch::Sender<u64>,
@@ -161,8 +161,8 @@ impl Registry {
         self.table.lock()
     }
 
-    /// Changes what is to be written of a connected client's session; what is returned has to be written before an
-    /// answer may leave that says so.
+    /// Changes the unwritten state of a client's session. If the change is urgent, returns the number of the write
+    /// that an answer has to wait for; else 0.
     fn change(
         &self,
         key: &Key,
@@ -183,12 +183,12 @@ impl Registry {
         self.request_write(&mut table)
     }
 
-    /// Whether a client has a connection.
+    /// Returns whether a client is connected.
     pub fn is_connected(&self, key: &Key) -> bool {
         self.table().clients.get(key).is_some_and(|entry| entry.slot.is_some())
     }
 
-    /// To be held from before a QoS 2 publish is handed in until it is remembered.
+    /// Returns the guard that has to be held from before a QoS 2 publish is submitted until it is remembered.
     pub fn gate(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read()
     }
@@ -200,15 +200,15 @@ impl Registry {
         });
     }
 
-    /// Ends a QoS 2 exchange; what is returned has to be written before PUBCOMP may leave.
+    /// Ends a QoS 2 exchange. Returns the number of the write that PUBCOMP has to wait for.
     pub fn release(&self, key: &Key, packet_id: u16) -> u64 {
         self.change(key, true, |_, _, unwritten| {
             unwritten.content.exchanges.remove(&packet_id);
         })
     }
 
-    /// Adds a subscription of a persistent session, or replaces the one of the same filter; `false` if there is no
-    /// room for it. It is on the disk with what [`Registry::save_progress`] returns.
+    /// Adds or replaces a subscription of a persistent session; [`Registry::save_progress`] requests the write.
+    /// Returns `false` if a limit or the reserve of the disk is reached.
     pub fn subscribed(&self, key: &Key, subscription: &Subscription, is_new: bool, quotas: Quotas) -> bool {
         if is_new && !self.has_disk_room() {
             return false;
@@ -233,7 +233,7 @@ impl Registry {
         has_room
     }
 
-    /// Removes a subscription of a persistent session; see [`Registry::save_progress`].
+    /// Removes a subscription of a persistent session; [`Registry::save_progress`] requests the write.
     pub fn unsubscribed(&self, key: &Key, filter: &str) {
         self.change(key, false, |table, row, unwritten| {
             table.charge(row, -rows::subscription_bytes(filter).cast_signed());
@@ -248,19 +248,18 @@ impl Registry {
         });
     }
 
-    /// Notes how far the client is, with the subscriptions that changed; what is returned has to be written before
-    /// SUBACK may leave.
+    /// Saves the progress and the changed subscriptions. Returns the number of the write that SUBACK has to wait for.
     pub fn save_progress(&self, key: &Key, progress: Progress) -> u64 {
         self.change(key, true, |_, _, unwritten| unwritten.content.progress = progress)
     }
 
-    /// Notes, some time, how far the client has got.
+    /// Saves the progress with a later write.
     pub fn note_progress(&self, key: &Key, progress: Progress) {
         self.change(key, false, |_, _, unwritten| unwritten.content.progress = progress);
     }
 
-    /// The group of a shared subscription of a listener, as it was written. One that sleeps goes on where it was. May
-    /// read from the disk.
+    /// Returns the stored position of a shared subscription, with which a group without members continues. May read
+    /// from the disk.
     pub fn group_note(&self, source: &str, filter: &str) -> Option<GroupNote> {
         let id = GroupId::of(source, filter)?;
         let ended = {
@@ -275,32 +274,32 @@ impl Registry {
         GroupNote::decode(&bytes)
     }
 
-    /// Keeps how far groups were handed out whose last connected member may go.
+    /// Saves the positions of groups whose last connected member may leave.
     pub fn keep_groups(&self, source: &str, notes: Vec<(String, GroupNote)>) {
         keep_groups(&mut self.table(), source, notes);
     }
 
-    /// The groups of shared subscriptions of all listeners.
+    /// Returns the groups of shared subscriptions of all listeners.
     pub fn groups(&self) -> &Groups {
         &self.groups
     }
 
-    /// Says what has been written.
+    /// Follows the number of the newest write that is on the disk.
     pub fn written(&self) -> watch::Receiver<u64> {
         self.written.subscribe()
     }
 
-    /// Whether the disk has more left than its reserve.
+    /// Returns whether the disk has more room than its reserve.
     fn has_disk_room(&self) -> bool {
         self.journal.disk_room().is_ok_and(|room| !room.is_used_up())
     }
 
-    /// How many persistent sessions there are.
+    /// Returns the number of persistent sessions.
     pub fn persistent(&self) -> usize {
         self.table().persistent
     }
 
-    /// Writes what is to be written, and ends.
+    /// Writes all changes and ends the writer thread.
     pub fn close(&self) {
         self.table().is_closing = true;
         self.work.notify_one();

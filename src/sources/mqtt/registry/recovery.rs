@@ -1,4 +1,6 @@
-//! A start: every row is looked at once and none is kept, so that what clients left on the disk takes no memory.
+//! Recovery at the start of the gateway: sessions, subscriptions, delayed wills and QoS 2 exchanges.
+//!
+//! Invariant: every row is read once and none is kept in memory.
 
 use super::super::will::StoredWill;
 use super::rows::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, lanes, parse_row};
@@ -13,7 +15,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 impl Registry {
-    /// Finds the sessions that were noted, and what their clients had begun since. Blocks the thread.
+    /// Reads the stored sessions and the QoS 2 exchanges that began after their heads were written. Blocks the
+    /// thread.
     pub fn open(journal: Arc<Journal>) -> Result<Arc<Self>, JournalError> {
         let notes = journal.notes("mqtt");
         let mut table = Table::default();
@@ -49,7 +52,7 @@ fn find_heads(table: &mut Table, notes: &Notes) -> Result<Keys, JournalError> {
     notes.each(rows::HEADS, |name, bytes| {
         let key = Key(name[rows::HEADS.len()..].into());
         match Head::read(bytes) {
-            // A session that was to end with its connection has ended with the gateway.
+            // A session without expiry ended with the gateway.
             Some(head) if head.expiry > 0 => {
                 let row = table.put_row(&key, head.number, head.expiry, &head.share);
                 let entry = table.clients.entry(key.clone()).or_default();
@@ -94,7 +97,7 @@ fn find_wills(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), Journ
             return;
         };
         let Some(entry) = table.clients.get_mut(key) else { return };
-        // The delay begins anew: while the gateway was down, nobody could come back.
+        // The delay starts again: while the gateway was down, the client could not reconnect.
         entry.will = WillState::Pending(will.delay());
         let Some(mut row) = entry.row.take() else { return };
         row.will_bytes = rows::will_bytes(bytes.len());
@@ -103,7 +106,7 @@ fn find_wills(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), Journ
     })
 }
 
-/// Removes the positions of groups that nobody has any more.
+/// Removes the positions of groups that no session subscribes to.
 fn find_groups(table: &mut Table, notes: &Notes) -> Result<(), JournalError> {
     let known: BTreeSet<String> = table.groups.keys().map(|group| group.row()).collect();
     notes.each("group/", |name, _| {
@@ -113,7 +116,7 @@ fn find_groups(table: &mut Table, notes: &Notes) -> Result<(), JournalError> {
     })
 }
 
-/// Looks at the records that no head knows.
+/// Finds exchanges in the records that are newer than the heads.
 fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journal) -> Result<(), JournalError> {
     if keys.is_empty() {
         return Ok(());
@@ -137,7 +140,7 @@ fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journ
         let mut content = head.map(Head::content).unwrap_or_default();
         content.exchanges.extend(ids.into_iter().map(|id| (id, None)));
         entry.unwritten.get_or_insert_default().content = content;
-        // The next write passes over these records, and has to say what was found.
+        // The next write moves the row `exchanges` past these records, so it has to include these exchanges.
         table.changed.insert(key.clone());
     }
     Ok(())

@@ -1,12 +1,12 @@
-//! What is on the disk of a session, row by row, so that a change writes what has changed and no more.
+//! The stored form of sessions: one row per part, so that a change writes only the rows that it changes.
 //!
-//! | row | holds |
+//! | row | content |
 //! |---|---|
-//! | `session/{key}` | the head: number, expiry, share, open QoS 2 exchanges, how far the client was told |
+//! | `session/{key}` | the head: number, expiry, party, open QoS 2 exchanges, progress of the subscriptions |
 //! | `sub/{number}/{filter}` | one subscription |
 //! | `will/{number}` | the will that waits for its delay |
-//! | `group/{hash}` | how far a shared subscription was handed out, as long as a persistent session has it |
-//! | `exchanges` | up to which offsets the heads know the exchanges |
+//! | `group/{hash}` | position of a shared subscription, as long as a persistent session has it |
+//! | `exchanges` | offsets up to which the heads contain all exchanges |
 
 use super::super::outbound::{Progress, Subscription};
 use super::Key;
@@ -19,20 +19,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
 
-/// What the heads of sessions begin with.
+/// Prefix of the names of session heads.
 pub(super) const HEADS: &str = "session/";
-/// What the rows of subscriptions begin with.
+/// Prefix of the names of subscription rows.
 pub(super) const SUBSCRIPTIONS: &str = "sub/";
-/// What the rows of wills begin with.
+/// Prefix of the names of will rows.
 pub(super) const WILLS: &str = "will/";
-/// Up to which offsets the heads know the exchanges.
+/// Name of the row with the offsets up to which the heads contain all exchanges.
 pub(super) const EXCHANGES: &str = "exchanges";
-/// What a head takes on the disk at most, beside its key and its share: 256 publishes in flight of 7 bytes, the
-/// positions of the lanes, and the overhead of a row.
+/// Largest size of a head without its key and its party: 256 publishes in flight of 7 bytes each, the positions of
+/// the lanes, and the overhead of a row.
 const HEAD_BYTES: usize = 2 << 10;
-/// What a row takes beside its name and value, about: measured on trees that are three quarters full.
+/// Overhead of a row, about: measured on trees that are three quarters full.
 const ROW_BYTES: usize = 48;
-/// Version of the stored format.
 const FORMAT: u8 = 3;
 
 /// The head of a session. The order of the fields is part of the stored format.
@@ -41,34 +40,34 @@ pub(super) struct Head {
     format: u8,
     pub(super) number: u64,
     pub(super) expiry: u32,
-    /// Whose share of sessions it is counted in.
+    /// The party that the session is counted for.
     pub(super) share: String,
-    /// Packet ids of open exchanges in their order: each as its distance from the one before.
+    /// Packet ids of open exchanges in their order, each as the difference to the one before.
     exchanges: Vec<u16>,
     pub(super) progress: Progress,
 }
 
-/// A subscription beside its filter, which is in the row's name.
+/// A subscription without its filter, which is in the name of the row.
 #[derive(Debug, Serialize, Deserialize)]
 struct Options {
     qos: u8,
     id: Option<u32>,
 }
 
-/// What a connection works on and a head says: kept in memory while somebody is connected, and until it is written.
+/// The state of a session in its head. It is in memory while the client is connected and until it is written.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeadContent {
-    /// Open QoS 2 exchanges, with their way to the disk if they came since the start.
+    /// Open QoS 2 exchanges, with their place in the journal if they began since the start.
     pub(super) exchanges: HashMap<u16, Option<Taken>>,
     pub(super) progress: Progress,
 }
 
-/// Names a shared subscription of a listener in 16 bytes, however long its filter is.
+/// Identifies a shared subscription of a listener by a hash of 16 bytes, however long its filter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct GroupId([u8; 16]);
 
 impl GroupId {
-    /// The group of a filter as it was written; `None` if it is not shared.
+    /// Returns the group of a filter; `None` if the subscription is not shared.
     pub(super) fn of(source: &str, filter: &str) -> Option<Self> {
         filter.starts_with("$share/").then(|| {
             let hash = Sha256::new().chain_update(source).chain_update([0]).chain_update(filter).finalize();
@@ -80,7 +79,7 @@ impl GroupId {
 
     pub(super) fn row(self) -> String {
         self.0.iter().fold("group/".to_owned(), |mut name, byte| {
-            // Writing to a text cannot fail.
+            // Writing to a string cannot fail.
             let _ = write!(name, "{byte:02x}");
             name
         })
@@ -91,7 +90,7 @@ pub(super) fn head_row(key: &Key) -> String {
     format!("{HEADS}{}", key.as_str())
 }
 
-/// What the rows of a session's subscriptions begin with.
+/// Returns the prefix of the subscription rows of a session.
 pub(super) fn subscription_rows(number: u64) -> String {
     format!("{SUBSCRIPTIONS}{number:016x}/")
 }
@@ -100,29 +99,29 @@ pub(super) fn will_row(number: u64) -> String {
     format!("{WILLS}{number:016x}")
 }
 
-/// Number and filter in the name of a subscription's row, or the number in that of a will.
+/// Parses the name of a row: number and filter of a subscription, or the number of a will.
 pub(super) fn parse_row<'a>(name: &'a str, kind: &str) -> Option<(u64, &'a str)> {
     let rest = name.strip_prefix(kind)?;
     let (number, filter) = rest.split_once('/').unwrap_or((rest, ""));
     Some((u64::from_str_radix(number, 16).ok()?, filter))
 }
 
-/// What a session without subscriptions counts as.
+/// Bytes that a session without subscriptions counts for.
 pub(super) fn head_bytes(key: &Key, share: &str) -> u64 {
     (HEAD_BYTES + key.as_str().len() + share.len()) as u64
 }
 
-/// What a subscription counts as.
+/// Bytes that a subscription counts for.
 pub(super) fn subscription_bytes(filter: &str) -> u64 {
     (SUBSCRIPTIONS.len() + 17 + filter.len() + ROW_BYTES) as u64
 }
 
-/// What a will of so many bytes counts as.
+/// Bytes that a will of `stored` bytes counts for.
 pub fn will_bytes(stored: usize) -> u64 {
     if stored == 0 { 0 } else { (WILLS.len() + 16 + stored + ROW_BYTES) as u64 }
 }
 
-/// The row of a subscription: name and value.
+/// Returns name and value of a subscription row.
 pub(super) fn subscription(number: u64, subscription: &Subscription) -> (String, Vec<u8>) {
     let name = format!("{}{}", subscription_rows(number), subscription.filter);
     let options = Options { qos: subscription.qos, id: subscription.id };
@@ -137,7 +136,7 @@ pub(super) fn read_subscription(name: &str, value: &[u8]) -> Option<Subscription
 }
 
 impl HeadContent {
-    /// The head, when the logs are on the disk as far as `durable` says; and whether it says everything.
+    /// Returns the head with the exchanges that are on the disk up to `durable`, and whether these are all.
     pub(super) fn head(&self, number: u64, expiry: u32, share: &str, durable: &[Durable]) -> (Head, bool) {
         let on_disk = |taken: &Option<Taken>| taken.is_none_or(|taken| taken.is_in(durable));
         let ids: BTreeSet<u16> = self.exchanges.iter().filter(|(_, taken)| on_disk(taken)).map(|(id, _)| *id).collect();
@@ -164,12 +163,12 @@ impl Head {
     }
 }
 
-/// Every log that records of exchanges can be in, in the order of [`Taken`]'s numbers.
+/// All logs that can hold records of exchanges, in the order of [`Taken`]'s numbers.
 pub(super) fn lanes(journal: &Journal) -> impl Iterator<Item = &Arc<Lane>> {
     journal.lanes().iter().chain([journal.dead()])
 }
 
-/// Finds the exchanges in the records of a lane from `from` on: session number and packet id.
+/// Reads the records of a lane from `from` on and reports each exchange: session number and packet id.
 pub(super) fn follow_exchanges(
     lane: &Lane,
     from: Option<u64>,

@@ -1,7 +1,7 @@
-//! Who is connected, who sleeps, and what the sessions of each name take: all in memory.
+//! The table of clients in memory: connection, session, unwritten changes, will and limits.
 //!
-//! Invariant: a session whose client sleeps and whose rows are written takes some hundred bytes here, however much is
-//! on the disk of it.
+//! Invariant: a session whose client is not connected and whose rows are written takes some hundred bytes here,
+//! however much of it is on the disk.
 
 use super::rows::{self, GroupId, HeadContent, head_bytes};
 use super::takeover::ConnectionSlot;
@@ -12,11 +12,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of unanswered publishes of clients that left: those of 40,000 publishes. Beyond it the oldest are forgotten,
-/// and a redelivery of one is another event.
+/// Bytes of publishes that clients left without an acknowledgement: some 40,000 publishes. Beyond it the oldest are
+/// forgotten; a redelivery of one of those is stored as another event.
 const UNANSWERED_BYTES_MAX: usize = 4 << 20;
 
-/// A listener that has not asked for wills for so long is not configured any more: it asks twice a second.
+/// A listener that has not asked for due wills for this long is not configured any more: a listener asks twice per
+/// second.
 const LISTENER_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// A session that outlives its connection.
@@ -25,40 +26,40 @@ pub(super) struct StoredSession {
     pub(super) number: u64,
     pub(super) expiry: u32,
     pub(super) share: Arc<str>,
-    /// What its rows count as.
+    /// Bytes that its rows count for in the limits.
     pub(super) bytes: u64,
-    /// Of these, what its will counts as.
+    /// Of these, bytes of its will.
     pub(super) will_bytes: u64,
     /// Its shared subscriptions.
     pub(super) groups: Vec<GroupId>,
 }
 
-/// What is in memory of a session because it is not on the disk, or somebody is connected.
+/// State of a session that is in memory because it is not on the disk yet, or because the client is connected.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
     pub(super) content: HeadContent,
-    /// Rows beside the head, in the order of their changes.
+    /// Changes of rows other than the head, in their order.
     pub(super) changes: Vec<Change>,
 }
 
-/// Publishes of a client that left that were not answered.
+/// Publishes that a client left without an acknowledgement.
 #[derive(Debug)]
 pub(super) struct UnansweredPublishes {
     pub(super) unanswered: Box<[Unanswered]>,
-    /// Is woken for those that are still on their way to the disk.
+    /// Woken when those are on the disk.
     pub(super) waiter: Waiter,
-    /// Covers both.
+    /// Covers the bytes of both.
     pub(super) permit: Option<Permit>,
 }
 
-/// A will that waits.
+/// The will of a client that is not connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum WillState {
     #[default]
     None,
-    /// For so long after the client has left.
+    /// It is due this long after the end of the connection.
     Pending(Duration),
-    /// It is becoming an event.
+    /// It is due and is being published.
     Publishing,
 }
 
@@ -72,7 +73,7 @@ pub(super) struct ClientEntry {
     pub(super) will: WillState,
 }
 
-/// What the sessions of one name, or of one address, take.
+/// The usage of one proven name, or of one address.
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     sessions: usize,
@@ -82,23 +83,23 @@ struct Share {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) clients: HashMap<Key, ClientEntry>,
-    /// Sessions that changed since they were written.
+    /// Sessions with unwritten changes.
     pub(super) changed: BTreeSet<Key>,
-    /// Rows that are to be removed, in their order, before anything else is written.
+    /// Removals of rows, in their order; they are written before all other changes.
     pub(super) removals: Vec<Change>,
-    /// Groups that ended with their last connected member, where they were.
+    /// Positions of groups whose last connected member has left, until they are written.
     pub(super) ended_groups: HashMap<GroupId, Vec<u8>>,
-    /// How many persistent sessions have a shared subscription.
+    /// Number of persistent sessions of each shared subscription.
     pub(super) groups: HashMap<GroupId, u32>,
-    /// Counts what somebody waits for.
+    /// Number of the newest requested write.
     pub(super) wanted: u64,
     pub(super) persistent: usize,
     pub(super) bytes: u64,
     pub(super) is_closing: bool,
-    /// Listeners, and when each last asked for the wills that are due.
+    /// The moment at which each listener last asked for due wills.
     pub(super) listeners: HashMap<String, Instant>,
     shares: HashMap<Arc<str>, Share>,
-    /// Clients that left something unanswered, the oldest first.
+    /// Clients that left publishes without an acknowledgement, the oldest first.
     left: VecDeque<(Key, Instant)>,
     left_bytes: usize,
 }
@@ -108,13 +109,13 @@ fn leftover_bytes(leftover: &UnansweredPublishes) -> usize {
 }
 
 impl Table {
-    /// Takes a client out, to change it and put it back: with the key that it has here, so that one and the same piece
-    /// of memory names it as long as it is known, however often it comes and goes.
+    /// Takes a client out of the table to change it. Returns the key that the table has, so that the key is allocated
+    /// once however often the client reconnects.
     pub(super) fn take(&mut self, key: &Key) -> (Key, ClientEntry) {
         self.clients.remove_entry(key).unwrap_or_else(|| (key.clone(), ClientEntry::default()))
     }
 
-    /// Counts a session that is there.
+    /// Adds a session to the usage of its party.
     pub(super) fn put_row(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> StoredSession {
         let share = self.shares.get_key_value(share).map_or_else(|| Arc::from(share), |(known, _)| Arc::clone(known));
         let mut row =
@@ -126,7 +127,7 @@ impl Table {
         row
     }
 
-    /// Counts that a session takes so many bytes more, or fewer.
+    /// Changes the bytes of a session, and the sums that it is part of.
     pub(super) fn charge(&mut self, row: &mut StoredSession, bytes: i64) {
         let change = |total: &mut u64| *total = total.saturating_add_signed(bytes);
         change(&mut row.bytes);
@@ -136,13 +137,13 @@ impl Table {
         }
     }
 
-    /// The session has no will any more that could have to wait.
+    /// Gives back the bytes of a session's will.
     pub(super) fn release_will(&mut self, row: &mut StoredSession) {
         let bytes = std::mem::take(&mut row.will_bytes);
         self.charge(row, -bytes.cast_signed());
     }
 
-    /// Forgets a session; its rows are removed with the next write.
+    /// Deletes a session; its rows are removed with the next write.
     pub(super) fn forget(&mut self, key: &Key, row: StoredSession) {
         self.persistent -= 1;
         self.bytes -= row.bytes.min(self.bytes);
@@ -161,12 +162,12 @@ impl Table {
         }
     }
 
-    /// A persistent session has a shared subscription.
+    /// Counts a persistent session of a shared subscription.
     pub(super) fn join_group(&mut self, group: GroupId) {
         *self.groups.entry(group).or_default() += 1;
     }
 
-    /// A persistent session has it no more.
+    /// Counts one persistent session less; without any the stored position is removed.
     pub(super) fn leave_group(&mut self, group: GroupId) {
         let Some(count) = self.groups.get_mut(&group) else { return };
         *count -= 1;
@@ -177,7 +178,7 @@ impl Table {
         }
     }
 
-    /// Whether the quotas have room for what a client wishes, where `before` is its session so far.
+    /// Checks the request of a client against the limits; `before` is its earlier session.
     pub(super) fn admits(
         &self,
         key: &Key,
@@ -216,14 +217,14 @@ impl Table {
         }
     }
 
-    /// Whether a share may take so many bytes more.
+    /// Returns whether the limits allow `more` bytes for a party.
     pub(super) fn has_bytes(&self, share: &str, more: i64, quotas: Quotas) -> bool {
         let of_share = self.shares.get(share).map_or(0, |share| share.bytes);
         self.bytes.saturating_add_signed(more) <= quotas.bytes
             && of_share.saturating_add_signed(more) <= quotas.bytes_of_name
     }
 
-    /// Keeps what a client left unanswered, and forgets the oldest where that is too much.
+    /// Keeps the publishes that a client left without an acknowledgement.
     pub(super) fn keep_leftover(
         &mut self,
         key: &Key,
@@ -236,14 +237,14 @@ impl Table {
         self.left.push_back((key.clone(), now));
     }
 
-    /// Takes what a client left unanswered.
+    /// Takes the publishes that a client left without an acknowledgement.
     pub(super) fn take_leftover(&mut self, entry: &mut ClientEntry) -> Option<UnansweredPublishes> {
         let leftover = *entry.leftover.take()?;
         self.left_bytes -= leftover_bytes(&leftover).min(self.left_bytes);
         Some(leftover)
     }
 
-    /// Forgets the oldest of what clients left unanswered: what is too much, and what is too old.
+    /// Drops the oldest of these publishes: those beyond the limit, and those that are too old.
     pub(super) fn trim_leftovers(&mut self, now: Instant) {
         while let Some((key, left_at)) = self.left.front() {
             let is_old = now.duration_since(*left_at) >= REDELIVERY_FOR;
@@ -262,7 +263,8 @@ impl Table {
         }
     }
 
-    /// The sessions that have expired. Whoever has a will that is not spoken yet stays, if there still is a listener for it.
+    /// Returns the sessions that have expired. A session with an unpublished will stays while there is a listener for
+    /// it.
     pub(super) fn expired(&self, now: Instant) -> Vec<Key> {
         let has_listener = |key: &Key| {
             let asked_at = self.listeners.get(key.source());

@@ -1,4 +1,4 @@
-//! Wills that wait: on the disk, so that thousands of them take no memory, and a restart does not lose them.
+//! Delayed wills: stored on the disk, so that thousands of them take no memory and survive a restart.
 
 use super::rows;
 use super::table::WillState;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 /// A will whose delay is over.
 #[derive(Clone, Debug)]
 pub struct DueWill {
-    /// Whose it is.
+    /// The client.
     pub key: Key,
     number: u64,
 }
 
 impl Registry {
-    /// Wills of a listener that are due, `max` at most. Each stays on the disk until [`Registry::finish_will`].
+    /// Returns the due wills of a listener, at most `max`. Each stays on the disk until [`Registry::finish_will`].
     pub fn due_wills(&self, now: Instant, source: &str, max: usize) -> Vec<DueWill> {
         let mut table = self.table();
         match table.listeners.get_mut(source) {
@@ -39,7 +39,7 @@ impl Registry {
         due
     }
 
-    /// The stored form of a will that is due; `None` if it is gone.
+    /// Reads the stored form of a due will; `None` if it is gone.
     pub async fn read_will(self: &Arc<Self>, due: &DueWill) -> Result<Option<Vec<u8>>, JournalError> {
         let wait_for = self.request_write(&mut self.table());
         if self.written().wait_for(|written| *written >= wait_for).await.is_err() {
@@ -50,7 +50,7 @@ impl Registry {
         read.unwrap_or(Ok(None))
     }
 
-    /// A will has become an event, or was dropped: its row goes, unless its client has left another meanwhile.
+    /// Removes a will that was published or dropped, unless its client has left another one meanwhile.
     pub fn finish_will(&self, due: &DueWill) {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(&due.key) else { return };
@@ -67,7 +67,7 @@ impl Registry {
         table.clients.insert(key, entry);
     }
 
-    /// A will could not be read: it is due once more.
+    /// Makes a will due again that could not be read or published.
     pub fn retry_will(&self, due: &DueWill) {
         let mut table = self.table();
         if let Some(entry) = table.clients.get_mut(&due.key)

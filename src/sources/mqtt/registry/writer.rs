@@ -1,4 +1,4 @@
-//! The writer of sessions: many changes in one commit, and what is written leaves the memory.
+//! The writer thread of sessions: it joins many changes in one commit and drops written state from memory.
 
 use super::super::shared_subscription::Group;
 use super::rows::{self, GroupId, lanes};
@@ -10,33 +10,33 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often expired sessions are looked for.
+/// Interval of the search for expired sessions.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// How often it is looked whether the file of the notes has become too large for what it holds.
+/// Interval of the check whether the state file has become too large for its content.
 const COMPACT_EVERY: Duration = Duration::from_secs(60);
 
-/// Writes the rows of sessions.
+/// Writes the rows of sessions; owned by one thread.
 pub(super) struct Writer {
     registry: Arc<Registry>,
-    /// Sum of the lanes' ends when the exchanges were noted.
+    /// Sum of the ends of all lanes when the row `exchanges` was written.
     noted: u64,
     written_at: Instant,
     swept_at: Instant,
     compacted_at: Instant,
-    /// Whether rows were removed since the file was compacted.
+    /// Whether rows were removed since the last compaction.
     has_removed: bool,
 }
 
-/// What one commit writes, and what it is of the table.
+/// The changes of one commit, and the parts of the table that they cover.
 struct Batch {
     changes: Vec<Change>,
     keys: BTreeSet<Key>,
-    /// How many changes of each session's rows it holds.
+    /// Number of changes per session.
     counts: HashMap<Key, usize>,
     removals: usize,
     ended: Vec<(GroupId, Vec<u8>)>,
     moved: Vec<Arc<Group>>,
-    /// Wills among the changes.
+    /// Number of wills among the changes.
     wills: usize,
 }
 
@@ -74,7 +74,7 @@ impl Writer {
         }
     }
 
-    /// Returns when there is something to write: what is waited for, and whether the gateway ends.
+    /// Waits for work. Returns the number of the requested write, and whether the gateway shuts down.
     fn await_work(&mut self, done: u64) -> (u64, bool) {
         let registry = Arc::clone(&self.registry);
         let mut table = registry.table();
@@ -140,7 +140,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What has changed. The heads and `exchanges` are of one moment, at which no exchange begins.
+    /// Collects all changes. Heads and the row `exchanges` describe the same moment; no exchange begins meanwhile.
     fn gather(&mut self, table: &mut Table) -> Batch {
         let journal = &self.registry.journal;
         let durable: Vec<Durable> = lanes(journal).map(|lane| lane.durable()).collect();
@@ -178,7 +178,7 @@ impl Writer {
     }
 }
 
-/// Forgets what has expired.
+/// Deletes expired sessions and old unacknowledged publishes.
 fn sweep(table: &mut Table, now: Instant) {
     for key in table.expired(now) {
         let Some(mut entry) = table.clients.remove(&key) else { continue };
