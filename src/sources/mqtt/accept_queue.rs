@@ -1,27 +1,28 @@
-//! New connections that wait for their turn, and how many may begin per second.
+//! The accept queue: accepted connections that wait to be served, and the limit of connections served per second.
 //!
-//! Promise: an address that connects without end delays itself. Other addresses wait for at most one turn of each address
-//! that waits, and their connections are never refused while this one's can be.
+//! Promise: an address that connects without end delays itself. Connections of another address wait for at most one
+//! turn of each waiting address, and are never refused as long as one of this address can be.
 //! Invariants: at most [`WAITING_MAX`] connections wait; the kernel's accept queue is emptied as long as fewer than
-//! [`ACCEPTED_TIMES`] times `connects_per_second_max` come per second, so that no SYN is dropped.
+//! [`ACCEPTED_TIMES`] times `connects_per_second_max` arrive per second, so no SYN is dropped.
 
 use crate::origin::Origin;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Connections that wait at most: each takes a file descriptor and buffers of the kernel. As many as begin in a second
-/// by default.
+/// Most connections that wait: each takes a file descriptor and kernel buffers. As many as are served in a second by
+/// default.
 const WAITING_MAX: usize = 512;
-/// Accepting and closing a connection takes some 20 µs, a tenth of a plain CONNECT.
+/// Accepted connections per served one: accepting and closing a connection takes some 20 µs, a tenth of a plain
+/// CONNECT.
 const ACCEPTED_TIMES: u32 = 10;
 
-/// Connections that were accepted and have not begun, by address. Addresses take turns; within an address the oldest
+/// Accepted connections that are not served yet, by address. Addresses take turns; within an address the oldest
 /// connection is first.
 #[derive(Debug)]
 pub(super) struct AcceptQueue<S> {
     waiting: HashMap<Origin, VecDeque<(S, SocketAddr)>>,
-    /// Addresses that have a connection waiting, next one first.
+    /// Addresses with a waiting connection, the next one first.
     turns: VecDeque<Origin>,
     count: usize,
     begins: Rate,
@@ -29,7 +30,7 @@ pub(super) struct AcceptQueue<S> {
 }
 
 impl<S> AcceptQueue<S> {
-    /// A waiting room from which at most `per_second` connections begin per second.
+    /// Creates a queue that releases at most `per_second` connections per second.
     pub(super) fn new(per_second: u32) -> Self {
         Self {
             waiting: HashMap::new(),
@@ -40,24 +41,24 @@ impl<S> AcceptQueue<S> {
         }
     }
 
-    /// Changes how many connections may begin per second.
+    /// Changes the number of connections per second.
     pub(super) fn set_rate(&mut self, per_second: u32) {
         self.begins = Rate::new(per_second);
         self.accepts = Rate::new(per_second.saturating_mul(ACCEPTED_TIMES));
     }
 
-    /// The wait before the next connection may be accepted.
+    /// Returns the time until the next connection may be accepted.
     pub(super) fn accept_wait(&self, now: Instant) -> Duration {
         self.accepts.wait(now)
     }
 
-    /// The wait before the next connection may begin; `None` if no connection waits.
+    /// Returns the time until the next connection may be served; `None` if no connection waits.
     pub(super) fn begin_wait(&self, now: Instant) -> Option<Duration> {
         (self.count > 0).then(|| self.begins.wait(now))
     }
 
-    /// Adds a connection that was accepted. Returns the connection that has to be closed for it, if there are too many:
-    /// the oldest one of the address that has most.
+    /// Adds an accepted connection. If there are too many, returns the one to close: the oldest of the address that
+    /// has most.
     pub(super) fn add(&mut self, connection: S, peer: SocketAddr, now: Instant) -> Option<(S, SocketAddr)> {
         self.accepts.pass(now);
         let origin = Origin::of(peer.ip());
@@ -74,12 +75,12 @@ impl<S> AcceptQueue<S> {
         self.take(largest)
     }
 
-    /// The connection that begins next.
+    /// Returns the connection to serve next.
     pub(super) fn next(&mut self, now: Instant) -> Option<(S, SocketAddr)> {
         let address = *self.turns.front()?;
         let next = self.take(address)?;
         self.begins.pass(now);
-        // Behind the others, if it has more.
+        // An address with more connections goes to the end.
         if self.turns.front() == Some(&address) {
             self.turns.rotate_left(1);
         }
@@ -98,7 +99,7 @@ impl<S> AcceptQueue<S> {
     }
 }
 
-/// At most so many per second.
+/// A limit per second.
 #[derive(Debug)]
 struct Rate {
     per_second: u32,

@@ -1,4 +1,4 @@
-//! CONNECT and its answer.
+//! CONNECT and CONNACK, in MQTT 3.1.1 and 5.
 
 use super::ListenerState;
 use super::fields::{Reader, properties};
@@ -8,53 +8,54 @@ use super::will::WillMessage;
 use super::wire::{Fault, Frame};
 use crate::link::{Protocol, push_varint};
 
-/// Topic aliases that a client of MQTT 5 may set.
+/// Highest topic alias that a client of MQTT 5 may set.
 pub const ALIASES_MAX: u16 = 64;
-/// The largest CONNECT: a will of 64 KiB, and 8 KiB for all else, tokens as passwords included. It is read before
-/// anybody has logged in, so that the largest packet of a listener is not allowed here.
+/// The largest CONNECT: a will of 64 KiB, and 8 KiB for the rest, which includes tokens as passwords. It is read
+/// before the client has logged in, so the limit is lower than that of other packets.
 pub const CONNECT_BYTES_MAX: usize = 72 << 10;
-/// The longest user name, as long as a client id may be: each is kept for every connection, session and device.
+/// The longest user name, the same as for client ids: each connection, session and device keeps it.
 const USER_BYTES_MAX: usize = 256;
 const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, ConnectReturnCode::UnacceptableProtocolVersion.value()];
 
-/// What CONNECT asks, in either version.
+/// The content of CONNECT, in either version.
 #[derive(Debug)]
 pub struct Connect {
-    /// Client id; empty if the gateway is to choose one.
+    /// Client id; empty if the gateway has to assign one.
     pub client: String,
-    /// Whether an older session is to be forgotten.
+    /// Clean Session, or Clean Start: an earlier session is discarded.
     pub is_clean: bool,
     /// User name.
     pub user: Option<String>,
     /// Password.
     pub password: Option<Vec<u8>>,
-    /// Seconds; 0 for none.
+    /// Keep-alive in seconds; 0 for none.
     pub keep_alive: u16,
-    /// Version.
+    /// Version of MQTT.
     pub protocol: Protocol,
-    /// Seconds that the session is to outlive the connection.
+    /// Session expiry interval in seconds.
     pub expiry: u32,
-    /// What to say if the client dies.
+    /// The will.
     pub will: Option<WillMessage>,
-    /// Publishes that it takes at once.
+    /// The client's Receive Maximum.
     pub receive_maximum: u16,
-    /// The largest packet that it takes.
+    /// The client's Maximum Packet Size.
     pub packet_bytes_max: usize,
 }
 
-/// The answer for a client that is not let in, and why, for the log.
+/// The answer to a refused CONNECT, and the reason for the log.
 pub type Rejection = (Vec<u8>, &'static str);
 
-/// What the body of a CONNECT begins with: the name of the protocol.
+/// Names of the protocol, with which the body of CONNECT begins.
 const NAMES: [&[u8]; 2] = [b"\0\x04MQTT", b"\0\x06MQIsdp"];
 
-/// What stands behind the fixed header, as far as it has arrived.
+/// Returns the bytes after the fixed header, as far as they have arrived.
 fn body(bytes: &[u8]) -> &[u8] {
     let header = bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0);
     header.and_then(|last| bytes.get(2 + last..)).unwrap_or_default()
 }
 
-/// Judges a connection by its first bytes, before CONNECT is whole: a client that speaks something else is not waited for.
+/// Checks the first bytes of a connection. A client that speaks another protocol is refused before CONNECT is
+/// complete.
 pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
     if bytes.first().is_some_and(|first| *first != 0x10) {
         return Err((Vec::new(), "the first packet is not CONNECT"));
@@ -68,8 +69,8 @@ pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
     }
 }
 
-/// The answer for a client that is not let in, by as much of its CONNECT as there is; empty where that does not say
-/// which version it speaks.
+/// Returns the answer for a client that is refused before its CONNECT is complete; empty as long as its version is
+/// unknown.
 pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
     match body(bytes) {
         [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, ConnectReturnCode::ServerUnavailable.value()],
@@ -79,7 +80,7 @@ pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
 }
 
 impl Connect {
-    /// Whether its names are short enough to be kept. The error is a code for CONNACK, and why for the log.
+    /// Checks the length of the names. The error is a code for CONNACK, and the reason for the log.
     pub fn check(&self, topic_max: usize) -> Result<(), (ReasonCode, &'static str)> {
         if self.user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
             return Err((ReasonCode::BadUserNameOrPassword, "the user name is longer than 256 bytes"));
@@ -90,7 +91,7 @@ impl Connect {
         Ok(())
     }
 
-    /// Reads CONNECT. The error is the answer for the client, and why for the log.
+    /// Parses CONNECT. The error is the answer for the client, and the reason for the log.
     pub fn read(frame: &Frame<'_>) -> Result<Self, Rejection> {
         if frame.first != 0x10 {
             return Err((Vec::new(), "the first packet is not CONNECT"));
@@ -104,16 +105,16 @@ impl Connect {
         };
         let rest = Reader(&frame.body[7..]);
         match level {
-            // 3.1.1 has no code for a malformed CONNECT: the connection ends.
+            // MQTT 3.1.1 has no code for a malformed CONNECT: the connection is closed.
             4 => Self::read_rest(rest, Protocol::V3).map_err(|fault| (Vec::new(), fault.text)),
             5 => Self::read_rest(rest, Protocol::V5).map_err(|fault| (refuse(fault.code), fault.text)),
-            // A client of a future version understands the answer of 5; older ones that of 3.1.1.
+            // A client of a later version understands the answer of MQTT 5, one of an earlier version that of 3.1.1.
             6.. => Err((refuse(ReasonCode::UnsupportedProtocolVersion), "an unknown version of MQTT")),
             _ => Err((UNSUPPORTED.to_vec(), "an unknown version of MQTT")),
         }
     }
 
-    /// Reads what comes behind the protocol level (section 3.1 of both versions).
+    /// Parses the bytes after the protocol level (section 3.1 of both versions).
     fn read_rest(mut rest: Reader<'_>, protocol: Protocol) -> Result<Self, Fault> {
         let flags = rest.u8()?;
         let has = |flag: u8| flags & flag != 0;
@@ -181,25 +182,25 @@ impl Connect {
     }
 }
 
-/// A CONNACK of MQTT 5 that refuses: the smallest there is.
+/// Returns the shortest CONNACK of MQTT 5 that refuses.
 fn refuse(code: ReasonCode) -> Vec<u8> {
     vec![0x20, 3, 0, code.value(), 0]
 }
 
-/// What a CONNACK says.
+/// The content of CONNACK.
 #[derive(Clone, Copy, Debug)]
 pub struct Connack<'a> {
-    /// [`ReasonCode::Success`] lets the client in.
+    /// [`ReasonCode::Success`], or the reason of the refusal.
     pub code: ReasonCode,
-    /// Whether its session was there before.
+    /// Session Present: the client had a session.
     pub is_present: bool,
-    /// The client id, if the gateway chose it.
+    /// Assigned Client Identifier, if the gateway chose one.
     pub assigned: Option<&'a str>,
-    /// Seconds that the session outlives the connection, if these are not those it asked for.
+    /// Session expiry interval, if it differs from that of CONNECT.
     pub expiry: Option<u32>,
 }
 
-/// CONNACK.
+/// Builds CONNACK in the version of the client.
 pub(super) fn connack(protocol: Protocol, shared: &ListenerState, connack: &Connack<'_>) -> Vec<u8> {
     if protocol == Protocol::V3 {
         let code = ConnectReturnCode::from(connack.code);
@@ -225,7 +226,7 @@ pub(super) fn connack(protocol: Protocol, shared: &ListenerState, connack: &Conn
         properties.extend_from_slice(client.as_bytes());
     }
     let mut out = vec![0x20];
-    // Flags, code, and the length of the properties, which is below 128.
+    // Flags, code, and the length of the properties, which is below 128 and takes one byte.
     push_varint(&mut out, 3 + properties.len());
     out.extend_from_slice(&[u8::from(connack.is_present), ReasonCode::Success.value()]);
     push_varint(&mut out, properties.len());

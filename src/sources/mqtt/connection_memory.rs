@@ -1,9 +1,9 @@
-//! What one connection holds: the bytes of its buffers and its state, covered by a permit of the gateway's budget.
+//! The memory of one connection: bytes of its buffers and state, covered by a permit of the gateway's budget.
 //!
-//! Promise: whatever a client makes its connection keep is taken here first; where the budget has no room for it, the
+//! Promise: each buffer and state that a client can fill is reserved here first; without room in the budget the
 //! connection does not keep it.
-//! Invariant: what fits into [`INCLUDED`] was taken when the connection was accepted, so that a logged-in device with an
-//! ordinary amount of state never waits for the budget.
+//! Invariant: [`INCLUDED`] bytes are reserved when the connection is accepted, so a logged-in device with an ordinary
+//! amount of state never waits for the budget.
 
 use super::reason::ReasonCode;
 use super::wire::Fault;
@@ -11,7 +11,7 @@ use crate::clock;
 use crate::memory::{NotJoined, Permit};
 use crate::origin::Party;
 
-/// State of a connection that is covered from the start.
+/// Bytes of state that are reserved from the start.
 pub(super) const INCLUDED: usize = 4 << 10;
 /// An idle connection without TLS takes some 8 kB (task, session, device, socket; the benchmark's 5,000 idle connections),
 /// and [`INCLUDED`].
@@ -20,19 +20,19 @@ pub(super) const PLAIN_BYTES: usize = (8 << 10) + INCLUDED;
 pub(super) const TLS_BYTES: usize = PLAIN_BYTES + (26 << 10);
 /// Permits of a connection grow and shrink by this much, so that a publish seldom costs an atomic operation.
 const STEP: usize = 4 << 10;
-/// The room that has to be left before a connection that waits for a lane is read: twice what is read at once.
+/// Room in the budget below which connections that wait for a lane are not read: twice the bytes of one read.
 const SCARCE: usize = 64 << 10;
-/// A client needs memory that the budget does not have.
+/// The budget has no room for this client.
 pub(super) const NO_MEMORY: Fault = Fault {
     code: ReasonCode::QuotaExceeded,
     text: "the gateway has no memory left for what this client sends; see the setting memory",
 };
-/// Memory is short, and somebody who holds much less needs some.
+/// The client is evicted for a party that holds much less.
 pub(super) const MOST_MEMORY: Fault = Fault {
     code: ReasonCode::QuotaExceeded,
     text: "memory is short, and this client's user or address holds most; see the setting memory",
 };
-/// There are as many clients as there may be.
+/// `connections_max` is reached.
 pub(super) const ALL_TAKEN: Fault = Fault {
     code: ReasonCode::QuotaExceeded,
     text: "connections_max is reached, and this user or address has most of them",
@@ -42,7 +42,7 @@ pub(super) const ALL_TAKEN: Fault = Fault {
 #[derive(Debug)]
 pub(super) struct ConnectionMemory {
     permit: Permit,
-    /// What is held however little the client does.
+    /// Bytes of the connection itself.
     fixed: usize,
     used: usize,
     input: usize,
@@ -50,18 +50,18 @@ pub(super) struct ConnectionMemory {
 }
 
 impl ConnectionMemory {
-    /// The room of a connection for whose fixed cost there is a permit.
+    /// Wraps the permit for the fixed cost of a connection.
     pub fn new(permit: Permit) -> Self {
         let fixed = permit.bytes();
         Self { permit, fixed, used: 0, input: 0, output: 0 }
     }
 
-    /// The permit as it was when the connection was accepted.
+    /// Returns the permit of the connection.
     pub fn permit(&self) -> &Permit {
         &self.permit
     }
 
-    /// The client has logged in; see [`Permit::join`].
+    /// Registers the client after its login; see [`Permit::join`].
     pub fn join(&mut self, party: Party, seats: Option<usize>) -> Result<(), Fault> {
         self.permit.heard(clock::instant());
         self.permit.join(party, seats).map_err(|error| match error {
@@ -70,7 +70,7 @@ impl ConnectionMemory {
         })
     }
 
-    /// Takes `bytes`; nothing changes where there is no room.
+    /// Reserves `bytes`. Without room nothing changes.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Fault> {
         let used = self.used.saturating_add(bytes);
         let needed = self.needed(used);
@@ -81,17 +81,17 @@ impl ConnectionMemory {
         Ok(())
     }
 
-    /// Gives back what was taken.
+    /// Releases reserved bytes.
     pub fn release(&mut self, bytes: usize) {
         self.used = self.used.saturating_sub(bytes);
         let needed = self.needed(self.used);
-        // A connection around a step would take and give back all the time.
+        // Hysteresis: a connection near a step would grow and shrink all the time.
         if self.permit.bytes() >= needed + 2 * STEP {
             self.permit.shrink(self.permit.bytes() - needed);
         }
     }
 
-    /// Makes a part of what is held `bytes` large; nothing changes where there is no room.
+    /// Resizes the reservation of a part to `bytes`. Without room nothing changes.
     pub fn resize(&mut self, part: &mut usize, bytes: usize) -> Result<(), Fault> {
         match bytes.checked_sub(*part) {
             Some(more) => self.reserve(more)?,
@@ -105,19 +105,19 @@ impl ConnectionMemory {
         self.fixed.saturating_add(used.saturating_sub(INCLUDED).next_multiple_of(STEP))
     }
 
-    /// Whether little is left of the budget, so that a client that can be slowed down should be.
+    /// Returns whether little of the budget is left, so that clients should be slowed down.
     pub fn is_scarce(&self) -> bool {
         self.permit.budget().room() < SCARCE
     }
 
-    /// `true` while more than half of the budget is free. Caches grow only then.
+    /// Returns whether more than half of the budget is free, so that caches may grow.
     pub fn is_plentiful(&self) -> bool {
         let budget = self.permit.budget();
         budget.room() > budget.permits_max() / 2
     }
 
-    /// Keeps bytes of a packet that is not whole yet. The buffer grows by doubling, and not beyond the packet where its
-    /// length is known.
+    /// Appends bytes of an incomplete packet to a buffer. The buffer doubles its capacity, but does not exceed
+    /// `packet_bytes` if that is known.
     pub fn buffer(&mut self, buffer: &mut Vec<u8>, bytes: &[u8], packet_bytes: Option<usize>) -> Result<(), Fault> {
         let length = buffer.len() + bytes.len();
         if length > buffer.capacity() {
@@ -133,13 +133,13 @@ impl ConnectionMemory {
         Ok(())
     }
 
-    /// The buffer of [`ConnectionMemory::keep`] has another capacity now, which is smaller.
+    /// Notes that the buffer of [`ConnectionMemory::buffer`] has a smaller capacity now.
     pub fn buffer_shrunk(&mut self, capacity: usize) {
         self.release(self.input.saturating_sub(capacity));
         self.input = self.input.min(capacity);
     }
 
-    /// Covers what waits to be written.
+    /// Reserves the capacity of the output buffer.
     pub fn hold_output(&mut self, capacity: usize) -> Result<(), Fault> {
         let mut part = self.output;
         self.resize(&mut part, capacity)?;

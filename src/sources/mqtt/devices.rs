@@ -1,4 +1,4 @@
-//! The picture of each device: what an OT engineer asks of a client that behaves oddly.
+//! Status of each device, for the diagnosis of clients that misbehave.
 
 use super::registry::Key;
 use crate::clock;
@@ -15,14 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
-/// Devices that are remembered; beyond it, one that is gone makes room.
+/// Number of devices that are kept; beyond it, the one that is disconnected and silent for longest is removed.
 const DEVICES_MAX: usize = 20_000;
-/// What a device takes in memory: its counters, and names of at most 256 bytes each.
+/// Bytes of a device: its counters, and names of at most 256 bytes each.
 const DEVICE_BYTES: usize = 1024;
-/// What a clock offset says while none has been seen.
+/// Marks a clock offset that is not known yet.
 const UNSEEN: i64 = i64::MIN;
 
-/// One client, as it has been seen since the gateway started.
+/// The counters of one client since the start of the gateway.
 #[derive(Debug)]
 pub struct Device {
     /// Its client id.
@@ -32,7 +32,7 @@ pub struct Device {
     pub received: Counter,
     /// Events that became dead letters on the way in.
     pub dead: Counter,
-    /// Redeliveries that were recognised and are no second event.
+    /// Redeliveries that were recognised and not stored again.
     pub redelivered: Counter,
     /// Publishes, subscriptions and connections that were refused.
     pub refused: Counter,
@@ -40,71 +40,71 @@ pub struct Device {
     last_event: Gauge,
     /// Microseconds that its clock is ahead, by the newest event with a time of its own.
     clock_offset: AtomicI64,
-    /// Covers it; there is none for a device that is forgotten when it goes.
+    /// Covers its bytes; `None` for a device that is not kept after its connection.
     _permit: Option<Permit>,
 }
 
-/// LastSeen a client was when it connected last, and from where.
+/// Identity and address of the newest connection.
 #[derive(Clone, Debug)]
 pub(super) struct LastSeen {
     pub(super) identity: String,
     proven_by: Option<AuthType>,
     pub(super) peer: SocketAddr,
     version: &'static str,
-    /// Since when it is connected, and when that was on the wall.
+    /// The moment of its connection, on both clocks.
     connected: Option<(Instant, Timestamp)>,
     /// Publishes that had arrived when it connected.
     received_before: u64,
 }
 
-/// A device, to be shown.
+/// The status of a device, as the command socket reports it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceStatus {
     /// Name of the source.
     pub source: String,
     /// Its client id.
     pub client: String,
-    /// The name that it proved, or what an anonymous client says it is called; empty for somebody without.
+    /// The proven name, or the user name that an anonymous client gives; empty without one.
     pub identity: String,
-    /// How the name was proven; `None` if nobody has checked it.
+    /// How the name was proven; `None` for an unproven name.
     pub authtype: Option<AuthType>,
-    /// Address and port it was seen at last.
+    /// Address and port of its newest connection.
     pub peer: String,
     /// Version of MQTT.
     pub version: String,
-    /// Since when it is connected, RFC 3339; `None` if it is not.
+    /// The moment of its connection, RFC 3339; `None` if it is not connected.
     pub connected_since: Option<String>,
-    /// Publishes a second since it connected.
+    /// Publishes per second since it connected.
     pub rate: f64,
     /// Publishes since the gateway started.
     pub received: u64,
-    /// When its last publish came, RFC 3339.
+    /// The moment of its last publish, RFC 3339.
     pub last_event: Option<String>,
-    /// What was refused since the gateway started.
+    /// Publishes, subscriptions and connections that were refused since the gateway started.
     pub refused: u64,
     /// Events that became dead letters on the way in.
     pub dead: u64,
-    /// Repeats: recognised by the contract's id, and by MQTT's own redelivery.
+    /// Repeats that the id of the contract or MQTT's redelivery revealed.
     pub duplicates: u64,
     /// Seconds that its clock is ahead of the gateway's, by its newest event with a time of its own.
     pub clock_offset: Option<f64>,
 }
 
-/// The devices of a listener.
+/// The devices of all listeners.
 #[derive(Debug)]
 pub struct Devices {
     budget: Arc<Budget>,
-    /// Clients with the same client id and other proven names are other devices.
+    /// Clients with the same client id and different proven names are different devices.
     all: Mutex<HashMap<Key, Arc<Device>>>,
 }
 
 impl Devices {
-    /// No devices yet.
+    /// Creates an empty list.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, all: Mutex::default() }
     }
 
-    /// The device of a client, which connects now.
+    /// Returns the device of a client that connects now.
     pub(super) fn connected(
         &self,
         key: &Key,
@@ -118,7 +118,7 @@ impl Devices {
         let device = known.unwrap_or_else(|| {
             let mut permit = self.budget.permit(DEVICE_BYTES).ok();
             if all.len() >= DEVICES_MAX || permit.is_none() {
-                // The one that has been silent for longest goes.
+                // The one that has been silent for longest is removed.
                 let gone = all.iter().filter(|(_, device)| device.who().connected.is_none());
                 if let Some(oldest) =
                     gone.min_by_key(|(_, device)| device.last_event.value()).map(|(key, _)| key.clone())
@@ -136,7 +136,7 @@ impl Devices {
         });
         let received_before = device.received.value();
         let mut who = device.who();
-        // The same name stays where it is in memory, however often its device comes and goes.
+        // The string of an unchanged name is kept, so that reconnects do not allocate.
         let known = std::mem::take(&mut who.identity);
         *who = LastSeen {
             identity: if known == identity.name() { known } else { identity.name().to_owned() },
@@ -150,7 +150,7 @@ impl Devices {
         device
     }
 
-    /// Every device, in the order of their client ids.
+    /// Returns all devices, sorted by client id.
     pub fn all(&self) -> Vec<Arc<Device>> {
         let mut list: Vec<_> = {
             let all = self.all.lock();
@@ -162,7 +162,7 @@ impl Devices {
 }
 
 impl LastSeen {
-    /// The sender of what comes from it under this client id.
+    /// Returns the sender of events under this client id.
     pub(super) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
         Sender { client, user: &self.identity, proven_by: self.proven_by }
     }
@@ -189,23 +189,23 @@ impl Device {
         self.who.lock()
     }
 
-    /// LastSeen it was when it connected last.
+    /// Returns identity and address of the newest connection.
     pub(super) fn last_seen(&self) -> LastSeen {
         self.who().clone()
     }
 
-    /// It is no longer connected.
+    /// Notes that it is disconnected.
     pub fn gone(&self) {
         self.who().connected = None;
     }
 
-    /// A publish came.
+    /// Counts a publish.
     pub fn note_publish(&self, time: Timestamp) {
         self.received.add(1);
         self.last_event.set(time.0.max(0) as u64);
     }
 
-    /// A publish is on its way to the disk.
+    /// Counts an accepted publish.
     pub fn note_accepted(&self, taken: &Taken) {
         if taken.is_dead() {
             self.dead.add(1);
@@ -215,7 +215,7 @@ impl Device {
         }
     }
 
-    /// How it is shown. `duplicates` says how many repeats the journal has recognised of a client.
+    /// Returns the status. `duplicates` returns the number of repeats that the journal recognised of a client.
     pub fn status(&self, source: &str, duplicates: &impl Fn(&str) -> u64) -> DeviceStatus {
         let who = self.who().clone();
         let received = self.received.value();

@@ -1,16 +1,16 @@
-//! The parts that packets of MQTT are made of (MQTT 5, sections 1.5 and 2.2.2).
+//! Data types and properties of MQTT packets (MQTT 5, sections 1.5 and 2.2.2).
 //!
-//! Promise: any bytes are read or refused with a reason; nothing is copied.
+//! Promise: any bytes are parsed or refused with a reason; nothing is copied.
 
 use super::reason::ReasonCode;
 use super::wire::Fault;
 
-/// Reads a packet from its front.
+/// Parses a packet from front to end.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// The next bytes.
+    /// Takes the next `length` bytes.
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {
         match self.0.split_at_checked(length) {
             Some((taken, rest)) => {
@@ -21,24 +21,24 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One byte.
+    /// Takes a byte.
     pub fn u8(&mut self) -> Result<u8, Fault> {
         Ok(self.take(1)?[0])
     }
 
-    /// A two byte integer.
+    /// Takes a two byte integer.
     pub fn u16(&mut self) -> Result<u16, Fault> {
         let bytes = self.take(2)?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    /// A four byte integer.
+    /// Takes a four byte integer.
     pub fn u32(&mut self) -> Result<u32, Fault> {
         let bytes = self.take(4)?;
         Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    /// A UTF-8 encoded string.
+    /// Takes a UTF-8 encoded string.
     pub fn text(&mut self) -> Result<&'a str, Fault> {
         let bytes = self.bytes()?;
         match std::str::from_utf8(bytes) {
@@ -47,13 +47,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Binary data.
+    /// Takes binary data.
     pub fn bytes(&mut self) -> Result<&'a [u8], Fault> {
         let length = self.u16()?;
         self.take(length.into())
     }
 
-    /// A variable byte integer.
+    /// Takes a variable byte integer.
     pub fn varint(&mut self) -> Result<usize, Fault> {
         let mut value = 0usize;
         for place in 0..4 {
@@ -66,7 +66,7 @@ impl<'a> Reader<'a> {
         Err(Fault::malformed("a variable byte integer has more than four bytes"))
     }
 
-    /// A packet identifier, which is never 0.
+    /// Takes a packet identifier, which is never 0.
     pub fn packet_id(&mut self) -> Result<u16, Fault> {
         match self.u16()? {
             0 => Err(Fault::protocol("the packet identifier is 0")),
@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The end of the packet.
+    /// Checks that the packet ends here.
     pub fn end(&self) -> Result<(), Fault> {
         if self.0.is_empty() { Ok(()) } else { Err(Fault::malformed("the packet is longer than its parts")) }
     }
@@ -94,21 +94,21 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// The number; 0 for anything else.
+    /// Returns the number; 0 for anything else.
     pub fn number(self) -> u32 {
         if let Self::Number(number) = self { number } else { 0 }
     }
 
-    /// The string; empty for anything else.
+    /// Returns the string; empty for anything else.
     pub fn text(self) -> &'a str {
         if let Self::Text(text) = self { text } else { "" }
     }
 }
 
-/// Identifier of user properties: the only ones that every packet may have, any number of times.
+/// Identifier of user properties, the only ones that each packet may have and that may repeat.
 pub const USER: u8 = 0x26;
 
-/// Reads the properties of a packet, of which those in `allowed` and user properties may be there.
+/// Parses the properties of a packet. Refuses all but user properties and those in `allowed`.
 #[inline]
 pub fn properties<'a>(
     rest: &mut Reader<'a>,

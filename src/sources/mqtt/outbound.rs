@@ -1,11 +1,11 @@
-//! Delivery a client has subscribed to, and what it is owed of it.
+//! Subscriptions of one client, and the publishes to it.
 //!
 //! Invariants:
-//! - what waits for the client stays in the journal; only what is in flight is remembered here;
-//! - events leave in the order of their lane; those in flight when a connection ends leave again
-//!   first, under the same packet ids;
-//! - last values leave before the events that the feed is still to send;
-//! - of a client that sleeps nothing is in memory: all of it is its [`Progress`] and its subscriptions.
+//! - events that wait for the client stay in the journal; only publishes in flight are in memory;
+//! - events are sent in the order of their lane; those in flight when a connection ended are sent first on the next
+//!   one, with the same packet ids;
+//! - last values are sent before the events that the feed has not sent yet;
+//! - for a client that is not connected nothing is in memory: its state is its [`Progress`] and its subscriptions.
 
 mod last_values;
 mod progress;
@@ -27,42 +27,42 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// Bytes that may wait for the socket before no further event is looked at.
+/// Bytes of unsent output beyond which no further event is read.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
-/// Publishes in flight to a client at most, whatever it allows.
+/// Most publishes in flight to a client, whatever its Receive Maximum.
 const WINDOW_MAX: u16 = 256;
 
 /// A subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// The filter as the client wrote it.
+    /// The filter as the client wrote it, with `$share/` and the group.
     pub filter: String,
-    /// 0 or 1.
+    /// The granted QoS: 0 or 1.
     pub qos: u8,
-    /// Identifier that deliveries carry, in MQTT 5.
+    /// The subscription identifier of its publishes, in MQTT 5.
     pub id: Option<u32>,
 }
 
 #[derive(Debug)]
 struct ActiveSubscription {
-    /// Tells it from every other that the connection has had.
+    /// Distinguishes it from all other subscriptions of the connection.
     serial: u32,
     subscription: Subscription,
     filter: Filter,
-    /// Of a shared subscription.
+    /// The group of a shared subscription.
     group: Option<Arc<Group>>,
-    /// Whether the client has asked for its last values.
+    /// Whether the client asked for its last values.
     is_told: bool,
 }
 
-/// Delivery bounds a client's backlog.
+/// Limits of a client's backlog.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Events of each lane that may pass while it sleeps.
+    /// Events of each lane.
     pub events: u64,
-    /// Bytes that these may take of each lane's log, about.
+    /// Bytes of each lane's log, about.
     pub bytes: u64,
-    /// How old an event may be.
+    /// Age of an event.
     pub age: Duration,
 }
 
@@ -77,7 +77,7 @@ struct InFlight {
 enum Delivery {
     /// An event of the client's own feed.
     Event(Place),
-    /// One of a group's: another member gets it if this one goes.
+    /// An event of a group; another member gets it if this client does not acknowledge it.
     Shared(Arc<Group>, Place),
     /// A last value, for the subscription of this serial.
     Last(u32),
@@ -86,10 +86,10 @@ enum Delivery {
 /// Subscriptions of one client, and the publishes to it.
 #[derive(Debug, Default)]
 pub struct Outbound {
-    /// In the order of their filters.
+    /// Sorted by filter.
     active: Vec<ActiveSubscription>,
     feed: Option<Feed>,
-    /// Delivery a restored session goes on from.
+    /// The progress of a restored session until the client is connected.
     restored: Progress,
     last_values: LastValues,
     resend: VecDeque<InFlight>,
@@ -99,11 +99,11 @@ pub struct Outbound {
     rendering: Rendering,
     shared_next: Option<NextShared>,
     serials: u32,
-    /// Whether anything was sent or acknowledged since the progress was noted.
+    /// Whether the progress has changed since it was saved.
     has_moved: bool,
 }
 
-/// The next event of the client's groups, awaited.
+/// The future of the next event of the client's groups.
 struct NextShared(Pin<Box<dyn Future<Output = (Arc<Group>, Event)> + Send>>);
 
 impl std::fmt::Debug for NextShared {
@@ -112,37 +112,36 @@ impl std::fmt::Debug for NextShared {
     }
 }
 
-/// How a client wants its publishes.
+/// Protocol version and limits that the client set in CONNECT.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientOptions {
-    /// Version of MQTT.
     pub protocol: Protocol,
-    /// Publishes in flight at most.
+    /// Publishes in flight (Receive Maximum).
     pub receive_maximum: u16,
-    /// The largest packet it takes.
+    /// The largest packet (Maximum Packet Size).
     pub packet_bytes_max: usize,
 }
 
 impl Outbound {
-    /// Lets go of blocks of the journal that are being read; they are read again.
+    /// Releases blocks of the journal that are being read; they are read again.
     pub fn release_blocks(&mut self) {
         self.feed.iter_mut().for_each(Feed::rest);
     }
 
-    /// How many subscriptions there are.
+    /// Number of subscriptions.
     pub fn count(&self) -> usize {
         self.active.len()
     }
 
-    /// About how many bytes it takes: subscriptions, what is in flight, and blocks of the journal that are being read.
+    /// Bytes that it takes, about: subscriptions, publishes in flight, and blocks of the journal that are being read.
     pub fn bytes(&self) -> usize {
         let subscriptions: usize = self.active.iter().map(|active| Self::bytes_of(&active.subscription)).sum();
         let in_flight = (self.in_flight.len() + self.resend.len()) * 2 * size_of::<InFlight>();
         subscriptions + in_flight + self.last_values.bytes() + self.feed.as_ref().map_or(0, Feed::bytes)
     }
 
-    /// About how many bytes a subscription takes: its filter as it was written, as it is matched and as it is noted, and
-    /// for a shared one its group with a feed.
+    /// Bytes that a subscription takes, about: its filter as written, as matched and as stored, and for a shared one
+    /// its group with a feed.
     pub fn bytes_of(subscription: &Subscription) -> usize {
         const EACH: usize = 512;
         const OF_GROUP: usize = 4096;
@@ -150,17 +149,17 @@ impl Outbound {
         EACH + 4 * subscription.filter.len() + if is_shared { OF_GROUP } else { 0 }
     }
 
-    /// Whether there is anything to tell the client, now or later.
+    /// Returns whether there is neither a subscription nor a publish in flight.
     pub fn is_idle(&self) -> bool {
         self.active.is_empty() && self.in_flight.is_empty()
     }
 
-    /// The subscriptions, in the order of their filters.
+    /// Returns the subscriptions, sorted by filter.
     pub fn subscriptions(&self) -> Vec<Subscription> {
         self.active.iter().map(|active| active.subscription.clone()).collect()
     }
 
-    /// Whether there is a subscription of this filter.
+    /// Returns whether there is a subscription of this filter.
     pub fn has(&self, filter: &str) -> bool {
         self.index_of(filter).is_ok()
     }
@@ -169,14 +168,14 @@ impl Outbound {
         self.active.binary_search_by(|active| active.subscription.filter.as_str().cmp(filter))
     }
 
-    /// Adds a subscription, or replaces the one with the same filter; `group` is that of a shared one.
+    /// Adds a subscription, or replaces the one with the same filter. Returns `None` if the filter is not valid.
     pub fn subscribe(&mut self, subscription: Subscription, group: Option<Arc<Group>>, local: &Local) -> Option<()> {
         self.release_group_turn();
         let is_shared = group.is_some();
         let mut active = ActiveSubscription::new(subscription, group, self.serials + 1)?;
         match self.index_of(&active.subscription.filter) {
             Ok(index) => {
-                // Last values that wait for the one before are this one's.
+                // It takes over the pending last values of the subscription that it replaces.
                 let before = &self.active[index];
                 (active.serial, active.is_told) = (before.serial, before.is_told);
                 self.active[index] = active;
@@ -187,13 +186,13 @@ impl Outbound {
             }
         }
         if !is_shared && self.feed.is_none() {
-            // Delivery is on the disk by now is older than the subscription: the last values tell it.
+            // The feed begins at the end: older events are covered by the last values.
             self.feed = Some(local.feed_from(|_| None));
         }
         Some(())
     }
 
-    /// Removes a subscription; `false` if there is none.
+    /// Removes a subscription. Returns `false` if there is none of this filter.
     pub fn unsubscribe(&mut self, filter: &str) -> bool {
         self.release_group_turn();
         let Ok(index) = self.index_of(filter) else { return false };
@@ -202,7 +201,7 @@ impl Outbound {
         if !self.active.iter().any(|active| active.group.is_none())
             && let Some(feed) = self.feed.take()
         {
-            // Delivery is in flight is delivered all the same [MQTT-3.10.4-3].
+            // Publishes in flight are still delivered [MQTT-3.10.4-3].
             self.restored.lanes = feed.positions().map(|(name, next)| (name.to_owned(), next)).collect();
         }
         true
@@ -212,12 +211,12 @@ impl Outbound {
         output.len() < OUTPUT_BYTES_MAX && self.in_flight.len() < usize::from(self.window)
     }
 
-    /// How many events it is behind.
+    /// Number of events that the feed has not sent yet.
     pub fn behind(&self) -> u64 {
         self.feed.as_ref().map_or(0, Feed::backlog)
     }
 
-    /// The client has acknowledged a publish; `false` if it was not in flight.
+    /// Ends a publish that the client has acknowledged. Returns `false` if it was not in flight.
     pub fn acknowledged(&mut self, packet_id: u16) -> bool {
         let found = self.in_flight.iter().position(|flight| flight.packet_id == packet_id);
         let Some(flight) = found.and_then(|index| self.in_flight.remove(index)) else { return false };
@@ -228,7 +227,7 @@ impl Outbound {
         true
     }
 
-    /// Waits until there may be something to send, if there is room for it.
+    /// Polls for something to send, if the window and the output have room for it.
     pub fn poll_ready(&mut self, context: &mut Context<'_>, output: &[u8], local: &Arc<Local>) -> Poll<Ready> {
         if !self.has_room(output) {
             return Poll::Pending;
@@ -249,7 +248,7 @@ impl Outbound {
         Poll::Ready(Ready::Shared(group, event))
     }
 
-    /// Whether the feed has something. A closed journal has nothing more to tell.
+    /// Returns whether the feed has an event. After the journal is closed it has none.
     fn poll_feed(&mut self, context: &mut Context<'_>) -> bool {
         let Some(feed) = &mut self.feed else { return false };
         let is_ready = feed.poll_ready(context) == Poll::Ready(true);
@@ -259,12 +258,14 @@ impl Outbound {
         is_ready
     }
 
-    /// Lets other members of its groups have the next event: to be called before anything else is awaited.
+    /// Gives up the client's turn in its groups, so that other members get the next event. Has to be called before
+    /// anything else is awaited.
     pub fn release_group_turn(&mut self) {
         self.shared_next = None;
     }
 
-    /// Writes what there is room for. How many events were left out because of their age.
+    /// Writes last values and events as far as there is room. Returns the number of events that were dropped for
+    /// their age.
     pub fn fill(
         &mut self,
         options: ClientOptions,
@@ -325,7 +326,7 @@ impl Outbound {
         }
     }
 
-    /// Writes an event that a group has handed to this client.
+    /// Writes an event that a group has assigned to this client.
     pub fn fill_shared(&mut self, options: ClientOptions, group: &Arc<Group>, event: &Event, output: &mut Vec<u8>) {
         let own =
             self.active.iter().find(|active| active.group.as_ref().is_some_and(|known| Arc::ptr_eq(known, group)));
@@ -345,8 +346,7 @@ impl Outbound {
         }
     }
 
-    /// Sends again what was in flight when the last connection ended, where `may` still allows its topic. Reads from
-    /// the disk.
+    /// Resends the publishes in flight of the last connection whose topics `may` allows. Reads from the disk.
     pub async fn resend_in_flight(
         &mut self,
         options: ClientOptions,
@@ -357,7 +357,7 @@ impl Outbound {
         let mut topic = Vec::new();
         while let Some(flight) = self.resend.pop_front() {
             let Delivery::Event(place) = &flight.delivery else { continue };
-            // Delivery is no longer there is not owed any more.
+            // An event that the journal does not have any more cannot be sent.
             let Some(event) = Event::at(journal, *place).await else { continue };
             let Some(record) = event.record() else { continue };
             topic.clear();
@@ -372,7 +372,7 @@ impl Outbound {
         }
     }
 
-    /// The best quality and all identifiers of the subscriptions that match a topic.
+    /// Returns the highest QoS and all identifiers of the subscriptions that match a topic.
     fn wanted(&self, topic: &str) -> Option<(u8, Vec<u32>)> {
         let mut matching = self.active.iter().filter(|active| active.group.is_none() && active.filter.matches(topic));
         let first = matching.next()?;
@@ -397,7 +397,7 @@ impl Outbound {
         }
     }
 
-    /// Renders and appends a publish; `false` if the client takes no packet of that size.
+    /// Renders and appends a publish. Returns `false` if it exceeds the client's Maximum Packet Size.
     #[allow(clippy::too_many_arguments)]
     fn push(
         &mut self,
@@ -418,7 +418,7 @@ impl Outbound {
         let head = Head { subscriptions, ..head };
         push_publish(output, options.protocol, &head, &out.topic, content_type, &out.properties, &out.payload);
         if output.len() - start > options.packet_bytes_max {
-            // [MQTT-3.1.2-25]: it is as if it had been sent.
+            // [MQTT-3.1.2-25]: the gateway acts as if the packet had been sent.
             output.truncate(start);
             return false;
         }
@@ -426,12 +426,12 @@ impl Outbound {
     }
 }
 
-/// Delivery there may be to send.
+/// A source of publishes that is ready.
 #[derive(Debug)]
 pub enum Ready {
     /// Of the client's own feed.
     Own,
-    /// Of a group.
+    /// An event of a group.
     Shared(Arc<Group>, Event),
 }
 

@@ -1,6 +1,6 @@
-//! Shared subscriptions: each event goes to one member of the group.
+//! Shared subscriptions (`$share/{group}/{filter}`): each event goes to one member of the group.
 //!
-//! Invariant: an event that a member did not acknowledge before it went goes to another.
+//! Promise: an event that a member did not acknowledge before it left goes to another member.
 
 use crate::journal::Journal;
 use crate::local::{Enough, Event, Feed, Filter, FilterWaiter, Local, MatchRange, Place, split_share};
@@ -13,25 +13,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 
-/// Events of a group that are noted one by one as handed out and not acknowledged: four members with full windows of
-/// 1,024. Beyond it the oldest is where the group goes on.
+/// Number of unacknowledged events that the stored position lists one by one: four members with full windows of
+/// 1,024. Beyond it the group continues at the oldest.
 const OPEN_MAX: usize = 4096;
-/// So many groups are not worth being looked through for those that have ended.
+/// Number of groups below which ended groups are not searched for.
 const SWEPT_MIN: usize = 64;
 
-/// The groups of all listeners, by listener and shared filter as it was written. A group lives as long as a member is
-/// connected; beyond that its note says how far it was.
+/// The groups of all listeners, by listener and filter with `$share/`. A group lives as long as a member is
+/// connected; after that its stored position remains.
 #[derive(Debug)]
 pub struct Groups {
     journal: Arc<Journal>,
     all: Mutex<All>,
 }
 
-/// By listener and filter. Those that have ended are taken out now and then.
+/// By listener and filter. Ended groups are removed now and then.
 #[derive(Debug, Default)]
 struct All {
     groups: HashMap<(String, String), Weak<Group>>,
-    /// How many there were after the ended were taken out last.
+    /// Number of groups after the last removal of ended ones.
     living: usize,
 }
 
@@ -47,62 +47,63 @@ impl All {
 pub struct Group {
     filter: Filter,
     journal: Arc<Journal>,
-    /// Whoever holds it takes the next event.
+    /// The member that holds the lock takes the next event.
     feed: tokio::sync::Mutex<GroupFeed>,
     state: Mutex<GroupState>,
     has_given_back: tokio::sync::Notify,
-    /// Whether it has got further since it was noted.
+    /// Whether its position has changed since it was stored.
     has_moved: AtomicBool,
 }
 
-/// How a group goes through the lanes.
+/// The position of a group in the lanes.
 #[derive(Debug)]
 struct GroupFeed {
     feed: Feed,
-    /// Calls it when an event of its filter is there: most events are nobody's, and groups are many.
-    attention: FilterWaiter,
-    /// For each lane up to where events are to be looked at.
+    /// Wakes it when there is an event that its filter matches: most events match no group, and there may be many
+    /// groups.
+    attention: Attention,
+    /// For each lane the offset up to which events may match.
     reach: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
 struct GroupState {
     given_back: VecDeque<Place>,
-    /// With a member, and not acknowledged.
+    /// Events that a member has and has not acknowledged.
     out: BTreeSet<Place>,
-    /// For each lane its name and where the feed is.
+    /// For each lane its name and the position of the feed.
     next: Vec<(String, u64)>,
 }
 
-/// How far a group was handed out. The order of the fields is part of the stored format.
+/// The stored position of a group. The order of the fields is part of the stored format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupNote {
     /// For each lane its name and the next event.
     lanes: Vec<(String, u64)>,
-    /// Events before those that nobody has acknowledged: index in `lanes`, and offset.
+    /// Earlier events that no member has acknowledged: index in `lanes`, and offset.
     open: Vec<(u8, u64)>,
 }
 
 impl GroupNote {
-    /// As it is stored.
+    /// Returns the stored bytes.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
-    /// Reads what [`GroupNote::encode`] made.
+    /// Reads a stored position; `None` if it is damaged.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok()
     }
 }
 
 impl Groups {
-    /// No groups yet.
+    /// Creates an empty list.
     pub fn new(journal: Arc<Journal>) -> Self {
         Self { journal, all: Mutex::default() }
     }
 
-    /// The group of a listener's shared filter, which the caller has checked. One without connected members goes on
-    /// where `note` says, or begins now.
+    /// Returns the group of a shared filter, which the caller has checked. A group without connected members
+    /// continues at `note`, or begins now.
     pub fn join(
         &self,
         source: &str,
@@ -111,7 +112,7 @@ impl Groups {
         note: impl FnOnce() -> Option<GroupNote>,
     ) -> Arc<Group> {
         let mut all = self.all.lock();
-        // Not each time: a client may join hundreds of groups beside thousands of others.
+        // Not on each call: a client may join hundreds of groups while there are thousands of others.
         if all.groups.len() >= SWEPT_MIN + 2 * all.living {
             all.sweep();
         }
@@ -142,7 +143,7 @@ impl Groups {
         group
     }
 
-    /// The groups that have got further since the last call: listener, filter, and the group.
+    /// Returns the groups whose position has changed since the last call: listener, filter, and the group.
     pub fn moved(&self) -> Vec<(String, String, Arc<Group>)> {
         let mut all = self.all.lock();
         all.sweep();
@@ -154,7 +155,7 @@ impl Groups {
 }
 
 impl GroupNote {
-    /// The places of what is open, among lanes of these names.
+    /// Returns the unacknowledged events, with these lanes.
     fn places(&self, lanes: &[(String, u64)]) -> VecDeque<Place> {
         let lane = |index: u8| {
             let (name, _) = self.lanes.get(usize::from(index))?;
@@ -169,7 +170,7 @@ impl Group {
         self.state.lock()
     }
 
-    /// Gives an event back that a member did not acknowledge.
+    /// Returns an event to the group that a member did not acknowledge.
     pub fn give_back(&self, place: Place) {
         let mut state = self.state();
         state.out.remove(&place);
@@ -178,18 +179,18 @@ impl Group {
         self.has_given_back.notify_one();
     }
 
-    /// A member has acknowledged an event, or could not be sent it.
+    /// Ends an event that a member has acknowledged, or that could not be sent.
     pub fn done(&self, place: Place) {
         self.state().out.remove(&place);
         self.has_moved.store(true, Ordering::Release);
     }
 
-    /// Has it noted once more: the last note did not get to the disk.
+    /// Marks the position as unsaved, since its write failed.
     pub fn note_again(&self) {
         self.has_moved.store(true, Ordering::Release);
     }
 
-    /// How far it was handed out.
+    /// Returns the position to store.
     pub fn note(&self) -> GroupNote {
         let state = self.state();
         let mut lanes = state.next.clone();
@@ -212,7 +213,8 @@ impl Group {
         self.has_moved.store(true, Ordering::Release);
     }
 
-    /// Keeps where the feed is. What was only passed over needs no note: after a start it is passed over again.
+    /// Notes the position of the feed. Events that were only skipped need no write: they are skipped again after a
+    /// start.
     fn passed(&self, feed: &Feed) {
         let mut state = self.state();
         for (known, (_, next)) in state.next.iter_mut().zip(feed.positions()) {
@@ -220,7 +222,7 @@ impl Group {
         }
     }
 
-    /// The next event. Safe to drop half-group_feed: an event is taken in the last step.
+    /// Takes the next event. Safe to drop half-way: an event is taken in the last step.
     async fn next(&self) -> Event {
         let mut group_feed = self.feed.lock().await;
         loop {
@@ -260,14 +262,14 @@ impl Group {
         }
     }
 
-    /// An event that was given back.
+    /// Takes an event that a member returned.
     async fn again(&self) -> Option<Event> {
         loop {
             let place = *self.state().given_back.front()?;
             let event = Event::at(&self.journal, place).await;
-            // From here on nothing waits: whoever is dropped before has taken nothing.
+            // From here on there is no await: a drop before this point has taken nothing.
             self.state().given_back.pop_front();
-            // What is no longer there is not owed any more.
+            // An event that the journal does not have any more is skipped.
             if event.is_some() {
                 return event;
             }
@@ -275,8 +277,8 @@ impl Group {
     }
 }
 
-/// Passes over what does not match; `true` if there are events to look at.
-fn catch_up(feed: &mut Feed, attention: &FilterWaiter, reach: &mut Vec<u64>) -> bool {
+/// Skips events that do not match. Returns `true` if there are events to read.
+fn catch_up(feed: &mut Feed, attention: &Attention, reach: &mut Vec<u64>) -> bool {
     let reaches = attention.catch_up();
     reach.resize(reaches.len(), 0);
     let mut has_matched = false;
@@ -293,7 +295,7 @@ fn catch_up(feed: &mut Feed, attention: &FilterWaiter, reach: &mut Vec<u64>) -> 
     has_matched
 }
 
-/// The next event of any of some groups; for ever, if there is none. Safe to drop half-group_feed.
+/// Returns the next event of any of these groups; waits for ever without one. Safe to drop half-way.
 pub async fn next(groups: &[Arc<Group>]) -> (Arc<Group>, Event) {
     let mut nexts: Vec<Pin<Box<dyn Future<Output = Event> + Send + '_>>> =
         groups.iter().map(|group| Box::pin(group.next()) as _).collect();

@@ -1,7 +1,7 @@
-//! Wills: what a client wants said if it dies.
+//! Wills: the message that a client leaves in CONNECT for the case that it ends without DISCONNECT.
 //!
-//! Promise: a will becomes an event only under the rights that are in force when it does. One that waits for its delay
-//! is kept with what let its client in, and is checked when it is due, also after a restart.
+//! Promise: a will becomes an event only under the rights that are in force at that moment. A will that waits for its
+//! delay is stored with its client's identity and checked when it is due, also after a restart.
 
 use super::fields::{Reader, Value, properties};
 use super::registry::DueWill;
@@ -20,49 +20,45 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Version of the stored form.
 const FORMAT: u8 = 1;
-/// The largest will as it is stored: a payload and a topic of 64 KiB each, and certificates of as much.
+/// Largest stored will: a payload and a topic of 64 KiB each, and certificates of the same size.
 const WILL_BYTES_MAX: usize = 192 << 10;
-/// StoredIdentity often a will that waits for the disk looks whether the gateway has ended.
+/// Interval at which a will that waits for its receipt checks whether the journal is closed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A will as CONNECT says it.
+/// The will message of CONNECT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WillMessage {
-    /// Where it is published.
+    /// The topic.
     pub topic: String,
-    /// What it says.
     pub payload: Vec<u8>,
     /// Media type of the payload.
     pub content_type: Option<String>,
     /// W3C trace context.
     pub trace_parent: Option<String>,
-    /// StoredIdentity long it waits for the client to come back.
+    /// The will delay interval.
     pub delay: Duration,
 }
 
-/// A will that has become part of a session.
+/// A will of a session, with its route.
 #[derive(Debug)]
 pub struct Will {
-    /// Where it leads.
     pub route: Arc<Route>,
-    /// What it says.
     pub message: WillMessage,
-    /// StoredIdentity long after the end of the connection it becomes an event.
+    /// The time between the end of the connection and the publication.
     pub delay: Duration,
-    /// Covers its bytes, however long it waits.
+    /// Covers its bytes until it is published.
     pub permit: Permit,
 }
 
 impl WillMessage {
-    /// About how many bytes it takes in memory.
+    /// Bytes that it takes in memory, about.
     pub fn bytes(&self) -> usize {
         let texts = [&self.content_type, &self.trace_parent].into_iter().flatten().map(String::len).sum::<usize>();
         size_of::<Will>() + self.topic.len() + self.payload.len() + texts
     }
 
-    /// Reads a will of CONNECT.
+    /// Reads the will of CONNECT.
     pub fn read(rest: &mut Reader<'_>, protocol: Protocol) -> Result<Self, Fault> {
         let (mut delay, mut content_type, mut trace_parent) = (Duration::ZERO, None, None);
         if protocol == Protocol::V5 {
@@ -85,11 +81,11 @@ impl WillMessage {
     }
 }
 
-/// A will that waits for its delay, with what is needed to judge it. The order of the fields is part of the stored format.
+/// A delayed will with the identity of its client. The order of the fields is part of the stored format.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct StoredWill {
     format: u8,
-    /// Milliseconds that it waits after the end of the connection.
+    /// Milliseconds between the end of the connection and the publication.
     delay: u64,
     client: String,
     peer: SocketAddr,
@@ -101,7 +97,7 @@ pub struct StoredWill {
     trace_parent: Option<String>,
 }
 
-/// StoredIdentity a client proved its name.
+/// How the client proved its name.
 #[derive(Debug, Serialize, Deserialize)]
 enum StoredIdentity {
     Password(Proof, Option<StoredChain>),
@@ -110,14 +106,14 @@ enum StoredIdentity {
 }
 
 impl StoredWill {
-    /// A will of a client that has left.
+    /// Builds the stored form of a will.
     pub fn new(message: WillMessage, delay: Duration, client: &str, peer: SocketAddr, identity: &Identity) -> Self {
         let how = match identity {
             Identity::Password { proof, chain, .. } => {
                 StoredIdentity::Password(*proof, chain.as_ref().map(Chain::stored))
             }
             Identity::Certificate { chain, .. } => StoredIdentity::Certificate(chain.stored()),
-            // Nobody connects here with a token.
+            // MQTT clients have no tokens.
             Identity::Token { .. } | Identity::Anonymous { .. } => StoredIdentity::Anonymous,
         };
         let WillMessage { topic, payload, content_type, trace_parent, .. } = message;
@@ -135,17 +131,17 @@ impl StoredWill {
         }
     }
 
-    /// Reads what [`StoredWill::bytes`] made.
+    /// Reads a stored will; `None` if it is damaged or has another format.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok().filter(|stored: &Self| stored.format == FORMAT)
     }
 
-    /// As it is stored.
+    /// Returns the stored bytes.
     pub fn bytes(&self) -> Vec<u8> {
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
-    /// StoredIdentity long it waits after the end of the connection.
+    /// Returns the time between the end of the connection and the publication.
     pub fn delay(&self) -> Duration {
         Duration::from_millis(self.delay)
     }
@@ -161,7 +157,8 @@ impl StoredWill {
         }
     }
 
-    /// The will, if its client would be let in now and may publish it; `permit` covers it.
+    /// Returns the will if its client would be accepted now and may publish to the topic; counts it as dropped
+    /// otherwise.
     fn checked(self, shared: &ListenerState, permit: Permit) -> Option<Will> {
         let identity = self.identity();
         let checked = shared.check_access(&identity, self.peer).map_err(str::to_owned);
@@ -185,10 +182,10 @@ impl StoredWill {
     }
 }
 
-/// Makes a will an event whose delay is over, or drops it; under the settings that are in force.
+/// Publishes a due will under the current configuration, or drops it.
 pub async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown: Shutdown) {
     let registry = &shared.registry;
-    // Twice: as it is stored, and as it is message.
+    // Twice: the stored form and the message.
     let Ok(mut permit) = shared.budget.permit(2 * WILL_BYTES_MAX) else { return registry.retry_will(&due) };
     let stored = match registry.read_will(&due).await {
         Ok(stored) => {
@@ -207,7 +204,7 @@ pub async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown:
             taken = will.submit(&shared.ingest, &mut waiter) => taken,
             () = shutdown.begun() => None,
         };
-        // Otherwise it stays on the disk, and is due after the next start.
+        // On a shutdown the will stays on the disk and is due again after the next start.
         let Some(taken) = taken else { return };
         if !wait_durable(&taken, &shared.ingest, &waiter).await {
             return;
@@ -217,12 +214,12 @@ pub async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown:
 }
 
 impl Will {
-    /// Makes it an event; returns when it is on its way to the disk, or the journal is closed.
+    /// Publishes the will. Returns when its lane has accepted the event, or when the journal is closed.
     pub async fn publish(&self, ingest: &Ingest) {
         self.submit(ingest, &mut Waiter::default()).await;
     }
 
-    /// `None` if the journal is closed.
+    /// Submits the will. Returns `None` if the journal is closed.
     async fn submit(&self, ingest: &Ingest, waiter: &mut Waiter) -> Option<Taken> {
         let message = &self.message;
         let beside = Beside {
@@ -241,13 +238,13 @@ impl Will {
     }
 }
 
-/// Waits for the receipt of an event; `false` if the journal is closed before.
+/// Waits for the receipt of an event. Returns `false` if the journal is closed before.
 async fn wait_durable(taken: &Taken, ingest: &Ingest, waiter: &Waiter) -> bool {
     while ingest.receipt(taken).is_none() {
         if ingest.is_closed() {
             return false;
         }
-        // A closed journal wakes nobody.
+        // A closed journal does not wake the waiter.
         let _ = tokio::time::timeout(LOOK_EVERY, waiter.woken()).await;
     }
     true

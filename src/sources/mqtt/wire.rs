@@ -1,23 +1,23 @@
-//! MQTT on the wire: frames, and the packets of a client that is let in.
+//! The wire format of MQTT: frames, and all packets except CONNECT and CONNACK.
 //!
-//! Promise: any bytes are read, refused with a reason, or asked to continue; nothing is copied.
+//! Promise: any bytes are parsed, refused with a reason, or reported as incomplete; nothing is copied.
 
 use super::fields::{Reader, Value, properties};
 use super::reason::ReasonCode;
 use crate::link::push_varint;
 use crate::sources::Refusal;
 
-/// What a client did that ends its connection: the reason code of MQTT 5, and a sentence.
+/// An error that ends a connection: reason code of MQTT 5 and a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Reason code of DISCONNECT or CONNACK.
     pub code: ReasonCode,
-    /// What was wrong; never holds anything the client sent.
+    /// What was wrong. It never contains bytes of the client.
     pub text: &'static str,
 }
 
 impl Fault {
-    /// What it counts as.
+    /// Returns the kind of refusal that the metrics count.
     pub(super) fn reason(&self) -> Refusal {
         match self.code {
             _ if [super::connection_memory::NO_MEMORY, super::connection_memory::MOST_MEMORY].contains(self) => {
@@ -30,12 +30,12 @@ impl Fault {
         }
     }
 
-    /// Malformed Packet.
+    /// An error with reason code *Malformed Packet*.
     pub const fn malformed(text: &'static str) -> Self {
         Self { code: ReasonCode::MalformedPacket, text }
     }
 
-    /// Protocol Error.
+    /// An error with reason code *Protocol Error*.
     pub const fn protocol(text: &'static str) -> Self {
         Self { code: ReasonCode::ProtocolError, text }
     }
@@ -46,14 +46,14 @@ impl Fault {
 pub struct Frame<'a> {
     /// The first byte: type and flags.
     pub first: u8,
-    /// Everything behind the fixed header.
+    /// The bytes after the fixed header.
     pub body: &'a [u8],
-    /// Bytes of the whole packet.
+    /// Length of the whole packet.
     pub length: usize,
 }
 
-/// Finds the packet at the start of `bytes`; `None` if there is not all of it yet. A packet above
-/// `length_max` is refused before it is waited for.
+/// Finds the packet at the start of `bytes`. Returns `None` if it is incomplete. A packet longer than `length_max` is
+/// refused as soon as its length is known.
 pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault> {
     let Some(&first) = bytes.first() else { return Ok(None) };
     let mut remaining = 0usize;
@@ -75,7 +75,7 @@ pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault
     Err(Fault::malformed("the remaining length has more than four bytes"))
 }
 
-/// How long the packet at the start of `bytes` is, once its fixed header is there.
+/// Returns the length of the packet at the start of `bytes`, once its fixed header is complete.
 pub fn length(bytes: &[u8]) -> Option<usize> {
     let mut remaining = 0usize;
     for (place, byte) in bytes.get(1..)?.iter().take(4).enumerate() {
@@ -90,13 +90,13 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
 /// A PUBLISH that borrows from its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
-    /// Sent before, perhaps.
+    /// The DUP flag.
     pub dup: bool,
     /// 0 to 2.
     pub qos: u8,
-    /// To be kept for later subscribers.
+    /// The RETAIN flag.
     pub retain: bool,
-    /// Empty where an alias stands for it.
+    /// The topic; empty if an alias stands for it.
     pub topic: &'a str,
     /// 0 for QoS 0.
     pub packet_id: u16,
@@ -106,11 +106,11 @@ pub struct Publish<'a> {
     pub content_type: Option<&'a str>,
     /// The user property `traceparent`.
     pub trace_parent: Option<&'a str>,
-    /// What the device says.
+    /// Payload.
     pub payload: &'a [u8],
 }
 
-/// Takes a PUBLISH apart (MQTT 3.1.1 and 5, section 3.3).
+/// Parses PUBLISH (MQTT 3.1.1 and 5, section 3.3).
 pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>, Fault> {
     let mut rest = Reader(body);
     let qos = (first >> 1) & 3;
@@ -167,7 +167,7 @@ fn is_wildcard(byte: u8) -> bool {
     matches!(byte, b'+' | b'#')
 }
 
-/// Whether a topic is one that can be published to.
+/// Checks that a topic can be published to.
 pub fn check_topic(topic: &str) -> Result<(), Fault> {
     if topic.bytes().any(is_wildcard) {
         return Err(WILDCARD);
@@ -178,15 +178,15 @@ pub fn check_topic(topic: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether a user property is a trace context; one that is not is of no use to anybody.
+/// Returns whether a user property is a usable W3C trace context.
 pub fn is_trace_parent(name: &str, value: &str) -> bool {
     name == "traceparent" && value.len() <= 55 && value.is_ascii()
 }
 
-/// Properties of a PUBLISH.
+/// Properties that PUBLISH may have.
 const PUBLISH_MAY: [u8; 7] = [0x01, 0x02, 0x03, 0x08, 0x09, 0x0B, 0x23];
 
-/// Whether a response topic could be published to.
+/// Checks that a response topic can be published to.
 pub fn check_response_topic(topic: &str) -> Result<(), Fault> {
     if topic.is_empty() || topic.bytes().any(is_wildcard) {
         return Err(Fault::protocol("the response topic is empty or holds a wildcard"));
@@ -201,18 +201,18 @@ pub const PUBREC: u8 = 0x50;
 /// First byte of PUBCOMP.
 pub const PUBCOMP: u8 = 0x70;
 
-/// Appends an acknowledgement that says success; in both versions this is the shortest form.
+/// Appends an acknowledgement of success, in the shortest form of both versions.
 pub fn push_ack(out: &mut Vec<u8>, kind: u8, packet_id: u16) {
     let [high, low] = packet_id.to_be_bytes();
     out.extend_from_slice(&[kind, 2, high, low]);
 }
 
-/// Appends a SUBACK, with a code for each filter.
+/// Appends a SUBACK with one code per filter.
 pub fn push_suback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
     push_codes(out, 0x90, packet_id, is_v5, codes);
 }
 
-/// Appends an UNSUBACK, in MQTT 5 with a code for each filter.
+/// Appends an UNSUBACK; in MQTT 5 with one code per filter.
 pub fn push_unsuback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
     push_codes(out, 0xB0, packet_id, is_v5, if is_v5 { codes } else { &[] });
 }
@@ -234,7 +234,7 @@ pub fn push_ack_with(out: &mut Vec<u8>, kind: u8, packet_id: u16, code: ReasonCo
     out.extend_from_slice(&[kind, 3, high, low, code.value()]);
 }
 
-/// Reads the packet id and the reason code of an acknowledgement (PUBACK to PUBCOMP, both versions).
+/// Parses PUBACK to PUBCOMP: packet id and reason code.
 pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
@@ -252,17 +252,17 @@ pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
 /// A filter of SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedSubscription<'a> {
-    /// The filter as it is written.
+    /// The filter as the client wrote it.
     pub filter: &'a str,
     /// 0 to 2.
     pub qos: u8,
-    /// Not what the client itself publishes.
+    /// The No Local flag: the client's own publishes are not sent to it.
     pub no_local: bool,
-    /// 0: last values at once; 1: only if the subscription is new; 2: none.
+    /// 0: last values always; 1: only if the subscription is new; 2: none.
     pub retain_handling: u8,
 }
 
-/// Reads SUBSCRIBE: packet id, subscription identifier, filters.
+/// Parses SUBSCRIBE: packet id, subscription identifier, filters.
 pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<RequestedSubscription<'_>>), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
@@ -292,7 +292,7 @@ pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Requ
     Ok((packet_id, id, requested))
 }
 
-/// Reads UNSUBSCRIBE: packet id and filters.
+/// Parses UNSUBSCRIBE: packet id and filters.
 pub fn unsubscribe(body: &[u8], is_v5: bool) -> Result<(u16, Vec<&str>), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
@@ -309,7 +309,7 @@ pub fn unsubscribe(body: &[u8], is_v5: bool) -> Result<(u16, Vec<&str>), Fault> 
     Ok((packet_id, filters))
 }
 
-/// Reads DISCONNECT: the reason code, and the session expiry if it says one.
+/// Parses DISCONNECT: reason code, and the session expiry interval if there is one.
 pub fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> {
     let mut rest = Reader(body);
     let (mut code, mut expiry) = (0, None);
@@ -328,10 +328,11 @@ pub fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> 
     Ok((code, expiry))
 }
 
-/// Appends a DISCONNECT of MQTT 5 with reason code, and a reason string if the client takes a packet of that size.
+/// Appends a DISCONNECT of MQTT 5 with the reason code, and with the reason string if the client's Maximum Packet
+/// Size allows it.
 pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault, packet_bytes_max: usize) {
     let text = fault.text.as_bytes();
-    // Texts are our own and short, so that each length fits one byte.
+    // The texts are constants and short: each length fits one byte.
     debug_assert!(text.len() < 100);
     if text.len() + 7 > packet_bytes_max {
         out.extend_from_slice(&[0xE0, 1, fault.code.value()]);

@@ -1,9 +1,10 @@
-//! The last values that a client asks for with a SUBSCRIBE, beside the events that its feed sends.
+//! Last values (retained messages) that a SUBSCRIBE asks for, besides the events that the feed sends.
 //!
-//! Promise: of the newest event of a topic a client is sent the last value, if its feed was behind that event already when
-//! it subscribed, and the event itself otherwise; never both, and nothing older of the topic behind either. Delivery the feed
-//! does not send after all, since it is too old or no longer in the journal, is told as a last value.
-//! Invariant: the feed rests while last values wait, unless the journal cannot be read for them.
+//! Promise: for the newest event of each topic the client gets either the last value, if the feed was past that event
+//! when the client subscribed, or the event itself; never both, and nothing older of the topic after either. If the
+//! feed cannot send an event after all, since it is too old or no longer in the journal, the client gets the last
+//! value.
+//! Invariant: the feed pauses while last values wait, unless the journal cannot be read for them.
 
 use super::{ActiveSubscription, Outbound};
 use crate::event::Timestamp;
@@ -15,23 +16,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// The time that the feed rests until the last values are looked up: a start after a crash follows 200,000 events first, in an
-/// estimated two seconds. A disk that fails does not keep clients from what comes after.
+/// The longest pause of the feed until the last values are looked up: after a crash up to 200,000 events are followed
+/// first, in an estimated two seconds. A failing disk does not withhold later events for longer.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Last values that are to be told.
+/// Last values that are still to be sent.
 #[derive(Debug, Default)]
 pub(super) struct LastValues {
-    /// Subscriptions whose last values are still to be looked up.
+    /// Subscriptions whose last values have not been looked up.
     untold: Vec<Lookup>,
-    /// For each lane how far the feed was at the newest SUBSCRIBE that asked for last values: what is before is told. Of a
-    /// session that was not woken yet in the order of the lanes that were noted.
+    /// Position of the feed in each lane at the newest SUBSCRIBE that asked for last values; events before it are
+    /// covered by last values. In a session that has not resumed, in the order of the stored lanes.
     pub(super) below: Vec<u64>,
-    /// Last values that wait, each with the serial of its subscription.
+    /// Last values to send, each with the serial of its subscription.
     pub(super) values: VecDeque<(Arc<LastValue>, u32)>,
     catching_up: Option<CatchingUp>,
     is_caught_up: bool,
-    /// Whether the feed has rested for too long, and goes on until the last values have caught up with where it was.
+    /// Whether the pause was too long: the feed runs until the last values have caught up with its position.
     is_feed_first: bool,
     cutoff: Option<Cutoff>,
 }
@@ -39,19 +40,20 @@ pub(super) struct LastValues {
 #[derive(Debug)]
 struct Lookup {
     serial: u32,
-    /// Only those whose event the feed could not look at.
+    /// If set, only the values whose events the feed could not read from this position on.
     lost: Option<Place>,
 }
 
-/// From when on events are sent, as it was when values were left to the feed: what is older was told as a last value.
+/// The age limit that was in force when values were left to the feed: older values were sent as last values.
 #[derive(Debug)]
 struct Cutoff {
     oldest: Timestamp,
-    /// For each lane the offset behind the last such event.
+    /// For each lane the offset after the last such event.
     reach: Vec<u64>,
 }
 
-/// Resolves when the last values are as new as what the feed has sent; with `false` if that takes too long.
+/// Resolves with `true` when the last values include everything that the feed has sent; with `false` if that takes
+/// too long.
 struct CatchingUp(Pin<Box<dyn Future<Output = bool> + Send>>);
 
 impl std::fmt::Debug for CatchingUp {
@@ -74,17 +76,17 @@ impl CatchingUp {
 }
 
 impl LastValues {
-    /// About how many bytes it takes.
+    /// Bytes that it takes, about.
     pub(super) fn bytes(&self) -> usize {
         self.values.len() * 2 * size_of::<(Arc<LastValue>, u32)>() + self.untold.len() * 2 * size_of::<Lookup>()
     }
 
-    /// Whether the feed is to rest, since last values wait.
+    /// Returns whether the feed has to pause because last values wait.
     pub(super) fn pauses_feed(&self) -> bool {
         !self.values.is_empty() || (!self.untold.is_empty() && !self.is_feed_first)
     }
 
-    /// Serials of the subscriptions that wait.
+    /// Returns the serials of the subscriptions whose last values wait.
     pub(super) fn serials(&self) -> impl Iterator<Item = u32> {
         let untold = self.untold.iter().map(|untold| untold.serial);
         untold.chain(self.values.iter().map(|(_, serial)| *serial))
@@ -96,24 +98,24 @@ impl LastValues {
         self.catching_up = None;
     }
 
-    /// Whether what was lost of a lane is looked up for a subscription anyway.
+    /// Returns whether a lookup that is already queued for a subscription covers a gap in this lane.
     fn awaits(&self, serial: u32, from: Place) -> bool {
         let covers = |lost: Place| lost.lane == from.lane;
         self.untold.iter().any(|untold| untold.serial == serial && untold.lost.is_none_or(covers))
     }
 
-    /// Has the last values of a subscription told that an earlier connection had not told to the end.
+    /// Queues the last values of a subscription again that an earlier connection did not finish.
     pub(super) fn resume(&mut self, serial: u32) {
         self.add(serial, None);
     }
 
-    /// Forgets a subscription.
+    /// Removes a subscription from the queues.
     pub(super) fn forget(&mut self, serial: u32) {
         self.untold.retain(|untold| untold.serial != serial);
         self.values.retain(|(_, of)| *of != serial);
     }
 
-    /// Whether there is something to tell, or to look up, now.
+    /// Returns whether there are last values to send or to look up now.
     pub(super) fn poll_ready(&mut self, context: &mut Context<'_>, local: &Arc<Local>) -> bool {
         if self.untold.is_empty() {
             return !self.values.is_empty();
@@ -123,20 +125,21 @@ impl LastValues {
             let catching_up = self.catching_up.get_or_insert_with(|| CatchingUp::begin(local, is_patient));
             let Poll::Ready(is_there) = catching_up.0.as_mut().poll(context) else { break };
             self.catching_up = None;
-            // The feed that went first rests once more: last values may not be older than what it has sent.
+            // After the feed ran first it pauses once more: last values may not be older than the events that it has
+            // sent.
             self.is_caught_up = is_there && !is_patient;
             self.is_feed_first = !is_there;
         }
         self.is_caught_up || !self.values.is_empty()
     }
 
-    /// From when on events are sent; `oldest` if nothing else has been promised.
+    /// Returns the age limit of events: `oldest`, unless values were left to the feed under an earlier limit.
     pub(super) fn oldest(&mut self, oldest: Timestamp, feed: Option<&Feed>) -> Timestamp {
         self.cutoff.take_if(|cutoff| !feed.is_some_and(|feed| feed.has_unread_below(&cutoff.reach)));
         self.cutoff.as_ref().map_or(oldest, |cutoff| cutoff.oldest)
     }
 
-    /// The feed is to send this event, if it is not older than `oldest`.
+    /// Leaves an event to the feed, which sends it if it is not older than `oldest`.
     fn defer_to_feed(&mut self, place: Place, oldest: Timestamp) {
         let lanes = self.below.len();
         let cutoff = self.cutoff.get_or_insert_with(|| Cutoff { oldest, reach: vec![0; lanes] });
@@ -145,7 +148,7 @@ impl LastValues {
         }
     }
 
-    /// Whether the feed sends the event of a value, or has sent it.
+    /// Returns whether the feed will send the event of a value, or has sent it.
     fn is_left_to_feed(&mut self, value: &LastValue, oldest: Timestamp) -> bool {
         let place = value.place();
         let Some((place, below)) = place.and_then(|place| Some((place, self.below.get(place.lane)?))) else {
@@ -158,7 +161,7 @@ impl LastValues {
         value.recorded >= oldest
     }
 
-    /// Whether a value is one whose event the feed could not look at, and that was not told for its age.
+    /// Returns whether the feed could not read the event of a value, and the value was not sent for its age.
     fn is_lost(&self, value: &LastValue, from: Place) -> bool {
         let in_gap = |place: Place| {
             let to = self.below.get(from.lane).copied().unwrap_or_default();
@@ -168,8 +171,8 @@ impl LastValues {
         value.place().is_some_and(in_gap) && !is_told
     }
 
-    /// Looks up the last values of one subscription, if they are due. One at a time: all values of many filters would be
-    /// many times as many.
+    /// Looks up the last values of one subscription. One subscription at a time bounds the memory: many filters can
+    /// match all values.
     pub(super) fn look_up(&mut self, active: &[ActiveSubscription], local: &Local, oldest: Timestamp) {
         if !self.values.is_empty() || !self.is_caught_up {
             return;
@@ -189,21 +192,21 @@ impl LastValues {
 }
 
 impl Outbound {
-    /// Tells the last values that a subscription matches, as far as the feed does not send their events.
+    /// Queues the last values that match a subscription and whose events the feed will not send.
     pub fn queue_last_values(&mut self, filter: &str) {
         let Ok(index) = self.index_of(filter) else { return };
         let active = &mut self.active[index];
         if active.group.is_some() {
             return;
         }
-        // Once for each subscription, however often the client repeats it.
+        // Once per subscription, even if the client repeats SUBSCRIBE.
         self.last_values.forget(active.serial);
         active.is_told = true;
         self.last_values.below = self.feed.iter().flat_map(Feed::positions).map(|(_, next)| next).collect();
         self.last_values.add(active.serial, None);
     }
 
-    /// Tells what the feed could not look at, as far as it was left to it.
+    /// Queues last values for events in a gap that the feed could not read.
     pub(super) fn handle_gap(&mut self, gap: Gap) {
         for active in self.active.iter().filter(|active| active.is_told) {
             if !self.last_values.awaits(active.serial, gap.from) {

@@ -1,4 +1,5 @@
-//! Delivery is kept of the deliveries to a client while it sleeps: where it was, and what it had not acknowledged.
+//! Progress of the publishes to a client, which a persistent session stores: positions in the lanes and
+//! unacknowledged publishes.
 
 use super::super::shared_subscription::{Group, GroupNote};
 use super::{
@@ -9,23 +10,24 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How far a client was told. The order of the fields is part of the stored format.
+/// The stored progress. The order of the fields is part of the stored format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// For each lane its name and the next event to look at.
+    /// For each lane its name and the next event to read.
     pub lanes: Vec<(String, u64)>,
     /// Publishes that the client has not acknowledged: packet id, index in `lanes`, offset.
     pub in_flight: Vec<(u16, u8, u64)>,
-    /// The packet id that was used last.
+    /// The packet id used last.
     pub last_id: u16,
-    /// Subscriptions whose last values were not told and acknowledged to the end, by their place in the order of the filters.
+    /// Subscriptions whose last values are not all sent and acknowledged, by their index in the order of the filters.
     pub untold: Vec<u16>,
-    /// For each of `lanes` up to where last values are told to these: from there on it was the feed's. Empty without them.
+    /// For each of `lanes` the offset below which last values cover the events for these; the feed sends those after
+    /// it. Empty if `untold` is.
     pub told_below: Vec<u64>,
 }
 
 impl Outbound {
-    /// Delivery a session was that is on the disk; its subscriptions may be in any order.
+    /// Restores the subscriptions of a stored session; they may be in any order.
     pub fn restore(mut subscriptions: Vec<Subscription>, progress: &Progress) -> Self {
         subscriptions.sort_unstable_by(|a, b| a.filter.cmp(&b.filter));
         let mut outbound = Self { restored: progress.clone(), last_id: progress.last_id, ..Self::default() };
@@ -43,7 +45,7 @@ impl Outbound {
         outbound
     }
 
-    /// Delivery is to be kept of the deliveries.
+    /// Returns the progress to store.
     pub fn progress(&self) -> Progress {
         let flights = || self.resend.iter().chain(&self.in_flight);
         let in_flight = flights().filter_map(|flight| match &flight.delivery {
@@ -61,7 +63,7 @@ impl Outbound {
         let untold: Vec<u16> = self.active.iter().enumerate().filter_map(is_untold).collect();
         let told_below = if untold.is_empty() { Vec::new() } else { self.last_values.below.clone() };
         match &self.feed {
-            // It was not woken yet, or has no subscription of its own.
+            // The session has not resumed, or has only shared subscriptions.
             None => {
                 let restored = self.restored.clone();
                 let in_flight = restored.in_flight.into_iter().chain(in_flight).collect();
@@ -77,19 +79,19 @@ impl Outbound {
         }
     }
 
-    /// Delivery is to be kept, if anything was sent or acknowledged since the last call.
+    /// Returns the progress if it has changed since the last call.
     pub fn take_progress(&mut self) -> Option<Progress> {
         std::mem::take(&mut self.has_moved).then(|| self.progress())
     }
 
-    /// The client's groups: filter as it was written, and how far each was handed out.
+    /// Returns the filters of the client's shared subscriptions, with the positions of their groups.
     pub fn group_notes(&self) -> Vec<(String, GroupNote)> {
         let of_groups = self.active.iter().filter_map(|active| Some((active, active.group.as_ref()?)));
         of_groups.map(|(active, group)| (active.subscription.filter.clone(), group.note())).collect()
     }
 
-    /// Begins a connection: what was in flight goes first. `join` gives the group of a shared filter. How many events
-    /// were left out because they are more than the client may be owed.
+    /// Resumes the session on a connection: publishes in flight are sent first. `join` returns the group of a shared
+    /// filter. Returns the number of events that were skipped because they exceed the limits.
     pub fn resume(
         &mut self,
         local: &Arc<Local>,
@@ -115,14 +117,14 @@ impl Outbound {
         let from: Vec<u64> = feed.positions().map(|(_, next)| next).collect();
         let cut = feed.skip_to_newest(limits.events, limits.bytes);
         let lanes = feed.positions().zip(from).zip(below);
-        // Events that were left to the feed and that the feed skips now are sent as last values.
+        // Events that were left to the feed and that it skips now are sent as last values.
         self.last_values.below =
             lanes.map(|(((_, next), from), below)| if next > from { next } else { below }).collect();
         self.feed = Some(feed);
         cut
     }
 
-    /// Ends a connection: what its groups have handed to it goes to other members.
+    /// Ends a connection: events that its groups have assigned to it go to other members.
     pub fn suspend(&mut self) {
         self.release_group_turn();
         for flight in self.in_flight.iter().chain(&self.resend) {
@@ -137,7 +139,7 @@ impl Outbound {
 }
 
 impl Progress {
-    /// Up to where last values are told, among the lanes of this feed.
+    /// Returns the offsets below which last values cover the events, in the order of the feed's lanes.
     fn told_below(&self, feed: &Feed) -> Vec<u64> {
         let noted = |lane: &str| {
             let index = self.lanes.iter().position(|(name, _)| name == lane)?;
@@ -146,7 +148,7 @@ impl Progress {
         feed.positions().map(|(lane, next)| noted(lane).unwrap_or(next)).collect()
     }
 
-    /// Delivery was in flight, among the lanes of this feed.
+    /// Returns the publishes in flight, with the lanes of this feed.
     fn flights(&self, feed: &Feed) -> VecDeque<InFlight> {
         let lane = |index: u8| {
             let (name, _) = self.lanes.get(usize::from(index))?;
