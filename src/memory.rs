@@ -1,15 +1,15 @@
-//! The byte budget: what peers can make the gateway hold.
+//! The memory budget: a limit for the bytes that peers can make the gateway hold.
 //!
-//! Promise: the permits that are held never exceed the budget. Each buffer or state that a peer can fill has a
-//! permit for its bytes before it is filled, and gives it back when it is dropped.
+//! Promise: all permits together never exceed the budget. Each buffer or state that a peer can fill has a permit for
+//! its bytes before it is filled, and gives it back when it is dropped.
 //! Invariant: taking, growing and giving back a permit is one atomic operation and never waits.
 //!
-//! The budget is five eighths of the memory limit. The rest is for what the gateway holds without any peer (the
-//! program, the journal's caches, the dedupe window, the last values) and for what the allocator loses between blocks.
+//! The budget is five eighths of the memory limit. The rest is for the gateway without peers (program, the journal's
+//! caches, dedupe window, last values) and for the losses of the allocator.
 //!
-//! At the bound, connections that have not logged in are evicted first ([`Budget::admit`]); then clients of whoever holds
-//! most, for somebody who holds much less ([`Permit::join`], [`Budget::permit_of`]); then a permit is refused, and the
-//! caller refuses or slows down whoever needed it.
+//! At the limit, connections that have not logged in are evicted first ([`Budget::admit`]), then clients of the party
+//! that holds most, for one that holds much less ([`Permit::join`], [`Budget::permit_of`]). Otherwise the permit is
+//! refused, and the caller refuses or slows down its peer.
 
 mod cgroup;
 mod parties;
@@ -18,7 +18,7 @@ pub use cgroup::limit as cgroup_limit;
 pub use parties::Eviction;
 
 use crate::origin::Party;
-use parties::{Crowded, Evicted, Parties, Ticket};
+use parties::{Crowded, Evicted, Member, Parties};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,24 +28,24 @@ use std::time::Instant;
 pub const LIMIT_DEFAULT: u64 = 256 << 20;
 /// The smallest memory limit that works: an idle gateway takes 18 MB, and clients need some of the rest.
 pub const LIMIT_MIN: u64 = 32 << 20;
-/// The share of the limit that permits may take, in eighths. While what permits do not cover stays below half of
-/// what they cover (`tests/hostile` judges that), the process stays below 15/16 of its limit.
+/// The share of the limit that permits may take, in eighths. The process stays below 15/16 of its limit while the
+/// bytes without permits stay below half of those with one (`tests/hostile` checks that).
 const EIGHTHS: u64 = 5;
-/// The total in parts.
+/// Number of parts into which the total is divided.
 const PARTS: usize = 32;
-/// Parts that permits of any kind may use. Connections have the rest, so that a device can log in while others use all of
-/// theirs.
+/// Parts that permits of any kind may use. The rest is for connections, so a device can log in while others use all
+/// of theirs.
 const FOR_ALL: usize = 28;
-/// While no more is taken, a client may log in: 5 MB of 160 MB, some 400 connections without TLS. Beyond it whoever holds
-/// most loses a connection for it.
-const FOR_GUESTS: usize = 29;
-/// Parts that new connections may use before others are evicted for them. The party of a client is known once it has
-/// logged in.
+/// Parts up to which a client may log in without an eviction: 5 MB of 160 MB, some 400 connections without TLS.
+/// Beyond it the party that holds most loses a connection.
+const FOR_LOGINS: usize = 29;
+/// Parts that new connections may use before others are evicted for them. The party of a client is known only after
+/// its login.
 const FOR_CONNECTIONS: usize = 30;
-/// A party that holds less than this part of the total is never evicted for memory: 10 MB of 160 MB. What connections hold
-/// that are about to end belongs to nobody, and a device is not to pay for it.
-const MUCH: usize = 2;
-/// What permits may take once room was made: until the evicted connections are gone, both are held.
+/// A party that holds less than this part of the total is never evicted for memory (10 MB of 160 MB): bytes of
+/// connections that are about to end belong to no party, and no device has to pay for them.
+const EVICTABLE: usize = 2;
+/// Additional parts that permits may use after an eviction, until the evicted connections have ended.
 const AFTER_EVICTION: usize = 2;
 
 /// The memory limit for a gateway whose configuration does not set one: the smallest limit of its cgroup and the
@@ -58,62 +58,62 @@ pub fn default_limit() -> u64 {
 #[derive(Debug)]
 pub struct Budget {
     limit: AtomicU64,
-    /// Bytes that permits may hold at once.
+    /// Most bytes of all permits.
     total: AtomicUsize,
     held: AtomicUsize,
     peak: AtomicUsize,
     refused: AtomicU64,
-    /// Connections that have not logged in.
-    strangers: Parties,
-    /// Connections that have, and say so by [`Permit::join`].
-    guests: Parties,
+    /// Connections of clients that have not logged in.
+    unauthenticated: Parties,
+    /// Connections of clients that have logged in, by [`Permit::join`].
+    authenticated: Parties,
     /// The moment of the first bytes of any client.
     began: OnceLock<Instant>,
 }
 
-/// There is no room in the budget.
+/// The budget has no room for a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no room in the memory budget for {wanted} bytes: {held} of {total} bytes are held; see the setting memory")]
 pub struct OverBudget {
-    /// Bytes that were asked for.
+    /// Bytes that the permit needs.
     pub wanted: usize,
-    /// Bytes that permits held then.
+    /// Bytes of all permits at that moment.
     pub held: usize,
-    /// Bytes that permits may hold.
+    /// Most bytes of all permits.
     pub total: usize,
 }
 
-/// Why a client that has logged in gets no connection.
+/// The reason why a client that has logged in gets no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotJoined {
-    /// All connections of the listener are taken, and nobody has more of them than its party.
+    /// All connections are taken, and no party has more than this one.
     #[error("connections_max is reached, and nobody has more connections")]
     Crowded,
-    /// Memory is short, and nobody holds much more than its party.
+    /// Memory is short, and no party holds much more than this one.
     #[error(transparent)]
     Memory(#[from] OverBudget),
 }
 
-/// What the budget says of itself.
+/// The state of the budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Usage {
     /// The memory limit of the gateway, in bytes.
     pub limit: u64,
-    /// Bytes that permits may hold.
+    /// Most bytes of all permits.
     pub permits_max: usize,
-    /// Bytes that permits hold.
+    /// Bytes of all permits.
     pub permits: usize,
-    /// The most bytes that permits have held since the start.
+    /// The most bytes of all permits since the start.
     pub permits_peak: usize,
-    /// How often there was no room for a permit since the start.
+    /// Number of permits that were refused since the start.
     pub refused: u64,
-    /// Connections that were closed before they had logged in, to make room, since the start.
+    /// Connections that were evicted before they had logged in, since the start.
     #[serde(default)]
     pub evicted: u64,
 }
 
 impl Budget {
-    /// The budget of a process that may take `limit` bytes of memory.
+    /// Creates the budget of a process that may take `limit` bytes of memory.
     pub fn new(limit: u64) -> Arc<Self> {
         let budget = Self {
             limit: AtomicU64::new(0),
@@ -121,63 +121,64 @@ impl Budget {
             held: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
-            strangers: Parties::default(),
-            guests: Parties::default(),
+            unauthenticated: Parties::default(),
+            authenticated: Parties::default(),
             began: OnceLock::new(),
         };
         budget.set_limit(limit);
         Arc::new(budget)
     }
 
-    /// Sets another memory limit. Permits that are held stay; new ones wait for room under the new limit.
+    /// Sets the memory limit. Existing permits stay; new ones need room under the new limit.
     pub fn set_limit(&self, limit: u64) {
         let total = limit / 8 * EIGHTHS;
         self.limit.store(limit, Ordering::Relaxed);
         self.total.store(usize::try_from(total).unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// A permit for `bytes`; 0 bytes always have room. Connections that have not logged in make room for it.
+    /// Returns a permit for `bytes`; 0 bytes always have room. Connections that have not logged in are evicted for
+    /// it.
     pub fn permit(self: &Arc<Self>, bytes: usize) -> Result<Permit, OverBudget> {
         self.take_or_evict(bytes, FOR_ALL, None)?;
-        Ok(Permit { budget: Arc::clone(self), bytes, ticket: None })
+        Ok(Permit { budget: Arc::clone(self), bytes, member: None })
     }
 
-    /// A permit for a party: so do connections of whoever holds much more than it does.
+    /// Returns a permit for a party. Connections of a party that holds much more are evicted for it, too.
     pub fn permit_of(self: &Arc<Self>, party: &Party, bytes: usize) -> Result<Permit, OverBudget> {
         self.take_or_evict(bytes, FOR_ALL, Some(party))?;
-        Ok(Permit { budget: Arc::clone(self), bytes, ticket: None })
+        Ok(Permit { budget: Arc::clone(self), bytes, member: None })
     }
 
-    /// A permit for a connection that has not logged in yet. Where there is no room for it, the oldest such connection
-    /// of the address that holds most is evicted, and so are more until there is. `door` tells listeners apart.
+    /// Returns a permit for a connection that has not logged in. Without room, the oldest such connections of the
+    /// address that holds most are evicted. `door` identifies the listener.
     pub fn admit(self: &Arc<Self>, bytes: usize, address: IpAddr, door: Door) -> Result<Permit, OverBudget> {
         self.take_or_evict(bytes, FOR_CONNECTIONS, None)?;
-        let ticket = Some(self.strangers.enter(bytes, Party::of(None, address), door));
-        Ok(Permit { budget: Arc::clone(self), bytes, ticket })
+        let member = Some(self.unauthenticated.enter(bytes, Party::of(None, address), door));
+        Ok(Permit { budget: Arc::clone(self), bytes, member })
     }
 
-    /// Evicts the connection of a listener that has not logged in and that [`Budget::admit`] would evict first;
-    /// `false` if there is none.
+    /// Evicts the connection of a listener that [`Budget::admit`] would evict first. Returns `false` if there is
+    /// none.
     pub fn evict_at(&self, door: Door) -> bool {
-        self.strangers.evict_at(door)
+        self.unauthenticated.evict_at(door)
     }
 
-    /// Whether a listener has connections that have not logged in.
-    pub fn has_strangers_at(&self, door: Door) -> bool {
-        self.strangers.are_at(door)
+    /// Returns whether a listener has connections that have not logged in.
+    pub fn has_unauthenticated_at(&self, door: Door) -> bool {
+        self.unauthenticated.are_at(door)
     }
 
-    /// Bytes that permits may still take without an eviction.
+    /// Returns the bytes that permits may still take without an eviction.
     pub fn room(&self) -> usize {
         self.bound(FOR_ALL).saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
-    /// Bytes that permits may hold at once.
+    /// Returns the most bytes of all permits.
     pub fn permits_max(&self) -> usize {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// How the budget stands.
+    /// Returns the state of the budget.
     pub fn usage(&self) -> Usage {
         Usage {
             limit: self.limit.load(Ordering::Relaxed),
@@ -185,26 +186,26 @@ impl Budget {
             permits: self.held.load(Ordering::Relaxed),
             permits_peak: self.peak.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
-            evicted: self.strangers.evicted(),
+            evicted: self.unauthenticated.evicted(),
         }
     }
 
-    /// Takes `bytes` of so many parts of the total; if they are used up, evicts and takes them of some more.
+    /// Takes `bytes` within `parts` of the total; if these are used up, evicts and takes them within some more.
     fn take_or_evict(&self, bytes: usize, parts: usize, party: Option<&Party>) -> Result<(), OverBudget> {
         if bytes == 0 || self.take(bytes, parts) {
             return Ok(());
         }
         let has_made_room = || party.is_some_and(|party| self.evict_for(party, bytes, bytes, parts) == Evicted::Enough);
-        if (self.strangers.evict(bytes) || has_made_room()) && self.take(bytes, parts + AFTER_EVICTION) {
+        if (self.unauthenticated.evict(bytes) || has_made_room()) && self.take(bytes, parts + AFTER_EVICTION) {
             return Ok(());
         }
         Err(self.refuse(bytes))
     }
 
-    /// Evicts clients for a party that comes to hold `bytes` more, `fresh` of them not taken yet.
+    /// Evicts clients for a party that will hold `bytes` more, of which `fresh` are not taken yet.
     fn evict_for(&self, party: &Party, bytes: usize, fresh: usize, parts: usize) -> Evicted {
         let held = self.held.load(Ordering::Relaxed).saturating_add(fresh);
-        self.guests.evict_for(party, bytes, held.saturating_sub(self.bound(parts)), self.bound(MUCH))
+        self.authenticated.evict_for(party, bytes, held.saturating_sub(self.bound(parts)), self.bound(EVICTABLE))
     }
 
     fn refuse(&self, wanted: usize) -> OverBudget {
@@ -228,8 +229,8 @@ impl Budget {
         before.is_ok()
     }
 
-    fn parties(&self, ticket: &Ticket) -> &Parties {
-        if ticket.is_guest { &self.guests } else { &self.strangers }
+    fn parties(&self, member: &Member) -> &Parties {
+        if member.is_authenticated { &self.authenticated } else { &self.unauthenticated }
     }
 
     fn give_back(&self, bytes: usize) {
@@ -237,12 +238,12 @@ impl Budget {
     }
 }
 
-/// A listener, as the budget tells it from others.
+/// Identifies a listener in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Door(u64);
 
 impl Door {
-    /// A listener that is none of those before.
+    /// Returns an identifier that differs from all before.
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -255,41 +256,41 @@ impl Default for Door {
     }
 }
 
-/// The right to hold some bytes, until it is dropped.
+/// The right to hold some bytes of memory, until it is dropped.
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<Budget>,
     bytes: usize,
-    /// Of a connection that was admitted before it had logged in.
-    ticket: Option<Ticket>,
+    /// The connection that holds it, if it came by [`Budget::admit`].
+    member: Option<Member>,
 }
 
 impl Permit {
-    /// A permit for nothing, to grow.
+    /// Returns a permit for 0 bytes.
     pub fn empty(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), bytes: 0, ticket: None }
+        Self { budget: Arc::clone(budget), bytes: 0, member: None }
     }
 
-    /// Bytes that may be held.
+    /// Returns its bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The budget that it is a part of.
+    /// Returns its budget.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }
 
-    /// Takes `more` bytes; nothing changes where there is no room for all of them.
+    /// Takes `more` bytes. Without room for all of them nothing changes.
     pub fn grow(&mut self, more: usize) -> Result<(), OverBudget> {
-        let party = self.ticket.as_ref().filter(|ticket| ticket.is_guest).map(|ticket| &ticket.party);
+        let party = self.member.as_ref().filter(|member| member.is_authenticated).map(|member| &member.party);
         self.budget.take_or_evict(more, FOR_ALL, party)?;
         self.bytes += more;
         self.note();
         Ok(())
     }
 
-    /// Gives `less` bytes back, or all where it has fewer.
+    /// Gives `less` bytes back, or all if it has fewer.
     pub fn shrink(&mut self, less: usize) {
         let less = less.min(self.bytes);
         self.budget.give_back(less);
@@ -297,7 +298,7 @@ impl Permit {
         self.note();
     }
 
-    /// Grows or shrinks to `bytes`; nothing changes where there is no room.
+    /// Grows or shrinks to `bytes`. Without room nothing changes.
     pub fn resize(&mut self, bytes: usize) -> Result<(), OverBudget> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
@@ -308,61 +309,65 @@ impl Permit {
         }
     }
 
-    /// Splits off a permit of its own for `bytes`, or for all where it has fewer.
+    /// Splits off a separate permit for `bytes`, or for all if it has fewer.
     pub fn split(&mut self, bytes: usize) -> Permit {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.note();
-        Permit { budget: Arc::clone(&self.budget), bytes, ticket: None }
+        Permit { budget: Arc::clone(&self.budget), bytes, member: None }
     }
 
-    /// The connection has logged in as one of a party. From now on it is evicted only for a party that has less, where
-    /// more than `seats` log in at its listener; `None` for a client whose connection before makes room for it.
-    pub fn join(&mut self, party: Party, seats: Option<usize>) -> Result<(), NotJoined> {
-        let Some(ticket) = self.ticket.as_ref().filter(|ticket| !ticket.is_guest) else { return Ok(()) };
+    /// Registers the connection for a party after the login. Now it is evicted only for a party that has less: for
+    /// memory, or when more than `connections_max` clients log in (`None`: the client replaces its earlier
+    /// connection).
+    pub fn join(&mut self, party: Party, connections_max: Option<usize>) -> Result<(), NotJoined> {
+        let Some(member) = self.member.as_ref().filter(|member| !member.is_authenticated) else { return Ok(()) };
         let budget = &self.budget;
-        if budget.held.load(Ordering::Relaxed) > budget.bound(FOR_GUESTS)
-            && budget.evict_for(&party, self.bytes, 0, FOR_GUESTS) == Evicted::AskerHoldsMuch
+        if budget.held.load(Ordering::Relaxed) > budget.bound(FOR_LOGINS)
+            && budget.evict_for(&party, self.bytes, 0, FOR_LOGINS) == Evicted::AskerHoldsMuch
         {
             return Err(NotJoined::Memory(budget.refuse(self.bytes)));
         }
-        let guest = budget.guests.join(self.bytes, party, ticket, seats).map_err(|Crowded| NotJoined::Crowded)?;
+        let member = budget
+            .authenticated
+            .join(self.bytes, party, member, connections_max)
+            .map_err(|Crowded| NotJoined::Crowded)?;
         self.leave();
-        self.ticket = Some(guest);
+        self.member = Some(member);
         Ok(())
     }
 
-    /// Counts the connection no more, so that it is not evicted: it has logged in without a party, or is about to end.
+    /// Takes the connection out of the table: it has logged in without a party, or is about to end.
     pub fn leave(&self) {
-        if let Some(ticket) = &self.ticket {
-            self.budget.parties(ticket).leave(ticket);
+        if let Some(member) = &self.member {
+            self.budget.parties(member).leave(member);
         }
     }
 
-    /// Notes that its client has sent something.
+    /// Notes the moment of the client's newest packet.
     pub fn heard(&self, now: Instant) {
-        if let Some(ticket) = &self.ticket {
+        if let Some(member) = &self.member {
             let since = now.saturating_duration_since(*self.budget.began.get_or_init(|| now));
-            ticket.signals.set_heard(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+            member.signals.set_heard(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
         }
     }
 
-    /// Resolves when the connection is evicted.
+    /// Returns the signal of an eviction of the connection.
     pub fn eviction(&self) -> Eviction {
-        Eviction::of(self.ticket.as_ref())
+        Eviction::of(self.member.as_ref())
     }
 
     fn note(&self) {
-        if let Some(ticket) = &self.ticket {
-            self.budget.parties(ticket).resize(ticket, self.bytes);
+        if let Some(member) = &self.member {
+            self.budget.parties(member).resize(member, self.bytes);
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(ticket) = &self.ticket {
-            self.budget.parties(ticket).gone(ticket);
+        if let Some(member) = &self.member {
+            self.budget.parties(member).gone(member);
         }
         self.budget.give_back(self.bytes);
     }

@@ -1,14 +1,14 @@
-//! The memory limit of the process's control group, of version 1 or 2.
+//! The memory limit of the process's control group, version 1 or 2.
 //!
-//! Only `/proc/self` and the mounted hierarchy are read. Both are there under the packaged unit: `ProcSubset=pid` keeps
+//! The module reads `/proc/self` and the mounted hierarchy. The packaged unit allows both: `ProcSubset=pid` keeps
 //! `/proc/self`, and `ProtectControlGroups=yes` makes the hierarchy read-only, not invisible.
 
 use std::path::{Path, PathBuf};
 
-/// Version 1 writes "no limit" as the largest multiple of a page: far above any memory there is.
+/// Version 1 writes "no limit" as the largest multiple of a page, far above any real memory.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// The smallest limit of the process's own control group and the parents of it, in bytes; `None` where there is none.
+/// Returns the smallest limit of the process's own control group and its parents, in bytes; `None` without a limit.
 pub fn limit() -> Option<u64> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     let own = read(Path::new("/proc/self/cgroup"))?;
@@ -18,7 +18,7 @@ pub fn limit() -> Option<u64> {
 
 /// One mounted hierarchy that can limit memory.
 struct Hierarchy<'a> {
-    /// The control group that stands at the mount point.
+    /// The control group at the mount point.
     root: &'a str,
     mount_point: PathBuf,
     is_v2: bool,
@@ -29,7 +29,7 @@ fn smallest(own: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) -> 
     for hierarchy in mounts.lines().filter_map(hierarchy) {
         let Some(path) = own.lines().find_map(|line| own_path(line, hierarchy.is_v2)) else { continue };
         let file = if hierarchy.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
-        // A namespace may show a path outside of what is mounted: then only the mount point itself is known.
+        // A namespace may show a path outside of the mount: then only the mount point itself is known.
         let inside = Path::new(path).strip_prefix(hierarchy.root).ok();
         let inside = inside.filter(|inside| inside.components().all(|part| part.as_os_str() != ".."));
         for group in inside.unwrap_or(Path::new("")).ancestors() {
@@ -41,8 +41,8 @@ fn smallest(own: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) -> 
     found
 }
 
-/// A line of `/proc/self/mountinfo` (proc(5)): ids, root, mount point, options, "-", type, source, options of the
-/// file system.
+/// Parses a line of `/proc/self/mountinfo` (proc(5)): ids, root, mount point, options, "-", type, source, options of
+/// the file system.
 fn hierarchy(line: &str) -> Option<Hierarchy<'_>> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ').skip(3);
@@ -57,7 +57,7 @@ fn hierarchy(line: &str) -> Option<Hierarchy<'_>> {
     Some(Hierarchy { root, mount_point: PathBuf::from(mount_point.replace("\\040", " ")), is_v2 })
 }
 
-/// The path in a line of `/proc/self/cgroup` (cgroups(7)): number, controllers, path. Version 2 has number 0 and no
+/// Parses a line of `/proc/self/cgroup` (cgroups(7)): number, controllers, path. Version 2 has number 0 and no
 /// controllers.
 fn own_path(line: &str, is_v2: bool) -> Option<&str> {
     let mut parts = line.splitn(3, ':');

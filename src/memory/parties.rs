@@ -1,10 +1,10 @@
-//! Connections by party: which one is evicted when connections are short, or memory.
+//! Connections by party, and the choice of the connection to evict when connections or memory are short.
 //!
-//! Promise: whoever has most makes room, so that whoever opens many connections evicts its own.
+//! Promise: the party that has most loses a connection, so a party that opens many connections evicts its own.
 //!
-//! There are two tables of this kind. In one are connections that have not logged in, by their origin: of the origin that
-//! has most the oldest goes, whoever comes. In the other are clients that have logged in: one of them goes only for
-//! somebody who has less.
+//! There are two tables. One holds connections that have not logged in, by address: the oldest of the address that
+//! has most is evicted for any new one. The other holds clients that have logged in: one of them is evicted only for
+//! a party that has less.
 
 use super::Door;
 use crate::origin::Party;
@@ -15,42 +15,42 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// Identifies a connection here.
+/// Identifies a connection in its table.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct Member {
     pub party: Party,
     number: u64,
     pub door: Door,
     pub signals: Arc<Signals>,
-    /// Whether the client has logged in: in which table it is.
-    pub is_guest: bool,
+    /// Whether the client has logged in, which tells the table.
+    pub is_authenticated: bool,
 }
 
 /// Signals between a connection and its table.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
     leave: Notify,
-    /// The moment at which the client last sent something, in milliseconds since the first bytes of any client.
+    /// Moment of the client's newest packet, in milliseconds since the first bytes of any client.
     heard: AtomicU64,
-    /// Bytes that it held when it was evicted because memory is short; 0 for any other reason.
+    /// Bytes of the connection if it was evicted because memory is short; else 0.
     owed: AtomicUsize,
 }
 
-/// The order to leave, for one connection.
+/// The signal of an eviction, for one connection.
 #[derive(Debug)]
 pub struct Eviction(Option<Arc<Signals>>);
 
 impl Eviction {
-    pub(super) fn of(ticket: Option<&Ticket>) -> Self {
-        Self(ticket.map(|ticket| Arc::clone(&ticket.signals)))
+    pub(super) fn of(member: Option<&Member>) -> Self {
+        Self(member.map(|member| Arc::clone(&member.signals)))
     }
 
-    /// Whether it has begun since memory is short, and not connections.
+    /// Returns whether the reason is memory, and not the number of connections.
     pub fn is_for_memory(&self) -> bool {
         self.0.as_ref().is_some_and(|signals| signals.owed.load(Ordering::Relaxed) > 0)
     }
 
-    /// Does `work` until its end, or until the connection has to leave; `None` then.
+    /// Runs `work` to its end, or until the eviction; then returns `None`.
     pub async fn cuts<T>(self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             done = work => Some(done),
@@ -58,7 +58,7 @@ impl Eviction {
         }
     }
 
-    /// Returns when the connection has to leave; never for one that was not admitted. Safe to drop half-way.
+    /// Returns when the connection is evicted; never for one without a table. Safe to drop half-way.
     pub async fn begun(&self) {
         match &self.0 {
             Some(signals) => signals.leave.notified().await,
@@ -74,77 +74,83 @@ struct Connection {
     signals: Arc<Signals>,
 }
 
-/// The connections of one party, by their age.
+/// The connections of one party, from the oldest.
 #[derive(Debug, Default)]
-struct Held {
+struct PartyConnections {
     bytes: usize,
     connections: BTreeMap<u64, Connection>,
 }
 
-impl Held {
+impl PartyConnections {
     fn at(&self, door: Door) -> impl Iterator<Item = (u64, &Connection)> {
         self.connections.iter().filter(move |(_, one)| one.door == door).map(|(number, one)| (*number, one))
     }
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct PartyTable {
     next: u64,
-    parties: HashMap<Party, Held>,
-    /// The number of connections of each listener.
+    parties: HashMap<Party, PartyConnections>,
+    /// Number of connections per listener.
     doors: HashMap<Door, usize>,
-    /// Bytes of clients that were evicted for them, and have not gone yet.
+    /// Bytes of evicted clients that have not ended yet.
     leaving: usize,
 }
 
-/// Connections of every listener.
+/// The connections of all listeners.
 #[derive(Debug, Default)]
 pub(super) struct Parties {
-    table: Mutex<Table>,
+    table: Mutex<PartyTable>,
     evicted: AtomicU64,
 }
 
-/// All connections of a listener are taken, and nobody has more of them than the one who asks.
+/// `connections_max` of the listener is reached, and no party has more connections than the asking one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Crowded;
 
-/// A party loses a connection only to one that holds, with what it asks for, at most this part of what it holds: otherwise
-/// devices that need as much as each other would take turns at losing their connections.
+/// A party loses a connection only if the asking party would hold at most this part of its bytes (one half):
+/// otherwise devices with equal needs would take turns at losing their connections.
 const PART_OF_MOST: usize = 2;
 
-/// Whether clients could be evicted for a party that asks for memory.
+/// The result of an eviction for a party that needs memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Evicted {
-    /// Those that leave hold enough.
+    /// The evicted clients hold enough.
     Enough,
-    /// No party holds so much that it has to give way.
+    /// No party holds enough to be evicted.
     NobodyHoldsMuch,
-    /// The one who asks would hold more than half of what the largest party holds.
+    /// The asking party would hold more than half of what the largest party holds.
     AskerHoldsMuch,
 }
 
 impl Parties {
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, PartyTable> {
         self.table.lock()
     }
 
     /// Adds a connection that has not logged in.
-    pub fn enter(&self, bytes: usize, party: Party, door: Door) -> Ticket {
+    pub fn enter(&self, bytes: usize, party: Party, door: Door) -> Member {
         let signals = Arc::new(Signals::default());
         let number = self.table().add(&party, Connection { bytes, door, signals: Arc::clone(&signals) });
-        Ticket { party, number, door, signals, is_guest: false }
+        Member { party, number, door, signals, is_authenticated: false }
     }
 
-    /// Adds a connection that has logged in, if its listener has fewer than `seats` of them. Otherwise the one that is
-    /// idle longest of the party that has most is evicted for it, where both have fewer or as many then than that party
-    /// had: whoever is evicted and comes again evicts nobody for it. `seats` is `None` for a client that takes the place
-    /// of a connection before it.
-    pub fn join(&self, bytes: usize, party: Party, from: &Ticket, seats: Option<usize>) -> Result<Ticket, Crowded> {
+    /// Adds a connection that has logged in, if its listener has fewer than `connections_max`. Otherwise the
+    /// connection that is idle longest of the party that has most is evicted, provided that this party has at least
+    /// two more than the new one: an evicted client that returns then evicts nobody. `connections_max` is `None` for
+    /// a client that replaces its earlier connection.
+    pub fn join(
+        &self,
+        bytes: usize,
+        party: Party,
+        from: &Member,
+        connections_max: Option<usize>,
+    ) -> Result<Member, Crowded> {
         let (door, signals) = (from.door, Arc::clone(&from.signals));
         let mut table = self.table();
         let taken = table.doors.get(&door).copied().unwrap_or(0);
-        if seats.is_some_and(|seats| taken >= seats) {
-            let count = |held: &Held| held.at(door).count();
+        if connections_max.is_some_and(|connections_max| taken >= connections_max) {
+            let count = |held: &PartyConnections| held.at(door).count();
             let own = table.parties.get(&party).map_or(0, count);
             let most = table.parties.iter().map(|(party, held)| (count(held), party, held)).max_by_key(|most| most.0);
             let (party, number) = most
@@ -154,26 +160,26 @@ impl Parties {
                     Some((party.clone(), idle?.0))
                 })
                 .ok_or(Crowded)?;
-            self.send_away(&mut table, &party, number);
+            self.evict_one(&mut table, &party, number);
         }
         let number = table.add(&party, Connection { bytes, door, signals: Arc::clone(&signals) });
-        Ok(Ticket { party, number, door, signals, is_guest: true })
+        Ok(Member { party, number, door, signals, is_authenticated: true })
     }
 
-    /// Notes what a connection holds now. One that has left stays out.
-    pub fn resize(&self, ticket: &Ticket, bytes: usize) {
+    /// Notes the bytes of a connection. A connection that was taken out stays out.
+    pub fn resize(&self, member: &Member, bytes: usize) {
         let mut table = self.table();
-        let Some(held) = table.parties.get_mut(&ticket.party) else { return };
-        let Some(one) = held.connections.get_mut(&ticket.number) else { return };
+        let Some(held) = table.parties.get_mut(&member.party) else { return };
+        let Some(one) = held.connections.get_mut(&member.number) else { return };
         held.bytes = held.bytes - one.bytes + bytes;
         one.bytes = bytes;
     }
 
-    pub fn leave(&self, ticket: &Ticket) {
-        self.table().remove(&ticket.party, ticket.number);
+    pub fn leave(&self, member: &Member) {
+        self.table().remove(&member.party, member.number);
     }
 
-    /// Evicts connections until those hold `bytes`; `false` if there are not enough of them.
+    /// Evicts connections until the evicted ones hold `bytes`. Returns `false` if there are not enough.
     pub fn evict(&self, bytes: usize) -> bool {
         let mut table = self.table();
         let mut freed = 0;
@@ -181,20 +187,20 @@ impl Parties {
             let most = table.parties.iter().max_by_key(|(_, held)| held.bytes);
             let oldest = most.and_then(|(party, held)| Some((party.clone(), *held.connections.first_key_value()?.0)));
             let Some((party, number)) = oldest else { return false };
-            freed += self.send_away(&mut table, &party, number);
+            freed += self.evict_one(&mut table, &party, number);
         }
         true
     }
 
-    /// Evicts clients that have logged in, of whoever holds most, for a party that wants `bytes`, until those that leave
-    /// hold `over`. The largest goes first, since fewest have to go then; of those alike the one that is idle longest.
-    /// A party that holds less than `much` is never evicted: something else uses the memory.
-    pub fn evict_for(&self, party: &Party, bytes: usize, over: usize, much: usize) -> Evicted {
+    /// Evicts clients of the party that holds most, for a party that needs `bytes`, until the evicted ones hold
+    /// `over`. The largest is evicted first, since that takes the fewest evictions; among equal ones the one that is
+    /// idle longest. A party that holds less than `evictable` is spared: then something else uses the memory.
+    pub fn evict_for(&self, party: &Party, bytes: usize, over: usize, evictable: usize) -> Evicted {
         let mut table = self.table();
         let own = table.parties.get(party).map_or(0, |held| held.bytes).saturating_add(bytes);
         while table.leaving < over {
             let most = table.parties.iter().max_by_key(|(_, held)| held.bytes);
-            let Some((most, held)) = most.filter(|(_, held)| held.bytes >= much) else {
+            let Some((most, held)) = most.filter(|(_, held)| held.bytes >= evictable) else {
                 return Evicted::NobodyHoldsMuch;
             };
             if held.bytes / PART_OF_MOST < own {
@@ -206,26 +212,26 @@ impl Parties {
             };
             one.signals.owed.store(one.bytes, Ordering::Relaxed);
             let (most, number) = (most.clone(), *number);
-            table.leaving += self.send_away(&mut table, &most, number);
+            table.leaving += self.evict_one(&mut table, &most, number);
         }
         Evicted::Enough
     }
 
-    /// A connection has gone, and what it held is given back.
-    pub fn gone(&self, ticket: &Ticket) {
-        let owed = ticket.signals.owed.load(Ordering::Relaxed);
+    /// Notes that a connection has ended and has given its bytes back.
+    pub fn gone(&self, member: &Member) {
+        let owed = member.signals.owed.load(Ordering::Relaxed);
         let mut table = self.table();
         table.leaving -= owed;
-        table.remove(&ticket.party, ticket.number);
+        table.remove(&member.party, member.number);
     }
 
-    /// Evicts one connection of a listener; `false` if it has none.
+    /// Evicts one connection of a listener. Returns `false` if it has none.
     pub fn evict_at(&self, door: Door) -> bool {
         let mut table = self.table();
         let most = table.parties.iter().max_by_key(|(_, held)| held.at(door).count());
         let oldest = most.and_then(|(party, held)| Some((party.clone(), held.at(door).next()?.0)));
         let Some((party, number)) = oldest else { return false };
-        self.send_away(&mut table, &party, number);
+        self.evict_one(&mut table, &party, number);
         true
     }
 
@@ -233,8 +239,8 @@ impl Parties {
         self.table().doors.contains_key(&door)
     }
 
-    /// Bytes that it held.
-    fn send_away(&self, table: &mut Table, party: &Party, number: u64) -> usize {
+    /// Evicts one connection. Returns its bytes.
+    fn evict_one(&self, table: &mut PartyTable, party: &Party, number: u64) -> usize {
         let Some(gone) = table.remove(party, number) else { return 0 };
         gone.signals.leave.notify_one();
         self.evicted.fetch_add(1, Ordering::Relaxed);
@@ -247,7 +253,7 @@ impl Parties {
 }
 
 impl Signals {
-    /// Notes that its client has sent something.
+    /// Notes the moment of the client's newest packet.
     pub fn set_heard(&self, millis: u64) {
         self.heard.store(millis, Ordering::Relaxed);
     }
@@ -257,7 +263,7 @@ impl Signals {
     }
 }
 
-impl Table {
+impl PartyTable {
     fn add(&mut self, party: &Party, connection: Connection) -> u64 {
         self.next += 1;
         *self.doors.entry(connection.door).or_default() += 1;
@@ -291,19 +297,19 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
-    fn is_evicted(ticket: &Ticket) -> bool {
-        let eviction = Eviction::of(Some(ticket));
+    fn is_evicted(member: &Member) -> bool {
+        let eviction = Eviction::of(Some(member));
         pin!(eviction.begun()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     #[test]
     fn who_has_most_connections_gives_one_up_to_whoever_has_less_by_more_than_one() {
-        let (guests, door) = (Parties::default(), Door::new());
+        let (authenticated, door) = (Parties::default(), Door::new());
         let address = IpAddr::from([10, 0, 0, 1]);
-        let stranger = Parties::default().enter(1, Party::of(None, address), door);
+        let unauthenticated = Parties::default().enter(1, Party::of(None, address), door);
         let join = |name: &str| {
-            let from = Ticket { signals: Arc::default(), party: stranger.party.clone(), ..stranger };
-            guests.join(1, Party::of(Some(name), address), &from, Some(4))
+            let from = Member { signals: Arc::default(), party: unauthenticated.party.clone(), ..unauthenticated };
+            authenticated.join(1, Party::of(Some(name), address), &from, Some(4))
         };
         let crowd: Vec<_> = (0..4).map(|_| join("a").expect("a party alone may have all")).collect();
         assert_eq!(join("a").err(), Some(Crowded));
@@ -317,8 +323,8 @@ mod tests {
         assert_eq!(join("d").err(), None, "a has two");
         assert!(is_evicted(&crowd[3]) && !is_evicted(&b) && !is_evicted(&c));
         assert_eq!(join("e").err(), Some(Crowded), "everybody has one");
-        guests.leave(&b);
+        authenticated.leave(&b);
         assert!(join("e").is_ok());
-        assert_eq!(guests.evicted(), 3);
+        assert_eq!(authenticated.evicted(), 3);
     }
 }

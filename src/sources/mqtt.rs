@@ -1,9 +1,9 @@
-//! The MQTT listener: devices connect and publish, MQTT 3.1.1 and 5 on one port.
+//! The MQTT listener: devices connect and publish, with MQTT 3.1.1 and 5 on one port.
 //!
-//! Promise: a PUBACK leaves only with a receipt, in the order in which the publishes arrived.
+//! Promise: a PUBACK is sent only with a receipt, in the order in which the publishes arrived.
 //! Invariants:
-//! - nothing a client sends stops another client, the process, or grows memory without bound;
-//! - over a limit the socket is not read; nothing is dropped but QoS 0, and that is counted.
+//! - no client can stop another client or the process, or make memory grow without bound;
+//! - beyond a limit the socket is not read; only QoS 0 is dropped, and that is counted.
 //!
 //! Not here: what an event means (`ingest`, `contract`).
 
@@ -63,7 +63,7 @@ use devices::Device;
 use login::Queue;
 use registry::Quotas;
 
-/// A listener as the configuration says it.
+/// The configuration of a listener.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -75,68 +75,70 @@ pub struct Config {
     pub tls: Option<ServerFiles>,
     /// File of users and password hashes.
     pub passwords: Option<PathBuf>,
-    /// Whether clients without user name and certificate are let in. By default only on loopback.
+    /// Whether clients without user name and certificate are accepted. By default only on loopback.
     pub anonymous: Option<bool>,
-    /// Clients at once. At the bound, whoever has most of them gives one up to whoever has less.
+    /// Most clients connected at once. At the limit, the party (user or address) with most connections loses one to a
+    /// party that has fewer.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
-    /// New connections a second.
+    /// New connections per second.
     #[serde(default = "connects_per_second_max")]
     pub connects_per_second_max: u32,
-    /// How long a client may take from connecting to CONNECT.
+    /// Time from the TCP connection to CONNECT.
     #[serde(default = "connect_wait_max")]
     pub connect_wait_max: Span,
     /// The largest payload.
     #[serde(default = "payload_max")]
     pub payload_max: Bytes,
-    /// Bytes of a topic or a topic filter.
+    /// Most bytes of a topic or a topic filter.
     #[serde(default = "topic_max")]
     pub topic_max: usize,
-    /// How long a packet may take from its first byte to its last, beside a second for each 500 bytes of it.
+    /// Time from the first byte of a packet to its last, plus a second per 500 bytes.
     #[serde(default = "packet_wait_max")]
     pub packet_wait_max: Span,
-    /// Publishes that a client may have unacknowledged (Receive Maximum of MQTT 5).
+    /// Unacknowledged publishes of a client (Receive Maximum of MQTT 5).
     #[serde(default = "receive_maximum")]
     pub receive_maximum: u16,
-    /// Events a second that each client may hand in; one that is quicker is slowed down. Without it there is no limit.
+    /// Events per second of each client; the gateway slows down a client that exceeds it. Without it there is no
+    /// limit.
     pub events_per_second_max: Option<NonZeroU32>,
-    /// Bytes that a connection may have waiting for the disk.
+    /// Bytes of a connection that may wait for the disk.
     #[serde(default = "waiting_max")]
     pub waiting_max: Bytes,
-    /// Who may publish and subscribe where, beside what each proven name may do by default.
+    /// Rules of who may publish and subscribe where, in addition to the default rights of proven names.
     #[serde(default)]
     pub acl: Vec<Rule>,
-    /// Whether a proven name may publish and subscribe to what is its own by the contracts. Without it, only `acl` counts.
+    /// Whether the contracts give a proven name rights to its own topics. Without it, only `acl` counts.
     #[serde(default = "default_rights")]
     pub default_rights: bool,
-    /// How long a session may outlive its connection.
+    /// Longest time that a session outlives its connection.
     #[serde(default = "session_expiry_max")]
     pub session_expiry_max: Span,
-    /// Sessions that outlive their connection, over all listeners.
+    /// Sessions that outlive their connection, of all listeners.
     #[serde(default = "sessions_max")]
     pub sessions_max: usize,
-    /// Of these, sessions of one proven name; of clients without one, those of one address.
+    /// Of these, sessions of one proven name, or of one address for clients without one.
     #[serde(default = "sessions_per_name_max")]
     pub sessions_per_name_max: usize,
-    /// Bytes that all of them may take on the disk, about.
+    /// Bytes of all of them on the disk, about.
     #[serde(default = "sessions_bytes_max")]
     pub sessions_bytes_max: Bytes,
-    /// Of these, bytes of the sessions of one proven name, or of one address.
+    /// Of these, bytes of one proven name, or of one address.
     #[serde(default = "sessions_bytes_per_name_max")]
     pub sessions_bytes_per_name_max: Bytes,
     /// Subscriptions of one client.
     #[serde(default = "subscriptions_max")]
     pub subscriptions_max: usize,
-    /// QoS 2 publishes that a client may have taken and not released; at least `receive_maximum`.
+    /// QoS 2 publishes of a client that are accepted and not released; at least `receive_maximum`.
     #[serde(default = "exchanges_max")]
     pub exchanges_max: usize,
-    /// Events of each lane that a subscriber may be behind, asleep or awake; older ones it is not told.
+    /// Events of each lane that a subscriber may be behind, connected or not; older ones are not sent to it.
     #[serde(default = "backlog_events_max")]
     pub backlog_events_max: u64,
-    /// Bytes of each lane's log that a subscriber may have to be told when it wakes, about.
+    /// Bytes of each lane's log that are sent to a subscriber that reconnects, about.
     #[serde(default = "backlog_bytes_max")]
     pub backlog_bytes_max: Bytes,
-    /// How old an event may be that a subscriber is told.
+    /// The oldest event that is sent to a subscriber.
     #[serde(default = "backlog_age_max")]
     pub backlog_age_max: Span,
 }
@@ -157,7 +159,7 @@ fn payload_max() -> Bytes {
 fn topic_max() -> usize {
     1024
 }
-/// As long as a client may refuse to read what it is sent: longer than a radio link is away while it changes its cell.
+/// The same as the time that a client may refuse to read: longer than a radio link is down while it changes its cell.
 fn packet_wait_max() -> Span {
     Span(Duration::from_secs(20))
 }
@@ -177,11 +179,11 @@ fn session_expiry_max() -> Span {
 fn sessions_max() -> usize {
     10_000
 }
-/// A device has one session, a program on a server some; a name that wants more is not one client.
+/// A device has one session, a program on a server some; a name with more is not one client.
 fn sessions_per_name_max() -> usize {
     64
 }
-/// 10,000 sessions with a subscription or two; a start looks at as much in a tenth of a second.
+/// 10,000 sessions with a subscription or two; recovery reads that in a tenth of a second.
 fn sessions_bytes_max() -> Bytes {
     Bytes(32 << 20)
 }
@@ -192,7 +194,7 @@ fn sessions_bytes_per_name_max() -> Bytes {
 fn subscriptions_max() -> usize {
     64
 }
-/// Clients of 3.1.1 have no Receive Maximum to keep to; the libraries send 20 to 1,000 at once.
+/// Clients of MQTT 3.1.1 know no Receive Maximum; their libraries send 20 to 1,000 publishes at once.
 fn exchanges_max() -> usize {
     1024
 }
@@ -206,24 +208,25 @@ fn backlog_age_max() -> Span {
     Span(Duration::from_secs(86_400))
 }
 
-/// Interval between logged refusals, after the first few; all are counted.
+/// Interval between logged refusals after the first few; all are counted.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
-/// How often it is looked whether a will is due or a session has expired.
+/// Interval of the search for due wills and ended revocation lists.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
-/// Why a client goes whose certificates are not trusted any more.
+/// The reason for clients whose certificates are not trusted any more.
 const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
-/// Connections beside `connections_max` that have not logged in: who a client is, is known behind its login. The check of
-/// a password takes a tenth of a second on a small processor, so that some at a time are enough.
+/// Connections beyond `connections_max` that have not logged in: a client is only known after its login. The check of
+/// a password takes a tenth of a second on a small processor, so a few at a time are enough.
 const UNAUTHENTICATED_MAX: usize = 64;
-/// Connections that are told at once that there is no memory for them; more are closed without a word.
+/// Connections that are refused with CONNACK at the same time because there is no memory; more are closed without an
+/// answer.
 const REFUSALS_MAX: usize = 16;
-/// Wills that become events at once: each may take 64 kB of memory until it is on the disk.
+/// Wills that are published at the same time: each may take 64 kB of memory until it is on the disk.
 const WILLS_DUE_MAX: usize = 128;
-/// Topic, properties and headers around the largest payload.
+/// Bytes of topic, properties and headers in addition to the largest payload.
 const PACKET_OVERHEAD_BYTES: usize = 128 << 10;
 
 impl Config {
-    /// Checks values against each other: key, and what is wrong with it.
+    /// Checks values against each other. The error is the key and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if self.payload_max.0 == 0 || self.payload_max.0 > PAYLOAD_BYTES_MAX {
             return Err((
@@ -258,7 +261,7 @@ impl Config {
         Ok(())
     }
 
-    /// What sessions may take.
+    /// Returns the limits of sessions.
     fn session_quotas(&self) -> Quotas {
         Quotas {
             sessions: self.sessions_max,
@@ -268,57 +271,57 @@ impl Config {
         }
     }
 
-    /// Seconds that a session outlives its connection, of those that a client asks for.
+    /// Returns the session expiry interval within the limit, in seconds.
     fn expiry_within(&self, asked: u32) -> u32 {
         asked.min(u32::try_from(self.session_expiry_max.0.as_secs()).unwrap_or(registry::NEVER))
     }
 
-    /// Whether clients prove names here.
+    /// Returns whether clients can prove names here.
     pub fn proves_names(&self) -> bool {
         self.passwords.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
-    /// Whether nobody at all is let in.
+    /// Returns whether no client at all is accepted.
     pub fn lets_in_nobody(&self) -> bool {
         !self.proves_names() && self.anonymous != Some(true) && !is_loopback(self.listen.ip())
     }
 
-    /// Whether somebody without user name and certificate is let in.
+    /// Returns whether clients without user name and certificate are accepted.
     pub fn lets_in_anonymous(&self) -> bool {
         self.anonymous.unwrap_or_else(|| is_loopback(self.listen.ip()) && self.passwords.is_none())
     }
 }
 
-/// Why a listener did not start.
+/// The reason why a listener did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotListen {
-    /// The address is taken or not there.
+    /// The address is in use or not of this machine.
     #[error(transparent)]
     Address(#[from] CannotBind),
-    /// Certificates or keys.
+    /// Certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The password file.
+    /// The password file cannot be used.
     #[error(transparent)]
     Users(#[from] BadSecrets),
 }
 
-/// The parts of the gateway that a listener works with.
+/// Services of the gateway that a listener uses.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Where events go.
+    /// Takes the events.
     pub ingest: Arc<Ingest>,
-    /// What subscribers are told.
+    /// Events and last values for subscribers.
     pub local: Arc<Local>,
-    /// Who is connected, and their sessions.
+    /// Connections and sessions.
     pub registry: Arc<Registry>,
-    /// The picture of each device.
+    /// Status of each device.
     pub devices: Arc<Devices>,
-    /// What clients can make the process hold.
+    /// Bounds the memory of clients.
     pub budget: Arc<Budget>,
 }
 
-/// A listener that has its port.
+/// A listener with an open port.
 #[derive(Debug)]
 pub struct Listener {
     door: Door<ListenerState>,
@@ -332,23 +335,23 @@ pub struct Listener {
 struct KeptOnReload {
     /// Failed logins still count after a reload.
     logins: Arc<Queue>,
-    /// This listener, as the budget tells it from others: connections from before still count.
+    /// Identifies the listener in the memory budget, which still counts earlier connections.
     budget_door: BudgetDoor,
 }
 
-/// Settings of a listener that are good, and not in force yet.
+/// A checked configuration that is not in force yet.
 #[derive(Debug)]
 pub struct Prepared(socket::Prepared<ListenerState>);
 
-/// What is in force for the connections of a listener.
+/// The configuration in force for the connections of a listener.
 type Setup = Arc<socket::Setup<ListenerState>>;
 
-/// What the connections of a listener share.
+/// The configuration and services that all connections of a listener share.
 #[derive(Debug)]
 struct ListenerState {
     config: Config,
     tls: Option<Arc<rustls::ServerConfig>>,
-    /// Judges certificates of clients.
+    /// Verifies client certificates.
     clients: Option<tls::Clients>,
     packet_bytes_max: usize,
     ingest: Arc<Ingest>,
@@ -359,7 +362,7 @@ struct ListenerState {
     dropped_wills: Limiter,
     registry: Arc<Registry>,
     local: Arc<Local>,
-    /// How many events a second each client may hand in.
+    /// Limits the events per second of each client.
     pace: Option<Arc<Pace>>,
     devices: Arc<Devices>,
     budget: Arc<Budget>,
@@ -388,34 +391,34 @@ impl ListenerState {
         })
     }
 
-    /// Whether certificates are still trusted that were so once.
+    /// Returns whether certificates that were trusted at login still are.
     fn trusts(&self, chain: &Chain) -> bool {
         self.clients.as_ref().is_some_and(|clients| chain.is_trusted(clients))
     }
 
-    /// What a client may do that was let in before; or why it would not be let in any more.
+    /// Returns the present rights of a client that has logged in before, or why it would be refused now.
     fn check_access(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
         let (is_let_in, otherwise) = match identity {
             Identity::Password { chain: Some(chain), .. } if !self.trusts(chain) => (false, UNTRUSTED),
             Identity::Password { name, proof, .. } => (
                 self.users.as_ref().is_some_and(|users| users.accepts(name, proof)),
-                "the user has another password, or is not in the password file any more",
+                "the password of the user was changed, or the user is not in the password file any more",
             ),
             Identity::Certificate { chain, .. } => (self.trusts(chain), UNTRUSTED),
             Identity::Token { .. } => (false, "tokens are not for MQTT"),
             Identity::Anonymous { .. } => {
-                (self.config.lets_in_anonymous(), "anonymous clients are not let in any more")
+                (self.config.lets_in_anonymous(), "anonymous clients are not accepted any more")
             }
         };
         if is_let_in { Ok(self.rights(identity, peer)) } else { Err(otherwise) }
     }
 
-    /// How many revocation lists have ended whose clients are refused for that.
+    /// Returns the number of revocation lists that have ended; clients of their authorities are refused.
     fn ended_lists(&self) -> usize {
         self.clients.as_ref().map_or(0, tls::Clients::ended_lists)
     }
 
-    /// What a client may do that is let in.
+    /// Returns the rights of a client that logs in.
     fn rights(&self, identity: &Identity, peer: SocketAddr) -> Rights {
         let rules = &self.config.acl;
         match identity.proven() {
@@ -425,7 +428,7 @@ impl ListenerState {
         }
     }
 
-    /// A permit for a connection from `peer`; `None` where there is no memory for one more.
+    /// Returns the permit for a connection from `peer`; `None` if there is no memory for it.
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = if self.tls.is_some() { connection_memory::TLS_BYTES } else { connection_memory::PLAIN_BYTES };
         match self.budget.admit(bytes, peer.ip(), self.kept.budget_door) {
@@ -437,12 +440,13 @@ impl ListenerState {
         }
     }
 
-    /// QoS 2 publishes that a client may have open.
+    /// Returns the number of QoS 2 exchanges that a client may have open.
     fn exchanges_max(&self) -> usize {
         self.config.exchanges_max.max(self.config.receive_maximum.into())
     }
 
-    /// Counts and reports a will that is not message, and logs one in a while: changed rights may drop those of all who sleep.
+    /// Counts, reports and logs a will that is dropped. The log is limited: changed rights may drop the wills of
+    /// thousands of clients.
     fn count_dropped(&self, peer: SocketAddr, attempt: Attempt<'_>, why: &str) {
         self.stats.refuse(Refusal::Access);
         self.report(peer, Cause::Will, attempt, why);
@@ -452,7 +456,7 @@ impl ListenerState {
         }
     }
 
-    /// Counts, logs and reports something that a client may not do.
+    /// Counts, logs and reports an action that a client has no right to.
     fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
         let who = device.last_seen();
@@ -465,7 +469,7 @@ impl ListenerState {
         }
     }
 
-    /// Counts and logs something of a client that is too much, or that the gateway cannot take.
+    /// Counts and logs a request of a client that exceeds a limit.
     fn refuse_client(&self, device: &Device, topic: &str, reason: Refusal, why: &str) {
         device.refused.add(1);
         self.stats.refuse(reason);
@@ -476,7 +480,7 @@ impl ListenerState {
         }
     }
 
-    /// Counts a refusal, and logs one in a while.
+    /// Counts a refusal and logs it, with a limited rate.
     fn refuse(&self, peer: SocketAddr, attempt: Attempt<'_>, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
         if reason == Refusal::Tls {
@@ -489,7 +493,7 @@ impl ListenerState {
     }
 }
 
-/// Who wanted something, as far as that is known by then, and what it was.
+/// A refused action: the client, as far as it is known, and the topic or filter.
 #[derive(Clone, Copy, Default)]
 struct Attempt<'a> {
     sender: Sender<'a>,
@@ -497,15 +501,15 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// Client, user and what it wanted, as a log may show them.
+    /// Returns client, user and topic in a form that is safe to log.
     fn shown(&self) -> (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>) {
         (shown(self.sender.client), shown(self.sender.user), shown(self.what))
     }
 }
 
 impl ListenerState {
-    /// Counts, logs and reports a client that is not let in, by the reason code that it gets. `denied` is the cause where
-    /// that says "not authorized".
+    /// Counts, logs and reports a client that is refused at CONNECT. `denied` is the cause to report if its reason
+    /// code means *not authorized*.
     fn refuse_connect(
         &self,
         peer: SocketAddr,
@@ -524,7 +528,7 @@ impl ListenerState {
             ReasonCode::QuotaExceeded => Some(Cause::SessionQuota),
             ReasonCode::ClientIdentifierNotValid => Some(Cause::Session),
             ReasonCode::NotAuthorized | ReasonCode::BadUserNameOrPassword => Some(denied),
-            // Too busy, or too large: nothing that security is about.
+            // Limits are no matter of security.
             _ => None,
         };
         let is_of_will =
@@ -537,7 +541,7 @@ impl ListenerState {
         }
     }
 
-    /// Reports a subscription that ended since the client's rights were changed.
+    /// Reports a subscription that ended because the client's rights were changed.
     fn report_ended(&self, device: &Device, filter: &str) {
         let who = device.last_seen();
         let attempt = Attempt { sender: who.sender(&device.client), what: filter };
@@ -552,7 +556,7 @@ impl ListenerState {
 }
 
 impl Listener {
-    /// Takes the port; connections are accepted by [`Listener::run`].
+    /// Opens the port; [`Listener::run`] accepts connections.
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
         let kept = KeptOnReload { logins: Arc::new(Queue::new()), budget_door: BudgetDoor::new() };
         let shared = ListenerState::new(config, &parts, &stats, &kept)?;
@@ -560,28 +564,28 @@ impl Listener {
         Ok(Self { door: Door::open(shared, listen)?, parts, stats, kept })
     }
 
-    /// The address it really has; of use where the configuration says port 0.
+    /// Returns the address, which tells the port where the configuration says 0.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.door.address()
     }
 
-    /// Reads files and takes another port, where the settings say so; nothing changes yet.
+    /// Reads the files and opens another port if the configuration requires it; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
         let listen = config.listen;
         Ok(Prepared(self.door.prepare(ListenerState::new(config, &self.parts, &self.stats, &self.kept)?, listen)?))
     }
 
-    /// Puts settings in force. Connections last; those whose client would not be let in any more end.
+    /// Puts a configuration in force. Connections stay, except those of clients that it would refuse.
     pub fn put_in_force(&self, Prepared(prepared): Prepared) {
         self.door.put_in_force(prepared);
     }
 
-    /// Judges everybody again who is connected: what rights follow from may have changed.
+    /// Checks the rights of all connected clients again, after something that rights depend on has changed.
     pub fn judge_again(&self) {
         self.door.announce();
     }
 
-    /// Accepts connections until the shutdown, then waits for acknowledgements in flight.
+    /// Accepts connections until the shutdown, then waits for outstanding acknowledgements.
     pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
         let mut newest = self.door.follow();
         let door = self.door.clone();
@@ -599,8 +603,8 @@ impl Listener {
                 let (accept_wait, begin_wait) = (accept_queue.accept_wait(now), accept_queue.begin_wait(now));
                 let budget_door = shared.kept.budget_door;
                 let is_full = sessions.len() >= shared.config.connections_max.saturating_add(UNAUTHENTICATED_MAX);
-                // At the limit connections wait, in the waiting room and then with the kernel.
-                let has_room = !is_full || shared.budget.has_strangers_at(budget_door);
+                // At the limit connections wait in the accept queue, and then in that of the kernel.
+                let has_room = !is_full || shared.budget.has_unauthenticated_at(budget_door);
                 if has_room
                     && begin_wait == Some(Duration::ZERO)
                     && let Some((stream, peer)) = accept_queue.next(now)
@@ -633,16 +637,16 @@ impl Listener {
                         setup = newest.borrow_and_update().clone();
                         accept_queue.set_rate(setup.shared.config.connects_per_second_max);
                     }
-                    // The ended are taken out, so that the set does not grow.
+                    // Ended tasks are taken out, so that the set does not grow.
                     Some(_) = sessions.join_next() => {}
                     Some(_) = refusals_out.join_next() => {}
                     Some(_) = wills.join_next() => {}
                     () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
                     _ = sweep.tick() => {
-                        // A revocation list ends without anybody doing anything.
+                        // A revocation list ends at its time, without any change of files.
                         let ended = shared.ended_lists();
                         if std::mem::replace(&mut ended_lists, ended) < ended {
-                            tracing::error!(source = %shared.config.name, ended, "a revocation list (tls.crl) has ended: clients of its authority are refused; put a newer one in its place");
+                            tracing::error!(source = %shared.config.name, ended, "a revocation list (tls.crl) has ended; clients of its authority are refused until it is replaced by a newer one");
                             door.announce();
                         }
                         let room = WILLS_DUE_MAX.saturating_sub(wills.len());
@@ -654,11 +658,11 @@ impl Listener {
                         Ok((stream, peer)) => {
                             if let Some((closed, peer)) = accept_queue.add(stream, peer, now) {
                                 drop(closed);
-                                shared.refuse(peer, Attempt::default(), Refusal::Limit, "more connections of its address wait than of any other");
+                                shared.refuse(peer, Attempt::default(), Refusal::Limit, "too many connections wait, most of them from this address");
                             }
                         }
                         Err(error) => {
-                            // Out of descriptors, mostly: a pause lets some connections end.
+                            // Out of file descriptors, mostly: a pause lets some connections end.
                             shared.refuse(shared.config.listen, Attempt::default(), Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
@@ -673,9 +677,9 @@ impl Listener {
     }
 }
 
-/// What the task of a connection runs. It is boxed: tokio keeps a future of up to 16 kB in the task itself, which it
-/// aligns to 128 bytes, and glibc seldom reuses so aligned a piece for the next task. Unboxed, 90,000 short connections
-/// grew the heap to 30 MB, boxed to 15 MB, with the same bytes in use.
+/// The future of a connection task. It is boxed: tokio keeps a future of up to 16 kB in the task itself, which it
+/// aligns to 128 bytes, and glibc seldom reuses a piece with that alignment for the next task. Unboxed, 90,000 short
+/// connections grew the heap to 30 MB, boxed to 15 MB, with the same bytes in use.
 fn session_task(
     accepted: connection::Accepted,
     shared: Arc<ListenerState>,

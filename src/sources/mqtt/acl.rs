@@ -1,11 +1,11 @@
-//! Who may publish and subscribe where.
+//! Access rules: the topics that a client may publish and subscribe to.
 //!
-//! Promise: nobody writes or reads outside the topics that are theirs, and only a proven name makes a topic somebody's: a
-//! client id and the user name of an anonymous client are claims, and grant nothing.
+//! Promise: no client writes or reads outside its topics, and only a proven name owns topics: a client id and the
+//! user name of an anonymous client are claims and grant nothing.
 //!
-//! By default a proven name publishes what the contracts say is its own, and subscribes to its own keys and commands.
-//! Rules allow more, and whatever any of them allows is allowed. Without `who` a rule is for everybody, also for
-//! anonymous clients; with it, and with `{user}` in a filter, only for proven names.
+//! By default a proven name may publish the topics that the contracts assign to it, and subscribe to its own keys and
+//! commands. Rules allow more; a right that any rule grants is granted. A rule without `who` applies to everybody,
+//! including anonymous clients; a rule with it, and a filter with `{user}`, only to proven names.
 
 use crate::contract::Sender;
 use crate::ingest::{Publishing, Route};
@@ -14,16 +14,17 @@ use crate::sources::identity::Identity;
 use serde::Deserialize;
 use std::fmt;
 
-/// A rule of a listener. What any rule that fits allows is allowed.
+/// A rule of a listener. A right that any matching rule grants is granted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Whom it is for: proven names, with `*` for any characters. Without it, everybody, also anonymous clients.
+    /// The proven names that it applies to, with `*` for any characters. Without it the rule applies to everybody,
+    /// including anonymous clients.
     pub who: Option<String>,
-    /// Where they may publish: topic filters, in which `{user}` stands for a level that is the proven name.
+    /// Topic filters to publish to; `{user}` stands for a level that is the proven name.
     #[serde(default)]
     pub publish: Vec<String>,
-    /// What they may subscribe to: likewise.
+    /// Topic filters to subscribe to, with `{user}` likewise.
     #[serde(default)]
     pub subscribe: Vec<String>,
 }
@@ -32,7 +33,7 @@ pub struct Rule {
 const USER: &str = "{user}";
 
 impl Rule {
-    /// Checks the filters: the key, and what is wrong.
+    /// Checks the filters. The error is the key and what is wrong.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         for (key, filters) in [("publish", &self.publish), ("subscribe", &self.subscribe)] {
             for filter in filters {
@@ -59,7 +60,7 @@ impl Rule {
         Ok(())
     }
 
-    /// Whether it is for clients that proved this name; for anonymous clients where there is none.
+    /// Returns whether the rule applies to this proven name, or to anonymous clients for `None`.
     pub fn is_for(&self, proven: Option<&str>) -> bool {
         match (&self.who, proven) {
             (None, _) => true,
@@ -68,25 +69,26 @@ impl Rule {
         }
     }
 
-    /// Its filters for a client, those for publishing first; without those that need a name where there is none.
+    /// Returns its filters for a client, first those for publishing. Filters with `{user}` are left out without a
+    /// proven name.
     pub fn filters(&self, proven: Option<&str>) -> (Vec<Filter>, Vec<Filter>) {
         let expanded = |list: &[String]| list.iter().filter_map(|filter| expand(filter, proven)).collect();
         (expanded(&self.publish), expanded(&self.subscribe))
     }
 }
 
-/// What one client may do.
+/// The rights of one client.
 #[derive(Clone, Debug)]
 pub struct Rights {
     identity: Identity,
-    /// Whether the client may do everything: an anonymous client on loopback, where there are no rules.
+    /// Whether everything is allowed: for an anonymous client on loopback while there are no rules.
     is_everything: bool,
     has_defaults: bool,
     publish: Vec<Filter>,
     subscribe: Vec<Filter>,
 }
 
-/// Why a client may publish to a topic.
+/// The reason why a client may publish to a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permission {
     /// A rule allows it, or the client may do everything.
@@ -95,7 +97,7 @@ pub enum Permission {
     Name,
 }
 
-/// Why a client may not publish to a topic.
+/// The reason why a client may not publish to a topic.
 #[derive(Debug)]
 pub struct Denied<'r> {
     publishing: Publishing<'r>,
@@ -103,7 +105,8 @@ pub struct Denied<'r> {
 }
 
 impl Rights {
-    /// The rights of a client under these rules. `own` are the filters that a proven name may subscribe to by default.
+    /// Returns the rights of a client under these rules. `own` are the filters that a proven name may subscribe to by
+    /// default.
     pub(super) fn new(rules: &[Rule], identity: &Identity, has_defaults: bool, own: &[String]) -> Self {
         let proven = identity.proven();
         let (mut publish, mut subscribe) = (Vec::new(), Vec::new());
@@ -119,17 +122,17 @@ impl Rights {
         Self { identity: identity.clone(), is_everything: false, has_defaults, publish, subscribe }
     }
 
-    /// The rights of a client that may do everything.
+    /// Returns rights that allow everything.
     pub(super) fn everything(identity: &Identity) -> Self {
         Self { is_everything: true, ..Self::new(&[], identity, false, &[]) }
     }
 
-    /// The sender of what the client hands in.
+    /// Returns the sender of the client's events.
     pub(super) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
         self.identity.sender(client)
     }
 
-    /// Whether the client may publish where this route leads, and why.
+    /// Checks whether the client may publish to the topic of a route.
     pub fn may_publish<'r>(&'r self, route: &'r Route) -> Result<Permission, Denied<'r>> {
         if self.is_everything || self.publish.iter().any(|filter| filter.matches(route.topic())) {
             return Ok(Permission::Rule);
@@ -138,7 +141,7 @@ impl Rights {
         let publishing = route.publishing();
         let is_own = |name: &str| match publishing {
             Publishing::By { name: publisher, .. } => publisher == name,
-            // It becomes a dead letter, in which its sender stands.
+            // The event becomes a dead letter that names its sender.
             Publishing::Unmatched => route.topic().split('/').any(|level| level == name),
             Publishing::ByNobody { .. } => false,
         };
@@ -148,7 +151,8 @@ impl Rights {
         Err(Denied { publishing, proven })
     }
 
-    /// Whether they may subscribe to a filter: all of it, since a part would surprise.
+    /// Returns whether the client may subscribe to a filter. The rights have to cover all of it; a part would
+    /// surprise.
     pub fn may_subscribe(&self, filter: &str) -> bool {
         self.is_everything || self.subscribe.iter().any(|allowed| allowed.covers(filter))
     }
@@ -174,19 +178,19 @@ impl fmt::Display for Denied<'_> {
     }
 }
 
-/// A rule's filter for a client; `None` where it needs a proven name and there is none.
+/// Returns a rule's filter for a client; `None` if it needs a proven name and there is none.
 fn expand(filter: &str, proven: Option<&str>) -> Option<Filter> {
     let level = |level| if level == USER { proven } else { Some(level) };
     let levels: Option<Vec<&str>> = filter.split('/').map(level).collect();
-    // A name has no slash and no wildcard: it stands for one level, and for itself.
+    // A proven name has no slash and no wildcard: it stands for exactly one level.
     Filter::parse(&levels?.join("/"))
 }
 
-/// Whether a name fits a pattern with `*` for any characters.
+/// Returns whether a name matches a pattern with `*` for any characters.
 fn fits(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(head) else { return false };
-    // The shortest match first: what is left is tried at every place.
+    // The shortest match of `*` first, then every longer one.
     name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| fits(rest, &name[at..]))
 }
 

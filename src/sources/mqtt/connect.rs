@@ -123,7 +123,7 @@ impl Connect {
             return Err(Fault::malformed("the reserved flag of CONNECT is set"));
         }
         if (flags >> 3 & 3) == 3 || (!has_will && flags & 0x38 != 0) {
-            return Err(Fault::malformed("CONNECT has flags of a will that cannot be"));
+            return Err(Fault::malformed("CONNECT has invalid flags of the will"));
         }
         if protocol == Protocol::V3 && has_password && !has_user {
             return Err(Fault::malformed("CONNECT has a password and no user name"));

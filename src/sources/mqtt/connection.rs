@@ -464,7 +464,7 @@ impl<'s> Connection<'s> {
         let turn = tokio::select! {
             turn = self.shared.kept.logins.turn(Origin::of(self.peer.ip()), user) => turn,
             () = client_left(&mut self.stream, &mut self.input, self.memory.as_mut()) => {
-                return Err((ReasonCode::BadUserNameOrPassword, "the client left before its password was checked"));
+                return Err((ReasonCode::BadUserNameOrPassword, "the client disconnected before its password was checked"));
             }
         };
         let turn = turn.map_err(|_| {
@@ -499,9 +499,9 @@ impl<'s> Connection<'s> {
         let key = Key::new(&shared.config.name, identity.proven(), &packet.client);
         let party = Party::of(identity.proven(), self.peer.ip());
         // A connection that takes over replaces one that already counts.
-        let seats = Some(newest.config.connections_max).filter(|_| !shared.registry.is_connected(&key));
+        let connections_max = Some(newest.config.connections_max).filter(|_| !shared.registry.is_connected(&key));
         let memory = self.memory.as_mut().ok_or((ReasonCode::ServerBusy, "the connection has ended"))?;
-        memory.join(party.clone(), seats).map_err(|fault| (fault.code, fault.text))?;
+        memory.join(party.clone(), connections_max).map_err(|fault| (fault.code, fault.text))?;
         let expiry = shared.config.expiry_within(packet.expiry);
         let (slot, mut session, is_present) = self.take_over(&key, packet, &identity, (&party, expiry)).await?;
         let (ended, wait_for) = newest.end_subscriptions(&key, &mut session, &rights);
@@ -747,7 +747,7 @@ impl<'s> Connection<'s> {
         if inbound.session.number > 0
             && let Some(progress) = outbound.take_progress()
         {
-            self.shared.registry.note_progress(&inbound.key, progress);
+            self.shared.registry.save_progress_later(&inbound.key, progress);
         }
         if outbound.behind() > limits.events.saturating_mul(BEHIND_TIMES_MAX) { Err(TOO_SLOW) } else { Ok(()) }
     }

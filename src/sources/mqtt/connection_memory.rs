@@ -62,9 +62,9 @@ impl ConnectionMemory {
     }
 
     /// Registers the client after its login; see [`Permit::join`].
-    pub fn join(&mut self, party: Party, seats: Option<usize>) -> Result<(), Fault> {
+    pub fn join(&mut self, party: Party, connections_max: Option<usize>) -> Result<(), Fault> {
         self.permit.heard(clock::instant());
-        self.permit.join(party, seats).map_err(|error| match error {
+        self.permit.join(party, connections_max).map_err(|error| match error {
             NotJoined::Crowded => ALL_TAKEN,
             NotJoined::Memory(_) => NO_MEMORY,
         })

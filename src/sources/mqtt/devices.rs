@@ -90,7 +90,7 @@ pub struct DeviceStatus {
     pub clock_offset: Option<f64>,
 }
 
-/// The devices of all listeners.
+/// The devices of one listener.
 #[derive(Debug)]
 pub struct Devices {
     budget: Arc<Budget>,

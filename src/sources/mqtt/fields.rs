@@ -43,7 +43,7 @@ impl<'a> Reader<'a> {
         let bytes = self.bytes()?;
         match std::str::from_utf8(bytes) {
             Ok(text) if !bytes.contains(&0) => Ok(text),
-            _ => Err(Fault::malformed("a string is no UTF-8, or holds U+0000")),
+            _ => Err(Fault::malformed("a string is not UTF-8, or contains U+0000")),
         }
     }
 
@@ -76,7 +76,7 @@ impl<'a> Reader<'a> {
 
     /// Checks that the packet ends here.
     pub fn end(&self) -> Result<(), Fault> {
-        if self.0.is_empty() { Ok(()) } else { Err(Fault::malformed("the packet is longer than its parts")) }
+        if self.0.is_empty() { Ok(()) } else { Err(Fault::malformed("the packet has bytes after its last field")) }
     }
 }
 
@@ -151,7 +151,7 @@ fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Value<'a>, Fault> {
         (0x23, Value::Number(0)) => {
             Err(Fault { code: ReasonCode::TopicAliasInvalid, text: "topic alias 0 is not allowed" })
         }
-        (0x0B | 0x21 | 0x27, Value::Number(0)) => Err(Fault::protocol("a property is 0 that may not be")),
+        (0x0B | 0x21 | 0x27, Value::Number(0)) => Err(Fault::protocol("a property is 0 that must not be 0")),
         _ => Ok(value),
     }
 }

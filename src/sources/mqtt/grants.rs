@@ -1,30 +1,30 @@
-//! What the clients of a listener may do, and why, for a person to read.
+//! Effective rights of the clients of a listener, each with its reason, as `forebay` prints them.
 
 use super::Config;
 use super::acl::Rule;
 use crate::contract::{Contract, Contracts, SourceKind};
 use serde::Serialize;
 
-/// Something that is allowed.
+/// A right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Grant {
-    /// The topic filter that it is allowed for.
+    /// The topic filter that it covers.
     pub filter: String,
-    /// The rule or contract that allows it.
+    /// The rule or contract that grants it.
     pub why: String,
 }
 
-/// What somebody may do.
+/// The rights of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Grants {
-    /// Where they may publish.
+    /// Filters to publish to.
     pub publish: Vec<Grant>,
-    /// What they may subscribe to.
+    /// Filters to subscribe to.
     pub subscribe: Vec<Grant>,
 }
 
 impl Grants {
-    /// What a rule allows a client of this proven name.
+    /// Adds the rights that a rule grants a proven name.
     fn add_rule(&mut self, number: usize, rule: &Rule, proven: Option<&str>) {
         let why = match &rule.who {
             Some(who) => format!("acl[{number}], who = \"{who}\""),
@@ -40,7 +40,7 @@ impl Grants {
         self.publish.push(Grant { filter, why });
     }
 
-    /// What the contracts say is a name's own.
+    /// Adds the rights that the contracts grant a proven name.
     fn add_defaults(&mut self, contracts: &[&Contract], own: Vec<String>, name: &str) {
         for contract in contracts {
             let (Some(filter), Some(publisher)) = (contract.filter_of_publisher(name), contract.publisher()) else {
@@ -63,7 +63,7 @@ impl Grants {
 }
 
 impl Config {
-    /// What a client of this proven name may do; an anonymous one where there is no name.
+    /// Returns the rights of a client with this proven name, or of an anonymous client.
     pub fn grants(&self, proven: Option<&str>, contracts: &Contracts) -> Grants {
         let mut grants = Grants::default();
         if let Some(name) = proven.filter(|_| self.default_rights) {
@@ -86,7 +86,7 @@ impl Config {
         grants
     }
 
-    /// What each rule allows whom its `who` names beyond every name: the pattern, and what it allows.
+    /// Returns the rights of each pattern of `who` other than `*`.
     pub fn grants_of_patterns(&self) -> Vec<(String, Grants)> {
         let mut found: Vec<(String, Grants)> = Vec::new();
         for (number, rule) in self.acl.iter().enumerate() {

@@ -326,7 +326,7 @@ impl Inbound {
             }),
             (4, 0) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),
             (6, 2) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.release(shared, id)),
-            (5, 0) | (7, 0) => Err(Fault::protocol("an acknowledgement of a QoS 2 publish that there was not")),
+            (5, 0) | (7, 0) => Err(Fault::protocol("an acknowledgement of a QoS 2 publish that was not sent")),
             (12, 0) if frame.body.is_empty() => {
                 output.extend_from_slice(&[0xD0, 0]);
                 Ok(())
@@ -336,7 +336,7 @@ impl Inbound {
             (10, 2) => self.unsubscribe(shared, frame.body),
             (1, _) => Err(Fault::protocol("a second CONNECT")),
             (15, 0) => Err(Fault::protocol("AUTH without an authentication method")),
-            _ => Err(Fault::malformed("a packet type or flags that do not exist")),
+            _ => Err(Fault::malformed("an unknown packet type or invalid flags")),
         };
         match step {
             Ok(()) => PacketOutcome::Continue,
@@ -568,7 +568,7 @@ impl Inbound {
                 }
             }
         }
-        let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias stands for nothing"))?;
+        let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias is not set"))?;
         if let Some(route) = self.routes.get(topic)
             && shared.ingest.is_current(route)
         {

@@ -1,7 +1,7 @@
-//! Who may connect: user names and passwords from a file of argon2id hashes.
+//! Users and their passwords: a file of argon2id hashes.
 //!
-//! The file has a line for each user, `name:$argon2id$…`, made by `forebay user add`. A change of it
-//! counts for the next login; a broken one is named in the log, and the users before stay in force.
+//! The file has one line per user, `name:$argon2id$…`, written by `forebay user add`. The gateway reads a changed
+//! file at the next login; if it is damaged, the gateway logs that and keeps the users that it had.
 
 mod hashing;
 mod queue;
@@ -18,11 +18,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Logins that are remembered: a plant's devices all come back at once after a power cut, and
-/// each hash takes tens of milliseconds.
+/// Number of successful logins that are cached: all devices of a plant reconnect at once after a power cut, and a
+/// hash takes tens of milliseconds.
 const REMEMBERED_MAX: usize = 16_384;
 
-/// The file is looked at this often, at most.
+/// The shortest time between two checks whether the file has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The users of a listener.
@@ -36,11 +36,11 @@ pub struct Users {
 #[derive(Default)]
 struct LoadedUsers {
     hashes: HashMap<String, String>,
-    /// Keyed hashes of logins that were right; the key lives as long as the process.
+    /// Keyed hashes of successful logins; the key lives as long as the process.
     right: Mutex<HashMap<String, [u8; 32]>>,
 }
 
-/// What tells one state of a file from another: time of change, size and inode.
+/// Identifies a version of the file: modification time, size and inode.
 type FileStamp = Option<(SystemTime, u64, u64)>;
 
 fn stamp(file: &Path) -> FileStamp {
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Users {
     }
 }
 
-/// Reads a line of a password file: name and hash.
+/// Parses a line of a password file: name and hash.
 fn entry(line: &str) -> Result<(String, String), String> {
     let (name, hash) =
         line.split_once(':').ok_or("expected \"name:$argon2id$…\"; `forebay user add` writes such lines")?;
@@ -70,7 +70,7 @@ fn read(file: &Path) -> Result<HashMap<String, String>, BadSecrets> {
 impl Users {
     /// Reads a password file.
     pub fn load(file: &Path) -> Result<Self, BadSecrets> {
-        // Taken before the file is read, so that a change in between shows at the next look.
+        // Before the file is read: a later change is then noticed at the next check.
         let stamp = stamp(file);
         let hashes = read(file)?;
         let mut key = [0; 32];
@@ -84,7 +84,7 @@ impl Users {
         })
     }
 
-    /// Every user, in order.
+    /// Returns all user names, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.loaded().hashes.keys().cloned().collect();
         names.sort();
@@ -110,13 +110,13 @@ impl Users {
         }
         match read(&self.file) {
             Ok(hashes) => {
-                tracing::info!(file = %self.file.display(), users = hashes.len(), "the password file has changed and is in force");
-                // Logins that were right may be so no longer.
+                tracing::info!(file = %self.file.display(), users = hashes.len(), "loaded the changed password file");
+                // Cached logins are dropped with the old hashes.
                 let loaded = LoadedUsers { hashes, ..LoadedUsers::default() };
                 *self.loaded.write() = loaded;
             }
             Err(error) => {
-                tracing::error!(%error, "the password file has changed and cannot be used; the users before stay in force")
+                tracing::error!(%error, "could not load the changed password file; the earlier users stay in force")
             }
         }
     }
@@ -132,13 +132,13 @@ impl Users {
         out
     }
 
-    /// Whether the entry that let a user in is still that user's: neither removed nor given another password.
+    /// Returns whether the entry that a user logged in with still exists unchanged.
     pub(super) fn accepts(&self, name: &str, proof: &Proof) -> bool {
         self.refresh();
         self.loaded().hashes.get(name).is_some_and(|hash| Proof::of(hash.as_bytes()) == *proof)
     }
 
-    /// The proof of a login that was right before; takes no time.
+    /// Returns the proof of a login that is cached as right, without hashing.
     pub(super) fn known(&self, name: &str, password: &[u8]) -> Option<Proof> {
         self.refresh();
         let loaded = self.loaded();
@@ -149,13 +149,13 @@ impl Users {
         loaded.hashes.get(name).filter(|_| is_right).map(|hash| Proof::of(hash.as_bytes()))
     }
 
-    /// The proof of a login if it is right; takes tens of milliseconds, and waits for others that are checked.
+    /// Checks a login and returns its proof. Takes tens of milliseconds; one hash is computed at a time.
     pub(super) fn verify(&self, name: &str, password: &[u8]) -> Option<Proof> {
         self.refresh();
         let hash = self.loaded().hashes.get(name).map_or_else(|| hashing::NOBODY.to_owned(), String::clone);
         let is_right = hashing::is_right(&hash, password);
         let loaded = self.loaded();
-        // Only while the hash is still in force: the file may have changed in the meantime.
+        // Only if the hash is still in force: the file may have changed meanwhile.
         if is_right && loaded.hashes.get(name) == Some(&hash) {
             let mut right = loaded.right.lock();
             if right.len() >= REMEMBERED_MAX {
@@ -167,8 +167,8 @@ impl Users {
     }
 }
 
-/// Puts a user into a password file, or gives one a new password. The file keeps its owner, group
-/// and mode; one that is no password file is left alone.
+/// Adds a user to a password file, or sets a new password. The file keeps its owner, group and mode; a file that is
+/// no password file is not changed.
 pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadSecrets> {
     let bad = |reason: String| BadSecrets::whole(file, reason);
     if name.contains(':') {

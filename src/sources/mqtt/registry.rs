@@ -39,9 +39,9 @@ use table::{StoredSession, Table, Unwritten};
 use tokio::sync::watch;
 
 /// Number of events after which the row `exchanges` is written again: the events that recovery reads.
-const NOTE_AFTER_EVENTS: u64 = 200_000;
+const WRITE_AFTER_EVENTS: u64 = 200_000;
 /// The progress of subscribers is written at most this much later.
-const NOTE_AFTER: Duration = Duration::from_secs(5);
+const WRITE_AFTER: Duration = Duration::from_secs(5);
 /// Pause before a failed write is repeated.
 const RETRY: Duration = Duration::from_millis(500);
 /// The time that redeliveries of a client are recognised after its connection: as long as most clients take to
@@ -254,7 +254,7 @@ impl Registry {
     }
 
     /// Saves the progress with a later write.
-    pub fn note_progress(&self, key: &Key, progress: Progress) {
+    pub fn save_progress_later(&self, key: &Key, progress: Progress) {
         self.change(key, false, |_, _, unwritten| unwritten.content.progress = progress);
     }
 
@@ -305,7 +305,7 @@ impl Registry {
         self.work.notify_one();
         let writer = self.writer.lock().take();
         if writer.is_some_and(|writer| writer.join().is_err()) {
-            tracing::error!("the writer of sessions panicked; what was answered is on the disk");
+            tracing::error!("the writer thread of sessions panicked; all acknowledged changes are on the disk");
         }
     }
 }

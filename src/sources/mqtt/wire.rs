@@ -152,7 +152,7 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
     }
     if topic.is_empty() && found.alias.is_none() {
         return Err(if is_v5 {
-            Fault::protocol("the topic name is empty and no alias stands for it")
+            Fault::protocol("the topic name is empty and there is no topic alias")
         } else {
             Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name is empty" }
         });
@@ -282,7 +282,7 @@ pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Requ
         let (qos, retain_handling) = (options & 3, options >> 4 & 3);
         let reserved = if is_v5 { options & 0xC0 } else { options & 0xFC };
         if reserved != 0 || qos == 3 || retain_handling == 3 {
-            return Err(Fault::malformed("a subscription has options that do not exist"));
+            return Err(Fault::malformed("a subscription has invalid options"));
         }
         requested.push(RequestedSubscription { filter, qos, no_local: options & 4 != 0, retain_handling });
     }

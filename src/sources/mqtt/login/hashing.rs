@@ -1,11 +1,10 @@
 //! Password hashes: argon2id in one block of memory that is allocated once and kept.
 //!
-//! Promise: however many logins there are, hashing never holds more than [`MEMORY_KIB_MAX`], and leaves nothing behind
-//! on the heap. A block of this size that is allocated and freed for each login comes from the heap as soon as the
-//! allocator has raised its threshold for mapped blocks; whatever is allocated meanwhile lands behind it and pins it,
-//! so that each login costs another one.
+//! Promise: hashing never holds more than [`MEMORY_KIB_MAX`] and leaves no holes in the heap, however many logins
+//! there are. A block of this size that is allocated and freed per login comes from the heap once the allocator has
+//! raised its threshold for mapped blocks; later allocations pin it, and each login costs another block.
 //!
-//! Not here: whose turn it is (`queue`), which users there are (`login`).
+//! Not here: the order of logins (`queue`), the users (`login`).
 
 use argon2::password_hash::phc::{ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -15,36 +14,37 @@ use parking_lot::Mutex;
 /// (Password Storage Cheat Sheet: m = 7168 KiB, t = 5, p = 1), since gateways are small.
 const MEMORY_KIB: u32 = 7168;
 const PASSES: u32 = 5;
-/// The most memory that a hash in a file may ask for: the OWASP choice with the fewest passes that still leaves most of
-/// the packaged unit's 256 MB to the events (m = 19456 KiB, t = 2).
+/// Most memory that a hash in a file may need: the OWASP choice with the fewest passes that still leaves most of the
+/// packaged unit's 256 MB to the events (m = 19456 KiB, t = 2).
 const MEMORY_KIB_MAX: u32 = 19_456;
-/// The most passes and lanes that a hash may ask for: beyond them one login takes seconds of a small processor.
+/// Most passes and lanes that a hash may need: beyond them one login takes seconds on a small processor.
 const PASSES_MAX: u32 = 16;
 const LANES_MAX: u32 = 4;
-/// Bytes of a new hash, as `argon2` and other tools make them.
+/// Bytes of a new hash, the same as those of `argon2` and other tools.
 const OUTPUT_BYTES: usize = 32;
 
-/// What a name is checked against that is in no file: it takes as long as a wrong password, so that names cannot be
-/// guessed.
+/// The hash for unknown user names: checking it takes as long as a wrong password, so names cannot be guessed by
+/// timing.
 pub(super) const NOBODY: &str =
     "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// The memory of every hash of this process, one after another. Empty until the first login.
+/// The memory of all hashes of this process, one after another. Empty until the first login.
 static BLOCKS: Mutex<Vec<Block>> = Mutex::new(Vec::new());
 
-/// A hash as a file holds it.
+/// A parsed hash of a file.
 struct ParsedHash {
     hasher: Argon2<'static>,
     salt: Salt,
     hash: argon2::password_hash::phc::Output,
 }
 
-/// Why a text is no hash that can be used; the text itself is not repeated.
+/// Checks that a hash can be used. The error does not repeat the hash.
 pub(super) fn check(hash: &str) -> Result<(), String> {
     read(hash).map(|_| ())
 }
 
-/// Whether a password is the one of a hash. Takes tens of milliseconds, and waits for others that are at it.
+/// Returns whether a password belongs to a hash. Takes tens of milliseconds, and waits for a hash that is being
+/// computed.
 pub(super) fn is_right(hash: &str, password: &[u8]) -> bool {
     let Ok(stored) = read(hash) else { return false };
     let mut out = vec![0; stored.hash.len()];
@@ -52,7 +52,7 @@ pub(super) fn is_right(hash: &str, password: &[u8]) -> bool {
         && argon2::password_hash::phc::Output::new(&out).is_ok_and(|out| out == stored.hash)
 }
 
-/// Makes the hash of a password, with a new salt.
+/// Hashes a password with a new salt.
 pub(super) fn make(password: &[u8]) -> Result<String, String> {
     let params = Params::new(MEMORY_KIB, PASSES, 1, Some(OUTPUT_BYTES)).map_err(|error| error.to_string())?;
     let text = ParamsString::try_from(&params).map_err(|error| error.to_string())?;
@@ -74,7 +74,7 @@ fn fill(hasher: &Argon2<'_>, password: &[u8], salt: &[u8], out: &mut [u8]) -> Re
     let mut blocks = BLOCKS.lock();
     let needed = hasher.params().block_count();
     if blocks.len() < needed {
-        // The old block goes first, so that there are never two.
+        // The old block is freed first: there are never two.
         *blocks = Vec::new();
         *blocks = vec![Block::new(); needed];
     }

@@ -1,18 +1,19 @@
-//! Whose login is checked next: one hash at a time, in turn by address, with failures slowed down.
+//! The login queue: passwords are checked one at a time, addresses take turns, and failures slow down.
 //!
-//! Promise: a client whose address has not failed does not wait behind a flood from another one; nobody is locked out
-//! for ever, whatever others do. Whoever drops its place has left the queue.
+//! Promise: a client whose address has not failed does not wait behind a flood of logins from another address. No
+//! name or address is locked out for ever. Dropping a login leaves the queue.
 //! Invariants:
 //! - one login is checked at a time, since each takes 7 MiB and a core;
-//! - what is remembered of addresses and names is bounded, and names are kept as keyed hashes only;
-//! - a name that exists is treated as one that does not.
+//! - the memory of addresses and names is bounded, and names are kept as keyed hashes only;
+//! - existing and unknown names are treated alike.
 //!
-//! Three things slow down, each for what it stops:
-//! - **an address that failed often** gets one check a second, and few places (passwords or names that are tried out);
-//! - **a name at an address** that failed several times pauses, ever longer (a device with an old password, which then
-//!   costs its neighbours behind the same router nothing);
-//! - **a name that failed from many addresses** pauses longer at each address that fails, so that the guesses in an hour
-//!   follow the number of addresses, and the device itself, at one more address, has its turn like any other.
+//! Three kinds of failure slow down:
+//! - **an address that failed often** gets one check per second and few places in the queue (against trying out
+//!   passwords or names);
+//! - **a name at an address** that failed several times pauses, each time longer (a device with an old password,
+//!   which then costs other devices behind the same router nothing);
+//! - **a name that failed from many addresses** pauses longer at each address that fails. The guesses per hour then
+//!   follow the number of addresses, and the device itself, at another address, has its turn like any other.
 
 use crate::clock;
 use crate::origin::Origin;
@@ -24,40 +25,42 @@ use std::hash::{BuildHasher, Hash};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Failed logins of an address that are checked at once: a waiting_here of devices with an old password behind one router.
+/// Failed logins of an address that are checked without delay: a row of devices with an old password behind one
+/// router.
 const BURST: Duration = Duration::from_secs(20);
-/// Beyond those, so many of its logins are checked in a second: some hundredth of a core.
+/// Checks per second of an address beyond those: some hundredth of a core.
 const CHECKS_PER_SECOND: f64 = 1.0;
-/// Logins of an address over its burst that wait; the next one is refused. At one check a second they are through
-/// before `connect_wait_max` is over, about.
+/// Logins of a slowed address that may wait; the next one is refused. At one check per second they are done before
+/// `connect_wait_max` is over, about.
 const SLOWED_PLACES: usize = 8;
-/// Failures of a name at an address before it pauses: whoever mistypes a password tries again.
+/// Failures of a name at an address before it pauses: a person who mistypes a password tries again.
 const FREE_TRIES: u32 = 2;
 /// The first and the longest pause of a name at an address.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Failures of a name, from wherever, after which each address that fails pauses longer: many devices may share a user.
+/// Failures of a name from all addresses after which each address that fails pauses longer: many devices may share a
+/// user.
 const FREE_TRIES_OF_NAME: u32 = 10;
-/// The first and the longest pause then: 700 guesses a day for each address, and a device whose password is put right
-/// is back in two minutes.
+/// The first and the longest pause then: 700 guesses per day and address, and a device whose password was corrected
+/// reconnects within two minutes.
 const TRIED_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
-/// What failed is forgotten after so long without another failure.
+/// A failure is forgotten after this time without another one.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
-/// Whoever would have to wait longer than this is refused at once: a connection is more than a place in a queue.
+/// A login that would have to wait longer is refused at once: a connection costs more than a place in a queue.
 const WAIT_MAX: Duration = Duration::from_secs(2);
-/// Of so many checks one goes to whoever has waited longest among addresses that failed.
+/// One of this many checks goes to the address that has waited longest among those that failed.
 const TURN_OF_FAILED: u32 = 4;
 
-/// The logins that wait.
+/// The queue of one listener.
 #[derive(Debug)]
 pub(in crate::sources::mqtt) struct Queue {
     state: Mutex<QueueState>,
     names: RandomState,
 }
 
-/// A login is not checked now.
+/// A login is refused for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::sources::mqtt) struct Slowed {
-    /// When to come again.
+    /// The time until the next try.
     pub wait: Duration,
 }
 
@@ -66,9 +69,9 @@ struct QueueState {
     is_checking: bool,
     places: u64,
     checks: u32,
-    /// By address, in the order of their arrival.
+    /// Waiting logins by address, in the order of their arrival.
     waiting: HashMap<Origin, VecDeque<WaitingLogin>>,
-    /// Addresses with a waiting_here that never failed, and those that did: in the order of their turns.
+    /// Addresses with waiting logins, in the order of their turns: those that never failed, and those that did.
     clean: VecDeque<Origin>,
     failed: VecDeque<Origin>,
     failures: Failures,
@@ -81,7 +84,7 @@ struct WaitingLogin {
     called: oneshot::Sender<Result<(), Slowed>>,
 }
 
-/// What is remembered of logins that failed.
+/// Failed logins.
 #[derive(Debug)]
 struct Failures {
     addresses: Rates<Origin>,
@@ -89,7 +92,7 @@ struct Failures {
     names: FailureTable<u64>,
 }
 
-/// Failures by what failed.
+/// Failures by key.
 #[derive(Debug)]
 struct FailureTable<K>(HashMap<K, Failed>);
 
@@ -109,7 +112,7 @@ impl<K: Eq + Hash + Copy> FailureTable<K> {
         self.0.get(key).filter(|failed| failed.forgotten_at > now).map_or(0, |failed| failed.times)
     }
 
-    /// Notes a failure. Beyond `free` ones the key pauses, from the first to the longest pause, doubling.
+    /// Counts a failure. After `free` failures the key pauses; each pause doubles, from the first to the longest.
     fn failed(&mut self, key: K, free: u32, (first, longest): (Duration, Duration), now: Instant) {
         let times = self.times(&key, now).saturating_add(1);
         if !self.0.contains_key(&key) && self.0.len() >= CALLERS_MAX {
@@ -121,7 +124,7 @@ impl<K: Eq + Hash + Copy> FailureTable<K> {
         self.0.insert(key, Failed { times, pauses_until, forgotten_at });
     }
 
-    /// What failed least goes first, so that a crowd of new keys cannot wipe out one that failed often.
+    /// Removes the key that failed least, so that a crowd of new keys cannot displace one that failed often.
     fn make_room(&mut self, now: Instant) {
         self.0.retain(|_, failed| failed.forgotten_at > now);
         if self.0.len() >= CALLERS_MAX {
@@ -142,7 +145,7 @@ impl Failures {
         }
     }
 
-    /// How long a login has to wait by what failed before it.
+    /// Returns the time that a login has to wait because of earlier failures.
     fn wait(&self, origin: Origin, name: u64, now: Instant) -> Duration {
         self.addresses.check(&origin, now).err().unwrap_or_default().max(self.pairs.pause(&(origin, name), now))
     }
@@ -174,7 +177,7 @@ impl Queue {
         self.state.lock()
     }
 
-    /// Waits for the turn of a login. Whoever drops this half-way has left the queue.
+    /// Waits for the turn of a login. Dropping the future leaves the queue.
     pub(in crate::sources::mqtt) async fn turn(&self, origin: Origin, name: &str) -> Result<Turn<'_>, Slowed> {
         let name = self.names.hash_one(name);
         let mut place = self.enqueue(origin, name)?;
@@ -184,7 +187,7 @@ impl Queue {
                 state.call_next(now);
                 state.failures.wait(origin, name, now)
             };
-            // Whoever is at it calls the next one; only the end of a pause has to be looked out for.
+            // The login that is being checked calls the next one; only the end of a pause needs a timer.
             let pause = async {
                 if wait.is_zero() {
                     std::future::pending::<()>().await;
@@ -194,7 +197,7 @@ impl Queue {
             tokio::select! {
                 called = &mut place.called => {
                     place.has_ended = true;
-                    // Nobody drops the sender without a word.
+                    // The sender is never dropped without a message.
                     called.unwrap_or(Err(Slowed { wait }))?;
                     return Ok(Turn { queue: self, origin, name, has_ended: false });
                 }
@@ -229,7 +232,7 @@ impl Queue {
 }
 
 impl QueueState {
-    /// Calls the next login, if none is being checked.
+    /// Calls the next login if none is being checked.
     fn call_next(&mut self, now: Instant) {
         while !self.is_checking {
             let is_turn_of_failed = self.checks % TURN_OF_FAILED == TURN_OF_FAILED - 1;
@@ -239,13 +242,13 @@ impl QueueState {
             };
             let Some(waiting) = found else { return };
             self.checks = self.checks.wrapping_add(1);
-            // Whoever leaves takes its place out first, so that it is there to hear it.
+            // A login that leaves removes its place first, so the receiver exists.
             self.is_checking = waiting.called.send(Ok(())).is_ok();
         }
     }
 
-    /// The first login that may be checked now, of addresses that never failed or of those that did. Its address goes
-    /// to the end of the turns.
+    /// Takes the first login that may be checked now, of addresses that never failed or of those that did. Its
+    /// address moves to the end of the turns.
     fn find(&mut self, is_clean: bool, now: Instant) -> Option<WaitingLogin> {
         let turns = if is_clean { &self.clean } else { &self.failed };
         let may = |origin: Origin, waiting: &WaitingLogin| self.failures.wait(origin, waiting.name, now).is_zero();
@@ -278,14 +281,14 @@ impl QueueState {
     fn note_failure(&mut self, origin: Origin, name: u64, now: Instant) {
         self.failures.failed(origin, name, now);
         let Some(waiting_here) = self.waiting.get_mut(&origin) else { return };
-        // Whoever would now be refused at the door does not wait on.
+        // Waiting logins that would be refused now are refused.
         let pause = self.failures.pairs.pause(&(origin, name), now);
         let slowed = self.failures.addresses.check(&origin, now).err();
         let mut kept = VecDeque::new();
         for waiting in waiting_here.drain(..) {
             let is_paused = waiting.name == name && pause > WAIT_MAX;
             if is_paused || (slowed.is_some() && kept.len() >= SLOWED_PLACES) {
-                // One that leaves at this moment need not hear it.
+                // The login may leave at this moment.
                 let _ = waiting.called.send(Err(Slowed { wait: slowed.unwrap_or(pause).max(pause) }));
             } else {
                 kept.push_back(waiting);
@@ -303,13 +306,13 @@ impl QueueState {
     }
 }
 
-/// A place in the queue; dropping it leaves the queue, or passes the turn on.
+/// A place in the queue. Dropping it leaves the queue, or passes the turn on.
 struct QueuePlace<'q> {
     queue: &'q Queue,
     origin: Origin,
     number: u64,
     called: oneshot::Receiver<Result<(), Slowed>>,
-    /// The turn has come, and somebody else answers for it.
+    /// The turn has come; [`Turn`] passes it on.
     has_ended: bool,
 }
 
@@ -326,14 +329,14 @@ impl Drop for QueuePlace<'_> {
         if is_waiting {
             state.leave(self.origin, self.number);
         } else if matches!(self.called.try_recv(), Ok(Ok(()))) {
-            // It was called, and went at that moment.
+            // It was called and dropped at the same moment.
             state.is_checking = false;
             state.call_next(clock::instant());
         }
     }
 }
 
-/// The turn of a login: nobody else's is checked as long as it lives.
+/// The turn of a login. No other login is checked as long as it lives.
 #[derive(Debug)]
 pub(in crate::sources::mqtt) struct Turn<'q> {
     queue: &'q Queue,
@@ -343,7 +346,7 @@ pub(in crate::sources::mqtt) struct Turn<'q> {
 }
 
 impl Turn<'_> {
-    /// The login was right or wrong.
+    /// Ends the turn with the result of the check.
     pub(in crate::sources::mqtt) fn end(mut self, is_right: bool) {
         self.has_ended = true;
         let (mut state, now) = (self.queue.lock(), clock::instant());

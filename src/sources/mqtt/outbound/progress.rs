@@ -141,11 +141,11 @@ impl Outbound {
 impl Progress {
     /// Returns the offsets below which last values cover the events, in the order of the feed's lanes.
     fn told_below(&self, feed: &Feed) -> Vec<u64> {
-        let noted = |lane: &str| {
+        let stored = |lane: &str| {
             let index = self.lanes.iter().position(|(name, _)| name == lane)?;
             self.told_below.get(index).copied()
         };
-        feed.positions().map(|(lane, next)| noted(lane).unwrap_or(next)).collect()
+        feed.positions().map(|(lane, next)| stored(lane).unwrap_or(next)).collect()
     }
 
     /// Returns the publishes in flight, with the lanes of this feed.

@@ -26,7 +26,7 @@ impl Registry {
         find_groups(&mut table, &notes)?;
         find_exchanges(&mut table, &keys, &notes, &journal)?;
         if table.persistent > 0 {
-            tracing::info!(sessions = table.persistent, bytes = table.bytes, "found the sessions of clients");
+            tracing::info!(sessions = table.persistent, bytes = table.bytes, "loaded the sessions of clients");
         }
         let registry = Arc::new(Self {
             groups: Groups::new(Arc::clone(&journal)),

@@ -3,7 +3,7 @@
 use super::super::shared_subscription::Group;
 use super::rows::{self, GroupId, lanes};
 use super::table::Table;
-use super::{Key, NOTE_AFTER, NOTE_AFTER_EVENTS, RETRY, Registry};
+use super::{Key, RETRY, Registry, WRITE_AFTER, WRITE_AFTER_EVENTS};
 use crate::clock;
 use crate::journal::{Change, Durable, Journal, JournalError};
 use std::collections::{BTreeSet, HashMap};
@@ -19,7 +19,7 @@ const COMPACT_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Writer {
     registry: Arc<Registry>,
     /// Sum of the ends of all lanes when the row `exchanges` was written.
-    noted: u64,
+    exchanges_end: u64,
     written_at: Instant,
     swept_at: Instant,
     compacted_at: Instant,
@@ -47,7 +47,7 @@ fn sum_of_ends(journal: &Journal) -> u64 {
 impl Writer {
     pub(super) fn new(registry: Arc<Registry>) -> Self {
         let now = clock::instant();
-        Self { registry, noted: 0, written_at: now, swept_at: now, compacted_at: now, has_removed: false }
+        Self { registry, exchanges_end: 0, written_at: now, swept_at: now, compacted_at: now, has_removed: false }
     }
 
     pub(super) fn run(mut self) {
@@ -61,10 +61,10 @@ impl Writer {
                     self.registry.written.send_replace(done);
                 }
                 Err(error) if is_closing => {
-                    tracing::error!(%error, "the sessions cannot be noted; clients find them as they were before");
+                    tracing::error!(%error, "could not write the sessions; after a restart clients find them as they were last written");
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the sessions cannot be noted, will retry; PUBCOMP and SUBACK wait");
+                    tracing::error!(%error, "could not write the sessions, will retry; PUBCOMP and SUBACK wait meanwhile");
                     std::thread::sleep(RETRY);
                 }
             }
@@ -81,9 +81,9 @@ impl Writer {
         loop {
             let now = clock::instant();
             let has_changed = !table.changed.is_empty() || !table.removals.is_empty();
-            let is_due = has_changed && now.duration_since(self.written_at) >= NOTE_AFTER;
-            let passed = sum_of_ends(&registry.journal).saturating_sub(self.noted);
-            let is_far = table.persistent > 0 && passed >= NOTE_AFTER_EVENTS;
+            let is_due = has_changed && now.duration_since(self.written_at) >= WRITE_AFTER;
+            let passed = sum_of_ends(&registry.journal).saturating_sub(self.exchanges_end);
+            let is_far = table.persistent > 0 && passed >= WRITE_AFTER_EVENTS;
             if table.wanted > done || table.is_closing || is_due || is_far {
                 return (table.wanted, table.is_closing);
             }
@@ -170,7 +170,7 @@ impl Writer {
         }
         let ends: HashMap<&str, u64> =
             lanes(journal).map(|lane| lane.name.as_str()).zip(durable.iter().map(|durable| durable.end)).collect();
-        self.noted = durable.iter().map(|durable| durable.end).sum();
+        self.exchanges_end = durable.iter().map(|durable| durable.end).sum();
         changes.push(Change::Put(rows::EXCHANGES.into(), postcard::to_stdvec(&ends).unwrap_or_default()));
         let is_will = |change: &&Change| matches!(change, Change::Put(name, _) if name.starts_with(rows::WILLS));
         let wills = changes.iter().filter(is_will).count();
