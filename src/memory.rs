@@ -45,7 +45,7 @@ const FOR_CONNECTIONS: usize = 30;
 /// A party that holds less than this part of the total is never evicted for memory (10 MB of 160 MB): bytes of
 /// connections that are about to end belong to no party, and no device has to pay for them.
 const EVICTABLE: usize = 2;
-/// Additional parts that permits may use after an eviction, until the evicted connections have ended.
+/// Additional parts of the total that permits may use after an eviction, until the evicted connections have ended.
 const AFTER_EVICTION: usize = 2;
 
 /// The memory limit for a gateway whose configuration does not set one: the smallest limit of its cgroup and the
@@ -58,7 +58,7 @@ pub fn default_limit() -> u64 {
 #[derive(Debug)]
 pub struct Budget {
     limit: AtomicU64,
-    /// Most bytes of all permits.
+    /// Bytes that all permits together may hold.
     total: AtomicUsize,
     held: AtomicUsize,
     peak: AtomicUsize,
@@ -77,9 +77,9 @@ pub struct Budget {
 pub struct OverBudget {
     /// Bytes that the permit needs.
     pub wanted: usize,
-    /// Bytes of all permits at that moment.
+    /// Bytes that all permits held at that moment.
     pub held: usize,
-    /// Most bytes of all permits.
+    /// Bytes that all permits together may hold.
     pub total: usize,
 }
 
@@ -99,11 +99,11 @@ pub enum NotJoined {
 pub struct Usage {
     /// The memory limit of the gateway, in bytes.
     pub limit: u64,
-    /// Most bytes of all permits.
+    /// Bytes that all permits together may hold.
     pub permits_max: usize,
-    /// Bytes of all permits.
+    /// Bytes that all permits hold.
     pub permits: usize,
-    /// The most bytes of all permits since the start.
+    /// The most bytes that all permits have held since the start.
     pub permits_peak: usize,
     /// Number of permits that were refused since the start.
     pub refused: u64,
@@ -136,8 +136,7 @@ impl Budget {
         self.total.store(usize::try_from(total).unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// Returns a permit for `bytes`; 0 bytes always have room. Connections that have not logged in are evicted for
-    /// it.
+    /// Returns a permit for `bytes`. Connections that have not logged in are evicted for it; 0 bytes always fit.
     pub fn permit(self: &Arc<Self>, bytes: usize) -> Result<Permit, OverBudget> {
         self.take_or_evict(bytes, FOR_ALL, None)?;
         Ok(Permit { budget: Arc::clone(self), bytes, member: None })
@@ -157,8 +156,7 @@ impl Budget {
         Ok(Permit { budget: Arc::clone(self), bytes, member })
     }
 
-    /// Evicts the connection of a listener that [`Budget::admit`] would evict first. Returns `false` if there is
-    /// none.
+    /// Evicts the connection that [`Budget::admit`] would evict first at a listener. Returns `false` without one.
     pub fn evict_at(&self, door: Door) -> bool {
         self.unauthenticated.evict_at(door)
     }
@@ -173,7 +171,7 @@ impl Budget {
         self.bound(FOR_ALL).saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
-    /// Returns the most bytes of all permits.
+    /// Returns the bytes that all permits together may hold.
     pub fn permits_max(&self) -> usize {
         self.total.load(Ordering::Relaxed)
     }
@@ -317,9 +315,8 @@ impl Permit {
         Permit { budget: Arc::clone(&self.budget), bytes, member: None }
     }
 
-    /// Registers the connection for a party after the login. Now it is evicted only for a party that has less: for
-    /// memory, or when more than `connections_max` clients log in (`None`: the client replaces its earlier
-    /// connection).
+    /// Registers the connection for a party after the login. Now only a party that has less evicts it: for memory, or
+    /// when more than `connections_max` clients log in (`None`: the client replaces its earlier connection).
     pub fn join(&mut self, party: Party, connections_max: Option<usize>) -> Result<(), NotJoined> {
         let Some(member) = self.member.as_ref().filter(|member| !member.is_authenticated) else { return Ok(()) };
         let budget = &self.budget;
@@ -328,12 +325,10 @@ impl Permit {
         {
             return Err(NotJoined::Memory(budget.refuse(self.bytes)));
         }
-        let member = budget
-            .authenticated
-            .join(self.bytes, party, member, connections_max)
-            .map_err(|Crowded| NotJoined::Crowded)?;
+        let joined = budget.authenticated.join(self.bytes, party, member, connections_max);
+        let joined = joined.map_err(|Crowded| NotJoined::Crowded)?;
         self.leave();
-        self.member = Some(member);
+        self.member = Some(joined);
         Ok(())
     }
 

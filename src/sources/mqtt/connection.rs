@@ -385,7 +385,7 @@ impl<'s> Connection<'s> {
         };
         let mut user = packet.user.clone().unwrap_or_default();
         let (mut proven_by, mut denied) = (None, Cause::Login);
-        let entered = match identified {
+        let opened = match identified {
             Ok(identity) => {
                 // From here on the proven name counts, not that in CONNECT. A client with a proven name can only be denied
                 // the topic of its will.
@@ -395,8 +395,8 @@ impl<'s> Connection<'s> {
             }
             Err(refused) => Err(refused),
         };
-        let (client, is_present, expiry) = match entered {
-            Ok(entered) => entered,
+        let (client, is_present, expiry) = match opened {
+            Ok(opened) => opened,
             Err((code, why)) => {
                 let sender = Sender { client: &packet.client, user: &user, proven_by };
                 self.shared.refuse_connect(self.peer, sender, packet.will.as_ref(), (code, &why), denied);
@@ -560,8 +560,8 @@ impl<'s> Connection<'s> {
             will_bytes: packet.will.as_ref().filter(waits).map_or(0, stored),
             quotas: shared.config.session_quotas(),
         };
-        let entered = shared.registry.open_session(key, request).await;
-        let OpenedSession { slot, session, is_present, wait_for } = entered.map_err(|error| match error {
+        let opened = shared.registry.open_session(key, request).await;
+        let OpenedSession { slot, session, is_present, wait_for } = opened.map_err(|error| match error {
             NoSession::TooMany(why) => (ReasonCode::QuotaExceeded, why),
             NoSession::NoDisk => (ReasonCode::QuotaExceeded, "the disk is down to disk_reserve; no session is kept"),
             NoSession::Stuck => (ReasonCode::ServerBusy, "the earlier connection of this client id does not end"),
@@ -649,10 +649,10 @@ impl<'s> Connection<'s> {
                 event = next_event(
                     &mut self.stream, &mut self.input, &mut self.output, shared, inbound, is_reading,
                 ) => match event {
-                    ConnectionEvent::Read(step, is_more) => {
+                    ConnectionEvent::Read(outcome, is_more) => {
                         heard_at = clock::instant();
                         inbound.memory.permit().heard(heard_at);
-                        if let Some(end) = ConnectionEnd::of(step) {
+                        if let Some(end) = ConnectionEnd::of(outcome) {
                             return end;
                         }
                         // Without it the runtime would let one connection read many times before another has its turn.
@@ -671,8 +671,8 @@ impl<'s> Connection<'s> {
                     if silence_max.is_some_and(|limit| silence >= limit) && is_reading {
                         return ConnectionEnd::Fault(KEEP_ALIVE_EXPIRED);
                     }
-                    let looked = self.check_subscriber(inbound, limits);
-                    if let Err(fault) = looked.and_then(|()| inbound.check_progress(shared, self.input.len())) {
+                    let checked = self.check_subscriber(inbound, limits);
+                    if let Err(fault) = checked.and_then(|()| inbound.check_progress(shared, self.input.len())) {
                         return ConnectionEnd::Fault(fault);
                     }
                     checks_often = inbound.needs_checks();
@@ -685,8 +685,8 @@ impl<'s> Connection<'s> {
     /// Applies a changed configuration to the connected client. The error says why its connection has to end.
     fn recheck_rights(&mut self, identity: &Identity, inbound: &mut Inbound) -> Result<(), &'static str> {
         let newest = Arc::clone(&self.newest.borrow_and_update().shared);
-        let judged = newest.check_access(identity, self.peer);
-        let rights = judged.inspect_err(|why| {
+        let checked = newest.check_access(identity, self.peer);
+        let rights = checked.inspect_err(|why| {
             let attempt = Attempt { sender: identity.sender(&inbound.client), what: "" };
             newest.report(self.peer, Cause::Cut, attempt, why);
         })?;
@@ -832,8 +832,8 @@ const TOO_SLOW: Fault =
     Fault { code: ReasonCode::QuotaExceeded, text: "the subscriber does not keep up; see backlog_events_max" };
 
 impl ConnectionEnd {
-    fn of(step: PacketOutcome) -> Option<Self> {
-        match step {
+    fn of(outcome: PacketOutcome) -> Option<Self> {
+        match outcome {
             PacketOutcome::Continue => None,
             PacketOutcome::Disconnected { with_will } => Some(Self::Disconnected { with_will }),
             PacketOutcome::Fault(fault) => Some(Self::Fault(fault)),
@@ -926,8 +926,8 @@ async fn next_event(
         if is_reading {
             let handle_bytes = |bytes: &[u8]| (inbound.handle_bytes(shared, input, output, bytes), bytes.len() == most);
             match poll_read_with(stream, context, most, handle_bytes) {
-                Poll::Ready(Ok(Read::Bytes((step, is_more)))) => {
-                    return Poll::Ready(ConnectionEvent::Read(step, is_more));
+                Poll::Ready(Ok(Read::Bytes((outcome, is_more)))) => {
+                    return Poll::Ready(ConnectionEvent::Read(outcome, is_more));
                 }
                 Poll::Ready(Ok(Read::Eof) | Err(_)) => return Poll::Ready(ConnectionEvent::Gone),
                 Poll::Pending => {}

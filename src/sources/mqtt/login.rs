@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 const REMEMBERED_MAX: usize = 16_384;
 
 /// The shortest time between two checks whether the file has changed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// The users of a listener.
 pub struct Users {
@@ -99,7 +99,7 @@ impl Users {
     fn refresh(&self) {
         let mut looked = self.looked.lock();
         let now = clock::instant();
-        if now.duration_since(looked.0) < LOOK_EVERY {
+        if now.duration_since(looked.0) < CHECK_EVERY {
             return;
         }
         let stamp = stamp(&self.file);

@@ -171,13 +171,13 @@ impl Registry {
     ) -> u64 {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
-        let has_row = entry.row.is_some();
-        if let Some(row) = &mut entry.row {
-            change(&mut table, row, entry.unwritten.get_or_insert_default());
+        let is_persistent = entry.stored.is_some();
+        if let Some(stored) = &mut entry.stored {
+            change(&mut table, stored, entry.unwritten.get_or_insert_default());
             table.changed.insert(key.clone());
         }
         table.clients.insert(key, entry);
-        if !is_urgent || !has_row {
+        if !is_urgent || !is_persistent {
             return 0;
         }
         self.request_write(&mut table)
@@ -214,20 +214,20 @@ impl Registry {
             return false;
         }
         let mut has_room = true;
-        self.change(key, false, |table, row, unwritten| {
+        self.change(key, false, |table, stored, unwritten| {
             let bytes = rows::subscription_bytes(&subscription.filter).cast_signed();
             if is_new {
-                has_room = table.has_bytes(&row.share, bytes, quotas);
+                has_room = table.has_bytes(&stored.share, bytes, quotas);
                 if !has_room {
                     return;
                 }
-                table.charge(row, bytes);
+                table.charge(stored, bytes);
                 if let Some(group) = GroupId::of(key.source(), &subscription.filter) {
-                    row.groups.push(group);
+                    stored.groups.push(group);
                     table.join_group(group);
                 }
             }
-            let (name, value) = rows::subscription(row.number, subscription);
+            let (name, value) = rows::subscription(stored.number, subscription);
             unwritten.changes.push(Change::Put(name, value));
         });
         has_room
@@ -235,14 +235,14 @@ impl Registry {
 
     /// Removes a subscription of a persistent session; [`Registry::save_progress`] requests the write.
     pub fn unsubscribed(&self, key: &Key, filter: &str) {
-        self.change(key, false, |table, row, unwritten| {
-            table.charge(row, -rows::subscription_bytes(filter).cast_signed());
-            let row_name = format!("{}{filter}", rows::subscription_rows(row.number));
+        self.change(key, false, |table, stored, unwritten| {
+            table.charge(stored, -rows::subscription_bytes(filter).cast_signed());
+            let row_name = format!("{}{filter}", rows::subscription_rows(stored.number));
             unwritten.changes.push(Change::Remove(row_name));
             if let Some(group) = GroupId::of(key.source(), filter)
-                && let Some(index) = row.groups.iter().position(|known| *known == group)
+                && let Some(index) = stored.groups.iter().position(|known| *known == group)
             {
-                row.groups.swap_remove(index);
+                stored.groups.swap_remove(index);
                 table.leave_group(group);
             }
         });

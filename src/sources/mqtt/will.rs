@@ -24,7 +24,7 @@ const FORMAT: u8 = 1;
 /// Largest stored will: a payload and a topic of 64 KiB each, and certificates of the same size.
 const WILL_BYTES_MAX: usize = 192 << 10;
 /// Interval at which a will that waits for its receipt checks whether the journal is closed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// The will message of CONNECT.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,7 +245,7 @@ async fn wait_durable(taken: &Taken, ingest: &Ingest, waiter: &Waiter) -> bool {
             return false;
         }
         // A closed journal does not wake the waiter.
-        let _ = tokio::time::timeout(LOOK_EVERY, waiter.woken()).await;
+        let _ = tokio::time::timeout(CHECK_EVERY, waiter.woken()).await;
     }
     true
 }

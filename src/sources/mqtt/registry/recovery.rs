@@ -54,9 +54,9 @@ fn find_heads(table: &mut Table, notes: &Notes) -> Result<Keys, JournalError> {
         match Head::read(bytes) {
             // A session without expiry ended with the gateway.
             Some(head) if head.expiry > 0 => {
-                let row = table.put_row(&key, head.number, head.expiry, &head.share);
+                let stored = table.add_session(&key, head.number, head.expiry, &head.share);
                 let entry = table.clients.entry(key.clone()).or_default();
-                entry.row = Some(row);
+                entry.stored = Some(stored);
                 entry.left_at = Some(clock::instant());
                 keys.insert(head.number, key);
             }
@@ -77,13 +77,13 @@ fn find_subscriptions(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(
             orphans.insert(number);
             return;
         };
-        let Some(mut row) = table.clients.get_mut(key).and_then(|entry| entry.row.take()) else { return };
-        table.charge(&mut row, rows::subscription_bytes(filter).cast_signed());
+        let Some(mut stored) = table.clients.get_mut(key).and_then(|entry| entry.stored.take()) else { return };
+        table.charge(&mut stored, rows::subscription_bytes(filter).cast_signed());
         if let Some(group) = GroupId::of(key.source(), filter) {
-            row.groups.push(group);
+            stored.groups.push(group);
             table.join_group(group);
         }
-        table.clients.entry(key.clone()).or_default().row = Some(row);
+        table.clients.entry(key.clone()).or_default().stored = Some(stored);
     })?;
     table.removals.extend(orphans.into_iter().map(|number| Change::RemoveAll(rows::subscription_rows(number))));
     Ok(())
@@ -99,10 +99,10 @@ fn find_wills(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), Journ
         let Some(entry) = table.clients.get_mut(key) else { return };
         // The delay starts again: while the gateway was down, the client could not reconnect.
         entry.will = WillState::Pending(will.delay());
-        let Some(mut row) = entry.row.take() else { return };
-        row.will_bytes = rows::will_bytes(bytes.len());
-        table.charge(&mut row, rows::will_bytes(bytes.len()).cast_signed());
-        table.clients.entry(key.clone()).or_default().row = Some(row);
+        let Some(mut stored) = entry.stored.take() else { return };
+        stored.will_bytes = rows::will_bytes(bytes.len());
+        table.charge(&mut stored, rows::will_bytes(bytes.len()).cast_signed());
+        table.clients.entry(key.clone()).or_default().stored = Some(stored);
     })
 }
 

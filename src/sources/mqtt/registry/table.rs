@@ -45,7 +45,7 @@ pub(super) struct Unwritten {
 /// Publishes that a client left without an acknowledgement.
 #[derive(Debug)]
 pub(super) struct UnansweredPublishes {
-    pub(super) unanswered: Box<[Unanswered]>,
+    pub(super) publishes: Box<[Unanswered]>,
     /// Woken when those are on the disk.
     pub(super) waiter: Waiter,
     /// Covers the bytes of both.
@@ -67,9 +67,9 @@ pub(super) enum WillState {
 pub(super) struct ClientEntry {
     pub(super) slot: Option<Arc<ConnectionSlot>>,
     pub(super) left_at: Option<Instant>,
-    pub(super) row: Option<StoredSession>,
+    pub(super) stored: Option<StoredSession>,
     pub(super) unwritten: Option<Box<Unwritten>>,
-    pub(super) leftover: Option<Box<UnansweredPublishes>>,
+    pub(super) unanswered: Option<Box<UnansweredPublishes>>,
     pub(super) will: WillState,
 }
 
@@ -104,8 +104,8 @@ pub(super) struct Table {
     left_bytes: usize,
 }
 
-fn leftover_bytes(leftover: &UnansweredPublishes) -> usize {
-    size_of::<UnansweredPublishes>() + size_of_val(&*leftover.unanswered)
+fn unanswered_bytes(unanswered: &UnansweredPublishes) -> usize {
+    size_of::<UnansweredPublishes>() + size_of_val(&*unanswered.publishes)
 }
 
 impl Table {
@@ -116,48 +116,48 @@ impl Table {
     }
 
     /// Adds a session to the usage of its party.
-    pub(super) fn put_row(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> StoredSession {
+    pub(super) fn add_session(&mut self, key: &Key, number: u64, expiry: u32, share: &str) -> StoredSession {
         let share = self.shares.get_key_value(share).map_or_else(|| Arc::from(share), |(known, _)| Arc::clone(known));
-        let mut row =
+        let mut stored =
             StoredSession { number, expiry, bytes: 0, will_bytes: 0, groups: Vec::new(), share: Arc::clone(&share) };
         self.shares.entry(share).or_default().sessions += 1;
         self.persistent += 1;
-        let bytes = head_bytes(key, &row.share);
-        self.charge(&mut row, bytes.cast_signed());
-        row
+        let bytes = head_bytes(key, &stored.share);
+        self.charge(&mut stored, bytes.cast_signed());
+        stored
     }
 
     /// Changes the bytes of a session, and the sums that it is part of.
-    pub(super) fn charge(&mut self, row: &mut StoredSession, bytes: i64) {
+    pub(super) fn charge(&mut self, stored: &mut StoredSession, bytes: i64) {
         let change = |total: &mut u64| *total = total.saturating_add_signed(bytes);
-        change(&mut row.bytes);
+        change(&mut stored.bytes);
         change(&mut self.bytes);
-        if let Some(share) = self.shares.get_mut(&row.share) {
+        if let Some(share) = self.shares.get_mut(&stored.share) {
             change(&mut share.bytes);
         }
     }
 
     /// Gives back the bytes of a session's will.
-    pub(super) fn release_will(&mut self, row: &mut StoredSession) {
-        let bytes = std::mem::take(&mut row.will_bytes);
-        self.charge(row, -bytes.cast_signed());
+    pub(super) fn release_will(&mut self, stored: &mut StoredSession) {
+        let bytes = std::mem::take(&mut stored.will_bytes);
+        self.charge(stored, -bytes.cast_signed());
     }
 
     /// Deletes a session; its rows are removed with the next write.
-    pub(super) fn forget(&mut self, key: &Key, row: StoredSession) {
+    pub(super) fn delete(&mut self, key: &Key, stored: StoredSession) {
         self.persistent -= 1;
-        self.bytes -= row.bytes.min(self.bytes);
-        if let Some(share) = self.shares.get_mut(&row.share) {
+        self.bytes -= stored.bytes.min(self.bytes);
+        if let Some(share) = self.shares.get_mut(&stored.share) {
             share.sessions -= 1;
-            share.bytes -= row.bytes.min(share.bytes);
+            share.bytes -= stored.bytes.min(share.bytes);
             if share.sessions == 0 {
-                self.shares.remove(&row.share);
+                self.shares.remove(&stored.share);
             }
         }
         self.removals.push(Change::Remove(rows::head_row(key)));
-        self.removals.push(Change::RemoveAll(rows::subscription_rows(row.number)));
-        self.removals.push(Change::Remove(rows::will_row(row.number)));
-        for group in row.groups {
+        self.removals.push(Change::RemoveAll(rows::subscription_rows(stored.number)));
+        self.removals.push(Change::Remove(rows::will_row(stored.number)));
+        for group in stored.groups {
             self.leave_group(group);
         }
     }
@@ -179,7 +179,7 @@ impl Table {
     }
 
     /// Checks the request of a client against the limits; `before` is its earlier session.
-    pub(super) fn admits(
+    pub(super) fn check_limits(
         &self,
         key: &Key,
         request: &SessionRequest<'_>,
@@ -187,8 +187,8 @@ impl Table {
     ) -> Result<(), NoSession> {
         let is_kept = before.is_some() && !request.is_clean;
         let (freed, freed_bytes) = match before {
-            Some(row) if is_kept => (0, row.will_bytes),
-            Some(row) => (1, row.bytes),
+            Some(stored) if is_kept => (0, stored.will_bytes),
+            Some(stored) => (1, stored.bytes),
             None => (0, 0),
         };
         if request.expiry == 0 {
@@ -225,27 +225,27 @@ impl Table {
     }
 
     /// Keeps the publishes that a client left without an acknowledgement.
-    pub(super) fn keep_leftover(
+    pub(super) fn keep_unanswered(
         &mut self,
         key: &Key,
         entry: &mut ClientEntry,
-        leftover: UnansweredPublishes,
+        unanswered: UnansweredPublishes,
         now: Instant,
     ) {
-        self.left_bytes += leftover_bytes(&leftover);
-        entry.leftover = Some(Box::new(leftover));
+        self.left_bytes += unanswered_bytes(&unanswered);
+        entry.unanswered = Some(Box::new(unanswered));
         self.left.push_back((key.clone(), now));
     }
 
     /// Takes the publishes that a client left without an acknowledgement.
-    pub(super) fn take_leftover(&mut self, entry: &mut ClientEntry) -> Option<UnansweredPublishes> {
-        let leftover = *entry.leftover.take()?;
-        self.left_bytes -= leftover_bytes(&leftover).min(self.left_bytes);
-        Some(leftover)
+    pub(super) fn take_unanswered(&mut self, entry: &mut ClientEntry) -> Option<UnansweredPublishes> {
+        let unanswered = *entry.unanswered.take()?;
+        self.left_bytes -= unanswered_bytes(&unanswered).min(self.left_bytes);
+        Some(unanswered)
     }
 
     /// Drops the oldest of these publishes: those beyond the limit, and those that are too old.
-    pub(super) fn trim_leftovers(&mut self, now: Instant) {
+    pub(super) fn trim_unanswered(&mut self, now: Instant) {
         while let Some((key, left_at)) = self.left.front() {
             let is_old = now.duration_since(*left_at) >= REDELIVERY_FOR;
             if !is_old && self.left_bytes <= UNANSWERED_BYTES_MAX {
@@ -255,9 +255,9 @@ impl Table {
             self.left.pop_front();
             let Some(mut entry) = self.clients.remove(&key) else { continue };
             if entry.left_at == Some(left_at) && entry.slot.is_none() {
-                self.take_leftover(&mut entry);
+                self.take_unanswered(&mut entry);
             }
-            if entry.slot.is_some() || entry.row.is_some() || entry.leftover.is_some() {
+            if entry.slot.is_some() || entry.stored.is_some() || entry.unanswered.is_some() {
                 self.clients.insert(key, entry);
             }
         }
@@ -271,9 +271,9 @@ impl Table {
             asked_at.is_some_and(|at| now.duration_since(*at) < LISTENER_GONE_AFTER)
         };
         let is_over = |key: &Key, entry: &ClientEntry| {
-            let (Some(row), Some(left_at)) = (&entry.row, entry.left_at) else { return false };
-            let expiry = Duration::from_secs(row.expiry.into());
-            let is_over = row.expiry != NEVER && now.duration_since(left_at) >= expiry;
+            let (Some(stored), Some(left_at)) = (&entry.stored, entry.left_at) else { return false };
+            let expiry = Duration::from_secs(stored.expiry.into());
+            let is_over = stored.expiry != NEVER && now.duration_since(left_at) >= expiry;
             entry.slot.is_none() && is_over && (entry.will == WillState::None || !has_listener(key))
         };
         self.clients.iter().filter(|(key, entry)| is_over(key, entry)).map(|(key, _)| key.clone()).collect()

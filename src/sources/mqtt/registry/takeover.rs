@@ -184,8 +184,8 @@ impl Registry {
         key: &Key,
         request: SessionRequest<'_>,
     ) -> Result<OccupiedSlot, NoSession> {
-        let before = table.clients.get(key).and_then(|entry| entry.row.as_ref());
-        table.admits(key, &request, before)?;
+        let before = table.clients.get(key).and_then(|entry| entry.stored.as_ref());
+        table.check_limits(key, &request, before)?;
         let is_present = before.is_some() && !request.is_clean;
         if !is_present && request.expiry > 0 && !self.has_disk_room() {
             return Err(NoSession::NoDisk);
@@ -194,29 +194,29 @@ impl Registry {
         let mut session =
             Box::new(Session { user: request.user.to_owned(), expiry: request.expiry, ..Session::default() });
         // Redeliveries are recognised even without a persistent session.
-        if let Some(leftover) = table.take_leftover(&mut entry) {
-            session.unanswered = leftover.unanswered.into();
-            session.waiter = leftover.waiter;
-            session.permit = leftover.permit;
+        if let Some(unanswered) = table.take_unanswered(&mut entry) {
+            session.unanswered = unanswered.publishes.into();
+            session.waiter = unanswered.waiter;
+            session.permit = unanswered.permit;
         }
         let mut wait_for = 0;
         let mut before = None;
-        if is_present && let Some(row) = &entry.row {
+        if is_present && let Some(stored) = &entry.stored {
             let unwritten = entry.unwritten.as_ref();
             if unwritten.is_some_and(|unwritten| !unwritten.changes.is_empty()) {
                 wait_for = self.request_write(table);
             }
-            before = Some((row.number, unwritten.map(|unwritten| unwritten.content.clone())));
+            before = Some((stored.number, unwritten.map(|unwritten| unwritten.content.clone())));
         } else {
-            if let Some(row) = entry.row.take() {
+            if let Some(stored) = entry.stored.take() {
                 entry.unwritten = None;
                 entry.will = WillState::None;
-                table.forget(&key, row);
+                table.delete(&key, stored);
                 wait_for = self.request_write(table);
             }
             if request.expiry > 0 {
                 self.create_session(table, &key, &mut entry, request);
-                session.number = entry.row.as_ref().map_or(0, |row| row.number);
+                session.number = entry.stored.as_ref().map_or(0, |stored| stored.number);
                 wait_for = self.request_write(table);
             }
         }
@@ -230,10 +230,10 @@ impl Registry {
     /// Creates a persistent session.
     fn create_session(&self, table: &mut Table, key: &Key, entry: &mut ClientEntry, request: SessionRequest<'_>) {
         let number = uuid::Uuid::new_v4().as_u64_pair().0.max(1);
-        let mut row = table.put_row(key, number, request.expiry, request.share);
-        row.will_bytes = request.will_bytes;
-        table.charge(&mut row, request.will_bytes.cast_signed());
-        entry.row = Some(row);
+        let mut stored = table.add_session(key, number, request.expiry, request.share);
+        stored.will_bytes = request.will_bytes;
+        table.charge(&mut stored, request.will_bytes.cast_signed());
+        entry.stored = Some(stored);
         entry.unwritten = Some(Box::default());
         table.changed.insert(key.clone());
     }
@@ -260,19 +260,19 @@ impl Registry {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(key) else { return 0 };
         let mut wait_for = 0;
-        if let Some(row) = &mut entry.row {
+        if let Some(stored) = &mut entry.stored {
             let unwritten = entry.unwritten.get_or_insert_default();
             unwritten.content = content;
-            if row.expiry != request.expiry {
-                row.expiry = request.expiry;
+            if stored.expiry != request.expiry {
+                stored.expiry = request.expiry;
                 table.changed.insert(key.clone());
             }
-            let more = request.will_bytes.cast_signed() - row.will_bytes.cast_signed();
-            table.charge(row, more);
-            row.will_bytes = request.will_bytes;
+            let more = request.will_bytes.cast_signed() - stored.will_bytes.cast_signed();
+            table.charge(stored, more);
+            stored.will_bytes = request.will_bytes;
             if matches!(entry.will, WillState::Pending(_)) {
                 // After a crash the will of a client that has returned must not be published.
-                unwritten.changes.push(Change::Remove(rows::will_row(row.number)));
+                unwritten.changes.push(Change::Remove(rows::will_row(stored.number)));
                 entry.will = WillState::None;
                 table.changed.insert(key.clone());
                 wait_for = self.request_write(&mut table);
@@ -296,19 +296,19 @@ impl Registry {
         if let Some((session, later)) = left {
             self.save_session(&mut table, &key, &mut entry, *session, later);
         }
-        if entry.row.as_ref().is_some_and(|row| row.expiry == 0)
-            && let Some(row) = entry.row.take()
+        if entry.stored.as_ref().is_some_and(|stored| stored.expiry == 0)
+            && let Some(stored) = entry.stored.take()
         {
             entry.unwritten = None;
-            table.forget(&key, row);
+            table.delete(&key, stored);
         }
         if entry.unwritten.is_some() {
             table.changed.insert(key.clone());
         }
-        if entry.row.is_some() || entry.leftover.is_some() {
+        if entry.stored.is_some() || entry.unanswered.is_some() {
             table.clients.insert(key, entry);
         }
-        table.trim_leftovers(now);
+        table.trim_unanswered(now);
         drop(table);
         slot.is_released.send_replace(true);
     }
@@ -323,17 +323,17 @@ impl Registry {
         later: Option<PendingWill>,
     ) {
         session.outbound.suspend();
-        if let Some(row) = &mut entry.row {
-            row.expiry = session.expiry;
-            if row.expiry > 0 {
+        if let Some(stored) = &mut entry.stored {
+            stored.expiry = session.expiry;
+            if stored.expiry > 0 {
                 let unwritten = entry.unwritten.get_or_insert_default();
                 unwritten.content.progress = session.outbound.progress();
                 if let Some(PendingWill { delay, bytes }) = later {
-                    unwritten.changes.push(Change::Put(rows::will_row(row.number), bytes));
+                    unwritten.changes.push(Change::Put(rows::will_row(stored.number), bytes));
                     entry.will = WillState::Pending(delay);
                     self.request_write(table);
                 } else if entry.will == WillState::None {
-                    table.release_will(row);
+                    table.release_will(stored);
                 }
             }
         }
@@ -341,8 +341,8 @@ impl Registry {
         let is_awaited = entry.unwritten.as_ref().is_some_and(|unwritten| !unwritten.content.exchanges.is_empty());
         if !session.unanswered.is_empty() || is_awaited {
             let Session { unanswered, waiter, permit, .. } = session;
-            let leftover = UnansweredPublishes { unanswered: unanswered.into(), waiter, permit };
-            table.keep_leftover(key, entry, leftover, clock::instant());
+            let unanswered = UnansweredPublishes { publishes: unanswered.into(), waiter, permit };
+            table.keep_unanswered(key, entry, unanswered, clock::instant());
         }
     }
 }

@@ -83,7 +83,7 @@ async fn a_sleeping_session_is_on_the_disk_alone_and_comes_back_whole() {
     let bytes = {
         let table = registry.table();
         let entry = &table.clients[&key];
-        assert!(entry.unwritten.is_none() && entry.leftover.is_none() && size_of::<ClientEntry>() < 200, "{entry:?}");
+        assert!(entry.unwritten.is_none() && entry.unanswered.is_none() && size_of::<ClientEntry>() < 200, "{entry:?}");
         table.bytes
     };
     registry.close();

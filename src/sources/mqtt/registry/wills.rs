@@ -29,11 +29,13 @@ impl Registry {
             if due.len() >= max {
                 break;
             }
-            let (WillState::Pending(delay), None, Some(row)) = (entry.will, &entry.slot, &entry.row) else { continue };
+            let (WillState::Pending(delay), None, Some(stored)) = (entry.will, &entry.slot, &entry.stored) else {
+                continue;
+            };
             let asleep_for = entry.left_at.map_or(Duration::ZERO, |at| now.duration_since(at));
             if asleep_for >= delay && key.source() == source {
                 entry.will = WillState::Publishing;
-                due.push(DueWill { key: key.clone(), number: row.number });
+                due.push(DueWill { key: key.clone(), number: stored.number });
             }
         }
         due
@@ -54,12 +56,12 @@ impl Registry {
     pub fn finish_will(&self, due: &DueWill) {
         let mut table = self.table();
         let Some((key, mut entry)) = table.clients.remove_entry(&due.key) else { return };
-        if let Some(row) = entry.row.as_mut().filter(|row| row.number == due.number)
+        if let Some(stored) = entry.stored.as_mut().filter(|stored| stored.number == due.number)
             && !matches!(entry.will, WillState::Pending(_))
         {
             entry.will = WillState::None;
             if entry.slot.is_none() {
-                table.release_will(row);
+                table.release_will(stored);
             }
             table.removals.push(Change::Remove(rows::will_row(due.number)));
             self.request_write(&mut table);

@@ -150,9 +150,9 @@ impl Writer {
         let mut counts = HashMap::new();
         for key in &keys {
             let Some(entry) = table.clients.get(key) else { continue };
-            let (Some(row), Some(unwritten)) = (&entry.row, &entry.unwritten) else { continue };
+            let (Some(stored), Some(unwritten)) = (&entry.stored, &entry.unwritten) else { continue };
             changes.extend(unwritten.changes.iter().cloned());
-            let (head, is_all) = unwritten.content.head(row.number, row.expiry, &row.share, &durable);
+            let (head, is_all) = unwritten.content.head(stored.number, stored.expiry, &stored.share, &durable);
             changes.push(Change::Put(rows::head_row(key), postcard::to_stdvec(&head).unwrap_or_default()));
             counts.insert(key.clone(), unwritten.changes.len());
             if !is_all {
@@ -182,10 +182,10 @@ impl Writer {
 fn sweep(table: &mut Table, now: Instant) {
     for key in table.expired(now) {
         let Some(mut entry) = table.clients.remove(&key) else { continue };
-        if let Some(row) = entry.row.take() {
-            table.forget(&key, row);
+        if let Some(stored) = entry.stored.take() {
+            table.delete(&key, stored);
         }
-        table.take_leftover(&mut entry);
+        table.take_unanswered(&mut entry);
     }
-    table.trim_leftovers(now);
+    table.trim_unanswered(now);
 }
