@@ -229,7 +229,7 @@ fn a_lost_company_is_no_mass_deletion_at_the_first_look() {
     plant.await_problem("");
     odoo.hide("mrp.production", true);
     let start = Instant::now();
-    while !plant.gateway.log().contains("most records are gone at once") {
+    while !plant.gateway.log().contains("most records are missing at once") {
         assert!(start.elapsed() < Duration::from_secs(20), "no doubt");
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -1,31 +1,32 @@
-//! Odoo as a source: what changes in its models becomes events of the business.
+//! The Odoo source: change data capture by polling. Changes of records become events of the business.
 //!
-//! Promise: nothing that stands in Odoo for longer than an interval is missed, through crashes of the
-//! gateway, restarts of Odoo and slow transactions; what keeps a model from being read stands in the
-//! status with the reason and since when, and the other models and sources go on.
+//! Promise: the source misses no value that stays in Odoo for longer than one interval, despite crashes of the
+//! gateway, restarts of Odoo and slow transactions. If a model cannot be read, the status shows the reason and since
+//! when; the other models and sources continue.
 //! Invariants:
-//! - only fields that a contract lists are read, and only by reading calls;
-//! - at most one call of each contract at a time, and two of all.
+//! - the source reads only fields that a contract lists, and calls only methods that read;
+//! - at most one call at a time per contract, and two over all contracts.
 //!
-//! Each contract with `match.source = "odoo"` has a capture of its own (`capture`), which compares
-//! what it reads with what is known (`known`), names the changes (`meaning`) and hands them in.
+//! Each contract with `match.source = "odoo"` has its own capture (`capture`). The capture compares the rows that it
+//! reads with the known records (`known_records`), makes change events (`change_event`) and hands them in. Its place
+//! in the stream of changes is a saved position (`position`).
 //!
-//! Not here: how Odoo is called (`odoo`), what is wrong in the business (`watch`).
+//! Not here: the protocol of Odoo (`odoo`), the exceptions of the business (`watch`).
 
 mod automation;
 mod capture;
+mod change_event;
 mod check;
 mod health;
 mod hints;
 mod hook;
-mod known;
-mod meaning;
-mod place;
-mod shape;
+mod known_records;
+mod model_fields;
+mod position;
 
 pub use automation::{Plan, install, plans, remove, steps};
 pub use check::{Finding, check};
-pub use hook::{CannotHear, Config as HookConfig, Hook};
+pub use hook::{Config as HookConfig, Hook, HookError};
 
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Contracts, SourceKind};
@@ -41,7 +42,7 @@ use crate::tls::ClientFiles;
 use capture::Capture;
 use health::Health;
 use hints::Hints;
-use known::Known;
+use known_records::KnownRecords;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -52,7 +53,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// An Odoo as the configuration says it.
+/// The configuration of an Odoo source.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -69,30 +70,29 @@ pub struct Config {
     /// Certificates.
     #[serde(default)]
     pub tls: ClientFiles,
-    /// Whether the key of an administrator is taken, which may do far more than read.
+    /// Whether the key of an administrator is accepted. Such a key may do far more than read.
     #[serde(default)]
     pub administrator: bool,
-    /// How long transactions of Odoo may take without a change being found late.
+    /// Longest duration of an Odoo transaction whose changes every poll window still covers.
     #[serde(default = "overlap")]
     pub overlap: Span,
-    /// How often everything written since the last time is compared once more.
+    /// Interval of sweeps. A sweep compares every record written since the last sweep once more.
     #[serde(default = "sweep")]
     pub sweep: Span,
-    /// How often known records are looked for that are gone.
+    /// Interval of checks for deleted records.
     #[serde(default = "deletions")]
     pub deletions: Span,
-    /// How long records in a last state are remembered.
+    /// How long records in a final state are remembered.
     #[serde(default = "forget")]
     pub forget: Span,
-    /// Memory for what is known of records, over all contracts. Past it, further ones are told without what they
-    /// were before.
+    /// Memory for known records, over all contracts. Past it, events of further records carry no earlier values.
     #[serde(default = "records_memory")]
     pub records_memory: Bytes,
-    /// Where Odoo may hint at changes.
+    /// Endpoint for hints of Odoo about changes.
     pub hook: Option<hook::Config>,
 }
 
-/// Longer than most crons, and twice the 120 s after which Odoo ends a call.
+/// Longer than most scheduled jobs, and more than twice the 120 s after which Odoo ends a call.
 fn overlap() -> Span {
     Span(Duration::from_secs(300))
 }
@@ -105,17 +105,17 @@ fn deletions() -> Span {
 fn forget() -> Span {
     Span(Duration::from_secs(30 * 86_400))
 }
-/// Some hundred thousand records, and half of what the unit allows.
+/// Room for some hundred thousand records; half of the memory that the systemd unit allows.
 fn records_memory() -> Bytes {
     Bytes(96 << 20)
 }
 const RECORDS_MEMORY: (u64, u64) = (1 << 20, 4 << 30);
 
-/// What is said of a key that may do too much.
+/// The error for a key that grants too much.
 const ADMINISTRATOR: &str = "the key belongs to an administrator, which is far more than reading needs; use an account with read access only, or set administrator = true";
 
 impl Config {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         odoo::check_url(&self.url).map_err(|message| ("url", message))?;
         let is_name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
@@ -142,7 +142,7 @@ impl Config {
         self.hook.as_ref().map_or(Ok(()), hook::Config::check)
     }
 
-    /// A client that has not called yet.
+    /// Returns a client; it connects at its first call.
     pub fn client(&self) -> Result<Client, String> {
         Client::new(odoo::Config {
             url: self.url.clone(),
@@ -154,9 +154,9 @@ impl Config {
     }
 }
 
-/// What the captures of one Odoo share.
+/// The context that the captures of one Odoo share.
 #[derive(Debug)]
-struct Shared {
+struct CaptureContext {
     config: Config,
     client: Client,
     ingest: Arc<Ingest>,
@@ -164,20 +164,20 @@ struct Shared {
     health: Health,
 }
 
-/// The records of one contract as the gateway knows them.
+/// The known records of one contract, shared with the readers of other modules.
 #[derive(Debug)]
 pub struct Mirror {
     source: String,
     database: String,
     stream: String,
     model: String,
-    known: Mutex<Known>,
+    known: Mutex<KnownRecords>,
     read_at: Mutex<Option<Timestamp>>,
     is_complete: AtomicBool,
 }
 
 impl Mirror {
-    /// Whether the records are all that count: the first load has been complete once.
+    /// Whether the first load is complete: the records are all records of the contract.
     pub fn is_complete(&self) -> bool {
         self.is_complete.load(Ordering::Acquire)
     }
@@ -196,17 +196,17 @@ impl Mirror {
         &self.database
     }
 
-    /// The stream that tells of these records.
+    /// The stream of the events of these records.
     pub fn stream(&self) -> &str {
         &self.stream
     }
 
-    /// Their model.
+    /// The Odoo model.
     pub fn model(&self) -> &str {
         &self.model
     }
 
-    /// When Odoo was last read completely; `None` if it was not since the start.
+    /// Time of the last complete poll; `None` before the first one since the start.
     pub fn last_read(&self) -> Option<Timestamp> {
         *self.read_at.lock()
     }
@@ -215,39 +215,39 @@ impl Mirror {
         *self.read_at.lock() = Some(at);
     }
 
-    /// Shows every record: its number, when it was written (seconds since 1970), and its fields.
+    /// Calls `see` for every record with its id, the time of its last write (seconds since 1970) and its fields.
     pub fn each(&self, see: impl FnMut(i64, i64, Map<String, Value>)) {
         self.known().each(see);
     }
 }
 
-/// What is known of every Odoo, by source.
+/// The mirrors of every Odoo, by source.
 #[derive(Clone, Debug, Default)]
 pub struct Mirrors(Arc<Mutex<BTreeMap<String, Vec<Arc<Mirror>>>>>);
 
 impl Mirrors {
-    /// Puts what a source knows in the place of what was known of it.
+    /// Replaces the mirrors of a source.
     pub fn put(&self, source: &str, mirrors: Vec<Arc<Mirror>>) {
         self.0.lock().insert(source.to_owned(), mirrors);
     }
 
-    /// Forgets a source.
+    /// Removes the mirrors of a source.
     pub fn remove(&self, source: &str) {
         self.0.lock().remove(source);
     }
 
-    /// What is known of all.
+    /// Returns the mirrors of all sources.
     pub fn all(&self) -> Vec<Arc<Mirror>> {
         self.0.lock().values().flatten().cloned().collect()
     }
 }
 
-/// Number of the record that a link leads to.
+/// Id of the record that a link refers to.
 pub fn linked(value: &Value) -> Option<i64> {
-    shape::number_of(value)
+    model_fields::linked_id(value)
 }
 
-/// The contracts that an Odoo of this name serves, with their sections.
+/// The contracts of an Odoo source, with their `odoo` sections.
 fn sections<'a>(contracts: &'a Contracts, source: &'a str) -> impl Iterator<Item = (&'a Arc<Contract>, &'a Section)> {
     contracts
         .iter()
@@ -255,7 +255,7 @@ fn sections<'a>(contracts: &'a Contracts, source: &'a str) -> impl Iterator<Item
         .filter_map(|contract| Some((contract, contract.odoo.as_ref()?)))
 }
 
-/// One Odoo that is read.
+/// A source that reads one Odoo.
 pub struct Source {
     captures: Vec<Capture>,
     mirrors: Vec<Arc<Mirror>>,
@@ -264,8 +264,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// A source that calls once it runs. `notes` are what Odoo sources remember over a restart.
-    /// Takes the port of the hook, where there is one.
+    /// Creates a source; it calls Odoo once it runs. `notes` stores the state of Odoo sources across restarts.
+    /// Binds the port of the hook, if one is configured.
     pub fn new(
         config: Config,
         contracts: &[Arc<Contract>],
@@ -282,7 +282,7 @@ impl Source {
             .filter_map(|contract| Some((contract, contract.odoo.clone()?)))
             .collect();
         let health = Health::new(&config.name, ours.len(), Arc::clone(&stats));
-        let shared = Arc::new(Shared { config, client, ingest, stats, health });
+        let shared = Arc::new(CaptureContext { config, client, ingest, stats, health });
         let mut captures = Vec::new();
         let mut mirrors = Vec::new();
         let mut hinted = Vec::new();
@@ -293,7 +293,7 @@ impl Source {
                 database: shared.config.database.clone(),
                 stream: contract.stream().to_owned(),
                 model: section.model.clone(),
-                known: Mutex::new(Known::new(Arc::clone(&pool))),
+                known: Mutex::new(KnownRecords::new(Arc::clone(&pool))),
                 read_at: Mutex::default(),
                 is_complete: AtomicBool::new(false),
             });
@@ -316,22 +316,22 @@ impl Source {
         Ok(Self { captures, mirrors, hook, address })
     }
 
-    /// Where Odoo is.
+    /// The URL of Odoo.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where hints are taken, if they are.
+    /// The address of the hook; `None` without a hook.
     pub fn hook_address(&self) -> Option<std::net::SocketAddr> {
         self.hook.as_ref().and_then(|hook| hook.address().ok())
     }
 
-    /// What is known of Odoo's records.
+    /// The mirrors of the source's contracts.
     pub fn mirrors(&self) -> &[Arc<Mirror>] {
         &self.mirrors
     }
 
-    /// Reads until the shutdown. Panics when a capture does: without it the source is not whole.
+    /// Reads until the shutdown. Panics when a capture panics, because the source is incomplete without it.
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut tasks = JoinSet::new();
         if let Some(hook) = self.hook {
@@ -352,7 +352,7 @@ impl Source {
                     Err(error) => tracing::error!(%error, "a capture of Odoo was cancelled"),
                 },
                 None if shutdown.has_begun() => return,
-                // There is no contract to read for.
+                // No contract reads from this Odoo.
                 None => shutdown.begun().await,
             }
         }

@@ -95,7 +95,7 @@ fn fields_and_conditions_that_this_odoo_does_not_have_are_named() {
     plant.gateway.run();
     // What is there is read.
     plant.await_event("production.order", "the first load", |event| is(event, id, "loaded"));
-    let words = "production.order: fields not read: nonsense not there for this account";
+    let words = "production.order: fields not read: nonsense not available for this account";
     let is_noted = |status: &Value| status["notes"].to_string().contains(words);
     plant.gateway.await_status("a note", Duration::from_secs(20), is_noted);
     let output = plant.gateway.command(&["odoo", "check", "CONFIG"]);

@@ -1,7 +1,7 @@
-//! Setting up Odoo so that it hints at changes: an automation for each model that posts to the hook.
+//! Automation rules in Odoo that post to the hook: installs one rule per model and trigger, and removes them.
 //!
-//! Promise: setting up twice is the same as once, and removing takes away nothing but what was set up.
-//! It takes an administrator's key, once; the gateway never keeps it.
+//! Promise: installing twice has the effect of installing once, and removing deletes only rules that were installed here.
+//! The caller supplies an administrator's key; the gateway never stores it.
 
 use super::{Config, sections};
 use crate::contract::Contracts;
@@ -9,19 +9,19 @@ use crate::odoo::{Client, OdooError};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
-/// One model to be hinted at.
+/// One automation rule to install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The model.
+    /// Model whose changes trigger the rule.
     pub model: String,
-    /// What action and automation are called in Odoo.
+    /// Name of the action and of the rule in Odoo.
     pub name: String,
-    /// Where Odoo posts to, with the token.
+    /// URL that Odoo posts to, including the token.
     pub url: String,
     trigger: &'static str,
 }
 
-/// What is to be set up for a source. `gateway` tells several gateways apart.
+/// Returns the rules that a source needs. `gateway` is part of their names, so that several gateways can share an Odoo.
 pub fn plans(config: &Config, contracts: &Contracts, gateway: &str) -> Result<Vec<Plan>, String> {
     let hook = config
         .hook
@@ -47,7 +47,7 @@ pub fn plans(config: &Config, contracts: &Contracts, gateway: &str) -> Result<Ve
     Ok(plans)
 }
 
-/// What a person does in Odoo to set the same up by hand.
+/// Returns instructions to install the same rules by hand.
 pub fn steps(plans: &[Plan]) -> String {
     let mut out = String::from(
         "In Odoo, as an administrator with developer mode on, under Settings > Technical > Automation Rules,\nmake one rule for each line (module base_automation):\n\n",
@@ -58,14 +58,14 @@ pub fn steps(plans: &[Plan]) -> String {
     }
     if let Some(plan) = plans.first() {
         out.push_str(&format!(
-            "\nand add to each the action \"Send Webhook Notification\" with the URL below and no fields:\n\n  {}\n\nThe last part of the URL is a secret. Hints only make the gateway look sooner; without them it polls.\n",
+            "\nand add to each the action \"Send Webhook Notification\" with the URL below and no fields:\n\n  {}\n\nThe last part of the URL is a secret. Hints only make the gateway read a record earlier; without them it polls.\n",
             plan.url
         ));
     }
     out
 }
 
-/// Sets up what is planned, in place of what was set up under the same names.
+/// Installs the rules; replaces earlier ones of the same names. Returns their number.
 pub async fn install(client: &Client, plans: &[Plan]) -> Result<usize, OdooError> {
     remove(client, plans).await?;
     for plan in plans {
@@ -88,11 +88,11 @@ pub async fn install(client: &Client, plans: &[Plan]) -> Result<usize, OdooError
     Ok(plans.len())
 }
 
-/// Removes what was set up under these names; returns how many rules there were.
+/// Removes the rules and actions with these names; returns the number of rules removed.
 pub async fn remove(client: &Client, plans: &[Plan]) -> Result<usize, OdooError> {
     let names: Vec<&str> = plans.iter().map(|plan| plan.name.as_str()).collect();
     let mut removed = 0;
-    // Rules first: an action that a rule still has cannot go.
+    // Rules first: Odoo does not delete an action that a rule uses.
     for model in ["base.automation", "ir.actions.server"] {
         let found = json!({"domain": [["name", "in", names]], "context": {"active_test": false}});
         let found = call(client, model, "search", None, found).await?;

@@ -1,22 +1,22 @@
-//! The capture of one contract: what changes in a model becomes events, without missing a change.
+//! The capture of one contract: polls an Odoo model and turns each change into an event.
 //!
-//! Promise: a value that stands in Odoo for longer than an interval is told, and every deletion of a
-//! record that was known; a crash at any moment repeats nothing in effect.
+//! Promise: every value that stays in Odoo for longer than one interval becomes an event, and so does every
+//! deletion of a known record; after a crash at any moment no event counts twice.
 //! Invariants:
-//! - no cursor on `write_date` is trusted: it is when a transaction began, in whole seconds. Each
-//!   poll reads a window again, by pages of rising ids, and compares with what is known;
-//! - what is known and the position follow the receipts. After a crash, what the journal took behind
-//!   the last note is read from the journal, so that both are as if written together;
-//! - one call at a time, and pauses that grow with the time that Odoo takes.
+//! - the capture trusts no cursor on `write_date`: that field is the start of the transaction, in whole seconds. Each
+//!   poll reads a time window again, in pages of rising ids, and compares the rows with the known records;
+//! - the known records and the position follow the receipts. After a crash the capture reads the events behind the
+//!   last note from the journal, as if both had been written together;
+//! - one call at a time; the pause between calls grows with the time that Odoo takes to answer.
 
-mod gone;
-mod kept;
+mod deletions;
+mod restore;
 
-use super::known::{Ages, Event, Known, Place, Verdict};
-use super::meaning::{Occasion, Telling};
-use super::place::Position;
-use super::shape::{Row, Shape};
-use super::{Hints, Mirror, Shared};
+use super::change_event::{EventContext, Occasion};
+use super::known_records::{ChangeEvent, Comparison, ForgetLimits, IdScope, KnownRecords};
+use super::model_fields::{ModelFields, Row};
+use super::position::Position;
+use super::{CaptureContext, Hints, Mirror};
 use crate::clock;
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Sender, SourceKind};
@@ -27,45 +27,45 @@ use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
-use kept::NOTE_EVERY;
 use parking_lot::MutexGuard;
-use serde_json::{Map, Value, json};
+use restore::NOTE_EVERY;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Rows of one page: a second at most even where Odoo is slow, far below its 120 s for a call.
+/// Rows per page. A slow Odoo reads them within a second, far below its limit of 120 s for a call.
 const PAGE_ROWS: usize = 200;
-/// Every poll reads at least so far back: most transactions are shorter.
-const HOT: Duration = Duration::from_secs(30);
-/// The whole overlap is read so often: transactions longer than [`HOT`] are rare.
+/// Every poll reads at least this far back. Most transactions are shorter.
+const WINDOW: Duration = Duration::from_secs(30);
+/// Interval at which a poll reads the whole overlap: transactions longer than [`WINDOW`] are rare.
 const WIDE_EVERY: Duration = Duration::from_secs(60);
-/// Odoo is asked at most this share of the time: a poll that took 1 s is followed by 4 s of pause.
+/// Pause after a poll, in multiples of the time that Odoo took: 4 s of pause follow a poll of 1 s.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(300);
-/// What is known is noted after so many changed notes, or after a time.
+/// Number of changed notes after which the known records are saved before their interval is over.
 const NOTE_AFTER: usize = 256;
-/// Where there is too much, what may be forgotten is looked for so often: looking takes a while.
+/// Interval between two searches for records to forget while memory is used up: a search visits every record.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
-/// How long hints gather before they are read: one change of an order sends several.
+/// How long hints are collected before their records are read: one change of an order sends several hints.
 const HINTS_GATHER: Duration = Duration::from_millis(50);
-/// Pauses after errors: doubling, with jitter.
+/// Pauses after errors: they double, with jitter.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A refused login or right is a person's work: asking on slowly does no harm.
+/// A person must correct a refused login or a missing right. Slow retries do no harm meanwhile.
 const REFUSED_RETRY_MIN: Duration = Duration::from_secs(5);
 const REFUSED_RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// Why a round ended before its end.
+/// Why a round was not completed.
 #[derive(Debug)]
-pub(super) enum Stop {
-    /// Odoo did not give what was asked for.
+pub(super) enum RoundError {
+    /// A call to Odoo failed.
     Odoo(OdooError),
-    /// The journal takes no more.
+    /// The journal accepts no more events.
     Closed,
 }
 
-impl From<OdooError> for Stop {
+impl From<OdooError> for RoundError {
     fn from(error: OdooError) -> Self {
         Self::Odoo(error)
     }
@@ -73,7 +73,7 @@ impl From<OdooError> for Stop {
 
 /// One contract of one Odoo.
 pub(super) struct Capture {
-    shared: Arc<Shared>,
+    shared: Arc<CaptureContext>,
     contract: Arc<Contract>,
     section: Section,
     stream: String,
@@ -82,25 +82,25 @@ pub(super) struct Capture {
     route: Route,
     lane: Arc<Lane>,
     notes: Notes,
-    shape: Option<Shape>,
+    model_fields: Option<ModelFields>,
     own_id: i64,
     major: u32,
     position: Position,
-    /// Offset of the lane below which every event of ours is known.
-    followed: u64,
+    /// Offset in the lane below which the known records contain every event of this capture.
+    applied_offset: u64,
     waiter: Waiter,
     next_poll: Instant,
     next_wide: Instant,
-    next_look: Instant,
+    next_deletion_check: Instant,
     next_note: Instant,
     next_forget: Instant,
-    /// Missing in the last look, and too many to be believed at once.
-    doubted: BTreeSet<i64>,
+    /// Records that were missing in the last check, in a number that needs confirmation by the next one.
+    unconfirmed_missing: BTreeSet<i64>,
 }
 
 impl Capture {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<CaptureContext>,
         contract: Arc<Contract>,
         section: Section,
         mirror: Arc<Mirror>,
@@ -118,7 +118,7 @@ impl Capture {
         let lane = Arc::clone(journal.lane(&contract.publication.lane).unwrap_or(journal.dead()));
         let now = clock::instant();
         Self {
-            followed: 0,
+            applied_offset: 0,
             stream,
             route,
             lane,
@@ -128,28 +128,28 @@ impl Capture {
             mirror,
             hints,
             notes,
-            shape: None,
+            model_fields: None,
             own_id: 0,
             major: 0,
             position: Position::default(),
             waiter: Waiter::default(),
             next_poll: now,
             next_wide: now,
-            next_look: now,
+            next_deletion_check: now,
             next_note: now + NOTE_EVERY,
             next_forget: now,
-            doubted: BTreeSet::new(),
+            unconfirmed_missing: BTreeSet::new(),
         }
     }
 
     /// Reads changes until the shutdown.
     pub(super) async fn run(mut self, mut shutdown: Shutdown) {
         if let Err(error) = self.restore().await {
-            tracing::warn!(source = %self.shared.config.name, stream = %self.stream, %error, "what is known of Odoo cannot be read; it is loaded anew");
+            tracing::warn!(source = %self.shared.config.name, stream = %self.stream, %error, "could not read the saved records; will load all records from Odoo again");
         }
         let mut failures = 0;
         loop {
-            // Dropped half-way, a round leaves events in the journal that the next start finds there.
+            // A round dropped half-way may have put events into the journal; the next start reads them from there.
             let ended = tokio::select! {
                 () = shutdown.begun() => break,
                 ended = self.round() => ended,
@@ -161,8 +161,8 @@ impl Capture {
                     self.shared.health.works(&self.stream);
                     self.next_poll.saturating_duration_since(clock::instant())
                 }
-                Err(Stop::Closed) => break,
-                Err(Stop::Odoo(error)) => {
+                Err(RoundError::Closed) => break,
+                Err(RoundError::Odoo(error)) => {
                     failures += 1;
                     self.fail(&error, failures)
                 }
@@ -170,14 +170,14 @@ impl Capture {
             tokio::select! {
                 () = shutdown.begun() => break,
                 () = tokio::time::sleep(pause) => {}
-                () = self.hints.given(), if failures == 0 => {}
+                () = self.hints.ready(), if failures == 0 => {}
             }
             self.note_if_due().await;
         }
         self.note().await;
     }
 
-    /// Shows an error; returns how long to wait.
+    /// Reports an error in the status; returns the pause before the next round.
     fn fail(&mut self, error: &OdooError, failures: u32) -> Duration {
         self.shared.stats.refuse(Refusal::Answer);
         self.shared.health.fails(&self.stream, error);
@@ -185,8 +185,8 @@ impl Capture {
         let (min, max) = match error.class() {
             Class::Retry => (RETRY_MIN, RETRY_MAX),
             Class::Authentication | Class::Permanent => {
-                // Fields, rights and login may be others by then.
-                self.shape = None;
+                // Fields, rights and login may have changed by the next round.
+                self.model_fields = None;
                 self.shared.client.forget();
                 (REFUSED_RETRY_MIN, REFUSED_RETRY_MAX)
             }
@@ -195,17 +195,17 @@ impl Capture {
         crate::link::jitter(wait / 2, wait)
     }
 
-    /// One round: whatever is due.
-    async fn round(&mut self) -> Result<(), Stop> {
-        self.followed = self.lane.end();
+    /// Does everything that is due: first load, hinted records, poll.
+    async fn round(&mut self) -> Result<(), RoundError> {
+        self.applied_offset = self.lane.end();
         let began = clock::instant();
-        self.learn().await?;
+        self.describe_model().await?;
         if self.position.load_after.is_some() {
             self.load().await?;
         }
         let hinted = self.hints.gather(HINTS_GATHER, PAGE_ROWS).await;
         if !hinted.is_empty() {
-            self.look_at(&hinted).await?;
+            self.read_hinted(&hinted).await?;
         }
         if began >= self.next_poll {
             let took = self.poll().await?;
@@ -218,91 +218,92 @@ impl Capture {
         Ok(())
     }
 
-    /// Learns what the server is and which of the wanted fields there are.
-    async fn learn(&mut self) -> Result<(), Stop> {
+    /// Reads the version of the server, the account, and which fields of the contract the model has.
+    async fn describe_model(&mut self) -> Result<(), RoundError> {
         let session = self.shared.client.session().await?;
         if session.is_administrator && !self.shared.config.administrator {
-            return Err(Stop::Odoo(OdooError::Denied(super::ADMINISTRATOR.into())));
+            return Err(RoundError::Odoo(OdooError::Denied(super::ADMINISTRATOR.into())));
         }
         (self.own_id, self.major) = (session.user_id, session.version);
-        if self.shape.is_some() {
+        if self.model_fields.is_some() {
             return Ok(());
         }
         let arguments = json!({"allfields": self.section.fields, "attributes": ["type", "store"]});
         let described = self.call("fields_get", arguments).await?.value;
-        let shape = Shape::fit(&self.section, &described);
-        if shape.is_empty() {
-            return Err(Stop::Odoo(OdooError::Refused {
+        let model_fields = ModelFields::resolve(&self.section, &described);
+        if model_fields.is_empty() {
+            return Err(RoundError::Odoo(OdooError::Refused {
                 why: crate::odoo::Refusal::Access,
                 name: String::new(),
                 message: format!("{}: none of the fields in odoo.fields is there for this account", self.section.model),
             }));
         }
-        if !shape.missing.is_empty() || !shape.not_stored.is_empty() {
+        if !model_fields.missing.is_empty() || !model_fields.not_stored.is_empty() {
             tracing::warn!(
-                source = %self.shared.config.name, stream = %self.stream, missing = %shape.missing.join(", "),
-                not_stored = %shape.not_stored.join(", "), "some fields are not read: missing ones are not there in this Odoo or for this account; of those that are not stored, no change would show"
+                source = %self.shared.config.name, stream = %self.stream, missing = %model_fields.missing.join(", "),
+                not_stored = %model_fields.not_stored.join(", "), "some fields are not read: missing fields do not exist in this Odoo or are not readable for this account; changes of fields that are not stored cannot be detected"
             );
         }
-        self.shared.health.lacks(&self.stream, &shape);
-        self.shape = Some(shape);
+        self.shared.health.unread_fields(&self.stream, &model_fields);
+        self.model_fields = Some(model_fields);
         Ok(())
     }
 
-    /// Reads everything that counts at the beginning, by pages, and goes on where it was.
-    async fn load(&mut self) -> Result<(), Stop> {
+    /// Does the first load, page by page; continues at the saved position after a restart.
+    async fn load(&mut self) -> Result<(), RoundError> {
         if self.position.mark == 0 {
-            // Before the first page: what changes meanwhile is found by the first poll.
+            // The mark is taken before the first page: the first poll finds every change made during the load.
             let answer = self.call("search_count", json!({"domain": [["id", "=", 0]]})).await?;
             self.position.mark = server_seconds(&answer);
             self.position.load_mark = self.position.mark;
         }
         let total = self.count().await?;
         while let Some(after) = self.position.load_after {
-            self.followed = self.lane.end();
-            let condition = [self.loaded(), vec![json!(["id", ">", after])]].concat();
+            self.applied_offset = self.lane.end();
+            let condition = [self.load_conditions(), vec![json!(["id", ">", after])]].concat();
             let (rows, _) = self.read(condition).await?;
             let last = rows.last().map(|row| row.id);
             let is_end = rows.len() < PAGE_ROWS;
-            self.take(rows, true).await?;
+            self.process_rows(rows, true).await?;
             self.position.load_after = last.filter(|_| !is_end);
             let loaded = self.mirror.known().len();
             self.shared.health.loads(&self.stream, (!is_end).then_some((loaded, total)));
             if self.mirror.known().dirty_count() >= NOTE_AFTER {
-                self.followed = self.lane.end();
+                self.applied_offset = self.lane.end();
                 self.note().await;
             }
         }
-        // What was written before is loaded, or is none of what the first load takes.
+        // Every earlier record is loaded now, or the first load excludes it.
         self.position.swept = self.position.mark;
         let records = self.mirror.known().len();
         tracing::info!(source = %self.shared.config.name, stream = %self.stream, records, "first load is complete");
-        self.next_look = clock::instant() + self.shared.config.deletions.0;
-        self.followed = self.lane.end();
+        self.next_deletion_check = clock::instant() + self.shared.config.deletions.0;
+        self.applied_offset = self.lane.end();
         self.note().await;
         Ok(())
     }
 
-    async fn count(&self) -> Result<u64, Stop> {
-        let domain = [self.domain(), self.loaded()].concat();
+    async fn count(&self) -> Result<u64, RoundError> {
+        let domain = [self.domain(), self.load_conditions()].concat();
         let answer = self.call("search_count", json!({"domain": domain})).await?;
         Ok(answer.value.as_u64().unwrap_or(0))
     }
 
-    /// One poll: the window, and what else is due. Returns how long Odoo took.
-    async fn poll(&mut self) -> Result<Duration, Stop> {
+    /// Does one poll: reads the window, and sweeps or checks for deletions when due. Returns how long Odoo took.
+    async fn poll(&mut self) -> Result<Duration, RoundError> {
         let began = clock::instant();
         let config = &self.shared.config;
-        let day = i64::try_from(config.sweep.0.as_secs()).unwrap_or(i64::MAX);
-        let is_sweep = self.position.swept + day <= self.position.mark;
-        // After a silence, the transactions of before it count too.
+        let sweep = i64::try_from(config.sweep.0.as_secs()).unwrap_or(i64::MAX);
+        let is_sweep = self.position.swept + sweep <= self.position.mark;
+        // After a gap between polls, transactions from before the gap may have committed late.
         let now = Timestamp::from(clock::wall()).0.div_euclid(1_000_000);
-        let is_late = now - self.position.mark > (HOT.as_secs() as i64) / 2 + self.section.interval.0.as_secs() as i64;
+        let is_late =
+            now - self.position.mark > (WINDOW.as_secs() as i64) / 2 + self.section.interval.0.as_secs() as i64;
         let is_wide = is_late || began >= self.next_wide;
         let back = match (is_sweep, is_wide) {
-            (true, _) => day + config.overlap.0.as_secs() as i64,
+            (true, _) => sweep + config.overlap.0.as_secs() as i64,
             (_, true) => config.overlap.0.as_secs() as i64,
-            _ => HOT.as_secs() as i64,
+            _ => WINDOW.as_secs() as i64,
         };
         let since = write_time(Timestamp((self.position.mark - back) * 1_000_000));
         let mut mark = None;
@@ -315,13 +316,13 @@ impl Capture {
             mark.get_or_insert_with(|| server_seconds(&answer));
             let is_end = rows.len() < PAGE_ROWS;
             after = rows.last().map_or(after, |row| row.id);
-            self.take(rows, false).await?;
+            self.process_rows(rows, false).await?;
             if is_end {
                 break;
             }
         }
         let mark = mark.unwrap_or(self.position.mark);
-        // A server clock that was set back must not make a hole.
+        // The mark follows a server clock that was set back; otherwise changes would be missed.
         self.position.mark = mark;
         if is_wide {
             self.next_wide = began + WIDE_EVERY;
@@ -329,31 +330,31 @@ impl Capture {
         if is_sweep {
             self.position.swept = mark;
             let forgotten = self.forget();
-            tracing::info!(source = %self.shared.config.name, stream = %self.stream, forgotten, "swept");
+            tracing::info!(source = %self.shared.config.name, stream = %self.stream, forgotten, "sweep is complete");
         }
-        if began >= self.next_look {
-            took += self.look_for_deletions().await?;
-            self.next_look = began + self.shared.config.deletions.0;
+        if began >= self.next_deletion_check {
+            took += self.check_deletions().await?;
+            self.next_deletion_check = began + self.shared.config.deletions.0;
         }
         self.mirror.read_at(Timestamp::from(clock::wall()));
         self.mirror.complete();
         Ok(took)
     }
 
-    /// Forgets what has ended long ago, or is too much; returns how many records.
+    /// Forgets records that ended long ago, and more of them while memory is used up; returns how many.
     fn forget(&mut self) -> usize {
         self.next_forget = clock::instant() + FORGET_EVERY;
         let config = &self.shared.config;
-        let ages = Ages {
-            // The next sweep reads from here on once more.
+        let limits = ForgetLimits {
+            // The next sweep reads everything from here on again.
             settled: self.position.swept - config.overlap.0.as_secs() as i64,
             ended: self.position.mark - config.forget.0.as_secs() as i64,
             stale: self.recent_after().unwrap_or(i64::MIN),
         };
-        self.mirror.known().forget(&self.section, &ages, self.bytes_max())
+        self.mirror.known().forget(&self.section, &limits, self.bytes_max())
     }
 
-    /// Seconds since 1970: what was written before is too old for this contract.
+    /// Seconds since 1970. Records written earlier are too old for this contract.
     fn recent_after(&self) -> Option<i64> {
         Some(self.position.mark - self.section.recent?.0.as_secs() as i64)
     }
@@ -362,87 +363,86 @@ impl Capture {
         usize::try_from(self.shared.config.records_memory.0).unwrap_or(usize::MAX)
     }
 
-    /// What the first load takes.
-    fn loaded(&self) -> Vec<Value> {
+    /// The conditions of the first load, besides the domain.
+    fn load_conditions(&self) -> Vec<Value> {
         let recent =
             self.recent_after().map(|after| json!(["write_date", ">=", write_time(Timestamp(after * 1_000_000))]));
         self.section.load.iter().cloned().chain(recent).collect()
     }
 
     /// Reads a page of rows.
-    async fn read(&self, condition: Vec<Value>) -> Result<(Vec<Row>, Answer), Stop> {
-        let shape = self.shape.as_ref();
-        let Some(shape) = shape else { unreachable!("a round learns the shape first") };
+    async fn read(&self, condition: Vec<Value>) -> Result<(Vec<Row>, Answer), RoundError> {
+        let model_fields = self.model_fields.as_ref();
+        let Some(model_fields) = model_fields else { unreachable!("a round reads the fields of the model first") };
         let domain = [self.domain(), condition].concat();
         let mut arguments = json!({
-            "domain": domain, "fields": shape.wanted(), "order": "id", "limit": PAGE_ROWS,
+            "domain": domain, "fields": model_fields.names(), "order": "id", "limit": PAGE_ROWS,
         });
-        // Without it every link costs a look at the other record's name. Before 15 it is not understood.
-        if !shape.has_names && self.major >= 15 {
+        // Without `load: null` Odoo also reads the name behind every link. Versions before 15 do not know it.
+        if !model_fields.has_names && self.major >= 15 {
             arguments["load"] = Value::Null;
         }
         let answer = self.call("search_read", arguments).await?;
-        let rows = answer.value.as_array().into_iter().flatten().filter_map(|given| shape.row(given)).collect();
+        let rows = answer.value.as_array().into_iter().flatten().filter_map(|given| model_fields.row(given)).collect();
         Ok((rows, answer))
     }
 
     fn domain(&self) -> Vec<Value> {
         let mut domain = self.section.domain.clone();
-        // What belongs to no company belongs to each.
+        // A record without a company belongs to every company.
         domain.extend(self.section.company.map(|company| json!(["company_id", "in", [company, false]])));
         domain
     }
 
     async fn call(&self, method: &str, arguments: Value) -> Result<Answer, OdooError> {
-        let Value::Object(mut arguments) = arguments else { unreachable!("arguments go by name") };
-        // Archived records are records, and messages come in one language.
+        let Value::Object(mut arguments) = arguments else { unreachable!("arguments are passed by name") };
+        // Include archived records; get messages in one language.
         let mut context = json!({"active_test": false, "lang": "en_US"});
         if let Some(company) = self.section.company {
             context["allowed_company_ids"] = json!([company]);
         }
         arguments.insert("context".into(), context);
-        let arguments: Map<String, Value> = arguments;
         self.shared.client.call(&self.section.model, method, None, arguments).await
     }
 
-    /// Tells what is new of rows, and knows it once it is on the disk.
-    async fn take(&mut self, rows: Vec<Row>, is_first: bool) -> Result<(), Stop> {
+    /// Makes events of the changed rows, and updates the known records once the events are durable.
+    async fn process_rows(&mut self, rows: Vec<Row>, is_first: bool) -> Result<(), RoundError> {
         let overlap = self.shared.config.overlap.0.as_secs() as i64;
-        let born_after = self.position.load_mark - overlap;
+        let created_after = self.position.load_mark - overlap;
         let mut events = Vec::new();
         {
-            let (telling, place) = (self.telling(), self.place());
+            let (context, id_scope) = (self.event_context(), self.id_scope());
             let mut known = self.mirror.known();
             for row in &rows {
-                let occasion = match (is_first, row.create_date >= born_after) {
+                let occasion = match (is_first, row.create_date >= created_after) {
                     (true, _) => Occasion::FirstLoad,
                     (_, true) => Occasion::New,
                     _ => Occasion::Written,
                 };
-                match known.judge(row, occasion, &telling, &place) {
-                    Verdict::Same => {}
-                    Verdict::Quiet(entry) => known.put(row.id, Some(entry)),
-                    Verdict::Tell(event) => events.push(*event),
+                match known.compare(row, occasion, &context, &id_scope) {
+                    Comparison::Unchanged => {}
+                    Comparison::Unreported(record) => known.update(row.id, Some(record)),
+                    Comparison::Changed(event) => events.push(*event),
                 }
             }
         }
         self.hand_in(events).await
     }
 
-    /// Hands events in, waits for their receipts, and takes over what they say.
-    async fn hand_in(&mut self, events: Vec<Event>) -> Result<(), Stop> {
+    /// Hands events in, waits for their receipts, then updates the known records.
+    async fn hand_in(&mut self, events: Vec<ChangeEvent>) -> Result<(), RoundError> {
         let arrived = clock::instant();
         let now = Timestamp::from(clock::wall());
         let mut taken: Vec<Taken> = Vec::with_capacity(events.len());
         for event in &events {
             let payload = event.payload.to_string();
             let key = event.record_id.to_string();
-            let time = event.then.is_some().then_some(Timestamp(event.write_date.saturating_mul(1_000_000)));
+            let time = event.after.is_some().then_some(Timestamp(event.write_date.saturating_mul(1_000_000)));
             let beside = Beside { id: Some(&event.id), key: Some(&key), time, ..Beside::default() };
             taken.push(loop {
                 match self.shared.ingest.accept(&self.route, payload.as_bytes(), beside, now, &mut self.waiter) {
                     Ok(taken) => break taken,
-                    Err(NotTaken::Closed) => return Err(Stop::Closed),
+                    Err(NotTaken::Closed) => return Err(RoundError::Closed),
                     Err(NotTaken::NoRoom) => self.shared.ingest.room(&self.route).await,
                 }
             });
@@ -450,7 +450,7 @@ impl Capture {
         for taken in &taken {
             while self.shared.ingest.receipt(taken).is_none() {
                 if self.shared.ingest.is_closed() {
-                    return Err(Stop::Closed);
+                    return Err(RoundError::Closed);
                 }
                 self.waiter.woken().await;
             }
@@ -466,11 +466,11 @@ impl Capture {
         let mut known = self.mirror.known();
         let mut is_full = false;
         for event in events {
-            if event.then.is_some() && known.is_full(bytes_max) && !known.contains(event.record_id) {
+            if event.after.is_some() && known.is_full(bytes_max) && !known.contains(event.record_id) {
                 is_full = true;
                 continue;
             }
-            known.put(event.record_id, event.then);
+            known.update(event.record_id, event.after);
         }
         let has_room = !known.is_full(bytes_max);
         drop(known);
@@ -480,16 +480,16 @@ impl Capture {
         Ok(())
     }
 
-    fn telling(&self) -> Telling<'_> {
-        Telling { system_of_record: &self.contract.system_of_record, section: &self.section, own_id: self.own_id }
+    fn event_context(&self) -> EventContext<'_> {
+        EventContext { system_of_record: &self.contract.system_of_record, section: &self.section, own_id: self.own_id }
     }
 
-    fn place(&self) -> Place<'_> {
-        Place { database: self.shared.client.database(), model: &self.section.model, stream: &self.stream }
+    fn id_scope(&self) -> IdScope<'_> {
+        IdScope { database: self.shared.client.database(), model: &self.section.model, stream: &self.stream }
     }
 }
 
-/// The server's clock when it began to answer, in seconds since 1970; a second less, since it says whole ones.
+/// The server's clock at the start of its answer, in seconds since 1970, minus one because its header has whole seconds.
 fn server_seconds(answer: &Answer) -> i64 {
     let at = answer.server_time.unwrap_or_else(|| Timestamp::from(clock::wall()));
     at.before(answer.took).0.div_euclid(1_000_000) - 1
@@ -500,7 +500,7 @@ fn round_up(span: Duration) -> Duration {
 }
 
 impl Mirror {
-    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+    pub(super) fn known(&self) -> MutexGuard<'_, KnownRecords> {
         self.known.lock()
     }
 }

@@ -1,30 +1,30 @@
-//! The self-check: what the account can and cannot read, and what of the contracts this Odoo has.
+//! The self-check: which models and fields of the contracts exist in this Odoo and are readable for the account.
 
-use super::shape::Shape;
+use super::model_fields::ModelFields;
 use super::{ADMINISTRATOR, Config, sections};
 use crate::contract::Contracts;
 use crate::odoo::{Client, OdooError, Session};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// What was found of one contract.
+/// The result of the check for one contract.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The stream.
+    /// Stream of the contract.
     pub stream: String,
-    /// The model.
+    /// Odoo model of the contract.
     pub model: String,
-    /// Why it cannot be read; `None` if it can.
+    /// Why the model cannot be read; `None` if it can.
     pub problem: Option<String>,
-    /// Fields that are not there, or not for this account.
+    /// Fields that do not exist or are not readable for this account.
     pub missing: Vec<String>,
-    /// Fields that are computed at each reading, and so are not read.
+    /// Fields that Odoo computes at each read. The gateway does not read them.
     pub not_stored: Vec<String>,
-    /// Whether the account may also write: more than is needed.
+    /// Whether the account may also write the model: a right that the gateway does not need.
     pub may_write: bool,
 }
 
-/// Asks an Odoo about everything that the contracts want of it. The error is one that concerns all of them.
+/// Checks everything that the contracts read from an Odoo. Returns an error only for a fault that concerns all contracts.
 pub async fn check(config: &Config, contracts: &Contracts) -> Result<(Session, Vec<Finding>), OdooError> {
     let client = config.client().map_err(OdooError::NotOdoo)?;
     let session = client.session().await?;
@@ -45,9 +45,9 @@ pub async fn check(config: &Config, contracts: &Contracts) -> Result<(Session, V
         let described = call(&client, &section.model, "fields_get", arguments).await;
         let read = match described {
             Ok(described) => {
-                let shape = Shape::fit(section, &described);
-                let arguments = json!({"domain": section.domain, "fields": shape.wanted(), "limit": 1});
-                (finding.missing, finding.not_stored) = (shape.missing, shape.not_stored);
+                let fields = ModelFields::resolve(section, &described);
+                let arguments = json!({"domain": section.domain, "fields": fields.names(), "limit": 1});
+                (finding.missing, finding.not_stored) = (fields.missing, fields.not_stored);
                 call(&client, &section.model, "search_read", arguments).await
             }
             Err(error) => Err(error),
@@ -62,7 +62,7 @@ pub async fn check(config: &Config, contracts: &Contracts) -> Result<(Session, V
     Ok((session, findings))
 }
 
-/// Whether the account may write a model. 18 renamed the question.
+/// Whether the account may write a model. Odoo 18 renamed the method.
 async fn may_write(client: &Client, model: &str, version: u32) -> Result<bool, OdooError> {
     let (method, arguments) = if version >= 18 {
         ("has_access", json!({"operation": "write"}))

@@ -1,7 +1,7 @@
-//! How the captures of one Odoo are doing, in words for the status.
+//! The status text of one Odoo source, collected from its captures.
 
 use super::capture::progress;
-use super::shape::Shape;
+use super::model_fields::ModelFields;
 use crate::clock;
 use crate::event::Timestamp;
 use crate::odoo::OdooError;
@@ -11,24 +11,28 @@ use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The state of all contracts of one source.
+/// The state of all captures of one source.
 #[derive(Debug)]
 pub(super) struct Health {
     source: String,
     contracts: usize,
     stats: Arc<Stats>,
-    state: Mutex<State>,
+    state: Mutex<CaptureStates>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// By stream: why it is not read, and since when.
-    troubles: BTreeMap<String, (String, Timestamp)>,
-    /// Contracts that were read at least once, or said why not.
-    heard: BTreeSet<String>,
-    lacks: BTreeMap<String, String>,
+struct CaptureStates {
+    /// By stream: the error and the time of its first occurrence.
+    errors: BTreeMap<String, (String, Timestamp)>,
+    /// Streams that were read at least once or have reported an error.
+    attempted: BTreeSet<String>,
+    /// By stream: the fields that are not read.
+    unread_fields: BTreeMap<String, String>,
+    /// By stream: records loaded and their total number, while the first load runs.
     loads: BTreeMap<String, (usize, u64)>,
+    /// By stream: the time between polls and the duration of one, where polls are slower than configured.
     slowed: BTreeMap<String, (Span, Span)>,
+    /// Streams that remember no further records.
     full: BTreeSet<String>,
 }
 
@@ -36,23 +40,23 @@ impl Health {
     pub(super) fn new(source: &str, contracts: usize, stats: Arc<Stats>) -> Self {
         let health = Self { source: source.to_owned(), contracts, stats, state: Mutex::default() };
         if contracts == 0 {
-            health.stats.set_problem(Some("no contract names it: nothing is read".into()));
+            health.stats.set_problem(Some("no contract names this source: nothing is read".into()));
         } else {
             health.stats.set_problem(Some("not read yet".into()));
         }
         health
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CaptureStates> {
         self.state.lock()
     }
 
-    /// A contract was read.
+    /// Records that a contract was read.
     pub(super) fn works(&self, stream: &str) {
         let mut state = self.state();
-        let is_news = state.troubles.remove(stream).is_some() | state.heard.insert(stream.to_owned());
-        if is_news {
-            if state.troubles.is_empty() && state.heard.len() == self.contracts {
+        let has_changed = state.errors.remove(stream).is_some() | state.attempted.insert(stream.to_owned());
+        if has_changed {
+            if state.errors.is_empty() && state.attempted.len() == self.contracts {
                 self.stats.connections.set(1);
                 tracing::info!(source = %self.source, "Odoo is read");
             }
@@ -60,45 +64,45 @@ impl Health {
         }
     }
 
-    /// A contract could not be read.
+    /// Records that a contract could not be read.
     pub(super) fn fails(&self, stream: &str, error: &OdooError) {
         let reason = error.to_string();
         let mut state = self.state();
-        state.heard.insert(stream.to_owned());
-        let (since, is_news) = match state.troubles.get(stream) {
+        state.attempted.insert(stream.to_owned());
+        let (since, has_changed) = match state.errors.get(stream) {
             Some((known, since)) => (*since, *known != reason),
             None => (Timestamp::from(clock::wall()), true),
         };
-        if is_news {
-            // Ten contracts say the same when Odoo is down: one line is enough.
-            if !state.troubles.values().any(|(known, _)| *known == reason) {
+        if has_changed {
+            // All contracts report the same error when Odoo is down: log it once.
+            if !state.errors.values().any(|(known, _)| *known == reason) {
                 tracing::warn!(source = %self.source, stream, "Odoo cannot be read, will retry: {reason}");
             }
-            state.troubles.insert(stream.to_owned(), (reason, since));
+            state.errors.insert(stream.to_owned(), (reason, since));
             self.stats.connections.set(0);
             self.show(&state);
         }
     }
 
-    /// Fields that are not read.
-    pub(super) fn lacks(&self, stream: &str, shape: &Shape) {
+    /// Records which fields of a contract are not read.
+    pub(super) fn unread_fields(&self, stream: &str, fields: &ModelFields) {
         let mut words = Vec::new();
-        if !shape.missing.is_empty() {
-            words.push(format!("{} not there for this account", shape.missing.join(", ")));
+        if !fields.missing.is_empty() {
+            words.push(format!("{} not available for this account", fields.missing.join(", ")));
         }
-        if !shape.not_stored.is_empty() {
-            words.push(format!("{} not stored", shape.not_stored.join(", ")));
+        if !fields.not_stored.is_empty() {
+            words.push(format!("{} not stored", fields.not_stored.join(", ")));
         }
         let mut state = self.state();
         if words.is_empty() {
-            state.lacks.remove(stream);
+            state.unread_fields.remove(stream);
         } else {
-            state.lacks.insert(stream.to_owned(), words.join("; "));
+            state.unread_fields.insert(stream.to_owned(), words.join("; "));
         }
         self.show(&state);
     }
 
-    /// How far a first load is; `None` once it is complete.
+    /// Records the progress of a first load; `None` once it is complete.
     pub(super) fn loads(&self, stream: &str, progress: Option<(usize, u64)>) {
         let mut state = self.state();
         match progress {
@@ -108,7 +112,7 @@ impl Health {
         self.show(&state);
     }
 
-    /// How far polls are apart, and how long one takes, where that is more than the contract says.
+    /// Records the time between polls and the duration of one, where that is longer than the contract's interval.
     pub(super) fn slowed(&self, stream: &str, pace: Option<(Span, Span)>) {
         let mut state = self.state();
         let before = state.slowed.get(stream).copied();
@@ -122,47 +126,47 @@ impl Health {
         self.show(&state);
     }
 
-    /// Whether no more records are remembered.
+    /// Records whether memory for further records is used up.
     pub(super) fn full(&self, stream: &str, is_full: bool) {
         let mut state = self.state();
-        let is_news = match is_full {
+        let has_changed = match is_full {
             true => state.full.insert(stream.to_owned()),
             false => state.full.remove(stream),
         };
-        if !is_news {
+        if !has_changed {
             return;
         }
         if is_full {
-            tracing::warn!(source = %self.source, stream, "records_memory is used up: further records are told without what they were before; narrow odoo.domain, set odoo.recent, or allow more");
+            tracing::warn!(source = %self.source, stream, "records_memory is used up: events of further records carry no earlier values; narrow odoo.domain, set odoo.recent, or allow more");
         }
         self.show(&state);
     }
 
-    fn show(&self, state: &State) {
+    fn show(&self, state: &CaptureStates) {
         self.stats.set_problem(self.problem(state));
         let mut notes = Vec::new();
         for (stream, (loaded, total)) in &state.loads {
             notes.push(format!("first load of {stream}: {}", progress(*loaded, *total)));
         }
         for (stream, (every, took)) in &state.slowed {
-            notes.push(format!("Odoo is slow: {stream} is read every {every}, since a read takes {took}"));
+            notes.push(format!("Odoo is slow: {stream} is read every {every}, because a read takes {took}"));
         }
-        notes.extend(state.lacks.iter().map(|(stream, words)| format!("{stream}: fields not read: {words}")));
+        notes.extend(state.unread_fields.iter().map(|(stream, words)| format!("{stream}: fields not read: {words}")));
         notes.extend(state.full.iter().map(|stream| {
             format!("{stream}: records_memory is used up; narrow odoo.domain, set odoo.recent, or allow more")
         }));
         self.stats.set_notes(notes);
     }
 
-    fn problem(&self, state: &State) -> Option<String> {
+    fn problem(&self, state: &CaptureStates) -> Option<String> {
         let mut reasons: BTreeMap<&str, (Timestamp, Vec<&str>)> = BTreeMap::new();
-        for (stream, (reason, since)) in &state.troubles {
+        for (stream, (reason, since)) in &state.errors {
             let entry = reasons.entry(reason).or_insert((*since, Vec::new()));
             entry.0 = entry.0.min(*since);
             entry.1.push(stream);
         }
         if reasons.is_empty() {
-            return (state.heard.len() < self.contracts).then(|| "not read yet".to_owned());
+            return (state.attempted.len() < self.contracts).then(|| "not read yet".to_owned());
         }
         let words = reasons.iter().map(|(reason, (since, streams))| {
             let since = since.to_string();

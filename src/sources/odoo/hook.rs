@@ -1,7 +1,7 @@
-//! The hook: where Odoo says that a record may have changed.
+//! The hook: the HTTP endpoint at which Odoo posts that a record may have changed.
 //!
-//! Promise: a post is answered at once, since Odoo's user waits for the answer; it makes a look come
-//! sooner and is never data, so that one that is lost, forged or too early does no harm.
+//! Promise: the hook answers a post at once, because a user of Odoo waits for the answer. A post only makes the capture
+//! read a record earlier; it is never data, so a lost, forged or early post does no harm.
 //! Invariants: connections, heads, bodies and waits are bounded; the token is never logged.
 
 use super::hints::Hints;
@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-/// The hook as the configuration says it.
+/// The configuration of the hook.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -42,23 +42,23 @@ pub struct Config {
     pub tls: Option<ServerFiles>,
     /// File with the secret of the path: one line of at least 16 letters, digits, `-` and `_`.
     pub token_file: PathBuf,
-    /// How Odoo reaches the hook, such as `https://gw-01.plant:8444`; needed to set Odoo up.
+    /// URL at which Odoo reaches the hook, such as `https://gw-01.plant:8444`; needed to install automation rules.
     pub url: Option<String>,
 }
 
 /// Connections at once: Odoo makes one for each post.
 const CONNECTIONS_MAX: usize = 64;
-/// What a connection takes beside a body: head, answer and TLS, as of an HTTP source.
+/// Memory of a connection without a body: head, answer and TLS, as for an HTTP source.
 const CONNECTION_BYTES: usize = 66 << 10;
-/// How long TLS and a request may take each.
+/// Time limit for the TLS handshake and for each request.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A record with every field of an order takes some 5 kB.
 const BODY_BYTES_MAX: usize = 256 << 10;
-/// A shorter secret could be tried out.
+/// A shorter secret could be guessed.
 const TOKEN_CHARS_MIN: usize = 16;
 
 impl Config {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         match &self.url {
             Some(url) => crate::odoo::check_url(url).map(|_| ()).map_err(|message| ("hook.url", message)),
@@ -66,7 +66,7 @@ impl Config {
         }
     }
 
-    /// Whether posts, and the token in them, are readable on the way.
+    /// Whether posts, and the token in them, travel unencrypted over a network.
     pub fn is_exposed(&self) -> bool {
         self.tls.is_none() && !is_loopback(self.listen.ip())
     }
@@ -90,28 +90,28 @@ fn read_token(file: &Path) -> Result<Zeroizing<String>, String> {
     Ok(Zeroizing::new(token.to_owned()))
 }
 
-/// Why the hook did not start.
+/// Why the hook could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum CannotHear {
-    /// The address is taken or not there.
+pub enum HookError {
+    /// The address is in use or does not exist.
     #[error(transparent)]
     Address(#[from] CannotBind),
-    /// Certificates or keys.
+    /// The certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The file with the token.
+    /// The token file cannot be used.
     #[error("{0}")]
     Token(String),
 }
 
-/// A hook that has its port.
+/// A hook whose port is bound.
 pub struct Hook {
     socket: TcpListener,
     tls: Option<TlsAcceptor>,
-    shared: Arc<Shared>,
+    shared: Arc<HookContext>,
 }
 
-struct Shared {
+struct HookContext {
     source: String,
     token: [u8; 32],
     hints: Vec<(String, Arc<Hints>)>,
@@ -121,7 +121,7 @@ struct Shared {
     door: Door,
 }
 
-impl Shared {
+impl HookContext {
     fn refuse(&self, peer: SocketAddr, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
         let cause = match reason {
@@ -140,17 +140,17 @@ impl Shared {
 }
 
 impl Hook {
-    /// Takes the port. `hints` has the model of each contract.
+    /// Binds the port. `hints` has the model and the hints of each contract.
     pub(super) fn open(
         config: Config,
         hints: Vec<(String, Arc<Hints>)>,
         (stats, budget): (Arc<Stats>, Arc<Budget>),
         source: &str,
-    ) -> Result<Self, CannotHear> {
-        let token = config.token().map_err(CannotHear::Token)?;
+    ) -> Result<Self, HookError> {
+        let token = config.token().map_err(HookError::Token)?;
         let tls = config.tls.as_ref().map(tls::server).transpose()?.map(TlsAcceptor::from);
         let socket = socket::listen(config.listen)?;
-        let shared = Shared {
+        let shared = HookContext {
             source: source.to_owned(),
             token: Sha256::digest(token.as_bytes()).into(),
             hints,
@@ -162,19 +162,19 @@ impl Hook {
         Ok(Self { socket, tls, shared: Arc::new(shared) })
     }
 
-    /// The address it really has.
+    /// The bound address.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Answers until the shutdown.
+    /// Answers posts until the shutdown.
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut connections = JoinSet::new();
         let crowd = Crowd::new(CONNECTIONS_MAX);
         loop {
             tokio::select! {
                 () = shutdown.begun() => break,
-                // The ended are taken out, so that the set does not grow.
+                // Remove finished tasks, or the set would grow.
                 Some(_) = connections.join_next() => {}
                 () = crowd.stirred(), if !crowd.has_room() => {}
                 accepted = self.socket.accept(), if crowd.has_room() => match accepted {
@@ -185,8 +185,8 @@ impl Hook {
                             Ok(permit) => {
                                 let eviction = permit.eviction();
                                 let served =
-                                    connection(stream, Guest { peer, seat, permit }, self.tls.clone(), shared);
-                                // A hint that is cut off is found by the next poll.
+                                    connection(stream, HookPeer { peer, seat, permit }, self.tls.clone(), shared);
+                                // The next poll finds the record of a hint that is lost here.
                                 connections.spawn(async move { eviction.cuts(served).await; });
                             }
                             Err(error) => shared.refuse(peer, Refusal::Memory, &error.to_string()),
@@ -196,25 +196,25 @@ impl Hook {
                 },
             }
         }
-        // A hint that is cut off is found by the next poll.
+        // The next poll finds the record of a hint that is lost here.
         connections.abort_all();
     }
 }
 
-/// Who is at the other end of a connection, and its seat.
-struct Guest {
+/// The peer of a connection, with the connection's slot and memory.
+struct HookPeer {
     peer: SocketAddr,
     seat: Seat<Origin>,
     permit: Permit,
 }
 
-async fn connection(stream: TcpStream, mut guest: Guest, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, mut guest: HookPeer, tls: Option<TlsAcceptor>, shared: Arc<HookContext>) {
     socket::tune(&stream, REQUEST_WAIT_MAX);
     let peer = guest.peer;
     let Some(acceptor) = tls else { return serve(Box::new(stream), guest, shared).await };
     let metered = Handshaking::new(stream, guest.permit.split(0));
     let handshake = tokio::select! {
-        // Whoever wants in more than one that says nothing.
+        // Another connection needs the slot.
         () = guest.seat.cut() => return,
         handshake = tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(metered)) => handshake,
     };
@@ -228,7 +228,7 @@ async fn connection(stream: TcpStream, mut guest: Guest, tls: Option<TlsAcceptor
     }
 }
 
-async fn serve(mut stream: Stream, guest: Guest, shared: Arc<Shared>) {
+async fn serve(mut stream: Stream, guest: HookPeer, shared: Arc<HookContext>) {
     let answer = |request| {
         guest.seat.enter(Phase::Reading);
         async {
@@ -248,23 +248,23 @@ async fn serve(mut stream: Stream, guest: Guest, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, guest: &Guest, shared: &Shared) -> Reply {
+async fn answer(request: Request<Incoming>, guest: &HookPeer, shared: &HookContext) -> Reply {
     let peer = guest.peer;
     let with = |status| http::reply(status, "text/plain", "");
     let (head, body) = request.into_parts();
     let token = head.uri.path().strip_prefix("/odoo/hook/").unwrap_or_default();
-    // Hashes are compared, so that the time it takes says nothing about the token.
+    // Compare hashes: the time of the comparison then reveals nothing about the token.
     let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
     if given != shared.token {
-        shared.refuse(peer, Refusal::Access, "the path has no token that is known here");
+        shared.refuse(peer, Refusal::Access, "the path does not contain the token of the hook");
         return with(StatusCode::NOT_FOUND);
     }
     if head.method != Method::POST {
         return with(StatusCode::METHOD_NOT_ALLOWED);
     }
-    // The body, and what is read from it.
+    // For the body and for the parsed JSON.
     let Ok(_memory) = shared.budget.permit(2 * BODY_BYTES_MAX) else {
-        shared.refuse(peer, Refusal::Memory, "there is no memory for the body");
+        shared.refuse(peer, Refusal::Memory, "no memory for the body");
         return with(StatusCode::SERVICE_UNAVAILABLE);
     };
     let reading = tokio::time::timeout(REQUEST_WAIT_MAX, http::read(body, BODY_BYTES_MAX));
@@ -285,7 +285,7 @@ async fn answer(request: Request<Incoming>, guest: &Guest, shared: &Shared) -> R
     with(StatusCode::NO_CONTENT)
 }
 
-/// The record that a post names.
+/// Model and id of the record that a post names.
 fn record(body: &[u8]) -> Option<(String, i64)> {
     let body: Value = serde_json::from_slice(body).ok()?;
     let id = body.get("_id").or(body.get("id"))?.as_i64()?;

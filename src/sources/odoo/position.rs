@@ -1,23 +1,25 @@
-//! Where a capture is, as it is noted.
+//! The saved position of a capture: which changes of Odoo it has processed.
+//!
+//! The capture saves it as a note, together with the records that changed (`capture`).
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the note.
+/// Format version of the note.
 const FORMAT: u8 = 1;
 
-/// Where a capture is. Times are Odoo's own, in seconds since 1970.
+/// The position of a capture. Times are those of Odoo's clock, in seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Position {
     pub(super) format: u8,
-    /// When the last complete poll began.
+    /// Start of the last complete poll.
     pub(super) mark: i64,
-    /// The number behind which the first load goes on; `None` once it is complete.
+    /// Id after which the first load continues; `None` once the load is complete.
     pub(super) load_after: Option<i64>,
-    /// When the first load began: what was made later is new.
+    /// Start of the first load. Records created later are new records.
     pub(super) load_mark: i64,
-    /// When the last sweep was.
+    /// Time of the last sweep.
     pub(super) swept: i64,
-    /// Offset in the lane below which the noted records hold everything.
+    /// Offset in the lane below which the saved records contain every event.
     pub(super) offset: u64,
 }
 
@@ -32,7 +34,7 @@ impl Position {
         serde_json::to_vec(self).ok()
     }
 
-    /// `None` for what a newer version wrote.
+    /// Returns `None` for bytes that cannot be read or that a newer version wrote.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok().filter(|position: &Self| position.format == FORMAT)
     }

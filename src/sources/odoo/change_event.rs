@@ -1,23 +1,23 @@
-//! What a change of a record means to the business: its names, and the event that tells it.
+//! The change event: the names that a contract gives to the change of a record, and the payload of its event.
 
-use super::shape::{Row, bare};
+use super::model_fields::{Row, bare};
 use crate::contract::odoo::{Change, Rule, Section};
 use crate::event::Timestamp;
 use crate::odoo::write_time;
 use serde_json::{Map, Value, json};
 
-/// How a record came to be looked at.
+/// How a row came to be read, as far as it matters for the name of the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// It was there when its contract was new.
+    /// The first load of the contract read it.
     FirstLoad,
-    /// It is new in Odoo.
+    /// The record was created after the first load began.
     New,
-    /// It was written, or nobody knows whether.
+    /// The record is older; it may have been written.
     Written,
 }
 
-/// The fields that differ, with their old and new value. Fields that only one side knows do not count.
+/// Returns the fields that differ, with their old and new values. Ignores fields that only one side has.
 pub fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<(String, Value, Value)> {
     let both = new.iter().filter_map(|(field, new)| Some((field, old.get(field)?, new)));
     both.filter(|(_, old, new)| bare(old) != bare(new))
@@ -25,7 +25,7 @@ pub fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<(Strin
         .collect()
 }
 
-/// The names of a change, the most telling first.
+/// Returns the names of a change, in the order of the contract's rules; the first one names the event.
 pub fn names(
     section: &Section,
     occasion: Occasion,
@@ -63,7 +63,7 @@ fn applies(rule: &Rule, occasion: Occasion, old: Option<&Map<String, Value>>, ne
     let Some(field) = &rule.field else { return false };
     let Some(now) = new.get(field) else { return false };
     let before = old.and_then(|old| old.get(field));
-    // Of a record that was not known, only what is new can be told.
+    // Without a known earlier value there is no change, unless the record is new.
     if before.is_none() && occasion != Occasion::New {
         return false;
     }
@@ -85,7 +85,7 @@ fn applies(rule: &Rule, occasion: Occasion, old: Option<&Map<String, Value>>, ne
         Some(Change::Rises) => number(Some(now)) > number(before).or(Some(0.0)),
         Some(Change::Created) => false,
         None => {
-            // What is new in Odoo has come from where it had to.
+            // A new record has no earlier value; it satisfies every `from`.
             let is_from = rule.from.is_empty() || before.is_none_or(|before| rule.from.contains(&word(before)));
             is_from && (rule.to.is_empty() || rule.to.contains(&word(now)))
         }
@@ -100,7 +100,7 @@ fn has_value(value: Option<&Value>) -> bool {
     !matches!(value, None | Some(Value::Null | Value::Bool(false)))
 }
 
-/// A value as rules write it.
+/// A value in the notation of the contract's rules.
 fn word(value: &Value) -> String {
     match bare(value) {
         Value::String(text) => text,
@@ -109,20 +109,20 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// What goes into the payload of an event beside the record.
-pub struct Telling<'a> {
-    /// The system that owns what the contract says.
+/// The context of a payload: everything besides the record itself.
+pub struct EventContext<'a> {
+    /// System of record of the contract.
     pub system_of_record: &'a str,
     /// The contract's section.
     pub section: &'a Section,
-    /// Number of the gateway's own account.
+    /// User id of the gateway's own account.
     pub own_id: i64,
 }
 
-impl Telling<'_> {
-    /// The payload for a record that is there.
+impl EventContext<'_> {
+    /// The payload for a record that exists.
     pub fn written(&self, row: &Row, names: &[String], changed: &[(String, Value, Value)]) -> Value {
-        let mut payload = self.head(row.id, names, &row.record);
+        let mut payload = self.common(row.id, names, &row.record);
         let entry = |(field, old, new): &(String, Value, Value)| {
             let mut entry = json!({"from": old, "to": new});
             if let Some(owner) = self.section.system_of_record.get(field) {
@@ -131,7 +131,7 @@ impl Telling<'_> {
             (field.clone(), entry)
         };
         payload["changed"] = Value::Object(changed.iter().map(entry).collect());
-        payload["write_date"] = shown(row.write_date);
+        payload["write_date"] = rfc3339(row.write_date);
         if row.write_uid == self.own_id && self.own_id > 0 {
             payload["echo"] = true.into();
         }
@@ -139,16 +139,16 @@ impl Telling<'_> {
         payload
     }
 
-    /// The payload for a record that is gone: what was last known of it.
+    /// The payload for a deleted record: its last known fields.
     pub fn deleted(&self, id: i64, write_date: i64, record: &Map<String, Value>) -> Value {
-        let mut payload = self.head(id, &["deleted".to_owned()], record);
+        let mut payload = self.common(id, &["deleted".to_owned()], record);
         payload["changed"] = json!({});
-        payload["write_date"] = shown(write_date);
+        payload["write_date"] = rfc3339(write_date);
         payload["record"] = Value::Object(record.clone());
         payload
     }
 
-    fn head(&self, id: i64, names: &[String], record: &Map<String, Value>) -> Value {
+    fn common(&self, id: i64, names: &[String], record: &Map<String, Value>) -> Value {
         let mut payload = json!({
             "event": names.first(), "events": names, "model": self.section.model, "id": id,
             "system_of_record": self.system_of_record,
@@ -175,7 +175,7 @@ impl Telling<'_> {
     }
 }
 
-fn shown(seconds: i64) -> Value {
+fn rfc3339(seconds: i64) -> Value {
     let text = write_time(Timestamp(seconds.saturating_mul(1_000_000)));
     format!("{}Z", text.replace(' ', "T")).into()
 }

@@ -1,7 +1,7 @@
-//! What a capture remembers over a restart: notes, and behind them the journal itself.
+//! The state of a capture across restarts: saved notes, and the journal's events behind the last note.
 
-use super::super::known::{Known, Place};
-use super::super::place::Position;
+use super::super::known_records::{IdScope, KnownRecords};
+use super::super::position::Position;
 use super::{Capture, NOTE_AFTER};
 use crate::clock;
 use crate::journal::{Found, JournalError, Lane};
@@ -10,18 +10,19 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Known records that changed are noted so often: the journal holds what is behind, and each note is a commit.
+/// Interval between two saves of changed records. The journal holds later changes, and each save is a commit.
 pub(super) const NOTE_EVERY: Duration = Duration::from_secs(60);
-/// Where nothing changed, only the position is noted, and so much later: after a crash a longer window is read.
+/// Additional delay while no record changed and only the position is saved. After a crash the capture then reads a
+/// longer window.
 const NOTE_IDLE: Duration = Duration::from_secs(600);
 
 impl Capture {
-    /// What the notes of this contract begin with.
+    /// Prefix of the names of this contract's notes.
     fn prefix(&self) -> String {
         format!("{}/{}/", self.shared.config.name, self.contract.publication.stream_id())
     }
 
-    /// Notes what is known, if it is time.
+    /// Saves the changed records and the position, if that is due.
     pub(super) async fn note_if_due(&mut self) {
         let now = clock::instant();
         let changed = self.mirror.known().dirty_count();
@@ -31,22 +32,22 @@ impl Capture {
         }
     }
 
-    /// Notes what is known and where the capture is.
+    /// Saves the changed records and the position as notes.
     pub(super) async fn note(&mut self) {
         self.next_note = clock::instant() + NOTE_EVERY;
         let records = format!("{}known/", self.prefix());
         let mut notes = self.mirror.known().take_notes(&records);
-        let position = Position { offset: self.followed, ..self.position.clone() };
+        let position = Position { offset: self.applied_offset, ..self.position.clone() };
         notes.push((format!("{}position", self.prefix()), position.encode()));
         let (ours, written) = (self.notes.clone(), notes.clone());
         let result = spawn_blocking(move || ours.write(written)).await;
         if let Ok(Err(error)) = result {
-            self.mirror.known().put_back(&records, &notes);
-            tracing::warn!(stream = %self.stream, %error, "what is known of Odoo cannot be noted; the journal holds it meanwhile");
+            self.mirror.known().mark_dirty(&records, &notes);
+            tracing::warn!(stream = %self.stream, %error, "could not save the state of Odoo records; will retry, the journal holds their events");
         }
     }
 
-    /// Reads what was noted, and what the journal took since then.
+    /// Restores the state from the notes and from the events that the journal accepted after them.
     pub(super) async fn restore(&mut self) -> Result<(), JournalError> {
         let (notes, prefix, lane) = (self.notes.clone(), self.prefix(), Arc::clone(&self.lane));
         let stream = self.contract.publication.stream_id();
@@ -57,35 +58,35 @@ impl Capture {
         let (database, model, name) =
             (self.shared.client.database().to_owned(), self.section.model.clone(), self.stream.clone());
         let pool = self.mirror.known().pool();
-        let reading = spawn_blocking(move || -> Result<Option<(Position, Known)>, JournalError> {
+        let reading = spawn_blocking(move || -> Result<Option<(Position, KnownRecords)>, JournalError> {
             let position = notes.read(&format!("{prefix}position"))?.and_then(|bytes| Position::decode(&bytes));
             let Some(position) = position else { return Ok(None) };
-            let mut known = Known::restore(notes.all(&format!("{prefix}known/"))?, pool);
-            let place = Place { database: &database, model: &model, stream: &name };
-            follow(&lane, position.offset, &stream, &origin, |payload| known.follow(payload, &place))?;
+            let mut known = KnownRecords::restore(notes.all(&format!("{prefix}known/"))?, pool);
+            let scope = IdScope { database: &database, model: &model, stream: &name };
+            replay(&lane, position.offset, &stream, &origin, |payload| known.apply(payload, &scope))?;
             Ok(Some((position, known)))
         });
-        // A panic there is as good as nothing noted.
+        // After a panic the capture starts without saved state.
         let Ok(read) = reading.await else { return Ok(()) };
         if let Some((position, known)) = read? {
-            tracing::info!(source = %self.shared.config.name, stream = %self.stream, records = known.len(), "goes on where it was");
+            tracing::info!(source = %self.shared.config.name, stream = %self.stream, records = known.len(), "capture restored; continues at the saved position");
             self.position = position;
             *self.mirror.known() = known;
             if self.position.load_after.is_none() {
                 self.mirror.complete();
             }
-            self.followed = self.lane.end();
+            self.applied_offset = self.lane.end();
         } else {
-            // From here on a crash finds what the journal took, also before the first notes of records.
-            self.followed = self.lane.end();
+            // With this position a crash before the first saved records can be restored from the journal.
+            self.applied_offset = self.lane.end();
             self.note().await;
         }
         Ok(())
     }
 }
 
-/// Shows every event of a stream from an offset on. Blocks the thread.
-fn follow(lane: &Lane, from: u64, stream: &str, origin: &str, mut see: impl FnMut(&Value)) -> Result<(), JournalError> {
+/// Calls `see` with the payload of each event of a stream and origin from an offset on. Blocks the thread.
+fn replay(lane: &Lane, from: u64, stream: &str, origin: &str, mut see: impl FnMut(&Value)) -> Result<(), JournalError> {
     let mut next = from.max(1);
     let end = lane.end();
     while next < end {

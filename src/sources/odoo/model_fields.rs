@@ -1,109 +1,109 @@
-//! The shape of a model here: which of the wanted fields there are, and how their values read.
+//! The fields of a model: which of the contract's fields this Odoo has, and how their values are converted.
 //!
-//! Promise: a record has the wanted fields that the account may read and that Odoo stores, in
-//! one form for every version: no value is `null`, times are RFC 3339.
+//! Promise: a row contains the contract's fields that the account may read and that Odoo stores, in one form for every
+//! version of Odoo: an empty value is `null`, times are RFC 3339.
 
 use crate::contract::odoo::Section;
 use crate::odoo::read_time;
 use serde_json::{Map, Value, json};
 
-/// The fields of a contract, as this Odoo has them.
+/// The fields of a contract that this Odoo has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shape {
-    fields: Vec<(String, Kind)>,
-    /// Wanted, and not there: another version, or not for this account.
+pub struct ModelFields {
+    fields: Vec<(String, FieldType)>,
+    /// Fields that do not exist in this version or are not readable for this account.
     pub missing: Vec<String>,
-    /// Wanted, and computed anew at each reading, so that a change of it shows nowhere.
+    /// Fields that Odoo computes at each read: it records no write when they change.
     pub not_stored: Vec<String>,
-    /// Whether names of other records are read along.
+    /// Whether the names of linked records are read too.
     pub has_names: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FieldType {
     Boolean,
     Time,
     Link { named: bool },
     Other,
 }
 
-/// One record as it was read.
+/// One record as read from Odoo.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Its number.
+    /// Id in Odoo.
     pub id: i64,
-    /// When the transaction that wrote it began: seconds since 1970.
+    /// Start of the transaction that last wrote it: seconds since 1970.
     pub write_date: i64,
-    /// When it was made: seconds since 1970.
+    /// Time of creation: seconds since 1970.
     pub create_date: i64,
-    /// Who wrote it.
+    /// Id of the user who last wrote it.
     pub write_uid: i64,
-    /// The fields.
+    /// The contract's fields.
     pub record: Map<String, Value>,
 }
 
-impl Shape {
-    /// Fits a section to what `fields_get` says.
-    pub fn fit(section: &Section, described: &Value) -> Self {
-        let mut shape = Self::default();
+impl ModelFields {
+    /// Matches the fields of a contract with the result of `fields_get`.
+    pub fn resolve(section: &Section, described: &Value) -> Self {
+        let mut fields = Self::default();
         for field in &section.fields {
             let Some(about) = described.get(field) else {
-                shape.missing.push(field.clone());
+                fields.missing.push(field.clone());
                 continue;
             };
             if about.get("store") == Some(&Value::Bool(false)) && !section.computed.contains(field) {
-                shape.not_stored.push(field.clone());
+                fields.not_stored.push(field.clone());
                 continue;
             }
             let named = section.names.contains(field);
-            let kind = match about.get("type").and_then(Value::as_str) {
-                Some("boolean") => Kind::Boolean,
-                Some("datetime") => Kind::Time,
+            let field_type = match about.get("type").and_then(Value::as_str) {
+                Some("boolean") => FieldType::Boolean,
+                Some("datetime") => FieldType::Time,
                 Some("many2one") => {
-                    shape.has_names |= named;
-                    Kind::Link { named }
+                    fields.has_names |= named;
+                    FieldType::Link { named }
                 }
-                _ => Kind::Other,
+                _ => FieldType::Other,
             };
-            shape.fields.push((field.clone(), kind));
+            fields.fields.push((field.clone(), field_type));
         }
-        shape
+        fields
     }
 
-    /// Whether nothing of what is wanted can be read.
+    /// Whether none of the fields can be read.
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()
     }
 
-    /// The fields to ask for.
-    pub fn wanted(&self) -> Value {
+    /// The names of the fields to read, including those that the capture needs itself.
+    pub fn names(&self) -> Value {
         let own = self.fields.iter().map(|(field, _)| field.as_str());
         json!(own.chain(["write_date", "write_uid", "create_date"]).collect::<Vec<_>>())
     }
 
-    /// Reads an answer's record; `None` if it is none.
+    /// Converts a record of an answer; `None` if it has no id.
     pub fn row(&self, given: &Value) -> Option<Row> {
         let time = |field: &str| {
             let at = given.get(field).and_then(Value::as_str).and_then(read_time)?;
             Some(at.0.div_euclid(1_000_000))
         };
         let mut record = Map::new();
-        for (field, kind) in &self.fields {
-            let value = given.get(field).map_or(Value::Null, |value| read(value, *kind));
+        for (field, field_type) in &self.fields {
+            let value = given.get(field).map_or(Value::Null, |value| convert(value, *field_type));
             record.insert(field.clone(), value);
         }
         Some(Row {
             id: given.get("id")?.as_i64()?,
             write_date: time("write_date").or_else(|| time("create_date")).unwrap_or(0),
             create_date: time("create_date").unwrap_or(0),
-            write_uid: given.get("write_uid").and_then(number_of).unwrap_or(0),
+            write_uid: given.get("write_uid").and_then(linked_id).unwrap_or(0),
             record,
         })
     }
 }
 
-/// The number of a link, in each form it comes in: `9`, `[9, "name"]`, `{"id": 9, …}`.
-pub fn number_of(link: &Value) -> Option<i64> {
+/// The id that a link refers to, in each form that Odoo uses: `9`, `[9, "name"]`, `{"id": 9, …}`.
+pub fn linked_id(link: &Value) -> Option<i64> {
     match link {
         Value::Number(number) => number.as_i64(),
         Value::Array(pair) => pair.first()?.as_i64(),
@@ -112,25 +112,25 @@ pub fn number_of(link: &Value) -> Option<i64> {
     }
 }
 
-/// A value without the names of other records: two values are the same if they are without.
+/// A value without the name of a linked record. Two values are equal if they are equal in this form.
 pub fn bare(value: &Value) -> Value {
-    match (value, number_of(value)) {
+    match (value, linked_id(value)) {
         (Value::Object(_), Some(number)) => number.into(),
         _ => value.clone(),
     }
 }
 
-fn read(value: &Value, kind: Kind) -> Value {
-    match (kind, value) {
-        (Kind::Boolean, _) => value.clone(),
-        // Odoo says `false` for nothing, whatever the type.
+fn convert(value: &Value, field_type: FieldType) -> Value {
+    match (field_type, value) {
+        (FieldType::Boolean, _) => value.clone(),
+        // Odoo writes an empty value of any type as `false`.
         (_, Value::Bool(false)) => Value::Null,
-        (Kind::Time, Value::String(text)) => match read_time(text) {
+        (FieldType::Time, Value::String(text)) => match read_time(text) {
             Some(at) => at.to_string().replace(".000000Z", "Z").into(),
             None => value.clone(),
         },
-        (Kind::Link { named: true }, Value::Array(pair)) => json!({"id": pair.first(), "name": pair.get(1)}),
-        (Kind::Link { .. }, link) => number_of(link).map_or_else(|| link.clone(), Value::from),
+        (FieldType::Link { named: true }, Value::Array(pair)) => json!({"id": pair.first(), "name": pair.get(1)}),
+        (FieldType::Link { .. }, link) => linked_id(link).map_or_else(|| link.clone(), Value::from),
         _ => value.clone(),
     }
 }
@@ -154,9 +154,12 @@ mod tests {
             "workcenter_id": {"type": "many2one", "store": true}, "date_start": {"type": "datetime", "store": true},
             "is_user_working": {"type": "boolean", "store": true}, "qty_remaining": {"type": "float", "store": false},
         });
-        let shape = Shape::fit(&section, &described);
-        assert_eq!((&shape.missing[..], &shape.not_stored[..]), (&["gone".into()][..], &["qty_remaining".into()][..]));
-        let row = shape.row(&json!({
+        let fields = ModelFields::resolve(&section, &described);
+        assert_eq!(
+            (&fields.missing[..], &fields.not_stored[..]),
+            (&["gone".into()][..], &["qty_remaining".into()][..])
+        );
+        let row = fields.row(&json!({
             "id": 3, "name": false, "production_id": [40, "WH/MO/00039"], "workcenter_id": [2, "Sawing"],
             "date_start": "2026-11-23 03:18:40", "is_user_working": false, "write_date": "2026-11-23 03:18:41",
             "create_date": "2026-11-23 03:18:00", "write_uid": [5, "Plant gateway"],
