@@ -6,12 +6,13 @@ use super::show;
 use crate::clock;
 use crate::setting::{Document, Span};
 use crate::sources::modbus::address::{self, Parity, Serial};
+use crate::sources::modbus::change_detector::{Reading, read};
 use crate::sources::modbus::import::{Numbering, import};
 use crate::sources::modbus::plan::{Read, plan};
 use crate::sources::modbus::table::{Device, Point};
-use crate::sources::modbus::transport::{Ask, Dial, Fault, Line};
+use crate::sources::modbus::transport::{Ask, Connection, Dial, Fault};
 use crate::sources::modbus::value::{Encoding, Order, Table, Type, Value};
-use crate::sources::modbus::watch::{Reading, read};
+
 use crate::telemetry::{shown, shown_json};
 use crate::tls::ClientFiles;
 use anyhow::{Context, anyhow, bail};
@@ -180,7 +181,7 @@ struct Asker {
     dial: Dial,
     timeout: Duration,
     pause: Duration,
-    line: Option<Line>,
+    line: Option<Connection>,
     late: Duration,
     next: Instant,
 }

@@ -1,28 +1,32 @@
-//! The Modbus source: machines that speak no MQTT are asked, and what changes becomes events.
+//! The Modbus source: polls devices and reports changes of their values as events (report by exception).
 //!
-//! Promise: what an event says was read from the device it names, at the time it says; a change that
-//! the journal did not take is told again. A device that does not answer is told of as `stale`, then
-//! `bad`, and delays nobody else on its bus for longer than its own timeouts, ever more rarely.
+//! Promise: the source read each value of an event from the device that the event names, at the time that the event
+//! states. The source reports a change again if the journal did not accept it. Events of a device that does not answer
+//! have the quality `stale`, then `bad`. Such a device delays the others on its bus by no more than its own timeouts,
+//! and is asked ever more rarely.
 //! Invariants:
-//! - one task owns a bus, and asks one thing at a time;
-//! - nothing here waits for the journal: what finds no room gathers, within bounds;
-//! - nothing is written unless a rule allows the point and the value.
+//! - one task owns a bus and has one request outstanding at a time;
+//! - nothing here waits for the journal: changes for which there is no room are collected, within bounds;
+//! - the source writes only points and values that a rule allows.
 //!
-//! The topic of an event is `{unit}/{group}`; a contract that matches `{unit}/{group}/{point}`, and would
-//! not match the shorter one, has that point in events of its own.
+//! The topic of an event is `{unit}/{group}`. A point has separate events if a contract matches
+//! `{unit}/{group}/{point}` and does not match the shorter topic.
 //!
-//! Not here: what an event means (`ingest`, `contract`).
+//! How a poll becomes events: `plan` → `bus` → `transport` → `value` → `change_detector` (with `counter_rollover`)
+//! → `payload`.
+//!
+//! Not here: the meaning of an event (`ingest`, `contract`).
 
 pub mod address;
 mod bus;
+pub mod change_detector;
+mod counter_rollover;
 pub mod import;
-
+mod payload;
 pub mod plan;
-mod report;
 pub mod table;
 pub mod transport;
 pub mod value;
-pub mod watch;
 pub mod write;
 
 pub use bus::Source;
@@ -37,17 +41,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Device;
 use transport::Dial;
-use write::Allowed;
+use write::WritablePoint;
 
-/// A bus as the configuration says it.
+/// The configuration of a bus.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the source; part of every event's source.
     pub name: String,
-    /// Where the bus is: `tcp://`, `tls://`, `rtu-tcp://` or `rtu:/dev/…`.
+    /// Address of the bus: `tcp://`, `tls://`, `rtu-tcp://` or `rtu:/dev/…`.
     pub url: String,
-    /// How the serial port is set.
+    /// Settings of the serial port.
     pub serial: Option<Serial>,
     /// Certificates, for `tls://`.
     #[serde(default)]
@@ -58,21 +62,21 @@ pub struct Config {
     /// How long a device may take to answer.
     #[serde(default = "timeout")]
     pub timeout: Span,
-    /// How often a request is repeated before the device counts as silent.
+    /// Number of repeats of a request before the device counts as silent.
     #[serde(default = "retries")]
     pub retries: u8,
-    /// From an answer to the next request; by default three and a half letters on a serial port, else nothing.
+    /// Pause between an answer and the next request; by default 3.5 character times on a serial port, else none.
     pub pause: Option<Span>,
-    /// How long until a silent device is asked again; it doubles each time.
+    /// Pause before a silent device is asked again; it doubles each time.
     #[serde(default = "backoff")]
     pub backoff: Span,
-    /// What it doubles up to.
+    /// The longest such pause.
     #[serde(default = "backoff_max")]
     pub backoff_max: Span,
     /// The devices on the bus.
     #[serde(default, rename = "unit")]
     pub units: Vec<Unit>,
-    /// What may be written. Without a rule, nothing.
+    /// Rules for writes. Without a rule the source writes nothing.
     #[serde(default)]
     pub write: Vec<WriteRule>,
 }
@@ -81,12 +85,12 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
-    /// Its name: the first level of the topic, and the device in every event's source.
+    /// Name: the first level of the topic, and the device in every event's source.
     pub name: String,
-    /// Its number on the bus.
+    /// Unit identifier on the bus.
     #[serde(default = "unit")]
     pub unit: u8,
-    /// Its device table: a file in the folder, without `.toml`.
+    /// Name of the device table: a file in the folder, without `.toml`.
     pub device: String,
 }
 
@@ -98,7 +102,7 @@ pub struct WriteRule {
     pub unit: String,
     /// Name of the point.
     pub point: String,
-    /// The smallest and the largest number, in the point's own unit; a bit needs none.
+    /// Smallest and largest value, in the point's unit of measure; a bit needs no range.
     pub range: Option<(f64, f64)>,
 }
 
@@ -117,27 +121,27 @@ fn backoff() -> Span {
 fn backoff_max() -> Span {
     Span(Duration::from_secs(60))
 }
-/// What most devices have until somebody sets them.
+/// The factory setting of most devices.
 fn unit() -> u8 {
     1
 }
 
-/// Devices on one bus; a serial one has room for 247.
+/// Devices on one bus; a serial bus allows 247.
 const UNITS_MAX: usize = 1024;
 
-/// A bus with its device tables.
+/// A checked configuration: the connection settings, device tables and write rules of a bus.
 #[derive(Clone, Debug)]
 pub struct Ready {
-    /// How it is reached.
+    /// How to connect.
     pub dial: Dial,
     /// The device table of each unit.
     pub devices: Vec<Arc<Device>>,
-    /// What may be written.
-    pub allowed: Vec<Allowed>,
+    /// The points that may be written.
+    pub writable: Vec<WritablePoint>,
 }
 
 impl Config {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the reason.
     fn check(&self) -> Result<Address, (String, String)> {
         let wrong = |key: &str, message: String| (key.to_owned(), message);
         let address = address::check(&self.url, self.serial.as_ref(), &self.tls).map_err(|(key, m)| wrong(key, m))?;
@@ -160,12 +164,12 @@ impl Config {
         }
         for (index, unit) in self.units.iter().enumerate() {
             let key = |part: &str| format!("unit[{index}].{part}");
-            let is_word = |word: &str| {
+            let is_valid_name = |word: &str| {
                 let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
                 !word.is_empty() && word.len() <= 64 && word.bytes().all(is_good)
             };
             for (part, word) in [("name", &unit.name), ("device", &unit.device)] {
-                if !is_word(word) {
+                if !is_valid_name(word) {
                     let message =
                         format!("\"{word}\" is no name; 1 to 64 letters, digits, \"-\", \"_\" and \".\" are allowed");
                     return Err((key(part), message));
@@ -182,8 +186,8 @@ impl Config {
         Ok(address)
     }
 
-    /// Loads the device tables and checks everything against them. `problem` makes one of a key of
-    /// this source; those of tables name their own file.
+    /// Loads the device tables and checks the configuration against them. `problem` makes a problem from a key of this
+    /// source and a message; problems of device tables name the file of the table.
     pub fn ready(&self, problem: impl Fn(&str, String) -> Problem) -> Result<Ready, Vec<Problem>> {
         let address = self.check().map_err(|(key, message)| vec![problem(&key, message)])?;
         let mut problems = Vec::new();
@@ -204,10 +208,10 @@ impl Config {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let mut allowed = Vec::new();
+        let mut writable = Vec::new();
         for (index, rule) in self.write.iter().enumerate() {
-            match Allowed::new(rule, self, &devices) {
-                Ok(rule) => allowed.push(rule),
+            match WritablePoint::new(rule, self, &devices) {
+                Ok(point) => writable.push(point),
                 Err((key, message)) => problems.push(problem(&format!("write[{index}].{key}"), message)),
             }
         }
@@ -218,9 +222,9 @@ impl Config {
             timeout: self.timeout.0.max(CONNECT_WAIT_MIN),
             pause: self.pause.map(|pause| pause.0),
         };
-        if problems.is_empty() { Ok(Ready { dial, devices, allowed }) } else { Err(problems) }
+        if problems.is_empty() { Ok(Ready { dial, devices, writable }) } else { Err(problems) }
     }
 }
 
-/// A connection and its TLS take longer than an answer.
+/// Connecting and the TLS handshake take longer than an answer.
 const CONNECT_WAIT_MIN: Duration = Duration::from_secs(2);

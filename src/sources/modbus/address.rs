@@ -1,20 +1,20 @@
-//! Where a bus is: a host and port, or a serial port.
+//! The address of a bus: a host and port, or a serial port.
 
 use crate::tls::{self, ClientFiles};
 use serde::Deserialize;
 use std::fmt;
 use std::path::PathBuf;
 
-/// How frames travel.
+/// Address and transport of a bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// Modbus/TCP.
     Tcp(String),
-    /// Modbus/TCP Security: the same within TLS.
+    /// Modbus/TCP Security: Modbus/TCP within TLS.
     Tls(String),
-    /// Serial frames over TCP, as serial device servers carry them.
+    /// RTU frames over TCP, as serial device servers forward them.
     RtuOverTcp(String),
-    /// Serial frames over a serial port.
+    /// RTU frames over a serial port.
     Serial(PathBuf),
 }
 
@@ -22,10 +22,10 @@ const TCP_PORT: u16 = 502;
 const TLS_PORT: u16 = 802;
 
 impl Address {
-    /// Reads the written form.
+    /// Parses a URL.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some((_, host)) = text.rsplit_once('@') {
-            // What stands before it may be a password.
+            // The part before `@` may contain a password.
             return Err(format!(
                 "\"…@{host}\" holds a login, which Modbus does not know; expected one such as \"tcp://10.0.0.5:502\""
             ));
@@ -52,12 +52,12 @@ impl Address {
         }
     }
 
-    /// Whether answers carry nothing that says which request they belong to.
+    /// Whether answers have no transaction number: they do not say to which request they belong.
     pub fn is_anonymous(&self) -> bool {
         matches!(self, Self::Serial(_) | Self::RtuOverTcp(_))
     }
 
-    /// The host that a certificate has to name.
+    /// The host that the server's certificate has to name.
     pub fn host(&self) -> &str {
         match self {
             Self::Tcp(at) | Self::Tls(at) | Self::RtuOverTcp(at) => {
@@ -100,17 +100,17 @@ fn host_and_port(text: &str, default: Option<u16>) -> Result<String, String> {
     }
 }
 
-/// How a serial port is set.
+/// Settings of a serial port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
-    /// Bits a second.
+    /// Bits per second.
     #[serde(default = "baud")]
     pub baud: u32,
     /// Parity.
     #[serde(default)]
     pub parity: Parity,
-    /// 1 or 2; by default 1, and 2 without parity, as Modbus says.
+    /// 1 or 2; by default 1, or 2 without parity, as the Modbus standard requires.
     pub stop_bits: Option<u8>,
 }
 
@@ -128,7 +128,7 @@ impl Default for Serial {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Parity {
-    /// What Modbus wants by default.
+    /// The default of the Modbus standard.
     #[default]
     Even,
     /// Odd.
@@ -138,7 +138,7 @@ pub enum Parity {
 }
 
 impl Serial {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if !(300..=4_000_000).contains(&self.baud) {
             return Err(("baud", format!("{} is out of bounds; 300 to 4000000 are allowed", self.baud)));
@@ -150,7 +150,7 @@ impl Serial {
     }
 }
 
-/// Checks an address against what goes with it: key, and what is wrong with it.
+/// Checks an address against the serial and TLS settings. The error is the key and the reason.
 pub fn check(url: &str, serial: Option<&Serial>, files: &ClientFiles) -> Result<Address, (&'static str, String)> {
     let address = Address::parse(url).map_err(|message| ("url", message))?;
     let is_serial = matches!(address, Address::Serial(_));

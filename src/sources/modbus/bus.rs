@@ -1,27 +1,27 @@
-//! The task of a bus: one loop that asks what is due and hands in what has changed.
+//! The task of a bus: one loop that polls the groups that are due and hands in the events of changed values.
 
-mod asking;
-mod telling;
+mod polling;
+mod reporting;
 
 use super::plan::{Read, plan};
 use super::table::Device;
-use super::transport::{Ask, Dial, Doubt, Line};
-use super::write::{self, NotWritten, Write, Writer};
+use super::transport::{Ask, Connection, Dial, LateAnswers};
+use super::write::{self, NotWritten, QueuedWrite, Writer};
 use super::{Config, Ready};
 use crate::clock;
 use crate::ingest::{Ingest, Taken};
 use crate::journal::Waiter;
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
+use reporting::Reporter;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use telling::Teller;
 use tokio::sync::mpsc;
 
-/// How long receipts are awaited at the end.
+/// How long the source waits for receipts at shutdown.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How long the loop sleeps at most: what it waits for comes earlier, or is looked for again.
+/// The longest sleep of the loop. Whatever it waits for wakes it earlier, or is checked again after this.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// One bus with its devices.
@@ -32,30 +32,30 @@ pub struct Source {
     stats: Arc<Stats>,
     waiter: Waiter,
     units: Vec<Unit>,
-    jobs: Vec<Job>,
-    line: Option<Line>,
-    /// Why there is no connection, and when to try again.
+    polls: Vec<GroupPoll>,
+    connection: Option<Connection>,
+    /// Why there is no connection, and the time of the next attempt.
     down: Option<Silence>,
-    /// Whether an answer may still come that the next connection has to let pass.
+    /// Whether a late answer may still come, which the next connection has to discard.
     is_late_expected: bool,
     writer: Writer,
-    writes: mpsc::Receiver<Write>,
-    /// Taken in and not yet on the disk.
+    writes: mpsc::Receiver<QueuedWrite>,
+    /// Accepted by the journal and not yet durable.
     in_flight: VecDeque<(Taken, Instant)>,
 }
 
-/// A device as the bus knows it.
+/// The state of one device on the bus.
 struct Unit {
     name: String,
     number: u8,
     device: Arc<Device>,
-    doubt: Doubt,
+    late_answers: LateAnswers,
     silence: Option<Silence>,
-    /// Everything that is asked of it.
+    /// Every read request of its polls.
     asks: Vec<Ask>,
 }
 
-/// Somebody does not answer.
+/// A device or the bus does not answer.
 #[derive(Clone, Debug)]
 struct Silence {
     why: String,
@@ -63,22 +63,22 @@ struct Silence {
     next_try: Instant,
 }
 
-/// A group of a unit.
-struct Job {
+/// The poll of one group of a unit.
+struct GroupPoll {
     unit: usize,
     group: usize,
     reads: Vec<Read>,
     due: Instant,
-    /// When what was read has to be looked at again.
-    look: Option<Instant>,
-    tellers: Vec<Teller>,
+    /// When to check again whether an event is due, if nothing is read before.
+    next_check: Option<Instant>,
+    reporters: Vec<Reporter>,
 }
 
 impl Source {
-    /// A source that asks once it runs.
+    /// Creates a source; it connects once it runs.
     pub fn new(config: Config, ready: Ready, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Self {
         let now = clock::instant();
-        let (mut units, mut jobs) = (Vec::new(), Vec::new());
+        let (mut units, mut polls) = (Vec::new(), Vec::new());
         for (index, (unit, device)) in config.units.iter().zip(ready.devices).enumerate() {
             let mut asks = Vec::new();
             for group in 0..device.groups.len() {
@@ -87,13 +87,13 @@ impl Source {
                     continue;
                 }
                 asks.extend(reads.iter().map(ask_of));
-                let tellers = telling::tellers(&ingest, &config.name, &unit.name, &device, group);
-                jobs.push(Job { unit: index, group, reads, due: now, look: None, tellers });
+                let reporters = reporting::reporters(&ingest, &config.name, &unit.name, &device, group);
+                polls.push(GroupPoll { unit: index, group, reads, due: now, next_check: None, reporters });
             }
-            let doubt = Doubt::default();
-            units.push(Unit { name: unit.name.clone(), number: unit.unit, device, doubt, silence: None, asks });
+            let late_answers = LateAnswers::default();
+            units.push(Unit { name: unit.name.clone(), number: unit.unit, device, late_answers, silence: None, asks });
         }
-        let (writer, writes) = write::pair(ready.allowed);
+        let (writer, writes) = write::channel(ready.writable);
         stats.set_problem(Some("not connected yet".into()));
         Self {
             dial: ready.dial,
@@ -101,8 +101,8 @@ impl Source {
             stats,
             waiter: Waiter::default(),
             units,
-            jobs,
-            line: None,
+            polls,
+            connection: None,
             down: None,
             is_late_expected: false,
             writer,
@@ -112,7 +112,7 @@ impl Source {
         }
     }
 
-    /// Where the bus is.
+    /// The address of the bus.
     pub fn address(&self) -> String {
         self.dial.address.to_string()
     }
@@ -122,33 +122,33 @@ impl Source {
         self.writer.clone()
     }
 
-    /// Works until the shutdown; then awaits the receipts of what it has handed in.
+    /// Polls until the shutdown, then waits for the receipts of the events that it handed in.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let bell = self.waiter.bell();
         loop {
             self.take_receipts();
             let now = clock::instant();
-            self.look(now);
+            self.report_scheduled(now);
             while let Ok(write) = self.writes.try_recv() {
                 self.write(write).await;
             }
-            let Some(next) = (0..self.jobs.len()).min_by_key(|index| self.jobs[*index].due) else {
+            let Some(next) = (0..self.polls.len()).min_by_key(|index| self.polls[*index].due) else {
                 shutdown.begun().await;
                 break;
             };
-            let due = self.jobs[next].due;
+            let due = self.polls[next].due;
             if due <= clock::instant() {
-                // Whatever is dropped half-way has told nobody anything.
+                // A poll dropped half-way has handed in nothing.
                 tokio::select! {
                     biased;
                     () = shutdown.begun() => break,
-                    () = self.work(next) => {}
+                    () = self.poll(next) => {}
                 }
                 continue;
             }
-            let look = self.jobs.iter().filter_map(|job| job.look).min().unwrap_or(due).min(due);
-            let wait = look.saturating_duration_since(now).min(SLEEP_MAX);
-            // Every arm is safe to drop half-way.
+            let check = self.polls.iter().filter_map(|poll| poll.next_check).min().unwrap_or(due).min(due);
+            let wait = check.saturating_duration_since(now).min(SLEEP_MAX);
+            // Every arm is cancel-safe.
             let write = tokio::select! {
                 biased;
                 () = shutdown.begun() => break,
@@ -160,7 +160,7 @@ impl Source {
                 self.write(write).await;
             }
         }
-        self.line = None;
+        self.connection = None;
         self.stats.connections.set(0);
         self.stats.set_problem(Some("the gateway is shutting down".into()));
         let deadline = tokio::time::sleep(DRAIN_WAIT_MAX);
@@ -173,31 +173,31 @@ impl Source {
         }
     }
 
-    /// Reads a group, and hands in what has changed.
-    async fn work(&mut self, index: usize) {
-        let unit = self.jobs[index].unit;
+    /// Reads a group and hands in the events of its changes.
+    async fn poll(&mut self, index: usize) {
+        let unit = self.polls[index].unit;
         let started = clock::instant();
         let waits = [&self.down, &self.units[unit].silence].into_iter().flatten().map(|silence| silence.next_try).max();
         if let Some(until) = waits.filter(|until| *until > started) {
-            self.jobs[index].due = until;
+            self.polls[index].due = until;
             return;
         }
         let was_silent = self.units[unit].silence.is_some() || self.down.is_some();
         match self.read(index).await {
             Ok(()) => {
                 let now = clock::instant();
-                self.hear(unit);
-                let job = &mut self.jobs[index];
-                let interval = self.units[unit].device.groups[job.group].interval;
-                job.due = if was_silent { started + interval } else { next_due(job.due, interval, now) };
-                self.tell(index, now);
+                self.mark_answered(unit);
+                let poll = &mut self.polls[index];
+                let interval = self.units[unit].device.groups[poll.group].interval;
+                poll.due = if was_silent { started + interval } else { next_due(poll.due, interval, now) };
+                self.report(index, now);
             }
-            Err(fault) => self.miss(unit, &fault),
+            Err(fault) => self.mark_silent(unit, &fault),
         }
     }
 
-    /// Does what a command asks; without an answer it is not tried again.
-    async fn write(&mut self, write: Write) {
+    /// Executes a write command. A write without an answer is not repeated.
+    async fn write(&mut self, write: QueuedWrite) {
         let is_down = [&self.down, &self.units[write.unit].silence].into_iter().flatten().next();
         let done = match is_down {
             Some(silence) => Err(NotWritten::Refused(format!("the device does not answer: {}", silence.why))),
@@ -205,10 +205,10 @@ impl Source {
         };
         let unit = &self.units[write.unit].name;
         match &done {
-            Ok(()) => tracing::info!(source = %self.config.name, unit, "written"),
-            Err(error) => tracing::warn!(source = %self.config.name, unit, %error, "not written"),
+            Ok(()) => tracing::info!(source = %self.config.name, unit, "value written to the device"),
+            Err(error) => tracing::warn!(source = %self.config.name, unit, %error, "could not write to the device"),
         }
-        // Whoever asked may have gone.
+        // The caller may have stopped waiting.
         let _ = write.answer.send(done);
     }
 }
@@ -217,15 +217,15 @@ fn ask_of(read: &Read) -> Ask {
     Ask::Read(read.table, read.address, read.count)
 }
 
-/// The next time on the same beat that is still to come: what was missed is not made up for.
+/// The next future time in the same rhythm. Polls that were missed are skipped.
 fn next_due(due: Instant, interval: Duration, now: Instant) -> Instant {
     let next = due + interval;
     if next > now {
         return next;
     }
     let behind = now.duration_since(due).as_nanos();
-    let beats = behind / interval.as_nanos().max(1) + 1;
-    due + interval.saturating_mul(u32::try_from(beats).unwrap_or(u32::MAX))
+    let intervals = behind / interval.as_nanos().max(1) + 1;
+    due + interval.saturating_mul(u32::try_from(intervals).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Import: a register list as vendors ship it, as CSV, becomes a device table.
+//! Import: converts a vendor's register list in CSV format to a device table.
 //!
-//! Promise: the table that comes out loads; every line that is not in it is named with the reason.
+//! Promise: the resulting table loads; each line that is not in it is reported with the reason.
 
 mod columns;
 
@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-/// How the list counts its addresses.
+/// The numbering of addresses in the list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Numbering {
-    /// As the numbers look: 30001 and 40001 are classic, all else is as in the protocol.
+    /// Detected from the numbers: 30001 and 40001 are classic, all others are protocol addresses.
     #[default]
     Auto,
     /// From 0, as in the protocol.
@@ -26,29 +26,29 @@ pub enum Numbering {
     Classic,
 }
 
-/// What an import made.
+/// The result of an import.
 #[derive(Clone, Debug, Default)]
 pub struct Imported {
-    /// The device table.
+    /// The device table as TOML.
     pub table: String,
-    /// Points in it.
+    /// Number of points in the table.
     pub points: usize,
-    /// Lines that are not in it, and why.
+    /// Lines that are not in the table, with the reasons.
     pub skipped: Vec<(usize, String)>,
 }
 
-/// A point in the making, and the line it came from.
-struct Found {
+/// A point as TOML, and its line in the list.
+struct ImportedPoint {
     line: usize,
     text: String,
 }
 
-/// Reads a list. `Err` says what keeps it from being one.
+/// Converts a list. The error says why it is no register list.
 pub fn import(csv: &str, title: &str, numbering: Numbering) -> Result<Imported, String> {
     let csv = csv.trim_start_matches('\u{feff}');
     let separator = separator(csv);
     let rows = cells(csv, separator);
-    // Titles may stand above the head.
+    // Titles may precede the header line.
     let head = rows.iter().position(|(_, row)| columns(row).is_ok());
     let Some(head) = head else {
         let why = rows.first().map_or_else(|| "it is empty".into(), |(_, row)| columns(row).err().unwrap_or_default());
@@ -70,17 +70,17 @@ pub fn import(csv: &str, title: &str, numbering: Numbering) -> Result<Imported, 
     let mut taken = BTreeSet::new();
     for (line, row) in body.iter().filter(|(_, row)| row.iter().any(|cell| !cell.trim().is_empty())) {
         match point(&|column| cell(row, column), numbering, &mut taken) {
-            Ok(text) => found.push(Found { line: *line, text }),
+            Ok(text) => found.push(ImportedPoint { line: *line, text }),
             Err(why) => imported.skipped.push((*line, why)),
         }
     }
-    settle(title, found, &mut imported)?;
+    drop_refused(title, found, &mut imported)?;
     imported.skipped.sort();
     Ok(imported)
 }
 
-/// Takes out what the checks of a table refuse, until it loads.
-fn settle(title: &str, mut found: Vec<Found>, imported: &mut Imported) -> Result<(), String> {
+/// Removes points that the checks of a table refuse, until the table loads.
+fn drop_refused(title: &str, mut found: Vec<ImportedPoint>, imported: &mut Imported) -> Result<(), String> {
     loop {
         if found.is_empty() {
             return Err(match imported.skipped.first() {
@@ -112,7 +112,7 @@ fn settle(title: &str, mut found: Vec<Found>, imported: &mut Imported) -> Result
     }
 }
 
-/// Whether the addresses count as the manuals of old did.
+/// Whether all addresses have the classic form.
 fn is_classic(addresses: impl Iterator<Item = String>) -> bool {
     let mut numbers = addresses.filter_map(|text| text.split('.').next()?.trim().parse::<u32>().ok()).peekable();
     let is_far =
@@ -149,7 +149,7 @@ fn point(
     let name = unique(&word(label.as_deref().unwrap_or("")), table, address, taken);
     let mut out = String::from("\n[[point]]\n");
     let mut line = |key: &str, value: &str| {
-        // Writing to a text cannot fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(out, "{key} = {value}");
     };
     line("name", &quoted(&name));
@@ -183,7 +183,7 @@ fn point(
     Ok(out)
 }
 
-/// Lists that name no size in the type name it in the length.
+/// The type with the size that the length column gives, for lists whose type column gives none.
 fn wide(kind: &'static str, registers: &str) -> &'static str {
     match (kind, registers) {
         ("u16", "2") => "u32",
@@ -197,7 +197,7 @@ fn wide(kind: &'static str, registers: &str) -> &'static str {
     }
 }
 
-/// Table and address from 0, and the bit where the address names one.
+/// Table, address from 0, and the bit if the address names one.
 fn place(address: &str, table: &str, numbering: Numbering) -> Result<(Table, u32, Option<u8>), String> {
     let wrong = || format!("address \"{address}\" is no number");
     let (number, bit) = match address.split_once(['.', ':']) {
@@ -253,7 +253,7 @@ fn table_of(text: &str) -> Result<Option<Table>, String> {
     })
 }
 
-/// The type, and the length of a text where the type says it.
+/// The type, and the length of a text if the type column gives it.
 fn kind(text: &str, table: Table) -> Result<(&'static str, Option<u16>), String> {
     if table.is_bits() {
         return Ok(("bool", None));
@@ -314,12 +314,12 @@ fn order(text: &str) -> Result<Option<&'static str>, String> {
     })
 }
 
-/// A number with a point or a comma.
+/// Parses a number with a decimal point or comma.
 fn decimal(text: &str) -> Option<f64> {
     text.trim().replace(',', ".").parse().ok().filter(|number: &f64| number.is_finite())
 }
 
-/// What is multiplied: `0.1`, `x0.1`, `/10`, `1/10`.
+/// Parses a scale factor: `0.1`, `x0.1`, `/10`, `1/10`.
 fn factor(text: &str) -> Result<Option<f64>, String> {
     let plain = text.trim().trim_start_matches(['x', 'X', '*', '×']).trim();
     if plain.is_empty() || plain == "-" {
@@ -339,7 +339,7 @@ fn factor(text: &str) -> Result<Option<f64>, String> {
     }
 }
 
-/// A name of letters, digits and `_`.
+/// Makes a name of letters, digits and `_`.
 fn word(text: &str) -> String {
     let mut out = String::new();
     for letter in text.to_lowercase().chars() {
@@ -368,7 +368,7 @@ fn unique(name: &str, table: Table, address: u32, taken: &mut BTreeSet<String>) 
     name
 }
 
-/// A TOML string. What JSON escapes, TOML reads.
+/// A TOML string. TOML understands the escapes of JSON.
 fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }

@@ -1,26 +1,26 @@
-//! The read plan: which requests fetch the points of a group.
+//! The read plan: the requests that read the points of a group.
 //!
-//! Promise: every point is in exactly one request, whole; no request asks for more than the device
-//! takes, or touches a declared hole; there are as few requests as these rules and `gap_max` allow.
+//! Promise: each point is entirely in exactly one request; no request is larger than the device allows or touches a
+//! declared hole; the number of requests is the smallest that these rules and `gap_max` allow.
 
 use super::table::{Device, Hole, Point};
 use super::value::Table;
 
-/// The most registers that one answer has room for.
+/// The most registers in one answer.
 pub const REGISTERS_MAX: u16 = 125;
-/// The most bits that one answer has room for.
+/// The most bits in one answer.
 pub const BITS_MAX: u16 = 2000;
 
-/// One request.
+/// One read request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
-    /// The table.
+    /// The table to read.
     pub table: Table,
     /// The first register or bit, from 0.
     pub address: u16,
-    /// How many.
+    /// Number of registers or bits.
     pub count: u16,
-    /// The points in it: places in the list of the device.
+    /// The points in it: indexes in the list of the device.
     pub points: Vec<usize>,
 }
 
@@ -28,9 +28,9 @@ pub struct Read {
 pub fn plan(device: &Device, group: usize) -> Vec<Read> {
     let mut wanted: Vec<(usize, &Point)> =
         device.points.iter().enumerate().filter(|(_, point)| point.group == group).collect();
-    // A stable order: that of the table, the longer first where two begin alike.
-    let place = |point: &Point| (point.table, point.address, std::cmp::Reverse(point.count));
-    wanted.sort_by_key(|(_, point)| place(point));
+    // By table and address; the longer point first where two have the same address.
+    let position = |point: &Point| (point.table, point.address, std::cmp::Reverse(point.count));
+    wanted.sort_by_key(|(_, point)| position(point));
     let mut reads: Vec<Read> = Vec::new();
     for (index, point) in wanted {
         let end = u32::from(point.address) + u32::from(point.count);
@@ -48,7 +48,7 @@ pub fn plan(device: &Device, group: usize) -> Vec<Read> {
     reads
 }
 
-/// Whether a request may grow to hold a point too.
+/// Whether a request may grow to include a point.
 fn fits(device: &Device, read: &Read, point: &Point) -> bool {
     let (start, reach) = (u32::from(read.address), u32::from(read.address) + u32::from(read.count));
     let end = reach.max(u32::from(point.address) + u32::from(point.count));
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(shape(&device(&[(Holding, 65_534, 2)], &[], 16)), [(Holding, 65_534, 2)]);
     }
 
-    /// The fewest requests there can be, by trying every way to cut.
+    /// The smallest number of requests, found by trying every partition.
     fn fewest(device: &Device, spans: &[(u32, u32)]) -> usize {
         let mut best = vec![0; spans.len() + 1];
         for end in 1..=spans.len() {

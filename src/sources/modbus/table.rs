@@ -1,7 +1,7 @@
-//! Device tables: what the registers of one type of device mean, for every unit of that type.
+//! Device tables: the meaning of the registers of one type of device, for every unit of that type.
 //!
-//! Promise: a table that loads can be read; one that does not is refused with file, line, point, the
-//! offending value and what is allowed, every problem at once.
+//! Promise: a table that loads can be polled. A table that does not load is refused with all its problems at once, each
+//! with file, line, point, the offending value and the allowed values.
 
 mod check;
 
@@ -16,19 +16,19 @@ use std::time::Duration;
 /// A type of device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// What it is.
+    /// Description for people.
     pub description: String,
-    /// The groups, by name.
+    /// The groups, in the order of their names.
     pub groups: Vec<Group>,
     /// The points, in the order of the file.
     pub points: Vec<Point>,
     /// Addresses that must not be read.
     pub holes: Vec<Hole>,
-    /// The most registers that the device answers with.
+    /// The most registers in one answer of the device.
     pub registers_max: u16,
-    /// The most bits that the device answers with.
+    /// The most bits in one answer of the device.
     pub bits_max: u16,
-    /// Registers that nobody wants, and that are read all the same to save a request.
+    /// The longest gap of unused registers that is read to save a request.
     pub gap_max: u16,
 }
 
@@ -49,17 +49,17 @@ impl Default for Device {
 /// Points that are read and reported together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// Its name: the second level of the topic.
+    /// Name: the second level of the topic.
     pub name: String,
-    /// How often it is read.
+    /// Poll interval.
     pub interval: Duration,
-    /// What makes an event.
+    /// When an event is made.
     pub report: Report,
-    /// Events are at least this far apart.
+    /// Least time between two events.
     pub min: Duration,
-    /// Without a change an event comes after this long; `None` for never.
+    /// Time after which an event is made without a change; `None` for never.
     pub max: Option<Duration>,
-    /// How long a device may be silent before what was read last is `bad`, not only `stale`.
+    /// How long a device may be silent before its values become `bad` instead of `stale`.
     pub bad_after: Duration,
 }
 
@@ -76,14 +76,14 @@ impl Default for Group {
     }
 }
 
-/// What makes an event.
+/// When an event is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Report {
-    /// A value that changes by more than its deadband.
+    /// When a value changes by more than its deadband.
     #[default]
     Change,
-    /// Every reading.
+    /// After every poll.
     Always,
 }
 
@@ -91,7 +91,7 @@ pub enum Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hole {
-    /// The table.
+    /// The table of the addresses.
     pub table: Table,
     /// First address.
     pub from: u16,
@@ -99,12 +99,12 @@ pub struct Hole {
     pub to: u16,
 }
 
-/// How far a number may move without being a change.
+/// By how much a number may differ from the last reported one without being a change.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Deadband {
-    /// By this much, in the point's unit.
+    /// An amount, in the point's unit of measure.
     Absolute(f64),
-    /// By this share of the value that was reported last.
+    /// A share of the last reported value.
     Relative(f64),
 }
 
@@ -116,39 +116,39 @@ pub enum Edge {
     Rising,
     /// On to off.
     Falling,
-    /// Each of them.
+    /// Both.
     Both,
 }
 
 /// One value of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Its name.
+    /// Name, unique in the table.
     pub name: String,
-    /// Its group: a place in the list of the device.
+    /// Index of the group in the list of the device.
     pub group: usize,
-    /// The table it stands in.
+    /// The table that contains it.
     pub table: Table,
-    /// Its first register or bit, from 0 as in the protocol.
+    /// First register or bit, from 0 as in the protocol.
     pub address: u16,
-    /// Registers or bits.
+    /// Number of registers or bits.
     pub count: u16,
-    /// How it is coded.
+    /// Encoding of the value.
     pub encoding: Encoding,
     /// Unit of measure.
     pub unit: Option<String>,
-    /// How far it may move without being a change.
+    /// Deadband of the value.
     pub deadband: Deadband,
-    /// The number after which a counter begins anew at 0, counted as it stands in the register.
+    /// Rollover of a counter: the unscaled number at which it starts again at 0. `None` if the point is no counter.
     pub counter: Option<i128>,
-    /// Which changes are edges, where it is a bit.
+    /// Which changes of a bit are edges.
     pub edge: Option<Edge>,
-    /// Numbers in the register that mean that there is no value.
+    /// Numbers in the register that mean "no value".
     pub absent: Vec<i128>,
 }
 
 impl Point {
-    /// A point at holding register 0 of the first group, with nothing special about it.
+    /// A point at holding register 0 in the first group, with default settings.
     pub fn plain(encoding: Encoding) -> Self {
         Self {
             name: "value".into(),
@@ -166,12 +166,12 @@ impl Point {
     }
 }
 
-/// Name of the group of points that name none.
+/// The group of points that name no group.
 const GROUP_DEFAULT: &str = "values";
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
-/// A switch or a cable that is changed takes less.
+/// Replacing a network switch or a cable takes less.
 const BAD_AFTER_DEFAULT: Duration = Duration::from_secs(30);
-/// Few devices serve registers that are not there, and most leave small gaps readable.
+/// Most devices answer for small gaps between their registers; few answer for registers outside of their range.
 fn gap_max() -> u16 {
     16
 }
@@ -197,7 +197,7 @@ struct File {
     points: Vec<FilePoint>,
 }
 
-/// What the vendor calls the first register: some lists count from 1.
+/// The vendor's number of the first register: some lists count from 1.
 #[derive(Debug, Default, Deserialize)]
 #[serde(try_from = "u16")]
 struct FirstAddress(u16);
@@ -279,7 +279,7 @@ impl Device {
         Self::read(&document)
     }
 
-    /// Checks a table whose text is at hand.
+    /// Checks a table that was read before.
     pub fn read(document: &Document) -> Result<Self, Vec<Problem>> {
         match document.parse_all() {
             Ok(file) => check::check(file, document),

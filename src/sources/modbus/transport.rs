@@ -1,17 +1,16 @@
-//! One connection to a bus: a request, its answer, or why there is none.
+//! One connection to a bus: sends a request and returns its answer or a fault.
 //!
-//! Promise: what [`Line::ask`] returns answers that very request. Of a request without an answer the
-//! connection does not survive, so that a late answer meets nobody; on a line whose answers carry no
-//! number, [`Doubt`] says what else is needed before the device is believed again.
-//! Invariants:
-//! - one request at a time, each with its timeout; the pause between two is kept.
+//! Promise: [`Connection::ask`] returns the answer to that very request. After a request without an answer the caller
+//! closes the connection, so no later request can receive a late answer. Serial frames have no transaction number;
+//! there [`LateAnswers`] decides when answers of the device can be trusted again.
+//! Invariant: one request at a time, each with its timeout, with the configured pause between two.
 
 mod dial;
-mod doubt;
+mod late_answers;
 mod serial;
 
 pub use dial::Dial;
-pub use doubt::{Doubt, Shape};
+pub use late_answers::{LateAnswers, ResponseShape};
 
 use super::value::Table;
 use crate::clock;
@@ -24,18 +23,18 @@ use tokio_modbus::{ExceptionCode, Request, Response};
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The device says no, in words.
+    /// The device answered with an exception.
     Refused {
-        /// The number of the exception.
+        /// The exception code.
         code: u8,
-        /// What it means.
+        /// The meaning of the exception.
         words: String,
     },
-    /// Nothing came in time.
+    /// No answer arrived within this timeout.
     NoAnswer(Duration),
-    /// What came was no answer to this, or the connection ended.
+    /// The answer did not fit the request, or the connection ended.
     Broken(String),
-    /// There is no connection.
+    /// No connection could be made.
     NoConnection(String),
 }
 
@@ -51,53 +50,52 @@ impl std::fmt::Display for Fault {
 
 impl Fault {
     fn of(code: ExceptionCode) -> Self {
-        let (code, words) = (u8::from(code), words(code));
-        Self::Refused { code, words: format!("exception {code}: {words}") }
+        let (code, meaning) = (u8::from(code), meaning(code));
+        Self::Refused { code, words: format!("exception {code}: {meaning}") }
     }
 
-    /// Whether it is worth asking again at once: the device is busy.
+    /// Whether the device is busy, so that an immediate repeat may succeed.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Refused { code: 5 | 6, .. })
     }
 
-    /// Whether the device did not speak, but something in front of it.
+    /// Whether the device itself did not answer; a Modbus gateway in front of it may have.
     pub fn is_absence(&self) -> bool {
         !matches!(self, Self::Refused { code, .. } if !matches!(code, 10 | 11))
     }
 }
 
-/// What an exception means.
-fn words(code: ExceptionCode) -> &'static str {
+fn meaning(code: ExceptionCode) -> &'static str {
     match u8::from(code) {
         1 => "illegal function, the device does not serve this kind of request",
         2 => "illegal address, the device has no such register",
         3 => "illegal value, the device does not take this length or value",
-        4 => "device failure, the device could not do it",
+        4 => "device failure, the device could not execute the request",
         5 => "acknowledge, the device needs longer",
-        6 => "busy, the device is at work on something else",
+        6 => "busy, the device executes another command",
         8 => "memory parity error in the device",
         10 => "gateway path unavailable, the gateway in front of the device is set up wrongly or overloaded",
         11 => "gateway target silent, the device behind the gateway does not answer",
-        _ => "no exception that the standard knows",
+        _ => "not an exception of the Modbus standard",
     }
 }
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Bits or registers, from this address, so many.
+    /// Reads bits or registers: table, first address, number.
     Read(Table, u16, u16),
-    /// One bit.
+    /// Writes one bit: address, value.
     WriteCoil(u16, bool),
-    /// Registers.
+    /// Writes registers: first address, values.
     Write(u16, Vec<u16>),
 }
 
 impl Ask {
-    /// What an answer to it looks like.
-    pub fn shape(&self) -> Shape {
+    /// Function code and length of the answer.
+    pub fn response_shape(&self) -> ResponseShape {
         match self {
-            Self::Read(table, _, count) => Shape {
+            Self::Read(table, _, count) => ResponseShape {
                 function: match table {
                     Table::Coil => 1,
                     Table::Discrete => 2,
@@ -106,8 +104,10 @@ impl Ask {
                 },
                 bytes: if table.is_bits() { count.div_ceil(8) } else { count * 2 },
             },
-            Self::WriteCoil(..) => Shape { function: 5, bytes: 0 },
-            Self::Write(_, registers) => Shape { function: if registers.len() == 1 { 6 } else { 16 }, bytes: 0 },
+            Self::WriteCoil(..) => ResponseShape { function: 5, bytes: 0 },
+            Self::Write(_, registers) => {
+                ResponseShape { function: if registers.len() == 1 { 6 } else { 16 }, bytes: 0 }
+            }
         }
     }
 
@@ -125,12 +125,12 @@ impl Ask {
         }
     }
 
-    /// Takes an answer apart; the library has compared numbers and functions, not lengths.
+    /// Checks an answer and returns its registers. The library has compared transaction number and function, not lengths.
     fn answer(&self, response: Response) -> Result<Vec<u16>, String> {
         match (self, response) {
             (Self::Read(_, _, count), Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits)) => {
                 if bits.len() != usize::from(count.div_ceil(8)) * 8 {
-                    return Err(format!("answered {} bits where {count} were asked for", bits.len()));
+                    return Err(format!("answered {} bits to a request for {count}", bits.len()));
                 }
                 Ok(bits.iter().take(usize::from(*count)).map(|on| u16::from(*on)).collect())
             }
@@ -139,7 +139,7 @@ impl Ask {
                 Response::ReadHoldingRegisters(registers) | Response::ReadInputRegisters(registers),
             ) => {
                 if registers.len() != usize::from(*count) {
-                    return Err(format!("answered {} registers where {count} were asked for", registers.len()));
+                    return Err(format!("answered {} registers to a request for {count}", registers.len()));
                 }
                 Ok(registers)
             }
@@ -156,30 +156,31 @@ impl Ask {
             {
                 Ok(vec![])
             }
-            _ => Err("answered something else than was asked for".into()),
+            _ => Err("the answer does not fit the request".into()),
         }
     }
 }
 
-/// A connection.
-pub struct Line {
+/// A connection to a bus.
+pub struct Connection {
     context: Context,
     pause: Duration,
     last: Option<Instant>,
 }
 
-impl Line {
-    /// A line over a connection; between an answer and the next request it waits for `pause`.
+impl Connection {
+    /// A connection that waits for `pause` between an answer and the next request.
     fn new(context: Context, pause: Duration) -> Self {
         Self { context, pause, last: None }
     }
 
-    /// Whether it has carried an answer before.
+    /// Whether a request was sent over it before.
     pub fn is_used(&self) -> bool {
         self.last.is_some()
     }
 
-    /// Asks a device. After any fault but a refusal the line must be dropped.
+    /// Sends a request and waits for the answer. The caller must drop the connection after any fault except
+    /// [`Fault::Refused`].
     pub async fn ask(&mut self, unit: u8, ask: &Ask, timeout: Duration) -> Result<Vec<u16>, Fault> {
         if let Some(last) = self.last {
             let rest = (last + self.pause).saturating_duration_since(clock::instant());
@@ -195,17 +196,17 @@ impl Line {
             Ok(Ok(Ok(response))) => ask.answer(response).map_err(Fault::Broken),
             Ok(Ok(Err(code))) => Err(Fault::of(code)),
             Ok(Err(tokio_modbus::Error::Protocol(_))) => {
-                Err(Fault::Broken("answered to another request, or another unit answered".into()))
+                Err(Fault::Broken("the answer belongs to another request or another unit".into()))
             }
             Ok(Err(tokio_modbus::Error::Transport(error))) => Err(Fault::Broken(broken(&error))),
         }
     }
 }
 
-/// What the library says of an end of the connection is whatever the last system call said.
+/// The reason for a broken connection. The library passes on the error of whichever system call failed last.
 fn broken(error: &std::io::Error) -> String {
     match error.kind() {
-        std::io::ErrorKind::InvalidData => format!("answered what is no Modbus ({error})"),
+        std::io::ErrorKind::InvalidData => format!("the answer is not valid Modbus ({error})"),
         std::io::ErrorKind::ConnectionReset => "the connection was reset".into(),
         _ => "the connection ended".into(),
     }

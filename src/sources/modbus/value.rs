@@ -1,7 +1,7 @@
-//! Values: what registers say, and what has to stand in them to say it.
+//! Values: decoding of registers to values, and encoding of values to registers.
 //!
-//! Promise: [`Encoding::decode`] gives a value of the declared type or a reason why there is none;
-//! it never guesses. [`Encoding::encode`] is its inverse where there is one.
+//! Promise: [`Encoding::decode`] returns a value of the declared type or the reason why there is none;
+//! it never guesses. [`Encoding::encode`] is its inverse where one exists.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ impl Table {
         matches!(self, Self::Coil | Self::Discrete)
     }
 
-    /// Its name.
+    /// The name in device tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Coil => "coil",
@@ -42,7 +42,7 @@ impl Table {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Type {
-    /// A bit: of a table of bits, or one of a register.
+    /// One bit: of a table of bits, or of a register.
     Bool,
     /// 16 bits.
     U16,
@@ -66,12 +66,12 @@ pub enum Type {
     Bcd32,
     /// Sixteen decimal digits.
     Bcd64,
-    /// Two letters a register.
+    /// Two characters per register.
     Text,
 }
 
 impl Type {
-    /// Registers that one value takes; `None` where the point has to say it.
+    /// Number of registers of one value; `None` where the point defines it.
     pub fn registers(self) -> Option<u16> {
         match self {
             Self::Bool | Self::U16 | Self::I16 | Self::Bcd16 => Some(1),
@@ -81,7 +81,7 @@ impl Type {
         }
     }
 
-    /// The smallest and largest whole number, where it holds whole numbers.
+    /// The smallest and largest value of an integer type.
     pub fn range(self) -> Option<(i128, i128)> {
         match self {
             Self::U16 => Some((0, 0xFFFF)),
@@ -102,10 +102,10 @@ impl Type {
     }
 }
 
-/// The order of bytes: how `ABCD` stands in two registers.
+/// The order of bytes: how two registers contain the bytes `ABCD`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Order {
-    /// High word first, high byte first: what Modbus says.
+    /// High word first, high byte first: the order of the Modbus standard.
     #[default]
     #[serde(rename = "ABCD")]
     Abcd,
@@ -130,21 +130,21 @@ impl Order {
     }
 }
 
-/// What a point says.
+/// The value of a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// On or off.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i128),
-    /// A number that is finite.
+    /// A finite floating-point number.
     Float(f64),
     /// A text, or a word of an enumeration.
     Text(String),
 }
 
 impl Value {
-    /// The number, if it is one.
+    /// The value as a number; `None` for bits and texts.
     pub fn number(&self) -> Option<f64> {
         match self {
             Self::Int(whole) => Some(*whole as f64),
@@ -165,35 +165,35 @@ impl std::fmt::Display for Value {
     }
 }
 
-/// How a value stands in its registers, and what is made of it.
+/// How a value is encoded in its registers, and how it is scaled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoding {
-    /// The type.
+    /// Type of the value.
     pub kind: Type,
     /// Order of bytes and words.
     pub order: Order,
-    /// First and last bit of a field in the number, where the value is only a part of it.
+    /// First and last bit of the value, if it is only a part of the number in the registers.
     pub field: Option<(u8, u8)>,
-    /// What the number is multiplied by.
+    /// Factor of the number.
     pub scale: f64,
-    /// What is added after that.
+    /// Number that is added after scaling.
     pub offset: f64,
-    /// Words for numbers; where there are some, another number is no value.
+    /// Words of an enumeration, by number. If there are any, every other number is invalid.
     pub words: BTreeMap<i128, String>,
 }
 
 impl Encoding {
-    /// A plain encoding of a type.
+    /// An encoding of a type without bit field, scaling and words.
     pub fn of(kind: Type, order: Order) -> Self {
         Self { kind, order, field: None, scale: 1.0, offset: 0.0, words: BTreeMap::new() }
     }
 
-    /// The number as it stands in the registers, where the type has whole numbers.
+    /// The unscaled number in the registers; `None` if the type is no integer type or the number is invalid.
     pub fn raw(&self, registers: &[u16]) -> Option<i128> {
         self.whole(registers).unwrap_or_default()
     }
 
-    /// What the registers say. The reason starts in lower case and names what does not fit.
+    /// Decodes registers. The error starts in lower case and names the offending value.
     pub fn decode(&self, registers: &[u16]) -> Result<Value, String> {
         if self.kind == Type::Text {
             return self.text(registers).map(Value::Text);
@@ -212,7 +212,7 @@ impl Encoding {
         }
         let bytes = self.bytes(registers);
         let number = match self.kind {
-            // By way of its shortest decimal: 12.3 stays 12.3.
+            // Converted through its shortest decimal form: 12.3 stays 12.3.
             Type::F32 => {
                 let short = f32::from_be_bytes(array(&bytes)?);
                 short.to_string().parse().unwrap_or_else(|_| f64::from(short))
@@ -235,7 +235,7 @@ impl Encoding {
         shown.join(", ")
     }
 
-    /// The whole number in the registers; `Ok(None)` where the type is none of whole numbers.
+    /// The integer in the registers; `Ok(None)` if the type is no integer type.
     fn whole(&self, registers: &[u16]) -> Result<Option<i128>, String> {
         let bytes = self.bytes(registers);
         let unsigned = bytes.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte));
@@ -298,7 +298,7 @@ impl Encoding {
         self.scale == 1.0 && self.offset == 0.0
     }
 
-    /// A whole number scaled; it stays whole where scale and offset are.
+    /// Scales an integer. The result is an integer if scale and offset are.
     pub fn scaled_whole(&self, whole: i128) -> Value {
         let exact = |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i128);
         match (exact(self.scale), exact(self.offset)) {
@@ -307,7 +307,7 @@ impl Encoding {
         }
     }
 
-    /// A difference of two numbers, scaled.
+    /// Scales a difference of two numbers.
     pub fn scaled_step(&self, step: i128) -> Value {
         Self { offset: 0.0, ..self.clone() }.scaled_whole(step)
     }
@@ -316,14 +316,14 @@ impl Encoding {
         if self.is_plain() {
             return number;
         }
-        // A tenth is no binary fraction; dividing by ten rounds once, and 3 tenths are 0.3.
+        // 0.1 is no binary fraction. Dividing by 10 rounds only once: 3 · 0.1 becomes exactly 0.3.
         let inverse = (1.0 / self.scale).round();
         let is_fraction = self.scale.abs() < 1.0 && (inverse * self.scale - 1.0).abs() < 1e-12;
         let scaled = if is_fraction { number / inverse } else { number * self.scale };
         if self.offset == 0.0 { scaled } else { scaled + self.offset }
     }
 
-    /// The registers that say a value; `Err` says why there are none.
+    /// Encodes a value; the error says why the registers cannot represent it.
     pub fn encode(&self, value: &Value) -> Result<Vec<u16>, String> {
         if self.field.is_some() || self.kind == Type::Text {
             return Err("bits of a register and texts cannot be written".into());

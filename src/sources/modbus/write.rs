@@ -1,7 +1,7 @@
-//! Writing: off unless a rule allows the point, within its range.
+//! Writing to devices: off unless a rule allows the point, and only within the rule's range.
 //!
-//! Promise: [`Writer::write`] touches no register that no rule names, with no value outside its range. A
-//! write without an answer is never repeated: it may have been done, and the caller is told so.
+//! Promise: [`Writer::write`] writes only points that a rule names and only values within its range. A write without
+//! an answer is never repeated: the device may have executed it. The caller gets [`NotWritten::Unknown`].
 
 use super::table::{Device, Point};
 use super::transport::Ask;
@@ -13,17 +13,17 @@ use tokio::sync::{mpsc, oneshot};
 /// Writes that may wait for the bus.
 const WAITING_MAX: usize = 16;
 
-/// A point that may be written.
+/// A point that may be written, and its range.
 #[derive(Clone, Debug)]
-pub struct Allowed {
+pub struct WritablePoint {
     unit: usize,
     unit_name: String,
     point: Point,
     range: Option<(f64, f64)>,
 }
 
-impl Allowed {
-    /// Checks a rule: key, and what is wrong with it.
+impl WritablePoint {
+    /// Checks a rule against the device table. The error is the key and the reason.
     pub fn new(rule: &WriteRule, config: &Config, devices: &[Arc<Device>]) -> Result<Self, (&'static str, String)> {
         let unit = config.units.iter().position(|unit| unit.name == rule.unit);
         let unit = unit.ok_or_else(|| ("unit", format!("\"{}\" is no unit of this source", rule.unit)))?;
@@ -51,7 +51,7 @@ impl Allowed {
         Ok(Self { unit, unit_name: rule.unit.clone(), point: point.clone(), range: rule.range })
     }
 
-    fn ask(&self, value: &Value) -> Result<Ask, NotWritten> {
+    fn request(&self, value: &Value) -> Result<Ask, NotWritten> {
         let unfit = |why: String| NotWritten::Unfit { point: self.point.name.clone(), why };
         if let Some((least, most)) = self.range {
             let number = value.number().ok_or_else(|| unfit(format!("\"{value}\" is no number")))?;
@@ -69,10 +69,10 @@ impl Allowed {
     }
 }
 
-/// Why nothing was written, or why that is not known.
+/// Why a value was not written, or why the outcome is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotWritten {
-    /// The source allows no writing at all.
+    /// The source has no write rule.
     #[error("writing is off: the source has no write rule")]
     Off,
     /// No rule names the point.
@@ -88,23 +88,23 @@ pub enum NotWritten {
     Unfit {
         /// Name of the point.
         point: String,
-        /// What does not fit.
+        /// Why the value does not fit.
         why: String,
     },
-    /// Too many writes wait for the bus; nothing was done, come again.
+    /// Too many writes wait for the bus; nothing was written. The caller may retry.
     #[error("{WAITING_MAX} writes wait for the bus already")]
     Busy,
-    /// The device said no, or was not reached; nothing was done.
+    /// The device refused the write or was not reached; nothing was written.
     #[error("not written: {0}")]
     Refused(String),
-    /// It may have been done: look before it is asked for again.
+    /// The device may have executed the write. The caller must read the point before a retry.
     #[error("it is not known whether it was written: {0}")]
     Unknown(String),
 }
 
-/// A write on its way to the bus.
+/// A write that waits for the bus.
 #[derive(Debug)]
-pub(super) struct Write {
+pub(super) struct QueuedWrite {
     pub(super) unit: usize,
     pub(super) ask: Ask,
     pub(super) answer: oneshot::Sender<Result<(), NotWritten>>,
@@ -113,27 +113,27 @@ pub(super) struct Write {
 /// The handle through which commands reach a bus.
 #[derive(Clone, Debug)]
 pub struct Writer {
-    allowed: Arc<[Allowed]>,
-    sender: mpsc::Sender<Write>,
+    allowed: Arc<[WritablePoint]>,
+    sender: mpsc::Sender<QueuedWrite>,
 }
 
-/// A handle, and where its writes come out.
-pub(super) fn pair(allowed: Vec<Allowed>) -> (Writer, mpsc::Receiver<Write>) {
+/// A handle, and the receiver of its writes.
+pub(super) fn channel(allowed: Vec<WritablePoint>) -> (Writer, mpsc::Receiver<QueuedWrite>) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     (Writer { allowed: allowed.into(), sender }, receiver)
 }
 
 impl Writer {
-    /// Writes a value to a point; returns when the device has said that it did.
+    /// Writes a value to a point; returns when the device has confirmed it.
     pub async fn write(&self, unit: &str, point: &str, value: &Value) -> Result<(), NotWritten> {
         if self.allowed.is_empty() {
             return Err(NotWritten::Off);
         }
         let rule = self.allowed.iter().find(|rule| rule.unit_name == unit && rule.point.name == point);
         let rule = rule.ok_or_else(|| NotWritten::NotAllowed { unit: unit.to_owned(), point: point.to_owned() })?;
-        let ask = rule.ask(value)?;
+        let ask = rule.request(value)?;
         let (answer, answered) = oneshot::channel();
-        match self.sender.try_send(Write { unit: rule.unit, ask, answer }) {
+        match self.sender.try_send(QueuedWrite { unit: rule.unit, ask, answer }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(NotWritten::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => {

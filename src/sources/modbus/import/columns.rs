@@ -1,6 +1,6 @@
-//! CSV as it comes: which separator, which column is what.
+//! Parsing of vendors' CSV files: finds the separator and the meaning of each column.
 
-/// What a column says.
+/// The meaning of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Column {
     Name,
@@ -16,7 +16,7 @@ pub(super) enum Column {
     Unit,
 }
 
-/// Heads as vendors write them, letters and digits only.
+/// Column headers that vendors use, reduced to letters and digits.
 const HEADS: [(Column, &[&str]); 11] = [
     (
         Column::Name,
@@ -100,13 +100,13 @@ const HEADS: [(Column, &[&str]); 11] = [
     (Column::Unit, &["unit", "units", "uom", "einheit", "engineeringunit", "engunit"]),
 ];
 
-/// What each column of a head is. `Err` if it is no head.
+/// The meaning of each column of a header line. The error says why the line is no header.
 pub(super) fn columns(row: &[String]) -> Result<Vec<Option<Column>>, String> {
     let mut found: Vec<Option<Column>> = Vec::new();
     for cell in row {
         let plain: String = cell.to_lowercase().chars().filter(|letter| letter.is_alphanumeric()).collect();
         let column = HEADS.iter().find(|(_, heads)| heads.contains(&plain.as_str())).map(|(column, _)| *column);
-        // Of two that say the same the first counts.
+        // If two columns have the same meaning, the first one is used.
         found.push(column.filter(|column| !found.contains(&Some(*column))));
     }
     if !found.contains(&Some(Column::Address)) {
@@ -118,14 +118,14 @@ pub(super) fn columns(row: &[String]) -> Result<Vec<Option<Column>>, String> {
     Ok(found)
 }
 
-/// The separator that most lines have.
+/// The most frequent separator in the first lines.
 pub(super) fn separator(csv: &str) -> char {
     let count = |separator: char| csv.lines().take(20).map(|line| line.matches(separator).count()).sum::<usize>();
     [';', '\t', ','].into_iter().max_by_key(|separator| (count(*separator), *separator == ';')).unwrap_or(',')
 }
 
-/// The cells of each line, with the number of the line they begin on. Quotes hold separators and line
-/// ends, and a doubled one is one.
+/// The cells of each row, with the number of its first line. A quoted cell may contain separators, line ends and
+/// doubled quotes.
 pub(super) fn cells(csv: &str, separator: char) -> Vec<(usize, Vec<String>)> {
     let mut rows = Vec::new();
     let (mut row, mut cell, mut is_quoted) = (Vec::new(), String::new(), false);

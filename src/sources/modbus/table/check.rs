@@ -1,4 +1,4 @@
-//! The checks a device table passes before it counts.
+//! The checks of a device table.
 
 use super::super::plan::{BITS_MAX, REGISTERS_MAX};
 use super::super::value::{Encoding, Type};
@@ -10,13 +10,13 @@ use crate::setting::{Document, Problem, Span};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A bus has to breathe between two readings.
+/// A shorter interval would leave the bus no idle time between two polls.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
-/// Points of a device: what fits some thirty requests of the largest size, four times over.
+/// Points of a device: four times as many as some thirty requests of the largest size can read.
 const POINTS_MAX: usize = 10_000;
 
-/// What is wrong with one key of a point.
+/// A key of a point, and the reason why its value is wrong.
 type Wrong = (&'static str, String);
 
 pub(super) fn check(file: File, document: &Document) -> Result<Device, Vec<Problem>> {
@@ -53,7 +53,7 @@ pub(super) fn check(file: File, document: &Document) -> Result<Device, Vec<Probl
         let message = format!("{} are too many; {POINTS_MAX} are allowed", file.points.len());
         return Err(vec![document.problem("point", message)]);
     }
-    // Where a name stands first, to find it taken.
+    // Index of the first point with each name.
     let mut taken: BTreeMap<&str, usize> = BTreeMap::new();
     let mut places = Vec::new();
     for (index, raw) in file.points.iter().enumerate() {
@@ -74,13 +74,13 @@ pub(super) fn check(file: File, document: &Document) -> Result<Device, Vec<Probl
     if problems.is_empty() { Ok(device) } else { Err(problems) }
 }
 
-/// A problem with a point, with its name in front.
+/// A problem of a point; the message begins with the point's name.
 fn named(document: &Document, index: usize, name: &str, key: &str, message: &str) -> Problem {
     let key = if key.is_empty() { format!("point[{index}]") } else { format!("point[{index}].{key}") };
     document.problem(key, format!("point \"{name}\": {message}"))
 }
 
-/// Puts the name of the point in front of a problem that the reader found.
+/// Adds the name of the point to a problem that the TOML parser found.
 pub(super) fn with_name(document: &Document, problem: Problem) -> Problem {
     let place = problem.key.strip_prefix("point[").and_then(|rest| rest.split(']').next());
     let name = place.and_then(|index| document.value(&format!("point[{index}].name")));
@@ -90,7 +90,7 @@ pub(super) fn with_name(document: &Document, problem: Problem) -> Problem {
     }
 }
 
-fn is_word(name: &str) -> bool {
+fn is_valid_name(name: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     !name.is_empty() && name.len() <= 64 && name.bytes().all(is_good)
 }
@@ -100,7 +100,7 @@ fn groups(found: &BTreeMap<String, FileGroup>, document: &Document, problems: &m
     for (name, raw) in found {
         let mut wrong =
             |key: &str, message: String| problems.push(document.problem(format!("group.{name}{key}"), message));
-        if !is_word(name) {
+        if !is_valid_name(name) {
             wrong("", format!("\"{name}\" is no name; 1 to 64 letters, digits, \"_\", \"-\" and \".\" are allowed"));
         }
         let span = |span: Option<Span>, default| span.map_or(default, |span| span.0);
@@ -129,7 +129,7 @@ fn groups(found: &BTreeMap<String, FileGroup>, document: &Document, problems: &m
 fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Point, Vec<Wrong>> {
     let mut problems: Vec<Wrong> = Vec::new();
     let mut wrong = |key: &'static str, message: String| problems.push((key, message));
-    if !is_word(&raw.name) {
+    if !is_valid_name(&raw.name) {
         wrong("name", "is no name; 1 to 64 letters, digits, \"_\", \"-\" and \".\" are allowed".into());
     }
     let wanted = raw.group.as_deref().unwrap_or(match &device.groups[..] {
@@ -180,7 +180,7 @@ fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Point, Vec<Wro
         name: raw.name.clone(),
         group: group.unwrap_or(0),
         table: raw.table,
-        // Within bounds, or there is a problem.
+        // Within bounds; otherwise there was a problem above.
         address: raw.address.saturating_sub(first),
         count,
         encoding,
@@ -192,7 +192,7 @@ fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Point, Vec<Wro
     })
 }
 
-/// Whether a point lies where something can be read in one request.
+/// Checks that one request can read the point, and that it lies in no hole.
 fn place(raw: &FilePoint, count: u16, first: u16, device: &Device) -> Vec<Wrong> {
     let mut found = Vec::new();
     let mut wrong = |key: &'static str, message: String| found.push((key, message));
@@ -214,7 +214,7 @@ fn place(raw: &FilePoint, count: u16, first: u16, device: &Device) -> Vec<Wrong>
     found
 }
 
-/// Type, table, bits and length against each other.
+/// Checks type, table, bits and length against each other.
 fn shape(raw: &FilePoint, kind: Type) -> Vec<Wrong> {
     let mut found = Vec::new();
     let mut wrong = |key: &'static str, message: String| found.push((key, message));
@@ -265,7 +265,7 @@ fn shape(raw: &FilePoint, kind: Type) -> Vec<Wrong> {
     found
 }
 
-/// Scale, words, edges and absent values against the type.
+/// Checks scale, words, edges and absent values against the type.
 fn meaning(raw: &FilePoint, encoding: &Encoding, is_plain: bool) -> Vec<Wrong> {
     let mut found = Vec::new();
     let mut wrong = |key: &'static str, message: String| found.push((key, message));
@@ -286,7 +286,7 @@ fn meaning(raw: &FilePoint, encoding: &Encoding, is_plain: bool) -> Vec<Wrong> {
     };
     match range {
         None if !encoding.words.is_empty() => wrong("values", "only whole numbers and bits have words".into()),
-        None if !raw.absent.is_empty() => wrong("absent", "only whole numbers have one that means nothing".into()),
+        None if !raw.absent.is_empty() => wrong("absent", "only whole numbers can have absent values".into()),
         None => {}
         Some((least, most)) => {
             let is_out = |number: &i128| !(least..=most).contains(number);
@@ -331,19 +331,19 @@ fn counter(raw: &FilePoint, kind: Type) -> Result<Option<i128>, String> {
         return Err("only a whole number without words counts".into());
     };
     if least < 0 && rolls_at.is_none() {
-        return Err("a signed number is no counter unless it says where it begins anew: { rolls_at = 1000000 }".into());
+        return Err("a signed counter needs the number at which it rolls over: { rolls_at = 1000000 }".into());
     }
     let rolls_at = rolls_at.unwrap_or(most + 1);
     if rolls_at < 2 || rolls_at > most + 1 {
         return Err(format!(
-            "{rolls_at} is impossible; the type counts to {most} and begins anew at 2 to {}",
+            "{rolls_at} is impossible; the type counts to {most} and can roll over at 2 to {}",
             most + 1
         ));
     }
     Ok(Some(rolls_at))
 }
 
-/// Two points in the same registers are a mistake, unless they are different bits of it.
+/// Reports points that share registers, unless they are different bits of one register.
 fn overlaps(device: &Device, places: &[usize], document: &Document, problems: &mut Vec<Problem>) {
     let mut order: Vec<usize> = (0..device.points.len()).collect();
     let place = |index: usize| (device.points[index].table, device.points[index].address);
@@ -363,8 +363,8 @@ fn overlaps(device: &Device, places: &[usize], document: &Document, problems: &m
                 _ => false,
             };
             if end(earlier) > u32::from(later.address) && !is_apart {
-                // The one that stands later in the file is told.
-                let (told, other) = if second > first { (*second, earlier) } else { (*first, later) };
+                // The problem is reported for the later point in the file.
+                let (index, other) = if second > first { (*second, earlier) } else { (*first, later) };
                 let message = format!(
                     "overlaps point \"{}\" ({} {} to {})",
                     other.name,
@@ -372,13 +372,13 @@ fn overlaps(device: &Device, places: &[usize], document: &Document, problems: &m
                     other.address,
                     end(other) - 1
                 );
-                problems.push(named(document, places[told], &device.points[told].name, "address", &message));
+                problems.push(named(document, places[index], &device.points[index].name, "address", &message));
             }
         }
     }
 }
 
-/// A whole number as people write it.
+/// Parses an integer in decimal or hexadecimal notation.
 fn whole(text: &str) -> Option<i128> {
     match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         Some(hex) => i128::from_str_radix(hex, 16).ok(),

@@ -1,6 +1,6 @@
-//! Making a connection, and emptying it of what is left from before.
+//! Connecting to a bus, and discarding late answers on a serial line.
 
-use super::Line;
+use super::Connection;
 use super::serial::Port;
 use crate::sources::modbus::address::{Address, Serial};
 use crate::sources::socket::tune;
@@ -13,33 +13,32 @@ use tokio_modbus::client::{rtu, tcp};
 use tokio_modbus::slave::Slave;
 use tokio_rustls::TlsConnector;
 
-/// A frame is over when the line has been silent for so long, also behind a slow device server.
+/// A frame has ended when the line has been silent for this long, even behind a slow serial device server.
 const SILENCE: Duration = Duration::from_millis(20);
 
-/// How a bus is reached.
+/// The settings for connecting to a bus.
 #[derive(Clone, Debug)]
 pub struct Dial {
-    /// Where it is.
+    /// Address of the bus.
     pub address: Address,
-    /// How a serial port is set.
+    /// Settings of a serial port.
     pub serial: Serial,
     /// Certificates.
     pub tls: ClientFiles,
-    /// How long a connection may take.
+    /// Time limit for connecting.
     pub timeout: Duration,
-    /// Between an answer and the next request.
+    /// Pause between an answer and the next request; `None` for the default of the address.
     pub pause: Option<Duration>,
 }
 
 impl Dial {
-    /// A connection. `late` is how long to listen for answers that nobody waits for any more, on a
-    /// line where they could be mistaken for others.
-    pub async fn connect(&self, late: Duration) -> Result<Line, String> {
+    /// Connects. On a serial line, discards late answers that arrive within `late`.
+    pub async fn connect(&self, late: Duration) -> Result<Connection, String> {
         let connecting = tokio::time::timeout(self.timeout, self.open());
         let opened = connecting.await.unwrap_or_else(|_| Err("took too long".into()));
         let opened = opened.map_err(|why| format!("no connection to {}: {why}", self.address))?;
         let pause = self.pause.unwrap_or_else(|| self.frame_gap());
-        // The unit is said with each request.
+        // Each request sets its unit.
         let context = match opened {
             Opened::Tcp(stream) => tcp::attach_slave(stream, Slave(0)),
             Opened::Tls(stream) => tcp::attach_slave(*stream, Slave(0)),
@@ -52,11 +51,11 @@ impl Dial {
                 rtu::attach_slave(stream, Slave(0))
             }
         };
-        Ok(Line::new(context, pause))
+        Ok(Connection::new(context, pause))
     }
 
     async fn open(&self) -> Result<Opened, String> {
-        let in_words = |error: std::io::Error| error.to_string();
+        let message = |error: std::io::Error| error.to_string();
         match &self.address {
             Address::Tcp(at) => self.stream(at).await.map(Opened::Tcp),
             Address::RtuOverTcp(at) => self.stream(at).await.map(Opened::RtuOverTcp),
@@ -65,10 +64,10 @@ impl Dial {
                 let name = self.tls.server_name.clone().unwrap_or_else(|| self.address.host().to_owned());
                 let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
                 let stream = self.stream(at).await?;
-                let stream = TlsConnector::from(config).connect(name, stream).await.map_err(in_words)?;
+                let stream = TlsConnector::from(config).connect(name, stream).await.map_err(message)?;
                 Ok(Opened::Tls(Box::new(stream)))
             }
-            Address::Serial(path) => Port::open(path, &self.serial).map(Opened::Serial).map_err(in_words),
+            Address::Serial(path) => Port::open(path, &self.serial).map(Opened::Serial).map_err(message),
         }
     }
 
@@ -78,7 +77,7 @@ impl Dial {
         Ok(stream)
     }
 
-    /// Three and a half letters between frames on a serial line, at least 1.75 ms, as Modbus says.
+    /// The gap between frames on a serial line: 3.5 character times, at least 1.75 ms, as the Modbus standard requires.
     fn frame_gap(&self) -> Duration {
         match self.address {
             Address::Serial(_) => Duration::from_secs_f64(3.5 * 11.0 / f64::from(self.serial.baud.max(300)))
@@ -95,11 +94,11 @@ enum Opened {
     Serial(Port),
 }
 
-/// Reads and forgets what comes within `late`; what has begun is read to its end.
+/// Reads and discards the bytes that arrive within `late`, and the rest of a frame that has begun.
 async fn drain<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, late: Duration) {
     let mut scrap = [0; 512];
     let mut wait = late;
-    // A line that never falls silent is full of garbage, and the next request will say so.
+    // A line that is never silent carries garbage; the next request will fail.
     for _ in 0..64 {
         match tokio::time::timeout(wait, stream.read(&mut scrap)).await {
             Ok(Ok(1..)) => wait = SILENCE,

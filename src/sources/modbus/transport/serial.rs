@@ -1,6 +1,6 @@
-//! A serial port: eight bits a letter, raw, and nobody else's while it is open.
+//! A serial port: 8 data bits, raw mode, opened exclusively.
 //!
-//! These lines stand for eight crates, one of them under the MPL, which tokio-serial would bring.
+//! Written by hand because tokio-serial would add eight crates, one of them under the MPL.
 
 use super::super::address::{Parity, Serial};
 use rustix::fs::{Mode, OFlags};
@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) struct Port(AsyncFd<OwnedFd>);
 
 impl Port {
-    /// Opens a port and sets it; what it had received before is forgotten.
+    /// Opens and configures a port; discards the bytes that it has received before.
     pub(super) fn open(path: &Path, settings: &Serial) -> io::Result<Self> {
         let port =
             rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
@@ -27,7 +27,7 @@ impl Port {
         termios.make_raw();
         let all = ControlModes::CSIZE | ControlModes::CSTOPB | ControlModes::PARENB | ControlModes::PARODD;
         termios.control_modes.remove(all | ControlModes::CRTSCTS);
-        // Without a modem's carrier, too.
+        // CLOCAL: ignore the modem's carrier signal.
         let mut modes = ControlModes::CS8 | ControlModes::CLOCAL | ControlModes::CREAD;
         modes |= match settings.parity {
             Parity::Even => ControlModes::PARENB,
@@ -53,7 +53,7 @@ impl AsyncRead for Port {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
             let room = into.initialize_unfilled();
-            // Otherwise it was not ready after all.
+            // An error means that the port was not ready after all.
             if let Ok(read) = ready.try_io(|port| Ok(rustix::io::read(port.get_ref(), room)?)) {
                 into.advance(read?);
                 return Poll::Ready(Ok(()));

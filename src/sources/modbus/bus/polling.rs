@@ -1,6 +1,6 @@
-//! Asking: connections, repeats, and how long a silent device is left alone.
+//! Polling: connections, requests, repeats, and the backoff for silent devices.
 
-use super::super::transport::{Ask, Fault, Line};
+use super::super::transport::{Ask, Connection, Fault};
 use super::super::write::NotWritten;
 use super::{Silence, Source, ask_of};
 use crate::clock;
@@ -8,34 +8,36 @@ use crate::event::Timestamp;
 use crate::sources::Refusal;
 use std::time::Duration;
 
-/// Units that a problem names; of more it says how many.
+/// Number of units that a problem names; it only counts the others.
 const NAMED_MAX: usize = 3;
-/// How long a device that says it is busy is left alone.
+/// Pause after the answer "busy" of a device.
 const BUSY_WAIT: Duration = Duration::from_millis(100);
-/// An answer that comes after so many timeouts, or after `LATE_MIN`, is not expected any more.
+/// A late answer is possible until this many timeouts have passed, and at least for `LATE_MIN`.
 const LATE_TIMEOUTS: u32 = 10;
 const LATE_MIN: Duration = Duration::from_secs(10);
 
 impl Source {
-    /// Asks for everything of a group. What the device refuses is told as bad; a fault means that it
-    /// did not answer.
+    /// Reads all points of a group. Points that the device refuses become bad. An error means that the device did not
+    /// answer.
     pub(super) async fn read(&mut self, index: usize) -> Result<(), Fault> {
         let mut at = Timestamp::from(clock::wall());
-        let unit = self.jobs[index].unit;
-        for place in 0..self.jobs[index].reads.len() {
-            let ask = ask_of(&self.jobs[index].reads[place]);
+        let unit = self.polls[index].unit;
+        for number in 0..self.polls[index].reads.len() {
+            let ask = ask_of(&self.polls[index].reads[number]);
             let answer = self.ask(unit, &ask).await;
             at = Timestamp::from(clock::wall());
-            let (job, device) = (&mut self.jobs[index], &self.units[unit].device);
-            let read = &job.reads[place];
+            let (poll, device) = (&mut self.polls[index], &self.units[unit].device);
+            let read = &poll.reads[number];
             match answer {
                 Ok(registers) => {
                     self.stats.received.add(1);
                     for point in &read.points {
-                        let within = &device.points[*point];
-                        let start = usize::from(within.address - read.address);
-                        let registers = &registers[start..start + usize::from(within.count)];
-                        job.tellers.iter_mut().for_each(|teller| teller.watch.take(device, *point, registers, at));
+                        let definition = &device.points[*point];
+                        let start = usize::from(definition.address - read.address);
+                        let registers = &registers[start..start + usize::from(definition.count)];
+                        for reporter in &mut poll.reporters {
+                            reporter.detector.take(device, *point, registers, at);
+                        }
                     }
                 }
                 Err(fault) if fault.is_absence() => return Err(fault),
@@ -43,28 +45,28 @@ impl Source {
                     self.stats.refuse(Refusal::Answer);
                     let why = fault.to_string();
                     for point in &read.points {
-                        job.tellers.iter_mut().for_each(|teller| teller.watch.refuse(*point, &why));
+                        poll.reporters.iter_mut().for_each(|reporter| reporter.detector.mark_refused(*point, &why));
                     }
                 }
             }
         }
-        self.jobs[index].tellers.iter_mut().for_each(|teller| teller.watch.complete(at));
+        self.polls[index].reporters.iter_mut().for_each(|reporter| reporter.detector.complete(at));
         Ok(())
     }
 
-    /// Asks, and asks again as often as the configuration says. A device that is known to be silent is
-    /// asked once.
+    /// Sends a request and repeats it up to `retries` times. A request to a device that is known to be silent is not
+    /// repeated.
     async fn ask(&mut self, unit: usize, ask: &Ask) -> Result<Vec<u16>, Fault> {
         let mut repeats = if self.units[unit].silence.is_some() { 0 } else { self.config.retries };
         let mut may_have_idled = true;
         loop {
-            let was_used = self.line.as_ref().is_some_and(Line::is_used);
+            let was_used = self.connection.as_ref().is_some_and(Connection::is_used);
             let fault = match self.ask_once(unit, ask).await {
                 Ok(registers) => return Ok(registers),
                 Err(fault @ Fault::NoConnection(_)) => return Err(fault),
                 Err(fault) => fault,
             };
-            // Many devices end a connection that was idle for a while: that is no fault.
+            // Many devices close a connection that was idle for a while: that is no fault.
             if may_have_idled && was_used && matches!(fault, Fault::Broken(_)) {
                 may_have_idled = false;
                 continue;
@@ -81,53 +83,53 @@ impl Source {
 
     async fn ask_once(&mut self, unit: usize, ask: &Ask) -> Result<Vec<u16>, Fault> {
         self.connect().await?;
-        self.settle_doubt(unit).await?;
+        self.rule_out_late_answers(unit).await?;
         self.exchange(unit, ask).await
     }
 
-    /// One request and its answer. The line does not survive anything but an answer.
+    /// Sends one request and receives its answer. Closes the connection if no valid answer arrives.
     async fn exchange(&mut self, unit: usize, ask: &Ask) -> Result<Vec<u16>, Fault> {
         let timeout = self.config.timeout.0;
-        let Some(line) = &mut self.line else { return Err(Fault::NoConnection("not connected".into())) };
-        let answer = line.ask(self.units[unit].number, ask, timeout).await;
+        let Some(connection) = &mut self.connection else { return Err(Fault::NoConnection("not connected".into())) };
+        let answer = connection.ask(self.units[unit].number, ask, timeout).await;
         if let Err(Fault::NoAnswer(_) | Fault::Broken(_)) = &answer {
-            self.line = None;
+            self.connection = None;
             self.stats.connections.set(0);
             if self.dial.address.is_anonymous() {
-                self.units[unit].doubt.add(ask, clock::instant());
+                self.units[unit].late_answers.add(ask, clock::instant());
                 self.is_late_expected = true;
             }
         }
         answer
     }
 
-    /// Makes sure that no older answer of the unit can be taken for the next one.
-    async fn settle_doubt(&mut self, unit: usize) -> Result<(), Fault> {
+    /// Makes sure that a late answer of the unit cannot be mistaken for the answer to the next request.
+    async fn rule_out_late_answers(&mut self, unit: usize) -> Result<(), Fault> {
         let late_max = (self.config.timeout.0 * LATE_TIMEOUTS).max(LATE_MIN);
         let Some(known) = self.units.get_mut(unit) else { return Ok(()) };
-        if !known.doubt.is_there(clock::instant(), late_max) {
+        if !known.late_answers.are_possible(clock::instant(), late_max) {
             return Ok(());
         }
-        let unsure = || Fault::Broken("an older answer may still be on its way".into());
-        let probe = known.doubt.probe(&known.asks).ok_or_else(unsure)?;
+        let unsure = || Fault::Broken("a late answer to an earlier request may still arrive".into());
+        let probe = known.late_answers.probe(&known.asks).ok_or_else(unsure)?;
         match self.exchange(unit, &probe).await {
             Ok(_) => {}
-            Err(Fault::Refused { .. }) if self.units[unit].doubt.settles(&probe) => {}
+            Err(Fault::Refused { .. }) if self.units[unit].late_answers.refusal_rules_out(&probe) => {}
             Err(Fault::Refused { .. }) => return Err(unsure()),
             Err(fault) => return Err(fault),
         }
-        self.units[unit].doubt.clear();
+        self.units[unit].late_answers.clear();
         Ok(())
     }
 
     async fn connect(&mut self) -> Result<(), Fault> {
-        if self.line.is_some() {
+        if self.connection.is_some() {
             return Ok(());
         }
         let late = if self.is_late_expected { self.config.timeout.0 / 2 } else { Duration::ZERO };
         match self.dial.connect(late).await {
-            Ok(line) => {
-                self.line = Some(line);
+            Ok(connection) => {
+                self.connection = Some(connection);
                 self.is_late_expected = false;
                 self.stats.connects.add(1);
                 self.stats.connections.set(1);
@@ -137,11 +139,11 @@ impl Source {
         }
     }
 
-    /// One write. It is not repeated: without an answer it may have been done.
+    /// Sends one write. It is not repeated: a device that did not answer may have executed it.
     pub(super) async fn write_once(&mut self, unit: usize, ask: &Ask) -> Result<(), NotWritten> {
         let before = async {
             self.connect().await?;
-            self.settle_doubt(unit).await
+            self.rule_out_late_answers(unit).await
         };
         before.await.map_err(|fault: Fault| NotWritten::Refused(fault.to_string()))?;
         match self.exchange(unit, ask).await {
@@ -151,8 +153,8 @@ impl Source {
         }
     }
 
-    /// A unit has answered.
-    pub(super) fn hear(&mut self, unit: usize) {
+    /// Records that a unit has answered.
+    pub(super) fn mark_answered(&mut self, unit: usize) {
         self.stats.note_answer();
         let was_down = self.down.take().is_some();
         let was_silent = self.units[unit].silence.take().is_some();
@@ -165,8 +167,8 @@ impl Source {
         }
     }
 
-    /// A unit, or the whole bus, has not answered.
-    pub(super) fn miss(&mut self, unit: usize, fault: &Fault) {
+    /// Records that a unit, or the whole bus, has not answered.
+    pub(super) fn mark_silent(&mut self, unit: usize, fault: &Fault) {
         let reason = if matches!(fault, Fault::NoConnection(_)) { Refusal::Connection } else { Refusal::Answer };
         self.stats.refuse(reason);
         let now = clock::instant();
@@ -176,27 +178,27 @@ impl Source {
         let doublings = attempts.min(16);
         let wait = self.config.backoff.0.saturating_mul(1 << doublings).min(self.config.backoff_max.0);
         let why = fault.to_string();
-        let is_news = silence.as_ref().is_none_or(|known| known.why != why);
+        let has_changed = silence.as_ref().is_none_or(|known| known.why != why);
         let next_try = now + wait;
         *silence = Some(Silence { why: why.clone(), attempts: attempts + 1, next_try });
         if !is_bus {
-            // There is a connection, whatever the device says.
+            // The connection works; only the device does not answer.
             self.down = None;
         }
-        if is_news {
+        if has_changed {
             let (source, name) = (&self.config.name, &self.units[unit].name);
             let unit = if is_bus { "all" } else { name };
             tracing::warn!(%source, unit, wait = ?wait, "the device does not answer, will ask again: {why}");
         }
         self.show_problem();
-        for index in 0..self.jobs.len() {
-            if !is_bus && self.jobs[index].unit != unit {
+        for index in 0..self.polls.len() {
+            if !is_bus && self.polls[index].unit != unit {
                 continue;
             }
-            let job = &mut self.jobs[index];
-            job.due = next_try;
-            job.tellers.iter_mut().for_each(|teller| teller.watch.miss(&why, now));
-            self.tell(index, now);
+            let poll = &mut self.polls[index];
+            poll.due = next_try;
+            poll.reporters.iter_mut().for_each(|reporter| reporter.detector.mark_silent(&why, now));
+            self.report(index, now);
         }
     }
 

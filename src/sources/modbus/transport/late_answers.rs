@@ -1,58 +1,55 @@
-//! Doubt: which answers may still be on their way, on a line whose answers carry no number.
+//! Late answers: which answers of a unit may still arrive, on a line whose frames have no transaction number.
 //!
-//! A serial frame says which unit answers and with what function and length, not to which request.
-//! So after a request without an answer, its answer may come late and fit the next one. A device
-//! answers in order: once it has answered a request whose answer looks different, nothing older is
-//! on its way. Until then none of its answers is believed.
+//! A serial frame names the unit, the function and the length, but not the request. So the answer to a request that
+//! timed out may arrive late and fit the next request. A device answers in order: once it has answered a request whose
+//! answer has another shape, no older answer can arrive. Until then the gateway trusts none of its answers.
 
 use super::Ask;
 use std::time::{Duration, Instant};
 
-/// What tells answers of one unit apart: function and number of bytes.
+/// The properties by which answers of one unit differ: function and number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct ResponseShape {
     /// Function code.
     pub function: u8,
     /// Bytes of data.
     pub bytes: u16,
 }
 
-/// Lengths that a probe tries on either side of those that are asked for.
+/// How far the length of a probe may differ from that of a normal request, in both directions.
 const LENGTHS_MAX: i32 = 8;
 
-/// Shapes that are remembered; more are as good as all of them.
+/// Number of shapes that are remembered. With more, no probe is tried until the answers have expired.
 const LOST_MAX: usize = 8;
 
-/// Answers of one unit that may still come.
+/// The answers of one unit that may still arrive.
 #[derive(Clone, Debug, Default)]
-pub struct Doubt {
-    lost: Vec<Shape>,
+pub struct LateAnswers {
+    lost: Vec<ResponseShape>,
     since: Option<Instant>,
 }
 
-impl Doubt {
-    /// A request was left without an answer.
+impl LateAnswers {
+    /// Records a request without an answer.
     pub fn add(&mut self, ask: &Ask, now: Instant) {
-        let shape = ask.shape();
+        let shape = ask.response_shape();
         if !self.lost.contains(&shape) && self.lost.len() < LOST_MAX {
             self.lost.push(shape);
         }
         self.since = Some(now);
     }
 
-    /// Whether an answer of the unit may be one to an older request. After `late_max` nothing is
-    /// expected any more.
-    pub fn is_there(&mut self, now: Instant, late_max: Duration) -> bool {
+    /// Whether the next answer of the unit may belong to an older request. After `late_max` late answers are ruled out.
+    pub fn are_possible(&mut self, now: Instant, late_max: Duration) -> bool {
         if self.since.is_some_and(|since| now.saturating_duration_since(since) > late_max) {
             self.clear();
         }
         self.since.is_some()
     }
 
-    /// A request whose answer cannot be mistaken for a lost one: one of `others`, or one of them with
-    /// another length.
+    /// Returns a request whose answer differs from every late one: one of `others`, or one of them with another length.
     pub fn probe(&self, others: &[Ask]) -> Option<Ask> {
-        let is_apart = |ask: &Ask| !self.lost.contains(&ask.shape());
+        let is_apart = |ask: &Ask| !self.lost.contains(&ask.response_shape());
         if self.lost.len() >= LOST_MAX {
             return None;
         }
@@ -67,18 +64,18 @@ impl Doubt {
                 _ => None,
             })
         };
-        // Shorter before longer: what lies behind may not be there.
+        // Shorter before longer: the registers behind the range may not exist.
         let lengths = (1..=LENGTHS_MAX).map(|by| -by).chain(1..=LENGTHS_MAX).flat_map(stretched);
         others.iter().cloned().chain(lengths).find(is_apart)
     }
 
-    /// The unit has refused this probe. A refusal carries no length, so that it settles the doubt only
-    /// if no lost request had its function; whether it does.
-    pub fn settles(&self, probe: &Ask) -> bool {
-        self.lost.iter().all(|shape| shape.function != probe.shape().function)
+    /// Whether the refusal of this probe rules out late answers. A refusal has no length, so it does only if no request
+    /// without an answer had the same function.
+    pub fn refusal_rules_out(&self, probe: &Ask) -> bool {
+        self.lost.iter().all(|shape| shape.function != probe.response_shape().function)
     }
 
-    /// Nothing older is on its way.
+    /// Records that no late answer can arrive any more.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
@@ -95,9 +92,9 @@ mod tests {
     fn a_probe_looks_like_nothing_that_is_lost() {
         let now = clock::instant();
         let probe = |lost: &[Ask], others: &[Ask]| {
-            let mut doubt = Doubt::default();
-            lost.iter().for_each(|ask| doubt.add(ask, now));
-            doubt.probe(others)
+            let mut late = LateAnswers::default();
+            lost.iter().for_each(|ask| late.add(ask, now));
+            late.probe(others)
         };
         let (ten, one) = (Ask::Read(Holding, 0, 10), Ask::Read(Holding, 5, 1));
         assert_eq!(probe(from_ref(&ten), &[ten.clone(), one.clone()]), Some(one.clone()));
@@ -113,10 +110,10 @@ mod tests {
 
     #[test]
     fn a_refusal_settles_only_what_it_cannot_be_mistaken_for() {
-        let mut doubt = Doubt::default();
-        doubt.add(&Ask::Read(Holding, 0, 1), clock::instant());
-        assert!(!doubt.settles(&Ask::Read(Holding, 0, 2)) && doubt.settles(&Ask::Read(Input, 0, 1)));
-        assert!(doubt.is_there(clock::instant(), Duration::from_secs(5)));
-        assert!(!doubt.is_there(clock::instant() + Duration::from_secs(6), Duration::from_secs(5)));
+        let mut late = LateAnswers::default();
+        late.add(&Ask::Read(Holding, 0, 1), clock::instant());
+        assert!(!late.refusal_rules_out(&Ask::Read(Holding, 0, 2)) && late.refusal_rules_out(&Ask::Read(Input, 0, 1)));
+        assert!(late.are_possible(clock::instant(), Duration::from_secs(5)));
+        assert!(!late.are_possible(clock::instant() + Duration::from_secs(6), Duration::from_secs(5)));
     }
 }

@@ -1,33 +1,34 @@
-//! From values to events: what has changed enough to be told, and how good it is.
+//! Change detection (report by exception): which values have changed enough for an event, and their quality.
 //!
-//! Promise: a change counts as told only when [`Watch::told`] says so; until then it stays due, and
-//! steps of counters and edges gather. No value is told that was not read.
+//! Promise: a change is due until [`ChangeDetector::mark_reported`] is called; steps of counters and edges are collected
+//! meanwhile. No event contains a value that was not read.
 //! Invariants:
-//! - nothing here waits, and nothing grows: edges that nobody takes are counted beyond a bound;
-//! - time comes in as an argument.
+//! - nothing here waits, and memory is bounded: beyond a limit edges are only counted;
+//! - time is an argument.
 
+use super::counter_rollover::CounterProgress;
 use super::table::{Deadband, Device, Edge, Group, Point, Report};
 use super::value::{Type, Value};
 use crate::event::Timestamp;
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Edges of a point that may wait to be told; more are counted.
+/// Edges of a point that may wait for an event; further ones are only counted.
 const EDGES_MAX: usize = 64;
 
-/// How good what is told is.
+/// The quality of the values of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quality {
     /// The device answers, and every value fits its type.
     Good,
-    /// The device does not answer; what was read last may still hold.
+    /// The device does not answer; the last values may still be valid.
     Stale,
-    /// There is no value: it does not fit its type, or the device has been silent for long.
+    /// There is no value: it does not fit its type, or the device has been silent for `bad_after`.
     Bad,
 }
 
 impl Quality {
-    /// Its name.
+    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -40,18 +41,18 @@ impl Quality {
 /// Why an event is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The first one since the gateway started.
+    /// The first event since the gateway started.
     Start,
-    /// A value has changed by more than its deadband, a counter has counted, an edge was seen.
+    /// A value has changed by more than its deadband, a counter has advanced, or an edge was seen.
     Change,
-    /// It is time.
+    /// The interval for events without a change is over.
     Interval,
     /// The quality has changed.
     Quality,
 }
 
 impl Reason {
-    /// Its name.
+    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -62,21 +63,21 @@ impl Reason {
     }
 }
 
-/// What was read of a point.
+/// The result of reading a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reading {
     /// A value.
     Good(Value),
-    /// What the device says is no value.
+    /// The registers contain no valid value.
     Bad {
-        /// Why not.
+        /// Why the value is not valid.
         reason: String,
-        /// The registers; empty where the device refused to tell them.
+        /// The registers; empty if the device refused the request.
         raw: Vec<u16>,
     },
 }
 
-/// What registers say of a point.
+/// Decodes the registers of a point.
 pub fn read(point: &Point, registers: &[u16]) -> Reading {
     let bad = |reason: String| Reading::Bad { reason, raw: registers.to_vec() };
     if let Some(number) = point.encoding.raw(registers).filter(|number| point.absent.contains(number)) {
@@ -90,253 +91,225 @@ pub fn read(point: &Point, registers: &[u16]) -> Reading {
 
 /// A change of a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// What it changed to.
+pub struct EdgeChange {
+    /// The new value.
     pub to: bool,
-    /// When it was seen.
+    /// Time of the read that returned the new value.
     pub at: Timestamp,
-    /// When the reading before was made: it changed after that.
+    /// Time of the read before. The bit changed after it.
     pub after: Timestamp,
 }
 
-/// How far a counter has counted since it was told last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// By how much, as it stands in the register.
-    pub step: i128,
-    /// How often it began anew without having reached its end.
-    pub resets: u32,
-    last: Option<i128>,
-}
-
-impl Counted {
-    /// Follows the counter to `now`. It begins anew at `rolls_at`; one that falls from elsewhere was
-    /// reset, and has counted from 0 since.
-    fn follow(&mut self, now: i128, rolls_at: i128) {
-        let Some(last) = self.last.replace(now) else { return };
-        if now >= last {
-            self.step += now - last;
-            return;
-        }
-        let around = rolls_at - last + now;
-        if around <= rolls_at / 4 {
-            self.step += around;
-        } else {
-            self.step += now;
-            self.resets += 1;
-        }
-    }
-}
-
-/// One point that is watched.
+/// The state of one point.
 #[derive(Clone, Debug)]
-pub struct Member {
-    /// Place in the list of the device.
+pub struct PointState {
+    /// Index in the list of the device.
     pub point: usize,
-    /// What was read last.
-    pub now: Option<Reading>,
-    /// What was told last.
-    pub told: Option<Reading>,
-    /// How far it has counted, where it is a counter.
-    pub counted: Counted,
-    /// Edges that wait to be told.
-    pub edges: VecDeque<Seen>,
-    /// Edges beyond those.
+    /// The last reading.
+    pub current: Option<Reading>,
+    /// The reading of the last event.
+    pub reported: Option<Reading>,
+    /// Progress since the last event, if the point is a counter.
+    pub counter: CounterProgress,
+    /// Edges that wait for an event.
+    pub edges: VecDeque<EdgeChange>,
+    /// Number of further edges.
     pub edges_cut: u64,
     bit: Option<(bool, Timestamp)>,
 }
 
-/// What one event is made of: the points of a group, or one of them.
+/// Detects the changes of the points that share an event: the points of a group, or a single point.
 #[derive(Clone, Debug)]
-pub struct Watch {
+pub struct ChangeDetector {
     /// The points.
-    pub members: Vec<Member>,
-    /// Whether its events are of one point, not of a group.
+    pub points: Vec<PointState>,
+    /// Whether the events are those of a single point, not of a group.
     pub is_single: bool,
-    /// When the device was last heard.
-    pub heard: Option<Timestamp>,
-    /// Why the device is not heard, if it is not.
+    /// Time of the last answer of the device.
+    pub last_answer: Option<Timestamp>,
+    /// Why the device does not answer; `None` while it answers.
     pub silence: Option<String>,
     silent_since: Option<Instant>,
-    told: Option<(Instant, Quality)>,
+    /// Time and quality of the last event.
+    last_event: Option<(Instant, Quality)>,
     is_fresh: bool,
 }
 
-impl Watch {
-    /// A watch over these points of a device.
+impl ChangeDetector {
+    /// A detector for these points of a device.
     pub fn new(points: impl IntoIterator<Item = usize>) -> Self {
-        let member = |point| Member {
+        let state = |point| PointState {
             point,
-            now: None,
-            told: None,
-            counted: Counted::default(),
+            current: None,
+            reported: None,
+            counter: CounterProgress::default(),
             edges: VecDeque::new(),
             edges_cut: 0,
             bit: None,
         };
         Self {
-            members: points.into_iter().map(member).collect(),
+            points: points.into_iter().map(state).collect(),
             is_single: false,
-            heard: None,
+            last_answer: None,
             silence: None,
             silent_since: None,
-            told: None,
+            last_event: None,
             is_fresh: false,
         }
     }
 
-    /// A watch over one point, with events of its own.
+    /// A detector for one point with separate events.
     pub fn single(point: usize) -> Self {
         Self { is_single: true, ..Self::new([point]) }
     }
 
-    /// Takes what was read of a point; of points that it does not watch it takes nothing.
+    /// Takes the registers of a point. Ignores points of other detectors.
     pub fn take(&mut self, device: &Device, index: usize, registers: &[u16], at: Timestamp) {
-        let Some(member) = self.members.iter_mut().find(|member| member.point == index) else { return };
+        let Some(state) = self.points.iter_mut().find(|state| state.point == index) else { return };
         let point = &device.points[index];
         let reading = read(point, registers);
         if let (Some(rolls_at), Reading::Good(_), Some(raw)) = (point.counter, &reading, point.encoding.raw(registers))
         {
-            member.counted.follow(raw, rolls_at);
+            state.counter.advance(raw, rolls_at);
         }
-        if let (Some(wanted), Reading::Good(Value::Bool(on))) = (point.edge, &reading) {
-            member.follow_bit(wanted, *on, at);
+        if let (Some(edge), Reading::Good(Value::Bool(on))) = (point.edge, &reading) {
+            state.detect_edge(edge, *on, at);
         }
-        member.now = Some(reading);
+        state.current = Some(reading);
     }
 
-    /// A point that the device refuses to tell, though it answers.
-    pub fn refuse(&mut self, index: usize, reason: &str) {
-        if let Some(member) = self.members.iter_mut().find(|member| member.point == index) {
-            member.now = Some(Reading::Bad { reason: reason.to_owned(), raw: Vec::new() });
+    /// Records that the device refuses to read a point, though it answers.
+    pub fn mark_refused(&mut self, index: usize, reason: &str) {
+        if let Some(state) = self.points.iter_mut().find(|state| state.point == index) {
+            state.current = Some(Reading::Bad { reason: reason.to_owned(), raw: Vec::new() });
         }
     }
 
-    /// The reading of the group is complete: the device is there.
+    /// Records that the read of the group is complete: the device answers.
     pub fn complete(&mut self, at: Timestamp) {
-        self.heard = Some(at);
+        self.last_answer = Some(at);
         (self.silence, self.silent_since) = (None, None);
         self.is_fresh = true;
     }
 
-    /// The device does not answer.
-    pub fn miss(&mut self, why: &str, now: Instant) {
+    /// Records that the device does not answer.
+    pub fn mark_silent(&mut self, why: &str, now: Instant) {
         self.silent_since.get_or_insert(now);
         self.silence = Some(why.to_owned());
     }
 
-    /// How good it is.
+    /// The quality of an event at this time.
     pub fn quality(&self, group: &Group, now: Instant) -> Quality {
         match self.silent_since {
-            Some(since) if self.heard.is_none() || now.duration_since(since) >= group.bad_after => Quality::Bad,
+            Some(since) if self.last_answer.is_none() || now.duration_since(since) >= group.bad_after => Quality::Bad,
             Some(_) => Quality::Stale,
-            None if self.members.iter().any(|member| matches!(member.now, Some(Reading::Bad { .. }))) => Quality::Bad,
+            None if self.points.iter().any(|state| matches!(state.current, Some(Reading::Bad { .. }))) => Quality::Bad,
             None => Quality::Good,
         }
     }
 
     /// Whether an event is due, and why.
     pub fn due(&self, device: &Device, group: &Group, now: Instant) -> Option<Reason> {
-        let Some((at, quality)) = self.told else {
-            let is_known = self.silence.is_some() || self.members.iter().all(|member| member.now.is_some());
+        let Some((at, quality)) = self.last_event else {
+            let is_known = self.silence.is_some() || self.points.iter().all(|state| state.current.is_some());
             return is_known.then_some(Reason::Start);
         };
-        let turned = |member: &Member| {
+        let has_turned = |state: &PointState| {
             let is_bad = |reading: &Option<Reading>| matches!(reading, Some(Reading::Bad { .. }));
-            is_bad(&member.now) != is_bad(&member.told)
+            is_bad(&state.current) != is_bad(&state.reported)
         };
-        let is_heard = self.silence.is_none();
-        if quality != self.quality(group, now) || (is_heard && self.members.iter().any(turned)) {
+        let is_answering = self.silence.is_none();
+        if quality != self.quality(group, now) || (is_answering && self.points.iter().any(has_turned)) {
             return Some(Reason::Quality);
         }
         let since = now.saturating_duration_since(at);
         if since < group.min {
             return None;
         }
-        if self.members.iter().any(|member| member.has_changed(&device.points[member.point], is_heard)) {
+        if self.points.iter().any(|state| state.has_changed(&device.points[state.point], is_answering)) {
             return Some(Reason::Change);
         }
-        let is_wanted = group.report == Report::Always && self.is_fresh && is_heard;
-        (is_wanted || group.max.is_some_and(|max| since >= max)).then_some(Reason::Interval)
+        let is_always = group.report == Report::Always && self.is_fresh && is_answering;
+        (is_always || group.max.is_some_and(|max| since >= max)).then_some(Reason::Interval)
     }
 
-    /// When to ask [`Watch::due`] again, if nothing is read before.
-    pub fn look_again(&self, group: &Group, now: Instant) -> Option<Instant> {
-        let (at, _) = self.told?;
+    /// When to call [`ChangeDetector::due`] again, if nothing is read before.
+    pub fn next_check(&self, group: &Group, now: Instant) -> Option<Instant> {
+        let (at, _) = self.last_event?;
         let bad_at = self.silent_since.map(|since| since + group.bad_after);
         let times = [Some(at + group.min), group.max.map(|max| at + max), bad_at];
         times.into_iter().flatten().filter(|time| *time > now).min()
     }
 
-    /// The journal has taken the event that [`Watch::due`] asked for.
-    pub fn told(&mut self, group: &Group, now: Instant) {
-        self.told = Some((now, self.quality(group, now)));
+    /// Records that the journal has accepted the event for which [`ChangeDetector::due`] gave the reason.
+    pub fn mark_reported(&mut self, group: &Group, now: Instant) {
+        self.last_event = Some((now, self.quality(group, now)));
         self.is_fresh = false;
-        let is_heard = self.silence.is_none();
-        for member in &mut self.members {
-            // What was read before the silence is told only as what was known last.
-            if is_heard {
-                member.told.clone_from(&member.now);
+        let is_answering = self.silence.is_none();
+        for state in &mut self.points {
+            // An event of a silent device contains its values only as the last known ones.
+            if is_answering {
+                state.reported.clone_from(&state.current);
             }
-            (member.counted.step, member.counted.resets) = (0, 0);
-            member.edges.clear();
-            member.edges_cut = 0;
+            state.counter.mark_reported();
+            state.edges.clear();
+            state.edges_cut = 0;
         }
     }
 
-    /// Takes over what other watches know of its points; all of it is yet to be told.
+    /// Takes over the state that other detectors have of its points, as not yet reported.
     pub fn inherit<'a>(&mut self, others: impl Iterator<Item = &'a Self>) {
         for other in others {
-            for member in &mut self.members {
-                if let Some(known) = other.members.iter().find(|known| known.point == member.point) {
-                    *member = Member { told: None, ..known.clone() };
+            for state in &mut self.points {
+                if let Some(known) = other.points.iter().find(|known| known.point == state.point) {
+                    *state = PointState { reported: None, ..known.clone() };
                 }
             }
-            self.heard = self.heard.max(other.heard);
+            self.last_answer = self.last_answer.max(other.last_answer);
             self.silence.clone_from(&other.silence);
             self.silent_since = other.silent_since;
         }
     }
 }
 
-impl Member {
-    fn follow_bit(&mut self, wanted: Edge, on: bool, at: Timestamp) {
+impl PointState {
+    fn detect_edge(&mut self, edge: Edge, on: bool, at: Timestamp) {
         let Some((before, after)) = self.bit.replace((on, at)) else { return };
-        let is_wanted = wanted == Edge::Both || (wanted == Edge::Rising) == on;
-        if before == on || !is_wanted {
+        let matches = edge == Edge::Both || (edge == Edge::Rising) == on;
+        if before == on || !matches {
             return;
         }
         if self.edges.len() < EDGES_MAX {
-            self.edges.push_back(Seen { to: on, at, after });
+            self.edges.push_back(EdgeChange { to: on, at, after });
         } else {
             self.edges_cut += 1;
         }
     }
 
-    /// Whether there is something to tell. Of a silent device only what was seen before counts.
-    pub fn has_changed(&self, point: &Point, is_heard: bool) -> bool {
-        if !self.edges.is_empty() || self.edges_cut > 0 || self.counted.resets > 0 {
+    /// Whether the point has a change to report. For a silent device only edges and counter steps count.
+    pub fn has_changed(&self, point: &Point, is_answering: bool) -> bool {
+        if !self.edges.is_empty() || self.edges_cut > 0 || self.counter.resets > 0 {
             return true;
         }
         if point.counter.is_some() {
-            let Some(step) = point.encoding.scaled_step(self.counted.step).number() else { return false };
+            let Some(step) = point.encoding.scaled_step(self.counter.step).number() else { return false };
             let band = match point.deadband {
                 Deadband::Absolute(band) => band,
-                Deadband::Relative(share) => share * number(&self.told).unwrap_or(0.0).abs(),
+                Deadband::Relative(share) => share * number(&self.reported).unwrap_or(0.0).abs(),
             };
             return step != 0.0 && step.abs() > band;
         }
-        if !is_heard {
+        if !is_answering {
             return false;
         }
-        match (&self.told, &self.now) {
-            (Some(Reading::Good(told)), Some(Reading::Good(now))) => {
-                // Of a bit with one kind of edge the other is no news.
+        match (&self.reported, &self.current) {
+            (Some(Reading::Good(reported)), Some(Reading::Good(current))) => {
+                // A bit with one kind of edge does not report the other one.
                 let is_one_sided = matches!(point.edge, Some(Edge::Rising | Edge::Falling));
-                let is_news = point.encoding.kind != Type::Bool || !is_one_sided;
-                is_news && moved(told, now, point.deadband)
+                let counts = point.encoding.kind != Type::Bool || !is_one_sided;
+                counts && has_left_deadband(reported, current, point.deadband)
             }
-            (told, now) => told != now,
+            (reported, current) => reported != current,
         }
     }
 }
@@ -348,14 +321,13 @@ fn number(reading: &Option<Reading>) -> Option<f64> {
     }
 }
 
-/// Whether a value has left its deadband.
-fn moved(told: &Value, now: &Value, deadband: Deadband) -> bool {
-    if told == now {
+fn has_left_deadband(reported: &Value, current: &Value, deadband: Deadband) -> bool {
+    if reported == current {
         return false;
     }
-    match (told.number(), now.number(), deadband) {
-        (Some(told), Some(now), Deadband::Absolute(band)) => band == 0.0 || (now - told).abs() > band,
-        (Some(told), Some(now), Deadband::Relative(share)) => (now - told).abs() > share * told.abs(),
+    match (reported.number(), current.number(), deadband) {
+        (Some(old), Some(new), Deadband::Absolute(band)) => band == 0.0 || (new - old).abs() > band,
+        (Some(old), Some(new), Deadband::Relative(share)) => (new - old).abs() > share * old.abs(),
         _ => true,
     }
 }
@@ -367,10 +339,10 @@ mod tests {
     use crate::clock;
     use std::time::Duration;
 
-    /// A watch over one point, with a clock of its own.
+    /// A detector for one point, with its own clock.
     struct Bench {
         device: Device,
-        watch: Watch,
+        detector: ChangeDetector,
         start: Instant,
         second: u64,
     }
@@ -381,7 +353,7 @@ mod tests {
             let mut group = Group::default();
             change(&mut point, &mut group);
             let device = Device { points: vec![point], groups: vec![group], ..Device::default() };
-            Self { device, watch: Watch::new([0]), start: clock::instant(), second: 0 }
+            Self { device, detector: ChangeDetector::new([0]), start: clock::instant(), second: 0 }
         }
 
         fn now(&self) -> Instant {
@@ -389,29 +361,29 @@ mod tests {
         }
 
         fn due(&self) -> Option<Reason> {
-            self.watch.due(&self.device, &self.device.groups[0], self.now())
+            self.detector.due(&self.device, &self.device.groups[0], self.now())
         }
 
-        /// A second later the registers say this; what is told of it.
+        /// Reads these registers one second later; returns the reason of the event that they cause.
         fn read(&mut self, registers: &[u16]) -> Option<Reason> {
-            let reason = self.read_untold(registers);
+            let reason = self.read_unreported(registers);
             if reason.is_some() {
-                self.watch.told(&self.device.groups[0], self.now());
+                self.detector.mark_reported(&self.device.groups[0], self.now());
             }
             reason
         }
 
-        /// The same, where the journal takes nothing.
-        fn read_untold(&mut self, registers: &[u16]) -> Option<Reason> {
+        /// The same, but the journal does not accept the event.
+        fn read_unreported(&mut self, registers: &[u16]) -> Option<Reason> {
             self.second += 1;
             let at = Timestamp(self.second as i64 * 1_000_000);
-            self.watch.take(&self.device, 0, registers, at);
-            self.watch.complete(at);
+            self.detector.take(&self.device, 0, registers, at);
+            self.detector.complete(at);
             self.due()
         }
 
         fn step(&self) -> (i128, u32) {
-            (self.watch.members[0].counted.step, self.watch.members[0].counted.resets)
+            (self.detector.points[0].counter.step, self.detector.points[0].counter.resets)
         }
     }
 
@@ -432,10 +404,10 @@ mod tests {
     fn what_the_journal_did_not_take_is_told_again() {
         let mut bench = Bench::new(Type::U16, |_, _| {});
         assert_eq!(bench.read(&[1]), Some(Reason::Start));
-        assert_eq!(bench.read_untold(&[2]), Some(Reason::Change));
-        assert_eq!(bench.read_untold(&[2]), Some(Reason::Change), "still");
-        assert_eq!(bench.read_untold(&[1]), None, "it is again what was told");
-        assert_eq!(bench.read_untold(&[3]), Some(Reason::Change));
+        assert_eq!(bench.read_unreported(&[2]), Some(Reason::Change));
+        assert_eq!(bench.read_unreported(&[2]), Some(Reason::Change), "still");
+        assert_eq!(bench.read_unreported(&[1]), None, "it equals the reported value again");
+        assert_eq!(bench.read_unreported(&[3]), Some(Reason::Change));
         assert_eq!((bench.read(&[3]), bench.read(&[3])), (Some(Reason::Change), None));
     }
 
@@ -456,14 +428,11 @@ mod tests {
     fn counters_roll_over_and_are_reset() {
         let mut bench = Bench::new(Type::U16, |point, _| point.counter = Some(65_536));
         assert_eq!((bench.read(&[65_530]), bench.step()), (Some(Reason::Start), (0, 0)));
-        assert_eq!((bench.read_untold(&[65_534]), bench.step()), (Some(Reason::Change), (4, 0)));
-        assert_eq!(
-            (bench.read_untold(&[3]), bench.step()),
-            (Some(Reason::Change), (9, 0)),
-            "over the end, and untold steps gather"
-        );
+        assert_eq!((bench.read_unreported(&[65_534]), bench.step()), (Some(Reason::Change), (4, 0)));
+        let rolled_over = (Some(Reason::Change), (9, 0));
+        assert_eq!((bench.read_unreported(&[3]), bench.step()), rolled_over, "unreported steps add up");
         assert_eq!((bench.read(&[3]), bench.step()), (Some(Reason::Change), (0, 0)));
-        assert_eq!((bench.read(&[40_000]), bench.read_untold(&[2])), (Some(Reason::Change), Some(Reason::Change)));
+        assert_eq!((bench.read(&[40_000]), bench.read_unreported(&[2])), (Some(Reason::Change), Some(Reason::Change)));
         assert_eq!(bench.step(), (2, 1), "a reset, and two since");
         let mut bench = Bench::new(Type::U16, |point, _| {
             (point.counter, point.deadband) = (Some(1000), Deadband::Absolute(10.0));
@@ -478,15 +447,15 @@ mod tests {
             (point.edge, point.encoding.field) = (Some(Edge::Rising), Some((0, 0)));
         });
         assert_eq!(bench.read(&[0]), Some(Reason::Start));
-        assert_eq!(bench.read_untold(&[1]), Some(Reason::Change));
-        assert_eq!(bench.read_untold(&[0]), Some(Reason::Change), "what rose and fell is not lost");
-        let edges = &bench.watch.members[0].edges;
-        assert_eq!(edges[0], Seen { to: true, at: Timestamp(2_000_000), after: Timestamp(1_000_000) });
+        assert_eq!(bench.read_unreported(&[1]), Some(Reason::Change));
+        assert_eq!(bench.read_unreported(&[0]), Some(Reason::Change), "what rose and fell is not lost");
+        let edges = &bench.detector.points[0].edges;
+        assert_eq!(edges[0], EdgeChange { to: true, at: Timestamp(2_000_000), after: Timestamp(1_000_000) });
         for _ in 0..EDGES_MAX {
-            bench.read_untold(&[1]);
-            bench.read_untold(&[0]);
+            bench.read_unreported(&[1]);
+            bench.read_unreported(&[0]);
         }
-        assert_eq!((bench.watch.members[0].edges.len(), bench.watch.members[0].edges_cut), (EDGES_MAX, 1));
+        assert_eq!((bench.detector.points[0].edges.len(), bench.detector.points[0].edges_cut), (EDGES_MAX, 1));
         bench.read(&[0]);
         assert_eq!((bench.read(&[1]), bench.read(&[0]), bench.read(&[0])), (Some(Reason::Change), None, None));
     }
@@ -495,16 +464,16 @@ mod tests {
     fn silence_is_stale_then_bad_and_no_value_is_told_in_it() {
         let mut bench = Bench::new(Type::U16, |_, group| group.bad_after = Duration::from_secs(30));
         assert_eq!(bench.read(&[7]), Some(Reason::Start));
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for _ in 0..60 {
             bench.second += 1;
-            bench.watch.miss("no answer", bench.now());
+            bench.detector.mark_silent("no answer", bench.now());
             if let Some(reason) = bench.due() {
-                told.push((reason, bench.watch.quality(&bench.device.groups[0], bench.now()), bench.second));
-                bench.watch.told(&bench.device.groups[0], bench.now());
+                reported.push((reason, bench.detector.quality(&bench.device.groups[0], bench.now()), bench.second));
+                bench.detector.mark_reported(&bench.device.groups[0], bench.now());
             }
         }
-        assert_eq!(told, [(Reason::Quality, Quality::Stale, 2), (Reason::Quality, Quality::Bad, 32)]);
+        assert_eq!(reported, [(Reason::Quality, Quality::Stale, 2), (Reason::Quality, Quality::Bad, 32)]);
         assert_eq!(bench.read(&[7]), Some(Reason::Quality), "it is back");
         assert_eq!(bench.read(&[7]), None);
     }
@@ -513,9 +482,9 @@ mod tests {
     fn a_device_that_never_answered_is_bad_and_not_stale() {
         let mut bench = Bench::new(Type::U16, |_, _| {});
         assert_eq!(bench.due(), None, "nothing is known yet");
-        bench.watch.miss("no answer", bench.now());
+        bench.detector.mark_silent("no answer", bench.now());
         assert_eq!(bench.due(), Some(Reason::Start));
-        assert_eq!(bench.watch.quality(&bench.device.groups[0], bench.now()), Quality::Bad);
+        assert_eq!(bench.detector.quality(&bench.device.groups[0], bench.now()), Quality::Bad);
     }
 
     #[test]
@@ -524,7 +493,7 @@ mod tests {
         assert_eq!(bench.read(&[0x1234]), Some(Reason::Start));
         assert_eq!(bench.read(&[0x12FA]), Some(Reason::Quality));
         let wanted = Reading::Bad { reason: "0x12fa is no BCD number".into(), raw: vec![0x12FA] };
-        assert_eq!(bench.watch.members[0].now, Some(wanted));
+        assert_eq!(bench.detector.points[0].current, Some(wanted));
         assert_eq!(bench.read(&[0x9999]), Some(Reason::Change), "bad for another reason");
         assert_eq!(bench.read(&[0x1234]), Some(Reason::Quality));
     }

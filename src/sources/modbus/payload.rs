@@ -1,17 +1,17 @@
-//! What an event says: one JSON object for a group of points, or for one of them.
+//! The payload of an event: one JSON object for a group of points, or for a single point.
 
+use super::change_detector::{ChangeDetector, EdgeChange, PointState, Reading, Reason};
 use super::table::{Device, Group, Point};
 use super::value::Value;
-use super::watch::{Member, Reading, Reason, Seen, Watch};
 use crate::contract::push_json_string;
 use crate::event::Timestamp;
 use std::time::Instant;
 
-/// JSON in the making: members of one object after another.
+/// Writes a JSON object member by member.
 #[derive(Default)]
-struct Object(Vec<u8>);
+struct JsonObject(Vec<u8>);
 
-impl Object {
+impl JsonObject {
     fn key(&mut self, name: &str) -> &mut Vec<u8> {
         self.0.push(if self.0.is_empty() { b'{' } else { b',' });
         push_json_string(&mut self.0, name);
@@ -37,13 +37,13 @@ impl Object {
     fn value(&mut self, name: &str, value: &Value) {
         match value {
             Value::Text(text) => self.text(name, text),
-            // Finite, so that it is JSON.
+            // Numbers are finite, as JSON requires.
             other => self.number(name, other),
         }
     }
 
-    /// A member that is there only if it says something.
-    fn inner(&mut self, name: &str, inner: Object) {
+    /// Writes an object as a member, unless it is empty.
+    fn inner(&mut self, name: &str, inner: JsonObject) {
         if !inner.0.is_empty() {
             self.key(name).extend_from_slice(&inner.end());
         }
@@ -67,105 +67,113 @@ impl Object {
     }
 }
 
-/// The payload of an event. `now` is what the clock says, where nothing was read.
-pub fn payload(device: &Device, group: &Group, watch: &Watch, reason: Reason, at: Instant, now: Timestamp) -> Vec<u8> {
-    let quality = watch.quality(group, at);
-    let mut out = Object::default();
-    let heard = watch.heard.filter(|_| watch.silence.is_none());
-    out.time("ts", heard.unwrap_or(now));
+/// The payload of an event. Its time is that of the last answer, or `now` while the device is silent.
+pub fn payload(
+    device: &Device,
+    group: &Group,
+    detector: &ChangeDetector,
+    reason: Reason,
+    at: Instant,
+    now: Timestamp,
+) -> Vec<u8> {
+    let quality = detector.quality(group, at);
+    let mut out = JsonObject::default();
+    let answered = detector.last_answer.filter(|_| detector.silence.is_none());
+    out.time("ts", answered.unwrap_or(now));
     out.text("reason", reason.name());
     out.text("quality", quality.name());
-    if let Some(why) = &watch.silence {
+    if let Some(why) = &detector.silence {
         out.text("why", why);
-        if let Some(heard) = watch.heard {
-            out.time("last_heard", heard);
+        if let Some(last_answer) = detector.last_answer {
+            out.time("last_heard", last_answer);
         }
     }
-    match &watch.members[..] {
-        [only] if watch.is_single => single(&mut out, &device.points[only.point], only, watch.silence.is_none()),
-        members => grouped(&mut out, device, members, watch.silence.is_none(), reason),
+    let is_answering = detector.silence.is_none();
+    match &detector.points[..] {
+        [only] if detector.is_single => single(&mut out, &device.points[only.point], only, is_answering),
+        states => grouped(&mut out, device, states, is_answering, reason),
     }
     out.end()
 }
 
-fn single(out: &mut Object, point: &Point, member: &Member, is_heard: bool) {
-    match &member.now {
-        Some(Reading::Good(value)) => out.value(if is_heard { "value" } else { "last" }, value),
-        Some(Reading::Bad { reason, raw }) if is_heard => out.inner("bad", unfit(reason, raw)),
+fn single(out: &mut JsonObject, point: &Point, state: &PointState, is_answering: bool) {
+    match &state.current {
+        Some(Reading::Good(value)) => out.value(if is_answering { "value" } else { "last" }, value),
+        Some(Reading::Bad { reason, raw }) if is_answering => out.inner("bad", bad(reason, raw)),
         _ => {}
     }
     if let Some(unit) = &point.unit {
         out.text("unit", unit);
     }
-    out.inner("count", count(point, member));
-    let edges: Vec<_> = member.edges.iter().map(|edge| seen(point, edge)).collect();
+    out.inner("count", count(point, state));
+    let edges: Vec<_> = state.edges.iter().map(|change| edge(point, change)).collect();
     out.list("edges", &edges);
-    if member.edges_cut > 0 {
-        out.number("edges_cut", member.edges_cut);
+    if state.edges_cut > 0 {
+        out.number("edges_cut", state.edges_cut);
     }
 }
 
-fn grouped(out: &mut Object, device: &Device, members: &[Member], is_heard: bool, reason: Reason) {
-    let (mut values, mut counts, mut bad, mut units) =
-        (Object::default(), Object::default(), Object::default(), Object::default());
+fn grouped(out: &mut JsonObject, device: &Device, states: &[PointState], is_answering: bool, reason: Reason) {
+    let (mut values, mut counts, mut bad_values, mut units) =
+        (JsonObject::default(), JsonObject::default(), JsonObject::default(), JsonObject::default());
     let (mut changed, mut edges) = (Vec::new(), Vec::new());
-    for member in members {
-        let point = &device.points[member.point];
-        if reason == Reason::Change && member.has_changed(point, is_heard) {
+    for state in states {
+        let point = &device.points[state.point];
+        if reason == Reason::Change && state.has_changed(point, is_answering) {
             let mut name = Vec::new();
             push_json_string(&mut name, &point.name);
             changed.push(name);
         }
-        match &member.now {
+        match &state.current {
             Some(Reading::Good(value)) => values.value(&point.name, value),
-            Some(Reading::Bad { reason, raw }) => bad.inner(&point.name, unfit(reason, raw)),
+            Some(Reading::Bad { reason, raw }) => bad_values.inner(&point.name, bad(reason, raw)),
             None => {}
         }
-        counts.inner(&point.name, count(point, member));
-        edges.extend(member.edges.iter().map(|edge| seen(point, edge)));
+        counts.inner(&point.name, count(point, state));
+        edges.extend(state.edges.iter().map(|change| edge(point, change)));
         if let (Reason::Start, Some(unit)) = (reason, &point.unit) {
             units.text(&point.name, unit);
         }
     }
     out.list("changed", &changed);
-    // What was known last is no value of now.
-    out.inner(if is_heard { "values" } else { "last" }, values);
+    // Values of a silent device are no current values.
+    out.inner(if is_answering { "values" } else { "last" }, values);
     out.inner("counts", counts);
     out.list("edges", &edges);
-    let cut: u64 = members.iter().map(|member| member.edges_cut).sum();
+    let cut: u64 = states.iter().map(|state| state.edges_cut).sum();
     if cut > 0 {
         out.number("edges_cut", cut);
     }
-    if is_heard {
-        out.inner("bad", bad);
+    if is_answering {
+        out.inner("bad", bad_values);
     }
     out.inner("units", units);
 }
 
-fn seen(point: &Point, edge: &Seen) -> Vec<u8> {
-    let mut out = Object::default();
+fn edge(point: &Point, change: &EdgeChange) -> Vec<u8> {
+    let mut out = JsonObject::default();
     out.text("point", &point.name);
-    out.number("to", edge.to);
-    out.time("seen", edge.at);
-    out.time("after", edge.after);
+    out.number("to", change.to);
+    out.time("seen", change.at);
+    out.time("after", change.after);
     out.end()
 }
 
-/// How far a counter has counted; empty where it has not.
-fn count(point: &Point, member: &Member) -> Object {
-    let mut out = Object::default();
-    if point.counter.is_some() && (member.counted.step != 0 || member.counted.resets > 0) {
-        out.value("step", &point.encoding.scaled_step(member.counted.step));
-        if member.counted.resets > 0 {
-            out.number("resets", member.counted.resets);
+/// The step of a counter since the last event; empty if the counter did not move.
+fn count(point: &Point, state: &PointState) -> JsonObject {
+    let mut out = JsonObject::default();
+    if point.counter.is_some() && (state.counter.step != 0 || state.counter.resets > 0) {
+        out.value("step", &point.encoding.scaled_step(state.counter.step));
+        if state.counter.resets > 0 {
+            out.number("resets", state.counter.resets);
         }
     }
     out
 }
 
-/// Why there is no value, and the registers as they are.
-fn unfit(reason: &str, raw: &[u16]) -> Object {
-    let mut out = Object::default();
+/// Why there is no value, and the raw registers.
+fn bad(reason: &str, raw: &[u16]) -> JsonObject {
+    let mut out = JsonObject::default();
     out.text("reason", reason);
     let numbers: Vec<Vec<u8>> = raw.iter().map(|register| register.to_string().into_bytes()).collect();
     out.list("raw", &numbers);
@@ -175,7 +183,6 @@ fn unfit(reason: &str, raw: &[u16]) -> Object {
 #[cfg(test)]
 mod tests {
     use super::super::table::Device;
-    use super::super::watch::Watch;
     use super::*;
     use crate::clock;
     use crate::setting::Document;
@@ -208,16 +215,16 @@ edge = "both"
     fn an_event_says_values_counts_edges_and_what_is_bad() {
         let device = Device::read(&Document::new(Path::new("t.toml"), TABLE.into())).expect("good");
         let (group, start) = (&device.groups[0], clock::instant());
-        let mut watch = Watch::new(0..4);
+        let mut detector = ChangeDetector::new(0..4);
         let mut read = |registers: [u16; 4], second: i64| -> Json {
             let at = Timestamp(second * 1_000_000);
             for (index, register) in registers.iter().enumerate() {
-                watch.take(&device, index, &[*register], at);
+                detector.take(&device, index, &[*register], at);
             }
-            watch.complete(at);
-            let reason = watch.due(&device, group, start).expect("due");
-            let payload = payload(&device, group, &watch, reason, start, at);
-            watch.told(group, start);
+            detector.complete(at);
+            let reason = detector.due(&device, group, start).expect("due");
+            let payload = payload(&device, group, &detector, reason, start, at);
+            detector.mark_reported(group, start);
             serde_json::from_slice(&payload).expect("JSON")
         };
         assert_eq!(
@@ -232,8 +239,8 @@ edge = "both"
                 "edges": [{"point": "door", "to": true, "seen": "1970-01-01T00:00:02.000000Z", "after": "1970-01-01T00:00:01.000000Z"}],
                 "bad": {"state": {"reason": "9 is no value of the enumeration (0, 1)", "raw": [9]}}})
         );
-        watch.miss("no answer within 1s", start);
-        let stale = payload(&device, group, &watch, Reason::Quality, start, Timestamp(5_000_000));
+        detector.mark_silent("no answer within 1s", start);
+        let stale = payload(&device, group, &detector, Reason::Quality, start, Timestamp(5_000_000));
         assert_eq!(
             serde_json::from_slice::<Json>(&stale).expect("JSON"),
             json!({"ts": "1970-01-01T00:00:05.000000Z", "reason": "quality", "quality": "stale",
