@@ -1,4 +1,6 @@
-//! Sources: where raw facts come in. Each acknowledges only with a receipt.
+//! Sources: the parts that take events in, by MQTT, HTTP, a plant broker, Modbus and Odoo.
+//!
+//! Promise: a source acknowledges an event only with a receipt of the journal.
 
 pub mod broker;
 mod handshake;
@@ -17,61 +19,61 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-/// The largest payload that may be allowed.
+/// Upper limit of the settings for the largest payload.
 pub const PAYLOAD_BYTES_MAX: u64 = 8 << 20;
 
-/// What a source counts, whatever its kind.
+/// Counters and status of a source of any kind.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Connections that are open.
+    /// Open connections.
     pub connections: Gauge,
-    /// Connections that were accepted or made.
+    /// Connections accepted or made.
     pub connects: Counter,
-    /// Connections or requests that were refused or ended for a fault.
+    /// Connections and requests that were refused or ended by a fault.
     pub refused: Counter,
-    /// Of those, how many for which reason.
+    /// The same, by reason.
     refused_for: [Counter; Refusal::ALL.len()],
-    /// Publishes, requests or readings that arrived.
+    /// Publishes, requests or readings received.
     pub received: Counter,
-    /// Events of senders that await no answer, for which there was no room.
+    /// Events dropped for lack of room, whose senders wait for no acknowledgement.
     pub dropped: Counter,
-    /// Redeliveries that were recognised without an id of the contract, and are no second event.
+    /// Redeliveries recognised without an id of the contract; they make no second event.
     pub redelivered: Counter,
-    /// Events that a subscriber was not told, since it was too far behind.
+    /// Events that a subscriber did not get because it was too slow.
     pub cut: Counter,
-    /// From arrival to acknowledgement.
+    /// Time from arrival to acknowledgement.
     pub ack: Histogram,
-    /// When the Odoo or a Modbus device answered last, in seconds since 1970; 0 if never since the start.
+    /// Time of the last answer of the Odoo or of a Modbus device, in seconds since 1970; 0 if none since the start.
     pub answered: Gauge,
-    /// Who learns of what is refused.
+    /// Receiver of security reports.
     security: Arc<Security>,
     problem: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
 }
 
-/// Why something was refused or has failed.
+/// Why a connection or request was refused or has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There was no connection, or none could be accepted.
+    /// A connection could not be made or accepted.
     Connection,
     /// The TLS handshake failed.
     Tls,
-    /// The sender did not prove who it is, or may not do what it asked.
+    /// The sender did not prove its identity, or lacks the right.
     Access,
-    /// It did not keep to the protocol, or was too slow.
+    /// The sender violated the protocol or was too slow.
     Protocol,
-    /// What it sent cannot be taken.
+    /// The content is not acceptable.
     Content,
-    /// It sent more than is allowed, or there was no room.
+    /// The sender exceeded a limit, or there was no room.
     Limit,
-    /// A device or system that is asked refused to answer, or did not.
+    /// A polled device or system refused to answer or did not answer.
     Answer,
-    /// There was no room in the memory budget for what it sent, or for its connection.
+    /// The memory budget had no room for the data or for the connection.
     Memory,
 }
 
 impl Refusal {
-    /// Every reason, in the order of their numbers.
+    /// Every reason, in the order of the discriminants.
     pub const ALL: [Self; 8] = [
         Self::Connection,
         Self::Tls,
@@ -83,7 +85,7 @@ impl Refusal {
         Self::Memory,
     ];
 
-    /// One word.
+    /// The label of the metric.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connection => "connection",
@@ -98,32 +100,32 @@ impl Refusal {
     }
 }
 
-/// A connection as it is counted, however it ends.
+/// Counts an open connection until it is dropped.
 #[derive(Debug)]
-pub struct Open<'s>(&'s Stats);
+pub struct OpenConnection<'s>(&'s Stats);
 
-impl Drop for Open<'_> {
+impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         self.0.connections.sub(1);
     }
 }
 
 impl Stats {
-    /// Of a source that reports what it refuses.
+    /// The counters of a source that reports refusals to `security`.
     pub fn reporting(security: Arc<Security>) -> Self {
         Self { security, ..Self::default() }
     }
 
-    /// Reports what matters to security.
+    /// Reports a security event.
     pub fn report(&self, report: &Report<'_>) {
         self.security.report(report);
     }
 
-    /// Counts a connection that is open as long as the value lives.
-    pub fn open(&self) -> Open<'_> {
+    /// Counts a connection as open until the returned value is dropped.
+    pub fn open(&self) -> OpenConnection<'_> {
         self.connections.add(1);
         self.connects.add(1);
-        Open(self)
+        OpenConnection(self)
     }
 
     /// Counts a refusal or a failure.
@@ -132,32 +134,32 @@ impl Stats {
         self.refused_for[reason as usize].add(1);
     }
 
-    /// How often there was this reason.
+    /// Number of refusals for this reason.
     pub fn refused_for(&self, reason: Refusal) -> u64 {
         self.refused_for[reason as usize].value()
     }
 
-    /// The Odoo or a Modbus device has answered.
+    /// Records that the Odoo or a Modbus device has answered now.
     pub fn note_answer(&self) {
         self.answered.set(clock::wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
     }
 
-    /// Says what keeps the source from working; `None` if nothing does.
+    /// Sets the problem that keeps the source from working; `None` if there is none.
     pub fn set_problem(&self, problem: Option<String>) {
         *self.problem.lock() = problem;
     }
 
-    /// What keeps the source from working.
+    /// The problem that keeps the source from working.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().clone()
     }
 
-    /// Says what a person should know, though the source works.
+    /// Sets the notes for the status of a source that works.
     pub fn set_notes(&self, notes: Vec<String>) {
         *self.notes.lock() = notes;
     }
 
-    /// What a person should know, though the source works.
+    /// Notes for the status, although the source works.
     pub fn notes(&self) -> Vec<String> {
         self.notes.lock().clone()
     }

@@ -1,21 +1,21 @@
 //! The HTTP source: programs post events, as CloudEvents or as plain payloads.
 //!
-//! Promise: 202 leaves only with a receipt for every event of the request. Any other answer says
-//! why; after one that asks to come again, a repeat with the same ids makes no second event.
+//! Promise: the server answers 202 only with a receipt for every event of the request. Any other answer gives the
+//! reason. If it asks the client to retry, a repeat with the same ids makes no second event.
 //! Invariants:
-//! - nothing a client sends stops another client, the process, or grows memory without bound: heads,
-//!   bodies, connections, rates and waits all have theirs;
-//! - who a caller is, is known before its body is read;
-//! - connections, memory for bodies and failed tokens have a share for each address or caller.
+//! - no client can stop another client or the process, or make memory grow without bound: heads, bodies, connections,
+//!   rates and waits are limited;
+//! - the server authenticates a caller before it reads the body;
+//! - connections, memory for bodies and wrong tokens have a limit for each address or caller.
 //!
 //! `POST /events/{source}`: the source is the program or device that reports, `{client}` in
 //! contracts. A plain payload has the topic `{source}`, a CloudEvent `{source}/{type}`.
 //!
-//! Not here: what an event means (`ingest`, `contract`).
+//! Not here: the meaning of an event (`ingest`, `contract`).
 
-mod answer;
 mod cloudevents;
-mod room;
+mod request;
+mod request_memory;
 mod tokens;
 
 pub use tokens::{Tokens, put_token};
@@ -38,9 +38,9 @@ use crate::sources::socket::{self, CannotBind, Door, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, Clients, Served, ServerFiles, TlsError};
-use answer::Peer;
 use hyper::StatusCode;
-use room::Room;
+use request::Peer;
+use request_memory::RequestMemory;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-/// An HTTP source as the configuration says it.
+/// The configuration of an HTTP source.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -64,12 +64,12 @@ pub struct Config {
     pub tls: Option<ServerFiles>,
     /// File of names and hashes of bearer tokens.
     pub tokens: Option<PathBuf>,
-    /// Whether callers without token and certificate are let in. By default only on loopback.
+    /// Whether callers without token and certificate are accepted. By default only on loopback.
     pub anonymous: Option<bool>,
     /// Connections at once.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
-    /// Events a second that each caller may hand in.
+    /// Events per second of each caller.
     #[serde(default = "events_per_second_max")]
     pub events_per_second_max: u32,
     /// The largest payload of an event.
@@ -78,10 +78,10 @@ pub struct Config {
     /// The largest body that is an envelope: a structured CloudEvent, or a batch of them.
     #[serde(default = "body_max")]
     pub body_max: Bytes,
-    /// Bytes of requests in hand, over all connections.
+    /// Bytes of the requests in progress, over all connections.
     #[serde(default = "waiting_max")]
     pub waiting_max: Bytes,
-    /// How long a client may take for the TLS handshake, for a request's head and for its body.
+    /// Time limit for the TLS handshake, for the head of a request and for its body.
     #[serde(default = "request_wait_max")]
     pub request_wait_max: Span,
     /// How long a request waits for its receipts.
@@ -111,27 +111,27 @@ fn answer_wait_max() -> Span {
     Span(Duration::from_secs(10))
 }
 
-/// The largest body that may be allowed.
+/// Upper limit of `body_max`.
 const BODY_BYTES_MAX: u64 = 32 << 20;
-/// The most memory for requests that may be allowed.
+/// Upper limit of `waiting_max`.
 const WAITING_BYTES_MAX: u64 = 1 << 30;
-/// What a caller may be ahead of its rate.
+/// Burst of a caller: how far it may be ahead of its rate.
 const BURST: Duration = Duration::from_secs(1);
-/// Wrong tokens that an address may show in a second, and how many seconds' worth at once: a handful of programs
-/// with an old token. There is nothing to guess; it keeps noise from what looks for intruders.
+/// Wrong tokens per second of an address, and the burst: enough for a handful of programs with an old token. Tokens
+/// cannot be guessed; the limit keeps noise out of the intrusion reports.
 const WRONG_TOKENS_PER_SECOND: f64 = 1.0;
 const WRONG_TOKENS_BURST: Duration = Duration::from_secs(20);
-/// What a connection takes without a body: head and answer have 16 KiB each at most.
+/// Memory of a connection without a body: head and answer have at most 16 KiB each.
 const CONNECTION_BYTES: usize = 40 << 10;
-/// What TLS takes beside that, as of an MQTT listener.
+/// Additional memory of TLS, as for an MQTT listener.
 const TLS_BYTES: usize = 26 << 10;
-/// How long requests in hand are awaited at the end.
+/// Time that requests in progress have to finish at shutdown.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How long a client may refuse to read its answers.
+/// How long a client may leave its answers unread.
 const UNREAD_WAIT_MAX: Duration = Duration::from_secs(20);
 
 impl Config {
-    /// Checks values against each other: key, and what is wrong with it.
+    /// Checks the values, also against each other. The error is the key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let bounded = |key, value: Bytes, max: u64| {
             let is_good = value.0 > 0 && value.0 <= max;
@@ -141,7 +141,7 @@ impl Config {
         bounded("payload_max", self.payload_max, PAYLOAD_BYTES_MAX)?;
         bounded("body_max", self.body_max, BODY_BYTES_MAX)?;
         bounded("waiting_max", self.waiting_max, WAITING_BYTES_MAX)?;
-        let largest = self.payload_max.0.max(self.body_max.0) + answer::REQUEST_BYTES;
+        let largest = self.payload_max.0.max(self.body_max.0) + request::REQUEST_BYTES;
         if self.waiting_max.0 < largest {
             let least = Bytes(largest);
             return Err((
@@ -162,13 +162,13 @@ impl Config {
         Ok(())
     }
 
-    /// Whether somebody without token and certificate is let in.
+    /// Whether callers without token and certificate are accepted.
     pub fn lets_in_anonymous(&self) -> bool {
         self.anonymous
             .unwrap_or_else(|| is_loopback(self.listen.ip()) && self.tokens.is_none() && !self.knows_clients())
     }
 
-    /// Whether nobody at all is let in.
+    /// Whether no caller at all is accepted.
     pub fn lets_in_nobody(&self) -> bool {
         self.tokens.is_none() && !self.knows_clients() && !self.lets_in_anonymous()
     }
@@ -177,7 +177,7 @@ impl Config {
         self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
-    /// The TLS of the source. A certificate is optional where there are other ways to be let in.
+    /// The TLS of the source. Client certificates are optional if callers can be accepted without one.
     pub fn server(&self) -> Result<Option<Served>, TlsError> {
         let others = self.tokens.is_some() || self.lets_in_anonymous();
         let certificates = if others { Certificates::Optional } else { Certificates::Required };
@@ -185,47 +185,47 @@ impl Config {
     }
 }
 
-/// Why a source did not start.
+/// Why a source could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotServe {
-    /// The address is taken or not there.
+    /// The address is in use or does not exist.
     #[error(transparent)]
     Address(#[from] CannotBind),
-    /// Certificates or keys.
+    /// The certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The token file.
+    /// The token file cannot be used.
     #[error(transparent)]
     Tokens(#[from] BadSecrets),
 }
 
-/// An HTTP source that has its port.
+/// An HTTP source whose port is bound.
 #[derive(Debug)]
 pub struct Server {
-    door: Door<Shared>,
+    door: Door<ServerContext>,
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
     budget: Arc<Budget>,
 }
 
-/// Settings of a source that are good, and not in force yet.
+/// Checked settings that are not in force yet.
 #[derive(Debug)]
-pub struct Prepared(socket::Prepared<Shared>);
+pub struct Prepared(socket::Prepared<ServerContext>);
 
-/// What the connections of a source share.
+/// The context that the connections of a source share.
 #[derive(Debug)]
-struct Shared {
+struct ServerContext {
     config: Config,
     tls: Option<Arc<rustls::ServerConfig>>,
-    /// Judges certificates of clients.
+    /// Verifies certificates of clients.
     clients: Option<Clients>,
     ingest: Arc<Ingest>,
     tokens: Option<Tokens>,
-    /// Events of each caller.
+    /// Rate limit of events, by caller.
     rates: Rates<String>,
-    /// Bytes of requests in hand.
-    room: Room,
-    /// Wrong tokens of each address.
+    /// Memory of the requests in progress.
+    request_memory: RequestMemory,
+    /// Rate limit of wrong tokens, by address.
     wrong_tokens: Rates<Origin>,
     stats: Arc<Stats>,
     refusals: Limiter,
@@ -233,7 +233,7 @@ struct Shared {
     budget_door: BudgetDoor,
 }
 
-impl Shared {
+impl ServerContext {
     fn new(
         config: Config,
         ingest: &Arc<Ingest>,
@@ -246,7 +246,7 @@ impl Shared {
             clients: clients.flatten(),
             tokens: config.tokens.as_deref().map(Tokens::load).transpose()?,
             rates: Rates::new(config.events_per_second_max.into(), BURST),
-            room: Room::new(config.waiting_max.0),
+            request_memory: RequestMemory::new(config.waiting_max.0),
             wrong_tokens: Rates::new(WRONG_TOKENS_PER_SECOND, WRONG_TOKENS_BURST),
             config,
             ingest: Arc::clone(ingest),
@@ -257,22 +257,23 @@ impl Shared {
         })
     }
 
-    /// Whether a client that showed a certificate in the handshake would still be let in: a list may have ended since.
+    /// Whether the certificate that a client presented in the handshake is still trusted. A revocation list may have
+    /// expired since then.
     fn is_trusted(&self, presented: &Presented) -> bool {
         let ended = self.clients.as_ref().filter(|clients| clients.ended_lists() > 0);
         ended.is_none_or(|clients| presented.chain.is_trusted(clients))
     }
 
-    /// A permit for a connection from `peer`; `None` where there is no memory for one more.
+    /// A permit for a connection from `peer`; `None` if there is no memory for another one.
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = CONNECTION_BYTES + if self.tls.is_some() { TLS_BYTES } else { 0 };
         let permit = self.budget.admit(bytes, peer.ip(), self.budget_door);
-        permit.inspect_err(|error| self.refuse(peer, &Asked::default(), Refusal::Memory, &error.to_string())).ok()
+        permit.inspect_err(|error| self.refuse(peer, &Refused::default(), Refusal::Memory, &error.to_string())).ok()
     }
 
-    /// Counts a refusal, and logs one in a while.
-    fn refuse(&self, peer: SocketAddr, asked: &Asked, reason: Refusal, why: &str) {
-        let Asked { status, user, proven_by, client } = asked;
+    /// Counts a refusal, reports it to security, and logs it at a limited rate.
+    fn refuse(&self, peer: SocketAddr, refused: &Refused, reason: Refusal, why: &str) {
+        let Refused { status, user, proven_by, client } = refused;
         let path = if client.is_empty() { String::new() } else { format!("/events/{client}") };
         self.stats.refuse(reason);
         let cause = match reason {
@@ -294,54 +295,54 @@ impl Shared {
     }
 }
 
-/// A request that is refused, as far as it is known by then.
+/// A refused request, as far as its properties are known.
 #[derive(Debug, Default)]
-struct Asked {
-    /// The status of the answer; `None` where there is none.
+struct Refused {
+    /// Status of the answer; `None` without an answer.
     status: Option<StatusCode>,
-    /// The name that the caller proved.
+    /// The proven name of the caller.
     user: String,
-    /// How it was proven; `None` for a caller without a name.
+    /// How the name was proven; `None` for an anonymous caller.
     proven_by: Option<AuthType>,
     /// The `{source}` of the path.
     client: String,
 }
 
 impl Server {
-    /// Takes the port; connections are accepted by [`Server::run`].
+    /// Binds the port. [`Server::run`] accepts connections.
     pub fn open(
         config: Config,
         ingest: Arc<Ingest>,
         stats: Arc<Stats>,
         budget: Arc<Budget>,
     ) -> Result<Self, CannotServe> {
-        let shared = Shared::new(config, &ingest, &stats, &budget)?;
+        let shared = ServerContext::new(config, &ingest, &stats, &budget)?;
         let listen = shared.config.listen;
         Ok(Self { door: Door::open(shared, listen)?, ingest, stats, budget })
     }
 
-    /// The address it really has; of use where the configuration says port 0.
+    /// The bound address, also if the configured port is 0.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.door.address()
     }
 
-    /// Reads files and takes another port, where the settings say so; nothing changes yet.
+    /// Reads the files of new settings and binds a new port if they name one. The old settings stay in force.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotServe> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(Shared::new(config, &self.ingest, &self.stats, &self.budget)?, listen)?))
+        Ok(Prepared(self.door.prepare(ServerContext::new(config, &self.ingest, &self.stats, &self.budget)?, listen)?))
     }
 
-    /// Puts settings in force. Requests in hand get their answers; connections end behind them.
+    /// Puts settings in force. Requests in progress are answered; then their connections end.
     pub fn put_in_force(&self, Prepared(prepared): Prepared) {
         self.door.put_in_force(prepared);
     }
 
-    /// Accepts connections until the shutdown, then waits for the requests in hand.
+    /// Accepts connections until the shutdown, then waits for the requests in progress.
     pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
         let mut newest = self.door.follow();
         async move {
             let mut setup = newest.borrow_and_update().clone();
-            // Begins when other settings come into force.
+            // `outdated` ends the connections of settings that were replaced.
             let (mut outdated, mut current) = shutdown::pair();
             let mut connections = JoinSet::new();
             let mut crowd = Crowd::new(setup.shared.config.connections_max);
@@ -355,14 +356,14 @@ impl Server {
                             break;
                         }
                         setup = newest.borrow_and_update().clone();
-                        // The one before is dropped, which begins its end.
+                        // Dropping the old trigger ends the old connections.
                         (outdated, current) = shutdown::pair();
                         crowd = Crowd::new(setup.shared.config.connections_max);
                     }
-                    // The ended are taken out, so that the set does not grow.
+                    // Remove finished tasks, or the set would grow.
                     Some(_) = connections.join_next() => {}
                     () = crowd.stirred(), if !has_room => {}
-                    // While every connection is being answered, the kernel holds new ones back.
+                    // While every connection is being answered, new ones wait in the kernel's accept queue.
                     accepted = setup.accept(), if has_room => match accepted {
                         Ok((stream, peer)) => {
                             let seat = crowd.seat(Origin::of(peer.ip()));
@@ -373,13 +374,13 @@ impl Server {
                             let shared = Arc::clone(shared);
                             connections.spawn(async move {
                                 if eviction.cuts(served).await.is_none() {
-                                    shared.refuse(peer, &Asked::default(), Refusal::Memory, EVICTED);
+                                    shared.refuse(peer, &Refused::default(), Refusal::Memory, EVICTED);
                                 }
                             });
                         }
                         Err(error) => {
-                            // Out of descriptors, mostly: a pause lets some connections end.
-                            shared.refuse(shared.config.listen, &Asked::default(), Refusal::Connection, &format!("cannot accept: {error}"));
+                            // Usually no file descriptors are left: pause until some connections end.
+                            shared.refuse(shared.config.listen, &Refused::default(), Refusal::Connection, &format!("cannot accept: {error}"));
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     },
@@ -394,7 +395,7 @@ impl Server {
 }
 
 /// Serves one connection; returns when it has ended.
-async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut shutdown: Shutdown) {
+async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<ServerContext>, mut shutdown: Shutdown) {
     let _open = shared.stats.open();
     let address = peer.address;
     socket::tune(&stream, UNREAD_WAIT_MAX);
@@ -402,9 +403,9 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut 
     let wait = shared.config.request_wait_max.0;
     let metered = Handshaking::new(stream, peer.permit.split(0));
     let handshake = tokio::select! {
-        // A handshake that the shutdown meets, or that another connection wants the seat of, has promised nothing.
+        // No promise was made before the end of the handshake: drop it at shutdown, or for another connection.
         () = shutdown.begun() => return,
-        () = peer.seat.cut() => return shared.refuse(address, &Asked::default(), Refusal::Limit, CROWDED),
+        () = peer.seat.cut() => return shared.refuse(address, &Refused::default(), Refusal::Limit, CROWDED),
         handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(metered)) => handshake,
     };
     match handshake {
@@ -417,47 +418,47 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<Shared>, mut 
                     peer.certificate = certificate;
                     serve(Box::new(stream), &peer, &shared, shutdown).await;
                 }
-                Err(untrusted) => shared.refuse(address, &Asked::default(), Refusal::Tls, &untrusted.to_string()),
+                Err(untrusted) => shared.refuse(address, &Refused::default(), Refusal::Tls, &untrusted.to_string()),
             }
         }
-        Ok(Err(error)) => shared.refuse(address, &Asked::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
-        Err(_) => shared.refuse(address, &Asked::default(), Refusal::Tls, "TLS handshake took too long"),
+        Ok(Err(error)) => shared.refuse(address, &Refused::default(), Refusal::Tls, &format!("TLS handshake: {error}")),
+        Err(_) => shared.refuse(address, &Refused::default(), Refusal::Tls, "TLS handshake took too long"),
     }
 }
 
-/// Why a connection is cut when memory is short.
-const EVICTED: &str = "memory is short, and this client had not shown who it is yet";
-/// Why a connection is cut that did nothing wrong but wait.
-const CROWDED: &str = "connections_max is reached, and this connection waited longest of the address that has most";
+/// Reason for closing a connection when memory is short.
+const EVICTED: &str = "memory is short, and this client was not authenticated yet";
+/// Reason for closing an idle connection when a new one needs its slot.
+const CROWDED: &str = "connections_max is reached, and this connection was idle longest of the address that has most";
 
-async fn serve(mut stream: Stream, peer: &Peer, shared: &Shared, mut shutdown: Shutdown) {
-    let (has_served, is_cut) = (AtomicBool::new(false), AtomicBool::new(false));
+async fn serve(mut stream: Stream, peer: &Peer, shared: &ServerContext, mut shutdown: Shutdown) {
+    let (has_served, was_cut) = (AtomicBool::new(false), AtomicBool::new(false));
     let ended = {
         let has_served = &has_served;
         let connection = http::connection(&mut stream, shared.config.request_wait_max.0, |request| {
             has_served.store(true, Ordering::Relaxed);
-            answer::answer(shared, peer, request)
+            request::answer(shared, peer, request)
         });
         let end = async {
             tokio::select! {
                 () = shutdown.begun() => DRAIN_WAIT_MAX,
                 () = peer.seat.cut() => {
-                    is_cut.store(true, Ordering::Relaxed);
+                    was_cut.store(true, Ordering::Relaxed);
                     http::CUT_WAIT_MAX
                 }
             }
         };
         http::served(connection, end).await
     };
-    if is_cut.into_inner() {
-        return shared.refuse(peer.address, &Asked::default(), Refusal::Limit, CROWDED);
+    if was_cut.into_inner() {
+        return shared.refuse(peer.address, &Refused::default(), Refusal::Limit, CROWDED);
     }
     if let Some(Err(error)) = ended {
-        // Between two requests a client may be silent, and is let go without a word.
+        // A client may be silent between two requests; closing that connection is no refusal.
         if error.is_parse() || !has_served.into_inner() {
             shared.refuse(
                 peer.address,
-                &Asked::default(),
+                &Refused::default(),
                 Refusal::Protocol,
                 &format!("not HTTP, or too slow: {error}"),
             );
@@ -466,12 +467,12 @@ async fn serve(mut stream: Stream, peer: &Peer, shared: &Shared, mut shutdown: S
     linger(&mut stream).await;
 }
 
-/// Reads on for a moment what nobody wants any more: closing with bytes unread would reset the
-/// connection and take the answer with it.
+/// Reads and discards bytes for a moment (lingering close). Closing with unread bytes would reset the connection, and
+/// the client would lose the answer.
 async fn linger(stream: &mut Stream) {
     const WAIT_MAX: Duration = Duration::from_secs(1);
     let mut scrap = [0; 1024];
     let reading = async { while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {} };
-    // Whoever sends on has had its chance.
+    // The connection ends after the wait even if the client still sends.
     let _ = tokio::time::timeout(WAIT_MAX, reading).await;
 }

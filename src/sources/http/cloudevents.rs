@@ -1,9 +1,9 @@
-//! What a request says: CloudEvents 1.0 in their three modes, or a payload as it is.
+//! Parsing of requests: CloudEvents 1.0 in their three content modes, or a plain payload.
 //!
-//! Promise: what comes back has bounded attributes and is within the bounds it was given; what does
-//! not fit is refused whole, with the event and the attribute named.
+//! Promise: the attributes and payloads of parsed events are within their limits. Otherwise the whole request is
+//! refused; the answer names the event and the attribute.
 
-use super::answer::Refusal;
+use super::request::Refusal;
 use crate::contract::{ID_BYTES_MAX, KEY_BYTES_MAX};
 use crate::event::Timestamp;
 use base64::Engine;
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// Events in a batch: at 1 MiB a kilobyte each.
+/// Events in a batch: one kilobyte each in a body of 1 MiB.
 const BATCH_EVENTS_MAX: usize = 1000;
 /// The longest `type` of a CloudEvent, in bytes.
 const TYPE_BYTES_MAX: usize = 256;
@@ -24,10 +24,10 @@ const SOURCE_BYTES_MAX: usize = 1024;
 /// The longest media type, in bytes.
 const MEDIA_TYPE_BYTES_MAX: usize = 256;
 
-/// How a request carries its events.
+/// The content mode of a request, as the HTTP binding of CloudEvents defines it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    /// The body is the payload, and nothing else is said.
+pub(super) enum ContentMode {
+    /// The body is the payload; there are no attributes.
     Plain,
     /// The body is the payload, the attributes are `ce-` headers.
     Binary,
@@ -37,10 +37,10 @@ pub(super) enum Shape {
     Batch,
 }
 
-/// One event of a request.
+/// One parsed event of a request.
 #[derive(Debug, Default)]
-pub(super) struct Given<'a> {
-    /// `type` and `source`, where it is a CloudEvent.
+pub(super) struct ParsedEvent<'a> {
+    /// `type` and `source` of a CloudEvent.
     pub(super) cloud: Option<(Cow<'a, str>, Cow<'a, str>)>,
     pub(super) id: Option<Cow<'a, str>>,
     pub(super) time: Option<Timestamp>,
@@ -50,34 +50,34 @@ pub(super) struct Given<'a> {
     pub(super) payload: Cow<'a, [u8]>,
 }
 
-impl Shape {
-    /// What the headers announce.
+impl ContentMode {
+    /// Determines the mode from the headers.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         let coded = headers.get(header::CONTENT_ENCODING);
         if let Some(coding) = coded.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let detail = format!("content-encoding {coding:?} is not understood; send the body as it is");
+            let detail = format!("content-encoding {coding:?} is not supported; send the body uncompressed");
             let refusal = Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown content coding", detail);
             return Err(refusal.with(header::ACCEPT_ENCODING, "identity"));
         }
         let written = content_type(headers)?.unwrap_or_default();
         let (kind, parameters) = written.split_once(';').unwrap_or((&written, ""));
         let kind = kind.trim().to_ascii_lowercase();
-        let shape = match kind.as_str() {
+        let mode = match kind.as_str() {
             "application/cloudevents+json" => Self::Structured,
             "application/cloudevents-batch+json" => Self::Batch,
             _ if kind.starts_with("application/cloudevents") => {
-                return Err(unsupported(format!("\"{kind}\" is a format of CloudEvents that is not understood")));
+                return Err(unsupported(format!("\"{kind}\" is a format of CloudEvents that is not supported")));
             }
             _ if headers.keys().any(|name| name.as_str().starts_with("ce-")) => Self::Binary,
             _ => Self::Plain,
         };
-        if matches!(shape, Self::Structured | Self::Batch)
+        if matches!(mode, Self::Structured | Self::Batch)
             && let Some(charset) = charset(parameters)
             && !charset.eq_ignore_ascii_case("utf-8")
         {
-            return Err(unsupported(format!("charset \"{charset}\" is not understood; JSON is UTF-8")));
+            return Err(unsupported(format!("charset \"{charset}\" is not supported; JSON is UTF-8")));
         }
-        Ok(shape)
+        Ok(mode)
     }
 }
 
@@ -95,41 +95,41 @@ fn charset(parameters: &str) -> Option<&str> {
 
 fn content_type(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Refusal> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(None) };
-    let text = value.to_str().map_err(|_| wrong("content-type: is no text"))?;
+    let text = value.to_str().map_err(|_| bad_request("content-type: is no text"))?;
     checked("", "content-type", Cow::Borrowed(text), MEDIA_TYPE_BYTES_MAX).map(Some)
 }
 
-fn wrong(detail: impl Into<String>) -> Refusal {
+fn bad_request(detail: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "the request holds no event that can be read", detail.into())
 }
 
 /// Reads the events of a request. `payload_bytes_max` bounds the payload of each.
 pub(super) fn events<'a>(
-    shape: Shape,
+    mode: ContentMode,
     headers: &'a HeaderMap,
     body: &'a [u8],
     payload_bytes_max: u64,
-) -> Result<Vec<Given<'a>>, Refusal> {
-    let events = match shape {
-        Shape::Plain if body.is_empty() => {
-            return Err(wrong("the body is empty; it is what the event carries"));
+) -> Result<Vec<ParsedEvent<'a>>, Refusal> {
+    let events = match mode {
+        ContentMode::Plain if body.is_empty() => {
+            return Err(bad_request("the body is empty; it must be the payload of the event"));
         }
-        Shape::Plain => vec![Given {
+        ContentMode::Plain => vec![ParsedEvent {
             trace_parent: trace_parent(headers),
             content_type: content_type(headers)?,
             payload: Cow::Borrowed(body),
-            ..Given::default()
+            ..ParsedEvent::default()
         }],
-        Shape::Binary => vec![binary(headers, body)?],
-        Shape::Structured => {
-            let event = serde_json::from_slice(body).map_err(|error| wrong(format!("no CloudEvent: {error}")))?;
+        ContentMode::Binary => vec![binary(headers, body)?],
+        ContentMode::Structured => {
+            let event = serde_json::from_slice(body).map_err(|error| bad_request(format!("no CloudEvent: {error}")))?;
             vec![structured("", event)?]
         }
-        Shape::Batch => batch(body)?,
+        ContentMode::Batch => batch(body)?,
     };
     for (index, event) in events.iter().enumerate() {
         if event.payload.len() as u64 > payload_bytes_max {
-            let place = if shape == Shape::Batch { format!("event {index}: ") } else { String::new() };
+            let place = if mode == ContentMode::Batch { format!("event {index}: ") } else { String::new() };
             return Err(Refusal::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "a payload is larger than payload_max",
@@ -140,13 +140,13 @@ pub(super) fn events<'a>(
     Ok(events)
 }
 
-/// A W3C trace context that came as a header.
+/// The W3C trace context in the headers.
 fn trace_parent(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     (text.len() <= 128).then_some(Cow::Borrowed(text))
 }
 
-/// A CloudEvent as JSON. Other attributes are not understood and not kept.
+/// A CloudEvent as JSON. Other attributes are ignored.
 #[derive(Deserialize)]
 struct Structured<'a> {
     #[serde(borrow)]
@@ -171,18 +171,20 @@ struct Structured<'a> {
     data_base64: Option<Cow<'a, str>>,
 }
 
-fn structured<'a>(place: &str, event: Structured<'a>) -> Result<Given<'a>, Refusal> {
+fn structured<'a>(place: &str, event: Structured<'a>) -> Result<ParsedEvent<'a>, Refusal> {
     let is_json = event.datacontenttype.as_deref().is_none_or(is_json);
     let payload = match (event.data, event.data_base64) {
-        (Some(_), Some(_)) => return Err(wrong(format!("{place}data and data_base64: only one of them is allowed"))),
+        (Some(_), Some(_)) => {
+            return Err(bad_request(format!("{place}data and data_base64: only one of them is allowed")));
+        }
         (None, Some(text)) => {
             let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
-            Cow::Owned(bytes.map_err(|_| wrong(format!("{place}data_base64: is no base64")))?)
+            Cow::Owned(bytes.map_err(|_| bad_request(format!("{place}data_base64: is no base64")))?)
         }
-        // A text of another media type is written as a JSON string.
+        // Data of a media type other than JSON may be a JSON string that contains the text.
         (Some(data), None) if !is_json && data.get().starts_with('"') => {
             let text: Cow<'a, str> =
-                serde_json::from_str(data.get()).map_err(|_| wrong(format!("{place}data: is no JSON string")))?;
+                serde_json::from_str(data.get()).map_err(|_| bad_request(format!("{place}data: is no JSON string")))?;
             Cow::Owned(text.into_owned().into_bytes())
         }
         (Some(data), None) => Cow::Borrowed(data.get().as_bytes()),
@@ -198,10 +200,10 @@ fn structured<'a>(place: &str, event: Structured<'a>) -> Result<Given<'a>, Refus
         content_type: event.datacontenttype,
         trace_parent: event.traceparent,
     };
-    attributes.given(place, payload)
+    attributes.check(place, payload)
 }
 
-/// What a CloudEvent without data says, for contracts that read JSON.
+/// The payload of a CloudEvent without data, for contracts that require JSON.
 const NO_DATA: Cow<'static, [u8]> = Cow::Borrowed(b"null");
 
 fn is_json(media_type: &str) -> bool {
@@ -210,7 +212,7 @@ fn is_json(media_type: &str) -> bool {
     subtype == "json" || subtype.ends_with("+json")
 }
 
-/// A batch as far as it is allowed to go.
+/// The events of a batch, at most [`BATCH_EVENTS_MAX`], and their total number.
 struct Items<'a> {
     list: Vec<&'a RawValue>,
     total: usize,
@@ -245,8 +247,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
     }
 }
 
-fn batch(body: &[u8]) -> Result<Vec<Given<'_>>, Refusal> {
-    let items: Items<'_> = serde_json::from_slice(body).map_err(|error| wrong(format!("no batch: {error}")))?;
+fn batch(body: &[u8]) -> Result<Vec<ParsedEvent<'_>>, Refusal> {
+    let items: Items<'_> = serde_json::from_slice(body).map_err(|error| bad_request(format!("no batch: {error}")))?;
     if items.total > BATCH_EVENTS_MAX {
         return Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -260,15 +262,15 @@ fn batch(body: &[u8]) -> Result<Vec<Given<'_>>, Refusal> {
         .enumerate()
         .map(|(index, item)| {
             let place = format!("event {index}: ");
-            let event = serde_json::from_str(item.get()).map_err(|error| wrong(format!("{place}{error}")))?;
+            let event = serde_json::from_str(item.get()).map_err(|error| bad_request(format!("{place}{error}")))?;
             structured(&place, event)
         })
         .collect()
 }
 
-fn binary<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<Given<'a>, Refusal> {
+fn binary<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<ParsedEvent<'a>, Refusal> {
     let attribute = |name: &'static str| headers.get(name).map(|value| unquoted(name, value.as_bytes())).transpose();
-    let required = |name| attribute(name)?.ok_or_else(|| wrong(format!("{name}: is missing")));
+    let required = |name| attribute(name)?.ok_or_else(|| bad_request(format!("{name}: is missing")));
     let content_type = content_type(headers)?;
     let payload = match (body, &content_type) {
         ([], None) => NO_DATA,
@@ -284,10 +286,10 @@ fn binary<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<Given<'a>, Refus
         content_type,
         trace_parent: attribute("ce-traceparent")?.or_else(|| trace_parent(headers)),
     };
-    attributes.given("ce-", payload)
+    attributes.check("ce-", payload)
 }
 
-/// A header's value as the HTTP binding of CloudEvents writes it: quoted or not, then percent-encoded.
+/// Decodes a header value of the HTTP binding of CloudEvents: optional quotes, then percent-encoding.
 fn unquoted<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, Refusal> {
     let bare: Cow<'a, [u8]> = match value {
         [b'"', inner @ .., b'"'] if inner.contains(&b'\\') => {
@@ -305,14 +307,14 @@ fn unquoted<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, Refusal> {
         Cow::Borrowed(bytes) => percent_encoding::percent_decode(bytes).into(),
         Cow::Owned(bytes) => Cow::Owned(percent_encoding::percent_decode(&bytes).collect()),
     };
-    let is_text = || wrong(format!("{name}: is no UTF-8"));
+    let is_text = || bad_request(format!("{name}: is no UTF-8"));
     match decoded {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| is_text()),
         Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| is_text()),
     }
 }
 
-/// The attributes of a CloudEvent that count here, as they came.
+/// The attributes of a CloudEvent that the gateway uses, before their checks.
 struct Attributes<'a> {
     specversion: Cow<'a, str>,
     id: Cow<'a, str>,
@@ -325,20 +327,22 @@ struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    fn given(self, place: &str, payload: Cow<'a, [u8]>) -> Result<Given<'a>, Refusal> {
+    fn check(self, place: &str, payload: Cow<'a, [u8]>) -> Result<ParsedEvent<'a>, Refusal> {
         if self.specversion != "1.0" {
             let written = self.specversion.escape_debug();
-            return Err(wrong(format!("{place}specversion: \"{written:.20}\" is not understood; expected \"1.0\"")));
+            return Err(bad_request(format!(
+                "{place}specversion: \"{written:.20}\" is not supported; expected \"1.0\""
+            )));
         }
         let time = self.time.map(|text| {
             Timestamp::parse(&text).ok_or_else(|| {
-                wrong(format!("{place}time: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z"))
+                bad_request(format!("{place}time: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z"))
             })
         });
         let optional = |name, value: Option<Cow<'a, str>>, bytes_max| {
             value.map(|value| checked(place, name, value, bytes_max)).transpose()
         };
-        Ok(Given {
+        Ok(ParsedEvent {
             cloud: Some((
                 checked(place, "type", self.kind, TYPE_BYTES_MAX)?,
                 checked(place, "source", self.source, SOURCE_BYTES_MAX)?,
@@ -353,13 +357,13 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// A text within its bounds, without control characters, as CloudEvents want it.
+/// Checks that an attribute is not empty, not too long, and contains no control characters, as CloudEvents require.
 fn checked<'a>(place: &str, name: &str, text: Cow<'a, str>, bytes_max: usize) -> Result<Cow<'a, str>, Refusal> {
     if text.is_empty() || text.len() > bytes_max {
-        return Err(wrong(format!("{place}{name}: is {} bytes long; it has 1 to {bytes_max}", text.len())));
+        return Err(bad_request(format!("{place}{name}: is {} bytes long; it has 1 to {bytes_max}", text.len())));
     }
     if text.contains(char::is_control) {
-        return Err(wrong(format!("{place}{name}: holds a control character")));
+        return Err(bad_request(format!("{place}{name}: holds a control character")));
     }
     Ok(text)
 }
@@ -369,7 +373,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHAPES: [Shape; 4] = [Shape::Plain, Shape::Binary, Shape::Structured, Shape::Batch];
+    const MODES: [ContentMode; 4] =
+        [ContentMode::Plain, ContentMode::Binary, ContentMode::Structured, ContentMode::Batch];
     const EVENT: &str = r#"{"specversion":"1.0","id":"1","source":"s","type":"t","time":"2026-11-23T08:00:00Z","data":{"a":[1,"\u00e9"]},"data_base64":null}"#;
 
     fn headers(list: &[(&'static str, &[u8])]) -> HeaderMap {
@@ -382,10 +387,10 @@ mod tests {
         fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..300), value in "[ -~\u{80}-\u{ff}]{0,40}") {
             let value = value.as_bytes();
             let map = headers(&[("ce-specversion", b"1.0"), ("ce-id", value), ("ce-source", value), ("ce-type", value), ("content-type", value)]);
-            for shape in SHAPES {
-                let _ = events(shape, &map, &body, 100);
+            for mode in MODES {
+                let _ = events(mode, &map, &body, 100);
             }
-            let _ = Shape::of(&map);
+            let _ = ContentMode::of(&map);
         }
 
         #[test]
@@ -394,9 +399,9 @@ mod tests {
             for (place, byte) in changes {
                 body[place] = byte;
             }
-            let _ = events(Shape::Structured, &HeaderMap::new(), &body, 1000);
+            let _ = events(ContentMode::Structured, &HeaderMap::new(), &body, 1000);
             let batch = [b"[".as_slice(), &body, b",", EVENT.as_bytes(), b"]"].concat();
-            let _ = events(Shape::Batch, &HeaderMap::new(), &batch, 1000);
+            let _ = events(ContentMode::Batch, &HeaderMap::new(), &batch, 1000);
         }
     }
 
@@ -405,7 +410,7 @@ mod tests {
         let check = |written: &[u8], expected: &str| {
             let map =
                 headers(&[("ce-specversion", b"1.0"), ("ce-id", written), ("ce-source", b"s"), ("ce-type", b"t")]);
-            let found = events(Shape::Binary, &map, b"", 100).expect("an event");
+            let found = events(ContentMode::Binary, &map, b"", 100).expect("an event");
             assert_eq!(found[0].id.as_deref(), Some(expected));
         };
         check(b"plain", "plain");
@@ -422,7 +427,7 @@ mod tests {
         let check = |rest: &str, expected: &[u8]| {
             let body = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t"{rest}}}"#);
             let none = HeaderMap::new();
-            let found = events(Shape::Structured, &none, body.as_bytes(), 100).expect("an event");
+            let found = events(ContentMode::Structured, &none, body.as_bytes(), 100).expect("an event");
             assert_eq!(found[0].payload, expected, "{rest}");
         };
         check("", b"null");

@@ -1,11 +1,11 @@
 //! One request, from its head to its answer.
 //!
-//! Promise: 202 is made of receipts, one for every event of the request; every other answer says
-//! why, and whether to come again.
+//! Promise: 202 is the answer only with a receipt for every event of the request. Every other answer says why, and
+//! whether the client should retry.
 
-use super::cloudevents::{self, Given, Shape};
-use super::room::Held;
-use super::{Asked, Shared};
+use super::cloudevents::{self, ContentMode, ParsedEvent};
+use super::request_memory::MemoryShare;
+use super::{Refused, ServerContext};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
@@ -24,30 +24,30 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
-/// When to come again where nobody can know: a disk that is full seldom has room within a second.
-const COME_AGAIN: Duration = Duration::from_secs(5);
-/// What a request takes beside its body.
+/// `Retry-After` if the end of the cause is unknown: a full disk seldom has room again within a second.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Memory of a request without its body.
 pub(super) const REQUEST_BYTES: u64 = 4 << 10;
 
-/// Who is at the other end of a connection.
+/// The peer of a connection, with the connection's slot and memory.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    /// Whom the client's certificate names.
+    /// The client's certificate.
     pub(super) certificate: Option<Presented>,
-    /// Its place among the connections.
+    /// The slot of the connection.
     pub(super) seat: Seat<Origin>,
-    /// Covers the connection.
+    /// Covers the memory of the connection.
     pub(super) permit: Permit,
 }
 
-/// An answer that takes nothing in.
+/// An error answer.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
-    /// What is logged: never anything that the client sent.
+    /// Text for the log; it contains nothing that the client sent.
     title: &'static str,
-    /// What the client is told.
+    /// Text for the client.
     detail: String,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -62,13 +62,13 @@ impl Refusal {
         self
     }
 
-    fn after(mut self, wait: Duration) -> Self {
+    fn retry_after(mut self, wait: Duration) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         self.headers.push((header::RETRY_AFTER, HeaderValue::from(seconds.max(1))));
         self
     }
 
-    /// Problem details, as RFC 9457 writes them.
+    /// Problem details (RFC 9457).
     fn into_response(self) -> Reply {
         let text = serde_json::json!({"status": self.status.as_u16(), "title": self.title, "detail": self.detail});
         let mut response = with_body(self.status, "application/problem+json", text.to_string());
@@ -77,7 +77,7 @@ impl Refusal {
     }
 }
 
-/// What a request came to.
+/// The result of a request whose events are durable.
 struct Accepted {
     receipts: Vec<Receipt>,
     dead_letters: usize,
@@ -97,7 +97,7 @@ fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> 
 
 const NO_MEMORY: &str = "there is no memory for a request";
 
-/// What a refusal counts as.
+/// The reason under which a refusal is counted.
 fn reason_of(refusal: &Refusal) -> sources::Refusal {
     match refusal.status {
         _ if refusal.title == NO_MEMORY => sources::Refusal::Memory,
@@ -113,11 +113,11 @@ fn reason_of(refusal: &Refusal) -> sources::Refusal {
 }
 
 /// Answers one request.
-pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incoming>) -> Reply {
+pub(super) async fn answer(shared: &ServerContext, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
     peer.seat.enter(Phase::Reading);
-    let mut asked = Asked::default();
-    let outcome = take(shared, peer, request, arrived, &mut asked).await;
+    let mut refused = Refused::default();
+    let outcome = take(shared, peer, request, arrived, &mut refused).await;
     peer.seat.enter(Phase::Waiting);
     match outcome {
         Ok(accepted) => {
@@ -126,40 +126,40 @@ pub(super) async fn answer(shared: &Shared, peer: &Peer, request: Request<Incomi
             accepted.into_response()
         }
         Err(refusal) => {
-            // Somebody may write a token where the name belongs: that is for nobody to read.
-            if shared.tokens.as_ref().is_some_and(|tokens| tokens.name(asked.client.as_bytes()).is_some()) {
-                asked.client.clear();
+            // A client may have put a token in place of its name: do not log it.
+            if shared.tokens.as_ref().is_some_and(|tokens| tokens.name(refused.client.as_bytes()).is_some()) {
+                refused.client.clear();
             }
-            asked.status = Some(refusal.status);
-            shared.refuse(peer.address, &asked, reason_of(&refusal), refusal.title);
+            refused.status = Some(refusal.status);
+            shared.refuse(peer.address, &refused, reason_of(&refusal), refusal.title);
             refusal.into_response()
         }
     }
 }
 
 async fn take(
-    shared: &Shared,
+    shared: &ServerContext,
     peer: &Peer,
     request: Request<Incoming>,
     arrived: Instant,
-    asked: &mut Asked,
+    refused: &mut Refused,
 ) -> Result<Accepted, Refusal> {
     let (head, body) = request.into_parts();
     let Some(written) = head.uri.path().strip_prefix("/events/").filter(|rest| !rest.is_empty() && !rest.contains('/'))
     else {
-        let detail = "there is nothing here; events are taken by POST /events/{source}".to_owned();
+        let detail = "this path does not exist; events are accepted by POST /events/{source}".to_owned();
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no such path", detail));
     };
     if head.method != Method::POST {
-        let detail = format!("{} is not understood here; events are taken by POST", head.method);
+        let detail = format!("{} is not supported here; events are accepted by POST", head.method);
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "no such method", detail);
         return Err(refusal.with(header::ALLOW, "POST"));
     }
     let source = source(written);
-    asked.client = source.as_ref().ok().cloned().unwrap_or_default();
+    refused.client = source.as_ref().ok().cloned().unwrap_or_default();
     let caller = identify(shared, peer, &head.headers, arrived)?;
-    asked.user = caller.name().to_owned();
-    asked.proven_by = caller.sender("").proven_by;
+    refused.user = caller.name().to_owned();
+    refused.proven_by = caller.sender("").proven_by;
     if caller.proven().is_some() {
         peer.permit.leave();
     }
@@ -171,26 +171,26 @@ async fn take(
         return Err(Refusal::new(StatusCode::FORBIDDEN, "a caller posts for another source", detail));
     }
     if caller.proven().is_none() && shared.tokens.as_ref().is_some_and(|tokens| tokens.has(&source)) {
-        let detail = format!("\"{source}\" has a token, so that only its holder posts for it");
+        let detail = format!("\"{source}\" has a token; only its holder may post for it");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "an anonymous caller posts for a name with a token", detail));
     }
     let party = Party::of(caller.proven(), peer.address.ip());
     let payer = caller.proven().map_or_else(|| peer.address.ip().to_string(), str::to_owned);
     shared.rates.check(&payer, arrived).map_err(|wait| {
-        let detail = format!("at most {} events a second are taken", shared.config.events_per_second_max);
-        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "a caller is over its rate", detail).after(wait)
+        let detail = format!("at most {} events per second are accepted", shared.config.events_per_second_max);
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "a caller is over its rate", detail).retry_after(wait)
     })?;
     shared.rates.charge(&payer, 1, arrived);
-    let shape = Shape::of(&head.headers)?;
-    let (_room, body) = read(shared, (&payer, &party), shape, body).await?;
+    let mode = ContentMode::of(&head.headers)?;
+    let (_room, body) = read(shared, (&payer, &party), mode, body).await?;
     peer.seat.enter(Phase::Answering);
-    let events = cloudevents::events(shape, &head.headers, &body, shared.config.payload_max.0)?;
+    let events = cloudevents::events(mode, &head.headers, &body, shared.config.payload_max.0)?;
     shared.rates.charge(&payer, events.len().saturating_sub(1) as u64, arrived);
     shared.stats.received.add(events.len() as u64);
     hand_in(shared, &source, &caller, &events).await
 }
 
-fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap, now: Instant) -> Result<Identity, Refusal> {
+fn identify(shared: &ServerContext, peer: &Peer, headers: &HeaderMap, now: Instant) -> Result<Identity, Refusal> {
     let denied = |title, detail: &str| {
         let refusal = Refusal::new(StatusCode::UNAUTHORIZED, title, detail.to_owned());
         Err(refusal.with(header::WWW_AUTHENTICATE, "Bearer"))
@@ -202,8 +202,8 @@ fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap, now: Instant) -> 
             match token.and_then(|(_, token)| tokens.name(token.trim_ascii())) {
                 Some(name) => Ok(Identity::Token { name: name.to_owned() }),
                 None => {
-                    slow_down(shared, peer, now)?;
-                    denied("a token is wrong", "the token is not known here, or is no bearer token")
+                    limit_wrong_tokens(shared, peer, now)?;
+                    denied("a token is wrong", "the token is unknown, or is no bearer token")
                 }
             }
         }
@@ -222,14 +222,14 @@ fn identify(shared: &Shared, peer: &Peer, headers: &HeaderMap, now: Instant) -> 
     }
 }
 
-/// Notes a wrong token of an address. Over its rate it is told when to come again, and has to connect anew for each;
-/// right tokens of the same address pass.
-fn slow_down(shared: &Shared, peer: &Peer, now: Instant) -> Result<(), Refusal> {
+/// Counts a wrong token of an address. Over its rate limit the answer is 429 with `Retry-After`, and the connection is
+/// closed. Valid tokens from the same address are not limited.
+fn limit_wrong_tokens(shared: &ServerContext, peer: &Peer, now: Instant) -> Result<(), Refusal> {
     let origin = Origin::of(peer.address.ip());
     shared.wrong_tokens.check(&origin, now).map_err(|wait| {
         let detail = format!("too many wrong tokens came from {origin}");
         let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "an address shows too many wrong tokens", detail);
-        refusal.after(wait).with(header::CONNECTION, "close")
+        refusal.retry_after(wait).with(header::CONNECTION, "close")
     })?;
     shared.wrong_tokens.charge(&origin, 1, now);
     Ok(())
@@ -244,16 +244,16 @@ fn source(written: &str) -> Result<String, Refusal> {
     Ok(decoded)
 }
 
-/// Reads a body within its bounds. What comes with it is its share of the memory for requests.
+/// Reads a body within its limits; also returns its share of the memory for requests.
 async fn read<'s>(
-    shared: &'s Shared,
+    shared: &'s ServerContext,
     (payer, party): (&str, &Party),
-    shape: Shape,
+    mode: ContentMode,
     body: Incoming,
-) -> Result<((Held<'s>, Permit), Bytes), Refusal> {
-    let bytes_max = match shape {
-        Shape::Plain | Shape::Binary => shared.config.payload_max.0,
-        Shape::Structured | Shape::Batch => shared.config.body_max.0,
+) -> Result<((MemoryShare<'s>, Permit), Bytes), Refusal> {
+    let bytes_max = match mode {
+        ContentMode::Plain | ContentMode::Binary => shared.config.payload_max.0,
+        ContentMode::Structured | ContentMode::Batch => shared.config.body_max.0,
     };
     let too_large = || {
         let detail = format!("the body is too large; at most {bytes_max} bytes are taken in this mode");
@@ -266,16 +266,18 @@ async fn read<'s>(
     let share = expected + REQUEST_BYTES;
     let busy = || {
         let detail =
-            "too many requests are in hand, of this caller or of all; nothing of this one was taken".to_owned();
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in hand", detail).after(COME_AGAIN)
+            "too many requests are in progress, of this caller or of all; nothing of this one was taken".to_owned();
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in progress", detail)
+            .retry_after(RETRY_AFTER)
     };
-    let room = tokio::time::timeout(shared.config.answer_wait_max.0, shared.room.take(payer, share)).await;
+    let taking = shared.request_memory.take(payer, share);
+    let room = tokio::time::timeout(shared.config.answer_wait_max.0, taking).await;
     let room = room.map_err(|_| busy())?;
-    // The body, and what is made of it.
+    // For the body and for the events made of it.
     let bytes = usize::try_from(expected.saturating_mul(2) + REQUEST_BYTES).unwrap_or(usize::MAX);
     let memory = shared.budget.permit_of(party, bytes).map_err(|error| {
         let detail = format!("{error}; nothing of this request was taken");
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY, detail).after(COME_AGAIN)
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY, detail).retry_after(RETRY_AFTER)
     })?;
     let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let wait = shared.config.request_wait_max;
@@ -283,7 +285,7 @@ async fn read<'s>(
         Ok(Ok(body)) => Ok(((room, memory), body)),
         Ok(Err(unread)) if http::is_too_large(&unread) => Err(too_large()),
         Ok(Err(_)) => {
-            let detail = "the body ended before its end".to_owned();
+            let detail = "the connection ended within the body".to_owned();
             Err(Refusal::new(StatusCode::BAD_REQUEST, "a body ended early", detail))
         }
         Err(_) => {
@@ -294,8 +296,8 @@ async fn read<'s>(
     }
 }
 
-/// Where the events of a request lead. Neighbours mostly lead to the same place.
-fn routes(shared: &Shared, source: &str, caller: &Identity, events: &[Given<'_>]) -> Vec<Arc<Route>> {
+/// The routes of the events. Consecutive events mostly share a route.
+fn routes(shared: &ServerContext, source: &str, caller: &Identity, events: &[ParsedEvent<'_>]) -> Vec<Arc<Route>> {
     let mut routes: Vec<Arc<Route>> = Vec::with_capacity(events.len());
     let mut before = None;
     for event in events {
@@ -312,7 +314,7 @@ fn routes(shared: &Shared, source: &str, caller: &Identity, events: &[Given<'_>]
             None => route(source),
             Some((kind, origin)) => {
                 let route = route(&format!("{source}/{kind}"));
-                // What differs by `source` and `id` in its CloudEvent differs by them at central too.
+                // CloudEvents with different `source` stay different events at central.
                 if origin == source { route } else { route.beneath(origin) }
             }
         }));
@@ -321,12 +323,17 @@ fn routes(shared: &Shared, source: &str, caller: &Identity, events: &[Given<'_>]
 }
 
 /// Hands the events in and waits for the receipt of each.
-async fn hand_in(shared: &Shared, source: &str, caller: &Identity, events: &[Given<'_>]) -> Result<Accepted, Refusal> {
+async fn hand_in(
+    shared: &ServerContext,
+    source: &str,
+    caller: &Identity,
+    events: &[ParsedEvent<'_>],
+) -> Result<Accepted, Refusal> {
     let now = Timestamp::from(clock::wall());
     let deadline = tokio::time::Instant::from(clock::instant() + shared.config.answer_wait_max.0);
     let routes = routes(shared, source, caller, events);
     refuse_if_for_another(caller, &routes)?;
-    // While a lane is known to take nothing, nothing is handed in: what is repeated later is not there twice.
+    // Hand in nothing while a lane is known to accept nothing: the client's repeat then makes no duplicates.
     refuse_if_stuck(shared, &routes, "nothing of this request was taken")?;
     let mut waiter = Waiter::default();
     let mut taken: Vec<Taken> = Vec::with_capacity(events.len());
@@ -372,7 +379,7 @@ async fn hand_in(shared: &Shared, source: &str, caller: &Identity, events: &[Giv
     }
 }
 
-/// Refuses what a contract says is published by somebody else. That a caller posts for another source is refused before.
+/// Refuses events for which the contract names another publisher. Requests for another source were refused before.
 fn refuse_if_for_another(caller: &Identity, routes: &[Arc<Route>]) -> Result<(), Refusal> {
     let Some(name) = caller.proven() else { return Ok(()) };
     let Some(index) = routes.iter().position(|route| route.is_written_for_another(name)) else { return Ok(()) };
@@ -385,7 +392,7 @@ fn refuse_if_for_another(caller: &Identity, routes: &[Arc<Route>]) -> Result<(),
     Err(Refusal::new(StatusCode::FORBIDDEN, "a caller publishes for another", detail))
 }
 
-fn refuse_if_stuck(shared: &Shared, routes: &[Arc<Route>], outcome: &str) -> Result<(), Refusal> {
+fn refuse_if_stuck(shared: &ServerContext, routes: &[Arc<Route>], outcome: &str) -> Result<(), Refusal> {
     let mut before: Option<&Arc<Route>> = None;
     for route in routes {
         if before.replace(route).is_some_and(|before| Arc::ptr_eq(before, route)) {
@@ -397,29 +404,29 @@ fn refuse_if_stuck(shared: &Shared, routes: &[Arc<Route>], outcome: &str) -> Res
                 let detail = format!("{why}; {outcome}");
                 Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "there is no room", detail)
             }
-            // Why it fails names files, which are nobody's business here.
+            // The reason of the failure names files, which the client must not see.
             Condition::Failed(_) => {
-                let detail = format!("the gateway's disk fails; {outcome}");
+                let detail = format!("the gateway cannot write to its disk; {outcome}");
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the disk fails", detail)
             }
         };
-        return Err(refusal.after(COME_AGAIN));
+        return Err(refusal.retry_after(RETRY_AFTER));
     }
     Ok(())
 }
 
-/// Events were handed in, and no receipt came in time. They may become durable later, so that the
-/// caller has to repeat them with the same ids.
-fn late(shared: &Shared, routes: &[Arc<Route>]) -> Refusal {
+/// The answer if receipts did not arrive in time. The events may become durable later, so the caller has to repeat
+/// them with the same ids.
+fn late(shared: &ServerContext, routes: &[Arc<Route>]) -> Refusal {
     const OUTCOME: &str = "events of this request may still be taken: repeat it with the same ids";
     refuse_if_stuck(shared, routes, OUTCOME).err().unwrap_or_else(|| {
         let wait = shared.config.answer_wait_max;
         let detail = format!("nothing was durable within {wait}; {OUTCOME}");
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the disk is slow", detail).after(COME_AGAIN)
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the disk is slow", detail).retry_after(RETRY_AFTER)
     })
 }
 
 fn closing() -> Refusal {
     let detail = "the gateway is shutting down; repeat the request with the same ids".to_owned();
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down", detail).after(COME_AGAIN)
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down", detail).retry_after(RETRY_AFTER)
 }

@@ -1,88 +1,88 @@
-//! The memory for requests in hand, and how callers share it.
+//! The memory for requests in progress, shared fairly between callers.
 //!
-//! Promise: one caller, however many bodies it sends however slowly, leaves room for others; a caller that has nothing
-//! in hand waits only for room, not behind callers that wait for their own.
-//! Invariant: a caller that has something in hand gets no more than twice what would still be free, so that one has at
-//! most two thirds, two have three quarters, and there is always something left.
+//! Promise: one caller cannot use up the memory, however many bodies it sends and however slowly. A caller without a
+//! request in progress waits only for free memory, not behind callers that wait for their own share.
+//! Invariant: a caller with requests in progress gets at most twice the memory that stays free. So one caller holds at
+//! most two thirds, and some memory is always free.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use tokio::sync::oneshot;
 
-/// What a caller may hold of what is free. With 1 a single busy caller could use half of the memory only, with 8 one
-/// that is slow leaves a ninth: too little for a batch of another.
+/// A caller's maximum share, as a multiple of the free memory. With 1 a single busy caller could use only half of the
+/// memory; with 8 a slow caller would leave a ninth, too little for a batch of another caller.
 const SHARE: u64 = 2;
 
-/// Bytes of requests in hand.
+/// The memory of requests in progress.
 #[derive(Debug)]
-pub(super) struct Room {
-    state: Mutex<State>,
+pub(super) struct RequestMemory {
+    state: Mutex<Shares>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Shares {
     free: u64,
     held: HashMap<String, u64>,
-    waiting: VecDeque<Waiting>,
+    queue: VecDeque<QueuedRequest>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedRequest {
     number: u64,
     caller: String,
     bytes: u64,
-    granted: oneshot::Sender<()>,
+    sender: oneshot::Sender<()>,
 }
 
-/// Room that a request has; dropping it gives it back.
+/// The memory of one request; dropping it frees the memory.
 #[derive(Debug)]
-pub(super) struct Held<'r> {
-    room: &'r Room,
+pub(super) struct MemoryShare<'r> {
+    room: &'r RequestMemory,
     caller: String,
     bytes: u64,
 }
 
-impl Room {
+impl RequestMemory {
     pub(super) fn new(bytes: u64) -> Self {
-        let state = State { free: bytes, held: HashMap::new(), waiting: VecDeque::new(), next: 0 };
+        let state = Shares { free: bytes, held: HashMap::new(), queue: VecDeque::new(), next: 0 };
         Self { state: Mutex::new(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Shares> {
         self.state.lock()
     }
 
-    /// Waits for room. Whoever drops this half-way does not wait any more.
-    pub(super) async fn take(&self, caller: &str, bytes: u64) -> Held<'_> {
-        let waiting = {
+    /// Waits for memory. Cancel-safe: dropping the future leaves the queue.
+    pub(super) async fn take(&self, caller: &str, bytes: u64) -> MemoryShare<'_> {
+        let queued = {
             let mut state = self.lock();
-            if state.may(caller, bytes) {
-                return state.give(self, caller, bytes);
+            if state.may_take(caller, bytes) {
+                return state.grant(self, caller, bytes);
             }
-            let (granted, called) = oneshot::channel();
+            let (sender, granted) = oneshot::channel();
             let number = state.next;
             state.next += 1;
-            state.waiting.push_back(Waiting { number, caller: caller.to_owned(), bytes, granted });
-            Place { room: self, number, caller, bytes, called }
+            state.queue.push_back(QueuedRequest { number, caller: caller.to_owned(), bytes, sender });
+            QueuePlace { room: self, number, caller, bytes, granted }
         };
-        waiting.called().await
+        queued.granted().await
     }
 }
 
-impl State {
-    fn may(&self, caller: &str, bytes: u64) -> bool {
+impl Shares {
+    fn may_take(&self, caller: &str, bytes: u64) -> bool {
         let held = self.held.get(caller).copied().unwrap_or(0);
         bytes <= self.free && (held == 0 || held + bytes <= (self.free - bytes) * SHARE)
     }
 
-    fn give<'r>(&mut self, room: &'r Room, caller: &str, bytes: u64) -> Held<'r> {
+    fn grant<'r>(&mut self, room: &'r RequestMemory, caller: &str, bytes: u64) -> MemoryShare<'r> {
         self.free -= bytes;
         *self.held.entry(caller.to_owned()).or_default() += bytes;
-        Held { room, caller: caller.to_owned(), bytes }
+        MemoryShare { room, caller: caller.to_owned(), bytes }
     }
 
-    fn give_back(&mut self, caller: &str, bytes: u64) {
+    fn release(&mut self, caller: &str, bytes: u64) {
         self.free += bytes;
         if let Some(held) = self.held.get_mut(caller) {
             *held -= bytes;
@@ -90,53 +90,53 @@ impl State {
                 self.held.remove(caller);
             }
         }
-        // The first that may, in the order of their arrival, and so on: those whose caller has its share are passed over.
-        while let Some(at) = self.waiting.iter().position(|waiting| self.may(&waiting.caller, waiting.bytes)) {
-            let Some(Waiting { caller, bytes, granted, .. }) = self.waiting.remove(at) else { return };
+        // Serve the queue in order of arrival; skip requests whose caller has its full share.
+        while let Some(at) = self.queue.iter().position(|queued| self.may_take(&queued.caller, queued.bytes)) {
+            let Some(QueuedRequest { caller, bytes, sender, .. }) = self.queue.remove(at) else { return };
             self.free -= bytes;
             *self.held.entry(caller).or_default() += bytes;
-            // Its place takes itself out before it goes, so that it is there to hear it.
-            let _ = granted.send(());
+            // The receiver exists: a dropped place removes itself from the queue first.
+            let _ = sender.send(());
         }
     }
 }
 
-/// A place among those that wait.
-struct Place<'r, 'c> {
-    room: &'r Room,
+/// The place of a request in the queue.
+struct QueuePlace<'r, 'c> {
+    room: &'r RequestMemory,
     number: u64,
     caller: &'c str,
     bytes: u64,
-    called: oneshot::Receiver<()>,
+    granted: oneshot::Receiver<()>,
 }
 
-impl<'r> Place<'r, '_> {
-    async fn called(mut self) -> Held<'r> {
-        // The sender is dropped with a word only.
-        let _ = (&mut self.called).await;
-        let held = Held { room: self.room, caller: self.caller.to_owned(), bytes: self.bytes };
+impl<'r> QueuePlace<'r, '_> {
+    async fn granted(mut self) -> MemoryShare<'r> {
+        // The sender is never dropped before it sends.
+        let _ = (&mut self.granted).await;
+        let held = MemoryShare { room: self.room, caller: self.caller.to_owned(), bytes: self.bytes };
         self.bytes = 0;
         held
     }
 }
 
-impl Drop for Place<'_, '_> {
+impl Drop for QueuePlace<'_, '_> {
     fn drop(&mut self) {
         if self.bytes == 0 {
             return;
         }
         let mut state = self.room.lock();
-        match state.waiting.iter().position(|waiting| waiting.number == self.number) {
-            Some(at) => drop(state.waiting.remove(at)),
-            // It had been given room, and went at that moment.
-            None => state.give_back(self.caller, self.bytes),
+        match state.queue.iter().position(|queued| queued.number == self.number) {
+            Some(at) => drop(state.queue.remove(at)),
+            // The memory was granted just before the future was dropped.
+            None => state.release(self.caller, self.bytes),
         }
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for MemoryShare<'_> {
     fn drop(&mut self) {
-        self.room.lock().give_back(&self.caller, self.bytes);
+        self.room.lock().release(&self.caller, self.bytes);
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn one_caller_leaves_room_for_others_and_nobody_waits_behind_it() {
-        let room = Room::new(100);
+        let room = RequestMemory::new(100);
         let mut context = Context::from_waker(Waker::noop());
         let mut take = |caller: &'static str| match pin!(room.take(caller, 10)).poll(&mut context) {
             Poll::Ready(held) => Some(held),
@@ -163,12 +163,12 @@ mod tests {
         held.pop();
         drop((other, third));
         assert_eq!(room.lock().free, 50);
-        assert!(room.lock().waiting.is_empty(), "those that were dropped do not wait");
+        assert!(room.lock().queue.is_empty(), "those that were dropped do not wait");
     }
 
     #[tokio::test]
     async fn who_waits_gets_room_when_there_is_some_and_what_is_dropped_comes_back() {
-        let room = Room::new(100);
+        let room = RequestMemory::new(100);
         let first = room.take("a", 90).await;
         let mut context = Context::from_waker(Waker::noop());
         {

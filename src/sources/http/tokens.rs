@@ -1,7 +1,7 @@
-//! Who may post: names and bearer tokens from a file of hashes.
+//! Bearer tokens of callers: names and token hashes from a file.
 //!
-//! The file has a line for each token, `name:sha256:…`, made by `forebay token add`. A token is 244
-//! random bits, so that a plain hash is enough: there is nothing to guess and nothing to slow down.
+//! The file has a line for each token, `name:sha256:…`, written by `forebay token add`. A token has 244 random bits and
+//! cannot be guessed, so a plain hash is enough; no slow password hash is needed.
 
 use crate::sources::identity::check_name;
 use crate::sources::secrets::{self, BadSecrets};
@@ -21,7 +21,7 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// Reads a line of a token file: hash and name.
+/// Parses a line of a token file: hash and name.
 fn entry(line: &str) -> Result<([u8; 32], String), String> {
     let (name, hash) =
         line.rsplit_once(":sha256:").ok_or("expected \"name:sha256:hash\"; `forebay token add` writes such lines")?;
@@ -37,7 +37,7 @@ impl Tokens {
         Ok(Self { names: secrets::load(file, entry)?.into_iter().collect() })
     }
 
-    /// The names that there are tokens for, in order.
+    /// The names with a token, sorted.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.names.values().map(String::as_str).collect();
         names.sort();
@@ -50,23 +50,23 @@ impl Tokens {
         self.names.values().any(|known| known == name)
     }
 
-    /// Whose token this is.
+    /// The name that a token belongs to.
     pub fn name(&self, token: &[u8]) -> Option<&str> {
         let hash: [u8; 32] = Sha256::digest(token).into();
         self.names.get(&hash).map(String::as_str)
     }
 }
 
-/// Makes a token for a name and puts its hash into a token file, in place of an earlier one of that
-/// name. Returns the token; it is stored nowhere.
+/// Makes a token for a name and writes its hash to a token file; replaces an earlier one of that name. Returns the
+/// token, which is stored nowhere.
 pub fn put_token(file: &Path, name: &str) -> Result<String, BadSecrets> {
     let bad = |reason: String| BadSecrets::whole(file, reason);
     check_name(name).map_err(bad)?;
     let random = [*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat();
-    // The prefix lets people and scanners see what leaked.
+    // The prefix lets people and secret scanners recognise a leaked token.
     let token = format!("forebay_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random));
     let hash: String = Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    // The hash's kind is part of what lines of this name begin with: a name may hold colons.
+    // The prefix of the line includes the hash algorithm, because a name may contain colons.
     secrets::put(file, &format!("{name}:sha256"), &format!("{name}:sha256:{hash}"), entry)?;
     Ok(token)
 }
