@@ -29,7 +29,7 @@ use crate::contract::{Sender, SourceKind, Surroundings};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::forward::again::Replays;
-use crate::http::{self, Crowd, Phase, Pieces, Reply, Seat};
+use crate::http::{self, BodySender, ConnectionLimit, ConnectionSlot, Phase, Reply};
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::Fates;
 use crate::journal::{BEGUN, Backlog, Condition, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
@@ -497,17 +497,17 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     let app = App { handles, shutdown: shutdown.clone() };
     let mut connections = JoinSet::new();
-    let crowd = Crowd::new(CONNECTIONS_MAX);
+    let crowd = ConnectionLimit::new(CONNECTIONS_MAX);
     loop {
         tokio::select! {
             () = shutdown.begun() => break,
             // The ended are taken out, so that the set does not grow.
             Some(_) = connections.join_next() => {}
-            () = crowd.stirred(), if !crowd.has_room() => {}
+            () = crowd.changed(), if !crowd.has_room() => {}
             accepted = socket.accept(), if crowd.has_room() => match accepted {
                 Ok((stream, _)) => {
                     let caller = Caller::of(&stream);
-                    connections.spawn(connection(stream, caller, crowd.seat(caller), app.clone()));
+                    connections.spawn(connection(stream, caller, crowd.acquire(caller), app.clone()));
                 }
                 // Out of descriptors, mostly: a pause lets some connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -525,8 +525,9 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
 }
 
 /// Serves one connection; returns when it has ended.
-async fn connection(stream: UnixStream, caller: Caller, seat: Seat<Caller>, app: App) {
-    let (mut stream, mut shutdown) = (http::patient(Box::new(stream), UNREAD_WAIT_MAX), app.shutdown.clone());
+async fn connection(stream: UnixStream, caller: Caller, seat: ConnectionSlot<Caller>, app: App) {
+    let (mut stream, mut shutdown) =
+        (http::with_write_timeout(Box::new(stream), UNREAD_WAIT_MAX), app.shutdown.clone());
     let answer = |request| {
         // Each command has a connection of its own: what is asked once is answered to the end.
         seat.enter(Phase::Answering);
@@ -859,7 +860,7 @@ fn tail(app: App, query: Query<'_>) -> Answered {
     if let Some(text) = stream.as_ref().and_then(|stream| app.handles.unknown_stream(stream)) {
         return Err(refuse(StatusCode::NOT_FOUND, text));
     }
-    let (sender, reply) = http::growing(16);
+    let (sender, reply) = http::streaming(16);
     let sender = Arc::new(Mutex::new(sender));
     for lane in app.handles.journal.lanes() {
         let (lane, sender, shutdown) = (Arc::clone(lane), Arc::clone(&sender), app.shutdown.clone());
@@ -869,7 +870,7 @@ fn tail(app: App, query: Query<'_>) -> Answered {
 }
 
 /// Writes a lane's events as they come, one JSON object a line, until nobody reads them.
-async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Pieces>>, mut shutdown: Shutdown) {
+async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<BodySender>>, mut shutdown: Shutdown) {
     let mut reader = sender.lock().await.reader();
     let mut follower = Follower::new(&lane);
     let mut next = follower.end();

@@ -1,16 +1,17 @@
-//! HTTP/1: how sources, monitoring, the command socket and the clients that ask them speak it.
+//! HTTP/1 for the sources, monitoring, the command socket and their clients, on top of hyper.
 //!
-//! Promise: heads and bodies have bounds, and so has the wait for a head.
+//! Promise: heads and bodies are bounded, and so is the wait for a head.
 //!
-//! All share one type of stream, of body and of answer: each further one is compiled anew by hyper, 50 kB of program.
+//! All users share one type of stream, body and response: hyper is compiled again for each further type, which adds
+//! 50 kB to the program.
 
-mod crowd;
-mod growing;
-mod patient;
+mod connection_limit;
+mod streaming;
+mod write_timeout;
 
-pub use crowd::{Crowd, Phase, Seat};
-pub use growing::{Gone, Growing, Pieces, growing};
-pub use patient::patient;
+pub use connection_limit::{ConnectionLimit, ConnectionSlot, Phase};
+pub use streaming::{BodySender, ReaderGone, StreamingBody, streaming};
+pub use write_timeout::with_write_timeout;
 
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -24,45 +25,45 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// What is read and written: a socket, with TLS or without.
+/// A bidirectional byte stream: a socket with or without TLS.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-/// A stream of any kind.
+/// A boxed stream.
 pub type Stream = Box<dyn Duplex>;
-/// A body that is there, or one that grows while it is sent.
-pub type Body = Either<Full<Bytes>, Growing>;
-/// An answer.
+/// A complete body, or one that is produced while it is sent.
+pub type Body = Either<Full<Bytes>, StreamingBody>;
+/// A response with such a body.
 pub type Reply = Response<Body>;
-/// An answer to come, as hyper awaits it.
-type Answering<'a> = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
-/// A connection that serves.
-pub type Serving<'a> = Connection<TokioIo<&'a mut Stream>, Answers<'a>>;
+/// The future of a response, as hyper polls it.
+type ReplyFuture<'a> = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
+/// A server connection.
+pub type ServerConnection<'a> = Connection<TokioIo<&'a mut Stream>, Handler<'a>>;
 
-/// The largest head of a request; a CloudEvent's attributes have room in it.
+/// The largest head of a request; large enough for the attributes of a CloudEvent.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// What answers the requests of a connection.
-pub struct Answers<'a>(Box<dyn Fn(Request<Incoming>) -> Answering<'a> + Send + 'a>);
+/// The service that answers the requests of a connection.
+pub struct Handler<'a>(Box<dyn Fn(Request<Incoming>) -> ReplyFuture<'a> + Send + 'a>);
 
-impl<'a> Service<Request<Incoming>> for Answers<'a> {
+impl<'a> Service<Request<Incoming>> for Handler<'a> {
     type Response = Reply;
     type Error = Infallible;
-    type Future = Answering<'a>;
+    type Future = ReplyFuture<'a>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         (self.0)(request)
     }
 }
 
-/// A connection that serves: ends with its stream, or `wait` after a head was due.
+/// A server connection. It ends with its stream, or if a head is not complete within `wait`.
 pub fn connection<'a, F: Future<Output = Reply> + Send + 'a>(
     stream: &'a mut Stream,
     wait: Duration,
     answer: impl Fn(Request<Incoming>) -> F + Send + 'a,
-) -> Serving<'a> {
-    let answers = move |request| -> Answering<'a> {
+) -> ServerConnection<'a> {
+    let answers = move |request| -> ReplyFuture<'a> {
         let answering = answer(request);
         Box::pin(async move { Ok(answering.await) })
     };
@@ -70,12 +71,15 @@ pub fn connection<'a, F: Future<Output = Reply> + Send + 'a>(
         .timer(TokioTimer::new())
         .header_read_timeout(wait)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), Answers(Box::new(answers)))
+        .serve_connection(TokioIo::new(stream), Handler(Box::new(answers)))
 }
 
-/// Serves until the connection has ended. From `end` on, which says how long that may take, a request in hand still gets
-/// its answer, and an idle connection ends; `None` if it takes longer.
-pub async fn served(connection: Serving<'_>, end: impl Future<Output = Duration>) -> Option<hyper::Result<()>> {
+/// Serves until the connection has ended. When `end` completes, the connection is shut down gracefully: a request in
+/// progress is answered within the duration that `end` returns, an idle connection ends. `None` if that time is exceeded.
+pub async fn served(
+    connection: ServerConnection<'_>,
+    end: impl Future<Output = Duration>,
+) -> Option<hyper::Result<()>> {
     let mut connection = pin!(connection);
     let drain_max = tokio::select! {
         ended = connection.as_mut() => return Some(ended),
@@ -85,15 +89,15 @@ pub async fn served(connection: Serving<'_>, end: impl Future<Output = Duration>
     tokio::time::timeout(drain_max, connection).await.ok()
 }
 
-/// How long a connection that is cut for another one may take to write the rest of its last answer.
+/// Time that a connection, closed in favour of another one, has to write the rest of its last answer.
 pub const CUT_WAIT_MAX: Duration = Duration::from_millis(250);
 
-/// An answer in words: UTF-8 text.
+/// A response with plain text.
 pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
     reply(status, "text/plain; charset=utf-8", text)
 }
 
-/// An answer of a media type.
+/// A response with a body of this media type.
 pub fn reply(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Either::Left(Full::new(body.into())));
     *reply.status_mut() = status;
@@ -104,17 +108,18 @@ pub fn reply(status: StatusCode, media_type: &'static str, body: impl Into<Bytes
 /// Why a body could not be read.
 pub type Unread = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body of at most so many bytes.
+/// Reads a body of at most `bytes_max` bytes.
 pub async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Unread> {
     Ok(Limited::new(body, bytes_max).collect().await?.to_bytes())
 }
 
-/// Whether a body has more bytes than are allowed; else its connection failed.
+/// Whether a body was larger than allowed. Otherwise its connection failed.
 pub fn is_too_large(unread: &Unread) -> bool {
     unread.is::<http_body_util::LengthLimitError>()
 }
 
-/// Asks what is at the other end of a stream. The answer comes while the second future is awaited beside it.
+/// Sends a request over a stream. Returns the future of the response, and a driver future: the caller must poll the
+/// driver concurrently, or the response makes no progress.
 pub async fn ask(
     stream: Stream,
     request: Request<Full<Bytes>>,
@@ -122,7 +127,7 @@ pub async fn ask(
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let answer = async move { sender.send_request(request).await };
-    // An error here shows as an error of the answer.
+    // An error here also becomes an error of the response.
     let driver = async move { drop(connection.await) };
     Ok((answer, driver))
 }

@@ -198,7 +198,7 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
         // Nobody may be there to hear it; the log says it.
         let _ = lines.blocking_send(line);
     });
-    let (mut pieces, reply) = http::growing(PIECES_MAX);
+    let (mut pieces, reply) = http::streaming(PIECES_MAX);
     let mut shutdown = app.shutdown;
     tokio::spawn(async move {
         loop {

@@ -6,7 +6,7 @@
 
 use super::{Answered, Handles, certificates, off_thread, refuse};
 use crate::clock;
-use crate::http::{self, Crowd, Phase, Reply, Seat};
+use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply};
 use crate::memory::Door;
 use crate::origin::Origin;
 use crate::shutdown::Shutdown;
@@ -77,7 +77,7 @@ pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> Answered {
 pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     let mut socket: Option<(SocketAddr, TcpListener)> = None;
     let mut connections = JoinSet::new();
-    let crowd = Crowd::new(CONNECTIONS_MAX);
+    let crowd = ConnectionLimit::new(CONNECTIONS_MAX);
     let mut certificates_at = clock::instant();
     let door = Door::new();
     loop {
@@ -114,10 +114,10 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             () = shutdown.begun() => break,
             Some(_) = connections.join_next() => {}
             () = look_again => {}
-            () = crowd.stirred(), if !has_room => {}
+            () = crowd.changed(), if !has_room => {}
             accepted = accept => match accepted {
                 Ok((stream, peer)) => {
-                    let seat = crowd.seat(Origin::of(peer.ip()));
+                    let seat = crowd.acquire(Origin::of(peer.ip()));
                     match handles.budget.admit(CONNECTION_BYTES, peer.ip(), door) {
                         Ok(permit) => {
                             let served = serve(stream, seat, Arc::clone(&handles));
@@ -135,8 +135,8 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     connections.shutdown().await;
 }
 
-async fn serve(stream: TcpStream, seat: Seat<Origin>, handles: Arc<Handles>) {
-    let mut stream = http::patient(Box::new(stream), UNREAD_WAIT_MAX);
+async fn serve(stream: TcpStream, seat: ConnectionSlot<Origin>, handles: Arc<Handles>) {
+    let mut stream = http::with_write_timeout(Box::new(stream), UNREAD_WAIT_MAX);
     let answer = |request| {
         seat.enter(Phase::Answering);
         let (seat, handles) = (&seat, Arc::clone(&handles));

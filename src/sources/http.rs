@@ -23,7 +23,7 @@ pub use tokens::{Tokens, put_token};
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::AuthType;
-use crate::http::{self, Crowd, Stream};
+use crate::http::{self, ConnectionLimit, Stream};
 use crate::ingest::Ingest;
 use crate::memory::{Budget, Door as BudgetDoor, Permit};
 use crate::origin::Origin;
@@ -345,10 +345,10 @@ impl Server {
             // `outdated` ends the connections of settings that were replaced.
             let (mut outdated, mut current) = shutdown::pair();
             let mut connections = JoinSet::new();
-            let mut crowd = Crowd::new(setup.shared.config.connections_max);
+            let mut limit = ConnectionLimit::new(setup.shared.config.connections_max);
             loop {
                 let shared = &setup.shared;
-                let has_room = crowd.has_room();
+                let has_room = limit.has_room();
                 tokio::select! {
                     () = shutdown.begun() => break,
                     changed = newest.changed() => {
@@ -358,18 +358,18 @@ impl Server {
                         setup = newest.borrow_and_update().clone();
                         // Dropping the old trigger ends the old connections.
                         (outdated, current) = shutdown::pair();
-                        crowd = Crowd::new(setup.shared.config.connections_max);
+                        limit = ConnectionLimit::new(setup.shared.config.connections_max);
                     }
                     // Remove finished tasks, or the set would grow.
                     Some(_) = connections.join_next() => {}
-                    () = crowd.stirred(), if !has_room => {}
+                    () = limit.changed(), if !has_room => {}
                     // While every connection is being answered, new ones wait in the kernel's accept queue.
                     accepted = setup.accept(), if has_room => match accepted {
                         Ok((stream, peer)) => {
-                            let seat = crowd.seat(Origin::of(peer.ip()));
+                            let slot = limit.acquire(Origin::of(peer.ip()));
                             let Some(permit) = shared.admit(peer) else { continue };
                             let eviction = permit.eviction();
-                            let guest = Peer { address: peer, certificate: None, seat, permit };
+                            let guest = Peer { address: peer, certificate: None, slot, permit };
                             let served = connection(stream, guest, Arc::clone(shared), current.clone());
                             let shared = Arc::clone(shared);
                             connections.spawn(async move {
@@ -405,7 +405,7 @@ async fn connection(stream: TcpStream, mut peer: Peer, shared: Arc<ServerContext
     let handshake = tokio::select! {
         // No promise was made before the end of the handshake: drop it at shutdown, or for another connection.
         () = shutdown.begun() => return,
-        () = peer.seat.cut() => return shared.refuse(address, &Refused::default(), Refusal::Limit, CROWDED),
+        () = peer.slot.cut() => return shared.refuse(address, &Refused::default(), Refusal::Limit, CROWDED),
         handshake = tokio::time::timeout(wait, TlsAcceptor::from(config).accept(metered)) => handshake,
     };
     match handshake {
@@ -442,7 +442,7 @@ async fn serve(mut stream: Stream, peer: &Peer, shared: &ServerContext, mut shut
         let end = async {
             tokio::select! {
                 () = shutdown.begun() => DRAIN_WAIT_MAX,
-                () = peer.seat.cut() => {
+                () = peer.slot.cut() => {
                     was_cut.store(true, Ordering::Relaxed);
                     http::CUT_WAIT_MAX
                 }

@@ -9,7 +9,7 @@ use super::{Refused, ServerContext};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
-use crate::http::{self, Phase, Reply, Seat};
+use crate::http::{self, ConnectionSlot, Phase, Reply};
 use crate::ingest::{Beside, Publishing, Route, Taken};
 use crate::journal::{Condition, NotTaken, Receipt, Waiter};
 use crate::memory::Permit;
@@ -36,7 +36,7 @@ pub(super) struct Peer {
     /// The client's certificate.
     pub(super) certificate: Option<Presented>,
     /// The slot of the connection.
-    pub(super) seat: Seat<Origin>,
+    pub(super) slot: ConnectionSlot<Origin>,
     /// Covers the memory of the connection.
     pub(super) permit: Permit,
 }
@@ -115,10 +115,10 @@ fn reason_of(refusal: &Refusal) -> sources::Refusal {
 /// Answers one request.
 pub(super) async fn answer(shared: &ServerContext, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
-    peer.seat.enter(Phase::Reading);
+    peer.slot.enter(Phase::Reading);
     let mut refused = Refused::default();
     let outcome = take(shared, peer, request, arrived, &mut refused).await;
-    peer.seat.enter(Phase::Waiting);
+    peer.slot.enter(Phase::Waiting);
     match outcome {
         Ok(accepted) => {
             let took = clock::instant().duration_since(arrived);
@@ -183,7 +183,7 @@ async fn take(
     shared.rates.charge(&payer, 1, arrived);
     let mode = ContentMode::of(&head.headers)?;
     let (_room, body) = read(shared, (&payer, &party), mode, body).await?;
-    peer.seat.enter(Phase::Answering);
+    peer.slot.enter(Phase::Answering);
     let events = cloudevents::events(mode, &head.headers, &body, shared.config.payload_max.0)?;
     shared.rates.charge(&payer, events.len().saturating_sub(1) as u64, arrived);
     shared.stats.received.add(events.len() as u64);

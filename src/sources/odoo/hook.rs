@@ -7,7 +7,7 @@
 use super::hints::Hints;
 use crate::clock;
 use crate::contract::Sender;
-use crate::http::{self, Crowd, Phase, Reply, Seat, Stream};
+use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply, Stream};
 use crate::memory::{Budget, Door, Permit};
 use crate::origin::Origin;
 use crate::secret::Secret;
@@ -170,22 +170,22 @@ impl Hook {
     /// Answers posts until the shutdown.
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut connections = JoinSet::new();
-        let crowd = Crowd::new(CONNECTIONS_MAX);
+        let limit = ConnectionLimit::new(CONNECTIONS_MAX);
         loop {
             tokio::select! {
                 () = shutdown.begun() => break,
                 // Remove finished tasks, or the set would grow.
                 Some(_) = connections.join_next() => {}
-                () = crowd.stirred(), if !crowd.has_room() => {}
-                accepted = self.socket.accept(), if crowd.has_room() => match accepted {
+                () = limit.changed(), if !limit.has_room() => {}
+                accepted = self.socket.accept(), if limit.has_room() => match accepted {
                     Ok((stream, peer)) => {
-                        let seat = crowd.seat(Origin::of(peer.ip()));
+                        let slot = limit.acquire(Origin::of(peer.ip()));
                         let shared = Arc::clone(&self.shared);
                         match shared.budget.admit(CONNECTION_BYTES, peer.ip(), shared.door) {
                             Ok(permit) => {
                                 let eviction = permit.eviction();
                                 let served =
-                                    connection(stream, HookPeer { peer, seat, permit }, self.tls.clone(), shared);
+                                    connection(stream, HookPeer { peer, slot, permit }, self.tls.clone(), shared);
                                 // The next poll finds the record of a hint that is lost here.
                                 connections.spawn(async move { eviction.cuts(served).await; });
                             }
@@ -204,7 +204,7 @@ impl Hook {
 /// The peer of a connection, with the connection's slot and memory.
 struct HookPeer {
     peer: SocketAddr,
-    seat: Seat<Origin>,
+    slot: ConnectionSlot<Origin>,
     permit: Permit,
 }
 
@@ -215,7 +215,7 @@ async fn connection(stream: TcpStream, mut guest: HookPeer, tls: Option<TlsAccep
     let metered = Handshaking::new(stream, guest.permit.split(0));
     let handshake = tokio::select! {
         // Another connection needs the slot.
-        () = guest.seat.cut() => return,
+        () = guest.slot.cut() => return,
         handshake = tokio::time::timeout(REQUEST_WAIT_MAX, acceptor.accept(metered)) => handshake,
     };
     match handshake {
@@ -230,15 +230,15 @@ async fn connection(stream: TcpStream, mut guest: HookPeer, tls: Option<TlsAccep
 
 async fn serve(mut stream: Stream, guest: HookPeer, shared: Arc<HookContext>) {
     let answer = |request| {
-        guest.seat.enter(Phase::Reading);
+        guest.slot.enter(Phase::Reading);
         async {
             let reply = answer(request, &guest, &shared).await;
-            guest.seat.enter(Phase::Waiting);
+            guest.slot.enter(Phase::Waiting);
             reply
         }
     };
     let end = async {
-        guest.seat.cut().await;
+        guest.slot.cut().await;
         http::CUT_WAIT_MAX
     };
     if let Some(Err(error)) = http::served(http::connection(&mut stream, REQUEST_WAIT_MAX, answer), end).await
@@ -272,7 +272,7 @@ async fn answer(request: Request<Incoming>, guest: &HookPeer, shared: &HookConte
         shared.refuse(peer, Refusal::Limit, "the body is too large, too slow or cut off");
         return with(StatusCode::BAD_REQUEST);
     };
-    guest.seat.enter(Phase::Answering);
+    guest.slot.enter(Phase::Answering);
     let Some((model, id)) = record(&body) else {
         shared.refuse(peer, Refusal::Content, "the body names no record");
         return with(StatusCode::BAD_REQUEST);
