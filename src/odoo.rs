@@ -1,12 +1,12 @@
-//! The client of Odoo: JSON-2 for 19 and later, `/jsonrpc` for 14 to 18 and where JSON-2 is not let through, behind one call.
+//! The Odoo client: one method for calls over JSON-2 (Odoo 19 and later) and over `/jsonrpc` (14 to 18, and where a proxy
+//! blocks JSON-2).
 //!
-//! Promise: a call comes back with its result or with an error that says what to do; an error holds
-//! no traceback and no secret.
+//! Promise: a call returns its result or an error that says what to do; an error contains no traceback and no secret.
 //! Invariants:
-//! - arguments go by name only, so that both protocols mean the same;
-//! - at most two calls are with Odoo at once, and nothing here repeats one.
+//! - arguments are passed by name only, so that both protocols behave alike;
+//! - at most two calls are in progress at once, and the client repeats none.
 //!
-//! Not here: what is read and why (`sources`, `watch`).
+//! Not here: which records are read, and why (`sources`, `watch`).
 
 mod error;
 mod http;
@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-/// How to reach an Odoo.
+/// The settings for connecting to an Odoo.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `https://host`, or `http://host:8069` without TLS.
@@ -42,55 +42,55 @@ pub struct Config {
     pub tls: ClientFiles,
 }
 
-/// Calls that may be with Odoo at once: it has few workers, and people wait for them.
+/// Calls in progress at once: Odoo has few workers, and its users need them.
 const CALLS_AT_ONCE: usize = 2;
-/// The oldest version that keys work with.
+/// The oldest version that supports API keys.
 const VERSION_MIN: u32 = 14;
-/// From this version on an account is asked about as a record; before, it could ask about itself only.
-const VERSION_ASKED_AS_RECORD: u32 = 18;
+/// From this version on `has_group` is called on the record of a user; before, it concerned the caller only.
+const VERSION_HAS_GROUP_ON_RECORD: u32 = 18;
 
-/// How calls are made.
+/// The protocol of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// One path for each method; 19 and later.
+    /// JSON-2: one path per method; 19 and later.
     Json2,
-    /// One path for all; every version, deprecated from 19 on.
+    /// JSON-RPC: one path for all methods; every version, deprecated from 19 on.
     JsonRpc,
 }
 
-/// What an Odoo said of itself and of the account.
+/// Version and protocol of an Odoo, and the gateway's account in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Major version: 14, …, 19.
     pub version: u32,
-    /// The version as it is written, such as `19.0`.
+    /// The version as text, such as `19.0`.
     pub version_text: String,
-    /// What it speaks.
+    /// The protocol of calls.
     pub protocol: Protocol,
-    /// Number of the account.
+    /// User id of the account.
     pub user_id: i64,
     /// Whether the account may change settings: more than a gateway needs.
     pub is_administrator: bool,
 }
 
-/// A result, and the server's clock when it was given.
+/// The result of a call, with the server's clock.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// What the method returned.
+    /// The value that the method returned.
     pub value: Value,
-    /// The server's clock in whole seconds, if it said so.
+    /// Date of the answer by the server's clock, in whole seconds; `None` without a `Date` header.
     pub server_time: Option<Timestamp>,
-    /// How long the server took, its network included.
+    /// Duration of the call, including the network.
     pub took: Duration,
 }
 
-/// An Odoo that can be called.
+/// A client of one Odoo database.
 pub struct Client {
     config: Config,
     server: Server,
-    /// The key, as it was when the session began.
+    /// The key, as read at the start of the session.
     key: Mutex<Zeroizing<String>>,
-    /// What is known of the server; `None` before the first call and after a refused login.
+    /// The session; `None` before the first call and after a refused login.
     session: Mutex<Option<Session>>,
     probing: tokio::sync::Mutex<()>,
     calls: Semaphore,
@@ -102,13 +102,13 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// Whether a URL leads to an Odoo: what is wrong with it if not. `true` if what is said there is readable on the way.
+/// Checks a URL. Returns `true` if calls travel unencrypted over a network; the error says what is wrong with the URL.
 pub fn check_url(url: &str) -> Result<bool, String> {
     Address::parse(url).map(|address| !address.is_tls && !address.is_local())
 }
 
 impl Client {
-    /// A client that has not called yet.
+    /// Creates a client; it connects at its first call.
     pub fn new(config: Config) -> Result<Self, String> {
         let address = Address::parse(&config.url)?;
         let server = Server::new(address, &config.tls).map_err(|error: TlsError| error.to_string())?;
@@ -127,7 +127,7 @@ impl Client {
         &self.config.database
     }
 
-    /// What the server and the account are. Asks when it is not known, and reads the key anew then.
+    /// Returns the session. If there is none, reads the key file and logs in.
     pub async fn session(&self) -> Result<Session, OdooError> {
         if let Some(known) = self.known() {
             return Ok(known);
@@ -141,17 +141,17 @@ impl Client {
         let (protocol, version, version_text) = self.probe().await?;
         if version < VERSION_MIN {
             return Err(OdooError::NotOdoo(format!(
-                "Odoo {version_text} is too old; {VERSION_MIN} and later are understood"
+                "Odoo {version_text} is too old; {VERSION_MIN} and later are supported"
             )));
         }
         let mut session = Session { version, version_text, protocol, user_id: 0, is_administrator: false };
         session.user_id = self.login(&session).await?;
         let own = [session.user_id];
-        let ids = (version >= VERSION_ASKED_AS_RECORD).then_some(&own[..]);
+        let ids = (version >= VERSION_HAS_GROUP_ON_RECORD).then_some(&own[..]);
         let arguments = Map::from_iter([("group_ext_id".to_owned(), json!("base.group_system"))]);
         session.is_administrator = match self.send(&session, "res.users", "has_group", ids, arguments).await {
             Ok(answer) => answer.value == Value::Bool(true),
-            // An account that may not even ask is no administrator.
+            // An account without the right to call `has_group` is no administrator.
             Err(OdooError::Refused { .. }) => false,
             Err(error) => return Err(error),
         };
@@ -163,12 +163,12 @@ impl Client {
         self.session.lock().clone()
     }
 
-    /// Forgets what is known of the server, so that the next call asks again.
+    /// Ends the session; the next call logs in again.
     pub fn forget(&self) {
         *self.session.lock() = None;
     }
 
-    /// Calls a method of a model: on records where there are `ids`, with arguments by name.
+    /// Calls a method of a model with named arguments, on the records `ids` if given.
     pub async fn call(
         &self,
         model: &str,
@@ -179,7 +179,7 @@ impl Client {
         let session = self.session().await?;
         let called = self.send(&session, model, method, ids, arguments).await;
         if let Err(OdooError::Denied(_) | OdooError::NotOdoo(_)) = &called {
-            // Another key, version or database may be there by the next call.
+            // Key, version or database may have changed by the next call.
             self.forget();
         }
         called
@@ -256,7 +256,7 @@ impl Client {
         let is_answer = answer.status.is_success() && body.get("jsonrpc").is_some();
         match body.get_mut("result") {
             Some(value) => Ok(Answer { value: value.take(), server_time: answer.server_time, took: Duration::ZERO }),
-            // A method that returns nothing leaves the result out.
+            // The answer of a method without a return value has no result.
             None if is_answer => {
                 Ok(Answer { value: Value::Null, server_time: answer.server_time, took: Duration::ZERO })
             }
@@ -264,8 +264,8 @@ impl Client {
         }
     }
 
-    /// The version, and what is spoken where it was said: 19 and later say it at `/json/version`; older ones,
-    /// and newer ones whose proxy lets that not through, at `/jsonrpc`.
+    /// Returns protocol and version. Odoo 19 and later answers at `/json/version`; older versions, and newer ones whose
+    /// proxy blocks that path, answer at `/jsonrpc`.
     async fn probe(&self) -> Result<(Protocol, u32, String), OdooError> {
         let answer = self.server.exchange("/json/version", &[], None).await?;
         let found: Option<Value> = serde_json::from_slice(&answer.body).ok();
@@ -279,7 +279,7 @@ impl Client {
             }
             _ => return Err(from_page(answer.status, answer.is_page, &self.config.database, "version")),
         };
-        // Online says `saas~18`, whose number stands behind the sign.
+        // Odoo Online has versions such as `saas~18`.
         let major = match &info[0] {
             Value::Number(number) => number.as_u64().and_then(|number| u32::try_from(number).ok()),
             Value::String(word) => word.rsplit('~').next().and_then(|number| number.parse().ok()),
@@ -287,11 +287,11 @@ impl Client {
         };
         match major {
             Some(major) => Ok((protocol, major, text.as_str().unwrap_or_default().to_owned())),
-            None => Err(OdooError::NotOdoo("what answers at url says no version of Odoo; check url".into())),
+            None => Err(OdooError::NotOdoo("the server at url reports no Odoo version; check url".into())),
         }
     }
 
-    /// Number of the account that the key belongs to.
+    /// User id of the account that the key belongs to.
     async fn login(&self, session: &Session) -> Result<i64, OdooError> {
         let found = match (session.protocol, &self.config.user) {
             (Protocol::Json2, _) => {
@@ -304,7 +304,7 @@ impl Client {
             }
             (Protocol::JsonRpc, None) => {
                 return Err(OdooError::Denied(format!(
-                    "Odoo {} is asked over /jsonrpc, which wants the login of the account too; set user",
+                    "Odoo {} is called over /jsonrpc, which also needs the login of the account; set user",
                     session.version_text
                 )));
             }
@@ -317,7 +317,7 @@ impl Client {
     }
 }
 
-/// Reads a key: one line.
+/// Reads an API key from a file with one line.
 fn read_key(file: &Path) -> Result<Zeroizing<String>, String> {
     let read = Secret::read(file).map_err(|error| format!("key_file {error}"))?;
     let key = read.line().unwrap_or_default().trim();
@@ -327,13 +327,13 @@ fn read_key(file: &Path) -> Result<Zeroizing<String>, String> {
     Ok(Zeroizing::new(key.to_owned()))
 }
 
-/// Reads a time as Odoo writes it, such as `2026-11-23 03:18:40`: UTC.
+/// Parses a time in Odoo's format, such as `2026-11-23 03:18:40`, in UTC.
 pub fn read_time(text: &str) -> Option<Timestamp> {
     let (date, time) = text.split_once(' ')?;
     Timestamp::parse(&format!("{date}T{time}Z"))
 }
 
-/// Writes a time as Odoo wants it: UTC, whole seconds.
+/// Formats a time in Odoo's format: UTC, whole seconds.
 pub fn write_time(at: Timestamp) -> String {
     at.to_string().get(..19).unwrap_or_default().replace('T', " ")
 }

@@ -1,30 +1,30 @@
-//! What Odoo answered instead of a result, and what the caller should do about it.
+//! Errors of Odoo calls, classified by what the caller should do.
 //!
-//! Promise: what is kept of an error is its name and one line for a person; tracebacks, keys and
-//! records are dropped here.
+//! Promise: an error keeps only the name of Odoo's error and one line for a person. Tracebacks, keys and records are
+//! dropped here.
 
 use hyper::StatusCode;
 use serde_json::Value;
 
-/// Why a call came to nothing. The variants follow what the caller should do.
+/// Why a call failed. The variants follow what the caller should do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OdooError {
-    /// Nobody answers, or not in time, or the answer is cut short: try later.
+    /// No answer, no answer in time, or an incomplete answer: retry later.
     #[error("{0}")]
     Unreachable(String),
-    /// Odoo or a proxy before it is busy, restarting or in a collision: try later.
+    /// Odoo or a proxy in front of it is busy or restarting, or transactions collided: retry later.
     #[error("{0}")]
     Busy(String),
-    /// Key, user or database are not let in: a person has to act; trying on slowly does no harm.
+    /// Odoo refuses the login: a person has to act; slow retries do no harm.
     #[error("{0}")]
     Denied(String),
-    /// What stands at the URL is no Odoo, or none with this database: a person has to act.
+    /// The server at the URL is no Odoo, or has no such database: a person has to act.
     #[error("{0}")]
     NotOdoo(String),
-    /// Odoo understood the call and refuses it for good.
+    /// Odoo understood the call and refuses it permanently.
     #[error("{message}")]
     Refused {
-        /// Why, as far as it can be told apart.
+        /// The reason, as far as the error reveals it.
         why: Refusal,
         /// Name of the error, such as `odoo.exceptions.AccessError`.
         name: String,
@@ -33,22 +33,22 @@ pub enum OdooError {
     },
 }
 
-/// Why Odoo refuses a call for good.
+/// Why Odoo refuses a call permanently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The account lacks a right.
     Access,
-    /// There is no such model or method.
+    /// The model or method does not exist.
     UnknownModel,
-    /// There is no such field, or a value is none that it takes.
+    /// A field does not exist, or a value is not allowed in it.
     Value,
-    /// There is no such record.
+    /// The record does not exist.
     Missing,
-    /// A rule of the business, or anything else.
+    /// A business rule, or anything else.
     Other,
 }
 
-/// What to do after an error.
+/// What the caller should do after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The same call fails again until somebody changes something.
@@ -60,7 +60,7 @@ pub enum Class {
 }
 
 impl OdooError {
-    /// What to do about it.
+    /// What the caller should do.
     pub fn class(&self) -> Class {
         match self {
             Self::Unreachable(_) | Self::Busy(_) => Class::Retry,
@@ -75,10 +75,10 @@ impl OdooError {
     }
 }
 
-/// The longest line kept of a message.
+/// Length to which a message is cut.
 const LINE_CHARS_MAX: usize = 200;
 
-/// The first line of a message, shortened; Odoo's messages go on with lists of groups and records.
+/// The first line of a message, shortened. Further lines of Odoo's messages list groups and records.
 pub(super) fn line(text: &str) -> String {
     let first = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     match first.char_indices().nth(LINE_CHARS_MAX) {
@@ -87,7 +87,7 @@ pub(super) fn line(text: &str) -> String {
     }
 }
 
-/// Reads `{name, message, …}`, which JSON-2 and `/jsonrpc` share.
+/// Makes an error from the object `{name, message, …}` of JSON-2 and `/jsonrpc`.
 pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
     let text = |field: &str| body.get(field).and_then(Value::as_str).unwrap_or_default();
     let (name, message) = (text("name"), line(text("message")));
@@ -101,10 +101,10 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
             OdooError::NotOdoo(format!("there is no such database ({message}); set database to the right one"))
         }
         "LockError" | "ConcurrencyError" => {
-            OdooError::Busy(format!("{call}: another transaction is in the way ({last})"))
+            OdooError::Busy(format!("{call}: conflict with another transaction ({last})"))
         }
         _ if name.starts_with("psycopg2") => {
-            OdooError::Busy(format!("{call}: the database could not finish it ({last}); will retry"))
+            OdooError::Busy(format!("{call}: the database could not complete the call ({last}); will retry"))
         }
         "AccessError" => refused(
             Refusal::Access,
@@ -112,7 +112,7 @@ pub(super) fn from_body(body: &Value, call: &str) -> OdooError {
                 "{call}: the account lacks the right ({message}); give its group read access to this model, or to the one that the field leads to"
             ),
         ),
-        // Of a model that is not there, `/jsonrpc` says it in words.
+        // `/jsonrpc` reports a missing model only in the message.
         "NotFound" | "UserError" if last == "NotFound" || is_model_missing(&message) => {
             refused(Refusal::UnknownModel, format!("{call}: {message}; is the module installed that brings it?"))
         }
@@ -128,7 +128,7 @@ fn is_model_missing(message: &str) -> bool {
     message.starts_with("Object ") && message.ends_with(" doesn't exist")
 }
 
-/// Reads an answer that is no JSON, or none from Odoo.
+/// Makes an error from an answer that is no JSON or does not come from Odoo.
 pub(super) fn from_page(status: StatusCode, is_page: bool, database: &str, call: &str) -> OdooError {
     match status.as_u16() {
         502..=504 => OdooError::Busy(format!(
@@ -137,19 +137,17 @@ pub(super) fn from_page(status: StatusCode, is_page: bool, database: &str, call:
         )),
         429 => OdooError::Busy(format!("{call}: too many calls (429); will retry")),
         401 | 403 => OdooError::Denied(format!(
-            "a server at url answers {} before Odoo is asked; a proxy wants a login of its own, or url is wrong",
+            "the server at url answers {} instead of Odoo; a proxy requires its own login, or url is wrong",
             status.as_u16()
         )),
         404 if is_page => OdooError::NotOdoo(format!(
             "there is no database \"{database}\" at url, or url leads to something else (404 with a page); check database and url"
         )),
         _ if is_page => OdooError::NotOdoo(format!(
-            "{call}: a page (HTML) came instead of JSON, status {}; url leads to another server, or a proxy is in the way; check url",
+            "{call}: the answer is an HTML page instead of JSON, status {}; url leads to another server, or a proxy answers; check url",
             status.as_u16()
         )),
-        _ => {
-            OdooError::NotOdoo(format!("{call}: what came is no answer of Odoo, status {}; check url", status.as_u16()))
-        }
+        _ => OdooError::NotOdoo(format!("{call}: the answer is not from Odoo, status {}; check url", status.as_u16())),
     }
 }
 

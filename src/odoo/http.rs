@@ -1,7 +1,7 @@
-//! One exchange with Odoo's server: connect, TLS, request, answer.
+//! One HTTP exchange with Odoo's server: connect, TLS, request, answer.
 //!
-//! Invariants: an answer and the time for it are bounded; a connection serves one exchange, since a
-//! threaded Odoo closes it anyway.
+//! Invariants: the size of an answer and the time for it are bounded; each exchange uses a new connection, because an
+//! Odoo in threaded mode closes it anyway.
 
 use super::error::OdooError;
 use crate::event::Timestamp;
@@ -16,27 +16,27 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// How long look-up, TCP and TLS may take together.
+/// Time limit for name resolution, TCP and TLS together.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Odoo ends a call after 120 s by default, with its own retries of a collision before that.
+/// Odoo ends a call after 120 s by default; its own retries after a collision are included.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(150);
 /// 500 rows of ten fields take 100 kB.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
-/// Where a URL leads.
+/// The parsed URL of an Odoo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) is_tls: bool,
-    /// What stands before every path: empty, or `/odoo` behind some proxies.
+    /// Prefix of every path: empty, or for example `/odoo` behind a proxy.
     pub(super) prefix: String,
 }
 
 impl Address {
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         if let Some((_, host)) = url.rsplit_once('@') {
-            return Err(format!("\"…@{host}\" holds a login; the key stands in key_file"));
+            return Err(format!("\"…@{host}\" contains a login; put the key into key_file"));
         }
         let wrong = || {
             format!(
@@ -75,14 +75,14 @@ impl Address {
     }
 }
 
-/// A server that exchanges can be had with.
+/// Address and TLS settings of a server.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     pub(super) address: Address,
     tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
 }
 
-/// What came back.
+/// An HTTP answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) is_page: bool,
@@ -106,7 +106,7 @@ impl Server {
         Ok(Self { address, tls })
     }
 
-    /// GET, or POST where there is a body.
+    /// Sends a GET request, or a POST request if there is a body.
     pub(super) async fn exchange(
         &self,
         path: &str,
@@ -121,7 +121,7 @@ impl Server {
             let stream = TcpStream::connect((self.address.host.as_str(), self.address.port))
                 .await
                 .map_err(|error| unreachable(error.to_string()))?;
-            // Small writes go at once; without it latency suffers, not correctness.
+            // Without this option only latency suffers.
             let _ = stream.set_nodelay(true);
             let Some((config, name)) = &self.tls else { return Ok(Box::new(stream) as Stream) };
             match TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await {
@@ -170,11 +170,11 @@ async fn ask(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, As
             server_time: server_time.map(|at| Timestamp(at.timestamp().as_microsecond())),
         })
     };
-    // Both run in this task, so that giving up on the answer ends the connection too.
+    // Both futures run in this task: dropping it closes the connection too.
     tokio::pin!(driver, asking);
     tokio::select! {
         answer = &mut asking => answer,
-        // The server closes behind its answer, which may still lie in between.
+        // The server closes the connection after its answer; the answer may still be in the buffer.
         () = &mut driver => asking.await,
     }
 }
