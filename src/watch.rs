@@ -1,21 +1,21 @@
-//! The watch: exceptions of the business, computed here on a schedule, with the WAN up or down.
+//! The watch: detects business exceptions (late orders, blocked work centers, …) on a schedule, independent of the WAN.
 //!
-//! Promise: an exception opens once, tells when it changes, and closes once, under one id, through
-//! crashes and restarts; each step is an event like any other.
+//! Promise: an exception opens once, reports its changes, and closes once, under one id, across crashes and restarts.
+//! Each of these transitions is a normal event.
 //! Invariants:
-//! - nothing is asked of Odoo for it: it looks at what the sources know, so that what comes true by the
-//!   clock alone is seen while Odoo is away too;
-//! - a step is noted before its event is handed in, and noted as done after the receipt: after a crash the
-//!   same event, with the same id and bytes, is handed in again and recognised.
+//! - the watch makes no calls to Odoo: it evaluates the records that the sources know. So it detects an exception that
+//!   only the passing of time causes even while Odoo is unreachable;
+//! - the watch saves a transition before it hands in the event, and marks it as done after the receipt. After a crash it
+//!   hands in the same event with the same id and bytes, which is recognised as a repeat.
 //!
-//! Not here: where the facts come from (`sources`).
+//! Not here: the source of the records (`sources`).
 
-mod kind;
+mod exception_kind;
 mod rules;
-mod steps;
+mod transitions;
 
-pub use kind::{Kind, Severity};
-pub use steps::Exception;
+pub use exception_kind::{ExceptionKind, Severity};
+pub use transitions::Exception;
 
 use crate::clock;
 use crate::contract::{Pointer, Sender, SourceKind};
@@ -33,35 +33,35 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use steps::{Step, Steps};
+use transitions::{TrackedExceptions, Transition};
 
-/// The watch as the configuration says it.
+/// The configuration of the watch.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How often it looks.
+    /// Interval of the evaluation.
     #[serde(default = "every")]
     pub every: Span,
-    /// Thresholds that differ from the defaults.
+    /// Rules that differ from the defaults.
     #[serde(default)]
-    pub rule: BTreeMap<Kind, Setting>,
-    /// Which machine stands at which work center.
+    pub rule: BTreeMap<ExceptionKind, RuleSetting>,
+    /// The states of machines, and the work center of each.
     pub machines: Option<Machines>,
 }
 
-/// How one kind of exception is watched for.
+/// The rule for one kind of exception.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Setting {
-    /// How long it has to last.
+pub struct RuleSetting {
+    /// How long the condition must last before the exception opens.
     pub after: Option<Span>,
-    /// How bad it is.
+    /// Severity of the exception.
     pub severity: Option<Severity>,
-    /// Whether it is watched for at all.
+    /// Whether the rule is evaluated.
     pub enabled: Option<bool>,
 }
 
-/// Where the states of machines come from.
+/// The source of the states of machines.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machines {
@@ -74,7 +74,7 @@ pub struct Machines {
     /// States in which a machine runs.
     #[serde(default = "running")]
     pub running: Vec<String>,
-    /// Code of the work center that each machine stands at.
+    /// Code of the work center of each machine.
     pub work_centers: BTreeMap<String, String>,
 }
 
@@ -91,11 +91,11 @@ fn running() -> Vec<String> {
     vec!["running".into()]
 }
 
-/// The streams of the steps; a contract has to declare each.
+/// The streams of the transitions; each needs a contract.
 pub const STREAMS: [&str; 3] = ["exception.opened", "exception.updated", "exception.closed"];
 
 impl Config {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
         if !allowed.contains(&self.every.0) {
@@ -108,23 +108,23 @@ impl Config {
     }
 }
 
-/// Steps that wait for their receipts together: one sync of the disk serves them all.
-const STEPS_AT_ONCE: usize = 200;
+/// Transitions that wait for their receipts together: one fsync covers all of them.
+const TRANSITIONS_AT_ONCE: usize = 200;
 
-/// What stands open, for whoever asks.
+/// The open exceptions, for the command socket and metrics.
 #[derive(Debug, Default)]
 pub struct Board {
     open: Mutex<Vec<Exception>>,
 }
 
 impl Board {
-    /// Every exception that stands open, the oldest first.
+    /// Every open exception, the oldest first.
     pub fn exceptions(&self) -> Vec<Exception> {
         self.open.lock().clone()
     }
 }
 
-/// The watch.
+/// Evaluates the rules on a schedule and hands in the events of exceptions.
 pub struct Watch {
     config: Config,
     mirrors: Mirrors,
@@ -132,14 +132,14 @@ pub struct Watch {
     local: Arc<Local>,
     notes: Notes,
     board: Arc<Board>,
-    steps: Steps,
-    /// When a condition was first seen whose beginning nothing tells, and that is not open yet.
+    tracked: TrackedExceptions,
+    /// Time of the first detection of conditions whose beginning the records do not contain.
     first_seen: HashMap<Key, Timestamp>,
     waiter: Waiter,
 }
 
 impl Watch {
-    /// A watch over these records; it looks once it runs. Blocks the thread.
+    /// Creates a watch over these records and restores its exceptions; it evaluates once it runs. Blocks the thread.
     pub fn open(
         config: Config,
         mirrors: Mirrors,
@@ -147,7 +147,7 @@ impl Watch {
         local: Arc<Local>,
         notes: Notes,
     ) -> Result<Self, JournalError> {
-        let steps = Steps::restore(notes.all("open/")?);
+        let tracked = TrackedExceptions::restore(notes.all("open/")?);
         let board = Arc::new(Board::default());
         let watch = Self {
             config,
@@ -156,7 +156,7 @@ impl Watch {
             local,
             notes,
             board,
-            steps,
+            tracked,
             first_seen: HashMap::new(),
             waiter: Waiter::default(),
         };
@@ -164,12 +164,12 @@ impl Watch {
         Ok(watch)
     }
 
-    /// What stands open.
+    /// The board with the open exceptions.
     pub fn board(&self) -> Arc<Board> {
         Arc::clone(&self.board)
     }
 
-    /// Shows what stands open on a board that is there already.
+    /// Uses an existing board for the open exceptions.
     #[must_use]
     pub fn shown_on(mut self, board: Arc<Board>) -> Self {
         self.board = board;
@@ -177,10 +177,10 @@ impl Watch {
         self
     }
 
-    /// Looks on its schedule until the shutdown.
+    /// Evaluates on the schedule until the shutdown.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         loop {
-            // Dropped half-way, a pass leaves steps that are noted and handed in again at the next start.
+            // A pass dropped half-way leaves saved transitions; the next start hands them in again.
             let passed = tokio::select! {
                 () = shutdown.begun() => return,
                 passed = self.pass() => passed,
@@ -189,7 +189,7 @@ impl Watch {
                 if error.is_none() {
                     return;
                 }
-                tracing::error!(error = ?error, "the watch cannot note its steps, will retry");
+                tracing::error!(error = ?error, "could not save exceptions, will retry; check the disk");
             }
             tokio::select! {
                 () = shutdown.begun() => return,
@@ -198,35 +198,35 @@ impl Watch {
         }
     }
 
-    /// One look. The error is `None` when the journal takes no more.
+    /// One evaluation. The error is `None` if the journal is closed.
     async fn pass(&mut self) -> Result<(), Option<JournalError>> {
         self.finish().await?;
         let now = Timestamp::from(clock::wall());
         let machines = self.machines();
         let mirrors = self.mirrors.all();
-        // Thousands of records are read: not on a thread that serves.
+        // Thousands of records are read: keep that off the runtime's threads.
         let gathering = spawn_blocking(move || Facts::gather(&mirrors, now));
         let facts = gathering.await.map_err(|_| None::<JournalError>)?;
         let conditions = rules::conditions(&self.config, &facts, &machines, now, &mut self.first_seen);
-        let judged = facts.judged(self.config.machines.is_some());
-        self.steps.compare(conditions, &judged, now);
+        let decidable = facts.decidable(self.config.machines.is_some());
+        self.tracked.compare(conditions, &decidable, now);
         self.finish().await
     }
 
-    /// Notes the steps that are due, hands their events in, and notes that they are done.
+    /// Saves the transitions that are due, hands their events in, and marks them as done.
     async fn finish(&mut self) -> Result<(), Option<JournalError>> {
-        let due: Vec<Step> = self.steps.due();
+        let due: Vec<Transition> = self.tracked.due();
         if due.is_empty() {
             return Ok(());
         }
-        self.write(self.steps.notes(&due)).await?;
-        for some in due.chunks(STEPS_AT_ONCE) {
-            self.hand_in(some).await?;
-            for step in some {
-                tracing::info!(kind = %step.kind, reference = %step.reference, step = %step.stream, "exception");
+        self.write(self.tracked.notes(&due)).await?;
+        for batch in due.chunks(TRANSITIONS_AT_ONCE) {
+            self.hand_in(batch).await?;
+            for transition in batch {
+                tracing::info!(kind = %transition.kind, reference = %transition.reference, step = %transition.stream, "exception");
             }
         }
-        let notes = self.steps.done(&due);
+        let notes = self.tracked.done(&due);
         self.show();
         self.write(notes).await
     }
@@ -235,30 +235,30 @@ impl Watch {
         let ours = self.notes.clone();
         match spawn_blocking(move || ours.write(notes)).await {
             Ok(written) => written.map_err(Some),
-            // The runtime is ending.
+            // The runtime is shutting down.
             Err(_) => Err(None),
         }
     }
 
     /// Hands events in, and waits for their receipts.
-    async fn hand_in(&mut self, steps: &[Step]) -> Result<(), Option<JournalError>> {
+    async fn hand_in(&mut self, transitions: &[Transition]) -> Result<(), Option<JournalError>> {
         let now = Timestamp::from(clock::wall());
-        let mut all: Vec<Taken> = Vec::with_capacity(steps.len());
-        for step in steps {
+        let mut all: Vec<Taken> = Vec::with_capacity(transitions.len());
+        for transition in transitions {
             let route: Route = self.ingest.route(
                 SourceKind::Watch,
                 "watch",
-                &step.stream,
-                Sender { client: &step.source, ..Sender::default() },
+                &transition.stream,
+                Sender { client: &transition.source, ..Sender::default() },
             );
             let beside = Beside {
-                id: Some(&step.event_id),
-                key: Some(&step.exception),
-                time: Some(step.time),
+                id: Some(&transition.event_id),
+                key: Some(&transition.exception),
+                time: Some(transition.time),
                 ..Beside::default()
             };
             all.push(loop {
-                match self.ingest.accept(&route, step.payload.as_bytes(), beside, now, &mut self.waiter) {
+                match self.ingest.accept(&route, transition.payload.as_bytes(), beside, now, &mut self.waiter) {
                     Ok(taken) => break taken,
                     Err(NotTaken::Closed) => return Err(None),
                     Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
@@ -277,10 +277,10 @@ impl Watch {
     }
 
     fn show(&self) {
-        *self.board.open.lock() = self.steps.open();
+        *self.board.open.lock() = self.tracked.open();
     }
 
-    /// What machines last said of themselves.
+    /// The last reported state of each machine.
     fn machines(&self) -> Vec<Machine> {
         let Some(config) = &self.config.machines else { return Vec::new() };
         let Ok(pointer) = Pointer::parse(&config.state) else { return Vec::new() };

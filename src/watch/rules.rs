@@ -1,10 +1,10 @@
-//! What counts as an exception, judged from what is known.
+//! The rules: which conditions of orders, work orders, work centers and machines are exceptions.
 //!
-//! Invariant: a condition's words hold nothing that changes by the minute, so that an exception tells
-//! of an update only when there is one.
+//! Invariant: the text of a condition contains nothing that changes with time alone, so an exception reports an update
+//! only when the facts have changed.
 
-use super::kind::{Kind, Severity};
-use super::{Config, Setting};
+use super::exception_kind::{ExceptionKind, Severity};
+use super::{Config, RuleSetting};
 use crate::event::Timestamp;
 use crate::sources::odoo::{Mirror, linked};
 use serde_json::{Map, Value, json};
@@ -12,27 +12,32 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-const ORDERS: [Kind; 5] =
-    [Kind::OrderNotReleased, Kind::OrderNotStarted, Kind::WaitingForMaterial, Kind::OrderLate, Kind::OrderNotClosed];
-const MACHINES: [Kind; 2] = [Kind::MachineWithoutOrder, Kind::OrderWithoutMachine];
+const ORDER_KINDS: [ExceptionKind; 5] = [
+    ExceptionKind::OrderNotReleased,
+    ExceptionKind::OrderNotStarted,
+    ExceptionKind::WaitingForMaterial,
+    ExceptionKind::OrderLate,
+    ExceptionKind::OrderNotClosed,
+];
+const MACHINE_KINDS: [ExceptionKind; 2] = [ExceptionKind::MachineWithoutOrder, ExceptionKind::OrderWithoutMachine];
 
-/// Something that is as it should not be.
+/// A condition that makes an exception.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Condition {
-    pub(super) kind: Kind,
+    pub(super) kind: ExceptionKind,
     pub(super) severity: Severity,
     pub(super) source: String,
     pub(super) subject: String,
     pub(super) reference: String,
     pub(super) since: Timestamp,
-    /// Whether the facts tell since when; if not, it is when it was first seen.
+    /// Whether the records contain the beginning. Otherwise `since` is the time of the first detection.
     pub(super) is_since_known: bool,
     pub(super) reason: String,
     pub(super) details: Value,
 }
 
-/// What makes an exception this one and no other: kind, source and subject.
-pub(super) type Key = (Kind, String, String);
+/// The identity of an open exception: kind, source and subject.
+pub(super) type Key = (ExceptionKind, String, String);
 
 impl Condition {
     pub(super) fn key(&self) -> Key {
@@ -40,7 +45,7 @@ impl Condition {
     }
 }
 
-/// What a machine last said.
+/// The last reported state of a machine.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
     pub(super) name: String,
@@ -50,52 +55,52 @@ pub(super) struct Machine {
     pub(super) since: Timestamp,
 }
 
-/// A record that counts.
+/// A record that the rules evaluate.
 #[derive(Clone, Debug)]
-struct Fact {
+struct FactRecord {
     source: String,
     id: i64,
     write_date: Timestamp,
     record: Map<String, Value>,
 }
 
-/// Everything that is judged, at one moment.
+/// The input of the rules at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    /// What is wrong with orders: there are thousands, and each is judged by itself.
+    /// Conditions of orders. Each order is evaluated by itself, so the thousands of records are not copied.
     orders: Vec<Condition>,
-    work_orders: Vec<Fact>,
-    work_centers: Vec<Fact>,
-    stops: Vec<Fact>,
-    /// Sources and models that are known completely.
+    work_orders: Vec<FactRecord>,
+    work_centers: Vec<FactRecord>,
+    stops: Vec<FactRecord>,
+    /// Sources and models whose first load is complete.
     ready: BTreeSet<(String, String)>,
 }
 
-/// Whether a record counts.
-type Test = fn(&Map<String, Value>) -> bool;
+/// Selects the records to evaluate.
+type RecordFilter = fn(&Map<String, Value>) -> bool;
 
 impl Facts {
-    /// Judges orders, and copies what else is open.
+    /// Evaluates the orders, and copies the other records that the rules need.
     pub(super) fn gather(mirrors: &[Arc<Mirror>], now: Timestamp) -> Self {
         let mut facts = Self::default();
         let about = |mirror: &Mirror| (mirror.source().to_owned(), mirror.model().to_owned());
         facts.ready = mirrors.iter().map(|mirror| about(mirror)).collect();
-        // Several contracts may read a model, each its part.
+        // Several contracts may each read a part of a model; all of them must be complete.
         mirrors.iter().filter(|mirror| !mirror.is_complete()).for_each(|mirror| {
             facts.ready.remove(&about(mirror));
         });
         for mirror in mirrors.iter().filter(|mirror| mirror.is_complete()) {
-            let fact = |id, written: i64, record| Fact {
+            let fact = |id, written: i64, record| FactRecord {
                 source: mirror.source().to_owned(),
                 id,
                 write_date: Timestamp(written.saturating_mul(1_000_000)),
                 record,
             };
-            let (list, is_open): (&mut Vec<Fact>, Test) = match mirror.model() {
+            let (list, is_open): (&mut Vec<FactRecord>, RecordFilter) = match mirror.model() {
                 "mrp.production" => {
                     mirror.each(|id, written, record| {
                         if is_unfinished(&record) {
-                            of_order(&fact(id, written, record), now, &mut facts.orders);
+                            check_order(&fact(id, written, record), now, &mut facts.orders);
                         }
                     });
                     continue;
@@ -114,25 +119,25 @@ impl Facts {
         facts
     }
 
-    /// What can be judged: source and kind, where the models are known.
-    pub(super) fn judged(&self, has_machines: bool) -> BTreeSet<(String, Kind)> {
-        let mut judged = BTreeSet::new();
+    /// The sources and kinds that can be evaluated, because the models they need are loaded completely.
+    pub(super) fn decidable(&self, has_machines: bool) -> BTreeSet<(String, ExceptionKind)> {
+        let mut decidable = BTreeSet::new();
         for (source, model) in &self.ready {
-            let kinds: &[Kind] = match model.as_str() {
-                "mrp.production" => &ORDERS,
-                "mrp.workorder" => &[Kind::WorkOrderOverTime],
-                "mrp.workcenter" => &[Kind::WorkCenterBlocked],
+            let kinds: &[ExceptionKind] = match model.as_str() {
+                "mrp.production" => &ORDER_KINDS,
+                "mrp.workorder" => &[ExceptionKind::WorkOrderOverTime],
+                "mrp.workcenter" => &[ExceptionKind::WorkCenterBlocked],
                 _ => continue,
             };
-            judged.extend(kinds.iter().map(|kind| (source.clone(), *kind)));
+            decidable.extend(kinds.iter().map(|kind| (source.clone(), *kind)));
             if has_machines
                 && model == "mrp.workorder"
                 && self.ready.contains(&(source.clone(), "mrp.workcenter".to_owned()))
             {
-                judged.extend(MACHINES.map(|kind| (source.clone(), kind)));
+                decidable.extend(MACHINE_KINDS.map(|kind| (source.clone(), kind)));
             }
         }
-        judged
+        decidable
     }
 }
 
@@ -160,14 +165,14 @@ fn time(record: &Map<String, Value>, field: &str) -> Option<Timestamp> {
     text(record, field).and_then(Timestamp::parse)
 }
 
-/// What people know a record by: its text, or the name of a link.
+/// The display text of a field: its text, or the name of a linked record.
 fn name(record: &Map<String, Value>, field: &str) -> String {
     let value = record.get(field).unwrap_or(&Value::Null);
     let name = value.get("name").unwrap_or(value);
     name.as_str().map_or_else(|| name.to_string(), str::to_owned)
 }
 
-/// Everything that holds now and has lasted as long as it has to.
+/// Returns the conditions that hold now and have lasted for the duration of their rule.
 pub(super) fn conditions(
     config: &Config,
     facts: &Facts,
@@ -176,13 +181,13 @@ pub(super) fn conditions(
     first_seen: &mut HashMap<Key, Timestamp>,
 ) -> Vec<Condition> {
     let mut found = facts.orders.clone();
-    of_work_orders(facts, now, &mut found);
-    of_work_centers(facts, &mut found);
-    of_machines(facts, machines, &mut found);
+    check_work_orders(facts, now, &mut found);
+    check_work_centers(facts, &mut found);
+    check_machines(facts, machines, &mut found);
     let mut seen = HashMap::new();
     found.retain_mut(|condition| {
         let setting = config.rule.get(&condition.kind).copied().unwrap_or_default();
-        let Setting { after, severity, enabled } = setting;
+        let RuleSetting { after, severity, enabled } = setting;
         let (after_default, severity_default) = condition.kind.defaults();
         condition.severity = severity.unwrap_or(severity_default);
         if !condition.is_since_known {
@@ -192,36 +197,36 @@ pub(super) fn conditions(
         }
         enabled != Some(false) && now.since(condition.since) >= after.map_or(after_default, |span| span.0)
     });
-    // What no longer holds begins anew when it comes again.
+    // A condition that no longer holds starts with a new time when it occurs again.
     *first_seen = seen;
     found
 }
 
-struct Words<'a> {
-    kind: Kind,
+struct ConditionText<'a> {
+    kind: ExceptionKind,
     since: Option<Timestamp>,
     reference: String,
     reason: String,
     fields: &'a [&'a str],
 }
 
-fn push(found: &mut Vec<Condition>, model: &str, fact: &Fact, words: Words<'_>) {
+fn push(found: &mut Vec<Condition>, model: &str, fact: &FactRecord, text: ConditionText<'_>) {
     let details: Map<String, Value> =
-        words.fields.iter().filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone()))).collect();
+        text.fields.iter().filter_map(|field| Some(((*field).to_owned(), fact.record.get(*field)?.clone()))).collect();
     found.push(Condition {
-        kind: words.kind,
+        kind: text.kind,
         severity: Severity::Info,
         source: fact.source.clone(),
         subject: format!("{model}/{}", fact.id),
-        reference: words.reference,
-        since: words.since.unwrap_or(Timestamp(0)),
-        is_since_known: words.since.is_some(),
-        reason: words.reason,
+        reference: text.reference,
+        since: text.since.unwrap_or(Timestamp(0)),
+        is_since_known: text.since.is_some(),
+        reason: text.reason,
         details: Value::Object(details),
     });
 }
 
-fn of_order(order: &Fact, now: Timestamp, found: &mut Vec<Condition>) {
+fn check_order(order: &FactRecord, now: Timestamp, found: &mut Vec<Condition>) {
     const FIELDS: [&str; 8] = [
         "origin",
         "state",
@@ -238,33 +243,33 @@ fn of_order(order: &Fact, now: Timestamp, found: &mut Vec<Condition>) {
     let mut add = |kind, since: Option<Timestamp>, reason: &str| {
         let reference = name(record, "name");
         let reason = format!("order {reference} {reason}");
-        push(found, "mrp.production", order, Words { kind, since, reference, reason, fields: &FIELDS });
+        push(found, "mrp.production", order, ConditionText { kind, since, reference, reason, fields: &FIELDS });
     };
     if let Some(start) = start.filter(|start| *start < now) {
         match state {
-            "draft" => add(Kind::OrderNotReleased, Some(start), "was to start and is not released"),
-            "confirmed" => add(Kind::OrderNotStarted, Some(start), "was to start and has not"),
+            "draft" => add(ExceptionKind::OrderNotReleased, Some(start), "was to start and is not released"),
+            "confirmed" => add(ExceptionKind::OrderNotStarted, Some(start), "was to start and has not"),
             _ => {}
         }
     }
     let waits = matches!(text(record, "reservation_state"), Some("confirmed" | "waiting"));
     if waits && matches!(state, "confirmed" | "progress") {
-        add(Kind::WaitingForMaterial, None, "waits for components");
+        add(ExceptionKind::WaitingForMaterial, None, "waits for components");
     }
     if let Some(deadline) = time(record, "date_deadline") {
         if deadline < now {
-            add(Kind::OrderLate, Some(deadline), "is past its due date");
+            add(ExceptionKind::OrderLate, Some(deadline), "is past its due date");
         } else if state != "draft" && time(record, "date_finished").is_some_and(|end| end > deadline) {
-            add(Kind::OrderLate, None, "is planned to end after its due date");
+            add(ExceptionKind::OrderLate, None, "is planned to end after its due date");
         }
     }
     if state == "to_close" {
-        add(Kind::OrderNotClosed, Some(order.write_date), "is done and not closed");
+        add(ExceptionKind::OrderNotClosed, Some(order.write_date), "is done and not closed");
     }
 }
 
-fn of_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
-    // The times that still run: `duration` counts those that have ended.
+fn check_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
+    // Time entries that still run; `duration` is the sum of the ended ones.
     let mut running: BTreeMap<(&str, i64), Vec<Timestamp>> = BTreeMap::new();
     for stop in &facts.stops {
         let work_order = stop.record.get("workorder_id").and_then(linked);
@@ -279,7 +284,7 @@ fn of_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
         let expected = number("duration_expected");
         let left = expected - number("duration");
         if expected > 0.0 && minutes > left {
-            // While one person works on it, it is known to the second when the time was up.
+            // With one running time entry, the moment at which the time was used up can be computed to the second.
             let since = match open {
                 [start] if left >= 0.0 => Some(start.plus(Duration::from_secs_f64((left * 60.0).round()))),
                 _ => None,
@@ -288,13 +293,14 @@ fn of_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
                 format!("{} {}", name(&work_order.record, "production_id"), name(&work_order.record, "name"));
             let reason = format!("work order {reference} takes longer than {expected:.0} minutes");
             let fields = ["production_id", "workcenter_id", "duration_expected", "date_start"];
-            let words = Words { kind: Kind::WorkOrderOverTime, since, reference, reason, fields: &fields };
-            push(found, "mrp.workorder", work_order, words);
+            let text =
+                ConditionText { kind: ExceptionKind::WorkOrderOverTime, since, reference, reason, fields: &fields };
+            push(found, "mrp.workorder", work_order, text);
         }
     }
 }
 
-fn of_work_centers(facts: &Facts, found: &mut Vec<Condition>) {
+fn check_work_centers(facts: &Facts, found: &mut Vec<Condition>) {
     for center in facts.work_centers.iter().filter(|one| text(&one.record, "working_state") == Some("blocked")) {
         let stop = facts.stops.iter().find(|stop| {
             stop.source == center.source
@@ -313,20 +319,20 @@ fn of_work_centers(facts: &Facts, found: &mut Vec<Condition>) {
             found,
             "mrp.workcenter",
             center,
-            Words { kind: Kind::WorkCenterBlocked, since, reference, reason, fields: &fields },
+            ConditionText { kind: ExceptionKind::WorkCenterBlocked, since, reference, reason, fields: &fields },
         );
     }
 }
 
-fn reference_of(center: &Fact) -> String {
+fn reference_of(center: &FactRecord) -> String {
     text(&center.record, "code").map_or_else(|| name(&center.record, "name"), str::to_owned)
 }
 
-fn of_machines(facts: &Facts, machines: &[Machine], found: &mut Vec<Condition>) {
+fn check_machines(facts: &Facts, machines: &[Machine], found: &mut Vec<Condition>) {
     for machine in machines {
         let center = facts.work_centers.iter().find(|center| reference_of(center) == machine.work_center);
         let Some(center) = center else { continue };
-        let mut there = facts.work_orders.iter().filter(|work_order| {
+        let mut in_progress = facts.work_orders.iter().filter(|work_order| {
             work_order.source == center.source
                 && work_order.record.get("workcenter_id").and_then(linked) == Some(center.id)
         });
@@ -343,18 +349,18 @@ fn of_machines(facts: &Facts, machines: &[Machine], found: &mut Vec<Condition>) 
             reason,
             details: details.clone(),
         };
-        match (machine.is_running, there.next()) {
+        match (machine.is_running, in_progress.next()) {
             (true, None) => found.push(condition(
-                Kind::MachineWithoutOrder,
+                ExceptionKind::MachineWithoutOrder,
                 format!("machine/{name_of}"),
                 name_of.clone(),
-                // It may have run with an order before: only the watch knows since when not.
+                // The machine may have run with an order before: the time of the first detection counts.
                 Timestamp(0),
                 false,
                 format!("machine {name_of} runs, and no work order is in progress at {code}"),
             )),
             (false, Some(first)) => {
-                for work_order in std::iter::once(first).chain(there) {
+                for work_order in std::iter::once(first).chain(in_progress) {
                     let began = time(&work_order.record, "date_start").unwrap_or(machine.since);
                     let reference = name(&work_order.record, "production_id");
                     let reason = format!(
@@ -362,7 +368,7 @@ fn of_machines(facts: &Facts, machines: &[Machine], found: &mut Vec<Condition>) 
                     );
                     let subject = format!("mrp.workorder/{}", work_order.id);
                     let since = machine.since.max(began);
-                    found.push(condition(Kind::OrderWithoutMachine, subject, reference, since, true, reason));
+                    found.push(condition(ExceptionKind::OrderWithoutMachine, subject, reference, since, true, reason));
                 }
             }
             _ => {}
@@ -376,13 +382,13 @@ mod tests {
 
     const NOW: &str = "2026-11-25T12:00:00Z";
 
-    fn fact(id: i64, record: Value) -> Fact {
+    fn fact(id: i64, record: Value) -> FactRecord {
         let record = record.as_object().cloned().expect("an object");
         let write_date = Timestamp::parse("2026-11-25T10:00:00Z").expect("a time");
-        Fact { source: "erp".into(), id, write_date, record }
+        FactRecord { source: "erp".into(), id, write_date, record }
     }
 
-    fn kinds(facts: &Facts, machines: &[Machine], config: &str) -> Vec<(Kind, String)> {
+    fn kinds(facts: &Facts, machines: &[Machine], config: &str) -> Vec<(ExceptionKind, String)> {
         let config: Config = toml::from_str(config).expect("a configuration");
         let now = Timestamp::parse(NOW).expect("a time");
         let mut first_seen = HashMap::new();
@@ -390,9 +396,9 @@ mod tests {
         found.into_iter().map(|condition| (condition.kind, condition.since.to_string())).collect()
     }
 
-    fn of(record: Value, config: &str) -> Vec<(Kind, String)> {
+    fn of(record: Value, config: &str) -> Vec<(ExceptionKind, String)> {
         let mut facts = Facts::default();
-        of_order(&fact(1, record), Timestamp::parse(NOW).expect("a time"), &mut facts.orders);
+        check_order(&fact(1, record), Timestamp::parse(NOW).expect("a time"), &mut facts.orders);
         kinds(&facts, &[], config)
     }
 
@@ -401,18 +407,21 @@ mod tests {
         let start = "2026-11-25T11:00:00Z";
         let at = |text: &str| text.replace('Z', ".000000Z");
         let draft = json!({"name": "MO/1", "state": "draft", "date_start": start});
-        assert_eq!(of(draft.clone(), ""), [(Kind::OrderNotReleased, at(start))]);
+        assert_eq!(of(draft.clone(), ""), [(ExceptionKind::OrderNotReleased, at(start))]);
         assert_eq!(of(draft.clone(), "rule.order-not-released.after = \"2h\""), [], "not yet");
         assert_eq!(of(draft, "rule.order-not-released.enabled = false"), []);
         let confirmed =
             json!({"name": "MO/1", "state": "confirmed", "date_start": start, "reservation_state": "waiting"});
-        assert_eq!(of(confirmed, ""), [(Kind::OrderNotStarted, at(start)), (Kind::WaitingForMaterial, at(NOW))]);
+        assert_eq!(
+            of(confirmed, ""),
+            [(ExceptionKind::OrderNotStarted, at(start)), (ExceptionKind::WaitingForMaterial, at(NOW))]
+        );
         let late = json!({"name": "MO/1", "state": "progress", "date_deadline": start});
-        assert_eq!(of(late, ""), [(Kind::OrderLate, at(start))]);
+        assert_eq!(of(late, ""), [(ExceptionKind::OrderLate, at(start))]);
         let planned = json!({"name": "MO/1", "state": "progress", "date_deadline": "2026-11-26T11:00:00Z", "date_finished": "2026-11-27T11:00:00Z"});
-        assert_eq!(of(planned, ""), [(Kind::OrderLate, at(NOW))]);
+        assert_eq!(of(planned, ""), [(ExceptionKind::OrderLate, at(NOW))]);
         let to_close = json!({"name": "MO/1", "state": "to_close"});
-        assert_eq!(of(to_close, ""), [(Kind::OrderNotClosed, at("2026-11-25T10:00:00Z"))]);
+        assert_eq!(of(to_close, ""), [(ExceptionKind::OrderNotClosed, at("2026-11-25T10:00:00Z"))]);
         let future = json!({"name": "MO/1", "state": "draft", "date_start": "2026-11-26T11:00:00Z"});
         assert_eq!(of(future, ""), []);
     }
@@ -441,9 +450,9 @@ mod tests {
         };
         let expected = [
             // 4 of 10 minutes had ended, 10 more run: 4 over.
-            (Kind::WorkOrderOverTime, "2026-11-25T11:56:00.000000Z".to_owned()),
-            (Kind::WorkCenterBlocked, "2026-11-25T11:30:00.000000Z".to_owned()),
-            (Kind::OrderWithoutMachine, "2026-11-25T11:20:00.000000Z".to_owned()),
+            (ExceptionKind::WorkOrderOverTime, "2026-11-25T11:56:00.000000Z".to_owned()),
+            (ExceptionKind::WorkCenterBlocked, "2026-11-25T11:30:00.000000Z".to_owned()),
+            (ExceptionKind::OrderWithoutMachine, "2026-11-25T11:20:00.000000Z".to_owned()),
         ];
         assert_eq!(kinds(&facts, &[machine(false)], ""), expected);
         assert_eq!(kinds(&facts, &[machine(true)], ""), expected[..2]);
@@ -451,7 +460,7 @@ mod tests {
         let config = "rule.machine-without-order.after = \"0s\"\nrule.work-center-blocked.enabled = false";
         assert_eq!(
             kinds(&idle, &[machine(true)], config),
-            [(Kind::MachineWithoutOrder, "2026-11-25T12:00:00.000000Z".into())]
+            [(ExceptionKind::MachineWithoutOrder, "2026-11-25T12:00:00.000000Z".into())]
         );
         assert_eq!(
             kinds(&idle, &[machine(true)], "rule.work-center-blocked.enabled = false"),

@@ -1,23 +1,23 @@
-//! The kinds of exception, and how bad each is where the configuration does not say.
+//! The kinds of exceptions, with their default rules.
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The kinds of exception.
+/// The kind of an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// An order was to start and is still a draft.
+pub enum ExceptionKind {
+    /// An order is past its planned start and still a draft.
     OrderNotReleased,
-    /// An order was released, was to start and has not.
+    /// A released order is past its planned start and has not started.
     OrderNotStarted,
     /// An order waits for components.
     WaitingForMaterial,
-    /// An order is past its due date, or is planned to be.
+    /// An order is past its due date, or is planned to end after it.
     OrderLate,
     /// An order is done and not closed.
     OrderNotClosed,
-    /// A work order takes longer than was expected.
+    /// A work order takes longer than expected.
     WorkOrderOverTime,
     /// A work center is blocked.
     WorkCenterBlocked,
@@ -27,20 +27,20 @@ pub enum Kind {
     OrderWithoutMachine,
 }
 
-/// How bad an exception is.
+/// The severity of an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
-    /// Worth knowing.
+    /// For information; no action is needed.
     Info,
-    /// Somebody should look today.
+    /// Somebody should act today.
     Warning,
-    /// Somebody should look now.
+    /// Somebody should act now.
     Critical,
 }
 
-impl Kind {
-    /// How long it has to last, and how bad it is, where the configuration does not say.
+impl ExceptionKind {
+    /// The default duration of the condition before the exception opens, and the default severity.
     pub(super) fn defaults(self) -> (Duration, Severity) {
         let minutes = |count: u64| Duration::from_secs(count * 60);
         match self {
@@ -56,7 +56,7 @@ impl Kind {
     }
 }
 
-impl std::fmt::Display for Kind {
+impl std::fmt::Display for ExceptionKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = serde_json::to_value(self).unwrap_or_default();
         f.pad(name.as_str().unwrap_or_default())

@@ -1,9 +1,9 @@
-//! The steps of exceptions: opened, updated, closed.
+//! The transitions of exceptions: opened, updated, closed.
 //!
-//! Invariant: what is to be told is fixed when it is noted, so that telling it again says the same.
+//! Invariant: the event of a transition is fixed when the transition is saved, so a repeat is identical.
 
 use super::STREAMS;
-use super::kind::{Kind, Severity};
+use super::exception_kind::{ExceptionKind, Severity};
 use super::rules::{Condition, Key};
 use crate::event::Timestamp;
 use crate::journal::Note;
@@ -11,41 +11,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// An exception that stands open.
+/// An open exception.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exception {
-    /// Its id, the same in each of its events.
+    /// Id, the same in each event of the exception.
     pub id: String,
-    /// What is wrong.
-    pub kind: Kind,
-    /// How bad it is.
+    /// Kind of the exception.
+    pub kind: ExceptionKind,
+    /// Severity of the exception.
     pub severity: Severity,
-    /// What people know the order, work center or machine by.
+    /// Name by which people know the order, work center or machine.
     pub reference: String,
-    /// Since when it is so, RFC 3339.
+    /// Begin of the condition, RFC 3339.
     pub since: String,
-    /// When the watch saw it, RFC 3339.
+    /// Time at which the watch opened the exception, RFC 3339.
     pub opened: String,
-    /// One sentence.
+    /// Description in one sentence.
     pub reason: String,
-    /// The source that knows of it.
+    /// Source of the records.
     pub source: String,
     /// The record or machine, such as `mrp.production/40`.
     pub subject: String,
-    /// Values that say more.
+    /// Further fields of the record or machine.
     pub details: Value,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Entry {
+struct TrackedException {
     format: u8,
     exception: Exception,
     updates: u32,
-    due: Option<Due>,
+    due: Option<PendingTransition>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Due {
+struct PendingTransition {
     stream: String,
     event_id: String,
     time: i64,
@@ -53,15 +53,15 @@ struct Due {
     is_end: bool,
 }
 
-/// The version of the notes.
+/// Format version of the notes.
 const FORMAT: u8 = 1;
 
-/// A step that is to be told.
+/// A transition whose event has no receipt yet.
 #[derive(Clone, Debug)]
-pub(super) struct Step {
+pub(super) struct Transition {
     pub(super) key: Key,
     pub(super) exception: String,
-    pub(super) kind: Kind,
+    pub(super) kind: ExceptionKind,
     pub(super) reference: String,
     pub(super) source: String,
     pub(super) stream: String,
@@ -70,17 +70,17 @@ pub(super) struct Step {
     pub(super) payload: String,
 }
 
-/// All exceptions.
+/// All open exceptions with their pending transitions.
 #[derive(Debug, Default)]
-pub(super) struct Steps {
-    entries: BTreeMap<Key, Entry>,
+pub(super) struct TrackedExceptions {
+    entries: BTreeMap<Key, TrackedException>,
 }
 
 fn uuid(name: &str) -> String {
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).hyphenated().to_string()
 }
 
-impl Entry {
+impl TrackedException {
     fn plan(&mut self, index: usize, event_id: String, now: Timestamp, closed: Option<&str>) {
         let Ok(mut payload) = serde_json::to_value(&self.exception) else { return };
         payload["step"] = json!(STREAMS[index].rsplit('.').next());
@@ -88,7 +88,7 @@ impl Entry {
             payload["closed"] = now.to_string().into();
             payload["why"] = why.into();
         }
-        self.due = Some(Due {
+        self.due = Some(PendingTransition {
             stream: STREAMS[index].to_owned(),
             event_id,
             time: now.0,
@@ -98,45 +98,53 @@ impl Entry {
     }
 }
 
-impl Steps {
+impl TrackedExceptions {
     pub(super) fn restore(notes: Vec<(String, Vec<u8>)>) -> Self {
-        let mut steps = Self::default();
+        let mut tracked = Self::default();
         for (name, bytes) in notes {
-            match serde_json::from_slice::<Entry>(&bytes) {
+            match serde_json::from_slice::<TrackedException>(&bytes) {
                 Ok(entry) if entry.format == FORMAT => {
                     let about = &entry.exception;
-                    steps.entries.insert((about.kind, about.source.clone(), about.subject.clone()), entry);
+                    tracked.entries.insert((about.kind, about.source.clone(), about.subject.clone()), entry);
                 }
-                _ => tracing::warn!(note = %name, "a note of an exception cannot be read; it may open again"),
+                _ => {
+                    tracing::warn!(note = %name, "could not read a saved exception; it may open again under another id")
+                }
             }
         }
-        steps
+        tracked
     }
 
-    /// Plans what follows from the conditions that hold. Only kinds of a source in `judged` can end.
-    pub(super) fn compare(&mut self, conditions: Vec<Condition>, judged: &BTreeSet<(String, Kind)>, now: Timestamp) {
+    /// Plans the transitions that follow from the current conditions. Closes only exceptions whose source and kind are in
+    /// `decidable`.
+    pub(super) fn compare(
+        &mut self,
+        conditions: Vec<Condition>,
+        decidable: &BTreeSet<(String, ExceptionKind)>,
+        now: Timestamp,
+    ) {
         let mut holds = BTreeSet::new();
         for condition in conditions {
             let key = condition.key();
             holds.insert(key.clone());
             match self.entries.get_mut(&key) {
                 Some(entry) => entry.update(condition, now),
-                None => drop(self.entries.insert(key, Entry::open(condition, now))),
+                None => drop(self.entries.insert(key, TrackedException::open(condition, now))),
             }
         }
         for (key, entry) in &mut self.entries {
-            let is_judged = || judged.contains(&(key.1.clone(), key.0));
-            if !holds.contains(key) && entry.due.is_none() && is_judged() {
+            let is_decidable = || decidable.contains(&(key.1.clone(), key.0));
+            if !holds.contains(key) && entry.due.is_none() && is_decidable() {
                 let id = uuid(&format!("{}/closed", entry.exception.id));
-                entry.plan(2, id, now, Some("it is no longer so"));
+                entry.plan(2, id, now, Some("the condition no longer holds"));
             }
         }
     }
 
-    /// The steps that are to be told.
-    pub(super) fn due(&self) -> Vec<Step> {
+    /// The transitions whose events have to be handed in.
+    pub(super) fn due(&self) -> Vec<Transition> {
         let due = self.entries.iter().filter_map(|(key, entry)| Some((key, entry, entry.due.as_ref()?)));
-        due.map(|(key, entry, due)| Step {
+        due.map(|(key, entry, due)| Transition {
             key: key.clone(),
             exception: entry.exception.id.clone(),
             kind: entry.exception.kind,
@@ -150,17 +158,17 @@ impl Steps {
         .collect()
     }
 
-    /// Notes of these steps.
-    pub(super) fn notes(&self, steps: &[Step]) -> Vec<Note> {
-        let note = |step: &Step| {
+    /// The notes of the exceptions of these transitions.
+    pub(super) fn notes(&self, steps: &[Transition]) -> Vec<Note> {
+        let note = |step: &Transition| {
             let content = self.entries.get(&step.key).and_then(|entry| serde_json::to_vec(entry).ok());
             (format!("open/{}", step.exception), content)
         };
         steps.iter().map(note).collect()
     }
 
-    /// Takes steps as told; returns their notes.
-    pub(super) fn done(&mut self, steps: &[Step]) -> Vec<Note> {
+    /// Marks transitions as done; returns the notes to save.
+    pub(super) fn done(&mut self, steps: &[Transition]) -> Vec<Note> {
         for step in steps {
             let Some(entry) = self.entries.get_mut(&step.key) else { continue };
             if entry.due.take().is_some_and(|due| due.is_end) {
@@ -170,7 +178,7 @@ impl Steps {
         self.notes(steps)
     }
 
-    /// Every exception that stands open, the oldest first.
+    /// Every open exception, the oldest first.
     pub(super) fn open(&self) -> Vec<Exception> {
         let mut open: Vec<_> = self.entries.values().map(|entry| entry.exception.clone()).collect();
         open.sort_by(|a, b| a.opened.cmp(&b.opened).then_with(|| a.id.cmp(&b.id)));
@@ -178,10 +186,10 @@ impl Steps {
     }
 }
 
-impl Entry {
+impl TrackedException {
     fn open(condition: Condition, now: Timestamp) -> Self {
         let since = condition.since.to_string();
-        // What comes again after it has ended is another exception.
+        // The same condition, after its exception has closed, opens another exception.
         let id = uuid(&format!("exception/{}/{}/{}/{now}", condition.source, condition.kind, condition.subject));
         let mut entry = Self {
             format: FORMAT,
@@ -229,7 +237,7 @@ mod tests {
 
     fn condition(subject: &str, reason: &str) -> Condition {
         Condition {
-            kind: Kind::OrderLate,
+            kind: ExceptionKind::OrderLate,
             severity: Severity::Critical,
             source: "erp".into(),
             subject: subject.into(),
@@ -241,33 +249,33 @@ mod tests {
         }
     }
 
-    fn streams(steps: &Steps) -> Vec<String> {
+    fn streams(steps: &TrackedExceptions) -> Vec<String> {
         steps.due().into_iter().map(|step| step.stream).collect()
     }
 
     #[test]
     fn an_exception_opens_once_updates_and_closes_once_under_one_id() {
-        let judged = BTreeSet::from([("erp".to_owned(), Kind::OrderLate)]);
+        let decidable = BTreeSet::from([("erp".to_owned(), ExceptionKind::OrderLate)]);
         let now = Timestamp(1_764_000_100_000_000);
-        let mut steps = Steps::default();
-        steps.compare(vec![condition("mrp.production/1", "a")], &judged, now);
+        let mut steps = TrackedExceptions::default();
+        steps.compare(vec![condition("mrp.production/1", "a")], &decidable, now);
         let opened = steps.due();
         assert_eq!(streams(&steps), ["exception.opened"]);
         // A crash before the receipt: the same step, byte for byte.
         let noted = steps.notes(&opened).into_iter().map(|(name, content)| (name, content.expect("a note"))).collect();
-        let mut steps = Steps::restore(noted);
+        let mut steps = TrackedExceptions::restore(noted);
         assert_eq!((&steps.due()[0].event_id, &steps.due()[0].payload), (&opened[0].event_id, &opened[0].payload));
         steps.done(&opened);
-        steps.compare(vec![condition("mrp.production/1", "a")], &judged, now);
+        steps.compare(vec![condition("mrp.production/1", "a")], &decidable, now);
         assert!(steps.due().is_empty(), "nothing is new");
-        steps.compare(vec![condition("mrp.production/1", "b")], &judged, now);
+        steps.compare(vec![condition("mrp.production/1", "b")], &decidable, now);
         let updated = steps.due();
         assert_eq!((updated.len(), &*updated[0].stream), (1, "exception.updated"));
         assert_eq!(updated[0].exception, opened[0].exception);
         steps.done(&updated);
         steps.compare(vec![], &BTreeSet::new(), now);
-        assert!(steps.due().is_empty(), "what cannot be judged stays open");
-        steps.compare(vec![], &judged, now);
+        assert!(steps.due().is_empty(), "what cannot be decidable stays open");
+        steps.compare(vec![], &decidable, now);
         let closed = steps.due();
         assert_eq!((&*closed[0].stream, &closed[0].exception), ("exception.closed", &opened[0].exception));
         assert_eq!(steps.done(&closed), [(format!("open/{}", opened[0].exception), None)]);
@@ -278,14 +286,14 @@ mod tests {
     fn the_same_record_of_two_sources_is_two_exceptions_and_each_ends_with_its_own() {
         let now = Timestamp(1_764_000_100_000_000);
         let of = |source: &str| Condition { source: source.into(), ..condition("mrp.production/1", "a") };
-        let judged = BTreeSet::from([("erp".to_owned(), Kind::OrderLate)]);
-        let mut steps = Steps::default();
-        steps.compare(vec![of("erp"), of("other")], &judged, now);
+        let decidable = BTreeSet::from([("erp".to_owned(), ExceptionKind::OrderLate)]);
+        let mut steps = TrackedExceptions::default();
+        steps.compare(vec![of("erp"), of("other")], &decidable, now);
         let opened = steps.due();
         assert_eq!(streams(&steps), ["exception.opened", "exception.opened"]);
         assert_ne!(opened[0].exception, opened[1].exception);
         steps.done(&opened);
-        steps.compare(vec![], &judged, now);
+        steps.compare(vec![], &decidable, now);
         assert_eq!(streams(&steps), ["exception.closed"], "nothing is known of the other source");
         assert_eq!(steps.due()[0].source, "erp");
     }
