@@ -1,21 +1,21 @@
-//! A broker of the plant as a source: the gateway subscribes, and takes what the broker keeps for it.
+//! The broker source: the gateway subscribes to a broker of the plant with a persistent session.
 //!
-//! Promise: a PUBACK leaves only with a receipt, in the order of the messages, so that the broker
-//! keeps in its session whatever the gateway does not hold. What does not work shows as a problem
-//! in the status: a lost connection, and each subscription that the broker refuses.
+//! Promise: the gateway sends a PUBACK only with a receipt, in the order of the messages, so the broker's session keeps
+//! every message that the gateway has not stored. The status shows a lost connection and each subscription that the
+//! broker refuses.
 //! Invariants:
-//! - memory is bounded: over a limit nothing is read, and the broker is slowed down;
-//! - no message ends the session: one that is too large is a dead letter;
-//! - a redelivery is taken for one only if its PUBACK certainly never left; in doubt it is an event.
+//! - memory is bounded: at a limit the gateway reads nothing more, which slows the broker down;
+//! - no message ends the session: a message that is too large becomes a dead letter;
+//! - a message counts as a redelivery only if its PUBACK certainly never left; in doubt it is a new event.
 //!
-//! The session is the link's own driver on rumqttc's codec, not rumqttc's client. That client flushes
-//! once a packet, stops on messages above its limit again and again, drops queued PUBACKs without
-//! saying which had left, and cannot be slowed down without ending its keep-alive; its TLS links a
-//! second, outdated certificate verifier. The driver has connecting, TLS and watchdogs already.
+//! The session uses the link's own driver on rumqttc's codec, not rumqttc's client. That client flushes after every
+//! packet, fails again and again on messages above its limit, drops queued PUBACKs without reporting which had left, and
+//! cannot be slowed down without ending its keep-alive; its TLS links a second, outdated certificate verifier. The driver
+//! already has connecting, TLS and watchdogs.
 //!
-//! Not here: what an event means (`ingest`, `contract`), how bytes travel (`link`).
+//! Not here: the meaning of an event (`ingest`, `contract`), the transport of bytes (`link`).
 
-mod owed;
+mod redelivery;
 mod session;
 mod subscriptions;
 
@@ -29,16 +29,16 @@ use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::tls::ClientFiles;
-use owed::{Owed, Pending};
+use redelivery::{AwaitedRedeliveries, PendingAck};
 use serde::Deserialize;
-use session::{Blocked, End};
+use session::{Blocked, SessionEnd};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use subscriptions::Subscriptions;
 
-/// A broker as the configuration says it.
+/// The configuration of a broker source.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -54,30 +54,30 @@ pub struct Config {
     /// Version of MQTT.
     #[serde(default)]
     pub protocol: Protocol,
-    /// User name.
+    /// User name at the broker.
     pub user: Option<String>,
     /// File that holds the password.
     pub password_file: Option<PathBuf>,
     /// Client id; by default one that is unique to gateway and source.
     pub client: Option<String>,
-    /// 1, or 0 for messages that may be lost.
+    /// QoS of the subscriptions: 1, or 0 for messages that may be lost.
     #[serde(default = "qos")]
     pub qos: u8,
-    /// Group of a shared subscription: of all gateways in the group, one gets each message.
+    /// Group of a shared subscription: the broker sends each message to one gateway of the group.
     pub share: Option<String>,
-    /// Whether messages that the broker retains are events when a subscription is new.
+    /// Whether the retained messages of a new subscription become events.
     #[serde(default)]
     pub retained: bool,
-    /// Whether Sparkplug nodes are asked for a rebirth, which publishes to the broker.
+    /// Whether the gateway requests rebirths of Sparkplug nodes, which publishes to the broker.
     #[serde(default)]
     pub rebirth: bool,
-    /// How long the line may be silent before it is probed.
+    /// Keep-alive interval of the connection.
     #[serde(default = "keep_alive")]
     pub keep_alive: Span,
-    /// How long the broker keeps messages while the gateway is away (MQTT 5).
+    /// How long the broker keeps messages while the gateway is not connected (MQTT 5).
     #[serde(default = "session_expiry")]
     pub session_expiry: Span,
-    /// Messages that may be unacknowledged.
+    /// Limit of unacknowledged messages.
     #[serde(default = "receive_maximum")]
     pub receive_maximum: u16,
 }
@@ -88,7 +88,7 @@ fn qos() -> u8 {
 fn keep_alive() -> Span {
     Span(Duration::from_secs(30))
 }
-/// A gateway that is gone for good must not fill the plant's broker for ever.
+/// A gateway that was removed must not fill the plant's broker without end.
 fn session_expiry() -> Span {
     Span(Duration::from_secs(7 * 86_400))
 }
@@ -96,15 +96,15 @@ fn receive_maximum() -> u16 {
     256
 }
 
-/// A gateway is restarted within this.
+/// A restart of the gateway takes less.
 const SESSION_EXPIRY_MIN: Duration = Duration::from_secs(60);
-/// How long a SUBSCRIBE may stay unanswered while the line is alive.
+/// Time limit for the SUBACK while the connection is alive.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
-/// A session that lasted so long was a good one: the next attempt comes soon.
+/// A session that lasted this long resets the reconnect backoff.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 impl Config {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if self.topics.is_empty() {
             return Err(("topics", "[] is no list of topic filters; expected one or more such as \"plant/#\"".into()));
@@ -115,7 +115,7 @@ impl Config {
         if self.qos > 1 {
             return Err((
                 "qos",
-                format!("{} is not allowed; 0 and 1 are. The broker delivers what came with QoS 2 with 1", self.qos),
+                format!("{} is not allowed; 0 and 1 are. The broker delivers QoS 2 messages with QoS 1", self.qos),
             ));
         }
         if let Some(group) = &self.share
@@ -146,7 +146,7 @@ impl Config {
         Ok(())
     }
 
-    /// Topic filters some messages match twice, for which the broker may send two copies.
+    /// Two topic filters that overlap: the broker may send two copies of a message that matches both.
     pub fn overlap(&self) -> Option<(&str, &str)> {
         let parsed: Vec<_> = self.topics.iter().filter_map(|text| Some((text, Pattern::parse(text).ok()?))).collect();
         parsed.iter().enumerate().find_map(|(index, (text, pattern))| {
@@ -155,7 +155,7 @@ impl Config {
         })
     }
 
-    /// The broker, if the URL leads to one.
+    /// The connection settings; the error says what is wrong with the URL or the files.
     pub fn target(&self) -> Result<Target, String> {
         Target::new(link::Config {
             urls: vec![self.url.clone()],
@@ -183,7 +183,7 @@ fn check_filter(filter: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// One broker that is subscribed to.
+/// A source that subscribes to one broker.
 pub struct Source {
     config: Config,
     target: Target,
@@ -193,20 +193,20 @@ pub struct Source {
     subscriptions: Subscriptions,
     waiter: Waiter,
     routes: HashMap<String, Arc<Route>>,
-    /// Taken in and not yet acknowledged, in order of arrival.
-    unacknowledged: VecDeque<Pending>,
-    /// Acknowledged in the output, with the place of the PUBACK there.
-    leaving: Vec<(usize, Pending)>,
-    /// What earlier connections left without a PUBACK.
-    owed: Owed,
-    /// A message that found no room.
+    /// Messages that were handed in and not yet acknowledged, in order of arrival.
+    unacknowledged: VecDeque<PendingAck>,
+    /// Messages whose PUBACK is in the output buffer, with its offset there.
+    pubacks_in_output: Vec<(usize, PendingAck)>,
+    /// Messages of earlier connections without a PUBACK.
+    redeliveries: AwaitedRedeliveries,
+    /// A message for which the journal has no room.
     blocked: Option<Blocked>,
-    next_ask: Instant,
+    next_rebirth_request: Instant,
 }
 
 impl Source {
-    /// A source that connects once it runs. `client` is its client id where the configuration
-    /// names none; `notes` are what sources remember over a restart.
+    /// Creates a source; it connects once it runs. `client` is the client id if the configuration names none. `notes`
+    /// stores the granted subscriptions across restarts.
     pub fn new(
         config: Config,
         client: String,
@@ -226,10 +226,10 @@ impl Source {
             waiter: Waiter::default(),
             routes: HashMap::new(),
             unacknowledged: VecDeque::new(),
-            leaving: Vec::new(),
-            owed: Owed::default(),
+            pubacks_in_output: Vec::new(),
+            redeliveries: AwaitedRedeliveries::default(),
             blocked: None,
-            next_ask: clock::instant(),
+            next_rebirth_request: clock::instant(),
             config,
         })
     }
@@ -239,7 +239,7 @@ impl Source {
         self.target.name()
     }
 
-    /// Works until the shutdown; then acknowledges what is on its way to the disk.
+    /// Receives until the shutdown; then acknowledges the messages that become durable within a short time.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let inbox = Inbox {
             expiry: self.config.session_expiry.0,
@@ -265,8 +265,8 @@ impl Source {
                     let end = self.serve(session, &mut shutdown).await;
                     self.stats.connections.set(0);
                     match end {
-                        End::Shutdown => break,
-                        End::Lost(error) => error,
+                        SessionEnd::Shutdown => break,
+                        SessionEnd::Lost(error) => error,
                     }
                 }
                 Err(error) => error,
@@ -286,7 +286,7 @@ impl Source {
         self.stats.set_problem(Some("the gateway is shutting down".into()));
     }
 
-    /// Counts and shows a connection that is lost or was not had; logs it if it is news.
+    /// Counts a connection that was lost or could not be made; logs it and sets the problem if the reason is new.
     fn note_loss(&self, error: &LinkError) {
         self.stats.refuse(Refusal::Connection);
         let problem = Some(error.to_string());
@@ -297,10 +297,10 @@ impl Source {
     }
 }
 
-/// How long until a refused subscription is tried again.
-fn subscribe_again(attempt: u32) -> Duration {
-    let from = Duration::from_secs(5) * 2u32.pow(attempt.min(3));
-    jitter(from, from * 2)
+/// Pause before a refused subscription is tried again.
+fn subscribe_backoff(attempt: u32) -> Duration {
+    let least = Duration::from_secs(5) * 2u32.pow(attempt.min(3));
+    jitter(least, least * 2)
 }
 
 #[cfg(test)]

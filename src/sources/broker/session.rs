@@ -1,7 +1,7 @@
-//! One session with the broker: one loop that takes messages in and acknowledges what is on the disk.
+//! One session with the broker: one loop that receives messages, hands them in and acknowledges the durable ones.
 
 use super::Source;
-use super::owed::Pending;
+use super::redelivery::PendingAck;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
@@ -12,26 +12,26 @@ use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Topics whose contract is remembered.
+/// Number of topics whose route is cached.
 const ROUTES_MAX: usize = 4096;
-/// How long receipts are awaited at the end.
+/// How long the source waits for receipts at shutdown.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How much of a message that is too large its dead letter keeps.
+/// Bytes that the dead letter of a too large message keeps.
 const CUT_BYTES: usize = 64 << 10;
-/// Between two asks for a rebirth, so that not all nodes answer at once.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+/// Pause between two rebirth requests: otherwise all nodes would answer at once.
+const REBIRTH_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes that may wait to be written.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
-/// A lane that has room may still have too little for a large message.
-const ROOM_AGAIN: Duration = Duration::from_millis(2);
+/// Pause before a retry: a lane with free room may have too little for a large message.
+const NO_ROOM_WAIT: Duration = Duration::from_millis(2);
 
-/// Why a session is over.
-pub(super) enum End {
+/// Why a session ended.
+pub(super) enum SessionEnd {
     Shutdown,
     Lost(LinkError),
 }
 
-/// A message that found no room: nothing is read until it has some.
+/// A message for which the journal has no room. The gateway reads nothing more until there is room.
 pub(super) struct Blocked {
     message: Message,
     route: Arc<Route>,
@@ -40,24 +40,24 @@ pub(super) struct Blocked {
 
 impl Source {
     /// Serves a session until it ends.
-    pub(super) async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> End {
+    pub(super) async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> SessionEnd {
         let mut output = Output::default();
         if !session.is_resumed() {
-            self.owed.forget();
+            self.redeliveries.forget();
         }
         if let Some(seconds) = session.limits().session_seconds
             && u64::from(seconds) < self.config.session_expiry.0.as_secs()
         {
-            tracing::warn!(source = %self.config.name, seconds, "the broker keeps messages for an absent gateway for less than session_expiry");
+            tracing::warn!(source = %self.config.name, seconds, "the broker keeps messages of a disconnected gateway for less than session_expiry");
         }
         self.subscriptions.begin(&session, &mut output);
         self.show_problem();
         let end = self.work(&mut session, &mut output, shutdown).await;
-        if matches!(end, End::Shutdown) {
+        if matches!(end, SessionEnd::Shutdown) {
             self.drain(&mut session, &mut output).await;
             session.close().await;
         }
-        self.settle_debts(&output);
+        self.await_redeliveries(&output);
         end
     }
 
@@ -68,7 +68,7 @@ impl Source {
         self.stats.set_problem(problem.or_else(waiting));
     }
 
-    async fn work(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> End {
+    async fn work(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> SessionEnd {
         let bell = self.waiter.bell();
         loop {
             let is_reading = match self.take_in(session, output) {
@@ -76,44 +76,44 @@ impl Source {
                 Err(end) => return end,
             };
             if self.acknowledge(output) && !is_reading {
-                // There is room again for what has arrived already.
+                // There is room again for messages that have already arrived.
                 continue;
             }
             let now = clock::instant();
-            let mut look_again = match is_reading {
-                true => match session.check(self.subscriptions.are_awaited(), output) {
+            let mut wait = match is_reading {
+                true => match session.watch(self.subscriptions.are_awaited(), output) {
                     Ok(wait) => wait,
-                    Err(error) => return End::Lost(error),
+                    Err(error) => return SessionEnd::Lost(error),
                 },
                 false => session.keep_alive_unread(output),
             };
             let retry_at = self.subscriptions.retry(session.protocol(), output);
-            let ask_at = self.ask_rebirths(session, output);
-            for at in [retry_at, ask_at].into_iter().flatten() {
-                look_again = look_again.min(at.saturating_duration_since(now));
+            let rebirth_at = self.request_rebirth(session, output);
+            for at in [retry_at, rebirth_at].into_iter().flatten() {
+                wait = wait.min(at.saturating_duration_since(now));
             }
             let blocked_on = self.blocked.as_ref().map(|blocked| Arc::clone(&blocked.route));
             let ingest = &self.ingest;
-            // Every arm is safe to drop half-way.
+            // Every arm is cancel-safe.
             tokio::select! {
                 biased;
-                () = shutdown.begun() => return End::Shutdown,
+                () = shutdown.begun() => return SessionEnd::Shutdown,
                 () = bell.rung() => if ingest.is_closed() {
-                    return End::Shutdown;
+                    return SessionEnd::Shutdown;
                 },
                 () = room(ingest, blocked_on.as_deref()) => self.take_blocked(),
                 moved = exchange(session, output, is_reading) => if let Err(error) = moved {
-                    return End::Lost(error);
+                    return SessionEnd::Lost(error);
                 },
-                () = tokio::time::sleep(look_again) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    /// Takes in what has arrived, as far as there is room; whether more may be read.
-    fn take_in(&mut self, session: &mut Session, output: &Output) -> Result<bool, End> {
+    /// Hands in the messages that have arrived while there is room; returns whether more may be read.
+    fn take_in(&mut self, session: &mut Session, output: &Output) -> Result<bool, SessionEnd> {
         loop {
-            // A broker that reads no PUBACK is not read either.
+            // Stop reading from a broker that does not read its PUBACKs.
             let is_full = self.unacknowledged.len() >= usize::from(self.config.receive_maximum)
                 || output.waiting() > OUTPUT_BYTES_MAX;
             if self.blocked.is_some() || is_full {
@@ -124,42 +124,42 @@ impl Source {
                 Ok(Some(Delivery::Message(message))) => self.receive(message)?,
                 Ok(Some(Delivery::Subscribed(_, codes))) => {
                     if let Err(broken) = self.subscriptions.answered(&codes) {
-                        return Err(End::Lost(LinkError::Protocol(broken)));
+                        return Err(SessionEnd::Lost(LinkError::Protocol(broken)));
                     }
                     self.show_problem();
                 }
-                Ok(Some(Delivery::Other(Reply::Disconnected(reason)))) => {
-                    return Err(End::Lost(LinkError::Ended(reason)));
+                Ok(Some(Delivery::Other(Answer::Goodbye(reason)))) => {
+                    return Err(SessionEnd::Lost(LinkError::Ended(reason)));
                 }
-                // Nothing of ours asks for another answer.
+                // The source sends nothing that has another answer.
                 Ok(Some(Delivery::Unsubscribed | Delivery::Other(_))) => {}
-                Err(error) => return Err(End::Lost(error)),
+                Err(error) => return Err(SessionEnd::Lost(error)),
             }
         }
     }
 
-    fn receive(&mut self, message: Message) -> Result<(), End> {
+    fn receive(&mut self, message: Message) -> Result<(), SessionEnd> {
         self.stats.received.add(1);
         let arrived = clock::instant();
         if message.is_retained && !self.config.retained {
-            self.unacknowledged.extend((message.packet_id > 0).then(|| Pending::new(&message, None, arrived)));
+            self.unacknowledged.extend((message.packet_id > 0).then(|| PendingAck::new(&message, None, arrived)));
             return Ok(());
         }
         if message.packet_id > 0
-            && let Some(taken) = self.owed.recognise(&message)
+            && let Some(taken) = self.redeliveries.recognise(&message)
         {
             self.stats.redelivered.add(1);
-            self.unacknowledged.push_back(Pending::new(&message, Some(taken), arrived));
+            self.unacknowledged.push_back(PendingAck::new(&message, Some(taken), arrived));
             return Ok(());
         }
         let route = self.route(&message.topic);
         self.accept(message, route, arrived)
     }
 
-    fn accept(&mut self, message: Message, route: Arc<Route>, arrived: Instant) -> Result<(), End> {
+    fn accept(&mut self, message: Message, route: Arc<Route>, arrived: Instant) -> Result<(), SessionEnd> {
         match self.hand_in(&message, &route) {
             Ok(taken) => {
-                let pending = || Pending::new(&message, Some(taken), arrived);
+                let pending = || PendingAck::new(&message, Some(taken), arrived);
                 self.unacknowledged.extend((message.packet_id > 0).then(pending));
                 Ok(())
             }
@@ -167,7 +167,7 @@ impl Source {
                 self.blocked = Some(Blocked { message, route, arrived });
                 Ok(())
             }
-            Err(NotTaken::Closed) => Err(End::Shutdown),
+            Err(NotTaken::Closed) => Err(SessionEnd::Shutdown),
         }
     }
 
@@ -188,11 +188,11 @@ impl Source {
         self.ingest.accept(route, &message.payload, beside, now, &mut self.waiter)
     }
 
-    /// Tries again to take in what had found no room.
+    /// Hands in the blocked message again.
     fn take_blocked(&mut self) {
         if let Some(Blocked { message, route, arrived }) = self.blocked.take() {
             let route = if self.ingest.is_current(&route) { route } else { self.route(&message.topic) };
-            // Whether the journal is closed shows in the loop.
+            // The main loop detects a closed journal.
             let _ = self.accept(message, route, arrived);
         }
     }
@@ -204,7 +204,7 @@ impl Source {
             return Arc::clone(route);
         }
         let name = &self.config.name;
-        // A broker does not say who published: the source stands for the client.
+        // A broker does not report the publisher: the name of the source is used as the client.
         let route =
             Arc::new(self.ingest.route(SourceKind::Broker, name, topic, Sender { client: name, ..Sender::default() }));
         if self.routes.len() >= ROUTES_MAX {
@@ -214,40 +214,40 @@ impl Source {
         route
     }
 
-    /// Acknowledges what is on the disk, in order of arrival; whether there was something.
+    /// Writes the PUBACKs of durable messages, in order of arrival; returns whether there were any.
     fn acknowledge(&mut self, output: &mut Output) -> bool {
         if output.waiting() == 0 {
-            self.leaving.clear();
+            self.pubacks_in_output.clear();
         }
         let before = self.unacknowledged.len();
         while let Some(first) = self.unacknowledged.front() {
             if first.taken.as_ref().is_some_and(|taken| self.ingest.receipt(taken).is_none()) {
                 break;
             }
-            let place = output.bytes.len();
+            let offset = output.bytes.len();
             link::push_puback(&mut output.bytes, first.packet_id);
             self.stats.ack.record(clock::instant().duration_since(first.arrived), 1);
-            self.leaving.extend(self.unacknowledged.pop_front().map(|pending| (place, pending)));
+            self.pubacks_in_output.extend(self.unacknowledged.pop_front().map(|pending| (offset, pending)));
         }
         self.unacknowledged.len() < before
     }
 
-    /// Publishes the next ask for a rebirth; says when to look again, if there may be more.
-    fn ask_rebirths(&mut self, session: &Session, output: &mut Output) -> Option<Instant> {
+    /// Publishes the next rebirth request; returns when to check again, if there may be more.
+    fn request_rebirth(&mut self, session: &Session, output: &mut Output) -> Option<Instant> {
         let sparkplug = self.ingest.sparkplug().filter(|_| self.config.rebirth)?;
         sparkplug.allow_asking(&self.config.name);
         let now = clock::instant();
-        if now < self.next_ask {
-            return Some(self.next_ask);
+        if now < self.next_rebirth_request {
+            return Some(self.next_rebirth_request);
         }
         let ask = sparkplug.next_ask(&self.config.name)?;
-        tracing::info!(source = %self.config.name, topic = ask.topic, "asking a Sparkplug node for a rebirth");
-        link::push_publish_qos0(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
-        self.next_ask = now + ASK_EVERY;
-        Some(self.next_ask)
+        tracing::info!(source = %self.config.name, topic = ask.topic, "requesting a rebirth of a Sparkplug node");
+        link::push_unacknowledged(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
+        self.next_rebirth_request = now + REBIRTH_PAUSE;
+        Some(self.next_rebirth_request)
     }
 
-    /// A last moment for receipts that are on their way.
+    /// Waits for outstanding receipts at shutdown and writes their PUBACKs.
     async fn drain(&mut self, session: &mut Session, output: &mut Output) {
         let deadline = tokio::time::sleep(DRAIN_WAIT_MAX);
         tokio::pin!(deadline);
@@ -268,25 +268,25 @@ impl Source {
         }
     }
 
-    /// The connection is gone: what is without a PUBACK will come again.
-    fn settle_debts(&mut self, output: &Output) {
+    /// Remembers, after the end of a connection, the messages without a PUBACK: the broker will send them again.
+    fn await_redeliveries(&mut self, output: &Output) {
         let written = output.written();
-        let is_over = output.waiting() == 0;
-        for (place, pending) in self.leaving.drain(..) {
-            // One whose first byte has left may have arrived.
-            if !is_over && place >= written {
-                self.owed.add(pending);
+        let is_all_written = output.waiting() == 0;
+        for (offset, pending) in self.pubacks_in_output.drain(..) {
+            // A PUBACK whose first byte has left may have arrived.
+            if !is_all_written && offset >= written {
+                self.redeliveries.add(pending);
             }
         }
         for pending in self.unacknowledged.drain(..) {
-            self.owed.add(pending);
+            self.redeliveries.add(pending);
         }
-        // It is not taken in: it is a message like any other when it comes again.
+        // It was not handed in, so its next delivery is treated as a new message.
         self.blocked = None;
     }
 }
 
-/// Moves bytes both ways, or only out where nothing is to be read.
+/// Reads and writes, or only writes if nothing may be read.
 async fn exchange(session: &mut Session, output: &mut Output, is_reading: bool) -> Result<(), LinkError> {
     match is_reading {
         true => session.exchange(output).await,
@@ -295,12 +295,12 @@ async fn exchange(session: &mut Session, output: &mut Output, is_reading: bool) 
     }
 }
 
-/// Returns when what blocks may find room; never if nothing blocks.
+/// Waits until there may be room for the blocked message; never returns without one.
 async fn room(ingest: &Ingest, blocked_on: Option<&Route>) {
     match blocked_on {
         Some(route) => {
             ingest.room(route).await;
-            tokio::time::sleep(ROOM_AGAIN).await;
+            tokio::time::sleep(NO_ROOM_WAIT).await;
         }
         None => std::future::pending().await,
     }

@@ -1,19 +1,19 @@
-//! What is subscribed to, what the broker says to that, and what it still has from earlier.
+//! The subscriptions of a session: SUBSCRIBE, the broker's answers, and the removal of outdated subscriptions.
 
-use super::{Config, subscribe_again};
+use super::{Config, subscribe_backoff};
 use crate::clock;
 use crate::journal::Notes;
 use crate::link::{self, Output, Protocol, Session, Subscription};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Packet ids of SUBSCRIBE and UNSUBSCRIBE; nothing else of ours has one.
+/// Packet ids of SUBSCRIBE and UNSUBSCRIBE; the source sends no other packet with an id.
 const SUBSCRIBE_ID: u16 = 1;
 const UNSUBSCRIBE_ID: u16 = 2;
 
-/// What a broker has granted. The order of the fields is the stored format.
+/// The subscriptions that a broker has granted. The order of the fields is the stored format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Granted {
+struct GrantedFilters {
     format: u8,
     url: String,
     client: String,
@@ -26,13 +26,14 @@ const FORMAT: u8 = 1;
 #[derive(Debug)]
 pub(super) struct Subscriptions {
     source: String,
-    wanted: Vec<Subscription>,
-    granted: Granted,
-    /// Places in `wanted` of those in the SUBSCRIBE that is unanswered.
-    asked: Vec<usize>,
-    /// Why a subscription does not work.
+    configured: Vec<Subscription>,
+    granted: GrantedFilters,
+    /// Indexes in `configured` of the filters in the unanswered SUBSCRIBE.
+    requested: Vec<usize>,
+    /// Index and reason of each subscription that does not work.
     refused: Vec<(usize, String)>,
-    again: Option<(Instant, u32)>,
+    /// Time and number of the next attempt.
+    retry: Option<(Instant, u32)>,
     notes: Notes,
 }
 
@@ -42,106 +43,108 @@ impl Subscriptions {
             Some(group) => format!("$share/{group}/{topic}"),
             None => topic.clone(),
         };
-        let wanted = config.topics.iter().map(|topic| Subscription {
+        let configured = config.topics.iter().map(|topic| Subscription {
             filter: filter(topic),
             qos: config.qos,
             wants_retained: config.retained,
         });
-        let mine = Granted { format: FORMAT, url: config.url.clone(), client: client.to_owned(), filters: vec![] };
+        let mine =
+            GrantedFilters { format: FORMAT, url: config.url.clone(), client: client.to_owned(), filters: vec![] };
         let stored = match notes.read(&config.name) {
-            Ok(note) => note.and_then(|note| postcard::from_bytes::<Granted>(&note).ok()),
+            Ok(note) => note.and_then(|note| postcard::from_bytes::<GrantedFilters>(&note).ok()),
             Err(error) => {
-                tracing::warn!(source = %config.name, %error, "what the broker had granted is not known; it is asked again");
+                tracing::warn!(source = %config.name, %error, "could not read the granted subscriptions; will subscribe again");
                 None
             }
         };
-        let is_mine = |known: &Granted| Granted { filters: vec![], ..known.clone() } == mine;
+        let is_mine = |known: &GrantedFilters| GrantedFilters { filters: vec![], ..known.clone() } == mine;
         Self {
             source: config.name.clone(),
-            wanted: wanted.collect(),
+            configured: configured.collect(),
             granted: stored.filter(is_mine).unwrap_or(mine),
-            asked: Vec::new(),
+            requested: Vec::new(),
             refused: Vec::new(),
-            again: None,
+            retry: None,
             notes,
         }
     }
 
-    /// Begins a session: subscribes, and ends what an earlier configuration had subscribed to.
+    /// Starts a session: subscribes, and unsubscribes from filters that are no longer configured.
     pub(super) fn begin(&mut self, session: &Session, output: &mut Output) {
         if !session.is_resumed() {
             self.granted.filters.clear();
         }
-        self.again = None;
+        self.retry = None;
         self.refused.clear();
-        // MQTT 5 can be asked each time, retained messages or not. With 3.1.1 each SUBSCRIBE brings
-        // them once more, so that a session that is there is left as it is.
+        // In MQTT 5 a repeated SUBSCRIBE can suppress retained messages. In 3.1.1 it delivers them again, so the
+        // subscriptions of an existing session stay unchanged.
         let trusts_session = session.protocol() == Protocol::V3;
         let has = |subscription: &Subscription| trusts_session && self.granted.filters.contains(&subscription.filter);
-        let asked: Vec<usize> = (0..self.wanted.len()).filter(|index| !has(&self.wanted[*index])).collect();
-        let is_wanted = |filter: &String| self.wanted.iter().any(|wanted| wanted.filter == *filter);
-        let stale: Vec<String> = self.granted.filters.iter().filter(|filter| !is_wanted(filter)).cloned().collect();
+        let requested: Vec<usize> = (0..self.configured.len()).filter(|index| !has(&self.configured[*index])).collect();
+        let is_configured = |filter: &String| self.configured.iter().any(|configured| configured.filter == *filter);
+        let stale: Vec<String> = self.granted.filters.iter().filter(|filter| !is_configured(filter)).cloned().collect();
         if !stale.is_empty() {
-            tracing::info!(source = %self.source, filters = ?stale, "ending subscriptions that are no longer configured");
+            tracing::info!(source = %self.source, filters = ?stale, "unsubscribing from filters that are no longer configured");
             link::push_unsubscribe(&mut output.bytes, session.protocol(), UNSUBSCRIBE_ID, &stale);
         }
-        self.ask(asked, session.protocol(), output);
+        self.subscribe(requested, session.protocol(), output);
     }
 
-    fn ask(&mut self, asked: Vec<usize>, protocol: Protocol, output: &mut Output) {
-        if !asked.is_empty() {
-            let subscriptions: Vec<_> = asked.iter().map(|index| self.wanted[*index].clone()).collect();
+    fn subscribe(&mut self, requested: Vec<usize>, protocol: Protocol, output: &mut Output) {
+        if !requested.is_empty() {
+            let subscriptions: Vec<_> = requested.iter().map(|index| self.configured[*index].clone()).collect();
             link::push_subscribe(&mut output.bytes, protocol, SUBSCRIBE_ID, &subscriptions);
         }
-        self.asked = asked;
+        self.requested = requested;
     }
 
-    /// Whether an answer is due.
+    /// Whether a SUBACK is outstanding.
     pub(super) fn are_awaited(&self) -> bool {
-        !self.asked.is_empty()
+        !self.requested.is_empty()
     }
 
-    /// The broker's answer. The error is what it breaks.
+    /// Processes a SUBACK. The error says how it violates the protocol.
     pub(super) fn answered(&mut self, codes: &[u8]) -> Result<(), String> {
-        let asked = std::mem::take(&mut self.asked);
-        if codes.len() != asked.len() {
-            return Err(format!("SUBACK has {} codes for {} filters", codes.len(), asked.len()));
+        let requested = std::mem::take(&mut self.requested);
+        if codes.len() != requested.len() {
+            return Err(format!("SUBACK has {} codes for {} filters", codes.len(), requested.len()));
         }
-        let attempt = self.again.map_or(0, |(_, attempt)| attempt);
-        self.refused.retain(|(index, _)| !asked.contains(index));
-        for (index, code) in asked.into_iter().zip(codes) {
-            let Subscription { filter, qos, .. } = &self.wanted[index];
+        let attempt = self.retry.map_or(0, |(_, attempt)| attempt);
+        self.refused.retain(|(index, _)| !requested.contains(index));
+        for (index, code) in requested.into_iter().zip(codes) {
+            let Subscription { filter, qos, .. } = &self.configured[index];
             match code {
                 0x80.. => self
                     .refused
-                    .push((index, format!("the broker refuses to subscribe to \"{filter}\": {}", named(*code)))),
+                    .push((index, format!("the broker refuses to subscribe to \"{filter}\": {}", reason_name(*code)))),
                 granted if granted < qos => {
                     self.refused.push((
                         index,
-                        format!("the broker grants \"{filter}\" with QoS {granted} only, which promises nothing"),
+                        format!("the broker grants \"{filter}\" only with QoS {granted}; messages may be lost"),
                     ));
                 }
                 _ if !self.granted.filters.contains(filter) => self.granted.filters.push(filter.clone()),
                 _ => {}
             }
         }
-        self.again = None;
+        self.retry = None;
         if let Some(problem) = self.problem() {
-            let wait = subscribe_again(attempt);
+            let wait = subscribe_backoff(attempt);
             tracing::warn!(source = %self.source, ?wait, "{problem}; will try again");
-            self.again = Some((clock::instant() + wait, attempt + 1));
+            self.retry = Some((clock::instant() + wait, attempt + 1));
         }
-        let is_refused = |filter: &String| self.refused.iter().any(|(index, _)| self.wanted[*index].filter == *filter);
+        let is_refused =
+            |filter: &String| self.refused.iter().any(|(index, _)| self.configured[*index].filter == *filter);
         let kept: Vec<String> = self.granted.filters.iter().filter(|filter| !is_refused(filter)).cloned().collect();
         self.granted.filters = kept;
-        self.remember();
+        self.save_granted();
         Ok(())
     }
 
-    fn remember(&mut self) {
-        self.granted.filters.retain(|filter| self.wanted.iter().any(|wanted| wanted.filter == *filter));
+    fn save_granted(&mut self) {
+        self.granted.filters.retain(|filter| self.configured.iter().any(|configured| configured.filter == *filter));
         let note = postcard::to_stdvec(&self.granted).unwrap_or_default();
-        // Once for each session, on a thread that may wait for the disk.
+        // Once per session; `block_in_place`, because this waits for the disk.
         let written = tokio::task::block_in_place(|| {
             if self.notes.read(&self.source).is_ok_and(|known| known.as_deref() == Some(&note)) {
                 return Ok(());
@@ -149,30 +152,30 @@ impl Subscriptions {
             self.notes.write(vec![(self.source.clone(), Some(note))])
         });
         if let Err(error) = written {
-            tracing::warn!(source = %self.source, %error, "what the broker has granted cannot be noted; it is asked again after a restart");
+            tracing::warn!(source = %self.source, %error, "could not save the granted subscriptions; will subscribe again after a restart");
         }
     }
 
-    /// Tries refused subscriptions again when it is time; says when to look again.
+    /// Tries refused subscriptions again when that is due; returns when to check again.
     pub(super) fn retry(&mut self, protocol: Protocol, output: &mut Output) -> Option<Instant> {
-        let (at, _) = self.again?;
+        let (at, _) = self.retry?;
         if clock::instant() < at || self.are_awaited() {
             return Some(at);
         }
-        let asked = self.refused.iter().map(|(index, _)| *index).collect();
-        self.ask(asked, protocol, output);
+        let requested = self.refused.iter().map(|(index, _)| *index).collect();
+        self.subscribe(requested, protocol, output);
         None
     }
 
-    /// Which subscriptions do not work.
+    /// The reasons of the subscriptions that do not work.
     pub(super) fn problem(&self) -> Option<String> {
         let reasons: Vec<&str> = self.refused.iter().map(|(_, reason)| reason.as_str()).collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }
 
-/// A code of SUBACK in words (MQTT 5, section 3.9.3; 3.1.1 knows 0x80 only).
-fn named(code: u8) -> String {
+/// Name of a reason code of SUBACK (MQTT 5, section 3.9.3; 3.1.1 has only 0x80).
+fn reason_name(code: u8) -> String {
     let name = match code {
         0x80 => "failure",
         0x83 => "implementation specific error",
