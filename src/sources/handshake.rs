@@ -1,6 +1,6 @@
-//! TLS handshakes: what a client may send before it has proven anything.
+//! TLS handshakes: bounds the bytes that an unauthenticated client may send.
 //!
-//! Promise: the bytes of a handshake are bounded, and those that its connection's permit does not cover have one first.
+//! Promise: the bytes of a handshake are bounded. The permit grows before they exceed the memory that it covers.
 
 use crate::memory::Permit;
 use std::io;
@@ -9,16 +9,16 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of a handshake that the fixed cost of a connection with TLS covers while there is no session yet: a
-/// ClientHello and a usual chain.
+/// Bytes of a handshake that the fixed cost of a TLS connection covers, since there is no session yet: a ClientHello and
+/// a typical chain.
 const INCLUDED: usize = 16 << 10;
 /// Bytes that a client may send before its handshake is done: a ClientHello of 64 KiB (the most that the library takes)
 /// and a certificate chain of half that size.
 const BYTES_MAX: usize = 96 << 10;
-/// The permit grows by this much.
+/// Step by which the permit grows.
 const STEP: usize = 4 << 10;
 
-/// A connection whose TLS handshake is not done: what it sends is counted, and covered by a permit.
+/// A connection during its TLS handshake: counts the received bytes and covers them by a permit.
 #[derive(Debug)]
 pub(super) struct Handshaking {
     stream: TcpStream,
@@ -29,7 +29,7 @@ pub(super) struct Handshaking {
 #[derive(Debug)]
 struct Metered {
     permit: Permit,
-    /// What the permit covered at first.
+    /// Bytes that the permit covered at the beginning.
     fixed: usize,
     read: usize,
 }
@@ -40,7 +40,7 @@ impl Handshaking {
         Self { stream, metered: Some(Metered { permit, fixed, read: 0 }) }
     }
 
-    /// Ends the counting; the permit covers the fixed cost of a connection again.
+    /// Stops counting; the permit covers only the fixed cost of a connection again.
     pub fn done(&mut self) -> Option<Permit> {
         let Metered { mut permit, fixed, .. } = self.metered.take()?;
         permit.shrink(permit.bytes().saturating_sub(fixed));
@@ -51,7 +51,9 @@ impl Handshaking {
         let Some(Metered { permit, fixed, read: bytes }) = &mut self.metered else { return Ok(()) };
         *bytes += read;
         if *bytes > BYTES_MAX {
-            return Err(io::Error::other(format!("the client sent more than {BYTES_MAX} bytes before it was done")));
+            return Err(io::Error::other(format!(
+                "the client sent more than {BYTES_MAX} bytes before the end of the handshake"
+            )));
         }
         let needed = *fixed + bytes.saturating_sub(INCLUDED).next_multiple_of(STEP);
         match needed.checked_sub(permit.bytes()) {

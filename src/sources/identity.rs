@@ -1,10 +1,10 @@
-//! Who a client is: the name that it proved and how, or the name that it merely claims.
+//! The identity of a client: its authenticated name and the method of authentication, or a name that it only claims.
 //!
-//! Promise: [`Identity::proven`] is a name that a password, a certificate or a token proves, and nothing else; a client
-//! id and the user name of an anonymous client are never in it.
-//! An identity keeps what let the client in, so that it can be judged again later. It holds no secret.
+//! Promise: [`Identity::proven`] is a name that a password, a certificate or a token proves. It is never a client id or
+//! the user name of an anonymous client.
+//! An identity keeps the evidence of the login for later checks. It contains no secret.
 //!
-//! Not here: what a name may do (`mqtt::acl`), who may have which name (`mqtt::login`, `http::tokens`, `tls`).
+//! Not here: authorisation (`mqtt::acl`), authentication (`mqtt::login`, `http::tokens`, `tls`).
 
 use crate::contract::Sender;
 use crate::event::AuthType;
@@ -16,11 +16,11 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest name, in bytes: it stands in topics, in events and in every line of a log.
+/// The longest name, in bytes: names are part of topics, events and log lines.
 const NAME_BYTES_MAX: usize = 128;
 
-/// Whether something can be the name of a client: it stands for one level of a topic and for nobody else, and a person
-/// who reads it sees all of it.
+/// Checks that a text can be the name of a client: it is one level of a topic, matches no other name, and contains
+/// no characters that a reader cannot see.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let is_bad = |c: char| c.is_control() || is_invisible(c) || matches!(c, '/' | '+' | '#' | '*');
     if name.is_empty()
@@ -37,13 +37,13 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Marks that are not seen, or turn the direction of what is: two names that look the same would differ by them.
+/// Invisible characters and direction marks: two names that look equal could differ by them.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// Digest of the stored entry (password hash or token hash) that a login was checked against. Another password, also
-/// for the same name, has another one. It is no secret: a password cannot be tried against it without the entry's salt.
+/// Digest of the stored entry (password hash or token hash) against which a login was checked. It changes with the
+/// password. It is no secret: without the salt of the entry, passwords cannot be tested against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Proof([u8; 32]);
 
@@ -54,56 +54,56 @@ impl Proof {
     }
 }
 
-/// Why a certificate names nobody who can be known here.
+/// Why a certificate gives no usable name.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Unnamed(String);
 
-/// The certificates that a client presented, its own first.
+/// The certificate chain that a client presented, its own certificate first.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     certificates: Arc<[CertificateDer<'static>]>,
-    /// When they were trusted.
+    /// Time of the verification.
     at: UnixTime,
 }
 
-/// Certificates as they are stored: each as DER, and when they were trusted, in seconds since 1970.
+/// Stored form of a chain: each certificate as DER, and the time of the verification in seconds since 1970.
 pub(crate) type StoredChain = (Vec<Vec<u8>>, u64);
 
 impl Chain {
-    /// As it is stored.
+    /// Converts the chain to its stored form.
     pub(crate) fn stored(&self) -> StoredChain {
         (self.certificates.iter().map(|one| one.to_vec()).collect(), self.at.as_secs())
     }
 
-    /// What [`Chain::stored`] made.
+    /// Restores a chain from its stored form.
     pub(crate) fn restore((certificates, at): StoredChain) -> Self {
         let certificates = certificates.into_iter().map(CertificateDer::from).collect();
         Self { certificates, at: UnixTime::since_unix_epoch(Duration::from_secs(at)) }
     }
 
-    /// Whether they are still trusted, and not revoked.
+    /// Whether the chain is still trusted and not revoked.
     pub(crate) fn is_trusted(&self, clients: &Clients) -> bool {
         clients.accept(&self.certificates, self.at)
     }
 }
 
-/// A client's certificate behind the handshake.
+/// A client's certificate after the handshake.
 #[derive(Clone, Debug)]
 pub(crate) struct Presented {
-    /// What the client presented.
+    /// The presented chain.
     pub(crate) chain: Chain,
     name: Result<String, Unnamed>,
 }
 
 impl Presented {
-    /// The certificate of a connection whose handshake is done; `None` where the client showed none. The error says why
-    /// it is not trusted any more.
+    /// The certificate of a connection after its handshake; `None` if the client presented none. The error says why the
+    /// certificate of a resumed session is no longer trusted.
     pub(crate) fn of(clients: &Clients, session: &ServerConnection) -> Result<Option<Self>, Unnamed> {
         let shown = session.peer_certificates().filter(|chain| !chain.is_empty());
         let Some(certificates) = shown else { return Ok(None) };
         let chain = Chain { certificates: certificates.into(), at: Clients::now() };
-        // A session that is resumed has the certificates of the one before, which nobody has judged since.
+        // A resumed session has the certificates of the earlier session, which were not verified again.
         if session.handshake_kind() == Some(HandshakeKind::Resumed) && !chain.is_trusted(clients) {
             return Err(Unnamed(
                 "the certificate of its resumed session has expired, or is not trusted any more".into(),
@@ -116,30 +116,30 @@ impl Presented {
         Ok(Some(Self { chain, name }))
     }
 
-    /// Whom it names, or why nobody who can be known here.
+    /// The identity that the certificate proves; the error says why its name is not usable.
     pub(crate) fn identity(&self) -> Result<Identity, Unnamed> {
         let name = self.name.clone()?;
         Ok(Identity::Certificate { name, chain: self.chain.clone() })
     }
 }
 
-/// Who a client is.
+/// The identity of a client.
 #[derive(Clone, Debug)]
 pub(crate) enum Identity {
     /// A user of the password file.
     Password {
         /// The user name.
         name: String,
-        /// The entry of the password file that let the client in.
+        /// Digest of the entry of the password file.
         proof: Proof,
-        /// What the client presented beside it, where the listener asks for certificates.
+        /// The client's certificate chain, if the listener requests certificates.
         chain: Option<Chain>,
     },
     /// The subject of a client certificate.
     Certificate {
         /// The name in the certificate.
         name: String,
-        /// What the client presented.
+        /// The presented chain.
         chain: Chain,
     },
     /// The holder of a bearer token.
@@ -147,9 +147,9 @@ pub(crate) enum Identity {
         /// The name that the token stands for.
         name: String,
     },
-    /// Somebody who proved nothing.
+    /// A client that proved nothing.
     Anonymous {
-        /// The user name that the client gave; empty if it gave none. Nobody has checked it.
+        /// The unverified user name of the client; empty if it sent none.
         claimed: String,
     },
 }
@@ -163,7 +163,7 @@ impl Identity {
         }
     }
 
-    /// The sender of what a client hands in under this client id.
+    /// The sender of the events of a client with this client id.
     pub(crate) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
         let proven_by = match self {
             Self::Password { .. } => Some(AuthType::User),
@@ -174,7 +174,7 @@ impl Identity {
         Sender { client, user: self.name(), proven_by }
     }
 
-    /// The proven name, or what an anonymous client claims to be called. For people to look at: it grants nothing.
+    /// The proven name, or the claimed name of an anonymous client. For display only: it grants no rights.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Password { name, .. } | Self::Certificate { name, .. } | Self::Token { name } => name,

@@ -1,7 +1,7 @@
-//! Files of hashed secrets: a line for each name, `name:…`, with comments behind `#`.
+//! Files of hashed secrets: one line `name:…` per name; lines that begin with `#` are comments.
 //!
-//! Promise: at any moment the old or the new file is whole; it keeps owner, group and mode, and a
-//! link stays a link. A file that holds anything else is left alone.
+//! Promise: writes are atomic: at any moment the old or the new file is complete. The file keeps owner, group and mode,
+//! and a symbolic link stays a link. A file with any other content is not changed.
 
 use crate::secret::Secret;
 use std::io::{ErrorKind, Write};
@@ -18,20 +18,20 @@ pub struct BadSecrets {
 }
 
 impl BadSecrets {
-    /// What is wrong with a file as a whole.
+    /// An error that concerns the whole file.
     pub fn whole(file: &Path, reason: impl Into<String>) -> Self {
         Self { file: file.to_owned(), line: 0, reason: reason.into() }
     }
 }
 
-/// Reads a file; `entry` reads each line that is one, or says what is wrong with it. It must not
-/// repeat the line: in a wrong file it may be a key.
+/// Reads a file. `entry` parses each line that is not empty and no comment. Its error must not quote the line: in a
+/// wrong file it may be a key.
 pub fn load<T>(file: &Path, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
     let read =
         Secret::read(file).map_err(|error| BadSecrets::whole(file, format!("cannot be read: {}", error.reason)))?;
     match std::str::from_utf8(read.bytes()) {
         Ok(text) => parse(file, text, entry),
-        Err(_) => Err(BadSecrets::whole(file, "cannot be read: it is no text")),
+        Err(_) => Err(BadSecrets::whole(file, "cannot be read: it is not UTF-8 text")),
     }
 }
 
@@ -44,8 +44,8 @@ fn parse<T>(file: &Path, text: &str, entry: impl Fn(&str) -> Result<T, String>) 
     read.collect()
 }
 
-/// Puts the line `name:…` into a file, in place of an earlier one of that name; creates the file
-/// where there is none. `entry` is that of [`load`].
+/// Writes the line `name:…` to a file; replaces an earlier one of that name. Creates the file if it does not exist.
+/// `entry` is that of [`load`].
 pub fn put<T>(
     file: &Path,
     name: &str,
@@ -53,7 +53,7 @@ pub fn put<T>(
     entry: impl Fn(&str) -> Result<T, String>,
 ) -> Result<(), BadSecrets> {
     let bad = |reason: String| BadSecrets::whole(file, reason);
-    // A link stays a link: what it leads to is written.
+    // A symbolic link stays a link: its target is written.
     let target = match std::fs::canonicalize(file) {
         Ok(target) => target,
         Err(error) if error.kind() == ErrorKind::NotFound && std::fs::symlink_metadata(file).is_err() => {
@@ -62,7 +62,7 @@ pub fn put<T>(
         Err(error) => return Err(bad(format!("cannot be read: {error}"))),
     };
     let old = match std::fs::read(&target) {
-        Ok(bytes) => String::from_utf8(bytes).map_err(|_| bad("holds more than text; it is left alone".into()))?,
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text; it was not changed".into()))?,
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(bad(format!("cannot be read: {error}"))),
     };
@@ -73,10 +73,10 @@ pub fn put<T>(
     replace(&target, text.as_bytes()).map_err(|error| bad(format!("cannot be written: {error}")))
 }
 
-/// Mode of a new file: the service reads it by its group.
+/// Mode of a new file: the service reads it through its group.
 const NEW_MODE: u32 = 0o640;
 
-/// Replaces a file, so that at any moment the old or the new one is whole.
+/// Replaces a file atomically.
 fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let folder = file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
@@ -85,21 +85,21 @@ fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
         .and_then(|()| std::fs::rename(&temporary, file))
         .and_then(|()| std::fs::File::open(folder)?.sync_all());
     if written.is_err() {
-        // What failed is told; half a file beside it helps nobody.
+        // The error is returned; the incomplete temporary file is of no use.
         let _ = std::fs::remove_file(&temporary);
     }
     written
 }
 
-/// Writes a new file with owner, group and mode of an old one, as far as this user may.
+/// Writes a new file with owner, group and mode of the old one, as far as this user has the right.
 fn write_like(old: &Path, new: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(new)?;
     file.write_all(content)?;
     let mode = match std::fs::metadata(old) {
         Ok(old) => {
             if fchown(&file, Some(old.uid()), Some(old.gid())).is_err() {
-                // Only root gives files away; a group of one's own may still be set, and if not, the
-                // mode alone says who reads it.
+                // Only root may change the owner. A user may still set a group that it belongs to; if that fails too,
+                // the mode alone decides who can read the file.
                 let _ = fchown(&file, None, Some(old.gid()));
             }
             old.mode() & 0o777

@@ -1,4 +1,4 @@
-//! Sockets that sources listen on.
+//! Listening sockets of sources, with settings that can be replaced while connections stay open.
 
 use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Why an address cannot be listened on.
+/// Why a socket cannot be bound to an address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {error}{hint}")]
 pub struct CannotBind {
@@ -16,7 +16,7 @@ pub struct CannotBind {
     hint: &'static str,
 }
 
-/// A listening socket. `SO_REUSEADDR` lets a restarted gateway have its port back at once.
+/// Opens a listening socket. With `SO_REUSEADDR` a restarted gateway gets its port back at once.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, CannotBind> {
     bind(address).map_err(|error| CannotBind {
         address,
@@ -38,21 +38,21 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
         if error.kind() != std::io::ErrorKind::AddrNotAvailable {
             return Err(error);
         }
-        // A box starts before its network is there; collecting on its other addresses does not wait for that.
+        // A machine may start before its network is up; sources at its other addresses must not wait for that.
         match address {
             SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
             SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
         }
         socket.bind(&address.into())?;
-        tracing::warn!(%address, "this machine has no such address yet; it is listened on as soon as it has");
+        tracing::warn!(%address, "this machine does not have the address yet; clients can connect as soon as it has");
     }
-    // Connections inherit it, so that those in the accept queue are bounded too.
+    // Connections inherit the size, so connections in the accept queue are bounded too.
     let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
     socket.listen(1024)?;
     TcpListener::from_std(socket.into())
 }
 
-/// A port, and what its connections share: both can be replaced while connections last.
+/// A bound port, and the context that its connections share. Both can be replaced while connections stay open.
 #[derive(Debug)]
 pub struct Door<S>(watch::Sender<Arc<Setup<S>>>);
 
@@ -62,33 +62,33 @@ impl<S> Clone for Door<S> {
     }
 }
 
-/// What may be put in force behind a door.
+/// A prepared port and context that are not in force yet.
 #[derive(Debug)]
 pub struct Prepared<S>(Arc<Setup<S>>);
 
-/// What is in force behind a door.
+/// The port and context in force.
 #[derive(Debug)]
 pub struct Setup<S> {
-    /// What connections that come in from now on share.
+    /// The context of new connections.
     pub shared: Arc<S>,
-    /// The address that was asked for.
+    /// The configured address.
     listen: SocketAddr,
     socket: Mutex<Option<Arc<TcpListener>>>,
 }
 
 impl<S> Door<S> {
-    /// A door at this address.
+    /// Binds this address.
     pub fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
         let socket = Arc::new(self::listen(listen)?);
         Ok(Self(watch::channel(Setup::new(shared, listen, Some(socket))).0))
     }
 
-    /// Follows what is in force.
+    /// Subscribes to changes of the port and context in force.
     pub fn follow(&self) -> watch::Receiver<Arc<Setup<S>>> {
         self.0.subscribe()
     }
 
-    /// Readies something else, at the same address or at another, whose port is taken then; nothing changes yet.
+    /// Prepares another context, at the same address or at another one, which is bound here. The old one stays in force.
     pub fn prepare(&self, shared: S, listen: SocketAddr) -> Result<Prepared<S>, CannotBind> {
         let (old, socket) = {
             let setup = self.0.borrow();
@@ -98,17 +98,17 @@ impl<S> Door<S> {
         Ok(Prepared(Setup::new(shared, listen, socket)))
     }
 
-    /// Puts it in force. Connections last.
+    /// Puts a prepared port and context in force. Connections stay open.
     pub fn put_in_force(&self, Prepared(setup): Prepared<S>) {
         self.0.send_replace(setup);
     }
 
-    /// Says once more what is in force, to everybody who follows it.
+    /// Notifies all subscribers again, without a change.
     pub fn announce(&self) {
         self.0.send_modify(|_| ());
     }
 
-    /// The address it really has.
+    /// The bound address.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         match self.0.borrow().socket() {
             Some(socket) => socket.local_addr(),
@@ -126,7 +126,7 @@ impl<S> Setup<S> {
         self.socket.lock().clone()
     }
 
-    /// The next connection; none any more once the port is closed. Safe to drop half-way.
+    /// Accepts the next connection; never returns after the port is closed. Cancel-safe.
     pub async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
         match self.socket() {
             Some(socket) => socket.accept().await,
@@ -134,24 +134,24 @@ impl<S> Setup<S> {
         }
     }
 
-    /// Closes the port; connections last.
+    /// Closes the port. Connections stay open.
     pub fn close(&self) {
         *self.socket.lock() = None;
     }
 }
 
-/// What the kernel buffers of a connection in each direction. It doubles this for its own needs, and without a bound lets
-/// a client that does not read make it hold 4 MB, which the control group counts.
+/// Size of the kernel's buffer of a connection in each direction. The kernel doubles it for its own needs. Without this
+/// bound, a client that does not read can fill 4 MB of kernel memory, which the control group counts.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// Ends connections of peers that are gone within some two minutes, and of peers that live but
-/// read nothing of what was written within `unread_max`. Bounds what the kernel buffers.
+/// Sets the options of a connection: it ends within some two minutes after the peer is gone, and when a live peer reads
+/// nothing within `unread_max`. Also bounds the kernel's buffers.
 pub fn tune(stream: &TcpStream, unread_max: Duration) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(20))
         .with_retries(3);
-    // None is needed for correctness.
+    // Failures are ignored: no option is needed for correctness.
     let _ = stream.set_nodelay(true);
     let socket = socket2::SockRef::from(stream);
     let _ = socket.set_tcp_keepalive(&keepalive);
@@ -160,7 +160,7 @@ pub fn tune(stream: &TcpStream, unread_max: Duration) {
     let _ = socket.set_tcp_user_timeout(Some(unread_max));
 }
 
-/// Whether an address is this machine's own, also where IPv4 is written as IPv6.
+/// Whether an address is a loopback address, also as an IPv4-mapped IPv6 address.
 pub fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
