@@ -1,18 +1,19 @@
-//! JSON Schema of draft 2020-12: compiled once, then asked about each payload.
+//! JSON Schema, draft 2020-12: compiles a schema once and validates payloads with it.
 //!
-//! Promise: a payload passes when the specification says that it is valid, with `format` asserted (`idn-email` and
-//! `idn-hostname` only annotate). No validation takes longer than a second or more than 1 MiB of stack, whatever the
-//! payload. No message holds a value of the payload.
+//! Promise: the result is that of the specification, with `format` asserted (`idn-email` and `idn-hostname` only
+//! annotate). No validation takes longer than a second or uses more than 1 MiB of stack, whatever the payload. Error
+//! messages never contain a value of the payload.
 //!
-//! Not here: other files. A schema refers to itself and to its `$defs`, never to the network.
+//! Not here: other files. A schema refers only to itself and its `$defs`, never to the network.
 //!
-//! The crate `jsonschema` judges. It has no limits of its own, so this module adds them:
-//! - It sees the payload only through [`node`], where each access counts ([`budget`]). When the budget is spent, the
-//!   rest of the payload looks empty, the crate comes to its end, and the payload is refused.
-//! - It has no limit for what a regular expression takes. So [`pattern`] takes over that keyword, with engines whose
-//!   cost is known before they begin ([`regex`]). The names of `patternProperties` are matched by the crate, which never
-//!   steps back: patterns for names that look around are refused when the schema is compiled.
-//! - Its errors hold the wrong value. Here they get `null` instead, and [`message`] writes the text.
+//! The crate `jsonschema` validates. It has no resource limits, so this module adds them:
+//! - The crate reads the payload only through [`node`], which charges every access to a [`budget`]. Once the budget is
+//!   spent, the rest of the payload appears empty, the crate finishes soon, and the payload is rejected.
+//! - The crate does not limit the cost of regular expressions. [`pattern`] therefore implements that keyword, with
+//!   engines whose cost is known before they start ([`regex`]). The crate itself matches the names of
+//!   `patternProperties`, with an engine without backtracking: schemas with look-around in these names are rejected at
+//!   compile time.
+//! - The crate's errors contain the offending value. Here they contain `null` instead, and [`message`] writes the text.
 
 mod budget;
 mod message;
@@ -28,10 +29,10 @@ use pattern::Pattern;
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// How a schema says that it is one of this draft.
+/// The `$schema` of draft 2020-12.
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// A compiled schema.
+/// A compiled schema with the cost factors of its keywords.
 #[derive(Debug)]
 pub struct Schema {
     validator: Validator<Payload>,
@@ -42,7 +43,7 @@ impl Schema {
     /// Compiles a schema.
     ///
     /// # Errors
-    /// The value is no schema of draft 2020-12. The message starts with the JSON pointer to the mistake.
+    /// The value is not a schema of draft 2020-12. The message starts with the JSON pointer to the error.
     pub fn compile(schema: &Value) -> Result<Self, String> {
         check_draft(schema)?;
         let validator = jsonschema::options_for::<Payload>()
@@ -60,10 +61,10 @@ impl Schema {
         Ok(Self { validator, costs: Costs::of(schema) })
     }
 
-    /// Checks a payload.
+    /// Validates a payload.
     ///
     /// # Errors
-    /// The first thing that is wrong with the payload, after the JSON pointer to it.
+    /// The first violation, after the JSON pointer to it.
     pub fn check(&self, payload: &Tree<'_>) -> Result<(), String> {
         // The engine for regular expressions panics on some patterns (rust-lang/regex, issue 1344).
         let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -78,7 +79,7 @@ impl Schema {
         checked.unwrap_or_else(|_| Err("payload: cannot be checked with its schema".into()))
     }
 
-    /// Says what is wrong with a payload that is not valid.
+    /// Returns the message for an invalid payload.
     fn explain(&self, payload: &Tree<'_>) -> String {
         let budget = Budget::to_explain(self.costs);
         let found = self.validator.validate(PayloadNode::new(payload, &budget));
@@ -89,7 +90,7 @@ impl Schema {
     }
 }
 
-/// Refuses other drafts: some of their keywords would silently mean nothing here.
+/// Rejects other drafts: the crate would silently ignore some of their keywords.
 fn check_draft(schema: &Value) -> Result<(), String> {
     match schema.get("$schema").and_then(Value::as_str) {
         Some(uri) if uri.trim_end_matches('#') != DRAFT && uri.contains("json-schema.org/draft") => {
@@ -116,8 +117,8 @@ mod tests {
         name: String,
     }
 
-    /// The official tests of the draft. The file has a group in each line, after a line with the other files to which
-    /// they refer: those are put under `$defs`, where a schema has them here.
+    /// The official test suite of the draft. Each line of the file is a group of tests. The first line holds the other
+    /// files to which the groups refer: they are put under `$defs`, the only place this module reads them from.
     fn official_tests() -> Vec<(Value, Vec<Test>)> {
         const LEFT_OUT: [(&str, &str); 14] = [
             ("vocabulary", "needs a meta-schema of one's own"),
@@ -212,7 +213,7 @@ mod tests {
             (json!({ "a": 1, "f": 0.3 }), "/f: matches no schema in \"anyOf\" (is not 1; is no multiple of 0.25)"),
             (
                 json!({ "a": 1, "g": [null, 1] }),
-                "/g: has less items of the kind in \"contains\" than \"minContains\" asks for",
+                "/g: has fewer items of the kind in \"contains\" than \"minContains\" requires",
             ),
             (
                 json!({ "a": 1, "h": { "x": true } }),
@@ -228,7 +229,7 @@ mod tests {
             let found = checked(&schema, &payload).expect("compiles").err();
             assert_eq!(found.unwrap_or_default(), says, "{payload}");
         }
-        // A device chooses the names of members.
+        // The device chooses member names, so messages cut and clean them.
         let long = json!({ "a": 1, (format!("\u{0}{}", "z".repeat(100_000))): 1 });
         let found = checked(&schema, &long).expect("compiles").expect_err("is not allowed");
         let place = found.strip_suffix(": is not allowed").expect("the message");
@@ -237,8 +238,8 @@ mod tests {
         assert_eq!(whole.expect_err("is none"), "payload: is not of type \"object\"");
     }
 
-    /// Each group of the official tests has payloads that are refused. All strings and numbers in them are replaced by
-    /// ones that stand nowhere in the schema.
+    /// The official test suite contains invalid payloads. The test replaces all strings and numbers in them by values
+    /// that do not occur in the schema.
     #[test]
     fn no_message_of_the_official_tests_holds_a_value() {
         fn with_secrets(value: &mut Value) {
@@ -313,7 +314,7 @@ mod tests {
             ),
             (json!({ "allOf": [{ "minLength": -1 }] }), "/allOf/0/minLength: -1 is less than 0".into()),
             (json!({ "items": [{}] }), "/items: is not of type \"boolean\" or \"object\"".into()),
-            (json!({ "anyOf": [] }), "/anyOf: has less than 1 item".into()),
+            (json!({ "anyOf": [] }), "/anyOf: has fewer than 1 item".into()),
             (json!({ "pattern": "(" }), "/pattern: \"(\" is no regular expression of JavaScript".into()),
             (
                 json!({ "pattern": "(?:(?<=b)(a{1,500}){1,500}){1,500}" }),
@@ -352,7 +353,7 @@ mod tests {
         }
     }
 
-    /// A schema that applies to each item of nested arrays, in so many schemas around it.
+    /// Returns a schema for each item of nested arrays, wrapped in `around` more schemas.
     fn nested_schema(around: usize) -> Value {
         let inner = json!({ "items": { "$ref": "#" } });
         (0..around).fold(inner, |inner, _| json!({ "allOf": [inner, { "maxItems": 9 }] }))
@@ -366,7 +367,7 @@ mod tests {
                 let schema = Schema::compile(schema).expect("compiles");
                 schema.check(&Tree::parse(payload.as_bytes()).expect("as deep as is read"))
             };
-            // JSON is read down to 128 levels.
+            // The JSON parser allows 128 levels.
             let arrays = "[".repeat(127) + &"]".repeat(127);
             let objects = "{\"a\":".repeat(127) + "1" + &"}".repeat(127);
             let open = json!({ "properties": { "a": { "$ref": "#" } }, "unevaluatedProperties": false });
@@ -375,7 +376,7 @@ mod tests {
             assert_eq!(check(&nested_schema(3), &arrays), Ok(()));
             let refused = Err("payload: is nested too deep for its schema".to_owned());
             assert_eq!(check(&nested_schema(50), &arrays), refused);
-            // These refer to themselves for the same value.
+            // These schemas refer to themselves for the same value.
             for schema in [
                 json!({ "$ref": "#" }),
                 json!({ "anyOf": [{ "not": { "$ref": "#" } }] }),
@@ -391,7 +392,7 @@ mod tests {
 
     #[test]
     fn look_ahead_at_the_start_means_what_it_means_elsewhere() {
-        // A group that changes nothing keeps the second of each pair from being split.
+        // The outer group has no effect on the match, but prevents the split.
         let patterns = [
             "^(?=a)b|c",
             "^(?!a|b)[a-c]+$",
@@ -418,7 +419,7 @@ mod tests {
         let many = |item: &str, count: usize| format!("[{}1]", format!("{item},").repeat(count));
         let nested =
             |levels| (0..levels).fold("{\"k\":\"a\"}".to_owned(), |next, _| format!("{{\"next\":{next},\"k\":\"a\"}}"));
-        // Each level of the payload may be one of two things, and is looked at as both.
+        // `oneOf` tries both branches on each level of the payload.
         let either = json!({ "$ref": "#/$defs/n", "$defs": { "n": { "oneOf": [
             { "properties": { "k": { "const": "a" }, "next": { "$ref": "#/$defs/n" } } },
             { "properties": { "k": { "const": "b" }, "next": { "$ref": "#/$defs/n" } } },
@@ -431,7 +432,7 @@ mod tests {
         let names = (0..50_000).map(|index| format!("\"{index}\":1")).collect::<Vec<_>>().join(",");
         let patterns = (0..200).map(|index| (format!("^{index}x"), json!(false))).collect::<serde_json::Map<_, _>>();
         let ok = "";
-        // Whether it is the pattern or the sum of all that is too much.
+        // Either a single pattern or the sum of all work exceeds the budget.
         let too_long = "payload: takes too long to be ";
         for (schema, payload, says) in [
             (backtracking.clone(), text(40), too_long),
@@ -441,11 +442,11 @@ mod tests {
             (password.clone(), text(1 << 20), too_long),
             (json!({ "items": password }), many(&text(100), 500), "/0: does not match"),
             (json!({ "pattern": "(?<=a)b" }), text(70_000), too_long),
-            // Loops inside each other, with look-ahead that goes through the text for each character.
+            // Nested loops with a look-ahead that scans the text for each character.
             (json!({ "pattern": "^.*?(?=(?:a(?=.*b))*)x" }), text(2000), too_long),
-            // At the start, look-ahead costs no more than a pattern without.
+            // Look-ahead at the start costs no more than a pattern without it.
             (json!({ "pattern": "^(?=a*$)(?!.*b)a{8,}$" }), text(4 << 20), ok),
-            // Nearly each text leads to a state of its own.
+            // The DFA of this pattern would have nearly one state per text.
             (json!({ "pattern": "a[ab]{40}c" }), text(1 << 20), too_long),
             (json!({ "items": { "pattern": "a[ab]{40}c" } }), many(&text(1000), 10), "/0: does not match"),
             (json!({ "pattern": "(a{1,500}){1,20}b" }), text(1 << 16), too_long),
@@ -466,7 +467,7 @@ mod tests {
             (json!({ "items": { "multipleOf": 1e-7 } }), many("1.5e300", 200_000), too_long),
             (json!({ "items": { "multipleOf": 1e-100 } }), many("0.5", 200_000), too_long),
             (json!({ "items": { "multipleOf": 0.5 } }), many("0.5", 50_000), ok),
-            // The branches that do not match have an error for each item.
+            // Each failing branch has an error per item.
             (
                 json!({ "anyOf": [{ "items": { "type": "string" } }, { "type": "null" }] }),
                 many("1", 200_000),

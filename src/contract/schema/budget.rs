@@ -1,40 +1,40 @@
-//! What the validation of one payload may cost.
+//! Cost limits for the validation of one payload.
 //!
-//! Promise: once a bound is reached, `spend` returns false for the rest of the validation.
+//! Promise: once a limit is reached, `spend` returns false for the rest of the validation.
 
 use super::{pattern, regex};
 use serde_json::{Number, Value};
 use std::cell::Cell;
 use std::ops::RangeInclusive;
 
-/// How many steps one validation may take. A step is an access to the payload, or other work of up to 10 ns. An invalid
-/// payload is validated twice: the second time says what is wrong.
-/// The largest payload (8 MiB) has up to 4 million values; a plain schema takes 5 steps for each.
+/// Maximum number of steps per validation. A step is one access to the payload, or other work of up to 10 ns. An
+/// invalid payload is validated twice, the second time to produce the message. The largest payload (8 MiB) has up to 4
+/// million values; a plain schema takes 5 steps for each.
 pub(super) const STEPS_MAX: u64 = 40_000_000;
-/// How many errors the library may build for one payload: it collects those of every branch of an `anyOf`. An error
-/// takes some 300 bytes.
+/// Maximum number of errors the crate may build per payload: it collects the errors of every branch of an `anyOf`. An
+/// error takes about 300 bytes.
 const ERRORS_MAX: u32 = 1000;
-/// How much stack the library may use: half of what a thread of tokio has (2 MiB). Each level of the payload takes
-/// stack for all schemas that apply to it.
+/// Maximum stack use: half the stack of a tokio thread (2 MiB). Each level of the payload takes stack for all schemas
+/// that apply to it.
 const STACK_BYTES_MAX: usize = 1 << 20;
 
-/// What a number costs that is divided as a fraction of big integers: 5 to 9 µs for `1.7976931348623157e308`.
+/// Cost of a division with big integers: 5 to 9 µs for `1.7976931348623157e308`.
 const DIVISION_STEPS: u64 = 1024;
-/// Numbers of this size are divided with 128 bits, if the divisor is one of them too.
+/// Range of numbers that are divided with 128-bit integers, provided the divisor is in the range too.
 const DIVIDED_FAST: RangeInclusive<f64> = 1e-3..=1e9;
 
 const TOO_LONG: &str = "takes too long to be checked with its schema";
 const TOO_DEEP: &str = "is nested too deep for its schema";
 
-/// What a schema makes of the cost of an access.
+/// Cost factors that follow from a schema.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Costs {
-    /// What the patterns that apply to names of members may take per byte of a name.
+    /// Steps per byte of a member name, for the patterns of all `patternProperties`.
     name_patterns: u64,
-    /// Whether texts have a format, and whether that of a regular expression.
+    /// Whether strings are checked against any `format`, and whether against `regex`.
     has_format: bool,
     has_regex_format: bool,
-    /// Whether numbers are divided by one that is no integer, and whether by one that makes all divisions slow.
+    /// Whether `multipleOf` has a divisor that is not an integer, and one that makes all divisions slow.
     divides: bool,
     divides_slowly: bool,
 }
@@ -68,37 +68,37 @@ impl Costs {
     }
 }
 
-/// The budget of one validation.
+/// Remaining steps and errors of one validation.
 pub(super) struct Budget {
     steps_left: Cell<u64>,
     errors_left: Cell<u32>,
-    /// Whether the payload is known to be invalid, and only the message is looked for.
-    explains: bool,
-    /// Where the stack was when the validation began.
+    /// Whether the payload is known to be invalid and the validation only produces the message.
+    is_explaining: bool,
+    /// Stack address at the start of the validation.
     stack_start: usize,
     costs: Costs,
     exhausted: Cell<Option<&'static str>>,
 }
 
 impl Budget {
-    /// A budget to find out whether a payload is valid. The library builds no error for that.
+    /// Budget for a validity check, in which the crate builds no errors.
     pub(super) fn new(costs: Costs) -> Self {
         Self {
             steps_left: Cell::new(STEPS_MAX),
             errors_left: Cell::new(0),
-            explains: false,
+            is_explaining: false,
             stack_start: stack_position(),
             costs,
             exhausted: Cell::new(None),
         }
     }
 
-    /// A budget to find out what is wrong with an invalid payload.
+    /// Budget for a validation that produces the message for an invalid payload.
     pub(super) fn to_explain(costs: Costs) -> Self {
-        Self { errors_left: Cell::new(ERRORS_MAX), explains: true, ..Self::new(costs) }
+        Self { errors_left: Cell::new(ERRORS_MAX), is_explaining: true, ..Self::new(costs) }
     }
 
-    /// Takes steps from the budget. Returns false if the validation has to end.
+    /// Charges steps. Returns false if the validation must end.
     #[inline]
     pub(super) fn spend(&self, steps: u64) -> bool {
         let left = self.steps_left.get();
@@ -111,13 +111,13 @@ impl Budget {
         false
     }
 
-    /// Takes what the name of a member costs. It is compared with the names and patterns of the schema.
+    /// Charges a member name, which the crate compares with the names and patterns of the schema.
     #[inline]
     pub(super) fn spend_name(&self, name: &str) -> bool {
         self.spend((name.len() as u64).saturating_mul(self.costs.name_patterns).saturating_add(1))
     }
 
-    /// Takes what a text may cost. The library may look at each of its bytes; a format takes up to 10 ns for each.
+    /// Charges a string. The crate may read each of its bytes; a format takes up to 10 ns per byte.
     #[inline]
     pub(super) fn spend_text(&self, text: &str) -> bool {
         let length = text.len() as u64;
@@ -125,7 +125,7 @@ impl Budget {
         self.spend(if self.costs.has_regex_format { steps + pattern::steps_to_read(text) } else { steps })
     }
 
-    /// Takes what a number may cost beyond the access.
+    /// Charges the cost of a number beyond the access.
     #[inline]
     pub(super) fn spend_number(&self, number: &Number) -> bool {
         if !self.costs.divides {
@@ -136,7 +136,7 @@ impl Budget {
         self.spend(if is_fast { 4 } else { DIVISION_STEPS })
     }
 
-    /// Counts an error that the library builds.
+    /// Counts an error that the crate builds.
     pub(super) fn count_error(&self) {
         match self.errors_left.get().checked_sub(1) {
             Some(left) => self.errors_left.set(left),
@@ -144,30 +144,31 @@ impl Budget {
         }
     }
 
-    /// Ends the validation. The payload is refused for the first reason.
+    /// Ends the validation. The first reason given is the one reported.
     #[cold]
     pub(super) fn exhaust(&self, reason: &'static str) {
         self.steps_left.set(0);
-        // After so many errors only branches of an `anyOf` are left to explain: what the library reports is right.
-        if !self.explains || self.errors_left.get() > 0 {
+        // Once the error limit is reached, only branches of an `anyOf` remain to be explained: the crate's report is
+        // right.
+        if !self.is_explaining || self.errors_left.get() > 0 {
             self.exhausted.set(self.exhausted.get().or(Some(reason)));
         }
     }
 
-    /// Why the validation ended early.
+    /// Reason why the validation ended early, if it did.
     pub(super) fn exhausted(&self) -> Option<&'static str> {
         self.exhausted.get()
     }
 }
 
-/// The library makes nodes for names with a budget of their own where it has none.
+/// The crate creates nodes for member names with this default where it has no budget.
 impl Default for Budget {
     fn default() -> Self {
         Self::new(Costs::default())
     }
 }
 
-/// The address of a local variable: a measure of how much stack is in use.
+/// Address of a local variable, as a measure of stack use.
 #[inline]
 fn stack_position() -> usize {
     let here = 0_u8;

@@ -1,40 +1,41 @@
-//! What is wrong with a payload or a schema, in words.
+//! Error messages for payloads and schemas.
 //!
-//! Promise: a message of a payload names the place and what the schema wants there, never a value of the payload.
+//! Promise: a message for a payload gives the location and what the schema requires there, never a value of the
+//! payload.
 
-use jsonschema::error::{TypeKind, ValidationErrorKind as Kind};
+use jsonschema::error::{TypeKind, ValidationErrorKind as ErrorKind};
 use jsonschema::{JsonType, ReferencingError, ValidationError};
 use serde_json::Value;
 
-/// How much of the name of a member, and of a whole place, a message shows.
+/// Maximum number of characters shown of a member name and of a whole pointer.
 const NAME_SHOWN: usize = 64;
-const PLACE_SHOWN: usize = 1000;
-/// How many choices of an `enum`, and how many branches of an `anyOf`, a message shows.
+const POINTER_SHOWN: usize = 1000;
+/// Maximum number of `enum` choices and `anyOf` branches shown.
 const CHOICES_SHOWN: usize = 10;
 const BRANCHES_SHOWN: usize = 3;
 
-/// The message for a payload.
+/// Returns the message for an invalid payload.
 pub(super) fn of_payload(error: &ValidationError<'_>) -> String {
-    let place = place(error);
-    format!("{}: {}", if place.is_empty() { "payload" } else { &place }, wanted(error))
+    let pointer = pointer(error);
+    format!("{}: {}", if pointer.is_empty() { "payload" } else { &pointer }, requirement(error))
 }
 
-/// The message for a schema. Its values are no secret.
+/// Returns the message for an invalid schema. The values of a schema are not secret.
 pub(super) fn of_schema(error: &ValidationError<'_>) -> String {
-    let place = place(error);
-    let place = if place.is_empty() { "the whole" } else { &place };
+    let pointer = pointer(error);
+    let pointer = if pointer.is_empty() { "the whole" } else { &pointer };
     match (error.kind(), error.instance().as_ref()) {
-        (Kind::Referencing(error), _) => reference(error),
-        (Kind::Format { format }, value) if format == "regex" => {
-            format!("{place}: {value} is no regular expression without look-around; names are matched with no other")
+        (ErrorKind::Referencing(error), _) => reference(error),
+        (ErrorKind::Format { format }, value) if format == "regex" => {
+            format!("{pointer}: {value} is no regular expression without look-around; names are matched with no other")
         }
-        (Kind::Custom { message, .. }, _) => format!("{place}: {message}"),
-        (_, Value::Array(_) | Value::Object(_)) => format!("{place}: {}", wanted(error)),
-        (_, value) => format!("{place}: {value} {}", wanted(error)),
+        (ErrorKind::Custom { message, .. }, _) => format!("{pointer}: {message}"),
+        (_, Value::Array(_) | Value::Object(_)) => format!("{pointer}: {}", requirement(error)),
+        (_, value) => format!("{pointer}: {value} {}", requirement(error)),
     }
 }
 
-/// What is wrong with a reference of a schema.
+/// Returns the message for a `$ref` that cannot be resolved.
 fn reference(error: &ReferencingError) -> String {
     match error {
         ReferencingError::Unretrievable { uri, .. } => {
@@ -46,102 +47,102 @@ fn reference(error: &ReferencingError) -> String {
     }
 }
 
-/// The JSON pointer to what is wrong. Devices choose the names of members: long ones are cut, and control characters
-/// are replaced.
-fn place(error: &ValidationError<'_>) -> String {
-    let mut place = String::new();
+/// JSON pointer to the error. Devices choose member names: long ones are cut, and control characters are replaced.
+fn pointer(error: &ValidationError<'_>) -> String {
+    let mut pointer = String::new();
     for name in error.instance_path().as_str().split('/').skip(1) {
-        push_name(&mut place, name);
+        push_name(&mut pointer, name);
     }
     let member = match error.kind() {
-        Kind::Required { property } => property.as_str(),
-        Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {
+        ErrorKind::Required { property } => property.as_str(),
+        ErrorKind::AdditionalProperties { unexpected } | ErrorKind::UnevaluatedProperties { unexpected } => {
             unexpected.first().map(String::as_str)
         }
-        Kind::PropertyNames { error } => match error.instance().as_ref() {
-            Value::String(name) => return member_of(place, name),
+        ErrorKind::PropertyNames { error } => match error.instance().as_ref() {
+            Value::String(name) => return member_of(pointer, name),
             _ => None,
         },
         _ => None,
     };
     match member {
-        Some(name) => member_of(place, name),
-        None => cut(place),
+        Some(name) => member_of(pointer, name),
+        None => cut(pointer),
     }
 }
 
-fn member_of(mut place: String, name: &str) -> String {
-    push_name(&mut place, &super::super::json::escaped(name));
-    cut(place)
+fn member_of(mut pointer: String, name: &str) -> String {
+    push_name(&mut pointer, &super::super::json::escaped(name));
+    cut(pointer)
 }
 
-fn push_name(place: &mut String, name: &str) {
-    place.push('/');
-    place.extend(name.chars().take(NAME_SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }));
+fn push_name(pointer: &mut String, name: &str) {
+    pointer.push('/');
+    pointer.extend(name.chars().take(NAME_SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }));
     if name.chars().nth(NAME_SHOWN).is_some() {
-        place.push('…');
+        pointer.push('…');
     }
 }
 
-fn cut(mut place: String) -> String {
-    if let Some((end, _)) = place.char_indices().nth(PLACE_SHOWN) {
-        place.truncate(end);
-        place.push('…');
+fn cut(mut pointer: String) -> String {
+    if let Some((end, _)) = pointer.char_indices().nth(POINTER_SHOWN) {
+        pointer.truncate(end);
+        pointer.push('…');
     }
-    place
+    pointer
 }
 
-/// What the schema wants of the value.
-fn wanted(error: &ValidationError<'_>) -> String {
+/// Describes the requirement that the value violates.
+fn requirement(error: &ValidationError<'_>) -> String {
     match error.kind() {
-        Kind::Type { kind: TypeKind::Single(one) } => format!("is not of type {}", types([*one])),
-        Kind::Type { kind: TypeKind::Multiple(some) } => format!("is not of type {}", types(some.iter())),
-        Kind::Enum { options } => format!("is not one of {}", choices(options)),
-        Kind::Constant { expected_value } => format!("is not {expected_value}"),
-        Kind::Maximum { limit } => format!("is greater than {limit}"),
-        Kind::ExclusiveMaximum { limit } => format!("is not less than {limit}"),
-        Kind::Minimum { limit } => format!("is less than {limit}"),
-        Kind::ExclusiveMinimum { limit } => format!("is not greater than {limit}"),
-        Kind::MultipleOf { multiple_of } => format!("is no multiple of {multiple_of}"),
-        Kind::MaxLength { limit } => format!("is longer than {}", counted(*limit, "character")),
-        Kind::MinLength { limit } => format!("is shorter than {}", counted(*limit, "character")),
-        Kind::MaxItems { limit } => format!("has more than {}", counted(*limit, "item")),
-        Kind::MinItems { limit } => format!("has less than {}", counted(*limit, "item")),
-        Kind::AdditionalItems { limit } => format!("has more than {}", counted(*limit as u64, "item")),
-        Kind::MaxProperties { limit } => format!("has more than {}", counted(*limit, "member")),
-        Kind::MinProperties { limit } => format!("has less than {}", counted(*limit, "member")),
-        Kind::UniqueItems => "has equal items".into(),
-        Kind::Contains if error.schema_path().as_str().ends_with("maxContains") => {
+        ErrorKind::Type { kind: TypeKind::Single(one) } => format!("is not of type {}", types([*one])),
+        ErrorKind::Type { kind: TypeKind::Multiple(some) } => format!("is not of type {}", types(some.iter())),
+        ErrorKind::Enum { options } => format!("is not one of {}", choices(options)),
+        ErrorKind::Constant { expected_value } => format!("is not {expected_value}"),
+        ErrorKind::Maximum { limit } => format!("is greater than {limit}"),
+        ErrorKind::ExclusiveMaximum { limit } => format!("is not less than {limit}"),
+        ErrorKind::Minimum { limit } => format!("is less than {limit}"),
+        ErrorKind::ExclusiveMinimum { limit } => format!("is not greater than {limit}"),
+        ErrorKind::MultipleOf { multiple_of } => format!("is no multiple of {multiple_of}"),
+        ErrorKind::MaxLength { limit } => format!("is longer than {}", counted(*limit, "character")),
+        ErrorKind::MinLength { limit } => format!("is shorter than {}", counted(*limit, "character")),
+        ErrorKind::MaxItems { limit } => format!("has more than {}", counted(*limit, "item")),
+        ErrorKind::MinItems { limit } => format!("has fewer than {}", counted(*limit, "item")),
+        ErrorKind::AdditionalItems { limit } => format!("has more than {}", counted(*limit as u64, "item")),
+        ErrorKind::MaxProperties { limit } => format!("has more than {}", counted(*limit, "member")),
+        ErrorKind::MinProperties { limit } => format!("has fewer than {}", counted(*limit, "member")),
+        ErrorKind::UniqueItems => "has equal items".into(),
+        ErrorKind::Contains if error.schema_path().as_str().ends_with("maxContains") => {
             "has more items of the kind in \"contains\" than \"maxContains\" allows".into()
         }
-        Kind::Contains if error.schema_path().as_str().ends_with("minContains") => {
-            "has less items of the kind in \"contains\" than \"minContains\" asks for".into()
+        ErrorKind::Contains if error.schema_path().as_str().ends_with("minContains") => {
+            "has fewer items of the kind in \"contains\" than \"minContains\" requires".into()
         }
-        Kind::Contains => "has no item of the kind in \"contains\"".into(),
-        Kind::UnevaluatedItems { .. } => "has more items than the schema allows".into(),
-        Kind::Required { .. } if error.schema_path().as_str().ends_with("/dependentRequired") => {
+        ErrorKind::Contains => "has no item of the kind in \"contains\"".into(),
+        ErrorKind::UnevaluatedItems { .. } => "has more items than the schema allows".into(),
+        ErrorKind::Required { .. } if error.schema_path().as_str().ends_with("/dependentRequired") => {
             "is missing, and a member is there that needs it (\"dependentRequired\")".into()
         }
-        Kind::Required { .. } => "is missing".into(),
-        Kind::FalseSchema | Kind::AdditionalProperties { .. } | Kind::UnevaluatedProperties { .. } => {
+        ErrorKind::Required { .. } => "is missing".into(),
+        ErrorKind::FalseSchema | ErrorKind::AdditionalProperties { .. } | ErrorKind::UnevaluatedProperties { .. } => {
             "is not allowed".into()
         }
-        Kind::PropertyNames { error } => format!("the name {}", wanted(error)),
-        Kind::Format { format } => format!("is no \"{format}\""),
-        Kind::Pattern { pattern } => format!("does not match \"{pattern}\""),
-        Kind::AnyOf { context } => format!("matches no schema in \"anyOf\"{}", branches(context)),
-        Kind::OneOfNotValid { context } => format!("matches no schema in \"oneOf\"{}", branches(context)),
-        Kind::OneOfMultipleValid { .. } => "matches more than one schema in \"oneOf\"".into(),
-        Kind::Not { .. } => "matches the schema in \"not\"".into(),
-        Kind::Custom { message, .. } => message.clone(),
-        // Kinds of keywords that only annotate in this draft, and of schemas that do not compile.
+        ErrorKind::PropertyNames { error } => format!("the name {}", requirement(error)),
+        ErrorKind::Format { format } => format!("is no \"{format}\""),
+        ErrorKind::Pattern { pattern } => format!("does not match \"{pattern}\""),
+        ErrorKind::AnyOf { context } => format!("matches no schema in \"anyOf\"{}", branches(context)),
+        ErrorKind::OneOfNotValid { context } => format!("matches no schema in \"oneOf\"{}", branches(context)),
+        ErrorKind::OneOfMultipleValid { .. } => "matches more than one schema in \"oneOf\"".into(),
+        ErrorKind::Not { .. } => "matches the schema in \"not\"".into(),
+        ErrorKind::Custom { message, .. } => message.clone(),
+        // Errors of annotation-only keywords and of schemas that do not compile.
         kind => format!("does not satisfy \"{}\"", kind.keyword()),
     }
 }
 
-/// What the first branches want.
+/// Describes the requirements of the first branches.
 fn branches(context: &[Vec<ValidationError<'_>>]) -> String {
-    let shown: Vec<_> = context.iter().filter_map(|branch| branch.first()).take(BRANCHES_SHOWN).map(wanted).collect();
+    let shown: Vec<_> =
+        context.iter().filter_map(|branch| branch.first()).take(BRANCHES_SHOWN).map(requirement).collect();
     let more = if context.len() > shown.len() { "; …" } else { "" };
     if shown.is_empty() { String::new() } else { format!(" ({}{more})", shown.join("; ")) }
 }

@@ -1,7 +1,7 @@
-//! The payload as the library sees it.
+//! Adapter through which the crate `jsonschema` reads the payload.
 //!
-//! Promise: each access takes steps from the budget. When it is spent, objects and arrays are empty and every value is
-//! `null`, so that the library ends soon. The library never holds a value of the payload: its errors get `null`.
+//! Promise: each access charges the budget. Once the budget is spent, objects and arrays appear empty and every value
+//! is `null`, so the crate finishes soon. The crate never holds a value of the payload: its errors get `null`.
 
 use super::super::json::Tree;
 use super::budget::Budget;
@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-/// The kind of JSON that a [`Tree`] is.
+/// Marker type that tells the crate how to read a [`Tree`].
 pub(super) struct Payload;
 
 /// A value of the payload.
@@ -20,7 +20,7 @@ pub(super) struct Payload;
 pub(super) struct PayloadNode<'a> {
     pub(super) tree: &'a Tree<'a>,
     pub(super) budget: &'a Budget,
-    /// Whether it is the name of a member. A message may hold a name.
+    /// Whether the value is a member name. Messages may contain names.
     pub(super) is_name: bool,
 }
 
@@ -41,7 +41,7 @@ impl Json for Payload {
     type PreparedKey = String;
     type StringBuffer = Budget;
 
-    /// A lookup visits the names one after the other, as a pass over all members does.
+    /// A lookup is a linear search, as expensive as a pass over all members.
     const KEYS_PER_LOOKUP: usize = 64;
     const ACYCLIC: bool = true;
 
@@ -125,7 +125,7 @@ impl<'a> Node<'a, Payload> for PayloadNode<'a> {
         is_equal(self.tree, expected, self.budget)
     }
 
-    /// The library asks for it only to show it.
+    /// The crate calls this only to put the value into an error.
     fn to_value(&self) -> Cow<'a, Value> {
         self.budget.count_error();
         match self.tree {
@@ -211,8 +211,8 @@ impl<'a> Array<'a, Payload> for Items<'a> {
                 return false;
             }
         }
-        let mut known = HashSet::with_capacity(items.len());
-        items.into_iter().all(|item| known.insert(&bytes[item]))
+        let mut seen = HashSet::with_capacity(items.len());
+        items.into_iter().all(|item| seen.insert(&bytes[item]))
     }
 }
 
@@ -230,7 +230,7 @@ impl<'a> Iterator for ItemsIter<'a> {
     }
 }
 
-/// A number by its value: `1`, `1.0` and `1e0` are one.
+/// A number by its mathematical value: `1`, `1.0` and `1e0` are equal.
 #[derive(Debug, PartialEq)]
 enum NumberValue {
     Integer(i128),
@@ -239,7 +239,7 @@ enum NumberValue {
 
 impl From<&Number> for NumberValue {
     fn from(number: &Number) -> Self {
-        /// From 2^126 on an `f64` may not fit into an `i128`. All such numbers are integers; each has one `f64`.
+        /// From 2^126 on, an `f64` may not fit into an `i128`. All such numbers are integers, each with one `f64`.
         const INTEGER_END: f64 = (1_u128 << 126) as f64;
         match number.as_i128() {
             Some(integer) => Self::Integer(integer),
@@ -251,7 +251,7 @@ impl From<&Number> for NumberValue {
     }
 }
 
-/// Whether a value of the payload is equal to one of the schema: numbers by value, members in any order.
+/// Whether a value of the payload equals a value of the schema: numbers by value, members in any order.
 fn is_equal(tree: &Tree<'_>, expected: &Value, budget: &Budget) -> bool {
     if !budget.spend(1) {
         return false;
@@ -269,8 +269,8 @@ fn is_equal(tree: &Tree<'_>, expected: &Value, budget: &Budget) -> bool {
     }
 }
 
-/// Writes equal values as the same bytes, and others as others. Texts come with their length, numbers have a fixed one:
-/// JSON takes several times as long.
+/// Writes equal values as equal bytes, and different values as different bytes. Strings have a length prefix, numbers a
+/// fixed length: JSON text takes several times as long.
 fn write_canonical(tree: &Tree<'_>, out: &mut Vec<u8>) {
     match tree {
         Tree::Number(number) => match NumberValue::from(number) {
