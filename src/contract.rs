@@ -1,10 +1,9 @@
-//! Contracts: the declared, versioned agreements on what the streams carry.
+//! Contracts: declared, versioned agreements on the content of the streams.
 //!
-//! Promise: an event that passes [`Contract::read`] is what its contract says; one that does not
-//! comes back with a reason that names the field. A folder that loads can serve; one that does
-//! not is refused whole, with every problem named.
+//! Promise: an event accepted by [`Contract::read`] conforms to its contract; any other comes back with a reason that
+//! names the field. A folder of contracts is either loaded completely or rejected completely, with every problem named.
 //!
-//! Not here: where raw facts come from (`sources`), what becomes of refused ones (`ingest`).
+//! Not here: where events come from (`sources`), how rejected events are handled (`ingest`).
 
 mod change;
 mod file;
@@ -14,7 +13,7 @@ mod pattern;
 mod publication;
 mod schema;
 
-pub use change::objections;
+pub use change::incompatibilities;
 pub use json::{Pointer, Tree, push_json_string};
 pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
@@ -31,39 +30,39 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest key, in bytes: with the levels around it, a topic stays far below MQTT's 65,535.
+/// Maximum length of a key, in bytes. With the levels around it, a topic stays far below MQTT's 65,535 bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
-/// The longest id that a device may give, in bytes.
+/// Maximum length of an id from a device, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
-/// What stands around every event of this gateway.
+/// Names that every event of this gateway carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surroundings {
-    /// `test`, `production`, …
+    /// Environment, such as `test` or `production`.
     pub environment: String,
-    /// The plant.
+    /// Name of the plant.
     pub site: String,
-    /// This gateway; unique in the site.
+    /// Name of the gateway, unique within the site.
     pub gateway: String,
-    /// First part of every event type.
+    /// Prefix of every event type.
     pub namespace: String,
 }
 
-/// The kinds of source an event can come from.
+/// Kind of source that an event comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SourceKind {
-    /// Devices that publish to the gateway's own listener.
+    /// MQTT clients of the gateway's own listener.
     Mqtt,
-    /// A broker of the plant, which the gateway subscribes to.
+    /// A broker of the plant, to which the gateway subscribes.
     Broker,
-    /// Programs that post to the gateway over HTTP.
+    /// HTTP clients that post to the gateway.
     Http,
-    /// Machines that the gateway asks over Modbus.
+    /// Modbus devices that the gateway polls.
     Modbus,
-    /// An Odoo that the gateway reads.
+    /// An Odoo server that the gateway polls.
     Odoo,
-    /// The gateway's own watch over the business.
+    /// The gateway's own monitoring of business rules (`watch`).
     Watch,
 }
 
@@ -80,31 +79,31 @@ impl std::fmt::Display for SourceKind {
     }
 }
 
-/// How the envelope travels.
+/// CloudEvents content mode of published events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Everything in one JSON object.
+    /// One JSON object with attributes and payload.
     #[default]
     Structured,
-    /// Attributes as MQTT 5 user properties, the payload as it is.
+    /// Attributes as MQTT 5 user properties, the payload unchanged.
     Binary,
 }
 
-/// Which payloads a contract takes.
+/// Payload formats that a contract accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accepts {
     /// JSON only.
     #[default]
     Json,
-    /// JSON, and anything else as base64.
+    /// JSON; anything else is embedded as base64.
     Any,
-    /// Everything as base64, unread.
+    /// Any bytes, embedded as base64 without parsing.
     Bytes,
 }
 
-/// What payloads are made into JSON from, before the contract reads them.
+/// Format that the gateway decodes to JSON before the contract reads the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decode {
@@ -112,161 +111,161 @@ pub enum Decode {
     SparkplugB,
 }
 
-/// What becomes of an event that breaks its contract.
+/// Treatment of an event that breaks its contract.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnViolation {
-    /// It is held back as a dead letter.
+    /// The gateway keeps it as a dead letter.
     #[default]
     DeadLetter,
-    /// It is delivered, marked with the violation.
+    /// The gateway delivers it, marked with the violation.
     Flag,
 }
 
-/// What order means to the consumers of a stream.
+/// Ordering guarantee for the consumers of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Events of one key never overtake each other.
     #[default]
     Key,
-    /// Nothing: events may arrive in any order.
+    /// No guarantee: events may arrive in any order.
     None,
 }
 
-/// One contract, ready to serve.
+/// A parsed and checked contract.
 #[derive(Debug)]
 pub struct Contract {
-    /// The file it came from.
+    /// File that the contract was read from.
     pub file: PathBuf,
-    /// What the stream is for.
+    /// Purpose of the stream, for people.
     pub purpose: String,
-    /// The system that owns what the events say.
+    /// System that owns the facts in the events.
     pub system_of_record: String,
     source: SourceKind,
     source_name: Option<String>,
     pattern: Pattern,
     key: Template,
-    /// Whether it says itself what its key is.
-    pub names_key: bool,
+    /// Whether the contract sets `key`; else a source may provide the key.
+    pub has_own_key: bool,
     device: Template,
     publisher: Option<Publisher>,
     id: Option<Pointer>,
     time: Option<Pointer>,
     schema: Option<Schema>,
     accepts: Accepts,
-    /// What its payloads are made into JSON from, where they are none.
+    /// Format that the gateway decodes to JSON, if payloads are not JSON already.
     pub decode: Option<Decode>,
     on_violation: OnViolation,
     keep: Vec<Pointer>,
     mask: Vec<Pointer>,
-    /// How long repeats are recognised by their id; `None` where its events have none.
+    /// Requested dedupe window; `None` where the events have no id of their own.
     pub dedupe: Option<Duration>,
-    /// What order means to its consumers.
+    /// Ordering guarantee for the consumers.
     pub order: Order,
-    /// Whether it serves; one that does not is checked all the same.
+    /// Whether the contract is in use. Disabled contracts are checked too.
     pub is_enabled: bool,
-    /// What is read of which model, where its events come from Odoo.
+    /// Model and fields to read, for contracts of source `odoo`.
     pub odoo: Option<odoo::Section>,
-    /// How its events look at central.
+    /// Version of the contract as central sees it.
     pub publication: Publication,
 }
 
-/// The place of a topic that names who publishes there.
+/// The topic level that names the publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publisher {
-    /// Its index in the captures.
+    /// Index in the captures.
     index: usize,
-    /// What it is called: a capture, `client` or `user`.
+    /// Name of the capture, or `client` or `user`.
     pub name: String,
-    /// Whether the contract says so itself; else it is the place that alone forms the key.
+    /// Whether the contract sets `publisher`; else the single capture of `key` stands for it.
     pub is_written: bool,
 }
 
-/// What an event says once its contract has read it.
+/// Fields of an event that its contract has read and accepted.
 #[derive(Debug)]
-pub struct Reading<'a> {
-    /// The id the device gave; `None` where the gateway mints one.
+pub struct ParsedEvent<'a> {
+    /// Id from the payload; `None` where the gateway creates one.
     pub id: Option<Cow<'a, str>>,
-    /// When it happened, if the device says so.
+    /// Time from the payload, if there is one.
     pub time: Option<Timestamp>,
-    /// What order is kept for.
+    /// Key, for which order is kept.
     pub key: Cow<'a, str>,
-    /// What the payload is.
+    /// Format of `payload`.
     pub content: Content,
-    /// What is stored of the payload.
+    /// Payload to store, after `keep` and `mask`.
     pub payload: Cow<'a, [u8]>,
-    /// What it breaks, where the contract delivers it all the same.
+    /// Violation, where the contract delivers the event in spite of it.
     pub violation: Option<String>,
 }
 
-/// An event that is not what its contract says.
+/// An event that breaks its contract.
 #[derive(Debug)]
 pub struct Violation<'a> {
-    /// What is wrong, starting with the field. Never holds a value of the payload.
+    /// Reason, starting with the field. Never contains a value of the payload.
     pub reason: String,
-    /// What may be kept of the payload, after `keep` and `mask`; the raw bytes where it does not parse.
+    /// Payload to keep, after `keep` and `mask`; the raw bytes if they cannot be parsed.
     pub payload: Cow<'a, [u8]>,
 }
 
 impl Contract {
-    /// The name of the stream.
+    /// Name of the stream, without its version.
     pub fn stream(&self) -> &str {
         &self.publication.stream
     }
 
-    /// Whether a topic is one of its own.
+    /// Whether the topic pattern matches a topic.
     pub fn takes(&self, topic: &str) -> bool {
         self.pattern.captures(topic).is_some()
     }
 
-    /// The kind of source its events come from.
+    /// Kind of source that the events come from.
     pub fn source(&self) -> SourceKind {
         self.source
     }
 
-    /// Whether events of a source of this name count.
+    /// Whether the contract applies to a source of this name.
     pub fn is_for(&self, source: &str) -> bool {
         self.source_name.as_deref().is_none_or(|name| name == source)
     }
 
-    /// The device that `captures` name, for the event's source.
+    /// Device named by `captures`, for the origin of the event.
     pub fn device<S: AsRef<str>>(&self, captures: &[S]) -> String {
         self.device.fill(captures, None).map_or_else(|_| String::new(), Cow::into_owned)
     }
 
-    /// Which place of its topics has to be the proven name of whoever publishes; `None` if the contract names none.
+    /// Topic level that must equal the publisher's authenticated name; `None` if the contract names none.
     pub fn publisher(&self) -> Option<&Publisher> {
         self.publisher.as_ref()
     }
 
-    /// The name that `captures` say the publisher has to have proven.
+    /// Authenticated name that `captures` require of the publisher.
     pub fn publisher_in<'c>(&self, captures: &'c [String]) -> Option<&'c str> {
         captures.get(self.publisher.as_ref()?.index).map(String::as_str)
     }
 
-    /// The topic filter of what somebody with this proven name may publish because of the contract.
+    /// Topic filter of the topics to which a client with this authenticated name may publish under the contract.
     pub fn filter_of_publisher(&self, name: &str) -> Option<String> {
         Some(self.pattern.filter(Some((&self.publisher.as_ref()?.name, name))))
     }
 
-    /// Whether some topic that it takes matches a pattern.
+    /// Whether a topic exists that both the contract and `pattern` match.
     pub fn overlaps(&self, pattern: &Pattern) -> bool {
         self.pattern.overlaps(pattern)
     }
 
-    /// The topic filter of all that it takes.
+    /// Topic filter of all matching topics.
     pub fn filter(&self) -> String {
         self.pattern.filter(None)
     }
 
-    /// Reads a payload after the contract. `mask_key` is what masked fields are hashed with.
+    /// Parses a payload, checks it and applies `keep` and `mask`. `mask_key` keys the hash of masked fields.
     pub fn read<'a>(
         &self,
         captures: &'a [String],
         payload: &'a [u8],
         mask_key: &[u8],
-    ) -> Result<Reading<'a>, Violation<'a>> {
+    ) -> Result<ParsedEvent<'a>, Violation<'a>> {
         if self.accepts == Accepts::Bytes {
             return self.read_opaque(captures, payload);
         }
@@ -281,8 +280,8 @@ impl Contract {
                 return Err(Violation { reason, payload: Cow::Borrowed(payload) });
             }
         };
-        match self.examine(captures, &tree) {
-            Ok((id, time, key, violation)) => Ok(Reading {
+        match self.check_fields(captures, &tree) {
+            Ok((id, time, key, violation)) => Ok(ParsedEvent {
                 id: id.map(|id| Cow::Owned(id.into_owned())),
                 time,
                 key,
@@ -294,7 +293,7 @@ impl Contract {
         }
     }
 
-    /// Checks a payload against the schema alone.
+    /// Checks a payload against the schema only.
     pub fn check_payload(&self, payload: &[u8]) -> Result<(), String> {
         if self.accepts != Accepts::Json {
             return Ok(());
@@ -303,10 +302,10 @@ impl Contract {
         self.schema.as_ref().map_or(Ok(()), |schema| schema.check(&tree))
     }
 
-    fn read_opaque<'a>(&self, captures: &'a [String], payload: &'a [u8]) -> Result<Reading<'a>, Violation<'a>> {
-        let key = self.key.fill(captures, None).map_err(|unfilled| unfilled.to_string()).and_then(bounded_key);
+    fn read_opaque<'a>(&self, captures: &'a [String], payload: &'a [u8]) -> Result<ParsedEvent<'a>, Violation<'a>> {
+        let key = self.key.fill(captures, None).map_err(|unfilled| unfilled.to_string()).and_then(check_key_length);
         match key {
-            Ok(key) => Ok(Reading {
+            Ok(key) => Ok(ParsedEvent {
                 id: None,
                 time: None,
                 key,
@@ -319,14 +318,15 @@ impl Contract {
     }
 
     #[allow(clippy::type_complexity)]
-    fn examine<'c, 't>(
+    fn check_fields<'c, 't>(
         &self,
         captures: &'c [String],
         tree: &'t Tree<'t>,
     ) -> Result<(Option<Cow<'t, str>>, Option<Timestamp>, Cow<'c, str>, Option<String>), String> {
         let mut violation = None;
-        // Without a key there is no order to keep, so that a key is never optional.
-        let key = self.key.fill(captures, Some(tree)).map_err(|unfilled| unfilled.to_string()).and_then(bounded_key)?;
+        // The key is never optional: without it no order can be kept.
+        let key =
+            self.key.fill(captures, Some(tree)).map_err(|unfilled| unfilled.to_string()).and_then(check_key_length)?;
         let mut broken = |reason: String| match self.on_violation {
             OnViolation::DeadLetter => Err(reason),
             OnViolation::Flag => {
@@ -363,14 +363,14 @@ impl Contract {
         Ok((id, time, key, violation))
     }
 
-    /// What `keep` and `mask` leave of a payload.
+    /// Applies `keep` and `mask` to a payload.
     fn minimise<'a>(&self, tree: Tree<'a>, payload: &'a [u8], mask_key: &[u8]) -> Cow<'a, [u8]> {
         if self.keep.is_empty() && self.mask.is_empty() {
             return Cow::Borrowed(payload);
         }
         let mut tree = if self.keep.is_empty() { tree } else { tree.keep(&self.keep) };
         for pointer in &self.mask {
-            // What is taken in again after it was a dead letter is masked already.
+            // A requeued dead letter is masked already.
             tree.replace(pointer, |value| match value {
                 Tree::Text(text) if is_masked(text) => Tree::Text(text.clone()),
                 value => Tree::Text(masked(value, mask_key).into()),
@@ -382,7 +382,7 @@ impl Contract {
     }
 }
 
-fn bounded_key(key: Cow<'_, str>) -> Result<Cow<'_, str>, String> {
+fn check_key_length(key: Cow<'_, str>) -> Result<Cow<'_, str>, String> {
     if key.len() <= KEY_BYTES_MAX {
         Ok(key)
     } else {
@@ -395,10 +395,10 @@ fn is_masked(text: &str) -> bool {
     hash.len() == 32 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What a masked value begins with.
+/// Prefix of a masked value.
 const MASKED: &str = "hmac-sha256:";
 
-/// `hmac-sha256:` and the first 16 bytes of the keyed hash of the value's JSON text.
+/// Returns `hmac-sha256:` and the first 16 bytes of the keyed hash of the value's JSON text.
 fn masked(value: &Tree<'_>, key: &[u8]) -> String {
     let mut text = Vec::new();
     value.write(&mut text);
@@ -418,28 +418,28 @@ pub struct Contracts {
     list: Vec<Arc<Contract>>,
 }
 
-/// Who hands in events.
+/// The client that submits an event.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sender<'a> {
-    /// `{client}`: the client as its source knows it. Of an MQTT client it is a claim.
+    /// `{client}`: the client as its source identifies it. The client id of an MQTT client is not authenticated.
     pub client: &'a str,
-    /// `{user}`: the name that the sender proved, or what an anonymous client says it is called.
+    /// `{user}`: the authenticated name, or the name that an anonymous client claims.
     pub user: &'a str,
-    /// How `user` was proven; `None` if nobody has checked it.
+    /// How `user` was authenticated; `None` if it was not.
     pub proven_by: Option<AuthType>,
 }
 
-/// What a topic says about an event before its payload is read.
+/// Contract and captures that follow from a topic.
 #[derive(Debug)]
-pub struct Matched {
-    /// The contract that counts.
+pub struct TopicMatch {
+    /// The matching contract.
     pub contract: Arc<Contract>,
-    /// Client, user and topic, then the captures of the topic.
+    /// Client, user and topic, followed by the captures of the topic pattern.
     pub captures: Vec<String>,
 }
 
 impl Contracts {
-    /// Loads every `*.toml` of a folder and of the folders in it. Each problem names file, line and key.
+    /// Loads every `*.toml` of a folder and its direct subfolders. Each problem names file, line and key.
     pub fn load(
         folder: &Path,
         surroundings: &Surroundings,
@@ -475,7 +475,7 @@ impl Contracts {
         for file in &files {
             match file::load(file, surroundings, lanes, has_mask_key, &mut warnings) {
                 Ok(contract) if !contract.is_enabled => {}
-                Ok(contract) => match list.iter().find_map(|other| clash(other, &contract)) {
+                Ok(contract) => match list.iter().find_map(|other| conflict(other, &contract)) {
                     Some(message) => {
                         problems.push(Problem { file: file.clone(), line: 0, key: "match".into(), message })
                     }
@@ -487,25 +487,25 @@ impl Contracts {
         if !problems.is_empty() {
             return Err(problems);
         }
-        // The narrowest pattern that matches counts, so that a search may stop at the first.
-        let width = |contract: &Contract| (contract.source_name.is_none(), Reverse(contract.pattern.narrowness()));
+        // The most specific pattern comes first, so a search stops at the first match.
+        let width = |contract: &Contract| (contract.source_name.is_none(), Reverse(contract.pattern.specificity()));
         list.sort_by_key(|contract| width(contract));
         Ok((Self { list }, warnings))
     }
 
-    /// Every contract.
+    /// Iterates over all enabled contracts, the most specific first.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Contract>> {
         self.list.iter()
     }
 
-    /// What stands against these contracts while the publications `in_force` are, those that came last
-    /// at the end: changes that break consumers, and versions that were taken for other content.
+    /// Checks the contracts against the publications `in_force`, oldest first: finds changes that break consumers, and
+    /// versions that were used for other content.
     pub fn check_against(&self, in_force: &[Publication]) -> Vec<Problem> {
         let mut problems = Vec::new();
         for contract in &self.list {
             let next = &contract.publication;
             let current = in_force.iter().rev().find(|known| known.stream_id() == next.stream_id());
-            let found = current.map(|current| objections(current, next)).unwrap_or_default();
+            let found = current.map(|current| incompatibilities(current, next)).unwrap_or_default();
             problems.extend(found.into_iter().map(|message| Problem {
                 file: contract.file.clone(),
                 line: 0,
@@ -516,7 +516,8 @@ impl Contracts {
         problems
     }
 
-    /// Topic filters for the events of one key and the commands to one target of that name, at central and on the gateway.
+    /// Topic filters for the events of a key and the commands to the target of the same name, at central and on the
+    /// gateway.
     pub fn filters_of_key(&self, name: &str) -> Vec<String> {
         let publications = || self.list.iter().map(|contract| &contract.publication);
         let events = publications().filter_map(|publication| publication.filter_of_key(name));
@@ -527,12 +528,12 @@ impl Contracts {
         filters
     }
 
-    /// The contract that counts for a topic of a source.
-    pub fn find(&self, kind: SourceKind, source: &str, topic: &str, sender: Sender<'_>) -> Option<Matched> {
+    /// Finds the contract for a topic of a source.
+    pub fn find(&self, kind: SourceKind, source: &str, topic: &str, sender: Sender<'_>) -> Option<TopicMatch> {
         self.list.iter().find_map(|contract| {
             let fits = contract.source == kind && contract.source_name.as_deref().is_none_or(|name| name == source);
             let captures = if fits { contract.pattern.captures(topic)? } else { return None };
-            Some(Matched {
+            Some(TopicMatch {
                 contract: Arc::clone(contract),
                 captures: [sender.client, sender.user, topic].into_iter().chain(captures).map(str::to_owned).collect(),
             })
@@ -540,7 +541,7 @@ impl Contracts {
     }
 }
 
-/// What a folder of contracts holds, and the folders in it: sets that belong together.
+/// Lists the files of a folder of contracts and of its direct subfolders.
 fn paths(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -556,11 +557,11 @@ fn paths(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Why two contracts cannot both serve, and what to do about it.
-fn clash(a: &Contract, b: &Contract) -> Option<String> {
+/// Reason why two contracts cannot both be in use, and the remedy.
+fn conflict(a: &Contract, b: &Contract) -> Option<String> {
     let other = a.file.display();
     if a.publication == b.publication && a.pattern.overlaps(&b.pattern) {
-        return Some(format!("says the same as {other}; remove one of the two"));
+        return Some(format!("duplicates {other}; remove one of the two"));
     }
     if a.publication.stream_id() == b.publication.stream_id() {
         let stream = a.publication.stream_id();
@@ -569,6 +570,6 @@ fn clash(a: &Contract, b: &Contract) -> Option<String> {
         ));
     }
     let same_source = a.source == b.source && a.source_name == b.source_name;
-    (same_source && a.pattern.narrowness() == b.pattern.narrowness() && a.pattern.overlaps(&b.pattern))
-        .then(|| format!("matches some topics just as narrowly as {other}; make one of them narrower"))
+    (same_source && a.pattern.specificity() == b.pattern.specificity() && a.pattern.overlaps(&b.pattern))
+        .then(|| format!("matches some topics just as narrowly as {other}; make one of the patterns narrower"))
 }

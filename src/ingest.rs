@@ -11,7 +11,7 @@ mod shares;
 pub mod sparkplug;
 
 use crate::clock;
-use crate::contract::{Contract, Contracts, Decode, Matched, Sender, SourceKind};
+use crate::contract::{Contract, Contracts, Decode, TopicMatch, Sender, SourceKind};
 use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
 use crate::memory::Budget;
@@ -286,7 +286,7 @@ impl Ingest {
         let in_force = self.in_force.load();
         let matched = in_force.contracts.find(kind, source, topic, sender);
         let device = match &matched {
-            Some(Matched { contract, captures }) => contract.device(captures),
+            Some(TopicMatch { contract, captures }) => contract.device(captures),
             None => sender.client.to_owned(),
         };
         let mut origin = String::new();
@@ -294,7 +294,7 @@ impl Ingest {
         origin.push('/');
         push_path_segment(&mut origin, &device);
         origin.shrink_to_fit();
-        let target = matched.and_then(|Matched { contract, captures }| {
+        let target = matched.and_then(|TopicMatch { contract, captures }| {
             let stream = contract.publication.stream_id();
             let placed = in_force.placed.iter().find(|(name, _)| *name == stream)?.1;
             Some(Target { contract, captures, placed, mask_key: Arc::clone(&in_force.mask_key) })
@@ -456,7 +456,7 @@ impl Ingest {
             Some(id) => Id::Text(id),
             None => Id::mint(),
         };
-        let key = beside.key.filter(|_| !target.contract.names_key).unwrap_or(&reading.key);
+        let key = beside.key.filter(|_| !target.contract.has_own_key).unwrap_or(&reading.key);
         let record = Record {
             publication: target.placed.publication,
             id,

@@ -1,8 +1,8 @@
-//! A contract as its file says it, and the checks a file passes before it counts.
+//! The file format of a contract, and the checks that a file must pass.
 
 use super::json::Pointer;
 use super::pattern::{Pattern, Template};
-use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACES, major_of};
+use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
 use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, Publisher, SourceKind, Surroundings, odoo};
 use crate::setting::{Document, Problem, Span};
@@ -73,15 +73,15 @@ fn standard() -> String {
     "standard".into()
 }
 
-/// How long settled events stay for replay, where a contract does not say.
+/// Default retention of settled events, for replay.
 const RETENTION_SETTLED: Duration = Duration::from_secs(7 * 86_400);
-/// The wish for the window in which repeats are recognised, where a contract does not say.
+/// Default dedupe window.
 const DEDUPE: Duration = Duration::from_secs(86_400);
 
-/// Names that places of key and device templates always have, before the captures of the topic.
-pub(super) const GIVEN_NAMES: [&str; 3] = ["client", "user", "topic"];
+/// Placeholders that key and device templates always have, before the captures of the topic.
+pub(super) const BUILT_IN_NAMES: [&str; 3] = ["client", "user", "topic"];
 
-/// Reads and checks one contract file. Warnings are problems that do not stand in the way.
+/// Reads and checks a contract file. Problems that do not prevent its use go to `warnings`.
 pub(super) fn load(
     file: &Path,
     surroundings: &Surroundings,
@@ -98,7 +98,7 @@ pub(super) fn load(
     if !lanes.contains(&raw.lane) {
         return Err(wrong("lane", format!("\"{}\" is no lane; there are {}", raw.lane, quoted(lanes))));
     }
-    // Where the gateway asks or computes itself, the stream is what it looks for.
+    // Events that the gateway polls or computes itself have no topic: the stream name stands for it.
     let is_own = matches!(raw.r#match.source, SourceKind::Odoo | SourceKind::Watch);
     let pattern = match (&raw.r#match.topic, is_own) {
         (Some(topic), false) => Pattern::parse(topic).map_err(|m| wrong("match.topic", m))?,
@@ -113,7 +113,7 @@ pub(super) fn load(
         return Err(wrong(&key, message));
     }
     let names: Vec<String> =
-        GIVEN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().iter().cloned()).collect();
+        BUILT_IN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().iter().cloned()).collect();
     let template = |key: &str, text: &str| Template::parse(text, &names).map_err(|m| wrong(key, m));
     let device = template("device", raw.device.as_deref().unwrap_or("{client}"))?;
     if device.needs_payload() {
@@ -138,7 +138,7 @@ pub(super) fn load(
         return Err(wrong(
             &format!("mask[{dropped}]"),
             format!(
-                "\"{}\" is not in keep, so that it is dropped before it could be masked; add it there, or remove it here",
+                "\"{}\" is not in keep and would be dropped before masking; add it to keep, or remove it from mask",
                 raw.mask[dropped]
             ),
         ));
@@ -162,7 +162,7 @@ pub(super) fn load(
             "decode makes JSON of every payload; leave accepts out, or set it to \"json\"".into(),
         ));
     }
-    // CloudEvents bring an id of their own, and what the gateway reads or computes gets one.
+    // CloudEvents bring their own id, and events that the gateway polls or computes get one.
     let has_ids = id.is_some() || is_own || raw.r#match.source == SourceKind::Http;
     if raw.dedupe.is_some() && !has_ids {
         return Err(wrong("dedupe", "recognises repeats by the id; set id to the JSON pointer of one".into()));
@@ -170,7 +170,7 @@ pub(super) fn load(
     let schema = raw.schema.as_deref().map(|name| load_schema(&document, name)).transpose()?;
     let topic = raw.topic.clone().unwrap_or_else(|| TOPIC_DEFAULT.into());
     check_topic(&topic).map_err(|m| wrong("topic", m))?;
-    // Of the places a topic may have, only the device differs between events of one key.
+    // Of the placeholders of a topic, only the device differs between events of one key.
     if raw.order == Order::Key && topic.contains("{device}") {
         warnings.push(wrong(
             "topic",
@@ -204,7 +204,7 @@ pub(super) fn load(
         source_name: raw.r#match.name,
         pattern,
         key,
-        names_key: raw.key.is_some(),
+        has_own_key: raw.key.is_some(),
         device,
         publisher,
         dedupe: has_ids.then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
@@ -223,7 +223,8 @@ pub(super) fn load(
     })
 }
 
-/// Which place of the topic names who publishes: the one that is written, or else the one that alone forms the key.
+/// Returns the topic level that names the publisher: the one that the contract sets, or else the single capture of
+/// `key`.
 fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publisher>, String> {
     let source = raw.r#match.source;
     if !matches!(source, SourceKind::Mqtt | SourceKind::Http) {
@@ -238,16 +239,16 @@ fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publ
         None => key.sole_capture().filter(|index| names[*index] != "topic"),
         Some(text) => {
             let capture = Template::parse(text, names)?.sole_capture().filter(|index| names[*index] != "topic");
-            let places: Vec<_> =
+            let levels: Vec<_> =
                 names.iter().filter(|name| *name != "topic").map(|name| format!("{{{name}}}")).collect();
-            let one_place = || format!("\"{text}\" is not one place of the topic; expected one of {}", quoted(&places));
-            Some(capture.ok_or_else(one_place)?)
+            let one_level = || format!("\"{text}\" is not one level of the topic; expected one of {}", quoted(&levels));
+            Some(capture.ok_or_else(one_level)?)
         }
     };
     Ok(capture.map(|index| Publisher { index, name: names[index].clone(), is_written: raw.publisher.is_some() }))
 }
 
-/// Whether `[odoo]` stands where it has to, and says what can be read: key, and what is wrong with it.
+/// Checks that `[odoo]` is present exactly for source `odoo`, and its content. The error holds key and message.
 fn check_odoo(raw: &File) -> Result<(), (String, String)> {
     let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
     let Some(section) = &raw.odoo else {
@@ -314,7 +315,7 @@ fn check_version(version: &str) -> Result<(), String> {
 }
 
 fn check_topic(topic: &str) -> Result<(), String> {
-    let names: Vec<String> = TOPIC_PLACES.iter().map(|name| (*name).to_owned()).collect();
+    let names: Vec<String> = TOPIC_PLACEHOLDERS.iter().map(|name| (*name).to_owned()).collect();
     let template = Template::parse(topic, &names)?;
     if template.needs_payload() {
         return Err(format!("\"{topic}\" takes {}, not values of the payload", quoted(&names)));

@@ -1,6 +1,6 @@
-//! A payload parsed without copying it: strings borrow from the payload, objects are short lists.
+//! Zero-copy JSON tree: strings borrow from the payload, objects are short lists.
 //!
-//! `serde_json` reads, [`super::schema`] checks; this only is the shape between them. Against
+//! `serde_json` parses, [`super::schema`] validates; this type is the interface between them. Compared with
 //! `serde_json::Value` it saves an allocation for each key and string of every event.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
-/// A JSON value that borrows from the text it was read from.
+/// A JSON value that borrows from its text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tree<'a> {
     /// `null`
@@ -18,21 +18,21 @@ pub enum Tree<'a> {
     Bool(bool),
     /// A number.
     Number(Number),
-    /// A string; owned only where it holds an escape.
+    /// A string; owned only if it contains an escape.
     Text(Cow<'a, str>),
     /// An array.
     Array(Vec<Tree<'a>>),
-    /// An object, in the order of the text. Names are unique: of repeated ones the last counts.
+    /// An object, in the order of the text. Names are unique: of repeated names the last one counts.
     Object(Vec<(Cow<'a, str>, Tree<'a>)>),
 }
 
 impl<'a> Tree<'a> {
-    /// Reads a whole JSON text.
+    /// Parses a complete JSON text.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
 
-    /// The member of an object.
+    /// Returns the member of an object.
     pub fn member(&self, name: &str) -> Option<&Tree<'a>> {
         match self {
             Self::Object(members) => members.iter().find(|(key, _)| key == name).map(|(_, value)| value),
@@ -40,7 +40,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The value a pointer leads to.
+    /// Returns the value at a pointer.
     pub fn at(&self, pointer: &Pointer) -> Option<&Tree<'a>> {
         pointer.0.iter().try_fold(self, |value, step| match value {
             Self::Array(items) => items.get(step.parse::<usize>().ok()?),
@@ -48,7 +48,7 @@ impl<'a> Tree<'a> {
         })
     }
 
-    /// A copy that holds only what the pointers lead to.
+    /// Returns a copy that contains only the values at the pointers.
     pub fn keep(&self, pointers: &[Pointer]) -> Tree<'a> {
         let mut kept = Tree::Object(Vec::new());
         for pointer in pointers {
@@ -76,7 +76,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Replaces the value a pointer leads to, if there is one.
+    /// Replaces the value at a pointer, if there is one.
     pub fn replace(&mut self, pointer: &Pointer, with: impl FnOnce(&Tree<'a>) -> Tree<'a>) {
         let mut value = self;
         for step in &pointer.0 {
@@ -93,7 +93,7 @@ impl<'a> Tree<'a> {
         *value = with(value);
     }
 
-    /// The text of a string or number, for keys and ids.
+    /// Returns a string, number or Boolean as text, for keys and ids.
     pub fn scalar(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Text(text) => Some(Cow::Borrowed(text)),
@@ -160,12 +160,12 @@ pub fn push_json_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// A name as a step of a JSON pointer.
+/// Escapes a member name for a JSON pointer.
 pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// The name that a step of a JSON pointer stands for.
+/// Returns the member name of a JSON pointer step.
 pub(super) fn unescaped(step: &str) -> String {
     step.replace("~1", "/").replace("~0", "~")
 }
@@ -175,7 +175,7 @@ pub(super) fn unescaped(step: &str) -> String {
 pub struct Pointer(Vec<String>);
 
 impl Pointer {
-    /// Reads the written form. The pointer to the whole document, an empty text, is refused.
+    /// Parses a pointer. Rejects the empty text, which points to the whole document.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(path) = text.strip_prefix('/') else {
             return Err(format!("\"{text}\" is no JSON pointer; expected one such as \"/order/number\""));
@@ -183,7 +183,7 @@ impl Pointer {
         Ok(Self(path.split('/').map(unescaped).collect()))
     }
 
-    /// Whether one of the two leads to the other, or into it.
+    /// Whether one pointer is equal to the other or a prefix of it.
     pub fn meets(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(a, b)| a == b)
     }
@@ -247,9 +247,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Tree<'a> {
     }
 }
 
-/// Removes members whose name comes again later. A value of theirs would escape the schema and `mask`.
+/// Removes members whose name occurs again later. Their values would bypass the schema and `mask`.
 fn keep_last_of_each_name(members: &mut Vec<(Cow<'_, str>, Tree<'_>)>) {
-    // Up to so many names it is faster to compare them all than to hash them.
+    // Up to this number of names, comparing all pairs is faster than hashing.
     const COMPARED_MAX: usize = 16;
     let mut is_last = Vec::new();
     if members.len() > COMPARED_MAX {

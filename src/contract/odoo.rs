@@ -1,6 +1,7 @@
-//! What a contract reads of a model of Odoo, and which changes mean something to the business.
+//! The `[odoo]` section of a contract: the fields to read from a model of Odoo, and the changes that are business
+//! events.
 //!
-//! Promise: a section that passes [`Section::check`] names nothing that it does not read.
+//! Promise: a section that passes [`Section::check`] refers only to fields that it reads.
 
 use crate::setting::Span;
 use serde::Deserialize;
@@ -14,47 +15,49 @@ use std::time::Duration;
 pub struct Section {
     /// The model, such as `mrp.production`.
     pub model: String,
-    /// The fields that are read, and no other: names of persons and prices are read only if they stand here.
+    /// Fields that the gateway reads. Personal names and prices are read only if they are listed here.
     pub fields: Vec<String>,
-    /// Those of the fields that lead to another record whose name goes along with its number.
+    /// Relational fields whose display name is included with the record number.
     #[serde(default)]
     pub names: Vec<String>,
-    /// Those of the fields that are read though Odoo does not store them: a change of one alone may show late.
+    /// Fields that the gateway reads although Odoo does not store them. A change of such a field alone may be detected
+    /// late.
     #[serde(default)]
     pub computed: Vec<String>,
-    /// The field that people know a record by.
+    /// Field with the name by which people know a record.
     pub reference: Option<String>,
-    /// Which records there are for this contract, as a domain of Odoo. It must not hold what changes in a record's life.
+    /// Records of this contract, as an Odoo domain. It must not refer to values that change during the life of a
+    /// record.
     #[serde(default)]
     pub domain: Vec<Value>,
-    /// Which of these the first load takes: mostly those that are still open.
+    /// Records of the first load, as an Odoo domain: mostly those that are still open.
     #[serde(default)]
     pub load: Vec<Value>,
-    /// Number of the company, where only one counts.
+    /// Number of the company, to restrict the records to one company.
     pub company: Option<i64>,
-    /// How often changes are asked for.
+    /// Polling interval.
     #[serde(default = "interval")]
     pub interval: Span,
-    /// The field that holds the state.
+    /// Field with the state.
     pub state: Option<String>,
-    /// States that are known; others pass with a mark.
+    /// Known states. Events with other states are delivered with a mark.
     #[serde(default)]
     pub states: Vec<String>,
-    /// States that a record seldom leaves.
+    /// States that a record rarely leaves.
     #[serde(default)]
     pub last_states: Vec<String>,
-    /// The field that has a value once a record has ended, where no state says so.
+    /// Field that gets a value when a record has ended, for models without such a state.
     pub ended_by: Option<String>,
-    /// Values of fields with which a record has ended, whatever its state.
+    /// Field values that end a record, whatever its state.
     #[serde(default)]
     pub ended_when: BTreeMap<String, Vec<String>>,
-    /// How long ago a record may have been written for the first load to take it. One that nobody has written for
-    /// so long is forgotten, though it has not ended; none, for ever.
+    /// Maximum time since the last write of a record, for the first load. The gateway drops records that nobody has
+    /// written for this long, even if they have not ended. Unset: no limit.
     pub recent: Option<Span>,
-    /// Fields that another system owns, with its name.
+    /// Fields that another system owns, with the name of that system.
     #[serde(default)]
     pub system_of_record: BTreeMap<String, String>,
-    /// What changes mean, the most telling first.
+    /// Rules that name changes, the most significant first.
     #[serde(default)]
     pub event: Vec<Rule>,
 }
@@ -63,36 +66,36 @@ fn interval() -> Span {
     Span(Duration::from_secs(5))
 }
 
-/// A change that has a name.
+/// A rule that names a change.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// The name, such as `released`.
+    /// Name of the change, such as `released`.
     pub name: String,
-    /// The field that changes.
+    /// Changed field.
     pub field: Option<String>,
-    /// To one of these values.
+    /// New values for which the rule applies.
     #[serde(default)]
     pub to: Vec<String>,
-    /// From one of these values.
+    /// Previous values for which the rule applies.
     #[serde(default)]
     pub from: Vec<String>,
-    /// How it changes, where values do not say it.
+    /// Type of change, for rules without values.
     pub change: Option<Change>,
-    /// The field that it rises above.
+    /// Field whose value the changed field must exceed.
     pub above: Option<String>,
-    /// Only for records where this field has a value.
+    /// Applies the rule only to records where this field has a value.
     pub only: Option<String>,
-    /// Only while the record is in one of these states.
+    /// Applies the rule only while the record is in one of these states.
     #[serde(default)]
     pub during: Vec<String>,
 }
 
-/// How a field changes.
+/// Type of change of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
-    /// In any way.
+    /// Any change.
     Any,
     /// From nothing to a value.
     Set,
@@ -104,13 +107,13 @@ pub enum Change {
     Created,
 }
 
-/// The shortest interval: Odoo is there for people.
+/// Minimum interval: people work with the same Odoo.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 const RECENT: (Duration, Duration) = (Duration::from_secs(86_400), Duration::from_secs(3650 * 86_400));
 
 impl Section {
-    /// Checks values against each other: key, and what is wrong with it.
+    /// Checks the values against each other. The error holds key and message.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, message: String| Err((key.to_owned(), message));
         let is_word = |word: &str| {

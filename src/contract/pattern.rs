@@ -1,4 +1,4 @@
-//! Topic patterns with captures, and templates that put what was captured together again.
+//! Topic patterns with captures, and templates that insert the captures.
 
 use super::json::{Pointer, Tree};
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ enum Level {
 }
 
 impl Pattern {
-    /// Reads the written form.
+    /// Parses a pattern.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains('\0') {
             return Err("a topic pattern has at least one level; \"#\" matches every topic".into());
@@ -52,7 +52,7 @@ impl Pattern {
         Ok(Self { levels, names })
     }
 
-    /// What the named levels are in `topic`, in the order of [`Pattern::names`]; `None` if it does not match.
+    /// Returns the named levels of `topic`, in the order of [`Pattern::names`]; `None` if the pattern does not match.
     ///
     /// As in MQTT, a leading wildcard does not match a topic that starts with `$`.
     pub fn captures<'t>(&self, topic: &'t str) -> Option<Vec<&'t str>> {
@@ -80,12 +80,12 @@ impl Pattern {
         parts.next().is_none().then_some(captures)
     }
 
-    /// The names of the captured levels.
+    /// Names of the captured levels.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The topic filter of what matches where the named level `bound.0` is `bound.1`; of all that matches without it.
+    /// Topic filter of the pattern. With `bound`, the level named `bound.0` has the value `bound.1`.
     pub fn filter(&self, bound: Option<(&str, &str)>) -> String {
         let mut names = self.names.iter();
         let levels = self.levels.iter().map(|level| match level {
@@ -100,8 +100,8 @@ impl Pattern {
         levels.collect::<Vec<_>>().join("/")
     }
 
-    /// How narrow the pattern is: the narrower of two that match a topic is the one that counts.
-    pub fn narrowness(&self) -> Vec<u8> {
+    /// Sort key of the pattern: of two patterns that match a topic, the more specific one applies.
+    pub fn specificity(&self) -> Vec<u8> {
         self.levels
             .iter()
             .map(|level| match level {
@@ -109,12 +109,12 @@ impl Pattern {
                 Level::Any { .. } => 2,
                 Level::Rest => 0,
             })
-            // A pattern that ends is narrower than one that goes on with "#".
+            // A pattern without a trailing "#" is more specific.
             .chain([1])
             .collect()
     }
 
-    /// Whether some topic matches both.
+    /// Whether a topic exists that both patterns match.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (mut a, mut b) = (self.levels.iter(), other.levels.iter());
         loop {
@@ -133,40 +133,40 @@ fn check_name(name: &str) -> Result<(), String> {
     if is_word { Ok(()) } else { Err(format!("\"{{{name}}}\" is no name; letters, digits and \"_\" are allowed")) }
 }
 
-/// A text with places to fill: `{machine}` from the topic, `{/order}` from the payload.
+/// A text with placeholders: `{machine}` from the topic, `{/order}` from the payload.
 #[derive(Clone, Debug)]
 pub struct Template {
-    parts: Vec<Part>,
+    parts: Vec<TemplatePart>,
 }
 
 #[derive(Clone, Debug)]
-enum Part {
+enum TemplatePart {
     Text(String),
     Capture(usize),
     Payload(Pointer),
 }
 
-/// A place of a template that the payload does not fill.
+/// A placeholder without a value in the payload.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Unfilled(pub String);
+pub struct MissingValue(pub String);
 
 impl Template {
-    /// Reads the written form; `names` are the captures there are.
+    /// Parses a template; `names` are the available captures.
     pub fn parse(text: &str, names: &[String]) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find('{') {
             if open > 0 {
-                parts.push(Part::Text(rest[..open].to_owned()));
+                parts.push(TemplatePart::Text(rest[..open].to_owned()));
             }
             let Some(length) = rest[open..].find('}') else {
                 return Err(format!("\"{text}\" opens a \"{{\" that it does not close"));
             };
             let name = &rest[open + 1..open + length];
             parts.push(if name.starts_with('/') {
-                Part::Payload(Pointer::parse(name)?)
+                TemplatePart::Payload(Pointer::parse(name)?)
             } else if let Some(index) = names.iter().position(|known| known == name) {
-                Part::Capture(index)
+                TemplatePart::Capture(index)
             } else {
                 let known: Vec<_> = names.iter().map(|name| format!("\"{{{name}}}\"")).collect();
                 return Err(format!(
@@ -180,41 +180,41 @@ impl Template {
             return Err(format!("\"{text}\" closes a \"}}\" that it did not open"));
         }
         if !rest.is_empty() {
-            parts.push(Part::Text(rest.to_owned()));
+            parts.push(TemplatePart::Text(rest.to_owned()));
         }
         Ok(Self { parts })
     }
 
-    /// The capture that alone fills it, if it is no more than that.
+    /// Index of the capture, if the template consists of a single one.
     pub fn sole_capture(&self) -> Option<usize> {
         match self.parts[..] {
-            [Part::Capture(index)] => Some(index),
+            [TemplatePart::Capture(index)] => Some(index),
             _ => None,
         }
     }
 
-    /// Whether a payload is needed to fill it.
+    /// Whether the template contains placeholders for payload values.
     pub fn needs_payload(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part, Part::Payload(_)))
+        self.parts.iter().any(|part| matches!(part, TemplatePart::Payload(_)))
     }
 
-    /// Fills the places.
+    /// Fills the placeholders.
     pub fn fill<'a, S: AsRef<str>>(
         &self,
         captures: &'a [S],
         payload: Option<&Tree<'_>>,
-    ) -> Result<Cow<'a, str>, Unfilled> {
-        if let [Part::Capture(index)] = self.parts[..] {
+    ) -> Result<Cow<'a, str>, MissingValue> {
+        if let [TemplatePart::Capture(index)] = self.parts[..] {
             return Ok(Cow::Borrowed(captures[index].as_ref()));
         }
         let mut out = String::new();
         for part in &self.parts {
             match part {
-                Part::Text(text) => out.push_str(text),
-                Part::Capture(index) => out.push_str(captures[*index].as_ref()),
-                Part::Payload(pointer) => match payload.and_then(|tree| tree.at(pointer)?.scalar()) {
+                TemplatePart::Text(text) => out.push_str(text),
+                TemplatePart::Capture(index) => out.push_str(captures[*index].as_ref()),
+                TemplatePart::Payload(pointer) => match payload.and_then(|tree| tree.at(pointer)?.scalar()) {
                     Some(text) => out.push_str(&text),
-                    None => return Err(Unfilled(pointer.to_string())),
+                    None => return Err(MissingValue(pointer.to_string())),
                 },
             }
         }
@@ -222,7 +222,7 @@ impl Template {
     }
 }
 
-impl fmt::Display for Unfilled {
+impl fmt::Display for MissingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: is missing, or is neither text nor number", self.0)
     }
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_narrower_pattern_counts() {
-        let narrow = |text: &str| Pattern::parse(text).expect("valid pattern").narrowness();
+        let narrow = |text: &str| Pattern::parse(text).expect("valid pattern").specificity();
         assert!(narrow("plant/a/state") > narrow("plant/{x}/state"));
         assert!(narrow("plant/{x}") > narrow("plant/#"));
         assert!(narrow("plant/#") > narrow("#"));

@@ -1,7 +1,7 @@
-//! A publication: one version of a contract in its surroundings, and so how its events look at central.
+//! A publication: one version of a contract as central sees it.
 //!
-//! Promise: [`Publication::render`] is a pure function of the stored record, its sequence and its
-//! recorded time; the same event has the same bytes on every copy, today and after an upgrade.
+//! Promise: [`Publication::render`] is a pure function of the stored record, its sequence and its recorded time; an
+//! event has the same bytes on every copy and after every upgrade.
 
 use super::json::push_json_string;
 use super::{Mode, Surroundings};
@@ -10,8 +10,8 @@ use base64::Engine;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Everything that rendering an event takes, beside the event; kept in the journal as long as
-/// stored events refer to it.
+/// Everything needed to render an event, except the event itself. The journal keeps it as long as stored events refer
+/// to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Publication {
     /// Format of this description.
@@ -20,36 +20,36 @@ pub struct Publication {
     pub stream: String,
     /// Version of the contract, `major.minor.patch`.
     pub version: String,
-    /// Where the gateway was.
+    /// Environment, site, gateway and namespace at that time.
     pub surroundings: Surroundings,
-    /// How the envelope travels.
+    /// CloudEvents content mode.
     pub mode: Mode,
     /// Topic template at central.
     pub topic: String,
     /// Lane of the stream.
     pub lane: String,
-    /// How long settled events stay, in seconds.
+    /// Retention of settled events, in seconds.
     pub retention_settled: u64,
-    /// How long an event may wait for central, in seconds; without a limit where there is none.
+    /// Maximum time that an event may wait for central, in seconds; `None` for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_unsettled: Option<u64>,
     /// The schema, for consumers and for the comparison with the next version.
     pub schema: Option<Value>,
-    /// What is kept of a payload; empty for all.
+    /// Payload fields to keep; empty for all.
     pub keep: Vec<String>,
-    /// What is masked.
+    /// Payload fields to mask.
     pub mask: Vec<String>,
     /// Template of the key.
     pub key: String,
-    /// Who answers for the stream.
+    /// Owner of the stream.
     pub owner: String,
 }
 
-/// The format that this version of Forebay writes.
+/// Format version that this version of Forebay writes.
 pub const PUBLICATION_FORMAT: u32 = 1;
 
 impl Publication {
-    /// A stream of the gateway's own, `gateway.…`, whose key is the gateway.
+    /// Publication of a stream about the gateway itself, `gateway.…`, with the gateway as key.
     pub fn own(stream: &str, surroundings: &Surroundings, lane: &str) -> Self {
         Self {
             format: PUBLICATION_FORMAT,
@@ -69,7 +69,7 @@ impl Publication {
         }
     }
 
-    /// Whether the gateway itself is what it tells of.
+    /// Whether the stream is about the gateway itself.
     pub fn is_own(&self) -> bool {
         self.stream.starts_with("gateway.")
     }
@@ -84,8 +84,8 @@ impl Publication {
         format!("{}.v{}", self.stream, self.major())
     }
 
-    /// A topic filter for the events of one key: those of every stream where the topic is the default one. `None` if
-    /// no filter tells the events of that key from others.
+    /// Topic filter for the events of a key. With the default topic it covers every stream. `None` if no filter
+    /// separates the events of that key from others.
     pub fn filter_of_key(&self, key: &str) -> Option<String> {
         if self.topic == TOPIC_DEFAULT {
             return Some(format!("{}/+/+/{}", self.prefix(), escaped(key)));
@@ -106,30 +106,30 @@ impl Publication {
         (has_key && is_filter).then_some(filter)
     }
 
-    /// A topic filter for the commands to one target of this gateway.
+    /// Topic filter for the commands to a target of this gateway.
     pub fn filter_of_commands(&self, target: &str) -> String {
         format!("{}/command/{}/+/+/+/{}", self.prefix(), escaped(&self.surroundings.gateway), escaped(target))
     }
 
-    /// What the topics at central begin with: environment and site.
+    /// Prefix of topics at central: environment and site.
     fn prefix(&self) -> String {
         format!("{}/{}", escaped(&self.surroundings.environment), escaped(&self.surroundings.site))
     }
 }
 
-/// A text as levels of a topic.
+/// Escapes a text as topic levels.
 fn escaped(text: &str) -> String {
     let mut out = Vec::new();
     push_topic_levels(&mut out, text);
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The first number of a version such as `1.2.0`.
+/// Returns the first number of a version such as `1.2.0`.
 pub(super) fn major_of(version: &str) -> u64 {
     version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
 }
 
-/// A publication made ready to render many events.
+/// Renderer of the events of a publication.
 #[derive(Debug)]
 pub struct Renderer {
     mode: Mode,
@@ -148,7 +148,7 @@ enum TopicPart {
     Device,
 }
 
-/// One event as it goes on the wire; reused from event to event.
+/// A rendered event; reused from event to event.
 #[derive(Debug, Default)]
 pub struct Rendering {
     /// Topic name.
@@ -157,17 +157,17 @@ pub struct Rendering {
     pub payload: Vec<u8>,
     /// Media type of the payload.
     pub content_type: &'static str,
-    /// Media type where the event brought its own (binary mode).
+    /// Media type from the event itself (binary mode).
     pub content_type_own: Option<String>,
     /// User properties (binary mode).
     pub properties: Vec<(&'static str, String)>,
 }
 
-/// Media type of a structured event.
+/// Media type of a structured-mode event.
 pub const STRUCTURED: &str = "application/cloudevents+json";
 
 impl Renderer {
-    /// Prepares a publication.
+    /// Creates the renderer of a publication.
     pub fn new(publication: &Publication) -> Self {
         let around = &publication.surroundings;
         let kind = format!("{}.{}", around.namespace, publication.stream_id());
@@ -195,8 +195,8 @@ impl Renderer {
         &self.stream_id
     }
 
-    /// Renders one event into `out`, replacing what was there. `binary` says whether the link can
-    /// carry user properties; where it cannot, binary mode falls back to structured.
+    /// Renders an event into `out`, replacing its content. `binary` says whether the link can carry user properties;
+    /// without them, binary mode falls back to structured mode.
     pub fn render(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, binary: bool, out: &mut Rendering) {
         out.topic.clear();
         self.push_topic(record, &mut out.topic);
@@ -225,7 +225,7 @@ impl Renderer {
         }
     }
 
-    /// Appends the topic of a batch: that of an event without the levels that hold its key.
+    /// Appends the topic of a batch: the topic of an event without the levels of its key.
     pub fn push_batch_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
         let mut topic = Vec::new();
         for part in &self.topic {
@@ -283,7 +283,7 @@ impl Renderer {
                 let start = out.len();
                 let encoded = base64::encoded_len(record.payload.len(), true).unwrap_or(0);
                 out.resize(start + encoded, 0);
-                // The space is what the encoder asked for.
+                // The buffer has exactly the encoded length, so this cannot fail.
                 let _ = base64::engine::general_purpose::STANDARD.encode_slice(record.payload, &mut out[start..]);
                 out.push(b'"');
             }
@@ -326,7 +326,7 @@ fn media_type<'a>(record: &Record<'a>) -> &'a str {
         .unwrap_or("application/octet-stream")
 }
 
-/// The extension attributes of the envelope that an attribute of the record becomes.
+/// Returns the extension attributes of the envelope for an attribute of the record.
 fn extensions<'a>(attribute: &Attribute<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
     let (first, second) = match attribute {
         Attribute::TraceParent(text) => (Some(("traceparent", *text)), None),
@@ -352,7 +352,7 @@ fn push_id(out: &mut Vec<u8>, record: &Record<'_>) {
     }
 }
 
-/// Twenty digits hold every 64-bit number, so that sequences sort as text.
+/// Appends a sequence with twenty digits, enough for every 64-bit number, so sequences sort as text.
 fn push_sequence(out: &mut Vec<u8>, sequence: u64) {
     let mut digits = [b'0'; 20];
     let mut rest = sequence;
@@ -363,8 +363,8 @@ fn push_sequence(out: &mut Vec<u8>, sequence: u64) {
     out.extend_from_slice(&digits);
 }
 
-/// Appends a key as topic levels. `/` separates levels; wildcards, control characters and `%` are
-/// percent-encoded; an empty level, which some brokers refuse, becomes `%_`.
+/// Appends a key as topic levels. `/` separates levels; wildcards, control characters and `%` are percent-encoded; an
+/// empty level becomes `%_`, since some brokers reject empty levels.
 pub fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
     for (index, level) in key.split('/').enumerate() {
         if index > 0 {
@@ -387,13 +387,13 @@ pub fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
     }
 }
 
-/// The places a topic template at central may have, and what they stand for.
-pub(super) const TOPIC_PLACES: [&str; 7] = ["environment", "site", "gateway", "stream", "major", "key", "device"];
+/// Placeholders of a topic template at central.
+pub(super) const TOPIC_PLACEHOLDERS: [&str; 7] = ["environment", "site", "gateway", "stream", "major", "key", "device"];
 
 /// The default topic template.
 pub(super) const TOPIC_DEFAULT: &str = "{environment}/{site}/{stream}/v{major}/{key}";
 
-/// Takes a topic template apart; unknown places stand as they are (`check` refuses them before).
+/// Parses a topic template. Unknown placeholders stay as they are (`check_topic` rejects them earlier).
 fn topic_parts(publication: &Publication) -> Vec<TopicPart> {
     let around = &publication.surroundings;
     let mut parts: Vec<TopicPart> = Vec::new();
@@ -463,7 +463,7 @@ mod tests {
         }
     }
 
-    /// The golden envelope: these bytes may never change, since copies of an event are compared.
+    /// The golden envelope: these bytes must never change, since copies of an event are compared.
     #[test]
     fn the_structured_envelope_is_the_golden_one() {
         let mut out = Rendering::default();
