@@ -1,11 +1,11 @@
-//! The event: one fact that happened in the plant, and the record the journal keeps of it.
+//! The event: one fact of the plant, and its stored record.
 //!
-//! Promise: what [`Record::encode`] writes, [`Record::decode`] reads back, in every later version.
+//! Promise: every later version of [`Record::decode`] reads the output of [`Record::encode`].
 //! Invariants:
-//! - a record is immutable; sequence, offset and recorded time are its block's, not its own;
-//! - decoding never panics and never allocates more than the bytes it was given.
+//! - a record is immutable; sequence, offset and recorded time belong to its block;
+//! - decoding never panics and never allocates more than the length of its input.
 //!
-//! Not here: how an event looks at central (`contract`), where it is kept (`journal`).
+//! Not here: the representation of an event at central (`contract`), storage (`journal`).
 
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
@@ -16,36 +16,36 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
 
-/// The latest moment that RFC 3339 can write: the end of the year 9999.
+/// Latest moment that RFC 3339 can represent: the end of the year 9999.
 const TIMESTAMP_MAX: i64 = 253_402_300_799_999_999;
-/// The earliest moment that RFC 3339 can write: the start of the year 0.
+/// Earliest moment that RFC 3339 can represent: the start of the year 0.
 const TIMESTAMP_MIN: i64 = -62_167_219_200_000_000;
 
 impl Timestamp {
-    /// The moment `duration` later, at most the end of the year 9999.
+    /// Returns the moment `duration` later, at most the end of the year 9999.
     pub fn plus(self, duration: Duration) -> Self {
         let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_add(micros)).clamped()
     }
 
-    /// How long after `earlier` this moment is; zero if it is not after it.
+    /// Returns the time since `earlier`; zero if this moment is not after it.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0).max(0) as u64)
     }
 
-    /// The moment so long before this one.
+    /// Returns the moment `span` earlier.
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// Reads RFC 3339 text such as `2026-11-23T08:00:00.123Z`.
+    /// Parses RFC 3339 text such as `2026-11-23T08:00:00.123Z`.
     pub fn parse(text: &str) -> Option<Self> {
         let at: jiff::Timestamp = text.parse().ok()?;
         Some(Self(at.as_microsecond()).clamped())
     }
 
-    /// Takes a number of seconds, milliseconds, microseconds or nanoseconds since 1970: devices
-    /// use all four, and their ranges between 1971 and 2286 do not meet.
+    /// Converts a number of seconds, milliseconds, microseconds or nanoseconds since 1970. Devices use all four units;
+    /// their ranges between 1971 and 2286 do not overlap.
     pub fn from_epoch_number(number: f64) -> Option<Self> {
         let magnitude = number.abs();
         let micros = match magnitude {
@@ -111,7 +111,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// A moment as RFC 3339 text, for what people and other programs read.
+/// Serializes a moment as RFC 3339 text, for people and other programs.
 pub mod as_text {
     use super::Timestamp;
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -128,12 +128,12 @@ pub mod as_text {
     }
 }
 
-/// A moment that may be missing, as RFC 3339 text.
+/// Serializes an optional moment as RFC 3339 text.
 pub mod as_text_if_any {
     use super::Timestamp;
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    /// Writes the text, or nothing.
+    /// Writes the text, or none.
     pub fn serialize<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
         match at {
             Some(at) => serializer.collect_str(at),
@@ -141,7 +141,7 @@ pub mod as_text_if_any {
         }
     }
 
-    /// Reads the text, if there is some.
+    /// Reads the text, if present.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
         let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
         let wrong = || de::Error::custom(format!("\"{text}\" is no time"));
@@ -149,8 +149,8 @@ pub mod as_text_if_any {
     }
 }
 
-/// Year, month and day of a day count since 1970-01-01, after Howard Hinnant's
-/// `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>).
+/// Converts a day count since 1970-01-01 to year, month and day, after Howard Hinnant's `civil_from_days`
+/// (<https://howardhinnant.github.io/date_algorithms.html>).
 fn civil_from_days(days: i64) -> (u32, u32, u32) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
@@ -176,9 +176,9 @@ fn digits(out: &mut Vec<u8>, mut number: u32, width: usize) {
 /// The identity of an event: unique together with its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Id<'a> {
-    /// Minted by the gateway, UUID version 7.
+    /// UUID version 7, created by the gateway.
     Uuid([u8; 16]),
-    /// Given by the device or system that reported the event.
+    /// Id from the device or system that reported the event.
     Text(#[serde(borrow)] &'a str),
 }
 
@@ -195,7 +195,7 @@ impl Id<'_> {
         }
     }
 
-    /// A fresh identity.
+    /// Creates a new identity.
     pub fn mint() -> Id<'static> {
         Id::Uuid(*uuid::Uuid::now_v7().as_bytes())
     }
@@ -213,7 +213,7 @@ impl fmt::Display for Id<'_> {
     }
 }
 
-/// What a payload is, and so how it travels inside the envelope.
+/// Format of a payload, which decides how the envelope embeds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// Valid JSON, embedded as it is.
@@ -227,33 +227,33 @@ pub enum Content {
 /// New kinds are appended at the end: the order is part of the stored format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Attribute<'a> {
-    /// W3C trace context of the publish.
+    /// W3C trace context of the PUBLISH.
     TraceParent(#[serde(borrow)] &'a str),
-    /// Media type of the payload, when it is not JSON.
+    /// Media type of a payload that is not JSON.
     ContentType(&'a str),
-    /// The id the device gave, where it was already taken by another payload.
+    /// Id from the device, if an event with another payload already has it.
     OriginalId(&'a str),
-    /// What the payload breaks in its contract, where the contract delivers it all the same.
+    /// Violation of the contract, where the contract delivers the event in spite of it.
     Violation(&'a str),
-    /// State of the clock when the event was taken: `holdover` or `untrusted`.
+    /// State of the clock when the gateway accepted the event: `holdover` or `untrusted`.
     ClockStatus(&'a str),
-    /// The QoS 2 exchange that the event came by. Never leaves the gateway.
+    /// QoS 2 exchange in which the event arrived. Never leaves the gateway.
     Exchange {
         /// Number of the client's session.
         session: u64,
         /// Packet id.
         packet_id: u16,
     },
-    /// Who handed in the event, where that is not the device it is of.
+    /// Client that submitted the event, if it is not the device that the event is about.
     Auth {
-        /// How the name was proven.
+        /// How the name was authenticated.
         kind: AuthType,
-        /// The proven name.
+        /// Authenticated name.
         name: &'a str,
     },
 }
 
-/// The kind of principal that handed in an event, in the words of the auth context extension of CloudEvents
+/// Kind of principal that submitted an event, with the values of the auth context extension of CloudEvents
 /// (<https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/authcontext.md>).
 ///
 /// New kinds are appended at the end: the order is part of the stored format.
@@ -269,7 +269,7 @@ pub enum AuthType {
 }
 
 impl AuthType {
-    /// The value of `authtype`.
+    /// Value of the attribute `authtype`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -282,22 +282,22 @@ impl AuthType {
 /// One stored event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record<'a> {
-    /// Which publication (contract version and its surroundings) renders this event.
+    /// Publication (contract version and gateway names) that renders this event.
     pub publication: u32,
     /// Identity; the same on every copy.
     #[serde(borrow)]
     pub id: Id<'a>,
-    /// When it happened.
+    /// Time of the event.
     pub time: Timestamp,
     /// `{source}/{device}`, each part percent-encoded.
     pub origin: &'a str,
-    /// What order is kept for.
+    /// Key, for which order is kept.
     pub key: &'a str,
-    /// What the payload is.
+    /// Format of the payload.
     pub content: Content,
     /// Attributes that most events do not have.
     pub attributes: Vec<Attribute<'a>>,
-    /// What the device said.
+    /// Payload, after `keep` and `mask`.
     #[serde(serialize_with = "in_one_piece")]
     pub payload: &'a [u8],
 }
@@ -308,7 +308,7 @@ impl<'a> Record<'a> {
         append_postcard(out, self);
     }
 
-    /// Reads a record that fills `bytes` exactly.
+    /// Decodes a record that fills `bytes` exactly.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DamagedRecord> {
         match postcard::take_from_bytes(bytes) {
             Ok((record, [])) => Ok(record),
@@ -317,20 +317,20 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The first attribute that `pick` takes.
+    /// Returns the first attribute for which `pick` returns a value.
     pub fn attribute<T>(&self, pick: impl Fn(&Attribute<'a>) -> Option<T>) -> Option<T> {
         self.attributes.iter().find_map(pick)
     }
 }
 
-/// Bytes that are no record: damaged, or written by a newer Forebay.
+/// Bytes that cannot be decoded as a record: damaged, or written by a newer Forebay.
 #[derive(Debug, thiserror::Error)]
 #[error("stored record is damaged: {0}")]
 pub struct DamagedRecord(String);
 
-/// Appends a value in postcard, which is what the journal keeps.
+/// Appends a value in postcard, the encoding of the journal.
 pub fn append_postcard<T: Serialize>(out: &mut Vec<u8>, value: &T) {
-    // Writing to memory cannot fail, and none of the types has a part that postcard lacks.
+    // Writing to memory cannot fail, and postcard supports all parts of these types.
     if let Err(error) = postcard::serialize_with_flavor(value, Appender(out)) {
         unreachable!("a plain value always encodes: {error}");
     }
@@ -356,13 +356,13 @@ impl postcard::ser_flavors::Flavor for Appender<'_> {
     }
 }
 
-/// Hands bytes on in one piece; as a list of numbers, which they are to serde, they would go one by one.
+/// Serializes bytes as one block. By default serde would serialize them one by one, as a list of numbers.
 fn in_one_piece<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_bytes(bytes)
 }
 
-/// Appends `text` to `out` with everything percent-encoded that a URI path segment may not hold
-/// (RFC 3986, section 3.3: unreserved characters stay, and `:` and `@`).
+/// Appends `text` to `out`, percent-encoding all characters that a URI path segment may not contain (RFC 3986, section
+/// 3.3: unreserved characters, `:` and `@` stay).
 pub fn push_path_segment(out: &mut String, text: &str) {
     for &byte in text.as_bytes() {
         match byte {
