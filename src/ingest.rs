@@ -1,17 +1,17 @@
-//! Ingest: a raw fact becomes an event of its stream, or a dead letter that says why not.
+//! Ingest: turns a payload from a source into an event of its stream, or into a dead letter with the reason.
 //!
-//! Promise: whatever a source hands in is on its way to the disk when [`Ingest::accept`] returns a
-//! [`Taken`]; its receipt is what the source needs before it may acknowledge.
-//! Invariant: nothing here blocks, and nothing waits in a queue of its own.
+//! Promise: when [`Ingest::accept`] returns [`Taken`], the event is submitted to the writer of its lane. The source may
+//! acknowledge it once it has the receipt.
+//! Invariant: nothing here blocks, and ingest has no queue of its own.
 //!
-//! Not here: where facts come from (`sources`), what the disk does (`journal`).
+//! Not here: where events come from (`sources`), how they are stored (`journal`).
 
 pub mod dead;
 mod shares;
 pub mod sparkplug;
 
 use crate::clock;
-use crate::contract::{Contract, Contracts, Decode, TopicMatch, Sender, SourceKind};
+use crate::contract::{Contract, Contracts, Decode, Sender, SourceKind, TopicMatch};
 use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
 use crate::journal::{Condition, Durable, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
 use crate::memory::Budget;
@@ -19,55 +19,55 @@ use crate::secret::Secret;
 use crate::telemetry::{self, Counter};
 use arc_swap::ArcSwap;
 use dead::DeadLetter;
-use shares::{Party, Shares};
+use shares::{PartyId, Shares};
 
 pub use shares::Pace;
 use sparkplug::Sparkplug;
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-/// The door for every source.
+/// Entry point for the events of every source.
 #[derive(Debug)]
 pub struct Ingest {
-    /// Once a contract wants it. Dropped before the journal, so that its notes are written.
+    /// Set once a contract decodes Sparkplug. Dropped before the journal, so its notes are written.
     sparkplug: OnceLock<Sparkplug>,
     journal: Arc<Journal>,
     in_force: ArcSwap<InForce>,
-    /// What Sparkplug nodes make the gateway remember is a part of it.
+    /// Memory budget, which includes the state of Sparkplug nodes.
     budget: Arc<Budget>,
     shares: Shares,
-    /// What it counts.
+    /// Counters for metrics.
     pub stats: IngestStats,
 }
 
-/// What ingest counts.
+/// Counters of ingest.
 #[derive(Debug, Default)]
 pub struct IngestStats {
     /// Events that broke their contract and became dead letters.
     pub violations: Counter,
-    /// Events that no contract matches, and so became dead letters.
+    /// Events that became dead letters because no contract matches.
     pub unmatched: Counter,
-    /// Events that broke their contract and are delivered all the same.
+    /// Events that broke their contract and are delivered with a mark.
     pub flagged: Counter,
 }
 
 #[derive(Debug, Default)]
 struct InForce {
     contracts: Contracts,
-    /// By the stream's name and major version: publication and lane.
-    placed: Vec<(String, Placed)>,
-    /// What masked fields are hashed with.
+    /// Publication and lane by stream id.
+    placed: Vec<(String, StreamTarget)>,
+    /// Key for the hashes of masked fields.
     mask_key: Arc<Secret>,
     generation: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+struct StreamTarget {
     publication: u32,
     lane: usize,
 }
 
-/// Where a topic of a client leads; the same until the contracts change.
+/// Contract and origin for a topic of a client; valid until the contracts change.
 #[derive(Debug)]
 pub struct Route {
     target: Option<Target>,
@@ -78,28 +78,28 @@ pub struct Route {
     client: String,
     user: String,
     proven_by: Option<AuthType>,
-    /// Whether a rule of the source allows the sender this topic, or the sender may do everything.
+    /// Whether an access rule of the source allows the sender this topic, or the sender may do everything.
     is_by_rule: bool,
-    /// Whether the sender's proven name is another one than the device's.
+    /// Whether the sender's authenticated name differs from the device's.
     is_for_another: bool,
-    party: Party,
+    party: PartyId,
     pace: Option<Arc<Pace>>,
     generation: u64,
 }
 
-/// Whom a topic is for.
+/// Publisher that a topic requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publishing<'r> {
-    /// No contract matches it.
+    /// No contract matches the topic.
     Unmatched,
-    /// The contract of this stream says that who publishes here is called so.
+    /// The contract of this stream requires an authenticated name.
     By {
         /// Name of the stream.
         stream: &'r str,
-        /// The name.
+        /// Required name.
         name: &'r str,
     },
-    /// The contract of this stream names nobody.
+    /// The contract of this stream requires no name.
     ByNobody {
         /// Name of the stream.
         stream: &'r str,
@@ -110,22 +110,22 @@ pub enum Publishing<'r> {
 struct Target {
     contract: Arc<Contract>,
     captures: Vec<String>,
-    placed: Placed,
+    placed: StreamTarget,
     mask_key: Arc<Secret>,
 }
 
 impl Route {
-    /// Who hands in, as people know it.
+    /// Name of the sender, for people.
     fn sender(&self) -> &str {
         [&self.user, &self.client].into_iter().find(|name| !name.is_empty()).unwrap_or(&self.source)
     }
 
-    /// The topic that leads here.
+    /// Topic of the route.
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// Whom the topic is for.
+    /// Publisher that the topic requires.
     pub fn publishing(&self) -> Publishing<'_> {
         let Some(target) = &self.target else { return Publishing::Unmatched };
         let stream = target.contract.stream();
@@ -135,7 +135,7 @@ impl Route {
         }
     }
 
-    /// Whether the contract says itself who publishes here, and says that it is somebody else.
+    /// Whether the contract sets `publisher` and requires another name here.
     pub fn is_written_for_another(&self, name: &str) -> bool {
         self.target.as_ref().is_some_and(|target| {
             let is_written = target.contract.publisher().is_some_and(|publisher| publisher.is_written);
@@ -143,7 +143,7 @@ impl Route {
         })
     }
 
-    /// Notes that a rule allows the sender this topic.
+    /// Records that an access rule allows the sender this topic.
     pub fn by_rule(mut self) -> Self {
         self.is_by_rule = true;
         self
@@ -154,13 +154,13 @@ impl Route {
         Some(Attribute::Auth { kind, name: &self.user })
     }
 
-    /// Has its sender keep to a pace.
+    /// Limits the rate of the sender.
     pub fn paced(mut self, pace: Option<&Arc<Pace>>) -> Self {
         self.pace = pace.cloned();
         self
     }
 
-    /// Whether its sender has a pace to keep to, and so loses nothing that has to wait.
+    /// Whether the sender has a rate limit. Its source then keeps events that must wait.
     pub fn is_paced(&self) -> bool {
         self.pace.is_some()
     }
@@ -169,14 +169,14 @@ impl Route {
         self.pace.as_ref().is_some_and(|pace| !pace.wait(self.party).is_zero())
     }
 
-    /// About how many bytes it takes in memory.
+    /// Approximate size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         let words = [&self.source, &self.origin, &self.topic, &self.client, &self.user];
         let captures = self.target.iter().flat_map(|target| &target.captures).map(|capture| capture.len() + 24);
         size_of::<Self>() + words.iter().map(|word| word.len()).sum::<usize>() + captures.sum::<usize>()
     }
 
-    /// Tells the events of one device apart by where in it they come from: `part` goes behind the device.
+    /// Appends `part` to the device of the origin, to distinguish the parts of a device.
     pub fn beneath(mut self, part: &str) -> Self {
         self.origin.push('/');
         push_path_segment(&mut self.origin, part);
@@ -184,20 +184,20 @@ impl Route {
     }
 }
 
-/// What a source says of an event beside its payload.
+/// Data of an event that its source provides in addition to the payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Beside<'a> {
     /// W3C trace context.
     pub trace_parent: Option<&'a str>,
     /// Media type of the payload.
     pub content_type: Option<&'a str>,
-    /// The event's id, where the contract finds none in the payload. It has 1 to `ID_BYTES_MAX` bytes.
+    /// Id, used if the contract finds none in the payload. It has 1 to `ID_BYTES_MAX` bytes.
     pub id: Option<&'a str>,
-    /// When it happened, where the contract finds no time in the payload.
+    /// Time, used if the contract finds none in the payload.
     pub time: Option<Timestamp>,
-    /// What order is kept for, where the contract names no key. It has at most `KEY_BYTES_MAX` bytes.
+    /// Key, used if the contract sets none. It has at most `KEY_BYTES_MAX` bytes.
     pub key: Option<&'a str>,
-    /// Session and packet id of a QoS 2 exchange; session 0 has nothing to remember.
+    /// Session and packet id of a QoS 2 exchange; session 0 needs no record of it.
     pub exchange: Option<(u64, u16)>,
 }
 
@@ -213,37 +213,36 @@ impl<'a> Beside<'a> {
     }
 }
 
-/// An event on its way to the disk.
+/// An accepted event whose write is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     lane: usize,
     ticket: Ticket,
     is_dead: bool,
     clock_offset: Option<i64>,
-    /// What has to be saved beside the event; 0 for nothing.
-    beside: u64,
+    /// Number of the Sparkplug save that must complete before the receipt; 0 for none.
+    sparkplug_save: u64,
 }
 
 impl Taken {
-    /// Whether it is on the disk, when the logs are there as far as `durable` says: one for each
-    /// lane, that of the dead letters last.
+    /// Whether the event is durable, given the durable positions of all lanes, with the dead letters last.
     pub fn is_in(&self, durable: &[Durable]) -> bool {
         durable.get(self.lane).is_some_and(|durable| durable.holds(self.ticket))
     }
 
-    /// Whether it became a dead letter.
+    /// Whether the event became a dead letter.
     pub fn is_dead(&self) -> bool {
         self.is_dead
     }
 
-    /// Microseconds that the event's own time is ahead of its arrival, if it has a time of its own.
+    /// Offset of the time in the payload from the arrival, in microseconds, if the payload has a time.
     pub fn clock_offset(&self) -> Option<i64> {
         self.clock_offset
     }
 }
 
 impl Ingest {
-    /// A door to the journal, under these contracts.
+    /// Creates the ingest of a journal with these contracts.
     pub fn new(
         journal: Arc<Journal>,
         contracts: Contracts,
@@ -262,26 +261,26 @@ impl Ingest {
         Ok(ingest)
     }
 
-    /// Puts other contracts in force. Events taken before keep the version they were taken under.
+    /// Replaces the contracts. Events accepted earlier keep the contract version of that time.
     pub fn put_in_force(&self, contracts: Contracts, mask_key: Secret) -> Result<(), JournalError> {
         let mut placed = Vec::new();
         if self.sparkplug.get().is_none() && contracts.iter().any(|contract| contract.decode.is_some()) {
-            // If another was quicker, its state is the same.
+            // If another thread was faster, its state is the same.
             let _ = self.sparkplug.set(Sparkplug::open(&self.journal, &self.budget)?);
         }
         for contract in contracts.iter() {
             let publication = self.journal.publish(&contract.publication)?;
             let lanes = self.journal.lanes();
-            // `Contracts::load` has refused lanes that are not there.
+            // `Contracts::load` has rejected lanes that do not exist.
             let lane = lanes.iter().position(|lane| lane.name == contract.publication.lane).unwrap_or(0);
-            placed.push((contract.publication.stream_id(), Placed { publication, lane }));
+            placed.push((contract.publication.stream_id(), StreamTarget { publication, lane }));
         }
         let generation = self.in_force.load().generation + 1;
         self.in_force.store(Arc::new(InForce { contracts, placed, mask_key: Arc::new(mask_key), generation }));
         Ok(())
     }
 
-    /// Where a topic leads.
+    /// Finds the contract for a topic of a sender, and the origin of its events.
     pub fn route(&self, kind: SourceKind, source: &str, topic: &str, sender: Sender<'_>) -> Route {
         let in_force = self.in_force.load();
         let matched = in_force.contracts.find(kind, source, topic, sender);
@@ -315,23 +314,23 @@ impl Ingest {
         }
     }
 
-    /// Topic filters for the keys and commands of one name, as central and subscribers on the gateway see them.
+    /// Topic filters for the events and commands of a name, at central and on the gateway.
     pub fn filters_of_key(&self, name: &str) -> Vec<String> {
         self.in_force.load().contracts.filters_of_key(name)
     }
 
-    /// Whether a contract takes `part` that would not take the `whole` it belongs to.
+    /// Whether the contract for the topic `part` does not match the topic `whole`.
     pub fn has_contract_of_its_own(&self, kind: SourceKind, source: &str, part: &str, whole: &str) -> bool {
         let matched = self.in_force.load().contracts.find(kind, source, part, Sender::default());
         matched.is_some_and(|matched| !matched.contract.takes(whole))
     }
 
-    /// Whether a route still leads where it did.
+    /// Whether the contracts have not changed since the route was made.
     pub fn is_current(&self, route: &Route) -> bool {
         self.in_force.load().generation == route.generation
     }
 
-    /// Takes an event in. `now` is when it arrived.
+    /// Accepts an event. `now` is the time of arrival.
     pub fn accept(
         &self,
         route: &Route,
@@ -345,7 +344,7 @@ impl Ingest {
         }
         let taken = match &route.target {
             None => {
-                let taken = self.bury(route, "topic: no contract matches it", payload, beside, now, waiter)?;
+                let taken = self.dead_letter(route, "topic: no contract matches it", payload, beside, now, waiter)?;
                 self.stats.unmatched.add(1);
                 taken
             }
@@ -358,7 +357,7 @@ impl Ingest {
         Ok(taken)
     }
 
-    /// Decodes, takes the event or the dead letter in, and only then lets the node's state follow.
+    /// Decodes the message, submits the event or dead letter, and only then updates the state of the node.
     fn accept_sparkplug(
         &self,
         route: &Route,
@@ -369,7 +368,7 @@ impl Ingest {
         waiter: &mut Waiter,
     ) -> Result<Taken, NotTaken> {
         let Some(sparkplug) = self.sparkplug() else {
-            // `put_in_force` has opened it for this contract.
+            // `put_in_force` has created it for this contract.
             return self.accept_json(route, target, payload, beside, now, waiter);
         };
         let decoded = sparkplug.decode(&route.source, &route.topic, payload);
@@ -377,24 +376,24 @@ impl Ingest {
         let mut taken = match &decoded.json {
             Ok(json) => self.accept_json(route, target, json, beside, now, waiter)?,
             Err(reason) => {
-                let taken = self.bury(route, reason, payload, beside, now, waiter)?;
+                let taken = self.dead_letter(route, reason, payload, beside, now, waiter)?;
                 self.stats.violations.add(1);
                 sparkplug.stats.refused.add(1);
                 taken
             }
         };
         if let Some(change) = decoded.change {
-            taken.beside = sparkplug.apply(change, route.sender(), || waiter.bell());
+            taken.sparkplug_save = sparkplug.apply(change, route.sender(), || waiter.bell());
         }
         Ok(taken)
     }
 
-    /// What is known of Sparkplug nodes, if a contract decodes them.
+    /// State of the Sparkplug nodes, if a contract decodes Sparkplug.
     pub fn sparkplug(&self) -> Option<&Sparkplug> {
         self.sparkplug.get()
     }
 
-    /// Makes a dead letter of what cannot be taken as it came; `reason` starts with the field.
+    /// Makes a dead letter of an event that its source cannot accept; `reason` starts with the field.
     pub fn refuse(
         &self,
         route: &Route,
@@ -403,12 +402,12 @@ impl Ingest {
         now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Taken, NotTaken> {
-        let taken = self.bury(route, reason, payload, Beside::default(), now, waiter)?;
+        let taken = self.dead_letter(route, reason, payload, Beside::default(), now, waiter)?;
         self.stats.violations.add(1);
         Ok(taken)
     }
 
-    /// Checks a payload against the schema of the contract of a stream that is in force.
+    /// Checks a payload against the schema of the current contract of a stream.
     pub fn check_payload(&self, stream_id: &str, payload: &[u8]) -> Result<(), String> {
         let in_force = self.in_force.load();
         let found = in_force.contracts.iter().find(|contract| contract.publication.stream_id() == stream_id);
@@ -416,14 +415,14 @@ impl Ingest {
         contract.check_payload(payload)
     }
 
-    /// What stands against taking a payload in again on a route; `None` if nothing does.
-    pub fn objection(&self, route: &Route, payload: &[u8]) -> Option<String> {
+    /// Reason why a payload cannot be submitted again on a route, if there is one.
+    pub fn requeue_obstacle(&self, route: &Route, payload: &[u8]) -> Option<String> {
         let Some(target) = &route.target else {
             return Some(format!("topic: no contract matches \"{}\"", route.topic));
         };
         if target.contract.decode.is_some() {
             return Some(
-                "its contract decodes Sparkplug B, whose nodes have moved on since; ask the node for a rebirth".into(),
+                "its contract decodes Sparkplug B, and the state of the node has changed since; request a rebirth of the node".into(),
             );
         }
         target.contract.read(&target.captures, payload, target.mask_key.bytes()).err().map(|violation| violation.reason)
@@ -441,7 +440,7 @@ impl Ingest {
         let reading = match target.contract.read(&target.captures, payload, target.mask_key.bytes()) {
             Ok(reading) => reading,
             Err(violation) => {
-                let taken = self.bury(route, &violation.reason, &violation.payload, beside, now, waiter)?;
+                let taken = self.dead_letter(route, &violation.reason, &violation.payload, beside, now, waiter)?;
                 self.stats.violations.add(1);
                 return Ok(taken);
             }
@@ -482,10 +481,10 @@ impl Ingest {
             self.stats.flagged.add(1);
         }
         let clock_offset = reading.time.map(|time| time.0.saturating_sub(now.0));
-        Ok(Taken { lane: target.placed.lane, ticket, is_dead: false, clock_offset, beside: 0 })
+        Ok(Taken { lane: target.placed.lane, ticket, is_dead: false, clock_offset, sparkplug_save: 0 })
     }
 
-    fn bury(
+    fn dead_letter(
         &self,
         route: &Route,
         reason: &str,
@@ -522,7 +521,7 @@ impl Ingest {
             payload: Cow::Borrowed(payload),
         };
         let publication = target.map_or(0, |target| target.placed.publication);
-        // Whoever takes it in again wants all that its source said.
+        // A requeue needs all data that the source provided.
         let mut attributes = beside.attributes();
         attributes.extend(beside.exchange());
         let log = self.journal.dead();
@@ -532,14 +531,14 @@ impl Ingest {
         }
         let ticket = letter.submit(log, publication, attributes, waiter)?;
         self.shares.add_dead(log, route.party, payload.len());
-        Ok(Taken { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, beside: 0 })
+        Ok(Taken { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, sparkplug_save: 0 })
     }
 
     fn lanes(&self, index: usize) -> &Arc<Lane> {
         self.journal.lanes().get(index).unwrap_or(self.journal.dead())
     }
 
-    /// Whether the lane that a route leads to takes events of its sender, and why not.
+    /// Whether the lane of a route accepts events of its sender, with the reason if not.
     pub fn condition(&self, route: &Route) -> Condition {
         let Some(Target { placed, .. }) = &route.target else {
             let log = self.journal.dead();
@@ -556,7 +555,8 @@ impl Ingest {
         }
     }
 
-    /// Whether a lane takes events, and why not: it is full for those that hold their share of it too.
+    /// Whether a lane accepts events, with the reason if not. It also counts as full if some parties have used up their
+    /// share.
     pub fn condition_of(&self, lane: &Lane) -> Condition {
         let index = self.journal.lanes().iter().position(|known| known.name == lane.name);
         match lane.condition() {
@@ -571,46 +571,48 @@ impl Ingest {
     fn note_slowed(&self, index: usize, lane: &Lane, route: &Route) {
         if self.shares.note_slowed(index, route.party, route.sender()) {
             let why = self.shares.why(index, lane, route.party, route.sender());
-            tracing::warn!(lane = %lane.name, "a sender is slowed down: {why}");
+            tracing::warn!(lane = %lane.name, "slowing down a sender: {why}");
         }
     }
 
-    /// The receipt of an event, if it is on the disk.
+    /// Receipt of an event, if it is durable.
     pub fn receipt(&self, taken: &Taken) -> Option<Receipt> {
-        if taken.beside > 0 && self.sparkplug().is_some_and(|sparkplug| !sparkplug.is_saved(taken.beside)) {
+        if taken.sparkplug_save > 0
+            && self.sparkplug().is_some_and(|sparkplug| !sparkplug.is_saved(taken.sparkplug_save))
+        {
             return None;
         }
         self.lanes(taken.lane).receipt(taken.ticket)
     }
 
-    /// The journal behind the door.
+    /// The journal that stores the events.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 
-    /// Whether the journal is closed: what has no receipt stays without.
+    /// Whether the journal is closed: events without a receipt will never get one.
     pub fn is_closed(&self) -> bool {
         self.journal.dead().is_closed()
     }
 
-    /// Returns when the lane a route leads to may have room again for its sender. Safe to drop half-way.
+    /// Waits until the lane of a route may have room for its sender. Cancel safe.
     pub async fn room(&self, route: &Route) {
-        // Nobody rings when central has taken something, or a share has grown.
-        const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+        // There is no wake-up when central settles events or a share grows.
+        const RECHECK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
         if let Some(pace) = &route.pace {
             tokio::time::sleep(pace.wait(route.party)).await;
         }
         let dead = self.journal.dead();
         if !self.shares.has_dead_share(dead, route.party) {
-            // It grows by the day; and what waits may be no dead letter.
-            tokio::time::sleep(LOOK_AGAIN).await;
+            // The share grows slowly, and the waiting event may become no dead letter.
+            tokio::time::sleep(RECHECK_INTERVAL).await;
         }
         let Some(target) = &route.target else { return dead.room().await };
         let lane = self.lanes(target.placed.lane);
         while !self.shares.has_share(target.placed.lane, lane, route.party) {
-            // The last event may have found the lane busy, so that nobody has noted the used-up share yet.
+            // The last event may have met a lane without room, so the used-up share may not be noted yet.
             self.note_slowed(target.placed.lane, lane, route);
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(RECHECK_INTERVAL).await;
         }
         lane.room().await;
     }

@@ -232,7 +232,7 @@ impl super::Handles {
         if let Some(part) = beneath {
             route = route.beneath(&part);
         }
-        if let Some(violation) = self.ingest.objection(&route, payload) {
+        if let Some(violation) = self.ingest.requeue_obstacle(&route, payload) {
             return Err(format!("it still breaks its contract: {violation}"));
         }
         if is_dry_run {

@@ -1,7 +1,7 @@
-//! Dead letters: events the gateway holds but cannot deliver as they are, with the reason.
+//! Dead letters: events that the gateway cannot deliver as they are, kept with the reason.
 //!
-//! They live in a log of their own, so that one bad device slows no lane. The offset in that log
-//! is the number of the letter.
+//! Dead letters have a log of their own, so a faulty device slows no lane. The offset in that log is the number of the
+//! letter.
 
 pub mod fates;
 
@@ -14,73 +14,73 @@ use std::borrow::Cow;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// On the way in: it matches no contract, or breaks one.
+    /// On arrival: no contract matches the event, or it breaks its contract.
     Intake,
-    /// On the way out: central refuses it for ever.
+    /// On delivery: central refuses the event permanently.
     Central,
 }
 
 /// A dead letter. The order of the fields is part of the stored format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter<'a> {
-    /// Where it happened.
+    /// Stage at which the event became a dead letter.
     pub stage: Stage,
-    /// Why, starting with the field or the reason code.
+    /// Reason, starting with the field or the reason code.
     pub reason: Cow<'a, str>,
-    /// The stream it was meant for.
+    /// Stream of the event.
     pub stream: Cow<'a, str>,
-    /// The contract version that was in force.
+    /// Contract version at that time.
     pub version: Cow<'a, str>,
-    /// The topic it came on.
+    /// Topic on which the event arrived.
     pub topic: Cow<'a, str>,
     /// `{source}/{device}`.
     pub origin: Cow<'a, str>,
-    /// The event's id: if it had become an event, or if its source gave it one beside the payload.
+    /// Id of the event, if it was stored before, or if its source provided one with the payload.
     pub event_id: String,
-    /// The event's key: if it had become an event, or if its source gave it one beside the payload.
+    /// Key of the event, if it was stored before, or if its source provided one with the payload.
     pub key: Cow<'a, str>,
-    /// The event's sequence; 0 if it had not become an event.
+    /// Sequence of the event; 0 if it was never stored in its stream.
     pub sequence: u64,
-    /// When it happened.
+    /// Time of the event.
     pub time: Timestamp,
-    /// When it was first tried.
+    /// Time of the first attempt.
     pub first_attempt: Timestamp,
-    /// When it was last tried.
+    /// Time of the last attempt.
     pub last_attempt: Timestamp,
-    /// How often it was sent.
+    /// Number of attempts to send it.
     pub attempts: u32,
-    /// Who refused it, if central did.
+    /// Destination that refused it, if central did.
     pub destination: Cow<'a, str>,
-    /// Who sent it: the client as its source knows it.
+    /// The client that sent it, as its source identifies it.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub client: Cow<'a, str>,
-    /// The name that the client proved, or what an anonymous client said it is called.
+    /// Authenticated name of the client, or the name that an anonymous client claimed.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub user: Cow<'a, str>,
-    /// How `user` was proven; `None` if nobody has checked it.
+    /// How `user` was authenticated; `None` if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authtype: Option<AuthType>,
-    /// Whether a rule of its source allowed the client the topic, rather than the default rights of its name.
+    /// Whether an access rule of the source allowed the client the topic, rather than the default rights of its name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_by_rule: bool,
-    /// When the journal took the event, if it had become one.
+    /// When the journal stored the event, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<Timestamp>,
-    /// Whether the payload travels as base64.
+    /// Whether the payload is embedded as base64.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_opaque: bool,
-    /// What the device said, after `keep` and `mask`.
+    /// Payload, after `keep` and `mask`.
     #[serde(skip)]
     pub payload: Cow<'a, [u8]>,
 }
 
 impl DeadLetter<'_> {
-    /// The stream with its major version.
+    /// Stream id: the stream with its major version.
     pub fn stream_id(&self) -> String {
         format!("{}.v{}", self.stream, self.version.split('.').next().unwrap_or_default())
     }
 
-    /// Hands the letter to its log.
+    /// Submits the letter to its log.
     pub fn submit(
         &self,
         lane: &Lane,
@@ -91,7 +91,7 @@ impl DeadLetter<'_> {
         self.with_record(publication, attributes, |record| lane.submit(record, None, waiter))
     }
 
-    /// Hands the letter to its log and waits until it is on the disk.
+    /// Submits the letter to its log and waits until it is durable.
     pub async fn append(&self, lane: &Lane, publication: u32) -> Result<Receipt, NotTaken> {
         let mut waiter = Waiter::default();
         let ticket = loop {
@@ -110,7 +110,7 @@ impl DeadLetter<'_> {
         attributes: Vec<Attribute<'_>>,
         then: impl FnOnce(&Record<'_>) -> T,
     ) -> T {
-        // The letter's own fields go before its payload, as JSON: they are few and may grow.
+        // The letter's fields precede its payload as JSON: they are few and may grow.
         let mut stored = serde_json::to_vec(self).unwrap_or_default();
         stored.push(b'\n');
         stored.extend_from_slice(&self.payload);
@@ -126,7 +126,7 @@ impl DeadLetter<'_> {
         })
     }
 
-    /// Reads a letter from its record.
+    /// Decodes a letter from its record.
     pub fn read(record: &Record<'_>) -> Option<DeadLetter<'static>> {
         let split = record.payload.iter().position(|byte| *byte == b'\n')?;
         let mut letter: DeadLetter<'static> = serde_json::from_slice(&record.payload[..split]).ok()?;

@@ -1,7 +1,7 @@
-//! Fates: what has become of dead letters since they were written.
+//! Status of dead letters since they were written.
 //!
-//! Promise: a fate is on the disk when [`Fates::put`] returns, together with the count of what it
-//! changes in the ledger; a letter without a fate is held.
+//! Promise: when [`Fates::put`] returns, the status is durable, together with its effect on the ledger. A letter
+//! without a stored status is held.
 //! Invariant: a letter that is delivered, taken in or discarded never changes again.
 
 use super::{DeadLetter, Stage};
@@ -12,33 +12,33 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::Notify;
 
-const LETTER: &str = "fate/";
-const RESOLVED: &str = "resolved";
+const LETTER_PREFIX: &str = "fate/";
+const RESOLVED_NOTE: &str = "resolved";
 
-/// What has become of a letter.
+/// State of a dead letter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It waits for somebody to decide.
+    /// Waits for a decision by an operator.
     #[default]
     Held,
-    /// It is to be sent again.
+    /// Waits to be sent again.
     Requeued,
-    /// Central has acknowledged it after all.
+    /// Central acknowledged it after a requeue.
     Delivered,
-    /// It became an event of its stream after all.
+    /// Became an event of its stream after a requeue.
     TakenIn,
-    /// Somebody gave it up.
+    /// Discarded by an operator.
     Discarded,
 }
 
 impl State {
-    /// Whether nothing more can become of it.
+    /// Whether the state is final.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Delivered | Self::TakenIn | Self::Discarded)
     }
 
-    /// The state in a table.
+    /// Name of the state in a table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Held => "held",
@@ -50,53 +50,53 @@ impl State {
     }
 }
 
-/// The fate of a letter.
+/// Status of a dead letter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fate {
-    /// What has become of it.
+    /// State of the letter.
     pub state: State,
-    /// When that was.
+    /// Time of the last change of state.
     #[serde(with = "crate::event::as_text")]
     pub at: Timestamp,
-    /// How often it was tried since it was written.
+    /// Number of attempts since the letter was written.
     pub attempts: u32,
-    /// Why it was refused the last time, where it was tried again.
+    /// Reason of the last refusal, after a requeue.
     pub reason: String,
-    /// Who is to get it, where it is requeued for central.
+    /// Destination, if the letter is requeued for central.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub destination: String,
 }
 
-/// What a destination's account of a stream has to add, since letters of it are resolved.
+/// Correction of a destination's account of a stream, for resolved letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// Letters that central has acknowledged after all.
+    /// Number of letters that central acknowledged after a requeue.
     pub delivered: u64,
-    /// Letters that were given up.
+    /// Number of discarded letters.
     pub discarded: u64,
 }
 
-/// By destination and stream with its major version.
+/// Corrections by destination and stream id.
 type Resolutions = BTreeMap<String, Resolved>;
 
-/// The fates of all letters.
+/// Status of all dead letters.
 #[derive(Debug)]
 pub struct Fates {
     notes: Notes,
-    /// Held from reading what is known to knowing what was written.
+    /// Serializes changes: locked from reading the current status until the new one is in memory.
     writing: Mutex<()>,
-    known: Mutex<Known>,
+    known: Mutex<StatusTable>,
     requeued: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct StatusTable {
     fates: BTreeMap<u64, Fate>,
     resolved: Resolutions,
 }
 
 fn name_of(letter: u64) -> String {
-    format!("{LETTER}{letter:020}")
+    format!("{LETTER_PREFIX}{letter:020}")
 }
 
 fn account_of(destination: &str, stream: &str) -> String {
@@ -104,14 +104,14 @@ fn account_of(destination: &str, stream: &str) -> String {
 }
 
 impl Fates {
-    /// Reads what is noted, and forgets the fates of letters that are gone. Blocks the thread.
+    /// Reads the stored status and removes that of letters that no longer exist. Blocks the thread.
     pub fn open(journal: &Journal) -> Result<Self, JournalError> {
         let notes = journal.notes("dead");
         let oldest = journal.dead().first();
-        let mut known = Known::default();
+        let mut known = StatusTable::default();
         let mut gone: Vec<Note> = Vec::new();
-        for (name, text) in notes.all(LETTER)? {
-            let letter: u64 = name[LETTER.len()..].parse().unwrap_or(0);
+        for (name, text) in notes.all(LETTER_PREFIX)? {
+            let letter: u64 = name[LETTER_PREFIX.len()..].parse().unwrap_or(0);
             match serde_json::from_slice(&text) {
                 Ok(fate) if letter >= oldest => drop(known.fates.insert(letter, fate)),
                 _ => gone.push((name, None)),
@@ -120,51 +120,51 @@ impl Fates {
         if !gone.is_empty() {
             notes.write(gone)?;
         }
-        if let Some(text) = notes.read(RESOLVED)? {
+        if let Some(text) = notes.read(RESOLVED_NOTE)? {
             known.resolved = serde_json::from_slice(&text).unwrap_or_default();
         }
         Ok(Self { notes, writing: Mutex::default(), known: Mutex::new(known), requeued: Notify::new() })
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, StatusTable> {
         self.known.lock()
     }
 
-    /// The fate of a letter.
+    /// Returns the status of a letter.
     pub fn of(&self, letter: u64) -> Fate {
         self.known().fates.get(&letter).cloned().unwrap_or_default()
     }
 
-    /// Letters that are to be sent again to a destination, the oldest first.
+    /// Letters to send again to a destination, the oldest first.
     pub fn requeued(&self, destination: &str) -> Vec<u64> {
         let known = self.known();
         let is_meant = |fate: &Fate| fate.state == State::Requeued && fate.destination == destination;
         known.fates.iter().filter(|(_, fate)| is_meant(fate)).map(|(letter, _)| *letter).collect()
     }
 
-    /// Returns when a letter may have been requeued. Safe to drop half-way.
+    /// Waits until a letter may have been requeued. Cancel safe.
     pub async fn changed(&self) {
         self.requeued.notified().await;
     }
 
-    /// What a destination's account of a stream has to add.
+    /// Returns the correction of a destination's account of a stream.
     pub fn resolved(&self, destination: &str, stream: &str) -> Resolved {
         self.known().resolved.get(&account_of(destination, stream)).copied().unwrap_or_default()
     }
 
-    /// Decides on letters; on the disk when this returns. A final fate stays as it is. Returns those
-    /// that were changed. Blocks the thread.
+    /// Changes the status of letters, durably. A final status does not change. Returns the changed letters. Blocks the
+    /// thread.
     pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, Fate)]) -> Result<BTreeSet<u64>, JournalError> {
         self.put_audited(letters, |_| Vec::new())
     }
 
-    /// The same together with what `audit` has to say of the letters that are changed.
+    /// Like [`Fates::put`], and stores the audit notes that `audit` returns for the changed letters in the same commit.
     pub fn put_audited(
         &self,
         letters: &[(u64, &DeadLetter<'_>, Fate)],
         audit: impl FnOnce(&BTreeSet<u64>) -> Vec<Note>,
     ) -> Result<BTreeSet<u64>, JournalError> {
-        // Whoever asks for a fate does not wait for the disk.
+        // Readers do not wait for the disk.
         let _writing = self.writing.lock();
         let (mut resolved, open): (Resolutions, Vec<_>) = {
             let known = self.known();
@@ -183,7 +183,7 @@ impl Fates {
         if notes.is_empty() {
             return Ok(BTreeSet::new());
         }
-        notes.push((RESOLVED.to_owned(), serde_json::to_vec(&resolved).ok()));
+        notes.push((RESOLVED_NOTE.to_owned(), serde_json::to_vec(&resolved).ok()));
         let changed = open.iter().map(|(id, ..)| *id).collect();
         self.notes.write_audited(notes, audit(&changed))?;
         let mut known = self.known();
