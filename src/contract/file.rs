@@ -330,7 +330,7 @@ fn check_topic(topic: &str) -> Result<(), String> {
     }
     if !topic.contains("{environment}") {
         return Err(format!(
-            "\"{topic}\" is the same in every environment; it needs \"{{environment}}\", so that a gateway of one never publishes where those of another do"
+            "\"{topic}\" is the same in every environment; it needs \"{{environment}}\" to keep the topics of environments apart"
         ));
     }
     Ok(())

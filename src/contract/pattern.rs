@@ -160,7 +160,7 @@ impl Template {
                 parts.push(TemplatePart::Text(rest[..open].to_owned()));
             }
             let Some(length) = rest[open..].find('}') else {
-                return Err(format!("\"{text}\" opens a \"{{\" that it does not close"));
+                return Err(format!("\"{text}\" has a \"{{\" without \"}}\""));
             };
             let name = &rest[open + 1..open + length];
             parts.push(if name.starts_with('/') {
@@ -170,14 +170,14 @@ impl Template {
             } else {
                 let known: Vec<_> = names.iter().map(|name| format!("\"{{{name}}}\"")).collect();
                 return Err(format!(
-                    "\"{text}\" uses \"{{{name}}}\", which is not there; there are {} and JSON pointers such as \"{{/order}}\"",
+                    "\"{text}\" uses the unknown \"{{{name}}}\"; there are {} and JSON pointers such as \"{{/order}}\"",
                     known.join(", ")
                 ));
             });
             rest = &rest[open + length + 1..];
         }
         if rest.contains('}') {
-            return Err(format!("\"{text}\" closes a \"}}\" that it did not open"));
+            return Err(format!("\"{text}\" has a \"}}\" without \"{{\""));
         }
         if !rest.is_empty() {
             parts.push(TemplatePart::Text(rest.to_owned()));

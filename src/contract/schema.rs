@@ -76,7 +76,7 @@ impl Schema {
                 None => Err(self.explain(payload)),
             }
         }));
-        checked.unwrap_or_else(|_| Err("payload: cannot be checked with its schema".into()))
+        checked.unwrap_or_else(|_| Err("payload: cannot be checked against its schema".into()))
     }
 
     /// Returns the message for an invalid payload.
@@ -85,7 +85,7 @@ impl Schema {
         let found = self.validator.validate(PayloadNode::new(payload, &budget));
         match (budget.exhausted(), found) {
             (None, Err(error)) => message::of_payload(&error),
-            _ => "payload: is not valid with its schema, and takes too long to say where".into(),
+            _ => "payload: does not match its schema; finding the location takes too long".into(),
         }
     }
 }
@@ -217,7 +217,7 @@ mod tests {
             ),
             (
                 json!({ "a": 1, "h": { "x": true } }),
-                "/h/y: is missing, and a member is there that needs it (\"dependentRequired\")",
+                "/h/y: is missing, but required by a member that is present (\"dependentRequired\")",
             ),
             (json!({ "a": 1, "h": { "z": 1 } }), "/h/z: is not allowed"),
             (json!({ "a": 1, "i": { "long": 1 } }), "/i/long: the name is longer than 2 characters"),
@@ -328,10 +328,10 @@ mod tests {
             (json!({ "required": "a" }), "/required: \"a\" is not of type \"array\"".into()),
             (
                 json!({ "$ref": "other.json" }),
-                "$ref: \"other.json\" is not in this file; put what it means under \"$defs\"".into(),
+                "$ref: \"other.json\" is not in this file; add that schema under \"$defs\"".into(),
             ),
-            (json!({ "$ref": "#/$defs/a" }), "$ref: \"#/$defs/a\" leads nowhere in this file".into()),
-            (json!({ "$ref": "#a" }), "$ref: \"#a\" leads nowhere in this file".into()),
+            (json!({ "$ref": "#/$defs/a" }), "$ref: \"#/$defs/a\" points to nothing in this file".into()),
+            (json!({ "$ref": "#a" }), "$ref: \"#a\" points to nothing in this file".into()),
             (json!({ "$defs": { "unused": { "type": 1 } } }), "/$defs/unused/type: 1 matches no schema".into()),
             (json!({ "contains": {}, "minContains": -1 }), "/minContains: -1 is less than 0".into()),
             (

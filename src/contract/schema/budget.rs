@@ -23,7 +23,7 @@ const DIVISION_STEPS: u64 = 1024;
 /// Range of numbers that are divided with 128-bit integers, provided the divisor is in the range too.
 const DIVIDED_FAST: RangeInclusive<f64> = 1e-3..=1e9;
 
-const TOO_LONG: &str = "takes too long to be checked with its schema";
+const TOO_LONG: &str = "takes too long to be checked against its schema";
 const TOO_DEEP: &str = "is nested too deep for its schema";
 
 /// Cost factors that follow from a schema.

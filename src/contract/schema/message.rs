@@ -27,7 +27,7 @@ pub(super) fn of_schema(error: &ValidationError<'_>) -> String {
     match (error.kind(), error.instance().as_ref()) {
         (ErrorKind::Referencing(error), _) => reference(error),
         (ErrorKind::Format { format }, value) if format == "regex" => {
-            format!("{pointer}: {value} is no regular expression without look-around; names are matched with no other")
+            format!("{pointer}: {value} is no regular expression without look-around, as required for names")
         }
         (ErrorKind::Custom { message, .. }, _) => format!("{pointer}: {message}"),
         (_, Value::Array(_) | Value::Object(_)) => format!("{pointer}: {}", requirement(error)),
@@ -39,10 +39,12 @@ pub(super) fn of_schema(error: &ValidationError<'_>) -> String {
 fn reference(error: &ReferencingError) -> String {
     match error {
         ReferencingError::Unretrievable { uri, .. } => {
-            format!("$ref: \"{uri}\" is not in this file; put what it means under \"$defs\", with its \"$id\"")
+            format!("$ref: \"{uri}\" is not in this file; add that schema under \"$defs\", with its \"$id\"")
         }
-        ReferencingError::PointerToNowhere { pointer } => format!("$ref: \"#{pointer}\" leads nowhere in this file"),
-        ReferencingError::NoSuchAnchor { anchor } => format!("$ref: \"#{anchor}\" leads nowhere in this file"),
+        ReferencingError::PointerToNowhere { pointer } => {
+            format!("$ref: \"#{pointer}\" points to nothing in this file")
+        }
+        ReferencingError::NoSuchAnchor { anchor } => format!("$ref: \"#{anchor}\" points to nothing in this file"),
         error => format!("$ref: {error}"),
     }
 }
@@ -120,7 +122,7 @@ fn requirement(error: &ValidationError<'_>) -> String {
         ErrorKind::Contains => "has no item of the kind in \"contains\"".into(),
         ErrorKind::UnevaluatedItems { .. } => "has more items than the schema allows".into(),
         ErrorKind::Required { .. } if error.schema_path().as_str().ends_with("/dependentRequired") => {
-            "is missing, and a member is there that needs it (\"dependentRequired\")".into()
+            "is missing, but required by a member that is present (\"dependentRequired\")".into()
         }
         ErrorKind::Required { .. } => "is missing".into(),
         ErrorKind::FalseSchema | ErrorKind::AdditionalProperties { .. } | ErrorKind::UnevaluatedProperties { .. } => {

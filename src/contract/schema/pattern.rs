@@ -11,7 +11,7 @@ use jsonschema::{Keyword, ValidationError};
 /// Maximum length of a regular expression in a payload. Parsing takes up to 15 ns per byte, and grows with the square
 /// of the length for named groups: 0.3 ms.
 const REGEX_BYTES_MAX: usize = 4096;
-const TOO_LONG: &str = "takes too long to be matched with a pattern of its schema";
+const TOO_LONG: &str = "takes too long to be matched against a pattern of its schema";
 
 /// A compiled `pattern` of a schema.
 pub(super) struct Pattern {

@@ -3,7 +3,7 @@
 //! Promise: the maximum cost of a match is charged to the budget before the match starts, whatever the text.
 //!
 //! Three engines, the fastest first. A pattern uses the first engine that can cost it:
-//! - a dfa of states (DFA): one lookup per byte. Nearly all patterns have one;
+//! - a table of states (DFA): one lookup per byte. Nearly all patterns have one;
 //! - a simulation of states (NFA), for patterns whose DFA would be large, such as `a[ab]{40}c`. A byte may change every
 //!   state;
 //! - backtracking, for patterns with look-around or backreferences. Look-ahead at the start (`^(?=…)(?!…)…`) is split
