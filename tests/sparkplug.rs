@@ -244,7 +244,7 @@ fn what_cannot_be_told_for_certain_is_refused_with_the_alias_and_a_rebirth_is_as
         bench
             .device("DDATA", &bare)
             .expect_err("no type")
-            .starts_with("metric \"Count\": its type is told neither here")
+            .starts_with("metric \"Count\": its type is given neither here")
     );
 
     // After a death its aliases are worth nothing; a will of an earlier session is not the death.

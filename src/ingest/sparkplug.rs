@@ -1,17 +1,18 @@
-//! Sparkplug B: what edge nodes and devices publish becomes JSON that a contract can read.
+//! Sparkplug B: decodes messages of edge nodes and devices to JSON that a contract can read.
 //!
-//! Promise: a value never gets another metric's name or type. What cannot be told for certain is a
-//! dead letter that names the alias, and the node is asked for a rebirth where that is allowed. One
-//! gap is the protocol's: data does not say which birth it belongs to, so that aliases of a node that
-//! was born anew while the gateway was away are those of before, until the rebirth that is asked for.
+//! Promise: a value never gets the name or type of another metric. A message with an ambiguous or unknown metric
+//! becomes a dead letter that names the alias, and the gateway requests a rebirth of the node where that is allowed.
+//! The protocol leaves one gap: data does not say to which birth it belongs. If a node was reborn while the gateway was
+//! down, its aliases are resolved with the earlier birth until the requested rebirth arrives.
 //! Invariants:
-//! - a birth certificate is acknowledged only after what it declares is on the disk, so that data
-//!   is understood after any restart;
-//! - what is remembered and what is being read are bounded in bytes ([`nodes::Bounds`]), of a node, of a sender and in all;
-//! - a birth that is refused leaves nothing of the birth before it;
-//! - decoding changes nothing; [`Sparkplug::apply`] does, once the event is on its way to the disk.
+//! - a birth certificate is acknowledged only after its declarations are on disk, so data can be decoded after any
+//!   restart;
+//! - the state of nodes and the message being read are bounded in bytes ([`nodes::Bounds`]), per node, per sender and
+//!   in total;
+//! - a rejected birth deletes the declarations of the birth before it;
+//! - decoding changes no state; [`Sparkplug::apply`] does, once the event is submitted to the journal.
 //!
-//! Not here: what the JSON means (`contract`), who is asked for a rebirth and how (`sources`).
+//! Not here: the meaning of the JSON (`contract`), sending rebirth requests (`sources`).
 
 mod declared;
 mod json;
@@ -28,8 +29,8 @@ use crate::journal::{Bell, Journal, JournalError};
 use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
 use declared::Declared;
-use nodes::{Bounds, Forgotten, Node, NodeKey, Nodes};
-use notes::{Last, Stale};
+use nodes::{Bounds, Evicted, Node, NodeKey, Nodes};
+use notes::{LastNode, Stale};
 use output::Output;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
@@ -40,84 +41,84 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A topic, of which the names of node and device are remembered; as those of `sources::mqtt`.
+/// Maximum length of a topic, from which the names of node and device are kept in memory; as in `sources::mqtt`.
 const TOPIC_BYTES_MAX: usize = 1024;
-/// Nodes of one source that wait to be asked for a rebirth: a minute's work, and 1 MB.
-const ASKS_MAX: usize = 1000;
-/// The part whose notes these are.
-const PART: &str = "sparkplug";
+/// Maximum number of waiting rebirth requests per source: a minute's work, and 1 MB.
+const REBIRTH_REQUESTS_MAX: usize = 1000;
+/// Part name of the notes.
+const NOTES_PART: &str = "sparkplug";
 
-/// The state of every edge node.
+/// Decoder with the state of every edge node.
 #[derive(Debug)]
 pub struct Sparkplug {
     nodes: Arc<Mutex<Nodes>>,
     saver: Saver,
-    /// One message is read at a time, and this is for what it takes meanwhile.
+    /// Memory for the message being read, one at a time.
     reading: Mutex<Permit>,
-    /// Nodes to ask for a rebirth, by source; only sources that may ask are here.
-    asks: Mutex<HashMap<String, VecDeque<Ask>>>,
+    /// Waiting rebirth requests by source. Only sources that may send them have an entry.
+    requests: Mutex<HashMap<String, VecDeque<RebirthRequest>>>,
     warnings: Limiter,
-    /// What it counts.
+    /// Counters for metrics.
     pub stats: Stats,
 }
 
-/// What is counted of Sparkplug.
+/// Counters of Sparkplug messages.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Messages whose number does not follow the one before: some were lost on the way here.
+    /// Sequence gaps: messages lost on the way to the gateway.
     pub gaps: Counter,
-    /// Messages that could not be understood.
+    /// Messages that could not be decoded.
     pub refused: Counter,
-    /// Rebirths that were asked for.
+    /// Rebirth requests sent.
     pub asked: Counter,
-    /// How often what a node declared was forgotten for lack of room.
+    /// Evictions of a node's declarations for lack of memory.
     pub forgotten: Counter,
 }
 
-/// A command that asks an edge node for a rebirth.
+/// An NCMD message that requests a rebirth of an edge node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct RebirthRequest {
     /// Topic of the command.
     pub topic: String,
     /// Payload of the command.
     pub payload: Vec<u8>,
 }
 
-/// Where a message belongs.
+/// Parsed topic of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place<'a> {
+struct MessageTopic<'a> {
     group: &'a str,
-    kind: Kind,
+    kind: MessageKind,
     node: &'a str,
     device: Option<&'a str>,
 }
 
-impl Place<'_> {
-    /// The type of the message, as topics name it.
+impl MessageTopic<'_> {
+    /// Message type as in topics.
     fn message_type(&self) -> &'static str {
         match (self.kind, self.device.is_some()) {
-            (Kind::Birth, false) => "NBIRTH",
-            (Kind::Birth, true) => "DBIRTH",
-            (Kind::Death, false) => "NDEATH",
-            (Kind::Death, true) => "DDEATH",
-            (Kind::Data, false) => "NDATA",
-            (Kind::Data, true) => "DDATA",
-            (Kind::Command, false) => "NCMD",
-            (Kind::Command, true) => "DCMD",
+            (MessageKind::Birth, false) => "NBIRTH",
+            (MessageKind::Birth, true) => "DBIRTH",
+            (MessageKind::Death, false) => "NDEATH",
+            (MessageKind::Death, true) => "DDEATH",
+            (MessageKind::Data, false) => "NDATA",
+            (MessageKind::Data, true) => "DDATA",
+            (MessageKind::Command, false) => "NCMD",
+            (MessageKind::Command, true) => "DCMD",
         }
     }
 }
 
-/// The kind of a message of a node or a device.
+/// Type of a message, the same for nodes and devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum MessageKind {
     Birth,
     Death,
     Data,
     Command,
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for MessageTopic<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.device {
             None => write!(f, "node {}/{}", self.group, self.node),
@@ -126,45 +127,45 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Why a message is not understood.
+/// Reason why a message cannot be decoded.
 #[derive(Debug)]
-struct Trouble {
+struct DecodeError {
     reason: String,
-    wants_rebirth: bool,
+    needs_rebirth: bool,
 }
 
-impl Trouble {
-    /// A birth certificate would mend it.
+impl DecodeError {
+    /// An error that a rebirth would resolve.
     fn unborn(reason: String) -> Self {
-        Self { reason, wants_rebirth: true }
+        Self { reason, needs_rebirth: true }
     }
 
     fn wrong(reason: String) -> Self {
-        Self { reason, wants_rebirth: false }
+        Self { reason, needs_rebirth: false }
     }
 }
 
-/// A message as far as it is understood.
+/// Result of decoding a message.
 #[derive(Debug)]
 pub struct Decoded {
-    /// JSON, or why there is none, starting with the field.
+    /// JSON, or the reason for its absence, starting with the field.
     pub json: Result<Vec<u8>, String>,
-    /// What becomes of the node's state once the event is taken.
-    pub change: Option<Change>,
+    /// Change of the node's state, to apply once the event is accepted.
+    pub change: Option<StateChange>,
 }
 
-/// What a message changes.
+/// Change of the state of a node by a message.
 #[derive(Debug)]
-pub struct Change {
+pub struct StateChange {
     key: NodeKey,
     device: Option<String>,
-    what: What,
+    kind: ChangeKind,
     seq: Option<u8>,
-    wants_rebirth: bool,
+    needs_rebirth: bool,
 }
 
 #[derive(Debug)]
-enum What {
+enum ChangeKind {
     NodeBirth {
         declared: Declared,
         bd_seq: Option<u64>,
@@ -174,17 +175,17 @@ enum What {
         bd_seq: Option<u64>,
     },
     DeviceDeath,
-    /// A birth that is refused, and why.
+    /// A rejected birth, with the reason.
     RefusedBirth(String),
     Data,
 }
 
 impl Sparkplug {
-    /// Reads what earlier births have declared. What it takes is a part of the memory budget.
+    /// Restores the declarations of earlier births. Their memory is part of the budget.
     pub fn open(journal: &Journal, budget: &Arc<Budget>) -> Result<Self, JournalError> {
-        let notes = journal.notes(PART);
+        let notes = journal.notes(NOTES_PART);
         let mut nodes = Nodes::new(Permit::empty(budget));
-        let (mut last, mut unread) = (Last::default(), Vec::new());
+        let (mut last, mut unread) = (LastNode::default(), Vec::new());
         notes.each("", |name, note| {
             if !nodes.restore(&mut last, name, note) {
                 unread.push((name.to_owned(), None));
@@ -195,10 +196,10 @@ impl Sparkplug {
             tracing::warn!(
                 count,
                 allowed,
-                "Sparkplug notes are of another version or are more than the memory for them allows; they are removed, and their nodes asked for a rebirth"
+                "removing Sparkplug notes of another version, or above the memory limit; a rebirth of their nodes will be requested"
             );
             if let Err(error) = notes.write(unread) {
-                tracing::warn!(%error, "could not remove Sparkplug notes; the next start will try again");
+                tracing::warn!(%error, "could not remove Sparkplug notes; will retry at the next start");
             }
         }
         let mut reading = Permit::empty(budget);
@@ -208,7 +209,7 @@ impl Sparkplug {
             saver: Saver::start(notes, Arc::clone(&nodes)),
             nodes,
             reading: Mutex::new(reading),
-            asks: Mutex::default(),
+            requests: Mutex::default(),
             warnings: Limiter::new(Duration::from_secs(60)),
             stats: Stats::default(),
         })
@@ -218,68 +219,73 @@ impl Sparkplug {
         self.nodes.lock()
     }
 
-    fn asks(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Ask>>> {
-        self.asks.lock()
+    fn requests(&self) -> MutexGuard<'_, HashMap<String, VecDeque<RebirthRequest>>> {
+        self.requests.lock()
     }
 
-    /// How many edge nodes are known.
+    /// Number of known edge nodes.
     pub fn node_count(&self) -> usize {
         self.nodes().len()
     }
 
-    /// Bytes of memory that what is known of them takes.
+    /// Memory used by their state, in bytes.
     pub fn bytes(&self) -> usize {
         self.nodes().bytes()
     }
 
-    /// Reads a message. Changes nothing, so that it may be read again when there was no room for it.
+    /// Decodes a message. Changes no state, so a message may be decoded again if there was no room for its event.
     pub fn decode(&self, source: &str, topic: &str, payload: &[u8]) -> Decoded {
         if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
             let bytes_max = self.nodes().bounds().json;
             return Decoded { json: host_state(host, payload, bytes_max), change: None };
         }
         let mut reading = self.reading.lock();
-        let place = match open(topic) {
-            Ok(place) => place,
-            Err(trouble) => return Decoded { json: Err(trouble.reason), change: None },
+        let topic = match parse_topic(topic) {
+            Ok(topic) => topic,
+            Err(error) => return Decoded { json: Err(error.reason), change: None },
         };
-        let key = NodeKey { source: source.to_owned(), group: place.group.to_owned(), node: place.node.to_owned() };
+        let key = NodeKey { source: source.to_owned(), group: topic.group.to_owned(), node: topic.node.to_owned() };
         let mut seq = None;
-        // The lock is let go before the message is read.
+        // The lock is released before the message is decoded.
         let bounds = self.nodes().bounds();
         reserve(&mut reading, bounds);
         let read = decode(payload, bounds.message).and_then(|message| {
-            let has_number = (place.kind, place.device) != (Kind::Death, None);
+            let has_number = (topic.kind, topic.device) != (MessageKind::Death, None);
             seq = message.seq.filter(|_| has_number).map(|seq| (seq & 0xFF) as u8);
-            self.read(&key, &place, &message)
+            self.read(&key, &topic, &message)
         });
-        let (json, what, wants_rebirth) = match read {
-            Ok((json, what)) => (Ok(json), what, false),
-            Err(trouble) if place.kind == Kind::Birth => {
-                (Err(trouble.reason.clone()), What::RefusedBirth(trouble.reason), false)
+        let (json, kind, needs_rebirth) = match read {
+            Ok((json, kind)) => (Ok(json), kind, false),
+            Err(error) if topic.kind == MessageKind::Birth => {
+                (Err(error.reason.clone()), ChangeKind::RefusedBirth(error.reason), false)
             }
-            Err(trouble) => (Err(trouble.reason), What::Data, trouble.wants_rebirth),
+            Err(error) => (Err(error.reason), ChangeKind::Data, error.needs_rebirth),
         };
-        let change = (place.kind != Kind::Command).then(|| Change {
+        let change = (topic.kind != MessageKind::Command).then(|| StateChange {
             key,
-            device: place.device.map(str::to_owned),
-            what,
+            device: topic.device.map(str::to_owned),
+            kind,
             seq,
-            wants_rebirth,
+            needs_rebirth,
         });
         Decoded { json, change }
     }
 
-    fn read(&self, key: &NodeKey, place: &Place<'_>, message: &Payload) -> Result<(Vec<u8>, What), Trouble> {
+    fn read(
+        &self,
+        key: &NodeKey,
+        topic: &MessageTopic<'_>,
+        message: &Payload,
+    ) -> Result<(Vec<u8>, ChangeKind), DecodeError> {
         if message.uuid.as_deref() == Some("SPBV1.0_COMPRESSED") {
-            return Err(Trouble::wrong("payload: is compressed, which is not supported".into()));
+            return Err(DecodeError::wrong("payload: is compressed, which is not supported".into()));
         }
         let nodes = self.nodes();
-        // A birth certificate stands for itself.
-        let node = if place.kind == Kind::Birth { None } else { nodes.find(key) };
-        let declared = node.and_then(|node| node.declared(place.device));
-        let metrics = json::resolve(&message.metrics, declared, place)?;
-        let json = json::message(place, message, &metrics, nodes.bounds().json)?;
+        // A birth certificate does not depend on earlier declarations.
+        let node = if topic.kind == MessageKind::Birth { None } else { nodes.find(key) };
+        let declared = node.and_then(|node| node.declared(topic.device));
+        let metrics = json::resolve(&message.metrics, declared, topic)?;
+        let json = json::message(topic, message, &metrics, nodes.bounds().json)?;
         let bd_seq = || {
             let metric = message.metrics.iter().find(|metric| metric.name.as_deref() == Some("bdSeq"))?;
             match metric.value {
@@ -289,53 +295,53 @@ impl Sparkplug {
             }
         };
         let born = || {
-            let declared = Declared::born(&metrics).map_err(Trouble::wrong)?;
-            match nodes.excess(key, place.device, &declared) {
+            let declared = Declared::born(&metrics).map_err(DecodeError::wrong)?;
+            match nodes.excess(key, topic.device, &declared) {
                 None => Ok(declared),
-                Some(bytes) => Err(Trouble::wrong(format!(
-                    "metrics: with this birth of {place} its node takes {bytes} bytes of memory; {} are allowed for a node, a hundred and twenty-eighth of the setting memory",
+                Some(bytes) => Err(DecodeError::wrong(format!(
+                    "metrics: with this birth of {topic} its node takes {bytes} bytes of memory; {} are allowed for a node, a hundred and twenty-eighth of the setting memory",
                     nodes.bounds().node
                 ))),
             }
         };
-        let what = match (place.kind, place.device) {
-            (Kind::Birth, None) => What::NodeBirth { declared: born()?, bd_seq: bd_seq() },
-            (Kind::Birth, Some(_)) => What::DeviceBirth(born()?),
-            (Kind::Death, None) => What::NodeDeath { bd_seq: bd_seq() },
-            (Kind::Death, Some(_)) => What::DeviceDeath,
-            (Kind::Data | Kind::Command, _) => What::Data,
+        let kind = match (topic.kind, topic.device) {
+            (MessageKind::Birth, None) => ChangeKind::NodeBirth { declared: born()?, bd_seq: bd_seq() },
+            (MessageKind::Birth, Some(_)) => ChangeKind::DeviceBirth(born()?),
+            (MessageKind::Death, None) => ChangeKind::NodeDeath { bd_seq: bd_seq() },
+            (MessageKind::Death, Some(_)) => ChangeKind::DeviceDeath,
+            (MessageKind::Data | MessageKind::Command, _) => ChangeKind::Data,
         };
-        Ok((json, what))
+        Ok((json, kind))
     }
 
-    /// Takes over what a message of a sender changes. Returns a number to give to [`Sparkplug::is_saved`]; the
-    /// bell rings when what it stands for is on the disk. 0 where nothing has to be.
-    pub fn apply(&self, change: Change, sender: &str, bell: impl FnOnce() -> Bell) -> u64 {
+    /// Applies the change of a message of `sender`. Returns a number for [`Sparkplug::is_saved`]; the bell rings when
+    /// that save is on disk. Returns 0 if there is nothing to save.
+    pub fn apply(&self, change: StateChange, sender: &str, bell: impl FnOnce() -> Bell) -> u64 {
         let now = clock::instant();
-        let Change { key, device, what, seq, wants_rebirth } = change;
-        let is_birth_understood = matches!(what, What::NodeBirth { .. });
-        // Numbers begin anew with the birth of a node, also with one that is refused.
-        let begins_anew = is_birth_understood || matches!(what, What::RefusedBirth(_)) && device.is_none();
-        if let What::RefusedBirth(reason) = &what {
+        let StateChange { key, device, kind, seq, needs_rebirth } = change;
+        let is_node_birth = matches!(kind, ChangeKind::NodeBirth { .. });
+        // Sequence numbers restart with the birth of a node, even if the birth is rejected.
+        let restarts_seq = is_node_birth || matches!(kind, ChangeKind::RefusedBirth(_)) && device.is_none();
+        if let ChangeKind::RefusedBirth(reason) = &kind {
             self.warn_of_refusal(&key, sender, reason);
         }
         let sender = format!("{}\0{sender}", key.source);
         let mut nodes = self.nodes();
-        let (gap, saves, may_ask) = nodes.follow(&key, &sender, is_birth_understood, |node| {
-            // The same number again is the same message again.
+        let (gap, saves, may_request) = nodes.update(&key, &sender, is_node_birth, |node| {
+            // A repeated number is a repeated message.
             let follows = |last: u8| seq.is_none_or(|seq| seq == last || seq == last.wrapping_add(1));
-            let gap = node.seq.filter(|last| !begins_anew && !follows(*last)).map(|last| last.wrapping_add(1));
-            node.seq = if begins_anew { seq } else { seq.or(node.seq) };
+            let gap = node.seq.filter(|last| !restarts_seq && !follows(*last)).map(|last| last.wrapping_add(1));
+            node.seq = if restarts_seq { seq } else { seq.or(node.seq) };
             let was_empty = node.is_empty();
-            let (saves, is_unborn) = enter(node, what, device);
-            // Notes of devices count only with one of their node.
+            let (saves, misses_birth) = apply_to_node(node, kind, device);
+            // Notes of devices are valid only with a note of their node.
             let saves = saves.map(|stale| stale.map(|stale| if was_empty { Stale::All } else { stale }));
-            let wants_rebirth = wants_rebirth || is_unborn || gap.is_some();
-            (gap, saves, wants_rebirth && self.has_room_to_ask(&key.source) && node.may_ask(now))
+            let needs_rebirth = needs_rebirth || misses_birth || gap.is_some();
+            (gap, saves, needs_rebirth && self.has_room_for_request(&key.source) && node.may_request(now))
         });
-        let forgotten = nodes.make_room(&key);
-        // Before another message can find that there is nothing to wait for.
-        forgotten.iter().for_each(|one| self.saver.forget(Arc::clone(&one.key)));
+        let evicted = nodes.enforce_bounds(&key);
+        // Under the lock, before another message finds nothing to wait for.
+        evicted.iter().for_each(|one| self.saver.forget(Arc::clone(&one.key)));
         let saved = saves.map_or(0, |stale| self.saver.save(Arc::new(key.clone()), stale, bell));
         drop(nodes);
         if let Some(expected) = gap {
@@ -348,20 +354,20 @@ impl Sparkplug {
                     expected,
                     seq,
                     held_back,
-                    "Sparkplug messages were lost on their way to the gateway"
+                    "Sparkplug messages were lost on the way to the gateway"
                 );
             }
         }
-        if may_ask {
-            self.ask(&key);
+        if may_request {
+            self.request_rebirth(&key);
         }
-        for one in forgotten {
-            self.forgot(one);
+        for one in evicted {
+            self.report_eviction(one);
         }
         saved
     }
 
-    fn forgot(&self, Forgotten { key, allowed, bound }: Forgotten) {
+    fn report_eviction(&self, Evicted { key, allowed, bound }: Evicted) {
         self.stats.forgotten.add(1);
         if let Some(held_back) = self.warnings.allow(clock::instant()) {
             tracing::warn!(
@@ -371,7 +377,7 @@ impl Sparkplug {
                 bound,
                 allowed,
                 held_back,
-                "what births of a Sparkplug node declared is forgotten, since others need the memory; its aliases are unknown until it is born anew; see the setting memory"
+                "evicted the declarations of a Sparkplug node, since others need the memory; its aliases are unknown until its next birth; see the setting memory"
             );
         }
     }
@@ -385,34 +391,34 @@ impl Sparkplug {
                 sender,
                 reason,
                 held_back,
-                "a Sparkplug birth is refused and became a dead letter"
+                "rejected a Sparkplug birth; it became a dead letter"
             );
         }
     }
 
-    /// Whether what a number of [`Sparkplug::apply`] stands for is on the disk.
+    /// Whether the save with a number from [`Sparkplug::apply`] is on disk.
     pub fn is_saved(&self, number: u64) -> bool {
         self.saver.saved() >= number
     }
 
-    /// Lets a source ask nodes for a rebirth.
+    /// Allows a source to request rebirths.
     pub fn allow_asking(&self, source: &str) {
-        self.asks().entry(source.to_owned()).or_default();
+        self.requests().entry(source.to_owned()).or_default();
     }
 
-    /// The next node of a source to ask for a rebirth.
-    pub fn next_ask(&self, source: &str) -> Option<Ask> {
-        let ask = self.asks().get_mut(source)?.pop_front()?;
+    /// Returns the next rebirth request of a source.
+    pub fn next_ask(&self, source: &str) -> Option<RebirthRequest> {
+        let request = self.requests().get_mut(source)?.pop_front()?;
         self.stats.asked.add(1);
-        Some(ask)
+        Some(request)
     }
 
-    /// Whether a source asks for rebirths, and not too many wait for that.
-    fn has_room_to_ask(&self, source: &str) -> bool {
-        self.asks().get(source).is_some_and(|asks| asks.len() < ASKS_MAX)
+    /// Whether a source may request rebirths and has room for another request.
+    fn has_room_for_request(&self, source: &str) -> bool {
+        self.requests().get(source).is_some_and(|requests| requests.len() < REBIRTH_REQUESTS_MAX)
     }
 
-    fn ask(&self, key: &NodeKey) {
+    fn request_rebirth(&self, key: &NodeKey) {
         let rebirth = Metric {
             name: Some("Node Control/Rebirth".into()),
             datatype: Some(value::BOOLEAN),
@@ -426,86 +432,86 @@ impl Sparkplug {
             ..Payload::default()
         };
         let topic = format!("spBv1.0/{}/NCMD/{}", key.group, key.node);
-        if let Some(asks) = self.asks().get_mut(&key.source)
-            && asks.iter().all(|ask| ask.topic != topic)
+        if let Some(requests) = self.requests().get_mut(&key.source)
+            && requests.iter().all(|request| request.topic != topic)
         {
-            asks.push_back(Ask { topic, payload: payload.encode_to_vec() });
+            requests.push_back(RebirthRequest { topic, payload: payload.encode_to_vec() });
         }
     }
 }
 
-/// Lets a node follow a message: what has to be on the disk before the message is acknowledged (`Some(None)` is what
-/// earlier ones have changed), and whether a birth is missing.
-fn enter(node: &mut Node, what: What, device: Option<String>) -> (Option<Option<Stale>>, bool) {
+/// Applies a message to a node. Returns the notes to save before the message is acknowledged (`Some(None)` means those
+/// of earlier messages), and whether a birth is missing.
+fn apply_to_node(node: &mut Node, kind: ChangeKind, device: Option<String>) -> (Option<Option<Stale>>, bool) {
     let stale = device.as_deref().map_or(Stale::All, Stale::device);
     let device = device.unwrap_or_default();
-    match what {
-        What::NodeBirth { declared, bd_seq } => {
-            // After the birth of a node each of its devices is born again.
+    match kind {
+        ChangeKind::NodeBirth { declared, bd_seq } => {
+            // Each device needs a new birth after the birth of its node.
             node.declare(declared);
             node.bd_seq = bd_seq;
             node.is_born();
             (Some(Some(stale)), false)
         }
-        What::DeviceBirth(declared) => {
-            let is_unborn = !node.is_alive();
+        ChangeKind::DeviceBirth(declared) => {
+            let misses_birth = !node.is_alive();
             node.declare_device(device, declared);
-            (Some(Some(stale)), is_unborn)
+            (Some(Some(stale)), misses_birth)
         }
-        What::RefusedBirth(_) => {
-            // Also where nothing is known: what was forgotten a moment ago may still be on the disk.
+        ChangeKind::RefusedBirth(_) => {
+            // Even without declarations in memory: evicted ones may still be on disk.
             node.refuse(matches!(stale, Stale::Devices(_)).then_some(&device));
             (Some(Some(stale)), false)
         }
-        // A will of an earlier session may come after the birth of the next one.
-        What::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => {
+        // The will of an earlier session may arrive after the birth of the next one.
+        ChangeKind::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => {
             (None, false)
         }
-        What::NodeDeath { .. } => {
+        ChangeKind::NodeDeath { .. } => {
             let is_news = node.has_declared();
             node.declare(Declared::default());
             node.seq = None;
             (Some(is_news.then_some(stale)), false)
         }
-        // A device that is dead is as one that was never heard of: names of devices may be many over the years.
-        What::DeviceDeath => (node.remove_device(&device).then_some(Some(stale)), false),
-        // Aliases from before the start may stand for other metrics by now.
-        What::Data => (None, !node.is_alive() || !node.is_fresh),
+        // A dead device is deleted: over the years there may be many names of devices.
+        ChangeKind::DeviceDeath => (node.remove_device(&device).then_some(Some(stale)), false),
+        // Aliases from before the start may since belong to other metrics.
+        ChangeKind::Data => (None, !node.is_alive() || !node.is_born_since_start),
     }
 }
 
-fn no_sparkplug() -> Trouble {
+fn not_sparkplug() -> DecodeError {
     let reason =
-        "topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node} with /{device} behind it for a device";
-    Trouble::wrong(reason.into())
+        "topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node}, followed by /{device} for a device";
+    DecodeError::wrong(reason.into())
 }
 
-/// Where a topic belongs.
-fn open(topic: &str) -> Result<Place<'_>, Trouble> {
+/// Parses a topic.
+fn parse_topic(topic: &str) -> Result<MessageTopic<'_>, DecodeError> {
     let levels: Vec<&str> = topic.split('/').collect();
     let (group, message_type, node, device) = match levels[..] {
         ["spBv1.0", group, message_type, node] => (group, message_type, node, None),
         ["spBv1.0", group, message_type, node, device] => (group, message_type, node, Some(device)),
-        _ => return Err(no_sparkplug()),
+        _ => return Err(not_sparkplug()),
     };
     let kind = match (message_type, device) {
-        ("NBIRTH", None) | ("DBIRTH", Some(_)) => Kind::Birth,
-        ("NDEATH", None) | ("DDEATH", Some(_)) => Kind::Death,
-        ("NDATA", None) | ("DDATA", Some(_)) => Kind::Data,
-        ("NCMD", None) | ("DCMD", Some(_)) => Kind::Command,
-        _ => return Err(no_sparkplug()),
+        ("NBIRTH", None) | ("DBIRTH", Some(_)) => MessageKind::Birth,
+        ("NDEATH", None) | ("DDEATH", Some(_)) => MessageKind::Death,
+        ("NDATA", None) | ("DDATA", Some(_)) => MessageKind::Data,
+        ("NCMD", None) | ("DCMD", Some(_)) => MessageKind::Command,
+        _ => return Err(not_sparkplug()),
     };
     if topic.len() > TOPIC_BYTES_MAX {
         let length = topic.len();
-        return Err(Trouble::wrong(format!(
+        return Err(DecodeError::wrong(format!(
             "topic: has {length} bytes; {TOPIC_BYTES_MAX} are allowed for Sparkplug B"
         )));
     }
-    Ok(Place { group, kind, node, device })
+    Ok(MessageTopic { group, kind, node, device })
 }
 
-/// Holds memory for one message while it is read, and for its JSON. Where there is no room for it, a message is read all
-/// the same, since there is only one: the next tries again.
+/// Reserves memory for one message and its JSON. If there is none, the message is decoded all the same, since there is
+/// only one at a time; the next message tries again.
 fn reserve(reading: &mut Permit, bounds: Bounds) {
     let bytes = bounds.message + bounds.json;
     if reading.bytes() != bytes {
@@ -513,25 +519,25 @@ fn reserve(reading: &mut Permit, bounds: Bounds) {
     }
 }
 
-/// Decodes a payload that takes at most so many bytes of memory then.
-fn decode(payload: &[u8], bytes_max: usize) -> Result<Payload, Trouble> {
+/// Decodes a payload that takes at most `bytes_max` bytes of memory.
+fn decode(payload: &[u8], bytes_max: usize) -> Result<Payload, DecodeError> {
     match weight::weigh(payload, bytes_max) {
-        None => Err(Trouble::wrong("payload: is no Sparkplug B: it has a group".into())),
-        Some(weight) if weight > bytes_max => Err(Trouble::wrong(format!(
-            "payload: has {} bytes and takes more than {bytes_max} bytes of memory to read, which is all that is allowed (setting memory)",
+        None => Err(DecodeError::wrong("payload: is no Sparkplug B: it has a group".into())),
+        Some(weight) if weight > bytes_max => Err(DecodeError::wrong(format!(
+            "payload: has {} bytes and takes more than {bytes_max} bytes of memory to read, the maximum (see the setting memory)",
             payload.len()
         ))),
         Some(_) => Payload::decode(payload)
-            .map_err(|error| Trouble::wrong(format!("payload: is no Sparkplug B: {}", described(&error)))),
+            .map_err(|error| DecodeError::wrong(format!("payload: is no Sparkplug B: {}", error_text(&error)))),
     }
 }
 
-/// What prost says of a payload, cut at where it might begin to quote.
-fn described(error: &prost::DecodeError) -> String {
+/// Text of a prost error, cut before it might quote the payload.
+fn error_text(error: &prost::DecodeError) -> String {
     error.to_string().chars().take(200).collect()
 }
 
-/// Host applications say on a topic of their own whether they live: JSON in version 3, a word before.
+/// Converts the state of a host application: JSON in version 3, a word before.
 fn host_state(host: &str, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
     let too_long = || format!("payload: becomes more than {bytes_max} bytes of JSON");
     let mut out = Output::new(0, bytes_max);
@@ -540,7 +546,7 @@ fn host_state(host: &str, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, S
     out.raw(",\"state\":");
     match serde_json::from_slice::<&serde_json::value::RawValue>(payload) {
         Ok(state) => out.raw(state.get()),
-        // A byte that is no text becomes three, before it is written.
+        // An invalid byte becomes three bytes of UTF-8.
         Err(_) if payload.len() > bytes_max / 3 => return Err(too_long()),
         Err(_) => out.text(&String::from_utf8_lossy(payload)),
     }

@@ -1,32 +1,32 @@
-//! What one birth certificate has declared, in as few bytes as it takes: all names in one text, and no table.
+//! The metrics that a birth certificate declares, stored compactly: all names in one text, and no hash table.
 
-use super::json::Resolved;
+use super::json::ResolvedMetric;
 use serde::{Deserialize, Serialize};
 
-/// What is known of a metric beside its name.
+/// Declared properties of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Known {
+pub(super) struct MetricType {
     pub(super) datatype: u32,
 }
 
-/// The metrics of a node or a device. The order of the fields is the stored format.
+/// Declared metrics of a node or a device. The order of the fields is the stored format.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Declared {
-    /// Whether its last certificate was one of birth that was understood.
+    /// Whether the last certificate was a valid birth.
     pub(super) is_alive: bool,
-    /// Every name, in their order.
+    /// All names in sorted order, concatenated.
     names: Box<str>,
-    /// Of each name where it ends in `names`, and its data type.
+    /// End of each name in `names`, and its data type.
     metrics: Box<[(u32, u32)]>,
-    /// Each alias in its order, and the place of its name in `metrics`.
+    /// Sorted aliases, and the index of each in `metrics`.
     aliases: Box<[(u64, u32)]>,
 }
 
 impl Declared {
-    /// What a birth certificate declares. The error says what is wrong with it.
-    pub(super) fn born(resolved: &[Resolved<'_>]) -> Result<Self, String> {
-        // Of a name that comes twice, the last one counts.
-        let mut rows: Vec<&Resolved<'_>> = resolved.iter().rev().collect();
+    /// Builds the declarations of a birth certificate. The error is the reason against it.
+    pub(super) fn born(resolved: &[ResolvedMetric<'_>]) -> Result<Self, String> {
+        // If a name occurs twice, the last one counts.
+        let mut rows: Vec<&ResolvedMetric<'_>> = resolved.iter().rev().collect();
         rows.sort_by_key(|one| one.name);
         rows.dedup_by_key(|one| one.name);
         let mut names = String::with_capacity(rows.iter().map(|one| one.name.len()).sum());
@@ -39,8 +39,8 @@ impl Declared {
         let mut aliases: Vec<(u64, u32)> = resolved
             .iter()
             .filter_map(|one| {
-                let place = rows.binary_search_by_key(&one.name, |row| row.name).ok()?;
-                Some((one.metric.alias?, place as u32))
+                let index = rows.binary_search_by_key(&one.name, |row| row.name).ok()?;
+                Some((one.metric.alias?, index as u32))
             })
             .collect();
         aliases.sort_unstable();
@@ -51,18 +51,18 @@ impl Declared {
         Ok(Self { is_alive: true, names: names.into(), metrics, aliases: aliases.into() })
     }
 
-    pub(super) fn by_alias(&self, alias: u64) -> Option<(&str, Known)> {
+    pub(super) fn by_alias(&self, alias: u64) -> Option<(&str, MetricType)> {
         let found = self.aliases.binary_search_by_key(&alias, |(alias, _)| *alias).ok()?;
-        let place = self.aliases.get(found)?.1 as usize;
-        Some((self.name(place)?, self.known(place)?))
+        let index = self.aliases.get(found)?.1 as usize;
+        Some((self.name(index)?, self.metric_type(index)?))
     }
 
-    pub(super) fn by_name(&self, name: &str) -> Option<Known> {
+    pub(super) fn by_name(&self, name: &str) -> Option<MetricType> {
         let (mut from, mut to) = (0, self.metrics.len());
         while from < to {
             let middle = (from + to) / 2;
             match self.name(middle)?.cmp(name) {
-                std::cmp::Ordering::Equal => return self.known(middle),
+                std::cmp::Ordering::Equal => return self.metric_type(middle),
                 std::cmp::Ordering::Less => from = middle + 1,
                 std::cmp::Ordering::Greater => to = middle,
             }
@@ -70,19 +70,19 @@ impl Declared {
         None
     }
 
-    /// Bytes that it takes in memory beside its own fields; its note takes no more.
+    /// Bytes of memory on the heap; the note takes no more.
     pub(super) fn bytes(&self) -> usize {
         self.names.len() + size_of_val(&*self.metrics) + size_of_val(&*self.aliases)
     }
 
-    fn name(&self, place: usize) -> Option<&str> {
-        let start = place.checked_sub(1).map_or(Some(0), |before| Some(self.metrics.get(before)?.0))?;
-        self.names.get(start as usize..self.metrics.get(place)?.0 as usize)
+    fn name(&self, index: usize) -> Option<&str> {
+        let start = index.checked_sub(1).map_or(Some(0), |before| Some(self.metrics.get(before)?.0))?;
+        self.names.get(start as usize..self.metrics.get(index)?.0 as usize)
     }
 
-    fn known(&self, place: usize) -> Option<Known> {
-        // Aliases and types belong to one birth: after a death they may be others.
-        let (_, datatype) = self.metrics.get(place).filter(|_| self.is_alive)?;
-        Some(Known { datatype: *datatype })
+    fn metric_type(&self, index: usize) -> Option<MetricType> {
+        // Aliases and types are valid for one birth: they may change after a death.
+        let (_, datatype) = self.metrics.get(index).filter(|_| self.is_alive)?;
+        Some(MetricType { datatype: *datatype })
     }
 }

@@ -1,47 +1,47 @@
-//! One Sparkplug message as one JSON object, for people who write JSON Schema:
+//! Renders a Sparkplug message as one JSON object, made for authors of JSON Schemas:
 //!
 //! ```json
 //! {"group":"plant","node":"line-1","device":"press-4","type":"DDATA","seq":17,"timestamp":1764000000000,
 //!  "metrics":{"Temperature":{"value":21.1,"type":"Float","timestamp":1764000000000,"quality":192}}}
 //! ```
 //!
-//! `metrics` is keyed by name. A message may carry a metric several times, as stored-up values do:
-//! the last one that is not historical counts there, and the others stand under `earlier`, in their
-//! order, so that none is lost. Times are milliseconds since 1970. A number that JSON cannot write
-//! is `null`, and `nonfinite` names it.
+//! `metrics` is keyed by name. A message may contain a metric several times, such as buffered values: the last one that
+//! is not historical stands in `metrics`, and the others in `earlier`, in their order, so none is lost. Times are
+//! milliseconds since 1970. A number that JSON cannot represent is `null`, and `nonfinite` names it.
 
-use super::declared::{Declared, Known};
+use super::declared::{Declared, MetricType};
 use super::output::Output;
 use super::proto::{
     DataSet, MetaData, Metric, MetricValue, Payload, PropertyKind, PropertySet, PropertyValue, Template,
 };
 use super::value::{self, Scalar, push_scalar, type_name};
-use super::{Place, Trouble};
+use super::{DecodeError, MessageTopic};
 use std::collections::HashMap;
 
-/// Templates and property sets inside each other; deeper ones are refused rather than followed.
+/// Maximum nesting of templates and property sets; deeper messages are rejected.
 const DEPTH_MAX: usize = 12;
 
-/// A name of a metric, like a topic of `sources::mqtt`: those of Unified Namespaces stay below 500 bytes.
+/// Maximum length of a metric name, as for a topic of `sources::mqtt`. Names in Unified Namespaces stay below 500
+/// bytes.
 const NAME_BYTES_MAX: usize = 1024;
 
-/// A metric with its name and type found.
-pub(super) struct Resolved<'a> {
+/// A metric with its resolved name and type.
+pub(super) struct ResolvedMetric<'a> {
     pub(super) metric: &'a Metric,
     pub(super) name: &'a str,
     pub(super) datatype: u32,
 }
 
-/// Finds name and type of each metric: its own, or those of the birth certificate.
+/// Resolves name and type of each metric, from the metric itself or from the birth certificate.
 pub(super) fn resolve<'a>(
     metrics: &'a [Metric],
     declared: Option<&'a Declared>,
-    place: &Place<'_>,
-) -> Result<Vec<Resolved<'a>>, Trouble> {
+    topic: &MessageTopic<'_>,
+) -> Result<Vec<ResolvedMetric<'a>>, DecodeError> {
     let mut resolved = Vec::with_capacity(metrics.len());
     for metric in metrics {
         let by_alias = || declared.and_then(|declared| declared.by_alias(metric.alias?));
-        let (name, known): (&str, Option<Known>) = match (metric.name.as_deref(), metric.alias) {
+        let (name, known): (&str, Option<MetricType>) = match (metric.name.as_deref(), metric.alias) {
             (Some(name), _) if !name.is_empty() => (name, declared.and_then(|declared| declared.by_name(name))),
             (_, Some(alias)) => match by_alias() {
                 Some((name, known)) => (name, Some(known)),
@@ -51,32 +51,32 @@ pub(super) fn resolve<'a>(
                         Some(declared) if !declared.is_alive => "its last certificate is one of death",
                         Some(_) => "its birth certificate does not name it",
                     };
-                    return Err(Trouble::unborn(format!("alias {alias}: is unknown to {place}: {why}")));
+                    return Err(DecodeError::unborn(format!("alias {alias}: is unknown to {topic}: {why}")));
                 }
             },
-            _ => return Err(Trouble::wrong("metrics: one has neither name nor alias".into())),
+            _ => return Err(DecodeError::wrong("metrics: one has neither name nor alias".into())),
         };
         if name.len() > NAME_BYTES_MAX {
             let (brief, length) = (brief(name), name.len());
-            return Err(Trouble::wrong(format!(
+            return Err(DecodeError::wrong(format!(
                 "metric \"{brief}…\": its name has {length} bytes; {NAME_BYTES_MAX} are allowed"
             )));
         }
-        let told = metric.datatype.filter(|datatype| *datatype > 0).or(known.map(|known| known.datatype));
-        let datatype = told.or_else(|| own_type(metric.value.as_ref()?));
+        let declared_type = metric.datatype.filter(|datatype| *datatype > 0).or(known.map(|known| known.datatype));
+        let datatype = declared_type.or_else(|| own_type(metric.value.as_ref()?));
         let Some(datatype) = datatype else {
             let name = brief(name);
-            return Err(Trouble::unborn(format!(
-                "metric \"{name}\": its type is told neither here nor by a birth certificate of {place}"
+            return Err(DecodeError::unborn(format!(
+                "metric \"{name}\": its type is given neither here nor in a birth certificate of {topic}"
             )));
         };
         if type_name(datatype).is_none() {
-            return Err(Trouble::wrong(format!(
+            return Err(DecodeError::wrong(format!(
                 "metric \"{}\": has data type {datatype}, which does not exist",
                 brief(name)
             )));
         }
-        resolved.push(Resolved { metric, name, datatype });
+        resolved.push(ResolvedMetric { metric, name, datatype });
     }
     Ok(resolved)
 }
@@ -89,25 +89,25 @@ fn own_type(value: &MetricValue) -> Option<u32> {
     }
 }
 
-/// A name that is short enough for a reason.
+/// Shortens a name for a reason.
 fn brief(name: &str) -> String {
     name.chars().take(128).collect()
 }
 
-/// Renders a message; `bytes_max` bounds what comes of it.
+/// Renders a message as at most `bytes_max` bytes of JSON.
 pub(super) fn message(
-    place: &Place<'_>,
+    topic: &MessageTopic<'_>,
     payload: &Payload,
-    metrics: &[Resolved<'_>],
+    metrics: &[ResolvedMetric<'_>],
     bytes_max: usize,
-) -> Result<Vec<u8>, Trouble> {
+) -> Result<Vec<u8>, DecodeError> {
     let mut out = Writer { out: Output::new(256 + metrics.len() * 64, bytes_max) };
     out.raw("{");
     for (name, text) in [
-        ("group", Some(place.group)),
-        ("node", Some(place.node)),
-        ("device", place.device),
-        ("type", Some(place.message_type())),
+        ("group", Some(topic.group)),
+        ("node", Some(topic.node)),
+        ("device", topic.device),
+        ("type", Some(topic.message_type())),
     ] {
         if let Some(text) = text {
             out.name(name);
@@ -146,7 +146,7 @@ impl Writer {
         }
     }
 
-    /// The name of the next member, and a comma where one is due.
+    /// Writes the name of the next member, after a comma if needed.
     fn name(&mut self, name: &str) {
         self.comma();
         self.text(name);
@@ -178,15 +178,18 @@ impl Writer {
         }
     }
 
-    fn within_bounds(&self) -> Result<(), Trouble> {
+    fn within_bounds(&self) -> Result<(), DecodeError> {
         if self.out.is_over() {
-            return Err(Trouble::wrong(format!("payload: becomes more than {} bytes of JSON", self.out.bytes_max())));
+            return Err(DecodeError::wrong(format!(
+                "payload: becomes more than {} bytes of JSON",
+                self.out.bytes_max()
+            )));
         }
         Ok(())
     }
 
-    fn metrics(&mut self, metrics: &[Resolved<'_>], depth: usize) -> Result<(), Trouble> {
-        // Which occurrence of each name counts.
+    fn metrics(&mut self, metrics: &[ResolvedMetric<'_>], depth: usize) -> Result<(), DecodeError> {
+        // Index of the occurrence of each name that goes to `metrics`.
         let mut counts: HashMap<&str, usize> = HashMap::with_capacity(metrics.len());
         for (index, one) in metrics.iter().enumerate() {
             let is_historical = |index: usize| metrics[index].metric.is_historical == Some(true);
@@ -224,24 +227,26 @@ impl Writer {
         Ok(())
     }
 
-    fn metric(&mut self, one: &Resolved<'_>, depth: usize) -> Result<(), Trouble> {
-        let Resolved { metric, name, datatype } = one;
-        let misfit = || {
+    fn metric(&mut self, one: &ResolvedMetric<'_>, depth: usize) -> Result<(), DecodeError> {
+        let ResolvedMetric { metric, name, datatype } = one;
+        let mismatch = || {
             let named = type_name(*datatype).unwrap_or("?");
-            Trouble::unborn(format!("metric \"{}\": its value is no {named}, as its type says", brief(name)))
+            DecodeError::unborn(format!("metric \"{}\": its value is no {named}, as its type says", brief(name)))
         };
         self.name("value");
         let mut nonfinite = None;
         match &metric.value {
             _ if metric.is_null == Some(true) => self.raw("null"),
             None => self.raw("null"),
-            Some(MetricValue::DataSet(set)) if *datatype == value::DATA_SET => self.data_set(set).ok_or_else(misfit)?,
+            Some(MetricValue::DataSet(set)) if *datatype == value::DATA_SET => {
+                self.data_set(set).ok_or_else(mismatch)?
+            }
             Some(MetricValue::Template(template)) if *datatype == value::TEMPLATE => {
                 self.template(template, depth + 1)?
             }
             Some(other) => {
-                let scalar = other.scalar().ok_or_else(misfit)?;
-                nonfinite = push_scalar(&mut self.out, *datatype, scalar).map_err(|_| misfit())?;
+                let scalar = other.scalar().ok_or_else(mismatch)?;
+                nonfinite = push_scalar(&mut self.out, *datatype, scalar).map_err(|_| mismatch())?;
             }
         }
         if let Some(number) = nonfinite {
@@ -287,7 +292,7 @@ impl Writer {
         self.raw("}");
     }
 
-    /// A value of a known type; what does not fit it is written as what it is by itself.
+    /// Writes a value as `datatype`; a value that does not fit is written by its wire type.
     fn loose(&mut self, datatype: Option<u32>, value: Option<Scalar<'_>>) {
         let before = self.out.len();
         let written = match (value, datatype.filter(|datatype| *datatype > 0)) {
@@ -311,7 +316,7 @@ impl Writer {
         }
     }
 
-    fn properties(&mut self, set: &PropertySet, depth: usize) -> Result<(), Trouble> {
+    fn properties(&mut self, set: &PropertySet, depth: usize) -> Result<(), DecodeError> {
         if depth > DEPTH_MAX {
             return Err(too_deep());
         }
@@ -336,7 +341,7 @@ impl Writer {
         self.within_bounds()
     }
 
-    /// `None` if its rows do not fit its columns.
+    /// Writes a data set; `None` if its rows do not match its columns.
     fn data_set(&mut self, set: &DataSet) -> Option<()> {
         let columns = set.columns.len();
         if set.types.len() != columns || set.column_count.is_some_and(|count| count != columns as u64) {
@@ -381,7 +386,7 @@ impl Writer {
         Some(())
     }
 
-    fn template(&mut self, template: &Template, depth: usize) -> Result<(), Trouble> {
+    fn template(&mut self, template: &Template, depth: usize) -> Result<(), DecodeError> {
         if depth > DEPTH_MAX {
             return Err(too_deep());
         }
@@ -398,15 +403,15 @@ impl Writer {
             }
             self.raw("}");
         }
-        // Members of a template have names of their own.
+        // Members of a template have their own names.
         let mut members = Vec::with_capacity(template.metrics.len());
         for metric in &template.metrics {
             let name = metric.name.as_deref().unwrap_or_default();
             let datatype = metric.datatype.filter(|datatype| type_name(*datatype).is_some());
             let Some(datatype) = datatype.or_else(|| own_type(metric.value.as_ref()?)) else {
-                return Err(Trouble::wrong(format!("metric \"{}\" of a template: has no data type", brief(name))));
+                return Err(DecodeError::wrong(format!("metric \"{}\" of a template: has no data type", brief(name))));
             };
-            members.push(Resolved { metric, name, datatype });
+            members.push(ResolvedMetric { metric, name, datatype });
         }
         self.metrics(&members, depth)?;
         self.raw("}");
@@ -414,6 +419,6 @@ impl Writer {
     }
 }
 
-fn too_deep() -> Trouble {
-    Trouble::wrong(format!("payload: templates or properties are nested deeper than {DEPTH_MAX}"))
+fn too_deep() -> DecodeError {
+    DecodeError::wrong(format!("payload: templates or properties are nested deeper than {DEPTH_MAX}"))
 }

@@ -1,8 +1,10 @@
-//! What is remembered of edge nodes, and for how long.
+//! State of edge nodes in memory, and its eviction.
 //!
-//! Promise: it takes no more bytes than [`Bounds`] and the memory budget allow, in memory and as notes on the disk.
-//! Invariant: at a bound, what the node declared that was silent for longest is forgotten, of the sender that holds most;
-//! its next data asks for a rebirth, no sooner than the pause since its last ask allows. So a sender that declares without end loses what it declared itself.
+//! Promise: in memory and in notes on disk, the state never takes more bytes than [`Bounds`] and the memory budget
+//! allow.
+//! Invariant: at a bound, the sender with the most bytes loses the declarations of its least recently heard node. The
+//! next data of that node requests a rebirth, no sooner than the pause since its last request allows. So a sender with
+//! endless declarations loses its own.
 
 use super::declared::Declared;
 use crate::memory::{Budget, OverBudget, Permit};
@@ -11,39 +13,40 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What an edge node takes beside texts and metrics: its entries in four tables, and the first leaf of a tree of devices.
+/// Size of an edge node without texts and metrics: its entries in four tables, and the first leaf of a tree of devices.
 const NODE_BYTES: usize = 1536;
-/// What a device takes beside its name and metrics: an entry of a tree that may be half empty.
+/// Size of a device without its name and metrics: an entry of a tree that may be half empty.
 const DEVICE_BYTES: usize = 224;
-/// One message while it is read, where the memory allows: 20,000 metrics.
+/// Memory for one message while it is decoded, if the budget is large enough: 20,000 metrics.
 const MESSAGE_BYTES: usize = 16 << 20;
-/// The largest JSON of a message, where the memory allows.
+/// Maximum JSON size of a message, if the budget is large enough.
 const JSON_BYTES_MAX: usize = 8 << 20;
-/// Between two asks for a rebirth of the same node: at first, and at most.
-const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
+/// First and maximum pause between two rebirth requests to the same node.
+const REQUEST_PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
-/// The part of a sender's bytes below which nodes that have declared nothing stay, 3 MiB with the packaged unit: the
-/// last asks of 1800 nodes.
+/// Part of a sender's bytes below which nodes without declarations are not evicted. It is 3 MiB with the packaged unit:
+/// the last requests of 1800 nodes.
 const EMPTIED_PART: usize = 8;
 
-/// How many bytes of memory what births declare may take.
+/// Bounds for the memory of declarations, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// Of one edge node with its devices.
+    /// One edge node with its devices.
     pub(super) node: usize,
-    /// Of all nodes of a sender.
+    /// All nodes of a sender.
     sender: usize,
     pub(super) all: usize,
-    /// One message while it is read.
+    /// One message while it is decoded.
     pub(super) message: usize,
     /// The JSON of one message.
     pub(super) json: usize,
 }
 
 impl Bounds {
-    /// The parts of a memory budget. With the packaged unit (160 MiB of permits) all nodes have 32 MiB: 260,000 metrics
-    /// with names of 100 bytes. A sender has 24 MiB, since a plant may have one broker for all. A node has 2 MiB, of
-    /// which 10,000 metrics take 1.2 MiB, which is a big one. A message of 10,000 metrics takes 8 MiB of 16 while it is read.
+    /// Derives the bounds from the memory budget. With the packaged unit (160 MiB of permits) all nodes have 32 MiB:
+    /// 260,000 metrics with names of 100 bytes. A sender has 24 MiB, since a plant may have one broker for everything.
+    /// A node has 2 MiB; a large node of 10,000 metrics takes 1.2 MiB. While a message of 10,000 metrics is decoded, it
+    /// takes 8 of 16 MiB.
     pub(super) fn of(budget: &Budget) -> Self {
         let all = budget.permits_max() / 5;
         let message = (all / 2).max(all.min(MESSAGE_BYTES));
@@ -51,7 +54,7 @@ impl Bounds {
     }
 }
 
-/// An edge node: which source it comes by, its group and its name.
+/// Identity of an edge node: source, group and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct NodeKey {
     pub(super) source: String,
@@ -60,7 +63,7 @@ pub(super) struct NodeKey {
 }
 
 impl NodeKey {
-    /// The name of its note.
+    /// Name of its note.
     pub(super) fn note(&self) -> String {
         let text = [self.source.as_str(), &self.group, &self.node].join("\0");
         format!("{:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
@@ -76,16 +79,16 @@ pub(super) struct Node {
     own: Declared,
     devices: BTreeMap<String, Declared>,
     pub(super) bd_seq: Option<u64>,
-    /// Number of the last message; unknown after a restart.
+    /// Sequence number of the last message; unknown after a restart.
     pub(super) seq: Option<u8>,
-    /// Whether its birth was heard since the start: before that, aliases may have changed unheard.
-    pub(super) is_fresh: bool,
-    /// Whether what it declared was forgotten or refused since its last birth.
-    is_cut: bool,
-    asked: Option<(Instant, u32)>,
-    /// Who published its birth, or was the first to speak of it.
+    /// Whether a birth arrived since the start. Before that, aliases may have changed while the gateway was down.
+    pub(super) is_born_since_start: bool,
+    /// Whether declarations were evicted or rejected since the last birth.
+    was_cut: bool,
+    last_request: Option<(Instant, u32)>,
+    /// Sender of its birth, or the first sender of a message of the node.
     sender: Arc<str>,
-    /// The order in which nodes were heard.
+    /// Position in the order of last messages.
     turn: u64,
     bytes: usize,
 }
@@ -97,17 +100,17 @@ impl Node {
             devices: BTreeMap::new(),
             bd_seq: None,
             seq: None,
-            is_fresh: false,
-            is_cut: false,
-            asked: None,
+            is_born_since_start: false,
+            was_cut: false,
+            last_request: None,
             turn,
-            // Each text stands in two tables.
+            // Each text is in two tables.
             bytes: NODE_BYTES + 2 * (key.bytes() + sender.len()),
             sender,
         }
     }
 
-    /// What data of the node itself, or of one of its devices, refers to.
+    /// Declarations for data of the node itself or of one of its devices.
     pub(super) fn declared(&self, device: Option<&str>) -> Option<&Declared> {
         match device {
             None => Some(&self.own),
@@ -131,7 +134,7 @@ impl Node {
         self.own.is_alive
     }
 
-    /// Replaces what the node itself has declared. Whatever its certificate says, its devices need births of their own.
+    /// Replaces the declarations of the node and removes those of its devices, which need new births in any case.
     pub(super) fn declare(&mut self, declared: Declared) {
         let devices: usize = self.devices.iter().map(|(name, device)| device_bytes(name, device)).sum();
         self.bytes = self.bytes - devices - self.own.bytes() + declared.bytes();
@@ -139,75 +142,75 @@ impl Node {
         self.own = declared;
     }
 
-    /// Replaces what one of its devices has declared.
+    /// Replaces the declarations of a device.
     pub(super) fn declare_device(&mut self, name: String, declared: Declared) {
         let before = self.devices.get(&name).map_or(0, |device| device_bytes(&name, device));
         self.bytes = self.bytes - before + device_bytes(&name, &declared);
         self.devices.insert(name, declared);
     }
 
-    /// Bytes that it would take once this were declared.
+    /// Size of the node with new declarations.
     fn bytes_with(&self, device: Option<&str>, declared: &Declared) -> usize {
         let Some(name) = device else { return self.texts() + declared.bytes() };
         let before = self.devices.get(name).map_or(0, |device| device_bytes(name, device));
         self.bytes - before + device_bytes(name, declared)
     }
 
-    /// Bytes that it takes without what was declared.
+    /// Size of the node without declarations.
     fn texts(&self) -> usize {
         let devices: usize = self.devices.iter().map(|(name, device)| device_bytes(name, device)).sum();
         self.bytes - devices - self.own.bytes()
     }
 
-    /// Whether it has declared nothing, so that there is no note of it.
+    /// Whether the node has no declarations, and so no note.
     pub(super) fn is_empty(&self) -> bool {
         !self.has_declared() && self.bd_seq.is_none()
     }
 
-    /// Forgets what was declared, so that nothing is taken for what it is not any more.
+    /// Removes all declarations, so outdated ones are never used.
     fn cut(&mut self) {
         self.declare(Declared::default());
-        (self.bd_seq, self.is_fresh, self.is_cut) = (None, false, true);
+        (self.bd_seq, self.is_born_since_start, self.was_cut) = (None, false, true);
     }
 
-    /// Whether births of it or its devices count.
+    /// Whether the node or one of its devices has declarations.
     pub(super) fn has_declared(&self) -> bool {
         self.own.is_alive || !self.devices.is_empty()
     }
 
-    /// A birth was refused: what the one before declared does not count any more.
+    /// Removes the declarations of the birth before a rejected one.
     pub(super) fn refuse(&mut self, device: Option<&str>) {
         let Some(name) = device else { return self.cut() };
-        self.is_cut = true;
+        self.was_cut = true;
         self.remove_device(name);
     }
 
-    /// Forgets what a device has declared; `false` where that was nothing.
+    /// Removes the declarations of a device; `false` if there were none.
     pub(super) fn remove_device(&mut self, name: &str) -> bool {
         let before = self.devices.remove(name);
         self.bytes -= before.as_ref().map_or(0, |device| device_bytes(name, device));
         before.is_some()
     }
 
-    /// Whether a rebirth may be asked for now; if so, that counts as an ask.
-    pub(super) fn may_ask(&mut self, now: Instant) -> bool {
-        let (last, count) = match self.asked {
+    /// Whether a rebirth may be requested now; if so, counts the request.
+    pub(super) fn may_request(&mut self, now: Instant) -> bool {
+        let (last, count) = match self.last_request {
             None => (None, 0),
             Some((at, count)) => (Some(at), count),
         };
-        let wait = ASK_AGAIN.0.saturating_mul(1 << count.saturating_sub(1).min(10)).min(ASK_AGAIN.1);
+        let wait = REQUEST_PAUSE.0.saturating_mul(1 << count.saturating_sub(1).min(10)).min(REQUEST_PAUSE.1);
         if last.is_some_and(|at| now.duration_since(at) < wait) {
             return false;
         }
-        self.asked = Some((now, count.saturating_add(1)));
+        self.last_request = Some((now, count.saturating_add(1)));
         true
     }
 
-    /// A birth was heard. Where it is one more after what was forgotten or refused, asks stay as rare as they are.
+    /// Records a birth. After an eviction or a rejection, the pause between rebirth requests stays as long as it is.
     pub(super) fn is_born(&mut self) {
-        self.is_fresh = true;
-        if !std::mem::take(&mut self.is_cut) {
-            self.asked = None;
+        self.is_born_since_start = true;
+        if !std::mem::take(&mut self.was_cut) {
+            self.last_request = None;
         }
     }
 }
@@ -216,32 +219,32 @@ fn device_bytes(name: &str, declared: &Declared) -> usize {
     DEVICE_BYTES + name.len() + declared.bytes()
 }
 
-/// The nodes of a sender.
+/// Nodes of a sender.
 #[derive(Debug, Default)]
-struct Held {
+struct SenderNodes {
     bytes: usize,
-    /// Those that have declared something; the one that was silent for longest comes first.
+    /// Nodes with declarations, the least recently heard first.
     declaring: BTreeMap<u64, Arc<NodeKey>>,
-    /// The others, of which it is known when they were asked for a rebirth, in the same order.
+    /// Nodes without declarations, kept for the time of their last rebirth request, in the same order.
     emptied: BTreeMap<u64, Arc<NodeKey>>,
-    /// Of the others.
+    /// Size of the nodes in `emptied`.
     emptied_bytes: usize,
 }
 
-impl Held {
-    /// What goes first for lack of room: what was declared, so that a node that loses it again and again is not asked
-    /// for a rebirth each time; nodes without it once they take more than this.
-    fn first_to_go(&self, emptied_bytes_max: usize) -> Option<&Arc<NodeKey>> {
+impl SenderNodes {
+    /// Returns the node to evict first: the oldest with declarations, so a node that loses them repeatedly is not asked
+    /// for a rebirth each time; or, once nodes without declarations exceed `emptied_bytes_max`, the oldest of those.
+    fn first_to_evict(&self, emptied_bytes_max: usize) -> Option<&Arc<NodeKey>> {
         let (declaring, emptied) = (self.declaring.values().next(), self.emptied.values().next());
         if self.emptied_bytes > emptied_bytes_max { emptied } else { declaring.or(emptied) }
     }
 }
 
-/// What was forgotten, for lack of room.
+/// A node whose declarations were evicted for lack of memory.
 #[derive(Debug)]
-pub(super) struct Forgotten {
+pub(super) struct Evicted {
     pub(super) key: Arc<NodeKey>,
-    /// Bytes that were allowed where they did not suffice, and for what.
+    /// Exceeded bound in bytes, and its scope.
     pub(super) allowed: usize,
     pub(super) bound: &'static str,
 }
@@ -250,19 +253,19 @@ pub(super) struct Forgotten {
 #[derive(Debug)]
 pub(super) struct Nodes {
     map: HashMap<Arc<NodeKey>, Node>,
-    senders: HashMap<Arc<str>, Held>,
+    senders: HashMap<Arc<str>, SenderNodes>,
     by_bytes: BTreeSet<(usize, Arc<str>)>,
     bytes: usize,
-    turns: u64,
-    /// For `bytes`.
+    last_turn: u64,
+    /// Covers `bytes` of the memory budget.
     permit: Permit,
 }
 
 impl Nodes {
-    /// None yet; `permit` is of no bytes.
+    /// Creates an empty set; `permit` covers no bytes.
     pub(super) fn new(permit: Permit) -> Self {
         let (map, senders, by_bytes) = Default::default();
-        Self { map, senders, by_bytes, bytes: 0, turns: 0, permit }
+        Self { map, senders, by_bytes, bytes: 0, last_turn: 0, permit }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -281,7 +284,7 @@ impl Nodes {
         self.map.get(key)
     }
 
-    /// Bytes that a node would take once this were declared, if that is more than it may.
+    /// Size of a node with new declarations, if it exceeds the bound.
     pub(super) fn excess(&self, key: &NodeKey, device: Option<&str>, declared: &Declared) -> Option<usize> {
         let bytes = match self.map.get(key) {
             Some(node) => node.bytes_with(device, declared),
@@ -292,14 +295,14 @@ impl Nodes {
         Some(bytes).filter(|bytes| *bytes > self.bounds().node)
     }
 
-    /// Lets a node follow what was heard of it. With `is_taken` it belongs to the sender from now on, as it does where
-    /// it is new.
-    pub(super) fn follow<T>(
+    /// Updates a node, and creates it if it is new. With `is_taken`, the node belongs to `sender` from now on, as a new
+    /// node does.
+    pub(super) fn update<T>(
         &mut self,
         key: &NodeKey,
         sender: &str,
         is_taken: bool,
-        follow: impl FnOnce(&mut Node) -> T,
+        update: impl FnOnce(&mut Node) -> T,
     ) -> T {
         let (key, mut node) = match self.take(key) {
             Some((key, node)) => (key, node),
@@ -309,9 +312,9 @@ impl Nodes {
             node.bytes = node.bytes - 2 * node.sender.len() + 2 * sender.len();
             node.sender = sender.into();
         }
-        let followed = follow(&mut node);
+        let updated = update(&mut node);
         self.put(key, node);
-        followed
+        updated
     }
 
     pub(super) fn take(&mut self, key: &NodeKey) -> Option<(Arc<NodeKey>, Node)> {
@@ -330,8 +333,8 @@ impl Nodes {
     }
 
     fn put(&mut self, key: Arc<NodeKey>, mut node: Node) {
-        self.turns += 1;
-        node.turn = self.turns;
+        self.last_turn += 1;
+        node.turn = self.last_turn;
         self.bytes += node.bytes;
         self.count(&node, |held| {
             if node.is_empty() {
@@ -345,8 +348,8 @@ impl Nodes {
         self.map.insert(key, node);
     }
 
-    /// Changes what the sender of a node holds.
-    fn count(&mut self, node: &Node, change: impl FnOnce(&mut Held)) {
+    /// Updates the totals of the sender of a node.
+    fn count(&mut self, node: &Node, change: impl FnOnce(&mut SenderNodes)) {
         let held = self.senders.entry(Arc::clone(&node.sender)).or_default();
         self.by_bytes.remove(&(held.bytes, Arc::clone(&node.sender)));
         change(held);
@@ -357,10 +360,10 @@ impl Nodes {
         }
     }
 
-    /// Forgets what nodes declared until the rest is within bounds, after `key` was heard.
-    pub(super) fn make_room(&mut self, key: &NodeKey) -> Vec<Forgotten> {
+    /// Evicts declarations until all bounds are kept, after an update of `key`.
+    pub(super) fn enforce_bounds(&mut self, key: &NodeKey) -> Vec<Evicted> {
         let bounds = self.bounds();
-        let mut forgotten = Vec::new();
+        let mut evicted = Vec::new();
         loop {
             let node = self.map.get(key);
             let sender = node.map(|node| Arc::clone(&node.sender));
@@ -375,14 +378,14 @@ impl Nodes {
             } else if self.bytes > bounds.all {
                 (self.oldest(), bounds.all, "all nodes")
             } else {
-                match self.cover() {
-                    Ok(()) => return forgotten,
+                match self.adjust_permit() {
+                    Ok(()) => return evicted,
                     Err(over) => (self.oldest(), over.total, "all that peers make the gateway hold"),
                 }
             };
-            let Some(key) = oldest.cloned() else { return forgotten };
-            if self.forget(&key) {
-                forgotten.push(Forgotten { key, allowed, bound });
+            let Some(key) = oldest.cloned() else { return evicted };
+            if self.evict(&key) {
+                evicted.push(Evicted { key, allowed, bound });
             }
         }
     }
@@ -392,12 +395,12 @@ impl Nodes {
     }
 
     fn oldest_of(&self, sender: &str) -> Option<&Arc<NodeKey>> {
-        self.senders.get(sender)?.first_to_go(self.bounds().sender / EMPTIED_PART)
+        self.senders.get(sender)?.first_to_evict(self.bounds().sender / EMPTIED_PART)
     }
 
-    /// Forgets what a node declared; when it was asked last stays known, until its turn comes again. `false` if it had
-    /// declared nothing.
-    fn forget(&mut self, key: &NodeKey) -> bool {
+    /// Evicts the declarations of a node, but keeps the time of its last rebirth request. `false` if there were no
+    /// declarations.
+    fn evict(&mut self, key: &NodeKey) -> bool {
         let Some((key, mut node)) = self.take(key) else { return false };
         if node.is_empty() {
             return false;
@@ -407,30 +410,30 @@ impl Nodes {
         true
     }
 
-    /// Whether a node is within bounds.
+    /// Whether all bounds are kept with this node.
     pub(super) fn fits(&mut self, key: &NodeKey) -> bool {
         let (bounds, node) = (self.bounds(), self.map.get(key));
         let held = node.and_then(|node| self.senders.get(&node.sender));
         node.is_some_and(|node| node.bytes <= bounds.node)
             && held.is_some_and(|held| held.bytes <= bounds.sender)
             && self.bytes <= bounds.all
-            && self.cover().is_ok()
+            && self.adjust_permit().is_ok()
     }
 
-    /// Keeps the permit over what it is for. Between the birth of a node and those of its devices others take no memory:
-    /// it is given back only where more than half is not needed.
-    fn cover(&mut self) -> Result<(), OverBudget> {
+    /// Adjusts the permit to the size of the state. The permit shrinks only when more than half is unused, so others
+    /// cannot take the memory between the birth of a node and those of its devices.
+    fn adjust_permit(&mut self) -> Result<(), OverBudget> {
         let is_enough = (self.bytes..=self.bytes.saturating_mul(2)).contains(&self.permit.bytes());
         if is_enough { Ok(()) } else { self.permit.resize(self.bytes) }
     }
 
-    /// Every node that there is something to note of.
-    pub(super) fn all_noted(&self) -> Vec<Arc<NodeKey>> {
+    /// Nodes that need notes.
+    pub(super) fn keys_with_notes(&self) -> Vec<Arc<NodeKey>> {
         self.map.iter().filter(|(_, node)| !node.is_empty()).map(|(key, _)| Arc::clone(key)).collect()
     }
 
-    /// Whether there is something to note of a node.
-    pub(super) fn is_noted(&self, key: &NodeKey) -> bool {
+    /// Whether a node needs notes.
+    pub(super) fn has_notes(&self, key: &NodeKey) -> bool {
         self.map.get(key).is_some_and(|node| !node.is_empty())
     }
 }

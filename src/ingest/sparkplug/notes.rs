@@ -1,7 +1,7 @@
-//! What is on the disk of edge nodes: a note of a node and, behind it in the order of their names, a note of each of its
-//! devices, so that the birth of a device writes no more than what it declares.
+//! Notes of edge nodes on disk: one note per node, followed in name order by one note per device, so the birth of a
+//! device writes only its own declarations.
 //!
-//! Invariant: a note of a device counts only with the note of its node.
+//! Invariant: a note of a device is valid only with the note of its node.
 
 use super::declared::Declared;
 use super::nodes::{NodeKey, Nodes};
@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 const FORMAT: u8 = 2;
-/// What the format, a list of each kind and their lengths take in a note beside texts and metrics.
+/// Overhead of a note without texts and metrics: format, lists and lengths.
 const NOTE_BYTES: usize = 64;
-/// An entry of a set beside the name in it.
+/// Overhead of an entry of a set, without its name.
 const NAME_BYTES: usize = 64;
 
-/// Notes of a node that differ from what is in memory.
+/// Notes of a node that are out of date.
 #[derive(Debug)]
 pub(super) enum Stale {
-    /// Of the node and of all its devices.
+    /// The notes of the node and of all its devices.
     All,
     Devices(BTreeSet<String>),
 }
@@ -28,7 +28,7 @@ impl Stale {
         Self::Devices(BTreeSet::from([name.to_owned()]))
     }
 
-    /// Takes over what else differs.
+    /// Adds further outdated notes.
     pub(super) fn add(&mut self, other: Self) {
         match (&mut *self, other) {
             (Self::All, _) => return,
@@ -38,7 +38,7 @@ impl Stale {
         *self = Self::All;
     }
 
-    /// Bytes of memory that the names take.
+    /// Memory used by the names, in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::All => 0,
@@ -56,7 +56,7 @@ struct ToStore<'a> {
     own: &'a Declared,
 }
 
-/// A node as its note holds it. The order of the fields is the stored format.
+/// Note of a node. The order of the fields is the stored format.
 #[derive(Deserialize)]
 struct Stored {
     format: u8,
@@ -66,12 +66,12 @@ struct Stored {
     own: Declared,
 }
 
-/// The node whose note was read last, and the name of its note.
+/// The last node restored, and the name of its note.
 #[derive(Default)]
-pub(super) struct Last(Option<(String, NodeKey)>);
+pub(super) struct LastNode(Option<(String, NodeKey)>);
 
 impl Nodes {
-    /// What brings the notes of a node to what is in memory.
+    /// Returns the changes that update the notes of a node.
     pub(super) fn changes(&self, key: &NodeKey, stale: &Stale) -> Vec<Change> {
         let name = key.note();
         let Some(node) = self.find(key).filter(|node| !node.is_empty()) else {
@@ -99,10 +99,10 @@ impl Nodes {
         }
     }
 
-    /// Takes a node or a device from its note, if there is room; `false` if there is none, or the note says nothing to
-    /// this version. Notes come in the order of their names, with the same `last`.
-    pub(super) fn restore(&mut self, last: &mut Last, name: &str, note: &[u8]) -> bool {
-        // What it takes is not known before it is read, but a note takes no more than what it is of.
+    /// Restores a node or a device from its note; `false` if there is no room, or this version cannot read the note.
+    /// Notes must come in name order, with the same `last`.
+    pub(super) fn restore(&mut self, last: &mut LastNode, name: &str, note: &[u8]) -> bool {
+        // The size in memory is unknown before decoding, but a note is no larger than its node or device.
         let has_room = note.len() <= self.bounds().node && self.bytes() + note.len() <= self.bounds().all;
         match name.split_once('/') {
             None => {
@@ -122,7 +122,7 @@ impl Nodes {
         if key.note() != name {
             return None;
         }
-        self.follow(&key, &sender, true, |node| {
+        self.update(&key, &sender, true, |node| {
             node.bd_seq = bd_seq;
             node.declare(own);
         });
@@ -136,17 +136,17 @@ impl Nodes {
     fn restore_device(&mut self, key: &NodeKey, device: &str, note: &[u8]) -> bool {
         let Ok((FORMAT, declared)) = postcard::from_bytes::<(u8, Declared)>(note) else { return false };
         let Some(sender) = self.find(key).map(|node| node.sender().to_owned()) else { return false };
-        self.follow(key, &sender, false, |node| node.declare_device(device.to_owned(), declared));
+        self.update(key, &sender, false, |node| node.declare_device(device.to_owned(), declared));
         let fits = self.fits(key);
         if !fits {
-            self.follow(key, &sender, false, |node| node.refuse(Some(device)));
+            self.update(key, &sender, false, |node| node.refuse(Some(device)));
             self.fits(key);
         }
         fits
     }
 }
 
-/// The node's note that this one belongs to.
+/// Name of the node's note to which a note belongs.
 pub(super) fn node_of(note: &str) -> &str {
     note.split_once('/').map_or(note, |(node, _)| node)
 }

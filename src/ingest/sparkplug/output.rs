@@ -1,18 +1,18 @@
-//! JSON that grows to its bound and no further.
+//! A JSON buffer with a maximum size.
 //!
-//! Promise: it never holds more than its bound, whatever is written: a byte of a message may become 48 of JSON, and so
-//! each item is asked for before it is written.
+//! Promise: the buffer never exceeds its bound. A byte of a message may become 48 bytes of JSON, so the size of each
+//! item is checked before it is written.
 
 use crate::contract::push_json_string;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// A text is escaped so many bytes at a time.
+/// Length of the pieces in which a text is escaped, in bytes.
 const PIECE_BYTES: usize = 512;
-/// What a byte of a text may become: `\u0000`.
+/// Maximum length of an escaped byte: `\u0000`.
 const ESCAPED_BYTES_MAX: usize = 6;
 
-/// Bytes of JSON.
+/// A bounded JSON buffer.
 #[derive(Debug)]
 pub(super) struct Output {
     bytes: Vec<u8>,
@@ -21,12 +21,12 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Nothing yet, with room for `bytes` to begin with.
+    /// Creates a buffer with an initial capacity of `bytes`.
     pub(super) fn new(bytes: usize, bytes_max: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes.min(bytes_max)), bytes_max, is_over: false }
     }
 
-    /// Whether something did not fit; the rest is dropped from there on, and what is there is of no use.
+    /// Whether some output did not fit. Further output is dropped, and the buffer is of no use.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
     }
@@ -47,24 +47,24 @@ impl Output {
         self.bytes.truncate(length);
     }
 
-    /// The JSON; `None` if it is more than its bound.
+    /// Returns the JSON; `None` if it exceeded the bound.
     pub(super) fn whole(self) -> Option<Vec<u8>> {
         (!self.is_over).then_some(self.bytes)
     }
 
-    /// Appends JSON as it is.
+    /// Appends JSON text.
     pub(super) fn raw(&mut self, json: &str) {
         if self.has_room(json.len()) {
             self.bytes.extend_from_slice(json.as_bytes());
         }
     }
 
-    /// Appends a text as a string.
+    /// Appends a text as a JSON string.
     pub(super) fn text(&mut self, text: &str) {
         if text.len().saturating_mul(ESCAPED_BYTES_MAX) + 2 <= self.bytes_max.saturating_sub(self.bytes.len()) {
             return push_json_string(&mut self.bytes, text);
         }
-        // One that may not fit is escaped in pieces, so that no more than a piece is made in vain.
+        // A text that may not fit is escaped in pieces, so at most one piece is escaped in vain.
         self.raw("\"");
         let mut rest = text;
         while !rest.is_empty() && !self.is_over {
@@ -82,7 +82,7 @@ impl Output {
         self.raw("\"");
     }
 
-    /// Appends bytes as a string of base64.
+    /// Appends bytes as a JSON string in base64.
     pub(super) fn base64(&mut self, bytes: &[u8]) {
         let length = base64::encoded_len(bytes.len(), true).unwrap_or(usize::MAX);
         if self.has_room(length.saturating_add(2)) {

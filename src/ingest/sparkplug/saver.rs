@@ -1,5 +1,5 @@
-//! Brings what births declare to the disk, on a thread of its own: a storm of births is written once for each
-//! node and device.
+//! Writes the declarations of births to disk on its own thread. During a storm of births, each node and device is
+//! written once.
 
 use super::nodes::{NodeKey, Nodes};
 use super::notes::{Stale, node_of};
@@ -14,48 +14,48 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long births gather behind a save.
+/// Pause after a save, in which births gather.
 const GATHER: Duration = Duration::from_millis(100);
-/// How long to wait after the disk failed.
+/// Pause after a disk error.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Notes are written so many bytes at a time, so that they do not all stand in memory twice.
+/// Size of a write, so not all notes are in memory twice.
 const WRITE_BYTES: usize = 1 << 20;
-/// Nodes whose notes wait to be written one by one: some 8 MB. With more, which a disk that fails may come to, all notes are
-/// compared with what is known.
+/// Maximum number of nodes with waiting notes: about 8 MB. Above it, for example after long disk errors, all notes are
+/// compared with the state in memory.
 const DIRTY_MAX: usize = 4096;
-/// Names of devices whose notes wait: some thousand. Of the node that exceeds it, all is written.
+/// Maximum size of the names of devices with waiting notes: some thousand. For a node above it, all notes are written.
 const NAMES_BYTES_MAX: usize = 256 << 10;
-/// Bells that wait before those are looked for that ring for nobody, or twice for the same.
-const BELLS_AT_FIRST: usize = 1024;
+/// Number of waiting bells above which bells without a waiter, and duplicates, are removed.
+const BELLS_MIN: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Saver {
-    shared: Arc<Shared>,
+    state: Arc<SaverState>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// A node whose notes are to be written, and which of them.
-type Wanted = (Arc<NodeKey>, Stale);
+/// A node with outdated notes.
+type DirtyNode = (Arc<NodeKey>, Stale);
 
 #[derive(Debug)]
-struct Shared {
+struct SaverState {
     nodes: Arc<Mutex<Nodes>>,
     notes: Notes,
-    work: Mutex<Work>,
+    pending: Mutex<PendingNotes>,
     woken: Condvar,
     saved: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Work {
+struct PendingNotes {
     dirty: HashMap<Arc<NodeKey>, Stale>,
-    /// Bytes of the names of devices in `dirty`.
+    /// Size of the names of devices in `dirty`, in bytes.
     names_bytes: usize,
-    /// Whether all notes are to be compared with what is known; `dirty` is empty then.
+    /// Whether all notes must be compared with the state in memory; `dirty` is empty then.
     is_sweep_due: bool,
     bells: Vec<Bell>,
-    /// How many bells there may be before they are looked through.
+    /// Number of bells above which they are cleaned up.
     bells_max: usize,
     number: u64,
     is_closing: bool,
@@ -63,45 +63,50 @@ struct Work {
 
 impl Saver {
     pub(super) fn start(notes: Notes, nodes: Arc<Mutex<Nodes>>) -> Self {
-        let shared =
-            Arc::new(Shared { nodes, notes, work: Mutex::default(), woken: Condvar::new(), saved: AtomicU64::new(0) });
-        let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("sparkplug-notes".into()).spawn(move || theirs.run());
+        let state = Arc::new(SaverState {
+            nodes,
+            notes,
+            pending: Mutex::default(),
+            woken: Condvar::new(),
+            saved: AtomicU64::new(0),
+        });
+        let of_thread = Arc::clone(&state);
+        let thread = std::thread::Builder::new().name("sparkplug-notes".into()).spawn(move || of_thread.run());
         if let Err(error) = &thread {
-            tracing::error!(%error, "no thread for Sparkplug notes: births will not be acknowledged");
+            tracing::error!(%error, "could not start the thread for Sparkplug notes; births will not be acknowledged");
         }
-        Self { shared, thread: thread.ok() }
+        Self { state, thread: thread.ok() }
     }
 
-    /// Wants notes of a node to be written, or only what was wanted before. The bell rings once [`Saver::saved`] has
-    /// reached the number that is returned.
+    /// Schedules notes of a node; with `None`, waits for earlier saves only. The bell rings once [`Saver::saved`]
+    /// reaches the returned number.
     pub(super) fn save(&self, key: Arc<NodeKey>, stale: Option<Stale>, bell: impl FnOnce() -> Bell) -> u64 {
-        let mut work = self.shared.lock();
+        let mut pending = self.state.lock();
         if let Some(stale) = stale {
-            work.add(key, stale);
-            work.number += 1;
-            self.shared.woken.notify_one();
-        } else if self.saved() == work.number {
+            pending.add(key, stale);
+            pending.number += 1;
+            self.state.woken.notify_one();
+        } else if self.saved() == pending.number {
             return 0;
         }
-        work.add_bell(bell());
-        work.number
+        pending.add_bell(bell());
+        pending.number
     }
 
-    /// Wants the notes of a node to go that declared something and was forgotten.
+    /// Schedules the removal of the notes of a node whose declarations were evicted.
     pub(super) fn forget(&self, key: Arc<NodeKey>) {
-        let mut work = self.shared.lock();
-        work.add(key, Stale::All);
-        work.number += 1;
-        self.shared.woken.notify_one();
+        let mut pending = self.state.lock();
+        pending.add(key, Stale::All);
+        pending.number += 1;
+        self.state.woken.notify_one();
     }
 
     pub(super) fn saved(&self) -> u64 {
-        self.shared.saved.load(Ordering::Acquire)
+        self.state.saved.load(Ordering::Acquire)
     }
 }
 
-impl Work {
+impl PendingNotes {
     fn add(&mut self, key: Arc<NodeKey>, stale: Stale) {
         if self.is_sweep_due {
             return;
@@ -125,7 +130,7 @@ impl Work {
         }
     }
 
-    /// Has all notes compared with what is known.
+    /// Schedules a comparison of all notes with the state in memory.
     fn sweep(&mut self) {
         (self.dirty, self.names_bytes, self.is_sweep_due) = (HashMap::new(), 0, true);
     }
@@ -136,7 +141,7 @@ impl Work {
 
     fn add_bell(&mut self, bell: Bell) {
         self.bells.push(bell);
-        if self.bells.len() > self.bells_max.max(BELLS_AT_FIRST) {
+        if self.bells.len() > self.bells_max.max(BELLS_MIN) {
             self.bells.retain(|bell| !bell.is_alone());
             self.bells.sort_unstable_by_key(Bell::waiter);
             self.bells.dedup_by_key(|bell| bell.waiter());
@@ -147,72 +152,72 @@ impl Work {
 
 impl Drop for Saver {
     fn drop(&mut self) {
-        self.shared.lock().is_closing = true;
-        self.shared.woken.notify_one();
+        self.state.lock().is_closing = true;
+        self.state.woken.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic there has cost births that were never acknowledged.
+            // After a panic of the thread, only unacknowledged births are lost.
             let _ = thread.join();
         }
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Work> {
-        self.work.lock()
+impl SaverState {
+    fn lock(&self) -> MutexGuard<'_, PendingNotes> {
+        self.pending.lock()
     }
 
     fn run(&self) {
         let warnings = Limiter::new(Duration::from_secs(60));
         loop {
-            let mut work = self.lock();
-            while work.is_empty() {
-                if work.is_closing {
+            let mut pending = self.lock();
+            while pending.is_empty() {
+                if pending.is_closing {
                     return;
                 }
-                self.woken.wait(&mut work);
+                self.woken.wait(&mut pending);
             }
-            let (dirty, bells) = (std::mem::take(&mut work.dirty), std::mem::take(&mut work.bells));
-            let is_sweep = std::mem::take(&mut work.is_sweep_due);
-            let number = work.number;
-            work.names_bytes = 0;
-            drop(work);
+            let (dirty, bells) = (std::mem::take(&mut pending.dirty), std::mem::take(&mut pending.bells));
+            let is_sweep = std::mem::take(&mut pending.is_sweep_due);
+            let number = pending.number;
+            pending.names_bytes = 0;
+            drop(pending);
             let written = if is_sweep { self.write_all() } else { Ok(()) };
             let failed = match written {
                 Ok(()) => self.write(dirty.into_iter().collect()),
                 Err(error) => Err((error, Vec::new())),
             };
-            let mut work = self.lock();
+            let mut pending = self.lock();
             let pause = if let Err((error, failed)) = failed {
                 if let Some(held_back) = warnings.allow(clock::instant()) {
-                    tracing::error!(%error, held_back, "a Sparkplug birth cannot be stored; it is not acknowledged until it can");
+                    tracing::error!(%error, held_back, "could not store a Sparkplug birth; will retry, and acknowledge it only then");
                 }
                 if is_sweep {
-                    work.sweep();
+                    pending.sweep();
                 }
-                failed.into_iter().for_each(|(key, stale)| work.add(key, stale));
-                bells.into_iter().for_each(|bell| work.add_bell(bell));
+                failed.into_iter().for_each(|(key, stale)| pending.add(key, stale));
+                bells.into_iter().for_each(|bell| pending.add_bell(bell));
                 RETRY_AFTER
             } else {
                 self.saved.store(number, Ordering::Release);
-                bells.iter().chain(&work.bells).for_each(Bell::ring);
-                if work.number == number {
-                    // Those that came meanwhile waited for this.
-                    work.bells.clear();
+                bells.iter().chain(&pending.bells).for_each(Bell::ring);
+                if pending.number == number {
+                    // Bells that arrived during the save waited for it too.
+                    pending.bells.clear();
                 }
                 GATHER
             };
-            if work.is_closing && pause == RETRY_AFTER {
+            if pending.is_closing && pause == RETRY_AFTER {
                 return;
             }
-            if !work.is_closing {
-                self.woken.wait_while_for(&mut work, |work| !work.is_closing, pause);
+            if !pending.is_closing {
+                self.woken.wait_while_for(&mut pending, |pending| !pending.is_closing, pause);
             }
         }
     }
 
-    /// Removes the notes of nodes that have declared nothing any more, and writes those of all others.
+    /// Removes the notes of nodes without declarations, and writes the notes of all others.
     fn write_all(&self) -> Result<(), JournalError> {
-        let all = self.nodes.lock().all_noted();
+        let all = self.nodes.lock().keys_with_notes();
         let known: HashSet<String> = all.iter().map(|key| key.note()).collect();
         loop {
             let (mut unknown, mut bytes) = (Vec::new(), 0);
@@ -230,13 +235,13 @@ impl Shared {
         self.write(all.into_iter().map(|key| (key, Stale::All)).collect()).map_err(|(error, _)| error)
     }
 
-    /// Writes notes; the error has those that could not be written.
-    fn write(&self, mut dirty: Vec<Wanted>) -> Result<(), (JournalError, Vec<Wanted>)> {
+    /// Writes notes; the error contains those not written.
+    fn write(&self, mut dirty: Vec<DirtyNode>) -> Result<(), (JournalError, Vec<DirtyNode>)> {
         let lock = || self.nodes.lock();
         {
-            // What goes comes last and so is the first: never more is on the disk than in memory.
+            // Removals are sorted last and so are written first: the disk never holds more than the memory.
             let nodes = lock();
-            dirty.sort_by_cached_key(|(key, _)| !nodes.is_noted(key));
+            dirty.sort_by_cached_key(|(key, _)| !nodes.has_notes(key));
         }
         while !dirty.is_empty() {
             let (mut changes, mut bytes, mut from) = (Vec::new(), 0, dirty.len());

@@ -1,9 +1,9 @@
-//! Values of Sparkplug B as JSON: every data type of the specification, signs and all.
+//! Converts values of Sparkplug B to JSON, for every data type of the specification.
 
 use super::output::Output;
 use super::proto::{ElementValue, MetricValue, ParameterValue, PropertyKind};
 
-/// Data types by their number (Sparkplug B 3.0, section 6.4.16).
+/// Names of the data types by number (Sparkplug B 3.0, section 6.4.16).
 const NAMES: [&str; 35] = [
     "Unknown",
     "Int8",
@@ -48,15 +48,15 @@ pub(super) const BOOLEAN: u32 = 11;
 pub(super) const STRING: u32 = 12;
 pub(super) const DATA_SET: u32 = 16;
 pub(super) const TEMPLATE: u32 = 19;
-/// Highest of the data types that were understood when this was written.
+/// Highest data type of Sparkplug B 3.0.
 const TYPE_MAX: u32 = 34;
 
-/// The name of a data type, if there is one of that number.
+/// Returns the name of a data type.
 pub(super) fn type_name(number: u32) -> Option<&'static str> {
     (1..=TYPE_MAX).contains(&number).then(|| NAMES[number as usize])
 }
 
-/// One value as protocol buffers carry it, wherever it stands.
+/// A value as protocol buffers encode it, in any of the messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Scalar<'a> {
     Int(u32),
@@ -69,7 +69,7 @@ pub(super) enum Scalar<'a> {
 }
 
 impl Scalar<'_> {
-    /// The data type that the value has by itself; integers do not say how they are signed.
+    /// Data type that follows from the encoding. `None` for integers, whose encoding does not show signedness.
     pub(super) fn own_type(self) -> Option<u32> {
         match self {
             Self::Float(_) => Some(FLOAT),
@@ -138,16 +138,20 @@ impl ParameterValue {
     }
 }
 
-/// A value that does not fit its declared type.
+/// A value that does not match its declared type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Misfit;
+pub(super) struct Mismatch;
 
-/// Appends a value of a type as JSON. A number that JSON cannot write is `null`; its name is
-/// returned then.
-pub(super) fn push_scalar(out: &mut Output, datatype: u32, value: Scalar<'_>) -> Result<Option<&'static str>, Misfit> {
+/// Appends a value of a data type as JSON. A number that JSON cannot represent is written as `null`, and its name is
+/// returned.
+pub(super) fn push_scalar(
+    out: &mut Output,
+    datatype: u32,
+    value: Scalar<'_>,
+) -> Result<Option<&'static str>, Mismatch> {
     match (datatype, value) {
         (1..=8 | 13, Scalar::Int(_) | Scalar::Long(_)) => push_integer(out, datatype, value)?,
-        // The shortest text that reads back as the same 32 bits: 21.1, not 21.100000381469727.
+        // The shortest text that parses to the same 32 bits: 21.1, not 21.100000381469727.
         (FLOAT | DOUBLE, Scalar::Float(number)) => {
             return Ok(push_float(out, f64::from(number), &format!("{number:?}")));
         }
@@ -156,31 +160,31 @@ pub(super) fn push_scalar(out: &mut Output, datatype: u32, value: Scalar<'_>) ->
         (STRING | 14 | 15, Scalar::Text(text)) => out.text(text),
         (17 | 18, Scalar::Bytes(bytes)) => out.base64(bytes),
         (22..=34, Scalar::Bytes(bytes)) => push_array(out, datatype, bytes)?,
-        _ => return Err(Misfit),
+        _ => return Err(Mismatch),
     }
     Ok(None)
 }
 
-/// Integers travel unsigned, in two's complement; some senders extend the sign, some do not, and
-/// some put 32 bits into the field for 64.
-fn push_integer(out: &mut Output, datatype: u32, value: Scalar<'_>) -> Result<(), Misfit> {
+/// Appends an integer. Integers are encoded unsigned, in two's complement. Some senders extend the sign, some do not,
+/// and some put 32-bit integers into the 64-bit field.
+fn push_integer(out: &mut Output, datatype: u32, value: Scalar<'_>) -> Result<(), Mismatch> {
     let (raw, extended) = match value {
         Scalar::Int(raw) => (u64::from(raw), i64::from(raw as i32)),
         Scalar::Long(raw) => (raw, raw as i64),
-        _ => return Err(Misfit),
+        _ => return Err(Mismatch),
     };
     let signed = |bits: u32| {
         let low = -(1i64 << (bits - 1));
         if (low..=-low - 1).contains(&extended) {
             Ok(extended)
         } else if raw < 1 << bits {
-            // Not extended: the sign is the highest of the bits.
+            // Not sign-extended: the highest of the bits is the sign.
             Ok((raw << (64 - bits)) as i64 >> (64 - bits))
         } else {
-            Err(Misfit)
+            Err(Mismatch)
         }
     };
-    let unsigned = |bits: u32| if raw < 1 << bits { Ok(raw) } else { Err(Misfit) };
+    let unsigned = |bits: u32| if raw < 1 << bits { Ok(raw) } else { Err(Mismatch) };
     let text = match datatype {
         1 => signed(8)?.to_string(),
         2 => signed(16)?.to_string(),
@@ -208,14 +212,14 @@ fn push_float(out: &mut Output, number: f64, text: &str) -> Option<&'static str>
     })
 }
 
-/// Arrays are packed, little-endian (Sparkplug B 3.0, section 6.4.17). Ends where the output is full.
-fn push_array(out: &mut Output, datatype: u32, bytes: &[u8]) -> Result<(), Misfit> {
+/// Appends an array. Arrays are packed, little-endian (Sparkplug B 3.0, section 6.4.17). Stops when the output is full.
+fn push_array(out: &mut Output, datatype: u32, bytes: &[u8]) -> Result<(), Mismatch> {
     fn each<const N: usize>(
         out: &mut Output,
         bytes: &[u8],
         text: impl Fn([u8; N]) -> Option<String>,
-    ) -> Result<(), Misfit> {
-        let (items, []) = bytes.as_chunks::<N>() else { return Err(Misfit) };
+    ) -> Result<(), Mismatch> {
+        let (items, []) = bytes.as_chunks::<N>() else { return Err(Mismatch) };
         for (index, item) in items.iter().enumerate() {
             if out.is_over() {
                 break;
@@ -242,10 +246,10 @@ fn push_array(out: &mut Output, datatype: u32, bytes: &[u8]) -> Result<(), Misfi
             each(out, bytes, |item| Some(f64::from_le_bytes(item)).filter(|n| n.is_finite()).map(|n| format!("{n:?}")))?
         }
         32 => {
-            let (count, bits) = bytes.split_first_chunk::<4>().ok_or(Misfit)?;
+            let (count, bits) = bytes.split_first_chunk::<4>().ok_or(Mismatch)?;
             let count = u32::from_le_bytes(*count) as usize;
             if bits.len() != count.div_ceil(8) {
-                return Err(Misfit);
+                return Err(Mismatch);
             }
             for index in 0..count {
                 if out.is_over() {
@@ -257,9 +261,9 @@ fn push_array(out: &mut Output, datatype: u32, bytes: &[u8]) -> Result<(), Misfi
             }
         }
         _ => {
-            let text = std::str::from_utf8(bytes).map_err(|_| Misfit)?;
+            let text = std::str::from_utf8(bytes).map_err(|_| Mismatch)?;
             // Each string ends with a zero byte.
-            let text = if text.is_empty() { None } else { Some(text.strip_suffix('\0').ok_or(Misfit)?) };
+            let text = if text.is_empty() { None } else { Some(text.strip_suffix('\0').ok_or(Mismatch)?) };
             for (index, item) in text.into_iter().flat_map(|text| text.split('\0')).enumerate() {
                 if out.is_over() {
                     break;
@@ -346,11 +350,11 @@ mod tests {
         }
     }
 
-    /// A message of 8 MiB became 400 MB: a bit of an array of booleans is six bytes of JSON.
+    /// A message of 8 MiB became 400 MB: a bit of a Boolean array takes six bytes of JSON.
     #[test]
     fn whatever_the_type_the_output_keeps_to_its_bound() {
         const BOUND: usize = 10_000;
-        // The largest bytes of each type, and the text that grows most.
+        // The bytes with the longest JSON for each type, and the text that grows most.
         let ones = vec![0xFF; 1 << 20];
         let bits = [&(8u32 << 20).to_le_bytes()[..], &vec![0; 1 << 20]].concat();
         let texts = vec![0; 1 << 20];

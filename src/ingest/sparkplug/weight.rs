@@ -1,18 +1,18 @@
-//! What a message takes in memory once it is decoded, told before it is: an empty metric has two bytes in a message and
-//! some hundreds in memory, and so a small message may be the largest thing that the gateway holds.
+//! Estimates the memory of a decoded message before decoding. An empty metric has two bytes in a message and some
+//! hundreds in memory, so a small message may become the largest object in the gateway.
 //!
 //! A list has room for four items once it has one, and doubles as it grows: its first item counts four times, and each
-//! one behind it twice. While the largest list grows, it is in memory a second time, at half its size.
+//! further one twice. While the largest list grows, it is in memory a second time, at half its size.
 
 use super::proto::{Element, Metric, Parameter, PropertySet, PropertyValue, Row};
 
-/// As deep as `prost` follows.
+/// Recursion limit of `prost`.
 const DEPTH_MAX: usize = 100;
-/// The allocator's overhead per block: its header, and rounding up to 16 bytes.
+/// Overhead of the allocator per block: its header, and rounding up to 16 bytes.
 const BLOCK_BYTES: usize = 32;
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum MessageType {
     Payload,
     Metric,
     MetaData,
@@ -26,8 +26,8 @@ enum Kind {
     Parameter,
 }
 
-impl Kind {
-    /// The message that a field holds, if it holds one.
+impl MessageType {
+    /// Type of the message in a field, if the field is a message.
     fn child(self, tag: u64) -> Option<Self> {
         Some(match (self, tag) {
             (Self::Payload | Self::Template, 2) => Self::Metric,
@@ -44,7 +44,7 @@ impl Kind {
         })
     }
 
-    /// Bytes of an item, where a field is a list.
+    /// Size of an item, if the field is a list.
     fn item(self, tag: u64) -> Option<usize> {
         Some(match (self, tag) {
             (Self::Payload | Self::Template, 2) => size_of::<Metric>(),
@@ -59,48 +59,49 @@ impl Kind {
         })
     }
 
-    /// Bytes of so many more items of a field; `begun` has a bit of each list that has one.
-    fn items(self, tag: u64, count: usize, begun: &mut u64) -> usize {
+    /// Bytes of `count` more items of a field; `started` has a bit for each list with an item.
+    fn items(self, tag: u64, count: usize, started: &mut u64) -> usize {
         let Some(item) = self.item(tag).filter(|_| count > 0) else { return 0 };
         let bit = 1 << tag;
-        let first = if *begun & bit == 0 { BLOCK_BYTES + 2 * item } else { 0 };
-        *begun |= bit;
+        let first = if *started & bit == 0 { BLOCK_BYTES + 2 * item } else { 0 };
+        *started |= bit;
         first + count * 2 * item
     }
 }
 
-/// Bytes that a message takes once it is decoded, at most; counting ends above `bytes_max`. `None` for one with a group,
-/// which Sparkplug has nowhere. Of a message that is broken, what is in front of the break counts: no more is decoded.
+/// Maximum number of bytes that a message takes once decoded; counting stops above `bytes_max`. `None` for a message
+/// with a group, which Sparkplug never has. Of a malformed message, only the part before the error counts, since no
+/// more is decoded.
 pub(super) fn weigh(payload: &[u8], bytes_max: usize) -> Option<usize> {
     let mut weight = 0;
-    weigh_in(Kind::Payload, payload, 0, &mut (&mut weight, bytes_max))?;
+    weigh_in(MessageType::Payload, payload, 0, &mut (&mut weight, bytes_max))?;
     Some(weight)
 }
 
-fn weigh_in(kind: Kind, mut rest: &[u8], depth: usize, scale: &mut (&mut usize, usize)) -> Option<()> {
-    let mut begun = 0;
+fn weigh_in(kind: MessageType, mut rest: &[u8], depth: usize, total: &mut (&mut usize, usize)) -> Option<()> {
+    let mut started = 0;
     while let Some(key) = varint(&mut rest) {
-        if *scale.0 > scale.1 || depth > DEPTH_MAX {
+        if *total.0 > total.1 || depth > DEPTH_MAX {
             return Some(());
         }
         let tag = key >> 3;
         match key & 7 {
-            0 if varint(&mut rest).is_some() => *scale.0 += kind.items(tag, 1, &mut begun),
+            0 if varint(&mut rest).is_some() => *total.0 += kind.items(tag, 1, &mut started),
             1 if rest.len() >= 8 => rest = &rest[8..],
             5 if rest.len() >= 4 => rest = &rest[4..],
             2 => {
                 let Some(length) = varint(&mut rest) else { return Some(()) };
-                // One that is cut off is decoded as far as it goes.
+                // A truncated field counts up to its end.
                 let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
                 let (field, behind) = rest.split_at(length);
                 rest = behind;
-                // Numbers may stand in one field; each has a byte at least.
-                let is_packed = matches!((kind, tag), (Kind::DataSet, 3));
-                *scale.0 += kind.items(tag, if is_packed { length } else { 1 }, &mut begun);
+                // Numbers may be packed in one field; each takes a byte at least.
+                let is_packed = matches!((kind, tag), (MessageType::DataSet, 3));
+                *total.0 += kind.items(tag, if is_packed { length } else { 1 }, &mut started);
                 match kind.child(tag) {
-                    Some(child) => weigh_in(child, field, depth + 1, scale)?,
+                    Some(child) => weigh_in(child, field, depth + 1, total)?,
                     None if is_packed => {}
-                    None => *scale.0 += BLOCK_BYTES + length,
+                    None => *total.0 += BLOCK_BYTES + length,
                 }
             }
             3 | 4 => return None,
@@ -129,12 +130,12 @@ mod tests {
     use super::*;
     use prost::Message;
 
-    /// Bytes that the allocator uses for a block of this size.
+    /// Bytes that the allocator takes for a block.
     fn block(bytes: usize) -> usize {
         if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
     }
 
-    /// Bytes of a list and of the blocks that its items own.
+    /// Bytes of a list and its items.
     fn list<T>(items: &Vec<T>, held: impl Fn(&T) -> usize) -> usize {
         block(items.capacity() * size_of::<T>()) + items.iter().map(held).sum::<usize>()
     }
@@ -185,7 +186,7 @@ mod tests {
         texts([&held.name]) + held.properties.as_ref().map_or(0, set) + metadata + value
     }
 
-    /// Bytes that a message takes, by the room that its lists and texts have.
+    /// Bytes of a decoded message, by the capacity of its lists and texts.
     fn held(payload: &Payload) -> usize {
         let body = payload.body.as_ref().map_or(0, |body| list(body, |_| 0));
         list(&payload.metrics, metric) + body + texts([&payload.uuid])
@@ -197,19 +198,19 @@ mod tests {
         wire.extend_from_slice(content);
     }
 
-    /// A message of any fields that take memory, as often as chance has it.
-    fn wire(kind: Kind, depth: usize, chance: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
+    /// A random message of fields that take memory.
+    fn wire(kind: MessageType, depth: usize, chance: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
         let tags: &[u64] = match kind {
-            Kind::Payload => &[2, 2, 4, 5],
-            Kind::Metric => &[1, 8, 9, 15, 16, 17, 18],
-            Kind::MetaData => &[2, 5, 6, 7, 8],
-            Kind::Set => &[1, 2],
-            Kind::Property => &[8, 9, 10],
-            Kind::DataSet => &[2, 3, 4],
-            Kind::Row | Kind::Sets => &[1],
-            Kind::Element => &[6],
-            Kind::Template => &[1, 2, 3, 4],
-            Kind::Parameter => &[1, 8],
+            MessageType::Payload => &[2, 2, 4, 5],
+            MessageType::Metric => &[1, 8, 9, 15, 16, 17, 18],
+            MessageType::MetaData => &[2, 5, 6, 7, 8],
+            MessageType::Set => &[1, 2],
+            MessageType::Property => &[8, 9, 10],
+            MessageType::DataSet => &[2, 3, 4],
+            MessageType::Row | MessageType::Sets => &[1],
+            MessageType::Element => &[6],
+            MessageType::Template => &[1, 2, 3, 4],
+            MessageType::Parameter => &[1, 8],
         };
         let mut wire = Vec::new();
         for _ in 0..chance(4) {
@@ -218,7 +219,9 @@ mod tests {
                 match kind.child(tag) {
                     Some(child) if depth < 5 => field(&mut wire, tag, &self::wire(child, depth + 1, chance)),
                     Some(_) => field(&mut wire, tag, &[]),
-                    None if matches!(kind, Kind::DataSet) && tag == 3 && chance(2) == 0 => wire.extend([3 << 3, 1]),
+                    None if matches!(kind, MessageType::DataSet) && tag == 3 && chance(2) == 0 => {
+                        wire.extend([3 << 3, 1])
+                    }
                     None => field(&mut wire, tag, &vec![b'a'; chance(40)]),
                 }
             }
@@ -236,7 +239,7 @@ mod tests {
             (state >> 33) as usize % below
         };
         for round in 0..1000 {
-            let wire = wire(Kind::Payload, 0, &mut chance);
+            let wire = wire(MessageType::Payload, 0, &mut chance);
             let payload = Payload::decode(&wire[..]).expect("a message");
             metrics += payload.metrics.len();
             let (held, weight) = (held(&payload), weigh(&wire, usize::MAX).expect("no group"));
@@ -247,7 +250,7 @@ mod tests {
 
     #[test]
     fn lists_inside_each_other_weigh_what_they_take() {
-        // A row of one element, a set of one text, a template of one metric: each has room for four.
+        // A row of one element, a set of one text, a template of one metric: each list has capacity for four.
         let row = Row { elements: vec![Element::default()] };
         let data_set = DataSet { rows: vec![row; 1000], types: vec![1], ..DataSet::default() };
         let inner = PropertySet { keys: vec!["a".into()], values: vec![PropertyValue::default()] };
@@ -276,7 +279,7 @@ mod tests {
         let metric = Metric { value: Some(MetricValue::Template(template)), ..Metric::default() };
         let payload = Payload { metrics: vec![metric], ..Payload::default() }.encode_to_vec();
         assert!(weigh(&payload, usize::MAX) >= Some(heavy));
-        // Counting ends soon above the bound; what is cut off counts as far as it goes; a group is told.
+        // Counting stops soon above the bound; a truncated message counts up to its end; a group is detected.
         assert!(weigh(&[0x12, 0].repeat(1_000_000), 100_000) < Some(200_000));
         assert!(weigh(&payload[..payload.len() - 1], usize::MAX) >= Some(heavy));
         assert_eq!(weigh(&[&[0x0B, 0x0C][..], &[0x12, 0].repeat(1000)].concat(), usize::MAX), None);
