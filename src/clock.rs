@@ -1,12 +1,12 @@
-//! The clock: the only place that asks what time it is, and that knows whether to believe the answer.
+//! The clock: the only module that reads the time, and that knows whether the time of day is trusted.
 //!
-//! Promise: [`instant`] never runs backwards; [`wall`] may, and nothing relies on it for order. [`for_certificates`]
-//! is never before what is known to have passed.
+//! Promise: [`instant`] never runs backwards; [`wall`] may, and nothing derives an order from it. [`for_certificates`]
+//! is never before a moment that is known to have passed.
 //!
-//! The time is a value, [`Clock`]. Every thread reads the system's clock unless a test has given it another one
-//! ([`Clock::enter`]): so whole parts of the gateway run in a test's time without being handed a clock one by one.
+//! The time is a value, [`Clock`]. Every thread reads the system's clock unless a test has set another one
+//! ([`Clock::enter`]), so large parts of the gateway run in a test's time without passing a clock around.
 //!
-//! Not here: who judges the time of day, and tells central that it was wrong (`timekeeper`).
+//! Not here: judging the time of day, and reporting corrections to central (`timekeeper`).
 
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -14,24 +14,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Where a clock gets its time from, and what is known about it.
+/// Time source of a clock, and the judgement of it.
 #[derive(Debug)]
-struct State {
+struct ClockState {
     source: Source,
-    /// Whether the time of day can be believed.
+    /// Whether the time of day is trusted.
     is_trusted: AtomicBool,
-    /// Why not.
+    /// Reason why it is not.
     doubt: Mutex<Option<String>>,
-    /// The latest moment that is known to have passed before this start, in seconds since 1970.
+    /// Latest moment known to have passed before this start, in seconds since 1970.
     passed: AtomicU64,
-    /// From when on the time of day is believed to stay as it is; `None` while nobody has judged it.
+    /// Moment from which the time of day counts as stable; `None` before the first judgement.
     steady_from: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
 enum Source {
     System,
-    /// The time of the runtime, which a test may pause and advance.
+    /// Time of the tokio runtime, which a test may pause and advance.
     Runtime {
         origin: Instant,
         /// Time of day at `origin`, in microseconds since 1970.
@@ -39,7 +39,7 @@ enum Source {
     },
 }
 
-impl State {
+impl ClockState {
     const fn new(source: Source) -> Self {
         Self {
             source,
@@ -51,41 +51,41 @@ impl State {
     }
 }
 
-static SYSTEM: State = State::new(Source::System);
+static SYSTEM: ClockState = ClockState::new(Source::System);
 
 thread_local! {
-    /// The clock of this thread, where it is not the system's.
-    static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
+    /// Clock of this thread, if it is not the system's.
+    static OVERRIDE: RefCell<Option<Clock>> = const { RefCell::new(None) };
 }
 
-/// A clock that follows the runtime's time, for tests that pause and advance it.
+/// A clock that follows the time of the tokio runtime, for tests that pause and advance it.
 #[derive(Clone, Debug)]
-pub struct Clock(Arc<State>);
+pub struct Clock(Arc<ClockState>);
 
-/// Gives the thread the system's clock back when it is dropped.
+/// Restores the system's clock of the thread when dropped.
 #[derive(Debug)]
 pub struct Entered(());
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        OWN.with_borrow_mut(Option::take);
+        OVERRIDE.with_borrow_mut(Option::take);
     }
 }
 
 impl Clock {
-    /// A clock whose time of day is `wall` now. Within a runtime.
+    /// Creates a clock whose time of day is `wall` now. Must be called within a runtime.
     pub fn of_runtime(wall: SystemTime) -> Self {
         let source = Source::Runtime { origin: runtime_now(), wall: AtomicI64::new(micros(wall)) };
-        Self(Arc::new(State::new(source)))
+        Self(Arc::new(ClockState::new(source)))
     }
 
-    /// Makes it the clock of this thread until the returned value is dropped.
+    /// Sets this clock for the thread until the returned value is dropped.
     pub fn enter(&self) -> Entered {
-        OWN.set(Some(self.clone()));
+        OVERRIDE.set(Some(self.clone()));
         Entered(())
     }
 
-    /// Sets the time of day, as an operator or a time server does; durations are unaffected.
+    /// Sets the time of day, as an operator or a time server does. Durations are unaffected.
     pub fn set_wall(&self, to: SystemTime) {
         if let Source::Runtime { origin, wall } = &self.0.source {
             let elapsed = runtime_now().duration_since(*origin).as_micros() as i64;
@@ -102,13 +102,13 @@ fn micros(moment: SystemTime) -> i64 {
     moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
-/// Asks the clock of this thread.
-fn ask<T>(question: impl FnOnce(&State) -> T) -> T {
-    OWN.with_borrow(|own| question(own.as_ref().map_or(&SYSTEM, |clock| &clock.0)))
+/// Calls `f` with the clock of this thread.
+fn with_clock<T>(f: impl FnOnce(&ClockState) -> T) -> T {
+    OVERRIDE.with_borrow(|own| f(own.as_ref().map_or(&SYSTEM, |clock| &clock.0)))
 }
 
-/// When the program was built, in seconds since 1970: it cannot be earlier. Packages set it by `SOURCE_DATE_EPOCH`;
-/// otherwise it is the day after which the code was written.
+/// Time of the build, in seconds since 1970: the current time cannot be earlier. Packages set it by
+/// `SOURCE_DATE_EPOCH`; otherwise it is the day after which the code was written.
 const BUILT: u64 = match option_env!("SOURCE_DATE_EPOCH") {
     Some(text) => number(text),
     None => 1_767_225_600, // 2026-01-01
@@ -121,62 +121,62 @@ const fn number(text: &str) -> u64 {
     }
 }
 
-/// When the program was built.
+/// Time of the build.
 pub fn built() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(BUILT)
 }
 
-/// Whether the time of day can be believed, as far as the gateway has found out.
+/// Whether the gateway trusts the time of day.
 pub fn is_trusted() -> bool {
-    ask(|clock| clock.is_trusted.load(Ordering::Relaxed))
+    with_clock(|clock| clock.is_trusted.load(Ordering::Relaxed))
 }
 
-/// Why the time of day cannot be believed; `None` while it can.
+/// Reason why the time of day is not trusted; `None` while it is.
 pub fn doubt() -> Option<String> {
-    ask(|clock| clock.doubt.lock().clone())
+    with_clock(|clock| clock.doubt.lock().clone())
 }
 
-/// Says that the time of day can be believed.
+/// Marks the time of day as trusted.
 pub fn trust() {
     set_doubt(None);
 }
 
-/// Says that the time of day cannot be believed, and why.
+/// Marks the time of day as not trusted, with the reason.
 pub fn distrust(why: String) {
     set_doubt(Some(why));
 }
 
 fn set_doubt(why: Option<String>) {
-    ask(|clock| {
+    with_clock(|clock| {
         let is_trusted = why.is_none();
         *clock.doubt.lock() = why;
         clock.is_trusted.store(is_trusted, Ordering::Relaxed);
     });
 }
 
-/// Says which moment has passed for certain.
+/// Sets the moment that is known to have passed.
 pub fn set_passed(moment: SystemTime) {
     let seconds = moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    ask(|clock| clock.passed.store(seconds, Ordering::Relaxed));
+    with_clock(|clock| clock.passed.store(seconds, Ordering::Relaxed));
 }
 
-/// Says from when on the time of day is believed to stay as it is; until then it may be set once more.
+/// Sets the moment from which the time of day counts as stable; until then it may be set once more.
 pub fn set_steady_from(from: Instant) {
-    ask(|clock| *clock.steady_from.lock() = Some(from));
+    with_clock(|clock| *clock.steady_from.lock() = Some(from));
 }
 
 fn steady_from() -> Option<Instant> {
-    ask(|clock| *clock.steady_from.lock())
+    with_clock(|clock| *clock.steady_from.lock())
 }
 
-/// The time of day, where what hangs on the age of things may rely on it.
+/// Returns the wall clock, or `None` while it is untrusted or may still be set. For decisions by age.
 pub fn steady() -> Option<SystemTime> {
     let from = steady_from()?;
     (is_trusted() && instant() >= from).then(wall)
 }
 
-/// How long ago `moment` was, at least: what was written down under a clock that cannot have been right counts
-/// from when the clock was believed, and nothing has an age while it is not.
+/// Returns the minimum age of `moment`. A moment before the build was recorded under a wrong clock: its age counts from
+/// when the clock became stable. While the clock is not trusted, every age is zero.
 pub fn age(moment: SystemTime) -> Duration {
     if !is_trusted() {
         return Duration::ZERO;
@@ -188,24 +188,24 @@ pub fn age(moment: SystemTime) -> Duration {
     }
 }
 
-/// The time that certificates are judged at: the time of day, unless it is before the program was built. Then
-/// it is certainly wrong, and the latest moment that is known to have passed stands for it.
+/// Returns the time for certificate validation: the time of day, unless it is before the build. Then it is certainly
+/// wrong, and the latest moment known to have passed replaces it.
 pub fn for_certificates() -> SystemTime {
     not_before_known(
         wall(),
         built(),
-        UNIX_EPOCH + Duration::from_secs(ask(|clock| clock.passed.load(Ordering::Relaxed))),
+        UNIX_EPOCH + Duration::from_secs(with_clock(|clock| clock.passed.load(Ordering::Relaxed))),
     )
 }
 
 fn not_before_known(wall: SystemTime, built: SystemTime, passed: SystemTime) -> SystemTime {
-    // A time of day that can be right is not overruled by what the journal says: its clock may have been ahead.
+    // The journal does not overrule a plausible time of day: its clock may have been ahead.
     if wall >= built { wall } else { built.max(passed) }
 }
 
-/// Time of day, as the operating system believes it to be.
+/// Time of day of the operating system.
 pub fn wall() -> SystemTime {
-    ask(|clock| match &clock.source {
+    with_clock(|clock| match &clock.source {
         Source::System => SystemTime::now(),
         Source::Runtime { origin, wall } => {
             let base = Duration::from_micros(u64::try_from(wall.load(Ordering::Relaxed)).unwrap_or(0));
@@ -214,7 +214,7 @@ pub fn wall() -> SystemTime {
     })
 }
 
-/// Microseconds on the clock that the service manager compares with its own.
+/// Monotonic time in microseconds, on the clock that the service manager uses.
 pub fn monotonic_micros() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() as u64 / 1000
@@ -222,19 +222,19 @@ pub fn monotonic_micros() -> u64 {
 
 /// A moment to measure durations from; unaffected by changes of the time of day.
 pub fn instant() -> Instant {
-    ask(|clock| match &clock.source {
+    with_clock(|clock| match &clock.source {
         Source::System => Instant::now(),
         Source::Runtime { .. } => runtime_now(),
     })
 }
 
-/// How long the machine has been up, its sleep included; goes on over a restart of the program.
+/// Time since boot, including sleep; continues over a restart of the program.
 pub fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// What tells one start of the machine from another; empty where the system does not say it.
+/// Id of the current boot; empty if the system provides none.
 pub fn boot() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
@@ -265,10 +265,10 @@ mod tests {
     #[test]
     fn certificates_are_never_judged_before_what_has_passed() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        // 1970: the later of build and journal.
+        // 1970: the later of build time and journal time.
         assert_eq!(not_before_known(at(1000), at(50_000), at(70_000)), at(70_000));
         assert_eq!(not_before_known(at(1000), at(50_000), at(0)), at(50_000));
-        // A time that can be right stays, also where the journal was once ahead.
+        // A plausible time stays, even if the journal was once ahead.
         assert_eq!(not_before_known(at(60_000), at(50_000), at(70_000)), at(60_000));
     }
 }

@@ -1,17 +1,17 @@
-//! The timekeeper: judges the time of day, and tells central which events were recorded under another one.
+//! The timekeeper: judges the time of day, and reports to central which events were recorded under a wrong one.
 //!
-//! Promise: while the time of day cannot be right, events say so and nothing expires by age; when the clock is set,
-//! central gets the offset and, for each stream, the sequences that were recorded before.
+//! Promise: while the time of day cannot be right, events are marked and nothing expires by age. When the clock is set,
+//! central gets the offset and, for each stream, the sequences recorded before.
 //! Invariants:
-//! - what is stored never changes: `gateway.clock` corrects it;
-//! - a correction is noted before it is told, together with the numbers that the next one begins with: a crash
-//!   tells the same again, under the same id.
+//! - stored events never change: `gateway.clock` corrects them;
+//! - a correction is saved before it is published, together with the sequences at which the next one begins: after a
+//!   crash the same correction is published again, under the same id.
 //!
-//! A *period* lasts from a start or a setting of the clock to the next one. Within it, time of day and time since
-//! boot differ by the same amount; the kernel slews both alike, so that only a setting changes that. It goes on
-//! over a restart of the program, and ends with the boot, since nobody knows how long the machine was off.
+//! A *period* lasts from a start or a setting of the clock to the next setting. Within it, time of day and time since
+//! boot differ by a constant; the kernel slews both alike, so only a setting changes the difference. A period continues
+//! over a restart of the program, and ends with the boot, since the time without power is unknown.
 //!
-//! Not here: what the time is (`clock`), what expires (`ledger`).
+//! Not here: reading the time (`clock`), expiry (`ledger`).
 
 use crate::clock;
 use crate::contract::{Publication, Surroundings};
@@ -25,36 +25,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Stream of the corrections.
+/// Stream of clock corrections.
 const STREAM: &str = "gateway.clock";
-/// Its lane: it is small, and wanted soon.
+/// Lane of the stream: its events are few and urgent.
 const LANE: &str = "standard";
-/// The clock is looked at this often.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A clock that moved by more than this was set.
+/// Interval between checks of the clock.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum jump of the clock that counts as a setting.
 const SET_MIN: Duration = Duration::from_secs(10);
-/// When a setting is seen, commits with the old time may still be on their way to the disk.
+/// Wait after a setting is detected: commits with the old time may still be on their way to the disk.
 const COMMITS_WAIT: Duration = Duration::from_secs(3);
-/// Nothing expires by age for so long after a start, or after the clock was set: it may be set once more.
+/// Time without expiry by age after a start or a setting of the clock, which may be set once more.
 const STEADY_WAIT: Duration = Duration::from_secs(900);
-/// How far the clocks may be wrong that tell what has passed: the build machine's, and ours before the last restart.
+/// Tolerance for the clocks behind the known past: the build machine's, and the gateway's before the last restart.
 const TOLERANCE: Duration = Duration::from_secs(86_400);
-/// How often it is noted which time has passed.
-const PASSED_EVERY: Duration = Duration::from_secs(3600);
-/// What could not be told is tried again after so long.
-const TELL_AGAIN: Duration = Duration::from_secs(5);
-/// Corrections that may wait; a clock that is set more often than central takes them has other troubles.
+/// Interval at which the current time is saved as passed.
+const PASSED_INTERVAL: Duration = Duration::from_secs(3600);
+/// Pause before another attempt to publish corrections.
+const PUBLISH_RETRY: Duration = Duration::from_secs(5);
+/// Maximum number of waiting corrections. A clock that is set more often than central accepts corrections is faulty.
 const WAITING_MAX: usize = 1000;
 
-/// Names of the notes.
+/// Names of notes.
 const PERIOD: &str = "period";
 const PASSED: &str = "passed";
 const WAITING: &str = "tell/";
 
-/// What the clocks say at one moment.
+/// Time of day and time since boot at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Reading {
-    /// Which boot it is.
+struct ClockReading {
+    /// Id of the boot.
     boot: String,
     /// Microseconds since boot.
     up: i64,
@@ -62,14 +62,14 @@ struct Reading {
     wall: Timestamp,
 }
 
-impl Reading {
+impl ClockReading {
     fn take() -> Self {
         let up = i64::try_from(clock::since_boot().as_micros()).unwrap_or(i64::MAX);
         Self { boot: clock::boot(), up, wall: Timestamp::from(clock::wall()) }
     }
 }
 
-/// A time in which the clock was not set.
+/// A period in which the clock was not set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Period {
     boot: String,
@@ -78,40 +78,41 @@ struct Period {
     /// Time of day when it began.
     wall: Timestamp,
     is_trusted: bool,
-    /// How far each lane had come when it began.
+    /// Position of each lane at the beginning.
     given: Vec<Given>,
 }
 
-/// How a reading stands to the period before it.
+/// Change of the clock since the beginning of a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
+enum ClockChange {
     None,
-    /// By so many microseconds.
+    /// Set, by this many microseconds.
     Set(i64),
-    /// The machine was started anew.
+    /// The machine was rebooted.
     Boot,
 }
 
 impl Period {
-    fn begin(now: &Reading, is_trusted: bool, given: Vec<Given>) -> Self {
+    fn begin(now: &ClockReading, is_trusted: bool, given: Vec<Given>) -> Self {
         Self { boot: now.boot.clone(), up: now.up, wall: now.wall, is_trusted, given }
     }
 
-    /// What the time of day would be had the clock not been set.
-    fn expects(&self, now: &Reading) -> Timestamp {
+    /// Time of day without a setting of the clock.
+    fn expects(&self, now: &ClockReading) -> Timestamp {
         Timestamp(self.wall.0.saturating_add(now.up - self.up))
     }
 
-    fn change(&self, now: &Reading) -> Change {
+    fn change(&self, now: &ClockReading) -> ClockChange {
         if self.boot != now.boot || now.up < self.up {
-            return Change::Boot;
+            return ClockChange::Boot;
         }
         let offset = now.wall.0.saturating_sub(self.expects(now).0);
-        if offset.unsigned_abs() <= SET_MIN.as_micros() as u64 { Change::None } else { Change::Set(offset) }
+        if offset.unsigned_abs() <= SET_MIN.as_micros() as u64 { ClockChange::None } else { ClockChange::Set(offset) }
     }
 
-    /// The correction of what was recorded in this period, up to where `until` says the lanes had come. `None` if that is nothing.
-    fn correction(&self, offset: Option<i64>, now: &Reading, until: &[Given]) -> Option<Correction> {
+    /// Correction for the events recorded in this period, up to the lane positions `until`. `None` if there are no such
+    /// events.
+    fn correction(&self, offset: Option<i64>, now: &ClockReading, until: &[Given]) -> Option<Correction> {
         let mut streams = Vec::new();
         for lane in until {
             let before = self.given.iter().find(|given| given.lane == lane.lane);
@@ -136,26 +137,26 @@ impl Period {
         })
     }
 
-    /// The same for the same period.
+    /// Id of the correction, the same for the same period.
     fn id(&self) -> String {
         format!("clock-{}-{}-{}", self.boot, self.up, self.wall.0)
     }
 }
 
-/// What is told of a period that is over.
+/// Correction of a finished period, as published.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Correction {
-    /// How the clock was judged while these events were recorded.
+    /// Judgement of the clock while these events were recorded.
     status: Status,
-    /// Why it is over.
+    /// Reason for the end of the period.
     cause: Cause,
-    /// To be added to times of the period; `None` where nobody knows.
+    /// Offset to add to times of the period; `None` if unknown.
     offset_seconds: Option<f64>,
-    /// When the period began, by its own clock.
+    /// Beginning of the period, by its own clock.
     from: String,
-    /// When it ended, by its own clock.
+    /// End of the period, by its own clock.
     to: Option<String>,
-    /// When it ended, by the clock since then.
+    /// End of the period, by the clock after the setting.
     set_to: String,
     streams: Vec<Corrected>,
 }
@@ -174,7 +175,7 @@ enum Cause {
     Restart,
 }
 
-/// What was recorded of one stream: both numbers included.
+/// Events of one stream that were recorded, both sequences included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Corrected {
     lane: String,
@@ -183,36 +184,37 @@ struct Corrected {
     last: u64,
 }
 
-/// What is known of the clock between two looks.
+/// State between two checks of the clock.
 #[derive(Debug)]
-struct Watching {
+struct ClockWatch {
     period: Period,
-    /// How far the lanes had come at the last look at which the clock was as before.
-    looked: Vec<u64>,
-    /// A setting of the clock that was seen, and is not told yet.
-    seen: Option<Seen>,
-    noted: Instant,
+    /// Position of the lanes at the last check before the clock changed.
+    lane_ends: Vec<u64>,
+    /// A detected setting of the clock that is not yet recorded.
+    detected: Option<DetectedSetting>,
+    passed_saved: Instant,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct DetectedSetting {
     at: Instant,
-    /// The period that begins with it; where its lanes begin is not known yet.
+    /// The new period; the positions of its lanes are not known yet.
     next: Period,
 }
 
-/// Judges the clock, and tells when it was set.
+/// Judges the clock, and publishes corrections.
 #[derive(Debug)]
 pub struct Timekeeper {
     journal: Arc<Journal>,
     around: Surroundings,
     notes: Notes,
     publication: u32,
-    watching: Mutex<Watching>,
-    told: Notify,
+    watch: Mutex<ClockWatch>,
+    saved: Notify,
 }
 
-/// Why a time of day cannot be right; `None` if it can. `passed` is known to have passed before a restart.
+/// Reason why a time of day cannot be right, if there is one. `passed` is a moment known to have passed before a
+/// restart.
 fn doubt(wall: Timestamp, passed: Option<Timestamp>) -> Option<String> {
     let built = Timestamp::from(clock::built());
     let latest = wall.plus(TOLERANCE);
@@ -224,11 +226,11 @@ fn doubt(wall: Timestamp, passed: Option<Timestamp>) -> Option<String> {
 }
 
 impl Timekeeper {
-    /// Judges the clock for the first time. Blocks the thread.
+    /// Judges the clock at the start. Blocks the thread.
     pub fn open(journal: Arc<Journal>, around: Surroundings) -> Result<Arc<Self>, JournalError> {
         let publication = journal.publish(&Publication::own(STREAM, &around, LANE))?;
         let notes = journal.notes("clock");
-        let now = Reading::take();
+        let now = ClockReading::take();
         let noted = notes.read(PERIOD)?.and_then(|bytes| serde_json::from_slice::<Period>(&bytes).ok());
         let passed = notes.read(PASSED)?.and_then(|bytes| serde_json::from_slice::<Timestamp>(&bytes).ok());
         let passed = passed.or_else(|| newest(&journal));
@@ -238,25 +240,25 @@ impl Timekeeper {
         let is_empty = journal.lanes().iter().all(|lane| lane.end() <= 1);
         clock::set_steady_from(clock::instant() + if is_empty { Duration::ZERO } else { STEADY_WAIT });
         let given: Vec<Given> = journal.lanes().iter().map(|lane| lane.given()).collect();
-        let change = noted.as_ref().map_or(Change::Boot, |period| period.change(&now));
+        let change = noted.as_ref().map_or(ClockChange::Boot, |period| period.change(&now));
         let why = match (&noted, change) {
-            (Some(period), Change::None) if period.is_trusted => None,
-            // Whoever sets a clock while the machine runs knows better than the journal.
-            (_, Change::Set(_)) => doubt(now.wall, None),
+            (Some(period), ClockChange::None) if period.is_trusted => None,
+            // A setting while the machine runs overrules the journal.
+            (_, ClockChange::Set(_)) => doubt(now.wall, None),
             _ => doubt(now.wall, passed),
         };
         judge(why);
         let mut changes: Vec<Note> = Vec::new();
         let period = match noted {
-            Some(period) if change == Change::None => period,
+            Some(period) if change == ClockChange::None => period,
             noted => {
                 let offset = match change {
-                    Change::Set(offset) => Some(offset),
+                    ClockChange::Set(offset) => Some(offset),
                     _ => None,
                 };
                 let mut next = Period::begin(&now, clock::is_trusted(), given);
                 if let Some(old) = noted.filter(|old| offset.is_some() || !old.is_trusted) {
-                    next.given = ended_while_away(&journal, &old, &now, offset)?;
+                    next.given = positions_at_unobserved_end(&journal, &old, &now, offset)?;
                     changes.extend(waiting(&old, old.correction(offset, &now, &next.given)));
                 }
                 changes.push((PERIOD.into(), serde_json::to_vec(&next).ok()));
@@ -267,107 +269,107 @@ impl Timekeeper {
         if !changes.is_empty() {
             notes.write(changes)?;
         }
-        let watching = Watching { looked: ends(&journal), period, seen: None, noted: clock::instant() };
-        Ok(Arc::new(Self { journal, around, notes, publication, watching: Mutex::new(watching), told: Notify::new() }))
+        let watch = ClockWatch { lane_ends: ends(&journal), period, detected: None, passed_saved: clock::instant() };
+        Ok(Arc::new(Self { journal, around, notes, publication, watch: Mutex::new(watch), saved: Notify::new() }))
     }
 
-    fn watching(&self) -> MutexGuard<'_, Watching> {
-        self.watching.lock()
+    fn watch(&self) -> MutexGuard<'_, ClockWatch> {
+        self.watch.lock()
     }
 
-    /// Works until the shutdown; what is cut short is done at the next start.
+    /// Runs until the shutdown; the next start completes interrupted work.
     pub async fn run(self: Arc<Self>, mut shutdown: Shutdown) {
         tokio::select! {
             () = shutdown.begun() => {}
-            () = self.keep_looking() => {}
-            // Apart, since it waits where its lane is full.
-            () = self.keep_telling() => {}
+            () = self.watch_clock() => {}
+            // A branch of its own, since it waits while its lane is full.
+            () = self.publish_corrections() => {}
         }
     }
 
-    async fn keep_looking(self: &Arc<Self>) {
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    async fn watch_clock(self: &Arc<Self>) {
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            looks.tick().await;
+            ticks.tick().await;
             let keeper = Arc::clone(self);
-            match spawn_blocking(move || keeper.look(&Reading::take())).await {
+            match spawn_blocking(move || keeper.check(&ClockReading::take())).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "what was recorded before the clock was set cannot be noted yet")
+                    tracing::warn!(%error, "could not save the correction of the clock; will retry")
                 }
                 Err(_) => return,
             }
         }
     }
 
-    fn look(&self, now: &Reading) -> Result<(), JournalError> {
-        let mut watching = self.watching();
-        // Set once more: the time in between was a period of its own.
-        if watching.seen.as_ref().is_some_and(|seen| seen.next.change(now) != Change::None) {
-            self.begin_next(&mut watching)?;
+    fn check(&self, now: &ClockReading) -> Result<(), JournalError> {
+        let mut watch = self.watch();
+        // The clock was set again: the time in between was a period of its own.
+        if watch.detected.as_ref().is_some_and(|detected| detected.next.change(now) != ClockChange::None) {
+            self.begin_next(&mut watch)?;
         }
-        if watching.seen.as_ref().is_some_and(|seen| clock::instant().duration_since(seen.at) >= COMMITS_WAIT) {
-            self.begin_next(&mut watching)?;
+        if watch.detected.as_ref().is_some_and(|found| clock::instant().duration_since(found.at) >= COMMITS_WAIT) {
+            self.begin_next(&mut watch)?;
         }
-        if watching.seen.is_none() {
-            match watching.period.change(now) {
-                Change::Set(offset) => self.see(&mut watching, now, offset),
-                _ => watching.looked = ends(&self.journal),
+        if watch.detected.is_none() {
+            match watch.period.change(now) {
+                ClockChange::Set(offset) => self.clock_was_set(&mut watch, now, offset),
+                _ => watch.lane_ends = ends(&self.journal),
             }
         }
-        if clock::is_trusted() && clock::instant().duration_since(watching.noted) >= PASSED_EVERY {
-            self.notes.write(passed_at(&watching.period, now.wall).into_iter().collect())?;
-            watching.noted = clock::instant();
+        if clock::is_trusted() && clock::instant().duration_since(watch.passed_saved) >= PASSED_INTERVAL {
+            self.notes.write(passed_at(&watch.period, now.wall).into_iter().collect())?;
+            watch.passed_saved = clock::instant();
         }
         Ok(())
     }
 
-    /// The clock was set: what comes from now on is judged anew.
-    fn see(&self, watching: &mut Watching, now: &Reading, offset: i64) {
+    /// Handles a setting of the clock: judges the new time, and delays expiry.
+    fn clock_was_set(&self, watch: &mut ClockWatch, now: &ClockReading, offset: i64) {
         let by = Duration::from_micros(offset.unsigned_abs());
-        tracing::warn!(?by, is_forward = offset > 0, wait = ?STEADY_WAIT, "the clock was set; nothing expires by age for a while");
+        tracing::warn!(?by, is_forward = offset > 0, wait = ?STEADY_WAIT, "the clock was set; expiry by age is suspended");
         judge(doubt(now.wall, None));
         clock::set_steady_from(clock::instant() + STEADY_WAIT);
         self.journal.clock_was_set(offset);
         let next = Period::begin(now, clock::is_trusted(), Vec::new());
-        watching.seen = Some(Seen { at: clock::instant(), next });
+        watch.detected = Some(DetectedSetting { at: clock::instant(), next });
     }
 
-    /// Notes what was recorded until the clock was set, and begins the next period there.
-    fn begin_next(&self, watching: &mut Watching) -> Result<(), JournalError> {
-        let Some(seen) = &watching.seen else { return Ok(()) };
-        let mut next = seen.next.clone();
-        let at = Reading { boot: next.boot.clone(), up: next.up, wall: next.wall };
-        let old_wall = watching.period.expects(&at);
+    /// Saves the correction for the old period, and begins the next one.
+    fn begin_next(&self, watch: &mut ClockWatch) -> Result<(), JournalError> {
+        let Some(detected) = &watch.detected else { return Ok(()) };
+        let mut next = detected.next.clone();
+        let at = ClockReading { boot: next.boot.clone(), up: next.up, wall: next.wall };
+        let old_wall = watch.period.expects(&at);
         let is_later = |recorded: Timestamp| recorded.0.abs_diff(at.wall.0) < recorded.0.abs_diff(old_wall.0);
-        for (lane, from) in self.journal.lanes().iter().zip(&watching.looked) {
+        for (lane, from) in self.journal.lanes().iter().zip(&watch.lane_ends) {
             next.given.push(lane.given_before(*from, is_later)?);
         }
         let offset = at.wall.0 - old_wall.0;
-        let correction = watching.period.correction(Some(offset), &at, &next.given);
+        let correction = watch.period.correction(Some(offset), &at, &next.given);
         let mut changes: Vec<Note> = vec![(PERIOD.into(), serde_json::to_vec(&next).ok())];
         changes.extend(passed_at(&next, next.wall));
         if self.notes.all(WAITING)?.len() < WAITING_MAX {
-            changes.extend(waiting(&watching.period, correction));
+            changes.extend(waiting(&watch.period, correction));
         }
         self.notes.write(changes)?;
-        watching.looked = next.given.iter().map(|given| given.end).collect();
-        watching.period = next;
-        watching.seen = None;
-        watching.noted = clock::instant();
-        self.told.notify_one();
+        watch.lane_ends = next.given.iter().map(|given| given.end).collect();
+        watch.period = next;
+        watch.detected = None;
+        watch.passed_saved = clock::instant();
+        self.saved.notify_one();
         Ok(())
     }
 
-    async fn keep_telling(self: &Arc<Self>) {
+    async fn publish_corrections(self: &Arc<Self>) {
         loop {
             let keeper = Arc::clone(self);
             let waiting = match spawn_blocking(move || keeper.notes.all(WAITING)).await {
                 Ok(Ok(waiting)) => waiting,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "corrections of the clock cannot be read, and are told later");
-                    tokio::time::sleep(TELL_AGAIN).await;
+                    tracing::warn!(%error, "could not read the clock corrections; will retry");
+                    tokio::time::sleep(PUBLISH_RETRY).await;
                     continue;
                 }
                 Err(_) => return,
@@ -387,47 +389,47 @@ impl Timekeeper {
                 let keeper = Arc::clone(self);
                 let done = spawn_blocking(move || keeper.notes.write(vec![(name, None)])).await;
                 if let Ok(Err(error)) = done {
-                    tracing::warn!(%error, "a correction that is told cannot be ticked off, and will be told again");
+                    tracing::warn!(%error, "could not remove a published clock correction; it will be published again");
                 }
             }
-            self.told.notified().await;
+            self.saved.notified().await;
         }
     }
 
-    /// Takes the time of day for right, since a person says so. Blocks the thread.
+    /// Trusts the time of day on the word of an operator. Blocks the thread.
     pub fn trust(&self) -> Result<(), JournalError> {
-        let mut watching = self.watching();
-        let now = Reading::take();
-        let mut period = watching.period.clone();
+        let mut watch = self.watch();
+        let now = ClockReading::take();
+        let mut period = watch.period.clone();
         period.is_trusted = true;
         let mut changes = vec![(PERIOD.to_owned(), serde_json::to_vec(&period).ok())];
         changes.extend(passed_at(&period, now.wall));
         self.notes.write(changes)?;
-        watching.period = period;
-        if let Some(seen) = &mut watching.seen {
-            seen.next.is_trusted = true;
+        watch.period = period;
+        if let Some(detected) = &mut watch.detected {
+            detected.next.is_trusted = true;
         }
         judge(None);
         Ok(())
     }
 }
 
-/// Where the lanes end.
+/// End positions of the lanes.
 fn ends(journal: &Journal) -> Vec<u64> {
     journal.lanes().iter().map(|lane| lane.end()).collect()
 }
 
-/// When the journal took its newest event.
+/// Time at which the journal recorded its newest event.
 fn newest(journal: &Journal) -> Option<Timestamp> {
     journal.lanes().iter().filter_map(|lane| lane.recorded_at(lane.end().checked_sub(1)?)).max()
 }
 
-/// How far the lanes had come when a period ended that nobody saw end. A setting just before a crash may have been
-/// recorded under; where times of both clocks could be mixed up, all is taken for the old one's.
-fn ended_while_away(
+/// Positions of the lanes at the end of a period that ended unobserved. Events may have been recorded after a setting
+/// shortly before a crash. Where times of both clocks could overlap, all events count for the old one.
+fn positions_at_unobserved_end(
     journal: &Journal,
     old: &Period,
-    now: &Reading,
+    now: &ClockReading,
     offset: Option<i64>,
 ) -> Result<Vec<Given>, JournalError> {
     let expected = old.expects(now);
@@ -440,14 +442,14 @@ fn ended_while_away(
     journal.lanes().iter().map(each).collect()
 }
 
-/// The note that a correction waits in.
+/// Note in which a correction waits.
 fn waiting(period: &Period, correction: Option<Correction>) -> Option<Note> {
     let correction = correction?;
-    tracing::info!(status = ?correction.status, offset_seconds = ?correction.offset_seconds, streams = correction.streams.len(), "what was recorded under the clock before is told to central");
+    tracing::info!(status = ?correction.status, offset_seconds = ?correction.offset_seconds, streams = correction.streams.len(), "reporting the events recorded under the earlier clock to central");
     Some((format!("{WAITING}{}", period.id()), serde_json::to_vec(&correction).ok()))
 }
 
-/// The note of which moment has passed, in a period whose clock is trusted.
+/// Note of the passed time, for a period with a trusted clock.
 fn passed_at(period: &Period, now: Timestamp) -> Option<Note> {
     period.is_trusted.then(|| {
         clock::set_passed(now.into());
@@ -455,12 +457,12 @@ fn passed_at(period: &Period, now: Timestamp) -> Option<Note> {
     })
 }
 
-/// Makes known whether the clock can be believed.
+/// Applies the judgement of the clock, and logs it.
 fn judge(why: Option<String>) {
     match why {
         None => {
             if !clock::is_trusted() {
-                tracing::info!("the time of day is believed");
+                tracing::info!("the time of day is trusted");
             }
             clock::trust();
         }
@@ -478,8 +480,8 @@ mod tests {
     const DAY: i64 = 1_790_000_000_000_000;
     const SECOND: i64 = 1_000_000;
 
-    fn reading(boot: &str, up: i64, wall: i64) -> Reading {
-        Reading { boot: boot.into(), up: up * SECOND, wall: Timestamp(wall) }
+    fn reading(boot: &str, up: i64, wall: i64) -> ClockReading {
+        ClockReading { boot: boot.into(), up: up * SECOND, wall: Timestamp(wall) }
     }
 
     fn given(lane: &str, end: u64, streams: &[(&str, u64)]) -> Given {
@@ -489,12 +491,12 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_is_told_from_one_that_runs_and_from_another_boot() {
         let period = Period::begin(&reading("a", 100, 1000 * SECOND), false, vec![]);
-        assert_eq!(period.change(&reading("a", 100 + 86_400, 1000 * SECOND + 86_400 * SECOND)), Change::None);
-        assert_eq!(period.change(&reading("a", 160, 1069 * SECOND)), Change::None, "9 s are within what is not told");
-        assert_eq!(period.change(&reading("a", 160, DAY)), Change::Set(DAY - 1060 * SECOND));
-        assert_eq!(period.change(&reading("a", 160, 1000 * SECOND)), Change::Set(-60 * SECOND));
-        assert_eq!(period.change(&reading("b", 160, 1060 * SECOND)), Change::Boot);
-        assert_eq!(period.change(&reading("", 3, 1060 * SECOND)), Change::Boot);
+        assert_eq!(period.change(&reading("a", 100 + 86_400, 1000 * SECOND + 86_400 * SECOND)), ClockChange::None);
+        assert_eq!(period.change(&reading("a", 160, 1069 * SECOND)), ClockChange::None, "9 s are tolerated");
+        assert_eq!(period.change(&reading("a", 160, DAY)), ClockChange::Set(DAY - 1060 * SECOND));
+        assert_eq!(period.change(&reading("a", 160, 1000 * SECOND)), ClockChange::Set(-60 * SECOND));
+        assert_eq!(period.change(&reading("b", 160, 1060 * SECOND)), ClockChange::Boot);
+        assert_eq!(period.change(&reading("", 3, 1060 * SECOND)), ClockChange::Boot);
     }
 
     #[test]
