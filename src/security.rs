@@ -1,15 +1,14 @@
-//! Security events: who was refused what, who was cut off, and which rights were changed, on the stream
-//! `gateway.security`.
+//! Security events: refused access, closed connections and changed rights, on the stream `gateway.security`.
 //!
-//! Promise: every refusal is counted by cause. Those alike (one cause, one origin) become one event a period, with how many
-//! there were, the first and the last. However many come, and from however many, memory and the number of events have a
-//! bound, so that an attacker fills no lane.
+//! Promise: every refusal is counted by cause. Refusals of one cause and origin become one event per period, with their
+//! number and the times of the first and last. Memory and the number of events are bounded, however many refusals of
+//! however many origins occur, so an attacker cannot fill a lane.
 //! Invariants:
 //! - reporting never waits, and takes no memory beyond [`table::ROWS_MAX`] rows;
-//! - no payload, password, token or path with a token is in an event.
+//! - an event never contains a payload, a password, a token or a path with a token.
 //!
-//! Not here: what is refused and why (`sources`, `admin`), what people did to events (`journal`'s audit). What waits for its
-//! event is in memory: a kill loses up to [`table::PERIOD`] of counts, the log has the first of each.
+//! Not here: the decision what to refuse (`sources`, `admin`), the audit of changes to events (`journal`). Counts wait
+//! in memory for their event: a kill loses up to [`table::PERIOD`] of them, but the log has the first of each.
 
 mod table;
 
@@ -24,47 +23,47 @@ use crate::telemetry::Counter;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
-use table::{Table, Told};
+use table::{SecurityEvent, Table};
 use tokio::sync::Notify;
 
 /// Stream of the events.
 const STREAM: &str = "gateway.security";
-/// Its lane. Its events are few by construction, and wanted soon.
+/// Lane of the stream. Its events are few by construction, and urgent.
 const LANE: &str = "standard";
-/// The table is looked at this often while something waits in it.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the last events may take when the gateway stops: a lane that is full has no room for them.
-const LAST_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Interval at which due rows become events.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum time for the last events at shutdown: a full lane has no room for them.
+const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What happened. The names are values of `cause` in events and metrics.
+/// Cause of a security event. The names are values of `cause` in events and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// A user name or password was wrong, or a client showed neither where one is wanted.
+    /// A user name or password was wrong, or a client gave none where they are required.
     Login,
-    /// A TLS handshake failed: no certificate, one of another authority, expired or revoked.
+    /// A TLS handshake failed: no certificate, or one of another authority, expired or revoked.
     Tls,
     /// A bearer token was wrong or missing.
     Token,
-    /// A client may not publish to a topic, or not post for a source.
+    /// A client may not publish to a topic, or post for a source.
     Publish,
     /// A client may not subscribe to a filter.
     Subscribe,
     /// A client may not publish to the topic of its will.
     Will,
-    /// A client id belongs to somebody else.
+    /// A client id belongs to another principal.
     Session,
-    /// A client would have more sessions than are allowed.
+    /// A client would exceed the allowed number of sessions.
     SessionQuota,
-    /// A connection ended, or a subscription, since rights were changed.
+    /// A connection or a subscription was ended after a change of rights.
     Cut,
-    /// The configuration, contracts, users or certificates were changed, or a change was refused.
+    /// The configuration, contracts, users or certificates were changed, or a change was rejected.
     Change,
-    /// A change was refused at the command socket.
+    /// A change was rejected at the command socket.
     Command,
 }
 
 impl Cause {
-    /// Every cause, in the order of their numbers.
+    /// All causes, in the order of their numbers.
     pub const ALL: [Self; 11] = [
         Self::Login,
         Self::Tls,
@@ -79,7 +78,7 @@ impl Cause {
         Self::Command,
     ];
 
-    /// The word in events and metrics.
+    /// Name in events and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Login => "login",
@@ -97,7 +96,7 @@ impl Cause {
     }
 }
 
-/// Gathers reports. Whoever refuses something holds one.
+/// Collects the reports of all parts that refuse access.
 #[derive(Debug, Default)]
 pub struct Security {
     counts: [Counter; Cause::ALL.len()],
@@ -106,14 +105,14 @@ pub struct Security {
 }
 
 impl Security {
-    /// Counts what happened, and sees to it that central learns of it.
+    /// Counts a report and queues it for an event.
     pub fn report(&self, report: &Report<'_>) {
         self.counts[report.cause as usize].add(1);
         self.table().add(report, Timestamp::from(clock::wall()), clock::instant());
         self.reported.notify_one();
     }
 
-    /// How often there was this cause, since the start.
+    /// Number of reports of a cause since the start.
     pub fn count(&self, cause: Cause) -> u64 {
         self.counts[cause as usize].value()
     }
@@ -123,7 +122,7 @@ impl Security {
     }
 }
 
-/// Makes events of what was gathered.
+/// Publishes the collected reports as events.
 #[derive(Debug)]
 pub struct Teller {
     security: Arc<Security>,
@@ -143,34 +142,34 @@ impl Teller {
         Ok(Self { security, journal, publication, gateway: surroundings.gateway.clone() })
     }
 
-    /// Works until the shutdown, and tells then what is left.
+    /// Publishes events until the shutdown, and then the remaining reports.
     pub async fn run(self, mut shutdown: Shutdown) {
         tokio::select! {
             () = shutdown.begun() => {}
-            () = self.work() => return,
+            () = self.publish() => return,
         }
         let rest = self.security.table().take_all(clock::instant());
-        // What finds no room in time is in the log and the counters.
-        let _ = tokio::time::timeout(LAST_WAIT_MAX, self.tell(rest)).await;
+        // Events without room in time are lost, but are in the log and the counters.
+        let _ = tokio::time::timeout(LAST_EVENTS_TIMEOUT, self.append(rest)).await;
     }
 
     /// Returns only when the journal is closed.
-    async fn work(&self) {
+    async fn publish(&self) {
         loop {
             if self.security.table().is_empty() {
                 self.security.reported.notified().await;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(FLUSH_INTERVAL).await;
             let due = self.security.table().take_due(clock::instant());
-            if !self.tell(due).await {
+            if !self.append(due).await {
                 return;
             }
         }
     }
 
-    /// Whether the journal took them.
-    async fn tell(&self, told: Vec<Told>) -> bool {
-        for one in told {
+    /// Appends events to the journal; `false` if it is closed.
+    async fn append(&self, events: Vec<SecurityEvent>) -> bool {
+        for security_event in events {
             let id = format!("security-{}", uuid::Uuid::now_v7());
             let event = OwnEvent {
                 lane: LANE,
@@ -179,7 +178,7 @@ impl Teller {
                 device: "security",
                 gateway: &self.gateway,
             };
-            let data = serde_json::to_value(&one).unwrap_or_default();
+            let data = serde_json::to_value(&security_event).unwrap_or_default();
             if self.journal.append_own(event, &data).await.is_err() {
                 return false;
             }

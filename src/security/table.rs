@@ -1,7 +1,7 @@
-//! What waits to become an event: a row for each cause and origin.
+//! Reports that wait to become events: a row for each cause and origin.
 //!
-//! Promise: at most [`ROWS_MAX`] rows and one of the rest for each cause, each of some hundred bytes; at most
-//! [`EVENTS_AT_ONCE`] events at once and [`EVENTS_PER_MINUTE`] from then on. Nothing is left out of a count.
+//! Promise: at most [`ROWS_MAX`] rows, plus one row per cause for the rest, each of some hundred bytes; at most
+//! [`EVENTS_AT_ONCE`] events at once and [`EVENTS_PER_MINUTE`] from then on. Counts are complete.
 
 use super::Cause;
 use crate::contract::Sender;
@@ -12,39 +12,39 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Rows: a plant's devices that all come back with an old password, at a kilobyte each.
+/// Maximum number of rows: all devices of a plant that reconnect with an old password, at a kilobyte each.
 pub(super) const ROWS_MAX: usize = 256;
-/// A row becomes an event once in this time.
+/// Minimum interval between two events of a row.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
-/// What comes right behind the first is in the same event.
+/// Delay of the first event of a row, in which further reports are included.
 const GATHER: Duration = Duration::from_secs(2);
-/// Events after a quiet time.
+/// Burst of events after a quiet time.
 const EVENTS_AT_ONCE: f64 = 60.0;
-/// Events a minute under an attack that goes on: at half a kilobyte each, 3 MB a day in the journal.
+/// Events per minute under a continuous attack: at half a kilobyte each, 3 MB per day in the journal.
 const EVENTS_PER_MINUTE: f64 = 4.0;
-/// Bytes of a text that somebody else chose.
+/// Maximum length of a text that a peer chose, in bytes.
 const TEXT_BYTES_MAX: usize = 128;
 
-/// Something that happened, as its witness reports it.
+/// Report of a refusal or a change, by the part that made it.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
-    /// What happened.
+    /// Cause of the report.
     pub cause: Cause,
-    /// Name of the source, or `command` and `configuration`.
+    /// Name of the source, `command` or `configuration`.
     pub source: &'a str,
-    /// Where it came from; `None` for what has no address.
+    /// Address of the peer; `None` without a network connection.
     pub address: Option<IpAddr>,
-    /// Who it was, as far as that is known by then.
+    /// The client, as far as it is known at that point.
     pub sender: Sender<'a>,
-    /// What it was about: a topic, a filter, a part of the configuration, a command; may be empty.
+    /// Object of the report: a topic, a filter, a part of the configuration, a command; may be empty.
     pub what: &'a str,
-    /// Why it was refused, or what was changed: words of the gateway.
+    /// Reason of the refusal or content of the change, in words of the gateway.
     pub reason: &'a str,
 }
 
 impl Report<'_> {
-    /// What those alike have in common. Of whoever has proven no name, all that is known for certain is the address: a
-    /// client could claim another name each time.
+    /// Key by which reports are grouped. For anonymous clients it is the address, the only certain fact: they could
+    /// claim another name each time.
     fn origin(&self) -> String {
         let Sender { client, user, proven_by } = self.sender;
         match self.cause {
@@ -56,7 +56,7 @@ impl Report<'_> {
     }
 }
 
-/// The beginning of a text that somebody else chose.
+/// Truncates a text that a peer chose.
 fn cut(text: &str) -> &str {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
@@ -65,26 +65,26 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// What an event says.
+/// Content of an event.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Told {
+pub(super) struct SecurityEvent {
     cause: &'static str,
     source: String,
-    /// Of the first; others of the same origin may have had other names.
+    /// Address of the first report; others of the same origin may have other names.
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     client: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     user: String,
-    /// How the user was proven; without it the name is a claim.
+    /// How the user was authenticated; without it the name is a claim.
     #[serde(skip_serializing_if = "Option::is_none")]
     authtype: Option<AuthType>,
     #[serde(skip_serializing_if = "String::is_empty")]
     what: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     reason: String,
-    /// Whether this counts many origins that had no room of their own.
+    /// Whether the event counts several origins that got no row of their own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     others: bool,
     count: u64,
@@ -94,18 +94,18 @@ pub(super) struct Told {
 
 #[derive(Debug)]
 struct Row {
-    told: Told,
+    event: SecurityEvent,
     first: Timestamp,
     last: Timestamp,
-    tell_at: Instant,
+    due_at: Instant,
 }
 
-/// The rows, and how many events may still be made.
+/// The rows, and the token bucket for events.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     rows: BTreeMap<(Cause, String, String), Row>,
-    /// When all events so far would have been made at the rate that lasts; a bucket of tokens.
-    paid: Option<(Instant, f64)>,
+    /// Time of the last update, and the tokens left then.
+    bucket: Option<(Instant, f64)>,
 }
 
 impl Table {
@@ -117,70 +117,70 @@ impl Table {
             key = (report.cause, String::new(), "\u{0}rest".to_owned());
         }
         let row = self.rows.entry(key).or_insert_with(|| Row {
-            told: Told::of(report, is_rest),
+            event: SecurityEvent::of(report, is_rest),
             first: at,
             last: at,
-            tell_at: now + GATHER,
+            due_at: now + GATHER,
         });
-        if row.told.count == 0 && !is_rest {
-            row.told = Told::of(report, false);
+        if row.event.count == 0 && !is_rest {
+            row.event = SecurityEvent::of(report, false);
         }
-        if row.told.count == 0 {
+        if row.event.count == 0 {
             row.first = at;
         }
-        row.told.count += 1;
+        row.event.count += 1;
         row.last = at;
     }
 
-    /// Whether nothing waits, nor is remembered as told.
+    /// Whether there are no rows, neither waiting nor recently published.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// What is to become events now, what waits longest first.
-    pub fn take_due(&mut self, now: Instant) -> Vec<Told> {
-        self.rows.retain(|_, row| row.told.count > 0 || row.tell_at > now);
+    /// Takes the events that are due, the longest waiting first.
+    pub fn take_due(&mut self, now: Instant) -> Vec<SecurityEvent> {
+        self.rows.retain(|_, row| row.event.count > 0 || row.due_at > now);
         let left = self.tokens(now);
-        self.take(now, left as usize, |row| row.tell_at <= now)
+        self.take(now, left as usize, |row| row.due_at <= now)
     }
 
-    /// The same at the end, for which nothing waits.
-    pub fn take_all(&mut self, now: Instant) -> Vec<Told> {
+    /// Takes all events at shutdown, due or not.
+    pub fn take_all(&mut self, now: Instant) -> Vec<SecurityEvent> {
         let left = self.tokens(now);
         self.take(now, left as usize, |_| true)
     }
 
-    fn take(&mut self, now: Instant, count_max: usize, is_due: impl Fn(&Row) -> bool) -> Vec<Told> {
-        let mut due: Vec<&mut Row> = self.rows.values_mut().filter(|row| row.told.count > 0 && is_due(row)).collect();
-        due.sort_by(|a, b| a.tell_at.cmp(&b.tell_at).then(a.first.cmp(&b.first)));
+    fn take(&mut self, now: Instant, count_max: usize, is_due: impl Fn(&Row) -> bool) -> Vec<SecurityEvent> {
+        let mut due: Vec<&mut Row> = self.rows.values_mut().filter(|row| row.event.count > 0 && is_due(row)).collect();
+        due.sort_by(|a, b| a.due_at.cmp(&b.due_at).then(a.first.cmp(&b.first)));
         due.truncate(count_max);
-        let told: Vec<Told> = due
+        let events: Vec<SecurityEvent> = due
             .into_iter()
             .map(|row| {
-                row.tell_at = now + PERIOD;
+                row.due_at = now + PERIOD;
                 let (first, last) = (row.first.to_string(), row.last.to_string());
-                let told = Told { first, last, ..row.told.clone() };
-                row.told.count = 0;
-                told
+                let event = SecurityEvent { first, last, ..row.event.clone() };
+                row.event.count = 0;
+                event
             })
             .collect();
-        if let Some((_, tokens)) = &mut self.paid {
-            *tokens -= told.len() as f64;
+        if let Some((_, tokens)) = &mut self.bucket {
+            *tokens -= events.len() as f64;
         }
-        told
+        events
     }
 
-    /// How many events may be made now.
+    /// Number of events that may be published now.
     fn tokens(&mut self, now: Instant) -> f64 {
-        let (at, before) = self.paid.unwrap_or((now, EVENTS_AT_ONCE));
+        let (at, before) = self.bucket.unwrap_or((now, EVENTS_AT_ONCE));
         let grown = now.saturating_duration_since(at).as_secs_f64() * EVENTS_PER_MINUTE / 60.0;
         let tokens = (before + grown).min(EVENTS_AT_ONCE);
-        self.paid = Some((now, tokens));
+        self.bucket = Some((now, tokens));
         tokens
     }
 }
 
-impl Told {
+impl SecurityEvent {
     fn of(report: &Report<'_>, is_rest: bool) -> Self {
         let text = |text: &str| if is_rest { String::new() } else { cut(text).to_owned() };
         Self {
@@ -209,7 +209,7 @@ mod tests {
         Report { cause, source: "devices", address, sender, what: "", reason: "wrong" }
     }
 
-    /// Of a client that has proven its name.
+    /// Report of an authenticated client.
     fn proven<'a>(cause: Cause, client: &'a str) -> Report<'a> {
         let sender = Sender { client, user: client, proven_by: Some(AuthType::User) };
         Report { sender, ..report(cause, [10, 0, 0, 7], client) }
@@ -224,25 +224,25 @@ mod tests {
         let (mut table, start) = (Table::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         for number in 0..1000 {
-            // An attacker claims another name each time.
+            // An attacker claims a different name each time.
             table.add(&report(Cause::Login, [10, 0, 0, 7], &format!("client-{number}")), at(number), start);
         }
         table.add(&proven(Cause::Publish, "press-4"), at(1), start);
         table.add(&proven(Cause::Publish, "press-5"), at(1), start);
-        // Clients that have proven nothing could be called anything.
+        // Anonymous clients could claim any name.
         for number in 0..1000 {
             table.add(&report(Cause::Subscribe, [10, 0, 0, 7], &format!("client-{number}")), at(1), start);
         }
         assert!(table.take_due(after(1)).is_empty(), "the first gathers what comes right behind it");
-        let told = table.take_due(after(2));
-        let counts: Vec<_> = told.iter().map(|one| (one.cause, one.client.as_str(), one.count)).collect();
+        let events = table.take_due(after(2));
+        let counts: Vec<_> = events.iter().map(|one| (one.cause, one.client.as_str(), one.count)).collect();
         assert!(
             counts.contains(&("login", "client-0", 1000)) && counts.contains(&("publish", "press-4", 1)),
-            "{told:?}"
+            "{events:?}"
         );
-        assert!(counts.contains(&("subscribe", "client-0", 1000)), "{told:?}");
-        assert_eq!(told.len(), 4);
-        let login = told.iter().find(|one| one.cause == "login").expect("told");
+        assert!(counts.contains(&("subscribe", "client-0", 1000)), "{events:?}");
+        assert_eq!(events.len(), 4);
+        let login = events.iter().find(|one| one.cause == "login").expect("an event");
         assert_eq!((login.first.as_str(), login.last.as_str()), (&*at(0).to_string(), &*at(999).to_string()));
         table.add(&report(Cause::Login, [10, 0, 0, 7], "again"), at(2000), after(3));
         assert!(table.take_due(after(30)).is_empty());
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn a_flood_from_everywhere_is_counted_whole_in_few_events_and_little_memory() {
         let (mut table, start) = (Table::default(), Instant::now());
-        let (mut sent, mut told) = (0, Vec::new());
+        let (mut sent, mut events) = (0, Vec::new());
         let long = "x".repeat(60_000);
         for second in 0..3600u64 {
             let now = start + Duration::from_secs(second);
@@ -264,14 +264,14 @@ mod tests {
                 table.add(&proven(Cause::Session, &format!("{second}-{number}")), at(second), now);
                 sent += 2;
             }
-            told.extend(table.take_due(now));
+            events.extend(table.take_due(now));
             assert!(table.rows.len() <= ROWS_MAX + Cause::ALL.len());
         }
-        assert!(told.len() <= 60 + 4 * 60 + 1, "{} events in an hour", told.len());
-        assert!(told.iter().any(|one| one.others), "those without a row of their own are counted together");
-        assert!(told.iter().all(|one| serde_json::to_vec(one).expect("JSON").len() < 1000));
-        let waiting: u64 = table.rows.values().map(|row| row.told.count).sum();
-        let counted: u64 = told.iter().map(|one| one.count).sum();
+        assert!(events.len() <= 60 + 4 * 60 + 1, "{} events in an hour", events.len());
+        assert!(events.iter().any(|one| one.others), "those without a row of their own are counted together");
+        assert!(events.iter().all(|one| serde_json::to_vec(one).expect("JSON").len() < 1000));
+        let waiting: u64 = table.rows.values().map(|row| row.event.count).sum();
+        let counted: u64 = events.iter().map(|one| one.count).sum();
         assert_eq!(counted + waiting, sent, "none is left out");
     }
 
