@@ -1,21 +1,21 @@
-//! Whose a connection is: shares, slow-downs and evictions count by its origin before a name is proven, and by its party
-//! from then on.
+//! Owner of a connection. Shares, rate limits and evictions count per origin until a name is authenticated, and per
+//! party from then on.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Who has a share: a proven name, wherever it connects from, or the origin of those that have proven none.
+/// Owner of a share: an authenticated name, wherever it connects from, or the origin of anonymous clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Party {
-    /// A name that a password, a certificate or a token proves.
+    /// A name authenticated by a password, a certificate or a token.
     Name(Arc<str>),
-    /// Everybody at one address who has proven no name.
+    /// All anonymous clients of one origin.
     Origin(Origin),
 }
 
 impl Party {
-    /// The party of a client at an address.
+    /// Returns the party of a client at an address.
     pub fn of(proven: Option<&str>, address: IpAddr) -> Self {
         proven.map_or_else(|| Self::Origin(Origin::of(address)), |name| Self::Name(name.into()))
     }
@@ -30,7 +30,7 @@ impl fmt::Display for Party {
     }
 }
 
-/// An address of IPv4, or the /64 of an address of IPv6: a host has as many addresses within its /64 as it likes.
+/// An IPv4 address, or the /64 of an IPv6 address: a host may use any number of addresses in its /64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin(IpAddr);
 
@@ -38,7 +38,7 @@ pub struct Origin(IpAddr);
 const HOST_BITS: u128 = u64::MAX as u128;
 
 impl Origin {
-    /// The origin of a peer.
+    /// Returns the origin of a peer.
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(address) => Self(IpAddr::V6((address.to_bits() & !HOST_BITS).into())),
@@ -46,7 +46,7 @@ impl Origin {
         }
     }
 
-    /// The address, or the first one of the network.
+    /// Returns the address, or the first address of the network.
     pub fn address(self) -> IpAddr {
         self.0
     }

@@ -1,28 +1,28 @@
-//! Rates of many callers: how much each may have in a second, and how far it may be ahead of that.
+//! Rate limits for many callers, each with a rate per second and a burst.
 //!
-//! Invariant: never more callers are remembered than the table's bound; over it the one whose debt ends first is
-//! forgiven, so that a crowd of new callers cannot wipe out the debt of one that is far ahead.
+//! Invariant: the table of callers has a maximum size. When it is full, the caller whose debt ends first is removed, so
+//! many new callers cannot erase the debt of one that is far ahead.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Callers that are remembered: more than a plant has. Some 100 bytes each.
+/// Maximum number of callers in the table, more than a plant has. About 100 bytes each.
 pub(crate) const CALLERS_MAX: usize = 4096;
 
-/// For each caller, when everything so far would have been through at its rate (the generic cell rate algorithm).
+/// For each caller, the time at which all its units would have passed at its rate (generic cell rate algorithm).
 #[derive(Debug)]
 pub(crate) struct Rates<K> {
-    /// What one unit costs.
+    /// Time that one unit takes at the rate.
     unit: Duration,
-    /// What a caller may be ahead of its rate.
+    /// Maximum time by which a caller may be ahead of its rate.
     burst: Duration,
     paid_until: Mutex<HashMap<K, Instant>>,
 }
 
 impl<K: Eq + Hash + Clone> Rates<K> {
-    /// So many units a second, and so many seconds' worth of them at once.
+    /// Allows `per_second` units per second, with a burst of `burst`.
     pub(crate) fn new(per_second: f64, burst: Duration) -> Self {
         Self { unit: Duration::from_secs_f64(1.0 / per_second.max(1e-9)), burst, paid_until: Mutex::default() }
     }
@@ -31,21 +31,20 @@ impl<K: Eq + Hash + Clone> Rates<K> {
         self.paid_until.lock()
     }
 
-    /// Whether a caller may have something now; the error is how long it has to wait.
+    /// Checks whether a caller may have another unit now; the error is the time to wait.
     pub(crate) fn check(&self, caller: &K, now: Instant) -> Result<(), Duration> {
         let ahead = self.callers().get(caller).map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         if ahead > self.burst { Err(ahead - self.burst) } else { Ok(()) }
     }
 
-    /// Whether a caller has no debt: it has had nothing for long enough.
+    /// Whether a caller has no debt.
     pub(crate) fn is_clear(&self, caller: &K, now: Instant) -> bool {
         self.callers().get(caller).is_none_or(|until| *until <= now)
     }
 
-    /// Charges a caller. A batch is charged as a whole, so that it can be larger than a burst; what is next then waits
-    /// the longer.
+    /// Charges a caller. A batch is charged as a whole and may exceed the burst; the next unit then waits longer.
     pub(crate) fn charge(&self, caller: &K, units: u64, now: Instant) {
-        let cost = Duration::from_secs_f64((self.unit.as_secs_f64() * units as f64).min(LONGEST.as_secs_f64()));
+        let cost = Duration::from_secs_f64((self.unit.as_secs_f64() * units as f64).min(COST_MAX.as_secs_f64()));
         let mut callers = self.callers();
         if let Some(until) = callers.get_mut(caller) {
             *until = (*until).max(now) + cost;
@@ -64,8 +63,8 @@ impl<K: Eq + Hash + Clone> Rates<K> {
     }
 }
 
-/// A single charge counts no longer than this, so that times stay within what a clock can hold.
-const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+/// Maximum cost of a single charge, so times stay in the range of the clock.
+const COST_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 #[cfg(test)]
 mod tests {

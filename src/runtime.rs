@@ -1,8 +1,8 @@
-//! Blocking work, off the threads of the runtime.
+//! Runs blocking work outside of the runtime's threads.
 //!
-//! In the program this is [`tokio::task::spawn_blocking`] itself. The simulation of the gateway (`tests/model.rs`) replaces it:
-//! a seed repeats a run exactly only if the whole run stays on one thread, so [`run_inline`] makes the calling thread do
-//! its blocking work itself, before `spawn_blocking` returns.
+//! In the program this is [`tokio::task::spawn_blocking`] itself. The simulation of the gateway (`tests/model.rs`)
+//! replaces it: a seed reproduces a run only if the whole run stays on one thread. [`run_inline`] makes the calling
+//! thread do its blocking work itself, before `spawn_blocking` returns.
 
 #[cfg(not(test))]
 pub(crate) use tokio::task::spawn_blocking;
@@ -19,7 +19,7 @@ pub(crate) fn spawn_blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
 }
 
-/// From now on `spawn_blocking` runs its work on the calling thread.
+/// Makes `spawn_blocking` run its work on the calling thread from now on.
 #[cfg(test)]
 pub(crate) fn run_inline() {
     INLINE.set(true);

@@ -1,14 +1,14 @@
-//! Secrets: read from a file, a systemd credential or an environment variable, and kept out of sight.
+//! Secrets: read from a file, a systemd credential or an environment variable, and never shown.
 //!
-//! Promise: what was read is overwritten when nobody needs it any more, and no message or debug output holds it.
+//! Promise: a secret is overwritten in memory when it is dropped, and no message or debug output contains it.
 //!
-//! A configuration names the place of a secret, or of a certificate, in one of three ways:
+//! The configuration refers to a secret, or to a certificate, in one of three ways:
 //!
-//! | written | where it is |
+//! | setting | source |
 //! |---|---|
 //! | `gw.key`, `/etc/ssl/gw.key` | a file |
-//! | `credential:tls-key` | what systemd hands over with `LoadCredential=tls-key` |
-//! | `env:PLANT_PASSWORD` | a variable, as `EnvironmentFile=` sets it |
+//! | `credential:tls-key` | a systemd credential (`LoadCredential=tls-key`) |
+//! | `env:PLANT_PASSWORD` | an environment variable, set by `EnvironmentFile=` |
 
 use crate::setting::access;
 use std::ffi::OsStr;
@@ -18,13 +18,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// What a place of a systemd credential begins with.
+/// Prefix of a reference to a systemd credential.
 const CREDENTIAL: &str = "credential:";
-/// What a place of a variable begins with.
+/// Prefix of a reference to an environment variable.
 const VARIABLE: &str = "env:";
-/// Where systemd says in which folder the credentials are.
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// No key, password file or list of certificates is as large.
+/// Variable in which systemd passes the folder of the credentials.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+/// Maximum size, above any key, password file or list of certificates.
 const BYTES_MAX: u64 = 4 << 20;
 
 /// A secret; overwritten when it is dropped.
@@ -47,18 +47,18 @@ impl From<Vec<u8>> for Secret {
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: cannot be read: {reason}", place = place.display())]
 pub struct Unreadable {
-    /// Where it should be.
+    /// Path or reference.
     pub place: PathBuf,
-    /// Why it cannot be read, and what to do.
+    /// Reason, and the remedy.
     pub reason: String,
 }
 
-/// The place that a configuration names, which is in `folder`. A credential is the file that it is in, where
-/// there are any.
+/// Resolves the reference in a configuration file of `folder`. A credential becomes the path of its file if systemd
+/// passed credentials.
 pub fn place(folder: &Path, named: &Path) -> PathBuf {
     let text = named.as_os_str().to_string_lossy();
     if let Some(name) = text.strip_prefix(CREDENTIAL).filter(|name| is_credential_name(name)) {
-        return match std::env::var_os(CREDENTIALS) {
+        return match std::env::var_os(CREDENTIALS_VARIABLE) {
             Some(credentials) => Path::new(&credentials).join(name),
             None => named.to_owned(),
         };
@@ -66,24 +66,24 @@ pub fn place(folder: &Path, named: &Path) -> PathBuf {
     if text.starts_with(CREDENTIAL) || text.starts_with(VARIABLE) { named.to_owned() } else { folder.join(named) }
 }
 
-/// As systemd wants it: a file name.
+/// Whether a name is valid for a systemd credential: a file name.
 fn is_credential_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains('/')
 }
 
-/// Name of the credential that a place stands for, if it does.
+/// Returns the name of the credential at `place`, if it is one.
 fn credential_of(place: &Path) -> Option<String> {
     let text = place.as_os_str().to_string_lossy();
     if let Some(name) = text.strip_prefix(CREDENTIAL) {
         return Some(name.to_owned());
     }
-    let credentials = std::env::var_os(CREDENTIALS)?;
+    let credentials = std::env::var_os(CREDENTIALS_VARIABLE)?;
     let name = place.strip_prefix(Path::new(&credentials)).ok()?;
     Some(name.to_string_lossy().into_owned())
 }
 
 impl Secret {
-    /// Reads what is at a place; blocks the thread.
+    /// Reads the secret at `place`; blocks the thread.
     pub fn read(place: &Path) -> Result<Self, Unreadable> {
         let text = place.as_os_str().to_string_lossy();
         let found = match text.strip_prefix(VARIABLE) {
@@ -99,7 +99,7 @@ impl Secret {
         &self.0
     }
 
-    /// The secret as text, without the end of the line that editors leave; `None` if it is no text.
+    /// Returns the secret as text, without the line end that editors add; `None` if it is not UTF-8.
     pub fn line(&self) -> Option<&str> {
         Some(std::str::from_utf8(&self.0).ok()?.trim_end_matches(['\r', '\n']))
     }
@@ -109,7 +109,7 @@ fn variable(name: &str) -> Result<Secret, String> {
     match std::env::var_os(name) {
         Some(value) if !value.is_empty() => Ok(Secret::from(value.as_os_str().as_bytes().to_vec())),
         Some(_) => Err(format!("the variable {name} is empty")),
-        None => Err(format!("there is no variable {name}; set it in the file that EnvironmentFile= of the unit names")),
+        None => Err(format!("there is no variable {name}; set it in the file of EnvironmentFile= of the unit")),
     }
 }
 
@@ -118,19 +118,19 @@ fn no_credential(name: &str) -> String {
         return format!("\"{name}\" is no name of a credential; expected one such as \"credential:tls-key\"");
     }
     format!(
-        "there is no ${CREDENTIALS}: the process was not started by systemd with credentials; add LoadCredential={name} to the unit (systemctl edit forebay). To check by hand, set {CREDENTIALS} to the folder that holds {name}"
+        "there is no ${CREDENTIALS_VARIABLE}: the process was not started by systemd with credentials; add LoadCredential={name} to the unit (systemctl edit forebay). To check by hand, set {CREDENTIALS_VARIABLE} to the folder that holds {name}"
     )
 }
 
 fn file(path: &Path) -> Result<Secret, String> {
     let failed = |error: std::io::Error| match credential_of(path) {
         Some(name) if error.kind() == std::io::ErrorKind::NotFound => format!(
-            "systemd has handed over no credential \"{name}\"; add LoadCredential={name} to the unit (systemctl edit forebay), put the file into /etc/credstore/{name}, and restart it"
+            "systemd has passed no credential \"{name}\"; add LoadCredential={name} to the unit (systemctl edit forebay), put the file into /etc/credstore/{name}, and restart it"
         ),
         _ => access::unreadable(path, &error),
     };
     let file = std::fs::File::open(path).map_err(failed)?;
-    // In one piece, so that no part of it stays behind where a growing buffer was.
+    // Read into one allocation: a growing buffer would leave copies behind.
     let length = file.metadata().map_err(failed)?.len();
     if length > BYTES_MAX {
         return Err(format!("it has {length} bytes; at most {BYTES_MAX} are read"));
@@ -140,12 +140,13 @@ fn file(path: &Path) -> Result<Secret, String> {
     Ok(Secret(bytes))
 }
 
-/// What is wrong with a place whose secret others can read or change, and what mends it; `None` if nothing is.
+/// Returns the problem and remedy if other users can read or change the secret.
 pub fn exposed(place: &Path) -> Option<String> {
     if is_file(place) { access::exposed(place) } else { None }
 }
 
-/// Whether a place is a file that people guard: what systemd hands over, systemd guards, and a variable has no permissions.
+/// Whether `place` is a file whose permissions the operator sets: systemd protects credentials, and a variable has no
+/// permissions.
 pub fn is_file(place: &Path) -> bool {
     credential_of(place).is_none() && !is_variable(place)
 }
@@ -154,7 +155,7 @@ fn is_variable(place: &Path) -> bool {
     place.as_os_str().to_string_lossy().starts_with(VARIABLE)
 }
 
-/// Whether what stands in place of a file name is the secret itself: text of several lines, or PEM.
+/// Whether the setting contains the secret itself instead of a file name: text of several lines, or PEM.
 pub fn is_inline(named: &Path) -> bool {
     let text: &OsStr = named.as_os_str();
     let text = text.to_string_lossy();
@@ -179,7 +180,7 @@ mod tests {
         assert_eq!(place(folder, Path::new("gw.key")), Path::new("/etc/forebay/gw.key"));
         assert_eq!(place(folder, Path::new("/srv/gw.key")), Path::new("/srv/gw.key"));
         assert_eq!(place(folder, Path::new("env:PASSWORD")), Path::new("env:PASSWORD"));
-        // Without systemd a credential stays what it is.
+        // Without systemd, the reference to a credential is unchanged.
         assert_eq!(place(folder, Path::new("credential:key")), Path::new("credential:key"));
         let error = Secret::read(Path::new("credential:key")).expect_err("no systemd").to_string();
         assert!(error.contains("LoadCredential=key") && error.contains("CREDENTIALS_DIRECTORY"), "{error}");

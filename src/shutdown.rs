@@ -1,8 +1,8 @@
-//! Shutdown: one signal that every task of the gateway can await, and the sign of life it gives by that.
+//! Shutdown: one signal that every task of the gateway awaits, and the heartbeat of a task that does.
 //!
-//! Promise: a [`Shutdown`] that has begun never ends, and every waiter sees it, early or late.
-//! A part that awaits its shutdown beside everything else it waits for is alive, however long a peer
-//! takes; one that does not come back to it is stuck, and its [`Pulse`] stops.
+//! Promise: a [`Shutdown`] that has begun never ends, and every waiter sees it, early or late. A part that awaits its
+//! shutdown together with its other work is alive, however long a peer takes; a part that stops awaiting it is stuck,
+//! and its [`Pulse`] stops.
 
 use crate::clock;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// A handle on which tasks wait for the end.
+/// Handle on which tasks await the shutdown.
 #[derive(Debug)]
 pub struct Shutdown {
     signal: watch::Receiver<bool>,
@@ -18,17 +18,17 @@ pub struct Shutdown {
 }
 
 impl Clone for Shutdown {
-    /// The same signal. The pulse stays with the part that it was given to.
+    /// Clones the signal. The pulse stays with the original part.
     fn clone(&self) -> Self {
         Self { signal: self.signal.clone(), pulse: None }
     }
 }
 
-/// The side that begins the end; dropping it begins it too.
+/// Begins the shutdown, also when dropped.
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
-/// A connected pair.
+/// Creates a connected pair.
 pub fn pair() -> (Trigger, Shutdown) {
     let (sender, signal) = watch::channel(false);
     (Trigger(sender), Shutdown { signal, pulse: None })
@@ -40,15 +40,15 @@ impl Trigger {
         self.0.send_replace(true);
     }
 
-    /// Another handle on the same signal.
+    /// Returns another handle on the same signal.
     pub fn subscribe(&self) -> Shutdown {
         Shutdown { signal: self.0.subscribe(), pulse: None }
     }
 }
 
 impl Shutdown {
-    /// The same signal with a pulse: it beats as long as whoever holds the handle awaits [`Shutdown::begun`],
-    /// and has stopped when that is `limit` ago.
+    /// Returns the same signal with a pulse, which beats while the holder awaits [`Shutdown::begun`]. The pulse has
+    /// stopped when its last beat is `limit` ago.
     pub fn with_pulse(&self, limit: Duration) -> (Self, Arc<Pulse>) {
         let pulse = Arc::new(Pulse { since: clock::instant(), beat: AtomicU64::new(0), limit });
         (Self { signal: self.signal.clone(), pulse: Some(Arc::clone(&pulse)) }, pulse)
@@ -59,11 +59,11 @@ impl Shutdown {
         *self.signal.borrow() || self.signal.has_changed().is_err()
     }
 
-    /// Returns once it has begun. Safe to drop half-way.
+    /// Waits until the shutdown has begun. Cancel safe.
     pub async fn begun(&mut self) {
         let Self { signal, pulse } = self;
         let Some(pulse) = pulse else {
-            // An error means that the trigger is gone, which begins the shutdown as well.
+            // An error means that the trigger was dropped, which begins the shutdown too.
             let _ = signal.wait_for(|begun| *begun).await;
             return;
         };
@@ -78,7 +78,7 @@ impl Shutdown {
     }
 }
 
-/// Says when a part last came back to await its shutdown.
+/// Heartbeat of a part: the time at which it last awaited its shutdown.
 #[derive(Debug)]
 pub struct Pulse {
     since: Instant,
@@ -93,14 +93,14 @@ impl Pulse {
         self.beat.store(millis, Ordering::Relaxed);
     }
 
-    /// How long ago the last beat was.
+    /// Time since the last beat.
     pub fn silence(&self) -> Duration {
         clock::instant()
             .duration_since(self.since)
             .saturating_sub(Duration::from_millis(self.beat.load(Ordering::Relaxed)))
     }
 
-    /// Returns once there has been no beat for its limit. Safe to drop half-way.
+    /// Waits until there has been no beat for the limit. Cancel safe.
     pub async fn stopped(&self) {
         while let Some(left) = self.limit.checked_sub(self.silence()).filter(|left| !left.is_zero()) {
             tokio::time::sleep(left).await;
