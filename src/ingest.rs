@@ -136,7 +136,7 @@ impl Route {
     }
 
     /// Whether the contract sets `publisher` and requires another name here.
-    pub fn is_written_for_another(&self, name: &str) -> bool {
+    pub fn requires_other_publisher(&self, name: &str) -> bool {
         self.target.as_ref().is_some_and(|target| {
             let is_written = target.contract.publisher().is_some_and(|publisher| publisher.is_written);
             is_written && target.contract.publisher_in(&target.captures) != Some(name)
@@ -144,7 +144,7 @@ impl Route {
     }
 
     /// Records that an access rule allows the sender this topic.
-    pub fn by_rule(mut self) -> Self {
+    pub fn allowed_by_rule(mut self) -> Self {
         self.is_by_rule = true;
         self
     }
@@ -155,7 +155,7 @@ impl Route {
     }
 
     /// Limits the rate of the sender.
-    pub fn paced(mut self, pace: Option<&Arc<Pace>>) -> Self {
+    pub fn with_pace(mut self, pace: Option<&Arc<Pace>>) -> Self {
         self.pace = pace.cloned();
         self
     }
@@ -177,7 +177,7 @@ impl Route {
     }
 
     /// Appends `part` to the device of the origin, to distinguish the parts of a device.
-    pub fn beneath(mut self, part: &str) -> Self {
+    pub fn with_part(mut self, part: &str) -> Self {
         self.origin.push('/');
         push_path_segment(&mut self.origin, part);
         self
@@ -226,7 +226,7 @@ pub struct Taken {
 
 impl Taken {
     /// Whether the event is durable, given the durable positions of all lanes, with the dead letters last.
-    pub fn is_in(&self, durable: &[Durable]) -> bool {
+    pub fn is_durable(&self, durable: &[Durable]) -> bool {
         durable.get(self.lane).is_some_and(|durable| durable.holds(self.ticket))
     }
 
@@ -320,7 +320,7 @@ impl Ingest {
     }
 
     /// Whether the contract for the topic `part` does not match the topic `whole`.
-    pub fn has_contract_of_its_own(&self, kind: SourceKind, source: &str, part: &str, whole: &str) -> bool {
+    pub fn has_separate_contract(&self, kind: SourceKind, source: &str, part: &str, whole: &str) -> bool {
         let matched = self.in_force.load().contracts.find(kind, source, part, Sender::default());
         matched.is_some_and(|matched| !matched.contract.takes(whole))
     }

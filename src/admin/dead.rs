@@ -224,13 +224,13 @@ impl super::Handles {
         let sender = Sender { client, user: &letter.user, proven_by: letter.authtype };
         let mut route = self.ingest.route(kind, &source, &letter.topic, sender);
         if letter.is_by_rule {
-            route = route.by_rule();
+            route = route.allowed_by_rule();
         }
         if let Some(objection) = foreign(letter, kind, &route) {
             return Err(objection);
         }
         if let Some(part) = beneath {
-            route = route.beneath(&part);
+            route = route.with_part(&part);
         }
         if let Some(violation) = self.ingest.requeue_obstacle(&route, payload) {
             return Err(format!("it still breaks its contract: {violation}"));
@@ -289,7 +289,7 @@ fn foreign(letter: &DeadLetter<'_>, kind: SourceKind, route: &Route) -> Option<S
         return None;
     }
     let user = &letter.user;
-    if kind == SourceKind::Http && !route.is_written_for_another(user) {
+    if kind == SourceKind::Http && !route.requires_other_publisher(user) {
         return None;
     }
     match route.publishing() {

@@ -314,8 +314,8 @@ fn routes(shared: &ServerContext, source: &str, caller: &Identity, events: &[Par
             None => route(source),
             Some((kind, origin)) => {
                 let route = route(&format!("{source}/{kind}"));
-                // CloudEvents with different `source` stay different events at central.
-                if origin == source { route } else { route.beneath(origin) }
+                // What differs by `source` and `id` in its CloudEvent differs by them at central too.
+                if origin == source { route } else { route.with_part(origin) }
             }
         }));
     }
@@ -382,7 +382,7 @@ async fn hand_in(
 /// Refuses events for which the contract names another publisher. Requests for another source were refused before.
 fn refuse_if_for_another(caller: &Identity, routes: &[Arc<Route>]) -> Result<(), Refusal> {
     let Some(name) = caller.proven() else { return Ok(()) };
-    let Some(index) = routes.iter().position(|route| route.is_written_for_another(name)) else { return Ok(()) };
+    let Some(index) = routes.iter().position(|route| route.requires_other_publisher(name)) else { return Ok(()) };
     let detail = match routes[index].publishing() {
         Publishing::By { stream, name: publisher } => format!(
             "event {index}: by the contract of stream \"{stream}\" it is published by \"{publisher}\", not by \"{name}\"; nothing of this request was taken"

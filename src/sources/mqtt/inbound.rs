@@ -754,11 +754,11 @@ impl ListenerState {
         let route = self
             .ingest
             .route(SourceKind::Mqtt, &self.config.name, topic, rights.sender(client))
-            .paced(self.pace.as_ref());
+            .with_pace(self.pace.as_ref());
         let permission = rights.may_publish(&route).map_err(|denied| denied.to_string());
         match permission {
             Ok(Permission::Name) => (route, None),
-            Ok(Permission::Rule) => (route.by_rule(), None),
+            Ok(Permission::Rule) => (route.allowed_by_rule(), None),
             Err(why) => (route, Some(why)),
         }
     }

@@ -33,7 +33,7 @@ pub(super) fn reporters(ingest: &Ingest, source: &str, unit: &str, device: &Devi
     let (mut in_group, mut single) = (Vec::new(), Vec::new());
     for (index, point) in device.points.iter().enumerate().filter(|(_, point)| point.group == group) {
         let topic = format!("{group_topic}/{}", point.name);
-        if ingest.has_contract_of_its_own(SourceKind::Modbus, source, &topic, &group_topic) {
+        if ingest.has_separate_contract(SourceKind::Modbus, source, &topic, &group_topic) {
             single.push(reporter(ChangeDetector::single(index), topic));
         } else {
             in_group.push(index);

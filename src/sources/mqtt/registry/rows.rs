@@ -138,7 +138,7 @@ pub(super) fn read_subscription(name: &str, value: &[u8]) -> Option<Subscription
 impl HeadContent {
     /// Returns the head with the exchanges that are on the disk up to `durable`, and whether these are all.
     pub(super) fn head(&self, number: u64, expiry: u32, share: &str, durable: &[Durable]) -> (Head, bool) {
-        let on_disk = |taken: &Option<Taken>| taken.is_none_or(|taken| taken.is_in(durable));
+        let on_disk = |taken: &Option<Taken>| taken.is_none_or(|taken| taken.is_durable(durable));
         let ids: BTreeSet<u16> = self.exchanges.iter().filter(|(_, taken)| on_disk(taken)).map(|(id, _)| *id).collect();
         let is_all = ids.len() == self.exchanges.len();
         let mut before = 0;
