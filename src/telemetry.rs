@@ -1,7 +1,7 @@
-//! Telemetry: what the parts count, how the gateway logs, and how what devices send is shown.
+//! Telemetry: counters and histograms, logging, and escaping of device data for output.
 //!
-//! Promise: counting never blocks and never allocates; a log line never floods, and is one line whatever devices send.
-//! Each part owns a struct of these and the gateway reads them all.
+//! Promise: counting never blocks and never allocates. Log rates are limited, and a log event is one line whatever devices
+//! send. Each part owns a struct of counters; the gateway reads them all.
 
 mod follow;
 mod log;
@@ -18,7 +18,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A number that only rises.
+/// A counter that only rises.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -28,18 +28,18 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// The number now.
+    /// Returns the present value.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A number that rises and falls.
+/// A gauge that rises and falls.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
-    /// Replaces the number.
+    /// Sets the value.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
@@ -49,33 +49,33 @@ impl Gauge {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Takes `count` away.
+    /// Subtracts `count`.
     pub fn sub(&self, count: u64) {
         self.0.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// The number now.
+    /// Returns the present value.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Steps of a histogram for each doubling: a value is known to within an eighth.
-const STEPS_PER_DOUBLING: u32 = 8;
-/// Enough for 1 µs to over an hour.
-const STEPS: usize = 32 * STEPS_PER_DOUBLING as usize;
+/// Buckets per power of two: quantiles are exact to within an eighth.
+const BUCKETS_PER_DOUBLING: u32 = 8;
+/// Number of buckets: covers 1 µs to over an hour.
+const BUCKETS: usize = 32 * BUCKETS_PER_DOUBLING as usize;
 
-/// Durations, counted in steps that grow with them.
+/// A histogram of durations with logarithmic buckets.
 #[derive(Debug)]
 pub struct Histogram {
-    steps: Box<[AtomicU64]>,
-    /// Of all durations, in microseconds.
+    buckets: Box<[AtomicU64]>,
+    /// Sum of all durations in microseconds.
     sum: AtomicU64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { steps: (0..STEPS).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) }
+        Self { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) }
     }
 }
 
@@ -83,65 +83,65 @@ impl Histogram {
     /// Counts `times` occurrences of `duration`.
     pub fn record(&self, duration: Duration, times: u64) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).max(1);
-        self.steps[step_of(micros)].fetch_add(times, Ordering::Relaxed);
+        self.buckets[bucket_of(micros)].fetch_add(times, Ordering::Relaxed);
         self.sum.fetch_add(micros.saturating_mul(times), Ordering::Relaxed);
     }
 
-    /// What has been counted so far.
+    /// Returns a copy of the counts.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
-            steps: self.steps.iter().map(|step| step.load(Ordering::Relaxed)).collect(),
+            buckets: self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
             sum: self.sum.load(Ordering::Relaxed),
         }
     }
 }
 
-fn step_of(micros: u64) -> usize {
+fn bucket_of(micros: u64) -> usize {
     let doubling = micros.ilog2();
     let within = if doubling >= 3 { (micros >> (doubling - 3)) & 7 } else { (micros << (3 - doubling)) & 7 };
-    ((doubling * STEPS_PER_DOUBLING) as usize + within as usize).min(STEPS - 1)
+    ((doubling * BUCKETS_PER_DOUBLING) as usize + within as usize).min(BUCKETS - 1)
 }
 
 /// A histogram at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    steps: Vec<u64>,
-    /// Microseconds.
+    buckets: Vec<u64>,
+    /// Sum of all durations in microseconds.
     sum: u64,
 }
 
 impl Snapshot {
-    /// What was counted after `earlier`.
+    /// Returns the counts recorded after `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
-        let before = |index: usize| earlier.steps.get(index).copied().unwrap_or(0);
-        let steps = self.steps.iter().enumerate().map(|(i, n)| n.saturating_sub(before(i))).collect();
-        Self { steps, sum: self.sum.saturating_sub(earlier.sum) }
+        let before = |index: usize| earlier.buckets.get(index).copied().unwrap_or(0);
+        let buckets = self.buckets.iter().enumerate().map(|(i, n)| n.saturating_sub(before(i))).collect();
+        Self { buckets, sum: self.sum.saturating_sub(earlier.sum) }
     }
 
-    /// How many durations were counted.
+    /// Number of recorded durations.
     pub fn count(&self) -> u64 {
-        self.steps.iter().sum()
+        self.buckets.iter().sum()
     }
 
-    /// All durations together.
+    /// Sum of all recorded durations.
     pub fn sum(&self) -> Duration {
         Duration::from_micros(self.sum)
     }
 
-    /// How many durations were below two to the power of `doublings` microseconds; exact.
+    /// Number of durations below two to the power of `doublings` microseconds; exact.
     pub fn below(&self, doublings: u32) -> u64 {
-        self.steps.iter().take((doublings * STEPS_PER_DOUBLING) as usize).sum()
+        self.buckets.iter().take((doublings * BUCKETS_PER_DOUBLING) as usize).sum()
     }
 
-    /// The duration that a share `quantile` (0 to 1) of all does not exceed; zero if there is none.
+    /// Returns the quantile `quantile` (0 to 1); zero if nothing was recorded.
     pub fn quantile(&self, quantile: f64) -> Duration {
         let wanted = ((self.count() as f64) * quantile).ceil().max(1.0) as u64;
         let mut seen = 0;
-        for (index, count) in self.steps.iter().enumerate() {
+        for (index, count) in self.buckets.iter().enumerate() {
             seen += count;
             if seen >= wanted {
-                let doubling = index as u32 / STEPS_PER_DOUBLING;
-                let within = (index as u32 % STEPS_PER_DOUBLING + 1) as f64 / STEPS_PER_DOUBLING as f64;
+                let doubling = index as u32 / BUCKETS_PER_DOUBLING;
+                let within = (index as u32 % BUCKETS_PER_DOUBLING + 1) as f64 / BUCKETS_PER_DOUBLING as f64;
                 let micros = (1u64 << doubling) as f64 * (1.0 + within);
                 return Duration::from_micros(micros as u64);
             }
@@ -150,7 +150,7 @@ impl Snapshot {
     }
 }
 
-/// Lets a few log lines through, then one in a while, and counts the others.
+/// Limits the rate of a log line: a short burst, then one line per period. Counts suppressed lines.
 #[derive(Debug)]
 pub struct Limiter {
     every: Duration,
@@ -159,37 +159,37 @@ pub struct Limiter {
 
 #[derive(Debug, Default)]
 struct LimiterState {
-    /// When all lines so far would have been through at one in `every`: the generic cell rate algorithm.
+    /// Theoretical arrival time of the generic cell rate algorithm: when all lines so far would fit one per `every`.
     paid_until: Option<Instant>,
-    held_back: u64,
+    suppressed: u64,
 }
 
-/// Lines that may come one after the other after a silence: the first is seldom the one that explains.
+/// Size of the burst after a quiet period: the first line is seldom the one that explains the problem.
 const LIMITER_BURST: u32 = 5;
 
 impl Limiter {
-    /// One line in `every`, after the first few.
+    /// Creates a limiter that allows one line per `every` after the burst.
     pub fn new(every: Duration) -> Self {
         Self { every, state: Mutex::default() }
     }
 
-    /// How many lines were held back since the last, if this one may be written; `None` if not.
+    /// Returns the number of suppressed lines since the last one if a line may be written now; `None` if not.
     pub fn allow(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock();
         let paid_until = state.paid_until.unwrap_or(now).max(now);
         if paid_until.duration_since(now) > self.every * (LIMITER_BURST - 1) {
-            state.held_back += 1;
+            state.suppressed += 1;
             return None;
         }
         state.paid_until = Some(paid_until + self.every);
-        Some(std::mem::take(&mut state.held_back))
+        Some(std::mem::take(&mut state.suppressed))
     }
 }
 
-/// Text from a device or a file as a terminal or a log may show it: on one line, without anything
-/// that moves the cursor, changes colours or turns the reading direction.
+/// Escapes text from a device or a file for terminal and log: one line, without characters that move the cursor, change
+/// colours or override the reading direction.
 pub fn shown(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_unshowable) {
+    if !text.chars().any(needs_escape) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
@@ -198,20 +198,20 @@ pub fn shown(text: &str) -> Cow<'_, str> {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            letter if is_unshowable(letter) => out.extend(letter.escape_unicode()),
+            letter if needs_escape(letter) => out.extend(letter.escape_unicode()),
             letter => out.push(letter),
         }
     }
     Cow::Owned(out)
 }
 
-/// Controls (C0, DEL and C1), line and paragraph separators, and what sets or overrides the reading direction.
-fn is_unshowable(letter: char) -> bool {
+/// Whether a character is a control (C0, DEL, C1), a line or paragraph separator, or a bidirectional control.
+fn needs_escape(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{200E}' | '\u{200F}' | '\u{061C}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// JSON without characters that a terminal would act on; it says the same.
+/// Escapes characters in JSON that a terminal would interpret; the value stays the same.
 pub fn shown_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {

@@ -1,29 +1,29 @@
-//! Following single events on their way, in the log.
+//! Tracing of sampled events through the gateway, in the log.
 //!
-//! Promise: one id is followed everywhere or nowhere; while nobody looks, an event costs one comparison.
+//! Promise: all parts trace the same ids. With tracing off, an event costs one comparison.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tracing::Span;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Target of the lines that follow events.
+/// Target of the log lines that trace events.
 pub const FOLLOW: &str = "forebay::event";
 
-/// One event in so many is followed.
+/// One event in this many is traced.
 static ONE_IN: AtomicU32 = AtomicU32::new(1);
 
 pub(super) fn follow_one_in(count: u32) {
     ONE_IN.store(count.max(1), Ordering::Relaxed);
 }
 
-/// Whether any event is followed.
+/// Whether event tracing is on.
 #[inline]
 pub fn may_follow() -> bool {
     tracing::enabled!(target: FOLLOW, tracing::Level::DEBUG)
 }
 
-/// The span to log in what happens to an event, if it is followed; the id becomes text only while any is.
+/// Returns the span for log lines about an event, if that event is sampled. Formats the id only if tracing is on.
 #[inline]
 pub fn follow(id: &dyn Display) -> Option<Span> {
     if may_follow() { sampled(&id.to_string()) } else { None }
@@ -43,7 +43,7 @@ mod tests {
 
     impl Display for Never {
         fn fmt(&self, _: &mut Formatter<'_>) -> Result {
-            panic!("an id is made text although nobody looks");
+            panic!("an id is formatted although tracing is off");
         }
     }
 

@@ -1,7 +1,7 @@
-//! The log: where lines go, how they look, and which are written.
+//! The log: output, format and level of lines.
 //!
-//! Promise: an event of the log is one line whatever devices send, in the journal one entry with its fields; what a
-//! level leaves out costs a comparison.
+//! Promise: a log event is one line whatever devices send, or one journald entry with its fields. A suppressed event costs
+//! one comparison.
 
 use super::follow::{FOLLOW, follow_one_in};
 use super::recent::Recent;
@@ -13,32 +13,32 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// For people; coloured on a terminal.
+    /// Text; coloured on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// Entries of systemd's journal, with fields.
+    /// Entries of systemd's journal with fields.
     Journald,
 }
 
-/// How the gateway logs.
+/// Log settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Logging {
-    /// How lines look; by default entries of the journal where standard error leads there, else text.
+    /// Format; default: journald if standard error is connected to systemd's journal, else text.
     pub format: Option<LogFormat>,
-    /// What is written: `debug`, or `forebay::link=trace,info`. The `FOREBAY_LOG` variable overrides it.
+    /// Level, such as `debug` or `forebay::link=trace,info`. The variable `FOREBAY_LOG` overrides it.
     pub level: Option<String>,
-    /// One event in so many is followed on its way, whatever the level.
+    /// Traces one event in this many, whatever the level.
     pub sample: Option<u32>,
 }
 
 impl Logging {
-    /// Checks values: key, and what is wrong with it.
+    /// Checks the values. The error is the key and the message.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(level) = &self.level
             && let Err(error) = level.parse::<Targets>()
@@ -54,7 +54,7 @@ impl Logging {
         Ok(())
     }
 
-    /// What is written, where nothing else says so from `level` up.
+    /// Returns the filter: from `FOREBAY_LOG`, else from the settings, else `level`.
     fn targets(&self, level: tracing::Level) -> Targets {
         let by_environment = std::env::var("FOREBAY_LOG").ok();
         let parsed = |text: &String| text.parse::<Targets>().ok();
@@ -64,17 +64,17 @@ impl Logging {
     }
 }
 
-/// Whether standard error leads into systemd's journal: it says which file that is.
-fn leads_to_journal() -> bool {
+/// Whether standard error is connected to systemd's journal: `JOURNAL_STREAM` contains its device and inode.
+fn is_journal_stream() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let found = std::fs::metadata("/proc/self/fd/2");
     found.is_ok_and(|found| stream == format!("{}:{}", found.dev(), found.ino()))
 }
 
-/// Starts logging, from `level` up where neither `logging` nor the `FOREBAY_LOG` variable says otherwise.
+/// Starts logging. `level` applies if neither `logging` nor the variable `FOREBAY_LOG` sets one.
 pub fn start_logging(logging: &Logging, level: tracing::Level) {
     follow_one_in(logging.sample.unwrap_or(1));
-    let own = if leads_to_journal() { LogFormat::Journald } else { LogFormat::Text };
+    let own = if is_journal_stream() { LogFormat::Journald } else { LogFormat::Text };
     let format = logging.format.unwrap_or(own);
     let lines = tracing_subscriber::fmt::layer().with_writer(move || Lines(format));
     let text = || -> Box<dyn Layer<_> + Send + Sync> {
@@ -89,20 +89,20 @@ pub fn start_logging(logging: &Logging, level: tracing::Level) {
                 layer.with_field_prefix(Some("FOREBAY".into())).with_syslog_identifier("forebay".into()).boxed()
             }
             Err(error) => {
-                eprintln!("forebay: systemd's journal cannot be reached ({error}); logging text");
+                eprintln!("forebay: could not connect to systemd's journal ({error}); logging as text");
                 text()
             }
         },
     };
-    // The newest lines are kept for the support bundle, wherever the others go.
+    // The support bundle needs the newest lines, whatever the output is.
     let recent = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(|| Recent);
     let both = layer.and_then(recent).with_filter(logging.targets(level));
     // A second start (in tests) keeps the first one's settings.
     let _ = tracing_subscriber::registry().with(both).try_init();
 }
 
-/// Writes log lines to standard error. A line is one event: what devices send (client ids, topics)
-/// can neither begin another one nor act on the terminal.
+/// Writes log lines to standard error. Device data (client ids, topics) can neither start another line nor control the
+/// terminal.
 #[derive(Clone, Copy, Debug)]
 struct Lines(LogFormat);
 
@@ -113,7 +113,7 @@ impl std::io::Write for Lines {
         let mut out = String::with_capacity(text.len() + 1);
         match self.0 {
             LogFormat::Json => out.push_str(&shown_json(text)),
-            // The layer has escaped what it was given: colours are its own.
+            // The layer has escaped field values: the remaining escape sequences are its own colours.
             LogFormat::Text if std::io::stderr().is_terminal() => {
                 out.extend(text.split_inclusive('\x1b').flat_map(|part| match part.strip_suffix('\x1b') {
                     Some(part) => [shown(part), Cow::Borrowed("\x1b")],

@@ -1,29 +1,29 @@
-//! The newest log lines, kept in memory.
+//! The newest log lines, recent in memory for the support bundle.
 //!
-//! Promise: never more than [`RECENT_BYTES_MAX`], whatever is logged.
+//! Promise: they take at most [`RECENT_BYTES_MAX`], whatever is logged.
 
 use super::shown;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{Result, Write};
 
-/// What the newest lines take at most: some two thousand of them.
+/// Most bytes of recent log lines: about two thousand lines.
 pub const RECENT_BYTES_MAX: usize = 256 << 10;
 
-static LINES: Mutex<Kept> = Mutex::new(Kept { lines: VecDeque::new(), bytes: 0 });
+static LINES: Mutex<RecentLines> = Mutex::new(RecentLines { lines: VecDeque::new(), bytes: 0 });
 
-struct Kept {
+struct RecentLines {
     lines: VecDeque<Box<str>>,
     bytes: usize,
 }
 
-/// The newest log lines, the oldest first.
+/// Returns the newest log lines, oldest first.
 pub fn recent_lines() -> Vec<String> {
-    let kept = LINES.lock();
-    kept.lines.iter().map(|line| line.as_ref().to_owned()).collect()
+    let recent = LINES.lock();
+    recent.lines.iter().map(|line| line.as_ref().to_owned()).collect()
 }
 
-/// Keeps what is written to it.
+/// A writer that keeps its lines in memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recent;
 
@@ -33,12 +33,12 @@ impl Write for Recent {
         let text = shown(text.trim_end_matches('\n'));
         let most = text.len().min(RECENT_BYTES_MAX / 8);
         let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        let mut kept = LINES.lock();
-        kept.bytes += end;
-        kept.lines.push_back(text[..end].into());
-        while kept.bytes > RECENT_BYTES_MAX {
-            let Some(oldest) = kept.lines.pop_front() else { break };
-            kept.bytes -= oldest.len();
+        let mut recent = LINES.lock();
+        recent.bytes += end;
+        recent.lines.push_back(text[..end].into());
+        while recent.bytes > RECENT_BYTES_MAX {
+            let Some(oldest) = recent.lines.pop_front() else { break };
+            recent.bytes -= oldest.len();
         }
         Ok(line.len())
     }
