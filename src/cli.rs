@@ -419,7 +419,7 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
-            service.tell_status(problems.first().map(ToString::to_string).unwrap_or_default());
+            service.notify_status(problems.first().map(ToString::to_string).unwrap_or_default());
             bail!("{} is refused: {}", file.display(), counted(problems.len(), "problem"));
         }
     };
@@ -427,14 +427,14 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
     let gateway = match Gateway::start(config).await {
         Ok(gateway) => gateway,
         Err(error) => {
-            service.tell_status(format!("{error:#}"));
+            service.notify_status(format!("{error:#}"));
             return Err(error);
         }
     };
     let addresses: Vec<_> = gateway.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = %addresses.join(", "), "ready");
     let (died, mut death) = tokio::sync::oneshot::channel();
-    let attendant = service.attend(
+    let attendant = service.start_watchdog(
         tokio::runtime::Handle::current(),
         attend::Stand(Arc::clone(gateway.handles())),
         // Nobody hears it any more: the gateway stops.

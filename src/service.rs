@@ -1,10 +1,10 @@
-//! The service manager: what systemd is told of the gateway, over `$NOTIFY_SOCKET`.
+//! Notifications to the service manager (systemd) over `$NOTIFY_SOCKET`, and the watchdog.
 //!
-//! Promise: telling never blocks, and where nobody asked to be told, nothing is done. The watchdog is fed
-//! only while the runtime answers and every watched thread is alive.
+//! Promise: a notification never blocks; without a socket nothing is sent. The watchdog is fed only while the runtime
+//! responds and every watched thread is alive.
 //!
-//! A thread that waits for the disk is alive, however long it waits: a process in such a wait cannot be
-//! ended, and a new one could not have the journal before the old one is gone. It is reported instead.
+//! A thread that waits for the disk counts as alive, however long it waits: such a process cannot be killed, and a new one
+//! could not lock the journal before the old one has ended. The wait is reported instead.
 
 use crate::clock;
 use parking_lot::Mutex;
@@ -18,11 +18,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// How often the status is told, and the watchdog fed if it does not want it more often.
-const TELL_EVERY: Duration = Duration::from_secs(5);
-/// How long a piece of work may take that is not the disk's, where no watchdog says otherwise.
+/// Longest interval of status updates and watchdog notifications.
+const NOTIFY_INTERVAL: Duration = Duration::from_secs(5);
+/// Without a watchdog period: longest time of one operation of a thread, waits for the disk excluded.
 const WORK_MAX: Duration = Duration::from_secs(60);
-/// What systemd shows of a status.
+/// Longest status that systemd shows, in bytes.
 const STATUS_BYTES_MAX: usize = 500;
 
 /// The service manager, if there is one.
@@ -33,21 +33,21 @@ pub struct Service {
     status: Mutex<String>,
 }
 
-/// Why a part is not alive.
+/// Reason why a part is not alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lifeless {
-    /// A thread has been at one piece of work for too long.
+    /// A thread takes too long for one operation.
     Busy {
-        /// Which part, for people.
+        /// Name of the part, for messages.
         part: String,
-        /// The number that the operating system gives its thread.
+        /// Thread id (tid) of the operating system.
         thread: u32,
-        /// For how long.
+        /// Duration of the operation so far.
         since: Duration,
     },
-    /// Its thread has ended, and nothing can bring it back in this process.
+    /// The thread has ended and cannot be restarted in this process.
     Dead {
-        /// Which part, for people.
+        /// Name of the part, for messages.
         part: String,
     },
 }
@@ -56,37 +56,36 @@ impl std::fmt::Display for Lifeless {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Busy { part, since, .. } => {
-                write!(f, "{part} has been at one piece of work for over {} s", since.as_secs().max(1))
+                write!(f, "{part} has not finished one operation for over {} s", since.as_secs().max(1))
             }
             Self::Dead { part } => write!(f, "{part} has died"),
         }
     }
 }
 
-/// What is watched over.
-pub trait Watched: Send + 'static {
-    /// One line that says how things stand.
+/// Status and liveness of the process, as the watchdog thread reads them.
+pub trait LivenessProbe: Send + 'static {
+    /// Returns the status in one line.
     fn status(&self) -> String;
-    /// Whether the threads are alive, if one piece of work may take `work_max`.
+    /// Checks that all threads are alive; one operation may take `work_max`.
     fn check(&self, work_max: Duration) -> Result<(), Lifeless>;
 }
 
 impl Service {
-    /// What the environment of the process names: `$NOTIFY_SOCKET`, and `$WATCHDOG_USEC` if it is meant for
-    /// this process. A socket that cannot be used is an error of the environment, and is logged.
+    /// Reads `$NOTIFY_SOCKET`, and `$WATCHDOG_USEC` if it is for this process. Logs a socket that cannot be used.
     pub fn from_environment() -> Self {
         let micros = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
         let is_for_another = micros("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));
         let watchdog = micros("WATCHDOG_USEC").filter(|micros| *micros > 0 && !is_for_another);
         let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
         Self::new(&socket, watchdog.map(Duration::from_micros)).unwrap_or_else(|error| {
-            tracing::warn!(socket = %socket.display(), %error, "NOTIFY_SOCKET cannot be used; the service manager is told nothing");
+            tracing::warn!(socket = %socket.display(), %error, "could not connect to NOTIFY_SOCKET; the service manager gets no notifications");
             Self::default()
         })
     }
 
-    /// The manager behind a socket: a path, or an abstract name behind `@`. It wants to hear of a living
-    /// process within each `watchdog`.
+    /// Connects to a socket: a path, or an abstract name after `@`. `watchdog` is the period within which the manager
+    /// expects a notification.
     pub fn new(socket: &OsStr, watchdog: Option<Duration>) -> std::io::Result<Self> {
         let address = match socket.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,
@@ -98,79 +97,79 @@ impl Service {
         Ok(Self { socket: Some(datagrams), watchdog, status: Mutex::default() })
     }
 
-    /// The listeners are open, or what was reloaded is in force.
+    /// Reports that the listeners are open, or that a reload has ended.
     pub fn ready(&self) {
-        self.tell("READY=1");
+        self.notify("READY=1");
     }
 
-    /// A reload begins; [`Service::ready`] ends it, whether it was taken or refused.
+    /// Reports that a reload begins; [`Service::ready`] ends it, whether it is in force or refused.
     pub fn reloading(&self) {
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
     }
 
-    /// The process is about to end.
+    /// Reports that the shutdown begins.
     pub fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=stopping: no new events, acknowledgements in flight are given");
+        self.notify("STOPPING=1\nSTATUS=stopping: no new events; sending acknowledgements in flight");
     }
 
-    fn tell(&self, lines: &str) {
+    fn notify(&self, lines: &str) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = socket.send(lines.as_bytes()) {
-            // The manager's queue is full, or it is gone: the next message says the same.
-            tracing::debug!(%error, "the service manager was not told");
+            // The queue of the manager is full, or it has ended: the next notification repeats the state.
+            tracing::debug!(%error, "could not notify the service manager; will repeat");
         }
     }
 
-    /// Says how things stand, if that has changed.
-    pub fn tell_status(&self, status: String) {
+    /// Sends the status if it has changed.
+    pub fn notify_status(&self, status: String) {
         let mut last = self.status.lock();
         if *last != status {
             let starts = status.char_indices().map(|(start, letter)| start + letter.len_utf8());
             let end = starts.take_while(|end| *end <= STATUS_BYTES_MAX).last().unwrap_or(0);
-            self.tell(&format!("STATUS={}", status[..end].replace('\n', " ")));
+            self.notify(&format!("STATUS={}", status[..end].replace('\n', " ")));
             *last = status;
         }
     }
 
-    /// Watches over `what` and the runtime from a thread of its own, until the value that is returned is
-    /// dropped. `died` is called once if a part can only be had back by a new process.
-    pub fn attend(
+    /// Starts the watchdog thread, which checks `what` and the runtime until the returned guard is dropped. Calls `died`
+    /// once if a part is dead and only a restart of the process can bring it back.
+    pub fn start_watchdog(
         self: &Arc<Self>,
         runtime: Handle,
-        what: impl Watched,
+        what: impl LivenessProbe,
         died: impl FnOnce(String) + Send + 'static,
-    ) -> std::io::Result<Attendant> {
+    ) -> std::io::Result<WatchdogGuard> {
         let (stop, stopped) = channel();
-        let watch = Watch {
-            every: self.watchdog.map_or(TELL_EVERY, |watchdog| (watchdog / 2).min(TELL_EVERY)),
+        let watchdog = Watchdog {
+            every: self.watchdog.map_or(NOTIFY_INTERVAL, |watchdog| (watchdog / 2).min(NOTIFY_INTERVAL)),
             work_max: self.watchdog.map_or(WORK_MAX, |watchdog| watchdog * 2),
             service: Arc::clone(self),
             runtime,
             stopped,
         };
-        let thread = std::thread::Builder::new().name("watchdog".into()).spawn(move || watch.run(&what, died))?;
-        Ok(Attendant { stop: Some(stop), thread: Some(thread) })
+        let thread = std::thread::Builder::new().name("watchdog".into()).spawn(move || watchdog.run(&what, died))?;
+        Ok(WatchdogGuard { stop: Some(stop), thread: Some(thread) })
     }
 }
 
-/// The thread that watches; dropping it ends the watch.
+/// Guard of the watchdog thread; drop stops it.
 #[derive(Debug)]
-pub struct Attendant {
+pub struct WatchdogGuard {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Drop for Attendant {
+impl Drop for WatchdogGuard {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // It has nothing to say when it ends.
+            // The thread returns nothing.
             let _ = thread.join();
         }
     }
 }
 
-struct Watch {
+struct Watchdog {
     service: Arc<Service>,
     runtime: Handle,
     every: Duration,
@@ -178,8 +177,8 @@ struct Watch {
     stopped: Receiver<()>,
 }
 
-impl Watch {
-    fn run(self, what: &impl Watched, died: impl FnOnce(String)) {
+impl Watchdog {
+    fn run(self, what: &impl LivenessProbe, died: impl FnOnce(String)) {
         let mut died = Some(died);
         let mut complaint = String::new();
         let mut probe = self.probe();
@@ -187,7 +186,7 @@ impl Watch {
             if self.stopped.recv_timeout(self.every) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            // The answer to what was asked a moment ago; a late one counts when it comes.
+            // The response to the last probe; a late one counts when it arrives.
             let answers = probe.try_recv().is_ok();
             if answers {
                 probe = self.probe();
@@ -199,19 +198,19 @@ impl Watch {
             let (is_alive, word) = judge(found, is_waiting_for_disk);
             if word != complaint {
                 match (word.is_empty(), is_alive) {
-                    (true, _) => tracing::info!("every thread is alive again"),
+                    (true, _) => tracing::info!("all threads are alive again"),
                     (false, true) => tracing::error!("{word}"),
-                    (false, false) => tracing::error!("{word}; the watchdog is not fed until that has changed"),
+                    (false, false) => tracing::error!("{word}; not feeding the watchdog until this changes"),
                 }
                 complaint.clone_from(&word);
             }
             if is_alive {
-                self.service.tell("WATCHDOG=1");
+                self.service.notify("WATCHDOG=1");
             }
-            // What a dead runtime holds may be locked.
+            // Without a response of the runtime, the status could block on a lock that the runtime holds.
             match (word.is_empty(), answers) {
-                (true, true) => self.service.tell_status(what.status()),
-                _ => self.service.tell_status(word),
+                (true, true) => self.service.notify_status(what.status()),
+                _ => self.service.notify_status(word),
             }
             if answers
                 && let Err(Lifeless::Dead { part }) = what.check(self.work_max)
@@ -222,31 +221,31 @@ impl Watch {
         }
     }
 
-    /// Asks the runtime for an answer.
+    /// Spawns a task that responds at once; its response proves that the runtime makes progress.
     fn probe(&self) -> Receiver<()> {
         let (answer, answered) = channel();
         self.runtime.spawn(async move {
-            // Nobody waits for it any more: the watch has ended.
+            // An error means that the watchdog has stopped.
             let _ = answer.send(());
         });
         answered
     }
 }
 
-/// Whether the process counts as alive, and what there is to say.
+/// Returns whether the process counts as alive, and the message about it.
 fn judge(found: Result<(), Lifeless>, is_waiting_for_disk: impl Fn(u32) -> bool) -> (bool, String) {
     match found {
         Ok(()) => (true, String::new()),
         Err(Lifeless::Busy { part, thread, .. }) if is_waiting_for_disk(thread) => (
             true,
-            format!("{part} waits for the disk, which does not answer; nothing is acknowledged there until it does"),
+            format!("{part} waits for the disk, which does not respond; it acknowledges nothing until the disk does"),
         ),
         Err(lifeless) => (false, lifeless.to_string()),
     }
 }
 
-/// Whether a thread of this process is in a wait that not even SIGKILL ends, as it is while the disk does not
-/// answer; 0 stands for any thread of the runtime.
+/// Whether a thread of this process is in uninterruptible sleep (state D), as it is while the disk does not respond.
+/// 0 means any thread of the runtime.
 fn is_waiting_for_disk(thread: u32) -> bool {
     let waits = |folder: &std::path::Path| {
         // `42 (name of the thread) D …`
@@ -264,7 +263,7 @@ fn is_waiting_for_disk(thread: u32) -> bool {
     })
 }
 
-/// The number that the operating system gives the calling thread.
+/// Returns the thread id (tid) of the calling thread.
 pub fn thread_number() -> u32 {
     // The link reads `4711/task/4712`.
     let link = std::fs::read_link("/proc/thread-self").ok();
@@ -280,7 +279,7 @@ mod tests {
         lives: Arc<AtomicBool>,
     }
 
-    impl Watched for Fake {
+    impl LivenessProbe for Fake {
         fn status(&self) -> String {
             "all is\nwell".into()
         }
@@ -335,7 +334,7 @@ mod tests {
         let lives = Arc::new(AtomicBool::new(true));
         let (died, death) = channel();
         let what = Fake { lives: Arc::clone(&lives) };
-        let attendant = service.attend(runtime.handle().clone(), what, move |part| {
+        let attendant = service.start_watchdog(runtime.handle().clone(), what, move |part| {
             died.send(part).expect("heard");
         });
         let told: Vec<_> = (0..3).map(|_| next(&manager)).collect();
@@ -354,10 +353,10 @@ mod tests {
         let (release, held) = channel::<()>();
         let (manager, service) = manager();
         let what = Fake { lives: Arc::new(AtomicBool::new(true)) };
-        let attendant = service.attend(runtime.handle().clone(), what, |_| {});
+        let attendant = service.start_watchdog(runtime.handle().clone(), what, |_| {});
         assert_eq!(next(&manager), "WATCHDOG=1");
         runtime.spawn(async move { held.recv() });
-        while !next(&manager).starts_with("STATUS=the runtime has been at one piece of work") {}
+        while !next(&manager).starts_with("STATUS=the runtime has not finished one operation") {}
         manager.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
         assert!(manager.recv(&mut [0; 64]).is_err(), "nothing feeds the watchdog");
         manager.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
@@ -372,7 +371,7 @@ mod tests {
         let (is_alive, word) = judge(Err(busy()), |thread| thread == 7);
         assert!(is_alive && word.contains("waits for the disk"), "{word}");
         let (is_alive, word) = judge(Err(busy()), |_| false);
-        assert_eq!((is_alive, word.as_str()), (false, "the writer has been at one piece of work for over 61 s"));
+        assert_eq!((is_alive, word.as_str()), (false, "the writer has not finished one operation for over 61 s"));
         assert!(thread_number() > 0 && !is_waiting_for_disk(thread_number()), "this thread runs");
     }
 }

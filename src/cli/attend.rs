@@ -1,7 +1,7 @@
 //! What the service manager is shown of a running gateway, and what proves it alive.
 
 use crate::admin::Handles;
-use crate::service::{Lifeless, Watched};
+use crate::service::{Lifeless, LivenessProbe};
 use crate::setting::grouped;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// A running gateway, as its service manager sees it.
 pub(super) struct Stand(pub Arc<Handles>);
 
-impl Watched for Stand {
+impl LivenessProbe for Stand {
     fn status(&self) -> String {
         let (mut accepted, mut queued) = (0, 0);
         for lane in self.0.journal.lanes().iter().map(|lane| lane.status()) {
