@@ -182,8 +182,8 @@ pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
         Ok(raw) => Ok(socket_path(&raw, &beside(file))),
         Err(problem) => {
             let beside = beside(file);
-            let named = document.loose("socket").map(|socket| beside(Path::new(&socket)));
-            let own = || Some(beside(Path::new(&document.loose("data_dir")?)).join("forebay.sock"));
+            let named = document.value_without_parsing("socket").map(|socket| beside(Path::new(&socket)));
+            let own = || Some(beside(Path::new(&document.value_without_parsing("data_dir")?)).join("forebay.sock"));
             named.or_else(own).ok_or(problem)
         }
     }

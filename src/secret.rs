@@ -200,7 +200,7 @@ mod tests {
         std::fs::write(&file, "s1\r\n").expect("writes");
         assert_eq!(Secret::read(&file).expect("reads").bytes(), b"s1\r\n");
         let error = Secret::read(&folder.path().join("gone/secret")).expect_err("gone").to_string();
-        assert!(error.contains("cannot be read") && error.contains("is not there either"), "{error}");
+        assert!(error.contains("cannot be read") && error.contains("does not exist either"), "{error}");
         assert!(is_inline(Path::new("-----BEGIN PRIVATE KEY-----")) && !is_inline(&file));
     }
 }

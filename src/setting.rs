@@ -1,7 +1,6 @@
-//! Settings: the small types that configuration and contract files are written in.
+//! Setting types that configuration and contract files use.
 //!
-//! Promise: a value that parses is within its bounds; one that does not is refused with the value
-//! and what is allowed.
+//! Promise: a parsed value is within its bounds. An error names the value and what is allowed.
 
 pub mod access;
 mod document;
@@ -14,15 +13,15 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-/// A span of time, written like `250ms`, `30s`, `24h` or `7d`.
+/// A duration, written like `250ms`, `30s`, `24h` or `7d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
 impl Span {
-    /// Reads the written form.
+    /// Parses the text form.
     pub fn parse(text: &str) -> Result<Self, String> {
         let allowed = "expected a time such as \"250ms\", \"30s\", \"24h\" or \"7d\"";
-        let wrong = |_| format!("\"{text}\" is not a span of time; {allowed}");
+        let wrong = |_| format!("\"{text}\" is not a duration; {allowed}");
         let span: jiff::Span = text.parse().map_err(wrong)?;
         let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(wrong)?;
         Duration::try_from(duration).map(Span).map_err(wrong)
@@ -37,7 +36,7 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 impl fmt::Display for Span {
-    /// The largest unit that is whole, or seconds with one decimal.
+    /// Writes the largest unit without a fraction, or seconds with one decimal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
         match millis {
@@ -69,7 +68,7 @@ const BYTE_UNITS: [(&str, u64); 9] = [
 ];
 
 impl Bytes {
-    /// Reads the written form.
+    /// Parses the text form.
     pub fn parse(text: &str) -> Result<Self, String> {
         let trimmed = text.trim();
         let (number, factor) = BYTE_UNITS
@@ -109,7 +108,7 @@ impl<'de> Deserialize<'de> for Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// Three digits and a decimal unit: `1.23 GB`.
+    /// Writes three digits and a decimal unit: `1.23 GB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut value = self.0 as f64;
         let mut unit = "B";
@@ -129,7 +128,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A number with its digits in groups of three.
+/// Formats a number with digits in groups of three: `1,234,567`.
 pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
@@ -142,7 +141,7 @@ pub fn grouped(value: u64) -> String {
     out
 }
 
-/// A span of time in its two largest units.
+/// Formats a duration in its two largest units: `2d 3h`.
 pub fn rough(span: Duration) -> String {
     match span.as_secs() {
         s if s < 60 => format!("{s}s"),
@@ -152,11 +151,11 @@ pub fn rough(span: Duration) -> String {
     }
 }
 
-/// The longest path of a Unix socket, in bytes: the kernel has room for 108, a closing zero included.
+/// Longest path of a Unix socket in bytes: the kernel limit is 108, with the terminating zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Whether a socket can be made at `path`: it is short enough, and what stands there is a socket
-/// that may be replaced, or nothing.
+/// Checks that a socket can be created at `path`: the path is short enough, and nothing but a socket, which may be
+/// replaced, exists there.
 pub fn check_socket_path(path: &Path) -> Result<(), String> {
     use std::os::unix::fs::FileTypeExt;
     let bytes = path.as_os_str().len();
@@ -168,7 +167,7 @@ pub fn check_socket_path(path: &Path) -> Result<(), String> {
     }
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => Err(format!(
-            "\"{}\" is there and is no socket, and is left alone; name a file that is not there yet",
+            "\"{}\" exists and is no socket, so it is not replaced; name a path that does not exist",
             path.display()
         )),
         _ => Ok(()),

@@ -95,7 +95,7 @@ pub(super) fn check_folders(
     let data = access::check_folder(&raw.data_dir).err().or_else(|| access::foreign_within(&raw.data_dir));
     if let Some(message) = data {
         problems.push(document.problem("data_dir", message));
-    } else if let Some(owner) = access::owner_beside_root(&raw.data_dir) {
+    } else if let Some(owner) = access::other_owner_for_root(&raw.data_dir) {
         warnings.push(document.problem(
             "data_dir",
             format!(
@@ -111,7 +111,7 @@ pub(super) fn check_folders(
         let wrong = if folder.exists() {
             access::check_folder(folder).err()
         } else {
-            Some(format!("its folder {} is not there; mend it with: {}", folder.display(), access::making(folder)))
+            Some(format!("its folder {} is not there; mend it with: {}", folder.display(), access::create_command(folder)))
         };
         problems.extend(wrong.map(|message| document.problem("socket", message)));
     }

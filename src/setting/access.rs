@@ -1,4 +1,4 @@
-//! Access: who may read and write a file or a folder, and the command that mends it.
+//! File access: checks who can read and write files and folders, and suggests the command that mends them.
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use std::ffi::OsString;
@@ -6,22 +6,22 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Entries that are looked at beneath a folder: a journal of some 600 GB.
+/// Most entries that are checked in a folder: a journal of about 600 GB.
 const ENTRIES_MAX: usize = 10_000;
-/// `data_dir/journal/{lane}/{file}`.
-const FOLDERS_DEEP_MAX: usize = 3;
+/// Depth of `data_dir/journal/{lane}/{file}`.
+const FOLDER_DEPTH_MAX: usize = 3;
 
-/// The user that the process runs as, such as `forebay`; his number where he has no name.
+/// Returns the user of the process, such as `forebay`; the uid if it has no name.
 pub fn user() -> String {
     name_in("/etc/passwd", rustix::process::geteuid().as_raw())
 }
 
-/// The group that the process runs as.
+/// Returns the group of the process; the gid if it has no name.
 pub fn group() -> String {
     name_in("/etc/group", rustix::process::getegid().as_raw())
 }
 
-/// The name of a number in a file of lines such as `name:x:998:…`; the number itself if it has none there.
+/// Looks up a uid or gid in a file with lines such as `name:x:998:…`. Returns the number if it has no name there.
 fn name_in(file: &str, number: u32) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let found = text.lines().find_map(|line| {
@@ -32,7 +32,7 @@ fn name_in(file: &str, number: u32) -> String {
     found.unwrap_or_else(|| number.to_string())
 }
 
-/// Owner and mode of a file, for people: `root:adm, mode 0640`.
+/// Formats owner and mode of a file: `root:adm, mode 0640`.
 fn owner_and_mode(found: &std::fs::Metadata) -> String {
     let (user, group) = (name_in("/etc/passwd", found.uid()), name_in("/etc/group", found.gid()));
     format!("{user}:{group}, mode {:04o}", found.permissions().mode() & 0o7777)
@@ -42,24 +42,24 @@ fn may(path: &Path, how: Access) -> bool {
     accessat(CWD, path, how, AtFlags::EACCESS).is_ok()
 }
 
-/// A path as a shell takes it.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,=".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-/// The folder that a path is in; `.` for a bare name.
+/// Returns the parent folder of a path; `.` for a bare name.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Why a file cannot be read, and what mends it. `error` is what the system said.
+/// Returns why a file cannot be read, and the command that mends it. `error` is the error of the system.
 pub fn unreadable(path: &Path, error: &io::Error) -> String {
     let missing = |what: &Path| std::fs::metadata(what).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     match error.kind() {
         io::ErrorKind::NotFound if missing(folder_of(path)) => {
-            format!("{error}; its folder {} is not there either", folder_of(path).display())
+            format!("{error}; its folder {} does not exist either", folder_of(path).display())
         }
         io::ErrorKind::PermissionDenied => {
             let (user, group) = (user(), group());
@@ -79,8 +79,7 @@ pub fn unreadable(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// What is wrong with a file that holds a secret, and others than its owner and group can read or change;
-/// `None` if nothing is.
+/// Returns a message if users other than owner and group can read or change a secret file.
 pub fn exposed(path: &Path) -> Option<String> {
     let found = std::fs::metadata(path).ok()?;
     let verb = match found.permissions().mode() & 0o006 {
@@ -97,16 +96,16 @@ pub fn exposed(path: &Path) -> Option<String> {
     ))
 }
 
-/// Links that are followed on the way to a file, as the kernel follows them.
+/// Most symbolic links that are followed on a path, as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// What leads to a file, and can be changed by every user of the machine: the file or folder itself, and every folder on the
-/// way, through links too. Each comes with owner, mode and the command that mends it.
+/// Returns every component of a path that any user can change: the file or folder itself, and every folder on the path,
+/// with links resolved. Each has a message with owner, mode and the command that mends it.
 ///
-/// A folder with the sticky bit (`/tmp`) lets nobody replace what belongs to others, so that it counts only where everything
-/// in it is read (`is_read_whole`).
+/// In a folder with the sticky bit (`/tmp`) users cannot replace files of others. Such a folder counts only if the gateway
+/// reads every file in it (`is_read_whole`).
 pub fn open_to_everybody(path: &Path, is_read_whole: bool) -> Vec<(PathBuf, String)> {
-    let steps = steps_to(path);
+    let steps = components_of(path);
     let last = steps.len().saturating_sub(1);
     let mut found = Vec::new();
     for (index, step) in steps.into_iter().enumerate() {
@@ -117,7 +116,8 @@ pub fn open_to_everybody(path: &Path, is_read_whole: bool) -> Vec<(PathBuf, Stri
             continue;
         }
         let (shown, owner, command) = (step.display(), owner_and_mode(&known), quoted(&step));
-        let effect = if index == last { String::new() } else { format!(", who can so replace {}", path.display()) };
+        let effect =
+            if index == last { String::new() } else { format!(", who can thereby replace {}", path.display()) };
         let message = format!(
             "{shown} can be changed by everybody on this machine ({owner}){effect}; mend it with: chmod o-w {command}"
         );
@@ -126,12 +126,12 @@ pub fn open_to_everybody(path: &Path, is_read_whole: bool) -> Vec<(PathBuf, Stri
     found
 }
 
-/// The bit that keeps users from removing each other's files in a folder.
+/// The sticky bit: users cannot remove each other's files in such a folder.
 const STICKY: u32 = 0o1000;
 
-/// Every folder that the kernel passes on the way to a path, and what the path leads to at the end. Links are followed
-/// and do not count themselves: whoever may change the folder that they are in may replace them.
-fn steps_to(path: &Path) -> Vec<PathBuf> {
+/// Returns every folder that the kernel traverses for a path, and the target at the end. Links are resolved and not listed
+/// themselves: write access to their folder is what allows to replace them.
+fn components_of(path: &Path) -> Vec<PathBuf> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let parts =
         |path: &Path| -> Vec<OsString> { path.components().rev().map(|part| part.as_os_str().to_owned()).collect() };
@@ -154,7 +154,7 @@ fn steps_to(path: &Path) -> Vec<PathBuf> {
             }
         }
     }
-    // A path may come back to a folder: the way to it counts once, the end stays the end.
+    // A path may traverse a folder twice: list it once, and keep the target last.
     let end = steps.pop();
     let mut seen = std::collections::BTreeSet::new();
     steps.retain(|step| Some(step) != end.as_ref() && seen.insert(step.clone()));
@@ -162,15 +162,16 @@ fn steps_to(path: &Path) -> Vec<PathBuf> {
     steps
 }
 
-/// Whether files can be made and read in a folder, which may be yet to be made; what mends it if not.
+/// Checks that the process can create and read files in a folder, or can create the folder. The error names the command
+/// that mends it.
 pub fn check_folder(folder: &Path) -> Result<(), String> {
     let (user, group) = (user(), group());
     let folder = if folder == Path::new("") { Path::new(".") } else { folder };
     match std::fs::metadata(folder) {
-        Ok(found) if !found.is_dir() => Err(format!("{} is a file, and a folder is wanted", folder.display())),
+        Ok(found) if !found.is_dir() => Err(format!("{} is a file; expected a folder", folder.display())),
         Ok(_) if may(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) => Ok(()),
         Ok(found) => Err(format!(
-            "{} belongs to {}, and this process, {user}:{group}, cannot write there; ask as the user that the gateway runs as, or mend it with: chown -R {user}:{group} {}",
+            "{} belongs to {}, and this process, {user}:{group}, cannot write there; run this as the user of the gateway, or mend it with: chown -R {user}:{group} {}",
             folder.display(),
             owner_and_mode(&found),
             quoted(folder)
@@ -182,27 +183,27 @@ pub fn check_folder(folder: &Path) -> Result<(), String> {
                 return Ok(());
             }
             Err(format!(
-                "{} is not there, and this process, {user}:{group}, cannot make it; mend it with: {}",
+                "{} does not exist, and this process, {user}:{group}, cannot create it; mend it with: {}",
                 folder.display(),
-                making(folder)
+                create_command(folder)
             ))
         }
         Err(error) => Err(format!("{}: {}", folder.display(), unreadable(folder, &error))),
     }
 }
 
-/// The command that makes a folder for the process.
-pub fn making(folder: &Path) -> String {
+/// Returns the command that creates a folder for the process.
+pub fn create_command(folder: &Path) -> String {
     format!("install -d -o {} -g {} -m 0750 {}", user(), group(), quoted(folder))
 }
 
-/// The first file or folder beneath `folder` that the process cannot read and write, and what mends it.
+/// Returns a message for the first file or folder in `folder` that the process cannot read and write.
 pub fn foreign_within(folder: &Path) -> Option<String> {
-    let mut waiting = vec![(folder.to_owned(), 0)];
+    let mut pending = vec![(folder.to_owned(), 0)];
     let mut seen = 0;
-    while let Some((folder_now, deep)) = waiting.pop() {
+    while let Some((current, depth)) = pending.pop() {
         let inside: Vec<PathBuf> =
-            std::fs::read_dir(&folder_now).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+            std::fs::read_dir(&current).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         for path in inside {
             seen += 1;
             let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
@@ -214,14 +215,14 @@ pub fn foreign_within(folder: &Path) -> Option<String> {
             if !may(&path, wanted) {
                 let (user, group) = (user(), group());
                 return Some(format!(
-                    "{} belongs to {}, and this process, {user}:{group}, cannot write it; ask as the user that the gateway runs as, or mend it with: chown -R {user}:{group} {}",
+                    "{} belongs to {}, and this process, {user}:{group}, cannot write it; run this as the user of the gateway, or mend it with: chown -R {user}:{group} {}",
                     path.display(),
                     owner_and_mode(&found),
                     quoted(folder)
                 ));
             }
-            if found.is_dir() && deep < FOLDERS_DEEP_MAX {
-                waiting.push((path, deep + 1));
+            if found.is_dir() && depth < FOLDER_DEPTH_MAX {
+                pending.push((path, depth + 1));
             }
             if seen >= ENTRIES_MAX {
                 return None;
@@ -231,8 +232,9 @@ pub fn foreign_within(folder: &Path) -> Option<String> {
     None
 }
 
-/// The user that a folder belongs to, where the process is root and he is not: what root makes there, he cannot write.
-pub fn owner_beside_root(folder: &Path) -> Option<String> {
+/// Returns the owner of a folder if the process is root and the owner is not: the owner cannot write files that root
+/// creates there.
+pub fn other_owner_for_root(folder: &Path) -> Option<String> {
     let found = std::fs::metadata(folder).ok()?;
     (rustix::process::geteuid().is_root() && found.uid() != 0).then(|| name_in("/etc/passwd", found.uid()))
 }
@@ -291,7 +293,7 @@ mod tests {
             all.into_iter().map(|(path, _)| path).filter(|path| path.starts_with(&root)).collect()
         };
         set(&file, 0o664);
-        assert_eq!(found(false), [] as [PathBuf; 0], "its group is no everybody");
+        assert_eq!(found(false), [] as [PathBuf; 0], "group rights do not count");
         set(&file, 0o606);
         assert_eq!(found(false), [file.as_path()]);
         set(&file, 0o600);
@@ -301,7 +303,7 @@ mod tests {
         set(&real, 0o757);
         assert_eq!(found(false), [real.as_path()], "the folder that the link leads to; the other one is guarded");
         let message = &open_to_everybody(&file, false)[0].1;
-        for part in ["mode 0757", "who can so replace", &format!("chmod o-w {}", real.display())] {
+        for part in ["mode 0757", "who can thereby replace", &format!("chmod o-w {}", real.display())] {
             assert!(message.contains(part), "{part}: {message}");
         }
         set(&real, 0o1777);
@@ -312,6 +314,6 @@ mod tests {
         );
         std::fs::remove_file(config.join("forebay.toml")).expect("removed");
         std::os::unix::fs::symlink("forebay.toml", config.join("forebay.toml")).expect("linked");
-        assert!(steps_to(&config.join("forebay.toml")).len() < 100, "a link to itself ends");
+        assert!(components_of(&config.join("forebay.toml")).len() < 100, "a link to itself ends");
     }
 }

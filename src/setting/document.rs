@@ -1,4 +1,4 @@
-//! Settings files: TOML that is read into types, and the places of what is wrong in it.
+//! Settings files: parses TOML into types, and finds the position of errors.
 //!
 //! Promise: every problem names the file, the line, the key, the value and what is allowed.
 
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Something wrong in a file that a person wrote: where it is, what stands there, what may stand there.
+/// An error in a settings file: position, value, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file.
+    /// Path of the file.
     pub file: PathBuf,
-    /// Line in it, from 1; 0 when the whole file is meant.
+    /// Line number from 1; 0 for the whole file.
     pub line: usize,
-    /// The key, such as `source.mqtt[0].listen`.
+    /// Key of the setting, such as `source.mqtt[0].listen`.
     pub key: String,
     /// The offending value and what is allowed.
     pub message: String,
@@ -38,14 +38,14 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// More than this many values that do not fit are another kind of file.
+/// Most type mismatches that are reported: a file with more is of another kind.
 const PROBLEMS_MAX: usize = 20;
 
-/// A value that does not fit its type.
+/// A value that does not match its type.
 struct Mismatch {
-    /// Its key, such as `source.mqtt[0].listen`; empty for the whole file.
+    /// Key of the value; empty for the whole file.
     key: String,
-    /// Its bytes in the text.
+    /// Byte range of the value in the text.
     span: Option<Range<usize>>,
     /// The value and what is allowed.
     message: String,
@@ -56,8 +56,8 @@ impl Mismatch {
         Self { key, span: error.span(), message: error.message().to_owned() }
     }
 
-    /// `[[part]]` in place of `[part]`: toml reads the items of the list as the fields of the part, and refuses the first.
-    fn of_list(self, text: &str) -> Self {
+    /// Explains `[[part]]` in place of `[part]`: toml maps the list items to the fields of the part, and refuses the first.
+    fn explain_list(self, text: &str) -> Self {
         let is_item = self.span.as_ref().and_then(|span| text.get(span.start..)).is_some_and(|at| at.starts_with("[["));
         match self.key.rsplit_once('[') {
             Some((list, _)) if is_item && self.message.starts_with("invalid type: map") => {
@@ -69,7 +69,7 @@ impl Mismatch {
     }
 }
 
-/// Reads the parsed `text` as a `T`.
+/// Deserializes the parsed `text` into a `T`.
 fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> Result<T, Mismatch> {
     let read = |root: Spanned<DeTable<'_>>| {
         serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
@@ -77,15 +77,15 @@ fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> 
             Mismatch::new(if path == "." { String::new() } else { path }, error.inner())
         })
     };
-    if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| unusable(key.get_ref(), value, text)) {
+    if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| find_unusable(key.get_ref(), value, text)) {
         return Err(mismatch);
     }
     read(root.clone()).map_err(|mismatch| {
         if !mismatch.message.starts_with("wanted ") {
-            return mismatch.of_list(text);
+            return mismatch.explain_list(text);
         }
-        // The setting is one of several names, and the value is no string. toml lists the names only for an unknown
-        // name: it reads the value once more, as one.
+        // The setting is an enum, and the value is no string. toml lists the allowed names only for an unknown name, so
+        // the value is read again as a string.
         let mut named = root.clone();
         match find(named.get_mut(), &mismatch.key) {
             Some(value) => *value.get_mut() = DeValue::String(text.get(value.span()).unwrap_or_default().into()),
@@ -95,18 +95,21 @@ fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> 
     })
 }
 
-/// The first value that no setting can have. toml calls a date a map, and does not show a number that is out of range.
-fn unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
+/// Returns the first value that no setting can have. toml reports a date as a map, and omits a number that is out of
+/// range.
+fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
     let is_wide = |number: &toml::de::DeFloat<'_>| {
         let parsed: Result<f64, _> = number.as_str().parse();
         parsed.is_ok_and(f64::is_infinite) && !number.as_str().contains("inf")
     };
     let reason = match value.get_ref() {
         DeValue::Table(table) => {
-            return table.iter().find_map(|(name, value)| unusable(&format!("{key}.{}", name.get_ref()), value, text));
+            return table
+                .iter()
+                .find_map(|(name, value)| find_unusable(&format!("{key}.{}", name.get_ref()), value, text));
         }
         DeValue::Array(items) => {
-            return (0..).zip(items.iter()).find_map(|(at, value)| unusable(&format!("{key}[{at}]"), value, text));
+            return (0..).zip(items.iter()).find_map(|(at, value)| find_unusable(&format!("{key}[{at}]"), value, text));
         }
         DeValue::Datetime(_) => "is a date or time, and no setting is one; put it in quotes if it is a text",
         DeValue::Integer(number) if i128::from_str_radix(number.as_str(), number.radix()).is_err() => {
@@ -119,7 +122,7 @@ fn unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Misma
     Some(Mismatch { key: key.to_owned(), span: Some(value.span()), message: format!("`{written}` {reason}") })
 }
 
-/// The value of a key.
+/// Returns the value of a key.
 fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<DeValue<'a>>> {
     let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
     let first = root.get_mut(steps.next()?)?;
@@ -130,7 +133,7 @@ fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<
     })
 }
 
-/// Removes a value from its table; `false` if it is not there.
+/// Removes a value from its table; returns `false` if it does not exist.
 fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
     let Some((around, last)) = key.rsplit_once('.') else { return root.remove(key).is_some() };
     match find(root, around).map(Spanned::get_mut) {
@@ -139,12 +142,12 @@ fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
     }
 }
 
-/// Every value under its key; parts of a list that have names go by these.
+/// Collects every value by key. List items with a `name` are identified by it instead of the index.
 fn flatten(key: String, value: &toml::Value, found: &mut BTreeMap<String, String>) {
-    let beneath = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
+    let child_key = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
         toml::Value::Table(table) => {
-            table.iter().for_each(|(part, value)| flatten(beneath(part), value, found));
+            table.iter().for_each(|(part, value)| flatten(child_key(part), value, found));
         }
         toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
             for (index, item) in items.iter().enumerate() {
@@ -158,13 +161,13 @@ fn flatten(key: String, value: &toml::Value, found: &mut BTreeMap<String, String
     }
 }
 
-/// Whether a value may be a secret that somebody has written down: those that are paths are not shown either.
+/// Whether a value may be a secret written into the file. Paths of secrets match too.
 fn may_be_secret(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
     ["password", "token", "key", "secret", "url"].iter().any(|word| last.contains(word))
 }
 
-/// The text of a settings file, kept to say where in it a problem is.
+/// The text of a settings file, to find the position of problems.
 #[derive(Clone, Debug)]
 pub struct Document {
     file: PathBuf,
@@ -185,22 +188,22 @@ impl Document {
         }
     }
 
-    /// A document whose text is at hand.
+    /// Creates a document from a text.
     pub fn new(file: &Path, text: String) -> Self {
         Self { file: file.to_owned(), text }
     }
 
-    /// The text.
+    /// Returns the text of the file.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The file it came from.
+    /// Returns the path of the file.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Takes the document apart into `T`.
+    /// Parses the document into `T`. The error is the first mismatch.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         let root = self.root().map_err(|mismatch| self.at(mismatch))?;
         deserialize(&root, &self.text).map_err(|mismatch| self.at(mismatch))
@@ -211,13 +214,13 @@ impl Document {
     }
 
     fn at(&self, Mismatch { key, span, message }: Mismatch) -> Problem {
-        // The span of what the whole file lacks is the whole file.
+        // The span of a missing top-level field is the whole file.
         let span = span.filter(|span| !key.is_empty() || *span != (0..self.text.len()));
         let line = span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start));
         Problem { file: self.file.clone(), line, key, message }
     }
 
-    /// Takes the document apart into `T`, and names every value that does not fit, not only the first.
+    /// Parses the document into `T`. The error is every mismatch.
     pub fn parse_all<T: DeserializeOwned>(&self) -> Result<T, Vec<Problem>> {
         let first = match self.parse() {
             Ok(value) => return Ok(value),
@@ -225,16 +228,16 @@ impl Document {
         };
         let Ok(mut root) = self.root() else { return Err(vec![first]) };
         let mut problems = vec![first];
-        // The value that does not fit is taken out, and the rest is read again.
+        // Remove the mismatched value and parse the rest again.
         while let Some(key) = problems.last().map(|problem| problem.key.clone())
             && remove(root.get_mut(), &key)
             && let Err(Mismatch { key, message, .. }) = deserialize::<T>(&root, &self.text)
         {
-            let is_taken_out = |problem: &Problem| {
+            let was_removed = |problem: &Problem| {
                 let name = problem.key.rsplit('.').next().unwrap_or_default();
                 message.contains(&format!("missing field `{name}`"))
             };
-            if problems.iter().any(is_taken_out) || problems.len() >= PROBLEMS_MAX {
+            if problems.iter().any(was_removed) || problems.len() >= PROBLEMS_MAX {
                 break;
             }
             problems.push(self.problem(key, message));
@@ -242,8 +245,7 @@ impl Document {
         Err(problems)
     }
 
-    /// What is written otherwise in a newer version of the file: a line for each key. Values of what may be
-    /// a secret are left out.
+    /// Describes the differences to a newer version of the file, one line per key. Omits values that may be secrets.
     pub fn differences(&self, newer: &Self) -> Vec<String> {
         let values = |document: &Self| {
             let mut found = BTreeMap::new();
@@ -265,13 +267,13 @@ impl Document {
         keys.into_iter().filter_map(line).collect()
     }
 
-    /// A problem with the value of `key`.
+    /// Creates a problem with the value of `key`.
     pub fn problem(&self, key: impl Into<String>, message: impl Into<String>) -> Problem {
         let key = key.into();
         Problem { file: self.file.clone(), line: self.line_of(&key), key, message: message.into() }
     }
 
-    /// The value of a key as it is written; `None` if it does not stand in the file.
+    /// Returns the value of a key as JSON; `None` if the file does not contain the key.
     pub fn value(&self, key: &str) -> Option<String> {
         let root: toml::Table = self.text.parse().ok()?;
         let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
@@ -283,15 +285,15 @@ impl Document {
         serde_json::to_string(found).ok()
     }
 
-    /// The text behind a key at the top of a file that may be broken elsewhere.
-    pub fn loose(&self, key: &str) -> Option<String> {
+    /// Returns the string of a top-level key from a file that may be invalid elsewhere.
+    pub fn value_without_parsing(&self, key: &str) -> Option<String> {
         let lines = self.text.lines().take_while(|line| !line.trim_start().starts_with('['));
         let mut values = lines.filter_map(|line| line.trim_start().strip_prefix(key)?.trim_start().strip_prefix('='));
         let value = values.next()?.trim().strip_prefix('"')?;
         value.split_once('"').map(|(value, _)| value.to_owned())
     }
 
-    /// The line of a key, or of the innermost table around it that stands in the file; 0 if none does.
+    /// Returns the line of a key, or of the innermost existing table around it; 0 if there is none.
     fn line_of(&self, key: &str) -> usize {
         let Ok(root) = DeTable::parse(&self.text) else {
             return 0;

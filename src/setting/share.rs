@@ -1,40 +1,40 @@
-//! A settings file as it may be given away.
+//! A settings file without secrets, for the support bundle.
 //!
-//! Promise: no comment, and no value of a key that may be a secret unless it is the place of one.
+//! Promise: the output contains no comment, and no value of a key that may be a secret unless it is the path of one.
 
 use super::Document;
 use toml::Value;
 
-/// Keys that hold one of these may be those of secrets.
-const WORDS: [&str; 6] = ["password", "passphrase", "token", "key", "secret", "credential"];
-/// What stands for a value that is left out.
+/// Words in the keys of secrets.
+const SECRET_WORDS: [&str; 6] = ["password", "passphrase", "token", "key", "secret", "credential"];
+/// Replaces a removed value.
 const MASKED: &str = "(masked)";
 
 impl Document {
-    /// The file without comments and without what may be secret. `is_place` says whether a text is where a secret
-    /// is kept, and not the secret. `None` if the file is no TOML.
-    pub fn shareable(&self, is_place: &dyn Fn(&str) -> bool) -> Option<String> {
+    /// Returns the file without comments and possible secrets; `None` if it is no TOML. `is_path` decides whether a value
+    /// is the path of a secret and not the secret itself.
+    pub fn shareable(&self, is_path: &dyn Fn(&str) -> bool) -> Option<String> {
         let mut root: toml::Table = self.text().parse().ok()?;
         for (key, value) in &mut root {
-            mask(key, value, false, is_place);
+            mask(key, value, false, is_path);
         }
         toml::to_string(&root).ok()
     }
 }
 
-fn mask(key: &str, value: &mut Value, is_inside: bool, is_place: &dyn Fn(&str) -> bool) {
-    let is_secret = is_inside || WORDS.iter().any(|word| key.contains(word));
+fn mask(key: &str, value: &mut Value, is_inside: bool, is_path: &dyn Fn(&str) -> bool) {
+    let is_secret = is_inside || SECRET_WORDS.iter().any(|word| key.contains(word));
     match value {
-        Value::Table(table) => table.iter_mut().for_each(|(key, value)| mask(key, value, is_secret, is_place)),
-        Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item, is_inside, is_place)),
-        Value::String(text) if is_secret && !is_place(text) => *text = MASKED.into(),
+        Value::Table(table) => table.iter_mut().for_each(|(key, value)| mask(key, value, is_secret, is_path)),
+        Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item, is_inside, is_path)),
+        Value::String(text) if is_secret && !is_path(text) => *text = MASKED.into(),
         Value::String(text) => *text = without_user(text),
         Value::Integer(_) | Value::Float(_) if is_secret => *value = Value::String(MASKED.into()),
         _ => {}
     }
 }
 
-/// A URL without user and password.
+/// Removes user and password from a URL.
 fn without_user(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let (authority, path) = rest.find('/').map_or((rest, ""), |end| rest.split_at(end));
