@@ -1,7 +1,6 @@
-//! Survival: how long the disk lasts at the present rate, and how long the drain will take.
+//! Forecasts: time until the disk is full at the present rate, and time to drain the backlogs.
 //!
-//! Promise: what is said follows from what was measured in the last minutes, and is left out where
-//! nothing can be said.
+//! Promise: forecasts follow from rates measured over the last minute, and are absent if no rate is known.
 
 use crate::clock;
 use crate::journal::{DiskRoom, Full, Journal};
@@ -12,89 +11,89 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Time between samples.
-const SAMPLE_EVERY: Duration = Duration::from_secs(2);
-/// Samples that rates are measured over: a minute.
+/// Interval of samples.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
+/// Number of samples: rates cover a minute.
 const SAMPLES: usize = 31;
-/// Longer than this nobody plans: ten years.
+/// Longest forecast: ten years.
 const SECONDS_MAX: f64 = 10.0 * 365.0 * 86_400.0;
 
-/// One lane at one moment.
+/// Counters of one lane at one time.
 #[derive(Clone, Debug, Default)]
-struct Sample {
+struct LaneSample {
     end: u64,
-    /// Events that each destination has settled since the journal was begun.
+    /// Events that each destination has settled since the journal was created.
     settled: Vec<(String, u64)>,
 }
 
 #[derive(Debug)]
-struct Moment {
+struct Sample {
     at: Instant,
-    lanes: Vec<Sample>,
+    lanes: Vec<LaneSample>,
 }
 
 /// Measures the rates of every lane.
 #[derive(Debug)]
 pub struct Survival {
     journal: Arc<Journal>,
-    moments: Mutex<VecDeque<Moment>>,
-    /// When the gateway was started, and what it had written to the disk then.
-    begun: (Instant, u64),
+    samples: Mutex<VecDeque<Sample>>,
+    /// Start time, and bytes that the process had written to the disk by then.
+    started: (Instant, u64),
 }
 
-/// How long a lane lasts.
+/// Forecast for one lane.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outlook {
-    /// The lane.
+    /// Name of the lane.
     pub lane: String,
-    /// Events that came in a second, over the last minute.
+    /// Accepted events per second over the last minute.
     pub events_per_second: f64,
-    /// Bytes of the log that they took.
+    /// Growth of the log in bytes per second.
     pub bytes_per_second: f64,
-    /// Bytes of the log that somebody still needs.
+    /// Bytes of the log with events that a destination has not settled.
     pub needed_bytes: u64,
-    /// Seconds until the budget or the disk is used up, if central takes nothing more.
+    /// Seconds until budget or disk is used up if central accepts nothing more.
     pub full_in_seconds: Option<u64>,
-    /// What happens then.
+    /// Behaviour of the lane when full.
     pub then: String,
-    /// For each destination.
+    /// Forecast per destination.
     pub drains: Vec<Drain>,
 }
 
-/// How long a destination takes for what it is still owed.
+/// Forecast for the backlog of one destination.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Drain {
-    /// The destination.
+    /// Name of the destination.
     pub destination: String,
-    /// Events that it still needs.
+    /// Events in the backlog.
     pub queued: u64,
-    /// About how many bytes of the log those take.
+    /// Approximate size of the backlog in bytes.
     pub queued_bytes: u64,
-    /// Events that it settled in a second, over the last minute.
+    /// Settled events per second over the last minute.
     pub events_per_second: f64,
-    /// Seconds until nothing waits any more, at the present speed of the link and of what comes in.
+    /// Seconds until the backlog is empty at the present rates of link and sources.
     pub drained_in_seconds: Option<u64>,
 }
 
 impl Survival {
-    /// Nothing is measured yet.
+    /// Creates the meter without samples.
     pub fn new(journal: Arc<Journal>) -> Self {
-        Self { journal, moments: Mutex::default(), begun: (clock::instant(), written_bytes()) }
+        Self { journal, samples: Mutex::default(), started: (clock::instant(), written_bytes()) }
     }
 
-    /// Measures until the shutdown.
+    /// Takes samples until the shutdown.
     pub async fn run(self: Arc<Self>, mut shutdown: Shutdown) {
         loop {
             self.sample(clock::instant());
             tokio::select! {
                 () = shutdown.begun() => return,
-                () = tokio::time::sleep(SAMPLE_EVERY) => {}
+                () = tokio::time::sleep(SAMPLE_INTERVAL) => {}
             }
         }
     }
 
     fn sample(&self, at: Instant) {
-        let of_lane = |lane: &Arc<crate::journal::Lane>| Sample {
+        let of_lane = |lane: &Arc<crate::journal::Lane>| LaneSample {
             end: lane.end(),
             settled: lane
                 .destinations()
@@ -107,39 +106,39 @@ impl Survival {
                 .collect(),
         };
         let lanes = self.journal.lanes().iter().map(of_lane).collect();
-        let mut moments = self.moments.lock();
-        moments.push_back(Moment { at, lanes });
-        while moments.len() > SAMPLES {
-            moments.pop_front();
+        let mut samples = self.samples.lock();
+        samples.push_back(Sample { at, lanes });
+        while samples.len() > SAMPLES {
+            samples.pop_front();
         }
     }
 
-    /// Bytes written to the disk in a day, at the rate since the start; `None` in the first minute.
+    /// Bytes written to the disk per day at the rate since the start; `None` in the first minute.
     pub fn flash_bytes_per_day(&self) -> Option<u64> {
-        let elapsed = clock::instant().duration_since(self.begun.0).as_secs_f64();
-        let written = written_bytes().saturating_sub(self.begun.1);
+        let elapsed = clock::instant().duration_since(self.started.0).as_secs_f64();
+        let written = written_bytes().saturating_sub(self.started.1);
         (elapsed >= 60.0).then(|| (written as f64 / elapsed * 86_400.0) as u64)
     }
 
-    /// How long each lane lasts.
+    /// Returns the forecast for each lane.
     pub fn outlooks(&self) -> Vec<Outlook> {
         let now = clock::instant();
         self.sample(now);
-        let moments = self.moments.lock();
-        let (Some(first), Some(last)) = (moments.front(), moments.back()) else { return Vec::new() };
+        let samples = self.samples.lock();
+        let (Some(first), Some(last)) = (samples.front(), samples.back()) else { return Vec::new() };
         let elapsed = last.at.duration_since(first.at).as_secs_f64();
         let lanes = self.journal.lanes().iter().zip(first.lanes.iter().zip(&last.lanes));
         let mut outlooks: Vec<_> = lanes.map(|(lane, (before, after))| outlook(lane, before, after, elapsed)).collect();
         let held: u64 = self.journal.lanes().iter().map(|lane| lane.bytes()).sum();
         if let Ok(room) = self.journal.disk_room() {
-            by_disk(&mut outlooks, held, room);
+            limit_by_disk(&mut outlooks, held, room);
         }
         outlooks
     }
 }
 
-/// The disk may be used up before the budgets are; what is delivered makes way on it.
-fn by_disk(outlooks: &mut [Outlook], held: u64, room: DiskRoom) {
+/// Shortens forecasts if the disk is full before the budgets are used up. Settled events count as free space.
+fn limit_by_disk(outlooks: &mut [Outlook], held: u64, room: DiskRoom) {
     let needed: u64 = outlooks.iter().map(|outlook| outlook.needed_bytes).sum();
     let bytes = room.free.saturating_add(held.saturating_sub(needed)).saturating_sub(room.reserve);
     let per_second: f64 = outlooks.iter().map(|outlook| outlook.bytes_per_second).sum();
@@ -153,7 +152,7 @@ fn seconds(amount: f64, rate: f64) -> Option<u64> {
     (rate > 0.0).then(|| amount / rate).filter(|seconds| *seconds < SECONDS_MAX).map(|seconds| seconds as u64)
 }
 
-fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed: f64) -> Outlook {
+fn outlook(lane: &crate::journal::Lane, before: &LaneSample, after: &LaneSample, elapsed: f64) -> Outlook {
     let status = lane.status();
     let per_second = |count: u64| if elapsed > 0.5 { count as f64 / elapsed } else { 0.0 };
     let events_per_second = per_second(after.end.saturating_sub(before.end));
@@ -166,7 +165,7 @@ fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed
         .destinations
         .iter()
         .map(|to| {
-            let count = |sample: &Sample| {
+            let count = |sample: &LaneSample| {
                 sample.settled.iter().find(|(name, _)| *name == to.destination).map_or(0, |(_, count)| *count)
             };
             let rate = per_second(count(after).saturating_sub(count(before)));
@@ -191,13 +190,13 @@ fn outlook(lane: &crate::journal::Lane, before: &Sample, after: &Sample, elapsed
         full_in_seconds: seconds(status.budget.saturating_sub(needed_bytes) as f64, bytes_per_second),
         then: match lane.full() {
             Full::StopAcknowledging => "stops acknowledging".into(),
-            Full::ShedOldest => "gives up the oldest".into(),
+            Full::ShedOldest => "sheds the oldest".into(),
         },
         drains,
     }
 }
 
-/// Bytes that this process has caused to be written to a disk, as the kernel counts them.
+/// Bytes that this process has written to disks (`write_bytes` of the kernel).
 fn written_bytes() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok()).unwrap_or(0)
@@ -216,8 +215,8 @@ mod tests {
             ..Outlook::default()
         };
         let mut lanes = vec![lane(6.0, Some(1000)), lane(4.0, Some(3)), lane(0.0, None), lane(0.0, None)];
-        // 1,000 to write until the reserve, 40 that are delivered, at 10 a second.
-        by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, reclaimed_lately: false });
+        // 1,000 bytes until the reserve, 40 delivered, at 10 bytes per second.
+        limit_by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, made_way: false });
         let seconds: Vec<_> = lanes.iter().map(|lane| lane.full_in_seconds).collect();
         assert_eq!(seconds, [Some(104), Some(3), None, None]);
     }

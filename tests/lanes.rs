@@ -610,7 +610,7 @@ fn the_status_says_how_long_the_disk_lasts_and_the_drain_takes() {
     }
     let now = outlook(&gateway);
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or_else(|| panic!("{value}: {now:#}"));
-    assert_eq!(now["then"], "gives up the oldest");
+    assert_eq!(now["then"], "sheds the oldest");
     assert!((50.0..500.0).contains(&number(&now["events_per_second"])), "{now:#}");
     // What fills 64 MiB at this rate, within what a minute's mean can say.
     let expected = (67_108_864.0 - number(&now["needed_bytes"])) / number(&now["bytes_per_second"]);
@@ -623,7 +623,7 @@ fn the_status_says_how_long_the_disk_lasts_and_the_drain_takes() {
         bulk.is_some_and(|bulk| bulk["drains"][0]["queued"] == 0 && bulk["drains"][0]["drained_in_seconds"] == 0)
     });
     let text = String::from_utf8_lossy(&gateway.command(&["status", "CONFIG"]).stdout).into_owned();
-    assert!(text.contains("FULL IN, WITHOUT WAN") && text.contains("gives up the oldest"), "{text}");
+    assert!(text.contains("FULL IN, WITHOUT WAN") && text.contains("sheds the oldest"), "{text}");
 }
 
 #[test]
