@@ -1,12 +1,12 @@
-//! The ledger: what became of every event, compared, published and announced.
+//! The ledger: compares the accounts of every event with the cursors, and publishes reports and losses.
 //!
-//! Promise: what enters a stream is told to central by number and digest, with the moment up to which it is
-//! complete; what is given up is told too, once it is durable that it was. An imbalance is an error.
+//! Promise: central receives, for each stream, counts and a digest of all accepted events, with the time up to which they
+//! are complete. Losses are announced once their record is durable. An imbalance is reported as an error.
 //! Invariants:
-//! - events first, positions after: a crash repeats a report under the same id;
-//! - a stream is reported only for a period in which something entered it, and never the ledger's own.
+//! - a report is durable before its position: after a crash it is repeated under the same id;
+//! - a report covers only streams with new events in the period, and never the stream of the ledger itself.
 //!
-//! Not here: the accounts themselves (`journal`), who looks at them (`admin`).
+//! Not here: the accounts (`journal`), their display (`admin`).
 
 use crate::clock;
 use crate::contract::{Publication, Surroundings};
@@ -24,55 +24,56 @@ use std::time::Duration;
 
 /// Stream of the reports.
 const LEDGER: &str = "gateway.ledger";
-/// Stream of the announcements.
+/// Stream of the loss announcements.
 const LOSS: &str = "gateway.loss";
-/// Lane of both: they are small, and are wanted soon.
+/// Lane of both streams: the events are small and should arrive soon.
 const LANE: &str = "standard";
-/// Ages are looked at this often.
-const AGES_EVERY: Duration = Duration::from_secs(1);
-/// Losses ring when they come; those of an earlier start, and those that could not be read, are looked for this often.
-const LOSSES_EVERY: Duration = Duration::from_secs(5);
-/// Name of the note that says up to where streams are reported.
-const FROM: &str = "from";
+/// Interval of expiry checks.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of checks for pending losses, such as those of an earlier start or after a read error. New losses wake the
+/// ledger at once.
+const LOSS_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Name of the note with the position up to which streams are reported.
+const POSITION_NOTE: &str = "from";
 
-/// What the accounts of one stream with one destination say.
+/// The accounts of one stream for one destination, in events.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Row {
-    /// The lane.
+pub struct StreamAccount {
+    /// Lane of the stream.
     pub lane: String,
-    /// The destination.
+    /// Name of the destination.
     pub destination: String,
-    /// Stream with its major version; `unmatched` where a damaged file hides whose events it held.
+    /// Stream with its major version; `unmatched` for events of a damaged file whose stream is unknown.
     pub stream: String,
-    /// Events that it is owed.
+    /// Events accepted for the destination; the sum of the other accounts.
     pub owed: u64,
-    /// Acknowledged by central.
+    /// Acknowledged by the destination.
     pub delivered: u64,
-    /// Still in the journal, and to be sent.
+    /// In the journal and not yet settled.
     pub queued: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Too old.
+    /// Deleted because of their age.
     pub expired: u64,
-    /// Given up for want of room.
+    /// Shed for lack of room.
     pub shed: u64,
-    /// Given up by a person.
+    /// Discarded by an operator.
     pub discarded: u64,
-    /// In files that are damaged.
+    /// Lost in damaged files.
     pub set_aside: u64,
 }
 
-/// The ledger of one lane with one destination, compared with its cursor.
+/// The accounts of one lane for one destination, compared with its cursor.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Balance {
-    /// The rows, one for each stream.
-    pub rows: Vec<Row>,
-    /// Events that the accounts have too many (above 0) or too few; 0 when it balances.
+    /// One entry per stream.
+    pub rows: Vec<StreamAccount>,
+    /// Excess (positive) or lack (negative) of events in the accounts; 0 if they balance.
     pub difference: i64,
 }
 
 impl Balance {
-    /// Where it does not balance, and by how much.
+    /// Returns a description of the imbalance; `None` if the accounts balance.
     pub fn imbalance(&self) -> Option<String> {
         let (lane, to) = self.rows.first().map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
         let difference = self.difference;
@@ -80,7 +81,7 @@ impl Balance {
     }
 }
 
-/// The accounts of every lane and destination.
+/// Returns the balance of every lane and destination.
 pub fn balances(journal: &Journal, fates: &Fates) -> Vec<Balance> {
     let mut list = Vec::new();
     for lane in journal.lanes() {
@@ -99,12 +100,12 @@ fn balance(lane: &crate::journal::Lane, destination: &str, fates: &Fates) -> Bal
         let settled = account.settled();
         open += owed as i64 - settled as i64;
         let count = |outcome| account.count(outcome);
-        // What became of dead letters afterwards is noted with their fates. After a crash an event may have been
-        // delivered by the lane as well: it is no dead letter then, and counts once.
+        // The dead-letter status has later deliveries and discards of dead letters. After a crash the lane may have
+        // delivered the event too: then it is no dead letter, and counts once.
         let mut resolved = fates.resolved(destination, &stream);
         resolved.delivered = resolved.delivered.min(count(Outcome::Dead));
         resolved.discarded = resolved.discarded.min(count(Outcome::Dead) - resolved.delivered);
-        balance.rows.push(Row {
+        balance.rows.push(StreamAccount {
             lane: lane.name.clone(),
             destination: destination.to_owned(),
             stream,
@@ -122,7 +123,7 @@ fn balance(lane: &crate::journal::Lane, destination: &str, fates: &Fates) -> Bal
     balance
 }
 
-/// What entered a stream in a period.
+/// The events that a stream accepted in one report period.
 struct Period {
     first: u64,
     last: u64,
@@ -132,7 +133,7 @@ struct Period {
     digest: Sha256,
 }
 
-/// Publishes the ledger, announces losses, and lets events expire.
+/// Publishes reports, announces losses, and expires events.
 pub struct Ledger {
     journal: Arc<Journal>,
     fates: Arc<Fates>,
@@ -151,7 +152,7 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// A ledger that is published `every` so often. Blocks the thread.
+    /// Opens the ledger, which publishes reports at the interval `every`. Blocks the thread.
     pub fn open(
         journal: Arc<Journal>,
         fates: Arc<Fates>,
@@ -164,22 +165,22 @@ impl Ledger {
         Ok(Self { journal, fates, around, every, notes, periods: BTreeMap::new(), numbers, line: Vec::new() })
     }
 
-    /// Works until the shutdown, which waits for nothing here: what is cut short is done again at the next start.
+    /// Runs until the shutdown, which drops work in progress: the next start repeats it.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let journal = Arc::clone(&self.journal);
-        // Apart from the rest, which waits where its lane is full: what expires may be what makes room.
+        // Expiry runs concurrently: the reports wait while their lane is full, and expiry may make the room.
         tokio::select! {
             () = shutdown.begun() => {}
-            () = self.work() => {}
-            () = keep_ages(&journal) => {}
+            () = self.publish() => {}
+            () = expire_by_age(&journal) => {}
         }
     }
 
-    async fn work(&mut self) {
+    async fn publish(&mut self) {
         let mut feed = self.feed().await;
         let mut next_report = clock::instant() + self.every;
-        let mut look = tokio::time::interval(LOSSES_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut check = tokio::time::interval(LOSS_CHECK_INTERVAL);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let journal = Arc::clone(&self.journal);
         loop {
             tokio::select! {
@@ -193,7 +194,7 @@ impl Ledger {
                         Enough::No
                     });
                 }
-                _ = look.tick() => self.announce().await,
+                _ = check.tick() => self.announce().await,
                 () = tokio::time::sleep_until(next_report.into()) => {
                     let from = feed.positions().map(|(lane, next)| (lane.to_owned(), next)).collect();
                     self.report(from).await;
@@ -203,10 +204,10 @@ impl Ledger {
         }
     }
 
-    /// A feed from where the last reports ended.
+    /// Opens a feed that starts where the last reports ended.
     async fn feed(&self) -> Feed {
         let notes = self.notes.clone();
-        let read = spawn_blocking(move || notes.read(FROM)).await;
+        let read = spawn_blocking(move || notes.read(POSITION_NOTE)).await;
         let noted = read.ok().and_then(Result::ok).flatten();
         let from: HashMap<String, u64> = noted.and_then(|bytes| postcard::from_bytes(&bytes).ok()).unwrap_or_default();
         Feed::new(&self.journal, |lane| from.get(&lane.name).copied())
@@ -238,13 +239,13 @@ impl Ledger {
         period.digest.update(&self.line);
     }
 
-    /// Publishes what entered each stream since the last time, and how its accounts stand.
+    /// Publishes a report for each stream with new events: counts, digest and accounts.
     async fn report(&mut self, from: HashMap<String, u64>) {
-        let rows: Vec<Row> =
+        let rows: Vec<StreamAccount> =
             balances(&self.journal, &self.fates).into_iter().flat_map(|balance| balance.rows).collect();
         for (stream, period) in std::mem::take(&mut self.periods) {
             let digest: String = period.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            let accounts: Vec<&Row> = rows.iter().filter(|row| row.stream == stream).collect();
+            let accounts: Vec<&StreamAccount> = rows.iter().filter(|row| row.stream == stream).collect();
             let data = serde_json::json!({
                 "stream": stream,
                 "from": period.from.to_string(),
@@ -262,63 +263,64 @@ impl Ledger {
             }
         }
         let notes = self.notes.clone();
-        let written = spawn_blocking(move || notes.write(vec![(FROM.into(), postcard::to_stdvec(&from).ok())]));
+        let written =
+            spawn_blocking(move || notes.write(vec![(POSITION_NOTE.into(), postcard::to_stdvec(&from).ok())]));
         if let Ok(Err(error)) = written.await {
-            tracing::warn!(%error, "how far the ledger is published cannot be noted; a restart repeats reports");
+            tracing::warn!(%error, "could not save the position of the ledger; a restart will repeat reports");
         }
     }
 
-    /// Announces the losses that wait.
+    /// Announces all pending losses.
     async fn announce(&self) {
         let journal = Arc::clone(&self.journal);
         let waiting = match spawn_blocking(move || journal.losses()).await {
             Ok(Ok(waiting)) => waiting,
-            Ok(Err(error)) => return tracing::warn!(%error, "losses cannot be read, and are announced later"),
+            Ok(Err(error)) => return tracing::warn!(%error, "could not read the pending losses; will retry"),
             Err(_) => return,
         };
         for loss in waiting {
-            if self.tell(&loss).await.is_err() {
+            if self.announce_one(&loss).await.is_err() {
                 return;
             }
             let journal = Arc::clone(&self.journal);
             let forgotten = spawn_blocking(move || journal.forget_loss(&loss)).await;
             if let Ok(Err(error)) = forgotten {
-                return tracing::warn!(%error, "an announced loss cannot be ticked off, and will be announced again");
+                return tracing::warn!(%error, "could not mark a loss as announced; it will be announced again under the same id");
             }
         }
     }
 
-    async fn tell(&self, loss: &Loss) -> Result<(), NotTaken> {
+    async fn announce_one(&self, loss: &Loss) -> Result<(), NotTaken> {
         let data = serde_json::to_value(loss).unwrap_or_default();
         self.append(self.numbers.1, &format!("loss-{}", loss.name()), "loss", &data).await
     }
 
-    /// Takes an event of the gateway's own into its stream.
+    /// Appends an event of the gateway itself to its stream.
     async fn append(&self, publication: u32, id: &str, device: &str, data: &serde_json::Value) -> Result<(), NotTaken> {
         let event = OwnEvent { lane: LANE, publication, id, device, gateway: &self.around.gateway };
         self.journal.append_own(event, data).await
     }
 }
 
-/// Lets events expire while the clock can be believed.
-async fn keep_ages(journal: &Arc<Journal>) {
-    let mut ages = tokio::time::interval(AGES_EVERY);
-    ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Expires events regularly while the clock is trusted.
+async fn expire_by_age(journal: &Arc<Journal>) {
+    let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+    expiry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ages.tick().await;
+        expiry.tick().await;
         if let Some(now) = clock::steady() {
             expire(journal, now.into()).await;
         }
     }
 }
 
-/// Lets events expire, a part at a time.
+/// Expires events of all lanes.
 async fn expire(journal: &Arc<Journal>, now: Timestamp) {
     for lane in journal.lanes() {
         let ours = Arc::clone(lane);
         match spawn_blocking(move || ours.expire(now)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(lane = %lane.name, %error, "ages cannot be looked at; nothing expires"),
+            Ok(Err(error)) => tracing::warn!(lane = %lane.name, %error, "could not expire events; will retry"),
             Err(_) => return,
         }
     }

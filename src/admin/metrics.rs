@@ -222,7 +222,7 @@ fn put_ledger(page: &mut Page, balances: &[Balance]) {
     page.put(LEDGER, |rows| {
         for balance in balances {
             let Some(first) = balance.rows.first() else { continue };
-            type Account = (&'static str, fn(&ledger::Row) -> u64);
+            type Account = (&'static str, fn(&ledger::StreamAccount) -> u64);
             let accounts: [Account; 8] = [
                 ("owed", |row| row.owed),
                 ("delivered", |row| row.delivered),
