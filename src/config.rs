@@ -1,7 +1,7 @@
-//! Configuration: one TOML file, joined from the parts' own settings and checked as a whole.
+//! Configuration: one TOML file that joins the settings of all parts and is checked as a whole.
 //!
-//! Promise: what loads can start; what does not is refused with file, line, key, the offending
-//! value and what is allowed, every problem at once.
+//! Promise: the gateway can start with a configuration that loads. Any other is refused with all its problems at once;
+//! each names file, line, key, the offending value and what is allowed.
 
 mod destinations;
 mod files;
@@ -11,7 +11,7 @@ mod rights;
 mod seal;
 mod writable;
 
-pub use files::{Print, Prints};
+pub use files::{Digest, Digests};
 
 use crate::contract::{Contracts, Pattern, Sender, SourceKind, Surroundings};
 use crate::forward;
@@ -111,122 +111,123 @@ fn ledger_period() -> Span {
 fn disk_reserve() -> Bytes {
     Bytes(64 << 20)
 }
-/// 8 MiB hold some 390,000 ids.
+/// 8 MiB hold about 390,000 ids.
 fn dedupe_memory() -> Bytes {
     Bytes(8 << 20)
 }
 
-/// Some 15,000 keys of small events.
+/// 8 MiB hold the small events of about 15,000 keys.
 fn last_values() -> Bytes {
     Bytes(8 << 20)
 }
 
-/// The whole configuration, checked.
+/// The complete configuration after all checks.
 #[derive(Debug)]
 pub struct Config {
-    /// The file it came from.
+    /// Path of the configuration file.
     pub file: PathBuf,
-    /// What stands around every event.
+    /// Environment, site, gateway and namespace: part of every event.
     pub surroundings: Surroundings,
-    /// The journal.
+    /// Settings of the journal: folder, lanes, budgets.
     pub journal: journal::Config,
-    /// The contracts.
+    /// The contracts of the `contracts` folder, checked against each other.
     pub contracts: Contracts,
-    /// What masked fields are hashed with.
+    /// Key that masked fields are hashed with; empty if none is set.
     pub mask_key: Secret,
-    /// Bytes for the last value of each key.
+    /// Memory for the last values of all keys, in bytes.
     pub last_values: usize,
-    /// Bytes of memory that the gateway may take; what clients can make it hold is a share of it.
+    /// Memory limit of the gateway in bytes. Clients may occupy a share of it.
     pub memory: u64,
-    /// The listeners.
+    /// The MQTT listeners.
     pub listeners: Vec<mqtt::Config>,
     /// The HTTP sources.
     pub servers: Vec<http::Config>,
-    /// The brokers of the plant.
+    /// The plant brokers that the gateway subscribes to.
     pub brokers: Vec<broker::Config>,
     /// The Modbus buses, with their device tables.
     pub buses: Vec<(modbus::Config, modbus::Ready)>,
-    /// The Odoos.
+    /// The Odoo servers that the gateway reads.
     pub odoos: Vec<odoo::Config>,
-    /// The watch over the business.
+    /// Rules of the watch for business exceptions, if it is on.
     pub watch: Option<watch::Config>,
-    /// The destinations.
+    /// The central systems that events are forwarded to.
     pub destinations: Vec<forward::Config>,
-    /// How lanes are sent, by their names.
+    /// How each lane is sent (batches, rates, hours), by lane name.
     pub sending: BTreeMap<String, forward::Sending>,
-    /// How often the ledger is published.
+    /// Interval at which the ledger is published.
     pub ledger_period: Duration,
-    /// The socket for the command line.
+    /// Path of the command socket.
     pub socket: PathBuf,
-    /// What is allowed and yet deserves a thought.
+    /// Settings that are allowed but probably not intended.
     pub warnings: Vec<Problem>,
-    /// Where metrics and health are served, if they are.
+    /// Address that serves metrics and health, if monitoring is on.
     pub monitoring: Option<SocketAddr>,
-    /// Names of this gateway that requests for metrics and health may be for.
+    /// Host names under which this gateway answers requests for metrics and health.
     pub monitoring_hosts: Vec<String>,
-    /// The files of certificates that are in use.
+    /// The certificate files in use.
     pub certificates: Vec<CertificateFile>,
-    /// The files of revocation lists that are in use.
+    /// The revocation lists in use.
     pub revocations: Vec<RevocationFile>,
-    /// The text of the file.
+    /// The configuration file with its key positions.
     pub document: Document,
-    /// What tells one state of the configuration from another.
-    pub prints: Prints,
+    /// Digests of all parts, to find what a later configuration changes.
+    pub digests: Digests,
 }
 
-/// The socket that a configuration names, without checking the rest: the gateway may run by one that was
-/// good before.
+/// Returns the socket path of a configuration without checking the rest: the gateway may run with an earlier, valid
+/// version of it.
 pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
     let document = Document::read(file)?;
     match document.parse::<File>() {
-        Ok(raw) => Ok(socket_path(&raw, &beside(file))),
+        Ok(raw) => Ok(socket_path(&raw, &path_resolver(file))),
         Err(problem) => {
-            let beside = beside(file);
-            let named = document.value_without_parsing("socket").map(|socket| beside(Path::new(&socket)));
-            let own = || Some(beside(Path::new(&document.value_without_parsing("data_dir")?)).join("forebay.sock"));
-            named.or_else(own).ok_or(problem)
+            let resolve = path_resolver(file);
+            let named = document.value_without_parsing("socket").map(|socket| resolve(Path::new(&socket)));
+            let default =
+                || Some(resolve(Path::new(&document.value_without_parsing("data_dir")?)).join("forebay.sock"));
+            named.or_else(default).ok_or(problem)
         }
     }
 }
 
-/// How a configuration wants the gateway to log, without checking the rest; the default where that cannot be read,
-/// which [`Config::load`] says.
+/// Returns the log settings of a configuration without checking the rest. Returns the default if they cannot be read;
+/// [`Config::load`] reports that problem.
 pub fn logging_of(file: &Path) -> Logging {
     let raw = Document::read(file).and_then(|document| document.parse::<File>());
     raw.map(|raw| raw.log).ok().filter(|log| log.check().is_ok()).unwrap_or_default()
 }
 
-/// The folder of the journal that a configuration names, without checking the rest.
+/// Returns the journal folder of a configuration without checking the rest.
 pub fn journal_of(file: &Path) -> Result<PathBuf, Problem> {
     let document = Document::read(file)?;
     let raw: File = document.parse()?;
-    Ok(beside(file)(&raw.data_dir).join("journal"))
+    Ok(path_resolver(file)(&raw.data_dir).join("journal"))
 }
 
-fn socket_path(raw: &File, beside: &impl Fn(&Path) -> PathBuf) -> PathBuf {
-    raw.socket.as_deref().map_or_else(|| beside(&raw.data_dir).join("forebay.sock"), beside)
+fn socket_path(raw: &File, resolve: &impl Fn(&Path) -> PathBuf) -> PathBuf {
+    raw.socket.as_deref().map_or_else(|| resolve(&raw.data_dir).join("forebay.sock"), resolve)
 }
 
-/// Resolves paths relative to the configuration file, and names of credentials.
-fn beside(file: &Path) -> impl Fn(&Path) -> PathBuf + use<> {
+/// Returns a function that resolves paths relative to the configuration file, and names of credentials.
+fn path_resolver(file: &Path) -> impl Fn(&Path) -> PathBuf + use<> {
     let folder = file.parent().map_or_else(PathBuf::new, Path::to_owned);
     move |path: &Path| secret::place(&folder, path)
 }
 
 impl Config {
-    /// Reads and checks a configuration and its contracts.
+    /// Reads and checks a configuration, its contracts and all files that it names. Returns every problem.
     pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
         let document = Document::read(file).map_err(|problem| vec![problem])?;
         let mut raw: File = document.parse_all().map_err(|problems| -> Vec<_> {
             problems.into_iter().map(|problem| explained(problem, &document)).collect()
         })?;
-        let beside = beside(file);
-        let socket = socket_path(&raw, &beside);
+        let resolve = path_resolver(file);
+        let socket = socket_path(&raw, &resolve);
         let (mut problems, mut own_warnings) = (Vec::new(), Vec::new());
         seal::check_inline(&mut raw, &document, &mut problems);
-        files::resolve(&mut raw, &beside);
+        files::resolve(&mut raw, &resolve);
         seal::seal_certificates(&mut raw);
-        let prints = Prints::take(file, &mut raw);
+        let digests = Digests::take(file, &mut raw);
         seal::check_exposure(&mut raw, &document, &mut problems, &mut own_warnings);
         writable::check(&mut raw, &socket, &document, &mut problems, &mut own_warnings);
         let host = rustix::system::uname();
@@ -308,17 +309,17 @@ impl Config {
             socket,
             warnings,
             document,
-            prints,
+            digests,
         })
     }
 }
 
-/// Cache of an open segment: its newest pages are all that a writer needs.
+/// redb cache of an open segment: a writer needs only the newest pages.
 const CACHE_BYTES: usize = 1 << 20;
-/// Recently written events in memory: what a forwarder that keeps up is behind.
+/// Newest events of a lane kept in memory, for forwarders that keep up.
 const TAIL_BYTES: usize = 2 << 20;
 
-/// A problem with an address to listen on, with the value and the form that is wanted.
+/// Extends a parse problem of a `listen` key with the value and the expected form.
 fn explained(problem: Problem, document: &Document) -> Problem {
     let problem = seal::explained(problem);
     if !problem.key.ends_with(".listen") || problem.message.contains("missing field") {
@@ -341,11 +342,11 @@ fn check_monitoring(raw: &File, document: &Document, problems: &mut Vec<Problem>
     }
     let listen = monitoring.listen;
     let message =
-        format!("{listen} is not loopback: everybody who reaches it reads names, numbers and states, without TLS");
+        format!("{listen} is not loopback: anyone who can reach it reads names, counters and states, without TLS");
     match raw.environment == "production" {
         true => problems.push(document.problem(
             "monitoring.listen",
-            format!("{message}; in environment \"production\" it must be loopback, such as \"127.0.0.1:9110\", with a proxy or an agent of Prometheus before it"),
+            format!("{message}; in environment \"production\" it must be loopback, such as \"127.0.0.1:9110\", behind a proxy or a Prometheus agent"),
         )),
         false => warnings.push(document.problem("monitoring.listen", message)),
     }
@@ -356,7 +357,7 @@ fn check_disk(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
         problems.push(document.problem("data_dir", "\"\" is no folder; expected one such as \"/var/lib/forebay\""));
         return;
     }
-    // The folder itself is made at the start.
+    // The start creates the folder itself.
     let Some(nearest) = raw.data_dir.ancestors().find(|folder| folder.exists() || *folder == Path::new("")) else {
         return;
     };
@@ -391,18 +392,18 @@ fn check_memory(raw: &File, document: &Document, problems: &mut Vec<Problem>, wa
     if let Some(limit) = memory::cgroup_limit().filter(|limit| *limit < memory.0) {
         let limit = Bytes(limit);
         let message = format!(
-            "{memory} is above the {limit} that the control group of this process allows (MemoryMax= of a unit): the kernel may end the gateway; set memory to {limit} or less"
+            "{memory} is above the {limit} that the control group of this process allows (MemoryMax= of a unit): the kernel may kill the gateway; set memory to {limit} or less"
         );
         warnings.push(document.problem("memory", message));
     }
 }
 
-/// How large the file system is that a folder is on, or will be.
+/// Size in bytes of the file system on which a folder is or will be created.
 fn disk_bytes(folder: &Path) -> Option<u64> {
     disk(folder).map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize))
 }
 
-/// What of it an ordinary user may still write.
+/// Bytes of that file system that are free for an unprivileged user.
 fn disk_free(folder: &Path) -> Option<u64> {
     disk(folder).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
@@ -412,22 +413,22 @@ fn disk(folder: &Path) -> Option<rustix::fs::StatVfs> {
     rustix::fs::statvfs(nearest).ok()
 }
 
-/// What is allowed and yet seldom meant.
+/// Warnings about settings that are allowed but probably not intended.
 fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> Vec<Problem> {
     let mut found = Vec::new();
     if raw.source.names().is_empty() {
         found.push(document.problem("source", "there is none: nothing can come in"));
     }
     if raw.destination.is_empty() {
-        found.push(document.problem("destination", "there is none: events are kept, and nothing leaves"));
+        found.push(document.problem("destination", "there is none: events are kept, and nothing leaves the gateway"));
     }
     if contracts.iter().next().is_none() {
-        let message = format!("{} holds none: everything becomes a dead letter", raw.contracts.display());
+        let message = format!("{} contains no contract: every event becomes a dead letter", raw.contracts.display());
         found.push(document.problem("contracts", message));
     }
-    for name in raw.lane.keys().filter(|name| !lanes::is_given(name)) {
+    for name in raw.lane.keys().filter(|name| !lanes::is_built_in(name)) {
         if !contracts.iter().any(|contract| contract.publication.lane == *name) {
-            let message = "is a lane of its own that no contract names; critical, standard and bulk are there already";
+            let message = "is an additional lane that no contract names; critical, standard and bulk always exist";
             found.push(document.problem(format!("lane.{name}"), message));
         }
     }
@@ -437,7 +438,7 @@ fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> Vec<Problem
             found.push(document.problem(
                 format!("source.mqtt[{index}].passwords"),
                 format!(
-                    "are sent readable to {}: without TLS anyone on the network can take them; set tls",
+                    "are sent in plain text to {}: without TLS anyone on the network can read them; set tls",
                     source.listen
                 ),
             ));
@@ -446,7 +447,7 @@ fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> Vec<Problem
     found
 }
 
-/// Names stand in topics, URIs, client ids and file names.
+/// Checks a name that becomes part of topics, URIs, client ids and file names.
 fn check_word(word: &str) -> Result<(), String> {
     let is_good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if !word.is_empty() && word.len() <= 64 && word.bytes().all(is_good) {
@@ -457,7 +458,7 @@ fn check_word(word: &str) -> Result<(), String> {
 }
 
 impl Sources {
-    /// Name of every source, with the key that says it.
+    /// Returns the name of every source with its configuration key.
     fn names(&self) -> Vec<(String, &str)> {
         let keyed = |kind: &'static str| move |(index, name)| (format!("source.{kind}[{index}].name"), name);
         let mqtt = self.mqtt.iter().map(|source| source.name.as_str()).enumerate().map(keyed("mqtt"));
@@ -572,7 +573,7 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
         if let Some((filter, other)) = source.overlap() {
             warnings.push(document.problem(
                 key("topics"),
-                format!("\"{filter}\" and \"{other}\" overlap: the broker may send what matches both twice"),
+                format!("\"{filter}\" and \"{other}\" overlap: the broker may send messages that match both twice"),
             ));
         }
         let address = Address::parse(&source.url);
@@ -583,12 +584,12 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
                     problems.push(document.problem(key("tls"), error.to_string()));
                 }
             }
-            // The plant's broker is not ours to change, so that this is not refused.
+            // A warning only: the operator often cannot change the plant broker.
             Ok(address) if raw.environment == "production" && !is_local(&address.host) => {
                 warnings.push(document.problem(
                     key("url"),
                     format!(
-                        "\"{}\" is without TLS: who listens on the line reads everything, also the password",
+                        "\"{}\" is without TLS: anyone on the network path can read everything, including the password",
                         source.url
                     ),
                 ));
@@ -607,7 +608,7 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
             problems.push(document.problem(
                 key("topics"),
                 format!(
-                    "\"{filter}\" matches what the gateway itself publishes there ({}/{}/…), so that every event would come back as a new one; subscribe to narrower topics",
+                    "\"{filter}\" matches what the gateway itself publishes there ({}/{}/…), so every event would return as a new one; subscribe to narrower topics",
                     raw.environment, raw.site
                 ),
             ));
@@ -619,13 +620,13 @@ fn check_brokers(raw: &File, document: &Document, problems: &mut Vec<Problem>, w
         {
             problems.push(document.problem(
                 key("client"),
-                format!("\"{client}\" is taken by a source above at the same broker; they would throw each other out"),
+                format!("\"{client}\" is taken by a source above at the same broker; each would disconnect the other"),
             ));
         }
     }
 }
 
-/// Checks the buses and their device tables, and hands out those that can be asked.
+/// Checks the Modbus buses and their device tables. Returns the valid ones.
 fn check_buses(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Vec<(modbus::Config, modbus::Ready)> {
     let mut ready = Vec::new();
     for (index, source) in raw.source.modbus.iter().enumerate() {
@@ -638,7 +639,7 @@ fn check_buses(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> 
         }
         match source.ready(|key, message| document.problem(format!("source.modbus[{index}].{key}"), message)) {
             Ok(loaded) => ready.push((source.clone(), loaded)),
-            // Several buses may use a table: what is wrong with it is said once.
+            // Several buses may share a table: report its problems once.
             Err(found) => found.into_iter().for_each(|problem| {
                 if !problems.contains(&problem) {
                     problems.push(problem);
@@ -649,7 +650,7 @@ fn check_buses(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> 
     ready
 }
 
-/// Groups of units whose events no contract takes: one warning for each bus.
+/// Warns about register groups whose events match no contract: one warning per bus.
 fn unmatched_groups(
     buses: &[(modbus::Config, modbus::Ready)],
     document: &Document,
@@ -666,7 +667,7 @@ fn unmatched_groups(
                     .find(SourceKind::Modbus, &bus.name, topic, Sender { client: &unit.name, ..Sender::default() })
                     .is_none()
             };
-            // Points may have contracts of their own.
+            // Single points may have their own contracts.
             is_lost(topic) && device.points.iter().all(|point| is_lost(&format!("{topic}/{}", point.name)))
         });
         if let Some((topic, ..)) = unmatched.next() {
@@ -683,7 +684,7 @@ fn unmatched_groups(
     found
 }
 
-/// The filter of a source that takes in again what a destination at the same broker was given.
+/// Returns the filter of a source that would receive events which a destination publishes at the same broker.
 fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String> {
     let address = Address::parse(&source.url).ok()?;
     let leads_there = |to: &forward::Config| to.url.0.iter().any(|url| Address::parse(url).as_ref() == Ok(&address));

@@ -211,7 +211,7 @@ impl Gateway {
         let works = Works {
             ground,
             handles: Arc::clone(&handles),
-            watched: config.prints.clone(),
+            watched: config.digests.clone(),
             config,
             contracts,
             configured,

@@ -257,7 +257,7 @@ fn a_card_full_of_what_was_delivered_takes_new_events_of_every_lane() {
     gateway.run();
     let warned = gateway.command(&["check", "CONFIG"]);
     let said = String::from_utf8_lossy(&warned.stdout).into_owned() + &String::from_utf8_lossy(&warned.stderr);
-    assert!(said.contains("removing delivered segments before their retention is over"), "{said}");
+    assert!(said.contains("delivered events are deleted before their retention ends"), "{said}");
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     for part in 0..20u16 {
         let numbers = part * 20 + 1..=part * 20 + 20;

@@ -522,7 +522,7 @@ fn a_wrong_source_is_refused_with_the_line_and_what_is_allowed() {
     check("url = \"broker\"\ntopics = [\"a\"]", &["source.broker[0].url", "mqtts://host:8883"]);
     check(
         &format!("{url}topics = [\"#\"]\n[[destination]]\nname = \"central\"\nurl = \"mqtt://127.0.0.1\"\n"),
-        &["source.broker[0].topics", "would come back"],
+        &["source.broker[0].topics", "would return"],
     );
 }
 

@@ -176,7 +176,7 @@ fn what_is_allowed_and_seldom_meant_is_warned_of() {
     );
     warned(
         &|config| config.replace("data_dir = \"data\"", "data_dir = \"data\"\ncontracts = \"empty\""),
-        &["everything becomes a dead letter", "STATE.TOML: is not read", "\".toml\""],
+        &["every event becomes a dead letter", "STATE.TOML: is not read", "\".toml\""],
     );
     warned(&|config| format!("{config}\n[lane.critcal]\nbudget = \"1GB\"\n"), &["lane.critcal", "no contract names"]);
     warned(
@@ -186,7 +186,7 @@ fn what_is_allowed_and_seldom_meant_is_warned_of() {
                 .replace("\"test\"", "\"production\"")
                 .replace("127.0.0.1:", "0.0.0.0:")
         },
-        &["source.mqtt[0].passwords", "readable", "set tls"],
+        &["source.mqtt[0].passwords", "plain text", "set tls"],
     );
 }
 

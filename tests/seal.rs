@@ -246,7 +246,7 @@ fn a_secret_in_the_configuration_is_refused_and_not_repeated() {
         "credential:NAME",
     ]);
     Plant::new(|config| config.replace("mqtt://localhost:1\"", "mqtt://localhost:1\"\npassword = \"sesame\"")).refused(
-        &["forebay.toml:12: destination[0]", "unknown field `password`", "secrets do not stand in the configuration"],
+        &["forebay.toml:12: destination[0]", "unknown field `password`", "the configuration does not contain secrets"],
     );
     Plant::new(|config| {
         config.replace("mqtt://localhost:1\"", "mqtt://localhost:1\"\nuser = \"gw\"\npassword_file = [\"sesame\"]")

@@ -1,4 +1,4 @@
-//! Destinations as the configuration says them.
+//! Checks of the destinations.
 
 use super::{File, check_word};
 use crate::forward;
@@ -7,7 +7,7 @@ use crate::secret::Secret;
 use crate::setting::{Bytes, Document, Problem};
 use crate::tls;
 
-/// Less than this could not hold what is on its way in normal times.
+/// Smallest `hold`: less could not contain the events in flight of normal operation.
 const HOLD_MIN: u64 = 8 << 20;
 
 pub(super) fn check(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
@@ -26,8 +26,7 @@ pub(super) fn check(raw: &File, document: &Document, problems: &mut Vec<Problem>
             problems.push(document.problem(key("window"), "0 is not allowed; 1 to 65535 are"));
         }
         if destination.url.0.is_empty() {
-            problems
-                .push(document.problem(key("url"), "there is none; expected \"mqtts://host:8883\", or a list of such"));
+            problems.push(document.problem(key("url"), "is empty; expected \"mqtts://host:8883\", or a list of URLs"));
         }
         destination.url.0.iter().for_each(|url| check_url(raw, destination, url, &key, document, problems));
         if let Some(hold) = destination.hold
@@ -66,7 +65,7 @@ fn check_url(
         Ok(_) if destination.tls.is_set() => problems.push(document.problem(
             key("tls"),
             format!(
-                "is set, but \"{url}\" speaks no TLS and would send everything readable; use mqtts://, or remove tls"
+                "is set, but \"{url}\" speaks no TLS and would send everything in plain text; use mqtts://, or remove tls"
             ),
         )),
         Ok(_) if raw.environment == "production" => problems.push(document.problem(

@@ -1,4 +1,4 @@
-//! Lanes and dead letters as the configuration says them.
+//! Settings and checks of lanes and of the dead-letter log.
 
 use super::{File, check_word};
 use crate::contract::{Contracts, Order};
@@ -28,7 +28,7 @@ pub(super) struct Lane {
     time_zone: Option<String>,
 }
 
-/// The log of dead letters.
+/// Settings of the dead-letter log.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Dead {
@@ -43,9 +43,11 @@ impl Default for Dead {
     }
 }
 
-/// What a plant's worst month needs, and no more than a share of the disk.
+/// Default budget of the dead-letter log: enough for the worst month of a plant.
 const DEAD_BUDGET: u64 = 256 << 20;
+/// By default the dead-letter log takes at most a sixteenth of the disk.
 const DEAD_SHARE: u64 = 16;
+/// Smallest budget of the dead-letter log.
 const DEAD_BUDGET_MIN: u64 = 1 << 20;
 
 fn dead_retention() -> Span {
@@ -53,7 +55,7 @@ fn dead_retention() -> Span {
 }
 
 impl Dead {
-    /// How its log is set up, on a disk of this size.
+    /// Returns the lane settings of the log, for a disk of this size.
     pub fn lane(&self, disk_bytes: Option<u64>) -> LaneConfig {
         LaneConfig::dead(self.budget(disk_bytes))
     }
@@ -64,29 +66,30 @@ impl Dead {
     }
 }
 
-/// Lanes that are there without being written down: name, linger, budget, what happens when that is used up.
+/// Built-in lanes: name, linger, budget, and the action when the budget is used up.
 const LANES: [(&str, Duration, u64, Full); 3] = [
     ("critical", Duration::from_millis(2), 1 << 30, Full::StopAcknowledging),
     ("standard", Duration::from_millis(40), 4 << 30, Full::StopAcknowledging),
     ("bulk", Duration::from_millis(250), 8 << 30, Full::ShedOldest),
 ];
-/// What the bulk lane may send in a second while others have a backlog.
+/// Rate of the bulk lane per second while other lanes have a backlog.
 const BULK_YIELDING: Rate = Rate { events: Some(1000), bytes: None };
-/// The smallest budget in which segments of a useful size can rotate.
+/// Smallest budget in which segments of a useful size can rotate.
 const BUDGET_MIN: u64 = 8 << 20;
+/// Longest linger: clients wait that long for an acknowledgement.
 const LINGER_MAX: Duration = Duration::from_secs(10);
-/// Batches larger than this would have to be held in memory whole, at both ends.
+/// Bounds of a batch: gateway and receiver hold it in memory as a whole.
 const BATCH_EVENTS_MAX: usize = 10_000;
 const BATCH_BYTES: (u64, u64) = (4 << 10, 8 << 20);
-/// How much of the disk the lanes take by themselves, in per cent of what is left by those that are written down.
-const OWN_SHARE: u64 = 80;
+/// Share of the remaining disk for lanes without a configured budget, in per cent.
+const DEFAULT_SHARE: u64 = 80;
 
-/// Whether a lane is there without being written down.
-pub(super) fn is_given(name: &str) -> bool {
+/// Whether a lane is built in.
+pub(super) fn is_built_in(name: &str) -> bool {
     LANES.iter().any(|lane| lane.0 == name)
 }
 
-/// The lanes, and how each is sent.
+/// Checks the lane settings. Returns the lanes, and how each is sent.
 pub(super) fn check(
     raw: &File,
     document: &Document,
@@ -189,7 +192,7 @@ fn check_sending(settings: &Lane, sending: &mut Sending, wrong: &mut impl FnMut(
     }
 }
 
-/// Sending what comes now first breaks the order of keys: only where no contract of the lane promises it.
+/// Refuses `live-first` for lanes whose contracts promise the order of a key, which it breaks.
 pub(super) fn check_order(
     sending: &BTreeMap<String, Sending>,
     contracts: &Contracts,
@@ -202,7 +205,7 @@ pub(super) fn check_order(
             problems.push(document.problem(
                 format!("lane.{name}.catch_up"),
                 format!(
-                    "\"live-first\" mixes up the events of a key, whose order \"{}\" keeps ({}); set order = \"none\" there, or give it another lane",
+                    "\"live-first\" reorders the events of a key, but contract \"{}\" promises their order ({}); set order = \"none\" there, or give it another lane",
                     contract.stream(),
                     contract.file.display()
                 ),
@@ -211,7 +214,7 @@ pub(super) fn check_order(
     }
 }
 
-/// What others have put on the disk can leave less than the budgets and `disk_reserve` want.
+/// Warns if other files on the disk leave less free space than the budgets and `disk_reserve` need.
 pub(super) fn doubt_room(raw: &File, lanes: &[LaneConfig], document: &Document, warnings: &mut Vec<Problem>) {
     let Some(free) = super::disk_free(&raw.data_dir) else { return };
     let journal = raw.data_dir.join("journal");
@@ -222,7 +225,7 @@ pub(super) fn doubt_room(raw: &File, lanes: &[LaneConfig], document: &Document, 
         warnings.push(document.problem(
             "data_dir",
             format!(
-                "the file system of {} has {} free, and the journal takes {}: less than disk_reserve ({}) and the budgets of the lanes ({}); before those are used up, delivered events leave ahead of their time",
+                "the file system of {} has {} free, and the journal takes {}: less than disk_reserve ({}) and the budgets of the lanes ({}); once free space falls to disk_reserve, delivered events are deleted before their retention ends",
                 raw.data_dir.display(),
                 Bytes(free),
                 Bytes(own),
@@ -233,44 +236,44 @@ pub(super) fn doubt_room(raw: &File, lanes: &[LaneConfig], document: &Document, 
     }
 }
 
-/// What the files of a folder and of those in it take; `None` if that is not for everybody to see.
+/// Returns the disk usage of a folder in bytes; `None` if this process may not read all of it.
 fn folder_bytes(folder: &Path) -> Option<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(folder).ok()? {
         let found = entry.ok()?;
         bytes += match found.metadata() {
             Ok(metadata) if metadata.is_dir() => folder_bytes(&found.path())?,
-            // One that has just gone takes nothing.
+            // A file that was just deleted takes nothing.
             metadata => metadata.map_or(0, |metadata| metadata.blocks() * 512),
         };
     }
     Some(bytes)
 }
 
-/// Budgets that are written down have to fit the disk; the others take what is left.
+/// Checks that configured budgets fit the disk, and shrinks the default budgets to the rest.
 fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], document: &Document, problems: &mut Vec<Problem>) {
     let Some(size) = super::disk_bytes(&raw.data_dir) else { return };
     let room = size.saturating_sub(raw.disk_reserve.0).saturating_sub(raw.dead.budget(Some(size)));
-    let is_written = |lane: &LaneConfig| raw.lane.get(&lane.name).is_some_and(|settings| settings.budget.is_some());
-    let written: u64 = lanes.iter().filter(|lane| is_written(lane)).map(|lane| lane.budget).sum();
-    if written > room {
-        for lane in lanes.iter().filter(|lane| is_written(lane)) {
+    let is_configured = |lane: &LaneConfig| raw.lane.get(&lane.name).is_some_and(|settings| settings.budget.is_some());
+    let configured: u64 = lanes.iter().filter(|lane| is_configured(lane)).map(|lane| lane.budget).sum();
+    if configured > room {
+        for lane in lanes.iter().filter(|lane| is_configured(lane)) {
             problems.push(document.problem(
                 format!("lane.{}.budget", lane.name),
                 format!(
-                    "{} cannot fit: the file system of {} has {} in all, of which disk_reserve and dead letters leave {}, and the lanes that are written down want {}",
+                    "{} cannot fit: the file system of {} has {} in all, of which disk_reserve and dead letters leave {}, and the configured budgets need {}",
                     Bytes(lane.budget),
                     raw.data_dir.display(),
                     Bytes(size),
                     Bytes(room),
-                    Bytes(written)
+                    Bytes(configured)
                 ),
             ));
         }
         return;
     }
-    let wanted: u64 = lanes.iter().filter(|lane| !is_written(lane)).map(|lane| lane.budget).sum();
-    let left = (room - written) / 100 * OWN_SHARE;
+    let wanted: u64 = lanes.iter().filter(|lane| !is_configured(lane)).map(|lane| lane.budget).sum();
+    let left = (room - configured) / 100 * DEFAULT_SHARE;
     if wanted > left {
         for lane in
             lanes.iter_mut().filter(|lane| raw.lane.get(&lane.name).is_none_or(|settings| settings.budget.is_none()))

@@ -1,4 +1,4 @@
-//! What is checked of Odoo sources and of the watch, which looks at what they know.
+//! Checks of Odoo sources, and of the watch, which evaluates their records.
 
 use super::File;
 use crate::contract::Contracts;
@@ -24,7 +24,7 @@ pub(super) fn check_odoos(raw: &File, document: &Document, problems: &mut Vec<Pr
         if check_url(&source.url) == Ok(true) && raw.environment == "production" {
             warnings.push(document.problem(
                 key("url"),
-                format!("\"{}\" is without TLS: who listens on the line can take the key; use https://", source.url),
+                format!("\"{}\" is without TLS: anyone on the network path can read the key; use https://", source.url),
             ));
         }
         let Some(hook) = &source.hook else { continue };
@@ -63,9 +63,9 @@ pub(super) fn check_watch(
         problems.push(document.problem(format!("watch.{part}"), message));
     }
     if raw.source.odoo.is_empty() {
-        problems.push(document.problem("watch", "there is nothing to watch; it needs a [[source.odoo]]"));
+        problems.push(document.problem("watch", "there is nothing to watch; add a [[source.odoo]]"));
     }
-    // Contracts that are refused are a problem of their own, which is named already.
+    // Refused contracts are already reported as their own problems.
     let declared = |stream: &str| contracts.iter().any(|contract| contract.stream() == stream);
     let lacking: Vec<_> = watch::STREAMS.into_iter().filter(|stream| !declared(stream)).collect();
     if !lacking.is_empty() && contracts.iter().next().is_some() {

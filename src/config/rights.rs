@@ -1,11 +1,11 @@
-//! What is allowed and seldom meant of who may publish and subscribe at the listeners.
+//! Warnings about rights to publish and subscribe that are allowed but probably not intended.
 
 use super::File;
 use crate::contract::{Contract, Contracts, Pattern, SourceKind};
 use crate::setting::{Document, Problem};
 use crate::sources::mqtt;
 
-/// Doubts about the rights at each listener.
+/// Returns the warnings about the rights at each listener.
 pub(super) fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> Vec<Problem> {
     let mut found = Vec::new();
     for (index, source) in raw.source.mqtt.iter().enumerate() {
@@ -18,7 +18,7 @@ pub(super) fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> 
         {
             doubt(
                 "anonymous",
-                "such clients may do nothing, except on loopback: no rule is for them; add [[source.mqtt.acl]] without \"who\"".into(),
+                "anonymous clients have no rights except on loopback: no rule applies to them; add [[source.mqtt.acl]] without \"who\"".into(),
             );
         }
         if !source.proves_names() {
@@ -29,11 +29,11 @@ pub(super) fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> 
         }
         let of_source = || contracts.iter().filter(|one| one.source() == SourceKind::Mqtt && one.is_for(&source.name));
         if source.default_rights {
-            for contract in of_source().filter(|one| one.publisher().is_none() && !is_ruled(&source.acl, one)) {
+            for contract in of_source().filter(|one| one.publisher().is_none() && !has_rule(&source.acl, one)) {
                 doubt(
                     "acl",
                     format!(
-                        "nobody may publish \"{}\", which contract \"{}\" takes: its key is \"{}\", no one level of the topic; give the contract a publisher, such as publisher = \"{{machine}}\", or add a rule",
+                        "nobody may publish \"{}\", which contract \"{}\" accepts: its key \"{}\" is not exactly one level of the topic; give the contract a publisher, such as publisher = \"{{machine}}\", or add a rule",
                         contract.filter(),
                         contract.stream(),
                         contract.publication.key
@@ -48,7 +48,7 @@ pub(super) fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> 
                     doubt(
                         &format!("acl[{number}].publish"),
                         format!(
-                            "lets every client publish the events of every other in stream \"{}\"; name a level {{user}}, or say who",
+                            "lets every client publish the events of every other in stream \"{}\"; use {{user}} as a level, or set who",
                             contract.stream()
                         ),
                     );
@@ -59,17 +59,17 @@ pub(super) fn doubts(raw: &File, document: &Document, contracts: &Contracts) -> 
     found
 }
 
-/// Whether some rule lets somebody publish some of what a contract takes.
-fn is_ruled(rules: &[mqtt::Rule], contract: &Contract) -> bool {
-    rules.iter().flat_map(|rule| &rule.publish).any(|filter| meets(filter, contract))
+/// Whether any rule allows a client to publish a topic of this contract.
+fn has_rule(rules: &[mqtt::Rule], contract: &Contract) -> bool {
+    rules.iter().flat_map(|rule| &rule.publish).any(|filter| overlaps(filter, contract))
 }
 
-/// Whether a rule lets everybody publish what a contract takes, under any name.
+/// Whether a rule allows every client to publish topics of this contract under any name.
 fn is_open(rule: &mqtt::Rule, contract: &Contract) -> bool {
     let is_for_all = rule.who.as_deref().is_none_or(|who| who == "*");
-    is_for_all && rule.publish.iter().any(|filter| !filter.contains("{user}") && meets(filter, contract))
+    is_for_all && rule.publish.iter().any(|filter| !filter.contains("{user}") && overlaps(filter, contract))
 }
 
-fn meets(filter: &str, contract: &Contract) -> bool {
+fn overlaps(filter: &str, contract: &Contract) -> bool {
     Pattern::parse(&filter.replace("{user}", "+")).is_ok_and(|pattern| contract.overlaps(&pattern))
 }

@@ -1,7 +1,8 @@
-//! What a configuration may not do with secrets, and what it may not do in `production`.
+//! Checks of secrets, certificates and folders: the rules for every environment, and the stricter ones of
+//! `production`.
 
 use super::File;
-use super::files::{Named, places};
+use super::files::{FileSetting, file_settings};
 use crate::journal::{JournalError, Seal};
 use crate::secret::{self, Secret};
 use crate::setting::access;
@@ -9,14 +10,14 @@ use crate::setting::{Document, Problem};
 use crate::tls::CertificateSeal;
 use std::path::Path;
 
-/// The environment in which what is doubtful elsewhere is refused.
+/// The environment in which settings are refused that only cause a warning elsewhere.
 pub(super) const PRODUCTION: &str = "production";
-/// What takes the place of a secret that stands in the configuration, so that no message repeats it.
+/// Replaces a secret that was written into the configuration, so no message repeats it.
 const NOT_SHOWN: &str = "(not shown)";
-/// Hashes of masked values could be tried out with less.
+/// Shortest mask key: with less, masked values could be found by brute force.
 const MASK_KEY_BYTES_MIN: usize = 16;
 
-/// Makes every certificate of our own belong to the environment.
+/// Binds every certificate of the gateway itself to the environment.
 pub(super) fn seal_certificates(raw: &mut File) {
     let seal = CertificateSeal { environment: raw.environment.clone(), is_required: raw.sealed_certificates };
     let sources = &mut raw.source;
@@ -41,20 +42,20 @@ pub(super) fn check_journal(raw: &File, document: &Document, problems: &mut Vec<
     }
 }
 
-/// Refuses secrets that stand in the configuration themselves, and takes them out.
+/// Refuses secrets written directly into the configuration, and removes them from `raw`.
 pub(super) fn check_inline(raw: &mut File, document: &Document, problems: &mut Vec<Problem>) {
-    for Named { key, path, .. } in places(raw) {
+    for FileSetting { key, path, .. } in file_settings(raw) {
         if secret::is_inline(path) {
             *path = NOT_SHOWN.into();
             problems.push(document.problem(
                 key,
-                "holds what belongs into a file; put it into one that the service alone reads, and name the file, \"credential:NAME\" or \"env:NAME\"",
+                "holds a secret, which belongs into a file; put it into one that only the service can read, and name the file, \"credential:NAME\" or \"env:NAME\"",
             ));
         }
     }
 }
 
-/// Names secrets that others can read or change: refused in `production`, warned of elsewhere.
+/// Reports secret files that others can read or change: a problem in `production`, a warning elsewhere.
 pub(super) fn check_exposure(
     raw: &mut File,
     document: &Document,
@@ -62,21 +63,21 @@ pub(super) fn check_exposure(
     warnings: &mut Vec<Problem>,
 ) {
     let is_strict = raw.environment == PRODUCTION;
-    for Named { key, path, .. } in places(raw).into_iter().filter(|named| named.is_secret) {
+    for FileSetting { key, path, .. } in file_settings(raw).into_iter().filter(|named| named.is_secret) {
         let Some(message) = secret::exposed(path) else { continue };
         let list = if is_strict { &mut *problems } else { &mut *warnings };
         list.push(document.problem(key, message));
     }
 }
 
-/// The key that masked fields are hashed with; empty where there is none.
+/// Reads the key that masked fields are hashed with; empty if none is set.
 pub(super) fn mask_key(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Secret {
-    let Some(place) = &raw.mask_key else { return Secret::default() };
-    match Secret::read(place) {
+    let Some(path) = &raw.mask_key else { return Secret::default() };
+    match Secret::read(path) {
         Ok(key) if key.bytes().len() >= MASK_KEY_BYTES_MIN => return key,
         Ok(key) => {
             let held = key.bytes().len();
-            let message = format!("{} holds {held} bytes; at least {MASK_KEY_BYTES_MIN} are needed", place.display());
+            let message = format!("{} holds {held} bytes; at least {MASK_KEY_BYTES_MIN} are needed", path.display());
             problems.push(document.problem("mask_key", message));
         }
         Err(error) => problems.push(document.problem("mask_key", error.to_string())),
@@ -84,7 +85,7 @@ pub(super) fn mask_key(raw: &File, document: &Document, problems: &mut Vec<Probl
     Secret::default()
 }
 
-/// Checks that the journal and the socket can be made where they are to be.
+/// Checks that the journal and the socket can be created at their paths.
 pub(super) fn check_folders(
     raw: &File,
     socket: &Path,
@@ -99,25 +100,30 @@ pub(super) fn check_folders(
         warnings.push(document.problem(
             "data_dir",
             format!(
-                "{} belongs to {owner}, and this process is root: what it makes there {owner} cannot write, and what {owner} may not read is not noticed; run it as {owner}: sudo -u {owner} forebay …",
+                "{} belongs to {owner}, and this process is root: {owner} cannot write files that root creates there, and missing rights of {owner} go unnoticed; run it as {owner}: sudo -u {owner} forebay …",
                 raw.data_dir.display()
             ),
         ));
     }
     let folder = socket.parent().unwrap_or(Path::new("/"));
-    // The folder of the data is made at the start, others are not.
+    // The start creates the data folder, but no other.
     if raw.socket.is_some() && folder != raw.data_dir {
         let folder = if folder == Path::new("") { Path::new(".") } else { folder };
         let wrong = if folder.exists() {
             access::check_folder(folder).err()
         } else {
-            Some(format!("its folder {} is not there; mend it with: {}", folder.display(), access::create_command(folder)))
+            Some(format!(
+                "its folder {} does not exist; mend it with: {}",
+                folder.display(),
+                access::create_command(folder)
+            ))
         };
         problems.extend(wrong.map(|message| document.problem("socket", message)));
     }
 }
 
-/// A secret that was written down instead of its place: what is refused is not repeated, and it is said where it belongs.
+/// Rewrites the parse problem of a secret that was written instead of its path: leaves out the value, and says where a
+/// secret belongs.
 pub(super) fn explained(problem: Problem) -> Problem {
     let words = ["password", "passphrase", "secret", "token", "key"];
     let last = problem.key.rsplit('.').next().unwrap_or_default();
@@ -125,13 +131,13 @@ pub(super) fn explained(problem: Problem) -> Problem {
     let unknown = problem.message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
     if unknown.is_some_and(|name| words.iter().any(|word| name.contains(word))) {
         let message = format!(
-            "{}; secrets do not stand in the configuration: name a file, \"credential:NAME\" or \"env:NAME\" (password_file, key_file, token_file, tls.key)",
+            "{}; the configuration does not contain secrets: name a file, \"credential:NAME\" or \"env:NAME\" (password_file, key_file, token_file, tls.key)",
             problem.message
         );
         return Problem { message, ..problem };
     }
     if is_of_secret && problem.message.starts_with("invalid type") {
-        let message = "is no path; expected that of a file, \"credential:NAME\" or \"env:NAME\"".to_owned();
+        let message = "is no path; expected the path of a file, \"credential:NAME\" or \"env:NAME\"".to_owned();
         return Problem { message, ..problem };
     }
     problem

@@ -3,7 +3,7 @@
 use super::Ground;
 use super::part::{Part, Work};
 use crate::admin::LinkHandle;
-use crate::config::{Config, Print};
+use crate::config::{Config, Digest};
 use crate::contract::Surroundings;
 use crate::forward::again::{self, Resender};
 use crate::forward::{self, CredentialRotation, Forwarder, Pressure, Sending, status};
@@ -19,7 +19,7 @@ pub(super) struct Wanted {
     pub config: Arc<forward::Config>,
     client: String,
     sending: BTreeMap<String, Sending>,
-    print: Print,
+    print: Digest,
 }
 
 impl Wanted {
@@ -30,7 +30,7 @@ impl Wanted {
             config: Arc::new(to.clone()),
             client,
             sending: config.sending.clone(),
-            print: config.prints.of(&format!("destination {}", to.name)),
+            print: config.digests.of(&format!("destination {}", to.name)),
         };
         config.destinations.iter().zip(clients).map(wanted).collect()
     }

@@ -9,7 +9,7 @@ use super::sources::{self, Opened, Prepared, Source};
 use super::{Ground, ended};
 use crate::admin::{Configured, Handles, ReloadBy, ReloadOrder, Reloaded, View};
 use crate::clock;
-use crate::config::{Config, Prints};
+use crate::config::{Config, Digests};
 use crate::contract::{Contract, Sender};
 use crate::event::Timestamp;
 use crate::journal::{DONE, Journal};
@@ -33,7 +33,7 @@ pub(super) struct Works {
     pub handles: Arc<Handles>,
     pub config: Config,
     /// The files as they were looked at last, whether they are in force or were refused.
-    pub watched: Prints,
+    pub watched: Digests,
     pub contracts: Vec<Arc<Contract>>,
     pub configured: Configured,
     pub sources: Vec<Source>,
@@ -92,7 +92,7 @@ impl Works {
         let loaded = spawn_blocking(move || Config::load(&file)).await;
         let reloaded = match loaded {
             Ok(Ok(config)) => {
-                self.watched = config.prints.clone();
+                self.watched = config.digests.clone();
                 self.take_up(config).await
             }
             Ok(Err(problems)) => Err(problems),
@@ -253,7 +253,7 @@ impl Works {
                 (None, new) => changes.push(format!("contract {stream}: {}", new.map_or("", String::as_str))),
             }
         }
-        for (part, words) in new.prints.changed_files(&self.config.prints) {
+        for (part, words) in new.digests.changed_files(&self.config.digests) {
             changes.push(format!("{part}: {words}"));
         }
         changes

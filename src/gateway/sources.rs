@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// The print of a source, and that of what else it depends on.
-pub(super) type Print = (config::Print, config::Print);
+pub(super) type Print = (config::Digest, config::Digest);
 
 /// A source as the configuration says it.
 pub(super) enum Wanted {
@@ -60,8 +60,8 @@ impl Wanted {
     /// Its print in a configuration.
     pub fn print(&self, config: &Config) -> Print {
         let beside =
-            if self.kind() == SourceKind::Odoo { config.prints.of("contracts") } else { config::Print::default() };
-        (config.prints.of(&format!("source {}", self.name())), beside)
+            if self.kind() == SourceKind::Odoo { config.digests.of("contracts") } else { config::Digest::default() };
+        (config.digests.of(&format!("source {}", self.name())), beside)
     }
 }
 
