@@ -1,6 +1,7 @@
-//! The admin socket: what the command line asks of a running gateway.
+//! The admin socket: HTTP over a Unix socket, for the command line.
 //!
-//! HTTP over a Unix socket. The permissions of the file decide who may ask; `change` asks for a caller with a name.
+//! Promise: the mode of the socket file decides who may connect; a request that changes something is refused unless the
+//! audit can name its user; every change is audited.
 
 mod caller;
 pub(crate) mod certificates;
@@ -58,224 +59,224 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-/// What the admin socket looks at.
+/// The services and the state that the admin socket reads and changes.
 #[derive(Debug)]
 pub struct Handles {
-    /// Where this gateway is.
+    /// Environment, site and name of this gateway.
     pub surroundings: Surroundings,
-    /// When it was started.
+    /// Start of the process.
     pub started: Instant,
-    /// The journal.
+    /// All lanes and dead letters.
     pub journal: Arc<Journal>,
-    /// Ingest.
+    /// Takes in requeued and edited dead letters.
     pub ingest: Arc<Ingest>,
-    /// How long the disk lasts.
+    /// Forecasts how long disk and lanes last.
     pub survival: Arc<Survival>,
-    /// What has become of dead letters.
+    /// Status of every dead letter.
     pub fates: Arc<Fates>,
-    /// The replays.
+    /// Running and finished replays.
     pub replays: Arc<Replays>,
-    /// What became of parts that failed.
+    /// Parts that failed, and their restarts.
     pub failures: Arc<Failures>,
-    /// Gathers what matters to security.
+    /// Counts and reports security events.
     pub security: Arc<Security>,
-    /// Asks for a reload.
+    /// Requests reloads.
     pub reloading: Reloading,
-    /// What runs now.
+    /// The running sources and links; a reload replaces it.
     pub view: ArcSwap<View>,
-    /// Who judges the clock.
+    /// Decides whether the clock is trusted.
     pub timekeeper: Arc<Timekeeper>,
-    /// Whether metrics and health are served.
+    /// Whether the monitoring address could be bound.
     pub monitoring: MonitoringState,
-    /// What peers make the process hold.
+    /// Memory that peers occupy.
     pub budget: Arc<Budget>,
 }
 
-/// A source.
+/// A running source, as status and metrics show it.
 #[derive(Clone, Debug)]
 pub struct SourceHandle {
-    /// Its name.
+    /// Name in the configuration.
     pub name: String,
-    /// What kind of source it is.
+    /// Kind of the source, such as MQTT or Modbus.
     pub kind: SourceKind,
-    /// Where it listens, or what it asks.
+    /// Address it listens on, or the server it reads.
     pub address: String,
-    /// What it counts.
+    /// Counters of the source.
     pub stats: Arc<sources::Stats>,
-    /// Who has connected to it, where it is a listener.
+    /// Devices that have connected, if it is an MQTT listener.
     pub devices: Option<Arc<Devices>>,
 }
 
-/// A link.
+/// A link, as status and metrics show it.
 #[derive(Clone, Debug)]
 pub struct LinkHandle {
-    /// The lane.
+    /// Lane that the link drains.
     pub lane: Arc<Lane>,
-    /// The destination.
+    /// Name of the destination.
     pub destination: String,
-    /// What it counts.
+    /// Counters of the link.
     pub stats: Arc<forward::Stats>,
 }
 
-/// How the gateway stands.
+/// Status of the gateway, as `GET /status` returns it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// Version of the program.
+    /// Version of Forebay.
     pub version: String,
     /// `test`, `production`, …
     pub environment: String,
-    /// The plant.
+    /// Name of the plant.
     pub site: String,
-    /// The gateway.
+    /// Name of the gateway.
     pub name: String,
-    /// Seconds since it was started.
+    /// Seconds since the process started.
     pub uptime_seconds: u64,
-    /// Since when this configuration is in force, RFC 3339.
+    /// Time at which this configuration came into force, RFC 3339.
     #[serde(default)]
     pub configured: Option<String>,
-    /// Everything that is not as it should be.
+    /// Everything that needs a person.
     pub problems: Vec<String>,
-    /// What a person should know, though nothing is wrong.
+    /// Information that is worth knowing but is no problem.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// The lanes.
+    /// Status of every lane.
     pub lanes: Vec<LaneStatus>,
-    /// The links.
+    /// Status of every link: one per lane and destination.
     pub links: Vec<LinkStatus>,
-    /// The sources.
+    /// Status of every source.
     pub sources: Vec<SourceStatus>,
-    /// The dead letters.
+    /// Counts of dead letters.
     pub dead: DeadStatus,
-    /// Repeats and how far back they are recognised.
+    /// Recognised repeats, and the reach of the dedupe window.
     pub repeats: RepeatStatus,
-    /// Damaged files that are set aside.
+    /// Damaged files that were set aside (`.damaged`).
     pub set_aside: Vec<String>,
-    /// The clock.
+    /// Time, and whether it is trusted.
     #[serde(default)]
     pub clock: time::ClockStatus,
-    /// How long each lane lasts, and how long its backlog takes.
+    /// Per lane: time until its budget is used up, and time to drain its backlog.
     #[serde(default)]
     pub outlooks: Vec<Outlook>,
-    /// Bytes written to the disk in a day, at the rate since the start; not in the first minute.
+    /// Bytes written to the disk per day, at the rate since the start; `None` in the first minute.
     #[serde(default)]
     pub flash_bytes_per_day: Option<u64>,
-    /// The memory limit, and what clients make the gateway hold of it.
+    /// The memory limit, and the share that clients occupy.
     #[serde(default)]
     pub memory: memory::Usage,
-    /// Sparkplug nodes, if a contract decodes them.
+    /// Status of Sparkplug nodes, if a contract decodes them.
     #[serde(default)]
     pub sparkplug: Option<SparkplugStatus>,
 }
 
-/// How Sparkplug nodes stand. All numbers but `nodes` and `bytes` are since the start.
+/// Status of Sparkplug nodes. All numbers but `nodes` and `bytes` count since the start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SparkplugStatus {
-    /// Edge nodes that are known.
+    /// Known edge nodes.
     pub nodes: usize,
-    /// Bytes of memory that what their births declared takes.
+    /// Memory for the metrics that births declared, in bytes.
     #[serde(default)]
     pub bytes: usize,
-    /// How often what births of a node declared was forgotten for lack of room.
+    /// Nodes whose birth was evicted from memory.
     #[serde(default)]
     pub forgotten: u64,
-    /// Gaps in the numbers of messages: some were lost on their way to the gateway.
+    /// Gaps in message sequences: messages were lost before the gateway.
     pub gaps: u64,
-    /// Messages that could not be understood, and so became dead letters.
+    /// Undecodable messages, which became dead letters.
     pub refused: u64,
-    /// Rebirths that were asked for.
+    /// Rebirth requests that the gateway sent.
     pub rebirths_asked: u64,
 }
 
-/// How a link stands.
+/// Status of a link.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinkStatus {
-    /// The lane.
+    /// Lane that the link drains.
     pub lane: String,
-    /// The destination.
+    /// Name of the destination.
     pub destination: String,
-    /// Whether there is a session.
+    /// Whether the link has a session.
     pub is_up: bool,
-    /// Since when, RFC 3339.
+    /// Time of the last change of `is_up`, RFC 3339.
     pub since: Option<String>,
-    /// Why there is none.
+    /// Reason why the link is down.
     pub reason: Option<String>,
-    /// What a person should know, though there is one.
+    /// Information about a link that is up.
     #[serde(default)]
     pub note: Option<String>,
     /// Publishes in flight.
     pub in_flight: usize,
     /// Publishes sent since the start, repeats included.
     pub sent: u64,
-    /// Acknowledged since the start.
+    /// Publishes that central acknowledged since the start.
     pub delivered: u64,
-    /// Acknowledged though nobody had subscribed, since the start.
+    /// Publishes acknowledged with "no matching subscribers", since the start.
     pub unheard: u64,
-    /// Refused for now, since the start.
+    /// Publishes that central refused temporarily, since the start.
     pub refused_for_now: u64,
     /// Median and 99th percentile from sending to acknowledgement, in milliseconds.
     pub answer_ms: (f64, f64),
 }
 
-/// How a source stands.
+/// Status of a source.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SourceStatus {
-    /// Its name.
+    /// Name in the configuration.
     pub name: String,
-    /// What kind of source it is.
+    /// Kind of the source, such as MQTT or Modbus.
     pub kind: SourceKind,
-    /// Where it listens, or what it asks.
+    /// Address it listens on, or the server it reads.
     pub address: String,
-    /// What keeps it from working, if anything does.
+    /// Reason why the source does not work.
     pub problem: Option<String>,
     /// Open connections.
     pub connections: u64,
     /// Publishes that arrived since the start.
     pub received: u64,
-    /// Events of senders that await no answer, for which there was no room.
+    /// Events dropped for lack of room, from senders that expect no acknowledgement (QoS 0).
     pub dropped: u64,
-    /// Redeliveries that were recognised without an id, and are no second event.
+    /// Redeliveries (DUP) without an event id that were recognised as repeats.
     pub redelivered: u64,
-    /// Events that subscribers were not told, since they were too far behind.
+    /// Events that were not sent to subscribers that were too far behind.
     pub cut: u64,
-    /// Connections refused or ended for a fault.
+    /// Connections refused, or closed because of a fault.
     pub refused: u64,
     /// Median and 99th percentile from arrival to acknowledgement, in milliseconds.
     pub ack_ms: (f64, f64),
 }
 
-/// How many dead letters there are.
+/// Counts of dead letters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeadStatus {
-    /// Ever written.
+    /// Dead letters ever written.
     pub total: u64,
-    /// Since the start: no contract matched.
+    /// Dead letters since the start because no contract matched.
     pub unmatched: u64,
-    /// Since the start: they broke their contract.
+    /// Dead letters since the start because the event broke its contract.
     pub violations: u64,
 }
 
-/// How repeats are recognised.
+/// State of the dedupe window.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RepeatStatus {
-    /// Recognised since the start.
+    /// Repeats recognised since the start.
     pub duplicates: u64,
-    /// Same id, another payload, since the start.
+    /// Events with a known id but another payload, since the start.
     pub id_conflicts: u64,
     /// Ids in the window.
     pub ids: usize,
-    /// Ids the window can hold.
+    /// Capacity of the window in ids.
     pub ids_max: usize,
-    /// Since when it is complete; `None` while it has never been full.
+    /// Start of the period that the window covers without gaps, RFC 3339; `None` while it was never full.
     pub complete_since: Option<String>,
 }
 
 impl Handles {
-    /// How the gateway stands.
+    /// Returns the status. Computes the balances of the ledger.
     pub fn status(&self) -> Status {
         self.status_by(&ledger::balances(&self.journal, &self.fates))
     }
 
-    /// The same, by balances that are at hand.
+    /// Like [`Handles::status`], with balances that the caller already has.
     fn status_by(&self, balances: &[Balance]) -> Status {
         let mut problems = Vec::new();
         let mut lanes = Vec::new();
@@ -295,7 +296,7 @@ impl Handles {
         {
             let (free, reserve) = (setting::Bytes(room.free), setting::Bytes(room.reserve));
             problems.push(format!(
-                "disk: {free} are left, and disk_reserve is {reserve}: delivered events leave ahead of their time, then those of lanes that may give up"
+                "disk: {free} are free, and disk_reserve is {reserve}: delivered events are deleted before their retention ends, then lanes with full = \"shed-oldest\" shed events"
             ));
         }
         let dead = self.journal.dead().status();
@@ -320,14 +321,14 @@ impl Handles {
         }
         problems.extend(self.monitoring.problem());
         let mut notes = notes(&lanes, &links, dead.accepted);
-        certificates::judge(&view.certificates, &mut problems, &mut notes);
-        certificates::judge_lists(&view.revocations, &mut problems, &mut notes);
-        notes.extend(self.forgotten(&lanes));
+        certificates::check_certificates(&view.certificates, &mut problems, &mut notes);
+        certificates::check_revocations(&view.revocations, &mut problems, &mut notes);
+        notes.extend(self.removed_with_backlog(&lanes));
         notes.extend(tight_memory(self.budget.usage()));
         let audit = self.journal.audit_usage();
         if audit.removed > 0 {
             notes.push(format!(
-                "audit: it is full with {} entries, and the {} oldest have left since the start; take it out from time to time: `forebay audit --limit 10000 --json`",
+                "audit: it is full with {} entries, and the {} oldest were deleted since the start; export it regularly: `forebay audit --limit 10000 --json`",
                 grouped(audit.held),
                 grouped(audit.removed)
             ));
@@ -379,8 +380,8 @@ impl Handles {
         }
     }
 
-    /// Destinations that the configuration does not name any more, and that are still owed something.
-    fn forgotten(&self, lanes: &[LaneStatus]) -> Vec<String> {
+    /// Notes about removed destinations and lanes that still have undelivered events.
+    fn removed_with_backlog(&self, lanes: &[LaneStatus]) -> Vec<String> {
         let view = self.view.load_full();
         let is_configured = |name: &str| view.links.iter().any(|link| link.destination == name);
         let names = self.journal.destinations().into_iter().filter(|name| !is_configured(name));
@@ -392,7 +393,7 @@ impl Handles {
                 .map(|to| to.queued)
                 .sum();
             format!(
-                "destination {name} is not in the configuration, and is owed {} events, which stay on the disk; `forebay destination drop {name}` gives them up",
+                "destination {name} is not in the configuration, and has {} undelivered events, which stay on the disk; `forebay destination drop {name}` discards them",
                 grouped(owed)
             )
         };
@@ -400,7 +401,7 @@ impl Handles {
             let owed = lane.destinations.iter().map(|to| to.queued).max().filter(|owed| *owed > 0)?;
             let name = &lane.name;
             Some(format!(
-                "lane {name} is not in the configuration: it takes no new events, and the {} that it holds are still sent",
+                "lane {name} is not in the configuration: it takes no new events, and its {} undelivered events are still sent",
                 grouped(owed)
             ))
         });
@@ -408,17 +409,17 @@ impl Handles {
     }
 }
 
-/// When the oldest event was recorded that a destination still needs of a lane.
+/// Returns when the oldest event was recorded that a destination has not settled.
 fn oldest(lane: &Lane, to: &Backlog) -> Option<Timestamp> {
     let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
     if to.queued > 0 { lane.recorded_at(low) } else { None }
 }
 
-/// What a person should know, though nothing is wrong.
+/// Returns information that is worth knowing but is no problem.
 fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
     let mut notes = Vec::new();
     if links.is_empty() {
-        notes.push("no destination is configured: events are kept, and nothing leaves".to_owned());
+        notes.push("no destination is configured: events are kept, and nothing leaves the gateway".to_owned());
     }
     if dead > 0 {
         notes.push(format!("dead letters: {}; see `forebay dead list`", grouped(dead)));
@@ -439,12 +440,12 @@ fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
     notes
 }
 
-/// What to say where clients hold nine tenths of what they may.
+/// Returns a note when clients occupy nine tenths of their memory budget.
 fn tight_memory(usage: memory::Usage) -> Option<String> {
     let is_tight = usage.permits >= usage.permits_max / 10 * 9;
     is_tight.then(|| {
         format!(
-            "memory: clients hold {} of the {} that they may; more is refused or slowed down, see the setting memory ({})",
+            "memory: clients occupy {} of at most {}; the gateway refuses or slows further requests, see the setting memory ({})",
             setting::Bytes(usage.permits as u64),
             setting::Bytes(usage.permits_max as u64),
             setting::Bytes(usage.limit)
@@ -492,7 +493,7 @@ impl SourceHandle {
     }
 }
 
-/// Answers until the shutdown.
+/// Serves the command socket until the shutdown.
 pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Shutdown) {
     let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     let app = App { handles, shutdown: shutdown.clone() };
@@ -501,7 +502,7 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
     loop {
         tokio::select! {
             () = shutdown.begun() => break,
-            // The ended are taken out, so that the set does not grow.
+            // Removes finished connections, which would otherwise accumulate.
             Some(_) = connections.join_next() => {}
             () = crowd.changed(), if !crowd.has_room() => {}
             accepted = socket.accept(), if crowd.has_room() => match accepted {
@@ -509,17 +510,17 @@ pub async fn serve(socket: UnixListener, handles: Arc<Handles>, mut shutdown: Sh
                     let caller = Caller::of(&stream);
                     connections.spawn(connection(stream, caller, crowd.acquire(caller), app.clone()));
                 }
-                // Out of descriptors, mostly: a pause lets some connections end.
+                // Mostly out of file descriptors: wait for connections to close.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
         }
     }
-    // Whoever asks now is told that nobody answers.
+    // New connections fail from now on.
     drop(socket);
-    // Answers that stream end with the shutdown too.
+    // Streaming responses end with the shutdown too.
     while connections.join_next().await.is_some() {}
     if let Some(path) = path.filter(|path| check_socket_path(path).is_ok()) {
-        // It is made anew at the next start anyway.
+        // On failure, the next start replaces the file.
         let _ = std::fs::remove_file(path);
     }
 }
@@ -529,7 +530,7 @@ async fn connection(stream: UnixStream, caller: Caller, seat: ConnectionSlot<Cal
     let (mut stream, mut shutdown) =
         (http::with_write_timeout(Box::new(stream), UNREAD_WAIT_MAX), app.shutdown.clone());
     let answer = |request| {
-        // Each command has a connection of its own: what is asked once is answered to the end.
+        // Each command has its own connection: once a request has arrived, the connection is not evicted.
         seat.enter(Phase::Answering);
         CALLER.scope(caller, answer(app.clone(), request))
     };
@@ -540,22 +541,22 @@ async fn connection(stream: UnixStream, caller: Caller, seat: ConnectionSlot<Cal
             () = seat.cut() => http::CUT_WAIT_MAX,
         }
     };
-    // Whoever speaks no HTTP gets no answer.
+    // A peer that does not speak HTTP gets no response.
     http::served(connection, end).await;
 }
 
-/// Connections at once; each command has one.
+/// Most simultaneous connections; each command uses one.
 const CONNECTIONS_MAX: usize = 256;
-/// How long a connection may be silent.
+/// Longest time a connection may be idle.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// How long whoever asks may take nothing of an answer: a pager that waits for a key for longer than this has to ask
-/// again, and nobody keeps an export, a backup or a place on the socket for good.
+/// Longest time a client may read nothing of a response: nobody can block an export, a backup or a connection for
+/// good. Output behind a pager that waits longer has to be requested again.
 const UNREAD_WAIT_MAX: Duration = Duration::from_secs(30);
-/// How long a body may take.
+/// Longest wait for a request body.
 const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
-/// How long the requests in hand may take once the shutdown has begun.
+/// Longest wait for running requests after the shutdown has begun.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-/// The largest body: an edited payload, or the numbers of letters.
+/// Largest request body: an edited payload, or a list of letter ids.
 const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// Answers one request.
@@ -567,21 +568,21 @@ async fn answer(app: App, request: Request<Incoming>) -> Reply {
     }
     let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
     let query = Query(head.uri.query().unwrap_or_default());
-    let answered = match head.method {
-        Method::GET | Method::HEAD => look(app, &path, query).await,
+    let result = match head.method {
+        Method::GET | Method::HEAD => read(app, &path, query).await,
         Method::POST | Method::DELETE => change(app, &head.method, &path, body).await,
         _ => None,
     };
-    match answered {
-        Some(answered) => answered.unwrap_or_else(Into::into),
+    match result {
+        Some(result) => result.unwrap_or_else(Into::into),
         None => http::text(StatusCode::NOT_FOUND, format!("{} {} is not answered here", head.method, head.uri.path())),
     }
 }
 
-/// What only looks; `None` if there is no such thing.
-async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
+/// Handles requests that only read; `None` if the path does not exist.
+async fn read(app: App, path: &[&str], query: Query<'_>) -> Option<ApiResult> {
     Some(match path {
-        ["status"] => off_thread(move || app.handles.status()).await.map(json),
+        ["status"] => blocking(move || app.handles.status()).await.map(json),
         ["dead"] => letters::list(app, query).await,
         ["dead", id] => letters::show(app, id.parse().ok()?).await,
         ["devices"] => devices(app),
@@ -598,25 +599,25 @@ async fn look(app: App, path: &[&str], query: Query<'_>) -> Option<Answered> {
     })
 }
 
-/// What does something; `None` if there is no such thing. Export and verify are here too: the one takes events out, the
-/// other sets damaged files aside.
-async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<Answered> {
+/// Handles requests that change something, and reports refused ones; `None` if the path does not exist. Includes
+/// export, which takes events out, and verify, which sets damaged files aside.
+async fn change(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<ApiResult> {
     let security = Arc::clone(&app.handles.security);
-    let answered = match caller().unnamed() {
+    let result = match caller().unnamed() {
         Some(why) => Err(refuse(StatusCode::FORBIDDEN, why)),
-        None => changed(app, method, path, body).await?,
+        None => dispatch_change(app, method, path, body).await?,
     };
-    if let Err(refused) = &answered {
+    if let Err(refused) = &result {
         let user = caller().0.map_or_else(String::new, |uid| uid.to_string());
         let (what, reason) = (format!("{method} /{}", path.join("/")), refused.why.as_str());
         let (cause, source) = (Cause::Command, "command");
         let sender = Sender { user: &user, ..Sender::default() };
         security.report(&Report { cause, source, address: None, sender, what: &what, reason });
     }
-    Some(answered)
+    Some(result)
 }
 
-async fn changed(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<Answered> {
+async fn dispatch_change(app: App, method: &Method, path: &[&str], body: Incoming) -> Option<ApiResult> {
     Some(match (method.as_str(), path) {
         ("POST", ["dead", "requeue"]) => dead::decide_all(app, body, dead::Action::Requeue).await,
         ("POST", ["dead", "discard"]) => dead::decide_all(app, body, dead::Action::Discard).await,
@@ -634,23 +635,23 @@ async fn changed(app: App, method: &Method, path: &[&str], body: Incoming) -> Op
     })
 }
 
-/// What a request came to.
-type Answered = Result<Reply, Refused>;
+/// Result of a request handler.
+type ApiResult = Result<Reply, ApiError>;
 
-/// Why nothing is done.
+/// Error response: status code and message.
 #[derive(Debug)]
-struct Refused {
+struct ApiError {
     status: StatusCode,
     why: String,
 }
 
-impl From<Refused> for Reply {
-    fn from(refused: Refused) -> Self {
+impl From<ApiError> for Reply {
+    fn from(refused: ApiError) -> Self {
         http::text(refused.status, refused.why)
     }
 }
 
-/// What stands behind the `?` of a request.
+/// The query string of a request.
 #[derive(Clone, Copy)]
 struct Query<'a>(&'a str);
 
@@ -660,16 +661,16 @@ impl Query<'_> {
         Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
     }
 
-    fn number(self, name: &str) -> Result<Option<u64>, Refused> {
+    fn number(self, name: &str) -> Result<Option<u64>, ApiError> {
         let wrong = |text| refuse(StatusCode::BAD_REQUEST, format!("{name} is \"{text}\"; expected a number"));
         self.text(name).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
     }
 }
 
-/// The JSON that a request brings.
-async fn given<T: DeserializeOwned>(body: Incoming) -> Result<T, Refused> {
+/// Reads the JSON body of a request.
+async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
     let read = tokio::time::timeout(BODY_WAIT_MAX, http::read(body, BODY_BYTES_MAX)).await;
-    let read = read.map_err(|_| refuse(StatusCode::REQUEST_TIMEOUT, "the body came too slowly"))?;
+    let read = read.map_err(|_| refuse(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))?;
     let bytes = read.map_err(|unread| match http::is_too_large(&unread) {
         true => refuse(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -687,8 +688,8 @@ fn json(value: impl Serialize) -> Reply {
     }
 }
 
-fn refuse(status: StatusCode, why: impl Into<String>) -> Refused {
-    Refused { status, why: why.into() }
+fn refuse(status: StatusCode, why: impl Into<String>) -> ApiError {
+    ApiError { status, why: why.into() }
 }
 
 #[derive(Clone)]
@@ -698,22 +699,22 @@ struct App {
 }
 
 tokio::task_local! {
-    /// Who asks for what is done now.
+    /// User of the current request.
     static CALLER: Caller;
 }
 
-/// Who asks for what is done now.
+/// Returns the user of the current request.
 fn caller() -> Caller {
     CALLER.try_with(|caller| *caller).unwrap_or(Caller(None))
 }
 
 impl Handles {
-    /// Audits what is done for whoever asks over the socket. Blocks the thread.
+    /// Writes an audit entry for the current request. Blocks the thread.
     fn audit(&self, action: &str, detail: &impl Serialize) -> Result<(), JournalError> {
         self.journal.audit(action, caller().0, detail, DONE)
     }
 
-    /// Audits what takes its time: before it begins, and what came of it. Blocks the thread.
+    /// Audits a long operation twice: before it begins, and with its result. Blocks the thread.
     fn audited<T>(
         &self,
         action: &str,
@@ -731,52 +732,52 @@ impl Handles {
         }
     }
 
-    /// An entry of the audit for whoever asks, to be written together with what it tells of.
+    /// Returns an audit entry for the current request, to be committed together with the change that it describes.
     fn audit_note(&self, action: &str, detail: &impl Serialize) -> Note {
         self.journal.audit_note(action, caller().0, detail, DONE)
     }
 }
 
-/// Runs what may read from the disk off the threads that serve.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+/// Runs `work` on the blocking pool, as the user of the current request.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
     let caller = caller();
     let done = spawn_blocking(move || CALLER.sync_scope(caller, work)).await;
     done.map_err(|error| match error.is_panic() {
-        true => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed at this; its log says where"),
+        true => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the request failed in the gateway; see its log"),
         false => refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping"),
     })
 }
 
-/// The same for what may fail.
-async fn tried<T: Send + 'static>(
+/// Like [`blocking`], for work that can fail.
+async fn try_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
-) -> Result<T, Refused> {
-    off_thread(work).await?.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+) -> Result<T, ApiError> {
+    blocking(work).await?.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
-/// Dead letters shown at once, where nobody says how many.
+/// Default number of dead letters and audit entries in a response.
 const LETTERS_SHOWN: u64 = 100;
-/// Dead letters and audit entries shown at most.
+/// Largest number of dead letters and audit entries in a response.
 const LETTERS_SHOWN_MAX: u64 = 10_000;
 
-fn limit(query: Query<'_>) -> Result<usize, Refused> {
+fn limit(query: Query<'_>) -> Result<usize, ApiError> {
     Ok(query.number("limit")?.unwrap_or(LETTERS_SHOWN).min(LETTERS_SHOWN_MAX) as usize)
 }
 
-async fn ledger(app: App) -> Answered {
+async fn ledger(app: App) -> ApiResult {
     let handles = Arc::clone(&app.handles);
-    let balances = off_thread(move || ledger::balances(&handles.journal, &handles.fates)).await?;
+    let balances = blocking(move || ledger::balances(&handles.journal, &handles.fates)).await?;
     rows::array(app, "ledger", Box::new(balances.into_iter().map(|balance| rows::item(&balance))))
 }
 
-async fn audit(app: App, query: Query<'_>) -> Answered {
+async fn audit(app: App, query: Query<'_>) -> ApiResult {
     let (handles, limit) = (Arc::clone(&app.handles), limit(query)?);
-    let entries = tried(move || handles.journal.audited(limit)).await?;
+    let entries = try_blocking(move || handles.journal.audited(limit)).await?;
     rows::array(app, "audit", Box::new(entries.map(|entry| entry.map_err(rows::text))))
 }
 
-/// Gives up what a destination is owed that the configuration does not name any more.
-async fn drop_destination(app: App, name: String) -> Answered {
+/// Discards the undelivered events of a destination that was removed from the configuration.
+async fn drop_destination(app: App, name: String) -> ApiResult {
     let known = app.handles.journal.destinations();
     if !known.contains(&name) {
         let text = format!("there is no destination \"{name}\"; the journal knows {}", known.join(", "));
@@ -786,7 +787,7 @@ async fn drop_destination(app: App, name: String) -> Answered {
         let text = format!("\"{name}\" is in the configuration; remove it there first");
         return Err(refuse(StatusCode::CONFLICT, text));
     }
-    let dropped = tried(move || {
+    let dropped = try_blocking(move || {
         let what = |count: Option<u64>| serde_json::json!({"destination": name, "discarded": count});
         app.handles.audited("destination drop", &what(None), || {
             let count = app.handles.journal.drop_destination(&name)?;
@@ -796,18 +797,18 @@ async fn drop_destination(app: App, name: String) -> Answered {
     dropped.await.map(json)
 }
 
-/// Audits that somebody collects what helps to understand this gateway.
-async fn bundle(app: App) -> Answered {
-    tried(move || app.handles.audit("bundle", &serde_json::Value::Null)).await.map(json)
+/// Audits the creation of a support bundle.
+async fn bundle(app: App) -> ApiResult {
+    try_blocking(move || app.handles.audit("bundle", &serde_json::Value::Null)).await.map(json)
 }
 
-fn exceptions(app: App) -> Answered {
-    let none = "this gateway has no watch; [watch] in the configuration switches it on";
+fn exceptions(app: App) -> ApiResult {
+    let none = "this gateway has no watch; add [watch] to the configuration to enable it";
     let board = app.handles.view.load().board.clone().ok_or_else(|| refuse(StatusCode::NOT_FOUND, none))?;
     rows::array(app, "exceptions", Box::new(board.exceptions().into_iter().map(|one| rows::item(&one))))
 }
 
-fn devices(app: App) -> Answered {
+fn devices(app: App) -> ApiResult {
     let mut all: rows::Items = Box::new(std::iter::empty());
     for source in &app.handles.view.load().sources {
         let Some(devices) = &source.devices else { continue };
@@ -821,7 +822,7 @@ fn devices(app: App) -> Answered {
     rows::array(app, "devices", all)
 }
 
-/// `{source}/{device}`, as records have it.
+/// Returns `{source}/{device}` in the form of `Record::origin`.
 fn origin(source: &str, device: &str) -> String {
     let mut origin = String::new();
     push_path_segment(&mut origin, source);
@@ -830,32 +831,32 @@ fn origin(source: &str, device: &str) -> String {
     origin
 }
 
-/// An event as `tail` shows it.
+/// An event in the output of `tail`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Seen {
-    /// The lane.
+pub struct TailEvent {
+    /// Lane of the event.
     pub lane: String,
-    /// The stream.
+    /// Name of the stream, without version.
     pub stream: String,
     /// Offset in the lane.
     pub offset: u64,
-    /// When it was recorded, RFC 3339.
+    /// Time of the commit, RFC 3339.
     pub recorded: String,
-    /// When it happened, RFC 3339.
+    /// Time of the event, RFC 3339.
     pub time: String,
     /// `{source}/{device}`.
     pub origin: String,
-    /// The key.
+    /// Key within which order is kept.
     pub key: String,
-    /// The id.
+    /// Event id.
     pub id: String,
-    /// The payload, where it is JSON.
+    /// The payload if it is JSON.
     pub data: Option<serde_json::Value>,
-    /// The payload in base64, where it is not.
+    /// The payload in base64 if it is not JSON.
     pub data_base64: Option<String>,
 }
 
-fn tail(app: App, query: Query<'_>) -> Answered {
+fn tail(app: App, query: Query<'_>) -> ApiResult {
     let stream = query.text("stream");
     if let Some(text) = stream.as_ref().and_then(|stream| app.handles.unknown_stream(stream)) {
         return Err(refuse(StatusCode::NOT_FOUND, text));
@@ -869,15 +870,15 @@ fn tail(app: App, query: Query<'_>) -> Answered {
     Ok(reply)
 }
 
-/// Writes a lane's events as they come, one JSON object a line, until nobody reads them.
-async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<BodySender>>, mut shutdown: Shutdown) {
+/// Writes new events of a lane, one JSON object per line, until the reader disconnects.
+async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Pieces>>, mut shutdown: Shutdown) {
     let mut reader = sender.lock().await.reader();
     let mut follower = Follower::new(&lane);
     let mut next = follower.end();
     loop {
         let found = tokio::select! {
             () = shutdown.begun() => return,
-            // On a quiet gateway the next event may be days away.
+            // Needed on an idle lane, whose next event may be days away.
             () = reader.gone() => return,
             found = follower.find(next) => found,
         };
@@ -888,7 +889,7 @@ async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<BodyS
                 let mut lines = Vec::new();
                 for (offset, record) in (block.header.first..).zip(block.records()) {
                     if offset >= next {
-                        push_seen(&lane, offset, block.header.recorded, &record, stream.as_deref(), &mut lines);
+                        push_tail_event(&lane, offset, block.header.recorded, &record, stream.as_deref(), &mut lines);
                     }
                 }
                 next = next.max(block.end());
@@ -900,7 +901,7 @@ async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<BodyS
     }
 }
 
-fn push_seen(
+fn push_tail_event(
     lane: &Lane,
     offset: u64,
     recorded: Timestamp,
@@ -915,7 +916,7 @@ fn push_seen(
     }
     let stream = publication.map_or_else(String::new, |publication| publication.stream.clone());
     let is_json = record.content == Content::Json;
-    let seen = Seen {
+    let event = TailEvent {
         lane: lane.name.clone(),
         stream,
         offset,
@@ -927,7 +928,7 @@ fn push_seen(
         data: is_json.then(|| serde_json::from_slice(record.payload).unwrap_or_default()),
         data_base64: (!is_json).then(|| base64::engine::general_purpose::STANDARD.encode(record.payload)),
     };
-    if let Ok(line) = serde_json::to_vec(&seen) {
+    if let Ok(line) = serde_json::to_vec(&event) {
         lines.extend_from_slice(&line);
         lines.push(b'\n');
     }

@@ -493,7 +493,7 @@ fn check_config(asked: &CheckAll) -> anyhow::Result<ExitCode> {
         return show_rights(&config, check.json);
     }
     let (mut ended, mut ending) = (Vec::new(), Vec::new());
-    crate::admin::certificates::judge_lists(&config.revocations, &mut ended, &mut ending);
+    crate::admin::certificates::check_revocations(&config.revocations, &mut ended, &mut ending);
     warnings.extend(ended.into_iter().chain(ending).map(|message| crate::setting::Problem {
         file: check.config.clone(),
         line: 0,
@@ -635,7 +635,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         if tail.at.json {
             writeln!(out, "{}", telemetry::shown_json(&String::from_utf8_lossy(line)))?;
         } else {
-            let seen: crate::admin::Seen = serde_json::from_slice(line)?;
+            let seen: crate::admin::TailEvent = serde_json::from_slice(line)?;
             writeln!(out, "{}", show::seen(&seen, is_terminal))?;
         }
         out.flush()?;

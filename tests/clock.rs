@@ -203,7 +203,7 @@ fn what_is_recorded_in_1970_reaches_central_marked_and_is_corrected_when_the_clo
     assert!(events.iter().all(|event| has_forgotten(event) && event["clockstatus"] == "untrusted"), "{events:#?}");
     let status = plant.gateway.status();
     let problems = status["problems"].to_string();
-    assert!(problems.contains("clock: it says 1970-01-01") && problems.contains("forebay clock --trust"), "{problems}");
+    assert!(problems.contains("clock: it shows 1970-01-01") && problems.contains("forebay clock --trust"), "{problems}");
     assert_eq!(status["clock"]["is_trusted"], false);
     assert!(status["clock"]["certificates"].as_str().is_some_and(|at| at >= "2026"), "{status:#}");
     // Events go on while the clock is set, so that the range has to be exact.

@@ -97,7 +97,7 @@ fn a_replay_is_paused_goes_on_after_a_kill_and_is_cancelled() {
     let (is_good, text) = run(&gateway, &["cancel", "1"]);
     assert!(is_good && text.contains("cancelled"), "{text}");
     let (is_good, text) = run(&gateway, &["resume", "1"]);
-    assert!(!is_good && text.contains("no replay 1 that goes on"), "{text}");
+    assert!(!is_good && text.contains("no running or paused replay 1"), "{text}");
     let found = replayed(&centre);
     let mut once = found.clone();
     once.sort_unstable();

@@ -1,29 +1,29 @@
-//! Who asks at the command socket, as the kernel names the user at the other end.
+//! The user at the other end of the command socket (`SO_PEERCRED`).
 //!
-//! Promise: nobody changes anything whom the audit could not name. The kernel writes one number, 65534, for every user
-//! that the user namespace of this process does not know; such a caller may look, and may change nothing.
+//! Promise: only users whom the audit can name may change anything. The kernel reports one uid, 65534, for every user
+//! that the user namespace of this process does not map; such a caller may read, but change nothing.
 //!
-//! Not here: who may open the socket (the mode of its file), which role a caller has.
+//! Not here: who may open the socket (the mode of its file); roles of callers.
 
 use std::sync::LazyLock;
 use tokio::net::UnixStream;
 
-/// The number that the kernel writes for users it cannot name, where `/proc/sys` is hidden: Linux has this default.
+/// Overflow uid of the kernel if `/proc/sys` is hidden: the default of Linux.
 const OVERFLOW_UID: u32 = 65534;
-/// How many users a namespace knows that hides none: every number but the last, which stands for "no user".
+/// Number of uids in a namespace that maps all users: every number but the last, which means "no user".
 const ALL_USERS: u64 = u32::MAX as u64;
 
-/// The user who asks, by number.
+/// The uid of a caller, if the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Caller(pub Option<u32>);
 
 impl Caller {
-    /// The user at the other end of a connection.
+    /// Returns the user at the other end of a connection.
     pub fn of(stream: &UnixStream) -> Self {
         Self(stream.peer_cred().ok().map(|peer| peer.uid()))
     }
 
-    /// Why the audit cannot name this caller; `None` if it can.
+    /// Returns why the audit cannot name this caller; `None` if it can.
     pub fn unnamed(self) -> Option<String> {
         static NAMESPACE: LazyLock<Namespace> = LazyLock::new(Namespace::of_this_process);
         let remedy = "run the gateway without a user namespace (systemd: PrivateUsers=no)";
@@ -33,32 +33,32 @@ impl Caller {
             }
             Some(uid) if NAMESPACE.names(uid) => None,
             Some(uid) => Some(format!(
-                "the kernel does not say which user asks: {uid} stands for everybody whom the user namespace of the gateway hides, and every change is audited with its user; {remedy}"
+                "the kernel does not say which user asks: {uid} stands for every user that the user namespace of the gateway does not map, and every change is audited with its user; {remedy}"
             )),
         }
     }
 }
 
-/// Which users the user namespace of this process knows.
+/// The uids that the user namespace of this process maps.
 #[derive(Debug)]
 struct Namespace {
-    /// First number and how many, as numbers inside.
-    known: Vec<(u64, u64)>,
+    /// Ranges of mapped uids, as seen inside: first uid and length.
+    mapped: Vec<(u64, u64)>,
     overflow: u32,
 }
 
 impl Namespace {
     fn of_this_process() -> Self {
-        // A kernel without user namespaces has no map, and hides nobody.
+        // A kernel without user namespaces has no map, and maps all users.
         let map = std::fs::read_to_string("/proc/self/uid_map");
         let map = map.unwrap_or_else(|_| format!("0 0 {ALL_USERS}"));
         let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
         let overflow = overflow.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID);
-        Self::read(&map, overflow)
+        Self::parse(&map, overflow)
     }
 
-    /// Reads lines of `inside outside count`, as `/proc/PID/uid_map` has them.
-    fn read(map: &str, overflow: u32) -> Self {
+    /// Parses lines of `inside outside count`, as `/proc/PID/uid_map` has them.
+    fn parse(map: &str, overflow: u32) -> Self {
         let line = |line: &str| {
             let mut numbers = line.split_whitespace().map(str::parse);
             match (numbers.next(), numbers.next(), numbers.next()) {
@@ -66,14 +66,14 @@ impl Namespace {
                 _ => None,
             }
         };
-        Self { known: map.lines().filter_map(line).collect(), overflow }
+        Self { mapped: map.lines().filter_map(line).collect(), overflow }
     }
 
-    /// Whether a number that the kernel gave stands for one user, and not for everybody who is hidden.
+    /// Whether a uid from the kernel identifies one user, and is not the overflow uid.
     fn names(&self, uid: u32) -> bool {
-        // A namespace can only know all users if the one around it does too.
-        let is_whole = self.known.iter().map(|(_, count)| count).sum::<u64>() >= ALL_USERS;
-        let is_known = self.known.iter().any(|(first, count)| (*first..first + count).contains(&u64::from(uid)));
+        // A namespace can map all users only if its parent does too.
+        let is_whole = self.mapped.iter().map(|(_, count)| count).sum::<u64>() >= ALL_USERS;
+        let is_known = self.mapped.iter().any(|(first, count)| (*first..first + count).contains(&u64::from(uid)));
         is_whole || (is_known && uid != self.overflow)
     }
 }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_number_names_a_user_only_where_it_can_stand_for_nobody_else() {
-        let names = |map: &str, uid| Namespace::read(map, OVERFLOW_UID).names(uid);
+        let names = |map: &str, uid| Namespace::parse(map, OVERFLOW_UID).names(uid);
         let whole = "         0          0 4294967295\n";
         assert!(names(whole, 0) && names(whole, 1234));
         assert!(names(whole, 65534), "on a plain machine it is the user nobody");
@@ -96,7 +96,7 @@ mod tests {
         assert!(names("0 100000 65536\n", 1000) && !names("0 100000 65536\n", 65534));
         // Two parts that make a whole.
         assert!(names("0 0 1000\n1000 1000 4294966295\n", 65534));
-        assert!(!Namespace::read("0 0 1\n", 60000).names(60000), "the number is a setting of the kernel");
+        assert!(!Namespace::parse("0 0 1\n", 60000).names(60000), "the number is a setting of the kernel");
         assert!(!names("", 0) && !names("nonsense\n", 0));
     }
 }

@@ -1,9 +1,9 @@
-//! Dead letters over the socket: which there are, and what is done with them.
+//! Requests that requeue, discard and edit dead letters.
 //!
-//! Promise: a letter that is requeued keeps its id; one that still breaks its contract is refused with the
-//! violation; whatever is decided is audited, and repeats of it change nothing.
+//! Promise: a requeued event keeps its id. A letter that still breaks its contract is refused with the violation. Every
+//! decision is audited; repeating it has no effect.
 
-use super::{Answered, App, Refused, given, json, off_thread, refuse, tried};
+use super::{ApiError, ApiResult, App, blocking, json, read_json, refuse, try_blocking};
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
@@ -18,31 +18,32 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Letters decided on at once, and the bytes of their payloads from which on no further one joins them.
-const PART_LETTERS: usize = 500;
-const PART_BYTES: usize = 1 << 20;
-/// Letters that one entry of the audit names.
+/// Most letters per batch.
+const BATCH_LETTERS: usize = 500;
+/// A batch is full once its payloads reach this size.
+const BATCH_BYTES: usize = 1 << 20;
+/// Most letters in one audit entry.
 const LETTERS_AUDITED: usize = 50;
-/// Refusals that an answer lists; the others are counted.
+/// Most refusals that a response lists; the others are only counted.
 const REFUSALS_SHOWN: usize = 100;
 
-/// Which letters.
+/// Selects dead letters; every set field narrows the selection.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
-    /// These, by number; all others fields then only narrow them down.
+pub struct LetterFilter {
+    /// Numbers of letters; empty for any.
     #[serde(default)]
     pub ids: BTreeSet<u64>,
-    /// All, where nothing else is said.
+    /// Selects all letters; required if no other field is set.
     #[serde(default)]
     pub all: bool,
-    /// Of this stream, with or without its version.
+    /// Stream, with or without version.
     pub stream: Option<String>,
-    /// Whose reason has this in it.
+    /// Text that the reason contains.
     pub reason: Option<String>,
-    /// That this destination refused.
+    /// Destination that refused the event.
     pub destination: Option<String>,
-    /// That became dead letters here.
+    /// Stage at which the event became a dead letter.
     pub stage: Option<Stage>,
     /// Written at or after this moment.
     #[serde(default, with = "crate::event::as_text_if_any")]
@@ -50,12 +51,12 @@ pub struct Which {
     /// Written before this moment.
     #[serde(default, with = "crate::event::as_text_if_any")]
     pub until: Option<Timestamp>,
-    /// Only say what would be done.
+    /// Only report what would be done.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-impl Which {
+impl LetterFilter {
     fn is_empty(&self) -> bool {
         self.ids.is_empty()
             && !self.all
@@ -67,7 +68,7 @@ impl Which {
             && self.until.is_none()
     }
 
-    fn takes(&self, id: u64, letter: &DeadLetter<'_>, recorded: Timestamp) -> bool {
+    fn matches(&self, id: u64, letter: &DeadLetter<'_>, recorded: Timestamp) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
         (self.ids.is_empty() || self.ids.contains(&id))
             && self.stream.as_deref().is_none_or(|wanted| wanted == letter.stream || wanted == letter.stream_id())
@@ -79,18 +80,18 @@ impl Which {
     }
 }
 
-/// What was done.
+/// Result of a requeue, discard or edit.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Decided {
-    /// Letters that were meant.
+    /// Selected letters.
     pub matched: u64,
-    /// Letters that it was done to, or would be.
+    /// Letters that were changed, or would be in a dry run.
     pub done: u64,
-    /// Letters that it was not done to: number and reason; the first of them.
+    /// The first refused letters: number and reason.
     pub refused: Vec<(u64, String)>,
-    /// How many those are in all.
+    /// Number of refused letters.
     pub refused_count: u64,
-    /// Whether nothing was changed.
+    /// Whether this was a dry run.
     pub dry_run: bool,
 }
 
@@ -103,30 +104,30 @@ impl Decided {
     }
 }
 
-/// A payload in place of the one that was refused.
+/// Body of `POST /dead/ID/edit`: the corrected payload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Edit {
-    /// The payload as text.
+    /// The new payload as text.
     pub payload: String,
-    /// Only say what would be done.
+    /// Only report what would be done.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// A letter as it is in the journal.
-struct Held {
+/// A dead letter from the journal.
+struct StoredLetter {
     number: u64,
     recorded: Timestamp,
     letter: DeadLetter<'static>,
-    /// The letter's own id, which is not that of its event.
+    /// Id of the dead letter; differs from the id of its event.
     id: String,
     publication: u32,
     content_type: Option<String>,
     trace_parent: Option<String>,
 }
 
-impl Held {
+impl StoredLetter {
     fn read(number: u64, recorded: Timestamp, letter: DeadLetter<'static>, record: &Record<'_>) -> Self {
         let (mut content_type, mut trace_parent) = (None, None);
         for attribute in &record.attributes {
@@ -140,9 +141,9 @@ impl Held {
         Self { number, recorded, letter, id, publication, content_type, trace_parent }
     }
 
-    /// What its source said of it beside the payload. Without an id of its own it gets the letter's: whoever
-    /// requeues it twice makes one event in effect.
-    fn beside(&self) -> Beside<'_> {
+    /// Returns the metadata of the event. An event without an id gets the id of the letter, so that requeuing it twice
+    /// makes one event.
+    fn metadata(&self) -> Beside<'_> {
         let letter = &self.letter;
         Beside {
             id: Some(if letter.event_id.is_empty() { &self.id } else { &letter.event_id }),
@@ -155,7 +156,7 @@ impl Held {
     }
 }
 
-/// What is done with letters.
+/// Decision about dead letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     Requeue,
@@ -163,7 +164,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// Its name in the audit.
+    /// Returns the name in the audit.
     fn name(self) -> &'static str {
         match self {
             Self::Requeue => "dead requeue",
@@ -173,8 +174,8 @@ impl Action {
 }
 
 impl super::Handles {
-    /// A part of the letters that are meant, from a number on, and where the next part begins.
-    fn select(&self, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), String> {
+    /// Returns a batch of the selected letters in `range`, and the number at which the next batch starts.
+    fn select(&self, filter: &LetterFilter, range: Range<u64>) -> Result<(Vec<StoredLetter>, u64), String> {
         let dead = self.journal.dead();
         let (mut found, mut bytes) = (Vec::new(), 0);
         let mut next = range.start;
@@ -188,12 +189,12 @@ impl super::Handles {
                             continue;
                         }
                         let Some(letter) = DeadLetter::read(&record) else { continue };
-                        if !which.takes(number, &letter, recorded) {
+                        if !filter.matches(number, &letter, recorded) {
                             continue;
                         }
                         bytes += letter.payload.len();
-                        found.push(Held::read(number, recorded, letter, &record));
-                        if found.len() >= PART_LETTERS || bytes >= PART_BYTES {
+                        found.push(StoredLetter::read(number, recorded, letter, &record));
+                        if found.len() >= BATCH_LETTERS || bytes >= BATCH_BYTES {
                             return Ok((found, number + 1));
                         }
                     }
@@ -210,8 +211,8 @@ impl super::Handles {
         found.or_else(|| (source == "watch").then_some(SourceKind::Watch))
     }
 
-    /// Takes a letter of the intake in once more, with this payload.
-    async fn take_in(&self, found: &Held, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
+    /// Submits the event of an intake letter to ingest again, with this payload.
+    async fn take_in(&self, found: &StoredLetter, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
         let letter = &found.letter;
         let plain = |part: &str| percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned();
         let mut parts = letter.origin.split('/').map(plain);
@@ -219,14 +220,14 @@ impl super::Handles {
         let kind = self
             .source_kind(&source)
             .ok_or_else(|| format!("its source \"{source}\" is not in the configuration any more"))?;
-        // Letters of older versions do not say who sent them.
+        // Letters of older versions have no sender.
         let client = if letter.client.is_empty() { device.as_deref().unwrap_or_default() } else { &letter.client };
         let sender = Sender { client, user: &letter.user, proven_by: letter.authtype };
         let mut route = self.ingest.route(kind, &source, &letter.topic, sender);
         if letter.is_by_rule {
             route = route.allowed_by_rule();
         }
-        if let Some(objection) = foreign(letter, kind, &route) {
+        if let Some(objection) = foreign_publisher(letter, kind, &route) {
             return Err(objection);
         }
         if let Some(part) = beneath {
@@ -241,7 +242,7 @@ impl super::Handles {
         let mut waiter = Waiter::default();
         let now = Timestamp::from(clock::wall());
         let taken = loop {
-            match self.ingest.accept(&route, payload, found.beside(), now, &mut waiter) {
+            match self.ingest.accept(&route, payload, found.metadata(), now, &mut waiter) {
                 Ok(taken) => break taken,
                 Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
                 Err(NotTaken::Closed) => return Err("the gateway is shutting down".into()),
@@ -256,8 +257,8 @@ impl super::Handles {
         Ok(())
     }
 
-    /// Sends what central has refused with another payload: another event, which names the one before.
-    async fn send_edited(&self, found: &Held, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
+    /// Appends a corrected copy of an event that central refused: a new event that names the original id.
+    async fn send_edited(&self, found: &StoredLetter, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
         let letter = &found.letter;
         let stream = letter.stream_id();
         self.ingest
@@ -282,9 +283,9 @@ impl super::Handles {
     }
 }
 
-/// What stands against taking in what a client was allowed to publish by its name alone: the contract that matches the
-/// topic now may be another one, for another publisher.
-fn foreign(letter: &DeadLetter<'_>, kind: SourceKind, route: &Route) -> Option<String> {
+/// Returns why a letter must not be requeued whose client had the right to publish only by its own name: the contract
+/// that matches the topic now may name another publisher.
+fn foreign_publisher(letter: &DeadLetter<'_>, kind: SourceKind, route: &Route) -> Option<String> {
     if letter.authtype.is_none() || letter.is_by_rule {
         return None;
     }
@@ -296,21 +297,21 @@ fn foreign(letter: &DeadLetter<'_>, kind: SourceKind, route: &Route) -> Option<S
         Publishing::Unmatched => None,
         Publishing::By { name, .. } if name == user => None,
         Publishing::By { stream, name } => Some(format!(
-            "its topic is that of \"{name}\" by the contract of stream \"{stream}\", and \"{user}\" has published it; a rule (acl) would have to allow that, before the client publishes it again"
+            "by the contract of stream \"{stream}\" its topic belongs to \"{name}\", but \"{user}\" published it; add a rule (acl) that allows this, then let the client publish it again"
         )),
         Publishing::ByNobody { stream } => Some(format!(
-            "the contract of stream \"{stream}\" names no publisher, so that a rule (acl) would have to allow \"{user}\" the topic, before the client publishes it again"
+            "the contract of stream \"{stream}\" names no publisher; add a rule (acl) that allows \"{user}\" the topic, then let the client publish it again"
         )),
     }
 }
 
-fn wrong(reason: String) -> Refused {
+fn bad_request(reason: String) -> ApiError {
     refuse(StatusCode::BAD_REQUEST, reason)
 }
 
-/// That there is no such letter.
-pub(super) fn none(id: u64) -> Refused {
-    let text = format!("there is no dead letter {id}; `forebay dead list` shows which there are");
+/// Error for an unknown letter.
+pub(super) fn not_found(id: u64) -> ApiError {
+    let text = format!("there is no dead letter {id}; `forebay dead list` shows all");
     refuse(StatusCode::NOT_FOUND, text)
 }
 
@@ -318,13 +319,13 @@ fn fate(state: FateState, attempts: u32) -> Fate {
     Fate { state, at: Timestamp::from(clock::wall()), attempts, ..Fate::default() }
 }
 
-/// Notes the fates of letters, audited.
-async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Result<(), Refused> {
+/// Saves new statuses of letters together with their audit entries.
+async fn save(app: &App, letters: Vec<(StoredLetter, Fate)>, action: &'static str) -> Result<(), ApiError> {
     if letters.is_empty() {
         return Ok(());
     }
     let handles = Arc::clone(&app.handles);
-    let written = tried(move || {
+    let written = try_blocking(move || {
         let list: Vec<_> = letters.iter().map(|(found, fate)| (found.number, &found.letter, fate.clone())).collect();
         handles.fates.put_audited(&list, |changed| {
             let what: Vec<_> = letters
@@ -332,27 +333,27 @@ async fn put(app: &App, letters: Vec<(Held, Fate)>, action: &'static str) -> Res
                 .filter(|(found, _)| changed.contains(&found.number))
                 .map(|(found, _)| serde_json::json!({"letter": found.number, "stream": found.letter.stream, "event": found.letter.event_id, "written": found.recorded.to_string()}))
                 .collect();
-            // A part at a time, so that no entry grows without bound.
+            // Chunks bound the size of an entry.
             what.chunks(LETTERS_AUDITED).map(|part| handles.audit_note(action, &part)).collect()
         })
     });
     written.await.map(|_| ())
 }
 
-async fn select(app: &App, which: &Which, range: Range<u64>) -> Result<(Vec<Held>, u64), Refused> {
-    let (handles, wanted) = (Arc::clone(&app.handles), which.clone());
-    off_thread(move || handles.select(&wanted, range)).await?.map_err(wrong)
+async fn select(app: &App, filter: &LetterFilter, range: Range<u64>) -> Result<(Vec<StoredLetter>, u64), ApiError> {
+    let (handles, filter) = (Arc::clone(&app.handles), filter.clone());
+    blocking(move || handles.select(&filter, range)).await?.map_err(bad_request)
 }
 
-/// Why nothing is done with a letter any more.
-fn is_over(app: &App, number: u64) -> Option<String> {
+/// Returns why the status of a letter is final; `None` if it is not.
+fn final_reason(app: &App, number: u64) -> Option<String> {
     let fate = app.handles.fates.of(number);
     fate.state.is_final().then(|| format!("it is {} already, since {}", fate.state.name(), fate.at))
 }
 
-/// What becomes of one letter, or why nothing does.
-async fn decide(app: &App, action: Action, found: &Held, is_dry_run: bool) -> Result<Fate, String> {
-    if let Some(reason) = is_over(app, found.number) {
+/// Applies the action to one letter. Returns its new status, or why it is refused.
+async fn decide(app: &App, action: Action, found: &StoredLetter, is_dry_run: bool) -> Result<Fate, String> {
+    if let Some(reason) = final_reason(app, found.number) {
         return Err(reason);
     }
     let attempts = app.handles.fates.of(found.number).attempts;
@@ -373,29 +374,29 @@ async fn decide(app: &App, action: Action, found: &Held, is_dry_run: bool) -> Re
     }
 }
 
-/// Decides on all letters that are meant, part by part: each is on the disk and audited before the next.
-pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> Answered {
-    let which: Which = given(body).await?;
-    let (app, which) = (&app, &which);
-    if which.is_empty() {
+/// Applies the action to all selected letters in batches: each batch is durable and audited before the next.
+pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> ApiResult {
+    let filter: LetterFilter = read_json(body).await?;
+    let (app, filter) = (&app, &filter);
+    if filter.is_empty() {
         let text = "which letters? give numbers, --stream, --reason, --destination, --since or --until, or --all";
-        return Err(wrong(text.into()));
+        return Err(bad_request(text.into()));
     }
     let dead = app.handles.journal.dead();
-    let mut range = match (which.ids.first(), which.ids.last()) {
+    let mut range = match (filter.ids.first(), filter.ids.last()) {
         (Some(first), Some(last)) => (*first).max(1)..last.saturating_add(1).min(dead.end()),
         _ => dead.first()..dead.end(),
     };
-    let mut decided = Decided { dry_run: which.dry_run, ..Decided::default() };
-    let mut missing = which.ids.clone();
+    let mut decided = Decided { dry_run: filter.dry_run, ..Decided::default() };
+    let mut missing = filter.ids.clone();
     while range.start < range.end {
-        let (letters, next) = select(app, which, range.clone()).await?;
+        let (letters, next) = select(app, filter, range.clone()).await?;
         range.start = next;
         let mut done = Vec::new();
         for found in letters {
             decided.matched += 1;
             missing.remove(&found.number);
-            match decide(app, action, &found, which.dry_run).await {
+            match decide(app, action, &found, filter.dry_run).await {
                 Ok(fate) => {
                     decided.done += 1;
                     done.push((found, fate));
@@ -403,44 +404,44 @@ pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> Answ
                 Err(reason) => decided.refuse(found.number, reason),
             }
         }
-        if !which.dry_run {
-            put(app, done, action.name()).await?;
+        if !filter.dry_run {
+            save(app, done, action.name()).await?;
         }
     }
-    // A letter outlives its destination and its stream: only what none has may be a slip of the pen.
+    // Letters outlive their destination and stream: an unknown name is an error only if no letter has it.
     if decided.matched == 0 {
-        let destination = which.destination.as_deref().and_then(|name| app.handles.unknown_destination(name));
-        let unknown = destination.or_else(|| app.handles.unknown_stream(which.stream.as_deref()?));
+        let destination = filter.destination.as_deref().and_then(|name| app.handles.unknown_destination(name));
+        let unknown = destination.or_else(|| app.handles.unknown_stream(filter.stream.as_deref()?));
         if let Some(text) = unknown {
-            return Err(wrong(format!("no letter is meant: {text}")));
+            return Err(bad_request(format!("no letter matches: {text}")));
         }
     }
     for number in missing {
-        decided.refuse(number, "there is no such letter, or not with all that was asked for".into());
+        decided.refuse(number, "there is no such letter, or it does not match the other conditions".into());
     }
     Ok(json(decided))
 }
 
-pub(super) async fn edit(app: App, id: u64, body: Incoming) -> Answered {
-    let edit: Edit = given(body).await?;
-    let which = Which { ids: [id].into(), ..Which::default() };
+pub(super) async fn edit(app: App, id: u64, body: Incoming) -> ApiResult {
+    let edit: Edit = read_json(body).await?;
+    let filter = LetterFilter { ids: [id].into(), ..LetterFilter::default() };
     let range = id..id.saturating_add(1).min(app.handles.journal.dead().end());
-    let Some(found) = select(&app, &which, range).await?.0.pop() else {
-        return Err(none(id));
+    let Some(found) = select(&app, &filter, range).await?.0.pop() else {
+        return Err(not_found(id));
     };
-    if let Some(reason) = is_over(&app, id) {
-        return Err(wrong(format!("dead letter {id}: {reason}")));
+    if let Some(reason) = final_reason(&app, id) {
+        return Err(bad_request(format!("dead letter {id}: {reason}")));
     }
     let payload = edit.payload.as_bytes();
     let attempts = app.handles.fates.of(id).attempts + 1;
     let (outcome, state) = match found.letter.stage {
         Stage::Intake => (app.handles.take_in(&found, payload, edit.dry_run).await, FateState::TakenIn),
-        // The event that central refused stays what it was; it is given up for another one.
+        // The refused event stays unchanged and is discarded in favour of the new one.
         Stage::Central => (app.handles.send_edited(&found, payload, edit.dry_run).await, FateState::Discarded),
     };
-    outcome.map_err(|reason| wrong(format!("dead letter {id}: {reason}")))?;
+    outcome.map_err(|reason| bad_request(format!("dead letter {id}: {reason}")))?;
     if !edit.dry_run {
-        put(&app, vec![(found, fate(state, attempts))], "dead edit").await?;
+        save(&app, vec![(found, fate(state, attempts))], "dead edit").await?;
     }
     Ok(json(Decided { matched: 1, done: 1, dry_run: edit.dry_run, ..Decided::default() }))
 }

@@ -1,4 +1,4 @@
-//! What became of parts of the gateway that failed and were started anew.
+//! Failures and restarts of the gateway's parts, for status, metrics and health.
 
 use crate::clock;
 use crate::event::Timestamp;
@@ -6,27 +6,27 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How often parts failed, and how.
+/// The last failure and the number of restarts of each part.
 #[derive(Debug, Default)]
 pub struct Failures(Mutex<BTreeMap<String, Failure>>);
 
 /// The failures of one part since the start.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// How often it was started anew.
+    /// Number of restarts.
     pub restarts: u64,
-    /// What happened last.
+    /// Description of the last failure.
     pub what: String,
-    /// When that was.
+    /// Time of the last failure.
     pub at: Timestamp,
-    /// Whether it works again.
+    /// Whether the part has been restarted since.
     pub is_over: bool,
-    /// Whether it can only be ended with the process.
-    pub is_lost: bool,
-    seen: Instant,
+    /// Whether the part is hung: it cannot be aborted without ending the process.
+    pub is_hung: bool,
+    last: Instant,
 }
 
-/// So long a part that was started anew is shown as a problem.
+/// How long status shows the failure of a restarted part as a problem.
 const SHOWN: Duration = Duration::from_secs(3600);
 
 impl Failures {
@@ -38,22 +38,22 @@ impl Failures {
             what: String::new(),
             at,
             is_over: false,
-            is_lost: false,
-            seen: clock::instant(),
+            is_hung: false,
+            last: clock::instant(),
         });
         change(failure);
     }
 
-    /// Notes what happened to a part.
+    /// Records a failure of a part.
     pub fn note(&self, part: &str, what: String) {
         self.change(part, |failure| {
             failure.at = Timestamp::from(clock::wall());
-            failure.seen = clock::instant();
+            failure.last = clock::instant();
             (failure.what, failure.is_over) = (what, false);
         });
     }
 
-    /// Notes that a part works again.
+    /// Records that a part was restarted.
     pub fn restarted(&self, part: &str) {
         self.change(part, |failure| {
             failure.restarts += 1;
@@ -61,41 +61,41 @@ impl Failures {
         });
     }
 
-    /// Notes that a part can only be ended with the process.
-    pub fn lost(&self, part: &str, what: String) {
+    /// Records that a part cannot be aborted without ending the process.
+    pub fn mark_hung(&self, part: &str, what: String) {
         self.note(part, what);
-        self.change(part, |failure| failure.is_lost = true);
+        self.change(part, |failure| failure.is_hung = true);
     }
 
-    /// Notes that a part that was lost has ended after all.
-    pub fn found(&self, part: &str) {
-        self.change(part, |failure| failure.is_lost = false);
+    /// Records that a hung part has ended after all.
+    pub fn mark_recovered(&self, part: &str) {
+        self.change(part, |failure| failure.is_hung = false);
     }
 
-    /// Every part that failed since the start, by name.
+    /// Returns every part that failed since the start, by name.
     pub fn all(&self) -> BTreeMap<String, Failure> {
         self.0.lock().clone()
     }
 
-    /// What a person should see: failures that are not over, and those of the last hour.
+    /// Returns the failures of parts that do not run, and those of the last hour.
     pub fn problems(&self) -> Vec<String> {
         let now = clock::instant();
         let shown = |(part, failure): (String, Failure)| {
-            let is_shown = !failure.is_over || now.duration_since(failure.seen) < SHOWN;
+            let is_shown = !failure.is_over || now.duration_since(failure.last) < SHOWN;
             let (what, at, restarts) = (&failure.what, failure.at, failure.restarts);
             is_shown.then(|| match failure.is_over {
                 false => format!("{part} {what} ({at})"),
-                true => format!("{part} {what} ({at}) and was started anew, {restarts} times since the start"),
+                true => format!("{part} {what} ({at}) and was restarted; restarts since the start: {restarts}"),
             })
         };
         self.all().into_iter().filter_map(shown).collect()
     }
 
-    /// The part that can only be ended with the process, if there is one.
-    pub fn lost_part(&self) -> Option<String> {
+    /// Returns a hung part with its failure, if there is one.
+    pub fn hung_part(&self) -> Option<String> {
         self.all()
             .into_iter()
-            .find(|(_, failure)| failure.is_lost)
+            .find(|(_, failure)| failure.is_hung)
             .map(|(part, failure)| format!("{part} {}", failure.what))
     }
 }

@@ -1,12 +1,12 @@
-//! What is asked of the journal as a whole while the gateway runs: export, verify, backup.
+//! Export, verify and backup of the whole journal while the gateway runs.
 //!
-//! Each answer is a row of lines as long as the work takes: `#` and how far it is as JSON, `!` and why
-//! it ends early, and anything else is what was asked for. An answer that just ends was cut short.
+//! A response streams lines while the operation runs. `#` and JSON is progress, `!` and text is an error that ends the
+//! operation, any other line is output. A response that ends without a final line is incomplete.
 //!
-//! Promise: one who reads slowly slows the work down, and holds no page of a file meanwhile.
+//! Promise: a slow client slows the operation down, and pins no page of a file meanwhile.
 
 use super::rows::{PIECES_MAX, stepped};
-use super::{Answered, App, Refused, caller, given, refuse, tried};
+use super::{ApiError, ApiResult, App, caller, read_json, refuse, try_blocking};
 use crate::clock;
 use crate::http;
 use crate::journal::{BEGUN, DONE, Export, History, Selection, Verification};
@@ -20,31 +20,32 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
-/// Works at the same time: each reads the disk as fast as it can.
-static WORKS: Semaphore = Semaphore::const_new(WORKS_MAX);
-const WORKS_MAX: usize = 2;
-/// How often a backup says how far it is.
-const TOLD_EVERY: Duration = Duration::from_millis(100);
+/// Bounds simultaneous operations: each reads the disk as fast as it can.
+static OPERATIONS: Semaphore = Semaphore::const_new(OPERATIONS_MAX);
+const OPERATIONS_MAX: usize = 2;
+/// Interval of progress lines of a backup.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is to be exported.
+/// Body of `POST /journal/export`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ExportAsk {
-    /// Which events.
+pub struct ExportRequest {
+    /// Selection of events.
     pub selection: Selection,
-    /// Whether with lane and offset.
+    /// Whether each event includes its lane and offset.
     pub with_offsets: bool,
 }
 
-/// Where a backup goes.
+/// Body of `POST /journal/backup`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BackupAsk {
-    /// A folder that is not there yet, with its whole path.
+pub struct BackupRequest {
+    /// Absolute path of a folder that does not exist yet.
     pub to: PathBuf,
 }
 
-fn permit() -> Result<SemaphorePermit<'static>, Refused> {
-    WORKS.try_acquire().map_err(|_| {
-        let text = format!("{WORKS_MAX} exports, counts or backups are under way; try again when one of them is done");
+fn permit() -> Result<SemaphorePermit<'static>, ApiError> {
+    OPERATIONS.try_acquire().map_err(|_| {
+        let text =
+            format!("{OPERATIONS_MAX} exports, counts or backups are under way; try again when one of them is done");
         refuse(StatusCode::TOO_MANY_REQUESTS, text)
     })
 }
@@ -55,7 +56,7 @@ fn lanes(app: &App) -> Vec<Arc<dyn History>> {
     all.map(|lane| Arc::clone(lane) as Arc<dyn History>).collect()
 }
 
-/// Appends a line of JSON behind its sign.
+/// Appends a line: the sign, then JSON.
 fn push_json<T: Serialize>(out: &mut Vec<u8>, sign: &str, value: &T) {
     out.extend_from_slice(sign.as_bytes());
     // Plain structs of numbers and text always encode.
@@ -67,15 +68,15 @@ fn push_error(out: &mut Vec<u8>, error: &dyn std::error::Error) {
     out.extend_from_slice(format!("!{}\n", error.to_string().replace('\n', " ")).as_bytes());
 }
 
-pub(super) async fn export(app: App, body: Incoming) -> Answered {
-    let ask: ExportAsk = given(body).await?;
+pub(super) async fn export(app: App, body: Incoming) -> ApiResult {
+    let request: ExportRequest = read_json(body).await?;
     let permit = permit()?;
     let publications = app.handles.journal.publications();
-    let what = serde_json::to_value(&ask).unwrap_or_default();
-    let export = Export::new(lanes(&app), &publications, ask.selection, ask.with_offsets);
+    let what = serde_json::to_value(&request).unwrap_or_default();
+    let export = Export::new(lanes(&app), &publications, request.selection, request.with_offsets);
     let mut export = export.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
-    // No event leaves before it is written down who takes it.
-    let mut audit = Outcome::begin(&app, "export", what).await?;
+    // The audit entry is durable before the first event is sent.
+    let mut audit = AuditedOperation::begin(&app, "export", what).await?;
     stepped(app.shutdown, permit, move |out| match export.step(out) {
         Ok(more) => {
             push_json(out, "#", export.progress());
@@ -92,48 +93,48 @@ pub(super) async fn export(app: App, body: Incoming) -> Answered {
     })
 }
 
-/// What comes of work that is audited from its beginning: it is cut short where nobody says otherwise.
-struct Outcome {
+/// Audits begin and result of an operation. Without a result, drop records it as cut short.
+struct AuditedOperation {
     app: App,
     action: &'static str,
     by: Option<u32>,
     is_over: bool,
 }
 
-impl Outcome {
-    /// Audits that work begins; returns when that is on the disk.
-    async fn begin(app: &App, action: &'static str, what: serde_json::Value) -> Result<Self, Refused> {
+impl AuditedOperation {
+    /// Audits the begin; returns when the entry is durable.
+    async fn begin(app: &App, action: &'static str, what: serde_json::Value) -> Result<Self, ApiError> {
         let (ours, by) = (app.clone(), caller().0);
-        tried(move || ours.handles.journal.audit(action, by, &what, BEGUN)).await?;
+        try_blocking(move || ours.handles.journal.audit(action, by, &what, BEGUN)).await?;
         Ok(Self { app: app.clone(), action, by, is_over: false })
     }
 
-    /// Audits what came of it. Blocks the thread.
+    /// Audits the result. Blocks the thread.
     fn end(&mut self, result: &str, what: serde_json::Value) {
         self.is_over = true;
         if let Err(error) = self.app.handles.journal.audit(self.action, self.by, &what, result) {
-            tracing::error!(action = self.action, result, %error, "what came of this cannot be audited; that it began is");
+            tracing::error!(action = self.action, result, %error, "could not audit the result of the operation; its begin is audited");
         }
     }
 }
 
-impl Drop for Outcome {
+impl Drop for AuditedOperation {
     fn drop(&mut self) {
         if !self.is_over {
             let (app, action, by) = (self.app.clone(), self.action, self.by);
-            // Not awaited: the reader is gone, and the entry of the beginning is there.
+            // Not awaited: the client has disconnected, and the entry of the begin exists.
             spawn_blocking(move || {
-                let mut outcome = Self { app, action, by, is_over: false };
-                outcome.end("cut short", serde_json::Value::Null);
+                let mut operation = Self { app, action, by, is_over: false };
+                operation.end("cut short", serde_json::Value::Null);
             });
         }
     }
 }
 
-pub(super) async fn verify(app: App) -> Answered {
+pub(super) async fn verify(app: App) -> ApiResult {
     let permit = permit()?;
-    let mut audit = Outcome::begin(&app, "verify", serde_json::Value::Null).await?;
-    let mut counting = Some(Verification::new(lanes(&app)));
+    let mut audit = AuditedOperation::begin(&app, "verify", serde_json::Value::Null).await?;
+    let mut counting = Some(Counting::new(lanes(&app)));
     let journal = Arc::clone(&app.handles.journal);
     stepped(app.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };
@@ -158,44 +159,45 @@ pub(super) async fn verify(app: App) -> Answered {
     })
 }
 
-pub(super) async fn backup(app: App, body: Incoming) -> Answered {
-    let ask: BackupAsk = given(body).await?;
+pub(super) async fn backup(app: App, body: Incoming) -> ApiResult {
+    let request: BackupRequest = read_json(body).await?;
     let permit = permit()?;
-    if !ask.to.is_absolute() {
-        let text = format!("{} is no whole path; the gateway has another folder of its own", ask.to.display());
+    if !request.to.is_absolute() {
+        let text =
+            format!("{} is not an absolute path; the gateway runs in another working directory", request.to.display());
         return Err(refuse(StatusCode::BAD_REQUEST, text));
     }
-    let mut audit = Outcome::begin(&app, "backup", serde_json::json!({"to": ask.to})).await?;
-    let (lines, mut told) = mpsc::channel::<Vec<u8>>(PIECES_MAX);
+    let mut audit = AuditedOperation::begin(&app, "backup", serde_json::json!({"to": request.to})).await?;
+    let (lines, mut progress) = mpsc::channel::<Vec<u8>>(PIECES_MAX);
     let journal = Arc::clone(&app.handles.journal);
     spawn_blocking(move || {
         let _permit = permit;
-        let mut told_at = None;
-        let outcome = journal.back_up(&ask.to, &mut |copied| {
+        let mut reported_at = None;
+        let outcome = journal.back_up(&request.to, &mut |copied| {
             let now = clock::instant();
-            if told_at.is_some_and(|at| now.duration_since(at) < TOLD_EVERY) {
+            if reported_at.is_some_and(|at| now.duration_since(at) < PROGRESS_INTERVAL) {
                 return if lines.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
             }
-            told_at = Some(now);
+            reported_at = Some(now);
             let mut line = Vec::new();
             push_json(&mut line, "#", &copied);
-            // Whoever asked went away.
+            // An error means that the client has disconnected: stop.
             lines.blocking_send(line).map_or(ControlFlow::Break(()), |()| ControlFlow::Continue(()))
         });
         let mut line = Vec::new();
         match &outcome {
             Ok(backup) => {
-                tracing::info!(folder = %backup.folder.display(), bytes = backup.bytes, "a backup of the journal is made");
+                tracing::info!(folder = %backup.folder.display(), bytes = backup.bytes, "backup of the journal completed");
                 audit.end(DONE, serde_json::to_value(backup).unwrap_or_default());
                 push_json(&mut line, "", backup);
             }
             Err(error) => {
-                tracing::warn!(%error, "a backup of the journal failed");
+                tracing::warn!(%error, "could not complete the backup of the journal");
                 audit.end(&format!("failed: {error}"), serde_json::Value::Null);
                 push_error(&mut line, error);
             }
         }
-        // Nobody may be there to hear it; the log says it.
+        // The client may have disconnected; the result is in the log.
         let _ = lines.blocking_send(line);
     });
     let (mut pieces, reply) = http::streaming(PIECES_MAX);
@@ -204,7 +206,7 @@ pub(super) async fn backup(app: App, body: Incoming) -> Answered {
         loop {
             let line = tokio::select! {
                 () = shutdown.begun() => return,
-                line = told.recv() => line,
+                line = progress.recv() => line,
             };
             let Some(line) = line else { return };
             if !pieces.send(line).await {

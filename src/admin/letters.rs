@@ -1,9 +1,9 @@
-//! Dead letters as they are shown: lists without payloads, one with its payload.
+//! Shows dead letters: lists without payloads, single letters with the payload.
 //!
-//! Promise: a list of letters takes the memory of one block of their log, whatever their payloads are.
+//! Promise: a list needs the memory of one block of the dead-letter log, whatever the payload sizes are.
 
 use super::rows::{self, Items};
-use super::{Answered, App, Handles, Query, dead, json, limit, off_thread};
+use super::{ApiResult, App, Handles, Query, blocking, dead, json, limit};
 use crate::event::{Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::Fate;
@@ -13,44 +13,44 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The letters that are asked for: the newest ones where nobody says where to start.
-pub(super) async fn list(app: App, query: Query<'_>) -> Answered {
+/// Lists letters from a read_json id on, or the newest ones.
+pub(super) async fn list(app: App, query: Query<'_>) -> ApiResult {
     let (from, limit) = (query.number("from")?.unwrap_or(0), limit(query)?);
     let handles = Arc::clone(&app.handles);
-    let found = off_thread(move || {
-        let from = if from > 0 { from } else { handles.begin_of_newest(limit) };
+    let found = blocking(move || {
+        let from = if from > 0 { from } else { handles.first_of_newest(limit) };
         letters(handles, from, limit)
     });
     rows::array(app, "dead letters", found.await?)
 }
 
-pub(super) async fn show(app: App, id: u64) -> Answered {
-    off_thread(move || app.handles.whole_letter(id)).await?.map(json).ok_or_else(|| dead::none(id))
+pub(super) async fn show(app: App, id: u64) -> ApiResult {
+    blocking(move || app.handles.whole_letter(id)).await?.map(json).ok_or_else(|| dead::not_found(id))
 }
 
-/// A dead letter as it is shown.
+/// A dead letter in a response.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Letter {
-    /// Its number.
+    /// Number of the letter: its offset in the dead-letter log.
     pub id: u64,
-    /// When it was written, RFC 3339.
+    /// Time of the commit, RFC 3339.
     pub recorded: String,
-    /// The letter; its times in RFC 3339.
+    /// The stored letter; its times as RFC 3339.
     #[serde(flatten, serialize_with = "with_shown_times", deserialize_with = "from_shown_times")]
     pub letter: DeadLetter<'static>,
-    /// What has become of it.
+    /// Status of the letter.
     pub fate: Fate,
-    /// Bytes of the payload.
+    /// Size of the payload in bytes.
     pub payload_bytes: usize,
-    /// The payload, where it is text and the letter is shown alone.
+    /// The payload of a single letter if it is UTF-8 text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_text: Option<String>,
-    /// The payload in base64, where it is no text and the letter is shown alone.
+    /// The payload of a single letter in base64 if it is not text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
 }
 
-/// Letters from a number on, a block of their log at a time.
+/// Returns encoded letters from an id on; reads one block of the log at a time.
 fn letters(handles: Arc<Handles>, from: u64, limit: usize) -> Items {
     let mut next = from.max(1);
     let blocks = std::iter::from_fn(move || {
@@ -68,8 +68,8 @@ fn letters(handles: Arc<Handles>, from: u64, limit: usize) -> Items {
 }
 
 impl Handles {
-    /// The letters of the first block that has one from this number on, and where the next one begins; `None` at the
-    /// end of the log. Blocks the thread.
+    /// Reads the block with the letter `from`, or the next one. Returns its letters from there on and the start of the
+    /// following block; `None` at the end of the log. Blocks the thread.
     fn letters_at(&self, from: u64) -> Option<(Result<Vec<Letter>, String>, u64)> {
         let dead = self.journal.dead();
         if from >= dead.end() {
@@ -89,7 +89,7 @@ impl Handles {
         })
     }
 
-    /// A letter with its payload. Blocks the thread.
+    /// Returns a letter with its payload. Blocks the thread.
     fn whole_letter(&self, id: u64) -> Option<Letter> {
         let Ok(Found::Block(block)) = self.journal.dead().look(id) else { return None };
         let (_, record) = (block.header.first..).zip(block.records()).find(|(number, _)| *number == id)?;
@@ -105,8 +105,8 @@ impl Handles {
         Some(found)
     }
 
-    /// Number of the first of the newest `limit` letters, however far apart they are. Blocks the thread.
-    fn begin_of_newest(&self, limit: usize) -> u64 {
+    /// Returns the id of the oldest of the newest `limit` letters. Ids may have gaps. Blocks the thread.
+    fn first_of_newest(&self, limit: usize) -> u64 {
         let dead = self.journal.dead();
         let (mut end, mut step, mut missing) = (dead.end(), limit as u64, limit);
         while end > 1 {
@@ -133,7 +133,7 @@ impl Handles {
     }
 }
 
-/// Fields of a letter that are RFC 3339 text where it is shown; as it is stored they are numbers.
+/// Fields of a letter that are RFC 3339 text in responses, and microseconds as stored.
 const TIMES: [&str; 4] = ["time", "first_attempt", "last_attempt", "taken"];
 
 fn with_shown_times<S: Serializer>(letter: &DeadLetter<'_>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -156,7 +156,7 @@ fn from_shown_times<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeadLe
     serde_json::from_value(fields).map_err(de::Error::custom)
 }
 
-/// A letter without its payload.
+/// Decodes a record into a letter without its payload.
 fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
     let letter = DeadLetter::read(record)?;
     let payload_bytes = letter.payload.len();

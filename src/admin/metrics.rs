@@ -1,4 +1,4 @@
-//! What `/metrics` says: every number that the parts count, read at one moment.
+//! The `/metrics` page: a snapshot of the counters of all parts.
 
 use super::{Handles, LinkHandle, SourceHandle, View, oldest};
 use crate::clock;
@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-/// A truth as a number.
-fn truth(is_so: bool) -> f64 {
-    if is_so { 1.0 } else { 0.0 }
+/// Returns 1 for true and 0 for false.
+fn flag(is_set: bool) -> f64 {
+    if is_set { 1.0 } else { 0.0 }
 }
 
 fn seconds(moment: Timestamp) -> f64 {
@@ -24,7 +24,7 @@ fn seconds(moment: Timestamp) -> f64 {
 }
 
 impl Handles {
-    /// The page for Prometheus. Reads from the disk.
+    /// Returns the page in the Prometheus text format. Reads from the disk.
     pub fn metrics(&self) -> String {
         let mut page = Page::default();
         let view = self.view.load_full();
@@ -37,7 +37,7 @@ impl Handles {
         put_sources(&mut page, &view.sources);
         self.put_security(&mut page);
         self.put_intake(&mut page);
-        self.put_beside(&mut page, &view);
+        self.put_exceptions(&mut page, &view);
         self.put_disk(&mut page);
         self.put_budget(&mut page);
         put_process(&mut page);
@@ -57,8 +57,8 @@ impl Handles {
         });
         page.one(UPTIME, clock::instant().duration_since(self.started).as_secs_f64());
         let health = self.health_by(balances);
-        page.one(HEALTHY, truth(health.is_good()));
-        page.one(READY, truth(self.readiness_by(health).is_good()));
+        page.one(HEALTHY, flag(health.is_good()));
+        page.one(READY, flag(self.readiness_by(health).is_good()));
         page.one(PROBLEMS, self.status_by(balances).problems.len() as f64);
         page.put(PART_RESTARTS, |rows| {
             for (part, failure) in self.failures.all() {
@@ -67,8 +67,8 @@ impl Handles {
         });
         page.one(CONFIGURED, view.configured.as_ref().map_or(0.0, |configured| seconds(configured.at)));
         let is_refused = view.configured.as_ref().is_some_and(|configured| configured.refused.is_some());
-        page.one(REFUSED_CONFIGURATION, truth(is_refused));
-        page.one(CLOCK_TRUSTED, truth(clock::is_trusted()));
+        page.one(REFUSED_CONFIGURATION, flag(is_refused));
+        page.one(CLOCK_TRUSTED, flag(clock::is_trusted()));
         page.one(CLOCK, clock::wall().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()));
         page.put(CERTIFICATE_EXPIRY, |rows| {
             for file in &view.certificates {
@@ -101,8 +101,8 @@ impl Handles {
         each(LANE_BYTES, &|_, status| status.bytes as f64);
         each(LANE_BUDGET, &|_, status| status.budget as f64);
         each(LANE_SEGMENTS, &|_, status| status.segments as f64);
-        each(LANE_FULL, &|lane, _| truth(matches!(self.ingest.condition_of(lane), Condition::Full(_))));
-        each(LANE_FAILED, &|lane, _| truth(matches!(lane.condition(), Condition::Failed(_))));
+        each(LANE_FULL, &|lane, _| flag(matches!(self.ingest.condition_of(lane), Condition::Full(_))));
+        each(LANE_FAILED, &|lane, _| flag(matches!(lane.condition(), Condition::Failed(_))));
         page.put(LANE_COMMITS, |rows| {
             for (lane, _) in &lanes {
                 rows.histogram(&[("lane", &lane.name)], &lane.stats.fsync.snapshot());
@@ -179,7 +179,7 @@ impl Handles {
         }
     }
 
-    fn put_beside(&self, page: &mut Page, view: &View) {
+    fn put_exceptions(&self, page: &mut Page, view: &View) {
         page.put(EXCEPTIONS, |rows| {
             let mut open: BTreeMap<(String, String), u64> = BTreeMap::new();
             for exception in view.board.iter().flat_map(|board| board.exceptions()) {
@@ -256,7 +256,7 @@ fn put_links(page: &mut Page, links: &[LinkHandle]) {
             }
         });
     };
-    each(LINK_UP, &|link| truth(link.stats.state().is_up));
+    each(LINK_UP, &|link| flag(link.stats.state().is_up));
     each(LINK_IN_FLIGHT, &|link| link.stats.state().in_flight as f64);
     each(LINK_SENT, &|link| link.stats.sent.value() as f64);
     each(LINK_REPEATED, &|link| link.stats.repeated.value() as f64);
@@ -283,7 +283,7 @@ fn put_sources(page: &mut Page, sources: &[SourceHandle]) {
     let all = || sources.iter().zip(&kinds);
     page.put(SOURCE_UP, |rows| {
         for (source, kind) in all() {
-            rows.row(&[("source", &source.name), ("kind", kind)], truth(source.stats.problem().is_none()));
+            rows.row(&[("source", &source.name), ("kind", kind)], flag(source.stats.problem().is_none()));
         }
     });
     page.put(SOURCE_CONNECTIONS, |rows| {
@@ -323,20 +323,20 @@ fn put_sources(page: &mut Page, sources: &[SourceHandle]) {
     });
 }
 
-/// Clock ticks in a second, of every Linux there is.
+/// Clock ticks per second (`USER_HZ`): 100 on every Linux.
 const TICKS: f64 = 100.0;
 
-/// What the kernel says of the process.
+/// Writes the figures of the process from `/proc/self`.
 fn put_process(page: &mut Page) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-    let number = |text: &str, key: &str, place: usize| -> f64 {
+    let number = |text: &str, key: &str, index: usize| -> f64 {
         let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-        line.split_whitespace().nth(place).and_then(|word| word.parse().ok()).unwrap_or(0.0)
+        line.split_whitespace().nth(index).and_then(|word| word.parse().ok()).unwrap_or(0.0)
     };
     let (status, stat) = (read("status"), read("stat"));
     page.one(DISK_WRITTEN, number(&read("io"), "write_bytes:", 0));
     page.one(MEMORY, number(&status, "VmRSS:", 0) * 1024.0);
-    // Behind the name, which may hold anything.
+    // The fields follow the name in parentheses, which may contain any characters.
     let fields: Vec<f64> =
         stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0.0)).collect();
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);

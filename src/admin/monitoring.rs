@@ -1,10 +1,10 @@
-//! Monitoring: `/metrics`, `/healthz` and `/readyz`, on an address of their own and on the command socket.
+//! Monitoring: `/metrics`, `/healthz` and `/readyz`, on their own address and on the command socket.
 //!
-//! Promise: nothing here stops collecting: an address that is taken is said and tried again; connections, their
-//! number and their silence have bounds. Connections that say nothing keep no scraper out, and a page in somebody's
-//! browser reads nothing here by giving its own name the gateway's address.
+//! Promise: monitoring never stops the collection of events. An address in use is reported and retried. The number of
+//! connections and their idle time are bounded; idle connections do not lock out a scraper. A web page cannot read
+//! responses by DNS rebinding (a name of its own that resolves to the gateway's address).
 
-use super::{Answered, Handles, certificates, off_thread, refuse};
+use super::{ApiResult, Handles, blocking, certificates, refuse};
 use crate::clock;
 use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply};
 use crate::memory::Door;
@@ -20,32 +20,32 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Connections at once; a scraper has one.
+/// Most simultaneous connections; a scraper uses one.
 const CONNECTIONS_MAX: usize = 16;
-/// What a connection takes: head and answer have 16 KiB each at most, beside the page that it is given.
+/// Memory of a connection: at most 16 KiB each for request head and response, in addition to the page.
 const CONNECTION_BYTES: usize = 40 << 10;
-/// How long a connection may be silent: longer than scrapers pause.
+/// Longest idle time of a connection: longer than scrape intervals.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// How long a scraper may take nothing of an answer.
+/// Longest time a scraper may read nothing of a response.
 const UNREAD_WAIT_MAX: Duration = Duration::from_secs(30);
-/// The address is looked at that often, and tried again where it is taken.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Before everything is started, it is looked at more often.
-const FIRST_LOOK: Duration = Duration::from_millis(20);
-/// Certificates are looked at that often.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(86_400);
+/// Interval of checks for a changed address, and of retries to bind it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Shorter interval while the gateway starts.
+const START_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval of warnings about certificates: daily.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(86_400);
 
-/// The format of the metrics.
+/// Content type of the metrics.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// The format of health: one JSON object a line.
+/// Content type of health: one JSON object per line.
 const LINES: &str = "application/x-ndjson";
 
-/// Whether metrics and health are served.
+/// The reason why the monitoring address is not served, if it should be.
 #[derive(Debug, Default)]
 pub struct MonitoringState(Mutex<Option<String>>);
 
 impl MonitoringState {
-    /// Why they are not, though they should be.
+    /// Returns why metrics and health are not served, although they are configured.
     pub fn problem(&self) -> Option<String> {
         self.0.lock().clone()
     }
@@ -59,21 +59,21 @@ impl MonitoringState {
     }
 }
 
-/// Answers `metrics`, `healthz` or `readyz`.
-pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> Answered {
+/// Responds to `metrics`, `healthz` or `readyz`.
+pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> ApiResult {
     let health = |health: super::Health| {
         let code = if health.is_good() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         http::reply(code, LINES, health.lines())
     };
     match name {
-        "metrics" => off_thread(move || http::reply(StatusCode::OK, METRICS, handles.metrics())).await,
-        "healthz" => off_thread(move || health(handles.health())).await,
-        "readyz" => off_thread(move || health(handles.readiness())).await,
-        _ => Err(refuse(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n")),
+        "metrics" => blocking(move || http::reply(StatusCode::OK, METRICS, handles.metrics())).await,
+        "healthz" => blocking(move || health(handles.health())).await,
+        "readyz" => blocking(move || health(handles.readiness())).await,
+        _ => Err(refuse(StatusCode::NOT_FOUND, "unknown path; expected /metrics, /healthz or /readyz\n")),
     }
 }
 
-/// Serves where the configuration says, and looks after certificates that expire, until the shutdown.
+/// Serves the configured address until the shutdown, and logs warnings about certificates once a day.
 pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     let mut socket: Option<(SocketAddr, TcpListener)> = None;
     let mut connections = JoinSet::new();
@@ -84,24 +84,24 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
         let view = handles.view.load_full();
         let wanted = view.monitoring;
         if socket.as_ref().map(|(address, _)| *address) != wanted {
-            // First what is left: it may be the same port at another address.
+            // Close the old listener first: the new address may have the same port.
             drop(socket.take());
             let bound = match wanted {
                 None => Ok(None),
                 Some(address) => TcpListener::bind(address).await.map(|bound| Some((address, bound))).map_err(|error| {
-                    format!("monitoring: {address} cannot be listened on ({error}); everything else works, and it is tried again; [monitoring] listen names another one")
+                    format!("monitoring: could not listen on {address} ({error}); everything else works, will retry; set another address with listen in [monitoring]")
                 }),
             };
             handles.monitoring.set(bound.as_ref().err().cloned());
             socket = bound.ok().flatten();
         }
         if view.configured.is_some() && clock::instant() >= certificates_at {
-            certificates_at = clock::instant() + CERTIFICATES_EVERY;
-            // Should it fail, it is said in the status all the same.
-            let _ = off_thread(move || certificates::warn(&view.certificates, &view.revocations)).await;
+            certificates_at = clock::instant() + CERTIFICATES_INTERVAL;
+            // On failure the warnings are still in the status.
+            let _ = blocking(move || certificates::log(&view.certificates, &view.revocations)).await;
         }
         let is_started = handles.view.load().configured.is_some();
-        let look_again = tokio::time::sleep(if is_started { LOOK_EVERY } else { FIRST_LOOK });
+        let check_again = tokio::time::sleep(if is_started { CHECK_INTERVAL } else { START_CHECK_INTERVAL });
         let has_room = crowd.has_room();
         let accept = async {
             match &socket {
@@ -113,8 +113,8 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
         tokio::select! {
             () = shutdown.begun() => break,
             Some(_) = connections.join_next() => {}
-            () = look_again => {}
-            () = crowd.changed(), if !has_room => {}
+            () = check_again => {}
+            () = crowd.stirred(), if !has_room => {}
             accepted = accept => match accepted {
                 Ok((stream, peer)) => {
                     let seat = crowd.acquire(Origin::of(peer.ip()));
@@ -123,11 +123,11 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
                             let served = serve(stream, seat, Arc::clone(&handles));
                             connections.spawn(async move { permit.eviction().cuts(served).await; });
                         }
-                        // A scraper tries again, and sees in the metrics that there was no memory.
+                        // The scraper retries, and the metrics show the lack of memory.
                         Err(error) => tracing::debug!(%peer, "monitoring: {error}"),
                     }
                 }
-                // Out of descriptors, mostly: a pause lets some connections end.
+                // Mostly out of file descriptors: wait for connections to close.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
         }
@@ -151,35 +151,35 @@ async fn serve(stream: TcpStream, seat: ConnectionSlot<Origin>, handles: Arc<Han
         seat.cut().await;
         http::CUT_WAIT_MAX
     };
-    // Whoever speaks no HTTP gets no answer, and a scraper that went away misses nothing.
+    // A peer that does not speak HTTP gets no response; errors of a disconnected scraper do not matter.
     http::served(connection, end).await;
 }
 
 async fn answer_read(handles: Arc<Handles>, request: Request<Incoming>) -> Reply {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return http::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
+        return http::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n");
     }
     let host = host(&request);
     if !host.as_deref().is_none_or(|host| is_own_name(host, &handles.view.load().monitoring_hosts)) {
-        let text = "this gateway is not known by the name in the request; an address or a name without dots always works, and the setting `hosts` of [monitoring] allows others\n";
+        let text = "the host name of the request is not accepted; an address or a name without dots always works, and the setting `hosts` of [monitoring] allows others\n";
         return http::text(StatusCode::MISDIRECTED_REQUEST, text);
     }
     let name = request.uri().path().strip_prefix('/').unwrap_or_default();
     answer(handles, name).await.unwrap_or_else(Into::into)
 }
 
-/// The host that a request is for, without its port; `None` if it names none, which no browser does.
+/// Returns the host of a request, without port; `None` if it names none, which no browser does.
 fn host<B>(request: &Request<B>) -> Option<String> {
     if let Some(host) = request.uri().host() {
         return Some(host.to_owned());
     }
     let written = request.headers().get(header::HOST)?.as_bytes();
-    // What cannot be read is no name of this gateway.
+    // An unreadable name matches no name of this gateway.
     Some(Authority::try_from(written).map_or_else(|_| "..".to_owned(), |authority| authority.host().to_owned()))
 }
 
-/// Whether a host is this gateway's. A page from elsewhere gets past the browser's rules by giving its own name this
-/// address; then the request still names the page's host, which is a name with dots.
+/// Whether a host name belongs to this gateway. With DNS rebinding, a foreign page passes the same-origin policy, but
+/// the request still names the page's host, which has dots.
 fn is_own_name(host: &str, allowed: &[String]) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
     let is_same = |name: &str| name.trim_end_matches('.').eq_ignore_ascii_case(bare);

@@ -1,6 +1,6 @@
-//! Reload: what asks for it, and what it answers.
+//! Requests a reload of the configuration, and holds its result.
 
-use super::{Answered, App, LinkHandle, SourceHandle, caller, json, refuse};
+use super::{ApiResult, App, LinkHandle, SourceHandle, caller, json, refuse};
 use crate::event::Timestamp;
 use crate::setting::Problem;
 use crate::tls::{CertificateFile, RevocationFile};
@@ -11,29 +11,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
-/// What has changed, in words; or what is wrong with the new configuration, which leaves the old one in force.
+/// Result of a reload: one line per change, or the problems of a refused configuration.
 pub type Reloaded = Result<Vec<String>, Vec<Problem>>;
 
-/// Asks for a reload.
+/// Sends reload requests to the supervisor of the gateway.
 #[derive(Clone, Debug)]
 pub struct Reloading(mpsc::Sender<ReloadOrder>);
 
-/// A reload that is asked for: by whom, and who hears what comes of it.
+/// A reload request: its trigger, and the channel for its result.
 pub type ReloadOrder = (ReloadBy, oneshot::Sender<Reloaded>);
 
-/// Who has the configuration read anew.
+/// Trigger of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadBy {
-    /// A user, by number, at the command socket.
+    /// A user (uid) at the command socket.
     User(u32),
-    /// SIGHUP, as `systemctl reload` sends it: the kernel does not say from whom.
+    /// SIGHUP, as `systemctl reload` sends it; the sender is unknown.
     Signal,
-    /// A file that was changed.
+    /// A changed configuration file.
     Files,
 }
 
 impl ReloadBy {
-    /// The word in the audit.
+    /// Returns the name in the audit.
     pub fn name(self) -> &'static str {
         match self {
             Self::User(_) => "command",
@@ -42,7 +42,7 @@ impl ReloadBy {
         }
     }
 
-    /// The user, where there is one.
+    /// Returns the uid, if it is known.
     pub fn user(self) -> Option<u32> {
         match self {
             Self::User(uid) => Some(uid),
@@ -52,13 +52,13 @@ impl ReloadBy {
 }
 
 impl Reloading {
-    /// The handle, and what hears it.
+    /// Returns the handle and the receiver of its requests.
     pub fn new() -> (Self, mpsc::Receiver<ReloadOrder>) {
         let (sender, receiver) = mpsc::channel(4);
         (Self(sender), receiver)
     }
 
-    /// Reads the configuration anew, and returns when it is in force or refused; `None` while the gateway ends.
+    /// Reloads the configuration. Returns when it is in force or refused; `None` if the gateway is stopping.
     pub async fn reload(&self, by: ReloadBy) -> Option<Reloaded> {
         let (answer, answered) = oneshot::channel();
         self.0.send((by, answer)).await.ok()?;
@@ -66,56 +66,56 @@ impl Reloading {
     }
 }
 
-/// What runs at a moment; replaced as a whole by a reload.
+/// The running parts. A reload replaces the whole value.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    /// The sources.
+    /// All running sources.
     pub sources: Vec<SourceHandle>,
-    /// The links: one for each lane and destination.
+    /// All links: one per lane and destination.
     pub links: Vec<LinkHandle>,
-    /// What the watch has open, if there is a watch.
+    /// Open business exceptions, if the watch is on.
     pub board: Option<Arc<Board>>,
-    /// Where metrics and health are to be served, if they are.
+    /// Address for metrics and health, if monitoring is on.
     pub monitoring: Option<SocketAddr>,
-    /// Names, other than addresses and names without dots, that requests for them may be for.
+    /// Accepted host names of monitoring requests, besides addresses and names without dots.
     pub monitoring_hosts: Vec<String>,
-    /// The files of certificates that are in use.
+    /// The certificate files in use.
     pub certificates: Vec<CertificateFile>,
-    /// The files of revocation lists that are in use.
+    /// The revocation lists in use.
     pub revocations: Vec<RevocationFile>,
-    /// Which configuration this is.
+    /// Age and refusals of the configuration; `None` while the gateway starts.
     pub configured: Option<Configured>,
 }
 
-/// Since when a configuration is in force, and what became of a newer one.
+/// Time of the configuration in force, and of a newer one that was refused.
 #[derive(Clone, Debug)]
 pub struct Configured {
     /// When it came into force.
     pub at: Timestamp,
-    /// When a newer one was refused, and why.
+    /// Time and reason of the last refusal, if a newer one was refused.
     pub refused: Option<(Timestamp, String)>,
 }
 
 impl Configured {
-    /// The problem that there is with a newer configuration.
+    /// Returns the problem if a newer configuration was refused.
     pub fn problem(&self) -> Option<String> {
         let (when, why) = self.refused.as_ref()?;
         Some(format!("configuration of {when} is refused, that of {} stays in force: {why}", self.at))
     }
 }
 
-/// What a reload answers on the socket.
+/// Response of `POST /reload`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct ReloadAnswer {
-    /// What has changed, in words.
+    /// One line per change.
     pub changes: Vec<String>,
-    /// Why it is refused.
+    /// Problems of the refused configuration.
     pub problems: Vec<String>,
 }
 
-pub(super) async fn reload(app: App) -> Answered {
+pub(super) async fn reload(app: App) -> ApiResult {
     let stopping = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping");
-    // A caller without a name is refused before.
+    // Callers without a known uid were refused before.
     let by = caller().0.map_or(ReloadBy::Signal, ReloadBy::User);
     let answer = match app.handles.reloading.reload(by).await.ok_or_else(stopping)? {
         Ok(changes) => ReloadAnswer { changes, ..ReloadAnswer::default() },

@@ -1,29 +1,29 @@
-//! Replays over the socket.
+//! Requests that start, show, pause, resume and cancel replays.
 
-use super::{Answered, App, given, json, refuse, tried};
+use super::{ApiResult, App, json, read_json, refuse, try_blocking};
 use crate::forward::again::{Filter, ReplayState};
 use crate::journal::BadSelection;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
-/// A replay that somebody asks for.
+/// Body of `POST /replay`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Wish {
-    /// Who is to get the events.
+pub struct ReplayRequest {
+    /// Destination that receives the events.
     pub destination: String,
-    /// Which events.
+    /// Selection of events.
     pub filter: Filter,
-    /// Events a second at most.
+    /// Most events per second.
     pub rate: Option<u64>,
-    /// Only count them.
+    /// Only count the events.
     #[serde(default)]
     pub dry_run: bool,
 }
 
 impl super::Handles {
-    /// That there is no such destination, and which there are.
+    /// Returns an error text with the known destinations if `wanted` is not one of them.
     pub(super) fn unknown_destination(&self, wanted: &str) -> Option<String> {
         let mut names: Vec<_> = self.view.load().links.iter().map(|link| link.destination.clone()).collect();
         names.dedup();
@@ -33,27 +33,27 @@ impl super::Handles {
         })
     }
 
-    /// That there is no such stream, with or without its version, and which there are.
+    /// Returns an error text with the known streams if `wanted`, with or without version, is not one of them.
     pub(super) fn unknown_stream(&self, wanted: &str) -> Option<String> {
         BadSelection::no_stream(wanted, &self.journal.publications()).map(|bad| bad.to_string())
     }
 }
 
-pub(super) async fn begin(app: App, body: Incoming) -> Answered {
-    let wish: Wish = given(body).await?;
-    let mut streams = wish.filter.streams.iter().filter(|pattern| !pattern.ends_with('*'));
-    let unknown = app.handles.unknown_destination(&wish.destination);
+pub(super) async fn begin(app: App, body: Incoming) -> ApiResult {
+    let request: ReplayRequest = read_json(body).await?;
+    let mut streams = request.filter.streams.iter().filter(|pattern| !pattern.ends_with('*'));
+    let unknown = app.handles.unknown_destination(&request.destination);
     if let Some(text) = unknown.or_else(|| streams.find_map(|stream| app.handles.unknown_stream(stream))) {
         return Err(refuse(StatusCode::BAD_REQUEST, text));
     }
-    if let (Some(since), Some(until)) = (wish.filter.since, wish.filter.until)
+    if let (Some(since), Some(until)) = (request.filter.since, request.filter.until)
         && since >= until
     {
         return Err(refuse(StatusCode::BAD_REQUEST, format!("nothing lies between {since} and {until}")));
     }
-    let begun = tried(move || {
+    let begun = try_blocking(move || {
         let handles = &app.handles;
-        let Wish { destination, filter, rate, dry_run } = wish;
+        let ReplayRequest { destination, filter, rate, dry_run } = request;
         let replay = handles.replays.begin(&handles.journal, &destination, filter, rate, dry_run)?;
         if !dry_run {
             handles.audit("replay", &replay)?;
@@ -63,12 +63,12 @@ pub(super) async fn begin(app: App, body: Incoming) -> Answered {
     begun.await.map(json)
 }
 
-pub(super) fn show(app: &App, id: u64) -> Answered {
+pub(super) fn show(app: &App, id: u64) -> ApiResult {
     let found = app.handles.replays.find(id);
     found.map(json).ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("there is no replay {id}")))
 }
 
-pub(super) async fn set_state(app: App, id: u64, word: String) -> Answered {
+pub(super) async fn set_state(app: App, id: u64, word: String) -> ApiResult {
     let state = match word.as_str() {
         "pause" => ReplayState::Paused,
         "resume" => ReplayState::Running,
@@ -76,11 +76,11 @@ pub(super) async fn set_state(app: App, id: u64, word: String) -> Answered {
         _ => {
             return Err(refuse(
                 StatusCode::NOT_FOUND,
-                format!("\"{word}\" cannot be done; pause, resume and cancel can"),
+                format!("\"{word}\" is no action; expected pause, resume or cancel"),
             ));
         }
     };
-    let set = tried(move || {
+    let set = try_blocking(move || {
         let set = app.handles.replays.set_state(id, state)?;
         if let Some(replay) = &set {
             app.handles.audit(&format!("replay {word}"), replay)?;
@@ -91,7 +91,7 @@ pub(super) async fn set_state(app: App, id: u64, word: String) -> Answered {
         Some(replay) => Ok(json(replay)),
         None => Err(refuse(
             StatusCode::NOT_FOUND,
-            format!("there is no replay {id} that goes on; see `forebay replay list`"),
+            format!("there is no running or paused replay {id}; see `forebay replay list`"),
         )),
     }
 }

@@ -1,32 +1,32 @@
-//! Answers that grow while they are read: lists of any length, and work that takes its time.
+//! Streaming responses: lists of any length, and progress of long operations.
 //!
-//! Promise: an answer never stands in memory as a whole. A few pieces of at most [`PIECE_BYTES`] and one item wait for a
-//! reader; one who reads slowly slows the work down, and holds no page of a file meanwhile.
+//! Promise: a response is never in memory as a whole. At most [`PIECES_MAX`] pieces of [`PIECE_BYTES`] plus one item wait
+//! for the client. A slow client slows the operation down, and pins no page of a file meanwhile.
 
-use super::{Answered, App};
+use super::{ApiResult, App};
 use crate::http;
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use std::fmt::Display;
 
-/// Pieces of an answer that wait for their reader.
+/// Pieces of a response that wait for the client.
 pub(super) const PIECES_MAX: usize = 2;
-/// A piece is sent once it is as large: large enough to cost little, small beside the memory of a small box.
+/// A piece is sent at this size: large enough for a low overhead, small for the memory of a small device.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// Appends what comes next to an answer, and says whether there is more.
-type Step = dyn FnMut(&mut Vec<u8>) -> bool + Send;
-/// Items of a list, each as JSON.
+/// Appends the next part of a response; returns whether more follows.
+type Producer = dyn FnMut(&mut Vec<u8>) -> bool + Send;
+/// Items of a list, each encoded as JSON.
 pub(super) type Items = Box<dyn Iterator<Item = Result<Vec<u8>, String>> + Send>;
 
-/// An answer that grows step by step, each away from the threads that serve. `permit` lasts as long as the work.
+/// Streams the output of `step`, which runs on the blocking pool until it returns `false`. Holds `permit` meanwhile.
 pub(super) fn stepped<P: Send + 'static>(
     mut shutdown: Shutdown,
     permit: P,
     step: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
-) -> Answered {
-    let (mut pieces, reply) = http::streaming(PIECES_MAX);
-    let mut step: Box<Step> = Box::new(step);
+) -> ApiResult {
+    let (mut pieces, reply) = http::growing(PIECES_MAX);
+    let mut step: Box<Producer> = Box::new(step);
     tokio::spawn(async move {
         let _permit = permit;
         loop {
@@ -35,7 +35,7 @@ pub(super) fn stepped<P: Send + 'static>(
                 let more = step(&mut out);
                 (step, out, more)
             });
-            // A step that panicked, or the runtime's end: the answer ends without its last line.
+            // The step panicked or the runtime ends: the response ends without its last line.
             let Ok((back, out, more)) = done.await else { return };
             step = back;
             let is_sent = tokio::select! {
@@ -50,9 +50,9 @@ pub(super) fn stepped<P: Send + 'static>(
     Ok(reply)
 }
 
-/// A JSON array with one item a line. Where an item cannot be had the array stays open, so that no reader takes it for
-/// whole.
-pub(super) fn array(app: App, what: &'static str, items: Items) -> Answered {
+/// Streams a JSON array with one item per line. After an error the array stays unterminated, so no client takes it as
+/// complete.
+pub(super) fn array(app: App, what: &'static str, items: Items) -> ApiResult {
     let mut items = items.fuse();
     let mut before: &[u8] = b"[\n";
     stepped(app.shutdown, (), move |out| {
@@ -64,7 +64,11 @@ pub(super) fn array(app: App, what: &'static str, items: Items) -> Answered {
                     before = b",\n";
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(what, error, "an answer at the command socket ends early");
+                    tracing::warn!(
+                        what,
+                        error,
+                        "could not read all items; the response at the command socket is incomplete"
+                    );
                     return false;
                 }
                 None => {
@@ -77,7 +81,7 @@ pub(super) fn array(app: App, what: &'static str, items: Items) -> Answered {
     })
 }
 
-/// An item as JSON.
+/// Encodes an item as JSON.
 pub(super) fn item(value: &impl serde::Serialize) -> Result<Vec<u8>, String> {
     serde_json::to_vec(value).map_err(text)
 }

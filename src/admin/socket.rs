@@ -1,7 +1,7 @@
-//! The file of the command socket.
+//! Creates the command socket.
 //!
-//! Promise: at no moment may more users open the socket than its mode says, whatever the umask of the process is. A
-//! socket that a dead gateway left is replaced; anything else that stands at its path is left alone.
+//! Promise: at no moment can more users open the socket than its mode allows, whatever the umask of the process is. A
+//! stale socket of a dead gateway is replaced; any other file at the path stays untouched.
 
 use crate::setting::check_socket_path;
 use rustix::fs::{Mode, fchmod};
@@ -11,12 +11,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tokio::net::UnixListener;
 
-/// The service's user and group may ask.
+/// User and group of the service may connect.
 const MODE: u32 = 0o660;
-/// Connections that wait to be accepted, as std's listener has them.
+/// Length of the accept queue, as in std's listener.
 const BACKLOG: i32 = 128;
 
-/// Makes the socket.
+/// Creates the socket and listens on it. Fails if another gateway answers at this path.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     check_socket_path(path).map_err(|message| io::Error::new(io::ErrorKind::InvalidInput, message))?;
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -31,14 +31,14 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         return Err(error);
     }
     let socket = bind(path)?;
-    // A strict umask has taken the group's right away.
+    // A strict umask may have removed the rights of the group.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
     socket.listen(BACKLOG)?;
     UnixListener::from_std(socket.into())
 }
 
-/// A socket with a file, to which nobody can connect yet. Linux makes the file with the mode of the socket, less the
-/// umask: so it never has a wider one. Changing the umask instead would change what other threads create meanwhile.
+/// Binds a socket to which nobody can connect yet. Linux creates the file with the mode of the socket minus the umask,
+/// so it is never wider. Changing the umask instead would affect files that other threads create meanwhile.
 fn bind(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     fchmod(&socket, Mode::from_raw_mode(MODE))?;
@@ -51,7 +51,7 @@ fn bind(path: &Path) -> io::Result<Socket> {
 mod tests {
     use super::*;
 
-    /// Once the mode was set after the file was there: with a umask of 0 everybody could connect in between.
+    /// If the mode were set after bind, everybody could connect in between with a umask of 0.
     #[test]
     fn the_file_of_the_socket_is_never_open_wider_than_its_mode() {
         let folder = tempfile::tempdir().expect("folder");

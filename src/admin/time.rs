@@ -1,25 +1,25 @@
-//! What is asked of the clock: what it says, whether that is believed, and a person's word that it is right.
+//! Clock status, and the request by which an operator confirms the time.
 
-use super::{Answered, App, json, tried};
+use super::{ApiResult, App, json, try_blocking};
 use crate::clock;
 use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// How the clock stands.
+/// Time of the gateway, and whether it is trusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockStatus {
     /// Time of day, RFC 3339.
     pub time: String,
-    /// Whether it is believed.
+    /// Whether the gateway trusts this time.
     pub is_trusted: bool,
-    /// Why it is not.
+    /// Reason why it does not.
     pub doubt: Option<String>,
     /// The time that certificates are judged at, RFC 3339.
     pub certificates: String,
 }
 
 impl ClockStatus {
-    /// As it is now.
+    /// Returns the present status.
     pub fn now() -> Self {
         Self {
             time: Timestamp::from(clock::wall()).to_string(),
@@ -29,17 +29,17 @@ impl ClockStatus {
         }
     }
 
-    /// What is wrong, and what to do.
+    /// Returns the problem and the remedy; `None` if the clock is trusted.
     pub fn problem(&self) -> Option<String> {
         let (why, time, certificates) = (self.doubt.as_deref()?, &self.time, &self.certificates);
         Some(format!(
-            "clock: it says {time}, which cannot be right: {why}. Events are marked untrusted, nothing expires by age, and certificates are judged as of {certificates}; set the clock, or say that it is right: `forebay clock --trust`"
+            "clock: it shows {time}, which cannot be right: {why}. Events are marked untrusted, nothing expires by age, and certificates are checked as of {certificates}; set the clock, or confirm that it is right: `forebay clock --trust`"
         ))
     }
 }
 
-pub(super) async fn trust(app: App) -> Answered {
-    let trusted = tried(move || {
+pub(super) async fn trust(app: App) -> ApiResult {
+    let trusted = try_blocking(move || {
         app.handles.timekeeper.trust()?;
         app.handles.audit("clock trusted", &ClockStatus::now())
     });

@@ -40,6 +40,6 @@ impl LivenessProbe for Stand {
 
     fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
         self.0.journal.check(work_max)?;
-        self.0.failures.lost_part().map_or(Ok(()), |part| Err(Lifeless::Dead { part }))
+        self.0.failures.hung_part().map_or(Ok(()), |part| Err(Lifeless::Dead { part }))
     }
 }

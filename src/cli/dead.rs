@@ -3,7 +3,7 @@
 use super::journal::moment;
 use super::{At, ask, ask_with, counted, print, show};
 use crate::admin::Letter;
-use crate::admin::dead::{Decided, Edit, Which};
+use crate::admin::dead::{Decided, Edit, LetterFilter};
 use crate::event::Timestamp;
 use crate::ingest::dead::Stage;
 use anyhow::{Context, bail};
@@ -114,7 +114,7 @@ pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {
 fn decide(choice: Choice, word: &str, done: &str) -> anyhow::Result<ExitCode> {
     let Choice { ids, all, stream, reason, destination, stage, since, until, dry_run, at } = choice;
     let which =
-        Which { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
+        LetterFilter { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
     let decided: Decided = ask_with(&at, &format!("/dead/{word}"), &which)?;
     print(&at, &decided, |decided, _| {
         let would = if decided.dry_run { "would be " } else { "" };

@@ -11,7 +11,7 @@ pub(super) use wreck::{SalvageArgs, salvage};
 
 use super::show::table;
 use super::{At, DEFAULT_CONFIG, finished, json, socket, socket_path};
-use crate::admin::journal::{BackupAsk, ExportAsk};
+use crate::admin::journal::{BackupRequest, ExportRequest};
 use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
@@ -179,7 +179,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let mut last = Progress::default();
     match journal {
         Journal::Running(socket) => {
-            let ask = ExportAsk { selection, with_offsets: args.with_offsets };
+            let ask = ExportRequest { selection, with_offsets: args.with_offsets };
             finished(socket::work(&socket, "/journal/export", &ask, |line| {
                 match line.strip_prefix(b"#") {
                     Some(progress) => last = serde_json::from_slice(progress)?,
@@ -332,7 +332,7 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     let made: Backup = match args.place.open()? {
         Journal::Running(socket) => {
             let mut made = None;
-            let ask = BackupAsk { to: to.clone() };
+            let ask = BackupRequest { to: to.clone() };
             let work = socket::work(&socket, "/journal/backup", &ask, |line| {
                 match line.strip_prefix(b"#") {
                     Some(copied) => show(&serde_json::from_slice(copied)?),

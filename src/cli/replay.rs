@@ -2,7 +2,7 @@
 
 use super::journal::moment;
 use super::{At, ask, ask_with, post, print, show};
-use crate::admin::replay::Wish;
+use crate::admin::replay::ReplayRequest;
 use crate::event::Timestamp;
 use crate::forward::again::{Filter, Replay, ReplayState};
 use crate::setting::grouped;
@@ -93,7 +93,7 @@ fn begin(wish: WishOf) -> anyhow::Result<ExitCode> {
     let WishOf { to, since, until, stream, key, rate, dry_run, detach, at } = wish;
     let destination = to.context("to whom? give --to and the name of a destination")?;
     let filter = Filter { since, until, streams: stream, key };
-    let replay: Replay = ask_with(&at, "/replay", &Wish { destination, filter, rate, dry_run })?;
+    let replay: Replay = ask_with(&at, "/replay", &ReplayRequest { destination, filter, rate, dry_run })?;
     if dry_run {
         return print(&at, &replay, |replay, _| {
             format!("{} events would be sent to {}", grouped(replay.events), replay.destination)

@@ -3,7 +3,7 @@
 //! Promise: nothing that a device sent reaches the terminal as anything but readable text, a row of
 //! a table is one line, and JSON is printable as it is.
 
-use crate::admin::{Letter, Seen, Status};
+use crate::admin::{Letter, Status, TailEvent};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::forward::again::{Replay, ReplayState};
@@ -471,7 +471,7 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     out
 }
 
-pub(super) fn seen(seen: &Seen, is_coloured: bool) -> String {
+pub(super) fn seen(seen: &TailEvent, is_coloured: bool) -> String {
     let time = seen.recorded.get(11..23).unwrap_or_default();
     let data = match (&seen.data, &seen.data_base64) {
         (Some(data), _) => data.to_string(),

@@ -151,10 +151,10 @@ impl Keeper {
                 if tokio::time::timeout(DROP_WAIT_MAX, &mut task.0).await.is_err() {
                     let why = format!("is stuck for {silence} s and cannot be ended; the gateway has to be restarted");
                     tracing::error!(part = %self.name, "the part {why}");
-                    self.failures.lost(&self.name, why);
+                    self.failures.mark_hung(&self.name, why);
                     // It may come to itself.
                     let _ = (&mut task.0).await;
-                    self.failures.found(&self.name);
+                    self.failures.mark_recovered(&self.name);
                 }
                 (!self.shutdown.has_begun()).then(|| format!("was stuck for {silence} s"))
             }
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(waiting_said.recv().await, Some(0));
         assert!(waiting_said.try_recv().is_err() && said.try_recv().is_err());
         assert!(failures.problems()[0].contains("was stuck"), "{:?}", failures.problems());
-        assert!(failures.lost_part().is_none());
+        assert!(failures.hung_part().is_none());
         assert!(failing.ended(Duration::from_secs(5)).await && waiting.ended(Duration::from_secs(5)).await);
     }
 
@@ -242,12 +242,12 @@ mod tests {
             }) as Work)
         };
         let (failing, mut said) = part("source c", &failures, blocks);
-        while failures.lost_part().is_none() {
+        while failures.hung_part().is_none() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         release.send(()).expect("blocked");
         assert_eq!(said.recv().await, Some(1));
-        assert!(failures.lost_part().is_none());
+        assert!(failures.hung_part().is_none());
         assert!(failing.ended(Duration::from_secs(5)).await);
     }
 
