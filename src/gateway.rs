@@ -1,11 +1,10 @@
-//! The gateway: wires the parts, starts them journal first, changes them while they work, and stops them
+//! The gateway: wires the parts, starts them journal first, reconfigures them while they run, and stops them
 //! sources first.
 //!
-//! Promise: when [`Gateway::stop`] returns, every acknowledgement that was promised has been given
-//! or never will be, and the journal is closed cleanly.
+//! Promise: when [`Gateway::stop`] returns, no acknowledgement is sent any more, and the journal is closed cleanly.
 
-mod background;
-mod outlets;
+mod destinations;
+mod low_priority;
 mod part;
 mod reload;
 mod sources;
@@ -30,20 +29,20 @@ use crate::survival::Survival;
 use crate::timekeeper::Timekeeper;
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use background::Background;
-use outlets::Outlet;
-use part::{Part, Work};
-use reload::Works;
-use sources::Source;
+use destinations::{Destination, DestinationSpec};
+use low_priority::LowPriority;
+use part::{Part, PartFuture};
+use reload::Supervisor;
+use sources::{Source, SourceSpec};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// How long the listeners may take to give the acknowledgements in flight.
+/// Longest wait at shutdown for a part, such as a listener that sends the acknowledgements in flight.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
-/// How long a disk may take at the end.
+/// Longest wait for the disk when the journal closes.
 const DISK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The running gateway.
@@ -52,14 +51,14 @@ pub struct Gateway {
     journal: Arc<Journal>,
     registry: Arc<Registry>,
     handles: Arc<Handles>,
-    /// The addresses the listeners have at the start.
+    /// Addresses of the listeners after the start; a reload does not change this list.
     pub addresses: Vec<SocketAddr>,
     stop: oneshot::Sender<()>,
-    works: JoinHandle<()>,
+    supervisor: JoinHandle<()>,
 }
 
-/// What all parts stand on, as long as the gateway runs.
-struct Ground {
+/// The services that all parts share for as long as the gateway runs.
+struct Services {
     surroundings: Surroundings,
     journal: Arc<Journal>,
     ingest: Arc<Ingest>,
@@ -69,16 +68,16 @@ struct Ground {
     replays: Arc<Replays>,
     mirrors: Mirrors,
     failures: Arc<Failures>,
-    /// What peers can make the process hold.
+    /// Budget of the memory that peers can make the process hold.
     budget: Arc<Budget>,
     security: Arc<Security>,
-    background: Background,
+    low_priority: LowPriority,
 }
 
-/// Waits for the end of a part.
-async fn ended(name: &str, part: Part) {
-    if !part.ended(DRAIN_WAIT_MAX).await {
-        tracing::warn!(part = name, patience = ?DRAIN_WAIT_MAX, "a part did not end in time and is left behind");
+/// Stops a part and waits for its end, at most [`DRAIN_WAIT_MAX`].
+async fn stop_part(name: &str, part: Part) {
+    if !part.stop(DRAIN_WAIT_MAX).await {
+        tracing::warn!(part = name, patience = ?DRAIN_WAIT_MAX, "the part did not end in time; the gateway stops without it");
     }
 }
 
@@ -88,7 +87,7 @@ impl Gateway {
         let seal = Seal { format: 1, environment: config.surroundings.environment.clone() };
         let journal_config = config.journal.clone();
         let started = clock::instant();
-        // Opening may repair, which reads from the disk: not on a thread that serves.
+        // Opening may repair files, which blocks on the disk.
         let journal = spawn_blocking(move || Journal::open(&journal_config, &seal, Arc::new(RealDisk))).await??;
         let journal = Arc::new(journal);
         tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");
@@ -96,15 +95,15 @@ impl Gateway {
             let (journal, around) = (Arc::clone(&journal), config.surroundings.clone());
             spawn_blocking(move || Timekeeper::open(journal, around)).await??
         };
-        let problems = reload::objections(&journal, &config);
+        let problems = reload::contract_problems(&journal, &config);
         if !problems.is_empty() {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            anyhow::bail!("the contracts are refused:\n{}", lines.join("\n"));
+            anyhow::bail!("the contracts are not compatible with the versions in force:\n{}", lines.join("\n"));
         }
         let contracts: Vec<_> = config.contracts.iter().cloned().collect();
-        let taken = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
+        let (for_ingest, mask_key) = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
         let budget = Budget::new(config.memory);
-        let ingest = Arc::new(Ingest::new(Arc::clone(&journal), taken.0, taken.1, Arc::clone(&budget))?);
+        let ingest = Arc::new(Ingest::new(Arc::clone(&journal), for_ingest, mask_key, Arc::clone(&budget))?);
         let (fates, replays, local, registry) = {
             let (journal, bytes) = (Arc::clone(&journal), config.last_values);
             spawn_blocking(move || {
@@ -118,7 +117,7 @@ impl Gateway {
             let fates = Arc::clone(&fates);
             Box::new(move |letter| fates.of(letter).state.is_final())
         });
-        let ground = Arc::new(Ground {
+        let services = Arc::new(Services {
             surroundings: config.surroundings.clone(),
             journal: Arc::clone(&journal),
             ingest: Arc::clone(&ingest),
@@ -130,44 +129,44 @@ impl Gateway {
             failures: Arc::default(),
             budget,
             security: Arc::default(),
-            background: Background::start()?,
+            low_priority: LowPriority::start()?,
         });
-        let outlets: Vec<Outlet> = outlets::Wanted::of(&config)
+        let destinations: Vec<Destination> = DestinationSpec::of(&config)
             .into_iter()
-            .map(|wanted| ground.start_outlet(wanted))
+            .map(|wanted| services.start_destination(wanted))
             .collect::<anyhow::Result<_>>()?;
         let survival = Arc::new(Survival::new(Arc::clone(&journal)));
-        let mut beside = {
+        let mut helpers = {
             let (survival, local) = (Arc::clone(&survival), Arc::clone(&local));
             let keeper = Arc::clone(&timekeeper);
             vec![
                 Part::start(
                     "timekeeper".into(),
-                    &ground.failures,
-                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&keeper).run(shutdown)) as Work)),
+                    &services.failures,
+                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&keeper).run(shutdown)) as PartFuture)),
                 )?,
                 Part::start(
                     "survival clock".into(),
-                    &ground.failures,
-                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&survival).run(shutdown)) as Work)),
+                    &services.failures,
+                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&survival).run(shutdown)) as PartFuture)),
                 )?,
                 Part::start(
                     "last values".into(),
-                    &ground.failures,
-                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&local).run(shutdown)) as Work)),
+                    &services.failures,
+                    Box::new(move |shutdown| Ok(Box::pin(Arc::clone(&local).run(shutdown)) as PartFuture)),
                 )?,
             ]
         };
-        let ledger = ground.start_ledger(config.ledger_period)?;
-        beside.push(ground.start_teller()?);
+        let ledger = services.start_ledger(config.ledger_period)?;
+        helpers.push(services.start_teller()?);
 
-        // Before anything works: what a source remembers is on the disk, and every port is there.
+        // Open every source before any of them runs, so that an error stops the start: saved state is read, ports are bound.
         let mut opened = Vec::new();
-        for wanted in sources::Wanted::take(&mut config) {
-            let print = wanted.print(&config);
-            opened.push(ground.open_source(wanted, print, &contracts)?);
+        for wanted in SourceSpec::take(&mut config) {
+            let digest = wanted.digest(&config);
+            opened.push(services.open_source(wanted, digest, &contracts)?);
         }
-        let watch = config.watch.clone().map(|watch| ground.start_watch(watch)).transpose()?;
+        let watch = config.watch.clone().map(|watch| services.start_watch(watch)).transpose()?;
         let (reloading, reloads) = Reloading::new();
         let handles = Arc::new(Handles {
             surroundings: config.surroundings.clone(),
@@ -178,89 +177,89 @@ impl Gateway {
             fates,
             replays,
             timekeeper,
-            failures: Arc::clone(&ground.failures),
-            security: Arc::clone(&ground.security),
+            failures: Arc::clone(&services.failures),
+            security: Arc::clone(&services.security),
             reloading,
             view: ArcSwap::from_pointee(View::default()),
             monitoring: admin::MonitoringState::default(),
-            budget: Arc::clone(&ground.budget),
+            budget: Arc::clone(&services.budget),
         });
         let monitored = Arc::clone(&handles);
-        beside.push(Part::start(
+        helpers.push(Part::start(
             "monitoring".into(),
-            &ground.failures,
-            Box::new(move |shutdown| Ok(Box::pin(admin::monitor(Arc::clone(&monitored), shutdown)) as Work)),
+            &services.failures,
+            Box::new(move |shutdown| Ok(Box::pin(admin::monitor(Arc::clone(&monitored), shutdown)) as PartFuture)),
         )?);
         let socket =
             admin::listen(&config.socket).with_context(|| format!("the command socket {}", config.socket.display()))?;
         let mut first = Some(socket);
         let (path, served) = (config.socket.clone(), Arc::clone(&handles));
-        let side = Part::start(
+        let command_socket = Part::start(
             "command socket".into(),
-            &ground.failures,
+            &services.failures,
             Box::new(move |shutdown| {
                 let socket = first.take().map_or_else(|| admin::listen(&path), Ok)?;
-                Ok(Box::pin(admin::serve(socket, Arc::clone(&served), shutdown)) as Work)
+                Ok(Box::pin(admin::serve(socket, Arc::clone(&served), shutdown)) as PartFuture)
             }),
         )?;
-        // Last, so that whoever connects finds everything else there.
+        // Sources start last: when a client connects, every other part runs.
         let sources: Vec<Source> =
-            opened.into_iter().map(|opened| ground.start_source(opened)).collect::<anyhow::Result<_>>()?;
+            opened.into_iter().map(|opened| services.start_source(opened)).collect::<anyhow::Result<_>>()?;
         let addresses = sources.iter().flat_map(|source| source.addresses.clone()).collect();
         let configured = Configured { at: Timestamp::from(clock::wall()), refused: None };
-        let works = Works {
-            ground,
+        let supervisor = Supervisor {
+            services,
             handles: Arc::clone(&handles),
             watched: config.digests.clone(),
             config,
             contracts,
             configured,
             sources,
-            outlets,
+            destinations,
             watch,
             ledger,
-            beside,
-            side,
+            helpers,
+            command_socket,
         };
-        works.show();
+        supervisor.publish_view();
         let (stop, stopped) = oneshot::channel();
-        let works = tokio::spawn(works.run(reloads, stopped));
-        Ok(Self { journal, handles, addresses, registry, stop, works })
+        let supervisor = tokio::spawn(supervisor.run(reloads, stopped));
+        Ok(Self { journal, handles, addresses, registry, stop, supervisor })
     }
 
-    /// What there is to see of the gateway.
+    /// Handles for the admin socket, also used by tests and the signal handler.
     pub fn handles(&self) -> &Arc<Handles> {
         &self.handles
     }
 
     /// Stops everything: sources, then forwarding, the journal last.
     pub async fn stop(self) {
-        let Self { journal, registry, handles, stop, works, .. } = self;
-        // It awaits this order as long as it lives.
+        let Self { journal, registry, handles, stop, supervisor, .. } = self;
+        // The supervisor holds the receiver until it ends; an error means that it has ended already.
         let _ = stop.send(());
-        if let Err(error) = works.await {
-            tracing::error!(%error, "the parts were not stopped in order");
+        if let Err(error) = supervisor.await {
+            tracing::error!(%error, "the supervisor failed; the parts were not stopped in order");
         }
         drop(handles);
-        // The last commits may take the disk a while.
+        // The last commits may block on the disk.
         let closed = spawn_blocking(move || {
             registry.close();
             journal.close(DISK_WAIT_MAX);
         })
         .await;
         if closed.is_err() {
-            tracing::error!("closing the journal failed; what was acknowledged is on the disk");
+            tracing::error!("could not close the journal cleanly; acknowledged events are on the disk");
         }
     }
 }
 
-impl Ground {
+impl Services {
     fn start_teller(&self) -> anyhow::Result<Part> {
         let (security, journal) = (Arc::clone(&self.security), Arc::clone(&self.journal));
         let around = self.surroundings.clone();
         let make = move |shutdown| {
             let teller = Teller::open(Arc::clone(&security), Arc::clone(&journal), &around)?;
-            Ok(Box::pin(teller.run(shutdown)) as Work)
+            Ok(Box::pin(teller.run(shutdown)) as PartFuture)
         };
         Part::start("security events".into(), &self.failures, Box::new(make))
     }
@@ -270,7 +269,7 @@ impl Ground {
         let around = self.surroundings.clone();
         let make = move |shutdown| {
             let ledger = Ledger::open(Arc::clone(&journal), Arc::clone(&fates), around.clone(), every)?;
-            Ok(Box::pin(ledger.run(shutdown)) as Work)
+            Ok(Box::pin(ledger.run(shutdown)) as PartFuture)
         };
         Part::start("ledger".into(), &self.failures, Box::new(make))
     }

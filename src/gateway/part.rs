@@ -1,7 +1,7 @@
-//! A part of the gateway that is started, replaced and stopped alone.
+//! A part of the gateway that can be started, replaced and stopped without the others.
 //!
-//! Promise: a part that panics, ends by itself or is stuck is started anew, alone and with growing pauses,
-//! and what happened is told; a part that cannot even be ended is told of until the process is restarted.
+//! Promise: a part that panics, ends by itself or is stuck is restarted, alone and with exponential back-off, and its
+//! failure is reported in log and status. A part that cannot be aborted is reported until the process is restarted.
 
 use crate::admin::Failures;
 use crate::clock;
@@ -13,35 +13,35 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-/// What a part does until its shutdown.
-pub(super) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
-/// Makes a part's work ready: at its start, and anew after it failed.
-pub(super) type Make = Box<dyn FnMut(Shutdown) -> anyhow::Result<Work> + Send>;
+/// The future that a part runs until its shutdown.
+pub(super) type PartFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Creates the future of a part: at its start, and after each failure.
+pub(super) type PartFactory = Box<dyn FnMut(Shutdown) -> anyhow::Result<PartFuture> + Send>;
 
-/// A part that has not come back to its shutdown for so long is stuck.
+/// A part that has not polled its shutdown signal for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
-/// How long a part that is stuck may take to be dropped.
+/// Longest wait until the aborted task of a stuck part is dropped.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Pauses before a part is started anew.
+/// Shortest and longest pause before a part is restarted.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// A part that has worked so long since its last failure starts anew without a long pause.
-const WELL_AFTER: Duration = Duration::from_secs(300);
+/// A part that ran for this long before it failed is restarted after the shortest pause.
+const STABLE_AFTER: Duration = Duration::from_secs(300);
 
-/// A part that runs.
+/// A running part. The task that watches over it restarts it after a failure.
 #[derive(Debug)]
 pub(super) struct Part {
     trigger: Trigger,
-    keeper: JoinHandle<()>,
+    watchdog: JoinHandle<()>,
 }
 
 impl Part {
-    /// Starts a part; the error is that of the first attempt. `name` is what people know it by.
-    pub fn start(name: String, failures: &Arc<Failures>, make: Make) -> anyhow::Result<Self> {
+    /// Starts a part; the error is that of the first attempt. `name` identifies it in log, status and metrics.
+    pub fn start(name: String, failures: &Arc<Failures>, make: PartFactory) -> anyhow::Result<Self> {
         Self::start_on(Handle::current(), name, failures, make)
     }
 
-    /// The same on another runtime's threads, as `Background` has them.
-    pub fn start_on(on: Handle, name: String, failures: &Arc<Failures>, make: Make) -> anyhow::Result<Self> {
+    /// Like [`Part::start`], on the threads of another runtime, such as the low-priority one.
+    pub fn start_on(on: Handle, name: String, failures: &Arc<Failures>, make: PartFactory) -> anyhow::Result<Self> {
         Self::start_within(on, name, failures, make, STUCK_AFTER)
     }
 
@@ -49,63 +49,63 @@ impl Part {
         on: Handle,
         name: String,
         failures: &Arc<Failures>,
-        make: Make,
+        make: PartFactory,
         limit: Duration,
     ) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::pair();
-        let mut keeper = Keeper { on, name, make, shutdown, limit, failures: Arc::clone(failures) };
-        let first = keeper.make()?;
-        Ok(Self { trigger, keeper: tokio::spawn(keeper.keep(first)) })
+        let mut watchdog = Watchdog { on, name, make, shutdown, limit, failures: Arc::clone(failures) };
+        let first = watchdog.make()?;
+        Ok(Self { trigger, watchdog: tokio::spawn(watchdog.run(first)) })
     }
 
-    /// Begins its end.
+    /// Requests the shutdown without waiting for it.
     pub fn begin_stop(&self) {
         self.trigger.begin();
     }
 
-    /// Waits until it has ended; `false` if it does not in time, and is left behind.
-    pub async fn ended(self, patience: Duration) -> bool {
+    /// Requests the shutdown and waits for the end; `false` if the part does not end within `patience`.
+    pub async fn stop(self, patience: Duration) -> bool {
         self.trigger.begin();
-        tokio::time::timeout(patience, self.keeper).await.is_ok()
+        tokio::time::timeout(patience, self.watchdog).await.is_ok()
     }
 }
 
-/// Watches over one part.
-struct Keeper {
-    /// Where the part works. The keeper itself is not there: it sees when that does not go on.
+/// Runs one part, notices its failures and restarts it.
+struct Watchdog {
+    /// Runtime of the part. The watchdog itself runs on another one and notices when this one makes no progress.
     on: Handle,
     name: String,
-    make: Make,
+    make: PartFactory,
     shutdown: Shutdown,
     limit: Duration,
     failures: Arc<Failures>,
 }
 
-/// Ends a task that nobody awaits any more.
-struct Task(JoinHandle<()>);
+/// Aborts its task on drop.
+struct AbortOnDrop(JoinHandle<()>);
 
-impl Drop for Task {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl Keeper {
-    fn make(&mut self) -> anyhow::Result<(Work, Arc<Pulse>)> {
+impl Watchdog {
+    fn make(&mut self) -> anyhow::Result<(PartFuture, Arc<Pulse>)> {
         let (shutdown, pulse) = self.shutdown.with_pulse(self.limit);
         Ok(((self.make)(shutdown)?, pulse))
     }
 
-    async fn keep(mut self, first: (Work, Arc<Pulse>)) {
+    async fn run(mut self, first: (PartFuture, Arc<Pulse>)) {
         let mut next = Some(first);
         let mut pause = RESTART_PAUSE.0;
         while let Some((work, pulse)) = next.take() {
             let began = clock::instant();
             let Some(why) = self.watch(work, &pulse).await else { return };
-            if clock::instant().duration_since(began) >= WELL_AFTER {
+            if clock::instant().duration_since(began) >= STABLE_AFTER {
                 pause = RESTART_PAUSE.0;
             }
-            tracing::error!(part = %self.name, "the part {why}, and is started anew");
+            tracing::error!(part = %self.name, "the part {why}; it will be restarted");
             self.failures.note(&self.name, why);
             while next.is_none() {
                 tokio::select! {
@@ -116,8 +116,8 @@ impl Keeper {
                 match self.make() {
                     Ok(made) => next = Some(made),
                     Err(error) => {
-                        tracing::error!(part = %self.name, error = %format!("{error:#}"), "the part cannot be started anew, will retry");
-                        self.failures.note(&self.name, format!("does not start: {error:#}"));
+                        tracing::error!(part = %self.name, error = %format!("{error:#}"), "could not restart the part; will retry");
+                        self.failures.note(&self.name, format!("cannot be restarted: {error:#}"));
                     }
                 }
             }
@@ -125,9 +125,9 @@ impl Keeper {
         }
     }
 
-    /// Returns when the part has ended: `None` as it should, else what happened.
-    async fn watch(&mut self, work: Work, pulse: &Pulse) -> Option<String> {
-        let mut task = Task(self.on.spawn(work));
+    /// Runs the part to its end. Returns `None` after a shutdown, else the kind of failure.
+    async fn watch(&mut self, work: PartFuture, pulse: &Pulse) -> Option<String> {
+        let mut task = AbortOnDrop(self.on.spawn(work));
         let ended = tokio::select! {
             ended = &mut task.0 => Some(ended),
             () = pulse.stopped() => None,
@@ -137,9 +137,10 @@ impl Keeper {
             Some(Ok(())) if is_stopping => None,
             Some(Ok(())) => Some("ended by itself".into()),
             Some(Err(error)) => {
-                let why = error.try_into_panic().map_or_else(|_| "was cancelled".into(), |panic| panicked(&*panic));
+                let why =
+                    error.try_into_panic().map_or_else(|_| "was cancelled".into(), |panic| describe_panic(&*panic));
                 if is_stopping {
-                    tracing::error!(part = %self.name, "the part {why} while it was stopped");
+                    tracing::error!(part = %self.name, "the part {why} during its shutdown");
                     return None;
                 }
                 Some(why)
@@ -149,10 +150,10 @@ impl Keeper {
                 let silence = pulse.silence().as_secs();
                 self.failures.note(&self.name, format!("is stuck for {silence} s"));
                 if tokio::time::timeout(DROP_WAIT_MAX, &mut task.0).await.is_err() {
-                    let why = format!("is stuck for {silence} s and cannot be ended; the gateway has to be restarted");
+                    let why = format!("is stuck for {silence} s and cannot be aborted; restart the gateway");
                     tracing::error!(part = %self.name, "the part {why}");
                     self.failures.mark_hung(&self.name, why);
-                    // It may come to itself.
+                    // The blocked thread may still return.
                     let _ = (&mut task.0).await;
                     self.failures.mark_recovered(&self.name);
                 }
@@ -162,11 +163,11 @@ impl Keeper {
     }
 }
 
-/// What a panic said.
-fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("panicked ({})", said.unwrap_or_else(|| "without a word".into()))
+/// Describes a panic with its message.
+fn describe_panic(panic: &(dyn std::any::Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panicked ({})", message.unwrap_or_else(|| "without a message".into()))
 }
 
 #[cfg(test)]
@@ -178,15 +179,16 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(300);
 
-    /// A part whose first attempts do what `fail` does, and that then waits for its shutdown; says so each time.
+    /// A part that runs `fail` while it returns a future, then waits for its shutdown. Sends the number of each
+    /// attempt that waits.
     fn part(
         name: &str,
         failures: &Arc<Failures>,
-        fail: impl Fn(u32) -> Option<Work> + Send + 'static,
+        fail: impl Fn(u32) -> Option<PartFuture> + Send + 'static,
     ) -> (Part, mpsc::UnboundedReceiver<u32>) {
         let (said, heard) = mpsc::unbounded_channel();
         let attempt = AtomicU32::new(0);
-        let make: Make = Box::new(move |mut shutdown| {
+        let make: PartFactory = Box::new(move |mut shutdown| {
             let attempt = attempt.fetch_add(1, Ordering::Relaxed);
             let said = said.clone();
             Ok(fail(attempt).unwrap_or_else(|| {
@@ -203,7 +205,8 @@ mod tests {
     async fn a_part_that_panics_is_started_anew_alone() {
         let failures = Arc::new(Failures::default());
         let (other, mut other_said) = part("source b", &failures, |_| None);
-        let panics = |attempt| (attempt < 2).then(|| Box::pin(async { assert_eq!(1 + 1, 3, "a bad byte") }) as Work);
+        let panics =
+            |attempt| (attempt < 2).then(|| Box::pin(async { assert_eq!(1 + 1, 3, "a bad byte") }) as PartFuture);
         let (failing, mut said) = part("source a", &failures, panics);
         assert_eq!(said.recv().await, Some(2));
         assert_eq!(other_said.recv().await, Some(0));
@@ -211,13 +214,13 @@ mod tests {
         let problems = failures.problems();
         assert!(problems.len() == 1 && problems[0].contains("source a panicked ("), "{problems:?}");
         assert_eq!(failures.all()["source a"].restarts, 2);
-        assert!(failing.ended(Duration::from_secs(5)).await && other.ended(Duration::from_secs(5)).await);
+        assert!(failing.stop(Duration::from_secs(5)).await && other.stop(Duration::from_secs(5)).await);
     }
 
     #[tokio::test]
     async fn a_part_that_is_stuck_is_started_anew_and_one_that_waits_is_not() {
         let failures = Arc::new(Failures::default());
-        let stuck = |attempt| (attempt == 0).then(|| Box::pin(std::future::pending()) as Work);
+        let stuck = |attempt| (attempt == 0).then(|| Box::pin(std::future::pending()) as PartFuture);
         let (failing, mut said) = part("link central/critical", &failures, stuck);
         let (waiting, mut waiting_said) = part("link central/bulk", &failures, |_| None);
         assert_eq!(said.recv().await, Some(1));
@@ -226,7 +229,7 @@ mod tests {
         assert!(waiting_said.try_recv().is_err() && said.try_recv().is_err());
         assert!(failures.problems()[0].contains("was stuck"), "{:?}", failures.problems());
         assert!(failures.hung_part().is_none());
-        assert!(failing.ended(Duration::from_secs(5)).await && waiting.ended(Duration::from_secs(5)).await);
+        assert!(failing.stop(Duration::from_secs(5)).await && waiting.stop(Duration::from_secs(5)).await);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -239,7 +242,7 @@ mod tests {
             Some(Box::pin(async move {
                 let _ = tokio::task::block_in_place(|| released.recv());
                 std::future::pending::<()>().await;
-            }) as Work)
+            }) as PartFuture)
         };
         let (failing, mut said) = part("source c", &failures, blocks);
         while failures.hung_part().is_none() {
@@ -248,13 +251,13 @@ mod tests {
         release.send(()).expect("blocked");
         assert_eq!(said.recv().await, Some(1));
         assert!(failures.hung_part().is_none());
-        assert!(failing.ended(Duration::from_secs(5)).await);
+        assert!(failing.stop(Duration::from_secs(5)).await);
     }
 
     #[tokio::test]
     async fn a_part_that_cannot_start_says_so_at_once() {
         let failures = Arc::new(Failures::default());
-        let make: Make = Box::new(|_| anyhow::bail!("the port is taken"));
+        let make: PartFactory = Box::new(|_| anyhow::bail!("the port is taken"));
         let error = Part::start("source d".into(), &failures, make).expect_err("does not start");
         assert!(error.to_string().contains("taken"));
     }

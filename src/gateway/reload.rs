@@ -1,12 +1,13 @@
-//! Reload: another configuration comes into force while the gateway runs.
+//! Reload: puts another configuration in force while the gateway runs.
 //!
-//! Promise: it is checked first and as a whole, and what is wrong leaves everything as it was; what is new stands
-//! before the old goes; nothing that was acknowledged or is in flight is lost by it.
+//! Promise: a reload checks the whole configuration before it changes anything; a configuration with an error changes
+//! nothing. Files are read and ports of new sources are bound before any part stops. A reload loses no event that was
+//! acknowledged or is in flight.
 
-use super::outlets::{self, Change, Outlet};
+use super::destinations::{Destination, DestinationChange, DestinationSpec};
 use super::part::Part;
-use super::sources::{self, Opened, Prepared, Source};
-use super::{Ground, ended};
+use super::sources::{OpenedSource, PreparedSettings, Source, SourceDigest, SourceSpec};
+use super::{Services, stop_part};
 use crate::admin::{Configured, Handles, ReloadBy, ReloadOrder, Reloaded, View};
 use crate::clock;
 use crate::config::{Config, Digests};
@@ -22,57 +23,57 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Lines of what was changed or refused that the audit and central get; the log has all.
-const LINES_TOLD_MAX: usize = 20;
-/// The files of the configuration are looked at that often; a change that still goes on is awaited.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Lines about changes or errors that audit and central get at most; the log has all.
+const REPORTED_LINES_MAX: usize = 20;
+/// Interval at which configuration files are polled. A reload starts once two polls in a row see the same state.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Everything that runs, and the configuration that it runs by.
-pub(super) struct Works {
-    pub ground: Arc<Ground>,
+/// All running parts and the configuration in force. It reloads them and stops them in order.
+pub(super) struct Supervisor {
+    pub services: Arc<Services>,
     pub handles: Arc<Handles>,
     pub config: Config,
-    /// The files as they were looked at last, whether they are in force or were refused.
+    /// Digests of the configuration that was read last, in force or refused: its files are polled.
     pub watched: Digests,
     pub contracts: Vec<Arc<Contract>>,
     pub configured: Configured,
     pub sources: Vec<Source>,
-    pub outlets: Vec<Outlet>,
+    pub destinations: Vec<Destination>,
     pub watch: Option<(Part, Arc<Board>)>,
     pub ledger: Part,
-    pub beside: Vec<Part>,
-    pub side: Part,
+    pub helpers: Vec<Part>,
+    pub command_socket: Part,
 }
 
-/// What stands against the contracts of a configuration, seen from those in force.
-pub(super) fn objections(journal: &Journal, config: &Config) -> Vec<Problem> {
+/// Problems of the contracts of a configuration with the versions in force.
+pub(super) fn contract_problems(journal: &Journal, config: &Config) -> Vec<Problem> {
     let in_force: Vec<_> = journal.publications().iter().map(|known| known.publication.clone()).collect();
     config.contracts.check_against(&in_force)
 }
 
-impl Works {
-    /// Reloads when that is asked for or files change, until the order to stop; then stops everything.
-    pub async fn run(mut self, mut asked: mpsc::Receiver<ReloadOrder>, mut stopped: oneshot::Receiver<()>) {
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+impl Supervisor {
+    /// Reloads on request and when files change, until `stopped` fires; then stops everything.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<ReloadOrder>, mut stopped: oneshot::Receiver<()>) {
+        let mut poll = tokio::time::interval(POLL_INTERVAL);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut in_force = self.stamp().await;
         let mut last = in_force;
         loop {
             tokio::select! {
                 _ = &mut stopped => break,
-                Some((by, answer)) = asked.recv() => {
+                Some((by, answer)) = requests.recv() => {
                     in_force = self.stamp().await;
                     last = in_force;
-                    // Whoever asked may be gone.
+                    // The requester may have disconnected.
                     let _ = answer.send(self.reload(by).await);
                 }
-                _ = look.tick() => {
+                _ = poll.tick() => {
                     let stamp = self.stamp().await;
                     let is_quiet = std::mem::replace(&mut last, stamp) == stamp;
                     if stamp != in_force && is_quiet {
-                        tracing::debug!("files of the configuration have changed");
+                        tracing::debug!("configuration files have changed; reloading");
                         in_force = stamp;
-                        // It is told in log and status.
+                        // The result is in log and status.
                         let _ = self.reload(ReloadBy::Files).await;
                     }
                 }
@@ -82,33 +83,33 @@ impl Works {
     }
 
     async fn stamp(&self) -> u64 {
-        let prints = self.watched.clone();
-        spawn_blocking(move || prints.stamp()).await.unwrap_or_default()
+        let digests = self.watched.clone();
+        spawn_blocking(move || digests.stamp()).await.unwrap_or_default()
     }
 
-    /// Reads the configuration anew and puts it in force; says what has changed, or what is wrong with it.
+    /// Reads the configuration and puts it in force. Returns the changes, or the problems of the new configuration.
     async fn reload(&mut self, by: ReloadBy) -> Reloaded {
         let file = self.config.file.clone();
         let loaded = spawn_blocking(move || Config::load(&file)).await;
         let reloaded = match loaded {
             Ok(Ok(config)) => {
                 self.watched = config.digests.clone();
-                self.take_up(config).await
+                self.apply(config).await
             }
             Ok(Err(problems)) => Err(problems),
             Err(error) => Err(vec![self.config.document.problem("", format!("cannot be read: {error}"))]),
         };
         match &reloaded {
-            Ok(changes) if changes.is_empty() => tracing::debug!("the configuration is read anew; nothing has changed"),
+            Ok(changes) if changes.is_empty() => tracing::debug!("configuration read again; nothing has changed"),
             Ok(changes) => {
                 self.configured.at = Timestamp::from(clock::wall());
-                tracing::info!(changes = changes.len(), "the configuration is in force anew");
+                tracing::info!(changes = changes.len(), "configuration reloaded and in force");
                 changes.iter().for_each(|change| tracing::info!("changed: {change}"));
             }
             Err(problems) => {
                 tracing::error!(
                     problems = problems.len(),
-                    "the new configuration is refused; the one before stays in force"
+                    "the new configuration is refused; the one before stays in force; fix the problems below"
                 );
                 problems.iter().for_each(|problem| tracing::error!("{problem}"));
             }
@@ -121,23 +122,24 @@ impl Works {
             };
             (Timestamp::from(clock::wall()), format!("{first}{more}"))
         });
-        self.show();
-        self.write_down(by, &reloaded).await;
+        self.publish_view();
+        self.report(by, &reloaded).await;
         reloaded
     }
 
-    /// Audits and reports what was changed or refused, and by whom. A file that was touched alone is nothing to tell.
-    async fn write_down(&self, by: ReloadBy, reloaded: &Reloaded) {
+    /// Writes changes or problems, with the user, to the audit and the security events. A file whose content did not
+    /// change is not reported.
+    async fn report(&self, by: ReloadBy, reloaded: &Reloaded) {
         let (lines, result) = match reloaded {
             Ok(changes) if changes.is_empty() && by == ReloadBy::Files => return,
             Ok(changes) => (changes.clone(), DONE),
             Err(problems) => (problems.iter().map(ToString::to_string).collect(), "refused"),
         };
         let user = by.user().map_or_else(String::new, |uid| uid.to_string());
-        for line in lines.iter().take(LINES_TOLD_MAX) {
+        for line in lines.iter().take(REPORTED_LINES_MAX) {
             let part = line.split(": ").next().unwrap_or_default();
             let reason = if result == DONE { line.clone() } else { format!("refused: {line}") };
-            self.ground.security.report(&Report {
+            self.services.security.report(&Report {
                 cause: Cause::Change,
                 source: "configuration",
                 address: None,
@@ -146,46 +148,46 @@ impl Works {
                 reason: &reason,
             });
         }
-        let told: Vec<_> = lines.iter().take(LINES_TOLD_MAX).collect();
-        let detail = serde_json::json!({"how": by.name(), "lines": told, "more": lines.len() - told.len()});
-        let (journal, user) = (Arc::clone(&self.ground.journal), by.user());
+        let reported: Vec<_> = lines.iter().take(REPORTED_LINES_MAX).collect();
+        let detail = serde_json::json!({"how": by.name(), "lines": reported, "more": lines.len() - reported.len()});
+        let (journal, user) = (Arc::clone(&self.services.journal), by.user());
         let audited = spawn_blocking(move || journal.audit("reload", user, &detail, result)).await;
         if let Ok(Err(error)) = audited {
-            tracing::error!(%error, result, "this reload cannot be audited");
+            tracing::error!(%error, result, "could not write the audit entry of this reload");
         }
     }
 
-    async fn take_up(&mut self, mut config: Config) -> Reloaded {
-        let mut problems = self.fixed(&config);
-        problems.extend(objections(&self.ground.journal, &config));
+    async fn apply(&mut self, mut config: Config) -> Reloaded {
+        let mut problems = self.immutable_changes(&config);
+        problems.extend(contract_problems(&self.services.journal, &config));
         if !problems.is_empty() {
             return Err(problems);
         }
         let wanted: Vec<_> =
-            sources::Wanted::take(&mut config).into_iter().map(|wanted| (wanted.print(&config), wanted)).collect();
+            SourceSpec::take(&mut config).into_iter().map(|wanted| (wanted.digest(&config), wanted)).collect();
         let contracts: Vec<_> = config.contracts.iter().cloned().collect();
-        // First what may fail: files are read, ports are taken. Until all of it is there, nothing changes.
+        // First the steps that may fail: reading files, binding ports. Nothing changes until all of them succeed.
         let (mut prepared, mut opened) = (BTreeMap::new(), Vec::new());
         let mut steps = Vec::new();
-        for (print, wanted) in wanted.into_iter() {
+        for (digest, wanted) in wanted.into_iter() {
             let name = wanted.name().to_owned();
             let known =
                 self.sources.iter().find(|source| source.handle.name == name && source.handle.kind == wanted.kind());
             let step = match known {
-                Some(known) if known.print == print => {
-                    steps.push((name, Step::Keep));
+                Some(known) if known.digest == digest => {
+                    steps.push((name, SourceChange::Keep));
                     continue;
                 }
                 Some(known) => known.prepare(&wanted).map(|ready| match ready {
                     Some(ready) => {
-                        prepared.insert(name.clone(), (ready, print));
-                        Step::Keep
+                        prepared.insert(name.clone(), (ready, digest));
+                        SourceChange::Keep
                     }
-                    None => Step::Replace(Box::new(wanted), print),
+                    None => SourceChange::Replace(Box::new(wanted), digest),
                 }),
-                None => self.ground.open_source(wanted, print, &contracts).map(|source| {
+                None => self.services.open_source(wanted, digest, &contracts).map(|source| {
                     opened.push(source);
-                    Step::New
+                    SourceChange::New
                 }),
             };
             match step {
@@ -194,8 +196,8 @@ impl Works {
             }
         }
         if !problems.is_empty() {
-            for (name, _) in steps.iter().filter(|(_, step)| matches!(step, Step::New)) {
-                self.ground.mirrors.remove(name);
+            for (name, _) in steps.iter().filter(|(_, step)| matches!(step, SourceChange::New)) {
+                self.services.mirrors.remove(name);
             }
             return Err(problems);
         }
@@ -203,19 +205,19 @@ impl Works {
         if let Err(problem) = self.put_contracts_in_force(&mut config).await {
             return Err(vec![problem]);
         }
-        self.ground.budget.set_limit(config.memory);
-        let mut failures = self.change_outlets(&config).await;
+        self.services.budget.set_limit(config.memory);
+        let mut failures = self.change_destinations(&config).await;
         failures.extend(self.change_sources(steps, prepared, opened, &contracts).await);
-        failures.extend(self.change_beside(&config).await);
+        failures.extend(self.change_helpers(&config).await);
         self.contracts = contracts;
         self.config = config;
-        // What was checked and does not start all the same is told; what else has changed is in force.
+        // A part that passed the checks but does not start is reported; all other changes are in force.
         failures.iter().for_each(|failure| tracing::error!("{failure}"));
         Ok(changes.into_iter().chain(failures).collect())
     }
 
-    /// What cannot change while the gateway runs.
-    fn fixed(&self, new: &Config) -> Vec<Problem> {
+    /// Problems for changed settings that need a restart of the gateway.
+    fn immutable_changes(&self, new: &Config) -> Vec<Problem> {
         let lanes =
             |config: &Config| config.journal.lanes.iter().map(|lane| lane.name.clone()).collect::<Vec<_>>().join(", ");
         let old = &self.config;
@@ -238,7 +240,7 @@ impl Works {
         found.map(|(key, message)| new.document.problem(key, message)).collect()
     }
 
-    /// What is otherwise than before, in words.
+    /// Describes the differences from the configuration in force, one line each.
     fn changes(&self, new: &Config, contracts: &[Arc<Contract>]) -> Vec<String> {
         let mut changes = self.config.document.differences(&new.document);
         let versions = |contracts: &[Arc<Contract>]| -> BTreeMap<String, String> {
@@ -260,7 +262,7 @@ impl Works {
     }
 
     async fn put_contracts_in_force(&mut self, config: &mut Config) -> Result<(), Problem> {
-        let (journal, ingest) = (Arc::clone(&self.ground.journal), Arc::clone(&self.ground.ingest));
+        let (journal, ingest) = (Arc::clone(&self.services.journal), Arc::clone(&self.services.ingest));
         let (contracts, key) = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
         let settings = config.journal.clone();
         let done = spawn_blocking(move || {
@@ -270,87 +272,89 @@ impl Works {
         });
         match done.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(config.document.problem("contracts", format!("cannot be written down: {error}"))),
+            Ok(Err(error)) => {
+                Err(config.document.problem("contracts", format!("cannot be saved in the journal: {error}")))
+            }
             Err(error) => Err(config.document.problem("contracts", format!("cannot be put in force: {error}"))),
         }
     }
 
-    /// Serves the destinations as another configuration says; returns what failed.
-    async fn change_outlets(&mut self, config: &Config) -> Vec<String> {
-        let mut wanted: BTreeMap<String, outlets::Wanted> =
-            outlets::Wanted::of(config).into_iter().map(|wanted| (wanted.config.name.clone(), wanted)).collect();
+    /// Applies another configuration to the destinations. Returns one line per failure.
+    async fn change_destinations(&mut self, config: &Config) -> Vec<String> {
+        let mut wanted: BTreeMap<String, DestinationSpec> =
+            DestinationSpec::of(config).into_iter().map(|wanted| (wanted.config.name.clone(), wanted)).collect();
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
-        for mut outlet in self.outlets.drain(..) {
-            match wanted.remove(outlet.name()) {
-                Some(same) if outlet.change(&same) == Change::Nothing => kept.push(outlet),
-                Some(new) if outlet.change(&new) == Change::Renew => {
-                    outlet.renew(new);
-                    kept.push(outlet);
+        for mut destination in self.destinations.drain(..) {
+            match wanted.remove(destination.name()) {
+                Some(same) if destination.change(&same) == DestinationChange::Unchanged => kept.push(destination),
+                Some(new) if destination.change(&new) == DestinationChange::NewCredentials => {
+                    destination.rotate_credentials(new);
+                    kept.push(destination);
                 }
                 Some(new) => {
-                    wanted.insert(outlet.name().to_owned(), new);
-                    gone.push(outlet);
+                    wanted.insert(destination.name().to_owned(), new);
+                    gone.push(destination);
                 }
-                None => gone.push(outlet),
+                None => gone.push(destination),
             }
         }
-        gone.iter().for_each(Outlet::begin_stop);
-        for outlet in gone {
-            outlet.ended().await;
+        gone.iter().for_each(Destination::begin_stop);
+        for destination in gone {
+            destination.stop().await;
         }
-        self.outlets = kept;
+        self.destinations = kept;
         let mut failures = Vec::new();
         for wanted in wanted.into_values() {
             let name = wanted.config.name.clone();
-            match self.ground.start_outlet(wanted) {
-                Ok(outlet) => self.outlets.push(outlet),
+            match self.services.start_destination(wanted) {
+                Ok(destination) => self.destinations.push(destination),
                 Err(error) => failures.push(format!("destination {name} does not start: {error:#}")),
             }
         }
         failures
     }
 
-    /// Changes, adds and removes sources; returns what failed.
+    /// Changes, adds and removes sources. Returns one line per failure.
     async fn change_sources(
         &mut self,
-        steps: Vec<(String, Step)>,
-        mut prepared: BTreeMap<String, (Prepared, sources::Print)>,
-        opened: Vec<Opened>,
+        steps: Vec<(String, SourceChange)>,
+        mut prepared: BTreeMap<String, (PreparedSettings, SourceDigest)>,
+        opened: Vec<OpenedSource>,
         contracts: &[Arc<Contract>],
     ) -> Vec<String> {
         let (mut kept, mut gone, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
-        let mut steps: BTreeMap<String, Step> = steps.into_iter().collect();
+        let mut steps: BTreeMap<String, SourceChange> = steps.into_iter().collect();
         for mut source in self.sources.drain(..) {
             match steps.remove(&source.handle.name) {
-                Some(Step::Keep) => {
+                Some(SourceChange::Keep) => {
                     match prepared.remove(&source.handle.name) {
-                        Some((ready, print)) => source.put_in_force(ready, print),
-                        // Rights follow from the contracts too.
+                        Some((ready, digest)) => source.put_in_force(ready, digest),
+                        // Rights depend on the contracts too.
                         None => source.judge_again(),
                     }
                     kept.push(source);
                 }
-                Some(Step::Replace(wanted, print)) => {
-                    replaced.push((*wanted, print));
+                Some(SourceChange::Replace(wanted, digest)) => {
+                    replaced.push((*wanted, digest));
                     gone.push(source);
                 }
-                Some(Step::New) | None => gone.push(source),
+                Some(SourceChange::New) | None => gone.push(source),
             }
         }
         gone.iter().for_each(Source::begin_stop);
         for source in gone {
-            self.ground.mirrors.remove(&source.handle.name);
-            source.ended().await;
+            self.services.mirrors.remove(&source.handle.name);
+            source.stop().await;
         }
         self.sources = kept;
         let mut failures = Vec::new();
-        let reopened = replaced.into_iter().map(|(wanted, print)| {
+        let reopened = replaced.into_iter().map(|(wanted, digest)| {
             let name = wanted.name().to_owned();
-            (name, self.ground.open_source(wanted, print, contracts))
+            (name, self.services.open_source(wanted, digest, contracts))
         });
         let all: Vec<_> = opened.into_iter().map(|opened| (String::new(), Ok(opened))).chain(reopened).collect();
         for (name, opened) in all {
-            match opened.and_then(|opened| self.ground.start_source(opened)) {
+            match opened.and_then(|opened| self.services.start_source(opened)) {
                 Ok(source) => self.sources.push(source),
                 Err(error) => failures.push(format!("source {name} does not start: {error:#}")),
             }
@@ -358,32 +362,32 @@ impl Works {
         failures
     }
 
-    /// Changes the watch and the ledger; returns what failed.
-    async fn change_beside(&mut self, new: &Config) -> Vec<String> {
+    /// Restarts watch and ledger where their settings differ. Returns one line per failure.
+    async fn change_helpers(&mut self, new: &Config) -> Vec<String> {
         let mut failures = Vec::new();
         if format!("{:?}", self.config.watch) != format!("{:?}", new.watch) {
             if let Some((part, _)) = self.watch.take() {
-                ended("watch", part).await;
+                stop_part("watch", part).await;
             }
-            match new.watch.clone().map(|watch| self.ground.start_watch(watch)).transpose() {
+            match new.watch.clone().map(|watch| self.services.start_watch(watch)).transpose() {
                 Ok(watch) => self.watch = watch,
                 Err(error) => failures.push(format!("the watch does not start: {error:#}")),
             }
         }
         if self.config.ledger_period != new.ledger_period {
-            match self.ground.start_ledger(new.ledger_period) {
-                Ok(ledger) => ended("ledger", std::mem::replace(&mut self.ledger, ledger)).await,
+            match self.services.start_ledger(new.ledger_period) {
+                Ok(ledger) => stop_part("ledger", std::mem::replace(&mut self.ledger, ledger)).await,
                 Err(error) => failures.push(format!("the ledger does not start: {error:#}")),
             }
         }
         failures
     }
 
-    /// Shows what runs now.
-    pub fn show(&self) {
+    /// Publishes the running parts to the admin socket.
+    pub fn publish_view(&self) {
         self.handles.view.store(Arc::new(View {
             sources: self.sources.iter().map(|source| source.handle.clone()).collect(),
-            links: self.outlets.iter().flat_map(|outlet| outlet.links.clone()).collect(),
+            links: self.destinations.iter().flat_map(|destination| destination.links.clone()).collect(),
             board: self.watch.as_ref().map(|(_, board)| Arc::clone(board)),
             monitoring: self.config.monitoring,
             monitoring_hosts: self.config.monitoring_hosts.clone(),
@@ -400,30 +404,30 @@ impl Works {
             part.begin_stop();
         }
         for source in self.sources {
-            source.ended().await;
+            source.stop().await;
         }
         if let Some((part, _)) = self.watch {
-            ended("watch", part).await;
+            stop_part("watch", part).await;
         }
         self.ledger.begin_stop();
-        self.beside.iter().for_each(Part::begin_stop);
-        for part in self.beside.into_iter().chain([self.ledger]) {
-            ended("part", part).await;
+        self.helpers.iter().for_each(Part::begin_stop);
+        for part in self.helpers.into_iter().chain([self.ledger]) {
+            stop_part("part", part).await;
         }
-        self.outlets.iter().for_each(Outlet::begin_stop);
-        for outlet in self.outlets {
-            outlet.ended().await;
+        self.destinations.iter().for_each(Destination::begin_stop);
+        for destination in self.destinations {
+            destination.stop().await;
         }
-        ended("command socket", self.side).await;
+        stop_part("command socket", self.command_socket).await;
     }
 }
 
-/// What becomes of a source.
-enum Step {
-    /// It stays, perhaps with other settings.
+/// How a reload affects a source.
+enum SourceChange {
+    /// The source keeps running, perhaps with other settings.
     Keep,
-    /// It is stopped, and started with other settings.
-    Replace(Box<sources::Wanted>, sources::Print),
-    /// It is there already, under a name that is free or gets free.
+    /// The source is stopped, then started with other settings.
+    Replace(Box<SourceSpec>, SourceDigest),
+    /// The source is opened already. It starts once its name is free.
     New,
 }

@@ -1,7 +1,7 @@
-//! The sources of the gateway, and the watch over what they know.
+//! Opens, starts and reconfigures the sources, and starts the watch for business exceptions.
 
-use super::Ground;
-use super::part::{Make, Part, Work};
+use super::Services;
+use super::part::{Part, PartFactory, PartFuture};
 use crate::admin::SourceHandle;
 use crate::config::{self, Config};
 use crate::contract::{Contract, SourceKind};
@@ -13,11 +13,11 @@ use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// The print of a source, and that of what else it depends on.
-pub(super) type Print = (config::Digest, config::Digest);
+/// Digests of the settings of a source, and of the contracts where it depends on them.
+pub(super) type SourceDigest = (config::Digest, config::Digest);
 
-/// A source as the configuration says it.
-pub(super) enum Wanted {
+/// A source as configured.
+pub(super) enum SourceSpec {
     Mqtt(mqtt::Config),
     Http(http::Config),
     Broker(broker::Config),
@@ -25,9 +25,9 @@ pub(super) enum Wanted {
     Odoo(odoo::Config),
 }
 
-impl Wanted {
-    /// Takes the sources out of a configuration, in the order in which they start: those that remember something
-    /// of the time before, then those that others connect to.
+impl SourceSpec {
+    /// Takes the sources out of a configuration, in their start order: plant brokers, MQTT listeners, HTTP servers,
+    /// Modbus buses, Odoo.
     pub fn take(config: &mut Config) -> Vec<Self> {
         let brokers = std::mem::take(&mut config.brokers).into_iter().map(Self::Broker);
         let listeners = std::mem::take(&mut config.listeners).into_iter().map(Self::Mqtt);
@@ -57,63 +57,63 @@ impl Wanted {
         }
     }
 
-    /// Its print in a configuration.
-    pub fn print(&self, config: &Config) -> Print {
-        let beside =
+    /// Returns the digest of this source in a configuration. An Odoo source reads what its contracts name.
+    pub fn digest(&self, config: &Config) -> SourceDigest {
+        let contracts =
             if self.kind() == SourceKind::Odoo { config.digests.of("contracts") } else { config::Digest::default() };
-        (config.digests.of(&format!("source {}", self.name())), beside)
+        (config.digests.of(&format!("source {}", self.name())), contracts)
     }
 }
 
-/// A source with its port or its memory, that does not work yet.
-pub(super) struct Opened {
+/// A source that has bound its port or read its saved state, but does not run yet.
+pub(super) struct OpenedSource {
     handle: SourceHandle,
-    print: Print,
-    engine: Engine,
+    digest: SourceDigest,
+    reloadable: Reloadable,
     addresses: Vec<SocketAddr>,
-    make: Make,
+    make: PartFactory,
 }
 
-/// What can change while the source works.
-enum Engine {
+/// The running instance that can take other settings without a restart.
+enum Reloadable {
     Listener(Arc<Listener>),
     Server(Arc<http::Server>),
-    /// It is started anew.
-    Fixed,
+    /// Other settings need a restart of the source.
+    No,
 }
 
-/// Settings that are good, and not in force yet.
-pub(super) enum Prepared {
+/// Settings that have been checked and are not in force yet.
+pub(super) enum PreparedSettings {
     Listener(Box<mqtt::Prepared>),
     Server(Box<http::Prepared>),
 }
 
-/// A source that works.
+/// A running source.
 pub(super) struct Source {
     pub handle: SourceHandle,
-    pub print: Print,
+    pub digest: SourceDigest,
     pub addresses: Vec<SocketAddr>,
-    engine: Engine,
+    reloadable: Reloadable,
     part: Part,
 }
 
-impl Ground {
-    /// Opens a source.
+impl Services {
+    /// Opens a source: binds its port or reads its saved state.
     pub fn open_source(
         self: &Arc<Self>,
-        wanted: Wanted,
-        print: Print,
+        wanted: SourceSpec,
+        digest: SourceDigest,
         contracts: &[Arc<Contract>],
-    ) -> anyhow::Result<Opened> {
+    ) -> anyhow::Result<OpenedSource> {
         let (name, kind) = (wanted.name().to_owned(), wanted.kind());
         let stats = Arc::new(sources::Stats::reporting(Arc::clone(&self.security)));
         let mut handle =
             SourceHandle { name: name.clone(), kind, address: String::new(), stats: Arc::clone(&stats), devices: None };
-        let (mut engine, mut addresses) = (Engine::Fixed, Vec::new());
-        let ground = Arc::clone(self);
+        let (mut reloadable, mut addresses) = (Reloadable::No, Vec::new());
+        let services = Arc::clone(self);
         let what = || format!("source \"{name}\"");
-        let make: Make = match wanted {
-            Wanted::Mqtt(config) => {
+        let make: PartFactory = match wanted {
+            SourceSpec::Mqtt(config) => {
                 let parts = Parts {
                     ingest: Arc::clone(&self.ingest),
                     local: Arc::clone(&self.local),
@@ -124,64 +124,64 @@ impl Ground {
                 handle.devices = Some(Arc::clone(&parts.devices));
                 let listener = Arc::new(Listener::open(config, parts, stats).with_context(what)?);
                 addresses.push(listener.address()?);
-                engine = Engine::Listener(Arc::clone(&listener));
+                reloadable = Reloadable::Listener(Arc::clone(&listener));
                 Box::new(move |shutdown| Ok(Box::pin(listener.run(shutdown))))
             }
-            Wanted::Http(config) => {
+            SourceSpec::Http(config) => {
                 let server = http::Server::open(config, Arc::clone(&self.ingest), stats, Arc::clone(&self.budget));
                 let server = server.with_context(what)?;
                 let server = Arc::new(server);
                 addresses.push(server.address()?);
-                engine = Engine::Server(Arc::clone(&server));
+                reloadable = Reloadable::Server(Arc::clone(&server));
                 Box::new(move |shutdown| Ok(Box::pin(server.run(shutdown))))
             }
-            Wanted::Broker(config) => {
+            SourceSpec::Broker(config) => {
                 let make = move || {
-                    let (ingest, notes) = (Arc::clone(&ground.ingest), ground.journal.notes("broker"));
-                    let client = ground.client_of_source(&config.name);
+                    let (ingest, notes) = (Arc::clone(&services.ingest), services.journal.notes("broker"));
+                    let client = services.client_of_source(&config.name);
                     broker::Source::new(config.clone(), client, ingest, notes, Arc::clone(&stats))
                         .map_err(anyhow::Error::msg)
                 };
                 let first = make().with_context(what)?;
                 handle.address = first.address();
-                again(first, make, |source, shutdown| Box::pin(source.run(shutdown)))
+                factory(first, make, |source, shutdown| Box::pin(source.run(shutdown)))
             }
-            Wanted::Modbus(config, ready) => {
+            SourceSpec::Modbus(config, ready) => {
                 let make = move || {
-                    let ingest = Arc::clone(&ground.ingest);
+                    let ingest = Arc::clone(&services.ingest);
                     Ok(modbus::Source::new(config.clone(), ready.clone(), ingest, Arc::clone(&stats)))
                 };
                 let first = make()?;
                 handle.address = first.address();
-                again(first, make, |source, shutdown| Box::pin(source.run(shutdown)))
+                factory(first, make, |source, shutdown| Box::pin(source.run(shutdown)))
             }
-            Wanted::Odoo(config) => {
+            SourceSpec::Odoo(config) => {
                 let contracts = contracts.to_vec();
                 let make = move || {
-                    let (ingest, notes) = (Arc::clone(&ground.ingest), ground.journal.notes("odoo"));
-                    let beside = (Arc::clone(&stats), Arc::clone(&ground.budget));
-                    let source = odoo::Source::new(config.clone(), &contracts, ingest, &notes, beside)
+                    let (ingest, notes) = (Arc::clone(&services.ingest), services.journal.notes("odoo"));
+                    let shared = (Arc::clone(&stats), Arc::clone(&services.budget));
+                    let source = odoo::Source::new(config.clone(), &contracts, ingest, &notes, shared)
                         .map_err(anyhow::Error::msg)?;
-                    ground.mirrors.put(&config.name, source.mirrors().to_vec());
+                    services.mirrors.put(&config.name, source.mirrors().to_vec());
                     Ok(source)
                 };
                 let first = make().with_context(what)?;
                 addresses.extend(first.hook_address());
                 handle.address = first.address().to_owned();
-                again(first, make, |source, shutdown| Box::pin(source.run(shutdown)))
+                factory(first, make, |source, shutdown| Box::pin(source.run(shutdown)))
             }
         };
         if let (true, Some(address)) = (handle.address.is_empty(), addresses.first()) {
             handle.address = address.to_string();
         }
-        Ok(Opened { handle, print, engine, addresses, make })
+        Ok(OpenedSource { handle, digest, reloadable, addresses, make })
     }
 
-    /// Lets a source work.
-    pub fn start_source(&self, opened: Opened) -> anyhow::Result<Source> {
-        let Opened { handle, print, engine, addresses, make } = opened;
+    /// Starts an opened source.
+    pub fn start_source(&self, opened: OpenedSource) -> anyhow::Result<Source> {
+        let OpenedSource { handle, digest, reloadable, addresses, make } = opened;
         let part = Part::start(format!("source {}", handle.name), &self.failures, make)?;
-        Ok(Source { handle, print, addresses, engine, part })
+        Ok(Source { handle, digest, addresses, reloadable, part })
     }
 
     fn client_of_source(&self, name: &str) -> String {
@@ -189,7 +189,7 @@ impl Ground {
         format!("forebay-{}-{}-{}-source-{name}", around.environment, around.site, around.gateway)
     }
 
-    /// Starts the watch.
+    /// Starts the watch; its board outlives restarts of the part.
     pub fn start_watch(&self, config: crate::watch::Config) -> anyhow::Result<(Part, Arc<Board>)> {
         let (ingest, local) = (Arc::clone(&self.ingest), Arc::clone(&self.local));
         let (notes, mirrors) = (self.journal.notes("watch"), self.mirrors.clone());
@@ -199,24 +199,24 @@ impl Ground {
         };
         let first = make()?;
         let board = first.board();
-        // A watch that is started anew shows its own board.
+        // After a restart the new watch publishes to the same board.
         let shown = Arc::clone(&board);
         let make = move || make().map(|watch: Watch| watch.shown_on(Arc::clone(&shown)));
         let part = Part::start(
             "watch".into(),
             &self.failures,
-            again(first, make, |watch, shutdown| Box::pin(watch.run(shutdown))),
+            factory(first, make, |watch, shutdown| Box::pin(watch.run(shutdown))),
         )?;
         Ok((part, board))
     }
 }
 
-/// Makes of a part that is ready now, and of one that can be made anew.
-fn again<T: Send + 'static>(
+/// Returns a factory whose first call uses `first` and whose later calls use `make`.
+fn factory<T: Send + 'static>(
     first: T,
     make: impl Fn() -> anyhow::Result<T> + Send + 'static,
-    run: impl Fn(T, Shutdown) -> Work + Send + 'static,
-) -> Make {
+    run: impl Fn(T, Shutdown) -> PartFuture + Send + 'static,
+) -> PartFactory {
     let mut first = Some(first);
     Box::new(move |shutdown| {
         let ready = first.take().map_or_else(&make, Ok)?;
@@ -225,34 +225,34 @@ fn again<T: Send + 'static>(
 }
 
 impl Source {
-    /// Readies other settings, where the source can take them up while it works; `None` where it cannot.
-    pub fn prepare(&self, wanted: &Wanted) -> anyhow::Result<Option<Prepared>> {
-        Ok(match (&self.engine, wanted) {
-            (Engine::Listener(listener), Wanted::Mqtt(config)) => {
-                Some(Prepared::Listener(Box::new(listener.prepare(config.clone())?)))
+    /// Checks other settings for this source; `None` if it can take them only with a restart.
+    pub fn prepare(&self, wanted: &SourceSpec) -> anyhow::Result<Option<PreparedSettings>> {
+        Ok(match (&self.reloadable, wanted) {
+            (Reloadable::Listener(listener), SourceSpec::Mqtt(config)) => {
+                Some(PreparedSettings::Listener(Box::new(listener.prepare(config.clone())?)))
             }
-            (Engine::Server(server), Wanted::Http(config)) => {
-                Some(Prepared::Server(Box::new(server.prepare(config.clone())?)))
+            (Reloadable::Server(server), SourceSpec::Http(config)) => {
+                Some(PreparedSettings::Server(Box::new(server.prepare(config.clone())?)))
             }
             _ => None,
         })
     }
 
-    /// Judges the rights of its clients again: they may have changed with the contracts.
+    /// Evaluates the rights of connected clients again: they may have changed with the contracts.
     pub fn judge_again(&self) {
-        if let Engine::Listener(listener) = &self.engine {
+        if let Reloadable::Listener(listener) = &self.reloadable {
             listener.judge_again();
         }
     }
 
-    /// Puts settings in force that [`Source::prepare`] has made.
-    pub fn put_in_force(&mut self, prepared: Prepared, print: Print) {
-        let address = match (&self.engine, prepared) {
-            (Engine::Listener(listener), Prepared::Listener(prepared)) => {
+    /// Applies settings that [`Source::prepare`] has checked.
+    pub fn put_in_force(&mut self, prepared: PreparedSettings, digest: SourceDigest) {
+        let address = match (&self.reloadable, prepared) {
+            (Reloadable::Listener(listener), PreparedSettings::Listener(prepared)) => {
                 listener.put_in_force(*prepared);
                 listener.address()
             }
-            (Engine::Server(server), Prepared::Server(prepared)) => {
+            (Reloadable::Server(server), PreparedSettings::Server(prepared)) => {
                 server.put_in_force(*prepared);
                 server.address()
             }
@@ -262,16 +262,16 @@ impl Source {
             self.addresses = vec![address];
             self.handle.address = address.to_string();
         }
-        self.print = print;
+        self.digest = digest;
     }
 
-    /// Begins its end.
+    /// Requests the shutdown without waiting for it.
     pub fn begin_stop(&self) {
         self.part.begin_stop();
     }
 
-    /// Waits for its end.
-    pub async fn ended(self) {
-        super::ended(&self.handle.name, self.part).await;
+    /// Stops the source and waits for its end.
+    pub async fn stop(self) {
+        super::stop_part(&self.handle.name, self.part).await;
     }
 }

@@ -1,7 +1,7 @@
-//! What goes out: for each destination a forwarder and a link a lane, what is sent again, and the status.
+//! The destinations: each has a forwarder with its link per lane, a resend worker, and a status publisher.
 
-use super::Ground;
-use super::part::{Part, Work};
+use super::Services;
+use super::part::{Part, PartFuture};
 use crate::admin::LinkHandle;
 use crate::config::{Config, Digest};
 use crate::contract::Surroundings;
@@ -14,15 +14,15 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-/// A destination as the configuration says it.
-pub(super) struct Wanted {
+/// A destination as configured.
+pub(super) struct DestinationSpec {
     pub config: Arc<forward::Config>,
     client: String,
     sending: BTreeMap<String, Sending>,
-    print: Digest,
+    digest: Digest,
 }
 
-impl Wanted {
+impl DestinationSpec {
     /// The destinations of a configuration.
     pub fn of(config: &Config) -> Vec<Self> {
         let clients = client_ids(&config.surroundings, &config.destinations);
@@ -30,51 +30,52 @@ impl Wanted {
             config: Arc::new(to.clone()),
             client,
             sending: config.sending.clone(),
-            print: config.digests.of(&format!("destination {}", to.name)),
+            digest: config.digests.of(&format!("destination {}", to.name)),
         };
         config.destinations.iter().zip(clients).map(wanted).collect()
     }
 
-    /// Whether another session suffices to get from one to the other.
-    fn is_like(&self, other: &Self) -> bool {
+    /// Whether both differ in nothing but the content of credential files, which a new session picks up.
+    fn has_same_settings(&self, other: &Self) -> bool {
         let sending = |wanted: &Self| format!("{:?}", wanted.sending);
-        self.print.settings == other.print.settings && self.client == other.client && sending(self) == sending(other)
+        self.digest.settings == other.digest.settings && self.client == other.client && sending(self) == sending(other)
     }
 }
 
-/// A destination that is served.
-pub(super) struct Outlet {
-    wanted: Wanted,
+/// A destination with its running parts.
+pub(super) struct Destination {
+    wanted: DestinationSpec,
     renewals: watch::Sender<u64>,
     parts: Vec<Part>,
     pub links: Vec<LinkHandle>,
 }
 
-/// What becomes of an outlet under another configuration.
+/// How another configuration affects a running destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    Nothing,
-    /// New certificates or passwords: another session takes the place of each.
-    Renew,
-    /// It is started anew.
+pub(super) enum DestinationChange {
+    /// Nothing to do.
+    Unchanged,
+    /// Certificates or passwords have changed: each link replaces its session.
+    NewCredentials,
+    /// Settings have changed: the destination is stopped and started.
     Replace,
 }
 
-impl Outlet {
+impl Destination {
     pub fn name(&self) -> &str {
         &self.wanted.config.name
     }
 
-    pub fn change(&self, wanted: &Wanted) -> Change {
-        match self.wanted.is_like(wanted) {
-            true if self.wanted.print == wanted.print => Change::Nothing,
-            true => Change::Renew,
-            false => Change::Replace,
+    pub fn change(&self, wanted: &DestinationSpec) -> DestinationChange {
+        match self.wanted.has_same_settings(wanted) {
+            true if self.wanted.digest == wanted.digest => DestinationChange::Unchanged,
+            true => DestinationChange::NewCredentials,
+            false => DestinationChange::Replace,
         }
     }
 
-    /// Has every session of the destination renewed, one after the other in effect.
-    pub fn renew(&mut self, wanted: Wanted) {
+    /// Makes every link of the destination replace its session, so that new credentials take effect.
+    pub fn rotate_credentials(&mut self, wanted: DestinationSpec) {
         self.wanted = wanted;
         self.renewals.send_modify(|number| *number += 1);
     }
@@ -83,17 +84,17 @@ impl Outlet {
         self.parts.iter().for_each(Part::begin_stop);
     }
 
-    pub async fn ended(self) {
+    pub async fn stop(self) {
         self.begin_stop();
         for part in self.parts {
-            super::ended(&self.wanted.config.name, part).await;
+            super::stop_part(&self.wanted.config.name, part).await;
         }
     }
 }
 
-impl Ground {
-    /// Starts what a destination needs.
-    pub fn start_outlet(&self, wanted: Wanted) -> anyhow::Result<Outlet> {
+impl Services {
+    /// Starts the parts of a destination.
+    pub fn start_destination(&self, wanted: DestinationSpec) -> anyhow::Result<Destination> {
         let (renewals, changed) = watch::channel(0);
         let renewal = CredentialRotation::new(changed);
         let pressure = Pressure::new(self.journal.lanes(), |lane| wanted.sending.get(lane)?.hours.clone());
@@ -104,8 +105,8 @@ impl Ground {
             let stats = Arc::new(forward::Stats::default());
             let handle = LinkHandle { lane: Arc::clone(lane), destination: config.name.clone(), stats };
             let sending = wanted.sending.get(&lane.name).cloned().unwrap_or_default();
-            let on = if sending.yielding.is_some() { self.background.handle() } else { Handle::current() };
-            let place = forward::ForwarderSpec {
+            let on = if sending.yielding.is_some() { self.low_priority.handle() } else { Handle::current() };
+            let place = forward::Place {
                 config: Arc::clone(config),
                 sending: Arc::new(sending),
                 pressure: Arc::clone(&pressure),
@@ -115,7 +116,7 @@ impl Ground {
             let (dead, link) = (Arc::clone(self.journal.dead()), handle.clone());
             let make = move |shutdown: Shutdown| {
                 let forwarder = Forwarder::new(place.clone(), &link.lane, &dead, Arc::clone(&link.stats));
-                Ok(Box::pin(forwarder.map_err(anyhow::Error::msg)?.run(shutdown)) as Work)
+                Ok(Box::pin(forwarder.map_err(anyhow::Error::msg)?.run(shutdown)) as PartFuture)
             };
             let name = format!("link {}/{}", config.name, lane.name);
             parts.push(Part::start_on(on, name, &self.failures, Box::new(make))?);
@@ -131,24 +132,24 @@ impl Ground {
             rotation: renewal.clone(),
         };
         let make = move |shutdown: Shutdown| {
-            let again = Resender::new(again.clone()).map_err(anyhow::Error::msg)?;
-            Ok(Box::pin(again.run(shutdown)) as Work)
+            let again = Again::new(again.clone()).map_err(anyhow::Error::msg)?;
+            Ok(Box::pin(again.run(shutdown)) as PartFuture)
         };
         let name = format!("link {}/again", config.name);
-        parts.push(Part::start_on(self.background.handle(), name, &self.failures, Box::new(make))?);
+        parts.push(Part::start_on(self.low_priority.handle(), name, &self.failures, Box::new(make))?);
         let (to, client) = (Arc::clone(config), format!("{client}-status"));
-        let (around, report) = (self.surroundings.clone(), report(&self.journal));
+        let (around, report) = (self.surroundings.clone(), journal_report(&self.journal));
         let make = move |shutdown: Shutdown| {
             let (to, client, around) = (Arc::clone(&to), client.clone(), around.clone());
-            Ok(Box::pin(status::run(to, client, around, Arc::clone(&report), renewal.clone(), shutdown)) as Work)
+            Ok(Box::pin(status::run(to, client, around, Arc::clone(&report), renewal.clone(), shutdown)) as PartFuture)
         };
         parts.push(Part::start(format!("link {}/status", config.name), &self.failures, Box::new(make))?);
-        Ok(Outlet { wanted, renewals, parts, links })
+        Ok(Destination { wanted, renewals, parts, links })
     }
 }
 
-/// The MQTT client ids of destinations, without the lane. Those that share a broker with one before are told
-/// apart by their names.
+/// The MQTT client ids of destinations, without the lane. A destination that shares a broker with an earlier one
+/// gets its name as a suffix.
 fn client_ids(around: &Surroundings, destinations: &[forward::Config]) -> Vec<String> {
     let base = format!("forebay-{}-{}-{}", around.environment, around.site, around.gateway);
     let shares = |index: usize| {
@@ -161,8 +162,8 @@ fn client_ids(around: &Surroundings, destinations: &[forward::Config]) -> Vec<St
     destinations.iter().enumerate().map(id).collect()
 }
 
-/// What a heartbeat says of the journal.
-fn report(journal: &Arc<Journal>) -> status::Report {
+/// The journal figures that the heartbeat of a destination contains.
+fn journal_report(journal: &Arc<Journal>) -> status::Report {
     let journal = Arc::clone(journal);
     Arc::new(move || {
         let lanes = journal.lanes().iter().map(|lane| lane.status());
