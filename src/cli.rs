@@ -1,15 +1,14 @@
 //! The command line.
 //!
-//! Promise: every command says what happened in words, and with `--json` as data on standard output;
-//! what keeps a command from answering is text on standard error. The exit code is 0 for success,
-//! 2 for arguments that cannot be, and 1 for anything else.
+//! Promise: every command prints its result on standard output, as text or with `--json` as data. Errors are text on
+//! standard error. The exit code is 0 for success, 2 for invalid arguments, and 1 for any other failure.
 
-mod attend;
 mod bundle;
 mod dead;
 mod journal;
 mod modbus;
 mod odoo;
+mod probe;
 mod replay;
 mod rights;
 mod show;
@@ -49,69 +48,69 @@ struct Cli {
 enum Command {
     /// Run the gateway
     Run(Run),
-    /// Check a configuration and its contracts, and start nothing
+    /// Check a configuration and its contracts without starting the gateway
     Check(CheckAll),
-    /// See the whole path at work: devices, gateway, a central broker, and a WAN to cut
+    /// Demonstrate the whole path: devices, gateway, a central broker, and a WAN outage
     Demo(Demo),
-    /// How the running gateway stands
+    /// Show the status of the running gateway
     Status(StatusOf),
-    /// Whether the running gateway lives and takes events; exit code 1 if not
+    /// Check that the running gateway is live and accepts events; exit code 1 if not
     Health(At),
-    /// Collect what helps to understand this gateway, without secrets and payloads, in one file
+    /// Collect support information about this gateway in one file, without secrets and payloads
     Bundle(bundle::BundleArgs),
-    /// Have the running gateway read its configuration, contracts, certificates and secrets anew
+    /// Make the running gateway reload its configuration, contracts, certificates and secrets
     Reload(At),
-    /// The destinations
+    /// Manage destinations
     #[command(subcommand)]
     Destination(DestinationCommand),
-    /// What the clock says, and whether the gateway believes it
+    /// Show the time of the gateway, and whether the gateway trusts it
     Clock {
         #[command(flatten)]
         at: At,
-        /// Say that it is right, where the journal has seen a later time
+        /// Confirm that the time is right although the journal contains a later one
         #[arg(long)]
         trust: bool,
     },
-    /// What people and limits did to events and to the gateway: who, when, to what, and what came of it
+    /// Show changes to events and gateway by users and limits: who, when, what, and the result
     Audit {
         #[command(flatten)]
         at: At,
-        /// How many entries at most
+        /// Maximum number of entries
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         limit: u64,
     },
-    /// Events that are held but cannot be delivered as they are
+    /// Manage dead letters: events that are kept but cannot be delivered as they are
     #[command(subcommand)]
     Dead(dead::Dead),
-    /// Send settled events once more, marked as a replay
+    /// Send settled events again, marked as a replay
     Replay(replay::ReplayCommand),
-    /// Events as they are taken
+    /// Follow new events
     Tail(Tail),
-    /// Who has connected to the listeners, and how they behave
+    /// List the devices that connected to the MQTT listeners
     Devices(At),
-    /// Write the journal's events as JSON, of a running gateway or one that is stopped
+    /// Export the events of the journal as JSON, from a running or a stopped gateway
     Export(journal::ExportArgs),
-    /// Recount the journal: every checksum, number and account
+    /// Verify the journal: every checksum, sequence and account
     Verify(journal::VerifyArgs),
-    /// Copy the journal into a folder, while the gateway runs or not
+    /// Copy the journal to a folder, with the gateway running or stopped
     Backup(journal::BackupArgs),
-    /// Take out of damaged files of the journal what can still be read
+    /// Recover readable events from damaged journal files
     Salvage(journal::SalvageArgs),
-    /// What the watch has open: orders, work centers and machines that are not as they should be
+    /// List open business exceptions: orders, work centers and machines that need attention
     Exceptions(At),
-    /// The Odoos that are sources
+    /// Check and set up Odoo sources
     #[command(subcommand)]
     Odoo(odoo::Command),
-    /// The contracts
+    /// Check contracts
     #[command(subcommand)]
     Contracts(ContractsCommand),
-    /// The users of a listener
+    /// Manage the users of an MQTT listener
     #[command(subcommand)]
     User(User),
-    /// The bearer tokens of an HTTP source
+    /// Manage the bearer tokens of an HTTP source
     #[command(subcommand)]
     Token(Token),
-    /// Modbus devices: read them, find them, make their tables
+    /// Read and find Modbus devices, and create their tables
     #[command(subcommand)]
     Modbus(modbus::Modbus),
 }
@@ -121,10 +120,10 @@ struct Run {
     /// Configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// How log lines look; by default as [log] in the configuration says, else as fits where they go
+    /// Format of log lines; default: [log] in the configuration, else chosen by the output
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
-    /// Follow one event in so many on its way, in the log
+    /// Log the path of every Nth event
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     log_sample: Option<u32>,
 }
@@ -133,7 +132,7 @@ struct Run {
 struct CheckAll {
     #[command(flatten)]
     check: Check,
-    /// Say what each configured name may publish and subscribe to, and why
+    /// Show what each configured name may publish and subscribe to, and why
     #[arg(long)]
     rights: bool,
 }
@@ -143,37 +142,37 @@ struct Check {
     /// Configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 struct Demo {
-    /// Folder for everything the demo writes
+    /// Folder for all files of the demo
     #[arg(long, default_value = "forebay-demo")]
     folder: PathBuf,
     /// Cut the WAN once for this long, after ten seconds
     #[arg(long, value_parser = Span::parse)]
     outage: Option<Span>,
-    /// End after this long
+    /// Stop after this time
     #[arg(long, value_parser = Span::parse)]
     run_for: Option<Span>,
-    /// Events a second, over all devices
+    /// Events per second, over all devices
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
 }
 
-/// Which running gateway, and how to answer.
+/// The running gateway to connect to, and the output format.
 #[derive(Debug, Args)]
 struct At {
-    /// Its configuration file, which names the socket
+    /// Configuration file of the gateway, which names the socket
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Its socket
+    /// Command socket of the gateway
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
@@ -182,16 +181,16 @@ struct At {
 struct StatusOf {
     #[command(flatten)]
     at: At,
-    /// What became of every event, by stream and destination
+    /// Show the ledger: the fate of every event, by stream and destination
     #[arg(long)]
     ledger: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum DestinationCommand {
-    /// Give up everything that a destination is owed that the configuration does not name any more
+    /// Discard all undelivered events of a destination that was removed from the configuration
     Drop {
-        /// Its name
+        /// Name of the destination
         name: String,
         #[command(flatten)]
         at: At,
@@ -202,7 +201,7 @@ enum DestinationCommand {
 struct Tail {
     #[command(flatten)]
     at: At,
-    /// Only this stream; `*` at the end stands for any rest
+    /// Only this stream; a `*` at the end matches any suffix
     #[arg(long)]
     stream: Option<String>,
 }
@@ -215,7 +214,7 @@ enum ContractsCommand {
 
 #[derive(Debug, Subcommand)]
 enum User {
-    /// Add a user, or give one a new password; it is read from the terminal or the first line of the input
+    /// Add a user or set a new password, read from the terminal or the first line of standard input
     Add {
         /// Password file of the listener
         #[arg(long)]
@@ -227,19 +226,19 @@ enum User {
 
 #[derive(Debug, Subcommand)]
 enum Token {
-    /// Make a token for a name, in place of an earlier one, and print it; only its hash is kept
+    /// Create a token for a name, replacing an earlier one, and print it; only its hash is stored
     Add {
         /// Token file of the source
         #[arg(long)]
         file: PathBuf,
-        /// Name of who posts: the only {source} it may post as
+        /// Name of the caller: the only {source} for which it may post
         name: String,
     },
 }
 
 const DEFAULT_CONFIG: &str = "/etc/forebay/forebay.toml";
 
-/// All commands and their arguments, for manual pages and completions.
+/// Returns all commands and arguments, for manual pages and completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
@@ -250,7 +249,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            // A reader that closes its end of a pipe wants no more, and no complaint.
+            // A closed pipe is no error: its reader has seen enough.
             if is_broken_pipe(&error) {
                 return ExitCode::SUCCESS;
             }
@@ -275,7 +274,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             telemetry::start_logging(&logging, tracing::Level::INFO);
             finished(serve(&run.config))?
         }
-        Command::Check(asked) => check_config(&asked),
+        Command::Check(args) => check_config(&args),
         Command::Demo(demo) => {
             let logging = Logging { format: Some(LogFormat::Text), ..Logging::default() };
             telemetry::start_logging(&logging, tracing::Level::ERROR);
@@ -310,7 +309,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ))??;
             let count: u64 = serde_json::from_slice(&bytes)?;
             print(&at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
-                format!("\"{name}\" is forgotten; {} that it was owed are discarded", counted(count as usize, "event"))
+                format!("destination \"{name}\" is dropped; {} discarded", counted(count as usize, "undelivered event"))
             })
         }
         Command::Clock { at, trust } => {
@@ -318,7 +317,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 if trust { post(&at, "/clock/trust")? } else { ask(&at, "/clock")? };
             print(&at, &clock, |clock, _| match clock.problem() {
                 Some(problem) => problem,
-                None => format!("clock: {}, believed", clock.time),
+                None => format!("clock: {}, trusted", clock.time),
             })
         }
         Command::Audit { at, limit } => {
@@ -348,7 +347,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             put_user(&file, &name, password.as_bytes())?;
             writeln!(
                 std::io::stdout(),
-                "user \"{name}\" is in {}; a running gateway takes it at the next login",
+                "user \"{name}\" is in {}; a running gateway uses it from the next login on",
                 file.display()
             )?;
             Ok(ExitCode::SUCCESS)
@@ -361,40 +360,40 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Asks whether the gateway takes events, which it cannot without living.
+/// Queries readiness, which includes liveness.
 fn health(at: &At) -> anyhow::Result<ExitCode> {
-    let (is_good, text) = finished(socket::look(&socket_path(at)?, "/readyz"))??;
+    let (is_good, text) = finished(socket::get_any(&socket_path(at)?, "/readyz"))??;
     let checks: Vec<crate::admin::Check> = text
         .lines()
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()
-        .context("the gateway answers in another format")?;
+        .context("the gateway responds in another format")?;
     print(at, &checks, |checks, _| {
-        let bad: Vec<String> = checks
+        let failed: Vec<String> = checks
             .iter()
             .filter_map(|check| {
                 Some(format!("{}: {}", telemetry::shown(&check.check), telemetry::shown(check.reason.as_deref()?)))
             })
             .collect();
-        if bad.is_empty() { "it lives, and takes events".to_owned() } else { bad.join("\n") }
+        if failed.is_empty() { "live and accepting events".to_owned() } else { failed.join("\n") }
     })?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks for a reload, and says what came of it.
+/// Requests a reload and prints its result.
 fn reload(at: &At) -> anyhow::Result<ExitCode> {
     let socket = socket_path(at)?;
     let bytes = finished(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))??;
     let answer: crate::admin::ReloadAnswer = serde_json::from_slice(&bytes)?;
     print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
-        ([], []) => "read anew; nothing has changed".to_owned(),
+        ([], []) => "reloaded; nothing has changed".to_owned(),
         ([], changes) => format!("in force:\n{}", changes.join("\n")),
-        (problems, _) => format!("{}\nrefused; the configuration before stays in force", problems.join("\n")),
+        (problems, _) => format!("{}\nrefused; the previous configuration stays in force", problems.join("\n")),
     })?;
     Ok(if answer.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Two workers: a gateway's box has few cores, and the journal has threads of its own.
+/// Two worker threads: gateway devices have few cores, and the journal has its own threads.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -405,7 +404,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start the runtime")
 }
 
-/// What the work of a command comes to, on a runtime of its own.
+/// Runs the future of a command to its end on a new runtime.
 fn finished<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     Ok(runtime()?.block_on(work))
 }
@@ -434,10 +433,10 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
     let addresses: Vec<_> = gateway.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = %addresses.join(", "), "ready");
     let (died, mut death) = tokio::sync::oneshot::channel();
-    let attendant = service.start_watchdog(
+    let watchdog = service.start_watchdog(
         tokio::runtime::Handle::current(),
-        attend::Stand(Arc::clone(gateway.handles())),
-        // Nobody hears it any more: the gateway stops.
+        probe::GatewayProbe(Arc::clone(gateway.handles())),
+        // An error means that the gateway stops already.
         move |part| drop(died.send(part)),
     )?;
     service.ready();
@@ -445,12 +444,12 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => break Ok(ExitCode::SUCCESS),
             _ = interrupt.recv() => break Ok(ExitCode::SUCCESS),
-            Ok(part) = &mut death => break Err(anyhow::anyhow!("{part} has died; only a new start brings it back")),
+            Ok(part) = &mut death => break Err(anyhow::anyhow!("{part} has died; the process ends, only a restart brings it back")),
             _ = hangup.recv() => {
                 let (reloading, service) = (gateway.handles().reloading.clone(), Arc::clone(&service));
                 tokio::spawn(async move {
                     service.reloading();
-                    // What comes of it is told in log and status.
+                    // The result is in log and status.
                     reloading.reload(ReloadBy::Signal).await;
                     service.ready();
                 });
@@ -458,8 +457,8 @@ async fn serve(file: &Path) -> anyhow::Result<ExitCode> {
         }
     };
     service.stopping();
-    drop(attendant);
-    tracing::info!("stopping: no new events, acknowledgements in flight are given");
+    drop(watchdog);
+    tracing::info!("stopping: no new events; sending acknowledgements in flight");
     gateway.stop().await;
     tracing::info!("stopped; the journal is closed");
     outcome
@@ -469,8 +468,8 @@ fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-fn check_config(asked: &CheckAll) -> anyhow::Result<ExitCode> {
-    let check = &asked.check;
+fn check_config(args: &CheckAll) -> anyhow::Result<ExitCode> {
+    let check = &args.check;
     let config = match Config::load(&check.config) {
         Ok(config) => config,
         Err(problems) => return report(check, &problems, &[], String::new),
@@ -478,7 +477,7 @@ fn check_config(asked: &CheckAll) -> anyhow::Result<ExitCode> {
     let mut warnings = config.warnings.clone();
     let problems = match crate::journal::publications_in(&config.journal.folder) {
         Ok(in_force) => config.contracts.check_against(&in_force),
-        // Another user may check a configuration whose journal only the service reads.
+        // A user may check a configuration although only the service can read the journal.
         Err(error) => {
             warnings.push(crate::setting::Problem {
                 file: check.config.clone(),
@@ -489,7 +488,7 @@ fn check_config(asked: &CheckAll) -> anyhow::Result<ExitCode> {
             Vec::new()
         }
     };
-    if asked.rights {
+    if args.rights {
         return show_rights(&config, check.json);
     }
     let (mut ended, mut ending) = (Vec::new(), Vec::new());
@@ -560,12 +559,12 @@ fn check_contracts(check: &Check) -> anyhow::Result<ExitCode> {
         Err(problems) => return report(check, &problems, &[], String::new),
     };
     let in_force = crate::journal::publications_in(&config.journal.folder)
-        .context("the versions in force cannot be read; ask as the user that the gateway runs as")?;
+        .context("the versions in force cannot be read; run this as the user of the gateway")?;
     let problems = config.contracts.check_against(&in_force);
     let mut lines = Vec::new();
     for contract in config.contracts.iter() {
         let next = &contract.publication;
-        // The last of its stream that the journal took is the one in force.
+        // The newest publication of a stream is the one in force.
         let current = in_force.iter().rev().find(|known| known.stream_id() == next.stream_id());
         let word = match current {
             None => "new".to_owned(),
@@ -584,7 +583,7 @@ fn socket_path(at: &At) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A part of a path that people have given.
+/// Encodes an argument as a path segment.
 fn segment(text: &str) -> String {
     let mut out = String::new();
     crate::event::push_path_segment(&mut out, text);
@@ -594,22 +593,22 @@ fn segment(text: &str) -> String {
 fn ask<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T> {
     let socket = socket_path(at)?;
     let bytes = finished(socket::get(&socket, path))??;
-    serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
+    serde_json::from_slice(&bytes).context("the gateway responds in another format; it may have another version")
 }
 
-/// Asks with a body.
+/// Sends a POST request with a JSON body and decodes the response.
 fn ask_with<T: serde::de::DeserializeOwned>(at: &At, path: &str, body: &impl serde::Serialize) -> anyhow::Result<T> {
     let body = serde_json::to_vec(body)?;
     let bytes = finished(socket::call(&socket_path(at)?, hyper::Method::POST, path, body))??;
-    serde_json::from_slice(&bytes).context("the gateway answers in another format; it may be of another version")
+    serde_json::from_slice(&bytes).context("the gateway responds in another format; it may have another version")
 }
 
-/// Asks for a change that needs no body.
+/// Sends a POST request without arguments.
 fn post<T: serde::de::DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T> {
     ask_with(at, path, &serde_json::Value::Null)
 }
 
-/// What `--json` prints.
+/// Formats a value as JSON that is safe to print.
 fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
     Ok(telemetry::shown_json(&serde_json::to_string_pretty(value)?))
 }
@@ -626,7 +625,9 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-*".contains(&b)) => {
             format!("/tail?stream={stream}")
         }
-        Some(stream) => bail!("\"{stream}\" is no stream name"),
+        Some(stream) => {
+            bail!("\"{stream}\" is no stream name; expected letters, digits, \".\", \"_\", \"-\", and \"*\" at the end")
+        }
         None => "/tail".into(),
     };
     let is_terminal = std::io::stdout().is_terminal();
@@ -635,8 +636,8 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         if tail.at.json {
             writeln!(out, "{}", telemetry::shown_json(&String::from_utf8_lossy(line)))?;
         } else {
-            let seen: crate::admin::TailEvent = serde_json::from_slice(line)?;
-            writeln!(out, "{}", show::seen(&seen, is_terminal))?;
+            let event: crate::admin::TailEvent = serde_json::from_slice(line)?;
+            writeln!(out, "{}", show::tail_event(&event, is_terminal))?;
         }
         out.flush()?;
         Ok(())
@@ -655,7 +656,7 @@ fn read_password(name: &str) -> anyhow::Result<Zeroizing<String>> {
 /// Reads a line from the terminal without showing it, or the first line of the input.
 fn read_secret(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     let input = std::io::stdin();
-    // Long enough for any password, so that no part of it stays behind where a growing buffer was.
+    // Large enough for any password: a growing buffer would leave copies in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(1024));
     if input.is_terminal() {
         eprint!("{prompt}");
@@ -670,13 +671,13 @@ fn read_secret(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// Turns the echo of the terminal off as long as the value lives.
+/// Turns the terminal echo off until the returned value is dropped.
 fn hide_typing() -> anyhow::Result<impl Drop> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     struct Restore(rustix::termios::Termios);
     impl Drop for Restore {
         fn drop(&mut self) {
-            // A terminal that is gone needs no echo.
+            // Fails only if the terminal is gone.
             let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
         }
     }

@@ -129,5 +129,5 @@ fn a_bundle_has_what_helps_and_no_secret_wherever_it_stands() {
     std::fs::write(gateway.config(), format!("site = \"{}", SECRETS[2])).expect("written");
     let found = bundle(&gateway, "broken.tar.zst");
     check(&found);
-    assert!(!found.contains_key("config/forebay.toml") && found["missing.txt"].contains("it is no TOML"));
+    assert!(!found.contains_key("config/forebay.toml") && found["missing.txt"].contains("it is no valid TOML"));
 }

@@ -132,7 +132,7 @@ fn an_export_is_what_central_gets_whether_the_gateway_runs_or_not() {
         lines
     };
     let output = gateway.command(&["export", "CONFIG"]);
-    assert!(said(&output).contains("the gateway runs"), "{}", said(&output));
+    assert!(said(&output).contains("the gateway is running"), "{}", said(&output));
     let running = good(output);
     assert!(sorted(&running) == wanted, "byte for byte, but for line ends between members");
     // After a crash the files are read as they are, and stay so.
@@ -140,7 +140,7 @@ fn an_export_is_what_central_gets_whether_the_gateway_runs_or_not() {
     let journal = gateway.folder.join("data/journal");
     let before = folder_content(&journal);
     let output = gateway.command(&["export", "CONFIG"]);
-    assert!(said(&output).contains("no gateway runs"), "{}", said(&output));
+    assert!(said(&output).contains("no gateway uses"), "{}", said(&output));
     assert!(good(output) == running, "the same from the files");
     let verified = gateway.command(&["verify", "CONFIG"]);
     assert!(said(&verified).contains("the journal balances"), "{}", said(&verified));
@@ -494,7 +494,7 @@ fn salvage_takes_every_whole_block_of_a_broken_file_and_names_the_rest() {
     assert!(saved.iter().all(|line| line["data"]["msg_id"] == line["id"] && line["sequence"].is_u64()), "{}", saved[0]);
     let text = good(gateway.command(&["salvage", &lonely.display().to_string()]));
     assert!(text.contains("publication ") && text.contains("missing: offsets"), "{text}");
-    assert_refused(&gateway.command(&["salvage", &gateway.config().display().to_string()]), 1, &["nothing in it"]);
+    assert_refused(&gateway.command(&["salvage", &gateway.config().display().to_string()]), 1, &["no readable events"]);
 }
 
 #[test]
@@ -643,7 +643,7 @@ fn a_backup_that_cannot_be_made_leaves_nothing_and_one_that_can_has_every_file()
     let to = gateway.folder.join("copy");
     let back_up = |gateway: &Gateway| gateway.command(&["backup", "--to", &to.display().to_string(), "CONFIG"]);
     for place in ["/proc/copy", "/nowhere/copy"] {
-        assert_refused(&gateway.command(&["backup", "--to", place, "CONFIG"]), 1, &["no backup to", place]);
+        assert_refused(&gateway.command(&["backup", "--to", place, "CONFIG"]), 1, &["could not back up to", place]);
     }
     let partial = gateway.folder.join("copy.partial");
     std::fs::create_dir(&partial).expect("made");

@@ -445,7 +445,7 @@ fn a_destination_that_is_gone_is_dropped_by_a_person_alone() {
     assert!(text.contains("\"nobody\"") && text.contains("alive, gone"), "{text}");
     let text = said(gateway.command(&["destination", "drop", "gone", "CONFIG"]));
     // The gateway's own reports are among them.
-    assert!(text.contains("events that it was owed are discarded"), "{text}");
+    assert!(text.contains("undelivered events discarded"), "{text}");
     alive.await_that("it is told", PATIENCE, |centre| {
         let is_told = |loss: &serde_json::Value| {
             let streams = loss["data"]["streams"].as_array().into_iter().flatten();

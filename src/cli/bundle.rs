@@ -1,10 +1,9 @@
-//! `forebay bundle`: what a person far away needs to understand a gateway, in one file.
+//! `forebay bundle`: support information about a gateway in one archive.
 //!
-//! Promise: no secret and no payload is in it: files of keys, passwords and tokens are not read, values that may be
-//! secret are masked, and events and dead letters stay where they are. What cannot be had is named, and the rest is
-//! there all the same.
+//! Promise: the bundle contains no secret and no payload. Key, password and token files are not read, values that may be
+//! secret are masked, events and dead letters are not included. `missing.txt` lists everything that could not be read.
 
-use super::journal::Whole;
+use super::journal::AtomicFile;
 use super::{At, runtime, socket, socket_path};
 use crate::clock;
 use crate::config;
@@ -22,13 +21,13 @@ use std::time::UNIX_EPOCH;
 pub(super) struct BundleArgs {
     #[command(flatten)]
     at: At,
-    /// The file to write: .tar.zst or .tar
+    /// Output file: .tar.zst or .tar
     #[arg(long)]
     output: Option<PathBuf>,
 }
 
-/// What the running gateway is asked, and the file that it becomes.
-const ASKED: [(&str, &str); 11] = [
+/// Paths that are requested from the running gateway, with the name of each file.
+const REQUESTS: [(&str, &str); 11] = [
     ("/status", "status.json"),
     ("/metrics", "metrics.txt"),
     ("/healthz", "healthz.jsonl"),
@@ -41,16 +40,16 @@ const ASKED: [(&str, &str); 11] = [
     ("/audit?limit=1000", "audit.json"),
     ("/log", "log.txt"),
 ];
-/// The largest contract, schema or table that is taken along.
+/// Largest contract, schema or table that is included.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Files of the journal that are listed at most.
+/// Most journal files that are listed.
 const LISTED_MAX: usize = 20_000;
-/// Lines of systemd's journal where the gateway does not answer.
+/// Log lines taken from systemd's journal if the gateway does not respond.
 const LINES: &str = "2000";
-/// zstd level 3: a bundle is made once.
+/// zstd level 3, its default: a bundle is made rarely.
 const LEVEL: i32 = 3;
 
-/// A bundle in the making.
+/// A bundle under construction.
 struct Bundle {
     tar: tar::Builder<Vec<u8>>,
     folder: String,
@@ -68,22 +67,22 @@ impl Bundle {
         Ok(())
     }
 
-    fn lacks(&mut self, name: &str, why: impl std::fmt::Display) {
+    fn note_missing(&mut self, name: &str, why: impl std::fmt::Display) {
         let _ = writeln!(self.missing, "{name}: {why}");
     }
 
-    fn put_or_say(&mut self, name: &str, content: anyhow::Result<Vec<u8>>) -> anyhow::Result<()> {
+    fn put_or_note(&mut self, name: &str, content: anyhow::Result<Vec<u8>>) -> anyhow::Result<()> {
         match content {
             Ok(content) => self.put(name, &content),
             Err(error) => {
-                self.lacks(name, format!("{error:#}"));
+                self.note_missing(name, format!("{error:#}"));
                 Ok(())
             }
         }
     }
 }
 
-/// Makes a bundle.
+/// Creates a bundle.
 pub(super) fn run(args: &BundleArgs) -> anyhow::Result<ExitCode> {
     let now = clock::wall();
     let stamp: String = Timestamp::from(now).to_string().chars().filter(char::is_ascii_alphanumeric).take(15).collect();
@@ -106,35 +105,35 @@ pub(super) fn run(args: &BundleArgs) -> anyhow::Result<ExitCode> {
     let journal = config::journal_of(&args.at.config);
     match &journal {
         Ok(folder) => {
-            let listed = listed(folder);
+            let listed = list_files(folder);
             bundle.put("journal-files.txt", listed.as_bytes())?;
         }
-        Err(problem) => bundle.lacks("journal-files.txt", problem),
+        Err(problem) => bundle.note_missing("journal-files.txt", problem),
     }
     bundle.put("machine.txt", machine(journal.as_deref().unwrap_or(Path::new("/"))).as_bytes())?;
     let missing = std::mem::take(&mut bundle.missing);
     bundle.put("missing.txt", if missing.is_empty() { b"nothing\n" } else { missing.as_bytes() })?;
     let bytes = bundle.tar.into_inner()?;
     let bytes = if is_packed { zstd::bulk::compress(&bytes, LEVEL)? } else { bytes };
-    let mut file = Whole::begin(&output)?;
+    let mut file = AtomicFile::begin(&output)?;
     file.write(&bytes)?;
     file.finish()?;
     super::print(
         &args.at,
         &serde_json::json!({"file": output, "bytes": bytes.len(), "missing": missing.lines().collect::<Vec<_>>()}),
         |_, _| {
-            let lacks = missing.lines().map(|line| format!("\n  not in it: {}", crate::telemetry::shown(line)));
+            let missing_lines = missing.lines().map(|line| format!("\n  missing: {}", crate::telemetry::shown(line)));
             format!(
-                "{} ({}); it holds no secret and no payload{}",
+                "{} ({}); it contains no secret and no payload{}",
                 output.display(),
                 Bytes(bytes.len() as u64),
-                lacks.collect::<String>()
+                missing_lines.collect::<String>()
             )
         },
     )
 }
 
-/// Program, kernel, system and machine.
+/// Returns versions of program, kernel and system.
 fn versions() -> String {
     let host = rustix::system::uname();
     let word = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
@@ -150,7 +149,7 @@ fn versions() -> String {
     )
 }
 
-/// The configuration without secrets, what is wrong with it, and the contracts and tables that it names.
+/// Adds the configuration without secrets, the positions of its problems, and the contracts and tables it names.
 fn put_configuration(bundle: &mut Bundle, file: &Path) -> anyhow::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("")).to_owned();
     let is_place = |text: &str| {
@@ -164,15 +163,13 @@ fn put_configuration(bundle: &mut Bundle, file: &Path) -> anyhow::Result<()> {
     let document = match Document::read(file) {
         Ok(document) => document,
         Err(problem) => {
-            bundle.lacks("config/forebay.toml", problem);
+            bundle.note_missing("config/forebay.toml", problem);
             return Ok(());
         }
     };
     match document.shareable(&is_place) {
         Some(text) => bundle.put("config/forebay.toml", text.as_bytes())?,
-        None => {
-            bundle.lacks("config/forebay.toml", "it is no TOML, so that secrets in it cannot be told from the rest")
-        }
+        None => bundle.note_missing("config/forebay.toml", "it is no valid TOML, so secrets cannot be recognised"),
     }
     let text_of = |key: &str| document.value(key).and_then(|text| serde_json::from_str::<String>(&text).ok());
     let contracts = folder.join(text_of("contracts").unwrap_or_else(|| "contracts".into()));
@@ -189,15 +186,15 @@ fn put_configuration(bundle: &mut Bundle, file: &Path) -> anyhow::Result<()> {
         .iter()
         .map(|problem| format!("{}: line {}: {}\n", problem.file.display(), problem.line, problem.key))
         .collect();
-    // Not the messages: they show values, which may be secrets in the wrong place.
+    // Without the messages: they quote values, which may be misplaced secrets.
     bundle.put("config/problems.txt", lines.as_bytes())
 }
 
-fn put_folder(bundle: &mut Bundle, name: &str, folder: &Path, deep: u32) -> anyhow::Result<()> {
+fn put_folder(bundle: &mut Bundle, name: &str, folder: &Path, depth: u32) -> anyhow::Result<()> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => {
-            bundle.lacks(&format!("config/{name}"), format!("{}: {error}", folder.display()));
+            bundle.note_missing(&format!("config/{name}"), format!("{}: {error}", folder.display()));
             return Ok(());
         }
     };
@@ -207,37 +204,37 @@ fn put_folder(bundle: &mut Bundle, name: &str, folder: &Path, deep: u32) -> anyh
         let inside = format!("{name}/{}", path.file_name().unwrap_or_default().to_string_lossy());
         let is_wanted = path.extension().is_some_and(|ending| ending == "toml" || ending == "json");
         let Ok(found) = std::fs::metadata(&path) else { continue };
-        if found.is_dir() && deep > 1 {
-            put_folder(bundle, &inside, &path, deep - 1)?;
+        if found.is_dir() && depth > 1 {
+            put_folder(bundle, &inside, &path, depth - 1)?;
         } else if found.is_file() && is_wanted && found.len() <= FILE_BYTES_MAX {
             let content = std::fs::read(&path).with_context(|| path.display().to_string());
-            bundle.put_or_say(&format!("config/{inside}"), content)?;
+            bundle.put_or_note(&format!("config/{inside}"), content)?;
         }
     }
     Ok(())
 }
 
-/// What the running gateway says; without one, what systemd has kept of its log.
+/// Adds responses of the running gateway; without one, its log from systemd's journal.
 fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
     let socket = socket_path(at);
     let runtime = runtime()?;
     if let Ok(socket) = &socket {
-        // The audit names who collects this. A gateway that is down has no audit.
-        let told = runtime.block_on(socket::call(socket, hyper::Method::POST, "/bundle", b"null".to_vec()));
-        told.unwrap_or_else(|error| {
-            bundle.lacks("an entry of the audit", format!("{error:#}"));
+        // The gateway audits who creates a bundle. A gateway that is down cannot.
+        let audited = runtime.block_on(socket::call(socket, hyper::Method::POST, "/bundle", b"null".to_vec()));
+        audited.unwrap_or_else(|error| {
+            bundle.note_missing("audit entry", format!("{error:#}"));
             Vec::new()
         });
     }
-    for (path, name) in ASKED {
+    for (path, name) in REQUESTS {
         let answer = match &socket {
-            Ok(socket) => runtime.block_on(socket::look(socket, path)),
+            Ok(socket) => runtime.block_on(socket::get_any(socket, path)),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         match answer {
             Ok((is_good, text)) if is_good || name.ends_with(".jsonl") => bundle.put(name, text.as_bytes())?,
-            Ok((_, text)) => bundle.lacks(name, text),
-            Err(error) => bundle.lacks(name, format!("{error:#}")),
+            Ok((_, text)) => bundle.note_missing(name, text),
+            Err(error) => bundle.note_missing(name, format!("{error:#}")),
         }
     }
     if bundle.missing.contains("log.txt") {
@@ -245,15 +242,15 @@ fn put_gateway(bundle: &mut Bundle, at: &At) -> anyhow::Result<()> {
             Command::new("journalctl").args(["-u", "forebay", "-n", LINES, "--no-pager", "-o", "short-iso"]).output();
         match asked {
             Ok(found) if found.status.success() => bundle.put("journalctl.txt", &found.stdout)?,
-            Ok(found) => bundle.lacks("journalctl.txt", String::from_utf8_lossy(&found.stderr)),
-            Err(error) => bundle.lacks("journalctl.txt", format!("journalctl: {error}")),
+            Ok(found) => bundle.note_missing("journalctl.txt", String::from_utf8_lossy(&found.stderr)),
+            Err(error) => bundle.note_missing("journalctl.txt", format!("journalctl: {error}")),
         }
     }
     Ok(())
 }
 
-/// Every file of the journal: bytes, when it was changed, name.
-fn listed(journal: &Path) -> String {
+/// Lists every journal file: size in bytes, modification time, name.
+fn list_files(journal: &Path) -> String {
     let mut lines = Vec::new();
     let mut folders = vec![journal.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -266,7 +263,7 @@ fn listed(journal: &Path) -> String {
         };
         for entry in entries.flatten().take(LISTED_MAX) {
             let path = entry.path();
-            // Links are not followed.
+            // Does not follow links.
             let Ok(found) = entry.metadata() else { continue };
             if found.is_dir() {
                 folders.push(path);
@@ -279,7 +276,7 @@ fn listed(journal: &Path) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Memory, load and disk.
+/// Returns memory, load and disk figures of the machine.
 fn machine(near: &Path) -> String {
     let mut out = String::new();
     for (what, lines) in [("uptime", 1), ("loadavg", 1), ("meminfo", 6), ("pressure/io", 2), ("pressure/memory", 2)] {

@@ -1,4 +1,4 @@
-//! `forebay dead`: events that are held but cannot be delivered as they are.
+//! `forebay dead`: lists, requeues, discards and edits dead letters.
 
 use super::journal::moment;
 use super::{At, ask, ask_with, counted, print, show};
@@ -14,32 +14,32 @@ use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Dead {
-    /// The newest dead letters
+    /// List the newest dead letters
     List {
         #[command(flatten)]
         at: At,
-        /// How many at most
+        /// Maximum number of letters
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         limit: u64,
     },
-    /// One dead letter, with its payload
+    /// Show one dead letter with its payload
     Show {
         /// Number of the letter
         id: u64,
         #[command(flatten)]
         at: At,
     },
-    /// Send letters once more: to central as they were, or through their contract where they came in
-    Requeue(Choice),
-    /// Give letters up
-    Discard(Choice),
-    /// Take a letter in with another payload
-    Edit(EditOf),
+    /// Process letters again: resend them to central unchanged, or pass them through their contract
+    Requeue(LetterArgs),
+    /// Discard letters
+    Discard(LetterArgs),
+    /// Process a letter again with another payload
+    Edit(EditArgs),
 }
 
-/// Which letters.
+/// Selection of letters.
 #[derive(Debug, Args)]
-pub(super) struct Choice {
+pub(super) struct LetterArgs {
     /// Numbers of letters
     ids: Vec<u64>,
     /// Every letter
@@ -48,22 +48,22 @@ pub(super) struct Choice {
     /// Letters of this stream
     #[arg(long)]
     stream: Option<String>,
-    /// Letters whose reason has this in it
+    /// Letters whose reason contains this text
     #[arg(long)]
     reason: Option<String>,
-    /// Letters that this destination has refused
+    /// Letters that this destination refused
     #[arg(long)]
     destination: Option<String>,
-    /// Letters that came about on the way in, or at central
+    /// Letters refused at intake, or by central
     #[arg(long, value_parser = stage)]
     stage: Option<Stage>,
-    /// Letters written since then: a time such as 2026-11-23T08:00:00Z, or how long ago, such as 2h
+    /// Letters written at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
     #[arg(long, value_parser = moment)]
     since: Option<Timestamp>,
-    /// Letters written before then
+    /// Letters written before this time
     #[arg(long, value_parser = moment)]
     until: Option<Timestamp>,
-    /// Only say what would be done
+    /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -71,16 +71,16 @@ pub(super) struct Choice {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct EditOf {
+pub(super) struct EditArgs {
     /// Number of the letter
     id: u64,
-    /// File with the payload; the input, if it is "-"
+    /// File with the payload; "-" for standard input
     #[arg(long, conflicts_with = "set")]
     payload_file: Option<PathBuf>,
     /// Change one value of the payload: a JSON pointer and JSON, such as /state="idle"
     #[arg(long)]
     set: Vec<String>,
-    /// Only say what would be done
+    /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -111,11 +111,11 @@ pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn decide(choice: Choice, word: &str, done: &str) -> anyhow::Result<ExitCode> {
-    let Choice { ids, all, stream, reason, destination, stage, since, until, dry_run, at } = choice;
-    let which =
+fn decide(choice: LetterArgs, word: &str, done: &str) -> anyhow::Result<ExitCode> {
+    let LetterArgs { ids, all, stream, reason, destination, stage, since, until, dry_run, at } = choice;
+    let filter =
         LetterFilter { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
-    let decided: Decided = ask_with(&at, &format!("/dead/{word}"), &which)?;
+    let decided: Decided = ask_with(&at, &format!("/dead/{word}"), &filter)?;
     print(&at, &decided, |decided, _| {
         let would = if decided.dry_run { "would be " } else { "" };
         let mut text = format!("{} of {}: {would}{done}", decided.done, counted(decided.matched as usize, "letter"));
@@ -131,7 +131,7 @@ fn decide(choice: Choice, word: &str, done: &str) -> anyhow::Result<ExitCode> {
     Ok(if decided.refused_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn edit_one(edit: &EditOf) -> anyhow::Result<ExitCode> {
+fn edit_one(edit: &EditArgs) -> anyhow::Result<ExitCode> {
     let payload = match &edit.payload_file {
         Some(file) if file.as_os_str() == "-" => {
             let mut text = String::new();
@@ -139,27 +139,27 @@ fn edit_one(edit: &EditOf) -> anyhow::Result<ExitCode> {
             text
         }
         Some(file) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
-        None if edit.set.is_empty() => bail!("what is to be changed? give --set /pointer=value, or --payload-file"),
-        None => changed(&ask(&edit.at, &format!("/dead/{}", edit.id))?, &edit.set)?,
+        None if edit.set.is_empty() => bail!("no change; give --set /pointer=value, or --payload-file"),
+        None => with_changes(&ask(&edit.at, &format!("/dead/{}", edit.id))?, &edit.set)?,
     };
     let body = Edit { payload, dry_run: edit.dry_run };
     let decided: Decided = ask_with(&edit.at, &format!("/dead/{}/edit", edit.id), &body)?;
     print(&edit.at, &decided, |decided, _| {
-        let how = if decided.dry_run { "would be taken" } else { "is taken in" };
+        let how = if decided.dry_run { "would be accepted" } else { "is accepted" };
         format!("letter {} {how} with the new payload", edit.id)
     })
 }
 
-/// The payload of a letter with some values changed.
-fn changed(letter: &Letter, changes: &[String]) -> anyhow::Result<String> {
-    let text = letter.payload_text.as_deref().context("the payload is no text; give a whole one by --payload-file")?;
+/// Returns the payload of a letter with the changes of `--set`.
+fn with_changes(letter: &Letter, changes: &[String]) -> anyhow::Result<String> {
+    let text = letter.payload_text.as_deref().context("the payload is no text; replace it with --payload-file")?;
     let mut value: serde_json::Value =
-        serde_json::from_str(text).context("the payload is no JSON; give a whole one by --payload-file")?;
+        serde_json::from_str(text).context("the payload is no JSON; replace it with --payload-file")?;
     for change in changes {
-        let (pointer, new) = change.split_once('=').with_context(|| {
-            format!("\"{change}\" changes nothing; expected /pointer=value, such as /state=\"idle\"")
-        })?;
-        // What is no JSON is meant as text: quotes are easily lost in a shell.
+        let (pointer, new) = change
+            .split_once('=')
+            .with_context(|| format!("\"{change}\" is no change; expected /pointer=value, such as /state=\"idle\""))?;
+        // A value that is no JSON is a text whose quotes the shell has removed.
         let new = serde_json::from_str(new).unwrap_or_else(|_| serde_json::Value::String(new.to_owned()));
         let (parent, name) = pointer
             .rsplit_once('/')
@@ -168,10 +168,10 @@ fn changed(letter: &Letter, changes: &[String]) -> anyhow::Result<String> {
         match value.pointer_mut(parent) {
             Some(serde_json::Value::Object(members)) => drop(members.insert(name, new)),
             Some(serde_json::Value::Array(items)) => {
-                let place = name.parse::<usize>().ok().and_then(|index| items.get_mut(index));
-                *place.with_context(|| format!("\"{pointer}\" names no item that is there"))? = new;
+                let item = name.parse::<usize>().ok().and_then(|index| items.get_mut(index));
+                *item.with_context(|| format!("\"{pointer}\" names no existing item"))? = new;
             }
-            _ => bail!("\"{pointer}\" leads nowhere in the payload"),
+            _ => bail!("\"{pointer}\" does not exist in the payload"),
         }
     }
     Ok(value.to_string())

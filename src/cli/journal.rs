@@ -1,13 +1,12 @@
-//! Commands about the journal as a whole: export, verify, backup, salvage.
+//! Commands about the whole journal: export, verify, backup, salvage.
 //!
-//! Promise: a running gateway answers over its socket; a journal that lies still is read under its
-//! lock and not changed. What goes to a file is there whole or not at all.
+//! Promise: with a running gateway the commands use its socket. Without one they read the journal under its lock and do
+//! not change it. An output file is complete or does not exist.
 
+mod salvage;
 mod sink;
-mod wreck;
 
-pub(super) use sink::Whole;
-pub(super) use wreck::{SalvageArgs, salvage};
+pub(super) use salvage::{SalvageArgs, salvage};
 
 use super::show::table;
 use super::{At, DEFAULT_CONFIG, finished, json, socket, socket_path};
@@ -23,6 +22,7 @@ use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
+pub(super) use sink::AtomicFile;
 use sink::{Bar, Sink};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -30,24 +30,24 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Which journal.
+/// The journal to read: its gateway or its folder.
 #[derive(Debug, Args)]
-pub(super) struct Place {
+pub(super) struct JournalArgs {
     /// Configuration file, which names journal and socket
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Socket of a running gateway
     #[arg(long, conflicts_with = "journal")]
     socket: Option<PathBuf>,
-    /// Folder of a journal that no gateway runs on, such as a backup
+    /// Folder of a journal that no gateway uses, such as a backup
     #[arg(long)]
     journal: Option<PathBuf>,
 }
 
-/// How exported events are written.
+/// Output format of exported events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// One CloudEvent a line
+    /// One CloudEvent per line
     Lines,
     /// One CloudEvents batch: a JSON array
     Batch,
@@ -56,26 +56,26 @@ pub(super) enum Format {
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
     #[command(flatten)]
-    place: Place,
-    /// Recorded at this time or later: RFC 3339, or how long ago, such as 2h
+    place: JournalArgs,
+    /// Recorded at this time or later: RFC 3339, or an age such as 2h
     #[arg(long, value_parser = moment)]
     since: Option<Timestamp>,
     /// Recorded before this time
     #[arg(long, value_parser = moment)]
     until: Option<Timestamp>,
-    /// Only this stream; `*` at the end stands for any rest; may be repeated
+    /// Only this stream; a `*` at the end matches any suffix; may be repeated
     #[arg(long)]
     stream: Vec<String>,
     /// Only this key; may be repeated
     #[arg(long)]
     key: Vec<String>,
-    /// How events are written
+    /// Output format
     #[arg(long, value_enum, default_value = "lines")]
     format: Format,
-    /// Put each event into an object with its lane and offset
+    /// Wrap each event in an object with lane and offset
     #[arg(long)]
     with_offsets: bool,
-    /// Write to this file, whole or not at all
+    /// Write to this file; it appears only when it is complete
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -83,11 +83,11 @@ pub(super) struct ExportArgs {
 #[derive(Debug, Args)]
 pub(super) struct BackupArgs {
     #[command(flatten)]
-    place: Place,
-    /// A folder that is not there yet; a running gateway writes it as its own user
+    place: JournalArgs,
+    /// A folder that does not exist yet; a running gateway writes it as its own user
     #[arg(long)]
     to: PathBuf,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
@@ -95,32 +95,32 @@ pub(super) struct BackupArgs {
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
-    place: Place,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    place: JournalArgs,
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
 
-/// Reads a moment: RFC 3339, or a span of time before now.
+/// Parses a point in time: RFC 3339, or an age.
 pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     if let Some(at) = Timestamp::parse(text) {
         return Ok(at);
     }
     let span = Span::parse(text).map_err(|_| {
-        format!("\"{text}\" is no time; expected RFC 3339 such as \"2026-11-23T08:00:00Z\", or how long ago, such as \"2h\" or \"7d\"")
+        format!("\"{text}\" is no time; expected RFC 3339 such as \"2026-11-23T08:00:00Z\", or an age such as \"2h\" or \"7d\"")
     })?;
     Ok(Timestamp::from(clock::wall()).before(span.0))
 }
 
-/// A journal, and how it is reached.
+/// Access to a journal.
 enum Journal {
-    /// Over the socket of its gateway.
+    /// The command socket of its running gateway.
     Running(PathBuf),
-    /// By its files.
-    Still(Box<ReadOnlyJournal>),
+    /// The files of a journal that no gateway uses.
+    Offline(Box<Shelf>),
 }
 
-impl Place {
+impl JournalArgs {
     fn open(&self) -> anyhow::Result<Journal> {
         if self.socket.is_some() {
             return Ok(Journal::Running(self.socket_path()?));
@@ -132,23 +132,28 @@ impl Place {
         let is_refused = |error: &JournalError| matches!(error, JournalError::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied);
         match ReadOnlyJournal::open(&folder) {
             Ok(shelf) => {
-                eprintln!("no gateway runs on {}: reading its files; none starts meanwhile", folder.display());
-                Ok(Journal::Still(Box::new(shelf)))
+                eprintln!(
+                    "no gateway uses {}: reading its files; no gateway can start on it meanwhile",
+                    folder.display()
+                );
+                Ok(Journal::Offline(Box::new(shelf)))
             }
             Err(error @ JournalError::InUse { .. }) if self.journal.is_some() => {
-                Err(anyhow!(error).context("ask its gateway with --config or --socket"))
+                Err(anyhow!(error).context("use its gateway with --config or --socket"))
             }
             Err(JournalError::InUse { holder, .. }) => {
                 let socket = self.socket_path()?;
-                eprintln!("the gateway runs (process {holder}): asking it at {}", socket.display());
+                eprintln!("the gateway is running (process {holder}): using its socket {}", socket.display());
                 Ok(Journal::Running(socket))
             }
-            // Another user may ask a gateway whose files only the service reads.
+            // A user may be allowed to use the socket although only the service can read the files.
             Err(error) if self.journal.is_none() && is_refused(&error) => {
                 let socket = self.socket_path()?;
                 match std::os::unix::net::UnixStream::connect(&socket) {
                     Ok(_) => Ok(Journal::Running(socket)),
-                    Err(_) => Err(anyhow!(error).context("no gateway runs, and this user may not read its journal")),
+                    Err(_) => {
+                        Err(anyhow!(error).context("no gateway is running, and this user may not read the journal"))
+                    }
                 }
             }
             Err(JournalError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -170,7 +175,7 @@ fn histories(shelf: &ReadOnlyJournal) -> impl Iterator<Item = Arc<dyn History>> 
 /// `forebay export`.
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     if args.with_offsets && args.format == Format::Batch {
-        bail!("--with-offsets goes with --format lines: a batch holds plain CloudEvents");
+        bail!("--with-offsets needs --format lines: a batch contains plain CloudEvents");
     }
     let selection =
         Selection { since: args.since, until: args.until, streams: args.stream.clone(), keys: args.key.clone() };
@@ -179,8 +184,8 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let mut last = Progress::default();
     match journal {
         Journal::Running(socket) => {
-            let ask = ExportRequest { selection, with_offsets: args.with_offsets };
-            finished(socket::work(&socket, "/journal/export", &ask, |line| {
+            let request = ExportRequest { selection, with_offsets: args.with_offsets };
+            finished(socket::stream_operation(&socket, "/journal/export", &request, |line| {
                 match line.strip_prefix(b"#") {
                     Some(progress) => last = serde_json::from_slice(progress)?,
                     None => sink.event(line)?,
@@ -189,7 +194,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
                 Ok(())
             }))??;
         }
-        Journal::Still(shelf) => {
+        Journal::Offline(shelf) => {
             let publications: Vec<_> = shelf.publications().all().cloned().collect();
             let mut export = Export::new(histories(&shelf), &publications, selection, args.with_offsets)?;
             let mut out = Vec::new();
@@ -208,13 +213,13 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if !last.is_complete {
-        bail!("the export is cut short: the gateway has ended meanwhile");
+        bail!("the export is incomplete: the gateway has ended meanwhile");
     }
     sink.finish()?;
     eprintln!("{} events", number(last.events));
     if last.unrendered > 0 {
         let count = number(last.unrendered);
-        eprintln!("{count} more could not be written: their publication is lost");
+        eprintln!("{count} more could not be exported: their publication is lost");
     }
     if last.lost > 0 {
         let count = number(last.lost);
@@ -229,8 +234,8 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let recount = match args.place.open()? {
         Journal::Running(socket) => {
             let mut recount = None;
-            let ask = serde_json::Value::Null;
-            finished(socket::work(&socket, "/journal/verify", &ask, |line| {
+            let request = serde_json::Value::Null;
+            finished(socket::stream_operation(&socket, "/journal/verify", &request, |line| {
                 match line.strip_prefix(b"#") {
                     Some(counted) => {
                         let VerifyProgress { done, total } = serde_json::from_slice(counted)?;
@@ -240,10 +245,10 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 }
                 Ok(())
             }))??;
-            recount.context("the count is cut short: the gateway has ended meanwhile")?
+            recount.context("the verification is incomplete: the gateway has ended meanwhile")?
         }
-        Journal::Still(shelf) => {
-            let mut counting = Verification::new(histories(&shelf));
+        Journal::Offline(shelf) => {
+            let mut counting = Counting::new(histories(&shelf));
             while counting.step()? {
                 let VerifyProgress { done, total } = counting.counted();
                 bar.show(done, total, "counted");
@@ -309,7 +314,7 @@ fn show_recount(recount: &Recount, is_coloured: bool) -> String {
     let events = recount.lanes.iter().map(|lane| lane.events).sum();
     let blocks = recount.lanes.iter().map(|lane| lane.blocks).sum();
     out.push('\n');
-    words.push(format!("{} events in {} blocks whose checksums fit", number(events), number(blocks)));
+    words.push(format!("{} events in {} blocks with valid checksums", number(events), number(blocks)));
     let StateRecount { notes, bytes, fault } = &recount.state;
     words.push(match fault {
         None => {
@@ -324,7 +329,7 @@ fn show_recount(recount: &Recount, is_coloured: bool) -> String {
 
 /// `forebay backup`.
 pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
-    let to = std::path::absolute(&args.to).context("where --to is")?;
+    let to = std::path::absolute(&args.to).context("--to")?;
     let mut bar = Bar::new();
     let mut show = |copied: &BackupProgress| {
         bar.show(copied.done, copied.total, &format!("{} copied, now {}", Bytes(copied.done), copied.part));
@@ -332,23 +337,23 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     let made: Backup = match args.place.open()? {
         Journal::Running(socket) => {
             let mut made = None;
-            let ask = BackupRequest { to: to.clone() };
-            let work = socket::work(&socket, "/journal/backup", &ask, |line| {
+            let request = BackupRequest { to: to.clone() };
+            let work = socket::stream_operation(&socket, "/journal/backup", &request, |line| {
                 match line.strip_prefix(b"#") {
                     Some(copied) => show(&serde_json::from_slice(copied)?),
                     None => made = Some(serde_json::from_slice(line)?),
                 }
                 Ok(())
             });
-            finished(work)?.with_context(|| no_backup(&to))?;
-            made.context("the backup is cut short: the gateway has ended meanwhile")?
+            finished(work)?.with_context(|| backup_failed(&to))?;
+            made.context("the backup is incomplete: the gateway has ended meanwhile")?
         }
-        Journal::Still(shelf) => {
-            let mut tell = |copied: BackupProgress| {
+        Journal::Offline(shelf) => {
+            let mut report = |copied: Copied| {
                 show(&copied);
                 ControlFlow::Continue(())
             };
-            shelf.back_up(&to, &mut tell).with_context(|| no_backup(&to))?
+            shelf.back_up(&to, &mut report).with_context(|| backup_failed(&to))?
         }
     };
     bar.clear();
@@ -358,15 +363,15 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for (lane, events, _) in &made.lanes {
-        writeln!(out, "{:<12} {:>16} events since its journal was begun", shown(lane), number(*events))?;
+        writeln!(out, "{:<12} {:>16} events since the journal was created", shown(lane), number(*events))?;
     }
     for left in &made.left_out {
-        writeln!(out, "not in it: {}", shown(left))?;
+        writeln!(out, "not in the backup: {}", shown(left))?;
     }
     writeln!(out, "{} in {}, as of {}", Bytes(made.bytes), made.folder.display(), made.taken)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn no_backup(to: &Path) -> String {
-    format!("no backup to {}", to.display())
+fn backup_failed(to: &Path) -> String {
+    format!("could not back up to {}", to.display())
 }

@@ -1,6 +1,6 @@
-//! `forebay modbus`: finding out what a device says, and making its table.
+//! `forebay modbus`: reads and scans devices, and creates device tables.
 //!
-//! Promise: nothing here writes to a device, and never more than some requests a second are made.
+//! Promise: these commands never write to a device, and pause at least [`PAUSE_MIN`] between two requests.
 
 use super::show;
 use crate::clock;
@@ -25,38 +25,38 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Modbus {
-    /// Make a device table from a CSV register list
+    /// Create a device table from a CSV register list
     Import(Import),
-    /// Read a device once, or again and again; writes nothing
+    /// Read a device once or repeatedly; never writes to it
     Read(ReadArgs),
-    /// Find the devices on a bus, or the registers of a device; writes nothing
+    /// Find the devices on a bus, or the registers of a device; never writes to them
     Scan(Scan),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Import {
-    /// The list; columns are known by their names
+    /// The CSV file; its header names the columns
     file: PathBuf,
-    /// Where the table goes; without it, to standard output
+    /// Output file; default: standard output
     #[arg(long)]
     output: Option<PathBuf>,
-    /// How the list counts its addresses
+    /// Numbering of addresses in the list
     #[arg(long, value_enum, default_value = "auto")]
     numbering: Numbering,
 }
 
-/// A bus and how to reach it.
+/// A bus and its connection settings.
 #[derive(Debug, Args)]
 struct Bus {
-    /// Where the bus is: tcp://HOST, tls://HOST, rtu-tcp://HOST:PORT or rtu:/dev/ttyUSB0
+    /// URL of the bus: tcp://HOST, tls://HOST, rtu-tcp://HOST:PORT or rtu:/dev/ttyUSB0
     url: String,
-    /// How long a device may take to answer
+    /// Response timeout of a device
     #[arg(long, value_parser = Span::parse, default_value = "1s")]
     timeout: Span,
-    /// From one request to the next; at least 20ms
+    /// Pause between two requests; at least 20ms
     #[arg(long, value_parser = Span::parse, default_value = "100ms")]
     pause: Span,
-    /// Bits a second of a serial port
+    /// Bit rate of a serial port
     #[arg(long, default_value_t = 19_200)]
     baud: u32,
     /// Parity of a serial port: even, odd or none
@@ -65,16 +65,16 @@ struct Bus {
     /// Stop bits of a serial port: 1 or 2
     #[arg(long)]
     stop_bits: Option<u8>,
-    /// Authorities that the server's certificate may come from
+    /// CA certificates that may sign the server's certificate
     #[arg(long)]
     ca: Option<PathBuf>,
-    /// Certificate to show to the server
+    /// Client certificate
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
-    /// Its private key
+    /// Private key of the client certificate
     #[arg(long, requires = "cert")]
     key: Option<PathBuf>,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
@@ -83,10 +83,10 @@ struct Bus {
 pub(super) struct ReadArgs {
     #[command(flatten)]
     bus: Bus,
-    /// Number of the device on the bus
+    /// Unit number of the device on the bus
     #[arg(long, default_value_t = 1)]
     unit: u8,
-    /// Device table: every point of it is read
+    /// Device table; all its points are read
     #[arg(long, conflicts_with_all = ["table", "address", "count", "kind", "order"])]
     device: Option<PathBuf>,
     /// Table: coil, discrete, holding or input
@@ -95,7 +95,7 @@ pub(super) struct ReadArgs {
     /// First register or bit, from 0
     #[arg(long, default_value_t = 0)]
     address: u16,
-    /// How many values
+    /// Number of values
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=2000))]
     count: u16,
     /// Type of the values: u16, i16, u32, i32, u64, i64, f32, f64, bcd16, bcd32 or bcd64
@@ -104,7 +104,7 @@ pub(super) struct ReadArgs {
     /// Order of bytes: ABCD, CDAB, BADC or DCBA
     #[arg(long, value_parser = parse_name::<Order>, default_value = "ABCD")]
     order: Order,
-    /// Read again after so long, until interrupted
+    /// Repeat at this interval until interrupted
     #[arg(long, value_parser = Span::parse)]
     watch: Option<Span>,
 }
@@ -113,24 +113,24 @@ pub(super) struct ReadArgs {
 pub(super) struct Scan {
     #[command(flatten)]
     bus: Bus,
-    /// Numbers to look for devices at
+    /// Unit numbers to scan
     #[arg(long, value_parser = range::<u8>, default_value = "1-247")]
     units: (u8, u8),
-    /// Table to look in: coil, discrete, holding or input
+    /// Table to scan: coil, discrete, holding or input
     #[arg(long, value_parser = parse_name::<Table>, default_value = "holding")]
     table: Table,
-    /// Addresses to look at, of a single device (--units N-N); without it, devices are looked for
+    /// Addresses to scan in a single device (--units N-N); without it, the command scans for devices
     #[arg(long, value_parser = range::<u16>)]
     addresses: Option<(u16, u16)>,
 }
 
-/// A word that a setting may have.
+/// Parses the name of an enum variant, as in device tables.
 fn parse_name<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     use serde::de::{IntoDeserializer, value::Error};
     T::deserialize(IntoDeserializer::<Error>::into_deserializer(text)).map_err(|error| error.to_string())
 }
 
-/// `3`, or `1-247`.
+/// Parses a number such as `3`, or a range such as `1-247`.
 fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T), String> {
     let (from, to) = text.split_once('-').unwrap_or((text, text));
     match (from.trim().parse::<T>(), to.trim().parse::<T>()) {
@@ -139,7 +139,7 @@ fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T),
     }
 }
 
-/// Runs a command.
+/// Runs a `forebay modbus` command.
 pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
     match command {
         Modbus::Import(command) => run_import(&command),
@@ -150,7 +150,7 @@ pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
 
 fn run_import(command: &Import) -> anyhow::Result<ExitCode> {
     let bytes = std::fs::read(&command.file).with_context(|| format!("{} cannot be read", command.file.display()))?;
-    // Lists from elsewhere are seldom UTF-8; the letters of Latin-1 are its first ones.
+    // Lists that are not UTF-8 are mostly Latin-1, whose code points are the same as in Unicode.
     let text = String::from_utf8(bytes)
         .unwrap_or_else(|error| error.into_bytes().iter().map(|byte| char::from(*byte)).collect());
     let title = command.file.file_stem().unwrap_or_default().to_string_lossy();
@@ -160,7 +160,7 @@ fn run_import(command: &Import) -> anyhow::Result<ExitCode> {
         None => std::io::stdout().write_all(imported.table.as_bytes())?,
         Some(file) => {
             let mut made = std::fs::File::options().write(true).create_new(true).open(file);
-            let made = made.as_mut().map_err(|error| anyhow!("{} cannot be made: {error}", file.display()))?;
+            let made = made.as_mut().map_err(|error| anyhow!("{} cannot be created: {error}", file.display()))?;
             made.write_all(imported.table.as_bytes())?;
         }
     }
@@ -171,13 +171,13 @@ fn run_import(command: &Import) -> anyhow::Result<ExitCode> {
     Ok(if imported.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The least time between two requests: a bus belongs to the machines.
+/// Shortest pause between two requests, to spare the devices.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// How long a late answer is waited for, in timeouts: here nobody is in a hurry.
+/// Wait for a late response before the next request, in timeouts.
 const LATE_TIMEOUTS: u32 = 5;
 
-/// Asks, not too often.
-struct Asker {
+/// Sends requests at a limited rate.
+struct PacedClient {
     dial: Dial,
     timeout: Duration,
     pause: Duration,
@@ -186,7 +186,7 @@ struct Asker {
     next: Instant,
 }
 
-impl Asker {
+impl PacedClient {
     fn new(bus: &Bus) -> anyhow::Result<Self> {
         let serial = Serial { baud: bus.baud, parity: bus.parity, stop_bits: bus.stop_bits };
         serial.check().map_err(|(key, message)| anyhow!("{key}: {message}"))?;
@@ -196,8 +196,8 @@ impl Asker {
         let dial = Dial { address, serial, tls, timeout: bus.timeout.0.max(Duration::from_secs(2)), pause: None };
         let pause = bus.pause.0.max(PAUSE_MIN);
         eprintln!(
-            "this only reads, at most {:.0} requests a second; on a serial bus stop whatever else asks there, \
-             also a gateway: two that ask at once disturb each other",
+            "this command only reads, at most {:.0} requests per second; on a serial bus, first stop every other master, \
+             including a gateway: two masters disturb each other",
             1.0 / pause.as_secs_f64()
         );
         Ok(Self { dial, timeout: bus.timeout.0, pause, line: None, late: Duration::ZERO, next: clock::instant() })
@@ -223,15 +223,12 @@ impl Asker {
     }
 }
 
-/// Points without a table: one after the other.
-fn plain(command: &ReadArgs) -> anyhow::Result<Device> {
+/// Builds a device with consecutive points, for reading without a device table.
+fn ad_hoc_device(command: &ReadArgs) -> anyhow::Result<Device> {
     let kind = command.kind.unwrap_or(if command.table.is_bits() { Type::Bool } else { Type::U16 });
     let is_fit = kind != Type::Text && (kind == Type::Bool) == command.table.is_bits();
     if !is_fit {
-        bail!(
-            "this type does not go with the table \"{}\"; use a device table for texts and bits",
-            command.table.name()
-        );
+        bail!("this type does not fit the table \"{}\"; use a device table for texts and bits", command.table.name());
     }
     let count = if command.table.is_bits() { 1 } else { kind.registers().unwrap_or(1) };
     let point = |index: u16| {
@@ -246,7 +243,7 @@ fn plain(command: &ReadArgs) -> anyhow::Result<Device> {
 
 async fn run_read(command: &ReadArgs) -> anyhow::Result<ExitCode> {
     let device = match &command.device {
-        None => plain(command)?,
+        None => ad_hoc_device(command)?,
         Some(file) => {
             let document = Document::read(file)?;
             Device::read(&document).map_err(|problems| {
@@ -256,13 +253,13 @@ async fn run_read(command: &ReadArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let reads: Vec<Read> = (0..device.groups.len()).flat_map(|group| plan(&device, group)).collect();
-    let mut asker = Asker::new(&command.bus)?;
+    let mut client = PacedClient::new(&command.bus)?;
     loop {
         let started = clock::instant();
         let mut readings: Vec<Option<(Reading, Vec<u16>)>> = vec![None; device.points.len()];
         let mut is_answered = false;
         for request in &reads {
-            let answer = asker.ask(command.unit, &Ask::Read(request.table, request.address, request.count)).await;
+            let answer = client.ask(command.unit, &Ask::Read(request.table, request.address, request.count)).await;
             is_answered |= answer.as_ref().err().is_none_or(|fault| !fault.is_absence());
             for index in &request.points {
                 let point = &device.points[*index];
@@ -313,7 +310,7 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
         })
         .collect();
     if command.watch.is_some() && is_terminal {
-        // Home, and what was there is cleared.
+        // Cursor home, clear screen.
         write!(out, "\x1b[H\x1b[J")?;
     }
     let head = ["POINT", "TABLE", "ADDRESS", "RAW", "VALUE", "UNIT", "PROBLEM"];
@@ -334,14 +331,14 @@ fn json_of(value: &Value) -> serde_json::Value {
     }
 }
 
-/// Requests without an answer after which a device is given up.
+/// Requests without a response after which the scan of a device fails.
 const SILENT_MAX: u32 = 3;
 
 async fn run_scan(command: &Scan) -> anyhow::Result<ExitCode> {
-    let mut asker = Asker::new(&command.bus)?;
+    let mut client = PacedClient::new(&command.bus)?;
     let mut out = std::io::stdout();
     let mut found = 0;
-    let mut say = |unit: u8, address: Option<u16>, answer: &Result<Vec<u16>, Fault>| -> anyhow::Result<()> {
+    let mut print_hit = |unit: u8, address: Option<u16>, answer: &Result<Vec<u16>, Fault>| -> anyhow::Result<()> {
         let (raw, problem) = match answer {
             Ok(registers) => (registers.first().copied(), None),
             Err(fault) => (None, Some(fault.to_string())),
@@ -363,11 +360,11 @@ async fn run_scan(command: &Scan) -> anyhow::Result<ExitCode> {
     if let Some((from, to)) = command.addresses {
         let (unit, last) = command.units;
         if unit != last {
-            bail!("--addresses looks into one device; name it with --units N");
+            bail!("--addresses scans one device; select it with --units N");
         }
         let mut silent = 0;
         for address in from..=to {
-            let answer = asker.ask(unit, &Ask::Read(command.table, address, 1)).await;
+            let answer = client.ask(unit, &Ask::Read(command.table, address, 1)).await;
             match &answer {
                 Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
                 Err(fault) if fault.is_absence() => {
@@ -377,25 +374,25 @@ async fn run_scan(command: &Scan) -> anyhow::Result<ExitCode> {
                     }
                     continue;
                 }
-                // What the device does not have is no find.
+                // Exception code 2 (illegal data address): the device has no such register.
                 Err(Fault::Refused { code: 2, .. }) => {}
                 answer => {
                     found += 1;
-                    say(unit, Some(address), &answer.clone())?;
+                    print_hit(unit, Some(address), &answer.clone())?;
                 }
             }
             silent = 0;
         }
     } else {
         for unit in command.units.0..=command.units.1 {
-            let answer = asker.ask(unit, &Ask::Read(command.table, 0, 1)).await;
+            let answer = client.ask(unit, &Ask::Read(command.table, 0, 1)).await;
             match &answer {
                 Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
-                // A refusal is an answer too.
+                // An exception response proves that the device exists.
                 Err(fault) if fault.is_absence() => {}
                 answer => {
                     found += 1;
-                    say(unit, None, &answer.clone())?;
+                    print_hit(unit, None, &answer.clone())?;
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! `forebay odoo`: what the account can read, and setting Odoo up to hint at changes.
+//! `forebay odoo`: checks the rights of the account, and installs automations that notify the gateway of changes.
 
 use super::{DEFAULT_CONFIG, finished, json, show};
 use crate::config::Config;
@@ -12,9 +12,9 @@ use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Ask each Odoo what the account can and cannot read of what the contracts want
+    /// Check for each Odoo source whether the account can read the records of the contracts
     Check(Check),
-    /// Automations in Odoo that hint at changes, so that they are read at once
+    /// Manage automations in Odoo that notify the gateway of changes
     Webhook(Webhook),
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Check {
     /// Only the source of this name
     #[arg(long)]
     source: Option<String>,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
@@ -37,19 +37,19 @@ pub(super) struct Webhook {
     /// Configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// The source, where there are several
+    /// Name of the source; required if there are several
     #[arg(long)]
     source: Option<String>,
-    /// Set the automations up, in place of earlier ones
+    /// Install the automations, replacing earlier ones
     #[arg(long, group = "what")]
     install: bool,
-    /// Take the automations away
+    /// Remove the automations
     #[arg(long, group = "what")]
     remove: bool,
-    /// Print what an administrator does by hand
+    /// Print the steps for an administrator to do by hand
     #[arg(long, group = "what")]
     print: bool,
-    /// File with an administrator's API key, which is used once and not kept; by default it is asked for
+    /// File with an administrator's API key; by default the command prompts for it. It is used once and not stored
     #[arg(long)]
     admin_key: Option<PathBuf>,
     /// Login of that administrator; needed over /jsonrpc, as with Odoo 14 to 18
@@ -122,13 +122,13 @@ fn shown(findings: &[odoo::Finding], is_coloured: bool) -> String {
             let mut words = Vec::new();
             words.extend(finding.problem.clone());
             if !finding.missing.is_empty() {
-                words.push(format!("not there, or not for this account: {}", finding.missing.join(", ")));
+                words.push(format!("missing, or not visible to this account: {}", finding.missing.join(", ")));
             }
             if !finding.not_stored.is_empty() {
                 words.push(format!("not stored, so not read: {}", finding.not_stored.join(", ")));
             }
             if finding.may_write {
-                words.push("the account may also write it, which is not needed".into());
+                words.push("the account may also write this model, which is not needed".into());
             }
             let can = if finding.problem.is_some() { "no" } else { "yes" };
             vec![finding.stream.clone(), finding.model.clone(), can.to_owned(), words.join("; ")]
@@ -146,13 +146,13 @@ fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
         write!(std::io::stdout(), "{}", odoo::steps(&plans))?;
         return Ok(ExitCode::SUCCESS);
     }
-    // The key goes through a file that only this process reads, and that is gone at its end.
-    let asked;
+    // The client reads the key from a file: a temporary one with mode 0600, deleted at the end.
+    let typed;
     let key_file = match &webhook.admin_key {
         Some(file) => file.clone(),
         None => {
-            asked = AskedKey::new()?;
-            asked.file.clone()
+            typed = TemporaryKey::new()?;
+            typed.file.clone()
         }
     };
     let client = Client::new(crate::odoo::Config {
@@ -165,22 +165,22 @@ fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
     .map_err(anyhow::Error::msg)?;
     if webhook.install {
         let count = finished(odoo::install(&client, &plans))?
-            .context("the automations cannot be set up; it takes an administrator's key")?;
-        writeln!(std::io::stdout(), "{count} automations are set up; the key was used once and is not kept")?;
+            .context("could not install the automations; the key of an administrator is needed")?;
+        writeln!(std::io::stdout(), "{count} automations are installed; the key was used once and is not stored")?;
     } else {
         let count = finished(odoo::remove(&client, &plans))?
-            .context("the automations cannot be removed; it takes an administrator's key")?;
-        writeln!(std::io::stdout(), "{count} automations are removed; the key was used once and is not kept")?;
+            .context("could not remove the automations; the key of an administrator is needed")?;
+        writeln!(std::io::stdout(), "{count} automations are removed; the key was used once and is not stored")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A key that was typed, in a file of its own for as long as the value lives.
-struct AskedKey {
+/// A key typed at the prompt, in a temporary file that drop deletes.
+struct TemporaryKey {
     file: PathBuf,
 }
 
-impl AskedKey {
+impl TemporaryKey {
     fn new() -> anyhow::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
         let key = super::read_secret("API key of an administrator: ")?;
@@ -191,10 +191,13 @@ impl AskedKey {
     }
 }
 
-impl Drop for AskedKey {
+impl Drop for TemporaryKey {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.file) {
-            eprintln!("forebay: {} holds the key and cannot be removed: {error}", self.file.display());
+            eprintln!(
+                "forebay: could not delete {}, which contains the key: {error}; delete it by hand",
+                self.file.display()
+            );
         }
     }
 }

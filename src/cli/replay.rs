@@ -1,4 +1,4 @@
-//! `forebay replay`: settled events, once more.
+//! `forebay replay`: sends settled events again.
 
 use super::journal::moment;
 use super::{At, ask, ask_with, post, print, show};
@@ -16,25 +16,25 @@ use std::time::Duration;
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct ReplayCommand {
     #[command(subcommand)]
-    word: Option<Word>,
+    action: Option<ReplayAction>,
     #[command(flatten)]
-    wish: WishOf,
+    start: StartArgs,
 }
 
 #[derive(Debug, Subcommand)]
-enum Word {
-    /// Replays, and how they stand
+enum ReplayAction {
+    /// List replays with their progress
     List(At),
-    /// Let a replay wait
-    Pause(Of),
-    /// Let a replay go on
-    Resume(Of),
-    /// End a replay
-    Cancel(Of),
+    /// Pause a replay
+    Pause(ReplayId),
+    /// Resume a paused replay
+    Resume(ReplayId),
+    /// Cancel a replay
+    Cancel(ReplayId),
 }
 
 #[derive(Debug, Args)]
-struct Of {
+struct ReplayId {
     /// Number of the replay
     id: u64,
     #[command(flatten)]
@@ -42,29 +42,29 @@ struct Of {
 }
 
 #[derive(Debug, Args)]
-struct WishOf {
-    /// The destination that gets the events
+struct StartArgs {
+    /// Destination of the events
     #[arg(long)]
     to: Option<String>,
-    /// Events recorded since then: a time such as 2026-11-23T08:00:00Z, or how long ago, such as 2h
+    /// Events recorded at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
     #[arg(long, value_parser = moment)]
     since: Option<Timestamp>,
-    /// Events recorded before then
+    /// Events recorded before this time
     #[arg(long, value_parser = moment)]
     until: Option<Timestamp>,
-    /// Only this stream; `*` at the end stands for any rest. May be given several times
+    /// Only this stream; a `*` at the end matches any suffix; may be repeated
     #[arg(long)]
     stream: Vec<String>,
     /// Only this key
     #[arg(long)]
     key: Option<String>,
-    /// Events a second at most
+    /// Maximum events per second
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
-    /// Only count what would be sent
+    /// Only count the events that would be sent
     #[arg(long)]
     dry_run: bool,
-    /// Do not wait until it is done
+    /// Do not wait for the end
     #[arg(long)]
     detach: bool,
     #[command(flatten)]
@@ -72,26 +72,26 @@ struct WishOf {
 }
 
 pub(super) fn run(command: ReplayCommand) -> anyhow::Result<ExitCode> {
-    match command.word {
-        Some(Word::List(at)) => {
+    match command.action {
+        Some(ReplayAction::List(at)) => {
             let replays: Vec<Replay> = ask(&at, "/replay")?;
             print(&at, &replays, |replays, is_coloured| show::replays(replays, is_coloured))
         }
-        Some(Word::Pause(of)) => change(&of, "pause"),
-        Some(Word::Resume(of)) => change(&of, "resume"),
-        Some(Word::Cancel(of)) => change(&of, "cancel"),
-        None => begin(command.wish),
+        Some(ReplayAction::Pause(of)) => change(&of, "pause"),
+        Some(ReplayAction::Resume(of)) => change(&of, "resume"),
+        Some(ReplayAction::Cancel(of)) => change(&of, "cancel"),
+        None => start(command.start),
     }
 }
 
-fn change(of: &Of, word: &str) -> anyhow::Result<ExitCode> {
+fn change(of: &ReplayId, word: &str) -> anyhow::Result<ExitCode> {
     let replay: Replay = post(&of.at, &format!("/replay/{}/{word}", of.id))?;
     print(&of.at, &replay, |replay, is_coloured| show::replays(std::slice::from_ref(replay), is_coloured))
 }
 
-fn begin(wish: WishOf) -> anyhow::Result<ExitCode> {
-    let WishOf { to, since, until, stream, key, rate, dry_run, detach, at } = wish;
-    let destination = to.context("to whom? give --to and the name of a destination")?;
+fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
+    let StartArgs { to, since, until, stream, key, rate, dry_run, detach, at } = args;
+    let destination = to.context("no destination; give --to with the name of one")?;
     let filter = Filter { since, until, streams: stream, key };
     let replay: Replay = ask_with(&at, "/replay", &ReplayRequest { destination, filter, rate, dry_run })?;
     if dry_run {
@@ -104,7 +104,7 @@ fn begin(wish: WishOf) -> anyhow::Result<ExitCode> {
     }
     print(&at, &replay, |replay, _| {
         format!(
-            "replay {} of {} events to {} has begun; `forebay replay list` shows how far it is",
+            "replay {} of {} events to {} has started; `forebay replay list` shows its progress",
             replay.id,
             grouped(replay.events),
             replay.destination
@@ -112,10 +112,13 @@ fn begin(wish: WishOf) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Shows how far a replay is until it is over. Whoever interrupts this leaves the replay as it is.
+/// Shows the progress of a replay until it ends. An interrupt stops only the display.
 fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
     const WIDTH: usize = 30;
-    println!("replay {}; Ctrl-C leaves it to itself, `forebay replay pause {}` lets it wait", replay.id, replay.id);
+    println!(
+        "replay {}; Ctrl-C stops this display only, `forebay replay pause {}` pauses the replay",
+        replay.id, replay.id
+    );
     loop {
         let done = replay.sent + replay.failed;
         let share = if replay.events == 0 { 1.0 } else { (done as f64 / replay.events as f64).min(1.0) };
@@ -132,7 +135,7 @@ fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
             }
             let is_good = replay.state == ReplayState::Done && replay.failed == 0 && done >= replay.events;
             if replay.state == ReplayState::Done && done < replay.events {
-                println!("{} of them had left the journal meanwhile", grouped(replay.events - done));
+                println!("{} of them were deleted from the journal meanwhile", grouped(replay.events - done));
             }
             return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -1,4 +1,4 @@
-//! `forebay check --rights`: who may publish and subscribe where, and why.
+//! `forebay check --rights`: the rights of every configured name to publish and subscribe, with reasons.
 
 use crate::config::Config;
 use crate::sources::http::{self, Tokens};
@@ -7,28 +7,28 @@ use crate::telemetry::shown;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// What stands for a name that only a certificate can say.
+/// Placeholder for names that only certificates contain.
 const ANY_NAME: &str = "{user}";
 
-/// Somebody who may do something.
+/// The rights of one name at one source.
 #[derive(Debug, Serialize)]
-pub(super) struct Entry {
+pub(super) struct NameRights {
     /// Name of the source.
     source: String,
     /// The proven name; `{user}` for one that cannot be listed, empty for anonymous clients.
     name: String,
-    /// Where the name comes from.
+    /// Origin of the name: password file, token file or certificates.
     from: String,
     #[serde(flatten)]
     grants: Grants,
 }
 
-/// Everybody whom a configuration knows.
-pub(super) fn entries(config: &Config) -> Result<Vec<Entry>, String> {
+/// Lists every name that a configuration knows, with its rights.
+pub(super) fn entries(config: &Config) -> Result<Vec<NameRights>, String> {
     let mut entries = Vec::new();
     for listener in &config.listeners {
         let mut add = |name: &str, from: String, grants: Grants| {
-            entries.push(Entry { source: listener.name.clone(), name: name.to_owned(), from, grants });
+            entries.push(NameRights { source: listener.name.clone(), name: name.to_owned(), from, grants });
         };
         if let Some(file) = &listener.passwords {
             let users = Users::load(file).map_err(|error| error.to_string())?;
@@ -38,11 +38,10 @@ pub(super) fn entries(config: &Config) -> Result<Vec<Entry>, String> {
             }
         }
         if let Some(tls) = listener.tls.as_ref().filter(|tls| tls.client_ca.is_some()) {
-            let from =
-                format!("{} in a certificate; which there are, only their authority knows", tls.identity.words());
+            let from = format!("{} in a certificate; only their authority knows the names", tls.identity.words());
             add(ANY_NAME, from, listener.grants(Some(ANY_NAME), &config.contracts));
             for (pattern, grants) in listener.grants_of_patterns() {
-                add(&pattern, "certificates whose name fits, beside the above".into(), grants);
+                add(&pattern, "certificates whose name matches, in addition to the above".into(), grants);
             }
         }
         if listener.lets_in_anonymous() {
@@ -52,7 +51,7 @@ pub(super) fn entries(config: &Config) -> Result<Vec<Entry>, String> {
     for server in &config.servers {
         let mut add = |name: &str, from: String| {
             let grants = Grants { publish: posts(server, name, config), subscribe: Vec::new() };
-            entries.push(Entry { source: server.name.clone(), name: name.to_owned(), from, grants });
+            entries.push(NameRights { source: server.name.clone(), name: name.to_owned(), from, grants });
         };
         if let Some(file) = &server.tokens {
             let tokens = Tokens::load(file).map_err(|error| error.to_string())?;
@@ -62,7 +61,7 @@ pub(super) fn entries(config: &Config) -> Result<Vec<Entry>, String> {
         }
         if let Some(tls) = server.tls.as_ref().filter(|tls| tls.client_ca.is_some()) {
             let words = tls.identity.words();
-            add(ANY_NAME, format!("{words} in a certificate; which there are, only their authority knows"));
+            add(ANY_NAME, format!("{words} in a certificate; only their authority knows the names"));
         }
         if server.lets_in_anonymous() {
             add("", "anonymous callers".into());
@@ -71,7 +70,7 @@ pub(super) fn entries(config: &Config) -> Result<Vec<Entry>, String> {
     Ok(entries)
 }
 
-/// What a caller may post.
+/// Returns the topics that a caller may post to.
 fn posts(server: &http::Config, name: &str, config: &Config) -> Vec<Grant> {
     if name.is_empty() {
         return vec![Grant { filter: "+/#".into(), why: "anonymous, for every source".into() }];
@@ -82,15 +81,16 @@ fn posts(server: &http::Config, name: &str, config: &Config) -> Vec<Grant> {
     let written = contracts.filter(|one| one.source() == crate::contract::SourceKind::Http && one.is_for(&server.name));
     for contract in written.filter(|one| one.publisher().is_some_and(|publisher| publisher.is_written)) {
         if let (Some(filter), Some(publisher)) = (contract.filter_of_publisher(name), contract.publisher()) {
-            let why = format!("of contract {} only that: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
+            let why =
+                format!("contract {} limits it to this: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
             grants.push(Grant { filter, why });
         }
     }
     grants
 }
 
-/// The entries as text, a source and a name at a time.
-pub(super) fn text(entries: &[Entry]) -> String {
+/// Formats the rights as text, grouped by source and name.
+pub(super) fn text(entries: &[NameRights]) -> String {
     let mut out = String::new();
     let mut source = "";
     for entry in entries {
@@ -113,7 +113,7 @@ pub(super) fn text(entries: &[Entry]) -> String {
         list("subscribe", &entry.grants.subscribe);
     }
     if entries.is_empty() {
-        out.push_str("nobody is let in anywhere\n");
+        out.push_str("no source lets anybody in\n");
     }
     out
 }

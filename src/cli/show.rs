@@ -1,7 +1,7 @@
-//! How answers look to people: tables that align, colours only on a terminal.
+//! Formats results as text: aligned tables, colours only on a terminal.
 //!
-//! Promise: nothing that a device sent reaches the terminal as anything but readable text, a row of
-//! a table is one line, and JSON is printable as it is.
+//! Promise: data from devices reaches the terminal only as printable text, never as control sequences. A table row is one
+//! line.
 
 use crate::admin::{Letter, Status, TailEvent};
 use crate::clock;
@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A table whose columns are as wide as they need to be. `right` names the columns of numbers.
+/// Formats a table with aligned columns. `right` lists the right-aligned columns of numbers.
 pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_coloured: bool) -> String {
     let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
@@ -47,7 +47,7 @@ pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_col
     out
 }
 
-/// How long ago a moment was.
+/// Returns the age of an RFC 3339 time.
 fn age(moment: &str) -> String {
     let moment = Timestamp::parse(moment);
     moment.map_or_else(|| "-".into(), |moment| rough(Timestamp::from(clock::wall()).since(moment)))
@@ -181,7 +181,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
     if let Some(sparkplug) = &status.sparkplug {
         let _ = writeln!(
             out,
-            "sparkplug nodes {} in {} bytes (since start: {} gaps, {} not understood, {} forgotten for lack of room, {} rebirths asked for)",
+            "sparkplug nodes {} in {} bytes (since start: {} gaps, {} undecodable messages, {} nodes evicted from memory, {} rebirths requested)",
             number(sparkplug.nodes as u64),
             number(sparkplug.bytes as u64),
             number(sparkplug.gaps),
@@ -193,7 +193,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
     out
 }
 
-/// How long the disk lasts, and how long backlogs take.
+/// Formats forecasts: when lanes are full, and when backlogs are drained.
 fn outlook(status: &Status, is_coloured: bool) -> String {
     let seconds =
         |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |count| rough(Duration::from_secs(count)));
@@ -216,10 +216,10 @@ fn outlook(status: &Status, is_coloured: bool) -> String {
         return String::new();
     }
     let head =
-        ["LANE", "DESTINATION", "IN / S", "OUT / S", "BACKLOG", "GONE IN", "FULL IN, WITHOUT WAN", "AND THEN IT"];
+        ["LANE", "DESTINATION", "IN / S", "OUT / S", "BACKLOG", "DRAINED IN", "FULL IN, WITHOUT WAN", "WHEN FULL, IT"];
     let mut out = table(&head, &[2, 3, 4, 5, 6], &rows, is_coloured);
     if let Some(bytes) = status.flash_bytes_per_day {
-        let _ = writeln!(out, "written to the disk: {} a day at this rate", Bytes(bytes));
+        let _ = writeln!(out, "written to the disk: {} per day at this rate", Bytes(bytes));
     }
     out
 }
@@ -236,7 +236,7 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
         })
         .collect();
     if rows.is_empty() {
-        return "nothing is in the ledger yet".into();
+        return "the ledger is empty".into();
     }
     let head = [
         "DESTINATION",
@@ -258,8 +258,11 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
         let _ = writeln!(out, "\n{}", coloured(&text, "31;1", is_coloured));
     }
     if uneven.is_empty() {
-        let _ =
-            writeln!(out, "\n{}", coloured("it balances: owed is the sum of the columns behind it", "32", is_coloured));
+        let _ = writeln!(
+            out,
+            "\n{}",
+            coloured("it balances: owed is the sum of the columns to its right", "32", is_coloured)
+        );
     }
     out
 }
@@ -294,10 +297,10 @@ pub(super) fn replays(replays: &[Replay], is_coloured: bool) -> String {
     table(&["ID", "BEGUN (UTC)", "TO", "STATE", "EVENTS", "SENT", "FAILED"], &[0, 4, 5, 6], &rows, is_coloured)
 }
 
-/// A time with a question mark was told by a clock that could not be believed.
+/// Formats audit entries. A `?` after the time means that the clock was not trusted.
 pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
     if entries.is_empty() {
-        return "nobody has changed anything".into();
+        return "no audit entries".into();
     }
     let rows: Vec<_> = entries
         .iter()
@@ -312,7 +315,7 @@ pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
     table(&["AT (UTC)", "BY", "ACTION", "RESULT", "WHAT"], &[], &rows, is_coloured)
 }
 
-/// The name of a user of this machine, or the number where there is no such name.
+/// Returns the user name of a uid on this machine, or the uid if it has no name.
 fn user_name(number: u32) -> String {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let mut fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
@@ -320,20 +323,20 @@ fn user_name(number: u32) -> String {
     found.and_then(|user| user.first().map(|name| (*name).to_owned())).unwrap_or_else(|| number.to_string())
 }
 
-/// Letters of an audit entry in a table; `--json` has the rest.
+/// Characters of an audit entry in a table; `--json` shows all.
 const AUDIT_SHOWN: usize = 160;
 
-/// Letters of a topic and of a reason in a table; `dead show` has the rest.
+/// Characters of a topic in a table; `dead show` shows all.
 const TOPIC_SHOWN: usize = 40;
+/// Characters of a reason in a table; `dead show` shows all.
 const REASON_SHOWN: usize = 80;
 
-/// The beginning of a text, with `…` where there is more.
-fn shortened(text: &str, letters_max: usize) -> String {
+/// Truncates a text to `chars_max` characters, with `…` at the end.
+fn shortened(text: &str, chars_max: usize) -> String {
     let text = shown(text);
-    match text.char_indices().nth(letters_max) {
+    match text.char_indices().nth(chars_max) {
         None => text.into_owned(),
-        // One letter gives way to the sign.
-        Some(_) => text.chars().take(letters_max - 1).chain(['…']).collect(),
+        Some(_) => text.chars().take(chars_max - 1).chain(['…']).collect(),
     }
 }
 
@@ -388,7 +391,7 @@ pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
         "DEVICE",
         "IDENTITY",
         "CONNECTED SINCE",
-        "A SECOND",
+        "PER SECOND",
         "LAST EVENT",
         "RECEIVED",
         "REFUSED",
@@ -401,7 +404,7 @@ pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
 
 pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
     if open.is_empty() {
-        return "no exception stands open".into();
+        return "no open exceptions".into();
     }
     let rows: Vec<_> = open
         .iter()
@@ -423,8 +426,8 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     let mut out = String::new();
     let inner = &letter.letter;
     let stage = match inner.stage {
-        crate::ingest::dead::Stage::Intake => "on the way in".to_owned(),
-        crate::ingest::dead::Stage::Central => format!("at central, by {}", inner.destination),
+        crate::ingest::dead::Stage::Intake => "at intake".to_owned(),
+        crate::ingest::dead::Stage::Central => format!("by central, {}", inner.destination),
     };
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
@@ -464,25 +467,25 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     line("payload", &format!("{} bytes", letter.payload_bytes));
     let payload = letter.payload_text.as_deref().or(letter.payload_base64.as_deref()).unwrap_or_default();
     out.push('\n');
-    // A payload keeps its lines.
+    // Line by line, to keep the line breaks of the payload.
     for line in payload.lines() {
         let _ = writeln!(out, "{}", shown(line));
     }
     out
 }
 
-pub(super) fn seen(seen: &TailEvent, is_coloured: bool) -> String {
-    let time = seen.recorded.get(11..23).unwrap_or_default();
-    let data = match (&seen.data, &seen.data_base64) {
+pub(super) fn tail_event(event: &TailEvent, is_coloured: bool) -> String {
+    let time = event.recorded.get(11..23).unwrap_or_default();
+    let data = match (&event.data, &event.data_base64) {
         (Some(data), _) => data.to_string(),
         (None, Some(encoded)) => format!("base64 {encoded}"),
         _ => String::new(),
     };
     format!(
         "{time}  {:<8}  {}  {}  {}",
-        seen.lane,
-        coloured(&format!("{:<24}", shown(&seen.stream)), "36", is_coloured),
-        coloured(&format!("{:<20}", shown(&seen.key)), "1", is_coloured),
+        event.lane,
+        coloured(&format!("{:<24}", shown(&event.stream)), "36", is_coloured),
+        coloured(&format!("{:<20}", shown(&event.key)), "1", is_coloured),
         shown(&data)
     )
 }

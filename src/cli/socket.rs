@@ -1,4 +1,4 @@
-//! Asking a running gateway over its socket.
+//! HTTP client for the command socket of a running gateway.
 
 use crate::http;
 use crate::setting::check_socket_path;
@@ -24,27 +24,27 @@ async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyho
     Ok(answer.await?)
 }
 
-/// Why nobody answers at a socket, and what to do.
+/// Returns why the connection to a socket failed, and what to do.
 fn unanswered(socket: &Path, error: &Error) -> String {
     let shown = socket.display();
     match error.kind() {
         ErrorKind::NotFound => {
             format!("no gateway answers at {shown}: there is no such socket; is the gateway running?")
         }
-        ErrorKind::PermissionDenied => format!(
-            "this user may not use {shown}; ask as the user that the gateway runs as, or as a member of its group"
-        ),
+        ErrorKind::PermissionDenied => {
+            format!("this user may not use {shown}; run this as the user of the gateway, or as a member of its group")
+        }
         ErrorKind::ConnectionRefused if check_socket_path(socket).is_ok() => {
-            format!("no gateway answers at {shown}: the one that made the socket has ended")
+            format!("no gateway answers at {shown}: the gateway that created the socket has ended")
         }
         ErrorKind::ConnectionRefused => {
-            format!("{shown} is no socket; socket in the configuration names the right one")
+            format!("{shown} is no socket; use the path of the setting socket in the configuration")
         }
         _ => format!("no gateway answers at {shown}: {error}"),
     }
 }
 
-async fn refusal(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
+async fn require_ok(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
     let status = answer.status();
     if status == StatusCode::OK {
         return Ok(answer);
@@ -54,35 +54,35 @@ async fn refusal(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming
     bail!("{}", if text.is_empty() { status.to_string() } else { text })
 }
 
-/// The whole answer to a request.
+/// Sends a GET request and returns the body of the response.
 pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
     call(socket, Method::GET, path, Vec::new()).await
 }
 
-/// Whether the answer to a request is good, and its text, whatever it is.
-pub(super) async fn look(socket: &Path, path: &str) -> anyhow::Result<(bool, String)> {
+/// Sends a GET request. Returns whether the status is 200, and the body whatever the status is.
+pub(super) async fn get_any(socket: &Path, path: &str) -> anyhow::Result<(bool, String)> {
     let answer = send(socket, Method::GET, path, Vec::new()).await?;
     let is_good = answer.status() == StatusCode::OK;
     let body = answer.into_body().collect().await?.to_bytes();
     Ok((is_good, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// The whole answer to a request that changes something; `body` is JSON, or empty.
+/// Sends a request with a JSON or empty body and returns the body of the response.
 pub(super) async fn call(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
-    let answer = refusal(send(socket, method, path, body).await?).await?;
+    let answer = require_ok(send(socket, method, path, body).await?).await?;
     Ok(answer.into_body().collect().await?.to_bytes().to_vec())
 }
 
-/// Hands on every line of an answer that has no end but the gateway's.
+/// Calls `each` for every line of a response that ends only with the gateway.
 pub(super) async fn lines(
     socket: &Path,
     path: &str,
     mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut body = refusal(send(socket, Method::GET, path, Vec::new()).await?).await?.into_body();
+    let mut body = require_ok(send(socket, Method::GET, path, Vec::new()).await?).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
-        // A connection that breaks and one that is closed mean the same.
+        // A broken connection means the same as a closed one.
         let Ok(frame) = frame else { break };
         let Ok(data) = frame.into_data() else { continue };
         rest.extend_from_slice(&data);
@@ -94,16 +94,16 @@ pub(super) async fn lines(
     bail!("the gateway has ended")
 }
 
-/// Asks for work on the journal, and hands on every line of the answer. An error if the answer is cut
-/// short in the middle of a line, or says that the work failed.
-pub(super) async fn work(
+/// Starts an operation on the journal and calls `each` for every line of the response. Fails if the response contains
+/// an error line or ends in the middle of a line.
+pub(super) async fn stream_operation(
     socket: &Path,
     path: &str,
-    ask: &impl serde::Serialize,
+    request: &impl serde::Serialize,
     mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let answer = send(socket, Method::POST, path, serde_json::to_vec(ask)?).await?;
-    let mut body = refusal(answer).await?.into_body();
+    let answer = send(socket, Method::POST, path, serde_json::to_vec(request)?).await?;
+    let mut body = require_ok(answer).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| anyhow!("the gateway has ended meanwhile"))?.into_data() else { continue };

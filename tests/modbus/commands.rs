@@ -36,7 +36,7 @@ fn a_list_is_imported_and_its_table_reads_a_device() {
     assert_eq!(points[0]["value"], 23.5);
     assert_eq!((&points[0]["unit"], &points[1]["value"]), (&json!("°C"), &json!(65_538)));
     let again = forebay(&["import", &list, "--output", &table]);
-    assert!(text(&again.stderr).contains("cannot be made"), "nothing is written over");
+    assert!(text(&again.stderr).contains("cannot be created"), "nothing is written over");
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Where exported events go, and how far that is.
+//! Output of exported events, with a progress bar.
 //!
-//! Promise: a file has its name only once it is whole and on the disk.
+//! Promise: a file gets its name only when it is complete and synced to the disk.
 
 use super::Format;
 use crate::clock;
@@ -14,40 +14,40 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How often the line that says how far it is changes.
-const SHOWN_EVERY: Duration = Duration::from_millis(200);
+/// Refresh interval of the progress bar.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Standard output, or a file in the making.
+/// Standard output or an output file.
 enum Out {
     Standard(BufWriter<Stdout>),
-    File(Whole),
+    File(AtomicFile),
 }
 
-/// A file that gets its name when it is whole.
-pub(in crate::cli) struct Whole {
+/// A file that is written under a temporary name and renamed when it is complete.
+pub(in crate::cli) struct AtomicFile {
     file: BufWriter<File>,
     partial: PathBuf,
     to: PathBuf,
-    is_whole: bool,
+    is_finished: bool,
 }
 
-impl Whole {
-    /// Begins the file under another name.
+impl AtomicFile {
+    /// Creates the temporary file (`.partial`).
     pub(in crate::cli) fn begin(to: &Path) -> anyhow::Result<Self> {
         let mut partial = to.to_owned();
         partial.as_mut_os_string().push(".partial");
-        // Events may be personal.
+        // Mode 0600: events may contain personal data.
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
         let file = file.with_context(|| partial.display().to_string())?;
-        Ok(Self { file: BufWriter::new(file), partial, to: to.to_owned(), is_whole: false })
+        Ok(Self { file: BufWriter::new(file), partial, to: to.to_owned(), is_finished: false })
     }
 
-    /// Appends to it.
+    /// Appends to the file.
     pub(in crate::cli) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.file.write_all(bytes).with_context(|| self.partial.display().to_string())
     }
 
-    /// Gives it its name, once it is on the disk.
+    /// Syncs the file and renames it.
     pub(in crate::cli) fn finish(mut self) -> anyhow::Result<()> {
         let named = || self.to.display().to_string();
         self.file.flush().with_context(named)?;
@@ -55,21 +55,21 @@ impl Whole {
         std::fs::rename(&self.partial, &self.to).with_context(named)?;
         let folder = self.to.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).with_context(named)?;
-        self.is_whole = true;
+        self.is_finished = true;
         Ok(())
     }
 }
 
-impl Drop for Whole {
+impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.is_whole {
-            // What is not whole is of no use; the next try replaces what cannot be removed.
+        if !self.is_finished {
+            // On failure, the next attempt overwrites the incomplete file.
             let _ = std::fs::remove_file(&self.partial);
         }
     }
 }
 
-/// Takes events, one after the other.
+/// Writes exported events to the output.
 pub(super) struct Sink {
     out: Out,
     format: Format,
@@ -82,11 +82,11 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn new(to: Option<&Path>, format: Format) -> anyhow::Result<Self> {
         let out = match to {
-            Some(to) => Out::File(Whole::begin(to)?),
+            Some(to) => Out::File(AtomicFile::begin(to)?),
             None => Out::Standard(BufWriter::new(io::stdout())),
         };
         let is_terminal = to.is_none() && io::stdout().is_terminal();
-        // Among the events on a terminal there is no place for it.
+        // No progress bar between events on a terminal.
         let bar = if is_terminal { Bar::silent() } else { Bar::new() };
         Ok(Self { out, format, is_terminal, events: 0, bytes: 0, bar })
     }
@@ -117,13 +117,13 @@ impl Sink {
         }
     }
 
-    /// Says how far it is.
+    /// Updates the progress bar.
     pub(super) fn show(&mut self, progress: &Progress) {
         let (events, bytes) = (number(progress.events), Bytes(self.bytes));
         self.bar.show_with(progress.done, progress.total, || format!("{events} events, {bytes}"));
     }
 
-    /// Ends what was written.
+    /// Writes the end of the output and syncs it.
     pub(in crate::cli) fn finish(mut self) -> anyhow::Result<()> {
         match (self.format, self.events) {
             (Format::Lines, _) => {}
@@ -138,14 +138,14 @@ impl Sink {
     }
 }
 
-/// A line on the terminal of standard error that says how far it is.
+/// A progress bar on standard error, if that is a terminal.
 pub(super) struct Bar {
     is_shown: bool,
     shown_at: Option<Instant>,
 }
 
-/// Signs of a full bar.
-const BAR_SIGNS: u64 = 30;
+/// Width of a full bar in characters.
+const BAR_WIDTH: u64 = 30;
 
 impl Bar {
     pub(super) fn new() -> Self {
@@ -162,18 +162,18 @@ impl Bar {
 
     fn show_with(&mut self, done: u64, total: u64, what: impl FnOnce() -> String) {
         let now = clock::instant();
-        if !self.is_shown || self.shown_at.is_some_and(|at| now.duration_since(at) < SHOWN_EVERY) {
+        if !self.is_shown || self.shown_at.is_some_and(|at| now.duration_since(at) < REFRESH_INTERVAL) {
             return;
         }
         self.shown_at = Some(now);
         let share = done as f64 / total.max(1) as f64;
-        let full = (share * BAR_SIGNS as f64) as usize;
-        let bar = format!("{}{}", "█".repeat(full), "░".repeat((BAR_SIGNS as usize).saturating_sub(full)));
-        // A terminal that is gone misses nothing.
+        let full = (share * BAR_WIDTH as f64) as usize;
+        let bar = format!("{}{}", "█".repeat(full), "░".repeat((BAR_WIDTH as usize).saturating_sub(full)));
+        // Fails only if the terminal is gone.
         let _ = write!(io::stderr(), "\r{bar} {:>3.0} %  {}\x1b[K", share * 100.0, shown(&what()));
     }
 
-    /// Takes the line away.
+    /// Erases the bar.
     pub(super) fn clear(&mut self) {
         if self.is_shown && self.shown_at.is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K");

@@ -36,7 +36,7 @@ fn is_all_named(real: &Real, url: &str) {
     let (is_good, text) = check(&plant);
     println!("{text}");
     // Least privilege: the account reads all that the contracts want, and can write nothing of it.
-    assert!(is_good && !text.contains("may also write") && !text.contains("not there"), "{text}");
+    assert!(is_good && !text.contains("may also write") && !text.contains("not visible"), "{text}");
     let key = &real.viewer_key;
     let wrong_key = "0".repeat(40);
     named(&plant, "odoo.key", key, &wrong_key, &["refuses the login", "key_file"]);
@@ -49,7 +49,7 @@ fn is_all_named(real: &Real, url: &str) {
         unbuild,
         "\"mo_id\", \"company_id\"",
         "\"mo_id\", \"nonsense_field\"",
-        &["not there", "nonsense_field"],
+        &["not visible", "nonsense_field"],
     );
     named(&plant, unbuild, "mrp.unbuild", "ir.config_parameter", &["lacks the right", "read access"]);
     named(&plant, unbuild, "[odoo]", "[odoo]\ndomain = [[\"nonsense\", \"=\", 1]]", &["unbuild", "Invalid field"]);

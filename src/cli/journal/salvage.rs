@@ -1,7 +1,7 @@
-//! `forebay salvage`: what a damaged file still holds.
+//! `forebay salvage`: recovers the readable events of a damaged file.
 
 use super::super::json;
-use super::sink::{Bar, Whole};
+use super::sink::{AtomicFile, Bar};
 use crate::cli::show::table;
 use crate::event::{Content, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
@@ -21,33 +21,33 @@ use std::sync::Arc;
 
 #[derive(Debug, Args)]
 pub(crate) struct SalvageArgs {
-    /// Files of a lane: those that were set aside (`*.damaged`), or any segment
+    /// Segment files of a lane, damaged (`*.damaged`) or not
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Folder of the journal whose publications tell how events look; default: the one the file is in
+    /// Journal folder with the publications of the events; default: the journal that contains the file
     #[arg(long)]
     journal: Option<PathBuf>,
-    /// Write the events to this file, one JSON object a line, whole or not at all
+    /// Write the events to this file, one JSON object per line; it appears only when it is complete
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Put each event into an object with its lane and offset
+    /// Wrap each event in an object with lane and offset
     #[arg(long)]
     with_offsets: bool,
-    /// As JSON; errors stay text on standard error, with exit code 1
+    /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
 
-/// What one file gave.
+/// Result of one file.
 #[derive(Debug, Serialize)]
-struct Outcome {
+struct FileReport {
     #[serde(flatten)]
     found: Salvaged,
-    /// Stream by stream.
+    /// Recovered events per stream.
     streams: Vec<Stream>,
-    /// Events whose publication is not there: written as the record has them.
+    /// Events whose publication is missing; written in record form, not as CloudEvents.
     unrendered: u64,
-    /// Publications that cannot be read.
+    /// Publications that could not be read.
     publications_damaged: Vec<String>,
 }
 
@@ -57,31 +57,31 @@ struct Stream {
     events: u64,
     first_sequence: u64,
     last_sequence: u64,
-    /// When the journal took the first and the last, RFC 3339.
+    /// Commit times of the first and the last event, RFC 3339.
     recorded: (String, String),
 }
 
-/// Takes out of damaged files what checks out.
+/// Recovers events with valid checksums from the files.
 pub(crate) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
-    let mut out = args.out.as_deref().map(Whole::begin).transpose()?;
-    let mut outcomes = Vec::new();
+    let mut out = args.out.as_deref().map(AtomicFile::begin).transpose()?;
+    let mut reports = Vec::new();
     for file in &args.files {
-        outcomes.push(salvage_file(args, file, out.as_mut())?);
+        reports.push(salvage_file(args, file, out.as_mut())?);
     }
     if let Some(out) = out {
         out.finish()?;
     }
     let text = if args.json {
-        json(&outcomes)?
+        json(&reports)?
     } else {
-        outcomes.iter().map(|outcome| show(outcome, std::io::stdout().is_terminal())).collect::<Vec<_>>().join("\n")
+        reports.iter().map(|report| show(report, std::io::stdout().is_terminal())).collect::<Vec<_>>().join("\n")
     };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
-    let is_empty = outcomes.iter().any(|outcome| outcome.found.events == 0);
+    let is_empty = reports.iter().any(|report| report.found.events == 0);
     Ok(if is_empty { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut Whole>) -> anyhow::Result<Outcome> {
+fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut AtomicFile>) -> anyhow::Result<FileReport> {
     let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let lane = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -90,7 +90,7 @@ fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut Whole>) ->
     let mut bar = Bar::new();
     let salvage = Salvage::open(&file, |done, total| bar.show(done, total, &file.display().to_string()))?;
     bar.clear();
-    let mut outcome = Outcome {
+    let mut report = FileReport {
         found: salvage.found.clone(),
         streams: Vec::new(),
         unrendered: 0,
@@ -102,16 +102,16 @@ fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut Whole>) ->
         let block = block?;
         lines.clear();
         let place = args.with_offsets.then_some(&*lane);
-        outcome.unrendered += push_block(&block, &lane, &publications, place, &mut streams, &mut lines);
+        report.unrendered += push_block(&block, &lane, &publications, place, &mut streams, &mut lines);
         if let Some(out) = out.as_deref_mut() {
             out.write(&lines)?;
         }
     }
-    outcome.streams = streams.into_values().collect();
-    Ok(outcome)
+    report.streams = streams.into_values().collect();
+    Ok(report)
 }
 
-/// Appends the events of a block; returns how many are written as the record has them.
+/// Appends the events of a block. Returns the number of events without publication.
 fn push_block(
     block: &Arc<Block>,
     lane: &str,
@@ -127,7 +127,7 @@ fn push_block(
         let numbered = step.numbered.filter(|_| lane != DEAD);
         let (name, sequence) = match (numbered, &*block.header.runs) {
             (Some((published, sequence)), _) => (published.renderer.stream_id().to_owned(), sequence),
-            // One stream alone: its sequences are those of the block.
+            // With a single stream, sequences follow from the offsets of the block.
             (None, [run]) => (nameless(lane, &step.record), run.first + (step.offset - block.header.first)),
             (None, _) => (nameless(lane, &step.record), 0),
         };
@@ -165,7 +165,7 @@ fn count(stream: &mut Stream, name: String, sequence: u64, recorded: Timestamp) 
     stream.recorded.1 = recorded.to_string();
 }
 
-/// Appends an event as its record has it, or a dead letter.
+/// Appends an event in record form, or a dead letter.
 fn push_plain(lane: &str, offset: u64, sequence: u64, recorded: Timestamp, record: &Record<'_>, out: &mut Vec<u8>) {
     let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     let mut line = serde_json::json!({
@@ -201,19 +201,19 @@ fn push_plain(lane: &str, offset: u64, sequence: u64, recorded: Timestamp, recor
     out.push(b'\n');
 }
 
-fn show(outcome: &Outcome, is_coloured: bool) -> String {
-    let found = &outcome.found;
+fn show(report: &FileReport, is_coloured: bool) -> String {
+    let found = &report.found;
     let mut out = String::new();
     let how = match &found.broken {
-        None => "read by its own order".to_owned(),
-        Some(why) => format!("searched byte by byte, since {why}"),
+        None => "read in order".to_owned(),
+        Some(why) => format!("searched byte by byte, because {why}"),
     };
     let _ = writeln!(out, "{}  {}, {}", shown(&found.file.display().to_string()), Bytes(found.bytes), shown(&how));
     if found.events == 0 {
-        let _ = writeln!(out, "nothing in it can be read as events");
+        let _ = writeln!(out, "no readable events");
         return out;
     }
-    let rows: Vec<_> = outcome
+    let rows: Vec<_> = report
         .streams
         .iter()
         .map(|stream| {
@@ -230,7 +230,7 @@ fn show(outcome: &Outcome, is_coloured: bool) -> String {
         .collect();
     let head = ["STREAM", "EVENTS", "FIRST", "LAST", "FROM (UTC)", "TO (UTC)"];
     out.push_str(&table(&head, &[1, 2, 3], &rows, is_coloured));
-    let end = found.end.map_or_else(|| "an end that is not known".to_owned(), |end| number(end - 1));
+    let end = found.end.map_or_else(|| "an unknown end".to_owned(), |end| number(end - 1));
     let _ = writeln!(
         out,
         "{} events in {} blocks; the file held offsets {} to {end}",
@@ -247,25 +247,21 @@ fn show(outcome: &Outcome, is_coloured: bool) -> String {
             writeln!(out, "nothing is missing{}", if found.end.is_some() { "" } else { " up to the last one found" });
     }
     if found.superseded > 0 {
-        let _ = writeln!(out, "{} old copies of other blocks are left out", number(found.superseded));
+        let _ = writeln!(out, "{} outdated copies of blocks were skipped", number(found.superseded));
     }
     for (destination, low) in &found.cursors {
+        let _ =
+            writeln!(out, "{} had settled every offset below {} at the last write", shown(destination), number(*low));
+    }
+    if report.unrendered > 0 {
+        let count = number(report.unrendered);
         let _ = writeln!(
             out,
-            "{} had settled every offset below {} when it was written last",
-            shown(destination),
-            number(*low)
+            "{count} events are written in record form because their publication is missing; give --journal with the folder that contains it"
         );
     }
-    if outcome.unrendered > 0 {
-        let count = number(outcome.unrendered);
-        let _ = writeln!(
-            out,
-            "{count} events are written as the record has them: their publication is not there; --journal names where it is"
-        );
-    }
-    for damaged in &outcome.publications_damaged {
-        let _ = writeln!(out, "a publication cannot be read: {}", shown(damaged));
+    for damaged in &report.publications_damaged {
+        let _ = writeln!(out, "could not read a publication: {}", shown(damaged));
     }
     out
 }

@@ -1,4 +1,4 @@
-//! What the service manager is shown of a running gateway, and what proves it alive.
+//! Status line and liveness check of a running gateway, for the service manager.
 
 use crate::admin::Handles;
 use crate::service::{Lifeless, LivenessProbe};
@@ -6,10 +6,10 @@ use crate::setting::grouped;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A running gateway, as its service manager sees it.
-pub(super) struct Stand(pub Arc<Handles>);
+/// A running gateway under a service manager.
+pub(super) struct GatewayProbe(pub Arc<Handles>);
 
-impl LivenessProbe for Stand {
+impl LivenessProbe for GatewayProbe {
     fn status(&self) -> String {
         let (mut accepted, mut queued) = (0, 0);
         for lane in self.0.journal.lanes().iter().map(|lane| lane.status()) {
