@@ -1,26 +1,8 @@
-//! Forebay: an edge gateway that receives events from the shop floor, makes them durable before it acknowledges them, and
-//! delivers them to central systems over MQTT/TLS. The ledger accounts for every event.
+//! Forebay, an edge gateway for the events of a plant.
 //!
-//! [`gateway`] wires the parts. An event passes through five modules, in this order:
-//! [`sources`] → [`ingest`] → [`journal`] → [`forward`] → [`link`].
+#![doc = include_str!("README.md")]
 //!
-//! Imports point down; a module never imports from its own row (`tests/tidy.rs` checks it):
-//!
-//! | row | modules |
-//! |---|---|
-//! | 10 | `main`, `cli` |
-//! | 9 | `demo` (the command line starts it) |
-//! | 8 | `gateway` (wires the parts, starts the journal first, reloads, stops sources first) |
-//! | 7 | `config` (joins the parts' own `Config`s), `admin` (the socket the command line talks to) |
-//! | 6 | `ledger` (accounts of every event), `timekeeper` (trust in the clock), `survival` (forecasts of disk and backlog), `watch` (business exceptions) |
-//! | 5 | `sources`, `forward` |
-//! | 4 | `ingest`, `link`, `odoo` (the client), `local` (events for subscribers on the gateway), `security` (refusals and other security events) |
-//! | 3 | `journal`, `tls` |
-//! | 2 | `contract`, `secret`, `shutdown`, `service` (notifications to systemd) |
-//! | 1 | `event`, `clock`, `telemetry`, `setting`, `memory` (the byte budget) |
-//! | 0 | `http` (HTTP with bounds), `runtime` (blocking work), `rate` (fair rate limits per party), `origin` (peer addresses that share a budget) |
-//!
-//! Choices that a measurement decided:
+//! # Choices that a measurement decided
 //!
 //! - **The listener parses MQTT itself.** PUBLISH is the path of an event; parsing it in place needs no allocation. In the
 //!   conformance checks (`tests/conformance`), `mqtt-protocol-core` accepts CONNECT and SUBSCRIBE packets that the standards

@@ -1,52 +1,24 @@
 //! What a reviewer would miss: import rows, foreign names indoors, module headers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The rows of `src/lib.rs`.
-const ROWS: &[(&str, u32)] = &[
-    ("main", 10),
-    ("cli", 10),
-    ("demo", 9),
-    ("gateway", 8),
-    ("config", 7),
-    ("admin", 7),
-    ("commands", 6),
-    ("watch", 6),
-    ("ledger", 6),
-    ("survival", 6),
-    ("sources", 5),
-    ("forward", 5),
-    ("ingest", 4),
-    ("link", 4),
-    ("odoo", 4),
-    ("local", 4),
-    ("journal", 3),
-    ("contract", 2),
-    ("event", 1),
-    ("clock", 1),
-    ("shutdown", 2),
-    ("telemetry", 1),
-    ("secret", 2),
-    ("security", 4),
-    ("timekeeper", 6),
-    ("tls", 3),
-    ("service", 2),
-    ("http", 0),
-    ("runtime", 0),
-    ("rate", 0),
-    ("origin", 0),
-    ("memory", 1),
-];
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
 
-fn row(module: &str) -> u32 {
-    if module == "setting" {
-        return 1;
+/// The row of each module, as the table in `src/README.md` has them.
+fn rows() -> BTreeMap<String, u32> {
+    let map = std::fs::read_to_string(src().join("README.md")).expect("src/README.md");
+    let mut rows = BTreeMap::new();
+    for line in map.lines() {
+        let mut cells = line.trim_matches('|').split('|').map(str::trim);
+        let Some(row) = cells.next().and_then(|cell| cell.parse().ok()) else { continue };
+        for name in cells.next().unwrap_or_default().split('`').skip(1).step_by(2) {
+            assert_eq!(rows.insert(name.to_owned(), row), None, "{name} is in two rows");
+        }
     }
-    ROWS.iter()
-        .find(|(name, _)| *name == module)
-        .map(|(_, row)| *row)
-        .unwrap_or_else(|| panic!("module {module} is in no row"))
+    rows
 }
 
 fn sources() -> BTreeMap<PathBuf, String> {
@@ -62,13 +34,13 @@ fn sources() -> BTreeMap<PathBuf, String> {
         }
     }
     let mut found = BTreeMap::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    walk(&src(), &mut found);
     found
 }
 
 /// The module a file belongs to: `journal` for `src/journal/block.rs`.
 fn module(path: &Path) -> String {
-    let inside = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("inside src");
+    let inside = path.strip_prefix(src()).expect("inside src");
     let first = inside.components().next().expect("a name").as_os_str().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
@@ -84,6 +56,8 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 #[test]
 fn imports_point_down() {
+    let rows = rows();
+    let row = |module: &str| *rows.get(module).unwrap_or_else(|| panic!("module {module} is in no row"));
     for (path, text) in sources() {
         let own = module(&path);
         if own == "lib" {
@@ -152,10 +126,7 @@ fn every_module_opens_with_what_it_is() {
 }
 
 #[test]
-fn the_table_of_rows_names_every_module() {
-    let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("lib.rs");
-    for (path, _) in sources() {
-        let own = module(&path);
-        assert!(own == "lib" || lib.contains(&format!("`{own}`")), "src/lib.rs does not name {own}");
-    }
+fn the_table_of_rows_names_the_modules_that_there_are() {
+    let modules: BTreeSet<String> = sources().keys().map(|path| module(path)).filter(|name| name != "lib").collect();
+    assert_eq!(rows().into_keys().collect::<BTreeSet<_>>(), modules, "src/README.md");
 }
