@@ -871,7 +871,7 @@ fn tail(app: App, query: Query<'_>) -> ApiResult {
 }
 
 /// Writes new events of a lane, one JSON object per line, until the reader disconnects.
-async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<Pieces>>, mut shutdown: Shutdown) {
+async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<BodySender>>, mut shutdown: Shutdown) {
     let mut reader = sender.lock().await.reader();
     let mut follower = Follower::new(&lane);
     let mut next = follower.end();

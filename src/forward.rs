@@ -621,7 +621,7 @@ impl Forwarder {
             }
             Found::Lost { to } => {
                 tracing::error!(lane = %self.lane.name, from = reader.next, to, "events are lost: their segment is damaged and quarantined; continuing after it");
-                self.lane.pass_over(&self.config.name, reader.next, to);
+                self.lane.mark_lost(&self.config.name, reader.next, to);
                 reader.next = to;
             }
         }

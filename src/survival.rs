@@ -216,7 +216,7 @@ mod tests {
         };
         let mut lanes = vec![lane(6.0, Some(1000)), lane(4.0, Some(3)), lane(0.0, None), lane(0.0, None)];
         // 1,000 bytes until the reserve, 40 delivered, at 10 bytes per second.
-        limit_by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, made_way: false });
+        limit_by_disk(&mut lanes, 200, DiskRoom { free: 1500, reserve: 500, reclaimed_lately: false });
         let seconds: Vec<_> = lanes.iter().map(|lane| lane.full_in_seconds).collect();
         assert_eq!(seconds, [Some(104), Some(3), None, None]);
     }

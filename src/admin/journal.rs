@@ -134,7 +134,7 @@ impl Drop for AuditedOperation {
 pub(super) async fn verify(app: App) -> ApiResult {
     let permit = permit()?;
     let mut audit = AuditedOperation::begin(&app, "verify", serde_json::Value::Null).await?;
-    let mut counting = Some(Counting::new(lanes(&app)));
+    let mut counting = Some(Verification::new(lanes(&app)));
     let journal = Arc::clone(&app.handles.journal);
     stepped(app.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };

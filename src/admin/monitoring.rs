@@ -114,7 +114,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             () = shutdown.begun() => break,
             Some(_) = connections.join_next() => {}
             () = check_again => {}
-            () = crowd.stirred(), if !has_room => {}
+            () = crowd.changed(), if !has_room => {}
             accepted = accept => match accepted {
                 Ok((stream, peer)) => {
                     let seat = crowd.acquire(Origin::of(peer.ip()));

@@ -25,7 +25,7 @@ pub(super) fn stepped<P: Send + 'static>(
     permit: P,
     step: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
 ) -> ApiResult {
-    let (mut pieces, reply) = http::growing(PIECES_MAX);
+    let (mut pieces, reply) = http::streaming(PIECES_MAX);
     let mut step: Box<Producer> = Box::new(step);
     tokio::spawn(async move {
         let _permit = permit;

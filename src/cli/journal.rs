@@ -117,7 +117,7 @@ enum Journal {
     /// The command socket of its running gateway.
     Running(PathBuf),
     /// The files of a journal that no gateway uses.
-    Offline(Box<Shelf>),
+    Offline(Box<ReadOnlyJournal>),
 }
 
 impl JournalArgs {
@@ -248,7 +248,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             recount.context("the verification is incomplete: the gateway has ended meanwhile")?
         }
         Journal::Offline(shelf) => {
-            let mut counting = Counting::new(histories(&shelf));
+            let mut counting = Verification::new(histories(&shelf));
             while counting.step()? {
                 let VerifyProgress { done, total } = counting.counted();
                 bar.show(done, total, "counted");
@@ -349,7 +349,7 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
             made.context("the backup is incomplete: the gateway has ended meanwhile")?
         }
         Journal::Offline(shelf) => {
-            let mut report = |copied: Copied| {
+            let mut report = |copied: BackupProgress| {
                 show(&copied);
                 ControlFlow::Continue(())
             };

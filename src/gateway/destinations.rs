@@ -106,7 +106,7 @@ impl Services {
             let handle = LinkHandle { lane: Arc::clone(lane), destination: config.name.clone(), stats };
             let sending = wanted.sending.get(&lane.name).cloned().unwrap_or_default();
             let on = if sending.yielding.is_some() { self.low_priority.handle() } else { Handle::current() };
-            let place = forward::Place {
+            let place = forward::ForwarderSpec {
                 config: Arc::clone(config),
                 sending: Arc::new(sending),
                 pressure: Arc::clone(&pressure),
@@ -132,7 +132,7 @@ impl Services {
             rotation: renewal.clone(),
         };
         let make = move |shutdown: Shutdown| {
-            let again = Again::new(again.clone()).map_err(anyhow::Error::msg)?;
+            let again = Resender::new(again.clone()).map_err(anyhow::Error::msg)?;
             Ok(Box::pin(again.run(shutdown)) as PartFuture)
         };
         let name = format!("link {}/again", config.name);

@@ -81,7 +81,7 @@ impl Source {
             }
             let now = clock::instant();
             let mut wait = match is_reading {
-                true => match session.watch(self.subscriptions.are_awaited(), output) {
+                true => match session.check(self.subscriptions.are_awaited(), output) {
                     Ok(wait) => wait,
                     Err(error) => return SessionEnd::Lost(error),
                 },
@@ -128,7 +128,7 @@ impl Source {
                     }
                     self.show_problem();
                 }
-                Ok(Some(Delivery::Other(Answer::Goodbye(reason)))) => {
+                Ok(Some(Delivery::Other(Reply::Disconnected(reason)))) => {
                     return Err(SessionEnd::Lost(LinkError::Ended(reason)));
                 }
                 // The source sends nothing that has another answer.
@@ -242,7 +242,7 @@ impl Source {
         }
         let ask = sparkplug.next_ask(&self.config.name)?;
         tracing::info!(source = %self.config.name, topic = ask.topic, "requesting a rebirth of a Sparkplug node");
-        link::push_unacknowledged(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
+        link::push_publish_qos0(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
         self.next_rebirth_request = now + REBIRTH_PAUSE;
         Some(self.next_rebirth_request)
     }

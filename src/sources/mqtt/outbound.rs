@@ -125,7 +125,7 @@ pub struct ClientOptions {
 impl Outbound {
     /// Releases blocks of the journal that are being read; they are read again.
     pub fn release_blocks(&mut self) {
-        self.feed.iter_mut().for_each(Feed::rest);
+        self.feed.iter_mut().for_each(Feed::release_blocks);
     }
 
     /// Number of subscriptions.

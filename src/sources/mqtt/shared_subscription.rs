@@ -61,7 +61,7 @@ struct GroupFeed {
     feed: Feed,
     /// Wakes it when there is an event that its filter matches: most events match no group, and there may be many
     /// groups.
-    attention: Attention,
+    attention: FilterWaiter,
     /// For each lane the offset up to which events may match.
     reach: Vec<u64>,
 }
@@ -278,7 +278,7 @@ impl Group {
 }
 
 /// Skips events that do not match. Returns `true` if there are events to read.
-fn catch_up(feed: &mut Feed, attention: &Attention, reach: &mut Vec<u64>) -> bool {
+fn catch_up(feed: &mut Feed, attention: &FilterWaiter, reach: &mut Vec<u64>) -> bool {
     let reaches = attention.catch_up();
     reach.resize(reaches.len(), 0);
     let mut has_matched = false;
