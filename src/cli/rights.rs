@@ -82,7 +82,7 @@ fn posts(server: &http::Config, name: &str, config: &Config) -> Vec<Grant> {
     for contract in written.filter(|one| one.publisher().is_some_and(|publisher| publisher.is_written)) {
         if let (Some(filter), Some(publisher)) = (contract.filter_of_publisher(name), contract.publisher()) {
             let why =
-                format!("contract {} limits it to this: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
+                format!("limited by contract {}: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
             grants.push(Grant { filter, why });
         }
     }

@@ -28,7 +28,7 @@ fn who_is_over_its_rate_is_told_when_to_come_again_and_nobody_else_is_slowed() {
     let told = Instant::now();
     let wait: u64 = answer.header("retry-after").expect("when to come again").parse().expect("seconds");
     assert!(answer.status == 429 && (1..=2).contains(&wait), "{answer:?}");
-    assert!(detail(&answer).contains("5 events a second"));
+    assert!(detail(&answer).contains("5 events per second"));
     let slow = [("authorization", tokens[1].as_str()), STRUCTURED];
     assert_eq!(client.post("/events/slow", &slow, order("1", "1").as_bytes()).status, 202);
     std::thread::sleep((told + Duration::from_millis(wait * 1000 + 50)).saturating_duration_since(Instant::now()));

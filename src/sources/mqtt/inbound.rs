@@ -584,15 +584,17 @@ impl Inbound {
         Ok((route, None))
     }
 
-    /// Caches a route while there is plenty of memory.
+    /// Caches a route while more than half of the memory budget is free.
     fn cache(&mut self, route: Arc<Route>) {
+        if !self.memory.is_plentiful() {
+            return self.clear_routes();
+        }
         let topic = route.topic().to_owned();
-        let is_plentiful = self.memory.is_plentiful();
-        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) || !is_plentiful {
+        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) {
             self.clear_routes();
         }
         let bytes = ROUTE_BYTES + topic.len() + route.bytes();
-        if is_plentiful && self.memory.reserve(bytes).is_ok() {
+        if self.memory.reserve(bytes).is_ok() {
             self.routes_bytes += bytes;
             self.routes.insert(topic, route);
         }
