@@ -26,14 +26,16 @@ pub use reload::{Configured, ReloadAnswer, ReloadBy, ReloadOrder, Reloaded, Relo
 pub use socket::listen;
 
 use crate::clock;
-use crate::contract::{Sender, SourceKind, Surroundings};
+use crate::contract::{GatewayNames, Sender, SourceKind};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
 use crate::forward;
 use crate::forward::again::Replays;
 use crate::http::{self, BodySender, ConnectionLimit, ConnectionSlot, Phase, Reply};
 use crate::ingest::Ingest;
-use crate::ingest::dead::fates::Fates;
-use crate::journal::{BEGUN, Backlog, Condition, DONE, Follower, Found, Journal, JournalError, Lane, LaneStatus, Note};
+use crate::ingest::dead::fates::DeadLetterStatuses;
+use crate::journal::{
+    BEGUN, Backlog, Condition, DONE, Follower, Journal, JournalError, Lane, LaneStatus, Note, ReadResult,
+};
 use crate::ledger::{self, Balance};
 use crate::memory::{self, Budget};
 use crate::runtime::spawn_blocking;
@@ -63,7 +65,7 @@ use tokio::task::JoinSet;
 #[derive(Debug)]
 pub struct Handles {
     /// Environment, site and name of this gateway.
-    pub surroundings: Surroundings,
+    pub surroundings: GatewayNames,
     /// Start of the process.
     pub started: Instant,
     /// All lanes and dead letters.
@@ -73,7 +75,7 @@ pub struct Handles {
     /// Forecasts how long disk and lanes last.
     pub survival: Arc<Survival>,
     /// Status of every dead letter.
-    pub fates: Arc<Fates>,
+    pub fates: Arc<DeadLetterStatuses>,
     /// Running and finished replays.
     pub replays: Arc<Replays>,
     /// Parts that failed, and their restarts.
@@ -884,8 +886,8 @@ async fn follow(lane: Arc<Lane>, stream: Option<String>, sender: Arc<Mutex<BodyS
         };
         match found {
             None => return,
-            Some(Found::Lost { to }) => next = to.max(next + 1),
-            Some(Found::Block(block)) => {
+            Some(ReadResult::Lost { to }) => next = to.max(next + 1),
+            Some(ReadResult::Block(block)) => {
                 let mut lines = Vec::new();
                 for (offset, record) in (block.header.first..).zip(block.records()) {
                     if offset >= next {

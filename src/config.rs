@@ -13,7 +13,7 @@ mod writable;
 
 pub use files::{Digest, Digests};
 
-use crate::contract::{Contracts, Pattern, Sender, SourceKind, Surroundings};
+use crate::contract::{Contracts, GatewayNames, Pattern, Sender, SourceKind};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
@@ -127,7 +127,7 @@ pub struct Config {
     /// Path of the configuration file.
     pub file: PathBuf,
     /// Environment, site, gateway and namespace: part of every event.
-    pub surroundings: Surroundings,
+    pub surroundings: GatewayNames,
     /// Settings of the journal: folder, lanes, budgets.
     pub journal: journal::Config,
     /// The contracts of the `contracts` folder, checked against each other.
@@ -253,7 +253,7 @@ impl Config {
         }
         seal::check_journal(&raw, &document, &mut problems);
         seal::check_folders(&raw, &socket, &document, &mut problems, &mut own_warnings);
-        let surroundings = Surroundings {
+        let surroundings = GatewayNames {
             environment: raw.environment.clone(),
             site: raw.site.clone(),
             gateway: name,

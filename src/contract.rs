@@ -37,7 +37,7 @@ pub const ID_BYTES_MAX: usize = 256;
 
 /// Names that every event of this gateway carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Surroundings {
+pub struct GatewayNames {
     /// Environment, such as `test` or `production`.
     pub environment: String,
     /// Name of the plant.
@@ -442,7 +442,7 @@ impl Contracts {
     /// Loads every `*.toml` of a folder and its direct subfolders. Each problem names file, line and key.
     pub fn load(
         folder: &Path,
-        surroundings: &Surroundings,
+        surroundings: &GatewayNames,
         lanes: &[String],
         has_mask_key: bool,
     ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {

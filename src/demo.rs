@@ -11,7 +11,7 @@ mod wan;
 use crate::admin::{Handles, Status};
 use crate::clock;
 use crate::config::Config;
-use crate::contract::{Surroundings, push_json_string};
+use crate::contract::{GatewayNames, push_json_string};
 use crate::event::Timestamp;
 use crate::gateway::Gateway;
 use crate::runtime::spawn_blocking;
@@ -198,7 +198,7 @@ linger = "10ms"
     Ok(())
 }
 
-fn print_introduction(plan: &Plan, folder: &Path, surroundings: &Surroundings, listening: u16, central: u16) {
+fn print_introduction(plan: &Plan, folder: &Path, surroundings: &GatewayNames, listening: u16, central: u16) {
     let shown = folder.display();
     say!(
         "Forebay demo: {DEVICES} devices publish {} events a second to the gateway on port {listening}, which also",

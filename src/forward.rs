@@ -29,7 +29,7 @@ pub use rotation::CredentialRotation;
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::Timestamp;
-use crate::journal::{Found, Lane, Settled, Walk};
+use crate::journal::{BlockReader, Cursor, Lane, ReadResult};
 use crate::link::{self, LinkError, Output, Protocol, Session, Target, jitter, reconnect_wait};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
@@ -233,7 +233,7 @@ pub struct Forwarder {
     batcher: Batcher,
     pacer: Pacer,
     /// The offsets that were settled when the readers were last rewound.
-    settled: Settled,
+    settled: Cursor,
     flight: InFlight,
     followed: Followed,
     rendering: Rendering,
@@ -296,7 +296,7 @@ impl Forwarder {
             lane: Arc::clone(lane),
             dead: Arc::clone(dead),
             stats,
-            settled: Settled::default(),
+            settled: Cursor::default(),
             flight: InFlight::default(),
             followed: Followed::default(),
             rendering: Rendering::default(),
@@ -609,17 +609,17 @@ impl Forwarder {
         }
     }
 
-    fn load(&mut self, found: Found, kind: ReaderKind) {
+    fn load(&mut self, found: ReadResult, kind: ReaderKind) {
         let reader = match kind {
             ReaderKind::Primary => &mut self.primary,
             ReaderKind::Backfill => &mut self.backfill,
         };
         match found {
-            Found::Block(block) => {
+            ReadResult::Block(block) => {
                 reader.next = reader.next.max(block.header.first);
-                reader.block = Some(Walk::new(block));
+                reader.block = Some(BlockReader::new(block));
             }
-            Found::Lost { to } => {
+            ReadResult::Lost { to } => {
                 tracing::error!(lane = %self.lane.name, from = reader.next, to, "events are lost: their segment is damaged and quarantined; continuing after it");
                 self.lane.mark_lost(&self.config.name, reader.next, to);
                 reader.next = to;

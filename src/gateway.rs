@@ -12,17 +12,17 @@ mod sources;
 use crate::admin::{self, Configured, Failures, Handles, Reloading, View};
 use crate::clock;
 use crate::config::Config;
-use crate::contract::Surroundings;
+use crate::contract::GatewayNames;
 use crate::event::Timestamp;
 use crate::forward::again::Replays;
 use crate::ingest::Ingest;
-use crate::ingest::dead::fates::Fates;
+use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::{Journal, RealDisk, Seal};
 use crate::ledger::Ledger;
 use crate::local::Local;
 use crate::memory::Budget;
 use crate::runtime::spawn_blocking;
-use crate::security::{Security, Teller};
+use crate::security::{Security, SecurityReporter};
 use crate::sources::mqtt::Registry;
 use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
@@ -59,12 +59,12 @@ pub struct Gateway {
 
 /// The services that all parts share for as long as the gateway runs.
 struct Services {
-    surroundings: Surroundings,
+    surroundings: GatewayNames,
     journal: Arc<Journal>,
     ingest: Arc<Ingest>,
     local: Arc<Local>,
     registry: Arc<Registry>,
-    fates: Arc<Fates>,
+    fates: Arc<DeadLetterStatuses>,
     replays: Arc<Replays>,
     mirrors: Mirrors,
     failures: Arc<Failures>,
@@ -108,7 +108,7 @@ impl Gateway {
             let (journal, bytes) = (Arc::clone(&journal), config.last_values);
             spawn_blocking(move || {
                 let local = Local::open(Arc::clone(&journal), bytes)?;
-                let (fates, replays) = (Fates::open(&journal)?, Replays::open(&journal)?);
+                let (fates, replays) = (DeadLetterStatuses::open(&journal)?, Replays::open(&journal)?);
                 anyhow::Ok((Arc::new(fates), Arc::new(replays), Arc::new(local), Registry::open(journal)?))
             })
             .await??
@@ -258,7 +258,7 @@ impl Services {
         let (security, journal) = (Arc::clone(&self.security), Arc::clone(&self.journal));
         let around = self.surroundings.clone();
         let make = move |shutdown| {
-            let teller = Teller::open(Arc::clone(&security), Arc::clone(&journal), &around)?;
+            let teller = SecurityReporter::open(Arc::clone(&security), Arc::clone(&journal), &around)?;
             Ok(Box::pin(teller.run(shutdown)) as PartFuture)
         };
         Part::start("security events".into(), &self.failures, Box::new(make))

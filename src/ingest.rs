@@ -1,6 +1,6 @@
 //! Ingest: turns a payload from a source into an event of its stream, or into a dead letter with the reason.
 //!
-//! Promise: when [`Ingest::accept`] returns [`Taken`], the event is submitted to the writer of its lane. The source may
+//! Promise: when [`Ingest::accept`] returns [`Submitted`], the event is submitted to the writer of its lane. The source may
 //! acknowledge it once it has the receipt.
 //! Invariant: nothing here blocks, and ingest has no queue of its own.
 //!
@@ -13,7 +13,7 @@ pub mod sparkplug;
 use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Sender, SourceKind, TopicMatch};
 use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
-use crate::journal::{Condition, Durable, Journal, JournalError, Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::journal::{Condition, Durable, Journal, JournalError, Lane, Receipt, SubmitError, Ticket, Waiter};
 use crate::memory::Budget;
 use crate::secret::Secret;
 use crate::telemetry::{self, Counter};
@@ -186,7 +186,7 @@ impl Route {
 
 /// Data of an event that its source provides in addition to the payload.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Beside<'a> {
+pub struct EventMetadata<'a> {
     /// W3C trace context.
     pub trace_parent: Option<&'a str>,
     /// Media type of the payload.
@@ -201,7 +201,7 @@ pub struct Beside<'a> {
     pub exchange: Option<(u64, u16)>,
 }
 
-impl<'a> Beside<'a> {
+impl<'a> EventMetadata<'a> {
     fn attributes(&self) -> Vec<Attribute<'a>> {
         let trace_parent = self.trace_parent.map(Attribute::TraceParent);
         trace_parent.into_iter().chain(self.content_type.map(Attribute::ContentType)).collect()
@@ -215,7 +215,7 @@ impl<'a> Beside<'a> {
 
 /// An accepted event whose write is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct Submitted {
     lane: usize,
     ticket: Ticket,
     is_dead: bool,
@@ -224,7 +224,7 @@ pub struct Taken {
     sparkplug_save: u64,
 }
 
-impl Taken {
+impl Submitted {
     /// Whether the event is durable, given the durable positions of all lanes, with the dead letters last.
     pub fn is_durable(&self, durable: &[Durable]) -> bool {
         durable.get(self.lane).is_some_and(|durable| durable.holds(self.ticket))
@@ -257,12 +257,12 @@ impl Ingest {
             budget,
             stats: IngestStats::default(),
         };
-        ingest.put_in_force(contracts, mask_key)?;
+        ingest.apply(contracts, mask_key)?;
         Ok(ingest)
     }
 
     /// Replaces the contracts. Events accepted earlier keep the contract version of that time.
-    pub fn put_in_force(&self, contracts: Contracts, mask_key: Secret) -> Result<(), JournalError> {
+    pub fn apply(&self, contracts: Contracts, mask_key: Secret) -> Result<(), JournalError> {
         let mut placed = Vec::new();
         if self.sparkplug.get().is_none() && contracts.iter().any(|contract| contract.decode.is_some()) {
             // If another thread was faster, its state is the same.
@@ -335,23 +335,23 @@ impl Ingest {
         &self,
         route: &Route,
         payload: &[u8],
-        beside: Beside<'_>,
+        metadata: EventMetadata<'_>,
         now: Timestamp,
         waiter: &mut Waiter,
-    ) -> Result<Taken, NotTaken> {
+    ) -> Result<Submitted, SubmitError> {
         if route.is_over_pace() {
-            return Err(NotTaken::NoRoom);
+            return Err(SubmitError::NoRoom);
         }
         let taken = match &route.target {
             None => {
-                let taken = self.dead_letter(route, "topic: no contract matches it", payload, beside, now, waiter)?;
+                let taken = self.dead_letter(route, "topic: no contract matches it", payload, metadata, now, waiter)?;
                 self.stats.unmatched.add(1);
                 taken
             }
             Some(target) if target.contract.decode == Some(Decode::SparkplugB) => {
-                self.accept_sparkplug(route, target, payload, beside, now, waiter)?
+                self.accept_sparkplug(route, target, payload, metadata, now, waiter)?
             }
-            Some(target) => self.accept_json(route, target, payload, beside, now, waiter)?,
+            Some(target) => self.accept_json(route, target, payload, metadata, now, waiter)?,
         };
         route.pace.iter().for_each(|pace| pace.charge(route.party));
         Ok(taken)
@@ -363,20 +363,20 @@ impl Ingest {
         route: &Route,
         target: &Target,
         payload: &[u8],
-        beside: Beside<'_>,
+        metadata: EventMetadata<'_>,
         now: Timestamp,
         waiter: &mut Waiter,
-    ) -> Result<Taken, NotTaken> {
+    ) -> Result<Submitted, SubmitError> {
         let Some(sparkplug) = self.sparkplug() else {
-            // `put_in_force` has created it for this contract.
-            return self.accept_json(route, target, payload, beside, now, waiter);
+            // `apply` has created it for this contract.
+            return self.accept_json(route, target, payload, metadata, now, waiter);
         };
         let decoded = sparkplug.decode(&route.source, &route.topic, payload);
-        let beside = Beside { content_type: None, ..beside };
+        let metadata = EventMetadata { content_type: None, ..metadata };
         let mut taken = match &decoded.json {
-            Ok(json) => self.accept_json(route, target, json, beside, now, waiter)?,
+            Ok(json) => self.accept_json(route, target, json, metadata, now, waiter)?,
             Err(reason) => {
-                let taken = self.dead_letter(route, reason, payload, beside, now, waiter)?;
+                let taken = self.dead_letter(route, reason, payload, metadata, now, waiter)?;
                 self.stats.violations.add(1);
                 sparkplug.stats.refused.add(1);
                 taken
@@ -401,8 +401,8 @@ impl Ingest {
         payload: &[u8],
         now: Timestamp,
         waiter: &mut Waiter,
-    ) -> Result<Taken, NotTaken> {
-        let taken = self.dead_letter(route, reason, payload, Beside::default(), now, waiter)?;
+    ) -> Result<Submitted, SubmitError> {
+        let taken = self.dead_letter(route, reason, payload, EventMetadata::default(), now, waiter)?;
         self.stats.violations.add(1);
         Ok(taken)
     }
@@ -433,33 +433,33 @@ impl Ingest {
         route: &Route,
         target: &Target,
         payload: &[u8],
-        beside: Beside<'_>,
+        metadata: EventMetadata<'_>,
         now: Timestamp,
         waiter: &mut Waiter,
-    ) -> Result<Taken, NotTaken> {
+    ) -> Result<Submitted, SubmitError> {
         let reading = match target.contract.read(&target.captures, payload, target.mask_key.bytes()) {
             Ok(reading) => reading,
             Err(violation) => {
-                let taken = self.dead_letter(route, &violation.reason, &violation.payload, beside, now, waiter)?;
+                let taken = self.dead_letter(route, &violation.reason, &violation.payload, metadata, now, waiter)?;
                 self.stats.violations.add(1);
                 return Ok(taken);
             }
         };
-        let mut attributes = beside.attributes();
+        let mut attributes = metadata.attributes();
         attributes.extend(route.auth());
         attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
         attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
-        attributes.extend(beside.exchange());
-        let given = reading.id.as_deref().or(beside.id);
+        attributes.extend(metadata.exchange());
+        let given = reading.id.as_deref().or(metadata.id);
         let id = match given {
             Some(id) => Id::Text(id),
             None => Id::mint(),
         };
-        let key = beside.key.filter(|_| !target.contract.has_own_key).unwrap_or(&reading.key);
+        let key = metadata.key.filter(|_| !target.contract.has_own_key).unwrap_or(&reading.key);
         let record = Record {
             publication: target.placed.publication,
             id,
-            time: reading.time.or(beside.time).unwrap_or(now),
+            time: reading.time.or(metadata.time).unwrap_or(now),
             origin: &route.origin,
             key,
             content: reading.content,
@@ -469,7 +469,7 @@ impl Ingest {
         let (index, lane) = (target.placed.lane, self.lanes(target.placed.lane));
         if !self.shares.has_share(index, lane, route.party) {
             self.note_slowed(index, lane, route);
-            return Err(NotTaken::NoRoom);
+            return Err(SubmitError::NoRoom);
         }
         let ticket = lane.submit(&record, target.contract.dedupe, waiter)?;
         self.shares.add(index, route.party, record.payload.len() + record.key.len() + record.origin.len());
@@ -481,7 +481,7 @@ impl Ingest {
             self.stats.flagged.add(1);
         }
         let clock_offset = reading.time.map(|time| time.0.saturating_sub(now.0));
-        Ok(Taken { lane: target.placed.lane, ticket, is_dead: false, clock_offset, sparkplug_save: 0 })
+        Ok(Submitted { lane: target.placed.lane, ticket, is_dead: false, clock_offset, sparkplug_save: 0 })
     }
 
     fn dead_letter(
@@ -489,10 +489,10 @@ impl Ingest {
         route: &Route,
         reason: &str,
         payload: &[u8],
-        beside: Beside<'_>,
+        metadata: EventMetadata<'_>,
         now: Timestamp,
         waiter: &mut Waiter,
-    ) -> Result<Taken, NotTaken> {
+    ) -> Result<Submitted, SubmitError> {
         let target = route.target.as_ref();
         let (stream, version) = target.map_or(("unmatched", ""), |target| {
             (target.contract.stream(), target.contract.publication.version.as_str())
@@ -504,10 +504,10 @@ impl Ingest {
             version: Cow::Borrowed(version),
             topic: Cow::Borrowed(&route.topic),
             origin: Cow::Borrowed(&route.origin),
-            event_id: beside.id.unwrap_or_default().to_owned(),
-            key: Cow::Borrowed(beside.key.unwrap_or_default()),
+            event_id: metadata.id.unwrap_or_default().to_owned(),
+            key: Cow::Borrowed(metadata.key.unwrap_or_default()),
             sequence: 0,
-            time: beside.time.unwrap_or(now),
+            time: metadata.time.unwrap_or(now),
             first_attempt: now,
             last_attempt: now,
             attempts: 0,
@@ -522,16 +522,16 @@ impl Ingest {
         };
         let publication = target.map_or(0, |target| target.placed.publication);
         // A requeue needs all data that the source provided.
-        let mut attributes = beside.attributes();
-        attributes.extend(beside.exchange());
+        let mut attributes = metadata.attributes();
+        attributes.extend(metadata.exchange());
         let log = self.journal.dead();
         if !self.shares.has_dead_share(log, route.party) {
             self.note_slowed(self.journal.lanes().len(), log, route);
-            return Err(NotTaken::NoRoom);
+            return Err(SubmitError::NoRoom);
         }
         let ticket = letter.submit(log, publication, attributes, waiter)?;
         self.shares.add_dead(log, route.party, payload.len());
-        Ok(Taken { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, sparkplug_save: 0 })
+        Ok(Submitted { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, sparkplug_save: 0 })
     }
 
     fn lanes(&self, index: usize) -> &Arc<Lane> {
@@ -576,7 +576,7 @@ impl Ingest {
     }
 
     /// Receipt of an event, if it is durable.
-    pub fn receipt(&self, taken: &Taken) -> Option<Receipt> {
+    pub fn receipt(&self, taken: &Submitted) -> Option<Receipt> {
         if taken.sparkplug_save > 0
             && self.sparkplug().is_some_and(|sparkplug| !sparkplug.is_saved(taken.sparkplug_save))
         {

@@ -39,11 +39,11 @@ mod writer;
 
 pub use audit::{AuditEntry, AuditReader, AuditUsage, BEGUN, DONE};
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
-pub use block_records::{Step, Walk};
-pub use cursor::{Account, OUTCOMES, Outcome, Settled};
+pub use block_records::{BlockReader, Step};
+pub use cursor::{Account, Cursor, OUTCOMES, Outcome};
 pub use disk::{Disk, RealDisk};
-pub use gateway_events::OwnEvent;
-pub use group_commit::{Bell, NotTaken, Ticket, Waiter};
+pub use gateway_events::GatewayEvent;
+pub use group_commit::{SubmitError, Ticket, Waiter, WaiterHandle};
 pub use high_water::Given;
 pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
 pub use loss::{Loss, LostStream};
@@ -51,7 +51,7 @@ pub use notes::Notes;
 pub use open::{Journal, PUBLICATIONS, Seal, publications_in};
 #[cfg(test)]
 pub(crate) use planted_bugs::{Bug, plant};
-pub use reader::{Follower, Found};
+pub use reader::{Follower, ReadResult};
 pub use state::{Change, Note};
 #[cfg(test)]
 pub(crate) use stepped::Stepped;

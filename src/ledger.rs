@@ -9,10 +9,10 @@
 //! Not here: the accounts (`journal`), their display (`admin`).
 
 use crate::clock;
-use crate::contract::{Publication, Surroundings};
+use crate::contract::{GatewayNames, Publication};
 use crate::event::Timestamp;
-use crate::ingest::dead::fates::Fates;
-use crate::journal::{Journal, JournalError, Loss, NotTaken, Notes, Outcome, OwnEvent};
+use crate::ingest::dead::fates::DeadLetterStatuses;
+use crate::journal::{GatewayEvent, Journal, JournalError, Loss, Notes, Outcome, SubmitError};
 use crate::local::{Enough, EventRef, Feed};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
@@ -82,7 +82,7 @@ impl Balance {
 }
 
 /// Returns the balance of every lane and destination.
-pub fn balances(journal: &Journal, fates: &Fates) -> Vec<Balance> {
+pub fn balances(journal: &Journal, fates: &DeadLetterStatuses) -> Vec<Balance> {
     let mut list = Vec::new();
     for lane in journal.lanes() {
         for destination in lane.destinations() {
@@ -92,7 +92,7 @@ pub fn balances(journal: &Journal, fates: &Fates) -> Vec<Balance> {
     list
 }
 
-fn balance(lane: &crate::journal::Lane, destination: &str, fates: &Fates) -> Balance {
+fn balance(lane: &crate::journal::Lane, destination: &str, fates: &DeadLetterStatuses) -> Balance {
     let (accounts, unsettled) = lane.accounts(destination);
     let mut balance = Balance::default();
     let mut open: i64 = 0;
@@ -136,8 +136,8 @@ struct Period {
 /// Publishes reports, announces losses, and expires events.
 pub struct Ledger {
     journal: Arc<Journal>,
-    fates: Arc<Fates>,
-    around: Surroundings,
+    fates: Arc<DeadLetterStatuses>,
+    around: GatewayNames,
     every: Duration,
     notes: Notes,
     periods: BTreeMap<String, Period>,
@@ -155,8 +155,8 @@ impl Ledger {
     /// Opens the ledger, which publishes reports at the interval `every`. Blocks the thread.
     pub fn open(
         journal: Arc<Journal>,
-        fates: Arc<Fates>,
-        around: Surroundings,
+        fates: Arc<DeadLetterStatuses>,
+        around: GatewayNames,
         every: Duration,
     ) -> Result<Self, JournalError> {
         let publish = |stream| journal.publish(&Publication::own(stream, &around, LANE));
@@ -290,15 +290,21 @@ impl Ledger {
         }
     }
 
-    async fn announce_one(&self, loss: &Loss) -> Result<(), NotTaken> {
+    async fn announce_one(&self, loss: &Loss) -> Result<(), SubmitError> {
         let data = serde_json::to_value(loss).unwrap_or_default();
         self.append(self.numbers.1, &format!("loss-{}", loss.name()), "loss", &data).await
     }
 
     /// Appends an event of the gateway itself to its stream.
-    async fn append(&self, publication: u32, id: &str, device: &str, data: &serde_json::Value) -> Result<(), NotTaken> {
-        let event = OwnEvent { lane: LANE, publication, id, device, gateway: &self.around.gateway };
-        self.journal.append_own(event, data).await
+    async fn append(
+        &self,
+        publication: u32,
+        id: &str,
+        device: &str,
+        data: &serde_json::Value,
+    ) -> Result<(), SubmitError> {
+        let event = GatewayEvent { lane: LANE, publication, id, device, gateway: &self.around.gateway };
+        self.journal.append_gateway_event(event, data).await
     }
 }
 

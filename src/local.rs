@@ -12,7 +12,7 @@ mod last;
 mod tree;
 mod waiters;
 
-pub use feed::{Enough, Event, EventRef, Feed, Gap, Place};
+pub use feed::{Enough, Event, EventRef, Feed, Gap, JournalPosition};
 pub use filter::{Filter, split_share};
 pub use last::LastValue;
 pub use waiters::{FilterWaiter, MatchRange};

@@ -149,21 +149,21 @@ impl Budget {
     }
 
     /// Returns a permit for a connection that has not logged in. Without room, the oldest such connections of the
-    /// address that holds most are evicted. `door` identifies the listener.
-    pub fn admit(self: &Arc<Self>, bytes: usize, address: IpAddr, door: Door) -> Result<Permit, OverBudget> {
+    /// address that holds most are evicted. `listener` identifies the listener.
+    pub fn admit(self: &Arc<Self>, bytes: usize, address: IpAddr, listener: ListenerId) -> Result<Permit, OverBudget> {
         self.take_or_evict(bytes, FOR_CONNECTIONS, None)?;
-        let member = Some(self.unauthenticated.enter(bytes, Party::of(None, address), door));
+        let member = Some(self.unauthenticated.enter(bytes, Party::of(None, address), listener));
         Ok(Permit { budget: Arc::clone(self), bytes, member })
     }
 
     /// Evicts the connection that [`Budget::admit`] would evict first at a listener. Returns `false` without one.
-    pub fn evict_at(&self, door: Door) -> bool {
-        self.unauthenticated.evict_at(door)
+    pub fn evict_at(&self, listener: ListenerId) -> bool {
+        self.unauthenticated.evict_at(listener)
     }
 
     /// Returns whether a listener has connections that have not logged in.
-    pub fn has_unauthenticated_at(&self, door: Door) -> bool {
-        self.unauthenticated.are_at(door)
+    pub fn has_unauthenticated_at(&self, listener: ListenerId) -> bool {
+        self.unauthenticated.are_at(listener)
     }
 
     /// Returns the bytes that permits may still take without an eviction.
@@ -238,9 +238,9 @@ impl Budget {
 
 /// Identifies a listener in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Door(u64);
+pub struct ListenerId(u64);
 
-impl Door {
+impl ListenerId {
     /// Returns an identifier that differs from all before.
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -248,7 +248,7 @@ impl Door {
     }
 }
 
-impl Default for Door {
+impl Default for ListenerId {
     fn default() -> Self {
         Self::new()
     }
@@ -427,16 +427,16 @@ mod tests {
     }
 
     /// A client that logs in under a proven name and holds so many bytes.
-    fn join(budget: &Arc<Budget>, door: Door, name: &str, bytes: usize) -> Result<Permit, NotJoined> {
+    fn join(budget: &Arc<Budget>, listener: ListenerId, name: &str, bytes: usize) -> Result<Permit, NotJoined> {
         let address = IpAddr::from([10, 0, 0, 1]);
-        let mut permit = budget.admit(bytes, address, door).expect("room");
+        let mut permit = budget.admit(bytes, address, listener).expect("room");
         permit.join(Party::of(Some(name), address), None).map(|()| permit)
     }
 
     #[tokio::test]
     async fn who_holds_most_makes_room_for_who_holds_much_less_largest_connection_first() {
-        let (budget, door, address) = (small(), Door::new(), IpAddr::from([10, 0, 0, 1]));
-        let join = |name: &str, bytes| join(&budget, door, name, bytes);
+        let (budget, listener, address) = (small(), ListenerId::new(), IpAddr::from([10, 0, 0, 1]));
+        let join = |name: &str, bytes| join(&budget, listener, name, bytes);
         let joined = |name: &str, bytes| join(name, bytes).expect("room");
         let (mut large, small, mut other) = (joined("a", 800), joined("a", 400), joined("b", 100));
         assert!(large.grow(200).is_err(), "nobody holds more than a");
@@ -459,8 +459,8 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_who_holds_little_goes_for_memory_that_no_client_holds() {
-        let (budget, door, address) = (small(), Door::new(), IpAddr::from([10, 0, 0, 1]));
-        let join = |name: &str, bytes| join(&budget, door, name, bytes);
+        let (budget, listener, address) = (small(), ListenerId::new(), IpAddr::from([10, 0, 0, 1]));
+        let join = |name: &str, bytes| join(&budget, listener, name, bytes);
         let device = join("device", 20).expect("room");
         let others = budget.permit(budget.room()).expect("room");
         assert!(budget.permit_of(&Party::of(Some("greedy"), address), 1).is_err());
@@ -475,8 +475,8 @@ mod tests {
 
     #[tokio::test]
     async fn connections_that_have_not_logged_in_make_room_oldest_first_of_the_address_that_holds_most() {
-        let (budget, door) = (small(), Door::new());
-        let at = |last: u8, bytes| budget.admit(bytes, IpAddr::from([10, 0, 0, last]), door);
+        let (budget, listener) = (small(), ListenerId::new());
+        let at = |last: u8, bytes| budget.admit(bytes, IpAddr::from([10, 0, 0, last]), listener);
         let quiet = at(1, 100).expect("room");
         let logged_in = at(2, 400).expect("room");
         logged_in.leave();
@@ -497,7 +497,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_makes_room_among_its_own_connections() {
-        let (budget, one, other) = (small(), Door::new(), Door::new());
+        let (budget, one, other) = (small(), ListenerId::new(), ListenerId::new());
         let address = IpAddr::from([10, 0, 0, 1]);
         let first = budget.admit(1, address, one).expect("room");
         let second = budget.admit(100, address, other).expect("room");

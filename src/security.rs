@@ -15,9 +15,9 @@ mod table;
 pub use table::Report;
 
 use crate::clock;
-use crate::contract::{Publication, Surroundings};
+use crate::contract::{GatewayNames, Publication};
 use crate::event::Timestamp;
-use crate::journal::{Journal, JournalError, OwnEvent};
+use crate::journal::{GatewayEvent, Journal, JournalError};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Counter;
 use parking_lot::{Mutex, MutexGuard};
@@ -124,19 +124,19 @@ impl Security {
 
 /// Publishes the collected reports as events.
 #[derive(Debug)]
-pub struct Teller {
+pub struct SecurityReporter {
     security: Arc<Security>,
     journal: Arc<Journal>,
     publication: u32,
     gateway: String,
 }
 
-impl Teller {
+impl SecurityReporter {
     /// Declares the stream. Blocks the thread.
     pub fn open(
         security: Arc<Security>,
         journal: Arc<Journal>,
-        surroundings: &Surroundings,
+        surroundings: &GatewayNames,
     ) -> Result<Self, JournalError> {
         let publication = journal.publish(&Publication::own(STREAM, surroundings, LANE))?;
         Ok(Self { security, journal, publication, gateway: surroundings.gateway.clone() })
@@ -171,7 +171,7 @@ impl Teller {
     async fn append(&self, events: Vec<SecurityEvent>) -> bool {
         for security_event in events {
             let id = format!("security-{}", uuid::Uuid::now_v7());
-            let event = OwnEvent {
+            let event = GatewayEvent {
                 lane: LANE,
                 publication: self.publication,
                 id: &id,
@@ -179,7 +179,7 @@ impl Teller {
                 gateway: &self.gateway,
             };
             let data = serde_json::to_value(&security_event).unwrap_or_default();
-            if self.journal.append_own(event, &data).await.is_err() {
+            if self.journal.append_gateway_event(event, &data).await.is_err() {
                 return false;
             }
         }

@@ -35,7 +35,7 @@ pub struct Service {
 
 /// Reason why a part is not alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lifeless {
+pub enum Unresponsive {
     /// A thread takes too long for one operation.
     Busy {
         /// Name of the part, for messages.
@@ -52,7 +52,7 @@ pub enum Lifeless {
     },
 }
 
-impl std::fmt::Display for Lifeless {
+impl std::fmt::Display for Unresponsive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Busy { part, since, .. } => {
@@ -68,7 +68,7 @@ pub trait LivenessProbe: Send + 'static {
     /// Returns the status in one line.
     fn status(&self) -> String;
     /// Checks that all threads are alive; one operation may take `work_max`.
-    fn check(&self, work_max: Duration) -> Result<(), Lifeless>;
+    fn check(&self, work_max: Duration) -> Result<(), Unresponsive>;
 }
 
 impl Service {
@@ -193,7 +193,7 @@ impl Watchdog {
             }
             let found = match answers {
                 true => what.check(self.work_max),
-                false => Err(Lifeless::Busy { part: "the runtime".into(), thread: 0, since: self.every }),
+                false => Err(Unresponsive::Busy { part: "the runtime".into(), thread: 0, since: self.every }),
             };
             let (is_alive, word) = judge(found, is_waiting_for_disk);
             if word != complaint {
@@ -213,7 +213,7 @@ impl Watchdog {
                 _ => self.service.notify_status(word),
             }
             if answers
-                && let Err(Lifeless::Dead { part }) = what.check(self.work_max)
+                && let Err(Unresponsive::Dead { part }) = what.check(self.work_max)
                 && let Some(died) = died.take()
             {
                 died(part);
@@ -233,10 +233,10 @@ impl Watchdog {
 }
 
 /// Returns whether the process counts as alive, and the message about it.
-fn judge(found: Result<(), Lifeless>, is_waiting_for_disk: impl Fn(u32) -> bool) -> (bool, String) {
+fn judge(found: Result<(), Unresponsive>, is_waiting_for_disk: impl Fn(u32) -> bool) -> (bool, String) {
     match found {
         Ok(()) => (true, String::new()),
-        Err(Lifeless::Busy { part, thread, .. }) if is_waiting_for_disk(thread) => (
+        Err(Unresponsive::Busy { part, thread, .. }) if is_waiting_for_disk(thread) => (
             true,
             format!("{part} waits for the disk, which does not respond; it acknowledges nothing until the disk does"),
         ),
@@ -284,10 +284,10 @@ mod tests {
             "all is\nwell".into()
         }
 
-        fn check(&self, _: Duration) -> Result<(), Lifeless> {
+        fn check(&self, _: Duration) -> Result<(), Unresponsive> {
             match self.lives.load(Ordering::Acquire) {
                 true => Ok(()),
-                false => Err(Lifeless::Dead { part: "the writer of lane bulk".into() }),
+                false => Err(Unresponsive::Dead { part: "the writer of lane bulk".into() }),
             }
         }
     }
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn waiting_for_the_disk_is_not_death() {
-        let busy = || Lifeless::Busy { part: "the writer".into(), thread: 7, since: Duration::from_secs(61) };
+        let busy = || Unresponsive::Busy { part: "the writer".into(), thread: 7, since: Duration::from_secs(61) };
         let (is_alive, word) = judge(Err(busy()), |thread| thread == 7);
         assert!(is_alive && word.contains("waits for the disk"), "{word}");
         let (is_alive, word) = judge(Err(busy()), |_| false);

@@ -14,9 +14,9 @@
 //! Not here: reading the time (`clock`), expiry (`ledger`).
 
 use crate::clock;
-use crate::contract::{Publication, Surroundings};
+use crate::contract::{GatewayNames, Publication};
 use crate::event::Timestamp;
-use crate::journal::{Given, Journal, JournalError, Note, Notes, OwnEvent};
+use crate::journal::{GatewayEvent, Given, Journal, JournalError, Note, Notes};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use parking_lot::{Mutex, MutexGuard};
@@ -206,7 +206,7 @@ struct DetectedSetting {
 #[derive(Debug)]
 pub struct Timekeeper {
     journal: Arc<Journal>,
-    around: Surroundings,
+    around: GatewayNames,
     notes: Notes,
     publication: u32,
     watch: Mutex<ClockWatch>,
@@ -227,7 +227,7 @@ fn doubt(wall: Timestamp, passed: Option<Timestamp>) -> Option<String> {
 
 impl Timekeeper {
     /// Judges the clock at the start. Blocks the thread.
-    pub fn open(journal: Arc<Journal>, around: Surroundings) -> Result<Arc<Self>, JournalError> {
+    pub fn open(journal: Arc<Journal>, around: GatewayNames) -> Result<Arc<Self>, JournalError> {
         let publication = journal.publish(&Publication::own(STREAM, &around, LANE))?;
         let notes = journal.notes("clock");
         let now = ClockReading::take();
@@ -376,14 +376,14 @@ impl Timekeeper {
             };
             for (name, content) in waiting {
                 let data: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
-                let event = OwnEvent {
+                let event = GatewayEvent {
                     lane: LANE,
                     publication: self.publication,
                     id: &name[WAITING.len()..],
                     device: "clock",
                     gateway: &self.around.gateway,
                 };
-                if self.journal.append_own(event, &data).await.is_err() {
+                if self.journal.append_gateway_event(event, &data).await.is_err() {
                     return;
                 }
                 let keeper = Arc::clone(self);

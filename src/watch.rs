@@ -20,8 +20,8 @@ pub use transitions::Exception;
 use crate::clock;
 use crate::contract::{Pointer, Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Ingest, Route, Taken};
-use crate::journal::{JournalError, NotTaken, Notes, Waiter};
+use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
+use crate::journal::{JournalError, Notes, SubmitError, Waiter};
 use crate::local::Local;
 use crate::runtime::spawn_blocking;
 use crate::setting::Span;
@@ -243,7 +243,7 @@ impl Watch {
     /// Hands events in, and waits for their receipts.
     async fn hand_in(&mut self, transitions: &[Transition]) -> Result<(), Option<JournalError>> {
         let now = Timestamp::from(clock::wall());
-        let mut all: Vec<Taken> = Vec::with_capacity(transitions.len());
+        let mut all: Vec<Submitted> = Vec::with_capacity(transitions.len());
         for transition in transitions {
             let route: Route = self.ingest.route(
                 SourceKind::Watch,
@@ -251,17 +251,17 @@ impl Watch {
                 &transition.stream,
                 Sender { client: &transition.source, ..Sender::default() },
             );
-            let beside = Beside {
+            let metadata = EventMetadata {
                 id: Some(&transition.event_id),
                 key: Some(&transition.exception),
                 time: Some(transition.time),
-                ..Beside::default()
+                ..EventMetadata::default()
             };
             all.push(loop {
-                match self.ingest.accept(&route, transition.payload.as_bytes(), beside, now, &mut self.waiter) {
+                match self.ingest.accept(&route, transition.payload.as_bytes(), metadata, now, &mut self.waiter) {
                     Ok(taken) => break taken,
-                    Err(NotTaken::Closed) => return Err(None),
-                    Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
+                    Err(SubmitError::Closed) => return Err(None),
+                    Err(SubmitError::NoRoom) => self.ingest.room(&route).await,
                 }
             });
         }

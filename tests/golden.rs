@@ -3,7 +3,7 @@
 //! `FOREBAY_WRITE_GOLDEN=1` writes those of the newest format that are missing; old ones never change.
 
 use forebay::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
-use forebay::journal::{Block, Compressor, Header, OUTCOMES, Outcome, Run, Settled, append_record};
+use forebay::journal::{Block, Compressor, Cursor, Header, OUTCOMES, Outcome, Run, append_record};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -102,8 +102,8 @@ fn blocks_of_format_1_are_read_for_ever() {
 }
 
 /// A cursor with every outcome.
-fn settled() -> Settled {
-    let mut settled = Settled::new("central", 40);
+fn settled() -> Cursor {
+    let mut settled = Cursor::new("central", 40);
     settled.ranges = vec![(44, 50)];
     for (index, outcome) in OUTCOMES.into_iter().enumerate() {
         settled.account(1).add(outcome, index as u64 + 1);

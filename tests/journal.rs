@@ -5,7 +5,7 @@ use crate::common::fault_disk::Unsynced;
 use crate::power_cut::{append, config, everything, open, open_with, publication};
 use forebay::contract::Publication;
 use forebay::event::{Content, Id, Record, Timestamp};
-use forebay::journal::{Condition, Found, Full, Journal, LaneConfig, Outcome, Waiter};
+use forebay::journal::{Condition, Full, Journal, LaneConfig, Outcome, ReadResult, Waiter};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -76,8 +76,8 @@ proptest! {
         let mut next = 1;
         while next < lane.end() {
             match lane.look(next).expect("reads") {
-                Found::Lost { to } => prop_assert!(false, "lost {next} to {to}"),
-                Found::Block(block) => {
+                ReadResult::Lost { to } => prop_assert!(false, "lost {next} to {to}"),
+                ReadResult::Block(block) => {
                     prop_assert!(block.header.count == 1 || block.bytes() <= BLOCK_PLAIN_MAX + 1024, "{} bytes", block.bytes());
                     for (offset, record) in (block.header.first..).zip(block.records()) {
                         prop_assert_eq!(record.payload, &payloads[offset as usize - 1][..]);

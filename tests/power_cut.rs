@@ -2,9 +2,9 @@
 //! nothing that had a receipt is lost, and every start succeeds.
 
 use crate::common::fault_disk::{Fault, FaultDisk, Unsynced};
-use forebay::contract::{Mode, Publication, Surroundings};
+use forebay::contract::{GatewayNames, Mode, Publication};
 use forebay::event::{Content, Id, Record, Timestamp};
-use forebay::journal::{Config, Disk, Found, Journal, Lane, LaneConfig, Outcome, Seal, Start};
+use forebay::journal::{Config, Disk, Journal, Lane, LaneConfig, Outcome, ReadResult, Seal, Start};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub fn publication() -> Publication {
         format: 1,
         stream: "machine.state".into(),
         version: "1.0.0".into(),
-        surroundings: Surroundings {
+        surroundings: GatewayNames {
             environment: "test".into(),
             site: "p".into(),
             gateway: "g".into(),
@@ -110,8 +110,8 @@ pub fn everything(lane: &Lane, stream: u32) -> Vec<(u64, u64, u64)> {
     let mut next = 1;
     while next < lane.end() {
         match lane.look(next).expect("the log reads") {
-            Found::Lost { to } => next = to.max(next + 1),
-            Found::Block(block) => {
+            ReadResult::Lost { to } => next = to.max(next + 1),
+            ReadResult::Block(block) => {
                 let run = block.header.runs.iter().find(|run| run.stream == stream).expect("a run");
                 for (index, record) in block.records().enumerate() {
                     let number = u64::from_le_bytes(record.payload[..8].try_into().expect("eight bytes"));

@@ -10,14 +10,14 @@ use crate::common::gateway::{Gateway, accepted, scratch_folder};
 use crate::common::pki::Pki;
 use crate::common::plant::PlantBroker;
 use crate::power_cut::{config, open_with};
-use forebay::contract::{Contracts, Sender, SourceKind, Surroundings};
+use forebay::contract::{Contracts, GatewayNames, Sender, SourceKind};
 use forebay::event::Timestamp;
 use forebay::ingest::sparkplug::Sparkplug;
 use forebay::ingest::sparkplug::proto::{
     DataSet, Element, ElementValue, MetaData, Metric, MetricValue, Parameter, ParameterValue, Payload, PropertyKind,
     PropertySet, PropertyValue, Row, Template,
 };
-use forebay::ingest::{Beside, Ingest, Taken};
+use forebay::ingest::{EventMetadata, Ingest, Submitted};
 use forebay::journal::{Journal, Waiter};
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use prost::Message;
@@ -409,7 +409,7 @@ fn an_acknowledged_birth_survives_kills() {
 fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
     let gateway = Gateway::prepare("sparkplug-gated", "");
     with_contract(&gateway, "mqtt");
-    let around = Surroundings {
+    let around = GatewayNames {
         environment: "test".into(),
         site: "plant".into(),
         gateway: "gw".into(),
@@ -431,9 +431,9 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
             Sender { client: "edge", ..Sender::default() },
         );
         let now = Timestamp(1_764_000_000_000_000);
-        ingest.accept(&route, &node_birth(bd_seq), Beside::default(), now, &mut waiter).expect("room")
+        ingest.accept(&route, &node_birth(bd_seq), EventMetadata::default(), now, &mut waiter).expect("room")
     };
-    let await_receipt = |taken: &Taken| {
+    let await_receipt = |taken: &Submitted| {
         let start = Instant::now();
         while ingest.receipt(taken).is_none() {
             assert!(start.elapsed() < LONG, "there is never a receipt");

@@ -7,10 +7,10 @@ use super::{ApiError, ApiResult, App, blocking, json, read_json, refuse, try_blo
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
-use crate::ingest::dead::fates::{Fate, State as FateState};
+use crate::ingest::dead::fates::{DeadLetterStatus, State as FateState};
 use crate::ingest::dead::{DeadLetter, Stage};
-use crate::ingest::{Beside, Publishing, Route};
-use crate::journal::{Found, NotTaken, Waiter};
+use crate::ingest::{EventMetadata, Publishing, Route};
+use crate::journal::{ReadResult, SubmitError, Waiter};
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -143,9 +143,9 @@ impl StoredLetter {
 
     /// Returns the metadata of the event. An event without an id gets the id of the letter, so that requeuing it twice
     /// makes one event.
-    fn metadata(&self) -> Beside<'_> {
+    fn metadata(&self) -> EventMetadata<'_> {
         let letter = &self.letter;
-        Beside {
+        EventMetadata {
             id: Some(if letter.event_id.is_empty() { &self.id } else { &letter.event_id }),
             key: Some(&*letter.key).filter(|key| !key.is_empty()),
             time: Some(letter.time),
@@ -181,8 +181,8 @@ impl super::Handles {
         let mut next = range.start;
         while next < range.end {
             match dead.look(next).map_err(|error| error.to_string())? {
-                Found::Lost { to } => next = to.max(next + 1),
-                Found::Block(block) => {
+                ReadResult::Lost { to } => next = to.max(next + 1),
+                ReadResult::Block(block) => {
                     let (end, recorded) = (block.end(), block.header.recorded);
                     for (number, record) in (block.header.first..).zip(block.records()) {
                         if !(next..range.end).contains(&number) {
@@ -244,8 +244,8 @@ impl super::Handles {
         let taken = loop {
             match self.ingest.accept(&route, payload, found.metadata(), now, &mut waiter) {
                 Ok(taken) => break taken,
-                Err(NotTaken::NoRoom) => self.ingest.room(&route).await,
-                Err(NotTaken::Closed) => return Err("the gateway is shutting down".into()),
+                Err(SubmitError::NoRoom) => self.ingest.room(&route).await,
+                Err(SubmitError::Closed) => return Err("the gateway is shutting down".into()),
             }
         };
         while self.ingest.receipt(&taken).is_none() {
@@ -315,12 +315,12 @@ pub(super) fn not_found(id: u64) -> ApiError {
     refuse(StatusCode::NOT_FOUND, text)
 }
 
-fn fate(state: FateState, attempts: u32) -> Fate {
-    Fate { state, at: Timestamp::from(clock::wall()), attempts, ..Fate::default() }
+fn fate(state: FateState, attempts: u32) -> DeadLetterStatus {
+    DeadLetterStatus { state, at: Timestamp::from(clock::wall()), attempts, ..DeadLetterStatus::default() }
 }
 
 /// Saves new statuses of letters together with their audit entries.
-async fn save(app: &App, letters: Vec<(StoredLetter, Fate)>, action: &'static str) -> Result<(), ApiError> {
+async fn save(app: &App, letters: Vec<(StoredLetter, DeadLetterStatus)>, action: &'static str) -> Result<(), ApiError> {
     if letters.is_empty() {
         return Ok(());
     }
@@ -352,7 +352,7 @@ fn final_reason(app: &App, number: u64) -> Option<String> {
 }
 
 /// Applies the action to one letter. Returns its new status, or why it is refused.
-async fn decide(app: &App, action: Action, found: &StoredLetter, is_dry_run: bool) -> Result<Fate, String> {
+async fn decide(app: &App, action: Action, found: &StoredLetter, is_dry_run: bool) -> Result<DeadLetterStatus, String> {
     if let Some(reason) = final_reason(app, found.number) {
         return Err(reason);
     }
@@ -369,7 +369,7 @@ async fn decide(app: &App, action: Action, found: &StoredLetter, is_dry_run: boo
             if !app.handles.view.load().links.iter().any(|link| link.destination == destination) {
                 return Err(format!("its destination \"{destination}\" is not in the configuration any more"));
             }
-            Ok(Fate { destination, ..fate(FateState::Requeued, attempts) })
+            Ok(DeadLetterStatus { destination, ..fate(FateState::Requeued, attempts) })
         }
     }
 }

@@ -6,8 +6,8 @@ use super::rows::{self, Items};
 use super::{ApiResult, App, Handles, Query, blocking, dead, json, limit};
 use crate::event::{Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::ingest::dead::fates::Fate;
-use crate::journal::Found;
+use crate::ingest::dead::fates::DeadLetterStatus;
+use crate::journal::ReadResult;
 use base64::Engine;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::Value;
@@ -39,7 +39,7 @@ pub struct Letter {
     #[serde(flatten, serialize_with = "with_shown_times", deserialize_with = "from_shown_times")]
     pub letter: DeadLetter<'static>,
     /// Status of the letter.
-    pub fate: Fate,
+    pub fate: DeadLetterStatus,
     /// Size of the payload in bytes.
     pub payload_bytes: usize,
     /// The payload of a single letter if it is UTF-8 text.
@@ -76,7 +76,7 @@ impl Handles {
             return None;
         }
         Some(match dead.look(from) {
-            Ok(Found::Block(block)) => {
+            Ok(ReadResult::Block(block)) => {
                 let numbered = (block.header.first..).zip(block.records()).filter(|(number, _)| *number >= from);
                 let shown = numbered.filter_map(|(number, record)| {
                     let found = letter(number, block.header.recorded, &record)?;
@@ -84,14 +84,14 @@ impl Handles {
                 });
                 (Ok(shown.collect()), block.end().max(from + 1))
             }
-            Ok(Found::Lost { to }) => (Ok(Vec::new()), to.max(from + 1)),
+            Ok(ReadResult::Lost { to }) => (Ok(Vec::new()), to.max(from + 1)),
             Err(error) => (Err(error.to_string()), u64::MAX),
         })
     }
 
     /// Returns a letter with its payload. Blocks the thread.
     fn whole_letter(&self, id: u64) -> Option<Letter> {
-        let Ok(Found::Block(block)) = self.journal.dead().look(id) else { return None };
+        let Ok(ReadResult::Block(block)) = self.journal.dead().look(id) else { return None };
         let (_, record) = (block.header.first..).zip(block.records()).find(|(number, _)| *number == id)?;
         let mut found = letter(id, block.header.recorded, &record)?;
         found.fate = self.fates.of(id);
@@ -115,11 +115,11 @@ impl Handles {
             let mut next = from.max(1);
             while next < end {
                 match dead.look(next) {
-                    Ok(Found::Block(block)) => {
+                    Ok(ReadResult::Block(block)) => {
                         numbers.extend((block.header.first..block.end()).filter(|number| (next..end).contains(number)));
                         next = block.end().max(next + 1);
                     }
-                    Ok(Found::Lost { to }) => next = to.max(next + 1),
+                    Ok(ReadResult::Lost { to }) => next = to.max(next + 1),
                     Err(_) => break,
                 }
             }
@@ -164,7 +164,7 @@ fn letter(id: u64, recorded: Timestamp, record: &Record<'_>) -> Option<Letter> {
         id,
         recorded: recorded.to_string(),
         letter,
-        fate: Fate::default(),
+        fate: DeadLetterStatus::default(),
         payload_bytes,
         payload_text: None,
         payload_base64: None,

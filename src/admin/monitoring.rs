@@ -7,7 +7,7 @@
 use super::{ApiResult, Handles, blocking, certificates, refuse};
 use crate::clock;
 use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply};
-use crate::memory::Door;
+use crate::memory::ListenerId;
 use crate::origin::Origin;
 use crate::shutdown::Shutdown;
 use hyper::body::Incoming;
@@ -79,7 +79,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
     let mut connections = JoinSet::new();
     let crowd = ConnectionLimit::new(CONNECTIONS_MAX);
     let mut certificates_at = clock::instant();
-    let door = Door::new();
+    let listener = ListenerId::new();
     loop {
         let view = handles.view.load_full();
         let wanted = view.monitoring;
@@ -118,7 +118,7 @@ pub async fn monitor(handles: Arc<Handles>, mut shutdown: Shutdown) {
             accepted = accept => match accepted {
                 Ok((stream, peer)) => {
                     let seat = crowd.acquire(Origin::of(peer.ip()));
-                    match handles.budget.admit(CONNECTION_BYTES, peer.ip(), door) {
+                    match handles.budget.admit(CONNECTION_BYTES, peer.ip(), listener) {
                         Ok(permit) => {
                             let served = serve(stream, seat, Arc::clone(&handles));
                             connections.spawn(async move { permit.eviction().cuts(served).await; });

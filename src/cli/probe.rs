@@ -1,7 +1,7 @@
 //! Status line and liveness check of a running gateway, for the service manager.
 
 use crate::admin::Handles;
-use crate::service::{Lifeless, LivenessProbe};
+use crate::service::{LivenessProbe, Unresponsive};
 use crate::setting::grouped;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +38,8 @@ impl LivenessProbe for GatewayProbe {
         line
     }
 
-    fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
+    fn check(&self, work_max: Duration) -> Result<(), Unresponsive> {
         self.0.journal.check(work_max)?;
-        self.0.failures.hung_part().map_or(Ok(()), |part| Err(Lifeless::Dead { part }))
+        self.0.failures.hung_part().map_or(Ok(()), |part| Err(Unresponsive::Dead { part }))
     }
 }

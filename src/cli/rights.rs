@@ -44,7 +44,7 @@ pub(super) fn entries(config: &Config) -> Result<Vec<NameRights>, String> {
                 add(&pattern, "certificates whose name matches, in addition to the above".into(), grants);
             }
         }
-        if listener.lets_in_anonymous() {
+        if listener.accepts_anonymous() {
             add("", "anonymous clients".into(), listener.grants(None, &config.contracts));
         }
     }
@@ -63,7 +63,7 @@ pub(super) fn entries(config: &Config) -> Result<Vec<NameRights>, String> {
             let words = tls.identity.words();
             add(ANY_NAME, format!("{words} in a certificate; only their authority knows the names"));
         }
-        if server.lets_in_anonymous() {
+        if server.accepts_anonymous() {
             add("", "anonymous callers".into());
         }
     }
@@ -81,8 +81,7 @@ fn posts(server: &http::Config, name: &str, config: &Config) -> Vec<Grant> {
     let written = contracts.filter(|one| one.source() == crate::contract::SourceKind::Http && one.is_for(&server.name));
     for contract in written.filter(|one| one.publisher().is_some_and(|publisher| publisher.is_written)) {
         if let (Some(filter), Some(publisher)) = (contract.filter_of_publisher(name), contract.publisher()) {
-            let why =
-                format!("limited by contract {}: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
+            let why = format!("limited by contract {}: publisher = \"{{{}}}\"", contract.stream(), publisher.name);
             grants.push(Grant { filter, why });
         }
     }

@@ -4,7 +4,7 @@ use super::json::Pointer;
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
-use super::{Accepts, Contract, Decode, Mode, OnViolation, Order, Publisher, SourceKind, Surroundings, odoo};
+use super::{Accepts, Contract, Decode, GatewayNames, Mode, OnViolation, Order, Publisher, SourceKind, odoo};
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
 use std::path::Path;
@@ -84,7 +84,7 @@ pub(super) const BUILT_IN_NAMES: [&str; 3] = ["client", "user", "topic"];
 /// Reads and checks a contract file. Problems that do not prevent its use go to `warnings`.
 pub(super) fn load(
     file: &Path,
-    surroundings: &Surroundings,
+    surroundings: &GatewayNames,
     lanes: &[String],
     has_mask_key: bool,
     warnings: &mut Vec<Problem>,

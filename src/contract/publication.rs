@@ -4,7 +4,7 @@
 //! event has the same bytes on every copy and after every upgrade.
 
 use super::json::push_json_string;
-use super::{Mode, Surroundings};
+use super::{GatewayNames, Mode};
 use crate::event::{Attribute, Content, Record, Timestamp};
 use base64::Engine;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub struct Publication {
     /// Version of the contract, `major.minor.patch`.
     pub version: String,
     /// Environment, site, gateway and namespace at that time.
-    pub surroundings: Surroundings,
+    pub surroundings: GatewayNames,
     /// CloudEvents content mode.
     pub mode: Mode,
     /// Topic template at central.
@@ -50,7 +50,7 @@ pub const PUBLICATION_FORMAT: u32 = 1;
 
 impl Publication {
     /// Publication of a stream about the gateway itself, `gateway.…`, with the gateway as key.
-    pub fn own(stream: &str, surroundings: &Surroundings, lane: &str) -> Self {
+    pub fn own(stream: &str, surroundings: &GatewayNames, lane: &str) -> Self {
         Self {
             format: PUBLICATION_FORMAT,
             stream: stream.to_owned(),
@@ -431,7 +431,7 @@ mod tests {
             format: PUBLICATION_FORMAT,
             stream: "machine.state".into(),
             version: "1.2.0".into(),
-            surroundings: Surroundings {
+            surroundings: GatewayNames {
                 environment: "test".into(),
                 site: "plant-01".into(),
                 gateway: "gw-01".into(),

@@ -18,8 +18,8 @@ use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::ingest::dead::fates::{Fate, Fates, State};
-use crate::journal::{Found, Journal, Lane, Settled, Step, Walk};
+use crate::ingest::dead::fates::{DeadLetterStatus, DeadLetterStatuses, State};
+use crate::journal::{BlockReader, Cursor, Journal, Lane, ReadResult, Step};
 use crate::link::{LinkError, Output, Protocol, Rejection, Reply, Session, Target, jitter, reconnect_wait};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
@@ -50,7 +50,7 @@ pub struct ResenderSpec {
     /// The journal to read from.
     pub journal: Arc<Journal>,
     /// Status of each dead letter.
-    pub fates: Arc<Fates>,
+    pub fates: Arc<DeadLetterStatuses>,
     /// All replays.
     pub replays: Arc<Replays>,
     /// Backlogs of all lanes of the destination.
@@ -92,8 +92,8 @@ struct ReplayRun {
     replay: Replay,
     lane: usize,
     next: u64,
-    walk: Option<Walk>,
-    settled: Settled,
+    walk: Option<BlockReader>,
+    settled: Cursor,
     saved_at: Instant,
     /// Temporarily rejected events, by index of the lane and offset; they are sent before any further event.
     refused: BTreeSet<(usize, u64)>,
@@ -474,15 +474,20 @@ impl Resender {
         self.backoff_until.get_or_insert(clock::instant() + REFUSED_PAUSE);
     }
 
-    fn decide(&mut self, letter: u64, content: &DeadLetter<'_>, rejection: Option<Rejection>) -> Option<Fate> {
+    fn decide(
+        &mut self,
+        letter: u64,
+        content: &DeadLetter<'_>,
+        rejection: Option<Rejection>,
+    ) -> Option<DeadLetterStatus> {
         let attempts = self.spec.fates.of(letter).attempts + 1;
         let at = Timestamp::from(clock::wall());
         match rejection {
-            None => Some(Fate { state: State::Delivered, at, attempts, ..Fate::default() }),
+            None => Some(DeadLetterStatus { state: State::Delivered, at, attempts, ..DeadLetterStatus::default() }),
             Some(Rejection::Permanent(code, why)) => {
                 let reason = format!("central refuses it again: 0x{code:02x} {why}");
                 tracing::warn!(letter, destination = %content.destination, %reason, "central rejected a requeued dead letter; it is held again");
-                Some(Fate { state: State::Held, at, attempts, reason, ..Fate::default() })
+                Some(DeadLetterStatus { state: State::Held, at, attempts, reason, ..DeadLetterStatus::default() })
             }
             Some(Rejection::Temporary(..)) => {
                 self.back_off(letter);
@@ -548,7 +553,7 @@ impl ReplayRun {
             lane: 0,
             next: 0,
             walk: None,
-            settled: Settled::default(),
+            settled: Cursor::default(),
             saved_at: now,
             refused: BTreeSet::new(),
             refused_until: now,
@@ -588,8 +593,8 @@ impl ReplayRun {
     async fn read(&mut self, lane: &Arc<Lane>) -> bool {
         let (ours, next) = (Arc::clone(lane), self.next);
         match spawn_blocking(move || ours.look(next)).await {
-            Ok(Ok(Found::Block(block))) => self.walk = Some(Walk::new(block)),
-            Ok(Ok(Found::Lost { to })) => self.next = to.max(next + 1),
+            Ok(Ok(ReadResult::Block(block))) => self.walk = Some(BlockReader::new(block)),
+            Ok(Ok(ReadResult::Lost { to })) => self.next = to.max(next + 1),
             Ok(Err(error)) => {
                 tracing::warn!(lane = %lane.name, %error, "cannot read events of a replay from the journal, will retry");
                 return false;

@@ -1,6 +1,6 @@
 //! Reads a range of a lane's log for sending.
 
-use crate::journal::{Follower, Found, Lane, Walk};
+use crate::journal::{BlockReader, Follower, Lane, ReadResult};
 use std::sync::Arc;
 
 /// A position in a lane's log, and the loaded block at that position.
@@ -11,7 +11,7 @@ pub(super) struct LaneReader {
     pub next: u64,
     /// End of the range (exclusive).
     pub until: u64,
-    pub block: Option<Walk>,
+    pub block: Option<BlockReader>,
 }
 
 impl LaneReader {
@@ -34,7 +34,7 @@ impl LaneReader {
     }
 
     /// Waits for the block or loss at `next`; returns `None` once the journal is closed. Safe to drop half-way.
-    pub async fn find(&mut self) -> Option<Found> {
+    pub async fn find(&mut self) -> Option<ReadResult> {
         self.follower.find(self.next).await
     }
 }

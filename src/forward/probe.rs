@@ -4,7 +4,7 @@ use super::fill::push_rendered;
 use super::in_flight::Publish;
 use super::{Forwarder, SessionEnd, Suspect};
 use crate::clock;
-use crate::journal::Walk;
+use crate::journal::BlockReader;
 use crate::link::{Output, Protocol, Session};
 use crate::shutdown::Shutdown;
 
@@ -76,7 +76,7 @@ impl Forwarder {
     }
 
     /// Sends one event alone, regardless of batches, rate limits and hours; returns `false` if it must not be sent.
-    fn push_suspect(&mut self, walk: &mut Walk, offset: u64, session: &Session, output: &mut Output) -> bool {
+    fn push_suspect(&mut self, walk: &mut BlockReader, offset: u64, session: &Session, output: &mut Output) -> bool {
         let recorded = walk.recorded();
         if self.settled.contains(offset) {
             return false;

@@ -106,8 +106,8 @@ impl Forwarder {
                 let attributes = record.attributes.iter().filter(|one| !matches!(one, Attribute::Exchange { .. }));
                 match dead_letter.submit(&self.dead, publication, attributes.copied().collect(), &mut waiter) {
                     Ok(ticket) => break Some(ticket),
-                    Err(crate::journal::NotTaken::NoRoom) => self.dead.room().await,
-                    Err(crate::journal::NotTaken::Closed) => break None,
+                    Err(crate::journal::SubmitError::NoRoom) => self.dead.room().await,
+                    Err(crate::journal::SubmitError::Closed) => break None,
                 }
             };
             if let Some(ticket) = ticket {

@@ -7,7 +7,7 @@ use super::client_conflict::ClientIdConflict;
 use super::failback::Failback;
 use super::{Config, CredentialRotation};
 use crate::clock;
-use crate::contract::{STRUCTURED, Surroundings, push_json_string};
+use crate::contract::{GatewayNames, STRUCTURED, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
 use crate::link::{self, Head, LinkError, Output, RECONNECT_EARLY, Reply, Session, Will, jitter, reconnect_wait};
 use crate::shutdown::Shutdown;
@@ -24,7 +24,7 @@ pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
 pub async fn run(
     config: Arc<Config>,
     client: String,
-    around: Surroundings,
+    around: GatewayNames,
     report: Report,
     mut rotation: CredentialRotation,
     mut shutdown: Shutdown,
@@ -70,7 +70,7 @@ pub async fn run(
 }
 
 /// Returns the topic of the status: `{environment}/{site}/gateway.status/v1/{gateway}`.
-pub fn topic(around: &Surroundings) -> String {
+pub fn topic(around: &GatewayNames) -> String {
     format!("{}/{}/gateway.status/v1/{}", around.environment, around.site, around.gateway)
 }
 
@@ -86,7 +86,7 @@ async fn serve(
     mut session: Session,
     mut failback: Failback,
     topic: &str,
-    around: &Surroundings,
+    around: &GatewayNames,
     report: &Report,
     rotation: &mut CredentialRotation,
     shutdown: &mut Shutdown,
@@ -152,7 +152,7 @@ fn push_status(output: &mut Output, session: &Session, topic: &str, packet_id: u
 }
 
 /// Publishes "offline" and closes the session. `id` is the last used packet id.
-async fn go_offline(mut session: Session, mut output: Output, topic: &str, around: &Surroundings, id: u16) {
+async fn go_offline(mut session: Session, mut output: Output, topic: &str, around: &GatewayNames, id: u16) {
     push_status(&mut output, &session, topic, id % u16::MAX + 1, &event(around, "offline", ""));
     // The wait is short: a silent broker must not delay the shutdown.
     let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
@@ -160,7 +160,7 @@ async fn go_offline(mut session: Session, mut output: Output, topic: &str, aroun
 }
 
 /// Renders a status message as a CloudEvent in structured mode.
-fn event(around: &Surroundings, state: &str, report: &str) -> Vec<u8> {
+fn event(around: &GatewayNames, state: &str, report: &str) -> Vec<u8> {
     let mut source = String::from("/");
     push_path_segment(&mut source, &around.site);
     source.push('/');

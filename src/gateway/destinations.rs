@@ -4,7 +4,7 @@ use super::Services;
 use super::part::{Part, PartFuture};
 use crate::admin::LinkHandle;
 use crate::config::{Config, Digest};
-use crate::contract::Surroundings;
+use crate::contract::GatewayNames;
 use crate::forward::again::{self, Resender};
 use crate::forward::{self, CredentialRotation, Forwarder, Pressure, Sending, status};
 use crate::journal::Journal;
@@ -150,7 +150,7 @@ impl Services {
 
 /// The MQTT client ids of destinations, without the lane. A destination that shares a broker with an earlier one
 /// gets its name as a suffix.
-fn client_ids(around: &Surroundings, destinations: &[forward::Config]) -> Vec<String> {
+fn client_ids(around: &GatewayNames, destinations: &[forward::Config]) -> Vec<String> {
     let base = format!("forebay-{}-{}-{}", around.environment, around.site, around.gateway);
     let shares = |index: usize| {
         let to: &forward::Config = &destinations[index];

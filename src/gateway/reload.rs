@@ -266,7 +266,7 @@ impl Supervisor {
         let (contracts, key) = (std::mem::take(&mut config.contracts), std::mem::take(&mut config.mask_key));
         let settings = config.journal.clone();
         let done = spawn_blocking(move || {
-            ingest.put_in_force(contracts, key)?;
+            ingest.apply(contracts, key)?;
             journal.change(&settings);
             Ok::<_, crate::journal::JournalError>(())
         });
@@ -328,7 +328,7 @@ impl Supervisor {
             match steps.remove(&source.handle.name) {
                 Some(SourceChange::Keep) => {
                     match prepared.remove(&source.handle.name) {
-                        Some((ready, digest)) => source.put_in_force(ready, digest),
+                        Some((ready, digest)) => source.apply(ready, digest),
                         // Rights depend on the contracts too.
                         None => source.judge_again(),
                     }

@@ -246,14 +246,14 @@ impl Source {
     }
 
     /// Applies settings that [`Source::prepare`] has checked.
-    pub fn put_in_force(&mut self, prepared: PreparedSettings, digest: SourceDigest) {
+    pub fn apply(&mut self, prepared: PreparedSettings, digest: SourceDigest) {
         let address = match (&self.reloadable, prepared) {
             (Reloadable::Listener(listener), PreparedSettings::Listener(prepared)) => {
-                listener.put_in_force(*prepared);
+                listener.apply(*prepared);
                 listener.address()
             }
             (Reloadable::Server(server), PreparedSettings::Server(prepared)) => {
-                server.put_in_force(*prepared);
+                server.apply(*prepared);
                 server.address()
             }
             _ => return,

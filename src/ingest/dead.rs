@@ -6,7 +6,7 @@
 pub mod fates;
 
 use crate::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
-use crate::journal::{Lane, NotTaken, Receipt, Ticket, Waiter};
+use crate::journal::{Lane, Receipt, SubmitError, Ticket, Waiter};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -87,18 +87,18 @@ impl DeadLetter<'_> {
         publication: u32,
         attributes: Vec<Attribute<'_>>,
         waiter: &mut Waiter,
-    ) -> Result<Ticket, NotTaken> {
+    ) -> Result<Ticket, SubmitError> {
         self.with_record(publication, attributes, |record| lane.submit(record, None, waiter))
     }
 
     /// Submits the letter to its log and waits until it is durable.
-    pub async fn append(&self, lane: &Lane, publication: u32) -> Result<Receipt, NotTaken> {
+    pub async fn append(&self, lane: &Lane, publication: u32) -> Result<Receipt, SubmitError> {
         let mut waiter = Waiter::default();
         let ticket = loop {
             match self.submit(lane, publication, Vec::new(), &mut waiter) {
                 Ok(ticket) => break ticket,
-                Err(NotTaken::NoRoom) => lane.room().await,
-                Err(NotTaken::Closed) => return Err(NotTaken::Closed),
+                Err(SubmitError::NoRoom) => lane.room().await,
+                Err(SubmitError::Closed) => return Err(SubmitError::Closed),
             }
         };
         lane.await_receipt(ticket, &waiter).await

@@ -25,7 +25,7 @@ mod value;
 mod weight;
 
 use crate::clock;
-use crate::journal::{Bell, Journal, JournalError};
+use crate::journal::{Journal, JournalError, WaiterHandle};
 use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
 use declared::Declared;
@@ -316,7 +316,7 @@ impl Sparkplug {
 
     /// Applies the change of a message of `sender`. Returns a number for [`Sparkplug::is_saved`]; the bell rings when
     /// that save is on disk. Returns 0 if there is nothing to save.
-    pub fn apply(&self, change: StateChange, sender: &str, bell: impl FnOnce() -> Bell) -> u64 {
+    pub fn apply(&self, change: StateChange, sender: &str, bell: impl FnOnce() -> WaiterHandle) -> u64 {
         let now = clock::instant();
         let StateChange { key, device, kind, seq, needs_rebirth } = change;
         let is_node_birth = matches!(kind, ChangeKind::NodeBirth { .. });

@@ -21,7 +21,7 @@ use super::history::{History, count_block, sequences_after};
 use super::readonly::{ReadOnlyJournal, ReadOnlyLane, sequences_at};
 use super::segment::Segment;
 use super::state::{Note, State};
-use super::{Fingerprint, Found, Journal, JournalError, Lane};
+use super::{Fingerprint, Journal, JournalError, Lane, ReadResult};
 use crate::clock;
 use crate::event::{Record, Timestamp};
 use copy::CopyJob;
@@ -249,7 +249,7 @@ impl Copyable for Lane {
         // The summary of a segment after a crash does not describe its content.
         while summary.closed.is_none()
             && next < first
-            && let Found::Block(block) = self.look(next)?
+            && let ReadResult::Block(block) = self.look(next)?
         {
             count_block(&mut sequences, &block);
             next = block.end();

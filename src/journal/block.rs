@@ -7,7 +7,7 @@
 //! endian), body. The plain body is a postcard [`Header`] and then the records, each with a length prefix (u32, little
 //! endian).
 
-use super::cursor::{Settled, SettledV1};
+use super::cursor::{Cursor, SettledV1};
 use crate::event::{Record, Timestamp, append_postcard};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,7 @@ pub struct Header {
     /// Sequences of the records, one run for each stream.
     pub runs: Vec<Run>,
     /// Cursors of the destinations, if one changed since the block before.
-    pub settled: Vec<Settled>,
+    pub settled: Vec<Cursor>,
 }
 
 /// A header in format 1.
@@ -49,7 +49,7 @@ struct HeaderV1 {
 
 impl From<HeaderV1> for Header {
     fn from(old: HeaderV1) -> Self {
-        let settled = old.settled.into_iter().map(Settled::from).collect();
+        let settled = old.settled.into_iter().map(Cursor::from).collect();
         Self { first: old.first, count: old.count, recorded: old.recorded, runs: old.runs, settled }
     }
 }

@@ -4,13 +4,13 @@
 
 use super::block::Block;
 use super::lane::Lane;
-use super::{Found, JournalError, Published};
+use super::{JournalError, Published, ReadResult};
 use crate::event::{Record, Timestamp};
 use std::sync::Arc;
 
 /// A position in a block, with the next offset and sequences.
 #[derive(Debug)]
-pub struct Walk {
+pub struct BlockReader {
     block: Arc<Block>,
     at: usize,
     offset: u64,
@@ -31,7 +31,7 @@ pub struct Step<'a> {
     pub numbered: Option<(&'a Arc<Published>, u64)>,
 }
 
-impl Walk {
+impl BlockReader {
     /// Starts at the first record of a block.
     pub fn new(block: Arc<Block>) -> Self {
         let sequences = block.header.runs.iter().map(|run| (run.stream, run.first)).collect();
@@ -58,7 +58,7 @@ impl Walk {
         self.step_with(|number| lane.published(number))
     }
 
-    /// Like [`Walk::step`], with publications from `of`.
+    /// Like [`BlockReader::step`], with publications from `of`.
     pub fn step_with(&mut self, of: impl Fn(u32) -> Option<Arc<Published>>) -> Option<Step<'_>> {
         let Self { block, at, offset, sequences, published } = self;
         let (record, after) = block.record_at(*at)?;
@@ -86,9 +86,9 @@ impl Walk {
 
 impl Lane {
     /// A walk through the block with an event; `None` if the event no longer exists. Blocks the thread.
-    pub fn walk_at(&self, offset: u64) -> Result<Option<Walk>, JournalError> {
+    pub fn walk_at(&self, offset: u64) -> Result<Option<BlockReader>, JournalError> {
         Ok(match self.look(offset)? {
-            Found::Block(block) if block.header.first <= offset => Some(Walk::new(block)),
+            ReadResult::Block(block) if block.header.first <= offset => Some(BlockReader::new(block)),
             _ => None,
         })
     }

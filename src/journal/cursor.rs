@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// The cursor and the accounts of one destination in one lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settled {
+pub struct Cursor {
     /// Name of the destination.
     pub destination: String,
     /// Every offset below is settled.
@@ -96,7 +96,7 @@ pub(super) struct SettledV1 {
     set_aside: u64,
 }
 
-impl From<SettledV1> for Settled {
+impl From<SettledV1> for Cursor {
     fn from(old: SettledV1) -> Self {
         let mut settled = Self { ranges: old.ranges, ..Self::new(&old.destination, old.low) };
         for (stream, delivered, dead) in old.accounts {
@@ -110,7 +110,7 @@ impl From<SettledV1> for Settled {
     }
 }
 
-impl Settled {
+impl Cursor {
     /// Creates the cursor of a destination that has settled everything below `low`, and nothing else.
     pub fn new(destination: &str, low: u64) -> Self {
         Self { destination: destination.to_owned(), low, ..Self::default() }
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_takes_nothing_with_it_that_is_settled_or_on_its_way() {
-        let mut settled = Settled::new("central", 1);
+        let mut settled = Cursor::new("central", 1);
         settled.settle(3, 1, Outcome::Delivered);
         settled.settle(6, 1, Outcome::Delivered);
         // 1 and 2 are in flight, 5 to 9 are lost but for 6.
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_told_apart_by_stream_where_that_is_known() {
-        let mut settled = Settled::new("central", 1);
+        let mut settled = Cursor::new("central", 1);
         settled.settle(1, 1, Outcome::Delivered);
         settled.settle(2, 2, Outcome::Delivered);
         settled.settle(4, 2, Outcome::Dead);
@@ -263,7 +263,7 @@ mod tests {
         let stored =
             postcard::to_stdvec(&("central", 7u64, [(9u64, 12u64)].as_slice(), [(3u32, 5u64, 1u64)].as_slice(), 2u64));
         let old: SettledV1 = postcard::from_bytes(&stored.expect("encodes")).expect("reads");
-        let settled = Settled::from(old);
+        let settled = Cursor::from(old);
         assert_eq!((settled.destination.as_str(), settled.low, &settled.ranges[..]), ("central", 7, &[(9, 12)][..]));
         let counts = [Outcome::Delivered, Outcome::Dead, Outcome::SetAside].map(|outcome| settled.total(outcome));
         assert_eq!(counts, [5, 1, 2]);
@@ -272,7 +272,7 @@ mod tests {
     proptest! {
         #[test]
         fn settling_in_any_order_is_what_a_set_says(offsets in proptest::collection::vec(1u64..60, 0..120)) {
-            let mut settled = Settled::new("central", 1);
+            let mut settled = Cursor::new("central", 1);
             let mut model = BTreeSet::new();
             for offset in offsets {
                 prop_assert_eq!(settled.settle(offset, 3, Outcome::Delivered), model.insert(offset));

@@ -6,9 +6,9 @@
 //! Not here: the output of the lines (`cli`), their transport (`admin`).
 
 use super::block::Block;
-use super::block_records::Walk;
+use super::block_records::BlockReader;
 use super::history::{Extent, History};
-use super::{DEAD, Found, JournalError, Published};
+use super::{DEAD, JournalError, Published, ReadResult};
 use crate::contract::push_json_string;
 use crate::event::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -193,8 +193,8 @@ impl Export {
         }
         let before = part.next;
         match part.history.find(before) {
-            Ok(Found::Block(block)) => self.write(&block, out),
-            Ok(Found::Lost { to }) => {
+            Ok(ReadResult::Block(block)) => self.write(&block, out),
+            Ok(ReadResult::Lost { to }) => {
                 let to = to.clamp(before + 1, part.end);
                 self.progress.lost += to - before;
                 part.advance(to, &mut self.progress);
@@ -221,7 +221,7 @@ impl Export {
             && selection.until.is_none_or(|until| recorded < until);
         let is_wanted = |stream: u32| streams.as_ref().is_none_or(|streams| streams.contains(&stream));
         if is_in_time && block.header.runs.iter().any(|run| is_wanted(run.stream)) {
-            let mut walk = Walk::new(Arc::clone(block));
+            let mut walk = BlockReader::new(Arc::clone(block));
             while let Some(step) = walk.step_with(|number| part.history.published(number)) {
                 if step.offset < part.next || step.offset >= part.end {
                     continue;

@@ -2,13 +2,13 @@
 //!
 //! Promise: an event is durable when its append returns.
 
-use super::{Journal, NotTaken};
+use super::{Journal, SubmitError};
 use crate::clock;
 use crate::event::{Attribute, Content, Id, Record, Timestamp, push_path_segment};
 
 /// Envelope of an event of the gateway, without its payload.
 #[derive(Clone, Copy, Debug)]
-pub struct OwnEvent<'a> {
+pub struct GatewayEvent<'a> {
     /// Name of the lane.
     pub lane: &'a str,
     /// Number of the publication.
@@ -23,7 +23,11 @@ pub struct OwnEvent<'a> {
 
 impl Journal {
     /// Stores an event with `data` as its payload; returns when it is durable. Stores nothing if there is no such lane.
-    pub async fn append_own(&self, event: OwnEvent<'_>, data: &serde_json::Value) -> Result<(), NotTaken> {
+    pub async fn append_gateway_event(
+        &self,
+        event: GatewayEvent<'_>,
+        data: &serde_json::Value,
+    ) -> Result<(), SubmitError> {
         let Some(lane) = self.lane(event.lane) else { return Ok(()) };
         let mut origin = String::from("gateway/");
         push_path_segment(&mut origin, event.device);

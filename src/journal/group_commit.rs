@@ -102,8 +102,8 @@ impl Waiter {
     }
 
     /// A handle to wait on while the waiter itself is borrowed.
-    pub fn bell(&self) -> Bell {
-        Bell(Arc::clone(&self.notify))
+    pub fn bell(&self) -> WaiterHandle {
+        WaiterHandle(Arc::clone(&self.notify))
     }
 
     /// Registers for batch `number` of lane `lane`; returns whether it was not registered yet.
@@ -117,9 +117,9 @@ impl Waiter {
 
 /// A handle that is notified together with its waiter.
 #[derive(Clone, Debug)]
-pub struct Bell(Arc<Notify>);
+pub struct WaiterHandle(Arc<Notify>);
 
-impl Bell {
+impl WaiterHandle {
     /// Waits until a batch with an event of the waiter became durable since the last call. Cancel-safe.
     pub async fn rung(&self) {
         self.0.notified().await;
@@ -143,7 +143,7 @@ impl Bell {
 
 /// Why the queue did not accept an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotTaken {
+pub enum SubmitError {
     /// The batch is full: wait for room and try again.
     NoRoom,
     /// The journal is closing.
@@ -187,16 +187,16 @@ impl CommitQueue {
         waiter: &mut Waiter,
         lane: usize,
         cut_bytes: usize,
-    ) -> Result<Ticket, NotTaken> {
+    ) -> Result<Ticket, SubmitError> {
         let mut state = self.lock();
         if state.closing {
-            return Err(NotTaken::Closed);
+            return Err(SubmitError::Closed);
         }
         let batch = &mut state.batch;
         let before = batch.bytes.len();
         let wanted = record.payload.len() + record.key.len() + record.origin.len() + 128;
         if before > 0 && before + wanted > GATHER_BYTES_MAX {
-            return Err(NotTaken::NoRoom);
+            return Err(SubmitError::NoRoom);
         }
         block::append_record(&mut batch.bytes, record);
         batch.entries.push(BatchEntry { end: batch.bytes.len(), publication: record.publication, repeats });

@@ -3,7 +3,7 @@
 //! Promise: neither the writer nor a supervisor ever waits for the other.
 
 use crate::clock;
-use crate::service::{Lifeless, thread_number};
+use crate::service::{Unresponsive, thread_number};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -50,10 +50,10 @@ impl Heartbeat {
     }
 
     /// Returns an error if the writer is dead, or busy with one piece of work for longer than `work_max`.
-    pub(super) fn check(&self, lane: &str, work_max: Duration) -> Result<(), Lifeless> {
+    pub(super) fn check(&self, lane: &str, work_max: Duration) -> Result<(), Unresponsive> {
         let part = || format!("the writer of lane {lane}");
         if self.is_dead.load(Ordering::Acquire) {
-            return Err(Lifeless::Dead { part: part() });
+            return Err(Unresponsive::Dead { part: part() });
         }
         let begun = match self.busy_since.load(Ordering::Acquire) {
             0 => return Ok(()),
@@ -61,7 +61,7 @@ impl Heartbeat {
         };
         let since = clock::instant().saturating_duration_since(begun);
         match since > work_max {
-            true => Err(Lifeless::Busy { part: part(), thread: self.thread.load(Ordering::Acquire), since }),
+            true => Err(Unresponsive::Busy { part: part(), thread: self.thread.load(Ordering::Acquire), since }),
             false => Ok(()),
         }
     }
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(heartbeat.check("bulk", Duration::from_secs(60)), Ok(()), "it has just begun");
         std::thread::sleep(Duration::from_millis(3));
         match heartbeat.check("bulk", Duration::ZERO) {
-            Err(Lifeless::Busy { part, thread, .. }) => {
+            Err(Unresponsive::Busy { part, thread, .. }) => {
                 assert_eq!((part.as_str(), thread), ("the writer of lane bulk", thread_number()));
             }
             other => panic!("{other:?}"),
@@ -111,7 +111,7 @@ mod tests {
         assert!(writer.join().is_err());
         assert_eq!(
             heartbeat.check("bulk", Duration::from_secs(60)),
-            Err(Lifeless::Dead { part: "the writer of lane bulk".into() })
+            Err(Unresponsive::Dead { part: "the writer of lane bulk".into() })
         );
     }
 }

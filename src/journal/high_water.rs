@@ -2,7 +2,7 @@
 //!
 //! Promise: the numbers cover durable events only.
 
-use super::{Found, JournalError, Lane};
+use super::{JournalError, Lane, ReadResult};
 use crate::event::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -54,9 +54,9 @@ impl Lane {
         let mut next = first;
         while next < end {
             match self.read_at(next)? {
-                Found::Lost { to } => next = to.max(next + 1),
-                Found::Block(block) if block.header.first >= end => break,
-                Found::Block(block) => {
+                ReadResult::Lost { to } => next = to.max(next + 1),
+                ReadResult::Block(block) if block.header.first >= end => break,
+                ReadResult::Block(block) => {
                     for run in &block.header.runs {
                         if let Some((_, sequence)) = sequences.iter_mut().find(|(stream, _)| *stream == run.stream) {
                             *sequence = (*sequence).min(run.first);

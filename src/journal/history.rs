@@ -3,10 +3,10 @@
 //! Promise: no page of a file is pinned between two calls, so that a slow reader makes no file grow.
 
 use super::block::Block;
-use super::cursor::Settled;
+use super::cursor::Cursor;
 use super::segment::{StreamPart, Summary};
 use super::sequence_gaps::Gaps;
-use super::{Found, JournalError, Lane, Published};
+use super::{JournalError, Lane, Published, ReadResult};
 use crate::event::Timestamp;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub trait History: Send + Sync {
     /// Offsets and sequences that no event has.
     fn gaps(&self) -> &Gaps;
     /// The block that holds `offset` or comes next, or the range that is lost there.
-    fn find(&self, offset: u64) -> Result<Found, JournalError>;
+    fn find(&self, offset: u64) -> Result<ReadResult, JournalError>;
     /// First offset of the file behind the one that holds `offset`; the end of the lane if there is none.
     fn next_file(&self, offset: u64) -> u64;
     /// Summary of the closed file that holds `offset`; `None` if there is none.
@@ -32,7 +32,7 @@ pub trait History: Send + Sync {
     /// Name of a stream by its number; `unmatched` for records without a stream.
     fn stream_name(&self, stream: u32) -> String;
     /// Cursors of all destinations.
-    fn cursors(&self) -> Vec<Settled>;
+    fn cursors(&self) -> Vec<Cursor>;
     /// Quarantined or unreadable files of the lane: first offset, and reason.
     fn damaged(&self) -> Vec<(u64, String)>;
 }
@@ -115,7 +115,7 @@ impl History for Lane {
         &self.gaps
     }
 
-    fn find(&self, offset: u64) -> Result<Found, JournalError> {
+    fn find(&self, offset: u64) -> Result<ReadResult, JournalError> {
         self.look(offset)
     }
 
@@ -139,7 +139,7 @@ impl History for Lane {
         name_in(catalog.list.iter().flatten(), stream)
     }
 
-    fn cursors(&self) -> Vec<Settled> {
+    fn cursors(&self) -> Vec<Cursor> {
         self.log().settled.clone()
     }
 

@@ -4,9 +4,9 @@
 //! Not here: the thread that writes the log (`writer`), recovery at a start (`open`).
 
 use super::block::Block;
-use super::cursor::{Account, Outcome, Settled};
+use super::cursor::{Account, Cursor, Outcome};
 use super::disk::Identity;
-use super::group_commit::{CommitQueue, NotTaken, Ticket, Waiter};
+use super::group_commit::{CommitQueue, SubmitError, Ticket, Waiter};
 use super::heartbeat::Heartbeat;
 use super::retention::Ages;
 use super::segment::Segment;
@@ -119,7 +119,7 @@ pub(super) struct Log {
     pub(super) active: Option<Arc<Segment>>,
     pub(super) tail: VecDeque<Arc<Block>>,
     pub(super) tail_bytes: usize,
-    pub(super) settled: Vec<Settled>,
+    pub(super) settled: Vec<Cursor>,
     pub(super) is_settled_written: bool,
     /// Durable low mark of each destination.
     pub(super) durable_low: BTreeMap<String, u64>,
@@ -225,7 +225,7 @@ impl Lane {
         record: &Record<'_>,
         dedupe: Option<Duration>,
         waiter: &mut Waiter,
-    ) -> Result<Ticket, NotTaken> {
+    ) -> Result<Ticket, SubmitError> {
         let repeats = dedupe.and_then(|reach| Some((self.core.fingerprint(record)?, reach)));
         self.queue.put(record, repeats, waiter, self.index, writer::CUT_BYTES)
     }
@@ -246,26 +246,26 @@ impl Lane {
     }
 
     /// Stores an event and waits until it is durable.
-    pub async fn append(&self, record: &Record<'_>) -> Result<Receipt, NotTaken> {
+    pub async fn append(&self, record: &Record<'_>) -> Result<Receipt, SubmitError> {
         let mut waiter = Waiter::default();
         let ticket = loop {
             match self.submit(record, None, &mut waiter) {
                 Ok(ticket) => break ticket,
-                Err(NotTaken::NoRoom) => self.room().await,
-                Err(NotTaken::Closed) => return Err(NotTaken::Closed),
+                Err(SubmitError::NoRoom) => self.room().await,
+                Err(SubmitError::Closed) => return Err(SubmitError::Closed),
             }
         };
         self.await_receipt(ticket, &waiter).await
     }
 
     /// Waits for the receipt of a ticket that was issued to `waiter`. Cancel-safe.
-    pub async fn await_receipt(&self, ticket: Ticket, waiter: &Waiter) -> Result<Receipt, NotTaken> {
+    pub async fn await_receipt(&self, ticket: Ticket, waiter: &Waiter) -> Result<Receipt, SubmitError> {
         loop {
             if let Some(receipt) = self.receipt(ticket) {
                 return Ok(receipt);
             }
             if self.is_closed() {
-                return Err(NotTaken::Closed);
+                return Err(SubmitError::Closed);
             }
             waiter.woken().await;
         }
@@ -365,7 +365,7 @@ impl Lane {
     }
 
     /// Cursor of a destination.
-    pub fn settled(&self, destination: &str) -> Option<Settled> {
+    pub fn settled(&self, destination: &str) -> Option<Cursor> {
         self.log().settled.iter().find(|settled| settled.destination == destination).cloned()
     }
 
@@ -423,7 +423,7 @@ impl Lane {
     }
 
     /// Number of events of each stream that a destination is owed below the given sequences.
-    fn owed_below(&self, sequences: &[(u32, u64)], settled: &Settled) -> Vec<(u32, u64)> {
+    fn owed_below(&self, sequences: &[(u32, u64)], settled: &Cursor) -> Vec<(u32, u64)> {
         let owed = |(stream, next): &(u32, u64)| {
             let account = settled.accounts.iter().find(|account| account.stream == *stream);
             let from = account.map_or(1, |account| account.from);
@@ -509,7 +509,7 @@ impl Lane {
         from.saturating_sub(left).max(1)
     }
 
-    pub(super) fn change_settled(&self, destination: &str, change: impl FnOnce(&mut Settled)) {
+    pub(super) fn change_settled(&self, destination: &str, change: impl FnOnce(&mut Cursor)) {
         let mut log = self.log();
         if let Some(settled) = log.settled.iter_mut().find(|settled| settled.destination == destination) {
             change(settled);
@@ -631,7 +631,7 @@ impl Lane {
     }
 
     /// The cursors to write. Empty if none changed since the last call, unless `all`.
-    pub(super) fn take_cursors(&self, all: bool) -> Vec<Settled> {
+    pub(super) fn take_cursors(&self, all: bool) -> Vec<Cursor> {
         let mut log = self.log();
         if log.is_settled_written && !all {
             return Vec::new();
@@ -713,7 +713,7 @@ impl Lane {
         !log.settled.is_empty() && log.settled.iter().all(|settled| settled.low >= log.end)
     }
 
-    pub(super) fn set_durable_low(&self, settled: &[Settled]) {
+    pub(super) fn set_durable_low(&self, settled: &[Cursor]) {
         let mut log = self.log();
         for settled in settled {
             log.durable_low.insert(settled.destination.clone(), settled.low);

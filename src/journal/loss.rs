@@ -6,8 +6,8 @@
 //!
 //! Not here: when to discard (`retention`), how a loss is announced (`ledger`).
 
-use super::cursor::{Outcome, Settled};
-use super::{Found, Journal, JournalError, Lane, Note, Walk};
+use super::cursor::{Cursor, Outcome};
+use super::{BlockReader, Journal, JournalError, Lane, Note, ReadResult};
 use crate::clock;
 use crate::event::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -106,7 +106,7 @@ impl Lane {
         cause: Outcome,
     ) -> Result<u64, JournalError> {
         let settled = match destination {
-            "" => Settled::new("", filter.offsets.0),
+            "" => Cursor::new("", filter.offsets.0),
             name => match self.settled(name) {
                 Some(settled) => settled,
                 None => return Ok(0),
@@ -144,16 +144,16 @@ impl Lane {
         Ok(if destination.is_empty() { loss.count } else { count })
     }
 
-    fn tally(&self, settled: &Settled, filter: &EventFilter<'_>) -> Result<LossTally, JournalError> {
+    fn tally(&self, settled: &Cursor, filter: &EventFilter<'_>) -> Result<LossTally, JournalError> {
         let (from, to) = filter.offsets;
         let mut tally = LossTally::default();
         let mut next = from.max(settled.low);
         while next < to {
             match self.read_at(next)? {
-                Found::Lost { to } => next = to.max(next + 1),
-                Found::Block(block) => {
+                ReadResult::Lost { to } => next = to.max(next + 1),
+                ReadResult::Block(block) => {
                     let end = block.end();
-                    let mut walk = Walk::new(block);
+                    let mut walk = BlockReader::new(block);
                     let recorded = walk.recorded();
                     while let Some(step) = walk.step(self) {
                         let is_meant = (next..to).contains(&step.offset) && !settled.contains(step.offset);

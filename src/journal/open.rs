@@ -4,7 +4,7 @@
 //! queued events and closes every file cleanly.
 //! Not here: the numbers of a lane after a loss (`sequence_recovery`).
 
-use super::cursor::{Account, Outcome, Settled};
+use super::cursor::{Account, Cursor, Outcome};
 use super::dedupe_window::{Fingerprint, FingerprintKey, Window};
 use super::disk::{Disk, FolderLock, make_folder, read_whole, write_json, write_whole};
 use super::group_commit::CommitQueue;
@@ -18,12 +18,12 @@ use super::sequence_recovery::{LostSegments, numbers};
 use super::state::State;
 use super::writer::{Active, Position, Writer};
 use super::{
-    Catalog, Condition, Config, Core, DEAD, DiskRoom, Found, JournalError, Lane, LaneConfig, Published, Start,
+    Catalog, Condition, Config, Core, DEAD, DiskRoom, JournalError, Lane, LaneConfig, Published, ReadResult, Start,
 };
 use crate::clock;
 use crate::contract::{Publication, Renderer};
 use crate::event::Timestamp;
-use crate::service::Lifeless;
+use crate::service::Unresponsive;
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use serde::{Deserialize, Serialize};
@@ -189,7 +189,7 @@ impl Journal {
     }
 
     /// Returns an error if a writer is dead, or busy with one piece of work for longer than `work_max`.
-    pub fn check(&self, work_max: Duration) -> Result<(), Lifeless> {
+    pub fn check(&self, work_max: Duration) -> Result<(), Unresponsive> {
         self.lanes.iter().chain([&self.dead]).try_for_each(|lane| lane.heartbeat.check(&lane.name, work_max))
     }
 
@@ -419,7 +419,7 @@ fn retired_lanes(core: &Core, config: &Config) -> Result<Vec<LaneConfig>, Journa
 pub(super) struct NewestSegment {
     pub next: u64,
     pub sequences: BTreeMap<u32, u64>,
-    settled: Vec<Settled>,
+    settled: Vec<Cursor>,
     active: Option<Active>,
 }
 
@@ -557,15 +557,15 @@ fn dropped_in(core: &Core, lane: &str) -> Result<Vec<String>, JournalError> {
 }
 
 /// A cursor that is owed the events from `offset` on, with these next sequences.
-pub(super) fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Settled {
-    let mut cursor = Settled::new(name, offset);
+pub(super) fn owed_from(name: &str, offset: u64, sequences: impl IntoIterator<Item = (u32, u64)>) -> Cursor {
+    let mut cursor = Cursor::new(name, offset);
     cursor.accounts = sequences.into_iter().map(|(stream, next)| Account::new(stream, next)).collect();
     cursor
 }
 
 /// Like [`owed_from`] if the sequences are unknown: earlier events are counted without a stream.
-pub(super) fn owed_from_unknown(name: &str, offset: u64, gaps: &Gaps) -> Settled {
-    let mut cursor = Settled::new(name, offset);
+pub(super) fn owed_from_unknown(name: &str, offset: u64, gaps: &Gaps) -> Cursor {
+    let mut cursor = Cursor::new(name, offset);
     cursor.account(0).add(Outcome::NotOwed, offset - 1 - gaps.offsets_below(offset));
     cursor
 }
@@ -715,7 +715,7 @@ fn restore_older_fingerprints(
 
 impl Lane {
     /// Reads the log at an offset, for a single access. Blocks the thread.
-    pub fn look(&self, offset: u64) -> Result<Found, JournalError> {
+    pub fn look(&self, offset: u64) -> Result<ReadResult, JournalError> {
         self.read_at(offset)
     }
 }

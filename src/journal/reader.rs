@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 /// Content of the log at an offset.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub enum ReadResult {
     /// The block that holds the offset, or the first one after it.
     Block(Arc<Block>),
     /// No event up to `to`: the segment is quarantined.
@@ -40,7 +40,7 @@ pub struct Follower {
     failures: Limiter,
 }
 
-type PendingRead = JoinHandle<Result<Found, JournalError>>;
+type PendingRead = JoinHandle<Result<ReadResult, JournalError>>;
 
 /// Delay before the next try after a failed read.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -63,12 +63,12 @@ impl Follower {
     }
 
     /// Waits for the event at `offset`; `None` once the journal is closed without one. Cancel-safe.
-    pub async fn find(&mut self, offset: u64) -> Option<Found> {
+    pub async fn find(&mut self, offset: u64) -> Option<ReadResult> {
         let offset = self.lane.gaps.skip_gap(offset);
         loop {
             if offset < self.updates.borrow_and_update().end {
                 if let Some(block) = self.lane.in_tail(offset) {
-                    return Some(Found::Block(block));
+                    return Some(ReadResult::Block(block));
                 }
                 if let Some(at) = self.retry_at {
                     tokio::time::sleep_until(at.into()).await;
@@ -82,7 +82,7 @@ impl Follower {
                 match read {
                     Ok(Ok(found)) => {
                         self.retry_at = None;
-                        if let Found::Block(block) = &found {
+                        if let ReadResult::Block(block) = &found {
                             self.read_ahead(block.end());
                         }
                         return Some(found);
@@ -131,9 +131,9 @@ impl Lane {
     }
 
     /// Reads from the segments. Blocks the thread.
-    pub(super) fn read_at(&self, offset: u64) -> Result<Found, JournalError> {
+    pub(super) fn read_at(&self, offset: u64) -> Result<ReadResult, JournalError> {
         let mut offset = self.gaps.skip_gap(offset);
-        let lost = |offset, to| Found::Lost { to: self.gaps.clip_at_gap(offset, to) };
+        let lost = |offset, to| ReadResult::Lost { to: self.gaps.clip_at_gap(offset, to) };
         loop {
             let (segment, path, limit, is_active) = {
                 let log = self.log();
@@ -148,7 +148,7 @@ impl Lane {
                 segment.map_or_else(|| self.core.open_segment(&path), Ok).and_then(|s| s.view()?.block_from(offset));
             match found {
                 Ok(Some(block)) if limit.is_none_or(|limit| block.header.first < limit) => {
-                    return Ok(Found::Block(Arc::new(block)));
+                    return Ok(ReadResult::Block(Arc::new(block)));
                 }
                 // The segment ends here: the next event is in the next segment.
                 Ok(_) => match limit {
@@ -193,12 +193,12 @@ impl Lane {
             return None;
         }
         let found = match self.in_tail(offset) {
-            Some(block) => Found::Block(block),
+            Some(block) => ReadResult::Block(block),
             None => self.read_at(offset).ok()?,
         };
         match found {
-            Found::Block(block) => Some(block.header.recorded),
-            Found::Lost { .. } => None,
+            ReadResult::Block(block) => Some(block.header.recorded),
+            ReadResult::Lost { .. } => None,
         }
     }
 }

@@ -3,14 +3,14 @@
 //! Promise: while it is open, no gateway starts on the journal. No file is changed except the lock file: a repair stays
 //! in memory, and damaged files are reported, not quarantined.
 
-use super::cursor::Settled;
+use super::cursor::Cursor;
 use super::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
 use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
 use super::segment::{Segment, Summary, offset_in_name};
 use super::sequence_gaps::{GapFile, Gaps};
 use super::state::State;
 use super::verify::StateRecount;
-use super::{DEAD, Found, JournalError, PUBLICATIONS, Published, Seal};
+use super::{DEAD, JournalError, PUBLICATIONS, Published, ReadResult, Seal};
 use crate::contract::{Publication, Renderer};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -48,7 +48,7 @@ pub struct ReadOnlyLane {
     pub(super) folder: PathBuf,
     pub(super) segments: BTreeMap<u64, PathBuf>,
     pub(super) end: u64,
-    pub(super) settled: Vec<Settled>,
+    pub(super) settled: Vec<Cursor>,
     gaps: Gaps,
     damaged: Vec<(u64, String)>,
     publications: Publications,
@@ -241,7 +241,7 @@ impl ReadOnlyLane {
 }
 
 /// End of the newest segment, and the cursors at its end.
-fn newest(path: &Path, first: u64) -> Result<(u64, Vec<Settled>), JournalError> {
+fn newest(path: &Path, first: u64) -> Result<(u64, Vec<Cursor>), JournalError> {
     let segment = Segment::open_without_repair(&RealDisk, path, CACHE_BYTES)?;
     let summary = segment.view()?.summary()?;
     let mut settled = summary.settled.clone();
@@ -279,15 +279,15 @@ impl History for ReadOnlyLane {
         &self.gaps
     }
 
-    fn find(&self, offset: u64) -> Result<Found, JournalError> {
+    fn find(&self, offset: u64) -> Result<ReadResult, JournalError> {
         let mut offset = self.gaps.skip_gap(offset);
         loop {
-            let lost = |offset, to| Ok(Found::Lost { to: self.gaps.clip_at_gap(offset, to) });
+            let lost = |offset, to| Ok(ReadResult::Lost { to: self.gaps.clip_at_gap(offset, to) });
             let Some((first, path, limit)) = self.segment(offset) else { return lost(offset, self.end) };
             offset = offset.max(first);
             match (self.open_segment(path)?.view()?.block_from(offset)?, limit) {
                 (Some(block), limit) if limit.is_none_or(|limit| block.header.first < limit) => {
-                    return Ok(Found::Block(Arc::new(block)));
+                    return Ok(ReadResult::Block(Arc::new(block)));
                 }
                 (_, Some(limit)) if limit == offset => {}
                 (_, Some(limit)) => return lost(offset, limit),
@@ -313,7 +313,7 @@ impl History for ReadOnlyLane {
         name_in(self.publications.all(), stream)
     }
 
-    fn cursors(&self) -> Vec<Settled> {
+    fn cursors(&self) -> Vec<Cursor> {
         self.settled.clone()
     }
 

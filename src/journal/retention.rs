@@ -183,9 +183,9 @@ impl Lane {
                 return Ok((next.min(self.end()), false));
             }
             match self.read_at(next)? {
-                super::Found::Block(block) if block.header.recorded < before => next = block.end(),
-                super::Found::Block(_) => return Ok((next, false)),
-                super::Found::Lost { to } => next = to.max(next + 1),
+                super::ReadResult::Block(block) if block.header.recorded < before => next = block.end(),
+                super::ReadResult::Block(_) => return Ok((next, false)),
+                super::ReadResult::Lost { to } => next = to.max(next + 1),
             }
         }
         Ok((next, true))

@@ -10,7 +10,7 @@ use super::block::Block;
 use super::disk::{Disk, DiskFile, Open, RealDisk};
 use super::history::damaged_first;
 use super::segment::{Segment, Summary, offset_in_name};
-use super::{JournalError, Settled};
+use super::{Cursor, JournalError};
 use crate::event::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -230,7 +230,7 @@ fn find_magic(window: &[u8], base: u64, from: u64) -> Option<u64> {
     rest.windows(Block::MAGIC.len()).position(|two| two == Block::MAGIC).map(|index| from + index as u64)
 }
 
-fn cursors(settled: &[Settled]) -> Vec<(String, u64)> {
+fn cursors(settled: &[Cursor]) -> Vec<(String, u64)> {
     settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect()
 }
 

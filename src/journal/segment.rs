@@ -7,7 +7,7 @@
 //! the fingerprints of a closed segment.
 
 use super::block::{BadBlock, Block, Run};
-use super::cursor::{Settled, SettledV1};
+use super::cursor::{Cursor, SettledV1};
 use super::dedupe_window::{FINGERPRINT_BYTES, Fingerprint};
 use super::disk::{Backend, Disk, Identity, Open};
 use super::{JournalError, catch_panic};
@@ -40,7 +40,7 @@ pub struct Summary {
     /// The next sequence of every stream when it was created: stream, sequence.
     pub sequences: Vec<(u32, u64)>,
     /// Cursors of all destinations when this was written.
-    pub settled: Vec<Settled>,
+    pub settled: Vec<Cursor>,
     /// How it ended; `None` until it is closed.
     pub closed: Option<Closed>,
 }
@@ -63,7 +63,7 @@ impl From<SummaryV1> for Summary {
             first: old.first,
             begun: old.begun,
             sequences: old.sequences,
-            settled: old.settled.into_iter().map(Settled::from).collect(),
+            settled: old.settled.into_iter().map(Cursor::from).collect(),
             closed: old.closed,
         }
     }

@@ -6,9 +6,9 @@
 //! A lane is counted as it was at the beginning: events that come or go meanwhile do not matter.
 
 use super::block::Block;
-use super::cursor::{Account, Settled};
+use super::cursor::{Account, Cursor};
 use super::history::History;
-use super::{Found, JournalError};
+use super::{JournalError, ReadResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -132,7 +132,7 @@ pub struct Verification {
 
 struct LaneCount {
     history: Arc<dyn History>,
-    cursors: Vec<Settled>,
+    cursors: Vec<Cursor>,
     /// Events above each cursor, by stream.
     above: Vec<BTreeMap<u32, u64>>,
     next: u64,
@@ -218,7 +218,7 @@ impl LaneCount {
             return Ok(());
         }
         match self.history.find(at) {
-            Ok(Found::Block(block)) => {
+            Ok(ReadResult::Block(block)) => {
                 if block.header.first > at {
                     self.hole(at, block.header.first.min(self.end));
                 }
@@ -227,7 +227,7 @@ impl LaneCount {
                 }
                 self.next = block.end().max(at + 1).min(self.end);
             }
-            Ok(Found::Lost { to }) => {
+            Ok(ReadResult::Lost { to }) => {
                 let to = to.clamp(at + 1, self.end);
                 self.hole(at, to);
                 self.next = to;
@@ -370,7 +370,7 @@ impl LaneCount {
         self.result
     }
 
-    fn owed(&mut self, cursor: &Settled, above: &BTreeMap<u32, u64>) -> OwedRecount {
+    fn owed(&mut self, cursor: &Cursor, above: &BTreeMap<u32, u64>) -> OwedRecount {
         let mut settled = cursor.clone();
         // As at a start: no destination is owed a number that no event has.
         self.history.gaps().offsets.iter().for_each(|(from, to)| settled.skip(*from, *to));

@@ -3,7 +3,7 @@
 //! Invariant: a feed holds at most one block of each lane in memory; unread events stay in the journal.
 
 use crate::event::{Record, Timestamp};
-use crate::journal::{Follower, Found, Journal, Lane, Published, Walk};
+use crate::journal::{BlockReader, Follower, Journal, Lane, Published, ReadResult};
 use crate::runtime::spawn_blocking;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 /// Position of an event in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct JournalPosition {
     /// Index of the lane.
     pub lane: usize,
     /// Offset in the lane.
@@ -23,7 +23,7 @@ pub struct Place {
 #[derive(Debug)]
 pub struct EventRef<'a> {
     /// Position in the journal.
-    pub place: Place,
+    pub place: JournalPosition,
     /// The event as it is stored.
     pub record: &'a Record<'a>,
     /// The publication that renders it.
@@ -38,7 +38,7 @@ pub struct EventRef<'a> {
 #[derive(Debug)]
 pub struct Event {
     /// Position in the journal.
-    pub place: Place,
+    pub place: JournalPosition,
     /// The publication that renders it.
     pub published: Arc<Published>,
     /// Sequence of the event in its stream.
@@ -58,7 +58,7 @@ impl Event {
     }
 
     /// Reads the event at a position. Returns `None` if retention has removed it or its segment is damaged.
-    pub async fn at(journal: &Journal, place: Place) -> Option<Self> {
+    pub async fn at(journal: &Journal, place: JournalPosition) -> Option<Self> {
         let lane = Arc::clone(journal.lanes().get(place.lane)?);
         let read = spawn_blocking(move || {
             let mut walk = lane.walk_at(place.offset).ok()??;
@@ -80,7 +80,7 @@ impl Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// Position of the first one.
-    pub from: Place,
+    pub from: JournalPosition,
     /// Offset after the last one.
     pub to: u64,
 }
@@ -97,14 +97,14 @@ struct LaneReader {
     lane: Arc<Lane>,
     /// Offset of the next event to read.
     next: u64,
-    walk: Option<Walk>,
+    walk: Option<BlockReader>,
     /// The follower, while `finding` does not own it.
     follower: Option<Follower>,
     finding: Option<Finding>,
 }
 
 /// A pending search for the next block; it owns the follower.
-type Finding = Pin<Box<dyn Future<Output = (Follower, Option<Found>)> + Send>>;
+type Finding = Pin<Box<dyn Future<Output = (Follower, Option<ReadResult>)> + Send>>;
 
 impl std::fmt::Debug for LaneReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -120,7 +120,7 @@ impl LaneReader {
         self.finding = None;
     }
 
-    fn poll_find(&mut self, context: &mut Context<'_>) -> Poll<Option<Found>> {
+    fn poll_find(&mut self, context: &mut Context<'_>) -> Poll<Option<ReadResult>> {
         let finding = self.finding.get_or_insert_with(|| {
             let mut follower = self.follower.take().unwrap_or_else(|| Follower::new(&self.lane));
             let next = self.next;
@@ -187,7 +187,7 @@ impl Feed {
 
     /// Bytes of the loaded blocks.
     pub fn bytes(&self) -> usize {
-        self.lanes.iter().filter_map(|reader| reader.walk.as_ref()).map(Walk::bytes).sum()
+        self.lanes.iter().filter_map(|reader| reader.walk.as_ref()).map(BlockReader::bytes).sum()
     }
 
     /// Frees the loaded blocks and the followers; keeps the position.
@@ -209,15 +209,15 @@ impl Feed {
             return Poll::Ready(true);
         }
         for (lane, reader) in self.lanes.iter_mut().enumerate() {
-            let from = Place { lane, offset: reader.next };
+            let from = JournalPosition { lane, offset: reader.next };
             match reader.poll_find(context) {
                 Poll::Pending => continue,
                 Poll::Ready(None) => return Poll::Ready(false),
-                Poll::Ready(Some(Found::Block(block))) => {
+                Poll::Ready(Some(ReadResult::Block(block))) => {
                     reader.next = reader.next.max(block.header.first);
-                    reader.walk = Some(Walk::new(block));
+                    reader.walk = Some(BlockReader::new(block));
                 }
-                Poll::Ready(Some(Found::Lost { to })) => reader.next = to.max(reader.next + 1),
+                Poll::Ready(Some(ReadResult::Lost { to })) => reader.next = to.max(reader.next + 1),
             }
             self.gap = (reader.next > from.offset).then_some(Gap { from, to: reader.next });
             return Poll::Ready(true);
@@ -241,7 +241,7 @@ impl Feed {
                 }
                 reader.next = step.offset + 1;
                 let Some((published, sequence)) = step.numbered else { continue };
-                let place = Place { lane, offset: step.offset };
+                let place = JournalPosition { lane, offset: step.offset };
                 let event = EventRef { place, record: &step.record, published, sequence, recorded };
                 if look(event) == Enough::Yes {
                     return Enough::Yes;

@@ -3,7 +3,7 @@
 //! Invariant: the values never exceed their byte limit; the value that has been unchanged for longest is removed first.
 //! Unsaved changes concern only topics in memory or on the disk, which bounds them too.
 
-use super::feed::{EventRef, Place};
+use super::feed::{EventRef, JournalPosition};
 use crate::event::{Record, Timestamp};
 use crate::journal::{Note, Published};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub struct LastValue {
     /// The encoded record.
     pub record: Vec<u8>,
     /// Index of its lane; `None` for a lane that no longer exists. Two fields take eight bytes less than an optional
-    /// [`Place`].
+    /// [`JournalPosition`].
     lane: Option<u32>,
     offset: u64,
 }
@@ -177,8 +177,8 @@ impl LastValues {
 impl LastValue {
     /// Position of the event in the journal, also after retention has removed it; `None` if its lane no longer exists:
     /// the event is then older than all stored ones.
-    pub fn place(&self) -> Option<Place> {
-        Some(Place { lane: usize::try_from(self.lane?).ok()?, offset: self.offset })
+    pub fn place(&self) -> Option<JournalPosition> {
+        Some(JournalPosition { lane: usize::try_from(self.lane?).ok()?, offset: self.offset })
     }
 
     /// Decodes the stored event; returns `None` if a newer version of the gateway wrote it.

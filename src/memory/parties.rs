@@ -6,7 +6,7 @@
 //! has most is evicted for any new one. The other holds clients that have logged in: one of them is evicted only for
 //! a party that has less.
 
-use super::Door;
+use super::ListenerId;
 use crate::origin::Party;
 use parking_lot::{Mutex, MutexGuard};
 use std::cmp::Reverse;
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 pub(super) struct Member {
     pub party: Party,
     number: u64,
-    pub door: Door,
+    pub listener: ListenerId,
     pub signals: Arc<Signals>,
     /// Whether the client has logged in, which tells the table.
     pub is_authenticated: bool,
@@ -70,7 +70,7 @@ impl Eviction {
 #[derive(Debug)]
 struct Connection {
     bytes: usize,
-    door: Door,
+    listener: ListenerId,
     signals: Arc<Signals>,
 }
 
@@ -82,8 +82,8 @@ struct PartyConnections {
 }
 
 impl PartyConnections {
-    fn at(&self, door: Door) -> impl Iterator<Item = (u64, &Connection)> {
-        self.connections.iter().filter(move |(_, one)| one.door == door).map(|(number, one)| (*number, one))
+    fn at(&self, listener: ListenerId) -> impl Iterator<Item = (u64, &Connection)> {
+        self.connections.iter().filter(move |(_, one)| one.listener == listener).map(|(number, one)| (*number, one))
     }
 }
 
@@ -92,7 +92,7 @@ struct PartyTable {
     next: u64,
     parties: HashMap<Party, PartyConnections>,
     /// Number of connections per listener.
-    doors: HashMap<Door, usize>,
+    doors: HashMap<ListenerId, usize>,
     /// Bytes of evicted clients that have not ended yet.
     leaving: usize,
 }
@@ -129,10 +129,10 @@ impl Parties {
     }
 
     /// Adds a connection that has not logged in.
-    pub fn enter(&self, bytes: usize, party: Party, door: Door) -> Member {
+    pub fn enter(&self, bytes: usize, party: Party, listener: ListenerId) -> Member {
         let signals = Arc::new(Signals::default());
-        let number = self.table().add(&party, Connection { bytes, door, signals: Arc::clone(&signals) });
-        Member { party, number, door, signals, is_authenticated: false }
+        let number = self.table().add(&party, Connection { bytes, listener, signals: Arc::clone(&signals) });
+        Member { party, number, listener, signals, is_authenticated: false }
     }
 
     /// Adds a connection that has logged in, if its listener has fewer than `connections_max`. Otherwise the
@@ -146,24 +146,24 @@ impl Parties {
         from: &Member,
         connections_max: Option<usize>,
     ) -> Result<Member, Crowded> {
-        let (door, signals) = (from.door, Arc::clone(&from.signals));
+        let (listener, signals) = (from.listener, Arc::clone(&from.signals));
         let mut table = self.table();
-        let taken = table.doors.get(&door).copied().unwrap_or(0);
+        let taken = table.doors.get(&listener).copied().unwrap_or(0);
         if connections_max.is_some_and(|connections_max| taken >= connections_max) {
-            let count = |held: &PartyConnections| held.at(door).count();
+            let count = |held: &PartyConnections| held.at(listener).count();
             let own = table.parties.get(&party).map_or(0, count);
             let most = table.parties.iter().map(|(party, held)| (count(held), party, held)).max_by_key(|most| most.0);
             let (party, number) = most
                 .filter(|(count, ..)| *count > own + 1)
                 .and_then(|(_, party, held)| {
-                    let idle = held.at(door).min_by_key(|(number, one)| (one.signals.heard(), *number));
+                    let idle = held.at(listener).min_by_key(|(number, one)| (one.signals.heard(), *number));
                     Some((party.clone(), idle?.0))
                 })
                 .ok_or(Crowded)?;
             self.evict_one(&mut table, &party, number);
         }
-        let number = table.add(&party, Connection { bytes, door, signals: Arc::clone(&signals) });
-        Ok(Member { party, number, door, signals, is_authenticated: true })
+        let number = table.add(&party, Connection { bytes, listener, signals: Arc::clone(&signals) });
+        Ok(Member { party, number, listener, signals, is_authenticated: true })
     }
 
     /// Notes the bytes of a connection. A connection that was taken out stays out.
@@ -226,17 +226,17 @@ impl Parties {
     }
 
     /// Evicts one connection of a listener. Returns `false` if it has none.
-    pub fn evict_at(&self, door: Door) -> bool {
+    pub fn evict_at(&self, listener: ListenerId) -> bool {
         let mut table = self.table();
-        let most = table.parties.iter().max_by_key(|(_, held)| held.at(door).count());
-        let oldest = most.and_then(|(party, held)| Some((party.clone(), held.at(door).next()?.0)));
+        let most = table.parties.iter().max_by_key(|(_, held)| held.at(listener).count());
+        let oldest = most.and_then(|(party, held)| Some((party.clone(), held.at(listener).next()?.0)));
         let Some((party, number)) = oldest else { return false };
         self.evict_one(&mut table, &party, number);
         true
     }
 
-    pub fn are_at(&self, door: Door) -> bool {
-        self.table().doors.contains_key(&door)
+    pub fn are_at(&self, listener: ListenerId) -> bool {
+        self.table().doors.contains_key(&listener)
     }
 
     /// Evicts one connection. Returns its bytes.
@@ -266,7 +266,7 @@ impl Signals {
 impl PartyTable {
     fn add(&mut self, party: &Party, connection: Connection) -> u64 {
         self.next += 1;
-        *self.doors.entry(connection.door).or_default() += 1;
+        *self.doors.entry(connection.listener).or_default() += 1;
         let held = self.parties.entry(party.clone()).or_default();
         held.bytes += connection.bytes;
         held.connections.insert(self.next, connection);
@@ -280,10 +280,10 @@ impl PartyTable {
         if held.connections.is_empty() {
             self.parties.remove(party);
         }
-        if let Some(count) = self.doors.get_mut(&gone.door) {
+        if let Some(count) = self.doors.get_mut(&gone.listener) {
             *count -= 1;
             if *count == 0 {
-                self.doors.remove(&gone.door);
+                self.doors.remove(&gone.listener);
             }
         }
         Some(gone)
@@ -304,9 +304,9 @@ mod tests {
 
     #[test]
     fn who_has_most_connections_gives_one_up_to_whoever_has_less_by_more_than_one() {
-        let (authenticated, door) = (Parties::default(), Door::new());
+        let (authenticated, listener) = (Parties::default(), ListenerId::new());
         let address = IpAddr::from([10, 0, 0, 1]);
-        let unauthenticated = Parties::default().enter(1, Party::of(None, address), door);
+        let unauthenticated = Parties::default().enter(1, Party::of(None, address), listener);
         let join = |name: &str| {
             let from = Member { signals: Arc::default(), party: unauthenticated.party.clone(), ..unauthenticated };
             authenticated.join(1, Party::of(Some(name), address), &from, Some(4))

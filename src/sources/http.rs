@@ -25,7 +25,7 @@ use crate::contract::Sender;
 use crate::event::AuthType;
 use crate::http::{self, ConnectionLimit, Stream};
 use crate::ingest::Ingest;
-use crate::memory::{Budget, Door as BudgetDoor, Permit};
+use crate::memory::{Budget, ListenerId, Permit};
 use crate::origin::Origin;
 use crate::rate::Rates;
 use crate::security::{Cause, Report};
@@ -34,7 +34,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::sources::handshake::Handshaking;
 use crate::sources::identity::Presented;
 use crate::sources::secrets::BadSecrets;
-use crate::sources::socket::{self, CannotBind, Door, is_loopback};
+use crate::sources::socket::{self, CannotBind, ListenSocket, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, Clients, Served, ServerFiles, TlsError};
@@ -163,14 +163,14 @@ impl Config {
     }
 
     /// Whether callers without token and certificate are accepted.
-    pub fn lets_in_anonymous(&self) -> bool {
+    pub fn accepts_anonymous(&self) -> bool {
         self.anonymous
             .unwrap_or_else(|| is_loopback(self.listen.ip()) && self.tokens.is_none() && !self.knows_clients())
     }
 
     /// Whether no caller at all is accepted.
     pub fn lets_in_nobody(&self) -> bool {
-        self.tokens.is_none() && !self.knows_clients() && !self.lets_in_anonymous()
+        self.tokens.is_none() && !self.knows_clients() && !self.accepts_anonymous()
     }
 
     fn knows_clients(&self) -> bool {
@@ -179,7 +179,7 @@ impl Config {
 
     /// The TLS of the source. Client certificates are optional if callers can be accepted without one.
     pub fn server(&self) -> Result<Option<Served>, TlsError> {
-        let others = self.tokens.is_some() || self.lets_in_anonymous();
+        let others = self.tokens.is_some() || self.accepts_anonymous();
         let certificates = if others { Certificates::Optional } else { Certificates::Required };
         self.tls.as_ref().map(|files| tls::served(files, certificates)).transpose()
     }
@@ -202,7 +202,7 @@ pub enum CannotServe {
 /// An HTTP source whose port is bound.
 #[derive(Debug)]
 pub struct Server {
-    door: Door<ServerContext>,
+    listener: ListenSocket<ServerContext>,
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
     budget: Arc<Budget>,
@@ -230,7 +230,7 @@ struct ServerContext {
     stats: Arc<Stats>,
     refusals: Limiter,
     budget: Arc<Budget>,
-    budget_door: BudgetDoor,
+    listener_id: ListenerId,
 }
 
 impl ServerContext {
@@ -253,7 +253,7 @@ impl ServerContext {
             stats: Arc::clone(stats),
             refusals: Limiter::new(Duration::from_secs(10)),
             budget: Arc::clone(budget),
-            budget_door: BudgetDoor::new(),
+            listener_id: ListenerId::new(),
         })
     }
 
@@ -267,7 +267,7 @@ impl ServerContext {
     /// A permit for a connection from `peer`; `None` if there is no memory for another one.
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = CONNECTION_BYTES + if self.tls.is_some() { TLS_BYTES } else { 0 };
-        let permit = self.budget.admit(bytes, peer.ip(), self.budget_door);
+        let permit = self.budget.admit(bytes, peer.ip(), self.listener_id);
         permit.inspect_err(|error| self.refuse(peer, &Refused::default(), Refusal::Memory, &error.to_string())).ok()
     }
 
@@ -318,28 +318,30 @@ impl Server {
     ) -> Result<Self, CannotServe> {
         let shared = ServerContext::new(config, &ingest, &stats, &budget)?;
         let listen = shared.config.listen;
-        Ok(Self { door: Door::open(shared, listen)?, ingest, stats, budget })
+        Ok(Self { listener: ListenSocket::open(shared, listen)?, ingest, stats, budget })
     }
 
     /// The bound address, also if the configured port is 0.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.door.address()
+        self.listener.address()
     }
 
     /// Reads the files of new settings and binds a new port if they name one. The old settings stay in force.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotServe> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(ServerContext::new(config, &self.ingest, &self.stats, &self.budget)?, listen)?))
+        Ok(Prepared(
+            self.listener.prepare(ServerContext::new(config, &self.ingest, &self.stats, &self.budget)?, listen)?,
+        ))
     }
 
     /// Puts settings in force. Requests in progress are answered; then their connections end.
-    pub fn put_in_force(&self, Prepared(prepared): Prepared) {
-        self.door.put_in_force(prepared);
+    pub fn apply(&self, Prepared(prepared): Prepared) {
+        self.listener.apply(prepared);
     }
 
     /// Accepts connections until the shutdown, then waits for the requests in progress.
     pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
-        let mut newest = self.door.follow();
+        let mut newest = self.listener.follow();
         async move {
             let mut setup = newest.borrow_and_update().clone();
             // `outdated` ends the connections of settings that were replaced.

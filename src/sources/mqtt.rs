@@ -36,13 +36,13 @@ use crate::clock;
 use crate::contract::Sender;
 use crate::ingest::{Ingest, Pace};
 use crate::local::Local;
-use crate::memory::{Budget, Door as BudgetDoor, Permit};
+use crate::memory::{Budget, ListenerId, Permit};
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::sources::identity::{Chain, Identity};
 use crate::sources::secrets::BadSecrets;
-use crate::sources::socket::{self, CannotBind, Door, is_loopback};
+use crate::sources::socket::{self, CannotBind, ListenSocket, is_loopback};
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use crate::telemetry::{Limiter, shown};
 use crate::tls::{self, Certificates, ServerFiles, TlsError};
@@ -287,7 +287,7 @@ impl Config {
     }
 
     /// Returns whether clients without user name and certificate are accepted.
-    pub fn lets_in_anonymous(&self) -> bool {
+    pub fn accepts_anonymous(&self) -> bool {
         self.anonymous.unwrap_or_else(|| is_loopback(self.listen.ip()) && self.passwords.is_none())
     }
 }
@@ -324,7 +324,7 @@ pub struct Parts {
 /// A listener with an open port.
 #[derive(Debug)]
 pub struct Listener {
-    door: Door<ListenerState>,
+    listener: ListenSocket<ListenerState>,
     parts: Parts,
     stats: Arc<Stats>,
     kept: KeptOnReload,
@@ -336,7 +336,7 @@ struct KeptOnReload {
     /// Failed logins still count after a reload.
     logins: Arc<Queue>,
     /// Identifies the listener in the memory budget, which still counts earlier connections.
-    budget_door: BudgetDoor,
+    listener_id: ListenerId,
 }
 
 /// A checked configuration that is not in force yet.
@@ -407,7 +407,7 @@ impl ListenerState {
             Identity::Certificate { chain, .. } => (self.trusts(chain), UNTRUSTED),
             Identity::Token { .. } => (false, "tokens are not for MQTT"),
             Identity::Anonymous { .. } => {
-                (self.config.lets_in_anonymous(), "anonymous clients are not accepted any more")
+                (self.config.accepts_anonymous(), "anonymous clients are not accepted any more")
             }
         };
         if is_let_in { Ok(self.rights(identity, peer)) } else { Err(otherwise) }
@@ -431,7 +431,7 @@ impl ListenerState {
     /// Returns the permit for a connection from `peer`; `None` if there is no memory for it.
     fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = if self.tls.is_some() { connection_memory::TLS_BYTES } else { connection_memory::PLAIN_BYTES };
-        match self.budget.admit(bytes, peer.ip(), self.kept.budget_door) {
+        match self.budget.admit(bytes, peer.ip(), self.kept.listener_id) {
             Ok(permit) => Some(permit),
             Err(error) => {
                 self.refuse(peer, Attempt::default(), Refusal::Memory, &error.to_string());
@@ -558,37 +558,37 @@ impl ListenerState {
 impl Listener {
     /// Opens the port; [`Listener::run`] accepts connections.
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
-        let kept = KeptOnReload { logins: Arc::new(Queue::new()), budget_door: BudgetDoor::new() };
+        let kept = KeptOnReload { logins: Arc::new(Queue::new()), listener_id: ListenerId::new() };
         let shared = ListenerState::new(config, &parts, &stats, &kept)?;
         let listen = shared.config.listen;
-        Ok(Self { door: Door::open(shared, listen)?, parts, stats, kept })
+        Ok(Self { listener: ListenSocket::open(shared, listen)?, parts, stats, kept })
     }
 
     /// Returns the address, which tells the port where the configuration says 0.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.door.address()
+        self.listener.address()
     }
 
     /// Reads the files and opens another port if the configuration requires it; nothing changes yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
         let listen = config.listen;
-        Ok(Prepared(self.door.prepare(ListenerState::new(config, &self.parts, &self.stats, &self.kept)?, listen)?))
+        Ok(Prepared(self.listener.prepare(ListenerState::new(config, &self.parts, &self.stats, &self.kept)?, listen)?))
     }
 
     /// Puts a configuration in force. Connections stay, except those of clients that it would refuse.
-    pub fn put_in_force(&self, Prepared(prepared): Prepared) {
-        self.door.put_in_force(prepared);
+    pub fn apply(&self, Prepared(prepared): Prepared) {
+        self.listener.apply(prepared);
     }
 
     /// Checks the rights of all connected clients again, after something that rights depend on has changed.
     pub fn judge_again(&self) {
-        self.door.announce();
+        self.listener.announce();
     }
 
     /// Accepts connections until the shutdown, then waits for outstanding acknowledgements.
     pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
-        let mut newest = self.door.follow();
-        let door = self.door.clone();
+        let mut newest = self.listener.follow();
+        let listener = self.listener.clone();
         async move {
             let mut setup = newest.borrow_and_update().clone();
             let (mut sessions, mut wills) = (JoinSet::new(), JoinSet::new());
@@ -601,16 +601,16 @@ impl Listener {
                 let shared = &setup.shared;
                 let now = clock::instant();
                 let (accept_wait, begin_wait) = (accept_queue.accept_wait(now), accept_queue.begin_wait(now));
-                let budget_door = shared.kept.budget_door;
+                let listener_id = shared.kept.listener_id;
                 let is_full = sessions.len() >= shared.config.connections_max.saturating_add(UNAUTHENTICATED_MAX);
                 // At the limit connections wait in the accept queue, and then in that of the kernel.
-                let has_room = !is_full || shared.budget.has_unauthenticated_at(budget_door);
+                let has_room = !is_full || shared.budget.has_unauthenticated_at(listener_id);
                 if has_room
                     && begin_wait == Some(Duration::ZERO)
                     && let Some((stream, peer)) = accept_queue.next(now)
                 {
                     if is_full {
-                        shared.budget.evict_at(budget_door);
+                        shared.budget.evict_at(listener_id);
                     }
                     let Some(permit) = shared.admit(peer) else {
                         if refusals_out.len() < REFUSALS_MAX && shared.tls.is_none() {
@@ -647,7 +647,7 @@ impl Listener {
                         let ended = shared.ended_lists();
                         if std::mem::replace(&mut ended_lists, ended) < ended {
                             tracing::error!(source = %shared.config.name, ended, "a revocation list (tls.crl) has ended; clients of its authority are refused until it is replaced by a newer one");
-                            door.announce();
+                            listener.announce();
                         }
                         let room = WILLS_DUE_MAX.saturating_sub(wills.len());
                         for due in shared.registry.due_wills(clock::instant(), &shared.config.name, room) {

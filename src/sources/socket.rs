@@ -54,9 +54,9 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// A bound port, and the context that its connections share. Both can be replaced while connections stay open.
 #[derive(Debug)]
-pub struct Door<S>(watch::Sender<Arc<Setup<S>>>);
+pub struct ListenSocket<S>(watch::Sender<Arc<Setup<S>>>);
 
-impl<S> Clone for Door<S> {
+impl<S> Clone for ListenSocket<S> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -76,7 +76,7 @@ pub struct Setup<S> {
     socket: Mutex<Option<Arc<TcpListener>>>,
 }
 
-impl<S> Door<S> {
+impl<S> ListenSocket<S> {
     /// Binds this address.
     pub fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
         let socket = Arc::new(self::listen(listen)?);
@@ -99,7 +99,7 @@ impl<S> Door<S> {
     }
 
     /// Puts a prepared port and context in force. Connections stay open.
-    pub fn put_in_force(&self, Prepared(setup): Prepared<S>) {
+    pub fn apply(&self, Prepared(setup): Prepared<S>) {
         self.0.send_replace(setup);
     }
 

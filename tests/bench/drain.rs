@@ -99,7 +99,7 @@ fn lives(gateway: &Gateway, sink: &Sink, devices: (u32, u32), is_over: impl Fn(u
 }
 
 /// What critical and standard events notice of a bulk backlog that drains beside them.
-pub fn beside(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
+pub fn metadata(rounds: usize, events: usize, folder: &Path, pki: &Pki) {
     let (mut calm, mut draining) = ([vec![], vec![]], [vec![], vec![]]);
     let mut seconds = Vec::new();
     for round in 0..rounds {

@@ -89,7 +89,7 @@ fn main() {
         drain::drain(plan.rounds.min(3), plan.events_forebay, folder.path(), &pki);
     }
     if plan.wants("beside") {
-        drain::beside(plan.rounds.min(5), plan.events_forebay, folder.path(), &pki);
+        drain::metadata(plan.rounds.min(5), plan.events_forebay, folder.path(), &pki);
     }
     if plan.wants("quiet") {
         drain::quiet(plan.steady_seconds, folder.path(), &pki);

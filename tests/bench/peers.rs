@@ -37,11 +37,11 @@ impl Gateway {
         std::fs::write(folder.join("contracts/state.toml"), include_str!("contract.toml").replace("LANE", lane))
             .expect("written");
         for (name, lane) in [("live", "critical"), ("count", "standard")] {
-            let beside = include_str!("contract.toml")
+            let metadata = include_str!("contract.toml")
                 .replace("LANE", lane)
                 .replace("machine.state", &format!("machine.{name}"))
                 .replace("plant/{line}", &format!("{name}/{{line}}"));
-            std::fs::write(folder.join(format!("contracts/{name}.toml")), beside).expect("written");
+            std::fs::write(folder.join(format!("contracts/{name}.toml")), metadata).expect("written");
         }
         std::fs::write(folder.join("contracts/state.json"), include_str!("schema.json")).expect("written");
         let config = format!(

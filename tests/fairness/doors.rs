@@ -72,7 +72,7 @@ pub fn slow_bodies_of_one_token() -> Duration {
     small.max(start.elapsed())
 }
 
-fn beside(bytes: &[u8]) -> Duration {
+fn metadata(bytes: &[u8]) -> Duration {
     let (_gateway, address, tokens) = with_programs("fair-silent", "", ["quick"]);
     let silent = open(1100, [127, 0, 0, 2], address, bytes);
     let other = post_small(address, "quick", &tokens[0]);
@@ -84,11 +84,11 @@ fn beside(bytes: &[u8]) -> Duration {
 }
 
 pub fn silent_connections() -> Duration {
-    beside(b"")
+    metadata(b"")
 }
 
 pub fn half_heads() -> Duration {
-    beside(b"POST /events/quick HTTP/1.1\r\nhost: x\r\nauthorization: Bea")
+    metadata(b"POST /events/quick HTTP/1.1\r\nhost: x\r\nauthorization: Bea")
 }
 
 pub fn slow_bodies_on_every_connection() -> Duration {

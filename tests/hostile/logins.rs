@@ -29,7 +29,7 @@ fn five_hundred_devices_with_passwords_log_in_after_a_restart() {
     let wrong = Hello { client: "device-0", login: Some(("device-0", "wrong")), ..Hello::default() };
     assert_eq!(Client::connect(address, &wrong).1[2], 0x86, "passwords are checked");
     let is_over = Arc::new(AtomicBool::new(false));
-    let beside = spawn_until(&is_over, move |is_over| device(address, Some(("device", "secret")), is_over));
+    let metadata = spawn_until(&is_over, move |is_over| device(address, Some(("device", "secret")), is_over));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let mut devices = tokio::task::JoinSet::new();
@@ -47,7 +47,7 @@ fn five_hundred_devices_with_passwords_log_in_after_a_restart() {
         assert_eq!(count, DEVICES);
     });
     is_over.store(true, Ordering::Relaxed);
-    let latency = beside.join().expect("the device is served");
+    let latency = metadata.join().expect("the device is served");
     println!("{DEVICES} devices are logged in: {:?} bytes of memory; p99 beside them {latency:?}", resident(pid));
     check_latency(latency);
     let kills = cgroup.kills();

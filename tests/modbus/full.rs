@@ -7,8 +7,8 @@ use crate::power_cut::{config, open_with};
 use forebay::config::Config;
 use forebay::contract::{Sender, SourceKind};
 use forebay::event::Timestamp;
-use forebay::ingest::{Beside, Ingest};
-use forebay::journal::{Journal, NotTaken, Waiter};
+use forebay::ingest::{EventMetadata, Ingest};
+use forebay::journal::{Journal, SubmitError, Waiter};
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use forebay::shutdown;
 use forebay::sources::modbus::Source;
@@ -41,8 +41,8 @@ fn fill(ingest: &Ingest) -> bool {
     for pad in [60_000, 1_000, 10] {
         let payload = format!(r#"{{"ts":"2026-11-25T08:00:00Z","pad":"{}"}}"#, "x".repeat(pad));
         for _ in 0..1000 {
-            let one = ingest.accept(&route, payload.as_bytes(), Beside::default(), Timestamp(0), &mut waiter);
-            if one == Err(NotTaken::NoRoom) {
+            let one = ingest.accept(&route, payload.as_bytes(), EventMetadata::default(), Timestamp(0), &mut waiter);
+            if one == Err(SubmitError::NoRoom) {
                 break;
             }
             taken += 1;

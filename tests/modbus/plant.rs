@@ -3,7 +3,7 @@
 use crate::common::gateway::scratch_folder;
 use forebay::config::Config;
 use forebay::gateway::Gateway;
-use forebay::journal::{Found, Journal, JournalError};
+use forebay::journal::{Journal, JournalError, ReadResult};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -109,7 +109,7 @@ pub fn events_of(journal: &Journal) -> Result<Vec<Event>, JournalError> {
         let (mut next, end) = (1, lane.end());
         while next < end {
             match lane.look(next)? {
-                Found::Block(block) => {
+                ReadResult::Block(block) => {
                     events.extend(block.records().map(|record| Event {
                         topic: record.key.to_owned(),
                         origin: record.origin.to_owned(),
@@ -117,7 +117,7 @@ pub fn events_of(journal: &Journal) -> Result<Vec<Event>, JournalError> {
                     }));
                     next = block.end();
                 }
-                Found::Lost { to } => next = to,
+                ReadResult::Lost { to } => next = to,
             }
         }
     }

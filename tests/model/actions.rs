@@ -169,7 +169,7 @@ impl World {
     async fn reload(&mut self) -> bool {
         let (contracts, config) = (self.contracts(), self.journal_config());
         let Some(running) = &self.running else { return true };
-        if running.ingest.put_in_force(contracts, Default::default()).is_err() {
+        if running.ingest.apply(contracts, Default::default()).is_err() {
             return false;
         }
         running.stepped.journal.change(&config);

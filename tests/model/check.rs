@@ -1,7 +1,7 @@
 //! The invariant: what was acknowledged is in the journal, or in an account that was announced.
 
 use super::world::{EventKey, World};
-use crate::journal::{Found, Journal, Lane, Loss};
+use crate::journal::{Journal, Lane, Loss, ReadResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ impl World {
         let mut next = self.ledger.scanned.get(&lane.name).copied().unwrap_or(1).max(lane.first());
         while next < lane.end() {
             match lane.look(next) {
-                Ok(Found::Block(block)) => {
+                Ok(ReadResult::Block(block)) => {
                     for (offset, record) in (block.header.first..).zip(block.records()) {
                         let known = journal.published(record.publication);
                         let kind =
@@ -71,7 +71,7 @@ impl World {
                     }
                     next = block.end().max(next + 1);
                 }
-                Ok(Found::Lost { to }) => next = to.max(next + 1),
+                Ok(ReadResult::Lost { to }) => next = to.max(next + 1),
                 Err(_) => break,
             }
         }
@@ -83,7 +83,7 @@ impl World {
         let mut next = self.ledger.scanned.get(&dead.name).copied().unwrap_or(1).max(dead.first());
         while next < dead.end() {
             match dead.look(next) {
-                Ok(Found::Block(block)) => {
+                Ok(ReadResult::Block(block)) => {
                     for record in block.records() {
                         let Some(split) = record.payload.iter().position(|byte| *byte == b'\n') else { continue };
                         let (head, payload) = record.payload.split_at(split);
@@ -100,7 +100,7 @@ impl World {
                     }
                     next = block.end().max(next + 1);
                 }
-                Ok(Found::Lost { to }) => next = to.max(next + 1),
+                Ok(ReadResult::Lost { to }) => next = to.max(next + 1),
                 Err(_) => break,
             }
         }

@@ -4,9 +4,9 @@ use super::centre::{Centre, Shared, serve};
 use super::fault_disk::{FaultDisk, Unsynced};
 use super::{Summary, check::Ledger};
 use crate::clock::{Clock, Entered};
-use crate::contract::{Contracts, Sender, SourceKind, Surroundings};
+use crate::contract::{Contracts, GatewayNames, Sender, SourceKind};
 use crate::forward::{self, CredentialRotation, Forwarder, Pressure, Sending};
-use crate::ingest::{Ingest, Taken};
+use crate::ingest::{Ingest, Submitted};
 use crate::journal::{Config, Full, Journal, Lane, LaneConfig, OUTCOMES, Seal, Start, Stepped, Waiter};
 use crate::memory::{Budget, LIMIT_DEFAULT};
 use crate::secret::Secret;
@@ -128,7 +128,7 @@ pub struct Running {
     pub links: BTreeMap<String, Vec<Link>>,
     pub waiter: Waiter,
     /// Handed in, and not acknowledged yet.
-    pub pending: Vec<(EventKey, Taken)>,
+    pub pending: Vec<(EventKey, Submitted)>,
 }
 
 pub struct World {
@@ -156,8 +156,8 @@ pub struct World {
     printed: BTreeMap<(String, String), String>,
 }
 
-pub fn surroundings() -> Surroundings {
-    Surroundings { environment: "test".into(), site: "p".into(), gateway: "g".into(), namespace: "n".into() }
+pub fn surroundings() -> GatewayNames {
+    GatewayNames { environment: "test".into(), site: "p".into(), gateway: "g".into(), namespace: "n".into() }
 }
 
 /// What a lane holds, and the cursor and the accounts of a destination in it.

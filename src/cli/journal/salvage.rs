@@ -5,7 +5,7 @@ use super::sink::{AtomicFile, Bar};
 use crate::cli::show::table;
 use crate::event::{Content, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::journal::{Block, DEAD, Publications, Salvage, Salvaged, Walk, push_line};
+use crate::journal::{Block, BlockReader, DEAD, Publications, Salvage, Salvaged, push_line};
 use crate::setting::{Bytes, grouped as number};
 use crate::telemetry::shown;
 use anyhow::Context;
@@ -122,7 +122,7 @@ fn push_block(
 ) -> u64 {
     let recorded = block.header.recorded;
     let mut unrendered = 0;
-    let mut walk = Walk::new(Arc::clone(block));
+    let mut walk = BlockReader::new(Arc::clone(block));
     while let Some(step) = walk.step_with(|number| publications.of(number)) {
         let numbered = step.numbered.filter(|_| lane != DEAD);
         let (name, sequence) = match (numbered, &*block.header.runs) {

@@ -223,9 +223,9 @@ fn count(lane: &Arc<Lane>, destination: &str, filter: &Filter, from: u64, end: u
     let mut next = from;
     while next < end {
         match lane.look(next)? {
-            crate::journal::Found::Lost { to } => next = to.max(next + 1),
-            crate::journal::Found::Block(block) => {
-                let mut walk = crate::journal::Walk::new(block);
+            crate::journal::ReadResult::Lost { to } => next = to.max(next + 1),
+            crate::journal::ReadResult::Block(block) => {
+                let mut walk = crate::journal::BlockReader::new(block);
                 let (recorded, block_end) = (walk.recorded(), walk.end());
                 while let Some(step) = walk.step(lane) {
                     let Some((published, _)) = step.numbered else { continue };

@@ -1,6 +1,6 @@
 //! Status of dead letters since they were written.
 //!
-//! Promise: when [`Fates::put`] returns, the status is durable, together with its effect on the ledger. A letter
+//! Promise: when [`DeadLetterStatuses::put`] returns, the status is durable, together with its effect on the ledger. A letter
 //! without a stored status is held.
 //! Invariant: a letter that is delivered, taken in or discarded never changes again.
 
@@ -52,7 +52,7 @@ impl State {
 
 /// Status of a dead letter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fate {
+pub struct DeadLetterStatus {
     /// State of the letter.
     pub state: State,
     /// Time of the last change of state.
@@ -81,7 +81,7 @@ type Resolutions = BTreeMap<String, Resolved>;
 
 /// Status of all dead letters.
 #[derive(Debug)]
-pub struct Fates {
+pub struct DeadLetterStatuses {
     notes: Notes,
     /// Serializes changes: locked from reading the current status until the new one is in memory.
     writing: Mutex<()>,
@@ -91,7 +91,7 @@ pub struct Fates {
 
 #[derive(Debug, Default)]
 struct StatusTable {
-    fates: BTreeMap<u64, Fate>,
+    fates: BTreeMap<u64, DeadLetterStatus>,
     resolved: Resolutions,
 }
 
@@ -103,7 +103,7 @@ fn account_of(destination: &str, stream: &str) -> String {
     format!("{destination}/{stream}")
 }
 
-impl Fates {
+impl DeadLetterStatuses {
     /// Reads the stored status and removes that of letters that no longer exist. Blocks the thread.
     pub fn open(journal: &Journal) -> Result<Self, JournalError> {
         let notes = journal.notes("dead");
@@ -131,14 +131,14 @@ impl Fates {
     }
 
     /// Returns the status of a letter.
-    pub fn of(&self, letter: u64) -> Fate {
+    pub fn of(&self, letter: u64) -> DeadLetterStatus {
         self.known().fates.get(&letter).cloned().unwrap_or_default()
     }
 
     /// Letters to send again to a destination, the oldest first.
     pub fn requeued(&self, destination: &str) -> Vec<u64> {
         let known = self.known();
-        let is_meant = |fate: &Fate| fate.state == State::Requeued && fate.destination == destination;
+        let is_meant = |fate: &DeadLetterStatus| fate.state == State::Requeued && fate.destination == destination;
         known.fates.iter().filter(|(_, fate)| is_meant(fate)).map(|(letter, _)| *letter).collect()
     }
 
@@ -154,14 +154,14 @@ impl Fates {
 
     /// Changes the status of letters, durably. A final status does not change. Returns the changed letters. Blocks the
     /// thread.
-    pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, Fate)]) -> Result<BTreeSet<u64>, JournalError> {
+    pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, DeadLetterStatus)]) -> Result<BTreeSet<u64>, JournalError> {
         self.put_audited(letters, |_| Vec::new())
     }
 
-    /// Like [`Fates::put`], and stores the audit notes that `audit` returns for the changed letters in the same commit.
+    /// Like [`DeadLetterStatuses::put`], and stores the audit notes that `audit` returns for the changed letters in the same commit.
     pub fn put_audited(
         &self,
-        letters: &[(u64, &DeadLetter<'_>, Fate)],
+        letters: &[(u64, &DeadLetter<'_>, DeadLetterStatus)],
         audit: impl FnOnce(&BTreeSet<u64>) -> Vec<Note>,
     ) -> Result<BTreeSet<u64>, JournalError> {
         // Readers do not wait for the disk.

@@ -4,7 +4,7 @@
 use super::nodes::{NodeKey, Nodes};
 use super::notes::{Stale, node_of};
 use crate::clock;
-use crate::journal::{Bell, Change, JournalError, Notes};
+use crate::journal::{Change, JournalError, Notes, WaiterHandle};
 use crate::telemetry::Limiter;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::hash_map::Entry;
@@ -54,7 +54,7 @@ struct PendingNotes {
     names_bytes: usize,
     /// Whether all notes must be compared with the state in memory; `dirty` is empty then.
     is_sweep_due: bool,
-    bells: Vec<Bell>,
+    bells: Vec<WaiterHandle>,
     /// Number of bells above which they are cleaned up.
     bells_max: usize,
     number: u64,
@@ -80,7 +80,7 @@ impl Saver {
 
     /// Schedules notes of a node; with `None`, waits for earlier saves only. The bell rings once [`Saver::saved`]
     /// reaches the returned number.
-    pub(super) fn save(&self, key: Arc<NodeKey>, stale: Option<Stale>, bell: impl FnOnce() -> Bell) -> u64 {
+    pub(super) fn save(&self, key: Arc<NodeKey>, stale: Option<Stale>, bell: impl FnOnce() -> WaiterHandle) -> u64 {
         let mut pending = self.state.lock();
         if let Some(stale) = stale {
             pending.add(key, stale);
@@ -139,11 +139,11 @@ impl PendingNotes {
         self.dirty.is_empty() && !self.is_sweep_due
     }
 
-    fn add_bell(&mut self, bell: Bell) {
+    fn add_bell(&mut self, bell: WaiterHandle) {
         self.bells.push(bell);
         if self.bells.len() > self.bells_max.max(BELLS_MIN) {
             self.bells.retain(|bell| !bell.is_alone());
-            self.bells.sort_unstable_by_key(Bell::waiter);
+            self.bells.sort_unstable_by_key(WaiterHandle::waiter);
             self.bells.dedup_by_key(|bell| bell.waiter());
             self.bells_max = 2 * self.bells.len();
         }
@@ -199,7 +199,7 @@ impl SaverState {
                 RETRY_AFTER
             } else {
                 self.saved.store(number, Ordering::Release);
-                bells.iter().chain(&pending.bells).for_each(Bell::ring);
+                bells.iter().chain(&pending.bells).for_each(WaiterHandle::ring);
                 if pending.number == number {
                     // Bells that arrived during the save waited for it too.
                     pending.bells.clear();

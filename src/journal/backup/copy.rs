@@ -5,13 +5,13 @@ use super::{Backup, BackupError, BackupProgress, BackupSource, Copyable, OnProgr
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::block::Compressor;
-use crate::journal::cursor::Settled;
+use crate::journal::cursor::Cursor;
 use crate::journal::disk::{self, Disk, RealDisk};
 use crate::journal::history::count_block;
 use crate::journal::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
 use crate::journal::sequence_gaps::GapFile;
 use crate::journal::state::State;
-use crate::journal::{Found, JournalError, PUBLICATIONS, sequence_mark};
+use crate::journal::{JournalError, PUBLICATIONS, ReadResult, sequence_mark};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -232,7 +232,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         folder: &Path,
         first: u64,
         end: u64,
-        settled: Vec<Settled>,
+        settled: Vec<Cursor>,
         sequences: Vec<(u32, u64)>,
     ) -> Result<Option<Vec<(u32, u64)>>, BackupError> {
         let now = Timestamp::from(clock::wall());
@@ -245,7 +245,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         let mut next = lane.gaps().skip_gap(first);
         while next < end {
             let block = match lane.find(next)? {
-                Found::Block(block) if block.header.first == next => Some(block),
+                ReadResult::Block(block) if block.header.first == next => Some(block),
                 _ => None,
             };
             let Some(block) = block else {

@@ -4,7 +4,7 @@
 //! payload are equal and no byte of its PUBACK had left. Otherwise the broker may have freed the packet id and used it
 //! for another message with the same content.
 
-use crate::ingest::Taken;
+use crate::ingest::Submitted;
 use crate::link::Message;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,13 +14,13 @@ use std::time::Instant;
 pub(super) struct PendingAck {
     pub(super) packet_id: u16,
     /// `None` for a message that makes no event.
-    pub(super) taken: Option<Taken>,
+    pub(super) taken: Option<Submitted>,
     pub(super) arrived: Instant,
     fingerprint: u128,
 }
 
 impl PendingAck {
-    pub(super) fn new(message: &Message, taken: Option<Taken>, arrived: Instant) -> Self {
+    pub(super) fn new(message: &Message, taken: Option<Submitted>, arrived: Instant) -> Self {
         Self { packet_id: message.packet_id, taken, arrived, fingerprint: fingerprint(message) }
     }
 }
@@ -49,7 +49,7 @@ impl AwaitedRedeliveries {
     }
 
     /// Returns the ticket of the earlier delivery if the message is a redelivery. Removes its packet id in any case.
-    pub(super) fn recognise(&mut self, message: &Message) -> Option<Taken> {
+    pub(super) fn recognise(&mut self, message: &Message) -> Option<Submitted> {
         let known = self.0.remove(&message.packet_id)?;
         (message.is_dup && known.fingerprint == fingerprint(message)).then_some(known.taken)?
     }

@@ -5,8 +5,8 @@ use super::redelivery::PendingAck;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Ingest, Route, Taken};
-use crate::journal::NotTaken;
+use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
+use crate::journal::SubmitError;
 use crate::link::{self, Delivery, LinkError, Message, Output, Reply, Session};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
@@ -163,15 +163,15 @@ impl Source {
                 self.unacknowledged.extend((message.packet_id > 0).then(pending));
                 Ok(())
             }
-            Err(NotTaken::NoRoom) => {
+            Err(SubmitError::NoRoom) => {
                 self.blocked = Some(Blocked { message, route, arrived });
                 Ok(())
             }
-            Err(NotTaken::Closed) => Err(SessionEnd::Shutdown),
+            Err(SubmitError::Closed) => Err(SessionEnd::Shutdown),
         }
     }
 
-    fn hand_in(&mut self, message: &Message, route: &Route) -> Result<Taken, NotTaken> {
+    fn hand_in(&mut self, message: &Message, route: &Route) -> Result<Submitted, SubmitError> {
         let now = Timestamp::from(clock::wall());
         if message.truncated > 0 {
             let bytes = message.payload.len() + message.truncated;
@@ -180,12 +180,12 @@ impl Source {
             let kept = &message.payload[..message.payload.len().min(CUT_BYTES)];
             return self.ingest.refuse(route, &reason, kept, now, &mut self.waiter);
         }
-        let beside = Beside {
+        let metadata = EventMetadata {
             trace_parent: message.trace_parent.as_deref(),
             content_type: message.content_type.as_deref(),
-            ..Beside::default()
+            ..EventMetadata::default()
         };
-        self.ingest.accept(route, &message.payload, beside, now, &mut self.waiter)
+        self.ingest.accept(route, &message.payload, metadata, now, &mut self.waiter)
     }
 
     /// Hands in the blocked message again.

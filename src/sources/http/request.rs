@@ -10,8 +10,8 @@ use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
 use crate::http::{self, ConnectionSlot, Phase, Reply};
-use crate::ingest::{Beside, Publishing, Route, Taken};
-use crate::journal::{Condition, NotTaken, Receipt, Waiter};
+use crate::ingest::{EventMetadata, Publishing, Route, Submitted};
+use crate::journal::{Condition, Receipt, SubmitError, Waiter};
 use crate::memory::Permit;
 use crate::origin::{Origin, Party};
 use crate::sources;
@@ -216,7 +216,7 @@ fn identify(shared: &ServerContext, peer: &Peer, headers: &HeaderMap, now: Insta
                 Ok(identity) => Ok(identity),
                 Err(unnamed) => denied("a certificate names nobody", &unnamed.to_string()),
             },
-            None if shared.config.lets_in_anonymous() => Ok(Identity::Anonymous { claimed: String::new() }),
+            None if shared.config.accepts_anonymous() => Ok(Identity::Anonymous { claimed: String::new() }),
             None => denied("a caller shows no token", "a bearer token or a client certificate is needed"),
         },
     }
@@ -336,9 +336,9 @@ async fn hand_in(
     // Hand in nothing while a lane is known to accept nothing: the client's repeat then makes no duplicates.
     refuse_if_stuck(shared, &routes, "nothing of this request was taken")?;
     let mut waiter = Waiter::default();
-    let mut taken: Vec<Taken> = Vec::with_capacity(events.len());
+    let mut taken: Vec<Submitted> = Vec::with_capacity(events.len());
     for (event, route) in events.iter().zip(&routes) {
-        let beside = Beside {
+        let metadata = EventMetadata {
             trace_parent: event.trace_parent.as_deref(),
             content_type: event.content_type.as_deref(),
             id: event.id.as_deref(),
@@ -347,10 +347,10 @@ async fn hand_in(
             exchange: None,
         };
         taken.push(loop {
-            match shared.ingest.accept(route, &event.payload, beside, now, &mut waiter) {
+            match shared.ingest.accept(route, &event.payload, metadata, now, &mut waiter) {
                 Ok(taken) => break taken,
-                Err(NotTaken::Closed) => return Err(closing()),
-                Err(NotTaken::NoRoom) => {
+                Err(SubmitError::Closed) => return Err(closing()),
+                Err(SubmitError::NoRoom) => {
                     if timeout_at(deadline, shared.ingest.room(route)).await.is_err() {
                         return Err(late(shared, &routes));
                     }

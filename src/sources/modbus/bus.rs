@@ -9,7 +9,7 @@ use super::transport::{Ask, Connection, Dial, LateAnswers};
 use super::write::{self, NotWritten, QueuedWrite, Writer};
 use super::{Config, Ready};
 use crate::clock;
-use crate::ingest::{Ingest, Taken};
+use crate::ingest::{Ingest, Submitted};
 use crate::journal::Waiter;
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
@@ -41,7 +41,7 @@ pub struct Source {
     writer: Writer,
     writes: mpsc::Receiver<QueuedWrite>,
     /// Accepted by the journal and not yet durable.
-    in_flight: VecDeque<(Taken, Instant)>,
+    in_flight: VecDeque<(Submitted, Instant)>,
 }
 
 /// The state of one device on the bus.

@@ -438,7 +438,7 @@ impl<'s> Connection<'s> {
                 let chain = self.certificate.as_ref().map(|presented| presented.chain.clone());
                 Ok(Identity::Password { name: user.clone(), proof, chain })
             }
-            (user, _) if shared.config.lets_in_anonymous() => {
+            (user, _) if shared.config.accepts_anonymous() => {
                 Ok(Identity::Anonymous { claimed: user.clone().unwrap_or_default() })
             }
             (Some(_), None) => Err((ReasonCode::NotAuthorized, "this listener has no users; set passwords")),

@@ -151,11 +151,11 @@ impl ConnectionMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Budget, Door};
+    use crate::memory::{Budget, ListenerId};
 
     fn memory(limit: u64) -> ConnectionMemory {
         let address = std::net::IpAddr::from([127, 0, 0, 1]);
-        ConnectionMemory::new(Budget::new(limit).admit(PLAIN_BYTES, address, Door::new()).expect("room"))
+        ConnectionMemory::new(Budget::new(limit).admit(PLAIN_BYTES, address, ListenerId::new()).expect("room"))
     }
 
     #[test]

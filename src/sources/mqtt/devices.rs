@@ -4,7 +4,7 @@ use super::registry::Key;
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp};
-use crate::ingest::Taken;
+use crate::ingest::Submitted;
 use crate::memory::{Budget, Permit};
 use crate::sources::identity::Identity;
 use crate::telemetry::{Counter, Gauge};
@@ -206,7 +206,7 @@ impl Device {
     }
 
     /// Counts an accepted publish.
-    pub fn note_accepted(&self, taken: &Taken) {
+    pub fn note_accepted(&self, taken: &Submitted) {
         if taken.is_dead() {
             self.dead.add(1);
         }

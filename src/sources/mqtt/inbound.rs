@@ -19,8 +19,8 @@ use super::{ListenerState, devices::Device};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Route, Taken};
-use crate::journal::NotTaken;
+use crate::ingest::{EventMetadata, Route, Submitted};
+use crate::journal::SubmitError;
 use crate::link::Protocol;
 use crate::security::Cause;
 use std::collections::{HashMap, VecDeque};
@@ -84,7 +84,7 @@ pub(super) struct Inbound {
 type RouteAndDenial = (Arc<Route>, Option<String>);
 
 struct Unacknowledged {
-    taken: Taken,
+    taken: Submitted,
     packet_id: u16,
     is_qos2: bool,
     hash: u64,
@@ -401,20 +401,20 @@ impl Inbound {
         let state = state_bytes(publish.qos);
         self.memory.reserve(state)?;
         if self.queued.is_empty() {
-            let beside = Beside {
+            let metadata = EventMetadata {
                 trace_parent: publish.trace_parent,
                 content_type: publish.content_type,
                 exchange: is_qos2.then_some((self.session.number, publish.packet_id)),
-                ..Beside::default()
+                ..EventMetadata::default()
             };
             let _gate = is_qos2.then(|| shared.registry.gate());
-            match shared.ingest.accept(&route, publish.payload, beside, arrived.time, &mut self.session.waiter) {
+            match shared.ingest.accept(&route, publish.payload, metadata, arrived.time, &mut self.session.waiter) {
                 Ok(taken) => {
                     self.note_accepted(shared, taken, publish.packet_id, publish.qos, hash, arrived.at);
                     return Ok(());
                 }
-                Err(NotTaken::NoRoom) => {}
-                Err(NotTaken::Closed) => return Err(SHUTTING_DOWN),
+                Err(SubmitError::NoRoom) => {}
+                Err(SubmitError::Closed) => return Err(SHUTTING_DOWN),
             }
         }
         if publish.qos == 0 && !route.is_paced() {
@@ -456,7 +456,7 @@ impl Inbound {
     fn note_accepted(
         &mut self,
         shared: &ListenerState,
-        taken: Taken,
+        taken: Submitted,
         packet_id: u16,
         qos: u8,
         hash: u64,
@@ -609,14 +609,14 @@ impl Inbound {
     pub(super) fn submit_queued(&mut self, shared: &ListenerState) {
         let now = Timestamp::from(clock::wall());
         while let Some(queued) = self.queued.front() {
-            let beside = Beside {
+            let metadata = EventMetadata {
                 trace_parent: queued.trace_parent.as_deref(),
                 content_type: queued.content_type.as_deref(),
                 exchange: queued.is_qos2.then_some((self.session.number, queued.packet_id)),
-                ..Beside::default()
+                ..EventMetadata::default()
             };
             let _gate = queued.is_qos2.then(|| shared.registry.gate());
-            match shared.ingest.accept(&queued.route, &queued.payload, beside, now, &mut self.session.waiter) {
+            match shared.ingest.accept(&queued.route, &queued.payload, metadata, now, &mut self.session.waiter) {
                 Ok(taken) => {
                     let qos = if queued.packet_id == 0 { 0 } else { 1 + u8::from(queued.is_qos2) };
                     let (id, hash, arrived) = (queued.packet_id, queued.hash, queued.arrived);

@@ -18,7 +18,7 @@ use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
 use crate::journal::{Journal, Published};
 use crate::link::{Head, Protocol, push_publish};
-use crate::local::{Enough, Event, Feed, Filter, Local, Place, split_share};
+use crate::local::{Enough, Event, Feed, Filter, JournalPosition, Local, split_share};
 use last_values::LastValues;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -76,9 +76,9 @@ struct InFlight {
 #[derive(Clone, Debug)]
 enum Delivery {
     /// An event of the client's own feed.
-    Event(Place),
+    Event(JournalPosition),
     /// An event of a group; another member gets it if this client does not acknowledge it.
-    Shared(Arc<Group>, Place),
+    Shared(Arc<Group>, JournalPosition),
     /// A last value, for the subscription of this serial.
     Last(u32),
 }

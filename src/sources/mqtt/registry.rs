@@ -26,7 +26,7 @@ pub use wills::DueWill;
 use super::outbound::{Outbound, Progress, Subscription};
 use super::shared_subscription::{GroupNote, Groups};
 use super::will::Will;
-use crate::ingest::Taken;
+use crate::ingest::Submitted;
 use crate::journal::{Change, Journal, Notes, Waiter};
 use crate::memory::Permit;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
@@ -127,7 +127,7 @@ pub struct Session {
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
     /// Its place in the journal; `None` if it was there before the client connected or the gateway started.
-    pub taken: Option<Taken>,
+    pub taken: Option<Submitted>,
     /// Whether it arrived on the present connection.
     pub is_of_this_connection: bool,
 }
@@ -139,7 +139,7 @@ pub struct Unanswered {
     /// Hash of topic and payload.
     pub hash: u64,
     /// Its place in the journal.
-    pub taken: Taken,
+    pub taken: Submitted,
 }
 
 /// The clients of all listeners.
@@ -194,7 +194,7 @@ impl Registry {
     }
 
     /// Remembers a QoS 2 publish of a persistent session.
-    pub fn hold(&self, key: &Key, packet_id: u16, taken: Taken) {
+    pub fn hold(&self, key: &Key, packet_id: u16, taken: Submitted) {
         self.change(key, false, |_, _, unwritten| {
             unwritten.content.exchanges.insert(packet_id, Some(taken));
         });

@@ -3,7 +3,7 @@
 //! Promise: an event that a member did not acknowledge before it left goes to another member.
 
 use crate::journal::Journal;
-use crate::local::{Enough, Event, Feed, Filter, FilterWaiter, Local, MatchRange, Place, split_share};
+use crate::local::{Enough, Event, Feed, Filter, FilterWaiter, JournalPosition, Local, MatchRange, split_share};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -68,9 +68,9 @@ struct GroupFeed {
 
 #[derive(Debug, Default)]
 struct GroupState {
-    given_back: VecDeque<Place>,
+    given_back: VecDeque<JournalPosition>,
     /// Events that a member has and has not acknowledged.
-    out: BTreeSet<Place>,
+    out: BTreeSet<JournalPosition>,
     /// For each lane its name and the position of the feed.
     next: Vec<(String, u64)>,
 }
@@ -156,12 +156,15 @@ impl Groups {
 
 impl GroupNote {
     /// Returns the unacknowledged events, with these lanes.
-    fn places(&self, lanes: &[(String, u64)]) -> VecDeque<Place> {
+    fn places(&self, lanes: &[(String, u64)]) -> VecDeque<JournalPosition> {
         let lane = |index: u8| {
             let (name, _) = self.lanes.get(usize::from(index))?;
             lanes.iter().position(|(known, _)| known == name)
         };
-        self.open.iter().filter_map(|(index, offset)| Some(Place { lane: lane(*index)?, offset: *offset })).collect()
+        self.open
+            .iter()
+            .filter_map(|(index, offset)| Some(JournalPosition { lane: lane(*index)?, offset: *offset }))
+            .collect()
     }
 }
 
@@ -171,7 +174,7 @@ impl Group {
     }
 
     /// Returns an event to the group that a member did not acknowledge.
-    pub fn give_back(&self, place: Place) {
+    pub fn give_back(&self, place: JournalPosition) {
         let mut state = self.state();
         state.out.remove(&place);
         state.given_back.push_back(place);
@@ -180,7 +183,7 @@ impl Group {
     }
 
     /// Ends an event that a member has acknowledged, or that could not be sent.
-    pub fn done(&self, place: Place) {
+    pub fn done(&self, place: JournalPosition) {
         self.state().out.remove(&place);
         self.has_moved.store(true, Ordering::Release);
     }
@@ -194,7 +197,7 @@ impl Group {
     pub fn note(&self) -> GroupNote {
         let state = self.state();
         let mut lanes = state.next.clone();
-        let open: BTreeSet<Place> = state.out.iter().chain(&state.given_back).copied().collect();
+        let open: BTreeSet<JournalPosition> = state.out.iter().chain(&state.given_back).copied().collect();
         if open.len() > OPEN_MAX {
             for place in &open {
                 if let Some((_, next)) = lanes.get_mut(place.lane) {
@@ -207,7 +210,7 @@ impl Group {
         GroupNote { open: open.collect(), lanes }
     }
 
-    fn take(&self, feed: &Feed, place: Place) {
+    fn take(&self, feed: &Feed, place: JournalPosition) {
         self.state().out.insert(place);
         self.passed(feed);
         self.has_moved.store(true, Ordering::Release);

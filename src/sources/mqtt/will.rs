@@ -9,8 +9,8 @@ use super::wire::{self, Fault};
 use super::{Attempt, ListenerState};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Ingest, Route, Taken};
-use crate::journal::{NotTaken, Waiter};
+use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
+use crate::journal::{SubmitError, Waiter};
 use crate::link::Protocol;
 use crate::memory::Permit;
 use crate::shutdown::Shutdown;
@@ -220,26 +220,26 @@ impl Will {
     }
 
     /// Submits the will. Returns `None` if the journal is closed.
-    async fn submit(&self, ingest: &Ingest, waiter: &mut Waiter) -> Option<Taken> {
+    async fn submit(&self, ingest: &Ingest, waiter: &mut Waiter) -> Option<Submitted> {
         let message = &self.message;
-        let beside = Beside {
+        let metadata = EventMetadata {
             trace_parent: message.trace_parent.as_deref(),
             content_type: message.content_type.as_deref(),
-            ..Beside::default()
+            ..EventMetadata::default()
         };
         loop {
             let now = Timestamp::from(clock::wall());
-            match ingest.accept(&self.route, &message.payload, beside, now, waiter) {
+            match ingest.accept(&self.route, &message.payload, metadata, now, waiter) {
                 Ok(taken) => return Some(taken),
-                Err(NotTaken::Closed) => return None,
-                Err(NotTaken::NoRoom) => ingest.room(&self.route).await,
+                Err(SubmitError::Closed) => return None,
+                Err(SubmitError::NoRoom) => ingest.room(&self.route).await,
             }
         }
     }
 }
 
 /// Waits for the receipt of an event. Returns `false` if the journal is closed before.
-async fn wait_durable(taken: &Taken, ingest: &Ingest, waiter: &Waiter) -> bool {
+async fn wait_durable(taken: &Submitted, ingest: &Ingest, waiter: &Waiter) -> bool {
     while ingest.receipt(taken).is_none() {
         if ingest.is_closed() {
             return false;

@@ -21,8 +21,8 @@ use crate::clock;
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Route, Taken};
-use crate::journal::{Lane, NotTaken, Notes, Waiter};
+use crate::ingest::{EventMetadata, Route, Submitted};
+use crate::journal::{Lane, Notes, SubmitError, Waiter};
 use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
@@ -433,17 +433,17 @@ impl Capture {
     async fn hand_in(&mut self, events: Vec<ChangeEvent>) -> Result<(), RoundError> {
         let arrived = clock::instant();
         let now = Timestamp::from(clock::wall());
-        let mut taken: Vec<Taken> = Vec::with_capacity(events.len());
+        let mut taken: Vec<Submitted> = Vec::with_capacity(events.len());
         for event in &events {
             let payload = event.payload.to_string();
             let key = event.record_id.to_string();
             let time = event.after.is_some().then_some(Timestamp(event.write_date.saturating_mul(1_000_000)));
-            let beside = Beside { id: Some(&event.id), key: Some(&key), time, ..Beside::default() };
+            let metadata = EventMetadata { id: Some(&event.id), key: Some(&key), time, ..EventMetadata::default() };
             taken.push(loop {
-                match self.shared.ingest.accept(&self.route, payload.as_bytes(), beside, now, &mut self.waiter) {
+                match self.shared.ingest.accept(&self.route, payload.as_bytes(), metadata, now, &mut self.waiter) {
                     Ok(taken) => break taken,
-                    Err(NotTaken::Closed) => return Err(RoundError::Closed),
-                    Err(NotTaken::NoRoom) => self.shared.ingest.room(&self.route).await,
+                    Err(SubmitError::Closed) => return Err(RoundError::Closed),
+                    Err(SubmitError::NoRoom) => self.shared.ingest.room(&self.route).await,
                 }
             });
         }

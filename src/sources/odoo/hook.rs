@@ -8,7 +8,7 @@ use super::hints::Hints;
 use crate::clock;
 use crate::contract::Sender;
 use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply, Stream};
-use crate::memory::{Budget, Door, Permit};
+use crate::memory::{Budget, ListenerId, Permit};
 use crate::origin::Origin;
 use crate::secret::Secret;
 use crate::security::{Cause, Report};
@@ -118,7 +118,7 @@ struct HookContext {
     stats: Arc<Stats>,
     refusals: Limiter,
     budget: Arc<Budget>,
-    door: Door,
+    listener: ListenerId,
 }
 
 impl HookContext {
@@ -156,7 +156,7 @@ impl Hook {
             hints,
             stats,
             budget,
-            door: Door::new(),
+            listener: ListenerId::new(),
             refusals: Limiter::new(Duration::from_secs(10)),
         };
         Ok(Self { socket, tls, shared: Arc::new(shared) })
@@ -181,7 +181,7 @@ impl Hook {
                     Ok((stream, peer)) => {
                         let slot = limit.acquire(Origin::of(peer.ip()));
                         let shared = Arc::clone(&self.shared);
-                        match shared.budget.admit(CONNECTION_BYTES, peer.ip(), shared.door) {
+                        match shared.budget.admit(CONNECTION_BYTES, peer.ip(), shared.listener) {
                             Ok(permit) => {
                                 let eviction = permit.eviction();
                                 let served =

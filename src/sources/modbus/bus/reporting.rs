@@ -7,8 +7,8 @@ use super::Source;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Beside, Ingest, Route};
-use crate::journal::NotTaken;
+use crate::ingest::{EventMetadata, Ingest, Route};
+use crate::journal::SubmitError;
 use std::time::{Duration, Instant};
 
 /// Events of a bus that may wait for their receipts; beyond this number changes are collected.
@@ -58,18 +58,18 @@ impl Source {
                 let taken = match has_room {
                     true => {
                         let payload = payload(&unit.device, group, detector, reason, now, at);
-                        self.ingest.accept(route, &payload, Beside::default(), at, &mut self.waiter)
+                        self.ingest.accept(route, &payload, EventMetadata::default(), at, &mut self.waiter)
                     }
-                    false => Err(NotTaken::NoRoom),
+                    false => Err(SubmitError::NoRoom),
                 };
                 match taken {
                     Ok(taken) => {
                         detector.mark_reported(group, now);
                         self.in_flight.push_back((taken, now));
                     }
-                    Err(NotTaken::NoRoom) => poll.next_check = earlier(poll.next_check, now + NO_ROOM_WAIT),
+                    Err(SubmitError::NoRoom) => poll.next_check = earlier(poll.next_check, now + NO_ROOM_WAIT),
                     // The gateway is stopping; the next start reports every value.
-                    Err(NotTaken::Closed) => {}
+                    Err(SubmitError::Closed) => {}
                 }
             }
             if let Some(at) = detector.next_check(group, now) {

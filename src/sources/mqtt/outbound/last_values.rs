@@ -8,7 +8,7 @@
 
 use super::{ActiveSubscription, Outbound};
 use crate::event::Timestamp;
-use crate::local::{Feed, Gap, LastValue, Local, Place};
+use crate::local::{Feed, Gap, JournalPosition, LastValue, Local};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -41,7 +41,7 @@ pub(super) struct LastValues {
 struct Lookup {
     serial: u32,
     /// If set, only the values whose events the feed could not read from this position on.
-    lost: Option<Place>,
+    lost: Option<JournalPosition>,
 }
 
 /// The age limit that was in force when values were left to the feed: older values were sent as last values.
@@ -92,15 +92,15 @@ impl LastValues {
         untold.chain(self.values.iter().map(|(_, serial)| *serial))
     }
 
-    fn add(&mut self, serial: u32, lost: Option<Place>) {
+    fn add(&mut self, serial: u32, lost: Option<JournalPosition>) {
         self.untold.push(Lookup { serial, lost });
         (self.is_caught_up, self.is_feed_first) = (false, false);
         self.catching_up = None;
     }
 
     /// Returns whether a lookup that is already queued for a subscription covers a gap in this lane.
-    fn awaits(&self, serial: u32, from: Place) -> bool {
-        let covers = |lost: Place| lost.lane == from.lane;
+    fn awaits(&self, serial: u32, from: JournalPosition) -> bool {
+        let covers = |lost: JournalPosition| lost.lane == from.lane;
         self.untold.iter().any(|untold| untold.serial == serial && untold.lost.is_none_or(covers))
     }
 
@@ -140,7 +140,7 @@ impl LastValues {
     }
 
     /// Leaves an event to the feed, which sends it if it is not older than `oldest`.
-    fn defer_to_feed(&mut self, place: Place, oldest: Timestamp) {
+    fn defer_to_feed(&mut self, place: JournalPosition, oldest: Timestamp) {
         let lanes = self.below.len();
         let cutoff = self.cutoff.get_or_insert_with(|| Cutoff { oldest, reach: vec![0; lanes] });
         if let Some(reach) = cutoff.reach.get_mut(place.lane) {
@@ -162,8 +162,8 @@ impl LastValues {
     }
 
     /// Returns whether the feed could not read the event of a value, and the value was not sent for its age.
-    fn is_lost(&self, value: &LastValue, from: Place) -> bool {
-        let in_gap = |place: Place| {
+    fn is_lost(&self, value: &LastValue, from: JournalPosition) -> bool {
+        let in_gap = |place: JournalPosition| {
             let to = self.below.get(from.lane).copied().unwrap_or_default();
             place.lane == from.lane && (from.offset..to).contains(&place.offset)
         };

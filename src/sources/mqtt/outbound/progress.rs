@@ -3,8 +3,8 @@
 
 use super::super::shared_subscription::{Group, GroupNote};
 use super::{
-    ActiveSubscription, ClientOptions, Delivery, Feed, InFlight, Limits, Local, Outbound, Place, Subscription,
-    WINDOW_MAX,
+    ActiveSubscription, ClientOptions, Delivery, Feed, InFlight, JournalPosition, Limits, Local, Outbound,
+    Subscription, WINDOW_MAX,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -155,7 +155,7 @@ impl Progress {
             feed.positions().position(|(known, _)| known == name)
         };
         let flight = |(packet_id, index, offset): &(u16, u8, u64)| {
-            let delivery = Delivery::Event(Place { lane: lane(*index)?, offset: *offset });
+            let delivery = Delivery::Event(JournalPosition { lane: lane(*index)?, offset: *offset });
             Some(InFlight { packet_id: *packet_id, delivery })
         };
         self.in_flight.iter().filter_map(flight).collect()

@@ -11,8 +11,8 @@
 use super::super::outbound::{Progress, Subscription};
 use super::Key;
 use crate::event::Attribute;
-use crate::ingest::Taken;
-use crate::journal::{Durable, Found, Journal, JournalError, Lane};
+use crate::ingest::Submitted;
+use crate::journal::{Durable, Journal, JournalError, Lane, ReadResult};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
@@ -58,7 +58,7 @@ struct Options {
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeadContent {
     /// Open QoS 2 exchanges, with their place in the journal if they began since the start.
-    pub(super) exchanges: HashMap<u16, Option<Taken>>,
+    pub(super) exchanges: HashMap<u16, Option<Submitted>>,
     pub(super) progress: Progress,
 }
 
@@ -138,7 +138,7 @@ pub(super) fn read_subscription(name: &str, value: &[u8]) -> Option<Subscription
 impl HeadContent {
     /// Returns the head with the exchanges that are on the disk up to `durable`, and whether these are all.
     pub(super) fn head(&self, number: u64, expiry: u32, share: &str, durable: &[Durable]) -> (Head, bool) {
-        let on_disk = |taken: &Option<Taken>| taken.is_none_or(|taken| taken.is_durable(durable));
+        let on_disk = |taken: &Option<Submitted>| taken.is_none_or(|taken| taken.is_durable(durable));
         let ids: BTreeSet<u16> = self.exchanges.iter().filter(|(_, taken)| on_disk(taken)).map(|(id, _)| *id).collect();
         let is_all = ids.len() == self.exchanges.len();
         let mut before = 0;
@@ -163,7 +163,7 @@ impl Head {
     }
 }
 
-/// All logs that can hold records of exchanges, in the order of [`Taken`]'s numbers.
+/// All logs that can hold records of exchanges, in the order of [`Submitted`]'s numbers.
 pub(super) fn lanes(journal: &Journal) -> impl Iterator<Item = &Arc<Lane>> {
     journal.lanes().iter().chain([journal.dead()])
 }
@@ -178,8 +178,8 @@ pub(super) fn follow_exchanges(
     let mut next = from.unwrap_or(end);
     while next < end {
         let block = match lane.look(next)? {
-            Found::Block(block) => block,
-            Found::Lost { to } => {
+            ReadResult::Block(block) => block,
+            ReadResult::Lost { to } => {
                 next = to.max(next + 1);
                 continue;
             }

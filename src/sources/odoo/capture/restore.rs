@@ -4,7 +4,7 @@ use super::super::known_records::{IdScope, KnownRecords};
 use super::super::position::Position;
 use super::{Capture, NOTE_AFTER};
 use crate::clock;
-use crate::journal::{Found, JournalError, Lane};
+use crate::journal::{JournalError, Lane, ReadResult};
 use crate::runtime::spawn_blocking;
 use serde_json::Value;
 use std::sync::Arc;
@@ -91,8 +91,8 @@ fn replay(lane: &Lane, from: u64, stream: &str, origin: &str, mut see: impl FnMu
     let end = lane.end();
     while next < end {
         match lane.look(next)? {
-            Found::Lost { to } => next = to.max(next + 1),
-            Found::Block(block) => {
+            ReadResult::Lost { to } => next = to.max(next + 1),
+            ReadResult::Block(block) => {
                 for (offset, record) in (block.header.first..).zip(block.records()) {
                     let is_ours = offset >= next
                         && record.origin == origin
