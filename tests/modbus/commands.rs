@@ -31,7 +31,7 @@ fn a_list_is_imported_and_its_table_reads_a_device() {
     let url = format!("tcp://127.0.0.1:{}", devices.port());
     let output = forebay(&["read", &url, "--unit", "3", "--device", &table, "--json"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("this only reads, at most 10 requests a second"));
+    assert!(text(&output.stderr).contains("this command only reads, at most 10 requests per second"));
     let points: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(points[0]["value"], 23.5);
     assert_eq!((&points[0]["unit"], &points[1]["value"]), (&json!("°C"), &json!(65_538)));

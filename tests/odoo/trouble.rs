@@ -100,7 +100,7 @@ fn fields_and_conditions_that_this_odoo_does_not_have_are_named() {
     plant.gateway.await_status("a note", Duration::from_secs(20), is_noted);
     let output = plant.gateway.command(&["odoo", "check", "CONFIG"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("not there, or not for this account: nonsense"), "{text}");
+    assert!(text.contains("missing, or not visible to this account: nonsense"), "{text}");
     // A domain with such a field fails as a whole, for its contract alone.
     odoo.fault(Fault::ErrorOf("mrp.unbuild", "no field"));
     let problem = plant.await_problem("unbuild cannot be read");
