@@ -26,11 +26,12 @@ pub use batch::{BATCH, BATCH_ZSTD};
 pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
 pub use rotation::CredentialRotation;
 
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::Timestamp;
 use crate::journal::{BlockReader, Cursor, Lane, ReadResult};
-use crate::link::{self, LinkError, Output, Protocol, Session, Target, jitter, reconnect_wait};
+use crate::link::{self, LinkError, Output, Protocol, Reconnect, Session, Target};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Counter, Histogram, Limiter};
@@ -150,8 +151,8 @@ impl Config {
 
 /// Output buffer size at which `fill` stops, in bytes.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// First and longest pause after a temporary rejection; each pause is twice the one before.
-const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Pauses after temporary rejections.
+const REFUSED_PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), Jitter::UpToDouble);
 /// After this number of disconnects with the same lowest event in flight, the forwarder sends that event alone.
 const DISCONNECTS_BEFORE_PROBE: u32 = 3;
 /// Interval at which the forwarder checks whether the sending hours have begun or ended.
@@ -238,7 +239,7 @@ pub struct Forwarder {
     followed: Followed,
     rendering: Rendering,
     suspect: Suspect,
-    refused_pause: Duration,
+    refused_pauses: Backoff,
     warnings: Limiter,
     /// `live-first`: the end of the lane, and the time, when the primary reader began to lag far behind.
     lagging: Option<(u64, Instant)>,
@@ -301,7 +302,7 @@ impl Forwarder {
             followed: Followed::default(),
             rendering: Rendering::default(),
             suspect: Suspect::default(),
-            refused_pause: REFUSED_PAUSE.0,
+            refused_pauses: REFUSED_PAUSES,
             warnings: Limiter::new(Duration::from_secs(60)),
             lagging: None,
             batch_due: None,
@@ -312,8 +313,7 @@ impl Forwarder {
 
     /// Runs until shutdown, then waits up to 2 s for outstanding acknowledgements.
     pub async fn run(mut self, mut shutdown: Shutdown) {
-        let mut down_since: Option<Instant> = None;
-        let mut attempt = 0u32;
+        let mut reconnect = Reconnect::default();
         let mut conflict = ClientIdConflict::default();
         loop {
             self.rewind();
@@ -332,7 +332,7 @@ impl Forwarder {
                     let end = self.serve(session, &mut shutdown).await;
                     self.report_progress();
                     if self.stats.delivered.value() > delivered {
-                        (down_since, attempt) = (None, 0);
+                        reconnect.reset();
                     }
                     match end {
                         SessionEnd::Shutdown => break,
@@ -356,10 +356,8 @@ impl Forwarder {
                     )
                 }
             };
-            let now = clock::instant();
-            let down_for = now.duration_since(*down_since.get_or_insert(now));
-            let wait = conflict.pause().unwrap_or_else(|| reconnect_wait(down_for, attempt));
-            attempt += 1;
+            let reconnect_wait = reconnect.wait();
+            let wait = conflict.pause().unwrap_or(reconnect_wait);
             if self.set_state(false, Some(reason.clone())) {
                 tracing::warn!(lane = %self.lane.name, destination = %self.config.name, error = %reason, "link down, will reconnect");
             }
@@ -442,8 +440,7 @@ impl Forwarder {
             match end {
                 SessionEnd::Pause => {
                     self.rewind();
-                    let wait = jitter(self.refused_pause, self.refused_pause * 2);
-                    self.refused_pause = (self.refused_pause * 2).min(REFUSED_PAUSE.1);
+                    let wait = self.refused_pauses.next();
                     if let Some(end) = self.wait_connected(&mut session, &mut output, shutdown, wait).await {
                         return self.record_disconnect(end);
                     }

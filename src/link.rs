@@ -12,21 +12,19 @@
 //! Not here: which events to send, and what a reply means for them (`forward`).
 
 mod address;
-mod backoff;
 mod dial;
 mod error;
 mod inbox;
 mod packet;
+mod reconnect;
 
 pub use address::Address;
-#[cfg(test)]
-pub(crate) use backoff::seeded;
-pub use backoff::{RECONNECT_EARLY, RECONNECT_MAX, jitter, reconnect_wait};
 pub use error::LinkError;
 pub use inbox::{
     Delivery, Inbox, Message, Subscription, push_puback, push_publish_qos0, push_subscribe, push_unsubscribe,
 };
 pub use packet::{Head, Rejection, Reply, push_publish, push_varint};
+pub(crate) use reconnect::{RECONNECT_MAX, Reconnect};
 
 use crate::clock;
 use crate::secret::Secret;

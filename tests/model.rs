@@ -49,7 +49,7 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<Summary, String> {
         plant(bug);
         let _log = is_replay().then(log);
         crate::runtime::run_inline();
-        crate::link::seeded::begin(seed | 1);
+        crate::backoff::seeded::begin(seed | 1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime").block_on(async move {
             let mut world = World::new(seed);

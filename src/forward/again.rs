@@ -14,13 +14,14 @@ use super::failback::Failback;
 use super::fill::{mark, push_rendered};
 use super::pace::{Pacer, Pressure, Rate};
 use super::{Config, CredentialRotation};
+use crate::backoff::random_between;
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::{DeadLetterStatus, DeadLetterStatuses, State};
 use crate::journal::{BlockReader, Cursor, Journal, Lane, ReadResult, Step};
-use crate::link::{LinkError, Output, Protocol, Rejection, Reply, Session, Target, jitter, reconnect_wait};
+use crate::link::{LinkError, Output, Protocol, Reconnect, Rejection, Reply, Session, Target};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -127,8 +128,7 @@ impl Resender {
 
     /// Runs until shutdown.
     pub async fn run(mut self, mut shutdown: Shutdown) {
-        let mut down_since = None;
-        let mut attempt = 0;
+        let mut reconnect = Reconnect::default();
         loop {
             self.load_work().await;
             if !self.has_work() {
@@ -148,7 +148,7 @@ impl Resender {
             };
             let end = match connected {
                 Ok(session) => {
-                    (down_since, attempt) = (None, 0);
+                    reconnect.reset();
                     self.serve(session, &mut shutdown).await
                 }
                 Err(error) => SessionEnd::Lost(error),
@@ -162,12 +162,10 @@ impl Resender {
                 SessionEnd::Idle => {}
                 SessionEnd::Lost(error) => {
                     tracing::debug!(destination = %self.spec.config.name, %error, "link for resending down, will reconnect");
-                    let now = clock::instant();
-                    let down_for = now.duration_since(*down_since.get_or_insert(now));
-                    attempt += 1;
+                    let wait = reconnect.wait().max(random_between(YIELD_POLL, YIELD_POLL * 2));
                     tokio::select! {
                         () = shutdown.begun() => return,
-                        () = tokio::time::sleep(reconnect_wait(down_for, attempt).max(jitter(YIELD_POLL, YIELD_POLL * 2))) => {}
+                        () = tokio::time::sleep(wait) => {}
                     }
                 }
             }

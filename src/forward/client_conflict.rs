@@ -1,8 +1,9 @@
 //! Detects another client with our client id: two gateways of the same name take over each other's sessions without
 //! end.
 
+use crate::backoff::{Backoff, Jitter};
 use crate::link::LinkError;
-use crate::link::{RECONNECT_MAX, jitter};
+use crate::link::RECONNECT_MAX;
 use std::time::Duration;
 
 /// The broker ended a session this short, with nothing in flight, because of another client with the same id, or
@@ -11,6 +12,8 @@ const SHORT_SESSION: Duration = Duration::from_secs(1);
 const SHORT_SESSIONS_SUSPECT: u32 = 3;
 /// A session this long shows that no other client uses the client id.
 const LONG_SESSION: Duration = Duration::from_secs(60);
+/// Pauses that keep two gateways from alternating.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), RECONNECT_MAX, Jitter::DownToHalf);
 
 /// Evidence that another client connects with our client id.
 #[derive(Debug, Default)]
@@ -42,9 +45,7 @@ impl ClientIdConflict {
     /// Pause before the next connection attempt; `None` without evidence of another client.
     pub(super) fn pause(&self) -> Option<Duration> {
         let suspicion = self.takeovers + self.short_sessions.saturating_sub(SHORT_SESSIONS_SUSPECT - 1);
-        // Doubled each time, with jitter, to keep two gateways from alternating.
-        let longest = Duration::from_secs(1) * 2u32.pow(suspicion.min(5));
-        (suspicion > 0).then(|| jitter(longest / 2, longest.min(RECONNECT_MAX)))
+        suspicion.checked_sub(1).map(|earlier| PAUSES.pause(earlier))
     }
 }
 

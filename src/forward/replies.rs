@@ -1,6 +1,6 @@
 //! Handles central's replies: settles events, retries them, or turns them into dead letters.
 
-use super::{Forwarder, REFUSED_PAUSE, SessionEnd};
+use super::{Forwarder, SessionEnd};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Attribute, Content, Record, Timestamp};
@@ -76,7 +76,7 @@ impl Forwarder {
             self.lane.settle(&self.config.name, &settled);
             self.followed.end(&settled);
             self.stats.delivered.add(settled.len() as u64);
-            self.refused_pause = REFUSED_PAUSE.0;
+            self.refused_pauses.reset();
         }
         is_all_settled &= self.write_dead_letters(&poison).await;
         end.map(|()| is_all_settled)

@@ -1,6 +1,7 @@
 //! Credential rotation: a session with new certificates or a new password replaces the open one.
 
 use super::{Forwarder, SessionEnd};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::shutdown::Shutdown;
 use std::time::{Duration, Instant};
@@ -8,27 +9,28 @@ use tokio::sync::watch;
 
 /// Time limit for opening the new session; meanwhile nothing is sent on the old one.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// First and longest pause after a schedule_retry attempt.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// Pauses after failed attempts.
+const RETRIES: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(600), Jitter::None);
 
 /// Signals new credentials, and schedules the attempts to connect with them.
 #[derive(Clone, Debug)]
 pub struct CredentialRotation {
     changed: watch::Receiver<u64>,
     due: Option<Instant>,
-    failures: u32,
+    retries: Backoff,
 }
 
 impl CredentialRotation {
     /// Creates one that is triggered by each new value of `changed`.
     pub fn new(changed: watch::Receiver<u64>) -> Self {
-        Self { changed, due: None, failures: 0 }
+        Self { changed, due: None, retries: RETRIES }
     }
 
     /// Marks the current credentials as in use: the next session is opened with them.
     pub(super) fn mark_used(&mut self) {
         self.changed.borrow_and_update();
-        (self.due, self.failures) = (None, 0);
+        self.due = None;
+        self.retries.reset();
     }
 
     /// Whether it is time to open a session with new credentials.
@@ -62,13 +64,12 @@ impl CredentialRotation {
 
     /// Schedules an attempt at once.
     fn schedule_now(&mut self) {
-        (self.due, self.failures) = (Some(clock::instant()), 0);
+        self.due = Some(clock::instant());
+        self.retries.reset();
     }
 
     fn schedule_retry(&mut self) {
-        let pause = PAUSE.0 * 2u32.pow(self.failures.min(6));
-        self.failures += 1;
-        self.due = Some(clock::instant() + pause.min(PAUSE.1));
+        self.due = Some(clock::instant() + self.retries.next());
     }
 }
 

@@ -6,16 +6,20 @@
 use super::client_conflict::ClientIdConflict;
 use super::failback::Failback;
 use super::{Config, CredentialRotation};
+use crate::backoff::random_between;
 use crate::clock;
 use crate::contract::{GatewayNames, STRUCTURED, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
-use crate::link::{self, Head, LinkError, Output, RECONNECT_EARLY, Reply, Session, Will, jitter, reconnect_wait};
+use crate::link::{self, Head, LinkError, Output, Reconnect, Reply, Session, Will};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// Least wait between two sessions: the status is worth less than the events.
+const RECONNECT_MIN: Duration = Duration::from_millis(750);
 
 /// Returns further JSON members of a heartbeat, without braces.
 pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
@@ -31,9 +35,8 @@ pub async fn run(
 ) {
     let Ok(target) = config.target().map(Arc::new) else { return };
     let topic = topic(&around);
-    let mut down_since = None;
+    let mut reconnect = Reconnect::default();
     let mut conflict = ClientIdConflict::default();
-    let mut attempt = 0;
     loop {
         rotation.mark_used();
         let will = Will { topic: topic.clone(), payload: event(&around, "offline", "") };
@@ -43,7 +46,7 @@ pub async fn run(
         };
         match connected {
             Ok(session) => {
-                (down_since, attempt) = (None, 0);
+                reconnect.reset();
                 let began = clock::instant();
                 let failback = Failback::new(&target, &client, session.broker_index(), Some(will));
                 match serve(session, failback, &topic, &around, &report, &mut rotation, &mut shutdown).await {
@@ -57,11 +60,10 @@ pub async fn run(
             }
             Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
         }
-        let now = clock::instant();
-        let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt)
-            .max(jitter(RECONNECT_EARLY.1, RECONNECT_EARLY.1 * 2))
+        let wait = reconnect
+            .wait()
+            .max(random_between(RECONNECT_MIN, RECONNECT_MIN * 2))
             .max(conflict.pause().unwrap_or_default());
-        attempt += 1;
         tokio::select! {
             () = shutdown.begun() => return,
             () = tokio::time::sleep(wait) => {}

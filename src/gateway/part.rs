@@ -4,8 +4,8 @@
 //! failure is reported in log and status. A part that cannot be aborted is reported until the process is restarted.
 
 use crate::admin::Failures;
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
-use crate::link::jitter;
 use crate::shutdown::{self, Pulse, Shutdown, Trigger};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ pub(super) type PartFactory = Box<dyn FnMut(Shutdown) -> anyhow::Result<PartFutu
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// Longest wait until the aborted task of a stuck part is dropped.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Shortest and longest pause before a part is restarted.
-const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Pauses before a part is restarted.
+const RESTART_PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60), Jitter::UpToDouble);
 /// A part that ran for this long before it failed is restarted after the shortest pause.
 const STABLE_AFTER: Duration = Duration::from_secs(300);
 
@@ -98,21 +98,21 @@ impl Watchdog {
 
     async fn run(mut self, first: (PartFuture, Arc<Pulse>)) {
         let mut next = Some(first);
-        let mut pause = RESTART_PAUSE.0;
+        let mut pauses = RESTART_PAUSES;
         while let Some((work, pulse)) = next.take() {
             let began = clock::instant();
             let Some(why) = self.watch(work, &pulse).await else { return };
             if clock::instant().duration_since(began) >= STABLE_AFTER {
-                pause = RESTART_PAUSE.0;
+                pauses.reset();
             }
             tracing::error!(part = %self.name, "the part {why}; it will be restarted");
             self.failures.note(&self.name, why);
             while next.is_none() {
+                let pause = pauses.next();
                 tokio::select! {
                     () = self.shutdown.begun() => return,
-                    () = tokio::time::sleep(jitter(pause, pause * 2)) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
-                pause = (pause * 2).min(RESTART_PAUSE.1);
                 match self.make() {
                     Ok(made) => next = Some(made),
                     Err(error) => {

@@ -14,6 +14,7 @@ use super::planted_bugs::{self, Bug};
 use super::retention;
 use super::segment::{Closed, FORMAT, Segment, StreamPart, Summary, Synced, file_name};
 use super::{Condition, Full, JournalError, Lane};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::event::{Attribute, Id, Record, Timestamp};
 use crate::telemetry::{FOLLOW, follow, may_follow};
@@ -36,9 +37,8 @@ const CURSOR_IDLE: Duration = Duration::from_secs(10);
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(86_400);
 /// Sessions, Odoo positions and last values are saved at least this often; after a crash the log supplies the rest.
 const FOLLOWED_AFTER: Duration = Duration::from_secs(120);
-/// Shortest and longest delay before a retry on a disk that failed or is full; it doubles with each failure.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Delays before a retry on a disk that failed or is full.
+const RETRIES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), Jitter::None);
 
 /// Next number to assign, and the end of the reserved ones.
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,8 +104,7 @@ pub(super) enum Next {
 struct PendingBatch {
     batch: Batch,
     encoded: EncodedBatch,
-    /// Delay after the next failure.
-    pause: Duration,
+    retries: Backoff,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -216,7 +215,7 @@ impl Writer {
             (Some(pending), _) => Some(pending),
             (None, WriterWork::Batch(batch)) => {
                 let encoded = self.encode_batch(&batch);
-                Some(PendingBatch { batch, encoded, pause: RETRY_MIN })
+                Some(PendingBatch { batch, encoded, retries: RETRIES })
             }
             (None, WriterWork::Idle) => None,
             (None, WriterWork::Close) => {
@@ -300,8 +299,7 @@ impl Writer {
             }
             Err(condition) => {
                 self.lane.set_condition(condition);
-                let pause = pending.pause;
-                pending.pause = (pause * 2).min(RETRY_MAX);
+                let pause = pending.retries.next();
                 self.pending = Some(pending);
                 Err(pause)
             }

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::contract::Pattern;
 use crate::ingest::{Ingest, Route};
 use crate::journal::{Notes, Waiter};
-use crate::link::{self, Inbox, LinkError, Protocol, Target, jitter, reconnect_wait};
+use crate::link::{self, Inbox, LinkError, Protocol, Reconnect, Target};
 use crate::local::Filter;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
@@ -246,8 +246,7 @@ impl Source {
             receive_maximum: self.config.receive_maximum,
             payload_bytes_max: PAYLOAD_BYTES_MAX as usize,
         };
-        let mut down_since: Option<Instant> = None;
-        let mut attempt = 0;
+        let mut reconnect = Reconnect::default();
         loop {
             let connected = tokio::select! {
                 () = shutdown.begun() => break,
@@ -271,13 +270,11 @@ impl Source {
                 }
                 Err(error) => error,
             };
-            let now = clock::instant();
-            if now.duration_since(began) >= GOOD_AFTER {
-                (down_since, attempt) = (None, 0);
+            if clock::instant().duration_since(began) >= GOOD_AFTER {
+                reconnect.reset();
             }
             self.note_loss(&error);
-            let wait = reconnect_wait(now.duration_since(*down_since.get_or_insert(now)), attempt);
-            attempt += 1;
+            let wait = reconnect.wait();
             tokio::select! {
                 () = shutdown.begun() => break,
                 () = tokio::time::sleep(wait) => {}
@@ -295,12 +292,6 @@ impl Source {
             self.stats.set_problem(problem);
         }
     }
-}
-
-/// Pause before a refused subscription is tried again.
-fn subscribe_backoff(attempt: u32) -> Duration {
-    let least = Duration::from_secs(5) * 2u32.pow(attempt.min(3));
-    jitter(least, least * 2)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! endless declarations loses its own.
 
 use super::declared::Declared;
+use crate::backoff::{Backoff, Jitter};
 use crate::memory::{Budget, OverBudget, Permit};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,8 +22,8 @@ const DEVICE_BYTES: usize = 224;
 const MESSAGE_BYTES: usize = 16 << 20;
 /// Maximum JSON size of a message, if the budget is large enough.
 const JSON_BYTES_MAX: usize = 8 << 20;
-/// First and maximum pause between two rebirth requests to the same node.
-const REQUEST_PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
+/// Pauses between two rebirth requests to the same node.
+const REQUEST_PAUSES: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(3600), Jitter::None);
 
 /// Part of a sender's bytes below which nodes without declarations are not evicted. It is 3 MiB with the packaged unit:
 /// the last requests of 1800 nodes.
@@ -198,7 +199,7 @@ impl Node {
             None => (None, 0),
             Some((at, count)) => (Some(at), count),
         };
-        let wait = REQUEST_PAUSE.0.saturating_mul(1 << count.saturating_sub(1).min(10)).min(REQUEST_PAUSE.1);
+        let wait = REQUEST_PAUSES.pause(count.saturating_sub(1));
         if last.is_some_and(|at| now.duration_since(at) < wait) {
             return false;
         }

@@ -1,15 +1,18 @@
 //! The subscriptions of a session: SUBSCRIBE, the broker's answers, and the removal of outdated subscriptions.
 
-use super::{Config, subscribe_backoff};
+use super::Config;
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::journal::Notes;
 use crate::link::{self, Output, Protocol, Session, Subscription};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Packet ids of SUBSCRIBE and UNSUBSCRIBE; the source sends no other packet with an id.
 const SUBSCRIBE_ID: u16 = 1;
 const UNSUBSCRIBE_ID: u16 = 2;
+/// Pauses before refused subscriptions are tried again.
+const RETRIES: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(40), Jitter::UpToDouble);
 
 /// The subscriptions that a broker has granted. The order of the fields is the stored format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +35,9 @@ pub(super) struct Subscriptions {
     requested: Vec<usize>,
     /// Index and reason of each subscription that does not work.
     refused: Vec<(usize, String)>,
-    /// Time and number of the next attempt.
-    retry: Option<(Instant, u32)>,
+    /// Time of the next attempt.
+    retry_at: Option<Instant>,
+    retries: Backoff,
     notes: Notes,
 }
 
@@ -64,7 +68,8 @@ impl Subscriptions {
             granted: stored.filter(is_mine).unwrap_or(mine),
             requested: Vec::new(),
             refused: Vec::new(),
-            retry: None,
+            retry_at: None,
+            retries: RETRIES,
             notes,
         }
     }
@@ -74,7 +79,8 @@ impl Subscriptions {
         if !session.is_resumed() {
             self.granted.filters.clear();
         }
-        self.retry = None;
+        self.retry_at = None;
+        self.retries.reset();
         self.refused.clear();
         // In MQTT 5 a repeated SUBSCRIBE can suppress retained messages. In 3.1.1 it delivers them again, so the
         // subscriptions of an existing session stay unchanged.
@@ -109,7 +115,6 @@ impl Subscriptions {
         if codes.len() != requested.len() {
             return Err(format!("SUBACK has {} codes for {} filters", codes.len(), requested.len()));
         }
-        let attempt = self.retry.map_or(0, |(_, attempt)| attempt);
         self.refused.retain(|(index, _)| !requested.contains(index));
         for (index, code) in requested.into_iter().zip(codes) {
             let Subscription { filter, qos, .. } = &self.configured[index];
@@ -127,11 +132,14 @@ impl Subscriptions {
                 _ => {}
             }
         }
-        self.retry = None;
-        if let Some(problem) = self.problem() {
-            let wait = subscribe_backoff(attempt);
-            tracing::warn!(source = %self.source, ?wait, "{problem}; will try again");
-            self.retry = Some((clock::instant() + wait, attempt + 1));
+        self.retry_at = None;
+        match self.problem() {
+            None => self.retries.reset(),
+            Some(problem) => {
+                let wait = self.retries.next();
+                tracing::warn!(source = %self.source, ?wait, "{problem}; will try again");
+                self.retry_at = Some(clock::instant() + wait);
+            }
         }
         let is_refused =
             |filter: &String| self.refused.iter().any(|(index, _)| self.configured[*index].filter == *filter);
@@ -158,7 +166,7 @@ impl Subscriptions {
 
     /// Tries refused subscriptions again when that is due; returns when to check again.
     pub(super) fn retry(&mut self, protocol: Protocol, output: &mut Output) -> Option<Instant> {
-        let (at, _) = self.retry?;
+        let at = self.retry_at?;
         if clock::instant() < at || self.are_awaited() {
             return Some(at);
         }

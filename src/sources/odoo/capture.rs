@@ -17,6 +17,7 @@ use super::known_records::{ChangeEvent, Comparison, ForgetLimits, IdScope, Known
 use super::model_fields::{ModelFields, Row};
 use super::position::Position;
 use super::{CaptureContext, Hints, Mirror};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Sender, SourceKind};
@@ -49,12 +50,10 @@ const NOTE_AFTER: usize = 256;
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 /// How long hints are collected before their records are read: one change of an order sends several hints.
 const HINTS_GATHER: Duration = Duration::from_millis(50);
-/// Pauses after errors: they double, with jitter.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Pauses after errors.
+const RETRIES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), Jitter::DownToHalf);
 /// A person must correct a refused login or a missing right. Slow retries do no harm meanwhile.
-const REFUSED_RETRY_MIN: Duration = Duration::from_secs(5);
-const REFUSED_RETRY_MAX: Duration = Duration::from_secs(300);
+const REFUSED_RETRIES: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(300), Jitter::DownToHalf);
 
 /// Why a round was not completed.
 #[derive(Debug)]
@@ -182,17 +181,16 @@ impl Capture {
         self.shared.stats.refuse(Refusal::Answer);
         self.shared.health.fails(&self.stream, error);
         self.next_wide = clock::instant();
-        let (min, max) = match error.class() {
-            Class::Retry => (RETRY_MIN, RETRY_MAX),
+        let retries = match error.class() {
+            Class::Retry => RETRIES,
             Class::Authentication | Class::Permanent => {
                 // Fields, rights and login may have changed by the next round.
                 self.model_fields = None;
                 self.shared.client.forget();
-                (REFUSED_RETRY_MIN, REFUSED_RETRY_MAX)
+                REFUSED_RETRIES
             }
         };
-        let wait = (min * 2u32.saturating_pow(failures.saturating_sub(1).min(16))).min(max);
-        crate::link::jitter(wait / 2, wait)
+        retries.pause(failures.saturating_sub(1))
     }
 
     /// Does everything that is due: first load, hinted records, poll.

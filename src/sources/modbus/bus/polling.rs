@@ -3,6 +3,7 @@
 use super::super::transport::{Ask, Connection, Fault};
 use super::super::write::NotWritten;
 use super::{Silence, Source, ask_of};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::sources::Refusal;
@@ -175,8 +176,7 @@ impl Source {
         let is_bus = matches!(fault, Fault::NoConnection(_));
         let silence = if is_bus { &mut self.down } else { &mut self.units[unit].silence };
         let attempts = silence.as_ref().map_or(0, |silence| silence.attempts);
-        let doublings = attempts.min(16);
-        let wait = self.config.backoff.0.saturating_mul(1 << doublings).min(self.config.backoff_max.0);
+        let wait = Backoff::new(self.config.backoff.0, self.config.backoff_max.0, Jitter::None).pause(attempts);
         let why = fault.to_string();
         let has_changed = silence.as_ref().is_none_or(|known| known.why != why);
         let next_try = now + wait;

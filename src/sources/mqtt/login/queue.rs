@@ -15,6 +15,7 @@
 //! - **a name that failed from many addresses** pauses longer at each address that fails. The guesses per hour then
 //!   follow the number of addresses, and the device itself, at another address, has its turn like any other.
 
+use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::origin::Origin;
 use crate::rate::{CALLERS_MAX, Rates};
@@ -35,14 +36,14 @@ const CHECKS_PER_SECOND: f64 = 1.0;
 const SLOWED_PLACES: usize = 8;
 /// Failures of a name at an address before it pauses: a person who mistypes a password tries again.
 const FREE_TRIES: u32 = 2;
-/// The first and the longest pause of a name at an address.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The pauses of a name at an address.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), Jitter::None);
 /// Failures of a name from all addresses after which each address that fails pauses longer: many devices may share a
 /// user.
 const FREE_TRIES_OF_NAME: u32 = 10;
-/// The first and the longest pause then: 700 guesses per day and address, and a device whose password was corrected
+/// The pauses then, up to two minutes: 700 guesses per day and address, and a device whose password was corrected
 /// reconnects within two minutes.
-const TRIED_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
+const TRIED_PAUSES: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(120), Jitter::None);
 /// A failure is forgotten after this time without another one.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// A login that would have to wait longer is refused at once: a connection costs more than a place in a queue.
@@ -112,15 +113,15 @@ impl<K: Eq + Hash + Copy> FailureTable<K> {
         self.0.get(key).filter(|failed| failed.forgotten_at > now).map_or(0, |failed| failed.times)
     }
 
-    /// Counts a failure. After `free` failures the key pauses; each pause doubles, from the first to the longest.
-    fn failed(&mut self, key: K, free: u32, (first, longest): (Duration, Duration), now: Instant) {
+    /// Counts a failure. After `free` failures the key pauses.
+    fn failed(&mut self, key: K, free: u32, pauses: Backoff, now: Instant) {
         let times = self.times(&key, now).saturating_add(1);
         if !self.0.contains_key(&key) && self.0.len() >= CALLERS_MAX {
             self.make_room(now);
         }
-        let doublings = times.checked_sub(free + 1);
-        let pause = doublings.map_or(Duration::ZERO, |doublings| first * (1 << doublings.min(16)));
-        let (pauses_until, forgotten_at) = (now + pause.min(longest), now + FORGET_AFTER);
+        let earlier = times.checked_sub(free + 1);
+        let pause = earlier.map_or(Duration::ZERO, |earlier| pauses.pause(earlier));
+        let (pauses_until, forgotten_at) = (now + pause, now + FORGET_AFTER);
         self.0.insert(key, Failed { times, pauses_until, forgotten_at });
     }
 
