@@ -6,7 +6,7 @@
 //!
 //! - **The listener parses MQTT itself.** PUBLISH is the path of an event; parsing it in place needs no allocation. In the
 //!   conformance checks (`tests/conformance`), `mqtt-protocol-core` accepts CONNECT and SUBSCRIBE packets that the standards
-//!   forbid. The broker of the demo uses the parser of the listener.
+//!   forbid. The parser is in `mqtt`, which the links, the demo's broker and the tests use as well.
 //! - **Blocks are compressed with zstd level 1.** On payloads whose values do not repeat it reaches 0.35 of the size, lz4
 //!   0.61. It costs 0.3 µs more per event and halves the wear of the flash.
 //! - **A segment has one table.** Cursors are stored in the blocks, so a commit touches as few pages as redb allows: 25 kB
@@ -72,6 +72,7 @@ pub mod ledger;
 pub mod link;
 pub mod local;
 pub mod memory;
+pub mod mqtt;
 pub mod odoo;
 mod origin;
 mod rate;

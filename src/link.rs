@@ -14,24 +14,24 @@
 mod address;
 mod dial;
 mod error;
-mod inbox;
-mod packet;
 mod reconnect;
 
-pub use address::Address;
-pub use error::LinkError;
-pub use inbox::{
+pub use crate::mqtt::Protocol;
+pub use crate::mqtt::client::{Head, Limits, Rejection, Reply, Will, push_publish};
+pub use crate::mqtt::inbox::{
     Delivery, Inbox, Message, Subscription, push_puback, push_publish_qos0, push_subscribe, push_unsubscribe,
 };
-pub use packet::{Head, Rejection, Reply, push_publish, push_varint};
+pub use address::Address;
+pub use error::LinkError;
 pub(crate) use reconnect::{RECONNECT_MAX, Reconnect};
 
 use crate::clock;
+use crate::mqtt::client::{self, DISCONNECT, PINGREQ};
+use crate::mqtt::inbox;
 use crate::secret::Secret;
 use crate::tls::{self, ClientFiles};
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use serde::Deserialize;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::path::PathBuf;
@@ -61,27 +61,6 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Longest wait for an acknowledgement while the connection is alive.
     pub answer_wait_max: Duration,
-}
-
-/// MQTT version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub enum Protocol {
-    /// MQTT 5.
-    #[default]
-    #[serde(rename = "5")]
-    V5,
-    /// MQTT 3.1.1.
-    #[serde(rename = "3.1.1")]
-    V3,
-}
-
-/// The will message, which the broker publishes when the connection is lost.
-#[derive(Clone, Debug)]
-pub struct Will {
-    /// Topic name; the broker retains the message there.
-    pub topic: String,
-    /// Payload of the message.
-    pub payload: Vec<u8>,
 }
 
 /// The brokers of one destination or source, to connect to any number of times.
@@ -209,25 +188,6 @@ impl Target {
         let login = self.config.user.as_deref().map(|user| (user, password));
         session.send_connect(client, login, will, inbox).await?;
         Ok(session)
-    }
-}
-
-/// Limits that the broker announced in CONNACK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest number of publishes in flight (Receive Maximum).
-    pub receive_maximum: u16,
-    /// Largest packet in bytes (Maximum Packet Size).
-    pub packet_bytes_max: usize,
-    /// Whether the broker retains messages (Retain Available).
-    pub has_retain: bool,
-    /// Session expiry interval in seconds, if the broker changed the requested one.
-    pub session_seconds: Option<u32>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { receive_maximum: 65_535, packet_bytes_max: 268_435_455, has_retain: true, session_seconds: None }
     }
 }
 
@@ -419,7 +379,7 @@ impl Session {
 
     /// Returns the next complete packet from the input.
     pub fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
-        let reply = packet::read(&mut self.input, self.protocol)?;
+        let reply = client::read(&mut self.input, self.protocol)?;
         if matches!(reply, Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) {
             self.acknowledged_at = clock::instant();
         }
@@ -429,7 +389,7 @@ impl Session {
     /// Returns the next complete delivery from the input of a session with an [`Inbox`].
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
         match &mut self.inbox {
-            Some(inbox) => inbox.next(&mut self.input, self.protocol),
+            Some(inbox) => Ok(inbox.next(&mut self.input, self.protocol)?),
             None => Ok(self.next_reply()?.map(Delivery::Other)),
         }
     }
@@ -456,7 +416,7 @@ impl Session {
             return self.keep_alive - unsent;
         }
         if output.waiting() == 0 {
-            output.bytes.extend_from_slice(&packet::PINGREQ);
+            output.bytes.extend_from_slice(&PINGREQ);
             self.sent_at = now;
         }
         self.keep_alive
@@ -485,7 +445,7 @@ impl Session {
         // The broker expects a packet within the keep-alive, regardless of what it sends itself.
         let unsent = now.duration_since(self.sent_at);
         if silent >= ping_after || unsent >= self.keep_alive {
-            output.bytes.extend_from_slice(&packet::PINGREQ);
+            output.bytes.extend_from_slice(&PINGREQ);
             self.pinged_at = Some(now);
             self.sent_at = now;
             return Ok(PING_WAIT_MAX);
@@ -495,7 +455,7 @@ impl Session {
 
     /// Sends a PINGREQ now.
     pub fn ping(&mut self, output: &mut Output) {
-        output.bytes.extend_from_slice(&packet::PINGREQ);
+        output.bytes.extend_from_slice(&PINGREQ);
         self.pinged_at = Some(clock::instant());
     }
 
@@ -506,7 +466,7 @@ impl Session {
 
     /// Sends DISCONNECT, which makes the broker discard the will, and closes the connection.
     pub async fn close(mut self) {
-        let mut output = Output { bytes: packet::DISCONNECT.to_vec(), written: 0 };
+        let mut output = Output { bytes: DISCONNECT.to_vec(), written: 0 };
         let disconnect = async {
             poll_fn(|context| match self.poll_write(context, &mut output) {
                 Ok(true) | Err(_) => Poll::Ready(()),
@@ -536,7 +496,7 @@ impl Session {
         inbox: Option<&Inbox>,
     ) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
-        let bytes = packet::connect(self.protocol, client, keep_alive, login, will, inbox)?;
+        let bytes = client::connect(self.protocol, client, keep_alive, login, will, inbox)?;
         // The password in the packet is overwritten when `output` is dropped.
         let mut output = Zeroizing::new(Output { bytes, written: 0 });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
@@ -549,7 +509,7 @@ impl Session {
                 result = self.exchange(&mut output) => result?,
             }
             // Messages may follow in the same TCP segment: they stay in the input.
-            match packet::read(&mut self.input, self.protocol)? {
+            match client::read(&mut self.input, self.protocol)? {
                 None => {}
                 Some(Reply::Connected { limits, keep_alive, is_resumed }) => {
                     self.limits = limits;

@@ -7,18 +7,17 @@
 //! Not here: sessions and subscriptions (`sources`), delivery to central systems (`forward`).
 
 mod feed;
-mod filter;
 mod last;
 mod tree;
 mod waiters;
 
 pub use feed::{Enough, Event, EventRef, Feed, Gap, JournalPosition};
-pub use filter::{Filter, split_share};
 pub use last::LastValue;
 pub use waiters::{FilterWaiter, MatchRange};
 
 use crate::clock;
 use crate::journal::{Journal, JournalError, Lane, Note, Notes};
+use crate::mqtt::Filter;
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use last::LastValues;

@@ -3,7 +3,7 @@
 
 use forebay::event::Record;
 use forebay::journal::Block;
-use forebay::sources::mqtt;
+use forebay::mqtt;
 
 /// Every seed, and then random changes of it, go through `target`.
 fn fuzz(name: &str, target: impl Fn(&[u8]) + std::panic::RefUnwindSafe) {

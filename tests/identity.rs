@@ -74,7 +74,7 @@ impl Peer {
     /// The next packet, first byte first, without its length; `None` if the other side has closed.
     fn receive(&mut self) -> Option<Vec<u8>> {
         loop {
-            if let Ok(Some(frame)) = forebay::sources::mqtt::frame(&self.input, usize::MAX) {
+            if let Ok(Some(frame)) = forebay::mqtt::frame(&self.input, usize::MAX) {
                 let mut packet = vec![frame.first];
                 packet.extend_from_slice(frame.body);
                 let length = frame.length;

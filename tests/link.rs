@@ -78,7 +78,7 @@ fn serve(mut stream: TcpStream, connack: &[u8], script: &Script, seen: &Mutex<Ve
         }
         input.extend_from_slice(&buffer[..read]);
         let mut at = 0;
-        while let Ok(Some(frame)) = forebay::sources::mqtt::frame(&input[at..], usize::MAX) {
+        while let Ok(Some(frame)) = forebay::mqtt::frame(&input[at..], usize::MAX) {
             match frame.first >> 4 {
                 1 => {
                     let mut answer = vec![0x20, 3 + connack.len() as u8, 0, 0, connack.len() as u8];
@@ -86,7 +86,7 @@ fn serve(mut stream: TcpStream, connack: &[u8], script: &Script, seen: &Mutex<Ve
                     stream.write_all(&answer)?;
                 }
                 3 => {
-                    let publish = forebay::sources::mqtt::publish(frame.first, frame.body, true).expect("a publish");
+                    let publish = forebay::mqtt::publish(frame.first, frame.body, true).expect("a publish");
                     let event: serde_json::Value = serde_json::from_slice(publish.payload).expect("an event");
                     let [high, low] = publish.packet_id.to_be_bytes();
                     let Some(sequence) = event["sequence"].as_str() else {

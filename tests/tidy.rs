@@ -85,7 +85,7 @@ fn imports_point_down() {
 fn foreign_names_stay_indoors() {
     let rules: [(&str, &[&str]); 11] = [
         ("redb::", &["journal"]),
-        ("rumqttc::", &["link", "sources"]),
+        ("rumqttc::", &["mqtt"]),
         ("tokio_modbus::", &["sources", "demo"]),
         ("rcgen::", &["demo"]),
         ("x509_parser::", &["tls"]),

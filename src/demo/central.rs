@@ -4,9 +4,9 @@
 //! Only for the demo: it has no persistence and no limits.
 
 use crate::contract::Pattern;
-use crate::link::{Head, Protocol, push_publish};
-use crate::sources::mqtt::connect::Connect;
-use crate::sources::mqtt::wire;
+use crate::mqtt::client::{Head, push_publish};
+use crate::mqtt::connect::Connect;
+use crate::mqtt::{Fault, Protocol, packet};
 use crate::tls::{self, ServerFiles};
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
@@ -114,13 +114,13 @@ impl<'s> Client<'s> {
                     if read? == 0 {
                         return Ok(());
                     }
-                    while let (false, Ok(Some(frame))) = (self.is_over, wire::frame(&input, PACKET_BYTES_MAX)) {
+                    while let (false, Ok(Some(frame))) = (self.is_over, packet::frame(&input, PACKET_BYTES_MAX)) {
                         // A malformed packet ends the connection.
                         self.is_over |= self.handle(&frame).is_err();
                         let length = frame.length;
                         input.advance(length);
                     }
-                    self.is_over |= wire::frame(&input, PACKET_BYTES_MAX).is_err();
+                    self.is_over |= packet::frame(&input, PACKET_BYTES_MAX).is_err();
                 }
                 // A subscriber that is too slow misses messages, as QoS 0 allows.
                 received = messages.recv() => if let Ok(message) = received { self.forward(&message) },
@@ -132,7 +132,7 @@ impl<'s> Client<'s> {
         Ok(())
     }
 
-    fn handle(&mut self, frame: &wire::Frame<'_>) -> Result<(), wire::Fault> {
+    fn handle(&mut self, frame: &packet::Frame<'_>) -> Result<(), Fault> {
         let Some(protocol) = self.protocol else {
             match Connect::read(frame) {
                 Ok(connect) => {
@@ -151,25 +151,25 @@ impl<'s> Client<'s> {
         let is_v5 = protocol == Protocol::V5;
         match frame.first >> 4 {
             3 => {
-                let publish = wire::publish(frame.first, frame.body, is_v5)?;
+                let publish = packet::publish(frame.first, frame.body, is_v5)?;
                 match publish.qos {
                     0 => {}
-                    1 => wire::push_ack(&mut self.output, wire::PUBACK, publish.packet_id),
-                    _ => wire::push_ack(&mut self.output, wire::PUBREC, publish.packet_id),
+                    1 => packet::push_ack(&mut self.output, packet::PUBACK, publish.packet_id),
+                    _ => packet::push_ack(&mut self.output, packet::PUBREC, publish.packet_id),
                 }
                 self.publish(publish.topic, publish.payload, publish.retain);
             }
-            6 => wire::push_ack(&mut self.output, wire::PUBCOMP, wire::ack(frame.body, is_v5)?.0),
+            6 => packet::push_ack(&mut self.output, packet::PUBCOMP, packet::ack(frame.body, is_v5)?.0),
             8 => {
-                let (packet_id, _, requested) = wire::subscribe(frame.body, is_v5)?;
-                wire::push_suback(&mut self.output, packet_id, is_v5, &vec![0; requested.len()]);
+                let (packet_id, _, requested) = packet::subscribe(frame.body, is_v5)?;
+                packet::push_suback(&mut self.output, packet_id, is_v5, &vec![0; requested.len()]);
                 self.subscribe(
                     requested.iter().filter_map(|requested| Pattern::parse(requested.filter).ok()).collect(),
                 );
             }
             10 => {
-                let (packet_id, filters) = wire::unsubscribe(frame.body, is_v5)?;
-                wire::push_unsuback(&mut self.output, packet_id, is_v5, &vec![0; filters.len()]);
+                let (packet_id, filters) = packet::unsubscribe(frame.body, is_v5)?;
+                packet::push_unsuback(&mut self.output, packet_id, is_v5, &vec![0; filters.len()]);
                 self.filters.clear();
             }
             12 => self.output.extend_from_slice(&[0xD0, 0]),

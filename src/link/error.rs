@@ -1,5 +1,6 @@
 //! Errors of a link, worded for the operator who has to fix the cause.
 
+use crate::mqtt::client::{BrokerFault, TAKEN_OVER};
 use crate::secret::Unreadable;
 use crate::setting::Span;
 use crate::tls::TlsError;
@@ -62,6 +63,12 @@ pub enum LinkError {
     Protocol(String),
 }
 
+impl From<BrokerFault> for LinkError {
+    fn from(BrokerFault(text): BrokerFault) -> Self {
+        Self::Protocol(text)
+    }
+}
+
 impl LinkError {
     /// Whether the peer ended a working session, as some brokers do on an event that they cannot process.
     pub fn is_by_peer(&self) -> bool {
@@ -70,6 +77,6 @@ impl LinkError {
 
     /// Whether the broker ended the session because another client connected with the same client id.
     pub fn is_takeover(&self) -> bool {
-        matches!(self, Self::Ended(reason) if reason.starts_with(super::packet::TAKEN_OVER))
+        matches!(self, Self::Ended(reason) if reason.starts_with(TAKEN_OVER))
     }
 }

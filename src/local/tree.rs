@@ -1,7 +1,7 @@
 //! A tree of topic filters: finds the filters that match a topic, in a time that depends on the levels of the topic and
 //! not on the number of filters.
 
-use super::Filter;
+use crate::mqtt::Filter;
 use std::collections::HashMap;
 
 /// A set of filters, each with a value.

@@ -4,8 +4,8 @@
 //! matches its filter.
 //! Invariant: each event is rendered and matched once for all waiting readers.
 
-use super::Filter;
 use super::tree::FilterTree;
+use crate::mqtt::Filter;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};

@@ -24,7 +24,7 @@ use crate::contract::Pattern;
 use crate::ingest::{Ingest, Route};
 use crate::journal::{Notes, Waiter};
 use crate::link::{self, Inbox, LinkError, Protocol, Reconnect, Target};
-use crate::local::Filter;
+use crate::mqtt::Filter;
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};

@@ -9,34 +9,31 @@
 
 mod accept_queue;
 mod acl;
-pub(crate) mod connect;
 mod connection;
 mod connection_memory;
 mod devices;
-mod fields;
+mod faults;
 mod grants;
 mod inbound;
 mod login;
 mod outbound;
-mod reason;
 mod registry;
 mod shared_subscription;
 mod will;
-pub(crate) mod wire;
 
 pub use acl::Rule;
 pub use devices::{DeviceStatus, Devices};
 pub use grants::{Grant, Grants};
 pub use login::{Users, put_user};
-pub use reason::ReasonCode;
 pub use registry::Registry;
-pub use wire::{Fault, Frame, Publish, frame, publish};
 
 use crate::clock;
 use crate::contract::Sender;
 use crate::ingest::{Ingest, Pace};
 use crate::local::Local;
 use crate::memory::{Budget, ListenerId, Permit};
+use crate::mqtt::ReasonCode;
+use crate::mqtt::connect::{NEVER_EXPIRES, WillMessage};
 use crate::security::{Cause, Report};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
@@ -273,7 +270,7 @@ impl Config {
 
     /// Returns the session expiry interval within the limit, in seconds.
     fn expiry_within(&self, asked: u32) -> u32 {
-        asked.min(u32::try_from(self.session_expiry_max.0.as_secs()).unwrap_or(registry::NEVER))
+        asked.min(u32::try_from(self.session_expiry_max.0.as_secs()).unwrap_or(NEVER_EXPIRES))
     }
 
     /// Returns whether clients can prove names here.
@@ -514,17 +511,17 @@ impl ListenerState {
         &self,
         peer: SocketAddr,
         sender: Sender<'_>,
-        will: Option<&will::WillMessage>,
+        will: Option<&WillMessage>,
         (code, why): (ReasonCode, &str),
         denied: Cause,
     ) {
         let reason = match code {
-            _ if why == connection_memory::NO_MEMORY.text => Refusal::Memory,
+            _ if why == faults::NO_MEMORY.text => Refusal::Memory,
             ReasonCode::QuotaExceeded | ReasonCode::ServerBusy => Refusal::Limit,
             _ => Refusal::Access,
         };
         let cause = match code {
-            _ if reason == Refusal::Memory || why == connection_memory::ALL_TAKEN.text => None,
+            _ if reason == Refusal::Memory || why == faults::ALL_TAKEN.text => None,
             ReasonCode::QuotaExceeded => Some(Cause::SessionQuota),
             ReasonCode::ClientIdentifierNotValid => Some(Cause::Session),
             ReasonCode::NotAuthorized | ReasonCode::BadUserNameOrPassword => Some(denied),

@@ -195,11 +195,11 @@ fn collect(
         }
         let mut at = 0;
         let mut found = Vec::new();
-        while let Ok(Some(frame)) = forebay::sources::mqtt::frame(&input[at..], usize::MAX) {
+        while let Ok(Some(frame)) = forebay::mqtt::frame(&input[at..], usize::MAX) {
             match frame.first >> 4 {
                 9 => subscribed.store(true, Ordering::Relaxed),
                 3 => {
-                    let publish = forebay::sources::mqtt::publish(frame.first, frame.body, false).expect("a publish");
+                    let publish = forebay::mqtt::publish(frame.first, frame.body, false).expect("a publish");
                     found.push(Arrived { topic: publish.topic.to_owned(), payload: publish.payload.to_vec() });
                 }
                 _ => {}

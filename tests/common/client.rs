@@ -242,7 +242,7 @@ impl Client {
 
     /// A whole packet that has arrived.
     fn arrived(&mut self) -> Option<Vec<u8>> {
-        let frame = forebay::sources::mqtt::frame(&self.input, usize::MAX).ok()??;
+        let frame = forebay::mqtt::frame(&self.input, usize::MAX).ok()??;
         let mut packet = vec![frame.first];
         packet.extend_from_slice(frame.body);
         let length = frame.length;

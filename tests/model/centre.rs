@@ -1,7 +1,7 @@
 //! A scripted central broker: a destination's other end, in memory.
 
 use super::world::{EventKey, Random};
-use crate::sources::mqtt::{frame, publish};
+use crate::mqtt::{frame, publish};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

@@ -63,7 +63,7 @@ impl Line {
     fn receive(&mut self, patience: Duration) -> std::io::Result<Option<Vec<u8>>> {
         let start = Instant::now();
         loop {
-            if let Ok(Some(frame)) = forebay::sources::mqtt::frame(&self.input, usize::MAX) {
+            if let Ok(Some(frame)) = forebay::mqtt::frame(&self.input, usize::MAX) {
                 let packet = [&[frame.first], frame.body].concat();
                 let length = frame.length;
                 self.input.drain(..length);

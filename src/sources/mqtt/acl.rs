@@ -9,7 +9,7 @@
 
 use crate::contract::Sender;
 use crate::ingest::{Publishing, Route};
-use crate::local::Filter;
+use crate::mqtt::Filter;
 use crate::sources::identity::Identity;
 use serde::Deserialize;
 use std::fmt;

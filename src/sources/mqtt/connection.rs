@@ -8,23 +8,24 @@
 //!
 //! Not here: what packets mean (`inbound`), which connection owns a session (`registry/takeover`).
 
-use super::connect::{self, CONNECT_BYTES_MAX, Connack, Connect, connack};
-use super::connection_memory::{ConnectionMemory, MOST_MEMORY, NO_MEMORY};
-use super::inbound::{EXCHANGE_BYTES, Inbound, PacketOutcome, SHUTTING_DOWN, UNACKNOWLEDGED_BYTES};
+use super::connection_memory::ConnectionMemory;
+use super::faults::{
+    CROWDED_OUT, KEEP_ALIVE_EXPIRED, MOST_MEMORY, NO_MEMORY, SHUTTING_DOWN, TAKEN_OVER, TOO_SLOW, refusal,
+};
+use super::inbound::{ALIASES_MAX, EXCHANGE_BYTES, Inbound, PacketOutcome, UNACKNOWLEDGED_BYTES};
 use super::login::Users;
 use super::outbound::{ClientOptions, Limits, Ready};
-use super::reason::ReasonCode;
 use super::registry::{Key, NoSession, OpenedSession, PendingWill, Session, SessionRequest, SlotGuard, will_bytes};
-use super::will::{StoredWill, Will, WillMessage};
-use super::wire::{self, Fault};
+use super::will::{StoredWill, Will};
 use super::{Attempt, ListenerState, Setup};
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::Timestamp;
 use crate::http::Duplex;
 use crate::ingest::Route;
-use crate::link::Protocol;
 use crate::memory::{Eviction, Permit};
+use crate::mqtt::connect::{self, Connack, Connect, WillMessage};
+use crate::mqtt::{Fault, Protocol, ReasonCode, packet};
 use crate::origin::{Origin, Party};
 use crate::security::Cause;
 use crate::shutdown::Shutdown;
@@ -48,6 +49,11 @@ use tokio_rustls::server::TlsStream;
 
 /// Bytes of one read. Each thread has one buffer; connections have none.
 const READ_BYTES: usize = 32 << 10;
+/// The largest CONNECT: a will of 64 KiB, and 8 KiB for the rest, which includes tokens as passwords. It is read before the
+/// client has logged in, so the limit is lower than that of other packets.
+const CONNECT_BYTES_MAX: usize = 72 << 10;
+/// The longest user name, the same as for client ids: each connection, session and device keeps it.
+const USER_BYTES_MAX: usize = 256;
 /// The longest wait for CONNACK while passwords of other clients are checked: 500 devices that reconnect at once, at a
 /// tenth of a second each on a small processor.
 const LOGIN_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -153,7 +159,7 @@ pub(super) async fn serve_tls(
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let chain_bytes: usize = chain.iter().map(|certificate| 2 * certificate.len()).sum();
             if let Err(fault) = memory.reserve(chain_bytes.saturating_sub(CHAIN_INCLUDED)) {
-                return shared.refuse(peer, Attempt::default(), fault.reason(), fault.text);
+                return shared.refuse(peer, Attempt::default(), refusal(fault), fault.text);
             }
             let mut connection = Connection::new(Box::new(stream), peer, &shared, newest, memory);
             connection.certificate = certificate;
@@ -249,7 +255,7 @@ impl<'s> Connection<'s> {
             self.drain(&mut inbound).await;
         }
         if let Some(fault) = fault.filter(|fault| *fault != TAKEN_OVER && *fault != SHUTTING_DOWN) {
-            shared.refuse_client(&inbound.device, inbound.topic_at_fault(), fault.reason(), fault.text);
+            shared.refuse_client(&inbound.device, inbound.topic_at_fault(), refusal(fault), fault.text);
         }
         let options = inbound.options;
         let mut session = inbound.detach_session();
@@ -325,25 +331,25 @@ impl<'s> Connection<'s> {
             if let Err((answer, why)) = connect::check_protocol(&self.input) {
                 return self.reject(&answer, Refusal::Protocol, why);
             }
-            match wire::frame(&self.input, CONNECT_BYTES_MAX) {
+            match packet::frame(&self.input, CONNECT_BYTES_MAX) {
                 Ok(Some(frame)) => return self.parse_connect(frame.length),
                 Ok(None) => {}
                 Err(fault) => {
                     let answer = connect::refuse_early(&self.input, fault.code);
-                    return self.reject(&answer, fault.reason(), fault.text);
+                    return self.reject(&answer, refusal(fault), fault.text);
                 }
             }
             let most = read_bytes(self.shared);
             let (input, stream) = (&mut self.input, &mut self.stream);
             let memory = self.memory.as_mut()?;
-            let length = wire::length(input).filter(|length| *length <= CONNECT_BYTES_MAX);
+            let length = packet::length(input).filter(|length| *length <= CONNECT_BYTES_MAX);
             let read =
                 poll_fn(|context| poll_read_with(stream, context, most, |bytes| memory.buffer(input, bytes, length)));
             match read.await {
                 Ok(Read::Bytes(Ok(()))) => {}
                 Ok(Read::Bytes(Err(fault))) => {
                     let answer = connect::refuse_early(&self.input, fault.code);
-                    return self.reject(&answer, fault.reason(), fault.text);
+                    return self.reject(&answer, refusal(fault), fault.text);
                 }
                 _ => return None,
             }
@@ -365,10 +371,10 @@ impl<'s> Connection<'s> {
         memory.buffer_shrunk(self.input.capacity());
         // The strings of CONNECT are copied.
         if let Err(fault) = memory.reserve(length) {
-            return self.reject(&connect::refuse_early(&connect, fault.code), fault.reason(), fault.text);
+            return self.reject(&connect::refuse_early(&connect, fault.code), refusal(fault), fault.text);
         }
         self.connect_bytes = length;
-        match Connect::read(&wire::frame(&connect, usize::MAX).ok()??) {
+        match Connect::read(&packet::frame(&connect, usize::MAX).ok()??) {
             Ok(packet) => Some(packet),
             Err((answer, why)) => self.reject(&answer, Refusal::Protocol, why),
         }
@@ -379,7 +385,7 @@ impl<'s> Connection<'s> {
         if is_assigned && (packet.is_clean || packet.protocol == Protocol::V5) {
             packet.client = format!("auto-{}", uuid::Uuid::new_v4().simple());
         }
-        let identified = match packet.check(self.shared.config.topic_max) {
+        let identified = match check_lengths(&packet, self.shared.config.topic_max) {
             Ok(()) => self.identify(&packet).await,
             Err((code, why)) => Err((code, Cow::Borrowed(why))),
         };
@@ -400,18 +406,14 @@ impl<'s> Connection<'s> {
             Err((code, why)) => {
                 let sender = Sender { client: &packet.client, user: &user, proven_by };
                 self.shared.refuse_connect(self.peer, sender, packet.will.as_ref(), (code, &why), denied);
-                let reply = Connack { code, is_present: false, assigned: None, expiry: None };
-                self.output.extend(connack(packet.protocol, self.shared, &reply));
+                connack(self.shared, code).push(&mut self.output, packet.protocol);
                 return None;
             }
         };
-        let reply = Connack {
-            code: ReasonCode::Success,
-            is_present,
-            assigned: is_assigned.then_some(packet.client.as_str()),
-            expiry: (expiry != packet.expiry).then_some(expiry),
-        };
-        self.output.extend(connack(packet.protocol, self.shared, &reply));
+        let assigned = is_assigned.then_some(packet.client.as_str());
+        let expiry = (expiry != packet.expiry).then_some(expiry);
+        let connack = Connack { is_present, assigned, expiry, ..connack(self.shared, ReasonCode::Success) };
+        connack.push(&mut self.output, packet.protocol);
         // The first read notices a client that has gone.
         let _ = self.flush().await;
         Some(client)
@@ -534,7 +536,7 @@ impl<'s> Connection<'s> {
 
     /// Returns the will of the client with a permit for its memory until it is published.
     fn will(&self, party: &Party, message: WillMessage, route: Route) -> Result<Will, (ReasonCode, &'static str)> {
-        let permit = self.shared.budget.permit_of(party, message.bytes() + route.bytes());
+        let permit = self.shared.budget.permit_of(party, Will::bytes_of(&message) + route.bytes());
         let permit = permit.map_err(|_| (NO_MEMORY.code, NO_MEMORY.text))?;
         Ok(Will { route: Arc::new(route), delay: message.delay, message, permit })
     }
@@ -784,7 +786,7 @@ impl<'s> Connection<'s> {
         if let Some((fault, options)) = fault
             && options.protocol == Protocol::V5
         {
-            wire::push_disconnect(&mut self.output, fault, options.packet_bytes_max);
+            packet::push_disconnect(&mut self.output, fault, options.packet_bytes_max);
         }
         if self.flush().await {
             // The client may have closed the connection.
@@ -805,6 +807,24 @@ impl<'s> Connection<'s> {
     }
 }
 
+/// Returns a CONNACK with the limits of the listener.
+fn connack(shared: &ListenerState, code: ReasonCode) -> Connack<'static> {
+    let (receive_maximum, packet_bytes_max) = (shared.config.receive_maximum, shared.packet_bytes_max);
+    let (is_present, assigned, expiry) = (false, None, None);
+    Connack { code, is_present, receive_maximum, packet_bytes_max, aliases_max: ALIASES_MAX, assigned, expiry }
+}
+
+/// Checks the length of the names in CONNECT. The error is a code for CONNACK, and the reason for the log.
+fn check_lengths(connect: &Connect, topic_max: usize) -> Result<(), (ReasonCode, &'static str)> {
+    if connect.user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
+        return Err((ReasonCode::BadUserNameOrPassword, "the user name is longer than 256 bytes"));
+    }
+    if connect.will.as_ref().is_some_and(|will| will.topic.len() > topic_max) {
+        return Err((ReasonCode::TopicNameInvalid, "the topic of the will is longer than topic_max"));
+    }
+    Ok(())
+}
+
 /// Bytes that a connection holds for a session that it resumes.
 fn session_bytes(session: &Session) -> usize {
     let unanswered = session.unanswered.len() * UNACKNOWLEDGED_BYTES;
@@ -820,17 +840,6 @@ async fn evicted(eviction: Option<Eviction>) {
 }
 
 const EVICTED: &str = "memory is short, and this client had not logged in yet";
-const CROWDED_OUT: Fault = Fault {
-    code: ReasonCode::QuotaExceeded,
-    text: "connections_max is reached; its user or address has most, and it was idle longest",
-};
-const TAKEN_OVER: Fault =
-    Fault { code: ReasonCode::SessionTakenOver, text: "another connection took over this client id" };
-const KEEP_ALIVE_EXPIRED: Fault =
-    Fault { code: ReasonCode::KeepAliveTimeout, text: "no packet came within one and a half times the keep-alive" };
-const TOO_SLOW: Fault =
-    Fault { code: ReasonCode::QuotaExceeded, text: "the subscriber does not keep up; see backlog_events_max" };
-
 impl ConnectionEnd {
     fn of(outcome: PacketOutcome) -> Option<Self> {
         match outcome {

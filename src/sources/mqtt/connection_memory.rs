@@ -5,10 +5,10 @@
 //! Invariant: [`INCLUDED`] bytes are reserved when the connection is accepted, so a logged-in device with an ordinary
 //! amount of state never waits for the budget.
 
-use super::reason::ReasonCode;
-use super::wire::Fault;
+use super::faults::{ALL_TAKEN, NO_MEMORY};
 use crate::clock;
 use crate::memory::{NotJoined, Permit};
+use crate::mqtt::Fault;
 use crate::origin::Party;
 
 /// Bytes of state that are reserved from the start.
@@ -22,21 +22,6 @@ pub(super) const TLS_BYTES: usize = PLAIN_BYTES + (26 << 10);
 const STEP: usize = 4 << 10;
 /// Room in the budget below which connections that wait for a lane are not read: twice the bytes of one read.
 const SCARCE: usize = 64 << 10;
-/// The budget has no room for this client.
-pub(super) const NO_MEMORY: Fault = Fault {
-    code: ReasonCode::QuotaExceeded,
-    text: "the gateway has no memory left for what this client sends; see the setting memory",
-};
-/// The client is evicted for a party that holds much less.
-pub(super) const MOST_MEMORY: Fault = Fault {
-    code: ReasonCode::QuotaExceeded,
-    text: "memory is short, and this client's user or address holds most; see the setting memory",
-};
-/// `connections_max` is reached.
-pub(super) const ALL_TAKEN: Fault = Fault {
-    code: ReasonCode::QuotaExceeded,
-    text: "connections_max is reached, and this user or address has most of them",
-};
 
 /// The bytes that a connection holds.
 #[derive(Debug)]

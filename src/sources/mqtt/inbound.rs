@@ -9,19 +9,18 @@
 mod subscribe;
 
 use super::acl::{Permission, Rights};
-use super::connect::ALIASES_MAX;
 use super::connection_memory::ConnectionMemory;
+use super::faults::{MAY_NOT_PUBLISH, SHUTTING_DOWN, TOO_LATE, TOPIC_TOO_LONG, refusal};
 use super::outbound::ClientOptions;
-use super::reason::ReasonCode;
 use super::registry::{Exchange, Key, Session, Unanswered};
-use super::wire::{self, Fault, Frame, PUBACK, PUBCOMP, PUBREC};
 use super::{ListenerState, devices::Device};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
 use crate::ingest::{EventMetadata, Route, Submitted};
 use crate::journal::SubmitError;
-use crate::link::Protocol;
+use crate::mqtt::packet::{self, Frame, PUBACK, PUBCOMP, PUBREC};
+use crate::mqtt::{Fault, Protocol, ReasonCode};
 use crate::security::Cause;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,6 +29,8 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Number of routes (topic and its contract) that a connection caches.
 const ROUTES_MAX: usize = 256;
+/// Highest topic alias that a client of MQTT 5 may set.
+pub(super) const ALIASES_MAX: u16 = 64;
 /// Overhead of a cached route, without its topic and its own bytes: the map entry and the counts.
 const ROUTE_BYTES: usize = 128;
 /// Overhead of a topic alias, without the topic.
@@ -251,7 +252,7 @@ impl Inbound {
         let kept = if left.is_empty() {
             self.handle_packets(shared, bytes, arrived, output).map(|handled| &bytes[handled..])
         } else {
-            let length = wire::length(left).filter(|length| *length <= shared.packet_bytes_max);
+            let length = packet::length(left).filter(|length| *length <= shared.packet_bytes_max);
             if let Err(fault) = self.memory.buffer(left, bytes, length) {
                 return PacketOutcome::Fault(fault);
             }
@@ -281,7 +282,7 @@ impl Inbound {
         if rest.is_empty() {
             return PacketOutcome::Continue;
         }
-        match self.memory.buffer(left, rest, wire::length(rest)) {
+        match self.memory.buffer(left, rest, packet::length(rest)) {
             Ok(()) => PacketOutcome::Continue,
             Err(fault) => PacketOutcome::Fault(fault),
         }
@@ -297,7 +298,7 @@ impl Inbound {
     ) -> Result<usize, PacketOutcome> {
         let mut handled = 0;
         loop {
-            match wire::frame(&bytes[handled..], shared.packet_bytes_max) {
+            match packet::frame(&bytes[handled..], shared.packet_bytes_max) {
                 Ok(Some(frame)) => {
                     handled += frame.length;
                     match self.handle_packet(shared, frame, arrived, output) {
@@ -320,12 +321,12 @@ impl Inbound {
     ) -> PacketOutcome {
         let flags = frame.first & 0x0F;
         let step = match (frame.first >> 4, flags) {
-            (3, _) => wire::publish(frame.first, frame.body, self.is_v5()).and_then(|publish| {
+            (3, _) => packet::publish(frame.first, frame.body, self.is_v5()).and_then(|publish| {
                 let published = self.publish(shared, publish, arrived, output);
                 published.inspect_err(|_| self.topic_at_fault = start_of(publish.topic))
             }),
-            (4, 0) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),
-            (6, 2) => wire::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.release(shared, id)),
+            (4, 0) => packet::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),
+            (6, 2) => packet::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.release(shared, id)),
             (5, 0) | (7, 0) => Err(Fault::protocol("an acknowledgement of a QoS 2 publish that was not sent")),
             (12, 0) if frame.body.is_empty() => {
                 output.extend_from_slice(&[0xD0, 0]);
@@ -345,7 +346,7 @@ impl Inbound {
     }
 
     fn disconnect(&mut self, shared: &ListenerState, body: &[u8]) -> PacketOutcome {
-        let (code, asked) = match wire::disconnect(body, self.is_v5()) {
+        let (code, asked) = match packet::disconnect(body, self.is_v5()) {
             Ok(read) => read,
             Err(fault) => return PacketOutcome::Fault(fault),
         };
@@ -364,7 +365,7 @@ impl Inbound {
     fn publish(
         &mut self,
         shared: &ListenerState,
-        publish: wire::Publish<'_>,
+        publish: packet::Publish<'_>,
         arrived: ArrivalTime,
         output: &mut Vec<u8>,
     ) -> Result<(), Fault> {
@@ -375,7 +376,7 @@ impl Inbound {
         let is_qos2 = publish.qos == 2;
         if publish.topic.len() > shared.config.topic_max {
             let start = start_of(publish.topic);
-            shared.refuse_client(&self.device, &start, TOPIC_TOO_LONG.reason(), TOPIC_TOO_LONG.text);
+            shared.refuse_client(&self.device, &start, refusal(TOPIC_TOO_LONG), TOPIC_TOO_LONG.text);
             return self.refuse_publish(&publish, TOPIC_TOO_LONG, output);
         }
         if is_qos2 && self.is_open_exchange(&publish)? {
@@ -429,7 +430,7 @@ impl Inbound {
     fn queue(
         &mut self,
         route: Arc<Route>,
-        publish: &wire::Publish<'_>,
+        publish: &packet::Publish<'_>,
         hash: u64,
         arrived: Instant,
     ) -> Result<(), Fault> {
@@ -485,7 +486,7 @@ impl Inbound {
     ///
     /// On a later connection every redelivery has the DUP flag [MQTT-3.3.1-1]. A publish without it begins a new exchange,
     /// since its client has forgotten the old one.
-    fn is_open_exchange(&mut self, publish: &wire::Publish<'_>) -> Result<bool, Fault> {
+    fn is_open_exchange(&mut self, publish: &packet::Publish<'_>) -> Result<bool, Fault> {
         let Some(exchange) = self.session.exchanges.get(&publish.packet_id) else {
             return Ok(self.queued.iter().any(|queued| queued.is_qos2 && queued.packet_id == publish.packet_id));
         };
@@ -504,7 +505,7 @@ impl Inbound {
             }
         } else {
             let mut bytes = Vec::new();
-            wire::push_ack(&mut bytes, PUBREC, publish.packet_id);
+            packet::push_ack(&mut bytes, PUBREC, publish.packet_id);
             self.reply(0, &bytes)?;
         }
         Ok(true)
@@ -515,7 +516,7 @@ impl Inbound {
     fn is_redelivery(
         &mut self,
         shared: &ListenerState,
-        publish: &wire::Publish<'_>,
+        publish: &packet::Publish<'_>,
         hash: u64,
         arrived: ArrivalTime,
     ) -> bool {
@@ -531,7 +532,7 @@ impl Inbound {
     /// Answers a refused publish.
     fn refuse_publish(
         &mut self,
-        publish: &wire::Publish<'_>,
+        publish: &packet::Publish<'_>,
         refused: Fault,
         output: &mut Vec<u8>,
     ) -> Result<(), Fault> {
@@ -540,11 +541,11 @@ impl Inbound {
             // MQTT 3.1.1 can only refuse a publish by closing the connection.
             _ if !self.is_v5() => Err(refused),
             1 if self.unacknowledged.is_empty() && self.queued.is_empty() => {
-                wire::push_ack_with(output, PUBACK, publish.packet_id, refused.code);
+                packet::push_ack_with(output, PUBACK, publish.packet_id, refused.code);
                 Ok(())
             }
             2 if self.unacknowledged.is_empty() && self.queued.is_empty() => {
-                wire::push_ack_with(output, PUBREC, publish.packet_id, refused.code);
+                packet::push_ack_with(output, PUBREC, publish.packet_id, refused.code);
                 Ok(())
             }
             // Acknowledgements have to leave in order of arrival, and earlier ones are outstanding.
@@ -553,7 +554,7 @@ impl Inbound {
     }
 
     /// Resolves the alias of a publish and returns its route, and whether the client may publish there.
-    fn route(&mut self, shared: &ListenerState, publish: &wire::Publish<'_>) -> Result<RouteAndDenial, Fault> {
+    fn route(&mut self, shared: &ListenerState, publish: &packet::Publish<'_>) -> Result<RouteAndDenial, Fault> {
         if let Some(alias) = publish.alias {
             if alias > ALIASES_MAX {
                 return Err(Fault {
@@ -637,7 +638,7 @@ impl Inbound {
         let mut now = None;
         while let Some(first) = self.unacknowledged.front() {
             let Some(_receipt) = shared.ingest.receipt(&first.taken) else { break };
-            wire::push_ack(output, if first.is_qos2 { PUBREC } else { PUBACK }, first.packet_id);
+            packet::push_ack(output, if first.is_qos2 { PUBREC } else { PUBACK }, first.packet_id);
             self.recs_awaited -= usize::from(first.is_qos2);
             self.memory.release(UNACKNOWLEDGED_BYTES);
             let now = *now.get_or_insert_with(clock::instant);
@@ -675,13 +676,13 @@ impl Inbound {
         let wait_for = if let Some(exchange) = self.session.exchanges.remove(&packet_id) {
             self.exchanges_open -= usize::from(exchange.is_of_this_connection);
             self.memory.release(EXCHANGE_BYTES);
-            wire::push_ack(&mut bytes, PUBCOMP, packet_id);
+            packet::push_ack(&mut bytes, PUBCOMP, packet_id);
             if self.session.number > 0 { shared.registry.release(&self.key, packet_id) } else { 0 }
         } else if self.is_v5() {
-            wire::push_ack_with(&mut bytes, PUBCOMP, packet_id, ReasonCode::PacketIdentifierNotFound);
+            packet::push_ack_with(&mut bytes, PUBCOMP, packet_id, ReasonCode::PacketIdentifierNotFound);
             0
         } else {
-            wire::push_ack(&mut bytes, PUBCOMP, packet_id);
+            packet::push_ack(&mut bytes, PUBCOMP, packet_id);
             0
         };
         self.reply(wait_for, &bytes)
@@ -713,23 +714,12 @@ impl Inbound {
 }
 
 /// Returns the topic of a publish with its alias resolved; `None` for an unknown alias.
-fn topic_of<'t>(aliases: &'t HashMap<u16, String>, publish: &wire::Publish<'t>) -> Option<&'t str> {
+fn topic_of<'t>(aliases: &'t HashMap<u16, String>, publish: &packet::Publish<'t>) -> Option<&'t str> {
     match (publish.topic, publish.alias) {
         ("", Some(alias)) => aliases.get(&alias).map(String::as_str),
         (topic, _) => Some(topic),
     }
 }
-
-const MAY_NOT_PUBLISH: Fault =
-    Fault { code: ReasonCode::NotAuthorized, text: "this client may not publish to this topic" };
-pub(super) const TOPIC_TOO_LONG: Fault =
-    Fault { code: ReasonCode::TopicNameInvalid, text: "the topic is longer than topic_max" };
-const TOO_LATE: Fault = Fault {
-    code: ReasonCode::ImplementationSpecificError,
-    text: "the packet did not arrive in time; see packet_wait_max",
-};
-pub(super) const SHUTTING_DOWN: Fault =
-    Fault { code: ReasonCode::ServerShuttingDown, text: "the gateway is shutting down" };
 
 /// Bytes of a publish of this QoS from its acceptance to its acknowledgement or release.
 fn state_bytes(qos: u8) -> usize {

@@ -12,13 +12,15 @@ mod progress;
 
 pub use progress::Progress;
 
-use super::registry::NEVER;
 use super::shared_subscription::{self, Group};
 use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
 use crate::journal::{Journal, Published};
-use crate::link::{Head, Protocol, push_publish};
-use crate::local::{Enough, Event, Feed, Filter, JournalPosition, Local, split_share};
+use crate::local::{Enough, Event, Feed, JournalPosition, Local};
+use crate::mqtt::Protocol;
+use crate::mqtt::client::{Head, push_publish};
+use crate::mqtt::connect::NEVER_EXPIRES;
+use crate::mqtt::topic::{Filter, split_share};
 use last_values::LastValues;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -274,7 +276,8 @@ impl Outbound {
         local: &Local,
         output: &mut Vec<u8>,
     ) -> u64 {
-        let oldest = if limits.age.as_secs() < u64::from(NEVER) { now.before(limits.age) } else { Timestamp(i64::MIN) };
+        let oldest =
+            if limits.age.as_secs() < u64::from(NEVER_EXPIRES) { now.before(limits.age) } else { Timestamp(i64::MIN) };
         let oldest = self.last_values.oldest(oldest, self.feed.as_ref());
         self.last_values.look_up(&self.active, local, oldest);
         self.fill_last_values(options, local.journal(), output);

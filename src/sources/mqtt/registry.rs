@@ -47,8 +47,6 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The time that redeliveries of a client are recognised after its connection: as long as most clients take to
 /// reconnect.
 const REDELIVERY_FOR: Duration = Duration::from_secs(300);
-/// The session expiry interval that means never (MQTT 5, section 3.1.2.11.2).
-pub const NEVER: u32 = u32::MAX;
 
 /// Identifies a client: listener, proven name if there is one, and client id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,7 +105,7 @@ pub struct Session {
     pub user: String,
     /// Number of the session in the records of its QoS 2 publishes; 0 if it ends with the connection.
     pub number: u64,
-    /// Seconds that it outlives the connection; [`NEVER`] for no end.
+    /// Seconds that it outlives the connection; `NEVER_EXPIRES` for no end.
     pub expiry: u32,
     /// QoS 2 publishes that are accepted and not released, by packet id.
     pub exchanges: HashMap<u16, Exchange>,

@@ -3,7 +3,8 @@
 //! Promise: an event that a member did not acknowledge before it left goes to another member.
 
 use crate::journal::Journal;
-use crate::local::{Enough, Event, Feed, Filter, FilterWaiter, JournalPosition, Local, MatchRange, split_share};
+use crate::local::{Enough, Event, Feed, FilterWaiter, JournalPosition, Local, MatchRange};
+use crate::mqtt::topic::{Filter, split_share};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, VecDeque};

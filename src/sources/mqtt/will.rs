@@ -3,16 +3,14 @@
 //! Promise: a will becomes an event only under the rights that are in force at that moment. A will that waits for its
 //! delay is stored with its client's identity and checked when it is due, also after a restart.
 
-use super::fields::{Reader, Value, properties};
 use super::registry::DueWill;
-use super::wire::{self, Fault};
 use super::{Attempt, ListenerState};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
 use crate::journal::{SubmitError, Waiter};
-use crate::link::Protocol;
 use crate::memory::Permit;
+use crate::mqtt::connect::WillMessage;
 use crate::shutdown::Shutdown;
 use crate::sources::identity::{Chain, Identity, Proof, StoredChain};
 use serde::{Deserialize, Serialize};
@@ -26,20 +24,6 @@ const WILL_BYTES_MAX: usize = 192 << 10;
 /// Interval at which a will that waits for its receipt checks whether the journal is closed.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// The will message of CONNECT.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WillMessage {
-    /// The topic.
-    pub topic: String,
-    pub payload: Vec<u8>,
-    /// Media type of the payload.
-    pub content_type: Option<String>,
-    /// W3C trace context.
-    pub trace_parent: Option<String>,
-    /// The will delay interval.
-    pub delay: Duration,
-}
-
 /// A will of a session, with its route.
 #[derive(Debug)]
 pub struct Will {
@@ -49,36 +33,6 @@ pub struct Will {
     pub delay: Duration,
     /// Covers its bytes until it is published.
     pub permit: Permit,
-}
-
-impl WillMessage {
-    /// Bytes that it takes in memory, about.
-    pub fn bytes(&self) -> usize {
-        let texts = [&self.content_type, &self.trace_parent].into_iter().flatten().map(String::len).sum::<usize>();
-        size_of::<Will>() + self.topic.len() + self.payload.len() + texts
-    }
-
-    /// Reads the will of CONNECT.
-    pub fn read(rest: &mut Reader<'_>, protocol: Protocol) -> Result<Self, Fault> {
-        let (mut delay, mut content_type, mut trace_parent) = (Duration::ZERO, None, None);
-        if protocol == Protocol::V5 {
-            properties(rest, &[0x01, 0x02, 0x03, 0x08, 0x09, 0x18], |id, value| {
-                match (id, value) {
-                    (0x18, value) => delay = Duration::from_secs(value.number().into()),
-                    (0x03, value) => content_type = Some(value.text().to_owned()),
-                    (0x08, value) => wire::check_response_topic(value.text())?,
-                    (_, Value::Pair(name, value)) if wire::is_trace_parent(name, value) => {
-                        trace_parent = Some(value.to_owned());
-                    }
-                    _ => {}
-                }
-                Ok(())
-            })?;
-        }
-        let topic = rest.text()?;
-        wire::check_topic(topic)?;
-        Ok(Self { topic: topic.to_owned(), payload: rest.bytes()?.to_vec(), content_type, trace_parent, delay })
-    }
 }
 
 /// A delayed will with the identity of its client. The order of the fields is part of the stored format.
@@ -214,6 +168,13 @@ pub async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown:
 }
 
 impl Will {
+    /// Returns the bytes that a will with this message takes in memory, about.
+    pub fn bytes_of(message: &WillMessage) -> usize {
+        let texts =
+            [&message.content_type, &message.trace_parent].into_iter().flatten().map(String::len).sum::<usize>();
+        size_of::<Will>() + message.topic.len() + message.payload.len() + texts
+    }
+
     /// Publishes the will. Returns when its lane has accepted the event, or when the journal is closed.
     pub async fn publish(&self, ingest: &Ingest) {
         self.submit(ingest, &mut Waiter::default()).await;

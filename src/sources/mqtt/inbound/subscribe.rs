@@ -3,20 +3,21 @@
 //! Promise: SUBACK and UNSUBACK of a persistent session leave once the change is on the disk.
 
 use super::super::acl::Rights;
+use super::super::faults::refusal;
 use super::super::outbound::{Outbound, Subscription};
-use super::super::reason::ReasonCode;
 use super::super::registry::{Key, Session};
 use super::super::shared_subscription::Group;
-use super::super::wire::{self, Fault};
 use super::{Inbound, ListenerState};
-use crate::local::{Filter, split_share};
+use crate::mqtt::packet;
+use crate::mqtt::reason::{Fault, ReasonCode};
+use crate::mqtt::topic::{Filter, split_share};
 use crate::security::Cause;
 use crate::sources::Refusal;
 use std::sync::Arc;
 
 impl Inbound {
     pub(super) fn subscribe(&mut self, shared: &ListenerState, body: &[u8]) -> Result<(), Fault> {
-        let (packet_id, id, requested) = wire::subscribe(body, self.is_v5())?;
+        let (packet_id, id, requested) = packet::subscribe(body, self.is_v5())?;
         if requested.iter().any(|one| one.no_local && self.is_v5() && one.filter.starts_with("$share/")) {
             return Err(Fault::protocol("No Local on a shared subscription"));
         }
@@ -35,7 +36,7 @@ impl Inbound {
         }
         let wait_for = self.save_progress(shared);
         let mut bytes = Vec::new();
-        wire::push_suback(&mut bytes, packet_id, self.is_v5(), &codes);
+        packet::push_suback(&mut bytes, packet_id, self.is_v5(), &codes);
         self.reply(wait_for, &bytes)
     }
 
@@ -65,7 +66,7 @@ impl Inbound {
         // As if it were a new subscription; the real bytes are known below.
         let bytes = self.outbound_bytes + Outbound::bytes_of(&subscription);
         if let Err(fault) = self.memory.resize(&mut self.outbound_bytes, bytes) {
-            shared.refuse_client(&self.device, filter, fault.reason(), fault.text);
+            shared.refuse_client(&self.device, filter, refusal(fault), fault.text);
             return Err(fault.code);
         }
         let has_room = !is_new || outbound.count() < shared.config.subscriptions_max;
@@ -100,7 +101,7 @@ impl Inbound {
     }
 
     pub(super) fn unsubscribe(&mut self, shared: &ListenerState, body: &[u8]) -> Result<(), Fault> {
-        let (packet_id, filters) = wire::unsubscribe(body, self.is_v5())?;
+        let (packet_id, filters) = packet::unsubscribe(body, self.is_v5())?;
         let mut codes = Vec::with_capacity(filters.len());
         for filter in &filters {
             let is_there = shared.end_subscription(&self.key, &mut self.session, filter);
@@ -109,7 +110,7 @@ impl Inbound {
         }
         let wait_for = self.save_progress(shared);
         let mut bytes = Vec::new();
-        wire::push_unsuback(&mut bytes, packet_id, self.is_v5(), &codes);
+        packet::push_unsuback(&mut bytes, packet_id, self.is_v5(), &codes);
         self.reply(wait_for, &bytes)
     }
 }

@@ -5,9 +5,10 @@
 
 use super::rows::{self, GroupId, HeadContent, head_bytes};
 use super::takeover::ConnectionSlot;
-use super::{Key, NEVER, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
+use super::{Key, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
 use crate::journal::{Change, Waiter};
 use crate::memory::Permit;
+use crate::mqtt::connect::NEVER_EXPIRES;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -273,7 +274,7 @@ impl Table {
         let is_over = |key: &Key, entry: &ClientEntry| {
             let (Some(stored), Some(left_at)) = (&entry.stored, entry.left_at) else { return false };
             let expiry = Duration::from_secs(stored.expiry.into());
-            let is_over = stored.expiry != NEVER && now.duration_since(left_at) >= expiry;
+            let is_over = stored.expiry != NEVER_EXPIRES && now.duration_since(left_at) >= expiry;
             entry.slot.is_none() && is_over && (entry.will == WillState::None || !has_listener(key))
         };
         self.clients.iter().filter(|(key, entry)| is_over(key, entry)).map(|(key, _)| key.clone()).collect()

@@ -2,8 +2,7 @@
 //!
 //! Promise: any bytes are parsed or refused with a reason; nothing is copied.
 
-use super::reason::ReasonCode;
-use super::wire::Fault;
+use super::reason::{Fault, ReasonCode};
 
 /// Parses a packet from front to end.
 #[derive(Clone, Copy, Debug)]
@@ -153,5 +152,36 @@ fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Value<'a>, Fault> {
         }
         (0x0B | 0x21 | 0x27, Value::Number(0)) => Err(Fault::protocol("a property is 0 that must not be 0")),
         _ => Ok(value),
+    }
+}
+
+/// Appends a UTF-8 encoded string.
+pub fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    // Keys, ids and sources are limited far below 64 KiB when they are accepted.
+    debug_assert!(text.len() <= usize::from(u16::MAX));
+    out.extend_from_slice(&(text.len() as u16).to_be_bytes());
+    out.extend_from_slice(text);
+}
+
+/// Returns the number of bytes that [`push_varint`] appends.
+pub fn varint_bytes(value: usize) -> usize {
+    match value {
+        0..=0x7F => 1,
+        0x80..=0x3FFF => 2,
+        0x4000..=0x1F_FFFF => 3,
+        _ => 4,
+    }
+}
+
+/// Appends a variable byte integer (MQTT 5, section 1.5.5).
+pub fn push_varint(out: &mut Vec<u8>, value: usize) {
+    let mut rest = value;
+    loop {
+        let byte = (rest & 0x7F) as u8;
+        rest >>= 7;
+        out.push(if rest > 0 { byte | 0x80 } else { byte });
+        if rest == 0 {
+            return;
+        }
     }
 }

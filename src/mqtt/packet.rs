@@ -2,44 +2,9 @@
 //!
 //! Promise: any bytes are parsed, refused with a reason, or reported as incomplete; nothing is copied.
 
-use super::fields::{Reader, Value, properties};
-use super::reason::ReasonCode;
-use crate::link::push_varint;
-use crate::sources::Refusal;
-
-/// An error that ends a connection: reason code of MQTT 5 and a sentence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Reason code of DISCONNECT or CONNACK.
-    pub code: ReasonCode,
-    /// What was wrong. It never contains bytes of the client.
-    pub text: &'static str,
-}
-
-impl Fault {
-    /// Returns the kind of refusal that the metrics count.
-    pub(super) fn reason(&self) -> Refusal {
-        match self.code {
-            _ if [super::connection_memory::NO_MEMORY, super::connection_memory::MOST_MEMORY].contains(self) => {
-                Refusal::Memory
-            }
-            _ if *self == super::inbound::TOPIC_TOO_LONG => Refusal::Limit,
-            ReasonCode::NotAuthorized | ReasonCode::BadAuthenticationMethod => Refusal::Access,
-            ReasonCode::PacketTooLarge | ReasonCode::QuotaExceeded => Refusal::Limit,
-            _ => Refusal::Protocol,
-        }
-    }
-
-    /// An error with reason code *Malformed Packet*.
-    pub const fn malformed(text: &'static str) -> Self {
-        Self { code: ReasonCode::MalformedPacket, text }
-    }
-
-    /// An error with reason code *Protocol Error*.
-    pub const fn protocol(text: &'static str) -> Self {
-        Self { code: ReasonCode::ProtocolError, text }
-    }
-}
+use super::properties::{Reader, Value, properties, push_varint};
+use super::reason::{Fault, ReasonCode};
+use super::topic::{check_response_topic, check_wildcards};
 
 /// One packet in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,39 +17,41 @@ pub struct Frame<'a> {
     pub length: usize,
 }
 
-/// Finds the packet at the start of `bytes`. Returns `None` if it is incomplete. A packet longer than `length_max` is
-/// refused as soon as its length is known.
-pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault> {
-    let Some(&first) = bytes.first() else { return Ok(None) };
+/// Reads the fixed header at the start of `bytes`: its length, and that of the rest of the packet. Returns `None` if it is
+/// incomplete.
+#[inline]
+pub fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     let mut remaining = 0usize;
     for place in 0..4 {
         let Some(&byte) = bytes.get(1 + place) else { return Ok(None) };
         remaining |= usize::from(byte & 0x7F) << (7 * place);
         if byte & 0x80 == 0 {
-            let from = 2 + place;
-            let length = from + remaining;
-            if length > length_max {
-                return Err(Fault {
-                    code: ReasonCode::PacketTooLarge,
-                    text: "the packet is larger than the maximum packet size",
-                });
-            }
-            return Ok(bytes.get(from..length).map(|body| Frame { first, body, length }));
+            return Ok(Some((2 + place, remaining)));
         }
     }
     Err(Fault::malformed("the remaining length has more than four bytes"))
 }
 
+/// Finds the packet at the start of `bytes`. Returns `None` if it is incomplete. A packet longer than `length_max` is
+/// refused as soon as its length is known.
+#[inline]
+pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault> {
+    let Some(&first) = bytes.first() else { return Ok(None) };
+    let Some((header, remaining)) = remaining_length(bytes)? else { return Ok(None) };
+    let length = header + remaining;
+    if length > length_max {
+        return Err(Fault {
+            code: ReasonCode::PacketTooLarge,
+            text: "the packet is larger than the maximum packet size",
+        });
+    }
+    Ok(bytes.get(header..length).map(|body| Frame { first, body, length }))
+}
+
 /// Returns the length of the packet at the start of `bytes`, once its fixed header is complete.
 pub fn length(bytes: &[u8]) -> Option<usize> {
-    let mut remaining = 0usize;
-    for (place, byte) in bytes.get(1..)?.iter().take(4).enumerate() {
-        remaining |= usize::from(byte & 0x7F) << (7 * place);
-        if byte & 0x80 == 0 {
-            return Some(2 + place + remaining);
-        }
-    }
-    None
+    let (header, remaining) = remaining_length(bytes).ok()??;
+    Some(header + remaining)
 }
 
 /// A PUBLISH that borrows from its packet.
@@ -111,6 +78,7 @@ pub struct Publish<'a> {
 }
 
 /// Parses PUBLISH (MQTT 3.1.1 and 5, section 3.3).
+#[inline]
 pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>, Fault> {
     let mut rest = Reader(body);
     let qos = (first >> 1) & 3;
@@ -122,9 +90,7 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
         return Err(Fault::malformed("a QoS 0 publish cannot be a duplicate"));
     }
     let topic = rest.text()?;
-    if topic.bytes().any(is_wildcard) {
-        return Err(WILDCARD);
-    }
+    check_wildcards(topic)?;
     let packet_id = if qos > 0 { rest.packet_id()? } else { 0 };
     let mut found = Publish {
         dup,
@@ -161,23 +127,6 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
     Ok(found)
 }
 
-const WILDCARD: Fault = Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name holds a wildcard" };
-
-fn is_wildcard(byte: u8) -> bool {
-    matches!(byte, b'+' | b'#')
-}
-
-/// Checks that a topic can be published to.
-pub fn check_topic(topic: &str) -> Result<(), Fault> {
-    if topic.bytes().any(is_wildcard) {
-        return Err(WILDCARD);
-    }
-    if topic.is_empty() || topic.contains('\0') {
-        return Err(Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name is empty or holds U+0000" });
-    }
-    Ok(())
-}
-
 /// Returns whether a user property is a usable W3C trace context.
 pub fn is_trace_parent(name: &str, value: &str) -> bool {
     name == "traceparent" && value.len() <= 55 && value.is_ascii()
@@ -185,14 +134,6 @@ pub fn is_trace_parent(name: &str, value: &str) -> bool {
 
 /// Properties that PUBLISH may have.
 const PUBLISH_MAY: [u8; 7] = [0x01, 0x02, 0x03, 0x08, 0x09, 0x0B, 0x23];
-
-/// Checks that a response topic can be published to.
-pub fn check_response_topic(topic: &str) -> Result<(), Fault> {
-    if topic.is_empty() || topic.bytes().any(is_wildcard) {
-        return Err(Fault::protocol("the response topic is empty or holds a wildcard"));
-    }
-    Ok(())
-}
 
 /// First byte of PUBACK.
 pub const PUBACK: u8 = 0x40;

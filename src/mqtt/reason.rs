@@ -40,7 +40,7 @@ impl ReasonCode {
     }
 
     /// Returns the byte that refuses a filter in SUBACK.
-    pub(super) const fn suback(self, is_v5: bool) -> u8 {
+    pub const fn suback(self, is_v5: bool) -> u8 {
         if is_v5 { self.value() } else { Self::UnspecifiedError.value() }
     }
 }
@@ -48,7 +48,7 @@ impl ReasonCode {
 /// A return code of CONNACK in MQTT 3.1.1 (section 3.2.2.3), with its value on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum ConnectReturnCode {
+pub enum ConnectReturnCode {
     Accepted = 0,
     UnacceptableProtocolVersion = 1,
     IdentifierRejected = 2,
@@ -59,7 +59,7 @@ pub(super) enum ConnectReturnCode {
 
 impl ConnectReturnCode {
     /// Returns the byte that stands for the code on the wire.
-    pub(super) const fn value(self) -> u8 {
+    pub const fn value(self) -> u8 {
         self as u8
     }
 }
@@ -76,5 +76,26 @@ impl From<ReasonCode> for ConnectReturnCode {
             ReasonCode::BadUserNameOrPassword => Self::BadUserNameOrPassword,
             _ => Self::NotAuthorized,
         }
+    }
+}
+
+/// An error that ends a connection: reason code of MQTT 5 and a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Reason code of DISCONNECT or CONNACK.
+    pub code: ReasonCode,
+    /// What was wrong. It never contains bytes of the client.
+    pub text: &'static str,
+}
+
+impl Fault {
+    /// An error with reason code *Malformed Packet*.
+    pub const fn malformed(text: &'static str) -> Self {
+        Self { code: ReasonCode::MalformedPacket, text }
+    }
+
+    /// An error with reason code *Protocol Error*.
+    pub const fn protocol(text: &'static str) -> Self {
+        Self { code: ReasonCode::ProtocolError, text }
     }
 }

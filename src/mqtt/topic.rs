@@ -1,4 +1,6 @@
-//! Topic filters of subscribers (MQTT 3.1.1 and 5, section 4.7).
+//! Topic names and topic filters (MQTT 3.1.1 and 5, section 4.7).
+
+use super::reason::{Fault, ReasonCode};
 
 /// A valid topic filter. The default matches no topic that can be published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,6 +76,35 @@ impl Filter {
         }
         theirs.next().is_none()
     }
+}
+
+const WILDCARD: Fault = Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name holds a wildcard" };
+
+fn is_wildcard(byte: u8) -> bool {
+    matches!(byte, b'+' | b'#')
+}
+
+/// Checks that a topic name has no wildcard.
+#[inline]
+pub fn check_wildcards(topic: &str) -> Result<(), Fault> {
+    if topic.bytes().any(is_wildcard) { Err(WILDCARD) } else { Ok(()) }
+}
+
+/// Checks that a topic can be published to.
+pub fn check_topic(topic: &str) -> Result<(), Fault> {
+    check_wildcards(topic)?;
+    if topic.is_empty() || topic.contains('\0') {
+        return Err(Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name is empty or holds U+0000" });
+    }
+    Ok(())
+}
+
+/// Checks that a response topic can be published to.
+pub fn check_response_topic(topic: &str) -> Result<(), Fault> {
+    if topic.is_empty() || topic.bytes().any(is_wildcard) {
+        return Err(Fault::protocol("the response topic is empty or holds a wildcard"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

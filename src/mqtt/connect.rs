@@ -1,20 +1,14 @@
 //! CONNECT and CONNACK, in MQTT 3.1.1 and 5.
 
-use super::ListenerState;
-use super::fields::{Reader, properties};
-use super::reason::{ConnectReturnCode, ReasonCode};
-use super::registry::NEVER;
-use super::will::WillMessage;
-use super::wire::{Fault, Frame};
-use crate::link::{Protocol, push_varint};
+use super::Protocol;
+use super::packet::{Frame, is_trace_parent, remaining_length};
+use super::properties::{Reader, Value, properties, push_text, push_varint};
+use super::reason::{ConnectReturnCode, Fault, ReasonCode};
+use super::topic::{check_response_topic, check_topic};
+use std::time::Duration;
 
-/// Highest topic alias that a client of MQTT 5 may set.
-pub const ALIASES_MAX: u16 = 64;
-/// The largest CONNECT: a will of 64 KiB, and 8 KiB for the rest, which includes tokens as passwords. It is read
-/// before the client has logged in, so the limit is lower than that of other packets.
-pub const CONNECT_BYTES_MAX: usize = 72 << 10;
-/// The longest user name, the same as for client ids: each connection, session and device keeps it.
-const USER_BYTES_MAX: usize = 256;
+/// The session expiry interval that means never (MQTT 5, section 3.1.2.11.2).
+pub const NEVER_EXPIRES: u32 = u32::MAX;
 const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, ConnectReturnCode::UnacceptableProtocolVersion.value()];
 
 /// The content of CONNECT, in either version.
@@ -42,6 +36,44 @@ pub struct Connect {
     pub packet_bytes_max: usize,
 }
 
+/// The will message of CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WillMessage {
+    /// The topic.
+    pub topic: String,
+    pub payload: Vec<u8>,
+    /// Media type of the payload.
+    pub content_type: Option<String>,
+    /// W3C trace context.
+    pub trace_parent: Option<String>,
+    /// The will delay interval.
+    pub delay: Duration,
+}
+
+impl WillMessage {
+    /// Reads the will of CONNECT.
+    pub fn read(rest: &mut Reader<'_>, protocol: Protocol) -> Result<Self, Fault> {
+        let (mut delay, mut content_type, mut trace_parent) = (Duration::ZERO, None, None);
+        if protocol == Protocol::V5 {
+            properties(rest, &[0x01, 0x02, 0x03, 0x08, 0x09, 0x18], |id, value| {
+                match (id, value) {
+                    (0x18, value) => delay = Duration::from_secs(value.number().into()),
+                    (0x03, value) => content_type = Some(value.text().to_owned()),
+                    (0x08, value) => check_response_topic(value.text())?,
+                    (_, Value::Pair(name, value)) if is_trace_parent(name, value) => {
+                        trace_parent = Some(value.to_owned());
+                    }
+                    _ => {}
+                }
+                Ok(())
+            })?;
+        }
+        let topic = rest.text()?;
+        check_topic(topic)?;
+        Ok(Self { topic: topic.to_owned(), payload: rest.bytes()?.to_vec(), content_type, trace_parent, delay })
+    }
+}
+
 /// The answer to a refused CONNECT, and the reason for the log.
 pub type Rejection = (Vec<u8>, &'static str);
 
@@ -50,8 +82,8 @@ const NAMES: [&[u8]; 2] = [b"\0\x04MQTT", b"\0\x06MQIsdp"];
 
 /// Returns the bytes after the fixed header, as far as they have arrived.
 fn body(bytes: &[u8]) -> &[u8] {
-    let header = bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0);
-    header.and_then(|last| bytes.get(2 + last..)).unwrap_or_default()
+    let header = remaining_length(bytes).ok().flatten();
+    header.and_then(|(header, _)| bytes.get(header..)).unwrap_or_default()
 }
 
 /// Checks the first bytes of a connection. A client that speaks another protocol is refused before CONNECT is
@@ -80,17 +112,6 @@ pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
 }
 
 impl Connect {
-    /// Checks the length of the names. The error is a code for CONNACK, and the reason for the log.
-    pub fn check(&self, topic_max: usize) -> Result<(), (ReasonCode, &'static str)> {
-        if self.user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
-            return Err((ReasonCode::BadUserNameOrPassword, "the user name is longer than 256 bytes"));
-        }
-        if self.will.as_ref().is_some_and(|will| will.topic.len() > topic_max) {
-            return Err((ReasonCode::TopicNameInvalid, "the topic of the will is longer than topic_max"));
-        }
-        Ok(())
-    }
-
     /// Parses CONNECT. The error is the answer for the client, and the reason for the log.
     pub fn read(frame: &Frame<'_>) -> Result<Self, Rejection> {
         if frame.first != 0x10 {
@@ -135,7 +156,7 @@ impl Connect {
             password: None,
             keep_alive: rest.u16()?,
             protocol,
-            expiry: if protocol == Protocol::V3 && !has(0x02) { NEVER } else { 0 },
+            expiry: if protocol == Protocol::V3 && !has(0x02) { NEVER_EXPIRES } else { 0 },
             will: None,
             receive_maximum: u16::MAX,
             packet_bytes_max: usize::MAX,
@@ -194,44 +215,49 @@ pub struct Connack<'a> {
     pub code: ReasonCode,
     /// Session Present: the client had a session.
     pub is_present: bool,
+    pub receive_maximum: u16,
+    /// Maximum Packet Size.
+    pub packet_bytes_max: usize,
+    /// Topic Alias Maximum.
+    pub aliases_max: u16,
     /// Assigned Client Identifier, if the gateway chose one.
     pub assigned: Option<&'a str>,
     /// Session expiry interval, if it differs from that of CONNECT.
     pub expiry: Option<u32>,
 }
 
-/// Builds CONNACK in the version of the client.
-pub(super) fn connack(protocol: Protocol, shared: &ListenerState, connack: &Connack<'_>) -> Vec<u8> {
-    if protocol == Protocol::V3 {
-        let code = ConnectReturnCode::from(connack.code);
-        let is_present = connack.is_present && code == ConnectReturnCode::Accepted;
-        return vec![0x20, 2, u8::from(is_present), code.value()];
+impl Connack<'_> {
+    /// Appends CONNACK in the version of the client.
+    pub fn push(&self, out: &mut Vec<u8>, protocol: Protocol) {
+        if protocol == Protocol::V3 {
+            let code = ConnectReturnCode::from(self.code);
+            let is_present = self.is_present && code == ConnectReturnCode::Accepted;
+            return out.extend_from_slice(&[0x20, 2, u8::from(is_present), code.value()]);
+        }
+        if self.code != ReasonCode::Success {
+            return out.extend(refuse(self.code));
+        }
+        let mut properties = vec![0x21];
+        properties.extend_from_slice(&self.receive_maximum.to_be_bytes());
+        properties.push(0x27);
+        properties.extend_from_slice(&u32::try_from(self.packet_bytes_max).unwrap_or(u32::MAX).to_be_bytes());
+        properties.push(0x22);
+        properties.extend_from_slice(&self.aliases_max.to_be_bytes());
+        if let Some(expiry) = self.expiry {
+            properties.push(0x11);
+            properties.extend_from_slice(&expiry.to_be_bytes());
+        }
+        if let Some(client) = self.assigned {
+            properties.push(0x12);
+            push_text(&mut properties, client.as_bytes());
+        }
+        out.push(0x20);
+        // Flags, code, and the length of the properties, which is below 128 and takes one byte.
+        push_varint(out, 3 + properties.len());
+        out.extend_from_slice(&[u8::from(self.is_present), ReasonCode::Success.value()]);
+        push_varint(out, properties.len());
+        out.extend_from_slice(&properties);
     }
-    if connack.code != ReasonCode::Success {
-        return refuse(connack.code);
-    }
-    let mut properties = vec![0x21];
-    properties.extend_from_slice(&shared.config.receive_maximum.to_be_bytes());
-    properties.push(0x27);
-    properties.extend_from_slice(&u32::try_from(shared.packet_bytes_max).unwrap_or(u32::MAX).to_be_bytes());
-    properties.push(0x22);
-    properties.extend_from_slice(&ALIASES_MAX.to_be_bytes());
-    if let Some(expiry) = connack.expiry {
-        properties.push(0x11);
-        properties.extend_from_slice(&expiry.to_be_bytes());
-    }
-    if let Some(client) = connack.assigned {
-        properties.push(0x12);
-        properties.extend_from_slice(&u16::try_from(client.len()).unwrap_or(0).to_be_bytes());
-        properties.extend_from_slice(client.as_bytes());
-    }
-    let mut out = vec![0x20];
-    // Flags, code, and the length of the properties, which is below 128 and takes one byte.
-    push_varint(&mut out, 3 + properties.len());
-    out.extend_from_slice(&[u8::from(connack.is_present), ReasonCode::Success.value()]);
-    push_varint(&mut out, properties.len());
-    out.extend_from_slice(&properties);
-    out
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 //! Promise: a message never ends the session. A payload above the limit is truncated, and the message says by how many
 //! bytes; unknown properties are ignored.
 
-use super::{LinkError, Protocol, Reply, packet};
+use super::Protocol;
+use super::client::{self, BrokerFault, Reply};
+use super::packet::remaining_length;
+use super::properties::{push_text, push_varint};
 use bytes::{Buf, Bytes, BytesMut};
 use std::time::Duration;
 
@@ -68,18 +71,18 @@ const OVERHEAD_BYTES_MAX: usize = 192 << 10;
 
 /// Parses incoming packets; tracks how many bytes of a truncated message are still to be discarded.
 #[derive(Debug)]
-pub(super) struct Parser {
+pub struct Parser {
     packet_bytes_max: usize,
     discard: usize,
 }
 
 impl Parser {
-    pub(super) fn new(inbox: &Inbox) -> Self {
+    pub fn new(inbox: &Inbox) -> Self {
         Self { packet_bytes_max: inbox.payload_bytes_max + OVERHEAD_BYTES_MAX, discard: 0 }
     }
 
     /// Removes the next complete packet from `input`, or the beginning of one that is too large.
-    pub(super) fn next(&mut self, input: &mut BytesMut, protocol: Protocol) -> Result<Option<Delivery>, LinkError> {
+    pub fn next(&mut self, input: &mut BytesMut, protocol: Protocol) -> Result<Option<Delivery>, BrokerFault> {
         let discarded = self.discard.min(input.len());
         input.advance(discarded);
         self.discard -= discarded;
@@ -88,7 +91,7 @@ impl Parser {
         }
         let Some((first, head, length)) = header(input)? else { return Ok(None) };
         if !matches!(first >> 4, 3 | 9 | 11) {
-            return Ok(packet::read(input, protocol)?.map(Delivery::Other));
+            return Ok(client::read(input, protocol)?.map(Delivery::Other));
         }
         let kept = length.min(self.packet_bytes_max);
         if input.len() < head + kept {
@@ -98,7 +101,7 @@ impl Parser {
         input.advance(head);
         let body = input.split_to(kept).freeze();
         self.discard = length - kept;
-        let malformed = || LinkError::Protocol("a packet of type PUBLISH, SUBACK or UNSUBACK ends too early".into());
+        let malformed = || BrokerFault("a packet of type PUBLISH, SUBACK or UNSUBACK ends too early".into());
         match first >> 4 {
             3 => read_message(first, body, protocol, self.discard).map(Delivery::Message).ok_or_else(malformed),
             9 => read_suback(&body, protocol).ok_or_else(malformed),
@@ -109,14 +112,10 @@ impl Parser {
 }
 
 /// Returns the first byte, the length of the fixed header, and the remaining length.
-fn header(input: &[u8]) -> Result<Option<(u8, usize, usize)>, LinkError> {
+fn header(input: &[u8]) -> Result<Option<(u8, usize, usize)>, BrokerFault> {
     let Some(&first) = input.first() else { return Ok(None) };
-    let mut rest = &input[1..];
-    match varint(&mut rest) {
-        Some(length) => Ok(Some((first, input.len() - rest.len(), length))),
-        None if input.len() < 5 => Ok(None),
-        None => Err(LinkError::Protocol("the remaining length has more than four bytes".into())),
-    }
+    let header = remaining_length(input).map_err(|fault| BrokerFault(fault.text.into()))?;
+    Ok(header.map(|(header, remaining)| (first, header, remaining)))
 }
 
 fn varint(rest: &mut &[u8]) -> Option<usize> {
@@ -206,7 +205,7 @@ fn read_suback(body: &[u8], protocol: Protocol) -> Option<Delivery> {
 
 fn push_packet(out: &mut Vec<u8>, first: u8, body: &[u8]) {
     out.push(first);
-    packet::push_varint(out, body.len());
+    push_varint(out, body.len());
     out.extend_from_slice(body);
 }
 
@@ -217,7 +216,7 @@ pub fn push_subscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, sub
         body.push(0);
     }
     for subscription in subscriptions {
-        packet::push_text(&mut body, subscription.filter.as_bytes());
+        push_text(&mut body, subscription.filter.as_bytes());
         let mut options = subscription.qos;
         if protocol == Protocol::V5 {
             let is_shared = subscription.filter.starts_with("$share/");
@@ -237,7 +236,7 @@ pub fn push_unsubscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, f
     if protocol == Protocol::V5 {
         body.push(0);
     }
-    filters.iter().for_each(|filter| packet::push_text(&mut body, filter.as_bytes()));
+    filters.iter().for_each(|filter| push_text(&mut body, filter.as_bytes()));
     push_packet(out, 0xA2, &body);
 }
 
@@ -250,7 +249,7 @@ pub fn push_puback(out: &mut Vec<u8>, packet_id: u16) {
 /// Appends a PUBLISH with QoS 0.
 pub fn push_publish_qos0(out: &mut Vec<u8>, protocol: Protocol, topic: &str, payload: &[u8]) {
     let mut body = Vec::with_capacity(topic.len() + payload.len() + 3);
-    packet::push_text(&mut body, topic.as_bytes());
+    push_text(&mut body, topic.as_bytes());
     if protocol == Protocol::V5 {
         body.push(0);
     }

@@ -1,7 +1,9 @@
 //! The packets of a link. rumqttc's codec reads and writes them, except PUBLISH and PUBACK of success, which are
 //! hand-written for speed: every event passes through them.
 
-use super::{Inbox, Limits, LinkError, Protocol, Will};
+use super::Protocol;
+use super::inbox::Inbox;
+use super::properties::{push_text, push_varint, varint_bytes};
 use bytes::{Buf, Bytes, BytesMut};
 use rumqttc::mqttbytes as codec;
 use rumqttc::mqttbytes::v4;
@@ -9,14 +11,46 @@ use rumqttc::v5::mqttbytes::{QoS, v5};
 use std::time::Duration;
 use zeroize::Zeroize;
 
-pub(super) const PINGREQ: [u8; 2] = [0xC0, 0];
+pub const PINGREQ: [u8; 2] = [0xC0, 0];
 /// DISCONNECT in its shortest form, which is the same in both versions.
-pub(super) const DISCONNECT: [u8; 2] = [0xE0, 0];
+pub const DISCONNECT: [u8; 2] = [0xE0, 0];
 /// Largest incoming packet on connections without an inbox: central sends only small packets on them.
 const INCOMING_BYTES_MAX: u32 = 64 << 10;
 
 /// Bytes of CONNECT for fixed fields, lengths and properties, without client id, login and will.
 const CONNECT_OVERHEAD_BYTES: usize = 256;
+
+/// Limits that the broker announced in CONNACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest number of publishes in flight (Receive Maximum).
+    pub receive_maximum: u16,
+    /// Largest packet in bytes (Maximum Packet Size).
+    pub packet_bytes_max: usize,
+    /// Whether the broker retains messages (Retain Available).
+    pub has_retain: bool,
+    /// Session expiry interval in seconds, if the broker changed the requested one.
+    pub session_seconds: Option<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { receive_maximum: 65_535, packet_bytes_max: 268_435_455, has_retain: true, session_seconds: None }
+    }
+}
+
+/// The will message, which the broker publishes when the connection is lost.
+#[derive(Clone, Debug)]
+pub struct Will {
+    /// Topic name; the broker retains the message there.
+    pub topic: String,
+    /// Payload of the message.
+    pub payload: Vec<u8>,
+}
+
+/// How a broker violated the protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerFault(pub String);
 
 /// A packet from the broker.
 #[derive(Debug, PartialEq, Eq)]
@@ -122,49 +156,20 @@ pub fn push_publish(
     out.extend_from_slice(payload);
 }
 
-pub(super) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
-    // Keys, ids and sources are limited far below 64 KiB when they are accepted.
-    debug_assert!(text.len() <= usize::from(u16::MAX));
-    out.extend_from_slice(&(text.len() as u16).to_be_bytes());
-    out.extend_from_slice(text);
-}
-
-fn varint_bytes(value: usize) -> usize {
-    match value {
-        0..=0x7F => 1,
-        0x80..=0x3FFF => 2,
-        0x4000..=0x1F_FFFF => 3,
-        _ => 4,
-    }
-}
-
-/// Appends a variable byte integer (MQTT 5, section 1.5.5).
-pub fn push_varint(out: &mut Vec<u8>, value: usize) {
-    let mut rest = value;
-    loop {
-        let byte = (rest & 0x7F) as u8;
-        rest >>= 7;
-        out.push(if rest > 0 { byte | 0x80 } else { byte });
-        if rest == 0 {
-            return;
-        }
-    }
-}
-
 /// Encodes CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
-pub(super) fn connect(
+pub fn connect(
     protocol: Protocol,
     client: &str,
     keep_alive: u16,
     login: Option<(&str, &str)>,
     will: Option<&Will>,
     inbox: Option<&Inbox>,
-) -> Result<Vec<u8>, LinkError> {
+) -> Result<Vec<u8>, BrokerFault> {
     // The buffer never grows: a reallocation would leave a copy of the password in freed memory.
     let will_bytes = will.map_or(0, |will| will.topic.len() + will.payload.len());
     let login_bytes = login.map_or(0, |(user, password)| user.len() + password.len());
     let mut out = BytesMut::with_capacity(CONNECT_OVERHEAD_BYTES + client.len() + will_bytes + login_bytes);
-    let failed = |error: String| LinkError::Protocol(format!("CONNECT cannot be written: {error}"));
+    let failed = |error: String| BrokerFault(format!("CONNECT cannot be written: {error}"));
     match protocol {
         Protocol::V5 => {
             let mut properties = v5::ConnectProperties::new();
@@ -215,7 +220,7 @@ pub(super) fn connect(
 }
 
 /// Removes the next complete packet from `input`.
-pub(super) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Reply>, LinkError> {
+pub fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Reply>, BrokerFault> {
     // Nearly every packet is a PUBACK of success in its shortest form.
     if let [0x40, 2, high, low, ..] = input[..] {
         input.advance(4);
@@ -231,12 +236,12 @@ pub(super) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Re
     }
 }
 
-fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, LinkError> {
+fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
     use rumqttc::v5::mqttbytes::Error;
     let packet = match v5::Packet::read(input, Some(INCOMING_BYTES_MAX)) {
         Ok(packet) => packet,
         Err(Error::InsufficientBytes(_)) => return Ok(None),
-        Err(error) => return Err(LinkError::Protocol(error.to_string())),
+        Err(error) => return Err(BrokerFault(error.to_string())),
     };
     Ok(Some(match packet {
         v5::Packet::PubAck(ack) => puback(ack.pkid, ack.reason),
@@ -271,12 +276,12 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, LinkError> {
             };
             Reply::Disconnected(with_text(code, text))
         }
-        _ => return Err(LinkError::Protocol("an unexpected packet".into())),
+        _ => return Err(BrokerFault("an unexpected packet".into())),
     }))
 }
 
 /// Text of a DISCONNECT with reason code 0x8E, Session Taken Over.
-pub(super) const TAKEN_OVER: &str = "session taken over";
+pub const TAKEN_OVER: &str = "session taken over";
 
 fn with_text(code: String, text: Option<String>) -> String {
     match text {
@@ -303,11 +308,11 @@ fn puback(packet_id: u16, reason: v5::PubAckReason) -> Reply {
     }
 }
 
-fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, LinkError> {
+fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
     let packet = match v4::Packet::read(input, INCOMING_BYTES_MAX as usize) {
         Ok(packet) => packet,
         Err(codec::Error::InsufficientBytes(_)) => return Ok(None),
-        Err(error) => return Err(LinkError::Protocol(error.to_string())),
+        Err(error) => return Err(BrokerFault(error.to_string())),
     };
     Ok(Some(match packet {
         v4::Packet::PubAck(ack) => Reply::Acknowledged(ack.pkid),
@@ -316,7 +321,7 @@ fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, LinkError> {
             Reply::Connected { limits: Limits::default(), keep_alive: None, is_resumed: ack.session_present }
         }
         v4::Packet::ConnAck(ack) => Reply::ConnectRejected(format!("{:?}", ack.code)),
-        _ => return Err(LinkError::Protocol("an unexpected packet".into())),
+        _ => return Err(BrokerFault("an unexpected packet".into())),
     }))
 }
 
