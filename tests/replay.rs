@@ -190,7 +190,7 @@ fn a_wrong_replay_says_what_is_possible() {
         (&["--to", "central", "--stream", "machine.stat"], &["\"machine.stat\"", "machine.state.v1"]),
         (&["--to", "central", "--since", "yesterday"], &["yesterday", "2h"]),
         (&["--to", "central", "--since", "1h", "--until", "2h"], &["nothing lies between"]),
-        (&["pause", "7"], &["no replay 7"]),
+        (&["pause", "7"], &["no running or paused replay 7"]),
     ] {
         let (is_good, text) = run(&gateway, arguments);
         assert!(!is_good, "{arguments:?}: {text}");
