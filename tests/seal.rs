@@ -401,9 +401,9 @@ fn what_the_service_cannot_read_or_write_is_named_with_owner_mode_user_and_what_
             &format!("forebay.toml:13: destination[0].tls: {}: cannot be read: ", at("gw.key").display()),
             &format!("belongs to root:root, mode 0600, and this process runs as {user}:{group}"),
             &format!("mend it with: chgrp {group} {0} && chmod g+r {0}", at("gw.key").display()),
-            &format!("forebay.toml:4: data_dir: {} is not there", at("data").display()),
+            &format!("forebay.toml:4: data_dir: {} does not exist", at("data").display()),
             &format!("mend it with: install -d -o {user} -g {group} -m 0750 {}", at("data").display()),
-            &format!("forebay.toml:5: socket: its folder {} is not there", at("sockets").display()),
+            &format!("forebay.toml:5: socket: its folder {} does not exist", at("sockets").display()),
         ],
     );
     // Each command, given as it stands.

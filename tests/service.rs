@@ -152,7 +152,7 @@ fn a_disk_that_hangs_is_reported_and_the_gateway_is_left_alive() {
     let frozen = Frozen::new(&card);
     device.send(&publish(true, 1, 2, "plant/a/m1/state", &[], payload(1, 2).as_bytes()));
     let (status, _) = managed.await_message("STATUS=the writer of lane critical waits for the disk");
-    assert!(status.contains("does not answer"), "{status}");
+    assert!(status.contains("does not respond"), "{status}");
     // Twice the watchdog's time and more, while nothing reaches the disk.
     for _ in 0..8 {
         managed.await_message("WATCHDOG=1");
