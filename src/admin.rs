@@ -19,12 +19,16 @@ mod socket;
 pub mod time;
 
 pub use failures::{Failure, Failures};
-pub use health::{Check, Health};
+pub use health::Health;
 pub use letters::Letter;
 pub use monitoring::{MonitoringState, monitor};
-pub use reload::{Configured, ReloadAnswer, ReloadBy, ReloadOrder, Reloaded, Reloading, View};
+pub use reload::{Configured, ReloadBy, ReloadOrder, Reloaded, Reloading, View};
 pub use socket::listen;
 
+use crate::api::{
+    Backlog, Balance, DeadLetterCounts, DedupeStatus, LaneStatus, LinkStatus, MemoryUsage, SourceStatus,
+    SparkplugStatus, Status, TailEvent,
+};
 use crate::clock;
 use crate::contract::{GatewayNames, Sender, SourceKind};
 use crate::event::{Content, Record, Timestamp, push_path_segment};
@@ -33,18 +37,16 @@ use crate::forward::again::Replays;
 use crate::http::{self, BodySender, ConnectionLimit, ConnectionSlot, Phase, Reply};
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::DeadLetterStatuses;
-use crate::journal::{
-    BEGUN, Backlog, Condition, DONE, Follower, Journal, JournalError, Lane, LaneStatus, Note, ReadResult,
-};
-use crate::ledger::{self, Balance};
-use crate::memory::{self, Budget};
+use crate::journal::{BEGUN, Condition, DONE, Follower, Journal, JournalError, Lane, Note, ReadResult};
+use crate::ledger;
+use crate::memory::Budget;
 use crate::runtime::spawn_blocking;
 use crate::security::{Cause, Report, Security};
 use crate::setting::{self, check_socket_path, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources;
 use crate::sources::mqtt::Devices;
-use crate::survival::{Outlook, Survival};
+use crate::survival::Survival;
 use crate::timekeeper::Timekeeper;
 use arc_swap::ArcSwap;
 use base64::Engine;
@@ -52,8 +54,8 @@ use caller::Caller;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -118,158 +120,6 @@ pub struct LinkHandle {
     pub destination: String,
     /// Counters of the link.
     pub stats: Arc<forward::Stats>,
-}
-
-/// Status of the gateway, as `GET /status` returns it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
-    /// Version of Forebay.
-    pub version: String,
-    /// `test`, `production`, …
-    pub environment: String,
-    /// Name of the plant.
-    pub site: String,
-    /// Name of the gateway.
-    pub name: String,
-    /// Seconds since the process started.
-    pub uptime_seconds: u64,
-    /// Time at which this configuration came into force, RFC 3339.
-    #[serde(default)]
-    pub configured: Option<String>,
-    /// Everything that needs a person.
-    pub problems: Vec<String>,
-    /// Information that is worth knowing but is no problem.
-    #[serde(default)]
-    pub notes: Vec<String>,
-    /// Status of every lane.
-    pub lanes: Vec<LaneStatus>,
-    /// Status of every link: one per lane and destination.
-    pub links: Vec<LinkStatus>,
-    /// Status of every source.
-    pub sources: Vec<SourceStatus>,
-    /// Counts of dead letters.
-    pub dead: DeadStatus,
-    /// Recognised repeats, and the reach of the dedupe window.
-    pub repeats: RepeatStatus,
-    /// Damaged files that were set aside (`.damaged`).
-    pub set_aside: Vec<String>,
-    /// Time, and whether it is trusted.
-    #[serde(default)]
-    pub clock: time::ClockStatus,
-    /// Per lane: time until its budget is used up, and time to drain its backlog.
-    #[serde(default)]
-    pub outlooks: Vec<Outlook>,
-    /// Bytes written to the disk per day, at the rate since the start; `None` in the first minute.
-    #[serde(default)]
-    pub flash_bytes_per_day: Option<u64>,
-    /// The memory limit, and the share that clients occupy.
-    #[serde(default)]
-    pub memory: memory::Usage,
-    /// Status of Sparkplug nodes, if a contract decodes them.
-    #[serde(default)]
-    pub sparkplug: Option<SparkplugStatus>,
-}
-
-/// Status of Sparkplug nodes. All numbers but `nodes` and `bytes` count since the start.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SparkplugStatus {
-    /// Known edge nodes.
-    pub nodes: usize,
-    /// Memory for the metrics that births declared, in bytes.
-    #[serde(default)]
-    pub bytes: usize,
-    /// Nodes whose birth was evicted from memory.
-    #[serde(default)]
-    pub forgotten: u64,
-    /// Gaps in message sequences: messages were lost before the gateway.
-    pub gaps: u64,
-    /// Undecodable messages, which became dead letters.
-    pub refused: u64,
-    /// Rebirth requests that the gateway sent.
-    pub rebirths_asked: u64,
-}
-
-/// Status of a link.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LinkStatus {
-    /// Lane that the link drains.
-    pub lane: String,
-    /// Name of the destination.
-    pub destination: String,
-    /// Whether the link has a session.
-    pub is_up: bool,
-    /// Time of the last change of `is_up`, RFC 3339.
-    pub since: Option<String>,
-    /// Reason why the link is down.
-    pub reason: Option<String>,
-    /// Information about a link that is up.
-    #[serde(default)]
-    pub note: Option<String>,
-    /// Publishes in flight.
-    pub in_flight: usize,
-    /// Publishes sent since the start, repeats included.
-    pub sent: u64,
-    /// Publishes that central acknowledged since the start.
-    pub delivered: u64,
-    /// Publishes acknowledged with "no matching subscribers", since the start.
-    pub unheard: u64,
-    /// Publishes that central refused temporarily, since the start.
-    pub refused_for_now: u64,
-    /// Median and 99th percentile from sending to acknowledgement, in milliseconds.
-    pub answer_ms: (f64, f64),
-}
-
-/// Status of a source.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SourceStatus {
-    /// Name in the configuration.
-    pub name: String,
-    /// Kind of the source, such as MQTT or Modbus.
-    pub kind: SourceKind,
-    /// Address it listens on, or the server it reads.
-    pub address: String,
-    /// Reason why the source does not work.
-    pub problem: Option<String>,
-    /// Open connections.
-    pub connections: u64,
-    /// Publishes that arrived since the start.
-    pub received: u64,
-    /// Events dropped for lack of room, from senders that expect no acknowledgement (QoS 0).
-    pub dropped: u64,
-    /// Redeliveries (DUP) without an event id that were recognised as repeats.
-    pub redelivered: u64,
-    /// Events that were not sent to subscribers that were too far behind.
-    pub cut: u64,
-    /// Connections refused, or closed because of a fault.
-    pub refused: u64,
-    /// Median and 99th percentile from arrival to acknowledgement, in milliseconds.
-    pub ack_ms: (f64, f64),
-}
-
-/// Counts of dead letters.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct DeadStatus {
-    /// Dead letters ever written.
-    pub total: u64,
-    /// Dead letters since the start because no contract matched.
-    pub unmatched: u64,
-    /// Dead letters since the start because the event broke its contract.
-    pub violations: u64,
-}
-
-/// State of the dedupe window.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RepeatStatus {
-    /// Repeats recognised since the start.
-    pub duplicates: u64,
-    /// Events with a known id but another payload, since the start.
-    pub id_conflicts: u64,
-    /// Ids in the window.
-    pub ids: usize,
-    /// Capacity of the window in ids.
-    pub ids_max: usize,
-    /// Start of the period that the window covers without gaps, RFC 3339; `None` while it was never full.
-    pub complete_since: Option<String>,
 }
 
 impl Handles {
@@ -338,7 +188,7 @@ impl Handles {
         for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
-        let clock = time::ClockStatus::now();
+        let clock = time::status();
         problems.extend(clock.problem());
         let (ids, ids_max, complete_since) = self.journal.window();
         let all = self.journal.lanes().iter();
@@ -354,12 +204,12 @@ impl Handles {
             lanes,
             links,
             sources: view.sources.iter().map(SourceHandle::status).collect(),
-            dead: DeadStatus {
+            dead: DeadLetterCounts {
                 total: dead.accepted,
                 unmatched: self.ingest.stats.unmatched.value(),
                 violations: self.ingest.stats.violations.value(),
             },
-            repeats: RepeatStatus {
+            repeats: DedupeStatus {
                 duplicates: all.clone().map(|lane| lane.stats.duplicates.value()).sum(),
                 id_conflicts: all.map(|lane| lane.stats.id_conflicts.value()).sum(),
                 ids,
@@ -443,7 +293,7 @@ fn notes(lanes: &[LaneStatus], links: &[LinkStatus], dead: u64) -> Vec<String> {
 }
 
 /// Returns a note when clients occupy nine tenths of their memory budget.
-fn tight_memory(usage: memory::Usage) -> Option<String> {
+fn tight_memory(usage: MemoryUsage) -> Option<String> {
     let is_tight = usage.permits >= usage.permits_max / 10 * 9;
     is_tight.then(|| {
         format!(
@@ -481,7 +331,7 @@ impl SourceHandle {
         let ack = self.stats.ack.snapshot();
         SourceStatus {
             name: self.name.clone(),
-            kind: self.kind,
+            kind: self.kind.to_string(),
             address: self.address.clone(),
             problem: self.stats.problem(),
             connections: self.stats.connections.value(),
@@ -591,7 +441,7 @@ async fn read(app: App, path: &[&str], query: Query<'_>) -> Option<ApiResult> {
         ["replay"] => Ok(json(app.handles.replays.list())),
         ["replay", id] => replay::show(&app, id.parse().ok()?),
         ["ledger"] => ledger(app).await,
-        ["clock"] => Ok(json(time::ClockStatus::now())),
+        ["clock"] => Ok(json(time::status())),
         ["audit"] => audit(app, query).await,
         ["exceptions"] => exceptions(app),
         ["tail"] => tail(app, query),
@@ -831,31 +681,6 @@ fn origin(source: &str, device: &str) -> String {
     origin.push('/');
     push_path_segment(&mut origin, device);
     origin
-}
-
-/// An event in the output of `tail`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TailEvent {
-    /// Lane of the event.
-    pub lane: String,
-    /// Name of the stream, without version.
-    pub stream: String,
-    /// Offset in the lane.
-    pub offset: u64,
-    /// Time of the commit, RFC 3339.
-    pub recorded: String,
-    /// Time of the event, RFC 3339.
-    pub time: String,
-    /// `{source}/{device}`.
-    pub origin: String,
-    /// Key within which order is kept.
-    pub key: String,
-    /// Event id.
-    pub id: String,
-    /// The payload if it is JSON.
-    pub data: Option<serde_json::Value>,
-    /// The payload in base64 if it is not JSON.
-    pub data_base64: Option<String>,
 }
 
 fn tail(app: App, query: Query<'_>) -> ApiResult {

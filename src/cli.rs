@@ -287,11 +287,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             finished(demo::run(plan))?.map(|()| ExitCode::SUCCESS)
         }
         Command::Status(StatusOf { at, ledger: false }) => {
-            let status: crate::admin::Status = ask(&at, "/status")?;
+            let status: crate::api::Status = ask(&at, "/status")?;
             print(&at, &status, show::status)
         }
         Command::Status(StatusOf { at, ledger: true }) => {
-            let balances: Vec<crate::ledger::Balance> = ask(&at, "/ledger")?;
+            let balances: Vec<crate::api::Balance> = ask(&at, "/ledger")?;
             print(&at, &balances, |balances, is_coloured| show::ledger(balances, is_coloured))?;
             let is_even = balances.iter().all(|balance| balance.difference == 0);
             Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -313,22 +313,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             })
         }
         Command::Clock { at, trust } => {
-            let clock: crate::admin::time::ClockStatus =
-                if trust { post(&at, "/clock/trust")? } else { ask(&at, "/clock")? };
+            let clock: crate::api::ClockStatus = if trust { post(&at, "/clock/trust")? } else { ask(&at, "/clock")? };
             print(&at, &clock, |clock, _| match clock.problem() {
                 Some(problem) => problem,
                 None => format!("clock: {}, trusted", clock.time),
             })
         }
         Command::Audit { at, limit } => {
-            let entries: Vec<crate::journal::AuditEntry> = ask(&at, &format!("/audit?limit={limit}"))?;
+            let entries: Vec<crate::api::AuditEntry> = ask(&at, &format!("/audit?limit={limit}"))?;
             print(&at, &entries, |entries, is_coloured| show::audit(entries, is_coloured))
         }
         Command::Dead(command) => dead::run(command),
         Command::Replay(command) => replay::run(command),
         Command::Tail(tail) => follow(&tail),
         Command::Devices(at) => {
-            let devices: Vec<crate::sources::mqtt::DeviceStatus> = ask(&at, "/devices")?;
+            let devices: Vec<crate::api::DeviceStatus> = ask(&at, "/devices")?;
             print(&at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
         }
         Command::Export(args) => journal::export(&args),
@@ -336,7 +335,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => journal::backup(&args),
         Command::Salvage(args) => journal::salvage(&args),
         Command::Exceptions(at) => {
-            let open: Vec<crate::watch::Exception> = ask(&at, "/exceptions")?;
+            let open: Vec<crate::api::Exception> = ask(&at, "/exceptions")?;
             print(&at, &open, |open, is_coloured| show::exceptions(open, is_coloured))
         }
         Command::Odoo(command) => odoo::run(&command),
@@ -363,7 +362,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 /// Queries readiness, which includes liveness.
 fn health(at: &At) -> anyhow::Result<ExitCode> {
     let (is_good, text) = finished(socket::get_any(&socket_path(at)?, "/readyz"))??;
-    let checks: Vec<crate::admin::Check> = text
+    let checks: Vec<crate::api::HealthCheck> = text
         .lines()
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()
@@ -384,7 +383,7 @@ fn health(at: &At) -> anyhow::Result<ExitCode> {
 fn reload(at: &At) -> anyhow::Result<ExitCode> {
     let socket = socket_path(at)?;
     let bytes = finished(socket::call(&socket, hyper::Method::POST, "/reload", Vec::new()))??;
-    let answer: crate::admin::ReloadAnswer = serde_json::from_slice(&bytes)?;
+    let answer: crate::api::ReloadAnswer = serde_json::from_slice(&bytes)?;
     print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
         ([], []) => "reloaded; nothing has changed".to_owned(),
         ([], changes) => format!("in force:\n{}", changes.join("\n")),
@@ -636,7 +635,7 @@ fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         if tail.at.json {
             writeln!(out, "{}", telemetry::shown_json(&String::from_utf8_lossy(line)))?;
         } else {
-            let event: crate::admin::TailEvent = serde_json::from_slice(line)?;
+            let event: crate::api::TailEvent = serde_json::from_slice(line)?;
             writeln!(out, "{}", show::tail_event(&event, is_terminal))?;
         }
         out.flush()?;

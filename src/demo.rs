@@ -8,7 +8,8 @@ mod device;
 mod machine;
 mod wan;
 
-use crate::admin::{Handles, Status};
+use crate::admin::Handles;
+use crate::api::Status;
 use crate::clock;
 use crate::config::Config;
 use crate::contract::{GatewayNames, push_json_string};

@@ -10,6 +10,7 @@ pub mod dead;
 mod shares;
 pub mod sparkplug;
 
+use crate::api::LetterStage;
 use crate::clock;
 use crate::contract::{Contract, Contracts, Decode, Sender, SourceKind, TopicMatch};
 use crate::event::{Attribute, AuthType, Id, Record, Timestamp, push_path_segment};
@@ -498,7 +499,7 @@ impl Ingest {
             (target.contract.stream(), target.contract.publication.version.as_str())
         });
         let letter = DeadLetter {
-            stage: dead::Stage::Intake,
+            stage: LetterStage::Intake,
             reason: Cow::Borrowed(reason),
             stream: Cow::Borrowed(stream),
             version: Cow::Borrowed(version),

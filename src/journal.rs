@@ -37,7 +37,7 @@ mod state;
 mod stepped;
 mod writer;
 
-pub use audit::{AuditEntry, AuditReader, AuditUsage, BEGUN, DONE};
+pub use audit::{AuditReader, AuditUsage, BEGUN, DONE};
 pub use block::{BadBlock, Block, Compressor, Header, Run, append_record};
 pub use block_records::{BlockReader, Step};
 pub use cursor::{Account, Cursor, OUTCOMES, Outcome};
@@ -45,7 +45,7 @@ pub use disk::{Disk, RealDisk};
 pub use gateway_events::GatewayEvent;
 pub use group_commit::{SubmitError, Ticket, Waiter, WaiterHandle};
 pub use high_water::Given;
-pub use lane::{Backlog, Durable, Lane, LaneStats, LaneStatus};
+pub use lane::{Durable, Lane, LaneStats};
 pub use loss::{Loss, LostStream};
 pub use notes::Notes;
 pub use open::{Journal, PUBLICATIONS, Seal, publications_in};
@@ -65,14 +65,12 @@ mod readonly;
 mod salvage;
 mod verify;
 
-pub use backup::{Backup, BackupError, BackupProgress};
-pub use export::{BadSelection, Export, Progress, SELECTED_MAX, Selection, push_line};
+pub use backup::BackupError;
+pub use export::{BadSelection, Export, SELECTED_MAX, push_line};
 pub use history::{Extent, History};
 pub use readonly::{Publications, ReadOnlyJournal, ReadOnlyLane};
 pub use salvage::{Salvage, Salvaged};
-pub use verify::{
-    LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount, Verification, VerifyProgress,
-};
+pub use verify::Verification;
 
 use crate::clock;
 use crate::contract::{Publication, Renderer};

@@ -8,6 +8,7 @@
 //!
 //! Not here: the accounts (`journal`), their display (`admin`).
 
+use crate::api::{Balance, StreamAccount};
 use crate::clock;
 use crate::contract::{GatewayNames, Publication};
 use crate::event::Timestamp;
@@ -16,7 +17,6 @@ use crate::journal::{GatewayEvent, Journal, JournalError, Loss, Notes, Outcome, 
 use crate::local::{Enough, EventRef, Feed};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -35,51 +35,6 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 const LOSS_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Name of the note with the position up to which streams are reported.
 const POSITION_NOTE: &str = "from";
-
-/// The accounts of one stream for one destination, in events.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StreamAccount {
-    /// Lane of the stream.
-    pub lane: String,
-    /// Name of the destination.
-    pub destination: String,
-    /// Stream with its major version; `unmatched` for events of a damaged file whose stream is unknown.
-    pub stream: String,
-    /// Events accepted for the destination; the sum of the other accounts.
-    pub owed: u64,
-    /// Acknowledged by the destination.
-    pub delivered: u64,
-    /// In the journal and not yet settled.
-    pub queued: u64,
-    /// Dead letters.
-    pub dead: u64,
-    /// Deleted because of their age.
-    pub expired: u64,
-    /// Shed for lack of room.
-    pub shed: u64,
-    /// Discarded by an operator.
-    pub discarded: u64,
-    /// Lost in damaged files.
-    pub set_aside: u64,
-}
-
-/// The accounts of one lane for one destination, compared with its cursor.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Balance {
-    /// One entry per stream.
-    pub rows: Vec<StreamAccount>,
-    /// Excess (positive) or lack (negative) of events in the accounts; 0 if they balance.
-    pub difference: i64,
-}
-
-impl Balance {
-    /// Returns a description of the imbalance; `None` if the accounts balance.
-    pub fn imbalance(&self) -> Option<String> {
-        let (lane, to) = self.rows.first().map_or(("", ""), |row| (row.lane.as_str(), row.destination.as_str()));
-        let difference = self.difference;
-        (difference != 0).then(|| format!("lane {lane} for {to} does not balance, by {difference} events"))
-    }
-}
 
 /// Returns the balance of every lane and destination.
 pub fn balances(journal: &Journal, fates: &DeadLetterStatuses) -> Vec<Balance> {

@@ -56,6 +56,7 @@ extern crate self as forebay;
 mod model;
 
 pub mod admin;
+pub mod api;
 mod backoff;
 pub mod cli;
 pub mod clock;

@@ -17,6 +17,7 @@ mod parties;
 pub use cgroup::limit as cgroup_limit;
 pub use parties::Eviction;
 
+use crate::api::MemoryUsage;
 use crate::origin::Party;
 use parties::{Crowded, Evicted, Member, Parties};
 use std::net::IpAddr;
@@ -94,24 +95,6 @@ pub enum NotJoined {
     Memory(#[from] OverBudget),
 }
 
-/// The state of the budget.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Usage {
-    /// The memory limit of the gateway, in bytes.
-    pub limit: u64,
-    /// Bytes that all permits together may hold.
-    pub permits_max: usize,
-    /// Bytes that all permits hold.
-    pub permits: usize,
-    /// The most bytes that all permits have held since the start.
-    pub permits_peak: usize,
-    /// Number of permits that were refused since the start.
-    pub refused: u64,
-    /// Connections that were evicted before they had logged in, since the start.
-    #[serde(default)]
-    pub evicted: u64,
-}
-
 impl Budget {
     /// Creates the budget of a process that may take `limit` bytes of memory.
     pub fn new(limit: u64) -> Arc<Self> {
@@ -177,8 +160,8 @@ impl Budget {
     }
 
     /// Returns the state of the budget.
-    pub fn usage(&self) -> Usage {
-        Usage {
+    pub fn usage(&self) -> MemoryUsage {
+        MemoryUsage {
             limit: self.limit.load(Ordering::Relaxed),
             permits_max: self.total.load(Ordering::Relaxed),
             permits: self.held.load(Ordering::Relaxed),

@@ -2,11 +2,11 @@
 //!
 //! Promise: forecasts follow from rates measured over the last minute, and are absent if no rate is known.
 
+use crate::api::{Drain, Outlook};
 use crate::clock;
 use crate::journal::{DiskRoom, Full, Journal};
 use crate::shutdown::Shutdown;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,40 +39,6 @@ pub struct Survival {
     samples: Mutex<VecDeque<Sample>>,
     /// Start time, and bytes that the process had written to the disk by then.
     started: (Instant, u64),
-}
-
-/// Forecast for one lane.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Outlook {
-    /// Name of the lane.
-    pub lane: String,
-    /// Accepted events per second over the last minute.
-    pub events_per_second: f64,
-    /// Growth of the log in bytes per second.
-    pub bytes_per_second: f64,
-    /// Bytes of the log with events that a destination has not settled.
-    pub needed_bytes: u64,
-    /// Seconds until budget or disk is used up if central accepts nothing more.
-    pub full_in_seconds: Option<u64>,
-    /// Behaviour of the lane when full.
-    pub then: String,
-    /// Forecast per destination.
-    pub drains: Vec<Drain>,
-}
-
-/// Forecast for the backlog of one destination.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Drain {
-    /// Name of the destination.
-    pub destination: String,
-    /// Events in the backlog.
-    pub queued: u64,
-    /// Approximate size of the backlog in bytes.
-    pub queued_bytes: u64,
-    /// Settled events per second over the last minute.
-    pub events_per_second: f64,
-    /// Seconds until the backlog is empty at the present rates of link and sources.
-    pub drained_in_seconds: Option<u64>,
 }
 
 impl Survival {

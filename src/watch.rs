@@ -14,9 +14,7 @@ mod exception_kind;
 mod rules;
 mod transitions;
 
-pub use exception_kind::{ExceptionKind, Severity};
-pub use transitions::Exception;
-
+use crate::api::{Exception, ExceptionKind, Severity};
 use crate::clock;
 use crate::contract::{Pointer, Sender, SourceKind};
 use crate::event::Timestamp;

@@ -239,7 +239,7 @@ fn the_audit_keeps_its_newest_entries_whoever_writes_them() {
     for number in 0..300 {
         assert!(append(lane, &disk, publication, number));
     }
-    let entries: Vec<forebay::journal::AuditEntry> = journal
+    let entries: Vec<forebay::api::AuditEntry> = journal
         .audited(20_000)
         .expect("read")
         .map(|entry| serde_json::from_slice(&entry.expect("read")).expect("JSON"))

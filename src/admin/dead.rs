@@ -4,17 +4,15 @@
 //! decision is audited; repeating it has no effect.
 
 use super::{ApiError, ApiResult, App, blocking, json, read_json, refuse, try_blocking};
+use crate::api::{DeadLetterState, DeadLetterStatus, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
-use crate::ingest::dead::fates::{DeadLetterStatus, State as FateState};
-use crate::ingest::dead::{DeadLetter, Stage};
+use crate::ingest::dead::DeadLetter;
 use crate::ingest::{EventMetadata, Publishing, Route};
 use crate::journal::{ReadResult, SubmitError, Waiter};
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,35 +24,6 @@ const BATCH_BYTES: usize = 1 << 20;
 const LETTERS_AUDITED: usize = 50;
 /// Most refusals that a response lists; the others are only counted.
 const REFUSALS_SHOWN: usize = 100;
-
-/// Selects dead letters; every set field narrows the selection.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LetterFilter {
-    /// Numbers of letters; empty for any.
-    #[serde(default)]
-    pub ids: BTreeSet<u64>,
-    /// Selects all letters; required if no other field is set.
-    #[serde(default)]
-    pub all: bool,
-    /// Stream, with or without version.
-    pub stream: Option<String>,
-    /// Text that the reason contains.
-    pub reason: Option<String>,
-    /// Destination that refused the event.
-    pub destination: Option<String>,
-    /// Stage at which the event became a dead letter.
-    pub stage: Option<Stage>,
-    /// Written at or after this moment.
-    #[serde(default, with = "crate::event::as_text_if_any")]
-    pub since: Option<Timestamp>,
-    /// Written before this moment.
-    #[serde(default, with = "crate::event::as_text_if_any")]
-    pub until: Option<Timestamp>,
-    /// Only report what would be done.
-    #[serde(default)]
-    pub dry_run: bool,
-}
 
 impl LetterFilter {
     fn is_empty(&self) -> bool {
@@ -80,39 +49,13 @@ impl LetterFilter {
     }
 }
 
-/// Result of a requeue, discard or edit.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Decided {
-    /// Selected letters.
-    pub matched: u64,
-    /// Letters that were changed, or would be in a dry run.
-    pub done: u64,
-    /// The first refused letters: number and reason.
-    pub refused: Vec<(u64, String)>,
-    /// Number of refused letters.
-    pub refused_count: u64,
-    /// Whether this was a dry run.
-    pub dry_run: bool,
-}
-
-impl Decided {
+impl LetterDecision {
     fn refuse(&mut self, id: u64, reason: String) {
         self.refused_count += 1;
         if self.refused.len() < REFUSALS_SHOWN {
             self.refused.push((id, reason));
         }
     }
-}
-
-/// Body of `POST /dead/ID/edit`: the corrected payload.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Edit {
-    /// The new payload as text.
-    pub payload: String,
-    /// Only report what would be done.
-    #[serde(default)]
-    pub dry_run: bool,
 }
 
 /// A dead letter from the journal.
@@ -315,7 +258,7 @@ pub(super) fn not_found(id: u64) -> ApiError {
     refuse(StatusCode::NOT_FOUND, text)
 }
 
-fn fate(state: FateState, attempts: u32) -> DeadLetterStatus {
+fn fate(state: DeadLetterState, attempts: u32) -> DeadLetterStatus {
     DeadLetterStatus { state, at: Timestamp::from(clock::wall()), attempts, ..DeadLetterStatus::default() }
 }
 
@@ -359,17 +302,17 @@ async fn decide(app: &App, action: Action, found: &StoredLetter, is_dry_run: boo
     let attempts = app.handles.fates.of(found.number).attempts;
     let letter = &found.letter;
     match (action, letter.stage) {
-        (Action::Discard, _) => Ok(fate(FateState::Discarded, attempts)),
-        (Action::Requeue, Stage::Intake) => {
+        (Action::Discard, _) => Ok(fate(DeadLetterState::Discarded, attempts)),
+        (Action::Requeue, LetterStage::Intake) => {
             app.handles.take_in(found, &letter.payload, is_dry_run).await?;
-            Ok(fate(FateState::TakenIn, attempts + 1))
+            Ok(fate(DeadLetterState::TakenIn, attempts + 1))
         }
-        (Action::Requeue, Stage::Central) => {
+        (Action::Requeue, LetterStage::Central) => {
             let destination = letter.destination.to_string();
             if !app.handles.view.load().links.iter().any(|link| link.destination == destination) {
                 return Err(format!("its destination \"{destination}\" is not in the configuration any more"));
             }
-            Ok(DeadLetterStatus { destination, ..fate(FateState::Requeued, attempts) })
+            Ok(DeadLetterStatus { destination, ..fate(DeadLetterState::Requeued, attempts) })
         }
     }
 }
@@ -387,7 +330,7 @@ pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> ApiR
         (Some(first), Some(last)) => (*first).max(1)..last.saturating_add(1).min(dead.end()),
         _ => dead.first()..dead.end(),
     };
-    let mut decided = Decided { dry_run: filter.dry_run, ..Decided::default() };
+    let mut decided = LetterDecision { dry_run: filter.dry_run, ..LetterDecision::default() };
     let mut missing = filter.ids.clone();
     while range.start < range.end {
         let (letters, next) = select(app, filter, range.clone()).await?;
@@ -423,7 +366,7 @@ pub(super) async fn decide_all(app: App, body: Incoming, action: Action) -> ApiR
 }
 
 pub(super) async fn edit(app: App, id: u64, body: Incoming) -> ApiResult {
-    let edit: Edit = read_json(body).await?;
+    let edit: LetterEdit = read_json(body).await?;
     let filter = LetterFilter { ids: [id].into(), ..LetterFilter::default() };
     let range = id..id.saturating_add(1).min(app.handles.journal.dead().end());
     let Some(found) = select(&app, &filter, range).await?.0.pop() else {
@@ -435,13 +378,15 @@ pub(super) async fn edit(app: App, id: u64, body: Incoming) -> ApiResult {
     let payload = edit.payload.as_bytes();
     let attempts = app.handles.fates.of(id).attempts + 1;
     let (outcome, state) = match found.letter.stage {
-        Stage::Intake => (app.handles.take_in(&found, payload, edit.dry_run).await, FateState::TakenIn),
+        LetterStage::Intake => (app.handles.take_in(&found, payload, edit.dry_run).await, DeadLetterState::TakenIn),
         // The refused event stays unchanged and is discarded in favour of the new one.
-        Stage::Central => (app.handles.send_edited(&found, payload, edit.dry_run).await, FateState::Discarded),
+        LetterStage::Central => {
+            (app.handles.send_edited(&found, payload, edit.dry_run).await, DeadLetterState::Discarded)
+        }
     };
     outcome.map_err(|reason| bad_request(format!("dead letter {id}: {reason}")))?;
     if !edit.dry_run {
         save(&app, vec![(found, fate(state, attempts))], "dead edit").await?;
     }
-    Ok(json(Decided { matched: 1, done: 1, dry_run: edit.dry_run, ..Decided::default() }))
+    Ok(json(LetterDecision { matched: 1, done: 1, dry_run: edit.dry_run, ..LetterDecision::default() }))
 }

@@ -4,34 +4,22 @@
 //! still collects events.
 
 use super::Handles;
+use crate::api::{Balance, HealthCheck};
 use crate::contract::SourceKind;
 use crate::journal::Condition;
-use crate::ledger::{self, Balance};
-use serde::{Deserialize, Serialize};
+use crate::ledger;
 use std::time::Duration;
 
 /// A writer thread that needs longer for one operation is stuck.
 const WORK_MAX: Duration = Duration::from_secs(60);
 
-/// Result of one check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// Name of the check, such as `ledger` or `lane critical`.
-    pub check: String,
-    /// Whether the check passed.
-    pub good: bool,
-    /// Reason why it failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
 /// Results of all checks of liveness or readiness.
 #[derive(Clone, Debug, Default)]
-pub struct Health(pub Vec<Check>);
+pub struct Health(pub Vec<HealthCheck>);
 
 impl Health {
     fn add(&mut self, check: impl Into<String>, reason: Option<String>) {
-        self.0.push(Check { check: check.into(), good: reason.is_none(), reason });
+        self.0.push(HealthCheck { check: check.into(), good: reason.is_none(), reason });
     }
 
     /// Whether every check passed.
@@ -41,7 +29,7 @@ impl Health {
 
     /// Returns the checks as one JSON object per line.
     pub fn lines(&self) -> String {
-        let line = |check: &Check| serde_json::to_string(check).unwrap_or_default() + "\n";
+        let line = |check: &HealthCheck| serde_json::to_string(check).unwrap_or_default() + "\n";
         self.0.iter().map(line).collect()
     }
 }

@@ -7,15 +7,15 @@
 
 use super::rows::{PIECES_MAX, stepped};
 use super::{ApiError, ApiResult, App, caller, read_json, refuse, try_blocking};
+use crate::api::{BackupRequest, ExportRequest};
 use crate::clock;
 use crate::http;
-use crate::journal::{BEGUN, DONE, Export, History, Selection, Verification};
+use crate::journal::{BEGUN, DONE, Export, History, Verification};
 use crate::runtime::spawn_blocking;
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
@@ -25,22 +25,6 @@ static OPERATIONS: Semaphore = Semaphore::const_new(OPERATIONS_MAX);
 const OPERATIONS_MAX: usize = 2;
 /// Interval of progress lines of a backup.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Body of `POST /journal/export`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ExportRequest {
-    /// Selection of events.
-    pub selection: Selection,
-    /// Whether each event includes its lane and offset.
-    pub with_offsets: bool,
-}
-
-/// Body of `POST /journal/backup`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BackupRequest {
-    /// Absolute path of a folder that does not exist yet.
-    pub to: PathBuf,
-}
 
 fn permit() -> Result<SemaphorePermit<'static>, ApiError> {
     OPERATIONS.try_acquire().map_err(|_| {

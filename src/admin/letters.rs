@@ -4,9 +4,9 @@
 
 use super::rows::{self, Items};
 use super::{ApiResult, App, Handles, Query, blocking, dead, json, limit};
+use crate::api::DeadLetterStatus;
 use crate::event::{Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::ingest::dead::fates::DeadLetterStatus;
 use crate::journal::ReadResult;
 use base64::Engine;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};

@@ -1,11 +1,11 @@
 //! The `/metrics` page: a snapshot of the counters of all parts.
 
 use super::{Handles, LinkHandle, SourceHandle, View, oldest};
+use crate::api::{Balance, Drain, LaneStatus, ReplayState, StreamAccount};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::forward::again::ReplayState;
-use crate::journal::{Condition, Lane, LaneStatus};
-use crate::ledger::{self, Balance};
+use crate::journal::{Condition, Lane};
+use crate::ledger;
 use crate::security::Cause;
 use crate::sources::Refusal;
 use crate::telemetry::metrics::*;
@@ -126,7 +126,7 @@ impl Handles {
                 }
             }
         });
-        let mut each = |family, value: &dyn Fn(&crate::survival::Drain) -> f64| {
+        let mut each = |family, value: &dyn Fn(&Drain) -> f64| {
             page.put(family, |rows| {
                 for outlook in &outlooks {
                     for drain in &outlook.drains {
@@ -222,7 +222,7 @@ fn put_ledger(page: &mut Page, balances: &[Balance]) {
     page.put(LEDGER, |rows| {
         for balance in balances {
             let Some(first) = balance.rows.first() else { continue };
-            type Account = (&'static str, fn(&ledger::StreamAccount) -> u64);
+            type Account = (&'static str, fn(&StreamAccount) -> u64);
             let accounts: [Account; 8] = [
                 ("owed", |row| row.owed),
                 ("delivered", |row| row.delivered),

@@ -1,12 +1,12 @@
 //! Requests a reload of the configuration, and holds its result.
 
 use super::{ApiResult, App, LinkHandle, SourceHandle, caller, json, refuse};
+use crate::api::ReloadAnswer;
 use crate::event::Timestamp;
 use crate::setting::Problem;
 use crate::tls::{CertificateFile, RevocationFile};
 use crate::watch::Board;
 use hyper::StatusCode;
-use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -102,15 +102,6 @@ impl Configured {
         let (when, why) = self.refused.as_ref()?;
         Some(format!("configuration of {when} is refused, that of {} stays in force: {why}", self.at))
     }
-}
-
-/// Response of `POST /reload`.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct ReloadAnswer {
-    /// One line per change.
-    pub changes: Vec<String>,
-    /// Problems of the refused configuration.
-    pub problems: Vec<String>,
 }
 
 pub(super) async fn reload(app: App) -> ApiResult {

@@ -1,26 +1,10 @@
 //! Requests that start, show, pause, resume and cancel replays.
 
 use super::{ApiResult, App, json, read_json, refuse, try_blocking};
-use crate::forward::again::{Filter, ReplayState};
+use crate::api::{ReplayRequest, ReplayState};
 use crate::journal::BadSelection;
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
-
-/// Body of `POST /replay`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReplayRequest {
-    /// Destination that receives the events.
-    pub destination: String,
-    /// Selection of events.
-    pub filter: Filter,
-    /// Most events per second.
-    pub rate: Option<u64>,
-    /// Only count the events.
-    #[serde(default)]
-    pub dry_run: bool,
-}
 
 impl super::Handles {
     /// Returns an error text with the known destinations if `wanted` is not one of them.

@@ -3,9 +3,8 @@
 use super::journal::moment;
 use super::{At, ask, ask_with, counted, print, show};
 use crate::admin::Letter;
-use crate::admin::dead::{Decided, Edit, LetterFilter};
+use crate::api::{LetterDecision, LetterEdit, LetterFilter, LetterStage};
 use crate::event::Timestamp;
-use crate::ingest::dead::Stage;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use std::io::Read;
@@ -56,7 +55,7 @@ pub(super) struct LetterArgs {
     destination: Option<String>,
     /// Letters refused at intake, or by central
     #[arg(long, value_parser = stage)]
-    stage: Option<Stage>,
+    stage: Option<LetterStage>,
     /// Letters written at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
     #[arg(long, value_parser = moment)]
     since: Option<Timestamp>,
@@ -87,10 +86,10 @@ pub(super) struct EditArgs {
     at: At,
 }
 
-fn stage(text: &str) -> Result<Stage, String> {
+fn stage(text: &str) -> Result<LetterStage, String> {
     match text {
-        "intake" => Ok(Stage::Intake),
-        "central" => Ok(Stage::Central),
+        "intake" => Ok(LetterStage::Intake),
+        "central" => Ok(LetterStage::Central),
         _ => Err("expected \"intake\" or \"central\"".into()),
     }
 }
@@ -115,7 +114,7 @@ fn decide(choice: LetterArgs, word: &str, done: &str) -> anyhow::Result<ExitCode
     let LetterArgs { ids, all, stream, reason, destination, stage, since, until, dry_run, at } = choice;
     let filter =
         LetterFilter { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
-    let decided: Decided = ask_with(&at, &format!("/dead/{word}"), &filter)?;
+    let decided: LetterDecision = ask_with(&at, &format!("/dead/{word}"), &filter)?;
     print(&at, &decided, |decided, _| {
         let would = if decided.dry_run { "would be " } else { "" };
         let mut text = format!("{} of {}: {would}{done}", decided.done, counted(decided.matched as usize, "letter"));
@@ -142,8 +141,8 @@ fn edit_one(edit: &EditArgs) -> anyhow::Result<ExitCode> {
         None if edit.set.is_empty() => bail!("no change; give --set /pointer=value, or --payload-file"),
         None => with_changes(&ask(&edit.at, &format!("/dead/{}", edit.id))?, &edit.set)?,
     };
-    let body = Edit { payload, dry_run: edit.dry_run };
-    let decided: Decided = ask_with(&edit.at, &format!("/dead/{}/edit", edit.id), &body)?;
+    let body = LetterEdit { payload, dry_run: edit.dry_run };
+    let decided: LetterDecision = ask_with(&edit.at, &format!("/dead/{}/edit", edit.id), &body)?;
     print(&edit.at, &decided, |decided, _| {
         let how = if decided.dry_run { "would be accepted" } else { "is accepted" };
         format!("letter {} {how} with the new payload", edit.id)

@@ -10,14 +10,14 @@ pub(super) use salvage::{SalvageArgs, salvage};
 
 use super::show::table;
 use super::{At, DEFAULT_CONFIG, finished, json, socket, socket_path};
-use crate::admin::journal::{BackupRequest, ExportRequest};
+use crate::api::{
+    Backup, BackupProgress, BackupRequest, ExportProgress, ExportRequest, Recount, Selection, StateRecount,
+    VerifyProgress,
+};
 use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
-use crate::journal::{
-    Backup, BackupProgress, Export, History, JournalError, Progress, ReadOnlyJournal, Recount, Selection, StateRecount,
-    Verification, VerifyProgress,
-};
+use crate::journal::{Export, History, JournalError, ReadOnlyJournal, Verification};
 use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
 use anyhow::{Context, anyhow, bail};
@@ -181,7 +181,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         Selection { since: args.since, until: args.until, streams: args.stream.clone(), keys: args.key.clone() };
     let journal = args.place.open()?;
     let mut sink = Sink::new(args.out.as_deref(), args.format)?;
-    let mut last = Progress::default();
+    let mut last = ExportProgress::default();
     match journal {
         Journal::Running(socket) => {
             let request = ExportRequest { selection, with_offsets: args.with_offsets };

@@ -2,9 +2,8 @@
 
 use super::journal::moment;
 use super::{At, ask, ask_with, post, print, show};
-use crate::admin::replay::ReplayRequest;
+use crate::api::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 use crate::event::Timestamp;
-use crate::forward::again::{Filter, Replay, ReplayState};
 use crate::setting::grouped;
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -92,7 +91,7 @@ fn change(of: &ReplayId, word: &str) -> anyhow::Result<ExitCode> {
 fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
     let StartArgs { to, since, until, stream, key, rate, dry_run, detach, at } = args;
     let destination = to.context("no destination; give --to with the name of one")?;
-    let filter = Filter { since, until, streams: stream, key };
+    let filter = ReplayFilter { since, until, streams: stream, key };
     let replay: Replay = ask_with(&at, "/replay", &ReplayRequest { destination, filter, rate, dry_run })?;
     if dry_run {
         return print(&at, &replay, |replay, _| {

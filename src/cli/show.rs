@@ -3,16 +3,12 @@
 //! Promise: data from devices reaches the terminal only as printable text, never as control sequences. A table row is one
 //! line.
 
-use crate::admin::{Letter, Status, TailEvent};
+use crate::admin::Letter;
+use crate::api::{AuditEntry, Balance, DeviceStatus, Exception, LetterStage, Replay, ReplayState, Status, TailEvent};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::forward::again::{Replay, ReplayState};
-use crate::journal::AuditEntry;
-use crate::ledger::Balance;
 use crate::setting::{Bytes, grouped as number, rough};
-use crate::sources::mqtt::DeviceStatus;
 use crate::telemetry::shown;
-use crate::watch::Exception;
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
@@ -151,7 +147,7 @@ pub(super) fn status(status: &Status, is_coloured: bool) -> String {
             };
             vec![
                 source.name.clone(),
-                source.kind.to_string(),
+                source.kind.clone(),
                 source.address.clone(),
                 source.problem.clone().unwrap_or_else(|| "works".into()),
                 number(source.connections),
@@ -426,8 +422,8 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     let mut out = String::new();
     let inner = &letter.letter;
     let stage = match inner.stage {
-        crate::ingest::dead::Stage::Intake => "at intake".to_owned(),
-        crate::ingest::dead::Stage::Central => format!("by central, {}", inner.destination),
+        LetterStage::Intake => "at intake".to_owned(),
+        LetterStage::Central => format!("by central, {}", inner.destination),
     };
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {

@@ -8,18 +8,19 @@
 
 mod replays;
 
-pub use replays::{Filter, Replay, ReplayState, Replays};
+pub use replays::Replays;
 
 use super::failback::Failback;
 use super::fill::{mark, push_rendered};
 use super::pace::{Pacer, Pressure, Rate};
 use super::{Config, CredentialRotation};
+use crate::api::{DeadLetterState, DeadLetterStatus, Replay, ReplayState};
 use crate::backoff::random_between;
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::ingest::dead::fates::{DeadLetterStatus, DeadLetterStatuses, State};
+use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::{BlockReader, Cursor, Journal, Lane, ReadResult, Step};
 use crate::link::{LinkError, Output, Protocol, Reconnect, Rejection, Reply, Session, Target};
 use crate::runtime::spawn_blocking;
@@ -481,11 +482,22 @@ impl Resender {
         let attempts = self.spec.fates.of(letter).attempts + 1;
         let at = Timestamp::from(clock::wall());
         match rejection {
-            None => Some(DeadLetterStatus { state: State::Delivered, at, attempts, ..DeadLetterStatus::default() }),
+            None => Some(DeadLetterStatus {
+                state: DeadLetterState::Delivered,
+                at,
+                attempts,
+                ..DeadLetterStatus::default()
+            }),
             Some(Rejection::Permanent(code, why)) => {
                 let reason = format!("central refuses it again: 0x{code:02x} {why}");
                 tracing::warn!(letter, destination = %content.destination, %reason, "central rejected a requeued dead letter; it is held again");
-                Some(DeadLetterStatus { state: State::Held, at, attempts, reason, ..DeadLetterStatus::default() })
+                Some(DeadLetterStatus {
+                    state: DeadLetterState::Held,
+                    at,
+                    attempts,
+                    reason,
+                    ..DeadLetterStatus::default()
+                })
             }
             Some(Rejection::Temporary(..)) => {
                 self.back_off(letter);

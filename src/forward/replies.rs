@@ -1,10 +1,11 @@
 //! Handles central's replies: settles events, retries them, or turns them into dead letters.
 
 use super::{Forwarder, SessionEnd};
+use crate::api::LetterStage;
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::{Attribute, Content, Record, Timestamp};
-use crate::ingest::dead::{DeadLetter, Stage};
+use crate::ingest::dead::DeadLetter;
 use crate::journal::{Outcome, Published, Step, Waiter};
 use crate::link::{LinkError, Rejection, Reply, Session};
 use crate::runtime::spawn_blocking;
@@ -156,7 +157,7 @@ impl Forwarder {
             _ => None,
         });
         DeadLetter {
-            stage: Stage::Central,
+            stage: LetterStage::Central,
             reason: Cow::Borrowed(reason),
             stream: Cow::Owned(stream),
             version: Cow::Owned(version),

@@ -5,26 +5,17 @@
 
 pub mod fates;
 
+use crate::api::LetterStage;
 use crate::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
 use crate::journal::{Lane, Receipt, SubmitError, Ticket, Waiter};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// Where an event became a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stage {
-    /// On arrival: no contract matches the event, or it breaks its contract.
-    Intake,
-    /// On delivery: central refuses the event permanently.
-    Central,
-}
-
 /// A dead letter. The order of the fields is part of the stored format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter<'a> {
     /// Stage at which the event became a dead letter.
-    pub stage: Stage,
+    pub stage: LetterStage,
     /// Reason, starting with the field or the reason code.
     pub reason: Cow<'a, str>,
     /// Stream of the event.

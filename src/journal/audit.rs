@@ -7,10 +7,11 @@
 //! Not here: access control (`admin`), a proof that no entry was changed.
 
 use super::{Core, Journal, JournalError, Note};
+use crate::api::AuditEntry;
 use crate::clock;
 use crate::event::Timestamp;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,30 +31,6 @@ const DETAIL_BYTES_MAX: usize = 64 << 10;
 pub const DONE: &str = "done";
 /// Result of an action in progress; a later entry has its outcome.
 pub const BEGUN: &str = "begun";
-
-/// One entry of the audit.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AuditEntry {
-    /// Time of the action, RFC 3339.
-    pub at: String,
-    /// `untrusted` if the clock was not trusted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clockstatus: Option<String>,
-    /// User id of the caller; absent if a limit, a signal or a changed file caused the action.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub by: Option<u32>,
-    /// Name of the action.
-    pub action: String,
-    /// Object of the action.
-    pub detail: serde_json::Value,
-    /// Outcome: `done`, `begun`, or an error.
-    #[serde(default = "done")]
-    pub result: String,
-}
-
-fn done() -> String {
-    DONE.to_owned()
-}
 
 /// Counters of the audit.
 #[derive(Debug, Default)]

@@ -22,10 +22,10 @@ use super::readonly::{ReadOnlyJournal, ReadOnlyLane, sequences_at};
 use super::segment::Segment;
 use super::state::{Note, State};
 use super::{Fingerprint, Journal, JournalError, Lane, ReadResult};
+use crate::api::{Backup, BackupProgress};
 use crate::clock;
 use crate::event::{Record, Timestamp};
 use copy::CopyJob;
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
@@ -72,32 +72,6 @@ pub enum BackupError {
     /// An error of the journal or of the disk.
     #[error(transparent)]
     Journal(#[from] JournalError),
-}
-
-/// Progress of a backup.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupProgress {
-    /// Part that is being copied: the name of a lane, or `state`.
-    pub part: String,
-    /// Bytes copied so far.
-    pub done: u64,
-    /// Bytes in all, as far as known.
-    pub total: u64,
-}
-
-/// A finished backup.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backup {
-    /// Folder of the backup.
-    pub folder: PathBuf,
-    /// Time when it began, RFC 3339.
-    pub taken: String,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// For each lane: name, number of events, offset after the last.
-    pub lanes: Vec<(String, u64, u64)>,
-    /// Damaged files of the journal that were not copied.
-    pub left_out: Vec<String>,
 }
 
 /// Called with the progress; [`ControlFlow::Break`] cancels the backup.

@@ -9,9 +9,9 @@ use super::block::Block;
 use super::block_records::BlockReader;
 use super::history::{Extent, History};
 use super::{DEAD, JournalError, Published, ReadResult};
+use crate::api::{ExportProgress, Selection};
 use crate::contract::push_json_string;
 use crate::event::{Record, Timestamp};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -21,36 +21,6 @@ const STEP_BYTES: usize = 64 << 10;
 const STEP_READS: usize = 64;
 /// Largest number of streams and keys in a selection.
 pub const SELECTED_MAX: usize = 256;
-
-/// Selection of events.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Selection {
-    /// Recorded at this moment or later.
-    pub since: Option<Timestamp>,
-    /// Recorded before this moment.
-    pub until: Option<Timestamp>,
-    /// Streams, with or without version; a `*` at the end matches any rest. Empty: all streams.
-    pub streams: Vec<String>,
-    /// Keys. Empty: all keys.
-    pub keys: Vec<String>,
-}
-
-/// Progress of an export. All numbers except `done` and `total` count events.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Offsets processed so far.
-    pub done: u64,
-    /// Offsets in all.
-    pub total: u64,
-    /// Events written.
-    pub events: u64,
-    /// Selected events that cannot be rendered: their publication is lost.
-    pub unrendered: u64,
-    /// Events in files that are set aside or unreadable.
-    pub lost: u64,
-    /// Whether the export is finished.
-    pub is_complete: bool,
-}
 
 /// Why a selection is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +70,7 @@ pub struct Export {
     selection: Selection,
     with_offsets: bool,
     lane: usize,
-    progress: Progress,
+    progress: ExportProgress,
 }
 
 struct LaneExport {
@@ -143,13 +113,13 @@ impl Export {
             streams.extend(meant.map(|published| published.stream));
         }
         let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name() != DEAD).map(LaneExport::new).collect();
-        let progress = Progress { total: parts.iter().map(LaneExport::left).sum(), ..Progress::default() };
+        let progress = ExportProgress { total: parts.iter().map(LaneExport::left).sum(), ..ExportProgress::default() };
         let streams = (!selection.streams.is_empty()).then_some(streams);
         Ok(Self { lanes: parts, streams, selection, with_offsets, lane: 0, progress })
     }
 
     /// Progress so far.
-    pub fn progress(&self) -> &Progress {
+    pub fn progress(&self) -> &ExportProgress {
         &self.progress
     }
 
@@ -254,7 +224,7 @@ impl LaneExport {
         self.history.gaps().assigned_between(self.next, self.end)
     }
 
-    fn advance(&mut self, next: u64, progress: &mut Progress) {
+    fn advance(&mut self, next: u64, progress: &mut ExportProgress) {
         let before = self.left();
         self.next = next.min(self.end).max(self.next);
         progress.done += before - self.left();

@@ -14,6 +14,7 @@ use super::sequence_gaps::Gaps;
 use super::{
     Condition, Core, DEAD, JournalError, LaneConfig, Published, Receipt, SEGMENT_BYTES_MAX, sequence_mark, writer,
 };
+use crate::api::{Backlog, LaneStatus};
 use crate::event::{Record, Timestamp};
 use crate::telemetry::{Counter, Histogram};
 use arc_swap::ArcSwap;
@@ -139,56 +140,6 @@ pub(super) struct OldestSegment {
     pub(super) first: u64,
     pub(super) end: u64,
     pub(super) closed_at: Timestamp,
-}
-
-/// Status of a lane.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct LaneStatus {
-    /// Name of the lane.
-    pub name: String,
-    /// Events accepted since the journal was created.
-    pub accepted: u64,
-    /// Size of the log in bytes.
-    pub bytes: u64,
-    /// Largest size of the log in bytes.
-    pub budget: u64,
-    /// Number of segments of the log.
-    pub segments: usize,
-    /// Reason why the lane accepts nothing, if so.
-    pub problem: Option<String>,
-    /// Whether the lane is no longer configured: its events are still delivered, and it accepts no new ones.
-    #[serde(default)]
-    pub retired: bool,
-    /// Backlog and account of each destination.
-    pub destinations: Vec<Backlog>,
-    /// Name and number of accepted events of each stream.
-    pub streams: Vec<(String, u64)>,
-}
-
-/// Backlog and account of one destination in one lane.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Backlog {
-    /// Name of the destination.
-    pub destination: String,
-    /// Events not yet settled.
-    pub queued: u64,
-    /// Events that central acknowledged.
-    pub delivered: u64,
-    /// Events that central refused and that became dead letters.
-    pub dead: u64,
-    /// Events that reached the age limit of their contract.
-    #[serde(default)]
-    pub expired: u64,
-    /// Events discarded to make room for newer ones.
-    #[serde(default)]
-    pub shed: u64,
-    /// Events that an operator discarded.
-    #[serde(default)]
-    pub discarded: u64,
-    /// Events in quarantined files.
-    pub set_aside: u64,
-    /// Time when the oldest queued event was recorded, RFC 3339.
-    pub oldest: Option<String>,
 }
 
 impl Lane {

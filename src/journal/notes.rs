@@ -3,7 +3,8 @@
 //! Promise: notes that are written together are stored together or not at all, and are durable when the write returns.
 
 use super::Core;
-use super::{Change, Journal, JournalError, Note, StateRecount};
+use super::{Change, Journal, JournalError, Note};
+use crate::api::StateRecount;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 

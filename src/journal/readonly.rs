@@ -9,8 +9,8 @@ use super::history::{Extent, History, count_block, damaged_first, name_in, seque
 use super::segment::{Segment, Summary, offset_in_name};
 use super::sequence_gaps::{GapFile, Gaps};
 use super::state::State;
-use super::verify::StateRecount;
 use super::{DEAD, JournalError, PUBLICATIONS, Published, ReadResult, Seal};
+use crate::api::StateRecount;
 use crate::contract::{Publication, Renderer};
 use parking_lot::Mutex;
 use serde::Deserialize;

@@ -6,8 +6,8 @@
 //! have dropped the pages of the failed fsync, and the next fsync succeeds without them.
 
 use super::disk::{Backend, Disk, Identity, Open};
-use super::verify::StateRecount;
 use super::{JournalError, catch_panic};
+use crate::api::StateRecount;
 use parking_lot::{Mutex, MutexGuard};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::ops::{Bound, ControlFlow};

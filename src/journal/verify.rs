@@ -9,7 +9,7 @@ use super::block::Block;
 use super::cursor::{Account, Cursor};
 use super::history::History;
 use super::{JournalError, ReadResult};
-use serde::{Deserialize, Serialize};
+use crate::api::{LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount, VerifyProgress};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,109 +19,6 @@ pub const FAULTS_SHOWN_MAX: usize = 100;
 const STEP_BLOCKS: usize = 64;
 /// Tries to read the active segment after damage: the writer starts a new segment meanwhile.
 const RETRIES_MAX: usize = 20;
-
-/// Result for all lanes.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Recount {
-    /// Result of each lane, the log of dead letters last.
-    pub lanes: Vec<LaneRecount>,
-    /// Result for the notes: sessions of clients, positions, the audit.
-    pub state: StateRecount,
-    /// Whether no fault was found.
-    pub is_good: bool,
-}
-
-/// Count of the notes in `state.redb`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StateRecount {
-    /// Readable notes.
-    pub notes: u64,
-    /// Bytes of their names and values.
-    pub bytes: u64,
-    /// Why the notes cannot be read to the end, or which checksum does not match.
-    pub fault: Option<String>,
-}
-
-/// Result for one lane.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct LaneRecount {
-    /// Name of the lane.
-    pub lane: String,
-    /// Offset of the oldest stored event.
-    pub first: u64,
-    /// Offset after the last event.
-    pub end: u64,
-    /// Blocks with a valid checksum.
-    pub blocks: u64,
-    /// Events in these blocks.
-    pub events: u64,
-    /// Result of each stream.
-    pub streams: Vec<StreamRecount>,
-    /// Result of each destination.
-    pub destinations: Vec<OwedRecount>,
-    /// Differences that were found.
-    pub faults: Vec<String>,
-    /// Number of faults that are not described.
-    pub faults_unnamed: u64,
-    /// Remarks for the operator that are no faults.
-    pub notes: Vec<String>,
-}
-
-/// Result for one stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StreamRecount {
-    /// Name of the stream; `unmatched` for records without one.
-    pub stream: String,
-    /// Number of the stream in this journal.
-    pub number: u32,
-    /// Sequence of the oldest stored event.
-    pub first: u64,
-    /// Sequence of the last event.
-    pub last: u64,
-    /// Stored events.
-    pub events: u64,
-    /// Events accepted since the journal was created: sequences up to `last`, without gaps.
-    pub accepted: u64,
-}
-
-/// Backlog of one destination.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct OwedRecount {
-    /// Name of the destination.
-    pub destination: String,
-    /// Unsettled events according to its cursor.
-    pub queued: u64,
-    /// Stored events above its cursor.
-    pub counted: u64,
-    /// Backlog by stream.
-    pub streams: Vec<OwedStream>,
-}
-
-/// Backlog of one destination in one stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwedStream {
-    /// Name of the stream.
-    pub stream: String,
-    /// Number of the stream in this journal.
-    pub number: u32,
-    /// Stored events above the cursor.
-    pub queued: u64,
-    /// Accepted events that are not queued.
-    pub settled: u64,
-    /// Events in the accounts of this destination.
-    pub in_accounts: u64,
-    /// Settled events in no account: older than the destination, or in a damaged file.
-    pub in_none: u64,
-}
-
-/// Progress in offsets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifyProgress {
-    /// Offsets counted so far.
-    pub done: u64,
-    /// Offsets in all.
-    pub total: u64,
-}
 
 /// A verification in progress.
 pub struct Verification {

@@ -22,7 +22,7 @@ mod shared_subscription;
 mod will;
 
 pub use acl::Rule;
-pub use devices::{DeviceStatus, Devices};
+pub use devices::Devices;
 pub use grants::{Grant, Grants};
 pub use login::{Users, put_user};
 pub use registry::Registry;

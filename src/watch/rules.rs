@@ -3,8 +3,8 @@
 //! Invariant: the text of a condition contains nothing that changes with time alone, so an exception reports an update
 //! only when the facts have changed.
 
-use super::exception_kind::{ExceptionKind, Severity};
 use super::{Config, RuleSetting};
+use crate::api::{ExceptionKind, Severity};
 use crate::event::Timestamp;
 use crate::sources::odoo::{Mirror, linked};
 use serde_json::{Map, Value, json};

@@ -3,38 +3,13 @@
 //! Invariant: the event of a transition is fixed when the transition is saved, so a repeat is identical.
 
 use super::STREAMS;
-use super::exception_kind::{ExceptionKind, Severity};
 use super::rules::{Condition, Key};
+use crate::api::{Exception, ExceptionKind};
 use crate::event::Timestamp;
 use crate::journal::Note;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// An open exception.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Exception {
-    /// Id, the same in each event of the exception.
-    pub id: String,
-    /// Kind of the exception.
-    pub kind: ExceptionKind,
-    /// Severity of the exception.
-    pub severity: Severity,
-    /// Name by which people know the order, work center or machine.
-    pub reference: String,
-    /// Begin of the condition, RFC 3339.
-    pub since: String,
-    /// Time at which the watch opened the exception, RFC 3339.
-    pub opened: String,
-    /// Description in one sentence.
-    pub reason: String,
-    /// Source of the records.
-    pub source: String,
-    /// The record or machine, such as `mrp.production/40`.
-    pub subject: String,
-    /// Further fields of the record or machine.
-    pub details: Value,
-}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct TrackedException {
@@ -238,7 +213,7 @@ mod tests {
     fn condition(subject: &str, reason: &str) -> Condition {
         Condition {
             kind: ExceptionKind::OrderLate,
-            severity: Severity::Critical,
+            severity: crate::api::Severity::Critical,
             source: "erp".into(),
             subject: subject.into(),
             reference: "WH/MO/1".into(),

@@ -3,8 +3,8 @@
 //! Promise: a file gets its name only when it is complete and synced to the disk.
 
 use super::Format;
+use crate::api::ExportProgress;
 use crate::clock;
-use crate::journal::Progress;
 use crate::setting::{Bytes, grouped as number};
 use crate::telemetry::{shown, shown_json};
 use anyhow::Context;
@@ -118,7 +118,7 @@ impl Sink {
     }
 
     /// Updates the progress bar.
-    pub(super) fn show(&mut self, progress: &Progress) {
+    pub(super) fn show(&mut self, progress: &ExportProgress) {
         let (events, bytes) = (number(progress.events), Bytes(self.bytes));
         self.bar.show_with(progress.done, progress.total, || format!("{events} events, {bytes}"));
     }

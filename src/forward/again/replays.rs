@@ -3,11 +3,11 @@
 //! Promise: a replay survives a restart and loses at most a few seconds of its progress; a paused replay stays
 //! paused.
 
+use crate::api::{Replay, ReplayFilter, ReplayState};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Journal, JournalError, Lane, Notes, Published};
 use parking_lot::{Mutex, MutexGuard};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -16,23 +16,7 @@ const PREFIX: &str = "replay/";
 /// Largest number of stored replays; the oldest ended ones are removed first.
 const STORED_MAX: usize = 50;
 
-/// Selects the events of a replay.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Filter {
-    /// Only events recorded at or after this time.
-    #[serde(default, with = "crate::event::as_text_if_any")]
-    pub since: Option<Timestamp>,
-    /// Only events recorded before this time.
-    #[serde(default, with = "crate::event::as_text_if_any")]
-    pub until: Option<Timestamp>,
-    /// Only these streams; a pattern may end in `*`. An empty list means all streams except those of the gateway.
-    #[serde(default)]
-    pub streams: Vec<String>,
-    /// Only events with this key.
-    pub key: Option<String>,
-}
-
-impl Filter {
+impl ReplayFilter {
     /// Whether the filter selects an event. It selects streams of the gateway itself only by name.
     pub fn takes(&self, published: &Published, key: &str, recorded: Timestamp) -> bool {
         let is_stream = if self.streams.is_empty() {
@@ -45,47 +29,6 @@ impl Filter {
             && self.since.is_none_or(|since| recorded >= since)
             && self.until.is_none_or(|until| recorded < until)
     }
-}
-
-/// State of a replay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReplayState {
-    /// It sends whenever no lane of the destination has a backlog.
-    Running,
-    /// It waits for `resume`.
-    Paused,
-    /// Central has answered every event.
-    Done,
-    /// The operator cancelled it.
-    Cancelled,
-}
-
-/// Settled events that the gateway sends to a destination again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replay {
-    /// Number of the replay, unique in this gateway.
-    pub id: u64,
-    /// Name of the destination.
-    pub destination: String,
-    /// Selects its events.
-    pub filter: Filter,
-    /// Largest rate in events per second.
-    pub rate: Option<u64>,
-    /// Current state.
-    pub state: ReplayState,
-    /// Number of selected events at the start.
-    pub events: u64,
-    /// Number of events that central has acknowledged; after a restart some may be counted twice.
-    pub sent: u64,
-    /// Number of events that central rejected permanently, or that were removed from the journal while central
-    /// rejected them temporarily.
-    pub failed: u64,
-    /// Start time.
-    #[serde(with = "crate::event::as_text")]
-    pub begun: Timestamp,
-    /// For each lane: name, next offset, end (exclusive).
-    pub(super) lanes: Vec<(String, u64, u64)>,
 }
 
 /// All replays of the gateway, saved as notes.
@@ -141,7 +84,7 @@ impl Replays {
         &self,
         journal: &Journal,
         destination: &str,
-        filter: Filter,
+        filter: ReplayFilter,
         rate: Option<u64>,
         is_dry_run: bool,
     ) -> Result<Replay, JournalError> {
@@ -217,7 +160,7 @@ impl Replays {
 }
 
 /// Counts the events of a lane that a replay would send.
-fn count(lane: &Arc<Lane>, destination: &str, filter: &Filter, from: u64, end: u64) -> Result<u64, JournalError> {
+fn count(lane: &Arc<Lane>, destination: &str, filter: &ReplayFilter, from: u64, end: u64) -> Result<u64, JournalError> {
     let Some(settled) = lane.settled(destination) else { return Ok(0) };
     let mut count = 0;
     let mut next = from;
@@ -253,7 +196,7 @@ mod tests {
         let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
         let replays = Replays::open(&journal).expect("opens");
         for round in 0..20 {
-            let replay = replays.begin(&journal, "central", Filter::default(), None, false).expect("begins");
+            let replay = replays.begin(&journal, "central", ReplayFilter::default(), None, false).expect("begins");
             std::thread::scope(|scope| {
                 let worker = scope.spawn(|| {
                     let mut sent = 0;
@@ -271,7 +214,7 @@ mod tests {
             assert_eq!(replays.find(replay.id).map(|found| found.state), Some(ReplayState::Paused), "round {round}");
         }
         let ids: Vec<u64> = std::thread::scope(|scope| {
-            let begin = || replays.begin(&journal, "central", Filter::default(), None, false).expect("begins").id;
+            let begin = || replays.begin(&journal, "central", ReplayFilter::default(), None, false).expect("begins").id;
             let workers: Vec<_> = (0..4).map(|_| scope.spawn(begin)).collect();
             workers.into_iter().map(|worker| worker.join().expect("no panic")).collect()
         });

@@ -4,8 +4,8 @@
 //! without a stored status is held.
 //! Invariant: a letter that is delivered, taken in or discarded never changes again.
 
-use super::{DeadLetter, Stage};
-use crate::event::Timestamp;
+use super::DeadLetter;
+use crate::api::{DeadLetterState, DeadLetterStatus, LetterStage};
 use crate::journal::{Journal, JournalError, Note, Notes};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -15,24 +15,7 @@ use tokio::sync::Notify;
 const LETTER_PREFIX: &str = "fate/";
 const RESOLVED_NOTE: &str = "resolved";
 
-/// State of a dead letter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Waits for a decision by an operator.
-    #[default]
-    Held,
-    /// Waits to be sent again.
-    Requeued,
-    /// Central acknowledged it after a requeue.
-    Delivered,
-    /// Became an event of its stream after a requeue.
-    TakenIn,
-    /// Discarded by an operator.
-    Discarded,
-}
-
-impl State {
+impl DeadLetterState {
     /// Whether the state is final.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Delivered | Self::TakenIn | Self::Discarded)
@@ -48,23 +31,6 @@ impl State {
             Self::Discarded => "discarded",
         }
     }
-}
-
-/// Status of a dead letter.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetterStatus {
-    /// State of the letter.
-    pub state: State,
-    /// Time of the last change of state.
-    #[serde(with = "crate::event::as_text")]
-    pub at: Timestamp,
-    /// Number of attempts since the letter was written.
-    pub attempts: u32,
-    /// Reason of the last refusal, after a requeue.
-    pub reason: String,
-    /// Destination, if the letter is requeued for central.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub destination: String,
 }
 
 /// Correction of a destination's account of a stream, for resolved letters.
@@ -138,7 +104,8 @@ impl DeadLetterStatuses {
     /// Letters to send again to a destination, the oldest first.
     pub fn requeued(&self, destination: &str) -> Vec<u64> {
         let known = self.known();
-        let is_meant = |fate: &DeadLetterStatus| fate.state == State::Requeued && fate.destination == destination;
+        let is_meant =
+            |fate: &DeadLetterStatus| fate.state == DeadLetterState::Requeued && fate.destination == destination;
         known.fates.iter().filter(|(_, fate)| is_meant(fate)).map(|(letter, _)| *letter).collect()
     }
 
@@ -173,10 +140,10 @@ impl DeadLetterStatuses {
         };
         let mut notes = Vec::with_capacity(open.len() + 1);
         for (id, letter, fate) in &open {
-            if letter.stage == Stage::Central {
+            if letter.stage == LetterStage::Central {
                 let account = resolved.entry(account_of(&letter.destination, &letter.stream_id())).or_default();
-                account.delivered += u64::from(fate.state == State::Delivered);
-                account.discarded += u64::from(fate.state == State::Discarded);
+                account.delivered += u64::from(fate.state == DeadLetterState::Delivered);
+                account.discarded += u64::from(fate.state == DeadLetterState::Discarded);
             }
             notes.push((name_of(*id), serde_json::to_vec(fate).ok()));
         }

@@ -1,7 +1,8 @@
 //! The copy job of a backup: closed segments as files, the end of each lane event by event, then state and publications.
 
 use super::restore::Manifest;
-use super::{Backup, BackupError, BackupProgress, BackupSource, Copyable, OnProgress};
+use super::{BackupError, BackupSource, Copyable, OnProgress};
+use crate::api::{Backup, BackupProgress};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::block::Compressor;

@@ -1,6 +1,7 @@
 //! Status of each device, for the diagnosis of clients that misbehave.
 
 use super::registry::Key;
+use crate::api::DeviceStatus;
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp};
@@ -55,39 +56,6 @@ pub(super) struct LastSeen {
     connected: Option<(Instant, Timestamp)>,
     /// Publishes that had arrived when it connected.
     received_before: u64,
-}
-
-/// The status of a device, as the command socket reports it.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct DeviceStatus {
-    /// Name of the source.
-    pub source: String,
-    /// Its client id.
-    pub client: String,
-    /// The proven name, or the user name that an anonymous client gives; empty without one.
-    pub identity: String,
-    /// How the name was proven; `None` for an unproven name.
-    pub authtype: Option<AuthType>,
-    /// Address and port of its newest connection.
-    pub peer: String,
-    /// Version of MQTT.
-    pub version: String,
-    /// The moment of its connection, RFC 3339; `None` if it is not connected.
-    pub connected_since: Option<String>,
-    /// Publishes per second since it connected.
-    pub rate: f64,
-    /// Publishes since the gateway started.
-    pub received: u64,
-    /// The moment of its last publish, RFC 3339.
-    pub last_event: Option<String>,
-    /// Publishes, subscriptions and connections that were refused since the gateway started.
-    pub refused: u64,
-    /// Events that became dead letters on the way in.
-    pub dead: u64,
-    /// Repeats that the id of the contract or MQTT's redelivery revealed.
-    pub duplicates: u64,
-    /// Seconds that its clock is ahead of the gateway's, by its newest event with a time of its own.
-    pub clock_offset: Option<f64>,
 }
 
 /// The devices of one listener.

@@ -1,0 +1,32 @@
+//! The API of the command socket: the types that cross it, for both of its ends.
+//!
+//! Promise: what one end serializes the other end reads. The gateway fills in these types, and `cli` prints them or sends
+//! them; nothing else crosses the socket.
+//! Invariants:
+//! - no logic: the functions here only name or describe a value;
+//! - [`VERSION`] changes with each change that an older end cannot read. A new field of a response has a default.
+//! - types that the journal stores as well say so: each stored form must stay readable.
+//!
+//! Not here: who may call what (`admin`), the tables (`cli`).
+
+mod accounts;
+mod exception;
+mod journal;
+mod letters;
+mod operation;
+mod replay;
+mod status;
+
+pub use accounts::{Balance, StreamAccount};
+pub use exception::{Exception, ExceptionKind, Severity};
+pub use journal::{
+    Backup, BackupProgress, BackupRequest, ExportProgress, ExportRequest, LaneRecount, OwedRecount, OwedStream,
+    Recount, Selection, StateRecount, StreamRecount, VerifyProgress,
+};
+pub use letters::{DeadLetterState, DeadLetterStatus, LetterDecision, LetterEdit, LetterFilter, LetterStage};
+pub use operation::{AuditEntry, DeviceStatus, HealthCheck, ReloadAnswer, TailEvent};
+pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
+pub use status::{
+    Backlog, ClockStatus, DeadLetterCounts, DedupeStatus, Drain, LaneStatus, LinkStatus, MemoryUsage, Outlook,
+    SourceStatus, SparkplugStatus, Status,
+};

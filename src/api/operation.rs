@@ -1,0 +1,94 @@
+//! The operation of the gateway: health, audit, devices, reload, new events.
+
+use crate::event::AuthType;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// Name of the check, such as `ledger` or `lane critical`.
+    pub check: String,
+    pub good: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    /// Changes of the configuration, one line each.
+    pub changes: Vec<String>,
+    /// Problems of the refused configuration.
+    pub problems: Vec<String>,
+}
+
+/// An entry of the audit, as the journal stores it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Time of the action, RFC 3339.
+    pub at: String,
+    /// `untrusted` if the clock was not trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clockstatus: Option<String>,
+    /// User id of the caller; absent if a limit, a signal or a changed file caused the action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<u32>,
+    pub action: String,
+    pub detail: serde_json::Value,
+    /// Outcome: `done`, `begun`, or an error.
+    #[serde(default = "done")]
+    pub result: String,
+}
+
+fn done() -> String {
+    "done".to_owned()
+}
+
+/// The status of a device, as the command socket reports it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    pub source: String,
+    pub client: String,
+    /// The proven name, or the user name that an anonymous client gives; empty without one.
+    pub identity: String,
+    /// How the name was proven; `None` for an unproven name.
+    pub authtype: Option<AuthType>,
+    /// Address and port of its newest connection.
+    pub peer: String,
+    pub version: String,
+    /// The moment of its connection, RFC 3339; `None` if it is not connected.
+    pub connected_since: Option<String>,
+    /// Publishes per second since it connected.
+    pub rate: f64,
+    /// Publishes since the gateway started.
+    pub received: u64,
+    /// The moment of its last publish, RFC 3339.
+    pub last_event: Option<String>,
+    /// Publishes, subscriptions and connections that were refused since the gateway started.
+    pub refused: u64,
+    /// Events that became dead letters on the way in.
+    pub dead: u64,
+    /// Repeats that the id of the contract or MQTT's redelivery revealed.
+    pub duplicates: u64,
+    /// Seconds that its clock is ahead of the gateway's, by its newest event with a time of its own.
+    pub clock_offset: Option<f64>,
+}
+
+/// An event in the output of `tail`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TailEvent {
+    pub lane: String,
+    /// Name of the stream, without version.
+    pub stream: String,
+    pub offset: u64,
+    /// Time of the commit, RFC 3339.
+    pub recorded: String,
+    /// Time of the event, RFC 3339.
+    pub time: String,
+    pub origin: String,
+    /// Key within which order is kept.
+    pub key: String,
+    pub id: String,
+    /// The payload if it is JSON.
+    pub data: Option<serde_json::Value>,
+    /// The payload in base64 if it is not JSON.
+    pub data_base64: Option<String>,
+}
