@@ -7,6 +7,7 @@ use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, sum};
 use crate::common::http::Client as HttpClient;
+use crate::common::random::Random;
 use crate::lanes::{contract, event, ledger, prepare};
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use std::net::SocketAddr;
@@ -25,17 +26,7 @@ fn full_lane(address: SocketAddr) -> String {
 
 /// A payload that takes its room on disk, since it does not compress.
 pub fn body(number: u64) -> String {
-    let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut noise = String::with_capacity(60_000);
-    while noise.len() < 60_000 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        noise.push(char::from(
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[(state & 63) as usize],
-        ));
-    }
-    event(number, &noise)
+    event(number, &Random::with_seed(number).text(60_000))
 }
 
 /// Publishes until no PUBACK comes; returns the numbers that were acknowledged, and the one that was not.

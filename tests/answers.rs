@@ -2,6 +2,7 @@
 
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::Gateway;
+use crate::common::random::Random;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -21,18 +22,6 @@ fn memory(gateway: &Gateway, line: &str) -> u64 {
     found.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
-/// Bytes that do not compress, of one seed.
-fn noise(seed: u16) -> Vec<u8> {
-    let mut state = u64::from(seed) + 0x9E37_79B9_7F4A_7C15;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    std::iter::repeat_with(|| next().to_le_bytes()).flatten().take(BYTES).collect()
-}
-
 /// 400 dead letters of 250 kB once made an answer of 400 MB, payloads and all: under the limit of the unit that ended the
 /// gateway.
 #[test]
@@ -40,7 +29,7 @@ fn a_list_of_dead_letters_is_without_payloads_and_takes_little_memory() {
     let gateway = Gateway::start("answers", "");
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     for number in 1..=LETTERS {
-        client.publish(true, number, "lost/topic", &noise(number));
+        client.publish(true, number, "lost/topic", &Random::with_seed(number.into()).bytes(BYTES));
     }
     drop(client);
     // The peak from here on.

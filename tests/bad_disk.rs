@@ -4,6 +4,7 @@
 use crate::common::centre::Centre;
 use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::gateway::{Gateway, accepted, payload, scratch_folder, sum};
+use crate::common::random::Random;
 use crate::lanes::{contract, ledger, numbers};
 use crate::power_cut_real::{Card, can_run};
 use std::path::PathBuf;
@@ -262,8 +263,7 @@ fn a_card_full_of_what_was_delivered_takes_new_events_of_every_lane() {
     for part in 0..20u16 {
         let numbers = part * 20 + 1..=part * 20 + 20;
         for number in numbers.clone() {
-            let mix = |at: u32| (u32::from(number) << 17 | at).wrapping_mul(0x9E37_79B9).rotate_left(at % 31) >> 13;
-            let noise: Vec<u8> = (0..100_000).map(|at| mix(at) as u8).collect();
+            let noise = Random::with_seed(number.into()).bytes(100_000);
             client.send(&publish(true, 1, number, "noise/m1", &[], &noise));
         }
         numbers.for_each(|number| answered(&mut client, number));

@@ -7,6 +7,7 @@ use crate::common::free_address;
 use crate::common::gateway::{CONTRACT, Gateway, accepted, payload, scratch_folder, sum};
 use crate::common::pki::Pki;
 use crate::common::plant::PlantBroker;
+use crate::common::random::Random;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ fn publisher(to: SocketAddr) -> Client {
 
 #[test]
 fn what_the_broker_acknowledged_survives_fifteen_kills_of_the_gateway() {
+    let mut random = Random::seeded();
     for protocol in ["5", "3.1.1"] {
         let folder = scratch_folder("source-kills");
         let pki = Pki::write(folder.path());
@@ -66,7 +68,7 @@ fn what_the_broker_acknowledged_survives_fifteen_kills_of_the_gateway() {
                 assert!(start.elapsed() < LONG, "nothing arrives after kill {round}: {:#}", gateway.status());
                 std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis((uuid::Uuid::new_v4().as_u128() % 200) as u64));
+            std::thread::sleep(Duration::from_millis(random.below(200)));
             gateway.kill();
             gateway.run();
         }
@@ -447,7 +449,7 @@ fn while_the_journal_takes_nothing_the_broker_keeps_the_messages_and_the_line_st
     let mut client = publisher(broker.plain);
     let count = 1200u16;
     for id in 1..=count {
-        let noise: String = (0..500).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+        let noise = Random::with_seed(id.into()).text(16_000);
         let body = format!(r#"{{"msg_id":"01-{id:08}","seq":{id},"note":"{noise}"}}"#);
         client.publish(false, id, STATE, body.as_bytes());
     }

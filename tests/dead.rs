@@ -3,6 +3,7 @@
 use crate::common::centre::Centre;
 use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::gateway::{Gateway, sum};
+use crate::common::random::Random;
 use crate::lanes::ledger;
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use std::sync::Arc;
@@ -171,18 +172,10 @@ fn dead_letters_keep_within_their_budget_and_what_leaves_is_told() {
     let centre = Centre::start();
     let gateway = Gateway::start("flood", &format!("{}[dead]\nbudget = \"1MiB\"\n", centre.destination("central")));
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
-    let mut state = 7u64;
+    let mut random = Random::with_seed(7);
     for number in 1..=300u16 {
         // No JSON, and no two alike.
-        let noise: Vec<u8> = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .take(20_000)
-        .collect();
-        client.publish(true, number, "plant/line1/m01/state", &noise);
+        client.publish(true, number, "plant/line1/m01/state", &random.bytes(20_000));
     }
     client.publish(true, 301, "plant/line1/m01/state", crate::common::gateway::payload(1, 1).as_bytes());
     let left = letters(&gateway).len() as u64;

@@ -2,6 +2,7 @@
 
 use crate::common::fault_disk::FaultDisk;
 use crate::common::fault_disk::Unsynced;
+use crate::common::random::Random;
 use crate::power_cut::{append, config, everything, open, open_with, publication};
 use forebay::contract::Publication;
 use forebay::event::{Content, Id, Record, Timestamp};
@@ -195,11 +196,11 @@ fn on_a_disk_that_is_used_up_a_lane_that_may_give_up_does_so_for_the_others() {
     // There is nothing left to give: nothing more is acknowledged, until there is room.
     let lane = lane("critical");
     let (mut waiter, mut ticket) = (Waiter::default(), None);
-    let body = vec![7; 200_000];
+    let mut random = Random::with_seed(1);
     let start = Instant::now();
     while matches!(lane.condition(), Condition::Good) || start.elapsed() < Duration::from_secs(1) {
         assert!(start.elapsed() < Duration::from_secs(60), "the disk holds no more");
-        let random: Vec<u8> = body.iter().map(|_| uuid::Uuid::new_v4().as_bytes()[0]).collect();
+        let payload = random.bytes(200_000);
         let record = Record {
             publication: critical,
             id: Id::mint(),
@@ -208,7 +209,7 @@ fn on_a_disk_that_is_used_up_a_lane_that_may_give_up_does_so_for_the_others() {
             key: "k",
             content: Content::Bytes,
             attributes: vec![],
-            payload: &random,
+            payload: &payload,
         };
         ticket = lane.submit(&record, None, &mut waiter).ok().or(ticket);
     }

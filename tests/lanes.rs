@@ -4,6 +4,7 @@ use crate::common::centre::Centre;
 use crate::common::client::{Client, Hello};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, accepted, sum};
+use crate::common::random::Random;
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use std::time::{Duration, Instant};
 
@@ -33,19 +34,6 @@ pub fn prepare(name: &str, rest: &str, contracts: &[(&str, String)]) -> Gateway 
     gateway
 }
 
-/// Bytes that do not repeat each other, as text.
-fn noise(seed: u64, length: usize) -> String {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[(state & 63) as usize])
-        })
-        .collect()
-}
-
 pub fn event(number: u64, note: &str) -> String {
     format!(r#"{{"msg_id":"{number}","seq":{number},"note":"{note}"}}"#)
 }
@@ -54,7 +42,7 @@ pub fn event(number: u64, note: &str) -> String {
 pub fn publish(client: &mut Client, kind: &str, numbers: std::ops::Range<u64>, note_bytes: usize) {
     for number in numbers {
         let id = (number % 65_535 + 1) as u16;
-        let payload = event(number, &noise(number, note_bytes));
+        let payload = event(number, &Random::with_seed(number).text(note_bytes));
         client.publish(true, id, &format!("plant/line1/m01/{kind}"), payload.as_bytes());
     }
 }
@@ -154,7 +142,7 @@ fn a_full_bulk_lane_takes_no_byte_and_no_acknowledgement_from_critical() {
         move || {
             use std::io::Write;
             for number in 1..600u64 {
-                let payload = event(number, &noise(number, 40_000));
+                let payload = event(number, &Random::with_seed(number).text(40_000));
                 let id = (number % 65_535 + 1) as u16;
                 let bytes =
                     crate::common::client::publish(true, 1, id, "plant/line1/m01/trace", &[], payload.as_bytes());
@@ -228,7 +216,7 @@ fn what_expires_makes_room_though_the_ledger_waits_for_it() {
     let feeder = std::thread::spawn(move || {
         use std::io::Write;
         for number in 1..=400u64 {
-            let payload = event(number, &noise(number, 40_000));
+            let payload = event(number, &Random::with_seed(number).text(40_000));
             let id = number as u16;
             let topic = "plant/line1/m01/count";
             let bytes = crate::common::client::publish(true, 1, id, topic, &[], payload.as_bytes());

@@ -2,6 +2,7 @@
 
 use crate::common::client::{Client, Delivery, Heard, Hello, answer, subscribe, unsubscribe};
 use crate::common::gateway::{CONTRACT, Gateway, payload};
+use crate::common::random::Random;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -61,18 +62,6 @@ fn assert_told(client: &mut Client, expected: &[(&str, u64, bool)]) {
         expected.iter().map(|(machine, number, is_last)| ((*machine).to_owned(), *number, *is_last)).collect();
     assert_eq!(found, expected);
     assert_eq!(client.hear(SILENCE), Heard::Nothing, "behind {expected:?}");
-}
-
-/// Numbers that follow from a seed.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % below
-    }
 }
 
 /// A client of window 1 that has subscribed to machine `a` and holds its first event: nothing else is sent to it until it
@@ -206,10 +195,9 @@ fn a_last_value_whose_event_is_gone_from_the_journal_is_told() {
     // This subscription asks for no last values.
     subscribe_to(&mut client, &events_of("d"), 0x20);
     // 24 MB that no compression makes small.
-    let mut chance = Chance(1);
+    let mut random = Random::with_seed(1);
     for number in 0..500 {
-        let text: String = (0..48 << 10).map(|_| char::from(b'0' + chance.below(64) as u8)).collect();
-        let text = text.replace('\\', "/");
+        let text = random.text(48 << 10);
         let payload = format!(r#"{{"msg_id":"x{number}","seq":{number},"note":"{text}"}}"#);
         device.publish(true, 1, "plant/line1/x/state", payload.as_bytes());
     }
@@ -367,12 +355,12 @@ struct Plant {
     device: Client,
     boards: Vec<Board>,
     newest: BTreeMap<&'static str, u64>,
-    chance: Chance,
+    random: Random,
 }
 
 impl Plant {
     fn publish(&mut self) {
-        let machine = MACHINES[self.chance.below(4) as usize];
+        let machine = MACHINES[self.random.below(4) as usize];
         let number = self.newest.get(machine).copied().unwrap_or_default() + 1;
         let payload = format!(r#"{{"msg_id":"{machine}-{number}","seq":{number}}}"#);
         self.device.publish(true, 1, &format!("plant/line1/{machine}/state"), payload.as_bytes());
@@ -386,13 +374,13 @@ impl Plant {
     }
 
     fn come(&mut self, index: usize) {
-        let again = (self.chance.below(2) == 0).then_some(&self.newest);
+        let again = (self.random.below(2) == 0).then_some(&self.newest);
         println!("{index} comes, and subscribes again: {}", again.is_some());
         self.boards[index].come(&self.gateway, again);
     }
 
     fn restart(&mut self) {
-        if self.chance.below(2) == 0 {
+        if self.random.below(2) == 0 {
             println!("stop");
             self.gateway.stop();
         } else {
@@ -407,8 +395,8 @@ impl Plant {
     }
 
     fn step(&mut self) {
-        let index = self.chance.below(4) as usize;
-        let action = self.chance.below(100);
+        let index = self.random.below(4) as usize;
+        let action = self.random.below(100);
         if action < 40 {
             return self.publish();
         }
@@ -418,14 +406,14 @@ impl Plant {
         if self.boards[index].client.is_none() {
             return self.come(index);
         }
-        let filter = match self.chance.below(6) as usize {
+        let filter = match self.random.below(6) as usize {
             machine @ 0..4 => events_of(MACHINES[machine]),
             _ => ALL.to_owned(),
         };
         let board = &mut self.boards[index];
         println!("{index} does {action} with {filter}");
         match action {
-            40..65 => board.subscribe(&filter, self.chance.below(3) as u8, &self.newest),
+            40..65 => board.subscribe(&filter, self.random.below(3) as u8, &self.newest),
             65..75 => board.unsubscribe(&filter),
             75..90 => board.listen(Duration::from_millis(10)),
             _ => board.client.take().expect("connected").die(),
@@ -433,16 +421,12 @@ impl Plant {
     }
 }
 
-/// `FOREBAY_SEED` repeats a seed.
 #[test]
 fn whatever_a_subscriber_does_it_hears_of_each_event_once_and_ends_with_the_newest() {
-    let seed = std::env::var("FOREBAY_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u128() as u64 | 1);
-    println!("FOREBAY_SEED={seed}");
     let gateway = Gateway::start("last-chance", "");
     let device = device(&gateway);
     let boards = (0..4).map(Board::new).collect();
-    let mut plant = Plant { gateway, device, boards, newest: BTreeMap::new(), chance: Chance(seed) };
+    let mut plant = Plant { gateway, device, boards, newest: BTreeMap::new(), random: Random::seeded() };
     let rounds = std::env::var("FOREBAY_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
     for _ in 0..rounds {
         plant.step();

@@ -7,12 +7,8 @@ use crate::common::gateway::{Gateway, scratch_folder, sum};
 use crate::common::loss::Loss;
 use crate::common::pki::Pki;
 use crate::common::proxy::{Cut, Proxy};
+use crate::common::random::Random;
 use std::time::{Duration, Instant};
-
-/// Different from run to run, and printed, so that a failure can be looked at.
-fn random(below: u64) -> u64 {
-    (uuid::Uuid::new_v4().as_u128() % u128::from(below)) as u64
-}
 
 struct Plant {
     broker: Mosquitto,
@@ -53,6 +49,7 @@ impl Plant {
 
 #[test]
 fn an_acknowledged_event_survives_twenty_kills() {
+    let mut random = Random::seeded();
     let mut plant = Plant::start("kills");
     let devices = Devices::start(plant.gateway.address, 50, 20, Duration::ZERO);
     for round in 0..20 {
@@ -62,7 +59,7 @@ fn an_acknowledged_event_survives_twenty_kills() {
             assert!(start.elapsed() < Duration::from_secs(20), "nothing is acknowledged after kill {round}");
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(random(250)));
+        std::thread::sleep(Duration::from_millis(random.below(250)));
         plant.gateway.kill();
         plant.gateway.run();
     }
@@ -71,12 +68,13 @@ fn an_acknowledged_event_survives_twenty_kills() {
 
 #[test]
 fn the_death_of_the_centre_loses_nothing() {
+    let mut random = Random::seeded();
     let mut plant = Plant::start("centre");
     let devices = Devices::start(plant.gateway.address, 20, 10, Duration::from_millis(1));
     for _ in 0..5 {
-        std::thread::sleep(Duration::from_millis(200 + random(400)));
+        std::thread::sleep(Duration::from_millis(200 + random.below(400)));
         plant.broker.kill();
-        std::thread::sleep(Duration::from_millis(random(300)));
+        std::thread::sleep(Duration::from_millis(random.below(300)));
         plant.broker.run();
     }
     plant.settle(devices);
@@ -101,13 +99,14 @@ fn a_link_that_accepts_and_never_answers_loses_nothing() {
 
 #[test]
 fn a_link_with_delay_that_breaks_loses_nothing() {
+    let mut random = Random::seeded();
     let plant = Plant::start("delay");
     plant.proxy.delay(Duration::from_millis(40));
     let devices = Devices::start(plant.gateway.address, 20, 10, Duration::from_millis(1));
     for _ in 0..8 {
-        std::thread::sleep(Duration::from_millis(150 + random(400)));
+        std::thread::sleep(Duration::from_millis(150 + random.below(400)));
         plant.proxy.cut(Cut::Refuse);
-        std::thread::sleep(Duration::from_millis(random(150)));
+        std::thread::sleep(Duration::from_millis(random.below(150)));
         plant.proxy.restore();
     }
     plant.proxy.delay(Duration::ZERO);
@@ -116,15 +115,16 @@ fn a_link_with_delay_that_breaks_loses_nothing() {
 
 #[test]
 fn a_link_of_mqtt_3_1_1_loses_nothing() {
+    let mut random = Random::seeded();
     let mut plant = Plant::start_with("v3", "protocol = \"3.1.1\"\n");
     let devices = Devices::start(plant.gateway.address, 20, 10, Duration::from_millis(1));
     for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(200 + random(300)));
+        std::thread::sleep(Duration::from_millis(200 + random.below(300)));
         plant.broker.kill();
-        std::thread::sleep(Duration::from_millis(random(200)));
+        std::thread::sleep(Duration::from_millis(random.below(200)));
         plant.broker.run();
         plant.proxy.cut(Cut::Refuse);
-        std::thread::sleep(Duration::from_millis(random(150)));
+        std::thread::sleep(Duration::from_millis(random.below(150)));
         plant.proxy.restore();
     }
     plant.settle(devices);

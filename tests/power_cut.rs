@@ -2,6 +2,7 @@
 //! nothing that had a receipt is lost, and every start succeeds.
 
 use crate::common::fault_disk::{Fault, FaultDisk, Unsynced};
+use crate::common::random::Random;
 use forebay::contract::{GatewayNames, Mode, Publication};
 use forebay::event::{Content, Id, Record, Timestamp};
 use forebay::journal::{Config, Disk, Journal, Lane, LaneConfig, Outcome, ReadResult, Seal, Start};
@@ -59,14 +60,8 @@ pub fn open_with(disk: &FaultDisk, config: &Config) -> Result<Journal, forebay::
 
 /// Incompressible, so that segments fill with few events.
 fn payload(number: u64) -> Vec<u8> {
-    let mut random = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut out = number.to_le_bytes().to_vec();
-    while out.len() < 24_000 {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        out.extend_from_slice(&random.to_le_bytes());
-    }
+    out.extend(Random::with_seed(number).bytes(24_000 - out.len()));
     out
 }
 

@@ -5,6 +5,7 @@ use crate::common::broker::{Collector, Mosquitto, check_arrivals_but, missing};
 use crate::common::devices::Devices;
 use crate::common::gateway::{Gateway, scratch_folder, sum};
 use crate::common::pki::Pki;
+use crate::common::random::Random;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -150,10 +151,6 @@ struct InDoubt {
     arrivals: Range<usize>,
 }
 
-fn random_wait() -> Duration {
-    Duration::from_micros((uuid::Uuid::new_v4().as_u128() % 300_000) as u64)
-}
-
 #[test]
 fn the_power_may_go_under_the_real_program() {
     if !can_run() {
@@ -162,9 +159,9 @@ fn the_power_may_go_under_the_real_program() {
     let mut plant = Plant::start("card");
     plant.gateway.run();
     let devices = Devices::start(plant.gateway.address, 50, 20, Duration::ZERO);
-    let mut in_doubt = Vec::new();
+    let (mut random, mut in_doubt) = (Random::seeded(), Vec::new());
     for _ in 0..20 {
-        in_doubt.push(plant.cut_after(&devices, random_wait()));
+        in_doubt.push(plant.cut_after(&devices, Duration::from_micros(random.below(300_000))));
         plant.gateway.run();
         let status = plant.gateway.status();
         assert_eq!(status["set_aside"].as_array().map(Vec::len), Some(0), "nothing is taken for damaged");

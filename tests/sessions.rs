@@ -4,6 +4,7 @@ use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Delivery, Heard, Hello, packet, publish, subscribe, text};
 use crate::common::gateway::{Gateway, accepted, scratch_folder, sum};
 use crate::common::pki::Pki;
+use crate::common::random::Random;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,6 @@ lane = "LANE"
 match = { source = "mqtt", topic = "notes/{machine}" }
 key = "{machine}"
 "#;
-
-fn random(below: u64) -> u64 {
-    (uuid::Uuid::new_v4().as_u128() % u128::from(below)) as u64
-}
 
 /// A gateway with the contract without an id too.
 fn gateway(name: &str, lane: &str, rest: &str) -> Gateway {
@@ -165,10 +162,11 @@ fn qos_2_through_kills(rounds: u32) {
     let destination = format!("\n[[destination]]\nname = \"central\"\nurl = \"mqtt://{}\"\n", broker.plain);
     let mut gateway = gateway("exact", "critical", &destination);
     let mut exchangers: Vec<_> = (0..4).map(Exchanger::new).collect();
+    let mut random = Random::seeded();
     for _ in 0..rounds {
         // They live until the kill.
-        let clients: Vec<_> = exchangers.iter_mut().map(|one| one.go(&gateway, random(4))).collect();
-        std::thread::sleep(Duration::from_micros(random(3000)));
+        let clients: Vec<_> = exchangers.iter_mut().map(|one| one.go(&gateway, random.below(4))).collect();
+        std::thread::sleep(Duration::from_micros(random.below(3000)));
         gateway.kill();
         drop(clients);
         gateway.run();

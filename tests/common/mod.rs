@@ -18,6 +18,7 @@ pub mod pki;
 pub mod plant;
 pub mod process;
 pub mod proxy;
+pub mod random;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;

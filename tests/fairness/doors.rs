@@ -4,6 +4,7 @@ use crate::common::centre::Centre;
 use crate::common::client::{Client as Device, Hello};
 use crate::common::gateway::Gateway;
 use crate::common::http::{Client, post};
+use crate::common::random::Random;
 use crate::common::{await_port, dial_from, free_address, resident_kilobytes};
 use crate::odoo::Plant;
 use crate::odoo::fake::Odoo;
@@ -187,7 +188,7 @@ pub fn silent_connections_to_the_command_socket() -> Duration {
 pub fn readers_that_take_nothing() -> Duration {
     let gateway = Gateway::start("fair-readers", "");
     let (mut device, _) = Device::connect(gateway.address, &Hello::default());
-    let noise: String = (0..1800).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    let noise = Random::with_seed(1).text(60_000);
     for id in 1..=40u16 {
         let payload = format!(r#"{{"msg_id":"{id}","note":"{noise}"}}"#);
         device.publish(true, id, "plant/a/m1/state", payload.as_bytes());

@@ -3,13 +3,14 @@
 use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, accepted, payload};
+use crate::common::random::Random;
 use std::time::{Duration, Instant};
 
 const STATE: &str = "plant/a/m1/state";
 
 /// Some 60 kB that do not compress.
 fn noise(id: usize) -> String {
-    let noise: String = (0..1800).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    let noise = Random::with_seed(id as u64).text(60_000);
     format!(r#"{{"msg_id":"n{id}","note":"{noise}"}}"#)
 }
 

@@ -6,6 +6,7 @@ use crate::common::client::{Client, Hello, publish};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, payload};
 use crate::common::pki::Pki;
+use crate::common::random::Random;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -101,7 +102,7 @@ fn fill(gateway: &Gateway) {
     // A disk may be slow for a while: only the gateway says when the lane is full.
     let filling = std::thread::spawn(move || {
         for id in 1..=400 {
-            let payload = format!("{{\"n\":\"{}\"}}", noise(60_000, id.into()));
+            let payload = format!("{{\"n\":\"{}\"}}", Random::with_seed(id.into()).text(60_000));
             if stream.write_all(&publish(true, 1, id, "full/line/filler", &[], payload.as_bytes())).is_err() {
                 break;
             }
@@ -112,18 +113,6 @@ fn fill(gateway: &Gateway) {
     });
     client.die();
     filling.join().expect("it ends with its connection");
-}
-
-/// Text that does not compress well.
-fn noise(length: usize, seed: u64) -> String {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let letter = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        char::from(b'A' + (state % 26) as u8)
-    };
-    std::iter::repeat_with(letter).take(length).collect()
 }
 
 /// Memory of a process; `None` once it has ended.

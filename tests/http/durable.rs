@@ -5,6 +5,7 @@ use crate::common::broker::{Arrived, Collector, Mosquitto, check_arrivals};
 use crate::common::gateway::{Gateway, accepted, scratch_folder, sum};
 use crate::common::http::{Answer, Client, post};
 use crate::common::pki::Pki;
+use crate::common::random::Random;
 use crate::common::signal_pid;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -22,6 +23,7 @@ fn an_event_that_was_answered_202_survives_every_kill() {
     let collector = Collector::start(broker.plain, "test/plant/order.released/#");
     let rest = broker.destination(&pki, broker.tls.port());
     let (mut gateway, address) = start("http-kills", &rest, "events_per_second_max = 100000\n");
+    let mut random = Random::seeded();
     let (acknowledged, count, is_over) = (Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         for poster in 0..POSTERS {
@@ -56,7 +58,7 @@ fn an_event_that_was_answered_202_survives_every_kill() {
                 assert!(start.elapsed() < Duration::from_secs(30), "nothing is acknowledged after kill {round}");
                 std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis((uuid::Uuid::new_v4().as_u128() % 200) as u64));
+            std::thread::sleep(Duration::from_millis(random.below(200)));
             gateway.kill();
             gateway.run();
         }

@@ -6,6 +6,7 @@ use crate::common::gateway::{accepted, scratch_folder, sum};
 use crate::common::http::{Client, post};
 use crate::common::leak;
 use crate::common::pki::Pki;
+use crate::common::random::Random;
 use forebay::sources::http::put_token;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -79,13 +80,14 @@ fn a_lane_that_is_full_is_507_until_central_takes_its_events() {
     let rest = format!("{}\n[lane.critical]\nbudget = \"8MiB\"\n", broker.destination(&pki, broker.tls.port()));
     let (gateway, address) = start("http-full", &rest, "answer_wait_max = \"1s\"\n");
     let mut client = Client::dial(address);
-    let noise = || (0..6000).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect::<String>();
+    let mut random = Random::with_seed(1);
     let mut acknowledged = BTreeSet::new();
     let mut refused = BTreeSet::new();
     for number in 0.. {
         assert!(number < 200, "8 MiB hold no 38 MB");
         let id = format!("{number}");
-        let answer = client.post("/events/erp", &[STRUCTURED], order(&id, &format!("\"{}\"", noise())).as_bytes());
+        let answer =
+            client.post("/events/erp", &[STRUCTURED], order(&id, &format!("\"{}\"", random.text(192_000))).as_bytes());
         match answer.status {
             202 => assert!(acknowledged.insert(id)),
             507 => assert!(refused.insert(id), "{answer:?}"),
