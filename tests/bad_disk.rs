@@ -126,11 +126,12 @@ fn fails_and_recovers(name: &str, fault: &str, code: i64, words: &str) {
     }
     faulty.set(fault, code);
     send(&mut client, 21);
-    no_answer(&mut client);
+    // The commit has failed by the time that the status says so: an answer would be here by now.
     let status = faulty
         .gateway
         .await_status("it says so", PATIENCE, |status| status["problems"].to_string().contains("lane critical"));
     assert!(status["problems"].to_string().contains(words), "{:#}", status["problems"]);
+    no_answer(&mut client);
     faulty.set(fault, 0);
     answered(&mut client, 21);
     for number in 22..=40 {
@@ -177,13 +178,16 @@ fn a_full_file_system_acknowledges_nothing_until_there_is_room() {
     let filled = Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", hog.display())).arg("bs=1M").output();
     assert!(filled.is_ok_and(|output| !output.status.success()), "dd ends when the disk is full");
     send(&mut client, 2);
+    let is_full = |status: &serde_json::Value| status["problems"].to_string().contains("disk_reserve");
     no_answer(&mut client);
-    gateway.await_status("it says so", PATIENCE, |status| status["problems"].to_string().contains("disk_reserve"));
+    gateway.await_status("it says so", PATIENCE, is_full);
+    no_answer(&mut client);
     // A start on a full disk works as well, and acknowledges as little.
     gateway.kill();
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     send(&mut client, 3);
+    gateway.await_status("it says so again", PATIENCE, is_full);
     no_answer(&mut client);
     std::fs::remove_file(&hog).expect("removed");
     answered(&mut client, 3);
