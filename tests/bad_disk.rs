@@ -4,9 +4,10 @@
 use crate::common::centre::Centre;
 use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::gateway::{Gateway, accepted, payload, scratch_folder, sum};
+use crate::common::need;
 use crate::common::random::Random;
 use crate::lanes::{contract, ledger, numbers};
-use crate::power_cut_real::{Card, can_run};
+use crate::power_cut_real::Card;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -130,8 +131,8 @@ fn fails_and_recovers(name: &str, fault: &str, code: i64, words: &str) {
     let status = faulty
         .gateway
         .await_status("it says so", PATIENCE, |status| status["problems"].to_string().contains("lane critical"));
-    assert!(status["problems"].to_string().contains(words), "{:#}", status["problems"]);
     no_answer(&mut client);
+    assert!(status["problems"].to_string().contains(words), "{:#}", status["problems"]);
     faulty.set(fault, 0);
     answered(&mut client, 21);
     for number in 22..=40 {
@@ -161,7 +162,7 @@ fn a_disk_that_becomes_read_only_acknowledges_nothing_until_it_is_writable() {
 
 #[test]
 fn a_full_file_system_acknowledges_nothing_until_there_is_room() {
-    if !can_run() {
+    if !need::root("a file system of its own") {
         return;
     }
     let folder = scratch_folder("full-card");
@@ -177,9 +178,8 @@ fn a_full_file_system_acknowledges_nothing_until_there_is_room() {
     let hog = card.mount.join("hog");
     let filled = Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", hog.display())).arg("bs=1M").output();
     assert!(filled.is_ok_and(|output| !output.status.success()), "dd ends when the disk is full");
-    send(&mut client, 2);
     let is_full = |status: &serde_json::Value| status["problems"].to_string().contains("disk_reserve");
-    no_answer(&mut client);
+    send(&mut client, 2);
     gateway.await_status("it says so", PATIENCE, is_full);
     no_answer(&mut client);
     // A start on a full disk works as well, and acknowledges as little.
@@ -241,7 +241,7 @@ fn a_clock_that_jumps_or_was_never_set_loses_nothing_and_lets_nothing_expire() {
 /// Much of its own on a small card: what was delivered makes way, and nothing waits for it.
 #[test]
 fn a_card_full_of_what_was_delivered_takes_new_events_of_every_lane() {
-    if !can_run() {
+    if !need::root("a file system of its own") {
         return;
     }
     let folder = scratch_folder("small-card");

@@ -5,6 +5,7 @@ use crate::common::client::{Client, Hello, packet, publish, text};
 use crate::common::devices::Devices;
 use crate::common::free_address;
 use crate::common::gateway::{CONTRACT, Gateway, accepted, payload, scratch_folder, sum};
+use crate::common::need::Need;
 use crate::common::pki::Pki;
 use crate::common::plant::PlantBroker;
 use crate::common::random::Random;
@@ -208,10 +209,11 @@ fn a_subscription_that_is_refused_shows_and_is_tried_again() {
 fn mosquitto_s_refusal_is_understood() {
     let plugin = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib/arm-linux-gnueabihf"]
         .map(|folder| format!("{folder}/mosquitto_dynamic_security.so"));
-    let Some(plugin) = plugin.iter().find(|path| std::path::Path::new(path).exists()) else {
-        println!("not run: Mosquitto comes without its plugin here");
+    let plugin = plugin.iter().find(|path| std::path::Path::new(path).exists());
+    if !Need::MosquittoPlugin.is_met(plugin.is_some(), "Mosquitto has come without its plugin for access rights") {
         return;
-    };
+    }
+    let plugin = plugin.expect("found");
     let folder = scratch_folder("source-acl");
     let file = folder.path().join("security.json");
     std::fs::write(&file, r#"{"defaultACLAccess":{"publishClientSend":true,"publishClientReceive":true,"subscribe":false,"unsubscribe":true},

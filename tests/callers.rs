@@ -3,7 +3,7 @@
 
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::Gateway;
-use crate::common::{can_run, is_root};
+use crate::common::need;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,7 +65,7 @@ fn asked_by(user: &str, socket: &Path, (method, path, body): (&str, &str, &str))
 /// said that nobody had discarded the dead letters.
 #[test]
 fn a_gateway_that_cannot_name_its_caller_changes_nothing_for_him() {
-    if !can_run(is_root(), "a user namespace, and a second user in it, need root") {
+    if !need::root("a second user in a user namespace") {
         return;
     }
     let mut gateway = prepared("hidden");
@@ -98,7 +98,7 @@ fn a_gateway_that_cannot_name_its_caller_changes_nothing_for_him() {
 
 #[test]
 fn a_change_is_audited_with_the_user_who_asked() {
-    if !can_run(is_root(), "a second user needs root") {
+    if !need::root("a second user") {
         return;
     }
     let mut gateway = prepared("named");

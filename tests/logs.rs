@@ -5,6 +5,7 @@ use crate::common::client::{Client, Hello, publish};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, payload, sum};
 use crate::common::http;
+use crate::common::need;
 use forebay::sources::http::put_token;
 use forebay::sources::mqtt::put_user;
 use std::process::Command;
@@ -129,9 +130,7 @@ finally:
 
 #[test]
 fn where_standard_error_is_the_journal_entries_have_fields() {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"));
-    if !is_root {
-        println!("not run: a file system of its own for the socket of the journal needs root");
+    if !need::root("a file system of its own for the socket of systemd's journal") {
         return;
     }
     let gateway = Gateway::prepare("journald", "");

@@ -4,6 +4,7 @@ use crate::common::centre::Centre;
 use crate::common::client::{Client, Hello, publish};
 use crate::common::free_address;
 use crate::common::gateway::{Gateway, payload, sum};
+use crate::common::need::Need;
 use crate::common::pki::Pki;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -53,10 +54,10 @@ fn promtool(arguments: &[&str], input: &str) -> Option<String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let Ok(mut child) = started else {
-        println!("not run: promtool is not installed (Debian: prometheus)");
+    if !Need::Promtool.is_met(started.is_ok(), "promtool is not installed (Debian: prometheus)") {
         return None;
-    };
+    }
+    let mut child = started.expect("promtool starts");
     child.stdin.take().expect("input").write_all(input.as_bytes()).expect("written");
     let output = child.wait_with_output().expect("ends");
     let said = [output.stdout, output.stderr].concat();

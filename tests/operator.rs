@@ -2,7 +2,7 @@
 
 use crate::common::broker::Mosquitto;
 use crate::common::client::{Client, Hello};
-use crate::common::gateway::{Gateway, scratch_folder};
+use crate::common::gateway::{Gateway, program_for_everybody, scratch_folder};
 use crate::common::pki::Pki;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -167,7 +167,7 @@ fn a_password_file_keeps_its_place_its_owner_and_its_mode() {
     assert_eq!(std::fs::metadata(at("devices.passwd")).expect("made").mode() & 0o777, 0o640);
 
     std::fs::set_permissions(at("devices.passwd"), std::fs::Permissions::from_mode(0o604)).expect("set");
-    let is_root = std::fs::metadata("/proc/self").expect("proc").uid() == 0;
+    let is_root = crate::common::need::is_root();
     if is_root {
         std::os::unix::fs::chown(at("devices.passwd"), Some(4321), Some(1234)).expect("given away");
     }
@@ -244,15 +244,12 @@ fn contracts_are_not_called_new_where_the_journal_cannot_be_read() {
     let mut gateway = Gateway::start("unreadable", "");
     gateway.stop();
     // As another user; where the test is one that root obeys not, its own folder is closed to it.
-    let is_root = std::fs::metadata("/proc/self").expect("proc").uid() == 0;
+    let is_root = crate::common::need::is_root();
     let journal = gateway.folder.join("data/journal");
     let closed = std::fs::Permissions::from_mode(if is_root { 0o700 } else { 0 });
     std::fs::set_permissions(&journal, closed).expect("set");
-    for folder in [gateway.folder.clone(), gateway.folder.join("data")] {
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("set");
-    }
-    let program = gateway.folder.join("forebay");
-    std::fs::copy(env!("CARGO_BIN_EXE_forebay"), &program).expect("copied");
+    std::fs::set_permissions(gateway.folder.join("data"), std::fs::Permissions::from_mode(0o755)).expect("set");
+    let program = program_for_everybody(&gateway.folder);
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.args(arguments).arg("--config").arg(gateway.config());

@@ -4,6 +4,7 @@
 use crate::common::broker::{Collector, Mosquitto, check_arrivals_but, missing};
 use crate::common::devices::Devices;
 use crate::common::gateway::{Gateway, scratch_folder, sum};
+use crate::common::need;
 use crate::common::pki::Pki;
 use crate::common::random::Random;
 use std::io::Read;
@@ -86,15 +87,6 @@ impl Drop for Card {
     }
 }
 
-/// What is needed for the tests here, or why they are not run.
-pub fn can_run() -> bool {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"));
-    if !is_root {
-        println!("not run: cutting the power of a file system needs root");
-    }
-    is_root
-}
-
 struct Plant {
     // Dropped in this order: the program before its disk.
     gateway: Gateway,
@@ -153,7 +145,7 @@ struct InDoubt {
 
 #[test]
 fn the_power_may_go_under_the_real_program() {
-    if !can_run() {
+    if !need::root("cutting the power of a file system") {
         return;
     }
     let mut plant = Plant::start("card");
@@ -190,7 +182,7 @@ fn the_power_may_go_under_the_real_program() {
 /// The test above can fail: where every fsync says yes and does nothing, events are lost.
 #[test]
 fn without_fsync_the_power_cut_is_noticed() {
-    if !can_run() {
+    if !need::root("cutting the power of a file system") {
         return;
     }
     let mut plant = Plant::start("liar");

@@ -3,7 +3,8 @@
 
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::client::{Client, Hello};
-use crate::common::gateway::{Gateway, SMALL_BUDGETS, payload, scratch_folder};
+use crate::common::gateway::{Gateway, SMALL_BUDGETS, payload, program_for_everybody, scratch_folder};
+use crate::common::need;
 use crate::common::pki::Pki;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -18,10 +19,6 @@ const DESTINATION: &str = "\n[[destination]]\nname = \"central\"\nurl = \"mqtt:/
 const NOBODY: u32 = 65_534;
 /// A key that nobody uses, as somebody may paste it.
 const PASTED: &str = "-----BEGIN PRIVATE KEY-----\\nc2VzYW1l\\n-----END PRIVATE KEY-----";
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
 
 fn written(folder: &Path, name: &str, text: &str, mode: u32) -> PathBuf {
     let file = folder.join(name);
@@ -43,6 +40,7 @@ fn certificate(cert: &Path, key: &Path, uris: &[&str]) {
 /// A configuration that is not started, with files beside it.
 struct Plant {
     gateway: Gateway,
+    program: PathBuf,
 }
 
 impl Plant {
@@ -50,7 +48,7 @@ impl Plant {
         let gateway = Gateway::prepare("seal", DESTINATION);
         let text = std::fs::read_to_string(gateway.config()).expect("read");
         std::fs::write(gateway.config(), config(&text)).expect("written");
-        Self { gateway }
+        Self { gateway, program: env!("CARGO_BIN_EXE_forebay").into() }
     }
 
     fn folder(&self) -> &Path {
@@ -66,7 +64,7 @@ impl Plant {
     /// What `check` and `run` say, and whether it is good; they agree.
     fn said_with(&self, change: impl Fn(&mut Command)) -> (bool, String) {
         let say = |verb: &str| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+            let mut command = Command::new(&self.program);
             command.args([verb, "--config"]).arg(self.gateway.config());
             change(&mut command);
             let output = command.output().expect("runs");
@@ -380,15 +378,17 @@ fn a_topic_that_is_the_same_in_every_environment_is_refused() {
 
 #[test]
 fn what_the_service_cannot_read_or_write_is_named_with_owner_mode_user_and_what_mends_it() {
-    if !is_root() {
+    if !need::root("a second user") {
         return;
     }
     let as_nobody = |command: &mut Command| {
         command.uid(NOBODY).gid(NOBODY);
     };
-    let plant = Plant::new(|config| {
+    let mut plant = Plant::new(|config| {
         for_production(config).replace("data_dir = \"data\"", "data_dir = \"data\"\nsocket = \"sockets/forebay.sock\"")
     });
+    let folder = scratch_folder("seal-program");
+    plant.program = program_for_everybody(folder.path());
     let plant = plant.with_certificate(&[]);
     let at = |name: &str| plant.folder().join(name);
     std::fs::set_permissions(plant.folder(), std::fs::Permissions::from_mode(0o755)).expect("mode");
@@ -508,7 +508,7 @@ fn another_environment_than_the_journals_is_refused_before_anything_starts() {
     gateway.stop();
     let config = std::fs::read_to_string(gateway.config()).expect("read");
     std::fs::write(gateway.config(), config.replace("\"test\"", "\"production\"")).expect("written");
-    Plant { gateway }
+    Plant { gateway, program: env!("CARGO_BIN_EXE_forebay").into() }
         .refused(&["forebay.toml:1: environment: ", "belongs to environment \"test\", not to \"production\""]);
 }
 

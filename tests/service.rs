@@ -2,8 +2,9 @@
 
 use crate::common::client::{Client, Heard, Hello, publish};
 use crate::common::gateway::{Gateway, payload};
+use crate::common::need;
 use crate::common::signal_pid;
-use crate::power_cut_real::{Card, can_run};
+use crate::power_cut_real::Card;
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -135,7 +136,7 @@ impl Drop for Frozen<'_> {
 
 #[test]
 fn a_disk_that_hangs_is_reported_and_the_gateway_is_left_alive() {
-    if !can_run() {
+    if !need::root("a file system of its own") {
         return;
     }
     let mut managed = Managed::prepare("service-frozen", "", Duration::from_millis(400));

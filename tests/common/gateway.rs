@@ -53,6 +53,15 @@ pub fn payload(device: usize, sequence: usize) -> String {
     )
 }
 
+/// A copy of the program that any user may run: the folder of this clone may be closed to others.
+pub fn program_for_everybody(folder: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    let program = folder.join("forebay");
+    std::fs::copy(PROGRAM, &program).expect("copied");
+    program
+}
+
 pub fn scratch_folder(name: &str) -> tempfile::TempDir {
     tempfile::Builder::new().prefix(&format!("forebay-{name}-")).tempdir_in(scratch()).expect("temporary folder")
 }

@@ -1,17 +1,20 @@
 //! A network that drops packets, by the kernel's own hand.
 
+use super::need::Need;
+
 /// Packets to a port, dropped by the kernel as long as this lives.
 pub struct Loss(String);
 
 impl Loss {
-    /// `None` where that needs a right or a program that is not there.
+    /// `None` where the test cannot run, which is then reported.
     pub fn of(percent: u32, port: u16) -> Option<Self> {
         let table = format!("forebay_test_{port}");
         let nft = |arguments: &str| {
             let output = std::process::Command::new("nft").args(arguments.split(' ')).output();
             output.is_ok_and(|output| output.status.success())
         };
-        if !nft(&format!("add table inet {table}")) {
+        let is_here = nft(&format!("add table inet {table}"));
+        if !Need::Nft.is_met(is_here, "dropping packets needs root and nft") {
             return None;
         }
         let loss = Self(table);

@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod http;
 pub mod leak;
 pub mod loss;
+pub mod need;
 pub mod pki;
 pub mod plant;
 pub mod process;
@@ -27,20 +28,6 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-
-/// Whether a test can run here. Where it cannot, it says why; in CI, which has everything, that is a failure.
-pub fn can_run(is_possible: bool, need: &str) -> bool {
-    assert!(is_possible || std::env::var_os("CI").is_none(), "this test cannot run here, and CI must run it: {need}");
-    if !is_possible {
-        println!("not run: {need}");
-    }
-    is_possible
-}
-
-/// Whether the tests run as root.
-pub fn is_root() -> bool {
-    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("proc")) == 0
-}
 
 /// A folder on a real disk: the system's temporary folder may be memory.
 pub fn scratch() -> PathBuf {

@@ -11,6 +11,7 @@ mod timely;
 mod trouble;
 
 use super::Plant;
+use crate::common::need::Need;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,11 @@ use std::time::Duration;
 /// How long the gateway's polls are apart.
 const INTERVAL: Duration = Duration::from_secs(2);
 const TOKEN: &str = "0123456789abcdef01234567";
+
+/// Where `up` keeps Odoo.
+fn state() -> PathBuf {
+    std::env::var_os("PLANT_ODOO_STATE").map_or_else(|| "/var/tmp/plant-odoo".into(), PathBuf::from)
+}
 
 fn tool(name: &str) -> Command {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/odoo").join(name);
@@ -46,15 +52,20 @@ struct Real {
     admin_key: String,
     /// Whether all is run, and not what is quick.
     is_long: bool,
+    /// One test at a time has this Odoo, whichever run of tests it belongs to.
+    _lock: std::fs::File,
 }
 
 impl Real {
     /// A running Odoo with a seeded plant; `None` where it is not wanted.
     fn start() -> Option<Self> {
-        let Some(wanted) = std::env::var_os("FOREBAY_ODOO") else {
-            println!("not run: the real Odoo (tests/run --odoo)");
+        let wanted = std::env::var("FOREBAY_ODOO").unwrap_or_default();
+        if !Need::Odoo.is_met(!wanted.is_empty(), "the real Odoo (tests/run --odoo)") {
             return None;
-        };
+        }
+        std::fs::create_dir_all(state()).expect("a folder");
+        let lock = std::fs::File::create(state().join("test.lock")).expect("a file");
+        lock.lock().expect("locked");
         run(&mut tool("up"));
         run(&mut tool("seed"));
         let text = run(tool("up").arg("env"));
@@ -63,16 +74,15 @@ impl Real {
             line.unwrap_or_else(|| panic!("no {name}")).to_owned()
         };
         let (url, viewer_key) = (value("ODOO_URL"), value("ODOO_VIEWER_API_KEY"));
-        Some(Self { url, viewer_key, admin_key: value("ODOO_ADMIN_API_KEY"), is_long: wanted != "quick" })
+        let admin_key = value("ODOO_ADMIN_API_KEY");
+        Some(Self { url, viewer_key, admin_key, is_long: wanted != "quick", _lock: lock })
     }
 
     /// The same, for what takes long.
     fn start_for_long() -> Option<Self> {
-        if std::env::var_os("FOREBAY_ODOO").is_some_and(|wanted| wanted == "quick") {
-            println!("not run: what takes long with the real Odoo (tests/run --odoo)");
-            return None;
-        }
-        Self::start()
+        let is_quick = std::env::var("FOREBAY_ODOO").is_ok_and(|wanted| wanted == "quick");
+        let has_time = Need::OdooLong.is_met(!is_quick, "what takes long with the real Odoo (tests/run --odoo)");
+        if has_time { Self::start() } else { None }
     }
 
     fn address(&self) -> SocketAddr {

@@ -1,15 +1,11 @@
 //! What the gateway asks of the real Odoo while nothing happens there.
 
 use super::super::Plant;
-use super::Real;
+use super::{Real, state};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-fn state() -> PathBuf {
-    std::env::var_os("PLANT_ODOO_STATE").map_or_else(|| "/var/tmp/plant-odoo".into(), PathBuf::from)
-}
 
 fn odoo_log() -> String {
     String::from_utf8_lossy(&std::fs::read(state().join("log/odoo.log")).expect("the log of Odoo")).into_owned()
