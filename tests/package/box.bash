@@ -13,13 +13,18 @@ box_run= box_pid= box_leader=
 
 box_base() {
     [ ! -e "$BOX/bookworm.made" ] || return 0
+    mkdir -p "$BOX"
+    # One run at a time makes it.
+    exec 7>"$BOX/lock"
+    flock 7
+    [ ! -e "$BOX/bookworm.made" ] || { exec 7>&-; return 0; }
     local mirror
     mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | head -1)
     rm -rf "$BOX/bookworm"
-    mkdir -p "$BOX"
     debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,procps bookworm "$BOX/bookworm" "$mirror" \
         >"$BOX/debootstrap.log" 2>&1 || { tail -3 "$BOX/debootstrap.log" >&2; return 1; }
     touch "$BOX/bookworm.made"
+    exec 7>&-
 }
 
 box_up() {
