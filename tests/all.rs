@@ -2,54 +2,112 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod acknowledgement;
-mod answers;
-mod bad_disk;
-mod broker_source;
-mod bundle;
-mod by_hand;
-mod callers;
-mod central;
-mod clock;
+/// Helpers: the real program as a process, clients, brokers, certificates, disks that fail.
 mod common;
-mod compaction;
-mod conformance;
-mod contracts;
-mod dead;
-mod demo;
-mod export;
-mod fairness;
-mod foreign;
-mod fuzz;
-mod golden;
-mod groups;
-mod hostile;
-mod http;
-mod identity;
-mod journal;
-mod lanes;
-mod largest_state;
-mod last_values;
-mod ledger;
-mod link;
-mod listener;
-mod logs;
-mod modbus;
-mod monitoring;
-mod nothing_lost;
-mod odoo;
-mod operator;
-mod outage;
-mod power_cut;
-mod power_cut_real;
-mod refusals;
-mod reload;
-mod replay;
-mod rights_change;
-mod seal;
-mod security;
-mod service;
-mod session_limits;
-mod sessions;
-mod sparkplug;
+/// The rules for the sources of this repository: rows, cycles, lengths, headers, words, commits.
 mod tidy;
+
+/// Acknowledged events survive repeats, full lanes, reloads and commands of an operator.
+mod acknowledgement;
+/// A disk that is full, read-only or failing stops acknowledgements, and recovery needs no restart.
+mod bad_disk;
+/// Acknowledged events survive files of the journal that are removed, replaced or moved by hand.
+mod by_hand;
+/// A gateway without the time of day takes and delivers events, and corrects their times later.
+mod clock;
+/// Compaction of the state returns its room and loses nothing at any moment of a power cut.
+mod compaction;
+/// Export, verify, backup and salvage of a whole journal.
+mod export;
+/// Files of every stored format stay readable.
+mod golden;
+/// A lane returns what it was given, in order, over blocks, segments and restarts.
+mod journal;
+/// The gateway starts with the largest state that clients can leave, within the memory of the unit.
+mod largest_state;
+/// Acknowledged events survive SIGKILL of the gateway, the death of central, and bad networks.
+mod nothing_lost;
+/// Events survive a long outage with kills during it.
+mod outage;
+/// Acknowledged events survive a power cut after every single disk operation, on a disk in memory.
+mod power_cut;
+/// Acknowledged events survive power cuts of a real ext4 file system.
+mod power_cut_real;
+
+/// MQTT 3.1.1 and 5: each normative statement of the standards has its check.
+mod conformance;
+/// Clients of other projects (Paho, mqtt.js, aiomqtt, Mosquitto) work with the listener.
+mod foreign;
+/// Random bytes at every parser: it neither panics nor takes long.
+mod fuzz;
+/// Shared subscriptions deliver each event to one member.
+mod groups;
+/// Subscribers on the gateway receive last values first, and each event once.
+mod last_values;
+/// The MQTT listener over TCP, TLS and its limits.
+mod listener;
+/// What clients leave behind is bounded: sessions, their bytes on the disk and in memory.
+mod session_limits;
+/// QoS 2, redelivery, and subscribers that sleep or are slow.
+mod sessions;
+/// Sparkplug B: births, deaths and aliases become events.
+mod sparkplug;
+
+/// A broker of the plant as a source.
+mod broker_source;
+/// The HTTP server as a source.
+mod http;
+/// Modbus devices as a source, over TCP, TLS and serial lines.
+mod modbus;
+/// Odoo as a source: recorded answers always, the real program on request.
+mod odoo;
+
+/// Payloads are delivered as their contract says, or become dead letters that give the reason.
+mod contracts;
+/// Dead letters are requeued, edited and discarded, singly and by filter.
+mod dead;
+/// A full lane costs other lanes nothing; shedding follows the settings.
+mod lanes;
+/// Accounts of all events balance through kills, and central can check them.
+mod ledger;
+/// Replays deliver settled events again, marked, behind live ones.
+mod replay;
+
+/// The reference consumer of `central/` removes duplicates and finds gaps.
+mod central;
+/// A link to a broker that answers late, wrongly or not at all.
+mod link;
+
+/// No client costs the others more than its share: rows of attackers and the latency of others.
+mod fairness;
+/// Attacks by clients do not get the process killed for memory.
+mod hostile;
+/// Names and rights of clients, by every way to prove a name.
+mod identity;
+/// Rights that are withdrawn end at once, in whatever state a client is.
+mod rights_change;
+/// Refused clients reach central as security events.
+mod security;
+
+/// Answers of the command socket need little memory, whatever their size.
+mod answers;
+/// The support bundle holds no secret.
+mod bundle;
+/// The command socket changes nothing for a caller whom the kernel does not name.
+mod callers;
+/// The demo runs as the README says.
+mod demo;
+/// The log has one line per change of state, and no secret.
+mod logs;
+/// Metrics, health, alerts and the dashboard agree with each other.
+mod monitoring;
+/// Mistakes of an operator: files named twice, terminals, pipes, passwords.
+mod operator;
+/// Faulty settings are refused with a message that names file, line and remedy.
+mod refusals;
+/// Settings, certificates and contracts change while the gateway runs.
+mod reload;
+/// Secrets that others can read, and what an environment `production` does not allow.
+mod seal;
+/// The gateway tells systemd its state.
+mod service;
