@@ -1,0 +1,193 @@
+//! Accepts an event: checks it, builds its record, and submits it to its lane or to the dead letters.
+
+use super::Ingest;
+use super::dead::DeadLetter;
+use super::route::{Route, Target};
+use super::submission::{EventMetadata, Submitted};
+use crate::api::LetterStage;
+use crate::clock;
+use crate::contract::Decode;
+use crate::event::{Attribute, Id, Record, Timestamp};
+use crate::journal::{SubmitError, Waiter};
+use crate::telemetry;
+use std::borrow::Cow;
+
+impl Ingest {
+    /// Accepts an event. `now` is the time of arrival.
+    pub fn accept(
+        &self,
+        route: &Route,
+        payload: &[u8],
+        metadata: EventMetadata<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Submitted, SubmitError> {
+        if route.is_over_pace() {
+            return Err(SubmitError::NoRoom);
+        }
+        let taken = match &route.target {
+            None => {
+                let taken = self.dead_letter(route, "topic: no contract matches it", payload, metadata, now, waiter)?;
+                self.stats.unmatched.add(1);
+                taken
+            }
+            Some(target) if target.contract.decode == Some(Decode::SparkplugB) => {
+                self.accept_sparkplug(route, target, payload, metadata, now, waiter)?
+            }
+            Some(target) => self.accept_json(route, target, payload, metadata, now, waiter)?,
+        };
+        route.pace.iter().for_each(|pace| pace.charge(route.party));
+        Ok(taken)
+    }
+
+    /// Decodes the message, submits the event or dead letter, and only then updates the state of the node.
+    fn accept_sparkplug(
+        &self,
+        route: &Route,
+        target: &Target,
+        payload: &[u8],
+        metadata: EventMetadata<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Submitted, SubmitError> {
+        let Some(sparkplug) = self.sparkplug() else {
+            // `apply` has created it for this contract.
+            return self.accept_json(route, target, payload, metadata, now, waiter);
+        };
+        let decoded = sparkplug.decode(&route.source, &route.topic, payload);
+        let metadata = EventMetadata { content_type: None, ..metadata };
+        let mut taken = match &decoded.json {
+            Ok(json) => self.accept_json(route, target, json, metadata, now, waiter)?,
+            Err(reason) => {
+                let taken = self.dead_letter(route, reason, payload, metadata, now, waiter)?;
+                self.stats.violations.add(1);
+                sparkplug.stats.refused.add(1);
+                taken
+            }
+        };
+        if let Some(change) = decoded.change {
+            taken.sparkplug_save = sparkplug.apply(change, route.sender(), || waiter.bell());
+        }
+        Ok(taken)
+    }
+
+    /// Makes a dead letter of an event that its source cannot accept; `reason` starts with the field.
+    pub fn refuse(
+        &self,
+        route: &Route,
+        reason: &str,
+        payload: &[u8],
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Submitted, SubmitError> {
+        let taken = self.dead_letter(route, reason, payload, EventMetadata::default(), now, waiter)?;
+        self.stats.violations.add(1);
+        Ok(taken)
+    }
+
+    fn accept_json(
+        &self,
+        route: &Route,
+        target: &Target,
+        payload: &[u8],
+        metadata: EventMetadata<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Submitted, SubmitError> {
+        let reading = match target.contract.read(&target.captures, payload, target.mask_key.bytes()) {
+            Ok(reading) => reading,
+            Err(violation) => {
+                let taken = self.dead_letter(route, &violation.reason, &violation.payload, metadata, now, waiter)?;
+                self.stats.violations.add(1);
+                return Ok(taken);
+            }
+        };
+        let mut attributes = metadata.attributes();
+        attributes.extend(route.auth());
+        attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
+        attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
+        attributes.extend(metadata.exchange());
+        let given = reading.id.as_deref().or(metadata.id);
+        let id = match given {
+            Some(id) => Id::Text(id),
+            None => Id::mint(),
+        };
+        let key = metadata.key.filter(|_| !target.contract.has_own_key).unwrap_or(&reading.key);
+        let record = Record {
+            publication: target.placed.publication,
+            id,
+            time: reading.time.or(metadata.time).unwrap_or(now),
+            origin: &route.origin,
+            key,
+            content: reading.content,
+            attributes,
+            payload: &reading.payload,
+        };
+        let (index, lane) = (target.placed.lane, self.lanes(target.placed.lane));
+        if !self.shares.has_share(index, lane, route.party) {
+            self.note_slowed(index, lane, route);
+            return Err(SubmitError::NoRoom);
+        }
+        let ticket = lane.submit(&record, target.contract.dedupe, waiter)?;
+        self.shares.add(index, route.party, record.payload.len() + record.key.len() + record.origin.len());
+        if let Some(span) = telemetry::follow(&record.id) {
+            let stream = target.contract.stream();
+            span.in_scope(|| tracing::debug!(target: telemetry::FOLLOW, source = %route.origin, stream, "taken in"));
+        }
+        if reading.violation.is_some() {
+            self.stats.flagged.add(1);
+        }
+        let clock_offset = reading.time.map(|time| time.0.saturating_sub(now.0));
+        Ok(Submitted { lane: target.placed.lane, ticket, is_dead: false, clock_offset, sparkplug_save: 0 })
+    }
+
+    fn dead_letter(
+        &self,
+        route: &Route,
+        reason: &str,
+        payload: &[u8],
+        metadata: EventMetadata<'_>,
+        now: Timestamp,
+        waiter: &mut Waiter,
+    ) -> Result<Submitted, SubmitError> {
+        let target = route.target.as_ref();
+        let (stream, version) = target.map_or(("unmatched", ""), |target| {
+            (target.contract.stream(), target.contract.publication.version.as_str())
+        });
+        let letter = DeadLetter {
+            stage: LetterStage::Intake,
+            reason: Cow::Borrowed(reason),
+            stream: Cow::Borrowed(stream),
+            version: Cow::Borrowed(version),
+            topic: Cow::Borrowed(&route.topic),
+            origin: Cow::Borrowed(&route.origin),
+            event_id: metadata.id.unwrap_or_default().to_owned(),
+            key: Cow::Borrowed(metadata.key.unwrap_or_default()),
+            sequence: 0,
+            time: metadata.time.unwrap_or(now),
+            first_attempt: now,
+            last_attempt: now,
+            attempts: 0,
+            destination: Cow::Borrowed(""),
+            client: Cow::Borrowed(&route.client),
+            user: Cow::Borrowed(&route.user),
+            authtype: route.proven_by,
+            is_by_rule: route.is_by_rule,
+            taken: None,
+            is_opaque: false,
+            payload: Cow::Borrowed(payload),
+        };
+        let publication = target.map_or(0, |target| target.placed.publication);
+        // A requeue needs all data that the source provided.
+        let mut attributes = metadata.attributes();
+        attributes.extend(metadata.exchange());
+        let log = self.journal.dead();
+        if !self.shares.has_dead_share(log, route.party) {
+            self.note_slowed(self.journal.lanes().len(), log, route);
+            return Err(SubmitError::NoRoom);
+        }
+        let ticket = letter.submit(log, publication, attributes, waiter)?;
+        self.shares.add_dead(log, route.party, payload.len());
+        Ok(Submitted { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, sparkplug_save: 0 })
+    }
+}

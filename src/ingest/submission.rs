@@ -1,0 +1,61 @@
+//! What a source hands in, and what it gets back.
+
+use crate::event::{Attribute, Timestamp};
+use crate::journal::{Durable, Ticket};
+
+/// Data of an event that its source provides in addition to the payload.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EventMetadata<'a> {
+    /// W3C trace context.
+    pub trace_parent: Option<&'a str>,
+    /// Media type of the payload.
+    pub content_type: Option<&'a str>,
+    /// Id, used if the contract finds none in the payload. It has 1 to `ID_BYTES_MAX` bytes.
+    pub id: Option<&'a str>,
+    /// Time, used if the contract finds none in the payload.
+    pub time: Option<Timestamp>,
+    /// Key, used if the contract sets none. It has at most `KEY_BYTES_MAX` bytes.
+    pub key: Option<&'a str>,
+    /// Session and packet id of a QoS 2 exchange; session 0 needs no record of it.
+    pub exchange: Option<(u64, u16)>,
+}
+
+impl<'a> EventMetadata<'a> {
+    pub(super) fn attributes(&self) -> Vec<Attribute<'a>> {
+        let trace_parent = self.trace_parent.map(Attribute::TraceParent);
+        trace_parent.into_iter().chain(self.content_type.map(Attribute::ContentType)).collect()
+    }
+
+    pub(super) fn exchange(&self) -> Option<Attribute<'a>> {
+        let (session, packet_id) = self.exchange.filter(|(session, _)| *session > 0)?;
+        Some(Attribute::Exchange { session, packet_id })
+    }
+}
+
+/// An accepted event whose write is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    pub(super) lane: usize,
+    pub(super) ticket: Ticket,
+    pub(super) is_dead: bool,
+    pub(super) clock_offset: Option<i64>,
+    /// Number of the Sparkplug save that must complete before the receipt; 0 for none.
+    pub(super) sparkplug_save: u64,
+}
+
+impl Submitted {
+    /// Whether the event is durable, given the durable positions of all lanes, with the dead letters last.
+    pub fn is_durable(&self, durable: &[Durable]) -> bool {
+        durable.get(self.lane).is_some_and(|durable| durable.holds(self.ticket))
+    }
+
+    /// Whether the event became a dead letter.
+    pub fn is_dead(&self) -> bool {
+        self.is_dead
+    }
+
+    /// Offset of the time in the payload from the arrival, in microseconds, if the payload has a time.
+    pub fn clock_offset(&self) -> Option<i64> {
+        self.clock_offset
+    }
+}
