@@ -1,6 +1,6 @@
 //! Ingest: turns a payload from a source into an event of its stream, or into a dead letter with the reason.
 //!
-//! Promise: when [`Ingest::accept`] returns [`Submitted`], the event is submitted to the writer of its lane. The source may
+//! Promise: when [`Producer::submit`] returns [`Submitted`], the event is submitted to the writer of its lane. The source may
 //! acknowledge it once it has the receipt.
 //! Invariant: nothing here blocks, and ingest has no queue of its own.
 //!
@@ -8,15 +8,18 @@
 
 mod accept;
 pub mod dead;
+mod producer;
 mod room;
 mod route;
 mod shares;
 pub mod sparkplug;
 mod submission;
 
+pub use crate::journal::{Condition, SubmitError, Waiter};
+pub use producer::Producer;
 pub use route::{Publishing, Route};
 pub use shares::Pace;
-pub use submission::{EventMetadata, Submitted};
+pub use submission::{Accepted, Closed, EventMetadata, Submission, Submitted};
 
 use crate::contract::{Contracts, Sender, SourceKind, TopicMatch};
 use crate::event::push_path_segment;

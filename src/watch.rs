@@ -18,8 +18,8 @@ use crate::api::{Exception, ExceptionKind, Severity};
 use crate::clock;
 use crate::contract::{Pointer, Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
-use crate::journal::{JournalError, Notes, SubmitError, Waiter};
+use crate::ingest::{Closed, EventMetadata, Ingest, Producer, Route, Submission};
+use crate::journal::{JournalError, Notes};
 use crate::local::Local;
 use crate::runtime::spawn_blocking;
 use crate::setting::Span;
@@ -133,7 +133,7 @@ pub struct Watch {
     tracked: TrackedExceptions,
     /// Time of the first detection of conditions whose beginning the records do not contain.
     first_seen: HashMap<Key, Timestamp>,
-    waiter: Waiter,
+    producer: Producer,
 }
 
 impl Watch {
@@ -150,13 +150,13 @@ impl Watch {
         let watch = Self {
             config,
             mirrors,
+            producer: Producer::new(Arc::clone(&ingest)),
             ingest,
             local,
             notes,
             board,
             tracked,
             first_seen: HashMap::new(),
-            waiter: Waiter::default(),
         };
         watch.show();
         Ok(watch)
@@ -240,38 +240,23 @@ impl Watch {
 
     /// Hands events in, and waits for their receipts.
     async fn hand_in(&mut self, transitions: &[Transition]) -> Result<(), Option<JournalError>> {
-        let now = Timestamp::from(clock::wall());
-        let mut all: Vec<Submitted> = Vec::with_capacity(transitions.len());
-        for transition in transitions {
-            let route: Route = self.ingest.route(
-                SourceKind::Watch,
-                "watch",
-                &transition.stream,
-                Sender { client: &transition.source, ..Sender::default() },
-            );
-            let metadata = EventMetadata {
+        let arrived = Timestamp::from(clock::wall());
+        let route = |transition: &Transition| {
+            let sender = Sender { client: &transition.source, ..Sender::default() };
+            self.ingest.route(SourceKind::Watch, "watch", &transition.stream, sender)
+        };
+        let routes: Vec<Route> = transitions.iter().map(route).collect();
+        let submissions = transitions.iter().zip(&routes).map(|(transition, route)| Submission {
+            metadata: EventMetadata {
                 id: Some(&transition.event_id),
                 key: Some(&transition.exception),
                 time: Some(transition.time),
                 ..EventMetadata::default()
-            };
-            all.push(loop {
-                match self.ingest.accept(&route, transition.payload.as_bytes(), metadata, now, &mut self.waiter) {
-                    Ok(taken) => break taken,
-                    Err(SubmitError::Closed) => return Err(None),
-                    Err(SubmitError::NoRoom) => self.ingest.room(&route).await,
-                }
-            });
-        }
-        for taken in &all {
-            while self.ingest.receipt(taken).is_none() {
-                if self.ingest.is_closed() {
-                    return Err(None);
-                }
-                self.waiter.woken().await;
-            }
-        }
-        Ok(())
+            },
+            ..Submission::new(route, transition.payload.as_bytes(), arrived)
+        });
+        let submissions: Vec<Submission<'_>> = submissions.collect();
+        self.producer.deliver(&submissions).await.map(drop).map_err(|Closed| None)
     }
 
     fn show(&self) {

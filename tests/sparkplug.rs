@@ -17,7 +17,7 @@ use forebay::ingest::sparkplug::proto::{
     DataSet, Element, ElementValue, MetaData, Metric, MetricValue, Parameter, ParameterValue, Payload, PropertyKind,
     PropertySet, PropertyValue, Row, Template,
 };
-use forebay::ingest::{EventMetadata, Ingest, Submitted};
+use forebay::ingest::{Ingest, Producer, Submission, Submitted};
 use forebay::journal::{Journal, Waiter};
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use prost::Message;
@@ -420,9 +420,9 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
     let (contracts, _) = loaded.expect("good contracts");
     let disk = FaultDisk::default();
     let journal = Arc::new(open_with(&disk, &config()).expect("opens"));
-    let ingest =
-        Ingest::new(Arc::clone(&journal), contracts, Default::default(), Budget::new(LIMIT_DEFAULT)).expect("a door");
-    let mut waiter = Waiter::default();
+    let ingest = Ingest::new(Arc::clone(&journal), contracts, Default::default(), Budget::new(LIMIT_DEFAULT));
+    let ingest = Arc::new(ingest.expect("a door"));
+    let mut producer = Producer::new(Arc::clone(&ingest));
     let mut take = |bd_seq| {
         let route = ingest.route(
             SourceKind::Mqtt,
@@ -431,7 +431,7 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
             Sender { client: "edge", ..Sender::default() },
         );
         let now = Timestamp(1_764_000_000_000_000);
-        ingest.accept(&route, &node_birth(bd_seq), EventMetadata::default(), now, &mut waiter).expect("room")
+        producer.submit(&Submission::new(&route, &node_birth(bd_seq), now)).expect("room")
     };
     let await_receipt = |taken: &Submitted| {
         let start = Instant::now();

@@ -9,8 +9,8 @@ use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::ingest::{EventMetadata, Publishing, Route};
-use crate::journal::{ReadResult, SubmitError, Waiter};
+use crate::ingest::{Closed, EventMetadata, Producer, Publishing, Route, Submission};
+use crate::journal::ReadResult;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use std::ops::Range;
@@ -182,22 +182,10 @@ impl super::Handles {
         if is_dry_run {
             return Ok(());
         }
-        let mut waiter = Waiter::default();
-        let now = Timestamp::from(clock::wall());
-        let taken = loop {
-            match self.ingest.accept(&route, payload, found.metadata(), now, &mut waiter) {
-                Ok(taken) => break taken,
-                Err(SubmitError::NoRoom) => self.ingest.room(&route).await,
-                Err(SubmitError::Closed) => return Err("the gateway is shutting down".into()),
-            }
-        };
-        while self.ingest.receipt(&taken).is_none() {
-            if self.ingest.is_closed() {
-                return Err("the gateway is shutting down".into());
-            }
-            waiter.woken().await;
-        }
-        Ok(())
+        let arrived = Timestamp::from(clock::wall());
+        let submission = Submission { metadata: found.metadata(), ..Submission::new(&route, payload, arrived) };
+        let delivered = Producer::new(Arc::clone(&self.ingest)).deliver(&[submission]).await;
+        delivered.map(drop).map_err(|Closed| "the gateway is shutting down".to_owned())
     }
 
     /// Appends a corrected copy of an event that central refused: a new event that names the original id.

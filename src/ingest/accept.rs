@@ -2,39 +2,35 @@
 
 use super::Ingest;
 use super::dead::DeadLetter;
-use super::route::{Route, Target};
-use super::submission::{EventMetadata, Submitted};
+use super::route::Target;
+use super::submission::{EventMetadata, Submission, Submitted};
 use crate::api::LetterStage;
 use crate::clock;
 use crate::contract::Decode;
-use crate::event::{Attribute, Id, Record, Timestamp};
+use crate::event::{Attribute, Id, Record};
 use crate::journal::{SubmitError, Waiter};
 use crate::telemetry;
 use std::borrow::Cow;
 
 impl Ingest {
-    /// Accepts an event. `now` is the time of arrival.
-    pub fn accept(
-        &self,
-        route: &Route,
-        payload: &[u8],
-        metadata: EventMetadata<'_>,
-        now: Timestamp,
-        waiter: &mut Waiter,
-    ) -> Result<Submitted, SubmitError> {
+    pub(super) fn accept(&self, submission: &Submission<'_>, waiter: &mut Waiter) -> Result<Submitted, SubmitError> {
+        let route = submission.route;
+        if let Some(reason) = submission.refusal {
+            return self.violation(submission, reason, waiter);
+        }
         if route.is_over_pace() {
             return Err(SubmitError::NoRoom);
         }
         let taken = match &route.target {
             None => {
-                let taken = self.dead_letter(route, "topic: no contract matches it", payload, metadata, now, waiter)?;
+                let taken = self.dead_letter(submission, "topic: no contract matches it", waiter)?;
                 self.stats.unmatched.add(1);
                 taken
             }
             Some(target) if target.contract.decode == Some(Decode::SparkplugB) => {
-                self.accept_sparkplug(route, target, payload, metadata, now, waiter)?
+                self.accept_sparkplug(submission, target, waiter)?
             }
-            Some(target) => self.accept_json(route, target, payload, metadata, now, waiter)?,
+            Some(target) => self.accept_json(submission, target, waiter)?,
         };
         route.pace.iter().for_each(|pace| pace.charge(route.party));
         Ok(taken)
@@ -43,24 +39,22 @@ impl Ingest {
     /// Decodes the message, submits the event or dead letter, and only then updates the state of the node.
     fn accept_sparkplug(
         &self,
-        route: &Route,
+        submission: &Submission<'_>,
         target: &Target,
-        payload: &[u8],
-        metadata: EventMetadata<'_>,
-        now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Submitted, SubmitError> {
         let Some(sparkplug) = self.sparkplug() else {
             // `apply` has created it for this contract.
-            return self.accept_json(route, target, payload, metadata, now, waiter);
+            return self.accept_json(submission, target, waiter);
         };
-        let decoded = sparkplug.decode(&route.source, &route.topic, payload);
-        let metadata = EventMetadata { content_type: None, ..metadata };
+        let route = submission.route;
+        let decoded = sparkplug.decode(&route.source, &route.topic, submission.payload);
+        let metadata = EventMetadata { content_type: None, ..submission.metadata };
+        let submission = Submission { metadata, ..*submission };
         let mut taken = match &decoded.json {
-            Ok(json) => self.accept_json(route, target, json, metadata, now, waiter)?,
+            Ok(json) => self.accept_json(&Submission { payload: json, ..submission }, target, waiter)?,
             Err(reason) => {
-                let taken = self.dead_letter(route, reason, payload, metadata, now, waiter)?;
-                self.stats.violations.add(1);
+                let taken = self.violation(&submission, reason, waiter)?;
                 sparkplug.stats.refused.add(1);
                 taken
             }
@@ -71,35 +65,30 @@ impl Ingest {
         Ok(taken)
     }
 
-    /// Makes a dead letter of an event that its source cannot accept; `reason` starts with the field.
-    pub fn refuse(
+    /// Makes a dead letter of an event that breaks its contract; `reason` starts with the field.
+    fn violation(
         &self,
-        route: &Route,
+        submission: &Submission<'_>,
         reason: &str,
-        payload: &[u8],
-        now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Submitted, SubmitError> {
-        let taken = self.dead_letter(route, reason, payload, EventMetadata::default(), now, waiter)?;
+        let taken = self.dead_letter(submission, reason, waiter)?;
         self.stats.violations.add(1);
         Ok(taken)
     }
 
     fn accept_json(
         &self,
-        route: &Route,
+        submission: &Submission<'_>,
         target: &Target,
-        payload: &[u8],
-        metadata: EventMetadata<'_>,
-        now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Submitted, SubmitError> {
+        let &Submission { route, payload, ref metadata, arrived, .. } = submission;
         let reading = match target.contract.read(&target.captures, payload, target.mask_key.bytes()) {
             Ok(reading) => reading,
             Err(violation) => {
-                let taken = self.dead_letter(route, &violation.reason, &violation.payload, metadata, now, waiter)?;
-                self.stats.violations.add(1);
-                return Ok(taken);
+                let submission = Submission { payload: &violation.payload, ..*submission };
+                return self.violation(&submission, &violation.reason, waiter);
             }
         };
         let mut attributes = metadata.attributes();
@@ -116,7 +105,7 @@ impl Ingest {
         let record = Record {
             publication: target.placed.publication,
             id,
-            time: reading.time.or(metadata.time).unwrap_or(now),
+            time: reading.time.or(metadata.time).unwrap_or(arrived),
             origin: &route.origin,
             key,
             content: reading.content,
@@ -137,19 +126,17 @@ impl Ingest {
         if reading.violation.is_some() {
             self.stats.flagged.add(1);
         }
-        let clock_offset = reading.time.map(|time| time.0.saturating_sub(now.0));
+        let clock_offset = reading.time.map(|time| time.0.saturating_sub(arrived.0));
         Ok(Submitted { lane: target.placed.lane, ticket, is_dead: false, clock_offset, sparkplug_save: 0 })
     }
 
     fn dead_letter(
         &self,
-        route: &Route,
+        submission: &Submission<'_>,
         reason: &str,
-        payload: &[u8],
-        metadata: EventMetadata<'_>,
-        now: Timestamp,
         waiter: &mut Waiter,
     ) -> Result<Submitted, SubmitError> {
+        let &Submission { route, payload, ref metadata, arrived, .. } = submission;
         let target = route.target.as_ref();
         let (stream, version) = target.map_or(("unmatched", ""), |target| {
             (target.contract.stream(), target.contract.publication.version.as_str())
@@ -164,9 +151,9 @@ impl Ingest {
             event_id: metadata.id.unwrap_or_default().to_owned(),
             key: Cow::Borrowed(metadata.key.unwrap_or_default()),
             sequence: 0,
-            time: metadata.time.unwrap_or(now),
-            first_attempt: now,
-            last_attempt: now,
+            time: metadata.time.unwrap_or(arrived),
+            first_attempt: arrived,
+            last_attempt: arrived,
             attempts: 0,
             destination: Cow::Borrowed(""),
             client: Cow::Borrowed(&route.client),

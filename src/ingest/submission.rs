@@ -1,7 +1,30 @@
 //! What a source hands in, and what it gets back.
 
+use super::route::Route;
 use crate::event::{Attribute, Timestamp};
-use crate::journal::{Durable, Ticket};
+use crate::journal::{Durable, Receipt, Ticket};
+
+/// An event that a source hands in.
+#[derive(Clone, Copy, Debug)]
+pub struct Submission<'a> {
+    /// Contract and origin of the event.
+    pub route: &'a Route,
+    /// The payload as it arrived.
+    pub payload: &'a [u8],
+    /// What the source knows besides the payload.
+    pub metadata: EventMetadata<'a>,
+    /// Time of arrival.
+    pub arrived: Timestamp,
+    /// Why the source cannot accept the event, starting with the field: it becomes a dead letter.
+    pub refusal: Option<&'a str>,
+}
+
+impl<'a> Submission<'a> {
+    /// An event that its source accepts, without metadata.
+    pub fn new(route: &'a Route, payload: &'a [u8], arrived: Timestamp) -> Self {
+        Self { route, payload, metadata: EventMetadata::default(), arrived, refusal: None }
+    }
+}
 
 /// Data of an event that its source provides in addition to the payload.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,3 +82,16 @@ impl Submitted {
         self.clock_offset
     }
 }
+
+/// An event that is durable.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Proof that the event, or its dead letter, is on the disk.
+    pub receipt: Receipt,
+    /// Whether the event became a dead letter.
+    pub is_dead: bool,
+}
+
+/// The journal is closed: it accepts no more events, and events without a receipt will never get one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed;

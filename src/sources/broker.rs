@@ -21,8 +21,8 @@ mod subscriptions;
 
 use crate::clock;
 use crate::contract::Pattern;
-use crate::ingest::{Ingest, Route};
-use crate::journal::{Notes, Waiter};
+use crate::ingest::{Ingest, Producer};
+use crate::journal::Notes;
 use crate::link::{self, Inbox, LinkError, Protocol, Reconnect, Target};
 use crate::mqtt::Filter;
 use crate::setting::Span;
@@ -32,7 +32,7 @@ use crate::tls::ClientFiles;
 use redelivery::{AwaitedRedeliveries, PendingAck};
 use serde::Deserialize;
 use session::{Blocked, SessionEnd};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -191,8 +191,7 @@ pub struct Source {
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
     subscriptions: Subscriptions,
-    waiter: Waiter,
-    routes: HashMap<String, Arc<Route>>,
+    producer: Producer,
     /// Messages that were handed in and not yet acknowledged, in order of arrival.
     unacknowledged: VecDeque<PendingAck>,
     /// Messages whose PUBACK is in the output buffer, with its offset there.
@@ -221,10 +220,9 @@ impl Source {
             subscriptions: Subscriptions::new(&config, &client, notes),
             target,
             client,
+            producer: Producer::with_cache(Arc::clone(&ingest), session::ROUTES_MAX),
             ingest,
             stats,
-            waiter: Waiter::default(),
-            routes: HashMap::new(),
             unacknowledged: VecDeque::new(),
             pubacks_in_output: Vec::new(),
             redeliveries: AwaitedRedeliveries::default(),

@@ -7,8 +7,8 @@ use crate::power_cut::{config, open_with};
 use forebay::config::Config;
 use forebay::contract::{Sender, SourceKind};
 use forebay::event::Timestamp;
-use forebay::ingest::{EventMetadata, Ingest};
-use forebay::journal::{Journal, SubmitError, Waiter};
+use forebay::ingest::{Ingest, Producer, Submission, SubmitError};
+use forebay::journal::Journal;
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use forebay::shutdown;
 use forebay::sources::modbus::Source;
@@ -34,15 +34,15 @@ edge = "both"
 "#;
 
 /// Fills the lane until not even a small event has room; whether it was full before.
-fn fill(ingest: &Ingest) -> bool {
+fn fill(ingest: &Arc<Ingest>) -> bool {
     let mut taken = 0;
     let route = ingest.route(SourceKind::Modbus, "bus", "filler/x", Sender { client: "filler", ..Sender::default() });
-    let mut waiter = Waiter::default();
+    let mut producer = Producer::new(Arc::clone(ingest));
     for pad in [60_000, 1_000, 10] {
         let payload = format!(r#"{{"ts":"2026-11-25T08:00:00Z","pad":"{}"}}"#, "x".repeat(pad));
         for _ in 0..1000 {
-            let one = ingest.accept(&route, payload.as_bytes(), EventMetadata::default(), Timestamp(0), &mut waiter);
-            if one == Err(SubmitError::NoRoom) {
+            let submission = Submission::new(&route, payload.as_bytes(), Timestamp(0));
+            if producer.submit(&submission) == Err(SubmitError::NoRoom) {
                 break;
             }
             taken += 1;

@@ -6,8 +6,8 @@ use super::{Summary, check::Ledger};
 use crate::clock::{Clock, Entered};
 use crate::contract::{Contracts, GatewayNames, Sender, SourceKind};
 use crate::forward::{self, CredentialRotation, Forwarder, Pressure, Sending};
-use crate::ingest::{Ingest, Submitted};
-use crate::journal::{Config, Full, Journal, Lane, LaneConfig, OUTCOMES, Seal, Start, Stepped, Waiter};
+use crate::ingest::{Ingest, Producer, Submission, Submitted};
+use crate::journal::{Config, Full, Journal, Lane, LaneConfig, OUTCOMES, Seal, Start, Stepped};
 use crate::memory::{Budget, LIMIT_DEFAULT};
 use crate::secret::Secret;
 use crate::shutdown::{self, Trigger};
@@ -126,7 +126,7 @@ pub struct Running {
     pub stepped: Stepped,
     pub ingest: Arc<Ingest>,
     pub links: BTreeMap<String, Vec<Link>>,
-    pub waiter: Waiter,
+    pub producer: Producer,
     /// Handed in, and not acknowledged yet.
     pub pending: Vec<(EventKey, Submitted)>,
 }
@@ -334,8 +334,9 @@ impl World {
         });
         match started {
             Ok((stepped, ingest)) => {
-                let (links, waiter, pending) = Default::default();
-                self.running = Some(Running { stepped, ingest, links, waiter, pending });
+                let (links, pending) = Default::default();
+                let producer = Producer::new(Arc::clone(&ingest));
+                self.running = Some(Running { stepped, ingest, links, producer, pending });
                 self.start_links();
                 self.note(format_args!("started"));
             }
@@ -453,7 +454,7 @@ impl World {
         );
         let payload = &self.events[key].payload;
         let now = crate::event::Timestamp::from(crate::clock::wall());
-        let taken = running.ingest.accept(&route, payload, Default::default(), now, &mut running.waiter);
+        let taken = running.producer.submit(&Submission::new(&route, payload, now));
         let Ok(taken) = taken else { return false };
         assert!(!taken.is_dead(), "every event has a contract");
         running.pending.push((key.clone(), taken));

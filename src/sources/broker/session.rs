@@ -5,15 +5,14 @@ use super::redelivery::PendingAck;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
-use crate::journal::SubmitError;
+use crate::ingest::{EventMetadata, Ingest, Route, Submission, SubmitError, Submitted};
 use crate::link::{self, Delivery, LinkError, Message, Output, Reply, Session};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Number of topics whose route is cached.
-const ROUTES_MAX: usize = 4096;
+pub(super) const ROUTES_MAX: usize = 4096;
 /// How long the source waits for receipts at shutdown.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes that the dead letter of a too large message keeps.
@@ -69,7 +68,7 @@ impl Source {
     }
 
     async fn work(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> SessionEnd {
-        let bell = self.waiter.bell();
+        let bell = self.producer.bell();
         loop {
             let is_reading = match self.take_in(session, output) {
                 Ok(is_reading) => is_reading,
@@ -178,14 +177,14 @@ impl Source {
             let reason =
                 format!("payload: is {bytes} bytes long; the largest that is taken has {}", message.payload.len());
             let kept = &message.payload[..message.payload.len().min(CUT_BYTES)];
-            return self.ingest.refuse(route, &reason, kept, now, &mut self.waiter);
+            return self.producer.submit(&Submission { refusal: Some(&reason), ..Submission::new(route, kept, now) });
         }
         let metadata = EventMetadata {
             trace_parent: message.trace_parent.as_deref(),
             content_type: message.content_type.as_deref(),
             ..EventMetadata::default()
         };
-        self.ingest.accept(route, &message.payload, metadata, now, &mut self.waiter)
+        self.producer.submit(&Submission { metadata, ..Submission::new(route, &message.payload, now) })
     }
 
     /// Hands in the blocked message again.
@@ -198,20 +197,9 @@ impl Source {
     }
 
     fn route(&mut self, topic: &str) -> Arc<Route> {
-        if let Some(route) = self.routes.get(topic)
-            && self.ingest.is_current(route)
-        {
-            return Arc::clone(route);
-        }
         let name = &self.config.name;
         // A broker does not report the publisher: the name of the source is used as the client.
-        let route =
-            Arc::new(self.ingest.route(SourceKind::Broker, name, topic, Sender { client: name, ..Sender::default() }));
-        if self.routes.len() >= ROUTES_MAX {
-            self.routes.clear();
-        }
-        self.routes.insert(topic.to_owned(), Arc::clone(&route));
-        route
+        self.producer.route(SourceKind::Broker, name, topic, Sender { client: name, ..Sender::default() })
     }
 
     /// Writes the PUBACKs of durable messages, in order of arrival; returns whether there were any.
@@ -251,7 +239,7 @@ impl Source {
     async fn drain(&mut self, session: &mut Session, output: &mut Output) {
         let deadline = tokio::time::sleep(DRAIN_WAIT_MAX);
         tokio::pin!(deadline);
-        let bell = self.waiter.bell();
+        let bell = self.producer.bell();
         loop {
             self.acknowledge(output);
             let has_output = output.waiting() > 0;

@@ -10,8 +10,7 @@ use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
 use crate::http::{self, ConnectionSlot, Phase, Reply};
-use crate::ingest::{EventMetadata, Publishing, Route, Submitted};
-use crate::journal::{Condition, Receipt, SubmitError, Waiter};
+use crate::ingest::{Accepted, Closed, Condition, EventMetadata, Producer, Publishing, Route, Submission};
 use crate::memory::Permit;
 use crate::origin::{Origin, Party};
 use crate::sources;
@@ -77,17 +76,10 @@ impl Refusal {
     }
 }
 
-/// The result of a request whose events are durable.
-struct Accepted {
-    receipts: Vec<Receipt>,
-    dead_letters: usize,
-}
-
-impl Accepted {
-    fn into_response(self) -> Reply {
-        let text = format!(r#"{{"events":{},"dead_letters":{}}}"#, self.receipts.len(), self.dead_letters);
-        with_body(StatusCode::ACCEPTED, "application/json", text)
-    }
+fn accepted(events: &[Accepted]) -> Reply {
+    let dead_letters = events.iter().filter(|event| event.is_dead).count();
+    let text = format!(r#"{{"events":{},"dead_letters":{dead_letters}}}"#, events.len());
+    with_body(StatusCode::ACCEPTED, "application/json", text)
 }
 
 fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> Reply {
@@ -120,10 +112,10 @@ pub(super) async fn answer(shared: &ServerContext, peer: &Peer, request: Request
     let outcome = take(shared, peer, request, arrived, &mut refused).await;
     peer.slot.enter(Phase::Waiting);
     match outcome {
-        Ok(accepted) => {
+        Ok(events) => {
             let took = clock::instant().duration_since(arrived);
-            shared.stats.ack.record(took, accepted.receipts.len() as u64);
-            accepted.into_response()
+            shared.stats.ack.record(took, events.len() as u64);
+            accepted(&events)
         }
         Err(refusal) => {
             // A client may have put a token in place of its name: do not log it.
@@ -143,7 +135,7 @@ async fn take(
     request: Request<Incoming>,
     arrived: Instant,
     refused: &mut Refused,
-) -> Result<Accepted, Refusal> {
+) -> Result<Vec<Accepted>, Refusal> {
     let (head, body) = request.into_parts();
     let Some(written) = head.uri.path().strip_prefix("/events/").filter(|rest| !rest.is_empty() && !rest.contains('/'))
     else {
@@ -328,55 +320,37 @@ async fn hand_in(
     source: &str,
     caller: &Identity,
     events: &[ParsedEvent<'_>],
-) -> Result<Accepted, Refusal> {
+) -> Result<Vec<Accepted>, Refusal> {
     let now = Timestamp::from(clock::wall());
     let deadline = tokio::time::Instant::from(clock::instant() + shared.config.answer_wait_max.0);
     let routes = routes(shared, source, caller, events);
     refuse_if_for_another(caller, &routes)?;
     // Hand in nothing while a lane is known to accept nothing: the client's repeat then makes no duplicates.
     refuse_if_stuck(shared, &routes, "nothing of this request was taken")?;
-    let mut waiter = Waiter::default();
-    let mut taken: Vec<Submitted> = Vec::with_capacity(events.len());
-    for (event, route) in events.iter().zip(&routes) {
-        let metadata = EventMetadata {
-            trace_parent: event.trace_parent.as_deref(),
-            content_type: event.content_type.as_deref(),
-            id: event.id.as_deref(),
-            time: event.time,
-            key: event.subject.as_deref(),
-            exchange: None,
-        };
-        taken.push(loop {
-            match shared.ingest.accept(route, &event.payload, metadata, now, &mut waiter) {
-                Ok(taken) => break taken,
-                Err(SubmitError::Closed) => return Err(closing()),
-                Err(SubmitError::NoRoom) => {
-                    if timeout_at(deadline, shared.ingest.room(route)).await.is_err() {
-                        return Err(late(shared, &routes));
-                    }
-                }
-            }
-        });
+    let mut producer = Producer::new(Arc::clone(&shared.ingest));
+    let delivery = async {
+        let mut submitted = Vec::with_capacity(events.len());
+        for (event, route) in events.iter().zip(&routes) {
+            submitted.push(producer.submit_when_room(&submission(event, route, now)).await?);
+        }
+        producer.receipts(&submitted).await
+    };
+    match timeout_at(deadline, delivery).await {
+        Ok(delivered) => delivered.map_err(|Closed| closing()),
+        Err(_) => Err(late(shared, &routes)),
     }
-    let mut receipts = Vec::with_capacity(taken.len());
-    loop {
-        while let Some(next) = taken.get(receipts.len()) {
-            match shared.ingest.receipt(next) {
-                Some(receipt) => receipts.push(receipt),
-                None => break,
-            }
-        }
-        if receipts.len() == taken.len() {
-            let dead_letters = taken.iter().filter(|taken| taken.is_dead()).count();
-            return Ok(Accepted { receipts, dead_letters });
-        }
-        if shared.ingest.is_closed() {
-            return Err(closing());
-        }
-        if timeout_at(deadline, waiter.woken()).await.is_err() {
-            return Err(late(shared, &routes));
-        }
-    }
+}
+
+fn submission<'e>(event: &'e ParsedEvent<'_>, route: &'e Route, arrived: Timestamp) -> Submission<'e> {
+    let metadata = EventMetadata {
+        trace_parent: event.trace_parent.as_deref(),
+        content_type: event.content_type.as_deref(),
+        id: event.id.as_deref(),
+        time: event.time,
+        key: event.subject.as_deref(),
+        exchange: None,
+    };
+    Submission { metadata, ..Submission::new(route, &event.payload, arrived) }
 }
 
 /// Refuses events for which the contract names another publisher. Requests for another source were refused before.

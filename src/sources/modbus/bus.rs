@@ -9,8 +9,7 @@ use super::transport::{Ask, Connection, Dial, LateAnswers};
 use super::write::{self, NotWritten, QueuedWrite, Writer};
 use super::{Config, Ready};
 use crate::clock;
-use crate::ingest::{Ingest, Submitted};
-use crate::journal::Waiter;
+use crate::ingest::{Ingest, Producer, Submitted};
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
 use reporting::Reporter;
@@ -30,7 +29,7 @@ pub struct Source {
     dial: Dial,
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
-    waiter: Waiter,
+    producer: Producer,
     units: Vec<Unit>,
     polls: Vec<GroupPoll>,
     connection: Option<Connection>,
@@ -97,9 +96,9 @@ impl Source {
         stats.set_problem(Some("not connected yet".into()));
         Self {
             dial: ready.dial,
+            producer: Producer::new(Arc::clone(&ingest)),
             ingest,
             stats,
-            waiter: Waiter::default(),
             units,
             polls,
             connection: None,
@@ -124,7 +123,7 @@ impl Source {
 
     /// Polls until the shutdown, then waits for the receipts of the events that it handed in.
     pub async fn run(mut self, mut shutdown: Shutdown) {
-        let bell = self.waiter.bell();
+        let bell = self.producer.bell();
         loop {
             self.take_receipts();
             let now = clock::instant();

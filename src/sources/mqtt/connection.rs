@@ -527,7 +527,8 @@ impl<'s> Connection<'s> {
         let version = if packet.protocol == Protocol::V5 { "5" } else { "3.1.1" };
         let device = shared.devices.connected(&key, &identity, self.peer, version);
         ended.iter().for_each(|filter| newest.report_ended(&device, filter));
-        let inbound = Inbound::new(key, packet.client.clone(), session, options, rights, (device, memory));
+        let parts = (device, memory, Arc::clone(&shared.ingest));
+        let inbound = Inbound::new(key, packet.client.clone(), session, options, rights, parts);
         // One and a half times the keep-alive [MQTT-3.1.2-24], in both versions.
         let silence = Duration::from_millis(u64::from(packet.keep_alive) * 1500);
         let silence_max = (packet.keep_alive > 0).then_some(silence);
@@ -596,7 +597,7 @@ impl<'s> Connection<'s> {
         tokio::pin!(check);
         let (mut checks_often, mut follows_config) = (false, true);
         let eviction = inbound.memory.permit().eviction();
-        let bell = inbound.session.waiter.bell();
+        let bell = inbound.producer.bell();
         let mut written = shared.registry.written();
         let limits = self.limits();
         let journal = shared.ingest.journal();
@@ -771,7 +772,7 @@ impl<'s> Connection<'s> {
             let wait = deadline.saturating_duration_since(clock::instant());
             let something = async {
                 tokio::select! {
-                    () = inbound.session.waiter.woken() => {}
+                    () = inbound.producer.woken() => {}
                     _ = written.changed() => {}
                 }
             };

@@ -17,8 +17,7 @@ use super::{ListenerState, devices::Device};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Route, Submitted};
-use crate::journal::SubmitError;
+use crate::ingest::{EventMetadata, Ingest, Producer, Route, Submission, SubmitError, Submitted};
 use crate::mqtt::packet::{self, Frame, PUBACK, PUBCOMP, PUBREC};
 use crate::mqtt::{Fault, Protocol, ReasonCode};
 use crate::security::Cause;
@@ -31,8 +30,6 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 const ROUTES_MAX: usize = 256;
 /// Highest topic alias that a client of MQTT 5 may set.
 pub(super) const ALIASES_MAX: u16 = 64;
-/// Overhead of a cached route, without its topic and its own bytes: the map entry and the counts.
-const ROUTE_BYTES: usize = 128;
 /// Overhead of a topic alias, without the topic.
 const ALIAS_BYTES: usize = 64;
 /// Bytes of a publish that waits for its receipt.
@@ -57,8 +54,8 @@ pub(super) struct Inbound {
     pub rights: Rights,
     pub device: Arc<Device>,
     aliases: HashMap<u16, String>,
-    /// Routes of topics that the client may publish to.
-    routes: HashMap<String, Arc<Route>>,
+    /// Caches the routes of topics that the client may publish to.
+    pub producer: Producer,
     /// Publishes that the lane has accepted and that are not acknowledged yet, in order of arrival.
     unacknowledged: VecDeque<Unacknowledged>,
     /// Publishes that wait for room in their lane, in order of arrival.
@@ -72,7 +69,6 @@ pub(super) struct Inbound {
     replies: VecDeque<DeferredReply>,
     /// Covers the bytes of all of this.
     pub memory: ConnectionMemory,
-    routes_bytes: usize,
     /// Bytes of the subscriptions and of the publishes in flight to the client.
     outbound_bytes: usize,
     /// The moment at which an incomplete packet began.
@@ -134,11 +130,13 @@ impl Inbound {
     pub(super) fn new(
         key: Key,
         client: String,
-        session: Box<Session>,
+        mut session: Box<Session>,
         options: ClientOptions,
         rights: Rights,
-        (device, memory): (Arc<Device>, ConnectionMemory),
+        (device, memory, ingest): (Arc<Device>, ConnectionMemory, Arc<Ingest>),
     ) -> Self {
+        let waiter = session.waiter.take().unwrap_or_default();
+        let producer = Producer::continued(ingest, waiter, ROUTES_MAX);
         let outbound_bytes = session.outbound.bytes();
         Self {
             key,
@@ -148,7 +146,7 @@ impl Inbound {
             rights,
             device,
             aliases: HashMap::new(),
-            routes: HashMap::new(),
+            producer,
             unacknowledged: VecDeque::new(),
             queued: VecDeque::new(),
             queued_bytes: 0,
@@ -156,7 +154,6 @@ impl Inbound {
             exchanges_open: 0,
             replies: VecDeque::new(),
             memory,
-            routes_bytes: 0,
             outbound_bytes,
             partial_since: None,
             topic_at_fault: String::new(),
@@ -409,7 +406,8 @@ impl Inbound {
                 ..EventMetadata::default()
             };
             let _gate = is_qos2.then(|| shared.registry.gate());
-            match shared.ingest.accept(&route, publish.payload, metadata, arrived.time, &mut self.session.waiter) {
+            let submission = Submission { metadata, ..Submission::new(&route, publish.payload, arrived.time) };
+            match self.producer.submit(&submission) {
                 Ok(taken) => {
                     self.note_accepted(shared, taken, publish.packet_id, publish.qos, hash, arrived.at);
                     return Ok(());
@@ -570,10 +568,8 @@ impl Inbound {
             }
         }
         let topic = topic_of(&self.aliases, publish).ok_or(Fault::protocol("the topic alias is not set"))?;
-        if let Some(route) = self.routes.get(topic)
-            && shared.ingest.is_current(route)
-        {
-            return Ok((Arc::clone(route), None));
+        if let Some(route) = self.producer.cached_route(topic) {
+            return Ok((route, None));
         }
         let (route, denied) = shared.route(topic, &self.client, &self.rights);
         let route = Arc::new(route);
@@ -590,20 +586,16 @@ impl Inbound {
         if !self.memory.is_plentiful() {
             return self.clear_routes();
         }
-        let topic = route.topic().to_owned();
-        if self.routes.len() >= ROUTES_MAX || self.routes.contains_key(&topic) {
+        if !self.producer.has_room_in_cache(route.topic()) {
             self.clear_routes();
         }
-        let bytes = ROUTE_BYTES + topic.len() + route.bytes();
-        if self.memory.reserve(bytes).is_ok() {
-            self.routes_bytes += bytes;
-            self.routes.insert(topic, route);
+        if self.memory.reserve(Producer::cached_bytes(&route)).is_ok() {
+            self.producer.cache(route);
         }
     }
 
     fn clear_routes(&mut self) {
-        self.routes.clear();
-        self.memory.release(std::mem::take(&mut self.routes_bytes));
+        self.memory.release(self.producer.clear_routes());
     }
 
     /// Submits queued publishes as far as their lanes have room.
@@ -617,7 +609,8 @@ impl Inbound {
                 ..EventMetadata::default()
             };
             let _gate = queued.is_qos2.then(|| shared.registry.gate());
-            match shared.ingest.accept(&queued.route, &queued.payload, metadata, now, &mut self.session.waiter) {
+            let submission = Submission { metadata, ..Submission::new(&queued.route, &queued.payload, now) };
+            match self.producer.submit(&submission) {
                 Ok(taken) => {
                     let qos = if queued.packet_id == 0 { 0 } else { 1 + u8::from(queued.is_qos2) };
                     let (id, hash, arrived) = (queued.packet_id, queued.hash, queued.arrived);
@@ -709,6 +702,7 @@ impl Inbound {
         if self.session.permit.is_none() {
             self.session.unanswered = Vec::new();
         }
+        self.session.waiter = Some(self.producer.take_waiter());
         std::mem::take(&mut self.session)
     }
 }

@@ -26,8 +26,8 @@ pub use wills::DueWill;
 use super::outbound::{Outbound, Progress, Subscription};
 use super::shared_subscription::{GroupNote, Groups};
 use super::will::Will;
-use crate::ingest::Submitted;
-use crate::journal::{Change, Journal, Notes, Waiter};
+use crate::ingest::{Submitted, Waiter};
+use crate::journal::{Change, Journal, Notes};
 use crate::memory::Permit;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rows::GroupId;
@@ -115,8 +115,8 @@ pub struct Session {
     pub outbound: Outbound,
     /// The will of the client.
     pub will: Option<Will>,
-    /// Woken when events of this connection or the one before are on the disk.
-    pub waiter: Waiter,
+    /// Woken when events of the last connection are on the disk, while no connection has it.
+    pub waiter: Option<Waiter>,
     /// Covers `unanswered` while no connection does.
     pub permit: Option<Permit>,
 }

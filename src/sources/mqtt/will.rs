@@ -7,8 +7,7 @@ use super::registry::DueWill;
 use super::{Attempt, ListenerState};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Ingest, Route, Submitted};
-use crate::journal::{SubmitError, Waiter};
+use crate::ingest::{Closed, EventMetadata, Ingest, Producer, Route, Submission, Submitted};
 use crate::memory::Permit;
 use crate::mqtt::connect::WillMessage;
 use crate::shutdown::Shutdown;
@@ -21,8 +20,6 @@ use std::time::Duration;
 const FORMAT: u8 = 1;
 /// Largest stored will: a payload and a topic of 64 KiB each, and certificates of the same size.
 const WILL_BYTES_MAX: usize = 192 << 10;
-/// Interval at which a will that waits for its receipt checks whether the journal is closed.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// A will of a session, with its route.
 #[derive(Debug)]
@@ -153,14 +150,14 @@ pub async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown:
         }
     };
     if let Some(will) = stored.and_then(|stored| stored.checked(&shared, permit)) {
-        let mut waiter = Waiter::default();
-        let taken = tokio::select! {
-            taken = will.submit(&shared.ingest, &mut waiter) => taken,
-            () = shutdown.begun() => None,
+        let mut producer = Producer::new(Arc::clone(&shared.ingest));
+        let submitted = tokio::select! {
+            submitted = will.submit(&mut producer) => submitted,
+            () = shutdown.begun() => Err(Closed),
         };
         // On a shutdown the will stays on the disk and is due again after the next start.
-        let Some(taken) = taken else { return };
-        if !wait_durable(&taken, &shared.ingest, &waiter).await {
+        let Ok(submitted) = submitted else { return };
+        if producer.receipts(&[submitted]).await.is_err() {
             return;
         }
     }
@@ -176,37 +173,19 @@ impl Will {
     }
 
     /// Publishes the will. Returns when its lane has accepted the event, or when the journal is closed.
-    pub async fn publish(&self, ingest: &Ingest) {
-        self.submit(ingest, &mut Waiter::default()).await;
+    pub async fn publish(&self, ingest: &Arc<Ingest>) {
+        let _ = self.submit(&mut Producer::new(Arc::clone(ingest))).await;
     }
 
-    /// Submits the will. Returns `None` if the journal is closed.
-    async fn submit(&self, ingest: &Ingest, waiter: &mut Waiter) -> Option<Submitted> {
+    async fn submit(&self, producer: &mut Producer) -> Result<Submitted, Closed> {
         let message = &self.message;
         let metadata = EventMetadata {
             trace_parent: message.trace_parent.as_deref(),
             content_type: message.content_type.as_deref(),
             ..EventMetadata::default()
         };
-        loop {
-            let now = Timestamp::from(clock::wall());
-            match ingest.accept(&self.route, &message.payload, metadata, now, waiter) {
-                Ok(taken) => return Some(taken),
-                Err(SubmitError::Closed) => return None,
-                Err(SubmitError::NoRoom) => ingest.room(&self.route).await,
-            }
-        }
+        let arrived = Timestamp::from(clock::wall());
+        let submission = Submission { metadata, ..Submission::new(&self.route, &message.payload, arrived) };
+        producer.submit_when_room(&submission).await
     }
-}
-
-/// Waits for the receipt of an event. Returns `false` if the journal is closed before.
-async fn wait_durable(taken: &Submitted, ingest: &Ingest, waiter: &Waiter) -> bool {
-    while ingest.receipt(taken).is_none() {
-        if ingest.is_closed() {
-            return false;
-        }
-        // A closed journal does not wake the waiter.
-        let _ = tokio::time::timeout(CHECK_EVERY, waiter.woken()).await;
-    }
-    true
 }

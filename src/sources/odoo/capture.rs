@@ -22,8 +22,8 @@ use crate::clock;
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Route, Submitted};
-use crate::journal::{Lane, Notes, SubmitError, Waiter};
+use crate::ingest::{Closed, EventMetadata, Producer, Route, Submission};
+use crate::journal::{Lane, Notes};
 use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
@@ -87,7 +87,7 @@ pub(super) struct Capture {
     position: Position,
     /// Offset in the lane below which the known records contain every event of this capture.
     applied_offset: u64,
-    waiter: Waiter,
+    producer: Producer,
     next_poll: Instant,
     next_wide: Instant,
     next_deletion_check: Instant,
@@ -117,6 +117,7 @@ impl Capture {
         let lane = Arc::clone(journal.lane(&contract.publication.lane).unwrap_or(journal.dead()));
         let now = clock::instant();
         Self {
+            producer: Producer::new(Arc::clone(&shared.ingest)),
             applied_offset: 0,
             stream,
             route,
@@ -131,7 +132,6 @@ impl Capture {
             own_id: 0,
             major: 0,
             position: Position::default(),
-            waiter: Waiter::default(),
             next_poll: now,
             next_wide: now,
             next_deletion_check: now,
@@ -431,28 +431,15 @@ impl Capture {
     async fn hand_in(&mut self, events: Vec<ChangeEvent>) -> Result<(), RoundError> {
         let arrived = clock::instant();
         let now = Timestamp::from(clock::wall());
-        let mut taken: Vec<Submitted> = Vec::with_capacity(events.len());
-        for event in &events {
-            let payload = event.payload.to_string();
-            let key = event.record_id.to_string();
+        let texts = events.iter().map(|event| (event.payload.to_string(), event.record_id.to_string()));
+        let texts: Vec<(String, String)> = texts.collect();
+        let submissions = events.iter().zip(&texts).map(|(event, (payload, key))| {
             let time = event.after.is_some().then_some(Timestamp(event.write_date.saturating_mul(1_000_000)));
-            let metadata = EventMetadata { id: Some(&event.id), key: Some(&key), time, ..EventMetadata::default() };
-            taken.push(loop {
-                match self.shared.ingest.accept(&self.route, payload.as_bytes(), metadata, now, &mut self.waiter) {
-                    Ok(taken) => break taken,
-                    Err(SubmitError::Closed) => return Err(RoundError::Closed),
-                    Err(SubmitError::NoRoom) => self.shared.ingest.room(&self.route).await,
-                }
-            });
-        }
-        for taken in &taken {
-            while self.shared.ingest.receipt(taken).is_none() {
-                if self.shared.ingest.is_closed() {
-                    return Err(RoundError::Closed);
-                }
-                self.waiter.woken().await;
-            }
-        }
+            let metadata = EventMetadata { id: Some(&event.id), key: Some(key), time, ..EventMetadata::default() };
+            Submission { metadata, ..Submission::new(&self.route, payload.as_bytes(), now) }
+        });
+        let submissions: Vec<Submission<'_>> = submissions.collect();
+        self.producer.deliver(&submissions).await.map_err(|Closed| RoundError::Closed)?;
         self.shared.stats.received.add(events.len() as u64);
         if !events.is_empty() {
             self.shared.stats.ack.record(clock::instant().duration_since(arrived), events.len() as u64);

@@ -7,8 +7,7 @@ use super::Source;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Ingest, Route};
-use crate::journal::SubmitError;
+use crate::ingest::{Ingest, Route, Submission, SubmitError};
 use std::time::{Duration, Instant};
 
 /// Events of a bus that may wait for their receipts; beyond this number changes are collected.
@@ -58,7 +57,7 @@ impl Source {
                 let taken = match has_room {
                     true => {
                         let payload = payload(&unit.device, group, detector, reason, now, at);
-                        self.ingest.accept(route, &payload, EventMetadata::default(), at, &mut self.waiter)
+                        self.producer.submit(&Submission::new(route, &payload, at))
                     }
                     false => Err(SubmitError::NoRoom),
                 };

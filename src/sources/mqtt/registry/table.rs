@@ -6,7 +6,8 @@
 use super::rows::{self, GroupId, HeadContent, head_bytes};
 use super::takeover::ConnectionSlot;
 use super::{Key, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
-use crate::journal::{Change, Waiter};
+use crate::ingest::Waiter;
+use crate::journal::Change;
 use crate::memory::Permit;
 use crate::mqtt::connect::NEVER_EXPIRES;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -48,7 +49,7 @@ pub(super) struct Unwritten {
 pub(super) struct UnansweredPublishes {
     pub(super) publishes: Box<[Unanswered]>,
     /// Woken when those are on the disk.
-    pub(super) waiter: Waiter,
+    pub(super) waiter: Option<Waiter>,
     /// Covers the bytes of both.
     pub(super) permit: Option<Permit>,
 }
