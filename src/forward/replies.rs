@@ -102,16 +102,11 @@ impl Forwarder {
             let Some(Step { record, numbered, .. }) = walk.step_to(&self.lane, at) else { continue };
             let (stream, publication) = (numbered.map_or(0, |(published, _)| published.stream), record.publication);
             let dead_letter = self.dead_letter(&record, numbered, reason, recorded, now);
-            let ticket = loop {
-                // A dead letter acknowledges no exchange with a client.
-                let attributes = record.attributes.iter().filter(|one| !matches!(one, Attribute::Exchange { .. }));
-                match dead_letter.submit(&self.dead, publication, attributes.copied().collect(), &mut waiter) {
-                    Ok(ticket) => break Some(ticket),
-                    Err(crate::journal::SubmitError::NoRoom) => self.dead.room().await,
-                    Err(crate::journal::SubmitError::Closed) => break None,
-                }
-            };
-            if let Some(ticket) = ticket {
+            // A dead letter acknowledges no exchange with a client.
+            let attributes = record.attributes.iter().filter(|one| !matches!(one, Attribute::Exchange { .. }));
+            let stored = dead_letter.encode();
+            let letter = dead_letter.record(&stored, publication, attributes.copied().collect());
+            if let Ok(ticket) = self.dead.submit_when_room(&letter, &mut waiter).await {
                 settled.push((at, stream, ticket));
             }
         }

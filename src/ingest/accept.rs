@@ -173,7 +173,7 @@ impl Ingest {
             self.note_slowed(self.journal.lanes().len(), log, route);
             return Err(SubmitError::NoRoom);
         }
-        let ticket = letter.submit(log, publication, attributes, waiter)?;
+        let ticket = log.submit(&letter.record(&letter.encode(), publication, attributes), None, waiter)?;
         self.shares.add_dead(log, route.party, payload.len());
         Ok(Submitted { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, sparkplug_save: 0 })
     }

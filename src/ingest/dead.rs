@@ -7,7 +7,6 @@ pub mod fates;
 
 use crate::api::LetterStage;
 use crate::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
-use crate::journal::{Lane, Receipt, SubmitError, Ticket, Waiter};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -71,41 +70,17 @@ impl DeadLetter<'_> {
         format!("{}.v{}", self.stream, self.version.split('.').next().unwrap_or_default())
     }
 
-    /// Submits the letter to its log.
-    pub fn submit(
-        &self,
-        lane: &Lane,
-        publication: u32,
-        attributes: Vec<Attribute<'_>>,
-        waiter: &mut Waiter,
-    ) -> Result<Ticket, SubmitError> {
-        self.with_record(publication, attributes, |record| lane.submit(record, None, waiter))
-    }
-
-    /// Submits the letter to its log and waits until it is durable.
-    pub async fn append(&self, lane: &Lane, publication: u32) -> Result<Receipt, SubmitError> {
-        let mut waiter = Waiter::default();
-        let ticket = loop {
-            match self.submit(lane, publication, Vec::new(), &mut waiter) {
-                Ok(ticket) => break ticket,
-                Err(SubmitError::NoRoom) => lane.room().await,
-                Err(SubmitError::Closed) => return Err(SubmitError::Closed),
-            }
-        };
-        lane.await_receipt(ticket, &waiter).await
-    }
-
-    fn with_record<T>(
-        &self,
-        publication: u32,
-        attributes: Vec<Attribute<'_>>,
-        then: impl FnOnce(&Record<'_>) -> T,
-    ) -> T {
-        // The letter's fields precede its payload as JSON: they are few and may grow.
+    /// The stored form: the letter's fields as JSON, since they are few and may grow, before its payload.
+    pub fn encode(&self) -> Vec<u8> {
         let mut stored = serde_json::to_vec(self).unwrap_or_default();
         stored.push(b'\n');
         stored.extend_from_slice(&self.payload);
-        then(&Record {
+        stored
+    }
+
+    /// The record of the letter; `stored` is its encoded form.
+    pub fn record<'r>(&'r self, stored: &'r [u8], publication: u32, attributes: Vec<Attribute<'r>>) -> Record<'r> {
+        Record {
             publication,
             id: Id::mint(),
             time: self.time,
@@ -113,8 +88,8 @@ impl DeadLetter<'_> {
             key: &self.key,
             content: Content::Bytes,
             attributes,
-            payload: &stored,
-        })
+            payload: stored,
+        }
     }
 
     /// Decodes a letter from its record.

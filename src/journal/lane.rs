@@ -199,14 +199,18 @@ impl Lane {
     /// Stores an event and waits until it is durable.
     pub async fn append(&self, record: &Record<'_>) -> Result<Receipt, SubmitError> {
         let mut waiter = Waiter::default();
-        let ticket = loop {
-            match self.submit(record, None, &mut waiter) {
-                Ok(ticket) => break ticket,
-                Err(SubmitError::NoRoom) => self.room().await,
-                Err(SubmitError::Closed) => return Err(SubmitError::Closed),
-            }
-        };
+        let ticket = self.submit_when_room(record, &mut waiter).await?;
         self.await_receipt(ticket, &waiter).await
+    }
+
+    /// Queues an event as soon as there is room. Fails only with [`SubmitError::Closed`].
+    pub async fn submit_when_room(&self, record: &Record<'_>, waiter: &mut Waiter) -> Result<Ticket, SubmitError> {
+        loop {
+            match self.submit(record, None, waiter) {
+                Err(SubmitError::NoRoom) => self.room().await,
+                submitted => return submitted,
+            }
+        }
     }
 
     /// Waits for the receipt of a ticket that was issued to `waiter`. Cancel-safe.
