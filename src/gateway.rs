@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::contract::GatewayNames;
 use crate::event::Timestamp;
 use crate::forward::again::Replays;
-use crate::ingest::Ingest;
 use crate::ingest::dead::fates::DeadLetterStatuses;
+use crate::ingest::{Ingest, StoredEvents};
 use crate::journal::{Journal, RealDisk, Seal};
 use crate::ledger::Ledger;
 use crate::local::Local;
@@ -107,9 +107,10 @@ impl Gateway {
         let (fates, replays, local, registry) = {
             let (journal, bytes) = (Arc::clone(&journal), config.last_values);
             spawn_blocking(move || {
-                let local = Local::open(Arc::clone(&journal), bytes)?;
+                let local = Arc::new(Local::open(Arc::clone(&journal), bytes)?);
                 let (fates, replays) = (DeadLetterStatuses::open(&journal)?, Replays::open(&journal)?);
-                anyhow::Ok((Arc::new(fates), Arc::new(replays), Arc::new(local), Registry::open(journal)?))
+                let registry = Registry::open(StoredEvents::new(journal), Arc::clone(&local))?;
+                anyhow::Ok((Arc::new(fates), Arc::new(replays), local, registry))
             })
             .await??
         };

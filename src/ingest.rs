@@ -13,17 +13,19 @@ mod room;
 mod route;
 mod shares;
 pub mod sparkplug;
+mod stored;
 mod submission;
 
-pub use crate::journal::{Condition, SubmitError, Waiter};
+pub use crate::journal::{Change, Condition, Durable, JournalError, Note, Notes, SubmitError, Waiter};
 pub use producer::Producer;
 pub use route::{Publishing, Route};
 pub use shares::Pace;
+pub use stored::{StoredEvents, StoredLog};
 pub use submission::{Accepted, Closed, EventMetadata, Submission, Submitted};
 
 use crate::contract::{Contracts, Sender, SourceKind, TopicMatch};
 use crate::event::push_path_segment;
-use crate::journal::{Journal, JournalError, Lane, Receipt};
+use crate::journal::{Journal, Lane, Receipt};
 use crate::memory::Budget;
 use crate::secret::Secret;
 use crate::telemetry::Counter;
@@ -197,9 +199,9 @@ impl Ingest {
         self.lanes(taken.lane).receipt(taken.ticket)
     }
 
-    /// The journal that stores the events.
-    pub fn journal(&self) -> &Arc<Journal> {
-        &self.journal
+    /// The stored events.
+    pub fn stored(&self) -> StoredEvents {
+        StoredEvents::new(Arc::clone(&self.journal))
     }
 
     /// Whether the journal is closed: events without a receipt will never get one.

@@ -16,6 +16,7 @@ pub use last::LastValue;
 pub use waiters::{FilterWaiter, MatchRange};
 
 use crate::clock;
+pub use crate::journal::Published;
 use crate::journal::{Journal, JournalError, Lane, Note, Notes};
 use crate::mqtt::Filter;
 use crate::runtime::spawn_blocking;
@@ -92,9 +93,14 @@ impl Local {
         self.last.lock()
     }
 
-    /// Returns the journal that the feeds read.
-    pub fn journal(&self) -> &Journal {
-        &self.journal
+    /// Returns the publication that renders a last value.
+    pub fn published(&self, value: &LastValue) -> Option<Arc<Published>> {
+        self.journal.published(value.record()?.publication)
+    }
+
+    /// Reads the event at a position. Returns `None` if retention has removed it or its segment is damaged.
+    pub async fn event_at(&self, place: JournalPosition) -> Option<Event> {
+        Event::at(&self.journal, place).await
     }
 
     /// Returns the last values of all topics for which `wanted` returns `true`.

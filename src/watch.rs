@@ -267,12 +267,11 @@ impl Watch {
     fn machines(&self) -> Vec<Machine> {
         let Some(config) = &self.config.machines else { return Vec::new() };
         let Ok(pointer) = Pointer::parse(&config.state) else { return Vec::new() };
-        let journal = self.ingest.journal();
         let mut seen = BTreeSet::new();
         let mut machines = Vec::new();
         for (_, value) in self.local.last_values(|_| true) {
             let Some(record) = value.record() else { continue };
-            let Some(published) = value.published(journal) else { continue };
+            let Some(published) = self.local.published(&value) else { continue };
             let Some(work_center) = config.work_centers.get(record.key) else { continue };
             if published.publication.stream != config.stream || !seen.insert(record.key.to_owned()) {
                 continue;

@@ -57,8 +57,7 @@ impl Event {
         Self { place: *place, published: Arc::clone(published), sequence: *sequence, recorded: *recorded, record }
     }
 
-    /// Reads the event at a position. Returns `None` if retention has removed it or its segment is damaged.
-    pub async fn at(journal: &Journal, place: JournalPosition) -> Option<Self> {
+    pub(super) async fn at(journal: &Journal, place: JournalPosition) -> Option<Self> {
         let lane = Arc::clone(journal.lanes().get(place.lane)?);
         let read = spawn_blocking(move || {
             let mut walk = lane.walk_at(place.offset).ok()??;

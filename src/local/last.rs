@@ -5,7 +5,7 @@
 
 use super::feed::{EventRef, JournalPosition};
 use crate::event::{Record, Timestamp};
-use crate::journal::{Note, Published};
+use crate::journal::Note;
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -184,11 +184,6 @@ impl LastValue {
     /// Decodes the stored event; returns `None` if a newer version of the gateway wrote it.
     pub fn record(&self) -> Option<Record<'_>> {
         Record::decode(&self.record).ok()
-    }
-
-    /// Returns the publication that renders it.
-    pub fn published(&self, journal: &crate::journal::Journal) -> Option<Arc<Published>> {
-        journal.published(self.record()?.publication)
     }
 }
 

@@ -21,8 +21,7 @@ mod subscriptions;
 
 use crate::clock;
 use crate::contract::Pattern;
-use crate::ingest::{Ingest, Producer};
-use crate::journal::Notes;
+use crate::ingest::{Ingest, Notes, Producer};
 use crate::link::{self, Inbox, LinkError, Protocol, Reconnect, Target};
 use crate::mqtt::Filter;
 use crate::setting::Span;

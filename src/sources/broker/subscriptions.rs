@@ -3,7 +3,7 @@
 use super::Config;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock;
-use crate::journal::Notes;
+use crate::ingest::Notes;
 use crate::link::{self, Output, Protocol, Session, Subscription};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};

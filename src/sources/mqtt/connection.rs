@@ -600,10 +600,9 @@ impl<'s> Connection<'s> {
         let bell = inbound.producer.bell();
         let mut written = shared.registry.written();
         let limits = self.limits();
-        let journal = shared.ingest.journal();
         let Inbound { session, rights, options, .. } = &mut *inbound;
         let may = |topic: &str| rights.may_subscribe(topic);
-        Box::pin(session.outbound.resend_in_flight(*options, journal, &may, &mut self.output)).await;
+        Box::pin(session.outbound.resend_in_flight(*options, &shared.local, &may, &mut self.output)).await;
         let first = std::mem::take(&mut self.input);
         inbound.memory.buffer_shrunk(0);
         if let Some(end) = self.handle_bytes(inbound, &first) {

@@ -15,8 +15,7 @@ pub use progress::Progress;
 use super::shared_subscription::{self, Group};
 use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
-use crate::journal::{Journal, Published};
-use crate::local::{Enough, Event, Feed, JournalPosition, Local};
+use crate::local::{Enough, Event, Feed, JournalPosition, Local, Published};
 use crate::mqtt::Protocol;
 use crate::mqtt::client::{Head, push_publish};
 use crate::mqtt::connect::NEVER_EXPIRES;
@@ -280,7 +279,7 @@ impl Outbound {
             if limits.age.as_secs() < u64::from(NEVER_EXPIRES) { now.before(limits.age) } else { Timestamp(i64::MIN) };
         let oldest = self.last_values.oldest(oldest, self.feed.as_ref());
         self.last_values.look_up(&self.active, local, oldest);
-        self.fill_last_values(options, local.journal(), output);
+        self.fill_last_values(options, local, output);
         if self.last_values.pauses_feed() {
             return 0;
         }
@@ -314,12 +313,12 @@ impl Outbound {
         too_old
     }
 
-    fn fill_last_values(&mut self, options: ClientOptions, journal: &Journal, output: &mut Vec<u8>) {
+    fn fill_last_values(&mut self, options: ClientOptions, local: &Local, output: &mut Vec<u8>) {
         while self.has_room(output) {
             let Some((value, serial)) = self.last_values.values.pop_front() else { break };
             let Some(active) = self.active.iter().find(|active| active.serial == serial) else { continue };
             let (qos, ids) = (active.subscription.qos, Vec::from_iter(active.subscription.id));
-            let Some((record, published)) = value.record().zip(value.published(journal)) else { continue };
+            let Some((record, published)) = value.record().zip(local.published(&value)) else { continue };
             let head = self.head(qos, true);
             let is_sent = self.push(options, head, &ids, &published, &record, value.sequence, value.recorded, output);
             if is_sent && head.packet_id > 0 {
@@ -353,7 +352,7 @@ impl Outbound {
     pub async fn resend_in_flight(
         &mut self,
         options: ClientOptions,
-        journal: &Journal,
+        local: &Local,
         may: &(dyn Fn(&str) -> bool + Sync),
         output: &mut Vec<u8>,
     ) {
@@ -361,7 +360,7 @@ impl Outbound {
         while let Some(flight) = self.resend.pop_front() {
             let Delivery::Event(place) = &flight.delivery else { continue };
             // An event that the journal does not have any more cannot be sent.
-            let Some(event) = Event::at(journal, *place).await else { continue };
+            let Some(event) = local.event_at(*place).await else { continue };
             let Some(record) = event.record() else { continue };
             topic.clear();
             event.published.renderer.push_topic(&record, &mut topic);

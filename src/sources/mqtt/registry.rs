@@ -26,8 +26,7 @@ pub use wills::DueWill;
 use super::outbound::{Outbound, Progress, Subscription};
 use super::shared_subscription::{GroupNote, Groups};
 use super::will::Will;
-use crate::ingest::{Submitted, Waiter};
-use crate::journal::{Change, Journal, Notes};
+use crate::ingest::{Change, Notes, StoredEvents, Submitted, Waiter};
 use crate::memory::Permit;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rows::GroupId;
@@ -143,7 +142,7 @@ pub struct Unanswered {
 /// The clients of all listeners.
 #[derive(Debug)]
 pub struct Registry {
-    journal: Arc<Journal>,
+    stored: StoredEvents,
     notes: Notes,
     groups: Groups,
     table: Mutex<Table>,
@@ -208,7 +207,7 @@ impl Registry {
     /// Adds or replaces a subscription of a persistent session; [`Registry::save_progress`] requests the write.
     /// Returns `false` if a limit or the reserve of the disk is reached.
     pub fn subscribed(&self, key: &Key, subscription: &Subscription, is_new: bool, quotas: Quotas) -> bool {
-        if is_new && !self.has_disk_room() {
+        if is_new && !self.stored.has_disk_room() {
             return false;
         }
         let mut has_room = true;
@@ -285,11 +284,6 @@ impl Registry {
     /// Follows the number of the newest write that is on the disk.
     pub fn written(&self) -> watch::Receiver<u64> {
         self.written.subscribe()
-    }
-
-    /// Returns whether the disk has more room than its reserve.
-    fn has_disk_room(&self) -> bool {
-        self.journal.disk_room().is_ok_and(|room| !room.is_used_up())
     }
 
     /// Returns the number of persistent sessions.

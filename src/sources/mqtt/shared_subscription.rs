@@ -2,7 +2,6 @@
 //!
 //! Promise: an event that a member did not acknowledge before it left goes to another member.
 
-use crate::journal::Journal;
 use crate::local::{Enough, Event, Feed, FilterWaiter, JournalPosition, Local, MatchRange};
 use crate::mqtt::topic::{Filter, split_share};
 use parking_lot::{Mutex, MutexGuard};
@@ -24,7 +23,7 @@ const SWEPT_MIN: usize = 64;
 /// connected; after that its stored position remains.
 #[derive(Debug)]
 pub struct Groups {
-    journal: Arc<Journal>,
+    local: Arc<Local>,
     all: Mutex<All>,
 }
 
@@ -47,7 +46,7 @@ impl All {
 #[derive(Debug)]
 pub struct Group {
     filter: Filter,
-    journal: Arc<Journal>,
+    local: Arc<Local>,
     /// The member that holds the lock takes the next event.
     feed: tokio::sync::Mutex<GroupFeed>,
     state: Mutex<GroupState>,
@@ -99,8 +98,8 @@ impl GroupNote {
 
 impl Groups {
     /// Creates an empty list.
-    pub fn new(journal: Arc<Journal>) -> Self {
-        Self { journal, all: Mutex::default() }
+    pub fn new(local: Arc<Local>) -> Self {
+        Self { local, all: Mutex::default() }
     }
 
     /// Returns the group of a shared filter, which the caller has checked. A group without connected members
@@ -134,7 +133,7 @@ impl Groups {
         let attention = local.register_waiter(&filter, &feed);
         let group = Arc::new(Group {
             filter,
-            journal: Arc::clone(&self.journal),
+            local: Arc::clone(&self.local),
             feed: tokio::sync::Mutex::new(GroupFeed { feed, attention, reach: Vec::new() }),
             state: Mutex::new(GroupState { next, given_back, ..GroupState::default() }),
             has_given_back: tokio::sync::Notify::new(),
@@ -270,7 +269,7 @@ impl Group {
     async fn again(&self) -> Option<Event> {
         loop {
             let place = *self.state().given_back.front()?;
-            let event = Event::at(&self.journal, place).await;
+            let event = self.local.event_at(place).await;
             // From here on there is no await: a drop before this point has taken nothing.
             self.state().given_back.pop_front();
             // An event that the journal does not have any more is skipped.

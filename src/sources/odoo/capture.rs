@@ -22,8 +22,7 @@ use crate::clock;
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Closed, EventMetadata, Producer, Route, Submission};
-use crate::journal::{Lane, Notes};
+use crate::ingest::{Closed, EventMetadata, Notes, Producer, Route, StoredLog, Submission};
 use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
@@ -79,7 +78,7 @@ pub(super) struct Capture {
     mirror: Arc<Mirror>,
     hints: Arc<Hints>,
     route: Route,
-    lane: Arc<Lane>,
+    log: StoredLog,
     notes: Notes,
     model_fields: Option<ModelFields>,
     own_id: i64,
@@ -113,15 +112,14 @@ impl Capture {
             &stream,
             Sender { client: shared.client.database(), ..Sender::default() },
         );
-        let journal = shared.ingest.journal();
-        let lane = Arc::clone(journal.lane(&contract.publication.lane).unwrap_or(journal.dead()));
+        let log = shared.ingest.stored().log(&contract.publication.lane);
         let now = clock::instant();
         Self {
             producer: Producer::new(Arc::clone(&shared.ingest)),
             applied_offset: 0,
             stream,
             route,
-            lane,
+            log,
             shared,
             contract,
             section,
@@ -195,7 +193,7 @@ impl Capture {
 
     /// Does everything that is due: first load, hinted records, poll.
     async fn round(&mut self) -> Result<(), RoundError> {
-        self.applied_offset = self.lane.end();
+        self.applied_offset = self.log.end();
         let began = clock::instant();
         self.describe_model().await?;
         if self.position.load_after.is_some() {
@@ -257,7 +255,7 @@ impl Capture {
         }
         let total = self.count().await?;
         while let Some(after) = self.position.load_after {
-            self.applied_offset = self.lane.end();
+            self.applied_offset = self.log.end();
             let condition = [self.load_conditions(), vec![json!(["id", ">", after])]].concat();
             let (rows, _) = self.read(condition).await?;
             let last = rows.last().map(|row| row.id);
@@ -267,7 +265,7 @@ impl Capture {
             let loaded = self.mirror.known().len();
             self.shared.health.loads(&self.stream, (!is_end).then_some((loaded, total)));
             if self.mirror.known().dirty_count() >= NOTE_AFTER {
-                self.applied_offset = self.lane.end();
+                self.applied_offset = self.log.end();
                 self.note().await;
             }
         }
@@ -276,7 +274,7 @@ impl Capture {
         let records = self.mirror.known().len();
         tracing::info!(source = %self.shared.config.name, stream = %self.stream, records, "first load is complete");
         self.next_deletion_check = clock::instant() + self.shared.config.deletions.0;
-        self.applied_offset = self.lane.end();
+        self.applied_offset = self.log.end();
         self.note().await;
         Ok(())
     }

@@ -9,7 +9,7 @@
 use super::change_event::{self, EventContext, Occasion};
 use super::model_fields::{Row, bare};
 use crate::contract::odoo::Section;
-use crate::journal::Note;
+use crate::ingest::Note;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

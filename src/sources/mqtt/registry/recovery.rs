@@ -3,12 +3,13 @@
 //! Invariant: every row is read once and none is kept in memory.
 
 use super::super::will::StoredWill;
-use super::rows::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, lanes, parse_row};
+use super::rows::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, parse_row};
 use super::table::{Table, WillState};
 use super::writer::Writer;
 use super::{Groups, Key, Registry};
 use crate::clock;
-use crate::journal::{Change, Journal, JournalError, Notes};
+use crate::ingest::{Change, JournalError, Notes, StoredEvents};
+use crate::local::Local;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,20 +18,20 @@ use tokio::sync::watch;
 impl Registry {
     /// Reads the stored sessions and the QoS 2 exchanges that began after their heads were written. Blocks the
     /// thread.
-    pub fn open(journal: Arc<Journal>) -> Result<Arc<Self>, JournalError> {
-        let notes = journal.notes("mqtt");
+    pub fn open(stored: StoredEvents, local: Arc<Local>) -> Result<Arc<Self>, JournalError> {
+        let notes = stored.notes("mqtt");
         let mut table = Table::default();
         let keys = find_heads(&mut table, &notes)?;
         find_subscriptions(&mut table, &keys, &notes)?;
         find_wills(&mut table, &keys, &notes)?;
         find_groups(&mut table, &notes)?;
-        find_exchanges(&mut table, &keys, &notes, &journal)?;
+        find_exchanges(&mut table, &keys, &notes, &stored)?;
         if table.persistent > 0 {
             tracing::info!(sessions = table.persistent, bytes = table.bytes, "loaded the sessions of clients");
         }
         let registry = Arc::new(Self {
-            groups: Groups::new(Arc::clone(&journal)),
-            journal,
+            groups: Groups::new(local),
+            stored,
             notes,
             table: Mutex::new(table),
             gate: RwLock::new(()),
@@ -117,7 +118,7 @@ fn find_groups(table: &mut Table, notes: &Notes) -> Result<(), JournalError> {
 }
 
 /// Finds exchanges in the records that are newer than the heads.
-fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journal) -> Result<(), JournalError> {
+fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, stored: &StoredEvents) -> Result<(), JournalError> {
     if keys.is_empty() {
         return Ok(());
     }
@@ -126,8 +127,8 @@ fn find_exchanges(table: &mut Table, keys: &Keys, notes: &Notes, journal: &Journ
         None => HashMap::new(),
     };
     let mut found: HashMap<u64, BTreeSet<u16>> = HashMap::new();
-    for lane in lanes(journal) {
-        follow_exchanges(lane, from.get(&lane.name).copied(), |session, packet_id| {
+    for log in stored.logs() {
+        follow_exchanges(&log, from.get(log.name()).copied(), |session, packet_id| {
             if keys.contains_key(&session) {
                 found.entry(session).or_default().insert(packet_id);
             }

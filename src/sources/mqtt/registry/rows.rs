@@ -11,13 +11,11 @@
 use super::super::outbound::{Progress, Subscription};
 use super::Key;
 use crate::event::Attribute;
-use crate::ingest::Submitted;
-use crate::journal::{Durable, Journal, JournalError, Lane, ReadResult};
+use crate::ingest::{Durable, JournalError, StoredLog, Submitted};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
-use std::sync::Arc;
 
 /// Prefix of the names of session heads.
 pub(super) const HEADS: &str = "session/";
@@ -163,39 +161,21 @@ impl Head {
     }
 }
 
-/// All logs that can hold records of exchanges, in the order of [`Submitted`]'s numbers.
-pub(super) fn lanes(journal: &Journal) -> impl Iterator<Item = &Arc<Lane>> {
-    journal.lanes().iter().chain([journal.dead()])
-}
-
-/// Reads the records of a lane from `from` on and reports each exchange: session number and packet id.
+/// Reads the records of a log from `from` on and reports each exchange: session number and packet id.
 pub(super) fn follow_exchanges(
-    lane: &Lane,
+    log: &StoredLog,
     from: Option<u64>,
     mut found: impl FnMut(u64, u16),
 ) -> Result<(), JournalError> {
-    let end = lane.end();
-    let mut next = from.unwrap_or(end);
-    while next < end {
-        let block = match lane.look(next)? {
-            ReadResult::Block(block) => block,
-            ReadResult::Lost { to } => {
-                next = to.max(next + 1);
-                continue;
-            }
-        };
-        for (offset, record) in (block.header.first..).zip(block.records()) {
-            let exchange = record.attribute(|attribute| match attribute {
-                Attribute::Exchange { session, packet_id } => Some((*session, *packet_id)),
-                _ => None,
-            });
-            if let Some((session, packet_id)) = exchange.filter(|_| offset >= next) {
-                found(session, packet_id);
-            }
+    log.each(from.unwrap_or(log.end()), |record| {
+        let exchange = record.attribute(|attribute| match attribute {
+            Attribute::Exchange { session, packet_id } => Some((*session, *packet_id)),
+            _ => None,
+        });
+        if let Some((session, packet_id)) = exchange {
+            found(session, packet_id);
         }
-        next = block.end();
-    }
-    Ok(())
+    })
 }
 
 #[cfg(test)]

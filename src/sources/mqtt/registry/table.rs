@@ -6,8 +6,7 @@
 use super::rows::{self, GroupId, HeadContent, head_bytes};
 use super::takeover::ConnectionSlot;
 use super::{Key, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
-use crate::ingest::Waiter;
-use crate::journal::Change;
+use crate::ingest::{Change, Waiter};
 use crate::memory::Permit;
 use crate::mqtt::connect::NEVER_EXPIRES;
 use std::collections::{BTreeSet, HashMap, VecDeque};

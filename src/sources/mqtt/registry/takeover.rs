@@ -8,7 +8,7 @@ use super::rows::{self, Head, HeadContent};
 use super::table::{ClientEntry, Table, UnansweredPublishes, WillState};
 use super::{Exchange, Key, Outbound, PendingWill, Registry, Session, Subscription, keep_groups};
 use crate::clock;
-use crate::journal::{Change, JournalError};
+use crate::ingest::{Change, JournalError};
 use crate::runtime::spawn_blocking;
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,7 +187,7 @@ impl Registry {
         let before = table.clients.get(key).and_then(|entry| entry.stored.as_ref());
         table.check_limits(key, &request, before)?;
         let is_present = before.is_some() && !request.is_clean;
-        if !is_present && request.expiry > 0 && !self.has_disk_room() {
+        if !is_present && request.expiry > 0 && !self.stored.has_disk_room() {
             return Err(NoSession::NoDisk);
         }
         let (key, mut entry) = table.take(key);

@@ -4,13 +4,15 @@ use super::table::ClientEntry;
 use super::takeover::LEAVE_WAIT_MAX;
 use super::*;
 use crate::clock;
-use crate::journal::{Config, RealDisk, Seal};
+use crate::journal::{Config, Journal, RealDisk, Seal};
+use crate::local::Local;
 
 fn open(folder: &std::path::Path) -> Arc<Registry> {
     let config = Config::of_notes(folder.join("journal"));
     let seal = Seal { format: 1, environment: "test".into() };
     let journal = Arc::new(Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens"));
-    Registry::open(journal).expect("opens")
+    let local = Arc::new(Local::open(Arc::clone(&journal), 0).expect("opens"));
+    Registry::open(StoredEvents::new(journal), local).expect("opens")
 }
 
 const QUOTAS: Quotas = Quotas { sessions: 10, sessions_of_name: 3, bytes: 1 << 20, bytes_of_name: 10_000 };

@@ -3,7 +3,7 @@
 use super::rows;
 use super::table::WillState;
 use super::{Key, Registry};
-use crate::journal::{Change, JournalError};
+use crate::ingest::{Change, JournalError};
 use crate::runtime::spawn_blocking;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

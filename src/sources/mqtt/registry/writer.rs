@@ -1,11 +1,11 @@
 //! The writer thread of sessions: it joins many changes in one commit and drops written state from memory.
 
 use super::super::shared_subscription::Group;
-use super::rows::{self, GroupId, lanes};
+use super::rows::{self, GroupId};
 use super::table::Table;
 use super::{Key, RETRY, Registry, WRITE_AFTER, WRITE_AFTER_EVENTS};
 use crate::clock;
-use crate::journal::{Change, Durable, Journal, JournalError};
+use crate::ingest::{Change, Durable, JournalError, StoredEvents, StoredLog};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,8 +40,8 @@ struct Batch {
     wills: usize,
 }
 
-fn sum_of_ends(journal: &Journal) -> u64 {
-    lanes(journal).map(|lane| lane.end()).sum()
+fn sum_of_ends(stored: &StoredEvents) -> u64 {
+    stored.logs().map(|log| log.end()).sum()
 }
 
 impl Writer {
@@ -82,7 +82,7 @@ impl Writer {
             let now = clock::instant();
             let has_changed = !table.changed.is_empty() || !table.removals.is_empty();
             let is_due = has_changed && now.duration_since(self.written_at) >= WRITE_AFTER;
-            let passed = sum_of_ends(&registry.journal).saturating_sub(self.exchanges_end);
+            let passed = sum_of_ends(&registry.stored).saturating_sub(self.exchanges_end);
             let is_far = table.persistent > 0 && passed >= WRITE_AFTER_EVENTS;
             if table.wanted > done || table.is_closing || is_due || is_far {
                 return (table.wanted, table.is_closing);
@@ -142,8 +142,8 @@ impl Writer {
 
     /// Collects all changes. Heads and the row `exchanges` describe the same moment; no exchange begins meanwhile.
     fn gather(&mut self, table: &mut Table) -> Batch {
-        let journal = &self.registry.journal;
-        let durable: Vec<Durable> = lanes(journal).map(|lane| lane.durable()).collect();
+        let logs: Vec<StoredLog> = self.registry.stored.logs().collect();
+        let durable: Vec<Durable> = logs.iter().map(StoredLog::durable).collect();
         let keys = std::mem::take(&mut table.changed);
         let removals = table.removals.len();
         let mut changes = table.removals.clone();
@@ -169,7 +169,7 @@ impl Writer {
             }
         }
         let ends: HashMap<&str, u64> =
-            lanes(journal).map(|lane| lane.name.as_str()).zip(durable.iter().map(|durable| durable.end)).collect();
+            logs.iter().map(StoredLog::name).zip(durable.iter().map(|durable| durable.end)).collect();
         self.exchanges_end = durable.iter().map(|durable| durable.end).sum();
         changes.push(Change::Put(rows::EXCHANGES.into(), postcard::to_stdvec(&ends).unwrap_or_default()));
         let is_will = |change: &&Change| matches!(change, Change::Put(name, _) if name.starts_with(rows::WILLS));

@@ -4,10 +4,8 @@ use super::super::known_records::{IdScope, KnownRecords};
 use super::super::position::Position;
 use super::{Capture, NOTE_AFTER};
 use crate::clock;
-use crate::journal::{JournalError, Lane, ReadResult};
+use crate::ingest::JournalError;
 use crate::runtime::spawn_blocking;
-use serde_json::Value;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Interval between two saves of changed records. The journal holds later changes, and each save is a commit.
@@ -49,7 +47,7 @@ impl Capture {
 
     /// Restores the state from the notes and from the events that the journal accepted after them.
     pub(super) async fn restore(&mut self) -> Result<(), JournalError> {
-        let (notes, prefix, lane) = (self.notes.clone(), self.prefix(), Arc::clone(&self.lane));
+        let (notes, prefix, log) = (self.notes.clone(), self.prefix(), self.log.clone());
         let stream = self.contract.publication.stream_id();
         let mut origin = String::new();
         crate::event::push_path_segment(&mut origin, &self.shared.config.name);
@@ -63,7 +61,14 @@ impl Capture {
             let Some(position) = position else { return Ok(None) };
             let mut known = KnownRecords::restore(notes.all(&format!("{prefix}known/"))?, pool);
             let scope = IdScope { database: &database, model: &model, stream: &name };
-            replay(&lane, position.offset, &stream, &origin, |payload| known.apply(payload, &scope))?;
+            log.each(position.offset.max(1), |record| {
+                if record.origin == origin
+                    && log.is_of(record, &stream)
+                    && let Ok(payload) = serde_json::from_slice(record.payload)
+                {
+                    known.apply(&payload, &scope);
+                }
+            })?;
             Ok(Some((position, known)))
         });
         // After a panic the capture starts without saved state.
@@ -75,37 +80,12 @@ impl Capture {
             if self.position.load_after.is_none() {
                 self.mirror.complete();
             }
-            self.applied_offset = self.lane.end();
+            self.applied_offset = self.log.end();
         } else {
             // With this position a crash before the first saved records can be restored from the journal.
-            self.applied_offset = self.lane.end();
+            self.applied_offset = self.log.end();
             self.note().await;
         }
         Ok(())
     }
-}
-
-/// Calls `see` with the payload of each event of a stream and origin from an offset on. Blocks the thread.
-fn replay(lane: &Lane, from: u64, stream: &str, origin: &str, mut see: impl FnMut(&Value)) -> Result<(), JournalError> {
-    let mut next = from.max(1);
-    let end = lane.end();
-    while next < end {
-        match lane.look(next)? {
-            ReadResult::Lost { to } => next = to.max(next + 1),
-            ReadResult::Block(block) => {
-                for (offset, record) in (block.header.first..).zip(block.records()) {
-                    let is_ours = offset >= next
-                        && record.origin == origin
-                        && lane
-                            .published(record.publication)
-                            .is_some_and(|published| published.publication.stream_id() == stream);
-                    if is_ours && let Ok(payload) = serde_json::from_slice(record.payload) {
-                        see(&payload);
-                    }
-                }
-                next = next.max(block.end());
-            }
-        }
-    }
-    Ok(())
 }
