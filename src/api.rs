@@ -23,7 +23,7 @@ pub use journal::{
     Backup, BackupProgress, BackupRequest, ExportProgress, ExportRequest, LaneRecount, OwedRecount, OwedStream,
     Recount, Selection, StateRecount, StreamRecount, VerifyProgress,
 };
-pub use letters::{DeadLetterState, DeadLetterStatus, LetterDecision, LetterEdit, LetterFilter, LetterStage};
+pub use letters::{DeadLetterState, DeadLetterStatus, Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 pub use operation::{AuditEntry, DeviceStatus, HealthCheck, ReloadAnswer, TailEvent};
 pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 pub use status::{

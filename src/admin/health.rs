@@ -3,7 +3,7 @@
 //! Promise: a failed check states its reason, one line per check. A link that is down does not fail a check: the gateway
 //! still collects events.
 
-use super::Handles;
+use super::handles::Handles;
 use crate::api::{Balance, HealthCheck};
 use crate::contract::SourceKind;
 use crate::journal::Condition;

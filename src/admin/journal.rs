@@ -5,8 +5,8 @@
 //!
 //! Promise: a slow client slows the operation down, and pins no page of a file meanwhile.
 
-use super::rows::{PIECES_MAX, stepped};
-use super::{ApiError, ApiResult, App, caller, read_json, refuse, try_blocking};
+use super::request::{ApiError, ApiResult, CommandRequest, read_json, refuse, try_blocking};
+use super::streaming::{PIECES_MAX, stepped};
 use crate::api::{BackupRequest, ExportRequest};
 use crate::clock;
 use crate::http;
@@ -34,8 +34,8 @@ fn permit() -> Result<SemaphorePermit<'static>, ApiError> {
     })
 }
 
-fn lanes(app: &App) -> Vec<Arc<dyn History>> {
-    let journal = &app.handles.journal;
+fn lanes(request: &CommandRequest) -> Vec<Arc<dyn History>> {
+    let journal = &request.handles.journal;
     let all = journal.lanes().iter().chain([journal.dead()]);
     all.map(|lane| Arc::clone(lane) as Arc<dyn History>).collect()
 }
@@ -52,16 +52,16 @@ fn push_error(out: &mut Vec<u8>, error: &dyn std::error::Error) {
     out.extend_from_slice(format!("!{}\n", error.to_string().replace('\n', " ")).as_bytes());
 }
 
-pub(super) async fn export(app: App, body: Incoming) -> ApiResult {
-    let request: ExportRequest = read_json(body).await?;
+pub(super) async fn export(request: CommandRequest, body: Incoming) -> ApiResult {
+    let wanted: ExportRequest = read_json(body).await?;
     let permit = permit()?;
-    let publications = app.handles.journal.publications();
-    let what = serde_json::to_value(&request).unwrap_or_default();
-    let export = Export::new(lanes(&app), &publications, request.selection, request.with_offsets);
+    let publications = request.handles.journal.publications();
+    let what = serde_json::to_value(&wanted).unwrap_or_default();
+    let export = Export::new(lanes(&request), &publications, wanted.selection, wanted.with_offsets);
     let mut export = export.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
     // The audit entry is durable before the first event is sent.
-    let mut audit = AuditedOperation::begin(&app, "export", what).await?;
-    stepped(app.shutdown, permit, move |out| match export.step(out) {
+    let mut audit = AuditedOperation::begin(&request, "export", what).await?;
+    stepped(request.shutdown, permit, move |out| match export.step(out) {
         Ok(more) => {
             push_json(out, "#", export.progress());
             if !more {
@@ -79,24 +79,23 @@ pub(super) async fn export(app: App, body: Incoming) -> ApiResult {
 
 /// Audits begin and result of an operation. Without a result, drop records it as cut short.
 struct AuditedOperation {
-    app: App,
+    request: CommandRequest,
     action: &'static str,
-    by: Option<u32>,
     is_over: bool,
 }
 
 impl AuditedOperation {
     /// Audits the begin; returns when the entry is durable.
-    async fn begin(app: &App, action: &'static str, what: serde_json::Value) -> Result<Self, ApiError> {
-        let (ours, by) = (app.clone(), caller().0);
-        try_blocking(move || ours.handles.journal.audit(action, by, &what, BEGUN)).await?;
-        Ok(Self { app: app.clone(), action, by, is_over: false })
+    async fn begin(request: &CommandRequest, action: &'static str, what: serde_json::Value) -> Result<Self, ApiError> {
+        let ours = request.clone();
+        try_blocking(move || ours.audit(action, &what, BEGUN)).await?;
+        Ok(Self { request: request.clone(), action, is_over: false })
     }
 
     /// Audits the result. Blocks the thread.
     fn end(&mut self, result: &str, what: serde_json::Value) {
         self.is_over = true;
-        if let Err(error) = self.app.handles.journal.audit(self.action, self.by, &what, result) {
+        if let Err(error) = self.request.audit(self.action, &what, result) {
             tracing::error!(action = self.action, result, %error, "could not audit the result of the operation; its begin is audited");
         }
     }
@@ -105,22 +104,22 @@ impl AuditedOperation {
 impl Drop for AuditedOperation {
     fn drop(&mut self) {
         if !self.is_over {
-            let (app, action, by) = (self.app.clone(), self.action, self.by);
+            let (request, action) = (self.request.clone(), self.action);
             // Not awaited: the client has disconnected, and the entry of the begin exists.
             spawn_blocking(move || {
-                let mut operation = Self { app, action, by, is_over: false };
+                let mut operation = Self { request, action, is_over: false };
                 operation.end("cut short", serde_json::Value::Null);
             });
         }
     }
 }
 
-pub(super) async fn verify(app: App) -> ApiResult {
+pub(super) async fn verify(request: CommandRequest) -> ApiResult {
     let permit = permit()?;
-    let mut audit = AuditedOperation::begin(&app, "verify", serde_json::Value::Null).await?;
-    let mut counting = Some(Verification::new(lanes(&app)));
-    let journal = Arc::clone(&app.handles.journal);
-    stepped(app.shutdown, permit, move |out| {
+    let mut audit = AuditedOperation::begin(&request, "verify", serde_json::Value::Null).await?;
+    let mut counting = Some(Verification::new(lanes(&request)));
+    let journal = Arc::clone(&request.handles.journal);
+    stepped(request.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };
         match under_way.step() {
             Ok(true) => {
@@ -143,21 +142,21 @@ pub(super) async fn verify(app: App) -> ApiResult {
     })
 }
 
-pub(super) async fn backup(app: App, body: Incoming) -> ApiResult {
-    let request: BackupRequest = read_json(body).await?;
+pub(super) async fn backup(request: CommandRequest, body: Incoming) -> ApiResult {
+    let wanted: BackupRequest = read_json(body).await?;
     let permit = permit()?;
-    if !request.to.is_absolute() {
+    if !wanted.to.is_absolute() {
         let text =
-            format!("{} is not an absolute path; the gateway runs in another working directory", request.to.display());
+            format!("{} is not an absolute path; the gateway runs in another working directory", wanted.to.display());
         return Err(refuse(StatusCode::BAD_REQUEST, text));
     }
-    let mut audit = AuditedOperation::begin(&app, "backup", serde_json::json!({"to": request.to})).await?;
+    let mut audit = AuditedOperation::begin(&request, "backup", serde_json::json!({"to": wanted.to})).await?;
     let (lines, mut progress) = mpsc::channel::<Vec<u8>>(PIECES_MAX);
-    let journal = Arc::clone(&app.handles.journal);
+    let journal = Arc::clone(&request.handles.journal);
     spawn_blocking(move || {
         let _permit = permit;
         let mut reported_at = None;
-        let outcome = journal.back_up(&request.to, &mut |copied| {
+        let outcome = journal.back_up(&wanted.to, &mut |copied| {
             let now = clock::instant();
             if reported_at.is_some_and(|at| now.duration_since(at) < PROGRESS_INTERVAL) {
                 return if lines.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
@@ -185,7 +184,7 @@ pub(super) async fn backup(app: App, body: Incoming) -> ApiResult {
         let _ = lines.blocking_send(line);
     });
     let (mut pieces, reply) = http::streaming(PIECES_MAX);
-    let mut shutdown = app.shutdown;
+    let mut shutdown = request.shutdown;
     tokio::spawn(async move {
         loop {
             let line = tokio::select! {

@@ -1,23 +1,20 @@
 //! The `/metrics` page: a snapshot of the counters of all parts.
 
-use super::{Handles, LinkHandle, SourceHandle, View, oldest};
+mod links;
+mod process;
+
+use super::handles::{Handles, View};
+use super::status::oldest;
 use crate::api::{Balance, Drain, LaneStatus, ReplayState, StreamAccount};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Condition, Lane};
 use crate::ledger;
 use crate::security::Cause;
-use crate::sources::Refusal;
 use crate::telemetry::metrics::*;
-use crate::telemetry::{Counter, Histogram};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
-
-/// Returns 1 for true and 0 for false.
-fn flag(is_set: bool) -> f64 {
-    if is_set { 1.0 } else { 0.0 }
-}
 
 fn seconds(moment: Timestamp) -> f64 {
     moment.0 as f64 / 1e6
@@ -33,14 +30,14 @@ impl Handles {
         self.put_lanes(&mut page);
         self.put_backlogs(&mut page);
         put_ledger(&mut page, &balances);
-        put_links(&mut page, &view.links);
-        put_sources(&mut page, &view.sources);
+        links::put_links(&mut page, &view.links);
+        links::put_sources(&mut page, &view.sources);
         self.put_security(&mut page);
         self.put_intake(&mut page);
         self.put_exceptions(&mut page, &view);
         self.put_disk(&mut page);
         self.put_budget(&mut page);
-        put_process(&mut page);
+        process::put_process(&mut page);
         page.finish()
     }
 
@@ -183,11 +180,7 @@ impl Handles {
         page.put(EXCEPTIONS, |rows| {
             let mut open: BTreeMap<(String, String), u64> = BTreeMap::new();
             for exception in view.board.iter().flat_map(|board| board.exceptions()) {
-                let word = |value: serde_json::Result<serde_json::Value>| {
-                    value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-                };
-                let kind = word(serde_json::to_value(exception.kind));
-                let severity = word(serde_json::to_value(exception.severity));
+                let (kind, severity) = (exception.kind.to_string(), exception.severity.to_string());
                 *open.entry((kind, severity)).or_default() += 1;
             }
             for ((kind, severity), count) in open {
@@ -246,104 +239,4 @@ fn put_ledger(page: &mut Page, balances: &[Balance]) {
             rows.row(&labels, balance.difference as f64);
         }
     });
-}
-
-fn put_links(page: &mut Page, links: &[LinkHandle]) {
-    let mut each = |family, value: &dyn Fn(&LinkHandle) -> f64| {
-        page.put(family, |rows| {
-            for link in links {
-                rows.row(&[("lane", &link.lane.name), ("destination", &link.destination)], value(link));
-            }
-        });
-    };
-    each(LINK_UP, &|link| flag(link.stats.state().is_up));
-    each(LINK_IN_FLIGHT, &|link| link.stats.state().in_flight as f64);
-    each(LINK_SENT, &|link| link.stats.sent.value() as f64);
-    each(LINK_REPEATED, &|link| link.stats.repeated.value() as f64);
-    each(LINK_DELIVERED, &|link| link.stats.delivered.value() as f64);
-    each(LINK_UNHEARD, &|link| link.stats.unheard.value() as f64);
-    each(LINK_REFUSED, &|link| link.stats.refused_for_now.value() as f64);
-    each(LINK_DEAD, &|link| link.stats.dead.value() as f64);
-    each(LINK_CONNECTS, &|link| link.stats.connects.value() as f64);
-    each(LINK_FAILURES, &|link| link.stats.failures.value() as f64);
-    let mut histogram = |family, which: fn(&LinkHandle) -> &Histogram| {
-        page.put(family, |rows| {
-            for link in links {
-                let labels = [("lane", link.lane.name.as_str()), ("destination", &link.destination)];
-                rows.histogram(&labels, &which(link).snapshot());
-            }
-        });
-    };
-    histogram(LINK_ANSWER, |link| &link.stats.answer);
-    histogram(LINK_SETTLE, |link| &link.stats.settle);
-}
-
-fn put_sources(page: &mut Page, sources: &[SourceHandle]) {
-    let kinds: Vec<String> = sources.iter().map(|source| format!("{:?}", source.kind).to_lowercase()).collect();
-    let all = || sources.iter().zip(&kinds);
-    page.put(SOURCE_UP, |rows| {
-        for (source, kind) in all() {
-            rows.row(&[("source", &source.name), ("kind", kind)], flag(source.stats.problem().is_none()));
-        }
-    });
-    page.put(SOURCE_CONNECTIONS, |rows| {
-        for (source, kind) in all() {
-            rows.row(&[("source", &source.name), ("kind", kind)], source.stats.connections.value() as f64);
-        }
-    });
-    let mut each = |family, which: fn(&SourceHandle) -> &Counter| {
-        page.put(family, |rows| {
-            for (source, kind) in all() {
-                rows.row(&[("source", &source.name), ("kind", kind)], which(source).value() as f64);
-            }
-        });
-    };
-    each(SOURCE_CONNECTS, |source| &source.stats.connects);
-    each(SOURCE_RECEIVED, |source| &source.stats.received);
-    each(SOURCE_DROPPED, |source| &source.stats.dropped);
-    each(SOURCE_REDELIVERED, |source| &source.stats.redelivered);
-    each(SOURCE_CUT, |source| &source.stats.cut);
-    page.put(SOURCE_REFUSED, |rows| {
-        for (source, kind) in all() {
-            for reason in Refusal::ALL {
-                let labels = [("source", source.name.as_str()), ("kind", kind), ("reason", reason.name())];
-                rows.row(&labels, source.stats.refused_for(reason) as f64);
-            }
-        }
-    });
-    page.put(SOURCE_ACK, |rows| {
-        for (source, kind) in all() {
-            rows.histogram(&[("source", &source.name), ("kind", kind)], &source.stats.ack.snapshot());
-        }
-    });
-    page.put(SOURCE_ANSWERED, |rows| {
-        for (source, kind) in all().filter(|(_, kind)| ["modbus", "odoo"].contains(&kind.as_str())) {
-            rows.row(&[("source", &source.name), ("kind", kind)], source.stats.answered.value() as f64);
-        }
-    });
-}
-
-/// Clock ticks per second (`USER_HZ`): 100 on every Linux.
-const TICKS: f64 = 100.0;
-
-/// Writes the figures of the process from `/proc/self`.
-fn put_process(page: &mut Page) {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-    let number = |text: &str, key: &str, index: usize| -> f64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-        line.split_whitespace().nth(index).and_then(|word| word.parse().ok()).unwrap_or(0.0)
-    };
-    let (status, stat) = (read("status"), read("stat"));
-    page.one(DISK_WRITTEN, number(&read("io"), "write_bytes:", 0));
-    page.one(MEMORY, number(&status, "VmRSS:", 0) * 1024.0);
-    // The fields follow the name in parentheses, which may contain any characters.
-    let fields: Vec<f64> =
-        stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0.0)).collect();
-    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);
-    page.one(CPU, (field(14) + field(15)) / TICKS);
-    page.one(FILES, std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64);
-    page.one(FILES_MAX, number(&read("limits"), "Max open files", 0));
-    page.one(THREADS, number(&status, "Threads:", 0));
-    let age = clock::since_boot().as_secs_f64() - field(22) / TICKS;
-    page.one(STARTED, clock::wall().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() - age));
 }

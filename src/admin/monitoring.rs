@@ -4,7 +4,10 @@
 //! connections and their idle time are bounded; idle connections do not lock out a scraper. A web page cannot read
 //! responses by DNS rebinding (a name of its own that resolves to the gateway's address).
 
-use super::{ApiResult, Handles, blocking, certificates, refuse};
+use super::certificates;
+use super::handles::Handles;
+use super::health::Health;
+use super::request::{ApiResult, blocking, refuse};
 use crate::clock;
 use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply};
 use crate::memory::ListenerId;
@@ -13,7 +16,6 @@ use crate::shutdown::Shutdown;
 use hyper::body::Incoming;
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, StatusCode, header};
-use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,28 +42,9 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Content type of health: one JSON object per line.
 const LINES: &str = "application/x-ndjson";
 
-/// The reason why the monitoring address is not served, if it should be.
-#[derive(Debug, Default)]
-pub struct MonitoringState(Mutex<Option<String>>);
-
-impl MonitoringState {
-    /// Returns why metrics and health are not served, although they are configured.
-    pub fn problem(&self) -> Option<String> {
-        self.0.lock().clone()
-    }
-
-    fn set(&self, problem: Option<String>) {
-        let mut known = self.0.lock();
-        if *known != problem {
-            problem.iter().for_each(|problem| tracing::error!("{problem}"));
-            *known = problem;
-        }
-    }
-}
-
 /// Responds to `metrics`, `healthz` or `readyz`.
 pub(super) async fn answer(handles: Arc<Handles>, name: &str) -> ApiResult {
-    let health = |health: super::Health| {
+    let health = |health: Health| {
         let code = if health.is_good() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         http::reply(code, LINES, health.lines())
     };

@@ -1,14 +1,6 @@
-//! Requests a reload of the configuration, and holds its result.
+//! Requests a reload of the configuration from the supervisor of the gateway.
 
-use super::{ApiResult, App, LinkHandle, SourceHandle, caller, json, refuse};
-use crate::api::ReloadAnswer;
-use crate::event::Timestamp;
 use crate::setting::Problem;
-use crate::tls::{CertificateFile, RevocationFile};
-use crate::watch::Board;
-use hyper::StatusCode;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Result of a reload: one line per change, or the problems of a refused configuration.
@@ -64,55 +56,4 @@ impl Reloading {
         self.0.send((by, answer)).await.ok()?;
         answered.await.ok()
     }
-}
-
-/// The running parts. A reload replaces the whole value.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    /// All running sources.
-    pub sources: Vec<SourceHandle>,
-    /// All links: one per lane and destination.
-    pub links: Vec<LinkHandle>,
-    /// Open business exceptions, if the watch is on.
-    pub board: Option<Arc<Board>>,
-    /// Address for metrics and health, if monitoring is on.
-    pub monitoring: Option<SocketAddr>,
-    /// Accepted host names of monitoring requests, besides addresses and names without dots.
-    pub monitoring_hosts: Vec<String>,
-    /// The certificate files in use.
-    pub certificates: Vec<CertificateFile>,
-    /// The revocation lists in use.
-    pub revocations: Vec<RevocationFile>,
-    /// Age and refusals of the configuration; `None` while the gateway starts.
-    pub configured: Option<Configured>,
-}
-
-/// Time of the configuration in force, and of a newer one that was refused.
-#[derive(Clone, Debug)]
-pub struct Configured {
-    /// When it came into force.
-    pub at: Timestamp,
-    /// Time and reason of the last refusal, if a newer one was refused.
-    pub refused: Option<(Timestamp, String)>,
-}
-
-impl Configured {
-    /// Returns the problem if a newer configuration was refused.
-    pub fn problem(&self) -> Option<String> {
-        let (when, why) = self.refused.as_ref()?;
-        Some(format!("configuration of {when} is refused, that of {} stays in force: {why}", self.at))
-    }
-}
-
-pub(super) async fn reload(app: App) -> ApiResult {
-    let stopping = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping");
-    // Callers without a known uid were refused before.
-    let by = caller().0.map_or(ReloadBy::Signal, ReloadBy::User);
-    let answer = match app.handles.reloading.reload(by).await.ok_or_else(stopping)? {
-        Ok(changes) => ReloadAnswer { changes, ..ReloadAnswer::default() },
-        Err(problems) => {
-            ReloadAnswer { problems: problems.iter().map(ToString::to_string).collect(), ..ReloadAnswer::default() }
-        }
-    };
-    Ok(json(answer))
 }

@@ -1,58 +1,41 @@
 //! Requests that start, show, pause, resume and cancel replays.
 
-use super::{ApiResult, App, json, read_json, refuse, try_blocking};
+use super::request::{ApiResult, CommandRequest, json, read_json, refuse, try_blocking};
 use crate::api::{ReplayRequest, ReplayState};
-use crate::journal::BadSelection;
+use crate::journal::DONE;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
-impl super::Handles {
-    /// Returns an error text with the known destinations if `wanted` is not one of them.
-    pub(super) fn unknown_destination(&self, wanted: &str) -> Option<String> {
-        let mut names: Vec<_> = self.view.load().links.iter().map(|link| link.destination.clone()).collect();
-        names.dedup();
-        (!names.iter().any(|name| name == wanted)).then(|| match names.as_slice() {
-            [] => format!("there is no destination \"{wanted}\"; none is configured"),
-            names => format!("there is no destination \"{wanted}\"; there are {}", names.join(", ")),
-        })
-    }
-
-    /// Returns an error text with the known streams if `wanted`, with or without version, is not one of them.
-    pub(super) fn unknown_stream(&self, wanted: &str) -> Option<String> {
-        BadSelection::no_stream(wanted, &self.journal.publications()).map(|bad| bad.to_string())
-    }
-}
-
-pub(super) async fn begin(app: App, body: Incoming) -> ApiResult {
-    let request: ReplayRequest = read_json(body).await?;
-    let mut streams = request.filter.streams.iter().filter(|pattern| !pattern.ends_with('*'));
-    let unknown = app.handles.unknown_destination(&request.destination);
-    if let Some(text) = unknown.or_else(|| streams.find_map(|stream| app.handles.unknown_stream(stream))) {
+pub(super) async fn begin(request: CommandRequest, body: Incoming) -> ApiResult {
+    let wanted: ReplayRequest = read_json(body).await?;
+    let mut streams = wanted.filter.streams.iter().filter(|pattern| !pattern.ends_with('*'));
+    let unknown = request.handles.unknown_destination(&wanted.destination);
+    if let Some(text) = unknown.or_else(|| streams.find_map(|stream| request.handles.unknown_stream(stream))) {
         return Err(refuse(StatusCode::BAD_REQUEST, text));
     }
-    if let (Some(since), Some(until)) = (request.filter.since, request.filter.until)
+    if let (Some(since), Some(until)) = (wanted.filter.since, wanted.filter.until)
         && since >= until
     {
         return Err(refuse(StatusCode::BAD_REQUEST, format!("nothing lies between {since} and {until}")));
     }
     let begun = try_blocking(move || {
-        let handles = &app.handles;
-        let ReplayRequest { destination, filter, rate, dry_run } = request;
+        let handles = &request.handles;
+        let ReplayRequest { destination, filter, rate, dry_run } = wanted;
         let replay = handles.replays.begin(&handles.journal, &destination, filter, rate, dry_run)?;
         if !dry_run {
-            handles.audit("replay", &replay)?;
+            request.audit("replay", &replay, DONE)?;
         }
         Ok(replay)
     });
     begun.await.map(json)
 }
 
-pub(super) fn show(app: &App, id: u64) -> ApiResult {
-    let found = app.handles.replays.find(id);
+pub(super) fn show(request: &CommandRequest, id: u64) -> ApiResult {
+    let found = request.handles.replays.find(id);
     found.map(json).ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("there is no replay {id}")))
 }
 
-pub(super) async fn set_state(app: App, id: u64, word: String) -> ApiResult {
+pub(super) async fn set_state(request: CommandRequest, id: u64, word: String) -> ApiResult {
     let state = match word.as_str() {
         "pause" => ReplayState::Paused,
         "resume" => ReplayState::Running,
@@ -65,9 +48,9 @@ pub(super) async fn set_state(app: App, id: u64, word: String) -> ApiResult {
         }
     };
     let set = try_blocking(move || {
-        let set = app.handles.replays.set_state(id, state)?;
+        let set = request.handles.replays.set_state(id, state)?;
         if let Some(replay) = &set {
-            app.handles.audit(&format!("replay {word}"), replay)?;
+            request.audit(&format!("replay {word}"), replay, DONE)?;
         }
         Ok(set)
     });

@@ -1,6 +1,6 @@
 //! Dead letters, and decisions about them.
 
-use crate::event::Timestamp;
+use crate::event::{AuthType, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -30,6 +30,19 @@ pub enum DeadLetterState {
     Discarded,
 }
 
+impl DeadLetterState {
+    /// Name of the state in a table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Requeued => "requeued",
+            Self::Delivered => "delivered",
+            Self::TakenIn => "taken in",
+            Self::Discarded => "discarded",
+        }
+    }
+}
+
 /// Status of a dead letter, as the journal stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterStatus {
@@ -44,6 +57,69 @@ pub struct DeadLetterStatus {
     /// Destination, if the letter is requeued for central.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub destination: String,
+}
+
+/// A dead letter in a response.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Letter {
+    /// Number of the letter: its offset in the dead-letter log.
+    pub id: u64,
+    /// Time of the commit, RFC 3339.
+    pub recorded: String,
+    /// Number of attempts to send the event before it became a dead letter.
+    pub attempts: u32,
+    /// How `user` was authenticated; `None` if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authtype: Option<AuthType>,
+    /// The client that sent the event, as its source identifies it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub client: String,
+    /// Destination that refused the event, if central did.
+    pub destination: String,
+    /// Id of the event, if it was stored before, or if its source provided one with the payload.
+    pub event_id: String,
+    #[serde(with = "crate::event::as_text")]
+    pub first_attempt: Timestamp,
+    /// Whether an access rule of the source allowed the client the topic, rather than the default rights of its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_by_rule: bool,
+    /// Whether the payload is embedded as base64.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_opaque: bool,
+    pub key: String,
+    #[serde(with = "crate::event::as_text")]
+    pub last_attempt: Timestamp,
+    /// Source and device: `{source}/{device}`.
+    pub origin: String,
+    /// Reason, starting with the field or the reason code.
+    pub reason: String,
+    /// Sequence of the event; 0 if it was never stored in its stream.
+    pub sequence: u64,
+    pub stage: LetterStage,
+    /// Name of the stream, without version.
+    pub stream: String,
+    /// Time at which the journal stored the event, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::event::as_text_if_any")]
+    pub taken: Option<Timestamp>,
+    /// Time of the event.
+    #[serde(with = "crate::event::as_text")]
+    pub time: Timestamp,
+    /// Topic on which the event arrived.
+    pub topic: String,
+    /// Authenticated name of the client, or the name that an anonymous client claimed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// Contract version at that time.
+    pub version: String,
+    pub fate: DeadLetterStatus,
+    /// Size of the payload in bytes.
+    pub payload_bytes: usize,
+    /// The payload of a single letter if it is UTF-8 text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
+    /// The payload of a single letter in base64 if it is not text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
 }
 
 /// Selects dead letters; every set field narrows the selection.

@@ -2,8 +2,7 @@
 
 use super::journal::moment;
 use super::{At, ask, ask_with, counted, print, show};
-use crate::admin::Letter;
-use crate::api::{LetterDecision, LetterEdit, LetterFilter, LetterStage};
+use crate::api::{Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 use crate::event::Timestamp;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};

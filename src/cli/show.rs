@@ -3,8 +3,9 @@
 //! Promise: data from devices reaches the terminal only as printable text, never as control sequences. A table row is one
 //! line.
 
-use crate::admin::Letter;
-use crate::api::{AuditEntry, Balance, DeviceStatus, Exception, LetterStage, Replay, ReplayState, Status, TailEvent};
+use crate::api::{
+    AuditEntry, Balance, DeviceStatus, Exception, Letter, LetterStage, Replay, ReplayState, Status, TailEvent,
+};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::setting::{Bytes, grouped as number, rough};
@@ -347,10 +348,10 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
                 letter.id.to_string(),
                 letter.recorded.get(..19).unwrap_or_default().replace('T', " "),
                 letter.fate.state.name().to_owned(),
-                letter.letter.stream.to_string(),
-                shortened(&letter.letter.origin, TOPIC_SHOWN),
-                shortened(&letter.letter.topic, TOPIC_SHOWN),
-                shortened(&letter.letter.reason, REASON_SHOWN),
+                letter.stream.to_string(),
+                shortened(&letter.origin, TOPIC_SHOWN),
+                shortened(&letter.topic, TOPIC_SHOWN),
+                shortened(&letter.reason, REASON_SHOWN),
             ]
         })
         .collect();
@@ -420,10 +421,9 @@ pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
 
 pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     let mut out = String::new();
-    let inner = &letter.letter;
-    let stage = match inner.stage {
+    let stage = match letter.stage {
         LetterStage::Intake => "at intake".to_owned(),
-        LetterStage::Central => format!("by central, {}", inner.destination),
+        LetterStage::Central => format!("by central, {}", letter.destination),
     };
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
@@ -433,24 +433,24 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
     line("id", &letter.id.to_string());
     line("recorded", &letter.recorded);
     line("refused", &stage);
-    line("reason", &inner.reason);
-    line("stream", &inner.stream);
-    line("version", &inner.version);
-    line("topic", &inner.topic);
-    line("from", &inner.origin);
-    line("client", &inner.client);
-    match inner.authtype {
-        Some(kind) => line("user", &format!("{} (proven: {})", inner.user, kind.as_str())),
-        None if inner.user.is_empty() => {}
-        None => line("user", &format!("{} (claimed, not proven)", inner.user)),
+    line("reason", &letter.reason);
+    line("stream", &letter.stream);
+    line("version", &letter.version);
+    line("topic", &letter.topic);
+    line("from", &letter.origin);
+    line("client", &letter.client);
+    match letter.authtype {
+        Some(kind) => line("user", &format!("{} (proven: {})", letter.user, kind.as_str())),
+        None if letter.user.is_empty() => {}
+        None => line("user", &format!("{} (claimed, not proven)", letter.user)),
     }
-    line("event id", &inner.event_id);
-    line("key", &inner.key);
-    if inner.sequence > 0 {
-        line("sequence", &inner.sequence.to_string());
+    line("event id", &letter.event_id);
+    line("key", &letter.key);
+    if letter.sequence > 0 {
+        line("sequence", &letter.sequence.to_string());
     }
-    line("attempts", &(inner.attempts + letter.fate.attempts).to_string());
-    for (name, at) in [("first", inner.first_attempt), ("last", inner.last_attempt)] {
+    line("attempts", &(letter.attempts + letter.fate.attempts).to_string());
+    for (name, at) in [("first", letter.first_attempt), ("last", letter.last_attempt)] {
         if at != Timestamp::default() {
             line(name, &at.to_string());
         }

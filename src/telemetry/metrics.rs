@@ -130,6 +130,11 @@ families! {
 /// 4 s, 34 s, 268 s and 36 min. The internal buckets of a histogram end at these bounds, so every count is exact.
 const BUCKETS: [u32; 11] = [8, 10, 12, 14, 16, 18, 20, 22, 25, 28, 31];
 
+/// Returns 1 for true and 0 for false.
+pub fn flag(is_set: bool) -> f64 {
+    if is_set { 1.0 } else { 0.0 }
+}
+
 /// A page of metrics in the text format of Prometheus.
 #[derive(Debug, Default)]
 pub struct Page(String);

@@ -20,17 +20,6 @@ impl DeadLetterState {
     pub fn is_final(self) -> bool {
         matches!(self, Self::Delivered | Self::TakenIn | Self::Discarded)
     }
-
-    /// Name of the state in a table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Held => "held",
-            Self::Requeued => "requeued",
-            Self::Delivered => "delivered",
-            Self::TakenIn => "taken in",
-            Self::Discarded => "discarded",
-        }
-    }
 }
 
 /// Correction of a destination's account of a stream, for resolved letters.

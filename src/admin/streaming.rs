@@ -3,7 +3,7 @@
 //! Promise: a response is never in memory as a whole. At most [`PIECES_MAX`] pieces of [`PIECE_BYTES`] plus one item wait
 //! for the client. A slow client slows the operation down, and pins no page of a file meanwhile.
 
-use super::{ApiResult, App};
+use super::request::ApiResult;
 use crate::http;
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
@@ -52,10 +52,10 @@ pub(super) fn stepped<P: Send + 'static>(
 
 /// Streams a JSON array with one item per line. After an error the array stays unterminated, so no client takes it as
 /// complete.
-pub(super) fn array(app: App, what: &'static str, items: Items) -> ApiResult {
+pub(super) fn array(shutdown: Shutdown, what: &'static str, items: Items) -> ApiResult {
     let mut items = items.fuse();
     let mut before: &[u8] = b"[\n";
-    stepped(app.shutdown, (), move |out| {
+    stepped(shutdown, (), move |out| {
         while out.len() < PIECE_BYTES {
             match items.next() {
                 Some(Ok(item)) => {

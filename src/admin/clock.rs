@@ -1,9 +1,10 @@
 //! Clock status, and the request by which an operator confirms the time.
 
-use super::{ApiResult, App, json, try_blocking};
+use super::request::{ApiResult, CommandRequest, json, try_blocking};
 use crate::api::ClockStatus;
 use crate::clock;
 use crate::event::Timestamp;
+use crate::journal::DONE;
 
 /// Returns the present status of the clock.
 pub(super) fn status() -> ClockStatus {
@@ -15,10 +16,10 @@ pub(super) fn status() -> ClockStatus {
     }
 }
 
-pub(super) async fn trust(app: App) -> ApiResult {
+pub(super) async fn trust(request: CommandRequest) -> ApiResult {
     let trusted = try_blocking(move || {
-        app.handles.timekeeper.trust()?;
-        app.handles.audit("clock trusted", &status())
+        request.handles.timekeeper.trust()?;
+        request.audit("clock trusted", &status(), DONE)
     });
     trusted.await.map(|()| json(status()))
 }

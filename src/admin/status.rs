@@ -1,0 +1,264 @@
+//! The status of the gateway: its figures, problems and notes.
+
+use super::certificates::{check_certificates, check_revocations};
+use super::clock;
+use super::handles::{Configured, Handles, LinkHandle, SourceHandle, View};
+use crate::api::{
+    Backlog, Balance, DeadLetterCounts, DedupeStatus, LaneStatus, LinkStatus, MemoryUsage, SourceStatus,
+    SparkplugStatus, Status,
+};
+use crate::event::Timestamp;
+use crate::journal::{Condition, Lane};
+use crate::ledger;
+use crate::setting::{Bytes, grouped};
+use crate::telemetry::Histogram;
+
+impl Handles {
+    /// Returns the status. Computes the balances of the ledger.
+    pub fn status(&self) -> Status {
+        self.status_by(&ledger::balances(&self.journal, &self.fates))
+    }
+
+    /// Like [`Handles::status`], with balances that the caller already has.
+    pub(super) fn status_by(&self, balances: &[Balance]) -> Status {
+        let view = self.view.load_full();
+        let dead = self.journal.dead().status();
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            environment: self.surroundings.environment.clone(),
+            site: self.surroundings.site.clone(),
+            name: self.surroundings.gateway.clone(),
+            uptime_seconds: crate::clock::instant().duration_since(self.started).as_secs(),
+            configured: view.configured.as_ref().map(|configured| configured.at.to_string()),
+            problems: Vec::new(),
+            notes: Vec::new(),
+            lanes: self.lane_statuses(),
+            links: view.links.iter().map(LinkHandle::status).collect(),
+            sources: view.sources.iter().map(SourceHandle::status).collect(),
+            dead: DeadLetterCounts {
+                total: dead.accepted,
+                unmatched: self.ingest.stats.unmatched.value(),
+                violations: self.ingest.stats.violations.value(),
+            },
+            repeats: self.dedupe_status(),
+            set_aside: self.journal.set_aside().iter().map(|file| file.display().to_string()).collect(),
+            clock: clock::status(),
+            outlooks: self.survival.outlooks(),
+            flash_bytes_per_day: self.survival.flash_bytes_per_day(),
+            memory: self.budget.usage(),
+            sparkplug: self.sparkplug_status(),
+        };
+        let mut problems = self.storage_problems(&status.lanes, dead.problem);
+        problems.extend(self.part_problems(&status, &view, balances));
+        let mut notes = notes(&status);
+        check_certificates(&view.certificates, &mut problems, &mut notes);
+        check_revocations(&view.revocations, &mut problems, &mut notes);
+        problems.extend(status.clock.problem());
+        notes.extend(self.further_notes(&status, &view));
+        (status.problems, status.notes) = (problems, notes);
+        status
+    }
+
+    fn lane_statuses(&self) -> Vec<LaneStatus> {
+        let of_lane = |lane: &std::sync::Arc<Lane>| {
+            let mut status = lane.status();
+            for to in &mut status.destinations {
+                to.oldest = oldest(lane, to).map(|at| at.to_string());
+            }
+            if let (None, Condition::Full(why)) = (&status.problem, self.ingest.condition_of(lane)) {
+                status.problem = Some(why);
+            }
+            status
+        };
+        self.journal.lanes().iter().map(of_lane).collect()
+    }
+
+    fn dedupe_status(&self) -> DedupeStatus {
+        let (ids, ids_max, complete_since) = self.journal.window();
+        let all = self.journal.lanes().iter();
+        DedupeStatus {
+            duplicates: all.clone().map(|lane| lane.stats.duplicates.value()).sum(),
+            id_conflicts: all.map(|lane| lane.stats.id_conflicts.value()).sum(),
+            ids,
+            ids_max,
+            complete_since: complete_since.map(|at| at.to_string()),
+        }
+    }
+
+    fn sparkplug_status(&self) -> Option<SparkplugStatus> {
+        self.ingest.sparkplug().map(|sparkplug| SparkplugStatus {
+            nodes: sparkplug.node_count(),
+            bytes: sparkplug.bytes(),
+            forgotten: sparkplug.stats.forgotten.value(),
+            gaps: sparkplug.stats.gaps.value(),
+            refused: sparkplug.stats.refused.value(),
+            rebirths_asked: sparkplug.stats.asked.value(),
+        })
+    }
+
+    /// Returns the problems of lanes, disk and dead letters.
+    fn storage_problems(&self, lanes: &[LaneStatus], dead_problem: Option<String>) -> Vec<String> {
+        let of_lane = |lane: &LaneStatus| lane.problem.as_ref().map(|why| format!("lane {}: {why}", lane.name));
+        let mut problems: Vec<_> = lanes.iter().filter_map(of_lane).collect();
+        if let Ok(room) = self.journal.disk_room()
+            && room.is_tight()
+        {
+            let (free, reserve) = (Bytes(room.free), Bytes(room.reserve));
+            problems.push(format!(
+                "disk: {free} are free, and disk_reserve is {reserve}: delivered events are deleted before their retention ends, then lanes with full = \"shed-oldest\" shed events"
+            ));
+        }
+        let dead_problem = dead_problem.or_else(|| match self.ingest.condition_of(self.journal.dead()) {
+            Condition::Full(why) => Some(why),
+            _ => None,
+        });
+        problems.extend(dead_problem.map(|why| format!("dead letters: {why}")));
+        problems
+    }
+
+    /// Returns the problems of configuration, parts, links, ledger, sources and monitoring.
+    fn part_problems(&self, status: &Status, view: &View, balances: &[Balance]) -> Vec<String> {
+        let mut problems: Vec<_> = view.configured.as_ref().and_then(Configured::problem).into_iter().collect();
+        problems.extend(self.failures.problems());
+        for link in status.links.iter().filter(|link| !link.is_up) {
+            let reason = link.reason.as_deref().unwrap_or("not connected yet");
+            problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
+        }
+        problems.extend(balances.iter().filter_map(Balance::imbalance).map(|text| format!("ledger: {text}")));
+        problems.extend(status.set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
+        for source in &status.sources {
+            problems.extend(source.problem.iter().map(|why| format!("source {}: {why}", source.name)));
+        }
+        problems.extend(self.monitoring.problem());
+        problems
+    }
+
+    /// Returns notes about removed destinations and lanes, memory, audit and sources.
+    fn further_notes(&self, status: &Status, view: &View) -> Vec<String> {
+        let mut notes = self.removed_with_backlog(&status.lanes, view);
+        notes.extend(tight_memory(status.memory));
+        let audit = self.journal.audit_usage();
+        if audit.removed > 0 {
+            notes.push(format!(
+                "audit: it is full with {} entries, and the {} oldest were deleted since the start; export it regularly: `forebay audit --limit 10000 --json`",
+                grouped(audit.held),
+                grouped(audit.removed)
+            ));
+        }
+        for source in &view.sources {
+            notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
+        }
+        notes
+    }
+
+    /// Returns notes about removed destinations and lanes that still have undelivered events.
+    fn removed_with_backlog(&self, lanes: &[LaneStatus], view: &View) -> Vec<String> {
+        let is_configured = |name: &str| view.links.iter().any(|link| link.destination == name);
+        let names = self.journal.destinations().into_iter().filter(|name| !is_configured(name));
+        let note = |name: String| {
+            let backlogs = lanes.iter().flat_map(|lane| &lane.destinations).filter(|to| to.destination == name);
+            let owed: u64 = backlogs.map(|to| to.queued).sum();
+            format!(
+                "destination {name} is not in the configuration, and has {} undelivered events, which stay on the disk; `forebay destination drop {name}` discards them",
+                grouped(owed)
+            )
+        };
+        let retired = lanes.iter().filter(|lane| lane.retired).filter_map(|lane| {
+            let owed = lane.destinations.iter().map(|to| to.queued).max().filter(|owed| *owed > 0)?;
+            let name = &lane.name;
+            Some(format!(
+                "lane {name} is not in the configuration: it takes no new events, and its {} undelivered events are still sent",
+                grouped(owed)
+            ))
+        });
+        names.map(note).chain(retired).collect()
+    }
+}
+
+/// Returns when the oldest event was recorded that a destination has not settled.
+pub(super) fn oldest(lane: &Lane, to: &Backlog) -> Option<Timestamp> {
+    let low = lane.settled(&to.destination).map_or(0, |settled| settled.low);
+    if to.queued > 0 { lane.recorded_at(low) } else { None }
+}
+
+/// Returns notes about links, dead letters and damaged files.
+fn notes(status: &Status) -> Vec<String> {
+    let mut notes = Vec::new();
+    if status.links.is_empty() {
+        notes.push("no destination is configured: events are kept, and nothing leaves the gateway".to_owned());
+    }
+    if status.dead.total > 0 {
+        notes.push(format!("dead letters: {}; see `forebay dead list`", grouped(status.dead.total)));
+    }
+    for link in &status.links {
+        notes.extend(link.note.iter().map(|note| format!("link {}/{}: {note}", link.destination, link.lane)));
+    }
+    for link in status.links.iter().filter(|link| link.unheard > 0) {
+        let (unheard, to, lane) = (grouped(link.unheard), &link.destination, &link.lane);
+        notes.push(format!("{unheard} events of lane {lane} were delivered to {to}, where nobody had subscribed"));
+    }
+    for lane in &status.lanes {
+        for to in lane.destinations.iter().filter(|to| to.set_aside > 0) {
+            let (count, name) = (grouped(to.set_aside), &to.destination);
+            notes.push(format!("{count} events of lane {} for {name} were in files that are set aside", lane.name));
+        }
+    }
+    notes
+}
+
+/// Returns a note when clients occupy nine tenths of their memory budget.
+fn tight_memory(usage: MemoryUsage) -> Option<String> {
+    let is_tight = usage.permits >= usage.permits_max / 10 * 9;
+    is_tight.then(|| {
+        format!(
+            "memory: clients occupy {} of at most {}; the gateway refuses or slows further requests, see the setting memory ({})",
+            Bytes(usage.permits as u64),
+            Bytes(usage.permits_max as u64),
+            Bytes(usage.limit)
+        )
+    })
+}
+
+/// Returns median and 99th percentile in milliseconds.
+fn quantiles_ms(durations: &Histogram) -> (f64, f64) {
+    let durations = durations.snapshot();
+    (durations.quantile(0.5).as_secs_f64() * 1e3, durations.quantile(0.99).as_secs_f64() * 1e3)
+}
+
+impl LinkHandle {
+    fn status(&self) -> LinkStatus {
+        let state = self.stats.state();
+        LinkStatus {
+            lane: self.lane.name.clone(),
+            destination: self.destination.clone(),
+            is_up: state.is_up,
+            since: state.since.map(|at| at.to_string()),
+            reason: state.reason,
+            note: state.note,
+            in_flight: state.in_flight,
+            sent: self.stats.sent.value(),
+            delivered: self.stats.delivered.value(),
+            unheard: self.stats.unheard.value(),
+            refused_for_now: self.stats.refused_for_now.value(),
+            answer_ms: quantiles_ms(&self.stats.answer),
+        }
+    }
+}
+
+impl SourceHandle {
+    fn status(&self) -> SourceStatus {
+        SourceStatus {
+            name: self.name.clone(),
+            kind: self.kind.to_string(),
+            address: self.address.clone(),
+            problem: self.stats.problem(),
+            connections: self.stats.connections.value(),
+            received: self.stats.received.value(),
+            dropped: self.stats.dropped.value(),
+            redelivered: self.stats.redelivered.value(),
+            cut: self.stats.cut.value(),
+            refused: self.stats.refused.value(),
+            ack_ms: quantiles_ms(&self.stats.ack),
+        }
+    }
+}
