@@ -3,8 +3,9 @@
 //! Promise: the bundle contains no secret and no payload. Key, password and token files are not read, values that may be
 //! secret are masked, events and dead letters are not included. `missing.txt` lists everything that could not be read.
 
+use super::client::{self, At, runtime, socket_path};
 use super::journal::AtomicFile;
-use super::{At, runtime, socket, socket_path};
+use super::socket;
 use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
@@ -118,7 +119,7 @@ pub(super) fn run(args: &BundleArgs) -> anyhow::Result<ExitCode> {
     let mut file = AtomicFile::begin(&output)?;
     file.write(&bytes)?;
     file.finish()?;
-    super::print(
+    client::print(
         &args.at,
         &serde_json::json!({"file": output, "bytes": bytes.len(), "missing": missing.lines().collect::<Vec<_>>()}),
         |_, _| {

@@ -1,7 +1,9 @@
 //! `forebay dead`: lists, requeues, discards and edits dead letters.
 
+use super::client::{At, ask, ask_with, print};
 use super::journal::moment;
-use super::{At, ask, ask_with, counted, print, show};
+use super::show;
+use super::table::counted;
 use crate::api::{Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 use crate::event::Timestamp;
 use anyhow::{Context, bail};

@@ -8,8 +8,9 @@ mod sink;
 
 pub(super) use salvage::{SalvageArgs, salvage};
 
-use super::show::table;
-use super::{At, DEFAULT_CONFIG, finished, json, socket, socket_path};
+use super::client::{At, DEFAULT_CONFIG, finished, json, socket_path};
+use super::socket;
+use super::table::table;
 use crate::api::{
     Backup, BackupProgress, BackupRequest, ExportProgress, ExportRequest, Recount, Selection, StateRecount,
     VerifyProgress,

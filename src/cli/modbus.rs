@@ -2,7 +2,8 @@
 //!
 //! Promise: these commands never write to a device, and pause at least [`PAUSE_MIN`] between two requests.
 
-use super::show;
+use super::client::finished;
+use super::table::table;
 use crate::clock;
 use crate::setting::{Document, Span};
 use crate::sources::modbus::address::{self, Parity, Serial};
@@ -143,8 +144,8 @@ fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T),
 pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
     match command {
         Modbus::Import(command) => run_import(&command),
-        Modbus::Read(command) => super::finished(run_read(&command))?,
-        Modbus::Scan(command) => super::finished(run_scan(&command))?,
+        Modbus::Read(command) => finished(run_read(&command))?,
+        Modbus::Scan(command) => finished(run_scan(&command))?,
     }
 }
 
@@ -314,7 +315,7 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
         write!(out, "\x1b[H\x1b[J")?;
     }
     let head = ["POINT", "TABLE", "ADDRESS", "RAW", "VALUE", "UNIT", "PROBLEM"];
-    writeln!(out, "{}", show::table(&head, &[2, 4], &rows, is_terminal).trim_end())?;
+    writeln!(out, "{}", table(&head, &[2, 4], &rows, is_terminal).trim_end())?;
     Ok(out.flush()?)
 }
 

@@ -1,6 +1,8 @@
 //! `forebay odoo`: checks the rights of the account, and installs automations that notify the gateway of changes.
 
-use super::{DEFAULT_CONFIG, finished, json, show};
+use super::client::{DEFAULT_CONFIG, finished, json};
+use super::secrets::read_secret;
+use super::table::table;
 use crate::config::Config;
 use crate::odoo::Client;
 use crate::sources::odoo;
@@ -134,7 +136,7 @@ fn shown(findings: &[odoo::Finding], is_coloured: bool) -> String {
             vec![finding.stream.clone(), finding.model.clone(), can.to_owned(), words.join("; ")]
         })
         .collect();
-    show::table(&["STREAM", "MODEL", "READABLE", "REMARK"], &[], &rows, is_coloured)
+    table(&["STREAM", "MODEL", "READABLE", "REMARK"], &[], &rows, is_coloured)
 }
 
 fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
@@ -183,7 +185,7 @@ struct TemporaryKey {
 impl TemporaryKey {
     fn new() -> anyhow::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
-        let key = super::read_secret("API key of an administrator: ")?;
+        let key = read_secret("API key of an administrator: ")?;
         let file = std::env::temp_dir().join(format!("forebay-{}", uuid::Uuid::new_v4().simple()));
         let mut open = std::fs::File::options();
         open.write(true).create_new(true).mode(0o600).open(&file)?.write_all(key.as_bytes())?;

@@ -1,7 +1,8 @@
 //! `forebay replay`: sends settled events again.
 
+use super::client::{At, ask, ask_with, post, print};
 use super::journal::moment;
-use super::{At, ask, ask_with, post, print, show};
+use super::show;
 use crate::api::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 use crate::event::Timestamp;
 use crate::setting::grouped;

@@ -1,225 +1,15 @@
-//! Formats results as text: aligned tables, colours only on a terminal.
-//!
-//! Promise: data from devices reaches the terminal only as printable text, never as control sequences. A table row is one
-//! line.
+//! Formats answers of the gateway as text.
 
-use crate::api::{
-    AuditEntry, Balance, DeviceStatus, Exception, Letter, LetterStage, Replay, ReplayState, Status, TailEvent,
-};
-use crate::clock;
+mod status;
+
+pub(super) use status::status;
+
+use super::table::{age, coloured, seconds, shortened, table};
+use crate::api::{AuditEntry, Balance, DeviceStatus, Exception, Letter, LetterStage, Replay, ReplayState, TailEvent};
 use crate::event::Timestamp;
-use crate::setting::{Bytes, grouped as number, rough};
+use crate::setting::grouped as number;
 use crate::telemetry::shown;
-use std::borrow::Cow;
 use std::fmt::Write;
-use std::time::Duration;
-
-/// Formats a table with aligned columns. `right` lists the right-aligned columns of numbers.
-pub(crate) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_coloured: bool) -> String {
-    let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
-    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut out = String::new();
-    let mut push = |cells: &mut dyn Iterator<Item = &str>, is_head: bool| {
-        let mut line = String::new();
-        for (index, cell) in cells.enumerate() {
-            let pad = " ".repeat(widths[index].saturating_sub(cell.chars().count()));
-            if right.contains(&index) {
-                let _ = write!(line, "{pad}{cell}  ");
-            } else {
-                let _ = write!(line, "{cell}{pad}  ");
-            }
-        }
-        let line = line.trim_end();
-        let _ = if is_head && is_coloured { writeln!(out, "\x1b[1m{line}\x1b[0m") } else { writeln!(out, "{line}") };
-    };
-    push(&mut head.iter().copied(), true);
-    for row in &rows {
-        push(&mut row.iter().map(|cell| &**cell), false);
-    }
-    out
-}
-
-/// Returns the age of an RFC 3339 time.
-fn age(moment: &str) -> String {
-    let moment = Timestamp::parse(moment);
-    moment.map_or_else(|| "-".into(), |moment| rough(Timestamp::from(clock::wall()).since(moment)))
-}
-
-fn coloured(text: &str, code: &str, is_coloured: bool) -> String {
-    if is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-}
-
-fn millis(value: f64) -> String {
-    if value < 10.0 { format!("{value:.1} ms") } else { format!("{value:.0} ms") }
-}
-
-pub(super) fn status(status: &Status, is_coloured: bool) -> String {
-    let mut out = String::new();
-    let up = status.uptime_seconds;
-    let _ = writeln!(
-        out,
-        "{} · site {} · environment {} · forebay {} · up {}",
-        status.name,
-        status.site,
-        status.environment,
-        status.version,
-        rough(Duration::from_secs(up)),
-    );
-    for problem in &status.problems {
-        let _ = writeln!(out, "{} {}", coloured("!", "31;1", is_coloured), shown(problem));
-    }
-    for note in &status.notes {
-        let _ = writeln!(out, "{} {}", coloured("·", "33;1", is_coloured), shown(note));
-    }
-    if status.problems.is_empty() && status.notes.is_empty() {
-        let _ = writeln!(out, "{}", coloured("all is well", "32", is_coloured));
-    }
-    out.push('\n');
-    let mut rows = Vec::new();
-    for lane in &status.lanes {
-        for to in &lane.destinations {
-            rows.push(vec![
-                lane.name.clone(),
-                to.destination.clone(),
-                number(lane.accepted),
-                number(to.delivered),
-                number(to.queued),
-                to.oldest.as_deref().map_or_else(|| "-".into(), age),
-                number(to.dead + to.set_aside + to.expired + to.shed + to.discarded),
-                format!("{} of {}", Bytes(lane.bytes), Bytes(lane.budget)),
-            ]);
-        }
-        if lane.destinations.is_empty() {
-            let room = format!("{} of {}", Bytes(lane.bytes), Bytes(lane.budget));
-            let dash = || "-".to_owned();
-            rows.push(vec![lane.name.clone(), dash(), number(lane.accepted), dash(), dash(), dash(), dash(), room]);
-        }
-    }
-    let head = ["LANE", "DESTINATION", "ACCEPTED", "DELIVERED", "QUEUED", "OLDEST", "LOST OR DEAD", "DISK"];
-    out.push_str(&table(&head, &[2, 3, 4, 5, 6, 7], &rows, is_coloured));
-    out.push('\n');
-    let outlook = outlook(status, is_coloured);
-    if !outlook.is_empty() {
-        out.push_str(&outlook);
-        out.push('\n');
-    }
-    let rows: Vec<_> = status
-        .links
-        .iter()
-        .map(|link| {
-            let state = if link.is_up { "up".to_owned() } else { "down".to_owned() };
-            let answer = if link.delivered > 0 {
-                format!("{} / {}", millis(link.answer_ms.0), millis(link.answer_ms.1))
-            } else {
-                "-".into()
-            };
-            vec![
-                link.destination.clone(),
-                link.lane.clone(),
-                state,
-                number(link.in_flight as u64),
-                answer,
-                number(link.unheard),
-            ]
-        })
-        .collect();
-    if !rows.is_empty() {
-        out.push_str(&table(
-            &["LINK", "LANE", "STATE", "IN FLIGHT", "ANSWER P50 / P99", "UNHEARD"],
-            &[3, 4, 5],
-            &rows,
-            is_coloured,
-        ));
-        out.push('\n');
-    }
-    let rows: Vec<_> = status
-        .sources
-        .iter()
-        .map(|source| {
-            let ack = if source.received > 0 {
-                format!("{} / {}", millis(source.ack_ms.0), millis(source.ack_ms.1))
-            } else {
-                "-".into()
-            };
-            vec![
-                source.name.clone(),
-                source.kind.clone(),
-                source.address.clone(),
-                source.problem.clone().unwrap_or_else(|| "works".into()),
-                number(source.connections),
-                number(source.received),
-                ack,
-                number(source.refused),
-                number(source.dropped),
-            ]
-        })
-        .collect();
-    if !rows.is_empty() {
-        let head =
-            ["SOURCE", "KIND", "ADDRESS", "STATE", "CONNECTED", "RECEIVED", "ACK P50 / P99", "REFUSED", "DROPPED"];
-        out.push_str(&table(&head, &[4, 5, 6, 7, 8], &rows, is_coloured));
-        out.push('\n');
-    }
-    let _ = writeln!(
-        out,
-        "dead letters {} (since start: {} unmatched, {} broke their contract) · repeats {} · ids in window {} of {}",
-        number(status.dead.total),
-        number(status.dead.unmatched),
-        number(status.dead.violations),
-        number(status.repeats.duplicates),
-        number(status.repeats.ids as u64),
-        number(status.repeats.ids_max as u64),
-    );
-    if let Some(sparkplug) = &status.sparkplug {
-        let _ = writeln!(
-            out,
-            "sparkplug nodes {} in {} bytes (since start: {} gaps, {} undecodable messages, {} nodes evicted from memory, {} rebirths requested)",
-            number(sparkplug.nodes as u64),
-            number(sparkplug.bytes as u64),
-            number(sparkplug.gaps),
-            number(sparkplug.refused),
-            number(sparkplug.forgotten),
-            number(sparkplug.rebirths_asked),
-        );
-    }
-    out
-}
-
-/// Formats forecasts: when lanes are full, and when backlogs are drained.
-fn outlook(status: &Status, is_coloured: bool) -> String {
-    let seconds =
-        |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |count| rough(Duration::from_secs(count)));
-    let mut rows = Vec::new();
-    for lane in &status.outlooks {
-        for to in &lane.drains {
-            rows.push(vec![
-                lane.lane.clone(),
-                to.destination.clone(),
-                format!("{:.0}", lane.events_per_second),
-                format!("{:.0}", to.events_per_second),
-                Bytes(to.queued_bytes).to_string(),
-                if to.queued == 0 { "-".into() } else { seconds(to.drained_in_seconds) },
-                seconds(lane.full_in_seconds),
-                lane.then.clone(),
-            ]);
-        }
-    }
-    if rows.is_empty() {
-        return String::new();
-    }
-    let head =
-        ["LANE", "DESTINATION", "IN / S", "OUT / S", "BACKLOG", "DRAINED IN", "FULL IN, WITHOUT WAN", "WHEN FULL, IT"];
-    let mut out = table(&head, &[2, 3, 4, 5, 6], &rows, is_coloured);
-    if let Some(bytes) = status.flash_bytes_per_day {
-        let _ = writeln!(out, "written to the disk: {} per day at this rate", Bytes(bytes));
-    }
-    out
-}
 
 pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
     let rows: Vec<_> = balances
@@ -282,7 +72,7 @@ pub(super) fn replays(replays: &[Replay], is_coloured: bool) -> String {
         .map(|replay| {
             vec![
                 replay.id.to_string(),
-                replay.begun.to_string().get(..19).unwrap_or_default().replace('T', " "),
+                seconds(&replay.begun.to_string()),
                 replay.destination.clone(),
                 replay_state(replay.state).to_owned(),
                 number(replay.events),
@@ -302,7 +92,7 @@ pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
     let rows: Vec<_> = entries
         .iter()
         .map(|entry| {
-            let at = entry.at.get(..19).unwrap_or_default().replace('T', " ");
+            let at = seconds(&entry.at);
             let by = entry.by.map_or_else(|| "-".to_owned(), user_name);
             let at = if entry.clockstatus.is_some() { format!("{at}?") } else { at };
             let what = shortened(&entry.detail.to_string(), AUDIT_SHOWN);
@@ -328,15 +118,6 @@ const TOPIC_SHOWN: usize = 40;
 /// Characters of a reason in a table; `dead show` shows all.
 const REASON_SHOWN: usize = 80;
 
-/// Truncates a text to `chars_max` characters, with `…` at the end.
-fn shortened(text: &str, chars_max: usize) -> String {
-    let text = shown(text);
-    match text.char_indices().nth(chars_max) {
-        None => text.into_owned(),
-        Some(_) => text.chars().take(chars_max - 1).chain(['…']).collect(),
-    }
-}
-
 pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
     if letters.is_empty() {
         return "no dead letters".into();
@@ -346,7 +127,7 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
         .map(|letter| {
             vec![
                 letter.id.to_string(),
-                letter.recorded.get(..19).unwrap_or_default().replace('T', " "),
+                seconds(&letter.recorded),
                 letter.fate.state.name().to_owned(),
                 letter.stream.to_string(),
                 shortened(&letter.origin, TOPIC_SHOWN),
@@ -410,7 +191,7 @@ pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
                 one.severity.to_string(),
                 one.kind.to_string(),
                 one.reference.clone(),
-                one.since.get(..19).unwrap_or_default().replace('T', " "),
+                seconds(&one.since),
                 age(&one.opened),
                 one.reason.clone(),
             ]

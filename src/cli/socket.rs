@@ -54,11 +54,6 @@ async fn require_ok(answer: Response<Incoming>) -> anyhow::Result<Response<Incom
     bail!("{}", if text.is_empty() { status.to_string() } else { text })
 }
 
-/// Sends a GET request and returns the body of the response.
-pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
-    call(socket, Method::GET, path, Vec::new()).await
-}
-
 /// Sends a GET request. Returns whether the status is 200, and the body whatever the status is.
 pub(super) async fn get_any(socket: &Path, path: &str) -> anyhow::Result<(bool, String)> {
     let answer = send(socket, Method::GET, path, Vec::new()).await?;

@@ -1,8 +1,8 @@
 //! `forebay salvage`: recovers the readable events of a damaged file.
 
-use super::super::json;
 use super::sink::{AtomicFile, Bar};
-use crate::cli::show::table;
+use crate::cli::client::json;
+use crate::cli::table::{seconds, table};
 use crate::event::{Content, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::journal::{Block, BlockReader, DEAD, Publications, Salvage, Salvaged, push_line};
@@ -96,13 +96,13 @@ fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut AtomicFile
         unrendered: 0,
         publications_damaged: publications.damaged.clone(),
     };
+    let of_lane = SalvagedLane { lane: &lane, publications: &publications, with_offsets: args.with_offsets };
     let mut streams = BTreeMap::new();
     let mut lines = Vec::new();
     for block in salvage.blocks() {
         let block = block?;
         lines.clear();
-        let place = args.with_offsets.then_some(&*lane);
-        report.unrendered += push_block(&block, &lane, &publications, place, &mut streams, &mut lines);
+        report.unrendered += of_lane.push_block(&block, &mut streams, &mut lines);
         if let Some(out) = out.as_deref_mut() {
             out.write(&lines)?;
         }
@@ -111,39 +111,78 @@ fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut AtomicFile
     Ok(report)
 }
 
-/// Appends the events of a block. Returns the number of events without publication.
-fn push_block(
-    block: &Arc<Block>,
-    lane: &str,
-    publications: &Publications,
-    place: Option<&str>,
-    streams: &mut BTreeMap<String, Stream>,
-    out: &mut Vec<u8>,
-) -> u64 {
-    let recorded = block.header.recorded;
-    let mut unrendered = 0;
-    let mut walk = BlockReader::new(Arc::clone(block));
-    while let Some(step) = walk.step_with(|number| publications.of(number)) {
-        let numbered = step.numbered.filter(|_| lane != DEAD);
-        let (name, sequence) = match (numbered, &*block.header.runs) {
-            (Some((published, sequence)), _) => (published.renderer.stream_id().to_owned(), sequence),
-            // With a single stream, sequences follow from the offsets of the block.
-            (None, [run]) => (nameless(lane, &step.record), run.first + (step.offset - block.header.first)),
-            (None, _) => (nameless(lane, &step.record), 0),
-        };
-        count(streams.entry(name.clone()).or_default(), name, sequence, recorded);
-        match numbered {
-            Some((published, sequence)) => {
-                let place = place.map(|lane| (lane, step.offset));
-                push_line(published, &step.record, sequence, recorded, place, out);
-            }
-            None => {
-                unrendered += u64::from(lane != DEAD);
-                push_plain(lane, step.offset, sequence, recorded, &step.record, out);
+/// The lane of a salvaged file.
+struct SalvagedLane<'a> {
+    lane: &'a str,
+    publications: &'a Publications,
+    with_offsets: bool,
+}
+
+impl SalvagedLane<'_> {
+    /// Appends the events of a block. Returns the number of events without publication.
+    fn push_block(&self, block: &Arc<Block>, streams: &mut BTreeMap<String, Stream>, out: &mut Vec<u8>) -> u64 {
+        let (lane, recorded) = (self.lane, block.header.recorded);
+        let mut unrendered = 0;
+        let mut walk = BlockReader::new(Arc::clone(block));
+        while let Some(step) = walk.step_with(|number| self.publications.of(number)) {
+            let numbered = step.numbered.filter(|_| lane != DEAD);
+            let (name, sequence) = match (numbered, &*block.header.runs) {
+                (Some((published, sequence)), _) => (published.renderer.stream_id().to_owned(), sequence),
+                // With a single stream, sequences follow from the offsets of the block.
+                (None, [run]) => (nameless(lane, &step.record), run.first + (step.offset - block.header.first)),
+                (None, _) => (nameless(lane, &step.record), 0),
+            };
+            count(streams.entry(name.clone()).or_default(), name, sequence, recorded);
+            match numbered {
+                Some((published, sequence)) => {
+                    let place = self.with_offsets.then_some((lane, step.offset));
+                    push_line(published, &step.record, sequence, recorded, place, out);
+                }
+                None => {
+                    unrendered += u64::from(lane != DEAD);
+                    self.push_plain((step.offset, sequence), recorded, &step.record, out);
+                }
             }
         }
+        unrendered
     }
-    unrendered
+
+    /// Appends an event in record form, or a dead letter.
+    fn push_plain(&self, (offset, sequence): (u64, u64), recorded: Timestamp, record: &Record<'_>, out: &mut Vec<u8>) {
+        let lane = self.lane;
+        let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let mut line = serde_json::json!({
+            "lane": lane,
+            "offset": offset,
+            "recorded": recorded.to_string(),
+            "time": record.time.to_string(),
+            "origin": record.origin,
+            "key": record.key,
+        });
+        let letter = if lane == DEAD { DeadLetter::read(record) } else { None };
+        if let Some(letter) = letter {
+            line["dead_letter"] = serde_json::to_value(&letter).unwrap_or_default();
+            match std::str::from_utf8(&letter.payload) {
+                Ok(text) => line["payload"] = text.into(),
+                Err(_) => line["payload_base64"] = base64(&letter.payload).into(),
+            }
+        } else {
+            line["id"] = record.id.to_string().into();
+            line["publication"] = record.publication.into();
+            if sequence > 0 {
+                line["sequence"] = sequence.into();
+            }
+            line["attributes"] = serde_json::to_value(&record.attributes).unwrap_or_default();
+            let data =
+                (record.content == Content::Json).then(|| serde_json::from_slice::<serde_json::Value>(record.payload));
+            match data {
+                Some(Ok(data)) => line["data"] = data,
+                _ => line["data_base64"] = base64(record.payload).into(),
+            }
+        }
+        out.extend_from_slice(line.to_string().as_bytes());
+        out.push(b'\n');
+    }
 }
 
 fn nameless(lane: &str, record: &Record<'_>) -> String {
@@ -165,42 +204,6 @@ fn count(stream: &mut Stream, name: String, sequence: u64, recorded: Timestamp) 
     stream.recorded.1 = recorded.to_string();
 }
 
-/// Appends an event in record form, or a dead letter.
-fn push_plain(lane: &str, offset: u64, sequence: u64, recorded: Timestamp, record: &Record<'_>, out: &mut Vec<u8>) {
-    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-    let mut line = serde_json::json!({
-        "lane": lane,
-        "offset": offset,
-        "recorded": recorded.to_string(),
-        "time": record.time.to_string(),
-        "origin": record.origin,
-        "key": record.key,
-    });
-    let letter = if lane == DEAD { DeadLetter::read(record) } else { None };
-    if let Some(letter) = letter {
-        line["dead_letter"] = serde_json::to_value(&letter).unwrap_or_default();
-        match std::str::from_utf8(&letter.payload) {
-            Ok(text) => line["payload"] = text.into(),
-            Err(_) => line["payload_base64"] = base64(&letter.payload).into(),
-        }
-    } else {
-        line["id"] = record.id.to_string().into();
-        line["publication"] = record.publication.into();
-        if sequence > 0 {
-            line["sequence"] = sequence.into();
-        }
-        line["attributes"] = serde_json::to_value(&record.attributes).unwrap_or_default();
-        let data =
-            (record.content == Content::Json).then(|| serde_json::from_slice::<serde_json::Value>(record.payload));
-        match data {
-            Some(Ok(data)) => line["data"] = data,
-            _ => line["data_base64"] = base64(record.payload).into(),
-        }
-    }
-    out.extend_from_slice(line.to_string().as_bytes());
-    out.push(b'\n');
-}
-
 fn show(report: &FileReport, is_coloured: bool) -> String {
     let found = &report.found;
     let mut out = String::new();
@@ -217,14 +220,13 @@ fn show(report: &FileReport, is_coloured: bool) -> String {
         .streams
         .iter()
         .map(|stream| {
-            let time = |text: &str| text.get(..19).unwrap_or_default().replace('T', " ");
             vec![
                 stream.stream.clone(),
                 number(stream.events),
                 number(stream.first_sequence),
                 number(stream.last_sequence),
-                time(&stream.recorded.0),
-                time(&stream.recorded.1),
+                seconds(&stream.recorded.0),
+                seconds(&stream.recorded.1),
             ]
         })
         .collect();

@@ -1,0 +1,140 @@
+//! Commands that show or change the running gateway.
+
+use super::client::{At, ask, finished, post, print, request, socket_path};
+use super::table::counted;
+use super::{show, socket};
+use crate::api::{AuditEntry, Balance, ClockStatus, DeviceStatus, Exception, HealthCheck, ReloadAnswer, TailEvent};
+use crate::event::push_path_segment;
+use crate::telemetry::{shown, shown_json};
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use hyper::Method;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusOf {
+    #[command(flatten)]
+    at: At,
+    /// Show the ledger: the fate of every event, by stream and destination
+    #[arg(long)]
+    ledger: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DestinationCommand {
+    /// Discard all undelivered events of a destination that was removed from the configuration
+    Drop {
+        /// Name of the destination
+        name: String,
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    #[command(flatten)]
+    at: At,
+    /// Only this stream; a `*` at the end matches any suffix
+    #[arg(long)]
+    stream: Option<String>,
+}
+
+pub(super) fn status(StatusOf { at, ledger }: &StatusOf) -> anyhow::Result<ExitCode> {
+    if !ledger {
+        return print(at, &ask(at, "/status")?, show::status);
+    }
+    let balances: Vec<Balance> = ask(at, "/ledger")?;
+    print(at, &balances, |balances, is_coloured| show::ledger(balances, is_coloured))?;
+    let is_even = balances.iter().all(|balance| balance.difference == 0);
+    Ok(if is_even { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Queries readiness, which includes liveness.
+pub(super) fn health(at: &At) -> anyhow::Result<ExitCode> {
+    let (is_good, text) = finished(socket::get_any(&socket_path(at)?, "/readyz"))??;
+    let checks: Vec<HealthCheck> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("the gateway responds in another format")?;
+    print(at, &checks, |checks, _| {
+        let failed: Vec<String> = checks
+            .iter()
+            .filter_map(|check| Some(format!("{}: {}", shown(&check.check), shown(check.reason.as_deref()?))))
+            .collect();
+        if failed.is_empty() { "live and accepting events".to_owned() } else { failed.join("\n") }
+    })?;
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Requests a reload and prints its result.
+pub(super) fn reload(at: &At) -> anyhow::Result<ExitCode> {
+    let answer: ReloadAnswer = request(at, Method::POST, "/reload", Vec::new())?;
+    print(at, &answer, |answer, _| match (&answer.problems[..], &answer.changes[..]) {
+        ([], []) => "reloaded; nothing has changed".to_owned(),
+        ([], changes) => format!("in force:\n{}", changes.join("\n")),
+        (problems, _) => format!("{}\nrefused; the previous configuration stays in force", problems.join("\n")),
+    })?;
+    Ok(if answer.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(super) fn drop_destination(DestinationCommand::Drop { name, at }: &DestinationCommand) -> anyhow::Result<ExitCode> {
+    let mut path = "/destination/".to_owned();
+    push_path_segment(&mut path, name);
+    let count: u64 = request(at, Method::DELETE, &path, Vec::new())?;
+    print(at, &serde_json::json!({"destination": name, "discarded": count}), |_, _| {
+        format!("destination \"{name}\" is dropped; {} discarded", counted(count as usize, "undelivered event"))
+    })
+}
+
+pub(super) fn clock(at: &At, trust: bool) -> anyhow::Result<ExitCode> {
+    let clock: ClockStatus = if trust { post(at, "/clock/trust")? } else { ask(at, "/clock")? };
+    print(at, &clock, |clock, _| match clock.problem() {
+        Some(problem) => problem,
+        None => format!("clock: {}, trusted", clock.time),
+    })
+}
+
+pub(super) fn audit(at: &At, limit: u64) -> anyhow::Result<ExitCode> {
+    let entries: Vec<AuditEntry> = ask(at, &format!("/audit?limit={limit}"))?;
+    print(at, &entries, |entries, is_coloured| show::audit(entries, is_coloured))
+}
+
+pub(super) fn devices(at: &At) -> anyhow::Result<ExitCode> {
+    let devices: Vec<DeviceStatus> = ask(at, "/devices")?;
+    print(at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
+}
+
+pub(super) fn exceptions(at: &At) -> anyhow::Result<ExitCode> {
+    let open: Vec<Exception> = ask(at, "/exceptions")?;
+    print(at, &open, |open, is_coloured| show::exceptions(open, is_coloured))
+}
+
+/// Prints new events until the gateway ends.
+pub(super) fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
+    let socket = socket_path(&tail.at)?;
+    let path = match &tail.stream {
+        Some(stream) if stream.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-*".contains(&b)) => {
+            format!("/tail?stream={stream}")
+        }
+        Some(stream) => {
+            bail!("\"{stream}\" is no stream name; expected letters, digits, \".\", \"_\", \"-\", and \"*\" at the end")
+        }
+        None => "/tail".into(),
+    };
+    let is_terminal = std::io::stdout().is_terminal();
+    finished(socket::lines(&socket, &path, |line| {
+        let mut out = std::io::stdout().lock();
+        if tail.at.json {
+            writeln!(out, "{}", shown_json(&String::from_utf8_lossy(line)))?;
+        } else {
+            let event: TailEvent = serde_json::from_slice(line)?;
+            writeln!(out, "{}", show::tail_event(&event, is_terminal))?;
+        }
+        out.flush()?;
+        Ok(())
+    }))??;
+    Ok(ExitCode::SUCCESS)
+}
