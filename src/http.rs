@@ -10,8 +10,8 @@ mod streaming;
 mod write_timeout;
 
 pub use connection_limit::{ConnectionLimit, ConnectionSlot, Phase};
-pub use streaming::{BodySender, ReaderGone, StreamingBody, streaming};
-pub use write_timeout::with_write_timeout;
+pub use streaming::{Body, BodySender, ReaderGone, Reply, StreamingBody, streaming};
+pub use write_timeout::{Duplex, Stream, with_write_timeout};
 
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -23,19 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-/// A bidirectional byte stream: a socket with or without TLS.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
-
-/// A boxed stream.
-pub type Stream = Box<dyn Duplex>;
-/// A complete body, or one that is produced while it is sent.
-pub type Body = Either<Full<Bytes>, StreamingBody>;
-/// A response with such a body.
-pub type Reply = Response<Body>;
 /// The future of a response, as hyper polls it.
 type ReplyFuture<'a> = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
 /// A server connection.

@@ -10,11 +10,14 @@
 //!
 //! Not here: the source of the records (`sources`).
 
+mod config;
 mod exception_kind;
 mod rules;
 mod transitions;
 
-use crate::api::{Exception, ExceptionKind, Severity};
+pub use config::{Config, Machines, RuleSetting, STREAMS};
+
+use crate::api::Exception;
 use crate::clock;
 use crate::contract::{Pointer, Sender, SourceKind};
 use crate::event::Timestamp;
@@ -22,89 +25,13 @@ use crate::ingest::{Closed, EventMetadata, Ingest, Producer, Route, Submission};
 use crate::journal::{JournalError, Notes};
 use crate::local::Local;
 use crate::runtime::spawn_blocking;
-use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::odoo::Mirrors;
 use parking_lot::Mutex;
 use rules::{Facts, Key, Machine};
-use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 use transitions::{TrackedExceptions, Transition};
-
-/// The configuration of the watch.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Interval of the evaluation.
-    #[serde(default = "every")]
-    pub every: Span,
-    /// Rules that differ from the defaults.
-    #[serde(default)]
-    pub rule: BTreeMap<ExceptionKind, RuleSetting>,
-    /// The states of machines, and the work center of each.
-    pub machines: Option<Machines>,
-}
-
-/// The rule for one kind of exception.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuleSetting {
-    /// How long the condition must last before the exception opens.
-    pub after: Option<Span>,
-    /// Severity of the exception.
-    pub severity: Option<Severity>,
-    /// Whether the rule is evaluated.
-    pub enabled: Option<bool>,
-}
-
-/// The source of the states of machines.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Machines {
-    /// The stream whose key is the machine.
-    #[serde(default = "stream")]
-    pub stream: String,
-    /// JSON pointer to the state.
-    #[serde(default = "state")]
-    pub state: String,
-    /// States in which a machine runs.
-    #[serde(default = "running")]
-    pub running: Vec<String>,
-    /// Code of the work center of each machine.
-    pub work_centers: BTreeMap<String, String>,
-}
-
-fn every() -> Span {
-    Span(Duration::from_secs(30))
-}
-fn stream() -> String {
-    "machine.state".into()
-}
-fn state() -> String {
-    "/state".into()
-}
-fn running() -> Vec<String> {
-    vec!["running".into()]
-}
-
-/// The streams of the transitions; each needs a contract.
-pub const STREAMS: [&str; 3] = ["exception.opened", "exception.updated", "exception.closed"];
-
-impl Config {
-    /// Checks the values. The error is the key and the reason.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
-        let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
-        if !allowed.contains(&self.every.0) {
-            return Err(("every", format!("{} is out of bounds; 1s to 1h are allowed", self.every)));
-        }
-        match &self.machines {
-            Some(machines) => Pointer::parse(&machines.state).map(|_| ()).map_err(|error| ("machines.state", error)),
-            None => Ok(()),
-        }
-    }
-}
 
 /// Transitions that wait for their receipts together: one fsync covers all of them.
 const TRANSITIONS_AT_ONCE: usize = 200;

@@ -22,9 +22,9 @@ use crate::journal::{Export, History, JournalError, ReadOnlyJournal, Verificatio
 use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 pub(super) use sink::AtomicFile;
-use sink::{Bar, Sink};
+use sink::{Bar, ExportFormat, Sink};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -45,15 +45,6 @@ pub(super) struct JournalArgs {
     journal: Option<PathBuf>,
 }
 
-/// Output format of exported events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
-    /// One CloudEvent per line
-    Lines,
-    /// One CloudEvents batch: a JSON array
-    Batch,
-}
-
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
     #[command(flatten)]
@@ -72,7 +63,7 @@ pub(super) struct ExportArgs {
     key: Vec<String>,
     /// Output format
     #[arg(long, value_enum, default_value = "lines")]
-    format: Format,
+    format: ExportFormat,
     /// Wrap each event in an object with lane and offset
     #[arg(long)]
     with_offsets: bool,
@@ -175,7 +166,7 @@ fn histories(shelf: &ReadOnlyJournal) -> impl Iterator<Item = Arc<dyn History>> 
 
 /// `forebay export`.
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
-    if args.with_offsets && args.format == Format::Batch {
+    if args.with_offsets && args.format == ExportFormat::Batch {
         bail!("--with-offsets needs --format lines: a batch contains plain CloudEvents");
     }
     let selection =

@@ -1,14 +1,18 @@
 //! Streaming responses: bodies that are produced while they are sent.
 
-use super::Reply;
-use http_body_util::Either;
 use http_body_util::channel::{Channel, Sender};
+use http_body_util::{Either, Full};
 use hyper::Response;
-use hyper::body::{Body, Bytes, Frame};
+use hyper::body::{Body as HttpBody, Bytes, Frame};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
+
+/// A complete body, or one that is produced while it is sent.
+pub type Body = Either<Full<Bytes>, StreamingBody>;
+/// A response with such a body.
+pub type Reply = Response<Body>;
 
 /// The body of a streaming response, as the connection reads it.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub fn streaming(pieces_max: usize) -> (BodySender, Reply) {
     (BodySender { sender, gone: ReaderGone(gone) }, reply)
 }
 
-impl Body for StreamingBody {
+impl HttpBody for StreamingBody {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -1,6 +1,5 @@
 //! A write timeout for a stream: ends connections to peers that read nothing.
 
-use super::Stream;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -8,6 +7,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+/// A bidirectional byte stream: a socket with or without TLS.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// A boxed stream.
+pub type Stream = Box<dyn Duplex>;
 
 /// A stream whose writes fail with `TimedOut` when the peer has read nothing for `unread_max`. A local socket has no
 /// such option; TCP has `TCP_USER_TIMEOUT`.

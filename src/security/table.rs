@@ -3,7 +3,7 @@
 //! Promise: at most [`ROWS_MAX`] rows, plus one row per cause for the rest, each of some hundred bytes; at most
 //! [`EVENTS_AT_ONCE`] events at once and [`EVENTS_PER_MINUTE`] from then on. Counts are complete.
 
-use super::Cause;
+use super::cause::Cause;
 use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp};
 use crate::origin::Origin;

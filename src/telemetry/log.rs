@@ -3,9 +3,9 @@
 //! Promise: a log event is one line whatever devices send, or one journald entry with its fields. A suppressed event costs
 //! one comparison.
 
+use super::escape::{shown, shown_json};
 use super::follow::{FOLLOW, follow_one_in};
 use super::recent::Recent;
-use super::{shown, shown_json};
 use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;

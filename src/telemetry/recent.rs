@@ -2,7 +2,7 @@
 //!
 //! Promise: they take at most [`RECENT_BYTES_MAX`], whatever is logged.
 
-use super::shown;
+use super::escape::shown;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{Result, Write};

@@ -3,7 +3,7 @@
 //! Invariant: the text of a condition contains nothing that changes with time alone, so an exception reports an update
 //! only when the facts have changed.
 
-use super::{Config, RuleSetting};
+use super::config::{Config, RuleSetting};
 use crate::api::{ExceptionKind, Severity};
 use crate::event::Timestamp;
 use crate::sources::odoo::{Mirror, linked};

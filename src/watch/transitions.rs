@@ -2,7 +2,7 @@
 //!
 //! Invariant: the event of a transition is fixed when the transition is saved, so a repeat is identical.
 
-use super::STREAMS;
+use super::config::STREAMS;
 use super::rules::{Condition, Key};
 use crate::api::{Exception, ExceptionKind};
 use crate::event::Timestamp;

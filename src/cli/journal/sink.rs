@@ -2,12 +2,12 @@
 //!
 //! Promise: a file gets its name only when it is complete and synced to the disk.
 
-use super::Format;
 use crate::api::ExportProgress;
 use crate::clock;
 use crate::setting::{Bytes, grouped as number};
 use crate::telemetry::{shown, shown_json};
 use anyhow::Context;
+use clap::ValueEnum;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,6 +16,15 @@ use std::time::{Duration, Instant};
 
 /// Refresh interval of the progress bar.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Output format of exported events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum ExportFormat {
+    /// One CloudEvent per line
+    Lines,
+    /// One CloudEvents batch: a JSON array
+    Batch,
+}
 
 /// Standard output or an output file.
 enum Out {
@@ -72,7 +81,7 @@ impl Drop for AtomicFile {
 /// Writes exported events to the output.
 pub(super) struct Sink {
     out: Out,
-    format: Format,
+    format: ExportFormat,
     is_terminal: bool,
     events: u64,
     bytes: u64,
@@ -80,7 +89,7 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    pub(super) fn new(to: Option<&Path>, format: Format) -> anyhow::Result<Self> {
+    pub(super) fn new(to: Option<&Path>, format: ExportFormat) -> anyhow::Result<Self> {
         let out = match to {
             Some(to) => Out::File(AtomicFile::begin(to)?),
             None => Out::Standard(BufWriter::new(io::stdout())),
@@ -94,9 +103,9 @@ impl Sink {
     /// Writes one event, given as a JSON object without an end of line.
     pub(super) fn event(&mut self, line: &[u8]) -> anyhow::Result<()> {
         let before: &[u8] = match (self.format, self.events) {
-            (Format::Lines, _) => b"",
-            (Format::Batch, 0) => b"[",
-            (Format::Batch, _) => b",\n",
+            (ExportFormat::Lines, _) => b"",
+            (ExportFormat::Batch, 0) => b"[",
+            (ExportFormat::Batch, _) => b",\n",
         };
         self.events += 1;
         self.write(before)?;
@@ -106,7 +115,7 @@ impl Sink {
         } else {
             self.write(line)?;
         }
-        if self.format == Format::Lines { self.write(b"\n") } else { Ok(()) }
+        if self.format == ExportFormat::Lines { self.write(b"\n") } else { Ok(()) }
     }
 
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
@@ -126,9 +135,9 @@ impl Sink {
     /// Writes the end of the output and syncs it.
     pub(in crate::cli) fn finish(mut self) -> anyhow::Result<()> {
         match (self.format, self.events) {
-            (Format::Lines, _) => {}
-            (Format::Batch, 0) => self.write(b"[]\n")?,
-            (Format::Batch, _) => self.write(b"]\n")?,
+            (ExportFormat::Lines, _) => {}
+            (ExportFormat::Batch, 0) => self.write(b"[]\n")?,
+            (ExportFormat::Batch, _) => self.write(b"]\n")?,
         }
         self.bar.clear();
         match self.out {
