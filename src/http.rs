@@ -26,7 +26,6 @@ use std::time::Duration;
 
 /// The future of a response, as hyper polls it.
 type ReplyFuture<'a> = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send + 'a>>;
-/// A server connection.
 pub type ServerConnection<'a> = Connection<TokioIo<&'a mut Stream>, Handler<'a>>;
 
 /// The largest head of a request; large enough for the attributes of a CloudEvent.

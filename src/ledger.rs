@@ -22,13 +22,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Stream of the reports.
 const LEDGER: &str = "gateway.ledger";
 /// Stream of the loss announcements.
 const LOSS: &str = "gateway.loss";
 /// Lane of both streams: the events are small and should arrive soon.
 const LANE: &str = "standard";
-/// Interval of expiry checks.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of checks for pending losses, such as those of an earlier start or after a read error. New losses wake the
 /// ledger at once.
@@ -225,7 +223,6 @@ impl Ledger {
         }
     }
 
-    /// Announces all pending losses.
     async fn announce(&self) {
         let journal = Arc::clone(&self.journal);
         let waiting = match spawn_blocking(move || journal.losses()).await {

@@ -28,7 +28,6 @@ use std::time::Duration;
 use table::{SecurityEvent, Table};
 use tokio::sync::Notify;
 
-/// Stream of the events.
 const STREAM: &str = "gateway.security";
 /// Lane of the stream. Its events are few by construction, and urgent.
 const LANE: &str = "standard";

@@ -11,11 +11,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Interval of samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
 /// Number of samples: rates cover a minute.
 const SAMPLES: usize = 31;
-/// Longest forecast: ten years.
 const SECONDS_MAX: f64 = 10.0 * 365.0 * 86_400.0;
 
 /// Counters of one lane at one time.

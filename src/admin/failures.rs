@@ -13,7 +13,6 @@ pub struct Failures(Mutex<BTreeMap<String, Failure>>);
 /// The failures of one part since the start.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// Number of restarts.
     pub restarts: u64,
     /// Description of the last failure.
     pub what: String,

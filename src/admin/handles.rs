@@ -28,7 +28,6 @@ use std::time::Instant;
 pub struct Handles {
     /// Environment, site and name of this gateway.
     pub surroundings: GatewayNames,
-    /// Start of the process.
     pub started: Instant,
     pub journal: Arc<Journal>,
     /// Takes in requeued and edited dead letters.
@@ -45,14 +44,12 @@ pub struct Handles {
     pub view: ArcSwap<View>,
     pub timekeeper: Arc<Timekeeper>,
     pub monitoring: MonitoringState,
-    /// Memory that peers occupy.
     pub budget: Arc<Budget>,
 }
 
 /// A running source, as status and metrics show it.
 #[derive(Clone, Debug)]
 pub struct SourceHandle {
-    /// Name in the configuration.
     pub name: String,
     pub kind: SourceKind,
     /// Address it listens on, or the server it reads.

@@ -22,7 +22,6 @@ impl Health {
         self.0.push(HealthCheck { check: check.into(), good: reason.is_none(), reason });
     }
 
-    /// Whether every check passed.
     pub fn is_good(&self) -> bool {
         self.0.iter().all(|check| check.good)
     }

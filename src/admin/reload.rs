@@ -13,14 +13,12 @@ pub struct Reloading(mpsc::Sender<ReloadOrder>);
 /// A reload request: its trigger, and the channel for its result.
 pub type ReloadOrder = (ReloadBy, oneshot::Sender<Reloaded>);
 
-/// Trigger of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadBy {
     /// A user (uid) at the command socket.
     User(u32),
     /// SIGHUP, as `systemctl reload` sends it; the sender is unknown.
     Signal,
-    /// A changed configuration file.
     Files,
 }
 

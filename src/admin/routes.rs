@@ -14,7 +14,6 @@ use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
-/// Answers one request.
 pub(super) async fn answer(request: CommandRequest, http_request: Request<Incoming>) -> Reply {
     let (head, body) = http_request.into_parts();
     let mut path = Vec::new();

@@ -86,7 +86,6 @@ pub(super) fn item(value: &impl serde::Serialize) -> Result<Vec<u8>, String> {
     serde_json::to_vec(value).map_err(text)
 }
 
-/// An error as text.
 pub(super) fn text(error: impl Display) -> String {
     error.to_string()
 }

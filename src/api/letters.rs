@@ -89,7 +89,7 @@ pub struct Letter {
     pub key: String,
     #[serde(with = "crate::event::as_text")]
     pub last_attempt: Timestamp,
-    /// Source and device: `{source}/{device}`.
+    /// Source and device, as `{source}/{device}`.
     pub origin: String,
     /// Reason, starting with the field or the reason code.
     pub reason: String,
@@ -101,7 +101,6 @@ pub struct Letter {
     /// Time at which the journal stored the event, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::event::as_text_if_any")]
     pub taken: Option<Timestamp>,
-    /// Time of the event.
     #[serde(with = "crate::event::as_text")]
     pub time: Timestamp,
     /// Topic on which the event arrived.

@@ -83,6 +83,7 @@ pub struct TailEvent {
     pub recorded: String,
     /// Time of the event, RFC 3339.
     pub time: String,
+    /// Source and device, as `{source}/{device}`.
     pub origin: String,
     /// Key within which order is kept.
     pub key: String,

@@ -50,7 +50,6 @@ const LINES: &str = "2000";
 /// zstd level 3, its default: a bundle is made rarely.
 const LEVEL: i32 = 3;
 
-/// A bundle under construction.
 struct Bundle {
     tar: tar::Builder<Vec<u8>>,
     folder: String,
@@ -83,7 +82,6 @@ impl Bundle {
     }
 }
 
-/// Creates a bundle.
 pub(super) fn run(args: &BundleArgs) -> anyhow::Result<ExitCode> {
     let now = clock::wall();
     let stamp: String = Timestamp::from(now).to_string().chars().filter(char::is_ascii_alphanumeric).take(15).collect();

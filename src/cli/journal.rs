@@ -104,7 +104,6 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp::from(clock::wall()).before(span.0))
 }
 
-/// Access to a journal.
 enum Journal {
     /// The command socket of its running gateway.
     Running(PathBuf),

@@ -13,7 +13,6 @@ const ANY_NAME: &str = "{user}";
 /// The rights of one name at one source.
 #[derive(Debug, Serialize)]
 pub(super) struct NameRights {
-    /// Name of the source.
     source: String,
     /// The proven name; `{user}` for one that cannot be listed, empty for anonymous clients.
     name: String,

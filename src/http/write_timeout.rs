@@ -13,7 +13,6 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-/// A boxed stream.
 pub type Stream = Box<dyn Duplex>;
 
 /// A stream whose writes fail with `TimedOut` when the peer has read nothing for `unread_max`. A local socket has no

@@ -28,7 +28,6 @@ const TEXT_BYTES_MAX: usize = 128;
 /// Report of a refusal or a change, by the part that made it.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
-    /// Cause of the report.
     pub cause: Cause,
     /// Name of the source, `command` or `configuration`.
     pub source: &'a str,
@@ -65,7 +64,6 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// Content of an event.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct SecurityEvent {
     cause: &'static str,

@@ -6,25 +6,19 @@
 use super::Snapshot;
 use std::fmt::Write;
 
-/// Type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
     /// Only rises, from 0 at the start of the process or at the creation of the journal.
     Counter,
-    /// Rises and falls.
     Gauge,
-    /// Durations in buckets.
     Histogram,
 }
 
-/// A metric family.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
     /// Name of the metric; ends with the unit.
     pub name: &'static str,
-    /// Type of the metric.
     pub kind: MetricKind,
-    /// Help text: one sentence.
     pub help: &'static str,
 }
 
@@ -34,7 +28,6 @@ macro_rules! families {
             #[doc = $help]
             pub const $id: Family = Family { name: $name, kind: MetricKind::$kind, help: $help };
         )*
-        /// All metric families.
         pub const FAMILIES: &[Family] = &[$($id),*];
     };
 }
@@ -166,19 +159,16 @@ impl Page {
         self.put(family, |rows| rows.row(&[], value));
     }
 
-    /// Returns the finished page.
     pub fn finish(self) -> String {
         self.0
     }
 }
 
 impl Rows<'_> {
-    /// Writes one value.
     pub fn row(&mut self, labels: Labels<'_>, value: f64) {
         self.line("", labels, None, value);
     }
 
-    /// Writes a histogram.
     pub fn histogram(&mut self, labels: Labels<'_>, counted: &Snapshot) {
         for doublings in BUCKETS {
             let bound = ((1u64 << doublings) as f64 / 1e6).to_string();

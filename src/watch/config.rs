@@ -10,7 +10,6 @@ use std::time::Duration;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Interval of the evaluation.
     #[serde(default = "every")]
     pub every: Span,
     /// Rules that differ from the defaults.
@@ -26,7 +25,6 @@ pub struct Config {
 pub struct RuleSetting {
     /// How long the condition must last before the exception opens.
     pub after: Option<Span>,
-    /// Severity of the exception.
     pub severity: Option<Severity>,
     /// Whether the rule is evaluated.
     pub enabled: Option<bool>,

@@ -14,7 +14,6 @@ const LETTERS_AUDITED: usize = 50;
 /// Most refusals that a response lists; the others are only counted.
 const REFUSALS_SHOWN: usize = 100;
 
-/// Decision about dead letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::admin) enum LetterAction {
     Requeue,

@@ -13,7 +13,6 @@ use hyper::StatusCode;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Most letters per batch.
 const BATCH_LETTERS: usize = 500;
 /// A batch is full once its payloads reach this size.
 const BATCH_BYTES: usize = 1 << 20;

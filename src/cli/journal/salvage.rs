@@ -38,12 +38,10 @@ pub(crate) struct SalvageArgs {
     json: bool,
 }
 
-/// Result of one file.
 #[derive(Debug, Serialize)]
 struct FileReport {
     #[serde(flatten)]
     found: Salvaged,
-    /// Recovered events per stream.
     streams: Vec<Stream>,
     /// Events whose publication is missing; written in record form, not as CloudEvents.
     unrendered: u64,

@@ -51,7 +51,6 @@ impl AtomicFile {
         Ok(Self { file: BufWriter::new(file), partial, to: to.to_owned(), is_finished: false })
     }
 
-    /// Appends to the file.
     pub(in crate::cli) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.file.write_all(bytes).with_context(|| self.partial.display().to_string())
     }
@@ -126,7 +125,6 @@ impl Sink {
         }
     }
 
-    /// Updates the progress bar.
     pub(super) fn show(&mut self, progress: &ExportProgress) {
         let (events, bytes) = (number(progress.events), Bytes(self.bytes));
         self.bar.show_with(progress.done, progress.total, || format!("{events} events, {bytes}"));
@@ -182,7 +180,6 @@ impl Bar {
         let _ = write!(io::stderr(), "\r{bar} {:>3.0} %  {}\x1b[K", share * 100.0, shown(&what()));
     }
 
-    /// Erases the bar.
     pub(super) fn clear(&mut self) {
         if self.is_shown && self.shown_at.is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K");
