@@ -9,6 +9,11 @@
 //!
 //! Not here: who may call what (`admin`), the tables (`cli`).
 
+/// Version of the API, as the header [`VERSION_HEADER`] of each response names it.
+pub const VERSION: &str = "1";
+/// Name of the header with the version; in lower case, as hyper needs it.
+pub const VERSION_HEADER: &str = "forebay-api";
+
 mod accounts;
 mod exception;
 mod journal;

@@ -6,10 +6,12 @@ use super::caller::Caller;
 use super::letters::{self, LetterAction};
 use super::request::{ApiResult, CommandRequest, Query, json, refuse};
 use super::{clock, journal, lists, monitoring, operations, replay, tail};
+use crate::api::{VERSION, VERSION_HEADER};
 use crate::contract::Sender;
 use crate::http::{self, Reply};
 use crate::security::{Cause, Report};
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
@@ -27,10 +29,12 @@ pub(super) async fn answer(request: CommandRequest, http_request: Request<Incomi
         Method::POST | Method::DELETE => checked_change(request, &head.method, &path, body).await,
         _ => None,
     };
-    match result {
+    let mut reply = match result {
         Some(result) => result.unwrap_or_else(Into::into),
         None => http::text(StatusCode::NOT_FOUND, format!("{} {} is not answered here", head.method, head.uri.path())),
-    }
+    };
+    reply.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
+    reply
 }
 
 /// Handles requests that only read; `None` if the path does not exist.

@@ -173,3 +173,22 @@ pub struct LetterEdit {
     #[serde(default)]
     pub dry_run: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_read_and_written_in_the_form_of_version_1() {
+        let text = concat!(
+            r#"{"id":7,"recorded":"2026-11-23T08:00:01.000000Z","attempts":1,"client":"press-4","destination":"central","#,
+            r#""event_id":"e-1","first_attempt":"2026-11-23T08:00:00.000000Z","key":"press-4","#,
+            r#""last_attempt":"2026-11-23T08:00:00.000000Z","origin":"devices/press-4","reason":"0x99: payload","#,
+            r#""sequence":12,"stage":"central","stream":"machine.state","time":"2026-11-23T08:00:00.000000Z","#,
+            r#""topic":"plant/press-4/state","version":"1.0.0","fate":{"state":"held","at":"1970-01-01T00:00:00.000000Z","#,
+            r#""attempts":0,"reason":""},"payload_bytes":2,"payload_text":"{}"}"#
+        );
+        let letter: Letter = serde_json::from_str(text).expect("a letter");
+        assert_eq!(serde_json::to_string(&letter).expect("JSON"), text);
+    }
+}

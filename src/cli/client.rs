@@ -69,7 +69,7 @@ pub(super) fn post<T: DeserializeOwned>(at: &At, path: &str) -> anyhow::Result<T
 /// Sends a request and decodes the response.
 pub(super) fn request<T: DeserializeOwned>(at: &At, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<T> {
     let bytes = finished(socket::call(&socket_path(at)?, method, path, body))??;
-    serde_json::from_slice(&bytes).context("the gateway responds in another format; it may have another version")
+    serde_json::from_slice(&bytes).context(socket::OTHER_FORMAT)
 }
 
 /// Formats a value as JSON that is safe to print.

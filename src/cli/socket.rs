@@ -1,5 +1,6 @@
 //! HTTP client for the command socket of a running gateway.
 
+use crate::api::{VERSION, VERSION_HEADER};
 use crate::http;
 use crate::setting::check_socket_path;
 use crate::telemetry::shown;
@@ -44,7 +45,14 @@ fn unanswered(socket: &Path, error: &Error) -> String {
     }
 }
 
+/// What a command reports when it cannot read the response of the gateway.
+pub(super) const OTHER_FORMAT: &str = "the gateway responds in another format; it may have another version";
+
+/// Fails unless the status is 200 and the response has the version of this program.
 async fn require_ok(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
+    if answer.headers().get(VERSION_HEADER).is_some_and(|version| version != VERSION) {
+        bail!(OTHER_FORMAT);
+    }
     let status = answer.status();
     if status == StatusCode::OK {
         return Ok(answer);
