@@ -97,6 +97,8 @@ mod bundle;
 mod callers;
 /// The demo runs as the README says.
 mod demo;
+/// The documents: links lead somewhere, tables are complete, examples and tutorials work when pasted.
+mod documents;
 /// The log has one line per change of state, and no secret.
 mod logs;
 /// Metrics, health, alerts and the dashboard agree with each other.
