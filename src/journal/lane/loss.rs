@@ -1,0 +1,273 @@
+//! The loss account: events that are discarded before their delivery.
+//!
+//! Promise: discarded events are counted in the accounts. A note for the announcement is durable before the accounts are;
+//! after a crash the same loss is noted again under the same name.
+//! Invariant: a settled event is never discarded.
+//!
+//! Not here: when to discard (`retention`), how a loss is announced (`ledger`).
+
+use super::block_records::BlockReader;
+use super::handle::Lane;
+use super::open::Journal;
+use super::reader::ReadResult;
+use crate::clock;
+use crate::event::{Record, Timestamp};
+use crate::journal::store::cursor::{Cursor, Outcome};
+use crate::journal::store::error::JournalError;
+use crate::journal::store::state::Note;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Prefix of the notes of unannounced losses in `state.redb`.
+pub(in crate::journal) const PREFIX: &str = "loss/";
+/// How long dropping a destination waits until the writers have removed its cursor from the log.
+const FORGET_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Largest number of unannounced losses; further ones are only counted and logged.
+const WAITING_MAX: usize = 1000;
+
+/// Events discarded for one destination and one cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Cause of the loss.
+    pub cause: Outcome,
+    /// Name of the lane.
+    pub lane: String,
+    /// Name of the destination; empty if the lane has none.
+    pub destination: String,
+    /// Lost events by stream.
+    pub streams: Vec<LostStream>,
+    /// Time when the first of them was recorded, RFC 3339.
+    pub from: String,
+    /// Time when the last of them was recorded, RFC 3339.
+    pub to: String,
+    /// Number of lost events.
+    pub count: u64,
+    /// Offset range: from, to (exclusive). Events in it that were settled before are not lost.
+    pub offsets: (u64, u64),
+}
+
+/// Lost events of one stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostStream {
+    /// Stream with its major version.
+    pub stream: String,
+    /// Number of lost events.
+    pub count: u64,
+    /// Lowest sequence.
+    pub first: u64,
+    /// Highest sequence.
+    pub last: u64,
+}
+
+impl Loss {
+    /// Name of its note; the same if the loss is noted again.
+    pub fn name(&self) -> String {
+        format!("{}/{}/{:020}", self.lane, self.destination, self.offsets.0)
+    }
+}
+
+/// Unsettled events that a scan found.
+#[derive(Debug, Default)]
+struct LossTally {
+    events: Vec<(u64, u32)>,
+    streams: BTreeMap<u32, LostStream>,
+    recorded: Option<(Timestamp, Timestamp)>,
+}
+
+impl LossTally {
+    fn add(&mut self, offset: u64, recorded: Timestamp, stream: (u32, &str), sequence: u64) {
+        self.events.push((offset, stream.0));
+        let known = self.streams.entry(stream.0).or_insert_with(|| LostStream {
+            stream: stream.1.to_owned(),
+            count: 0,
+            first: sequence,
+            last: sequence,
+        });
+        known.count += 1;
+        known.first = known.first.min(sequence);
+        known.last = known.last.max(sequence);
+        let (first, last) = self.recorded.unwrap_or((recorded, recorded));
+        self.recorded = Some((first.min(recorded), last.max(recorded)));
+    }
+}
+
+/// Selects the events to discard.
+pub(in crate::journal) struct EventFilter<'a> {
+    /// Offset range: from, to (exclusive).
+    pub offsets: (u64, u64),
+    /// Whether to discard the event at this offset.
+    pub takes: &'a dyn Fn(u64, &Record<'_>) -> bool,
+}
+
+impl Lane {
+    /// Discards the selected events that a destination has not settled; returns their number. An empty `destination`
+    /// stands for a lane without destinations: nothing is settled then. Blocks the thread.
+    pub(in crate::journal) fn discard_unsettled(
+        &self,
+        destination: &str,
+        filter: &EventFilter<'_>,
+        cause: Outcome,
+    ) -> Result<u64, JournalError> {
+        let settled = match destination {
+            "" => Cursor::new("", filter.offsets.0),
+            name => match self.settled(name) {
+                Some(settled) => settled,
+                None => return Ok(0),
+            },
+        };
+        let tally = self.tally(&settled, filter)?;
+        let (Some((first, _)), Some((last, _)), Some(recorded)) =
+            (tally.events.first(), tally.events.last(), tally.recorded)
+        else {
+            return Ok(0);
+        };
+        let loss = Loss {
+            cause,
+            lane: self.name.clone(),
+            destination: destination.to_owned(),
+            streams: tally.streams.into_values().collect(),
+            from: recorded.0.to_string(),
+            to: recorded.1.to_string(),
+            count: tally.events.len() as u64,
+            offsets: (*first, last + 1),
+        };
+        tracing::error!(lane = %loss.lane, destination, cause = ?cause, count = loss.count, from = %loss.from, to = %loss.to, "discarding events before they were delivered");
+        // [`Journal::losses`] must see both note and account, or neither.
+        let discard_lock = self.core.discard_lock.lock();
+        self.note_loss(&loss)?;
+        let mut count = 0;
+        self.change_settled(destination, |settled| {
+            for (offset, stream) in &tally.events {
+                // An event that was acknowledged meanwhile stays delivered.
+                count += u64::from(settled.settle(*offset, *stream, cause));
+            }
+        });
+        drop(discard_lock);
+        self.core.losses.notify_one();
+        Ok(if destination.is_empty() { loss.count } else { count })
+    }
+
+    fn tally(&self, settled: &Cursor, filter: &EventFilter<'_>) -> Result<LossTally, JournalError> {
+        let (from, to) = filter.offsets;
+        let mut tally = LossTally::default();
+        let mut next = from.max(settled.low);
+        while next < to {
+            match self.read_at(next)? {
+                ReadResult::Lost { to } => next = to.max(next + 1),
+                ReadResult::Block(block) => {
+                    let end = block.end();
+                    let mut walk = BlockReader::new(block);
+                    let recorded = walk.recorded();
+                    while let Some(step) = walk.step(self) {
+                        let is_meant = (next..to).contains(&step.offset) && !settled.contains(step.offset);
+                        if !is_meant || !(filter.takes)(step.offset, &step.record) {
+                            continue;
+                        }
+                        let stream = step.numbered.map_or((0, "unmatched", 0), |(known, sequence)| {
+                            (known.stream, known.renderer.stream_id(), sequence)
+                        });
+                        tally.add(step.offset, recorded, (stream.0, stream.1), stream.2);
+                    }
+                    next = next.max(end);
+                }
+            }
+        }
+        Ok(tally)
+    }
+
+    fn note_loss(&self, loss: &Loss) -> Result<(), JournalError> {
+        let state = &self.core.state;
+        let mut notes: Vec<Note> = vec![super::audit::entry(&self.core, "loss", None, loss, super::audit::DONE)];
+        if state.notes(PREFIX)?.len() < WAITING_MAX {
+            let text = serde_json::to_vec(loss).unwrap_or_default();
+            notes.push((format!("{PREFIX}{}", loss.name()), Some(text)));
+        }
+        state.write_notes(&notes)?;
+        self.core.trim_audit()
+    }
+}
+
+impl Journal {
+    /// Losses that wait for their announcement. Deletes notes of losses that a crash prevented. Blocks the thread.
+    pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
+        let _guard = self.core.discard_lock.lock();
+        let noted = self.core.state.notes(PREFIX)?;
+        let read = |(name, text): (String, Vec<u8>)| {
+            let loss: Option<Loss> = serde_json::from_slice(&text).ok();
+            if loss.is_none() {
+                tracing::warn!(name, "could not read the note of a loss; its events are counted in the accounts");
+            }
+            loss
+        };
+        let (lost, kept): (Vec<Loss>, Vec<Loss>) =
+            noted.into_iter().filter_map(read).partition(|loss| self.is_lost(loss));
+        kept.iter().try_for_each(|loss| self.forget_loss(loss))?;
+        Ok(lost)
+    }
+
+    /// Whether a loss took place: after a crash between note and account the events are still unsettled.
+    fn is_lost(&self, loss: &Loss) -> bool {
+        if loss.destination.is_empty() {
+            return true;
+        }
+        let Some(lane) = self.lane(&loss.lane) else { return false };
+        match lane.settled(&loss.destination) {
+            Some(settled) => settled.contains(loss.offsets.0) && settled.contains(loss.offsets.1.saturating_sub(1)),
+            None => true,
+        }
+    }
+
+    /// Deletes the note of an announced loss. Blocks the thread.
+    pub fn forget_loss(&self, loss: &Loss) -> Result<(), JournalError> {
+        self.core.state.write_notes(&[(format!("{PREFIX}{}", loss.name()), None)])
+    }
+
+    /// Waits until there may be a new loss. Cancel-safe.
+    pub async fn lost(&self) {
+        self.core.losses.notified().await;
+    }
+
+    /// Discards everything that a destination is still owed, and removes its cursors; returns the number of events. Waits
+    /// a moment until the log has no cursor of it; on a failed or full disk the writer removes it later. Blocks the thread.
+    pub fn drop_destination(&self, destination: &str) -> Result<u64, JournalError> {
+        let count = self.begin_drop(destination)?;
+        let deadline = clock::instant() + FORGET_WAIT_MAX;
+        let is_awaited = || self.lanes().iter().any(|lane| lane.dropped().iter().any(|name| name == destination));
+        while is_awaited() && clock::instant() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(count)
+    }
+
+    /// Like [`Journal::drop_destination`], without waiting for the writers.
+    pub(crate) fn begin_drop(&self, destination: &str) -> Result<u64, JournalError> {
+        let mut count = 0;
+        for lane in self.lanes() {
+            // Segment by segment: the events of one are held in memory until they are settled.
+            for offsets in lane.extents() {
+                let whole_segment = EventFilter { offsets, takes: &|_, _| true };
+                count += lane.discard_unsettled(destination, &whole_segment, Outcome::Discarded)?;
+            }
+            // From now on a start ignores the cursor in the log. The writer deletes the note.
+            let noted =
+                self.core.state.write_notes(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))]);
+            // After an error too: the note may be durable all the same, and must not outlive the cursor that it is for.
+            lane.forget_destination(destination);
+            noted?;
+        }
+        Ok(count)
+    }
+
+    /// Names of all destinations with a cursor, configured or not.
+    pub fn destinations(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.lanes().iter().flat_map(|lane| lane.destinations()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+/// Wakes the task that announces losses.
+pub(in crate::journal) type LossNotify = Arc<tokio::sync::Notify>;
