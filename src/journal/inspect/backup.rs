@@ -38,28 +38,18 @@ use std::sync::atomic::Ordering;
 /// Why a backup failed. Its files are removed, except those that an error names.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The target exists.
     #[error("{path} is there already; a backup goes to a folder that is not", path = path.display())]
-    Exists {
-        /// Path of the target.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// An earlier backup was interrupted.
     #[error("{path} remains from an interrupted backup; remove it", path = path.display())]
-    Leftover {
-        /// Path of its remains.
-        path: PathBuf,
-    },
+    Leftover { path: PathBuf },
     /// The file system is too small, or the gateway would have too little left.
     #[error("{path} has {free} left; the backup takes {needed}, and {reserve} stay free for the gateway",
         path = path.display(), free = crate::setting::Bytes(*free), needed = crate::setting::Bytes(*needed),
         reserve = crate::setting::Bytes(*reserve))]
     NoRoom {
-        /// Folder of the backup.
         path: PathBuf,
-        /// Free bytes.
         free: u64,
-        /// Bytes needed.
         needed: u64,
         /// Bytes that have to stay free.
         reserve: u64,
@@ -90,7 +80,6 @@ trait Copyable: History {
 
 type FingerprintOf<'a> = dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a;
 
-/// Source of a backup.
 struct BackupSource<'a> {
     folder: &'a Path,
     lanes: Vec<Arc<dyn Copyable>>,

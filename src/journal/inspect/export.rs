@@ -38,12 +38,7 @@ pub enum BadSelection {
     },
     /// The selection ends before it begins.
     #[error("--until {until} is not after --since {since}")]
-    Empty {
-        /// Begin of the selection.
-        since: Timestamp,
-        /// End of the selection.
-        until: Timestamp,
-    },
+    Empty { since: Timestamp, until: Timestamp },
     /// The selection has too many streams and keys.
     #[error("{count} streams and keys are named; at most {SELECTED_MAX} can be")]
     TooMany {
@@ -65,7 +60,6 @@ impl BadSelection {
     }
 }
 
-/// An export in progress.
 pub struct Export {
     lanes: Vec<LaneExport>,
     /// Numbers of the selected streams; `None` selects all.
@@ -121,7 +115,6 @@ impl Export {
         Ok(Self { lanes: parts, streams, selection, with_offsets, lane: 0, progress })
     }
 
-    /// Progress so far.
     pub fn progress(&self) -> &ExportProgress {
         &self.progress
     }

@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 /// The events of a lane, as export, backup and verification read them. Every call may block the thread.
 pub trait History: Send + Sync {
-    /// Name of the lane.
     fn name(&self) -> &str;
     /// Offset of the oldest event that may exist.
     fn oldest(&self) -> u64;
@@ -34,7 +33,6 @@ pub trait History: Send + Sync {
     fn published(&self, number: u32) -> Option<Arc<Published>>;
     /// Name of a stream by its number; `unmatched` for records without a stream.
     fn stream_name(&self, stream: u32) -> String;
-    /// Cursors of all destinations.
     fn cursors(&self) -> Vec<Cursor>;
     /// Quarantined or unreadable files of the lane: first offset, and reason.
     fn damaged(&self) -> Vec<(u64, String)>;
@@ -49,7 +47,6 @@ pub struct Extent {
     pub end: u64,
     /// Earliest and latest time at which its events were recorded.
     pub recorded: (Timestamp, Timestamp),
-    /// Its content by stream.
     pub streams: Vec<StreamPart>,
 }
 

@@ -133,7 +133,6 @@ impl ReadOnlyJournal {
         Ok(Self { folder: folder.to_owned(), seal, lanes, publications, _lock: lock })
     }
 
-    /// Folder of the journal.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -148,7 +147,6 @@ impl ReadOnlyJournal {
         &self.lanes
     }
 
-    /// Publications of the journal.
     pub fn publications(&self) -> &Publications {
         &self.publications
     }

@@ -26,13 +26,11 @@ const CACHE_BYTES: usize = 1 << 20;
 /// Content found in a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct Salvaged {
-    /// Path of the file.
     pub file: PathBuf,
     /// Length of the file in bytes.
     pub bytes: u64,
     /// Reason why it cannot be read in its own order; `None` if it can.
     pub broken: Option<String>,
-    /// Valid blocks.
     pub blocks: u64,
     /// Events in the valid blocks.
     pub events: u64,
@@ -48,7 +46,6 @@ pub struct Salvaged {
     pub cursors: Vec<(String, u64)>,
 }
 
-/// Location of a block.
 #[derive(Clone, Copy, Debug)]
 struct BlockLocation {
     end: u64,
@@ -60,7 +57,6 @@ struct BlockLocation {
 /// A damaged file and the blocks found in it.
 #[derive(Debug)]
 pub struct Salvage {
-    /// Summary of the content.
     pub found: Salvaged,
     segment: Option<Segment>,
     file: Box<dyn DiskFile>,

@@ -21,7 +21,6 @@ const STEP_BLOCKS: usize = 64;
 /// Tries to read the active segment after damage: the writer starts a new segment meanwhile.
 const RETRIES_MAX: usize = 20;
 
-/// A verification in progress.
 pub struct Verification {
     lanes: Vec<LaneCount>,
     lane: usize,
@@ -63,7 +62,6 @@ impl Verification {
         Self { lanes, lane: 0, counted: VerifyProgress { done: 0, total } }
     }
 
-    /// Progress so far.
     pub fn counted(&self) -> VerifyProgress {
         self.counted
     }

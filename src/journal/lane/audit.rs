@@ -35,7 +35,6 @@ pub const DONE: &str = "done";
 /// Result of an action in progress; a later entry has its outcome.
 pub const BEGUN: &str = "begun";
 
-/// Counters of the audit.
 #[derive(Debug, Default)]
 pub(super) struct AuditCounts {
     /// Entries written since the start; also distinguishes entries with the same time.
@@ -55,7 +54,6 @@ impl AuditCounts {
 /// Fill level of the audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditUsage {
-    /// Stored entries.
     pub held: u64,
     /// Entries removed since the start to make room for newer ones.
     pub removed: u64,

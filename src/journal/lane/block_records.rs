@@ -25,9 +25,7 @@ pub struct BlockReader {
 /// One record of a block.
 #[derive(Debug)]
 pub struct Step<'a> {
-    /// Offset in the lane.
     pub offset: u64,
-    /// Decoded record.
     pub record: Record<'a>,
     /// Publication and sequence; `None` if the publication is lost.
     pub numbered: Option<(&'a Arc<Published>, u64)>,
@@ -55,7 +53,6 @@ impl BlockReader {
         self.block.bytes() / Arc::strong_count(&self.block).max(1)
     }
 
-    /// Reads the next record.
     pub fn step(&mut self, lane: &Lane) -> Option<Step<'_>> {
         self.step_with(|number| lane.published(number))
     }

@@ -5,7 +5,6 @@ use crate::journal::store::error::JournalError;
 /// Whether a lane accepts events, and if not, why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
-    /// The lane accepts events.
     #[default]
     Good,
     /// Budget or disk is used up; the gateway acknowledges nothing until there is room.

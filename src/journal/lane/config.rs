@@ -6,16 +6,13 @@ use std::time::Duration;
 /// Name of the log that holds dead letters.
 pub const DEAD: &str = "dead";
 
-/// Settings of the journal.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Folder of the journal.
     pub folder: PathBuf,
     /// The lanes, without the one for dead letters.
     pub lanes: Vec<LaneConfig>,
     /// The log of dead letters, named [`DEAD`].
     pub dead: LaneConfig,
-    /// Retention of dead letters.
     pub dead_retention: Duration,
     /// Memory of the dedupe window, in bytes.
     pub dedupe_bytes: usize,
@@ -29,10 +26,8 @@ pub struct Config {
     pub destinations: Vec<(String, Start)>,
 }
 
-/// Settings of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneConfig {
-    /// Name of the lane.
     pub name: String,
     /// Largest size of its log, in bytes.
     pub budget: u64,

@@ -10,9 +10,7 @@ use crate::event::{Attribute, Content, Id, Record, Timestamp, push_path_segment}
 /// Envelope of an event of the gateway, without its payload.
 #[derive(Clone, Copy, Debug)]
 pub struct GatewayEvent<'a> {
-    /// Name of the lane.
     pub lane: &'a str,
-    /// Number of the publication.
     pub publication: u32,
     /// Id of the event; a repeat has the same.
     pub id: &'a str,

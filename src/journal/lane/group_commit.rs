@@ -29,7 +29,6 @@ const GATHER_BYTES_MAX: usize = 2 << 20;
 pub struct BatchEntry {
     /// End of its record in the bytes of the batch.
     pub end: usize,
-    /// Number of its publication.
     pub publication: u32,
     /// Fingerprint, and how long repeats are recognised.
     pub repeats: Option<(Fingerprint, Duration)>,
@@ -52,7 +51,6 @@ impl BatchDurable {
     }
 }
 
-/// Events of one commit.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Number of the batch, counting from 1.
@@ -68,7 +66,6 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct CommitQueue {
     state: Mutex<QueueState>,
-    /// Wakes the writer.
     work: Condvar,
     /// Wakes producers that found no room.
     room: Notify,
@@ -154,11 +151,9 @@ impl WaiterHandle {
 pub enum SubmitError {
     /// The batch is full: wait for room and try again.
     NoRoom,
-    /// The journal is closing.
     Closed,
 }
 
-/// Work for the writer.
 #[derive(Debug)]
 pub enum WriterWork {
     /// A batch to commit; the next one gathers meanwhile.
@@ -186,8 +181,8 @@ impl CommitQueue {
         self.state.lock()
     }
 
-    /// Adds an event. `lane` is the index of the lane for the waiter; a batch of [`CUT_BYTES`] wakes the writer before
-    /// the linger is over.
+    /// Adds an event. `lane` is the index of the lane for the waiter; a batch of [`CUT_BYTES`] wakes the writer
+    /// before the linger is over.
     pub fn put(
         &self,
         record: &Record<'_>,
@@ -243,8 +238,8 @@ impl CommitQueue {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Waits for a batch; `spare` is reused for the next one. `hold` returns how long the batch may still gather, unless
-    /// it reaches [`CUT_BYTES`].
+    /// Waits for a batch; `spare` is reused for the next one. `hold` returns how long the batch may still
+    /// gather, unless it reaches [`CUT_BYTES`].
     pub fn take(&self, spare: Batch, idle_after: Duration, hold: impl Fn() -> Duration) -> WriterWork {
         let mut state = self.lock();
         while state.batch.entries.is_empty() {

@@ -28,7 +28,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Counters of a lane.
 #[derive(Debug, Default)]
 pub struct LaneStats {
     /// Events that got a receipt, without repeats.
@@ -39,9 +38,7 @@ pub struct LaneStats {
     pub id_conflicts: Counter,
     /// Failed attempts to commit a batch.
     pub failed_commits: Counter,
-    /// Durations of commits.
     pub fsync: Histogram,
-    /// Repeats by `{source}/{device}`.
     repeats: Mutex<HashMap<String, u64>>,
 }
 
@@ -72,9 +69,7 @@ impl LaneStats {
 /// One lane: its log and the queue of events to be committed.
 #[derive(Debug)]
 pub struct Lane {
-    /// Name in the configuration.
     pub name: String,
-    /// Counters since the start.
     pub stats: LaneStats,
     pub(in crate::journal) index: usize,
     pub(in crate::journal) settings: ArcSwap<LaneConfig>,
@@ -173,8 +168,8 @@ impl Lane {
     ///
     /// With `dedupe`, a repeat of an event that is on disk and was stored within that time is not stored again; it gets
     /// the receipt of the first copy. A repeat has the same source, device, id, stream, key and payload. An event that
-    /// shares only source, device and id is stored under a minted id. An event with an id minted by the gateway is never
-    /// a repeat.
+    /// shares only source, device and id is stored under a minted id. An event with an id minted by the
+    /// gateway is never a repeat.
     pub fn submit(
         &self,
         record: &Record<'_>,
@@ -304,8 +299,8 @@ impl Lane {
         log.segments.keys().next().copied().unwrap_or(log.end)
     }
 
-    /// First offset of the segment that holds events recorded at `moment`, or of the oldest segment after that.
-    /// Blocks the thread.
+    /// First offset of the segment that holds events recorded at `moment`, or of the oldest segment
+    /// after that. Blocks the thread.
     pub fn offset_at(&self, moment: Timestamp) -> u64 {
         let firsts: Vec<u64> = self.log().segments.keys().copied().collect();
         // Segments are ordered by time unless the clock was set back.
@@ -323,7 +318,6 @@ impl Lane {
         self.core.published(number)
     }
 
-    /// Cursor of a destination.
     pub fn settled(&self, destination: &str) -> Option<Cursor> {
         self.log().settled.iter().find(|settled| settled.destination == destination).cloned()
     }
@@ -342,8 +336,8 @@ impl Lane {
         self.queue.nudge();
     }
 
-    /// Settles offsets of a lost segment for a destination. Events below them that are in flight stay unsettled.
-    /// May read from disk.
+    /// Settles offsets of a lost segment for a destination. Events below them that are in flight stay
+    /// unsettled. May read from disk.
     pub fn mark_lost(&self, destination: &str, from: u64, to: u64) {
         let sequences = self.sequences_before(to).unwrap_or_default();
         self.change_settled(destination, |settled| {

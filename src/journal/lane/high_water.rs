@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The next numbers of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Given {
-    /// Name of the lane.
     pub lane: String,
-    /// The next offset.
     pub end: u64,
     /// Each stream, with its major version, and its next sequence.
     pub streams: Vec<(String, u64)>,

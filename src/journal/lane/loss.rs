@@ -30,19 +30,15 @@ const WAITING_MAX: usize = 1000;
 /// Events discarded for one destination and one cause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Cause of the loss.
     pub cause: Outcome,
-    /// Name of the lane.
     pub lane: String,
     /// Name of the destination; empty if the lane has none.
     pub destination: String,
-    /// Lost events by stream.
     pub streams: Vec<LostStream>,
     /// Time when the first of them was recorded, RFC 3339.
     pub from: String,
     /// Time when the last of them was recorded, RFC 3339.
     pub to: String,
-    /// Number of lost events.
     pub count: u64,
     /// Offset range: from, to (exclusive). Events in it that were settled before are not lost.
     pub offsets: (u64, u64),
@@ -53,11 +49,8 @@ pub struct Loss {
 pub struct LostStream {
     /// Stream with its major version.
     pub stream: String,
-    /// Number of lost events.
     pub count: u64,
-    /// Lowest sequence.
     pub first: u64,
-    /// Highest sequence.
     pub last: u64,
 }
 

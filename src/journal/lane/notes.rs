@@ -37,8 +37,8 @@ impl Notes {
         Ok(found.into_iter().map(|(name, content)| (name[self.prefix.len()..].to_owned(), content)).collect())
     }
 
-    /// Calls `each` for every note whose name begins with `start`, in the order of names. Holds one note in memory at
-    /// a time.
+    /// Calls `each` for every note whose name begins with `start`, in the order of names. Holds one note
+    /// in memory at a time.
     pub fn each(&self, start: &str, mut each: impl FnMut(&str, &[u8])) -> Result<(), JournalError> {
         let (own, prefix) = (self.prefix.len(), format!("{}{start}", self.prefix));
         self.core.state.each_note(&prefix, Bound::Included(&prefix), |name, content| {

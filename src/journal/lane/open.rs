@@ -51,14 +51,12 @@ const WRITER_STACK_BYTES: usize = 512 << 10;
 /// The format of a journal and the environment that it belongs to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seal {
-    /// Format of the journal.
     #[serde(default)]
     pub format: u64,
     /// Environment; a gateway of another environment cannot open the journal.
     pub environment: String,
 }
 
-/// An open journal.
 #[derive(Debug)]
 pub struct Journal {
     pub(in crate::journal) core: Arc<Core>,
@@ -173,7 +171,6 @@ impl Journal {
         self.lanes.iter().find(|lane| lane.name == name)
     }
 
-    /// Folder of the journal.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

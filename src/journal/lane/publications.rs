@@ -25,7 +25,6 @@ pub struct Published {
     pub stream: u32,
     /// Publication as central sees it.
     pub publication: Publication,
-    /// Renderer of its events.
     pub renderer: Renderer,
 }
 

@@ -37,8 +37,8 @@ impl Manifest {
     }
 }
 
-/// Before a start assigns numbers: skips all numbers that the original of a restored journal may have assigned since
-/// the backup.
+/// Before a start assigns numbers: skips all numbers that the original of a restored journal may
+/// have assigned since the backup.
 pub(in crate::journal) fn note_restore(disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
     let path = folder.join(FILE);
     let manifest = match read_whole(disk, &path) {

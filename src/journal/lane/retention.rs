@@ -117,14 +117,14 @@ struct AgeScan {
 
 /// Largest number of blocks that one pass reads, to keep it short.
 const BLOCKS_PER_PASS: usize = 200;
-/// Passes per age limit, at intervals of a second to an hour: events that expire one after another are announced
-/// together in few losses.
+/// Passes per age limit, at intervals of a second to an hour: events that expire one after another are
+/// announced together in few losses.
 const PASSES_PER_LIMIT: u32 = 50;
 const PASS_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
 impl Lane {
-    /// Settles events as expired that are older than their contract allows. `now` is a trusted wall-clock time. Blocks the
-    /// thread.
+    /// Settles events as expired that are older than their contract allows. `now` is a trusted
+    /// wall-clock time. Blocks the thread.
     pub fn expire(&self, now: Timestamp) -> Result<(), JournalError> {
         for (limit, publications) in &self.core.age_limits(&self.name) {
             let every = (Duration::from_secs(*limit) / PASSES_PER_LIMIT).clamp(PASS_INTERVAL.0, PASS_INTERVAL.1);
@@ -167,8 +167,8 @@ impl Lane {
         self.ages.lock()
     }
 
-    /// Whether [`Lane::expire`] has settled the event at an offset for a destination, even if the caller read the cursor
-    /// before that.
+    /// Whether [`Lane::expire`] has settled the event at an offset for a destination, even if the caller
+    /// read the cursor before that.
     pub fn is_expired(&self, destination: &str, limit: Option<u64>, offset: u64, record: &Record<'_>) -> bool {
         let Some(limit) = limit else { return false };
         let ages = self.ages();
@@ -176,8 +176,8 @@ impl Lane {
         scans.any(|known| offset < known.next) && !has_untrusted_time(record)
     }
 
-    /// End of the blocks from an offset on that were recorded before a moment; the second value tells whether more may
-    /// follow.
+    /// End of the blocks from an offset on that were recorded before a moment; the second value
+    /// tells whether more may follow.
     fn older_than(&self, from: u64, before: Timestamp) -> Result<(u64, bool), JournalError> {
         let mut next = from;
         for _ in 0..BLOCKS_PER_PASS {

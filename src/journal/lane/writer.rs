@@ -58,7 +58,6 @@ pub(super) struct Position {
     pub active: Option<Active>,
 }
 
-/// The segment being written.
 #[derive(Debug)]
 pub(super) struct Active {
     pub segment: Arc<Segment>,
@@ -112,7 +111,6 @@ struct PendingBatch {
 enum Cursors {
     /// Only if one changed since the last commit took them.
     Changed,
-    /// Always.
     All,
 }
 
@@ -270,8 +268,8 @@ impl Writer {
         retention::remove_expired(&self.lane);
     }
 
-    /// Saves how far offsets and sequences were assigned. If a file is found damaged later, recovery then knows how many
-    /// events it held.
+    /// Saves how far offsets and sequences were assigned. If a file is found damaged later, recovery then knows
+    /// how many events it held.
     fn save_high_water_marks(&self) {
         let lane = &self.lane;
         let mut marks = vec![(lane.last_offset_mark(), lane.end())];
@@ -696,7 +694,6 @@ fn under_minted_id(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Blocks under construction.
 struct BatchEncoder<'w> {
     writer: &'w mut Writer,
     now: Timestamp,

@@ -22,12 +22,10 @@ const BODY_BYTES_MAX: usize = 24 << 20;
 /// Below this size compression saves no page of the file.
 const COMPRESS_FROM_BYTES: usize = 2048;
 
-/// Header of a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// Offset of the first record.
     pub first: u64,
-    /// Number of records.
     pub count: u32,
     /// Time when the journal stored them.
     pub recorded: Timestamp,
@@ -61,14 +59,11 @@ pub struct Run {
     pub stream: u32,
     /// Sequence of its first record.
     pub first: u64,
-    /// Number of its records.
     pub count: u32,
 }
 
-/// A decoded block.
 #[derive(Debug)]
 pub struct Block {
-    /// Header of the block.
     pub header: Header,
     body: Vec<u8>,
     records_from: usize,
@@ -113,7 +108,6 @@ impl Block {
         value
     }
 
-    /// Decodes a stored value.
     pub fn decode(value: &[u8]) -> Result<Self, BadBlock> {
         let damaged = |why| Err(BadBlock::Damaged(why));
         if value.len() < PREFIX_BYTES || value[..2] != MAGIC {
@@ -199,8 +193,8 @@ impl Block {
         Ok((Self::decode(value)?, value.len()))
     }
 
-    /// Largest possible length of a value that begins with `prefix`; `None` if no block begins like this. Reads the first
-    /// [`Block::HEAD_BYTES`].
+    /// Largest possible length of a value that begins with `prefix`; `None` if no block begins like
+    /// this. Reads the first [`Block::HEAD_BYTES`].
     pub fn value_bytes_max(prefix: &[u8]) -> Option<usize> {
         let is_one = prefix.len() >= PREFIX_BYTES && prefix[..2] == MAGIC && (1..=FORMAT).contains(&prefix[2]);
         // Compressed bodies are shorter than plain ones: otherwise the body is stored plain.

@@ -9,13 +9,11 @@ use serde::{Deserialize, Serialize};
 /// The cursor and the accounts of one destination in one lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
-    /// Name of the destination.
     pub destination: String,
     /// Every offset below is settled.
     pub low: u64,
     /// Settled offsets above `low`: from, to (exclusive).
     pub ranges: Vec<(u64, u64)>,
-    /// Outcomes by stream.
     pub accounts: Vec<Account>,
 }
 
@@ -34,7 +32,6 @@ pub struct Account {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Central acknowledged it.
     Delivered,
     /// Central refused it permanently; it is a dead letter now.
     Dead,
@@ -44,7 +41,6 @@ pub enum Outcome {
     Expired,
     /// It was discarded for newer events, since the budget of its lane or the `hold` of the destination was used up.
     Shed,
-    /// An operator discarded it.
     Discarded,
     /// It was in a damaged file.
     SetAside,
@@ -72,7 +68,6 @@ impl Account {
         self.counts.get(outcome as usize).copied().unwrap_or(0)
     }
 
-    /// Number of settled events.
     pub fn settled(&self) -> u64 {
         self.counts.iter().sum()
     }

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An open file of the journal.
 pub trait DiskFile: Debug + Send + Sync {
-    /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
     /// Fills `out` from `offset`; fails if the file is shorter.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
@@ -74,7 +73,6 @@ pub trait Disk: Debug + Send + Sync {
     fn identity(&self, path: &Path) -> io::Result<Identity>;
     /// Renames a file within its folder; durable only after [`Disk::sync_folder`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Returns when the names in a folder are durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;

@@ -6,45 +6,29 @@ use super::disk::Disk;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Errors of the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// Another process holds the lock.
     #[error("the journal {folder} is in use by process {holder}; one gateway has one journal", folder = folder.display())]
     InUse {
-        /// Folder of the journal.
         folder: PathBuf,
         /// Process number of the holder.
         holder: String,
     },
     /// The journal belongs to another environment.
     #[error("the journal {folder} belongs to environment \"{sealed}\", not to \"{wanted}\"; use another data_dir", folder = folder.display())]
-    Sealed {
-        /// Folder of the journal.
-        folder: PathBuf,
-        /// Environment in the seal.
-        sealed: String,
-        /// Environment in the configuration.
-        wanted: String,
-    },
+    Sealed { folder: PathBuf, sealed: String, wanted: String },
     /// A newer version of Forebay wrote the file.
     #[error("{file} has format {format}; this Forebay reads up to {newest}: install the newer version again", file = file.display())]
     Newer {
-        /// Path of the file.
         file: PathBuf,
-        /// Format of the file.
         format: u64,
         /// Newest format that this version reads.
         newest: u64,
     },
     /// The content of a file is not what was written.
     #[error("{file} is damaged: {reason}", file = file.display())]
-    Damaged {
-        /// Path of the file.
-        file: PathBuf,
-        /// Mismatch that was found.
-        reason: String,
-    },
+    Damaged { file: PathBuf, reason: String },
     /// The disk fails or is full.
     #[error("{file}: {error}", file = file.display())]
     Io {

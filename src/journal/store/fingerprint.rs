@@ -32,7 +32,6 @@ impl FingerprintKey {
     /// Length of a stored key in bytes.
     pub const BYTES: usize = 24;
 
-    /// Decodes a stored key.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         let (words, _) = bytes.as_chunks::<8>();
         Self([0, 1, 2].map(|index| u64::from_le_bytes(words[index])))

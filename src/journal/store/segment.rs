@@ -31,7 +31,6 @@ const FINGERPRINTS_FORMAT: u32 = 3;
 /// Summary of a segment, stored in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Format of the segment.
     pub format: u32,
     /// Offset of its first event.
     pub first: u64,
@@ -76,7 +75,6 @@ pub struct Closed {
     pub end: u64,
     /// Time when it was closed.
     pub at: Timestamp,
-    /// Its content by stream.
     pub streams: Vec<StreamPart>,
 }
 
@@ -85,9 +83,7 @@ pub struct Closed {
 pub struct StreamPart {
     /// Number of the stream in this journal.
     pub stream: u32,
-    /// First sequence.
     pub first: u64,
-    /// Number of events.
     pub count: u64,
     /// Times when the first and the last were recorded.
     pub recorded: (Timestamp, Timestamp),
@@ -109,7 +105,6 @@ impl StreamPart {
 #[must_use = "receipts need the proof of the commit"]
 pub struct Synced(());
 
-/// An open segment.
 #[derive(Debug)]
 pub struct Segment {
     path: PathBuf,
@@ -254,7 +249,6 @@ impl Segment {
         matches!(self.database, Handle::Closed(_))
     }
 
-    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -326,7 +320,6 @@ pub struct View {
 }
 
 impl View {
-    /// Reads the summary.
     pub fn summary(&self) -> Result<Summary, JournalError> {
         let value = self.value(SUMMARY_AT)?.ok_or_else(|| self.damaged("it has no summary"))?;
         // The format comes first: a newer format is not mistaken for damage.

@@ -21,10 +21,8 @@ const MARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("marks");
 const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 /// Name and content of a note; `None` removes it.
 pub type Note = (String, Option<Vec<u8>>);
-/// A change of notes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Writes a note.
     Put(String, Vec<u8>),
     /// Removes a note if it exists.
     Remove(String),
@@ -51,7 +49,6 @@ pub struct State {
     database: Mutex<Slot>,
 }
 
-/// The open database file.
 #[derive(Debug)]
 struct OpenFile {
     database: Database,
@@ -193,7 +190,6 @@ impl State {
         Self::from_database(disk, path, database)
     }
 
-    /// Creates a read-only state.
     fn from_database(disk: Arc<dyn Disk>, path: PathBuf, database: Database) -> Result<Self, JournalError> {
         let identity = disk.identity(&path).map_err(|error| JournalError::io(&path, error))?;
         let handle = OpenFile { database, identity, sync_failed: Arc::default() };
@@ -222,8 +218,8 @@ impl State {
         Ok(found)
     }
 
-    /// Notes behind `after` whose name begins with `prefix`, in the order of names, up to about `bytes_max`; at least one
-    /// if there is one.
+    /// Notes behind `after` whose name begins with `prefix`, in the order of names, up to about `bytes_max`; at least
+    /// one if there is one.
     pub fn notes_after(
         &self,
         prefix: &str,
@@ -390,7 +386,6 @@ impl State {
         written
     }
 
-    /// Closes the file cleanly.
     pub fn close(&self) {
         *self.lock() = Slot::Closed;
     }

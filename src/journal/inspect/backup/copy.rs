@@ -24,14 +24,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Gap behind the numbers of a backup, in case the clock is wrong at the first start: at 10,000 events per second it
-/// lasts for 14 years.
+/// Gap behind the numbers of a backup, in case the clock is wrong at the first start: at 10,000 events per second
+/// it lasts for 14 years.
 const AHEAD: u64 = 1 << 42;
 /// Rounds of copying closed segments before the ends of lanes are read: each is shorter than the last.
 const ROUNDS: usize = 3;
 /// Tries to read the end of a lane, in case retention removed events of it meanwhile.
 const TAIL_TRIES: usize = 5;
-/// Bytes read at once.
 const COPY_BYTES: usize = 1 << 20;
 /// Plain bytes of blocks in one commit of the copied end.
 const COMMIT_BYTES: usize = 1 << 20;
@@ -39,7 +38,6 @@ const CACHE_BYTES: usize = 1 << 20;
 /// Largest number of fingerprints for the copied end of a lane: as many as a segment has.
 const FINGERPRINTS_MAX: usize = 128 << 10;
 
-/// A copy in progress.
 pub(super) struct CopyJob<'a, 't> {
     source: &'a BackupSource<'a>,
     /// Folder under its temporary name.
@@ -65,7 +63,6 @@ impl<'a, 't> CopyJob<'a, 't> {
         }
     }
 
-    /// Copies all parts.
     pub(super) fn run(&mut self) -> Result<(), BackupError> {
         self.check_room()?;
         let mut reached = Vec::new();
@@ -134,7 +131,6 @@ impl<'a, 't> CopyJob<'a, 't> {
         RealDisk.free_bytes(&self.folder).map_err(|error| JournalError::io(&self.folder, error))
     }
 
-    /// Copies a closed segment.
     fn copy_segment(&mut self, lane: &dyn Copyable, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
         let held = match lane.open_stable(file) {
             Ok(Some(held)) => held,
@@ -228,8 +224,8 @@ impl<'a, 't> CopyJob<'a, 't> {
         Err(BackupError::Damaged(format!("lane {}: events at its end cannot be read", lane.name())))
     }
 
-    /// Writes events into a new, closed segment; returns the next sequence of every stream, or `None` if some events no
-    /// longer exist.
+    /// Writes events into a new, closed segment; returns the next sequence of every stream, or `None` if
+    /// some events no longer exist.
     fn write_tail(
         &mut self,
         lane: &dyn Copyable,

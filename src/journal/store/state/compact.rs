@@ -14,8 +14,8 @@ const BYTES_MIN: u64 = 4 << 20;
 const TIMES_MAX: u64 = 3;
 
 impl State {
-    /// Compacts the file if most of it is free. All other users of the state wait meanwhile: some milliseconds per MB of
-    /// live data.
+    /// Compacts the file if most of it is free. All other users of the state wait meanwhile: some milliseconds
+    /// per MB of live data.
     pub fn compact(&self) -> Result<(), JournalError> {
         let mut guard = self.lock();
         let folder = self.path.parent().unwrap_or(Path::new("."));
