@@ -21,7 +21,7 @@ mod store;
 pub use inspect::backup::BackupError;
 pub use inspect::export::{BadSelection, Export, SELECTED_MAX, push_line};
 pub use inspect::history::{Extent, History};
-pub use inspect::readonly::{Publications, ReadOnlyJournal, ReadOnlyLane};
+pub use inspect::readonly::{ReadOnlyJournal, ReadOnlyLane};
 pub use inspect::salvage::{Salvage, Salvaged};
 pub use inspect::verify::Verification;
 pub use lane::audit::{AuditReader, AuditUsage, BEGUN, DONE};
@@ -33,13 +33,14 @@ pub use lane::gateway_events::GatewayEvent;
 pub use lane::group_commit::{Receipt, SubmitError, Ticket, Waiter, WaiterHandle};
 pub use lane::handle::{Durable, Lane, LaneStats};
 pub use lane::high_water::Given;
+pub use lane::journal::Journal;
 pub use lane::loss::{Loss, LostStream};
 pub use lane::notes::Notes;
-pub use lane::open::{Journal, Seal};
 #[cfg(test)]
 pub(crate) use lane::planted_bugs::{Bug, plant};
-pub use lane::publications::{PUBLICATIONS, Published, publications_in};
+pub use lane::publications::{PUBLICATIONS, Publications, Published, publications_in};
 pub use lane::reader::{Follower, ReadResult};
+pub use lane::seal::Seal;
 #[cfg(test)]
 pub(crate) use lane::stepped::Stepped;
 pub use store::block::{BadBlock, Block, Compressor, Header, Run, append_record};

@@ -720,7 +720,7 @@ fn the_power_may_go_while_a_restored_journal_starts() {
         }
         for round in 1..3 {
             let journal = open(&disk).unwrap_or_else(|error| panic!("cut {cut}: {error}"));
-            assert!(journal.set_aside().is_empty(), "cut {cut}: {:?}", journal.set_aside());
+            assert!(journal.quarantined().is_empty(), "cut {cut}: {:?}", journal.quarantined());
             let lane = journal.lane("critical").expect("the lane");
             assert!(append(lane, &disk, published, 9), "cut {cut}");
             let (offset, sequence, _) = *everything(lane, 1).last().expect("the new one");

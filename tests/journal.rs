@@ -76,7 +76,7 @@ proptest! {
         prop_assert_eq!(lane.end(), payloads.len() as u64 + 1);
         let mut next = 1;
         while next < lane.end() {
-            match lane.look(next).expect("reads") {
+            match lane.read_at(next).expect("reads") {
                 ReadResult::Lost { to } => prop_assert!(false, "lost {next} to {to}"),
                 ReadResult::Block(block) => {
                     prop_assert!(block.header.count == 1 || block.bytes() <= BLOCK_PLAIN_MAX + 1024, "{} bytes", block.bytes());
@@ -111,7 +111,7 @@ fn readers_at_the_end_of_a_segment_never_open_it_twice() {
                     let end = lane.end();
                     if end > reader + 1 {
                         // Retention may have taken it; damage is what may not be.
-                        let _ = lane.look(end - 1 - reader);
+                        let _ = lane.read_at(end - 1 - reader);
                     }
                 }
             });
@@ -122,7 +122,7 @@ fn readers_at_the_end_of_a_segment_never_open_it_twice() {
         }
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
     });
-    assert_eq!(journal.set_aside(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(journal.quarantined(), Vec::<std::path::PathBuf>::new());
     assert_eq!(lane.end(), 4001);
     journal.close(Duration::from_secs(5));
 }

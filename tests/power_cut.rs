@@ -104,7 +104,7 @@ pub fn everything(lane: &Lane, stream: u32) -> Vec<(u64, u64, u64)> {
     let mut found = Vec::new();
     let mut next = 1;
     while next < lane.end() {
-        match lane.look(next).expect("the log reads") {
+        match lane.read_at(next).expect("the log reads") {
             ReadResult::Lost { to } => next = to.max(next + 1),
             ReadResult::Block(block) => {
                 let run = block.header.runs.iter().find(|run| run.stream == stream).expect("a run");
@@ -152,7 +152,7 @@ fn work(disk: &FaultDisk, from: u64, count: u64) -> Before {
 /// What must hold after the power came back.
 fn check(disk: &FaultDisk, before: &Before, what: &str) {
     let journal = open(disk).unwrap_or_else(|error| panic!("{what}: the next start fails: {error}"));
-    assert!(journal.set_aside().is_empty(), "{what}: something was taken for damaged: {:?}", journal.set_aside());
+    assert!(journal.quarantined().is_empty(), "{what}: something was taken for damaged: {:?}", journal.quarantined());
     let lane = journal.lane("critical").expect("the lane");
     let found = everything(lane, 1);
     let by_number: BTreeMap<u64, (u64, u64)> =

@@ -189,7 +189,7 @@ impl Handles {
         });
         let running = self.replays.list().iter().filter(|replay| replay.state == ReplayState::Running).count();
         page.one(REPLAYS, running as f64);
-        page.one(SET_ASIDE, self.journal.set_aside().len() as f64);
+        page.one(SET_ASIDE, self.journal.quarantined().len() as f64);
     }
 
     fn put_budget(&self, page: &mut Page) {

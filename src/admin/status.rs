@@ -41,7 +41,7 @@ impl Handles {
                 violations: self.ingest.stats.violations.value(),
             },
             repeats: self.dedupe_status(),
-            set_aside: self.journal.set_aside().iter().map(|file| file.display().to_string()).collect(),
+            set_aside: self.journal.quarantined().iter().map(|file| file.display().to_string()).collect(),
             clock: clock::status(),
             outlooks: self.survival.outlooks(),
             flash_bytes_per_day: self.survival.flash_bytes_per_day(),

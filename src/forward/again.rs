@@ -602,7 +602,7 @@ impl ReplayRun {
     /// Reads the block at `next`; returns `false` if the disk fails.
     async fn read(&mut self, lane: &Arc<Lane>) -> bool {
         let (ours, next) = (Arc::clone(lane), self.next);
-        match spawn_blocking(move || ours.look(next)).await {
+        match spawn_blocking(move || ours.read_at(next)).await {
             Ok(Ok(ReadResult::Block(block))) => self.walk = Some(BlockReader::new(block)),
             Ok(Ok(ReadResult::Lost { to })) => self.next = to.max(next + 1),
             Ok(Err(error)) => {

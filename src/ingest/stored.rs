@@ -75,7 +75,7 @@ impl StoredLog {
         let end = self.end();
         let mut next = from;
         while next < end {
-            match self.lane.look(next)? {
+            match self.lane.read_at(next)? {
                 ReadResult::Lost { to } => next = to.max(next + 1),
                 ReadResult::Block(block) => {
                     let records = (block.header.first..).zip(block.records());

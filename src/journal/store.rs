@@ -10,4 +10,5 @@ pub(super) mod error;
 pub(super) mod fingerprint;
 mod overlay;
 pub(super) mod segment;
+pub(super) mod segment_cache;
 pub(super) mod state;

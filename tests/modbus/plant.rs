@@ -108,7 +108,7 @@ pub fn events_of(journal: &Journal) -> Result<Vec<Event>, JournalError> {
     for lane in journal.lanes() {
         let (mut next, end) = (1, lane.end());
         while next < end {
-            match lane.look(next)? {
+            match lane.read_at(next)? {
                 ReadResult::Block(block) => {
                     events.extend(block.records().map(|record| Event {
                         topic: record.key.to_owned(),

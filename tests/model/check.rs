@@ -56,7 +56,7 @@ impl World {
     fn scan(&mut self, journal: &Journal, lane: &Arc<Lane>) {
         let mut next = self.ledger.scanned.get(&lane.name).copied().unwrap_or(1).max(lane.first());
         while next < lane.end() {
-            match lane.look(next) {
+            match lane.read_at(next) {
                 Ok(ReadResult::Block(block)) => {
                     for (offset, record) in (block.header.first..).zip(block.records()) {
                         let known = journal.published(record.publication);
@@ -82,7 +82,7 @@ impl World {
     fn scan_dead(&mut self, dead: &Arc<Lane>) -> bool {
         let mut next = self.ledger.scanned.get(&dead.name).copied().unwrap_or(1).max(dead.first());
         while next < dead.end() {
-            match dead.look(next) {
+            match dead.read_at(next) {
                 Ok(ReadResult::Block(block)) => {
                     for record in block.records() {
                         let Some(split) = record.payload.iter().position(|byte| *byte == b'\n') else { continue };

@@ -89,7 +89,7 @@ impl Handles {
         let (mut found, mut bytes) = (Vec::new(), 0);
         let mut next = range.start;
         while next < range.end {
-            match dead.look(next).map_err(|error| error.to_string())? {
+            match dead.read_at(next).map_err(|error| error.to_string())? {
                 ReadResult::Lost { to } => next = to.max(next + 1),
                 ReadResult::Block(block) => {
                     let (end, recorded) = (block.end(), block.header.recorded);

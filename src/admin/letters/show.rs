@@ -53,7 +53,7 @@ impl Handles {
         if from >= dead.end() {
             return None;
         }
-        Some(match dead.look(from) {
+        Some(match dead.read_at(from) {
             Ok(ReadResult::Block(block)) => {
                 let numbered = (block.header.first..).zip(block.records()).filter(|(number, _)| *number >= from);
                 let shown = numbered.filter_map(|(number, record)| {
@@ -69,7 +69,7 @@ impl Handles {
 
     /// Returns a letter with its payload. Blocks the thread.
     fn whole_letter(&self, id: u64) -> Option<Letter> {
-        let Ok(ReadResult::Block(block)) = self.journal.dead().look(id) else { return None };
+        let Ok(ReadResult::Block(block)) = self.journal.dead().read_at(id) else { return None };
         let (_, record) = (block.header.first..).zip(block.records()).find(|(number, _)| *number == id)?;
         let (mut found, payload) = letter(id, block.header.recorded, &record, self.fates.of(id))?;
         match String::from_utf8(payload) {
@@ -90,7 +90,7 @@ impl Handles {
             let mut numbers: Vec<u64> = Vec::new();
             let mut next = from.max(1);
             while next < end {
-                match dead.look(next) {
+                match dead.read_at(next) {
                     Ok(ReadResult::Block(block)) => {
                         numbers.extend((block.header.first..block.end()).filter(|number| (next..end).contains(number)));
                         next = block.end().max(next + 1);

@@ -165,7 +165,7 @@ fn count(lane: &Arc<Lane>, destination: &str, filter: &ReplayFilter, from: u64, 
     let mut count = 0;
     let mut next = from;
     while next < end {
-        match lane.look(next)? {
+        match lane.read_at(next)? {
             crate::journal::ReadResult::Lost { to } => next = to.max(next + 1),
             crate::journal::ReadResult::Block(block) => {
                 let mut walk = crate::journal::BlockReader::new(block);

@@ -18,8 +18,9 @@ use super::readonly::{ReadOnlyJournal, ReadOnlyLane, sequences_at};
 use crate::api::{Backup, BackupProgress};
 use crate::clock;
 use crate::event::{Record, Timestamp};
+use crate::journal::lane::dropped;
 use crate::journal::lane::handle::Lane;
-use crate::journal::lane::open::Journal;
+use crate::journal::lane::journal::Journal;
 use crate::journal::lane::reader::ReadResult;
 use crate::journal::store::disk::{Disk, RealDisk};
 use crate::journal::store::error::JournalError;
@@ -97,17 +98,17 @@ struct BackupSource<'a> {
 impl Journal {
     /// Copies the journal into a new folder while it runs. Blocks the thread.
     pub fn back_up(&self, to: &Path, on_progress: OnProgress<'_>) -> Result<Backup, BackupError> {
-        let state = &self.core.state;
+        let state = &self.core().state;
         // The cursors are copied from memory, without those of dropped destinations. A new destination with the name of a
         // dropped one keeps its own cursor.
-        let is_copied = |name: &str| !name.starts_with(crate::journal::lane::open::DROPPED);
+        let is_copied = |name: &str| !name.starts_with(dropped::PREFIX);
         let notes = state.notes("")?.into_iter().filter(|(name, _)| is_copied(name));
         let notes = notes.map(|(name, value)| (name, Some(value))).collect();
         let lanes = self.lanes().iter().chain([self.dead()]);
         let of =
             |known: Arc<crate::journal::lane::publications::Published>| (known.publication.lane.clone(), known.stream);
         let source = BackupSource {
-            folder: &self.folder,
+            folder: self.folder(),
             lanes: lanes.map(|lane| Arc::clone(lane) as Arc<dyn Copyable>).collect(),
             marks: state.marks()?,
             notes,
@@ -115,9 +116,9 @@ impl Journal {
                 let noted = state.notes(crate::journal::lane::loss::PREFIX)?;
                 Ok(noted.into_iter().map(|(name, value)| (name, Some(value))).collect())
             }),
-            fingerprint: Box::new(|record| self.core.fingerprint(record)),
+            fingerprint: Box::new(|record| self.core().fingerprint(record)),
             streams: self.publications().into_iter().map(of).collect(),
-            reserve: self.core.reserve_bytes.load(Ordering::Relaxed),
+            reserve: self.core().reserve_bytes.load(Ordering::Relaxed),
         };
         source.back_up(to, on_progress)
     }
@@ -194,7 +195,7 @@ impl Copyable for Lane {
     }
 
     fn open_stable(&self, file: &Path) -> Result<Option<Arc<Segment>>, JournalError> {
-        Ok(Some(self.core.open_segment(file)?).filter(|segment| segment.is_closed()))
+        Ok(Some(self.core.segments.open(file)?).filter(|segment| segment.is_closed()))
     }
 
     fn sequences_at(&self, first: u64) -> Result<Vec<(u32, u64)>, JournalError> {
@@ -205,7 +206,7 @@ impl Copyable for Lane {
             (path.clone().or(newest), log.active.clone().filter(|active| Some(active.path()) == path.as_deref()))
         };
         let Some(path) = path else { return Ok(self.log().sequences.clone()) };
-        let segment = active.map_or_else(|| self.core.open_segment(&path), Ok)?;
+        let segment = active.map_or_else(|| self.core.segments.open(&path), Ok)?;
         let summary = segment.view()?.summary()?;
         if summary.first == first {
             return Ok(summary.sequences);
@@ -215,7 +216,7 @@ impl Copyable for Lane {
         // The summary of a segment after a crash does not describe its content.
         while summary.closed.is_none()
             && next < first
-            && let ReadResult::Block(block) = self.look(next)?
+            && let ReadResult::Block(block) = self.read_at(next)?
         {
             count_block(&mut sequences, &block);
             next = block.end();

@@ -116,7 +116,7 @@ impl History for Lane {
     }
 
     fn find(&self, offset: u64) -> Result<ReadResult, JournalError> {
-        self.look(offset)
+        self.read_at(offset)
     }
 
     fn next_file(&self, offset: u64) -> u64 {
@@ -126,7 +126,7 @@ impl History for Lane {
     fn extent(&self, offset: u64) -> Option<Extent> {
         let (_, path) = self.closed_file(offset)?;
         // The reader of its events reports a file that cannot be read.
-        let summary = self.core.open_segment(&path).and_then(|segment| segment.view()?.summary()).ok()?;
+        let summary = self.core.segments.open(&path).and_then(|segment| segment.view()?.summary()).ok()?;
         Extent::of(&summary).filter(|extent| extent.holds(offset))
     }
 
@@ -135,8 +135,7 @@ impl History for Lane {
     }
 
     fn stream_name(&self, stream: u32) -> String {
-        let catalog = self.core.catalog.read();
-        name_in(catalog.list.iter().flatten(), stream)
+        self.core.stream_name(stream)
     }
 
     fn cursors(&self) -> Vec<Cursor> {
@@ -144,16 +143,10 @@ impl History for Lane {
     }
 
     fn damaged(&self) -> Vec<(u64, String)> {
-        let aside = self.core.quarantined.lock();
+        let aside = self.core.segments.quarantined();
         let own = aside.iter().filter(|file| file.parent() == Some(&self.folder));
         own.map(|file| (damaged_first(file).unwrap_or(0), format!("{} is set aside", file.display()))).collect()
     }
-}
-
-/// Name of a stream by its publications.
-pub(super) fn name_in<'a>(mut of: impl Iterator<Item = &'a Arc<Published>>, stream: u32) -> String {
-    let found = of.find(|published| published.stream == stream);
-    found.map_or_else(|| "unmatched".to_owned(), |published| published.renderer.stream_id().to_owned())
 }
 
 /// First offset of a segment according to its file name, quarantined or not.

@@ -3,21 +3,19 @@
 //! Promise: while it is open, no gateway starts on the journal. No file is changed except the lock file: a repair stays
 //! in memory, and damaged files are reported, not quarantined.
 
-use super::history::{Extent, History, count_block, damaged_first, name_in, sequences_after};
+use super::history::{Extent, History, count_block, damaged_first, sequences_after};
 use crate::api::StateRecount;
-use crate::contract::{Publication, Renderer};
 use crate::journal::lane::config::DEAD;
-use crate::journal::lane::open::Seal;
-use crate::journal::lane::publications::{PUBLICATIONS, Published};
+use crate::journal::lane::publications::{PUBLICATIONS, Publications, Published};
 use crate::journal::lane::reader::ReadResult;
+use crate::journal::lane::seal::Seal;
 use crate::journal::lane::sequence_gaps::{GapFile, Gaps};
 use crate::journal::store::cursor::Cursor;
-use crate::journal::store::disk::{Disk, FolderLock, LOCK, RealDisk, read_whole};
+use crate::journal::store::disk::{Disk, FolderLock, LOCK, RealDisk};
 use crate::journal::store::error::JournalError;
 use crate::journal::store::segment::{Segment, Summary, offset_in_name};
 use crate::journal::store::state::State;
 use parking_lot::Mutex;
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,14 +35,6 @@ pub struct ReadOnlyJournal {
     _lock: FolderLock,
 }
 
-/// Publications by number, and the unreadable files among them.
-#[derive(Clone, Debug, Default)]
-pub struct Publications {
-    by_number: BTreeMap<u32, Arc<Published>>,
-    /// Unreadable files with the reason.
-    pub damaged: Vec<String>,
-}
-
 /// One lane of a read-only journal.
 #[derive(Debug)]
 pub struct ReadOnlyLane {
@@ -60,53 +50,11 @@ pub struct ReadOnlyLane {
     opened: Mutex<Option<Arc<Segment>>>,
 }
 
-#[derive(Deserialize)]
-struct PublicationFile {
-    number: u32,
-    stream: u32,
-    publication: Publication,
-}
-
-impl Publications {
-    /// Reads the publications of a journal's folder; records unreadable files in `damaged`.
-    pub fn load(journal: &Path) -> Self {
-        let mut found = Self::default();
-        let Ok(entries) = fs::read_dir(journal.join(PUBLICATIONS)) else { return found };
-        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let read = fs::read(&path).map_err(|error| error.to_string());
-            match read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
-                Ok(file) => found.put(file),
-                Err(error) => found.damaged.push(format!("{}: {error}", path.display())),
-            }
-        }
-        found
-    }
-
-    fn put(&mut self, file: PublicationFile) {
-        let PublicationFile { number, stream, publication } = file;
-        let renderer = Renderer::new(&publication);
-        self.by_number.insert(number, Arc::new(Published { number, stream, publication, renderer }));
-    }
-
-    /// The publication with this number.
-    pub fn of(&self, number: u32) -> Option<Arc<Published>> {
-        self.by_number.get(&number).cloned()
-    }
-
-    /// All publications in the order of their numbers.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Published>> {
-        self.by_number.values()
-    }
-}
-
 impl ReadOnlyJournal {
     /// Opens a journal for inspection. Fails with [`JournalError::InUse`] if a gateway runs on it.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let disk = RealDisk;
-        let seal = read_seal(folder)?;
+        let seal = Seal::read(&disk, folder)?;
         let lock_path = folder.join(LOCK);
         let is_new = !lock_path.exists();
         let lock = match disk.lock(folder).map_err(|error| JournalError::io(&lock_path, error))? {
@@ -150,13 +98,6 @@ impl ReadOnlyJournal {
     pub fn publications(&self) -> &Publications {
         &self.publications
     }
-}
-
-fn read_seal(folder: &Path) -> Result<Seal, JournalError> {
-    let path = folder.join("journal.toml");
-    let text = read_whole(&RealDisk, &path).map_err(|error| JournalError::io(&path, error))?;
-    toml::from_str(&String::from_utf8_lossy(&text))
-        .map_err(|error| JournalError::Damaged { file: path, reason: error.message().to_owned() })
 }
 
 /// Reads the gaps. Unlike a start it does not quarantine a damaged file; the second value describes the damage.
@@ -312,7 +253,7 @@ impl History for ReadOnlyLane {
     }
 
     fn stream_name(&self, stream: u32) -> String {
-        name_in(self.publications.all(), stream)
+        self.publications.stream_name(stream)
     }
 
     fn cursors(&self) -> Vec<Cursor> {

@@ -6,13 +6,11 @@
 //!
 //! Not here: access control (`admin`), a proof that no entry was changed.
 
-use super::core::Core;
-use super::open::Journal;
 use crate::api::AuditEntry;
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::store::error::JournalError;
-use crate::journal::store::state::Note;
+use crate::journal::store::state::{Note, State};
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::sync::Arc;
@@ -35,20 +33,16 @@ pub const DONE: &str = "done";
 /// Result of an action in progress; a later entry has its outcome.
 pub const BEGUN: &str = "begun";
 
-#[derive(Debug, Default)]
-pub(super) struct AuditCounts {
+/// The audit of one journal.
+#[derive(Debug)]
+pub(super) struct Audit {
+    state: Arc<State>,
     /// Entries written since the start; also distinguishes entries with the same time.
     written: AtomicU64,
     /// Number of stored entries at the last check, and `written` at that time.
     held: Mutex<Option<(u64, u64)>>,
     /// Entries removed since the start.
     removed: AtomicU64,
-}
-
-impl AuditCounts {
-    fn set_held(&self, held: usize, written: u64) {
-        *self.held.lock() = Some((held as u64, written));
-    }
 }
 
 /// Fill level of the audit.
@@ -59,27 +53,34 @@ pub struct AuditUsage {
     pub removed: u64,
 }
 
-/// A note with an entry, to be written together with the change that it describes.
-pub(super) fn entry(core: &Core, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
-    let at = Timestamp::from(clock::wall());
-    let mut detail = serde_json::to_value(detail).unwrap_or_default();
-    let bytes = detail.to_string().len();
-    if bytes > DETAIL_BYTES_MAX {
-        detail = serde_json::json!({"too large to be kept": bytes});
+impl Audit {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self { state, written: AtomicU64::new(0), held: Mutex::default(), removed: AtomicU64::new(0) }
     }
-    let clockstatus = (!clock::is_trusted()).then(|| "untrusted".to_owned());
-    let (action, result) = (action.to_owned(), result.to_owned());
-    let entry = AuditEntry { at: at.to_string(), clockstatus, by, action, detail, result };
-    let number = core.audited.written.fetch_add(1, Ordering::Relaxed);
-    // Sorted by time, then by number. A clock that is set back only mixes the order.
-    (format!("{PREFIX}{:020}-{number:010}", at.0), serde_json::to_vec(&entry).ok())
-}
 
-impl Core {
+    fn set_held(&self, held: usize, written: u64) {
+        *self.held.lock() = Some((held as u64, written));
+    }
+
+    /// A note with an entry, to be written together with the change that it describes.
+    pub(super) fn entry(&self, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
+        let at = Timestamp::from(clock::wall());
+        let mut detail = serde_json::to_value(detail).unwrap_or_default();
+        let bytes = detail.to_string().len();
+        if bytes > DETAIL_BYTES_MAX {
+            detail = serde_json::json!({"too large to be kept": bytes});
+        }
+        let clockstatus = (!clock::is_trusted()).then(|| "untrusted".to_owned());
+        let (action, result) = (action.to_owned(), result.to_owned());
+        let entry = AuditEntry { at: at.to_string(), clockstatus, by, action, detail, result };
+        let number = self.written.fetch_add(1, Ordering::Relaxed);
+        // Sorted by time, then by number. A clock that is set back only mixes the order.
+        (format!("{PREFIX}{:020}-{number:010}", at.0), serde_json::to_vec(&entry).ok())
+    }
+
     /// Removes the oldest entries beyond the limits. Blocks the thread.
-    pub(super) fn trim_audit(&self) -> Result<(), JournalError> {
-        let counts = &self.audited;
-        let written = counts.written.load(Ordering::Relaxed);
+    pub(super) fn trim(&self) -> Result<(), JournalError> {
+        let written = self.written.load(Ordering::Relaxed);
         // The check takes a while, and a few entries too many do no harm. The first entry after a start is checked too.
         if written % TRIM_EVERY != 1 {
             return Ok(());
@@ -92,13 +93,13 @@ impl Core {
             bytes -= held[surplus].1;
             surplus += 1;
         }
-        counts.set_held(held.len() - surplus, written);
+        self.set_held(held.len() - surplus, written);
         if surplus == 0 {
             return Ok(());
         }
         let old: Vec<Note> = held.into_iter().take(surplus).map(|(name, _)| (name, None)).collect();
         self.state.write_notes(&old)?;
-        counts.removed.fetch_add(surplus as u64, Ordering::Relaxed);
+        self.removed.fetch_add(surplus as u64, Ordering::Relaxed);
         tracing::warn!(
             removed = surplus,
             entries_max = ENTRIES_MAX,
@@ -106,56 +107,36 @@ impl Core {
         );
         Ok(())
     }
-}
-
-impl Journal {
-    /// Writes an entry with action, user id, detail and result; returns when it is durable. Blocks the thread.
-    pub fn audit(
-        &self,
-        action: &str,
-        by: Option<u32>,
-        detail: &impl Serialize,
-        result: &str,
-    ) -> Result<(), JournalError> {
-        self.core.state.write_notes(&[self.audit_note(action, by, detail, result)])?;
-        self.core.trim_audit()
-    }
-
-    /// Creates an entry to be written together with notes of a part.
-    pub fn audit_note(&self, action: &str, by: Option<u32>, detail: &impl Serialize, result: &str) -> Note {
-        entry(&self.core, action, by, detail, result)
-    }
 
     /// The newest entries as JSON, oldest first, read page by page. Blocks the thread.
-    pub fn audited(&self, limit: usize) -> Result<AuditReader, JournalError> {
-        let names = self.core.state.note_sizes(PREFIX)?;
+    pub(super) fn newest(&self, limit: usize) -> Result<AuditReader, JournalError> {
+        let names = self.state.note_sizes(PREFIX)?;
         let before = names.len().checked_sub(limit.saturating_add(1)).and_then(|last| names.into_iter().nth(last));
         let after = before.map_or_else(|| PREFIX.to_owned(), |(name, _)| name);
-        Ok(AuditReader { core: Arc::clone(&self.core), after, page: Vec::new().into_iter() })
+        Ok(AuditReader { state: Arc::clone(&self.state), after, page: Vec::new().into_iter() })
     }
 
     /// Fill level of the audit. Blocks the thread.
-    pub fn audit_usage(&self) -> AuditUsage {
-        let counts = &self.core.audited;
-        let written = counts.written.load(Ordering::Relaxed);
-        let last = *counts.held.lock();
+    pub(super) fn usage(&self) -> AuditUsage {
+        let written = self.written.load(Ordering::Relaxed);
+        let last = *self.held.lock();
         let (held, at) = match last {
             Some(last) => last,
             // Only before the first entry since the start.
             None => {
-                let held = self.core.state.note_sizes(PREFIX).map_or(0, |held| held.len());
-                counts.set_held(held, written);
+                let held = self.state.note_sizes(PREFIX).map_or(0, |held| held.len());
+                self.set_held(held, written);
                 (held as u64, written)
             }
         };
-        AuditUsage { held: held + written.saturating_sub(at), removed: counts.removed.load(Ordering::Relaxed) }
+        AuditUsage { held: held + written.saturating_sub(at), removed: self.removed.load(Ordering::Relaxed) }
     }
 }
 
 /// Reads entries of the audit page by page. Ends at a read error.
 #[derive(Debug)]
 pub struct AuditReader {
-    core: Arc<Core>,
+    state: Arc<State>,
     after: String,
     page: std::vec::IntoIter<(String, Vec<u8>)>,
 }
@@ -165,7 +146,7 @@ impl Iterator for AuditReader {
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.page.len() == 0 {
-            match self.core.state.notes_after(PREFIX, &self.after, PAGE_BYTES) {
+            match self.state.notes_after(PREFIX, &self.after, PAGE_BYTES) {
                 Ok(page) => self.page = page.into_iter(),
                 Err(error) => return Some(Err(error)),
             }
@@ -179,7 +160,7 @@ impl Iterator for AuditReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Config, RealDisk, Seal};
+    use crate::journal::{Config, Journal, RealDisk, Seal};
     use std::time::Duration;
 
     #[test]
@@ -194,7 +175,7 @@ mod tests {
         let mut notes: Vec<Note> = (0..399).map(|_| journal.audit_note("large", None, &large, DONE)).collect();
         // In few commits: each entry alone would take a sync.
         for part in notes.chunks_mut(133) {
-            journal.core.state.write_notes(part).expect("written");
+            journal.core().state.write_notes(part).expect("written");
         }
         journal.audit("last", Some(8), &"y".repeat(100_000), BEGUN).expect("written");
         let room = journal.audit_usage();

@@ -86,7 +86,7 @@ impl BlockReader {
 impl Lane {
     /// A walk through the block with an event; `None` if the event no longer exists. Blocks the thread.
     pub fn walk_at(&self, offset: u64) -> Result<Option<BlockReader>, JournalError> {
-        Ok(match self.look(offset)? {
+        Ok(match self.read_at(offset)? {
             ReadResult::Block(block) if block.header.first <= offset => Some(BlockReader::new(block)),
             _ => None,
         })

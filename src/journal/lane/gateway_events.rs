@@ -3,7 +3,7 @@
 //! Promise: an event is durable when its append returns.
 
 use super::group_commit::SubmitError;
-use super::open::Journal;
+use super::journal::Journal;
 use crate::clock;
 use crate::event::{Attribute, Content, Id, Record, Timestamp, push_path_segment};
 

@@ -9,8 +9,8 @@ use crate::journal::store::block;
 use crate::journal::store::fingerprint::Fingerprint;
 use crate::journal::store::segment::Synced;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -78,7 +78,27 @@ pub struct CommitQueue {
 struct QueueState {
     batch: Batch,
     closing: bool,
-    nudged: bool,
+    /// Commands for the writer; none is there twice, so that their number is bounded by that of dropped destinations.
+    commands: Vec<Command>,
+}
+
+/// A message to the writer of a lane.
+#[derive(Debug)]
+pub enum Command {
+    /// Write changed cursors soon, without waiting for the next commit.
+    WriteCursors,
+    /// Begin a new segment: a reader found damage in the active one.
+    Rotate,
+    /// Reclaim or shed a segment: another lane needs disk space.
+    Reclaim,
+    /// Remove the cursor of a dropped destination from the log; then drop `done`.
+    ForgetDestination {
+        destination: String,
+        /// Whoever waits has the receiver.
+        done: mpsc::Sender<()>,
+    },
+    /// Stop the retries of a batch on a failing disk.
+    GiveUp,
 }
 
 /// The place of an event that is not yet durable.
@@ -158,7 +178,7 @@ pub enum SubmitError {
 pub enum WriterWork {
     /// A batch to commit; the next one gathers meanwhile.
     Batch(Batch),
-    /// No event arrived within the timeout, or the writer was woken without one.
+    /// No event arrived within the timeout, or a command did.
     Idle,
     /// The journal closes and no event is left.
     Close,
@@ -169,7 +189,7 @@ impl CommitQueue {
     pub fn new() -> Self {
         let batch = Batch { number: 1, ..Batch::default() };
         Self {
-            state: Mutex::new(QueueState { batch, closing: false, nudged: false }),
+            state: Mutex::new(QueueState { batch, closing: false, commands: Vec::new() }),
             work: Condvar::new(),
             room: Notify::new(),
             durable: AtomicU64::new(0),
@@ -246,7 +266,7 @@ impl CommitQueue {
             if state.closing {
                 return WriterWork::Close;
             }
-            if std::mem::take(&mut state.nudged) {
+            if !state.commands.is_empty() {
                 return WriterWork::Idle;
             }
             let timeout = self.work.wait_for(&mut state, idle_after);
@@ -273,7 +293,6 @@ impl CommitQueue {
     pub fn poll(&self, spare: Batch) -> WriterWork {
         let mut state = self.lock();
         if state.batch.entries.is_empty() {
-            state.nudged = false;
             return if state.closing { WriterWork::Close } else { WriterWork::Idle };
         }
         let number = state.batch.number + 1;
@@ -295,10 +314,28 @@ impl CommitQueue {
         batch.bytes.shrink_to(GATHER_BYTES_MAX / 4);
     }
 
-    /// Wakes the writer although no event arrived.
-    pub fn nudge(&self) {
-        self.lock().nudged = true;
+    /// Sends a command to the writer and wakes it.
+    pub fn send(&self, command: Command) {
+        let mut state = self.lock();
+        let is_same = |other: &Command| std::mem::discriminant(other) == std::mem::discriminant(&command);
+        if matches!(command, Command::ForgetDestination { .. }) || !state.commands.iter().any(is_same) {
+            state.commands.push(command);
+        }
+        drop(state);
         self.work.notify_one();
+    }
+
+    /// Takes the commands that have arrived.
+    pub fn take_commands(&self) -> Vec<Command> {
+        std::mem::take(&mut self.lock().commands)
+    }
+
+    /// Waits for `wait`; returns `true` at once after [`Command::GiveUp`].
+    pub fn pause(&self, wait: Duration) -> bool {
+        let gives_up = |state: &QueueState| state.commands.iter().any(|command| matches!(command, Command::GiveUp));
+        let mut state = self.lock();
+        self.work.wait_while_for(&mut state, |state| !gives_up(state), wait);
+        gives_up(&state)
     }
 
     /// Accepts no more events; the writer commits those that are queued.

@@ -3,13 +3,14 @@
 //! Promise: an event whose ticket became a receipt is on disk.
 //! Not here: the thread that writes the log (`writer`), recovery at a start (`open`).
 
+use super::age_scan::Ages;
 use super::condition::Condition;
 use super::config::{DEAD, LaneConfig};
 use super::core::Core;
-use super::group_commit::{CommitQueue, Receipt, SubmitError, Ticket, Waiter};
+use super::group_commit::{Command, CommitQueue, Receipt, SubmitError, Ticket, Waiter};
 use super::heartbeat::Heartbeat;
 use super::publications::Published;
-use super::retention::Ages;
+use super::segment_files::SegmentFile;
 use super::sequence_gaps::Gaps;
 use crate::api::{Backlog, LaneStatus};
 use crate::event::{Record, Timestamp};
@@ -20,11 +21,10 @@ use crate::journal::store::error::JournalError;
 use crate::journal::store::segment::Segment;
 use crate::telemetry::{Counter, Histogram};
 use arc_swap::ArcSwap;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -81,16 +81,9 @@ pub struct Lane {
     pub(in crate::journal) log: Mutex<Log>,
     pub(in crate::journal) next: watch::Sender<Durable>,
     pub(in crate::journal) condition: Mutex<Condition>,
-    pub(in crate::journal) stopping: (Mutex<bool>, Condvar),
-    /// Set by a reader that found damage in the active segment: the writer starts a new segment.
-    pub(in crate::journal) active_damaged: AtomicBool,
     /// Offsets and sequences that no event has.
     pub(in crate::journal) gaps: Gaps,
     pub(super) ages: Mutex<Ages>,
-    /// Destinations that an operator has dropped and whose cursors are still in the log.
-    pub(in crate::journal) dropped: Mutex<Vec<String>>,
-    /// Set by the writer of another lane that needs disk space: this writer reclaims or sheds a segment.
-    pub(in crate::journal) reclaim_requested: AtomicBool,
     /// Held while segments are removed, by the writer of this lane or of another.
     pub(in crate::journal) retention_lock: Mutex<()>,
     /// Liveness of the writer thread.
@@ -126,13 +119,6 @@ pub(in crate::journal) struct Log {
     pub(in crate::journal) sequences: Vec<(u32, u64)>,
     /// Offset after the last durable event; it matches `sequences`.
     pub(in crate::journal) end: u64,
-}
-
-/// File of one segment and its size.
-#[derive(Clone, Debug)]
-pub(in crate::journal) struct SegmentFile {
-    pub(in crate::journal) path: PathBuf,
-    pub(in crate::journal) bytes: u64,
 }
 
 pub(in crate::journal) struct OldestSegment {
@@ -333,7 +319,7 @@ impl Lane {
 
     /// Makes the writer store changed cursors soon, without waiting for the next commit.
     pub fn write_cursors_soon(&self) {
-        self.queue.nudge();
+        self.queue.send(Command::WriteCursors);
     }
 
     /// Settles offsets of a lost segment for a destination. Events below them that are in flight stay
@@ -359,12 +345,12 @@ impl Lane {
         let path = path?;
         let segment = match active.filter(|active| active.path() == path) {
             Some(active) => Ok(active),
-            None => self.core.open_segment(&path),
+            None => self.core.segments.open(&path),
         };
         let read = |segment: &Segment| segment.view().and_then(|view| view.summary());
         let summary = segment.and_then(|segment| read(&segment)).or_else(|_| {
             // A segment with a failed commit needs a repair, which a full disk does not allow.
-            read(&Segment::open_without_repair(&*self.core.disk, &path, self.core.cache_bytes)?)
+            read(&Segment::open_without_repair(&*self.core.disk, &path, self.core.segments.cache_bytes())?)
         });
         match summary {
             Ok(summary) => Some(summary.sequences),
@@ -414,19 +400,14 @@ impl Lane {
         self.log().settled.iter().map(|settled| settled.destination.clone()).collect()
     }
 
-    pub(in crate::journal) fn forget_destination(&self, destination: &str) {
+    pub(in crate::journal) fn forget_destination(&self, destination: &str, done: mpsc::Sender<()>) {
         let mut log = self.log();
         log.settled.retain(|settled| settled.destination != destination);
         log.durable_low.remove(destination);
         log.is_settled_written = false;
         drop(log);
         // Blocks of the active segment still hold its cursor.
-        self.dropped().push(destination.to_owned());
-        self.queue.nudge();
-    }
-
-    pub(in crate::journal) fn dropped(&self) -> MutexGuard<'_, Vec<String>> {
-        self.dropped.lock()
+        self.queue.send(Command::ForgetDestination { destination: destination.to_owned(), done });
     }
 
     /// The unsettled part of the oldest segment, if the backlog of the destination exceeds `hold` bytes.
@@ -533,45 +514,8 @@ impl Lane {
         *current = condition;
     }
 
-    /// Waits for `wait`; returns `true` at once if the journal closes.
-    pub(in crate::journal) fn pause(&self, wait: Duration) -> bool {
-        let mut is_stopping = self.stopping.0.lock();
-        self.stopping.1.wait_while_for(&mut is_stopping, |is_stopping| !*is_stopping, wait);
-        *is_stopping
-    }
-
-    pub(in crate::journal) fn stop(&self) {
-        self.queue.close();
-    }
-
-    /// Stops the retries of the last batch on a failing disk.
-    pub(in crate::journal) fn stop_waiting(&self) {
-        *self.stopping.0.lock() = true;
-        self.stopping.1.notify_all();
-    }
-
     pub(in crate::journal) fn segment_bytes(&self) -> u64 {
         SEGMENT_BYTES_MAX.min(self.settings.load().budget / 16).max(256 << 10)
-    }
-
-    pub(in crate::journal) fn offset_mark(&self) -> String {
-        format!("offset/{}", self.name)
-    }
-
-    pub(in crate::journal) fn segment_mark(&self) -> String {
-        format!("segment/{}", self.name)
-    }
-
-    pub(in crate::journal) fn sequence_mark(&self, stream: u32) -> String {
-        sequence_mark(&self.name, stream)
-    }
-
-    pub(in crate::journal) fn last_offset_mark(&self) -> String {
-        format!("given/{}", self.offset_mark())
-    }
-
-    pub(in crate::journal) fn last_sequence_mark(&self, stream: u32) -> String {
-        format!("given/{}", self.sequence_mark(stream))
     }
 
     /// Size of the log in bytes.
@@ -612,16 +556,7 @@ impl Lane {
     }
 
     pub(in crate::journal) fn release_active(&self) {
-        // Readers that find no active segment open the file themselves, under this lock. They must not do so before the
-        // active handle is closed or listed as open: two handles on one file would damage it.
-        let mut opened = self.core.opened.lock();
-        let Some(active) = self.log().active.take() else { return };
-        if Arc::strong_count(&active) > 1 {
-            // A reader still uses the handle; it stays open until that reader is done.
-            opened.push(active);
-        } else {
-            drop(active);
-        }
+        self.core.segments.take_over(|| self.log().active.take());
     }
 
     pub(in crate::journal) fn push_tail(log: &mut Log, blocks: Vec<Arc<Block>>, bytes_max: usize) {
@@ -686,7 +621,7 @@ impl Lane {
             let (end, _) = parts.next()?;
             (*first, part.path.clone(), *end)
         };
-        let segment = self.core.open_segment(&path).ok()?;
+        let segment = self.core.segments.open(&path).ok()?;
         let closed_at = segment
             .view()
             .and_then(|view| view.summary())
@@ -698,16 +633,11 @@ impl Lane {
     pub(in crate::journal) fn remove_segment(&self, first: u64) -> Result<(), JournalError> {
         let part = self.log().segments.remove(&first);
         let Some(part) = part else { return Ok(()) };
-        self.core.forget_segment(&part.path);
+        self.core.segments.forget(&part.path);
         self.core.disk.remove(&part.path).map_err(|error| JournalError::io(&part.path, error))?;
         // A reader may have opened it again meanwhile: a removed file occupies the disk as long as it is open.
-        self.core.forget_segment(&part.path);
+        self.core.segments.forget(&part.path);
         tracing::debug!(lane = %self.name, first, "removed a settled segment");
         Ok(())
     }
-}
-
-/// Name of the high-water mark of the sequences of a stream.
-pub(in crate::journal) fn sequence_mark(lane: &str, stream: u32) -> String {
-    format!("sequence/{lane}/{stream}")
 }

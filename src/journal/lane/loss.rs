@@ -6,18 +6,19 @@
 //!
 //! Not here: when to discard (`retention`), how a loss is announced (`ledger`).
 
+use super::audit::DONE;
 use super::block_records::BlockReader;
+use super::dropped;
 use super::handle::Lane;
-use super::open::Journal;
+use super::journal::Journal;
 use super::reader::ReadResult;
-use crate::clock;
 use crate::event::{Record, Timestamp};
 use crate::journal::store::cursor::{Cursor, Outcome};
 use crate::journal::store::error::JournalError;
 use crate::journal::store::state::Note;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 /// Prefix of the notes of unannounced losses in `state.redb`.
@@ -172,21 +173,21 @@ impl Lane {
 
     fn note_loss(&self, loss: &Loss) -> Result<(), JournalError> {
         let state = &self.core.state;
-        let mut notes: Vec<Note> = vec![super::audit::entry(&self.core, "loss", None, loss, super::audit::DONE)];
+        let mut notes: Vec<Note> = vec![self.core.audit.entry("loss", None, loss, DONE)];
         if state.notes(PREFIX)?.len() < WAITING_MAX {
             let text = serde_json::to_vec(loss).unwrap_or_default();
             notes.push((format!("{PREFIX}{}", loss.name()), Some(text)));
         }
         state.write_notes(&notes)?;
-        self.core.trim_audit()
+        self.core.audit.trim()
     }
 }
 
 impl Journal {
     /// Losses that wait for their announcement. Deletes notes of losses that a crash prevented. Blocks the thread.
     pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
-        let _guard = self.core.discard_lock.lock();
-        let noted = self.core.state.notes(PREFIX)?;
+        let _guard = self.core().discard_lock.lock();
+        let noted = self.core().state.notes(PREFIX)?;
         let read = |(name, text): (String, Vec<u8>)| {
             let loss: Option<Loss> = serde_json::from_slice(&text).ok();
             if loss.is_none() {
@@ -214,28 +215,32 @@ impl Journal {
 
     /// Deletes the note of an announced loss. Blocks the thread.
     pub fn forget_loss(&self, loss: &Loss) -> Result<(), JournalError> {
-        self.core.state.write_notes(&[(format!("{PREFIX}{}", loss.name()), None)])
+        self.core().state.write_notes(&[(format!("{PREFIX}{}", loss.name()), None)])
     }
 
     /// Waits until there may be a new loss. Cancel-safe.
     pub async fn lost(&self) {
-        self.core.losses.notified().await;
+        self.core().losses.notified().await;
     }
 
     /// Discards everything that a destination is still owed, and removes its cursors; returns the number of events. Waits
     /// a moment until the log has no cursor of it; on a failed or full disk the writer removes it later. Blocks the thread.
     pub fn drop_destination(&self, destination: &str) -> Result<u64, JournalError> {
-        let count = self.begin_drop(destination)?;
-        let deadline = clock::instant() + FORGET_WAIT_MAX;
-        let is_awaited = || self.lanes().iter().any(|lane| lane.dropped().iter().any(|name| name == destination));
-        while is_awaited() && clock::instant() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let (count, forgotten) = self.discard_and_forget(destination)?;
+        // Each writer drops its sender when its log has no cursor left.
+        let _ = forgotten.recv_timeout(FORGET_WAIT_MAX);
         Ok(count)
     }
 
     /// Like [`Journal::drop_destination`], without waiting for the writers.
+    #[cfg(test)]
     pub(crate) fn begin_drop(&self, destination: &str) -> Result<u64, JournalError> {
+        self.discard_and_forget(destination).map(|(count, _)| count)
+    }
+
+    /// Discards what a destination is owed, and asks the writers to remove its cursors; the receiver ends when they have.
+    fn discard_and_forget(&self, destination: &str) -> Result<(u64, mpsc::Receiver<()>), JournalError> {
+        let (done, forgotten) = mpsc::channel();
         let mut count = 0;
         for lane in self.lanes() {
             // Segment by segment: the events of one are held in memory until they are settled.
@@ -244,13 +249,12 @@ impl Journal {
                 count += lane.discard_unsettled(destination, &whole_segment, Outcome::Discarded)?;
             }
             // From now on a start ignores the cursor in the log. The writer deletes the note.
-            let noted =
-                self.core.state.write_notes(&[(super::open::dropped(&lane.name, destination), Some(Vec::new()))]);
+            let noted = self.core().state.write_notes(&[(dropped::note(&lane.name, destination), Some(Vec::new()))]);
             // After an error too: the note may be durable all the same, and must not outlive the cursor that it is for.
-            lane.forget_destination(destination);
+            lane.forget_destination(destination, done.clone());
             noted?;
         }
-        Ok(count)
+        Ok((count, forgotten))
     }
 
     /// Names of all destinations with a cursor, configured or not.
@@ -261,6 +265,3 @@ impl Journal {
         names
     }
 }
-
-/// Wakes the task that announces losses.
-pub(in crate::journal) type LossNotify = Arc<tokio::sync::Notify>;

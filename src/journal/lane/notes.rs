@@ -3,7 +3,7 @@
 //! Promise: notes that are written together are stored together or not at all, and are durable when the write returns.
 
 use super::core::Core;
-use super::open::Journal;
+use super::journal::Journal;
 use crate::api::StateRecount;
 use crate::journal::store::error::JournalError;
 use crate::journal::store::state::{Change, Note};
@@ -21,12 +21,12 @@ pub struct Notes {
 impl Journal {
     /// Counts the notes of all parts, reading every one. Blocks the thread.
     pub fn recount_state(&self) -> StateRecount {
-        self.core.state.recount()
+        self.core().state.recount()
     }
 
     /// The notes of a part.
     pub fn notes(&self, part: &str) -> Notes {
-        Notes { core: Arc::clone(&self.core), prefix: format!("{part}/") }
+        Notes { core: Arc::clone(self.core()), prefix: format!("{part}/") }
     }
 }
 
@@ -78,6 +78,6 @@ impl Notes {
         let with_part = |(name, content): Note| (format!("{}{name}", self.prefix), content);
         let is_audited = !entries.is_empty();
         self.core.state.write_notes(&notes.into_iter().map(with_part).chain(entries).collect::<Vec<_>>())?;
-        if is_audited { self.core.trim_audit() } else { Ok(()) }
+        if is_audited { self.core.audit.trim() } else { Ok(()) }
     }
 }

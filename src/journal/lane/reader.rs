@@ -3,6 +3,7 @@
 //! Promise: a reader sees only durable events, in order. It learns the range that a damaged segment has lost, and
 //! continues behind it. It skips numbers that no event has.
 
+use super::group_commit::Command;
 use super::handle::{Durable, Lane};
 use crate::clock;
 use crate::event::Timestamp;
@@ -11,7 +12,6 @@ use crate::journal::store::error::JournalError;
 use crate::runtime::spawn_blocking;
 use crate::telemetry::Limiter;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -130,8 +130,8 @@ impl Lane {
         (block.header.first <= offset).then(|| Arc::clone(block))
     }
 
-    /// Reads from the segments. Blocks the thread.
-    pub(super) fn read_at(&self, offset: u64) -> Result<ReadResult, JournalError> {
+    /// Reads the log at an offset. Blocks the thread.
+    pub fn read_at(&self, offset: u64) -> Result<ReadResult, JournalError> {
         let mut offset = self.gaps.skip_gap(offset);
         let lost = |offset, to| ReadResult::Lost { to: self.gaps.clip_at_gap(offset, to) };
         loop {
@@ -145,7 +145,7 @@ impl Lane {
                 (active.clone(), part.path.clone(), limit, active.is_some())
             };
             let found =
-                segment.map_or_else(|| self.core.open_segment(&path), Ok).and_then(|s| s.view()?.block_from(offset));
+                segment.map_or_else(|| self.core.segments.open(&path), Ok).and_then(|s| s.view()?.block_from(offset));
             match found {
                 Ok(Some(block)) if limit.is_none_or(|limit| block.header.first < limit) => {
                     return Ok(ReadResult::Block(Arc::new(block)));
@@ -158,8 +158,7 @@ impl Lane {
                 },
                 Err(error @ JournalError::Damaged { .. }) if is_active => {
                     // The writer must start a new segment first.
-                    self.active_damaged.store(true, Ordering::Release);
-                    self.queue.nudge();
+                    self.queue.send(Command::Rotate);
                     return Err(error);
                 }
                 Err(error @ JournalError::Damaged { .. }) => {
@@ -169,11 +168,11 @@ impl Lane {
                 }
                 Err(error) => {
                     // A handle that failed is not used again.
-                    self.core.forget_segment(&path);
+                    self.core.segments.forget(&path);
                     if error.is_not_found() && self.log().segments.values().any(|part| part.path == path) {
                         tracing::error!(lane = %self.name, %error, "a segment was removed by hand; its events are lost");
                         self.log().segments.retain(|_, part| part.path != path);
-                        self.core.quarantined.lock().push(path);
+                        self.core.segments.add_quarantined(path);
                         return Ok(lost(offset, limit.unwrap_or_else(|| self.end())));
                     }
                     return Err(error);
@@ -184,7 +183,7 @@ impl Lane {
 
     fn quarantine_segment(&self, path: &std::path::Path) {
         self.log().segments.retain(|_, part| part.path != path);
-        self.core.quarantine(path);
+        self.core.segments.quarantine(path);
     }
 
     /// Time when the event at `offset` was recorded. Blocks the thread.

@@ -4,7 +4,8 @@
 
 use super::config::{Config, Start};
 use super::handle::Lane;
-use super::open::{Journal, owed_from, owed_from_unknown};
+use super::journal::Journal;
+use crate::journal::store::cursor::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,8 +13,8 @@ impl Journal {
     /// Applies budgets, lingers, limits and new destinations. Folder, lanes, dedupe memory and caches stay as they
     /// were when the journal was opened. May read from disk.
     pub fn change(&self, config: &Config) {
-        self.core.reserve_bytes.store(config.reserve_bytes, Ordering::Relaxed);
-        *self.core.dead_retention.lock() = config.dead_retention;
+        self.core().reserve_bytes.store(config.reserve_bytes, Ordering::Relaxed);
+        *self.core().dead_retention.lock() = config.dead_retention;
         for settings in config.lanes.iter().chain([&config.dead]) {
             let lanes = self.lanes().iter().chain([self.dead()]);
             for lane in lanes.filter(|lane| lane.name == settings.name) {
@@ -46,10 +47,10 @@ impl Lane {
                 return;
             }
             let mut cursor = match start {
-                Start::Now => owed_from(destination, log.end, log.sequences.iter().copied()),
+                Start::Now => Cursor::owed_from(destination, log.end, log.sequences.iter().copied()),
                 Start::Oldest if log.segments.keys().next().copied().unwrap_or(log.end) == first => match sequences {
-                    Some(sequences) => owed_from(destination, first, sequences),
-                    None => owed_from_unknown(destination, first, &self.gaps),
+                    Some(sequences) => Cursor::owed_from(destination, first, sequences),
+                    None => Cursor::owed_from_unknown(destination, first, self.gaps.assigned_between(1, first)),
                 },
                 // The oldest segment was removed meanwhile.
                 Start::Oldest => continue,

@@ -4,10 +4,10 @@
 //! gaps and counted in no account.
 
 use super::core::Core;
-use super::handle::sequence_mark;
-use super::open::NewestSegment;
+use super::marks;
+use super::newest_segment::NewestSegment;
+use super::position::ReservedNumbers;
 use super::sequence_gaps::Gaps;
-use super::writer::ReservedNumbers;
 use crate::journal::store::error::JournalError;
 use crate::journal::store::segment::Segment;
 use crate::journal::store::state::RESERVE;
@@ -31,7 +31,8 @@ impl LostSegments {
         self.first = Some(first);
         self.end = self.end.max(first);
         // A segment that cannot be opened reveals nothing; this is not another error.
-        let Ok(view) = Segment::open(&*core.disk, path, core.cache_bytes).and_then(|segment| segment.view()) else {
+        let Ok(view) = Segment::open(&*core.disk, path, core.segments.cache_bytes()).and_then(|segment| segment.view())
+        else {
             return;
         };
         let mut note = |stream, next: u64| {
@@ -52,81 +53,92 @@ impl LostSegments {
     }
 }
 
-/// Recovers the next offset and the next sequence of every stream. Adds skipped numbers to `gaps` and logs each gap once.
-pub(super) fn numbers(
-    core: &Core,
-    lane: &str,
-    newest: &NewestSegment,
-    lost: &LostSegments,
-    has_lost_marks: bool,
-    gaps: &mut Gaps,
-) -> Result<(ReservedNumbers, BTreeMap<u32, ReservedNumbers>), JournalError> {
-    let mark = |name: &str| core.state.mark(name);
-    let offset_mark = format!("offset/{lane}");
-    let noted = mark(&format!("given/{offset_mark}"))?;
-    let known = NumberEvidence {
-        assigned_below: newest.next.max(lost.end).max(lost.first.unwrap_or(0)).max(noted),
-        mark: mark(&offset_mark)?,
-        gap_end: gaps.offsets.last().map_or(0, |gap| gap.1),
-    };
-    let may_be_incomplete = lost.first.is_some()
-        || known.has_lost_mark()
-        || known.has_no_evidence() && has_lost_marks
-        || noted > newest.next.max(known.gap_end);
-    let (next, gap) = known.resume(may_be_incomplete, has_lost_marks);
-    if let Some((from, to)) = gap {
-        let events_lost = from.saturating_sub(newest.next.max(known.gap_end));
-        tracing::error!(
-            lane,
-            events_lost,
-            from,
-            to,
-            "files of this lane are lost or damaged; it resumes behind every number that it may have assigned and skips those in between"
-        );
-        gaps.offsets.push((from, to));
+/// The recovery of the numbers of one lane.
+pub(super) struct NumberRecovery<'a> {
+    pub core: &'a Core,
+    pub lane: &'a str,
+    pub newest: &'a NewestSegment,
+    pub lost: &'a LostSegments,
+    /// Whether the lane has files and the high-water marks were lost.
+    pub has_lost_marks: bool,
+}
+
+impl NumberRecovery<'_> {
+    /// Recovers the next offset and the next sequence of every stream. Adds skipped numbers to `gaps`
+    /// and logs each gap once.
+    pub fn run(&self, gaps: &mut Gaps) -> Result<(ReservedNumbers, BTreeMap<u32, ReservedNumbers>), JournalError> {
+        let (offsets, may_be_incomplete) = self.offsets(gaps)?;
+        let mut sequences = BTreeMap::new();
+        for stream in self.core.publications.read().streams() {
+            if let Some(numbers) = self.sequences_of(stream, may_be_incomplete, gaps)? {
+                sequences.insert(stream, numbers);
+            }
+        }
+        Ok((offsets, sequences))
     }
-    let offsets = ReservedNumbers { next, reserved: known.mark };
-    let mut sequences = BTreeMap::new();
-    for stream in stream_numbers(core) {
-        let name = sequence_mark(lane, stream);
+
+    fn mark(&self, name: &str) -> Result<u64, JournalError> {
+        self.core.state.mark(name)
+    }
+
+    /// The next offset, and whether events may have been assigned that are not in the log.
+    fn offsets(&self, gaps: &mut Gaps) -> Result<(ReservedNumbers, bool), JournalError> {
+        let Self { lane, newest, lost, has_lost_marks, .. } = self;
+        let offset_mark = marks::offset(lane);
+        let noted = self.mark(&marks::given(&offset_mark))?;
         let known = NumberEvidence {
-            assigned_below: newest
-                .sequences
-                .get(&stream)
-                .copied()
-                .unwrap_or(1)
-                .max(mark(&format!("given/{name}"))?)
-                .max(lost.sequences.get(&stream).copied().unwrap_or(1)),
-            mark: mark(&name)?,
+            assigned_below: newest.next.max(lost.end).max(lost.first.unwrap_or(0)).max(noted),
+            mark: self.mark(&offset_mark)?,
+            gap_end: gaps.offsets.last().map_or(0, |gap| gap.1),
+        };
+        let may_be_incomplete = lost.first.is_some()
+            || known.has_lost_mark()
+            || known.has_no_evidence() && *has_lost_marks
+            || noted > newest.next.max(known.gap_end);
+        let (next, gap) = known.resume(may_be_incomplete, *has_lost_marks);
+        if let Some((from, to)) = gap {
+            let events_lost = from.saturating_sub(newest.next.max(known.gap_end));
+            tracing::error!(
+                lane,
+                events_lost,
+                from,
+                to,
+                "files of this lane are lost or damaged; it resumes behind every number that it may have assigned and skips those in between"
+            );
+            gaps.offsets.push((from, to));
+        }
+        Ok((ReservedNumbers { next, reserved: known.mark }, may_be_incomplete))
+    }
+
+    /// The next sequence of a stream; `None` if the lane never gave one.
+    fn sequences_of(
+        &self,
+        stream: u32,
+        may_be_incomplete: bool,
+        gaps: &mut Gaps,
+    ) -> Result<Option<ReservedNumbers>, JournalError> {
+        let Self { core, lane, newest, lost, has_lost_marks } = self;
+        let name = marks::sequence(lane, stream);
+        let next_in = |sequences: &BTreeMap<u32, u64>| sequences.get(&stream).copied().unwrap_or(1);
+        let known = NumberEvidence {
+            assigned_below: next_in(&newest.sequences)
+                .max(self.mark(&marks::given(&name))?)
+                .max(next_in(&lost.sequences)),
+            mark: self.mark(&name)?,
             gap_end: gaps.sequences.iter().filter(|gap| gap.0 == stream).map(|gap| gap.2).max().unwrap_or(0),
         };
-        let may_be_lost = may_be_incomplete && has_lost_marks && is_of(core, stream, lane);
+        let may_be_lost = may_be_incomplete && *has_lost_marks && core.publications.read().is_of_lane(stream, lane);
         if known.assigned_below == 1 && known.has_no_evidence() && !may_be_lost {
-            continue;
+            return Ok(None);
         }
-        let (next, gap) = known.resume(may_be_incomplete || known.has_lost_mark(), has_lost_marks);
+        let (next, gap) = known.resume(may_be_incomplete || known.has_lost_mark(), *has_lost_marks);
         if let Some((from, to)) = gap {
             let name = core.stream_name(stream);
             tracing::error!(lane, stream = %name, from, to, "to consumers of this stream its sequence skips these numbers; no event has them, except events in files that are set aside");
             gaps.sequences.push((stream, from, to));
         }
-        sequences.insert(stream, ReservedNumbers { next, reserved: known.mark });
+        Ok(Some(ReservedNumbers { next, reserved: known.mark }))
     }
-    Ok((offsets, sequences))
-}
-
-/// Whether any version of a stream uses a lane.
-fn is_of(core: &Core, stream: u32, lane: &str) -> bool {
-    let catalog = core.catalog.read();
-    catalog.list.iter().flatten().any(|known| known.stream == stream && known.publication.lane == lane)
-}
-
-fn stream_numbers(core: &Core) -> Vec<u32> {
-    let catalog = core.catalog.read();
-    let mut numbers: Vec<u32> = catalog.list.iter().flatten().map(|published| published.stream).chain([0]).collect();
-    numbers.sort();
-    numbers.dedup();
-    numbers
 }
 
 /// Evidence, at a start, of the numbers that were assigned in one series (offsets, or sequences of a stream).

@@ -3,7 +3,8 @@
 //! Promise: a step does exactly what a writer thread does between two waits.
 
 use super::config::Config;
-use super::open::{Journal, Seal};
+use super::journal::Journal;
+use super::seal::Seal;
 use super::writer::{Next, Writer};
 use crate::journal::store::disk::Disk;
 use crate::journal::store::error::JournalError;
@@ -43,7 +44,7 @@ impl Stepped {
 
     /// Closes the journal as a shutdown does; drops a batch that the disk does not take.
     pub fn close(mut self) {
-        self.journal.lanes().iter().chain([self.journal.dead()]).for_each(|lane| lane.stop());
+        self.journal.lanes().iter().chain([self.journal.dead()]).for_each(|lane| lane.queue.close());
         for writer in &mut self.writers {
             let is_ended = (0..8).any(|_| {
                 let work = writer.poll();

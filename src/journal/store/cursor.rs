@@ -111,6 +111,32 @@ impl Cursor {
         Self { destination: destination.to_owned(), low, ..Self::default() }
     }
 
+    /// Creates the cursor of a destination that is owed the events from `offset` on, with these next sequences.
+    pub(in crate::journal) fn owed_from(
+        destination: &str,
+        offset: u64,
+        sequences: impl IntoIterator<Item = (u32, u64)>,
+    ) -> Self {
+        let accounts = sequences.into_iter().map(|(stream, next)| Account::new(stream, next)).collect();
+        Self { accounts, ..Self::new(destination, offset) }
+    }
+
+    /// Like [`Cursor::owed_from`] if the sequences are unknown: the events before `offset` are counted without a stream.
+    pub(in crate::journal) fn owed_from_unknown(destination: &str, offset: u64, events_before: u64) -> Self {
+        let mut cursor = Self::new(destination, offset);
+        cursor.account(0).add(Outcome::NotOwed, events_before);
+        cursor
+    }
+
+    /// Takes the newer of two states of a destination into `known`.
+    pub(in crate::journal) fn advance(known: &mut Vec<Self>, newer: &Self) {
+        match known.iter_mut().find(|known| known.destination == newer.destination) {
+            Some(known) if newer.is_past(known) => *known = newer.clone(),
+            Some(_) => {}
+            None => known.push(newer.clone()),
+        }
+    }
+
     /// Whether an offset is settled.
     pub fn contains(&self, offset: u64) -> bool {
         offset < self.low || self.ranges.iter().any(|&(from, to)| (from..to).contains(&offset))

@@ -5,7 +5,7 @@ use crate::api::{Backup, BackupProgress};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::inspect::history::count_block;
-use crate::journal::lane::handle::sequence_mark;
+use crate::journal::lane::marks;
 use crate::journal::lane::publications::PUBLICATIONS;
 use crate::journal::lane::reader::ReadResult;
 use crate::journal::lane::restored::Manifest;
@@ -307,16 +307,16 @@ impl<'a, 't> CopyJob<'a, 't> {
         let mut gaps = lane.gaps().clone();
         gaps.add_offsets(end, end + AHEAD);
         let mut raise = |mark: String, number: u64| {
-            self.marks.insert(format!("given/{mark}"), number);
+            self.marks.insert(marks::given(&mark), number);
             self.marks.insert(mark, number);
         };
-        raise(format!("offset/{name}"), end + AHEAD);
+        raise(marks::offset(name), end + AHEAD);
         for (stream, next) in sequences {
             let next = gaps.skip_sequence_gap(stream, next);
             gaps.add_sequences(stream, next, next + AHEAD);
-            raise(sequence_mark(name, stream), next + AHEAD);
+            raise(marks::sequence(name, stream), next + AHEAD);
         }
-        self.marks.insert(format!("segment/{name}"), first);
+        self.marks.insert(marks::segment(name), first);
         self.gap_file.save(name, &gaps, &RealDisk, &self.folder)?;
         Ok(())
     }
