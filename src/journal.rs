@@ -20,8 +20,7 @@ mod store;
 
 pub use inspect::backup::BackupError;
 pub use inspect::export::{BadSelection, Export, SELECTED_MAX, push_line};
-pub use inspect::history::{Extent, History};
-pub use inspect::readonly::{ReadOnlyJournal, ReadOnlyLane};
+pub use inspect::readonly::ReadOnlyJournal;
 pub use inspect::salvage::{Salvage, Salvaged};
 pub use inspect::verify::Verification;
 pub use lane::audit::{AuditReader, AuditUsage, BEGUN, DONE};
@@ -31,15 +30,17 @@ pub use lane::config::{Config, DEAD, Full, LaneConfig, Start};
 pub use lane::core::DiskRoom;
 pub use lane::gateway_events::GatewayEvent;
 pub use lane::group_commit::{Receipt, SubmitError, Ticket, Waiter, WaiterHandle};
-pub use lane::handle::{Durable, Lane, LaneStats};
+pub use lane::handle::Lane;
 pub use lane::high_water::Given;
 pub use lane::journal::Journal;
+pub use lane::lane_stats::LaneStats;
+pub use lane::log::{Durable, LaneLog, ReadResult};
 pub use lane::loss::{Loss, LostStream};
 pub use lane::notes::Notes;
 #[cfg(test)]
 pub(crate) use lane::planted_bugs::{Bug, plant};
 pub use lane::publications::{PUBLICATIONS, Publications, Published, publications_in};
-pub use lane::reader::{Follower, ReadResult};
+pub use lane::reader::Follower;
 pub use lane::seal::Seal;
 #[cfg(test)]
 pub(crate) use lane::stepped::Stepped;

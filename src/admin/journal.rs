@@ -10,7 +10,7 @@ use super::streaming::{PIECES_MAX, stepped};
 use crate::api::{BackupRequest, ExportRequest};
 use crate::clock;
 use crate::http;
-use crate::journal::{BEGUN, DONE, Export, History, Verification};
+use crate::journal::{BEGUN, DONE, Export, LaneLog, Verification};
 use crate::runtime::spawn_blocking;
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -34,10 +34,10 @@ fn permit() -> Result<SemaphorePermit<'static>, ApiError> {
     })
 }
 
-fn lanes(request: &CommandRequest) -> Vec<Arc<dyn History>> {
+fn logs(request: &CommandRequest) -> Vec<Arc<LaneLog>> {
     let journal = &request.handles.journal;
     let all = journal.lanes().iter().chain([journal.dead()]);
-    all.map(|lane| Arc::clone(lane) as Arc<dyn History>).collect()
+    all.map(|lane| Arc::clone(lane.log())).collect()
 }
 
 /// Appends a line: the sign, then JSON.
@@ -57,7 +57,7 @@ pub(super) async fn export(request: CommandRequest, body: Incoming) -> ApiResult
     let permit = permit()?;
     let publications = request.handles.journal.publications();
     let what = serde_json::to_value(&wanted).unwrap_or_default();
-    let export = Export::new(lanes(&request), &publications, wanted.selection, wanted.with_offsets);
+    let export = Export::new(logs(&request), &publications, wanted.selection, wanted.with_offsets);
     let mut export = export.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
     // The audit entry is durable before the first event is sent.
     let mut audit = AuditedOperation::begin(&request, "export", what).await?;
@@ -117,7 +117,7 @@ impl Drop for AuditedOperation {
 pub(super) async fn verify(request: CommandRequest) -> ApiResult {
     let permit = permit()?;
     let mut audit = AuditedOperation::begin(&request, "verify", serde_json::Value::Null).await?;
-    let mut counting = Some(Verification::new(lanes(&request)));
+    let mut counting = Some(Verification::new(logs(&request)));
     let journal = Arc::clone(&request.handles.journal);
     stepped(request.shutdown, permit, move |out| {
         let Some(under_way) = &mut counting else { return false };

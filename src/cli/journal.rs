@@ -18,7 +18,7 @@ use crate::api::{
 use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
-use crate::journal::{Export, History, JournalError, ReadOnlyJournal, Verification};
+use crate::journal::{Export, JournalError, ReadOnlyJournal, Verification};
 use crate::setting::{Bytes, Span, grouped as number};
 use crate::telemetry::shown;
 use anyhow::{Context, anyhow, bail};
@@ -29,7 +29,6 @@ use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// The journal to read: its gateway or its folder.
 #[derive(Debug, Args)]
@@ -159,10 +158,6 @@ impl JournalArgs {
     }
 }
 
-fn histories(shelf: &ReadOnlyJournal) -> impl Iterator<Item = Arc<dyn History>> {
-    shelf.lanes().iter().map(|lane| Arc::clone(lane) as Arc<dyn History>)
-}
-
 /// `forebay export`.
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     if args.with_offsets && args.format == ExportFormat::Batch {
@@ -187,7 +182,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         }
         Journal::Offline(shelf) => {
             let publications: Vec<_> = shelf.publications().all().cloned().collect();
-            let mut export = Export::new(histories(&shelf), &publications, selection, args.with_offsets)?;
+            let mut export = Export::new(shelf.lanes().iter().cloned(), &publications, selection, args.with_offsets)?;
             let mut out = Vec::new();
             loop {
                 let more = export.step(&mut out)?;
@@ -239,7 +234,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             recount.context("the verification is incomplete: the gateway has ended meanwhile")?
         }
         Journal::Offline(shelf) => {
-            let mut counting = Verification::new(histories(&shelf));
+            let mut counting = Verification::new(shelf.lanes().iter().cloned());
             while counting.step()? {
                 let VerifyProgress { done, total } = counting.counted();
                 bar.show(done, total, "counted");

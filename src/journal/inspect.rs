@@ -4,7 +4,7 @@
 
 pub(super) mod backup;
 pub(super) mod export;
-pub(super) mod history;
+mod extent;
 pub(super) mod readonly;
 pub(super) mod salvage;
 pub(super) mod verify;

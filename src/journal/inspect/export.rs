@@ -5,14 +5,14 @@
 //!
 //! Not here: the output of the lines (`cli`), their transport (`admin`).
 
-use super::history::{Extent, History};
+use super::extent::Extent;
 use crate::api::{ExportProgress, Selection};
 use crate::contract::push_json_string;
 use crate::event::{Record, Timestamp};
 use crate::journal::lane::block_records::BlockReader;
 use crate::journal::lane::config::DEAD;
+use crate::journal::lane::log::{LaneLog, ReadResult};
 use crate::journal::lane::publications::Published;
-use crate::journal::lane::reader::ReadResult;
 use crate::journal::store::block::Block;
 use crate::journal::store::error::JournalError;
 use std::collections::BTreeSet;
@@ -71,7 +71,7 @@ pub struct Export {
 }
 
 struct LaneExport {
-    history: Arc<dyn History>,
+    log: Arc<LaneLog>,
     next: u64,
     end: u64,
     /// End of the file that was read last.
@@ -87,7 +87,7 @@ impl std::fmt::Debug for Export {
 impl Export {
     /// Begins an export of lanes. `with_offsets` wraps each event into an object with its lane and offset.
     pub fn new(
-        lanes: impl IntoIterator<Item = Arc<dyn History>>,
+        lanes: impl IntoIterator<Item = Arc<LaneLog>>,
         publications: &[Arc<Published>],
         selection: Selection,
         with_offsets: bool,
@@ -109,7 +109,7 @@ impl Export {
             let meant = publications.iter().filter(|published| published.is_named(wanted));
             streams.extend(meant.map(|published| published.stream));
         }
-        let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name() != DEAD).map(LaneExport::new).collect();
+        let parts: Vec<_> = lanes.into_iter().filter(|lane| lane.name != DEAD).map(LaneExport::new).collect();
         let progress = ExportProgress { total: parts.iter().map(LaneExport::left).sum(), ..ExportProgress::default() };
         let streams = (!selection.streams.is_empty()).then_some(streams);
         Ok(Self { lanes: parts, streams, selection, with_offsets, lane: 0, progress })
@@ -142,14 +142,14 @@ impl Export {
     /// Processes the next file or block.
     fn export_next(&mut self, out: &mut Vec<u8>) -> Result<(), JournalError> {
         let part = &mut self.lanes[self.lane];
-        let assigned = part.history.gaps().skip_gap(part.next);
+        let assigned = part.log.gaps().skip_gap(part.next);
         if assigned > part.next {
             part.advance(assigned, &mut self.progress);
             return Ok(());
         }
         if part.next >= part.file_end {
-            let extent = part.history.extent(part.next);
-            part.file_end = extent.as_ref().map_or_else(|| part.history.next_file(part.next), |extent| extent.end);
+            let extent = Extent::at(&part.log, part.next);
+            part.file_end = extent.as_ref().map_or_else(|| part.log.next_file(part.next), |extent| extent.end);
             if let Some(extent) = extent
                 && is_excluded(&self.selection, self.streams.as_ref(), &extent)
             {
@@ -158,7 +158,7 @@ impl Export {
             }
         }
         let before = part.next;
-        match part.history.find(before) {
+        match part.log.read_at(before) {
             Ok(ReadResult::Block(block)) => self.write(&block, out),
             Ok(ReadResult::Lost { to }) => {
                 let to = to.clamp(before + 1, part.end);
@@ -167,8 +167,8 @@ impl Export {
             }
             // Happens in a stopped journal; a running one quarantines the file and returns `Lost`.
             Err(error @ JournalError::Damaged { .. }) => {
-                let to = part.history.next_file(before).clamp(before + 1, part.end);
-                if to == part.end && part.history.end() > part.end {
+                let to = part.log.next_file(before).clamp(before + 1, part.end);
+                if to == part.end && part.log.end() > part.end {
                     return Err(error);
                 }
                 self.progress.lost += to - before;
@@ -188,7 +188,7 @@ impl Export {
         let is_wanted = |stream: u32| streams.as_ref().is_none_or(|streams| streams.contains(&stream));
         if is_in_time && block.header.runs.iter().any(|run| is_wanted(run.stream)) {
             let mut walk = BlockReader::new(Arc::clone(block));
-            while let Some(step) = walk.step_with(|number| part.history.published(number)) {
+            while let Some(step) = walk.step_with(|number| part.log.published(number)) {
                 if step.offset < part.next || step.offset >= part.end {
                     continue;
                 }
@@ -197,7 +197,7 @@ impl Export {
                 }
                 match step.numbered {
                     Some((published, sequence)) if is_wanted(published.stream) => {
-                        let place = with_offsets.then_some((part.history.name(), step.offset));
+                        let place = with_offsets.then_some((part.log.name.as_str(), step.offset));
                         push_line(published, &step.record, sequence, recorded, place, out);
                         progress.events += 1;
                     }
@@ -211,13 +211,13 @@ impl Export {
 }
 
 impl LaneExport {
-    fn new(history: Arc<dyn History>) -> Self {
-        let (next, end) = (history.oldest(), history.end());
-        Self { history, next, end, file_end: 0 }
+    fn new(log: Arc<LaneLog>) -> Self {
+        let (next, end) = (log.first(), log.end());
+        Self { log, next, end, file_end: 0 }
     }
 
     fn left(&self) -> u64 {
-        self.history.gaps().assigned_between(self.next, self.end)
+        self.log.gaps().assigned_between(self.next, self.end)
     }
 
     fn advance(&mut self, next: u64, progress: &mut ExportProgress) {

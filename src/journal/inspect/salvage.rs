@@ -6,8 +6,8 @@
 //! First the file is read in its own order. If that is broken, it is scanned byte by byte: redb stores a value in one
 //! piece, and a block begins with a magic number, its length and its checksum.
 
-use super::history::damaged_first;
 use crate::event::Timestamp;
+use crate::journal::lane::segment_files::damaged_first;
 use crate::journal::store::block::Block;
 use crate::journal::store::cursor::Cursor;
 use crate::journal::store::disk::{Disk, DiskFile, Open, RealDisk};

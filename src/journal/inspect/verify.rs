@@ -5,9 +5,9 @@
 //!
 //! A lane is counted as it was at the beginning: events that come or go meanwhile do not matter.
 
-use super::history::History;
 use crate::api::{LaneRecount, OwedRecount, OwedStream, Recount, StateRecount, StreamRecount, VerifyProgress};
-use crate::journal::lane::reader::ReadResult;
+use crate::journal::lane::damage::Damage;
+use crate::journal::lane::log::{LaneLog, ReadResult};
 use crate::journal::store::block::Block;
 use crate::journal::store::cursor::{Account, Cursor};
 use crate::journal::store::error::JournalError;
@@ -28,7 +28,7 @@ pub struct Verification {
 }
 
 struct LaneCount {
-    history: Arc<dyn History>,
+    log: Arc<LaneLog>,
     cursors: Vec<Cursor>,
     /// Events above each cursor, by stream.
     above: Vec<BTreeMap<u32, u64>>,
@@ -56,9 +56,9 @@ impl std::fmt::Debug for Verification {
 
 impl Verification {
     /// Begins to count lanes in their current state.
-    pub fn new(lanes: impl IntoIterator<Item = Arc<dyn History>>) -> Self {
+    pub fn new(lanes: impl IntoIterator<Item = Arc<LaneLog>>) -> Self {
         let lanes: Vec<_> = lanes.into_iter().map(LaneCount::new).collect();
-        let total = lanes.iter().map(|lane| lane.history.gaps().assigned_between(lane.next, lane.end)).sum();
+        let total = lanes.iter().map(|lane| lane.log.gaps().assigned_between(lane.next, lane.end)).sum();
         Self { lanes, lane: 0, counted: VerifyProgress { done: 0, total } }
     }
 
@@ -76,7 +76,7 @@ impl Verification {
             }
             let before = lane.next;
             lane.count_next()?;
-            self.counted.done += lane.history.gaps().assigned_between(before, lane.next);
+            self.counted.done += lane.log.gaps().assigned_between(before, lane.next);
         }
         Ok(true)
     }
@@ -90,13 +90,13 @@ impl Verification {
 }
 
 impl LaneCount {
-    fn new(history: Arc<dyn History>) -> Self {
+    fn new(log: Arc<LaneLog>) -> Self {
         // Read the cursors before the end: then everything settled is below the end.
-        let cursors = history.cursors();
-        let (next, end) = (history.oldest(), history.end());
-        let result = LaneRecount { lane: history.name().to_owned(), first: next, end, ..LaneRecount::default() };
+        let cursors = log.cursors();
+        let (next, end) = (log.first(), log.end());
+        let result = LaneRecount { lane: log.name.clone(), first: next, end, ..LaneRecount::default() };
         let above = vec![BTreeMap::new(); cursors.len()];
-        Self { history, cursors, above, next, end, retries: 0, streams: BTreeMap::new(), result }
+        Self { log, cursors, above, next, end, retries: 0, streams: BTreeMap::new(), result }
     }
 
     fn fault(&mut self, fault: String) {
@@ -108,12 +108,12 @@ impl LaneCount {
     }
 
     fn count_next(&mut self) -> Result<(), JournalError> {
-        let at = self.history.gaps().skip_gap(self.next);
+        let at = self.log.gaps().skip_gap(self.next);
         if at > self.next {
             self.next = at.min(self.end);
             return Ok(());
         }
-        match self.history.find(at) {
+        match self.log.read_at(at) {
             Ok(ReadResult::Block(block)) => {
                 if block.header.first > at {
                     self.hole(at, block.header.first.min(self.end));
@@ -129,9 +129,9 @@ impl LaneCount {
                 self.next = to;
             }
             Err(error @ JournalError::Damaged { .. }) => {
-                let to = self.history.next_file(at).clamp(at + 1, self.end);
+                let to = self.log.next_file(at).clamp(at + 1, self.end);
                 self.retries += 1;
-                if self.history.end() > self.end && to == self.end && self.retries < RETRIES_MAX {
+                if self.log.end() > self.end && to == self.end && self.retries < RETRIES_MAX {
                     return Ok(());
                 }
                 self.fault(format!("{error}: offsets {at} to {} cannot be read", to - 1));
@@ -145,26 +145,26 @@ impl LaneCount {
 
     /// Handles offsets that no block has.
     fn hole(&mut self, from: u64, to: u64) {
-        let gaps = self.history.gaps();
+        let gaps = self.log.gaps();
         let (mut from, to) = (gaps.skip_gap(from), to);
         if from >= to {
             return;
         }
         self.after_hole();
-        if self.history.oldest() >= to {
+        if self.log.first() >= to {
             // Retention removed the events meanwhile.
             self.result.first = self.result.first.max(to);
             return;
         }
         while from < to {
-            let end = self.history.gaps().clip_at_gap(from, to);
-            let aside = self.history.damaged().into_iter().find(|(first, _)| *first < end && *first + 1 > from);
+            let end = self.log.gaps().clip_at_gap(from, to);
+            let aside = self.log.damaged().into_iter().find(|(first, _)| *first < end && *first + 1 > from);
             let what = format!("offsets {from} to {} are not there", end - 1);
             match aside {
                 Some((_, why)) => self.result.notes.push(format!("{what}: {why}")),
                 None => self.fault(what),
             }
-            from = self.history.gaps().skip_gap(end).max(end);
+            from = self.log.gaps().skip_gap(end).max(end);
         }
     }
 
@@ -196,7 +196,7 @@ impl LaneCount {
                 events: 0,
                 is_after_hole: false,
             });
-            let due = self.history.gaps().skip_sequence_gap(run.stream, known.next);
+            let due = self.log.gaps().skip_sequence_gap(run.stream, known.next);
             let is_due = first == due || known.is_after_hole && first > known.next;
             let next = known.next;
             *known = StreamCount {
@@ -206,7 +206,7 @@ impl LaneCount {
                 is_after_hole: false,
             };
             if !is_due {
-                let stream = self.history.stream_name(run.stream);
+                let stream = self.log.stream_name(run.stream);
                 self.fault(format!(
                     "stream {stream}: sequence {first} follows {} at offset {}",
                     next.saturating_sub(1),
@@ -229,7 +229,7 @@ impl LaneCount {
             }
             for (offset, record) in (block.header.first..).zip(block.records()) {
                 if !cursor.contains(offset) {
-                    let stream = self.history.published(record.publication).map_or(0, |published| published.stream);
+                    let stream = self.log.published(record.publication).map_or(0, |published| published.stream);
                     *above.entry(stream).or_default() += 1;
                 }
             }
@@ -237,13 +237,13 @@ impl LaneCount {
     }
 
     fn finish(mut self) -> LaneRecount {
-        let gaps = self.history.gaps().clone();
+        let gaps = self.log.gaps().clone();
         for (number, count) in &self.streams {
             let last = count.next - 1;
             let gap_below = |gap: &&(u32, u64, u64)| gap.0 == *number && gap.1 <= last;
             let in_gaps: u64 = gaps.sequences.iter().filter(gap_below).map(|gap| gap.2.min(count.next) - gap.1).sum();
             self.result.streams.push(StreamRecount {
-                stream: self.history.stream_name(*number),
+                stream: self.log.stream_name(*number),
                 number: *number,
                 first: count.first,
                 last,
@@ -255,12 +255,14 @@ impl LaneCount {
             let owed = self.owed(cursor, &above);
             self.result.destinations.push(owed);
         }
-        for (_, why) in self.history.damaged() {
-            let is_noted = self.result.notes.iter().chain(&self.result.faults).any(|known| known.contains(&why));
-            if !is_noted && why.ends_with("is set aside") {
-                self.result.notes.push(why);
-            } else if !is_noted {
-                self.fault(why);
+        for (_, damage) in self.log.damaged() {
+            let why = damage.to_string();
+            if self.result.notes.iter().chain(&self.result.faults).any(|known| known.contains(&why)) {
+                continue;
+            }
+            match damage {
+                Damage::Quarantined(_) => self.result.notes.push(why),
+                Damage::Unreadable(_) => self.fault(why),
             }
         }
         self.result
@@ -269,7 +271,7 @@ impl LaneCount {
     fn owed(&mut self, cursor: &Cursor, above: &BTreeMap<u32, u64>) -> OwedRecount {
         let mut settled = cursor.clone();
         // As at a start: no destination is owed a number that no event has.
-        self.history.gaps().offsets.iter().for_each(|(from, to)| settled.skip(*from, *to));
+        self.log.gaps().offsets.iter().for_each(|(from, to)| settled.skip(*from, *to));
         let in_ranges: u64 = settled.ranges.iter().map(|(from, to)| self.end.min(*to).saturating_sub(*from)).sum();
         let queued = self.end.saturating_sub(settled.low).saturating_sub(in_ranges);
         let counted = above.values().sum();
@@ -280,7 +282,7 @@ impl LaneCount {
                 "destination {to}: its cursor says that {queued} events are queued, {word} the {counted} that are there"
             ));
         }
-        let gaps = self.history.gaps().clone();
+        let gaps = self.log.gaps().clone();
         // Events of a damaged file are counted without a stream: then the accounts of streams are incomplete.
         let hides_some = cursor.accounts.iter().any(|account| account.stream == 0 && account.settled() > 0);
         let mut streams = Vec::new();

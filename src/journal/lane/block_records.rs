@@ -2,9 +2,8 @@
 //!
 //! Promise: each record has the offset and the sequence that its commit assigned.
 
-use super::handle::Lane;
+use super::log::{LaneLog, ReadResult};
 use super::publications::Published;
-use super::reader::ReadResult;
 use crate::event::{Record, Timestamp};
 use crate::journal::store::block::Block;
 use crate::journal::store::error::JournalError;
@@ -53,8 +52,8 @@ impl BlockReader {
         self.block.bytes() / Arc::strong_count(&self.block).max(1)
     }
 
-    pub fn step(&mut self, lane: &Lane) -> Option<Step<'_>> {
-        self.step_with(|number| lane.published(number))
+    pub fn step(&mut self, log: &LaneLog) -> Option<Step<'_>> {
+        self.step_with(|number| log.published(number))
     }
 
     /// Like [`BlockReader::step`], with publications from `of`.
@@ -75,15 +74,15 @@ impl BlockReader {
     }
 
     /// The record at an offset; `None` if it is not in the rest of the block.
-    pub fn step_to(&mut self, lane: &Lane, offset: u64) -> Option<Step<'_>> {
+    pub fn step_to(&mut self, log: &LaneLog, offset: u64) -> Option<Step<'_>> {
         while self.offset < offset {
-            self.step(lane)?;
+            self.step(log)?;
         }
-        self.step(lane).filter(|step| step.offset == offset)
+        self.step(log).filter(|step| step.offset == offset)
     }
 }
 
-impl Lane {
+impl LaneLog {
     /// A walk through the block with an event; `None` if the event no longer exists. Blocks the thread.
     pub fn walk_at(&self, offset: u64) -> Result<Option<BlockReader>, JournalError> {
         Ok(match self.read_at(offset)? {

@@ -4,8 +4,8 @@
 
 use super::age_scan::Ages;
 use super::handle::Lane;
+use super::log::ReadResult;
 use super::loss::EventFilter;
-use super::reader::ReadResult;
 use crate::event::{Attribute, Record, Timestamp};
 use crate::journal::store::cursor::Outcome;
 use crate::journal::store::error::JournalError;

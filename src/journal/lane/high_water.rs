@@ -3,7 +3,7 @@
 //! Promise: the numbers cover durable events only.
 
 use super::handle::Lane;
-use super::reader::ReadResult;
+use super::log::ReadResult;
 use crate::event::Timestamp;
 use crate::journal::store::error::JournalError;
 use serde::{Deserialize, Serialize};
@@ -20,27 +20,21 @@ pub struct Given {
 impl Lane {
     /// The next numbers behind the durable events.
     pub fn given(&self) -> Given {
-        let (end, sequences) = {
-            let log = self.log();
-            (log.end, log.sequences.clone())
-        };
+        let (end, sequences) = self.numbers();
         self.named(end, &sequences)
     }
 
     fn named(&self, end: u64, sequences: &[(u32, u64)]) -> Given {
         // Records without a stream have no sequence.
         let of_streams = sequences.iter().filter(|(stream, _)| *stream != 0);
-        let streams = of_streams.map(|(stream, next)| (self.core.stream_name(*stream), *next)).collect();
+        let streams = of_streams.map(|(stream, next)| (self.stream_name(*stream), *next)).collect();
         Given { lane: self.name.clone(), end, streams }
     }
 
     /// The next numbers before the first event at or after `from` for whose recorded time `is_later` holds. All events
     /// after that one must satisfy `is_later` too. Blocks the thread.
     pub fn given_before(&self, from: u64, is_later: impl Fn(Timestamp) -> bool) -> Result<Given, JournalError> {
-        let (end, mut sequences) = {
-            let log = self.log();
-            (log.end, log.sequences.clone())
-        };
+        let (end, mut sequences) = self.numbers();
         let (mut low, mut high) = (from.min(end), end);
         while low < high {
             let middle = low + (high - low) / 2;

@@ -8,23 +8,17 @@
 
 use super::audit::DONE;
 use super::block_records::BlockReader;
-use super::dropped;
 use super::handle::Lane;
-use super::journal::Journal;
-use super::reader::ReadResult;
+use super::log::ReadResult;
 use crate::event::{Record, Timestamp};
 use crate::journal::store::cursor::{Cursor, Outcome};
 use crate::journal::store::error::JournalError;
 use crate::journal::store::state::Note;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::mpsc;
-use std::time::Duration;
 
 /// Prefix of the notes of unannounced losses in `state.redb`.
 pub(in crate::journal) const PREFIX: &str = "loss/";
-/// How long dropping a destination waits until the writers have removed its cursor from the log.
-const FORGET_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Largest number of unannounced losses; further ones are only counted and logged.
 const WAITING_MAX: usize = 1000;
 
@@ -180,88 +174,5 @@ impl Lane {
         }
         state.write_notes(&notes)?;
         self.core.audit.trim()
-    }
-}
-
-impl Journal {
-    /// Losses that wait for their announcement. Deletes notes of losses that a crash prevented. Blocks the thread.
-    pub fn losses(&self) -> Result<Vec<Loss>, JournalError> {
-        let _guard = self.core().discard_lock.lock();
-        let noted = self.core().state.notes(PREFIX)?;
-        let read = |(name, text): (String, Vec<u8>)| {
-            let loss: Option<Loss> = serde_json::from_slice(&text).ok();
-            if loss.is_none() {
-                tracing::warn!(name, "could not read the note of a loss; its events are counted in the accounts");
-            }
-            loss
-        };
-        let (lost, kept): (Vec<Loss>, Vec<Loss>) =
-            noted.into_iter().filter_map(read).partition(|loss| self.is_lost(loss));
-        kept.iter().try_for_each(|loss| self.forget_loss(loss))?;
-        Ok(lost)
-    }
-
-    /// Whether a loss took place: after a crash between note and account the events are still unsettled.
-    fn is_lost(&self, loss: &Loss) -> bool {
-        if loss.destination.is_empty() {
-            return true;
-        }
-        let Some(lane) = self.lane(&loss.lane) else { return false };
-        match lane.settled(&loss.destination) {
-            Some(settled) => settled.contains(loss.offsets.0) && settled.contains(loss.offsets.1.saturating_sub(1)),
-            None => true,
-        }
-    }
-
-    /// Deletes the note of an announced loss. Blocks the thread.
-    pub fn forget_loss(&self, loss: &Loss) -> Result<(), JournalError> {
-        self.core().state.write_notes(&[(format!("{PREFIX}{}", loss.name()), None)])
-    }
-
-    /// Waits until there may be a new loss. Cancel-safe.
-    pub async fn lost(&self) {
-        self.core().losses.notified().await;
-    }
-
-    /// Discards everything that a destination is still owed, and removes its cursors; returns the number of events. Waits
-    /// a moment until the log has no cursor of it; on a failed or full disk the writer removes it later. Blocks the thread.
-    pub fn drop_destination(&self, destination: &str) -> Result<u64, JournalError> {
-        let (count, forgotten) = self.discard_and_forget(destination)?;
-        // Each writer drops its sender when its log has no cursor left.
-        let _ = forgotten.recv_timeout(FORGET_WAIT_MAX);
-        Ok(count)
-    }
-
-    /// Like [`Journal::drop_destination`], without waiting for the writers.
-    #[cfg(test)]
-    pub(crate) fn begin_drop(&self, destination: &str) -> Result<u64, JournalError> {
-        self.discard_and_forget(destination).map(|(count, _)| count)
-    }
-
-    /// Discards what a destination is owed, and asks the writers to remove its cursors; the receiver ends when they have.
-    fn discard_and_forget(&self, destination: &str) -> Result<(u64, mpsc::Receiver<()>), JournalError> {
-        let (done, forgotten) = mpsc::channel();
-        let mut count = 0;
-        for lane in self.lanes() {
-            // Segment by segment: the events of one are held in memory until they are settled.
-            for offsets in lane.extents() {
-                let whole_segment = EventFilter { offsets, takes: &|_, _| true };
-                count += lane.discard_unsettled(destination, &whole_segment, Outcome::Discarded)?;
-            }
-            // From now on a start ignores the cursor in the log. The writer deletes the note.
-            let noted = self.core().state.write_notes(&[(dropped::note(&lane.name, destination), Some(Vec::new()))]);
-            // After an error too: the note may be durable all the same, and must not outlive the cursor that it is for.
-            lane.forget_destination(destination, done.clone());
-            noted?;
-        }
-        Ok((count, forgotten))
-    }
-
-    /// Names of all destinations with a cursor, configured or not.
-    pub fn destinations(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.lanes().iter().flat_map(|lane| lane.destinations()).collect();
-        names.sort();
-        names.dedup();
-        names
     }
 }

@@ -4,13 +4,11 @@
 //! recovery skips is stored before a number is assigned.
 //! Not here: the numbers of a lane after a loss (`sequence_recovery`).
 
-use super::condition::Condition;
 use super::config::{LaneConfig, Start};
 use super::core::Core;
 use super::dropped;
-use super::group_commit::CommitQueue;
-use super::handle::{Durable, Lane, LaneStats, Log};
-use super::heartbeat::Heartbeat;
+use super::handle::Lane;
+use super::log::LogContent;
 use super::marks;
 use super::newest_segment::{NewestSegment, SegmentFingerprints};
 use super::planted_bugs::{self, Bug};
@@ -23,13 +21,9 @@ use crate::event::{Record, Timestamp};
 use crate::journal::store::cursor::{Cursor, Outcome};
 use crate::journal::store::disk::{Identity, make_folder};
 use crate::journal::store::error::JournalError;
-use crate::journal::store::segment::Segment;
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// The recovery of a lane.
 pub(super) struct Recovery<'a> {
@@ -86,32 +80,18 @@ impl Recovery<'_> {
         let settled = self.recover_cursors(&newest, &dropped, &range);
         // After a gap the old segment is not continued: its blocks would enclose a hole in the middle of a segment.
         let active = newest.active.filter(|_| offsets.next == newest.next);
-        let log = Log {
-            durable_low: settled.iter().map(|settled| (settled.destination.clone(), settled.low)).collect(),
+        let content = LogContent {
+            name: self.config.name.clone(),
+            folder,
+            gaps: range.gaps,
             segments,
             active: active.as_ref().map(|active| Arc::clone(&active.segment)),
             settled,
-            end: offsets.next,
             sequences: range.sequences,
-            ..Log::default()
+            end: offsets.next,
+            unreadable: Vec::new(),
         };
-        let lane = Lane {
-            name: self.config.name.clone(),
-            stats: LaneStats::default(),
-            index: self.index,
-            settings: ArcSwap::from_pointee(self.config.clone()),
-            folder,
-            identity,
-            queue: CommitQueue::new(),
-            core: Arc::clone(self.core),
-            log: Mutex::new(log),
-            next: watch::channel(Durable { end: offsets.next, batch: 0 }).0,
-            condition: Mutex::new(Condition::Good),
-            gaps: range.gaps,
-            ages: Mutex::default(),
-            retention_lock: Mutex::default(),
-            heartbeat: Heartbeat::default(),
-        };
+        let lane = Lane::new(self.core, self.index, self.config, identity, content);
         Ok((lane, Position { offsets, sequences, active, dropped }))
     }
 
@@ -128,7 +108,8 @@ impl Recovery<'_> {
         let mut lost = LostSegments::default();
         while let Some((&first, part)) = segments.last_key_value() {
             let fingerprint_of = |record: &Record<'_>| core.fingerprint(record);
-            let read = Segment::open(cache.disk(), &part.path, cache.cache_bytes())
+            let read = cache
+                .open_newest(&part.path)
                 .and_then(|segment| NewestSegment::read(segment, first, Some(&fingerprint_of)));
             match read {
                 Ok(mut newest) => {

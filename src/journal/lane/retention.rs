@@ -21,7 +21,7 @@ pub(super) fn remove_expired(lane: &Lane) {
 /// room. Dead letters are not reclaimed: they wait for an operator.
 pub(super) fn reclaim(lane: &Lane) {
     let needs_room = || {
-        let is_used_up = lane.core.is_disk_used_up(&lane.folder);
+        let is_used_up = lane.core.is_disk_used_up(lane.folder());
         if is_used_up {
             *lane.core.reclaimed_at.lock() = Some(clock::instant());
             tracing::info!(lane = %lane.name, "disk_reserve reached: removing delivered segments before their retention is over");

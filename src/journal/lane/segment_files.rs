@@ -37,3 +37,9 @@ pub(in crate::journal) fn list_segments(
     }
     Ok((segments, has_damaged))
 }
+
+/// First offset of a segment according to its file name, quarantined or not.
+pub(in crate::journal) fn damaged_first(file: &Path) -> Option<u64> {
+    let name = file.file_name()?.to_str()?;
+    offset_in_name(name.trim_end_matches(".damaged"))
+}

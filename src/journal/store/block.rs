@@ -162,6 +162,13 @@ impl Block {
     /// Bytes of a value before its body.
     pub const HEAD_BYTES: usize = PREFIX_BYTES;
 
+    /// Raises the next sequences of streams to the end of the block.
+    pub fn raise_sequences(&self, sequences: &mut Vec<(u32, u64)>) {
+        for run in &self.header.runs {
+            raise_sequence(sequences, run.stream, run.first + u64::from(run.count));
+        }
+    }
+
     /// The same block with its header in the newest format.
     pub fn reencoded(&self) -> Self {
         Self::new(self.header.clone(), &self.body[self.records_from..])
@@ -260,6 +267,14 @@ impl Block {
 
 fn checksum(value: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&value[2..4]), &value[8..])
+}
+
+/// Raises the next sequence of one stream.
+pub(super) fn raise_sequence(sequences: &mut Vec<(u32, u64)>, stream: u32, next: u64) {
+    match sequences.iter_mut().find(|(known, _)| *known == stream) {
+        Some((_, known)) => *known = (*known).max(next),
+        None => sequences.push((stream, next)),
+    }
 }
 
 /// Appends a record with a length prefix.

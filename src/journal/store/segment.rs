@@ -6,7 +6,7 @@
 //! One table: offset of a block's first event → block. Offset 0 holds the [`Summary`], the highest possible offsets hold
 //! the fingerprints of a closed segment.
 
-use super::block::{BadBlock, Block, Run};
+use super::block::{BadBlock, Block, Run, raise_sequence};
 use super::cursor::{Cursor, SettledV1};
 use super::disk::{Backend, Disk, Identity, Open};
 use super::error::{JournalError, catch_panic};
@@ -65,6 +65,17 @@ impl From<SummaryV1> for Summary {
             settled: old.settled.into_iter().map(Cursor::from).collect(),
             closed: old.closed,
         }
+    }
+}
+
+impl Summary {
+    /// The next sequence of every stream behind the segment.
+    pub fn sequences_after(&self) -> Vec<(u32, u64)> {
+        let mut next = self.sequences.clone();
+        for part in self.closed.iter().flat_map(|closed| &closed.streams) {
+            raise_sequence(&mut next, part.stream, part.first + part.count);
+        }
+        next
     }
 }
 

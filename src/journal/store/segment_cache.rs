@@ -1,6 +1,6 @@
 //! Segments that are open for reading, over all lanes, and the files that were found damaged.
 //!
-//! Promise: a damaged file is renamed to `*.damaged`, and the rest of the journal stays readable.
+//! Promise: a damaged file of a running journal is renamed to `*.damaged`, and the rest of the journal stays readable.
 //! Invariant: a file is never open twice.
 
 use super::disk::Disk;
@@ -18,6 +18,8 @@ const OPEN_MAX: usize = 4;
 pub struct SegmentCache {
     disk: Arc<dyn Disk>,
     cache_bytes: usize,
+    /// Whether no file may be changed: a repair stays in memory.
+    is_read_only: bool,
     opened: Mutex<Vec<Arc<Segment>>>,
     quarantined: Mutex<Vec<PathBuf>>,
 }
@@ -26,7 +28,20 @@ impl SegmentCache {
     /// Creates a cache without open segments; each of them will have `cache_bytes` of memory for its pages. `quarantined`
     /// are files that are known to be damaged.
     pub fn new(disk: Arc<dyn Disk>, cache_bytes: usize, quarantined: Vec<PathBuf>) -> Self {
-        Self { disk, cache_bytes, opened: Mutex::default(), quarantined: Mutex::new(quarantined) }
+        Self { disk, cache_bytes, is_read_only: false, opened: Mutex::default(), quarantined: Mutex::new(quarantined) }
+    }
+
+    /// A cache for the files of a stopped journal, which stay as they are.
+    pub fn read_only(disk: Arc<dyn Disk>, cache_bytes: usize) -> Self {
+        Self { is_read_only: true, ..Self::new(disk, cache_bytes, Vec::new()) }
+    }
+
+    /// Opens a segment that nobody else has open, as its writer does.
+    pub fn open_newest(&self, path: &Path) -> Result<Segment, JournalError> {
+        match self.is_read_only {
+            true => Segment::open_without_repair(&*self.disk, path, self.cache_bytes),
+            false => Segment::open(&*self.disk, path, self.cache_bytes),
+        }
     }
 
     pub fn disk(&self) -> &dyn Disk {
@@ -52,7 +67,11 @@ impl SegmentCache {
             // It is closed under the lock: a file must never be open twice.
             drop(opened.remove(index));
         }
-        let segment = Arc::new(Segment::open_closed(&*self.disk, path, self.cache_bytes)?);
+        let segment = match self.is_read_only {
+            true => Segment::open_without_repair(&*self.disk, path, self.cache_bytes)?,
+            false => Segment::open_closed(&*self.disk, path, self.cache_bytes)?,
+        };
+        let segment = Arc::new(segment);
         opened.push(Arc::clone(&segment));
         Ok(segment)
     }

@@ -1,13 +1,13 @@
 //! The copy job of a backup: closed segments as files, the end of each lane event by event, then state and publications.
 
-use super::{BackupError, BackupSource, Copyable, OnProgress};
+use super::source::{BackupError, BackupSource, OnProgress};
 use crate::api::{Backup, BackupProgress};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::journal::inspect::history::count_block;
+use crate::journal::inspect::extent::Extent;
+use crate::journal::lane::log::{LaneLog, ReadResult};
 use crate::journal::lane::marks;
 use crate::journal::lane::publications::PUBLICATIONS;
-use crate::journal::lane::reader::ReadResult;
 use crate::journal::lane::restored::Manifest;
 use crate::journal::lane::sequence_gaps::GapFile;
 use crate::journal::store::block::Compressor;
@@ -67,17 +67,18 @@ impl<'a, 't> CopyJob<'a, 't> {
         self.check_room()?;
         let mut reached = Vec::new();
         for lane in &self.source.lanes {
-            self.copied.part = lane.name().to_owned();
-            let folder = self.folder.join(lane.name());
+            self.copied.part = lane.name.as_str().to_owned();
+            let folder = self.folder.join(lane.name.as_str());
             make_folder(&folder)?;
             let mut copied = BTreeSet::new();
             for _ in 0..ROUNDS {
-                let new: Vec<_> = lane.closed().into_iter().filter(|(first, _)| !copied.contains(first)).collect();
+                let new: Vec<_> =
+                    lane.closed_files().into_iter().filter(|(first, _)| !copied.contains(first)).collect();
                 if new.is_empty() {
                     break;
                 }
                 for (first, file) in new {
-                    self.copy_segment(&**lane, first, &file, &folder)?;
+                    self.copy_segment(lane, first, &file, &folder)?;
                     copied.insert(first);
                 }
             }
@@ -85,8 +86,8 @@ impl<'a, 't> CopyJob<'a, 't> {
         }
         // The ends of all lanes are read together, after the long copies.
         for (lane, (folder, copied)) in self.source.lanes.iter().zip(reached) {
-            self.copied.part = lane.name().to_owned();
-            self.copy_tail(&**lane, &folder, &copied)?;
+            self.copied.part = lane.name.as_str().to_owned();
+            self.copy_tail(lane, &folder, &copied)?;
             sync_folder(&folder)?;
         }
         self.copied.part = "state".into();
@@ -106,16 +107,17 @@ impl<'a, 't> CopyJob<'a, 't> {
     fn check_room(&mut self) -> Result<(), BackupError> {
         let mut needed = 0u64;
         for lane in &self.source.lanes {
-            let folder = self.source.folder.join(lane.name());
+            let folder = self.source.folder.join(lane.name.as_str());
             let files = RealDisk.list(&folder).map_err(|error| JournalError::io(&folder, error))?;
             needed += files.iter().filter(|(name, _)| name.ends_with(".redb")).map(|(_, bytes)| bytes).sum::<u64>();
-            self.outcome.left_out.extend(lane.damaged().into_iter().map(|(_, why)| why));
+            self.outcome.left_out.extend(lane.damaged().into_iter().map(|(_, damage)| damage.to_string()));
         }
         let failed = |error| JournalError::io(self.source.folder, error);
         for entry in fs::read_dir(self.source.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().unwrap_or_default();
-            if path.is_dir() && name != PUBLICATIONS && self.source.lanes.iter().all(|lane| name != lane.name()) {
+            if path.is_dir() && name != PUBLICATIONS && self.source.lanes.iter().all(|lane| name != lane.name.as_str())
+            {
                 self.outcome.left_out.push(format!("{}: no lane of that name is configured", path.display()));
             }
         }
@@ -131,7 +133,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         RealDisk.free_bytes(&self.folder).map_err(|error| JournalError::io(&self.folder, error))
     }
 
-    fn copy_segment(&mut self, lane: &dyn Copyable, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
+    fn copy_segment(&mut self, lane: &LaneLog, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
         let held = match lane.open_stable(file) {
             Ok(Some(held)) => held,
             // A reader with an earlier handle may still close it, which writes: copy its events instead.
@@ -194,8 +196,8 @@ impl<'a, 't> CopyJob<'a, 't> {
     }
 
     /// Copies a segment event by event, since its file may change meanwhile.
-    fn copy_events(&mut self, lane: &dyn Copyable, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
-        let extent = lane.extent(first).filter(|extent| extent.first == first);
+    fn copy_events(&mut self, lane: &LaneLog, first: u64, file: &Path, folder: &Path) -> Result<(), BackupError> {
+        let extent = Extent::at(lane, first).filter(|extent| extent.first == first);
         let end = extent.map_or_else(|| lane.next_file(first), |extent| extent.end);
         let cursors = lane.cursors();
         let sequences = lane.sequences_at(first)?;
@@ -206,10 +208,10 @@ impl<'a, 't> CopyJob<'a, 't> {
     }
 
     /// Copies the events behind the copied segments, up to the current end of the lane's log.
-    fn copy_tail(&mut self, lane: &dyn Copyable, folder: &Path, copied: &BTreeSet<u64>) -> Result<(), BackupError> {
+    fn copy_tail(&mut self, lane: &LaneLog, folder: &Path, copied: &BTreeSet<u64>) -> Result<(), BackupError> {
         for _ in 0..TAIL_TRIES {
             // Events removed before this moment are below the cursors; events removed later are detected below.
-            let first = copied.last().map_or_else(|| lane.oldest(), |last| lane.next_file(*last));
+            let first = copied.last().map_or_else(|| lane.first(), |last| lane.next_file(*last));
             // First the cursors, then the end: no settled event is missing from the copy.
             let cursors = lane.cursors();
             let end = lane.end();
@@ -217,18 +219,18 @@ impl<'a, 't> CopyJob<'a, 't> {
             let sequences = lane.sequences_at(first)?;
             if let Some(next) = self.write_tail(lane, folder, first, end, cursors, sequences)? {
                 let events = end - 1 - lane.gaps().offsets_below(end);
-                self.outcome.lanes.push((lane.name().to_owned(), events, end));
+                self.outcome.lanes.push((lane.name.as_str().to_owned(), events, end));
                 return self.reserve(lane, first, end, next);
             }
         }
-        Err(BackupError::Damaged(format!("lane {}: events at its end cannot be read", lane.name())))
+        Err(BackupError::Damaged(format!("lane {}: events at its end cannot be read", lane.name.as_str())))
     }
 
     /// Writes events into a new, closed segment; returns the next sequence of every stream, or `None` if
     /// some events no longer exist.
     fn write_tail(
         &mut self,
-        lane: &dyn Copyable,
+        lane: &LaneLog,
         folder: &Path,
         first: u64,
         end: u64,
@@ -244,7 +246,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         let (mut fingerprints, mut values, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut next = lane.gaps().skip_gap(first);
         while next < end {
-            let block = match lane.find(next)? {
+            let block = match lane.read_at(next)? {
                 ReadResult::Block(block) if block.header.first == next => Some(block),
                 _ => None,
             };
@@ -255,7 +257,7 @@ impl<'a, 't> CopyJob<'a, 't> {
                 return Ok(None);
             };
             next = lane.gaps().skip_gap(block.end());
-            count_block(&mut next_sequences, &block);
+            block.raise_sequences(&mut next_sequences);
             for run in &block.header.runs {
                 StreamPart::add(&mut parts, run, block.header.recorded);
             }
@@ -292,12 +294,12 @@ impl<'a, 't> CopyJob<'a, 't> {
     /// Reserves the numbers that the original may assign from now on, so that the copy does not assign them.
     fn reserve(
         &mut self,
-        lane: &dyn Copyable,
+        lane: &LaneLog,
         first: u64,
         end: u64,
         mut sequences: Vec<(u32, u64)>,
     ) -> Result<(), BackupError> {
-        let name = lane.name();
+        let name = lane.name.as_str();
         let of_lane = self.source.streams.iter().filter(|(of, _)| of == name).map(|(_, stream)| *stream);
         for stream in of_lane {
             if sequences.iter().all(|(known, _)| *known != stream) {

@@ -57,7 +57,7 @@ impl Writer {
     fn ask_lanes(&self, ask: impl Fn(&Lane)) {
         let core = &self.lane.core;
         for lane in self.lanes.iter().rev() {
-            if !core.is_disk_used_up(&self.lane.folder) {
+            if !core.is_disk_used_up(self.lane.folder()) {
                 return;
             }
             ask(lane);
@@ -66,7 +66,7 @@ impl Writer {
 
     /// Reason why there is no room for another batch; `None` if there is.
     fn shortage(&self) -> Result<Option<String>, Condition> {
-        let disk = self.lane.core.disk_room(&self.lane.folder).map_err(|error| Condition::of(&error))?;
+        let disk = self.lane.core.disk_room(self.lane.folder()).map_err(|error| Condition::of(&error))?;
         if disk.is_used_up() {
             let free = crate::setting::Bytes(disk.free);
             return Ok(Some(format!("the file system has {free} left, less than disk_reserve")));
@@ -103,7 +103,7 @@ impl Writer {
 
     /// Frees disk space for another lane: reclaims settled segments, or sheds the oldest one if the lane may do so.
     pub(super) fn reclaim_for_others(&mut self) {
-        if !self.lane.core.is_disk_used_up(&self.lane.folder) {
+        if !self.lane.core.is_disk_used_up(self.lane.folder()) {
             return;
         }
         // The active segment may go too, once all of it is settled and every follower of the log has saved its position.

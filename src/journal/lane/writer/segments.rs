@@ -62,9 +62,8 @@ impl Writer {
             closed: None,
         };
         // A segment with a failed commit may have the same first offset: the new file replaces it, and nobody may open it.
-        lane.log().segments.remove(&first);
-        lane.core.segments.forget(&lane.folder.join(file_name(first)));
-        let segment = Segment::create(&*lane.core.disk, &lane.folder, &summary, lane.core.segments.cache_bytes())
+        lane.replace_segment(first, &lane.folder().join(file_name(first)));
+        let segment = Segment::create(&*lane.core.disk, lane.folder(), &summary, lane.core.segments.cache_bytes())
             .map_err(|error| Condition::of(&error))?;
         // From now on recovery notices the loss of this segment.
         lane.core.state.raise(&[(marks::segment(&lane.name), first)]).map_err(|error| Condition::of(&error))?;
