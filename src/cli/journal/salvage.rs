@@ -132,9 +132,9 @@ impl SalvagedLane<'_> {
             };
             count(streams.entry(name.clone()).or_default(), name, sequence, recorded);
             match numbered {
-                Some((published, sequence)) => {
+                Some(numbered) => {
                     let place = self.with_offsets.then_some((lane, step.offset));
-                    push_line(published, &step.record, sequence, recorded, place, out);
+                    push_line(numbered, &step.record, recorded, place, out);
                 }
                 None => {
                     unrendered += u64::from(lane != DEAD);

@@ -196,9 +196,9 @@ impl Export {
                     continue;
                 }
                 match step.numbered {
-                    Some((published, sequence)) if is_wanted(published.stream) => {
+                    Some(numbered) if is_wanted(numbered.0.stream) => {
                         let place = with_offsets.then_some((part.log.name.as_str(), step.offset));
-                        push_line(published, &step.record, sequence, recorded, place, out);
+                        push_line(numbered, &step.record, recorded, place, out);
                         progress.events += 1;
                     }
                     Some(_) => {}
@@ -233,11 +233,10 @@ fn is_excluded(selection: &Selection, streams: Option<&BTreeSet<u32>>, extent: &
         || streams.is_some_and(|streams| !extent.streams.iter().any(|part| streams.contains(&part.stream)))
 }
 
-/// Appends one event as a line.
+/// Appends one event, with its publication and its sequence, as a line.
 pub fn push_line(
-    published: &Published,
+    (published, sequence): (&Arc<Published>, u64),
     record: &Record<'_>,
-    sequence: u64,
     recorded: Timestamp,
     place: Option<(&str, u64)>,
     out: &mut Vec<u8>,

@@ -67,7 +67,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         self.check_room()?;
         let mut reached = Vec::new();
         for lane in &self.source.lanes {
-            self.copied.part = lane.name.as_str().to_owned();
+            self.copied.part = lane.name.clone();
             let folder = self.folder.join(lane.name.as_str());
             make_folder(&folder)?;
             let mut copied = BTreeSet::new();
@@ -86,7 +86,7 @@ impl<'a, 't> CopyJob<'a, 't> {
         }
         // The ends of all lanes are read together, after the long copies.
         for (lane, (folder, copied)) in self.source.lanes.iter().zip(reached) {
-            self.copied.part = lane.name.as_str().to_owned();
+            self.copied.part = lane.name.clone();
             self.copy_tail(lane, &folder, &copied)?;
             sync_folder(&folder)?;
         }
@@ -200,8 +200,8 @@ impl<'a, 't> CopyJob<'a, 't> {
         let extent = Extent::at(lane, first).filter(|extent| extent.first == first);
         let end = extent.map_or_else(|| lane.next_file(first), |extent| extent.end);
         let cursors = lane.cursors();
-        let sequences = lane.sequences_at(first)?;
-        if self.write_tail(lane, folder, first, end, cursors, sequences)?.is_none() {
+        let summary = new_summary(first, cursors, lane.sequences_at(first)?);
+        if self.write_tail(lane, folder, summary, end)?.is_none() {
             self.outcome.left_out.push(format!("{}: its events were removed meanwhile", file.display()));
         }
         Ok(())
@@ -216,14 +216,14 @@ impl<'a, 't> CopyJob<'a, 't> {
             let cursors = lane.cursors();
             let end = lane.end();
             let first = first.min(end);
-            let sequences = lane.sequences_at(first)?;
-            if let Some(next) = self.write_tail(lane, folder, first, end, cursors, sequences)? {
+            let summary = new_summary(first, cursors, lane.sequences_at(first)?);
+            if let Some(next) = self.write_tail(lane, folder, summary, end)? {
                 let events = end - 1 - lane.gaps().offsets_below(end);
-                self.outcome.lanes.push((lane.name.as_str().to_owned(), events, end));
+                self.outcome.lanes.push((lane.name.clone(), events, end));
                 return self.reserve(lane, first, end, next);
             }
         }
-        Err(BackupError::Damaged(format!("lane {}: events at its end cannot be read", lane.name.as_str())))
+        Err(BackupError::Damaged(format!("lane {}: events at its end cannot be read", lane.name)))
     }
 
     /// Writes events into a new, closed segment; returns the next sequence of every stream, or `None` if
@@ -232,13 +232,10 @@ impl<'a, 't> CopyJob<'a, 't> {
         &mut self,
         lane: &LaneLog,
         folder: &Path,
-        first: u64,
+        mut summary: Summary,
         end: u64,
-        settled: Vec<Cursor>,
-        sequences: Vec<(u32, u64)>,
     ) -> Result<Option<Vec<(u32, u64)>>, BackupError> {
-        let now = Timestamp::from(clock::wall());
-        let mut summary = Summary { format: FORMAT, first, begun: now, sequences, settled, closed: None };
+        let first = summary.first;
         let segment = Segment::create(&RealDisk, folder, &summary, CACHE_BYTES)?;
         let mut compressor = Compressor::default();
         let mut next_sequences = summary.sequences.clone();
@@ -272,7 +269,7 @@ impl<'a, 't> CopyJob<'a, 't> {
             }
         }
         self.write_blocks(&segment, &mut values)?;
-        summary.closed = Some(Closed { end, at: now, streams: parts.into_values().collect() });
+        summary.closed = Some(Closed { end, at: summary.begun, streams: parts.into_values().collect() });
         let Synced { .. } = segment.write(&[], Some(&summary), &fingerprints)?;
         Ok(Some(next_sequences))
     }
@@ -343,6 +340,12 @@ impl<'a, 't> CopyJob<'a, 't> {
         Manifest::new(&self.outcome.taken).write(&self.folder)?;
         Ok(sync_folder(&self.folder)?)
     }
+}
+
+/// Summary of a segment that is written now.
+fn new_summary(first: u64, settled: Vec<Cursor>, sequences: Vec<(u32, u64)>) -> Summary {
+    let begun = Timestamp::from(clock::wall());
+    Summary { format: FORMAT, first, begun, sequences, settled, closed: None }
 }
 
 fn make_folder(folder: &Path) -> Result<(), JournalError> {

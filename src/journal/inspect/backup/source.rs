@@ -1,10 +1,9 @@
 //! What a backup copies, what it reports, and why it fails.
 
 use crate::api::BackupProgress;
-use crate::event::Record;
 use crate::journal::lane::log::LaneLog;
+use crate::journal::lane::newest_segment::FingerprintOf;
 use crate::journal::store::error::JournalError;
-use crate::journal::store::fingerprint::Fingerprint;
 use crate::journal::store::state::Note;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -42,8 +41,6 @@ pub enum BackupError {
 
 /// Called with the progress; [`ControlFlow::Break`] cancels the backup.
 pub type OnProgress<'a> = &'a mut dyn FnMut(BackupProgress) -> ControlFlow<()>;
-
-pub(super) type FingerprintOf<'a> = dyn Fn(&Record<'_>) -> Option<Fingerprint> + 'a;
 
 pub(super) struct BackupSource<'a> {
     pub folder: &'a Path,
