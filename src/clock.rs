@@ -121,7 +121,6 @@ const fn number(text: &str) -> u64 {
     }
 }
 
-/// Time of the build.
 pub fn built() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(BUILT)
 }

@@ -38,7 +38,6 @@ macro_rules! say {
     }};
 }
 
-/// Options of the demo.
 #[derive(Debug)]
 pub struct Plan {
     /// Folder for all files of the demo.

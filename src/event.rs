@@ -116,12 +116,10 @@ pub mod as_text {
     use super::Timestamp;
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    /// Writes the text.
     pub fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(at)
     }
 
-    /// Reads the text.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
         let text = String::deserialize(deserializer)?;
         Timestamp::parse(&text).ok_or_else(|| de::Error::custom(format!("\"{text}\" is no time")))
@@ -195,7 +193,6 @@ impl Id<'_> {
         }
     }
 
-    /// Creates a new identity.
     pub fn mint() -> Id<'static> {
         Id::Uuid(*uuid::Uuid::now_v7().as_bytes())
     }
@@ -241,14 +238,12 @@ pub enum Attribute<'a> {
     Exchange {
         /// Number of the client's session.
         session: u64,
-        /// Packet id.
         packet_id: u16,
     },
     /// Client that submitted the event, if it is not the device that the event is about.
     Auth {
         /// How the name was authenticated.
         kind: AuthType,
-        /// Authenticated name.
         name: &'a str,
     },
 }
@@ -287,13 +282,11 @@ pub struct Record<'a> {
     /// Identity; the same on every copy.
     #[serde(borrow)]
     pub id: Id<'a>,
-    /// Time of the event.
     pub time: Timestamp,
     /// `{source}/{device}`, each part percent-encoded.
     pub origin: &'a str,
     /// Key, for which order is kept.
     pub key: &'a str,
-    /// Format of the payload.
     pub content: Content,
     /// Attributes that most events do not have.
     pub attributes: Vec<Attribute<'a>>,

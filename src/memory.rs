@@ -252,12 +252,10 @@ impl Permit {
         Self { budget: Arc::clone(budget), bytes: 0, member: None }
     }
 
-    /// Returns its bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Returns its budget.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }

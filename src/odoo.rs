@@ -32,13 +32,11 @@ use zeroize::Zeroizing;
 pub struct Config {
     /// `https://host`, or `http://host:8069` without TLS.
     pub url: String,
-    /// Name of the database.
     pub database: String,
     /// File that holds the API key.
     pub key_file: PathBuf,
     /// Login of the account; needed over `/jsonrpc` only.
     pub user: Option<String>,
-    /// Certificates.
     pub tls: ClientFiles,
 }
 
@@ -49,7 +47,6 @@ const VERSION_MIN: u32 = 14;
 /// From this version on `has_group` is called on the record of a user; before, it concerned the caller only.
 const VERSION_HAS_GROUP_ON_RECORD: u32 = 18;
 
-/// The protocol of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// JSON-2: one path per method; 19 and later.
@@ -65,7 +62,6 @@ pub struct Session {
     pub version: u32,
     /// The version as text, such as `19.0`.
     pub version_text: String,
-    /// The protocol of calls.
     pub protocol: Protocol,
     /// User id of the account.
     pub user_id: i64,
@@ -96,6 +92,14 @@ pub struct Client {
     calls: Semaphore,
 }
 
+/// A method of a model, called on the records `ids` if given.
+struct Call<'a> {
+    model: &'a str,
+    method: &'a str,
+    ids: Option<&'a [i64]>,
+    arguments: Map<String, Value>,
+}
+
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Client({}, {})", self.config.url, self.config.database)
@@ -122,7 +126,6 @@ impl Client {
         })
     }
 
-    /// Name of the database.
     pub fn database(&self) -> &str {
         &self.config.database
     }
@@ -149,7 +152,8 @@ impl Client {
         let own = [session.user_id];
         let ids = (version >= VERSION_HAS_GROUP_ON_RECORD).then_some(&own[..]);
         let arguments = Map::from_iter([("group_ext_id".to_owned(), json!("base.group_system"))]);
-        session.is_administrator = match self.send(&session, "res.users", "has_group", ids, arguments).await {
+        let has_group = Call { model: "res.users", method: "has_group", ids, arguments };
+        session.is_administrator = match self.send(&session, has_group).await {
             Ok(answer) => answer.value == Value::Bool(true),
             // An account without the right to call `has_group` is no administrator.
             Err(OdooError::Refused { .. }) => false,
@@ -177,7 +181,7 @@ impl Client {
         arguments: Map<String, Value>,
     ) -> Result<Answer, OdooError> {
         let session = self.session().await?;
-        let called = self.send(&session, model, method, ids, arguments).await;
+        let called = self.send(&session, Call { model, method, ids, arguments }).await;
         if let Err(OdooError::Denied(_) | OdooError::NotOdoo(_)) = &called {
             // Key, version or database may have changed by the next call.
             self.forget();
@@ -185,14 +189,8 @@ impl Client {
         called
     }
 
-    async fn send(
-        &self,
-        session: &Session,
-        model: &str,
-        method: &str,
-        ids: Option<&[i64]>,
-        arguments: Map<String, Value>,
-    ) -> Result<Answer, OdooError> {
+    async fn send(&self, session: &Session, call: Call<'_>) -> Result<Answer, OdooError> {
+        let Call { model, method, ids, arguments } = call;
         // The semaphore is never closed.
         let _turn = self.calls.acquire().await;
         let began = clock::instant();

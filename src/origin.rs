@@ -1,5 +1,7 @@
 //! Owner of a connection. Shares, rate limits and evictions count per origin until a name is authenticated, and per
 //! party from then on.
+//!
+//! Promise: a host counts once, whichever of the addresses of its /64 it uses.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -3,6 +3,8 @@
 //! In the program this is [`tokio::task::spawn_blocking`] itself. The simulation of the gateway (`tests/model.rs`)
 //! replaces it: a seed reproduces a run only if the whole run stays on one thread. [`run_inline`] makes the calling
 //! thread do its blocking work itself, before `spawn_blocking` returns.
+//!
+//! Invariant: outside of tests nothing stands between a caller and tokio.
 
 #[cfg(not(test))]
 pub(crate) use tokio::task::spawn_blocking;

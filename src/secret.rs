@@ -47,9 +47,7 @@ impl From<Vec<u8>> for Secret {
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: cannot be read: {reason}", place = place.display())]
 pub struct Unreadable {
-    /// Path or reference.
     pub place: PathBuf,
-    /// Reason, and the remedy.
     pub reason: String,
 }
 
@@ -94,7 +92,6 @@ impl Secret {
         found.map_err(|reason| Unreadable { place: place.to_owned(), reason })
     }
 
-    /// The secret.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }

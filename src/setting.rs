@@ -18,7 +18,6 @@ use std::time::Duration;
 pub struct Span(pub Duration);
 
 impl Span {
-    /// Parses the text form.
     pub fn parse(text: &str) -> Result<Self, String> {
         let allowed = "expected a time such as \"250ms\", \"30s\", \"24h\" or \"7d\"";
         let wrong = |_| format!("\"{text}\" is not a duration; {allowed}");
@@ -68,7 +67,6 @@ const BYTE_UNITS: [(&str, u64); 9] = [
 ];
 
 impl Bytes {
-    /// Parses the text form.
     pub fn parse(text: &str) -> Result<Self, String> {
         let trimmed = text.trim();
         let (number, factor) = BYTE_UNITS

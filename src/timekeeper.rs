@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Stream of clock corrections.
 const STREAM: &str = "gateway.clock";
 /// Lane of the stream: its events are few and urgent.
 const LANE: &str = "standard";
@@ -46,7 +45,6 @@ const PUBLISH_RETRY: Duration = Duration::from_secs(5);
 /// Maximum number of waiting corrections. A clock that is set more often than central accepts corrections is faulty.
 const WAITING_MAX: usize = 1000;
 
-/// Names of notes.
 const PERIOD: &str = "period";
 const PASSED: &str = "passed";
 const WAITING: &str = "tell/";
@@ -54,11 +52,9 @@ const WAITING: &str = "tell/";
 /// Time of day and time since boot at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ClockReading {
-    /// Id of the boot.
     boot: String,
     /// Microseconds since boot.
     up: i64,
-    /// Time of day.
     wall: Timestamp,
 }
 

@@ -136,7 +136,6 @@ pub enum TlsError {
     /// A file cannot be read or its content cannot be used.
     #[error("{file}: {reason}", file = file.display())]
     File {
-        /// Path of the file.
         file: PathBuf,
         /// Why it cannot be used.
         reason: String,
@@ -342,7 +341,6 @@ pub enum Certificates {
 /// The TLS configuration of a listener and the verifier of its clients.
 #[derive(Debug)]
 pub struct Served {
-    /// Configuration for the handshake.
     pub config: Arc<ServerConfig>,
     /// Verifies client certificates; `None` if the listener requests none.
     pub clients: Option<Clients>,
@@ -388,7 +386,6 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
 /// A certificate file in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFile {
-    /// Path of the file.
     pub path: PathBuf,
     /// Purpose of its certificates: `own`, `authority of servers`, `authority of clients`.
     pub what: &'static str,
@@ -397,7 +394,6 @@ pub struct CertificateFile {
 /// A file of revocation lists in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevocationFile {
-    /// Path of the file.
     pub path: PathBuf,
     /// Treatment of clients after a list has expired.
     pub crl_expiry: CrlExpiry,

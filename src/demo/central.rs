@@ -21,7 +21,6 @@ use tokio::sync::broadcast;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// The running broker.
 pub(super) struct Central {
     /// Address of its TLS listener.
     pub address: SocketAddr,
@@ -43,7 +42,6 @@ struct Message {
 /// Largest number of messages queued for a slow subscriber; further ones are dropped.
 const QUEUED_MAX: usize = 16_384;
 
-/// Buffer space per read.
 const READ_BYTES: usize = 32 << 10;
 /// Largest accepted packet, far above those of the gateway.
 const PACKET_BYTES_MAX: usize = 16 << 20;

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
         const UNREAD_MAX: Duration = Duration::from_millis(400);
         let (ours, mut theirs) = tokio::io::duplex(16);

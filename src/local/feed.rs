@@ -13,16 +13,13 @@ use std::task::{Context, Poll, ready};
 /// Position of an event in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JournalPosition {
-    /// Index of the lane.
     pub lane: usize,
-    /// Offset in the lane.
     pub offset: u64,
 }
 
 /// An event in the block that a feed reads.
 #[derive(Debug)]
 pub struct EventRef<'a> {
-    /// Position in the journal.
     pub place: JournalPosition,
     /// The event as it is stored.
     pub record: &'a Record<'a>,
@@ -37,7 +34,6 @@ pub struct EventRef<'a> {
 /// An owned copy of an event, independent of its block.
 #[derive(Debug)]
 pub struct Event {
-    /// Position in the journal.
     pub place: JournalPosition,
     /// The publication that renders it.
     pub published: Arc<Published>,
@@ -69,7 +65,6 @@ impl Event {
         read.await.ok()?
     }
 
-    /// Decodes the stored event.
     pub fn record(&self) -> Option<Record<'_>> {
         Record::decode(&self.record).ok()
     }
@@ -112,7 +107,6 @@ impl std::fmt::Debug for LaneReader {
 }
 
 impl LaneReader {
-    /// Continues at another offset.
     fn jump(&mut self, to: u64) {
         self.next = to;
         self.walk = None;

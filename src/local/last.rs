@@ -18,7 +18,6 @@ pub struct LastValue {
     pub sequence: u64,
     /// Time at which the gateway accepted it.
     pub recorded: Timestamp,
-    /// The encoded record.
     pub record: Vec<u8>,
     /// Index of its lane; `None` for a lane that no longer exists. Two fields take eight bytes less than an optional
     /// [`JournalPosition`].

@@ -82,7 +82,6 @@ pub(super) struct Server {
     tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
 }
 
-/// An HTTP answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) is_page: bool,

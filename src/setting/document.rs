@@ -13,7 +13,6 @@ use toml::de::{DeTable, DeValue};
 /// An error in a settings file: position, value, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Path of the file.
     pub file: PathBuf,
     /// Line number from 1; 0 for the whole file.
     pub line: usize,
@@ -175,7 +174,6 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads a file.
     pub fn read(file: &Path) -> Result<Self, Problem> {
         match std::fs::read_to_string(file) {
             Ok(text) => Ok(Self::new(file, text)),

@@ -7,7 +7,6 @@ use toml::Value;
 
 /// Words in the keys of secrets.
 const SECRET_WORDS: [&str; 6] = ["password", "passphrase", "token", "key", "secret", "credential"];
-/// Replaces a removed value.
 const MASKED: &str = "(masked)";
 
 impl Document {

@@ -32,7 +32,6 @@ struct Verifier {
     /// Verifies the signatures of a handshake.
     handshake: Arc<dyn ClientCertVerifier>,
     roots: Arc<RootCertStore>,
-    /// The certificates of `roots`.
     authorities: Vec<CertificateDer<'static>>,
     lists: RevocationLists,
     crl_expiry: CrlExpiry,

@@ -21,7 +21,6 @@ pub enum CrlExpiry {
     Accept,
 }
 
-/// One revocation list.
 #[derive(Debug)]
 struct RevocationList {
     parsed: CertRevocationList<'static>,
@@ -75,7 +74,6 @@ impl RevocationLists {
         of_issuer.find(|list| list.has_expired(now)).map(RevocationList::end)
     }
 
-    /// Number of expired lists.
     pub(super) fn count_expired(&self, now: UnixTime) -> usize {
         self.0.iter().filter(|list| list.has_expired(now)).count()
     }
