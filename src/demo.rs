@@ -12,7 +12,7 @@ use crate::admin::Handles;
 use crate::api::Status;
 use crate::clock;
 use crate::config::Config;
-use crate::contract::{GatewayNames, push_json_string};
+use crate::contract::GatewayNames;
 use crate::event::Timestamp;
 use crate::gateway::Gateway;
 use crate::runtime::spawn_blocking;
@@ -413,19 +413,4 @@ fn print_balance(status: &Status, received: u64) {
     );
     say!("  {:>12}  messages were rejected on arrival and kept as dead letters, with the reason", grouped(on_arrival));
     say!("  {:>12}  publishes received by central in this run, repeats included\n", grouped(received));
-}
-
-/// Encodes a flat JSON object; the values are already JSON.
-fn object(members: &[(&str, String)]) -> Vec<u8> {
-    let mut out = vec![b'{'];
-    for (index, (name, value)) in members.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        push_json_string(&mut out, name);
-        out.push(b':');
-        out.extend_from_slice(value.as_bytes());
-    }
-    out.push(b'}');
-    out
 }

@@ -15,7 +15,7 @@ mod cgroup;
 mod parties;
 
 pub use cgroup::limit as cgroup_limit;
-pub use parties::Eviction;
+pub use parties::{Eviction, ListenerId};
 
 use crate::api::MemoryUsage;
 use crate::origin::Party;
@@ -216,24 +216,6 @@ impl Budget {
 
     fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// Identifies a listener in the budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ListenerId(u64);
-
-impl ListenerId {
-    /// Returns an identifier that differs from all before.
-    pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-impl Default for ListenerId {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -445,7 +427,7 @@ mod tests {
         let device = join("device", 20).expect("room");
         let others = budget.permit(budget.room()).expect("room");
         assert!(budget.permit_of(&Party::of(Some("greedy"), address), 1).is_err());
-        let late: Vec<_> = (0..5).map(|_| join("late", 20).expect("who comes is let in")).collect();
+        let late: Vec<_> = (0..5).map(|_| join("late", 20).expect("a client that comes later is admitted")).collect();
         assert!(!is_evicted(&device).await && !is_evicted(&late[0]).await);
         drop((others, device, late));
     }

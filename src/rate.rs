@@ -96,6 +96,6 @@ mod tests {
             rates.charge(&caller, 5, now);
         }
         assert!(rates.callers().len() <= CALLERS_MAX);
-        assert!(rates.check(&usize::MAX, now).is_err(), "whoever is far ahead is remembered");
+        assert!(rates.check(&usize::MAX, now).is_err(), "the debt of a caller far ahead is kept");
     }
 }

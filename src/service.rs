@@ -309,20 +309,20 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_is_told_in_its_own_words() {
+    fn notifications_have_the_form_of_sd_notify() {
         let (manager, service) = manager();
         service.ready();
         assert_eq!(next(&manager), "READY=1");
         service.reloading();
-        let told = next(&manager);
-        let micros = told.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&told);
+        let message = next(&manager);
+        let micros = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&message);
         assert!(micros.parse::<u64>().expect("a number") > 0);
         service.stopping();
         assert!(next(&manager).starts_with("STOPPING=1\nSTATUS="));
     }
 
     #[test]
-    fn nobody_is_told_where_nobody_asked() {
+    fn without_a_manager_nothing_is_sent() {
         Service::default().ready();
         assert!(Service::new(OsStr::new("/nowhere/at/all"), None).is_err());
     }
@@ -337,8 +337,8 @@ mod tests {
         let attendant = service.start_watchdog(runtime.handle().clone(), what, move |part| {
             died.send(part).expect("heard");
         });
-        let told: Vec<_> = (0..3).map(|_| next(&manager)).collect();
-        assert_eq!(told, ["WATCHDOG=1", "STATUS=all is well", "WATCHDOG=1"]);
+        let messages: Vec<_> = (0..3).map(|_| next(&manager)).collect();
+        assert_eq!(messages, ["WATCHDOG=1", "STATUS=all is well", "WATCHDOG=1"]);
         lives.store(false, Ordering::Release);
         while next(&manager) == "WATCHDOG=1" {}
         assert_eq!(death.recv_timeout(Duration::from_secs(5)).expect("told"), "the writer of lane bulk");

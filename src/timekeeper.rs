@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_is_told_from_one_that_runs_and_from_another_boot() {
+    fn a_setting_of_the_clock_differs_from_its_run_and_from_another_boot() {
         let period = Period::begin(&reading("a", 100, 1000 * SECOND), false, vec![]);
         assert_eq!(period.change(&reading("a", 100 + 86_400, 1000 * SECOND + 86_400 * SECOND)), ClockChange::None);
         assert_eq!(period.change(&reading("a", 160, 1069 * SECOND)), ClockChange::None, "9 s are tolerated");

@@ -1,7 +1,7 @@
 //! A simulated device: publishes messages for the ready-made contracts, and some that break their contract.
 
-use super::object;
 use crate::clock;
+use crate::contract::push_json_string;
 use crate::event::Timestamp;
 use crate::link::{Config, Head, Output, Protocol, Reply, Session, Target, push_publish};
 use crate::shutdown::Shutdown;
@@ -155,4 +155,19 @@ impl Device {
             ),
         }
     }
+}
+
+/// Encodes a flat JSON object; the values are already JSON.
+fn object(members: &[(&str, String)]) -> Vec<u8> {
+    let mut out = vec![b'{'];
+    for (index, (name, value)) in members.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push_json_string(&mut out, name);
+        out.push(b':');
+        out.extend_from_slice(value.as_bytes());
+    }
+    out.push(b'}');
+    out
 }

@@ -6,7 +6,6 @@
 //! has most is evicted for any new one. The other holds clients that have logged in: one of them is evicted only for
 //! a party that has less.
 
-use super::ListenerId;
 use crate::origin::Party;
 use parking_lot::{Mutex, MutexGuard};
 use std::cmp::Reverse;
@@ -14,6 +13,24 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::Notify;
+
+/// Identifies a listener in the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerId(u64);
+
+impl ListenerId {
+    /// Returns an identifier that differs from all before.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Default for ListenerId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// Identifies a connection in its table.
 #[derive(Debug)]
@@ -316,7 +333,7 @@ mod tests {
         crowd[0].signals.set_heard(1);
         let b = join("b").expect("a has more");
         assert!(is_evicted(&crowd[1]) && [0, 2, 3].iter().all(|index| !is_evicted(&crowd[*index])), "idle longest");
-        assert_eq!(join("a").err(), Some(Crowded), "whoever was evicted evicts nobody");
+        assert_eq!(join("a").err(), Some(Crowded), "an evicted client evicts nobody");
         let c = join("c").expect("a has more");
         assert!(is_evicted(&crowd[2]));
         assert_eq!(join("b").err(), Some(Crowded), "2, 1 and 1 would become 1, 2 and 1");

@@ -4,12 +4,12 @@
 //! lists, in the handshake and at every later verification; a name is valid only if its issuing authorities may issue it.
 
 use super::constraints;
-use super::names::alternative_names;
-use super::revocation::RevocationLists;
-use super::{
-    Certificates, CrlExpiry, ENVIRONMENT, NO_CERTIFICATE, NameKind, ServerFiles, TlsError, VerificationTime,
-    certificate_fault, certificates, provider, unusable,
-};
+use super::names::{NO_CERTIFICATE, alternative_names};
+use super::pem::{TlsError, certificates, unusable};
+use super::provider::{VerificationTime, certificate_fault, provider};
+use super::revocation::{CrlExpiry, RevocationLists};
+use super::seal::ENVIRONMENT;
+use super::settings::{NameKind, ServerFiles};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -22,6 +22,15 @@ use webpki::{
     VerifiedPath,
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Whether a client of a listener with `client_ca` must present a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificates {
+    /// The handshake fails without one.
+    Required,
+    /// A client without one authenticates by other means after the handshake.
+    Optional,
+}
 
 /// Verifies client certificates, in the handshake and later.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 //! constraint on one kind does not restrict the others. Here it does: an authority with permitted names, none of which
 //! is of the kind that identifies clients, may issue no client name.
 
-use super::NameKind;
+use super::settings::NameKind;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, GeneralSubtree, X509Certificate};
 

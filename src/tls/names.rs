@@ -6,6 +6,9 @@
 
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
+/// Reason for rejecting bytes that are not a certificate.
+pub(super) const NO_CERTIFICATE: &str = "is no certificate as X.509 wants it (DER, RFC 5280)";
+
 /// A certificate has a malformed alternative name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

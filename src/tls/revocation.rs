@@ -2,7 +2,7 @@
 //!
 //! Promise: of several lists of one authority, only the newest is used; an expired list is always reported.
 
-use super::{TlsError, pem, unusable};
+use super::pem::{TlsError, pem, unusable};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use serde::Deserialize;
 use std::path::Path;
