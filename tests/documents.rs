@@ -18,7 +18,7 @@ fn page(name: &str) -> String {
 }
 
 /// Every page in a folder, by its path there. The tables of the conformance tests are no pages.
-fn pages(root: &Path) -> BTreeMap<PathBuf, String> {
+pub fn pages(root: &Path) -> BTreeMap<PathBuf, String> {
     fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
         for entry in std::fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
