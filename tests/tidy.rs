@@ -46,7 +46,6 @@ const NOT_YET_PARAMETERS: &[(&str, usize)] = &[
     ("forward/fill.rs", 2),
     ("forward/replies.rs", 1),
     ("forward/status.rs", 2),
-    ("journal/store/fingerprint.rs", 1),
     ("link.rs", 1),
     ("mqtt/client.rs", 2),
     ("sources/modbus/payload.rs", 1),

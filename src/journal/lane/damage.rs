@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// A file whose events cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// It is renamed, and the journal goes on without it.
+    /// It is renamed, and the journal continues without it.
     Quarantined(PathBuf),
     /// It is damaged and still in its place; the reason names it.
     Unreadable(String),

@@ -216,12 +216,28 @@ impl BatchFingerprints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Content, Id, Record};
     use crate::journal::store::fingerprint::FingerprintKey;
 
     const DAY: Duration = Duration::from_secs(86_400);
 
     fn fingerprint(id: &str, payload: &str) -> Fingerprint {
-        key().of("s/d", id, 1, "k", payload.as_bytes())
+        of(key(), "s/d", id, 1, "k", payload.as_bytes())
+    }
+
+    /// The fingerprint of an event with an id from its device.
+    fn of(key: FingerprintKey, origin: &str, id: &str, stream: u32, event_key: &str, payload: &[u8]) -> Fingerprint {
+        let record = Record {
+            publication: 1,
+            id: Id::Text(id),
+            time: Timestamp(0),
+            origin,
+            key: event_key,
+            content: Content::Bytes,
+            attributes: vec![],
+            payload,
+        };
+        key.fingerprint(&record, stream).expect("the id is from the device")
     }
 
     fn key() -> FingerprintKey {
@@ -247,25 +263,25 @@ mod tests {
         assert_eq!(admit(&mut window, fingerprint("1", "a"), now), REPEAT);
         assert_eq!(admit(&mut window, fingerprint("1", "b"), now), DedupeResult::Conflict);
         assert_eq!(admit(&mut window, fingerprint("1", "b"), now), REPEAT);
-        assert_eq!(admit(&mut window, key().of("s/e", "1", 1, "k", b"a"), now), DedupeResult::New, "another device");
+        assert_eq!(admit(&mut window, of(key(), "s/e", "1", 1, "k", b"a"), now), DedupeResult::New, "another device");
         assert_eq!(
-            admit(&mut window, key().of("s/d", "1", 2, "k", b"a"), now),
+            admit(&mut window, of(key(), "s/d", "1", 2, "k", b"a"), now),
             DedupeResult::Conflict,
             "another stream"
         );
-        assert_eq!(admit(&mut window, key().of("s/d", "1", 1, "l", b"a"), now), DedupeResult::Conflict, "another key");
+        assert_eq!(admit(&mut window, of(key(), "s/d", "1", 1, "l", b"a"), now), DedupeResult::Conflict, "another key");
     }
 
     #[test]
     fn parts_of_an_event_that_join_to_the_same_bytes_are_told_apart() {
-        assert_ne!(key().of("s/d", "1x", 1, "k", b"").id, key().of("s/d1", "x", 1, "k", b"").id);
-        assert_ne!(key().of("s", "1", 1, "kp", b"").content, key().of("s", "1", 1, "k", b"p").content);
+        assert_ne!(of(key(), "s/d", "1x", 1, "k", b"").id, of(key(), "s/d1", "x", 1, "k", b"").id);
+        assert_ne!(of(key(), "s", "1", 1, "kp", b"").content, of(key(), "s", "1", 1, "k", b"p").content);
     }
 
     #[test]
     fn another_journal_has_other_fingerprints() {
         let other = FingerprintKey::from_bytes([7; FingerprintKey::BYTES]);
-        let (one, two) = (fingerprint("1", "a"), other.of("s/d", "1", 1, "k", b"a"));
+        let (one, two) = (fingerprint("1", "a"), of(other, "s/d", "1", 1, "k", b"a"));
         assert!(one.id != two.id && one.content != two.content);
     }
 

@@ -94,11 +94,11 @@ pub enum Command {
     /// Remove the cursor of a dropped destination from the log; then drop `done`.
     ForgetDestination {
         destination: String,
-        /// Whoever waits has the receiver.
+        /// Its receiver waits for the removal.
         done: mpsc::Sender<()>,
     },
     /// Stop the retries of a batch on a failing disk.
-    GiveUp,
+    StopRetries,
 }
 
 /// The place of an event that is not yet durable.
@@ -330,12 +330,13 @@ impl CommitQueue {
         std::mem::take(&mut self.lock().commands)
     }
 
-    /// Waits for `wait`; returns `true` at once after [`Command::GiveUp`].
+    /// Waits for `wait`; returns `true` at once after [`Command::StopRetries`].
     pub fn pause(&self, wait: Duration) -> bool {
-        let gives_up = |state: &QueueState| state.commands.iter().any(|command| matches!(command, Command::GiveUp));
+        let is_stopped =
+            |state: &QueueState| state.commands.iter().any(|command| matches!(command, Command::StopRetries));
         let mut state = self.lock();
-        self.work.wait_while_for(&mut state, |state| !gives_up(state), wait);
-        gives_up(&state)
+        self.work.wait_while_for(&mut state, |state| !is_stopped(state), wait);
+        is_stopped(&state)
     }
 
     /// Accepts no more events; the writer commits those that are queued.

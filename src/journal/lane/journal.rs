@@ -138,7 +138,7 @@ impl Journal {
         while clock::instant() < deadline && writers.iter().any(|writer| !writer.is_finished()) {
             std::thread::sleep(Duration::from_millis(2));
         }
-        all().for_each(|lane| lane.queue.send(Command::GiveUp));
+        all().for_each(|lane| lane.queue.send(Command::StopRetries));
         for writer in writers {
             if writer.join().is_err() {
                 tracing::error!("a writer of the journal panicked; all acknowledged events are durable");

@@ -61,7 +61,7 @@ struct Requests {
     dropping: Vec<mpsc::Sender<()>>,
     rotate: bool,
     reclaim: bool,
-    give_up: bool,
+    stop_retries: bool,
     /// A command arrived during a commit: the upkeep of an idle lane is due without waiting.
     upkeep: bool,
 }
@@ -126,7 +126,7 @@ impl Writer {
             let work = match next {
                 Next::WriterWork => self.next_work(),
                 // The journal closes: no event of the pending batch got a receipt.
-                Next::Retry(pause) if self.requests.give_up || lane.queue.pause(pause) => break,
+                Next::Retry(pause) if self.requests.stop_retries || lane.queue.pause(pause) => break,
                 Next::Retry(_) => WriterWork::Idle,
                 Next::Ended => return,
             };
@@ -182,7 +182,7 @@ impl Writer {
                 Command::WriteCursors => {}
                 Command::Rotate => requests.rotate = true,
                 Command::Reclaim => requests.reclaim = true,
-                Command::GiveUp => requests.give_up = true,
+                Command::StopRetries => requests.stop_retries = true,
                 Command::ForgetDestination { destination, done } => {
                     requests.dropped.push(destination);
                     requests.dropping.push(done);

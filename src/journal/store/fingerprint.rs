@@ -49,16 +49,16 @@ impl FingerprintKey {
                 _ => return None,
             },
         };
-        Some(self.of(record.origin, id, stream, record.key, record.payload))
+        Some(self.of(record, id, stream))
     }
 
-    pub(in crate::journal) fn of(&self, origin: &str, id: &str, stream: u32, key: &str, payload: &[u8]) -> Fingerprint {
+    fn of(&self, record: &Record<'_>, id: &str, stream: u32) -> Fingerprint {
         // The length of the origin separates pairs that join to the same bytes.
         let mut name = SipHasher13::new_with_keys(self.0[0], self.0[1]);
-        name.write(origin.as_bytes());
-        name.write_u32(origin.len() as u32);
+        name.write(record.origin.as_bytes());
+        name.write_u32(record.origin.len() as u32);
         name.write(id.as_bytes());
-        let seed = xxh3_64_with_seed(key.as_bytes(), self.0[2] ^ u64::from(stream));
-        Fingerprint { id: name.finish().max(1), content: xxh3_64_with_seed(payload, seed) }
+        let seed = xxh3_64_with_seed(record.key.as_bytes(), self.0[2] ^ u64::from(stream));
+        Fingerprint { id: name.finish().max(1), content: xxh3_64_with_seed(record.payload, seed) }
     }
 }

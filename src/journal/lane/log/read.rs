@@ -56,7 +56,7 @@ impl LaneLog {
                 Ok(_) if place.limit == Some(offset) => {}
                 Ok(_) => return Ok(lost(offset, place.limit.unwrap_or_else(|| self.end()))),
                 Err(error) => {
-                    self.give_up_segment(&place, error)?;
+                    self.drop_unreadable(&place, error)?;
                     return Ok(lost(offset, place.limit.unwrap_or_else(|| self.end())));
                 }
             }
@@ -64,7 +64,7 @@ impl LaneLog {
     }
 
     /// Takes a segment out of the log that cannot be read and never will be; fails with `error` if it stays.
-    fn give_up_segment(&self, place: &Place, error: JournalError) -> Result<(), JournalError> {
+    fn drop_unreadable(&self, place: &Place, error: JournalError) -> Result<(), JournalError> {
         let Some(queue) = &self.queue else { return Err(error) };
         let path = &place.path;
         match error {

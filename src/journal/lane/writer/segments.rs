@@ -125,7 +125,7 @@ impl Writer {
         let notes: Vec<_> = names.map(|name| (dropped::note(&self.lane.name, name), None)).collect();
         self.lane.core.state.write_notes(&notes).map_err(|error| Condition::of(&error))?;
         self.requests.dropped.clear();
-        // Whoever waits for it sees that its sender is gone.
+        // The receiver of each sender learns that the cursors have left the log.
         self.requests.dropping.clear();
         Ok(())
     }
