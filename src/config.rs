@@ -13,11 +13,12 @@ mod writable;
 
 pub use files::{Digest, Digests};
 
-use crate::contract::{Contracts, GatewayNames, Pattern, Sender, SourceKind};
+use crate::contract::{Contracts, GatewayNames, Sender, SourceKind};
 use crate::forward;
 use crate::journal;
 use crate::link::Address;
 use crate::memory;
+use crate::mqtt::Filter;
 use crate::secret::{self, Secret};
 use crate::setting::{Bytes, Document, Problem, Span, check_socket_path};
 use crate::sources::{broker, http, modbus, mqtt, odoo};
@@ -691,8 +692,8 @@ fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String
     if !raw.destination.iter().any(leads_there) {
         return None;
     }
-    let own = Pattern::parse(&format!("{}/{}/#", raw.environment, raw.site)).ok()?;
-    source.topics.iter().find(|filter| Pattern::parse(filter).is_ok_and(|filter| own.overlaps(&filter)))
+    let own = Filter::parse(&format!("{}/{}/#", raw.environment, raw.site))?;
+    source.topics.iter().find(|filter| Filter::parse(filter).is_some_and(|filter| own.overlaps(&filter)))
 }
 
 fn is_local(host: &str) -> bool {

@@ -15,13 +15,13 @@ mod schema;
 
 pub use change::incompatibilities;
 pub use json::{Pointer, Tree, push_json_string};
-pub use pattern::Pattern;
 pub use publication::{Publication, Renderer, Rendering, STRUCTURED};
 
 use crate::event::{AuthType, Content, Timestamp};
+use crate::mqtt::Filter;
 use crate::setting::Problem;
 use hmac::{Hmac, KeyInit, Mac};
-use pattern::Template;
+use pattern::{Pattern, Template};
 use schema::Schema;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -249,9 +249,9 @@ impl Contract {
         Some(self.pattern.filter(Some((&self.publisher.as_ref()?.name, name))))
     }
 
-    /// Whether a topic exists that both the contract and `pattern` match.
-    pub fn overlaps(&self, pattern: &Pattern) -> bool {
-        self.pattern.overlaps(pattern)
+    /// Whether a topic exists that both the contract and `filter` match.
+    pub fn overlaps(&self, filter: &Filter) -> bool {
+        self.pattern.overlaps(filter)
     }
 
     /// Topic filter of all matching topics.
@@ -560,7 +560,7 @@ fn paths(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// Reason why two contracts cannot both be in use, and the remedy.
 fn conflict(a: &Contract, b: &Contract) -> Option<String> {
     let other = a.file.display();
-    if a.publication == b.publication && a.pattern.overlaps(&b.pattern) {
+    if a.publication == b.publication && a.pattern.overlaps(b.pattern.unnamed()) {
         return Some(format!("duplicates {other}; remove one of the two"));
     }
     if a.publication.stream_id() == b.publication.stream_id() {
@@ -570,6 +570,6 @@ fn conflict(a: &Contract, b: &Contract) -> Option<String> {
         ));
     }
     let same_source = a.source == b.source && a.source_name == b.source_name;
-    (same_source && a.pattern.specificity() == b.pattern.specificity() && a.pattern.overlaps(&b.pattern))
+    (same_source && a.pattern.specificity() == b.pattern.specificity() && a.pattern.overlaps(b.pattern.unnamed()))
         .then(|| format!("matches some topics just as narrowly as {other}; make one of the patterns narrower"))
 }

@@ -19,7 +19,7 @@ mod reconnect;
 pub use crate::mqtt::Protocol;
 pub use crate::mqtt::client::{Head, Limits, Rejection, Reply, Will, push_publish};
 pub use crate::mqtt::inbox::{
-    Delivery, Inbox, Message, Subscription, push_puback, push_publish_qos0, push_subscribe, push_unsubscribe,
+    Delivery, Inbox, Message, Subscription, push_publish_qos0, push_subscribe, push_unsubscribe,
 };
 pub use address::Address;
 pub use error::LinkError;

@@ -1,7 +1,8 @@
 //! Warnings about rights to publish and subscribe that are allowed but probably not intended.
 
 use super::File;
-use crate::contract::{Contract, Contracts, Pattern, SourceKind};
+use crate::contract::{Contract, Contracts, SourceKind};
+use crate::mqtt::Filter;
 use crate::setting::{Document, Problem};
 use crate::sources::mqtt;
 
@@ -71,5 +72,5 @@ fn is_open(rule: &mqtt::Rule, contract: &Contract) -> bool {
 }
 
 fn overlaps(filter: &str, contract: &Contract) -> bool {
-    Pattern::parse(&filter.replace("{user}", "+")).is_ok_and(|pattern| contract.overlaps(&pattern))
+    Filter::parse(&filter.replace("{user}", "+")).is_some_and(|filter| contract.overlaps(&filter))
 }

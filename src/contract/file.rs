@@ -113,7 +113,7 @@ pub(super) fn load(
         return Err(wrong(&key, message));
     }
     let names: Vec<String> =
-        BUILT_IN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().iter().cloned()).collect();
+        BUILT_IN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().cloned()).collect();
     let template = |key: &str, text: &str| Template::parse(text, &names).map_err(|m| wrong(key, m));
     let device = template("device", raw.device.as_deref().unwrap_or("{client}"))?;
     if device.needs_payload() {

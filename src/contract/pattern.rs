@@ -1,21 +1,16 @@
 //! Topic patterns with captures, and templates that insert the captures.
 
 use super::json::{Pointer, Tree};
+use crate::mqtt::topic::{Filter, Level};
 use std::borrow::Cow;
 use std::fmt;
 
 /// A topic filter whose levels may have names: `plant/{line}/+/{machine}/#`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
-    levels: Vec<Level>,
-    names: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Level {
-    Exactly(String),
-    Any { captured: bool },
-    Rest,
+    filter: Filter,
+    /// For each `+` of the filter its name, if it has one.
+    wildcards: Vec<Option<String>>,
 }
 
 impl Pattern {
@@ -24,75 +19,61 @@ impl Pattern {
         if text.is_empty() || text.contains('\0') {
             return Err("a topic pattern has at least one level; \"#\" matches every topic".into());
         }
-        let mut levels = Vec::new();
-        let mut names: Vec<String> = Vec::new();
+        let mut wildcards = Vec::new();
+        let mut filter = Vec::new();
         let count = text.split('/').count();
         for (index, level) in text.split('/').enumerate() {
-            levels.push(match level {
-                "#" if index + 1 == count => Level::Rest,
-                "+" => Level::Any { captured: false },
-                _ => match level.strip_prefix('{').and_then(|inner| inner.strip_suffix('}')) {
-                    Some(name) => {
-                        check_name(name)?;
-                        if names.iter().any(|known| known == name) {
-                            return Err(format!("\"{text}\" names \"{{{name}}}\" twice"));
-                        }
-                        names.push(name.to_owned());
-                        Level::Any { captured: true }
+            let name = level.strip_prefix('{').and_then(|inner| inner.strip_suffix('}'));
+            filter.push(match (level, name) {
+                ("#", _) if index + 1 == count => "#",
+                ("+", _) => {
+                    wildcards.push(None);
+                    "+"
+                }
+                (_, Some(name)) => {
+                    check_name(name)?;
+                    if wildcards.iter().flatten().any(|known| known == name) {
+                        return Err(format!("\"{text}\" names \"{{{name}}}\" twice"));
                     }
-                    None if level.contains(['#', '+', '{', '}']) => {
-                        return Err(format!(
-                            "\"{level}\" in \"{text}\" is no level; expected a word, \"+\", \"{{name}}\", or \"#\" at the end"
-                        ));
-                    }
-                    None => Level::Exactly(level.to_owned()),
-                },
+                    wildcards.push(Some(name.to_owned()));
+                    "+"
+                }
+                _ if level.contains(['#', '+', '{', '}']) => {
+                    return Err(format!(
+                        "\"{level}\" in \"{text}\" is no level; expected a word, \"+\", \"{{name}}\", or \"#\" at the end"
+                    ));
+                }
+                (word, None) => word,
             });
         }
-        Ok(Self { levels, names })
+        let filter = Filter::parse(&filter.join("/")).ok_or("a topic pattern has at most 65,535 bytes")?;
+        Ok(Self { filter, wildcards })
     }
 
     /// Returns the named levels of `topic`, in the order of [`Pattern::names`]; `None` if the pattern does not match.
-    ///
-    /// As in MQTT, a leading wildcard does not match a topic that starts with `$`.
     pub fn captures<'t>(&self, topic: &'t str) -> Option<Vec<&'t str>> {
-        if topic.starts_with('$') && !matches!(self.levels.first(), Some(Level::Exactly(_))) {
-            return None;
-        }
-        let mut captures = Vec::with_capacity(self.names.len());
-        let mut parts = topic.split('/');
-        for level in &self.levels {
-            match level {
-                Level::Rest => return Some(captures),
-                Level::Exactly(word) => {
-                    if parts.next()? != word {
-                        return None;
-                    }
-                }
-                Level::Any { captured } => {
-                    let part = parts.next()?;
-                    if *captured {
-                        captures.push(part);
-                    }
-                }
+        let mut wildcards = self.wildcards.iter();
+        let mut captures = Vec::new();
+        let is_match = self.filter.captures(topic, |level| {
+            if wildcards.next().is_some_and(Option::is_some) {
+                captures.push(level);
             }
-        }
-        parts.next().is_none().then_some(captures)
+        });
+        is_match.then_some(captures)
     }
 
     /// Names of the captured levels.
-    pub fn names(&self) -> &[String] {
-        &self.names
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.wildcards.iter().flatten()
     }
 
     /// Topic filter of the pattern. With `bound`, the level named `bound.0` has the value `bound.1`.
     pub fn filter(&self, bound: Option<(&str, &str)>) -> String {
-        let mut names = self.names.iter();
-        let levels = self.levels.iter().map(|level| match level {
-            Level::Exactly(word) => word.as_str(),
-            Level::Any { captured: false } => "+",
-            Level::Any { captured: true } => match (names.next(), bound) {
-                (Some(name), Some((bound, value))) if name == bound => value,
+        let mut wildcards = self.wildcards.iter();
+        let levels = self.filter.levels().map(|level| match level {
+            Level::Word(word) => word,
+            Level::Any => match (wildcards.next(), bound) {
+                (Some(Some(name)), Some((bound, value))) if name == bound => value,
                 _ => "+",
             },
             Level::Rest => "#",
@@ -102,11 +83,11 @@ impl Pattern {
 
     /// Sort key of the pattern: of two patterns that match a topic, the more specific one applies.
     pub fn specificity(&self) -> Vec<u8> {
-        self.levels
-            .iter()
+        self.filter
+            .levels()
             .map(|level| match level {
-                Level::Exactly(_) => 3,
-                Level::Any { .. } => 2,
+                Level::Word(_) => 3,
+                Level::Any => 2,
                 Level::Rest => 0,
             })
             // A pattern without a trailing "#" is more specific.
@@ -114,17 +95,14 @@ impl Pattern {
             .collect()
     }
 
-    /// Whether a topic exists that both patterns match.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let (mut a, mut b) = (self.levels.iter(), other.levels.iter());
-        loop {
-            match (a.next(), b.next()) {
-                (Some(Level::Rest), _) | (_, Some(Level::Rest)) | (None, None) => return true,
-                (Some(Level::Exactly(x)), Some(Level::Exactly(y))) if x != y => return false,
-                (Some(_), Some(_)) => {}
-                _ => return false,
-            }
-        }
+    /// The pattern as a filter, without its names.
+    pub fn unnamed(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Whether the pattern matches a topic that `filter` matches, too.
+    pub fn overlaps(&self, filter: &Filter) -> bool {
+        self.filter.overlaps(filter)
     }
 }
 
@@ -259,7 +237,7 @@ mod tests {
         assert!(narrow("plant/{x}") > narrow("plant/#"));
         assert!(narrow("plant/#") > narrow("#"));
         let overlaps = |a: &str, b: &str| {
-            Pattern::parse(a).expect("valid pattern").overlaps(&Pattern::parse(b).expect("valid pattern"))
+            Pattern::parse(a).expect("valid pattern").overlaps(&Pattern::parse(b).expect("valid pattern").filter)
         };
         assert!(overlaps("a/+/c", "a/b/+") && overlaps("#", "x/y") && overlaps("a/#", "a"));
         assert!(!overlaps("a/b", "a/c") && !overlaps("a/+", "a/b/c"));

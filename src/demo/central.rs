@@ -3,10 +3,9 @@
 //!
 //! Only for the demo: it has no persistence and no limits.
 
-use crate::contract::Pattern;
 use crate::mqtt::client::{Head, push_publish};
 use crate::mqtt::connect::Connect;
-use crate::mqtt::{Fault, Protocol, packet};
+use crate::mqtt::{Fault, Filter, Protocol, packet};
 use crate::tls::{self, ServerFiles};
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
@@ -92,7 +91,7 @@ struct Client<'s> {
     broker: &'s Broker,
     /// MQTT version from CONNECT.
     protocol: Option<Protocol>,
-    filters: Vec<Pattern>,
+    filters: Vec<Filter>,
     output: Vec<u8>,
     is_over: bool,
 }
@@ -161,9 +160,7 @@ impl<'s> Client<'s> {
             8 => {
                 let (packet_id, _, requested) = packet::subscribe(frame.body, is_v5)?;
                 packet::push_suback(&mut self.output, packet_id, is_v5, &vec![0; requested.len()]);
-                self.subscribe(
-                    requested.iter().filter_map(|requested| Pattern::parse(requested.filter).ok()).collect(),
-                );
+                self.subscribe(requested.iter().filter_map(|requested| Filter::parse(requested.filter)).collect());
             }
             10 => {
                 let (packet_id, filters) = packet::unsubscribe(frame.body, is_v5)?;
@@ -190,21 +187,21 @@ impl<'s> Client<'s> {
         let _ = self.broker.messages.send(message);
     }
 
-    fn subscribe(&mut self, patterns: Vec<Pattern>) {
+    fn subscribe(&mut self, filters: Vec<Filter>) {
         let retained: Vec<Message> = {
             let all = self.broker.retained.lock();
             all.values()
-                .filter(|message| patterns.iter().any(|pattern| pattern.captures(&message.topic).is_some()))
+                .filter(|message| filters.iter().any(|filter| filter.matches(&message.topic)))
                 .cloned()
                 .collect()
         };
-        self.filters.extend(patterns);
+        self.filters.extend(filters);
         retained.iter().for_each(|message| self.forward(message));
     }
 
     fn forward(&mut self, message: &Message) {
         if let Some(protocol) = self.protocol
-            && self.filters.iter().any(|filter| filter.captures(&message.topic).is_some())
+            && self.filters.iter().any(|filter| filter.matches(&message.topic))
         {
             let topic = message.topic.as_bytes();
             push_publish(

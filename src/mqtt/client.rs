@@ -4,6 +4,7 @@
 use super::Protocol;
 use super::inbox::Inbox;
 use super::properties::{push_text, push_varint, varint_bytes};
+use super::reason::ReasonCode;
 use bytes::{Buf, Bytes, BytesMut};
 use rumqttc::mqttbytes as codec;
 use rumqttc::mqttbytes::v4;
@@ -89,7 +90,17 @@ pub enum Rejection {
 
 impl Rejection {
     /// No Matching Subscribers, which counts as a temporary rejection if `require_subscriber` is set.
-    pub const NO_SUBSCRIBERS: Self = Self::Temporary(0x10, "no matching subscribers");
+    pub const NO_SUBSCRIBERS: Self =
+        Self::Temporary(ReasonCode::NoMatchingSubscribers.value(), "no matching subscribers");
+
+    fn of(code: ReasonCode) -> Self {
+        match code {
+            ReasonCode::NotAuthorized | ReasonCode::TopicNameInvalid | ReasonCode::PayloadFormatInvalid => {
+                Self::Permanent(code.value(), code.name())
+            }
+            _ => Self::Temporary(code.value(), code.name()),
+        }
+    }
 }
 
 /// The flags and ids of a PUBLISH.
@@ -280,7 +291,7 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
     }))
 }
 
-/// Text of a DISCONNECT with reason code 0x8E, Session Taken Over.
+/// Text of a DISCONNECT with [`ReasonCode::SessionTakenOver`].
 pub const TAKEN_OVER: &str = "session taken over";
 
 fn with_text(code: String, text: Option<String>) -> String {
@@ -291,21 +302,19 @@ fn with_text(code: String, text: Option<String>) -> String {
 }
 
 fn puback(packet_id: u16, reason: v5::PubAckReason) -> Reply {
-    use Rejection::{Permanent, Temporary};
     use v5::PubAckReason as Reason;
-    match reason {
-        Reason::Success => Reply::Acknowledged(packet_id),
-        Reason::NoMatchingSubscribers => Reply::NoSubscribers(packet_id),
-        Reason::NotAuthorized => Reply::Rejected(packet_id, Permanent(0x87, "not authorized")),
-        Reason::TopicNameInvalid => Reply::Rejected(packet_id, Permanent(0x90, "topic name invalid")),
-        Reason::PayloadFormatInvalid => Reply::Rejected(packet_id, Permanent(0x99, "payload format invalid")),
-        Reason::PacketIdentifierInUse => Reply::Rejected(packet_id, Temporary(0x91, "packet identifier in use")),
-        Reason::QuotaExceeded => Reply::Rejected(packet_id, Temporary(0x97, "quota exceeded")),
-        Reason::UnspecifiedError => Reply::Rejected(packet_id, Temporary(0x80, "unspecified error")),
-        Reason::ImplementationSpecificError => {
-            Reply::Rejected(packet_id, Temporary(0x83, "implementation specific error"))
-        }
-    }
+    let code = match reason {
+        Reason::Success => return Reply::Acknowledged(packet_id),
+        Reason::NoMatchingSubscribers => return Reply::NoSubscribers(packet_id),
+        Reason::NotAuthorized => ReasonCode::NotAuthorized,
+        Reason::TopicNameInvalid => ReasonCode::TopicNameInvalid,
+        Reason::PayloadFormatInvalid => ReasonCode::PayloadFormatInvalid,
+        Reason::PacketIdentifierInUse => ReasonCode::PacketIdentifierInUse,
+        Reason::QuotaExceeded => ReasonCode::QuotaExceeded,
+        Reason::UnspecifiedError => ReasonCode::UnspecifiedError,
+        Reason::ImplementationSpecificError => ReasonCode::ImplementationSpecificError,
+    };
+    Reply::Rejected(packet_id, Rejection::of(code))
 }
 
 fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {

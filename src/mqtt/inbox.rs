@@ -6,7 +6,8 @@
 use super::Protocol;
 use super::client::{self, BrokerFault, Reply};
 use super::packet::remaining_length;
-use super::properties::{push_text, push_varint};
+use super::properties::{Reader, push_text, push_varint};
+use super::reason::Fault;
 use bytes::{Buf, Bytes, BytesMut};
 use std::time::Duration;
 
@@ -89,7 +90,9 @@ impl Parser {
         if self.discard > 0 {
             return Ok(None);
         }
-        let Some((first, head, length)) = header(input)? else { return Ok(None) };
+        let header = remaining_length(input).map_err(|fault| BrokerFault(fault.text.into()))?;
+        let Some((head, length)) = header else { return Ok(None) };
+        let first = input[0];
         if !matches!(first >> 4, 3 | 9 | 11) {
             return Ok(client::read(input, protocol)?.map(Delivery::Other));
         }
@@ -101,90 +104,46 @@ impl Parser {
         input.advance(head);
         let body = input.split_to(kept).freeze();
         self.discard = length - kept;
-        let malformed = || BrokerFault("a packet of type PUBLISH, SUBACK or UNSUBACK ends too early".into());
-        match first >> 4 {
-            3 => read_message(first, body, protocol, self.discard).map(Delivery::Message).ok_or_else(malformed),
-            9 => read_suback(&body, protocol).ok_or_else(malformed),
+        let delivery = match first >> 4 {
+            3 => read_message(first, &body, protocol, self.discard).map(Delivery::Message),
+            9 => read_suback(&body, protocol),
             _ => Ok(Delivery::Unsubscribed),
-        }
-        .map(Some)
+        };
+        let early = |_| BrokerFault("a packet of type PUBLISH, SUBACK or UNSUBACK ends too early".into());
+        delivery.map(Some).map_err(early)
     }
 }
 
-/// Returns the first byte, the length of the fixed header, and the remaining length.
-fn header(input: &[u8]) -> Result<Option<(u8, usize, usize)>, BrokerFault> {
-    let Some(&first) = input.first() else { return Ok(None) };
-    let header = remaining_length(input).map_err(|fault| BrokerFault(fault.text.into()))?;
-    Ok(header.map(|(header, remaining)| (first, header, remaining)))
-}
-
-fn varint(rest: &mut &[u8]) -> Option<usize> {
-    let mut value = 0;
-    for index in 0..4 {
-        let byte = *rest.get(index)?;
-        value |= usize::from(byte & 0x7F) << (7 * index);
-        if byte & 0x80 == 0 {
-            *rest = &rest[index + 1..];
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (kept, left) = rest.split_at_checked(length)?;
-    *rest = left;
-    Some(kept)
-}
-
-fn number(rest: &mut &[u8]) -> Option<u16> {
-    take(rest, 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
-}
-
-fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = number(rest)?;
-    take(rest, length.into())
-}
-
-fn read_message(first: u8, body: Bytes, protocol: Protocol, truncated: usize) -> Option<Message> {
-    let mut rest = &body[..];
-    let topic = String::from_utf8_lossy(text(&mut rest)?).into_owned();
+fn read_message(first: u8, body: &Bytes, protocol: Protocol, truncated: usize) -> Result<Message, Fault> {
+    let mut rest = Reader(body);
+    let topic = String::from_utf8_lossy(rest.bytes()?).into_owned();
     // The gateway never subscribes with QoS 2; it treats such a message like QoS 1.
-    let packet_id = if first & 6 > 0 { number(&mut rest)? } else { 0 };
-    let mut message = Message {
-        topic,
-        packet_id,
-        is_dup: first & 8 > 0,
-        is_retained: first & 1 > 0,
-        content_type: None,
-        trace_parent: None,
-        payload: Bytes::new(),
-        truncated,
-    };
+    let packet_id = if first & 6 > 0 { rest.u16()? } else { 0 };
+    let (mut content_type, mut trace_parent) = (None, None);
     if protocol == Protocol::V5 {
-        let length = varint(&mut rest)?;
-        let mut properties = take(&mut rest, length)?;
-        while let Some((&id, tail)) = properties.split_first() {
-            properties = tail;
+        let length = rest.varint()?;
+        let mut properties = Reader(rest.take(length)?);
+        while let Ok(id) = properties.u8() {
             match id {
-                0x03 => message.content_type = short_text(text(&mut properties)?, 256),
+                0x03 => content_type = short_text(properties.bytes()?, 256),
                 0x26 => {
-                    let (name, value) = (text(&mut properties)?, text(&mut properties)?);
+                    let (name, value) = (properties.bytes()?, properties.bytes()?);
                     if name == b"traceparent" {
-                        message.trace_parent = short_text(value, 55);
+                        trace_parent = short_text(value, 55);
                     }
                 }
-                0x08 | 0x09 => drop(text(&mut properties)?),
-                0x01 => drop(take(&mut properties, 1)?),
-                0x02 => drop(take(&mut properties, 4)?),
-                0x0B => drop(varint(&mut properties)?),
+                0x08 | 0x09 => drop(properties.bytes()?),
+                0x01 => drop(properties.take(1)?),
+                0x02 => drop(properties.take(4)?),
+                0x0B => drop(properties.varint()?),
                 // The gateway allows no topic alias and knows no other property, so its length is unknown.
                 _ => break,
             }
         }
     }
-    message.payload = body.slice(body.len() - rest.len()..);
-    Some(message)
+    let payload = body.slice(body.len() - rest.0.len()..);
+    let (is_dup, is_retained) = (first & 8 > 0, first & 1 > 0);
+    Ok(Message { topic, packet_id, is_dup, is_retained, content_type, trace_parent, payload, truncated })
 }
 
 /// Returns ASCII text of at most `bytes_max` bytes, otherwise `None`.
@@ -193,14 +152,14 @@ fn short_text(bytes: &[u8], bytes_max: usize) -> Option<String> {
     is_short.then(|| String::from_utf8_lossy(bytes).into_owned())
 }
 
-fn read_suback(body: &[u8], protocol: Protocol) -> Option<Delivery> {
-    let mut rest = body;
-    let packet_id = number(&mut rest)?;
+fn read_suback(body: &[u8], protocol: Protocol) -> Result<Delivery, Fault> {
+    let mut rest = Reader(body);
+    let packet_id = rest.u16()?;
     if protocol == Protocol::V5 {
-        let length = varint(&mut rest)?;
-        take(&mut rest, length)?;
+        let length = rest.varint()?;
+        rest.take(length)?;
     }
-    Some(Delivery::Subscribed(packet_id, rest.to_vec()))
+    Ok(Delivery::Subscribed(packet_id, rest.0.to_vec()))
 }
 
 fn push_packet(out: &mut Vec<u8>, first: u8, body: &[u8]) {
@@ -238,12 +197,6 @@ pub fn push_unsubscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, f
     }
     filters.iter().for_each(|filter| push_text(&mut body, filter.as_bytes()));
     push_packet(out, 0xA2, &body);
-}
-
-/// Appends a PUBACK with reason code Success in its shortest form, which is the same in both versions.
-pub fn push_puback(out: &mut Vec<u8>, packet_id: u16) {
-    let [high, low] = packet_id.to_be_bytes();
-    out.extend_from_slice(&[0x40, 2, high, low]);
 }
 
 /// Appends a PUBLISH with QoS 0.

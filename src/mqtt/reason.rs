@@ -2,12 +2,13 @@
 //!
 //! Invariant: what the gateway answers is chosen as a [`ReasonCode`]; a client of MQTT 3.1.1 gets what corresponds to it.
 
-/// A reason code of MQTT 5, with its value on the wire. Those that the gateway never sends are not listed.
+/// A reason code of MQTT 5, with its value on the wire. Those that the gateway neither sends nor names are not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "the names are those of the standard")]
 pub enum ReasonCode {
     Success = 0x00,
+    NoMatchingSubscribers = 0x10,
     NoSubscriptionExisted = 0x11,
     /// In MQTT 3.1.1 the only code of a SUBACK that refuses a filter.
     UnspecifiedError = 0x80,
@@ -25,15 +26,45 @@ pub enum ReasonCode {
     SessionTakenOver = 0x8E,
     TopicFilterInvalid = 0x8F,
     TopicNameInvalid = 0x90,
+    PacketIdentifierInUse = 0x91,
     PacketIdentifierNotFound = 0x92,
     ReceiveMaximumExceeded = 0x93,
     TopicAliasInvalid = 0x94,
     PacketTooLarge = 0x95,
     QuotaExceeded = 0x97,
+    PayloadFormatInvalid = 0x99,
+    SharedSubscriptionsNotSupported = 0x9E,
     ConnectionRateExceeded = 0x9F,
+    SubscriptionIdentifiersNotSupported = 0xA1,
+    WildcardSubscriptionsNotSupported = 0xA2,
 }
 
+/// The codes with which a broker refuses a publish or a subscription, and their names in the standard.
+const NAMES: [(ReasonCode, &str); 11] = [
+    (ReasonCode::UnspecifiedError, "unspecified error"),
+    (ReasonCode::ImplementationSpecificError, "implementation specific error"),
+    (ReasonCode::NotAuthorized, "not authorized"),
+    (ReasonCode::TopicFilterInvalid, "topic filter invalid"),
+    (ReasonCode::TopicNameInvalid, "topic name invalid"),
+    (ReasonCode::PacketIdentifierInUse, "packet identifier in use"),
+    (ReasonCode::QuotaExceeded, "quota exceeded"),
+    (ReasonCode::PayloadFormatInvalid, "payload format invalid"),
+    (ReasonCode::SharedSubscriptionsNotSupported, "shared subscriptions not supported"),
+    (ReasonCode::SubscriptionIdentifiersNotSupported, "subscription identifiers not supported"),
+    (ReasonCode::WildcardSubscriptionsNotSupported, "wildcard subscriptions not supported"),
+];
+
 impl ReasonCode {
+    /// Returns the code with which a broker refuses a publish or a subscription; `None` for any other byte.
+    pub fn of_refusal(value: u8) -> Option<Self> {
+        NAMES.iter().map(|(code, _)| *code).find(|code| code.value() == value)
+    }
+
+    /// Returns the name of a code with which a broker refuses a publish or a subscription.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(code, _)| *code == self).map_or("unknown reason", |(_, name)| name)
+    }
+
     /// Returns the byte that stands for the code on the wire.
     pub const fn value(self) -> u8 {
         self as u8

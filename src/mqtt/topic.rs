@@ -6,6 +6,16 @@ use super::reason::{Fault, ReasonCode};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Filter(String);
 
+/// One level of a topic filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level<'a> {
+    Word(&'a str),
+    /// `+`
+    Any,
+    /// `#`
+    Rest,
+}
+
 /// The share name of a filter of the form `$share/{name}/{filter}`, and the filter itself.
 pub type Shared<'a> = (Option<&'a str>, &'a str);
 
@@ -42,21 +52,49 @@ impl Filter {
         &self.0
     }
 
+    /// Splits the filter at its slashes.
+    pub fn levels(&self) -> impl Iterator<Item = Level<'_>> {
+        self.0.split('/').map(|level| match level {
+            "+" => Level::Any,
+            "#" => Level::Rest,
+            word => Level::Word(word),
+        })
+    }
+
     /// Whether a topic matches. A wildcard at the start matches no topic that begins with `$`.
     pub fn matches(&self, topic: &str) -> bool {
+        self.captures(topic, |_| ())
+    }
+
+    /// Whether a topic matches. Calls `any` with the level of the topic that each `+` stands for, in their order.
+    #[inline]
+    pub fn captures<'t>(&self, topic: &'t str, mut any: impl FnMut(&'t str)) -> bool {
         if topic.starts_with('$') && self.0.starts_with(['+', '#']) {
             return false;
         }
         let mut names = topic.split('/');
-        for level in self.0.split('/') {
+        for level in self.levels() {
             match (level, names.next()) {
-                ("#", _) => return true,
-                ("+", Some(_)) => {}
-                (word, Some(name)) if word == name => {}
+                (Level::Rest, _) => return true,
+                (Level::Any, Some(name)) => any(name),
+                (Level::Word(word), Some(name)) if word == name => {}
                 _ => return false,
             }
         }
         names.next().is_none()
+    }
+
+    /// Whether a topic exists that both filters match.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.levels(), other.levels());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some(Level::Rest), _) | (_, Some(Level::Rest)) | (None, None) => return true,
+                (Some(Level::Word(a)), Some(Level::Word(b))) if a != b => return false,
+                (Some(_), Some(_)) => {}
+                _ => return false,
+            }
+        }
     }
 
     /// Whether this filter matches every topic that `other` matches.

@@ -20,7 +20,6 @@ mod session;
 mod subscriptions;
 
 use crate::clock;
-use crate::contract::Pattern;
 use crate::ingest::{Ingest, Notes, Producer};
 use crate::link::{self, Inbox, LinkError, Protocol, Reconnect, Target};
 use crate::mqtt::Filter;
@@ -147,9 +146,9 @@ impl Config {
 
     /// Two topic filters that overlap: the broker may send two copies of a message that matches both.
     pub fn overlap(&self) -> Option<(&str, &str)> {
-        let parsed: Vec<_> = self.topics.iter().filter_map(|text| Some((text, Pattern::parse(text).ok()?))).collect();
-        parsed.iter().enumerate().find_map(|(index, (text, pattern))| {
-            let (other, _) = parsed[..index].iter().find(|(_, other)| other.overlaps(pattern))?;
+        let parsed: Vec<_> = self.topics.iter().filter_map(|text| Some((text, Filter::parse(text)?))).collect();
+        parsed.iter().enumerate().find_map(|(index, (text, filter))| {
+            let (other, _) = parsed[..index].iter().find(|(_, other)| other.overlaps(filter))?;
             Some((text.as_str(), other.as_str()))
         })
     }

@@ -7,6 +7,7 @@ use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{EventMetadata, Ingest, Route, Submission, SubmitError, Submitted};
 use crate::link::{self, Delivery, LinkError, Message, Output, Reply, Session};
+use crate::mqtt::packet::{self, PUBACK};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -213,7 +214,7 @@ impl Source {
                 break;
             }
             let offset = output.bytes.len();
-            link::push_puback(&mut output.bytes, first.packet_id);
+            packet::push_ack(&mut output.bytes, PUBACK, first.packet_id);
             self.stats.ack.record(clock::instant().duration_since(first.arrived), 1);
             self.pubacks_in_output.extend(self.unacknowledged.pop_front().map(|pending| (offset, pending)));
         }

@@ -5,6 +5,7 @@ use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::ingest::Notes;
 use crate::link::{self, Output, Protocol, Session, Subscription};
+use crate::mqtt::ReasonCode;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -182,19 +183,13 @@ impl Subscriptions {
     }
 }
 
-/// Name of a reason code of SUBACK (MQTT 5, section 3.9.3; 3.1.1 has only 0x80).
+/// Name of a reason code of SUBACK.
 fn reason_name(code: u8) -> String {
-    let name = match code {
-        0x80 => "failure",
-        0x83 => "implementation specific error",
-        0x87 => "not authorized",
-        0x8F => "topic filter invalid",
-        0x91 => "packet identifier in use",
-        0x97 => "quota exceeded",
-        0x9E => "shared subscriptions not supported",
-        0xA1 => "subscription identifiers not supported",
-        0xA2 => "wildcard subscriptions not supported",
-        _ => "unknown reason",
+    let name = match ReasonCode::of_refusal(code) {
+        // The only code of MQTT 3.1.1, and its name there.
+        Some(ReasonCode::UnspecifiedError) => "failure",
+        Some(code) => code.name(),
+        None => "unknown reason",
     };
     format!("0x{code:02X} {name}")
 }
