@@ -17,10 +17,8 @@ mod error;
 mod reconnect;
 
 pub use crate::mqtt::Protocol;
-pub use crate::mqtt::client::{Head, Limits, Rejection, Reply, Will, push_publish};
-pub use crate::mqtt::inbox::{
-    Delivery, Inbox, Message, Subscription, push_publish_qos0, push_subscribe, push_unsubscribe,
-};
+pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
+pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_publish_qos0, push_subscribe, push_unsubscribe};
 pub use address::Address;
 pub use error::LinkError;
 pub(crate) use reconnect::{RECONNECT_MAX, Reconnect};

@@ -2,7 +2,6 @@
 //! hand-written for speed: every event passes through them.
 
 use super::Protocol;
-use super::inbox::Inbox;
 use super::properties::{push_text, push_varint, varint_bytes};
 use super::reason::ReasonCode;
 use bytes::{Buf, Bytes, BytesMut};
@@ -47,6 +46,17 @@ pub struct Will {
     pub topic: String,
     /// Payload of the message.
     pub payload: Vec<u8>,
+}
+
+/// Parameters of a persistent session that receives messages.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    /// Session expiry interval: how long the broker keeps the session while the gateway is disconnected; MQTT 5 only.
+    pub expiry: Duration,
+    /// Largest number of unacknowledged messages; MQTT 5 only.
+    pub receive_maximum: u16,
+    /// Largest payload in bytes that is not truncated.
+    pub payload_bytes_max: usize,
 }
 
 /// How a broker violated the protocol.

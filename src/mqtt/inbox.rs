@@ -4,23 +4,11 @@
 //! bytes; unknown properties are ignored.
 
 use super::Protocol;
-use super::client::{self, BrokerFault, Reply};
+use super::client::{self, BrokerFault, Inbox, Reply};
 use super::packet::remaining_length;
 use super::properties::{Reader, push_text, push_varint};
 use super::reason::Fault;
 use bytes::{Buf, Bytes, BytesMut};
-use std::time::Duration;
-
-/// Parameters of a persistent session that receives messages.
-#[derive(Clone, Debug)]
-pub struct Inbox {
-    /// Session expiry interval: how long the broker keeps the session while the gateway is disconnected; MQTT 5 only.
-    pub expiry: Duration,
-    /// Largest number of unacknowledged messages; MQTT 5 only.
-    pub receive_maximum: u16,
-    /// Largest payload in bytes that is not truncated.
-    pub payload_bytes_max: usize,
-}
 
 /// One subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,6 +203,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rumqttc::v5::mqttbytes::{QoS, v5};
+    use std::time::Duration;
 
     fn parser(payload_bytes_max: usize) -> Parser {
         Parser::new(&Inbox { expiry: Duration::ZERO, receive_maximum: 1, payload_bytes_max })

@@ -1,7 +1,7 @@
 //! Effective rights of the clients of a listener, each with its reason, as `forebay` prints them.
 
-use super::Config;
 use super::acl::Rule;
+use super::config::Config;
 use crate::contract::{Contract, Contracts, SourceKind};
 use serde::Serialize;
 

@@ -4,7 +4,7 @@
 //! delay is stored with its client's identity and checked when it is due, also after a restart.
 
 use super::registry::DueWill;
-use super::{Attempt, ListenerState};
+use super::state::{Attempt, ListenerState};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::ingest::{Closed, EventMetadata, Ingest, Producer, Route, Submission, Submitted};
