@@ -21,6 +21,7 @@ mod outbound;
 mod registry;
 mod shared_subscription;
 mod state;
+mod stored_will;
 mod will;
 
 pub use acl::Rule;

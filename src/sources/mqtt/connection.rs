@@ -18,7 +18,7 @@ use super::inbound::{Inbound, PacketOutcome};
 use super::outbound::ClientOptions;
 use super::registry::{PendingWill, SlotGuard};
 use super::state::{Attempt, ListenerState, Setup};
-use super::will::{StoredWill, Will};
+use super::stored_will::{StoredWill, Will};
 use crate::clock;
 use crate::memory::{Eviction, Permit};
 use crate::mqtt::connect::refuse_early;

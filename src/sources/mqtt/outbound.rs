@@ -9,80 +9,30 @@
 
 mod last_values;
 mod progress;
+mod resume;
+mod subscription;
 
 pub use progress::Progress;
+pub use subscription::{ClientOptions, Limits, Subscription};
 
 use super::shared_subscription::{self, Group};
 use crate::contract::Rendering;
 use crate::event::{Record, Timestamp};
-use crate::local::{Enough, Event, Feed, JournalPosition, Local, Published};
+use crate::local::{Enough, Event, Feed, Gap, Local, Published};
 use crate::mqtt::Protocol;
 use crate::mqtt::client::{Head, push_publish};
-use crate::mqtt::connect::NEVER_EXPIRES;
-use crate::mqtt::topic::{Filter, split_share};
 use last_values::LastValues;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use subscription::{ActiveSubscription, Delivery, InFlight};
 
 /// Bytes of unsent output beyond which no further event is read.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Most publishes in flight to a client, whatever its Receive Maximum.
 const WINDOW_MAX: u16 = 256;
-
-/// A subscription.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subscription {
-    /// The filter as the client wrote it, with `$share/` and the group.
-    pub filter: String,
-    /// The granted QoS: 0 or 1.
-    pub qos: u8,
-    /// The subscription identifier of its publishes, in MQTT 5.
-    pub id: Option<u32>,
-}
-
-#[derive(Debug)]
-struct ActiveSubscription {
-    /// Distinguishes it from all other subscriptions of the connection.
-    serial: u32,
-    subscription: Subscription,
-    filter: Filter,
-    /// The group of a shared subscription.
-    group: Option<Arc<Group>>,
-    /// Whether the client asked for its last values.
-    is_told: bool,
-}
-
-/// Limits of a client's backlog.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Events of each lane.
-    pub events: u64,
-    /// Bytes of each lane's log, about.
-    pub bytes: u64,
-    /// Age of an event.
-    pub age: Duration,
-}
-
-/// A publish that the client has not acknowledged.
-#[derive(Clone, Debug)]
-struct InFlight {
-    packet_id: u16,
-    delivery: Delivery,
-}
-
-#[derive(Clone, Debug)]
-enum Delivery {
-    /// An event of the client's own feed.
-    Event(JournalPosition),
-    /// An event of a group; another member gets it if this client does not acknowledge it.
-    Shared(Arc<Group>, JournalPosition),
-    /// A last value, for the subscription of this serial.
-    Last(u32),
-}
 
 /// Subscriptions of one client, and the publishes to it.
 #[derive(Debug, Default)]
@@ -113,16 +63,6 @@ impl std::fmt::Debug for NextShared {
     }
 }
 
-/// Protocol version and limits that the client set in CONNECT.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientOptions {
-    pub protocol: Protocol,
-    /// Publishes in flight (Receive Maximum).
-    pub receive_maximum: u16,
-    /// The largest packet (Maximum Packet Size).
-    pub packet_bytes_max: usize,
-}
-
 impl Outbound {
     /// Releases blocks of the journal that are being read; they are read again.
     pub fn release_blocks(&mut self) {
@@ -136,18 +76,9 @@ impl Outbound {
 
     /// Bytes that it takes, about: subscriptions, publishes in flight, and blocks of the journal that are being read.
     pub fn bytes(&self) -> usize {
-        let subscriptions: usize = self.active.iter().map(|active| Self::bytes_of(&active.subscription)).sum();
+        let subscriptions: usize = self.active.iter().map(|active| active.subscription.bytes()).sum();
         let in_flight = (self.in_flight.len() + self.resend.len()) * 2 * size_of::<InFlight>();
         subscriptions + in_flight + self.last_values.bytes() + self.feed.as_ref().map_or(0, Feed::bytes)
-    }
-
-    /// Bytes that a subscription takes, about: its filter as written, as matched and as stored, and for a shared one
-    /// its group with a feed.
-    pub fn bytes_of(subscription: &Subscription) -> usize {
-        const EACH: usize = 512;
-        const OF_GROUP: usize = 4096;
-        let is_shared = subscription.filter.starts_with("$share/");
-        EACH + 4 * subscription.filter.len() + if is_shared { OF_GROUP } else { 0 }
     }
 
     /// Returns whether there is neither a subscription nor a publish in flight.
@@ -208,6 +139,32 @@ impl Outbound {
         true
     }
 
+    /// Queues the last values that match a subscription and whose events the feed will not send.
+    pub fn queue_last_values(&mut self, filter: &str) {
+        let Ok(index) = self.index_of(filter) else { return };
+        let active = &mut self.active[index];
+        if active.group.is_some() {
+            return;
+        }
+        // Once per subscription, even if the client repeats SUBSCRIBE.
+        self.last_values.forget(active.serial);
+        active.is_told = true;
+        self.last_values.below = self.feed.iter().flat_map(Feed::positions).map(|(_, next)| next).collect();
+        self.last_values.add(active.serial, None);
+    }
+
+    /// Queues last values for events in a gap that the feed could not read.
+    fn handle_gap(&mut self, gap: Gap) {
+        for active in self.active.iter().filter(|active| active.is_told) {
+            if !self.last_values.awaits(active.serial, gap.from) {
+                self.last_values.add(active.serial, Some(gap.from));
+            }
+        }
+        if let Some(below) = self.last_values.below.get_mut(gap.from.lane) {
+            *below = gap.to;
+        }
+    }
+
     fn has_room(&self, output: &[u8]) -> bool {
         output.len() < OUTPUT_BYTES_MAX && self.in_flight.len() < usize::from(self.window)
     }
@@ -265,18 +222,9 @@ impl Outbound {
         self.shared_next = None;
     }
 
-    /// Writes last values and events as far as there is room. Returns the number of events that were dropped for
-    /// their age.
-    pub fn fill(
-        &mut self,
-        options: ClientOptions,
-        now: Timestamp,
-        limits: Limits,
-        local: &Local,
-        output: &mut Vec<u8>,
-    ) -> u64 {
-        let oldest =
-            if limits.age.as_secs() < u64::from(NEVER_EXPIRES) { now.before(limits.age) } else { Timestamp(i64::MIN) };
+    /// Writes last values and events as far as there is room, except events before `oldest`. Returns the number of events
+    /// that were dropped for their age.
+    pub fn fill(&mut self, options: ClientOptions, oldest: Timestamp, local: &Local, output: &mut Vec<u8>) -> u64 {
         let oldest = self.last_values.oldest(oldest, self.feed.as_ref());
         self.last_values.look_up(&self.active, local, oldest);
         self.fill_last_values(options, local, output);
@@ -298,9 +246,13 @@ impl Outbound {
                     return Enough::No;
                 }
                 let head = self.head(qos, false);
-                let (published, sequence) = (passing.published, passing.sequence);
-                let is_sent =
-                    self.push(options, head, &ids, published, passing.record, sequence, passing.recorded, output);
+                let event = EventToSend {
+                    published: passing.published,
+                    record: passing.record,
+                    sequence: passing.sequence,
+                    recorded: passing.recorded,
+                };
+                let is_sent = self.push(options, &Head { subscriptions: &ids, ..head }, &event, output);
                 if is_sent && head.packet_id > 0 {
                     let delivery = Delivery::Event(passing.place);
                     self.in_flight.push_back(InFlight { packet_id: head.packet_id, delivery });
@@ -320,7 +272,9 @@ impl Outbound {
             let (qos, ids) = (active.subscription.qos, Vec::from_iter(active.subscription.id));
             let Some((record, published)) = value.record().zip(local.published(&value)) else { continue };
             let head = self.head(qos, true);
-            let is_sent = self.push(options, head, &ids, &published, &record, value.sequence, value.recorded, output);
+            let (sequence, recorded) = (value.sequence, value.recorded);
+            let event = EventToSend { published: &published, record: &record, sequence, recorded };
+            let is_sent = self.push(options, &Head { subscriptions: &ids, ..head }, &event, output);
             if is_sent && head.packet_id > 0 {
                 let delivery = Delivery::Last(serial);
                 self.in_flight.push_back(InFlight { packet_id: head.packet_id, delivery });
@@ -339,7 +293,8 @@ impl Outbound {
         let (qos, ids) = (subscription.qos, subscription.id.into_iter().collect::<Vec<_>>());
         let Some(record) = event.record() else { return group.done(event.place) };
         let head = self.head(qos, false);
-        let is_sent = self.push(options, head, &ids, &event.published, &record, event.sequence, event.recorded, output);
+        let is_sent =
+            self.push(options, &Head { subscriptions: &ids, ..head }, &EventToSend::of(event, &record), output);
         if !is_sent || head.packet_id == 0 {
             group.done(event.place);
         } else {
@@ -368,7 +323,7 @@ impl Outbound {
                 continue;
             }
             let head = Head { packet_id: flight.packet_id, dup: true, ..Head::default() };
-            if self.push(options, head, &[], &event.published, &record, event.sequence, event.recorded, output) {
+            if self.push(options, &head, &EventToSend::of(&event, &record), output) {
                 self.in_flight.push_back(flight);
             }
         }
@@ -400,31 +355,40 @@ impl Outbound {
     }
 
     /// Renders and appends a publish. Returns `false` if it exceeds the client's Maximum Packet Size.
-    #[allow(clippy::too_many_arguments)]
     fn push(
         &mut self,
         options: ClientOptions,
-        head: Head<'_>,
-        subscriptions: &[u32],
-        published: &Arc<Published>,
-        record: &Record<'_>,
-        sequence: u64,
-        recorded: Timestamp,
+        head: &Head<'_>,
+        event: &EventToSend<'_, '_>,
         output: &mut Vec<u8>,
     ) -> bool {
         self.has_moved = true;
         let out = &mut self.rendering;
+        let EventToSend { published, record, sequence, recorded } = *event;
         published.renderer.render(record, sequence, recorded, options.protocol == Protocol::V5, out);
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
         let start = output.len();
-        let head = Head { subscriptions, ..head };
-        push_publish(output, options.protocol, &head, &out.topic, content_type, &out.properties, &out.payload);
+        push_publish(output, options.protocol, head, &out.topic, content_type, &out.properties, &out.payload);
         if output.len() - start > options.packet_bytes_max {
             // [MQTT-3.1.2-25]: the gateway acts as if the packet had been sent.
             output.truncate(start);
             return false;
         }
         true
+    }
+}
+
+/// An event as it is rendered for the client.
+struct EventToSend<'e, 'r> {
+    published: &'e Published,
+    record: &'e Record<'r>,
+    sequence: u64,
+    recorded: Timestamp,
+}
+
+impl<'e, 'r> EventToSend<'e, 'r> {
+    fn of(event: &'e Event, record: &'e Record<'r>) -> Self {
+        Self { published: &event.published, record, sequence: event.sequence, recorded: event.recorded }
     }
 }
 
@@ -435,11 +399,4 @@ pub enum Ready {
     Own,
     /// An event of a group.
     Shared(Arc<Group>, Event),
-}
-
-impl ActiveSubscription {
-    fn new(subscription: Subscription, group: Option<Arc<Group>>, serial: u32) -> Option<Self> {
-        let filter = Filter::parse(split_share(&subscription.filter)?.1)?;
-        Some(Self { serial, subscription, filter, group, is_told: false })
-    }
 }

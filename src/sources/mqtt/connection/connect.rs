@@ -8,7 +8,7 @@ use super::super::login::Users;
 use super::super::outbound::ClientOptions;
 use super::super::registry::{Key, NoSession, OpenedSession, Session, SessionRequest, SlotGuard, will_bytes};
 use super::super::state::{Attempt, ConnectRefusal, ListenerState};
-use super::super::will::{StoredWill, Will};
+use super::super::stored_will::{StoredWill, Will};
 use super::io::{Read, poll_read_with, read_bytes};
 use super::{ConnectedClient, Connection};
 use crate::contract::Sender;

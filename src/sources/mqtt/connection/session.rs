@@ -136,8 +136,8 @@ impl Connection<'_> {
         let outbound = &mut inbound.session.outbound;
         match ready {
             Ready::Own => {
-                let now = Timestamp::from(clock::wall());
-                self.shared.stats.cut.add(outbound.fill(options, now, limits, &self.shared.local, &mut self.io.output));
+                let oldest = limits.oldest(Timestamp::from(clock::wall()));
+                self.shared.stats.cut.add(outbound.fill(options, oldest, &self.shared.local, &mut self.io.output));
             }
             Ready::Shared(group, event) => outbound.fill_shared(options, &group, &event, &mut self.io.output),
         }

@@ -4,7 +4,7 @@
 
 use super::super::acl::Rights;
 use super::super::faults::refusal;
-use super::super::outbound::{Outbound, Subscription};
+use super::super::outbound::Subscription;
 use super::super::registry::{Key, Session};
 use super::super::shared_subscription::Group;
 use super::super::state::ListenerState;
@@ -65,7 +65,7 @@ impl Inbound {
         let outbound = &mut self.session.outbound;
         let is_new = !outbound.has(&subscription.filter);
         // As if it were a new subscription; the real bytes are known below.
-        let bytes = self.outbound_bytes + Outbound::bytes_of(&subscription);
+        let bytes = self.outbound_bytes + subscription.bytes();
         if let Err(fault) = self.memory.resize(&mut self.outbound_bytes, bytes) {
             shared.refuse_client(&self.device, filter, refusal(fault), fault.text);
             return Err(fault.code);

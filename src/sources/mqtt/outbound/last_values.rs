@@ -6,9 +6,9 @@
 //! value.
 //! Invariant: the feed pauses while last values wait, unless the journal cannot be read for them.
 
-use super::{ActiveSubscription, Outbound};
+use super::subscription::ActiveSubscription;
 use crate::event::Timestamp;
-use crate::local::{Feed, Gap, JournalPosition, LastValue, Local};
+use crate::local::{Feed, JournalPosition, LastValue, Local};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -92,14 +92,14 @@ impl LastValues {
         untold.chain(self.values.iter().map(|(_, serial)| *serial))
     }
 
-    fn add(&mut self, serial: u32, lost: Option<JournalPosition>) {
+    pub(super) fn add(&mut self, serial: u32, lost: Option<JournalPosition>) {
         self.untold.push(Lookup { serial, lost });
         (self.is_caught_up, self.is_feed_first) = (false, false);
         self.catching_up = None;
     }
 
     /// Returns whether a lookup that is already queued for a subscription covers a gap in this lane.
-    fn awaits(&self, serial: u32, from: JournalPosition) -> bool {
+    pub(super) fn awaits(&self, serial: u32, from: JournalPosition) -> bool {
         let covers = |lost: JournalPosition| lost.lane == from.lane;
         self.untold.iter().any(|untold| untold.serial == serial && untold.lost.is_none_or(covers))
     }
@@ -187,34 +187,6 @@ impl LastValues {
             if is_due {
                 self.values.push_back((value, serial));
             }
-        }
-    }
-}
-
-impl Outbound {
-    /// Queues the last values that match a subscription and whose events the feed will not send.
-    pub fn queue_last_values(&mut self, filter: &str) {
-        let Ok(index) = self.index_of(filter) else { return };
-        let active = &mut self.active[index];
-        if active.group.is_some() {
-            return;
-        }
-        // Once per subscription, even if the client repeats SUBSCRIBE.
-        self.last_values.forget(active.serial);
-        active.is_told = true;
-        self.last_values.below = self.feed.iter().flat_map(Feed::positions).map(|(_, next)| next).collect();
-        self.last_values.add(active.serial, None);
-    }
-
-    /// Queues last values for events in a gap that the feed could not read.
-    pub(super) fn handle_gap(&mut self, gap: Gap) {
-        for active in self.active.iter().filter(|active| active.is_told) {
-            if !self.last_values.awaits(active.serial, gap.from) {
-                self.last_values.add(active.serial, Some(gap.from));
-            }
-        }
-        if let Some(below) = self.last_values.below.get_mut(gap.from.lane) {
-            *below = gap.to;
         }
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Invariant: every row is read once and none is kept in memory.
 
-use super::super::will::StoredWill;
+use super::super::shared_subscription::Groups;
+use super::super::stored_will::StoredWill;
+use super::clients::Registry;
 use super::rows::{self, GroupId, Head, SUBSCRIPTIONS, WILLS, follow_exchanges, parse_row};
+use super::session::Key;
 use super::table::{Table, WillState};
 use super::writer::Writer;
-use super::{Groups, Key, Registry};
 use crate::clock;
 use crate::ingest::{Change, JournalError, Notes, StoredEvents};
 use crate::local::Local;

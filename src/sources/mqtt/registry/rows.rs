@@ -9,7 +9,7 @@
 //! | `exchanges` | offsets up to which the heads contain all exchanges |
 
 use super::super::outbound::{Progress, Subscription};
-use super::Key;
+use super::session::Key;
 use crate::event::Attribute;
 use crate::ingest::{Durable, JournalError, StoredLog, Submitted};
 use serde::{Deserialize, Serialize};

@@ -3,16 +3,20 @@
 //! Invariant: a session whose client is not connected and whose rows are written takes some hundred bytes here,
 //! however much of it is on the disk.
 
+use super::super::shared_subscription::GroupNote;
 use super::rows::{self, GroupId, HeadContent, head_bytes};
-use super::takeover::ConnectionSlot;
-use super::{Key, NoSession, Quotas, REDELIVERY_FOR, SessionRequest, Unanswered};
+use super::session::{Key, NoSession, Quotas, SessionRequest, Unanswered};
 use crate::ingest::{Change, Waiter};
 use crate::memory::Permit;
 use crate::mqtt::connect::NEVER_EXPIRES;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
 
+/// The time that redeliveries of a client are recognised after its connection: as long as most clients take to
+/// reconnect.
+const REDELIVERY_FOR: Duration = Duration::from_secs(300);
 /// Bytes of publishes that clients left without an acknowledgement: some 40,000 publishes. Beyond it the oldest are
 /// forgotten; a redelivery of one of those is stored as another event.
 const UNANSWERED_BYTES_MAX: usize = 4 << 20;
@@ -20,6 +24,14 @@ const UNANSWERED_BYTES_MAX: usize = 4 << 20;
 /// A listener that has not asked for due wills for this long is not configured any more: a listener asks twice per
 /// second.
 const LISTENER_GONE_AFTER: Duration = Duration::from_secs(60);
+
+/// The connection slot of a client that is connected.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionSlot {
+    /// Notified when a newer connection takes over.
+    pub(super) taken_over: Notify,
+    pub(super) is_released: watch::Sender<bool>,
+}
 
 /// A session that outlives its connection.
 #[derive(Debug)]
@@ -176,6 +188,15 @@ impl Table {
             self.groups.remove(&group);
             self.ended_groups.remove(&group);
             self.removals.push(Change::Remove(group.row()));
+        }
+    }
+
+    /// Keeps the positions of groups whose last connected member may leave until they are written.
+    pub(super) fn keep_groups(&mut self, source: &str, notes: Vec<(String, GroupNote)>) {
+        for (filter, note) in notes {
+            if let Some(id) = GroupId::of(source, &filter).filter(|id| self.groups.contains_key(id)) {
+                self.ended_groups.insert(id, note.encode());
+            }
         }
     }
 

@@ -4,26 +4,19 @@
 //! released the slot (MQTT 5, section 3.1.4; reason code *Session taken over*).
 //! Invariant: however a connection ends, its slot becomes free.
 
+use super::super::outbound::{Outbound, Subscription};
+use super::clients::Registry;
 use super::rows::{self, Head, HeadContent};
-use super::table::{ClientEntry, Table, UnansweredPublishes, WillState};
-use super::{Exchange, Key, Outbound, PendingWill, Registry, Session, Subscription, keep_groups};
+use super::session::{Exchange, Key, NoSession, PendingWill, Session, SessionRequest};
+use super::table::{ClientEntry, ConnectionSlot, Table, UnansweredPublishes, WillState};
 use crate::clock;
 use crate::ingest::{Change, JournalError};
 use crate::runtime::spawn_blocking;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
 
 /// The time that a connection that is taken over may take to release its slot.
 pub(super) const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
-
-/// The connection slot of a client that is connected.
-#[derive(Debug, Default)]
-pub(super) struct ConnectionSlot {
-    /// Notified when a newer connection takes over.
-    taken_over: Notify,
-    is_released: watch::Sender<bool>,
-}
 
 /// Holds the connection slot of a client. Dropping it frees the slot; the next connection then continues with the state
 /// of the session that is in the journal.
@@ -42,7 +35,7 @@ impl SlotGuard {
 
     /// Frees the slot and keeps the session for the next connection. `later` is a will that waits for its delay.
     pub fn release(self, session: Box<Session>, later: Option<PendingWill>) {
-        self.registry.release_slot(&self.key, &self.slot, Some((session, later)));
+        self.registry.release_slot(&self.key, &self.slot, Some(LeftSession { session, later }));
     }
 }
 
@@ -65,49 +58,6 @@ pub struct OpenedSession {
     pub wait_for: u64,
 }
 
-/// Limits of all sessions of all listeners: number, and bytes on the disk.
-#[derive(Clone, Copy, Debug)]
-pub struct Quotas {
-    /// Sessions in all.
-    pub sessions: usize,
-    /// Sessions of one proven name, or of one address.
-    pub sessions_of_name: usize,
-    /// Bytes in all.
-    pub bytes: u64,
-    /// Bytes of one proven name, or of one address.
-    pub bytes_of_name: u64,
-}
-
-/// The session that CONNECT asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct SessionRequest<'a> {
-    /// The proven or claimed user name, for the log.
-    pub user: &'a str,
-    /// The party that the session is counted for: a proven name, or an address.
-    pub share: &'a str,
-    /// Whether an earlier session is to be discarded (Clean Start).
-    pub is_clean: bool,
-    /// Seconds that the session outlives the connection (Session Expiry Interval).
-    pub expiry: u32,
-    /// Bytes on the disk of a will that may have to wait for its delay; 0 if there is none.
-    pub will_bytes: u64,
-    /// The limits that apply.
-    pub quotas: Quotas,
-}
-
-/// Why a client gets no session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoSession {
-    /// A limit is reached; the text names the setting.
-    TooMany(&'static str),
-    /// The disk is down to its reserve.
-    NoDisk,
-    /// The earlier connection did not release the slot in time.
-    Stuck,
-    /// The stored session could not be read.
-    Unreadable,
-}
-
 /// The slot of a connection, and what is in memory of its client's session.
 struct OccupiedSlot {
     slot: SlotGuard,
@@ -115,6 +65,12 @@ struct OccupiedSlot {
     /// Number of an earlier session, and its state where that is not on the disk yet.
     before: Option<(u64, Option<HeadContent>)>,
     wait_for: u64,
+}
+
+/// The session that a connection leaves, and its will if that waits for its delay.
+struct LeftSession {
+    session: Box<Session>,
+    later: Option<PendingWill>,
 }
 
 /// A session as it was read from the disk.
@@ -238,13 +194,6 @@ impl Registry {
         table.changed.insert(key.clone());
     }
 
-    /// Asks the writer thread to write all changes now. Returns the number of that write; see [`Registry::written`].
-    pub(super) fn request_write(&self, table: &mut Table) -> u64 {
-        table.wanted += 1;
-        self.work.notify_one();
-        table.wanted
-    }
-
     /// Reads a session from the disk. Blocks the thread.
     fn load(&self, key: &Key, number: u64, has_head: bool) -> Result<Loaded, JournalError> {
         let content = if has_head { None } else { self.notes.read(&rows::head_row(key))? };
@@ -283,7 +232,7 @@ impl Registry {
     }
 
     /// Frees a slot, if it is still that of this connection, and keeps the state of the session that is not on the disk.
-    fn release_slot(&self, key: &Key, slot: &Arc<ConnectionSlot>, left: Option<(Box<Session>, Option<PendingWill>)>) {
+    fn release_slot(&self, key: &Key, slot: &Arc<ConnectionSlot>, left: Option<LeftSession>) {
         let mut table = self.table();
         let is_own = |entry: &ClientEntry| entry.slot.as_ref().is_some_and(|known| Arc::ptr_eq(known, slot));
         if !table.clients.get(key).is_some_and(is_own) {
@@ -293,8 +242,8 @@ impl Registry {
         let now = clock::instant();
         entry.slot = None;
         entry.left_at = Some(now);
-        if let Some((session, later)) = left {
-            self.save_session(&mut table, &key, &mut entry, *session, later);
+        if let Some(left) = left {
+            self.save_session(&mut table, &key, &mut entry, left);
         }
         if entry.stored.as_ref().is_some_and(|stored| stored.expiry == 0)
             && let Some(stored) = entry.stored.take()
@@ -314,14 +263,8 @@ impl Registry {
     }
 
     /// Keeps the state that a connection leaves in its session until it is written.
-    fn save_session(
-        &self,
-        table: &mut Table,
-        key: &Key,
-        entry: &mut ClientEntry,
-        mut session: Session,
-        later: Option<PendingWill>,
-    ) {
+    fn save_session(&self, table: &mut Table, key: &Key, entry: &mut ClientEntry, left: LeftSession) {
+        let LeftSession { mut session, later } = left;
         session.outbound.suspend();
         if let Some(stored) = &mut entry.stored {
             stored.expiry = session.expiry;
@@ -337,10 +280,10 @@ impl Registry {
                 }
             }
         }
-        keep_groups(table, key.source(), session.outbound.group_notes());
+        table.keep_groups(key.source(), session.outbound.group_notes());
         let is_awaited = entry.unwritten.as_ref().is_some_and(|unwritten| !unwritten.content.exchanges.is_empty());
         if !session.unanswered.is_empty() || is_awaited {
-            let Session { unanswered, waiter, permit, .. } = session;
+            let Session { unanswered, waiter, permit, .. } = *session;
             let unanswered = UnansweredPublishes { publishes: unanswered.into(), waiter, permit };
             table.keep_unanswered(key, entry, unanswered, clock::instant());
         }

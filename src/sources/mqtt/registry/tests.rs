@@ -1,11 +1,14 @@
 //! The registry on a real journal.
 
+use super::super::outbound::{Progress, Subscription};
 use super::table::ClientEntry;
 use super::takeover::LEAVE_WAIT_MAX;
 use super::*;
 use crate::clock;
+use crate::ingest::StoredEvents;
 use crate::journal::{Config, Journal, RealDisk, Seal};
 use crate::local::Local;
+use std::sync::Arc;
 
 fn open(folder: &std::path::Path) -> Arc<Registry> {
     let config = Config::of_notes(folder.join("journal"));

@@ -1,8 +1,9 @@
 //! Delayed wills: stored on the disk, so that thousands of them take no memory and survive a restart.
 
+use super::clients::Registry;
 use super::rows;
+use super::session::Key;
 use super::table::WillState;
-use super::{Key, Registry};
 use crate::ingest::{Change, JournalError};
 use crate::runtime::spawn_blocking;
 use std::sync::Arc;

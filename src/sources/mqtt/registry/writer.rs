@@ -1,15 +1,22 @@
 //! The writer thread of sessions: it joins many changes in one commit and drops written state from memory.
 
 use super::super::shared_subscription::Group;
+use super::clients::Registry;
 use super::rows::{self, GroupId};
+use super::session::Key;
 use super::table::Table;
-use super::{Key, RETRY, Registry, WRITE_AFTER, WRITE_AFTER_EVENTS};
 use crate::clock;
 use crate::ingest::{Change, Durable, JournalError, StoredEvents, StoredLog};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Number of events after which the row `exchanges` is written again: the events that recovery reads.
+const WRITE_AFTER_EVENTS: u64 = 200_000;
+/// The progress of subscribers is written at most this much later.
+const WRITE_AFTER: Duration = Duration::from_secs(5);
+/// Pause before a failed write is repeated.
+const RETRY: Duration = Duration::from_millis(500);
 /// Interval of the search for expired sessions.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Interval of the check whether the state file has become too large for its content.
