@@ -24,14 +24,11 @@ pub use topic::Filter;
 
 use serde::Deserialize;
 
-/// MQTT version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Protocol {
-    /// MQTT 5.
     #[default]
     #[serde(rename = "5")]
     V5,
-    /// MQTT 3.1.1.
     #[serde(rename = "3.1.1")]
     V3,
 }

@@ -44,7 +44,6 @@ impl Default for Limits {
 pub struct Will {
     /// Topic name; the broker retains the message there.
     pub topic: String,
-    /// Payload of the message.
     pub payload: Vec<u8>,
 }
 
@@ -72,18 +71,14 @@ pub enum Reply {
     NoSubscribers(u16),
     /// PUBACK with an error for this packet id.
     Rejected(u16, Rejection),
-    /// PINGRESP.
     PingResponse,
     /// CONNACK of success.
     Connected {
-        /// Limits of the broker.
         limits: Limits,
-        /// Server Keep Alive.
         keep_alive: Option<Duration>,
         /// Session Present: whether the broker resumed the session.
         is_resumed: bool,
     },
-    /// CONNACK with an error.
     ConnectRejected(String),
     /// DISCONNECT, with its reason.
     Disconnected(String),

@@ -18,19 +18,14 @@ pub struct Connect {
     pub client: String,
     /// Clean Session, or Clean Start: an earlier session is discarded.
     pub is_clean: bool,
-    /// User name.
     pub user: Option<String>,
-    /// Password.
     pub password: Option<Vec<u8>>,
     /// Keep-alive in seconds; 0 for none.
     pub keep_alive: u16,
-    /// Version of MQTT.
     pub protocol: Protocol,
     /// Session expiry interval in seconds.
     pub expiry: u32,
-    /// The will.
     pub will: Option<WillMessage>,
-    /// The client's Receive Maximum.
     pub receive_maximum: u16,
     /// The client's Maximum Packet Size.
     pub packet_bytes_max: usize,
@@ -39,14 +34,11 @@ pub struct Connect {
 /// The will message of CONNECT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WillMessage {
-    /// The topic.
     pub topic: String,
     pub payload: Vec<u8>,
     /// Media type of the payload.
     pub content_type: Option<String>,
-    /// W3C trace context.
     pub trace_parent: Option<String>,
-    /// The will delay interval.
     pub delay: Duration,
 }
 
@@ -208,7 +200,6 @@ fn refuse(code: ReasonCode) -> Vec<u8> {
     vec![0x20, 3, 0, code.value(), 0]
 }
 
-/// The content of CONNACK.
 #[derive(Clone, Copy, Debug)]
 pub struct Connack<'a> {
     /// [`ReasonCode::Success`], or the reason of the refusal.
@@ -216,9 +207,7 @@ pub struct Connack<'a> {
     /// Session Present: the client had a session.
     pub is_present: bool,
     pub receive_maximum: u16,
-    /// Maximum Packet Size.
     pub packet_bytes_max: usize,
-    /// Topic Alias Maximum.
     pub aliases_max: u16,
     /// Assigned Client Identifier, if the gateway chose one.
     pub assigned: Option<&'a str>,

@@ -10,7 +10,6 @@ use super::properties::{Reader, push_text, push_varint};
 use super::reason::Fault;
 use bytes::{Buf, Bytes, BytesMut};
 
-/// One subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// The topic filter, with its prefix `$share/{group}/` if it is shared.
@@ -36,7 +35,6 @@ pub struct Message {
     pub content_type: Option<String>,
     /// The user property `traceparent`.
     pub trace_parent: Option<String>,
-    /// The payload, possibly truncated.
     pub payload: Bytes,
     /// Number of truncated bytes of the payload.
     pub truncated: usize,
@@ -51,7 +49,6 @@ pub enum Delivery {
     Subscribed(u16, Vec<u8>),
     /// UNSUBACK.
     Unsubscribed,
-    /// Any other packet.
     Other(Reply),
 }
 

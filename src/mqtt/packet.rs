@@ -57,23 +57,19 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
 /// A PUBLISH that borrows from its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
-    /// The DUP flag.
     pub dup: bool,
     /// 0 to 2.
     pub qos: u8,
-    /// The RETAIN flag.
     pub retain: bool,
     /// The topic; empty if an alias stands for it.
     pub topic: &'a str,
     /// 0 for QoS 0.
     pub packet_id: u16,
-    /// Topic alias.
     pub alias: Option<u16>,
     /// Media type of the payload.
     pub content_type: Option<&'a str>,
     /// The user property `traceparent`.
     pub trace_parent: Option<&'a str>,
-    /// Payload.
     pub payload: &'a [u8],
 }
 
@@ -135,11 +131,8 @@ pub fn is_trace_parent(name: &str, value: &str) -> bool {
 /// Properties that PUBLISH may have.
 const PUBLISH_MAY: [u8; 7] = [0x01, 0x02, 0x03, 0x08, 0x09, 0x0B, 0x23];
 
-/// First byte of PUBACK.
 pub const PUBACK: u8 = 0x40;
-/// First byte of PUBREC.
 pub const PUBREC: u8 = 0x50;
-/// First byte of PUBCOMP.
 pub const PUBCOMP: u8 = 0x70;
 
 /// Appends an acknowledgement of success, in the shortest form of both versions.
@@ -190,7 +183,6 @@ pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
     Ok((packet_id, code))
 }
 
-/// A filter of SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedSubscription<'a> {
     /// The filter as the client wrote it.

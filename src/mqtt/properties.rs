@@ -20,7 +20,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes a byte.
     pub fn u8(&mut self) -> Result<u8, Fault> {
         Ok(self.take(1)?[0])
     }
@@ -46,7 +45,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes binary data.
     pub fn bytes(&mut self) -> Result<&'a [u8], Fault> {
         let length = self.u16()?;
         self.take(length.into())
@@ -84,9 +82,7 @@ impl<'a> Reader<'a> {
 pub enum Value<'a> {
     /// A number of any width.
     Number(u32),
-    /// A string.
     Text(&'a str),
-    /// Binary data.
     Bytes(&'a [u8]),
     /// Name and value of a user property.
     Pair(&'a str, &'a str),

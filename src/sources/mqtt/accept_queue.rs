@@ -99,7 +99,6 @@ impl<S> AcceptQueue<S> {
     }
 }
 
-/// A limit per second.
 #[derive(Debug)]
 struct Rate {
     per_second: u32,

@@ -31,13 +31,11 @@ pub struct Config {
     /// party that has fewer.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
-    /// New connections per second.
     #[serde(default = "connects_per_second_max")]
     pub connects_per_second_max: u32,
     /// Time from the TCP connection to CONNECT.
     #[serde(default = "connect_wait_max")]
     pub connect_wait_max: Span,
-    /// The largest payload.
     #[serde(default = "payload_max")]
     pub payload_max: Bytes,
     /// Most bytes of a topic or a topic filter.
@@ -76,7 +74,6 @@ pub struct Config {
     /// Of these, bytes of one proven name, or of one address.
     #[serde(default = "sessions_bytes_per_name_max")]
     pub sessions_bytes_per_name_max: Bytes,
-    /// Subscriptions of one client.
     #[serde(default = "subscriptions_max")]
     pub subscriptions_max: usize,
     /// QoS 2 publishes of a client that are accepted and not released; at least `receive_maximum`.

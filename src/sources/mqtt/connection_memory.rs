@@ -66,7 +66,6 @@ impl ConnectionMemory {
         Ok(())
     }
 
-    /// Releases reserved bytes.
     pub fn release(&mut self, bytes: usize) {
         self.used = self.used.saturating_sub(bytes);
         let needed = self.needed(self.used);

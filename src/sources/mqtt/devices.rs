@@ -26,10 +26,8 @@ const UNSEEN: i64 = i64::MIN;
 /// The counters of one client since the start of the gateway.
 #[derive(Debug)]
 pub struct Device {
-    /// Its client id.
     pub client: String,
     who: Mutex<LastSeen>,
-    /// Publishes that arrived.
     pub received: Counter,
     /// Events that became dead letters on the way in.
     pub dead: Counter,
@@ -67,7 +65,6 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Creates an empty list.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, all: Mutex::default() }
     }
@@ -167,13 +164,11 @@ impl Device {
         self.who().connected = None;
     }
 
-    /// Counts a publish.
     pub fn note_publish(&self, time: Timestamp) {
         self.received.add(1);
         self.last_event.set(time.0.max(0) as u64);
     }
 
-    /// Counts an accepted publish.
     pub fn note_accepted(&self, taken: &Submitted) {
         if taken.is_dead() {
             self.dead.add(1);

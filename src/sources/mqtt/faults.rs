@@ -13,7 +13,6 @@ pub const MOST_MEMORY: Fault = Fault {
     code: ReasonCode::QuotaExceeded,
     text: "memory is short, and this client's user or address holds most; see the setting memory",
 };
-/// `connections_max` is reached.
 pub const ALL_TAKEN: Fault = Fault {
     code: ReasonCode::QuotaExceeded,
     text: "connections_max is reached, and this user or address has most of them",

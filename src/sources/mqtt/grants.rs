@@ -5,7 +5,6 @@ use super::config::Config;
 use crate::contract::{Contract, Contracts, SourceKind};
 use serde::Serialize;
 
-/// A right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Grant {
     /// The topic filter that it covers.
@@ -17,9 +16,7 @@ pub struct Grant {
 /// The rights of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Grants {
-    /// Filters to publish to.
     pub publish: Vec<Grant>,
-    /// Filters to subscribe to.
     pub subscribe: Vec<Grant>,
 }
 

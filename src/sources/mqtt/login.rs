@@ -68,7 +68,6 @@ fn read(file: &Path) -> Result<HashMap<String, String>, BadSecrets> {
 }
 
 impl Users {
-    /// Reads a password file.
     pub fn load(file: &Path) -> Result<Self, BadSecrets> {
         // Before the file is read: a later change is then noticed at the next check.
         let stamp = stamp(file);

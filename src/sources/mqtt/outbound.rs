@@ -69,7 +69,6 @@ impl Outbound {
         self.feed.iter_mut().for_each(Feed::release_blocks);
     }
 
-    /// Number of subscriptions.
     pub fn count(&self) -> usize {
         self.active.len()
     }

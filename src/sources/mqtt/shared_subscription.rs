@@ -42,7 +42,6 @@ impl All {
     }
 }
 
-/// One group.
 #[derive(Debug)]
 pub struct Group {
     filter: Filter,
@@ -85,7 +84,6 @@ pub struct GroupNote {
 }
 
 impl GroupNote {
-    /// Returns the stored bytes.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).unwrap_or_default()
     }
@@ -97,7 +95,6 @@ impl GroupNote {
 }
 
 impl Groups {
-    /// Creates an empty list.
     pub fn new(local: Arc<Local>) -> Self {
         Self { local, all: Mutex::default() }
     }

@@ -51,13 +51,10 @@ pub enum CannotListen {
 /// Services of the gateway that a listener uses.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Takes the events.
     pub ingest: Arc<Ingest>,
     /// Events and last values for subscribers.
     pub local: Arc<Local>,
-    /// Connections and sessions.
     pub registry: Arc<Registry>,
-    /// Status of each device.
     pub devices: Arc<Devices>,
     /// Bounds the memory of clients.
     pub budget: Arc<Budget>,
@@ -80,7 +77,6 @@ pub(super) type Setup = Arc<socket::Setup<ListenerState>>;
 pub(super) struct ListenerState {
     pub config: Config,
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Verifies client certificates.
     pub clients: Option<tls::Clients>,
     pub packet_bytes_max: usize,
     pub ingest: Arc<Ingest>,

@@ -86,7 +86,6 @@ impl StoredWill {
         postcard::from_bytes(bytes).ok().filter(|stored: &Self| stored.format == FORMAT)
     }
 
-    /// Returns the stored bytes.
     pub fn bytes(&self) -> Vec<u8> {
         postcard::to_stdvec(self).unwrap_or_default()
     }

@@ -191,7 +191,6 @@ impl Inbound {
         true
     }
 
-    /// Answers a refused publish.
     fn refuse_publish(
         &mut self,
         publish: &packet::Publish<'_>,

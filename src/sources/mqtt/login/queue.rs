@@ -85,7 +85,6 @@ struct WaitingLogin {
     called: oneshot::Sender<Result<(), Slowed>>,
 }
 
-/// Failed logins.
 #[derive(Debug)]
 struct Failures {
     addresses: Rates<Origin>,
@@ -93,7 +92,6 @@ struct Failures {
     names: FailureTable<u64>,
 }
 
-/// Failures by key.
 #[derive(Debug)]
 struct FailureTable<K>(HashMap<K, Failed>);
 

@@ -9,7 +9,6 @@ use crate::mqtt::topic::{Filter, split_share};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// The filter as the client wrote it, with `$share/` and the group.
@@ -35,11 +34,9 @@ pub(super) struct ActiveSubscription {
 /// Limits of a client's backlog.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Events of each lane.
     pub events: u64,
     /// Bytes of each lane's log, about.
     pub bytes: u64,
-    /// Age of an event.
     pub age: Duration,
 }
 

@@ -37,7 +37,6 @@ impl Key {
         self.parts().map_or("", |(source, _)| source)
     }
 
-    /// Returns the client id.
     pub fn client(&self) -> &str {
         let behind_name = |rest: &'_ str| -> Option<usize> {
             let (length, _) = rest.split_once(':')?;
@@ -54,7 +53,6 @@ impl Key {
 pub struct PendingWill {
     /// The time between the end of the connection and the publication.
     pub delay: Duration,
-    /// The stored form.
     pub bytes: Vec<u8>,
 }
 
@@ -103,11 +101,9 @@ pub struct Unanswered {
 /// Limits of all sessions of all listeners: number, and bytes on the disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Quotas {
-    /// Sessions in all.
     pub sessions: usize,
     /// Sessions of one proven name, or of one address.
     pub sessions_of_name: usize,
-    /// Bytes in all.
     pub bytes: u64,
     /// Bytes of one proven name, or of one address.
     pub bytes_of_name: u64,
@@ -126,7 +122,6 @@ pub struct SessionRequest<'a> {
     pub expiry: u32,
     /// Bytes on the disk of a will that may have to wait for its delay; 0 if there is none.
     pub will_bytes: u64,
-    /// The limits that apply.
     pub quotas: Quotas,
 }
 

@@ -43,7 +43,6 @@ pub(super) struct StoredSession {
     pub(super) bytes: u64,
     /// Of these, bytes of its will.
     pub(super) will_bytes: u64,
-    /// Its shared subscriptions.
     pub(super) groups: Vec<GroupId>,
 }
 
@@ -96,7 +95,6 @@ struct Share {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) clients: HashMap<Key, ClientEntry>,
-    /// Sessions with unwritten changes.
     pub(super) changed: BTreeSet<Key>,
     /// Removals of rows, in their order; they are written before all other changes.
     pub(super) removals: Vec<Change>,

@@ -45,12 +45,10 @@ impl Drop for SlotGuard {
     }
 }
 
-/// The result of [`Registry::open_session`].
 #[derive(Debug)]
 pub struct OpenedSession {
     /// Keeps other connections of the client out.
     pub slot: SlotGuard,
-    /// The client's session.
     pub session: Box<Session>,
     /// Whether the session was there before.
     pub is_present: bool,
@@ -183,7 +181,6 @@ impl Registry {
         Ok(OccupiedSlot { slot, session, before, wait_for })
     }
 
-    /// Creates a persistent session.
     fn create_session(&self, table: &mut Table, key: &Key, entry: &mut ClientEntry, request: SessionRequest<'_>) {
         let number = uuid::Uuid::new_v4().as_u64_pair().0.max(1);
         let mut stored = table.add_session(key, number, request.expiry, request.share);

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 /// A will whose delay is over.
 #[derive(Clone, Debug)]
 pub struct DueWill {
-    /// The client.
     pub key: Key,
     number: u64,
 }
