@@ -18,13 +18,13 @@ mod reconnect;
 
 pub use crate::mqtt::Protocol;
 pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
-pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_publish_qos0, push_subscribe, push_unsubscribe};
+pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, push_unsubscribe};
 pub use address::Address;
 pub use error::LinkError;
 pub(crate) use reconnect::{RECONNECT_MAX, Reconnect};
 
 use crate::clock;
-use crate::mqtt::client::{self, DISCONNECT, PINGREQ};
+use crate::mqtt::client::{self, ConnectRequest, DISCONNECT, PINGREQ};
 use crate::mqtt::inbox;
 use crate::secret::Secret;
 use crate::tls::{self, ClientFiles};
@@ -494,7 +494,7 @@ impl Session {
         inbox: Option<&Inbox>,
     ) -> Result<(), LinkError> {
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
-        let bytes = client::connect(self.protocol, client, keep_alive, login, will, inbox)?;
+        let bytes = ConnectRequest { client, keep_alive, login, will, inbox }.encode(self.protocol)?;
         // The password in the packet is overwritten when `output` is dropped.
         let mut output = Zeroizing::new(Output { bytes, written: 0 });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);

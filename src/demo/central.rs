@@ -203,16 +203,8 @@ impl<'s> Client<'s> {
         if let Some(protocol) = self.protocol
             && self.filters.iter().any(|filter| filter.matches(&message.topic))
         {
-            let topic = message.topic.as_bytes();
-            push_publish(
-                &mut self.output,
-                protocol,
-                &Head::default(),
-                topic,
-                "application/json",
-                &[],
-                &message.payload,
-            );
+            let head = Head { content_type: Some("application/json"), ..Head::default() };
+            push_publish(&mut self.output, protocol, &head, message.topic.as_bytes(), &message.payload);
         }
     }
 }

@@ -89,15 +89,8 @@ impl Device {
         let id = (self.count % 65_535 + 1) as u16;
         let (kind, payload) = self.message();
         let topic = format!("plant/line-{}/machine-{:02}/{kind}", self.index / 5 + 1, self.index);
-        push_publish(
-            &mut self.output.bytes,
-            self.session.protocol(),
-            &Head::qos1(id),
-            topic.as_bytes(),
-            "application/json",
-            &[],
-            &payload,
-        );
+        let head = Head { content_type: Some("application/json"), ..Head::qos1(id) };
+        push_publish(&mut self.output.bytes, self.session.protocol(), &head, topic.as_bytes(), &payload);
         self.in_flight += 1;
     }
 

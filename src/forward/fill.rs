@@ -160,15 +160,10 @@ impl Forwarder {
             mark(out, "backfill", self.sending.backfill_topic.as_deref(), is_v5);
         }
         let start = output.bytes.len();
-        link::push_publish(
-            &mut output.bytes,
-            session.protocol(),
-            &Head::qos1(self.flight.next_id()),
-            &out.topic,
-            content_type,
-            &out.properties,
-            packed.as_ref().unwrap_or(&ready.payload),
-        );
+        let (content_type, properties) = (Some(content_type), out.properties.as_slice());
+        let head = Head { content_type, properties, ..Head::qos1(self.flight.next_id()) };
+        let payload = packed.as_ref().unwrap_or(&ready.payload);
+        link::push_publish(&mut output.bytes, session.protocol(), &head, &out.topic, payload);
         self.batcher.recycle(std::mem::take(&mut ready.payload));
         let bytes = output.bytes.len() - start;
         let bytes_max = session.limits().packet_bytes_max;
@@ -199,9 +194,8 @@ struct Pass {
 /// Appends a QoS 1 PUBLISH of a rendered event.
 pub(super) fn push_rendered(output: &mut Output, session: &Session, packet_id: u16, out: &Rendering) {
     let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
-    let head = Head::qos1(packet_id);
-    let bytes = &mut output.bytes;
-    link::push_publish(bytes, session.protocol(), &head, &out.topic, content_type, &out.properties, &out.payload);
+    let head = Head { content_type: Some(content_type), properties: &out.properties, ..Head::qos1(packet_id) };
+    link::push_publish(&mut output.bytes, session.protocol(), &head, &out.topic, &out.payload);
 }
 
 fn too_large(bytes: usize, bytes_max: usize) -> String {

@@ -149,8 +149,9 @@ async fn serve(
 }
 
 fn push_status(output: &mut Output, session: &Session, topic: &str, packet_id: u16, payload: &[u8]) {
-    let head = Head { packet_id, retain: session.limits().has_retain, ..Head::default() };
-    link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), STRUCTURED, &[], payload);
+    let head =
+        Head { packet_id, retain: session.limits().has_retain, content_type: Some(STRUCTURED), ..Head::default() };
+    link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), payload);
 }
 
 /// Publishes "offline" and closes the session. `id` is the last used packet id.

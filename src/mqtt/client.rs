@@ -108,7 +108,7 @@ impl Rejection {
     }
 }
 
-/// The flags and ids of a PUBLISH.
+/// Everything of a PUBLISH but its topic and its payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head<'a> {
     /// The packet id of QoS 1; 0 stands for QoS 0.
@@ -119,6 +119,10 @@ pub struct Head<'a> {
     pub retain: bool,
     /// Subscription identifiers to send, MQTT 5 only.
     pub subscriptions: &'a [u32],
+    /// Media type of the payload, MQTT 5 only.
+    pub content_type: Option<&'a str>,
+    /// User properties, MQTT 5 only.
+    pub properties: &'a [(&'static str, String)],
 }
 
 impl Head<'_> {
@@ -126,25 +130,18 @@ impl Head<'_> {
     pub fn qos1(packet_id: u16) -> Self {
         Self { packet_id, ..Self::default() }
     }
+
+    /// Bytes of the properties: content type (3 + text), user properties (5 + texts), subscription identifiers (1 + varint).
+    fn property_bytes(&self) -> usize {
+        let content_type = self.content_type.map_or(0, |content_type| 3 + content_type.len());
+        let user = self.properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
+        content_type + user + self.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>()
+    }
 }
 
-/// Appends a PUBLISH packet. `properties` are user properties, MQTT 5 only.
-pub fn push_publish(
-    out: &mut Vec<u8>,
-    protocol: Protocol,
-    head: &Head<'_>,
-    topic: &[u8],
-    content_type: &str,
-    properties: &[(&'static str, String)],
-    payload: &[u8],
-) {
-    let mut property_bytes = 0;
-    if protocol == Protocol::V5 {
-        // Content type (3 + text), user properties (5 + texts), subscription identifiers (1 + varint).
-        property_bytes =
-            3 + content_type.len() + properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
-        property_bytes += head.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>();
-    }
+/// Appends a PUBLISH packet.
+pub fn push_publish(out: &mut Vec<u8>, protocol: Protocol, head: &Head<'_>, topic: &[u8], payload: &[u8]) {
+    let property_bytes = if protocol == Protocol::V5 { head.property_bytes() } else { 0 };
     let id_bytes = if head.packet_id == 0 { 0 } else { 2 };
     let length_bytes = if protocol == Protocol::V5 { varint_bytes(property_bytes) } else { 0 };
     let remaining = 2 + topic.len() + id_bytes + length_bytes + property_bytes + payload.len();
@@ -157,9 +154,11 @@ pub fn push_publish(
     }
     if protocol == Protocol::V5 {
         push_varint(out, property_bytes);
-        out.push(0x03);
-        push_text(out, content_type.as_bytes());
-        for (name, value) in properties {
+        if let Some(content_type) = head.content_type {
+            out.push(0x03);
+            push_text(out, content_type.as_bytes());
+        }
+        for (name, value) in head.properties {
             out.push(0x26);
             push_text(out, name.as_bytes());
             push_text(out, value.as_bytes());
@@ -172,67 +171,74 @@ pub fn push_publish(
     out.extend_from_slice(payload);
 }
 
-/// Encodes CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
-pub fn connect(
-    protocol: Protocol,
-    client: &str,
-    keep_alive: u16,
-    login: Option<(&str, &str)>,
-    will: Option<&Will>,
-    inbox: Option<&Inbox>,
-) -> Result<Vec<u8>, BrokerFault> {
-    // The buffer never grows: a reallocation would leave a copy of the password in freed memory.
-    let will_bytes = will.map_or(0, |will| will.topic.len() + will.payload.len());
-    let login_bytes = login.map_or(0, |(user, password)| user.len() + password.len());
-    let mut out = BytesMut::with_capacity(CONNECT_OVERHEAD_BYTES + client.len() + will_bytes + login_bytes);
-    let failed = |error: String| BrokerFault(format!("CONNECT cannot be written: {error}"));
-    match protocol {
-        Protocol::V5 => {
-            let mut properties = v5::ConnectProperties::new();
-            match inbox {
-                None => properties.max_packet_size = Some(INCOMING_BYTES_MAX),
-                // No maximum packet size: a broker silently drops larger messages.
-                Some(inbox) => {
-                    let seconds = u32::try_from(inbox.expiry.as_secs()).unwrap_or(u32::MAX);
-                    properties.session_expiry_interval = Some(seconds);
-                    properties.receive_maximum = Some(inbox.receive_maximum);
+/// The content of CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
+#[derive(Clone, Copy)]
+pub struct ConnectRequest<'a> {
+    pub client: &'a str,
+    /// Seconds.
+    pub keep_alive: u16,
+    /// User name and password.
+    pub login: Option<(&'a str, &'a str)>,
+    pub will: Option<&'a Will>,
+    pub inbox: Option<&'a Inbox>,
+}
+
+impl ConnectRequest<'_> {
+    pub fn encode(&self, protocol: Protocol) -> Result<Vec<u8>, BrokerFault> {
+        let Self { client, keep_alive, login, will, inbox } = *self;
+        // The buffer never grows: a reallocation would leave a copy of the password in freed memory.
+        let will_bytes = will.map_or(0, |will| will.topic.len() + will.payload.len());
+        let login_bytes = login.map_or(0, |(user, password)| user.len() + password.len());
+        let mut out = BytesMut::with_capacity(CONNECT_OVERHEAD_BYTES + client.len() + will_bytes + login_bytes);
+        let failed = |error: String| BrokerFault(format!("CONNECT cannot be written: {error}"));
+        match protocol {
+            Protocol::V5 => {
+                let mut properties = v5::ConnectProperties::new();
+                match inbox {
+                    None => properties.max_packet_size = Some(INCOMING_BYTES_MAX),
+                    // No maximum packet size: a broker silently drops larger messages.
+                    Some(inbox) => {
+                        let seconds = u32::try_from(inbox.expiry.as_secs()).unwrap_or(u32::MAX);
+                        properties.session_expiry_interval = Some(seconds);
+                        properties.receive_maximum = Some(inbox.receive_maximum);
+                    }
                 }
+                let connect = v5::Connect {
+                    keep_alive,
+                    client_id: client.to_owned(),
+                    clean_start: inbox.is_none(),
+                    properties: Some(properties),
+                };
+                let will = will.map(|will| v5::LastWill {
+                    topic: Bytes::from(will.topic.clone().into_bytes()),
+                    message: Bytes::from(will.payload.clone()),
+                    qos: QoS::AtLeastOnce,
+                    retain: true,
+                    properties: None,
+                });
+                let mut login = login.map(|(user, password)| v5::Login::new(user, password));
+                let written = connect.write(&will, &login, &mut out);
+                login.iter_mut().for_each(|login| login.password.zeroize());
+                written.map_err(|error| failed(error.to_string()))?;
             }
-            let connect = v5::Connect {
-                keep_alive,
-                client_id: client.to_owned(),
-                clean_start: inbox.is_none(),
-                properties: Some(properties),
-            };
-            let will = will.map(|will| v5::LastWill {
-                topic: Bytes::from(will.topic.clone().into_bytes()),
-                message: Bytes::from(will.payload.clone()),
-                qos: QoS::AtLeastOnce,
-                retain: true,
-                properties: None,
-            });
-            let mut login = login.map(|(user, password)| v5::Login::new(user, password));
-            let written = connect.write(&will, &login, &mut out);
-            login.iter_mut().for_each(|login| login.password.zeroize());
-            written.map_err(|error| failed(error.to_string()))?;
-        }
-        Protocol::V3 => {
-            let mut connect = v4::Connect::new(client);
-            connect.keep_alive = keep_alive;
-            connect.clean_session = inbox.is_none();
-            connect.last_will =
-                will.map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
-            if let Some((user, password)) = login {
-                connect.set_login(user, password);
+            Protocol::V3 => {
+                let mut connect = v4::Connect::new(client);
+                connect.keep_alive = keep_alive;
+                connect.clean_session = inbox.is_none();
+                connect.last_will = will
+                    .map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
+                if let Some((user, password)) = login {
+                    connect.set_login(user, password);
+                }
+                let written = connect.write(&mut out);
+                connect.login.iter_mut().for_each(|login| login.password.zeroize());
+                written.map_err(|error| failed(error.to_string()))?;
             }
-            let written = connect.write(&mut out);
-            connect.login.iter_mut().for_each(|login| login.password.zeroize());
-            written.map_err(|error| failed(error.to_string()))?;
         }
+        let bytes = out.to_vec();
+        out.as_mut().zeroize();
+        Ok(bytes)
     }
-    let bytes = out.to_vec();
-    out.as_mut().zeroize();
-    Ok(bytes)
 }
 
 /// Removes the next complete packet from `input`.
@@ -356,7 +362,7 @@ mod tests {
         #[test]
         fn a_publish_is_what_the_codec_reads(topic in "[a-z/]{1,40}", payload in proptest::collection::vec(any::<u8>(), 0..400), id in 1u16.., retain: bool) {
             let mut out = Vec::new();
-            push_publish(&mut out, Protocol::V5, &Head { packet_id: id, retain, ..Head::default() }, topic.as_bytes(), "text/x", &[("id", "7".into())], &payload);
+            push_publish(&mut out, Protocol::V5, &Head { packet_id: id, retain, content_type: Some("text/x"), properties: &[("id", "7".into())], ..Head::default() }, topic.as_bytes(), &payload);
             let packet = v5::Packet::read(&mut BytesMut::from(&out[..]), None);
             let Ok(v5::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
             prop_assert_eq!(&read.topic[..], topic.as_bytes());
@@ -367,7 +373,7 @@ mod tests {
             prop_assert_eq!(properties.user_properties, vec![("id".to_owned(), "7".to_owned())]);
 
             let mut out = Vec::new();
-            push_publish(&mut out, Protocol::V3, &Head { packet_id: id, retain, ..Head::default() }, topic.as_bytes(), "text/x", &[], &payload);
+            push_publish(&mut out, Protocol::V3, &Head { packet_id: id, retain, content_type: Some("text/x"), ..Head::default() }, topic.as_bytes(), &payload);
             let packet = v4::Packet::read(&mut BytesMut::from(&out[..]), 1 << 20);
             let Ok(v4::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
             prop_assert_eq!((read.topic.as_bytes(), &read.payload[..], read.pkid), (topic.as_bytes(), &payload[..], id));

@@ -184,19 +184,9 @@ pub fn push_unsubscribe(out: &mut Vec<u8>, protocol: Protocol, packet_id: u16, f
     push_packet(out, 0xA2, &body);
 }
 
-/// Appends a PUBLISH with QoS 0.
-pub fn push_publish_qos0(out: &mut Vec<u8>, protocol: Protocol, topic: &str, payload: &[u8]) {
-    let mut body = Vec::with_capacity(topic.len() + payload.len() + 3);
-    push_text(&mut body, topic.as_bytes());
-    if protocol == Protocol::V5 {
-        body.push(0);
-    }
-    body.extend_from_slice(payload);
-    push_packet(out, 0x30, &body);
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::client::{Head, push_publish};
     use super::*;
     use proptest::prelude::*;
     use rumqttc::v5::mqttbytes::{QoS, v5};
@@ -248,8 +238,8 @@ mod tests {
     fn a_message_that_is_too_large_comes_cut_and_the_next_one_whole() {
         let mut bytes = Vec::new();
         let large = vec![7; 500_000];
-        push_publish_qos0(&mut bytes, Protocol::V3, "large", &large);
-        push_publish_qos0(&mut bytes, Protocol::V3, "next", b"small");
+        push_publish(&mut bytes, Protocol::V3, &Head::default(), b"large", &large);
+        push_publish(&mut bytes, Protocol::V3, &Head::default(), b"next", b"small");
         let mut parser = parser(1000);
         let mut input = BytesMut::new();
         let mut found = Vec::new();

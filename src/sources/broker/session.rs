@@ -6,7 +6,8 @@ use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{EventMetadata, Ingest, Route, Submission, SubmitError, Submitted};
-use crate::link::{self, Delivery, LinkError, Message, Output, Reply, Session};
+use crate::link::{Delivery, LinkError, Message, Output, Reply, Session};
+use crate::mqtt::client::{Head, push_publish};
 use crate::mqtt::packet::{self, PUBACK};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
@@ -231,7 +232,7 @@ impl Source {
         }
         let ask = sparkplug.next_ask(&self.config.name)?;
         tracing::info!(source = %self.config.name, topic = ask.topic, "requesting a rebirth of a Sparkplug node");
-        link::push_publish_qos0(&mut output.bytes, session.protocol(), &ask.topic, &ask.payload);
+        push_publish(&mut output.bytes, session.protocol(), &Head::default(), ask.topic.as_bytes(), &ask.payload);
         self.next_rebirth_request = now + REBIRTH_PAUSE;
         Some(self.next_rebirth_request)
     }

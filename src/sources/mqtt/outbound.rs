@@ -367,7 +367,8 @@ impl Outbound {
         published.renderer.render(record, sequence, recorded, options.protocol == Protocol::V5, out);
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
         let start = output.len();
-        push_publish(output, options.protocol, head, &out.topic, content_type, &out.properties, &out.payload);
+        let head = Head { content_type: Some(content_type), properties: &out.properties, ..*head };
+        push_publish(output, options.protocol, &head, &out.topic, &out.payload);
         if output.len() - start > options.packet_bytes_max {
             // [MQTT-3.1.2-25]: the gateway acts as if the packet had been sent.
             output.truncate(start);
