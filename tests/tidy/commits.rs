@@ -21,7 +21,7 @@ fn a_commit_has_a_short_subject_and_says_why_it_changes_src() {
     // In a shallow clone the history may begin later than the rule.
     let is_known = git(&["cat-file", "-e", &format!("{BEGINNING}^{{commit}}")]).is_some();
     let is_shallow = git(&["rev-parse", "--is-shallow-repository"]).is_some_and(|answer| answer.trim() == "true");
-    assert!(is_known || is_shallow, "there is no commit {BEGINNING}");
+    assert!(is_known || is_shallow, "there is no commit {BEGINNING}; BEGINNING names the last one without the rule");
     let range = if is_known { format!("{BEGINNING}..HEAD") } else { "HEAD".to_owned() };
     // One record for each commit: hash, parents, subject, body, files.
     let form = "--format=%x01%h%x02%p%x02%s%x02%b%x02";

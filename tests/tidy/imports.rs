@@ -112,7 +112,7 @@ struct Names {
 
 impl Names {
     /// Resolves `self` and `super`; the result begins with `crate` then.
-    fn from_here(&self, path: Path) -> Path {
+    fn absolute(&self, path: Path) -> Path {
         let mut here = [&self.module[..], &self.inside[..]].concat();
         let mut words = path.iter().peekable();
         let is_relative = matches!(path[0].as_str(), "self" | "super");
@@ -141,7 +141,7 @@ impl Names {
             syn::UseTree::Glob(_) => (Some("*".to_owned()), before.clone()),
         };
         let Some(name) = name else { return };
-        let mut path = self.from_here(path);
+        let mut path = self.absolute(path);
         if path[0] == "crate" {
             path.remove(0);
         } else if path.len() > 1 && self.file.defines.contains(&format!("mod {}", path[0])) {
@@ -180,7 +180,7 @@ impl Names {
 
     fn path(&mut self, path: Path) {
         if !path.is_empty() {
-            let path = self.from_here(path);
+            let path = self.absolute(path);
             self.file.paths.push(path);
         }
     }
@@ -304,4 +304,30 @@ pub fn cycles<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<Vec<&'a s
         }
     }
     cycles
+}
+
+#[test]
+fn a_use_leads_to_the_definition_and_cycles_are_found() {
+    let edges = |files: [(&str, &str); 3]| {
+        let parsed = files.map(|(name, text)| (name.to_owned(), Source::parse(name.to_owned(), text.to_owned())));
+        let imports = Imports::of(&parsed.into_iter().collect());
+        let owned =
+            |(file, used): (&str, BTreeSet<&str>)| (file.to_owned(), used.into_iter().map(str::to_owned).collect());
+        imports.edges().into_iter().map(owned).collect::<BTreeMap<String, BTreeSet<String>>>()
+    };
+    let parent = "mod one; mod two; pub use one::Shared; pub struct Own; fn run() { println!(\"{}\", two::run()); }";
+    let child = "use super::Shared; pub fn run() -> u8 { Shared::NUMBER }";
+    let found = |parent: &str, one: &str, two: &str| {
+        let edges = edges([("top.rs", parent), ("top/one.rs", one), ("top/two.rs", two)]);
+        let view =
+            edges.iter().map(|(file, used)| (file.as_str(), used.iter().map(String::as_str).collect())).collect();
+        let siblings = siblings(&view);
+        let in_cycles: usize = siblings.values().flat_map(cycles).map(|cycle| cycle.len()).sum();
+        (in_cycles, entangled(&view).values().map(BTreeSet::len).sum::<usize>())
+    };
+    assert_eq!(found(parent, "pub struct Shared;", child), (0, 0), "the parent only re-exports what the child uses");
+    assert_eq!(found(parent, "pub struct Shared(super::two::Other);", child), (2, 0), "children use each other");
+    assert_eq!(found(parent, "pub struct Shared;", "use super::Own; pub fn run() {}"), (0, 1), "parent and child do");
+    let tested = "pub fn run() {} #[cfg(test)] mod tests { use super::super::Own; }";
+    assert_eq!(found(parent, "pub struct Shared;", tested), (0, 0), "tests may");
 }

@@ -32,7 +32,7 @@ pub fn root() -> PathBuf {
 }
 
 impl Source {
-    fn parse(name: String, text: String) -> Self {
+    pub fn parse(name: String, text: String) -> Self {
         let mut tree = syn::parse_file(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut tests = TestLines::default();
         tests.visit_file(&tree);
