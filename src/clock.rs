@@ -8,6 +8,8 @@
 //!
 //! Not here: judging the time of day, and reporting corrections to central (`timekeeper`).
 
+#![expect(clippy::disallowed_methods, reason = "the one module that asks the time")]
+
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::sync::Arc;

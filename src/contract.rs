@@ -317,7 +317,7 @@ impl Contract {
         }
     }
 
-    #[allow(clippy::type_complexity)]
+    #[expect(clippy::type_complexity, reason = "the four fields of one event, used once")]
     fn check_fields<'c, 't>(
         &self,
         captures: &'c [String],

@@ -1,6 +1,7 @@
 //! Forebay, an edge gateway for the events of a plant.
 //!
 #![doc = include_str!("README.md")]
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests take any moment as a beginning"))]
 
 #[cfg(test)]
 extern crate self as forebay;
@@ -9,37 +10,49 @@ extern crate self as forebay;
 #[path = "../tests/model.rs"]
 mod model;
 
-pub mod admin;
-pub mod api;
-mod backoff;
 pub mod cli;
-pub mod clock;
-pub mod config;
-pub mod contract;
 pub mod demo;
-pub mod event;
-pub mod forward;
 pub mod gateway;
-pub mod http;
-pub mod ingest;
-pub mod journal;
+
+pub mod admin;
+pub mod config;
+
 pub mod ledger;
+pub mod survival;
+pub mod timekeeper;
+pub mod watch;
+
+// The path of an event.
+pub mod sources;
+
+pub mod ingest;
+
+pub mod journal;
+
+pub mod forward;
+
 pub mod link;
+
 pub mod local;
-pub mod memory;
-pub mod mqtt;
 pub mod odoo;
-mod origin;
-mod rate;
-mod runtime;
-pub mod secret;
 pub mod security;
+
+pub mod contract;
+pub mod event;
+pub mod mqtt;
+
+pub mod api;
+pub mod clock;
+pub mod memory;
+pub mod secret;
 pub mod service;
 pub mod setting;
 pub mod shutdown;
-pub mod sources;
-pub mod survival;
 pub mod telemetry;
-pub mod timekeeper;
 pub mod tls;
-pub mod watch;
+
+mod backoff;
+pub mod http;
+mod origin;
+mod rate;
+mod runtime;

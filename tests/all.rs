@@ -1,6 +1,6 @@
 //! Every test that needs more than one module: one program, so that it is linked once.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test may fail, and lives in real time")]
 
 /// Helpers: the real program as a process, clients, brokers, certificates, disks that fail.
 mod common;

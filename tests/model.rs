@@ -19,7 +19,7 @@ mod centre;
 #[path = "model/check.rs"]
 mod check;
 #[path = "common/fault_disk.rs"]
-#[allow(dead_code, clippy::unwrap_used, missing_docs)]
+#[allow(dead_code, clippy::unwrap_used, reason = "other tests use other parts, and may fail")]
 mod fault_disk;
 #[path = "model/world.rs"]
 mod world;

@@ -5,7 +5,6 @@
 /// A reason code of MQTT 5, with its value on the wire. Those that the gateway neither sends nor names are not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "the names are those of the standard")]
 pub enum ReasonCode {
     Success = 0x00,
     NoMatchingSubscribers = 0x10,

@@ -356,13 +356,13 @@ mod tests {
     fn a_problem_names_file_line_key_and_what_is_allowed() {
         #[derive(Debug, serde::Deserialize)]
         #[serde(deny_unknown_fields)]
-        #[allow(dead_code)]
+        #[expect(dead_code, reason = "its fields are only read in")]
         struct Inner {
             wait: Span,
         }
         #[derive(Debug, serde::Deserialize)]
         #[serde(deny_unknown_fields)]
-        #[allow(dead_code)]
+        #[expect(dead_code, reason = "its fields are only read in")]
         struct Outer {
             part: Vec<Inner>,
         }

@@ -5,6 +5,8 @@
 //! 10 GB behind it, which is not among them. Figures are medians over rounds that alternate between the two.
 //! `FOREBAY_BIN` names the program that is measured, such as the one of profile `dist`.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark lives in real time")]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;

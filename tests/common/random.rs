@@ -33,7 +33,7 @@ impl Random {
 
     /// A number less than `below`.
     pub fn below(&mut self, below: u64) -> u64 {
-        (self.next() >> 32) * below >> 32
+        ((self.next() >> 32) * below) >> 32
     }
 
     /// A text of 64 different letters, all of which JSON takes as they are; no compression makes it smaller than 3/4.

@@ -1,6 +1,5 @@
 //! The messages of Sparkplug B 3.0 (`sparkplug_b.proto` of Eclipse Tahu), written by hand for `prost`, so the build
 //! needs no protocol buffer compiler. Extensions are ignored.
-#![allow(missing_docs)]
 
 /// One Sparkplug message.
 #[derive(Clone, PartialEq, prost::Message)]
