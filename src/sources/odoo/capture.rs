@@ -13,7 +13,7 @@ mod deletions;
 mod restore;
 
 use super::change_event::{EventContext, Occasion};
-use super::known_records::{ChangeEvent, Comparison, ForgetLimits, IdScope, KnownRecords};
+use super::known_records::{ChangeEvent, Comparison, ForgetLimits, IdScope};
 use super::model_fields::{ModelFields, Row};
 use super::position::Position;
 use super::{CaptureContext, Hints, Mirror};
@@ -27,7 +27,6 @@ use crate::odoo::{Answer, Class, OdooError, write_time};
 use crate::setting::{Span, grouped};
 use crate::shutdown::Shutdown;
 use crate::sources::Refusal;
-use parking_lot::MutexGuard;
 use restore::NOTE_EVERY;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -480,12 +479,6 @@ fn server_seconds(answer: &Answer) -> i64 {
 
 fn round_up(span: Duration) -> Duration {
     Duration::from_millis(u64::try_from(span.as_millis().div_ceil(100)).unwrap_or(u64::MAX).saturating_mul(100))
-}
-
-impl Mirror {
-    pub(super) fn known(&self) -> MutexGuard<'_, KnownRecords> {
-        self.known.lock()
-    }
 }
 
 /// `4,000 of 10,000`.

@@ -1,0 +1,199 @@
+//! The settings of a bus, with their checks.
+
+use super::address::{self, Address, Serial};
+use super::table::Device;
+use super::transport::Dial;
+use super::write::WritablePoint;
+use crate::setting::{Problem, Span};
+use crate::tls::ClientFiles;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The configuration of a bus.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the source; part of every event's source.
+    pub name: String,
+    /// Address of the bus: `tcp://`, `tls://`, `rtu-tcp://` or `rtu:/dev/…`.
+    pub url: String,
+    /// Settings of the serial port.
+    pub serial: Option<Serial>,
+    /// Certificates, for `tls://`.
+    #[serde(default)]
+    pub tls: ClientFiles,
+    /// Folder of the device tables.
+    #[serde(default = "devices")]
+    pub devices: PathBuf,
+    /// How long a device may take to answer.
+    #[serde(default = "timeout")]
+    pub timeout: Span,
+    /// Number of repeats of a request before the device counts as silent.
+    #[serde(default = "retries")]
+    pub retries: u8,
+    /// Pause between an answer and the next request; by default 3.5 character times on a serial port, else none.
+    pub pause: Option<Span>,
+    /// Pause before a silent device is asked again; it doubles each time.
+    #[serde(default = "backoff")]
+    pub backoff: Span,
+    /// The longest such pause.
+    #[serde(default = "backoff_max")]
+    pub backoff_max: Span,
+    /// The devices on the bus.
+    #[serde(default, rename = "unit")]
+    pub units: Vec<Unit>,
+    /// Rules for writes. Without a rule the source writes nothing.
+    #[serde(default)]
+    pub write: Vec<WriteRule>,
+}
+
+/// A device on a bus.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unit {
+    /// Name: the first level of the topic, and the device in every event's source.
+    pub name: String,
+    /// Unit identifier on the bus.
+    #[serde(default = "unit")]
+    pub unit: u8,
+    /// Name of the device table: a file in the folder, without `.toml`.
+    pub device: String,
+}
+
+/// A point that may be written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteRule {
+    /// Name of the unit.
+    pub unit: String,
+    /// Name of the point.
+    pub point: String,
+    /// Smallest and largest value, in the point's unit of measure; a bit needs no range.
+    pub range: Option<(f64, f64)>,
+}
+
+fn devices() -> PathBuf {
+    "devices".into()
+}
+fn timeout() -> Span {
+    Span(Duration::from_secs(1))
+}
+fn retries() -> u8 {
+    1
+}
+fn backoff() -> Span {
+    Span(Duration::from_secs(1))
+}
+fn backoff_max() -> Span {
+    Span(Duration::from_secs(60))
+}
+/// The factory setting of most devices.
+fn unit() -> u8 {
+    1
+}
+
+/// Devices on one bus; a serial bus allows 247.
+const UNITS_MAX: usize = 1024;
+
+/// A checked configuration: the connection settings, device tables and write rules of a bus.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// How to connect.
+    pub dial: Dial,
+    /// The device table of each unit.
+    pub devices: Vec<Arc<Device>>,
+    /// The points that may be written.
+    pub writable: Vec<WritablePoint>,
+}
+
+impl Config {
+    /// Checks the values. The error is the key and the reason.
+    fn check(&self) -> Result<Address, (String, String)> {
+        let wrong = |key: &str, message: String| (key.to_owned(), message);
+        let address = address::check(&self.url, self.serial.as_ref(), &self.tls).map_err(|(key, m)| wrong(key, m))?;
+        let bounded = |key: &str, value: Span, least: Duration, most: Duration| {
+            let message = || format!("{value} is out of bounds; {} to {} are allowed", Span(least), Span(most));
+            if (least..=most).contains(&value.0) { Ok(()) } else { Err(wrong(key, message())) }
+        };
+        let millisecond = Duration::from_millis(1);
+        bounded("timeout", self.timeout, millisecond * 10, Duration::from_secs(60))?;
+        bounded("backoff", self.backoff, millisecond * 10, Duration::from_secs(3600))?;
+        bounded("backoff_max", self.backoff_max, self.backoff.0, Duration::from_secs(3600))?;
+        if let Some(pause) = self.pause {
+            bounded("pause", pause, Duration::ZERO, Duration::from_secs(10))?;
+        }
+        if self.retries > 10 {
+            return Err(wrong("retries", format!("{} are too many; 0 to 10 are allowed", self.retries)));
+        }
+        if self.units.is_empty() || self.units.len() > UNITS_MAX {
+            return Err(wrong("unit", format!("there are {}; a bus has 1 to {UNITS_MAX}", self.units.len())));
+        }
+        for (index, unit) in self.units.iter().enumerate() {
+            let key = |part: &str| format!("unit[{index}].{part}");
+            let is_valid_name = |word: &str| {
+                let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+                !word.is_empty() && word.len() <= 64 && word.bytes().all(is_good)
+            };
+            for (part, word) in [("name", &unit.name), ("device", &unit.device)] {
+                if !is_valid_name(word) {
+                    let message =
+                        format!("\"{word}\" is no name; 1 to 64 letters, digits, \"-\", \"_\" and \".\" are allowed");
+                    return Err((key(part), message));
+                }
+            }
+            if self.units[..index].iter().any(|other| other.name == unit.name) {
+                return Err((key("name"), format!("\"{}\" is taken by another unit; names are unique", unit.name)));
+            }
+            if address.is_anonymous() && !(1..=247).contains(&unit.unit) {
+                let message = format!("{} is no number on a serial bus; 1 to 247 are allowed", unit.unit);
+                return Err((key("unit"), message));
+            }
+        }
+        Ok(address)
+    }
+
+    /// Loads the device tables and checks the configuration against them. `problem` makes a problem from a key of this
+    /// source and a message; problems of device tables name the file of the table.
+    pub fn ready(&self, problem: impl Fn(&str, String) -> Problem) -> Result<Ready, Vec<Problem>> {
+        let address = self.check().map_err(|(key, message)| vec![problem(&key, message)])?;
+        let mut problems = Vec::new();
+        let mut loaded: BTreeMap<&str, Option<Arc<Device>>> = BTreeMap::new();
+        let mut devices = Vec::new();
+        for (index, unit) in self.units.iter().enumerate() {
+            let device = loaded.entry(&unit.device).or_insert_with(|| {
+                let file = self.devices.join(format!("{}.toml", unit.device));
+                if !file.is_file() {
+                    let message = format!("\"{}\" has no table: there is no {}", unit.device, file.display());
+                    problems.push(problem(&format!("unit[{index}].device"), message));
+                    return None;
+                }
+                Device::load(&file).map(Arc::new).map_err(|found| problems.extend(found)).ok()
+            });
+            devices.extend(device.clone());
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut writable = Vec::new();
+        for (index, rule) in self.write.iter().enumerate() {
+            match WritablePoint::new(rule, self, &devices) {
+                Ok(point) => writable.push(point),
+                Err((key, message)) => problems.push(problem(&format!("write[{index}].{key}"), message)),
+            }
+        }
+        let dial = Dial {
+            address,
+            serial: self.serial.unwrap_or_default(),
+            tls: self.tls.clone(),
+            timeout: self.timeout.0.max(CONNECT_WAIT_MIN),
+            pause: self.pause.map(|pause| pause.0),
+        };
+        if problems.is_empty() { Ok(Ready { dial, devices, writable }) } else { Err(problems) }
+    }
+}
+
+/// Connecting and the TLS handshake take longer than an answer.
+const CONNECT_WAIT_MIN: Duration = Duration::from_secs(2);
