@@ -413,7 +413,7 @@ fn masked(value: &Tree<'_>, key: &[u8]) -> String {
 }
 
 /// All contracts in force.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Contracts {
     list: Vec<Arc<Contract>>,
 }

@@ -20,6 +20,7 @@ mod pace;
 mod probe;
 mod replies;
 mod rotation;
+mod settings;
 pub mod status;
 
 pub use batch::{BATCH, BATCH_ZSTD};
@@ -50,7 +51,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The settings of one destination.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the destination.

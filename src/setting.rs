@@ -4,9 +4,11 @@
 
 pub mod access;
 mod document;
+mod findings;
 mod share;
 
 pub use document::{Document, Problem};
+pub use findings::Findings;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use std::fmt;
@@ -146,6 +148,16 @@ pub fn rough(span: Duration) -> String {
         s if s < 3600 => format!("{}m {}s", s / 60, s % 60),
         s if s < 86_400 => format!("{}h {}m", s / 3600, s / 60 % 60),
         s => format!("{}d {}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+/// Checks a name that becomes part of topics, URIs, client ids and file names.
+pub fn check_word(word: &str) -> Result<(), String> {
+    let is_good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if !word.is_empty() && word.len() <= 64 && word.bytes().all(is_good) {
+        Ok(())
+    } else {
+        Err(format!("\"{word}\" is no name; 1 to 64 letters, digits, \"-\", \"_\" and \".\" are allowed"))
     }
 }
 

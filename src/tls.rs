@@ -19,7 +19,7 @@ pub use clients::{Certificates, Clients, NoName};
 pub use pem::TlsError;
 pub use revocation::{CrlExpiry, Validity};
 pub use seal::CertificateSeal;
-pub use settings::{ClientFiles, NameKind, ServerFiles};
+pub use settings::{ClientFiles, NameKind, NamedFile, ServerFiles};
 
 use names::NO_CERTIFICATE;
 use pem::{certificates, private_key, unusable};

@@ -5,6 +5,7 @@ use super::secrets::read_secret;
 use super::table::table;
 use crate::config::Config;
 use crate::odoo::Client;
+use crate::sources::SourceConfig;
 use crate::sources::odoo;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -73,10 +74,18 @@ fn load(file: &std::path::Path) -> anyhow::Result<Config> {
     })
 }
 
+fn odoo_of(source: &SourceConfig) -> Option<&odoo::Config> {
+    match source {
+        SourceConfig::Odoo(config) => Some(config),
+        _ => None,
+    }
+}
+
 fn chosen<'a>(config: &'a Config, wanted: Option<&str>) -> anyhow::Result<Vec<&'a odoo::Config>> {
-    let found: Vec<_> = config.odoos.iter().filter(|one| wanted.is_none_or(|name| one.name == name)).collect();
+    let all: Vec<_> = config.sources.iter().filter_map(odoo_of).collect();
+    let found: Vec<_> = all.iter().copied().filter(|one| wanted.is_none_or(|name| one.name == name)).collect();
     if found.is_empty() {
-        let names: Vec<_> = config.odoos.iter().map(|one| one.name.as_str()).collect();
+        let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
         match wanted {
             Some(name) => bail!("there is no [[source.odoo]] \"{name}\"; there are: {}", names.join(", ")),
             None => bail!("{} has no [[source.odoo]]", config.file.display()),

@@ -1,6 +1,7 @@
 //! `forebay check --rights`: the rights of every configured name to publish and subscribe, with reasons.
 
 use crate::config::Config;
+use crate::sources::SourceConfig;
 use crate::sources::http::{self, Tokens};
 use crate::sources::mqtt::{Grant, Grants, Users};
 use crate::telemetry::shown;
@@ -25,7 +26,8 @@ pub(super) struct NameRights {
 /// Lists every name that a configuration knows, with its rights.
 pub(super) fn entries(config: &Config) -> Result<Vec<NameRights>, String> {
     let mut entries = Vec::new();
-    for listener in &config.listeners {
+    for source in &config.sources {
+        let SourceConfig::Mqtt(listener) = source else { continue };
         let mut add = |name: &str, from: String, grants: Grants| {
             entries.push(NameRights { source: listener.name.clone(), name: name.to_owned(), from, grants });
         };
@@ -47,7 +49,8 @@ pub(super) fn entries(config: &Config) -> Result<Vec<NameRights>, String> {
             add("", "anonymous clients".into(), listener.grants(None, &config.contracts));
         }
     }
-    for server in &config.servers {
+    for source in &config.sources {
+        let SourceConfig::Http(server) = source else { continue };
         let mut add = |name: &str, from: String| {
             let grants = Grants { publish: posts(server, name, config), subscribe: Vec::new() };
             entries.push(NameRights { source: server.name.clone(), name: name.to_owned(), from, grants });

@@ -1,83 +1,67 @@
 //! The files that a configuration names: their paths, and digests that show whether their content has changed.
 
-use super::File;
+use super::file::File;
 use crate::secret::Secret;
-use crate::tls::{CertificateFile, ClientFiles, RevocationFile, ServerFiles};
+use crate::tls::{CertificateFile, NamedFile, RevocationFile};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 /// A setting that is a path to a secret, a certificate, contracts or a device table.
 pub(super) struct FileSetting<'a> {
-    /// Key of the setting, such as `source.mqtt[0].tls.cert`.
-    pub key: String,
+    /// Key of the part, such as `source.mqtt[0]`; empty for settings of the gateway.
+    part: String,
+    /// Key in the part, such as `tls.cert`.
+    key: String,
     pub path: &'a mut PathBuf,
     pub is_secret: bool,
 }
 
-type FileSettings<'a> = Vec<FileSetting<'a>>;
-
-fn push_setting<'a>(
-    found: &mut FileSettings<'a>,
-    key: String,
-    path: impl Into<Option<&'a mut PathBuf>>,
-    is_secret: bool,
-) {
-    found.extend(path.into().map(|path| FileSetting { key, path, is_secret }));
+impl FileSetting<'_> {
+    /// The whole key, such as `source.mqtt[0].tls.cert`.
+    pub fn key(&self) -> String {
+        if self.part.is_empty() { self.key.clone() } else { format!("{}.{}", self.part, self.key) }
+    }
 }
 
-fn of_server<'a>(found: &mut FileSettings<'a>, key: &str, files: Option<&'a mut ServerFiles>) {
-    let Some(files) = files else { return };
-    push_setting(found, format!("{key}.key"), &mut files.key, true);
-    push_setting(found, format!("{key}.cert"), &mut files.cert, false);
-    push_setting(found, format!("{key}.client_ca"), files.client_ca.as_mut(), false);
-    push_setting(found, format!("{key}.crl"), files.crl.as_mut(), false);
-}
-
-fn of_client<'a>(found: &mut FileSettings<'a>, key: &str, files: &'a mut ClientFiles) {
-    push_setting(found, format!("{key}.key"), files.key.as_mut(), true);
-    push_setting(found, format!("{key}.cert"), files.cert.as_mut(), false);
-    push_setting(found, format!("{key}.ca"), files.ca.as_mut(), false);
+/// Returns the settings of all parts that name files, each with the key of its part.
+pub(super) fn named_files(raw: &mut File) -> Vec<(String, NamedFile<'_>)> {
+    let mut found = vec![(String::new(), NamedFile::Plain("contracts", &mut raw.contracts))];
+    found.extend(raw.mask_key.as_mut().map(|file| (String::new(), NamedFile::Secret("mask_key", file))));
+    for (part, source) in &mut raw.source.0 {
+        found.extend(source.settings_mut().files().into_iter().map(|file| (part.clone(), file)));
+    }
+    for (index, destination) in raw.destination.iter_mut().enumerate() {
+        found.extend(destination.files().into_iter().map(|file| (format!("destination[{index}]"), file)));
+    }
+    found
 }
 
 /// Returns every setting that is a path to a secret, a certificate, contracts or a device table.
-pub(super) fn file_settings(raw: &mut File) -> FileSettings<'_> {
+pub(super) fn file_settings(raw: &mut File) -> Vec<FileSetting<'_>> {
     let mut found = Vec::new();
-    push_setting(&mut found, "contracts".into(), &mut raw.contracts, false);
-    push_setting(&mut found, "mask_key".into(), raw.mask_key.as_mut(), true);
-    for (index, source) in raw.source.mqtt.iter_mut().enumerate() {
-        push_setting(&mut found, format!("source.mqtt[{index}].passwords"), source.passwords.as_mut(), true);
-        of_server(&mut found, &format!("source.mqtt[{index}].tls"), source.tls.as_mut());
-    }
-    for (index, source) in raw.source.http.iter_mut().enumerate() {
-        push_setting(&mut found, format!("source.http[{index}].tokens"), source.tokens.as_mut(), true);
-        of_server(&mut found, &format!("source.http[{index}].tls"), source.tls.as_mut());
-    }
-    for (index, source) in raw.source.broker.iter_mut().enumerate() {
-        push_setting(&mut found, format!("source.broker[{index}].password_file"), source.password_file.as_mut(), true);
-        of_client(&mut found, &format!("source.broker[{index}].tls"), &mut source.tls);
-    }
-    for (index, source) in raw.source.modbus.iter_mut().enumerate() {
-        push_setting(&mut found, format!("source.modbus[{index}].devices"), &mut source.devices, false);
-        of_client(&mut found, &format!("source.modbus[{index}].tls"), &mut source.tls);
-    }
-    for (index, source) in raw.source.odoo.iter_mut().enumerate() {
-        push_setting(&mut found, format!("source.odoo[{index}].key_file"), &mut source.key_file, true);
-        of_client(&mut found, &format!("source.odoo[{index}].tls"), &mut source.tls);
-        if let Some(hook) = &mut source.hook {
-            push_setting(&mut found, format!("source.odoo[{index}].hook.token_file"), &mut hook.token_file, true);
-            of_server(&mut found, &format!("source.odoo[{index}].hook.tls"), hook.tls.as_mut());
+    for (part, named) in named_files(raw) {
+        let mut add = |key: &str, rest: &str, path: Option<_>, is_secret| {
+            let Some(path) = path else { return };
+            let key = if rest.is_empty() { key.to_owned() } else { format!("{key}.{rest}") };
+            found.push(FileSetting { part: part.clone(), key, path, is_secret });
+        };
+        match named {
+            NamedFile::Secret(key, path) => add(key, "", Some(path), true),
+            NamedFile::Plain(key, path) => add(key, "", Some(path), false),
+            NamedFile::Server(key, files) => {
+                add(key, "key", Some(&mut files.key), true);
+                add(key, "cert", Some(&mut files.cert), false);
+                add(key, "client_ca", files.client_ca.as_mut(), false);
+                add(key, "crl", files.crl.as_mut(), false);
+            }
+            NamedFile::Client(key, files) => {
+                add(key, "key", files.key.as_mut(), true);
+                add(key, "cert", files.cert.as_mut(), false);
+                add(key, "ca", files.ca.as_mut(), false);
+            }
         }
-    }
-    for (index, destination) in raw.destination.iter_mut().enumerate() {
-        push_setting(
-            &mut found,
-            format!("destination[{index}].password_file"),
-            destination.password_file.as_mut(),
-            true,
-        );
-        of_client(&mut found, &format!("destination[{index}].tls"), &mut destination.tls);
     }
     found
 }
@@ -101,12 +85,10 @@ pub(super) fn certificates(raw: &mut File) -> Vec<CertificateFile> {
 }
 
 /// The revocation lists in use; a list with several `crl_expiry` settings is listed once for each.
-pub(super) fn revocations(raw: &File) -> Vec<RevocationFile> {
-    let mqtt = raw.source.mqtt.iter().filter_map(|source| source.tls.as_ref());
-    let http = raw.source.http.iter().filter_map(|source| source.tls.as_ref());
-    let hooks = raw.source.odoo.iter().filter_map(|source| source.hook.as_ref()?.tls.as_ref());
+pub(super) fn revocations(raw: &mut File) -> Vec<RevocationFile> {
     let mut found: Vec<RevocationFile> = Vec::new();
-    for files in mqtt.chain(http).chain(hooks) {
+    for (_, named) in named_files(raw) {
+        let NamedFile::Server(_, files) = named else { continue };
         let Some(path) = files.crl.clone() else { continue };
         let file = RevocationFile { path, crl_expiry: files.crl_expiry };
         if !found.contains(&file) {
@@ -122,19 +104,11 @@ pub(super) fn resolve(raw: &mut File, resolve: &impl Fn(&Path) -> PathBuf) {
     file_settings(raw).into_iter().for_each(|FileSetting { path, .. }| *path = resolve(path));
 }
 
-/// Digests of one part of the configuration. They differ where the part differs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Digest {
-    /// Digest of the settings in the configuration file.
-    pub settings: u64,
-    /// Digest of the content of the files that the settings name.
-    pub files: u64,
-}
-
-/// Digests of the contracts and of every source and destination, with the files that they cover.
+/// Digests of the files that the contracts and every source and destination name.
 #[derive(Clone, Debug, Default)]
 pub struct Digests {
-    parts: BTreeMap<String, Digest>,
+    /// Digest of the content of all files of a part.
+    parts: BTreeMap<String, u64>,
     /// Digest of each file's content, by part and key, such as `passwords` or `tls.cert`.
     contents: BTreeMap<(String, String), u64>,
     /// The configuration file, and the files and folders that it names.
@@ -142,16 +116,15 @@ pub struct Digests {
 }
 
 impl Digests {
-    /// Returns the digests of a part, such as `source shopfloor`, `destination central` or `contracts`.
-    pub fn of(&self, part: &str) -> Digest {
+    /// Returns the digest of the files of a part, such as `source shopfloor`, `destination central` or `contracts`.
+    pub fn of(&self, part: &str) -> u64 {
         self.parts.get(part).copied().unwrap_or_default()
     }
 
     /// Returns the parts whose files differ in content from `before`, each with a description of the files.
     pub fn changed_files(&self, before: &Self) -> Vec<(&str, String)> {
-        let is_changed = |(part, digest): &(&String, &Digest)| {
-            before.parts.get(*part).is_some_and(|before| before.files != digest.files)
-        };
+        let is_changed =
+            |(part, digest): &(&String, &u64)| before.parts.get(*part).is_some_and(|before| before != *digest);
         let words = |part: &str| match part {
             "contracts" => "a file of the folder has changed".to_owned(),
             "mask_key" => "the key has changed".to_owned(),
@@ -166,41 +139,23 @@ impl Digests {
         self.parts.iter().filter(is_changed).map(|(part, _)| (part.as_str(), words(part))).collect()
     }
 
-    /// Computes all digests. Called before the files are read, so a change during the reading shows at the next poll.
+    /// Reads all files and computes the digests.
     pub(super) fn take(file: &Path, raw: &mut File) -> Self {
-        let mut names = BTreeMap::new();
-        let mut settings = BTreeMap::new();
-        macro_rules! each {
-            ($list:expr, $key:literal, $kind:literal) => {
-                for (index, part) in $list.iter().enumerate() {
-                    let name = format!(concat!($kind, " {}"), part.name);
-                    settings.insert(name.clone(), format!("{part:?}"));
-                    names.insert(format!(concat!($key, "[{}]"), index), name);
-                }
-            };
-        }
-        each!(raw.source.mqtt, "source.mqtt", "source");
-        each!(raw.source.http, "source.http", "source");
-        each!(raw.source.broker, "source.broker", "source");
-        each!(raw.source.modbus, "source.modbus", "source");
-        each!(raw.source.odoo, "source.odoo", "source");
-        each!(raw.destination, "destination", "destination");
-        let mut files: BTreeMap<String, Vec<PathBuf>> =
-            settings.keys().map(|name| (name.clone(), Vec::new())).collect();
+        let sources = raw.source.0.iter().map(|(key, one)| (key.clone(), format!("source {}", one.settings().name())));
+        let destinations = raw.destination.iter().enumerate();
+        let destinations =
+            destinations.map(|(index, one)| (format!("destination[{index}]"), format!("destination {}", one.name)));
+        let parts: BTreeMap<String, String> = sources.chain(destinations).collect();
+        let mut files: BTreeMap<String, Vec<PathBuf>> = parts.values().map(|part| (part.clone(), Vec::new())).collect();
         let mut contents = BTreeMap::new();
-        for FileSetting { key, path, .. } in file_settings(raw) {
-            let end = key.find(']').map_or(key.len(), |end| end + 1);
-            let name = names.get(&key[..end]).cloned().unwrap_or_else(|| key.clone());
-            let rest = key[end..].trim_start_matches('.').to_owned();
-            contents.insert((name.clone(), rest), content(std::slice::from_ref(path)));
+        for FileSetting { part, key, path, .. } in file_settings(raw) {
+            let name = parts.get(&part).unwrap_or(&key).clone();
+            contents.insert((name.clone(), key), content(std::slice::from_ref(path)));
             files.entry(name).or_default().push(path.clone());
         }
-        let digest = |(name, files): (String, Vec<PathBuf>)| {
-            let settings = settings.get(&name).map_or(0, |text| xxh3_64(text.as_bytes()));
-            (name, Digest { settings, files: content(&files) })
-        };
         let all = [file.to_owned()].into_iter().chain(files.values().flatten().cloned()).collect();
-        Self { parts: files.into_iter().map(digest).collect(), contents, files: all }
+        let parts = files.into_iter().map(|(part, files)| (part, content(&files))).collect();
+        Self { parts, contents, files: all }
     }
 
     /// Returns a number that changes when the time, size or inode of one of the files changes.

@@ -1,47 +1,15 @@
-//! Settings and checks of lanes and of the dead-letter log.
+//! Checks of lanes and of the dead-letter log.
 
-use super::{File, check_word};
+use super::disk::{disk_bytes, disk_free};
+use super::file::{Dead, File, Lane};
 use crate::contract::{Contracts, Order};
-use crate::forward::{Batch, CatchUp, Hours, Rate, Sending};
+use crate::forward::{CatchUp, Hours, Rate, Sending};
 use crate::journal::{self, Full, LaneConfig};
-use crate::setting::{Bytes, Document, Problem, Span};
-use serde::Deserialize;
+use crate::setting::{Bytes, Findings, Span, check_word};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Lane {
-    budget: Option<Bytes>,
-    linger: Option<Span>,
-    full: Option<Full>,
-    #[serde(default)]
-    catch_up: CatchUp,
-    backfill_topic: Option<String>,
-    batch: Option<Batch>,
-    #[serde(default)]
-    rate: Rate,
-    yielding: Option<Rate>,
-    hours: Option<String>,
-    time_zone: Option<String>,
-}
-
-/// Settings of the dead-letter log.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Dead {
-    budget: Option<Bytes>,
-    #[serde(default = "dead_retention")]
-    pub retention: Span,
-}
-
-impl Default for Dead {
-    fn default() -> Self {
-        Self { budget: None, retention: dead_retention() }
-    }
-}
 
 /// Default budget of the dead-letter log: enough for the worst month of a plant.
 const DEAD_BUDGET: u64 = 256 << 20;
@@ -49,10 +17,6 @@ const DEAD_BUDGET: u64 = 256 << 20;
 const DEAD_SHARE: u64 = 16;
 /// Smallest budget of the dead-letter log.
 const DEAD_BUDGET_MIN: u64 = 1 << 20;
-
-fn dead_retention() -> Span {
-    Span(Duration::from_secs(30 * 86_400))
-}
 
 impl Dead {
     /// Returns the lane settings of the log, for a disk of this size.
@@ -84,17 +48,18 @@ const BATCH_BYTES: (u64, u64) = (4 << 10, 8 << 20);
 /// Share of the remaining disk for lanes without a configured budget, in per cent.
 const DEFAULT_SHARE: u64 = 80;
 
-/// Whether a lane is built in.
-pub(super) fn is_built_in(name: &str) -> bool {
-    LANES.iter().any(|lane| lane.0 == name)
+/// Warns about lanes that no contract uses.
+pub(super) fn warn_of_unused(raw: &File, contracts: &Contracts, found: &mut Findings<'_>) {
+    for name in raw.lane.keys().filter(|name| !LANES.iter().any(|lane| lane.0 == name.as_str())) {
+        if !contracts.iter().any(|contract| contract.publication.lane == *name) {
+            let message = "is an additional lane that no contract names; critical, standard and bulk always exist";
+            found.warning(&format!("lane.{name}"), message);
+        }
+    }
 }
 
 /// Checks the lane settings. Returns the lanes, and how each is sent.
-pub(super) fn check(
-    raw: &File,
-    document: &Document,
-    problems: &mut Vec<Problem>,
-) -> (Vec<LaneConfig>, BTreeMap<String, Sending>) {
+pub(super) fn check(raw: &File, found: &mut Findings<'_>) -> (Vec<LaneConfig>, BTreeMap<String, Sending>) {
     let holds: Vec<(String, u64)> =
         raw.destination.iter().filter_map(|to| Some((to.name.clone(), to.hold?.0))).collect();
     let lane = |name: &str, linger, budget, full| LaneConfig {
@@ -113,116 +78,116 @@ pub(super) fn check(
         bulk.yielding = Some(BULK_YIELDING);
     }
     for (name, settings) in &raw.lane {
-        let mut wrong = |part: &str, message: String| {
-            let key = if part.is_empty() { format!("lane.{name}") } else { format!("lane.{name}.{part}") };
-            problems.push(document.problem(key, message));
-        };
-        if let Err(message) = check_word(name) {
-            wrong("", message);
-        }
-        if name == journal::DEAD {
-            wrong("", "\"dead\" is taken: the log of dead letters has that name, and is set up by [dead]".into());
-        }
-        if name == journal::PUBLICATIONS || name.bytes().all(|byte| byte == b'.') {
-            wrong("", format!("\"{name}\" is no name for a lane: the journal has a folder of that name"));
-        }
         let index = lanes.iter().position(|lane| lane.name == *name).unwrap_or_else(|| {
             lanes.push(lane(name, LANES[1].1, LANES[1].2, LANES[1].3));
             lanes.len() - 1
         });
-        if let Some(budget) = settings.budget {
-            if budget.0 < BUDGET_MIN {
-                wrong("budget", format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN)));
-            }
-            lanes[index].budget = budget.0;
-        }
-        if let Some(linger) = settings.linger {
-            if linger.0 > LINGER_MAX {
-                wrong("linger", format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX)));
-            }
-            lanes[index].linger = linger.0;
-        }
-        lanes[index].full = settings.full.unwrap_or(lanes[index].full);
-        let known = sending.entry(name.clone()).or_default();
-        check_sending(settings, known, &mut wrong);
+        found.within(format!("lane.{name}"), |found| {
+            check_name(name, found);
+            check_storage(settings, &mut lanes[index], found);
+            check_sending(settings, sending.entry(name.clone()).or_default(), found);
+        });
     }
     if let Some(budget) = raw.dead.budget.filter(|budget| budget.0 < DEAD_BUDGET_MIN) {
         let message = format!("{budget} is too little; at least {} are needed", Bytes(DEAD_BUDGET_MIN));
-        problems.push(document.problem("dead.budget", message));
+        found.problem("dead.budget", message);
     }
-    fit_to_disk(raw, &mut lanes, document, problems);
+    fit_to_disk(raw, &mut lanes, found);
     (lanes, sending)
 }
 
-fn check_sending(settings: &Lane, sending: &mut Sending, wrong: &mut impl FnMut(&str, String)) {
+fn check_name(name: &str, found: &mut Findings<'_>) {
+    if let Err(message) = check_word(name) {
+        found.problem("", message);
+    }
+    if name == journal::DEAD {
+        found.problem("", "\"dead\" is taken: the log of dead letters has that name, and is set up by [dead]");
+    }
+    if name == journal::PUBLICATIONS || name.bytes().all(|byte| byte == b'.') {
+        found.problem("", format!("\"{name}\" is no name for a lane: the journal has a folder of that name"));
+    }
+}
+
+fn check_storage(settings: &Lane, lane: &mut LaneConfig, found: &mut Findings<'_>) {
+    if let Some(budget) = settings.budget {
+        if budget.0 < BUDGET_MIN {
+            found.problem("budget", format!("{budget} is too little; at least {} are needed", Bytes(BUDGET_MIN)));
+        }
+        lane.budget = budget.0;
+    }
+    if let Some(linger) = settings.linger {
+        if linger.0 > LINGER_MAX {
+            found.problem("linger", format!("{linger} is too long; at most {} are allowed", Span(LINGER_MAX)));
+        }
+        lane.linger = linger.0;
+    }
+    lane.full = settings.full.unwrap_or(lane.full);
+}
+
+fn check_sending(settings: &Lane, sending: &mut Sending, found: &mut Findings<'_>) {
     sending.catch_up = settings.catch_up;
     sending.rate = settings.rate;
     sending.yielding = settings.yielding.or(sending.yielding);
     for (part, rate) in [("rate", Some(settings.rate)), ("yielding", settings.yielding)] {
         if rate.is_some_and(|rate| rate.events == Some(0) || rate.bytes == Some(Bytes(0))) {
-            wrong(part, "0 would send nothing; leave it out for no ceiling, or set hours".into());
+            found.problem(part, "0 would send nothing; leave it out for no ceiling, or set hours");
         }
     }
     if let Some(level) = &settings.backfill_topic {
         if level.is_empty() || level.contains(['+', '#', '\0']) || level.split('/').any(str::is_empty) {
-            wrong("backfill_topic", format!("\"{level}\" is no topic; expected levels such as \"backfill\""));
+            found.problem("backfill_topic", format!("\"{level}\" is no topic; expected levels such as \"backfill\""));
         }
         sending.backfill_topic = Some(level.clone());
     }
     if let Some(batch) = &settings.batch {
         if !(1..=BATCH_EVENTS_MAX).contains(&batch.events) {
-            wrong("batch.events", format!("{} is not allowed; 1 to {BATCH_EVENTS_MAX} are", batch.events));
+            found.problem("batch.events", format!("{} is not allowed; 1 to {BATCH_EVENTS_MAX} are", batch.events));
         }
         if !(BATCH_BYTES.0..=BATCH_BYTES.1).contains(&batch.bytes.0) {
             let (least, most) = (Bytes(BATCH_BYTES.0), Bytes(BATCH_BYTES.1));
-            wrong("batch.bytes", format!("{} is not allowed; {least} to {most} are", batch.bytes));
+            found.problem("batch.bytes", format!("{} is not allowed; {least} to {most} are", batch.bytes));
         }
         if batch.age.0 > Duration::from_secs(3600) {
-            wrong("batch.age", format!("{} is too long; at most 1h is allowed", batch.age));
+            found.problem("batch.age", format!("{} is too long; at most 1h is allowed", batch.age));
         }
         sending.batch = Some(batch.clone());
     }
     match (&settings.hours, &settings.time_zone) {
         (Some(hours), zone) => match Hours::parse(hours, zone.as_deref()) {
             Ok(hours) => sending.hours = Some(hours),
-            Err(message) => wrong(if message.contains("time zone") { "time_zone" } else { "hours" }, message),
+            Err(message) => found.problem(if message.contains("time zone") { "time_zone" } else { "hours" }, message),
         },
-        (None, Some(zone)) => wrong("time_zone", format!("\"{zone}\" is for hours, which are not set")),
+        (None, Some(zone)) => found.problem("time_zone", format!("\"{zone}\" is for hours, which are not set")),
         (None, None) => {}
     }
 }
 
 /// Refuses `live-first` for lanes whose contracts promise the order of a key, which it breaks.
-pub(super) fn check_order(
-    sending: &BTreeMap<String, Sending>,
-    contracts: &Contracts,
-    document: &Document,
-    problems: &mut Vec<Problem>,
-) {
+pub(super) fn check_order(sending: &BTreeMap<String, Sending>, contracts: &Contracts, found: &mut Findings<'_>) {
     for (name, _) in sending.iter().filter(|(_, sending)| sending.catch_up == CatchUp::LiveFirst) {
         let ordered = contracts.iter().find(|one| one.publication.lane == *name && one.order == Order::Key);
         if let Some(contract) = ordered {
-            problems.push(document.problem(
-                format!("lane.{name}.catch_up"),
+            found.problem(
+                &format!("lane.{name}.catch_up"),
                 format!(
                     "\"live-first\" reorders the events of a key, but contract \"{}\" promises their order ({}); set order = \"none\" there, or give it another lane",
                     contract.stream(),
                     contract.file.display()
                 ),
-            ));
+            );
         }
     }
 }
 
 /// Warns if other files on the disk leave less free space than the budgets and `disk_reserve` need.
-pub(super) fn doubt_room(raw: &File, lanes: &[LaneConfig], document: &Document, warnings: &mut Vec<Problem>) {
-    let Some(free) = super::disk_free(&raw.data_dir) else { return };
+pub(super) fn warn_of_space(raw: &File, lanes: &[LaneConfig], found: &mut Findings<'_>) {
+    let Some(free) = disk_free(&raw.data_dir) else { return };
     let journal = raw.data_dir.join("journal");
     let own = if journal.exists() { folder_bytes(&journal) } else { Some(0) };
     let Some(own) = own else { return };
     let budgets: u64 = lanes.iter().map(|lane| lane.budget).sum();
     if free.saturating_add(own) < budgets.saturating_add(raw.disk_reserve.0) {
-        warnings.push(document.problem(
+        found.warning(
             "data_dir",
             format!(
                 "the file system of {} has {} free, and the journal takes {}: less than disk_reserve ({}) and the budgets of the lanes ({}); once free space falls to disk_reserve, delivered events are deleted before their retention ends",
@@ -232,7 +197,7 @@ pub(super) fn doubt_room(raw: &File, lanes: &[LaneConfig], document: &Document, 
                 raw.disk_reserve,
                 Bytes(budgets)
             ),
-        ));
+        );
     }
 }
 
@@ -251,15 +216,15 @@ fn folder_bytes(folder: &Path) -> Option<u64> {
 }
 
 /// Checks that configured budgets fit the disk, and shrinks the default budgets to the rest.
-fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], document: &Document, problems: &mut Vec<Problem>) {
-    let Some(size) = super::disk_bytes(&raw.data_dir) else { return };
+fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], found: &mut Findings<'_>) {
+    let Some(size) = disk_bytes(&raw.data_dir) else { return };
     let room = size.saturating_sub(raw.disk_reserve.0).saturating_sub(raw.dead.budget(Some(size)));
     let is_configured = |lane: &LaneConfig| raw.lane.get(&lane.name).is_some_and(|settings| settings.budget.is_some());
     let configured: u64 = lanes.iter().filter(|lane| is_configured(lane)).map(|lane| lane.budget).sum();
     if configured > room {
         for lane in lanes.iter().filter(|lane| is_configured(lane)) {
-            problems.push(document.problem(
-                format!("lane.{}.budget", lane.name),
+            found.problem(
+                &format!("lane.{}.budget", lane.name),
                 format!(
                     "{} cannot fit: the file system of {} has {} in all, of which disk_reserve and dead letters leave {}, and the configured budgets need {}",
                     Bytes(lane.budget),
@@ -268,7 +233,7 @@ fn fit_to_disk(raw: &File, lanes: &mut [LaneConfig], document: &Document, proble
                     Bytes(room),
                     Bytes(configured)
                 ),
-            ));
+            );
         }
         return;
     }

@@ -1,13 +1,13 @@
 //! Checks of secrets, certificates and folders: the rules for every environment, and the stricter ones of
 //! `production`.
 
-use super::File;
-use super::files::{FileSetting, file_settings};
+use super::file::File;
+use super::files::{file_settings, named_files};
 use crate::journal::{JournalError, Seal};
 use crate::secret::{self, Secret};
 use crate::setting::access;
-use crate::setting::{Document, Problem};
-use crate::tls::CertificateSeal;
+use crate::setting::{Findings, Problem};
+use crate::tls::{CertificateSeal, NamedFile};
 use std::path::Path;
 
 /// The environment in which settings are refused that only cause a warning elsewhere.
@@ -20,90 +20,75 @@ const MASK_KEY_BYTES_MIN: usize = 16;
 /// Binds every certificate of the gateway itself to the environment.
 pub(super) fn seal_certificates(raw: &mut File) {
     let seal = CertificateSeal { environment: raw.environment.clone(), is_required: raw.sealed_certificates };
-    let sources = &mut raw.source;
-    let listeners = sources.mqtt.iter_mut().map(|source| &mut source.tls);
-    let listeners = listeners.chain(sources.http.iter_mut().map(|source| &mut source.tls));
-    let hooks = sources.odoo.iter_mut().filter_map(|source| source.hook.as_mut()).map(|hook| &mut hook.tls);
-    listeners.chain(hooks).flatten().for_each(|files| files.seal = seal.clone());
-    let clients = sources.broker.iter_mut().map(|source| &mut source.tls);
-    let clients = clients.chain(sources.modbus.iter_mut().map(|source| &mut source.tls));
-    let clients = clients.chain(sources.odoo.iter_mut().map(|source| &mut source.tls));
-    let clients = clients.chain(raw.destination.iter_mut().map(|destination| &mut destination.tls));
-    clients.for_each(|files| files.seal = seal.clone());
+    for (_, named) in named_files(raw) {
+        match named {
+            NamedFile::Server(_, files) => files.seal = seal.clone(),
+            NamedFile::Client(_, files) => files.seal = seal.clone(),
+            NamedFile::Secret(..) | NamedFile::Plain(..) => {}
+        }
+    }
 }
 
 /// Refuses an environment that the journal does not belong to.
-pub(super) fn check_journal(raw: &File, document: &Document, problems: &mut Vec<Problem>) {
+pub(super) fn check_journal(raw: &File, found: &mut Findings<'_>) {
     let folder = raw.data_dir.join("journal");
     if let Some(seal) = Seal::of(&folder).filter(|seal| seal.environment != raw.environment) {
         let wanted = raw.environment.clone();
         let error = JournalError::Sealed { folder, sealed: seal.environment, wanted };
-        problems.push(document.problem("environment", error.to_string()));
+        found.problem("environment", error.to_string());
     }
 }
 
 /// Refuses secrets written directly into the configuration, and removes them from `raw`.
-pub(super) fn check_inline(raw: &mut File, document: &Document, problems: &mut Vec<Problem>) {
-    for FileSetting { key, path, .. } in file_settings(raw) {
-        if secret::is_inline(path) {
-            *path = NOT_SHOWN.into();
-            problems.push(document.problem(
-                key,
+pub(super) fn check_inline(raw: &mut File, found: &mut Findings<'_>) {
+    for file in file_settings(raw) {
+        if secret::is_inline(file.path) {
+            *file.path = NOT_SHOWN.into();
+            found.problem(
+                &file.key(),
                 "holds a secret, which belongs into a file; put it into one that only the service can read, and name the file, \"credential:NAME\" or \"env:NAME\"",
-            ));
+            );
         }
     }
 }
 
 /// Reports secret files that others can read or change: a problem in `production`, a warning elsewhere.
-pub(super) fn check_exposure(
-    raw: &mut File,
-    document: &Document,
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Problem>,
-) {
-    let is_strict = raw.environment == PRODUCTION;
-    for FileSetting { key, path, .. } in file_settings(raw).into_iter().filter(|named| named.is_secret) {
-        let Some(message) = secret::exposed(path) else { continue };
-        let list = if is_strict { &mut *problems } else { &mut *warnings };
-        list.push(document.problem(key, message));
+pub(super) fn check_exposure(raw: &mut File, found: &mut Findings<'_>) {
+    for file in file_settings(raw).into_iter().filter(|file| file.is_secret) {
+        if let Some(message) = secret::exposed(file.path) {
+            found.risk(&file.key(), message);
+        }
     }
 }
 
 /// Reads the key that masked fields are hashed with; empty if none is set.
-pub(super) fn mask_key(raw: &File, document: &Document, problems: &mut Vec<Problem>) -> Secret {
+pub(super) fn mask_key(raw: &File, found: &mut Findings<'_>) -> Secret {
     let Some(path) = &raw.mask_key else { return Secret::default() };
     match Secret::read(path) {
         Ok(key) if key.bytes().len() >= MASK_KEY_BYTES_MIN => return key,
         Ok(key) => {
             let held = key.bytes().len();
             let message = format!("{} holds {held} bytes; at least {MASK_KEY_BYTES_MIN} are needed", path.display());
-            problems.push(document.problem("mask_key", message));
+            found.problem("mask_key", message);
         }
-        Err(error) => problems.push(document.problem("mask_key", error.to_string())),
+        Err(error) => found.problem("mask_key", error.to_string()),
     }
     Secret::default()
 }
 
 /// Checks that the journal and the socket can be created at their paths.
-pub(super) fn check_folders(
-    raw: &File,
-    socket: &Path,
-    document: &Document,
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Problem>,
-) {
+pub(super) fn check_folders(raw: &File, socket: &Path, found: &mut Findings<'_>) {
     let data = access::check_folder(&raw.data_dir).err().or_else(|| access::foreign_within(&raw.data_dir));
     if let Some(message) = data {
-        problems.push(document.problem("data_dir", message));
+        found.problem("data_dir", message);
     } else if let Some(owner) = access::other_owner_for_root(&raw.data_dir) {
-        warnings.push(document.problem(
+        found.warning(
             "data_dir",
             format!(
                 "{} belongs to {owner}, and this process is root: {owner} cannot write files that root creates there, and missing rights of {owner} go unnoticed; run it as {owner}: sudo -u {owner} forebay …",
                 raw.data_dir.display()
             ),
-        ));
+        );
     }
     let folder = socket.parent().unwrap_or(Path::new("/"));
     // The start creates the data folder, but no other.
@@ -118,7 +103,9 @@ pub(super) fn check_folders(
                 access::create_command(folder)
             ))
         };
-        problems.extend(wrong.map(|message| document.problem("socket", message)));
+        if let Some(message) = wrong {
+            found.problem("socket", message);
+        }
     }
 }
 

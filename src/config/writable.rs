@@ -5,12 +5,11 @@
 //!
 //! Not here: the check of who can read secrets (`seal`).
 
-use super::File;
-use super::files::{FileSetting, file_settings, files_within};
-use super::seal::PRODUCTION;
+use super::file::File;
+use super::files::{file_settings, files_within};
 use crate::secret;
 use crate::setting::access::open_to_everybody;
-use crate::setting::{Document, Problem};
+use crate::setting::{Document, Findings};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -21,25 +20,20 @@ const NAMED_MAX: usize = 12;
 type Violations = BTreeMap<PathBuf, (String, String)>;
 
 /// Reports every path of the configuration that any user of the machine can change.
-pub(super) fn check(
-    raw: &mut File,
-    socket: &Path,
-    document: &Document,
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Problem>,
-) {
-    let mut found = Violations::new();
+pub(super) fn check(raw: &mut File, socket: &Path, found: &mut Findings<'_>) {
+    let mut open = Violations::new();
     let mut check_path = |key: &str, path: &Path, is_read_whole: bool| {
         for (path, message) in open_to_everybody(path, is_read_whole) {
-            found.entry(path).or_insert_with(|| (key.to_owned(), message));
+            open.entry(path).or_insert_with(|| (key.to_owned(), message));
         }
     };
-    check_path("", document.file(), false);
-    for FileSetting { key, path, is_secret } in file_settings(raw) {
+    check_path("", found.document().file(), false);
+    for setting in file_settings(raw) {
+        let (key, path) = (setting.key(), setting.path);
         if !secret::is_file(path) {
             continue;
         }
-        if is_secret {
+        if setting.is_secret {
             // The rights of the file itself are checked by `seal`.
             check_path(&key, path.parent().unwrap_or(path), false);
             continue;
@@ -53,11 +47,11 @@ pub(super) fn check(
     check_path("data_dir", &raw.data_dir, true);
     check_path("data_dir", &raw.data_dir.join("journal"), true);
     check_path("socket", socket.parent().unwrap_or(socket), true);
-    let (count, list) = (found.len(), if raw.environment == PRODUCTION { problems } else { warnings });
-    list.extend(found.into_values().take(NAMED_MAX).map(|(key, message)| document.problem(key, message)));
+    let count = open.len();
+    open.into_values().take(NAMED_MAX).for_each(|(key, message)| found.risk(&key, message));
     if count > NAMED_MAX {
         let message = format!("every user of this machine can change {} more files and folders", count - NAMED_MAX);
-        list.push(document.problem("", message));
+        found.risk("", message);
     }
 }
 

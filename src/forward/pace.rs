@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How the forwarders send a lane.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sending {
     /// Sending order after an outage.
     pub catch_up: CatchUp,
@@ -42,7 +42,7 @@ pub enum CatchUp {
 }
 
 /// Limits of a batch: many events in one publish.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
     /// Largest number of events.
@@ -93,7 +93,7 @@ pub struct Rate {
 }
 
 /// A daily time range in a time zone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hours {
     /// First minute of the day and end (exclusive). The range may span midnight.
     minutes: (u32, u32),

@@ -3,6 +3,7 @@
 //! Promise: a part that panics, ends by itself or is stuck is restarted, alone and with exponential back-off, and its
 //! failure is reported in log and status. A part that cannot be aborted is reported until the process is restarted.
 
+use super::services::Services;
 use crate::admin::Failures;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock;
@@ -16,8 +17,10 @@ use tokio::task::JoinHandle;
 /// The future that a part runs until its shutdown.
 pub(super) type PartFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Creates the future of a part: at its start, and after each failure.
-pub(super) type PartFactory = Box<dyn FnMut(Shutdown) -> anyhow::Result<PartFuture> + Send>;
+pub(super) type PartFactory = Box<dyn FnMut(Shutdown) -> anyhow::Result<PartFuture> + Send + Sync>;
 
+/// Longest wait at shutdown for a part, such as a listener that sends the acknowledgements in flight.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
 /// A part that has not polled its shutdown signal for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// Longest wait until the aborted task of a stuck part is dropped.
@@ -27,35 +30,57 @@ const RESTART_PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Duratio
 /// A part that ran for this long before it failed is restarted after the shortest pause.
 const STABLE_AFTER: Duration = Duration::from_secs(300);
 
+/// A part that can be started.
+pub(super) struct PartSpec {
+    /// Identifies the part in log, status and metrics.
+    name: String,
+    priority: Priority,
+    make: PartFactory,
+}
+
+/// On which threads a part runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Priority {
+    Normal,
+    Low,
+}
+
+impl PartSpec {
+    /// A part of normal priority.
+    pub fn new(name: String, make: impl FnMut(Shutdown) -> anyhow::Result<PartFuture> + Send + Sync + 'static) -> Self {
+        Self { name, priority: Priority::Normal, make: Box::new(make) }
+    }
+
+    pub fn with_priority(self, priority: Priority) -> Self {
+        Self { priority, ..self }
+    }
+}
+
 /// A running part. The task that watches over it restarts it after a failure.
 #[derive(Debug)]
 pub(super) struct Part {
+    name: String,
     trigger: Trigger,
     watchdog: JoinHandle<()>,
 }
 
 impl Part {
-    /// Starts a part; the error is that of the first attempt. `name` identifies it in log, status and metrics.
-    pub fn start(name: String, failures: &Arc<Failures>, make: PartFactory) -> anyhow::Result<Self> {
-        Self::start_on(Handle::current(), name, failures, make)
+    /// Starts a part; the error is that of the first attempt.
+    pub fn start(spec: PartSpec, services: &Services) -> anyhow::Result<Self> {
+        let on = match spec.priority {
+            Priority::Normal => Handle::current(),
+            Priority::Low => services.low_priority.handle(),
+        };
+        Self::start_on(on, spec, &services.handles.failures, STUCK_AFTER)
     }
 
-    /// Like [`Part::start`], on the threads of another runtime, such as the low-priority one.
-    pub fn start_on(on: Handle, name: String, failures: &Arc<Failures>, make: PartFactory) -> anyhow::Result<Self> {
-        Self::start_within(on, name, failures, make, STUCK_AFTER)
-    }
-
-    fn start_within(
-        on: Handle,
-        name: String,
-        failures: &Arc<Failures>,
-        make: PartFactory,
-        limit: Duration,
-    ) -> anyhow::Result<Self> {
+    fn start_on(on: Handle, spec: PartSpec, failures: &Arc<Failures>, limit: Duration) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::pair();
-        let mut watchdog = Watchdog { on, name, make, shutdown, limit, failures: Arc::clone(failures) };
+        let PartSpec { name, make, .. } = spec;
+        let (shown, failures) = (name.clone(), Arc::clone(failures));
+        let mut watchdog = Watchdog { on, name, make, shutdown, limit, failures };
         let first = watchdog.make()?;
-        Ok(Self { trigger, watchdog: tokio::spawn(watchdog.run(first)) })
+        Ok(Self { name: shown, trigger, watchdog: tokio::spawn(watchdog.run(first)) })
     }
 
     /// Requests the shutdown without waiting for it.
@@ -63,10 +88,14 @@ impl Part {
         self.trigger.begin();
     }
 
-    /// Requests the shutdown and waits for the end; `false` if the part does not end within `patience`.
-    pub async fn stop(self, patience: Duration) -> bool {
+    /// Requests the shutdown and waits for the end, at most [`DRAIN_WAIT_MAX`]; `false` if the part has not ended by then.
+    pub async fn stop(self) -> bool {
         self.trigger.begin();
-        tokio::time::timeout(patience, self.watchdog).await.is_ok()
+        let has_ended = tokio::time::timeout(DRAIN_WAIT_MAX, self.watchdog).await.is_ok();
+        if !has_ended {
+            tracing::warn!(part = %self.name, patience = ?DRAIN_WAIT_MAX, "the part did not end in time; the gateway stops without it");
+        }
+        has_ended
     }
 }
 
@@ -184,7 +213,7 @@ mod tests {
     fn part(
         name: &str,
         failures: &Arc<Failures>,
-        fail: impl Fn(u32) -> Option<PartFuture> + Send + 'static,
+        fail: impl Fn(u32) -> Option<PartFuture> + Send + Sync + 'static,
     ) -> (Part, mpsc::UnboundedReceiver<u32>) {
         let (said, heard) = mpsc::unbounded_channel();
         let attempt = AtomicU32::new(0);
@@ -198,7 +227,7 @@ mod tests {
                 })
             }))
         });
-        (Part::start_within(Handle::current(), name.into(), failures, make, LIMIT).expect("starts"), heard)
+        (Part::start_on(Handle::current(), PartSpec::new(name.into(), make), failures, LIMIT).expect("starts"), heard)
     }
 
     #[tokio::test]
@@ -214,7 +243,7 @@ mod tests {
         let problems = failures.problems();
         assert!(problems.len() == 1 && problems[0].contains("source a panicked ("), "{problems:?}");
         assert_eq!(failures.all()["source a"].restarts, 2);
-        assert!(failing.stop(Duration::from_secs(5)).await && other.stop(Duration::from_secs(5)).await);
+        assert!(failing.stop().await && other.stop().await);
     }
 
     #[tokio::test]
@@ -229,7 +258,7 @@ mod tests {
         assert!(waiting_said.try_recv().is_err() && said.try_recv().is_err());
         assert!(failures.problems()[0].contains("was stuck"), "{:?}", failures.problems());
         assert!(failures.hung_part().is_none());
-        assert!(failing.stop(Duration::from_secs(5)).await && waiting.stop(Duration::from_secs(5)).await);
+        assert!(failing.stop().await && waiting.stop().await);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,14 +280,15 @@ mod tests {
         release.send(()).expect("blocked");
         assert_eq!(said.recv().await, Some(1));
         assert!(failures.hung_part().is_none());
-        assert!(failing.stop(Duration::from_secs(5)).await);
+        assert!(failing.stop().await);
     }
 
     #[tokio::test]
     async fn a_part_that_cannot_start_says_so_at_once() {
         let failures = Arc::new(Failures::default());
         let make: PartFactory = Box::new(|_| anyhow::bail!("the port is taken"));
-        let error = Part::start("source d".into(), &failures, make).expect_err("does not start");
+        let spec = PartSpec::new("source d".into(), make);
+        let error = Part::start_on(Handle::current(), spec, &failures, LIMIT).expect_err("does not start");
         assert!(error.to_string().contains("taken"));
     }
 }

@@ -18,6 +18,7 @@
 mod config;
 mod redelivery;
 mod session;
+mod source;
 mod subscriptions;
 
 pub use config::Config;
@@ -38,7 +39,7 @@ use subscriptions::Subscriptions;
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// A source that subscribes to one broker.
-pub struct Source {
+pub struct Subscriber {
     config: Config,
     target: Target,
     client: String,
@@ -57,7 +58,7 @@ pub struct Source {
     next_rebirth_request: Instant,
 }
 
-impl Source {
+impl Subscriber {
     /// Creates a source; it connects once it runs. `client` is the client id if the configuration names none. `notes`
     /// stores the granted subscriptions across restarts.
     pub fn new(

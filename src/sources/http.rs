@@ -17,6 +17,7 @@ mod cloudevents;
 mod config;
 mod request;
 mod request_memory;
+mod source;
 mod tokens;
 
 pub use config::Config;
@@ -88,10 +89,6 @@ pub struct Server {
     stats: Arc<Stats>,
     budget: Arc<Budget>,
 }
-
-/// Checked settings that are not in force yet.
-#[derive(Debug)]
-pub struct Prepared(socket::Prepared<ServerContext>);
 
 /// The context that the connections of a source share.
 #[derive(Debug)]
@@ -190,7 +187,7 @@ struct Refused {
 }
 
 impl Server {
-    /// Binds the port. [`Server::run`] accepts connections.
+    /// Binds the port. [`Server::listen`] accepts connections.
     pub fn open(
         config: Config,
         ingest: Arc<Ingest>,
@@ -202,26 +199,8 @@ impl Server {
         Ok(Self { listener: ListenSocket::open(shared, listen)?, ingest, stats, budget })
     }
 
-    /// The bound address, also if the configured port is 0.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.address()
-    }
-
-    /// Reads the files of new settings and binds a new port if they name one. The old settings stay in force.
-    pub fn prepare(&self, config: Config) -> Result<Prepared, CannotServe> {
-        let listen = config.listen;
-        Ok(Prepared(
-            self.listener.prepare(ServerContext::new(config, &self.ingest, &self.stats, &self.budget)?, listen)?,
-        ))
-    }
-
-    /// Puts settings in force. Requests in progress are answered; then their connections end.
-    pub fn apply(&self, Prepared(prepared): Prepared) {
-        self.listener.apply(prepared);
-    }
-
     /// Accepts connections until the shutdown, then waits for the requests in progress.
-    pub fn run(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
+    fn listen(&self, mut shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
         let mut newest = self.listener.follow();
         async move {
             let mut setup = newest.borrow_and_update().clone();

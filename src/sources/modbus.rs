@@ -25,10 +25,11 @@ mod counter_rollover;
 pub mod import;
 mod payload;
 pub mod plan;
+mod source;
 pub mod table;
 pub mod transport;
 pub mod value;
 pub mod write;
 
-pub use bus::Source;
+pub use bus::Bus;
 pub use config::{Config, Ready, Unit, WriteRule};

@@ -20,6 +20,7 @@ mod login;
 mod outbound;
 mod registry;
 mod shared_subscription;
+mod source;
 mod state;
 mod stored_will;
 mod will;
@@ -35,7 +36,7 @@ pub use state::{CannotListen, Parts};
 use crate::clock;
 use crate::memory::ListenerId;
 use crate::shutdown::Shutdown;
-use crate::sources::socket::{self, ListenSocket};
+use crate::sources::socket::ListenSocket;
 use crate::sources::{Refusal, Stats};
 use accept_queue::AcceptQueue;
 use login::Queue;
@@ -69,12 +70,8 @@ pub struct Listener {
     kept: KeptOnReload,
 }
 
-/// A checked configuration that is not in force yet.
-#[derive(Debug)]
-pub struct Prepared(socket::Prepared<ListenerState>);
-
 impl Listener {
-    /// Opens the port; [`Listener::run`] accepts connections.
+    /// Opens the port; [`Listener::listen`] accepts connections.
     pub fn open(config: Config, parts: Parts, stats: Arc<Stats>) -> Result<Self, CannotListen> {
         let kept = KeptOnReload { logins: Arc::new(Queue::new()), listener_id: ListenerId::new() };
         let shared = ListenerState::new(config, &parts, &stats, &kept)?;
@@ -82,29 +79,8 @@ impl Listener {
         Ok(Self { listener: ListenSocket::open(shared, listen)?, parts, stats, kept })
     }
 
-    /// Returns the address, which tells the port where the configuration says 0.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.address()
-    }
-
-    /// Reads the files and opens another port if the configuration requires it; nothing changes yet.
-    pub fn prepare(&self, config: Config) -> Result<Prepared, CannotListen> {
-        let listen = config.listen;
-        Ok(Prepared(self.listener.prepare(ListenerState::new(config, &self.parts, &self.stats, &self.kept)?, listen)?))
-    }
-
-    /// Puts a configuration in force. Connections stay, except those of clients that it would refuse.
-    pub fn apply(&self, Prepared(prepared): Prepared) {
-        self.listener.apply(prepared);
-    }
-
-    /// Checks the rights of all connected clients again, after something that rights depend on has changed.
-    pub fn judge_again(&self) {
-        self.listener.announce();
-    }
-
     /// Accepts connections until the shutdown, then waits for outstanding acknowledgements.
-    pub fn run(&self, shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
+    fn listen(&self, shutdown: Shutdown) -> impl Future<Output = ()> + Send + 'static {
         let newest = self.listener.follow();
         let listener = self.listener.clone();
         async move { Acceptor::new(listener, newest, shutdown).run().await }

@@ -25,6 +25,7 @@ mod known_records;
 mod mirror;
 mod model_fields;
 mod position;
+mod source;
 
 pub use automation::{Plan, install, plans, remove, steps};
 pub use check::{Finding, check};
@@ -72,32 +73,27 @@ fn sections<'a>(contracts: &'a Contracts, source: &'a str) -> impl Iterator<Item
         .filter_map(|contract| Some((contract, contract.odoo.as_ref()?)))
 }
 
-/// A source that reads one Odoo.
-pub struct Source {
+/// Reads one Odoo.
+pub struct Reader {
     captures: Vec<Capture>,
     mirrors: Vec<Arc<Mirror>>,
     hook: Option<Hook>,
-    address: String,
 }
 
-impl Source {
-    /// Creates a source; it calls Odoo once it runs. `notes` stores the state of Odoo sources across restarts.
+impl Reader {
+    /// Creates a reader; it calls Odoo once it runs. `notes` stores the state of Odoo sources across restarts.
     /// Binds the port of the hook, if one is configured.
     pub fn new(
         config: Config,
-        contracts: &[Arc<Contract>],
+        contracts: &Contracts,
         ingest: Arc<Ingest>,
         notes: &Notes,
         (stats, budget): (Arc<Stats>, Arc<Budget>),
     ) -> Result<Self, String> {
         let client = config.client()?;
-        let address = config.url.clone();
         let hook = config.hook.clone();
-        let ours: Vec<_> = contracts
-            .iter()
-            .filter(|contract| contract.source() == SourceKind::Odoo && contract.is_for(&config.name))
-            .filter_map(|contract| Some((contract, contract.odoo.clone()?)))
-            .collect();
+        let name = config.name.clone();
+        let ours: Vec<_> = sections(contracts, &name).collect();
         let health = Health::new(&config.name, ours.len(), Arc::clone(&stats));
         let shared = Arc::new(CaptureContext { config, client, ingest, stats, health });
         let mut captures = Vec::new();
@@ -112,7 +108,7 @@ impl Source {
             captures.push(Capture::new(
                 Arc::clone(&shared),
                 Arc::clone(contract),
-                section,
+                section.clone(),
                 mirror,
                 hints,
                 notes.clone(),
@@ -122,12 +118,7 @@ impl Source {
             .map(|hook| Hook::open(hook, hinted, (Arc::clone(&shared.stats), budget), &shared.config.name))
             .transpose()
             .map_err(|error| error.to_string())?;
-        Ok(Self { captures, mirrors, hook, address })
-    }
-
-    /// The URL of Odoo.
-    pub fn address(&self) -> &str {
-        &self.address
+        Ok(Self { captures, mirrors, hook })
     }
 
     /// The address of the hook; `None` without a hook.

@@ -62,10 +62,6 @@ impl<S> Clone for ListenSocket<S> {
     }
 }
 
-/// A prepared port and context that are not in force yet.
-#[derive(Debug)]
-pub struct Prepared<S>(Arc<Setup<S>>);
-
 /// The port and context in force.
 #[derive(Debug)]
 pub struct Setup<S> {
@@ -88,19 +84,16 @@ impl<S> ListenSocket<S> {
         self.0.subscribe()
     }
 
-    /// Prepares another context, at the same address or at another one, which is bound here. The old one stays in force.
-    pub fn prepare(&self, shared: S, listen: SocketAddr) -> Result<Prepared<S>, CannotBind> {
+    /// Prepares another context, at the same address or at another one, which is bound here. The returned function puts
+    /// both in force; connections stay open.
+    pub fn prepare(&self, shared: S, listen: SocketAddr) -> Result<impl FnOnce() + use<S>, CannotBind> {
         let (old, socket) = {
             let setup = self.0.borrow();
             (setup.listen, setup.socket())
         };
         let socket = if old == listen { socket } else { Some(Arc::new(self::listen(listen)?)) };
-        Ok(Prepared(Setup::new(shared, listen, socket)))
-    }
-
-    /// Puts a prepared port and context in force. Connections stay open.
-    pub fn apply(&self, Prepared(setup): Prepared<S>) {
-        self.0.send_replace(setup);
+        let (setup, in_force) = (Setup::new(shared, listen, socket), self.0.clone());
+        Ok(move || drop(in_force.send_replace(setup)))
     }
 
     /// Notifies all subscribers again, without a change.

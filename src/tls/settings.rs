@@ -94,3 +94,16 @@ impl ClientFiles {
         *self != Self { seal: self.seal.clone(), ..Self::default() }
     }
 }
+
+/// A setting of a part that names files or a folder, with its key in the part.
+#[derive(Debug)]
+pub enum NamedFile<'a> {
+    /// A secret, which only the service may read.
+    Secret(&'static str, &'a mut PathBuf),
+    /// A file or a folder without secrets.
+    Plain(&'static str, &'a mut PathBuf),
+    /// Certificates and key of a listener.
+    Server(&'static str, &'a mut ServerFiles),
+    /// Certificates and key of a connection to a server.
+    Client(&'static str, &'a mut ClientFiles),
+}

@@ -11,7 +11,8 @@ use forebay::ingest::{Ingest, Producer, Submission, SubmitError};
 use forebay::journal::Journal;
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use forebay::shutdown;
-use forebay::sources::modbus::Source;
+use forebay::sources::SourceConfig;
+use forebay::sources::modbus::Bus;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,10 +88,14 @@ fn what_the_journal_does_not_take_is_told_later_and_whole() {
         Ingest::new(Arc::clone(&journal), loaded.contracts, Default::default(), Budget::new(LIMIT_DEFAULT))
             .expect("serves"),
     );
-    let (bus, ready) = loaded.buses.into_iter().next().expect("a bus");
+    let Some(SourceConfig::Modbus(bus)) = loaded.sources.into_iter().find(|one| one.kind() == SourceKind::Modbus)
+    else {
+        panic!("there is no bus")
+    };
+    let ready = bus.ready.clone().expect("loaded");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let (trigger, stop) = shutdown::pair();
-    let task = runtime.spawn(Source::new(bus, ready, Arc::clone(&ingest), Arc::default()).run(stop));
+    let task = runtime.spawn(Bus::new(bus, ready, Arc::clone(&ingest), Arc::default()).run(stop));
     await_told(&journal, "a snapshot", |events| events.len() == 1);
     disk.fail(Some(Fault::Sync));
     // The writer takes one batch in hand, which makes room once more.

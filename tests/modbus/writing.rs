@@ -3,11 +3,13 @@
 use super::plant::{Devices, GROUPS, prepare};
 use crate::common::gateway::scratch_folder;
 use forebay::config::Config;
+use forebay::contract::SourceKind;
 use forebay::ingest::Ingest;
 use forebay::journal::{Journal, RealDisk, Seal};
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use forebay::shutdown;
-use forebay::sources::modbus::Source;
+use forebay::sources::SourceConfig;
+use forebay::sources::modbus::Bus;
 use forebay::sources::modbus::value::Value;
 use forebay::sources::modbus::write::{NotWritten, Writer};
 use serde_json::json;
@@ -58,8 +60,12 @@ fn with_writer(port: u16, rules: &str, check: impl AsyncFnOnce(Writer)) {
         Ingest::new(Arc::clone(&journal), config.contracts, Default::default(), Budget::new(LIMIT_DEFAULT))
             .expect("serves"),
     );
-    let (config, ready) = config.buses.into_iter().next().expect("a bus");
-    let source = Source::new(config, ready, ingest, Arc::default());
+    let Some(SourceConfig::Modbus(config)) = config.sources.into_iter().find(|one| one.kind() == SourceKind::Modbus)
+    else {
+        panic!("there is no bus")
+    };
+    let ready = config.ready.clone().expect("loaded");
+    let source = Bus::new(config, ready, ingest, Arc::default());
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     runtime.block_on(async {
         let writer = source.writer();

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The configuration of a broker source.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the source; part of every event's source.
@@ -73,7 +73,7 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
 
 impl Config {
     /// Checks the values. The error is the key and the reason.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn check_values(&self) -> Result<(), (&'static str, String)> {
         if self.topics.is_empty() {
             return Err(("topics", "[] is no list of topic filters; expected one or more such as \"plant/#\"".into()));
         }

@@ -1,6 +1,6 @@
 //! One session with the broker: one loop that receives messages, hands them in and acknowledges the durable ones.
 
-use super::Source;
+use super::Subscriber;
 use super::redelivery::PendingAck;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
@@ -39,7 +39,7 @@ pub(super) struct Blocked {
     arrived: Instant,
 }
 
-impl Source {
+impl Subscriber {
     /// Serves a session until it ends.
     pub(super) async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> SessionEnd {
         let mut output = Output::default();

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The configuration of an HTTP source.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the source; part of every event's source.
@@ -76,7 +76,7 @@ const WAITING_BYTES_MAX: u64 = 1 << 30;
 
 impl Config {
     /// Checks the values, also against each other. The error is the key and the reason.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn check_values(&self) -> Result<(), (&'static str, String)> {
         let bounded = |key, value: Bytes, max: u64| {
             let is_good = value.0 > 0 && value.0 <= max;
             let message = || format!("{value} is out of bounds; 1 byte to {} are allowed", Bytes(max));

@@ -24,7 +24,7 @@ const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// One bus with its devices.
-pub struct Source {
+pub struct Bus {
     config: Config,
     dial: Dial,
     ingest: Arc<Ingest>,
@@ -73,7 +73,7 @@ struct GroupPoll {
     reporters: Vec<Reporter>,
 }
 
-impl Source {
+impl Bus {
     /// Creates a source; it connects once it runs.
     pub fn new(config: Config, ready: Ready, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Self {
         let now = clock::instant();

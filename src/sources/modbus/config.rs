@@ -4,7 +4,7 @@ use super::address::{self, Address, Serial};
 use super::table::Device;
 use super::transport::Dial;
 use super::write::WritablePoint;
-use crate::setting::{Problem, Span};
+use crate::setting::{Findings, Problem, Span, check_word};
 use crate::tls::ClientFiles;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The configuration of a bus.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the source; part of every event's source.
@@ -48,10 +48,13 @@ pub struct Config {
     /// Rules for writes. Without a rule the source writes nothing.
     #[serde(default)]
     pub write: Vec<WriteRule>,
+    /// What the check has loaded; `None` before it, and if it has found problems.
+    #[serde(skip)]
+    pub ready: Option<Ready>,
 }
 
 /// A device on a bus.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
     /// Name: the first level of the topic, and the device in every event's source.
@@ -64,7 +67,7 @@ pub struct Unit {
 }
 
 /// A point that may be written.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WriteRule {
     /// Name of the unit.
@@ -99,7 +102,7 @@ fn unit() -> u8 {
 const UNITS_MAX: usize = 1024;
 
 /// A checked configuration: the connection settings, device tables and write rules of a bus.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ready {
     /// How to connect.
     pub dial: Dial,
@@ -111,7 +114,7 @@ pub struct Ready {
 
 impl Config {
     /// Checks the values. The error is the key and the reason.
-    fn check(&self) -> Result<Address, (String, String)> {
+    fn check_values(&self) -> Result<Address, (String, String)> {
         let wrong = |key: &str, message: String| (key.to_owned(), message);
         let address = address::check(&self.url, self.serial.as_ref(), &self.tls).map_err(|(key, m)| wrong(key, m))?;
         let bounded = |key: &str, value: Span, least: Duration, most: Duration| {
@@ -133,16 +136,8 @@ impl Config {
         }
         for (index, unit) in self.units.iter().enumerate() {
             let key = |part: &str| format!("unit[{index}].{part}");
-            let is_valid_name = |word: &str| {
-                let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-                !word.is_empty() && word.len() <= 64 && word.bytes().all(is_good)
-            };
             for (part, word) in [("name", &unit.name), ("device", &unit.device)] {
-                if !is_valid_name(word) {
-                    let message =
-                        format!("\"{word}\" is no name; 1 to 64 letters, digits, \"-\", \"_\" and \".\" are allowed");
-                    return Err((key(part), message));
-                }
+                check_word(word).map_err(|message| (key(part), message))?;
             }
             if self.units[..index].iter().any(|other| other.name == unit.name) {
                 return Err((key("name"), format!("\"{}\" is taken by another unit; names are unique", unit.name)));
@@ -155,33 +150,27 @@ impl Config {
         Ok(address)
     }
 
-    /// Loads the device tables and checks the configuration against them. `problem` makes a problem from a key of this
-    /// source and a message; problems of device tables name the file of the table.
-    pub fn ready(&self, problem: impl Fn(&str, String) -> Problem) -> Result<Ready, Vec<Problem>> {
-        let address = self.check().map_err(|(key, message)| vec![problem(&key, message)])?;
-        let mut problems = Vec::new();
+    /// Checks the settings, loads the device tables, and checks the settings against them. Problems of a device table name
+    /// its file.
+    pub(super) fn load_tables(&mut self, found: &mut Findings<'_>) {
+        let address = match self.check_values() {
+            Ok(address) => address,
+            Err((key, message)) => return found.problem(&key, message),
+        };
         let mut loaded: BTreeMap<&str, Option<Arc<Device>>> = BTreeMap::new();
         let mut devices = Vec::new();
         for (index, unit) in self.units.iter().enumerate() {
-            let device = loaded.entry(&unit.device).or_insert_with(|| {
-                let file = self.devices.join(format!("{}.toml", unit.device));
-                if !file.is_file() {
-                    let message = format!("\"{}\" has no table: there is no {}", unit.device, file.display());
-                    problems.push(problem(&format!("unit[{index}].device"), message));
-                    return None;
-                }
-                Device::load(&file).map(Arc::new).map_err(|found| problems.extend(found)).ok()
-            });
-            devices.extend(device.clone());
+            let load = || self.load_table(&unit.device, &format!("unit[{index}].device"), found);
+            devices.extend(loaded.entry(&unit.device).or_insert_with(load).clone());
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if devices.len() < self.units.len() {
+            return;
         }
         let mut writable = Vec::new();
         for (index, rule) in self.write.iter().enumerate() {
             match WritablePoint::new(rule, self, &devices) {
                 Ok(point) => writable.push(point),
-                Err((key, message)) => problems.push(problem(&format!("write[{index}].{key}"), message)),
+                Err((key, message)) => found.problem(&format!("write[{index}].{key}"), message),
             }
         }
         let dial = Dial {
@@ -191,7 +180,17 @@ impl Config {
             timeout: self.timeout.0.max(CONNECT_WAIT_MIN),
             pause: self.pause.map(|pause| pause.0),
         };
-        if problems.is_empty() { Ok(Ready { dial, devices, writable }) } else { Err(problems) }
+        self.ready = (writable.len() == self.write.len()).then_some(Ready { dial, devices, writable });
+    }
+
+    fn load_table(&self, device: &str, key: &str, found: &mut Findings<'_>) -> Option<Arc<Device>> {
+        let file = self.devices.join(format!("{device}.toml"));
+        if !file.is_file() {
+            found.problem(key, format!("\"{device}\" has no table: there is no {}", file.display()));
+            return None;
+        }
+        let add = |problems: Vec<Problem>| problems.into_iter().for_each(|problem| found.add(problem));
+        Device::load(&file).map(Arc::new).map_err(add).ok()
     }
 }
 

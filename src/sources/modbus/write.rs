@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 const WAITING_MAX: usize = 16;
 
 /// A point that may be written, and its range.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WritablePoint {
     unit: usize,
     unit_name: String,

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The configuration of a listener.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the source; part of every event's source.
@@ -157,7 +157,7 @@ fn backlog_age_max() -> Span {
 
 impl Config {
     /// Checks values against each other. The error is the key and what is wrong with it.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn check_values(&self) -> Result<(), (&'static str, String)> {
         if self.payload_max.0 == 0 || self.payload_max.0 > PAYLOAD_BYTES_MAX {
             return Err((
                 "payload_max",
@@ -185,8 +185,13 @@ impl Config {
         if self.exchanges_max == 0 || self.exchanges_max > usize::from(u16::MAX) {
             return Err(("exchanges_max", format!("{} is not allowed; 1 to 65535 are", self.exchanges_max)));
         }
-        if self.connections_max == 0 || self.connects_per_second_max == 0 {
-            return Err(("connections_max", "connections_max and connects_per_second_max are at least 1".into()));
+        for (key, is_zero) in [
+            ("connections_max", self.connections_max == 0),
+            ("connects_per_second_max", self.connects_per_second_max == 0),
+        ] {
+            if is_zero {
+                return Err((key, "connections_max and connects_per_second_max are at least 1".into()));
+            }
         }
         Ok(())
     }

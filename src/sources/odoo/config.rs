@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The configuration of an Odoo source.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the source; part of every event's source.
@@ -68,7 +68,7 @@ const RECORDS_MEMORY: (u64, u64) = (1 << 20, 4 << 30);
 
 impl Config {
     /// Checks the values. The error is the key and the reason.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn check_values(&self) -> Result<(), (&'static str, String)> {
         odoo::check_url(&self.url).map_err(|message| ("url", message))?;
         let is_name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !is_name(&self.database) {

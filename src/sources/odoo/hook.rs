@@ -33,7 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 /// The configuration of the hook.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Address and port to listen on.

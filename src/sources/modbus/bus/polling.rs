@@ -2,7 +2,7 @@
 
 use super::super::transport::{Ask, Connection, Fault};
 use super::super::write::NotWritten;
-use super::{Silence, Source, ask_of};
+use super::{Bus, Silence, ask_of};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::event::Timestamp;
@@ -17,7 +17,7 @@ const BUSY_WAIT: Duration = Duration::from_millis(100);
 const LATE_TIMEOUTS: u32 = 10;
 const LATE_MIN: Duration = Duration::from_secs(10);
 
-impl Source {
+impl Bus {
     /// Reads all points of a group. Points that the device refuses become bad. An error means that the device did not
     /// answer.
     pub(super) async fn read(&mut self, index: usize) -> Result<(), Fault> {

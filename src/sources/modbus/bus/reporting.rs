@@ -3,7 +3,7 @@
 use super::super::change_detector::ChangeDetector;
 use super::super::payload::payload;
 use super::super::table::Device;
-use super::Source;
+use super::Bus;
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
@@ -42,7 +42,7 @@ pub(super) fn reporters(ingest: &Ingest, source: &str, unit: &str, device: &Devi
     grouped.into_iter().chain(single).collect()
 }
 
-impl Source {
+impl Bus {
     /// Hands in the events of a group that are due.
     pub(super) fn report(&mut self, index: usize, now: Instant) {
         self.follow_contracts(index);

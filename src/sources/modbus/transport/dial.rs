@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 const SILENCE: Duration = Duration::from_millis(20);
 
 /// The settings for connecting to a bus.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dial {
     /// Address of the bus.
     pub address: Address,

@@ -1,0 +1,116 @@
+//! Checks of the parts against each other: names, ports, client ids, serial lines, feedback loops, and what the watch
+//! needs of the others.
+//!
+//! Not here: the checks of one part by itself, which the part owns.
+
+use super::file::File;
+use crate::contract::{Contracts, SourceKind};
+use crate::forward;
+use crate::link::Address;
+use crate::mqtt::Filter;
+use crate::setting::{Findings, check_word};
+use crate::sources::{SourceConfig, broker};
+use crate::watch;
+
+/// Checks every source, and the sources against each other and the destinations.
+pub(super) fn check_sources(raw: &mut File, found: &mut Findings<'_>) {
+    let (mut names, mut claimed) = (Vec::new(), Vec::new());
+    for (key, source) in &mut raw.source.0 {
+        found.within(key.as_str(), |found| {
+            let settings = source.settings_mut();
+            let name = settings.name().to_owned();
+            if let Err(message) = check_word(&name) {
+                found.problem("name", message);
+            }
+            if names.contains(&name) {
+                found.problem("name", format!("\"{name}\" is taken by another source; names are unique"));
+            }
+            names.push(name);
+            for claim in settings.claims() {
+                if claimed.contains(&claim.what) {
+                    found.problem(claim.key, claim.taken);
+                }
+                claimed.push(claim.what);
+            }
+            settings.check(found);
+        });
+    }
+    for (key, source) in &raw.source.0 {
+        let SourceConfig::Broker(broker) = source else { continue };
+        let Some(filter) = feeds_itself(raw, broker) else { continue };
+        let message = format!(
+            "\"{filter}\" matches what the gateway itself publishes there ({}/{}/…), so every event would return as a new one; subscribe to narrower topics",
+            raw.environment, raw.site
+        );
+        found.within(key.as_str(), |found| found.problem("topics", message));
+    }
+}
+
+/// Returns the filter of a source that would receive events which a destination publishes at the same broker.
+fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String> {
+    let address = Address::parse(&source.url).ok()?;
+    let leads_there = |to: &forward::Config| to.url.0.iter().any(|url| Address::parse(url).as_ref() == Ok(&address));
+    if !raw.destination.iter().any(leads_there) {
+        return None;
+    }
+    let own = Filter::parse(&format!("{}/{}/#", raw.environment, raw.site))?;
+    source.topics.iter().find(|filter| Filter::parse(filter).is_some_and(|filter| own.overlaps(&filter)))
+}
+
+/// Checks every destination, and their names against each other.
+pub(super) fn check_destinations(raw: &File, found: &mut Findings<'_>) {
+    for (index, destination) in raw.destination.iter().enumerate() {
+        found.within(format!("destination[{index}]"), |found| {
+            let name = &destination.name;
+            if let Err(message) = check_word(name) {
+                found.problem("name", message);
+            }
+            if raw.destination[..index].iter().any(|other| other.name == *name) {
+                found.problem("name", format!("\"{name}\" is taken by a destination above; names are unique"));
+            }
+            destination.check(found);
+        });
+    }
+}
+
+/// Checks the watch, and whether the sources and contracts give it what it evaluates.
+pub(super) fn check_watch(raw: &File, contracts: &Contracts, found: &mut Findings<'_>) {
+    let Some(watch) = &raw.watch else { return };
+    found.note(watch.check().map_err(|(part, message)| (format!("watch.{part}"), message)));
+    if !raw.source.0.iter().any(|(_, source)| source.kind() == SourceKind::Odoo) {
+        found.problem("watch", "there is nothing to watch; add a [[source.odoo]]");
+    }
+    // Refused contracts are already reported as their own problems.
+    let declared = |stream: &str| contracts.iter().any(|contract| contract.stream() == stream);
+    let lacking: Vec<_> = watch::STREAMS.into_iter().filter(|stream| !declared(stream)).collect();
+    if !lacking.is_empty() && contracts.iter().next().is_some() {
+        let message =
+            format!("no contract declares {}; copy config/contracts/watch into contracts", lacking.join(", "));
+        found.problem("watch", message);
+    }
+    let reads = |model: &str| contracts.iter().any(|one| one.odoo.as_ref().is_some_and(|odoo| odoo.model == model));
+    for (model, what) in
+        [("mrp.production", "orders"), ("mrp.workorder", "work orders"), ("mrp.workcenter", "work centers")]
+    {
+        if !reads(model) {
+            found.warning("watch", format!("no contract reads {model}: {what} are not watched"));
+        }
+    }
+}
+
+/// Warns about parts that are missing, and about sources that do not fit the contracts.
+pub(super) fn warn_of_gaps(raw: &File, contracts: &Contracts, found: &mut Findings<'_>) {
+    if raw.source.0.is_empty() {
+        found.warning("source", "there is none: nothing can come in");
+    }
+    if raw.destination.is_empty() {
+        found.warning("destination", "there is none: events are kept, and nothing leaves the gateway");
+    }
+    if contracts.iter().next().is_none() {
+        let message = format!("{} contains no contract: every event becomes a dead letter", raw.contracts.display());
+        found.warning("contracts", message);
+    }
+    for (key, source) in &raw.source.0 {
+        found.within(key.as_str(), |found| source.settings().check_contracts(contracts, found));
+    }
+}

@@ -1,0 +1,143 @@
+//! The helpers: the parts of a gateway that neither read devices nor send events out.
+
+use super::part::{PartFactory, PartSpec};
+use super::services::Services;
+use super::stop_order::StopOrder;
+use crate::admin;
+use crate::config::Config;
+use crate::ledger::Ledger;
+use crate::local::Local;
+use crate::security::SecurityReporter;
+use crate::shutdown::Shutdown;
+use crate::survival::Survival;
+use crate::timekeeper::Timekeeper;
+use crate::watch::{self, Board, Watch};
+use anyhow::Context;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A helper as configured.
+#[derive(Clone, PartialEq)]
+pub(super) enum Helper {
+    Timekeeper,
+    SurvivalClock,
+    LastValues,
+    Ledger(Duration),
+    SecurityEvents,
+    Watch(watch::Config),
+    Monitoring,
+    CommandSocket(PathBuf),
+}
+
+impl Helper {
+    /// The helpers of a configuration, in the order in which they start.
+    pub fn of(config: &Config) -> Vec<Self> {
+        let always = [
+            Self::Timekeeper,
+            Self::SurvivalClock,
+            Self::LastValues,
+            Self::Ledger(config.ledger_period),
+            Self::SecurityEvents,
+        ];
+        let watch = config.watch.clone().map(Self::Watch);
+        let last = [Self::Monitoring, Self::CommandSocket(config.socket.clone())];
+        always.into_iter().chain(watch).chain(last).collect()
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Timekeeper => "timekeeper",
+            Self::SurvivalClock => "survival clock",
+            Self::LastValues => "last values",
+            Self::Ledger(_) => "ledger",
+            Self::SecurityEvents => "security events",
+            Self::Watch(_) => "watch",
+            Self::Monitoring => "monitoring",
+            Self::CommandSocket(_) => "command socket",
+        }
+    }
+
+    pub fn stop_order(&self) -> StopOrder {
+        match self {
+            // The watch hands in events.
+            Self::Watch(_) => StopOrder::Intake,
+            Self::CommandSocket(_) => StopOrder::CommandSocket,
+            _ => StopOrder::Helpers,
+        }
+    }
+
+    /// Opens the helper. Also returns the board of the watch.
+    pub fn open(&self, services: &Services) -> anyhow::Result<(PartSpec, Option<Arc<Board>>)> {
+        let handles = &services.handles;
+        let mut board = None;
+        let make = match self {
+            Self::Timekeeper => shared(&handles.timekeeper, Timekeeper::run),
+            Self::SurvivalClock => shared(&handles.survival, Survival::run),
+            Self::LastValues => shared(&services.local, Local::run),
+            Self::Ledger(period) => ledger(services, *period),
+            Self::SecurityEvents => security_events(services),
+            Self::Watch(config) => {
+                let (make, shown) = watch(services, config.clone())?;
+                board = Some(shown);
+                make
+            }
+            Self::Monitoring => shared(handles, admin::monitor),
+            Self::CommandSocket(path) => command_socket(services, path.clone()),
+        };
+        Ok((PartSpec::new(self.name().to_owned(), make), board))
+    }
+}
+
+/// Runs a service that other parts use too.
+fn shared<T, F>(service: &Arc<T>, run: impl Fn(Arc<T>, Shutdown) -> F + Send + Sync + 'static) -> PartFactory
+where
+    T: Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let service = Arc::clone(service);
+    Box::new(move |shutdown| Ok(Box::pin(run(Arc::clone(&service), shutdown))))
+}
+
+fn ledger(services: &Services, period: Duration) -> PartFactory {
+    let handles = Arc::clone(&services.handles);
+    Box::new(move |shutdown| {
+        let (journal, fates) = (Arc::clone(&handles.journal), Arc::clone(&handles.fates));
+        let ledger = Ledger::open(journal, fates, handles.surroundings.clone(), period)?;
+        Ok(Box::pin(ledger.run(shutdown)))
+    })
+}
+
+fn security_events(services: &Services) -> PartFactory {
+    let handles = Arc::clone(&services.handles);
+    Box::new(move |shutdown| {
+        let (security, journal) = (Arc::clone(&handles.security), Arc::clone(&handles.journal));
+        let reporter = SecurityReporter::open(security, journal, &handles.surroundings)?;
+        Ok(Box::pin(reporter.run(shutdown)))
+    })
+}
+
+fn command_socket(services: &Services, path: PathBuf) -> PartFactory {
+    let handles = Arc::clone(&services.handles);
+    Box::new(move |shutdown| {
+        let socket = admin::listen(&path).with_context(|| format!("the command socket {}", path.display()))?;
+        Ok(Box::pin(admin::serve(socket, Arc::clone(&handles), shutdown)))
+    })
+}
+
+/// Opens the watch. After a restart the new one publishes to the same board.
+fn watch(services: &Services, config: watch::Config) -> anyhow::Result<(PartFactory, Arc<Board>)> {
+    let (ingest, local) = (Arc::clone(&services.handles.ingest), Arc::clone(&services.local));
+    let (notes, mirrors) = (services.handles.journal.notes("watch"), services.mirrors.clone());
+    let open =
+        move || Watch::open(config.clone(), mirrors.clone(), Arc::clone(&ingest), Arc::clone(&local), notes.clone());
+    let first = open()?;
+    let board = first.board();
+    let shown = Arc::clone(&board);
+    let mut first = Some(first);
+    let make: PartFactory = Box::new(move |shutdown| {
+        let watch = first.take().map_or_else(|| open().map(|watch| watch.shown_on(Arc::clone(&shown))), Ok)?;
+        Ok(Box::pin(watch.run(shutdown)))
+    });
+    Ok((make, board))
+}
