@@ -2,13 +2,14 @@
 //!
 //! Promise: a source acknowledges an event only with a receipt of the journal.
 //!
-//! A new kind of source is a folder here with its settings and its life, and a line in `source`. Contracts name it by a
+//! A new kind of source is a folder here with its settings and its life, and a line in `kinds`. Contracts name it by a
 //! word of their own (`contract::SourceKind`).
 
 pub mod broker;
 mod handshake;
 pub mod http;
 mod identity;
+mod kinds;
 pub mod modbus;
 pub mod mqtt;
 pub mod odoo;
@@ -17,7 +18,8 @@ mod socket;
 mod source;
 mod stats;
 
-pub use source::{Change, Claim, Services, Settings, Source, SourceConfig, SourceError, SourceFuture, SourceTables};
+pub use kinds::{KindServices, SourceConfig, SourceTables};
+pub use source::{Change, Claim, Services, Settings, Source, SourceError, SourceFuture};
 pub use stats::{OpenConnection, Refusal, Stats};
 
 /// Upper limit of the settings for the largest payload.

@@ -26,15 +26,11 @@ const NOT_YET_LINES: &[(&str, usize)] = &[
 ];
 /// Files with functions over `FUNCTION_LINES`, and the lines of their longest.
 const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[
-    ("config.rs", 96),
     ("contract/file.rs", 140),
     ("forward.rs", 84),
-    ("gateway.rs", 144),
-    ("gateway/sources.rs", 77),
 ];
 /// Files with functions of more than `PARAMETERS`, and how many.
 const NOT_YET_PARAMETERS: &[(&str, usize)] = &[
-    ("config/destinations.rs", 1),
     ("contract/publication.rs", 1),
     ("forward/again/replays.rs", 1),
     ("forward/batch.rs", 1),
@@ -50,15 +46,12 @@ const NOT_YET_CYCLES: &[(&str, usize)] =
     &[("contract/schema", 4), ("ingest/sparkplug", 2), ("sources/http", 2), ("sources/modbus", 2)];
 /// Files that use children by which they are used, and how many.
 const NOT_YET_PARENTS: &[(&str, usize)] = &[
-    ("config.rs", 7),
     ("contract.rs", 2),
     ("forward.rs", 2),
-    ("gateway.rs", 3),
     ("ingest/sparkplug.rs", 1),
     ("link.rs", 1),
     ("sources/broker.rs", 2),
     ("sources/http.rs", 1),
-    ("sources/modbus.rs", 1),
     ("sources/modbus/bus.rs", 1),
     ("sources/modbus/table.rs", 1),
     ("sources/modbus/transport.rs", 1),

@@ -10,6 +10,7 @@ use super::services::Services;
 use super::stop_order::StopOrder;
 use crate::admin::{LinkHandle, SourceHandle};
 use crate::config::Config;
+use crate::contract::SourceKind;
 use crate::sources::{Change, Source, SourceConfig};
 use crate::watch::Board;
 use anyhow::Context;
@@ -56,17 +57,17 @@ impl SourceSpec {
     }
 
     fn open(&self, services: &Services, config: &Config) -> anyhow::Result<(Running, Vec<PartSpec>)> {
-        let (settings, kind) = (self.config.settings(), self.config.kind());
-        let name = settings.name().to_owned();
-        let given = services.of_source(&name, kind, config);
+        let (name, kind) = (self.config.settings().name().to_owned(), self.config.kind());
+        let (given, own) = services.of_source(&name, kind, config);
         let stats = Arc::clone(&given.stats);
-        let source = settings.open(given).map_err(anyhow::Error::from_boxed);
+        let source = self.config.open(given, &own).map_err(anyhow::Error::from_boxed);
         let source = source.with_context(|| format!("source \"{name}\""))?;
         let runs = Arc::clone(&source);
         let part = PartSpec::new(format!("source {name}"), move |shutdown| {
             runs.run(shutdown).map_err(anyhow::Error::from_boxed)
         });
-        let handle = SourceHandle { name, kind, address: source.address(), stats, devices: source.devices() };
+        let devices = (kind == SourceKind::Mqtt).then_some(own.devices);
+        let handle = SourceHandle { name, kind, address: source.address(), stats, devices };
         Ok((Running::Source(handle, source), vec![part]))
     }
 }
@@ -146,7 +147,7 @@ impl Component {
     pub fn prepare(&self, new: &ComponentSpec) -> anyhow::Result<Option<Change>> {
         Ok(match (&self.spec, new, &self.running) {
             (_, ComponentSpec::Source(new), Running::Source(_, source)) => {
-                source.prepare(&new.config).map_err(anyhow::Error::from_boxed)?
+                source.prepare(new.config.settings()).map_err(anyhow::Error::from_boxed)?
             }
             (ComponentSpec::Destination(old), ComponentSpec::Destination(new), Running::Destination(rotation, _))
                 if old.has_same_settings(new) =>

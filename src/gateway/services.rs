@@ -14,9 +14,9 @@ use crate::memory::Budget;
 use crate::runtime::spawn_blocking;
 use crate::security::Security;
 use crate::setting::Problem;
-use crate::sources::mqtt::Registry;
+use crate::sources::mqtt::{Devices, Registry};
 use crate::sources::odoo::Mirrors;
-use crate::sources::{self, Stats};
+use crate::sources::{self, KindServices, Stats};
 use crate::survival::Survival;
 use crate::timekeeper::Timekeeper;
 use arc_swap::ArcSwap;
@@ -85,20 +85,24 @@ impl Services {
         Ok((Arc::new(Self { handles, local, registry, mirrors: Mirrors::default(), low_priority }), reloads))
     }
 
-    /// The services of one source.
-    pub fn of_source(&self, name: &str, kind: SourceKind, config: &Config) -> sources::Services {
+    /// The services of one source, and those that only its kind uses.
+    pub fn of_source(&self, name: &str, kind: SourceKind, config: &Config) -> (sources::Services, KindServices) {
         let (handles, names) = (&self.handles, &self.handles.surroundings);
-        sources::Services {
+        let own = KindServices {
+            registry: Arc::clone(&self.registry),
+            devices: Arc::new(Devices::new(Arc::clone(&handles.budget))),
+            mirrors: self.mirrors.clone(),
+        };
+        let services = sources::Services {
             stats: Arc::new(Stats::reporting(Arc::clone(&handles.security))),
             ingest: Arc::clone(&handles.ingest),
             local: Arc::clone(&self.local),
-            registry: Arc::clone(&self.registry),
-            mirrors: self.mirrors.clone(),
             budget: Arc::clone(&handles.budget),
             notes: handles.journal.notes(&kind.to_string()),
             client: format!("forebay-{}-{}-{}-source-{name}", names.environment, names.site, names.gateway),
             contracts: config.contracts.clone(),
-        }
+        };
+        (services, own)
     }
 }
 

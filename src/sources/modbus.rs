@@ -32,4 +32,5 @@ pub mod value;
 pub mod write;
 
 pub use bus::Bus;
-pub use config::{Config, Ready, Unit, WriteRule};
+pub use config::{Config, Ready, Unit};
+pub use write::WriteRule;

@@ -1,14 +1,10 @@
-//! What every source has in common: settings that check themselves, and a life from open to close. Here stands the list
-//! of sources.
+//! What every source has in common: settings that check themselves, and a life from open to close.
 //!
 //! Promise: a source that opens has bound its port and read its files, so nothing of that can fail once it runs.
 //! Settings that a source cannot take while it runs are refused by [`Source::prepare`] before anything changes.
 
-use super::mqtt::{Devices, Registry};
-use super::odoo::Mirrors;
 use super::stats::Stats;
-use super::{broker, http, modbus, mqtt, odoo};
-use crate::contract::{Contracts, SourceKind};
+use crate::contract::Contracts;
 use crate::ingest::{Ingest, Notes};
 use crate::local::Local;
 use crate::memory::Budget;
@@ -16,77 +12,10 @@ use crate::setting::Findings;
 use crate::shutdown::Shutdown;
 use crate::tls::NamedFile;
 use parking_lot::Mutex;
-use serde::Deserialize;
+use std::any::Any;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-
-/// Declares the kinds of sources: the variant in [`SourceConfig`] and [`SourceKind`], and the module, which is also the
-/// name of the table in the configuration.
-macro_rules! sources {
-    ($($kind:ident = $module:ident,)*) => {
-        /// The settings of one source.
-        #[derive(Clone, Debug, PartialEq)]
-        #[allow(missing_docs)]
-        pub enum SourceConfig {
-            $($kind($module::Config),)*
-        }
-
-        /// The tables `[[source.…]]` of a configuration file.
-        #[derive(Debug, Default, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Tables {
-            $(#[serde(default)] $module: Vec<$module::Config>,)*
-        }
-
-        impl From<Tables> for SourceTables {
-            fn from(tables: Tables) -> Self {
-                let mut found = Vec::new();
-                $(for (index, config) in tables.$module.into_iter().enumerate() {
-                    let key = format!(concat!("source.", stringify!($module), "[{}]"), index);
-                    found.push((key, SourceConfig::$kind(config)));
-                })*
-                Self(found)
-            }
-        }
-
-        impl SourceConfig {
-            /// The kind, as contracts name it.
-            pub fn kind(&self) -> SourceKind {
-                match self {
-                    $(Self::$kind(_) => SourceKind::$kind,)*
-                }
-            }
-
-            /// What all kinds have in common.
-            pub fn settings(&self) -> &dyn Settings {
-                match self {
-                    $(Self::$kind(config) => config,)*
-                }
-            }
-
-            /// Like [`SourceConfig::settings`], to be changed.
-            pub fn settings_mut(&mut self) -> &mut dyn Settings {
-                match self {
-                    $(Self::$kind(config) => config,)*
-                }
-            }
-        }
-    };
-}
-
-sources! {
-    Mqtt = mqtt,
-    Http = http,
-    Broker = broker,
-    Modbus = modbus,
-    Odoo = odoo,
-}
-
-/// All sources of a configuration file, each with its key, such as `source.mqtt[0]`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(from = "Tables")]
-pub struct SourceTables(pub Vec<(String, SourceConfig)>);
 
 /// Why a source cannot be opened or changed.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -114,8 +43,8 @@ impl Claim {
     }
 }
 
-/// The settings of a source.
-pub trait Settings {
+/// The settings of a source. Each kind also has a method `open`, which `kinds` calls with what the kind needs.
+pub trait Settings: Any {
     /// Name of the source; part of every event's source.
     fn name(&self) -> &str;
     /// Lists the files that the settings name.
@@ -132,8 +61,6 @@ pub trait Settings {
     fn depends_on_contracts(&self) -> bool {
         false
     }
-    /// Opens the source: reads its files and saved state, and binds its port.
-    fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError>;
 }
 
 /// What the gateway gives to a source.
@@ -145,10 +72,6 @@ pub struct Services {
     pub ingest: Arc<Ingest>,
     /// Events and last values for subscribers.
     pub local: Arc<Local>,
-    /// MQTT connections and sessions.
-    pub registry: Arc<Registry>,
-    /// Where Odoo sources show their known records.
-    pub mirrors: Mirrors,
     /// Bounds the memory that peers occupy.
     pub budget: Arc<Budget>,
     /// Values that sources of this kind save across restarts.
@@ -169,13 +92,9 @@ pub trait Source: Send + Sync {
     fn port(&self) -> Option<SocketAddr> {
         None
     }
-    /// The devices that have connected, if the source knows them.
-    fn devices(&self) -> Option<Arc<Devices>> {
-        None
-    }
     /// Checks other settings of the same kind, reads their files and binds their port. Returns `None` if the source can
     /// take them only with a restart. Nothing changes until the returned function is called.
-    fn prepare(&self, _config: &SourceConfig) -> Result<Option<Change>, SourceError> {
+    fn prepare(&self, _settings: &dyn Settings) -> Result<Option<Change>, SourceError> {
         Ok(None)
     }
     /// Checks what depends on contracts again: they may have changed.

@@ -61,8 +61,10 @@ impl Settings for Config {
             found.problem("password_file", error.to_string());
         }
     }
+}
 
-    fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
+impl Config {
+    pub(crate) fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
         let config = self.clone();
         let make = move || {
             let Services { stats, ingest, notes, client, .. } = services.clone();

@@ -3,8 +3,9 @@
 use super::{Config, Server, ServerContext, Tokens};
 use crate::setting::Findings;
 use crate::shutdown::Shutdown;
-use crate::sources::source::{Change, Claim, Services, Settings, Source, SourceConfig, SourceError, SourceFuture};
+use crate::sources::source::{Change, Claim, Services, Settings, Source, SourceError, SourceFuture};
 use crate::tls::NamedFile;
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -49,8 +50,10 @@ impl Settings for Config {
             found.problem("tokens", error.to_string());
         }
     }
+}
 
-    fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
+impl Config {
+    pub(crate) fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
         let Services { stats, ingest, budget, .. } = services;
         Ok(Arc::new(Server::open(self.clone(), ingest, stats, budget)?))
     }
@@ -70,8 +73,9 @@ impl Source for Server {
     }
 
     /// Requests in progress are answered; then their connections end.
-    fn prepare(&self, config: &SourceConfig) -> Result<Option<Change>, SourceError> {
-        let SourceConfig::Http(config) = config else { return Ok(None) };
+    fn prepare(&self, settings: &dyn Settings) -> Result<Option<Change>, SourceError> {
+        let settings: &dyn Any = settings;
+        let Some(config) = settings.downcast_ref::<Config>() else { return Ok(None) };
         let context = ServerContext::new(config.clone(), &self.ingest, &self.stats, &self.budget)?;
         Ok(Some(Box::new(self.listener.prepare(context, config.listen)?)))
     }

@@ -3,7 +3,7 @@
 use super::address::{self, Address, Serial};
 use super::table::Device;
 use super::transport::Dial;
-use super::write::WritablePoint;
+use super::write::{WritablePoint, WriteRule};
 use crate::setting::{Findings, Problem, Span, check_word};
 use crate::tls::ClientFiles;
 use serde::Deserialize;
@@ -64,18 +64,6 @@ pub struct Unit {
     pub unit: u8,
     /// Name of the device table: a file in the folder, without `.toml`.
     pub device: String,
-}
-
-/// A point that may be written.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WriteRule {
-    /// Name of the unit.
-    pub unit: String,
-    /// Name of the point.
-    pub point: String,
-    /// Smallest and largest value, in the point's unit of measure; a bit needs no range.
-    pub range: Option<(f64, f64)>,
 }
 
 fn devices() -> PathBuf {
@@ -168,7 +156,8 @@ impl Config {
         }
         let mut writable = Vec::new();
         for (index, rule) in self.write.iter().enumerate() {
-            match WritablePoint::new(rule, self, &devices) {
+            let unit = self.units.iter().position(|unit| unit.name == rule.unit);
+            match WritablePoint::new(rule, unit, &devices) {
                 Ok(point) => writable.push(point),
                 Err((key, message)) => found.problem(&format!("write[{index}].{key}"), message),
             }

@@ -52,8 +52,10 @@ impl Settings for Config {
             found.warning("", format!("no contract matches \"{topic}\"{more}: the events become dead letters"));
         }
     }
+}
 
-    fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
+impl Config {
+    pub(crate) fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
         let config = self.clone();
         let ready = self.ready.clone().ok_or("the device tables are not loaded")?;
         let make = move || {

@@ -6,12 +6,24 @@
 use super::table::{Device, Point};
 use super::transport::Ask;
 use super::value::{Table, Type, Value};
-use super::{Config, WriteRule};
+use serde::Deserialize;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Writes that may wait for the bus.
 const WAITING_MAX: usize = 16;
+
+/// A point that may be written.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteRule {
+    /// Name of the unit.
+    pub unit: String,
+    /// Name of the point.
+    pub point: String,
+    /// Smallest and largest value, in the point's unit of measure; a bit needs no range.
+    pub range: Option<(f64, f64)>,
+}
 
 /// A point that may be written, and its range.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,9 +35,8 @@ pub struct WritablePoint {
 }
 
 impl WritablePoint {
-    /// Checks a rule against the device table. The error is the key and the reason.
-    pub fn new(rule: &WriteRule, config: &Config, devices: &[Arc<Device>]) -> Result<Self, (&'static str, String)> {
-        let unit = config.units.iter().position(|unit| unit.name == rule.unit);
+    /// Checks a rule against the device tables. `unit` is the index of its unit. The error is the key and the reason.
+    pub fn new(rule: &WriteRule, unit: Option<usize>, devices: &[Arc<Device>]) -> Result<Self, (&'static str, String)> {
         let unit = unit.ok_or_else(|| ("unit", format!("\"{}\" is no unit of this source", rule.unit)))?;
         let point = devices.get(unit).and_then(|device| device.point(&rule.point));
         let point = point.ok_or_else(|| ("point", format!("\"{}\" is no point of \"{}\"", rule.point, rule.unit)))?;

@@ -1,12 +1,13 @@
 //! The MQTT listener as a source: its checks against the environment and the contracts, and its life.
 
-use super::{Config, Devices, Listener, ListenerState, Parts, Rule, Users};
+use super::{Config, Devices, Listener, ListenerState, Parts, Registry, Rule, Users};
 use crate::contract::{Contract, Contracts, SourceKind};
 use crate::mqtt::Filter;
 use crate::setting::Findings;
 use crate::shutdown::Shutdown;
-use crate::sources::source::{Change, Claim, Services, Settings, Source, SourceConfig, SourceError, SourceFuture};
+use crate::sources::source::{Change, Claim, Services, Settings, Source, SourceError, SourceFuture};
 use crate::tls::{self, NamedFile};
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -102,10 +103,16 @@ impl Settings for Config {
             }
         }
     }
+}
 
-    fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
-        let devices = Arc::new(Devices::new(Arc::clone(&services.budget)));
-        let Services { stats, ingest, local, registry, budget, .. } = services;
+impl Config {
+    pub(crate) fn open(
+        &self,
+        services: Services,
+        registry: Arc<Registry>,
+        devices: Arc<Devices>,
+    ) -> Result<Arc<dyn Source>, SourceError> {
+        let Services { stats, ingest, local, budget, .. } = services;
         let parts = Parts { ingest, local, registry, devices, budget };
         Ok(Arc::new(Listener::open(self.clone(), parts, stats)?))
     }
@@ -139,13 +146,10 @@ impl Source for Listener {
         self.listener.address().ok()
     }
 
-    fn devices(&self) -> Option<Arc<Devices>> {
-        Some(Arc::clone(&self.parts.devices))
-    }
-
     /// Connections stay, except those of clients that the new settings would refuse.
-    fn prepare(&self, config: &SourceConfig) -> Result<Option<Change>, SourceError> {
-        let SourceConfig::Mqtt(config) = config else { return Ok(None) };
+    fn prepare(&self, settings: &dyn Settings) -> Result<Option<Change>, SourceError> {
+        let settings: &dyn Any = settings;
+        let Some(config) = settings.downcast_ref::<Config>() else { return Ok(None) };
         let state = ListenerState::new(config.clone(), &self.parts, &self.stats, &self.kept)?;
         Ok(Some(Box::new(self.listener.prepare(state, config.listen)?)))
     }

@@ -64,14 +64,16 @@ impl Settings for Config {
     fn depends_on_contracts(&self) -> bool {
         true
     }
+}
 
-    fn open(&self, services: Services) -> Result<Arc<dyn Source>, SourceError> {
-        let (config, mirrors) = (self.clone(), services.mirrors.clone());
+impl Config {
+    pub(crate) fn open(&self, services: Services, mirrors: Mirrors) -> Result<Arc<dyn Source>, SourceError> {
+        let (config, shown) = (self.clone(), mirrors.clone());
         let make = move || {
             let shared = (Arc::clone(&services.stats), Arc::clone(&services.budget));
             let ingest = Arc::clone(&services.ingest);
             let reader = Reader::new(config.clone(), &services.contracts, ingest, &services.notes, shared)?;
-            services.mirrors.put(&config.name, reader.mirrors().to_vec());
+            shown.put(&config.name, reader.mirrors().to_vec());
             Ok(reader)
         };
         let first = make()?;
