@@ -49,7 +49,6 @@ pub struct Config {
     pub last_values: usize,
     /// Memory limit of the gateway in bytes. Clients may occupy a share of it.
     pub memory: u64,
-    /// The sources.
     pub sources: Vec<SourceConfig>,
     /// Rules of the watch for business exceptions, if it is on.
     pub watch: Option<watch::Config>,

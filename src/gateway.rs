@@ -29,7 +29,6 @@ use tokio::task::JoinHandle;
 /// Longest wait for the disk when the journal closes.
 const DISK_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The running gateway.
 #[derive(Debug)]
 pub struct Gateway {
     registry: Arc<Registry>,

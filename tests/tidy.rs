@@ -17,7 +17,6 @@ const PARAMETERS: usize = 5;
 
 /// Files over a limit, with today's figure: they may shrink, not grow, and leave the list once they are within it.
 const NOT_YET_LINES: &[(&str, usize)] = &[
-    ("config.rs", 701),
     ("contract.rs", 575),
     ("forward.rs", 633),
     ("forward/again.rs", 616),
@@ -25,10 +24,7 @@ const NOT_YET_LINES: &[(&str, usize)] = &[
     ("link.rs", 505),
 ];
 /// Files with functions over `FUNCTION_LINES`, and the lines of their longest.
-const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[
-    ("contract/file.rs", 140),
-    ("forward.rs", 84),
-];
+const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[("contract/file.rs", 140), ("forward.rs", 84)];
 /// Files with functions of more than `PARAMETERS`, and how many.
 const NOT_YET_PARAMETERS: &[(&str, usize)] = &[
     ("contract/publication.rs", 1),

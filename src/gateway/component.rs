@@ -19,7 +19,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// A component as configured.
 #[derive(Clone, PartialEq)]
 pub(super) enum ComponentSpec {
     Destination(DestinationSpec),
@@ -36,7 +35,6 @@ pub(super) fn table(config: &Config) -> Vec<ComponentSpec> {
     destinations.chain(helpers).chain(sources).collect()
 }
 
-/// A source as configured.
 #[derive(Clone, PartialEq)]
 pub(super) struct SourceSpec {
     config: SourceConfig,

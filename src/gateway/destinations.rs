@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// A destination as configured.
 #[derive(Clone, PartialEq)]
 pub(super) struct DestinationSpec {
     pub config: Arc<forward::Config>,

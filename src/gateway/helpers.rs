@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A helper as configured.
 #[derive(Clone, PartialEq)]
 pub(super) enum Helper {
     Timekeeper,

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// The shared services.
 pub(super) struct Services {
     pub handles: Arc<Handles>,
     pub local: Arc<Local>,

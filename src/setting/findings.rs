@@ -19,7 +19,6 @@ impl<'d> Findings<'d> {
         Self { document, is_production, part: String::new(), problems: Vec::new(), warnings: Vec::new() }
     }
 
-    /// The configuration file.
     pub fn document(&self) -> &'d Document {
         self.document
     }

@@ -95,7 +95,6 @@ pub struct Server {
 struct ServerContext {
     config: Config,
     tls: Option<Arc<rustls::ServerConfig>>,
-    /// Verifies certificates of clients.
     clients: Option<Clients>,
     ingest: Arc<Ingest>,
     tokens: Option<Tokens>,

@@ -73,7 +73,6 @@ fn sections<'a>(contracts: &'a Contracts, source: &'a str) -> impl Iterator<Item
         .filter_map(|contract| Some((contract, contract.odoo.as_ref()?)))
 }
 
-/// Reads one Odoo.
 pub struct Reader {
     captures: Vec<Capture>,
     mirrors: Vec<Arc<Mirror>>,

@@ -67,13 +67,11 @@ impl<S> Clone for ListenSocket<S> {
 pub struct Setup<S> {
     /// The context of new connections.
     pub shared: Arc<S>,
-    /// The configured address.
     listen: SocketAddr,
     socket: Mutex<Option<Arc<TcpListener>>>,
 }
 
 impl<S> ListenSocket<S> {
-    /// Binds this address.
     pub fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
         let socket = Arc::new(self::listen(listen)?);
         Ok(Self(watch::channel(Setup::new(shared, listen, Some(socket))).0))
@@ -101,7 +99,6 @@ impl<S> ListenSocket<S> {
         self.0.send_modify(|_| ());
     }
 
-    /// The bound address.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         match self.0.borrow().socket() {
             Some(socket) => socket.local_addr(),

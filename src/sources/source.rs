@@ -27,7 +27,6 @@ pub type Change = Box<dyn FnOnce() + Send>;
 /// Something that only one source can have, such as a port.
 #[derive(Debug)]
 pub struct Claim {
-    /// Key of the setting.
     pub key: &'static str,
     /// What is claimed; equal for sources that collide.
     pub what: String,
@@ -68,7 +67,6 @@ pub trait Settings: Any {
 pub struct Services {
     /// Counters and status of the source.
     pub stats: Arc<Stats>,
-    /// Takes the events.
     pub ingest: Arc<Ingest>,
     /// Events and last values for subscribers.
     pub local: Arc<Local>,
@@ -78,7 +76,6 @@ pub struct Services {
     pub notes: Notes,
     /// Client id at brokers; unique to gateway and source.
     pub client: String,
-    /// The contracts in force.
     pub contracts: Contracts,
 }
 
@@ -88,7 +85,6 @@ pub trait Source: Send + Sync {
     fn run(&self, shutdown: Shutdown) -> Result<SourceFuture, SourceError>;
     /// The server that it reads, or the address that it listens on.
     fn address(&self) -> String;
-    /// The bound port.
     fn port(&self) -> Option<SocketAddr> {
         None
     }

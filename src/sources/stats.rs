@@ -10,13 +10,10 @@ use std::time::UNIX_EPOCH;
 /// Counters and status of a source of any kind.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Open connections.
     pub connections: Gauge,
-    /// Connections accepted or made.
     pub connects: Counter,
     /// Connections and requests that were refused or ended by a fault.
     pub refused: Counter,
-    /// The same, by reason.
     refused_for: [Counter; Refusal::ALL.len()],
     /// Publishes, requests or readings received.
     pub received: Counter,
@@ -30,7 +27,6 @@ pub struct Stats {
     pub ack: Histogram,
     /// Time of the last answer of the Odoo or of a Modbus device, in seconds since 1970; 0 if none since the start.
     pub answered: Gauge,
-    /// Receiver of security reports.
     security: Arc<Security>,
     problem: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
@@ -41,7 +37,6 @@ pub struct Stats {
 pub enum Refusal {
     /// A connection could not be made or accepted.
     Connection,
-    /// The TLS handshake failed.
     Tls,
     /// The sender did not prove its identity, or lacks the right.
     Access,
@@ -101,7 +96,6 @@ impl Stats {
         Self { security, ..Self::default() }
     }
 
-    /// Reports a security event.
     pub fn report(&self, report: &Report<'_>) {
         self.security.report(report);
     }

@@ -18,10 +18,8 @@ pub struct Config {
     pub url: String,
     /// Topic filters to subscribe to.
     pub topics: Vec<String>,
-    /// Certificates.
     #[serde(default)]
     pub tls: ClientFiles,
-    /// Version of MQTT.
     #[serde(default)]
     pub protocol: Protocol,
     /// User name at the broker.
@@ -47,7 +45,6 @@ pub struct Config {
     /// How long the broker keeps messages while the gateway is not connected (MQTT 5).
     #[serde(default = "session_expiry")]
     pub session_expiry: Span,
-    /// Limit of unacknowledged messages.
     #[serde(default = "receive_maximum")]
     pub receive_maximum: u16,
 }

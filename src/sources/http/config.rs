@@ -24,7 +24,6 @@ pub struct Config {
     pub tokens: Option<PathBuf>,
     /// Whether callers without token and certificate are accepted. By default only on loopback.
     pub anonymous: Option<bool>,
-    /// Connections at once.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
     /// Events per second of each caller.
@@ -69,9 +68,7 @@ fn answer_wait_max() -> Span {
     Span(Duration::from_secs(10))
 }
 
-/// Upper limit of `body_max`.
 const BODY_BYTES_MAX: u64 = 32 << 20;
-/// Upper limit of `waiting_max`.
 const WAITING_BYTES_MAX: u64 = 1 << 30;
 
 impl Config {

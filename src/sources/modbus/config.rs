@@ -22,7 +22,6 @@ pub struct Config {
     pub url: String,
     /// Settings of the serial port.
     pub serial: Option<Serial>,
-    /// Certificates, for `tls://`.
     #[serde(default)]
     pub tls: ClientFiles,
     /// Folder of the device tables.
@@ -92,7 +91,6 @@ const UNITS_MAX: usize = 1024;
 /// A checked configuration: the connection settings, device tables and write rules of a bus.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ready {
-    /// How to connect.
     pub dial: Dial,
     /// The device table of each unit.
     pub devices: Vec<Arc<Device>>,

@@ -17,9 +17,7 @@ const WAITING_MAX: usize = 16;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WriteRule {
-    /// Name of the unit.
     pub unit: String,
-    /// Name of the point.
     pub point: String,
     /// Smallest and largest value, in the point's unit of measure; a bit needs no range.
     pub range: Option<(f64, f64)>,
@@ -88,16 +86,10 @@ pub enum NotWritten {
     Off,
     /// No rule names the point.
     #[error("no write rule allows point \"{point}\" of unit \"{unit}\"")]
-    NotAllowed {
-        /// Name of the unit.
-        unit: String,
-        /// Name of the point.
-        point: String,
-    },
+    NotAllowed { unit: String, point: String },
     /// The value does not fit the rule or the point.
     #[error("point \"{point}\": {why}")]
     Unfit {
-        /// Name of the point.
         point: String,
         /// Why the value does not fit.
         why: String,

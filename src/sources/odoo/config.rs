@@ -16,13 +16,11 @@ pub struct Config {
     pub name: String,
     /// `https://host`, or `http://host:8069` without TLS.
     pub url: String,
-    /// Name of the database.
     pub database: String,
     /// File that holds the API key of the account.
     pub key_file: PathBuf,
     /// Login of the account; needed over `/jsonrpc` only, as for 14 to 18.
     pub user: Option<String>,
-    /// Certificates.
     #[serde(default)]
     pub tls: ClientFiles,
     /// Whether the key of an administrator is accepted. Such a key may do far more than read.

@@ -162,7 +162,6 @@ impl Hook {
         Ok(Self { socket, tls, shared: Arc::new(shared) })
     }
 
-    /// The bound address.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.socket.local_addr()
     }

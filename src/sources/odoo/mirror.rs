@@ -49,12 +49,10 @@ impl Mirror {
         self.is_complete.store(true, Ordering::Release);
     }
 
-    /// Name of the source.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Name of the database.
     pub fn database(&self) -> &str {
         &self.database
     }
@@ -64,7 +62,6 @@ impl Mirror {
         &self.stream
     }
 
-    /// The Odoo model.
     pub fn model(&self) -> &str {
         &self.model
     }

@@ -19,13 +19,10 @@ const SILENCE: Duration = Duration::from_millis(20);
 /// The settings for connecting to a bus.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dial {
-    /// Address of the bus.
     pub address: Address,
     /// Settings of a serial port.
     pub serial: Serial,
-    /// Certificates.
     pub tls: ClientFiles,
-    /// Time limit for connecting.
     pub timeout: Duration,
     /// Pause between an answer and the next request; `None` for the default of the address.
     pub pause: Option<Duration>,
