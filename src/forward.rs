@@ -10,8 +10,6 @@
 
 pub mod again;
 mod batch;
-mod client_conflict;
-mod failback;
 mod fill;
 mod followed;
 mod in_flight;
@@ -25,21 +23,21 @@ pub mod status;
 
 pub use batch::{BATCH, BATCH_ZSTD};
 pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
-pub use rotation::CredentialRotation;
 
 use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::contract::Rendering;
 use crate::event::Timestamp;
 use crate::journal::{BlockReader, Cursor, Lane, ReadResult};
-use crate::link::{self, LinkError, Output, Protocol, Reconnect, Session, Target};
+use crate::link::{
+    self, ClientIdConflict, ConnectAs, CredentialRotation, Failback, LinkError, Output, Protocol, Reconnect, Session,
+    Target,
+};
 use crate::setting::{Bytes, Span};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Counter, Histogram, Limiter};
 use crate::tls::ClientFiles;
 use batch::Batcher;
-use client_conflict::ClientIdConflict;
-use failback::Failback;
 use followed::Followed;
 use in_flight::InFlight;
 use lane_reader::LaneReader;
@@ -316,12 +314,13 @@ impl Forwarder {
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut reconnect = Reconnect::default();
         let mut conflict = ClientIdConflict::default();
+        let connect_as = ConnectAs::client(self.client.clone());
         loop {
             self.rewind();
             self.rotation.mark_used();
             let connected = tokio::select! {
                 () = shutdown.begun() => break,
-                connected = self.target.connect(&self.client, None) => connected,
+                connected = self.target.connect(&connect_as) => connected,
             };
             let error = match connected {
                 Ok(session) => {
@@ -350,7 +349,11 @@ impl Forwarder {
             let reason = match conflict.pause() {
                 None => error.to_string(),
                 Some(_) => {
-                    let how_sure = if conflict.is_confirmed() { "" } else { "sessions end at once; perhaps " };
+                    let how_sure = if conflict.evidence() == Some(link::Conflict::Confirmed) {
+                        ""
+                    } else {
+                        "sessions end at once; perhaps "
+                    };
                     let client = &self.client;
                     format!(
                         "{how_sure}another client uses the client id \"{client}\": is there a second gateway of that name? ({error})"
@@ -480,7 +483,8 @@ impl Forwarder {
         let limits = session.limits();
         // Events have to be sent again: nothing more is sent until all publishes in flight are answered.
         let mut must_rewind = false;
-        let mut failback = Failback::new(&self.target, &self.client, session.broker_index(), None);
+        let connect_as = ConnectAs::client(self.client.clone());
+        let mut failback = Failback::new(&self.target, &connect_as, session.broker_index());
         let mut replacement = None;
         loop {
             if self.suspect.disconnects >= DISCONNECTS_BEFORE_PROBE {

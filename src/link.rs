@@ -12,19 +12,29 @@
 //! Not here: which events to send, and what a reply means for them (`forward`).
 
 mod address;
+mod answer;
+mod client;
+mod client_conflict;
 mod dial;
 mod error;
+mod failback;
 mod reconnect;
+mod rotation;
 
 pub use crate::mqtt::Protocol;
 pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
 pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, push_unsubscribe};
 pub use address::Address;
+pub(crate) use answer::Verdict;
+pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Turn};
+pub(crate) use client_conflict::{ClientIdConflict, Conflict};
 pub use error::LinkError;
+pub(crate) use failback::Failback;
 pub(crate) use reconnect::{RECONNECT_MAX, Reconnect};
+pub use rotation::CredentialRotation;
 
 use crate::clock;
-use crate::mqtt::client::{self, ConnectRequest, DISCONNECT, PINGREQ};
+use crate::mqtt::client::{self as codec, ConnectRequest, DISCONNECT, PINGREQ};
 use crate::mqtt::inbox;
 use crate::secret::Secret;
 use crate::tls::{self, ClientFiles};
@@ -61,6 +71,23 @@ pub struct Config {
     pub answer_wait_max: Duration,
 }
 
+/// How a client introduces itself to a broker.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectAs {
+    /// The client id.
+    pub(crate) client: String,
+    pub(crate) will: Option<Will>,
+    /// With an inbox, the broker resumes the persistent session of this client id.
+    pub(crate) inbox: Option<Inbox>,
+}
+
+impl ConnectAs {
+    /// A client that only publishes.
+    pub(crate) fn client(client: String) -> Self {
+        Self { client, will: None, inbox: None }
+    }
+}
+
 /// The brokers of one destination or source, to connect to any number of times.
 #[derive(Debug)]
 pub struct Target {
@@ -90,35 +117,19 @@ impl Target {
 
     /// Connects: DNS lookup, TCP, TLS, CONNECT. Reads certificates and password each time, so a rotation needs no
     /// restart; while the certificates cannot be read, it uses the previous ones. Safe to drop half-way.
-    pub async fn connect(&self, client: &str, will: Option<&Will>) -> Result<Session, LinkError> {
-        self.open(client, will, None, self.addresses.len()).await
+    pub(crate) async fn connect(&self, connect_as: &ConnectAs) -> Result<Session, LinkError> {
+        self.connect_before(connect_as, self.addresses.len()).await
     }
 
-    /// Connects to one of the addresses before index `index`, in their order. Safe to drop half-way.
-    pub async fn connect_before(&self, client: &str, will: Option<&Will>, index: usize) -> Result<Session, LinkError> {
-        self.open(client, will, None, index).await
-    }
-
-    /// Connects like [`Target::connect`], but resumes the persistent session of this client id. Safe to drop half-way.
-    pub async fn connect_inbox(&self, client: &str, inbox: &Inbox) -> Result<Session, LinkError> {
-        self.open(client, None, Some(inbox), self.addresses.len()).await
-    }
-
-    /// Connects to the first of the addresses before index `count` that accepts the connection.
-    async fn open(
-        &self,
-        client: &str,
-        will: Option<&Will>,
-        inbox: Option<&Inbox>,
-        count: usize,
-    ) -> Result<Session, LinkError> {
-        let addresses = &self.addresses[..count.min(self.addresses.len())];
+    /// Connects to the first of the addresses before index `index` that accepts the connection. Safe to drop half-way.
+    pub(crate) async fn connect_before(&self, connect_as: &ConnectAs, index: usize) -> Result<Session, LinkError> {
+        let addresses = &self.addresses[..index.min(self.addresses.len())];
         if let [address] = addresses {
-            return self.open_at(address, 0, client, will, inbox).await;
+            return self.open_at(address, 0, connect_as).await;
         }
         let mut errors = Vec::new();
         for (index, address) in addresses.iter().enumerate() {
-            let attempt = self.open_at(address, index, client, will, inbox);
+            let attempt = self.open_at(address, index, connect_as);
             match tokio::time::timeout(BROKER_WAIT_MAX, attempt).await {
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(error)) => errors.push(error.to_string()),
@@ -140,14 +151,7 @@ impl Target {
         }
     }
 
-    async fn open_at(
-        &self,
-        address: &Address,
-        index: usize,
-        client: &str,
-        will: Option<&Will>,
-        inbox: Option<&Inbox>,
-    ) -> Result<Session, LinkError> {
+    async fn open_at(&self, address: &Address, index: usize, connect_as: &ConnectAs) -> Result<Session, LinkError> {
         let tls = address.is_tls.then(|| self.tls()).transpose()?;
         let password = match &self.config.password_file {
             None => None,
@@ -178,13 +182,14 @@ impl Target {
             received_at: now,
             sent_at: now,
             acknowledged_at: now,
+            had_in_flight: false,
             pinged_at: None,
-            inbox: inbox.map(inbox::Parser::new),
+            inbox: connect_as.inbox.as_ref().map(inbox::Parser::new),
             is_resumed: false,
         };
         let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
         let login = self.config.user.as_deref().map(|user| (user, password));
-        session.send_connect(client, login, will, inbox).await?;
+        session.send_connect(connect_as, login).await?;
         Ok(session)
     }
 }
@@ -235,6 +240,8 @@ pub struct Session {
     received_at: Instant,
     sent_at: Instant,
     acknowledged_at: Instant,
+    /// Whether there were publishes in flight at the last check.
+    had_in_flight: bool,
     /// When the unanswered PINGREQ was sent.
     pinged_at: Option<Instant>,
     /// Reads incoming messages, if the session has an inbox.
@@ -377,7 +384,7 @@ impl Session {
 
     /// Returns the next complete packet from the input.
     pub fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
-        let reply = client::read(&mut self.input, self.protocol)?;
+        let reply = codec::read(&mut self.input, self.protocol)?;
         if matches!(reply, Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) {
             self.acknowledged_at = clock::instant();
         }
@@ -424,9 +431,11 @@ impl Session {
     /// that the connection is dead.
     pub fn check(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
         let now = clock::instant();
-        if !has_in_flight {
+        // The first publish in flight has the whole time, however long ago the last answer came.
+        if !has_in_flight || !self.had_in_flight {
             self.acknowledged_at = now;
         }
+        self.had_in_flight = has_in_flight;
         let unacknowledged = now.duration_since(self.acknowledged_at);
         if unacknowledged >= self.answer_wait_max {
             return Err(LinkError::Stuck(unacknowledged));
@@ -486,15 +495,11 @@ impl Session {
         let _ = tokio::time::timeout(Duration::from_secs(1), disconnect).await;
     }
 
-    async fn send_connect(
-        &mut self,
-        client: &str,
-        login: Option<(&str, &str)>,
-        will: Option<&Will>,
-        inbox: Option<&Inbox>,
-    ) -> Result<(), LinkError> {
+    async fn send_connect(&mut self, connect_as: &ConnectAs, login: Option<(&str, &str)>) -> Result<(), LinkError> {
+        let ConnectAs { client, will, inbox } = connect_as;
         let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
-        let bytes = ConnectRequest { client, keep_alive, login, will, inbox }.encode(self.protocol)?;
+        let request = ConnectRequest { client, keep_alive, login, will: will.as_ref(), inbox: inbox.as_ref() };
+        let bytes = request.encode(self.protocol)?;
         // The password in the packet is overwritten when `output` is dropped.
         let mut output = Zeroizing::new(Output { bytes, written: 0 });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
@@ -507,7 +512,7 @@ impl Session {
                 result = self.exchange(&mut output) => result?,
             }
             // Messages may follow in the same TCP segment: they stay in the input.
-            match client::read(&mut self.input, self.protocol)? {
+            match codec::read(&mut self.input, self.protocol)? {
                 None => {}
                 Some(Reply::Connected { limits, keep_alive, is_resumed }) => {
                     self.limits = limits;

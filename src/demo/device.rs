@@ -3,11 +3,16 @@
 use crate::clock;
 use crate::contract::push_json_string;
 use crate::event::Timestamp;
-use crate::link::{Config, Head, Output, Protocol, Reply, Session, Target, push_publish};
+use crate::link::{
+    Client, Config, ConnectAs, Conversation, CredentialRotation, End, Head, LinkError, LostSession, Output, Protocol,
+    Session, Start, Target, Turn, push_publish,
+};
 use crate::shutdown::Shutdown;
 use crate::tls::ClientFiles;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Interval;
 
 /// One of this number of messages breaks its contract.
 const NONSENSE_EVERY: u64 = 200;
@@ -25,72 +30,68 @@ pub(super) async fn run_device(index: u32, of: u32, rate: u32, gateway: SocketAd
         answer_wait_max: Duration::from_secs(60),
     };
     let Ok(target) = Target::new(config) else { return };
-    let run = clock::wall();
-    let client = format!("machine-{index:02}");
-    let mut count = 0;
-    while !stop.has_begun() {
-        let connected = tokio::select! {
-            () = stop.begun() => return,
-            connected = target.connect(&client, None) => connected,
-        };
-        if let Ok(session) = connected {
-            let mut device =
-                Device { index, run: Timestamp::from(run).0, count, session, output: Output::default(), in_flight: 0 };
-            device.publish_until(&mut stop, Duration::from_secs_f64(f64::from(of) / f64::from(rate))).await;
-            count = device.count;
-        } else {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
+    let mut tick = tokio::time::interval(Duration::from_secs_f64(f64::from(of) / f64::from(rate)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let run = Timestamp::from(clock::wall()).0;
+    let mut device = Device { index, run, count: 0, tick, is_due: false, in_flight: 0 };
+    let connect_as = ConnectAs::client(format!("machine-{index:02}"));
+    Client::new(Arc::new(target), connect_as, CredentialRotation::never()).run(&mut device, &mut stop).await;
 }
 
 struct Device {
     index: u32,
     run: i64,
     count: u64,
-    session: Session,
-    output: Output,
+    tick: Interval,
+    is_due: bool,
     in_flight: u64,
 }
 
-impl Device {
-    async fn publish_until(&mut self, stop: &mut Shutdown, every: Duration) {
-        let mut tick = tokio::time::interval(every);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut is_ending = false;
-        loop {
-            let Ok(next_check) = self.session.check(self.in_flight > 0, &mut self.output) else { return };
-            tokio::select! {
-                () = stop.begun(), if !is_ending => is_ending = true,
-                _ = tick.tick(), if !is_ending => self.publish(),
-                result = self.session.exchange(&mut self.output) => if result.is_err() {
-                    return;
-                },
-                () = tokio::time::sleep(next_check) => {}
-            }
-            loop {
-                match self.session.next_reply() {
-                    Ok(None) => break,
-                    Ok(Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) => {
-                        self.in_flight -= 1
-                    }
-                    Ok(Some(Reply::Disconnected(_))) | Err(_) => return,
-                    Ok(Some(_)) => {}
-                }
-            }
-            if is_ending && self.in_flight == 0 {
-                return;
-            }
-        }
+impl Conversation for Device {
+    fn begin(&mut self, _session: &Session, _start: Start, _output: &mut Output) {
+        self.in_flight = 0;
     }
 
-    fn publish(&mut self) {
+    async fn fill(&mut self, session: &mut Session, output: &mut Output, may_send: bool) -> Result<Turn, End> {
+        if may_send && std::mem::take(&mut self.is_due) {
+            self.publish(session, output);
+        }
+        Ok(Turn { may_read: true, wake_in: Duration::MAX })
+    }
+
+    async fn ready(&mut self) {
+        self.tick.tick().await;
+        self.is_due = true;
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.in_flight > 0
+    }
+
+    fn drain_wait_max(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
+    async fn receive(&mut self, session: &mut Session) -> Result<(), End> {
+        while session.next_answer()?.is_some() {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    async fn lost(&mut self, _error: &LinkError, _lasted: Duration, _output: &Output) -> LostSession {
+        LostSession { was_good: true, was_idle: false }
+    }
+}
+
+impl Device {
+    fn publish(&mut self, session: &Session, output: &mut Output) {
         self.count += 1;
         let id = (self.count % 65_535 + 1) as u16;
         let (kind, payload) = self.message();
         let topic = format!("plant/line-{}/machine-{:02}/{kind}", self.index / 5 + 1, self.index);
         let head = Head { content_type: Some("application/json"), ..Head::qos1(id) };
-        push_publish(&mut self.output.bytes, self.session.protocol(), &head, topic.as_bytes(), &payload);
+        push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), &payload);
         self.in_flight += 1;
     }
 

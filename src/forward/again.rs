@@ -10,10 +10,9 @@ mod replays;
 
 pub use replays::Replays;
 
-use super::failback::Failback;
+use super::Config;
 use super::fill::{mark, push_rendered};
 use super::pace::{Pacer, Pressure, Rate};
-use super::{Config, CredentialRotation};
 use crate::api::{DeadLetterState, DeadLetterStatus, Replay, ReplayState};
 use crate::backoff::random_between;
 use crate::clock;
@@ -22,7 +21,9 @@ use crate::event::{Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::{BlockReader, Cursor, Journal, Lane, ReadResult, Step};
-use crate::link::{LinkError, Output, Protocol, Reconnect, Rejection, Reply, Session, Target};
+use crate::link::{
+    ConnectAs, CredentialRotation, Failback, LinkError, Output, Protocol, Reconnect, Rejection, Reply, Session, Target,
+};
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -130,6 +131,7 @@ impl Resender {
     /// Runs until shutdown.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut reconnect = Reconnect::default();
+        let connect_as = ConnectAs::client(self.spec.client.clone());
         loop {
             self.load_work().await;
             if !self.has_work() {
@@ -145,7 +147,7 @@ impl Resender {
             self.spec.rotation.mark_used();
             let connected = tokio::select! {
                 () = shutdown.begun() => return,
-                connected = self.target.connect(&self.spec.client, None) => connected,
+                connected = self.target.connect(&connect_as) => connected,
             };
             let end = match connected {
                 Ok(session) => {
@@ -216,7 +218,8 @@ impl Resender {
     async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> SessionEnd {
         let mut output = Output::default();
         let mut idle_since = clock::instant();
-        let mut failback = Failback::new(&self.target, &self.spec.client, session.broker_index(), None);
+        let connect_as = ConnectAs::client(self.spec.client.clone());
+        let mut failback = Failback::new(&self.target, &connect_as, session.broker_index());
         loop {
             self.load_work().await;
             let wait = self.fill(&session, &mut output).await;

@@ -3,17 +3,17 @@
 //!
 //! The status is not an event: it is retained, never journaled, and not in the ledger.
 
-use super::client_conflict::ClientIdConflict;
-use super::failback::Failback;
-use super::{Config, CredentialRotation};
-use crate::backoff::random_between;
+use super::Config;
 use crate::clock;
 use crate::contract::{GatewayNames, STRUCTURED, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
-use crate::link::{self, Head, LinkError, Output, Reconnect, Reply, Session, Will};
+use crate::link::{
+    self, Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, Head, Leave, LinkError, LostSession,
+    Output, Session, Start, Turn, Will,
+};
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -30,45 +30,21 @@ pub async fn run(
     client: String,
     around: GatewayNames,
     report: Report,
-    mut rotation: CredentialRotation,
+    rotation: CredentialRotation,
     mut shutdown: Shutdown,
 ) {
     let Ok(target) = config.target().map(Arc::new) else { return };
-    let topic = topic(&around);
-    let mut reconnect = Reconnect::default();
-    let mut conflict = ClientIdConflict::default();
-    loop {
-        rotation.mark_used();
-        let will = Will { topic: topic.clone(), payload: event(&around, "offline", "") };
-        let connected = tokio::select! {
-            () = shutdown.begun() => return,
-            connected = target.connect(&client, Some(&will)) => connected,
-        };
-        match connected {
-            Ok(session) => {
-                reconnect.reset();
-                let began = clock::instant();
-                let failback = Failback::new(&target, &client, session.broker_index(), Some(will));
-                match serve(session, failback, &topic, &around, &report, &mut rotation, &mut shutdown).await {
-                    SessionEnd::Shutdown => return,
-                    SessionEnd::NewCredentials => continue,
-                    // The forwarders report a conflict of client ids; here the longer pause is enough.
-                    SessionEnd::Lost(error) => {
-                        conflict.record_end(&error, clock::instant().duration_since(began), true)
-                    }
-                }
-            }
-            Err(error) => tracing::debug!(destination = %config.name, %error, "no status connection"),
-        }
-        let wait = reconnect
-            .wait()
-            .max(random_between(RECONNECT_MIN, RECONNECT_MIN * 2))
-            .max(conflict.pause().unwrap_or_default());
-        tokio::select! {
-            () = shutdown.begun() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
-    }
+    let link = Client::new(target, ConnectAs::client(client), rotation).with_wait_min(RECONNECT_MIN);
+    let mut publisher = Publisher {
+        destination: config.name.clone(),
+        topic: topic(&around),
+        around,
+        report,
+        last_id: 0,
+        is_waiting: false,
+        next_heartbeat: clock::instant(),
+    };
+    link.run(&mut publisher, &mut shutdown).await;
 }
 
 /// Returns the topic of the status: `{environment}/{site}/gateway.status/v1/{gateway}`.
@@ -76,90 +52,79 @@ pub fn topic(around: &GatewayNames) -> String {
     format!("{}/{}/gateway.status/v1/{}", around.environment, around.site, around.gateway)
 }
 
-enum SessionEnd {
-    Shutdown,
-    /// New certificates or a new password: the next session uses them.
-    NewCredentials,
-    Lost(LinkError),
+/// Publishes the status on a session.
+struct Publisher {
+    destination: String,
+    topic: String,
+    around: GatewayNames,
+    report: Report,
+    last_id: u16,
+    /// Whether the last heartbeat is unanswered.
+    is_waiting: bool,
+    next_heartbeat: Instant,
 }
 
-/// Sends heartbeats until the session ends. If an earlier broker is reachable again, continues on a session with it.
-async fn serve(
-    mut session: Session,
-    mut failback: Failback,
-    topic: &str,
-    around: &GatewayNames,
-    report: &Report,
-    rotation: &mut CredentialRotation,
-    shutdown: &mut Shutdown,
-) -> SessionEnd {
-    let mut output = Output::default();
-    let mut next_heartbeat = clock::instant();
-    let mut id = 0u16;
-    let mut in_flight = 0u32;
-    loop {
+impl Conversation for Publisher {
+    async fn prepare(&mut self, connect_as: &mut ConnectAs) {
+        let payload = event(&self.around, "offline", "");
+        connect_as.will = Some(Will { topic: self.topic.clone(), payload });
+    }
+
+    fn begin(&mut self, _session: &Session, _start: Start, _output: &mut Output) {
+        self.next_heartbeat = clock::instant();
+        self.is_waiting = false;
+    }
+
+    async fn fill(&mut self, session: &mut Session, output: &mut Output, may_send: bool) -> Result<Turn, End> {
         let now = clock::instant();
-        if now >= next_heartbeat && in_flight == 0 {
-            next_heartbeat = now + HEARTBEAT;
-            id = id % u16::MAX + 1;
-            push_status(&mut output, &session, topic, id, &event(around, "online", &report()));
-            in_flight += 1;
+        if now >= self.next_heartbeat && !self.is_waiting && may_send {
+            self.next_heartbeat = now + HEARTBEAT;
+            self.push(session, output, &event(&self.around, "online", &(self.report)()));
+            self.is_waiting = true;
         }
-        let next_check = match session.check(in_flight > 0, &mut output) {
-            Ok(wait) => wait.min(next_heartbeat.saturating_duration_since(now).max(Duration::from_millis(10))),
-            Err(error) => return SessionEnd::Lost(error),
-        };
-        tokio::select! {
-            () = shutdown.begun() => {
-                go_offline(session, output, topic, around, id).await;
-                return SessionEnd::Shutdown;
-            }
-            result = session.exchange(&mut output) => if let Err(error) = result {
-                return SessionEnd::Lost(error);
-            },
-            () = rotation.changed() => {
-                // After a DISCONNECT the broker does not publish the will: the retained status stays "online".
-                session.close().await;
-                return SessionEnd::NewCredentials;
-            }
-            better = failback.reconnected() => {
-                // The later broker must not retain "online" for ever. If both brokers belong to one cluster, "offline"
-                // must come before the birth message.
-                let left = std::mem::replace(&mut session, *better);
-                go_offline(left, std::mem::take(&mut output), topic, around, id).await;
-                failback.set_broker(session.broker_index());
-                (next_heartbeat, in_flight) = (now, 0);
-            }
-            () = tokio::time::sleep(next_check) => {}
+        let wake_in = self.next_heartbeat.saturating_duration_since(now).max(Duration::from_millis(10));
+        Ok(Turn { may_read: true, wake_in })
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.is_waiting
+    }
+
+    async fn receive(&mut self, session: &mut Session) -> Result<(), End> {
+        while session.next_answer()?.is_some() {
+            self.is_waiting = false;
         }
-        loop {
-            match session.next_reply() {
-                Ok(None) => break,
-                Ok(Some(Reply::Disconnected(reason) | Reply::ConnectRejected(reason))) => {
-                    return SessionEnd::Lost(LinkError::Ended(reason));
-                }
-                Ok(Some(Reply::PingResponse | Reply::Connected { .. })) => {}
-                Ok(Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) => {
-                    in_flight = in_flight.saturating_sub(1)
-                }
-                Err(error) => return SessionEnd::Lost(error),
-            }
+        Ok(())
+    }
+
+    /// Publishes "offline", because after a DISCONNECT the broker does not publish the will. A later broker must not
+    /// retain "online" for ever; if both brokers belong to one cluster, "offline" comes before the birth message.
+    async fn leave(&mut self, mut session: Session, mut output: Output, why: Leave) {
+        if why != Leave::Idle {
+            self.push(&session, &mut output, &event(&self.around, "offline", ""));
+            // The wait is short: a silent broker must not delay the shutdown.
+            let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
         }
+        session.close().await;
+    }
+
+    async fn lost(&mut self, _error: &LinkError, _lasted: Duration, _output: &Output) -> LostSession {
+        LostSession { was_good: true, was_idle: true }
+    }
+
+    // The forwarders report a conflict of client ids; here the longer pause is enough.
+    fn down(&mut self, error: &LinkError, _conflict: Option<Conflict>) {
+        tracing::debug!(destination = %self.destination, %error, "no status connection");
     }
 }
 
-fn push_status(output: &mut Output, session: &Session, topic: &str, packet_id: u16, payload: &[u8]) {
-    let head =
-        Head { packet_id, retain: session.limits().has_retain, content_type: Some(STRUCTURED), ..Head::default() };
-    link::push_publish(&mut output.bytes, session.protocol(), &head, topic.as_bytes(), payload);
-}
-
-/// Publishes "offline" and closes the session. `id` is the last used packet id.
-async fn go_offline(mut session: Session, mut output: Output, topic: &str, around: &GatewayNames, id: u16) {
-    push_status(&mut output, &session, topic, id % u16::MAX + 1, &event(around, "offline", ""));
-    // The wait is short: a silent broker must not delay the shutdown.
-    let _ = tokio::time::timeout(Duration::from_secs(1), session.exchange(&mut output)).await;
-    session.close().await;
+impl Publisher {
+    fn push(&mut self, session: &Session, output: &mut Output, payload: &[u8]) {
+        self.last_id = self.last_id % u16::MAX + 1;
+        let (packet_id, retain) = (self.last_id, session.limits().has_retain);
+        let head = Head { packet_id, retain, content_type: Some(STRUCTURED), ..Head::default() };
+        link::push_publish(&mut output.bytes, session.protocol(), &head, self.topic.as_bytes(), payload);
+    }
 }
 
 /// Renders a status message as a CloudEvent in structured mode.

@@ -25,11 +25,11 @@ pub use config::Config;
 
 use crate::clock;
 use crate::ingest::{Ingest, Notes, Producer};
-use crate::link::{Inbox, LinkError, Reconnect, Target};
+use crate::link::{Client, ConnectAs, CredentialRotation, Inbox, LinkError, Target};
 use crate::shutdown::Shutdown;
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use redelivery::{AwaitedRedeliveries, PendingAck};
-use session::{Blocked, SessionEnd};
+use session::Blocked;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// A source that subscribes to one broker.
 pub struct Subscriber {
     config: Config,
-    target: Target,
+    target: Arc<Target>,
     client: String,
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
@@ -73,7 +73,7 @@ impl Subscriber {
         stats.set_problem(Some("not connected yet".into()));
         Ok(Self {
             subscriptions: Subscriptions::new(&config, &client, notes),
-            target,
+            target: Arc::new(target),
             client,
             producer: Producer::with_cache(Arc::clone(&ingest), session::ROUTES_MAX),
             ingest,
@@ -99,40 +99,9 @@ impl Subscriber {
             receive_maximum: self.config.receive_maximum,
             payload_bytes_max: PAYLOAD_BYTES_MAX as usize,
         };
-        let mut reconnect = Reconnect::default();
-        loop {
-            let connected = tokio::select! {
-                () = shutdown.begun() => break,
-                connected = self.target.connect_inbox(&self.client, &inbox) => connected,
-            };
-            let began = clock::instant();
-            let error = match connected {
-                Ok(session) => {
-                    self.stats.connects.add(1);
-                    self.stats.connections.set(1);
-                    tracing::info!(
-                        source = %self.config.name, broker = %self.target.name(), resumed = session.is_resumed(),
-                        "connected to the broker"
-                    );
-                    let end = self.serve(session, &mut shutdown).await;
-                    self.stats.connections.set(0);
-                    match end {
-                        SessionEnd::Shutdown => break,
-                        SessionEnd::Lost(error) => error,
-                    }
-                }
-                Err(error) => error,
-            };
-            if clock::instant().duration_since(began) >= GOOD_AFTER {
-                reconnect.reset();
-            }
-            self.note_loss(&error);
-            let wait = reconnect.wait();
-            tokio::select! {
-                () = shutdown.begun() => break,
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
+        let connect_as = ConnectAs { client: self.client.clone(), will: None, inbox: Some(inbox) };
+        let link = Client::new(Arc::clone(&self.target), connect_as, CredentialRotation::never());
+        link.run(&mut self, &mut shutdown).await;
         self.stats.set_problem(Some("the gateway is shutting down".into()));
     }
 

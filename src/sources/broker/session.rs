@@ -1,15 +1,16 @@
 //! One session with the broker: one loop that receives messages, hands them in and acknowledges the durable ones.
 
-use super::Subscriber;
 use super::redelivery::PendingAck;
+use super::{GOOD_AFTER, Subscriber};
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
 use crate::ingest::{EventMetadata, Ingest, Route, Submission, SubmitError, Submitted};
-use crate::link::{Delivery, LinkError, Message, Output, Reply, Session};
+use crate::link::{
+    Conflict, Conversation, Delivery, End, Leave, LinkError, LostSession, Message, Output, Reply, Session, Start, Turn,
+};
 use crate::mqtt::client::{Head, push_publish};
 use crate::mqtt::packet::{self, PUBACK};
-use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,12 +27,6 @@ const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Pause before a retry: a lane with free room may have too little for a large message.
 const NO_ROOM_WAIT: Duration = Duration::from_millis(2);
 
-/// Why a session ended.
-pub(super) enum SessionEnd {
-    Shutdown,
-    Lost(LinkError),
-}
-
 /// A message for which the journal has no room. The gateway reads nothing more until there is room.
 pub(super) struct Blocked {
     message: Message,
@@ -39,10 +34,14 @@ pub(super) struct Blocked {
     arrived: Instant,
 }
 
-impl Subscriber {
-    /// Serves a session until it ends.
-    pub(super) async fn serve(&mut self, mut session: Session, shutdown: &mut Shutdown) -> SessionEnd {
-        let mut output = Output::default();
+impl Conversation for Subscriber {
+    fn begin(&mut self, session: &Session, _start: Start, output: &mut Output) {
+        self.stats.connects.add(1);
+        self.stats.connections.set(1);
+        tracing::info!(
+            source = %self.config.name, broker = %self.target.name(), resumed = session.is_resumed(),
+            "connected to the broker"
+        );
         if !session.is_resumed() {
             self.redeliveries.forget();
         }
@@ -51,17 +50,65 @@ impl Subscriber {
         {
             tracing::warn!(source = %self.config.name, seconds, "the broker keeps messages of a disconnected gateway for less than session_expiry");
         }
-        self.subscriptions.begin(&session, &mut output);
+        self.subscriptions.begin(session, output);
         self.show_problem();
-        let end = self.work(&mut session, &mut output, shutdown).await;
-        if matches!(end, SessionEnd::Shutdown) {
-            self.drain(&mut session, &mut output).await;
-            session.close().await;
-        }
-        self.await_redeliveries(&output);
-        end
     }
 
+    async fn fill(&mut self, session: &mut Session, output: &mut Output, _may_send: bool) -> Result<Turn, End> {
+        if self.ingest.is_closed() {
+            return Err(End::Shutdown);
+        }
+        let mut may_read = self.take_in(session, output)?;
+        while self.acknowledge(output) && !may_read {
+            // There is room again for messages that have already arrived.
+            may_read = self.take_in(session, output)?;
+        }
+        let retry_at = self.subscriptions.retry(session.protocol(), output);
+        let rebirth_at = self.request_rebirth(session, output);
+        let next = [retry_at, rebirth_at].into_iter().flatten().min();
+        let wake_in = next.map_or(Duration::MAX, |at| at.saturating_duration_since(clock::instant()));
+        Ok(Turn { may_read, wake_in })
+    }
+
+    /// Waits for receipts, or for room for the blocked message.
+    async fn ready(&mut self) {
+        let bell = self.producer.bell();
+        let blocked_on = self.blocked.as_ref().map(|blocked| &*blocked.route);
+        tokio::select! {
+            biased;
+            () = bell.rung() => {}
+            () = room(&self.ingest, blocked_on) => self.take_blocked(),
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.subscriptions.are_awaited()
+    }
+
+    /// `fill` takes messages in as far as there is room.
+    async fn receive(&mut self, _session: &mut Session) -> Result<(), End> {
+        Ok(())
+    }
+
+    async fn leave(&mut self, mut session: Session, mut output: Output, _why: Leave) {
+        self.drain(&mut session, &mut output).await;
+        session.close().await;
+        self.await_redeliveries(&output);
+        self.stats.connections.set(0);
+    }
+
+    async fn lost(&mut self, _error: &LinkError, lasted: Duration, output: &Output) -> LostSession {
+        self.await_redeliveries(output);
+        self.stats.connections.set(0);
+        LostSession { was_good: lasted >= GOOD_AFTER, was_idle: false }
+    }
+
+    fn down(&mut self, error: &LinkError, _conflict: Option<Conflict>) {
+        self.note_loss(error);
+    }
+}
+
+impl Subscriber {
     fn show_problem(&self) {
         let problem = self.subscriptions.problem();
         let waiting =
@@ -69,50 +116,8 @@ impl Subscriber {
         self.stats.set_problem(problem.or_else(waiting));
     }
 
-    async fn work(&mut self, session: &mut Session, output: &mut Output, shutdown: &mut Shutdown) -> SessionEnd {
-        let bell = self.producer.bell();
-        loop {
-            let is_reading = match self.take_in(session, output) {
-                Ok(is_reading) => is_reading,
-                Err(end) => return end,
-            };
-            if self.acknowledge(output) && !is_reading {
-                // There is room again for messages that have already arrived.
-                continue;
-            }
-            let now = clock::instant();
-            let mut wait = match is_reading {
-                true => match session.check(self.subscriptions.are_awaited(), output) {
-                    Ok(wait) => wait,
-                    Err(error) => return SessionEnd::Lost(error),
-                },
-                false => session.keep_alive_unread(output),
-            };
-            let retry_at = self.subscriptions.retry(session.protocol(), output);
-            let rebirth_at = self.request_rebirth(session, output);
-            for at in [retry_at, rebirth_at].into_iter().flatten() {
-                wait = wait.min(at.saturating_duration_since(now));
-            }
-            let blocked_on = self.blocked.as_ref().map(|blocked| Arc::clone(&blocked.route));
-            let ingest = &self.ingest;
-            // Every arm is cancel-safe.
-            tokio::select! {
-                biased;
-                () = shutdown.begun() => return SessionEnd::Shutdown,
-                () = bell.rung() => if ingest.is_closed() {
-                    return SessionEnd::Shutdown;
-                },
-                () = room(ingest, blocked_on.as_deref()) => self.take_blocked(),
-                moved = exchange(session, output, is_reading) => if let Err(error) = moved {
-                    return SessionEnd::Lost(error);
-                },
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-    }
-
     /// Hands in the messages that have arrived while there is room; returns whether more may be read.
-    fn take_in(&mut self, session: &mut Session, output: &Output) -> Result<bool, SessionEnd> {
+    fn take_in(&mut self, session: &mut Session, output: &Output) -> Result<bool, End> {
         loop {
             // Stop reading from a broker that does not read its PUBACKs.
             let is_full = self.unacknowledged.len() >= usize::from(self.config.receive_maximum)
@@ -125,21 +130,21 @@ impl Subscriber {
                 Ok(Some(Delivery::Message(message))) => self.receive(message)?,
                 Ok(Some(Delivery::Subscribed(_, codes))) => {
                     if let Err(broken) = self.subscriptions.answered(&codes) {
-                        return Err(SessionEnd::Lost(LinkError::Protocol(broken)));
+                        return Err(End::Lost(LinkError::Protocol(broken)));
                     }
                     self.show_problem();
                 }
                 Ok(Some(Delivery::Other(Reply::Disconnected(reason)))) => {
-                    return Err(SessionEnd::Lost(LinkError::Ended(reason)));
+                    return Err(End::Lost(LinkError::Ended(reason)));
                 }
                 // The source sends nothing that has another answer.
                 Ok(Some(Delivery::Unsubscribed | Delivery::Other(_))) => {}
-                Err(error) => return Err(SessionEnd::Lost(error)),
+                Err(error) => return Err(End::Lost(error)),
             }
         }
     }
 
-    fn receive(&mut self, message: Message) -> Result<(), SessionEnd> {
+    fn receive(&mut self, message: Message) -> Result<(), End> {
         self.stats.received.add(1);
         let arrived = clock::instant();
         if message.is_retained && !self.config.retained {
@@ -157,7 +162,7 @@ impl Subscriber {
         self.accept(message, route, arrived)
     }
 
-    fn accept(&mut self, message: Message, route: Arc<Route>, arrived: Instant) -> Result<(), SessionEnd> {
+    fn accept(&mut self, message: Message, route: Arc<Route>, arrived: Instant) -> Result<(), End> {
         match self.hand_in(&message, &route) {
             Ok(taken) => {
                 let pending = || PendingAck::new(&message, Some(taken), arrived);
@@ -168,7 +173,7 @@ impl Subscriber {
                 self.blocked = Some(Blocked { message, route, arrived });
                 Ok(())
             }
-            Err(SubmitError::Closed) => Err(SessionEnd::Shutdown),
+            Err(SubmitError::Closed) => Err(End::Shutdown),
         }
     }
 
@@ -273,15 +278,6 @@ impl Subscriber {
         }
         // It was not handed in, so its next delivery is treated as a new message.
         self.blocked = None;
-    }
-}
-
-/// Reads and writes, or only writes if nothing may be read.
-async fn exchange(session: &mut Session, output: &mut Output, is_reading: bool) -> Result<(), LinkError> {
-    match is_reading {
-        true => session.exchange(output).await,
-        false if output.waiting() > 0 => session.write(output).await,
-        false => std::future::pending().await,
     }
 }
 

@@ -1,9 +1,8 @@
 //! Detects another client with our client id: two gateways of the same name take over each other's sessions without
 //! end.
 
+use super::{LinkError, RECONNECT_MAX};
 use crate::backoff::{Backoff, Jitter};
-use crate::link::LinkError;
-use crate::link::RECONNECT_MAX;
 use std::time::Duration;
 
 /// The broker ended a session this short, with nothing in flight, because of another client with the same id, or
@@ -15,16 +14,25 @@ const LONG_SESSION: Duration = Duration::from_secs(60);
 /// Pauses that keep two gateways from alternating.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), RECONNECT_MAX, Jitter::DownToHalf);
 
+/// How sure it is that another client uses the client id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conflict {
+    /// Sessions end at once.
+    Suspected,
+    /// The broker has reported a session takeover.
+    Confirmed,
+}
+
 /// Evidence that another client connects with our client id.
 #[derive(Debug, Default)]
-pub(super) struct ClientIdConflict {
+pub(crate) struct ClientIdConflict {
     takeovers: u32,
     short_sessions: u32,
 }
 
 impl ClientIdConflict {
     /// Records how a session ended; `is_idle`: nothing was in flight.
-    pub(super) fn record_end(&mut self, error: &LinkError, lasted: Duration, is_idle: bool) {
+    pub(crate) fn record_end(&mut self, error: &LinkError, lasted: Duration, is_idle: bool) {
         if lasted >= LONG_SESSION {
             *self = Self::default();
         }
@@ -37,13 +45,17 @@ impl ClientIdConflict {
         }
     }
 
-    /// Whether the broker has reported a session takeover.
-    pub(super) fn is_confirmed(&self) -> bool {
-        self.takeovers > 0
+    /// Returns the evidence that another client uses the client id.
+    pub(crate) fn evidence(&self) -> Option<Conflict> {
+        match self {
+            Self { takeovers: 1.., .. } => Some(Conflict::Confirmed),
+            Self { short_sessions: SHORT_SESSIONS_SUSPECT.., .. } => Some(Conflict::Suspected),
+            _ => None,
+        }
     }
 
     /// Pause before the next connection attempt; `None` without evidence of another client.
-    pub(super) fn pause(&self) -> Option<Duration> {
+    pub(crate) fn pause(&self) -> Option<Duration> {
         let suspicion = self.takeovers + self.short_sessions.saturating_sub(SHORT_SESSIONS_SUSPECT - 1);
         suspicion.checked_sub(1).map(|earlier| PAUSES.pause(earlier))
     }
@@ -60,10 +72,11 @@ mod tests {
         let mut conflict = ClientIdConflict::default();
         for _ in 0..SHORT_SESSIONS_SUSPECT - 1 {
             conflict.record_end(&ended, Duration::ZERO, true);
-            assert_eq!(conflict.pause(), None, "one or two short sessions say nothing");
+            assert_eq!((conflict.pause(), conflict.evidence()), (None, None), "one or two short sessions say nothing");
         }
         conflict.record_end(&ended, Duration::ZERO, true);
         assert!(conflict.pause().is_some());
+        assert_eq!(conflict.evidence(), Some(Conflict::Suspected));
         for _ in 0..10 {
             conflict.record_end(&taken, Duration::from_secs(5), false);
         }
