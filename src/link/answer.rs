@@ -1,6 +1,8 @@
 //! The broker's answers to publishes.
 
-use super::{LinkError, Rejection, Reply, Session};
+use super::error::LinkError;
+use super::session::Session;
+use crate::mqtt::client::{Rejection, Reply};
 
 /// What the broker says about one publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,12 @@
 //! Not here: what is sent, and what an answer means (`forward`, `sources/broker`).
 
 use super::client_conflict::{ClientIdConflict, Conflict};
+use super::error::LinkError;
 use super::failback::Failback;
+use super::reconnect::Reconnect;
 use super::rotation::{CONNECT_WAIT_MAX, CredentialRotation};
-use super::{ConnectAs, LinkError, Output, Reconnect, Session, Target};
+use super::session::{ConnectAs, Output, Session};
+use super::target::Target;
 use crate::backoff::random_between;
 use crate::clock;
 use crate::shutdown::Shutdown;

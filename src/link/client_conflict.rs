@@ -1,7 +1,8 @@
 //! Detects another client with our client id: two gateways of the same name take over each other's sessions without
 //! end.
 
-use super::{LinkError, RECONNECT_MAX};
+use super::error::LinkError;
+use super::reconnect::RECONNECT_MAX;
 use crate::backoff::{Backoff, Jitter};
 use std::time::Duration;
 

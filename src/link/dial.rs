@@ -1,14 +1,18 @@
 //! Opens connections to a broker: DNS lookup, TCP, TLS.
 
-use super::{Address, LinkError, TlsConfig};
+use super::address::Address;
+use super::error::LinkError;
 use crate::tls::{self, ClientFiles};
 use rustls::pki_types::ServerName;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+pub(super) type TlsConfig = Arc<rustls::ClientConfig>;
 
 /// A SYN may be lost, and the kernel doubles the time before each retransmission: after this time a parallel attempt
 /// starts.

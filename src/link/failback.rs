@@ -1,6 +1,8 @@
 //! Failback: returns to a broker earlier in the list as soon as it is reachable again.
 
-use super::{ConnectAs, LinkError, Session, Target};
+use super::error::LinkError;
+use super::session::{ConnectAs, Session};
+use super::target::Target;
 use crate::clock;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

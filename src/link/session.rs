@@ -1,0 +1,344 @@
+//! One MQTT session: writes packets, reads answers, and finds out when the connection is dead.
+//!
+//! Invariant: [`Session::exchange`] is safe to drop half-way; no byte is lost or written twice.
+
+use super::address::Address;
+use super::config::Config;
+use super::dial;
+use super::error::LinkError;
+use super::stream::Stream;
+use crate::clock;
+use crate::mqtt::Protocol;
+use crate::mqtt::client::{self, ConnectRequest, DISCONNECT, Inbox, Limits, PINGREQ, Reply, Will};
+use crate::mqtt::inbox::{self, Delivery};
+use bytes::BytesMut;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::{Zeroize, Zeroizing};
+
+/// How a client introduces itself to a broker.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectAs {
+    /// The client id.
+    pub(crate) client: String,
+    pub(crate) will: Option<Will>,
+    /// With an inbox, the broker resumes the persistent session of this client id.
+    pub(crate) inbox: Option<Inbox>,
+}
+
+impl ConnectAs {
+    /// A client that only publishes.
+    pub(crate) fn client(client: String) -> Self {
+        Self { client, will: None, inbox: None }
+    }
+}
+
+/// An open MQTT session.
+pub(crate) struct Session {
+    stream: Stream,
+    broker: String,
+    index: usize,
+    protocol: Protocol,
+    limits: Limits,
+    input: BytesMut,
+    keep_alive: Duration,
+    answer_wait_max: Duration,
+    received_at: Instant,
+    sent_at: Instant,
+    acknowledged_at: Instant,
+    /// Whether there were publishes in flight at the last check.
+    had_in_flight: bool,
+    /// When the unanswered PINGREQ was sent.
+    pinged_at: Option<Instant>,
+    /// Reads incoming messages, if the session has an inbox.
+    inbox: Option<inbox::Parser>,
+    is_resumed: bool,
+}
+
+/// Packets to write.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    /// Encoded packets; the first [`Output::written`] bytes are already written.
+    pub bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Zeroize for Output {
+    fn zeroize(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+impl Output {
+    /// Number of bytes that are not yet written.
+    pub fn waiting(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    /// Number of written bytes at the start of [`Output::bytes`]; both are reset once everything is written.
+    pub fn written(&self) -> usize {
+        self.written
+    }
+}
+
+/// Buffer space per read.
+const READ_BYTES: usize = 16 << 10;
+/// With publishes in flight, the gateway sends a PINGREQ after this time without incoming bytes.
+const PING_AFTER: Duration = Duration::from_secs(2);
+/// Time limit for any bytes after a PINGREQ. A line with a longer round trip is not usable anyway.
+const PING_WAIT_MAX: Duration = Duration::from_secs(4);
+
+impl Session {
+    pub(super) fn new(stream: Stream, address: &Address, index: usize, config: &Config) -> Self {
+        let now = clock::instant();
+        Self {
+            stream,
+            broker: address.to_string(),
+            index,
+            protocol: config.protocol,
+            limits: Limits::default(),
+            input: BytesMut::new(),
+            keep_alive: config.keep_alive,
+            answer_wait_max: config.answer_wait_max,
+            received_at: now,
+            sent_at: now,
+            acknowledged_at: now,
+            had_in_flight: false,
+            pinged_at: None,
+            inbox: None,
+            is_resumed: false,
+        }
+    }
+
+    /// Limits that the broker announced.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Host and port of the broker, for logs.
+    pub fn broker(&self) -> &str {
+        &self.broker
+    }
+
+    /// Index of the broker in the target's list of addresses.
+    pub fn broker_index(&self) -> usize {
+        self.index
+    }
+
+    /// MQTT version of the session.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether the broker resumed the persistent session, with its subscriptions and queued messages.
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// Writes pending output and reads available input. Returns when it has read something or written everything.
+    /// Safe to drop half-way: `output` keeps track of the written bytes.
+    pub async fn exchange(&mut self, output: &mut Output) -> Result<(), LinkError> {
+        let had_output = output.waiting() > 0;
+        let result = poll_fn(|context| self.poll_exchange(context, output, had_output)).await;
+        match result {
+            Ok(0) => Ok(()),
+            Ok(_) => {
+                self.received_at = clock::instant();
+                self.pinged_at = None;
+                Ok(())
+            }
+            Err(error) => Err(LinkError::Broken(error)),
+        }
+    }
+
+    fn poll_exchange(
+        &mut self,
+        context: &mut Context<'_>,
+        output: &mut Output,
+        had_output: bool,
+    ) -> Poll<io::Result<usize>> {
+        let is_flushed = self.poll_write(context, output)?;
+        self.input.reserve(READ_BYTES);
+        // Dropping the future of a pending read loses no data.
+        let polled = pin!(self.stream.read_buf(&mut self.input)).poll(context);
+        match polled {
+            Poll::Ready(Ok(0)) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the broker")))
+            }
+            Poll::Ready(read) => Poll::Ready(read),
+            Poll::Pending if had_output && is_flushed => Poll::Ready(Ok(0)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>, output: &mut Output) -> io::Result<bool> {
+        while output.waiting() > 0 {
+            let polled = Pin::new(&mut self.stream).poll_write(context, &output.bytes[output.written..]);
+            match polled {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => output.written += written,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        if !output.bytes.is_empty() {
+            self.sent_at = clock::instant();
+        }
+        output.bytes.clear();
+        output.written = 0;
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        match flushed {
+            Poll::Ready(result) => result.map(|()| true),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Returns the next complete packet from the input.
+    pub fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
+        let reply = client::read(&mut self.input, self.protocol)?;
+        if matches!(reply, Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) {
+            self.acknowledged_at = clock::instant();
+        }
+        Ok(reply)
+    }
+
+    /// Returns the next complete delivery from the input of a session with an [`Inbox`].
+    pub fn next_delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
+        match &mut self.inbox {
+            Some(inbox) => Ok(inbox.next(&mut self.input, self.protocol)?),
+            None => Ok(self.next_reply()?.map(Delivery::Other)),
+        }
+    }
+
+    /// Writes pending output without reading: this applies back pressure to the broker. Safe to drop half-way.
+    pub async fn write(&mut self, output: &mut Output) -> Result<(), LinkError> {
+        poll_fn(|context| match self.poll_write(context, output) {
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(LinkError::Broken(error))),
+        })
+        .await
+    }
+
+    /// Keeps the connection alive while nothing is read: sends a PINGREQ when one is due, and does not count the time
+    /// without input as silence. Returns the time until the next call.
+    pub fn keep_alive_unread(&mut self, output: &mut Output) -> Duration {
+        let now = clock::instant();
+        self.received_at = now;
+        self.acknowledged_at = now;
+        self.pinged_at = None;
+        let unsent = now.duration_since(self.sent_at);
+        if unsent < self.keep_alive {
+            return self.keep_alive - unsent;
+        }
+        if output.waiting() == 0 {
+            output.bytes.extend_from_slice(&PINGREQ);
+            self.sent_at = now;
+        }
+        self.keep_alive
+    }
+
+    /// Checks the connection: sends a PINGREQ when one is due, and returns the time until the next call. An error means
+    /// that the connection is dead.
+    pub fn check(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
+        let now = clock::instant();
+        // The first publish in flight has the whole time, however long ago the last answer came.
+        if !has_in_flight || !self.had_in_flight {
+            self.acknowledged_at = now;
+        }
+        self.had_in_flight = has_in_flight;
+        let unacknowledged = now.duration_since(self.acknowledged_at);
+        if unacknowledged >= self.answer_wait_max {
+            return Err(LinkError::Stuck(unacknowledged));
+        }
+        if let Some(pinged) = self.pinged_at {
+            let waited = now.duration_since(pinged);
+            if waited >= PING_WAIT_MAX {
+                return Err(LinkError::Silent(now.duration_since(self.received_at)));
+            }
+            return Ok(PING_WAIT_MAX - waited);
+        }
+        let ping_after = if has_in_flight { PING_AFTER.min(self.keep_alive) } else { self.keep_alive };
+        let silent = now.duration_since(self.received_at);
+        // The broker expects a packet within the keep-alive, regardless of what it sends itself.
+        let unsent = now.duration_since(self.sent_at);
+        if silent >= ping_after || unsent >= self.keep_alive {
+            output.bytes.extend_from_slice(&PINGREQ);
+            self.pinged_at = Some(now);
+            self.sent_at = now;
+            return Ok(PING_WAIT_MAX);
+        }
+        Ok((ping_after - silent).min(self.keep_alive - unsent))
+    }
+
+    /// Sends a PINGREQ now.
+    pub fn ping(&mut self, output: &mut Output) {
+        output.bytes.extend_from_slice(&PINGREQ);
+        self.pinged_at = Some(clock::instant());
+    }
+
+    /// Whether a PINGREQ is unanswered.
+    pub fn is_ping_pending(&self) -> bool {
+        self.pinged_at.is_some()
+    }
+
+    /// Sends DISCONNECT, which makes the broker discard the will, and closes the connection.
+    pub async fn close(mut self) {
+        let mut output = Output { bytes: DISCONNECT.to_vec(), written: 0 };
+        let disconnect = async {
+            poll_fn(|context| match self.poll_write(context, &mut output) {
+                Ok(true) | Err(_) => Poll::Ready(()),
+                Ok(false) => Poll::Pending,
+            })
+            .await;
+            // The broker may have closed already.
+            let _ = self.stream.shutdown().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), disconnect).await;
+    }
+
+    /// Sends CONNECT and waits for CONNACK.
+    pub(super) async fn connect(
+        &mut self,
+        connect_as: &ConnectAs,
+        login: Option<(&str, &str)>,
+    ) -> Result<(), LinkError> {
+        let ConnectAs { client, will, inbox } = connect_as;
+        self.inbox = inbox.as_ref().map(inbox::Parser::new);
+        let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
+        let request = ConnectRequest { client, keep_alive, login, will: will.as_ref(), inbox: inbox.as_ref() };
+        let bytes = request.encode(self.protocol)?;
+        // The password in the packet is overwritten when `output` is dropped.
+        let mut output = Zeroizing::new(Output { bytes, written: 0 });
+        let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                () = &mut deadline => {
+                    return Err(LinkError::Silent(dial::HANDSHAKE_WAIT_MAX));
+                }
+                result = self.exchange(&mut output) => result?,
+            }
+            // Messages may follow in the same TCP segment: they stay in the input.
+            match client::read(&mut self.input, self.protocol)? {
+                None => {}
+                Some(Reply::Connected { limits, keep_alive, is_resumed }) => {
+                    self.limits = limits;
+                    self.is_resumed = is_resumed;
+                    if let Some(wanted) = keep_alive {
+                        self.keep_alive = self.keep_alive.min(wanted);
+                    }
+                    self.acknowledged_at = clock::instant();
+                    return Ok(());
+                }
+                Some(Reply::ConnectRejected(reason)) => return Err(LinkError::Refused(reason)),
+                Some(Reply::Disconnected(reason)) => return Err(LinkError::Ended(reason)),
+                Some(_) => return Err(LinkError::Protocol("the first packet is not CONNACK".into())),
+            }
+        }
+    }
+}
