@@ -16,7 +16,6 @@ pub(crate) struct Backoff {
 /// How a pause is randomised, so that peers which failed together do not come back together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Jitter {
-    /// Not at all.
     None,
     /// Between the pause and twice the pause.
     UpToDouble,

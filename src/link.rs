@@ -12,7 +12,6 @@
 //! Not here: which events to send, and what a reply means for them (`forward`).
 
 mod address;
-mod answer;
 mod client;
 mod client_conflict;
 mod config;
@@ -31,13 +30,10 @@ pub use crate::mqtt::Protocol;
 pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
 pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, push_unsubscribe};
 pub use address::Address;
-pub(crate) use answer::Verdict;
 pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Turn};
-pub(crate) use client_conflict::{ClientIdConflict, Conflict};
+pub(crate) use client_conflict::Conflict;
 pub use config::Config;
 pub use error::LinkError;
-pub(crate) use failback::Failback;
-pub(crate) use reconnect::{RECONNECT_MAX, Reconnect};
 pub use rotation::CredentialRotation;
-pub(crate) use session::{ConnectAs, Output, Session};
+pub(crate) use session::{ConnectAs, Output, Session, Verdict};
 pub use target::Target;

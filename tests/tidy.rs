@@ -16,24 +16,13 @@ const FUNCTION_LINES: usize = 70;
 const PARAMETERS: usize = 5;
 
 /// Files over a limit, with today's figure: they may shrink, not grow, and leave the list once they are within it.
-const NOT_YET_LINES: &[(&str, usize)] = &[
-    ("contract.rs", 575),
-    ("forward.rs", 633),
-    ("forward/again.rs", 616),
-    ("ingest/sparkplug.rs", 555),
-    ("link.rs", 505),
-];
+const NOT_YET_LINES: &[(&str, usize)] = &[("contract.rs", 575), ("ingest/sparkplug.rs", 555)];
 /// Files with functions over `FUNCTION_LINES`, and the lines of their longest.
-const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[("contract/file.rs", 140), ("forward.rs", 84)];
+const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[("contract/file.rs", 140)];
 /// Files with functions of more than `PARAMETERS`, and how many.
 const NOT_YET_PARAMETERS: &[(&str, usize)] = &[
     ("contract/publication.rs", 1),
-    ("forward/again/replays.rs", 1),
-    ("forward/batch.rs", 1),
-    ("forward/fill.rs", 2),
-    ("forward/replies.rs", 1),
-    ("forward/status.rs", 2),
-    ("link.rs", 1),
+    ("forward/replays.rs", 1),
     ("sources/modbus/payload.rs", 1),
     ("sources/odoo/capture.rs", 1),
 ];
@@ -43,10 +32,7 @@ const NOT_YET_CYCLES: &[(&str, usize)] =
 /// Files that use children by which they are used, and how many.
 const NOT_YET_PARENTS: &[(&str, usize)] = &[
     ("contract.rs", 2),
-    ("forward.rs", 2),
     ("ingest/sparkplug.rs", 1),
-    ("link.rs", 1),
-    ("sources/broker.rs", 2),
     ("sources/http.rs", 1),
     ("sources/modbus/bus.rs", 1),
     ("sources/modbus/table.rs", 1),

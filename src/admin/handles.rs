@@ -5,7 +5,7 @@ use super::reload::Reloading;
 use crate::contract::{GatewayNames, SourceKind};
 use crate::event::Timestamp;
 use crate::forward;
-use crate::forward::again::Replays;
+use crate::forward::replays::Replays;
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::{BadSelection, Journal, Lane};

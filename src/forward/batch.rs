@@ -3,9 +3,9 @@
 //! Promise: a batch is a JSON array of events of one stream, in order; each element has the same bytes as the event
 //! published alone.
 
+use super::outgoing::Outgoing;
 use super::pace::{Batch, Compression};
-use crate::contract::Renderer;
-use crate::event::{Record, Timestamp};
+use crate::event::Timestamp;
 use crate::link::Protocol;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -69,57 +69,51 @@ impl Batcher {
     }
 
     /// Adds an event. Moves a batch to `ready` if the event does not fit into it or makes it full.
-    pub fn add(
-        &mut self,
-        batch: &Batch,
-        packet_bytes_max: usize,
-        (renderer, stream): (&Renderer, u32),
-        (record, sequence, recorded): (&Record<'_>, u64, Timestamp),
-        (offset, is_backfill, now): (u64, bool, Instant),
-    ) {
+    pub fn add(&mut self, batch: &Batch, packet_bytes_max: usize, event: &Outgoing<'_>, now: Instant) {
         let bytes_max = (batch.bytes.0 as usize).min(packet_bytes_max.saturating_sub(OVERHEAD_BYTES));
         let events_max = self.events_max(batch);
-        let found = self.list.iter().position(|known| known.stream == stream);
+        let found = self.list.iter().position(|known| known.stream == event.published.stream);
         let mut index = match found {
-            Some(index) if self.list[index].is_backfill == is_backfill => index,
+            Some(index) if self.list[index].is_backfill == event.mark.is_some() => index,
             other => {
                 self.ready.extend(other.map(|index| self.list.swap_remove(index)));
-                self.open_batch((renderer, stream), (record, recorded), is_backfill, now)
+                self.open_batch(event, now)
             }
         };
         let open = &mut self.list[index];
         let end = open.payload.len();
         open.payload.push(if end == 0 { b'[' } else { b',' });
-        renderer.render_structured(record, sequence, recorded, &mut open.payload);
+        event.published.renderer.render_structured(&event.record, event.sequence, event.recorded, &mut open.payload);
         if end > 0 && open.payload.len() + 1 > bytes_max {
             // The event exceeds the limit of this batch: it begins the next one.
-            let event = open.payload.split_off(end + 1);
+            let rendered = open.payload.split_off(end + 1);
             open.payload.truncate(end);
             self.ready.push_back(self.list.swap_remove(index));
-            index = self.open_batch((renderer, stream), (record, recorded), is_backfill, now);
+            index = self.open_batch(event, now);
             let payload = &mut self.list[index].payload;
             payload.push(b'[');
-            payload.extend_from_slice(&event);
+            payload.extend_from_slice(&rendered);
         }
         let open = &mut self.list[index];
-        open.offsets.push(offset);
+        open.offsets.push(event.offset);
         if open.offsets.len() >= events_max || open.payload.len() + 1 >= bytes_max {
             self.ready.push_back(self.list.swap_remove(index));
         }
     }
 
     /// Opens an empty batch and returns its index.
-    fn open_batch(
-        &mut self,
-        (renderer, stream): (&Renderer, u32),
-        (record, recorded): (&Record<'_>, Timestamp),
-        is_backfill: bool,
-        since: Instant,
-    ) -> usize {
+    fn open_batch(&mut self, event: &Outgoing<'_>, since: Instant) -> usize {
         let mut topic = Vec::new();
-        renderer.push_batch_topic(record, &mut topic);
-        let payload = std::mem::take(&mut self.spare);
-        self.list.push(OpenBatch { stream, offsets: Vec::new(), topic, is_backfill, recorded, payload, since });
+        event.published.renderer.push_batch_topic(&event.record, &mut topic);
+        self.list.push(OpenBatch {
+            stream: event.published.stream,
+            offsets: Vec::new(),
+            topic,
+            is_backfill: event.mark.is_some(),
+            recorded: event.recorded,
+            payload: std::mem::take(&mut self.spare),
+            since,
+        });
         self.list.len() - 1
     }
 

@@ -1,6 +1,6 @@
 //! The followed events that are on their way to central (see `telemetry::follow`).
 
-use super::Config;
+use super::config::Config;
 use crate::event::Id;
 use crate::journal::{Lane, Outcome};
 use crate::telemetry::{FOLLOW, follow};

@@ -9,15 +9,15 @@ const IDS: u32 = 65_535;
 
 /// The publishes that central has not acknowledged or rejected.
 #[derive(Debug)]
-pub(super) struct InFlight {
+pub(super) struct InFlight<T> {
     /// In sending order; `None` for an answered publish behind an unanswered one.
-    sent: VecDeque<Option<Publish>>,
+    sent: VecDeque<Option<T>>,
     /// Packet id of the first element of `sent`.
     first_id: u32,
     unanswered: usize,
 }
 
-/// One publish in flight.
+/// One publish of a lane in flight.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Publish {
     /// Offset of its event, or of the first event of a batch.
@@ -46,19 +46,18 @@ impl Publish {
         std::iter::once(self.offset).chain(self.other_offsets.iter().copied())
     }
 
-    /// Number of events.
     pub fn count(&self) -> usize {
         1 + self.other_offsets.len()
     }
 }
 
-impl Default for InFlight {
+impl<T> Default for InFlight<T> {
     fn default() -> Self {
         Self { sent: VecDeque::new(), first_id: 1, unanswered: 0 }
     }
 }
 
-impl InFlight {
+impl<T> InFlight<T> {
     pub fn clear(&mut self) {
         *self = Self::default();
     }
@@ -83,13 +82,13 @@ impl InFlight {
         id as u16
     }
 
-    pub fn push(&mut self, sent: Publish) {
+    pub fn push(&mut self, sent: T) {
         self.sent.push_back(Some(sent));
         self.unanswered += 1;
     }
 
     /// Removes and returns the publish with this packet id; `None` if it is not in flight.
-    pub fn take(&mut self, id: u16) -> Option<Publish> {
+    pub fn take(&mut self, id: u16) -> Option<T> {
         let index = (u32::from(id) + IDS - self.first_id) % IDS;
         let sent = self.sent.get_mut(index as usize)?.take()?;
         self.unanswered -= 1;
@@ -100,9 +99,15 @@ impl InFlight {
         Some(sent)
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.sent.iter().flatten()
+    }
+}
+
+impl InFlight<Publish> {
     /// Returns the lowest offset in flight.
     pub fn lowest(&self) -> Option<u64> {
-        self.sent.iter().flatten().map(|sent| sent.offset).min()
+        self.iter().map(|sent| sent.offset).min()
     }
 }
 

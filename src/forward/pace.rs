@@ -22,7 +22,6 @@ pub struct Sending {
     pub backfill_topic: Option<String>,
     /// Limits of batches; `None` sends one event per publish.
     pub batch: Option<Batch>,
-    /// Rate limits.
     pub rate: Rate,
     /// Lower rate limits while other lanes have a backlog; `None` for a lane that does not yield.
     pub yielding: Option<Rate>,
@@ -45,7 +44,6 @@ pub enum CatchUp {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
-    /// Largest number of events.
     #[serde(default = "batch_events")]
     pub events: usize,
     /// Largest payload in bytes, before compression.
@@ -54,16 +52,13 @@ pub struct Batch {
     /// Longest wait of the first event for further ones.
     #[serde(default = "batch_age")]
     pub age: Span,
-    /// Compression of the payload.
     #[serde(default)]
     pub compression: Compression,
 }
 
-/// Compression of batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
-    /// No compression.
     #[default]
     None,
     /// zstd, with MQTT 5 only: the content type property announces it.
@@ -86,7 +81,6 @@ fn batch_age() -> Span {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// Events per second.
     pub events: Option<u64>,
     /// Bytes of publishes per second.
     pub bytes: Option<Bytes>,
@@ -260,6 +254,51 @@ impl Pacer {
         if let Some(bucket) = &mut self.bytes {
             bucket.level -= bytes as f64;
         }
+    }
+}
+
+/// Interval at which the forwarder checks whether the sending hours have begun or ended.
+const HOURS_POLL: Duration = Duration::from_secs(5);
+
+/// What a lane may send now: its sending hours, its rate limits, and the other lanes of its destination.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    lane: String,
+    sending: Arc<Sending>,
+    pressure: Arc<Pressure>,
+    pacer: Pacer,
+}
+
+impl Allowance {
+    pub fn new(lane: &Lane, sending: Arc<Sending>, pressure: Arc<Pressure>) -> Self {
+        Self { lane: lane.name.clone(), sending, pressure, pacer: Pacer::new() }
+    }
+
+    /// Time until sending is allowed; zero if it is allowed now.
+    pub fn wait(&mut self) -> Duration {
+        let closed = |hours: &Hours| !hours.contains(Timestamp::from(clock::wall()));
+        if self.sending.hours.as_ref().is_some_and(closed) {
+            return HOURS_POLL.max(self.pacer.wait(Rate::default()));
+        }
+        let rate = match self.sending.yielding {
+            Some(lower) if self.pressure.has_other_backlog(&self.lane) => lower,
+            _ => self.sending.rate,
+        };
+        self.pacer.wait(rate)
+    }
+
+    /// Number of events that may be sent now.
+    pub fn events(&self) -> usize {
+        self.pacer.events()
+    }
+
+    pub fn spend(&mut self, events: usize, bytes: usize) {
+        self.pacer.spend(events, bytes);
+    }
+
+    /// Reports the progress of this lane to the other forwarders of the destination.
+    pub fn report(&self, reached: u64) {
+        self.pressure.note(&self.lane, reached);
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The status is not an event: it is retained, never journaled, and not in the ledger.
 
-use super::Config;
+use super::config::Config;
 use crate::clock;
 use crate::contract::{GatewayNames, STRUCTURED, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
@@ -15,7 +15,6 @@ use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// Least wait between two sessions: the status is worth less than the events.
@@ -24,15 +23,19 @@ const RECONNECT_MIN: Duration = Duration::from_millis(750);
 /// Returns further JSON members of a heartbeat, without braces.
 pub type Report = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// The destination of a status, and what it says.
+#[derive(Clone)]
+pub struct StatusSpec {
+    pub config: Arc<Config>,
+    pub client: String,
+    pub around: GatewayNames,
+    pub report: Report,
+    pub rotation: CredentialRotation,
+}
+
 /// Publishes the status to one destination until shutdown.
-pub async fn run(
-    config: Arc<Config>,
-    client: String,
-    around: GatewayNames,
-    report: Report,
-    rotation: CredentialRotation,
-    mut shutdown: Shutdown,
-) {
+pub async fn run(spec: StatusSpec, mut shutdown: Shutdown) {
+    let StatusSpec { config, client, around, report, rotation } = spec;
     let Ok(target) = config.target().map(Arc::new) else { return };
     let link = Client::new(target, ConnectAs::client(client), rotation).with_wait_min(RECONNECT_MIN);
     let mut publisher = Publisher {

@@ -5,8 +5,9 @@ use super::services::Services;
 use crate::admin::{Handles, LinkHandle};
 use crate::config::Config;
 use crate::contract::GatewayNames;
-use crate::forward::again::{self, Resender};
-use crate::forward::{self, Forwarder, Pressure, Sending, status};
+use crate::forward::resend::{Resender, ResenderSpec};
+use crate::forward::status::{self, StatusSpec};
+use crate::forward::{self, Forwarder, Pressure, Sending};
 use crate::journal::{Journal, Lane};
 use crate::link::CredentialRotation;
 use std::collections::BTreeMap;
@@ -80,7 +81,7 @@ impl DestinationSpec {
     }
 
     fn resender(&self, shared: &Shared<'_>) -> PartSpec {
-        let spec = again::ResenderSpec {
+        let spec = ResenderSpec {
             config: Arc::clone(&self.config),
             client: format!("{}-again", self.client),
             journal: Arc::clone(&shared.handles.journal),
@@ -97,12 +98,15 @@ impl DestinationSpec {
     }
 
     fn status(&self, shared: &Shared<'_>) -> PartSpec {
-        let (to, client) = (Arc::clone(&self.config), format!("{}-status", self.client));
-        let (names, rotation) = (shared.handles.surroundings.clone(), shared.rotation.clone());
-        let report = journal_report(&shared.handles.journal);
+        let spec = StatusSpec {
+            config: Arc::clone(&self.config),
+            client: format!("{}-status", self.client),
+            around: shared.handles.surroundings.clone(),
+            report: journal_report(&shared.handles.journal),
+            rotation: shared.rotation.clone(),
+        };
         PartSpec::new(format!("link {}/status", self.config.name), move |shutdown| {
-            let (to, client, names) = (Arc::clone(&to), client.clone(), names.clone());
-            Ok(Box::pin(status::run(to, client, names, Arc::clone(&report), rotation.clone(), shutdown)))
+            Ok(Box::pin(status::run(spec.clone(), shutdown)))
         })
     }
 }

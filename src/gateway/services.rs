@@ -5,7 +5,7 @@ use crate::admin::{self, Handles, ReloadOrder, Reloading, View};
 use crate::clock;
 use crate::config::Config;
 use crate::contract::SourceKind;
-use crate::forward::again::Replays;
+use crate::forward::replays::Replays;
 use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::ingest::{Ingest, StoredEvents};
 use crate::journal::{Journal, RealDisk, Seal};

@@ -3,7 +3,7 @@
 //! Promise: after a lost session or a failed attempt it connects again, soon at first, then with back-off. It returns to
 //! an earlier broker of the list as soon as that one is reachable, and changes to new credentials; for both, the old
 //! session continues until the new one is open and nothing is in flight.
-//! Invariant: every await of the client also awaits the shutdown, or ends within seconds.
+//! Invariant: wherever the client waits for a broker, it also awaits the shutdown.
 //!
 //! Not here: what is sent, and what an answer means (`forward`, `sources/broker`).
 
@@ -83,6 +83,13 @@ pub(crate) struct Turn {
     pub(crate) wake_in: Duration,
 }
 
+impl Turn {
+    /// Reads on, and fills again after `wake_in` at the latest.
+    pub(crate) fn in_time(wake_in: Duration) -> Self {
+        Self { may_read: true, wake_in }
+    }
+}
+
 /// Why a conversation ends a session.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -90,7 +97,6 @@ pub(crate) enum End {
     Lost(LinkError),
     /// A session is not needed now, or the next one has to be opened first of all.
     Idle,
-    /// The gateway ends.
     Shutdown,
 }
 

@@ -26,14 +26,14 @@ pub(crate) enum Conflict {
 
 /// Evidence that another client connects with our client id.
 #[derive(Debug, Default)]
-pub(crate) struct ClientIdConflict {
+pub(super) struct ClientIdConflict {
     takeovers: u32,
     short_sessions: u32,
 }
 
 impl ClientIdConflict {
     /// Records how a session ended; `is_idle`: nothing was in flight.
-    pub(crate) fn record_end(&mut self, error: &LinkError, lasted: Duration, is_idle: bool) {
+    pub(super) fn record_end(&mut self, error: &LinkError, lasted: Duration, is_idle: bool) {
         if lasted >= LONG_SESSION {
             *self = Self::default();
         }
@@ -47,7 +47,7 @@ impl ClientIdConflict {
     }
 
     /// Returns the evidence that another client uses the client id.
-    pub(crate) fn evidence(&self) -> Option<Conflict> {
+    pub(super) fn evidence(&self) -> Option<Conflict> {
         match self {
             Self { takeovers: 1.., .. } => Some(Conflict::Confirmed),
             Self { short_sessions: SHORT_SESSIONS_SUSPECT.., .. } => Some(Conflict::Suspected),
@@ -56,7 +56,7 @@ impl ClientIdConflict {
     }
 
     /// Pause before the next connection attempt; `None` without evidence of another client.
-    pub(crate) fn pause(&self) -> Option<Duration> {
+    pub(super) fn pause(&self) -> Option<Duration> {
         let suspicion = self.takeovers + self.short_sessions.saturating_sub(SHORT_SESSIONS_SUSPECT - 1);
         suspicion.checked_sub(1).map(|earlier| PAUSES.pause(earlier))
     }

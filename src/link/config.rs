@@ -12,9 +12,7 @@ pub struct Config {
     pub urls: Vec<String>,
     /// Files for TLS: authorities, client certificate and key.
     pub tls: ClientFiles,
-    /// MQTT version.
     pub protocol: Protocol,
-    /// User name.
     pub user: Option<String>,
     /// File that holds the password.
     pub password_file: Option<PathBuf>,

@@ -21,18 +21,15 @@ pub enum LinkError {
     Name {
         /// Host name of the broker.
         host: String,
-        /// Error of the resolver.
         error: io::Error,
     },
     /// No TCP connection could be opened.
     #[error("{address} does not answer: {reason}")]
     Unreachable {
-        /// Host and port.
         address: String,
         /// Error of the last attempt.
         reason: String,
     },
-    /// The TLS handshake failed.
     #[error("TLS with {host}: {error}")]
     Handshake {
         /// Host name of the broker.
@@ -43,10 +40,8 @@ pub enum LinkError {
     /// None of several brokers accepted a connection; the text lists their errors.
     #[error("cannot connect to any of the brokers: {0}")]
     None(String),
-    /// The broker rejected CONNECT.
     #[error("the broker refuses the connection: {0}")]
     Refused(String),
-    /// The broker sent DISCONNECT.
     #[error("the broker ended the connection: {0}")]
     Ended(String),
     /// Reading or writing failed, or the broker closed the connection.

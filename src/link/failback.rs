@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const ATTEMPT_EVERY: Duration = Duration::from_secs(15);
 
 /// Tries to connect to an earlier broker while a session with a later one is open.
-pub(crate) struct Failback {
+pub(super) struct Failback {
     target: Arc<Target>,
     connect_as: ConnectAs,
     broker_index: usize,
@@ -21,13 +21,13 @@ pub(crate) struct Failback {
 
 impl Failback {
     /// Begins for a session with the broker at `broker_index` of the list.
-    pub(crate) fn new(target: &Arc<Target>, connect_as: &ConnectAs, broker_index: usize) -> Self {
+    pub(super) fn new(target: &Arc<Target>, connect_as: &ConnectAs, broker_index: usize) -> Self {
         let (target, connect_as) = (Arc::clone(target), connect_as.clone());
         Self { target, connect_as, broker_index, attempt: None, next: clock::instant() + ATTEMPT_EVERY }
     }
 
     /// Waits for a session with an earlier broker; never returns if there is none. Safe to drop half-way.
-    pub(crate) async fn reconnected(&mut self) -> Box<Session> {
+    pub(super) async fn reconnected(&mut self) -> Box<Session> {
         if self.broker_index == 0 {
             return std::future::pending().await;
         }

@@ -7,20 +7,19 @@ use std::time::{Duration, Instant};
 /// Range of the random wait between attempts in the first minute.
 const EARLY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(750));
 const EARLY_FOR: Duration = Duration::from_secs(60);
-/// Longest wait between attempts.
-pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(30);
+pub(super) const RECONNECT_MAX: Duration = Duration::from_secs(30);
 const LATER: Backoff = Backoff::new(Duration::from_secs(1), RECONNECT_MAX, Jitter::From(EARLY.0));
 
 /// The attempts to connect since a link was last good.
 #[derive(Debug, Default)]
-pub(crate) struct Reconnect {
+pub(super) struct Reconnect {
     down_since: Option<Instant>,
     attempts: u32,
 }
 
 impl Reconnect {
     /// Counts a failed attempt or a lost session, and returns the wait before the next attempt.
-    pub(crate) fn wait(&mut self) -> Duration {
+    pub(super) fn wait(&mut self) -> Duration {
         let now = clock::instant();
         let down_for = now.duration_since(*self.down_since.get_or_insert(now));
         let attempts = self.attempts;
@@ -28,8 +27,8 @@ impl Reconnect {
         wait(down_for, attempts)
     }
 
-    /// Records that the link was good: the next outage begins anew.
-    pub(crate) fn reset(&mut self) {
+    /// Records that the link was good: the next outage begins again.
+    pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Time limit for opening the new session; meanwhile nothing is sent on the old one.
-pub(crate) const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Pauses after failed attempts.
+pub(super) const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 const RETRIES: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(600), Jitter::None);
 
 /// Signals new credentials, and schedules the attempts to connect with them.
@@ -30,14 +29,14 @@ impl CredentialRotation {
     }
 
     /// Marks the current credentials as in use: the next session is opened with them.
-    pub(crate) fn mark_used(&mut self) {
+    pub(super) fn mark_used(&mut self) {
         self.changed.borrow_and_update();
         self.due = None;
         self.retries.reset();
     }
 
     /// Whether it is time to open a session with new credentials.
-    pub(crate) fn is_due(&mut self) -> bool {
+    pub(super) fn is_due(&mut self) -> bool {
         if self.changed.has_changed().unwrap_or(false) {
             self.changed.borrow_and_update();
             self.schedule_now();
@@ -46,7 +45,7 @@ impl CredentialRotation {
     }
 
     /// Waits until [`CredentialRotation::is_due`] may have changed. Safe to drop half-way.
-    pub(crate) async fn changed(&mut self) {
+    pub(super) async fn changed(&mut self) {
         let Self { changed, due, .. } = self;
         let due = async {
             match *due {
@@ -72,7 +71,7 @@ impl CredentialRotation {
     }
 
     /// Schedules another attempt after a failed one.
-    pub(crate) fn schedule_retry(&mut self) {
+    pub(super) fn schedule_retry(&mut self) {
         self.due = Some(clock::instant() + self.retries.next());
     }
 }

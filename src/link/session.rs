@@ -9,7 +9,7 @@ use super::error::LinkError;
 use super::stream::Stream;
 use crate::clock;
 use crate::mqtt::Protocol;
-use crate::mqtt::client::{self, ConnectRequest, DISCONNECT, Inbox, Limits, PINGREQ, Reply, Will};
+use crate::mqtt::client::{self, ConnectRequest, DISCONNECT, Inbox, Limits, PINGREQ, Rejection, Reply, Will};
 use crate::mqtt::inbox::{self, Delivery};
 use bytes::BytesMut;
 use std::future::{Future, poll_fn};
@@ -23,7 +23,6 @@ use zeroize::{Zeroize, Zeroizing};
 /// How a client introduces itself to a broker.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectAs {
-    /// The client id.
     pub(crate) client: String,
     pub(crate) will: Option<Will>,
     /// With an inbox, the broker resumes the persistent session of this client id.
@@ -37,7 +36,6 @@ impl ConnectAs {
     }
 }
 
-/// An open MQTT session.
 pub(crate) struct Session {
     stream: Stream,
     broker: String,
@@ -59,7 +57,15 @@ pub(crate) struct Session {
     is_resumed: bool,
 }
 
-/// Packets to write.
+/// What the broker says about one publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Accepted,
+    /// The broker accepted it, but its topic has no subscriber.
+    NoSubscribers,
+    Rejected(Rejection),
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     /// Encoded packets; the first [`Output::written`] bytes are already written.
@@ -85,7 +91,6 @@ impl Output {
     }
 }
 
-/// Buffer space per read.
 const READ_BYTES: usize = 16 << 10;
 /// With publishes in flight, the gateway sends a PINGREQ after this time without incoming bytes.
 const PING_AFTER: Duration = Duration::from_secs(2);
@@ -206,6 +211,20 @@ impl Session {
         Ok(reply)
     }
 
+    /// Returns the next answer that has arrived, with the packet id of its publish. A DISCONNECT is an error.
+    pub(crate) fn next_answer(&mut self) -> Result<Option<(u16, Verdict)>, LinkError> {
+        while let Some(reply) = self.next_reply()? {
+            match reply {
+                Reply::PingResponse | Reply::Connected { .. } => {}
+                Reply::Acknowledged(id) => return Ok(Some((id, Verdict::Accepted))),
+                Reply::NoSubscribers(id) => return Ok(Some((id, Verdict::NoSubscribers))),
+                Reply::Rejected(id, rejection) => return Ok(Some((id, Verdict::Rejected(rejection)))),
+                Reply::ConnectRejected(reason) | Reply::Disconnected(reason) => return Err(LinkError::Ended(reason)),
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns the next complete delivery from the input of a session with an [`Inbox`].
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
         match &mut self.inbox {
@@ -275,7 +294,6 @@ impl Session {
         Ok((ping_after - silent).min(self.keep_alive - unsent))
     }
 
-    /// Sends a PINGREQ now.
     pub fn ping(&mut self, output: &mut Output) {
         output.bytes.extend_from_slice(&PINGREQ);
         self.pinged_at = Some(clock::instant());

@@ -9,7 +9,6 @@ use super::stream::Stream;
 use crate::secret::Secret;
 use crate::tls;
 use parking_lot::Mutex;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,7 +84,7 @@ impl Target {
         #[cfg(test)]
         let in_memory = super::memory::connect(address);
         #[cfg(not(test))]
-        let in_memory: Option<io::Result<Stream>> = None;
+        let in_memory: Option<std::io::Result<Stream>> = None;
         let stream = match (in_memory, tls) {
             (Some(stream), _) => stream.map_err(LinkError::Broken)?,
             (None, None) => Stream::Plain(dial::connect(address).await?),

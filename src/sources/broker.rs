@@ -24,19 +24,18 @@ mod subscriptions;
 pub use config::Config;
 
 use crate::clock;
-use crate::ingest::{Ingest, Notes, Producer};
-use crate::link::{Client, ConnectAs, CredentialRotation, Inbox, LinkError, Target};
+use crate::ingest::{Ingest, Notes, Producer, Route};
+use crate::link::{Client, ConnectAs, CredentialRotation, Inbox, LinkError, Message, Target};
 use crate::shutdown::Shutdown;
 use crate::sources::{PAYLOAD_BYTES_MAX, Refusal, Stats};
 use redelivery::{AwaitedRedeliveries, PendingAck};
-use session::Blocked;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use subscriptions::Subscriptions;
 
-/// A session that lasted this long resets the reconnect backoff.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// Number of topics whose route is cached.
+const ROUTES_MAX: usize = 4096;
 
 /// A source that subscribes to one broker.
 pub struct Subscriber {
@@ -58,6 +57,13 @@ pub struct Subscriber {
     next_rebirth_request: Instant,
 }
 
+/// A message for which the journal has no room. The gateway reads nothing more until there is room.
+struct Blocked {
+    message: Message,
+    route: Arc<Route>,
+    arrived: Instant,
+}
+
 impl Subscriber {
     /// Creates a source; it connects once it runs. `client` is the client id if the configuration names none. `notes`
     /// stores the granted subscriptions across restarts.
@@ -75,7 +81,7 @@ impl Subscriber {
             subscriptions: Subscriptions::new(&config, &client, notes),
             target: Arc::new(target),
             client,
-            producer: Producer::with_cache(Arc::clone(&ingest), session::ROUTES_MAX),
+            producer: Producer::with_cache(Arc::clone(&ingest), ROUTES_MAX),
             ingest,
             stats,
             unacknowledged: VecDeque::new(),

@@ -1,7 +1,7 @@
 //! One session with the broker: one loop that receives messages, hands them in and acknowledges the durable ones.
 
 use super::redelivery::PendingAck;
-use super::{GOOD_AFTER, Subscriber};
+use super::{Blocked, Subscriber};
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
@@ -14,8 +14,8 @@ use crate::mqtt::packet::{self, PUBACK};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Number of topics whose route is cached.
-pub(super) const ROUTES_MAX: usize = 4096;
+/// A session that lasted this long resets the reconnect backoff.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// How long the source waits for receipts at shutdown.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes that the dead letter of a too large message keeps.
@@ -26,13 +26,6 @@ const REBIRTH_PAUSE: Duration = Duration::from_millis(50);
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Pause before a retry: a lane with free room may have too little for a large message.
 const NO_ROOM_WAIT: Duration = Duration::from_millis(2);
-
-/// A message for which the journal has no room. The gateway reads nothing more until there is room.
-pub(super) struct Blocked {
-    message: Message,
-    route: Arc<Route>,
-    arrived: Instant,
-}
 
 impl Conversation for Subscriber {
     fn begin(&mut self, session: &Session, _start: Start, output: &mut Output) {

@@ -1,0 +1,158 @@
+//! The settings of a destination, with their checks.
+
+use crate::journal::Start;
+use crate::link::{self, Address, Protocol, Target};
+use crate::secret::Secret;
+use crate::setting::{Bytes, Findings, Span};
+use crate::tls::{self, ClientFiles, NamedFile};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The settings of one destination.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub name: String,
+    /// `mqtts://host:port`, or `mqtt://host:port` without TLS. The gateway tries several in their order.
+    pub url: Urls,
+    /// Files for TLS: authorities, client certificate and key.
+    #[serde(default)]
+    pub tls: ClientFiles,
+    #[serde(default)]
+    pub protocol: Protocol,
+    pub user: Option<String>,
+    /// File that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Time without traffic after which the gateway sends a PINGREQ.
+    #[serde(default = "keep_alive")]
+    pub keep_alive: Span,
+    /// Longest wait for an acknowledgement while the connection is alive.
+    #[serde(default = "answer_wait_max")]
+    pub answer_wait_max: Span,
+    /// Largest number of publishes in flight; the broker may allow fewer.
+    #[serde(default = "window")]
+    pub window: u16,
+    /// Streams to send; a pattern may end in `*`. An empty list means all.
+    #[serde(default)]
+    pub streams: Vec<String>,
+    /// Whether the gateway retries an event until its topic has a subscriber.
+    #[serde(default)]
+    pub require_subscriber: bool,
+    /// Position in each lane at which a new destination starts.
+    #[serde(default)]
+    pub from: Start,
+    /// Bytes of each lane that this destination may hold back; beyond it, the oldest events are discarded for it.
+    pub hold: Option<Bytes>,
+    /// Topic level that `forebay replay` puts in front of the topic; none for MQTT 5 by default.
+    pub replay_topic: Option<String>,
+}
+
+/// One URL, or several in the order in which they are tried.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "OneOrMany")]
+pub struct Urls(pub Vec<String>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Urls {
+    fn from(urls: OneOrMany) -> Self {
+        match urls {
+            OneOrMany::One(url) => Self(vec![url]),
+            OneOrMany::Many(urls) => Self(urls),
+        }
+    }
+}
+
+/// Smallest `hold`: less could not contain the events in flight of normal operation.
+const HOLD_MIN: u64 = 8 << 20;
+
+fn window() -> u16 {
+    1000
+}
+
+fn keep_alive() -> Span {
+    Span(Duration::from_secs(30))
+}
+
+fn answer_wait_max() -> Span {
+    Span(Duration::from_secs(60))
+}
+
+impl Config {
+    /// Returns the brokers of this destination, or what is wrong with their URLs.
+    pub fn target(&self) -> Result<Target, String> {
+        Target::new(link::Config {
+            urls: self.url.0.clone(),
+            tls: self.tls.clone(),
+            protocol: self.protocol,
+            user: self.user.clone(),
+            password_file: self.password_file.clone(),
+            keep_alive: self.keep_alive.0,
+            answer_wait_max: self.answer_wait_max.0,
+        })
+    }
+
+    /// Whether a stream goes to this destination. The gateway's own streams always do: they report losses.
+    pub fn takes(&self, stream: &str) -> bool {
+        self.streams.is_empty()
+            || stream.starts_with("gateway.")
+            || self.streams.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(start) => stream.starts_with(start),
+                None => stream == pattern,
+            })
+    }
+
+    /// Lists the files that the settings name.
+    pub fn files(&mut self) -> Vec<NamedFile<'_>> {
+        let password = self.password_file.as_mut().map(|file| NamedFile::Secret("password_file", file));
+        password.into_iter().chain([NamedFile::Client("tls", &mut self.tls)]).collect()
+    }
+
+    /// Checks the settings, and reads the files that they name.
+    pub fn check(&self, found: &mut Findings<'_>) {
+        if self.window == 0 {
+            found.problem("window", "0 is not allowed; 1 to 65535 are");
+        }
+        if self.url.0.is_empty() {
+            found.problem("url", "is empty; expected \"mqtts://host:8883\", or a list of URLs");
+        }
+        self.url.0.iter().for_each(|url| self.check_url(url, found));
+        if let Some(hold) = self.hold.filter(|hold| hold.0 < HOLD_MIN) {
+            found.problem("hold", format!("{hold} is too little; at least {} are needed", Bytes(HOLD_MIN)));
+        }
+        if self.user.is_some() != self.password_file.is_some() {
+            found.problem("user", "user and password_file go together; one of them is missing");
+        }
+        if let Some(Err(error)) = self.password_file.as_deref().map(Secret::read) {
+            found.problem("password_file", error.to_string());
+        }
+    }
+
+    fn check_url(&self, url: &str, found: &mut Findings<'_>) {
+        match Address::parse(url) {
+            Err(message) => found.problem("url", message),
+            Ok(address) if address.is_tls => {
+                if let Err(error) = tls::client(&self.tls) {
+                    found.problem("tls", error.to_string());
+                }
+            }
+            Ok(_) if self.tls.is_set() => found.problem(
+                "tls",
+                format!(
+                    "is set, but \"{url}\" speaks no TLS and would send everything in plain text; use mqtts://, or remove tls"
+                ),
+            ),
+            Ok(_) if found.is_production() => found.problem(
+                "url",
+                format!("\"{url}\" is without TLS, which is not allowed in environment \"production\"; use mqtts://"),
+            ),
+            Ok(_) => {}
+        }
+    }
+}

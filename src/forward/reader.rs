@@ -1,0 +1,217 @@
+//! The reader of a forwarder: live events and backlog of a lane, behind the cursor of its destination.
+//!
+//! Promise: it skips what is settled, what the destination does not take, and what has expired. With `live-first`, live
+//! events come before the backlog.
+
+use super::lane_link::LaneLink;
+use super::outgoing::{Mark, Outgoing};
+use super::pace::{CatchUp, Sending};
+use crate::clock;
+use crate::journal::{BlockReader, Cursor, Follower, Lane, ReadResult, Step};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Each jump to the live end adds a range to the set of settled offsets; with more ranges than this, the forwarder
+/// sends the backlog first.
+const LIVE_RANGES_MAX: usize = 64;
+/// `live-first` jumps to the live end within a session when the lag exceeds this number of windows for [`LIVE_LAG`].
+const LIVE_LAG_WINDOWS: u64 = 4;
+const LIVE_LAG: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct EventReader {
+    link: LaneLink,
+    sending: Arc<Sending>,
+    /// Reads the events to send first.
+    primary: LaneReader,
+    /// Reads the backlog while `primary` reads live events (`live-first`).
+    backfill: LaneReader,
+    /// The offsets that were settled when the readers were last rewound.
+    settled: Cursor,
+    /// `live-first`: the end of the lane, and the time, when the primary reader began to lag far behind.
+    lagging: Option<(u64, Instant)>,
+    is_closed: bool,
+}
+
+/// What the reader came to.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// No block is loaded.
+    Nothing,
+    /// An event that is not to be sent, or the end of a block.
+    Skipped,
+    Event,
+    /// The destination does not take the event of this offset and stream.
+    NotOwed(u64, u32),
+    /// The contract of the event at this offset is lost.
+    Unreadable(u64),
+}
+
+/// One of the two readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReaderKind {
+    Primary,
+    Backfill,
+}
+
+impl EventReader {
+    pub fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
+        Self {
+            primary: LaneReader::new(&link.lane, 1, u64::MAX),
+            backfill: LaneReader::new(&link.lane, 1, 1),
+            link,
+            sending,
+            settled: Cursor::default(),
+            lagging: None,
+            is_closed: false,
+        }
+    }
+
+    /// Whether the journal is closed and has no further event.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    pub fn is_settled(&self, offset: u64) -> bool {
+        self.settled.contains(offset)
+    }
+
+    /// Moves back to the lowest unsettled event; with `live-first`, to the end, and the second reader back.
+    pub fn rewind(&mut self) {
+        let settled = self.link.lane.settled(&self.link.to.name).unwrap_or_default();
+        let (low, end) = (settled.low.max(1), self.primary.follower.end());
+        let is_live_first = self.sending.catch_up == CatchUp::LiveFirst
+            && end.saturating_sub(low) > u64::from(self.link.to.window)
+            && settled.ranges.len() <= LIVE_RANGES_MAX;
+        if is_live_first {
+            self.primary.restart(end, u64::MAX);
+            self.backfill.restart(low, end);
+        } else {
+            self.primary.restart(low, u64::MAX);
+            self.backfill.restart(low, low);
+        }
+        self.settled = settled;
+    }
+
+    /// Whether new events wait behind a backlog from sending hours, rate limits or a slow line in this session.
+    pub fn is_live_lagging(&mut self) -> bool {
+        if self.sending.catch_up != CatchUp::LiveFirst {
+            return false;
+        }
+        let (end, now) = (self.primary.follower.end(), clock::instant());
+        let events = self.sending.batch.as_ref().map_or(1, |batch| batch.events as u64);
+        let lag_max = LIVE_LAG_WINDOWS * u64::from(self.link.to.window) * events;
+        // One large commit is not a lag: the lag must last.
+        let (seen, since) = match self.lagging {
+            Some((seen, since)) if self.primary.next < seen => (seen, since),
+            _ => (end, now),
+        };
+        self.lagging = (end.saturating_sub(self.primary.next) > lag_max).then_some((seen, since));
+        let is_settled_in_few_ranges = |settled: Cursor| settled.ranges.len() <= LIVE_RANGES_MAX;
+        self.lagging.is_some()
+            && now.duration_since(since) >= LIVE_LAG
+            && self.link.lane.settled(&self.link.to.name).is_some_and(is_settled_in_few_ranges)
+    }
+
+    /// Offset below which every event counts as acknowledged while `in_flight` events are not.
+    pub fn reached(&self, in_flight: usize) -> u64 {
+        let end = self.primary.follower.end();
+        let unread = end.saturating_sub(self.primary.next) + self.backfill.until.saturating_sub(self.backfill.next);
+        end.saturating_sub(unread + in_flight as u64)
+    }
+
+    /// Passes the next event to `send` if it is to be sent. Live events go first.
+    pub fn next(&mut self, may_backfill: bool, send: impl FnOnce(Outgoing<'_>)) -> Next {
+        let Self { link, sending, settled, primary, backfill, .. } = self;
+        let (reader, is_backfill) = match primary.block.is_some() {
+            true => (primary, false),
+            false if may_backfill => (backfill, true),
+            false => return Next::Nothing,
+        };
+        let Some(walk) = &mut reader.block else { return Next::Nothing };
+        let (recorded, end) = (walk.recorded(), walk.end());
+        let Some(Step { offset, record, numbered }) = walk.step(&link.lane).filter(|step| step.offset < reader.until)
+        else {
+            reader.next = end.min(reader.until);
+            reader.block = None;
+            return Next::Skipped;
+        };
+        if offset < reader.next || settled.contains(offset) {
+            return Next::Skipped;
+        }
+        reader.next = offset + 1;
+        let Some((published, sequence)) = numbered else { return Next::Unreadable(offset) };
+        if !link.to.takes(&published.publication.stream) {
+            return Next::NotOwed(offset, published.stream);
+        }
+        if link.lane.is_expired(&link.to.name, published.publication.retention_unsettled, offset, &record) {
+            return Next::Skipped;
+        }
+        let mark = is_backfill.then(|| Mark::backfill(sending));
+        send(Outgoing { offset, record, published, sequence, recorded, mark });
+        Next::Event
+    }
+
+    /// Loads the next block. Returns once there is one; never while one is loaded. Safe to drop half-way.
+    pub async fn load_next(&mut self) {
+        if self.primary.block.is_some() || self.is_closed {
+            return std::future::pending().await;
+        }
+        let wants_backfill = self.backfill.block.is_none() && !self.backfill.is_over();
+        let Self { primary, backfill, .. } = self;
+        let (found, kind) = tokio::select! {
+            biased;
+            found = primary.follower.find(primary.next) => (found, ReaderKind::Primary),
+            found = backfill.follower.find(backfill.next), if wants_backfill => (found, ReaderKind::Backfill),
+        };
+        match found {
+            Some(found) => self.load(found, kind),
+            None => self.is_closed = true,
+        }
+    }
+
+    fn load(&mut self, found: ReadResult, kind: ReaderKind) {
+        let reader = match kind {
+            ReaderKind::Primary => &mut self.primary,
+            ReaderKind::Backfill => &mut self.backfill,
+        };
+        match found {
+            ReadResult::Block(block) => {
+                reader.next = reader.next.max(block.header.first);
+                reader.block = Some(BlockReader::new(block));
+            }
+            ReadResult::Lost { to } => {
+                let LaneLink { lane, to: destination, .. } = &self.link;
+                tracing::error!(lane = %lane.name, from = reader.next, to, "events are lost: their segment is damaged and quarantined; continuing after it");
+                lane.mark_lost(&destination.name, reader.next, to);
+                reader.next = to;
+            }
+        }
+    }
+}
+
+/// A position in a lane's log, and the loaded block at that position.
+#[derive(Debug)]
+struct LaneReader {
+    follower: Follower,
+    /// Offset of the event to send next.
+    next: u64,
+    /// End of the range (exclusive).
+    until: u64,
+    block: Option<BlockReader>,
+}
+
+impl LaneReader {
+    fn new(lane: &Arc<Lane>, next: u64, until: u64) -> Self {
+        Self { follower: Follower::new(lane), next, until, block: None }
+    }
+
+    /// Moves to another range and drops the loaded block.
+    fn restart(&mut self, next: u64, until: u64) {
+        (self.next, self.until, self.block) = (next, until, None);
+    }
+
+    fn is_over(&self) -> bool {
+        self.block.is_none() && self.next >= self.until
+    }
+}
