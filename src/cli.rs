@@ -43,7 +43,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway
+    /// Run the gateway in the foreground
     Run(Run),
     /// Check a configuration and its contracts without starting the gateway
     Check(check::CheckAll),
@@ -57,7 +57,7 @@ enum Command {
     Bundle(bundle::BundleArgs),
     /// Make the running gateway reload its configuration, contracts, certificates and secrets
     Reload(At),
-    /// Manage destinations
+    /// Drop a destination that was removed from the configuration
     #[command(subcommand)]
     Destination(gateway::DestinationCommand),
     /// Show the time of the gateway, and whether the gateway trusts it
@@ -72,7 +72,7 @@ enum Command {
     Audit {
         #[command(flatten)]
         at: At,
-        /// Maximum number of entries
+        /// Maximum number of entries to print
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         limit: u64,
     },
@@ -81,7 +81,7 @@ enum Command {
     Dead(dead::Dead),
     /// Send settled events again, marked as a replay
     Replay(replay::ReplayCommand),
-    /// Follow new events
+    /// Follow new events as they arrive
     Tail(gateway::Tail),
     /// List the devices that connected to the MQTT listeners
     Devices(At),
@@ -98,7 +98,7 @@ enum Command {
     /// Check and set up Odoo sources
     #[command(subcommand)]
     Odoo(odoo::Command),
-    /// Check contracts
+    /// Check contracts and write their documents
     #[command(subcommand)]
     Contracts(check::ContractsCommand),
     /// Manage the users of an MQTT listener
@@ -114,7 +114,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Configuration file
+    /// Path of the configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Format of log lines; default: [log] in the configuration, else chosen by the output
@@ -133,7 +133,7 @@ struct Demo {
     /// Cut the WAN once for this long, after ten seconds
     #[arg(long, value_parser = Span::parse)]
     outage: Option<Span>,
-    /// Stop after this time
+    /// Stop by itself after this time
     #[arg(long, value_parser = Span::parse)]
     run_for: Option<Span>,
     /// Events per second, over all devices
@@ -146,7 +146,7 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the program.
+/// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {

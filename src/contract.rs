@@ -40,7 +40,6 @@ pub const ID_BYTES_MAX: usize = 256;
 pub struct GatewayNames {
     /// Environment, such as `test` or `production`.
     pub environment: String,
-    /// Name of the plant.
     pub site: String,
     /// Name of the gateway, unique within the site.
     pub gateway: String,
@@ -94,7 +93,6 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accepts {
-    /// JSON only.
     #[default]
     Json,
     /// JSON; anything else is embedded as base64.
@@ -174,7 +172,6 @@ pub struct Contract {
 /// The topic level that names the publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publisher {
-    /// Index in the captures.
     index: usize,
     /// Name of the capture, or `client` or `user`.
     pub name: String,
@@ -191,7 +188,6 @@ pub struct ParsedEvent<'a> {
     pub time: Option<Timestamp>,
     /// Key, for which order is kept.
     pub key: Cow<'a, str>,
-    /// Format of `payload`.
     pub content: Content,
     /// Payload to store, after `keep` and `mask`.
     pub payload: Cow<'a, [u8]>,
@@ -412,7 +408,6 @@ fn masked(value: &Tree<'_>, key: &[u8]) -> String {
     out
 }
 
-/// All contracts in force.
 #[derive(Clone, Debug, Default)]
 pub struct Contracts {
     list: Vec<Arc<Contract>>,
@@ -432,7 +427,6 @@ pub struct Sender<'a> {
 /// Contract and captures that follow from a topic.
 #[derive(Debug)]
 pub struct TopicMatch {
-    /// The matching contract.
     pub contract: Arc<Contract>,
     /// Client, user and topic, followed by the captures of the topic pattern.
     pub captures: Vec<String>,
@@ -516,8 +510,8 @@ impl Contracts {
         problems
     }
 
-    /// Topic filters for the events of a key and the commands to the target of the same name, at central and on the
-    /// gateway.
+    /// Topic filters for the events of a key and the commands to the target of the same name, at
+    /// central and on the gateway.
     pub fn filters_of_key(&self, name: &str) -> Vec<String> {
         let publications = || self.list.iter().map(|contract| &contract.publication);
         let events = publications().filter_map(|publication| publication.filter_of_key(name));

@@ -274,7 +274,6 @@ impl AuthType {
     }
 }
 
-/// One stored event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record<'a> {
     /// Publication (contract version and gateway names) that renders this event.

@@ -45,11 +45,9 @@ pub struct Ingest {
     /// Memory budget, which includes the state of Sparkplug nodes.
     budget: Arc<Budget>,
     shares: Shares,
-    /// Counters for metrics.
     pub stats: IngestStats,
 }
 
-/// Counters of ingest.
 #[derive(Debug, Default)]
 pub struct IngestStats {
     /// Events that broke their contract and became dead letters.
@@ -199,7 +197,6 @@ impl Ingest {
         self.lanes(taken.lane).receipt(taken.ticket)
     }
 
-    /// The stored events.
     pub fn stored(&self) -> StoredEvents {
         StoredEvents::new(Arc::clone(&self.journal))
     }

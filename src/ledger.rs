@@ -28,8 +28,8 @@ const LOSS: &str = "gateway.loss";
 /// Lane of both streams: the events are small and should arrive soon.
 const LANE: &str = "standard";
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Interval of checks for pending losses, such as those of an earlier start or after a read error. New losses wake the
-/// ledger at once.
+/// Interval of checks for pending losses, such as those of an earlier start or after a read error. New losses
+/// wake the ledger at once.
 const LOSS_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Name of the note with the position up to which streams are reported.
 const POSITION_NOTE: &str = "from";

@@ -108,8 +108,8 @@ impl Local {
         self.last().matching(wanted)
     }
 
-    /// Waits until the last values include all events that are durable at the time of the call, or the gateway stops.
-    /// Safe to drop half-way.
+    /// Waits until the last values include all events that are durable at the time of the call, or the gateway
+    /// stops. Safe to drop half-way.
     pub async fn caught_up(&self) {
         let mut progress = self.progress.subscribe();
         let ends: Vec<(String, u64)> =

@@ -34,14 +34,14 @@ pub const LIMIT_MIN: u64 = 32 << 20;
 const EIGHTHS: u64 = 5;
 /// Number of parts into which the total is divided.
 const PARTS: usize = 32;
-/// Parts that permits of any kind may use. The rest is for connections, so a device can log in while others use all
-/// of theirs.
+/// Parts that permits of any kind may use. The rest is for connections, so a device can log in while
+/// others use all of theirs.
 const FOR_ALL: usize = 28;
 /// Parts up to which a client may log in without an eviction: 5 MB of 160 MB, some 400 connections without TLS.
 /// Beyond it the party that holds most loses a connection.
 const FOR_LOGINS: usize = 29;
-/// Parts that new connections may use before others are evicted for them. The party of a client is known only after
-/// its login.
+/// Parts that new connections may use before others are evicted for them. The party of a client is
+/// known only after its login.
 const FOR_CONNECTIONS: usize = 30;
 /// A party that holds less than this part of the total is never evicted for memory (10 MB of 160 MB): bytes of
 /// connections that are about to end belong to no party, and no device has to pay for them.

@@ -51,8 +51,8 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// Resolves the reference in a configuration file of `folder`. A credential becomes the path of its file if systemd
-/// passed credentials.
+/// Resolves the reference in a configuration file of `folder`. A credential becomes the path of its
+/// file if systemd passed credentials.
 pub fn place(folder: &Path, named: &Path) -> PathBuf {
     let text = named.as_os_str().to_string_lossy();
     if let Some(name) = text.strip_prefix(CREDENTIAL).filter(|name| is_credential_name(name)) {
@@ -142,8 +142,8 @@ pub fn exposed(place: &Path) -> Option<String> {
     if is_file(place) { access::exposed(place) } else { None }
 }
 
-/// Whether `place` is a file whose permissions the operator sets: systemd protects credentials, and a variable has no
-/// permissions.
+/// Whether `place` is a file whose permissions the operator sets: systemd protects credentials, and
+/// a variable has no permissions.
 pub fn is_file(place: &Path) -> bool {
     credential_of(place).is_none() && !is_variable(place)
 }

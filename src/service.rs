@@ -84,8 +84,8 @@ impl Service {
         })
     }
 
-    /// Connects to a socket: a path, or an abstract name after `@`. `watchdog` is the period within which the manager
-    /// expects a notification.
+    /// Connects to a socket: a path, or an abstract name after `@`. `watchdog` is the period within which
+    /// the manager expects a notification.
     pub fn new(socket: &OsStr, watchdog: Option<Duration>) -> std::io::Result<Self> {
         let address = match socket.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,

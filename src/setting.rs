@@ -164,8 +164,8 @@ pub fn check_word(word: &str) -> Result<(), String> {
 /// Longest path of a Unix socket in bytes: the kernel limit is 108, with the terminating zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Checks that a socket can be created at `path`: the path is short enough, and nothing but a socket, which may be
-/// replaced, exists there.
+/// Checks that a socket can be created at `path`: the path is short enough, and nothing but a socket, which
+/// may be replaced, exists there.
 pub fn check_socket_path(path: &Path) -> Result<(), String> {
     use std::os::unix::fs::FileTypeExt;
     let bytes = path.as_os_str().len();

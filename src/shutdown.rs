@@ -28,14 +28,12 @@ impl Clone for Shutdown {
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
-/// Creates a connected pair.
 pub fn pair() -> (Trigger, Shutdown) {
     let (sender, signal) = watch::channel(false);
     (Trigger(sender), Shutdown { signal, pulse: None })
 }
 
 impl Trigger {
-    /// Begins the shutdown.
     pub fn begin(&self) {
         self.0.send_replace(true);
     }
@@ -54,7 +52,6 @@ impl Shutdown {
         (Self { signal: self.signal.clone(), pulse: Some(Arc::clone(&pulse)) }, pulse)
     }
 
-    /// Whether it has begun.
     pub fn has_begun(&self) -> bool {
         *self.signal.borrow() || self.signal.has_changed().is_err()
     }

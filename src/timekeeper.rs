@@ -84,7 +84,6 @@ enum ClockChange {
     None,
     /// Set, by this many microseconds.
     Set(i64),
-    /// The machine was rebooted.
     Boot,
 }
 
@@ -106,8 +105,8 @@ impl Period {
         if offset.unsigned_abs() <= SET_MIN.as_micros() as u64 { ClockChange::None } else { ClockChange::Set(offset) }
     }
 
-    /// Correction for the events recorded in this period, up to the lane positions `until`. `None` if there are no such
-    /// events.
+    /// Correction for the events recorded in this period, up to the lane positions `until`. `None` if
+    /// there are no such events.
     fn correction(&self, offset: Option<i64>, now: &ClockReading, until: &[Given]) -> Option<Correction> {
         let mut streams = Vec::new();
         for lane in until {
@@ -209,8 +208,8 @@ pub struct Timekeeper {
     saved: Notify,
 }
 
-/// Reason why a time of day cannot be right, if there is one. `passed` is a moment known to have passed before a
-/// restart.
+/// Reason why a time of day cannot be right, if there is one. `passed` is a moment known to
+/// have passed before a restart.
 fn doubt(wall: Timestamp, passed: Option<Timestamp>) -> Option<String> {
     let built = Timestamp::from(clock::built());
     let latest = wall.plus(TOLERANCE);

@@ -78,7 +78,7 @@ pub struct View {
     pub board: Option<Arc<Board>>,
     /// Address for metrics and health, if monitoring is on.
     pub monitoring: Option<SocketAddr>,
-    /// Accepted host names of monitoring requests, besides addresses and names without dots.
+    /// Accepted host names of monitoring requests, in addition to addresses and names without dots.
     pub monitoring_hosts: Vec<String>,
     /// The certificate files in use.
     pub certificates: Vec<CertificateFile>,

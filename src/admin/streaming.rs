@@ -50,8 +50,8 @@ pub(super) fn stepped<P: Send + 'static>(
     Ok(reply)
 }
 
-/// Streams a JSON array with one item per line. After an error the array stays unterminated, so no client takes it as
-/// complete.
+/// Streams a JSON array with one item per line. After an error the array stays unterminated, so no
+/// client takes it as complete.
 pub(super) fn array(shutdown: Shutdown, what: &'static str, items: Items) -> ApiResult {
     let mut items = items.fuse();
     let mut before: &[u8] = b"[\n";

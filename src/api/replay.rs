@@ -55,8 +55,8 @@ pub struct Replay {
     pub events: u64,
     /// Number of events that central has acknowledged; after a restart some may be counted twice.
     pub sent: u64,
-    /// Number of events that central rejected permanently, or that were removed from the journal while central
-    /// rejected them temporarily.
+    /// Number of events that central rejected permanently, or that were removed from the journal
+    /// while central rejected them temporarily.
     pub failed: u64,
     #[serde(with = "crate::event::as_text")]
     pub begun: Timestamp,

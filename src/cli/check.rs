@@ -26,7 +26,7 @@ pub(super) struct CheckAll {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Configuration file
+    /// Path of the configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Print JSON; errors stay text on standard error, with exit code 1

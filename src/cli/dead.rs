@@ -18,34 +18,34 @@ pub(super) enum Dead {
     List {
         #[command(flatten)]
         at: At,
-        /// Maximum number of letters
+        /// Maximum number of letters to print
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         limit: u64,
     },
     /// Show one dead letter with its payload
     Show {
-        /// Number of the letter
+        /// Number of the dead letter
         id: u64,
         #[command(flatten)]
         at: At,
     },
     /// Process letters again: resend them to central unchanged, or pass them through their contract
     Requeue(LetterArgs),
-    /// Discard letters
+    /// Discard letters, which cannot be undone
     Discard(LetterArgs),
     /// Process a letter again with another payload
     Edit(EditArgs),
 }
 
-/// Selection of letters.
+/// Selects letters by number or property.
 #[derive(Debug, Args)]
 pub(super) struct LetterArgs {
-    /// Numbers of letters
+    /// Numbers of the letters to select
     ids: Vec<u64>,
-    /// Every letter
+    /// Select every letter that waits
     #[arg(long)]
     all: bool,
-    /// Letters of this stream
+    /// Select the letters of this stream
     #[arg(long)]
     stream: Option<String>,
     /// Letters whose reason contains this text
@@ -72,7 +72,7 @@ pub(super) struct LetterArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct EditArgs {
-    /// Number of the letter
+    /// Number of the dead letter
     id: u64,
     /// File with the payload; "-" for standard input
     #[arg(long, conflicts_with = "set")]

@@ -25,7 +25,7 @@ pub(super) struct StatusOf {
 pub(super) enum DestinationCommand {
     /// Discard all undelivered events of a destination that was removed from the configuration
     Drop {
-        /// Name of the destination
+        /// Name of the destination in the configuration
         name: String,
         #[command(flatten)]
         at: At,

@@ -51,7 +51,7 @@ pub(super) struct ExportArgs {
     /// Recorded at this time or later: RFC 3339, or an age such as 2h
     #[arg(long, value_parser = moment)]
     since: Option<Timestamp>,
-    /// Recorded before this time
+    /// Only events recorded before this time
     #[arg(long, value_parser = moment)]
     until: Option<Timestamp>,
     /// Only this stream; a `*` at the end matches any suffix; may be repeated
@@ -60,7 +60,7 @@ pub(super) struct ExportArgs {
     /// Only this key; may be repeated
     #[arg(long)]
     key: Vec<String>,
-    /// Output format
+    /// Format in which events are written
     #[arg(long, value_enum, default_value = "lines")]
     format: ExportFormat,
     /// Wrap each event in an object with lane and offset
@@ -158,7 +158,7 @@ impl JournalArgs {
     }
 }
 
-/// `forebay export`.
+/// Runs the command `forebay export`.
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     if args.with_offsets && args.format == ExportFormat::Batch {
         bail!("--with-offsets needs --format lines: a batch contains plain CloudEvents");
@@ -214,7 +214,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `forebay verify`.
+/// Runs the command `forebay verify`.
 pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut bar = Bar::new();
     let recount = match args.place.open()? {
@@ -313,7 +313,7 @@ fn show_recount(recount: &Recount, is_coloured: bool) -> String {
     out
 }
 
-/// `forebay backup`.
+/// Runs the command `forebay backup`.
 pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     let to = std::path::absolute(&args.to).context("--to")?;
     let mut bar = Bar::new();

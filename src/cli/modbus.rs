@@ -69,7 +69,7 @@ struct Bus {
     /// CA certificates that may sign the server's certificate
     #[arg(long)]
     ca: Option<PathBuf>,
-    /// Client certificate
+    /// File with the client certificate (PEM)
     #[arg(long, requires = "key")]
     cert: Option<PathBuf>,
     /// Private key of the client certificate
@@ -96,7 +96,7 @@ pub(super) struct ReadArgs {
     /// First register or bit, from 0
     #[arg(long, default_value_t = 0)]
     address: u16,
-    /// Number of values
+    /// Number of values to read
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=2000))]
     count: u16,
     /// Type of the values: u16, i16, u32, i32, u64, i64, f32, f64, bcd16, bcd32 or bcd64
@@ -114,7 +114,7 @@ pub(super) struct ReadArgs {
 pub(super) struct Scan {
     #[command(flatten)]
     bus: Bus,
-    /// Unit numbers to scan
+    /// Unit numbers to scan, such as 1-247
     #[arg(long, value_parser = range::<u8>, default_value = "1-247")]
     units: (u8, u8),
     /// Table to scan: coil, discrete, holding or input

@@ -23,7 +23,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Configuration file
+    /// Path of the configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Only the source of this name
@@ -37,7 +37,7 @@ pub(super) struct Check {
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("what").required(true)))]
 pub(super) struct Webhook {
-    /// Configuration file
+    /// Path of the configuration file
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Name of the source; required if there are several
@@ -46,7 +46,7 @@ pub(super) struct Webhook {
     /// Install the automations, replacing earlier ones
     #[arg(long, group = "what")]
     install: bool,
-    /// Remove the automations
+    /// Remove the automations from Odoo again
     #[arg(long, group = "what")]
     remove: bool,
     /// Print the steps for an administrator to do by hand

@@ -25,17 +25,17 @@ pub(super) struct ReplayCommand {
 enum ReplayAction {
     /// List replays with their progress
     List(At),
-    /// Pause a replay
+    /// Pause a replay that is running
     Pause(ReplayId),
-    /// Resume a paused replay
+    /// Resume a replay that is paused
     Resume(ReplayId),
-    /// Cancel a replay
+    /// Cancel a replay and forget it
     Cancel(ReplayId),
 }
 
 #[derive(Debug, Args)]
 struct ReplayId {
-    /// Number of the replay
+    /// Number of the replay in the list
     id: u64,
     #[command(flatten)]
     at: At,
@@ -43,7 +43,7 @@ struct ReplayId {
 
 #[derive(Debug, Args)]
 struct StartArgs {
-    /// Destination of the events
+    /// Name of the destination to send to
     #[arg(long)]
     to: Option<String>,
     /// Events recorded at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
@@ -55,10 +55,10 @@ struct StartArgs {
     /// Only this stream; a `*` at the end matches any suffix; may be repeated
     #[arg(long)]
     stream: Vec<String>,
-    /// Only this key
+    /// Only the events of this key
     #[arg(long)]
     key: Option<String>,
-    /// Maximum events per second
+    /// Largest number of events per second
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
     /// Only count the events that would be sent

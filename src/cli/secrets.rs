@@ -18,7 +18,7 @@ pub(super) enum User {
         /// Password file of the listener
         #[arg(long)]
         file: PathBuf,
-        /// Name of the user
+        /// Name of the user to add
         name: String,
     },
 }

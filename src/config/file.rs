@@ -136,8 +136,8 @@ pub(super) fn path_resolver(file: &Path) -> impl Fn(&Path) -> PathBuf + use<> {
     move |path: &Path| secret::place(&folder, path)
 }
 
-/// Returns the socket path of a configuration without checking the rest: the gateway may run with an earlier, valid
-/// version of it.
+/// Returns the socket path of a configuration without checking the rest: the gateway may run with an
+/// earlier, valid version of it.
 pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
     let document = Document::read(file)?;
     let resolve = path_resolver(file);

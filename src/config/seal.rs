@@ -109,8 +109,8 @@ pub(super) fn check_folders(raw: &File, socket: &Path, found: &mut Findings<'_>)
     }
 }
 
-/// Rewrites the parse problem of a secret that was written instead of its path: leaves out the value, and says where a
-/// secret belongs.
+/// Rewrites the parse problem of a secret that was written instead of its path: leaves out the value, and
+/// says where a secret belongs.
 pub(super) fn explained(problem: Problem) -> Problem {
     let words = ["password", "passphrase", "secret", "token", "key"];
     let last = problem.key.rsplit('.').next().unwrap_or_default();

@@ -75,7 +75,6 @@ fn standard() -> String {
 
 /// Default retention of settled events, for replay.
 const RETENTION_SETTLED: Duration = Duration::from_secs(7 * 86_400);
-/// Default dedupe window.
 const DEDUPE: Duration = Duration::from_secs(86_400);
 
 /// Placeholders that key and device templates always have, before the captures of the topic.
@@ -223,8 +222,8 @@ pub(super) fn load(
     })
 }
 
-/// Returns the topic level that names the publisher: the one that the contract sets, or else the single capture of
-/// `key`.
+/// Returns the topic level that names the publisher: the one that the contract sets, or else
+/// the single capture of `key`.
 fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publisher>, String> {
     let source = raw.r#match.source;
     if !matches!(source, SourceKind::Mqtt | SourceKind::Http) {

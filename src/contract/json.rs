@@ -12,15 +12,11 @@ use std::fmt;
 /// A JSON value that borrows from its text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tree<'a> {
-    /// `null`
     Null,
-    /// `true` or `false`
     Bool(bool),
-    /// A number.
     Number(Number),
     /// A string; owned only if it contains an escape.
     Text(Cow<'a, str>),
-    /// An array.
     Array(Vec<Tree<'a>>),
     /// An object, in the order of the text. Names are unique: of repeated names the last one counts.
     Object(Vec<(Cow<'a, str>, Tree<'a>)>),

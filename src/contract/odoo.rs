@@ -20,14 +20,14 @@ pub struct Section {
     /// Relational fields whose display name is included with the record number.
     #[serde(default)]
     pub names: Vec<String>,
-    /// Fields that the gateway reads although Odoo does not store them. A change of such a field alone may be detected
-    /// late.
+    /// Fields that the gateway reads although Odoo does not store them. A change of such a field
+    /// alone may be detected late.
     #[serde(default)]
     pub computed: Vec<String>,
     /// Field with the name by which people know a record.
     pub reference: Option<String>,
-    /// Records of this contract, as an Odoo domain. It must not refer to values that change during the life of a
-    /// record.
+    /// Records of this contract, as an Odoo domain. It must not refer to values that change during
+    /// the life of a record.
     #[serde(default)]
     pub domain: Vec<Value>,
     /// Records of the first load, as an Odoo domain: mostly those that are still open.
@@ -35,10 +35,8 @@ pub struct Section {
     pub load: Vec<Value>,
     /// Number of the company, to restrict the records to one company.
     pub company: Option<i64>,
-    /// Polling interval.
     #[serde(default = "interval")]
     pub interval: Span,
-    /// Field with the state.
     pub state: Option<String>,
     /// Known states. Events with other states are delivered with a mark.
     #[serde(default)]
@@ -72,7 +70,6 @@ fn interval() -> Span {
 pub struct Rule {
     /// Name of the change, such as `released`.
     pub name: String,
-    /// Changed field.
     pub field: Option<String>,
     /// New values for which the rule applies.
     #[serde(default)]
@@ -95,15 +92,12 @@ pub struct Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
-    /// Any change.
     Any,
     /// From nothing to a value.
     Set,
     /// From a value to nothing.
     Cleared,
-    /// To a larger number.
     Rises,
-    /// The record is new.
     Created,
 }
 

@@ -14,7 +14,6 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Parses a pattern.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains('\0') {
             return Err("a topic pattern has at least one level; \"#\" matches every topic".into());
@@ -176,7 +175,6 @@ impl Template {
         self.parts.iter().any(|part| matches!(part, TemplatePart::Payload(_)))
     }
 
-    /// Fills the placeholders.
     pub fn fill<'a, S: AsRef<str>>(
         &self,
         captures: &'a [S],

@@ -10,11 +10,10 @@ use base64::Engine;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Everything needed to render an event, except the event itself. The journal keeps it as long as stored events refer
-/// to it.
+/// Everything needed to render an event, except the event itself. The journal keeps it as long as
+/// stored events refer to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Publication {
-    /// Format of this description.
     pub format: u32,
     /// Name of the stream, without its version.
     pub stream: String,
@@ -22,11 +21,8 @@ pub struct Publication {
     pub version: String,
     /// Environment, site, gateway and namespace at that time.
     pub surroundings: GatewayNames,
-    /// CloudEvents content mode.
     pub mode: Mode,
-    /// Topic template at central.
     pub topic: String,
-    /// Lane of the stream.
     pub lane: String,
     /// Retention of settled events, in seconds.
     pub retention_settled: u64,
@@ -37,11 +33,8 @@ pub struct Publication {
     pub schema: Option<Value>,
     /// Payload fields to keep; empty for all.
     pub keep: Vec<String>,
-    /// Payload fields to mask.
     pub mask: Vec<String>,
-    /// Template of the key.
     pub key: String,
-    /// Owner of the stream.
     pub owner: String,
 }
 
@@ -151,15 +144,12 @@ enum TopicPart {
 /// A rendered event; reused from event to event.
 #[derive(Debug, Default)]
 pub struct Rendering {
-    /// Topic name.
     pub topic: Vec<u8>,
-    /// Payload of the PUBLISH.
     pub payload: Vec<u8>,
     /// Media type of the payload.
     pub content_type: &'static str,
     /// Media type from the event itself (binary mode).
     pub content_type_own: Option<String>,
-    /// User properties (binary mode).
     pub properties: Vec<(&'static str, String)>,
 }
 
@@ -390,7 +380,6 @@ pub fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
 /// Placeholders of a topic template at central.
 pub(super) const TOPIC_PLACEHOLDERS: [&str; 7] = ["environment", "site", "gateway", "stream", "major", "key", "device"];
 
-/// The default topic template.
 pub(super) const TOPIC_DEFAULT: &str = "{environment}/{site}/{stream}/v{major}/{key}";
 
 /// Parses a topic template. Unknown placeholders stay as they are (`check_topic` rejects them earlier).

@@ -89,7 +89,6 @@ pub(super) async fn start(folder: &Path) -> anyhow::Result<Central> {
 struct Client<'s> {
     stream: TlsStream<TcpStream>,
     broker: &'s Broker,
-    /// MQTT version from CONNECT.
     protocol: Option<Protocol>,
     filters: Vec<Filter>,
     output: Vec<u8>,

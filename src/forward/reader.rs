@@ -11,8 +11,8 @@ use crate::journal::{BlockReader, Cursor, Follower, Lane, ReadResult, Step};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Each jump to the live end adds a range to the set of settled offsets; with more ranges than this, the forwarder
-/// sends the backlog first.
+/// Each jump to the live end adds a range to the set of settled offsets; with more ranges than this, the
+/// forwarder sends the backlog first.
 const LIVE_RANGES_MAX: usize = 64;
 /// `live-first` jumps to the live end within a session when the lag exceeds this number of windows for [`LIVE_LAG`].
 const LIVE_LAG_WINDOWS: u64 = 4;
@@ -36,7 +36,6 @@ pub(super) struct EventReader {
 /// What the reader came to.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// No block is loaded.
     Nothing,
     /// An event that is not to be sent, or the end of a block.
     Skipped,

@@ -117,8 +117,8 @@ impl Replays {
         Ok(())
     }
 
-    /// Saves the progress of a replay; keeps its state, and returns `false`, if it is no longer running. Blocks the
-    /// thread.
+    /// Saves the progress of a replay; keeps its state, and returns `false`, if it is no
+    /// longer running. Blocks the thread.
     pub(super) fn save_progress(&self, replay: &Replay) -> Result<bool, JournalError> {
         let _guard = self.write_lock();
         let state = self.find(replay.id).map(|by_id| by_id.state);
@@ -130,8 +130,8 @@ impl Replays {
         Ok(is_running)
     }
 
-    /// Pauses, resumes or cancels a replay. Returns `None` if there is none of that number or it has ended. Blocks the
-    /// thread.
+    /// Pauses, resumes or cancels a replay. Returns `None` if there is none of that number or it
+    /// has ended. Blocks the thread.
     pub fn set_state(&self, id: u64, state: ReplayState) -> Result<Option<Replay>, JournalError> {
         let _guard = self.write_lock();
         let Some(replay) = self.find(id) else { return Ok(None) };

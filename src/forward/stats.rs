@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 /// Counters and state of one forwarder.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Events that central acknowledged.
     pub delivered: Counter,
     /// Acknowledged publishes whose topic had no subscriber.
     pub unheard: Counter,

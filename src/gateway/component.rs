@@ -26,8 +26,8 @@ pub(super) enum ComponentSpec {
     Source(SourceSpec),
 }
 
-/// The components of a configuration, in the order in which they start. Sources start last: when a client connects,
-/// every other component runs.
+/// The components of a configuration, in the order in which they start. Sources start last: when a client
+/// connects, every other component runs.
 pub(super) fn table(config: &Config) -> Vec<ComponentSpec> {
     let destinations = DestinationSpec::of(config).into_iter().map(ComponentSpec::Destination);
     let helpers = Helper::of(config).into_iter().map(ComponentSpec::Helper);

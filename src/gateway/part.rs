@@ -208,8 +208,8 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(300);
 
-    /// A part that runs `fail` while it returns a future, then waits for its shutdown. Sends the number of each
-    /// attempt that waits.
+    /// A part that runs `fail` while it returns a future, then waits for its shutdown. Sends the number
+    /// of each attempt that waits.
     fn part(
         name: &str,
         failures: &Arc<Failures>,

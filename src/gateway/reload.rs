@@ -76,8 +76,8 @@ impl Supervisor {
         reloaded
     }
 
-    /// Writes changes or problems, with the user, to the audit and the security events. A file whose content did not
-    /// change is not reported.
+    /// Writes changes or problems, with the user, to the audit and the security events. A file whose content did
+    /// not change is not reported.
     async fn report(&self, by: ReloadBy, reloaded: &Reloaded) {
         let (lines, result) = match reloaded {
             Ok(changes) if changes.is_empty() && by == ReloadBy::Files => return,

@@ -17,7 +17,6 @@ pub struct DeadLetter<'a> {
     pub stage: LetterStage,
     /// Reason, starting with the field or the reason code.
     pub reason: Cow<'a, str>,
-    /// Stream of the event.
     pub stream: Cow<'a, str>,
     /// Contract version at that time.
     pub version: Cow<'a, str>,
@@ -31,7 +30,6 @@ pub struct DeadLetter<'a> {
     pub key: Cow<'a, str>,
     /// Sequence of the event; 0 if it was never stored in its stream.
     pub sequence: u64,
-    /// Time of the event.
     pub time: Timestamp,
     /// Time of the first attempt.
     pub first_attempt: Timestamp,

@@ -22,8 +22,8 @@ impl Ingest {
         }
     }
 
-    /// Whether a lane accepts events, with the reason if not. It also counts as full if some parties have used up their
-    /// share.
+    /// Whether a lane accepts events, with the reason if not. It also counts as full if some parties
+    /// have used up their share.
     pub fn condition_of(&self, lane: &Lane) -> Condition {
         let index = self.journal.lanes().iter().position(|known| known.name == lane.name);
         match lane.condition() {

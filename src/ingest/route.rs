@@ -38,17 +38,9 @@ pub enum Publishing<'r> {
     /// No contract matches the topic.
     Unmatched,
     /// The contract of this stream requires an authenticated name.
-    By {
-        /// Name of the stream.
-        stream: &'r str,
-        /// Required name.
-        name: &'r str,
-    },
+    By { stream: &'r str, name: &'r str },
     /// The contract of this stream requires no name.
-    ByNobody {
-        /// Name of the stream.
-        stream: &'r str,
-    },
+    ByNobody { stream: &'r str },
 }
 
 #[derive(Debug)]
@@ -65,7 +57,6 @@ impl Route {
         [&self.user, &self.client].into_iter().find(|name| !name.is_empty()).unwrap_or(&self.source)
     }
 
-    /// Topic of the route.
     pub fn topic(&self) -> &str {
         &self.topic
     }

@@ -129,7 +129,6 @@ struct Slice {
     bytes: u64,
 }
 
-/// Load of a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Budget of the lane, in bytes.

@@ -58,18 +58,15 @@ pub struct Sparkplug {
     /// Waiting rebirth requests by source. Only sources that may send them have an entry.
     requests: Mutex<HashMap<String, VecDeque<RebirthRequest>>>,
     warnings: Limiter,
-    /// Counters for metrics.
     pub stats: Stats,
 }
 
-/// Counters of Sparkplug messages.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Sequence gaps: messages lost on the way to the gateway.
     pub gaps: Counter,
     /// Messages that could not be decoded.
     pub refused: Counter,
-    /// Rebirth requests sent.
     pub asked: Counter,
     /// Evictions of a node's declarations for lack of memory.
     pub forgotten: Counter,
@@ -78,9 +75,7 @@ pub struct Stats {
 /// An NCMD message that requests a rebirth of an edge node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RebirthRequest {
-    /// Topic of the command.
     pub topic: String,
-    /// Payload of the command.
     pub payload: Vec<u8>,
 }
 
@@ -486,7 +481,6 @@ fn not_sparkplug() -> DecodeError {
     DecodeError::wrong(reason.into())
 }
 
-/// Parses a topic.
 fn parse_topic(topic: &str) -> Result<MessageTopic<'_>, DecodeError> {
     let levels: Vec<&str> = topic.split('/').collect();
     let (group, message_type, node, device) = match levels[..] {

@@ -49,7 +49,6 @@ pub struct StoredLog {
 }
 
 impl StoredLog {
-    /// Name of the lane.
     pub fn name(&self) -> &str {
         &self.lane.name
     }

@@ -13,7 +13,6 @@ pub struct Submission<'a> {
     pub payload: &'a [u8],
     /// What the source knows besides the payload.
     pub metadata: EventMetadata<'a>,
-    /// Time of arrival.
     pub arrived: Timestamp,
     /// Why the source cannot accept the event, starting with the field: it becomes a dead letter.
     pub refusal: Option<&'a str>,
@@ -29,7 +28,6 @@ impl<'a> Submission<'a> {
 /// Data of an event that its source provides in addition to the payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EventMetadata<'a> {
-    /// W3C trace context.
     pub trace_parent: Option<&'a str>,
     /// Media type of the payload.
     pub content_type: Option<&'a str>,

@@ -33,8 +33,8 @@ pub(crate) trait Conversation {
     /// once nothing is in flight.
     async fn fill(&mut self, session: &mut Session, output: &mut Output, may_send: bool) -> Result<Turn, End>;
 
-    /// Waits until `fill` has something to do that neither an exchange nor [`Turn::wake_in`] announces. Safe to drop
-    /// half-way.
+    /// Waits until `fill` has something to do that neither an exchange nor [`Turn::wake_in`]
+    /// announces. Safe to drop half-way.
     async fn ready(&mut self) {
         std::future::pending().await
     }

@@ -18,7 +18,6 @@ const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), RECONNECT_MAX, Jitt
 /// How sure it is that another client uses the client id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Sessions end at once.
     Suspected,
     /// The broker has reported a session takeover.
     Confirmed,

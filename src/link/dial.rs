@@ -14,8 +14,8 @@ use tokio_rustls::client::TlsStream;
 
 pub(super) type TlsConfig = Arc<rustls::ClientConfig>;
 
-/// A SYN may be lost, and the kernel doubles the time before each retransmission: after this time a parallel attempt
-/// starts.
+/// A SYN may be lost, and the kernel doubles the time before each retransmission: after this
+/// time a parallel attempt starts.
 const NEXT_ATTEMPT_AFTER: Duration = Duration::from_secs(1);
 /// Largest number of parallel attempts.
 const ATTEMPTS_MAX: usize = 4;

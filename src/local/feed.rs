@@ -152,8 +152,8 @@ impl Feed {
         self.lanes.iter().map(|reader| reader.lane.end().saturating_sub(reader.next)).sum()
     }
 
-    /// Skips all but the newest events of each lane: at most `events`, in about `bytes` of its log. Returns the number
-    /// of skipped events.
+    /// Skips all but the newest events of each lane: at most `events`, in about `bytes` of its log. Returns
+    /// the number of skipped events.
     pub fn skip_to_newest(&mut self, events: u64, bytes: u64) -> u64 {
         let mut skipped = 0;
         for reader in &mut self.lanes {

@@ -19,8 +19,8 @@ pub struct LastValue {
     /// Time at which the gateway accepted it.
     pub recorded: Timestamp,
     pub record: Vec<u8>,
-    /// Index of its lane; `None` for a lane that no longer exists. Two fields take eight bytes less than an optional
-    /// [`JournalPosition`].
+    /// Index of its lane; `None` for a lane that no longer exists. Two fields take eight bytes
+    /// less than an optional [`JournalPosition`].
     lane: Option<u32>,
     offset: u64,
 }
@@ -42,7 +42,6 @@ const OVERHEAD_BYTES: usize = 176;
 /// Prefix of the note names of last values.
 pub(super) const PREFIX: &str = "last/";
 
-/// Last values by topic.
 #[derive(Debug, Default)]
 pub(super) struct LastValues {
     /// Names of the lanes, by index.
@@ -144,8 +143,8 @@ impl LastValues {
         found
     }
 
-    /// Returns the changes since the last call as notes to write; the caller reports the result to
-    /// [`LastValues::written`].
+    /// Returns the changes since the last call as notes to write; the caller
+    /// reports the result to [`LastValues::written`].
     pub(super) fn take_changes(&mut self) -> Vec<Note> {
         self.being_saved = std::mem::take(&mut self.changed).into_keys().collect();
         self.being_saved

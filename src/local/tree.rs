@@ -58,8 +58,8 @@ impl<T: Copy + PartialEq> FilterTree<T> {
         self.nodes[node].exact.push(value);
     }
 
-    /// Removes a filter that was inserted with the same value. Its nodes stay: the caller rebuilds the tree when
-    /// [`FilterTree::is_overgrown`].
+    /// Removes a filter that was inserted with the same value. Its nodes stay: the caller
+    /// rebuilds the tree when [`FilterTree::is_overgrown`].
     pub(super) fn remove(&mut self, filter: &Filter, value: T) {
         let mut node = 0;
         for level in filter.as_str().split('/') {

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
-/// All waiting readers.
 #[derive(Debug, Default)]
 pub(super) struct FilterWaiters {
     state: Mutex<WaiterTable>,

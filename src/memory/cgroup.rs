@@ -41,8 +41,8 @@ fn smallest(own: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) -> 
     found
 }
 
-/// Parses a line of `/proc/self/mountinfo` (proc(5)): ids, root, mount point, options, "-", type, source, options of
-/// the file system.
+/// Parses a line of `/proc/self/mountinfo` (proc(5)): ids, root, mount point, options, "-", type, source,
+/// options of the file system.
 fn hierarchy(line: &str) -> Option<Hierarchy<'_>> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ').skip(3);
@@ -57,8 +57,8 @@ fn hierarchy(line: &str) -> Option<Hierarchy<'_>> {
     Some(Hierarchy { root, mount_point: PathBuf::from(mount_point.replace("\\040", " ")), is_v2 })
 }
 
-/// Parses a line of `/proc/self/cgroup` (cgroups(7)): number, controllers, path. Version 2 has number 0 and no
-/// controllers.
+/// Parses a line of `/proc/self/cgroup` (cgroups(7)): number, controllers, path. Version 2 has
+/// number 0 and no controllers.
 fn own_path(line: &str, is_v2: bool) -> Option<&str> {
     let mut parts = line.splitn(3, ':');
     let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);

@@ -72,7 +72,6 @@ pub enum Reply {
     /// PUBACK with an error for this packet id.
     Rejected(u16, Rejection),
     PingResponse,
-    /// CONNACK of success.
     Connected {
         limits: Limits,
         keep_alive: Option<Duration>,
@@ -80,7 +79,6 @@ pub enum Reply {
         is_resumed: bool,
     },
     ConnectRejected(String),
-    /// DISCONNECT, with its reason.
     Disconnected(String),
 }
 
@@ -139,7 +137,6 @@ impl Head<'_> {
     }
 }
 
-/// Appends a PUBLISH packet.
 pub fn push_publish(out: &mut Vec<u8>, protocol: Protocol, head: &Head<'_>, topic: &[u8], payload: &[u8]) {
     let property_bytes = if protocol == Protocol::V5 { head.property_bytes() } else { 0 };
     let id_bytes = if head.packet_id == 0 { 0 } else { 2 };
@@ -177,7 +174,6 @@ pub struct ConnectRequest<'a> {
     pub client: &'a str,
     /// Seconds.
     pub keep_alive: u16,
-    /// User name and password.
     pub login: Option<(&'a str, &'a str)>,
     pub will: Option<&'a Will>,
     pub inbox: Option<&'a Inbox>,

@@ -78,8 +78,7 @@ fn body(bytes: &[u8]) -> &[u8] {
     header.and_then(|(header, _)| bytes.get(header..)).unwrap_or_default()
 }
 
-/// Checks the first bytes of a connection. A client that speaks another protocol is refused before CONNECT is
-/// complete.
+/// Checks the first bytes of a connection. A client that speaks another protocol is refused before CONNECT is complete.
 pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
     if bytes.first().is_some_and(|first| *first != 0x10) {
         return Err((Vec::new(), "the first packet is not CONNECT"));
@@ -93,8 +92,8 @@ pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
     }
 }
 
-/// Returns the answer for a client that is refused before its CONNECT is complete; empty as long as its version is
-/// unknown.
+/// Returns the answer for a client that is refused before its CONNECT is complete; empty as long
+/// as its version is unknown.
 pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
     match body(bytes) {
         [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, ConnectReturnCode::ServerUnavailable.value()],

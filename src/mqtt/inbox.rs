@@ -43,11 +43,9 @@ pub struct Message {
 /// A packet of a session that receives messages.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// PUBLISH.
     Message(Message),
     /// SUBACK: packet id, and a reason code for each filter.
     Subscribed(u16, Vec<u8>),
-    /// UNSUBACK.
     Unsubscribed,
     Other(Reply),
 }

@@ -17,8 +17,8 @@ pub struct Frame<'a> {
     pub length: usize,
 }
 
-/// Reads the fixed header at the start of `bytes`: its length, and that of the rest of the packet. Returns `None` if it is
-/// incomplete.
+/// Reads the fixed header at the start of `bytes`: its length, and that of the rest of the packet. Returns
+/// `None` if it is incomplete.
 #[inline]
 pub fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     let mut remaining = 0usize;
@@ -261,8 +261,8 @@ pub fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> 
     Ok((code, expiry))
 }
 
-/// Appends a DISCONNECT of MQTT 5 with the reason code, and with the reason string if the client's Maximum Packet
-/// Size allows it.
+/// Appends a DISCONNECT of MQTT 5 with the reason code, and with the reason string if the client's
+/// Maximum Packet Size allows it.
 pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault, packet_bytes_max: usize) {
     let text = fault.text.as_bytes();
     // The texts are constants and short: each length fits one byte.

@@ -30,8 +30,8 @@ pub fn split_share(text: &str) -> Option<Shared<'_>> {
 }
 
 impl Filter {
-    /// Parses a filter; returns `None` if it is empty, longer than 65,535 bytes, contains U+0000 or has a misplaced
-    /// wildcard.
+    /// Parses a filter; returns `None` if it is empty, longer than 65,535 bytes, contains U+0000
+    /// or has a misplaced wildcard.
     pub fn parse(text: &str) -> Option<Self> {
         let mut levels = text.split('/').peekable();
         while let Some(level) = levels.next() {

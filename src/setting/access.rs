@@ -162,8 +162,8 @@ fn components_of(path: &Path) -> Vec<PathBuf> {
     steps
 }
 
-/// Checks that the process can create and read files in a folder, or can create the folder. The error names the command
-/// that mends it.
+/// Checks that the process can create and read files in a folder, or can create the folder. The error names
+/// the command that mends it.
 pub fn check_folder(folder: &Path) -> Result<(), String> {
     let (user, group) = (user(), group());
     let folder = if folder == Path::new("") { Path::new(".") } else { folder };
@@ -232,8 +232,8 @@ pub fn foreign_within(folder: &Path) -> Option<String> {
     None
 }
 
-/// Returns the owner of a folder if the process is root and the owner is not: the owner cannot write files that root
-/// creates there.
+/// Returns the owner of a folder if the process is root and the owner is not: the owner cannot write
+/// files that root creates there.
 pub fn other_owner_for_root(folder: &Path) -> Option<String> {
     let found = std::fs::metadata(folder).ok()?;
     (rustix::process::geteuid().is_root() && found.uid() != 0).then(|| name_in("/etc/passwd", found.uid()))

@@ -94,8 +94,8 @@ fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> 
     })
 }
 
-/// Returns the first value that no setting can have. toml reports a date as a map, and omits a number that is out of
-/// range.
+/// Returns the first value that no setting can have. toml reports a date as a map, and omits a number
+/// that is out of range.
 fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
     let is_wide = |number: &toml::de::DeFloat<'_>| {
         let parsed: Result<f64, _> = number.as_str().parse();

@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of a handshake that the fixed cost of a TLS connection covers, since there is no session yet: a ClientHello and
-/// a typical chain.
+/// Bytes of a handshake that the fixed cost of a TLS connection covers, since there is no session yet: a
+/// ClientHello and a typical chain.
 const INCLUDED: usize = 16 << 10;
 /// Bytes that a client may send before its handshake is done: a ClientHello of 64 KiB (the most that the library takes)
 /// and a certificate chain of half that size.

@@ -134,8 +134,8 @@ impl ServerContext {
         })
     }
 
-    /// Whether the certificate that a client presented in the handshake is still trusted. A revocation list may have
-    /// expired since then.
+    /// Whether the certificate that a client presented in the handshake is still trusted. A revocation list
+    /// may have expired since then.
     fn is_trusted(&self, presented: &Presented) -> bool {
         let ended = self.clients.as_ref().filter(|clients| clients.ended_lists() > 0);
         ended.is_none_or(|clients| presented.chain.is_trusted(clients))

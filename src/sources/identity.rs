@@ -63,7 +63,6 @@ pub(crate) struct Unnamed(String);
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     certificates: Arc<[CertificateDer<'static>]>,
-    /// Time of the verification.
     at: UnixTime,
 }
 
@@ -91,7 +90,6 @@ impl Chain {
 /// A client's certificate after the handshake.
 #[derive(Clone, Debug)]
 pub(crate) struct Presented {
-    /// The presented chain.
     pub(crate) chain: Chain,
     name: Result<String, Unnamed>,
 }
@@ -128,7 +126,6 @@ impl Presented {
 pub(crate) enum Identity {
     /// A user of the password file.
     Password {
-        /// The user name.
         name: String,
         /// Digest of the entry of the password file.
         proof: Proof,
@@ -139,7 +136,6 @@ pub(crate) enum Identity {
     Certificate {
         /// The name in the certificate.
         name: String,
-        /// The presented chain.
         chain: Chain,
     },
     /// The holder of a bearer token.

@@ -55,8 +55,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Connections beyond `connections_max` that have not logged in: a client is only known after its login. The check of
 /// a password takes a tenth of a second on a small processor, so a few at a time are enough.
 const UNAUTHENTICATED_MAX: usize = 64;
-/// Connections that are refused with CONNACK at the same time because there is no memory; more are closed without an
-/// answer.
+/// Connections that are refused with CONNACK at the same time because there is no memory; more
+/// are closed without an answer.
 const REFUSALS_MAX: usize = 16;
 /// Wills that are published at the same time: each may take 64 kB of memory until it is on the disk.
 const WILLS_DUE_MAX: usize = 128;
@@ -165,8 +165,8 @@ impl Acceptor {
         self.sessions.len() >= self.setup.shared.config.connections_max.saturating_add(UNAUTHENTICATED_MAX)
     }
 
-    /// Returns whether another connection may begin. At the limit connections wait in the accept queue, and then in that
-    /// of the kernel.
+    /// Returns whether another connection may begin. At the limit connections wait in the accept queue, and then
+    /// in that of the kernel.
     fn has_room(&self) -> bool {
         let shared = &self.setup.shared;
         !self.is_full() || shared.budget.has_unauthenticated_at(shared.kept.listener_id)

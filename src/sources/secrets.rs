@@ -76,7 +76,6 @@ pub fn put<T>(
 /// Mode of a new file: the service reads it through its group.
 const NEW_MODE: u32 = 0o640;
 
-/// Replaces a file atomically.
 fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let folder = file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));

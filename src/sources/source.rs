@@ -79,7 +79,6 @@ pub struct Services {
     pub contracts: Contracts,
 }
 
-/// An open source.
 pub trait Source: Send + Sync {
     /// Runs until the shutdown. Called again after a failure.
     fn run(&self, shutdown: Shutdown) -> Result<SourceFuture, SourceError>;
@@ -99,8 +98,8 @@ pub trait Source: Send + Sync {
     fn close(&self) {}
 }
 
-/// State that one run uses up. The first one is made when the source is opened, so that its errors stop the start; each
-/// restart makes another one.
+/// State that one run uses up. The first one is made when the source is opened, so that its errors stop the start;
+/// each restart makes another one.
 pub(super) struct PerRun<T> {
     first: Mutex<Option<T>>,
     make: Box<dyn Fn() -> Result<T, SourceError> + Send + Sync>,

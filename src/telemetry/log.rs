@@ -99,8 +99,8 @@ pub fn start_logging(logging: &Logging, level: tracing::Level) {
     let _ = tracing_subscriber::registry().with(both).try_init();
 }
 
-/// Writes log lines to standard error. Device data (client ids, topics) can neither start another line nor control the
-/// terminal.
+/// Writes log lines to standard error. Device data (client ids, topics) can neither start another
+/// line nor control the terminal.
 #[derive(Clone, Copy, Debug)]
 struct Lines(LogFormat);
 

@@ -48,8 +48,8 @@ pub(super) fn private_key(file: &Path) -> Result<Zeroizing<PrivateKeyDer<'static
     key_of_pem(pem.line().unwrap_or_default()).map_err(|reason| unusable(file, reason))
 }
 
-/// Returns the first private key of a PEM text. It is parsed here because PEM libraries do not overwrite their copies of
-/// the key in memory.
+/// Returns the first private key of a PEM text. It is parsed here because PEM libraries do not overwrite their copies
+/// of the key in memory.
 fn key_of_pem(text: &str) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
     const NONE: &str = "holds no private key; expected PEM with BEGIN PRIVATE KEY";
     const KINDS: [&str; 4] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"];

@@ -37,9 +37,7 @@ pub(super) struct RevocationLists(Vec<RevocationList>);
 /// A period of validity, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// Begin of the period.
     pub from: i64,
-    /// End of the period.
     pub end: i64,
 }
 

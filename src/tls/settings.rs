@@ -11,14 +11,12 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerFiles {
-    /// Certificate chain, PEM.
     pub cert: PathBuf,
-    /// Private key, PEM.
     pub key: PathBuf,
     /// Certificates of the authorities that issue client certificates; without it, the gateway requests none.
     pub client_ca: Option<PathBuf>,
-    /// Revocation lists of these authorities, PEM. The gateway rejects a client if its certificate or an issuing
-    /// authority is revoked.
+    /// Revocation lists of these authorities, PEM. The gateway rejects a client if its certificate or
+    /// an issuing authority is revoked.
     pub crl: Option<PathBuf>,
     /// Treatment of clients after the revocation list of their authority has expired.
     #[serde(default)]
@@ -74,7 +72,6 @@ impl NameKind {
 pub struct ClientFiles {
     /// Certificates of the authorities that may issue the server's certificate; without it, those of the system.
     pub ca: Option<PathBuf>,
-    /// Client certificate chain, PEM.
     pub cert: Option<PathBuf>,
     /// Private key of that certificate, PEM.
     pub key: Option<PathBuf>,

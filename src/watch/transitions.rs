@@ -90,8 +90,8 @@ impl TrackedExceptions {
         tracked
     }
 
-    /// Plans the transitions that follow from the current conditions. Closes only exceptions whose source and kind are in
-    /// `decidable`.
+    /// Plans the transitions that follow from the current conditions. Closes only exceptions whose source
+    /// and kind are in `decidable`.
     pub(super) fn compare(
         &mut self,
         conditions: Vec<Condition>,

@@ -67,8 +67,8 @@ impl StoredLetter {
         Self { number, recorded, letter, id, publication, content_type, trace_parent }
     }
 
-    /// Returns the metadata of the event. An event without an id gets the id of the letter, so that requeuing it twice
-    /// makes one event.
+    /// Returns the metadata of the event. An event without an id gets the id of the letter, so that requeuing
+    /// it twice makes one event.
     pub fn metadata(&self) -> EventMetadata<'_> {
         let letter = &self.letter;
         EventMetadata {

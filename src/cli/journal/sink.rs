@@ -20,7 +20,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 /// Output format of exported events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(in crate::cli) enum ExportFormat {
-    /// One CloudEvent per line
+    /// One CloudEvent as JSON per line
     Lines,
     /// One CloudEvents batch: a JSON array
     Batch,

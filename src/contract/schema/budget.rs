@@ -14,8 +14,8 @@ pub(super) const STEPS_MAX: u64 = 40_000_000;
 /// Maximum number of errors the crate may build per payload: it collects the errors of every branch of an `anyOf`. An
 /// error takes about 300 bytes.
 const ERRORS_MAX: u32 = 1000;
-/// Maximum stack use: half the stack of a tokio thread (2 MiB). Each level of the payload takes stack for all schemas
-/// that apply to it.
+/// Maximum stack use: half the stack of a tokio thread (2 MiB). Each level of the payload takes stack for all
+/// schemas that apply to it.
 const STACK_BYTES_MAX: usize = 1 << 20;
 
 /// Cost of a division with big integers: 5 to 9 µs for `1.7976931348623157e308`.

@@ -26,8 +26,8 @@ const STATE_STEPS: u64 = 1;
 const INSTRUCTION_STEPS: u64 = 10;
 /// Maximum nesting of loops in a backtracking pattern: four take a second for 50 bytes.
 const NESTED_LOOPS_MAX: usize = 4;
-/// Backtracking limits of successive attempts: the first suffices for most texts, the last for non-matching texts of
-/// some hundred characters.
+/// Backtracking limits of successive attempts: the first suffices for most texts, the last for non-matching
+/// texts of some hundred characters.
 const BACKTRACKS: [u64; 3] = [50, 2000, 20_000];
 /// Maximum text length for the backtracking engine. It allocates up to 40 bytes for each byte of text.
 const BACKTRACK_TEXT_BYTES_MAX: usize = 64 << 10;
@@ -222,8 +222,8 @@ fn dfa(nfa: &NFA, start: StartKind) -> Option<dense::DFA<Vec<u32>>> {
     dense::Builder::new().configure(config).build_from_nfa(nfa).ok()
 }
 
-/// Splits `^(?=A)(?!B)C` into `^(?:A)`, `^(?:B)` and `^(?:C)`, each with whether it must match. Returns other patterns
-/// unchanged.
+/// Splits `^(?=A)(?!B)C` into `^(?:A)`, `^(?:B)` and `^(?:C)`, each with whether it must
+/// match. Returns other patterns unchanged.
 fn split_look_ahead(pattern: &str) -> Vec<(bool, String)> {
     let whole = || vec![(true, pattern.to_owned())];
     let Some(mut rest) = pattern.strip_prefix('^') else { return whole() };

@@ -21,8 +21,8 @@ pub(super) struct LetterReader {
     journal: Arc<Journal>,
     fates: Arc<DeadLetterStatuses>,
     queue: VecDeque<u64>,
-    /// Dead letters to send again only after `backoff_until`: central rejected them temporarily, or they could not be
-    /// read.
+    /// Dead letters to send again only after `backoff_until`: central rejected them temporarily, or
+    /// they could not be read.
     backed_off: HashSet<u64>,
     backoff_until: Option<Instant>,
 }

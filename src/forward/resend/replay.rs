@@ -102,8 +102,8 @@ impl ReplayReader {
         }
     }
 
-    /// Reads an event that central rejected temporarily. One that has been removed from the journal meanwhile counts as
-    /// failed.
+    /// Reads an event that central rejected temporarily. One that has been removed from the
+    /// journal meanwhile counts as failed.
     async fn next_refused(
         &mut self,
         journal: &Journal,

@@ -27,7 +27,6 @@ impl DeadLetterState {
 pub struct Resolved {
     /// Number of letters that central acknowledged after a requeue.
     pub delivered: u64,
-    /// Number of discarded letters.
     pub discarded: u64,
 }
 
@@ -108,8 +107,8 @@ impl DeadLetterStatuses {
         self.known().resolved.get(&account_of(destination, stream)).copied().unwrap_or_default()
     }
 
-    /// Changes the status of letters, durably. A final status does not change. Returns the changed letters. Blocks the
-    /// thread.
+    /// Changes the status of letters, durably. A final status does not change. Returns the
+    /// changed letters. Blocks the thread.
     pub fn put(&self, letters: &[(u64, &DeadLetter<'_>, DeadLetterStatus)]) -> Result<BTreeSet<u64>, JournalError> {
         self.put_audited(letters, |_| Vec::new())
     }

@@ -21,8 +21,8 @@ use std::collections::HashMap;
 /// Maximum nesting of templates and property sets; deeper messages are rejected.
 const DEPTH_MAX: usize = 12;
 
-/// Maximum length of a metric name, as for a topic of `sources::mqtt`. Names in Unified Namespaces stay below 500
-/// bytes.
+/// Maximum length of a metric name, as for a topic of `sources::mqtt`. Names in Unified
+/// Namespaces stay below 500 bytes.
 const NAME_BYTES_MAX: usize = 1024;
 
 /// A metric with its resolved name and type.

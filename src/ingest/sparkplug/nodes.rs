@@ -64,7 +64,6 @@ pub(super) struct NodeKey {
 }
 
 impl NodeKey {
-    /// Name of its note.
     pub(super) fn note(&self) -> String {
         let text = [self.source.as_str(), &self.group, &self.node].join("\0");
         format!("{:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
@@ -220,7 +219,6 @@ fn device_bytes(name: &str, declared: &Declared) -> usize {
     DEVICE_BYTES + name.len() + declared.bytes()
 }
 
-/// Nodes of a sender.
 #[derive(Debug, Default)]
 struct SenderNodes {
     bytes: usize,
@@ -250,7 +248,6 @@ pub(super) struct Evicted {
     pub(super) bound: &'static str,
 }
 
-/// All edge nodes.
 #[derive(Debug)]
 pub(super) struct Nodes {
     map: HashMap<Arc<NodeKey>, Node>,
@@ -296,8 +293,8 @@ impl Nodes {
         Some(bytes).filter(|bytes| *bytes > self.bounds().node)
     }
 
-    /// Updates a node, and creates it if it is new. With `is_taken`, the node belongs to `sender` from now on, as a new
-    /// node does.
+    /// Updates a node, and creates it if it is new. With `is_taken`, the node belongs to `sender` from now on,
+    /// as a new node does.
     pub(super) fn update<T>(
         &mut self,
         key: &NodeKey,
@@ -399,8 +396,8 @@ impl Nodes {
         self.senders.get(sender)?.first_to_evict(self.bounds().sender / EMPTIED_PART)
     }
 
-    /// Evicts the declarations of a node, but keeps the time of its last rebirth request. `false` if there were no
-    /// declarations.
+    /// Evicts the declarations of a node, but keeps the time of its last rebirth request. `false`
+    /// if there were no declarations.
     fn evict(&mut self, key: &NodeKey) -> bool {
         let Some((key, mut node)) = self.take(key) else { return false };
         if node.is_empty() {
@@ -428,7 +425,6 @@ impl Nodes {
         if is_enough { Ok(()) } else { self.permit.resize(self.bytes) }
     }
 
-    /// Nodes that need notes.
     pub(super) fn keys_with_notes(&self) -> Vec<Arc<NodeKey>> {
         self.map.iter().filter(|(_, node)| !node.is_empty()).map(|(key, _)| Arc::clone(key)).collect()
     }

@@ -28,7 +28,6 @@ impl Stale {
         Self::Devices(BTreeSet::from([name.to_owned()]))
     }
 
-    /// Adds further outdated notes.
     pub(super) fn add(&mut self, other: Self) {
         match (&mut *self, other) {
             (Self::All, _) => return,

@@ -12,7 +12,6 @@ const PIECE_BYTES: usize = 512;
 /// Maximum length of an escaped byte: `\u0000`.
 const ESCAPED_BYTES_MAX: usize = 6;
 
-/// A bounded JSON buffer.
 #[derive(Debug)]
 pub(super) struct Output {
     bytes: Vec<u8>,
@@ -52,7 +51,6 @@ impl Output {
         (!self.is_over).then_some(self.bytes)
     }
 
-    /// Appends JSON text.
     pub(super) fn raw(&mut self, json: &str) {
         if self.has_room(json.len()) {
             self.bytes.extend_from_slice(json.as_bytes());

@@ -1,7 +1,6 @@
 //! The messages of Sparkplug B 3.0 (`sparkplug_b.proto` of Eclipse Tahu), written by hand for `prost`, so the build
 //! needs no protocol buffer compiler. Extensions are ignored.
 
-/// One Sparkplug message.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Payload {
     #[prost(uint64, optional, tag = "1")]

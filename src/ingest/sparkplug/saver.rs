@@ -78,8 +78,8 @@ impl Saver {
         Self { state, thread: thread.ok() }
     }
 
-    /// Schedules notes of a node; with `None`, waits for earlier saves only. The bell rings once [`Saver::saved`]
-    /// reaches the returned number.
+    /// Schedules notes of a node; with `None`, waits for earlier saves only. The bell rings once
+    /// [`Saver::saved`] reaches the returned number.
     pub(super) fn save(&self, key: Arc<NodeKey>, stale: Option<Stale>, bell: impl FnOnce() -> WaiterHandle) -> u64 {
         let mut pending = self.state.lock();
         if let Some(stale) = stale {

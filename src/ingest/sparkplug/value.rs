@@ -142,8 +142,8 @@ impl ParameterValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mismatch;
 
-/// Appends a value of a data type as JSON. A number that JSON cannot represent is written as `null`, and its name is
-/// returned.
+/// Appends a value of a data type as JSON. A number that JSON cannot represent is written as `null`,
+/// and its name is returned.
 pub(super) fn push_scalar(
     out: &mut Output,
     datatype: u32,

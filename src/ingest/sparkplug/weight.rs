@@ -69,9 +69,9 @@ impl MessageType {
     }
 }
 
-/// Maximum number of bytes that a message takes once decoded; counting stops above `bytes_max`. `None` for a message
-/// with a group, which Sparkplug never has. Of a malformed message, only the part before the error counts, since no
-/// more is decoded.
+/// Maximum number of bytes that a message takes once decoded; counting stops above `bytes_max`. `None` for a
+/// message with a group, which Sparkplug never has. Of a malformed message, only the part before the error counts,
+/// since no more is decoded.
 pub(super) fn weigh(payload: &[u8], bytes_max: usize) -> Option<usize> {
     let mut weight = 0;
     weigh_in(MessageType::Payload, payload, 0, &mut (&mut weight, bytes_max))?;

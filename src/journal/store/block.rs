@@ -259,7 +259,6 @@ impl Block {
         })
     }
 
-    /// All records, in order.
     pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
         self.raw_records().map_while(|bytes| Record::decode(bytes?).ok())
     }

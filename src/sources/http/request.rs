@@ -32,7 +32,6 @@ pub(super) const REQUEST_BYTES: u64 = 4 << 10;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    /// The client's certificate.
     pub(super) certificate: Option<Presented>,
     /// The slot of the connection.
     pub(super) slot: ConnectionSlot<Origin>,
@@ -40,13 +39,11 @@ pub(super) struct Peer {
     pub(super) permit: Permit,
 }
 
-/// An error answer.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     /// Text for the log; it contains nothing that the client sent.
     title: &'static str,
-    /// Text for the client.
     detail: String,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -104,7 +101,6 @@ fn reason_of(refusal: &Refusal) -> sources::Refusal {
     }
 }
 
-/// Answers one request.
 pub(super) async fn answer(shared: &ServerContext, peer: &Peer, request: Request<Incoming>) -> Reply {
     let arrived = clock::instant();
     peer.slot.enter(Phase::Reading);

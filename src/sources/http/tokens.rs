@@ -32,7 +32,6 @@ fn entry(line: &str) -> Result<([u8; 32], String), String> {
 }
 
 impl Tokens {
-    /// Reads a token file.
     pub fn load(file: &Path) -> Result<Self, BadSecrets> {
         Ok(Self { names: secrets::load(file, entry)?.into_iter().collect() })
     }

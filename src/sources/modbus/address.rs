@@ -8,7 +8,6 @@ use std::path::PathBuf;
 /// Address and transport of a bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// Modbus/TCP.
     Tcp(String),
     /// Modbus/TCP Security: Modbus/TCP within TLS.
     Tls(String),
@@ -22,7 +21,6 @@ const TCP_PORT: u16 = 502;
 const TLS_PORT: u16 = 802;
 
 impl Address {
-    /// Parses a URL.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some((_, host)) = text.rsplit_once('@') {
             // The part before `@` may contain a password.
@@ -107,7 +105,6 @@ pub struct Serial {
     /// Bits per second.
     #[serde(default = "baud")]
     pub baud: u32,
-    /// Parity.
     #[serde(default)]
     pub parity: Parity,
     /// 1 or 2; by default 1, or 2 without parity, as the Modbus standard requires.
@@ -131,9 +128,7 @@ pub enum Parity {
     /// The default of the Modbus standard.
     #[default]
     Even,
-    /// Odd.
     Odd,
-    /// None.
     None,
 }
 

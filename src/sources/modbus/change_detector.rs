@@ -28,7 +28,6 @@ pub enum Quality {
 }
 
 impl Quality {
-    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -47,12 +46,10 @@ pub enum Reason {
     Change,
     /// The interval for events without a change is over.
     Interval,
-    /// The quality has changed.
     Quality,
 }
 
 impl Reason {
-    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -66,7 +63,6 @@ impl Reason {
 /// The result of reading a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reading {
-    /// A value.
     Good(Value),
     /// The registers contain no valid value.
     Bad {
@@ -92,7 +88,6 @@ pub fn read(point: &Point, registers: &[u16]) -> Reading {
 /// A change of a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeChange {
-    /// The new value.
     pub to: bool,
     /// Time of the read that returned the new value.
     pub at: Timestamp,
@@ -105,7 +100,6 @@ pub struct EdgeChange {
 pub struct PointState {
     /// Index in the list of the device.
     pub point: usize,
-    /// The last reading.
     pub current: Option<Reading>,
     /// The reading of the last event.
     pub reported: Option<Reading>,
@@ -113,7 +107,6 @@ pub struct PointState {
     pub counter: CounterProgress,
     /// Edges that wait for an event.
     pub edges: VecDeque<EdgeChange>,
-    /// Number of further edges.
     pub edges_cut: u64,
     bit: Option<(bool, Timestamp)>,
 }
@@ -121,7 +114,6 @@ pub struct PointState {
 /// Detects the changes of the points that share an event: the points of a group, or a single point.
 #[derive(Clone, Debug)]
 pub struct ChangeDetector {
-    /// The points.
     pub points: Vec<PointState>,
     /// Whether the events are those of a single point, not of a group.
     pub is_single: bool,

@@ -38,7 +38,6 @@ pub struct Config {
     /// Pause before a silent device is asked again; it doubles each time.
     #[serde(default = "backoff")]
     pub backoff: Span,
-    /// The longest such pause.
     #[serde(default = "backoff_max")]
     pub backoff_max: Span,
     /// The devices on the bus.
@@ -136,8 +135,8 @@ impl Config {
         Ok(address)
     }
 
-    /// Checks the settings, loads the device tables, and checks the settings against them. Problems of a device table name
-    /// its file.
+    /// Checks the settings, loads the device tables, and checks the settings against them. Problems of a
+    /// device table name its file.
     pub(super) fn load_tables(&mut self, found: &mut Findings<'_>) {
         let address = match self.check_values() {
             Ok(address) => address,

@@ -8,14 +8,13 @@
 pub struct CounterProgress {
     /// Unscaled number by which the counter has advanced.
     pub step: i128,
-    /// Number of resets.
     pub resets: u32,
     last: Option<i128>,
 }
 
 impl CounterProgress {
-    /// Advances to the unscaled number `now` of a counter that rolls over at `rolls_at`. After a reset the counter has
-    /// counted from 0.
+    /// Advances to the unscaled number `now` of a counter that rolls over at `rolls_at`. After a reset the
+    /// counter has counted from 0.
     pub(super) fn advance(&mut self, now: i128, rolls_at: i128) {
         let Some(last) = self.last.replace(now) else { return };
         if now >= last {

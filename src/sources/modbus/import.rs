@@ -20,7 +20,6 @@ pub enum Numbering {
     Auto,
     /// From 0, as in the protocol.
     Zero,
-    /// From 1.
     One,
     /// 00001 coils, 10001 discrete inputs, 30001 input registers, 40001 holding registers.
     Classic,
@@ -120,7 +119,6 @@ fn is_classic(addresses: impl Iterator<Item = String>) -> bool {
     numbers.peek().is_some() && numbers.all(is_far)
 }
 
-/// One point as TOML.
 fn point(
     cell: &dyn Fn(Column) -> String,
     numbering: Numbering,

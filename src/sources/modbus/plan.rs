@@ -11,10 +11,8 @@ pub const REGISTERS_MAX: u16 = 125;
 /// The most bits in one answer.
 pub const BITS_MAX: u16 = 2000;
 
-/// One read request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
-    /// The table to read.
     pub table: Table,
     /// The first register or bit, from 0.
     pub address: u16,

@@ -13,10 +13,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-/// A type of device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// Description for people.
     pub description: String,
     /// The groups, in the order of their names.
     pub groups: Vec<Group>,
@@ -51,7 +49,6 @@ impl Default for Device {
 pub struct Group {
     /// Name: the second level of the topic.
     pub name: String,
-    /// Poll interval.
     pub interval: Duration,
     /// When an event is made.
     pub report: Report,
@@ -83,7 +80,6 @@ pub enum Report {
     /// When a value changes by more than its deadband.
     #[default]
     Change,
-    /// After every poll.
     Always,
 }
 
@@ -93,9 +89,7 @@ pub enum Report {
 pub struct Hole {
     /// The table of the addresses.
     pub table: Table,
-    /// First address.
     pub from: u16,
-    /// Last address.
     pub to: u16,
 }
 
@@ -112,11 +106,8 @@ pub enum Deadband {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Edge {
-    /// Off to on.
     Rising,
-    /// On to off.
     Falling,
-    /// Both.
     Both,
 }
 
@@ -133,11 +124,8 @@ pub struct Point {
     pub address: u16,
     /// Number of registers or bits.
     pub count: u16,
-    /// Encoding of the value.
     pub encoding: Encoding,
-    /// Unit of measure.
     pub unit: Option<String>,
-    /// Deadband of the value.
     pub deadband: Deadband,
     /// Rollover of a counter: the unscaled number at which it starts again at 0. `None` if the point is no counter.
     pub counter: Option<i128>,

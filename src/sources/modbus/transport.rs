@@ -25,7 +25,6 @@ use tokio_modbus::{ExceptionCode, Request, Response};
 pub enum Fault {
     /// The device answered with an exception.
     Refused {
-        /// The exception code.
         code: u8,
         /// The meaning of the exception.
         words: String,
@@ -80,7 +79,6 @@ fn meaning(code: ExceptionCode) -> &'static str {
     }
 }
 
-/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Reads bits or registers: table, first address, number.
@@ -179,8 +177,8 @@ impl Connection {
         self.last.is_some()
     }
 
-    /// Sends a request and waits for the answer. The caller must drop the connection after any fault except
-    /// [`Fault::Refused`].
+    /// Sends a request and waits for the answer. The caller must drop the connection
+    /// after any fault except [`Fault::Refused`].
     pub async fn ask(&mut self, unit: u8, ask: &Ask, timeout: Duration) -> Result<Vec<u16>, Fault> {
         if let Some(last) = self.last {
             let rest = (last + self.pause).saturating_duration_since(clock::instant());

@@ -44,21 +44,13 @@ impl Table {
 pub enum Type {
     /// One bit: of a table of bits, or of a register.
     Bool,
-    /// 16 bits.
     U16,
-    /// 16 bits, signed.
     I16,
-    /// 32 bits.
     U32,
-    /// 32 bits, signed.
     I32,
-    /// 64 bits.
     U64,
-    /// 64 bits, signed.
     I64,
-    /// IEEE 754, 32 bits.
     F32,
-    /// IEEE 754, 64 bits.
     F64,
     /// Four decimal digits.
     Bcd16,
@@ -133,9 +125,7 @@ impl Order {
 /// The value of a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// On or off.
     Bool(bool),
-    /// An integer.
     Int(i128),
     /// A finite floating-point number.
     Float(f64),
@@ -168,13 +158,11 @@ impl std::fmt::Display for Value {
 /// How a value is encoded in its registers, and how it is scaled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoding {
-    /// Type of the value.
     pub kind: Type,
     /// Order of bytes and words.
     pub order: Order,
     /// First and last bit of the value, if it is only a part of the number in the registers.
     pub field: Option<(u8, u8)>,
-    /// Factor of the number.
     pub scale: f64,
     /// Number that is added after scaling.
     pub offset: f64,

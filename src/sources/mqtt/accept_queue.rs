@@ -10,15 +10,15 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Most connections that wait: each takes a file descriptor and kernel buffers. As many as are served in a second by
-/// default.
+/// Most connections that wait: each takes a file descriptor and kernel buffers. As many as are served
+/// in a second by default.
 const WAITING_MAX: usize = 512;
-/// Accepted connections per served one: accepting and closing a connection takes some 20 µs, a tenth of a plain
-/// CONNECT.
+/// Accepted connections per served one: accepting and closing a connection takes some 20 µs, a
+/// tenth of a plain CONNECT.
 const ACCEPTED_TIMES: u32 = 10;
 
-/// Accepted connections that are not served yet, by address. Addresses take turns; within an address the oldest
-/// connection is first.
+/// Accepted connections that are not served yet, by address. Addresses take turns; within an address
+/// the oldest connection is first.
 #[derive(Debug)]
 pub(super) struct AcceptQueue<S> {
     waiting: HashMap<Origin, VecDeque<(S, SocketAddr)>>,
@@ -57,8 +57,8 @@ impl<S> AcceptQueue<S> {
         (self.count > 0).then(|| self.begins.wait(now))
     }
 
-    /// Adds an accepted connection. If there are too many, returns the one to close: the oldest of the address that
-    /// has most.
+    /// Adds an accepted connection. If there are too many, returns the one to close: the oldest of
+    /// the address that has most.
     pub(super) fn add(&mut self, connection: S, peer: SocketAddr, now: Instant) -> Option<(S, SocketAddr)> {
         self.accepts.pass(now);
         let origin = Origin::of(peer.ip());

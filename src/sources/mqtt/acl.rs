@@ -18,8 +18,8 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// The proven names that it applies to, with `*` for any characters. Without it the rule applies to everybody,
-    /// including anonymous clients.
+    /// The proven names that it applies to, with `*` for any characters. Without it the rule applies
+    /// to everybody, including anonymous clients.
     pub who: Option<String>,
     /// Topic filters to publish to; `{user}` stands for a level that is the proven name.
     #[serde(default)]
@@ -69,8 +69,8 @@ impl Rule {
         }
     }
 
-    /// Returns its filters for a client, first those for publishing. Filters with `{user}` are left out without a
-    /// proven name.
+    /// Returns its filters for a client, first those for publishing. Filters with `{user}` are left
+    /// out without a proven name.
     pub fn filters(&self, proven: Option<&str>) -> (Vec<Filter>, Vec<Filter>) {
         let expanded = |list: &[String]| list.iter().filter_map(|filter| expand(filter, proven)).collect();
         (expanded(&self.publish), expanded(&self.subscribe))
@@ -105,8 +105,8 @@ pub struct Denied<'r> {
 }
 
 impl Rights {
-    /// Returns the rights of a client under these rules. `own` are the filters that a proven name may subscribe to by
-    /// default.
+    /// Returns the rights of a client under these rules. `own` are the filters that a proven name
+    /// may subscribe to by default.
     pub(super) fn new(rules: &[Rule], identity: &Identity, has_defaults: bool, own: &[String]) -> Self {
         let proven = identity.proven();
         let (mut publish, mut subscribe) = (Vec::new(), Vec::new());
@@ -151,8 +151,7 @@ impl Rights {
         Err(Denied { publishing, proven })
     }
 
-    /// Returns whether the client may subscribe to a filter. The rights have to cover all of it; a part would
-    /// surprise.
+    /// Returns whether the client may subscribe to a filter. The rights have to cover all of it; a part would surprise.
     pub fn may_subscribe(&self, filter: &str) -> bool {
         self.is_everything || self.subscribe.iter().any(|allowed| allowed.covers(filter))
     }

@@ -27,8 +27,8 @@ pub struct Config {
     pub passwords: Option<PathBuf>,
     /// Whether clients without user name and certificate are accepted. By default only on loopback.
     pub anonymous: Option<bool>,
-    /// Most clients connected at once. At the limit, the party (user or address) with most connections loses one to a
-    /// party that has fewer.
+    /// Most clients connected at once. At the limit, the party (user or address) with most connections loses one to
+    /// a party that has fewer.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
     #[serde(default = "connects_per_second_max")]
@@ -47,8 +47,7 @@ pub struct Config {
     /// Unacknowledged publishes of a client (Receive Maximum of MQTT 5).
     #[serde(default = "receive_maximum")]
     pub receive_maximum: u16,
-    /// Events per second of each client; the gateway slows down a client that exceeds it. Without it there is no
-    /// limit.
+    /// Events per second of each client; the gateway slows down a client that exceeds it. Without it there is no limit.
     pub events_per_second_max: Option<NonZeroU32>,
     /// Bytes of a connection that may wait for the disk.
     #[serde(default = "waiting_max")]

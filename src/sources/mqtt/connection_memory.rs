@@ -13,8 +13,8 @@ use crate::origin::Party;
 
 /// Bytes of state that are reserved from the start.
 pub(super) const INCLUDED: usize = 4 << 10;
-/// An idle connection without TLS takes some 8 kB (task, session, device, socket; the benchmark's 5,000 idle connections),
-/// and [`INCLUDED`].
+/// An idle connection without TLS takes some 8 kB (task, session, device, socket; the benchmark's
+/// 5,000 idle connections), and [`INCLUDED`].
 pub(super) const PLAIN_BYTES: usize = (8 << 10) + INCLUDED;
 /// TLS takes more: an estimate of rustls' buffers and of a client's certificates, not a measurement.
 pub(super) const TLS_BYTES: usize = PLAIN_BYTES + (26 << 10);

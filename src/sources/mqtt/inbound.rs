@@ -354,8 +354,8 @@ impl Inbound {
         PacketOutcome::Disconnected { with_will: code != ReasonCode::Success.value() }
     }
 
-    /// Acknowledges publishes that have a receipt, in order of arrival, and sends replies whose write (up to `written`) is
-    /// done.
+    /// Acknowledges publishes that have a receipt, in order of arrival, and sends replies whose write
+    /// (up to `written`) is done.
     pub(super) fn acknowledge(&mut self, shared: &ListenerState, written: u64, output: &mut Vec<u8>) {
         let mut now = None;
         while let Some(first) = self.unacknowledged.front() {

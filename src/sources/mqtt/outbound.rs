@@ -215,8 +215,8 @@ impl Outbound {
         is_ready
     }
 
-    /// Gives up the client's turn in its groups, so that other members get the next event. Has to be called before
-    /// anything else is awaited.
+    /// Gives up the client's turn in its groups, so that other members get the next event. Has to be called
+    /// before anything else is awaited.
     pub fn release_group_turn(&mut self) {
         self.shared_next = None;
     }

@@ -58,8 +58,8 @@ pub struct Group {
 #[derive(Debug)]
 struct GroupFeed {
     feed: Feed,
-    /// Wakes it when there is an event that its filter matches: most events match no group, and there may be many
-    /// groups.
+    /// Wakes it when there is an event that its filter matches: most events match no group, and
+    /// there may be many groups.
     attention: FilterWaiter,
     /// For each lane the offset up to which events may match.
     reach: Vec<u64>,
@@ -213,8 +213,8 @@ impl Group {
         self.has_moved.store(true, Ordering::Release);
     }
 
-    /// Notes the position of the feed. Events that were only skipped need no write: they are skipped again after a
-    /// start.
+    /// Notes the position of the feed. Events that were only skipped need no write: they are
+    /// skipped again after a start.
     fn passed(&self, feed: &Feed) {
         let mut state = self.state();
         for (known, (_, next)) in state.next.iter_mut().zip(feed.positions()) {

@@ -184,8 +184,8 @@ impl ListenerState {
         self.config.exchanges_max.max(self.config.receive_maximum.into())
     }
 
-    /// Counts, reports and logs a will that is dropped. The log is limited: changed rights may drop the wills of
-    /// thousands of clients.
+    /// Counts, reports and logs a will that is dropped. The log is limited: changed rights may drop the
+    /// wills of thousands of clients.
     pub fn count_dropped(&self, peer: SocketAddr, attempt: Attempt<'_>, why: &str) {
         self.stats.refuse(Refusal::Access);
         self.report(peer, Cause::Will, attempt, why);

@@ -18,8 +18,8 @@ use std::sync::Arc;
 const WILL_BYTES_MAX: usize = 192 << 10;
 
 impl StoredWill {
-    /// Returns the will if its client would be accepted now and may publish to the topic; counts it as dropped
-    /// otherwise.
+    /// Returns the will if its client would be accepted now and may publish to the topic;
+    /// counts it as dropped otherwise.
     fn checked(self, shared: &ListenerState, permit: Permit) -> Option<Will> {
         let identity = self.identity();
         let checked = shared.check_access(&identity, self.peer).map_err(str::to_owned);

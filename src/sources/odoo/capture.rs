@@ -48,7 +48,6 @@ const NOTE_AFTER: usize = 256;
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 /// How long hints are collected before their records are read: one change of an order sends several hints.
 const HINTS_GATHER: Duration = Duration::from_millis(50);
-/// Pauses after errors.
 const RETRIES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), Jitter::DownToHalf);
 /// A person must correct a refused login or a missing right. Slow retries do no harm meanwhile.
 const REFUSED_RETRIES: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(300), Jitter::DownToHalf);

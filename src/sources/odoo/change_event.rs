@@ -113,7 +113,6 @@ fn word(value: &Value) -> String {
 pub struct EventContext<'a> {
     /// System of record of the contract.
     pub system_of_record: &'a str,
-    /// The contract's section.
     pub section: &'a Section,
     /// User id of the gateway's own account.
     pub own_id: i64,

@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 /// The result of the check for one contract.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Stream of the contract.
     pub stream: String,
     /// Odoo model of the contract.
     pub model: String,

@@ -31,7 +31,6 @@ pub struct KnownRecord {
     write_date: i64,
     /// Hashes of the values that were reported with this `write_date`, the newest last.
     hashes: Vec<u128>,
-    /// The fields as JSON.
     record: Box<str>,
 }
 
@@ -78,13 +77,11 @@ pub enum Comparison {
 /// An event to hand in, and the state of the record once the event has its receipt.
 #[derive(Debug)]
 pub struct ChangeEvent {
-    /// Id of the event.
     pub id: String,
     /// Id of the record in Odoo.
     pub record_id: i64,
     /// Time of the last write: seconds since 1970.
     pub write_date: i64,
-    /// Payload of the event.
     pub payload: Value,
     /// The state after the event; `None` for a deleted record.
     pub after: Option<KnownRecord>,
@@ -218,7 +215,6 @@ impl KnownRecords {
         ids
     }
 
-    /// Number of known records.
     pub fn len(&self) -> usize {
         self.records.len()
     }
@@ -342,11 +338,8 @@ const NOTE_BYTES_MAX: usize = 16 << 20;
 /// The scope within which the ids of events are unique.
 #[derive(Clone, Copy, Debug)]
 pub struct IdScope<'a> {
-    /// Name of the database.
     pub database: &'a str,
-    /// Name of the model.
     pub model: &'a str,
-    /// Stream of the contract.
     pub stream: &'a str,
 }
 

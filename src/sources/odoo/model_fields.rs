@@ -30,7 +30,6 @@ enum FieldType {
 /// One record as read from Odoo.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Id in Odoo.
     pub id: i64,
     /// Start of the transaction that last wrote it: seconds since 1970.
     pub write_date: i64,
@@ -38,7 +37,6 @@ pub struct Row {
     pub create_date: i64,
     /// Id of the user who last wrote it.
     pub write_uid: i64,
-    /// The contract's fields.
     pub record: Map<String, Value>,
 }
 

@@ -18,8 +18,8 @@ const LATE_TIMEOUTS: u32 = 10;
 const LATE_MIN: Duration = Duration::from_secs(10);
 
 impl Bus {
-    /// Reads all points of a group. Points that the device refuses become bad. An error means that the device did not
-    /// answer.
+    /// Reads all points of a group. Points that the device refuses become bad. An error means that
+    /// the device did not answer.
     pub(super) async fn read(&mut self, index: usize) -> Result<(), Fault> {
         let mut at = Timestamp::from(clock::wall());
         let unit = self.polls[index].unit;
@@ -55,8 +55,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Sends a request and repeats it up to `retries` times. A request to a device that is known to be silent is not
-    /// repeated.
+    /// Sends a request and repeats it up to `retries` times. A request to a device that is known to
+    /// be silent is not repeated.
     async fn ask(&mut self, unit: usize, ask: &Ask) -> Result<Vec<u16>, Fault> {
         let mut repeats = if self.units[unit].silence.is_some() { 0 } else { self.config.retries };
         let mut may_have_idled = true;

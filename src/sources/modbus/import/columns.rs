@@ -124,8 +124,8 @@ pub(super) fn separator(csv: &str) -> char {
     [';', '\t', ','].into_iter().max_by_key(|separator| (count(*separator), *separator == ';')).unwrap_or(',')
 }
 
-/// The cells of each row, with the number of its first line. A quoted cell may contain separators, line ends and
-/// doubled quotes.
+/// The cells of each row, with the number of its first line. A quoted cell may contain separators,
+/// line ends and doubled quotes.
 pub(super) fn cells(csv: &str, separator: char) -> Vec<(usize, Vec<String>)> {
     let mut rows = Vec::new();
     let (mut row, mut cell, mut is_quoted) = (Vec::new(), String::new(), false);

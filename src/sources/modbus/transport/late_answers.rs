@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 /// The properties by which answers of one unit differ: function and number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseShape {
-    /// Function code.
     pub function: u8,
-    /// Bytes of data.
     pub bytes: u16,
 }
 

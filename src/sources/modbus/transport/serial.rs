@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// An open port.
 #[derive(Debug)]
 pub(super) struct Port(AsyncFd<OwnedFd>);
 

@@ -17,11 +17,11 @@ use tokio_rustls::server::TlsStream;
 
 /// Bytes of one read. Each thread has one buffer; connections have none.
 const READ_BYTES: usize = 32 << 10;
-/// Bytes of one read with many connections, since the bytes of one client delay the others: some 60 publishes without a
-/// payload.
+/// Bytes of one read with many connections, since the bytes of one client delay the others: some
+/// 60 publishes without a payload.
 const READ_BYTES_MIN: usize = 1 << 10;
-/// Number of connections that may read [`READ_BYTES`] each before one waits too long for the others: 1 MiB is an estimated
-/// 10 ms of work.
+/// Number of connections that may read [`READ_BYTES`] each before one waits too long for the others: 1 MiB is an
+/// estimated 10 ms of work.
 const READERS: usize = 32;
 /// Bytes that a client may send before its CONNACK while its password is checked: more than a SUBSCRIBE or two.
 const AHEAD_BYTES_MAX: usize = 32 << 10;
@@ -70,8 +70,8 @@ impl ConnectionIo {
         is_written
     }
 
-    /// Returns when a client has closed its connection before CONNACK. Buffers the bytes that it sends meanwhile, up to
-    /// [`AHEAD_BYTES_MAX`].
+    /// Returns when a client has closed its connection before CONNACK. Buffers the bytes that it
+    /// sends meanwhile, up to [`AHEAD_BYTES_MAX`].
     pub(super) async fn client_left(&mut self, memory: Option<&mut ConnectionMemory>) {
         let Some(memory) = memory else { return std::future::pending().await };
         while self.input.len() < AHEAD_BYTES_MAX {

@@ -23,8 +23,8 @@ const LANES_MAX: u32 = 4;
 /// Bytes of a new hash, the same as those of `argon2` and other tools.
 const OUTPUT_BYTES: usize = 32;
 
-/// The hash for unknown user names: checking it takes as long as a wrong password, so names cannot be guessed by
-/// timing.
+/// The hash for unknown user names: checking it takes as long as a wrong password, so names
+/// cannot be guessed by timing.
 pub(super) const NOBODY: &str =
     "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -43,8 +43,8 @@ pub(super) fn check(hash: &str) -> Result<(), String> {
     read(hash).map(|_| ())
 }
 
-/// Returns whether a password belongs to a hash. Takes tens of milliseconds, and waits for a hash that is being
-/// computed.
+/// Returns whether a password belongs to a hash. Takes tens of milliseconds, and waits for a
+/// hash that is being computed.
 pub(super) fn is_right(hash: &str, password: &[u8]) -> bool {
     let Ok(stored) = read(hash) else { return false };
     let mut out = vec![0; stored.hash.len()];

@@ -26,23 +26,22 @@ use std::hash::{BuildHasher, Hash};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Failed logins of an address that are checked without delay: a row of devices with an old password behind one
-/// router.
+/// Failed logins of an address that are checked without delay: a row of devices with an old password behind one router.
 const BURST: Duration = Duration::from_secs(20);
 /// Checks per second of an address beyond those: some hundredth of a core.
 const CHECKS_PER_SECOND: f64 = 1.0;
-/// Logins of a slowed address that may wait; the next one is refused. At one check per second they are done before
-/// `connect_wait_max` is over, about.
+/// Logins of a slowed address that may wait; the next one is refused. At one check per second they are done
+/// before `connect_wait_max` is over, about.
 const SLOWED_PLACES: usize = 8;
 /// Failures of a name at an address before it pauses: a person who mistypes a password tries again.
 const FREE_TRIES: u32 = 2;
 /// The pauses of a name at an address.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), Jitter::None);
-/// Failures of a name from all addresses after which each address that fails pauses longer: many devices may share a
-/// user.
+/// Failures of a name from all addresses after which each address that fails pauses longer: many
+/// devices may share a user.
 const FREE_TRIES_OF_NAME: u32 = 10;
-/// The pauses then, up to two minutes: 700 guesses per day and address, and a device whose password was corrected
-/// reconnects within two minutes.
+/// The pauses then, up to two minutes: 700 guesses per day and address, and a device whose password was
+/// corrected reconnects within two minutes.
 const TRIED_PAUSES: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(120), Jitter::None);
 /// A failure is forgotten after this time without another one.
 const FORGET_AFTER: Duration = Duration::from_secs(600);

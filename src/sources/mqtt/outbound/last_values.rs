@@ -52,8 +52,8 @@ struct Cutoff {
     reach: Vec<u64>,
 }
 
-/// Resolves with `true` when the last values include everything that the feed has sent; with `false` if that takes
-/// too long.
+/// Resolves with `true` when the last values include everything that the feed has sent; with `false`
+/// if that takes too long.
 struct CatchingUp(Pin<Box<dyn Future<Output = bool> + Send>>);
 
 impl std::fmt::Debug for CatchingUp {
@@ -171,8 +171,8 @@ impl LastValues {
         value.place().is_some_and(in_gap) && !is_told
     }
 
-    /// Looks up the last values of one subscription. One subscription at a time bounds the memory: many filters can
-    /// match all values.
+    /// Looks up the last values of one subscription. One subscription at a time bounds the memory: many
+    /// filters can match all values.
     pub(super) fn look_up(&mut self, active: &[ActiveSubscription], local: &Local, oldest: Timestamp) {
         if !self.values.is_empty() || !self.is_caught_up {
             return;

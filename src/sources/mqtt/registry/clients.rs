@@ -133,8 +133,8 @@ impl Registry {
         self.change(key, false, |_, _, unwritten| unwritten.content.progress = progress);
     }
 
-    /// Returns the stored position of a shared subscription, with which a group without members continues. May read
-    /// from the disk.
+    /// Returns the stored position of a shared subscription, with which a group without members continues.
+    /// May read from the disk.
     pub fn group_note(&self, source: &str, filter: &str) -> Option<GroupNote> {
         let id = GroupId::of(source, filter)?;
         let ended = {

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 impl Registry {
-    /// Reads the stored sessions and the QoS 2 exchanges that began after their heads were written. Blocks the
-    /// thread.
+    /// Reads the stored sessions and the QoS 2 exchanges that began after their heads were written. Blocks the thread.
     pub fn open(stored: StoredEvents, local: Arc<Local>) -> Result<Arc<Self>, JournalError> {
         let notes = stored.notes("mqtt");
         let mut table = Table::default();

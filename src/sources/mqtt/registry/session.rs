@@ -13,8 +13,7 @@ use std::time::Duration;
 pub struct Key(pub(super) Arc<str>);
 
 impl Key {
-    /// Builds the key of a client. Lengths precede the parts that clients choose, so no two clients have the same
-    /// key.
+    /// Builds the key of a client. Lengths precede the parts that clients choose, so no two clients have the same key.
     pub fn new(source: &str, proven: Option<&str>, client: &str) -> Self {
         Self(match proven {
             Some(name) => format!("{}:{source}/{}:{name}/{client}", source.len(), name.len()).into(),

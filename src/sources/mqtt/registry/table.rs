@@ -14,15 +14,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
-/// The time that redeliveries of a client are recognised after its connection: as long as most clients take to
-/// reconnect.
+/// The time that redeliveries of a client are recognised after its connection: as long as
+/// most clients take to reconnect.
 const REDELIVERY_FOR: Duration = Duration::from_secs(300);
 /// Bytes of publishes that clients left without an acknowledgement: some 40,000 publishes. Beyond it the oldest are
 /// forgotten; a redelivery of one of those is stored as another event.
 const UNANSWERED_BYTES_MAX: usize = 4 << 20;
 
-/// A listener that has not asked for due wills for this long is not configured any more: a listener asks twice per
-/// second.
+/// A listener that has not asked for due wills for this long is not configured any more: a
+/// listener asks twice per second.
 const LISTENER_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// The connection slot of a client that is connected.
@@ -283,8 +283,8 @@ impl Table {
         }
     }
 
-    /// Returns the sessions that have expired. A session with an unpublished will stays while there is a listener for
-    /// it.
+    /// Returns the sessions that have expired. A session with an unpublished will stays while there
+    /// is a listener for it.
     pub(super) fn expired(&self, now: Instant) -> Vec<Key> {
         let has_listener = |key: &Key| {
             let asked_at = self.listeners.get(key.source());
