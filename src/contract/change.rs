@@ -1,6 +1,6 @@
 //! Compatibility of a new contract version for the consumers of its events.
 
-use super::Publication;
+use super::publication::Publication;
 use serde_json::Value;
 use std::collections::BTreeSet;
 

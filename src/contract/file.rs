@@ -1,10 +1,12 @@
 //! The file format of a contract, and the checks that a file must pass.
 
+use super::check::{Contract, Publisher};
 use super::json::Pointer;
+use super::odoo;
 use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
-use super::{Accepts, Contract, Decode, GatewayNames, Mode, OnViolation, Order, Publisher, SourceKind, odoo};
+use super::terms::{Accepts, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
 use std::path::Path;

@@ -16,6 +16,7 @@
 //! - The crate's errors contain the offending value. Here they contain `null` instead, and [`message`] writes the text.
 
 mod budget;
+mod costs;
 mod message;
 mod node;
 mod pattern;

@@ -2,15 +2,12 @@
 //!
 //! Promise: the maximum cost of a match is charged to the budget before the match starts.
 
-use super::budget::Budget;
+use super::budget::{Budget, REGEX_BYTES_MAX};
 use super::node::{Payload, PayloadNode};
 use super::regex::{Regex, TooManyBacktracks};
 use jsonschema::json::Node;
 use jsonschema::{Keyword, ValidationError};
 
-/// Maximum length of a regular expression in a payload. Parsing takes up to 15 ns per byte, and grows with the square
-/// of the length for named groups: 0.3 ms.
-const REGEX_BYTES_MAX: usize = 4096;
 const TOO_LONG: &str = "takes too long to be matched against a pattern of its schema";
 
 /// A compiled `pattern` of a schema.
@@ -55,10 +52,4 @@ impl<'i> Keyword<'i, Payload> for Pattern {
 /// Whether a string of the payload is a regular expression.
 pub(super) fn is_regex(text: &str) -> bool {
     text.len() <= REGEX_BYTES_MAX && jsonschema_regex::is_valid_ecma_regex(text)
-}
-
-/// Maximum cost of [`is_regex`] in steps.
-pub(super) fn steps_to_read(text: &str) -> u64 {
-    let length = text.len() as u64;
-    if text.len() <= REGEX_BYTES_MAX { 2 * length + length * length / 256 } else { 0 }
 }

@@ -1,0 +1,308 @@
+//! Rendering: an event as central gets it, in structured or binary mode of CloudEvents.
+//!
+//! Promise: [`Renderer::render`] is a pure function of the stored record, its sequence and its recorded time; an event
+//! has the same bytes on every copy and after every upgrade.
+
+use super::json::push_json_string;
+use super::publication::{Publication, TopicPart, push_topic_levels, topic_parts};
+use super::terms::Mode;
+use crate::event::{Attribute, Content, Id, Record, Timestamp};
+use base64::Engine;
+
+/// Renderer of the events of a publication.
+#[derive(Debug)]
+pub struct Renderer {
+    mode: Mode,
+    /// `{"specversion":"1.0","type":"…","source":"/site/gateway/`
+    head: Vec<u8>,
+    source_prefix: String,
+    kind: String,
+    topic: Vec<TopicPart>,
+    stream_id: String,
+}
+
+/// A rendered event; reused from event to event.
+#[derive(Debug, Default)]
+pub struct Rendering {
+    /// Topic name.
+    pub topic: Vec<u8>,
+    /// Payload of the PUBLISH.
+    pub payload: Vec<u8>,
+    /// Media type of the payload.
+    pub content_type: &'static str,
+    /// Media type from the event itself (binary mode).
+    pub content_type_own: Option<String>,
+    /// User properties (binary mode).
+    pub properties: Vec<(&'static str, String)>,
+}
+
+/// Media type of a structured-mode event.
+pub const STRUCTURED: &str = "application/cloudevents+json";
+
+impl Renderer {
+    /// Creates the renderer of a publication.
+    pub fn new(publication: &Publication) -> Self {
+        let around = &publication.surroundings;
+        let kind = format!("{}.{}", around.namespace, publication.stream_id());
+        let mut source_prefix = String::from("/");
+        crate::event::push_path_segment(&mut source_prefix, &around.site);
+        source_prefix.push('/');
+        crate::event::push_path_segment(&mut source_prefix, &around.gateway);
+        source_prefix.push('/');
+        let mut head = br#"{"specversion":"1.0","type":"#.to_vec();
+        push_json_string(&mut head, &kind);
+        head.extend_from_slice(br#","source":""#);
+        head.extend_from_slice(source_prefix.as_bytes());
+        Self {
+            mode: publication.mode,
+            head,
+            source_prefix,
+            kind,
+            topic: topic_parts(publication),
+            stream_id: publication.stream_id(),
+        }
+    }
+
+    /// Identity of the stream: `machine.state.v1`.
+    pub fn stream_id(&self) -> &str {
+        &self.stream_id
+    }
+
+    /// Renders an event into `out`, replacing its content. `binary` says whether the link can carry user properties;
+    /// without them, binary mode falls back to structured mode.
+    pub fn render(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, binary: bool, out: &mut Rendering) {
+        out.topic.clear();
+        self.push_topic(record, &mut out.topic);
+        out.payload.clear();
+        out.properties.clear();
+        out.content_type_own = None;
+        if self.mode == Mode::Binary && binary {
+            self.render_binary(record, sequence, recorded, out);
+        } else {
+            self.render_structured(record, sequence, recorded, &mut out.payload);
+            out.content_type = STRUCTURED;
+        }
+    }
+
+    /// Appends the topic of an event.
+    pub fn push_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+        for part in &self.topic {
+            match part {
+                TopicPart::Text(text) => out.extend_from_slice(text.as_bytes()),
+                TopicPart::Key => push_topic_levels(out, record.key),
+                TopicPart::Device => {
+                    let device = record.origin.split_once('/').map_or("", |(_, device)| device);
+                    push_topic_levels(out, device);
+                }
+            }
+        }
+    }
+
+    /// Appends the topic of a batch: the topic of an event without the levels of its key.
+    pub fn push_batch_topic(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+        let mut topic = Vec::new();
+        for part in &self.topic {
+            match part {
+                TopicPart::Text(text) => topic.extend_from_slice(text.as_bytes()),
+                TopicPart::Key => {}
+                TopicPart::Device => {
+                    let device = record.origin.split_once('/').map_or("", |(_, device)| device);
+                    push_topic_levels(&mut topic, device);
+                }
+            }
+        }
+        let levels = topic.split(|byte| *byte == b'/').filter(|level| !level.is_empty());
+        for (index, level) in levels.enumerate() {
+            if index > 0 {
+                out.push(b'/');
+            }
+            out.extend_from_slice(level);
+        }
+    }
+
+    /// Appends the event in structured mode, as one JSON object.
+    pub fn render_structured(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, out: &mut Vec<u8>) {
+        out.reserve(self.head.len() + record.payload.len() + record.key.len() + record.origin.len() + 260);
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(record.origin.as_bytes());
+        out.extend_from_slice(br#"","id":"#);
+        push_id(out, record);
+        out.extend_from_slice(br#","time":""#);
+        record.time.write_rfc3339(out);
+        out.extend_from_slice(br#"","subject":"#);
+        push_json_string(out, record.key);
+        out.extend_from_slice(br#","recordedtime":""#);
+        recorded.write_rfc3339(out);
+        out.extend_from_slice(br#"","sequence":""#);
+        push_sequence(out, sequence);
+        out.push(b'"');
+        for attribute in &record.attributes {
+            for (name, text) in extensions(attribute) {
+                out.extend_from_slice(b",\"");
+                out.extend_from_slice(name.as_bytes());
+                out.extend_from_slice(b"\":");
+                push_json_string(out, text);
+            }
+        }
+        match record.content {
+            Content::Json => {
+                out.extend_from_slice(br#","datacontenttype":"application/json","data":"#);
+                out.extend_from_slice(record.payload);
+            }
+            Content::Bytes => {
+                out.extend_from_slice(br#","datacontenttype":"#);
+                push_json_string(out, media_type(record));
+                out.extend_from_slice(br#","data_base64":""#);
+                let start = out.len();
+                let encoded = base64::encoded_len(record.payload.len(), true).unwrap_or(0);
+                out.resize(start + encoded, 0);
+                // The buffer has exactly the encoded length, so this cannot fail.
+                let _ = base64::engine::general_purpose::STANDARD.encode_slice(record.payload, &mut out[start..]);
+                out.push(b'"');
+            }
+        }
+        out.push(b'}');
+    }
+
+    fn render_binary(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, out: &mut Rendering) {
+        out.payload.extend_from_slice(record.payload);
+        match record.content {
+            Content::Json => out.content_type = "application/json",
+            Content::Bytes => {
+                out.content_type = "application/octet-stream";
+                out.content_type_own = Some(media_type(record).to_owned());
+            }
+        }
+        let mut digits = Vec::with_capacity(20);
+        push_sequence(&mut digits, sequence);
+        out.properties.extend([
+            ("specversion", "1.0".to_owned()),
+            ("id", record.id.to_string()),
+            ("source", format!("{}{}", self.source_prefix, record.origin)),
+            ("type", self.kind.clone()),
+            ("time", record.time.to_string()),
+            ("subject", record.key.to_owned()),
+            ("recordedtime", recorded.to_string()),
+            ("sequence", String::from_utf8_lossy(&digits).into_owned()),
+        ]);
+        let extensions = record.attributes.iter().flat_map(extensions);
+        out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
+    }
+}
+
+fn media_type<'a>(record: &Record<'a>) -> &'a str {
+    record
+        .attribute(|attribute| match attribute {
+            Attribute::ContentType(text) => Some(*text),
+            _ => None,
+        })
+        .unwrap_or("application/octet-stream")
+}
+
+/// Returns the extension attributes of the envelope for an attribute of the record.
+fn extensions<'a>(attribute: &Attribute<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
+    let (first, second) = match attribute {
+        Attribute::TraceParent(text) => (Some(("traceparent", *text)), None),
+        Attribute::OriginalId(text) => (Some(("originalid", *text)), None),
+        Attribute::Violation(text) => (Some(("violation", *text)), None),
+        Attribute::ClockStatus(text) => (Some(("clockstatus", *text)), None),
+        Attribute::Auth { kind, name } => (Some(("authtype", kind.as_str())), Some(("authid", *name))),
+        Attribute::ContentType(_) | Attribute::Exchange { .. } => (None, None),
+    };
+    first.into_iter().chain(second)
+}
+
+fn push_id(out: &mut Vec<u8>, record: &Record<'_>) {
+    match record.id {
+        Id::Text(text) => push_json_string(out, text),
+        Id::Uuid(bytes) => {
+            let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+            let text = uuid::Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut text);
+            out.push(b'"');
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'"');
+        }
+    }
+}
+
+/// Appends a sequence with twenty digits, enough for every 64-bit number, so sequences sort as text.
+fn push_sequence(out: &mut Vec<u8>, sequence: u64) {
+    let mut digits = [b'0'; 20];
+    let mut rest = sequence;
+    for digit in digits.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    out.extend_from_slice(&digits);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::publication::tests::publication;
+    use super::*;
+    use crate::event::AuthType;
+    use serde_json::Value;
+
+    fn record(payload: &[u8], content: Content) -> Record<'_> {
+        Record {
+            publication: 1,
+            id: Id::Text("m-1\"x"),
+            time: Timestamp(1_764_000_000_000_001),
+            origin: "shopfloor/press%204",
+            key: "line/1",
+            content,
+            attributes: vec![],
+            payload,
+        }
+    }
+
+    /// The golden envelope: these bytes must never change, since copies of an event are compared.
+    #[test]
+    fn the_structured_envelope_is_the_golden_one() {
+        let mut out = Rendering::default();
+        let renderer = Renderer::new(&publication(Mode::Structured));
+        renderer.render(
+            &record(br#"{"state":"idle"}"#, Content::Json),
+            42,
+            Timestamp(1_764_000_001_000_000),
+            true,
+            &mut out,
+        );
+        assert_eq!(String::from_utf8_lossy(&out.topic), "test/plant-01/machine.state/v1/line/1");
+        assert_eq!(
+            String::from_utf8_lossy(&out.payload),
+            r#"{"specversion":"1.0","type":"com.example.mfg.machine.state.v1","source":"/plant-01/gw-01/shopfloor/press%204","id":"m-1\"x","time":"2025-11-24T16:00:00.000001Z","subject":"line/1","recordedtime":"2025-11-24T16:00:01.000000Z","sequence":"00000000000000000042","datacontenttype":"application/json","data":{"state":"idle"}}"#
+        );
+        assert!(serde_json::from_slice::<Value>(&out.payload).is_ok());
+        renderer.render(&record(&[0, 255, 1], Content::Bytes), 42, Timestamp(0), true, &mut out);
+        let text = String::from_utf8_lossy(&out.payload).into_owned();
+        assert!(text.ends_with(r#""datacontenttype":"application/octet-stream","data_base64":"AP8B"}"#), "{text}");
+    }
+
+    #[test]
+    fn binary_mode_carries_the_attributes_as_properties() {
+        let mut out = Rendering::default();
+        let renderer = Renderer::new(&publication(Mode::Binary));
+        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), true, &mut out);
+        assert_eq!(out.payload, b"{}");
+        assert_eq!(out.content_type, "application/json");
+        assert!(out.properties.contains(&("sequence", "00000000000000000007".to_owned())));
+        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), false, &mut out);
+        assert_eq!(out.content_type, STRUCTURED);
+        assert!(out.properties.is_empty());
+    }
+
+    #[test]
+    fn who_handed_an_event_in_travels_in_both_modes() {
+        let mut out = Rendering::default();
+        let mut record = record(b"{}", Content::Json);
+        record.attributes = vec![Attribute::Auth { kind: AuthType::ServiceAccount, name: "line \"1\"" }];
+        Renderer::new(&publication(Mode::Structured)).render(&record, 7, Timestamp(0), true, &mut out);
+        let text = String::from_utf8_lossy(&out.payload).into_owned();
+        assert!(text.contains(r#","authtype":"service_account","authid":"line \"1\"","#), "{text}");
+        Renderer::new(&publication(Mode::Binary)).render(&record, 7, Timestamp(0), true, &mut out);
+        for pair in [("authtype", "service_account"), ("authid", "line \"1\"")] {
+            assert!(out.properties.contains(&(pair.0, pair.1.to_owned())), "{:?}", out.properties);
+        }
+    }
+}
