@@ -82,6 +82,22 @@ const DEDUPE: Duration = Duration::from_secs(86_400);
 /// Placeholders that key and device templates always have, before the captures of the topic.
 pub(super) const BUILT_IN_NAMES: [&str; 3] = ["client", "user", "topic"];
 
+/// What is wrong in a file, at which key.
+struct Mistake {
+    key: String,
+    message: String,
+}
+
+impl Mistake {
+    fn at(key: &str) -> impl Fn(String) -> Self + '_ {
+        move |message| Self { key: key.to_owned(), message }
+    }
+}
+
+fn mistake<T>(key: &str, message: impl Into<String>) -> Result<T, Mistake> {
+    Err(Mistake { key: key.to_owned(), message: message.into() })
+}
+
 /// Reads and checks a contract file. Problems that do not prevent its use go to `warnings`.
 pub(super) fn load(
     file: &Path,
@@ -92,131 +108,53 @@ pub(super) fn load(
 ) -> Result<Contract, Problem> {
     let document = Document::read(file)?;
     let raw: File = document.parse()?;
-    let wrong = |key: &str, message: String| document.problem(key, message);
+    let problem = |Mistake { key, message }: Mistake| document.problem(&key, message);
 
-    check_stream_name(&raw.name).map_err(|m| wrong("name", m))?;
-    check_version(&raw.version).map_err(|m| wrong("version", m))?;
-    if !lanes.contains(&raw.lane) {
-        return Err(wrong("lane", format!("\"{}\" is no lane; there are {}", raw.lane, quoted(lanes))));
-    }
-    // Events that the gateway polls or computes itself have no topic: the stream name stands for it.
-    let is_own = matches!(raw.r#match.source, SourceKind::Odoo | SourceKind::Watch);
-    let pattern = match (&raw.r#match.topic, is_own) {
-        (Some(topic), false) => Pattern::parse(topic).map_err(|m| wrong("match.topic", m))?,
-        (None, true) => Pattern::parse(&raw.name).map_err(|m| wrong("name", m))?,
-        (Some(topic), true) => {
-            let message = format!("\"{topic}\" has no meaning for source \"{}\"; leave it out", raw.r#match.source);
-            return Err(wrong("match.topic", message));
-        }
-        (None, false) => return Err(wrong("match.topic", "is missing; \"#\" matches every topic".into())),
-    };
-    if let Err((key, message)) = check_odoo(&raw) {
-        return Err(wrong(&key, message));
-    }
-    let names: Vec<String> =
-        BUILT_IN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().cloned()).collect();
-    let template = |key: &str, text: &str| Template::parse(text, &names).map_err(|m| wrong(key, m));
-    let device = template("device", raw.device.as_deref().unwrap_or("{client}"))?;
-    if device.needs_payload() {
-        return Err(wrong("device", "takes captures of the topic, not values of the payload".into()));
-    }
-    let key_text = raw.key.clone().or(raw.device.clone()).unwrap_or_else(|| "{client}".into());
-    let key = template("key", &key_text)?;
-    let publisher = publisher(&raw, &names, &key).map_err(|m| wrong("publisher", m))?;
-    let pointer = |key: &str, text: &str| Pointer::parse(text).map_err(|m| wrong(key, m));
-    let pointers = |key: &str, texts: &[String]| -> Result<Vec<Pointer>, Problem> {
-        texts.iter().enumerate().map(|(i, text)| pointer(&format!("{key}[{i}]"), text)).collect()
-    };
-    let id = raw.id.as_deref().map(|text| pointer("id", text)).transpose()?;
-    let time = raw.time.as_deref().map(|text| pointer("time", text)).transpose()?;
-    let keep = pointers("keep", &raw.keep)?;
-    let mask = pointers("mask", &raw.mask)?;
-    if !mask.is_empty() && !has_mask_key {
-        return Err(wrong("mask", "needs a key to hash with; set mask_key to a file in the configuration".into()));
-    }
-    if let Some(dropped) = mask.iter().position(|field| !keep.is_empty() && !keep.iter().any(|kept| kept.meets(field)))
-    {
-        return Err(wrong(
-            &format!("mask[{dropped}]"),
-            format!(
-                "\"{}\" is not in keep and would be dropped before masking; add it to keep, or remove it from mask",
-                raw.mask[dropped]
-            ),
-        ));
-    }
-    let needs_json = id.is_some()
-        || time.is_some()
-        || !keep.is_empty()
-        || !mask.is_empty()
-        || raw.schema.is_some()
-        || key.needs_payload();
-    if raw.accepts == Accepts::Bytes && needs_json {
-        return Err(wrong(
-            "accepts",
-            "\"bytes\" takes payloads as they are; id, time, key from the payload, schema, keep and mask need \"json\""
-                .into(),
-        ));
-    }
-    if raw.decode.is_some() && raw.accepts != Accepts::Json {
-        return Err(wrong(
-            "accepts",
-            "decode makes JSON of every payload; leave accepts out, or set it to \"json\"".into(),
-        ));
-    }
+    check_names(&raw, lanes).map_err(problem)?;
+    let pattern = raw.pattern().map_err(problem)?;
+    check_odoo(&raw).map_err(problem)?;
+    let templates = Templates::parse(&raw, &pattern).map_err(problem)?;
+    let fields = Fields::parse(&raw, has_mask_key).map_err(problem)?;
+    check_format(&raw, &fields, &templates.key).map_err(problem)?;
     // CloudEvents bring their own id, and events that the gateway polls or computes get one.
-    let has_ids = id.is_some() || is_own || raw.r#match.source == SourceKind::Http;
+    let has_ids = fields.id.is_some() || raw.is_own() || raw.r#match.source == SourceKind::Http;
     if raw.dedupe.is_some() && !has_ids {
-        return Err(wrong("dedupe", "recognises repeats by the id; set id to the JSON pointer of one".into()));
+        return Err(document.problem("dedupe", "recognises repeats by the id; set id to the JSON pointer of one"));
     }
     let schema = raw.schema.as_deref().map(|name| load_schema(&document, name)).transpose()?;
     let topic = raw.topic.clone().unwrap_or_else(|| TOPIC_DEFAULT.into());
-    check_topic(&topic).map_err(|m| wrong("topic", m))?;
+    check_topic(&topic).map_err(Mistake::at("topic")).map_err(problem)?;
     // Of the placeholders of a topic, only the device differs between events of one key.
     if raw.order == Order::Key && topic.contains("{device}") {
-        warnings.push(wrong(
-            "topic",
-            format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only"),
-        ));
+        let message =
+            format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only");
+        warnings.push(document.problem("topic", message));
     }
     let (schema_value, schema) = schema.unzip();
-    let publication = Publication {
-        format: PUBLICATION_FORMAT,
-        stream: raw.name.clone(),
-        version: raw.version.clone(),
-        surroundings: surroundings.clone(),
-        mode: raw.mode,
-        topic,
-        lane: raw.lane.clone(),
-        retention_settled: raw.retention.settled.map_or(RETENTION_SETTLED, |span| span.0).as_secs(),
-        retention_unsettled: raw.retention.unsettled.map(|span| span.0.as_secs()),
-        schema: schema_value,
-        keep: raw.keep,
-        mask: raw.mask,
-        key: key_text,
-        owner: raw.owner,
-    };
+    let publication = Publication { topic, schema: schema_value, ..raw.publication(surroundings, templates.key_text) };
+    let is_odoo = raw.r#match.source == SourceKind::Odoo;
     Ok(Contract {
         file: file.to_owned(),
         purpose: raw.purpose,
         system_of_record: raw
             .system_of_record
-            .unwrap_or_else(|| (if raw.r#match.source == SourceKind::Odoo { "odoo" } else { "shop-floor" }).to_owned()),
+            .unwrap_or_else(|| (if is_odoo { "odoo" } else { "shop-floor" }).to_owned()),
         source: raw.r#match.source,
         source_name: raw.r#match.name,
         pattern,
-        key,
+        key: templates.key,
         has_own_key: raw.key.is_some(),
-        device,
-        publisher,
+        device: templates.device,
+        publisher: templates.publisher,
         dedupe: has_ids.then(|| raw.dedupe.map_or(DEDUPE, |span| span.0)),
-        id,
-        time,
+        id: fields.id,
+        time: fields.time,
         schema,
         accepts: raw.accepts,
         decode: raw.decode,
         on_violation: raw.on_violation,
-        keep,
-        mask,
+        keep: fields.keep,
+        mask: fields.mask,
         order: raw.order,
         is_enabled: raw.enabled,
         odoo: raw.odoo,
@@ -224,8 +162,133 @@ pub(super) fn load(
     })
 }
 
-/// Returns the topic level that names the publisher: the one that the contract sets, or else
-/// the single capture of `key`.
+impl File {
+    /// Whether the gateway polls or computes the events itself. They have no topic: the stream name stands for it.
+    fn is_own(&self) -> bool {
+        matches!(self.r#match.source, SourceKind::Odoo | SourceKind::Watch)
+    }
+
+    fn pattern(&self) -> Result<Pattern, Mistake> {
+        match (&self.r#match.topic, self.is_own()) {
+            (Some(topic), false) => Pattern::parse(topic).map_err(Mistake::at("match.topic")),
+            (None, true) => Pattern::parse(&self.name).map_err(Mistake::at("name")),
+            (Some(topic), true) => {
+                let source = self.r#match.source;
+                mistake("match.topic", format!("\"{topic}\" has no meaning for source \"{source}\"; leave it out"))
+            }
+            (None, false) => mistake("match.topic", "is missing; \"#\" matches every topic"),
+        }
+    }
+
+    /// The publication, with the default topic and without its schema.
+    fn publication(&self, surroundings: &GatewayNames, key: String) -> Publication {
+        Publication {
+            format: PUBLICATION_FORMAT,
+            stream: self.name.clone(),
+            version: self.version.clone(),
+            surroundings: surroundings.clone(),
+            mode: self.mode,
+            topic: TOPIC_DEFAULT.into(),
+            lane: self.lane.clone(),
+            retention_settled: self.retention.settled.map_or(RETENTION_SETTLED, |span| span.0).as_secs(),
+            retention_unsettled: self.retention.unsettled.map(|span| span.0.as_secs()),
+            schema: None,
+            keep: self.keep.clone(),
+            mask: self.mask.clone(),
+            key,
+            owner: self.owner.clone(),
+        }
+    }
+}
+
+fn check_names(raw: &File, lanes: &[String]) -> Result<(), Mistake> {
+    check_stream_name(&raw.name).map_err(Mistake::at("name"))?;
+    check_version(&raw.version).map_err(Mistake::at("version"))?;
+    if lanes.contains(&raw.lane) {
+        return Ok(());
+    }
+    mistake("lane", format!("\"{}\" is no lane; there are {}", raw.lane, quoted(lanes)))
+}
+
+/// The templates that are filled from the topic of an event.
+struct Templates {
+    device: Template,
+    key: Template,
+    key_text: String,
+    publisher: Option<Publisher>,
+}
+
+impl Templates {
+    fn parse(raw: &File, pattern: &Pattern) -> Result<Self, Mistake> {
+        let names: Vec<String> =
+            BUILT_IN_NAMES.iter().map(|name| (*name).to_owned()).chain(pattern.names().cloned()).collect();
+        let device = raw.device.as_deref().unwrap_or("{client}");
+        let device = Template::parse(device, &names).map_err(Mistake::at("device"))?;
+        if device.needs_payload() {
+            return mistake("device", "takes captures of the topic, not values of the payload");
+        }
+        let key_text = raw.key.clone().or(raw.device.clone()).unwrap_or_else(|| "{client}".into());
+        let key = Template::parse(&key_text, &names).map_err(Mistake::at("key"))?;
+        let publisher = publisher(raw, &names, &key).map_err(Mistake::at("publisher"))?;
+        Ok(Self { device, key, key_text, publisher })
+    }
+}
+
+/// The payload fields that a contract names.
+struct Fields {
+    id: Option<Pointer>,
+    time: Option<Pointer>,
+    keep: Vec<Pointer>,
+    mask: Vec<Pointer>,
+}
+
+impl Fields {
+    fn parse(raw: &File, has_mask_key: bool) -> Result<Self, Mistake> {
+        let pointer = |key: &str, text: &str| Pointer::parse(text).map_err(Mistake::at(key));
+        let pointers = |key: &str, texts: &[String]| -> Result<Vec<Pointer>, Mistake> {
+            texts.iter().enumerate().map(|(i, text)| pointer(&format!("{key}[{i}]"), text)).collect()
+        };
+        let id = raw.id.as_deref().map(|text| pointer("id", text)).transpose()?;
+        let time = raw.time.as_deref().map(|text| pointer("time", text)).transpose()?;
+        let keep = pointers("keep", &raw.keep)?;
+        let mask = pointers("mask", &raw.mask)?;
+        if !mask.is_empty() && !has_mask_key {
+            return mistake("mask", "needs a key to hash with; set mask_key to a file in the configuration");
+        }
+        let is_dropped = |field: &Pointer| !keep.is_empty() && !keep.iter().any(|kept| kept.meets(field));
+        if let Some(dropped) = mask.iter().position(is_dropped) {
+            let field = &raw.mask[dropped];
+            let message = format!(
+                "\"{field}\" is not in keep and would be dropped before masking; add it to keep, or remove it from mask"
+            );
+            return mistake(&format!("mask[{dropped}]"), message);
+        }
+        Ok(Self { id, time, keep, mask })
+    }
+}
+
+/// Checks that what the contract reads from payloads is possible in the formats that it accepts.
+fn check_format(raw: &File, fields: &Fields, key: &Template) -> Result<(), Mistake> {
+    let needs_json = fields.id.is_some()
+        || fields.time.is_some()
+        || !fields.keep.is_empty()
+        || !fields.mask.is_empty()
+        || raw.schema.is_some()
+        || key.needs_payload();
+    if raw.accepts == Accepts::Bytes && needs_json {
+        return mistake(
+            "accepts",
+            "\"bytes\" takes payloads as they are; id, time, key from the payload, schema, keep and mask need \"json\"",
+        );
+    }
+    if raw.decode.is_some() && raw.accepts != Accepts::Json {
+        return mistake("accepts", "decode makes JSON of every payload; leave accepts out, or set it to \"json\"");
+    }
+    Ok(())
+}
+
+/// Returns the topic level that names the publisher: the one that the contract sets, or else the single capture of
+/// `key`.
 fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publisher>, String> {
     let source = raw.r#match.source;
     if !matches!(source, SourceKind::Mqtt | SourceKind::Http) {
@@ -249,17 +312,16 @@ fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publ
     Ok(capture.map(|index| Publisher { index, name: names[index].clone(), is_written: raw.publisher.is_some() }))
 }
 
-/// Checks that `[odoo]` is present exactly for source `odoo`, and its content. The error holds key and message.
-fn check_odoo(raw: &File) -> Result<(), (String, String)> {
-    let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
+/// Checks that `[odoo]` is present exactly for source `odoo`, and its content.
+fn check_odoo(raw: &File) -> Result<(), Mistake> {
     let Some(section) = &raw.odoo else {
         return match raw.r#match.source {
-            SourceKind::Odoo => wrong("odoo", "is missing; it says which model and fields are read"),
+            SourceKind::Odoo => mistake("odoo", "is missing; it says which model and fields are read"),
             _ => Ok(()),
         };
     };
     if raw.r#match.source != SourceKind::Odoo {
-        return wrong("odoo", "has a meaning for match.source = \"odoo\" only");
+        return mistake("odoo", "has a meaning for match.source = \"odoo\" only");
     }
     for (key, is_there) in [
         ("keep", !raw.keep.is_empty()),
@@ -270,13 +332,13 @@ fn check_odoo(raw: &File) -> Result<(), (String, String)> {
         ("decode", raw.decode.is_some()),
     ] {
         if is_there {
-            return wrong(
+            return mistake(
                 key,
                 "is given by the source: only odoo.fields are read, ids and times come from the record, and order is kept by its number; leave it out",
             );
         }
     }
-    section.check().map_err(|(key, message)| (format!("odoo.{key}"), message))
+    section.check().map_err(|(key, message)| Mistake { key: format!("odoo.{key}"), message })
 }
 
 fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {

@@ -9,6 +9,9 @@ use super::terms::Mode;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use base64::Engine;
 
+/// Start of a structured-mode event.
+const ENVELOPE: &[u8] = br#"{"specversion":"1.0","type":"#;
+
 /// Renderer of the events of a publication.
 #[derive(Debug)]
 pub struct Renderer {
@@ -49,7 +52,7 @@ impl Renderer {
         source_prefix.push('/');
         crate::event::push_path_segment(&mut source_prefix, &around.gateway);
         source_prefix.push('/');
-        let mut head = br#"{"specversion":"1.0","type":"#.to_vec();
+        let mut head = ENVELOPE.to_vec();
         push_json_string(&mut head, &kind);
         head.extend_from_slice(br#","source":""#);
         head.extend_from_slice(source_prefix.as_bytes());
