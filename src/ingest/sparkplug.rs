@@ -14,11 +14,14 @@
 //!
 //! Not here: the meaning of the JSON (`contract`), sending rebirth requests (`sources`).
 
+mod change;
 mod declared;
 mod json;
+mod message;
 mod nodes;
 mod notes;
 mod output;
+mod payload;
 pub mod proto;
 mod saver;
 mod value;
@@ -28,21 +31,20 @@ use crate::clock;
 use crate::journal::{Journal, JournalError, WaiterHandle};
 use crate::memory::{Budget, Permit};
 use crate::telemetry::{Counter, Limiter};
+pub use change::StateChange;
+use change::{ChangeKind, apply_to_node};
 use declared::Declared;
-use nodes::{Bounds, Evicted, Node, NodeKey, Nodes};
+use message::{DecodeError, MessageKind, MessageTopic, parse_topic};
+use nodes::{Bounds, Evicted, NodeKey, Nodes};
 use notes::{LastNode, Stale};
-use output::Output;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use proto::{Metric, MetricValue, Payload};
 use saver::Saver;
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Maximum length of a topic, from which the names of node and device are kept in memory; as in `sources::mqtt`.
-const TOPIC_BYTES_MAX: usize = 1024;
 /// Maximum number of waiting rebirth requests per source: a minute's work, and 1 MB.
 const REBIRTH_REQUESTS_MAX: usize = 1000;
 /// Part name of the notes.
@@ -79,67 +81,6 @@ pub struct RebirthRequest {
     pub payload: Vec<u8>,
 }
 
-/// Parsed topic of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct MessageTopic<'a> {
-    group: &'a str,
-    kind: MessageKind,
-    node: &'a str,
-    device: Option<&'a str>,
-}
-
-impl MessageTopic<'_> {
-    /// Message type as in topics.
-    fn message_type(&self) -> &'static str {
-        match (self.kind, self.device.is_some()) {
-            (MessageKind::Birth, false) => "NBIRTH",
-            (MessageKind::Birth, true) => "DBIRTH",
-            (MessageKind::Death, false) => "NDEATH",
-            (MessageKind::Death, true) => "DDEATH",
-            (MessageKind::Data, false) => "NDATA",
-            (MessageKind::Data, true) => "DDATA",
-            (MessageKind::Command, false) => "NCMD",
-            (MessageKind::Command, true) => "DCMD",
-        }
-    }
-}
-
-/// Type of a message, the same for nodes and devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MessageKind {
-    Birth,
-    Death,
-    Data,
-    Command,
-}
-
-impl fmt::Display for MessageTopic<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.device {
-            None => write!(f, "node {}/{}", self.group, self.node),
-            Some(device) => write!(f, "device {}/{}/{device}", self.group, self.node),
-        }
-    }
-}
-
-/// Reason why a message cannot be decoded.
-#[derive(Debug)]
-struct DecodeError {
-    reason: String,
-    needs_rebirth: bool,
-}
-
-impl DecodeError {
-    /// An error that a rebirth would resolve.
-    fn unborn(reason: String) -> Self {
-        Self { reason, needs_rebirth: true }
-    }
-
-    fn wrong(reason: String) -> Self {
-        Self { reason, needs_rebirth: false }
-    }
-}
-
 /// Result of decoding a message.
 #[derive(Debug)]
 pub struct Decoded {
@@ -147,32 +88,6 @@ pub struct Decoded {
     pub json: Result<Vec<u8>, String>,
     /// Change of the node's state, to apply once the event is accepted.
     pub change: Option<StateChange>,
-}
-
-/// Change of the state of a node by a message.
-#[derive(Debug)]
-pub struct StateChange {
-    key: NodeKey,
-    device: Option<String>,
-    kind: ChangeKind,
-    seq: Option<u8>,
-    needs_rebirth: bool,
-}
-
-#[derive(Debug)]
-enum ChangeKind {
-    NodeBirth {
-        declared: Declared,
-        bd_seq: Option<u64>,
-    },
-    DeviceBirth(Declared),
-    NodeDeath {
-        bd_seq: Option<u64>,
-    },
-    DeviceDeath,
-    /// A rejected birth, with the reason.
-    RefusedBirth(String),
-    Data,
 }
 
 impl Sparkplug {
@@ -232,7 +147,7 @@ impl Sparkplug {
     pub fn decode(&self, source: &str, topic: &str, payload: &[u8]) -> Decoded {
         if let Some(host) = topic.strip_prefix("spBv1.0/STATE/").or_else(|| topic.strip_prefix("STATE/")) {
             let bytes_max = self.nodes().bounds().json;
-            return Decoded { json: host_state(host, payload, bytes_max), change: None };
+            return Decoded { json: payload::host_state(host, payload, bytes_max), change: None };
         }
         let mut reading = self.reading.lock();
         let topic = match parse_topic(topic) {
@@ -244,7 +159,7 @@ impl Sparkplug {
         // The lock is released before the message is decoded.
         let bounds = self.nodes().bounds();
         reserve(&mut reading, bounds);
-        let read = decode(payload, bounds.message).and_then(|message| {
+        let read = payload::decode(payload, bounds.message).and_then(|message| {
             let has_number = (topic.kind, topic.device) != (MessageKind::Death, None);
             seq = message.seq.filter(|_| has_number).map(|seq| (seq & 0xFF) as u8);
             self.read(&key, &topic, &message)
@@ -435,75 +350,6 @@ impl Sparkplug {
     }
 }
 
-/// Applies a message to a node. Returns the notes to save before the message is acknowledged (`Some(None)` means those
-/// of earlier messages), and whether a birth is missing.
-fn apply_to_node(node: &mut Node, kind: ChangeKind, device: Option<String>) -> (Option<Option<Stale>>, bool) {
-    let stale = device.as_deref().map_or(Stale::All, Stale::device);
-    let device = device.unwrap_or_default();
-    match kind {
-        ChangeKind::NodeBirth { declared, bd_seq } => {
-            // Each device needs a new birth after the birth of its node.
-            node.declare(declared);
-            node.bd_seq = bd_seq;
-            node.is_born();
-            (Some(Some(stale)), false)
-        }
-        ChangeKind::DeviceBirth(declared) => {
-            let misses_birth = !node.is_alive();
-            node.declare_device(device, declared);
-            (Some(Some(stale)), misses_birth)
-        }
-        ChangeKind::RefusedBirth(_) => {
-            // Even without declarations in memory: evicted ones may still be on disk.
-            node.refuse(matches!(stale, Stale::Devices(_)).then_some(&device));
-            (Some(Some(stale)), false)
-        }
-        // The will of an earlier session may arrive after the birth of the next one.
-        ChangeKind::NodeDeath { bd_seq } if bd_seq.is_some() && node.bd_seq.is_some() && bd_seq != node.bd_seq => {
-            (None, false)
-        }
-        ChangeKind::NodeDeath { .. } => {
-            let is_news = node.has_declared();
-            node.declare(Declared::default());
-            node.seq = None;
-            (Some(is_news.then_some(stale)), false)
-        }
-        // A dead device is deleted: over the years there may be many names of devices.
-        ChangeKind::DeviceDeath => (node.remove_device(&device).then_some(Some(stale)), false),
-        // Aliases from before the start may since belong to other metrics.
-        ChangeKind::Data => (None, !node.is_alive() || !node.is_born_since_start),
-    }
-}
-
-fn not_sparkplug() -> DecodeError {
-    let reason =
-        "topic: is none of Sparkplug B; expected spBv1.0/{group}/{type}/{node}, followed by /{device} for a device";
-    DecodeError::wrong(reason.into())
-}
-
-fn parse_topic(topic: &str) -> Result<MessageTopic<'_>, DecodeError> {
-    let levels: Vec<&str> = topic.split('/').collect();
-    let (group, message_type, node, device) = match levels[..] {
-        ["spBv1.0", group, message_type, node] => (group, message_type, node, None),
-        ["spBv1.0", group, message_type, node, device] => (group, message_type, node, Some(device)),
-        _ => return Err(not_sparkplug()),
-    };
-    let kind = match (message_type, device) {
-        ("NBIRTH", None) | ("DBIRTH", Some(_)) => MessageKind::Birth,
-        ("NDEATH", None) | ("DDEATH", Some(_)) => MessageKind::Death,
-        ("NDATA", None) | ("DDATA", Some(_)) => MessageKind::Data,
-        ("NCMD", None) | ("DCMD", Some(_)) => MessageKind::Command,
-        _ => return Err(not_sparkplug()),
-    };
-    if topic.len() > TOPIC_BYTES_MAX {
-        let length = topic.len();
-        return Err(DecodeError::wrong(format!(
-            "topic: has {length} bytes; {TOPIC_BYTES_MAX} are allowed for Sparkplug B"
-        )));
-    }
-    Ok(MessageTopic { group, kind, node, device })
-}
-
 /// Reserves memory for one message and its JSON. If there is none, the message is decoded all the same, since there is
 /// only one at a time; the next message tries again.
 fn reserve(reading: &mut Permit, bounds: Bounds) {
@@ -511,39 +357,4 @@ fn reserve(reading: &mut Permit, bounds: Bounds) {
     if reading.bytes() != bytes {
         let _ = reading.resize(bytes);
     }
-}
-
-/// Decodes a payload that takes at most `bytes_max` bytes of memory.
-fn decode(payload: &[u8], bytes_max: usize) -> Result<Payload, DecodeError> {
-    match weight::weigh(payload, bytes_max) {
-        None => Err(DecodeError::wrong("payload: is no Sparkplug B: it has a group".into())),
-        Some(weight) if weight > bytes_max => Err(DecodeError::wrong(format!(
-            "payload: has {} bytes and takes more than {bytes_max} bytes of memory to read, the maximum (see the setting memory)",
-            payload.len()
-        ))),
-        Some(_) => Payload::decode(payload)
-            .map_err(|error| DecodeError::wrong(format!("payload: is no Sparkplug B: {}", error_text(&error)))),
-    }
-}
-
-/// Text of a prost error, cut before it might quote the payload.
-fn error_text(error: &prost::DecodeError) -> String {
-    error.to_string().chars().take(200).collect()
-}
-
-/// Converts the state of a host application: JSON in version 3, a word before.
-fn host_state(host: &str, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
-    let too_long = || format!("payload: becomes more than {bytes_max} bytes of JSON");
-    let mut out = Output::new(0, bytes_max);
-    out.raw(r#"{"type":"STATE","host":"#);
-    out.text(host);
-    out.raw(",\"state\":");
-    match serde_json::from_slice::<&serde_json::value::RawValue>(payload) {
-        Ok(state) => out.raw(state.get()),
-        // An invalid byte becomes three bytes of UTF-8.
-        Err(_) if payload.len() > bytes_max / 3 => return Err(too_long()),
-        Err(_) => out.text(&String::from_utf8_lossy(payload)),
-    }
-    out.raw("}");
-    out.whole().ok_or_else(too_long)
 }

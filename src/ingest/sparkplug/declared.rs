@@ -1,7 +1,14 @@
 //! The metrics that a birth certificate declares, stored compactly: all names in one text, and no hash table.
 
-use super::json::ResolvedMetric;
+use super::proto::Metric;
 use serde::{Deserialize, Serialize};
+
+/// A metric with its resolved name and type.
+pub(super) struct ResolvedMetric<'a> {
+    pub(super) metric: &'a Metric,
+    pub(super) name: &'a str,
+    pub(super) datatype: u32,
+}
 
 /// Declared properties of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,14 +9,17 @@
 //! is not historical stands in `metrics`, and the others in `earlier`, in their order, so none is lost. Times are
 //! milliseconds since 1970. A number that JSON cannot represent is `null`, and `nonfinite` names it.
 
-use super::declared::{Declared, MetricType};
+use super::declared::{Declared, MetricType, ResolvedMetric};
+use super::message::{DecodeError, MessageTopic};
 use super::output::Output;
 use super::proto::{
     DataSet, MetaData, Metric, MetricValue, Payload, PropertyKind, PropertySet, PropertyValue, Template,
 };
 use super::value::{self, Scalar, push_scalar, type_name};
-use super::{DecodeError, MessageTopic};
 use std::collections::HashMap;
+
+/// Bytes after which the first member or item follows without a comma.
+const OPENING: &[u8] = b"{[";
 
 /// Maximum nesting of templates and property sets; deeper messages are rejected.
 const DEPTH_MAX: usize = 12;
@@ -24,13 +27,6 @@ const DEPTH_MAX: usize = 12;
 /// Maximum length of a metric name, as for a topic of `sources::mqtt`. Names in Unified
 /// Namespaces stay below 500 bytes.
 const NAME_BYTES_MAX: usize = 1024;
-
-/// A metric with its resolved name and type.
-pub(super) struct ResolvedMetric<'a> {
-    pub(super) metric: &'a Metric,
-    pub(super) name: &'a str,
-    pub(super) datatype: u32,
-}
 
 /// Resolves name and type of each metric, from the metric itself or from the birth certificate.
 pub(super) fn resolve<'a>(
@@ -102,7 +98,7 @@ pub(super) fn message(
     bytes_max: usize,
 ) -> Result<Vec<u8>, DecodeError> {
     let mut out = Writer { out: Output::new(256 + metrics.len() * 64, bytes_max) };
-    out.raw("{");
+    out.open_object();
     for (name, text) in [
         ("group", Some(topic.group)),
         ("node", Some(topic.node)),
@@ -126,7 +122,7 @@ pub(super) fn message(
         out.out.base64(body);
     }
     out.metrics(metrics, 0)?;
-    out.raw("}");
+    out.close_object();
     out.within_bounds()?;
     Ok(out.out.whole().unwrap_or_default())
 }
@@ -140,8 +136,16 @@ impl Writer {
         self.out.raw(text);
     }
 
+    fn open_object(&mut self) {
+        self.raw("{");
+    }
+
+    fn close_object(&mut self) {
+        self.raw("}");
+    }
+
     fn comma(&mut self) {
-        if !matches!(self.out.last(), Some(b'{' | b'[') | None) {
+        if self.out.last().is_some_and(|last| !OPENING.contains(&last)) {
             self.raw(",");
         }
     }
@@ -199,27 +203,27 @@ impl Writer {
             }
         }
         self.name("metrics");
-        self.raw("{");
+        self.open_object();
         for (index, one) in metrics.iter().enumerate() {
             if counts.get(one.name) == Some(&index) {
                 self.name(one.name);
-                self.raw("{");
+                self.open_object();
                 self.metric(one, depth)?;
-                self.raw("}");
+                self.close_object();
             }
         }
-        self.raw("}");
+        self.close_object();
         if counts.len() < metrics.len() {
             self.name("earlier");
             self.raw("[");
             for (index, one) in metrics.iter().enumerate() {
                 if counts.get(one.name) != Some(&index) {
                     self.comma();
-                    self.raw("{");
+                    self.open_object();
                     self.name("name");
                     self.text(one.name);
                     self.metric(one, depth)?;
-                    self.raw("}");
+                    self.close_object();
                 }
             }
             self.raw("]");
@@ -276,7 +280,7 @@ impl Writer {
 
     fn metadata(&mut self, data: &MetaData) {
         self.name("metadata");
-        self.raw("{");
+        self.open_object();
         self.flag("is_multi_part", data.is_multi_part);
         self.number("size", data.size);
         self.number("seq", data.seq);
@@ -289,7 +293,7 @@ impl Writer {
         ] {
             self.some_text(name, text.as_ref());
         }
-        self.raw("}");
+        self.close_object();
     }
 
     /// Writes a value as `datatype`; a value that does not fit is written by its wire type.
@@ -320,7 +324,7 @@ impl Writer {
         if depth > DEPTH_MAX {
             return Err(too_deep());
         }
-        self.raw("{");
+        self.open_object();
         for (key, property) in set.keys.iter().zip(&set.values) {
             self.name(key);
             match &property.value {
@@ -337,7 +341,7 @@ impl Writer {
                 other => self.loose(property.r#type, other.as_ref().and_then(PropertyKind::scalar)),
             }
         }
-        self.raw("}");
+        self.close_object();
         self.within_bounds()
     }
 
@@ -347,7 +351,7 @@ impl Writer {
         if set.types.len() != columns || set.column_count.is_some_and(|count| count != columns as u64) {
             return None;
         }
-        self.raw("{");
+        self.open_object();
         self.name("columns");
         self.raw("[");
         for column in &set.columns {
@@ -382,7 +386,8 @@ impl Writer {
             }
             self.raw("]");
         }
-        self.raw("]}");
+        self.raw("]");
+        self.close_object();
         Some(())
     }
 
@@ -390,18 +395,18 @@ impl Writer {
         if depth > DEPTH_MAX {
             return Err(too_deep());
         }
-        self.raw("{");
+        self.open_object();
         self.some_text("template", template.template_ref.as_ref());
         self.some_text("version", template.version.as_ref());
         self.flag("definition", template.is_definition);
         if !template.parameters.is_empty() {
             self.name("parameters");
-            self.raw("{");
+            self.open_object();
             for parameter in &template.parameters {
                 self.name(parameter.name.as_deref().unwrap_or_default());
                 self.loose(parameter.r#type, parameter.value.as_ref().map(|value| value.scalar()));
             }
-            self.raw("}");
+            self.close_object();
         }
         // Members of a template have their own names.
         let mut members = Vec::with_capacity(template.metrics.len());
@@ -414,7 +419,7 @@ impl Writer {
             members.push(ResolvedMetric { metric, name, datatype });
         }
         self.metrics(&members, depth)?;
-        self.raw("}");
+        self.close_object();
         Ok(())
     }
 }
