@@ -73,7 +73,6 @@ pub struct ParsedEvent<'a> {
     pub time: Option<Timestamp>,
     /// Key, for which order is kept.
     pub key: Cow<'a, str>,
-    /// Format of `payload`.
     pub content: Content,
     /// Payload to store, after `keep` and `mask`.
     pub payload: Cow<'a, [u8]>,

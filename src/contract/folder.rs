@@ -11,7 +11,6 @@ use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// All contracts in force.
 #[derive(Clone, Debug, Default)]
 pub struct Contracts {
     list: Vec<Arc<Contract>>,
@@ -31,7 +30,6 @@ pub struct Sender<'a> {
 /// Contract and captures that follow from a topic.
 #[derive(Debug)]
 pub struct TopicMatch {
-    /// The matching contract.
     pub contract: Arc<Contract>,
     /// Client, user and topic, followed by the captures of the topic pattern.
     pub captures: Vec<String>,

@@ -27,9 +27,7 @@ pub struct Renderer {
 /// A rendered event; reused from event to event.
 #[derive(Debug, Default)]
 pub struct Rendering {
-    /// Topic name.
     pub topic: Vec<u8>,
-    /// Payload of the PUBLISH.
     pub payload: Vec<u8>,
     /// Media type of the payload.
     pub content_type: &'static str,

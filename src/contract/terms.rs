@@ -12,7 +12,6 @@ pub const ID_BYTES_MAX: usize = 256;
 pub struct GatewayNames {
     /// Environment, such as `test` or `production`.
     pub environment: String,
-    /// Name of the plant.
     pub site: String,
     /// Name of the gateway, unique within the site.
     pub gateway: String,

@@ -72,7 +72,6 @@ fn not_sparkplug() -> DecodeError {
     DecodeError::wrong(reason.into())
 }
 
-/// Parses a topic.
 pub(super) fn parse_topic(topic: &str) -> Result<MessageTopic<'_>, DecodeError> {
     let levels: Vec<&str> = topic.split('/').collect();
     let (group, message_type, node, device) = match levels[..] {
