@@ -16,31 +16,22 @@ const FUNCTION_LINES: usize = 70;
 const PARAMETERS: usize = 5;
 
 /// Files over a limit, with today's figure: they may shrink, not grow, and leave the list once they are within it.
-const NOT_YET_LINES: &[(&str, usize)] = &[("contract.rs", 575), ("ingest/sparkplug.rs", 555)];
+const NOT_YET_LINES: &[(&str, usize)] = &[];
 /// Files with functions over `FUNCTION_LINES`, and the lines of their longest.
-const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[("contract/file.rs", 140)];
+const NOT_YET_FUNCTIONS: &[(&str, usize)] = &[];
 /// Files with functions of more than `PARAMETERS`, and how many.
-const NOT_YET_PARAMETERS: &[(&str, usize)] = &[
-    ("contract/publication.rs", 1),
-    ("forward/replays.rs", 1),
-    ("sources/modbus/payload.rs", 1),
-    ("sources/odoo/capture.rs", 1),
-];
+const NOT_YET_PARAMETERS: &[(&str, usize)] =
+    &[("contract/render.rs", 1), ("forward/replays.rs", 1), ("sources/modbus/payload.rs", 1)];
 /// Folders with children that use each other in a cycle, and how many children are in one.
-const NOT_YET_CYCLES: &[(&str, usize)] =
-    &[("contract/schema", 4), ("ingest/sparkplug", 2), ("sources/http", 2), ("sources/modbus", 2)];
+const NOT_YET_CYCLES: &[(&str, usize)] = &[("sources/http", 2), ("sources/modbus", 2)];
 /// Files that use children by which they are used, and how many.
 const NOT_YET_PARENTS: &[(&str, usize)] = &[
-    ("contract.rs", 2),
-    ("ingest/sparkplug.rs", 1),
     ("sources/http.rs", 1),
     ("sources/modbus/bus.rs", 1),
     ("sources/modbus/table.rs", 1),
     ("sources/modbus/transport.rs", 1),
     ("sources/mqtt/connection.rs", 2),
     ("sources/mqtt/inbound.rs", 1),
-    ("sources/odoo.rs", 1),
-    ("sources/odoo/capture.rs", 1),
 ];
 
 /// Compares figures of files with a limit and a list of files that exceed it.

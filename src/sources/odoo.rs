@@ -37,28 +37,13 @@ use crate::contract::odoo::Section;
 use crate::contract::{Contract, Contracts, SourceKind};
 use crate::ingest::{Ingest, Notes};
 use crate::memory::Budget;
-use crate::odoo::Client;
 use crate::shutdown::Shutdown;
 use crate::sources::Stats;
-use capture::Capture;
+use capture::{Capture, CaptureContext};
 use health::Health;
-use hints::Hints;
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::task::JoinSet;
-
-/// The error for a key that grants too much.
-const ADMINISTRATOR: &str = "the key belongs to an administrator, which is far more than reading needs; use an account with read access only, or set administrator = true";
-
-/// The context that the captures of one Odoo share.
-#[derive(Debug)]
-struct CaptureContext {
-    config: Config,
-    client: Client,
-    ingest: Arc<Ingest>,
-    stats: Arc<Stats>,
-    health: Health,
-}
 
 /// Id of the record that a link refers to.
 pub fn linked(value: &Value) -> Option<i64> {
@@ -100,18 +85,12 @@ impl Reader {
         let mut hinted = Vec::new();
         let pool = Arc::default();
         for (contract, section) in ours {
-            let mirror = Arc::new(Mirror::new(&shared.config, contract, &section.model, Arc::clone(&pool)));
-            let hints = Arc::new(Hints::default());
-            hinted.push((section.model.clone(), Arc::clone(&hints)));
-            mirrors.push(Arc::clone(&mirror));
-            captures.push(Capture::new(
-                Arc::clone(&shared),
-                Arc::clone(contract),
-                section.clone(),
-                mirror,
-                hints,
-                notes.clone(),
-            ));
+            let section = section.clone();
+            let capture =
+                Capture::new(Arc::clone(&shared), Arc::clone(contract), section, Arc::clone(&pool), notes.clone());
+            hinted.push(capture.hinted());
+            mirrors.push(capture.mirror());
+            captures.push(capture);
         }
         let hook = hook
             .map(|hook| Hook::open(hook, hinted, (Arc::clone(&shared.stats), budget), &shared.config.name))

@@ -13,21 +13,23 @@ mod deletions;
 mod restore;
 
 use super::change_event::{EventContext, Occasion};
-use super::known_records::{ChangeEvent, Comparison, ForgetLimits, IdScope};
+use super::config::{ADMINISTRATOR, Config};
+use super::health::Health;
+use super::hints::Hints;
+use super::known_records::{ChangeEvent, Comparison, ForgetLimits, IdScope, Pool};
+use super::mirror::Mirror;
 use super::model_fields::{ModelFields, Row};
 use super::position::Position;
-use super::{CaptureContext, Hints, Mirror};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::contract::odoo::Section;
 use crate::contract::{Contract, Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Closed, EventMetadata, Notes, Producer, Route, StoredLog, Submission};
-use crate::odoo::{Answer, Class, OdooError, write_time};
-use crate::setting::{Span, grouped};
+use crate::ingest::{Closed, EventMetadata, Ingest, Notes, Producer, Route, StoredLog, Submission};
+use crate::odoo::{Answer, Class, Client, OdooError, write_time};
+use crate::setting::Span;
 use crate::shutdown::Shutdown;
-use crate::sources::Refusal;
-use restore::NOTE_EVERY;
+use crate::sources::{Refusal, Stats};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,6 +44,8 @@ const WIDE_EVERY: Duration = Duration::from_secs(60);
 /// Pause after a poll, in multiples of the time that Odoo took: 4 s of pause follow a poll of 1 s.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Interval between two saves of changed records. The journal holds later changes, and each save is a commit.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
 /// Number of changed notes after which the known records are saved before their interval is over.
 const NOTE_AFTER: usize = 256;
 /// Interval between two searches for records to forget while memory is used up: a search visits every record.
@@ -65,6 +69,16 @@ impl From<OdooError> for RoundError {
     fn from(error: OdooError) -> Self {
         Self::Odoo(error)
     }
+}
+
+/// The context that the captures of one Odoo share.
+#[derive(Debug)]
+pub(super) struct CaptureContext {
+    pub(super) config: Config,
+    pub(super) client: Client,
+    pub(super) ingest: Arc<Ingest>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) health: Health,
 }
 
 /// One contract of one Odoo.
@@ -99,10 +113,10 @@ impl Capture {
         shared: Arc<CaptureContext>,
         contract: Arc<Contract>,
         section: Section,
-        mirror: Arc<Mirror>,
-        hints: Arc<Hints>,
+        pool: Pool,
         notes: Notes,
     ) -> Self {
+        let mirror = Arc::new(Mirror::new(&shared.config, &contract, &section.model, pool));
         let stream = contract.stream().to_owned();
         let route = shared.ingest.route(
             SourceKind::Odoo,
@@ -122,7 +136,7 @@ impl Capture {
             contract,
             section,
             mirror,
-            hints,
+            hints: Arc::default(),
             notes,
             model_fields: None,
             own_id: 0,
@@ -135,6 +149,16 @@ impl Capture {
             next_forget: now,
             unconfirmed_missing: BTreeSet::new(),
         }
+    }
+
+    /// The known records of the contract.
+    pub(super) fn mirror(&self) -> Arc<Mirror> {
+        Arc::clone(&self.mirror)
+    }
+
+    /// The model, with the hints about its records.
+    pub(super) fn hinted(&self) -> (String, Arc<Hints>) {
+        (self.section.model.clone(), Arc::clone(&self.hints))
     }
 
     /// Reads changes until the shutdown.
@@ -216,7 +240,7 @@ impl Capture {
     async fn describe_model(&mut self) -> Result<(), RoundError> {
         let session = self.shared.client.session().await?;
         if session.is_administrator && !self.shared.config.administrator {
-            return Err(RoundError::Odoo(OdooError::Denied(super::ADMINISTRATOR.into())));
+            return Err(RoundError::Odoo(OdooError::Denied(ADMINISTRATOR.into())));
         }
         (self.own_id, self.major) = (session.user_id, session.version);
         if self.model_fields.is_some() {
@@ -478,9 +502,4 @@ fn server_seconds(answer: &Answer) -> i64 {
 
 fn round_up(span: Duration) -> Duration {
     Duration::from_millis(u64::try_from(span.as_millis().div_ceil(100)).unwrap_or(u64::MAX).saturating_mul(100))
-}
-
-/// `4,000 of 10,000`.
-pub(super) fn progress(loaded: usize, total: u64) -> String {
-    format!("{} of {}", grouped(loaded as u64), grouped(total.max(loaded as u64)))
 }

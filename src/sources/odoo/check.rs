@@ -1,7 +1,8 @@
 //! The self-check: which models and fields of the contracts exist in this Odoo and are readable for the account.
 
+use super::config::{ADMINISTRATOR, Config};
 use super::model_fields::ModelFields;
-use super::{ADMINISTRATOR, Config, sections};
+use super::sections;
 use crate::contract::Contracts;
 use crate::odoo::{Client, OdooError, Session};
 use serde::Serialize;

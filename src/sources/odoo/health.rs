@@ -1,11 +1,10 @@
 //! The status text of one Odoo source, collected from its captures.
 
-use super::capture::progress;
 use super::model_fields::ModelFields;
 use crate::clock;
 use crate::event::Timestamp;
 use crate::odoo::OdooError;
-use crate::setting::Span;
+use crate::setting::{Span, grouped};
 use crate::sources::Stats;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
@@ -179,4 +178,9 @@ impl Health {
         });
         Some(format!("degraded: {}", words.collect::<Vec<_>>().join("; ")))
     }
+}
+
+/// `4,000 of 10,000`.
+fn progress(loaded: usize, total: u64) -> String {
+    format!("{} of {}", grouped(loaded as u64), grouped(total.max(loaded as u64)))
 }

@@ -2,16 +2,14 @@
 
 use super::super::known_records::{IdScope, KnownRecords};
 use super::super::position::Position;
-use super::{Capture, NOTE_AFTER};
+use super::{Capture, NOTE_AFTER, NOTE_EVERY};
 use crate::clock;
 use crate::ingest::JournalError;
 use crate::runtime::spawn_blocking;
 use std::time::Duration;
 
-/// Interval between two saves of changed records. The journal holds later changes, and each save is a commit.
-pub(super) const NOTE_EVERY: Duration = Duration::from_secs(60);
-/// Additional delay while no record changed and only the position is saved. After a crash the capture
-/// then reads a longer window.
+/// Additional delay while no record changed and only the position is saved. After a crash the capture then reads a
+/// longer window.
 const NOTE_IDLE: Duration = Duration::from_secs(600);
 
 impl Capture {
