@@ -27,6 +27,8 @@ pub struct Renderer {
 /// A rendered event; reused from event to event.
 #[derive(Debug, Default)]
 pub struct Rendering {
+    /// Whether the receiver takes user properties; without them, binary mode falls back to structured mode.
+    pub takes_properties: bool,
     pub topic: Vec<u8>,
     pub payload: Vec<u8>,
     /// Media type of the payload.
@@ -69,15 +71,14 @@ impl Renderer {
         &self.stream_id
     }
 
-    /// Renders an event into `out`, replacing its content. `binary` says whether the link can carry user properties;
-    /// without them, binary mode falls back to structured mode.
-    pub fn render(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, binary: bool, out: &mut Rendering) {
+    /// Renders an event into `out`, replacing its content.
+    pub fn render(&self, record: &Record<'_>, sequence: u64, recorded: Timestamp, out: &mut Rendering) {
         out.topic.clear();
         self.push_topic(record, &mut out.topic);
         out.payload.clear();
         out.properties.clear();
         out.content_type_own = None;
-        if self.mode == Mode::Binary && binary {
+        if self.mode == Mode::Binary && out.takes_properties {
             self.render_binary(record, sequence, recorded, out);
         } else {
             self.render_structured(record, sequence, recorded, &mut out.payload);
@@ -260,48 +261,43 @@ mod tests {
     /// The golden envelope: these bytes must never change, since copies of an event are compared.
     #[test]
     fn the_structured_envelope_is_the_golden_one() {
-        let mut out = Rendering::default();
+        let mut out = Rendering { takes_properties: true, ..Rendering::default() };
         let renderer = Renderer::new(&publication(Mode::Structured));
-        renderer.render(
-            &record(br#"{"state":"idle"}"#, Content::Json),
-            42,
-            Timestamp(1_764_000_001_000_000),
-            true,
-            &mut out,
-        );
+        renderer.render(&record(br#"{"state":"idle"}"#, Content::Json), 42, Timestamp(1_764_000_001_000_000), &mut out);
         assert_eq!(String::from_utf8_lossy(&out.topic), "test/plant-01/machine.state/v1/line/1");
         assert_eq!(
             String::from_utf8_lossy(&out.payload),
             r#"{"specversion":"1.0","type":"com.example.mfg.machine.state.v1","source":"/plant-01/gw-01/shopfloor/press%204","id":"m-1\"x","time":"2025-11-24T16:00:00.000001Z","subject":"line/1","recordedtime":"2025-11-24T16:00:01.000000Z","sequence":"00000000000000000042","datacontenttype":"application/json","data":{"state":"idle"}}"#
         );
         assert!(serde_json::from_slice::<Value>(&out.payload).is_ok());
-        renderer.render(&record(&[0, 255, 1], Content::Bytes), 42, Timestamp(0), true, &mut out);
+        renderer.render(&record(&[0, 255, 1], Content::Bytes), 42, Timestamp(0), &mut out);
         let text = String::from_utf8_lossy(&out.payload).into_owned();
         assert!(text.ends_with(r#""datacontenttype":"application/octet-stream","data_base64":"AP8B"}"#), "{text}");
     }
 
     #[test]
     fn binary_mode_carries_the_attributes_as_properties() {
-        let mut out = Rendering::default();
+        let mut out = Rendering { takes_properties: true, ..Rendering::default() };
         let renderer = Renderer::new(&publication(Mode::Binary));
-        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), true, &mut out);
+        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), &mut out);
         assert_eq!(out.payload, b"{}");
         assert_eq!(out.content_type, "application/json");
         assert!(out.properties.contains(&("sequence", "00000000000000000007".to_owned())));
-        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), false, &mut out);
+        out.takes_properties = false;
+        renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), &mut out);
         assert_eq!(out.content_type, STRUCTURED);
         assert!(out.properties.is_empty());
     }
 
     #[test]
     fn who_handed_an_event_in_travels_in_both_modes() {
-        let mut out = Rendering::default();
+        let mut out = Rendering { takes_properties: true, ..Rendering::default() };
         let mut record = record(b"{}", Content::Json);
         record.attributes = vec![Attribute::Auth { kind: AuthType::ServiceAccount, name: "line \"1\"" }];
-        Renderer::new(&publication(Mode::Structured)).render(&record, 7, Timestamp(0), true, &mut out);
+        Renderer::new(&publication(Mode::Structured)).render(&record, 7, Timestamp(0), &mut out);
         let text = String::from_utf8_lossy(&out.payload).into_owned();
         assert!(text.contains(r#","authtype":"service_account","authid":"line \"1\"","#), "{text}");
-        Renderer::new(&publication(Mode::Binary)).render(&record, 7, Timestamp(0), true, &mut out);
+        Renderer::new(&publication(Mode::Binary)).render(&record, 7, Timestamp(0), &mut out);
         for pair in [("authtype", "service_account"), ("authid", "line \"1\"")] {
             assert!(out.properties.contains(&(pair.0, pair.1.to_owned())), "{:?}", out.properties);
         }

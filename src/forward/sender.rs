@@ -43,7 +43,8 @@ impl<T> Sender<T> {
     ) -> Result<(), String> {
         let is_v5 = session.protocol() == Protocol::V5;
         let out = &mut self.rendering;
-        event.published.renderer.render(&event.record, event.sequence, event.recorded, is_v5, out);
+        out.takes_properties = is_v5;
+        event.published.renderer.render(&event.record, event.sequence, event.recorded, out);
         if let Some(mark) = &event.mark {
             mark.apply(out, is_v5);
         }

@@ -5,7 +5,6 @@
 use super::lane_link::{LaneLink, Settled};
 use crate::api::LetterStage;
 use crate::clock;
-use crate::contract::Rendering;
 use crate::event::{Attribute, Content, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::journal::{Lane, Outcome, Step, Waiter};
@@ -89,9 +88,9 @@ impl Settler {
         let Step { record, numbered, .. } = step;
         let (stream, version, sequence, topic) = match *numbered {
             Some((published, sequence)) => {
-                let mut rendering = Rendering::default();
-                published.renderer.render(record, sequence, recorded, false, &mut rendering);
-                let topic = String::from_utf8_lossy(&rendering.topic).into_owned();
+                let mut topic = Vec::new();
+                published.renderer.push_topic(record, &mut topic);
+                let topic = String::from_utf8_lossy(&topic).into_owned();
                 (published.publication.stream.clone(), published.publication.version.clone(), sequence, topic)
             }
             None => (String::new(), String::new(), 0, String::new()),

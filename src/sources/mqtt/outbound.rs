@@ -364,7 +364,8 @@ impl Outbound {
         self.has_moved = true;
         let out = &mut self.rendering;
         let EventToSend { published, record, sequence, recorded } = *event;
-        published.renderer.render(record, sequence, recorded, options.protocol == Protocol::V5, out);
+        out.takes_properties = options.protocol == Protocol::V5;
+        published.renderer.render(record, sequence, recorded, out);
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
         let start = output.len();
         let head = Head { content_type: Some(content_type), properties: &out.properties, ..*head };
