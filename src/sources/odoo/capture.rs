@@ -9,6 +9,7 @@
 //!   last note from the journal, as if both had been written together;
 //! - one call at a time; the pause between calls grows with the time that Odoo takes to answer.
 
+mod calls;
 mod deletions;
 mod restore;
 
@@ -30,7 +31,7 @@ use crate::odoo::{Answer, Class, Client, OdooError, write_time};
 use crate::setting::Span;
 use crate::shutdown::Shutdown;
 use crate::sources::{Refusal, Stats};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -301,12 +302,6 @@ impl Capture {
         Ok(())
     }
 
-    async fn count(&self) -> Result<u64, RoundError> {
-        let domain = [self.domain(), self.load_conditions()].concat();
-        let answer = self.call("search_count", json!({"domain": domain})).await?;
-        Ok(answer.value.as_u64().unwrap_or(0))
-    }
-
     /// Does one poll: reads the window, and sweeps or checks for deletions when due. Returns how long Odoo took.
     async fn poll(&mut self) -> Result<Duration, RoundError> {
         let began = clock::instant();
@@ -379,48 +374,6 @@ impl Capture {
 
     fn bytes_max(&self) -> usize {
         usize::try_from(self.shared.config.records_memory.0).unwrap_or(usize::MAX)
-    }
-
-    /// The conditions of the first load, besides the domain.
-    fn load_conditions(&self) -> Vec<Value> {
-        let recent =
-            self.recent_after().map(|after| json!(["write_date", ">=", write_time(Timestamp(after * 1_000_000))]));
-        self.section.load.iter().cloned().chain(recent).collect()
-    }
-
-    /// Reads a page of rows.
-    async fn read(&self, condition: Vec<Value>) -> Result<(Vec<Row>, Answer), RoundError> {
-        let model_fields = self.model_fields.as_ref();
-        let Some(model_fields) = model_fields else { unreachable!("a round reads the fields of the model first") };
-        let domain = [self.domain(), condition].concat();
-        let mut arguments = json!({
-            "domain": domain, "fields": model_fields.names(), "order": "id", "limit": PAGE_ROWS,
-        });
-        // Without `load: null` Odoo also reads the name behind every link. Versions before 15 do not know it.
-        if !model_fields.has_names && self.major >= 15 {
-            arguments["load"] = Value::Null;
-        }
-        let answer = self.call("search_read", arguments).await?;
-        let rows = answer.value.as_array().into_iter().flatten().filter_map(|given| model_fields.row(given)).collect();
-        Ok((rows, answer))
-    }
-
-    fn domain(&self) -> Vec<Value> {
-        let mut domain = self.section.domain.clone();
-        // A record without a company belongs to every company.
-        domain.extend(self.section.company.map(|company| json!(["company_id", "in", [company, false]])));
-        domain
-    }
-
-    async fn call(&self, method: &str, arguments: Value) -> Result<Answer, OdooError> {
-        let Value::Object(mut arguments) = arguments else { unreachable!("arguments are passed by name") };
-        // Include archived records; get messages in one language.
-        let mut context = json!({"active_test": false, "lang": "en_US"});
-        if let Some(company) = self.section.company {
-            context["allowed_company_ids"] = json!([company]);
-        }
-        arguments.insert("context".into(), context);
-        self.shared.client.call(&self.section.model, method, None, arguments).await
     }
 
     /// Makes events of the changed rows, and updates the known records once the events are durable.
