@@ -56,7 +56,6 @@ pub struct Contract {
 /// The topic level that names the publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publisher {
-    /// Index in the captures.
     pub(super) index: usize,
     /// Name of the capture, or `client` or `user`.
     pub name: String,

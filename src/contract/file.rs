@@ -287,8 +287,8 @@ fn check_format(raw: &File, fields: &Fields, key: &Template) -> Result<(), Mista
     Ok(())
 }
 
-/// Returns the topic level that names the publisher: the one that the contract sets, or else the single capture of
-/// `key`.
+/// Returns the topic level that names the publisher: the one that the contract sets, or else
+/// the single capture of `key`.
 fn publisher(raw: &File, names: &[String], key: &Template) -> Result<Option<Publisher>, String> {
     let source = raw.r#match.source;
     if !matches!(source, SourceKind::Mqtt | SourceKind::Http) {

@@ -113,8 +113,8 @@ impl Contracts {
         problems
     }
 
-    /// Topic filters for the events of a key and the commands to the target of the same name, at central and on the
-    /// gateway.
+    /// Topic filters for the events of a key and the commands to the target of the same name, at
+    /// central and on the gateway.
     pub fn filters_of_key(&self, name: &str) -> Vec<String> {
         let publications = || self.list.iter().map(|contract| &contract.publication);
         let events = publications().filter_map(|publication| publication.filter_of_key(name));

@@ -35,7 +35,6 @@ pub struct Rendering {
     pub content_type: &'static str,
     /// Media type from the event itself (binary mode).
     pub content_type_own: Option<String>,
-    /// User properties (binary mode).
     pub properties: Vec<(&'static str, String)>,
 }
 

@@ -8,8 +8,8 @@ use crate::ingest::JournalError;
 use crate::runtime::spawn_blocking;
 use std::time::Duration;
 
-/// Additional delay while no record changed and only the position is saved. After a crash the capture then reads a
-/// longer window.
+/// Additional delay while no record changed and only the position is saved. After a crash the capture
+/// then reads a longer window.
 const NOTE_IDLE: Duration = Duration::from_secs(600);
 
 impl Capture {
