@@ -2,7 +2,7 @@
 
 use super::Protocol;
 use super::packet::{Frame, is_trace_parent, remaining_length};
-use super::properties::{Reader, Value, properties, push_text, push_varint};
+use super::properties::{Property, Reader, properties, push_text, push_varint};
 use super::reason::{ConnectReturnCode, Fault, ReasonCode};
 use super::topic::{check_response_topic, check_topic};
 use std::time::Duration;
@@ -52,7 +52,7 @@ impl WillMessage {
                     (0x18, value) => delay = Duration::from_secs(value.number().into()),
                     (0x03, value) => content_type = Some(value.text().to_owned()),
                     (0x08, value) => check_response_topic(value.text())?,
-                    (_, Value::Pair(name, value)) if is_trace_parent(name, value) => {
+                    (_, Property::Pair(name, value)) if is_trace_parent(name, value) => {
                         trace_parent = Some(value.to_owned());
                     }
                     _ => {}

@@ -2,7 +2,7 @@
 //!
 //! Promise: any bytes are parsed, refused with a reason, or reported as incomplete; nothing is copied.
 
-use super::properties::{Reader, Value, properties, push_varint};
+use super::properties::{Property, Reader, properties, push_varint};
 use super::reason::{Fault, ReasonCode};
 use super::topic::{check_response_topic, check_wildcards};
 
@@ -102,11 +102,11 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
     if is_v5 {
         properties(&mut rest, &PUBLISH_MAY, |id, value| {
             match (id, value) {
-                (0x03, Value::Text(kind)) => found.content_type = Some(kind),
-                (0x08, Value::Text(topic)) => check_response_topic(topic)?,
+                (0x03, Property::Text(kind)) => found.content_type = Some(kind),
+                (0x08, Property::Text(topic)) => check_response_topic(topic)?,
                 (0x0B, _) => return Err(Fault::protocol("a client cannot send a subscription identifier")),
-                (0x23, Value::Number(alias)) => found.alias = u16::try_from(alias).ok(),
-                (_, Value::Pair(name, value)) if is_trace_parent(name, value) => found.trace_parent = Some(value),
+                (0x23, Property::Number(alias)) => found.alias = u16::try_from(alias).ok(),
+                (_, Property::Pair(name, value)) if is_trace_parent(name, value) => found.trace_parent = Some(value),
                 _ => {}
             }
             Ok(())
@@ -202,7 +202,7 @@ pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Requ
     let mut id = None;
     if is_v5 {
         properties(&mut rest, &[0x0B], |_, value| {
-            if let Value::Number(number) = value {
+            if let Property::Number(number) = value {
                 id = Some(number);
             }
             Ok(())

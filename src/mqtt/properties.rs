@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
 
 /// The value of a property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value<'a> {
+pub enum Property<'a> {
     /// A number of any width.
     Number(u32),
     Text(&'a str),
@@ -88,7 +88,7 @@ pub enum Value<'a> {
     Pair(&'a str, &'a str),
 }
 
-impl<'a> Value<'a> {
+impl<'a> Property<'a> {
     /// Returns the number; 0 for anything else.
     pub fn number(self) -> u32 {
         if let Self::Number(number) = self { number } else { 0 }
@@ -108,7 +108,7 @@ pub const USER: u8 = 0x26;
 pub fn properties<'a>(
     rest: &mut Reader<'a>,
     allowed: &[u8],
-    mut each: impl FnMut(u8, Value<'a>) -> Result<(), Fault>,
+    mut each: impl FnMut(u8, Property<'a>) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     let length = rest.varint()?;
     let mut inner = Reader(rest.take(length)?);
@@ -130,23 +130,23 @@ pub fn properties<'a>(
     Ok(())
 }
 
-fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Value<'a>, Fault> {
+fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Property<'a>, Fault> {
     let value = match id {
-        0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28 | 0x29 | 0x2A => Value::Number(rest.u8()?.into()),
-        0x13 | 0x21 | 0x22 | 0x23 => Value::Number(rest.u16()?.into()),
-        0x02 | 0x11 | 0x18 | 0x27 => Value::Number(rest.u32()?),
-        0x0B => Value::Number(rest.varint()? as u32),
-        0x03 | 0x08 | 0x12 | 0x15 | 0x1A | 0x1C | 0x1F => Value::Text(rest.text()?),
-        0x09 | 0x16 => Value::Bytes(rest.bytes()?),
-        USER => Value::Pair(rest.text()?, rest.text()?),
+        0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28 | 0x29 | 0x2A => Property::Number(rest.u8()?.into()),
+        0x13 | 0x21 | 0x22 | 0x23 => Property::Number(rest.u16()?.into()),
+        0x02 | 0x11 | 0x18 | 0x27 => Property::Number(rest.u32()?),
+        0x0B => Property::Number(rest.varint()? as u32),
+        0x03 | 0x08 | 0x12 | 0x15 | 0x1A | 0x1C | 0x1F => Property::Text(rest.text()?),
+        0x09 | 0x16 => Property::Bytes(rest.bytes()?),
+        USER => Property::Pair(rest.text()?, rest.text()?),
         _ => return Err(Fault::malformed("there is no such property")),
     };
     match (id, value) {
-        (0x01 | 0x17 | 0x19, Value::Number(2..)) => Err(Fault::protocol("a property is neither 0 nor 1")),
-        (0x23, Value::Number(0)) => {
+        (0x01 | 0x17 | 0x19, Property::Number(2..)) => Err(Fault::protocol("a property is neither 0 nor 1")),
+        (0x23, Property::Number(0)) => {
             Err(Fault { code: ReasonCode::TopicAliasInvalid, text: "topic alias 0 is not allowed" })
         }
-        (0x0B | 0x21 | 0x27, Value::Number(0)) => Err(Fault::protocol("a property is 0 that must not be 0")),
+        (0x0B | 0x21 | 0x27, Property::Number(0)) => Err(Fault::protocol("a property is 0 that must not be 0")),
         _ => Ok(value),
     }
 }
