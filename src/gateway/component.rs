@@ -23,7 +23,7 @@ use tokio::sync::watch;
 pub(super) enum ComponentSpec {
     Destination(DestinationSpec),
     Helper(Helper),
-    Source(SourceSpec),
+    Source(Box<SourceSpec>),
 }
 
 /// The components of a configuration, in the order in which they start. Sources start last: when a client
@@ -31,7 +31,7 @@ pub(super) enum ComponentSpec {
 pub(super) fn table(config: &Config) -> Vec<ComponentSpec> {
     let destinations = DestinationSpec::of(config).into_iter().map(ComponentSpec::Destination);
     let helpers = Helper::of(config).into_iter().map(ComponentSpec::Helper);
-    let sources = config.sources.iter().map(|source| ComponentSpec::Source(SourceSpec::of(source, config)));
+    let sources = config.sources.iter().map(|source| ComponentSpec::Source(Box::new(SourceSpec::of(source, config))));
     destinations.chain(helpers).chain(sources).collect()
 }
 
