@@ -97,7 +97,10 @@ fn calls(log: &str) -> (BTreeMap<String, usize>, usize) {
 fn allowed(plant: &Plant, span: Duration) -> BTreeMap<String, usize> {
     let mut allowed = BTreeMap::new();
     for entry in std::fs::read_dir(plant.gateway.folder.join("contracts/odoo")).expect("contracts").flatten() {
-        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+        if entry.path().extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(entry.path()).expect("a contract");
         let value = |key: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = \"")));
             line.map(|line| line.trim_end_matches('"').to_owned()).expect("a value")
