@@ -19,12 +19,12 @@ pub(super) struct Caller(pub Option<u32>);
 
 impl Caller {
     /// Returns the user at the other end of a connection.
-    pub fn of(stream: &UnixStream) -> Self {
+    pub(super) fn of(stream: &UnixStream) -> Self {
         Self(stream.peer_cred().ok().map(|peer| peer.uid()))
     }
 
     /// Returns why the audit cannot name this caller; `None` if it can.
-    pub fn unnamed(self) -> Option<String> {
+    pub(super) fn unnamed(self) -> Option<String> {
         static NAMESPACE: LazyLock<Namespace> = LazyLock::new(Namespace::of_this_process);
         let remedy = "run the gateway without a user namespace (systemd: PrivateUsers=no)";
         match self.0 {

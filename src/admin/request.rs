@@ -35,12 +35,12 @@ pub(super) struct CommandRequest {
 
 impl CommandRequest {
     /// Writes an audit entry for this request: action, detail and result. Blocks the thread.
-    pub fn audit(&self, action: &str, detail: &impl Serialize, result: &str) -> Result<(), JournalError> {
+    pub(super) fn audit(&self, action: &str, detail: &impl Serialize, result: &str) -> Result<(), JournalError> {
         self.handles.journal.audit(action, self.caller.0, detail, result)
     }
 
     /// Audits a long operation twice: before it begins, and with its result. Blocks the thread.
-    pub fn audited<T>(
+    pub(super) fn audited<T>(
         &self,
         action: &str,
         detail: &impl Serialize,
@@ -57,7 +57,7 @@ impl CommandRequest {
     }
 
     /// Returns an audit entry for this request, to be committed together with the change that it describes.
-    pub fn audit_note(&self, action: &str, detail: &impl Serialize) -> Note {
+    pub(super) fn audit_note(&self, action: &str, detail: &impl Serialize) -> Note {
         self.handles.journal.audit_note(action, self.caller.0, detail, DONE)
     }
 }
@@ -83,18 +83,18 @@ impl From<ApiError> for Reply {
 pub(super) struct Query<'a>(pub &'a str);
 
 impl Query<'_> {
-    pub fn text(self, name: &str) -> Option<String> {
+    pub(super) fn text(self, name: &str) -> Option<String> {
         let (_, value) = self.0.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
         Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
     }
 
-    pub fn number(self, name: &str) -> Result<Option<u64>, ApiError> {
+    pub(super) fn number(self, name: &str) -> Result<Option<u64>, ApiError> {
         let wrong = |text| refuse(StatusCode::BAD_REQUEST, format!("{name} is \"{text}\"; expected a number"));
         self.text(name).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
     }
 
     /// Returns the largest number of items that the response may have.
-    pub fn limit(self) -> Result<usize, ApiError> {
+    pub(super) fn limit(self) -> Result<usize, ApiError> {
         Ok(self.number("limit")?.unwrap_or(ITEMS_SHOWN).min(ITEMS_SHOWN_MAX) as usize)
     }
 }

@@ -125,7 +125,7 @@ fn last_values() -> Bytes {
 
 impl File {
     /// The path of the command socket.
-    pub fn socket_path(&self, resolve: &impl Fn(&Path) -> PathBuf) -> PathBuf {
+    pub(super) fn socket_path(&self, resolve: &impl Fn(&Path) -> PathBuf) -> PathBuf {
         self.socket.as_deref().map_or_else(|| resolve(&self.data_dir).join("forebay.sock"), resolve)
     }
 }

@@ -20,7 +20,7 @@ pub(super) struct FileSetting<'a> {
 
 impl FileSetting<'_> {
     /// The whole key, such as `source.mqtt[0].tls.cert`.
-    pub fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         if self.part.is_empty() { self.key.clone() } else { format!("{}.{}", self.part, self.key) }
     }
 }

@@ -20,7 +20,7 @@ const DEAD_BUDGET_MIN: u64 = 1 << 20;
 
 impl Dead {
     /// Returns the lane settings of the log, for a disk of this size.
-    pub fn lane(&self, disk_bytes: Option<u64>) -> LaneConfig {
+    pub(super) fn lane(&self, disk_bytes: Option<u64>) -> LaneConfig {
         LaneConfig::dead(self.budget(disk_bytes))
     }
 

@@ -7,14 +7,14 @@ use std::fmt;
 
 /// A topic filter whose levels may have names: `plant/{line}/+/{machine}/#`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
+pub(super) struct Pattern {
     filter: Filter,
     /// For each `+` of the filter its name, if it has one.
     wildcards: Vec<Option<String>>,
 }
 
 impl Pattern {
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains('\0') {
             return Err("a topic pattern has at least one level; \"#\" matches every topic".into());
         }
@@ -50,7 +50,7 @@ impl Pattern {
     }
 
     /// Returns the named levels of `topic`, in the order of [`Pattern::names`]; `None` if the pattern does not match.
-    pub fn captures<'t>(&self, topic: &'t str) -> Option<Vec<&'t str>> {
+    pub(super) fn captures<'t>(&self, topic: &'t str) -> Option<Vec<&'t str>> {
         let mut wildcards = self.wildcards.iter();
         let mut captures = Vec::new();
         let is_match = self.filter.captures(topic, |level| {
@@ -62,12 +62,12 @@ impl Pattern {
     }
 
     /// Names of the captured levels.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.wildcards.iter().flatten()
     }
 
     /// Topic filter of the pattern. With `bound`, the level named `bound.0` has the value `bound.1`.
-    pub fn filter(&self, bound: Option<(&str, &str)>) -> String {
+    pub(super) fn filter(&self, bound: Option<(&str, &str)>) -> String {
         let mut wildcards = self.wildcards.iter();
         let levels = self.filter.levels().map(|level| match level {
             Level::Word(word) => word,
@@ -81,7 +81,7 @@ impl Pattern {
     }
 
     /// Sort key of the pattern: of two patterns that match a topic, the more specific one applies.
-    pub fn specificity(&self) -> Vec<u8> {
+    pub(super) fn specificity(&self) -> Vec<u8> {
         self.filter
             .levels()
             .map(|level| match level {
@@ -95,12 +95,12 @@ impl Pattern {
     }
 
     /// The pattern as a filter, without its names.
-    pub fn unnamed(&self) -> &Filter {
+    pub(super) fn unnamed(&self) -> &Filter {
         &self.filter
     }
 
     /// Whether the pattern matches a topic that `filter` matches, too.
-    pub fn overlaps(&self, filter: &Filter) -> bool {
+    pub(super) fn overlaps(&self, filter: &Filter) -> bool {
         self.filter.overlaps(filter)
     }
 }
@@ -112,7 +112,7 @@ fn check_name(name: &str) -> Result<(), String> {
 
 /// A text with placeholders: `{machine}` from the topic, `{/order}` from the payload.
 #[derive(Clone, Debug)]
-pub struct Template {
+pub(super) struct Template {
     parts: Vec<TemplatePart>,
 }
 
@@ -125,11 +125,11 @@ enum TemplatePart {
 
 /// A placeholder without a value in the payload.
 #[derive(Debug, PartialEq, Eq)]
-pub struct MissingValue(pub String);
+pub(super) struct MissingValue(pub String);
 
 impl Template {
     /// Parses a template; `names` are the available captures.
-    pub fn parse(text: &str, names: &[String]) -> Result<Self, String> {
+    pub(super) fn parse(text: &str, names: &[String]) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find('{') {
@@ -163,7 +163,7 @@ impl Template {
     }
 
     /// Index of the capture, if the template consists of a single one.
-    pub fn sole_capture(&self) -> Option<usize> {
+    pub(super) fn sole_capture(&self) -> Option<usize> {
         match self.parts[..] {
             [TemplatePart::Capture(index)] => Some(index),
             _ => None,
@@ -171,11 +171,11 @@ impl Template {
     }
 
     /// Whether the template contains placeholders for payload values.
-    pub fn needs_payload(&self) -> bool {
+    pub(super) fn needs_payload(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, TemplatePart::Payload(_)))
     }
 
-    pub fn fill<'a, S: AsRef<str>>(
+    pub(super) fn fill<'a, S: AsRef<str>>(
         &self,
         captures: &'a [S],
         payload: Option<&Tree<'_>>,

@@ -33,7 +33,7 @@ pub struct Publication {
 }
 
 /// Format version that this version of Forebay writes.
-pub const PUBLICATION_FORMAT: u32 = 1;
+pub(super) const PUBLICATION_FORMAT: u32 = 1;
 
 impl Publication {
     /// Publication of a stream about the gateway itself, `gateway.…`, with the gateway as key.
@@ -126,7 +126,7 @@ pub(super) enum TopicPart {
 
 /// Appends a key as topic levels. `/` separates levels; wildcards, control characters and `%` are percent-encoded; an
 /// empty level becomes `%_`, since some brokers reject empty levels.
-pub fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
+pub(super) fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
     for (index, level) in key.split('/').enumerate() {
         if index > 0 {
             out.push(b'/');

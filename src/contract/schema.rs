@@ -35,7 +35,7 @@ const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
 /// A compiled schema with the cost factors of its keywords.
 #[derive(Debug)]
-pub struct Schema {
+pub(super) struct Schema {
     validator: Validator<Payload>,
     costs: Costs,
 }
@@ -45,7 +45,7 @@ impl Schema {
     ///
     /// # Errors
     /// The value is not a schema of draft 2020-12. The message starts with the JSON pointer to the error.
-    pub fn compile(schema: &Value) -> Result<Self, String> {
+    pub(super) fn compile(schema: &Value) -> Result<Self, String> {
         check_draft(schema)?;
         let validator = jsonschema::options_for::<Payload>()
             .with_draft(Draft::Draft202012)
@@ -66,7 +66,7 @@ impl Schema {
     ///
     /// # Errors
     /// The first violation, after the JSON pointer to it.
-    pub fn check(&self, payload: &Tree<'_>) -> Result<(), String> {
+    pub(super) fn check(&self, payload: &Tree<'_>) -> Result<(), String> {
         // The engine for regular expressions panics on some patterns (rust-lang/regex, issue 1344).
         let checked = catch_unwind(AssertUnwindSafe(|| {
             let budget = Budget::new(self.costs);

@@ -43,13 +43,13 @@ pub(super) struct Batcher {
 }
 
 impl Batcher {
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.list.clear();
         self.ready.clear();
     }
 
     /// Returns the next batch to send.
-    pub fn pop_ready(&mut self) -> Option<OpenBatch> {
+    pub(super) fn pop_ready(&mut self) -> Option<OpenBatch> {
         self.ready.pop_front()
     }
 
@@ -59,17 +59,17 @@ impl Batcher {
     }
 
     /// Halves the batch size after central rejected a batch of `events`, until the rejected event is alone in a batch.
-    pub fn halve_size(&mut self, events: usize) {
+    pub(super) fn halve_size(&mut self, events: usize) {
         self.events_max = Some((events / 2).max(1));
     }
 
     /// Doubles the batch size again after central acknowledged a batch.
-    pub fn double_size(&mut self) {
+    pub(super) fn double_size(&mut self) {
         self.events_max = self.events_max.map(|events_max| events_max.saturating_mul(2));
     }
 
     /// Adds an event. Moves a batch to `ready` if the event does not fit into it or makes it full.
-    pub fn add(&mut self, batch: &Batch, packet_bytes_max: usize, event: &Outgoing<'_>, now: Instant) {
+    pub(super) fn add(&mut self, batch: &Batch, packet_bytes_max: usize, event: &Outgoing<'_>, now: Instant) {
         let bytes_max = (batch.bytes.0 as usize).min(packet_bytes_max.saturating_sub(OVERHEAD_BYTES));
         let events_max = self.events_max(batch);
         let found = self.list.iter().position(|known| known.stream == event.published.stream);
@@ -118,13 +118,13 @@ impl Batcher {
     }
 
     /// Returns the buffer of a sent batch for reuse.
-    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+    pub(super) fn recycle(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
         self.spare = buffer;
     }
 
     /// Moves the batches that have reached their age limit to `ready`.
-    pub fn close_aged(&mut self, batch: &Batch, now: Instant) {
+    pub(super) fn close_aged(&mut self, batch: &Batch, now: Instant) {
         let is_aged = |known: &OpenBatch| now.saturating_duration_since(known.since) >= batch.age.0;
         while let Some(index) = self.list.iter().position(is_aged) {
             self.ready.push_back(self.list.swap_remove(index));
@@ -132,7 +132,7 @@ impl Batcher {
     }
 
     /// Time until the next open batch reaches its age limit.
-    pub fn due_in(&self, batch: &Batch, now: Instant) -> Option<Duration> {
+    pub(super) fn due_in(&self, batch: &Batch, now: Instant) -> Option<Duration> {
         let due_in = |known: &OpenBatch| (known.since + batch.age.0).saturating_duration_since(now);
         self.list.iter().map(due_in).min()
     }
@@ -140,7 +140,7 @@ impl Batcher {
 
 impl OpenBatch {
     /// Closes the batch. Returns the compressed payload, or `None` if `payload` is sent as it is, and the media type.
-    pub fn close(&mut self, compression: Compression, protocol: Protocol) -> (Option<Vec<u8>>, &'static str) {
+    pub(super) fn close(&mut self, compression: Compression, protocol: Protocol) -> (Option<Vec<u8>>, &'static str) {
         self.payload.push(b']');
         // MQTT 3.1.1 has no content type property that could announce the compression.
         if compression == Compression::Zstd

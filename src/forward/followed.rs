@@ -17,7 +17,7 @@ pub(super) struct Followed(VecDeque<(u64, Span)>);
 impl Followed {
     /// Logs that an event is sent, if it is followed; `place` is its offset and sequence.
     #[inline]
-    pub fn begin(&mut self, id: &Id<'_>, lane: &Lane, to: &Config, place: (u64, u64)) {
+    pub(super) fn begin(&mut self, id: &Id<'_>, lane: &Lane, to: &Config, place: (u64, u64)) {
         let Some(span) = follow(id) else { return };
         let (offset, sequence) = place;
         span.in_scope(|| tracing::debug!(target: FOLLOW, lane = %lane.name, destination = %to.name, offset, sequence, "sent to central, alone or in a batch"));
@@ -29,7 +29,7 @@ impl Followed {
 
     /// Logs the followed ones of the settled events.
     #[inline]
-    pub fn end(&mut self, settled: &[(u64, u32, Outcome)]) {
+    pub(super) fn end(&mut self, settled: &[(u64, u32, Outcome)]) {
         if self.0.is_empty() {
             return;
         }
@@ -43,7 +43,7 @@ impl Followed {
     }
 
     /// Forgets all events: they are sent again.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 }

@@ -31,22 +31,22 @@ pub(super) struct Publish {
 }
 
 impl Publish {
-    pub fn single(offset: u64, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
+    pub(super) fn single(offset: u64, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
         Self { offset, other_offsets: Vec::new(), stream, sent_at, recorded }
     }
 
     /// A batch of at least one event.
-    pub fn batch(mut offsets: Vec<u64>, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
+    pub(super) fn batch(mut offsets: Vec<u64>, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
         let offset = if offsets.is_empty() { 0 } else { offsets.remove(0) };
         Self { offset, other_offsets: offsets, stream, sent_at, recorded }
     }
 
     /// Returns the offsets of all its events.
-    pub fn offsets(&self) -> impl Iterator<Item = u64> {
+    pub(super) fn offsets(&self) -> impl Iterator<Item = u64> {
         std::iter::once(self.offset).chain(self.other_offsets.iter().copied())
     }
 
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         1 + self.other_offsets.len()
     }
 }
@@ -58,37 +58,37 @@ impl<T> Default for InFlight<T> {
 }
 
 impl<T> InFlight<T> {
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.unanswered == 0
     }
 
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.unanswered
     }
 
     /// Whether another publish fits. An id that was answered out of order stays reserved until all ids before it are
     /// answered: no id is in use twice.
-    pub fn has_room(&self, window: usize) -> bool {
+    pub(super) fn has_room(&self, window: usize) -> bool {
         self.unanswered < window && self.sent.len() < IDS as usize - 1
     }
 
     /// The packet id of the next publish.
-    pub fn next_id(&self) -> u16 {
+    pub(super) fn next_id(&self) -> u16 {
         let id = (self.first_id - 1 + self.sent.len() as u32) % IDS + 1;
         id as u16
     }
 
-    pub fn push(&mut self, sent: T) {
+    pub(super) fn push(&mut self, sent: T) {
         self.sent.push_back(Some(sent));
         self.unanswered += 1;
     }
 
     /// Removes and returns the publish with this packet id; `None` if it is not in flight.
-    pub fn take(&mut self, id: u16) -> Option<T> {
+    pub(super) fn take(&mut self, id: u16) -> Option<T> {
         let index = (u32::from(id) + IDS - self.first_id) % IDS;
         let sent = self.sent.get_mut(index as usize)?.take()?;
         self.unanswered -= 1;
@@ -99,14 +99,14 @@ impl<T> InFlight<T> {
         Some(sent)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.sent.iter().flatten()
     }
 }
 
 impl InFlight<Publish> {
     /// Returns the lowest offset in flight.
-    pub fn lowest(&self) -> Option<u64> {
+    pub(super) fn lowest(&self) -> Option<u64> {
         self.iter().map(|sent| sent.offset).min()
     }
 }

@@ -37,42 +37,42 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(session: &'a Session, output: &'a mut Output) -> Self {
+    pub(super) fn new(session: &'a Session, output: &'a mut Output) -> Self {
         Self { session, output, now: clock::instant(), events: 0, sent: 0, poison: Vec::new() }
     }
 }
 
 impl LaneSender {
-    pub fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
+    pub(super) fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
         let publishes = Sender::new(link.to.require_subscriber);
         Self { link, sending, publishes, batcher: Batcher::default(), followed: Followed::default() }
     }
 
-    pub fn has_room(&self, window: usize, output: &Output) -> bool {
+    pub(super) fn has_room(&self, window: usize, output: &Output) -> bool {
         self.publishes.in_flight.has_room(window) && output.waiting() < OUTPUT_BYTES
     }
 
     /// Forgets what is in flight and in open batches.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.publishes.in_flight.clear();
         self.followed.clear();
         self.batcher.clear();
     }
 
-    pub fn close_aged_batches(&mut self, now: Instant) {
+    pub(super) fn close_aged_batches(&mut self, now: Instant) {
         if let Some(batch) = &self.sending.batch {
             self.batcher.close_aged(batch, now);
         }
     }
 
     /// Time until the next open batch reaches its age limit, if it could be sent then.
-    pub fn batch_due(&self, window: usize, now: Instant) -> Option<Duration> {
+    pub(super) fn batch_due(&self, window: usize, now: Instant) -> Option<Duration> {
         let batch = self.sending.batch.as_ref().filter(|_| self.publishes.in_flight.has_room(window))?;
         self.batcher.due_in(batch, now)
     }
 
     /// Sends the next closed batch; returns `false` if there is none.
-    pub fn send_ready_batch(&mut self, pass: &mut Pass<'_>) -> bool {
+    pub(super) fn send_ready_batch(&mut self, pass: &mut Pass<'_>) -> bool {
         let Some(mut ready) = self.batcher.pop_ready() else { return false };
         let written = self.publishes.publish_batch(&mut ready, &self.sending, pass.session, pass.output);
         self.batcher.recycle(std::mem::take(&mut ready.payload));
@@ -89,7 +89,7 @@ impl LaneSender {
     }
 
     /// Sends an event, or adds it to a batch.
-    pub fn send(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) {
+    pub(super) fn send(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) {
         pass.events += 1;
         match &self.sending.batch {
             Some(batch) => {
@@ -107,7 +107,7 @@ impl LaneSender {
     }
 
     /// Publishes an event alone. The error says why the broker cannot take it.
-    pub fn publish(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) -> Result<(), String> {
+    pub(super) fn publish(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) -> Result<(), String> {
         let kept = Publish::single(event.offset, event.published.stream, pass.now, event.recorded);
         self.publishes.publish(event, kept, pass.session, pass.output)?;
         pass.sent += 1;

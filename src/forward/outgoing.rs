@@ -27,11 +27,11 @@ pub(super) struct Mark<'a> {
 }
 
 impl<'a> Mark<'a> {
-    pub fn backfill(sending: &'a Sending) -> Self {
+    pub(super) fn backfill(sending: &'a Sending) -> Self {
         Self { property: "backfill", topic_level: sending.backfill_topic.as_deref() }
     }
 
-    pub fn apply(&self, out: &mut Rendering, is_v5: bool) {
+    pub(super) fn apply(&self, out: &mut Rendering, is_v5: bool) {
         if is_v5 {
             out.properties.push((self.property, "true".to_owned()));
         }

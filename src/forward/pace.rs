@@ -216,12 +216,12 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { rate: Rate::default(), events: None, bytes: None }
     }
 
     /// Time until `rate` allows the next send; zero if it allows one now.
-    pub fn wait(&mut self, rate: Rate) -> Duration {
+    pub(super) fn wait(&mut self, rate: Rate) -> Duration {
         let now = clock::instant();
         // Also if the new rate has no limit: debt under the old limit no longer delays anything.
         if rate != self.rate {
@@ -238,7 +238,7 @@ impl Pacer {
     }
 
     /// Number of events that may be sent now.
-    pub fn events(&self) -> usize {
+    pub(super) fn events(&self) -> usize {
         let has_bytes = self.bytes.as_ref().is_none_or(|bucket| bucket.level > 0.0);
         match &self.events {
             _ if !has_bytes => 0,
@@ -247,7 +247,7 @@ impl Pacer {
         }
     }
 
-    pub fn spend(&mut self, events: usize, bytes: usize) {
+    pub(super) fn spend(&mut self, events: usize, bytes: usize) {
         if let Some(bucket) = &mut self.events {
             bucket.level -= events as f64;
         }
@@ -270,12 +270,12 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    pub fn new(lane: &Lane, sending: Arc<Sending>, pressure: Arc<Pressure>) -> Self {
+    pub(super) fn new(lane: &Lane, sending: Arc<Sending>, pressure: Arc<Pressure>) -> Self {
         Self { lane: lane.name.clone(), sending, pressure, pacer: Pacer::new() }
     }
 
     /// Time until sending is allowed; zero if it is allowed now.
-    pub fn wait(&mut self) -> Duration {
+    pub(super) fn wait(&mut self) -> Duration {
         let closed = |hours: &Hours| !hours.contains(Timestamp::from(clock::wall()));
         if self.sending.hours.as_ref().is_some_and(closed) {
             return HOURS_POLL.max(self.pacer.wait(Rate::default()));
@@ -288,16 +288,16 @@ impl Allowance {
     }
 
     /// Number of events that may be sent now.
-    pub fn events(&self) -> usize {
+    pub(super) fn events(&self) -> usize {
         self.pacer.events()
     }
 
-    pub fn spend(&mut self, events: usize, bytes: usize) {
+    pub(super) fn spend(&mut self, events: usize, bytes: usize) {
         self.pacer.spend(events, bytes);
     }
 
     /// Reports the progress of this lane to the other forwarders of the destination.
-    pub fn report(&self, reached: u64) {
+    pub(super) fn report(&self, reached: u64) {
         self.pressure.note(&self.lane, reached);
     }
 }

@@ -29,23 +29,23 @@ pub(super) enum ProbeStep {
 
 impl Probe {
     /// Returns the offset of the event to probe.
-    pub fn due(&self) -> Option<u64> {
+    pub(super) fn due(&self) -> Option<u64> {
         (self.disconnects >= DISCONNECTS_BEFORE_PROBE).then_some(self.suspect)
     }
 
     /// Clears the event: it is not the reason, or it needs no probe.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
     /// Returns the offset of the event that proved to be the reason for a disconnect.
-    pub fn guilty(&self, error: &LinkError, lowest: Option<u64>) -> Option<u64> {
+    pub(super) fn guilty(&self, error: &LinkError, lowest: Option<u64>) -> Option<u64> {
         let is_guilty = self.step == ProbeStep::Sent && lowest == Some(self.suspect) && error.is_by_peer();
         is_guilty.then_some(self.suspect)
     }
 
     /// Counts the disconnects by the peer while the same event was the lowest in flight.
-    pub fn record_disconnect(&mut self, error: &LinkError, lowest: Option<u64>) {
+    pub(super) fn record_disconnect(&mut self, error: &LinkError, lowest: Option<u64>) {
         let Some(lowest) = lowest else { return };
         if !error.is_by_peer() || self.suspect != lowest {
             *self = Self { suspect: lowest, ..Self::default() };

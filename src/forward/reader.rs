@@ -54,7 +54,7 @@ enum ReaderKind {
 }
 
 impl EventReader {
-    pub fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
+    pub(super) fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
         Self {
             primary: LaneReader::new(&link.lane, 1, u64::MAX),
             backfill: LaneReader::new(&link.lane, 1, 1),
@@ -67,16 +67,16 @@ impl EventReader {
     }
 
     /// Whether the journal is closed and has no further event.
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    pub fn is_settled(&self, offset: u64) -> bool {
+    pub(super) fn is_settled(&self, offset: u64) -> bool {
         self.settled.contains(offset)
     }
 
     /// Moves back to the lowest unsettled event; with `live-first`, to the end, and the second reader back.
-    pub fn rewind(&mut self) {
+    pub(super) fn rewind(&mut self) {
         let settled = self.link.lane.settled(&self.link.to.name).unwrap_or_default();
         let (low, end) = (settled.low.max(1), self.primary.follower.end());
         let is_live_first = self.sending.catch_up == CatchUp::LiveFirst
@@ -93,7 +93,7 @@ impl EventReader {
     }
 
     /// Whether new events wait behind a backlog from sending hours, rate limits or a slow line in this session.
-    pub fn is_live_lagging(&mut self) -> bool {
+    pub(super) fn is_live_lagging(&mut self) -> bool {
         if self.sending.catch_up != CatchUp::LiveFirst {
             return false;
         }
@@ -113,14 +113,14 @@ impl EventReader {
     }
 
     /// Offset below which every event counts as acknowledged while `in_flight` events are not.
-    pub fn reached(&self, in_flight: usize) -> u64 {
+    pub(super) fn reached(&self, in_flight: usize) -> u64 {
         let end = self.primary.follower.end();
         let unread = end.saturating_sub(self.primary.next) + self.backfill.until.saturating_sub(self.backfill.next);
         end.saturating_sub(unread + in_flight as u64)
     }
 
     /// Passes the next event to `send` if it is to be sent. Live events go first.
-    pub fn next(&mut self, may_backfill: bool, send: impl FnOnce(Outgoing<'_>)) -> Next {
+    pub(super) fn next(&mut self, may_backfill: bool, send: impl FnOnce(Outgoing<'_>)) -> Next {
         let Self { link, sending, settled, primary, backfill, .. } = self;
         let (reader, is_backfill) = match primary.block.is_some() {
             true => (primary, false),
@@ -152,7 +152,7 @@ impl EventReader {
     }
 
     /// Loads the next block. Returns once there is one; never while one is loaded. Safe to drop half-way.
-    pub async fn load_next(&mut self) {
+    pub(super) async fn load_next(&mut self) {
         if self.primary.block.is_some() || self.is_closed {
             return std::future::pending().await;
         }

@@ -29,12 +29,12 @@ pub(super) struct Answered<T> {
 
 impl<T> Sender<T> {
     /// With `require_subscriber`, an acknowledgement without a subscriber counts as a temporary rejection.
-    pub fn new(require_subscriber: bool) -> Self {
+    pub(super) fn new(require_subscriber: bool) -> Self {
         Self { in_flight: InFlight::default(), rendering: Rendering::default(), require_subscriber }
     }
 
     /// Publishes one event. The error says why the broker cannot take it.
-    pub fn publish(
+    pub(super) fn publish(
         &mut self,
         event: &Outgoing<'_>,
         kept: T,
@@ -56,7 +56,7 @@ impl<T> Sender<T> {
     }
 
     /// Closes a batch and publishes it. The error says why the broker cannot take it.
-    pub fn publish_batch(
+    pub(super) fn publish_batch(
         &mut self,
         batch: &mut OpenBatch,
         sending: &Sending,
@@ -76,7 +76,7 @@ impl<T> Sender<T> {
     }
 
     /// Returns the next answer that has arrived.
-    pub fn next_answer(&mut self, session: &mut Session) -> Result<Option<Answered<T>>, LinkError> {
+    pub(super) fn next_answer(&mut self, session: &mut Session) -> Result<Option<Answered<T>>, LinkError> {
         let Some((packet_id, verdict)) = session.next_answer()? else { return Ok(None) };
         let sent = self.in_flight.take(packet_id).ok_or_else(|| {
             LinkError::Protocol(format!("an acknowledgement of packet {packet_id}, which is not in flight"))

@@ -23,17 +23,17 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    pub fn new(link: LaneLink, dead: &Arc<Lane>) -> Self {
+    pub(super) fn new(link: LaneLink, dead: &Arc<Lane>) -> Self {
         Self { link, dead: Arc::clone(dead), warnings: Limiter::new(Duration::from_secs(60)) }
     }
 
-    pub fn settle(&self, events: &[Settled]) {
+    pub(super) fn settle(&self, events: &[Settled]) {
         self.link.lane.settle(&self.link.to.name, events);
     }
 
     /// Writes dead letters for events, and settles the events once the letters are durable. Returns those; an event that
     /// could not be read, or whose letter was not stored, stays unsettled.
-    pub async fn write_dead_letters(&mut self, events: &[(u64, String)]) -> Vec<Settled> {
+    pub(super) async fn write_dead_letters(&mut self, events: &[(u64, String)]) -> Vec<Settled> {
         if events.is_empty() {
             return Vec::new();
         }

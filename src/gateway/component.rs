@@ -83,14 +83,14 @@ impl fmt::Display for ComponentSpec {
 
 impl ComponentSpec {
     /// Whether both are the same component, perhaps with other settings.
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Source(one), Self::Source(other)) if one.config.kind() != other.config.kind() => false,
             _ => self.to_string() == other.to_string(),
         }
     }
 
-    pub fn stop_order(&self) -> StopOrder {
+    pub(super) fn stop_order(&self) -> StopOrder {
         match self {
             Self::Destination(_) => StopOrder::Links,
             Self::Helper(helper) => helper.stop_order(),
@@ -99,7 +99,7 @@ impl ComponentSpec {
     }
 
     /// Opens the component: reads files and saved state, and binds ports.
-    pub fn open(self, services: &Arc<Services>, config: &Config) -> anyhow::Result<Component> {
+    pub(super) fn open(self, services: &Arc<Services>, config: &Config) -> anyhow::Result<Component> {
         let (running, opened) = match &self {
             Self::Destination(to) => {
                 let (rotation, links, parts) = to.open(services);
@@ -134,7 +134,7 @@ enum Running {
 
 impl Component {
     /// Starts the parts of an open component.
-    pub fn start(mut self, services: &Services) -> anyhow::Result<Self> {
+    pub(super) fn start(mut self, services: &Services) -> anyhow::Result<Self> {
         for spec in std::mem::take(&mut self.opened) {
             self.parts.push(Part::start(spec, services)?);
         }
@@ -142,7 +142,7 @@ impl Component {
     }
 
     /// Checks other settings. Returns what puts them in force, or `None` if the component must be replaced.
-    pub fn prepare(&self, new: &ComponentSpec) -> anyhow::Result<Option<Change>> {
+    pub(super) fn prepare(&self, new: &ComponentSpec) -> anyhow::Result<Option<Change>> {
         Ok(match (&self.spec, new, &self.running) {
             (_, ComponentSpec::Source(new), Running::Source(_, source)) => {
                 source.prepare(new.config.settings()).map_err(anyhow::Error::from_boxed)?
@@ -158,7 +158,7 @@ impl Component {
     }
 
     /// Puts settings in force while the component runs. Without a change, a source checks again what depends on contracts.
-    pub fn apply(&mut self, spec: ComponentSpec, change: Option<Change>) {
+    pub(super) fn apply(&mut self, spec: ComponentSpec, change: Option<Change>) {
         self.spec = spec;
         let is_changed = change.is_some();
         if let Some(change) = change {
@@ -172,12 +172,12 @@ impl Component {
     }
 
     /// Requests the shutdown without waiting for it.
-    pub fn begin_stop(&self) {
+    pub(super) fn begin_stop(&self) {
         self.parts.iter().for_each(Part::begin_stop);
     }
 
     /// Stops the component and waits for its end.
-    pub async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         self.begin_stop();
         for part in std::mem::take(&mut self.parts) {
             part.stop().await;
@@ -186,34 +186,34 @@ impl Component {
     }
 
     /// Withdraws what the component shows to others.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         if let Running::Source(_, source) = &self.running {
             source.close();
         }
     }
 
-    pub fn port(&self) -> Option<SocketAddr> {
+    pub(super) fn port(&self) -> Option<SocketAddr> {
         match &self.running {
             Running::Source(_, source) => source.port(),
             _ => None,
         }
     }
 
-    pub fn source(&self) -> Option<&SourceHandle> {
+    pub(super) fn source(&self) -> Option<&SourceHandle> {
         match &self.running {
             Running::Source(handle, _) => Some(handle),
             _ => None,
         }
     }
 
-    pub fn links(&self) -> &[LinkHandle] {
+    pub(super) fn links(&self) -> &[LinkHandle] {
         match &self.running {
             Running::Destination(_, links) => links,
             _ => &[],
         }
     }
 
-    pub fn board(&self) -> Option<&Arc<Board>> {
+    pub(super) fn board(&self) -> Option<&Arc<Board>> {
         match &self.running {
             Running::Helper(board) => board.as_ref(),
             _ => None,

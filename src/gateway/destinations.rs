@@ -32,7 +32,7 @@ struct Shared<'s> {
 
 impl DestinationSpec {
     /// The destinations of a configuration.
-    pub fn of(config: &Config) -> Vec<Self> {
+    pub(super) fn of(config: &Config) -> Vec<Self> {
         let clients = client_ids(&config.surroundings, &config.destinations);
         let spec = |(to, client): (&forward::Config, String)| Self {
             config: Arc::new(to.clone()),
@@ -44,12 +44,12 @@ impl DestinationSpec {
     }
 
     /// Whether both differ in nothing but the content of credential files, which a new session picks up.
-    pub fn has_same_settings(&self, other: &Self) -> bool {
+    pub(super) fn has_same_settings(&self, other: &Self) -> bool {
         *self == Self { files: self.files, ..other.clone() }
     }
 
     /// Creates the parts. Also returns what makes every link replace its session, and the links.
-    pub fn open(&self, services: &Services) -> (watch::Sender<u64>, Vec<LinkHandle>, Vec<PartSpec>) {
+    pub(super) fn open(&self, services: &Services) -> (watch::Sender<u64>, Vec<LinkHandle>, Vec<PartSpec>) {
         let (rotate, changed) = watch::channel(0);
         let lanes = services.handles.journal.lanes();
         let pressure = Pressure::new(lanes, |lane| self.sending.get(lane)?.hours.clone());

@@ -31,7 +31,7 @@ pub(super) enum Helper {
 
 impl Helper {
     /// The helpers of a configuration, in the order in which they start.
-    pub fn of(config: &Config) -> Vec<Self> {
+    pub(super) fn of(config: &Config) -> Vec<Self> {
         let always = [
             Self::Timekeeper,
             Self::SurvivalClock,
@@ -44,7 +44,7 @@ impl Helper {
         always.into_iter().chain(watch).chain(last).collect()
     }
 
-    pub fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Timekeeper => "timekeeper",
             Self::SurvivalClock => "survival clock",
@@ -57,7 +57,7 @@ impl Helper {
         }
     }
 
-    pub fn stop_order(&self) -> StopOrder {
+    pub(super) fn stop_order(&self) -> StopOrder {
         match self {
             // The watch hands in events.
             Self::Watch(_) => StopOrder::Intake,
@@ -67,7 +67,7 @@ impl Helper {
     }
 
     /// Opens the helper. Also returns the board of the watch.
-    pub fn open(&self, services: &Services) -> anyhow::Result<(PartSpec, Option<Arc<Board>>)> {
+    pub(super) fn open(&self, services: &Services) -> anyhow::Result<(PartSpec, Option<Arc<Board>>)> {
         let handles = &services.handles;
         let mut board = None;
         let make = match self {

@@ -14,7 +14,7 @@ pub(super) struct LowPriority(Option<Runtime>);
 const NICE_LEVEL: i32 = 10;
 
 impl LowPriority {
-    pub fn start() -> anyhow::Result<Self> {
+    pub(super) fn start() -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(2)
@@ -27,7 +27,7 @@ impl LowPriority {
         Ok(Self(Some(runtime)))
     }
 
-    pub fn handle(&self) -> Handle {
+    pub(super) fn handle(&self) -> Handle {
         self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
     }
 }

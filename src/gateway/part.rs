@@ -47,11 +47,14 @@ pub(super) enum Priority {
 
 impl PartSpec {
     /// A part of normal priority.
-    pub fn new(name: String, make: impl FnMut(Shutdown) -> anyhow::Result<PartFuture> + Send + Sync + 'static) -> Self {
+    pub(super) fn new(
+        name: String,
+        make: impl FnMut(Shutdown) -> anyhow::Result<PartFuture> + Send + Sync + 'static,
+    ) -> Self {
         Self { name, priority: Priority::Normal, make: Box::new(make) }
     }
 
-    pub fn with_priority(self, priority: Priority) -> Self {
+    pub(super) fn with_priority(self, priority: Priority) -> Self {
         Self { priority, ..self }
     }
 }
@@ -66,7 +69,7 @@ pub(super) struct Part {
 
 impl Part {
     /// Starts a part; the error is that of the first attempt.
-    pub fn start(spec: PartSpec, services: &Services) -> anyhow::Result<Self> {
+    pub(super) fn start(spec: PartSpec, services: &Services) -> anyhow::Result<Self> {
         let on = match spec.priority {
             Priority::Normal => Handle::current(),
             Priority::Low => services.low_priority.handle(),
@@ -84,12 +87,12 @@ impl Part {
     }
 
     /// Requests the shutdown without waiting for it.
-    pub fn begin_stop(&self) {
+    pub(super) fn begin_stop(&self) {
         self.trigger.begin();
     }
 
     /// Requests the shutdown and waits for the end, at most [`DRAIN_WAIT_MAX`]; `false` if the part has not ended by then.
-    pub async fn stop(self) -> bool {
+    pub(super) async fn stop(self) -> bool {
         self.trigger.begin();
         let has_ended = tokio::time::timeout(DRAIN_WAIT_MAX, self.watchdog).await.is_ok();
         if !has_ended {

@@ -37,7 +37,7 @@ struct Plan {
 
 impl Supervisor {
     /// Reads the configuration and puts it in force. Returns the changes, or the problems of the new configuration.
-    pub async fn reload(&mut self, by: ReloadBy) -> Reloaded {
+    pub(super) async fn reload(&mut self, by: ReloadBy) -> Reloaded {
         let file = self.config.file.clone();
         let loaded = spawn_blocking(move || Config::load(&file)).await;
         let reloaded = match loaded {

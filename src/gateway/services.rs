@@ -40,7 +40,7 @@ pub(super) fn contract_problems(journal: &Journal, config: &Config) -> Vec<Probl
 
 impl Services {
     /// Opens the journal and everything that is saved in it. Also returns the requests to reload.
-    pub async fn open(config: &mut Config) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<ReloadOrder>)> {
+    pub(super) async fn open(config: &mut Config) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<ReloadOrder>)> {
         let started = clock::instant();
         let journal = open_journal(config, started).await?;
         let (kept, names) = (Arc::clone(&journal), config.surroundings.clone());
@@ -85,7 +85,7 @@ impl Services {
     }
 
     /// The services of one source, and those that only its kind uses.
-    pub fn of_source(&self, name: &str, kind: SourceKind, config: &Config) -> (sources::Services, KindServices) {
+    pub(super) fn of_source(&self, name: &str, kind: SourceKind, config: &Config) -> (sources::Services, KindServices) {
         let (handles, names) = (&self.handles, &self.handles.surroundings);
         let own = KindServices {
             registry: Arc::clone(&self.registry),

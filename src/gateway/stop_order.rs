@@ -10,5 +10,5 @@ pub(super) enum StopOrder {
 }
 
 impl StopOrder {
-    pub const ALL: [Self; 4] = [Self::Intake, Self::Helpers, Self::Links, Self::CommandSocket];
+    pub(super) const ALL: [Self; 4] = [Self::Intake, Self::Helpers, Self::Links, Self::CommandSocket];
 }

@@ -27,7 +27,7 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Shows the components to the admin socket from now on.
-    pub fn new(services: Arc<Services>, config: Config, components: Vec<Component>) -> Self {
+    pub(super) fn new(services: Arc<Services>, config: Config, components: Vec<Component>) -> Self {
         let configured = Configured { at: Timestamp::from(clock::wall()), refused: None };
         let watched = config.digests.clone();
         let supervisor = Self { services, config, watched, configured, components };
@@ -36,7 +36,7 @@ impl Supervisor {
     }
 
     /// Reloads on request and when files change, until `stopped` fires; then stops everything.
-    pub async fn run(mut self, mut requests: mpsc::Receiver<ReloadOrder>, mut stopped: oneshot::Receiver<()>) {
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<ReloadOrder>, mut stopped: oneshot::Receiver<()>) {
         let mut poll = tokio::time::interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut in_force = self.stamp().await;
@@ -71,7 +71,7 @@ impl Supervisor {
     }
 
     /// Publishes the running components to the admin socket.
-    pub fn publish_view(&self) {
+    pub(super) fn publish_view(&self) {
         self.services.handles.view.store(Arc::new(View {
             sources: self.components.iter().filter_map(Component::source).cloned().collect(),
             links: self.components.iter().flat_map(Component::links).cloned().collect(),

@@ -130,7 +130,7 @@ struct Slice {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+pub(super) struct Load {
     /// Budget of the lane, in bytes.
     pub budget: u64,
     /// Bytes of segments with events that a destination still needs.

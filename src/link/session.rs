@@ -81,12 +81,12 @@ impl Zeroize for Output {
 
 impl Output {
     /// Number of bytes that are not yet written.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.bytes.len() - self.written
     }
 
     /// Number of written bytes at the start of [`Output::bytes`]; both are reset once everything is written.
-    pub fn written(&self) -> usize {
+    pub(crate) fn written(&self) -> usize {
         self.written
     }
 }
@@ -120,33 +120,33 @@ impl Session {
     }
 
     /// Limits that the broker announced.
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         self.limits
     }
 
     /// Host and port of the broker, for logs.
-    pub fn broker(&self) -> &str {
+    pub(crate) fn broker(&self) -> &str {
         &self.broker
     }
 
     /// Index of the broker in the target's list of addresses.
-    pub fn broker_index(&self) -> usize {
+    pub(crate) fn broker_index(&self) -> usize {
         self.index
     }
 
     /// MQTT version of the session.
-    pub fn protocol(&self) -> Protocol {
+    pub(crate) fn protocol(&self) -> Protocol {
         self.protocol
     }
 
     /// Whether the broker resumed the persistent session, with its subscriptions and queued messages.
-    pub fn is_resumed(&self) -> bool {
+    pub(crate) fn is_resumed(&self) -> bool {
         self.is_resumed
     }
 
     /// Writes pending output and reads available input. Returns when it has read something or written everything.
     /// Safe to drop half-way: `output` keeps track of the written bytes.
-    pub async fn exchange(&mut self, output: &mut Output) -> Result<(), LinkError> {
+    pub(crate) async fn exchange(&mut self, output: &mut Output) -> Result<(), LinkError> {
         let had_output = output.waiting() > 0;
         let result = poll_fn(|context| self.poll_exchange(context, output, had_output)).await;
         match result {
@@ -203,7 +203,7 @@ impl Session {
     }
 
     /// Returns the next complete packet from the input.
-    pub fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
+    pub(crate) fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
         let reply = client::read(&mut self.input, self.protocol)?;
         if matches!(reply, Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) {
             self.acknowledged_at = clock::instant();
@@ -226,7 +226,7 @@ impl Session {
     }
 
     /// Returns the next complete delivery from the input of a session with an [`Inbox`].
-    pub fn next_delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
+    pub(crate) fn next_delivery(&mut self) -> Result<Option<Delivery>, LinkError> {
         match &mut self.inbox {
             Some(inbox) => Ok(inbox.next(&mut self.input, self.protocol)?),
             None => Ok(self.next_reply()?.map(Delivery::Other)),
@@ -234,7 +234,7 @@ impl Session {
     }
 
     /// Writes pending output without reading: this applies back pressure to the broker. Safe to drop half-way.
-    pub async fn write(&mut self, output: &mut Output) -> Result<(), LinkError> {
+    pub(crate) async fn write(&mut self, output: &mut Output) -> Result<(), LinkError> {
         poll_fn(|context| match self.poll_write(context, output) {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => Poll::Pending,
@@ -245,7 +245,7 @@ impl Session {
 
     /// Keeps the connection alive while nothing is read: sends a PINGREQ when one is due, and does not count the time
     /// without input as silence. Returns the time until the next call.
-    pub fn keep_alive_unread(&mut self, output: &mut Output) -> Duration {
+    pub(crate) fn keep_alive_unread(&mut self, output: &mut Output) -> Duration {
         let now = clock::instant();
         self.received_at = now;
         self.acknowledged_at = now;
@@ -263,7 +263,7 @@ impl Session {
 
     /// Checks the connection: sends a PINGREQ when one is due, and returns the time until the next call. An error means
     /// that the connection is dead.
-    pub fn check(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
+    pub(crate) fn check(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
         let now = clock::instant();
         // The first publish in flight has the whole time, however long ago the last answer came.
         if !has_in_flight || !self.had_in_flight {
@@ -294,18 +294,18 @@ impl Session {
         Ok((ping_after - silent).min(self.keep_alive - unsent))
     }
 
-    pub fn ping(&mut self, output: &mut Output) {
+    pub(crate) fn ping(&mut self, output: &mut Output) {
         output.bytes.extend_from_slice(&PINGREQ);
         self.pinged_at = Some(clock::instant());
     }
 
     /// Whether a PINGREQ is unanswered.
-    pub fn is_ping_pending(&self) -> bool {
+    pub(crate) fn is_ping_pending(&self) -> bool {
         self.pinged_at.is_some()
     }
 
     /// Sends DISCONNECT, which makes the broker discard the will, and closes the connection.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         let mut output = Output { bytes: DISCONNECT.to_vec(), written: 0 };
         let disconnect = async {
             poll_fn(|context| match self.poll_write(context, &mut output) {

@@ -146,7 +146,7 @@ impl Parties {
     }
 
     /// Adds a connection that has not logged in.
-    pub fn enter(&self, bytes: usize, party: Party, listener: ListenerId) -> Member {
+    pub(super) fn enter(&self, bytes: usize, party: Party, listener: ListenerId) -> Member {
         let signals = Arc::new(Signals::default());
         let number = self.table().add(&party, Connection { bytes, listener, signals: Arc::clone(&signals) });
         Member { party, number, listener, signals, is_authenticated: false }
@@ -156,7 +156,7 @@ impl Parties {
     /// connection that is idle longest of the party that has most is evicted, provided that this party has at least
     /// two more than the new one: an evicted client that returns then evicts nobody. `connections_max` is `None` for
     /// a client that replaces its earlier connection.
-    pub fn join(
+    pub(super) fn join(
         &self,
         bytes: usize,
         party: Party,
@@ -184,7 +184,7 @@ impl Parties {
     }
 
     /// Notes the bytes of a connection. A connection that was taken out stays out.
-    pub fn resize(&self, member: &Member, bytes: usize) {
+    pub(super) fn resize(&self, member: &Member, bytes: usize) {
         let mut table = self.table();
         let Some(held) = table.parties.get_mut(&member.party) else { return };
         let Some(one) = held.connections.get_mut(&member.number) else { return };
@@ -192,12 +192,12 @@ impl Parties {
         one.bytes = bytes;
     }
 
-    pub fn leave(&self, member: &Member) {
+    pub(super) fn leave(&self, member: &Member) {
         self.table().remove(&member.party, member.number);
     }
 
     /// Evicts connections until the evicted ones hold `bytes`. Returns `false` if there are not enough.
-    pub fn evict(&self, bytes: usize) -> bool {
+    pub(super) fn evict(&self, bytes: usize) -> bool {
         let mut table = self.table();
         let mut freed = 0;
         while freed < bytes {
@@ -212,7 +212,7 @@ impl Parties {
     /// Evicts clients of the party that holds most, for a party that needs `bytes`, until the evicted ones hold
     /// `over`. The largest is evicted first, since that takes the fewest evictions; among equal ones the one that is
     /// idle longest. A party that holds less than `evictable` is spared: then something else uses the memory.
-    pub fn evict_for(&self, party: &Party, bytes: usize, over: usize, evictable: usize) -> Evicted {
+    pub(super) fn evict_for(&self, party: &Party, bytes: usize, over: usize, evictable: usize) -> Evicted {
         let mut table = self.table();
         let own = table.parties.get(party).map_or(0, |held| held.bytes).saturating_add(bytes);
         while table.leaving < over {
@@ -235,7 +235,7 @@ impl Parties {
     }
 
     /// Notes that a connection has ended and has given its bytes back.
-    pub fn gone(&self, member: &Member) {
+    pub(super) fn gone(&self, member: &Member) {
         let owed = member.signals.owed.load(Ordering::Relaxed);
         let mut table = self.table();
         table.leaving -= owed;
@@ -243,7 +243,7 @@ impl Parties {
     }
 
     /// Evicts one connection of a listener. Returns `false` if it has none.
-    pub fn evict_at(&self, listener: ListenerId) -> bool {
+    pub(super) fn evict_at(&self, listener: ListenerId) -> bool {
         let mut table = self.table();
         let most = table.parties.iter().max_by_key(|(_, held)| held.at(listener).count());
         let oldest = most.and_then(|(party, held)| Some((party.clone(), held.at(listener).next()?.0)));
@@ -252,7 +252,7 @@ impl Parties {
         true
     }
 
-    pub fn are_at(&self, listener: ListenerId) -> bool {
+    pub(super) fn are_at(&self, listener: ListenerId) -> bool {
         self.table().doors.contains_key(&listener)
     }
 
@@ -264,14 +264,14 @@ impl Parties {
         gone.bytes
     }
 
-    pub fn evicted(&self) -> u64 {
+    pub(super) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
     }
 }
 
 impl Signals {
     /// Notes the moment of the client's newest packet.
-    pub fn set_heard(&self, millis: u64) {
+    pub(super) fn set_heard(&self, millis: u64) {
         self.heard.store(millis, Ordering::Relaxed);
     }
 

@@ -11,9 +11,9 @@ use rumqttc::v5::mqttbytes::{QoS, v5};
 use std::time::Duration;
 use zeroize::Zeroize;
 
-pub const PINGREQ: [u8; 2] = [0xC0, 0];
+pub(crate) const PINGREQ: [u8; 2] = [0xC0, 0];
 /// DISCONNECT in its shortest form, which is the same in both versions.
-pub const DISCONNECT: [u8; 2] = [0xE0, 0];
+pub(crate) const DISCONNECT: [u8; 2] = [0xE0, 0];
 /// Largest incoming packet on connections without an inbox: central sends only small packets on them.
 const INCOMING_BYTES_MAX: u32 = 64 << 10;
 
@@ -170,7 +170,7 @@ pub fn push_publish(out: &mut Vec<u8>, protocol: Protocol, head: &Head<'_>, topi
 
 /// The content of CONNECT. Without an inbox the session is clean: the journal is the only resend queue.
 #[derive(Clone, Copy)]
-pub struct ConnectRequest<'a> {
+pub(crate) struct ConnectRequest<'a> {
     pub client: &'a str,
     /// Seconds.
     pub keep_alive: u16,
@@ -180,7 +180,7 @@ pub struct ConnectRequest<'a> {
 }
 
 impl ConnectRequest<'_> {
-    pub fn encode(&self, protocol: Protocol) -> Result<Vec<u8>, BrokerFault> {
+    pub(crate) fn encode(&self, protocol: Protocol) -> Result<Vec<u8>, BrokerFault> {
         let Self { client, keep_alive, login, will, inbox } = *self;
         // The buffer never grows: a reallocation would leave a copy of the password in freed memory.
         let will_bytes = will.map_or(0, |will| will.topic.len() + will.payload.len());
@@ -238,7 +238,7 @@ impl ConnectRequest<'_> {
 }
 
 /// Removes the next complete packet from `input`.
-pub fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Reply>, BrokerFault> {
+pub(crate) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Reply>, BrokerFault> {
     // Nearly every packet is a PUBACK of success in its shortest form.
     if let [0x40, 2, high, low, ..] = input[..] {
         input.advance(4);
@@ -299,7 +299,7 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
 }
 
 /// Text of a DISCONNECT with [`ReasonCode::SessionTakenOver`].
-pub const TAKEN_OVER: &str = "session taken over";
+pub(crate) const TAKEN_OVER: &str = "session taken over";
 
 fn with_text(code: String, text: Option<String>) -> String {
     match text {

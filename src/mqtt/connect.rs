@@ -8,12 +8,12 @@ use super::topic::{check_response_topic, check_topic};
 use std::time::Duration;
 
 /// The session expiry interval that means never (MQTT 5, section 3.1.2.11.2).
-pub const NEVER_EXPIRES: u32 = u32::MAX;
+pub(crate) const NEVER_EXPIRES: u32 = u32::MAX;
 const UNSUPPORTED: [u8; 4] = [0x20, 2, 0, ConnectReturnCode::UnacceptableProtocolVersion.value()];
 
 /// The content of CONNECT, in either version.
 #[derive(Debug)]
-pub struct Connect {
+pub(crate) struct Connect {
     /// Client id; empty if the gateway has to assign one.
     pub client: String,
     /// Clean Session, or Clean Start: an earlier session is discarded.
@@ -67,7 +67,7 @@ impl WillMessage {
 }
 
 /// The answer to a refused CONNECT, and the reason for the log.
-pub type Rejection = (Vec<u8>, &'static str);
+pub(crate) type Rejection = (Vec<u8>, &'static str);
 
 /// Names of the protocol, with which the body of CONNECT begins.
 const NAMES: [&[u8]; 2] = [b"\0\x04MQTT", b"\0\x06MQIsdp"];
@@ -79,7 +79,7 @@ fn body(bytes: &[u8]) -> &[u8] {
 }
 
 /// Checks the first bytes of a connection. A client that speaks another protocol is refused before CONNECT is complete.
-pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
+pub(crate) fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
     if bytes.first().is_some_and(|first| *first != 0x10) {
         return Err((Vec::new(), "the first packet is not CONNECT"));
     }
@@ -94,7 +94,7 @@ pub fn check_protocol(bytes: &[u8]) -> Result<(), Rejection> {
 
 /// Returns the answer for a client that is refused before its CONNECT is complete; empty as long
 /// as its version is unknown.
-pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
+pub(crate) fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
     match body(bytes) {
         [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => vec![0x20, 2, 0, ConnectReturnCode::ServerUnavailable.value()],
         [0, 4, b'M', b'Q', b'T', b'T', level, ..] if *level >= 5 => refuse(code),
@@ -104,7 +104,7 @@ pub fn refuse_early(bytes: &[u8], code: ReasonCode) -> Vec<u8> {
 
 impl Connect {
     /// Parses CONNECT. The error is the answer for the client, and the reason for the log.
-    pub fn read(frame: &Frame<'_>) -> Result<Self, Rejection> {
+    pub(crate) fn read(frame: &Frame<'_>) -> Result<Self, Rejection> {
         if frame.first != 0x10 {
             return Err((Vec::new(), "the first packet is not CONNECT"));
         }
@@ -200,7 +200,7 @@ fn refuse(code: ReasonCode) -> Vec<u8> {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Connack<'a> {
+pub(crate) struct Connack<'a> {
     /// [`ReasonCode::Success`], or the reason of the refusal.
     pub code: ReasonCode,
     /// Session Present: the client had a session.
@@ -216,7 +216,7 @@ pub struct Connack<'a> {
 
 impl Connack<'_> {
     /// Appends CONNACK in the version of the client.
-    pub fn push(&self, out: &mut Vec<u8>, protocol: Protocol) {
+    pub(crate) fn push(&self, out: &mut Vec<u8>, protocol: Protocol) {
         if protocol == Protocol::V3 {
             let code = ConnectReturnCode::from(self.code);
             let is_present = self.is_present && code == ConnectReturnCode::Accepted;

@@ -55,18 +55,18 @@ const OVERHEAD_BYTES_MAX: usize = 192 << 10;
 
 /// Parses incoming packets; tracks how many bytes of a truncated message are still to be discarded.
 #[derive(Debug)]
-pub struct Parser {
+pub(crate) struct Parser {
     packet_bytes_max: usize,
     discard: usize,
 }
 
 impl Parser {
-    pub fn new(inbox: &Inbox) -> Self {
+    pub(crate) fn new(inbox: &Inbox) -> Self {
         Self { packet_bytes_max: inbox.payload_bytes_max + OVERHEAD_BYTES_MAX, discard: 0 }
     }
 
     /// Removes the next complete packet from `input`, or the beginning of one that is too large.
-    pub fn next(&mut self, input: &mut BytesMut, protocol: Protocol) -> Result<Option<Delivery>, BrokerFault> {
+    pub(crate) fn next(&mut self, input: &mut BytesMut, protocol: Protocol) -> Result<Option<Delivery>, BrokerFault> {
         let discarded = self.discard.min(input.len());
         input.advance(discarded);
         self.discard -= discarded;

@@ -20,7 +20,7 @@ pub struct Frame<'a> {
 /// Reads the fixed header at the start of `bytes`: its length, and that of the rest of the packet. Returns
 /// `None` if it is incomplete.
 #[inline]
-pub fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
+pub(crate) fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, Fault> {
     let mut remaining = 0usize;
     for place in 0..4 {
         let Some(&byte) = bytes.get(1 + place) else { return Ok(None) };
@@ -49,7 +49,7 @@ pub fn frame(bytes: &[u8], length_max: usize) -> Result<Option<Frame<'_>>, Fault
 }
 
 /// Returns the length of the packet at the start of `bytes`, once its fixed header is complete.
-pub fn length(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
     let (header, remaining) = remaining_length(bytes).ok()??;
     Some(header + remaining)
 }
@@ -124,30 +124,30 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
 }
 
 /// Returns whether a user property is a usable W3C trace context.
-pub fn is_trace_parent(name: &str, value: &str) -> bool {
+pub(crate) fn is_trace_parent(name: &str, value: &str) -> bool {
     name == "traceparent" && value.len() <= 55 && value.is_ascii()
 }
 
 /// Properties that PUBLISH may have.
 const PUBLISH_MAY: [u8; 7] = [0x01, 0x02, 0x03, 0x08, 0x09, 0x0B, 0x23];
 
-pub const PUBACK: u8 = 0x40;
-pub const PUBREC: u8 = 0x50;
-pub const PUBCOMP: u8 = 0x70;
+pub(crate) const PUBACK: u8 = 0x40;
+pub(crate) const PUBREC: u8 = 0x50;
+pub(crate) const PUBCOMP: u8 = 0x70;
 
 /// Appends an acknowledgement of success, in the shortest form of both versions.
-pub fn push_ack(out: &mut Vec<u8>, kind: u8, packet_id: u16) {
+pub(crate) fn push_ack(out: &mut Vec<u8>, kind: u8, packet_id: u16) {
     let [high, low] = packet_id.to_be_bytes();
     out.extend_from_slice(&[kind, 2, high, low]);
 }
 
 /// Appends a SUBACK with one code per filter.
-pub fn push_suback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
+pub(crate) fn push_suback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
     push_codes(out, 0x90, packet_id, is_v5, codes);
 }
 
 /// Appends an UNSUBACK; in MQTT 5 with one code per filter.
-pub fn push_unsuback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
+pub(crate) fn push_unsuback(out: &mut Vec<u8>, packet_id: u16, is_v5: bool, codes: &[u8]) {
     push_codes(out, 0xB0, packet_id, is_v5, if is_v5 { codes } else { &[] });
 }
 
@@ -163,13 +163,13 @@ fn push_codes(out: &mut Vec<u8>, first: u8, packet_id: u16, is_v5: bool, codes: 
 }
 
 /// Appends an acknowledgement of MQTT 5 with a reason code.
-pub fn push_ack_with(out: &mut Vec<u8>, kind: u8, packet_id: u16, code: ReasonCode) {
+pub(crate) fn push_ack_with(out: &mut Vec<u8>, kind: u8, packet_id: u16, code: ReasonCode) {
     let [high, low] = packet_id.to_be_bytes();
     out.extend_from_slice(&[kind, 3, high, low, code.value()]);
 }
 
 /// Parses PUBACK to PUBCOMP: packet id and reason code.
-pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
+pub(crate) fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
     let mut code = 0;
@@ -184,7 +184,7 @@ pub fn ack(body: &[u8], is_v5: bool) -> Result<(u16, u8), Fault> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestedSubscription<'a> {
+pub(crate) struct RequestedSubscription<'a> {
     /// The filter as the client wrote it.
     pub filter: &'a str,
     /// 0 to 2.
@@ -196,7 +196,7 @@ pub struct RequestedSubscription<'a> {
 }
 
 /// Parses SUBSCRIBE: packet id, subscription identifier, filters.
-pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<RequestedSubscription<'_>>), Fault> {
+pub(crate) fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<RequestedSubscription<'_>>), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
     let mut id = None;
@@ -226,7 +226,7 @@ pub fn subscribe(body: &[u8], is_v5: bool) -> Result<(u16, Option<u32>, Vec<Requ
 }
 
 /// Parses UNSUBSCRIBE: packet id and filters.
-pub fn unsubscribe(body: &[u8], is_v5: bool) -> Result<(u16, Vec<&str>), Fault> {
+pub(crate) fn unsubscribe(body: &[u8], is_v5: bool) -> Result<(u16, Vec<&str>), Fault> {
     let mut rest = Reader(body);
     let packet_id = rest.packet_id()?;
     if is_v5 {
@@ -243,7 +243,7 @@ pub fn unsubscribe(body: &[u8], is_v5: bool) -> Result<(u16, Vec<&str>), Fault> 
 }
 
 /// Parses DISCONNECT: reason code, and the session expiry interval if there is one.
-pub fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> {
+pub(crate) fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> {
     let mut rest = Reader(body);
     let (mut code, mut expiry) = (0, None);
     if is_v5 && !rest.0.is_empty() {
@@ -263,7 +263,7 @@ pub fn disconnect(body: &[u8], is_v5: bool) -> Result<(u8, Option<u32>), Fault> 
 
 /// Appends a DISCONNECT of MQTT 5 with the reason code, and with the reason string if the client's
 /// Maximum Packet Size allows it.
-pub fn push_disconnect(out: &mut Vec<u8>, fault: Fault, packet_bytes_max: usize) {
+pub(crate) fn push_disconnect(out: &mut Vec<u8>, fault: Fault, packet_bytes_max: usize) {
     let text = fault.text.as_bytes();
     // The texts are constants and short: each length fits one byte.
     debug_assert!(text.len() < 100);

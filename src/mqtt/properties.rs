@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
 
 /// The value of a property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Property<'a> {
+pub(crate) enum Property<'a> {
     /// A number of any width.
     Number(u32),
     Text(&'a str),
@@ -90,22 +90,22 @@ pub enum Property<'a> {
 
 impl<'a> Property<'a> {
     /// Returns the number; 0 for anything else.
-    pub fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         if let Self::Number(number) = self { number } else { 0 }
     }
 
     /// Returns the string; empty for anything else.
-    pub fn text(self) -> &'a str {
+    pub(crate) fn text(self) -> &'a str {
         if let Self::Text(text) = self { text } else { "" }
     }
 }
 
 /// Identifier of user properties, the only ones that each packet may have and that may repeat.
-pub const USER: u8 = 0x26;
+pub(crate) const USER: u8 = 0x26;
 
 /// Parses the properties of a packet. Refuses all but user properties and those in `allowed`.
 #[inline]
-pub fn properties<'a>(
+pub(crate) fn properties<'a>(
     rest: &mut Reader<'a>,
     allowed: &[u8],
     mut each: impl FnMut(u8, Property<'a>) -> Result<(), Fault>,
@@ -152,7 +152,7 @@ fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Property<'a>, Fault> {
 }
 
 /// Appends a UTF-8 encoded string.
-pub fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
     // Keys, ids and sources are limited far below 64 KiB when they are accepted.
     debug_assert!(text.len() <= usize::from(u16::MAX));
     out.extend_from_slice(&(text.len() as u16).to_be_bytes());
@@ -160,7 +160,7 @@ pub fn push_text(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// Returns the number of bytes that [`push_varint`] appends.
-pub fn varint_bytes(value: usize) -> usize {
+pub(crate) fn varint_bytes(value: usize) -> usize {
     match value {
         0..=0x7F => 1,
         0x80..=0x3FFF => 2,
@@ -170,7 +170,7 @@ pub fn varint_bytes(value: usize) -> usize {
 }
 
 /// Appends a variable byte integer (MQTT 5, section 1.5.5).
-pub fn push_varint(out: &mut Vec<u8>, value: usize) {
+pub(crate) fn push_varint(out: &mut Vec<u8>, value: usize) {
     let mut rest = value;
     loop {
         let byte = (rest & 0x7F) as u8;

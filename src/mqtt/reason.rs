@@ -78,7 +78,7 @@ impl ReasonCode {
 /// A return code of CONNACK in MQTT 3.1.1 (section 3.2.2.3), with its value on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum ConnectReturnCode {
+pub(crate) enum ConnectReturnCode {
     Accepted = 0,
     UnacceptableProtocolVersion = 1,
     IdentifierRejected = 2,
@@ -89,7 +89,7 @@ pub enum ConnectReturnCode {
 
 impl ConnectReturnCode {
     /// Returns the byte that stands for the code on the wire.
-    pub const fn value(self) -> u8 {
+    pub(crate) const fn value(self) -> u8 {
         self as u8
     }
 }

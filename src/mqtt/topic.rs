@@ -17,10 +17,10 @@ pub enum Level<'a> {
 }
 
 /// The share name of a filter of the form `$share/{name}/{filter}`, and the filter itself.
-pub type Shared<'a> = (Option<&'a str>, &'a str);
+pub(crate) type Shared<'a> = (Option<&'a str>, &'a str);
 
 /// Splits a filter into its share name, if any, and the filter itself; returns `None` if it is malformed.
-pub fn split_share(text: &str) -> Option<Shared<'_>> {
+pub(crate) fn split_share(text: &str) -> Option<Shared<'_>> {
     let Some(rest) = text.strip_prefix("$share") else { return Some((None, text)) };
     if !rest.is_empty() && !rest.starts_with('/') {
         return Some((None, text));
@@ -124,12 +124,12 @@ fn is_wildcard(byte: u8) -> bool {
 
 /// Checks that a topic name has no wildcard.
 #[inline]
-pub fn check_wildcards(topic: &str) -> Result<(), Fault> {
+pub(crate) fn check_wildcards(topic: &str) -> Result<(), Fault> {
     if topic.bytes().any(is_wildcard) { Err(WILDCARD) } else { Ok(()) }
 }
 
 /// Checks that a topic can be published to.
-pub fn check_topic(topic: &str) -> Result<(), Fault> {
+pub(crate) fn check_topic(topic: &str) -> Result<(), Fault> {
     check_wildcards(topic)?;
     if topic.is_empty() || topic.contains('\0') {
         return Err(Fault { code: ReasonCode::TopicNameInvalid, text: "the topic name is empty or holds U+0000" });
@@ -138,7 +138,7 @@ pub fn check_topic(topic: &str) -> Result<(), Fault> {
 }
 
 /// Checks that a response topic can be published to.
-pub fn check_response_topic(topic: &str) -> Result<(), Fault> {
+pub(crate) fn check_response_topic(topic: &str) -> Result<(), Fault> {
     if topic.is_empty() || topic.bytes().any(is_wildcard) {
         return Err(Fault::protocol("the response topic is empty or holds a wildcard"));
     }

@@ -107,7 +107,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub fn add(&mut self, report: &Report<'_>, at: Timestamp, now: Instant) {
+    pub(super) fn add(&mut self, report: &Report<'_>, at: Timestamp, now: Instant) {
         let origin = report.origin();
         let mut key = (report.cause, cut(report.source).to_owned(), origin);
         let is_rest = !self.rows.contains_key(&key) && self.rows.len() >= ROWS_MAX;
@@ -131,19 +131,19 @@ impl Table {
     }
 
     /// Whether there are no rows, neither waiting nor recently published.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
     /// Takes the events that are due, the longest waiting first.
-    pub fn take_due(&mut self, now: Instant) -> Vec<SecurityEvent> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<SecurityEvent> {
         self.rows.retain(|_, row| row.event.count > 0 || row.due_at > now);
         let left = self.tokens(now);
         self.take(now, left as usize, |row| row.due_at <= now)
     }
 
     /// Takes all events at shutdown, due or not.
-    pub fn take_all(&mut self, now: Instant) -> Vec<SecurityEvent> {
+    pub(super) fn take_all(&mut self, now: Instant) -> Vec<SecurityEvent> {
         let left = self.tokens(now);
         self.take(now, left as usize, |_| true)
     }

@@ -35,13 +35,13 @@ struct Metered {
 }
 
 impl Handshaking {
-    pub fn new(stream: TcpStream, permit: Permit) -> Self {
+    pub(super) fn new(stream: TcpStream, permit: Permit) -> Self {
         let fixed = permit.bytes();
         Self { stream, metered: Some(Metered { permit, fixed, read: 0 }) }
     }
 
     /// Stops counting; the permit covers only the fixed cost of a connection again.
-    pub fn done(&mut self) -> Option<Permit> {
+    pub(super) fn done(&mut self) -> Option<Permit> {
         let Metered { mut permit, fixed, .. } = self.metered.take()?;
         permit.shrink(permit.bytes().saturating_sub(fixed));
         Some(permit)

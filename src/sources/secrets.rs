@@ -26,7 +26,7 @@ impl BadSecrets {
 
 /// Reads a file. `entry` parses each line that is not empty and no comment. Its error must not quote the line: in a
 /// wrong file it may be a key.
-pub fn load<T>(file: &Path, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
+pub(super) fn load<T>(file: &Path, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
     let read =
         Secret::read(file).map_err(|error| BadSecrets::whole(file, format!("cannot be read: {}", error.reason)))?;
     match std::str::from_utf8(read.bytes()) {
@@ -46,7 +46,7 @@ fn parse<T>(file: &Path, text: &str, entry: impl Fn(&str) -> Result<T, String>) 
 
 /// Writes the line `name:…` to a file; replaces an earlier one of that name. Creates the file if it does not exist.
 /// `entry` is that of [`load`].
-pub fn put<T>(
+pub(super) fn put<T>(
     file: &Path,
     name: &str,
     line: &str,

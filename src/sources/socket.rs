@@ -17,7 +17,7 @@ pub struct CannotBind {
 }
 
 /// Opens a listening socket. With `SO_REUSEADDR` a restarted gateway gets its port back at once.
-pub fn listen(address: SocketAddr) -> Result<TcpListener, CannotBind> {
+pub(super) fn listen(address: SocketAddr) -> Result<TcpListener, CannotBind> {
     bind(address).map_err(|error| CannotBind {
         address,
         hint: match error.kind() {
@@ -54,7 +54,7 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// A bound port, and the context that its connections share. Both can be replaced while connections stay open.
 #[derive(Debug)]
-pub struct ListenSocket<S>(watch::Sender<Arc<Setup<S>>>);
+pub(super) struct ListenSocket<S>(watch::Sender<Arc<Setup<S>>>);
 
 impl<S> Clone for ListenSocket<S> {
     fn clone(&self) -> Self {
@@ -64,7 +64,7 @@ impl<S> Clone for ListenSocket<S> {
 
 /// The port and context in force.
 #[derive(Debug)]
-pub struct Setup<S> {
+pub(super) struct Setup<S> {
     /// The context of new connections.
     pub shared: Arc<S>,
     listen: SocketAddr,
@@ -72,19 +72,19 @@ pub struct Setup<S> {
 }
 
 impl<S> ListenSocket<S> {
-    pub fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
+    pub(super) fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
         let socket = Arc::new(self::listen(listen)?);
         Ok(Self(watch::channel(Setup::new(shared, listen, Some(socket))).0))
     }
 
     /// Subscribes to changes of the port and context in force.
-    pub fn follow(&self) -> watch::Receiver<Arc<Setup<S>>> {
+    pub(super) fn follow(&self) -> watch::Receiver<Arc<Setup<S>>> {
         self.0.subscribe()
     }
 
     /// Prepares another context, at the same address or at another one, which is bound here. The returned function puts
     /// both in force; connections stay open.
-    pub fn prepare(&self, shared: S, listen: SocketAddr) -> Result<impl FnOnce() + use<S>, CannotBind> {
+    pub(super) fn prepare(&self, shared: S, listen: SocketAddr) -> Result<impl FnOnce() + use<S>, CannotBind> {
         let (old, socket) = {
             let setup = self.0.borrow();
             (setup.listen, setup.socket())
@@ -95,11 +95,11 @@ impl<S> ListenSocket<S> {
     }
 
     /// Notifies all subscribers again, without a change.
-    pub fn announce(&self) {
+    pub(super) fn announce(&self) {
         self.0.send_modify(|_| ());
     }
 
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
+    pub(super) fn address(&self) -> std::io::Result<SocketAddr> {
         match self.0.borrow().socket() {
             Some(socket) => socket.local_addr(),
             None => Err(std::io::ErrorKind::NotConnected.into()),
@@ -117,7 +117,7 @@ impl<S> Setup<S> {
     }
 
     /// Accepts the next connection; never returns after the port is closed. Cancel-safe.
-    pub async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+    pub(super) async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
         match self.socket() {
             Some(socket) => socket.accept().await,
             None => std::future::pending().await,
@@ -125,18 +125,18 @@ impl<S> Setup<S> {
     }
 
     /// Closes the port. Connections stay open.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         *self.socket.lock() = None;
     }
 }
 
 /// Size of the kernel's buffer of a connection in each direction. The kernel doubles it for its own needs. Without this
 /// bound, a client that does not read can fill 4 MB of kernel memory, which the control group counts.
-pub const BUFFER_BYTES: usize = 64 << 10;
+pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
 /// Sets the options of a connection: it ends within some two minutes after the peer is gone, and when a live peer reads
 /// nothing within `unread_max`. Also bounds the kernel's buffers.
-pub fn tune(stream: &TcpStream, unread_max: Duration) {
+pub(super) fn tune(stream: &TcpStream, unread_max: Duration) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(20))
@@ -151,6 +151,6 @@ pub fn tune(stream: &TcpStream, unread_max: Duration) {
 }
 
 /// Whether an address is a loopback address, also as an IPv4-mapped IPv6 address.
-pub fn is_loopback(address: IpAddr) -> bool {
+pub(super) fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }

@@ -107,12 +107,12 @@ pub(super) struct PerRun<T> {
 
 impl<T> PerRun<T> {
     /// Keeps the state for the first run, and how it is made for the others.
-    pub fn new(first: T, make: impl Fn() -> Result<T, SourceError> + Send + Sync + 'static) -> Self {
+    pub(super) fn new(first: T, make: impl Fn() -> Result<T, SourceError> + Send + Sync + 'static) -> Self {
         Self { first: Mutex::new(Some(first)), make: Box::new(make) }
     }
 
     /// Returns the state for a run.
-    pub fn take(&self) -> Result<T, SourceError> {
+    pub(super) fn take(&self) -> Result<T, SourceError> {
         let first = self.first.lock().take();
         first.map_or_else(&self.make, Ok)
     }

@@ -69,7 +69,7 @@ impl StoredLetter {
 
     /// Returns the metadata of the event. An event without an id gets the id of the letter, so that requeuing
     /// it twice makes one event.
-    pub fn metadata(&self) -> EventMetadata<'_> {
+    pub(super) fn metadata(&self) -> EventMetadata<'_> {
         let letter = &self.letter;
         EventMetadata {
             id: Some(if letter.event_id.is_empty() { &self.id } else { &letter.event_id }),

@@ -37,16 +37,16 @@ pub(super) struct Letter {
 }
 
 impl LetterReader {
-    pub fn new(journal: Arc<Journal>, fates: Arc<DeadLetterStatuses>) -> Self {
+    pub(super) fn new(journal: Arc<Journal>, fates: Arc<DeadLetterStatuses>) -> Self {
         Self { journal, fates, queue: VecDeque::new(), backed_off: HashSet::new(), backoff_until: None }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// Ends the pause of deferred dead letters once it is over.
-    pub fn end_pause(&mut self, now: Instant) {
+    pub(super) fn end_pause(&mut self, now: Instant) {
         if self.backoff_until.is_some_and(|at| now >= at) {
             self.backed_off.clear();
             self.backoff_until = None;
@@ -54,7 +54,7 @@ impl LetterReader {
     }
 
     /// Loads the dead letters that are requeued for a destination, without those in flight.
-    pub fn load(&mut self, destination: &str, in_flight: impl Iterator<Item = u64>) {
+    pub(super) fn load(&mut self, destination: &str, in_flight: impl Iterator<Item = u64>) {
         if self.queue.is_empty() {
             let in_flight: HashSet<u64> = in_flight.collect();
             let requeued = self.fates.requeued(destination).into_iter();
@@ -63,7 +63,7 @@ impl LetterReader {
     }
 
     /// Reads the next dead letter; `None` if it cannot be sent now.
-    pub async fn next(&mut self) -> Option<Letter> {
+    pub(super) async fn next(&mut self) -> Option<Letter> {
         let id = self.queue.pop_front()?;
         let dead = Arc::clone(self.journal.dead());
         let read = spawn_blocking(move || {
@@ -86,13 +86,13 @@ impl LetterReader {
     }
 
     /// Defers a dead letter until the end of the current pause.
-    pub fn back_off(&mut self, letter: u64) {
+    pub(super) fn back_off(&mut self, letter: u64) {
         self.backed_off.insert(letter);
         self.backoff_until.get_or_insert(clock::instant() + REFUSED_PAUSE);
     }
 
     /// Returns the new status of a dead letter after central's answer; `None` if it stays requeued.
-    pub fn decide(
+    pub(super) fn decide(
         &mut self,
         letter: u64,
         content: &DeadLetter<'_>,
@@ -111,7 +111,7 @@ impl LetterReader {
     }
 
     /// Holds a dead letter that cannot be sent.
-    pub async fn hold(&mut self, letter: u64, content: Arc<DeadLetter<'static>>, reason: String) {
+    pub(super) async fn hold(&mut self, letter: u64, content: Arc<DeadLetter<'static>>, reason: String) {
         let status = self.held(letter, &content, reason);
         self.save(vec![(letter, content, status)]).await;
     }
@@ -127,7 +127,7 @@ impl LetterReader {
     }
 
     /// Saves the outcome of dead letters.
-    pub async fn save(&self, decided: Vec<(u64, Arc<DeadLetter<'static>>, DeadLetterStatus)>) {
+    pub(super) async fn save(&self, decided: Vec<(u64, Arc<DeadLetter<'static>>, DeadLetterStatus)>) {
         if decided.is_empty() {
             return;
         }
@@ -145,7 +145,7 @@ impl LetterReader {
 
 impl Letter {
     /// The event of the dead letter; `None` if its record cannot be read.
-    pub fn outgoing(&self) -> Option<Outgoing<'_>> {
+    pub(super) fn outgoing(&self) -> Option<Outgoing<'_>> {
         let record = Record::decode(&self.record).ok()?;
         let letter = &self.content;
         let event = Record {

@@ -32,7 +32,7 @@ pub(super) struct ReplayReader {
 }
 
 impl ReplayReader {
-    pub fn new(replay: Replay, journal: &Journal) -> Self {
+    pub(super) fn new(replay: Replay, journal: &Journal) -> Self {
         let now = clock::instant();
         let mut reader = Self {
             replay,
@@ -48,17 +48,17 @@ impl ReplayReader {
         reader
     }
 
-    pub fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.replay.id
     }
 
     /// Largest rate in events per second.
-    pub fn rate(&self) -> Option<u64> {
+    pub(super) fn rate(&self) -> Option<u64> {
         self.replay.rate
     }
 
     /// Remaining pause after a temporary rejection.
-    pub fn pause(&self) -> Duration {
+    pub(super) fn pause(&self) -> Duration {
         match self.refused.is_empty() {
             true => Duration::ZERO,
             false => self.refused_until.saturating_duration_since(clock::instant()),
@@ -67,7 +67,7 @@ impl ReplayReader {
 
     /// Passes the next event, with the index of its lane, to `send`. Returns `false` if there is none left
     /// or it cannot be read now.
-    pub async fn next(&mut self, journal: &Journal, send: impl FnOnce(usize, Outgoing<'_>)) -> bool {
+    pub(super) async fn next(&mut self, journal: &Journal, send: impl FnOnce(usize, Outgoing<'_>)) -> bool {
         if let Some((lane_index, offset)) = self.refused.pop_first() {
             self.next_refused(journal, (lane_index, offset), send).await;
             return true;
@@ -126,7 +126,7 @@ impl ReplayReader {
         }
     }
 
-    pub fn take_answer(&mut self, lane_index: usize, offset: u64, rejection: Option<Rejection>) {
+    pub(super) fn take_answer(&mut self, lane_index: usize, offset: u64, rejection: Option<Rejection>) {
         match rejection {
             None => self.replay.sent += 1,
             // Central has settled this event before: no dead letter is written.
@@ -144,7 +144,7 @@ impl ReplayReader {
     }
 
     /// Counts an event that is not sent again.
-    pub fn fail(&mut self) {
+    pub(super) fn fail(&mut self) {
         self.replay.failed += 1;
     }
 
@@ -159,13 +159,13 @@ impl ReplayReader {
     }
 
     /// Whether the progress is to be saved now; `is_idle`: nothing is in flight.
-    pub fn is_save_due(&self, is_idle: bool) -> bool {
+    pub(super) fn is_save_due(&self, is_idle: bool) -> bool {
         (self.is_complete() && is_idle) || clock::instant().duration_since(self.saved_at) >= SAVE_EVERY
     }
 
     /// Returns the replay with the progress to save, and whether it is done. `in_flight` has index of the lane and offset
     /// of its events in flight; `is_idle`: nothing at all is.
-    pub fn progress(&mut self, in_flight: impl Iterator<Item = (usize, u64)>, is_idle: bool) -> (Replay, bool) {
+    pub(super) fn progress(&mut self, in_flight: impl Iterator<Item = (usize, u64)>, is_idle: bool) -> (Replay, bool) {
         self.saved_at = clock::instant();
         let mut replay = self.replay.clone();
         let mut lowest: BTreeMap<usize, u64> = BTreeMap::new();

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Faults per lane that are described; further ones are only counted.
-pub const FAULTS_SHOWN_MAX: usize = 100;
+pub(crate) const FAULTS_SHOWN_MAX: usize = 100;
 /// Blocks counted in one step.
 const STEP_BLOCKS: usize = 64;
 /// Tries to read the active segment after damage: the writer starts a new segment meanwhile.

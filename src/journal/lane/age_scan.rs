@@ -18,7 +18,7 @@ pub(super) struct AgeScan {
 }
 
 impl Ages {
-    pub fn of(&mut self, destination: &str, limit: u64) -> &mut AgeScan {
+    pub(super) fn of(&mut self, destination: &str, limit: u64) -> &mut AgeScan {
         let index = self.scans.iter().position(|known| known.destination == destination && known.limit == limit);
         let index = index.unwrap_or_else(|| {
             self.scans.push(AgeScan { destination: destination.to_owned(), limit, next: 1, at: Timestamp(0) });

@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const PREFIX: &str = "audit/";
 /// Largest number of entries: a year of thirty changes per day.
-pub const ENTRIES_MAX: usize = 10_000;
+pub(crate) const ENTRIES_MAX: usize = 10_000;
 /// Largest size of all entries: a sixteenth of the memory of the packaged unit, since a start reads the file.
-pub const BYTES_MAX: usize = 16 << 20;
+pub(crate) const BYTES_MAX: usize = 16 << 20;
 /// The number of entries is checked once per this many writes.
 const TRIM_EVERY: u64 = 100;
 /// Size of one page when reading, beyond one entry.

@@ -59,7 +59,7 @@ impl Default for BatchEncoder {
 }
 
 impl BatchEncoder {
-    pub fn encode(&mut self, batch: &Batch, lane: &Lane, position: &mut Position) -> EncodedBatch {
+    pub(super) fn encode(&mut self, batch: &Batch, lane: &Lane, position: &mut Position) -> EncodedBatch {
         let now = Timestamp::from(clock::wall());
         self.find_repeats(batch, lane, now);
         let plain_max = ((BLOCK_BYTES as f64 / self.ratio * 0.96) as usize).clamp(BLOCK_BYTES, BLOCK_PLAIN_MAX);
@@ -114,7 +114,7 @@ impl BatchEncoder {
     }
 
     /// Removes the cursors from the first block.
-    pub fn forget_cursors(&mut self, encoded: &mut EncodedBatch) {
+    pub(super) fn forget_cursors(&mut self, encoded: &mut EncodedBatch) {
         let (Some(block), Some((_, value))) = (encoded.blocks.first_mut(), encoded.values.first_mut()) else { return };
         if !block.header.settled.is_empty() {
             *block = Arc::new(block.without_cursors());

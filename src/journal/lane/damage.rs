@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// A file whose events cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Damage {
+pub(crate) enum Damage {
     /// It is renamed, and the journal continues without it.
     Quarantined(PathBuf),
     /// It is damaged and still in its place; the reason names it.
@@ -14,7 +14,7 @@ pub enum Damage {
 
 impl Damage {
     /// Whether the file is in quarantine.
-    pub fn is_quarantined(&self) -> bool {
+    pub(crate) fn is_quarantined(&self) -> bool {
         matches!(self, Self::Quarantined(_))
     }
 }

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 /// Proof that an event with a fingerprint is on disk. Only the window issues it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DurableCopy(());
+pub(crate) struct DurableCopy(());
 
 /// Result of a lookup in the dedupe window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DedupeResult {
+pub(crate) enum DedupeResult {
     /// The window does not know the id.
     New,
     /// An event with the same fingerprint is on disk.
@@ -31,7 +31,7 @@ const GENERATIONS: usize = 4;
 
 /// The dedupe window, as generations of hash tables.
 #[derive(Debug)]
-pub struct Window {
+pub(crate) struct Window {
     /// Generations, newest last.
     generations: Vec<Generation>,
     slots: usize,
@@ -46,14 +46,14 @@ struct Generation {
 
 impl Window {
     /// Creates a window of at most `bytes`.
-    pub fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         let slots = (bytes / GENERATIONS / FINGERPRINT_BYTES).max(1024);
         // The largest power of two that fits.
         Self { generations: Vec::new(), slots: 1 << slots.ilog2() }
     }
 
     /// Looks up an event. Generations that ended more than `reach` before `now` are ignored.
-    pub fn find(&self, fingerprint: Fingerprint, now: Timestamp, reach: Duration) -> DedupeResult {
+    pub(crate) fn find(&self, fingerprint: Fingerprint, now: Timestamp, reach: Duration) -> DedupeResult {
         let mut seen = DedupeResult::New;
         for generation in self.generations.iter().rev() {
             if now.since(generation.last) > reach {
@@ -69,17 +69,17 @@ impl Window {
     }
 
     /// Adds the fingerprints of events that a commit has written.
-    pub fn admit(&mut self, fingerprints: &[Fingerprint], at: Timestamp, _proof: &Synced) {
+    pub(crate) fn admit(&mut self, fingerprints: &[Fingerprint], at: Timestamp, _proof: &Synced) {
         fingerprints.iter().for_each(|fingerprint| self.insert(*fingerprint, at));
     }
 
     /// Adds the fingerprints that a segment on disk held when the journal was opened.
-    pub fn restore(&mut self, fingerprints: &[Fingerprint], at: Timestamp) {
+    pub(crate) fn restore(&mut self, fingerprints: &[Fingerprint], at: Timestamp) {
         fingerprints.iter().for_each(|fingerprint| self.insert(*fingerprint, at));
     }
 
     /// Shifts the times of all generations by a change of the clock, so that their age stays right.
-    pub fn shift(&mut self, micros: i64) {
+    pub(crate) fn shift(&mut self, micros: i64) {
         for generation in &mut self.generations {
             generation.first = Timestamp(generation.first.0.saturating_add(micros));
             generation.last = Timestamp(generation.last.0.saturating_add(micros));
@@ -101,17 +101,17 @@ impl Window {
     }
 
     /// Number of fingerprints that fit.
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         GENERATIONS * self.slots * 3 / 4
     }
 
     /// Number of fingerprints in the window.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.generations.iter().map(|generation| generation.slots.used).sum()
     }
 
     /// Time since which the window is complete; `None` as long as nothing was dropped.
-    pub fn reaches_back_to(&self) -> Option<Timestamp> {
+    pub(crate) fn reaches_back_to(&self) -> Option<Timestamp> {
         (self.generations.len() == GENERATIONS).then(|| self.generations[0].first)
     }
 }
@@ -174,7 +174,7 @@ impl Slots {
 
 /// Result of a lookup in the current batch, for an event that is not in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BatchDedupeResult {
+pub(crate) enum BatchDedupeResult {
     /// The batch does not have the id.
     New,
     /// The same event is in the batch: one commit decides over both.
@@ -185,13 +185,13 @@ pub enum BatchDedupeResult {
 
 /// Fingerprints of the batch that is being encoded. They are not in the window yet: the batch is not on disk.
 #[derive(Debug, Default)]
-pub struct BatchFingerprints {
+pub(crate) struct BatchFingerprints {
     slots: Slots,
 }
 
 impl BatchFingerprints {
     /// Empties the table and makes room for `events`.
-    pub fn reset(&mut self, events: usize) {
+    pub(crate) fn reset(&mut self, events: usize) {
         let wanted = (events * 2).max(16).next_power_of_two();
         // Memory of a burst is released: a table four times too large is replaced.
         if self.slots.slots.len() < wanted || self.slots.slots.len() > wanted * 4 {
@@ -202,7 +202,7 @@ impl BatchFingerprints {
     }
 
     /// Looks up an event and adds it unless it is a repeat. [`BatchFingerprints::reset`] sets how many can be added.
-    pub fn admit(&mut self, fingerprint: Fingerprint) -> BatchDedupeResult {
+    pub(crate) fn admit(&mut self, fingerprint: Fingerprint) -> BatchDedupeResult {
         let seen = match self.slots.find(fingerprint) {
             Match::Same => return BatchDedupeResult::Repeat,
             Match::SameId => BatchDedupeResult::Conflict,

@@ -26,7 +26,7 @@ const GATHER_BYTES_MAX: usize = 2 << 20;
 
 /// One event of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct BatchEntry {
+pub(crate) struct BatchEntry {
     /// End of its record in the bytes of the batch.
     pub end: usize,
     pub publication: u32,
@@ -37,22 +37,22 @@ pub struct BatchEntry {
 /// Proof that every event of a batch is on disk; receipts are issued only with it.
 #[derive(Debug)]
 #[must_use = "a batch without its proof gets no receipts"]
-pub struct BatchDurable(());
+pub(crate) struct BatchDurable(());
 
 impl BatchDurable {
     /// A commit wrote the batch. A repeat in it repeats an event of the same batch, or one that was on disk before.
-    pub fn committed(_: Synced) -> Self {
+    pub(crate) fn committed(_: Synced) -> Self {
         Self(())
     }
 
     /// The batch needed no commit: every event in it repeats one on disk. `None` if one does not.
-    pub fn repeated(entries: usize, copies: &[DurableCopy]) -> Option<Self> {
+    pub(crate) fn repeated(entries: usize, copies: &[DurableCopy]) -> Option<Self> {
         (copies.len() == entries).then_some(Self(()))
     }
 }
 
 #[derive(Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Number of the batch, counting from 1.
     pub number: u64,
     /// Encoded records, each with a length prefix.
@@ -64,7 +64,7 @@ pub struct Batch {
 
 /// The queue of a lane: producers put events in, and the writer takes them out in batches.
 #[derive(Debug)]
-pub struct CommitQueue {
+pub(crate) struct CommitQueue {
     state: Mutex<QueueState>,
     work: Condvar,
     /// Wakes producers that found no room.
@@ -84,7 +84,7 @@ struct QueueState {
 
 /// A message to the writer of a lane.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Write changed cursors soon, without waiting for the next commit.
     WriteCursors,
     /// Begin a new segment: a reader found damage in the active one.
@@ -175,7 +175,7 @@ pub enum SubmitError {
 }
 
 #[derive(Debug)]
-pub enum WriterWork {
+pub(crate) enum WriterWork {
     /// A batch to commit; the next one gathers meanwhile.
     Batch(Batch),
     /// No event arrived within the timeout, or a command did.
@@ -186,7 +186,7 @@ pub enum WriterWork {
 
 impl CommitQueue {
     /// Creates an empty queue, whose first batch has number 1.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let batch = Batch { number: 1, ..Batch::default() };
         Self {
             state: Mutex::new(QueueState { batch, closing: false, commands: Vec::new() }),
@@ -203,7 +203,7 @@ impl CommitQueue {
 
     /// Adds an event. `lane` is the index of the lane for the waiter; a batch of [`CUT_BYTES`] wakes the writer
     /// before the linger is over.
-    pub fn put(
+    pub(crate) fn put(
         &self,
         record: &Record<'_>,
         repeats: Option<(Fingerprint, Duration)>,
@@ -235,7 +235,7 @@ impl CommitQueue {
     }
 
     /// Waits until there may be room again. Cancel-safe.
-    pub async fn room(&self) {
+    pub(crate) async fn room(&self) {
         let room = self.room.notified();
         tokio::pin!(room);
         room.as_mut().enable();
@@ -249,18 +249,18 @@ impl CommitQueue {
     }
 
     /// The receipt of a ticket, if its batch is durable.
-    pub fn receipt(&self, ticket: Ticket) -> Option<Receipt> {
+    pub(crate) fn receipt(&self, ticket: Ticket) -> Option<Receipt> {
         (self.durable.load(Ordering::Acquire) >= ticket.0).then_some(Receipt(()))
     }
 
     /// Whether the journal is closed: a ticket without a receipt never gets one.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
     /// Waits for a batch; `spare` is reused for the next one. `hold` returns how long the batch may still
     /// gather, unless it reaches [`CUT_BYTES`].
-    pub fn take(&self, spare: Batch, idle_after: Duration, hold: impl Fn() -> Duration) -> WriterWork {
+    pub(crate) fn take(&self, spare: Batch, idle_after: Duration, hold: impl Fn() -> Duration) -> WriterWork {
         let mut state = self.lock();
         while state.batch.entries.is_empty() {
             if state.closing {
@@ -303,7 +303,7 @@ impl CommitQueue {
     }
 
     /// Issues the receipts of a durable batch, wakes its waiters, and empties the batch for reuse.
-    pub fn done(&self, batch: &mut Batch, _proof: BatchDurable) {
+    pub(crate) fn done(&self, batch: &mut Batch, _proof: BatchDurable) {
         self.durable.store(batch.number, Ordering::Release);
         for waiter in batch.waiters.drain(..) {
             waiter.notify_one();
@@ -315,7 +315,7 @@ impl CommitQueue {
     }
 
     /// Sends a command to the writer and wakes it.
-    pub fn send(&self, command: Command) {
+    pub(crate) fn send(&self, command: Command) {
         let mut state = self.lock();
         let is_same = |other: &Command| std::mem::discriminant(other) == std::mem::discriminant(&command);
         if matches!(command, Command::ForgetDestination { .. }) || !state.commands.iter().any(is_same) {
@@ -326,12 +326,12 @@ impl CommitQueue {
     }
 
     /// Takes the commands that have arrived.
-    pub fn take_commands(&self) -> Vec<Command> {
+    pub(crate) fn take_commands(&self) -> Vec<Command> {
         std::mem::take(&mut self.lock().commands)
     }
 
     /// Waits for `wait`; returns `true` at once after [`Command::StopRetries`].
-    pub fn pause(&self, wait: Duration) -> bool {
+    pub(crate) fn pause(&self, wait: Duration) -> bool {
         let is_stopped =
             |state: &QueueState| state.commands.iter().any(|command| matches!(command, Command::StopRetries));
         let mut state = self.lock();
@@ -340,14 +340,14 @@ impl CommitQueue {
     }
 
     /// Accepts no more events; the writer commits those that are queued.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().closing = true;
         self.work.notify_one();
         self.room.notify_waiters();
     }
 
     /// Marks the writer as ended, and wakes everybody who still waits.
-    pub fn mark_closed(&self) {
+    pub(crate) fn mark_closed(&self) {
         self.closed.store(true, Ordering::Release);
         for waiter in self.lock().batch.waiters.drain(..) {
             waiter.notify_one();

@@ -56,7 +56,7 @@ struct LogRange {
 type SegmentFiles = BTreeMap<u64, SegmentFile>;
 
 impl Recovery<'_> {
-    pub fn run(mut self) -> Result<(Lane, Position), JournalError> {
+    pub(super) fn run(mut self) -> Result<(Lane, Position), JournalError> {
         let folder = self.core.folder.join(&self.config.name);
         let identity = self.make_folder(&folder)?;
         // A crash interrupted the creation of an unfinished segment: it never counted.

@@ -23,7 +23,7 @@ pub(in crate::journal) struct GapFile {
 
 /// The gaps of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gaps {
+pub(crate) struct Gaps {
     /// Offsets: from, to (exclusive), in order.
     pub offsets: Vec<(u64, u64)>,
     /// Sequences of a stream: stream, from, to (exclusive), in order.
@@ -32,7 +32,7 @@ pub struct Gaps {
 
 impl GapFile {
     /// Reads the gaps. Quarantines a damaged file and returns its new path as the second value.
-    pub fn load(disk: &dyn Disk, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+    pub(crate) fn load(disk: &dyn Disk, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join(FILE);
         match read_whole(disk, &path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
@@ -45,12 +45,12 @@ impl GapFile {
     }
 
     /// The gaps of a lane.
-    pub fn of(&self, lane: &str) -> Gaps {
+    pub(crate) fn of(&self, lane: &str) -> Gaps {
         self.lanes.get(lane).cloned().unwrap_or_default()
     }
 
     /// Stores the gaps of a lane; returns when they are durable.
-    pub fn save(&mut self, lane: &str, gaps: &Gaps, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
+    pub(crate) fn save(&mut self, lane: &str, gaps: &Gaps, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
         if self.of(lane) == *gaps {
             return Ok(());
         }
@@ -62,7 +62,7 @@ impl GapFile {
 
 impl GapFile {
     /// Extends the last gap of every lane and stream to `to`; returns when that is durable.
-    pub fn widen_last(&mut self, to: u64, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
+    pub(crate) fn widen_last(&mut self, to: u64, disk: &dyn Disk, folder: &Path) -> Result<(), JournalError> {
         for lane in self.lanes.clone().keys() {
             let mut gaps = self.of(lane);
             if let Some(last) = gaps.offsets.last_mut() {
@@ -82,19 +82,19 @@ impl GapFile {
 
 impl Gaps {
     /// The first offset at or after `offset` that is in no gap.
-    pub fn skip_gap(&self, offset: u64) -> u64 {
+    pub(crate) fn skip_gap(&self, offset: u64) -> u64 {
         let found = self.offsets.iter().find(|(from, to)| (*from..*to).contains(&offset));
         found.map_or(offset, |(_, to)| *to)
     }
 
     /// `to`, or the start of a gap between `offset` and `to`.
-    pub fn clip_at_gap(&self, offset: u64, to: u64) -> u64 {
+    pub(crate) fn clip_at_gap(&self, offset: u64, to: u64) -> u64 {
         let starts = self.offsets.iter().map(|(from, _)| *from);
         starts.filter(|from| *from > offset).min().map_or(to, |from| from.min(to))
     }
 
     /// The first sequence of a stream at or after `sequence` that is in no gap.
-    pub fn skip_sequence_gap(&self, stream: u32, sequence: u64) -> u64 {
+    pub(crate) fn skip_sequence_gap(&self, stream: u32, sequence: u64) -> u64 {
         let mut of_stream = self.sequences.iter().filter(|gap| gap.0 == stream);
         of_stream.find(|(_, from, to)| (*from..*to).contains(&sequence)).map_or(sequence, |(_, _, to)| *to)
     }
@@ -116,28 +116,28 @@ impl Gaps {
     }
 
     /// Number of offsets below `end` that are in a gap.
-    pub fn offsets_below(&self, end: u64) -> u64 {
+    pub(crate) fn offsets_below(&self, end: u64) -> u64 {
         self.offsets_between(0, end)
     }
 
     /// Number of offsets in a range that are in a gap.
-    pub fn offsets_between(&self, first: u64, end: u64) -> u64 {
+    pub(crate) fn offsets_between(&self, first: u64, end: u64) -> u64 {
         self.offsets.iter().map(|(from, to)| end.min(*to).saturating_sub(first.max(*from))).sum()
     }
 
     /// Number of sequences of a stream in a range that are in a gap.
-    pub fn sequences_between(&self, stream: u32, from: u64, to: u64) -> u64 {
+    pub(crate) fn sequences_between(&self, stream: u32, from: u64, to: u64) -> u64 {
         let gaps = self.sequences.iter().filter(|gap| gap.0 == stream);
         gaps.map(|(_, start, end)| (*end).min(to).saturating_sub((*start).max(from))).sum()
     }
 
     /// Number of offsets in a range that were assigned.
-    pub fn assigned_between(&self, from: u64, to: u64) -> u64 {
+    pub(crate) fn assigned_between(&self, from: u64, to: u64) -> u64 {
         to.saturating_sub(from).saturating_sub(self.offsets_below(to).saturating_sub(self.offsets_below(from)))
     }
 
     /// Number of sequences of a stream that are in a gap.
-    pub fn sequences_of(&self, stream: u32) -> u64 {
+    pub(crate) fn sequences_of(&self, stream: u32) -> u64 {
         self.sequences.iter().filter(|gap| gap.0 == stream).map(|(_, from, to)| to - from).sum()
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct LostSegments {
 
 impl LostSegments {
     /// Adds the numbers that a damaged segment still reveals.
-    pub fn add(&mut self, first: u64, core: &Core, path: &Path) {
+    pub(super) fn add(&mut self, first: u64, core: &Core, path: &Path) {
         self.first = Some(first);
         self.end = self.end.max(first);
         // A segment that cannot be opened reveals nothing; this is not another error.
@@ -66,7 +66,10 @@ pub(super) struct NumberRecovery<'a> {
 impl NumberRecovery<'_> {
     /// Recovers the next offset and the next sequence of every stream. Adds skipped numbers to `gaps`
     /// and logs each gap once.
-    pub fn run(&self, gaps: &mut Gaps) -> Result<(ReservedNumbers, BTreeMap<u32, ReservedNumbers>), JournalError> {
+    pub(super) fn run(
+        &self,
+        gaps: &mut Gaps,
+    ) -> Result<(ReservedNumbers, BTreeMap<u32, ReservedNumbers>), JournalError> {
         let (offsets, may_be_incomplete) = self.offsets(gaps)?;
         let mut sequences = BTreeMap::new();
         for stream in self.core.publications.read().streams() {

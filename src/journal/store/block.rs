@@ -12,7 +12,7 @@ use crate::event::{Record, Timestamp, append_postcard};
 use serde::{Deserialize, Serialize};
 
 /// Block format that this version writes, and the newest that it reads.
-pub const FORMAT: u8 = 2;
+pub(crate) const FORMAT: u8 = 2;
 const MAGIC: [u8; 2] = *b"FB";
 const PREFIX_BYTES: usize = 12;
 const CODEC_PLAIN: u8 = 0;

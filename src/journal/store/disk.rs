@@ -289,12 +289,12 @@ pub(super) struct Backend {
 
 impl Backend {
     /// Creates a backend on a file.
-    pub fn new(file: Box<dyn DiskFile>) -> Self {
+    pub(super) fn new(file: Box<dyn DiskFile>) -> Self {
         Self { file, sync_failed: Arc::default() }
     }
 
     /// Flag that becomes true once an fsync of the file has failed.
-    pub fn sync_failed(&self) -> Arc<AtomicBool> {
+    pub(super) fn sync_failed(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.sync_failed)
     }
 }

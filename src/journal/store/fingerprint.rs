@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Two keyed hashes of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint {
+pub(crate) struct Fingerprint {
     /// Hash of source, device and id; never 0.
     pub id: u64,
     /// Hash of stream, key and the stored payload.
@@ -15,12 +15,12 @@ pub struct Fingerprint {
 }
 
 /// Size of a fingerprint in bytes, in memory and in a segment.
-pub const FINGERPRINT_BYTES: usize = 16;
+pub(crate) const FINGERPRINT_BYTES: usize = 16;
 
 /// The secret key of the journal's fingerprints. Devices choose ids: without a secret key they could choose ids that
 /// share a slot of the window and make every lookup long.
 #[derive(Clone, Copy)]
-pub struct FingerprintKey([u64; 3]);
+pub(crate) struct FingerprintKey([u64; 3]);
 
 impl std::fmt::Debug for FingerprintKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -30,16 +30,16 @@ impl std::fmt::Debug for FingerprintKey {
 
 impl FingerprintKey {
     /// Length of a stored key in bytes.
-    pub const BYTES: usize = 24;
+    pub(crate) const BYTES: usize = 24;
 
-    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+    pub(crate) fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         let (words, _) = bytes.as_chunks::<8>();
         Self([0, 1, 2].map(|index| u64::from_le_bytes(words[index])))
     }
 
     /// The fingerprint of an event with an id from its device; `None` if the gateway minted the id. `stream` is the
     /// number of its stream in this journal.
-    pub fn fingerprint(&self, record: &Record<'_>, stream: u32) -> Option<Fingerprint> {
+    pub(crate) fn fingerprint(&self, record: &Record<'_>, stream: u32) -> Option<Fingerprint> {
         let original = |attribute: &Attribute<'_>| matches!(attribute, Attribute::OriginalId(_));
         let id = match record.id {
             Id::Text(id) => id,

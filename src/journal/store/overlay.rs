@@ -32,7 +32,7 @@ struct State {
 
 impl Overlay {
     /// Creates an overlay over a file.
-    pub fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
+    pub(super) fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
         let length = file.length()?;
         Ok(Self { file, state: Mutex::new(State { length, below: length, pages: BTreeMap::new() }) })
     }

@@ -24,13 +24,13 @@ const FINGERPRINTS_FROM: u64 = u64::MAX - 0xFFFF;
 /// Just below 60 KiB, as for blocks.
 const FINGERPRINTS_IN_ROW: usize = 3800;
 /// Format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 3;
 /// Fingerprints of older formats were computed differently and are not read.
 const FINGERPRINTS_FORMAT: u32 = 3;
 
 /// Summary of a segment, stored in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     pub format: u32,
     /// Offset of its first event.
     pub first: u64,
@@ -70,7 +70,7 @@ impl From<SummaryV1> for Summary {
 
 impl Summary {
     /// The next sequence of every stream behind the segment.
-    pub fn sequences_after(&self) -> Vec<(u32, u64)> {
+    pub(crate) fn sequences_after(&self) -> Vec<(u32, u64)> {
         let mut next = self.sequences.clone();
         for part in self.closed.iter().flat_map(|closed| &closed.streams) {
             raise_sequence(&mut next, part.stream, part.first + part.count);
@@ -81,7 +81,7 @@ impl Summary {
 
 /// End of a closed segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Closed {
+pub(crate) struct Closed {
     /// Offset after its last event.
     pub end: u64,
     /// Time when it was closed.
@@ -91,7 +91,7 @@ pub struct Closed {
 
 /// Events of one stream in a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StreamPart {
+pub(crate) struct StreamPart {
     /// Number of the stream in this journal.
     pub stream: u32,
     pub first: u64,
@@ -102,7 +102,7 @@ pub struct StreamPart {
 
 impl StreamPart {
     /// Adds a run of a block to the content by stream.
-    pub fn add(parts: &mut BTreeMap<u32, Self>, run: &Run, recorded: Timestamp) {
+    pub(crate) fn add(parts: &mut BTreeMap<u32, Self>, run: &Run, recorded: Timestamp) {
         let new = Self { stream: run.stream, first: run.first, count: 0, recorded: (recorded, recorded) };
         let part = parts.entry(run.stream).or_insert(new);
         part.count += u64::from(run.count);
@@ -114,10 +114,10 @@ impl StreamPart {
 /// Proof that a commit has returned after its fsync.
 #[derive(Debug)]
 #[must_use = "receipts need the proof of the commit"]
-pub struct Synced(());
+pub(crate) struct Synced(());
 
 #[derive(Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     path: PathBuf,
     identity: Identity,
     database: Handle,
@@ -129,19 +129,24 @@ enum Handle {
 }
 
 /// Name of the file of the segment that starts at `first`.
-pub fn file_name(first: u64) -> String {
+pub(crate) fn file_name(first: u64) -> String {
     format!("{first:020}.redb")
 }
 
 /// First offset of a segment according to its file name.
-pub fn offset_in_name(name: &str) -> Option<u64> {
+pub(crate) fn offset_in_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".redb")?;
     (digits.len() == 20).then(|| digits.parse().ok())?
 }
 
 impl Segment {
     /// Creates a segment, which survives a power cut when this returns.
-    pub fn create(disk: &dyn Disk, folder: &Path, summary: &Summary, cache_bytes: usize) -> Result<Self, JournalError> {
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        folder: &Path,
+        summary: &Summary,
+        cache_bytes: usize,
+    ) -> Result<Self, JournalError> {
         let path = folder.join(file_name(summary.first));
         let (segment, Synced(())) =
             Self::create_at(&path, disk, cache_bytes, |segment| segment.write(&[], Some(summary), &[]))?;
@@ -173,7 +178,7 @@ impl Segment {
     }
 
     /// Copies the segment into a new file under its name, after its own file was removed or replaced.
-    pub fn recreate_file(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
+    pub(crate) fn recreate_file(&self, disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, Synced), JournalError> {
         Self::create_at(&self.path, disk, cache_bytes, |segment| segment.copy_rows(&self.view()?))
     }
 
@@ -198,7 +203,7 @@ impl Segment {
     }
 
     /// Opens a segment for writing; repairs it if the last run did not close it.
-    pub fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+    pub(crate) fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::Existing).map_err(|error| JournalError::io(path, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
         // Everything read from now on must be durable: a killed process may have left pages that no fsync has covered.
@@ -215,7 +220,7 @@ impl Segment {
     }
 
     /// Opens a segment read-only. Repairs it first if it was not closed cleanly.
-    pub fn open_closed(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+    pub(crate) fn open_closed(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let file = disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
         let identity = file.identity().map_err(|error| JournalError::io(path, error))?;
         let opened = catch_panic(path, || {
@@ -231,7 +236,7 @@ impl Segment {
     }
 
     /// Opens a segment for inspection, in whatever state it is. Never changes the file: a repair stays in memory.
-    pub fn open_without_repair(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
+    pub(crate) fn open_without_repair(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Self, JournalError> {
         let open = || disk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error));
         let builder = || {
             let mut builder = Database::builder();
@@ -251,21 +256,21 @@ impl Segment {
     }
 
     /// Whether its path still leads to its file: nobody has removed or replaced it.
-    pub fn is_in_place(&self, disk: &dyn Disk) -> bool {
+    pub(crate) fn is_in_place(&self, disk: &dyn Disk) -> bool {
         disk.identity(&self.path).is_ok_and(|found| found == self.identity)
     }
 
     /// Whether the file is opened read-only.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         matches!(self.database, Handle::Closed(_))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Writes blocks, and a summary if given, in one durable commit.
-    pub fn write(
+    pub(crate) fn write(
         &self,
         blocks: &[(u64, &[u8])],
         summary: Option<&Summary>,
@@ -303,7 +308,7 @@ impl Segment {
     }
 
     /// Begins a read transaction. Drop the view soon: it pins pages, and the file grows.
-    pub fn view(&self) -> Result<View, JournalError> {
+    pub(crate) fn view(&self) -> Result<View, JournalError> {
         let read = catch_panic(&self.path, || match &self.database {
             Handle::Active(database) => Ok(database.begin_read()?),
             Handle::Closed(database) => Ok(database.begin_read()?),
@@ -325,13 +330,13 @@ enum Edge {
 
 /// A segment at one moment (read transaction).
 #[derive(Debug)]
-pub struct View {
+pub(crate) struct View {
     path: PathBuf,
     read: ReadTransaction,
 }
 
 impl View {
-    pub fn summary(&self) -> Result<Summary, JournalError> {
+    pub(crate) fn summary(&self) -> Result<Summary, JournalError> {
         let value = self.value(SUMMARY_AT)?.ok_or_else(|| self.damaged("it has no summary"))?;
         // The format comes first: a newer format is not mistaken for damage.
         let Ok((format, _)) = postcard::take_from_bytes::<u32>(&value) else {
@@ -348,7 +353,7 @@ impl View {
     }
 
     /// The fingerprints of a closed segment; empty if its version computed them differently.
-    pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
+    pub(crate) fn fingerprints(&self) -> Result<Vec<Fingerprint>, JournalError> {
         if self.summary()?.format < FINGERPRINTS_FORMAT {
             return Ok(Vec::new());
         }
@@ -368,7 +373,7 @@ impl View {
     }
 
     /// The block that holds `offset`, or the first one after it; `None` at the end.
-    pub fn block_from(&self, offset: u64) -> Result<Option<Block>, JournalError> {
+    pub(crate) fn block_from(&self, offset: u64) -> Result<Option<Block>, JournalError> {
         let offset = offset.clamp(SUMMARY_AT + 1, FINGERPRINTS_FROM - 1);
         let before = self.edge(SUMMARY_AT + 1, offset, Edge::Last)?;
         if let Some(block) = before.map(|value| self.decode(&value)).transpose()?
@@ -382,7 +387,7 @@ impl View {
     }
 
     /// The last block, if any.
-    pub fn last_block(&self) -> Result<Option<Block>, JournalError> {
+    pub(crate) fn last_block(&self) -> Result<Option<Block>, JournalError> {
         let last = self.edge(SUMMARY_AT + 1, FINGERPRINTS_FROM - 1, Edge::Last)?;
         last.map(|value| self.decode(&value)).transpose()
     }

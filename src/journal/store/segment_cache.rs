@@ -15,7 +15,7 @@ const OPEN_MAX: usize = 4;
 
 /// The open segments of a journal.
 #[derive(Debug)]
-pub struct SegmentCache {
+pub(crate) struct SegmentCache {
     disk: Arc<dyn Disk>,
     cache_bytes: usize,
     /// Whether no file may be changed: a repair stays in memory.
@@ -27,34 +27,34 @@ pub struct SegmentCache {
 impl SegmentCache {
     /// Creates a cache without open segments; each of them will have `cache_bytes` of memory for its pages. `quarantined`
     /// are files that are known to be damaged.
-    pub fn new(disk: Arc<dyn Disk>, cache_bytes: usize, quarantined: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(disk: Arc<dyn Disk>, cache_bytes: usize, quarantined: Vec<PathBuf>) -> Self {
         Self { disk, cache_bytes, is_read_only: false, opened: Mutex::default(), quarantined: Mutex::new(quarantined) }
     }
 
     /// A cache for the files of a stopped journal, which stay as they are.
-    pub fn read_only(disk: Arc<dyn Disk>, cache_bytes: usize) -> Self {
+    pub(crate) fn read_only(disk: Arc<dyn Disk>, cache_bytes: usize) -> Self {
         Self { is_read_only: true, ..Self::new(disk, cache_bytes, Vec::new()) }
     }
 
     /// Opens a segment that nobody else has open, as its writer does.
-    pub fn open_newest(&self, path: &Path) -> Result<Segment, JournalError> {
+    pub(crate) fn open_newest(&self, path: &Path) -> Result<Segment, JournalError> {
         match self.is_read_only {
             true => Segment::open_without_repair(&*self.disk, path, self.cache_bytes),
             false => Segment::open(&*self.disk, path, self.cache_bytes),
         }
     }
 
-    pub fn disk(&self) -> &dyn Disk {
+    pub(crate) fn disk(&self) -> &dyn Disk {
         &*self.disk
     }
 
     /// redb cache of each open segment, in bytes.
-    pub fn cache_bytes(&self) -> usize {
+    pub(crate) fn cache_bytes(&self) -> usize {
         self.cache_bytes
     }
 
     /// Opens a closed segment for reading, or returns the open one.
-    pub fn open(&self, path: &Path) -> Result<Arc<Segment>, JournalError> {
+    pub(crate) fn open(&self, path: &Path) -> Result<Arc<Segment>, JournalError> {
         let mut opened = self.opened.lock();
         if let Some(index) = opened.iter().position(|segment| segment.path() == path) {
             let segment = opened.remove(index);
@@ -79,7 +79,7 @@ impl SegmentCache {
     /// Takes over the handle of a writer, which `release` returns. Readers that find no active segment open the file
     /// themselves, under the same lock: they must not do so before the handle is closed or listed here, since two handles
     /// on one file would damage it.
-    pub fn take_over(&self, release: impl FnOnce() -> Option<Arc<Segment>>) {
+    pub(crate) fn take_over(&self, release: impl FnOnce() -> Option<Arc<Segment>>) {
         let mut opened = self.opened.lock();
         let Some(active) = release() else { return };
         if Arc::strong_count(&active) > 1 {
@@ -91,15 +91,15 @@ impl SegmentCache {
     }
 
     /// Closes a segment, as soon as its readers are done.
-    pub fn forget(&self, path: &Path) {
+    pub(crate) fn forget(&self, path: &Path) {
         self.opened.lock().retain(|segment| segment.path() != path);
     }
 
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.opened.lock().clear();
     }
 
-    pub fn quarantine(&self, path: &Path) {
+    pub(crate) fn quarantine(&self, path: &Path) {
         self.forget(path);
         match quarantine(&*self.disk, path) {
             Ok(to) => {
@@ -113,12 +113,12 @@ impl SegmentCache {
     }
 
     /// Lists a file as damaged.
-    pub fn add_quarantined(&self, path: PathBuf) {
+    pub(crate) fn add_quarantined(&self, path: PathBuf) {
         self.quarantined.lock().push(path);
     }
 
     /// Damaged files, including those of earlier runs.
-    pub fn quarantined(&self) -> Vec<PathBuf> {
+    pub(crate) fn quarantined(&self) -> Vec<PathBuf> {
         self.quarantined.lock().clone()
     }
 }

@@ -33,7 +33,7 @@ pub enum Change {
 /// Most of `state.redb` is read once, at the start; a larger cache would hardly be used.
 const CACHE_BYTES: usize = 256 << 10;
 /// How far ahead numbers are reserved: one small commit for this many events.
-pub const RESERVE: u64 = 1 << 20;
+pub(crate) const RESERVE: u64 = 1 << 20;
 
 fn builder() -> redb::Builder {
     let mut builder = Database::builder();
@@ -43,7 +43,7 @@ fn builder() -> redb::Builder {
 
 /// The open state of a journal.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     database: Mutex<Slot>,
@@ -70,7 +70,7 @@ enum Slot {
 
 impl State {
     /// Opens or creates the state. Quarantines a damaged file and returns its new path as the second value.
-    pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let path = folder.join("state.redb");
         let state = Self { disk, path, database: Mutex::default() };
         let found = state.disk.list(folder).map_err(|error| JournalError::io(folder, error))?;
@@ -163,7 +163,7 @@ impl State {
     }
 
     /// The mark of a name; 0 if there is none.
-    pub fn mark(&self, name: &str) -> Result<u64, JournalError> {
+    pub(crate) fn mark(&self, name: &str) -> Result<u64, JournalError> {
         self.read(|database| {
             let table = database.begin_read()?.open_table(MARKS)?;
             Ok(table.get(name)?.map_or(0, |mark| mark.value()))
@@ -171,7 +171,7 @@ impl State {
     }
 
     /// All marks with their names.
-    pub fn marks(&self) -> Result<Vec<(String, u64)>, JournalError> {
+    pub(crate) fn marks(&self) -> Result<Vec<(String, u64)>, JournalError> {
         self.read(|database| {
             let table = database.begin_read()?.open_table(MARKS)?;
             let mut marks = Vec::new();
@@ -184,7 +184,7 @@ impl State {
     }
 
     /// Opens the state of a stopped journal for inspection; the file is never changed.
-    pub fn open_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
+    pub(crate) fn open_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join("state.redb");
         let database = open_without_repair(&*disk, &path)?;
         Self::from_database(disk, path, database)
@@ -197,7 +197,7 @@ impl State {
     }
 
     /// Raises marks, never lowers one; returns when they are durable.
-    pub fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
+    pub(crate) fn raise(&self, marks: &[(String, u64)]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(MARKS)?;
             for (name, mark) in marks {
@@ -209,7 +209,7 @@ impl State {
     }
 
     /// Every note whose name begins with `prefix`, in the order of names.
-    pub fn notes(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+    pub(crate) fn notes(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
         let mut found = Vec::new();
         self.each_note(prefix, Bound::Included(prefix), |name, value| {
             found.push((name.to_owned(), value.to_vec()));
@@ -220,7 +220,7 @@ impl State {
 
     /// Notes behind `after` whose name begins with `prefix`, in the order of names, up to about `bytes_max`; at least
     /// one if there is one.
-    pub fn notes_after(
+    pub(crate) fn notes_after(
         &self,
         prefix: &str,
         after: &str,
@@ -236,7 +236,7 @@ impl State {
     }
 
     /// Counts all notes, page by page: writers do not wait for the whole count.
-    pub fn recount(&self) -> StateRecount {
+    pub(crate) fn recount(&self) -> StateRecount {
         const STEP_BYTES: usize = 1 << 20;
         let mut count = StateRecount::default();
         let mut after = String::new();
@@ -254,7 +254,7 @@ impl State {
     }
 
     /// Counts the notes of a stopped journal, and checks every page against its checksum.
-    pub fn recount_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
+    pub(crate) fn recount_without_repair(disk: Arc<dyn Disk>, folder: &Path) -> StateRecount {
         let path = folder.join("state.redb");
         let checked =
             open_checked_without_repair(&*disk, &path).and_then(|database| Self::from_database(disk, path, database));
@@ -264,7 +264,7 @@ impl State {
     }
 
     /// Name and size of every note whose name begins with `prefix`.
-    pub fn note_sizes(&self, prefix: &str) -> Result<Vec<(String, usize)>, JournalError> {
+    pub(crate) fn note_sizes(&self, prefix: &str) -> Result<Vec<(String, usize)>, JournalError> {
         let mut found = Vec::new();
         self.each_note(prefix, Bound::Included(prefix), |name, value| {
             found.push((name.to_owned(), name.len() + value.len()));
@@ -275,7 +275,7 @@ impl State {
 
     /// Calls `see` for the notes from `from` on whose name begins with `prefix`, in the order of names, until it breaks.
     /// Holds one note in memory at a time.
-    pub fn each_note(
+    pub(crate) fn each_note(
         &self,
         prefix: &str,
         from: Bound<&str>,
@@ -298,7 +298,7 @@ impl State {
     }
 
     /// The note with this name.
-    pub fn read_note(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
+    pub(crate) fn read_note(&self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.read(|database| match database.begin_read()?.open_table(NOTES) {
             Ok(table) => Ok(table.get(name)?.map(|value| value.value().to_vec())),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
@@ -307,7 +307,7 @@ impl State {
     }
 
     /// Writes notes, all or none; returns when they are durable.
-    pub fn write_notes(&self, notes: &[Note]) -> Result<(), JournalError> {
+    pub(crate) fn write_notes(&self, notes: &[Note]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(NOTES)?;
             for (name, value) in notes {
@@ -321,7 +321,7 @@ impl State {
     }
 
     /// Makes changes in order, all or none; returns when they are durable.
-    pub fn change(&self, changes: &[Change]) -> Result<(), JournalError> {
+    pub(crate) fn change(&self, changes: &[Change]) -> Result<(), JournalError> {
         self.write(|write| {
             let mut table = write.open_table(NOTES)?;
             for change in changes {
@@ -386,7 +386,7 @@ impl State {
         written
     }
 
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         *self.lock() = Slot::Closed;
     }
 }

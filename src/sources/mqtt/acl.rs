@@ -79,7 +79,7 @@ impl Rule {
 
 /// The rights of one client.
 #[derive(Clone, Debug)]
-pub struct Rights {
+pub(super) struct Rights {
     identity: Identity,
     /// Whether everything is allowed: for an anonymous client on loopback while there are no rules.
     is_everything: bool,
@@ -90,7 +90,7 @@ pub struct Rights {
 
 /// The reason why a client may publish to a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permission {
+pub(super) enum Permission {
     /// A rule allows it, or the client may do everything.
     Rule,
     /// The topic belongs to the client's proven name.
@@ -99,7 +99,7 @@ pub enum Permission {
 
 /// The reason why a client may not publish to a topic.
 #[derive(Debug)]
-pub struct Denied<'r> {
+pub(super) struct Denied<'r> {
     publishing: Publishing<'r>,
     proven: Option<&'r str>,
 }
@@ -133,7 +133,7 @@ impl Rights {
     }
 
     /// Checks whether the client may publish to the topic of a route.
-    pub fn may_publish<'r>(&'r self, route: &'r Route) -> Result<Permission, Denied<'r>> {
+    pub(super) fn may_publish<'r>(&'r self, route: &'r Route) -> Result<Permission, Denied<'r>> {
         if self.is_everything || self.publish.iter().any(|filter| filter.matches(route.topic())) {
             return Ok(Permission::Rule);
         }
@@ -152,7 +152,7 @@ impl Rights {
     }
 
     /// Returns whether the client may subscribe to a filter. The rights have to cover all of it; a part would surprise.
-    pub fn may_subscribe(&self, filter: &str) -> bool {
+    pub(super) fn may_subscribe(&self, filter: &str) -> bool {
         self.is_everything || self.subscribe.iter().any(|allowed| allowed.covers(filter))
     }
 }

@@ -36,18 +36,18 @@ pub(super) struct ConnectionMemory {
 
 impl ConnectionMemory {
     /// Wraps the permit for the fixed cost of a connection.
-    pub fn new(permit: Permit) -> Self {
+    pub(super) fn new(permit: Permit) -> Self {
         let fixed = permit.bytes();
         Self { permit, fixed, used: 0, input: 0, output: 0 }
     }
 
     /// Returns the permit of the connection.
-    pub fn permit(&self) -> &Permit {
+    pub(super) fn permit(&self) -> &Permit {
         &self.permit
     }
 
     /// Registers the client after its login; see [`Permit::join`].
-    pub fn join(&mut self, party: Party, connections_max: Option<usize>) -> Result<(), Fault> {
+    pub(super) fn join(&mut self, party: Party, connections_max: Option<usize>) -> Result<(), Fault> {
         self.permit.heard(clock::instant());
         self.permit.join(party, connections_max).map_err(|error| match error {
             NotJoined::Crowded => ALL_TAKEN,
@@ -56,7 +56,7 @@ impl ConnectionMemory {
     }
 
     /// Reserves `bytes`. Without room nothing changes.
-    pub fn reserve(&mut self, bytes: usize) -> Result<(), Fault> {
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Fault> {
         let used = self.used.saturating_add(bytes);
         let needed = self.needed(used);
         if let Some(more) = needed.checked_sub(self.permit.bytes()).filter(|more| *more > 0) {
@@ -66,7 +66,7 @@ impl ConnectionMemory {
         Ok(())
     }
 
-    pub fn release(&mut self, bytes: usize) {
+    pub(super) fn release(&mut self, bytes: usize) {
         self.used = self.used.saturating_sub(bytes);
         let needed = self.needed(self.used);
         // Hysteresis: a connection near a step would grow and shrink all the time.
@@ -76,7 +76,7 @@ impl ConnectionMemory {
     }
 
     /// Resizes the reservation of a part to `bytes`. Without room nothing changes.
-    pub fn resize(&mut self, part: &mut usize, bytes: usize) -> Result<(), Fault> {
+    pub(super) fn resize(&mut self, part: &mut usize, bytes: usize) -> Result<(), Fault> {
         match bytes.checked_sub(*part) {
             Some(more) => self.reserve(more)?,
             None => self.release(*part - bytes),
@@ -90,19 +90,24 @@ impl ConnectionMemory {
     }
 
     /// Returns whether little of the budget is left, so that clients should be slowed down.
-    pub fn is_scarce(&self) -> bool {
+    pub(super) fn is_scarce(&self) -> bool {
         self.permit.budget().room() < SCARCE
     }
 
     /// Returns whether more than half of the budget is free, so that caches may grow.
-    pub fn is_plentiful(&self) -> bool {
+    pub(super) fn is_plentiful(&self) -> bool {
         let budget = self.permit.budget();
         budget.room() > budget.permits_max() / 2
     }
 
     /// Appends bytes of an incomplete packet to a buffer. The buffer doubles its capacity, but does not exceed
     /// `packet_bytes` if that is known.
-    pub fn buffer(&mut self, buffer: &mut Vec<u8>, bytes: &[u8], packet_bytes: Option<usize>) -> Result<(), Fault> {
+    pub(super) fn buffer(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        bytes: &[u8],
+        packet_bytes: Option<usize>,
+    ) -> Result<(), Fault> {
         let length = buffer.len() + bytes.len();
         if length > buffer.capacity() {
             let doubled = buffer.capacity().saturating_mul(2).max(512);
@@ -118,13 +123,13 @@ impl ConnectionMemory {
     }
 
     /// Notes that the buffer of [`ConnectionMemory::buffer`] has a smaller capacity now.
-    pub fn buffer_shrunk(&mut self, capacity: usize) {
+    pub(super) fn buffer_shrunk(&mut self, capacity: usize) {
         self.release(self.input.saturating_sub(capacity));
         self.input = self.input.min(capacity);
     }
 
     /// Reserves the capacity of the output buffer.
-    pub fn hold_output(&mut self, capacity: usize) -> Result<(), Fault> {
+    pub(super) fn hold_output(&mut self, capacity: usize) -> Result<(), Fault> {
         let mut part = self.output;
         self.resize(&mut part, capacity)?;
         self.output = part;

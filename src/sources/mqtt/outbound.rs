@@ -12,8 +12,8 @@ mod progress;
 mod resume;
 mod subscription;
 
-pub use progress::Progress;
-pub use subscription::{ClientOptions, Limits, Subscription};
+pub(super) use progress::Progress;
+pub(super) use subscription::{ClientOptions, Limits, Subscription};
 
 use super::shared_subscription::{self, Group};
 use crate::contract::Rendering;

@@ -22,10 +22,10 @@ mod wills;
 mod writer;
 
 pub use clients::Registry;
-pub use rows::will_bytes;
-pub use session::{Exchange, Key, NoSession, PendingWill, Quotas, Session, SessionRequest, Unanswered};
-pub use takeover::{OpenedSession, SlotGuard};
-pub use wills::DueWill;
+pub(super) use rows::will_bytes;
+pub(super) use session::{Exchange, Key, NoSession, PendingWill, Quotas, Session, SessionRequest, Unanswered};
+pub(super) use takeover::{OpenedSession, SlotGuard};
+pub(super) use wills::DueWill;
 
 #[cfg(test)]
 mod tests;

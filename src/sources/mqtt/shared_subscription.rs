@@ -296,7 +296,7 @@ fn catch_up(feed: &mut Feed, attention: &FilterWaiter, reach: &mut Vec<u64>) -> 
 }
 
 /// Returns the next event of any of these groups; waits for ever without one. Safe to drop half-way.
-pub async fn next(groups: &[Arc<Group>]) -> (Arc<Group>, Event) {
+pub(super) async fn next(groups: &[Arc<Group>]) -> (Arc<Group>, Event) {
     let mut nexts: Vec<Pin<Box<dyn Future<Output = Event> + Send + '_>>> =
         groups.iter().map(|group| Box::pin(group.next()) as _).collect();
     poll_fn(|context| {

@@ -94,7 +94,12 @@ pub(super) struct ListenerState {
 }
 
 impl ListenerState {
-    pub fn new(config: Config, parts: &Parts, stats: &Arc<Stats>, kept: &KeptOnReload) -> Result<Self, CannotListen> {
+    pub(super) fn new(
+        config: Config,
+        parts: &Parts,
+        stats: &Arc<Stats>,
+        kept: &KeptOnReload,
+    ) -> Result<Self, CannotListen> {
         let served = config.tls.as_ref().map(|files| tls::served(files, Certificates::Required)).transpose()?;
         let (tls, clients) = served.map(|served| (served.config, served.clients)).unzip();
         Ok(Self {
@@ -117,12 +122,12 @@ impl ListenerState {
     }
 
     /// Returns whether certificates that were trusted at login still are.
-    pub fn trusts(&self, chain: &Chain) -> bool {
+    pub(super) fn trusts(&self, chain: &Chain) -> bool {
         self.clients.as_ref().is_some_and(|clients| chain.is_trusted(clients))
     }
 
     /// Returns the present rights of a client that has logged in before, or why it would be refused now.
-    pub fn check_access(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
+    pub(super) fn check_access(&self, identity: &Identity, peer: SocketAddr) -> Result<Rights, &'static str> {
         let (is_let_in, otherwise) = match identity {
             Identity::Password { chain: Some(chain), .. } if !self.trusts(chain) => (false, UNTRUSTED),
             Identity::Password { name, proof, .. } => (
@@ -139,12 +144,12 @@ impl ListenerState {
     }
 
     /// Returns the number of revocation lists that have ended; clients of their authorities are refused.
-    pub fn ended_lists(&self) -> usize {
+    pub(super) fn ended_lists(&self) -> usize {
         self.clients.as_ref().map_or(0, tls::Clients::ended_lists)
     }
 
     /// Returns the rights of a client that logs in.
-    pub fn rights(&self, identity: &Identity, peer: SocketAddr) -> Rights {
+    pub(super) fn rights(&self, identity: &Identity, peer: SocketAddr) -> Rights {
         let rules = &self.config.acl;
         match identity.proven() {
             Some(name) => Rights::new(rules, identity, self.config.default_rights, &self.ingest.filters_of_key(name)),
@@ -154,7 +159,7 @@ impl ListenerState {
     }
 
     /// Returns the route of a topic for a client, and why the client may not publish there; `None` if it may.
-    pub fn route(&self, topic: &str, client: &str, rights: &Rights) -> (Route, Option<String>) {
+    pub(super) fn route(&self, topic: &str, client: &str, rights: &Rights) -> (Route, Option<String>) {
         let route = self
             .ingest
             .route(SourceKind::Mqtt, &self.config.name, topic, rights.sender(client))
@@ -168,7 +173,7 @@ impl ListenerState {
     }
 
     /// Returns the permit for a connection from `peer`; `None` if there is no memory for it.
-    pub fn admit(&self, peer: SocketAddr) -> Option<Permit> {
+    pub(super) fn admit(&self, peer: SocketAddr) -> Option<Permit> {
         let bytes = if self.tls.is_some() { connection_memory::TLS_BYTES } else { connection_memory::PLAIN_BYTES };
         match self.budget.admit(bytes, peer.ip(), self.kept.listener_id) {
             Ok(permit) => Some(permit),
@@ -180,13 +185,13 @@ impl ListenerState {
     }
 
     /// Returns the number of QoS 2 exchanges that a client may have open.
-    pub fn exchanges_max(&self) -> usize {
+    pub(super) fn exchanges_max(&self) -> usize {
         self.config.exchanges_max.max(self.config.receive_maximum.into())
     }
 
     /// Counts, reports and logs a will that is dropped. The log is limited: changed rights may drop the
     /// wills of thousands of clients.
-    pub fn count_dropped(&self, peer: SocketAddr, attempt: Attempt<'_>, why: &str) {
+    pub(super) fn count_dropped(&self, peer: SocketAddr, attempt: Attempt<'_>, why: &str) {
         self.stats.refuse(Refusal::Access);
         self.report(peer, Cause::Will, attempt, why);
         if let Some(held_back) = self.dropped_wills.allow(clock::instant()) {
@@ -196,7 +201,7 @@ impl ListenerState {
     }
 
     /// Counts, logs and reports an action that a client has no right to.
-    pub fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
+    pub(super) fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
         device.refused.add(1);
         let who = device.last_seen();
         let (peer, attempt) = (who.peer, Attempt { sender: who.sender(&device.client), what });
@@ -209,7 +214,7 @@ impl ListenerState {
     }
 
     /// Counts and logs a request of a client that exceeds a limit.
-    pub fn refuse_client(&self, device: &Device, topic: &str, reason: Refusal, why: &str) {
+    pub(super) fn refuse_client(&self, device: &Device, topic: &str, reason: Refusal, why: &str) {
         device.refused.add(1);
         self.stats.refuse(reason);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
@@ -220,7 +225,7 @@ impl ListenerState {
     }
 
     /// Counts a refusal and logs it, with a limited rate.
-    pub fn refuse(&self, peer: SocketAddr, attempt: Attempt<'_>, reason: Refusal, why: &str) {
+    pub(super) fn refuse(&self, peer: SocketAddr, attempt: Attempt<'_>, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
         if reason == Refusal::Tls {
             self.report(peer, Cause::Tls, attempt, why);
@@ -249,14 +254,14 @@ pub(super) struct ConnectRefusal<'a> {
 
 impl<'a> Attempt<'a> {
     /// Returns client, user and topic in a form that is safe to log.
-    pub fn shown(&self) -> (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>) {
+    pub(super) fn shown(&self) -> (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>) {
         (shown(self.sender.client), shown(self.sender.user), shown(self.what))
     }
 }
 
 impl ListenerState {
     /// Counts, logs and reports a client that is refused at CONNECT.
-    pub fn refuse_connect(
+    pub(super) fn refuse_connect(
         &self,
         peer: SocketAddr,
         sender: Sender<'_>,
@@ -287,13 +292,13 @@ impl ListenerState {
     }
 
     /// Reports a subscription that ended because the client's rights were changed.
-    pub fn report_ended(&self, device: &Device, filter: &str) {
+    pub(super) fn report_ended(&self, device: &Device, filter: &str) {
         let who = device.last_seen();
         let attempt = Attempt { sender: who.sender(&device.client), what: filter };
         self.report(who.peer, Cause::Cut, attempt, "this client may not subscribe to this filter any more");
     }
 
-    pub fn report(&self, peer: SocketAddr, cause: Cause, attempt: Attempt<'_>, reason: &str) {
+    pub(super) fn report(&self, peer: SocketAddr, cause: Cause, attempt: Attempt<'_>, reason: &str) {
         let Attempt { sender, what } = attempt;
         let address = Some(peer.ip());
         self.stats.report(&Report { cause, source: &self.config.name, address, sender, what, reason });

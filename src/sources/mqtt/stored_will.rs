@@ -33,7 +33,7 @@ impl Will {
 
 /// A delayed will with the identity of its client. The order of the fields is part of the stored format.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct StoredWill {
+pub(super) struct StoredWill {
     format: u8,
     /// Milliseconds between the end of the connection and the publication.
     delay: u64,
@@ -57,7 +57,13 @@ enum StoredIdentity {
 
 impl StoredWill {
     /// Builds the stored form of a will.
-    pub fn new(message: WillMessage, delay: Duration, client: &str, peer: SocketAddr, identity: &Identity) -> Self {
+    pub(super) fn new(
+        message: WillMessage,
+        delay: Duration,
+        client: &str,
+        peer: SocketAddr,
+        identity: &Identity,
+    ) -> Self {
         let how = match identity {
             Identity::Password { proof, chain, .. } => {
                 StoredIdentity::Password(*proof, chain.as_ref().map(Chain::stored))
@@ -82,16 +88,16 @@ impl StoredWill {
     }
 
     /// Reads a stored will; `None` if it is damaged or has another format.
-    pub fn read(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         postcard::from_bytes(bytes).ok().filter(|stored: &Self| stored.format == FORMAT)
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
     /// Returns the time between the end of the connection and the publication.
-    pub fn delay(&self) -> Duration {
+    pub(super) fn delay(&self) -> Duration {
         Duration::from_millis(self.delay)
     }
 

@@ -44,7 +44,7 @@ impl StoredWill {
 }
 
 /// Publishes a due will under the current configuration, or drops it.
-pub async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown: Shutdown) {
+pub(super) async fn publish_due(due: DueWill, shared: Arc<ListenerState>, mut shutdown: Shutdown) {
     let registry = &shared.registry;
     // Twice: the stored form and the message.
     let Ok(mut permit) = shared.budget.permit(2 * WILL_BYTES_MAX) else { return registry.retry_will(&due) };

@@ -40,7 +40,7 @@ pub enum BackupError {
 }
 
 /// Called with the progress; [`ControlFlow::Break`] cancels the backup.
-pub type OnProgress<'a> = &'a mut dyn FnMut(BackupProgress) -> ControlFlow<()>;
+pub(super) type OnProgress<'a> = &'a mut dyn FnMut(BackupProgress) -> ControlFlow<()>;
 
 pub(super) struct BackupSource<'a> {
     pub folder: &'a Path,

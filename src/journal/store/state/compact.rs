@@ -16,7 +16,7 @@ const TIMES_MAX: u64 = 3;
 impl State {
     /// Compacts the file if most of it is free. All other users of the state wait meanwhile: some milliseconds
     /// per MB of live data.
-    pub fn compact(&self) -> Result<(), JournalError> {
+    pub(crate) fn compact(&self) -> Result<(), JournalError> {
         let mut guard = self.lock();
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let Some(length) = self.length(folder)?.filter(|length| *length >= BYTES_MIN) else { return Ok(()) };

@@ -115,7 +115,7 @@ pub(super) fn subscription_bytes(filter: &str) -> u64 {
 }
 
 /// Bytes that a will of `stored` bytes counts for.
-pub fn will_bytes(stored: usize) -> u64 {
+pub(crate) fn will_bytes(stored: usize) -> u64 {
     if stored == 0 { 0 } else { (WILLS.len() + 16 + stored + ROW_BYTES) as u64 }
 }
 
