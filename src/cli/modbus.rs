@@ -7,9 +7,9 @@ use super::table::table;
 use crate::clock;
 use crate::setting::{Document, Span};
 use crate::sources::modbus::address::{self, Parity, Serial};
-use crate::sources::modbus::change_detector::{Reading, read};
 use crate::sources::modbus::import::{Numbering, import};
 use crate::sources::modbus::plan::{Read, plan};
+use crate::sources::modbus::reading::{Reading, Registers, read};
 use crate::sources::modbus::table::{Device, Point};
 use crate::sources::modbus::transport::{Ask, Connection, Dial, Fault};
 use crate::sources::modbus::value::{Encoding, Order, Table, Type, Value};
@@ -263,12 +263,10 @@ async fn run_read(command: &ReadArgs) -> anyhow::Result<ExitCode> {
             let answer = client.ask(command.unit, &Ask::Read(request.table, request.address, request.count)).await;
             is_answered |= answer.as_ref().err().is_none_or(|fault| !fault.is_absence());
             for index in &request.points {
-                let point = &device.points[*index];
-                let start = usize::from(point.address - request.address);
                 readings[*index] = Some(match &answer {
-                    Ok(registers) => {
-                        let own = &registers[start..start + usize::from(point.count)];
-                        (read(point, own), own.to_vec())
+                    Ok(words) => {
+                        let registers = Registers { address: request.address, words };
+                        (read(&device, *index, registers), registers.of(&device.points[*index]).to_vec())
                     }
                     Err(fault) => (Reading::Bad { reason: fault.to_string(), raw: vec![] }, vec![]),
                 });
@@ -291,6 +289,7 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
             .map(|(point, (reading, raw))| {
                 let (value, why) = match reading {
                     Reading::Good(value) => (json_of(value), None),
+                    Reading::Absent => (serde_json::Value::Null, None),
                     Reading::Bad { reason, .. } => (serde_json::Value::Null, Some(reason)),
                 };
                 json!({"name": point.name, "table": point.table.name(), "address": point.address, "raw": raw, "value": value, "unit": point.unit, "problem": why})
@@ -304,6 +303,7 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
             let hex: Vec<_> = raw.iter().map(|register| format!("{register:04x}")).collect();
             let (value, problem) = match reading {
                 Reading::Good(value) => (value.to_string(), String::new()),
+                Reading::Absent => ("(absent)".into(), String::new()),
                 Reading::Bad { reason, .. } => ("-".into(), reason.clone()),
             };
             let (unit, address) = (point.unit.clone().unwrap_or_default(), point.address.to_string());

@@ -12,7 +12,7 @@
 //! The topic of an event is `{unit}/{group}`. A point has separate events if a contract matches
 //! `{unit}/{group}/{point}` and does not match the shorter topic.
 //!
-//! How a poll becomes events: `plan` → `bus` → `transport` → `value` → `change_detector` (with `counter_rollover`)
+//! How a poll becomes events: `plan` → `bus` → `transport` → `reading` (with `value`) → `change_detector` (with `counter`)
 //! → `payload`.
 //!
 //! Not here: the meaning of an event (`ingest`, `contract`).
@@ -21,10 +21,11 @@ pub mod address;
 mod bus;
 pub mod change_detector;
 mod config;
-mod counter_rollover;
+mod counter;
 pub mod import;
 mod payload;
 pub mod plan;
+pub mod reading;
 mod source;
 pub mod table;
 pub mod transport;

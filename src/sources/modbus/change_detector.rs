@@ -6,7 +6,8 @@
 //! - nothing here waits, and memory is bounded: beyond a limit edges are only counted;
 //! - time is an argument.
 
-use super::counter_rollover::CounterProgress;
+use super::counter::{CounterProgress, CounterRule};
+use super::reading::{ReadAt, Reading, Registers, read, scale_exponent};
 use super::table::{Deadband, Device, Edge, Group, Point, Report};
 use super::value::{Type, Value};
 use crate::event::Timestamp;
@@ -28,6 +29,7 @@ pub enum Quality {
 }
 
 impl Quality {
+    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -46,10 +48,12 @@ pub enum Reason {
     Change,
     /// The interval for events without a change is over.
     Interval,
+    /// The quality has changed.
     Quality,
 }
 
 impl Reason {
+    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -60,34 +64,10 @@ impl Reason {
     }
 }
 
-/// The result of reading a point.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Reading {
-    Good(Value),
-    /// The registers contain no valid value.
-    Bad {
-        /// Why the value is not valid.
-        reason: String,
-        /// The registers; empty if the device refused the request.
-        raw: Vec<u16>,
-    },
-}
-
-/// Decodes the registers of a point.
-pub fn read(point: &Point, registers: &[u16]) -> Reading {
-    let bad = |reason: String| Reading::Bad { reason, raw: registers.to_vec() };
-    if let Some(number) = point.encoding.raw(registers).filter(|number| point.absent.contains(number)) {
-        return bad(format!("{number} means that there is no value"));
-    }
-    match point.encoding.decode(registers) {
-        Ok(value) => Reading::Good(value),
-        Err(reason) => bad(reason),
-    }
-}
-
 /// A change of a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeChange {
+    /// The new value.
     pub to: bool,
     /// Time of the read that returned the new value.
     pub at: Timestamp,
@@ -100,13 +80,17 @@ pub struct EdgeChange {
 pub struct PointState {
     /// Index in the list of the device.
     pub point: usize,
+    /// The last reading.
     pub current: Option<Reading>,
     /// The reading of the last event.
     pub reported: Option<Reading>,
     /// Progress since the last event, if the point is a counter.
     pub counter: CounterProgress,
+    /// Exponent of the scale register of a counter at its last reading.
+    exponent: Option<i32>,
     /// Edges that wait for an event.
     pub edges: VecDeque<EdgeChange>,
+    /// Number of further edges.
     pub edges_cut: u64,
     bit: Option<(bool, Timestamp)>,
 }
@@ -114,6 +98,7 @@ pub struct PointState {
 /// Detects the changes of the points that share an event: the points of a group, or a single point.
 #[derive(Clone, Debug)]
 pub struct ChangeDetector {
+    /// The points.
     pub points: Vec<PointState>,
     /// Whether the events are those of a single point, not of a group.
     pub is_single: bool,
@@ -135,6 +120,7 @@ impl ChangeDetector {
             current: None,
             reported: None,
             counter: CounterProgress::default(),
+            exponent: None,
             edges: VecDeque::new(),
             edges_cut: 0,
             bit: None,
@@ -155,17 +141,19 @@ impl ChangeDetector {
         Self { is_single: true, ..Self::new([point]) }
     }
 
-    /// Takes the registers of a point. Ignores points of other detectors.
-    pub fn take(&mut self, device: &Device, index: usize, registers: &[u16], at: Timestamp) {
+    /// Takes the registers of a point from an answer. Ignores points of other detectors.
+    pub fn take(&mut self, device: &Device, index: usize, registers: Registers<'_>, at: ReadAt) {
         let Some(state) = self.points.iter_mut().find(|state| state.point == index) else { return };
         let point = &device.points[index];
-        let reading = read(point, registers);
-        if let (Some(rolls_at), Reading::Good(_), Some(raw)) = (point.counter, &reading, point.encoding.raw(registers))
+        let reading = read(device, index, registers);
+        if let (Some(rule), Reading::Good(_), Some(raw)) =
+            (&point.counter, &reading, point.encoding.raw(registers.of(point)))
         {
-            state.counter.advance(raw, rolls_at);
+            let exponent = scale_exponent(device, point, registers).ok().flatten();
+            state.advance(rule, raw, exponent, at);
         }
         if let (Some(edge), Reading::Good(Value::Bool(on))) = (point.edge, &reading) {
-            state.detect_edge(edge, *on, at);
+            state.detect_edge(edge, *on, at.wall);
         }
         state.current = Some(reading);
     }
@@ -195,7 +183,7 @@ impl ChangeDetector {
         match self.silent_since {
             Some(since) if self.last_answer.is_none() || now.duration_since(since) >= group.bad_after => Quality::Bad,
             Some(_) => Quality::Stale,
-            None if self.points.iter().any(|state| matches!(state.current, Some(Reading::Bad { .. }))) => Quality::Bad,
+            None if self.points.iter().any(|state| state.current.as_ref().is_some_and(Reading::is_bad)) => Quality::Bad,
             None => Quality::Good,
         }
     }
@@ -206,17 +194,17 @@ impl ChangeDetector {
             let is_known = self.silence.is_some() || self.points.iter().all(|state| state.current.is_some());
             return is_known.then_some(Reason::Start);
         };
+        let since = now.saturating_duration_since(at);
+        if since < group.min {
+            return None;
+        }
         let has_turned = |state: &PointState| {
-            let is_bad = |reading: &Option<Reading>| matches!(reading, Some(Reading::Bad { .. }));
+            let is_bad = |reading: &Option<Reading>| reading.as_ref().is_some_and(Reading::is_bad);
             is_bad(&state.current) != is_bad(&state.reported)
         };
         let is_answering = self.silence.is_none();
         if quality != self.quality(group, now) || (is_answering && self.points.iter().any(has_turned)) {
             return Some(Reason::Quality);
-        }
-        let since = now.saturating_duration_since(at);
-        if since < group.min {
-            return None;
         }
         if self.points.iter().any(|state| state.has_changed(&device.points[state.point], is_answering)) {
             return Some(Reason::Change);
@@ -265,6 +253,27 @@ impl ChangeDetector {
 }
 
 impl PointState {
+    fn advance(&mut self, rule: &CounterRule, raw: i128, exponent: Option<i32>, at: ReadAt) {
+        let before = std::mem::replace(&mut self.exponent, exponent);
+        if let (Some(before), Some(exponent)) = (before, exponent)
+            && before != exponent
+        {
+            // Numbers in different scales cannot be compared.
+            self.counter.rescale(exponent - before);
+        }
+        let power = 10f64.powi(exponent.unwrap_or(0));
+        let rule = CounterRule { rate_max: rule.rate_max.map(|rate| rate / power), ..*rule };
+        self.counter.advance(raw, at.instant, &rule);
+    }
+
+    /// The step since the last event, scaled.
+    pub fn step(&self, point: &Point) -> Value {
+        match self.exponent {
+            None => point.encoding.scaled_step(self.counter.step),
+            Some(exponent) => point.encoding.with_exponent(exponent).scaled_step(self.counter.step),
+        }
+    }
+
     fn detect_edge(&mut self, edge: Edge, on: bool, at: Timestamp) {
         let Some((before, after)) = self.bit.replace((on, at)) else { return };
         let matches = edge == Edge::Both || (edge == Edge::Rising) == on;
@@ -280,14 +289,22 @@ impl PointState {
 
     /// Whether the point has a change to report. For a silent device only edges and counter steps count.
     pub fn has_changed(&self, point: &Point, is_answering: bool) -> bool {
-        if !self.edges.is_empty() || self.edges_cut > 0 || self.counter.resets > 0 {
+        if !self.edges.is_empty() || self.edges_cut > 0 {
+            return true;
+        }
+        let is_absent = |reading: &Option<Reading>| *reading == Some(Reading::Absent);
+        if is_answering && is_absent(&self.reported) != is_absent(&self.current) {
             return true;
         }
         if point.counter.is_some() {
-            let Some(step) = point.encoding.scaled_step(self.counter.step).number() else { return false };
+            if self.counter.resets > 0 || self.counter.withheld > 0 {
+                return true;
+            }
+            let Some(step) = self.step(point).number() else { return false };
+            let last = self.reported.as_ref().and_then(Reading::number);
             let band = match point.deadband {
                 Deadband::Absolute(band) => band,
-                Deadband::Relative(share) => share * number(&self.reported).unwrap_or(0.0).abs(),
+                Deadband::Relative(share) => share * last.unwrap_or(0.0).abs(),
             };
             return step != 0.0 && step.abs() > band;
         }
@@ -306,13 +323,6 @@ impl PointState {
     }
 }
 
-fn number(reading: &Option<Reading>) -> Option<f64> {
-    match reading {
-        Some(Reading::Good(value)) => value.number(),
-        _ => None,
-    }
-}
-
 fn has_left_deadband(reported: &Value, current: &Value, deadband: Deadband) -> bool {
     if reported == current {
         return false;
@@ -326,7 +336,7 @@ fn has_left_deadband(reported: &Value, current: &Value, deadband: Deadband) -> b
 
 #[cfg(test)]
 mod tests {
-    use super::super::value::{Encoding, Order};
+    use super::super::value::{Absent, Encoding, Order};
     use super::*;
     use crate::clock;
     use std::time::Duration;
@@ -369,7 +379,8 @@ mod tests {
         fn read_unreported(&mut self, registers: &[u16]) -> Option<Reason> {
             self.second += 1;
             let at = Timestamp(self.second as i64 * 1_000_000);
-            self.detector.take(&self.device, 0, registers, at);
+            let registers = Registers { address: 0, words: registers };
+            self.detector.take(&self.device, 0, registers, ReadAt { wall: at, instant: self.now() });
             self.detector.complete(at);
             self.due()
         }
@@ -418,19 +429,44 @@ mod tests {
 
     #[test]
     fn counters_roll_over_and_are_reset() {
-        let mut bench = Bench::new(Type::U16, |point, _| point.counter = Some(65_536));
+        let counter = |rolls_at| Some(CounterRule { rolls_at, rate_max: None });
+        let mut bench = Bench::new(Type::U16, |point, _| point.counter = counter(65_536));
         assert_eq!((bench.read(&[65_530]), bench.step()), (Some(Reason::Start), (0, 0)));
         assert_eq!((bench.read_unreported(&[65_534]), bench.step()), (Some(Reason::Change), (4, 0)));
         let rolled_over = (Some(Reason::Change), (9, 0));
         assert_eq!((bench.read_unreported(&[3]), bench.step()), rolled_over, "unreported steps add up");
         assert_eq!((bench.read(&[3]), bench.step()), (Some(Reason::Change), (0, 0)));
-        assert_eq!((bench.read(&[40_000]), bench.read_unreported(&[2])), (Some(Reason::Change), Some(Reason::Change)));
-        assert_eq!(bench.step(), (2, 1), "a reset, and two since");
+        assert_eq!((bench.read(&[40_000]), bench.read(&[40_001])), (None, Some(Reason::Change)), "it was set");
+        assert_eq!((bench.read(&[2]), bench.read_unreported(&[4])), (None, Some(Reason::Change)));
+        assert_eq!(bench.step(), (4, 1), "a reset, and four since");
         let mut bench = Bench::new(Type::U16, |point, _| {
-            (point.counter, point.deadband) = (Some(1000), Deadband::Absolute(10.0));
+            (point.counter, point.deadband) = (counter(1000), Deadband::Absolute(10.0));
         });
         assert_eq!(bench.read(&[990]), Some(Reason::Start));
         assert_eq!((bench.read(&[999]), bench.read(&[1]), bench.step()), (None, Some(Reason::Change), (0, 0)));
+    }
+
+    #[test]
+    fn a_declared_absence_is_left_out_and_the_quality_stays_good() {
+        let mut bench = Bench::new(Type::U32, |point, _| {
+            point.counter = Some(CounterRule { rolls_at: 1 << 32, rate_max: None });
+            point.absent = vec![Absent::Bits(0xFFFF_FFFF)];
+        });
+        assert_eq!(bench.read(&[0, 1000]), Some(Reason::Start));
+        assert_eq!((bench.read(&[0xFFFF, 0xFFFF]), bench.read(&[0xFFFF, 0xFFFF])), (Some(Reason::Change), None));
+        assert_eq!(bench.detector.points[0].current, Some(Reading::Absent));
+        assert_eq!(bench.detector.quality(&bench.device.groups[0], bench.now()), Quality::Good);
+        assert_eq!((bench.read_unreported(&[0, 1003]), bench.step()), (Some(Reason::Change), (3, 0)));
+    }
+
+    #[test]
+    fn the_least_distance_holds_for_every_kind_of_event() {
+        let mut bench = Bench::new(Type::Bcd16, |_, group| group.min = Duration::from_secs(5));
+        assert_eq!(bench.read(&[1]), Some(Reason::Start));
+        let bad: Vec<_> = (0..4).map(|_| bench.read(&[0xFFFF])).collect();
+        assert_eq!((bad, bench.read(&[0xFFFF])), (vec![None; 4], Some(Reason::Quality)));
+        bench.detector.mark_silent("no answer", bench.now());
+        assert_eq!((bench.due(), bench.read(&[2])), (None, None), "it has turned good meanwhile");
     }
 
     #[test]
@@ -481,12 +517,12 @@ mod tests {
 
     #[test]
     fn a_value_that_does_not_fit_is_bad_with_its_registers() {
-        let mut bench = Bench::new(Type::Bcd16, |point, _| point.absent = vec![9999]);
+        let mut bench = Bench::new(Type::Bcd16, |point, _| point.absent = vec![Absent::Whole(9999)]);
         assert_eq!(bench.read(&[0x1234]), Some(Reason::Start));
         assert_eq!(bench.read(&[0x12FA]), Some(Reason::Quality));
         let wanted = Reading::Bad { reason: "0x12fa is no BCD number".into(), raw: vec![0x12FA] };
         assert_eq!(bench.detector.points[0].current, Some(wanted));
-        assert_eq!(bench.read(&[0x9999]), Some(Reason::Change), "bad for another reason");
-        assert_eq!(bench.read(&[0x1234]), Some(Reason::Quality));
+        assert_eq!(bench.read(&[0x9999]), Some(Reason::Quality), "a declared absence is good");
+        assert_eq!(bench.read(&[0x1234]), Some(Reason::Change));
     }
 }

@@ -1,6 +1,7 @@
 //! The payload of an event: one JSON object for a group of points, or for a single point.
 
-use super::change_detector::{ChangeDetector, EdgeChange, PointState, Reading, Reason};
+use super::change_detector::{ChangeDetector, EdgeChange, PointState, Reason};
+use super::reading::Reading;
 use super::table::{Device, Group, Point};
 use super::value::Value;
 use crate::contract::push_json_string;
@@ -100,6 +101,7 @@ fn single(out: &mut JsonObject, point: &Point, state: &PointState, is_answering:
     match &state.current {
         Some(Reading::Good(value)) => out.value(if is_answering { "value" } else { "last" }, value),
         Some(Reading::Bad { reason, raw }) if is_answering => out.inner("bad", bad(reason, raw)),
+        Some(Reading::Absent) if is_answering => out.number("absent", true),
         _ => {}
     }
     if let Some(unit) = &point.unit {
@@ -116,16 +118,20 @@ fn single(out: &mut JsonObject, point: &Point, state: &PointState, is_answering:
 fn grouped(out: &mut JsonObject, device: &Device, states: &[PointState], is_answering: bool, reason: Reason) {
     let (mut values, mut counts, mut bad_values, mut units) =
         (JsonObject::default(), JsonObject::default(), JsonObject::default(), JsonObject::default());
-    let (mut changed, mut edges) = (Vec::new(), Vec::new());
+    let (mut changed, mut edges, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     for state in states {
         let point = &device.points[state.point];
-        if reason == Reason::Change && state.has_changed(point, is_answering) {
+        let name = || {
             let mut name = Vec::new();
             push_json_string(&mut name, &point.name);
-            changed.push(name);
+            name
+        };
+        if reason == Reason::Change && state.has_changed(point, is_answering) {
+            changed.push(name());
         }
         match &state.current {
             Some(Reading::Good(value)) => values.value(&point.name, value),
+            Some(Reading::Absent) => absent.push(name()),
             Some(Reading::Bad { reason, raw }) => bad_values.inner(&point.name, bad(reason, raw)),
             None => {}
         }
@@ -145,6 +151,7 @@ fn grouped(out: &mut JsonObject, device: &Device, states: &[PointState], is_answ
         out.number("edges_cut", cut);
     }
     if is_answering {
+        out.list("absent", &absent);
         out.inner("bad", bad_values);
     }
     out.inner("units", units);
@@ -162,10 +169,12 @@ fn edge(point: &Point, change: &EdgeChange) -> Vec<u8> {
 /// The step of a counter since the last event; empty if the counter did not move.
 fn count(point: &Point, state: &PointState) -> JsonObject {
     let mut out = JsonObject::default();
-    if point.counter.is_some() && (state.counter.step != 0 || state.counter.resets > 0) {
-        out.value("step", &point.encoding.scaled_step(state.counter.step));
-        if state.counter.resets > 0 {
-            out.number("resets", state.counter.resets);
+    if point.counter.is_some() && state.counter.has_moved() {
+        out.value("step", &state.step(point));
+        for (name, count) in [("resets", state.counter.resets), ("withheld", state.counter.withheld)] {
+            if count > 0 {
+                out.number(name, count);
+            }
         }
     }
     out
@@ -182,6 +191,7 @@ fn bad(reason: &str, raw: &[u16]) -> JsonObject {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reading::{ReadAt, Registers};
     use super::super::table::Device;
     use super::*;
     use crate::clock;
@@ -219,7 +229,8 @@ edge = "both"
         let mut read = |registers: [u16; 4], second: i64| -> Json {
             let at = Timestamp(second * 1_000_000);
             for (index, register) in registers.iter().enumerate() {
-                detector.take(&device, index, &[*register], at);
+                let registers = Registers { address: index as u16, words: &[*register] };
+                detector.take(&device, index, registers, ReadAt { wall: at, instant: start });
             }
             detector.complete(at);
             let reason = detector.due(&device, group, start).expect("due");

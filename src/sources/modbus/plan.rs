@@ -1,15 +1,11 @@
 //! The read plan: the requests that read the points of a group.
 //!
-//! Promise: each point is entirely in exactly one request; no request is larger than the device allows or touches a
+//! Promise: each point is in exactly one request, entirely and with the points that it needs; no request is larger than the device allows or touches a
 //! declared hole; the number of requests is the smallest that these rules and `gap_max` allow.
 
-use super::table::{Device, Hole, Point};
+use super::table::{Device, Hole};
 use super::value::Table;
-
-/// The most registers in one answer.
-pub const REGISTERS_MAX: u16 = 125;
-/// The most bits in one answer.
-pub const BITS_MAX: u16 = 2000;
+use std::cmp::Reverse;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
@@ -22,44 +18,57 @@ pub struct Read {
     pub points: Vec<usize>,
 }
 
+impl Read {
+    /// The request that reads these points of one table; there is at least one.
+    pub fn of(device: &Device, points: Vec<usize>) -> Self {
+        let extents = points.iter().map(|index| device.extent(*index));
+        let (from, end) = extents.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1))).unwrap_or((0, 0));
+        let table = points.first().map_or(Table::Holding, |index| device.points[*index].table);
+        // Addresses and lengths of a checked table fit.
+        Self { table, address: from as u16, count: (end - from) as u16, points }
+    }
+
+    /// The address behind it.
+    pub fn end(&self) -> u32 {
+        u32::from(self.address) + u32::from(self.count)
+    }
+}
+
 /// The requests for the points of a group.
 pub fn plan(device: &Device, group: usize) -> Vec<Read> {
-    let mut wanted: Vec<(usize, &Point)> =
-        device.points.iter().enumerate().filter(|(_, point)| point.group == group).collect();
+    let in_group = (0..device.points.len()).filter(|index| device.points[*index].group == group);
+    let mut wanted: Vec<(usize, (u32, u32))> = in_group.map(|index| (index, device.extent(index))).collect();
     // By table and address; the longer point first where two have the same address.
-    let position = |point: &Point| (point.table, point.address, std::cmp::Reverse(point.count));
-    wanted.sort_by_key(|(_, point)| position(point));
+    wanted.sort_by_key(|(index, (from, end))| (device.points[*index].table, *from, Reverse(*end)));
     let mut reads: Vec<Read> = Vec::new();
-    for (index, point) in wanted {
-        let end = u32::from(point.address) + u32::from(point.count);
-        if let Some(last) = reads.last_mut()
-            && last.table == point.table
-            && fits(device, last, point)
-        {
-            let reach = end.max(u32::from(last.address) + u32::from(last.count)) - u32::from(last.address);
-            last.count = reach as u16;
-            last.points.push(index);
-            continue;
+    for (index, extent) in wanted {
+        let table = device.points[index].table;
+        match reads.last_mut().filter(|last| last.table == table && fits(device, last, extent)) {
+            Some(last) => {
+                last.count = (last.end().max(extent.1) - u32::from(last.address)) as u16;
+                last.points.push(index);
+            }
+            None => reads.push(Read::of(device, vec![index])),
         }
-        reads.push(Read { table: point.table, address: point.address, count: point.count, points: vec![index] });
     }
     reads
 }
 
-/// Whether a request may grow to include a point.
-fn fits(device: &Device, read: &Read, point: &Point) -> bool {
-    let (start, reach) = (u32::from(read.address), u32::from(read.address) + u32::from(read.count));
-    let end = reach.max(u32::from(point.address) + u32::from(point.count));
+/// Whether a request may grow to include these addresses, which begin within or behind it.
+fn fits(device: &Device, read: &Read, (from, to): (u32, u32)) -> bool {
+    let reach = read.end();
+    let end = reach.max(to);
     let most = if read.table.is_bits() { device.bits_max } else { device.registers_max };
-    let gap = u32::from(point.address).saturating_sub(reach);
-    let is_open = |hole: &Hole| {
-        hole.table != read.table || u32::from(hole.to) < reach || u32::from(hole.from) >= u32::from(point.address)
-    };
-    end - start <= u32::from(most) && gap <= u32::from(device.gap_max) && (gap == 0 || device.holes.iter().all(is_open))
+    let gap = from.saturating_sub(reach);
+    let is_open = |hole: &Hole| hole.table != read.table || u32::from(hole.to) < reach || u32::from(hole.from) >= from;
+    end - u32::from(read.address) <= u32::from(most)
+        && gap <= u32::from(device.gap_max)
+        && (gap == 0 || device.holes.iter().all(is_open))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::Point;
     use super::super::value::{Encoding, Order, Type};
     use super::*;
     use proptest::prelude::*;

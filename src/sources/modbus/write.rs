@@ -5,7 +5,7 @@
 
 use super::table::{Device, Point};
 use super::transport::Ask;
-use super::value::{Table, Type, Value};
+use super::value::{Table, Value};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -45,11 +45,13 @@ impl WritablePoint {
             ));
         }
         let is_bit = point.table == Table::Coil;
-        if point.encoding.kind == Type::Text || (point.encoding.field.is_some() && !is_bit) {
-            return Err((
-                "point",
-                format!("\"{}\" is a text or a part of a register, which cannot be written", rule.point),
-            ));
+        let is_part = point.scale_from.is_some() || !point.terms.is_empty();
+        if (point.encoding.is_read_only() && !is_bit) || is_part {
+            let message = format!(
+                "\"{}\" cannot be written: it is a text, a part of a register, or a number of several registers",
+                rule.point
+            );
+            return Err(("point", message));
         }
         match rule.range {
             None if is_bit || !point.encoding.words.is_empty() => {}

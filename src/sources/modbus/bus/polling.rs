@@ -1,5 +1,6 @@
 //! Polling: connections, requests, repeats, and the backoff for silent devices.
 
+use super::super::reading::{ReadAt, Registers};
 use super::super::transport::{Ask, Connection, Fault};
 use super::super::write::NotWritten;
 use super::{Bus, Silence, ask_of};
@@ -32,12 +33,11 @@ impl Bus {
             match answer {
                 Ok(registers) => {
                     self.stats.received.add(1);
+                    let registers = Registers { address: read.address, words: &registers };
+                    let read_at = ReadAt { wall: at, instant: clock::instant() };
                     for point in &read.points {
-                        let definition = &device.points[*point];
-                        let start = usize::from(definition.address - read.address);
-                        let registers = &registers[start..start + usize::from(definition.count)];
                         for reporter in &mut poll.reporters {
-                            reporter.detector.take(device, *point, registers, at);
+                            reporter.detector.take(device, *point, registers, read_at);
                         }
                     }
                 }
