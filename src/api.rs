@@ -29,7 +29,9 @@ pub use journal::{
     Recount, Selection, StateRecount, StreamRecount, VerifyProgress,
 };
 pub use letters::{DeadLetterState, DeadLetterStatus, Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
-pub use operation::{AuditEntry, DeviceStatus, HealthCheck, ReloadAnswer, TailEvent};
+pub use operation::{
+    AuditEntry, DeviceStatus, HealthCheck, ListedDevice, PointStatus, ReloadAnswer, TailEvent, UnitStatus,
+};
 pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 pub use status::{
     Backlog, ClockStatus, DeadLetterCounts, DedupeStatus, Drain, LaneStatus, LinkStatus, MemoryUsage, Outlook,

@@ -83,7 +83,7 @@ enum Command {
     Replay(replay::ReplayCommand),
     /// Follow new events as they arrive
     Tail(gateway::Tail),
-    /// List the devices that connected to the MQTT listeners
+    /// List the devices that connected over MQTT, and the units and points that are polled over Modbus
     Devices(At),
     /// Export the events of the journal as JSON, from a running or a stopped gateway
     Export(journal::ExportArgs),

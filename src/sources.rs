@@ -17,10 +17,12 @@ mod secrets;
 mod socket;
 mod source;
 mod stats;
+mod units;
 
 pub use kinds::{KindServices, SourceConfig, SourceTables};
 pub use source::{Change, Claim, Services, Settings, Source, SourceError, SourceFuture};
 pub use stats::{OpenConnection, Refusal, Stats};
+pub use units::{PointState, UnitHealth, Units};
 
 /// Upper limit of the settings for the largest payload.
 pub const PAYLOAD_BYTES_MAX: u64 = 8 << 20;

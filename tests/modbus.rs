@@ -6,5 +6,7 @@ mod events;
 mod full;
 mod lines;
 mod plant;
+mod quirks;
+mod quirky;
 mod serial;
 mod writing;

@@ -2,6 +2,7 @@
 
 use super::request::{ApiResult, CommandRequest, Query, blocking, json, refuse, try_blocking};
 use super::streaming::{self, Items};
+use crate::api::ListedDevice;
 use crate::event::push_path_segment;
 use crate::ledger;
 use hyper::StatusCode;
@@ -35,11 +36,13 @@ pub(super) fn exceptions(request: CommandRequest) -> ApiResult {
 pub(super) fn devices(request: CommandRequest) -> ApiResult {
     let mut all: Items = Box::new(std::iter::empty());
     for source in &request.handles.view.load().sources {
+        let units = source.stats.units.status(&source.name).into_iter();
+        all = Box::new(all.chain(units.map(|unit| streaming::item(&ListedDevice::Modbus(unit)))));
         let Some(devices) = &source.devices else { continue };
         let (name, journal) = (source.name.clone(), Arc::clone(&request.handles.journal));
         let of_source = devices.all().into_iter().map(move |device| {
             let repeats = |client: &str| journal.repeats_of(&origin(&name, client));
-            streaming::item(&device.status(&name, &repeats))
+            streaming::item(&ListedDevice::Mqtt(device.status(&name, &repeats)))
         });
         all = Box::new(all.chain(of_source));
     }

@@ -72,6 +72,47 @@ pub struct DeviceStatus {
     pub clock_offset: Option<f64>,
 }
 
+/// A device in the list of devices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ListedDevice {
+    /// A client that has connected.
+    Mqtt(DeviceStatus),
+    /// A device that the gateway polls.
+    Modbus(UnitStatus),
+}
+
+/// The status of a device that the gateway polls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitStatus {
+    pub source: String,
+    /// Its name.
+    pub unit: String,
+    /// Its number on the bus.
+    pub number: u8,
+    /// `good` if every point has a value or a declared absence, `bad` if one has not, `silent`, or `unknown` before the
+    /// first answer.
+    pub state: String,
+    pub reason: Option<String>,
+    /// Since when it has this state, RFC 3339.
+    pub since: String,
+    /// Time of the last answer, RFC 3339.
+    pub last_answer: Option<String>,
+    pub points: Vec<PointStatus>,
+}
+
+/// The status of a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointStatus {
+    pub group: String,
+    pub name: String,
+    /// `good`, `absent`, `bad`, `stale` while the unit is silent, or `unknown` before it was read.
+    pub state: String,
+    pub reason: Option<String>,
+    /// Since when it has a value, none, or a bad one, RFC 3339.
+    pub since: String,
+}
+
 /// An event in the output of `tail`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TailEvent {

@@ -3,7 +3,7 @@
 use super::client::{At, ask, finished, post, print, request, socket_path};
 use super::table::counted;
 use super::{show, socket};
-use crate::api::{AuditEntry, Balance, ClockStatus, DeviceStatus, Exception, HealthCheck, ReloadAnswer, TailEvent};
+use crate::api::{AuditEntry, Balance, ClockStatus, Exception, HealthCheck, ListedDevice, ReloadAnswer, TailEvent};
 use crate::event::push_path_segment;
 use crate::telemetry::{shown, shown_json};
 use anyhow::{Context, bail};
@@ -103,7 +103,7 @@ pub(super) fn audit(at: &At, limit: u64) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn devices(at: &At) -> anyhow::Result<ExitCode> {
-    let devices: Vec<DeviceStatus> = ask(at, "/devices")?;
+    let devices: Vec<ListedDevice> = ask(at, "/devices")?;
     print(at, &devices, |devices, is_coloured| show::devices(devices, is_coloured))
 }
 

@@ -7,11 +7,12 @@ use super::table::table;
 use crate::clock;
 use crate::setting::{Document, Span};
 use crate::sources::modbus::address::{self, Parity, Serial};
+use crate::sources::modbus::blocks::{Blocks, Verdict};
 use crate::sources::modbus::import::{Numbering, import};
-use crate::sources::modbus::plan::{Read, plan};
+use crate::sources::modbus::plan::plan;
 use crate::sources::modbus::reading::{Reading, Registers, read};
 use crate::sources::modbus::table::{Device, Point};
-use crate::sources::modbus::transport::{Ask, Connection, Dial, Fault};
+use crate::sources::modbus::transport::{Ask, Dial, Fault, Line};
 use crate::sources::modbus::value::{Encoding, Order, Table, Type, Value};
 
 use crate::telemetry::{shown, shown_json};
@@ -57,6 +58,12 @@ struct Bus {
     /// Pause between two requests; at least 20ms
     #[arg(long, value_parser = Span::parse, default_value = "100ms")]
     pause: Span,
+    /// Pause between connecting and the first request, for devices that ignore what comes earlier
+    #[arg(long, value_parser = Span::parse, default_value = "0s")]
+    connect_pause: Span,
+    /// Take each answer for that of the last request, for gateways with transaction numbers of their own
+    #[arg(long)]
+    ignore_transaction_numbers: bool,
     /// Bit rate of a serial port
     #[arg(long, default_value_t = 19_200)]
     baud: u32,
@@ -177,13 +184,13 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Wait for a late response before the next request, in timeouts.
 const LATE_TIMEOUTS: u32 = 5;
 
+/// Requests over a connection that has not answered yet, before a point is without an answer.
+const ATTEMPTS_MAX: u32 = 4;
+
 /// Sends requests at a limited rate.
 struct PacedClient {
-    dial: Dial,
-    timeout: Duration,
+    line: Line,
     pause: Duration,
-    line: Option<Connection>,
-    late: Duration,
     next: Instant,
 }
 
@@ -194,31 +201,42 @@ impl PacedClient {
         let tls =
             ClientFiles { ca: bus.ca.clone(), cert: bus.cert.clone(), key: bus.key.clone(), ..ClientFiles::default() };
         let address = address::check(&bus.url, None, &tls).map_err(|(_, message)| anyhow!(message))?;
-        let dial = Dial { address, serial, tls, timeout: bus.timeout.0.max(Duration::from_secs(2)), pause: None };
+        let dial = Dial {
+            serial,
+            tls,
+            connect_pause: bus.connect_pause.0,
+            ignores_numbers: bus.ignore_transaction_numbers,
+            ..Dial::new(address, bus.timeout.0.max(Duration::from_secs(2)))
+        };
         let pause = bus.pause.0.max(PAUSE_MIN);
         eprintln!(
             "this command only reads, at most {:.0} requests per second; on a serial bus, first stop every other master, \
              including a gateway: two masters disturb each other",
             1.0 / pause.as_secs_f64()
         );
-        Ok(Self { dial, timeout: bus.timeout.0, pause, line: None, late: Duration::ZERO, next: clock::instant() })
+        let line = Line::new(dial, bus.timeout.0, bus.timeout.0 * LATE_TIMEOUTS);
+        Ok(Self { line, pause, next: clock::instant() })
     }
 
     async fn ask(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
         tokio::time::sleep(self.next.saturating_duration_since(clock::instant())).await;
-        let line = match &mut self.line {
-            Some(line) => line,
-            None => {
-                let connected = self.dial.connect(self.late).await.map_err(Fault::NoConnection)?;
-                self.line.insert(connected)
-            }
-        };
-        self.late = Duration::ZERO;
-        let answer = line.ask(unit, ask, self.timeout).await;
+        let answer = self.line.exchange(unit, ask).await;
         self.next = clock::instant() + self.pause;
-        if let Err(Fault::NoAnswer(_) | Fault::Broken(_)) = &answer {
-            self.line = None;
-            self.late = self.timeout * LATE_TIMEOUTS;
+        if self.line.dial().is_anonymous() && answer.as_ref().err().is_some_and(Fault::is_unanswered) {
+            // A late answer could be taken for the next one.
+            self.line.close();
+        }
+        answer
+    }
+
+    /// Asks again over a connection that has not answered yet: some devices ignore what comes first.
+    async fn ask_patiently(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
+        let mut answer = self.ask(unit, ask).await;
+        for _ in 1..ATTEMPTS_MAX {
+            if !self.line.is_connected() || !answer.as_ref().err().is_some_and(Fault::is_unanswered) {
+                break;
+            }
+            answer = self.ask(unit, ask).await;
         }
         answer
     }
@@ -253,31 +271,51 @@ async fn run_read(command: &ReadArgs) -> anyhow::Result<ExitCode> {
             })?
         }
     };
-    let reads: Vec<Read> = (0..device.groups.len()).flat_map(|group| plan(&device, group)).collect();
+    let reads = (0..device.groups.len()).flat_map(|group| plan(&device, group)).collect();
+    let mut blocks = Blocks::new(reads);
     let mut client = PacedClient::new(&command.bus)?;
     loop {
         let started = clock::instant();
-        let mut readings: Vec<Option<(Reading, Vec<u16>)>> = vec![None; device.points.len()];
-        let mut is_answered = false;
-        for request in &reads {
-            let answer = client.ask(command.unit, &Ask::Read(request.table, request.address, request.count)).await;
-            is_answered |= answer.as_ref().err().is_none_or(|fault| !fault.is_absence());
-            for index in &request.points {
-                readings[*index] = Some(match &answer {
-                    Ok(words) => {
-                        let registers = Registers { address: request.address, words };
-                        (read(&device, *index, registers), registers.of(&device.points[*index]).to_vec())
-                    }
-                    Err(fault) => (Reading::Bad { reason: fault.to_string(), raw: vec![] }, vec![]),
-                });
-            }
-        }
+        let readings = read_points(&mut client, command.unit, &device, &mut blocks).await;
         show_points(&device, &readings, command)?;
         let Some(again) = command.watch else {
-            return Ok(if is_answered { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let has_value = readings.iter().flatten().any(|(reading, _)| !reading.is_bad());
+            return Ok(if has_value { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         };
         tokio::time::sleep((started + again.0).saturating_duration_since(clock::instant())).await;
     }
+}
+
+/// The reading of each point, with its registers.
+type Readings = Vec<Option<(Reading, Vec<u16>)>>;
+
+/// Reads all points. Requests that the device refuses are split, so that only the points that it does not have are bad.
+async fn read_points(client: &mut PacedClient, unit: u8, device: &Device, blocks: &mut Blocks) -> Readings {
+    let mut readings: Readings = vec![None; device.points.len()];
+    let mut sweep = blocks.sweep(usize::MAX, clock::instant());
+    while let Some(request) = sweep.next() {
+        let ask = Ask::Read(request.table, request.address, request.count);
+        let answer = client.ask_patiently(unit, &ask).await;
+        let taken = match &answer {
+            Err(fault) if fault.is_absence() => sweep.skip().map(|read| (read, Verdict::refused(fault))),
+            answer => sweep.take(device, answer.as_ref().map(|_| ()), clock::instant()),
+        };
+        let Some((request, verdict)) = taken else { break };
+        for index in &request.points {
+            readings[*index] = match (&answer, &verdict) {
+                (Ok(words), _) => {
+                    let registers = Registers { address: request.address, words };
+                    Some((read(device, *index, registers), registers.of(&device.points[*index]).to_vec()))
+                }
+                (Err(_), Verdict::Refused { fault, .. }) => {
+                    Some((Reading::Bad { reason: fault.to_string(), raw: vec![] }, vec![]))
+                }
+                (Err(_), _) => None,
+            };
+        }
+    }
+    blocks.finish(device, sweep);
+    readings
 }
 
 fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], command: &ReadArgs) -> anyhow::Result<()> {

@@ -1,11 +1,13 @@
 //! Formats answers of the gateway as text.
 
+mod devices;
 mod status;
 
+pub(super) use devices::devices;
 pub(super) use status::status;
 
 use super::table::{age, coloured, seconds, shortened, table};
-use crate::api::{AuditEntry, Balance, DeviceStatus, Exception, Letter, LetterStage, Replay, ReplayState, TailEvent};
+use crate::api::{AuditEntry, Balance, Exception, Letter, LetterStage, Replay, ReplayState, TailEvent};
 use crate::event::Timestamp;
 use crate::setting::grouped as number;
 use crate::telemetry::shown;
@@ -137,47 +139,6 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
         })
         .collect();
     table(&["ID", "RECORDED (UTC)", "STATE", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
-}
-
-pub(super) fn devices(devices: &[DeviceStatus], is_coloured: bool) -> String {
-    if devices.is_empty() {
-        return "no device has connected since the gateway started".into();
-    }
-    let time = |text: &Option<String>| text.as_deref().and_then(|text| text.get(..19)).unwrap_or("-").replace('T', " ");
-    let rows: Vec<_> = devices
-        .iter()
-        .map(|device| {
-            vec![
-                device.client.clone(),
-                match (device.identity.as_str(), device.authtype) {
-                    ("", _) => "-".into(),
-                    (name, Some(_)) => name.to_owned(),
-                    (name, None) => format!("({name})"),
-                },
-                time(&device.connected_since),
-                format!("{:.1}", device.rate),
-                time(&device.last_event),
-                number(device.received),
-                number(device.refused),
-                number(device.dead),
-                number(device.duplicates),
-                device.clock_offset.map_or_else(|| "-".into(), |seconds| format!("{seconds:+.1} s")),
-            ]
-        })
-        .collect();
-    let head = [
-        "DEVICE",
-        "IDENTITY",
-        "CONNECTED SINCE",
-        "PER SECOND",
-        "LAST EVENT",
-        "RECEIVED",
-        "REFUSED",
-        "DEAD",
-        "REPEATS",
-        "CLOCK",
-    ];
-    table(&head, &[3, 5, 6, 7, 8, 9], &rows, is_coloured)
 }
 
 pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {

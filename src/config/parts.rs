@@ -27,8 +27,10 @@ pub(super) fn check_sources(raw: &mut File, found: &mut Findings<'_>) {
             }
             names.push(name);
             for claim in settings.claims() {
-                if claimed.contains(&claim.what) {
-                    found.problem(claim.key, claim.taken);
+                match claimed.contains(&claim.what) {
+                    true if claim.is_shareable => found.warning(claim.key, claim.taken),
+                    true => found.problem(claim.key, claim.taken),
+                    false => {}
                 }
                 claimed.push(claim.what);
             }

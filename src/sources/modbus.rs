@@ -18,6 +18,7 @@
 //! Not here: the meaning of an event (`ingest`, `contract`).
 
 pub mod address;
+pub mod blocks;
 mod bus;
 pub mod change_detector;
 mod config;

@@ -32,13 +32,15 @@ pub struct Claim {
     pub what: String,
     /// The problem of a source that claims what another has.
     pub taken: String,
+    /// Whether two sources may have it, though they rarely should: then `taken` is a warning.
+    pub is_shareable: bool,
 }
 
 impl Claim {
     /// A port to listen on; none if the system chooses it.
     pub(super) fn port(key: &'static str, listen: SocketAddr, owner: &str) -> Option<Self> {
         let taken = format!("{listen} is taken by {owner}");
-        (listen.port() != 0).then(|| Self { key, what: format!("port {listen}"), taken })
+        (listen.port() != 0).then(|| Self { key, what: format!("port {listen}"), taken, is_shareable: false })
     }
 }
 

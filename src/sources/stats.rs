@@ -1,5 +1,6 @@
 //! Counters and status of a source of any kind.
 
+use super::units::Units;
 use crate::clock;
 use crate::security::{Report, Security};
 use crate::telemetry::{Counter, Gauge, Histogram};
@@ -27,6 +28,8 @@ pub struct Stats {
     pub ack: Histogram,
     /// Time of the last answer of the Odoo or of a Modbus device, in seconds since 1970; 0 if none since the start.
     pub answered: Gauge,
+    /// The devices that the source polls.
+    pub units: Units,
     security: Arc<Security>,
     problem: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,

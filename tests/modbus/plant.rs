@@ -193,6 +193,28 @@ impl Plant {
         serde_json::to_value(self.gateway().handles().status()).expect("JSON")
     }
 
+    /// What `forebay devices` prints.
+    pub fn print_devices(&self) -> String {
+        self.command(&["devices"])
+    }
+
+    /// The same as JSON.
+    pub fn devices(&self) -> Vec<Value> {
+        serde_json::from_str(&self.command(&["devices", "--json"])).expect("JSON")
+    }
+
+    fn command(&self, arguments: &[&str]) -> String {
+        let config = self.folder.path().join("forebay.toml");
+        let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args(arguments)
+            .arg("--config")
+            .arg(config)
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Dead letters so far.
     pub fn dead(&self) -> u64 {
         self.status()["dead"]["total"].as_u64().expect("a number")

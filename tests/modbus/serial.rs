@@ -29,11 +29,8 @@ fn a_late_answer_would_be_taken_for_the_next_one() {
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     runtime.block_on(async {
         let dial = Dial {
-            address: Address::Serial(devices.path().into()),
             serial: Serial { baud: 115_200, parity: Parity::None, stop_bits: Some(1) },
-            tls: Default::default(),
-            timeout: Duration::from_secs(1),
-            pause: None,
+            ..Dial::new(Address::Serial(devices.path().into()), Duration::from_secs(1))
         };
         let ask = |address| Ask::Read(Table::Holding, address, 1);
         let timeout = Duration::from_millis(100);

@@ -26,6 +26,7 @@ impl Settings for Config {
             taken: format!(
                 "\"{client}\" is taken by a source above at the same broker; each would disconnect the other"
             ),
+            is_shareable: false,
         };
         self.client.iter().map(claim).collect()
     }

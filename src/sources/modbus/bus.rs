@@ -3,15 +3,17 @@
 mod polling;
 mod reporting;
 
+use super::blocks::Blocks;
 use super::plan::{Read, plan};
 use super::table::Device;
-use super::transport::{Ask, Connection, Dial, LateAnswers};
+use super::transport::{Ask, LateAnswers, Line};
 use super::write::{self, NotWritten, QueuedWrite, Writer};
 use super::{Config, Ready};
 use crate::clock;
+use crate::event::Timestamp;
 use crate::ingest::{Ingest, Producer, Submitted};
 use crate::shutdown::Shutdown;
-use crate::sources::Stats;
+use crate::sources::{Stats, UnitHealth};
 use reporting::Reporter;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,20 +25,20 @@ const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The longest sleep of the loop. Whatever it waits for wakes it earlier, or is checked again after this.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// Pause between two polls while it is not known which registers the device refuses.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// One bus with its devices.
 pub struct Bus {
     config: Config,
-    dial: Dial,
     ingest: Arc<Ingest>,
     stats: Arc<Stats>,
     producer: Producer,
     units: Vec<Unit>,
     polls: Vec<GroupPoll>,
-    connection: Option<Connection>,
+    line: Line,
     /// Why there is no connection, and the time of the next attempt.
     down: Option<Silence>,
-    /// Whether a late answer may still come, which the next connection has to discard.
-    is_late_expected: bool,
     writer: Writer,
     writes: mpsc::Receiver<QueuedWrite>,
     /// Accepted by the journal and not yet durable.
@@ -50,7 +52,7 @@ struct Unit {
     device: Arc<Device>,
     late_answers: LateAnswers,
     silence: Option<Silence>,
-    /// Every read request of its polls.
+    /// Requests that it answers, as far as is known.
     asks: Vec<Ask>,
 }
 
@@ -66,7 +68,7 @@ struct Silence {
 struct GroupPoll {
     unit: usize,
     group: usize,
-    reads: Vec<Read>,
+    blocks: Blocks,
     due: Instant,
     /// When to check again whether an event is due, if nothing is read before.
     next_check: Option<Instant>,
@@ -78,6 +80,13 @@ impl Bus {
     pub fn new(config: Config, ready: Ready, ingest: Arc<Ingest>, stats: Arc<Stats>) -> Self {
         let now = clock::instant();
         let (mut units, mut polls) = (Vec::new(), Vec::new());
+        let at = Timestamp::from(clock::wall());
+        let health = config.units.iter().zip(&ready.devices).map(|(unit, device)| {
+            let points = device.points.iter();
+            let points = points.map(|point| (device.groups[point.group].name.clone(), point.name.clone()));
+            UnitHealth::new(&unit.name, unit.unit, points, at)
+        });
+        stats.units.set(health.collect());
         for (index, (unit, device)) in config.units.iter().zip(ready.devices).enumerate() {
             let mut asks = Vec::new();
             for group in 0..device.groups.len() {
@@ -87,23 +96,23 @@ impl Bus {
                 }
                 asks.extend(reads.iter().map(ask_of));
                 let reporters = reporting::reporters(&ingest, &config.name, &unit.name, &device, group);
-                polls.push(GroupPoll { unit: index, group, reads, due: now, next_check: None, reporters });
+                let blocks = Blocks::new(reads);
+                polls.push(GroupPoll { unit: index, group, blocks, due: now, next_check: None, reporters });
             }
             let late_answers = LateAnswers::default();
             units.push(Unit { name: unit.name.clone(), number: unit.unit, device, late_answers, silence: None, asks });
         }
         let (writer, writes) = write::channel(ready.writable);
         stats.set_problem(Some("not connected yet".into()));
+        let timeout = config.timeout.0;
         Self {
-            dial: ready.dial,
+            line: Line::new(ready.dial, timeout, timeout / 2),
             producer: Producer::new(Arc::clone(&ingest)),
             ingest,
             stats,
             units,
             polls,
-            connection: None,
             down: None,
-            is_late_expected: false,
             writer,
             writes,
             in_flight: VecDeque::new(),
@@ -113,7 +122,7 @@ impl Bus {
 
     /// The address of the bus.
     pub fn address(&self) -> String {
-        self.dial.address.to_string()
+        self.line.dial().address.to_string()
     }
 
     /// The handle through which commands reach the bus.
@@ -159,7 +168,7 @@ impl Bus {
                 self.write(write).await;
             }
         }
-        self.connection = None;
+        self.line.close();
         self.stats.connections.set(0);
         self.stats.set_problem(Some("the gateway is shutting down".into()));
         let deadline = tokio::time::sleep(DRAIN_WAIT_MAX);
@@ -183,12 +192,16 @@ impl Bus {
         }
         let was_silent = self.units[unit].silence.is_some() || self.down.is_some();
         match self.read(index).await {
-            Ok(()) => {
+            Ok(is_pending) => {
                 let now = clock::instant();
-                self.mark_answered(unit);
+                self.mark_answered(index);
                 let poll = &mut self.polls[index];
                 let interval = self.units[unit].device.groups[poll.group].interval;
-                poll.due = if was_silent { started + interval } else { next_due(poll.due, interval, now) };
+                poll.due = match is_pending {
+                    true => now + interval.min(SEARCH_INTERVAL),
+                    false if was_silent => started + interval,
+                    false => next_due(poll.due, interval, now),
+                };
                 self.report(index, now);
             }
             Err(fault) => self.mark_silent(unit, &fault),

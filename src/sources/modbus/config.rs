@@ -35,6 +35,14 @@ pub struct Config {
     pub retries: u8,
     /// Pause between an answer and the next request; by default 3.5 character times on a serial port, else none.
     pub pause: Option<Span>,
+    /// Pause between connecting and the first request.
+    #[serde(default = "connect_pause")]
+    pub connect_pause: Span,
+    /// Whether an RS-485 adapter echoes requests; by default that is recognised.
+    pub echo: Option<bool>,
+    /// Whether a gateway answers with transaction numbers of its own.
+    #[serde(default)]
+    pub ignore_transaction_numbers: bool,
     /// Pause before a silent device is asked again; it doubles each time.
     #[serde(default = "backoff")]
     pub backoff: Span,
@@ -72,6 +80,9 @@ fn timeout() -> Span {
 }
 fn retries() -> u8 {
     1
+}
+fn connect_pause() -> Span {
+    Span(Duration::ZERO)
 }
 fn backoff() -> Span {
     Span(Duration::from_secs(1))
@@ -112,6 +123,16 @@ impl Config {
         bounded("backoff_max", self.backoff_max, self.backoff.0, Duration::from_secs(3600))?;
         if let Some(pause) = self.pause {
             bounded("pause", pause, Duration::ZERO, Duration::from_secs(10))?;
+        }
+        bounded("connect_pause", self.connect_pause, Duration::ZERO, Duration::from_secs(60))?;
+        let is_rtu = address.is_anonymous();
+        if self.echo.is_some() && !is_rtu {
+            let message = format!("is set, but \"{}\" is no serial line, so nothing echoes; remove it", self.url);
+            return Err(wrong("echo", message));
+        }
+        if self.ignore_transaction_numbers && is_rtu {
+            let message = format!("is set, but frames of \"{}\" have no transaction numbers; remove it", self.url);
+            return Err(wrong("ignore_transaction_numbers", message));
         }
         if self.retries > 10 {
             return Err(wrong("retries", format!("{} are too many; 0 to 10 are allowed", self.retries)));
@@ -160,11 +181,13 @@ impl Config {
             }
         }
         let dial = Dial {
-            address,
             serial: self.serial.unwrap_or_default(),
             tls: self.tls.clone(),
-            timeout: self.timeout.0.max(CONNECT_WAIT_MIN),
             pause: self.pause.map(|pause| pause.0),
+            connect_pause: self.connect_pause.0,
+            echo: self.echo,
+            ignores_numbers: self.ignore_transaction_numbers,
+            ..Dial::new(address, self.timeout.0.max(CONNECT_WAIT_MIN))
         };
         self.ready = (writable.len() == self.write.len()).then_some(Ready { dial, devices, writable });
     }

@@ -36,8 +36,12 @@ impl Read {
 
 /// The requests for the points of a group.
 pub fn plan(device: &Device, group: usize) -> Vec<Read> {
-    let in_group = (0..device.points.len()).filter(|index| device.points[*index].group == group);
-    let mut wanted: Vec<(usize, (u32, u32))> = in_group.map(|index| (index, device.extent(index))).collect();
+    plan_of(device, (0..device.points.len()).filter(|index| device.points[*index].group == group).collect())
+}
+
+/// The requests for these points.
+pub fn plan_of(device: &Device, points: Vec<usize>) -> Vec<Read> {
+    let mut wanted: Vec<(usize, (u32, u32))> = points.into_iter().map(|index| (index, device.extent(index))).collect();
     // By table and address; the longer point first where two have the same address.
     wanted.sort_by_key(|(index, (from, end))| (device.points[*index].table, *from, Reverse(*end)));
     let mut reads: Vec<Read> = Vec::new();

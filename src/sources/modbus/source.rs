@@ -18,12 +18,13 @@ impl Settings for Config {
     }
 
     fn claims(&self) -> Vec<Claim> {
-        let claim = || Claim {
-            key: "url",
-            what: self.url.clone(),
-            taken: format!("\"{}\" is taken by a source above; a serial port has one owner", self.url),
+        let is_shareable = !self.url.starts_with("rtu:");
+        let why = match is_shareable {
+            true => "many devices serve one connection at a time; list their units under one source",
+            false => "a serial port has one owner",
         };
-        self.url.starts_with("rtu:").then(claim).into_iter().collect()
+        let taken = format!("\"{}\" is taken by a source above; {why}", self.url);
+        vec![Claim { key: "url", what: self.url.clone(), taken, is_shareable }]
     }
 
     fn check(&mut self, found: &mut Findings<'_>) {

@@ -1,13 +1,14 @@
 //! Polling: connections, requests, repeats, and the backoff for silent devices.
 
-use super::super::reading::{ReadAt, Registers};
-use super::super::transport::{Ask, Connection, Fault};
+use super::super::blocks::{SPLITS_MAX, Sweep, Verdict};
+use super::super::reading::{ReadAt, Reading, Registers};
+use super::super::transport::{Ask, Fault};
 use super::super::write::NotWritten;
 use super::{Bus, Silence, ask_of};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::sources::Refusal;
+use crate::sources::{PointState, Refusal};
 use std::time::Duration;
 
 /// Number of units that a problem names; it only counts the others.
@@ -19,49 +20,89 @@ const LATE_TIMEOUTS: u32 = 10;
 const LATE_MIN: Duration = Duration::from_secs(10);
 
 impl Bus {
-    /// Reads all points of a group. Points that the device refuses become bad. An error means that
-    /// the device did not answer.
-    pub(super) async fn read(&mut self, index: usize) -> Result<(), Fault> {
-        let mut at = Timestamp::from(clock::wall());
+    /// Reads all points of a group. Points that the device refuses become bad. An error means that the device did not
+    /// answer. Returns whether points are still searched for.
+    pub(super) async fn read(&mut self, index: usize) -> Result<bool, Fault> {
         let unit = self.polls[index].unit;
-        for number in 0..self.polls[index].reads.len() {
-            let ask = ask_of(&self.polls[index].reads[number]);
-            let answer = self.ask(unit, &ask).await;
-            at = Timestamp::from(clock::wall());
-            let (poll, device) = (&mut self.polls[index], &self.units[unit].device);
-            let read = &poll.reads[number];
+        let mut sweep = self.polls[index].blocks.sweep(SPLITS_MAX, clock::instant());
+        let mut at = ReadAt { wall: Timestamp::from(clock::wall()), instant: clock::instant() };
+        let mut absence = None;
+        while let Some(read) = sweep.next() {
+            let answer = self.ask(unit, &ask_of(read)).await;
+            at = ReadAt { wall: Timestamp::from(clock::wall()), instant: clock::instant() };
             match answer {
-                Ok(registers) => {
-                    self.stats.received.add(1);
-                    let registers = Registers { address: read.address, words: &registers };
-                    let read_at = ReadAt { wall: at, instant: clock::instant() };
-                    for point in &read.points {
-                        for reporter in &mut poll.reporters {
-                            reporter.detector.take(device, *point, registers, read_at);
-                        }
-                    }
+                Err(fault) if fault.is_absence() => {
+                    absence = Some(fault);
+                    break;
                 }
-                Err(fault) if fault.is_absence() => return Err(fault),
-                Err(fault) => {
-                    self.stats.refuse(Refusal::Answer);
-                    let why = fault.to_string();
-                    for point in &read.points {
-                        poll.reporters.iter_mut().for_each(|reporter| reporter.detector.mark_refused(*point, &why));
-                    }
-                }
+                answer => self.take(index, &mut sweep, answer, at),
             }
         }
-        self.polls[index].reporters.iter_mut().for_each(|reporter| reporter.detector.complete(at));
-        Ok(())
+        let outcome = self.polls[index].blocks.finish(&self.units[unit].device, sweep);
+        if outcome.has_changed {
+            let polls = self.polls.iter().filter(|poll| poll.unit == unit);
+            self.units[unit].asks = polls.flat_map(|poll| poll.blocks.reads()).map(ask_of).collect();
+        }
+        if outcome.has_refused {
+            self.log_refused(index);
+        }
+        match absence {
+            Some(fault) => Err(fault),
+            None => {
+                self.polls[index].reporters.iter_mut().for_each(|reporter| reporter.detector.complete(at.wall));
+                Ok(outcome.is_pending)
+            }
+        }
     }
 
-    /// Sends a request and repeats it up to `retries` times. A request to a device that is known to
-    /// be silent is not repeated.
+    fn log_refused(&self, index: usize) {
+        let poll = &self.polls[index];
+        let unit = &self.units[poll.unit];
+        let named = |(point, fault): (usize, &Fault)| {
+            let point = &unit.device.points[point];
+            let place = unit.device.place(point.table, u32::from(point.address), point.end());
+            format!("{} ({place}): {fault}", point.name)
+        };
+        let refused = some_of(poll.blocks.refused().map(named).collect());
+        tracing::warn!(
+            source = %self.config.name, unit = %unit.name, %refused,
+            "the device refuses to read points, will try again, the others are read"
+        );
+    }
+
+    /// Takes the answer to the next request of a sweep.
+    fn take(&mut self, index: usize, sweep: &mut Sweep, answer: Result<Vec<u16>, Fault>, at: ReadAt) {
+        let poll = &mut self.polls[index];
+        let unit = &self.units[poll.unit];
+        let device = &unit.device;
+        let outcome = answer.as_ref().map(|_| ());
+        let Some((read, verdict)) = sweep.take(device, outcome, at.instant) else { return };
+        match (answer, verdict) {
+            (Ok(words), _) => {
+                self.stats.received.add(1);
+                let registers = Registers { address: read.address, words: &words };
+                for point in &read.points {
+                    poll.reporters.iter_mut().for_each(|one| one.detector.take(device, *point, registers, at));
+                }
+            }
+            (Err(_), Verdict::Refused { fault }) => {
+                self.stats.refuse(Refusal::Answer);
+                let why = fault.to_string();
+                for point in &read.points {
+                    poll.reporters.iter_mut().for_each(|one| one.detector.mark_refused(*point, &why));
+                }
+            }
+            (Err(_), _) => self.stats.refuse(Refusal::Answer),
+        }
+    }
+
+    /// Sends a request and repeats it up to `retries` times. A request to a device that is known to be silent is not
+    /// repeated.
     async fn ask(&mut self, unit: usize, ask: &Ask) -> Result<Vec<u16>, Fault> {
         let mut repeats = if self.units[unit].silence.is_some() { 0 } else { self.config.retries };
         let mut may_have_idled = true;
         loop {
-            let was_used = self.connection.as_ref().is_some_and(Connection::is_used);
+            let was_used = self.line.is_used();
             let fault = match self.ask_once(unit, ask).await {
                 Ok(registers) => return Ok(registers),
                 Err(fault @ Fault::NoConnection(_)) => return Err(fault),
@@ -88,18 +129,12 @@ impl Bus {
         self.exchange(unit, ask).await
     }
 
-    /// Sends one request and receives its answer. Closes the connection if no valid answer arrives.
+    /// Sends one request and receives its answer.
     async fn exchange(&mut self, unit: usize, ask: &Ask) -> Result<Vec<u16>, Fault> {
-        let timeout = self.config.timeout.0;
-        let Some(connection) = &mut self.connection else { return Err(Fault::NoConnection("not connected".into())) };
-        let answer = connection.ask(self.units[unit].number, ask, timeout).await;
-        if let Err(Fault::NoAnswer(_) | Fault::Broken(_)) = &answer {
-            self.connection = None;
-            self.stats.connections.set(0);
-            if self.dial.address.is_anonymous() {
-                self.units[unit].late_answers.add(ask, clock::instant());
-                self.is_late_expected = true;
-            }
+        let answer = self.line.exchange(self.units[unit].number, ask).await;
+        self.stats.connections.set(u64::from(self.line.is_connected()));
+        if answer.as_ref().err().is_some_and(Fault::is_unanswered) && self.line.dial().is_anonymous() {
+            self.units[unit].late_answers.add(ask, clock::instant());
         }
         answer
     }
@@ -124,20 +159,11 @@ impl Bus {
     }
 
     async fn connect(&mut self) -> Result<(), Fault> {
-        if self.connection.is_some() {
-            return Ok(());
+        if self.line.connect().await? {
+            self.stats.connects.add(1);
+            self.stats.connections.set(1);
         }
-        let late = if self.is_late_expected { self.config.timeout.0 / 2 } else { Duration::ZERO };
-        match self.dial.connect(late).await {
-            Ok(connection) => {
-                self.connection = Some(connection);
-                self.is_late_expected = false;
-                self.stats.connects.add(1);
-                self.stats.connections.set(1);
-                Ok(())
-            }
-            Err(why) => Err(Fault::NoConnection(why)),
-        }
+        Ok(())
     }
 
     /// Sends one write. It is not repeated: a device that did not answer may have executed it.
@@ -154,18 +180,41 @@ impl Bus {
         }
     }
 
-    /// Records that a unit has answered.
-    pub(super) fn mark_answered(&mut self, unit: usize) {
+    /// Records that a group of a unit was read.
+    pub(super) fn mark_answered(&mut self, index: usize) {
         self.stats.note_answer();
+        let unit = self.polls[index].unit;
         let was_down = self.down.take().is_some();
         let was_silent = self.units[unit].silence.take().is_some();
         if was_down || was_silent {
+            // It may have been replaced, or have another firmware now.
+            let now = clock::instant();
+            self.polls.iter_mut().filter(|poll| poll.unit == unit).for_each(|poll| poll.blocks.search_again(now));
             let (source, unit) = (&self.config.name, &self.units[unit].name);
             tracing::info!(%source, unit, "the device answers again");
         }
-        if was_down || was_silent || self.stats.problem().is_some() {
+        let has_changed = self.note_points(index);
+        if has_changed || was_down || was_silent || self.stats.problem().is_some() {
             self.show_problem();
         }
+    }
+
+    /// Records which points of a group have values; returns whether the state of the unit has changed.
+    fn note_points(&self, index: usize) -> bool {
+        let poll = &self.polls[index];
+        let now = Timestamp::from(clock::wall());
+        self.stats.units.update(poll.unit, now, |health| {
+            health.answered(now);
+            for state in poll.reporters.iter().flat_map(|reporter| &reporter.detector.points) {
+                let (condition, reason) = match &state.current {
+                    None => (PointState::Unknown, ""),
+                    Some(Reading::Good(_)) => (PointState::Good, ""),
+                    Some(Reading::Absent) => (PointState::Absent, ""),
+                    Some(Reading::Bad { reason, .. }) => (PointState::Bad, reason.as_str()),
+                };
+                health.note(state.point, condition, reason, now);
+            }
+        })
     }
 
     /// Records that a unit, or the whole bus, has not answered.
@@ -190,6 +239,10 @@ impl Bus {
             let unit = if is_bus { "all" } else { name };
             tracing::warn!(%source, unit, wait = ?wait, "the device does not answer, will ask again: {why}");
         }
+        let at = Timestamp::from(clock::wall());
+        for index in (0..self.units.len()).filter(|index| is_bus || *index == unit) {
+            self.stats.units.update(index, at, |health| health.silent(&why));
+        }
         self.show_problem();
         for index in 0..self.polls.len() {
             if !is_bus && self.polls[index].unit != unit {
@@ -202,18 +255,24 @@ impl Bus {
         }
     }
 
+    /// Shows what is wrong: units without any value are a problem, points without one are worth a note.
     fn show_problem(&self) {
         if let Some(down) = &self.down {
             self.stats.set_problem(Some(down.why.clone()));
             return;
         }
-        let silent = self.units.iter().filter_map(|unit| Some((&unit.name, unit.silence.as_ref()?)));
-        let mut named: Vec<_> =
-            silent.clone().take(NAMED_MAX).map(|(name, silence)| format!("{name}: {}", silence.why)).collect();
-        let count = silent.count();
-        if count > NAMED_MAX {
-            named.push(format!("and {} more", count - NAMED_MAX));
-        }
-        self.stats.set_problem((count > 0).then(|| named.join("; ")));
+        let (without, partly) = self.stats.units.troubles();
+        self.stats.set_problem((!without.is_empty()).then(|| some_of(without)));
+        self.stats.set_notes(if partly.is_empty() { Vec::new() } else { vec![some_of(partly)] });
     }
+}
+
+/// The first of these, and how many more there are.
+fn some_of(mut named: Vec<String>) -> String {
+    let more = named.len().saturating_sub(NAMED_MAX);
+    named.truncate(NAMED_MAX);
+    if more > 0 {
+        named.push(format!("and {more} more"));
+    }
+    named.join("; ")
 }

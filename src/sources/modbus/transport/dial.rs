@@ -1,7 +1,8 @@
 //! Connecting to a bus, and discarding late answers on a serial line.
 
-use super::Connection;
+use super::connection::Connection;
 use super::serial::Port;
+use super::wire::Framing;
 use crate::sources::modbus::address::{Address, Serial};
 use crate::sources::socket::tune;
 use crate::tls::{self, ClientFiles};
@@ -9,8 +10,6 @@ use rustls::pki_types::ServerName;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_modbus::client::{rtu, tcp};
-use tokio_modbus::slave::Slave;
 use tokio_rustls::TlsConnector;
 
 /// A frame has ended when the line has been silent for this long, even behind a slow serial device server.
@@ -26,29 +25,54 @@ pub struct Dial {
     pub timeout: Duration,
     /// Pause between an answer and the next request; `None` for the default of the address.
     pub pause: Option<Duration>,
+    /// Pause between connecting and the first request.
+    pub connect_pause: Duration,
+    /// Whether the adapter of a serial line echoes; `None` if that is to be recognised.
+    pub echo: Option<bool>,
+    /// Whether a gateway answers with transaction numbers of its own, so that they say nothing.
+    pub ignores_numbers: bool,
 }
 
 impl Dial {
+    /// Settings for an address, with the default of each.
+    pub fn new(address: Address, timeout: Duration) -> Self {
+        Self {
+            address,
+            serial: Serial::default(),
+            tls: ClientFiles::default(),
+            timeout,
+            pause: None,
+            connect_pause: Duration::ZERO,
+            echo: None,
+            ignores_numbers: false,
+        }
+    }
+
+    /// Whether answers do not say to which request they belong.
+    pub fn is_anonymous(&self) -> bool {
+        self.address.is_anonymous() || self.ignores_numbers
+    }
+
     /// Connects. On a serial line, discards late answers that arrive within `late`.
     pub async fn connect(&self, late: Duration) -> Result<Connection, String> {
         let connecting = tokio::time::timeout(self.timeout, self.open());
         let opened = connecting.await.unwrap_or_else(|_| Err("took too long".into()));
         let opened = opened.map_err(|why| format!("no connection to {}: {why}", self.address))?;
         let pause = self.pause.unwrap_or_else(|| self.frame_gap());
-        // Each request sets its unit.
-        let context = match opened {
-            Opened::Tcp(stream) => tcp::attach_slave(stream, Slave(0)),
-            Opened::Tls(stream) => tcp::attach_slave(*stream, Slave(0)),
+        let tcp = Framing::Tcp { ignores_numbers: self.ignores_numbers };
+        let rtu = Framing::Rtu { echo: self.echo };
+        Ok(match opened {
+            Opened::Tcp(stream) => Connection::new(stream, tcp, pause),
+            Opened::Tls(stream) => Connection::new(*stream, tcp, pause),
             Opened::RtuOverTcp(mut stream) => {
                 drain(&mut stream, late).await;
-                rtu::attach_slave(stream, Slave(0))
+                Connection::new(stream, rtu, pause)
             }
             Opened::Serial(mut stream) => {
                 drain(&mut stream, late).await;
-                rtu::attach_slave(stream, Slave(0))
+                Connection::new(stream, rtu, pause)
             }
-        };
-        Ok(Connection::new(context, pause))
+        })
     }
 
     async fn open(&self) -> Result<Opened, String> {

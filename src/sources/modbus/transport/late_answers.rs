@@ -4,15 +4,8 @@
 //! timed out may arrive late and fit the next request. A device answers in order: once it has answered a request whose
 //! answer has another shape, no older answer can arrive. Until then the gateway trusts none of its answers.
 
-use super::Ask;
+use super::ask::{Ask, ResponseShape};
 use std::time::{Duration, Instant};
-
-/// The properties by which answers of one unit differ: function and number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResponseShape {
-    pub function: u8,
-    pub bytes: u16,
-}
 
 /// How far the length of a probe may differ from that of a normal request, in both directions.
 const LENGTHS_MAX: i32 = 8;

@@ -1,0 +1,121 @@
+//! The list of devices: clients that have connected, and units that the gateway polls, with their points.
+
+use super::super::table::{counted, seconds, shortened, table};
+use crate::api::{DeviceStatus, ListedDevice, UnitStatus};
+use crate::setting::grouped as number;
+
+/// Points without a value that are shown; `--json` shows all.
+const POINTS_SHOWN: usize = 50;
+/// Characters of a reason in a table; `--json` shows all.
+const REASON_SHOWN: usize = 80;
+
+pub(in super::super) fn devices(devices: &[ListedDevice], is_coloured: bool) -> String {
+    let (mut connected, mut polled) = (Vec::new(), Vec::new());
+    for device in devices {
+        match device {
+            ListedDevice::Mqtt(client) => connected.push(client),
+            ListedDevice::Modbus(unit) => polled.push(unit),
+        }
+    }
+    let mut parts = Vec::new();
+    if !connected.is_empty() {
+        parts.push(clients(&connected, is_coloured));
+    }
+    if !polled.is_empty() {
+        parts.push(units(&polled, is_coloured));
+        parts.extend(points(&polled, is_coloured));
+    }
+    if parts.is_empty() {
+        "no device has connected since the gateway started, and none is polled".into()
+    } else {
+        parts.join("\n")
+    }
+}
+
+fn units(units: &[&UnitStatus], is_coloured: bool) -> String {
+    let rows: Vec<_> = units
+        .iter()
+        .map(|unit| {
+            let has_value = |state: &str| matches!(state, "good" | "absent");
+            let good = unit.points.iter().filter(|point| has_value(&point.state)).count();
+            vec![
+                unit.source.clone(),
+                unit.unit.clone(),
+                unit.number.to_string(),
+                unit.state.clone(),
+                seconds(&unit.since),
+                unit.last_answer.as_deref().map_or_else(|| "-".into(), seconds),
+                format!("{good} of {}", unit.points.len()),
+                unit.reason.as_deref().map_or_else(String::new, |reason| shortened(reason, REASON_SHOWN)),
+            ]
+        })
+        .collect();
+    let head = ["SOURCE", "UNIT", "NO.", "STATE", "SINCE (UTC)", "LAST ANSWER (UTC)", "POINTS", "REASON"];
+    table(&head, &[2], &rows, is_coloured)
+}
+
+/// The points of answering units that have no value.
+fn points(units: &[&UnitStatus], is_coloured: bool) -> Option<String> {
+    let bad: Vec<_> = units
+        .iter()
+        .flat_map(|unit| unit.points.iter().map(move |point| (unit, point)))
+        .filter(|(_, point)| point.state == "bad")
+        .collect();
+    let rows: Vec<_> = bad
+        .iter()
+        .take(POINTS_SHOWN)
+        .map(|(unit, point)| {
+            let reason = point.reason.as_deref().map_or_else(String::new, |reason| shortened(reason, REASON_SHOWN));
+            vec![
+                format!("{}/{}/{}", unit.unit, point.group, point.name),
+                point.state.clone(),
+                seconds(&point.since),
+                reason,
+            ]
+        })
+        .collect();
+    let mut text = table(&["POINT", "STATE", "SINCE (UTC)", "REASON"], &[], &rows, is_coloured);
+    if bad.len() > POINTS_SHOWN {
+        let more = counted(bad.len() - POINTS_SHOWN, "more point");
+        text.push_str(&format!("and {more}; --json lists all\n"));
+    }
+    (!rows.is_empty()).then_some(text)
+}
+
+fn clients(devices: &[&DeviceStatus], is_coloured: bool) -> String {
+    let time = |text: &Option<String>| text.as_deref().and_then(|text| text.get(..19)).unwrap_or("-").replace('T', " ");
+    let rows: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            vec![
+                device.client.clone(),
+                match (device.identity.as_str(), device.authtype) {
+                    ("", _) => "-".into(),
+                    (name, Some(_)) => name.to_owned(),
+                    (name, None) => format!("({name})"),
+                },
+                time(&device.connected_since),
+                format!("{:.1}", device.rate),
+                time(&device.last_event),
+                number(device.received),
+                number(device.refused),
+                number(device.dead),
+                number(device.duplicates),
+                device.clock_offset.map_or_else(|| "-".into(), |seconds| format!("{seconds:+.1} s")),
+            ]
+        })
+        .collect();
+    let head = [
+        "DEVICE",
+        "IDENTITY",
+        "CONNECTED SINCE",
+        "PER SECOND",
+        "LAST EVENT",
+        "RECEIVED",
+        "REFUSED",
+        "DEAD",
+        "REPEATS",
+        "CLOCK",
+    ];
+    table(&head, &[3, 5, 6, 7, 8, 9], &rows, is_coloured)
+}
