@@ -34,7 +34,6 @@ impl PointState {
     }
 }
 
-/// One unit.
 #[derive(Clone, Debug)]
 pub struct UnitHealth {
     name: String,
@@ -57,7 +56,6 @@ struct PointHealth {
 }
 
 impl Units {
-    /// Replaces all units.
     pub fn set(&self, units: Vec<UnitHealth>) {
         *self.0.lock() = units;
     }
@@ -116,7 +114,6 @@ impl UnitHealth {
         }
     }
 
-    /// Records an answer.
     pub fn answered(&mut self, now: Timestamp) {
         (self.last_answer, self.silence) = (Some(now), None);
     }

@@ -93,7 +93,6 @@ impl Verdict {
 }
 
 impl Blocks {
-    /// Blocks for these requests.
     pub fn new(reads: Vec<Read>) -> Self {
         Self { blocks: reads.into_iter().map(|read| Block { read, refusal: None }).collect() }
     }
@@ -149,7 +148,6 @@ impl Blocks {
 }
 
 impl Sweep {
-    /// The next request.
     pub fn next(&self) -> Option<&Read> {
         self.open.last().map(|block| &block.read)
     }

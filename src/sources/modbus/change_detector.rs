@@ -29,7 +29,6 @@ pub enum Quality {
 }
 
 impl Quality {
-    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -48,12 +47,10 @@ pub enum Reason {
     Change,
     /// The interval for events without a change is over.
     Interval,
-    /// The quality has changed.
     Quality,
 }
 
 impl Reason {
-    /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -67,7 +64,6 @@ impl Reason {
 /// A change of a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeChange {
-    /// The new value.
     pub to: bool,
     /// Time of the read that returned the new value.
     pub at: Timestamp,
@@ -80,7 +76,6 @@ pub struct EdgeChange {
 pub struct PointState {
     /// Index in the list of the device.
     pub point: usize,
-    /// The last reading.
     pub current: Option<Reading>,
     /// The reading of the last event.
     pub reported: Option<Reading>,
@@ -90,7 +85,6 @@ pub struct PointState {
     exponent: Option<i32>,
     /// Edges that wait for an event.
     pub edges: VecDeque<EdgeChange>,
-    /// Number of further edges.
     pub edges_cut: u64,
     bit: Option<(bool, Timestamp)>,
 }
@@ -98,7 +92,6 @@ pub struct PointState {
 /// Detects the changes of the points that share an event: the points of a group, or a single point.
 #[derive(Clone, Debug)]
 pub struct ChangeDetector {
-    /// The points.
     pub points: Vec<PointState>,
     /// Whether the events are those of a single point, not of a group.
     pub is_single: bool,

@@ -10,7 +10,6 @@ use std::time::Instant;
 /// The result of reading a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reading {
-    /// A value.
     Good(Value),
     /// The device says that it has no value, in the way that its table declares.
     Absent,

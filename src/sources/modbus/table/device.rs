@@ -12,10 +12,8 @@ pub const BITS_MAX: u16 = 2000;
 /// Points of a device: four times as many as some thirty requests of the largest size can read.
 pub const POINTS_MAX: usize = 10_000;
 
-/// A type of device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// Description for people.
     pub description: String,
     /// The groups, in the order of their names.
     pub groups: Vec<Group>,
@@ -53,7 +51,6 @@ impl Default for Device {
 pub struct Group {
     /// Name: the second level of the topic.
     pub name: String,
-    /// Poll interval.
     pub interval: Duration,
     /// When an event is made.
     pub report: Report,
@@ -85,7 +82,6 @@ pub enum Report {
     /// When a value changes by more than its deadband.
     #[default]
     Change,
-    /// After every poll.
     Always,
 }
 
@@ -95,9 +91,7 @@ pub enum Report {
 pub struct Hole {
     /// The table of the addresses.
     pub table: Table,
-    /// First address.
     pub from: u16,
-    /// Last address.
     pub to: u16,
 }
 
@@ -114,11 +108,8 @@ pub enum Deadband {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Edge {
-    /// Off to on.
     Rising,
-    /// On to off.
     Falling,
-    /// Both.
     Both,
 }
 
@@ -135,11 +126,8 @@ pub struct Point {
     pub address: u16,
     /// Number of registers or bits.
     pub count: u16,
-    /// Encoding of the value.
     pub encoding: Encoding,
-    /// Unit of measure.
     pub unit: Option<String>,
-    /// Deadband of the value.
     pub deadband: Deadband,
     /// What the counter can do; `None` if the point is no counter.
     pub counter: Option<CounterRule>,
@@ -158,7 +146,6 @@ pub struct Point {
 pub struct Term {
     /// Index in the list of the device.
     pub point: usize,
-    /// Factor of its value.
     pub factor: f64,
 }
 

@@ -12,7 +12,6 @@ pub struct ResponseShape {
     pub bytes: u16,
 }
 
-/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Reads bits or registers: table, first address, number.

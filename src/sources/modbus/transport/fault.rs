@@ -9,7 +9,6 @@ use tokio_modbus::ExceptionCode;
 pub enum Fault {
     /// The device answered with an exception.
     Refused {
-        /// The exception code.
         code: u8,
         /// The meaning of the exception.
         words: String,

@@ -89,7 +89,6 @@ impl Line {
         answer
     }
 
-    /// Closes the connection.
     pub fn close(&mut self) {
         self.connection = None;
     }

@@ -1,7 +1,8 @@
 //! Settling: how long a device may need after a connection is made, before it answers.
 //!
 //! Some devices ignore what they are asked in the first seconds of a connection, or the first request, or close a connection
-//! over which they are asked too early. Whoever connects again after each failure, and asks at once, never gets an answer.
+//! over which they are asked too early. A client that connects again after each failure, and asks at once, never gets an
+//! answer.
 //!
 //! Promise: recovery does not repeat what has failed. A connection that has not answered yet is kept for a while, and for
 //! longer each time that one had to be replaced; a connection that the device closes is followed by one that waits longer
@@ -41,7 +42,6 @@ impl Settling {
         self.configured.max(self.learnt)
     }
 
-    /// Records an answer.
     pub(super) fn answered(&mut self) {
         if !self.has_answered {
             // The next connection tries less, in case the pause was not the reason.

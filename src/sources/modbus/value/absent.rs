@@ -10,11 +10,9 @@ use std::fmt;
 /// A number or text as it is written in a device table: TOML's integers have 64 signed bits, its texts have any number.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notation {
-    /// A whole number.
     Whole(i128),
     /// A number with a fraction, or none at all (`nan`).
     Float(f64),
-    /// A text.
     Text(String),
 }
 

@@ -12,13 +12,11 @@ pub const SCALE_EXPONENT_MAX: i128 = 10;
 /// How a value is encoded in its registers, and how it is scaled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoding {
-    /// Type of the value.
     pub kind: Type,
     /// Order of bytes and words.
     pub order: Order,
     /// First and last bit of the value, if it is only a part of the number in the registers.
     pub field: Option<(u8, u8)>,
-    /// Factor of the number.
     pub scale: f64,
     /// Number that is added after scaling.
     pub offset: f64,

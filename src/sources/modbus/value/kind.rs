@@ -44,21 +44,13 @@ pub enum Type {
     U8,
     /// The low byte of a register, signed.
     I8,
-    /// 16 bits.
     U16,
-    /// 16 bits, signed.
     I16,
-    /// 32 bits.
     U32,
-    /// 32 bits, signed.
     I32,
-    /// 64 bits.
     U64,
-    /// 64 bits, signed.
     I64,
-    /// IEEE 754, 32 bits.
     F32,
-    /// IEEE 754, 64 bits.
     F64,
     /// Four decimal digits.
     Bcd16,
@@ -135,9 +127,7 @@ impl Type {
 /// The value of a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// On or off.
     Bool(bool),
-    /// An integer.
     Int(i128),
     /// A finite floating-point number.
     Float(f64),

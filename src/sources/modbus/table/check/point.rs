@@ -33,26 +33,16 @@ pub(super) fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Poi
     for (key, message) in place(raw, count, first, device) {
         wrong(key, message);
     }
-    let field = raw.bit.map(|bit| (bit, bit)).or(raw.bits);
-    let mut words = BTreeMap::new();
-    for (number, word) in &raw.values {
-        match Notation::Text(number.clone()).whole() {
-            Some(number) => drop(words.insert(number, word.clone())),
-            None => wrong("values", format!("\"{number}\" is no whole number, such as 3 or \"0x1F\"")),
-        }
-    }
-    let is_plain = raw.scale == 1.0 && raw.offset == 0.0;
-    let text = TextFormat::new(raw.encoding.as_deref(), raw.padding.as_deref()).unwrap_or_else(|(key, message)| {
-        wrong(key, message);
-        TextFormat::default()
+    let encoding = encoding(raw, file, kind).unwrap_or_else(|(found, encoding)| {
+        found.into_iter().for_each(|(key, message)| wrong(key, message));
+        encoding
     });
-    let order = raw.order.unwrap_or(file.order);
-    let encoding = Encoding { kind, order, field, scale: raw.scale, offset: raw.offset, words, text };
+    let is_plain = raw.scale == 1.0 && raw.offset == 0.0;
     let range = range(&encoding);
     for (key, message) in meaning(raw, &encoding, is_plain, range) {
         wrong(key, message);
     }
-    let bits = field.map_or(kind.bits(), |(first, last)| u32::from(last.saturating_sub(first)) + 1);
+    let bits = encoding.field.map_or(kind.bits(), |(first, last)| u32::from(last.saturating_sub(first)) + 1);
     let absent = raw
         .absent
         .iter()
@@ -85,6 +75,26 @@ pub(super) fn point(raw: &FilePoint, file: &File, device: &Device) -> Result<Poi
         scale_from: None,
         terms: Vec::new(),
     })
+}
+
+/// The encoding of a point. The error has what is wrong with it, and the encoding without that.
+fn encoding(raw: &FilePoint, file: &File, kind: Type) -> Result<Encoding, (Vec<Wrong>, Encoding)> {
+    let mut problems: Vec<Wrong> = Vec::new();
+    let mut words = BTreeMap::new();
+    for (number, word) in &raw.values {
+        match Notation::Text(number.clone()).whole() {
+            Some(number) => drop(words.insert(number, word.clone())),
+            None => problems.push(("values", format!("\"{number}\" is no whole number, such as 3 or \"0x1F\""))),
+        }
+    }
+    let text = TextFormat::new(raw.encoding.as_deref(), raw.padding.as_deref()).unwrap_or_else(|wrong| {
+        problems.push(wrong);
+        TextFormat::default()
+    });
+    let field = raw.bit.map(|bit| (bit, bit)).or(raw.bits);
+    let order = raw.order.unwrap_or(file.order);
+    let encoding = Encoding { kind, order, field, scale: raw.scale, offset: raw.offset, words, text };
+    if problems.is_empty() { Ok(encoding) } else { Err((problems, encoding)) }
 }
 
 /// Checks that one request can read the point, and that it lies in no hole.
