@@ -5,6 +5,7 @@ mod commands;
 mod events;
 mod full;
 mod lines;
+mod lists;
 mod plant;
 mod quirks;
 mod quirky;

@@ -2,14 +2,16 @@
 //!
 //! Promise: these commands never write to a device, and pause at least [`PAUSE_MIN`] between two requests.
 
+mod import;
+
 use super::client::finished;
 use super::table::table;
 use crate::clock;
 use crate::setting::{Document, Span};
 use crate::sources::modbus::address::{self, Parity, Serial};
 use crate::sources::modbus::blocks::{Blocks, Verdict};
-use crate::sources::modbus::import::{Numbering, import};
 use crate::sources::modbus::plan::plan;
+use crate::sources::modbus::plausible;
 use crate::sources::modbus::reading::{Reading, Registers, read};
 use crate::sources::modbus::table::{Device, Point};
 use crate::sources::modbus::transport::{Ask, Dial, Fault, Line};
@@ -27,24 +29,12 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Modbus {
-    /// Create a device table from a CSV register list
-    Import(Import),
+    /// Create a device table from a vendor's register list: CSV, other text, or a spreadsheet
+    Import(import::Import),
     /// Read a device once or repeatedly; never writes to it
     Read(ReadArgs),
     /// Find the devices on a bus, or the registers of a device; never writes to them
     Scan(Scan),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Import {
-    /// The CSV file; its header names the columns
-    file: PathBuf,
-    /// Output file; default: standard output
-    #[arg(long)]
-    output: Option<PathBuf>,
-    /// Numbering of addresses in the list
-    #[arg(long, value_enum, default_value = "auto")]
-    numbering: Numbering,
 }
 
 /// A bus and its connection settings.
@@ -112,6 +102,9 @@ pub(super) struct ReadArgs {
     /// Order of bytes: ABCD, CDAB, BADC or DCBA
     #[arg(long, value_parser = parse_name::<Order>, default_value = "ABCD")]
     order: Order,
+    /// Doubt values that are hardly ones of their unit, a hint at a wrong scale, type or order; needs --device
+    #[arg(long, requires = "device")]
+    check: bool,
     /// Repeat at this interval until interrupted
     #[arg(long, value_parser = Span::parse)]
     watch: Option<Span>,
@@ -150,33 +143,10 @@ fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T),
 /// Runs a `forebay modbus` command.
 pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
     match command {
-        Modbus::Import(command) => run_import(&command),
+        Modbus::Import(command) => import::run(command),
         Modbus::Read(command) => finished(run_read(&command))?,
         Modbus::Scan(command) => finished(run_scan(&command))?,
     }
-}
-
-fn run_import(command: &Import) -> anyhow::Result<ExitCode> {
-    let bytes = std::fs::read(&command.file).with_context(|| format!("{} cannot be read", command.file.display()))?;
-    // Lists that are not UTF-8 are mostly Latin-1, whose code points are the same as in Unicode.
-    let text = String::from_utf8(bytes)
-        .unwrap_or_else(|error| error.into_bytes().iter().map(|byte| char::from(*byte)).collect());
-    let title = command.file.file_stem().unwrap_or_default().to_string_lossy();
-    let imported = import(&text, &title, command.numbering)
-        .map_err(|why| anyhow!("{} is no register list: {why}", command.file.display()))?;
-    match &command.output {
-        None => std::io::stdout().write_all(imported.table.as_bytes())?,
-        Some(file) => {
-            let mut made = std::fs::File::options().write(true).create_new(true).open(file);
-            let made = made.as_mut().map_err(|error| anyhow!("{} cannot be created: {error}", file.display()))?;
-            made.write_all(imported.table.as_bytes())?;
-        }
-    }
-    for (line, why) in &imported.skipped {
-        eprintln!("{}:{line}: left out: {}", command.file.display(), shown(why));
-    }
-    eprintln!("{} points; check types, scales and groups against the manual", imported.points);
-    Ok(if imported.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Shortest pause between two requests, to spare the devices.
@@ -325,12 +295,12 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
     if command.bus.json {
         let list: Vec<_> = all
             .map(|(point, (reading, raw))| {
-                let (value, why) = match reading {
-                    Reading::Good(value) => (json_of(value), None),
-                    Reading::Absent => (serde_json::Value::Null, None),
-                    Reading::Bad { reason, .. } => (serde_json::Value::Null, Some(reason)),
+                let value = match reading {
+                    Reading::Good(value) => json_of(value),
+                    _ => serde_json::Value::Null,
                 };
-                json!({"name": point.name, "table": point.table.name(), "address": point.address, "raw": raw, "value": value, "unit": point.unit, "problem": why})
+                let problem = problem(point, reading, command.check);
+                json!({"name": point.name, "table": point.table.name(), "address": point.address, "raw": raw, "value": value, "unit": point.unit, "problem": problem})
             })
             .collect();
         writeln!(out, "{}", shown_json(&serde_json::to_string(&list)?))?;
@@ -339,11 +309,12 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
     let rows: Vec<Vec<String>> = all
         .map(|(point, (reading, raw))| {
             let hex: Vec<_> = raw.iter().map(|register| format!("{register:04x}")).collect();
-            let (value, problem) = match reading {
-                Reading::Good(value) => (value.to_string(), String::new()),
-                Reading::Absent => ("(absent)".into(), String::new()),
-                Reading::Bad { reason, .. } => ("-".into(), reason.clone()),
+            let value = match reading {
+                Reading::Good(value) => value.to_string(),
+                Reading::Absent => "(absent)".into(),
+                Reading::Bad { .. } => "-".into(),
             };
+            let problem = problem(point, reading, command.check).unwrap_or_default();
             let (unit, address) = (point.unit.clone().unwrap_or_default(), point.address.to_string());
             vec![point.name.clone(), point.table.name().into(), address, hex.join(" "), value, unit, problem]
         })
@@ -355,6 +326,15 @@ fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], comman
     let head = ["POINT", "TABLE", "ADDRESS", "RAW", "VALUE", "UNIT", "PROBLEM"];
     writeln!(out, "{}", table(&head, &[2, 4], &rows, is_terminal).trim_end())?;
     Ok(out.flush()?)
+}
+
+/// Why a point has no value, or, with `check`, why its value is hardly one.
+fn problem(point: &Point, reading: &Reading, check: bool) -> Option<String> {
+    match reading {
+        Reading::Bad { reason, .. } => Some(reason.clone()),
+        Reading::Good(value) if check => plausible::doubt(value.number()?, point.unit.as_deref()),
+        _ => None,
+    }
 }
 
 fn json_of(value: &Value) -> serde_json::Value {

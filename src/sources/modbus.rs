@@ -26,6 +26,7 @@ mod counter;
 pub mod import;
 mod payload;
 pub mod plan;
+pub mod plausible;
 pub mod reading;
 mod source;
 pub mod table;

@@ -1,25 +1,53 @@
-//! Parsing of vendors' CSV files: finds the separator and the meaning of each column.
+//! The columns of a list: what their heads mean.
 
-/// The meaning of a column.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Column {
+use super::input::Row;
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Meaning {
     Name,
     Description,
+    /// Register type, table or function code.
     Table,
+    /// A function code, as a number.
+    Function,
     Address,
+    AddressHex,
+    /// The last register of a value.
+    End,
     Type,
-    Length,
+    /// Size of a value, in a unit that the head does not say.
+    Size,
+    Registers,
+    Bytes,
+    Bits,
     Bit,
     Order,
-    Scale,
+    /// A factor; the head does not say whether it multiplies or divides.
+    Factor,
+    Multiplier,
+    Divisor,
+    /// Number of decimal places.
+    Decimals,
     Offset,
     Unit,
+    /// The device of a row, in a list of several.
+    Device,
+    Values,
+    Access,
+    /// Name or address of the register with the exponent of the scale.
+    ScaleFrom,
+    Formula,
+    Absent,
+    /// Known to say nothing that a device table has.
+    Ignore,
 }
 
-/// Column headers that vendors use, reduced to letters and digits.
-const HEADS: [(Column, &[&str]); 11] = [
+/// Each meaning with its name on the command line, and heads that vendors use, in letters and digits only.
+const HEADS: &[(Meaning, &str, &[&str])] = &[
     (
-        Column::Name,
+        Meaning::Name,
+        "name",
         &[
             "name",
             "tag",
@@ -34,27 +62,92 @@ const HEADS: [(Column, &[&str]); 11] = [
             "parametername",
             "registername",
             "bezeichnung",
+            "title",
+            "variablename",
+            "datapoint",
+            "item",
+            "itemname",
+            "measurement",
+            "measuredvalue",
+            "quantityname",
+            "messwert",
+            "parameterbezeichnung",
+            "benennung",
+            "designation",
+            "fieldname",
+            "field",
+            "nom",
+            "nombre",
+            "denominazione",
         ],
     ),
-    (Column::Description, &["description", "comment", "meaning", "beschreibung", "function description", "content"]),
     (
-        Column::Table,
+        Meaning::Description,
+        "description",
+        &[
+            "description",
+            "comment",
+            "meaning",
+            "beschreibung",
+            "functiondescription",
+            "content",
+            "info",
+            "longname",
+            "definition",
+            "descriptionen",
+            "details",
+            "registerdescription",
+            "parameterdescription",
+            "kommentar",
+            "descripcion",
+            "descrizione",
+        ],
+    ),
+    (
+        Meaning::Table,
+        "table",
         &[
             "table",
             "registertype",
             "area",
+            "objecttype",
+            "modbustype",
+            "regtype",
+            "memoryarea",
+            "registertable",
+            "registerart",
+            "objekttyp",
+            "registerclass",
+            "kindofregister",
+            "modbusregistertype",
+            "inputholding",
+            "holdinginput",
+        ],
+    ),
+    (
+        Meaning::Function,
+        "function",
+        &[
             "fc",
             "functioncode",
             "function",
             "modbusfunction",
-            "objecttype",
-            "modbustype",
             "readfunction",
-            "access",
+            "functioncodes",
+            "readfc",
+            "fcread",
+            "funktionscode",
+            "modbusfunctioncode",
+            "fct",
+            "func",
+            "readfunctioncode",
+            "functioncodehex",
+            "modbusfc",
         ],
     ),
     (
-        Column::Address,
+        Meaning::Address,
+        "address",
         &[
             "address",
             "addr",
@@ -70,96 +163,542 @@ const HEADS: [(Column, &[&str]); 11] = [
             "addressdec",
             "dec",
             "modbusregister",
-            "addresshex",
+            "registerdec",
+            "registerdecimal",
+            "addressdecimal",
+            "decaddress",
+            "decimaladdress",
+            "regaddr",
+            "registeradresse",
+            "start",
+            "modbusaddressdec",
+            "regno",
+            "regnr",
+            "registernr",
+            "modbusadresse",
+            "addressdez",
+            "dez",
+            "parameteraddress",
+            "startaddressdec",
+            "addresses",
+            "holdingregister",
+            "inputregister",
+            "registeraddressdec",
+            "modbusaddr",
+            "direccion",
+            "indirizzo",
+            "firstregister",
+            "offsetaddress",
+            "pduaddress",
+            "protocoladdress",
         ],
     ),
-    (Column::Type, &["type", "datatype", "format", "dataformat", "datentyp", "valuetype", "encoding"]),
     (
-        Column::Length,
+        Meaning::AddressHex,
+        "address-hex",
+        &[
+            "addresshex",
+            "registerhex",
+            "hexaddress",
+            "hex",
+            "modbusaddresshex",
+            "startaddresshex",
+            "regaddrhex",
+            "hexadecimal",
+            "addresshexadecimal",
+            "registeraddresshex",
+            "registeradressehex",
+            "addresshexa",
+        ],
+    ),
+    (
+        Meaning::End,
+        "end",
+        &["end", "endaddress", "lastregister", "endregister", "lastaddress", "stop", "to", "endadresse"],
+    ),
+    (
+        Meaning::Type,
+        "type",
+        &[
+            "type",
+            "datatype",
+            "format",
+            "dataformat",
+            "datentyp",
+            "valuetype",
+            "encoding",
+            "vartype",
+            "variabletype",
+            "registerformat",
+            "formatdata",
+            "datatypes",
+            "typ",
+            "numberformat",
+            "valueformat",
+            "representation",
+            "modbusdatatype",
+            "typededonnees",
+            "tipo",
+            "datenformat",
+            "dtype",
+        ],
+    ),
+    (
+        Meaning::Size,
+        "size",
         &[
             "length",
-            "words",
             "size",
             "count",
-            "registers",
             "quantity",
             "len",
+            "width",
+            "datalength",
+            "laenge",
+            "länge",
+            "sizeofvariable",
+            "datasize",
+        ],
+    ),
+    (
+        Meaning::Registers,
+        "registers",
+        &[
+            "words",
+            "registers",
             "numberofregisters",
             "noofregisters",
             "numregisters",
             "wordcount",
+            "registercount",
+            "regcount",
+            "lengthwords",
+            "lengthregisters",
+            "sizeregisters",
+            "sizewords",
+            "numberofwords",
+            "noofwords",
+            "regs",
+            "lengthinregisters",
+            "nbregisters",
+            "numofregisters",
+            "quantityofregisters",
+            "registersize",
+            "anzahlregister",
+            "registerlength",
+            "lengthinwords",
         ],
     ),
-    (Column::Bit, &["bit", "bitposition", "bitnumber"]),
-    (Column::Order, &["order", "byteorder", "wordorder", "endianness", "endian"]),
     (
-        Column::Scale,
-        &["scale", "factor", "multiplier", "gain", "scaling", "scalefactor", "resolution", "faktor", "scalingfactor"],
+        Meaning::Bytes,
+        "bytes",
+        &[
+            "bytes",
+            "sizebytes",
+            "lengthbytes",
+            "numberofbytes",
+            "noofbytes",
+            "sizeinbytes",
+            "lengthinbytes",
+            "bytecount",
+        ],
     ),
-    (Column::Offset, &["offset", "bias", "valueoffset"]),
-    (Column::Unit, &["unit", "units", "uom", "einheit", "engineeringunit", "engunit"]),
+    (Meaning::Bits, "bits", &["bits", "sizebits", "lengthbits", "numberofbits", "bitlength", "sizeinbits", "bitwidth"]),
+    (Meaning::Bit, "bit", &["bit", "bitposition", "bitnumber", "bitno", "bitindex", "bitoffset", "bitnr", "bitpos"]),
+    (
+        Meaning::Order,
+        "order",
+        &[
+            "order",
+            "byteorder",
+            "wordorder",
+            "endianness",
+            "endian",
+            "wordbyteorder",
+            "bytewordorder",
+            "registerorder",
+            "swap",
+        ],
+    ),
+    (
+        Meaning::Factor,
+        "factor",
+        &[
+            "scale",
+            "factor",
+            "gain",
+            "scaling",
+            "scalefactor",
+            "resolution",
+            "faktor",
+            "scalingfactor",
+            "skalierung",
+            "ratio",
+            "coefficient",
+            "skalierungsfaktor",
+            "conversion",
+            "conversionfactor",
+            "scala",
+            "facteur",
+        ],
+    ),
+    (
+        Meaning::Multiplier,
+        "multiplier",
+        &["multiplier", "multiplicator", "multiply", "multiplyby", "multiplikator", "mult"],
+    ),
+    (
+        Meaning::Divisor,
+        "divisor",
+        &[
+            "divisor",
+            "divisionfactor",
+            "divideby",
+            "division",
+            "divider",
+            "div",
+            "dividend",
+            "teiler",
+            "scaledivisor",
+            "factordivide",
+        ],
+    ),
+    (
+        Meaning::Decimals,
+        "decimals",
+        &["decimals", "decimalplaces", "decimaldigits", "digits", "nachkommastellen", "decimalpoint", "dp"],
+    ),
+    (Meaning::Offset, "offset", &["offset", "bias", "valueoffset"]),
+    (
+        Meaning::Unit,
+        "unit",
+        &[
+            "unit",
+            "units",
+            "uom",
+            "einheit",
+            "engineeringunit",
+            "engunit",
+            "dbusunit",
+            "unitofmeasure",
+            "engineeringunits",
+            "unidad",
+            "unite",
+            "measureunit",
+            "physicalunit",
+        ],
+    ),
+    (
+        Meaning::Device,
+        "device",
+        &[
+            "deviceid",
+            "unitid",
+            "slaveid",
+            "slave",
+            "slaveaddress",
+            "modbusid",
+            "device",
+            "station",
+            "stationaddress",
+            "dbusservicename",
+            "servicename",
+            "deviceaddress",
+            "node",
+            "nodeid",
+            "unitidentifier",
+            "modbusunitid",
+            "modbusunit",
+        ],
+    ),
+    (
+        Meaning::Values,
+        "values",
+        &[
+            "values",
+            "enum",
+            "enumeration",
+            "valuemeaning",
+            "possiblevalues",
+            "states",
+            "statetext",
+            "valuetable",
+            "options",
+            "enumvalues",
+            "codes",
+            "states0n",
+        ],
+    ),
+    (
+        Meaning::Access,
+        "access",
+        &[
+            "access",
+            "rw",
+            "readwrite",
+            "accesstype",
+            "mode",
+            "writable",
+            "writeable",
+            "permission",
+            "rights",
+            "accessright",
+            "accessrights",
+            "zugriff",
+            "accessmode",
+            "attribute",
+            "readonly",
+            "ror",
+            "roorrw",
+            "rwro",
+        ],
+    ),
+    (
+        Meaning::ScaleFrom,
+        "scale-from",
+        &["sf", "scaleregister", "scalefactorregister", "sfregister", "scalefactorname", "scalingregister"],
+    ),
+    (Meaning::Formula, "formula", &["formula", "calculation", "expression", "formel"]),
+    (
+        Meaning::Absent,
+        "absent",
+        &["invalid", "invalidvalue", "nanvalue", "nan", "notavailable", "navalue", "novalue", "unimplemented"],
+    ),
+    (
+        Meaning::Ignore,
+        "ignore",
+        &[
+            "range",
+            "min",
+            "max",
+            "minimum",
+            "maximum",
+            "minvalue",
+            "maxvalue",
+            "default",
+            "defaultvalue",
+            "remarks",
+            "remark",
+            "note",
+            "notes",
+            "category",
+            "group",
+            "role",
+            "room",
+            "poll",
+            "wp",
+            "cw",
+            "isscale",
+            "no",
+            "nr",
+            "index",
+            "id",
+            "page",
+            "version",
+            "since",
+            "firmware",
+            "dbusobjpath",
+            "path",
+            "rownumber",
+            "interval",
+            "pollinterval",
+            "refresh",
+            "updaterate",
+            "section",
+            "chapter",
+            "model",
+            "models",
+            "required",
+            "mandatory",
+            "supported",
+            "example",
+            "examples",
+            "limits",
+            "validrange",
+            "valuerange",
+            "wertebereich",
+            "bereich",
+            "writefunction",
+            "writefc",
+            "fcwrite",
+            "bemerkung",
+            "hinweis",
+            "lowerlimit",
+            "upperlimit",
+            "factorysetting",
+            "initialvalue",
+            "samplevalue",
+            "subgroup",
+            "block",
+            "mandatoryoptional",
+            "source",
+            "status",
+            "obsolete",
+            "icon",
+            "topic",
+            "entity",
+            "deviceclass",
+            "stateclass",
+            "translation",
+            "language",
+            "link",
+            "url",
+            "revision",
+            "author",
+            "date",
+            "ref",
+            "reference",
+        ],
+    ),
 ];
 
-/// The meaning of each column of a header line. The error says why the line is no header.
-pub(super) fn columns(row: &[String]) -> Result<Vec<Option<Column>>, String> {
-    let mut found: Vec<Option<Column>> = Vec::new();
-    for cell in row {
-        let plain: String = cell.to_lowercase().chars().filter(|letter| letter.is_alphanumeric()).collect();
-        let column = HEADS.iter().find(|(_, heads)| heads.contains(&plain.as_str())).map(|(column, _)| *column);
-        // If two columns have the same meaning, the first one is used.
-        found.push(column.filter(|column| !found.contains(&Some(*column))));
+impl Meaning {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        HEADS.iter().find(|(meaning, ..)| *meaning == self).map_or("", |(_, name, _)| name)
     }
-    if !found.contains(&Some(Column::Address)) {
+
+    /// Parses a name of the command line.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        let known = HEADS.iter().find(|(_, known, _)| *known == name).map(|(meaning, ..)| *meaning);
+        known.ok_or_else(|| {
+            let names: Vec<_> = HEADS.iter().map(|(_, name, _)| *name).collect();
+            format!("\"{name}\" is no meaning of a column; there are {}", names.join(", "))
+        })
+    }
+}
+
+/// A column of a list.
+#[derive(Clone, Debug)]
+pub(super) struct Column {
+    /// Its head as it is written.
+    pub(super) head: String,
+    /// `None` if the head is not known.
+    pub(super) meaning: Option<Meaning>,
+    /// Why a known meaning is not used.
+    pub(super) unused: Option<&'static str>,
+}
+
+/// Letters and digits of a head.
+fn plain(head: &str) -> String {
+    head.to_lowercase().chars().filter(|letter| letter.is_alphanumeric()).collect()
+}
+
+/// The meaning of a head, without regard to what else the list has.
+fn meaning_of(head: &str) -> Option<Meaning> {
+    let word = plain(head);
+    let known = |word: &str| HEADS.iter().find(|(.., heads)| heads.contains(&word)).map(|(meaning, ..)| *meaning);
+    known(&word).or_else(|| {
+        // Without what stands in brackets: "Address (PDU)", "Unit [SI]".
+        let outside =
+            head.split(['(', '[']).next().map(plain).filter(|outside| !outside.is_empty() && *outside != word)?;
+        let inside = plain(head.split_once(['(', '['])?.1);
+        let meaning = known(&outside)?;
+        Some(match (meaning, inside.as_str()) {
+            (Meaning::Address, "hex" | "hexadecimal") => Meaning::AddressHex,
+            (Meaning::Size, "registers" | "words" | "register") => Meaning::Registers,
+            (Meaning::Size, "bytes" | "byte") => Meaning::Bytes,
+            (Meaning::Size, "bits" | "bit") => Meaning::Bits,
+            // An address that counts in a way of its own is the user's to explain.
+            (meaning, _) => meaning,
+        })
+    })
+}
+
+/// The columns of a head line. `given` has meanings that the user has set, by head or by number from 1.
+pub(super) fn columns(row: &Row, given: &[(String, Meaning)]) -> Result<Vec<Column>, String> {
+    let mut columns: Vec<Column> = Vec::new();
+    for (index, cell) in row.cells.iter().enumerate() {
+        let head = cell.trim().to_owned();
+        let is_it = |name: &str| name.trim().eq_ignore_ascii_case(&head) || name == (index + 1).to_string();
+        let own = given.iter().find(|(name, _)| is_it(name)).map(|(_, meaning)| *meaning);
+        let meaning = own.or_else(|| meaning_of(&head));
+        columns.push(Column { head, meaning, unused: None });
+    }
+    let is_set = |column: &Column| given.iter().any(|(name, _)| name.trim().eq_ignore_ascii_case(&column.head));
+    let has = |columns: &[Column], meaning: Meaning| columns.iter().any(|column| column.meaning == Some(meaning));
+    // A list without another column of addresses may call them ids.
+    if !has(&columns, Meaning::Address)
+        && let Some(column) =
+            columns.iter_mut().find(|column| matches!(plain(&column.head).as_str(), "id" | "no" | "nr"))
+        && column.meaning == Some(Meaning::Ignore)
+        && row.cells.len() > 2
+        && !has_hex(row)
+    {
+        column.meaning = Some(Meaning::Address);
+    }
+    let mut seen: Vec<Meaning> = Vec::new();
+    for index in 0..columns.len() {
+        let Some(meaning) = columns[index].meaning.filter(|meaning| *meaning != Meaning::Ignore) else { continue };
+        if seen.contains(&meaning) && !is_set(&columns[index]) {
+            columns[index].unused = Some("an earlier column says the same");
+        }
+        seen.push(meaning);
+    }
+    if !seen.iter().any(|meaning| matches!(meaning, Meaning::Address | Meaning::AddressHex)) {
         return Err("no column of addresses, such as \"address\" or \"register\"".into());
     }
-    if !found.contains(&Some(Column::Name)) && !found.contains(&Some(Column::Description)) {
+    if !seen.contains(&Meaning::Name) && !seen.contains(&Meaning::Description) {
         return Err("no column of names, such as \"name\" or \"parameter\"".into());
     }
-    Ok(found)
+    Ok(columns)
 }
 
-/// The most frequent separator in the first lines.
-pub(super) fn separator(csv: &str) -> char {
-    let count = |separator: char| csv.lines().take(20).map(|line| line.matches(separator).count()).sum::<usize>();
-    [';', '\t', ','].into_iter().max_by_key(|separator| (count(*separator), *separator == ';')).unwrap_or(',')
+fn has_hex(row: &Row) -> bool {
+    row.cells.iter().any(|cell| meaning_of(cell) == Some(Meaning::AddressHex))
 }
 
-/// The cells of each row, with the number of its first line. A quoted cell may contain separators,
-/// line ends and doubled quotes.
-pub(super) fn cells(csv: &str, separator: char) -> Vec<(usize, Vec<String>)> {
-    let mut rows = Vec::new();
-    let (mut row, mut cell, mut is_quoted) = (Vec::new(), String::new(), false);
-    let (mut line, mut begins) = (1, 1);
-    let mut letters = csv.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '"' if is_quoted && letters.peek() == Some(&'"') => {
-                letters.next();
-                cell.push('"');
-            }
-            '"' if is_quoted => is_quoted = false,
-            '"' if cell.trim().is_empty() => {
-                cell.clear();
-                is_quoted = true;
-            }
-            '\n' if !is_quoted => {
-                row.push(std::mem::take(&mut cell));
-                rows.push((begins, std::mem::take(&mut row)));
-                line += 1;
-                begins = line;
-            }
-            '\r' if !is_quoted => {}
-            letter if letter == separator && !is_quoted => row.push(std::mem::take(&mut cell)),
-            letter => {
-                line += usize::from(letter == '\n');
-                cell.push(letter);
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meanings(heads: &[&str]) -> Vec<Option<Meaning>> {
+        let row = Row { line: 1, cells: heads.iter().map(|head| (*head).to_owned()).collect() };
+        let columns = columns(&row, &[]).expect("a head");
+        columns.iter().map(|column| column.meaning.filter(|_| column.unused.is_none())).collect()
+    }
+
+    #[test]
+    fn heads_of_vendors_are_known() {
+        use Meaning::{Address, AddressHex, Device, Divisor, Factor, Ignore, Name, Size, Table, Type, Unit};
+        assert_eq!(
+            meanings(&[
+                "Title",
+                "Register type",
+                "Register",
+                "Division factor",
+                "Unit",
+                "Size of variable",
+                "Min value"
+            ]),
+            [Some(Name), Some(Table), Some(Address), Some(Divisor), Some(Unit), Some(Size), Some(Ignore)]
+        );
+        assert_eq!(
+            meanings(&["Title", "Info", "ID", "Size", "Factor"])[2..],
+            [Some(Address), Some(Size), Some(Factor)]
+        );
+        assert_eq!(
+            meanings(&["Name", "Register (Hex)", "Register (Dec)", "Type"]),
+            [Some(Name), Some(AddressHex), Some(Address), Some(Type)]
+        );
+        assert_eq!(meanings(&["_address", "deviceId", "name"]), [Some(Address), Some(Device), Some(Name)]);
+        assert_eq!(meanings(&["Name", "Address", "Wobble"])[2], None);
+        assert_eq!(meanings(&["Address", "Addr", "Name"]), [Some(Address), None, Some(Name)]);
+    }
+
+    #[test]
+    fn every_meaning_can_be_named() {
+        for (meaning, name, _) in HEADS {
+            assert_eq!((Meaning::parse(name), meaning.name()), (Ok(*meaning), *name));
+        }
+        assert!(Meaning::parse("colour").expect_err("unknown").contains("multiplier"));
+    }
+
+    #[test]
+    fn no_head_means_two_things() {
+        let all: Vec<_> = HEADS.iter().flat_map(|(.., heads)| heads.iter()).collect();
+        for (index, head) in all.iter().enumerate() {
+            assert!(!all[..index].contains(head), "{head}");
         }
     }
-    if !cell.is_empty() || !row.is_empty() {
-        row.push(cell);
-        rows.push((begins, row));
-    }
-    rows.retain(|(_, row)| row.iter().any(|cell| !cell.trim().is_empty()));
-    rows
 }
