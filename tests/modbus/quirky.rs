@@ -104,7 +104,8 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
     let connected = Instant::now();
     let mut ignored = 0;
     let _ = stream.set_nodelay(true);
-    while let Some((frame, unit, pdu)) = request(&mut stream, shared.quirks.lock().expect("lock").is_rtu) {
+    let is_rtu = shared.quirks.lock().expect("lock").is_rtu;
+    while let Some((frame, unit, pdu)) = request(&mut stream, is_rtu) {
         let quirks = shared.quirks.lock().expect("lock").clone();
         let word = |at: usize| u16::from_be_bytes([pdu[at], pdu[at + 1]]);
         let (address, number) = (word(1), word(3));

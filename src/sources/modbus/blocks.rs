@@ -179,10 +179,14 @@ impl Sweep {
                 self.done.push(Block { refusal: known, ..block });
                 Verdict::refused(fault)
             }
-            Some(known) if known.next_search > now => {
-                let fault = known.fault.clone();
+            Some(mut known) if known.next_search > now => {
+                // Refused for its length, a request of several points says nothing of each.
+                if read.points.len() == 1 || !matches!(fault, Fault::Refused { code: 3, .. }) {
+                    known.fault = fault.clone();
+                }
+                let verdict = Verdict::refused(&known.fault);
                 self.done.push(Block { refusal: Some(known), ..block });
-                Verdict::Refused { fault }
+                verdict
             }
             known if read.points.len() == 1 => {
                 let attempts = known.as_ref().map_or(0, |known| known.attempts);

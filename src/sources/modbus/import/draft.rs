@@ -192,7 +192,7 @@ impl Rules<'_> {
             None if self.has(Meaning::Type) || self.has_nibe_codes => {
                 return Err("it has no type; give one with --type \"=u16\", or leave the line out".into());
             }
-            None => TypeName { class: Class::Unsigned, bits: None, order: None, count: None, counts: None },
+            None => TypeName::number(Class::Unsigned, None, None),
         };
         let is_part = bits.is_some() && matches!(name.class, Class::Bool | Class::Unsigned | Class::Unknown);
         draft.class = name.class;
@@ -269,17 +269,12 @@ impl Rules<'_> {
             (_, Some(count)) => Ok(match name.counts.or(self.text_length) {
                 Some(TextUnit::Letters) => letters(count),
                 Some(TextUnit::Registers) => Length::Registers(count),
-                None => {
-                    let is_bracketed = size.is_none_or(|bits| bits / 16 != u32::from(count.div_ceil(2)));
-                    match size.map(|bits| bits / 16) {
-                        Some(registers)
-                            if registers == u32::from(count) || registers == u32::from(count.div_ceil(2)) =>
-                        {
-                            Length::Registers(registers as u16)
-                        }
-                        _ => Length::Open { count, is_bracketed },
+                None => match size.map(|bits| bits / 16) {
+                    Some(registers) if registers == u32::from(count) || registers == u32::from(count.div_ceil(2)) => {
+                        Length::Registers(registers as u16)
                     }
-                }
+                    _ => Length::Open { count, is_bracketed: name.is_bracketed },
+                },
             }),
             _ => Err("is a text, and no column says how long".into()),
         }

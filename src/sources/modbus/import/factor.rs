@@ -75,7 +75,7 @@ pub(super) fn question(head: &str, factors: &[f64]) -> Option<String> {
 pub(super) fn inverse(number: f64) -> f64 {
     let inverse = 1.0 / number;
     // 1/10 is written as 0.1.
-    format!("{inverse:.12}").parse().ok().filter(|short: &f64| (short * number - 1.0).abs() < 1e-9).unwrap_or(inverse)
+    format!("{inverse:.12}").parse().ok().filter(|short: &f64| (short * number - 1.0).abs() < 1e-15).unwrap_or(inverse)
 }
 
 /// The decimal places of a cell: a number, or a format of SMA (`FIX2`; `TEMP` has one place, other words none).

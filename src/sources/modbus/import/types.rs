@@ -14,6 +14,8 @@ pub(super) struct TypeName {
     pub(super) count: Option<u16>,
     /// What the length of a text counts, if the name says so.
     pub(super) counts: Option<TextUnit>,
+    /// Whether `count` stood in brackets.
+    pub(super) is_bracketed: bool,
 }
 
 /// What the length of a text counts.
@@ -82,18 +84,14 @@ impl TypeName {
             ));
         }
         if let Some((class, own)) = class(&word, bits) {
-            return Self { class, bits: bits.or(own), order, count, counts: None }.checked(text);
+            return Self::number(class, bits.or(own), order).checked(text);
         }
         // Endings that name an order: uint32be, floatsw, F32LE.
         for (ending, named) in ENDINGS {
             if let (Some(stem), None) = (word.strip_suffix(ending), order)
                 && let Some((class, own)) = class(stem, bits)
             {
-                let bits = bits.or(own);
-                let is_high = ending == "le" && bits == Some(8);
-                let class = if is_high { Class::HighByte } else { class };
-                let order = (!is_high && bits != Some(8)).then_some(named);
-                return Self { class, bits, order, count, counts: None }.checked(text);
+                return Self::number(class, bits.or(own), Some(named)).checked(text);
             }
         }
         Err(match word.as_str() {
@@ -110,6 +108,17 @@ impl TypeName {
             }
             _ => unknown(),
         })
+    }
+
+    /// A type without a length.
+    pub(super) fn number(class: Class, bits: Option<u32>, order: Option<&'static str>) -> Self {
+        // Of a single byte, "little-endian" is the upper one.
+        let (class, order) = match (bits, order) {
+            (Some(8), Some("DCBA")) => (Class::HighByte, None),
+            (Some(8), _) => (class, None),
+            _ => (class, order),
+        };
+        Self { class, bits, order, count: None, counts: None, is_bracketed: false }
     }
 
     fn checked(self, text: &str) -> Result<Self, String> {
@@ -209,9 +218,10 @@ fn text_name(tokens: &[String], count: Option<u16>) -> Option<TypeName> {
         Some("register" | "registers" | "regs" | "words") => Some(TextUnit::Registers),
         _ => None,
     });
+    let is_bracketed = count.is_some();
     let count = count.or(number.and_then(|at| tokens[at].parse().ok()));
     let order = tokens.iter().any(|token| token == "le" || token.ends_with("le")).then_some("BADC");
-    Some(TypeName { class: Class::Text, bits: None, order, count, counts })
+    Some(TypeName { class: Class::Text, bits: None, order, count, counts, is_bracketed })
 }
 
 /// Takes words that say an order.
