@@ -1,6 +1,7 @@
 //! The task of a bus: one loop that polls the groups that are due and hands in the events of changed values.
 
 mod polling;
+mod reporter;
 mod reporting;
 
 use super::blocks::Blocks;
@@ -14,7 +15,7 @@ use crate::event::Timestamp;
 use crate::ingest::{Ingest, Producer, Submitted};
 use crate::shutdown::Shutdown;
 use crate::sources::{Stats, UnitHealth};
-use reporting::Reporter;
+use reporter::{Reporter, reporters};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,7 +96,7 @@ impl Bus {
                     continue;
                 }
                 asks.extend(reads.iter().map(ask_of));
-                let reporters = reporting::reporters(&ingest, &config.name, &unit.name, &device, group);
+                let reporters = reporters(&ingest, &config.name, &unit.name, &device, group);
                 let blocks = Blocks::new(reads);
                 polls.push(GroupPoll { unit: index, group, blocks, due: now, next_check: None, reporters });
             }

@@ -7,7 +7,7 @@
 //! - time is an argument.
 
 use super::counter::{CounterProgress, CounterRule};
-use super::reading::{ReadAt, Reading, Registers, read, scale_exponent};
+use super::reading::{Moment, Reading, Registers, read, scale_exponent};
 use super::table::{Deadband, Device, Edge, Group, Point, Report};
 use super::value::{Type, Value};
 use crate::event::Timestamp;
@@ -135,7 +135,7 @@ impl ChangeDetector {
     }
 
     /// Takes the registers of a point from an answer. Ignores points of other detectors.
-    pub fn take(&mut self, device: &Device, index: usize, registers: Registers<'_>, at: ReadAt) {
+    pub fn take(&mut self, device: &Device, index: usize, registers: Registers<'_>, at: Moment) {
         let Some(state) = self.points.iter_mut().find(|state| state.point == index) else { return };
         let point = &device.points[index];
         let reading = read(device, index, registers);
@@ -246,7 +246,7 @@ impl ChangeDetector {
 }
 
 impl PointState {
-    fn advance(&mut self, rule: &CounterRule, raw: i128, exponent: Option<i32>, at: ReadAt) {
+    fn advance(&mut self, rule: &CounterRule, raw: i128, exponent: Option<i32>, at: Moment) {
         let before = std::mem::replace(&mut self.exponent, exponent);
         if let (Some(before), Some(exponent)) = (before, exponent)
             && before != exponent
@@ -373,7 +373,7 @@ mod tests {
             self.second += 1;
             let at = Timestamp(self.second as i64 * 1_000_000);
             let registers = Registers { address: 0, words: registers };
-            self.detector.take(&self.device, 0, registers, ReadAt { wall: at, instant: self.now() });
+            self.detector.take(&self.device, 0, registers, Moment { wall: at, instant: self.now() });
             self.detector.complete(at);
             self.due()
         }

@@ -1,12 +1,11 @@
 //! The payload of an event: one JSON object for a group of points, or for a single point.
 
 use super::change_detector::{ChangeDetector, EdgeChange, PointState, Reason};
-use super::reading::Reading;
+use super::reading::{Moment, Reading};
 use super::table::{Device, Group, Point};
 use super::value::Value;
 use crate::contract::push_json_string;
 use crate::event::Timestamp;
-use std::time::Instant;
 
 /// Writes a JSON object member by member.
 #[derive(Default)]
@@ -69,18 +68,11 @@ impl JsonObject {
 }
 
 /// The payload of an event. Its time is that of the last answer, or `now` while the device is silent.
-pub fn payload(
-    device: &Device,
-    group: &Group,
-    detector: &ChangeDetector,
-    reason: Reason,
-    at: Instant,
-    now: Timestamp,
-) -> Vec<u8> {
-    let quality = detector.quality(group, at);
+pub fn payload(device: &Device, group: &Group, detector: &ChangeDetector, reason: Reason, now: Moment) -> Vec<u8> {
+    let quality = detector.quality(group, now.instant);
     let mut out = JsonObject::default();
     let answered = detector.last_answer.filter(|_| detector.silence.is_none());
-    out.time("ts", answered.unwrap_or(now));
+    out.time("ts", answered.unwrap_or(now.wall));
     out.text("reason", reason.name());
     out.text("quality", quality.name());
     if let Some(why) = &detector.silence {
@@ -191,7 +183,7 @@ fn bad(reason: &str, raw: &[u16]) -> JsonObject {
 
 #[cfg(test)]
 mod tests {
-    use super::super::reading::{ReadAt, Registers};
+    use super::super::reading::Registers;
     use super::super::table::Device;
     use super::*;
     use crate::clock;
@@ -230,11 +222,11 @@ edge = "both"
             let at = Timestamp(second * 1_000_000);
             for (index, register) in registers.iter().enumerate() {
                 let registers = Registers { address: index as u16, words: &[*register] };
-                detector.take(&device, index, registers, ReadAt { wall: at, instant: start });
+                detector.take(&device, index, registers, Moment { wall: at, instant: start });
             }
             detector.complete(at);
             let reason = detector.due(&device, group, start).expect("due");
-            let payload = payload(&device, group, &detector, reason, start, at);
+            let payload = payload(&device, group, &detector, reason, Moment { wall: at, instant: start });
             detector.mark_reported(group, start);
             serde_json::from_slice(&payload).expect("JSON")
         };
@@ -251,7 +243,8 @@ edge = "both"
                 "bad": {"state": {"reason": "9 is no value of the enumeration (0, 1)", "raw": [9]}}})
         );
         detector.mark_silent("no answer within 1s", start);
-        let stale = payload(&device, group, &detector, Reason::Quality, start, Timestamp(5_000_000));
+        let stale =
+            payload(&device, group, &detector, Reason::Quality, Moment { wall: Timestamp(5_000_000), instant: start });
         assert_eq!(
             serde_json::from_slice::<Json>(&stale).expect("JSON"),
             json!({"ts": "1970-01-01T00:00:05.000000Z", "reason": "quality", "quality": "stale",

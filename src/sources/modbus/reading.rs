@@ -4,6 +4,7 @@
 
 use super::table::{Device, Point};
 use super::value::{SCALE_EXPONENT_MAX, Value};
+use crate::clock;
 use crate::event::Timestamp;
 use std::time::Instant;
 
@@ -37,13 +38,19 @@ impl Reading {
     }
 }
 
-/// When an answer arrived, on both clocks.
+/// A moment on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct ReadAt {
+pub struct Moment {
     /// Time of day, for events.
     pub wall: Timestamp,
-    /// For the pace of counters.
+    /// For durations, such as the pace of counters.
     pub instant: Instant,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self { wall: Timestamp::from(clock::wall()), instant: clock::instant() }
+    }
 }
 
 /// The registers of an answer.

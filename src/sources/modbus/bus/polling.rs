@@ -1,7 +1,7 @@
 //! Polling: connections, requests, repeats, and the backoff for silent devices.
 
 use super::super::blocks::{SPLITS_MAX, Sweep, Verdict};
-use super::super::reading::{ReadAt, Reading, Registers};
+use super::super::reading::{Moment, Reading, Registers};
 use super::super::transport::{Ask, Fault};
 use super::super::write::NotWritten;
 use super::{Bus, Silence, ask_of};
@@ -25,11 +25,11 @@ impl Bus {
     pub(super) async fn read(&mut self, index: usize) -> Result<bool, Fault> {
         let unit = self.polls[index].unit;
         let mut sweep = self.polls[index].blocks.sweep(SPLITS_MAX, clock::instant());
-        let mut at = ReadAt { wall: Timestamp::from(clock::wall()), instant: clock::instant() };
+        let mut at = Moment::now();
         let mut absence = None;
         while let Some(read) = sweep.next() {
             let answer = self.ask(unit, &ask_of(read)).await;
-            at = ReadAt { wall: Timestamp::from(clock::wall()), instant: clock::instant() };
+            at = Moment::now();
             match answer {
                 Err(fault) if fault.is_absence() => {
                     absence = Some(fault);
@@ -71,7 +71,7 @@ impl Bus {
     }
 
     /// Takes the answer to the next request of a sweep.
-    fn take(&mut self, index: usize, sweep: &mut Sweep, answer: Result<Vec<u16>, Fault>, at: ReadAt) {
+    fn take(&mut self, index: usize, sweep: &mut Sweep, answer: Result<Vec<u16>, Fault>, at: Moment) {
         let poll = &mut self.polls[index];
         let unit = &self.units[poll.unit];
         let device = &unit.device;

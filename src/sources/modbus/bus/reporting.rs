@@ -1,46 +1,18 @@
 //! Reporting: hands in the events that are due; each stays due until the journal accepts it.
 
-use super::super::change_detector::ChangeDetector;
 use super::super::payload::payload;
-use super::super::table::Device;
+use super::super::reading::Moment;
 use super::Bus;
+use super::reporter::{Reporter, reporters};
 use crate::clock;
-use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{Ingest, Route, Submission, SubmitError};
+use crate::ingest::{Submission, SubmitError};
 use std::time::{Duration, Instant};
 
 /// Events of a bus that may wait for their receipts; beyond this number changes are collected.
 const IN_FLIGHT_MAX: usize = 4096;
 /// Pause before an event for which there was no room is handed in again.
 const NO_ROOM_WAIT: Duration = Duration::from_millis(50);
-
-/// A change detector, with the topic and route of its events.
-pub(super) struct Reporter {
-    pub(super) detector: ChangeDetector,
-    topic: String,
-    route: Route,
-}
-
-/// Returns the reporters of a group of a unit: one for the group, and one for each point that has a contract of its own.
-pub(super) fn reporters(ingest: &Ingest, source: &str, unit: &str, device: &Device, group: usize) -> Vec<Reporter> {
-    let group_topic = format!("{unit}/{}", device.groups[group].name);
-    let reporter = |detector: ChangeDetector, topic: String| {
-        let route = ingest.route(SourceKind::Modbus, source, &topic, Sender { client: unit, ..Sender::default() });
-        Reporter { detector, topic, route }
-    };
-    let (mut in_group, mut single) = (Vec::new(), Vec::new());
-    for (index, point) in device.points.iter().enumerate().filter(|(_, point)| point.group == group) {
-        let topic = format!("{group_topic}/{}", point.name);
-        if ingest.has_separate_contract(SourceKind::Modbus, source, &topic, &group_topic) {
-            single.push(reporter(ChangeDetector::single(index), topic));
-        } else {
-            in_group.push(index);
-        }
-    }
-    let grouped = (!in_group.is_empty()).then(|| reporter(ChangeDetector::new(in_group), group_topic));
-    grouped.into_iter().chain(single).collect()
-}
 
 impl Bus {
     /// Hands in the events of a group that are due.
@@ -52,12 +24,12 @@ impl Bus {
         poll.next_check = None;
         for Reporter { detector, route, .. } in &mut poll.reporters {
             if let Some(reason) = detector.due(&unit.device, group, now) {
-                let at = Timestamp::from(clock::wall());
+                let at = Moment { wall: Timestamp::from(clock::wall()), instant: now };
                 let has_room = self.in_flight.len() < IN_FLIGHT_MAX;
                 let taken = match has_room {
                     true => {
-                        let payload = payload(&unit.device, group, detector, reason, now, at);
-                        self.producer.submit(&Submission::new(route, &payload, at))
+                        let payload = payload(&unit.device, group, detector, reason, at);
+                        self.producer.submit(&Submission::new(route, &payload, at.wall))
                     }
                     false => Err(SubmitError::NoRoom),
                 };
