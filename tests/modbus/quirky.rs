@@ -17,6 +17,8 @@ pub struct Quirks {
     pub ignores_first: u32,
     /// It closes a connection over which it is asked in this time after the connect.
     pub closes_within: Duration,
+    /// Units behind it that do not answer.
+    pub dead: BTreeSet<u8>,
     /// Requests that touch these registers are refused with exception 2.
     pub missing: BTreeSet<u16>,
     /// Longer requests are refused with exception 3.
@@ -38,6 +40,7 @@ impl Default for Quirks {
             deaf: Duration::ZERO,
             ignores_first: 0,
             closes_within: Duration::ZERO,
+            dead: BTreeSet::new(),
             missing: BTreeSet::new(),
             longest: 125,
             has_echo: false,
@@ -115,6 +118,9 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
         }
         if connected.elapsed() < quirks.deaf || ignored < quirks.ignores_first {
             ignored += 1;
+            continue;
+        }
+        if quirks.dead.contains(&unit) {
             continue;
         }
         let answer = answer(&pdu, &quirks, shared);

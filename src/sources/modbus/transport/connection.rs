@@ -45,6 +45,11 @@ impl Connection {
         self.exchange.lock().echoes()
     }
 
+    /// Whether the rest of a frame may follow, which nothing can be read behind.
+    pub(super) fn is_within_frame(&self) -> bool {
+        self.exchange.lock().is_within_frame()
+    }
+
     /// Sends a request and waits for the answer.
     pub async fn ask(&mut self, unit: u8, ask: &Ask, timeout: Duration) -> Result<Vec<u16>, Fault> {
         if let Some(last) = self.last {

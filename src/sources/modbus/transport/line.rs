@@ -14,6 +14,7 @@ pub struct Line {
     timeout: Duration,
     /// How long late answers are waited for when a serial line is opened again.
     late: Duration,
+    /// With the time of its last answer, or of its beginning.
     connection: Option<(Connection, Instant)>,
     settling: Settling,
     /// Whether a late answer may still come, which the next connection has to discard.
@@ -62,7 +63,7 @@ impl Line {
     /// Sends one request and receives its answer.
     pub async fn exchange(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
         self.connect().await?;
-        let Some((connection, opened)) = &mut self.connection else {
+        let Some((connection, quiet_since)) = &mut self.connection else {
             return Err(Fault::NoConnection("not connected".into()));
         };
         let answer = connection.ask(unit, ask, self.timeout).await;
@@ -70,17 +71,23 @@ impl Line {
             tracing::info!(address = %self.dial.address, "the adapter echoes requests; the gateway leaves their copies out");
             self.dial.echo = Some(true);
         }
-        let age = clock::instant().saturating_duration_since(*opened);
+        let now = clock::instant();
         let is_over = match &answer {
+            // A gateway in front of the unit answers for it.
             Ok(_) | Err(Fault::Refused { .. }) => {
-                self.settling.answered();
+                self.settling.answered(unit);
+                *quiet_since = now;
                 false
             }
             Err(Fault::Broken(_)) => {
                 self.settling.ended();
                 true
             }
-            Err(_) => self.settling.is_over(age),
+            // A new connection discards late answers where nothing tells them apart.
+            Err(_) => {
+                let is_over = self.settling.is_over(unit, now.saturating_duration_since(*quiet_since));
+                is_over || connection.is_within_frame() || (self.dial.is_anonymous() && self.settling.has_answered())
+            }
         };
         if is_over {
             self.close();

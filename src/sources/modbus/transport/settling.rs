@@ -6,8 +6,9 @@
 //!
 //! Promise: recovery does not repeat what has failed. A connection that has not answered yet is kept for a while, and for
 //! longer each time that one had to be replaced; a connection that the device closes is followed by one that waits longer
-//! before the first request.
+//! before the first request. A unit without an answer costs no connection over which others answer.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long a connection without an answer is kept; devices are known that need two seconds.
@@ -18,52 +19,86 @@ const REQUESTS_MIN: u32 = 3;
 /// Pause before the first request after the device has closed a connection without an answer; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// How long a connection is kept over which nobody answers any more; it may be dead, though a single unit was silent at first.
+const SILENT_MAX: Duration = Duration::from_secs(10);
 
 /// What is known about the device's connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settling {
     configured: Duration,
     learnt: Duration,
     patience: Duration,
-    /// Whether the present connection has answered, and the requests that it has not answered before.
-    has_answered: bool,
+    /// Units that have answered over the present connection.
+    answered: BTreeSet<u8>,
+    /// Units that have ever answered; the silence of others says nothing of a connection that has.
+    known: BTreeSet<u8>,
+    /// Units that have not answered the last request to them.
+    silent: BTreeSet<u8>,
+    /// Requests without an answer since the last answer over the present connection, and known units that became silent then.
     unanswered: u32,
+    fell_silent: u32,
 }
 
 impl Settling {
     /// `configured` is the pause that the operator has set.
     pub(super) fn new(configured: Duration) -> Self {
-        Self { configured, learnt: Duration::ZERO, patience: PATIENCE_MIN, has_answered: false, unanswered: 0 }
+        Self {
+            configured,
+            learnt: Duration::ZERO,
+            patience: PATIENCE_MIN,
+            answered: BTreeSet::new(),
+            known: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            unanswered: 0,
+            fell_silent: 0,
+        }
     }
 
     /// Begins a connection; returns how long to wait before its first request.
     pub(super) fn connected(&mut self) -> Duration {
-        (self.has_answered, self.unanswered) = (false, 0);
+        self.answered.clear();
+        (self.unanswered, self.fell_silent) = (0, 0);
         self.configured.max(self.learnt)
     }
 
-    pub(super) fn answered(&mut self) {
-        if !self.has_answered {
+    pub(super) fn answered(&mut self, unit: u8) {
+        if !self.has_answered() {
             // The next connection tries less, in case the pause was not the reason.
             self.learnt = if self.learnt > PAUSE_MIN { self.learnt / 2 } else { Duration::ZERO };
-            (self.has_answered, self.patience) = (true, PATIENCE_MIN);
+            self.patience = PATIENCE_MIN;
         }
+        self.answered.insert(unit);
+        self.known.insert(unit);
+        self.silent.remove(&unit);
+        (self.unanswered, self.fell_silent) = (0, 0);
     }
 
-    /// Records a request without an answer over a connection of this age; returns whether the connection has to be replaced.
-    /// One that has answered before is: it may be dead.
-    pub(super) fn is_over(&mut self, age: Duration) -> bool {
-        self.unanswered += 1;
-        let is_over = self.has_answered || (age >= self.patience && self.unanswered >= REQUESTS_MIN);
-        if is_over && !self.has_answered {
-            self.patience = (self.patience * 2).min(PATIENCE_MAX);
+    /// Whether the present connection has answered.
+    pub(super) fn has_answered(&self) -> bool {
+        !self.answered.is_empty()
+    }
+
+    /// Records a request to a unit without an answer, so long after the last answer over the connection, or after its
+    /// beginning; returns whether the connection has to be replaced. One that has answered before may be dead, unless only
+    /// one of several units has become silent.
+    pub(super) fn is_over(&mut self, unit: u8, since: Duration) -> bool {
+        let is_known = self.known.contains(&unit);
+        self.unanswered += u32::from(is_known || !self.has_answered());
+        self.fell_silent += u32::from(self.silent.insert(unit) && is_known);
+        if !self.has_answered() {
+            let is_over = since >= self.patience && self.unanswered >= REQUESTS_MIN;
+            if is_over {
+                self.patience = (self.patience * 2).min(PATIENCE_MAX);
+            }
+            return is_over;
         }
-        is_over
+        let has_others = self.answered.iter().any(|other| !self.silent.contains(other));
+        !has_others || self.fell_silent > 1 || (since >= SILENT_MAX && self.unanswered >= REQUESTS_MIN)
     }
 
     /// Records that the device has ended the connection.
     pub(super) fn ended(&mut self) {
-        if !self.has_answered {
+        if !self.has_answered() {
             self.learnt = (self.learnt * 2).clamp(PAUSE_MIN, PAUSE_MAX);
         }
     }
@@ -79,14 +114,35 @@ mod tests {
     fn a_connection_that_has_not_answered_yet_is_kept_for_a_while() {
         let mut settling = Settling::new(Duration::ZERO);
         assert_eq!(settling.connected(), Duration::ZERO);
-        let over: Vec<_> = [1, 1, 2, 2, 3].map(|age| settling.is_over(SECOND * age)).into();
+        let over: Vec<_> = [1, 1, 2, 2, 3].map(|age| settling.is_over(1, SECOND * age)).into();
         assert_eq!(over, [false, false, false, false, true]);
         settling.connected();
-        assert!(!settling.is_over(SECOND) && !settling.is_over(SECOND * 2) && !settling.is_over(SECOND * 5));
-        assert!(settling.is_over(SECOND * 6), "twice as long");
+        assert!(!settling.is_over(1, SECOND) && !settling.is_over(1, SECOND * 2) && !settling.is_over(1, SECOND * 5));
+        assert!(settling.is_over(1, SECOND * 6), "twice as long");
         settling.connected();
-        settling.answered();
-        assert!(settling.is_over(SECOND), "it may be dead");
+        settling.answered(1);
+        assert!(settling.is_over(1, SECOND), "it may be dead");
+    }
+
+    #[test]
+    fn a_silent_unit_costs_no_connection_over_which_others_answer() {
+        let mut settling = Settling::new(Duration::ZERO);
+        settling.connected();
+        [1, 2].into_iter().for_each(|unit| settling.answered(unit));
+        assert!(!settling.is_over(1, SECOND) && !settling.is_over(1, SECOND), "with its repeat");
+        for _ in 0..20 {
+            settling.answered(2);
+            assert!(!settling.is_over(1, SECOND));
+        }
+        assert!(settling.is_over(2, SECOND), "the other one as well: the connection may be dead");
+        settling.answered(2);
+        assert!((10..99).all(|unit| !settling.is_over(unit, SECOND * 20)), "these have never answered");
+        settling.connected();
+        settling.answered(2);
+        assert!(!settling.is_over(1, SECOND), "it was silent before");
+        settling.answered(3);
+        assert!(!settling.is_over(1, SECOND) && !settling.is_over(1, SECOND * 5));
+        assert!(settling.is_over(1, SECOND * 10), "nobody else was asked for ten seconds");
     }
 
     #[test]
@@ -99,11 +155,11 @@ mod tests {
         }
         assert_eq!(pauses, [100, 500, 1000, 2000, 4000, 8000, 8000]);
         settling.connected();
-        settling.answered();
+        settling.answered(1);
         settling.ended();
         assert_eq!(settling.connected(), SECOND * 4, "a little less is tried the next time");
         (0..4).for_each(|_| {
-            settling.answered();
+            settling.answered(1);
             settling.connected();
         });
         assert_eq!(settling.connected(), Duration::from_millis(100), "and in the end none");

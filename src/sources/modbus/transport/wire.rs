@@ -119,15 +119,19 @@ impl Exchange {
                 "an answer with the transaction number {number} arrived, the request had {asked}; if a gateway numbers its answers itself, set ignore_transaction_numbers"
             ));
         }
-        if self.has_echo && self.arrived == 0 {
-            return Some("only an echo of the request arrived".into());
+        let arrived = self.arrived + self.open.len();
+        if arrived == 0 {
+            return self.has_echo.then(|| "only an echo of the request arrived".into());
         }
-        if self.arrived == 0 {
-            return None;
-        }
-        let hex: Vec<_> = self.seen.iter().map(|byte| format!("{byte:02x}")).collect();
-        let more = if self.arrived > self.seen.len() { " …" } else { "" };
-        Some(format!("{} bytes arrived that are no whole answer: {}{more}", self.arrived, hex.join(" ")))
+        let shown = self.seen.iter().chain(&self.open).take(SHOWN_BYTES);
+        let hex: Vec<_> = shown.map(|byte| format!("{byte:02x}")).collect();
+        let more = if arrived > hex.len() { " …" } else { "" };
+        Some(format!("{arrived} bytes arrived that are no whole answer: {}{more}", hex.join(" ")))
+    }
+
+    /// Whether a part of a frame has arrived, so that the rest of it could be taken for a frame of its own.
+    pub(super) fn is_within_frame(&self) -> bool {
+        !self.open.is_empty()
     }
 
     fn arrive(&mut self, framing: Framing, bytes: &[u8]) {
@@ -327,6 +331,18 @@ mod tests {
         exchange.request = REQUEST.to_vec();
         exchange.arrive(TCP, &late);
         assert_eq!(exchange.remains(), None, "a late answer is no reason to doubt the numbers");
+    }
+
+    #[test]
+    fn a_part_of_an_answer_is_named_and_nothing_is_read_behind_it() {
+        for size in 1..ANSWER.len() {
+            let (nothing, exchange) = clean(TCP, &REQUEST, &[&ANSWER[..size]]);
+            let said = exchange.remains().expect("a part");
+            assert!(nothing.is_empty() && exchange.is_within_frame(), "{size}");
+            assert!(said.starts_with(&format!("{size} bytes arrived that are no whole answer: 00")), "{said}");
+        }
+        let (_, exchange) = clean(TCP, &REQUEST, &[&ANSWER]);
+        assert!(!exchange.is_within_frame());
     }
 
     #[test]
