@@ -1,31 +1,30 @@
 //! `forebay modbus`: reads and scans devices, and creates device tables.
 //!
-//! Promise: these commands never write to a device, and pause at least [`PAUSE_MIN`] between two requests.
+//! Promise: these commands never write to a device, and pause at least 20 ms between two requests.
 
 mod import;
+mod paced_client;
+mod scan;
 
 use super::client::finished;
 use super::table::table;
 use crate::clock;
 use crate::setting::{Document, Span};
-use crate::sources::modbus::address::{self, Parity, Serial};
 use crate::sources::modbus::blocks::{Blocks, Verdict};
 use crate::sources::modbus::plan::plan;
 use crate::sources::modbus::plausible;
 use crate::sources::modbus::reading::{Reading, Registers, read};
 use crate::sources::modbus::table::{Device, Point};
-use crate::sources::modbus::transport::{Ask, Dial, Fault, Line};
+use crate::sources::modbus::transport::Ask;
 use crate::sources::modbus::value::{Encoding, Order, Table, Type, Value};
-
-use crate::telemetry::{shown, shown_json};
-use crate::tls::ClientFiles;
+use crate::telemetry::shown_json;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
+use paced_client::{Bus, PacedClient, parse_name};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Modbus {
@@ -34,47 +33,7 @@ pub(super) enum Modbus {
     /// Read a device once or repeatedly; never writes to it
     Read(ReadArgs),
     /// Find the devices on a bus, or the registers of a device; never writes to them
-    Scan(Scan),
-}
-
-/// A bus and its connection settings.
-#[derive(Debug, Args)]
-struct Bus {
-    /// URL of the bus: tcp://HOST, tls://HOST, rtu-tcp://HOST:PORT or rtu:/dev/ttyUSB0
-    url: String,
-    /// Response timeout of a device
-    #[arg(long, value_parser = Span::parse, default_value = "1s")]
-    timeout: Span,
-    /// Pause between two requests; at least 20ms
-    #[arg(long, value_parser = Span::parse, default_value = "100ms")]
-    pause: Span,
-    /// Pause between connecting and the first request, for devices that ignore what comes earlier
-    #[arg(long, value_parser = Span::parse, default_value = "0s")]
-    connect_pause: Span,
-    /// Take each answer for that of the last request, for gateways with transaction numbers of their own
-    #[arg(long)]
-    ignore_transaction_numbers: bool,
-    /// Bit rate of a serial port
-    #[arg(long, default_value_t = 19_200)]
-    baud: u32,
-    /// Parity of a serial port: even, odd or none
-    #[arg(long, value_parser = parse_name::<Parity>, default_value = "even")]
-    parity: Parity,
-    /// Stop bits of a serial port: 1 or 2
-    #[arg(long)]
-    stop_bits: Option<u8>,
-    /// CA certificates that may sign the server's certificate
-    #[arg(long)]
-    ca: Option<PathBuf>,
-    /// File with the client certificate (PEM)
-    #[arg(long, requires = "key")]
-    cert: Option<PathBuf>,
-    /// Private key of the client certificate
-    #[arg(long, requires = "cert")]
-    key: Option<PathBuf>,
-    /// Print JSON; errors stay text on standard error, with exit code 1
-    #[arg(long)]
-    json: bool,
+    Scan(scan::Scan),
 }
 
 #[derive(Debug, Args)]
@@ -110,105 +69,12 @@ pub(super) struct ReadArgs {
     watch: Option<Span>,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Scan {
-    #[command(flatten)]
-    bus: Bus,
-    /// Unit numbers to scan, such as 1-247
-    #[arg(long, value_parser = range::<u8>, default_value = "1-247")]
-    units: (u8, u8),
-    /// Table to scan: coil, discrete, holding or input
-    #[arg(long, value_parser = parse_name::<Table>, default_value = "holding")]
-    table: Table,
-    /// Addresses to scan in a single device (--units N-N); without it, the command scans for devices
-    #[arg(long, value_parser = range::<u16>)]
-    addresses: Option<(u16, u16)>,
-}
-
-/// Parses the name of an enum variant, as in device tables.
-fn parse_name<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    use serde::de::{IntoDeserializer, value::Error};
-    T::deserialize(IntoDeserializer::<Error>::into_deserializer(text)).map_err(|error| error.to_string())
-}
-
-/// Parses a number such as `3`, or a range such as `1-247`.
-fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T), String> {
-    let (from, to) = text.split_once('-').unwrap_or((text, text));
-    match (from.trim().parse::<T>(), to.trim().parse::<T>()) {
-        (Ok(from), Ok(to)) if from <= to => Ok((from, to)),
-        _ => Err(format!("\"{text}\" is no range; expected one such as \"1-247\"")),
-    }
-}
-
 /// Runs a `forebay modbus` command.
 pub(super) fn run(command: Modbus) -> anyhow::Result<ExitCode> {
     match command {
         Modbus::Import(command) => import::run(command),
         Modbus::Read(command) => finished(run_read(&command))?,
-        Modbus::Scan(command) => finished(run_scan(&command))?,
-    }
-}
-
-/// Shortest pause between two requests, to spare the devices.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// Wait for a late response before the next request, in timeouts.
-const LATE_TIMEOUTS: u32 = 5;
-
-/// Requests over a connection that has not answered yet, before a point is without an answer.
-const ATTEMPTS_MAX: u32 = 4;
-
-/// Sends requests at a limited rate.
-struct PacedClient {
-    line: Line,
-    pause: Duration,
-    next: Instant,
-}
-
-impl PacedClient {
-    fn new(bus: &Bus) -> anyhow::Result<Self> {
-        let serial = Serial { baud: bus.baud, parity: bus.parity, stop_bits: bus.stop_bits };
-        serial.check().map_err(|(key, message)| anyhow!("{key}: {message}"))?;
-        let tls =
-            ClientFiles { ca: bus.ca.clone(), cert: bus.cert.clone(), key: bus.key.clone(), ..ClientFiles::default() };
-        let address = address::check(&bus.url, None, &tls).map_err(|(_, message)| anyhow!(message))?;
-        let dial = Dial {
-            serial,
-            tls,
-            connect_pause: bus.connect_pause.0,
-            ignores_numbers: bus.ignore_transaction_numbers,
-            ..Dial::new(address, bus.timeout.0.max(Duration::from_secs(2)))
-        };
-        let pause = bus.pause.0.max(PAUSE_MIN);
-        eprintln!(
-            "this command only reads, at most {:.0} requests per second; on a serial bus, first stop every other master, \
-             including a gateway: two masters disturb each other",
-            1.0 / pause.as_secs_f64()
-        );
-        let line = Line::new(dial, bus.timeout.0, bus.timeout.0 * LATE_TIMEOUTS);
-        Ok(Self { line, pause, next: clock::instant() })
-    }
-
-    async fn ask(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
-        tokio::time::sleep(self.next.saturating_duration_since(clock::instant())).await;
-        let answer = self.line.exchange(unit, ask).await;
-        self.next = clock::instant() + self.pause;
-        if self.line.dial().is_anonymous() && answer.as_ref().err().is_some_and(Fault::is_unanswered) {
-            // A late answer could be taken for the next one.
-            self.line.close();
-        }
-        answer
-    }
-
-    /// Asks again over a connection that has not answered yet: some devices ignore what comes first.
-    async fn ask_patiently(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
-        let mut answer = self.ask(unit, ask).await;
-        for _ in 1..ATTEMPTS_MAX {
-            if !self.line.is_connected() || !answer.as_ref().err().is_some_and(Fault::is_unanswered) {
-                break;
-            }
-            answer = self.ask(unit, ask).await;
-        }
-        answer
+        Modbus::Scan(command) => finished(scan::run(&command))?,
     }
 }
 
@@ -348,74 +214,4 @@ fn json_of(value: &Value) -> serde_json::Value {
         Value::Float(number) => json!(number),
         Value::Text(text) => json!(text),
     }
-}
-
-/// Requests without a response after which the scan of a device fails.
-const SILENT_MAX: u32 = 3;
-
-async fn run_scan(command: &Scan) -> anyhow::Result<ExitCode> {
-    let mut client = PacedClient::new(&command.bus)?;
-    let mut out = std::io::stdout();
-    let mut found = 0;
-    let mut print_hit = |unit: u8, address: Option<u16>, answer: &Result<Vec<u16>, Fault>| -> anyhow::Result<()> {
-        let (raw, problem) = match answer {
-            Ok(registers) => (registers.first().copied(), None),
-            Err(fault) => (None, Some(fault.to_string())),
-        };
-        if command.bus.json {
-            let line = json!({"unit": unit, "table": command.table.name(), "address": address, "raw": raw, "problem": problem});
-            writeln!(out, "{line}")?;
-        } else {
-            let place = address.map_or_else(|| format!("unit {unit}"), |at| format!("{} {at}", command.table.name()));
-            let what = match (raw, &problem) {
-                (Some(raw), _) if address.is_some() => format!("{raw:#06x}  {raw}"),
-                (_, Some(problem)) => format!("answers: {}", shown(problem)),
-                _ => "answers".into(),
-            };
-            writeln!(out, "{place:<16} {what}")?;
-        }
-        Ok(out.flush()?)
-    };
-    if let Some((from, to)) = command.addresses {
-        let (unit, last) = command.units;
-        if unit != last {
-            bail!("--addresses scans one device; select it with --units N");
-        }
-        let mut silent = 0;
-        for address in from..=to {
-            let answer = client.ask(unit, &Ask::Read(command.table, address, 1)).await;
-            match &answer {
-                Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
-                Err(fault) if fault.is_absence() => {
-                    silent += 1;
-                    if silent >= SILENT_MAX {
-                        bail!("unit {unit} does not answer: {fault}");
-                    }
-                    continue;
-                }
-                // Exception code 2 (illegal data address): the device has no such register.
-                Err(Fault::Refused { code: 2, .. }) => {}
-                answer => {
-                    found += 1;
-                    print_hit(unit, Some(address), &answer.clone())?;
-                }
-            }
-            silent = 0;
-        }
-    } else {
-        for unit in command.units.0..=command.units.1 {
-            let answer = client.ask(unit, &Ask::Read(command.table, 0, 1)).await;
-            match &answer {
-                Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
-                // An exception response proves that the device exists.
-                Err(fault) if fault.is_absence() => {}
-                answer => {
-                    found += 1;
-                    print_hit(unit, None, &answer.clone())?;
-                }
-            }
-        }
-    }
-    eprintln!("{found} found");
-    Ok(if found > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

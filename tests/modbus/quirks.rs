@@ -52,6 +52,61 @@ fn a_device_that_needs_a_moment_after_connecting_is_read() {
 }
 
 #[test]
+fn a_dead_unit_costs_the_others_no_connection() {
+    // Each new connection is deaf for so long that a request with its repeat is lost.
+    let quirks = Quirks { deaf: Duration::from_secs(1), dead: [1, 2].into(), ..Quirks::default() };
+    let device = Quirky::start(&[7], quirks);
+    let units = "unit = [{ name = \"a\", unit = 1, device = \"t\" }, { name = \"b\", unit = 2, device = \"t\" }, { name = \"c\", unit = 3, device = \"t\" }, { name = \"d\", unit = 4, device = \"t\" }]\n";
+    let one = source(&device, "timeout = \"200ms\"");
+    let bus = &one[..one.find("unit = [").expect("its units")];
+    let table = table(&[0]).replace("[group.g]\n", "[group.g]\nreport = \"always\"\n");
+    let plant = Plant::start(&format!("{bus}{units}"), &[("t", &table)]);
+    let count = |topic: &str| plant.of(topic).len();
+    for topic in ["c/g", "d/g"] {
+        plant.await_event(topic, "a value", is_good);
+    }
+    let after = (count("c/g"), count("d/g"));
+    plant.await_nth("c/g", "more values", after.0 + 30, |_| true);
+    for (topic, after) in [("c/g", after.0), ("d/g", after.1)] {
+        let events = plant.of(topic);
+        assert!(
+            events[after..].iter().all(is_good),
+            "{topic}: {:#?}",
+            events[after..].iter().find(|event| !is_good(event))
+        );
+    }
+}
+
+#[test]
+fn a_scan_finds_units_that_were_asked_too_early_and_says_what_they_do_not_serve() {
+    let quirks = Quirks { deaf: Duration::from_millis(1500), dead: [2].into(), ..Quirks::default() };
+    let device = Quirky::start(&[7], quirks);
+    let scan = |arguments: &[&str]| {
+        let url = device.url();
+        let output = forebay(&[&["modbus", "scan", &url, "--timeout", "500ms", "--pause", "20ms"], arguments].concat());
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), said(&output.stdout), said(&output.stderr))
+    };
+    let (code, out, error) = scan(&["--units", "1-5", "--json"]);
+    let mut found: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    found.sort_by_key(|line| line["unit"].as_u64());
+    let units: Vec<_> = found.iter().map(|line| line["unit"].clone()).collect();
+    assert_eq!((units, code), (vec![json!(1), json!(3), json!(4), json!(5)], Some(0)), "{error}");
+    assert!(found.iter().all(|line| line["serves_table"] == true && line["raw"] == 7), "{out}");
+    device.change(|quirks| quirks.deaf = Duration::ZERO);
+    let (code, out, error) = scan(&["--units", "1-3", "--table", "input"]);
+    assert_eq!(out.matches("answers, but it does not serve the table \"input\"").count(), 2, "{out}");
+    assert!(
+        error.contains("2 found, 2 of them without the table \"input\"; --table holding asks for another one"),
+        "{error}"
+    );
+    assert_eq!(code, Some(0), "they are there");
+    let (code, out, error) = scan(&["--units", "1", "--table", "input", "--addresses", "0-9"]);
+    assert_eq!((code, out.as_str()), (Some(1), ""), "no register is found");
+    assert!(error.contains("unit 1 answers, but it does not serve the table \"input\" (exception 1"), "{error}");
+}
+
+#[test]
 fn with_a_pause_after_connecting_the_first_request_is_answered() {
     let device = Quirky::start(&[7], Quirks { deaf: Duration::from_millis(400), ..Quirks::default() });
     let plant = Plant::start(&source(&device, "connect_pause = \"600ms\""), &[("t", &table(&[0]))]);
