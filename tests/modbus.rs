@@ -10,4 +10,5 @@ mod plant;
 mod quirks;
 mod quirky;
 mod serial;
+mod styles;
 mod writing;

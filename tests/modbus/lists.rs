@@ -304,7 +304,10 @@ fn an_inverter_protocol_with_scales_in_its_units() {
         1,500,Running state,R,U16,,0=standby;1=self-test;2=normal;3=alarm\n\
         2,529,Day energy,R,U16,0.1kWh,\n3,587,Battery voltage,R,U16,0.01V,\n4,590,Battery power,R,S16,W,\n\
         5,586,Battery temperature,R,S16,0.1℃,read as offset 1000\n";
-    let (device, imported) = imported(list, &Options::default());
+    let open = questions(list, &Options::default());
+    assert!(open.contains("line 6 says \"read as offset 1000\" in the column \"Note\""), "{open}");
+    let columns = vec![("Note".to_owned(), Meaning::Ignore)];
+    let (device, imported) = imported(list, &Options { columns, ..Options::default() });
     assert_eq!(
         shape(&device)[..4],
         [
@@ -395,7 +398,7 @@ fn the_command_says_what_it_took_and_what_is_open() {
     }
     let output = forebay(&[&path, "--scale", "divide", "--explain"]);
     assert_eq!(text(&output.stdout), "line 2: holding 3 u16 × 0.1 → voltage\n");
-    let utf16: Vec<u8> = "Name\tAddress\nVoltage\t3\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> = "Name\tAddress\tType\nVoltage\t3\tU16\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
     std::fs::write(&list, [&b"\xFF\xFE"[..], &utf16].concat()).expect("written");
     assert!(forebay(&[&path]).status.success(), "a spreadsheet's \"Unicode text\"");
 }

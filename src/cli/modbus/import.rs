@@ -4,7 +4,7 @@
 //! left open.
 
 use crate::sources::modbus::import::{
-    Imported, Meaning, Numbering, Options, Refusal, ScaleMeaning, SizeUnit, TextUnit, import,
+    DecimalMark, Imported, Meaning, Numbering, Options, Refusal, ScaleMeaning, SizeUnit, TextUnit, import,
 };
 use crate::telemetry::shown;
 use anyhow::{Context, anyhow, bail};
@@ -32,6 +32,9 @@ pub(in super::super) struct Import {
     /// What the lengths of texts count
     #[arg(long, value_enum)]
     text_length: Option<TextUnit>,
+    /// The decimal mark, where numbers such as 1,000 leave it open
+    #[arg(long, value_enum)]
+    decimal: Option<DecimalMark>,
     /// The device to import, from a list of several
     #[arg(long)]
     device: Option<String>,
@@ -68,6 +71,7 @@ pub(in super::super) fn run(command: Import) -> anyhow::Result<ExitCode> {
         scale: command.scale,
         size: command.size,
         text_length: command.text_length,
+        decimal: command.decimal,
         device: command.device.clone(),
         columns: command.columns.clone(),
         types: command.types.clone(),

@@ -6,9 +6,12 @@
 
 mod address;
 mod columns;
+mod contents;
 mod draft;
 mod factor;
+mod hints;
 mod input;
+mod measure;
 mod outcome;
 mod question;
 mod render;
@@ -19,7 +22,7 @@ mod words;
 pub use address::Numbering;
 pub use columns::Meaning;
 pub use draft::SizeUnit;
-pub use factor::ScaleMeaning;
+pub use factor::{DecimalMark, ScaleMeaning};
 pub use input::FILE_BYTES_MAX;
 pub use outcome::{Imported, Options, Refusal};
 pub use types::TextUnit;
@@ -156,10 +159,25 @@ mod tests {
     #[test]
     fn numbering_can_be_set() {
         let address = |numbering| {
-            let (device, _) = device("name\taddress\nx\t1\n", &Options { numbering, ..Options::default() });
+            let (device, _) = device("name\taddress\ttype\nx\t1\tu16\n", &Options { numbering, ..Options::default() });
             device.points[0].address
         };
         assert_eq!((address(Numbering::Auto), address(Numbering::Zero), address(Numbering::One)), (1, 1, 0));
+    }
+
+    #[test]
+    fn a_list_without_types_is_asked_about() {
+        let list = "name\taddress\nx\t1\n";
+        let Err(Refusal::Open { questions, .. }) = import(list.as_bytes(), "x", &Options::default()) else {
+            panic!("a guess")
+        };
+        assert!(questions[0].contains("--type \"=u16\""), "{questions:?}");
+        let types = vec![(String::new(), "f32".to_owned())];
+        let (device, imported) = device(list, &Options { types, ..Options::default() });
+        assert_eq!(device.points[0].encoding.kind, Type::F32);
+        assert!(imported.report.iter().any(|line| line.contains("is f32, as set")), "{:?}", imported.report);
+        let (device, _) = super::tests::device("name\taddress\ttable\nx\t1\tcoil\n", &Options::default());
+        assert_eq!(device.points[0].encoding.kind, Type::Bool, "a bit has one type");
     }
 
     #[test]
@@ -167,7 +185,7 @@ mod tests {
         for (list, why) in [
             ("", "it is empty"),
             ("a;b\n1;2\n", "no column of addresses"),
-            ("name;address\nx;y\n", "line 2: address \"y\" is no number"),
+            ("name;address;type\nx;y;u16\n", "line 2: address \"y\" is no number"),
             ("name;address\n", "no line below the head"),
         ] {
             match import(list.as_bytes(), "x", &Options::default()) {

@@ -33,7 +33,7 @@ impl Written {
     /// Parses a cell: `40001`, `0x1F4`, `1F4h`, `30775-30776`, `40001.5`, `4x00017`.
     pub(super) fn parse(text: &str, is_hex: bool) -> Result<Self, String> {
         let wrong = || format!("address \"{text}\" is no number");
-        let plain: String = text.trim().to_lowercase().replace([' ', '\u{a0}', '_'], "");
+        let plain: String = text.trim().to_lowercase().replace([' ', '\u{a0}', '_', '\r'], "");
         let (prefix, rest) = prefix(&plain);
         if let Some((first, second)) = split_range(rest) {
             let (first, second) = (number(first, is_hex).ok_or_else(wrong)?, number(second, is_hex).ok_or_else(wrong)?);
@@ -123,7 +123,7 @@ fn prefix(text: &str) -> (Option<Table>, &str) {
 
 /// The ends of a range: `30775-30776`, `31253/31254`, `7~14`, `40001…40002`.
 fn split_range(text: &str) -> Option<(&str, &str)> {
-    for separator in ["...", "..", "…", "–", "-", "~", "/", "to", "&", "+"] {
+    for separator in ["...", "..", "…", "\n", "–", "-", "~", "/", "to", "&", "+"] {
         if let Some((first, second)) = text.split_once(separator)
             && !first.is_empty()
             && !second.is_empty()

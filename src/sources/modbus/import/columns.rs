@@ -29,6 +29,10 @@ pub enum Meaning {
     Divisor,
     /// Number of decimal places.
     Decimals,
+    /// A power of ten by which values are multiplied.
+    Exponent,
+    /// Whether a value has a sign.
+    Signed,
     Offset,
     Unit,
     /// The device of a row, in a list of several.
@@ -125,6 +129,8 @@ const HEADS: &[(Meaning, &str, &str)] = &[
         "divisor divisionfactor divideby division divider div dividend teiler scaledivisor factordivide",
     ),
     (Meaning::Decimals, "decimals", "decimals decimalplaces decimaldigits digits nachkommastellen decimalpoint dp"),
+    (Meaning::Exponent, "exponent", "exponent scaleexponent powerof10 poweroften pow10 powersoften"),
+    (Meaning::Signed, "signed", "signed sign signedunsigned issigned hassign vorzeichen"),
     (Meaning::Offset, "offset", "offset bias valueoffset"),
     (
         Meaning::Unit,
@@ -195,6 +201,8 @@ pub(super) struct Column {
     pub(super) meaning: Option<Meaning>,
     /// Why a known meaning is not used.
     pub(super) unused: Option<&'static str>,
+    /// Whether the user has said what it is.
+    pub(super) is_given: bool,
 }
 
 /// Letters and digits of a head.
@@ -233,9 +241,8 @@ pub(super) fn columns(row: &Row, given: &[(String, Meaning)]) -> Result<Vec<Colu
         let is_it = |name: &str| name.trim().eq_ignore_ascii_case(&head) || name == (index + 1).to_string();
         let own = given.iter().find(|(name, _)| is_it(name)).map(|(_, meaning)| *meaning);
         let meaning = own.or_else(|| meaning_of(&head));
-        columns.push(Column { head, meaning, unused: None });
+        columns.push(Column { head, meaning, unused: None, is_given: own.is_some() });
     }
-    let is_set = |column: &Column| given.iter().any(|(name, _)| name.trim().eq_ignore_ascii_case(&column.head));
     let has = |columns: &[Column], meaning: Meaning| columns.iter().any(|column| column.meaning == Some(meaning));
     // A list without another column of addresses may call them ids.
     if !has(&columns, Meaning::Address)
@@ -247,21 +254,89 @@ pub(super) fn columns(row: &Row, given: &[(String, Meaning)]) -> Result<Vec<Colu
     {
         column.meaning = Some(Meaning::Address);
     }
-    let mut seen: Vec<Meaning> = Vec::new();
-    for index in 0..columns.len() {
-        let Some(meaning) = columns[index].meaning.filter(|meaning| *meaning != Meaning::Ignore) else { continue };
-        if seen.contains(&meaning) && !is_set(&columns[index]) {
-            columns[index].unused = Some("an earlier column says the same");
-        }
-        seen.push(meaning);
+    if !has(&columns, Meaning::Address) && !has(&columns, Meaning::AddressHex) {
+        take_addresses(&mut columns);
     }
-    if !seen.iter().any(|meaning| matches!(meaning, Meaning::Address | Meaning::AddressHex)) {
+    if !has(&columns, Meaning::Address) && !has(&columns, Meaning::AddressHex) {
         return Err("no column of addresses, such as \"address\" or \"register\"".into());
     }
-    if !seen.contains(&Meaning::Name) && !seen.contains(&Meaning::Description) {
+    if !has(&columns, Meaning::Name) && !has(&columns, Meaning::Description) {
         return Err("no column of names, such as \"name\" or \"parameter\"".into());
     }
+    mark_doubles(&mut columns);
     Ok(columns)
+}
+
+/// Marks columns that say the same as an earlier one, or as one that the user has named.
+pub(super) fn mark_doubles(columns: &mut [Column]) {
+    let given = columns.iter().filter(|column| column.is_given);
+    let mut seen: Vec<Meaning> = given.filter_map(|column| column.meaning).collect();
+    for column in columns {
+        let Some(meaning) = column.meaning.filter(|meaning| *meaning != Meaning::Ignore) else { continue };
+        let is_double = seen.contains(&meaning) && !column.is_given;
+        column.unused = is_double.then_some("another column says the same");
+        seen.push(meaning);
+    }
+}
+
+/// Takes unknown heads with the word "address" or "register" for those of addresses, where no other column has them.
+fn take_addresses(columns: &mut [Column]) {
+    const WORDS: [&str; 4] = ["address", "adresse", "addr", "register"];
+    // Heads that count or name something of a register.
+    const OTHERS: [&str; 15] = [
+        "slave",
+        "device",
+        "unit",
+        "ip",
+        "write",
+        "count",
+        "number",
+        "type",
+        "size",
+        "length",
+        "function",
+        "name",
+        "description",
+        "format",
+        "map",
+    ];
+    for column in columns.iter_mut().filter(|column| column.meaning.is_none()) {
+        let words = head_words(&column.head);
+        let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
+        if has(&WORDS) && !has(&OTHERS) {
+            column.meaning = Some(if has(&["hex", "hexadecimal"]) { Meaning::AddressHex } else { Meaning::Address });
+        }
+    }
+}
+
+/// The words of a head, in lower case.
+fn head_words(head: &str) -> Vec<String> {
+    let lower = head.to_lowercase();
+    lower.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+/// Whether an unknown head has a word of something that changes values.
+pub(super) fn is_telling(head: &str) -> bool {
+    const BEGINNINGS: [&str; 20] = [
+        "sign", "swap", "endian", "order", "scal", "fact", "faktor", "divi", "mult", "gain", "offset", "expon",
+        "decim", "resol", "type", "format", "size", "length", "regist", "address",
+    ];
+    // What these say is of no use for a table.
+    const OTHERS: [&str; 6] = ["write", "default", "min", "max", "alarm", "user"];
+    let words = head_words(head);
+    let has = |list: &[&str]| words.iter().any(|word| list.iter().any(|start| word.starts_with(start)));
+    has(&BEGINNINGS) && !has(&OTHERS)
+}
+
+/// How a head says that its numbers count: from 0 or from 1.
+pub(super) fn first_number(head: &str) -> Option<u32> {
+    let word = plain(head);
+    let has = |words: &[&str]| words.iter().any(|one| word.contains(one));
+    match (has(&["0based", "zerobased", "base0", "pdu", "protocoladdr"]), has(&["1based", "onebased", "base1"])) {
+        (true, false) => Some(0),
+        (false, true) => Some(1),
+        _ => None,
+    }
 }
 
 fn has_hex(row: &Row) -> bool {
@@ -304,6 +379,19 @@ mod tests {
         assert_eq!(meanings(&["_address", "deviceId", "name"]), [Some(Address), Some(Device), Some(Name)]);
         assert_eq!(meanings(&["Name", "Address", "Wobble"])[2], None);
         assert_eq!(meanings(&["Address", "Addr", "Name"]), [Some(Address), None, Some(Name)]);
+        assert_eq!(
+            meanings(&["Modicom address", "Physical address (hex)", "Variable"])[..2],
+            [Some(Address), Some(AddressHex)]
+        );
+        assert_eq!(meanings(&["Name", "Slave address", "Modbus data address"])[1..], [Some(Device), Some(Address)]);
+    }
+
+    #[test]
+    fn heads_that_would_change_values_are_telling() {
+        assert!(["Word swap?", "Scaling (x)", "Signed/Unsigned?", "Sub-format"].into_iter().all(is_telling));
+        assert!(!["Plant", "Design", "Room", "Default format", ""].into_iter().any(is_telling));
+        let first = ["Address (1-based)", "Register (base 0)", "PDU address", "Address"].map(first_number);
+        assert_eq!(first, [Some(1), Some(0), Some(0), None]);
     }
 
     #[test]

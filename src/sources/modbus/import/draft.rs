@@ -3,10 +3,9 @@
 use super::super::value::Table;
 use super::address::{Numbering, Written};
 use super::columns::{Column, Meaning};
-use super::factor::{self, Factor, ScaleMeaning};
+use super::factor::{DecimalMark, ScaleMeaning};
 use super::input::Row;
 use super::types::{self, Class, TextUnit, TypeName};
-use super::words::words;
 
 /// What the size of a value counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +23,7 @@ pub(super) struct Rules<'a> {
     pub(super) size: Option<SizeUnit>,
     pub(super) scale: Option<ScaleMeaning>,
     pub(super) text_length: Option<TextUnit>,
+    pub(super) decimal: Option<DecimalMark>,
     /// Types that the user has named.
     pub(super) types: &'a [(String, String)],
     /// Whether sizes are codes of NIBE.
@@ -168,7 +168,7 @@ impl Rules<'_> {
     }
 
     /// The table that a line names.
-    fn table(&self, row: &Row) -> Result<Option<Table>, String> {
+    pub(super) fn table(&self, row: &Row) -> Result<Option<Table>, String> {
         let by_name = table_of(self.cell(row, Meaning::Table), false)?;
         let by_function = table_of(self.cell(row, Meaning::Function), true)?;
         match (by_name, by_function) {
@@ -194,11 +194,17 @@ impl Rules<'_> {
             }
             None => TypeName::number(Class::Unsigned, None, None),
         };
+        let name = self.with_sign(row, name)?;
         let is_part = bits.is_some() && matches!(name.class, Class::Bool | Class::Unsigned | Class::Unknown);
         draft.class = name.class;
         match name.class {
             Class::Text => draft.length = Some(self.text_length(&name, size, written)?),
-            Class::Bool if bits.is_none() => return Err("is a bit of a register, and no column says which".into()),
+            Class::Bool if bits.is_none() => {
+                let cell = self.cell(row, Meaning::Type);
+                return Err(format!(
+                    "is a bit of a register, and no column says which; if the register is 0 or 1 as a whole, say --type \"{cell}=u16\""
+                ));
+            }
             Class::Unknown if !is_part => {
                 let cell = self.cell(row, Meaning::Type);
                 return Err(format!(
@@ -228,6 +234,27 @@ impl Rules<'_> {
         let order = by_column.or(name.order.map(str::to_owned)).filter(|order| order != "ABCD");
         draft.order = order.filter(|_| draft.registers > 1 || draft.class == Class::Text || draft.bits.is_none());
         Ok(())
+    }
+
+    /// The type with what a column of signs says.
+    fn with_sign(&self, row: &Row, name: TypeName) -> Result<TypeName, String> {
+        let cell = self.cell(row, Meaning::Signed).to_lowercase();
+        let class = match cell.as_str() {
+            "" | "-" => return Ok(name),
+            "yes" | "y" | "true" | "1" | "x" | "s" | "signed" | "+/-" | "±" | "ja" => Class::Signed,
+            "no" | "n" | "false" | "0" | "u" | "unsigned" | "+" | "nein" => Class::Unsigned,
+            _ => return Err(format!("sign \"{cell}\" is not known; expected signed or unsigned, yes or no")),
+        };
+        let has_type = !self.cell(row, Meaning::Type).is_empty();
+        match name.class {
+            Class::Unknown => Ok(TypeName { class, ..name }),
+            Class::Unsigned if !has_type => Ok(TypeName { class, ..name }),
+            Class::Unsigned | Class::Signed if name.class != class => Err(format!(
+                "its type and its sign \"{cell}\" contradict each other; say the type with --type \"{}=i16\" (or u16, …)",
+                self.cell(row, Meaning::Type)
+            )),
+            _ => Ok(name),
+        }
     }
 
     /// The size of a value in bits, by its own column or by the range of its address.
@@ -278,104 +305,6 @@ impl Rules<'_> {
             }),
             _ => Err("is a text, and no column says how long".into()),
         }
-    }
-
-    /// Scale, offset, unit, words and absence.
-    fn measure(&self, row: &Row, draft: &mut Draft) -> Result<(), String> {
-        let is_number = !matches!(draft.class, Class::Bool | Class::Text);
-        let unit = self.cell(row, Meaning::Unit);
-        if is_number {
-            draft.values = self.values(row).unwrap_or_default();
-            draft.scale = self.scale(row, draft)?;
-            let offset = self.cell(row, Meaning::Offset);
-            if !matches!(offset, "" | "-") {
-                draft.offset = factor::decimal(offset).ok_or_else(|| format!("offset \"{offset}\" is no number"))?;
-            }
-            self.formula(row, draft)?;
-            let absent = self.cell(row, Meaning::Absent);
-            draft.absent = (!matches!(absent, "" | "-")).then(|| absent.to_owned());
-        }
-        let is_words = words(unit).is_some();
-        draft.unit = match factor::unit_with_scale(unit) {
-            _ if is_words || unit == "-" => String::new(),
-            Some((number, unit)) if is_number && !self.has_scale() => {
-                draft.scale = number;
-                unit.to_owned()
-            }
-            _ => unit.to_owned(),
-        };
-        if !draft.values.is_empty() && (draft.scale != 1.0 || draft.offset != 0.0) {
-            draft.values.clear();
-        }
-        Ok(())
-    }
-
-    fn has_scale(&self) -> bool {
-        [Meaning::Factor, Meaning::Multiplier, Meaning::Divisor, Meaning::Decimals]
-            .into_iter()
-            .any(|meaning| self.has(meaning))
-    }
-
-    /// The words of an enumeration, from whichever column has them.
-    fn values(&self, row: &Row) -> Option<Vec<(i64, String)>> {
-        let own = words(self.cell(row, Meaning::Values));
-        own.or_else(|| (0..self.columns.len()).find_map(|column| words(row.cell(column))))
-    }
-
-    fn scale(&self, row: &Row, draft: &mut Draft) -> Result<f64, String> {
-        let plain = |cell: &str, is_divisor: bool| -> Result<f64, String> {
-            Ok(match factor::factor(cell)? {
-                None => 1.0,
-                Some(Factor::Plain(number)) => number,
-                Some(Factor::Number(number)) if is_divisor => factor::inverse(number),
-                Some(Factor::Number(number)) => number,
-            })
-        };
-        let decimals = self.cell(row, Meaning::Decimals);
-        let by_decimals = match decimals {
-            "" | "-" => 1.0,
-            cell => {
-                let places =
-                    factor::decimals(cell).ok_or_else(|| format!("decimal places \"{cell}\" are no whole number"))?;
-                factor::inverse(10f64.powi(places))
-            }
-        };
-        let cell = self.cell(row, Meaning::Factor);
-        let is_reference = cell.chars().next().is_some_and(char::is_alphabetic) && factor::factor(cell).is_err();
-        if is_reference {
-            draft.scale_reference = Some(ScaleReference::Name(cell.to_owned()));
-        }
-        let reference = self.cell(row, Meaning::ScaleFrom);
-        if !matches!(reference, "" | "-") {
-            draft.scale_reference = Some(match reference.parse::<u32>() {
-                Ok(_) => ScaleReference::Address(self.place_of(reference)?),
-                Err(_) => ScaleReference::Name(reference.to_owned()),
-            });
-        }
-        let factor = if is_reference { 1.0 } else { plain(cell, self.scale == Some(ScaleMeaning::Divide))? };
-        let multiplier = plain(self.cell(row, Meaning::Multiplier), false)?;
-        let divisor = plain(self.cell(row, Meaning::Divisor), true)?;
-        Ok([factor, multiplier, divisor, by_decimals].into_iter().filter(|factor| *factor != 1.0).product())
-    }
-
-    /// A formula of ioBroker that takes the exponent of the scale from another register.
-    fn formula(&self, row: &Row, draft: &mut Draft) -> Result<(), String> {
-        let cell = self.cell(row, Meaning::Formula);
-        if matches!(cell, "" | "-" | "x") {
-            return Ok(());
-        }
-        let plain: String = cell.chars().filter(|letter| !letter.is_whitespace() && !"'\"".contains(*letter)).collect();
-        let address = plain.strip_prefix("x*Math.pow(10,sf[").and_then(|rest| rest.strip_suffix("])"));
-        let address = address.ok_or_else(|| {
-            format!("formula \"{cell}\" is not understood; write scale, offset or scale_from into the table by hand")
-        })?;
-        draft.scale_reference = Some(ScaleReference::Address(self.place_of(address)?));
-        Ok(())
-    }
-
-    /// The protocol's address of a register that another line names by its number.
-    fn place_of(&self, number: &str) -> Result<u32, String> {
-        Written::parse(number, false)?.place(self.numbering, None).map(|(_, address)| address)
     }
 }
 

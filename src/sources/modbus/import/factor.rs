@@ -9,18 +9,63 @@ pub enum ScaleMeaning {
     Divide,
 }
 
+/// The decimal mark of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DecimalMark {
+    /// 0,1 is a tenth, and 1.000 a thousand.
+    Comma,
+    /// 0.1 is a tenth, and 1,000 a thousand.
+    Point,
+}
+
+/// What a number says of the decimal mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MarkOf {
+    Nothing,
+    /// Its separator can only be the decimal mark, or its separators tell which is.
+    Plain(DecimalMark),
+    /// It may be a number with three decimals, or thousands: `1,000`.
+    Open,
+}
+
 /// A factor as it is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Factor {
-    /// A bare number.
+    /// A number, which may multiply or divide: `10`, `x10`.
     Number(f64),
-    /// With a sign of its own: `x0.1`, `/10`, `1/10`, `10^-1`.
+    /// What it does is plain: `/10`, `1/10`, `10^-1`.
     Plain(f64),
 }
 
-/// Parses a number with a decimal point or comma; `1,234.5` and `1.234,5` have separators of thousands.
-pub(super) fn decimal(text: &str) -> Option<f64> {
+/// What a number says of the decimal mark of its list.
+pub(super) fn mark_of(number: &str) -> MarkOf {
+    let mark = |separator| if separator == b',' { DecimalMark::Comma } else { DecimalMark::Point };
+    let number = number.as_bytes();
+    let separators: Vec<usize> = (0..number.len()).filter(|at| matches!(number[*at], b',' | b'.')).collect();
+    match separators[..] {
+        [] => MarkOf::Nothing,
+        [only] => {
+            let (before, after) = (&number[..only], &number[only + 1..]);
+            let is_group = (1..=3).contains(&before.len()) && before[0] != b'0' && after.len() == 3;
+            if is_group { MarkOf::Open } else { MarkOf::Plain(mark(number[only])) }
+        }
+        // 1,234.5, or 1,234,567.
+        [.., before, last] if number[before] != number[last] => MarkOf::Plain(mark(number[last])),
+        [.., last] => MarkOf::Plain(if number[last] == b',' { DecimalMark::Point } else { DecimalMark::Comma }),
+    }
+}
+
+/// Parses a number with a decimal point or comma; `1,234.5` and `1.234,5` have separators of thousands, and `1,000` has one
+/// where the decimal mark of the list is the point.
+pub(super) fn decimal(text: &str, mark: Option<DecimalMark>) -> Option<f64> {
     let plain: String = text.trim().replace(['\u{2212}', '–'], "-").replace([' ', '\u{a0}'], "");
+    let unsigned = plain.trim_start_matches(['-', '+']);
+    if mark_of(unsigned) == MarkOf::Open
+        && let Some(mark) = mark
+        && unsigned.contains(',') != (mark == DecimalMark::Comma)
+    {
+        return plain.replace(['.', ','], "").parse().ok();
+    }
     let (dots, commas) = (plain.matches('.').count(), plain.matches(',').count());
     let plain = match (dots, commas) {
         (1.., 1..) if plain.rfind(',') > plain.rfind('.') => plain.replace('.', "").replace(',', "."),
@@ -33,15 +78,16 @@ pub(super) fn decimal(text: &str) -> Option<f64> {
 }
 
 /// Parses a factor; `None` if the cell is empty. The error says why it is none.
-pub(super) fn factor(text: &str) -> Result<Option<Factor>, String> {
+pub(super) fn factor(text: &str, mark: Option<DecimalMark>) -> Result<Option<Factor>, String> {
     let plain = text.trim();
     if plain.is_empty() || matches!(plain, "-" | "--" | "n/a" | "N/A" | "—") {
         return Ok(None);
     }
     let wrong = || format!("scale \"{text}\" is no number");
+    let decimal = |text: &str| decimal(text, mark);
     let good = |number: f64| if number != 0.0 && number.is_finite() { Ok(number) } else { Err(wrong()) };
     if let Some(rest) = plain.strip_prefix(['x', 'X', '*', '×']) {
-        return good(decimal(rest).ok_or_else(wrong)?).map(|number| Some(Factor::Plain(number)));
+        return good(decimal(rest).ok_or_else(wrong)?).map(|number| Some(Factor::Number(number)));
     }
     if let Some((over, under)) = plain.split_once(['/', '÷', ':']) {
         let over = if over.trim().is_empty() { 1.0 } else { decimal(over).ok_or_else(wrong)? };
@@ -100,11 +146,20 @@ pub(super) fn is_format(text: &str) -> bool {
         )
 }
 
+/// Whether a unit seems to hold a scale in another form: `V/10`, `kWh*0.1`, `10^-2 A`.
+pub(super) fn has_scale_within(unit: &str) -> bool {
+    let is_number = |text: &str| decimal(text.trim(), None).is_some();
+    let behind = unit
+        .rsplit_once(['/', '*', '×', '÷'])
+        .is_some_and(|(before, after)| before.chars().any(char::is_alphabetic) && is_number(after));
+    behind || (unit.contains('^') && unit.trim_start().starts_with("10^"))
+}
+
 /// Splits a unit with a number in front, such as `0.1V` or `10 W`: the number is a scale.
 pub(super) fn unit_with_scale(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let end = text.find(|letter: char| !letter.is_ascii_digit() && !matches!(letter, '.' | ','))?;
-    let (number, unit) = (decimal(&text[..end])?, text[end..].trim());
+    let (number, unit) = (decimal(&text[..end], None)?, text[end..].trim());
     let begins_well =
         unit.chars().next().is_some_and(|letter| letter.is_alphabetic() || matches!(letter, '°' | '%' | '℃'));
     (begins_well && number > 0.0).then_some((number, unit))
@@ -121,19 +176,46 @@ mod tests {
             ("0.1", Number(0.1)),
             ("0,1", Number(0.1)),
             ("10", Number(10.0)),
-            ("x0.1", Plain(0.1)),
-            ("×10", Plain(10.0)),
+            ("x0.1", Number(0.1)),
+            ("×10", Number(10.0)),
             ("/10", Plain(0.1)),
             ("1/10", Plain(0.1)),
             ("10^-2", Plain(0.01)),
             ("1E-3", Number(0.001)),
         ] {
-            assert_eq!(factor(text), Ok(Some(wanted)), "{text}");
+            assert_eq!(factor(text, None), Ok(Some(wanted)), "{text}");
         }
-        assert_eq!((factor(""), factor("-")), (Ok(None), Ok(None)));
-        assert!(factor("much").is_err() && factor("0").is_err() && factor("/0").is_err());
-        assert_eq!((decimal("1.234,5"), decimal("1,234.5"), decimal("−3")), (Some(1234.5), Some(1234.5), Some(-3.0)));
+        assert_eq!((factor("", None), factor("-", None)), (Ok(None), Ok(None)));
+        assert!(["much", "0", "/0"].into_iter().all(|text| factor(text, None).is_err()));
+        let numbers = ["1.234,5", "1,234.5", "−3"].map(|text| decimal(text, None));
+        assert_eq!(numbers, [Some(1234.5), Some(1234.5), Some(-3.0)]);
         assert_eq!((inverse(10.0), inverse(100.0), inverse(1000.0), inverse(3600.0) * 3600.0), (0.1, 0.01, 0.001, 1.0));
+    }
+
+    #[test]
+    fn a_number_with_one_separator_is_read_by_the_mark_of_its_list() {
+        use DecimalMark::{Comma, Point};
+        for (text, wanted) in [
+            ("1,000", MarkOf::Open),
+            ("12.500", MarkOf::Open),
+            ("0,001", MarkOf::Plain(Comma)),
+            ("0.1", MarkOf::Plain(Point)),
+            ("1234.500", MarkOf::Plain(Point)),
+            ("1,234.5", MarkOf::Plain(Point)),
+            ("1.234.567", MarkOf::Plain(Comma)),
+            ("10", MarkOf::Nothing),
+        ] {
+            assert_eq!(mark_of(text), wanted, "{text}");
+        }
+        assert_eq!((decimal("1,000", Some(Comma)), decimal("1,000", Some(Point))), (Some(1.0), Some(1000.0)));
+        assert_eq!((decimal("-1.500", Some(Comma)), decimal("-1.500", Some(Point))), (Some(-1500.0), Some(-1.5)));
+        assert_eq!(decimal("0.1", Some(Comma)), Some(0.1), "it can be nothing else");
+    }
+
+    #[test]
+    fn a_scale_within_a_unit_is_noticed() {
+        assert!(["V/10", "kWh*0.1", "10^-2 A"].into_iter().all(has_scale_within));
+        assert!(!["V", "m3/h", "kWh/100km", "1/min", "W/m²", "%"].into_iter().any(has_scale_within));
     }
 
     #[test]

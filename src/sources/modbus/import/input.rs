@@ -69,6 +69,13 @@ fn spreadsheet(bytes: &[u8]) -> Result<Vec<Sheet>, String> {
 fn shown(cell: &Data) -> String {
     match cell {
         Data::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => (*number as i64).to_string(),
+        // Three decimals could be thousands.
+        Data::Float(number) => match number.to_string() {
+            text if text.split_once('.').is_some_and(|(_, decimals)| decimals.len() == 3) => text + "0",
+            text => text,
+        },
+        // A spreadsheet takes bits such as "4-7" for a day: what stood there is lost.
+        Data::DateTime(_) | Data::DateTimeIso(_) | Data::DurationIso(_) => "(date)".into(),
         other => other.to_string(),
     }
 }

@@ -3,7 +3,7 @@
 use super::address::Numbering;
 use super::columns::Meaning;
 use super::draft::SizeUnit;
-use super::factor::ScaleMeaning;
+use super::factor::{DecimalMark, ScaleMeaning};
 use super::types::TextUnit;
 
 /// What the user says of a list.
@@ -13,6 +13,7 @@ pub struct Options {
     pub scale: Option<ScaleMeaning>,
     pub size: Option<SizeUnit>,
     pub text_length: Option<TextUnit>,
+    pub decimal: Option<DecimalMark>,
     /// Which device of a list of several.
     pub device: Option<String>,
     /// Meanings of columns, by head or by number from 1.

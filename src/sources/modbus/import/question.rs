@@ -1,9 +1,12 @@
 //! What a list leaves open: it is found from the list as a whole, set by the user, or asked.
 
+use super::super::value::Table;
 use super::address::{self, Evidence, Numbering, Written};
-use super::columns::{Column, Meaning, columns};
-use super::draft::{Rules, SizeUnit, table_of};
-use super::factor::{self, Factor};
+use super::columns::{Column, Meaning, columns, first_number, is_telling};
+use super::contents;
+use super::draft::{Rules, SizeUnit};
+use super::factor::{self, DecimalMark, Factor, MarkOf};
+use super::hints;
 use super::input::{Row, Sheet};
 use super::outcome::{Options, Refusal};
 use super::types::{Class, TypeName};
@@ -28,6 +31,7 @@ pub(super) fn settle<'a>(sheet: &'a Sheet, at: usize, options: &'a Options) -> R
         size: options.size,
         scale: options.scale,
         text_length: options.text_length,
+        decimal: options.decimal,
         types: &options.types,
         has_nibe_codes: false,
     };
@@ -38,14 +42,12 @@ pub(super) fn settle<'a>(sheet: &'a Sheet, at: usize, options: &'a Options) -> R
     if body.is_empty() {
         return Err(Refusal::NoList("there is no line below the head".into()));
     }
-    take_types_for_sizes(&mut rules, &body);
-    take_formats(&mut rules.columns, &body);
-    take_descriptions(&mut rules.columns, &body);
-    rules.has_nibe_codes = has_nibe_codes(&rules, &body);
+    contents::correct(&mut rules, &body);
     let mut report = describe(&rules);
     let mut questions = unknown_columns(&rules.columns, &body);
     questions.extend(doubles(&rules.columns, &body));
-    report.extend(hints(&rules, &body));
+    questions.extend(hints::questions(&rules, &body));
+    report.extend(hints::hints(&rules, &body));
     let mut note = |found: Result<Option<String>, String>| match found {
         Ok(line) => report.extend(line),
         Err(question) => questions.push(question),
@@ -67,6 +69,11 @@ pub(super) fn settle<'a>(sheet: &'a Sheet, at: usize, options: &'a Options) -> R
         rules.size = size;
         line
     }));
+    note(types(&rules, &body));
+    note(decimal_mark(&rules, &body).map(|(mark, line)| {
+        rules.decimal = mark;
+        line
+    }));
     note(scale(&rules, &body));
     note(offsets(&rules, &body));
     match questions.is_empty() {
@@ -83,44 +90,6 @@ fn is_heading(rules: &Rules<'_>, row: &Row, has_head: bool) -> bool {
     // The head may be repeated on each page.
     let is_head = has_head && rules.columns.iter().enumerate().all(|(index, column)| row.cell(index) == column.head);
     (!has_address && filled <= 2) || is_head
-}
-
-/// A column called "size" may hold types: `s16`, `u32`.
-fn take_types_for_sizes(rules: &mut Rules<'_>, body: &[&Row]) {
-    if rules.has(Meaning::Type) {
-        return;
-    }
-    let Some(index) = rules.columns.iter().position(|column| column.meaning == Some(Meaning::Size)) else { return };
-    let filled = body.iter().map(|row| row.cell(index)).filter(|cell| !cell.is_empty());
-    let has_letters = |cell: &str| cell.chars().any(char::is_alphabetic);
-    let (types, others): (Vec<_>, Vec<_>) = filled.partition(|cell| has_letters(cell) && TypeName::parse(cell).is_ok());
-    if types.len() > others.len() {
-        rules.columns[index].meaning = Some(Meaning::Type);
-    }
-}
-
-/// A second column of types may hold SMA's formats, which say the decimal places.
-fn take_formats(columns: &mut [Column], body: &[&Row]) {
-    for (index, column) in columns.iter_mut().enumerate() {
-        let is_open = column.meaning.is_none() || (column.meaning == Some(Meaning::Type) && column.unused.is_some());
-        let mut cells = body.iter().map(|row| row.cell(index)).filter(|cell| !cell.is_empty()).peekable();
-        if is_open && cells.peek().is_some() && cells.all(factor::is_format) {
-            (column.meaning, column.unused) = (Some(Meaning::Decimals), None);
-        }
-    }
-}
-
-/// A column called "function" may say what a point is for.
-fn take_descriptions(columns: &mut [Column], body: &[&Row]) {
-    for (index, column) in
-        columns.iter_mut().enumerate().filter(|(_, column)| column.meaning == Some(Meaning::Function))
-    {
-        let cells = body.iter().map(|row| row.cell(index)).filter(|cell| !cell.is_empty());
-        let (codes, others): (Vec<_>, Vec<_>) = cells.partition(|cell| table_of(cell, true).is_ok());
-        if others.len() > codes.len() {
-            column.meaning = Some(Meaning::Description);
-        }
-    }
 }
 
 /// Questions about columns that say something else than an earlier one of the same meaning.
@@ -146,15 +115,6 @@ fn doubles(columns: &[Column], body: &[&Row]) -> Vec<String> {
     questions
 }
 
-/// NIBE's lists of the S series say type and size with a code from 1 to 6, in a column of this name.
-fn has_nibe_codes(rules: &Rules<'_>, body: &[&Row]) -> bool {
-    let Some(column) = rules.columns.iter().find(|column| column.meaning == Some(Meaning::Size)) else { return false };
-    let is_code = |cell: &str| matches!(cell, "1" | "2" | "3" | "4" | "5" | "6");
-    column.head.eq_ignore_ascii_case("size of variable")
-        && !rules.has(Meaning::Type)
-        && body.iter().all(|row| is_code(rules.cell(row, Meaning::Size)))
-}
-
 /// What the columns were taken as.
 fn describe(rules: &Rules<'_>) -> Vec<String> {
     let mut lines = Vec::new();
@@ -169,6 +129,9 @@ fn describe(rules: &Rules<'_>) -> Vec<String> {
                     "column {head} is the type, in NIBE's codes: 1 i8, 2 i16, 3 i32, 4 u8, 5 u16, 6 u32"
                 ));
             }
+            (Some(Meaning::Offset), None) => {
+                lines.push(format!("column {head} is the offset, which is added behind the scale"))
+            }
             (Some(meaning), None) => lines.push(format!("column {head} is the {}", meaning.name())),
             (None, _) => unknown.push(head),
         }
@@ -179,9 +142,6 @@ fn describe(rules: &Rules<'_>) -> Vec<String> {
     if !unknown.is_empty() {
         lines.push(format!("not known, and not used: {}", unknown.join(", ")));
     }
-    if !rules.has(Meaning::Type) && !rules.has_nibe_codes {
-        lines.push("no column of types: every register without one is taken as u16".into());
-    }
     lines
 }
 
@@ -190,11 +150,11 @@ fn unknown_columns(columns: &[Column], body: &[&Row]) -> Vec<String> {
     let mut questions = Vec::new();
     for (index, column) in columns.iter().enumerate().filter(|(_, column)| column.meaning.is_none()) {
         let filled: Vec<&str> = body.iter().map(|row| row.cell(index)).filter(|cell| !cell.is_empty()).collect();
-        let is_number = |cell: &str| factor::factor(cell).ok().flatten().is_some() || cell.parse::<f64>().is_ok();
+        let is_number = |cell: &str| factor::factor(cell, None).ok().flatten().is_some() || cell.parse::<f64>().is_ok();
         let is_type = |cell: &str| TypeName::parse(cell).is_ok();
         let telling = filled.iter().filter(|cell| is_number(cell) || is_type(cell)).count();
         let has_words = filled.iter().any(|cell| words(cell).is_some());
-        if telling * 2 > filled.len() && !has_words {
+        if (telling * 2 > filled.len() && !has_words) || (is_telling(&column.head) && !filled.is_empty()) {
             let name = if column.head.is_empty() { (index + 1).to_string() } else { column.head.clone() };
             questions.push(format!(
                 "what is the column \"{name}\", which holds {}? Say it: --column \"{name}=divisor\" (or multiplier, type, registers, order, offset, …), or --column \"{name}=ignore\"",
@@ -203,32 +163,6 @@ fn unknown_columns(columns: &[Column], body: &[&Row]) -> Vec<String> {
         }
     }
     questions
-}
-
-/// Lines of columns that are not used, with words that may change values.
-const HINTS: [&str; 8] = ["offset", "scale", "factor", "divide", "multipl", "signed", "swap", "bcd"];
-/// Hints that are shown; the rest is counted.
-const HINTS_SHOWN: usize = 10;
-
-fn hints(rules: &Rules<'_>, body: &[&Row]) -> Vec<String> {
-    let is_unused = |column: &Column| {
-        column.unused.is_some() || matches!(column.meaning, None | Some(Meaning::Ignore | Meaning::Description))
-    };
-    let mut found = Vec::new();
-    for row in body {
-        for (index, _) in rules.columns.iter().enumerate().filter(|(_, column)| is_unused(column)) {
-            let cell = row.cell(index);
-            if HINTS.iter().any(|hint| cell.to_lowercase().contains(hint)) {
-                found.push(format!("look again: line {} says \"{cell}\", which is not used", row.line));
-            }
-        }
-    }
-    let more = found.len().saturating_sub(HINTS_SHOWN);
-    found.truncate(HINTS_SHOWN);
-    if more > 0 {
-        found.push(format!("and {more} more such lines"));
-    }
-    found
 }
 
 fn examples(cells: &[&str]) -> String {
@@ -290,6 +224,29 @@ fn numbering(rules: &Rules<'_>, body: &[&Row], is_sunspec: bool) -> Found<Number
         let name = rules.type_name(row).ok().flatten();
         name.map(|name| name.class != Class::Bool)
     };
+    if let Some(column) =
+        rules.columns.iter().find(|column| column.meaning == Some(Meaning::Address) && column.unused.is_none())
+    {
+        let hex = body.iter().map(|row| rules.cell(row, Meaning::Address)).find(|cell| {
+            let has_digit = cell.bytes().any(|byte| byte.is_ascii_digit());
+            has_digit && cell.len() <= 6 && Written::parse(cell, false).is_err() && Written::parse(cell, true).is_ok()
+        });
+        if let Some(cell) = hex {
+            let head = &column.head;
+            return Err(format!(
+                "are all addresses of \"{head}\" hexadecimal, as \"{cell}\" is? Say it: --column \"{head}=address-hex\", or correct the lines that are not"
+            ));
+        }
+        match first_number(&column.head) {
+            Some(0) => {
+                return Ok((Numbering::Zero, Some(format!("numbering: from 0, as the head \"{}\" says", column.head))));
+            }
+            Some(_) => {
+                return Ok((Numbering::One, Some(format!("numbering: from 1, as the head \"{}\" says", column.head))));
+            }
+            None => {}
+        }
+    }
     let addresses: Vec<(Written, Option<bool>)> =
         body.iter().filter_map(|row| Some((rules.address(row).ok()?, is_number(row)))).collect();
     let head =
@@ -366,12 +323,19 @@ fn scale(rules: &Rules<'_>, body: &[&Row]) -> Result<Option<String>, String> {
     else {
         return Ok(None);
     };
+    let numbers = || body.iter().filter_map(|row| rules.cell(row, Meaning::Factor).parse::<i32>().ok());
+    if !column.is_given && numbers().any(|number| number <= 0) && numbers().all(|number| (-10..=10).contains(&number)) {
+        let head = &column.head;
+        return Err(format!(
+            "does \"{head}\" hold powers of ten (-1 is 0.1)? Say it: --column \"{head}=exponent\", or --column \"{head}=multiplier\" if not"
+        ));
+    }
     if let Some(meaning) = rules.scale {
         return Ok(Some(format!("\"{}\" {}s, as set", column.head, format!("{meaning:?}").to_lowercase())));
     }
     let factors: Vec<f64> = body
         .iter()
-        .filter_map(|row| match factor::factor(rules.cell(row, Meaning::Factor)) {
+        .filter_map(|row| match factor::factor(rules.cell(row, Meaning::Factor), rules.decimal) {
             Ok(Some(Factor::Number(number))) => Some(number.abs()),
             _ => None,
         })
@@ -383,9 +347,71 @@ fn scale(rules: &Rules<'_>, body: &[&Row]) -> Result<Option<String>, String> {
     }
 }
 
+/// The decimal mark, where numbers such as `1,000` leave it open: found from the other numbers.
+fn decimal_mark(rules: &Rules<'_>, body: &[&Row]) -> Found<Option<DecimalMark>> {
+    const COLUMNS: [Meaning; 4] = [Meaning::Factor, Meaning::Multiplier, Meaning::Divisor, Meaning::Offset];
+    if rules.decimal.is_some() {
+        return Ok((rules.decimal, None));
+    }
+    let (mut open, mut marks) = (None, Vec::new());
+    for cell in body.iter().flat_map(|row| COLUMNS.map(|meaning| rules.cell(row, meaning))) {
+        for number in cell.split(|letter: char| !letter.is_ascii_digit() && !matches!(letter, '.' | ',')) {
+            match factor::mark_of(number) {
+                MarkOf::Open => open = open.or(Some(number)),
+                MarkOf::Plain(mark) if !marks.contains(&mark) => marks.push(mark),
+                _ => {}
+            }
+        }
+    }
+    match (open, &marks[..]) {
+        (None, _) => Ok((None, None)),
+        (Some(number), [mark]) => {
+            let read = factor::decimal(number, Some(*mark)).unwrap_or_default();
+            Ok((Some(*mark), Some(format!("\"{number}\" is {read}, as the other numbers are written"))))
+        }
+        (Some(number), _) => {
+            let as_comma = factor::decimal(number, Some(DecimalMark::Comma)).unwrap_or_default();
+            let as_point = factor::decimal(number, Some(DecimalMark::Point)).unwrap_or_default();
+            Err(format!(
+                "is \"{number}\" {as_comma} or {as_point}? Say it: --decimal comma ({as_comma}), or --decimal point ({as_point})"
+            ))
+        }
+    }
+}
+
+/// A list without a column of types.
+fn types(rules: &Rules<'_>, body: &[&Row]) -> Result<Option<String>, String> {
+    let has_size = [Meaning::Size, Meaning::Registers, Meaning::Bytes, Meaning::Bits, Meaning::End]
+        .into_iter()
+        .any(|meaning| rules.has(meaning));
+    let is_said = rules.has(Meaning::Type) || rules.has_nibe_codes || (has_size && rules.has(Meaning::Signed));
+    let own = rules.types.iter().find(|(name, _)| name.is_empty());
+    if let (false, Some((_, own))) = (is_said, own) {
+        return Ok(Some(format!("the type of each register is {own}, as set")));
+    }
+    let is_register = |row: &&&Row| {
+        let written = rules.address(row);
+        let is_bits = rules.table(row).ok().flatten().is_some_and(Table::is_bits);
+        !is_bits && written.is_ok_and(|written| written.bit.is_none()) && rules.cell(row, Meaning::Bit).is_empty()
+    };
+    match body.iter().find(is_register) {
+        Some(_) if is_said => Ok(None),
+        None => Ok(None),
+        Some(row) => {
+            let types = if has_size { "unsigned, signed or float" } else { "u16, i16, u32 or f32" };
+            let first = types.split(',').next().unwrap_or_default();
+            Err(format!(
+                "which type have the values, such as that of line {}? No column says it. Say it: --type \"={first}\", or another such as {types}; or add a column of types",
+                row.line
+            ))
+        }
+    }
+}
+
 /// A column of offsets may hold those of registers, not of values.
 fn offsets(rules: &Rules<'_>, body: &[&Row]) -> Result<Option<String>, String> {
-    let numbers: Vec<f64> = body.iter().filter_map(|row| factor::decimal(rules.cell(row, Meaning::Offset))).collect();
+    let numbers: Vec<f64> =
+        body.iter().filter_map(|row| factor::decimal(rules.cell(row, Meaning::Offset), rules.decimal)).collect();
     let rises = numbers.windows(2).filter(|pair| pair[1] > pair[0]).count();
     if rises >= 3 && rises + 1 == numbers.len() {
         return Err("is the offset one of the value or of the register? It rises from line to line. Say it: --column \"offset=offset\", or --column \"offset=ignore\" (with the head of your list)".into());
