@@ -14,6 +14,7 @@
 //! Not here: the MQTT session and its reconnects (`link`), the storage of events (`journal`).
 
 mod batch;
+mod client_id;
 mod config;
 mod followed;
 mod forwarder;
@@ -32,6 +33,7 @@ mod stats;
 pub mod status;
 
 pub use batch::{BATCH, BATCH_ZSTD};
+pub use client_id::{CONNECTIONS, ClientIds};
 pub use config::{Config, Urls};
 pub use forwarder::{Forwarder, ForwarderSpec};
 pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};

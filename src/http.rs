@@ -7,10 +7,12 @@
 
 mod connection_limit;
 mod streaming;
+mod tunnel;
 mod write_timeout;
 
 pub use connection_limit::{ConnectionLimit, ConnectionSlot, Phase};
 pub use streaming::{Body, BodySender, ReaderGone, Reply, StreamingBody, streaming};
+pub use tunnel::{TunnelError, connect};
 pub use write_timeout::{Duplex, Stream, with_write_timeout};
 
 use http_body_util::{BodyExt, Either, Full, Limited};

@@ -20,11 +20,13 @@ mod error;
 mod failback;
 #[cfg(test)]
 pub(crate) mod memory;
+mod proxy;
 mod reconnect;
 mod rotation;
 mod session;
 mod stream;
 mod target;
+mod websocket;
 
 pub use crate::mqtt::Protocol;
 pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
@@ -32,8 +34,9 @@ pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, pu
 pub use address::Address;
 pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Turn};
 pub(crate) use client_conflict::Conflict;
-pub use config::Config;
+pub use config::{Config, check_client_id};
 pub use error::LinkError;
+pub use proxy::Proxy;
 pub use rotation::CredentialRotation;
 pub(crate) use session::{ConnectAs, Output, Session, Verdict};
 pub use target::Target;

@@ -8,6 +8,7 @@
 
 mod clients;
 mod constraints;
+mod explain;
 mod names;
 mod pem;
 mod provider;
@@ -16,6 +17,7 @@ mod seal;
 mod settings;
 
 pub use clients::{Certificates, Clients, NoName};
+pub use explain::{explain, is_fault};
 pub use pem::TlsError;
 pub use revocation::{CrlExpiry, Validity};
 pub use seal::CertificateSeal;
@@ -120,6 +122,9 @@ pub fn served(files: &ServerFiles, certificates_of_clients: Certificates) -> Res
     Ok(Served { config, clients })
 }
 
+/// Longest name of an application protocol (RFC 7301).
+const ALPN_BYTES_MAX: usize = 255;
+
 /// Builds the configuration for connections to a server: TLS 1.3, and 1.2 with the setting `tls12`.
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     let versions: &[&rustls::SupportedProtocolVersion] =
@@ -129,11 +134,17 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
         .with_protocol_versions(versions)
         .map_err(|error| TlsError::Unusable(error.to_string()))?
         .with_root_certificates(store);
-    let config = match (&files.cert, &files.key) {
+    let mut config = match (&files.cert, &files.key) {
         (Some(cert), Some(key)) => builder.with_client_cert_resolver(own(cert, key, &files.seal)?),
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(TlsError::Unusable("tls.cert and tls.key go together; one of them is missing".into())),
     };
+    if let Some(wrong) = files.alpn.iter().find(|name| !(1..=ALPN_BYTES_MAX).contains(&name.len())) {
+        return Err(TlsError::Unusable(format!(
+            "tls.alpn: \"{wrong}\" is no protocol; 1 to {ALPN_BYTES_MAX} bytes are allowed, such as \"x-amzn-mqtt-ca\""
+        )));
+    }
+    config.alpn_protocols = files.alpn.iter().map(|name| name.clone().into_bytes()).collect();
     Ok(Arc::new(config))
 }
 

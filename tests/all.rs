@@ -77,6 +77,8 @@ mod replay;
 mod central;
 /// A link to a broker that answers late, wrongly or not at all.
 mod link;
+/// Ways out of a plant: WebSocket, proxies, IPv6, client ids that central gives.
+mod ways_out;
 
 /// No client costs the others more than its share: rows of attackers and the latency of others.
 mod fairness;

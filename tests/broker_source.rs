@@ -275,7 +275,7 @@ fn of_two_gateways_that_share_each_message_comes_to_one() {
         let more = format!("protocol = \"{protocol}\"\nshare = \"forebay\"\n");
         let gateways: Vec<_> = (0..2)
             .map(|index| {
-                let more = format!("{more}client = \"gateway-{index}\"\n");
+                let more = format!("{more}client_id = \"gateway-{index}\"\n");
                 let gateway = start("source-share", &source(&format!("mqtt://{}", broker.plain), &more));
                 await_subscribed(&gateway);
                 gateway

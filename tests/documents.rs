@@ -190,6 +190,7 @@ fn the_tables_have_every_key_of_the_configuration() {
         ("## `[[source.odoo]]`: Odoo", format!("{odoo}[source.odoo.hook]\n")),
         ("## `[[destination]]`: central", destination.to_owned()),
         ("## TLS of a connection", format!("{destination}[destination.tls]\n")),
+        ("## Proxy", format!("{destination}[destination.proxy]\n")),
         ("## `[lane.NAME]`: lanes", "[lane.bulk]\n".into()),
         ("## `[lane.NAME]`: lanes", "[lane.bulk.batch]\n".into()),
         ("## `[dead]`: dead letters", "[dead]\n".into()),

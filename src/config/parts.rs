@@ -4,8 +4,9 @@
 //! Not here: the checks of one part by itself, which the part owns.
 
 use super::file::File;
-use crate::contract::{Contracts, SourceKind};
+use crate::contract::{Contracts, GatewayNames, SourceKind};
 use crate::forward;
+use crate::journal::LaneConfig;
 use crate::link::Address;
 use crate::mqtt::Filter;
 use crate::setting::{Findings, check_word};
@@ -51,7 +52,9 @@ pub(super) fn check_sources(raw: &mut File, found: &mut Findings<'_>) {
 /// Returns the filter of a source that would receive events which a destination publishes at the same broker.
 fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String> {
     let address = Address::parse(&source.url).ok()?;
-    let leads_there = |to: &forward::Config| to.url.0.iter().any(|url| Address::parse(url).as_ref() == Ok(&address));
+    let leads_there = |to: &forward::Config| {
+        to.url.0.iter().any(|url| Address::parse(url).is_ok_and(|other| other.is_same_broker(&address)))
+    };
     if !raw.destination.iter().any(leads_there) {
         return None;
     }
@@ -59,8 +62,10 @@ fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String
     source.topics.iter().find(|filter| Filter::parse(filter).is_some_and(|filter| own.overlaps(&filter)))
 }
 
-/// Checks every destination, and their names against each other.
-pub(super) fn check_destinations(raw: &File, found: &mut Findings<'_>) {
+/// Checks every destination, and their names, brokers and client ids against each other.
+pub(super) fn check_destinations(raw: &File, lanes: &[LaneConfig], names: &GatewayNames, found: &mut Findings<'_>) {
+    let lanes = lanes.iter().map(|lane| lane.name.clone());
+    let connections: Vec<String> = lanes.chain(forward::CONNECTIONS.map(str::to_owned)).collect();
     for (index, destination) in raw.destination.iter().enumerate() {
         found.within(format!("destination[{index}]"), |found| {
             let name = &destination.name;
@@ -71,7 +76,42 @@ pub(super) fn check_destinations(raw: &File, found: &mut Findings<'_>) {
                 found.problem("name", format!("\"{name}\" is taken by a destination above; names are unique"));
             }
             destination.check(found);
+            found.note(destination.check_client_ids(&connections));
+            for other in &raw.destination[..index] {
+                check_two(other, destination, (names, &connections), found);
+            }
         });
+    }
+}
+
+/// Checks a destination against an earlier one: whether both are one broker, and whether their clients have the same ids.
+fn check_two(
+    other: &forward::Config,
+    destination: &forward::Config,
+    (names, connections): (&GatewayNames, &[String]),
+    found: &mut Findings<'_>,
+) {
+    let parsed = |to: &forward::Config| -> Vec<_> {
+        to.url.0.iter().filter_map(|url| Some((url.clone(), Address::parse(url).ok()?))).collect()
+    };
+    let (ours, theirs) = (parsed(destination), parsed(other));
+    let same = ours.iter().find(|(_, ours)| theirs.iter().any(|(_, theirs)| theirs.is_same_broker(ours)));
+    if let Some((url, _)) = same {
+        let message = format!(
+            "\"{url}\" is a broker of destination \"{}\" too: it gets every event twice that both take; remove one of them, or give both different streams",
+            other.name
+        );
+        found.warning("url", message);
+    }
+    let id = |to: &forward::Config, connection: &String| to.client_id_of(connection, names);
+    let shared = connections.iter().map(|connection| id(destination, connection));
+    let shared = shared.into_iter().find(|ours| connections.iter().any(|connection| id(other, connection) == *ours));
+    let Some(shared) = shared else { return };
+    let key = if destination.client_id.is_some() { "client_id" } else { "client_id_prefix" };
+    let message = format!("the client id \"{shared}\" is one of destination \"{}\" too", other.name);
+    match same {
+        Some(_) => found.problem(key, format!("{message}, at the same broker: each would disconnect the other")),
+        None => found.warning(key, format!("{message}; if both lead to one broker, each disconnects the other")),
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) async fn run_device(index: u32, of: u32, rate: u32, gateway: SocketAd
         protocol: if index.is_multiple_of(2) { Protocol::V5 } else { Protocol::V3 },
         user: None,
         password_file: None,
+        proxy: None,
         keep_alive: Duration::from_secs(30),
         answer_wait_max: Duration::from_secs(60),
     };

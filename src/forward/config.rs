@@ -1,7 +1,8 @@
 //! The settings of a destination, with their checks.
 
+use super::client_id::ClientIds;
 use crate::journal::Start;
-use crate::link::{self, Address, Protocol, Target};
+use crate::link::{self, Address, Protocol, Proxy, Target};
 use crate::secret::Secret;
 use crate::setting::{Bytes, Findings, Span};
 use crate::tls::{self, ClientFiles, NamedFile};
@@ -14,8 +15,14 @@ use std::time::Duration;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub name: String,
-    /// `mqtts://host:port`, or `mqtt://host:port` without TLS. The gateway tries several in their order.
+    /// URLs as [`Address::parse`] reads them. The gateway tries several in their order.
     pub url: Urls,
+    /// The proxy through which every connection goes.
+    pub proxy: Option<Proxy>,
+    /// The client ids of all connections, instead of the one that names gateway and destination.
+    pub client_id: Option<ClientIds>,
+    /// Start of the client ids: the lane or the purpose of the connection follows after a hyphen.
+    pub client_id_prefix: Option<String>,
     /// Files for TLS: authorities, client certificate and key.
     #[serde(default)]
     pub tls: ClientFiles,
@@ -89,6 +96,7 @@ impl Config {
     pub fn target(&self) -> Result<Target, String> {
         Target::new(link::Config {
             urls: self.url.0.clone(),
+            proxy: self.proxy.clone(),
             tls: self.tls.clone(),
             protocol: self.protocol,
             user: self.user.clone(),
@@ -111,7 +119,8 @@ impl Config {
     /// Lists the files that the settings name.
     pub fn files(&mut self) -> Vec<NamedFile<'_>> {
         let password = self.password_file.as_mut().map(|file| NamedFile::Secret("password_file", file));
-        password.into_iter().chain([NamedFile::Client("tls", &mut self.tls)]).collect()
+        let proxy = self.proxy.as_mut().and_then(Proxy::file);
+        password.into_iter().chain(proxy).chain([NamedFile::Client("tls", &mut self.tls)]).collect()
     }
 
     /// Checks the settings, and reads the files that they name.
@@ -123,6 +132,9 @@ impl Config {
             found.problem("url", "is empty; expected \"mqtts://host:8883\", or a list of URLs");
         }
         self.url.0.iter().for_each(|url| self.check_url(url, found));
+        if let Some(proxy) = &self.proxy {
+            proxy.check(found);
+        }
         if let Some(hold) = self.hold.filter(|hold| hold.0 < HOLD_MIN) {
             found.problem("hold", format!("{hold} is too little; at least {} are needed", Bytes(HOLD_MIN)));
         }
@@ -145,12 +157,12 @@ impl Config {
             Ok(_) if self.tls.is_set() => found.problem(
                 "tls",
                 format!(
-                    "is set, but \"{url}\" speaks no TLS and would send everything in plain text; use mqtts://, or remove tls"
+                    "is set, but \"{url}\" speaks no TLS and would send everything in plain text; use mqtts:// or wss://, or remove tls"
                 ),
             ),
             Ok(_) if found.is_production() => found.problem(
                 "url",
-                format!("\"{url}\" is without TLS, which is not allowed in environment \"production\"; use mqtts://"),
+                format!("\"{url}\" is without TLS, which is not allowed in environment \"production\"; use mqtts:// or wss://"),
             ),
             Ok(_) => {}
         }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 #[derive(Clone, PartialEq)]
 pub(super) struct DestinationSpec {
     pub config: Arc<forward::Config>,
-    client: String,
+    around: GatewayNames,
     sending: BTreeMap<String, Sending>,
     /// Digest of the credential files.
     files: u64,
@@ -33,14 +33,13 @@ struct Shared<'s> {
 impl DestinationSpec {
     /// The destinations of a configuration.
     pub(super) fn of(config: &Config) -> Vec<Self> {
-        let clients = client_ids(&config.surroundings, &config.destinations);
-        let spec = |(to, client): (&forward::Config, String)| Self {
+        let spec = |to: &forward::Config| Self {
             config: Arc::new(to.clone()),
-            client,
+            around: config.surroundings.clone(),
             sending: config.sending.clone(),
             files: config.digests.of(&format!("destination {}", to.name)),
         };
-        config.destinations.iter().zip(clients).map(spec).collect()
+        config.destinations.iter().map(spec).collect()
     }
 
     /// Whether both differ in nothing but the content of credential files, which a new session picks up.
@@ -69,7 +68,7 @@ impl DestinationSpec {
             config: Arc::clone(&self.config),
             sending: Arc::new(sending),
             pressure: Arc::clone(&shared.pressure),
-            client: format!("{}-{}", self.client, lane.name),
+            client: self.config.client_id_of(&lane.name, &self.around),
             rotation: shared.rotation.clone(),
         };
         let (dead, link) = (Arc::clone(shared.handles.journal.dead()), handle.clone());
@@ -83,7 +82,7 @@ impl DestinationSpec {
     fn resender(&self, shared: &Shared<'_>) -> PartSpec {
         let spec = ResenderSpec {
             config: Arc::clone(&self.config),
-            client: format!("{}-again", self.client),
+            client: self.config.client_id_of("again", &self.around),
             journal: Arc::clone(&shared.handles.journal),
             fates: Arc::clone(&shared.handles.fates),
             replays: Arc::clone(&shared.handles.replays),
@@ -100,7 +99,7 @@ impl DestinationSpec {
     fn status(&self, shared: &Shared<'_>) -> PartSpec {
         let spec = StatusSpec {
             config: Arc::clone(&self.config),
-            client: format!("{}-status", self.client),
+            client: self.config.client_id_of("status", &self.around),
             around: shared.handles.surroundings.clone(),
             report: journal_report(&shared.handles.journal),
             rotation: shared.rotation.clone(),
@@ -109,20 +108,6 @@ impl DestinationSpec {
             Ok(Box::pin(status::run(spec.clone(), shutdown)))
         })
     }
-}
-
-/// The MQTT client ids of destinations, without the lane. A destination that shares a broker with an earlier one
-/// gets its name as a suffix.
-fn client_ids(around: &GatewayNames, destinations: &[forward::Config]) -> Vec<String> {
-    let base = format!("forebay-{}-{}-{}", around.environment, around.site, around.gateway);
-    let shares = |index: usize| {
-        let to: &forward::Config = &destinations[index];
-        destinations[..index].iter().any(|other| other.url.0.iter().any(|url| to.url.0.contains(url)))
-    };
-    let id = |(index, to): (usize, &forward::Config)| {
-        if shares(index) { format!("{base}-{}", to.name) } else { base.clone() }
-    };
-    destinations.iter().enumerate().map(id).collect()
 }
 
 /// The journal figures that the heartbeat of a destination contains.

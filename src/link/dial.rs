@@ -1,7 +1,11 @@
-//! Opens connections to a broker: DNS lookup, TCP, TLS.
+//! Opens connections to a broker: DNS lookup, TCP, proxy, TLS, WebSocket.
 
 use super::address::Address;
 use super::error::LinkError;
+use super::proxy::{self, ProxyAddress};
+use super::stream::Stream;
+use super::websocket;
+use crate::setting::Span;
 use crate::tls::{self, ClientFiles};
 use rustls::pki_types::ServerName;
 use std::net::SocketAddr;
@@ -21,14 +25,29 @@ const NEXT_ATTEMPT_AFTER: Duration = Duration::from_secs(1);
 const ATTEMPTS_MAX: usize = 4;
 /// Time limit for all attempts; the next call looks up the name again.
 const TCP_WAIT_MAX: Duration = Duration::from_secs(15);
-/// Time limit for each of DNS lookup, TLS handshake and CONNACK.
+/// Time limit for each of DNS lookup, tunnel, TLS handshake, WebSocket handshake and CONNACK.
 pub(super) const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Opens a TCP connection to the first address that answers.
-pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
-    let name = (address.host.as_str(), address.port);
-    let found = tokio::time::timeout(HANDSHAKE_WAIT_MAX, tokio::net::lookup_host(name)).await;
-    let unresolved = |error| LinkError::Name { host: address.host.clone(), error };
+/// A proxy with its login.
+pub(super) type ProxyWithLogin<'a> = (&'a ProxyAddress, Option<(&'a str, &'a str)>);
+
+/// Opens a TCP connection to the broker, through the proxy if there is one.
+pub(super) async fn connect(address: &Address, proxy: Option<ProxyWithLogin<'_>>) -> Result<TcpStream, LinkError> {
+    let broker = (address.host.as_str(), address.port);
+    let Some((proxy, login)) = proxy else { return connect_tcp(broker, &address.to_string()).await };
+    let failed = |reason: String| LinkError::Proxy { proxy: proxy.to_string(), address: address.to_string(), reason };
+    let stream = connect_tcp((&proxy.host, proxy.port), &proxy.to_string()).await;
+    let stream = stream.map_err(|error| failed(error.to_string()))?;
+    match tokio::time::timeout(HANDSHAKE_WAIT_MAX, proxy::tunnel(stream, proxy.kind, broker, login)).await {
+        Ok(tunnel) => tunnel.map_err(failed),
+        Err(_) => Err(failed(format!("the proxy opens no tunnel within {}", Span(HANDSHAKE_WAIT_MAX)))),
+    }
+}
+
+/// Opens a TCP connection to the first address of a host that answers. `place` is host and port, for errors.
+async fn connect_tcp((host, port): (&str, u16), place: &str) -> Result<TcpStream, LinkError> {
+    let found = tokio::time::timeout(HANDSHAKE_WAIT_MAX, tokio::net::lookup_host((host, port))).await;
+    let unresolved = |error| LinkError::Name { host: host.to_owned(), error };
     let addresses: Vec<SocketAddr> = match found {
         Ok(Ok(found)) => found.collect(),
         Ok(Err(error)) => return Err(unresolved(error)),
@@ -37,7 +56,7 @@ pub(super) async fn connect(address: &Address) -> Result<TcpStream, LinkError> {
     if addresses.is_empty() {
         return Err(unresolved(std::io::ErrorKind::NotFound.into()));
     }
-    let unreachable = |reason: String| LinkError::Unreachable { address: address.to_string(), reason };
+    let unreachable = |reason: String| LinkError::Unreachable { address: place.to_owned(), reason };
     match tokio::time::timeout(TCP_WAIT_MAX, connect_any(&addresses)).await {
         Ok(Ok(stream)) => {
             // Sends small writes at once. A failure only costs latency.
@@ -92,7 +111,10 @@ pub(super) async fn handshake(
     stream: TcpStream,
 ) -> Result<TlsStream<TcpStream>, LinkError> {
     let host = files.server_name.as_deref().unwrap_or(&address.host);
-    let failed = |error| LinkError::Handshake { host: host.to_owned(), error };
+    let failed = |error: std::io::Error| {
+        let reason = tls::explain(&error, files);
+        LinkError::Handshake { host: host.to_owned(), reason }
+    };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(std::io::Error::other(error)))?;
     match tokio::time::timeout(HANDSHAKE_WAIT_MAX, TlsConnector::from(config).connect(name, stream)).await {
         Ok(Ok(stream)) => {
@@ -101,5 +123,14 @@ pub(super) async fn handshake(
         }
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(failed(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Opens the WebSocket of a broker whose URL names one; the stream of any other broker is ready.
+pub(super) async fn websocket(address: &Address, stream: Stream) -> Result<Stream, LinkError> {
+    let Some(path) = &address.path else { return Ok(stream) };
+    match tokio::time::timeout(HANDSHAKE_WAIT_MAX, websocket::open(address, path, stream)).await {
+        Ok(socket) => Ok(Stream::WebSocket(Box::new(socket?))),
+        Err(_) => Err(LinkError::Silent(HANDSHAKE_WAIT_MAX)),
     }
 }

@@ -30,13 +30,25 @@ pub enum LinkError {
         /// Error of the last attempt.
         reason: String,
     },
-    #[error("TLS with {host}: {error}")]
+    #[error("TLS with {host}: {reason}")]
     Handshake {
         /// Host name of the broker.
         host: String,
-        /// Error of the TLS library or of the connection.
-        error: io::Error,
+        /// What failed, and what to do.
+        reason: String,
     },
+    /// The proxy opened no connection to the broker.
+    #[error("proxy {proxy}, on the way to {address}: {reason}")]
+    Proxy {
+        /// Host and port of the proxy.
+        proxy: String,
+        /// Host and port of the broker.
+        address: String,
+        reason: String,
+    },
+    /// The server opened no WebSocket.
+    #[error("WebSocket at {address}, path \"{path}\": {reason}")]
+    WebSocket { address: String, path: String, reason: String },
     /// None of several brokers accepted a connection; the text lists their errors.
     #[error("cannot connect to any of the brokers: {0}")]
     None(String),

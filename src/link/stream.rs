@@ -1,5 +1,6 @@
-//! The byte stream of a session: TCP, TLS, or a peer in the same process.
+//! The byte stream of a session: TCP, TLS, WebSocket, or a peer in the same process.
 
+use super::websocket::WebSocket;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,6 +11,8 @@ use tokio_rustls::client::TlsStream;
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// A WebSocket over one of the streams above.
+    WebSocket(Box<WebSocket>),
     /// A peer in the same process.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
@@ -20,6 +23,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Self::Tls(stream) => Pin::new(stream).poll_read(context, into),
+            Self::WebSocket(stream) => Pin::new(stream).poll_read(context, into),
             #[cfg(test)]
             Self::Memory(stream) => Pin::new(stream).poll_read(context, into),
         }
@@ -31,6 +35,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::WebSocket(stream) => Pin::new(stream).poll_write(context, bytes),
             #[cfg(test)]
             Self::Memory(stream) => Pin::new(stream).poll_write(context, bytes),
         }
@@ -40,6 +45,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Self::WebSocket(stream) => Pin::new(stream).poll_flush(context),
             #[cfg(test)]
             Self::Memory(stream) => Pin::new(stream).poll_flush(context),
         }
@@ -49,6 +55,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::WebSocket(stream) => Pin::new(stream).poll_shutdown(context),
             #[cfg(test)]
             Self::Memory(stream) => Pin::new(stream).poll_shutdown(context),
         }

@@ -4,19 +4,23 @@ use super::address::Address;
 use super::config::Config;
 use super::dial::{self, TlsConfig};
 use super::error::LinkError;
+use super::proxy::ProxyAddress;
 use super::session::{ConnectAs, Session};
 use super::stream::Stream;
 use crate::secret::Secret;
 use crate::tls;
 use parking_lot::Mutex;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 /// The brokers of one destination or source, to connect to any number of times.
 #[derive(Debug)]
 pub struct Target {
     config: Config,
     addresses: Vec<Address>,
+    proxy: Option<ProxyAddress>,
     /// The TLS configuration from the last readable certificates.
     tls: Mutex<Option<TlsConfig>>,
 }
@@ -25,13 +29,14 @@ pub struct Target {
 const BROKER_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Target {
-    /// Checks the URLs; there must be at least one.
+    /// Checks the URLs; there must be at least one of a broker.
     pub fn new(config: Config) -> Result<Self, String> {
         let addresses = config.urls.iter().map(|url| Address::parse(url)).collect::<Result<Vec<_>, _>>()?;
         if addresses.is_empty() {
             return Err("no URL is given; expected \"mqtts://host:8883\"".into());
         }
-        Ok(Self { config, addresses, tls: Mutex::default() })
+        let proxy = config.proxy.as_ref().map(|proxy| ProxyAddress::parse(&proxy.url)).transpose()?;
+        Ok(Self { config, addresses, proxy, tls: Mutex::default() })
     }
 
     /// Host and port of the first address, for logs.
@@ -39,7 +44,7 @@ impl Target {
         self.addresses.first().map(ToString::to_string).unwrap_or_default()
     }
 
-    /// Connects: DNS lookup, TCP, TLS, CONNECT. Reads certificates and password each time, so a rotation needs no
+    /// Connects: DNS lookup, TCP, proxy, TLS, WebSocket, CONNECT. Reads certificates and passwords each time, so a rotation needs no
     /// restart; while the certificates cannot be read, it uses the previous ones. Safe to drop half-way.
     pub(crate) async fn connect(&self, connect_as: &ConnectAs) -> Result<Session, LinkError> {
         self.connect_before(connect_as, self.addresses.len()).await
@@ -77,26 +82,50 @@ impl Target {
 
     async fn open_at(&self, address: &Address, index: usize, connect_as: &ConnectAs) -> Result<Session, LinkError> {
         let tls = address.is_tls.then(|| self.tls()).transpose()?;
-        let password = match &self.config.password_file {
-            None => None,
-            Some(file) => Some(Secret::read(file)?),
-        };
+        let password = read_password(self.config.password_file.as_deref())?;
         #[cfg(test)]
         let in_memory = super::memory::connect(address);
         #[cfg(not(test))]
         let in_memory: Option<std::io::Result<Stream>> = None;
         let stream = match (in_memory, tls) {
             (Some(stream), _) => stream.map_err(LinkError::Broken)?,
-            (None, None) => Stream::Plain(dial::connect(address).await?),
+            (None, None) => Stream::Plain(self.open_tcp(address).await?),
             (None, Some(config)) => {
-                let tcp = dial::connect(address).await?;
+                let tcp = self.open_tcp(address).await?;
                 Stream::Tls(Box::new(dial::handshake(address, &self.config.tls, config, tcp).await?))
             }
         };
+        let explained = |error| self.explained(error, address);
+        let stream = dial::websocket(address, stream).await.map_err(explained)?;
         let mut session = Session::new(stream, address, index, &self.config);
         let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
         let login = self.config.user.as_deref().map(|user| (user, password));
-        session.connect(connect_as, login).await?;
+        session.connect(connect_as, login).await.map_err(explained)?;
         Ok(session)
     }
+
+    /// A server of TLS 1.3 refuses a client's certificate only after the handshake.
+    fn explained(&self, error: LinkError, address: &Address) -> LinkError {
+        match error {
+            LinkError::Broken(error) if tls::is_fault(&error) => {
+                LinkError::Handshake { host: address.host.clone(), reason: tls::explain(&error, &self.config.tls) }
+            }
+            error => error,
+        }
+    }
+
+    /// Opens the TCP connection to a broker, through the proxy if there is one.
+    async fn open_tcp(&self, address: &Address) -> Result<TcpStream, LinkError> {
+        let Some((proxy, settings)) = self.proxy.as_ref().zip(self.config.proxy.as_ref()) else {
+            return dial::connect(address, None).await;
+        };
+        let password = read_password(settings.password_file.as_deref())?;
+        let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
+        let login = settings.user.as_deref().map(|user| (user, password));
+        dial::connect(address, Some((proxy, login))).await
+    }
+}
+
+fn read_password(file: Option<&Path>) -> Result<Option<Secret>, LinkError> {
+    Ok(file.map(Secret::read).transpose()?)
 }

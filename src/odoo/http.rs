@@ -79,6 +79,7 @@ impl Address {
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     pub(super) address: Address,
+    files: ClientFiles,
     tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
 }
 
@@ -102,7 +103,7 @@ impl Server {
         } else {
             None
         };
-        Ok(Self { address, tls })
+        Ok(Self { address, files: files.clone(), tls })
     }
 
     /// Sends a GET request, or a POST request if there is a body.
@@ -125,9 +126,9 @@ impl Server {
             let Some((config, name)) = &self.tls else { return Ok(Box::new(stream) as Stream) };
             match TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await {
                 Ok(stream) => Ok(Box::new(stream)),
-                Err(error) => Err(OdooError::Unreachable(format!(
-                    "TLS with {place} fails: {error}; check tls.ca and the name in the certificate"
-                ))),
+                Err(error) => {
+                    Err(OdooError::Unreachable(format!("TLS with {place}: {}", tls::explain(&error, &self.files))))
+                }
             }
         };
         let stream = tokio::time::timeout(CONNECT_WAIT_MAX, connecting)

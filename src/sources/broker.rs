@@ -75,7 +75,7 @@ impl Subscriber {
         stats: Arc<Stats>,
     ) -> Result<Self, String> {
         let target = config.target()?;
-        let client = config.client.clone().unwrap_or(client);
+        let client = config.client_id.clone().unwrap_or(client);
         stats.set_problem(Some("not connected yet".into()));
         Ok(Self {
             subscriptions: Subscriptions::new(&config, &client, notes),

@@ -75,8 +75,11 @@ pub struct ClientFiles {
     pub cert: Option<PathBuf>,
     /// Private key of that certificate, PEM.
     pub key: Option<PathBuf>,
-    /// Expected name in the server's certificate, if it differs from the address.
+    /// Expected name in the server's certificate, if it differs from the address. It is sent to the server, too (SNI).
     pub server_name: Option<String>,
+    /// Application protocols to offer (ALPN), for servers that choose their protocol by it.
+    #[serde(default)]
+    pub alpn: Vec<String>,
     /// Whether to accept TLS 1.2 as well, for servers without TLS 1.3.
     #[serde(default)]
     pub tls12: bool,

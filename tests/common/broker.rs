@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub struct Mosquitto {
     pub tls: SocketAddr,
     pub plain: SocketAddr,
+    /// Port for WebSockets over TLS.
+    pub websocket: SocketAddr,
     config: PathBuf,
     child: Option<Child>,
 }
@@ -22,7 +24,7 @@ pub struct Mosquitto {
 impl Mosquitto {
     /// A broker with TLS and client certificates on one port, and plain TCP on another.
     pub fn start(folder: &Path, pki: &Pki) -> Self {
-        let (tls, plain) = (free_address(), free_address());
+        let (tls, plain, websocket) = (free_address(), free_address(), free_address());
         let config = folder.join("mosquitto.conf");
         let text = format!(
             "per_listener_settings false\nallow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\nlog_type error\n\
@@ -33,8 +35,14 @@ impl Mosquitto {
             pki.server_cert.display(),
             pki.server_key.display(),
         );
+        let text = format!(
+            "{text}listener {} 127.0.0.1\nprotocol websockets\ncertfile {}\nkeyfile {}\n",
+            websocket.port(),
+            pki.server_cert.display(),
+            pki.server_key.display(),
+        );
         std::fs::write(&config, text).expect("written");
-        let mut broker = Self { tls, plain, config, child: None };
+        let mut broker = Self { tls, plain, websocket, config, child: None };
         broker.run();
         broker
     }
@@ -66,8 +74,13 @@ impl Mosquitto {
 
     /// The destination that leads here, or to `port` in front of it.
     pub fn destination(&self, pki: &Pki, port: u16) -> String {
+        Self::destination_at(pki, &format!("mqtts://localhost:{port}"))
+    }
+
+    /// A destination with this URL.
+    pub fn destination_at(pki: &Pki, url: &str) -> String {
         format!(
-            "\n[[destination]]\nname = \"central\"\nurl = \"mqtts://localhost:{port}\"\nrequire_subscriber = true\ntls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\" }}\n",
+            "\n[[destination]]\nname = \"central\"\nurl = \"{url}\"\nrequire_subscriber = true\ntls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\" }}\n",
             pki.ca.display(),
             pki.client_cert.display(),
             pki.client_key.display(),

@@ -20,6 +20,7 @@ pub mod plant;
 pub mod process;
 pub mod proxy;
 pub mod random;
+pub mod real_proxy;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;

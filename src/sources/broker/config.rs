@@ -1,6 +1,6 @@
 //! The settings of a broker source, with their checks.
 
-use crate::link::{self, Protocol, Target};
+use crate::link::{self, Protocol, Proxy, Target, check_client_id};
 use crate::mqtt::Filter;
 use crate::setting::Span;
 use crate::tls::ClientFiles;
@@ -14,8 +14,10 @@ use std::time::Duration;
 pub struct Config {
     /// Name of the source; part of every event's source.
     pub name: String,
-    /// `mqtts://host:port`, or `mqtt://host:port` without TLS.
+    /// URL as [`link::Address::parse`] reads it.
     pub url: String,
+    /// The proxy through which the connection goes.
+    pub proxy: Option<Proxy>,
     /// Topic filters to subscribe to.
     pub topics: Vec<String>,
     #[serde(default)]
@@ -27,7 +29,7 @@ pub struct Config {
     /// File that holds the password.
     pub password_file: Option<PathBuf>,
     /// Client id; by default one that is unique to gateway and source.
-    pub client: Option<String>,
+    pub client_id: Option<String>,
     /// QoS of the subscriptions: 1, or 0 for messages that may be lost.
     #[serde(default = "qos")]
     pub qos: u8,
@@ -88,8 +90,8 @@ impl Config {
         {
             return Err(("share", format!("\"{group}\" is no group; \"/\", \"+\" and \"#\" are not allowed in it")));
         }
-        if self.client.as_ref().is_some_and(String::is_empty) {
-            return Err(("client", "\"\" is no client id; leave it out for one that is unique".into()));
+        if let Some(client_id) = &self.client_id {
+            check_client_id(client_id).map_err(|message| ("client_id", message))?;
         }
         if self.receive_maximum == 0 {
             return Err(("receive_maximum", "0 is not allowed; 1 to 65535 are".into()));
@@ -124,6 +126,7 @@ impl Config {
     pub fn target(&self) -> Result<Target, String> {
         Target::new(link::Config {
             urls: vec![self.url.clone()],
+            proxy: self.proxy.clone(),
             tls: self.tls.clone(),
             protocol: self.protocol,
             user: self.user.clone(),

@@ -1,7 +1,7 @@
 //! The plant broker as a source: its checks against the environment, and its life.
 
 use super::{Config, Subscriber};
-use crate::link::Address;
+use crate::link::{Address, Proxy};
 use crate::secret::Secret;
 use crate::setting::Findings;
 use crate::shutdown::Shutdown;
@@ -16,19 +16,23 @@ impl Settings for Config {
 
     fn files(&mut self) -> Vec<NamedFile<'_>> {
         let password = self.password_file.as_mut().map(|file| NamedFile::Secret("password_file", file));
-        password.into_iter().chain([NamedFile::Client("tls", &mut self.tls)]).collect()
+        let proxy = self.proxy.as_mut().and_then(Proxy::file);
+        password.into_iter().chain(proxy).chain([NamedFile::Client("tls", &mut self.tls)]).collect()
     }
 
     fn claims(&self) -> Vec<Claim> {
         let claim = |client: &String| Claim {
-            key: "client",
-            what: format!("client {client} of {}", self.url),
+            key: "client_id",
+            what: format!(
+                "client {client} of {}",
+                Address::parse(&self.url).map_or(self.url.clone(), |at| at.canonical())
+            ),
             taken: format!(
                 "\"{client}\" is taken by a source above at the same broker; each would disconnect the other"
             ),
             is_shareable: false,
         };
-        self.client.iter().map(claim).collect()
+        self.client_id.iter().map(claim).collect()
     }
 
     fn check(&mut self, found: &mut Findings<'_>) {
@@ -46,7 +50,7 @@ impl Settings for Config {
                 }
             }
             // A warning only: the operator often cannot change the plant broker.
-            Ok(address) if found.is_production() && !is_local(&address.host) => {
+            Ok(address) if found.is_production() && !address.is_local() => {
                 let message = format!(
                     "\"{}\" is without TLS: anyone on the network path can read everything, including the password",
                     self.url
@@ -54,6 +58,9 @@ impl Settings for Config {
                 found.warning("url", message);
             }
             Ok(_) => {}
+        }
+        if let Some(proxy) = &self.proxy {
+            proxy.check(found);
         }
         if self.user.is_some() != self.password_file.is_some() {
             found.problem("user", "user and password_file go together; one of them is missing");
@@ -74,10 +81,6 @@ impl Config {
         let first = make()?;
         Ok(Arc::new(Broker { address: first.address(), runs: PerRun::new(first, make) }))
     }
-}
-
-fn is_local(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 struct Broker {

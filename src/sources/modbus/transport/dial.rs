@@ -85,7 +85,8 @@ impl Dial {
                 let name = self.tls.server_name.clone().unwrap_or_else(|| self.address.host().to_owned());
                 let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
                 let stream = self.stream(at).await?;
-                let stream = TlsConnector::from(config).connect(name, stream).await.map_err(message)?;
+                let stream = TlsConnector::from(config).connect(name, stream).await;
+                let stream = stream.map_err(|error| format!("TLS: {}", tls::explain(&error, &self.tls)))?;
                 Ok(Opened::Tls(Box::new(stream)))
             }
             Address::Serial(path) => Port::open(path, &self.serial).map(Opened::Serial).map_err(message),
