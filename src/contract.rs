@@ -7,6 +7,7 @@
 
 mod change;
 mod check;
+mod compact;
 mod file;
 mod folder;
 mod json;

@@ -34,7 +34,7 @@ pub mod status;
 
 pub use batch::{BATCH, BATCH_ZSTD};
 pub use client_id::{CONNECTIONS, ClientIds};
-pub use config::{Config, Urls};
+pub use config::{Config, Envelope, Urls};
 pub use forwarder::{Forwarder, ForwarderSpec};
 pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
 pub use stats::{LinkState, Stats};

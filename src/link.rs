@@ -29,6 +29,7 @@ mod target;
 mod websocket;
 
 pub use crate::mqtt::Protocol;
+pub(crate) use crate::mqtt::aliases::Alias;
 pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
 pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, push_unsubscribe};
 pub use address::Address;

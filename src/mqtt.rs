@@ -10,6 +10,7 @@
 //!
 //! Not here: connections (`link`, `sources/mqtt`), and what a packet means.
 
+pub(crate) mod aliases;
 pub(crate) mod client;
 pub(crate) mod connect;
 pub(crate) mod inbox;

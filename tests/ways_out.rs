@@ -360,7 +360,11 @@ fn a_way_that_cannot_be_is_refused_with_file_and_line() {
             10,
             "cannot be read",
         ),
-        ("url = \"mqtt://a\"\nproxy = { url = \"socks5://p\", user = \"a\", password_file = \"long\" }", 10, "1 to 255"),
+        (
+            "url = \"mqtt://a\"\nproxy = { url = \"socks5://p\", user = \"a\", password_file = \"long\" }",
+            10,
+            "1 to 255",
+        ),
         ("url = \"mqtt://a\"\nclient_id = \"x\"", 10, "would be the id of 5 connections"),
         ("url = \"mqtt://a\"\nclient_id = 7", 10, "expected a text with {connection} in it"),
         ("url = \"mqtt://a\"\ntls = { alpn = [\"\"] }", 10, "alpn"),

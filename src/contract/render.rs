@@ -3,6 +3,7 @@
 //! Promise: [`Renderer::render`] is a pure function of the stored record, its sequence and its recorded time; an event
 //! has the same bytes on every copy and after every upgrade.
 
+use super::compact::Compact;
 use super::json::push_json_string;
 use super::publication::{Publication, TopicPart, push_topic_levels, topic_parts};
 use super::terms::Mode;
@@ -21,6 +22,7 @@ pub struct Renderer {
     source_prefix: String,
     kind: String,
     topic: Vec<TopicPart>,
+    compact: Compact,
     stream_id: String,
 }
 
@@ -29,9 +31,11 @@ pub struct Renderer {
 pub struct Rendering {
     /// Whether the receiver takes user properties; without them, binary mode falls back to structured mode.
     pub takes_properties: bool,
+    /// Whether the attributes become short user properties, whatever mode the contract names.
+    pub is_compact: bool,
     pub topic: Vec<u8>,
     pub payload: Vec<u8>,
-    /// Media type of the payload.
+    /// Media type of the payload; empty for JSON in the compact envelope.
     pub content_type: &'static str,
     /// Media type from the event itself (binary mode).
     pub content_type_own: Option<String>,
@@ -57,6 +61,7 @@ impl Renderer {
         head.extend_from_slice(source_prefix.as_bytes());
         Self {
             mode: publication.mode,
+            compact: Compact::new(publication, &source_prefix, &kind),
             head,
             source_prefix,
             kind,
@@ -77,7 +82,9 @@ impl Renderer {
         out.payload.clear();
         out.properties.clear();
         out.content_type_own = None;
-        if self.mode == Mode::Binary && out.takes_properties {
+        if out.is_compact && out.takes_properties {
+            self.render_compact(record, (sequence, recorded), out);
+        } else if self.mode == Mode::Binary && out.takes_properties {
             self.render_binary(record, sequence, recorded, out);
         } else {
             self.render_structured(record, sequence, recorded, &mut out.payload);
@@ -189,6 +196,17 @@ impl Renderer {
         let extensions = record.attributes.iter().flat_map(extensions);
         out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
     }
+
+    fn render_compact(&self, record: &Record<'_>, numbered: (u64, Timestamp), out: &mut Rendering) {
+        out.payload.extend_from_slice(record.payload);
+        out.content_type = "";
+        if record.content == Content::Bytes {
+            out.content_type_own = Some(media_type(record).to_owned());
+        }
+        self.compact.push(record, numbered, &out.topic, &mut out.properties);
+        let extensions = record.attributes.iter().flat_map(extensions);
+        out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
+    }
 }
 
 fn media_type<'a>(record: &Record<'a>) -> &'a str {
@@ -286,6 +304,29 @@ mod tests {
         renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), &mut out);
         assert_eq!(out.content_type, STRUCTURED);
         assert!(out.properties.is_empty());
+    }
+
+    /// The compact form, and what a consumer makes of it with the topic.
+    #[test]
+    fn the_compact_envelope_is_short_and_complete() {
+        let mut out = Rendering { takes_properties: true, is_compact: true, ..Rendering::default() };
+        let renderer = Renderer::new(&publication(Mode::Structured));
+        let rendered = |record: &Record<'_>, out: &mut Rendering| -> Vec<String> {
+            renderer.render(record, 42, Timestamp(1_764_000_001_000_000), out);
+            out.properties.iter().map(|(name, value)| format!("{name}={value}")).collect()
+        };
+        let mut one = record(br#"{"state":"idle"}"#, Content::Json);
+        let common = ["s=gw-01/shopfloor/press%204", "p=com.example.mfg", "t=1764000000000001", "r=999999", "n=42"];
+        let wanted = |id: &'static str| [&[id], common.as_slice()].concat();
+        assert_eq!(rendered(&one, &mut out), wanted("i=m-1\"x"), "the topic has the key");
+        assert_eq!((out.payload.as_slice(), out.content_type), (br#"{"state":"idle"}"#.as_slice(), ""));
+        one.id = Id::Uuid([0xFB; 16]);
+        assert_eq!(rendered(&one, &mut out)[0], "u=-_v7-_v7-_v7-_v7-_v7-w");
+        one.key = "line+1";
+        assert!(rendered(&one, &mut out).contains(&"k=line+1".to_owned()), "the topic has it escaped");
+        out.takes_properties = false;
+        renderer.render(&one, 42, Timestamp(0), &mut out);
+        assert_eq!(out.content_type, STRUCTURED, "without properties there is no compact form");
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct Config {
     /// Streams to send; a pattern may end in `*`. An empty list means all.
     #[serde(default)]
     pub streams: Vec<String>,
+    /// How the attributes of events are sent.
+    #[serde(default)]
+    pub envelope: Envelope,
     /// Whether the gateway retries an event until its topic has a subscriber.
     #[serde(default)]
     pub require_subscriber: bool,
@@ -53,6 +56,17 @@ pub struct Config {
     pub hold: Option<Bytes>,
     /// Topic level that `forebay replay` puts in front of the topic; none for MQTT 5 by default.
     pub replay_topic: Option<String>,
+}
+
+/// How the attributes of events are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Envelope {
+    /// As the `mode` of the contract says.
+    #[default]
+    Contract,
+    /// As short user properties.
+    Compact,
 }
 
 /// One URL, or several in the order in which they are tried.
@@ -134,6 +148,12 @@ impl Config {
         self.url.0.iter().for_each(|url| self.check_url(url, found));
         if let Some(proxy) = &self.proxy {
             proxy.check(found);
+        }
+        if self.envelope == Envelope::Compact && self.protocol == Protocol::V3 {
+            found.problem(
+                "envelope",
+                "\"compact\" needs user properties, which MQTT 3.1.1 does not have; \"contract\" is allowed with it",
+            );
         }
         if let Some(hold) = self.hold.filter(|hold| hold.0 < HOLD_MIN) {
             found.problem("hold", format!("{hold} is too little; at least {} are needed", Bytes(HOLD_MIN)));

@@ -44,7 +44,7 @@ impl<'a> Pass<'a> {
 
 impl LaneSender {
     pub(super) fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
-        let publishes = Sender::new(link.to.require_subscriber);
+        let publishes = Sender::new(&link.to);
         Self { link, sending, publishes, batcher: Batcher::default(), followed: Followed::default() }
     }
 

@@ -75,7 +75,7 @@ impl Resender {
             target: Arc::new(spec.config.target()?),
             letters: LetterReader::new(Arc::clone(&spec.journal), Arc::clone(&spec.fates)),
             replay: None,
-            sender: Sender::new(spec.config.require_subscriber),
+            sender: Sender::new(&spec.config),
             pacer: Pacer::new(),
             checked_at: None,
             idle_since: clock::instant(),

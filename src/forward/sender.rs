@@ -3,17 +3,19 @@
 //! Invariant: a packet larger than the broker takes is never written.
 
 use super::batch::OpenBatch;
+use super::config::{Config, Envelope};
 use super::in_flight::InFlight;
 use super::outgoing::{Mark, Outgoing};
 use super::pace::{Compression, Sending};
 use crate::contract::Rendering;
-use crate::link::{self, Head, LinkError, Output, Protocol, Rejection, Session, Verdict};
+use crate::link::{self, Alias, Head, LinkError, Output, Protocol, Rejection, Session, Verdict};
 
 /// Publishes events; `T` is what the caller keeps for each publish in flight.
 #[derive(Debug)]
 pub(super) struct Sender<T> {
     pub in_flight: InFlight<T>,
     rendering: Rendering,
+    is_compact: bool,
     require_subscriber: bool,
 }
 
@@ -28,9 +30,10 @@ pub(super) struct Answered<T> {
 }
 
 impl<T> Sender<T> {
-    /// With `require_subscriber`, an acknowledgement without a subscriber counts as a temporary rejection.
-    pub(super) fn new(require_subscriber: bool) -> Self {
-        Self { in_flight: InFlight::default(), rendering: Rendering::default(), require_subscriber }
+    /// With the setting `require_subscriber`, an acknowledgement without a subscriber counts as a temporary rejection.
+    pub(super) fn new(to: &Config) -> Self {
+        let (is_compact, require_subscriber) = (to.envelope == Envelope::Compact, to.require_subscriber);
+        Self { in_flight: InFlight::default(), rendering: Rendering::default(), is_compact, require_subscriber }
     }
 
     /// Publishes one event. The error says why the broker cannot take it.
@@ -44,6 +47,8 @@ impl<T> Sender<T> {
         let is_v5 = session.protocol() == Protocol::V5;
         let out = &mut self.rendering;
         out.takes_properties = is_v5;
+        // A mark may change the topic, which the compact form refers to.
+        out.is_compact = self.is_compact && event.mark.is_none();
         event.published.renderer.render(&event.record, event.sequence, event.recorded, out);
         if let Some(mark) = &event.mark {
             mark.apply(out, is_v5);
@@ -99,13 +104,21 @@ fn push(
     (content_type, out): (&str, &Rendering),
     payload: &[u8],
 ) -> Result<(), String> {
-    let head = Head { content_type: Some(content_type), properties: &out.properties, ..Head::qos1(packet_id) };
+    let alias = output.aliases.choose(&out.topic, session.limits().topic_alias_max);
+    let topic: &[u8] = if matches!(alias, Alias::Known(_)) { &[] } else { &out.topic };
+    let head = Head {
+        topic_alias: alias.number(),
+        content_type: (!content_type.is_empty()).then_some(content_type),
+        properties: &out.properties,
+        ..Head::qos1(packet_id)
+    };
     let (start, to) = (output.bytes.len(), &mut output.bytes);
-    link::push_publish(to, session.protocol(), &head, &out.topic, payload);
+    link::push_publish(to, session.protocol(), &head, topic, payload);
     let (bytes, bytes_max) = (to.len() - start, session.limits().packet_bytes_max);
     if bytes > bytes_max {
         to.truncate(start);
         return Err(format!("packet of {bytes} bytes: the broker takes {bytes_max} at most"));
     }
+    output.aliases.record(&out.topic, alias);
     Ok(())
 }

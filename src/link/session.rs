@@ -9,6 +9,7 @@ use super::error::LinkError;
 use super::stream::Stream;
 use crate::clock;
 use crate::mqtt::Protocol;
+use crate::mqtt::aliases::TopicAliases;
 use crate::mqtt::client::{self, ConnectRequest, DISCONNECT, Inbox, Limits, PINGREQ, Rejection, Reply, Will};
 use crate::mqtt::inbox::{self, Delivery};
 use bytes::BytesMut;
@@ -70,6 +71,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Output {
     /// Encoded packets; the first [`Output::written`] bytes are already written.
     pub bytes: Vec<u8>,
+    /// Aliases of the topics in these packets and in those before them: an output belongs to one session.
+    pub aliases: TopicAliases,
     written: usize,
 }
 
@@ -306,7 +309,7 @@ impl Session {
 
     /// Sends DISCONNECT, which makes the broker discard the will, and closes the connection.
     pub(crate) async fn close(mut self) {
-        let mut output = Output { bytes: DISCONNECT.to_vec(), written: 0 };
+        let mut output = Output { bytes: DISCONNECT.to_vec(), ..Output::default() };
         let disconnect = async {
             poll_fn(|context| match self.poll_write(context, &mut output) {
                 Ok(true) | Err(_) => Poll::Ready(()),
@@ -331,7 +334,7 @@ impl Session {
         let request = ConnectRequest { client, keep_alive, login, will: will.as_ref(), inbox: inbox.as_ref() };
         let bytes = request.encode(self.protocol)?;
         // The password in the packet is overwritten when `output` is dropped.
-        let mut output = Zeroizing::new(Output { bytes, written: 0 });
+        let mut output = Zeroizing::new(Output { bytes, ..Output::default() });
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
         loop {

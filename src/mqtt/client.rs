@@ -29,13 +29,21 @@ pub struct Limits {
     pub packet_bytes_max: usize,
     /// Whether the broker retains messages (Retain Available).
     pub has_retain: bool,
+    /// Largest number of topic aliases (Topic Alias Maximum).
+    pub topic_alias_max: u16,
     /// Session expiry interval in seconds, if the broker changed the requested one.
     pub session_seconds: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { receive_maximum: 65_535, packet_bytes_max: 268_435_455, has_retain: true, session_seconds: None }
+        Self {
+            receive_maximum: 65_535,
+            packet_bytes_max: 268_435_455,
+            has_retain: true,
+            topic_alias_max: 0,
+            session_seconds: None,
+        }
     }
 }
 
@@ -117,6 +125,8 @@ pub struct Head<'a> {
     pub retain: bool,
     /// Subscription identifiers to send, MQTT 5 only.
     pub subscriptions: &'a [u32],
+    /// Alias of the topic, MQTT 5 only.
+    pub topic_alias: Option<u16>,
     /// Media type of the payload, MQTT 5 only.
     pub content_type: Option<&'a str>,
     /// User properties, MQTT 5 only.
@@ -129,11 +139,15 @@ impl Head<'_> {
         Self { packet_id, ..Self::default() }
     }
 
-    /// Bytes of the properties: content type (3 + text), user properties (5 + texts), subscription identifiers (1 + varint).
+    /// Bytes of the properties: topic alias (3), content type (3 + text), user properties (5 + texts), subscription identifiers (1 + varint).
     fn property_bytes(&self) -> usize {
         let content_type = self.content_type.map_or(0, |content_type| 3 + content_type.len());
         let user = self.properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
-        content_type + user + self.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>()
+        let topic_alias = if self.topic_alias.is_some() { 3 } else { 0 };
+        topic_alias
+            + content_type
+            + user
+            + self.subscriptions.iter().map(|id| 1 + varint_bytes(*id as usize)).sum::<usize>()
     }
 }
 
@@ -151,6 +165,10 @@ pub fn push_publish(out: &mut Vec<u8>, protocol: Protocol, head: &Head<'_>, topi
     }
     if protocol == Protocol::V5 {
         push_varint(out, property_bytes);
+        if let Some(alias) = head.topic_alias {
+            out.push(0x23);
+            out.extend_from_slice(&alias.to_be_bytes());
+        }
         if let Some(content_type) = head.content_type {
             out.push(0x03);
             push_text(out, content_type.as_bytes());
@@ -272,6 +290,7 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
                 limits.packet_bytes_max =
                     properties.max_packet_size.map_or(limits.packet_bytes_max, |max| max as usize);
                 limits.has_retain = properties.retain_available != Some(0);
+                limits.topic_alias_max = properties.topic_alias_max.unwrap_or(0);
                 limits.session_seconds = properties.session_expiry_interval;
                 keep_alive = properties.server_keep_alive.filter(|s| *s > 0).map(|s| Duration::from_secs(s.into()));
                 if properties.max_qos == Some(0) {

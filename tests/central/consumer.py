@@ -14,6 +14,7 @@ Needs paho-mqtt 2; batches that are compressed need the package zstandard (or Py
 """
 
 import argparse
+import base64
 import hashlib
 import json
 import queue
@@ -22,7 +23,8 @@ import sqlite3
 import ssl
 import sys
 import time
-from datetime import datetime, timedelta
+import uuid
+from datetime import datetime, timedelta, timezone
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -81,10 +83,37 @@ def unpack(payload):
     return zstandard.ZstdDecompressor().decompressobj().decompress(payload)
 
 
-def events_of(payload, media_type="", properties=()):
-    """The CloudEvents of one message: structured, binary or a batch. MQTT 3.1.1 has no media type: there the
-    first byte tells."""
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def expanded(properties, topic):
+    """The attributes of a compact message, with what its topic says."""
+    levels = topic.split("/", 4)
+    source, time = properties.pop("s"), int(properties.pop("t"))
+
+    def at(micros):
+        return (EPOCH + timedelta(microseconds=micros)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    packed = properties.pop("u", None)
+    event = {
+        "specversion": "1.0",
+        "id": properties.pop("i") if packed is None else str(uuid.UUID(bytes=base64.urlsafe_b64decode(packed + "=="))),
+        "source": source if source.startswith("/") else f"/{levels[1]}/{source}",
+        "type": properties.pop("y") if "y" in properties else f"{properties.pop('p')}.{levels[2]}.{levels[3]}",
+        "time": at(time),
+        "recordedtime": at(time + int(properties.pop("r"))),
+        "sequence": properties.pop("n").zfill(20),
+        "subject": properties.pop("k") if "k" in properties else levels[4],
+    }
+    return {**event, **properties}
+
+
+def events_of(payload, media_type="", properties=(), topic=""):
+    """The CloudEvents of one message: structured, binary, compact or a batch. MQTT 3.1.1 has no media type: there
+    the first byte tells."""
     properties = dict(properties)
+    if "n" in properties and ("i" in properties or "u" in properties):
+        properties, media_type = expanded(properties, topic), media_type or "application/json"
     if media_type.endswith("+zstd") or payload[:4] == ZSTD_MAGIC:
         payload, media_type = unpack(payload), media_type.removesuffix("+zstd")
     if "specversion" in properties:
@@ -416,7 +445,7 @@ class Consumer:
         user = list(getattr(properties, "UserProperty", []) or [])
         media_type = getattr(properties, "ContentType", "") or ""
         try:
-            events = events_of(message.payload, media_type, user)
+            events = events_of(message.payload, media_type, user, message.topic)
         except (Unreadable, ValueError) as error:
             self.unreadable(message.topic, error)
             return
