@@ -34,6 +34,6 @@ pub use operation::{
 };
 pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 pub use status::{
-    Backlog, ClockStatus, DeadLetterCounts, DedupeStatus, Drain, LaneStatus, LinkStatus, MemoryUsage, Outlook,
-    SourceStatus, SparkplugStatus, Status,
+    Backlog, BudgetStatus, ClockStatus, DeadLetterCounts, DedupeStatus, Drain, LaneStatus, LinkStatus, MemoryUsage,
+    Outlook, PeriodUse, SourceStatus, SparkplugStatus, Status,
 };

@@ -21,6 +21,7 @@ mod forwarder;
 mod in_flight;
 mod lane_link;
 mod lane_sender;
+pub mod meter;
 mod outgoing;
 mod pace;
 mod probe;

@@ -26,6 +26,7 @@ mod rotation;
 mod session;
 mod stream;
 mod target;
+mod traffic;
 mod websocket;
 
 pub use crate::mqtt::Protocol;
@@ -41,3 +42,4 @@ pub use proxy::Proxy;
 pub use rotation::CredentialRotation;
 pub(crate) use session::{ConnectAs, Output, Session, Verdict};
 pub use target::Target;
+pub use traffic::Traffic;

@@ -77,6 +77,8 @@ mod replay;
 mod central;
 /// A link to a broker that answers late, wrongly or not at all.
 mod link;
+/// Lines that are paid by the byte: budgets, and bytes of an event.
+mod metered;
 /// Ways out of a plant: WebSocket, proxies, IPv6, client ids that central gives.
 mod ways_out;
 

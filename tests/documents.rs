@@ -191,6 +191,8 @@ fn the_tables_have_every_key_of_the_configuration() {
         ("## `[[destination]]`: central", destination.to_owned()),
         ("## TLS of a connection", format!("{destination}[destination.tls]\n")),
         ("## Proxy", format!("{destination}[destination.proxy]\n")),
+        ("## Budget", format!("{destination}[destination.budget]\n")),
+        ("## Budget", format!("{destination}[destination.budget.lane.bulk]\n")),
         ("## `[lane.NAME]`: lanes", "[lane.bulk]\n".into()),
         ("## `[lane.NAME]`: lanes", "[lane.bulk.batch]\n".into()),
         ("## `[dead]`: dead letters", "[dead]\n".into()),

@@ -5,6 +5,7 @@ use super::reload::Reloading;
 use crate::contract::{GatewayNames, SourceKind};
 use crate::event::Timestamp;
 use crate::forward;
+use crate::forward::meter::Meters;
 use crate::forward::replays::Replays;
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::DeadLetterStatuses;
@@ -36,6 +37,8 @@ pub struct Handles {
     /// Status of every dead letter.
     pub fates: Arc<DeadLetterStatuses>,
     pub replays: Arc<Replays>,
+    /// Bytes that the destinations have carried.
+    pub meters: Arc<Meters>,
     /// Parts that failed, and their restarts.
     pub failures: Arc<Failures>,
     pub security: Arc<Security>,

@@ -115,7 +115,9 @@ impl Handles {
     }
 
     fn put_backlogs(&self, page: &mut Page) {
-        let outlooks = self.survival.outlooks();
+        let view = self.view.load();
+        let outlooks = self.outlooks(&view);
+        links::put_budgets(page, &self.budget_statuses(&view));
         page.put(LANE_LASTS, |rows| {
             for outlook in &outlooks {
                 if let Some(left) = outlook.full_in_seconds {

@@ -4,8 +4,8 @@ use super::certificates::{check_certificates, check_revocations};
 use super::clock;
 use super::handles::{Configured, Handles, LinkHandle, SourceHandle, View};
 use crate::api::{
-    Backlog, Balance, DeadLetterCounts, DedupeStatus, LaneStatus, LinkStatus, MemoryUsage, SourceStatus,
-    SparkplugStatus, Status,
+    Backlog, Balance, BudgetStatus, DeadLetterCounts, DedupeStatus, LaneStatus, LinkStatus, MemoryUsage, Outlook,
+    SourceStatus, SparkplugStatus, Status,
 };
 use crate::event::Timestamp;
 use crate::journal::{Condition, Lane};
@@ -43,8 +43,9 @@ impl Handles {
             repeats: self.dedupe_status(),
             set_aside: self.journal.quarantined().iter().map(|file| file.display().to_string()).collect(),
             clock: clock::status(),
-            outlooks: self.survival.outlooks(),
+            outlooks: self.outlooks(&view),
             flash_bytes_per_day: self.survival.flash_bytes_per_day(),
+            budgets: self.budget_statuses(&view),
             memory: self.budget.usage(),
             sparkplug: self.sparkplug_status(),
         };
@@ -71,6 +72,26 @@ impl Handles {
             status
         };
         self.journal.lanes().iter().map(of_lane).collect()
+    }
+
+    /// The forecasts. A lane whose byte budget is used up drains at no time that is known.
+    pub(super) fn outlooks(&self, view: &View) -> Vec<Outlook> {
+        let mut outlooks = self.survival.outlooks();
+        for budget in self.budget_statuses(view) {
+            for outlook in &mut outlooks {
+                let is_stopped = budget.stopped.iter().any(|(lane, _)| *lane == outlook.lane);
+                let drains = outlook.drains.iter_mut().filter(|drain| drain.destination == budget.destination);
+                drains.filter(|drain| is_stopped && drain.queued > 0).for_each(|drain| drain.drained_in_seconds = None);
+            }
+        }
+        outlooks
+    }
+
+    /// What the destinations in force have carried.
+    pub(super) fn budget_statuses(&self, view: &View) -> Vec<BudgetStatus> {
+        let lanes: Vec<String> = self.journal.lanes().iter().map(|lane| lane.name.clone()).collect();
+        let statuses = self.meters.all().into_iter().map(|meter| meter.status(&lanes));
+        statuses.filter(|budget| view.links.iter().any(|link| link.destination == budget.destination)).collect()
     }
 
     fn dedupe_status(&self) -> DedupeStatus {
@@ -124,6 +145,9 @@ impl Handles {
             let reason = link.reason.as_deref().unwrap_or("not connected yet");
             problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
         }
+        for budget in &status.budgets {
+            problems.extend(used_up(budget));
+        }
         problems.extend(balances.iter().filter_map(Balance::imbalance).map(|text| format!("ledger: {text}")));
         problems.extend(status.set_aside.iter().map(|file| format!("damaged file set aside: {file}")));
         for source in &status.sources {
@@ -173,6 +197,17 @@ impl Handles {
         });
         names.map(note).chain(retired).collect()
     }
+}
+
+/// Returns the problem of a destination whose lanes wait for a new day or month.
+fn used_up(budget: &BudgetStatus) -> Option<String> {
+    let (_, why) = budget.stopped.first()?;
+    let lanes: Vec<&str> = budget.stopped.iter().map(|(lane, _)| lane.as_str()).collect();
+    Some(format!(
+        "destination {}: {why}: events of lane {} are kept until a new day or month begins, or budget is raised",
+        budget.destination,
+        lanes.join(", ")
+    ))
 }
 
 /// Returns when the oldest event was recorded that a destination has not settled.

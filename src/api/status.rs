@@ -38,12 +38,40 @@ pub struct Status {
     /// Bytes written to the disk per day, at the rate since the start; `None` in the first minute.
     #[serde(default)]
     pub flash_bytes_per_day: Option<u64>,
+    /// Bytes on the line of each destination, and its budgets.
+    #[serde(default)]
+    pub budgets: Vec<BudgetStatus>,
     /// The memory limit, and the share that clients occupy.
     #[serde(default)]
     pub memory: MemoryUsage,
     /// Status of Sparkplug nodes, if a contract decodes them.
     #[serde(default)]
     pub sparkplug: Option<SparkplugStatus>,
+}
+
+/// Bytes on the line of a destination, in both directions, with an estimate of TCP and IP headers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BudgetStatus {
+    pub destination: String,
+    /// Whether the destination has a budget.
+    pub is_limited: bool,
+    pub day: PeriodUse,
+    pub month: PeriodUse,
+    /// Bytes since the process started.
+    pub bytes: u64,
+    /// Lanes that wait for a new day or month, with the reason.
+    pub stopped: Vec<(String, String)>,
+    /// Seconds until a budget is used up at the rate of the last ten minutes.
+    pub used_up_in_seconds: Option<u64>,
+}
+
+/// Bytes of a day or month.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeriodUse {
+    /// Such as `2026-11-30` or `2026-11`, in the time zone of the system.
+    pub name: String,
+    pub bytes: u64,
+    pub bytes_max: Option<u64>,
 }
 
 /// Status of Sparkplug nodes. All numbers but `nodes` and `bytes` count since the start.

@@ -64,8 +64,8 @@ fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String
 
 /// Checks every destination, and their names, brokers and client ids against each other.
 pub(super) fn check_destinations(raw: &File, lanes: &[LaneConfig], names: &GatewayNames, found: &mut Findings<'_>) {
-    let lanes = lanes.iter().map(|lane| lane.name.clone());
-    let connections: Vec<String> = lanes.chain(forward::CONNECTIONS.map(str::to_owned)).collect();
+    let lanes: Vec<String> = lanes.iter().map(|lane| lane.name.clone()).collect();
+    let connections: Vec<String> = lanes.iter().cloned().chain(forward::CONNECTIONS.map(str::to_owned)).collect();
     for (index, destination) in raw.destination.iter().enumerate() {
         found.within(format!("destination[{index}]"), |found| {
             let name = &destination.name;
@@ -77,6 +77,9 @@ pub(super) fn check_destinations(raw: &File, lanes: &[LaneConfig], names: &Gatew
             }
             destination.check(found);
             found.note(destination.check_client_ids(&connections));
+            if let Some(budget) = &destination.budget {
+                budget.check(&lanes, found);
+            }
             for other in &raw.destination[..index] {
                 check_two(other, destination, (names, &connections), found);
             }

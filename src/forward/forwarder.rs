@@ -21,7 +21,7 @@ use crate::event::Timestamp;
 use crate::journal::{Lane, Outcome};
 use crate::link::{
     Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, LinkError, LostSession, Output, Rejection,
-    Session, Start, Target, Turn,
+    Session, Start, Target, Traffic, Turn,
 };
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ pub struct ForwarderSpec {
     pub client: String,
     /// Signals new certificates and passwords.
     pub rotation: CredentialRotation,
+    pub traffic: Arc<Traffic>,
 }
 
 /// Sends one lane to one destination.
@@ -66,8 +67,8 @@ pub struct Forwarder {
 impl Forwarder {
     /// Creates a forwarder for `lane`; events that central rejects for good go to the log `dead`.
     pub fn new(spec: ForwarderSpec, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
-        let ForwarderSpec { config, sending, pressure, client, rotation } = spec;
-        let target = Arc::new(config.target()?);
+        let ForwarderSpec { config, sending, pressure, client, rotation, traffic } = spec;
+        let target = Arc::new(config.target()?.counting(traffic));
         let link = LaneLink { lane: Arc::clone(lane), to: config, stats };
         Ok(Self {
             target,

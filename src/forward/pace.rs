@@ -3,6 +3,7 @@
 //! Promise: a forwarder never exceeds its rate limits; a yielding lane slows down while other lanes of the same
 //! destination have a backlog, but never stops because of them.
 
+use super::meter::{ByteBudget, Meter};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::Lane;
@@ -132,6 +133,7 @@ impl Hours {
 #[derive(Debug)]
 pub struct Pressure {
     lanes: Vec<LaneProgress>,
+    budget: Option<(ByteBudget, Arc<Meter>)>,
 }
 
 #[derive(Debug)]
@@ -145,13 +147,22 @@ struct LaneProgress {
 const BACKLOG_FROM: u64 = 1000;
 
 impl Pressure {
-    /// Creates it without backlogs. `hours` returns the sending hours of a lane.
-    pub fn new(lanes: &[Arc<Lane>], hours: impl Fn(&str) -> Option<Hours>) -> Arc<Self> {
+    /// Creates it without backlogs. `hours` returns the sending hours of a lane; `budget` is the one in bytes.
+    pub fn new(
+        lanes: &[Arc<Lane>],
+        hours: impl Fn(&str) -> Option<Hours>,
+        budget: Option<(ByteBudget, Arc<Meter>)>,
+    ) -> Arc<Self> {
         let progress = |lane: &Arc<Lane>| {
             let reached = AtomicU64::new(lane.end());
             LaneProgress { lane: Arc::clone(lane), reached, hours: hours(&lane.name) }
         };
-        Arc::new(Self { lanes: lanes.iter().map(progress).collect() })
+        Arc::new(Self { lanes: lanes.iter().map(progress).collect(), budget })
+    }
+
+    /// Whether the byte budget of the destination keeps a connection from sending.
+    pub(super) fn is_out_of_budget(&self, connection: &str) -> bool {
+        self.budget.as_ref().is_some_and(|(budget, meter)| meter.is_used_up(budget, connection))
     }
 
     /// Records that the events of `lane` from offset `reached` on count as unacknowledged.
@@ -163,7 +174,8 @@ impl Pressure {
 
     /// Whether a lane other than `lane` has a backlog.
     pub fn has_other_backlog(&self, lane: &str) -> bool {
-        self.lanes.iter().filter(|progress| progress.lane.name != lane).any(LaneProgress::has_backlog)
+        let others = self.lanes.iter().filter(|progress| progress.lane.name != lane);
+        others.filter(|progress| progress.has_backlog()).any(|progress| !self.is_out_of_budget(&progress.lane.name))
     }
 
     /// Whether any lane has a backlog; replays and requeued dead letters wait until none has.
@@ -257,7 +269,7 @@ impl Pacer {
     }
 }
 
-/// Interval at which the forwarder checks whether the sending hours have begun or ended.
+/// Interval at which the forwarder checks whether the sending hours or a new day or month have begun.
 const HOURS_POLL: Duration = Duration::from_secs(5);
 
 /// What a lane may send now: its sending hours, its rate limits, and the other lanes of its destination.
@@ -279,6 +291,9 @@ impl Allowance {
         let closed = |hours: &Hours| !hours.contains(Timestamp::from(clock::wall()));
         if self.sending.hours.as_ref().is_some_and(closed) {
             return HOURS_POLL.max(self.pacer.wait(Rate::default()));
+        }
+        if self.pressure.is_out_of_budget(&self.lane) {
+            return HOURS_POLL;
         }
         let rate = match self.sending.yielding {
             Some(lower) if self.pressure.has_other_backlog(&self.lane) => lower,

@@ -20,7 +20,7 @@ use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::Journal;
 use crate::link::{
     Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, Leave, LinkError, LostSession, Output, Session,
-    Start, Target, Turn,
+    Start, Target, Traffic, Turn,
 };
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
@@ -52,6 +52,7 @@ pub struct ResenderSpec {
     pub pressure: Arc<Pressure>,
     /// Signals new certificates and passwords.
     pub rotation: CredentialRotation,
+    pub traffic: Arc<Traffic>,
 }
 
 /// Sends requeued dead letters and replays to one destination.
@@ -72,7 +73,7 @@ impl Resender {
     /// Creates a resender for a destination.
     pub fn new(spec: ResenderSpec) -> Result<Self, String> {
         Ok(Self {
-            target: Arc::new(spec.config.target()?),
+            target: Arc::new(spec.config.target()?.counting(Arc::clone(&spec.traffic))),
             letters: LetterReader::new(Arc::clone(&spec.journal), Arc::clone(&spec.fates)),
             replay: None,
             sender: Sender::new(&spec.config),
@@ -212,7 +213,7 @@ impl Resender {
             if !self.sender.in_flight.has_room(window) {
                 return IDLE_MAX;
             }
-            if self.spec.pressure.has_any_backlog() {
+            if self.spec.pressure.has_any_backlog() || self.spec.pressure.is_out_of_budget("again") {
                 return YIELD_POLL;
             }
             if !self.letters.is_empty() {

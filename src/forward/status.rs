@@ -9,13 +9,11 @@ use crate::contract::{GatewayNames, STRUCTURED, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
 use crate::link::{
     self, Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, Head, Leave, LinkError, LostSession,
-    Output, Session, Start, Turn, Will,
+    Output, Session, Start, Traffic, Turn, Will,
 };
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// Least wait between two sessions: the status is worth less than the events.
 const RECONNECT_MIN: Duration = Duration::from_millis(750);
@@ -31,18 +29,20 @@ pub struct StatusSpec {
     pub around: GatewayNames,
     pub report: Report,
     pub rotation: CredentialRotation,
+    pub traffic: Arc<Traffic>,
 }
 
 /// Publishes the status to one destination until shutdown.
 pub async fn run(spec: StatusSpec, mut shutdown: Shutdown) {
-    let StatusSpec { config, client, around, report, rotation } = spec;
-    let Ok(target) = config.target().map(Arc::new) else { return };
+    let StatusSpec { config, client, around, report, rotation, traffic } = spec;
+    let Ok(target) = config.target().map(|target| Arc::new(target.counting(traffic))) else { return };
     let link = Client::new(target, ConnectAs::client(client), rotation).with_wait_min(RECONNECT_MIN);
     let mut publisher = Publisher {
         destination: config.name.clone(),
         topic: topic(&around),
         around,
         report,
+        heartbeat: config.idle_interval(),
         last_id: 0,
         is_waiting: false,
         next_heartbeat: clock::instant(),
@@ -61,6 +61,7 @@ struct Publisher {
     topic: String,
     around: GatewayNames,
     report: Report,
+    heartbeat: Duration,
     last_id: u16,
     /// Whether the last heartbeat is unanswered.
     is_waiting: bool,
@@ -81,7 +82,7 @@ impl Conversation for Publisher {
     async fn fill(&mut self, session: &mut Session, output: &mut Output, may_send: bool) -> Result<Turn, End> {
         let now = clock::instant();
         if now >= self.next_heartbeat && !self.is_waiting && may_send {
-            self.next_heartbeat = now + HEARTBEAT;
+            self.next_heartbeat = now + self.heartbeat;
             self.push(session, output, &event(&self.around, "online", &(self.report)()));
             self.is_waiting = true;
         }

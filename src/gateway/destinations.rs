@@ -5,6 +5,7 @@ use super::services::Services;
 use crate::admin::{Handles, LinkHandle};
 use crate::config::Config;
 use crate::contract::GatewayNames;
+use crate::forward::meter::Meter;
 use crate::forward::resend::{Resender, ResenderSpec};
 use crate::forward::status::{self, StatusSpec};
 use crate::forward::{self, Forwarder, Pressure, Sending};
@@ -28,6 +29,7 @@ struct Shared<'s> {
     handles: &'s Handles,
     pressure: Arc<Pressure>,
     rotation: CredentialRotation,
+    meter: Arc<Meter>,
 }
 
 impl DestinationSpec {
@@ -51,11 +53,16 @@ impl DestinationSpec {
     pub(super) fn open(&self, services: &Services) -> (watch::Sender<u64>, Vec<LinkHandle>, Vec<PartSpec>) {
         let (rotate, changed) = watch::channel(0);
         let lanes = services.handles.journal.lanes();
-        let pressure = Pressure::new(lanes, |lane| self.sending.get(lane)?.hours.clone());
-        let shared = Shared { handles: &services.handles, pressure, rotation: CredentialRotation::new(changed) };
+        let meter = services.handles.meters.of(&self.config.name);
+        let hours = |lane: &str| self.sending.get(lane)?.hours.clone();
+        let budget = self.config.budget.clone().map(|budget| (budget, Arc::clone(&meter)));
+        let pressure = Pressure::new(lanes, hours, budget);
+        let rotation = CredentialRotation::new(changed);
+        let shared = Shared { handles: &services.handles, pressure, rotation, meter };
         let (links, mut parts): (Vec<_>, Vec<_>) = lanes.iter().map(|lane| self.link(lane, &shared)).unzip();
         parts.push(self.resender(&shared));
         parts.push(self.status(&shared));
+        parts.push(self.meter(&shared));
         (rotate, links, parts)
     }
 
@@ -70,6 +77,7 @@ impl DestinationSpec {
             pressure: Arc::clone(&shared.pressure),
             client: self.config.client_id_of(&lane.name, &self.around),
             rotation: shared.rotation.clone(),
+            traffic: shared.meter.traffic(&lane.name),
         };
         let (dead, link) = (Arc::clone(shared.handles.journal.dead()), handle.clone());
         let part = PartSpec::new(format!("link {}/{}", self.config.name, lane.name), move |shutdown| {
@@ -88,12 +96,19 @@ impl DestinationSpec {
             replays: Arc::clone(&shared.handles.replays),
             pressure: Arc::clone(&shared.pressure),
             rotation: shared.rotation.clone(),
+            traffic: shared.meter.traffic("again"),
         };
         let part = PartSpec::new(format!("link {}/again", self.config.name), move |shutdown| {
             let resender = Resender::new(spec.clone()).map_err(anyhow::Error::msg)?;
             Ok(Box::pin(resender.run(shutdown)))
         });
         part.with_priority(Priority::Low)
+    }
+
+    fn meter(&self, shared: &Shared<'_>) -> PartSpec {
+        let (meter, budget) = (Arc::clone(&shared.meter), self.config.budget.clone());
+        let run = move |shutdown| Ok(Box::pin(Arc::clone(&meter).run(budget.clone(), shutdown)) as _);
+        PartSpec::new(format!("meter {}", self.config.name), run)
     }
 
     fn status(&self, shared: &Shared<'_>) -> PartSpec {
@@ -103,6 +118,7 @@ impl DestinationSpec {
             around: shared.handles.surroundings.clone(),
             report: journal_report(&shared.handles.journal),
             rotation: shared.rotation.clone(),
+            traffic: shared.meter.traffic("status"),
         };
         PartSpec::new(format!("link {}/status", self.config.name), move |shutdown| {
             Ok(Box::pin(status::run(spec.clone(), shutdown)))

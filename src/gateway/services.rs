@@ -5,6 +5,7 @@ use crate::admin::{self, Handles, ReloadOrder, Reloading, View};
 use crate::clock;
 use crate::config::Config;
 use crate::contract::SourceKind;
+use crate::forward::meter::Meters;
 use crate::forward::replays::Replays;
 use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::ingest::{Ingest, StoredEvents};
@@ -54,11 +55,12 @@ impl Services {
         let (contracts, mask_key) = (config.contracts.clone(), std::mem::take(&mut config.mask_key));
         let ingest = Arc::new(Ingest::new(Arc::clone(&journal), contracts, mask_key, Arc::clone(&budget))?);
         let (kept, bytes) = (Arc::clone(&journal), config.last_values);
-        let (fates, replays, local, registry) = spawn_blocking(move || {
+        let (fates, replays, meters, local, registry) = spawn_blocking(move || {
             let local = Arc::new(Local::open(Arc::clone(&kept), bytes)?);
             let (fates, replays) = (DeadLetterStatuses::open(&kept)?, Replays::open(&kept)?);
+            let meters = Meters::open(&kept)?;
             let registry = Registry::open(StoredEvents::new(kept), Arc::clone(&local))?;
-            anyhow::Ok((Arc::new(fates), Arc::new(replays), local, registry))
+            anyhow::Ok((Arc::new(fates), Arc::new(replays), Arc::new(meters), local, registry))
         })
         .await??;
         let resolved = Arc::clone(&fates);
@@ -72,6 +74,7 @@ impl Services {
             ingest,
             fates,
             replays,
+            meters,
             timekeeper,
             failures: Arc::default(),
             security: Arc::<Security>::default(),

@@ -4,6 +4,7 @@ use super::address::Address;
 use super::error::LinkError;
 use super::proxy::{self, ProxyAddress};
 use super::stream::Stream;
+use super::traffic::MeteredStream;
 use super::websocket;
 use crate::setting::Span;
 use crate::tls::{self, ClientFiles};
@@ -108,8 +109,8 @@ pub(super) async fn handshake(
     address: &Address,
     files: &ClientFiles,
     config: TlsConfig,
-    stream: TcpStream,
-) -> Result<TlsStream<TcpStream>, LinkError> {
+    stream: MeteredStream,
+) -> Result<TlsStream<MeteredStream>, LinkError> {
     let host = files.server_name.as_deref().unwrap_or(&address.host);
     let failed = |error: std::io::Error| {
         let reason = tls::explain(&error, files);

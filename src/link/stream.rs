@@ -1,16 +1,16 @@
 //! The byte stream of a session: TCP, TLS, WebSocket, or a peer in the same process.
 
+use super::traffic::MeteredStream;
 use super::websocket::WebSocket;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 pub(super) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(MeteredStream),
+    Tls(Box<TlsStream<MeteredStream>>),
     /// A WebSocket over one of the streams above.
     WebSocket(Box<WebSocket>),
     /// A peer in the same process.

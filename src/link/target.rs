@@ -7,13 +7,13 @@ use super::error::LinkError;
 use super::proxy::ProxyAddress;
 use super::session::{ConnectAs, Session};
 use super::stream::Stream;
+use super::traffic::{MeteredStream, Traffic};
 use crate::secret::Secret;
 use crate::tls;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// The brokers of one destination or source, to connect to any number of times.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub struct Target {
     config: Config,
     addresses: Vec<Address>,
     proxy: Option<ProxyAddress>,
+    traffic: Arc<Traffic>,
     /// The TLS configuration from the last readable certificates.
     tls: Mutex<Option<TlsConfig>>,
 }
@@ -36,7 +37,12 @@ impl Target {
             return Err("no URL is given; expected \"mqtts://host:8883\"".into());
         }
         let proxy = config.proxy.as_ref().map(|proxy| ProxyAddress::parse(&proxy.url)).transpose()?;
-        Ok(Self { config, addresses, proxy, tls: Mutex::default() })
+        Ok(Self { config, addresses, proxy, traffic: Arc::default(), tls: Mutex::default() })
+    }
+
+    /// Counts the bytes of all connections in `traffic`.
+    pub(crate) fn counting(self, traffic: Arc<Traffic>) -> Self {
+        Self { traffic, ..self }
     }
 
     /// Host and port of the first address, for logs.
@@ -115,14 +121,15 @@ impl Target {
     }
 
     /// Opens the TCP connection to a broker, through the proxy if there is one.
-    async fn open_tcp(&self, address: &Address) -> Result<TcpStream, LinkError> {
+    async fn open_tcp(&self, address: &Address) -> Result<MeteredStream, LinkError> {
         let Some((proxy, settings)) = self.proxy.as_ref().zip(self.config.proxy.as_ref()) else {
-            return dial::connect(address, None).await;
+            return Ok(MeteredStream::new(dial::connect(address, None).await?, &self.traffic));
         };
         let password = read_password(settings.password_file.as_deref())?;
         let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
         let login = settings.user.as_deref().map(|user| (user, password));
-        dial::connect(address, Some((proxy, login))).await
+        let stream = dial::connect(address, Some((proxy, login))).await?;
+        Ok(MeteredStream::new(stream, &self.traffic))
     }
 }
 

@@ -22,14 +22,16 @@ pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<Cut>,
     delay: Arc<std::sync::atomic::AtomicU64>,
+    carried: Arc<std::sync::atomic::AtomicU64>,
 }
 
 impl Proxy {
     pub fn start(to: SocketAddr) -> Self {
         let (state, seen) = watch::channel(Cut::Not);
         let delay = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let carried = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let (sender, receiver) = std::sync::mpsc::channel();
-        let theirs = Arc::clone(&delay);
+        let theirs = (Arc::clone(&delay), Arc::clone(&carried));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(async move {
@@ -39,7 +41,7 @@ impl Proxy {
                 accept(first, address, to, seen, theirs).await;
             });
         });
-        Self { address: receiver.recv().expect("started"), state, delay }
+        Self { address: receiver.recv().expect("started"), state, delay, carried }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -54,18 +56,26 @@ impl Proxy {
         self.state.send_replace(Cut::Not);
     }
 
+    /// Bytes that it has carried, in both directions.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Holds every piece back for so long, in each direction.
     pub fn delay(&self, by: Duration) {
         self.delay.store(by.as_millis() as u64, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
+/// The delay in milliseconds, and the bytes carried.
+type Counters = (Arc<std::sync::atomic::AtomicU64>, Arc<std::sync::atomic::AtomicU64>);
+
 async fn accept(
     first: TcpListener,
     address: SocketAddr,
     to: SocketAddr,
     mut seen: watch::Receiver<Cut>,
-    delay: Arc<std::sync::atomic::AtomicU64>,
+    counters: Counters,
 ) {
     let mut listener = Some(first);
     loop {
@@ -87,7 +97,7 @@ async fn accept(
                 return;
             },
             accepted = accepting => if let Ok((stream, _)) = accepted {
-                tokio::spawn(carry(stream, to, seen.clone(), Arc::clone(&delay)));
+                tokio::spawn(carry(stream, to, seen.clone(), counters.clone()));
             },
         }
     }
@@ -105,12 +115,7 @@ async fn rebind(address: SocketAddr) -> Option<TcpListener> {
     None
 }
 
-async fn carry(
-    near: TcpStream,
-    to: SocketAddr,
-    mut seen: watch::Receiver<Cut>,
-    delay: Arc<std::sync::atomic::AtomicU64>,
-) {
+async fn carry(near: TcpStream, to: SocketAddr, mut seen: watch::Receiver<Cut>, counters: Counters) {
     // A connection that began in silence stays silent: its first packets are lost.
     if *seen.borrow_and_update() == Cut::Silent {
         while *seen.borrow_and_update() == Cut::Silent {
@@ -125,8 +130,8 @@ async fn carry(
     let _ = far.set_nodelay(true);
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let up = tokio::spawn(copy(near_read, far_write, seen.clone(), Arc::clone(&delay)));
-    let down = tokio::spawn(copy(far_read, near_write, seen.clone(), delay));
+    let up = tokio::spawn(copy(near_read, far_write, seen.clone(), counters.clone()));
+    let down = tokio::spawn(copy(far_read, near_write, seen.clone(), counters));
     let _ = tokio::join!(up, down);
 }
 
@@ -134,7 +139,7 @@ async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut seen: watch::Receiver<Cut>,
-    delay: Arc<std::sync::atomic::AtomicU64>,
+    (delay, carried): Counters,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -158,6 +163,7 @@ async fn copy(
                 if read == 0 {
                     return;
                 }
+                carried.fetch_add(read as u64, std::sync::atomic::Ordering::Relaxed);
                 let wait = delay.load(std::sync::atomic::Ordering::Relaxed);
                 if wait > 0 {
                     tokio::time::sleep(Duration::from_millis(wait)).await;

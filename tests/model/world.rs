@@ -355,7 +355,7 @@ impl World {
             let text = format!("name = \"{0}\"\nurl = \"mqtt://{0}:1883\"\nwindow = 20\n", to.name);
             let config: Arc<forward::Config> = Arc::new(toml::from_str(&text).expect("a destination"));
             let journal = &running.stepped.journal;
-            let pressure = Pressure::new(journal.lanes(), |_| None);
+            let pressure = Pressure::new(journal.lanes(), |_| None, None);
             let (_changes, changed) = watch::channel(0);
             let mut links = Vec::new();
             for lane in journal.lanes() {
@@ -364,6 +364,7 @@ impl World {
                     sending: Arc::new(Sending::default()),
                     pressure: Arc::clone(&pressure),
                     client: format!("g-{}", lane.name),
+                    traffic: Arc::default(),
                     rotation: CredentialRotation::new(changed.clone()),
                 };
                 let stats: Arc<forward::Stats> = Arc::default();

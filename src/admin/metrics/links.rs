@@ -1,6 +1,7 @@
 //! The metrics of links and sources.
 
 use crate::admin::handles::{LinkHandle, SourceHandle};
+use crate::api::BudgetStatus;
 use crate::sources::Refusal;
 use crate::telemetry::metrics::*;
 use crate::telemetry::{Counter, Histogram};
@@ -33,6 +34,31 @@ pub(super) fn put_links(page: &mut Page, links: &[LinkHandle]) {
     };
     histogram(LINK_ANSWER, |link| &link.stats.answer);
     histogram(LINK_SETTLE, |link| &link.stats.settle);
+}
+
+pub(super) fn put_budgets(page: &mut Page, budgets: &[BudgetStatus]) {
+    page.put(DESTINATION_BYTES, |rows| {
+        for budget in budgets {
+            rows.row(&[("destination", &budget.destination)], budget.bytes as f64);
+        }
+    });
+    let periods = |budget: &BudgetStatus| [("day", budget.day.clone()), ("month", budget.month.clone())];
+    page.put(DESTINATION_USED, |rows| {
+        for budget in budgets {
+            for (name, period) in periods(budget) {
+                rows.row(&[("destination", budget.destination.as_str()), ("period", name)], period.bytes as f64);
+            }
+        }
+    });
+    page.put(DESTINATION_BUDGET, |rows| {
+        for budget in budgets {
+            for (name, period) in periods(budget) {
+                if let Some(max) = period.bytes_max {
+                    rows.row(&[("destination", budget.destination.as_str()), ("period", name)], max as f64);
+                }
+            }
+        }
+    });
 }
 
 pub(super) fn put_sources(page: &mut Page, sources: &[SourceHandle]) {

@@ -1,6 +1,6 @@
 //! Formats the status of the gateway.
 
-use crate::api::{LinkStatus, SourceStatus, Status};
+use crate::api::{BudgetStatus, LinkStatus, PeriodUse, SourceStatus, Status};
 use crate::cli::table::{age, coloured, millis, table};
 use crate::setting::{Bytes, grouped as number, rough};
 use crate::telemetry::shown;
@@ -14,6 +14,7 @@ pub(in crate::cli) fn status(status: &Status, is_coloured: bool) -> String {
         lanes(status, is_coloured),
         outlook(status, is_coloured),
         links(status, is_coloured),
+        budgets(status, is_coloured),
         sources(status, is_coloured),
     ] {
         if !table.is_empty() {
@@ -118,6 +119,30 @@ fn links(status: &Status, is_coloured: bool) -> String {
     };
     let head = ["LINK", "LANE", "STATE", "IN FLIGHT", "ANSWER P50 / P99", "UNHEARD"];
     table_if_any(&head, &[3, 4, 5], &status.links.iter().map(row).collect::<Vec<_>>(), is_coloured)
+}
+
+/// Formats the bytes on the line, and what is left of the budgets.
+fn budgets(status: &Status, is_coloured: bool) -> String {
+    let amount = |period: &PeriodUse| match period.bytes_max {
+        Some(max) => format!("{} of {}", Bytes(period.bytes), Bytes(max)),
+        None => Bytes(period.bytes).to_string(),
+    };
+    let row = |budget: &BudgetStatus| {
+        let used_up_in = budget.used_up_in_seconds.map(|seconds| rough(Duration::from_secs(seconds)));
+        vec![
+            budget.destination.clone(),
+            amount(&budget.day),
+            amount(&budget.month),
+            used_up_in.unwrap_or_else(|| "-".into()),
+            if budget.stopped.is_empty() { "-".into() } else { stopped(budget) },
+        ]
+    };
+    let head = ["BYTES TO AND FROM", "TODAY", "THIS MONTH", "USED UP IN", "WAITING LANES"];
+    table_if_any(&head, &[1, 2, 3], &status.budgets.iter().map(row).collect::<Vec<_>>(), is_coloured)
+}
+
+fn stopped(budget: &BudgetStatus) -> String {
+    budget.stopped.iter().map(|(lane, _)| lane.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn sources(status: &Status, is_coloured: bool) -> String {
