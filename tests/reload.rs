@@ -327,6 +327,57 @@ fn a_listener_moves_to_another_port_and_its_connections_last() {
     assert_eq!(accepted(&gateway.status()), 3);
 }
 
+/// One reload gives each of two listeners the port of the other, and a third port to a source with another name.
+#[test]
+fn listeners_exchange_their_ports_in_one_reload() {
+    let (second, http) = (free_address(), free_address());
+    let centre = Centre::start();
+    let rest = format!(
+        "\n[[source.mqtt]]\nname = \"second\"\nlisten = \"{second}\"\n\n[[source.http]]\nname = \"programs\"\nlisten = \"{http}\"\n{}",
+        centre.destination("central")
+    );
+    let gateway = Gateway::start("exchange", &rest);
+    await_port(second);
+    let (mut before, _) = Client::connect(gateway.address, &Hello { client: "before", ..Hello::default() });
+    let addresses = || -> Vec<(String, String)> {
+        let status = gateway.status();
+        let of = |source: &serde_json::Value, key: &str| source[key].as_str().unwrap_or_default().to_owned();
+        let sources = status["sources"].as_array().expect("sources");
+        sources.iter().map(|source| (of(source, "name"), of(source, "address"))).collect()
+    };
+    for round in 0..4 {
+        edit(&gateway, |text| {
+            let text = text.replace(&gateway.address.to_string(), "FIRST").replace(&second.to_string(), "SECOND");
+            text.replace("FIRST", &second.to_string()).replace("SECOND", &gateway.address.to_string())
+        });
+        let (is_good, said) = reload(&gateway);
+        assert!(is_good, "round {round}: {said}");
+        let (first, other) = if round % 2 == 0 { (second, gateway.address) } else { (gateway.address, second) };
+        let now = addresses();
+        assert!(now.contains(&("devices".into(), first.to_string())), "{now:?}");
+        assert!(now.contains(&("second".into(), other.to_string())), "{now:?}");
+        for (address, client) in [(first, "one"), (other, "two")] {
+            let (mut client, _) = Client::connect(address, &Hello { client, ..Hello::default() });
+            client.publish(true, 1, STATE, payload(round, usize::from(address == first)).as_bytes());
+        }
+    }
+    // A connection outlives the exchanges.
+    before.publish(true, 1, STATE, payload(9, 9).as_bytes());
+    // A listener of MQTT and one of HTTP, and a source under another name.
+    edit(&gateway, |text| {
+        let text = text.replace(&http.to_string(), "HTTP").replace(&second.to_string(), &http.to_string());
+        text.replace("HTTP", &second.to_string()).replace("name = \"devices\"", "name = \"machines\"")
+    });
+    let (is_good, said) = reload(&gateway);
+    assert!(is_good, "{said}");
+    let now = addresses();
+    for (name, address) in [("machines", gateway.address), ("second", http), ("programs", second)] {
+        assert!(now.contains(&(name.to_owned(), address.to_string())), "{now:?}");
+    }
+    let (mut client, _) = Client::connect(gateway.address, &Hello { client: "after", ..Hello::default() });
+    client.publish(true, 1, STATE, payload(8, 8).as_bytes());
+}
+
 #[test]
 fn who_is_not_let_in_any_more_goes_and_everybody_else_stays() {
     let folder = super::common::gateway::scratch_folder("judged");

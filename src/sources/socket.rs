@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -52,6 +52,27 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// The ports that sources of this process have open.
+static OPEN: Mutex<Vec<(SocketAddr, Weak<TcpListener>)>> = Mutex::new(Vec::new());
+
+/// Opens a listening socket. If another source of this process has the port, both have it until that source gives it
+/// away: so sources exchange ports in one reload. The configuration gives a port to one source only.
+fn open(address: SocketAddr) -> Result<Arc<TcpListener>, CannotBind> {
+    let mut known = OPEN.lock();
+    known.retain(|(_, socket)| socket.strong_count() > 0);
+    let socket = match listen(address) {
+        Ok(socket) => Arc::new(socket),
+        Err(error) => {
+            let own = known.iter().find(|(of, _)| *of == address);
+            return own.and_then(|(_, socket)| socket.upgrade()).ok_or(error);
+        }
+    };
+    if address.port() != 0 {
+        known.push((address, Arc::downgrade(&socket)));
+    }
+    Ok(socket)
+}
+
 /// A bound port, and the context that its connections share. Both can be replaced while connections stay open.
 #[derive(Debug)]
 pub(super) struct ListenSocket<S>(watch::Sender<Arc<Setup<S>>>);
@@ -73,7 +94,7 @@ pub(super) struct Setup<S> {
 
 impl<S> ListenSocket<S> {
     pub(super) fn open(shared: S, listen: SocketAddr) -> Result<Self, CannotBind> {
-        let socket = Arc::new(self::listen(listen)?);
+        let socket = self::open(listen)?;
         Ok(Self(watch::channel(Setup::new(shared, listen, Some(socket))).0))
     }
 
@@ -89,7 +110,7 @@ impl<S> ListenSocket<S> {
             let setup = self.0.borrow();
             (setup.listen, setup.socket())
         };
-        let socket = if old == listen { socket } else { Some(Arc::new(self::listen(listen)?)) };
+        let socket = if old == listen { socket } else { Some(self::open(listen)?) };
         let (setup, in_force) = (Setup::new(shared, listen, socket), self.0.clone());
         Ok(move || drop(in_force.send_replace(setup)))
     }
