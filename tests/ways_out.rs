@@ -125,7 +125,7 @@ fn a_way_that_cannot_work_is_named_with_what_to_do() {
         (&websocket, wrong_login(squid.url()), "does not accept the login of \"forebay\""),
         (&websocket, bare(squid.url()), "set user and password_file of proxy"),
         (&tls, squid.line(folder.path()), "403 Forbidden: its rules forbid this host or port"),
-        (&unresolved, squid.line(folder.path()), "it cannot reach the broker"),
+        (&unresolved, squid.line(folder.path()), "cannot reach it"),
         (&websocket, wrong_login(socks.url()), "does not accept the login"),
         (&websocket, bare(socks.url()), "set user and password_file of proxy"),
         (&unresolved, socks.line(folder.path()), "does not resolve its name"),
@@ -367,7 +367,7 @@ fn a_way_that_cannot_be_is_refused_with_file_and_line() {
         ),
         ("url = \"mqtt://a\"\nclient_id = \"x\"", 10, "would be the id of 5 connections"),
         ("url = \"mqtt://a\"\nclient_id = 7", 10, "expected a text with {connection} in it"),
-        ("url = \"mqtt://a\"\ntls = { alpn = [\"\"] }", 10, "alpn"),
+        ("url = \"mqtts://a\"\ntls = { alpn = [\"\"] }", 10, "alpn"),
     ] {
         let said_all = check(&format!("\n[[destination]]\nname = \"central\"\n{lines}\n"), folder.path());
         assert!(said_all.contains(said), "{lines}: {said_all}");
@@ -519,9 +519,12 @@ fn a_server_that_refuses_tls_is_explained() {
     let other = scratch_folder("ways-tls-other");
     let stranger = Pki::write(other.path());
     let broker = Mosquitto::start(folder.path(), &pki);
-    let old = free_address().port();
-    let lines = format!("{}tls_version tlsv1.2\n", PlantBroker::tls_lines(&pki, old));
-    let _old = PlantBroker::start(folder.path(), &lines);
+    let old = free_address();
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-quiet", "-tls1_2", "-accept", &old.to_string(), "-cert"]).arg(&pki.server_cert);
+    server.arg("-key").arg(&pki.server_key).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut server = server.spawn().expect("openssl");
+    await_port(old);
     let ca = pki.ca.display();
     let pair =
         |pki: &Pki| format!(", cert = \"{}\", key = \"{}\"", pki.client_cert.display(), pki.client_key.display());
@@ -531,7 +534,7 @@ fn a_server_that_refuses_tls_is_explained() {
         (broker.tls.port(), pair(&stranger), "does not know the authority that issued tls.cert"),
         (broker.tls.port(), servers, "it must be for clients (clientAuth)"),
         (broker.plain.port(), pair(&pki), "perhaps this port has no TLS"),
-        (old, pair(&pki), "the server has no TLS 1.3; set tls.tls12 = true"),
+        (old.port(), pair(&pki), "the server has no TLS 1.3; set tls.tls12 = true"),
     ] {
         let destination = format!(
             "\n[[destination]]\nname = \"central\"\nurl = \"mqtts://localhost:{port}\"\ntls = {{ ca = \"{ca}\"{more} }}\n"
@@ -541,4 +544,5 @@ fn a_server_that_refuses_tls_is_explained() {
             gateway.await_status(said, LONG, |status| !matches!(link_error(status).as_str(), "" | "not connected yet"));
         assert!(link_error(&status).contains(said), "{said}: {}", link_error(&status));
     }
+    crate::common::kill(&mut server);
 }

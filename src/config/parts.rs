@@ -76,7 +76,7 @@ pub(super) fn check_destinations(raw: &File, lanes: &[LaneConfig], names: &Gatew
                 found.problem("name", format!("\"{name}\" is taken by a destination above; names are unique"));
             }
             destination.check(found);
-            found.note(destination.check_client_ids(&connections));
+            found.note(destination.client_ids().check(&connections));
             if let Some(budget) = &destination.budget {
                 budget.check(&lanes, found);
             }
@@ -106,7 +106,7 @@ fn check_two(
         );
         found.warning("url", message);
     }
-    let id = |to: &forward::Config, connection: &String| to.client_id_of(connection, names);
+    let id = |to: &forward::Config, connection: &String| to.client_ids().of(connection, names);
     let shared = connections.iter().map(|connection| id(destination, connection));
     let shared = shared.into_iter().find(|ours| connections.iter().any(|connection| id(other, connection) == *ours));
     let Some(shared) = shared else { return };

@@ -1,7 +1,6 @@
 //! The MQTT client ids of a destination. A broker disconnects a client when another one with its id connects, so that
 //! each connection has an id of its own.
 
-use super::config::Config;
 use crate::contract::GatewayNames;
 use crate::link::check_client_id;
 use serde::Deserialize;
@@ -23,12 +22,20 @@ pub enum ClientIds {
     Each(BTreeMap<String, String>),
 }
 
-impl Config {
+/// The settings from which the client ids of a destination follow.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientIdSettings<'a> {
+    pub destination: &'a str,
+    pub client_id: Option<&'a ClientIds>,
+    pub prefix: Option<&'a str>,
+}
+
+impl ClientIdSettings<'_> {
     /// Returns the client id of a connection: a lane, `again` or `status`.
-    pub fn client_id_of(&self, connection: &str, around: &GatewayNames) -> String {
+    pub fn of(&self, connection: &str, around: &GatewayNames) -> String {
         let GatewayNames { environment, site, gateway, .. } = around;
-        let own = || format!("forebay-{environment}-{site}-{gateway}-{}-{connection}", self.name);
-        match (&self.client_id, &self.client_id_prefix) {
+        let own = || format!("forebay-{environment}-{site}-{gateway}-{}-{connection}", self.destination);
+        match (self.client_id, self.prefix) {
             (Some(ClientIds::Pattern(pattern)), _) => pattern.replace(CONNECTION, connection),
             // A lane that was removed and still has events is in no table.
             (Some(ClientIds::Each(ids)), _) => ids.get(connection).cloned().unwrap_or_else(own),
@@ -38,9 +45,9 @@ impl Config {
     }
 
     /// Checks the settings of the client ids. `connections` are the lanes and [`CONNECTIONS`].
-    pub fn check_client_ids(&self, connections: &[String]) -> Result<(), (String, String)> {
+    pub fn check(&self, connections: &[String]) -> Result<(), (String, String)> {
         let refuse = |key: &str, message: String| Err((key.to_owned(), message));
-        match (&self.client_id, &self.client_id_prefix) {
+        match (self.client_id, self.prefix) {
             (Some(_), Some(_)) => refuse(
                 "client_id_prefix",
                 "client_id and client_id_prefix exclude each other; remove one of them".into(),
@@ -85,6 +92,7 @@ fn check_each(ids: &BTreeMap<String, String>, connections: &[String]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forward::Config;
 
     fn config(lines: &str) -> Config {
         toml::from_str(&format!("name = \"central\"\nurl = \"mqtt://a\"\n{lines}")).expect("parses")
@@ -101,8 +109,8 @@ mod tests {
         let connections = ["bulk", "again", "status"].map(str::to_owned);
         let id = |lines: &str| {
             let config = config(lines);
-            assert_eq!(config.check_client_ids(&connections), Ok(()), "{lines}");
-            config.client_id_of("bulk", &around)
+            assert_eq!(config.client_ids().check(&connections), Ok(()), "{lines}");
+            config.client_ids().of("bulk", &around)
         };
         assert_eq!(id(""), "forebay-test-plant-gw-central-bulk");
         assert_eq!(id("client_id_prefix = \"acme\""), "acme-bulk");
@@ -123,7 +131,7 @@ mod tests {
                 "there is no connection \"bulks\"; the connections are bulk, again, status",
             ),
         ] {
-            let (_, message) = config(lines).check_client_ids(&connections).expect_err(lines);
+            let (_, message) = config(lines).client_ids().check(&connections).expect_err(lines);
             assert!(message.contains(why), "{message}");
         }
     }

@@ -1,6 +1,6 @@
 //! The settings of a destination, with their checks.
 
-use super::client_id::ClientIds;
+use super::client_id::{ClientIdSettings, ClientIds};
 use super::meter::ByteBudget;
 use crate::journal::Start;
 use crate::link::{self, Address, Protocol, Proxy, Target};
@@ -116,6 +116,12 @@ impl Config {
             keep_alive: self.keep_alive(),
             answer_wait_max: self.answer_wait_max.0,
         })
+    }
+
+    /// The settings of the client ids.
+    pub fn client_ids(&self) -> ClientIdSettings<'_> {
+        let (client_id, prefix) = (self.client_id.as_ref(), self.client_id_prefix.as_deref());
+        ClientIdSettings { destination: &self.name, client_id, prefix }
     }
 
     /// Time without traffic after which the gateway sends a PINGREQ: longer on a line with a budget.

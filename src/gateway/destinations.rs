@@ -75,7 +75,7 @@ impl DestinationSpec {
             config: Arc::clone(&self.config),
             sending: Arc::new(sending),
             pressure: Arc::clone(&shared.pressure),
-            client: self.config.client_id_of(&lane.name, &self.around),
+            client: self.config.client_ids().of(&lane.name, &self.around),
             rotation: shared.rotation.clone(),
             traffic: shared.meter.traffic(&lane.name),
         };
@@ -90,7 +90,7 @@ impl DestinationSpec {
     fn resender(&self, shared: &Shared<'_>) -> PartSpec {
         let spec = ResenderSpec {
             config: Arc::clone(&self.config),
-            client: self.config.client_id_of("again", &self.around),
+            client: self.config.client_ids().of("again", &self.around),
             journal: Arc::clone(&shared.handles.journal),
             fates: Arc::clone(&shared.handles.fates),
             replays: Arc::clone(&shared.handles.replays),
@@ -114,7 +114,7 @@ impl DestinationSpec {
     fn status(&self, shared: &Shared<'_>) -> PartSpec {
         let spec = StatusSpec {
             config: Arc::clone(&self.config),
-            client: self.config.client_id_of("status", &self.around),
+            client: self.config.client_ids().of("status", &self.around),
             around: shared.handles.surroundings.clone(),
             report: journal_report(&shared.handles.journal),
             rotation: shared.rotation.clone(),

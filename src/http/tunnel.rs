@@ -38,9 +38,11 @@ fn hint(status: StatusCode) -> &'static str {
         StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED | StatusCode::NOT_FOUND => {
             ": this is perhaps no proxy, or one without CONNECT"
         }
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            ": it cannot reach the broker"
-        }
+        // Tinyproxy answers 500 where others answer 502 to 504.
+        StatusCode::INTERNAL_SERVER_ERROR
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => ": it does not resolve the name of the broker, or cannot reach it",
         _ => "",
     }
 }

@@ -12,7 +12,7 @@ pub(super) enum Stream {
     Plain(MeteredStream),
     Tls(Box<TlsStream<MeteredStream>>),
     /// A WebSocket over one of the streams above.
-    WebSocket(Box<WebSocket>),
+    WebSocket(Box<WebSocket<Self>>),
     /// A peer in the same process.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),

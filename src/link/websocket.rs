@@ -4,7 +4,6 @@
 
 use super::address::{Address, authority};
 use super::error::LinkError;
-use super::stream::Stream;
 use bytes::{Buf, Bytes};
 use futures_util::{Sink, Stream as _};
 use std::io;
@@ -22,14 +21,18 @@ const SENT_BYTES_MAX: usize = 16 << 10;
 /// Largest message of the broker. Brokers put one MQTT packet into a message; a payload has 8 MiB at most.
 const RECEIVED_BYTES_MAX: usize = 16 << 20;
 
-pub(super) struct WebSocket {
-    inner: WebSocketStream<Stream>,
+pub(super) struct WebSocket<S> {
+    inner: WebSocketStream<S>,
     /// Rest of the last message.
     unread: Bytes,
 }
 
 /// Opens the WebSocket at `path` of the server at the other end of `stream`.
-pub(super) async fn open(address: &Address, path: &str, stream: Stream) -> Result<WebSocket, LinkError> {
+pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    address: &Address,
+    path: &str,
+    stream: S,
+) -> Result<WebSocket<S>, LinkError> {
     let failed = |reason: String| LinkError::WebSocket { address: address.to_string(), path: path.to_owned(), reason };
     let (scheme, default_port) = if address.is_tls { ("wss", 443) } else { ("ws", 80) };
     // The zone of an address means nothing to the server.
@@ -86,7 +89,7 @@ fn broken(error: WsError) -> io::Error {
     }
 }
 
-impl AsyncRead for WebSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             if !self.unread.is_empty() {
@@ -110,7 +113,7 @@ impl AsyncRead for WebSocket {
     }
 }
 
-impl AsyncWrite for WebSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(Pin::new(&mut self.inner).poll_ready(context)).map_err(broken)?;
         let length = bytes.len().min(SENT_BYTES_MAX);
