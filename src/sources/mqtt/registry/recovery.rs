@@ -15,6 +15,7 @@ use crate::local::Local;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 impl Registry {
@@ -100,7 +101,7 @@ fn find_wills(table: &mut Table, keys: &Keys, notes: &Notes) -> Result<(), Journ
         };
         let Some(entry) = table.clients.get_mut(key) else { return };
         // The delay starts again: while the gateway was down, the client could not reconnect.
-        entry.will = WillState::Pending(will.delay());
+        entry.will = WillState::Pending(if key.is_of_ended() { Duration::ZERO } else { will.delay() });
         let Some(mut stored) = entry.stored.take() else { return };
         stored.will_bytes = rows::will_bytes(bytes.len());
         table.charge(&mut stored, rows::will_bytes(bytes.len()).cast_signed());

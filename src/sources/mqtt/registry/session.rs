@@ -8,6 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Start of the part behind the listener in the key of an ended session. Keys of clients have a digit or `-` there.
+const ENDED: char = '*';
+
 /// Identifies a client: listener, proven name if there is one, and client id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub(super) Arc<str>);
@@ -19,6 +22,16 @@ impl Key {
             Some(name) => format!("{}:{source}/{}:{name}/{client}", source.len(), name.len()).into(),
             None => format!("{}:{source}/-/{client}", source.len()).into(),
         })
+    }
+
+    /// Builds the key of a session that has ended and whose will is not published yet. No client has such a key.
+    pub(super) fn of_ended(source: &str, number: u64) -> Self {
+        Self(format!("{}:{source}/{ENDED}{number:016x}", source.len()).into())
+    }
+
+    /// Returns whether the session has ended and only its will is left.
+    pub(super) fn is_of_ended(&self) -> bool {
+        self.parts().is_some_and(|(_, rest)| rest.starts_with(ENDED))
     }
 
     pub(super) fn as_str(&self) -> &str {

@@ -25,6 +25,9 @@ const UNANSWERED_BYTES_MAX: usize = 4 << 20;
 /// listener asks twice per second.
 const LISTENER_GONE_AFTER: Duration = Duration::from_secs(60);
 
+/// Seconds that the row of an ended session without a will is kept; 0 would be a session without a row.
+const ENDED_EXPIRY: u32 = 1;
+
 /// The connection slot of a client that is connected.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionSlot {
@@ -131,8 +134,9 @@ impl Table {
         let share = self.shares.get_key_value(share).map_or_else(|| Arc::from(share), |(known, _)| Arc::clone(known));
         let mut stored =
             StoredSession { number, expiry, bytes: 0, will_bytes: 0, groups: Vec::new(), share: Arc::clone(&share) };
-        self.shares.entry(share).or_default().sessions += 1;
-        self.persistent += 1;
+        let counted = usize::from(!key.is_of_ended());
+        self.shares.entry(share).or_default().sessions += counted;
+        self.persistent += counted;
         let bytes = head_bytes(key, &stored.share);
         self.charge(&mut stored, bytes.cast_signed());
         stored
@@ -154,14 +158,58 @@ impl Table {
         self.charge(stored, -bytes.cast_signed());
     }
 
-    /// Deletes a session; its rows are removed with the next write.
-    pub(super) fn delete(&mut self, key: &Key, stored: StoredSession) {
+    /// Ends a session whose will is not published yet (MQTT 5, section 3.1.2.5: the will is published when the session
+    /// ends, however long its delay is). The will moves to a key of its own, so that its client may have a new session.
+    pub(super) fn end_before_will(&mut self, key: &Key, mut ended: ClientEntry) {
+        let Some(mut stored) = ended.stored.take() else { return };
+        let ended_key = Key::of_ended(key.source(), stored.number);
+        self.uncount(&stored);
+        for group in std::mem::take(&mut stored.groups) {
+            self.leave_group(group);
+        }
+        let bytes = head_bytes(&ended_key, &stored.share) + stored.will_bytes;
+        let more = bytes.cast_signed() - stored.bytes.cast_signed();
+        self.charge(&mut stored, more);
+        stored.expiry = ENDED_EXPIRY;
+        self.removals.push(Change::Remove(rows::head_row(key)));
+        self.removals.push(Change::RemoveAll(rows::subscription_rows(stored.number)));
+        // Of what is not written yet, the will alone is left.
+        let will = rows::will_row(stored.number);
+        let mut unwritten = ended.unwritten.unwrap_or_default();
+        unwritten.content = HeadContent::default();
+        unwritten.changes.retain(|change| matches!(change, Change::Put(name, _) if *name == will));
+        if let WillState::Pending(delay) = &mut ended.will {
+            *delay = Duration::ZERO;
+        }
+        let entry = ClientEntry {
+            slot: None,
+            left_at: ended.left_at,
+            stored: Some(stored),
+            unwritten: Some(unwritten),
+            unanswered: None,
+            will: ended.will,
+        };
+        self.changed.insert(ended_key.clone());
+        self.clients.insert(ended_key, entry);
+    }
+
+    /// Subtracts a session from the numbers of sessions.
+    fn uncount(&mut self, stored: &StoredSession) {
         self.persistent -= 1;
-        self.bytes -= stored.bytes.min(self.bytes);
         if let Some(share) = self.shares.get_mut(&stored.share) {
             share.sessions -= 1;
+        }
+    }
+
+    /// Deletes a session; its rows are removed with the next write.
+    pub(super) fn delete(&mut self, key: &Key, stored: StoredSession) {
+        if !key.is_of_ended() {
+            self.uncount(&stored);
+        }
+        self.bytes -= stored.bytes.min(self.bytes);
+        if let Some(share) = self.shares.get_mut(&stored.share) {
             share.bytes -= stored.bytes.min(share.bytes);
-            if share.sessions == 0 {
+            if share.sessions == 0 && share.bytes == 0 {
                 self.shares.remove(&stored.share);
             }
         }
@@ -208,6 +256,10 @@ impl Table {
         let is_kept = before.is_some() && !request.is_clean;
         let (freed, freed_bytes) = match before {
             Some(stored) if is_kept => (0, stored.will_bytes),
+            // A will that waits stays until it is published.
+            Some(stored) if stored.will_bytes > 0 => {
+                (1, stored.bytes.saturating_sub(stored.will_bytes + head_bytes(key, &stored.share)))
+            }
             Some(stored) => (1, stored.bytes),
             None => (0, 0),
         };

@@ -162,9 +162,17 @@ impl Registry {
             }
             before = Some((stored.number, unwritten.map(|unwritten| unwritten.content.clone())));
         } else {
-            if let Some(stored) = entry.stored.take() {
-                entry.unwritten = None;
-                entry.will = WillState::None;
+            let earlier = ClientEntry {
+                left_at: entry.left_at,
+                stored: entry.stored.take(),
+                unwritten: entry.unwritten.take(),
+                will: std::mem::take(&mut entry.will),
+                ..ClientEntry::default()
+            };
+            if earlier.will != WillState::None {
+                table.end_before_will(&key, earlier);
+                wait_for = self.request_write(table);
+            } else if let Some(stored) = earlier.stored {
                 table.delete(&key, stored);
                 wait_for = self.request_write(table);
             }

@@ -3,7 +3,7 @@
 use super::clients::Registry;
 use super::rows;
 use super::session::Key;
-use super::table::WillState;
+use super::table::{Table, WillState};
 use crate::ingest::{Change, JournalError};
 use crate::runtime::spawn_blocking;
 use std::sync::Arc;
@@ -14,6 +14,17 @@ use std::time::{Duration, Instant};
 pub struct DueWill {
     pub key: Key,
     number: u64,
+}
+
+impl DueWill {
+    /// Returns the key that the session of the will has now: it may have ended since the will became due.
+    fn key_now(&self, table: &Table) -> Key {
+        let stored = table.clients.get(&self.key).and_then(|entry| entry.stored.as_ref());
+        if stored.is_some_and(|stored| stored.number == self.number) {
+            return self.key.clone();
+        }
+        Key::of_ended(self.key.source(), self.number)
+    }
 }
 
 impl Registry {
@@ -55,7 +66,8 @@ impl Registry {
     /// Removes a will that was published or dropped, unless its client has left another one meanwhile.
     pub fn finish_will(&self, due: &DueWill) {
         let mut table = self.table();
-        let Some((key, mut entry)) = table.clients.remove_entry(&due.key) else { return };
+        let key = due.key_now(&table);
+        let Some((key, mut entry)) = table.clients.remove_entry(&key) else { return };
         if let Some(stored) = entry.stored.as_mut().filter(|stored| stored.number == due.number)
             && !matches!(entry.will, WillState::Pending(_))
         {
@@ -72,7 +84,8 @@ impl Registry {
     /// Makes a will due again that could not be read or published.
     pub fn retry_will(&self, due: &DueWill) {
         let mut table = self.table();
-        if let Some(entry) = table.clients.get_mut(&due.key)
+        let key = due.key_now(&table);
+        if let Some(entry) = table.clients.get_mut(&key)
             && entry.will == WillState::Publishing
         {
             entry.will = WillState::Pending(Duration::ZERO);
