@@ -46,12 +46,16 @@ mod groups;
 mod last_values;
 /// The MQTT listener over TCP, TLS and its limits.
 mod listener;
+/// A publish that is refused takes no other event of its device with it.
+mod refused_publishes;
 /// What clients leave behind is bounded: sessions, their bytes on the disk and in memory.
 mod session_limits;
 /// QoS 2, redelivery, and subscribers that sleep or are slow.
 mod sessions;
 /// Sparkplug B: births, deaths and aliases become events.
 mod sparkplug;
+/// A will becomes an event when the standard says so, however its session ends.
+mod wills;
 
 /// A broker of the plant as a source.
 mod broker_source;

@@ -551,13 +551,12 @@ subscribe = ["test/plant/machine.state/v1/{user}"]
         assert_eq!((connack[1], connack[2]), (1, 0), "{user} finds its own");
         client.die();
     }
-    // Nobody else has rules: nobody else may publish anything. 3.1.1 can only end the connection.
+    // Nobody else has rules: nobody else may publish anything. 3.1.1 has no reason codes: the event is kept as a dead letter.
     let robot = Hello { is_v5: false, client: "other", login: Some(("robot", "long enough")), ..Hello::default() };
     let (mut robot, _) = Client::connect(gateway.address, &robot);
-    robot.send(&publish(false, 1, 1, "plant/line1/robot/state", &[], state(3).as_bytes()));
-    assert_eq!(robot.receive(), None);
+    robot.publish(false, 1, "plant/line1/robot/state", state(3).as_bytes());
     let status = gateway.status();
-    assert_eq!(accepted(&status), 2, "{status:#}");
+    assert_eq!((accepted(&status), &status["dead"]["total"]), (2, &1.into()), "{status:#}");
     assert!(gateway.log().contains("no rule (acl) lets") && !gateway.log().contains("running"), "{}", gateway.log());
 }
 

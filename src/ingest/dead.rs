@@ -10,6 +10,21 @@ use crate::event::{Attribute, AuthType, Content, Id, Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
+/// Start of the reason of a letter whose client had no right to publish it.
+const DENIED: &str = "rights: ";
+/// Part of the reason of a letter whose payload was cut.
+const CUT: &str = " bytes long; the largest that is taken has ";
+
+/// Reason of a letter whose client has no right to publish it.
+pub fn denied(why: &str) -> String {
+    format!("{DENIED}{why}")
+}
+
+/// Reason of a letter whose payload is too large and was cut.
+pub fn too_large(bytes: u64, bytes_max: u64) -> String {
+    format!("payload: is {bytes}{CUT}{bytes_max}")
+}
+
 /// A dead letter. The order of the fields is part of the stored format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter<'a> {
@@ -63,6 +78,18 @@ pub struct DeadLetter<'a> {
 }
 
 impl DeadLetter<'_> {
+    /// Reason why the event of an intake letter can never be handed in with this payload, if there is one.
+    pub fn obstacle(&self, payload: &[u8]) -> Option<&'static str> {
+        if self.reason.starts_with(DENIED) {
+            return Some(
+                "its client had no right to publish it; add a rule (acl), then let the client publish it again",
+            );
+        }
+        let is_cut = self.reason.starts_with("payload: ") && self.reason.contains(CUT);
+        (is_cut && *payload == *self.payload)
+            .then_some("its payload was too large, and only the start of it is kept; edit the payload, or discard it")
+    }
+
     /// Stream id: the stream with its major version.
     pub fn stream_id(&self) -> String {
         format!("{}.v{}", self.stream, self.version.split('.').next().unwrap_or_default())

@@ -172,7 +172,7 @@ fn cut_packets_close(bed: &Bed) {
 }
 
 fn too_large_a_packet_closes(bed: &Bed) {
-    bed.assert_cut_off(&[0x30, 0xFF, 0xFF, 0xFF, 0x7F], &[0x95], "256 MB");
+    bed.assert_cut_off(&[0x82, 0xFF, 0xFF, 0xFF, 0x7F], &[0x95], "256 MB");
 }
 
 fn faults_leave_others_alone(bed: &Bed) {

@@ -21,6 +21,9 @@ impl Handles {
     /// Submits the event of an intake letter to ingest again, with this payload.
     pub(super) async fn take_in(&self, found: &StoredLetter, payload: &[u8], is_dry_run: bool) -> Result<(), String> {
         let letter = &found.letter;
+        if let Some(obstacle) = letter.obstacle(payload) {
+            return Err(obstacle.into());
+        }
         let plain = |part: &str| percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned();
         let mut parts = letter.origin.split('/').map(plain);
         let (source, device, beneath) = (parts.next().unwrap_or_default(), parts.next(), parts.next());

@@ -5,7 +5,7 @@ use super::{Blocked, Subscriber};
 use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::Timestamp;
-use crate::ingest::{EventMetadata, Ingest, Route, Submission, SubmitError, Submitted};
+use crate::ingest::{EventMetadata, Ingest, Route, Submission, SubmitError, Submitted, dead};
 use crate::link::{
     Conflict, Conversation, Delivery, End, Leave, LinkError, LostSession, Message, Output, Reply, Session, Start, Turn,
 };
@@ -174,8 +174,7 @@ impl Subscriber {
         let now = Timestamp::from(clock::wall());
         if message.truncated > 0 {
             let bytes = message.payload.len() + message.truncated;
-            let reason =
-                format!("payload: is {bytes} bytes long; the largest that is taken has {}", message.payload.len());
+            let reason = dead::too_large(bytes as u64, message.payload.len() as u64);
             let kept = &message.payload[..message.payload.len().min(CUT_BYTES)];
             return self.producer.submit(&Submission { refusal: Some(&reason), ..Submission::new(route, kept, now) });
         }

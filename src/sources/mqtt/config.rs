@@ -38,6 +38,12 @@ pub struct Config {
     pub connect_wait_max: Span,
     #[serde(default = "payload_max")]
     pub payload_max: Bytes,
+    /// What becomes of a publish that is larger than `payload_max` or whose topic is longer than `topic_max`.
+    #[serde(default)]
+    pub too_large: RefusedPublish,
+    /// What becomes of a publish that its client has no right to.
+    #[serde(default = "not_allowed")]
+    pub not_allowed: RefusedPublish,
     /// Most bytes of a topic or a topic filter.
     #[serde(default = "topic_max")]
     pub topic_max: usize,
@@ -89,6 +95,17 @@ pub struct Config {
     pub backlog_age_max: Span,
 }
 
+/// What becomes of a publish that the listener does not take as an event. The connection lives in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusedPublish {
+    /// It is kept as a dead letter and acknowledged.
+    #[default]
+    DeadLetter,
+    /// Its acknowledgement has a reason code and nothing is kept. MQTT 3.1.1 knows no reason codes: a dead letter there.
+    ReasonCode,
+}
+
 fn connections_max() -> usize {
     10_000
 }
@@ -100,6 +117,10 @@ fn connect_wait_max() -> Span {
 }
 fn payload_max() -> Bytes {
     Bytes(256 << 10)
+}
+/// A client without the right is mostly a mistake that its owner has to notice.
+fn not_allowed() -> RefusedPublish {
+    RefusedPublish::ReasonCode
 }
 /// Topics of plants stay below 200 bytes; Unified Namespace and Sparkplug names below 500.
 fn topic_max() -> usize {

@@ -21,6 +21,11 @@ pub(super) const MAY_NOT_PUBLISH: Fault =
     Fault { code: ReasonCode::NotAuthorized, text: "this client may not publish to this topic" };
 pub(super) const TOPIC_TOO_LONG: Fault =
     Fault { code: ReasonCode::TopicNameInvalid, text: "the topic is longer than topic_max" };
+/// The reason code is one that a PUBACK may have, unlike *Packet too large*.
+pub(super) const PAYLOAD_TOO_LARGE: Fault = Fault {
+    code: ReasonCode::ImplementationSpecificError,
+    text: "the publish is larger than payload_max and the maximum packet size of CONNACK allow",
+};
 pub(super) const TOO_LATE: Fault = Fault {
     code: ReasonCode::ImplementationSpecificError,
     text: "the packet did not arrive in time; see packet_wait_max",
@@ -42,7 +47,7 @@ pub(super) const TOO_SLOW: Fault =
 pub(super) fn refusal(fault: Fault) -> Refusal {
     match fault.code {
         _ if [NO_MEMORY, MOST_MEMORY].contains(&fault) => Refusal::Memory,
-        _ if fault == TOPIC_TOO_LONG => Refusal::Limit,
+        _ if [TOPIC_TOO_LONG, PAYLOAD_TOO_LARGE].contains(&fault) => Refusal::Limit,
         ReasonCode::NotAuthorized | ReasonCode::BadAuthenticationMethod => Refusal::Access,
         ReasonCode::PacketTooLarge | ReasonCode::QuotaExceeded => Refusal::Limit,
         _ => Refusal::Protocol,

@@ -6,6 +6,8 @@
 //! Invariant: publishes that the lane has no room for wait in a queue of bounded bytes, so that a PINGREQ behind them is
 //! still answered; when the queue is full, the socket is not read.
 
+mod oversized;
+mod pending;
 mod publish;
 mod subscribe;
 
@@ -18,23 +20,21 @@ use super::registry::{Key, Session, Unanswered};
 use super::state::ListenerState;
 use crate::clock;
 use crate::event::Timestamp;
-use crate::ingest::{Ingest, Producer, Route, Submitted};
+use crate::ingest::{Ingest, Producer, Route};
 use crate::mqtt::packet::{self, Frame, PUBACK, PUBCOMP, PUBREC};
 use crate::mqtt::{Fault, Protocol, ReasonCode};
+use oversized::OversizedPublish;
+use pending::{Answer, ArrivalTime, DeferredReply, QueuedPublish, REPLY_BYTES, ReceivedPublish, Unacknowledged};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub(super) use pending::{EXCHANGE_BYTES, UNACKNOWLEDGED_BYTES};
 
 /// Number of routes (topic and its contract) that a connection caches.
 const ROUTES_MAX: usize = 256;
 /// Highest topic alias that a client of MQTT 5 may set.
 pub(super) const ALIASES_MAX: u16 = 64;
-/// Bytes of a publish that waits for its receipt.
-pub(super) const UNACKNOWLEDGED_BYTES: usize = 2 * size_of::<Unacknowledged>();
-/// Bytes of an open QoS 2 exchange, in the session and in its stored state: 470 bytes measured.
-pub(super) const EXCHANGE_BYTES: usize = 512;
-/// Overhead of a deferred reply, without its bytes.
-const REPLY_BYTES: usize = 2 * size_of::<DeferredReply>();
 /// Deferred replies beyond which the socket is not read: the number of PUBRELs that a Receive Maximum of 256 allows.
 const REPLIES_MAX: usize = 256;
 /// The lowest rate at which a packet may arrive: half of that of the slowest lines in plants (1 kB/s).
@@ -68,40 +68,10 @@ pub(super) struct Inbound {
     outbound_bytes: usize,
     /// The moment at which an incomplete packet began.
     partial_since: Option<Instant>,
+    /// A publish that is too large and has not arrived completely.
+    oversized: Option<OversizedPublish>,
     /// The topic of the publish that ended the connection.
     topic_at_fault: String,
-}
-
-/// A publish that waits for its acknowledgement, or for room in its lane.
-#[derive(Clone, Copy)]
-struct ReceivedPublish {
-    /// 0 for QoS 0.
-    packet_id: u16,
-    is_qos2: bool,
-    hash: u64,
-    arrived: Instant,
-}
-
-struct Unacknowledged {
-    taken: Submitted,
-    publish: ReceivedPublish,
-}
-
-/// A publish that waits for room in its lane.
-struct QueuedPublish {
-    route: Arc<Route>,
-    payload: Vec<u8>,
-    trace_parent: Option<String>,
-    content_type: Option<String>,
-    publish: ReceivedPublish,
-    /// Bytes that `Inbound::memory` holds for it.
-    bytes: usize,
-}
-
-/// A reply that is sent once write number `wait_for` of the sessions is on the disk.
-struct DeferredReply {
-    wait_for: u64,
-    bytes: Vec<u8>,
 }
 
 /// What follows from a packet.
@@ -113,13 +83,6 @@ pub(super) enum PacketOutcome {
         with_will: bool,
     },
     Fault(Fault),
-}
-
-/// The moment at which bytes arrived, on both clocks.
-#[derive(Clone, Copy)]
-pub(super) struct ArrivalTime {
-    pub at: Instant,
-    pub time: Timestamp,
 }
 
 impl Inbound {
@@ -151,6 +114,7 @@ impl Inbound {
             memory,
             outbound_bytes,
             partial_since: None,
+            oversized: None,
             topic_at_fault: String::new(),
         }
     }
@@ -195,6 +159,7 @@ impl Inbound {
 
     /// Fails if the incomplete packet, of which `arrived` bytes are there, arrives too slowly.
     pub(super) fn check_progress(&self, shared: &ListenerState, arrived: usize) -> Result<(), Fault> {
+        let arrived = self.oversized.as_ref().map_or(arrived, OversizedPublish::arrived);
         let allowed = shared.config.packet_wait_max.0
             + Duration::from_millis(arrived as u64 * 1000 / PACKET_BYTES_PER_SECOND_MIN);
         let took = self.partial_since.map(|since| clock::instant().duration_since(since));
@@ -241,6 +206,10 @@ impl Inbound {
         bytes: &[u8],
     ) -> PacketOutcome {
         let arrived = ArrivalTime { at: clock::instant(), time: Timestamp::from(clock::wall()) };
+        let bytes = match self.skip_oversized(shared, bytes, arrived) {
+            Ok(bytes) => bytes,
+            Err(fault) => return PacketOutcome::Fault(fault),
+        };
         let kept = if left.is_empty() {
             self.handle_packets(shared, bytes, arrived, output).map(|handled| &bytes[handled..])
         } else {
@@ -270,7 +239,9 @@ impl Inbound {
             Ok(rest) => rest,
             Err(end) => return end,
         };
-        self.partial_since = (!rest.is_empty()).then_some(arrived.at);
+        if self.oversized.is_none() {
+            self.partial_since = (!rest.is_empty()).then_some(arrived.at);
+        }
         if rest.is_empty() {
             return PacketOutcome::Continue;
         }
@@ -299,7 +270,11 @@ impl Inbound {
                     }
                 }
                 Ok(None) => return Ok(handled),
-                Err(fault) => return Err(PacketOutcome::Fault(fault)),
+                Err(fault) => match self.begin_oversized(shared, &bytes[handled..], fault, arrived) {
+                    Ok(Some(taken)) => handled += taken,
+                    Ok(None) => return Ok(handled),
+                    Err(fault) => return Err(PacketOutcome::Fault(fault)),
+                },
             }
         }
     }
@@ -314,7 +289,7 @@ impl Inbound {
         let flags = frame.first & 0x0F;
         let step = match (frame.first >> 4, flags) {
             (3, _) => packet::publish(frame.first, frame.body, self.is_v5()).and_then(|publish| {
-                let published = self.publish(shared, publish, arrived, output);
+                let published = self.publish(shared, publish, arrived, 0);
                 published.inspect_err(|_| self.topic_at_fault = start_of(publish.topic))
             }),
             (4, 0) => packet::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),
@@ -359,13 +334,19 @@ impl Inbound {
     pub(super) fn acknowledge(&mut self, shared: &ListenerState, written: u64, output: &mut Vec<u8>) {
         let mut now = None;
         while let Some(first) = self.unacknowledged.front() {
-            let Some(_receipt) = shared.ingest.receipt(&first.taken) else { break };
             let ReceivedPublish { packet_id, is_qos2, arrived, .. } = first.publish;
-            packet::push_ack(output, if is_qos2 { PUBREC } else { PUBACK }, packet_id);
-            self.recs_awaited -= usize::from(is_qos2);
+            let kind = if is_qos2 { PUBREC } else { PUBACK };
+            match &first.answer {
+                Answer::Refused(code) => packet::push_ack_with(output, kind, packet_id, *code),
+                Answer::Taken(taken) => {
+                    let Some(_receipt) = shared.ingest.receipt(taken) else { break };
+                    packet::push_ack(output, kind, packet_id);
+                    self.recs_awaited -= usize::from(is_qos2);
+                    let now = *now.get_or_insert_with(clock::instant);
+                    shared.stats.ack.record(now.duration_since(arrived), 1);
+                }
+            }
             self.memory.release(UNACKNOWLEDGED_BYTES);
-            let now = *now.get_or_insert_with(clock::instant);
-            shared.stats.ack.record(now.duration_since(arrived), 1);
             self.unacknowledged.pop_front();
         }
         while let Some(reply) = self.replies.front() {
@@ -422,14 +403,14 @@ impl Inbound {
     /// Takes the session out of the connection, with the publishes that were not acknowledged.
     pub(super) fn detach_session(&mut self) -> Box<Session> {
         self.recs_awaited = 0;
-        let unanswered = self.unacknowledged.drain(..).filter(|waiting| !waiting.publish.is_qos2);
-        self.session.unanswered = unanswered
-            .map(|Unacknowledged { taken, publish: ReceivedPublish { packet_id, hash, .. } }| Unanswered {
-                packet_id,
-                hash,
-                taken,
-            })
-            .collect();
+        let unanswered = self.unacknowledged.drain(..).filter_map(|waiting| match waiting {
+            Unacknowledged { answer: Answer::Taken(taken), publish } if !publish.is_qos2 => {
+                Some(Unanswered { packet_id: publish.packet_id, hash: publish.hash, taken })
+            }
+            // A client repeats a refused publish, and is refused again.
+            _ => None,
+        });
+        self.session.unanswered = unanswered.collect();
         // The permit of the connection ends with it. Without a new one, a redelivery becomes a second event.
         let bytes = self.session.unanswered.len() * UNACKNOWLEDGED_BYTES;
         self.session.permit = self.memory.permit().budget().permit(bytes).ok();

@@ -31,8 +31,9 @@ use std::time::Duration;
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// The reason for clients whose certificates are not trusted any more.
 const UNTRUSTED: &str = "the certificate is revoked or not trusted any more, or the revocation list has ended";
-/// Bytes of topic, properties and headers in addition to the largest payload.
-const PACKET_OVERHEAD_BYTES: usize = 128 << 10;
+/// Bytes of properties and headers in addition to the largest payload and the longest topic: a few user properties and a
+/// response topic take some hundred.
+const PACKET_OVERHEAD_BYTES: usize = 8 << 10;
 
 /// The reason why a listener did not start.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,7 @@ pub(super) struct ListenerState {
     pub config: Config,
     pub tls: Option<Arc<rustls::ServerConfig>>,
     pub clients: Option<tls::Clients>,
+    /// The largest packet. CONNACK announces it, and every publish within it is taken.
     pub packet_bytes_max: usize,
     pub ingest: Arc<Ingest>,
     pub users: Option<Users>,
@@ -106,7 +108,9 @@ impl ListenerState {
             tls,
             clients: clients.flatten(),
             users: config.passwords.as_deref().map(Users::load).transpose()?,
-            packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX) + PACKET_OVERHEAD_BYTES,
+            packet_bytes_max: usize::try_from(config.payload_max.0).unwrap_or(usize::MAX)
+                + config.topic_max
+                + PACKET_OVERHEAD_BYTES,
             pace: config.events_per_second_max.map(|limit| Arc::new(Pace::new(limit.get()))),
             config,
             ingest: Arc::clone(&parts.ingest),

@@ -2,17 +2,20 @@
 //!
 //! Invariant: nothing is allocated for a publish whose route is cached and whose lane has room.
 
-use super::super::faults::{MAY_NOT_PUBLISH, SHUTTING_DOWN, TOPIC_TOO_LONG, refusal};
+use super::super::config::RefusedPublish;
+use super::super::faults::{MAY_NOT_PUBLISH, PAYLOAD_TOO_LARGE, SHUTTING_DOWN, TOPIC_TOO_LONG, refusal};
 use super::super::registry::{Exchange, Unanswered};
 use super::super::state::ListenerState;
-use super::{
-    ALIASES_MAX, ArrivalTime, EXCHANGE_BYTES, Inbound, QueuedPublish, ReceivedPublish, UNACKNOWLEDGED_BYTES,
-    Unacknowledged, start_of,
+use super::oversized::{OversizedPublish, PAYLOAD_KEPT_BYTES};
+use super::pending::{
+    Answer, ArrivalTime, EXCHANGE_BYTES, QueuedPublish, ReceivedPublish, UNACKNOWLEDGED_BYTES, Unacknowledged, Verdict,
 };
+use super::{ALIASES_MAX, Inbound, start_of};
 use crate::clock;
 use crate::event::Timestamp;
+use crate::ingest::dead;
 use crate::ingest::{EventMetadata, Producer, Route, Submission, SubmitError, Submitted};
-use crate::mqtt::packet::{self, PUBACK, PUBREC};
+use crate::mqtt::packet::{self, PUBREC};
 use crate::mqtt::{Fault, ReasonCode};
 use crate::security::Cause;
 use std::collections::HashMap;
@@ -28,24 +31,18 @@ const QUEUED_PUBLISH_BYTES: usize = 2 * size_of::<QueuedPublish>();
 type RouteAndDenial = (Arc<Route>, Option<String>);
 
 impl Inbound {
+    /// Takes a publish: as an event, as a dead letter, or with an answer that refuses it. `truncated` is the number of
+    /// bytes that its payload had in addition. An error ends the connection.
     #[inline]
     pub(super) fn publish(
         &mut self,
         shared: &ListenerState,
         publish: packet::Publish<'_>,
         arrived: ArrivalTime,
-        output: &mut Vec<u8>,
+        truncated: usize,
     ) -> Result<(), Fault> {
         shared.stats.received.add(1);
-        if publish.payload.len() as u64 > shared.config.payload_max.0 {
-            return Err(Fault { code: ReasonCode::PacketTooLarge, text: "the payload is larger than payload_max" });
-        }
         let is_qos2 = publish.qos == 2;
-        if publish.topic.len() > shared.config.topic_max {
-            let start = start_of(publish.topic);
-            shared.refuse_client(&self.device, &start, refusal(TOPIC_TOO_LONG), TOPIC_TOO_LONG.text);
-            return self.refuse_publish(&publish, TOPIC_TOO_LONG, output);
-        }
         if is_qos2 && self.is_open_exchange(&publish)? {
             return Ok(());
         }
@@ -55,17 +52,16 @@ impl Inbound {
                 text: "too many QoS 2 publishes without PUBREL; see exchanges_max",
             });
         }
-        let (route, denied) = self.route(shared, &publish)?;
-        if let Some(why) = denied {
-            shared.count_refused(&self.device, Cause::Publish, route.topic(), &why);
-            return self.refuse_publish(&publish, MAY_NOT_PUBLISH, output);
-        }
+        let (route, verdict) = self.judge(shared, &publish, truncated)?;
         let hash = if publish.qos > 0 { hash(route.topic(), publish.payload) } else { 0 };
         if publish.dup && publish.qos == 1 && self.is_redelivery(shared, &publish, hash, arrived) {
             return Ok(());
         }
         let received = ReceivedPublish { packet_id: publish.packet_id, is_qos2, hash, arrived: arrived.at };
         self.device.note_publish(arrived.time);
+        if let Verdict::Refused(code) = verdict {
+            return if publish.qos == 0 { Ok(()) } else { self.refuse(route, received, code) };
+        }
         // Before it is submitted: an accepted publish has to be remembered until it is acknowledged.
         let state = state_bytes(publish.qos);
         self.memory.reserve(state)?;
@@ -77,7 +73,8 @@ impl Inbound {
                 ..EventMetadata::default()
             };
             let _gate = is_qos2.then(|| shared.registry.gate());
-            let submission = Submission { metadata, ..Submission::new(&route, publish.payload, arrived.time) };
+            let refusal = verdict.reason();
+            let submission = Submission { metadata, refusal, ..Submission::new(&route, publish.payload, arrived.time) };
             match self.producer.submit(&submission) {
                 Ok(taken) => {
                     self.note_accepted(shared, taken, received);
@@ -92,7 +89,116 @@ impl Inbound {
             shared.stats.dropped.add(1);
             return Ok(());
         }
-        self.queue(route, &publish, received)
+        self.queue(route, &publish, received, verdict)
+    }
+
+    /// Finds the route of a publish, and what becomes of it. Counts a refusal.
+    fn judge(
+        &mut self,
+        shared: &ListenerState,
+        publish: &packet::Publish<'_>,
+        truncated: usize,
+    ) -> Result<(Arc<Route>, Verdict), Fault> {
+        let (route, denied) = self.route(shared, publish)?;
+        let config = &shared.config;
+        let (refused, by, reason) = if let Some(why) = denied {
+            shared.count_refused(&self.device, Cause::Publish, route.topic(), &why);
+            (MAY_NOT_PUBLISH, config.not_allowed, dead::denied(&why))
+        } else if route.topic().len() > config.topic_max {
+            let (bytes, bytes_max) = (route.topic().len(), config.topic_max);
+            (TOPIC_TOO_LONG, config.too_large, format!("topic: is {bytes} bytes long; topic_max allows {bytes_max}"))
+        } else if truncated > 0 {
+            let bytes = publish.payload.len() + truncated;
+            (PAYLOAD_TOO_LARGE, config.too_large, dead::too_large(bytes as u64, config.payload_max.0))
+        } else {
+            return Ok((route, Verdict::Event));
+        };
+        if refused != MAY_NOT_PUBLISH {
+            shared.refuse_client(&self.device, &start_of(route.topic()), refusal(refused), refused.text);
+        }
+        // Only MQTT 5 can refuse a publish, and only one that is acknowledged.
+        let has_code = by == RefusedPublish::ReasonCode && (self.is_v5() || publish.qos == 0);
+        let verdict = if has_code { Verdict::Refused(refused.code) } else { Verdict::DeadLetter(reason) };
+        Ok((route, verdict))
+    }
+
+    /// Refuses a publish with a reason code, after the answers to all earlier ones.
+    fn refuse(&mut self, route: Arc<Route>, publish: ReceivedPublish, code: ReasonCode) -> Result<(), Fault> {
+        self.memory.reserve(UNACKNOWLEDGED_BYTES)?;
+        if self.queued.is_empty() {
+            self.unacknowledged.push_back(Unacknowledged { answer: Answer::Refused(code), publish });
+        } else {
+            let (payload, trace_parent, content_type) = (Vec::new(), None, None);
+            let bytes = QUEUED_PUBLISH_BYTES + route.bytes();
+            self.memory.reserve(bytes)?;
+            self.queued_bytes += bytes;
+            let verdict = Verdict::Refused(code);
+            self.queued.push_back(QueuedPublish {
+                route,
+                payload,
+                trace_parent,
+                content_type,
+                publish,
+                verdict,
+                bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Begins to skip a publish that is too large. Returns how many of `bytes` belong to it; `None` if its start is
+    /// incomplete. Any other packet ends the connection with `fault`.
+    pub(super) fn begin_oversized(
+        &mut self,
+        shared: &ListenerState,
+        bytes: &[u8],
+        fault: Fault,
+        arrived: ArrivalTime,
+    ) -> Result<Option<usize>, Fault> {
+        let lengths = OversizedPublish::lengths(bytes).filter(|_| fault.code == ReasonCode::PacketTooLarge);
+        let (length, kept) = lengths.ok_or(fault)?;
+        if bytes.len() < kept {
+            return Ok(None);
+        }
+        self.memory.reserve(kept)?;
+        let (publish, taken) = OversizedPublish::begin(bytes, length, kept);
+        self.oversized = Some(publish);
+        self.partial_since = Some(arrived.at);
+        self.skip_oversized(shared, &[], arrived)?;
+        Ok(Some(taken))
+    }
+
+    /// Discards bytes of a publish that is too large, and refuses it at its end. Returns the bytes behind it.
+    pub(super) fn skip_oversized<'b>(
+        &mut self,
+        shared: &ListenerState,
+        bytes: &'b [u8],
+        arrived: ArrivalTime,
+    ) -> Result<&'b [u8], Fault> {
+        let Some(publish) = &mut self.oversized else { return Ok(bytes) };
+        let rest = publish.skip(bytes);
+        if publish.is_complete()
+            && let Some(publish) = self.oversized.take()
+        {
+            let (start, discarded) = publish.into_parts();
+            let refused = self.refuse_oversized(shared, &start, discarded, arrived);
+            self.memory.release(start.len());
+            refused?;
+        }
+        Ok(rest)
+    }
+
+    fn refuse_oversized(
+        &mut self,
+        shared: &ListenerState,
+        start: &[u8],
+        discarded: usize,
+        arrived: ArrivalTime,
+    ) -> Result<(), Fault> {
+        let (header, _) = packet::remaining_length(start)?.ok_or(PAYLOAD_TOO_LARGE)?;
+        let publish = packet::publish(start[0], &start[header..], self.is_v5())?;
+        let (payload, cut) = publish.payload.split_at(publish.payload.len().min(PAYLOAD_KEPT_BYTES));
+        self.publish(shared, packet::Publish { payload, ..publish }, arrived, cut.len() + discarded)
     }
 
     /// Queues a publish until its lane has room.
@@ -101,10 +207,12 @@ impl Inbound {
         route: Arc<Route>,
         publish: &packet::Publish<'_>,
         received: ReceivedPublish,
+        verdict: Verdict,
     ) -> Result<(), Fault> {
         let texts = [publish.trace_parent, publish.content_type].into_iter().flatten().map(str::len).sum::<usize>();
         // The route may not be in the cache.
-        let bytes = QUEUED_PUBLISH_BYTES + publish.payload.len() + texts + route.bytes();
+        let reason = verdict.reason().map_or(0, str::len);
+        let bytes = QUEUED_PUBLISH_BYTES + publish.payload.len() + texts + route.bytes() + reason;
         self.memory.reserve(bytes)?;
         self.queued_bytes += bytes;
         self.queued.push_back(QueuedPublish {
@@ -113,6 +221,7 @@ impl Inbound {
             trace_parent: publish.trace_parent.map(str::to_owned),
             content_type: publish.content_type.map(str::to_owned),
             publish: received,
+            verdict,
             bytes,
         });
         Ok(())
@@ -136,7 +245,7 @@ impl Inbound {
                 shared.registry.hold(&self.key, packet_id, taken);
             }
         }
-        self.unacknowledged.push_back(Unacknowledged { taken, publish });
+        self.unacknowledged.push_back(Unacknowledged { answer: Answer::Taken(taken), publish });
     }
 
     /// Returns whether a QoS 2 publish belongs to an open exchange; then its PUBREC is sent again.
@@ -162,7 +271,7 @@ impl Inbound {
                 self.memory.reserve(UNACKNOWLEDGED_BYTES)?;
                 self.recs_awaited += 1;
                 let publish = ReceivedPublish { packet_id, is_qos2: true, hash: 0, arrived };
-                self.unacknowledged.push_back(Unacknowledged { taken, publish });
+                self.unacknowledged.push_back(Unacknowledged { answer: Answer::Taken(taken), publish });
             }
         } else {
             let mut bytes = Vec::new();
@@ -187,28 +296,8 @@ impl Inbound {
         shared.stats.redelivered.add(1);
         self.device.redelivered.add(1);
         let publish = ReceivedPublish { packet_id, is_qos2: false, hash, arrived: arrived.at };
-        self.unacknowledged.push_back(Unacknowledged { taken, publish });
+        self.unacknowledged.push_back(Unacknowledged { answer: Answer::Taken(taken), publish });
         true
-    }
-
-    fn refuse_publish(
-        &mut self,
-        publish: &packet::Publish<'_>,
-        refused: Fault,
-        output: &mut Vec<u8>,
-    ) -> Result<(), Fault> {
-        match publish.qos {
-            0 => Ok(()),
-            // MQTT 3.1.1 can only refuse a publish by closing the connection.
-            _ if !self.is_v5() => Err(refused),
-            qos if self.unacknowledged.is_empty() && self.queued.is_empty() => {
-                let kind = if qos == 1 { PUBACK } else { PUBREC };
-                packet::push_ack_with(output, kind, publish.packet_id, refused.code);
-                Ok(())
-            }
-            // Acknowledgements have to leave in order of arrival, and earlier ones are outstanding.
-            _ => Err(refused),
-        }
     }
 
     /// Resolves the alias of a publish and returns its route, and whether the client may publish there.
@@ -233,7 +322,7 @@ impl Inbound {
         }
         let (route, denied) = shared.route(topic, &self.client, &self.rights);
         let route = Arc::new(route);
-        if denied.is_some() {
+        if denied.is_some() || route.topic().len() > shared.config.topic_max {
             // Not cached: a client can name any number of topics that it may not publish to.
             return Ok((route, denied));
         }
@@ -269,17 +358,22 @@ impl Inbound {
                 ..EventMetadata::default()
             };
             let _gate = queued.publish.is_qos2.then(|| shared.registry.gate());
-            let submission = Submission { metadata, ..Submission::new(&queued.route, &queued.payload, now) };
-            match self.producer.submit(&submission) {
-                Ok(taken) => {
-                    let publish = queued.publish;
-                    let bytes = queued.bytes;
-                    self.queued_bytes -= bytes;
-                    self.memory.release(bytes);
-                    self.queued.pop_front();
-                    self.note_accepted(shared, taken, publish);
-                }
-                Err(_) => return,
+            let refusal = queued.verdict.reason();
+            let submission = Submission { metadata, refusal, ..Submission::new(&queued.route, &queued.payload, now) };
+            let answer = match queued.verdict {
+                Verdict::Refused(code) => Answer::Refused(code),
+                _ => match self.producer.submit(&submission) {
+                    Ok(taken) => Answer::Taken(taken),
+                    Err(_) => return,
+                },
+            };
+            let (publish, bytes) = (queued.publish, queued.bytes);
+            self.queued_bytes -= bytes;
+            self.memory.release(bytes);
+            self.queued.pop_front();
+            match answer {
+                Answer::Taken(taken) => self.note_accepted(shared, taken, publish),
+                Answer::Refused(_) => self.unacknowledged.push_back(Unacknowledged { answer, publish }),
             }
         }
     }
