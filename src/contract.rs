@@ -5,12 +5,15 @@
 //!
 //! Not here: where events come from (`sources`), how rejected events are handled (`ingest`).
 
+mod bad_json;
 mod change;
 mod check;
 mod compact;
+mod edit;
 mod file;
 mod folder;
 mod json;
+mod number;
 pub mod odoo;
 mod pattern;
 mod publication;
@@ -20,8 +23,9 @@ mod terms;
 
 pub use change::incompatibilities;
 pub use check::{Contract, ParsedEvent, Publisher, Violation};
+pub use edit::with_change;
 pub use folder::{Contracts, Sender, TopicMatch};
-pub use json::{Pointer, Tree, push_json_string};
+pub use json::{Pointer, Tree, on_one_line, push_json_string};
 pub use publication::Publication;
 pub use render::{Renderer, Rendering, STRUCTURED};
 pub use terms::{Accepts, Decode, GatewayNames, ID_BYTES_MAX, KEY_BYTES_MAX, Mode, OnViolation, Order, SourceKind};

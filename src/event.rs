@@ -7,6 +7,8 @@
 //!
 //! Not here: the representation of an event at central (`contract`), storage (`journal`).
 
+pub mod text;
+
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,6 +59,18 @@ impl Timestamp {
             _ => return None,
         };
         Some(Self(micros.round() as i64).clamped())
+    }
+
+    /// The same for an integer, without the rounding of a double.
+    pub fn from_epoch_integer(number: i128) -> Option<Self> {
+        let micros = match number.unsigned_abs() {
+            m if m < 10_u128.pow(10) => number * 1_000_000,
+            m if m < 10_u128.pow(13) => number * 1_000,
+            m if m < 10_u128.pow(16) => number,
+            m if m < 10_u128.pow(19) => number.div_euclid(1_000),
+            _ => return None,
+        };
+        i64::try_from(micros).ok().map(|micros| Self(micros).clamped())
     }
 
     /// Appends the moment as RFC 3339 in UTC with microseconds, 27 bytes.
@@ -414,6 +428,11 @@ mod tests {
         for number in [1_764_000_000.0, 1_764_000_000e3, 1_764_000_000e6, 1_764_000_000e9] {
             assert_eq!(Timestamp::from_epoch_number(number), Some(second), "{number}");
         }
+        for number in [1_764_000_000, 1_764_000_000_000, 1_764_000_000_000_000, 1_764_000_000_000_000_000] {
+            assert_eq!(Timestamp::from_epoch_integer(number), Some(second), "{number}");
+        }
+        assert_eq!(Timestamp::from_epoch_integer(1_764_000_000_000_001_999), Some(Timestamp(second.0 + 1)));
+        assert_eq!(Timestamp::from_epoch_integer(i128::MAX), None);
         assert_eq!(Timestamp::from_epoch_number(f64::NAN), None);
         assert_eq!(Timestamp::from_epoch_number(1e30), None);
     }

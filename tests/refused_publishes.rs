@@ -15,13 +15,13 @@ const STATE: &str = "plant/line1/m01/state";
 fn letters(gateway: &Gateway) -> Vec<serde_json::Value> {
     let output = gateway.command(&["dead", "list", "--json", "CONFIG"]);
     let mut letters: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-    letters.sort_by_key(|letter| letter["number"].as_u64());
+    letters.sort_by_key(|letter| letter["id"].as_u64());
     letters
 }
 
 /// What `forebay dead requeue` says of a letter.
 fn requeued(gateway: &Gateway, letter: &serde_json::Value) -> String {
-    let again = gateway.command(&["dead", "requeue", &letter["number"].to_string(), "CONFIG"]);
+    let again = gateway.command(&["dead", "requeue", &letter["id"].to_string(), "CONFIG"]);
     String::from_utf8_lossy(&again.stdout).into_owned() + &String::from_utf8_lossy(&again.stderr)
 }
 

@@ -4,6 +4,7 @@
 
 use super::request::{ApiResult, CommandRequest, Query, refuse};
 use crate::api::TailEvent;
+use crate::contract::on_one_line;
 use crate::event::{Content, Record, Timestamp};
 use crate::http::{self, BodySender};
 use crate::journal::{Follower, Lane, ReadResult};
@@ -83,7 +84,7 @@ fn tail_event(
         origin: record.origin.to_owned(),
         key: record.key.to_owned(),
         id: record.id.to_string(),
-        data: is_json.then(|| serde_json::from_slice(record.payload).unwrap_or_default()),
+        data: is_json.then(|| on_one_line(record.payload)).flatten(),
         data_base64: (!is_json).then(|| base64::engine::general_purpose::STANDARD.encode(record.payload)),
     })
 }

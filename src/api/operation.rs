@@ -129,8 +129,8 @@ pub struct TailEvent {
     /// Key within which order is kept.
     pub key: String,
     pub id: String,
-    /// The payload if it is JSON.
-    pub data: Option<serde_json::Value>,
+    /// The payload if it is JSON, on one line, with its numbers as they were written.
+    pub data: Option<Box<serde_json::value::RawValue>>,
     /// The payload in base64 if it is not JSON.
     pub data_base64: Option<String>,
 }

@@ -5,6 +5,7 @@ use super::journal::moment;
 use super::show;
 use super::table::counted;
 use crate::api::{Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
+use crate::contract::{Pointer, with_change};
 use crate::event::Timestamp;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -153,26 +154,17 @@ fn edit_one(edit: &EditArgs) -> anyhow::Result<ExitCode> {
 /// Returns the payload of a letter with the changes of `--set`.
 fn with_changes(letter: &Letter, changes: &[String]) -> anyhow::Result<String> {
     let text = letter.payload_text.as_deref().context("the payload is no text; replace it with --payload-file")?;
-    let mut value: serde_json::Value =
-        serde_json::from_str(text).context("the payload is no JSON; replace it with --payload-file")?;
+    let mut text = text.to_owned();
     for change in changes {
         let (pointer, new) = change
             .split_once('=')
             .with_context(|| format!("\"{change}\" is no change; expected /pointer=value, such as /state=\"idle\""))?;
+        let pointer = Pointer::parse(pointer).map_err(anyhow::Error::msg)?;
         // A value that is no JSON is a text whose quotes the shell has removed.
-        let new = serde_json::from_str(new).unwrap_or_else(|_| serde_json::Value::String(new.to_owned()));
-        let (parent, name) = pointer
-            .rsplit_once('/')
-            .with_context(|| format!("\"{pointer}\" is no JSON pointer; expected one such as /state"))?;
-        let name = name.replace("~1", "/").replace("~0", "~");
-        match value.pointer_mut(parent) {
-            Some(serde_json::Value::Object(members)) => drop(members.insert(name, new)),
-            Some(serde_json::Value::Array(items)) => {
-                let item = name.parse::<usize>().ok().and_then(|index| items.get_mut(index));
-                *item.with_context(|| format!("\"{pointer}\" names no existing item"))? = new;
-            }
-            _ => bail!("\"{pointer}\" does not exist in the payload"),
-        }
+        let is_json = serde_json::from_str::<&serde_json::value::RawValue>(new).is_ok();
+        let new = if is_json { new.trim().to_owned() } else { serde_json::to_string(new)? };
+        text = with_change(&text, &pointer, &new)
+            .context("the payload cannot be changed; replace it with --payload-file")?;
     }
-    Ok(value.to_string())
+    Ok(text)
 }

@@ -156,7 +156,7 @@ impl Contract {
                 return Err(Violation { reason: "payload: is empty".into(), payload: Cow::Borrowed(payload) });
             }
             Err(error) => {
-                let reason = format!("payload: is no JSON at column {}", error.column());
+                let reason = format!("payload: {error}");
                 return Err(Violation { reason, payload: Cow::Borrowed(payload) });
             }
         };
@@ -178,7 +178,7 @@ impl Contract {
         if self.accepts != Accepts::Json {
             return Ok(());
         }
-        let tree = Tree::parse(payload).map_err(|error| format!("payload: is no JSON at column {}", error.column()))?;
+        let tree = Tree::parse(payload).map_err(|error| format!("payload: {error}"))?;
         self.schema.as_ref().map_or(Ok(()), |schema| schema.check(&tree))
     }
 
@@ -231,7 +231,10 @@ impl Contract {
         if let Some(pointer) = &self.time {
             time = match tree.at(pointer) {
                 Some(Tree::Text(text)) => Timestamp::parse(text),
-                Some(Tree::Number(number)) => number.as_f64().and_then(Timestamp::from_epoch_number),
+                Some(Tree::Number(number)) => match number.integer() {
+                    Some(integer) => Timestamp::from_epoch_integer(integer),
+                    None => number.value().as_f64().and_then(Timestamp::from_epoch_number),
+                },
                 _ => None,
             };
             if time.is_none() {

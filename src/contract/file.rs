@@ -7,6 +7,7 @@ use super::pattern::{Pattern, Template};
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
 use super::terms::{Accepts, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
+use crate::event::text;
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
 use std::path::Path;
@@ -385,11 +386,14 @@ fn check_topic(topic: &str) -> Result<(), String> {
     }
     let bare = topic.replace(['{', '}'], "");
     if topic.is_empty()
-        || bare.contains(['+', '#', '\0'])
+        || bare.contains(['+', '#'])
+        || bare.contains(text::is_unsafe)
         || topic.split('/').any(str::is_empty)
         || topic.starts_with('$')
     {
-        return Err(format!("\"{topic}\" is no topic; wildcards, empty levels and a leading \"$\" are not allowed"));
+        return Err(format!(
+            "\"{topic}\" is no topic; wildcards, empty levels, control characters and a leading \"$\" are not allowed"
+        ));
     }
     if !topic.contains("{environment}") {
         return Err(format!(

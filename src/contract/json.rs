@@ -2,9 +2,12 @@
 //!
 //! `serde_json` parses, [`super::schema`] validates; this type is the interface between them. Compared with
 //! `serde_json::Value` it saves an allocation for each key and string of every event.
+//!
+//! Invariant: a number is written as it was read, with all its digits.
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::Number;
+use super::bad_json::BadJson;
+use super::number::{JsonNumber, NumberTexts};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
@@ -14,7 +17,7 @@ use std::fmt;
 pub enum Tree<'a> {
     Null,
     Bool(bool),
-    Number(Number),
+    Number(JsonNumber<'a>),
     /// A string; owned only if it contains an escape.
     Text(Cow<'a, str>),
     Array(Vec<Tree<'a>>),
@@ -23,9 +26,12 @@ pub enum Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// Parses a complete JSON text.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+    /// Parses a complete JSON text. The error says where it is wrong, and contains none of its values.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BadJson> {
+        let numbers = NumberTexts::new(bytes);
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        let parsed = TreeSeed(&numbers).deserialize(&mut reader).and_then(|tree| reader.end().map(|()| tree));
+        parsed.map_err(|error| BadJson::new(bytes, &error))
     }
 
     /// Returns the member of an object.
@@ -93,7 +99,7 @@ impl<'a> Tree<'a> {
     pub fn scalar(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Text(text) => Some(Cow::Borrowed(text)),
-            Self::Number(number) => Some(Cow::Owned(number.to_string())),
+            Self::Number(number) => Some(number.text()),
             Self::Bool(true) => Some(Cow::Borrowed("true")),
             Self::Bool(false) => Some(Cow::Borrowed("false")),
             _ => None,
@@ -106,7 +112,7 @@ impl<'a> Tree<'a> {
             Self::Null => out.extend_from_slice(b"null"),
             Self::Bool(true) => out.extend_from_slice(b"true"),
             Self::Bool(false) => out.extend_from_slice(b"false"),
-            Self::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            Self::Number(number) => out.extend_from_slice(number.text().as_bytes()),
             Self::Text(text) => push_json_string(out, text),
             Self::Array(items) => {
                 out.push(b'[');
@@ -132,6 +138,13 @@ impl<'a> Tree<'a> {
             }
         }
     }
+}
+
+/// Returns a JSON text on one line, with its numbers as they are written; `None` if it is no JSON.
+pub fn on_one_line(text: &[u8]) -> Option<Box<serde_json::value::RawValue>> {
+    let mut out = Vec::with_capacity(text.len());
+    Tree::parse(text).ok()?.write(&mut out);
+    serde_json::value::RawValue::from_string(String::from_utf8(out).ok()?).ok()
 }
 
 /// Appends `text` as a JSON string, quotes included.
@@ -179,6 +192,11 @@ impl Pointer {
         Ok(Self(path.split('/').map(unescaped).collect()))
     }
 
+    /// The member names and indexes on the way, unescaped.
+    pub(super) fn steps(&self) -> &[String] {
+        &self.0
+    }
+
     /// Whether one pointer is equal to the other or a prefix of it.
     pub fn meets(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(a, b)| a == b)
@@ -191,55 +209,62 @@ impl fmt::Display for Pointer {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Tree<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Tree<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("JSON")
-            }
-            fn visit_unit<E>(self) -> Result<Tree<'de>, E> {
-                Ok(Tree::Null)
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Tree<'de>, E> {
-                Ok(Tree::Bool(value))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Tree<'de>, E> {
-                Ok(Tree::Number(value.into()))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Tree<'de>, E> {
-                Ok(Tree::Number(value.into()))
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Tree<'de>, E> {
-                Ok(Number::from_f64(value).map_or(Tree::Null, Tree::Number))
-            }
-            fn visit_str<E>(self, value: &str) -> Result<Tree<'de>, E> {
-                Ok(Tree::Text(Cow::Owned(value.to_owned())))
-            }
-            fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Tree<'de>, E> {
-                Ok(Tree::Text(Cow::Borrowed(value)))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree<'de>, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Tree::Array(items))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some((Name(name), value)) = map.next_entry()? {
-                    if members.is_empty() {
-                        members.reserve(8);
-                    }
-                    members.push((name, value));
-                }
-                keep_last_of_each_name(&mut members);
-                Ok(Tree::Object(members))
-            }
+/// Reads a value of a text whose numbers are found in turn.
+#[derive(Clone, Copy)]
+struct TreeSeed<'s, 'a>(&'s NumberTexts<'a>);
+
+impl<'de> DeserializeSeed<'de> for TreeSeed<'_, 'de> {
+    type Value = Tree<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Tree<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TreeSeed<'_, 'de> {
+    type Value = Tree<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E>(self) -> Result<Tree<'de>, E> {
+        Ok(Tree::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Tree<'de>, E> {
+        Ok(Tree::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Tree<'de>, E> {
+        Ok(Tree::Number(value.into()))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Tree<'de>, E> {
+        Ok(Tree::Number(value.into()))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Tree<'de>, E> {
+        Ok(Tree::Number(JsonNumber::of_text(value, self.0.next_inexact())))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Tree<'de>, E> {
+        Ok(Tree::Text(Cow::Owned(value.to_owned())))
+    }
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Tree<'de>, E> {
+        Ok(Tree::Text(Cow::Borrowed(value)))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree<'de>, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self)? {
+            items.push(item);
         }
-        deserializer.deserialize_any(Reader)
+        Ok(Tree::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree<'de>, A::Error> {
+        let mut members = Vec::new();
+        while let Some(Name(name)) = map.next_key()? {
+            if members.is_empty() {
+                members.reserve(8);
+            }
+            members.push((name, map.next_value_seed(self)?));
+        }
+        keep_last_of_each_name(&mut members);
+        Ok(Tree::Object(members))
     }
 }
 

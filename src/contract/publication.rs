@@ -1,6 +1,7 @@
 //! A publication: one version of a contract as central sees it.
 
 use super::terms::{GatewayNames, Mode};
+use crate::event::text;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -124,8 +125,8 @@ pub(super) enum TopicPart {
     Device,
 }
 
-/// Appends a key as topic levels. `/` separates levels; wildcards, control characters and `%` are percent-encoded; an
-/// empty level becomes `%_`, since some brokers reject empty levels.
+/// Appends a key as topic levels. `/` separates levels; wildcards, characters that are not safe and `%` are
+/// percent-encoded; an empty level becomes `%_`, since some brokers reject empty levels.
 pub(super) fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
     for (index, level) in key.split('/').enumerate() {
         if index > 0 {
@@ -135,14 +136,12 @@ pub(super) fn push_topic_levels(out: &mut Vec<u8>, key: &str) {
             out.extend_from_slice(b"%_");
         }
         for character in level.chars() {
-            if matches!(character, '+' | '#' | '%') || character.is_control() {
-                let mut utf8 = [0u8; 4];
-                for byte in character.encode_utf8(&mut utf8).bytes() {
-                    out.extend_from_slice(format!("%{byte:02X}").as_bytes());
-                }
+            if matches!(character, '+' | '#' | '%') || text::is_unsafe(character) {
+                let mut escaped = String::new();
+                text::push_escaped(&mut escaped, character);
+                out.extend_from_slice(escaped.as_bytes());
             } else {
-                let mut utf8 = [0u8; 4];
-                out.extend_from_slice(character.encode_utf8(&mut utf8).as_bytes());
+                out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
             }
         }
     }
@@ -228,7 +227,7 @@ pub(super) mod tests {
     #[test]
     fn a_key_never_becomes_a_wildcard_or_an_empty_level() {
         let mut out = Vec::new();
-        push_topic_levels(&mut out, "a//+#\u{1}%ü/");
-        assert_eq!(String::from_utf8_lossy(&out), "a/%_/%2B%23%01%25ü/%_");
+        push_topic_levels(&mut out, "a//+#\u{1}%ü/\u{fffe}/");
+        assert_eq!(String::from_utf8_lossy(&out), "a/%_/%2B%23%01%25ü/%EF%BF%BE/%_");
     }
 }

@@ -7,6 +7,7 @@ use super::compact::Compact;
 use super::json::push_json_string;
 use super::publication::{Publication, TopicPart, push_topic_levels, topic_parts};
 use super::terms::Mode;
+use crate::event::text::safe;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use base64::Engine;
 
@@ -49,7 +50,7 @@ impl Renderer {
     /// Creates the renderer of a publication.
     pub fn new(publication: &Publication) -> Self {
         let around = &publication.surroundings;
-        let kind = format!("{}.{}", around.namespace, publication.stream_id());
+        let kind = safe(&format!("{}.{}", around.namespace, publication.stream_id())).into_owned();
         let mut source_prefix = String::from("/");
         crate::event::push_path_segment(&mut source_prefix, &around.site);
         source_prefix.push('/');
@@ -137,8 +138,12 @@ impl Renderer {
         push_id(out, record);
         out.extend_from_slice(br#","time":""#);
         record.time.write_rfc3339(out);
-        out.extend_from_slice(br#"","subject":"#);
-        push_json_string(out, record.key);
+        out.push(b'"');
+        // CloudEvents 1.0: a subject is not empty.
+        if !record.key.is_empty() {
+            out.extend_from_slice(br#","subject":"#);
+            push_json_string(out, &safe(record.key));
+        }
         out.extend_from_slice(br#","recordedtime":""#);
         recorded.write_rfc3339(out);
         out.extend_from_slice(br#"","sequence":""#);
@@ -149,7 +154,7 @@ impl Renderer {
                 out.extend_from_slice(b",\"");
                 out.extend_from_slice(name.as_bytes());
                 out.extend_from_slice(b"\":");
-                push_json_string(out, text);
+                push_json_string(out, &safe(text));
             }
         }
         match record.content {
@@ -159,7 +164,7 @@ impl Renderer {
             }
             Content::Bytes => {
                 out.extend_from_slice(br#","datacontenttype":"#);
-                push_json_string(out, media_type(record));
+                push_json_string(out, &safe(media_type(record)));
                 out.extend_from_slice(br#","data_base64":""#);
                 let start = out.len();
                 let encoded = base64::encoded_len(record.payload.len(), true).unwrap_or(0);
@@ -178,23 +183,27 @@ impl Renderer {
             Content::Json => out.content_type = "application/json",
             Content::Bytes => {
                 out.content_type = "application/octet-stream";
-                out.content_type_own = Some(media_type(record).to_owned());
+                out.content_type_own = Some(safe(media_type(record)).into_owned());
             }
         }
         let mut digits = Vec::with_capacity(20);
         push_sequence(&mut digits, sequence);
         out.properties.extend([
             ("specversion", "1.0".to_owned()),
-            ("id", record.id.to_string()),
+            ("id", safe(&record.id.to_string()).into_owned()),
             ("source", format!("{}{}", self.source_prefix, record.origin)),
             ("type", self.kind.clone()),
             ("time", record.time.to_string()),
-            ("subject", record.key.to_owned()),
+        ]);
+        if !record.key.is_empty() {
+            out.properties.push(("subject", safe(record.key).into_owned()));
+        }
+        out.properties.extend([
             ("recordedtime", recorded.to_string()),
             ("sequence", String::from_utf8_lossy(&digits).into_owned()),
         ]);
         let extensions = record.attributes.iter().flat_map(extensions);
-        out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
+        out.properties.extend(extensions.map(|(name, text)| (name, safe(text).into_owned())));
     }
 
     fn render_compact(&self, record: &Record<'_>, numbered: (u64, Timestamp), out: &mut Rendering) {
@@ -212,7 +221,7 @@ impl Renderer {
 fn media_type<'a>(record: &Record<'a>) -> &'a str {
     record
         .attribute(|attribute| match attribute {
-            Attribute::ContentType(text) => Some(*text),
+            Attribute::ContentType(text) if !text.is_empty() => Some(*text),
             _ => None,
         })
         .unwrap_or("application/octet-stream")
@@ -233,7 +242,7 @@ fn extensions<'a>(attribute: &Attribute<'a>) -> impl Iterator<Item = (&'static s
 
 fn push_id(out: &mut Vec<u8>, record: &Record<'_>) {
     match record.id {
-        Id::Text(text) => push_json_string(out, text),
+        Id::Text(text) => push_json_string(out, &safe(text)),
         Id::Uuid(bytes) => {
             let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
             let text = uuid::Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut text);
@@ -260,6 +269,7 @@ mod tests {
     use super::super::publication::tests::publication;
     use super::*;
     use crate::event::AuthType;
+    use proptest::prelude::*;
     use serde_json::Value;
 
     fn record(payload: &[u8], content: Content) -> Record<'_> {
@@ -290,6 +300,38 @@ mod tests {
         renderer.render(&record(&[0, 255, 1], Content::Bytes), 42, Timestamp(0), &mut out);
         let text = String::from_utf8_lossy(&out.payload).into_owned();
         assert!(text.ends_with(r#""datacontenttype":"application/octet-stream","data_base64":"AP8B"}"#), "{text}");
+    }
+
+    proptest! {
+        /// Any key, id and attribute in any mode: the attributes are what CloudEvents allow, and the topic is what brokers take.
+        #[test]
+        fn every_text_is_safe_wherever_it_travels(key in ".{0,20}", id in ".{1,20}", other in ".{1,20}", odd in prop_oneof![
+            Just(""), Just("\u{0}"), Just("\u{1}"), Just("\u{7f}"), Just("\u{9f}"), Just("\u{fffe}"), Just("\u{fdd0}"), Just("/"), Just("+#")
+        ]) {
+            let (key, id, other) = (format!("{key}{odd}"), format!("{odd}{id}"), format!("{other}{odd}"));
+            let mut record = record(b"\xff", Content::Bytes);
+            (record.key, record.id) = (&key, Id::Text(&id));
+            record.attributes = vec![
+                Attribute::OriginalId(&other), Attribute::Violation(&other), Attribute::TraceParent(&other),
+                Attribute::ContentType(&other), Attribute::Auth { kind: AuthType::User, name: &other },
+            ];
+            let is_good = |text: &str| !text.is_empty() && !text.contains(crate::event::text::is_unsafe);
+            for mode in [Mode::Structured, Mode::Binary] {
+                let mut out = Rendering { takes_properties: true, ..Rendering::default() };
+                Renderer::new(&publication(mode)).render(&record, 7, Timestamp(0), &mut out);
+                let topic = std::str::from_utf8(&out.topic).expect("UTF-8");
+                prop_assert!(is_good(topic) && !topic.contains(['+', '#']) && !topic.split('/').any(str::is_empty), "{topic:?}");
+                if mode == Mode::Structured {
+                    let event: Value = serde_json::from_slice(&out.payload).expect("JSON");
+                    let attributes = event.as_object().expect("an object");
+                    prop_assert_eq!(attributes.contains_key("subject"), !key.is_empty());
+                    prop_assert!(attributes.values().all(|value| is_good(value.as_str().expect("text"))), "{}", event);
+                } else {
+                    prop_assert!(out.properties.iter().all(|(_, text)| is_good(text)), "{:?}", out.properties);
+                    prop_assert!(is_good(out.content_type_own.as_deref().expect("a media type")));
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What a source hands in, and what it gets back.
 
 use super::route::Route;
-use crate::event::{Attribute, Timestamp};
+use crate::event::{Attribute, Timestamp, text};
 use crate::journal::{Durable, Receipt, Ticket};
+
+/// The longest media type, in bytes.
+pub const MEDIA_TYPE_BYTES_MAX: usize = 256;
 
 /// An event that a source hands in.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +45,11 @@ pub struct EventMetadata<'a> {
 }
 
 impl<'a> EventMetadata<'a> {
+    /// The attributes of the record. What is no trace context or no media type is left out, whatever source it is from.
     pub(super) fn attributes(&self) -> Vec<Attribute<'a>> {
-        let trace_parent = self.trace_parent.map(Attribute::TraceParent);
-        trace_parent.into_iter().chain(self.content_type.map(Attribute::ContentType)).collect()
+        let trace_parent = self.trace_parent.filter(|text| text::is_trace_parent(text)).map(Attribute::TraceParent);
+        let content_type = self.content_type.filter(|text| text::check(text, MEDIA_TYPE_BYTES_MAX).is_ok());
+        trace_parent.into_iter().chain(content_type.map(Attribute::ContentType)).collect()
     }
 
     pub(super) fn exchange(&self) -> Option<Attribute<'a>> {

@@ -125,7 +125,7 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
 
 /// Returns whether a user property is a usable W3C trace context.
 pub(crate) fn is_trace_parent(name: &str, value: &str) -> bool {
-    name == "traceparent" && value.len() <= 55 && value.is_ascii()
+    name == "traceparent" && value.len() <= 128 && value.is_ascii()
 }
 
 /// Properties that PUBLISH may have.

@@ -3,6 +3,7 @@
 use super::sink::{AtomicFile, Bar};
 use crate::cli::client::json;
 use crate::cli::table::{seconds, table};
+use crate::contract::on_one_line;
 use crate::event::{Content, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
 use crate::journal::{Block, BlockReader, DEAD, Publications, Salvage, Salvaged, push_line};
@@ -157,6 +158,7 @@ impl SalvagedLane<'_> {
             "origin": record.origin,
             "key": record.key,
         });
+        let mut data = None;
         let letter = if lane == DEAD { DeadLetter::read(record) } else { None };
         if let Some(letter) = letter {
             line["dead_letter"] = serde_json::to_value(&letter).unwrap_or_default();
@@ -171,14 +173,19 @@ impl SalvagedLane<'_> {
                 line["sequence"] = sequence.into();
             }
             line["attributes"] = serde_json::to_value(&record.attributes).unwrap_or_default();
-            let data =
-                (record.content == Content::Json).then(|| serde_json::from_slice::<serde_json::Value>(record.payload));
-            match data {
-                Some(Ok(data)) => line["data"] = data,
-                _ => line["data_base64"] = base64(record.payload).into(),
+            data = (record.content == Content::Json).then(|| on_one_line(record.payload)).flatten();
+            if data.is_none() {
+                line["data_base64"] = base64(record.payload).into();
             }
         }
         out.extend_from_slice(line.to_string().as_bytes());
+        if let Some(data) = data {
+            // As text: a number keeps all its digits.
+            out.pop();
+            out.extend_from_slice(b",\"data\":");
+            out.extend_from_slice(data.get().as_bytes());
+            out.push(b'}');
+        }
         out.push(b'\n');
     }
 }

@@ -94,7 +94,7 @@ impl<'a> Node<'a, Payload> for PayloadNode<'a> {
 
     fn as_number(&self) -> Option<&'a Number> {
         match self.access() {
-            Tree::Number(number) if self.budget.spend_number(number) => Some(number),
+            Tree::Number(number) if self.budget.spend_number(number.value()) => Some(number.value()),
             _ => None,
         }
     }
@@ -260,7 +260,7 @@ fn is_equal(tree: &Tree<'_>, expected: &Value, budget: &Budget) -> bool {
         (Tree::Null, Value::Null) => true,
         (Tree::Bool(a), Value::Bool(b)) => a == b,
         (Tree::Text(a), Value::String(b)) => a.as_ref() == b,
-        (Tree::Number(a), Value::Number(b)) => NumberValue::from(a) == NumberValue::from(b),
+        (Tree::Number(a), Value::Number(b)) => NumberValue::from(a.value()) == NumberValue::from(b),
         (Tree::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_equal(a, b, budget)),
         (Tree::Object(a), Value::Object(b)) => {
             a.len() == b.len() && a.iter().all(|(name, a)| b.get(name.as_ref()).is_some_and(|b| is_equal(a, b, budget)))
@@ -273,7 +273,7 @@ fn is_equal(tree: &Tree<'_>, expected: &Value, budget: &Budget) -> bool {
 /// fixed length: JSON text takes several times as long.
 fn write_canonical(tree: &Tree<'_>, out: &mut Vec<u8>) {
     match tree {
-        Tree::Number(number) => match NumberValue::from(number) {
+        Tree::Number(number) => match number.integer().map_or_else(|| number.value().into(), NumberValue::Integer) {
             NumberValue::Integer(integer) => {
                 out.push(b'i');
                 out.extend_from_slice(&integer.to_le_bytes());

@@ -289,7 +289,7 @@ impl Inbound {
         let flags = frame.first & 0x0F;
         let step = match (frame.first >> 4, flags) {
             (3, _) => packet::publish(frame.first, frame.body, self.is_v5()).and_then(|publish| {
-                let published = self.publish(shared, publish, arrived, 0);
+                let published = self.publish(shared, publish, arrived, None);
                 published.inspect_err(|_| self.topic_at_fault = start_of(publish.topic))
             }),
             (4, 0) => packet::ack(frame.body, self.is_v5()).and_then(|(id, _)| self.acknowledged(id)),

@@ -31,15 +31,15 @@ const QUEUED_PUBLISH_BYTES: usize = 2 * size_of::<QueuedPublish>();
 type RouteAndDenial = (Arc<Route>, Option<String>);
 
 impl Inbound {
-    /// Takes a publish: as an event, as a dead letter, or with an answer that refuses it. `truncated` is the number of
-    /// bytes that its payload had in addition. An error ends the connection.
+    /// Takes a publish: as an event, as a dead letter, or with an answer that refuses it. `too_large` is the length of the
+    /// payload of a publish that is too large, of which only the start is here. An error ends the connection.
     #[inline]
     pub(super) fn publish(
         &mut self,
         shared: &ListenerState,
         publish: packet::Publish<'_>,
         arrived: ArrivalTime,
-        truncated: usize,
+        too_large: Option<usize>,
     ) -> Result<(), Fault> {
         shared.stats.received.add(1);
         let is_qos2 = publish.qos == 2;
@@ -52,7 +52,7 @@ impl Inbound {
                 text: "too many QoS 2 publishes without PUBREL; see exchanges_max",
             });
         }
-        let (route, verdict) = self.judge(shared, &publish, truncated)?;
+        let (route, verdict) = self.judge(shared, &publish, too_large)?;
         let hash = if publish.qos > 0 { hash(route.topic(), publish.payload) } else { 0 };
         if publish.dup && publish.qos == 1 && self.is_redelivery(shared, &publish, hash, arrived) {
             return Ok(());
@@ -97,7 +97,7 @@ impl Inbound {
         &mut self,
         shared: &ListenerState,
         publish: &packet::Publish<'_>,
-        truncated: usize,
+        too_large: Option<usize>,
     ) -> Result<(Arc<Route>, Verdict), Fault> {
         let (route, denied) = self.route(shared, publish)?;
         let config = &shared.config;
@@ -107,8 +107,7 @@ impl Inbound {
         } else if route.topic().len() > config.topic_max {
             let (bytes, bytes_max) = (route.topic().len(), config.topic_max);
             (TOPIC_TOO_LONG, config.too_large, format!("topic: is {bytes} bytes long; topic_max allows {bytes_max}"))
-        } else if truncated > 0 {
-            let bytes = publish.payload.len() + truncated;
+        } else if let Some(bytes) = too_large {
             (PAYLOAD_TOO_LARGE, config.too_large, dead::too_large(bytes as u64, config.payload_max.0))
         } else {
             return Ok((route, Verdict::Event));
@@ -197,8 +196,10 @@ impl Inbound {
     ) -> Result<(), Fault> {
         let (header, _) = packet::remaining_length(start)?.ok_or(PAYLOAD_TOO_LARGE)?;
         let publish = packet::publish(start[0], &start[header..], self.is_v5())?;
-        let (payload, cut) = publish.payload.split_at(publish.payload.len().min(PAYLOAD_KEPT_BYTES));
-        self.publish(shared, packet::Publish { payload, ..publish }, arrived, cut.len() + discarded)
+        let bytes = publish.payload.len() + discarded;
+        let kept = PAYLOAD_KEPT_BYTES.min(usize::try_from(shared.config.payload_max.0).unwrap_or(usize::MAX));
+        let payload = &publish.payload[..publish.payload.len().min(kept)];
+        self.publish(shared, packet::Publish { payload, ..publish }, arrived, Some(bytes))
     }
 
     /// Queues a publish until its lane has room.
