@@ -25,6 +25,7 @@ pub mod watch;
 // The path of an event.
 pub mod sources;
 
+pub(crate) mod inflate;
 pub mod ingest;
 
 pub mod journal;

@@ -27,6 +27,8 @@ mod journal;
 mod largest_state;
 /// Acknowledged events survive SIGKILL of the gateway, the death of central, and bad networks.
 mod nothing_lost;
+/// Numbers keep all their digits wherever they go.
+mod numbers;
 /// Events survive a long outage with kills during it.
 mod outage;
 /// Acknowledged events survive a power cut after every single disk operation, on a disk in memory.

@@ -335,8 +335,9 @@ fn what_cannot_be_taken_gets_the_status_and_the_reason_that_fit() {
         &["cloudevents+avro"],
     );
     assert!(answer.header("accept-post").is_some_and(|types| types.contains("application/cloudevents-batch+json")));
-    let answer = check(&post("/events/erp", &[JSON, ("content-encoding", "gzip")], b"x"), 415, &["gzip"]);
-    assert_eq!(answer.header("accept-encoding"), Some("identity"));
+    let answer = check(&post("/events/erp", &[JSON, ("content-encoding", "br")], b"x"), 415, &["gzip"]);
+    assert_eq!(answer.header("accept-encoding"), Some("gzip, identity"));
+    check(&post("/events/erp", &[JSON, ("content-encoding", "gzip")], b"x"), 400, &["compressed bytes are damaged"]);
     check(
         &post("/events/erp", &[("content-type", "application/cloudevents+json; charset=latin1")], b"{}"),
         415,
@@ -358,6 +359,42 @@ fn what_cannot_be_taken_gets_the_status_and_the_reason_that_fit() {
     let mut client = Client::dial(address);
     assert_eq!(client.post("/events/erp", &[JSON], b"").status, 400);
     assert_eq!(client.post("/events/erp", &[STRUCTURED], order("1", "1").as_bytes()).status, 202);
+}
+
+fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// Senders such as Fluent Bit and Vector compress by default.
+#[test]
+fn a_gzip_body_is_taken_in_every_mode_and_never_beyond_the_limit() {
+    let (gateway, address) = start("http-gzip", "", "payload_max = \"10KB\"\nbody_max = \"100KB\"\n");
+    let mut client = Client::dial(address);
+    let gzip = ("content-encoding", "gzip");
+    let batch = format!("[{},{}]", order("b1", "1"), order("b2", "2"));
+    let plain = r#"{"msg_id":"p1","machine":7,"ts":"2026-11-23T08:00:00Z"}"#;
+    for (headers, body) in [(STRUCTURED, order("s1", "{}")), (BATCH, batch), (JSON, plain.to_owned())] {
+        let answer = client.post("/events/erp", &[headers, gzip], &gzipped(body.as_bytes()));
+        assert_eq!((answer.status, &answer.json()["dead_letters"]), (202, &0.into()), "{:?}", answer.json());
+    }
+    assert_eq!(accepted(&gateway.status()), 4);
+    for (headers, bytes, status) in [(JSON, 10_001, 413), (STRUCTURED, 50 << 20, 413)] {
+        let answer = Client::dial(address).post("/events/erp", &[headers, gzip], &gzipped(&vec![b' '; bytes]));
+        assert_eq!(answer.status, status, "{:?}", answer.json());
+        assert!(
+            answer.json()["detail"].as_str().is_some_and(|text| text.contains("when decompressed")),
+            "{:?}",
+            answer.json()
+        );
+    }
+    let cut = gzipped(order("c1", "{}").as_bytes());
+    let answer = Client::dial(address).post("/events/erp", &[STRUCTURED, gzip], &cut[..cut.len() / 2]);
+    assert_eq!(answer.status, 400, "{:?}", answer.json());
+    let twice = gzipped(&gzipped(b"{}"));
+    let answer = Client::dial(address).post("/events/erp", &[JSON, ("content-encoding", "gzip, gzip")], &twice);
+    assert_eq!(answer.status, 415);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use forebay::journal::{Journal, Waiter};
 use forebay::memory::{Budget, LIMIT_DEFAULT};
 use prost::Message;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -302,8 +303,15 @@ fn bad_messages_are_refused_with_a_reason() {
     );
     let twice = vec![metric("a", 5, 3, MetricValue::Int(1)), metric("b", 5, 3, MetricValue::Int(1))];
     check("spBv1.0/g/NBIRTH/n", &message(Some(0), twice), "alias 5: stands for two metrics");
-    let compressed = Payload { uuid: Some("SPBV1.0_COMPRESSED".into()), ..Payload::default() }.encode_to_vec();
-    check("spBv1.0/g/NDATA/n", &compressed, "is compressed");
+    let compressed = |body: &[u8], name: &str| {
+        let algorithm = metric("algorithm", 0, 12, MetricValue::Text(name.into()));
+        let (uuid, body) = (Some("SPBV1.0_COMPRESSED".into()), Some(body.to_vec()));
+        Payload { uuid, body, metrics: vec![algorithm], ..Payload::default() }.encode_to_vec()
+    };
+    check("spBv1.0/g/NDATA/n", &compressed(b"nonsense", "GZIP"), "is compressed, and the compressed bytes are damaged");
+    check("spBv1.0/g/NDATA/n", &compressed(b"", "BROTLI"), "GZIP and DEFLATE are known");
+    let bomb = deflated(&vec![0; 64 << 20]);
+    check("spBv1.0/g/NDATA/n", &compressed(&bomb, "DEFLATE"), "when decompressed");
     let mut nested = Template { metrics: vec![], ..Template::default() };
     for _ in 0..20 {
         nested = Template { metrics: vec![metric("t", 0, 19, MetricValue::Template(nested))], ..Template::default() };
@@ -403,6 +411,68 @@ fn an_acknowledged_birth_survives_kills() {
         let status = gateway.status();
         assert_eq!((accepted(&status), status["dead"]["total"].as_u64()), (round * 2, Some(0)), "{status:#}");
     }
+}
+
+/// zlib, as Eclipse Tahu's DEFLATE.
+fn deflated(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// A user's SCADA host made a dead letter of each of its births and deaths, and edge nodes that compress were refused.
+#[test]
+fn the_whole_namespace_of_a_sparkplug_plant_is_taken() {
+    let mut gateway = Gateway::prepare("sparkplug-namespace", "");
+    with_contract(&gateway, "mqtt");
+    let host = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/contracts/sparkplug-host.toml");
+    let host = std::fs::read_to_string(host).expect("the example").replace("source = \"broker\"", "source = \"mqtt\"");
+    std::fs::write(gateway.folder.join("contracts/host.toml"), host).expect("written");
+    gateway.run();
+    let (mut client, _) = Client::connect(gateway.address, &Hello { client: "edge", ..Hello::default() });
+    let mut watcher = Client::connect(gateway.address, &Hello { client: "watcher", ..Hello::default() }).0;
+    watcher.send(&crate::common::client::subscribe(true, 1, &[], &[("test/plant/#", 0)]));
+    watcher.receive().expect("a SUBACK");
+    let birth = message(Some(0), vec![metric("Speed", 1, 3, MetricValue::Int(5))]);
+    let compressed = |inner: &[u8], body: fn(&[u8]) -> Vec<u8>, name: Option<&str>| {
+        let algorithm = name.map(|name| metric("algorithm", 0, 12, MetricValue::Text(name.into())));
+        let (uuid, body) = (Some("SPBV1.0_COMPRESSED".into()), Some(body(inner)));
+        Payload { uuid, body, metrics: algorithm.into_iter().collect(), ..Payload::default() }.encode_to_vec()
+    };
+    let data = |seq, value| message(Some(seq), vec![metric("", 1, 0, MetricValue::Int(value))]);
+    let all = [
+        ("spBv1.0/STATE/scada1", br#"{"online":true,"timestamp":1764428400000}"#.to_vec()),
+        ("spBv1.0/g/NBIRTH/n", compressed(&birth, deflated, None)),
+        ("spBv1.0/g/NDATA/n", compressed(&data(1, 6), gzipped, Some("GZIP"))),
+        ("spBv1.0/g/NDATA/n", compressed(&data(2, 7), deflated, Some("DEFLATE"))),
+        ("spBv1.0/STATE/scada1", br#"{"online":false,"timestamp":1764428400000}"#.to_vec()),
+    ];
+    let mut seen = Vec::new();
+    for (number, (topic, payload)) in all.iter().enumerate() {
+        client.send(&publish(true, 1, number as u16 + 1, topic, &[], payload));
+        assert_eq!(client.receive().expect("a PUBACK").len(), 3);
+        let delivery = crate::common::client::Delivery::read(true, &watcher.receive().expect("an event"));
+        let event: Value = serde_json::from_slice(&delivery.payload).expect("JSON");
+        assert_eq!(event["violation"], Value::Null, "{event:#}");
+        let value = if topic.contains("STATE") {
+            &event["data"]["state"]["online"]
+        } else {
+            &event["data"]["metrics"]["Speed"]
+        };
+        seen.push(value.clone());
+    }
+    assert_eq!(seen[0], json!(true));
+    assert_eq!(seen[4], json!(false));
+    for (event, value) in seen[1..4].iter().zip([5, 6, 7]) {
+        assert!(event.to_string().contains(&value.to_string()), "{event} has {value}");
+    }
+    assert_eq!(gateway.status()["dead"]["total"], 0);
 }
 
 #[test]

@@ -187,9 +187,6 @@ impl Sparkplug {
         topic: &MessageTopic<'_>,
         message: &Payload,
     ) -> Result<(Vec<u8>, ChangeKind), DecodeError> {
-        if message.uuid.as_deref() == Some("SPBV1.0_COMPRESSED") {
-            return Err(DecodeError::wrong("payload: is compressed, which is not supported".into()));
-        }
         let nodes = self.nodes();
         // A birth certificate does not depend on earlier declarations.
         let node = if topic.kind == MessageKind::Birth { None } else { nodes.find(key) };

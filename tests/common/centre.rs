@@ -19,6 +19,8 @@ pub struct Arrival {
     pub properties: Vec<(String, String)>,
     /// One, or those of a batch.
     pub events: Vec<serde_json::Value>,
+    /// The bytes as they came.
+    pub payload: Vec<u8>,
     pub at: Instant,
 }
 
@@ -193,6 +195,7 @@ fn arrival(topic: &[u8], payload: &[u8], properties: Option<&PublishProperties>)
         content_type,
         properties: properties.map(|properties| properties.user_properties.clone()).unwrap_or_default(),
         events,
+        payload: payload.to_vec(),
         at: Instant::now(),
     }
 }

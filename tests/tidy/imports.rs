@@ -91,7 +91,8 @@ impl File {
             return path[1..].to_vec();
         }
         let child = [&self.module[..], &path[..1]].concat();
-        if files.0.contains_key(&child) {
+        // A module has no value: one word alone is a variable or a field of that name.
+        if files.0.contains_key(&child) && path.len() > 1 {
             return [&self.module[..], path].concat();
         }
         match self.imports.iter().find(|import| import.name == path[0]) {
@@ -328,6 +329,8 @@ fn a_use_leads_to_the_definition_and_cycles_are_found() {
     assert_eq!(found(parent, "pub struct Shared;", child), (0, 0), "the parent only re-exports what the child uses");
     assert_eq!(found(parent, "pub struct Shared(super::two::Other);", child), (2, 0), "children use each other");
     assert_eq!(found(parent, "pub struct Shared;", "use super::Own; pub fn run() {}"), (0, 1), "parent and child do");
+    let variable = "mod one; mod two; pub struct Own; fn run(two: u8) { println!(\"{two} {}\", two); }";
+    assert_eq!(found(variable, "pub struct Shared;", "use super::Own;"), (0, 0), "a variable is no module");
     let tested = "pub fn run() {} #[cfg(test)] mod tests { use super::super::Own; }";
     assert_eq!(found(parent, "pub struct Shared;", tested), (0, 0), "tests may");
 }

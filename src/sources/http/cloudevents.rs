@@ -3,9 +3,9 @@
 //! Promise: the attributes and payloads of parsed events are within their limits. Otherwise the whole request is
 //! refused; the answer names the event and the attribute.
 
-use super::request::Refusal;
+use super::refusal::Refusal;
 use crate::contract::{ID_BYTES_MAX, KEY_BYTES_MAX};
-use crate::event::Timestamp;
+use crate::event::{Timestamp, text};
 use base64::Engine;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName};
@@ -53,12 +53,6 @@ pub(super) struct ParsedEvent<'a> {
 impl ContentMode {
     /// Determines the mode from the headers.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
-        let coded = headers.get(header::CONTENT_ENCODING);
-        if let Some(coding) = coded.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let detail = format!("content-encoding {coding:?} is not supported; send the body uncompressed");
-            let refusal = Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown content coding", detail);
-            return Err(refusal.with(header::ACCEPT_ENCODING, "identity"));
-        }
         let written = content_type(headers)?.unwrap_or_default();
         let (kind, parameters) = written.split_once(';').unwrap_or((&written, ""));
         let kind = kind.trim().to_ascii_lowercase();
@@ -78,6 +72,33 @@ impl ContentMode {
             return Err(unsupported(format!("charset \"{charset}\" is not supported; JSON is UTF-8")));
         }
         Ok(mode)
+    }
+}
+
+/// How a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ContentCoding {
+    Identity,
+    Gzip,
+}
+
+impl ContentCoding {
+    /// Determines the coding from the headers.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+        let coding = codings.next().map(|coding| coding.as_bytes().trim_ascii().to_ascii_lowercase());
+        match (coding.as_deref(), codings.next()) {
+            (None | Some(b"identity" | b""), None) => Ok(Self::Identity),
+            (Some(b"gzip" | b"x-gzip"), None) => Ok(Self::Gzip),
+            _ => {
+                let written: Vec<_> = headers.get_all(header::CONTENT_ENCODING).iter().collect();
+                let detail = format!(
+                    "content-encoding {written:?} is not supported; send the body compressed with gzip, or as it is"
+                );
+                let refusal = Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown content coding", detail);
+                Err(refusal.with(header::ACCEPT_ENCODING, "gzip, identity"))
+            }
+        }
     }
 }
 
@@ -357,15 +378,12 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// Checks that an attribute is not empty, not too long, and contains no control characters, as CloudEvents require.
+/// Checks an attribute as CloudEvents require.
 fn checked<'a>(place: &str, name: &str, text: Cow<'a, str>, bytes_max: usize) -> Result<Cow<'a, str>, Refusal> {
-    if text.is_empty() || text.len() > bytes_max {
-        return Err(bad_request(format!("{place}{name}: is {} bytes long; it has 1 to {bytes_max}", text.len())));
+    match text::check(&text, bytes_max) {
+        Ok(()) => Ok(text),
+        Err(bad) => Err(bad_request(format!("{place}{name}: {bad}"))),
     }
-    if text.contains(char::is_control) {
-        return Err(bad_request(format!("{place}{name}: holds a control character")));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The settings of an HTTP source, with their checks.
 
-use super::request;
+use super::request_memory::REQUEST_BYTES;
 use crate::setting::{Bytes, Span};
 use crate::sources::PAYLOAD_BYTES_MAX;
 use crate::sources::socket::is_loopback;
@@ -82,7 +82,7 @@ impl Config {
         bounded("payload_max", self.payload_max, PAYLOAD_BYTES_MAX)?;
         bounded("body_max", self.body_max, BODY_BYTES_MAX)?;
         bounded("waiting_max", self.waiting_max, WAITING_BYTES_MAX)?;
-        let largest = self.payload_max.0.max(self.body_max.0) + request::REQUEST_BYTES;
+        let largest = self.payload_max.0.max(self.body_max.0) + REQUEST_BYTES;
         if self.waiting_max.0 < largest {
             let least = Bytes(largest);
             return Err((

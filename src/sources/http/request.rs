@@ -3,20 +3,22 @@
 //! Promise: 202 is the answer only with a receipt for every event of the request. Every other answer says why, and
 //! whether the client should retry.
 
-use super::cloudevents::{self, ContentMode, ParsedEvent};
-use super::request_memory::MemoryShare;
-use super::{Refused, ServerContext};
+use super::cloudevents::{self, ContentCoding, ContentMode, ParsedEvent};
+use super::context::{Refused, ServerContext};
+use super::refusal::{NO_MEMORY, Refusal, reason_of, with_body};
+use super::request_memory::{MemoryShare, REQUEST_BYTES};
 use crate::clock;
 use crate::contract::SourceKind;
 use crate::event::Timestamp;
 use crate::http::{self, ConnectionSlot, Phase, Reply};
+use crate::inflate;
 use crate::ingest::{Accepted, Closed, Condition, EventMetadata, Producer, Publishing, Route, Submission};
 use crate::memory::Permit;
 use crate::origin::{Origin, Party};
-use crate::sources;
+use crate::runtime::spawn_blocking;
 use crate::sources::identity::{Identity, Presented, check_name};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,8 +27,6 @@ use tokio::time::timeout_at;
 
 /// `Retry-After` if the end of the cause is unknown: a full disk seldom has room again within a second.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Memory of a request without its body.
-pub(super) const REQUEST_BYTES: u64 = 4 << 10;
 
 /// The peer of a connection, with the connection's slot and memory.
 #[derive(Debug)]
@@ -39,66 +39,10 @@ pub(super) struct Peer {
     pub(super) permit: Permit,
 }
 
-#[derive(Debug)]
-pub(super) struct Refusal {
-    status: StatusCode,
-    /// Text for the log; it contains nothing that the client sent.
-    title: &'static str,
-    detail: String,
-    headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Refusal {
-    pub(super) fn new(status: StatusCode, title: &'static str, detail: String) -> Self {
-        Self { status, title, detail, headers: Vec::new() }
-    }
-
-    pub(super) fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.headers.push((name, HeaderValue::from_static(value)));
-        self
-    }
-
-    fn retry_after(mut self, wait: Duration) -> Self {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        self.headers.push((header::RETRY_AFTER, HeaderValue::from(seconds.max(1))));
-        self
-    }
-
-    /// Problem details (RFC 9457).
-    fn into_response(self) -> Reply {
-        let text = serde_json::json!({"status": self.status.as_u16(), "title": self.title, "detail": self.detail});
-        let mut response = with_body(self.status, "application/problem+json", text.to_string());
-        response.headers_mut().extend(self.headers);
-        response
-    }
-}
-
 fn accepted(events: &[Accepted]) -> Reply {
     let dead_letters = events.iter().filter(|event| event.is_dead).count();
     let text = format!(r#"{{"events":{},"dead_letters":{dead_letters}}}"#, events.len());
     with_body(StatusCode::ACCEPTED, "application/json", text)
-}
-
-fn with_body(status: StatusCode, media_type: &'static str, mut text: String) -> Reply {
-    text.push('\n');
-    http::reply(status, media_type, text)
-}
-
-const NO_MEMORY: &str = "there is no memory for a request";
-
-/// The reason under which a refusal is counted.
-fn reason_of(refusal: &Refusal) -> sources::Refusal {
-    match refusal.status {
-        _ if refusal.title == NO_MEMORY => sources::Refusal::Memory,
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => sources::Refusal::Access,
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            sources::Refusal::Limit
-        }
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::REQUEST_TIMEOUT => {
-            sources::Refusal::Protocol
-        }
-        _ => sources::Refusal::Content,
-    }
 }
 
 pub(super) async fn answer(shared: &ServerContext, peer: &Peer, request: Request<Incoming>) -> Reply {
@@ -170,7 +114,8 @@ async fn take(
     })?;
     shared.rates.charge(&payer, 1, arrived);
     let mode = ContentMode::of(&head.headers)?;
-    let (_room, body) = read(shared, (&payer, &party), mode, body).await?;
+    let coding = ContentCoding::of(&head.headers)?;
+    let (_room, body) = read(shared, (&payer, &party), (mode, coding), body).await?;
     peer.slot.enter(Phase::Answering);
     let events = cloudevents::events(mode, &head.headers, &body, shared.config.payload_max.0)?;
     shared.rates.charge(&payer, events.len().saturating_sub(1) as u64, arrived);
@@ -236,7 +181,7 @@ fn source(written: &str) -> Result<String, Refusal> {
 async fn read<'s>(
     shared: &'s ServerContext,
     (payer, party): (&str, &Party),
-    mode: ContentMode,
+    (mode, coding): (ContentMode, ContentCoding),
     body: Incoming,
 ) -> Result<((MemoryShare<'s>, Permit), Bytes), Refusal> {
     let bytes_max = match mode {
@@ -251,6 +196,8 @@ async fn read<'s>(
     if expected > bytes_max {
         return Err(too_large());
     }
+    // A small compressed body may become a large one.
+    let expected = if coding == ContentCoding::Gzip { bytes_max } else { expected };
     let share = expected + REQUEST_BYTES;
     let busy = || {
         let detail =
@@ -270,7 +217,7 @@ async fn read<'s>(
     let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let wait = shared.config.request_wait_max;
     match tokio::time::timeout(wait.0, http::read(body, limit)).await {
-        Ok(Ok(body)) => Ok(((room, memory), body)),
+        Ok(Ok(body)) => Ok(((room, memory), decoded(coding, body, limit).await?)),
         Ok(Err(unread)) if http::is_too_large(&unread) => Err(too_large()),
         Ok(Err(_)) => {
             let detail = "the connection ended within the body".to_owned();
@@ -282,6 +229,21 @@ async fn read<'s>(
                 .with(header::CONNECTION, "close"))
         }
     }
+}
+
+/// Decompresses a body.
+async fn decoded(coding: ContentCoding, body: Bytes, bytes_max: usize) -> Result<Bytes, Refusal> {
+    if coding == ContentCoding::Identity {
+        return Ok(body);
+    }
+    let inflated = spawn_blocking(move || inflate::gzip(&body, bytes_max)).await.map_err(|_| closing())?;
+    inflated.map(Bytes::from).map_err(|error| {
+        let status = match error {
+            inflate::CannotInflate::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            inflate::CannotInflate::Damaged(_) => StatusCode::BAD_REQUEST,
+        };
+        Refusal::new(status, "a compressed body cannot be read", format!("the body is gzip, and {error}"))
+    })
 }
 
 /// The routes of the events. Consecutive events mostly share a route.

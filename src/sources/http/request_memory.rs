@@ -9,6 +9,8 @@ use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use tokio::sync::oneshot;
 
+/// Memory of a request without its body.
+pub(super) const REQUEST_BYTES: u64 = 4 << 10;
 /// A caller's maximum share, as a multiple of the free memory. With 1 a single busy caller could use only half of the
 /// memory; with 8 a slow caller would leave a ninth, too little for a batch of another caller.
 const SHARE: u64 = 2;

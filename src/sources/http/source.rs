@@ -1,6 +1,9 @@
 //! The HTTP server as a source: its checks against the environment, and its life.
 
-use super::{Config, Server, ServerContext, Tokens};
+use super::config::Config;
+use super::context::ServerContext;
+use super::server::Server;
+use super::tokens::Tokens;
 use crate::setting::Findings;
 use crate::shutdown::Shutdown;
 use crate::sources::source::{Change, Claim, Services, Settings, Source, SourceError, SourceFuture};
