@@ -16,6 +16,7 @@ mod json;
 mod number;
 pub mod odoo;
 mod pattern;
+mod properties;
 mod publication;
 mod render;
 mod schema;

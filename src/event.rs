@@ -260,6 +260,16 @@ pub enum Attribute<'a> {
         kind: AuthType,
         name: &'a str,
     },
+    /// The moment after which the sender does not want the event delivered any more (message expiry of MQTT 5).
+    Expires(Timestamp),
+    /// Response topic of the PUBLISH.
+    ResponseTopic(&'a str),
+    /// Correlation data of the PUBLISH.
+    CorrelationData(&'a [u8]),
+    /// A user property of the PUBLISH that its contract keeps.
+    UserProperty { name: &'a str, value: &'a str },
+    /// The block of properties of the PUBLISH, kept with a dead letter. Never leaves the gateway.
+    Properties(&'a [u8]),
 }
 
 /// Kind of principal that submitted an event, with the values of the auth context extension of CloudEvents

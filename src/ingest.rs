@@ -7,6 +7,7 @@
 //! Not here: where events come from (`sources`), how they are stored (`journal`).
 
 mod accept;
+mod cloudevents;
 pub mod dead;
 mod producer;
 mod room;
@@ -17,11 +18,12 @@ mod stored;
 mod submission;
 
 pub use crate::journal::{Change, Condition, Durable, JournalError, Note, Notes, SubmitError, Waiter};
+pub use cloudevents::{Attributes, CloudEvent, NO_DATA};
 pub use producer::Producer;
 pub use route::{Publishing, Route};
 pub use shares::Pace;
 pub use stored::{StoredEvents, StoredLog};
-pub use submission::{Accepted, Closed, EventMetadata, Submission, Submitted};
+pub use submission::{Accepted, Closed, EventMetadata, MEDIA_TYPE_BYTES_MAX, Submission, Submitted};
 
 use crate::contract::{Contracts, Sender, SourceKind, TopicMatch};
 use crate::event::push_path_segment;

@@ -48,6 +48,8 @@ mod groups;
 mod last_values;
 /// The MQTT listener over TCP, TLS and its limits.
 mod listener;
+/// CloudEvents, message expiry, response topic and user properties of a publish reach central as the contract says.
+mod publish_properties;
 /// A publish that is refused takes no other event of its device with it.
 mod refused_publishes;
 /// What clients leave behind is bounded: sessions, their bytes on the disk and in memory.

@@ -5,11 +5,13 @@
 use super::json::{Pointer, Tree};
 use super::odoo;
 use super::pattern::{Pattern, Template};
+use super::properties;
 use super::publication::Publication;
 use super::schema::Schema;
-use super::terms::{Accepts, Decode, ID_BYTES_MAX, KEY_BYTES_MAX, OnViolation, Order, SourceKind};
-use crate::event::{Content, Timestamp};
+use super::terms::{Accepts, DEDUPE, Decode, ID_BYTES_MAX, KEY_BYTES_MAX, OnViolation, Order, SourceKind};
+use crate::event::{Attribute, Content, Timestamp};
 use crate::mqtt::Filter;
+use crate::mqtt::properties::PublishProperties;
 use hmac::{Hmac, KeyInit, Mac};
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -49,6 +51,7 @@ pub struct Contract {
     pub is_enabled: bool,
     /// Model and fields to read, for contracts of source `odoo`.
     pub odoo: Option<odoo::Section>,
+    pub(super) properties: properties::Section,
     /// Version of the contract as central sees it.
     pub publication: Publication,
 }
@@ -112,6 +115,20 @@ impl Contract {
     /// Device named by `captures`, for the origin of the event.
     pub fn device<S: AsRef<str>>(&self, captures: &[S]) -> String {
         self.device.fill(captures, None).map_or_else(|_| String::new(), Cow::into_owned)
+    }
+
+    /// Attributes that the event keeps of the properties of its publish. The error is the reason of a dead letter.
+    pub fn kept_properties<'p>(
+        &'p self,
+        found: &PublishProperties<'p>,
+        arrived: Timestamp,
+    ) -> Result<Vec<Attribute<'p>>, String> {
+        self.properties.attributes(found, arrived)
+    }
+
+    /// Dedupe window of an event: also of one that brings an id which the contract does not name.
+    pub fn dedupe_of(&self, has_id: bool) -> Option<Duration> {
+        self.dedupe.or(has_id.then_some(DEDUPE))
     }
 
     /// Topic level that must equal the publisher's authenticated name; `None` if the contract names none.

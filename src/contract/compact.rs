@@ -4,8 +4,10 @@
 //! or `u` marks the first version of this format.
 
 use super::publication::Publication;
+use crate::event::text::safe;
 use crate::event::{Id, Record, Timestamp};
 use base64::Engine;
+use std::borrow::Cow;
 
 /// The topic from which a consumer takes what the properties leave out.
 const DEFAULT_TOPIC: &str = "{environment}/{site}/{stream}/v{major}/{key}";
@@ -42,22 +44,22 @@ impl Compact {
         record: &Record<'_>,
         (sequence, recorded): (u64, Timestamp),
         topic: &[u8],
-        out: &mut Vec<(&'static str, String)>,
+        out: &mut Vec<(Cow<'static, str>, String)>,
     ) {
         out.push(match record.id {
-            Id::Text(text) => ("i", text.to_owned()),
-            Id::Uuid(bytes) => ("u", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)),
+            Id::Text(text) => ("i".into(), safe(text).into_owned()),
+            Id::Uuid(bytes) => ("u".into(), base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)),
         });
         out.extend([
-            ("s", format!("{}{}", self.source, record.origin)),
-            (self.kind.0, self.kind.1.clone()),
-            ("t", record.time.0.to_string()),
-            ("r", recorded.0.wrapping_sub(record.time.0).to_string()),
-            ("n", sequence.to_string()),
+            ("s".into(), format!("{}{}", self.source, record.origin)),
+            (self.kind.0.into(), self.kind.1.clone()),
+            ("t".into(), record.time.0.to_string()),
+            ("r".into(), recorded.0.wrapping_sub(record.time.0).to_string()),
+            ("n".into(), sequence.to_string()),
         ]);
         let in_topic = self.before_key.and_then(|length| topic.get(length..));
         if in_topic != Some(record.key.as_bytes()) {
-            out.push(("k", record.key.to_owned()));
+            out.push(("k".into(), safe(record.key).into_owned()));
         }
     }
 }

@@ -4,9 +4,10 @@ use super::check::{Contract, Publisher};
 use super::json::Pointer;
 use super::odoo;
 use super::pattern::{Pattern, Template};
+use super::properties;
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
-use super::terms::{Accepts, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
+use super::terms::{Accepts, DEDUPE, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
 use crate::event::text;
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
@@ -49,6 +50,7 @@ struct File {
     #[serde(default)]
     order: Order,
     odoo: Option<odoo::Section>,
+    properties: Option<properties::Section>,
     #[serde(default = "enabled")]
     enabled: bool,
 }
@@ -78,7 +80,8 @@ fn standard() -> String {
 
 /// Default retention of settled events, for replay.
 const RETENTION_SETTLED: Duration = Duration::from_secs(7 * 86_400);
-const DEDUPE: Duration = Duration::from_secs(86_400);
+/// What editors of Windows put in front of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Placeholders that key and device templates always have, before the captures of the topic.
 pub(super) const BUILT_IN_NAMES: [&str; 3] = ["client", "user", "topic"];
@@ -114,6 +117,7 @@ pub(super) fn load(
     check_names(&raw, lanes).map_err(problem)?;
     let pattern = raw.pattern().map_err(problem)?;
     check_odoo(&raw).map_err(problem)?;
+    check_properties(&raw).map_err(problem)?;
     let templates = Templates::parse(&raw, &pattern).map_err(problem)?;
     let fields = Fields::parse(&raw, has_mask_key).map_err(problem)?;
     check_format(&raw, &fields, &templates.key).map_err(problem)?;
@@ -159,6 +163,7 @@ pub(super) fn load(
         order: raw.order,
         is_enabled: raw.enabled,
         odoo: raw.odoo,
+        properties: raw.properties.unwrap_or_default(),
         publication,
     })
 }
@@ -342,12 +347,25 @@ fn check_odoo(raw: &File) -> Result<(), Mistake> {
     section.check().map_err(|(key, message)| Mistake { key: format!("odoo.{key}"), message })
 }
 
+/// Checks `[properties]`, which only publishes have.
+fn check_properties(raw: &File) -> Result<(), Mistake> {
+    let Some(section) = &raw.properties else { return Ok(()) };
+    let source = raw.r#match.source;
+    if !matches!(source, SourceKind::Mqtt | SourceKind::Broker) {
+        return mistake(
+            "properties",
+            format!("has no meaning for source \"{source}\", whose events are no publishes of MQTT"),
+        );
+    }
+    section.check().map_err(|(key, message)| Mistake { key: format!("properties.{key}"), message })
+}
+
 fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {
     let wrong = |message: String| document.problem("schema", message);
     let path = document.file().parent().unwrap_or(Path::new(".")).join(name);
     let text = std::fs::read(&path).map_err(|error| wrong(format!("{}: cannot be read: {error}", path.display())))?;
-    let value: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| wrong(format!("{}: is no JSON: {error}", path.display())))?;
+    let value: serde_json::Value = serde_json::from_slice(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text))
+        .map_err(|error| wrong(format!("{}: is no JSON: {error}", path.display())))?;
     let schema = Schema::compile(&value)
         .map_err(|error| wrong(format!("{}: is no JSON Schema 2020-12: {error}", path.display())))?;
     Ok((value, schema))

@@ -10,6 +10,7 @@ use super::terms::Mode;
 use crate::event::text::safe;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use base64::Engine;
+use std::borrow::Cow;
 
 /// Start of a structured-mode event.
 const ENVELOPE: &[u8] = br#"{"specversion":"1.0","type":"#;
@@ -40,7 +41,7 @@ pub struct Rendering {
     pub content_type: &'static str,
     /// Media type from the event itself (binary mode).
     pub content_type_own: Option<String>,
-    pub properties: Vec<(&'static str, String)>,
+    pub properties: Vec<(Cow<'static, str>, String)>,
 }
 
 /// Media type of a structured-mode event.
@@ -150,12 +151,12 @@ impl Renderer {
         push_sequence(out, sequence);
         out.push(b'"');
         for attribute in &record.attributes {
-            for (name, text) in extensions(attribute) {
+            extensions(attribute, |name, text| {
                 out.extend_from_slice(b",\"");
                 out.extend_from_slice(name.as_bytes());
                 out.extend_from_slice(b"\":");
                 push_json_string(out, &safe(text));
-            }
+            });
         }
         match record.content {
             Content::Json => {
@@ -189,32 +190,30 @@ impl Renderer {
         let mut digits = Vec::with_capacity(20);
         push_sequence(&mut digits, sequence);
         out.properties.extend([
-            ("specversion", "1.0".to_owned()),
-            ("id", safe(&record.id.to_string()).into_owned()),
-            ("source", format!("{}{}", self.source_prefix, record.origin)),
-            ("type", self.kind.clone()),
-            ("time", record.time.to_string()),
+            ("specversion".into(), "1.0".to_owned()),
+            ("id".into(), safe(&record.id.to_string()).into_owned()),
+            ("source".into(), format!("{}{}", self.source_prefix, record.origin)),
+            ("type".into(), self.kind.clone()),
+            ("time".into(), record.time.to_string()),
         ]);
         if !record.key.is_empty() {
-            out.properties.push(("subject", safe(record.key).into_owned()));
+            out.properties.push(("subject".into(), safe(record.key).into_owned()));
         }
         out.properties.extend([
-            ("recordedtime", recorded.to_string()),
-            ("sequence", String::from_utf8_lossy(&digits).into_owned()),
+            ("recordedtime".into(), recorded.to_string()),
+            ("sequence".into(), String::from_utf8_lossy(&digits).into_owned()),
         ]);
-        let extensions = record.attributes.iter().flat_map(extensions);
-        out.properties.extend(extensions.map(|(name, text)| (name, safe(text).into_owned())));
+        push_extensions(record, &mut out.properties);
     }
 
     fn render_compact(&self, record: &Record<'_>, numbered: (u64, Timestamp), out: &mut Rendering) {
         out.payload.extend_from_slice(record.payload);
         out.content_type = "";
         if record.content == Content::Bytes {
-            out.content_type_own = Some(media_type(record).to_owned());
+            out.content_type_own = Some(safe(media_type(record)).into_owned());
         }
         self.compact.push(record, numbered, &out.topic, &mut out.properties);
-        let extensions = record.attributes.iter().flat_map(extensions);
-        out.properties.extend(extensions.map(|(name, text)| (name, text.to_owned())));
+        push_extensions(record, &mut out.properties);
     }
 }
 
@@ -227,17 +226,32 @@ fn media_type<'a>(record: &Record<'a>) -> &'a str {
         .unwrap_or("application/octet-stream")
 }
 
-/// Returns the extension attributes of the envelope for an attribute of the record.
-fn extensions<'a>(attribute: &Attribute<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
-    let (first, second) = match attribute {
-        Attribute::TraceParent(text) => (Some(("traceparent", *text)), None),
-        Attribute::OriginalId(text) => (Some(("originalid", *text)), None),
-        Attribute::Violation(text) => (Some(("violation", *text)), None),
-        Attribute::ClockStatus(text) => (Some(("clockstatus", *text)), None),
-        Attribute::Auth { kind, name } => (Some(("authtype", kind.as_str())), Some(("authid", *name))),
-        Attribute::ContentType(_) | Attribute::Exchange { .. } => (None, None),
-    };
-    first.into_iter().chain(second)
+/// Appends the extension attributes of an event as properties.
+fn push_extensions(record: &Record<'_>, out: &mut Vec<(Cow<'static, str>, String)>) {
+    for attribute in &record.attributes {
+        extensions(attribute, |name, text| out.push((Cow::Owned(name.to_owned()), safe(text).into_owned())));
+    }
+}
+
+/// Calls `each` with the extension attributes of the envelope for an attribute of the record.
+fn extensions(attribute: &Attribute<'_>, mut each: impl FnMut(&str, &str)) {
+    match attribute {
+        Attribute::TraceParent(text) => each("traceparent", text),
+        Attribute::OriginalId(text) => each("originalid", text),
+        Attribute::Violation(text) => each("violation", text),
+        Attribute::ClockStatus(text) => each("clockstatus", text),
+        Attribute::Auth { kind, name } => {
+            each("authtype", kind.as_str());
+            each("authid", name);
+        }
+        Attribute::Expires(at) => each("expirytime", &at.to_string()),
+        Attribute::ResponseTopic(topic) => each("responsetopic", topic),
+        Attribute::CorrelationData(data) => {
+            each("correlationdata", &base64::engine::general_purpose::STANDARD.encode(data));
+        }
+        Attribute::UserProperty { name, value } => each(name, value),
+        Attribute::ContentType(_) | Attribute::Exchange { .. } | Attribute::Properties(_) => {}
+    }
 }
 
 fn push_id(out: &mut Vec<u8>, record: &Record<'_>) {
@@ -316,18 +330,21 @@ mod tests {
                 Attribute::ContentType(&other), Attribute::Auth { kind: AuthType::User, name: &other },
             ];
             let is_good = |text: &str| !text.is_empty() && !text.contains(crate::event::text::is_unsafe);
-            for mode in [Mode::Structured, Mode::Binary] {
-                let mut out = Rendering { takes_properties: true, ..Rendering::default() };
+            for (mode, is_compact) in [(Mode::Structured, false), (Mode::Binary, false), (Mode::Structured, true)] {
+                let mut out = Rendering { takes_properties: true, is_compact, ..Rendering::default() };
                 Renderer::new(&publication(mode)).render(&record, 7, Timestamp(0), &mut out);
                 let topic = std::str::from_utf8(&out.topic).expect("UTF-8");
                 prop_assert!(is_good(topic) && !topic.contains(['+', '#']) && !topic.split('/').any(str::is_empty), "{topic:?}");
-                if mode == Mode::Structured {
+                if mode == Mode::Structured && !is_compact {
                     let event: Value = serde_json::from_slice(&out.payload).expect("JSON");
                     let attributes = event.as_object().expect("an object");
                     prop_assert_eq!(attributes.contains_key("subject"), !key.is_empty());
                     prop_assert!(attributes.values().all(|value| is_good(value.as_str().expect("text"))), "{}", event);
                 } else {
-                    prop_assert!(out.properties.iter().all(|(_, text)| is_good(text)), "{:?}", out.properties);
+                    // An empty `k` says that there is no subject.
+                    let is_no_key = |name: &str, text: &str| name == "k" && text.is_empty() && key.is_empty();
+                    let mut properties = out.properties.iter();
+                    prop_assert!(properties.all(|(name, text)| is_good(text) || is_no_key(name, text)), "{:?}", out.properties);
                     prop_assert!(is_good(out.content_type_own.as_deref().expect("a media type")));
                 }
             }
@@ -341,7 +358,7 @@ mod tests {
         renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), &mut out);
         assert_eq!(out.payload, b"{}");
         assert_eq!(out.content_type, "application/json");
-        assert!(out.properties.contains(&("sequence", "00000000000000000007".to_owned())));
+        assert!(out.properties.contains(&("sequence".into(), "00000000000000000007".to_owned())));
         out.takes_properties = false;
         renderer.render(&record(b"{}", Content::Json), 7, Timestamp(0), &mut out);
         assert_eq!(out.content_type, STRUCTURED);
@@ -381,7 +398,7 @@ mod tests {
         assert!(text.contains(r#","authtype":"service_account","authid":"line \"1\"","#), "{text}");
         Renderer::new(&publication(Mode::Binary)).render(&record, 7, Timestamp(0), &mut out);
         for pair in [("authtype", "service_account"), ("authid", "line \"1\"")] {
-            assert!(out.properties.contains(&(pair.0, pair.1.to_owned())), "{:?}", out.properties);
+            assert!(out.properties.contains(&(pair.0.into(), pair.1.to_owned())), "{:?}", out.properties);
         }
     }
 }

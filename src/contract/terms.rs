@@ -1,11 +1,15 @@
 //! The terms of a contract: the words that its file is written in.
 
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Maximum length of a key, in bytes. With the levels around it, a topic stays far below MQTT's 65,535 bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Maximum length of an id from a device, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
+
+/// Default dedupe window, for events with an id.
+pub(super) const DEDUPE: Duration = Duration::from_secs(86_400);
 
 /// Names that every event of this gateway carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

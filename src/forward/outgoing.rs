@@ -33,7 +33,7 @@ impl<'a> Mark<'a> {
 
     pub(super) fn apply(&self, out: &mut Rendering, is_v5: bool) {
         if is_v5 {
-            out.properties.push((self.property, "true".to_owned()));
+            out.properties.push((self.property.into(), "true".to_owned()));
         }
         if let Some(level) = self.topic_level.or((!is_v5).then_some(self.property)) {
             out.topic.splice(0..0, level.bytes().chain([b'/']));

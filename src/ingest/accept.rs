@@ -1,14 +1,16 @@
 //! Accepts an event: checks it, builds its record, and submits it to its lane or to the dead letters.
 
 use super::Ingest;
+use super::cloudevents::CloudEvent;
 use super::dead::DeadLetter;
 use super::route::Target;
 use super::submission::{EventMetadata, Submission, Submitted};
 use crate::api::LetterStage;
 use crate::clock;
 use crate::contract::Decode;
-use crate::event::{Attribute, Id, Record};
+use crate::event::{Attribute, Id, Record, push_path_segment};
 use crate::journal::{SubmitError, Waiter};
+use crate::mqtt::properties::PublishProperties;
 use crate::telemetry;
 use std::borrow::Cow;
 
@@ -30,7 +32,14 @@ impl Ingest {
             Some(target) if target.contract.decode == Some(Decode::SparkplugB) => {
                 self.accept_sparkplug(submission, target, waiter)?
             }
-            Some(target) => self.accept_json(submission, target, waiter)?,
+            Some(target) => match CloudEvent::of_publish(&submission.metadata, submission.payload) {
+                None => self.accept_json(submission, target, waiter)?,
+                Some(Ok(event)) => {
+                    let metadata = event.metadata(&submission.metadata, &route.client);
+                    self.accept_json(&Submission { metadata, payload: &event.payload, ..*submission }, target, waiter)?
+                }
+                Some(Err(reason)) => self.violation(submission, &reason, waiter)?,
+            },
         };
         route.pace.iter().for_each(|pace| pace.charge(route.party));
         Ok(taken)
@@ -91,7 +100,17 @@ impl Ingest {
                 return self.violation(&submission, &violation.reason, waiter);
             }
         };
+        let properties = metadata.properties.filter(|block| !block.is_empty()).map(PublishProperties::read);
+        let kept = properties.map(|found| target.contract.kept_properties(&found, arrived)).transpose();
+        let kept = match kept {
+            Ok(kept) => kept.unwrap_or_default(),
+            Err(reason) => {
+                let submission = Submission { payload: &reading.payload, ..*submission };
+                return self.violation(&submission, &reason, waiter);
+            }
+        };
         let mut attributes = metadata.attributes();
+        attributes.extend(kept);
         attributes.extend(route.auth());
         attributes.extend(reading.violation.as_deref().map(Attribute::Violation));
         attributes.extend((!clock::is_trusted()).then_some(Attribute::ClockStatus("untrusted")));
@@ -106,7 +125,7 @@ impl Ingest {
             publication: target.placed.publication,
             id,
             time: reading.time.or(metadata.time).unwrap_or(arrived),
-            origin: &route.origin,
+            origin: &origin(submission),
             key,
             content: reading.content,
             attributes,
@@ -117,7 +136,7 @@ impl Ingest {
             self.note_slowed(index, lane, route);
             return Err(SubmitError::NoRoom);
         }
-        let ticket = lane.submit(&record, target.contract.dedupe, waiter)?;
+        let ticket = lane.submit(&record, target.contract.dedupe_of(metadata.id.is_some()), waiter)?;
         self.shares.add(index, route.party, record.payload.len() + record.key.len() + record.origin.len());
         if let Some(span) = telemetry::follow(&record.id) {
             let stream = target.contract.stream();
@@ -147,7 +166,7 @@ impl Ingest {
             stream: Cow::Borrowed(stream),
             version: Cow::Borrowed(version),
             topic: Cow::Borrowed(&route.topic),
-            origin: Cow::Borrowed(&route.origin),
+            origin: origin(submission),
             event_id: metadata.id.unwrap_or_default().to_owned(),
             key: Cow::Borrowed(metadata.key.unwrap_or_default()),
             sequence: 0,
@@ -168,6 +187,7 @@ impl Ingest {
         // A requeue needs all data that the source provided.
         let mut attributes = metadata.attributes();
         attributes.extend(metadata.exchange());
+        attributes.extend(metadata.properties.filter(|block| !block.is_empty()).map(Attribute::Properties));
         let log = self.journal.dead();
         if !self.shares.has_dead_share(log, route.party) {
             self.note_slowed(self.journal.lanes().len(), log, route);
@@ -177,4 +197,15 @@ impl Ingest {
         self.shares.add_dead(log, route.party, payload.len());
         Ok(Submitted { lane: self.journal.lanes().len(), ticket, is_dead: true, clock_offset: None, sparkplug_save: 0 })
     }
+}
+
+/// The origin of an event: source and device, and the part of the device if there is one.
+fn origin<'s>(submission: &'s Submission<'_>) -> Cow<'s, str> {
+    let route = submission.route;
+    submission.metadata.part.map_or(Cow::Borrowed(route.origin.as_str()), |part| {
+        let mut origin = route.origin.clone();
+        origin.push('/');
+        push_path_segment(&mut origin, part);
+        Cow::Owned(origin)
+    })
 }

@@ -42,6 +42,10 @@ pub struct EventMetadata<'a> {
     pub key: Option<&'a str>,
     /// Session and packet id of a QoS 2 exchange; session 0 needs no record of it.
     pub exchange: Option<(u64, u16)>,
+    /// Block of properties of the PUBLISH, empty without any; `None` if the event did not arrive over MQTT.
+    pub properties: Option<&'a [u8]>,
+    /// What distinguishes the event from others of its device, as a part of the origin.
+    pub part: Option<&'a str>,
 }
 
 impl<'a> EventMetadata<'a> {

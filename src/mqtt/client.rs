@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use rumqttc::mqttbytes as codec;
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::{QoS, v5};
+use std::borrow::Cow;
 use std::time::Duration;
 use zeroize::Zeroize;
 
@@ -130,7 +131,7 @@ pub struct Head<'a> {
     /// Media type of the payload, MQTT 5 only.
     pub content_type: Option<&'a str>,
     /// User properties, MQTT 5 only.
-    pub properties: &'a [(&'static str, String)],
+    pub properties: &'a [(Cow<'static, str>, String)],
 }
 
 impl Head<'_> {
@@ -377,7 +378,7 @@ mod tests {
         #[test]
         fn a_publish_is_what_the_codec_reads(topic in "[a-z/]{1,40}", payload in proptest::collection::vec(any::<u8>(), 0..400), id in 1u16.., retain: bool) {
             let mut out = Vec::new();
-            push_publish(&mut out, Protocol::V5, &Head { packet_id: id, retain, content_type: Some("text/x"), properties: &[("id", "7".into())], ..Head::default() }, topic.as_bytes(), &payload);
+            push_publish(&mut out, Protocol::V5, &Head { packet_id: id, retain, content_type: Some("text/x"), properties: &[("id".into(), "7".into())], ..Head::default() }, topic.as_bytes(), &payload);
             let packet = v5::Packet::read(&mut BytesMut::from(&out[..]), None);
             let Ok(v5::Packet::Publish(read)) = packet else { panic!("{packet:?}") };
             prop_assert_eq!(&read.topic[..], topic.as_bytes());

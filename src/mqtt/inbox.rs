@@ -35,6 +35,8 @@ pub struct Message {
     pub content_type: Option<String>,
     /// The user property `traceparent`.
     pub trace_parent: Option<String>,
+    /// The block of properties of MQTT 5, without its length.
+    pub properties: Bytes,
     pub payload: Bytes,
     /// Number of truncated bytes of the payload.
     pub truncated: usize,
@@ -103,16 +105,18 @@ fn read_message(first: u8, body: &Bytes, protocol: Protocol, truncated: usize) -
     // The gateway never subscribes with QoS 2; it treats such a message like QoS 1.
     let packet_id = if first & 6 > 0 { rest.u16()? } else { 0 };
     let (mut content_type, mut trace_parent) = (None, None);
+    let mut block = Bytes::new();
     if protocol == Protocol::V5 {
         let length = rest.varint()?;
         let mut properties = Reader(rest.take(length)?);
+        block = body.slice_ref(properties.0);
         while let Ok(id) = properties.u8() {
             match id {
                 0x03 => content_type = short_text(properties.bytes()?, 256),
                 0x26 => {
                     let (name, value) = (properties.bytes()?, properties.bytes()?);
                     if name == b"traceparent" {
-                        trace_parent = short_text(value, 55);
+                        trace_parent = short_text(value, 128);
                     }
                 }
                 0x08 | 0x09 => drop(properties.bytes()?),
@@ -126,7 +130,17 @@ fn read_message(first: u8, body: &Bytes, protocol: Protocol, truncated: usize) -
     }
     let payload = body.slice(body.len() - rest.0.len()..);
     let (is_dup, is_retained) = (first & 8 > 0, first & 1 > 0);
-    Ok(Message { topic, packet_id, is_dup, is_retained, content_type, trace_parent, payload, truncated })
+    Ok(Message {
+        topic,
+        packet_id,
+        is_dup,
+        is_retained,
+        content_type,
+        trace_parent,
+        properties: block,
+        payload,
+        truncated,
+    })
 }
 
 /// Returns ASCII text of at most `bytes_max` bytes, otherwise `None`.

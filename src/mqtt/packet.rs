@@ -70,6 +70,8 @@ pub struct Publish<'a> {
     pub content_type: Option<&'a str>,
     /// The user property `traceparent`.
     pub trace_parent: Option<&'a str>,
+    /// The block of properties, without its length.
+    pub properties: &'a [u8],
     pub payload: &'a [u8],
 }
 
@@ -97,9 +99,13 @@ pub fn publish<'a>(first: u8, body: &'a [u8], is_v5: bool) -> Result<Publish<'a>
         alias: None,
         content_type: None,
         trace_parent: None,
+        properties: &[],
         payload: &[],
     };
     if is_v5 {
+        let mut block = rest;
+        let length = block.varint()?;
+        found.properties = block.take(length)?;
         properties(&mut rest, &PUBLISH_MAY, |id, value| {
             match (id, value) {
                 (0x03, Property::Text(kind)) => found.content_type = Some(kind),

@@ -151,6 +151,37 @@ fn value<'a>(rest: &mut Reader<'a>, id: u8) -> Result<Property<'a>, Fault> {
     }
 }
 
+/// The properties of a PUBLISH that say something of the event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishProperties<'a> {
+    /// Seconds after which the sender wants the message to be dropped (Message Expiry Interval).
+    pub expiry: Option<u32>,
+    pub response_topic: Option<&'a str>,
+    pub correlation_data: Option<&'a [u8]>,
+    pub user: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> PublishProperties<'a> {
+    /// Reads the block of properties of a PUBLISH, without its length. Reads leniently: what follows a malformed property
+    /// is left out.
+    pub fn read(block: &'a [u8]) -> Self {
+        let mut found = Self::default();
+        let mut rest = Reader(block);
+        while let Ok(id) = rest.u8()
+            && let Ok(value) = value(&mut rest, id)
+        {
+            match (id, value) {
+                (0x02, Property::Number(seconds)) => found.expiry = Some(seconds),
+                (0x08, Property::Text(topic)) => found.response_topic = Some(topic),
+                (0x09, Property::Bytes(data)) => found.correlation_data = Some(data),
+                (_, Property::Pair(name, text)) => found.user.push((name, text)),
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
 /// Appends a UTF-8 encoded string.
 pub(crate) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
     // Keys, ids and sources are limited far below 64 KiB when they are accepted.

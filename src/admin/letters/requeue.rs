@@ -8,7 +8,7 @@ use crate::clock;
 use crate::contract::{Sender, SourceKind};
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::ingest::{Closed, Producer, Publishing, Route, Submission};
+use crate::ingest::{Closed, EventMetadata, Producer, Publishing, Route, Submission};
 use std::sync::Arc;
 
 impl Handles {
@@ -50,7 +50,10 @@ impl Handles {
             return Ok(());
         }
         let arrived = Timestamp::from(clock::wall());
-        let submission = Submission { metadata: found.metadata(), ..Submission::new(&route, payload, arrived) };
+        let is_publish = matches!(kind, SourceKind::Mqtt | SourceKind::Broker);
+        let properties = is_publish.then_some(&*found.properties);
+        let metadata = EventMetadata { properties, ..found.metadata() };
+        let submission = Submission { metadata, ..Submission::new(&route, payload, arrived) };
         let delivered = Producer::new(Arc::clone(&self.ingest)).deliver(&[submission]).await;
         delivered.map(drop).map_err(|Closed| "the gateway is shutting down".to_owned())
     }

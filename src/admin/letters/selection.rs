@@ -51,20 +51,23 @@ pub(super) struct StoredLetter {
     pub publication: u32,
     content_type: Option<String>,
     trace_parent: Option<String>,
+    /// Block of properties of its publish.
+    pub properties: Vec<u8>,
 }
 
 impl StoredLetter {
     fn read(number: u64, recorded: Timestamp, letter: DeadLetter<'static>, record: &Record<'_>) -> Self {
-        let (mut content_type, mut trace_parent) = (None, None);
+        let (mut content_type, mut trace_parent, mut properties) = (None, None, Vec::new());
         for attribute in &record.attributes {
             match attribute {
                 Attribute::ContentType(text) => content_type = Some((*text).to_owned()),
                 Attribute::TraceParent(text) => trace_parent = Some((*text).to_owned()),
+                Attribute::Properties(block) => properties = (*block).to_vec(),
                 _ => {}
             }
         }
         let (id, publication) = (record.id.to_string(), record.publication);
-        Self { number, recorded, letter, id, publication, content_type, trace_parent }
+        Self { number, recorded, letter, id, publication, content_type, trace_parent, properties }
     }
 
     /// Returns the metadata of the event. An event without an id gets the id of the letter, so that requeuing
@@ -77,7 +80,7 @@ impl StoredLetter {
             time: Some(letter.time),
             content_type: self.content_type.as_deref(),
             trace_parent: self.trace_parent.as_deref(),
-            exchange: None,
+            ..EventMetadata::default()
         }
     }
 }

@@ -181,6 +181,7 @@ impl Subscriber {
         let metadata = EventMetadata {
             trace_parent: message.trace_parent.as_deref(),
             content_type: message.content_type.as_deref(),
+            properties: Some(&message.properties),
             ..EventMetadata::default()
         };
         self.producer.submit(&Submission { metadata, ..Submission::new(route, &message.payload, now) })

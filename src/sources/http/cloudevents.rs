@@ -4,9 +4,8 @@
 //! refused; the answer names the event and the attribute.
 
 use super::refusal::Refusal;
-use crate::contract::{ID_BYTES_MAX, KEY_BYTES_MAX};
 use crate::event::{Timestamp, text};
-use base64::Engine;
+use crate::ingest::{Attributes, CloudEvent, MEDIA_TYPE_BYTES_MAX, NO_DATA};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName};
 use serde::Deserialize;
@@ -17,12 +16,6 @@ use std::fmt;
 
 /// Events in a batch: one kilobyte each in a body of 1 MiB.
 const BATCH_EVENTS_MAX: usize = 1000;
-/// The longest `type` of a CloudEvent, in bytes.
-const TYPE_BYTES_MAX: usize = 256;
-/// The longest `source` of a CloudEvent, in bytes.
-const SOURCE_BYTES_MAX: usize = 1024;
-/// The longest media type, in bytes.
-const MEDIA_TYPE_BYTES_MAX: usize = 256;
 
 /// The content mode of a request, as the HTTP binding of CloudEvents defines it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +41,13 @@ pub(super) struct ParsedEvent<'a> {
     pub(super) trace_parent: Option<Cow<'a, str>>,
     pub(super) content_type: Option<Cow<'a, str>>,
     pub(super) payload: Cow<'a, [u8]>,
+}
+
+impl<'a> From<CloudEvent<'a>> for ParsedEvent<'a> {
+    fn from(event: CloudEvent<'a>) -> Self {
+        let CloudEvent { kind, source, id, time, subject, trace_parent, content_type, payload } = event;
+        Self { cloud: Some((kind, source)), id: Some(id), time, subject, trace_parent, content_type, payload }
+    }
 }
 
 impl ContentMode {
@@ -117,7 +117,8 @@ fn charset(parameters: &str) -> Option<&str> {
 fn content_type(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Refusal> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(None) };
     let text = value.to_str().map_err(|_| bad_request("content-type: is no text"))?;
-    checked("", "content-type", Cow::Borrowed(text), MEDIA_TYPE_BYTES_MAX).map(Some)
+    text::check(text, MEDIA_TYPE_BYTES_MAX).map_err(|bad| bad_request(format!("content-type: {bad}")))?;
+    Ok(Some(Cow::Borrowed(text)))
 }
 
 fn bad_request(detail: impl Into<String>) -> Refusal {
@@ -142,10 +143,7 @@ pub(super) fn events<'a>(
             ..ParsedEvent::default()
         }],
         ContentMode::Binary => vec![binary(headers, body)?],
-        ContentMode::Structured => {
-            let event = serde_json::from_slice(body).map_err(|error| bad_request(format!("no CloudEvent: {error}")))?;
-            vec![structured("", event)?]
-        }
+        ContentMode::Structured => vec![structured("", body)?],
         ContentMode::Batch => batch(body)?,
     };
     for (index, event) in events.iter().enumerate() {
@@ -165,72 +163,6 @@ pub(super) fn events<'a>(
 fn trace_parent(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     (text.len() <= 128).then_some(Cow::Borrowed(text))
-}
-
-/// A CloudEvent as JSON. Other attributes are ignored.
-#[derive(Deserialize)]
-struct Structured<'a> {
-    #[serde(borrow)]
-    specversion: Cow<'a, str>,
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(borrow)]
-    source: Cow<'a, str>,
-    #[serde(borrow)]
-    r#type: Cow<'a, str>,
-    #[serde(borrow, default)]
-    time: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    subject: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    datacontenttype: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    traceparent: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    data_base64: Option<Cow<'a, str>>,
-}
-
-fn structured<'a>(place: &str, event: Structured<'a>) -> Result<ParsedEvent<'a>, Refusal> {
-    let is_json = event.datacontenttype.as_deref().is_none_or(is_json);
-    let payload = match (event.data, event.data_base64) {
-        (Some(_), Some(_)) => {
-            return Err(bad_request(format!("{place}data and data_base64: only one of them is allowed")));
-        }
-        (None, Some(text)) => {
-            let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
-            Cow::Owned(bytes.map_err(|_| bad_request(format!("{place}data_base64: is no base64")))?)
-        }
-        // Data of a media type other than JSON may be a JSON string that contains the text.
-        (Some(data), None) if !is_json && data.get().starts_with('"') => {
-            let text: Cow<'a, str> =
-                serde_json::from_str(data.get()).map_err(|_| bad_request(format!("{place}data: is no JSON string")))?;
-            Cow::Owned(text.into_owned().into_bytes())
-        }
-        (Some(data), None) => Cow::Borrowed(data.get().as_bytes()),
-        (None, None) => NO_DATA,
-    };
-    let attributes = Attributes {
-        specversion: event.specversion,
-        id: event.id,
-        source: event.source,
-        kind: event.r#type,
-        time: event.time,
-        subject: event.subject,
-        content_type: event.datacontenttype,
-        trace_parent: event.traceparent,
-    };
-    attributes.check(place, payload)
-}
-
-/// The payload of a CloudEvent without data, for contracts that require JSON.
-const NO_DATA: Cow<'static, [u8]> = Cow::Borrowed(b"null");
-
-fn is_json(media_type: &str) -> bool {
-    let kind = media_type.split(';').next().unwrap_or("").trim();
-    let subtype = kind.split_once('/').map_or("", |(_, subtype)| subtype).to_ascii_lowercase();
-    subtype == "json" || subtype.ends_with("+json")
 }
 
 /// The events of a batch, at most [`BATCH_EVENTS_MAX`], and their total number.
@@ -281,16 +213,19 @@ fn batch(body: &[u8]) -> Result<Vec<ParsedEvent<'_>>, Refusal> {
         .list
         .into_iter()
         .enumerate()
-        .map(|(index, item)| {
-            let place = format!("event {index}: ");
-            let event = serde_json::from_str(item.get()).map_err(|error| bad_request(format!("{place}{error}")))?;
-            structured(&place, event)
-        })
+        .map(|(index, item)| structured(&format!("event {index}: "), item.get().as_bytes()))
         .collect()
 }
 
 fn binary<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<ParsedEvent<'a>, Refusal> {
-    let attribute = |name: &'static str| headers.get(name).map(|value| unquoted(name, value.as_bytes())).transpose();
+    let attribute = |name: &'static str| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next().map(|value| unquoted(name, value.as_bytes())).transpose()?;
+        if values.next().is_some() {
+            return Err(bad_request(format!("{name}: is given twice; an attribute has one value")));
+        }
+        Ok(value)
+    };
     let required = |name| attribute(name)?.ok_or_else(|| bad_request(format!("{name}: is missing")));
     let content_type = content_type(headers)?;
     let payload = match (body, &content_type) {
@@ -307,7 +242,11 @@ fn binary<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<ParsedEvent<'a>,
         content_type,
         trace_parent: attribute("ce-traceparent")?.or_else(|| trace_parent(headers)),
     };
-    attributes.check("ce-", payload)
+    attributes.check("ce-", payload).map(ParsedEvent::from).map_err(bad_request)
+}
+
+fn structured<'a>(place: &str, text: &'a [u8]) -> Result<ParsedEvent<'a>, Refusal> {
+    CloudEvent::structured(place, text).map(ParsedEvent::from).map_err(bad_request)
 }
 
 /// Decodes a header value of the HTTP binding of CloudEvents: optional quotes, then percent-encoding.
@@ -332,57 +271,6 @@ fn unquoted<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, Refusal> {
     match decoded {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| is_text()),
         Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| is_text()),
-    }
-}
-
-/// The attributes of a CloudEvent that the gateway uses, before their checks.
-struct Attributes<'a> {
-    specversion: Cow<'a, str>,
-    id: Cow<'a, str>,
-    source: Cow<'a, str>,
-    kind: Cow<'a, str>,
-    time: Option<Cow<'a, str>>,
-    subject: Option<Cow<'a, str>>,
-    content_type: Option<Cow<'a, str>>,
-    trace_parent: Option<Cow<'a, str>>,
-}
-
-impl<'a> Attributes<'a> {
-    fn check(self, place: &str, payload: Cow<'a, [u8]>) -> Result<ParsedEvent<'a>, Refusal> {
-        if self.specversion != "1.0" {
-            let written = self.specversion.escape_debug();
-            return Err(bad_request(format!(
-                "{place}specversion: \"{written:.20}\" is not supported; expected \"1.0\""
-            )));
-        }
-        let time = self.time.map(|text| {
-            Timestamp::parse(&text).ok_or_else(|| {
-                bad_request(format!("{place}time: is no time; expected RFC 3339 such as 2026-11-23T08:00:00Z"))
-            })
-        });
-        let optional = |name, value: Option<Cow<'a, str>>, bytes_max| {
-            value.map(|value| checked(place, name, value, bytes_max)).transpose()
-        };
-        Ok(ParsedEvent {
-            cloud: Some((
-                checked(place, "type", self.kind, TYPE_BYTES_MAX)?,
-                checked(place, "source", self.source, SOURCE_BYTES_MAX)?,
-            )),
-            id: Some(checked(place, "id", self.id, ID_BYTES_MAX)?),
-            time: time.transpose()?,
-            subject: optional("subject", self.subject, KEY_BYTES_MAX)?,
-            trace_parent: optional("traceparent", self.trace_parent, 128)?,
-            content_type: optional("datacontenttype", self.content_type, MEDIA_TYPE_BYTES_MAX)?,
-            payload,
-        })
-    }
-}
-
-/// Checks an attribute as CloudEvents require.
-fn checked<'a>(place: &str, name: &str, text: Cow<'a, str>, bytes_max: usize) -> Result<Cow<'a, str>, Refusal> {
-    match text::check(&text, bytes_max) {
-        Ok(()) => Ok(text),
-        Err(bad) => Err(bad_request(format!("{place}{name}: {bad}"))),
     }
 }
 

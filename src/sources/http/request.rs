@@ -306,7 +306,7 @@ fn submission<'e>(event: &'e ParsedEvent<'_>, route: &'e Route, arrived: Timesta
         id: event.id.as_deref(),
         time: event.time,
         key: event.subject.as_deref(),
-        exchange: None,
+        ..EventMetadata::default()
     };
     Submission { metadata, ..Submission::new(route, &event.payload, arrived) }
 }

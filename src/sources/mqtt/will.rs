@@ -85,6 +85,7 @@ impl Will {
         let metadata = EventMetadata {
             trace_parent: message.trace_parent.as_deref(),
             content_type: message.content_type.as_deref(),
+            properties: Some(&[]),
             ..EventMetadata::default()
         };
         let arrived = Timestamp::from(clock::wall());

@@ -57,6 +57,8 @@ impl Verdict {
 pub(super) struct QueuedPublish {
     pub route: Arc<Route>,
     pub payload: Vec<u8>,
+    /// The block of properties.
+    pub properties: Vec<u8>,
     pub trace_parent: Option<String>,
     pub content_type: Option<String>,
     pub publish: ReceivedPublish,

@@ -69,6 +69,7 @@ impl Inbound {
             let metadata = EventMetadata {
                 trace_parent: publish.trace_parent,
                 content_type: publish.content_type,
+                properties: Some(publish.properties),
                 exchange: is_qos2.then_some((self.session.number, publish.packet_id)),
                 ..EventMetadata::default()
             };
@@ -127,7 +128,7 @@ impl Inbound {
         if self.queued.is_empty() {
             self.unacknowledged.push_back(Unacknowledged { answer: Answer::Refused(code), publish });
         } else {
-            let (payload, trace_parent, content_type) = (Vec::new(), None, None);
+            let (payload, properties, trace_parent, content_type) = (Vec::new(), Vec::new(), None, None);
             let bytes = QUEUED_PUBLISH_BYTES + route.bytes();
             self.memory.reserve(bytes)?;
             self.queued_bytes += bytes;
@@ -135,6 +136,7 @@ impl Inbound {
             self.queued.push_back(QueuedPublish {
                 route,
                 payload,
+                properties,
                 trace_parent,
                 content_type,
                 publish,
@@ -212,13 +214,14 @@ impl Inbound {
     ) -> Result<(), Fault> {
         let texts = [publish.trace_parent, publish.content_type].into_iter().flatten().map(str::len).sum::<usize>();
         // The route may not be in the cache.
-        let reason = verdict.reason().map_or(0, str::len);
-        let bytes = QUEUED_PUBLISH_BYTES + publish.payload.len() + texts + route.bytes() + reason;
+        let texts = texts + publish.properties.len() + verdict.reason().map_or(0, str::len);
+        let bytes = QUEUED_PUBLISH_BYTES + publish.payload.len() + texts + route.bytes();
         self.memory.reserve(bytes)?;
         self.queued_bytes += bytes;
         self.queued.push_back(QueuedPublish {
             route,
             payload: publish.payload.to_vec(),
+            properties: publish.properties.to_vec(),
             trace_parent: publish.trace_parent.map(str::to_owned),
             content_type: publish.content_type.map(str::to_owned),
             publish: received,
@@ -355,6 +358,7 @@ impl Inbound {
             let metadata = EventMetadata {
                 trace_parent: queued.trace_parent.as_deref(),
                 content_type: queued.content_type.as_deref(),
+                properties: Some(&queued.properties),
                 exchange: queued.publish.is_qos2.then_some((self.session.number, queued.publish.packet_id)),
                 ..EventMetadata::default()
             };
