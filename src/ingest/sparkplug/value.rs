@@ -159,7 +159,10 @@ pub(super) fn push_scalar(
         (BOOLEAN, Scalar::Boolean(value)) => out.raw(if value { "true" } else { "false" }),
         (STRING | 14 | 15, Scalar::Text(text)) => out.text(text),
         (17 | 18, Scalar::Bytes(bytes)) => out.base64(bytes),
-        (22..=34, Scalar::Bytes(bytes)) => push_array(out, datatype, bytes)?,
+        (22..=34, Scalar::Bytes(bytes)) => {
+            push_array(out, datatype, bytes)?;
+            return Ok(nonfinite_in(datatype, bytes));
+        }
         _ => return Err(Mismatch),
     }
     Ok(None)
@@ -205,11 +208,26 @@ fn push_float(out: &mut Output, number: f64, text: &str) -> Option<&'static str>
         return None;
     }
     out.raw("null");
-    Some(match number {
-        number if number.is_nan() => "NaN",
-        number if number > 0.0 => "Infinity",
-        _ => "-Infinity",
-    })
+    nonfinite(number)
+}
+
+/// Name of a number that JSON cannot represent.
+fn nonfinite(number: f64) -> Option<&'static str> {
+    match number {
+        number if number.is_finite() => None,
+        number if number.is_nan() => Some("NaN"),
+        number if number > 0.0 => Some("Infinity"),
+        _ => Some("-Infinity"),
+    }
+}
+
+/// Name of the first such number of an array, whose place is `null`.
+fn nonfinite_in(datatype: u32, bytes: &[u8]) -> Option<&'static str> {
+    match datatype {
+        30 => bytes.as_chunks::<4>().0.iter().find_map(|item| nonfinite(f32::from_le_bytes(*item).into())),
+        31 => bytes.as_chunks::<8>().0.iter().find_map(|item| nonfinite(f64::from_le_bytes(*item))),
+        _ => None,
+    }
 }
 
 /// Appends an array. Arrays are packed, little-endian (Sparkplug B 3.0, section 6.4.17). Stops when the output is full.
@@ -323,6 +341,16 @@ mod tests {
             assert_eq!(push_scalar(&mut out, DOUBLE, Scalar::Double(number)), Ok(Some(name)));
             assert_eq!(out.whole().as_deref(), Some(&b"null"[..]));
         }
+    }
+
+    #[test]
+    fn an_array_names_the_first_number_that_json_does_not_have() {
+        let bytes = [1.0_f64, f64::NEG_INFINITY, f64::NAN].map(f64::to_le_bytes).concat();
+        let mut out = Output::new(0, 100);
+        assert_eq!(push_scalar(&mut out, 31, Scalar::Bytes(&bytes)), Ok(Some("-Infinity")));
+        assert_eq!(out.whole().as_deref(), Some(&b"[1.0,null,null]"[..]));
+        assert_eq!(nonfinite_in(30, &f32::NAN.to_le_bytes()), Some("NaN"));
+        assert_eq!(nonfinite_in(23, &[0xFF, 0xFF]), None);
     }
 
     #[test]
