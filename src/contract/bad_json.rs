@@ -44,7 +44,8 @@ impl BadJson {
         if let Some((_, cause)) = STARTS.iter().find(|(start, _)| text.starts_with(start)) {
             return place(cause);
         }
-        if matches!(text, [0, _, ..] | [_, 0, ..]) && text.len() > 2 {
+        let zeros = text.first_chunk::<4>().map(|start| start.map(|byte| byte == 0));
+        if matches!(zeros, Some([false, true, false, true] | [true, false, true, false])) {
             return place("the text is UTF-16; JSON is UTF-8");
         }
         let (line, column) = (error.line(), error.column());
