@@ -272,7 +272,7 @@ fn the_program_understands_every_example() {
                 check(HEAD, &[("contracts/a.toml", block)])
             } else if block.starts_with("match = ") {
                 check(HEAD, &[("contracts/a.toml", &format!("{contract}{block}"))])
-            } else if block.starts_with("keep = ") {
+            } else if block.starts_with("keep = ") || block.starts_with("[properties]") {
                 let all = "match = { source = \"mqtt\", topic = \"#\" }\n";
                 check(HEAD, &[("contracts/a.toml", &format!("{contract}{all}{block}"))])
             } else {

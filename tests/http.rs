@@ -309,7 +309,11 @@ fn what_cannot_be_taken_gets_the_status_and_the_reason_that_fit() {
     check(&post("/events/erp", &ce, b"{}"), 400, &["ce-id: is no UTF-8"]);
     // One wrong event of a batch: none is taken, and the answer says which it is.
     let batch = format!("[{},{}]", order("1", "1"), order("2", "2").replace("specversion", "spec"));
-    check(&post("/events/erp", &[BATCH], batch.as_bytes()), 400, &["event 1: missing field `specversion`"]);
+    check(
+        &post("/events/erp", &[BATCH], batch.as_bytes()),
+        400,
+        &["event 1: no CloudEvent: missing field `specversion`"],
+    );
     check(&post("/events/erp", &[BATCH], order("1", "1").as_bytes()), 400, &["no batch"]);
     // Sizes: told before the body is sent, found while it comes, and of each payload in an envelope.
     let large = vec![b' '; 2000];

@@ -198,7 +198,7 @@ fn goodbye_codes_are_of_the_table(bed: &Bed) {
     let faults = [
         publish(true, 1, 1, "a/#", &[], b"x"),
         publish(true, 1, 1, "a", &[0x23, 0xFF, 0xFF], b"x"),
-        vec![0x30, 0xFF, 0xFF, 0xFF, 0x7F],
+        vec![0x82, 0xFF, 0xFF, 0xFF, 0x7F],
         vec![0x00, 0],
         packet(0xF0, &[]),
     ];
