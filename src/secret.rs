@@ -92,15 +92,47 @@ impl Secret {
         found.map_err(|reason| Unreadable { place: place.to_owned(), reason })
     }
 
+    /// Reads a secret that is text, such as PEM; refuses text in UTF-16. Blocks the thread.
+    pub fn read_text(place: &Path) -> Result<Self, Unreadable> {
+        let read = Self::read(place)?;
+        match read.is_utf16() {
+            true => Err(Unreadable { place: place.to_owned(), reason: UTF16.to_owned() }),
+            false => Ok(read),
+        }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// Returns the secret as text, without the line end that editors add; `None` if it is not UTF-8.
     pub fn line(&self) -> Option<&str> {
-        Some(std::str::from_utf8(&self.0).ok()?.trim_end_matches(['\r', '\n']))
+        Some(self.text().ok()?.trim_end_matches(['\r', '\n']))
+    }
+
+    /// The bytes without a byte order mark, for formats that are read as bytes.
+    pub fn unmarked(&self) -> &[u8] {
+        self.0.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.0)
+    }
+
+    /// Returns the secret as text, without a byte order mark. The error says what it is instead, and what to do.
+    pub fn text(&self) -> Result<&str, &'static str> {
+        if self.is_utf16() {
+            return Err(UTF16);
+        }
+        std::str::from_utf8(self.unmarked()).map_err(|_| "it is no text in UTF-8; save it as UTF-8")
+    }
+
+    /// Whether it is text in UTF-16, by its byte order mark.
+    fn is_utf16(&self) -> bool {
+        self.0.starts_with(b"\xFF\xFE") || self.0.starts_with(b"\xFE\xFF")
     }
 }
+
+/// The mark that some editors write at the start of a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+/// What a file in UTF-16 is, and what to do.
+const UTF16: &str = "it is text in UTF-16; save it as UTF-8 (Notepad: Save as, Encoding, UTF-8)";
 
 fn variable(name: &str) -> Result<Secret, String> {
     match std::env::var_os(name) {
@@ -169,6 +201,16 @@ mod tests {
         assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "Secret Some(Secret)");
         assert_eq!(secret.line(), Some("sesame"));
         assert_eq!(Secret::from(vec![0xFF]).line(), None);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_text() {
+        let text = |bytes: &[u8]| Secret::from(bytes.to_vec()).text().map(str::to_owned);
+        assert_eq!(text("\u{feff}sesame\r\n".as_bytes()), Ok("sesame\r\n".to_owned()));
+        assert_eq!(Secret::from("\u{feff}sesame\n".as_bytes().to_vec()).line(), Some("sesame"));
+        assert!(text(b"\xff\xfes\x00").expect_err("UTF-16").contains("UTF-16"));
+        assert!(text(b"\xfe\xff\x00s").expect_err("UTF-16").contains("UTF-16"));
+        assert!(text(b"s\xe9same").expect_err("Latin-1").contains("UTF-8"));
     }
 
     #[test]

@@ -29,9 +29,9 @@ impl BadSecrets {
 pub(super) fn load<T>(file: &Path, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, BadSecrets> {
     let read =
         Secret::read(file).map_err(|error| BadSecrets::whole(file, format!("cannot be read: {}", error.reason)))?;
-    match std::str::from_utf8(read.bytes()) {
+    match read.text() {
         Ok(text) => parse(file, text, entry),
-        Err(_) => Err(BadSecrets::whole(file, "cannot be read: it is not UTF-8 text")),
+        Err(why) => Err(BadSecrets::whole(file, format!("cannot be read: {why}"))),
     }
 }
 

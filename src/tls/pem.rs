@@ -30,8 +30,8 @@ pub(super) fn unusable(file: &Path, reason: impl Into<String>) -> TlsError {
 
 /// Reads all items of a type from a PEM file; at least one. `what` names the type, `begin` is its PEM label.
 pub(super) fn pem<T: PemObject>(file: &Path, what: &str, begin: &str) -> Result<Vec<T>, TlsError> {
-    let read = Secret::read(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
-    let found: Result<Vec<_>, _> = T::pem_slice_iter(read.bytes()).collect();
+    let read = Secret::read_text(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
+    let found: Result<Vec<_>, _> = T::pem_slice_iter(read.unmarked()).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(unusable(file, format!("holds no {what}; expected PEM with BEGIN {begin}"))),
@@ -44,7 +44,7 @@ pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 pub(super) fn private_key(file: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, TlsError> {
-    let pem = Secret::read(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
+    let pem = Secret::read_text(file).map_err(|error| unusable(file, format!("cannot be read: {}", error.reason)))?;
     key_of_pem(pem.line().unwrap_or_default()).map_err(|reason| unusable(file, reason))
 }
 
@@ -84,6 +84,24 @@ fn key_of_pem(text: &str) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
 mod tests {
     use super::*;
     use rcgen::KeyPair;
+
+    #[test]
+    fn a_byte_order_mark_before_a_certificate_or_key_does_no_harm_and_utf_16_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("gw.pem");
+        let pair = KeyPair::generate().expect("key");
+        let params = rcgen::CertificateParams::new(vec!["gw-01".to_owned()]).expect("parameters");
+        let both = params.self_signed(&pair).expect("certificate").pem() + &pair.serialize_pem();
+        std::fs::write(&file, format!("\u{feff}{both}")).expect("written");
+        assert_eq!(certificates(&file).expect("reads").len(), 1);
+        assert!(private_key(&file).is_ok());
+        let wide: Vec<u8> = both.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&file, [&b"\xff\xfe"[..], &wide].concat()).expect("written");
+        let errors = [certificates(&file).map(drop), private_key(&file).map(drop)];
+        for error in errors.map(|read| read.expect_err("UTF-16").to_string()) {
+            assert!(error.contains("gw.pem: cannot be read: it is text in UTF-16"), "{error}");
+        }
+    }
 
     #[test]
     fn keys_are_read_in_each_form_or_refused_with_a_word() {

@@ -79,7 +79,7 @@ impl Config {
 
 fn read_token(file: &Path) -> Result<Zeroizing<String>, String> {
     let read = Secret::read(file).map_err(|error| error.to_string())?;
-    let token = read.line().unwrap_or_default().trim();
+    let token = read.text().map_err(|why| format!("{} cannot be used: {why}", file.display()))?.trim();
     let is_good = token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if token.len() < TOKEN_CHARS_MIN || !is_good {
         return Err(format!(
