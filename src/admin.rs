@@ -16,6 +16,7 @@ mod letters;
 mod lists;
 mod metrics;
 mod monitoring;
+mod odoo;
 mod operations;
 mod reload;
 mod replay;

@@ -107,12 +107,13 @@ impl Config {
         seal::check_journal(&raw, &mut found);
         seal::check_folders(&raw, &socket, &mut found);
         let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
-        let loaded = Contracts::load(&raw.contracts, &names, &lane_names, !mask_key.bytes().is_empty());
+        let loaded = Contracts::load(&raw.contracts, &names, &lane_names, !mask_key.bytes().is_empty(), &raw.enable);
         let (contracts, contract_warnings) = loaded.unwrap_or_else(|problems| {
             problems.into_iter().for_each(|problem| found.add(problem));
             Default::default()
         });
         parts::check_watch(&raw, &contracts, &mut found);
+        parts::check_enabled(&raw, &contracts, &mut found);
         lanes::check_order(&sending, &contracts, &mut found);
         if found.is_acceptable() {
             parts::warn_of_gaps(&raw, &contracts, &mut found);

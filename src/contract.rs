@@ -29,4 +29,6 @@ pub use folder::{Contracts, Sender, TopicMatch};
 pub use json::{Pointer, Tree, on_one_line, push_json_string};
 pub use publication::Publication;
 pub use render::{Renderer, Rendering, STRUCTURED};
-pub use terms::{Accepts, Decode, GatewayNames, ID_BYTES_MAX, KEY_BYTES_MAX, Mode, OnViolation, Order, SourceKind};
+pub use terms::{
+    Accepts, Classification, Decode, GatewayNames, ID_BYTES_MAX, KEY_BYTES_MAX, Mode, OnViolation, Order, SourceKind,
+};

@@ -3,27 +3,33 @@
 //!
 //! Promise: a call returns its result or an error that says what to do; an error contains no traceback and no secret.
 //! Invariants:
-//! - arguments are passed by name only, so that both protocols behave alike;
-//! - at most two calls are in progress at once, and the client repeats none.
+//! - arguments are passed by name, so that both protocols behave alike. Over `/jsonrpc` a domain is passed by position:
+//!   its name differs between versions;
+//! - at most two calls are in progress at once, and the client repeats none;
+//! - after a `Retry-After` the client sends nothing until the pause is over, whoever calls.
 //!
 //! Not here: which records are read, and why (`sources`, `watch`).
 
+mod account;
 mod error;
 mod http;
+mod repair;
 
-pub use error::{Class, OdooError, Refusal};
+pub use account::Account;
+pub use error::{Class, OdooError, RETRY_AFTER_MAX, Refusal};
+pub use repair::impossible;
 
 use crate::clock;
 use crate::event::Timestamp;
 use crate::secret::Secret;
 use crate::tls::{ClientFiles, TlsError};
-use error::{from_body, from_page};
+use error::{Page, from_body};
 use http::{Address, Server};
 use hyper::header::{self, HeaderName};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -47,12 +53,24 @@ const VERSION_MIN: u32 = 14;
 /// From this version on `has_group` is called on the record of a user; before, it concerned the caller only.
 const VERSION_HAS_GROUP_ON_RECORD: u32 = 18;
 
+/// Age at which the client logs in again. Odoo may have been upgraded, or the account may have got or lost rights.
+const SESSION_AGE_MAX: Duration = Duration::from_secs(600);
+
+/// The protocol of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// JSON-2: one path per method; 19 and later.
     Json2,
     /// JSON-RPC: one path for all methods; every version, deprecated from 19 on.
     JsonRpc,
+}
+
+/// A method of a model, called on the records `ids` if given.
+struct Call<'a> {
+    model: &'a str,
+    method: &'a str,
+    ids: Option<&'a [i64]>,
+    arguments: Map<String, Value>,
 }
 
 /// Version and protocol of an Odoo, and the gateway's account in it.
@@ -62,6 +80,7 @@ pub struct Session {
     pub version: u32,
     /// The version as text, such as `19.0`.
     pub version_text: String,
+    /// The protocol of calls.
     pub protocol: Protocol,
     /// User id of the account.
     pub user_id: i64,
@@ -86,18 +105,12 @@ pub struct Client {
     server: Server,
     /// The key, as read at the start of the session.
     key: Mutex<Zeroizing<String>>,
-    /// The session; `None` before the first call and after a refused login.
-    session: Mutex<Option<Session>>,
+    /// The session and the time of its login; `None` before the first call and after a refused login.
+    session: Mutex<Option<(Session, Instant)>>,
     probing: tokio::sync::Mutex<()>,
     calls: Semaphore,
-}
-
-/// A method of a model, called on the records `ids` if given.
-struct Call<'a> {
-    model: &'a str,
-    method: &'a str,
-    ids: Option<&'a [i64]>,
-    arguments: Map<String, Value>,
+    /// The end of the pause that the server has asked for, if it is not over.
+    hold: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -123,9 +136,11 @@ impl Client {
             session: Mutex::new(None),
             probing: tokio::sync::Mutex::new(()),
             calls: Semaphore::new(CALLS_AT_ONCE),
+            hold: Mutex::new(None),
         })
     }
 
+    /// Name of the database.
     pub fn database(&self) -> &str {
         &self.config.database
     }
@@ -159,12 +174,14 @@ impl Client {
             Err(OdooError::Refused { .. }) => false,
             Err(error) => return Err(error),
         };
-        *self.session.lock() = Some(session.clone());
+        *self.session.lock() = Some((session.clone(), clock::instant()));
         Ok(session)
     }
 
     fn known(&self) -> Option<Session> {
-        self.session.lock().clone()
+        let known = self.session.lock();
+        let (session, since) = known.as_ref()?;
+        (clock::instant().duration_since(*since) < SESSION_AGE_MAX).then(|| session.clone())
     }
 
     /// Ends the session; the next call logs in again.
@@ -199,8 +216,14 @@ impl Client {
             Protocol::Json2 => self.json2(&call, ids, arguments).await,
             Protocol::JsonRpc => {
                 let key = self.key();
-                let on: Value = ids.map_or_else(|| json!([]), |ids| json!([ids]));
-                let arguments = json!([self.config.database, session.user_id, *key, model, method, on, arguments]);
+                let mut arguments = arguments;
+                let first = match ids {
+                    Some(ids) => Some(json!(ids)),
+                    // 14 to 16 call it `args` in some methods.
+                    None => arguments.remove("domain"),
+                };
+                let first: Vec<Value> = first.into_iter().collect();
+                let arguments = json!([self.config.database, session.user_id, *key, model, method, first, arguments]);
                 self.jsonrpc("object", "execute_kw", arguments, &call).await
             }
         };
@@ -228,14 +251,13 @@ impl Client {
             (header::CONTENT_TYPE, "application/json; charset=utf-8"),
         ];
         let body = Value::Object(arguments).to_string().into_bytes();
-        let answer = self.server.exchange(&format!("/json/2/{call}"), &headers, Some(body)).await?;
-        let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
-        match value {
-            Some(value) if answer.status.is_success() => {
+        let answer = self.exchange(&format!("/json/2/{call}"), &headers, Some(body)).await?;
+        match repair::parse(&answer.body) {
+            Ok(value) if answer.status.is_success() => {
                 Ok(Answer { value, server_time: answer.server_time, took: Duration::ZERO })
             }
-            Some(body) if body.get("name").is_some() => Err(from_body(&body, call)),
-            _ => Err(from_page(answer.status, answer.is_page, &self.config.database, call)),
+            Ok(body) if body.get("name").is_some() => Err(from_body(&body, call)),
+            parsed => Err(self.page(&answer, parsed.err(), call)),
         }
     }
 
@@ -245,9 +267,9 @@ impl Client {
             "params": {"service": service, "method": method, "args": arguments},
         });
         let headers = [(header::CONTENT_TYPE, "application/json")];
-        let answer = self.server.exchange("/jsonrpc", &headers, Some(body.to_string().into_bytes())).await?;
-        let page = || from_page(answer.status, answer.is_page, &self.config.database, call);
-        let mut body: Value = serde_json::from_slice(&answer.body).map_err(|_| page())?;
+        let answer = self.exchange("/jsonrpc", &headers, Some(body.to_string().into_bytes())).await?;
+        let mut body = repair::parse(&answer.body).map_err(|why| self.page(&answer, Some(why), call))?;
+        let page = || self.page(&answer, None, call);
         if let Some(error) = body.get("error") {
             return Err(error.get("data").map_or_else(page, |data| from_body(data, call)));
         }
@@ -262,11 +284,51 @@ impl Client {
         }
     }
 
+    /// Sends a request, unless the server has asked for a pause; notes the pause that it asks for.
+    async fn exchange(
+        &self,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<http::Answer, OdooError> {
+        let remaining = self.hold.lock().and_then(|end| end.checked_duration_since(clock::instant()));
+        if let Some(remaining) = remaining.filter(|remaining| !remaining.is_zero()) {
+            let until = Timestamp::from(clock::wall() + remaining).to_string();
+            return Err(OdooError::Busy {
+                // Without the seconds that remain, the text is the same at each attempt.
+                message: format!(
+                    "the server asks for no call before {}Z (Retry-After)",
+                    until.get(..16).unwrap_or(&until)
+                ),
+                pause: Some(remaining),
+            });
+        }
+        let answer = self.server.exchange(path, headers, body).await?;
+        if let Some(pause) = answer.pause {
+            *self.hold.lock() = Some(clock::instant() + pause);
+        }
+        Ok(answer)
+    }
+
+    /// The error of an answer that is no result and no error of Odoo. `damage` says why it is no JSON.
+    fn page(&self, answer: &http::Answer, damage: Option<String>, call: &str) -> OdooError {
+        let page = Page {
+            status: answer.status,
+            is_html: answer.is_html,
+            damage: damage.filter(|_| answer.is_json && !answer.is_html),
+            location: answer.location.as_deref(),
+            pause: answer.pause,
+            database: &self.config.database,
+            call,
+        };
+        page.error()
+    }
+
     /// Returns protocol and version. Odoo 19 and later answers at `/json/version`; older versions, and newer ones whose
     /// proxy blocks that path, answer at `/jsonrpc`.
     async fn probe(&self) -> Result<(Protocol, u32, String), OdooError> {
-        let answer = self.server.exchange("/json/version", &[], None).await?;
-        let found: Option<Value> = serde_json::from_slice(&answer.body).ok();
+        let answer = self.exchange("/json/version", &[], None).await?;
+        let found = repair::parse(&answer.body).ok();
         let (protocol, info, text) = match found {
             Some(found) if answer.status.is_success() => {
                 (Protocol::Json2, found["version_info"].clone(), found["version"].clone())
@@ -275,7 +337,7 @@ impl Client {
                 let answer = self.jsonrpc("common", "version", json!([]), "version").await?.value;
                 (Protocol::JsonRpc, answer["server_version_info"].clone(), answer["server_version"].clone())
             }
-            _ => return Err(from_page(answer.status, answer.is_page, &self.config.database, "version")),
+            _ => return Err(self.page(&answer, None, "version")),
         };
         // Odoo Online has versions such as `saas~18`.
         let major = match &info[0] {
@@ -318,12 +380,24 @@ impl Client {
 /// Reads an API key from a file with one line.
 fn read_key(file: &Path) -> Result<Zeroizing<String>, String> {
     let read = Secret::read(file).map_err(|error| format!("key_file {error}"))?;
-    let key = read.line().unwrap_or_default().trim();
-    if key.is_empty() || key.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
-        return Err(format!("key_file {} holds no key; expected one line, the API key of the account", file.display()));
+    let wrong = |what: &str| format!("key_file {} {what}", file.display());
+    let text = read.text().map_err(|why| wrong(&format!("cannot be used: {why}")))?;
+    // What a word processor or a web page adds at the ends is no part of the key.
+    let key = text.trim_matches(|letter: char| letter.is_whitespace() || INVISIBLE.contains(&letter));
+    if let Some((at, letter)) = key.char_indices().find(|(_, letter)| !letter.is_ascii_graphic()) {
+        let place = format!("holds U+{:04X} as letter {}; ", u32::from(letter), key[..at].chars().count() + 1);
+        return Err(wrong(&format!("{place}expected one line, the API key of the account, without spaces")));
+    }
+    if key.is_empty() {
+        return Err(wrong("holds no key; expected one line, the API key of the account"));
     }
     Ok(Zeroizing::new(key.to_owned()))
 }
+
+/// Characters without a shape that come along when a key is copied: zero-width space and joiners, word joiner, byte
+/// order mark, soft hyphen, direction marks.
+const INVISIBLE: [char; 8] =
+    ['\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}', '\u{feff}', '\u{ad}', '\u{200e}', '\u{200f}'];
 
 /// Parses a time in Odoo's format, such as `2026-11-23 03:18:40`, in UTC.
 pub fn read_time(text: &str) -> Option<Timestamp> {
@@ -339,6 +413,31 @@ pub fn write_time(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn invisible_bytes_around_a_key_are_cut_off_and_those_within_are_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("odoo.key");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).expect("written");
+            read_key(&file).map(|key| key.to_string())
+        };
+        for text in ["0123abc", "\u{feff}0123abc\r\n", " 0123abc\u{a0}\u{200b}\n\n", "\u{ad}0123abc\u{200f}"] {
+            assert_eq!(read(text.as_bytes()), Ok("0123abc".to_owned()), "{text:?}");
+        }
+        for (bytes, words) in [
+            ("0123\u{200b}abc".as_bytes(), "U+200B as letter 5"),
+            (b"0123 abc", "U+0020 as letter 5"),
+            (b"0123\nabc", "U+000A as letter 5"),
+            (b"\xff\xfe0\x001\x00", "UTF-16"),
+            (b"0\x001\x002\x00", "U+0000"),
+            (b"012\xe9", "UTF-8"),
+            (b" \r\n", "holds no key"),
+        ] {
+            let error = read(bytes).expect_err("no key");
+            assert!(error.contains(words) && error.contains("odoo.key") && !error.contains("0123"), "{error}");
+        }
+    }
 
     #[test]
     fn times_go_back_and_forth_in_whole_seconds() {

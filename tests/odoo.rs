@@ -4,11 +4,17 @@
 //! gives; `tests/run --odoo` drives the real one (`odoo/real.rs`).
 
 pub mod fake;
+mod faults;
 mod front;
+mod hinted;
+mod languages;
 mod lasting;
+mod learning;
 mod real;
+mod reconciling;
 mod secured;
 mod trouble;
+mod versions;
 mod watching;
 
 use crate::common::broker::{Arrived, Collector, Mosquitto};
@@ -312,5 +318,8 @@ fn a_hint_is_answered_at_once_and_read_at_once() {
     assert_eq!(Client::dial(address).post(path, &[], b"<html>").status, 400);
     let printed = plant.gateway.command(&["odoo", "webhook", "--print", "CONFIG"]);
     let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
-    assert!(printed.contains("Automation Rules") && printed.contains(&format!("http://{address}{path}")), "{printed}");
+    assert!(
+        printed.contains("automation rules for mrp.production") && printed.contains(&format!("http://{address}{path}")),
+        "{printed}"
+    );
 }

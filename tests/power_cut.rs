@@ -46,6 +46,7 @@ pub fn publication() -> Publication {
         mask: vec![],
         key: "{machine}".into(),
         owner: "tests".into(),
+        classification: None,
     }
 }
 

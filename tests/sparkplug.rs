@@ -485,8 +485,13 @@ fn a_birth_is_acknowledged_only_once_what_it_declares_is_on_the_disk() {
         gateway: "gw".into(),
         namespace: "com.example".into(),
     };
-    let loaded =
-        Contracts::load(&gateway.folder.join("contracts"), &around, &["critical".into(), "standard".into()], false);
+    let loaded = Contracts::load(
+        &gateway.folder.join("contracts"),
+        &around,
+        &["critical".into(), "standard".into()],
+        false,
+        &[],
+    );
     let (contracts, _) = loaded.expect("good contracts");
     let disk = FaultDisk::default();
     let journal = Arc::new(open_with(&disk, &config()).expect("opens"));

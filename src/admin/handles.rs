@@ -14,6 +14,7 @@ use crate::memory::Budget;
 use crate::security::Security;
 use crate::sources;
 use crate::sources::mqtt::Devices;
+use crate::sources::odoo::Mirrors;
 use crate::survival::Survival;
 use crate::timekeeper::Timekeeper;
 use crate::tls::{CertificateFile, RevocationFile};
@@ -48,6 +49,8 @@ pub struct Handles {
     pub timekeeper: Arc<Timekeeper>,
     pub monitoring: MonitoringState,
     pub budget: Arc<Budget>,
+    /// The known records of the Odoo sources.
+    pub mirrors: Mirrors,
 }
 
 /// A running source, as status and metrics show it.

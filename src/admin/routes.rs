@@ -5,7 +5,7 @@
 use super::caller::Caller;
 use super::letters::{self, LetterAction};
 use super::request::{ApiResult, CommandRequest, Query, json, refuse};
-use super::{clock, journal, lists, monitoring, operations, replay, tail};
+use super::{clock, journal, lists, monitoring, odoo, operations, replay, tail};
 use crate::api::{VERSION, VERSION_HEADER};
 use crate::contract::Sender;
 use crate::http::{self, Reply};
@@ -71,6 +71,7 @@ async fn change(request: CommandRequest, method: &Method, path: &[&str], body: I
         ("POST", ["journal", "export"]) => journal::export(request, body).await,
         ("POST", ["journal", "verify"]) => journal::verify(request).await,
         ("POST", ["journal", "backup"]) => journal::backup(request, body).await,
+        ("POST", ["odoo", "load"]) => odoo::load(request, body).await,
         ("POST", ["bundle"]) => operations::bundle(request).await,
         ("DELETE", ["destination", name]) => operations::drop_destination(request, (*name).to_owned()).await,
         _ => return None,

@@ -20,6 +20,32 @@ pub struct ReloadAnswer {
     pub problems: Vec<String>,
 }
 
+/// Selects what Odoo sources load again; without a field, all.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OdooLoadRequest {
+    /// Name of the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Model of the contracts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// The streams whose records are loaded again, each with the records that are known now.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct OdooLoadAnswer {
+    pub streams: Vec<OdooLoad>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OdooLoad {
+    pub source: String,
+    pub stream: String,
+    pub model: String,
+    /// Records that are known now.
+    pub records: u64,
+}
+
 /// An entry of the audit, as the journal stores it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AuditEntry {

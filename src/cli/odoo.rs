@@ -1,10 +1,12 @@
 //! `forebay odoo`: checks the rights of the account, and installs automations that notify the gateway of changes.
 
-use super::client::{DEFAULT_CONFIG, finished, json};
+use super::client::{At, DEFAULT_CONFIG, ask_with, finished, json, print};
 use super::secrets::read_secret;
 use super::table::table;
+use crate::api::{OdooLoadAnswer, OdooLoadRequest};
 use crate::config::Config;
 use crate::odoo::Client;
+use crate::setting::grouped;
 use crate::sources::SourceConfig;
 use crate::sources::odoo;
 use anyhow::{Context, anyhow, bail};
@@ -17,8 +19,43 @@ use std::process::ExitCode;
 pub(super) enum Command {
     /// Check for each Odoo source whether the account can read the records of the contracts
     Check(Check),
+    /// Load and report all records again, as after a restored backup of Odoo
+    Load(Load),
+    /// Print the rights that the account needs, as a file to import into Odoo
+    Account(Account),
     /// Manage automations in Odoo that notify the gateway of changes
     Webhook(Webhook),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Load {
+    /// Report each record once more, as `loaded`; what was missed meanwhile is reported too
+    #[arg(long, required = true)]
+    again: bool,
+    /// Only contracts of this model, such as mrp.production
+    #[arg(long)]
+    model: Option<String>,
+    /// Only the source of this name
+    #[arg(long)]
+    source: Option<String>,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Account {
+    /// Print the file to standard output, and what to do with it to standard error
+    #[arg(long, required = true)]
+    print: bool,
+    /// Configuration file
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Name of the source; required if there are several
+    #[arg(long)]
+    source: Option<String>,
+    /// Major version of that Odoo
+    #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(u32).range(14..))]
+    odoo: u32,
 }
 
 #[derive(Debug, Args)]
@@ -63,6 +100,8 @@ pub(super) struct Webhook {
 pub(super) fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(check) => run_check(check),
+        Command::Load(load) => run_load(load),
+        Command::Account(account) => run_account(account),
         Command::Webhook(webhook) => run_webhook(webhook),
     }
 }
@@ -101,12 +140,14 @@ fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
     let mut is_good = true;
     for source in chosen(&config, check.source.as_deref())? {
         let found = finished(odoo::check(source, &config.contracts))?;
-        is_good &= found.as_ref().is_ok_and(|(_, findings)| findings.iter().all(|finding| finding.problem.is_none()));
+        is_good &= found.as_ref().is_ok_and(|found| found.findings.iter().all(|finding| finding.problem.is_none()));
         if check.json {
             answers.push(match found {
-                Ok((session, findings)) => serde_json::json!({
-                    "source": source.name, "version": session.version_text, "administrator": session.is_administrator,
-                    "contracts": findings,
+                Ok(found) => serde_json::json!({
+                    "source": source.name, "version": found.session.version_text,
+                    "administrator": found.session.is_administrator, "language": found.account.language,
+                    "companies": found.account.companies, "key_expires": found.account.key_expires.map(|at| at.to_string()),
+                    "contracts": found.findings,
                 }),
                 Err(error) => serde_json::json!({"source": source.name, "problem": error.to_string()}),
             });
@@ -114,9 +155,9 @@ fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
         }
         match found {
             Err(error) => writeln!(out, "{}: {error}", source.name)?,
-            Ok((session, findings)) => {
-                writeln!(out, "{}: Odoo {}, database {}", source.name, session.version_text, source.database)?;
-                write!(out, "{}", shown(&findings, std::io::stdout().is_terminal()))?;
+            Ok(found) => {
+                writeln!(out, "{}", about(source, &found))?;
+                write!(out, "{}", shown(&found.findings, std::io::stdout().is_terminal()))?;
             }
         }
     }
@@ -124,6 +165,22 @@ fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
         writeln!(out, "{}", json(&answers)?)?;
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Version, database, and what the account sees, in one line.
+fn about(source: &odoo::Config, found: &odoo::Report) -> String {
+    let mut words = format!("{}: Odoo {}, database {}", source.name, found.session.version_text, source.database);
+    let companies: Vec<String> = found.account.companies.iter().map(ToString::to_string).collect();
+    if !companies.is_empty() {
+        words.push_str(&format!(", companies {}", companies.join(", ")));
+    }
+    if let Some(language) = source.language.as_ref().or(found.account.language.as_ref()) {
+        words.push_str(&format!(", names in {language}"));
+    }
+    if let Some(at) = found.account.key_expires.map(|at| at.to_string()) {
+        words.push_str(&format!(", the key expires on {}", at.get(..10).unwrap_or(&at)));
+    }
+    words
 }
 
 fn shown(findings: &[odoo::Finding], is_coloured: bool) -> String {
@@ -138,6 +195,7 @@ fn shown(findings: &[odoo::Finding], is_coloured: bool) -> String {
             if !finding.not_stored.is_empty() {
                 words.push(format!("not stored, so not read: {}", finding.not_stored.join(", ")));
             }
+            words.extend(finding.remarks.iter().cloned());
             if finding.may_write {
                 words.push("the account may also write this model, which is not needed".into());
             }
@@ -148,13 +206,55 @@ fn shown(findings: &[odoo::Finding], is_coloured: bool) -> String {
     table(&["STREAM", "MODEL", "READABLE", "REMARK"], &[], &rows, is_coloured)
 }
 
+fn run_load(load: &Load) -> anyhow::Result<ExitCode> {
+    let wanted = OdooLoadRequest { source: load.source.clone(), model: load.model.clone() };
+    let answer: OdooLoadAnswer = ask_with(&load.at, "/odoo/load", &wanted)?;
+    print(&load.at, &answer, |answer, is_coloured| {
+        let rows = answer
+            .streams
+            .iter()
+            .map(|one| vec![one.source.clone(), one.stream.clone(), one.model.clone(), grouped(one.records)]);
+        let rows: Vec<_> = rows.collect();
+        let shown = table(&["SOURCE", "STREAM", "MODEL", "RECORDS"], &[3], &rows, is_coloured);
+        format!("{shown}\nthese are loaded again; `forebay status` shows the progress")
+    })
+}
+
+fn run_account(account: &Account) -> anyhow::Result<ExitCode> {
+    let config = load(&account.config)?;
+    let sources = chosen(&config, account.source.as_deref())?;
+    let [source] = sources[..] else { bail!("there are several [[source.odoo]]; name one with --source") };
+    let rights = odoo::rights(source, &config.contracts, &config.surroundings.gateway, account.odoo);
+    write!(std::io::stdout(), "{}", rights.csv)?;
+    eprintln!(
+        "In Odoo, as an administrator with developer mode on:\n\
+         1. Settings > Users & Companies > Groups > Import records: this file. It makes the group \"{group}\".\n   \
+            If Odoo does not find a model, its module is not installed: disable the contract, and print the file again.\n\
+         2. Settings > Users & Companies > Users: an internal user for the gateway, with this group, the companies that\n   \
+            it reads, and no other right.\n\
+         3. Log in as this user; Preferences > Account Security > New API Key; save it as key_file.\n\
+         4. forebay odoo check",
+        group = rights.group
+    );
+    if !rights.left_out.is_empty() {
+        eprintln!("Left out, because not every Odoo {} has them: {}", account.odoo, rights.left_out.join(", "));
+    }
+    if !rights.unknown_links.is_empty() {
+        eprintln!(
+            "Add the models that these links lead to, if events are to have the fields of linked records: {}",
+            rights.unknown_links.join(", ")
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
     let config = load(&webhook.config)?;
     let sources = chosen(&config, webhook.source.as_deref())?;
     let [source] = sources[..] else { bail!("there are several [[source.odoo]]; name one with --source") };
-    let plans = odoo::plans(source, &config.contracts, &config.surroundings.gateway).map_err(anyhow::Error::msg)?;
+    let plan = odoo::plan(source, &config.contracts, &config.surroundings.gateway).map_err(anyhow::Error::msg)?;
     if webhook.print {
-        write!(std::io::stdout(), "{}", odoo::steps(&plans))?;
+        write!(std::io::stdout(), "{}", odoo::steps(&plan))?;
         return Ok(ExitCode::SUCCESS);
     }
     // The client reads the key from a file: a temporary one with mode 0600, deleted at the end.
@@ -175,11 +275,13 @@ fn run_webhook(webhook: &Webhook) -> anyhow::Result<ExitCode> {
     })
     .map_err(anyhow::Error::msg)?;
     if webhook.install {
-        let count = finished(odoo::install(&client, &plans))?
+        let own = source.client().map_err(anyhow::Error::msg)?;
+        let reader = finished(own.session())?.context("the gateway's own account could not log in")?.user_id;
+        let count = finished(odoo::install(&client, &plan, reader))?
             .context("could not install the automations; the key of an administrator is needed")?;
         writeln!(std::io::stdout(), "{count} automations are installed; the key was used once and is not stored")?;
     } else {
-        let count = finished(odoo::remove(&client, &plans))?
+        let count = finished(odoo::remove(&client, &plan))?
             .context("could not remove the automations; the key of an administrator is needed")?;
         writeln!(std::io::stdout(), "{count} automations are removed; the key was used once and is not stored")?;
     }

@@ -25,6 +25,9 @@ pub(super) struct File {
     pub data_dir: PathBuf,
     #[serde(default = "contracts")]
     pub contracts: PathBuf,
+    /// Streams whose contracts are used although their files disable them.
+    #[serde(default)]
+    pub enable: Vec<String>,
     pub socket: Option<PathBuf>,
     pub mask_key: Option<PathBuf>,
     #[serde(default)]

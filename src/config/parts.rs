@@ -133,12 +133,32 @@ pub(super) fn check_watch(raw: &File, contracts: &Contracts, found: &mut Finding
             format!("no contract declares {}; copy config/contracts/watch into contracts", lacking.join(", "));
         found.problem("watch", message);
     }
-    let reads = |model: &str| contracts.iter().any(|one| one.odoo.as_ref().is_some_and(|odoo| odoo.model == model));
+    let reads =
+        |model: &str| contracts.iter().any(|one| one.odoo.as_ref().is_some_and(|odoo| odoo.model.first() == model));
     for (model, what) in
         [("mrp.production", "orders"), ("mrp.workorder", "work orders"), ("mrp.workcenter", "work centers")]
     {
         if !reads(model) {
             found.warning("watch", format!("no contract reads {model}: {what} are not watched"));
+        }
+    }
+}
+
+/// Checks that each entry of `enable` names a contract.
+pub(super) fn check_enabled(raw: &File, contracts: &Contracts, found: &mut Findings<'_>) {
+    // Without contracts their own problems are reported.
+    if contracts.iter().next().is_none() {
+        return;
+    }
+    for (index, pattern) in raw.enable.iter().enumerate() {
+        let is_named =
+            |stream: &str| pattern.strip_suffix('*').map_or(pattern == stream, |start| stream.starts_with(start));
+        if !contracts.iter().any(|contract| is_named(contract.stream())) {
+            let message = format!(
+                "\"{pattern}\" is no stream of a contract in {}; expected one such as \"sales.order\", or \"sales.*\"",
+                raw.contracts.display()
+            );
+            found.problem(&format!("enable[{index}]"), message);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::pattern::{Pattern, Template};
 use super::properties;
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
-use super::terms::{Accepts, DEDUPE, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
+use super::terms::{Accepts, Classification, DEDUPE, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
 use crate::event::text;
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
@@ -53,6 +53,7 @@ struct File {
     properties: Option<properties::Section>,
     #[serde(default = "enabled")]
     enabled: bool,
+    classification: Option<Classification>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -203,6 +204,7 @@ impl File {
             mask: self.mask.clone(),
             key,
             owner: self.owner.clone(),
+            classification: self.classification,
         }
     }
 }

@@ -36,12 +36,14 @@ pub struct TopicMatch {
 }
 
 impl Contracts {
-    /// Loads every `*.toml` of a folder and its direct subfolders. Each problem names file, line and key.
+    /// Loads every `*.toml` of a folder and its direct subfolders. `enable` names streams whose contracts are disabled in
+    /// their files, such as `sales.*`. Each problem names file, line and key.
     pub fn load(
         folder: &Path,
         surroundings: &GatewayNames,
         lanes: &[String],
         has_mask_key: bool,
+        enable: &[String],
     ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
         let unreadable = |error: std::io::Error| {
             vec![Problem {
@@ -71,7 +73,7 @@ impl Contracts {
         let mut list: Vec<Arc<Contract>> = Vec::new();
         for file in &files {
             match file::load(file, surroundings, lanes, has_mask_key, &mut warnings) {
-                Ok(contract) if !contract.is_enabled => {}
+                Ok(contract) if !contract.is_enabled && !is_named(enable, contract.stream()) => {}
                 Ok(contract) => match list.iter().find_map(|other| conflict(other, &contract)) {
                     Some(message) => {
                         problems.push(Problem { file: file.clone(), line: 0, key: "match".into(), message })
@@ -136,6 +138,15 @@ impl Contracts {
             })
         })
     }
+}
+
+/// Whether one of the patterns, such as `sales.order` or `sales.*`, names a stream.
+fn is_named(patterns: &[String], stream: &str) -> bool {
+    let fits = |pattern: &String| match pattern.strip_suffix('*') {
+        Some(start) => stream.starts_with(start),
+        None => pattern == stream,
+    };
+    patterns.iter().any(fits)
 }
 
 /// Lists the files of a folder of contracts and of its direct subfolders.

@@ -1,6 +1,6 @@
 //! A publication: one version of a contract as central sees it.
 
-use super::terms::{GatewayNames, Mode};
+use super::terms::{Classification, GatewayNames, Mode};
 use crate::event::text;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,6 +31,9 @@ pub struct Publication {
     pub mask: Vec<String>,
     pub key: String,
     pub owner: String,
+    /// Value of the CloudEvents attribute `dataclassification`; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
 }
 
 /// Format version that this version of Forebay writes.
@@ -54,6 +57,7 @@ impl Publication {
             mask: Vec::new(),
             key: "{gateway}".to_owned(),
             owner: "forebay".to_owned(),
+            classification: None,
         }
     }
 
@@ -205,6 +209,7 @@ pub(super) mod tests {
             mask: vec![],
             key: "{machine}".into(),
             owner: "production".into(),
+            classification: None,
         }
     }
 

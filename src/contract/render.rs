@@ -6,7 +6,7 @@
 use super::compact::Compact;
 use super::json::push_json_string;
 use super::publication::{Publication, TopicPart, push_topic_levels, topic_parts};
-use super::terms::Mode;
+use super::terms::{Classification, Mode};
 use crate::event::text::safe;
 use crate::event::{Attribute, Content, Id, Record, Timestamp};
 use base64::Engine;
@@ -19,10 +19,11 @@ const ENVELOPE: &[u8] = br#"{"specversion":"1.0","type":"#;
 #[derive(Debug)]
 pub struct Renderer {
     mode: Mode,
-    /// `{"specversion":"1.0","type":"…","source":"/site/gateway/`
+    /// `{"specversion":"1.0","type":"…","source":"/site/gateway/`, with `dataclassification` before the source.
     head: Vec<u8>,
     source_prefix: String,
     kind: String,
+    classification: Option<Classification>,
     topic: Vec<TopicPart>,
     compact: Compact,
     stream_id: String,
@@ -59,6 +60,10 @@ impl Renderer {
         source_prefix.push('/');
         let mut head = ENVELOPE.to_vec();
         push_json_string(&mut head, &kind);
+        if let Some(classification) = publication.classification {
+            head.extend_from_slice(br#","dataclassification":"#);
+            push_json_string(&mut head, classification.word());
+        }
         head.extend_from_slice(br#","source":""#);
         head.extend_from_slice(source_prefix.as_bytes());
         Self {
@@ -67,6 +72,7 @@ impl Renderer {
             head,
             source_prefix,
             kind,
+            classification: publication.classification,
             topic: topic_parts(publication),
             stream_id: publication.stream_id(),
         }
@@ -203,6 +209,8 @@ impl Renderer {
             ("recordedtime".into(), recorded.to_string()),
             ("sequence".into(), String::from_utf8_lossy(&digits).into_owned()),
         ]);
+        let classification = self.classification.map(|one| ("dataclassification".into(), one.word().to_owned()));
+        out.properties.extend(classification);
         push_extensions(record, &mut out.properties);
     }
 

@@ -127,7 +127,7 @@ fn command_socket(services: &Services, path: PathBuf) -> PartFactory {
 /// Opens the watch. After a restart the new one publishes to the same board.
 fn watch(services: &Services, config: watch::Config) -> anyhow::Result<(PartFactory, Arc<Board>)> {
     let (ingest, local) = (Arc::clone(&services.handles.ingest), Arc::clone(&services.local));
-    let (notes, mirrors) = (services.handles.journal.notes("watch"), services.mirrors.clone());
+    let (notes, mirrors) = (services.handles.journal.notes("watch"), services.handles.mirrors.clone());
     let open =
         move || Watch::open(config.clone(), mirrors.clone(), Arc::clone(&ingest), Arc::clone(&local), notes.clone());
     let first = open()?;

@@ -29,7 +29,6 @@ pub(super) struct Services {
     pub handles: Arc<Handles>,
     pub local: Arc<Local>,
     pub registry: Arc<Registry>,
-    pub mirrors: Mirrors,
     pub low_priority: LowPriority,
 }
 
@@ -82,9 +81,10 @@ impl Services {
             view: ArcSwap::from_pointee(View::default()),
             monitoring: admin::MonitoringState::default(),
             budget,
+            mirrors: Mirrors::default(),
         });
         let low_priority = LowPriority::start()?;
-        Ok((Arc::new(Self { handles, local, registry, mirrors: Mirrors::default(), low_priority }), reloads))
+        Ok((Arc::new(Self { handles, local, registry, low_priority }), reloads))
     }
 
     /// The services of one source, and those that only its kind uses.
@@ -93,7 +93,7 @@ impl Services {
         let own = KindServices {
             registry: Arc::clone(&self.registry),
             devices: Arc::new(Devices::new(Arc::clone(&handles.budget))),
-            mirrors: self.mirrors.clone(),
+            mirrors: handles.mirrors.clone(),
         };
         let services = sources::Services {
             stats: Arc::new(Stats::reporting(Arc::clone(&handles.security))),

@@ -61,6 +61,11 @@ impl Route {
         &self.topic
     }
 
+    /// `{source}/{device}`, as stored with the events of this route.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// Publisher that the topic requires.
     pub fn publishing(&self) -> Publishing<'_> {
         let Some(target) = &self.target else { return Publishing::Unmatched };

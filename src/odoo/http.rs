@@ -3,7 +3,8 @@
 //! Invariants: the size of an answer and the time for it are bounded; each exchange uses a new connection, because an
 //! Odoo in threaded mode closes it anyway.
 
-use super::error::OdooError;
+use super::error::{OdooError, RETRY_AFTER_MAX};
+use crate::clock;
 use crate::event::Timestamp;
 use crate::http::{self, Stream};
 use crate::tls::{self, ClientFiles, TlsError};
@@ -20,8 +21,8 @@ use tokio_rustls::TlsConnector;
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Odoo ends a call after 120 s by default; its own retries after a collision are included.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(150);
-/// 500 rows of ten fields take 100 kB.
-const ANSWER_BYTES_MAX: usize = 32 << 20;
+/// A page of 200 rows takes 50 to 200 kB, unless a field holds long texts. A page that is larger is read in parts.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 
 /// The parsed URL of an Odoo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,10 +86,16 @@ pub(super) struct Server {
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    pub(super) is_page: bool,
+    pub(super) is_html: bool,
+    /// Whether it is JSON by its type or by its first letter.
+    pub(super) is_json: bool,
     pub(super) body: Bytes,
     /// The server's clock, in whole seconds.
     pub(super) server_time: Option<Timestamp>,
+    /// Where it redirects to.
+    pub(super) location: Option<String>,
+    /// The pause that it asks for, if it is no success.
+    pub(super) pause: Option<Duration>,
 }
 
 impl Server {
@@ -147,6 +154,10 @@ impl Server {
         })?;
         match tokio::time::timeout(ANSWER_WAIT_MAX, ask(stream, request)).await {
             Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if http::is_too_large(&error) => Err(OdooError::Unreadable(format!(
+                "an answer of Odoo at {place} has more than {} MiB",
+                ANSWER_BYTES_MAX >> 20
+            ))),
             Ok(Err(error)) => Err(OdooError::Unreachable(format!("the connection to {place} ended: {error}"))),
             Err(_) => Err(OdooError::Unreachable(format!("{place} did not answer within 150s"))),
         }
@@ -160,15 +171,17 @@ async fn ask(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, As
     let asking = async {
         let (head, body) = answer.await?.into_parts();
         let text = |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let is_page = text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html"));
-        let server_time = text(header::DATE).and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+        let kind = text(header::CONTENT_TYPE).unwrap_or_default();
+        let (is_html, is_json) = (kind.starts_with("text/html"), kind.contains("json"));
+        let server_time = text(header::DATE).and_then(http_date);
+        let now = server_time.unwrap_or_else(|| Timestamp::from(clock::wall()));
+        let asked = text(header::RETRY_AFTER).filter(|_| !head.status.is_success());
+        let pause = asked.and_then(|asked| retry_after(asked, now));
+        let location = text(header::LOCATION).map(str::to_owned);
         let body = http::read(body, ANSWER_BYTES_MAX).await?;
-        Ok::<_, AskError>(Answer {
-            status: head.status,
-            is_page,
-            body,
-            server_time: server_time.map(|at| Timestamp(at.timestamp().as_microsecond())),
-        })
+        let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+        let is_json = is_json || matches!(first, Some(b'{' | b'['));
+        Ok::<_, AskError>(Answer { status: head.status, is_html, is_json, body, server_time, location, pause })
     };
     // Both futures run in this task: dropping it closes the connection too.
     tokio::pin!(driver, asking);
@@ -179,9 +192,44 @@ async fn ask(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, As
     }
 }
 
+fn http_date(text: &str) -> Option<Timestamp> {
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    Some(Timestamp(date.timestamp().as_microsecond()))
+}
+
+/// The pause of `Retry-After`: seconds, or a date. `None` for none, or for a value that cannot be read.
+fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    let pause = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_or(Duration::MAX, Duration::from_secs)
+    } else {
+        Duration::from_micros(u64::try_from(http_date(text)?.0 - now.0).ok()?)
+    };
+    Some(pause.min(RETRY_AFTER_MAX)).filter(|pause| !pause.is_zero())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pause_that_a_server_asks_for_is_read_in_both_forms_and_bounded() {
+        let now = http_date("Mon, 23 Nov 2026 03:18:40 GMT").expect("a date");
+        let check = |text: &str, seconds: Option<u64>| {
+            assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
+        };
+        check("60", Some(60));
+        check(" 1 ", Some(1));
+        check("Mon, 23 Nov 2026 03:20:10 GMT", Some(90));
+        check("Mon, 23 Nov 2026 03:18:40 GMT", None);
+        check("Mon, 23 Nov 2020 03:18:40 GMT", None);
+        check("0", None);
+        check("soon", None);
+        check("-5", None);
+        check("99999999999", Some(3600));
+        check("99999999999999999999999999", Some(3600));
+        check("Fri, 01 Jan 2038 00:00:00 GMT", Some(3600));
+    }
 
     #[test]
     fn urls_are_read_or_refused_with_an_example() {

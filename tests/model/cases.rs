@@ -115,6 +115,7 @@ fn publication() -> Publication {
         mask: vec![],
         key: "{machine}".into(),
         owner: "tests".into(),
+        classification: None,
     }
 }
 

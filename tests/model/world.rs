@@ -316,7 +316,7 @@ impl World {
             );
             std::fs::write(self.folder.path().join(format!("{kind}.toml")), text).expect("written");
         }
-        let loaded = Contracts::load(self.folder.path(), &surroundings(), &self.plan.lanes, false);
+        let loaded = Contracts::load(self.folder.path(), &surroundings(), &self.plan.lanes, false, &[]);
         loaded.unwrap_or_else(|problems| panic!("{problems:?}")).0
     }
 

@@ -53,13 +53,13 @@ fn a_first_load_shows_how_far_it_is_and_goes_on_after_a_crash() {
 fn past_the_bound_of_its_memory_records_are_told_without_what_they_were() {
     let odoo = Odoo::start();
     let like = odoo.newest("mrp.production", "state", "confirmed");
-    let ids: Vec<i64> = (0..2500)
+    let ids: Vec<i64> = (0..3500)
         .map(|number| {
             odoo.create("mrp.production", like, json!({"name": format!("WH/MO/7{number:04}"), "state": "draft"}))
         })
         .collect();
     let plant = Plant::start("odoo-full", &odoo, "records_memory = \"1MiB\"", "");
-    let (first, last) = (ids[0], ids[2499]);
+    let (first, last) = (ids[0], ids[3499]);
     plant.await_event("production.order", "the last", |event| is(event, last, "loaded"));
     let notes = || plant.gateway.status()["notes"].to_string();
     let start = Instant::now();
@@ -158,4 +158,32 @@ fn two_odoos_are_read_side_by_side_and_one_that_is_down_harms_not_the_other() {
         problem("erp").is_empty() && problem("second").starts_with("degraded: ") && problem("second").contains("502")
     };
     plant.gateway.await_status("one is degraded", Duration::from_secs(20), is_degraded);
+}
+
+#[test]
+fn a_crash_repeats_nothing_of_a_contract_with_a_device_of_its_own() {
+    let odoo = Odoo::start();
+    let id = odoo.newest("mrp.production", "state", "confirmed");
+    let mut plant = Plant::prepare("odoo-device", &odoo.url(), "500ms", "", "");
+    let file = plant.gateway.folder.join("contracts/odoo/production-order.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    std::fs::write(&file, text.replacen("match =", "device = \"hall 3\"\nmatch =", 1)).expect("written");
+    plant.gateway.run();
+    plant.await_event("production.order", "the first load", |event| is(event, id, "loaded"));
+    // The event of the second change depends on the first one.
+    for state in ["progress", "to_close"] {
+        odoo.write("mrp.production", id, json!({"state": state}));
+        plant.await_event("production.order", state, |event| {
+            event["data"]["id"] == id && event["data"]["state"] == state
+        });
+    }
+    plant.gateway.kill();
+    plant.gateway.run();
+    plant.await_problem("");
+    odoo.write("mrp.production", id, json!({"state": "done"}));
+    plant.await_event("production.order", "done", |event| is(event, id, "done"));
+    let told: Vec<_> = plant.events("production.order").into_iter().filter(|event| event["data"]["id"] == id).collect();
+    let states: Vec<&Value> = told.iter().map(|event| &event["data"]["state"]).collect();
+    assert_eq!(json!(states), json!(["confirmed", "progress", "to_close", "done"]));
+    assert_eq!(told[0]["source"], "/plant/gw/erp/hall%203");
 }

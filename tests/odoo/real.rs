@@ -1,10 +1,13 @@
-//! The real Odoo 19, which is driven through the lives of orders.
+//! The real Odoo, 19 and 14, which is driven through the lives of orders.
 //!
-//! FOREBAY_ODOO=1 (`tests/run --odoo`) runs all of it, and installs Odoo in a tree of its own first (`up`), which
-//! takes root and some ten minutes. FOREBAY_ODOO=quick runs what takes a minute or two; `tests/run` does where the tree is there.
+//! FOREBAY_ODOO=1 (`tests/run --odoo`) runs all of it, and installs each Odoo in a tree of its own first (`up`), which
+//! takes root and some ten minutes. FOREBAY_ODOO=quick runs what takes a minute or two; `tests/run` does where the trees are there.
 
 mod business;
 mod complete;
+mod disorder;
+mod felt;
+mod joined;
 mod spared;
 mod stuck;
 mod timely;
@@ -22,14 +25,19 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_secs(2);
 const TOKEN: &str = "0123456789abcdef01234567";
 
-/// Where `up` keeps Odoo.
-fn state() -> PathBuf {
-    std::env::var_os("PLANT_ODOO_STATE").map_or_else(|| "/var/tmp/plant-odoo".into(), PathBuf::from)
+/// Where `up` keeps an Odoo of this version.
+fn state(version: u32) -> PathBuf {
+    match (std::env::var_os("PLANT_ODOO_STATE"), version) {
+        (Some(folder), 19) => folder.into(),
+        (_, 19) => "/var/tmp/plant-odoo".into(),
+        (_, version) => format!("/var/tmp/plant-odoo-{version}").into(),
+    }
 }
 
-fn tool(name: &str) -> Command {
+fn tool(version: u32, name: &str) -> Command {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/odoo").join(name);
     let mut command = Command::new(file);
+    command.env("PLANT_ODOO_VERSION", version.to_string()).env("PLANT_ODOO_STATE", state(version));
     command.stdin(Stdio::null());
     command
 }
@@ -47,6 +55,7 @@ fn said(output: &Output) -> String {
 
 /// What `up env` prints.
 struct Real {
+    version: u32,
     url: String,
     viewer_key: String,
     admin_key: String,
@@ -57,32 +66,46 @@ struct Real {
 }
 
 impl Real {
-    /// A running Odoo with a seeded plant; `None` where it is not wanted.
+    /// A running Odoo 19 with a seeded plant; `None` where it is not wanted.
     fn start() -> Option<Self> {
+        Self::of(19)
+    }
+
+    /// The same of another version.
+    fn of(version: u32) -> Option<Self> {
         let wanted = std::env::var("FOREBAY_ODOO").unwrap_or_default();
-        if !Need::Odoo.is_met(!wanted.is_empty(), "the real Odoo (tests/run --odoo)") {
+        let is_there = wanted != "quick" || state(version).join("installed").exists();
+        if !Need::Odoo.is_met(!wanted.is_empty() && is_there, "the real Odoo (tests/run --odoo)") {
             return None;
         }
-        std::fs::create_dir_all(state()).expect("a folder");
-        let lock = std::fs::File::create(state().join("test.lock")).expect("a file");
+        std::fs::create_dir_all(state(version)).expect("a folder");
+        let lock = std::fs::File::create(state(version).join("test.lock")).expect("a file");
         lock.lock().expect("locked");
-        run(&mut tool("up"));
-        run(&mut tool("seed"));
-        let text = run(tool("up").arg("env"));
+        run(&mut tool(version, "up"));
+        let text = run(tool(version, "up").arg("env"));
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
             line.unwrap_or_else(|| panic!("no {name}")).to_owned()
         };
         let (url, viewer_key) = (value("ODOO_URL"), value("ODOO_VIEWER_API_KEY"));
         let admin_key = value("ODOO_ADMIN_API_KEY");
-        Some(Self { url, viewer_key, admin_key, is_long: wanted != "quick", _lock: lock })
+        let real = Self { version, url, viewer_key, admin_key, is_long: wanted != "quick", _lock: lock };
+        run(&mut real.tool("seed"));
+        Some(real)
     }
 
     /// The same, for what takes long.
-    fn start_for_long() -> Option<Self> {
+    fn of_for_long(version: u32) -> Option<Self> {
         let is_quick = std::env::var("FOREBAY_ODOO").is_ok_and(|wanted| wanted == "quick");
         let has_time = Need::OdooLong.is_met(!is_quick, "what takes long with the real Odoo (tests/run --odoo)");
-        if has_time { Self::start() } else { None }
+        if has_time { Self::of(version) } else { None }
+    }
+
+    /// A program of `tests/odoo`, for this Odoo.
+    fn tool(&self, name: &str) -> Command {
+        let mut command = tool(self.version, name);
+        command.env("ODOO_URL", &self.url).env("ODOO_VERSION", self.version.to_string());
+        command
     }
 
     fn address(&self) -> SocketAddr {
@@ -98,11 +121,33 @@ impl Real {
 
     /// A call in anybody's name: its result or its error.
     fn ask(&self, key: &str, call: &str, arguments: &Value) -> Value {
+        if self.version < 19 {
+            return self.ask_jsonrpc(key, call, arguments);
+        }
         let mut curl = Command::new("curl");
         curl.args(["-sS", "-m", "120", "-H", &format!("Authorization: bearer {key}")])
             .args(["-H", "X-Odoo-Database: plant", "--json", &arguments.to_string()])
             .arg(format!("{}/json/2/{call}", self.url));
-        serde_json::from_str(&run(&mut curl)).expect("JSON")
+        parsed(&run(&mut curl))
+    }
+
+    /// The same over `/jsonrpc`. The names of some arguments differ between versions, their places do not.
+    fn ask_jsonrpc(&self, key: &str, call: &str, arguments: &Value) -> Value {
+        let post = |service: &str, method: &str, args: Value| {
+            let body = json!({"jsonrpc": "2.0", "id": 1, "method": "call",
+                "params": {"service": service, "method": method, "args": args}});
+            let mut curl = Command::new("curl");
+            curl.args(["-sS", "-m", "120", "--json", &body.to_string()]).arg(format!("{}/jsonrpc", self.url));
+            let answer = parsed(&run(&mut curl));
+            answer.get("error").map_or_else(|| answer["result"].clone(), |error| error["data"].clone())
+        };
+        let user = if key == self.admin_key { "admin" } else { "viewer" };
+        let number = post("common", "authenticate", json!(["plant", user, key, {}]));
+        let (model, method) = call.split_once('/').expect("model and method");
+        let mut named = arguments.as_object().cloned().expect("arguments");
+        let places = ["ids", "domain", "vals_list", "vals"];
+        let first: Vec<Value> = places.iter().filter_map(|name| named.remove(*name)).collect();
+        post("object", "execute_kw", json!(["plant", number, key, model, method, first, named]))
     }
 
     /// The first record of a search.
@@ -148,7 +193,9 @@ impl Real {
     }
 
     fn plant(&self, name: &str, interval: &str, source: &str) -> Plant {
-        let plant = Plant::prepare(name, &self.url, interval, source, "[watch]\nevery = \"2s\"\n");
+        let user = if self.version < 19 { "user = \"viewer\"\n" } else { "" };
+        let source = format!("{user}{source}");
+        let plant = Plant::prepare(name, &self.url, interval, &source, "[watch]\nevery = \"2s\"\n");
         std::fs::write(plant.gateway.folder.join("odoo.key"), &self.viewer_key).expect("written");
         std::fs::write(plant.gateway.folder.join("hook.token"), TOKEN).expect("written");
         std::fs::write(plant.gateway.folder.join("admin.key"), &self.admin_key).expect("written");
@@ -157,16 +204,32 @@ impl Real {
 
     /// Has Odoo trust an authority when it posts.
     fn trust(&self, authority: &Path) {
-        run(tool("up").arg("trust").arg(authority));
+        run(self.tool("up").arg("trust").arg(authority));
     }
 
     fn sql(&self, text: &str) -> Child {
-        tool("up").args(["psql", "-qAtc", text]).stdout(Stdio::null()).spawn().expect("psql")
+        self.tool("up").args(["psql", "-qAtc", text]).stdout(Stdio::null()).spawn().expect("psql")
     }
 
     fn sql_now(&self, text: &str) {
         assert!(self.sql(text).wait().expect("psql ends").success(), "{text}");
     }
+
+    /// The rows of a query, with their columns.
+    fn rows(&self, query: &str) -> Vec<Vec<String>> {
+        let text = run(self.tool("up").args(["psql", "-qAtc", query]));
+        text.lines().map(|line| line.split('|').map(str::to_owned).collect()).collect()
+    }
+
+    fn odoo_log(&self) -> String {
+        let log = std::fs::read(state(self.version).join("log/odoo.log")).expect("the log of Odoo");
+        String::from_utf8_lossy(&log).into_owned()
+    }
+}
+
+/// JSON as Python writes it: a number that is none becomes `null`.
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).or_else(|_| serde_json::from_str(&text.replace(": NaN", ": null"))).expect("JSON")
 }
 
 /// What a source needs for hints over TLS.

@@ -1,7 +1,7 @@
 //! The change event: the names that a contract gives to the change of a record, and the payload of its event.
 
 use super::model_fields::{Row, bare};
-use crate::contract::odoo::{Change, Rule, Section};
+use crate::contract::odoo::{Change, OnInvalid, Rule, Section};
 use crate::event::Timestamp;
 use crate::odoo::write_time;
 use serde_json::{Map, Value, json};
@@ -11,14 +11,41 @@ use serde_json::{Map, Value, json};
 pub enum Occasion {
     /// The first load of the contract read it.
     FirstLoad,
+    /// The operator asked for another first load: every record is reported once more.
+    Again,
     /// The record was created after the first load began.
     New,
     /// The record is older; it may have been written.
     Written,
+    /// The record is older, and the account could not see it before.
+    Visible,
+}
+
+/// A change of a field: its name, its earlier value and its new value.
+pub type FieldChange = (String, Value, Value);
+
+/// The difference between a row and the known record.
+#[derive(Debug)]
+pub struct Difference<'a> {
+    /// How the row came to be read.
+    pub occasion: Occasion,
+    /// The known fields; `None` if the record was not known.
+    pub old: Option<&'a Map<String, Value>>,
+    /// The fields that differ.
+    pub changed: Vec<FieldChange>,
+    /// Fields that have a value and were never reported.
+    pub learned: Vec<String>,
+}
+
+impl Difference<'_> {
+    /// The difference to a record that was not known.
+    pub fn unknown(occasion: Occasion) -> Self {
+        Self { occasion, old: None, changed: Vec::new(), learned: Vec::new() }
+    }
 }
 
 /// Returns the fields that differ, with their old and new values. Ignores fields that only one side has.
-pub fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<(String, Value, Value)> {
+pub fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<FieldChange> {
     let both = new.iter().filter_map(|(field, new)| Some((field, old.get(field)?, new)));
     both.filter(|(_, old, new)| bare(old) != bare(new))
         .map(|(field, old, new)| (field.clone(), old.clone(), new.clone()))
@@ -32,10 +59,11 @@ pub fn names(
     old: Option<&Map<String, Value>>,
     new: &Map<String, Value>,
 ) -> Vec<String> {
-    if occasion == Occasion::FirstLoad {
-        return vec!["loaded".into()];
-    }
-    let mut names = Vec::new();
+    let mut names: Vec<String> = match occasion {
+        Occasion::FirstLoad | Occasion::Again => return vec!["loaded".into()],
+        Occasion::Visible => vec!["visible".into()],
+        Occasion::New | Occasion::Written => Vec::new(),
+    };
     for rule in &section.event {
         let state = section.state.as_ref().and_then(|field| new.get(field)).map(word);
         let is_during = rule.during.is_empty() || state.is_some_and(|state| rule.during.contains(&state));
@@ -120,17 +148,24 @@ pub struct EventContext<'a> {
 
 impl EventContext<'_> {
     /// The payload for a record that exists.
-    pub fn written(&self, row: &Row, names: &[String], changed: &[(String, Value, Value)]) -> Value {
-        let mut payload = self.common(row.id, names, &row.record);
-        let entry = |(field, old, new): &(String, Value, Value)| {
+    pub fn written(&self, row: &Row, difference: &Difference<'_>) -> Value {
+        let names = names(self.section, difference.occasion, difference.old, &row.record);
+        let mut payload = self.common(row.id, &names, &row.record);
+        let entry = |(field, old, new): &FieldChange| {
             let mut entry = json!({"from": old, "to": new});
             if let Some(owner) = self.section.system_of_record.get(field) {
                 entry["system_of_record"] = owner.as_str().into();
             }
             (field.clone(), entry)
         };
-        payload["changed"] = Value::Object(changed.iter().map(entry).collect());
+        payload["changed"] = Value::Object(difference.changed.iter().map(entry).collect());
         payload["write_date"] = rfc3339(row.write_date);
+        if !difference.learned.is_empty() {
+            payload["learned"] = json!(difference.learned);
+        }
+        if !row.invalid.is_empty() {
+            payload["invalid"] = json!(row.invalid);
+        }
         if row.write_uid == self.own_id && self.own_id > 0 {
             payload["echo"] = true.into();
         }
@@ -138,9 +173,16 @@ impl EventContext<'_> {
         payload
     }
 
-    /// The payload for a deleted record: its last known fields.
-    pub fn deleted(&self, id: i64, write_date: i64, record: &Map<String, Value>) -> Value {
-        let mut payload = self.common(id, &["deleted".to_owned()], record);
+    /// Why the contract refuses the event of a row, starting with the field.
+    pub fn refusal(&self, row: &Row) -> Option<String> {
+        let (field, what) = row.invalid.first_key_value()?;
+        (self.section.on_invalid == OnInvalid::DeadLetter)
+            .then(|| format!("record.{field}: {what} cannot be reported; correct it in Odoo"))
+    }
+
+    /// The payload for a record that is deleted or hidden: its last known fields.
+    pub fn gone(&self, id: i64, write_date: i64, record: &Map<String, Value>, name: &str) -> Value {
+        let mut payload = self.common(id, &[name.to_owned()], record);
         payload["changed"] = json!({});
         payload["write_date"] = rfc3339(write_date);
         payload["record"] = Value::Object(record.clone());
@@ -149,7 +191,7 @@ impl EventContext<'_> {
 
     fn common(&self, id: i64, names: &[String], record: &Map<String, Value>) -> Value {
         let mut payload = json!({
-            "event": names.first(), "events": names, "model": self.section.model, "id": id,
+            "event": names.first(), "events": names, "model": self.section.model.first(), "id": id,
             "system_of_record": self.system_of_record,
         });
         if let Some(reference) = self.section.reference.as_ref().and_then(|field| record.get(field)) {

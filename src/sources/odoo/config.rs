@@ -1,6 +1,7 @@
 //! The settings of an Odoo source, with their checks.
 
 use super::hook;
+use crate::contract::odoo::is_language;
 use crate::odoo::{self, Client};
 use crate::setting::{Bytes, Span};
 use crate::tls::ClientFiles;
@@ -35,9 +36,14 @@ pub struct Config {
     /// Interval of sweeps. A sweep compares every record written since the last sweep once more.
     #[serde(default = "sweep")]
     pub sweep: Span,
-    /// Interval of checks for deleted records.
+    /// Interval of checks for deleted and hidden records.
     #[serde(default = "deletions")]
     pub deletions: Span,
+    /// Time within which all known records are compared with Odoo.
+    #[serde(default = "reconcile")]
+    pub reconcile: Span,
+    /// Language of names and other translated texts, such as `de_DE`; unset: the language of the account.
+    pub language: Option<String>,
     /// How long records in a final state are remembered.
     #[serde(default = "forget")]
     pub forget: Span,
@@ -57,6 +63,10 @@ fn sweep() -> Span {
 }
 fn deletions() -> Span {
     Span(Duration::from_secs(300))
+}
+/// A restored backup stays unnoticed for this long; 60,000 records then take a call every 10 s.
+fn reconcile() -> Span {
+    Span(Duration::from_secs(3600))
 }
 fn forget() -> Span {
     Span(Duration::from_secs(30 * 86_400))
@@ -79,6 +89,7 @@ impl Config {
             ("overlap", self.overlap, 30, 86_400),
             ("sweep", self.sweep, 3600, 7 * 86_400),
             ("deletions", self.deletions, 1, 86_400),
+            ("reconcile", self.reconcile, 1, 7 * 86_400),
             ("forget", self.forget, 3600, 3650 * 86_400),
         ];
         for (key, value, min, max) in bounds {
@@ -91,6 +102,9 @@ impl Config {
             let (least, most) = (Bytes(RECORDS_MEMORY.0), Bytes(RECORDS_MEMORY.1));
             let message = format!("{} is out of bounds; {least} to {most} are allowed", self.records_memory);
             return Err(("records_memory", message));
+        }
+        if let Some(language) = self.language.as_ref().filter(|language| !is_language(language)) {
+            return Err(("language", format!("\"{language}\" is no language; expected one such as \"de_DE\"")));
         }
         self.hook.as_ref().map_or(Ok(()), hook::Config::check)
     }

@@ -1,6 +1,5 @@
 //! The status text of one Odoo source, collected from its captures.
 
-use super::model_fields::ModelFields;
 use crate::clock;
 use crate::event::Timestamp;
 use crate::odoo::OdooError;
@@ -25,12 +24,16 @@ struct CaptureStates {
     errors: BTreeMap<String, (String, Timestamp)>,
     /// Streams that were read at least once or have reported an error.
     attempted: BTreeSet<String>,
-    /// By stream: the fields that are not read.
-    unread_fields: BTreeMap<String, String>,
+    /// By stream: what is not read, or read otherwise than the contract says.
+    remarks: BTreeMap<String, Vec<String>>,
     /// By stream: records loaded and their total number, while the first load runs.
     loads: BTreeMap<String, (usize, u64)>,
     /// By stream: the time between polls and the duration of one, where polls are slower than configured.
     slowed: BTreeMap<String, (Span, Span)>,
+    /// By stream: the duration of the last reconciliation, where it is longer than configured.
+    reconciliations: BTreeMap<String, Span>,
+    /// The end of the validity of the key, if it is near.
+    key_expires: Option<Timestamp>,
     /// Streams that remember no further records.
     full: BTreeSet<String>,
 }
@@ -83,21 +86,44 @@ impl Health {
         }
     }
 
-    /// Records which fields of a contract are not read.
-    pub(super) fn unread_fields(&self, stream: &str, fields: &ModelFields) {
-        let mut words = Vec::new();
-        if !fields.missing.is_empty() {
-            words.push(format!("{} not available for this account", fields.missing.join(", ")));
-        }
-        if !fields.not_stored.is_empty() {
-            words.push(format!("{} not stored", fields.not_stored.join(", ")));
-        }
+    /// Records what a contract does not read, or reads otherwise than it says: one line each.
+    pub(super) fn remarks(&self, stream: &str, remarks: Vec<String>) {
         let mut state = self.state();
-        if words.is_empty() {
-            state.unread_fields.remove(stream);
-        } else {
-            state.unread_fields.insert(stream.to_owned(), words.join("; "));
+        let has_changed = match remarks.is_empty() {
+            true => state.remarks.remove(stream).is_some(),
+            false => state.remarks.get(stream) != Some(&remarks),
+        };
+        if has_changed {
+            if !remarks.is_empty() {
+                state.remarks.insert(stream.to_owned(), remarks);
+            }
+            self.show(&state);
         }
+    }
+
+    /// Records how long the last reconciliation took, if that was longer than configured.
+    pub(super) fn reconciled(&self, stream: &str, took: Option<Span>) {
+        let mut state = self.state();
+        let before = state.reconciliations.get(stream).copied();
+        match took {
+            Some(took) => drop(state.reconciliations.insert(stream.to_owned(), took)),
+            None => drop(state.reconciliations.remove(stream)),
+        }
+        if before != took {
+            self.show(&state);
+        }
+    }
+
+    /// Records the end of the validity of the key, if it is near.
+    pub(super) fn key_expires(&self, at: Option<Timestamp>) {
+        let mut state = self.state();
+        if state.key_expires == at {
+            return;
+        }
+        if let Some(at) = at {
+            tracing::warn!(source = %self.source, %at, "the API key expires soon; make a new key for the account in Odoo and put it into key_file");
+        }
+        state.key_expires = at;
         self.show(&state);
     }
 
@@ -150,7 +176,19 @@ impl Health {
         for (stream, (every, took)) in &state.slowed {
             notes.push(format!("Odoo is slow: {stream} is read every {every}, because a read takes {took}"));
         }
-        notes.extend(state.unread_fields.iter().map(|(stream, words)| format!("{stream}: fields not read: {words}")));
+        for (stream, remarks) in &state.remarks {
+            notes.extend(remarks.iter().map(|remark| format!("{stream}: {remark}")));
+        }
+        for (stream, took) in &state.reconciliations {
+            notes.push(format!("{stream}: the comparison of all records takes {took}, longer than reconcile; set reconcile higher, or narrow odoo.domain"));
+        }
+        if let Some(at) = state.key_expires {
+            let day = at.to_string();
+            notes.push(format!(
+                "the API key expires on {}: make a new key for the account in Odoo and put it into key_file",
+                day.get(..10).unwrap_or(&day)
+            ));
+        }
         notes.extend(state.full.iter().map(|stream| {
             format!("{stream}: records_memory is used up; narrow odoo.domain, set odoo.recent, or allow more")
         }));

@@ -111,10 +111,19 @@ pub struct Hook {
     shared: Arc<HookContext>,
 }
 
+/// The hints of a contract, and the posts that concern it.
+pub(super) struct HintedContract {
+    /// Names of its model.
+    pub(super) models: Vec<String>,
+    /// Model of the outbox that has its changes, if automation rules note them.
+    pub(super) outbox: Option<String>,
+    pub(super) hints: Arc<Hints>,
+}
+
 struct HookContext {
     source: String,
     token: [u8; 32],
-    hints: Vec<(String, Arc<Hints>)>,
+    hints: Vec<HintedContract>,
     stats: Arc<Stats>,
     refusals: Limiter,
     budget: Arc<Budget>,
@@ -140,10 +149,10 @@ impl HookContext {
 }
 
 impl Hook {
-    /// Binds the port. `hints` has the model and the hints of each contract.
+    /// Binds the port. `hints` has the hints of each contract.
     pub(super) fn open(
         config: Config,
-        hints: Vec<(String, Arc<Hints>)>,
+        hints: Vec<HintedContract>,
         (stats, budget): (Arc<Stats>, Arc<Budget>),
         source: &str,
     ) -> Result<Self, HookError> {
@@ -276,8 +285,10 @@ async fn answer(request: Request<Incoming>, guest: &HookPeer, shared: &HookConte
         shared.refuse(peer, Refusal::Content, "the body names no record");
         return with(StatusCode::BAD_REQUEST);
     };
-    for (known, hints) in &shared.hints {
-        if *known == model && !hints.put(id) {
+    for contract in &shared.hints {
+        if contract.outbox.as_ref() == Some(&model) {
+            contract.hints.put_outbox();
+        } else if contract.models.contains(&model) && !contract.hints.put(id) {
             shared.stats.dropped.add(1);
         }
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Notify;
 
 /// The known records of one contract, shared with the readers of other modules.
 #[derive(Debug)]
@@ -20,6 +21,9 @@ pub struct Mirror {
     known: Mutex<KnownRecords>,
     read_at: Mutex<Option<Timestamp>>,
     is_complete: AtomicBool,
+    /// Whether the operator has asked for another load that has not begun.
+    is_load_requested: AtomicBool,
+    load_requested: Notify,
 }
 
 impl Mirror {
@@ -33,6 +37,8 @@ impl Mirror {
             known: Mutex::new(KnownRecords::new(pool)),
             read_at: Mutex::default(),
             is_complete: AtomicBool::new(false),
+            is_load_requested: AtomicBool::new(false),
+            load_requested: Notify::new(),
         }
     }
 
@@ -47,6 +53,23 @@ impl Mirror {
 
     pub(super) fn complete(&self) {
         self.is_complete.store(true, Ordering::Release);
+    }
+
+    /// Requests that all records are loaded and reported again.
+    pub fn request_load(&self) {
+        self.is_load_requested.store(true, Ordering::Release);
+        self.load_requested.notify_one();
+    }
+
+    /// Waits until a load is requested. Cancel safe.
+    pub(super) async fn load_requested(&self) {
+        while !self.is_load_requested.load(Ordering::Acquire) {
+            self.load_requested.notified().await;
+        }
+    }
+
+    pub(super) fn take_load_request(&self) -> bool {
+        self.is_load_requested.swap(false, Ordering::AcqRel)
     }
 
     pub fn source(&self) -> &str {
@@ -64,6 +87,11 @@ impl Mirror {
 
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Number of known records.
+    pub fn records(&self) -> usize {
+        self.known().len()
     }
 
     /// Time of the last complete poll; `None` before the first one since the start.

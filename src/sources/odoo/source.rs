@@ -1,6 +1,7 @@
 //! Odoo as a source: its checks against the environment, and its life.
 
-use super::{Config, Mirrors, Reader};
+use super::captures::Captures;
+use super::{Config, Mirrors};
 use crate::odoo::check_url;
 use crate::secret::Secret;
 use crate::setting::Findings;
@@ -72,9 +73,9 @@ impl Config {
         let make = move || {
             let shared = (Arc::clone(&services.stats), Arc::clone(&services.budget));
             let ingest = Arc::clone(&services.ingest);
-            let reader = Reader::new(config.clone(), &services.contracts, ingest, &services.notes, shared)?;
-            shown.put(&config.name, reader.mirrors().to_vec());
-            Ok(reader)
+            let captures = Captures::new(config.clone(), &services.contracts, ingest, &services.notes, shared)?;
+            shown.put(&config.name, captures.mirrors().to_vec());
+            Ok(captures)
         };
         let first = make()?;
         let port = first.hook_address();
@@ -88,7 +89,7 @@ struct Odoo {
     address: String,
     port: Option<SocketAddr>,
     mirrors: Mirrors,
-    runs: PerRun<Reader>,
+    runs: PerRun<Captures>,
 }
 
 impl Source for Odoo {

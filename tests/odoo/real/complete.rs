@@ -1,50 +1,96 @@
-//! Hundreds of orders live in parallel while the gateway is killed and Odoo restarts: nothing is missed, nothing is told twice.
+//! Hundreds of orders live in parallel while the gateway is killed, Odoo restarts, and things go wrong in it (`disorder`): every
+//! final state arrives, nothing is invented, nothing is told twice.
 //!
 //! FOREBAY_ODOO_ORDERS says how many orders.
 
 use super::super::{Plant, events};
-use super::{INTERVAL, Real, run, tool};
+use super::disorder::Disorder;
+use super::{INTERVAL, Real, run};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::process::Child;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+/// The time within which all records are compared.
+const RECONCILE: Duration = Duration::from_secs(20);
 
 #[test]
 fn the_real_odoo_is_captured_completely() {
-    let Some(real) = Real::start_for_long() else { return };
+    let Some(real) = Real::of_for_long(19) else { return };
+    is_captured_completely(&real);
+}
+
+#[test]
+fn the_real_odoo_14_is_captured_completely() {
+    let Some(real) = Real::of_for_long(14) else { return };
+    is_captured_completely(&real);
+}
+
+fn is_captured_completely(real: &Real) {
     let orders: usize = std::env::var("FOREBAY_ODOO_ORDERS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
-    let mut plant = real.plant("odoo-real", &format!("{}s", INTERVAL.as_secs()), "deletions = \"10s\"");
+    let seed = std::process::id();
+    let mut disorder = Disorder::make(real, seed);
+    let source = format!("deletions = \"10s\"\nreconcile = \"{}s\"\nlanguage = \"de_DE\"", RECONCILE.as_secs());
+    let mut plant = real.plant("odoo-real", &format!("{}s", INTERVAL.as_secs()), &source);
+    let newest = newest(real);
     plant.gateway.run();
     plant.await_problem("");
+    let (changes, holes) = live(real, &mut plant, &mut disorder, orders);
+    println!("{}", changes.last().expect("the end"));
+    await_all(&plant, &changes);
+    disorder.check(&plant);
+    check_transitions(&plant, &changes, &holes);
+    check_once(&plant);
+    await_same(real, &plant, &newest);
+    put_back(real, &plant, &disorder, &newest);
+    check_once(&plant);
+    let status = plant.gateway.status();
+    println!("events {}, repeats {}", plant.collector.count(), status["repeats"]["duplicates"]);
+    assert_eq!((&status["repeats"]["id_conflicts"], &status["dead"]["total"]), (&json!(0), &json!(0)), "{status:#}");
+}
+
+type Hole = (jiff::Timestamp, jiff::Timestamp);
+
+fn simulation(real: &Real, orders: usize, seed: u32, changes: &Path) -> Command {
+    let mut simulation = real.tool("simulate");
+    simulation.args(["--orders", &orders.to_string(), "--parallel", "4", "--seed", &seed.to_string()]);
+    simulation.stdout(std::fs::File::create(changes).expect("a file"));
+    simulation
+}
+
+fn changes_in(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).expect("changes");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Drives orders through their lives, with trouble; returns the changes, and when gateway or Odoo was not there.
+fn live(real: &Real, plant: &mut Plant, disorder: &mut Disorder<'_>, orders: usize) -> (Vec<Value>, Vec<Hole>) {
+    let seed = std::process::id();
     let pause = plant.gateway.folder.join("pause");
     let changes = plant.gateway.folder.join("changes.jsonl");
-    let seed = std::process::id();
-    let mut simulation = tool("simulate")
-        .args(["--orders", &orders.to_string(), "--parallel", "4", "--seed", &seed.to_string()])
-        .arg("--pause")
-        .arg(&pause)
-        .stdout(std::fs::File::create(&changes).expect("a file"))
-        .spawn()
-        .expect("the simulation starts");
+    let mut simulation = simulation(real, orders, seed, &changes);
+    let mut simulation = simulation.arg("--pause").arg(&pause).spawn().expect("the simulation starts");
     let lines = || std::fs::read_to_string(&changes).map_or(0, |text| text.lines().count());
     let is_over = |simulation: &mut Child| matches!(simulation.try_wait(), Ok(Some(_)));
     // Some 45 lines an order: the trouble is spread over the first two thirds.
     let expected = orders * 30;
     let mut slow = None;
-    let mut holes: Vec<(jiff::Timestamp, jiff::Timestamp)> = Vec::new();
+    let mut holes: Vec<Hole> = Vec::new();
     for trouble in 1..=8 {
         let start = Instant::now();
         while lines() < expected * trouble / 9 && !is_over(&mut simulation) {
             assert!(start.elapsed() < Duration::from_secs(1800), "the simulation is stuck");
             std::thread::sleep(Duration::from_millis(100));
         }
+        disorder.happens(trouble);
         let began = jiff::Timestamp::now();
         match trouble {
             2 | 6 => {
                 std::fs::write(&pause, "").expect("written");
                 // Calls in hand end first: what became of one that is cut off, nobody would know.
                 std::thread::sleep(Duration::from_secs(6));
-                run(tool("up").arg("restart"));
+                run(real.tool("up").arg("restart"));
                 std::fs::remove_file(&pause).expect("removed");
             }
             4 => {
@@ -69,15 +115,93 @@ fn the_real_odoo_is_captured_completely() {
             event["data"]["record"]["origin"] == format!("SLOW-{seed}").as_str()
         });
     }
-    let text = std::fs::read_to_string(&changes).expect("changes");
-    let changes: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    println!("{}", changes.last().expect("the end"));
-    await_all(&plant, &changes);
-    check_transitions(&plant, &changes, &holes);
-    check_once(&plant);
-    let status = plant.gateway.status();
-    println!("events {}, repeats {}", plant.collector.count(), status["repeats"]["duplicates"]);
-    assert_eq!((&status["repeats"]["id_conflicts"], &status["dead"]["total"]), (&json!(0), &json!(0)), "{status:#}");
+    (changes_in(&changes), holes)
+}
+
+/// A backup is put back while the gateway runs: central has what the backup has, and nothing of what came after it.
+fn put_back(real: &Real, plant: &Plant, disorder: &Disorder<'_>, newest: &HashMap<&str, i64>) {
+    run(real.tool("up").arg("backup"));
+    plant.await_problem("");
+    let changes = plant.gateway.folder.join("later.jsonl");
+    let status = simulation(real, 6, std::process::id() + 1_000_000, &changes).status().expect("it runs");
+    assert!(status.success(), "the simulation could not drive every order");
+    let (kept, returned) = (disorder.orders["sql"], disorder.orders["other"]);
+    real.write("mrp.production", kept, &json!({"priority": "0"}));
+    real.act("mrp.production", "unlink", returned);
+    await_all(plant, &changes_in(&changes));
+    plant.await_event("production.order", "deleted", |event| super::super::is(event, returned, "deleted"));
+    let start = Instant::now();
+    run(real.tool("up").arg("restore"));
+    plant.await_event("production.order", "rewound", |event| {
+        event["data"]["id"] == kept && event["data"]["record"]["priority"] == "1" && event["data"]["rewound"] == true
+    });
+    plant.await_event("production.order", "visible", |event| super::super::is(event, returned, "visible"));
+    await_same(real, plant, newest);
+    println!("a backup that was put back is told after {:?}", start.elapsed());
+}
+
+/// The tables, with the columns that central has too.
+const TABLES: [(&str, &str, &[&str]); 4] = [
+    ("mrp.production", "mrp_production", &["name", "state", "priority", "origin"]),
+    ("mrp.workorder", "mrp_workorder", &["name", "state"]),
+    ("stock.move", "stock_move", &["state", "reference"]),
+    ("stock.scrap", "stock_scrap", &["name", "state"]),
+];
+
+/// The newest record of each model.
+fn newest(real: &Real) -> HashMap<&'static str, i64> {
+    let of =
+        |table: &str| real.rows(&format!("select coalesce(max(id), 0) from {table}"))[0][0].parse().expect("a number");
+    TABLES.iter().map(|(model, table, _)| (*model, of(table))).collect()
+}
+
+/// Waits until central has of each record what the database has: those that were told, and all that are newer than `newest`.
+fn await_same(real: &Real, plant: &Plant, newest: &HashMap<&str, i64>) {
+    let start = Instant::now();
+    loop {
+        let mut wrong = Vec::new();
+        let mut compared = 0;
+        for (model, table, columns) in TABLES {
+            let list: Vec<String> = columns.iter().map(|column| format!("coalesce({column}::text, '')")).collect();
+            let rows = real.rows(&format!("select id, {} from {table}", list.join(", ")));
+            let rows: HashMap<i64, Vec<String>> =
+                rows.into_iter().map(|mut row| (row.remove(0).parse().expect("a number"), row)).collect();
+            let told = told(plant, model);
+            wrong.extend(
+                rows.keys()
+                    .filter(|id| **id > newest[model] && !told.contains_key(*id))
+                    .map(|id| format!("{model} {id} is not there")),
+            );
+            for (id, events) in &told {
+                let last = &events[events.len() - 1];
+                compared += 1;
+                let name = last["event"].as_str().unwrap_or_default();
+                let text = |column: &str| last["record"][column].as_str().unwrap_or_default().to_owned();
+                match rows.get(id) {
+                    None if name != "deleted" => wrong.push(format!("{model} {id} is deleted, and central has {name}")),
+                    Some(_) if name == "deleted" => {
+                        wrong.push(format!("{model} {id} is there, and central has {name}"))
+                    }
+                    // It belongs to another contract.
+                    Some(_) if last["reason"] == "contract" => {}
+                    Some(row) => {
+                        wrong.extend(
+                            columns.iter().zip(row).filter(|(column, value)| text(column) != **value).map(
+                                |(column, value)| format!("{model} {id}: {column} is {}, not {value}", text(column)),
+                            ),
+                        )
+                    }
+                    None => {}
+                }
+            }
+        }
+        if wrong.is_empty() {
+            println!("{compared} records are at central as they are in the database, after {:?}", start.elapsed());
+            return;
+        }
+        assert!(start.elapsed() < RECONCILE * 4, "{}: {:#?}", wrong.len(), &wrong[..wrong.len().min(10)]);
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 /// The streams that tell of a model.

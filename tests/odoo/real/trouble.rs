@@ -31,7 +31,8 @@ fn named(plant: &Plant, file: &str, from: &str, to: &str, words: &[&str]) {
 }
 
 fn is_all_named(real: &Real, url: &str) {
-    let plant = real.plant("odoo-wrong", "1s", "user = \"viewer\"");
+    let user = if real.version < 19 { "" } else { "user = \"viewer\"" };
+    let plant = real.plant("odoo-wrong", "1s", user);
     edit(&plant, "forebay.toml", &real.url, url);
     let (is_good, text) = check(&plant);
     println!("{text}");
@@ -70,6 +71,61 @@ fn what_is_wrong_with_the_real_odoo_is_named() {
     edit(&plant, "forebay.toml", "key_file = \"odoo.key\"", "key_file = \"odoo.key\"\nadministrator = true");
     let (is_good, text) = check(&plant);
     assert!(is_good && text.contains("may also write"), "{text}");
+}
+
+#[test]
+fn what_is_wrong_with_the_real_odoo_14_is_named() {
+    let Some(real) = Real::of(14) else { return };
+    is_all_named(&real, &real.url);
+}
+
+#[test]
+fn the_rights_that_are_printed_are_those_that_the_account_needs() {
+    let Some(real) = Real::start() else { return };
+    are_enough(&real);
+}
+
+#[test]
+fn the_rights_that_are_printed_for_odoo_14_are_those_that_the_account_needs() {
+    let Some(real) = Real::of(14) else { return };
+    are_enough(&real);
+}
+
+/// Imports what `forebay odoo account --print` prints, makes an account with it, and reads with that account.
+fn are_enough(real: &Real) {
+    let plant = real.plant("odoo-printed", "1s", "");
+    let version = real.version.to_string();
+    let output = plant.gateway.command(&["odoo", "account", "--print", "--odoo", &version, "CONFIG"]);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said(&output).contains("Import records"), "{}", said(&output));
+    let row = |line: &str| -> Vec<String> { line.trim_matches('"').split("\",\"").map(str::to_owned).collect() };
+    let rows: Vec<Vec<String>> = printed.lines().map(row).collect();
+    // As the web client imports a file.
+    let imported = real.call("res.groups/load", &json!({"fields": rows[0], "data": rows[1..]}));
+    assert!(imported["ids"].is_array() && imported["messages"] == json!([]), "{imported:#}");
+    let script = format!(
+        "group = env.ref('__import__.forebay_gw_read', raise_if_not_found=False) or env['res.groups'].browse({ids})\n\
+         user = env['res.users'].with_context(active_test=False).search([('login', '=', 'printed')])\n\
+         user = user or env['res.users'].with_context(no_reset_password=True).create({{'login': 'printed', 'name': 'Printed'}})\n\
+         user['group_ids' if 'group_ids' in user._fields else 'groups_id'] = [(6, 0, group.ids)]\n\
+         keys = env['res.users.apikeys'].with_user(user).sudo()\n\
+         print('KEY', keys._generate(None, 'tests') if {version} < 18 else keys._generate(None, 'tests', None))\n\
+         env.cr.commit()\n",
+        ids = imported["ids"]
+    );
+    let file = plant.gateway.folder.join("script.py");
+    std::fs::write(&file, script).expect("written");
+    let mut shell = real.tool("up");
+    shell.args(["shell", "--log-level=error"]).stdin(std::fs::File::open(&file).expect("the script"));
+    let text = super::run(&mut shell);
+    let key = text.lines().find_map(|line| line.split("KEY ").nth(1)).unwrap_or_else(|| panic!("no key: {text}"));
+    std::fs::write(plant.gateway.folder.join("odoo.key"), key).expect("written");
+    if real.version < 19 {
+        edit(&plant, "forebay.toml", "user = \"viewer\"", "user = \"printed\"");
+    }
+    let (is_good, text) = check(&plant);
+    assert!(is_good && !text.contains("not visible") && !text.contains("not read"), "{text}");
+    assert!(!text.contains("may also write"), "{text}");
 }
 
 #[test]

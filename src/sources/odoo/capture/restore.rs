@@ -1,6 +1,6 @@
 //! The state of a capture across restarts: saved notes, and the journal's events behind the last note.
 
-use super::super::known_records::{IdScope, KnownRecords};
+use super::super::known_records::KnownRecords;
 use super::super::position::Position;
 use super::{Capture, NOTE_AFTER, NOTE_EVERY};
 use crate::clock;
@@ -8,8 +8,8 @@ use crate::ingest::JournalError;
 use crate::runtime::spawn_blocking;
 use std::time::Duration;
 
-/// Additional delay while no record changed and only the position is saved. After a crash the capture
-/// then reads a longer window.
+/// Additional delay while no record changed and only the position is saved. After a crash the capture then reads a
+/// longer window.
 const NOTE_IDLE: Duration = Duration::from_secs(600);
 
 impl Capture {
@@ -47,24 +47,20 @@ impl Capture {
     pub(super) async fn restore(&mut self) -> Result<(), JournalError> {
         let (notes, prefix, log) = (self.notes.clone(), self.prefix(), self.log.clone());
         let stream = self.contract.publication.stream_id();
-        let mut origin = String::new();
-        crate::event::push_path_segment(&mut origin, &self.shared.config.name);
-        origin.push('/');
-        crate::event::push_path_segment(&mut origin, self.shared.client.database());
-        let (database, model, name) =
-            (self.shared.client.database().to_owned(), self.section.model.clone(), self.stream.clone());
+        let origin = self.route.origin().to_owned();
         let pool = self.mirror.known().pool();
         let reading = spawn_blocking(move || -> Result<Option<(Position, KnownRecords)>, JournalError> {
             let position = notes.read(&format!("{prefix}position"))?.and_then(|bytes| Position::decode(&bytes));
             let Some(position) = position else { return Ok(None) };
             let mut known = KnownRecords::restore(notes.all(&format!("{prefix}known/"))?, pool);
-            let scope = IdScope { database: &database, model: &model, stream: &name };
             log.each(position.offset.max(1), |record| {
                 if record.origin == origin
                     && log.is_of(record, &stream)
                     && let Ok(payload) = serde_json::from_slice(record.payload)
                 {
-                    known.apply(&payload, &scope);
+                    let mut id = Vec::new();
+                    record.id.push_text(&mut id);
+                    known.apply(&String::from_utf8_lossy(&id), &payload);
                 }
             })?;
             Ok(Some((position, known)))
