@@ -27,6 +27,7 @@ mod known_records;
 mod mirror;
 mod model_fields;
 mod outbox;
+mod outbox_feed;
 mod position;
 mod reader;
 mod reconciliation;

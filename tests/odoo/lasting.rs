@@ -2,6 +2,7 @@
 
 use super::fake::{Fault, Odoo};
 use super::{Plant, is};
+use crate::common::random::Random;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -53,9 +54,13 @@ fn a_first_load_shows_how_far_it_is_and_goes_on_after_a_crash() {
 fn past_the_bound_of_its_memory_records_are_told_without_what_they_were() {
     let odoo = Odoo::start();
     let like = odoo.newest("mrp.production", "state", "confirmed");
+    let mut random = Random::seeded();
+    // Texts that do not compress.
+    let mut text = || (0..25).map(|_| format!("{:016x}", random.below(u64::MAX))).collect::<String>();
     let ids: Vec<i64> = (0..3500)
         .map(|number| {
-            odoo.create("mrp.production", like, json!({"name": format!("WH/MO/7{number:04}"), "state": "draft"}))
+            let values = json!({"name": format!("WH/MO/7{number:04}"), "state": "draft", "origin": text()});
+            odoo.create("mrp.production", like, values)
         })
         .collect();
     let plant = Plant::start("odoo-full", &odoo, "records_memory = \"1MiB\"", "");

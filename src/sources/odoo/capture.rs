@@ -100,8 +100,8 @@ pub(super) struct Capture {
     applied_offset: u64,
     producer: Producer,
     reconciliation: Reconciliation,
-    /// The newest row of the outbox that was read.
-    outbox_after: i64,
+    /// The time from which hinted records are read again.
+    next_hinted: Instant,
     next_learn: Instant,
     next_poll: Instant,
     next_wide: Instant,
@@ -110,6 +110,12 @@ pub(super) struct Capture {
     next_forget: Instant,
     /// Records that were absent in the last check, in a number that needs confirmation by the next one.
     unconfirmed: BTreeSet<i64>,
+}
+
+/// Waits until there is a hint and it is time to read hinted records. Cancel-safe.
+async fn hinted(hints: &Hints, from: Instant) {
+    hints.ready().await;
+    tokio::time::sleep_until(from.into()).await;
 }
 
 impl Capture {
@@ -151,7 +157,7 @@ impl Capture {
             hints,
             notes,
             own_id: 0,
-            outbox_after: 0,
+            next_hinted: now,
             position: Position::default(),
             next_learn: now,
             next_poll: now,
@@ -197,7 +203,7 @@ impl Capture {
             tokio::select! {
                 () = shutdown.begun() => break,
                 () = tokio::time::sleep(pause) => {}
-                () = self.hints.ready(), if failures == 0 => {}
+                () = hinted(&self.hints, self.next_hinted), if failures == 0 => {}
                 () = self.mirror.load_requested(), if failures == 0 => {}
             }
             self.note_if_due().await;

@@ -7,7 +7,7 @@ use super::config::Config;
 use super::context::CaptureContext;
 use super::health::Health;
 use super::hints::Hints;
-use super::hook::{HintedContract, Hook};
+use super::hook::{HintedContract, HintedModels, Hook};
 use super::mirror::Mirror;
 use super::outbox;
 use super::sections::sections;
@@ -45,21 +45,30 @@ impl Captures {
         let mut captures = Vec::new();
         let mut mirrors = Vec::new();
         let mut hinted = Vec::new();
+        let mut outbox = None;
         let pool = Arc::default();
         for (contract, section) in ours {
             let mirror = Arc::new(Mirror::new(&shared.config, contract, section.model.first(), Arc::clone(&pool)));
             let hints = Arc::new(Hints::default());
             let gateway = &contract.publication.surroundings.gateway;
-            hinted.push(HintedContract {
-                models: section.model.all().map(str::to_owned).collect(),
-                outbox: (!section.hints.is_empty()).then(|| outbox::model_of(gateway)),
-                hints: Arc::clone(&hints),
-            });
+            let models: Vec<String> = section.model.all().map(str::to_owned).collect();
+            if !section.hints.is_empty() {
+                shared.feed.add(models.clone(), Arc::clone(&hints));
+                outbox = Some(outbox::model_of(gateway));
+            }
+            hinted.push(HintedContract { models, hints: Arc::clone(&hints) });
             mirrors.push(Arc::clone(&mirror));
             captures.extend(Capture::new(Arc::clone(&shared), Arc::clone(contract), mirror, hints, notes.clone()));
         }
         let hook = hook
-            .map(|hook| Hook::open(hook, hinted, (Arc::clone(&shared.stats), budget), &shared.config.name))
+            .map(|hook| {
+                Hook::open(
+                    hook,
+                    HintedModels { contracts: hinted, outbox, feed: Arc::clone(&shared.feed) },
+                    (Arc::clone(&shared.stats), budget),
+                    &shared.config.name,
+                )
+            })
             .transpose()
             .map_err(|error| error.to_string())?;
         Ok(Self { captures, mirrors, hook })

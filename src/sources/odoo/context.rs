@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::health::Health;
+use super::outbox_feed::OutboxFeed;
 use super::reconciliation::ReconcilePace;
 use crate::clock;
 use crate::event::Timestamp;
@@ -24,6 +25,7 @@ pub(super) struct CaptureContext {
     pub(super) stats: Arc<Stats>,
     pub(super) health: Health,
     pub(super) pace: ReconcilePace,
+    pub(super) feed: Arc<OutboxFeed>,
     /// What Odoo said about the account, and when.
     account: tokio::sync::Mutex<Option<(Arc<Account>, Instant)>>,
 }
@@ -40,7 +42,8 @@ impl CaptureContext {
         (stats, health): (Arc<Stats>, Health),
     ) -> Self {
         let pace = ReconcilePace::new(config.reconcile.0);
-        Self { config, client, ingest, stats, health, pace, account: tokio::sync::Mutex::default() }
+        let (feed, account) = (Arc::default(), tokio::sync::Mutex::default());
+        Self { config, client, ingest, stats, health, pace, feed, account }
     }
 
     /// What Odoo says about the account; asked again if the last answer is old. The captures share it.

@@ -70,6 +70,11 @@ impl Hints {
             return Hinted::default();
         }
         tokio::time::sleep(wait).await;
+        self.take(max)
+    }
+
+    /// Removes up to `max` hints.
+    pub(super) fn take(&self, max: usize) -> Hinted {
         let mut waiting = self.lock();
         let ids: Vec<i64> = waiting.ids.iter().take(max).copied().collect();
         waiting.ids.retain(|id| !ids.contains(id));

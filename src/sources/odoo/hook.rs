@@ -5,6 +5,7 @@
 //! Invariants: connections, heads, bodies and waits are bounded; the token is never logged.
 
 use super::hints::Hints;
+use super::outbox_feed::OutboxFeed;
 use crate::clock;
 use crate::contract::Sender;
 use crate::http::{self, ConnectionLimit, ConnectionSlot, Phase, Reply, Stream};
@@ -115,15 +116,21 @@ pub struct Hook {
 pub(super) struct HintedContract {
     /// Names of its model.
     pub(super) models: Vec<String>,
-    /// Model of the outbox that has its changes, if automation rules note them.
-    pub(super) outbox: Option<String>,
     pub(super) hints: Arc<Hints>,
+}
+
+/// What posts may name.
+pub(super) struct HintedModels {
+    pub(super) contracts: Vec<HintedContract>,
+    /// Model of the outbox, if contracts have one.
+    pub(super) outbox: Option<String>,
+    pub(super) feed: Arc<OutboxFeed>,
 }
 
 struct HookContext {
     source: String,
     token: [u8; 32],
-    hints: Vec<HintedContract>,
+    hints: HintedModels,
     stats: Arc<Stats>,
     refusals: Limiter,
     budget: Arc<Budget>,
@@ -149,10 +156,10 @@ impl HookContext {
 }
 
 impl Hook {
-    /// Binds the port. `hints` has the hints of each contract.
+    /// Binds the port.
     pub(super) fn open(
         config: Config,
-        hints: Vec<HintedContract>,
+        hints: HintedModels,
         (stats, budget): (Arc<Stats>, Arc<Budget>),
         source: &str,
     ) -> Result<Self, HookError> {
@@ -285,10 +292,12 @@ async fn answer(request: Request<Incoming>, guest: &HookPeer, shared: &HookConte
         shared.refuse(peer, Refusal::Content, "the body names no record");
         return with(StatusCode::BAD_REQUEST);
     };
-    for contract in &shared.hints {
-        if contract.outbox.as_ref() == Some(&model) {
-            contract.hints.put_outbox();
-        } else if contract.models.contains(&model) && !contract.hints.put(id) {
+    if shared.hints.outbox.as_ref() == Some(&model) {
+        shared.hints.feed.post();
+        return with(StatusCode::NO_CONTENT);
+    }
+    for contract in &shared.hints.contracts {
+        if contract.models.contains(&model) && !contract.hints.put(id) {
             shared.stats.dropped.add(1);
         }
     }

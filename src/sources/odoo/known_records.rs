@@ -8,12 +8,14 @@
 
 mod compare;
 mod notes;
+mod shape;
 
 pub use compare::{ChangeEvent, Comparison, IdScope};
 
 use super::model_fields::{Row, bare};
 use crate::contract::odoo::Section;
 use serde_json::{Map, Value};
+use shape::Shape;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,8 +42,8 @@ pub struct KnownRecord {
     /// Number of its list of fields.
     shape: u16,
     standing: Standing,
-    /// The values in the order of the fields, as a JSON array; empty for a deleted record.
-    values: Box<str>,
+    /// The values in the order of the fields, packed; empty for a deleted record.
+    values: Box<[u8]>,
 }
 
 /// Whether a record is there.
@@ -82,7 +84,7 @@ pub struct KnownRecords {
     records: BTreeMap<i64, KnownRecord>,
     /// The lists of fields that records have. There are few: one, and one more after each change of the contract or of
     /// a right.
-    shapes: Vec<Vec<String>>,
+    shapes: Vec<Shape>,
     /// Number of records that are not deleted.
     present: usize,
     pool: Pool,
@@ -136,21 +138,21 @@ impl KnownRecords {
     }
 
     /// Packs the fields of a record: their names once for all records, their values as a JSON array.
-    fn packed(&mut self, record: &Map<String, Value>) -> (u16, Box<str>) {
-        let is_shape = |shape: &Vec<String>| shape.iter().eq(record.keys());
+    fn packed(&mut self, record: &Map<String, Value>) -> (u16, Box<[u8]>) {
+        let is_shape = |shape: &Shape| shape.names.iter().eq(record.keys());
         let shape = self.shapes.iter().position(is_shape).unwrap_or_else(|| {
-            self.shapes.push(record.keys().cloned().collect());
+            self.shapes.push(Shape::new(record.keys().cloned().collect()));
             self.shapes.len() - 1
         });
         let values: Vec<&Value> = record.values().collect();
         let text = serde_json::to_string(&values).unwrap_or_default();
-        (u16::try_from(shape).unwrap_or(u16::MAX), text.into())
+        (u16::try_from(shape).unwrap_or(u16::MAX), self.shapes[shape].pack(&text))
     }
 
     fn unpacked(&self, known: &KnownRecord) -> Map<String, Value> {
-        let values: Vec<Value> = serde_json::from_str(&known.values).unwrap_or_default();
-        let shape = self.shapes.get(usize::from(known.shape)).map(Vec::as_slice).unwrap_or_default();
-        shape.iter().cloned().zip(values).collect()
+        let Some(shape) = self.shapes.get(usize::from(known.shape)) else { return Map::new() };
+        let values: Vec<Value> = serde_json::from_str(&shape.unpack(&known.values)).unwrap_or_default();
+        shape.names.iter().cloned().zip(values).collect()
     }
 
     /// Replaces what is known of a record after an event or an unreported change; `None` forgets it.

@@ -22,6 +22,8 @@ pub(super) fn model_of(gateway: &str) -> String {
 pub(super) struct OutboxRow {
     /// Number of the row; rises with each change of one record.
     pub(super) id: i64,
+    /// Model of the record, as this Odoo calls it.
+    pub(super) model: String,
     /// Number of the record.
     pub(super) record: i64,
     /// State of the record; `None` if it was deleted, or has no state.
@@ -36,6 +38,7 @@ pub(super) fn rows(answer: &Value) -> Vec<OutboxRow> {
         let at = given.get("create_date").and_then(Value::as_str).and_then(crate::odoo::read_time)?;
         Some(OutboxRow {
             id: given.get("id")?.as_i64()?,
+            model: given.get("x_model")?.as_str()?.to_owned(),
             record: given.get("x_record")?.as_i64()?,
             state: given.get("x_state").and_then(Value::as_str).map(str::to_owned),
             at: at.0.div_euclid(1_000_000),
@@ -44,10 +47,12 @@ pub(super) fn rows(answer: &Value) -> Vec<OutboxRow> {
     answer.as_array().into_iter().flatten().filter_map(row).collect()
 }
 
-/// The conditions for the rows of a model: of these records, or behind a row.
-pub(super) fn domain(model: &str, records: Option<&[i64]>, after: i64) -> Vec<Value> {
-    let mut domain = vec![json!(["x_model", "=", model]), json!(["id", ">", after])];
-    domain.extend(records.map(|records| json!(["x_record", "in", records])));
+/// The conditions for rows behind a row, of a model and its records if they are given.
+pub(super) fn domain(of: Option<(&str, &[i64])>, after: i64) -> Vec<Value> {
+    let mut domain = vec![json!(["id", ">", after])];
+    if let Some((model, records)) = of {
+        domain.extend([json!(["x_model", "=", model]), json!(["x_record", "in", records])]);
+    }
     domain
 }
 
@@ -83,7 +88,7 @@ mod tests {
     use super::*;
 
     fn row(id: i64, state: &str, at: i64) -> OutboxRow {
-        OutboxRow { id, record: 7, state: Some(state.to_owned()), at }
+        OutboxRow { id, model: "mrp.production".into(), record: 7, state: Some(state.to_owned()), at }
     }
 
     fn check(rows: &[(&str, i64)], known: Option<(&str, i64)>, present: &str, expected: &[&str]) {
@@ -118,8 +123,8 @@ mod tests {
     #[test]
     fn a_gateway_has_a_table_of_its_own() {
         assert_eq!(model_of("GW-01.plant"), "x_forebay_gw_01_plant");
-        let answer = json!([{"id": 4, "x_record": 7, "x_state": "done", "create_date": "2026-11-23 03:18:40"},
-            {"id": 5, "x_record": 8, "x_state": false, "create_date": "2026-11-23 03:18:41"}, {"id": "x"}]);
+        let answer = json!([{"id": 4, "x_model": "m", "x_record": 7, "x_state": "done", "create_date": "2026-11-23 03:18:40"},
+            {"id": 5, "x_model": "m", "x_record": 8, "x_state": false, "create_date": "2026-11-23 03:18:41"}, {"id": "x"}]);
         let read = rows(&answer);
         assert_eq!((read.len(), read[0].record, read[1].state.as_ref()), (2, 7, None));
     }

@@ -4,22 +4,35 @@ use super::super::hints::Hinted;
 use super::super::model_fields::Row;
 use super::super::outbox::{self, OutboxRow};
 use super::super::reader::PAGE_ROWS;
-use super::{Capture, Reading, RoundError};
+use super::{Capture, PAUSE_FACTOR, Reading, RoundError};
+use crate::clock;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest pause after hinted records were read: hints are there to be quick.
+const HINTED_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 impl Capture {
     /// Reads the records that hints named.
     pub(super) async fn read_hinted(&mut self, hinted: Hinted) -> Result<(), RoundError> {
         let mut ids: BTreeSet<i64> = hinted.ids.into_iter().collect();
         if hinted.has_outbox {
-            let rows = self.reader.new_outbox_rows(self.outbox_after).await?;
-            self.outbox_after = rows.last().map_or(self.outbox_after, |row| row.id);
-            ids.extend(rows.iter().map(|row| row.record));
+            self.reader.expect_outbox();
+            let feed = Arc::clone(&self.shared.feed);
+            feed.distribute(async |after| self.reader.new_outbox_rows(after).await).await?;
+            ids.extend(self.hints.take(PAGE_ROWS).ids);
+        }
+        if ids.is_empty() {
+            return Ok(());
         }
         let ids: Vec<i64> = ids.into_iter().collect();
+        let began = clock::instant();
         for some in ids.chunks(PAGE_ROWS) {
             self.read_ids(some, Reading::Poll).await?;
         }
+        let done = clock::instant();
+        self.next_hinted = done + (done.duration_since(began) * PAUSE_FACTOR).min(HINTED_PAUSE_MAX);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The known records as notes: small groups, so that a change of one record rewrites little.
 
+use super::shape::Shape;
 use super::{EventId, KnownRecord, KnownRecords, Pool, RECORDS_PER_NOTE, Standing};
 use crate::ingest::Note;
 
@@ -10,7 +11,7 @@ const NOTE_BYTES_MAX: usize = 16 << 20;
 
 /// A record as stored in a note: id, times of the last write and of creation, last event, number of its list of fields
 /// in the note, standing, values as JSON.
-type StoredRecord<'a> = (i64, i64, u32, EventId, u16, u8, &'a str);
+type StoredRecord = (i64, i64, u32, EventId, u16, u8, String);
 
 impl KnownRecords {
     /// Number of notes that wait to be saved.
@@ -27,21 +28,23 @@ impl KnownRecords {
     fn note(&self, number: i64) -> Option<Vec<u8>> {
         let range = number * RECORDS_PER_NOTE..(number + 1) * RECORDS_PER_NOTE;
         let mut shapes: Vec<u16> = Vec::new();
-        let mut records: Vec<StoredRecord<'_>> = Vec::new();
+        let mut records: Vec<StoredRecord> = Vec::new();
         for (id, known) in self.records.range(range) {
             let shape = shapes.iter().position(|shape| *shape == known.shape).unwrap_or_else(|| {
                 shapes.push(known.shape);
                 shapes.len() - 1
             });
             let shape = u16::try_from(shape).unwrap_or(u16::MAX);
-            let (standing, values) = (known.standing as u8, &*known.values);
+            let about = self.shapes.get(usize::from(known.shape));
+            let values = about.map(|shape| shape.unpack(&known.values)).unwrap_or_default();
+            let standing = known.standing as u8;
             records.push((*id, known.write_date, known.create_date, known.event, shape, standing, values));
         }
         if records.is_empty() {
             return None;
         }
-        let names: Vec<&[String]> =
-            shapes.iter().filter_map(|shape| self.shapes.get(usize::from(*shape))).map(Vec::as_slice).collect();
+        let about = shapes.iter().filter_map(|shape| self.shapes.get(usize::from(*shape)));
+        let names: Vec<&[String]> = about.map(|shape| shape.names.as_slice()).collect();
         let bytes = postcard::to_stdvec(&(FORMAT, names, records)).ok()?;
         zstd::bulk::compress(&bytes, 1).ok()
     }
@@ -68,11 +71,11 @@ impl KnownRecords {
         if bytes.first() != Some(&FORMAT) {
             return None;
         }
-        let (_, shapes, records): (u8, Vec<Vec<String>>, Vec<StoredRecord<'_>>) = postcard::from_bytes(&bytes).ok()?;
+        let (_, shapes, records): (u8, Vec<Vec<String>>, Vec<StoredRecord>) = postcard::from_bytes(&bytes).ok()?;
         let mut numbers = Vec::new();
         for names in shapes {
-            let number = self.shapes.iter().position(|shape| *shape == names).unwrap_or_else(|| {
-                self.shapes.push(names);
+            let number = self.shapes.iter().position(|shape| shape.names == names).unwrap_or_else(|| {
+                self.shapes.push(Shape::new(names));
                 self.shapes.len() - 1
             });
             numbers.push(u16::try_from(number).unwrap_or(u16::MAX));
@@ -84,10 +87,11 @@ impl KnownRecords {
                 1 => Standing::Hidden,
                 _ => Standing::Deleted,
             };
-            self.replace(
-                id,
-                Some(KnownRecord { write_date, create_date, event, shape, standing, values: values.into() }),
-            );
+            let values = match values.is_empty() {
+                true => Box::default(),
+                false => self.shapes.get_mut(usize::from(shape))?.pack(&values),
+            };
+            self.replace(id, Some(KnownRecord { write_date, create_date, event, shape, standing, values }));
         }
         Some(())
     }

@@ -7,6 +7,8 @@ use serde_json::json;
 
 /// Records per read: each has some rows.
 const RECORDS_MAX: usize = 50;
+/// Rows of the records of a page, some 100 bytes each. An order has some dozens in the days that they are kept.
+const ALL_ROWS_MAX: usize = 20_000;
 
 impl ModelReader {
     /// Learns whether there is an outbox. Without one, polls see the last state of a record only.
@@ -23,9 +25,13 @@ impl ModelReader {
         Ok(())
     }
 
-    /// The newest rows behind `after`, in ascending order. Odoo has said that there are some, so there is an outbox.
-    pub(in super::super) async fn new_outbox_rows(&mut self, after: i64) -> Result<Vec<OutboxRow>, OdooError> {
+    /// Odoo has said that the outbox has new rows, so there is one.
+    pub(in super::super) fn expect_outbox(&mut self) {
         self.has_outbox = true;
+    }
+
+    /// The newest rows behind `after` of all models, in ascending order.
+    pub(in super::super) async fn new_outbox_rows(&mut self, after: i64) -> Result<Vec<OutboxRow>, OdooError> {
         let mut rows = self.outbox_rows(None, after, "id desc").await?;
         rows.reverse();
         Ok(rows)
@@ -35,7 +41,16 @@ impl ModelReader {
     pub(in super::super) async fn outbox_rows_of(&mut self, records: &[i64]) -> Result<Vec<OutboxRow>, OdooError> {
         let mut rows = Vec::new();
         for some in records.chunks(RECORDS_MAX) {
-            rows.extend(self.outbox_rows(Some(some), 0, "id").await?);
+            let mut after = 0;
+            loop {
+                let page = self.outbox_rows(Some(some), after, "id").await?;
+                after = page.last().map_or(after, |row| row.id);
+                let is_end = page.len() < outbox::ROWS_MAX;
+                rows.extend(page);
+                if is_end || rows.len() >= ALL_ROWS_MAX {
+                    break;
+                }
+            }
         }
         Ok(rows)
     }
@@ -47,7 +62,7 @@ impl ModelReader {
         order: &str,
     ) -> Result<Vec<OutboxRow>, OdooError> {
         let Some(model) = self.outbox_model.clone().filter(|_| self.has_outbox) else { return Ok(Vec::new()) };
-        let domain = outbox::domain(self.model(), records, after);
+        let domain = outbox::domain(records.map(|records| (self.model(), records)), after);
         let fields: Vec<&str> = FIELDS.into_iter().chain(["create_date"]).collect();
         let arguments = json!({"domain": domain, "fields": fields, "order": order, "limit": ROWS_MAX});
         match self.call_of(&model, "search_read", None, arguments).await {
