@@ -127,7 +127,7 @@ fn put_back(real: &Real, plant: &Plant, disorder: &Disorder<'_>, newest: &HashMa
     assert!(status.success(), "the simulation could not drive every order");
     let (kept, returned) = (disorder.orders["sql"], disorder.orders["other"]);
     real.write("mrp.production", kept, &json!({"priority": "0"}));
-    real.act("mrp.production", "unlink", returned);
+    disorder.delete("other");
     await_all(plant, &changes_in(&changes));
     plant.await_event("production.order", "deleted", |event| super::super::is(event, returned, "deleted"));
     let start = Instant::now();

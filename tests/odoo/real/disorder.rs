@@ -74,6 +74,11 @@ impl<'a> Disorder<'a> {
         self.real.sql_now(&format!("update mrp_production set {values} where id = {}", self.orders[order]));
     }
 
+    /// Odoo does not delete an order without moves.
+    pub fn delete(&self, order: &str) {
+        self.real.sql_now(&format!("delete from mrp_production where id = {}", self.orders[order]));
+    }
+
     fn german_name(&self) -> String {
         format!("Pumpenstand {}", self.seed)
     }
@@ -101,7 +106,7 @@ impl<'a> Disorder<'a> {
             5 => {
                 self.sql("sql", "priority = '1'");
                 self.sql("other-changed", "priority = '1', write_date = write_date - interval '1 hour'");
-                real.act("mrp.production", "unlink", self.orders["deleted"]);
+                self.delete("deleted");
             }
             7 => {
                 self.show();
