@@ -6,7 +6,7 @@
 //! - arguments are passed by name, so that both protocols behave alike. Over `/jsonrpc` a domain is passed by position:
 //!   its name differs between versions;
 //! - at most two calls are in progress at once, and the client repeats none;
-//! - after a `Retry-After` the client sends nothing until the pause is over, whoever calls.
+//! - after a `Retry-After` the client sends nothing until the pause is over.
 //!
 //! Not here: which records are read, and why (`sources`, `watch`).
 

@@ -56,7 +56,7 @@ fn past_the_bound_of_its_memory_records_are_told_without_what_they_were() {
     let like = odoo.newest("mrp.production", "state", "confirmed");
     let mut random = Random::seeded();
     // Texts that do not compress.
-    let mut text = || (0..25).map(|_| format!("{:016x}", random.below(u64::MAX))).collect::<String>();
+    let mut text = || (0..50).map(|_| format!("{:08x}", random.below(1 << 32))).collect::<String>();
     let ids: Vec<i64> = (0..3500)
         .map(|number| {
             let values = json!({"name": format!("WH/MO/7{number:04}"), "state": "draft", "origin": text()});

@@ -19,7 +19,7 @@ const VERSION_MIN: u32 = 17;
 const VERSION_CRON_UNLIMITED: u32 = 18;
 /// The first version in which the users of a group are `user_ids`.
 const VERSION_GROUP_USER_IDS: u32 = 19;
-/// Odoo's own user, whose scheduled actions run whoever leaves.
+/// Odoo's own user: a scheduled action of a person ends when that person leaves.
 const ROOT_USER: i64 = 1;
 /// Days that the outbox keeps a row: the gateway reads it within seconds, or after it was down.
 const OUTBOX_DAYS: u32 = 3;

@@ -91,7 +91,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_rows_of_a_post_are_read_once_whoever_asks() {
+    async fn the_rows_of_a_post_are_read_once_for_all_contracts() {
+        let _clock = clock::Clock::of_runtime(std::time::SystemTime::UNIX_EPOCH).enter();
         let feed = OutboxFeed::default();
         let (orders, works) = (Arc::new(Hints::default()), Arc::new(Hints::default()));
         feed.add(vec!["mrp.production".into()], Arc::clone(&orders));

@@ -278,13 +278,25 @@ fn learned(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<String> {
     new.map(|(field, _)| field.clone()).collect()
 }
 
-/// A row with the known values of fields that cannot be read now: once they can be read again, they are compared.
+/// A row with what is known in addition: the values of fields that cannot be read now, so that they are compared once they can
+/// be read again, and the fields of linked records, which are read for a change alone.
 fn carried(old: &Map<String, Value>, row: &Row, context: &EventContext<'_>) -> Row {
     let is_read = |field: &String| {
         let name = field.split('@').next().unwrap_or(field);
         context.section.fields.iter().any(|names| names.first() == name)
     };
     let mut carried = row.clone();
+    for (field, value) in &mut carried.record {
+        let Some(Value::Object(linked)) = old.get(field).filter(|old| bare(old) == bare(value)) else { continue };
+        match value {
+            Value::Object(members) => {
+                for (member, value) in linked {
+                    members.entry(member.clone()).or_insert_with(|| value.clone());
+                }
+            }
+            number => *number = Value::Object(linked.clone()),
+        }
+    }
     for (field, value) in old {
         if !carried.record.contains_key(field) && is_read(field) {
             carried.record.insert(field.clone(), value.clone());

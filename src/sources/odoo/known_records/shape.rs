@@ -1,4 +1,4 @@
-//! The fields of known records, and their values in little memory: most of a record is like those beside it.
+//! The fields of known records, and their values in little memory: records of one contract are much alike.
 //!
 //! Promise: packed values unpack to the same text.
 //! Invariants: the dictionary of a shape is made once, from its first records, and lives as long as the shape. It is stored

@@ -93,6 +93,23 @@ fn a_value_that_comes_back_within_a_second_has_another_id_and_a_crash_repeats_no
 }
 
 #[test]
+fn fields_of_linked_records_stay_known_while_the_record_does_not_change() {
+    let mut known = KnownRecords::default();
+    let full = json!({"id": 9, "name": "Saw", "default_code": "P-SAW"});
+    let read = |known: &mut KnownRecords, lot: Value, state: &str| {
+        report_all(known, &row_with(json!({"state": state, "lot": lot}), 10), Occasion::Written, 0)
+    };
+    assert_eq!(read(&mut known, full.clone(), "draft").len(), 1);
+    for poll in [json!({"id": 9, "name": "Saw"}), json!(9), json!({"id": 9, "name": "New saw"})] {
+        assert!(read(&mut known, poll.clone(), "draft").is_empty());
+        known.each(|_, _, record| assert_eq!(record["lot"]["default_code"], "P-SAW", "{poll}"));
+    }
+    known.each(|_, _, record| assert_eq!(record["lot"]["name"], "New saw"));
+    let changed = read(&mut known, json!({"id": 10, "name": "Drill"}), "draft");
+    assert_eq!(changed[0].payload["record"]["lot"], json!({"id": 10, "name": "Drill"}));
+}
+
+#[test]
 fn a_state_that_a_backup_brings_back_is_reported_under_a_new_id() {
     let mut known = KnownRecords::default();
     let confirmed = report(&mut known, "confirmed", 10).expect("an event");
