@@ -37,6 +37,10 @@ impl Saves {
         Self(saves)
     }
 
+    fn mean(&self) -> Duration {
+        self.0.iter().sum::<Duration>() / SAVES as u32
+    }
+
     fn share(&self, percent: usize) -> Duration {
         self.0[(self.0.len() * percent / 100).min(self.0.len() - 1)]
     }
@@ -44,7 +48,8 @@ impl Saves {
 
 impl std::fmt::Display for Saves {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "p50 {:?}, p95 {:?}, max {:?}", self.share(50), self.share(95), self.share(100))
+        let (mean, p50, p95, max) = (self.mean(), self.share(50), self.share(95), self.share(100));
+        write!(f, "mean {mean:?}, p50 {p50:?}, p95 {p95:?}, max {max:?}")
     }
 }
 
@@ -78,10 +83,12 @@ fn a_save_takes_no_longer_with_hints_whatever_the_gateway_does() {
     found.iter().for_each(|(what, saves)| println!("{what}: {saves}"));
     real.act("mrp.production", "unlink", order);
     for (what, saves) in &found {
-        for percent in [50, 95] {
-            let before = without.share(percent).max(again.share(percent));
-            let now = saves.share(percent);
-            assert!(now <= before + LONGER_MAX, "{what}: p{percent} of a save is {now:?}, without hints {before:?}");
+        // The slowest ones show how busy the machine is.
+        for (name, before, now) in [
+            ("median", without.share(50).max(again.share(50)), saves.share(50)),
+            ("mean", without.mean().max(again.mean()), saves.mean()),
+        ] {
+            assert!(now <= before + LONGER_MAX, "{what}: the {name} of saves is {now:?}, without hints {before:?}");
         }
     }
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Records with such fields that are remembered. Each takes a call a minute while it changes.
 pub(super) const RECORDS_MAX: usize = 500;
+/// Fields of records that the log names once: some 100 bytes each.
+const LOGGED_MAX: usize = 2000;
 /// Records with such fields that the status names one by one.
 const RECORDS_SHOWN_MAX: usize = 5;
 
@@ -15,6 +17,8 @@ pub(super) struct Faults {
     pub(super) denied: BTreeMap<String, Denied>,
     /// By record: the fields that cannot be read, with the reason.
     pub(super) records: BTreeMap<i64, BTreeMap<String, String>>,
+    /// What the log has named since then.
+    logged: BTreeSet<(i64, String)>,
 }
 
 #[derive(Debug)]
@@ -25,6 +29,14 @@ pub(super) struct Denied {
 }
 
 impl Faults {
+    /// Whether the log does not name this field of this record yet.
+    pub(super) fn is_news(&mut self, id: i64, field: &str) -> bool {
+        if self.logged.len() >= LOGGED_MAX {
+            self.logged.clear();
+        }
+        self.logged.insert((id, field.to_owned()))
+    }
+
     /// Names in Odoo of the fields that are left out.
     pub(super) fn denied(&self) -> BTreeSet<&str> {
         self.denied.keys().map(String::as_str).collect()

@@ -171,13 +171,15 @@ impl ModelReader {
         if records.len() < RECORDS_MAX || records.contains_key(&id) {
             records.entry(id).or_default().insert(field.to_owned(), reason.to_owned());
         }
-        tracing::warn!(
-            model = self.model(),
-            id,
-            field,
-            reason,
-            "a field of a record cannot be read: it is reported as null, the other fields as they are; correct it in Odoo"
-        );
+        if self.faults.is_news(id, field) {
+            tracing::warn!(
+                model = self.model(),
+                id,
+                field,
+                reason,
+                "a field of a record cannot be read: it is reported as null, the other fields as they are; correct it in Odoo"
+            );
+        }
     }
 
     /// The records that pages leave out, because Odoo cannot read all of their fields.
