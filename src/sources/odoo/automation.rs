@@ -10,8 +10,9 @@ use super::outbox;
 use super::sections::sections;
 use crate::contract::Contracts;
 use crate::contract::odoo::{Names, Section};
-use crate::odoo::{Client, OdooError};
+use crate::odoo::{Client, OdooError, Refusal};
 use serde_json::{Map, Value, json};
+use std::time::Duration;
 
 /// The first version with actions that post, and with scheduled actions that can be triggered.
 const VERSION_MIN: u32 = 17;
@@ -23,6 +24,10 @@ const VERSION_GROUP_USER_IDS: u32 = 19;
 const ROOT_USER: i64 = 1;
 /// Days that the outbox keeps a row: the gateway reads it within seconds, or after it was down.
 const OUTBOX_DAYS: u32 = 3;
+
+/// A scheduled action that posts to a gateway that hangs takes a second or two; meanwhile Odoo does not remove it.
+const CRON_ATTEMPTS: u32 = 10;
+const CRON_PAUSE: Duration = Duration::from_secs(1);
 
 /// While users save one after the other, the scheduled action runs a few times a second, not once for each save: each run
 /// takes some 20 ms of Odoo's time.
@@ -181,7 +186,7 @@ pub async fn remove(client: &Client, plan: &Plan) -> Result<usize, OdooError> {
     let mut rules = 0;
     // Rules first: Odoo does not delete an action that a rule uses.
     for model in ["base.automation", "ir.cron", "ir.actions.server"] {
-        let removed = admin.remove_named(model, &plan.prefix).await?;
+        let removed = admin.remove_unused(model, &plan.prefix).await?;
         if model == "base.automation" {
             rules = removed;
         }
@@ -255,6 +260,22 @@ impl Admin<'_> {
         match model.names.is_optional {
             true => Ok(0),
             false => Err(OdooError::NotOdoo(format!("there is no model {first}; is its module installed?"))),
+        }
+    }
+
+    /// The same as `remove_named`; waits for a scheduled action that runs at the moment.
+    async fn remove_unused(&self, model: &str, prefix: &str) -> Result<usize, OdooError> {
+        let mut attempts = 1;
+        loop {
+            match self.remove_named(model, prefix).await {
+                Err(OdooError::Busy { .. } | OdooError::Refused { why: Refusal::Other, .. })
+                    if attempts < CRON_ATTEMPTS =>
+                {
+                    attempts += 1;
+                    tokio::time::sleep(CRON_PAUSE).await;
+                }
+                removed => return removed,
+            }
         }
     }
 
