@@ -27,17 +27,23 @@ const VERSION_NEW_NAMES: u32 = 16;
 const VERSION_OPTIONAL: u32 = 18;
 
 /// The models that well-known links lead to.
-const LINKS: [(&str, &str); 12] = [
+const LINKS: [(&str, &str); 18] = [
+    ("bom_line_ids", "mrp.bom.line"),
+    ("byproduct_ids", "mrp.bom.byproduct"),
     ("company_id", "res.company"),
     ("currency_id", "res.currency"),
     ("location_dest_id", "stock.location"),
     ("location_id", "stock.location"),
     ("lot_id", "stock.lot"),
+    ("lot_producing_ids", "stock.lot"),
+    ("move_dest_ids", "stock.move"),
+    ("operation_ids", "mrp.routing.workcenter"),
     ("partner_id", "res.partner"),
     ("product_id", "product.product"),
     ("product_tmpl_id", "product.template"),
     ("product_uom", "uom.uom"),
     ("product_uom_id", "uom.uom"),
+    ("scrap_reason_tag_ids", "stock.scrap.reason.tag"),
     ("uom_id", "uom.uom"),
     ("workcenter_id", "mrp.workcenter"),
 ];
@@ -52,6 +58,7 @@ pub fn rights(config: &Config, contracts: &Contracts, gateway: &str, version: u3
         for link in linked(section) {
             match LINKS.iter().find(|(name, _)| *name == link) {
                 Some((_, "stock.lot")) if version < VERSION_NEW_NAMES => models.insert("stock.production.lot".into()),
+                Some((_, "stock.scrap.reason.tag")) if version < VERSION_OPTIONAL => false,
                 Some((_, model)) => models.insert((*model).to_owned()),
                 None => unknown_links.insert(link.to_owned()),
             };
@@ -91,8 +98,11 @@ fn name_in(names: &Names, version: u32) -> &str {
     newest.or(names.all().last()).unwrap_or_default()
 }
 
+/// The links whose records are read: those with fields of linked records, and lists, which Odoo reads with the rights of
+/// the account. The name of a single record needs no right.
 fn linked(section: &Section) -> impl Iterator<Item = &str> {
-    section.linked.keys().map(String::as_str)
+    let lists = section.fields.iter().map(Names::first).filter(|field| field.ends_with("_ids"));
+    section.linked.keys().map(String::as_str).chain(lists)
 }
 
 fn quoted(cell: &str) -> String {
