@@ -27,7 +27,8 @@ const VERSION_NEW_NAMES: u32 = 16;
 const VERSION_OPTIONAL: u32 = 18;
 
 /// The models that well-known links lead to.
-const LINKS: [(&str, &str); 18] = [
+const LINKS: [(&str, &str); 19] = [
+    ("blocked_by_operation_ids", "mrp.routing.workcenter"),
     ("bom_line_ids", "mrp.bom.line"),
     ("byproduct_ids", "mrp.bom.byproduct"),
     ("company_id", "res.company"),
