@@ -209,9 +209,12 @@ impl Renderer {
             ("recordedtime".into(), recorded.to_string()),
             ("sequence".into(), String::from_utf8_lossy(&digits).into_owned()),
         ]);
-        let classification = self.classification.map(|one| ("dataclassification".into(), one.word().to_owned()));
-        out.properties.extend(classification);
+        self.push_classification(&mut out.properties);
         push_extensions(record, &mut out.properties);
+    }
+
+    fn push_classification(&self, properties: &mut Vec<(Cow<'static, str>, String)>) {
+        properties.extend(self.classification.map(|one| ("dataclassification".into(), one.word().to_owned())));
     }
 
     fn render_compact(&self, record: &Record<'_>, numbered: (u64, Timestamp), out: &mut Rendering) {
@@ -221,6 +224,7 @@ impl Renderer {
             out.content_type_own = Some(safe(media_type(record)).into_owned());
         }
         self.compact.push(record, numbered, &out.topic, &mut out.properties);
+        self.push_classification(&mut out.properties);
         push_extensions(record, &mut out.properties);
     }
 }

@@ -151,6 +151,8 @@ impl ModelReader {
         let (model, described) = self.describe().await?;
         let fields = ModelFields::resolve(&self.section, &described);
         if fields.is_empty() {
+            // To an account without the right on a model, Odoo describes no field of it.
+            self.call_of(&model, "search_count", None, json!({"domain": [["id", "=", 0]]})).await?;
             return Err(OdooError::Refused {
                 why: Refusal::Access,
                 name: String::new(),
