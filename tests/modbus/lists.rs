@@ -349,6 +349,84 @@ fn a_plc_list_with_bits_orders_and_columns_of_its_own() {
 }
 
 #[test]
+fn an_inverter_list_with_gains_and_quantities() {
+    let list = "No.,Signal name,Read/Write,Type,Unit,Gain,Address,Quantity,Scope\n\
+        1,Model,RO,STR,N/A,1,30000,15,\n2,Input power,RO,I32,kW,1000,32064,2,\n3,Line voltage,RO,U16,V,10,32066,1,\n\
+        4,Device status,RO,U16,N/A,1,32089,1,\n5,Day energy,RO,U32,kWh,100,32114,2,\n";
+    let open = questions(list, &Options::default());
+    assert!(open.contains("does \"Gain\" multiply or divide?"), "{open}");
+    let (device, _) = imported(list, &Options { scale: Some(ScaleMeaning::Divide), ..Options::default() });
+    assert_eq!(
+        shape(&device),
+        [
+            row("model", Holding, 30_000, "Text", 1.0, ""),
+            row("input_power", Holding, 32_064, "I32", 0.001, "kW"),
+            row("line_voltage", Holding, 32_066, "U16", 0.1, "V"),
+            row("device_status", Holding, 32_089, "U16", 1.0, ""),
+            row("day_energy", Holding, 32_114, "U32", 0.01, "kWh"),
+        ]
+    );
+    assert_eq!(device.points[0].count, 15);
+}
+
+#[test]
+fn a_storage_list_with_both_addresses_and_a_column_without_a_meaning() {
+    let list = "Addr (hex),Addr (dec),Description,Unit,Format,N1,Access,Function Code\n\
+        0x06,6,Inverter article number,-,String,8,R/O,0x03\n0x38,56,Inverter state,-,U16,1,R/O,0x03\n\
+        0x64,100,Total DC power,W,Float,2,R/O,0x03\n0x70,112,Battery state of charge,%,S16,1,R/W,0x03/0x06\n";
+    let open = questions(list, &Options::default());
+    assert!(open.contains("what is the column \"N1\""), "{open}");
+    let columns = vec![("N1".to_owned(), Meaning::Registers)];
+    let (device, _) = imported(list, &Options { columns, ..Options::default() });
+    assert_eq!(
+        shape(&device),
+        [
+            row("inverter_article_number", Holding, 6, "Text", 1.0, ""),
+            row("inverter_state", Holding, 56, "U16", 1.0, ""),
+            row("total_dc_power", Holding, 100, "F32", 1.0, "W"),
+            row("battery_state_of_charge", Holding, 112, "I16", 1.0, "%"),
+        ]
+    );
+}
+
+#[test]
+fn a_table_of_a_wiki_page() {
+    let list = "# Registers of the pump\n\n| Register | Name | Type | Unit | Multiplier |\n|---|---|:--|---|---|\n\
+        | 0 | Speed | UINT16 | rpm | 1 |\n| 1 | Flow | INT16 | m3/h | 0.01 |\n";
+    let (device, imported) = imported(list, &Options::default());
+    assert!(imported.skipped.is_empty(), "{:?}", imported.skipped);
+    assert_eq!(
+        shape(&device),
+        [row("speed", Holding, 0, "U16", 1.0, "rpm"), row("flow", Holding, 1, "I16", 0.01, "m3/h")]
+    );
+}
+
+#[test]
+fn a_list_whose_type_column_names_tables() {
+    let list = "Name;Type;Address;Data type\nSpeed;Holding Register;3;UINT16\nRunning;Coil;1;BOOL\nTemperature;Input Register;7;INT16\n";
+    let (device, imported) = imported(list, &Options::default());
+    assert_eq!(
+        shape(&device),
+        [
+            row("speed", Holding, 3, "U16", 1.0, ""),
+            row("running", Table::Coil, 1, "Bool", 1.0, ""),
+            row("temperature", Input, 7, "I16", 1.0, ""),
+        ]
+    );
+    assert!(imported.report.iter().any(|line| line == "column \"Type\" is the table"), "{:?}", imported.report);
+}
+
+#[test]
+fn a_list_with_two_addresses_that_differ_by_one() {
+    let list = "Description,Register,Address,Size,Type,Units\nCurrent A,3000,2999,2,FLOAT32,A\nFrequency,3110,3109,2,FLOAT32,Hz\n";
+    let open = questions(list, &Options::default());
+    assert!(open.contains("which is the address, \"Register\" or \"Address\"?"), "{open}");
+    let columns = vec![("Register".to_owned(), Meaning::Ignore)];
+    let (device, _) = imported(list, &Options { columns, ..Options::default() });
+    assert_eq!(shape(&device)[1], row("frequency", Holding, 3109, "F32", 1.0, "Hz"));
+}
+
+#[test]
 fn a_spreadsheet_as_it_comes() {
     let imported = import(include_bytes!("registers.xlsx"), "list", &Options::default()).expect("a list");
     let device = Device::read(&Document::new(Path::new("t"), imported.table)).expect("it loads");

@@ -38,8 +38,11 @@ impl Written {
         if let Some((first, second)) = split_range(rest) {
             let (first, second) = (number(first, is_hex).ok_or_else(wrong)?, number(second, is_hex).ok_or_else(wrong)?);
             // "30775-6" leaves out what is the same.
-            let power = 10u32.pow(second.to_string().len() as u32);
-            let second = if second < first && second > 0 { first / power * power + second } else { second };
+            let power = 10u32.checked_pow(second.to_string().len() as u32);
+            let second = match power {
+                Some(power) if second < first && second > 0 => first / power * power + second,
+                _ => second,
+            };
             if second < first || second - first >= 125 {
                 return Err(format!("address \"{text}\" is no range of registers"));
             }
@@ -248,6 +251,8 @@ mod tests {
             ("40.001", "separator of thousands"),
             ("40001.77", "no bit from 0 to 15"),
             ("5-2000", "no range"),
+            ("1-4000000000", "no range"),
+            ("4294967295-4294967290", "no range"),
         ] {
             assert!(Written::parse(text, false).expect_err(text).contains(why), "{text}");
         }

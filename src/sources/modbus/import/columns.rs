@@ -281,7 +281,7 @@ pub(super) fn mark_doubles(columns: &mut [Column]) {
 
 /// Takes unknown heads with the word "address" or "register" for those of addresses, where no other column has them.
 fn take_addresses(columns: &mut [Column]) {
-    const WORDS: [&str; 4] = ["address", "adresse", "addr", "register"];
+    const WORDS: [&str; 5] = ["address", "adresse", "addr", "register", "reg"];
     // Heads that count or name something of a register.
     const OTHERS: [&str; 15] = [
         "slave",

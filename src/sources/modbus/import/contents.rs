@@ -26,14 +26,14 @@ fn filled<'a>(body: &'a [&Row], index: usize) -> impl Iterator<Item = &'a str> {
 fn take_tables_and_access(columns: &mut [Column], body: &[&Row]) {
     for (index, column) in columns.iter_mut().enumerate().filter(|(_, column)| !column.is_given) {
         let all = |is: &dyn Fn(&str) -> bool| filled(body, index).next().is_some() && filled(body, index).all(is);
-        let is_table = |cell: &str| table_of(cell, false).is_ok();
-        let is_type = |cell: &str| TypeName::parse(cell).is_ok();
+        let (are_tables, are_types) = (
+            all(&|cell| table_of(cell, false).is_ok_and(|table| table.is_some())),
+            all(&|cell| TypeName::parse(cell).is_ok()),
+        );
         column.meaning = match column.meaning {
-            Some(Meaning::Type | Meaning::Access) if all(&|cell| is_table(cell) && !is_type(cell)) => {
-                Some(Meaning::Table)
-            }
+            Some(Meaning::Type | Meaning::Access) if are_tables && !are_types => Some(Meaning::Table),
             Some(Meaning::Type | Meaning::Table | Meaning::Function) if all(&is_access) => Some(Meaning::Access),
-            Some(Meaning::Table) if all(&|cell| is_type(cell) && !is_table(cell)) => Some(Meaning::Type),
+            Some(Meaning::Table) if are_types && !are_tables => Some(Meaning::Type),
             other => other,
         };
     }

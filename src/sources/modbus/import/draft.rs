@@ -292,7 +292,10 @@ impl Rules<'_> {
         let letters = |count: u16| Length::Registers(count.div_ceil(2).max(1));
         let is_sized = size.is_some() && (written.end.is_some() || name.count.is_none());
         match (size, name.count) {
-            (Some(bits), _) if is_sized => Ok(Length::Registers((bits / 16).max(1) as u16)),
+            (Some(bits), _) if is_sized => match u16::try_from((bits / 16).max(1)) {
+                Ok(registers) => Ok(Length::Registers(registers)),
+                Err(_) => Err(format!("a text of {} registers is longer than any", bits / 16)),
+            },
             (_, Some(count)) => Ok(match name.counts.or(self.text_length) {
                 Some(TextUnit::Letters) => letters(count),
                 Some(TextUnit::Registers) => Length::Registers(count),

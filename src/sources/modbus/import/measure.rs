@@ -12,7 +12,10 @@ impl Rules<'_> {
     /// Scale, offset, unit, words and absence.
     pub(super) fn measure(&self, row: &Row, draft: &mut Draft) -> Result<(), String> {
         let is_number = !matches!(draft.class, Class::Bool | Class::Text);
-        let unit = self.cell(row, Meaning::Unit);
+        let unit = match self.cell(row, Meaning::Unit) {
+            "-" | "--" | "—" | "/" | "n/a" | "N/A" | "none" | "None" | "NA" => "",
+            unit => unit,
+        };
         if is_number {
             draft.values = self.values(row).unwrap_or_default();
             draft.scale = self.scale(row, draft)?;
@@ -27,7 +30,7 @@ impl Rules<'_> {
         }
         let is_words = words(unit).is_some();
         draft.unit = match factor::unit_with_scale(unit) {
-            _ if is_words || unit == "-" => String::new(),
+            _ if is_words => String::new(),
             Some((number, unit)) if is_number => {
                 if self.has_scale_cell(row) && number != 1.0 && draft.scale != number {
                     return Err(format!(

@@ -88,8 +88,11 @@ fn is_heading(rules: &Rules<'_>, row: &Row, has_head: bool) -> bool {
     let has_address =
         [Meaning::Address, Meaning::AddressHex].iter().any(|meaning| !rules.cell(row, *meaning).is_empty());
     // The head may be repeated on each page.
+    // Lists in Markdown have a line of dashes below the head.
+    let is_line =
+        row.cells.iter().all(|cell| cell.trim().chars().all(|letter| matches!(letter, '-' | '=' | ':' | ' ')));
     let is_head = has_head && rules.columns.iter().enumerate().all(|(index, column)| row.cell(index) == column.head);
-    (!has_address && filled <= 2) || is_head
+    (!has_address && filled <= 2) || is_head || is_line
 }
 
 /// Questions about columns that say something else than an earlier one of the same meaning.

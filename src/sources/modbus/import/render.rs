@@ -122,8 +122,36 @@ fn point(draft: &Draft, name: &str, drafts: &[Draft], names: &[String]) -> Rende
     let order = draft.order.as_ref().map_or_else(String::new, |order| format!(" {order}"));
     let unit = if draft.unit.is_empty() { String::new() } else { format!(" {}", draft.unit) };
     let (table, address, kind) = (draft.table.name(), draft.address, draft.kind);
-    let summary = format!("{table} {address} {kind}{order}{scale}{unit} → {name}");
+    let more = more(draft);
+    let summary = format!("{table} {address} {kind}{order}{scale}{unit} → {name}{more}");
     Rendered { line: draft.line, text: out, summary }
+}
+
+/// What else was understood of a line.
+fn more(draft: &Draft) -> String {
+    let mut parts = Vec::new();
+    match draft.bits.filter(|_| !draft.table.is_bits()) {
+        Some((first, last)) if first == last => parts.push(format!("bit {first}")),
+        Some((first, last)) => parts.push(format!("bits {first} to {last}")),
+        None => {}
+    }
+    if let Some(Length::Registers(length)) = draft.length {
+        parts.push(format!("{length} registers"));
+    }
+    if draft.offset != 0.0 {
+        parts.push(format!("offset {}", draft.offset));
+    }
+    if let Some(ScaleReference::Address(address)) = draft.scale_reference {
+        parts.push(format!("scale in register {address}"));
+    }
+    if !draft.values.is_empty() {
+        parts.push(format!("{} words", draft.values.len()));
+    }
+    if draft.class == Class::Counter {
+        parts.push("a counter".into());
+    }
+    parts.extend(draft.absent.iter().map(|absent| format!("absent {absent}")));
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
 }
 
 /// A name of letters, digits and `_`, from the label or the address.

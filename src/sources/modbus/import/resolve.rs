@@ -39,9 +39,34 @@ pub(super) fn resolve(drafts: Vec<Draft>, is_sunspec: bool, skipped: &mut Skippe
     if has_assumed_text {
         notes.push("the numbers in the types of texts are taken as letters, two in a register".into());
     }
-    let kept = scales(kept, is_sunspec, skipped, &mut notes);
+    let mut kept = scales(kept, is_sunspec, skipped, &mut notes);
+    if is_sunspec {
+        let declared = kept.iter_mut().map(declare_absence).filter(|is_declared| *is_declared).count();
+        if declared > 0 {
+            notes.push("SunSpec's contents for \"not implemented\" are absent values".into());
+        }
+    }
     notes.extend(assumptions(&kept));
     (kept, notes)
+}
+
+/// Declares what stands for "not implemented" in SunSpec: the smallest signed and the largest unsigned number.
+fn declare_absence(draft: &mut Draft) -> bool {
+    let pattern = match (draft.class, draft.registers) {
+        (Class::Signed | Class::Exponent, 1) => "0x8000",
+        (Class::Signed, 2) => "0x80000000",
+        (Class::Signed, 4) => "0x8000000000000000",
+        (Class::Unsigned, 1) => "0xFFFF",
+        (Class::Unsigned, 2) => "0xFFFFFFFF",
+        (Class::Unsigned, 4) => "0xFFFFFFFFFFFFFFFF",
+        (Class::Float, _) => "nan",
+        _ => return false,
+    };
+    let is_declared = draft.bits.is_none() && draft.absent.is_none();
+    if is_declared {
+        draft.absent = Some(pattern.to_owned());
+    }
+    is_declared
 }
 
 /// The address of the next point in the same table, by table and address.

@@ -67,7 +67,8 @@ impl TypeName {
         if !is_known_word {
             tokens.retain(|token| !FILLERS.contains(&token.as_str()));
         }
-        let word = tokens.concat();
+        let is_ieee = tokens.is_empty() && lower.contains("ieee");
+        let word = if is_ieee { "float".to_owned() } else { tokens.concat() };
         let unknown = || {
             format!(
                 "type \"{text}\" is not known; say what it is with --type \"{text}=u16\" (or i16, u32, f32, …), or leave the line out"
@@ -424,6 +425,7 @@ mod tests {
             "F32",
             "REAL32",
             "IEEE 754 float 32",
+            "IEEE-754 32 bit",
             "float32",
             "32-bit float",
             "32 bit floating point",
