@@ -112,8 +112,11 @@ fn with_a_pause_after_connecting_the_first_request_is_answered() {
     let plant = Plant::start(&source(&device, "connect_pause = \"600ms\""), &[("t", &table(&[0]))]);
     let start = plant.await_event("u/g", "a snapshot", |_| true);
     assert_eq!(start["quality"], "good", "it was never silent");
-    let output = forebay(&["modbus", "read", &device.url(), "--count", "1"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    device.change(|quirks| quirks.deaf = Duration::from_millis(1500));
+    for timeout in ["1s", "200ms"] {
+        let output = forebay(&["modbus", "read", &device.url(), "--count", "1", "--timeout", timeout]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
 }
 
 #[test]
@@ -204,6 +207,12 @@ fn a_message_says_which_unit_answered() {
     let event = plant.await_event("u/g", "another unit", |event| event["why"].is_string());
     let why = event["why"].as_str().unwrap_or_default();
     assert!(why.starts_with("unit 0 answered a request to unit 1; ") && why.ends_with("set its unit to 0"), "{why}");
+    let output = forebay(&["modbus", "scan", &device.url(), "--units", "1-3", "--pause", "20ms"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("unit 1: unit 0 answered a request to unit 1; ") && said.contains("likewise 2 more units"),
+        "{said}"
+    );
     let zero = source(&device, "").replace("unit = 1", "unit = 0");
     let plant = Plant::start(&zero, &[("t", &table(&[0]))]);
     plant.await_event("u/g", "as unit 0", is_good);

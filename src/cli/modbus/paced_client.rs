@@ -55,8 +55,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Wait for a late response before the next request, in timeouts.
 const LATE_TIMEOUTS: u32 = 5;
 
-/// Requests over a connection that has not answered yet, before a point is without an answer.
-const ATTEMPTS_MAX: u32 = 4;
+/// Requests over a connection that has not answered yet, and time, before a point is without an answer: devices are known
+/// that ignore what they are asked in the first two seconds.
+const ATTEMPTS_MIN: u32 = 4;
+pub(super) const FIRST: Duration = Duration::from_secs(3);
 
 /// Sends requests at a limited rate.
 pub(super) struct PacedClient {
@@ -102,14 +104,16 @@ impl PacedClient {
 
     /// Asks again over a connection that has not answered yet: some devices ignore what comes first.
     pub(super) async fn ask_patiently(&mut self, unit: u8, ask: &Ask) -> Result<Vec<u16>, Fault> {
-        let mut answer = self.ask(unit, ask).await;
-        for _ in 1..ATTEMPTS_MAX {
-            if !self.line.is_connected() || !answer.as_ref().err().is_some_and(Fault::is_unanswered) {
-                break;
+        let started = clock::instant();
+        let mut attempts = 1;
+        loop {
+            let answer = self.ask(unit, ask).await;
+            let is_over = attempts >= ATTEMPTS_MIN && clock::instant().saturating_duration_since(started) >= FIRST;
+            if is_over || !self.line.is_connected() || !answer.as_ref().err().is_some_and(Fault::is_unanswered) {
+                return answer;
             }
-            answer = self.ask(unit, ask).await;
+            attempts += 1;
         }
-        answer
     }
 }
 

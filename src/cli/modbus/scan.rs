@@ -2,7 +2,7 @@
 //!
 //! Promise: a device that answers anything is found, with what it says; a register is found only if it can be read.
 
-use super::paced_client::{Bus, PacedClient, parse_name};
+use super::paced_client::{Bus, FIRST, PacedClient, parse_name};
 use crate::clock;
 use crate::sources::modbus::transport::{Ask, Fault};
 use crate::sources::modbus::value::Table;
@@ -12,7 +12,6 @@ use clap::Args;
 use serde_json::json;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(in super::super) struct Scan {
@@ -40,9 +39,6 @@ fn range<T: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(T, T),
 
 /// Requests without a response after which the scan of a device fails.
 const SILENT_MAX: u32 = 3;
-/// Units without an answer in this time are asked again, if others answer: devices are known that ignore what they are asked
-/// in the first two seconds of a connection.
-const FIRST: Duration = Duration::from_secs(3);
 
 /// Scans, and prints what is found.
 pub(super) async fn run(command: &Scan) -> anyhow::Result<ExitCode> {
@@ -58,12 +54,19 @@ pub(super) async fn run(command: &Scan) -> anyhow::Result<ExitCode> {
 async fn units(client: &mut PacedClient, command: &Scan) -> anyhow::Result<usize> {
     let started = clock::instant();
     let (mut found, mut without_table, mut ignored) = (0, 0, Vec::new());
+    // What arrived and is no answer of the unit.
+    let (mut odd, mut odd_count) = (None, 0);
     let mut open: Vec<u8> = (command.units.0..=command.units.1).rev().collect();
     while let Some(unit) = open.pop() {
         let answer = client.ask(unit, &Ask::Read(command.table, 0, 1)).await;
         match &answer {
             Err(fault @ Fault::NoConnection(_)) => bail!("{fault}"),
             Err(fault) if fault.is_absence() => {
+                if matches!(fault, Fault::NoFit(..) | Fault::Broken(_)) {
+                    odd = odd.or_else(|| Some(format!("unit {unit}: {fault}")));
+                    odd_count += 1;
+                }
+                // It may have been asked too early.
                 if found == 0 && clock::instant().saturating_duration_since(started) < FIRST + command.bus.timeout.0 {
                     ignored.push(unit);
                 }
@@ -73,10 +76,13 @@ async fn units(client: &mut PacedClient, command: &Scan) -> anyhow::Result<usize
                 found += 1;
                 without_table += usize::from(is_other_function(answer));
                 print(command, unit, None, answer)?;
-                // They may have been asked too early.
                 open.extend(std::mem::take(&mut ignored).into_iter().rev());
             }
         }
+    }
+    if let Some(odd) = odd {
+        let more = if odd_count > 1 { format!("; likewise {} more units", odd_count - 1) } else { String::new() };
+        eprintln!("no answer, but {}{more}", shown(&odd));
     }
     let other = match without_table {
         0 => String::new(),

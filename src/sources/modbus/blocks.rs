@@ -284,12 +284,18 @@ mod tests {
 
     impl Quirky {
         fn new(addresses: impl IntoIterator<Item = u16>, missing: impl IntoIterator<Item = u32>) -> Self {
-            let point = |address| Point {
+            Self::of(addresses.into_iter().map(|address| (address, Type::U16)), missing)
+        }
+
+        /// With points of other types.
+        fn of(points: impl IntoIterator<Item = (u16, Type)>, missing: impl IntoIterator<Item = u32>) -> Self {
+            let point = |(address, kind): (u16, Type)| Point {
                 name: format!("p{address}"),
                 address,
-                ..Point::plain(Encoding::of(Type::U16, Order::Abcd))
+                count: kind.registers().unwrap_or(1),
+                ..Point::plain(Encoding::of(kind, Order::Abcd))
             };
-            let device = Device { points: addresses.into_iter().map(point).collect(), ..Device::default() };
+            let device = Device { points: points.into_iter().map(point).collect(), ..Device::default() };
             Self { device, missing: missing.into_iter().collect(), longest: 125, code: 2 }
         }
 
@@ -390,13 +396,24 @@ mod tests {
     proptest! {
         #[test]
         fn any_set_of_missing_registers_costs_only_the_points_that_need_them(
-            addresses in prop::collection::btree_set(0u16..300, 1..120),
-            missing in prop::collection::btree_set(0u32..300, 0..60),
+            places in prop::collection::vec((0u16..20, prop::sample::select(vec![Type::U16, Type::U32, Type::U64])), 1..120),
+            missing in prop::collection::btree_set(0u32..600, 0..60),
             longest in 1u16..=125,
             code in prop::sample::select(vec![1u8, 2, 4]),
+            gap_max in 0u16..20,
         ) {
-            let mut quirky = Quirky::new(addresses.iter().copied(), missing.iter().copied());
-            (quirky.longest, quirky.code) = (longest, code);
+            // Points one behind the other, most of them next to each other.
+            let mut next = 0;
+            let points: Vec<(u16, Type)> = places
+                .into_iter()
+                .map(|(gap, kind)| {
+                    let address = next + gap.saturating_sub(10);
+                    next = address + kind.registers().unwrap_or(1);
+                    (address, kind)
+                })
+                .collect();
+            let mut quirky = Quirky::of(points.iter().copied(), missing.iter().copied());
+            (quirky.longest, quirky.code, quirky.device.gap_max) = (longest, code, gap_max);
             let (mut blocks, now) = (quirky.blocks(), clock::instant());
             let mut known: BTreeMap<u16, bool> = BTreeMap::new();
             for pass in 0.. {
@@ -410,7 +427,11 @@ mod tests {
                 prop_assert!(pass < 40, "it does not come to an end");
             }
             let wanted: BTreeMap<u16, bool> =
-                addresses.iter().map(|address| (*address, !missing.contains(&u32::from(*address)))).collect();
+                points.iter().map(|(address, kind)| {
+                    let (from, count) = (u32::from(*address), kind.registers().unwrap_or(1));
+                    let has_all = (from..from + u32::from(count)).all(|register| !missing.contains(&register));
+                    (*address, has_all && count <= longest)
+                }).collect();
             prop_assert_eq!(&known, &wanted);
             let refused: BTreeSet<u16> = blocks.refused().map(|(point, _)| quirky.device.points[point].address).collect();
             prop_assert!(refused.iter().all(|address| !wanted[address]));

@@ -261,7 +261,9 @@ mod tests {
     }
 
     /// Name, table, address, type by three names, scale, unit.
-    const POINTS: [(&str, Table, u16, [&str; 3], Type, f64, &str); 6] = [
+    type Known = (&'static str, Table, u16, [&'static str; 3], Type, f64, &'static str);
+
+    const POINTS: [Known; 6] = [
         ("voltage", Table::Input, 0, ["UINT16", "U16", "unsigned 16 bit"], Type::U16, 0.1, "V"),
         ("current", Table::Input, 1, ["INT16", "s16", "16-bit signed"], Type::I16, 0.01, "A"),
         ("energy", Table::Holding, 16, ["UINT32", "U_DWORD", "unsigned long"], Type::U32, 0.001, "kWh"),
