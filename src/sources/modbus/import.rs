@@ -44,6 +44,10 @@ pub fn import(bytes: &[u8], title: &str, options: &Options) -> Result<Imported, 
     }
     let (drafts, notes) = resolve::resolve(drafts, list.is_sunspec, &mut imported.skipped);
     imported.report.extend(notes);
+    imported.report.push(
+        "all points are in one group, read every 5 s, without deadbands: each change of a last digit is an event"
+            .into(),
+    );
     render::render(title, drafts, &mut imported)?;
     imported.skipped.sort();
     Ok(imported)

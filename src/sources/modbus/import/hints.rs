@@ -3,6 +3,7 @@
 use super::columns::{Column, Meaning};
 use super::draft::Rules;
 use super::input::Row;
+use super::words::words;
 
 /// Lines of columns that are not used, with words that may change values.
 const HINTS: [&str; 8] = ["offset", "scale", "factor", "divide", "multipl", "signed", "swap", "bcd"];
@@ -23,6 +24,15 @@ pub(super) fn hints(rules: &Rules<'_>, body: &[&Row]) -> Vec<String> {
             if HINTS.iter().any(|hint| cell.to_lowercase().contains(hint)) {
                 found.push(format!("look again: line {} says \"{cell}\", which is not used", row.line));
             }
+        }
+    }
+    for row in body {
+        let cell = rules.cell(row, Meaning::Values);
+        if !matches!(cell, "" | "-") && words(cell).is_none() {
+            found.push(format!(
+                "look again: line {} has the values \"{cell}\", which are not understood, and not used",
+                row.line
+            ));
         }
     }
     let more = found.len().saturating_sub(HINTS_SHOWN);
