@@ -52,7 +52,7 @@ const HEADS: &[(Meaning, &str, &str)] = &[
     (
         Meaning::Name,
         "name",
-        "name tag tagname parameter signal variable point pointname label symbol parametername registername \
+        "name tag tagname signalname valuename objectname parameter signal variable point pointname label symbol parametername registername \
          bezeichnung title variablename datapoint item itemname measurement measuredvalue quantityname messwert \
          parameterbezeichnung benennung designation fieldname field nom nombre denominazione",
     ),
@@ -261,6 +261,9 @@ pub(super) fn columns(row: &Row, given: &[(String, Meaning)]) -> Result<Vec<Colu
         return Err("no column of addresses, such as \"address\" or \"register\"".into());
     }
     if !has(&columns, Meaning::Name) && !has(&columns, Meaning::Description) {
+        take_names(&mut columns);
+    }
+    if !has(&columns, Meaning::Name) && !has(&columns, Meaning::Description) {
         return Err("no column of names, such as \"name\" or \"parameter\"".into());
     }
     mark_doubles(&mut columns);
@@ -305,6 +308,19 @@ fn take_addresses(columns: &mut [Column]) {
         let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
         if has(&WORDS) && !has(&OTHERS) {
             column.meaning = Some(if has(&["hex", "hexadecimal"]) { Meaning::AddressHex } else { Meaning::Address });
+        }
+    }
+}
+
+/// Takes unknown heads with the word "name" or the like for those of names, where no other column has them.
+fn take_names(columns: &mut [Column]) {
+    const WORDS: [&str; 7] = ["name", "description", "parameter", "signal", "variable", "bezeichnung", "measurement"];
+    const OTHERS: [&str; 4] = ["device", "file", "group", "vendor"];
+    for column in columns.iter_mut().filter(|column| column.meaning.is_none()) {
+        let words = head_words(&column.head);
+        let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
+        if has(&WORDS) && !has(&OTHERS) {
+            column.meaning = Some(Meaning::Name);
         }
     }
 }
@@ -383,6 +399,7 @@ mod tests {
             meanings(&["Modicom address", "Physical address (hex)", "Variable"])[..2],
             [Some(Address), Some(AddressHex)]
         );
+        assert_eq!(meanings(&["Register", "Name of the value", "Vendor name"]), [Some(Address), Some(Name), None]);
         assert_eq!(meanings(&["Name", "Slave address", "Modbus data address"])[1..], [Some(Device), Some(Address)]);
     }
 
