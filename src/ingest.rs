@@ -29,6 +29,7 @@ use crate::contract::{Contracts, Sender, SourceKind, TopicMatch};
 use crate::event::push_path_segment;
 use crate::journal::{Journal, Lane, Receipt};
 use crate::memory::Budget;
+use crate::mqtt::properties::PublishProperties;
 use crate::secret::Secret;
 use crate::telemetry::Counter;
 use arc_swap::ArcSwap;
@@ -172,8 +173,9 @@ impl Ingest {
         contract.check_payload(payload)
     }
 
-    /// Reason why a payload cannot be submitted again on a route, if there is one.
-    pub fn requeue_obstacle(&self, route: &Route, payload: &[u8]) -> Option<String> {
+    /// Reason why an event cannot be submitted again, if there is one.
+    pub fn requeue_obstacle(&self, submission: &Submission<'_>) -> Option<String> {
+        let &Submission { route, payload, ref metadata, arrived, .. } = submission;
         let Some(target) = &route.target else {
             return Some(format!("topic: no contract matches \"{}\"", route.topic));
         };
@@ -182,7 +184,15 @@ impl Ingest {
                 "its contract decodes Sparkplug B, and the state of the node has changed since; request a rebirth of the node".into(),
             );
         }
-        target.contract.read(&target.captures, payload, target.mask_key.bytes()).err().map(|violation| violation.reason)
+        let cloud_event = match CloudEvent::of_publish(metadata, payload).transpose() {
+            Ok(event) => event,
+            Err(reason) => return Some(reason),
+        };
+        let payload = cloud_event.as_ref().map_or(payload, |event| &event.payload);
+        let read = target.contract.read(&target.captures, payload, target.mask_key.bytes());
+        let properties = PublishProperties::read(metadata.properties.unwrap_or_default());
+        let kept = target.contract.kept_properties(&properties, arrived);
+        read.err().map(|violation| violation.reason).or(kept.err())
     }
 
     fn lanes(&self, index: usize) -> &Arc<Lane> {

@@ -136,6 +136,21 @@ fn a_cloudevent_that_broke_its_envelope_can_be_edited_and_requeued() {
     let found = event(&mut watcher);
     assert_eq!((&found["id"], &found["data"]), (&json!("o-9"), &json!({"n": 1})));
     assert!(found["expirytime"].is_string(), "its properties are kept with the letter: {found:#}");
+    // The schema judges the data, not the envelope, also when the letter is handed in again.
+    let broken = broken.replace("{\"n\":1}", "{\"msg_id\":\"7\",\"state\":\"idle\"}");
+    send(&mut client, 2, "plant/line1/m01/state", &properties, broken.as_bytes());
+    send(&mut client, 3, "strict/l1", &properties, broken.as_bytes());
+    let output = gateway.command(&["dead", "list", "--json", "CONFIG"]);
+    let mut letters: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    letters.sort_by_key(|letter| letter["id"].as_u64());
+    let edit =
+        |letter: &Value| gateway.command(&["dead", "edit", &letter["id"].to_string(), "--set", "/id=o-9", "CONFIG"]);
+    let edited = edit(&letters[1]);
+    assert!(edited.status.success(), "{}", String::from_utf8_lossy(&edited.stderr));
+    assert_eq!(event(&mut watcher)["data"]["state"], "idle");
+    let refused = edit(&letters[2]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned() + &String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("the publish has message expiry"), "{said}");
 }
 
 #[test]

@@ -105,7 +105,8 @@ def expanded(properties, topic):
         "sequence": properties.pop("n").zfill(20),
         "subject": properties.pop("k") if "k" in properties else levels[4],
     }
-    return {**event, **properties}
+    # An event with an empty key has no subject.
+    return {**{name: value for name, value in event.items() if value != ""}, **properties}
 
 
 def events_of(payload, media_type="", properties=(), topic=""):

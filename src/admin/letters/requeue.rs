@@ -43,17 +43,17 @@ impl Handles {
         if let Some(part) = beneath {
             route = route.with_part(&part);
         }
-        if let Some(violation) = self.ingest.requeue_obstacle(&route, payload) {
+        let is_publish = matches!(kind, SourceKind::Mqtt | SourceKind::Broker);
+        let properties = is_publish.then_some(&*found.properties);
+        let metadata = EventMetadata { properties, ..found.metadata() };
+        let arrived = Timestamp::from(clock::wall());
+        let submission = Submission { metadata, ..Submission::new(&route, payload, arrived) };
+        if let Some(violation) = self.ingest.requeue_obstacle(&submission) {
             return Err(format!("it still breaks its contract: {violation}"));
         }
         if is_dry_run {
             return Ok(());
         }
-        let arrived = Timestamp::from(clock::wall());
-        let is_publish = matches!(kind, SourceKind::Mqtt | SourceKind::Broker);
-        let properties = is_publish.then_some(&*found.properties);
-        let metadata = EventMetadata { properties, ..found.metadata() };
-        let submission = Submission { metadata, ..Submission::new(&route, payload, arrived) };
         let delivered = Producer::new(Arc::clone(&self.ingest)).deliver(&[submission]).await;
         delivered.map(drop).map_err(|Closed| "the gateway is shutting down".to_owned())
     }
