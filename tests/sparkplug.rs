@@ -146,7 +146,7 @@ fn a_message_is_one_object_with_names_types_and_values() {
     assert_eq!(bench.asked(), None, "nothing is missing");
     // The word of a host application, in both versions.
     let state = bench.take("spBv1.0/STATE/scada", br#"{"online":true,"timestamp":1}"#).expect("a state");
-    assert_eq!(state, json!({"type":"STATE","host":"scada","state":{"online":true,"timestamp":1}}));
+    assert_eq!(state, json!({"type":"STATE","host":"scada","timestamp":1,"state":{"online":true,"timestamp":1}}));
     assert_eq!(bench.take("STATE/scada", b"ONLINE").expect("a state")["state"], "ONLINE");
 }
 
@@ -429,11 +429,19 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 /// A user's SCADA host made a dead letter of each of its births and deaths, and edge nodes that compress were refused.
 #[test]
 fn the_whole_namespace_of_a_sparkplug_plant_is_taken() {
+    take_namespace(false);
+    take_namespace(true);
+}
+
+/// With the contract of nodes alone, or with that of hosts as well.
+fn take_namespace(has_host_contract: bool) {
     let mut gateway = Gateway::prepare("sparkplug-namespace", "");
     with_contract(&gateway, "mqtt");
     let host = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/contracts/sparkplug-host.toml");
     let host = std::fs::read_to_string(host).expect("the example").replace("source = \"broker\"", "source = \"mqtt\"");
-    std::fs::write(gateway.folder.join("contracts/host.toml"), host).expect("written");
+    if has_host_contract {
+        std::fs::write(gateway.folder.join("contracts/host.toml"), host).expect("written");
+    }
     gateway.run();
     let (mut client, _) = Client::connect(gateway.address, &Hello { client: "edge", ..Hello::default() });
     let mut watcher = Client::connect(gateway.address, &Hello { client: "watcher", ..Hello::default() }).0;
@@ -460,6 +468,8 @@ fn the_whole_namespace_of_a_sparkplug_plant_is_taken() {
         let delivery = crate::common::client::Delivery::read(true, &watcher.receive().expect("an event"));
         let event: Value = serde_json::from_slice(&delivery.payload).expect("JSON");
         assert_eq!(event["violation"], Value::Null, "{event:#}");
+        let is_own = event["type"] == "com.example.sparkplug.host.v1";
+        assert_eq!(is_own, has_host_contract && topic.contains("STATE"), "{event:#}");
         let value = if topic.contains("STATE") {
             &event["data"]["state"]["online"]
         } else {

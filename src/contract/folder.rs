@@ -129,13 +129,23 @@ impl Contracts {
 
     /// Finds the contract for a topic of a source.
     pub fn find(&self, kind: SourceKind, source: &str, topic: &str, sender: Sender<'_>) -> Option<TopicMatch> {
-        self.list.iter().find_map(|contract| {
-            let fits = contract.source == kind && contract.source_name.as_deref().is_none_or(|name| name == source);
-            let captures = if fits { contract.pattern.captures(topic)? } else { return None };
+        let fits = |contract: &&Arc<Contract>| {
+            contract.source == kind && contract.source_name.as_deref().is_none_or(|name| name == source)
+        };
+        let matched = |contract: &Arc<Contract>, levels: &str| {
+            let captures = contract.pattern.captures(levels)?;
             Some(TopicMatch {
                 contract: Arc::clone(contract),
                 captures: [sender.client, sender.user, topic].into_iter().chain(captures).map(str::to_owned).collect(),
             })
+        };
+        let found = self.list.iter().filter(fits).find_map(|contract| matched(contract, topic));
+        found.or_else(|| {
+            // A state of a Sparkplug host has a level less than messages of nodes: the host stands for the node.
+            let host = topic.strip_prefix(HOST_STATES).filter(|host| !host.contains('/'))?;
+            let levels = format!("{HOST_STATES}STATE/{host}");
+            let mut decoders = self.list.iter().filter(fits).filter(|contract| contract.decode.is_some());
+            decoders.find_map(|contract| matched(contract, &levels))
         })
     }
 }
@@ -148,6 +158,9 @@ fn is_named(patterns: &[String], stream: &str) -> bool {
     };
     patterns.iter().any(fits)
 }
+
+/// Start of the topics on which Sparkplug 3 hosts tell whether they are online.
+const HOST_STATES: &str = "spBv1.0/STATE/";
 
 /// Lists the files of a folder of contracts and of its direct subfolders.
 fn paths(folder: &Path) -> std::io::Result<Vec<PathBuf>> {

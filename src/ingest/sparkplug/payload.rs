@@ -62,12 +62,22 @@ fn error_text(error: &prost::DecodeError) -> String {
     error.to_string().chars().take(200).collect()
 }
 
+/// What version 3 says of a host.
+#[derive(serde::Deserialize)]
+struct HostState {
+    /// Milliseconds since 1970.
+    timestamp: Option<u64>,
+}
+
 /// Converts the state of a host application: JSON in version 3, a word before.
 pub(super) fn host_state(host: &str, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
     let too_long = || format!("payload: becomes more than {bytes_max} bytes of JSON");
     let mut out = Output::new(0, bytes_max);
     out.raw(r#"{"type":"STATE","host":"#);
     out.text(host);
+    if let Ok(HostState { timestamp: Some(timestamp) }) = serde_json::from_slice(payload) {
+        out.raw(&format!(",\"timestamp\":{timestamp}"));
+    }
     out.raw(",\"state\":");
     match serde_json::from_slice::<&serde_json::value::RawValue>(payload) {
         Ok(state) => out.raw(state.get()),
