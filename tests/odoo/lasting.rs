@@ -56,15 +56,15 @@ fn past_the_bound_of_its_memory_records_are_told_without_what_they_were() {
     let like = odoo.newest("mrp.production", "state", "confirmed");
     let mut random = Random::seeded();
     // Texts that do not compress.
-    let mut text = || (0..50).map(|_| format!("{:08x}", random.below(1 << 32))).collect::<String>();
-    let ids: Vec<i64> = (0..3500)
+    let mut text = || (0..200).map(|_| format!("{:08x}", random.below(1 << 32))).collect::<String>();
+    let ids: Vec<i64> = (0..1400)
         .map(|number| {
             let values = json!({"name": format!("WH/MO/7{number:04}"), "state": "draft", "origin": text()});
             odoo.create("mrp.production", like, values)
         })
         .collect();
     let plant = Plant::start("odoo-full", &odoo, "records_memory = \"1MiB\"", "");
-    let (first, last) = (ids[0], ids[3499]);
+    let (first, last) = (ids[0], ids[1399]);
     plant.await_event("production.order", "the last", |event| is(event, last, "loaded"));
     let notes = || plant.gateway.status()["notes"].to_string();
     let start = Instant::now();
