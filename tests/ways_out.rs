@@ -297,7 +297,17 @@ fn connections_have_the_ids_that_central_gives() {
 fn two_destinations_at_one_broker_live_side_by_side() {
     let folder = scratch_folder("ways-twice");
     let second = free_address();
-    let broker = PlantBroker::start(folder.path(), &format!("listener {} 127.0.0.1\n", second.port()));
+    let pki = Pki::write(folder.path());
+    let (tls, websocket) = (free_address(), free_address());
+    let lines = format!(
+        "listener {} 127.0.0.1\n{}listener {} 127.0.0.1\nprotocol websockets\ncertfile {}\nkeyfile {}\n",
+        second.port(),
+        PlantBroker::tls_lines(&pki, tls.port()).replace("require_certificate true\n", ""),
+        websocket.port(),
+        pki.server_cert.display(),
+        pki.server_key.display(),
+    );
+    let broker = PlantBroker::start(folder.path(), &lines);
     let destinations = format!(
         "\n[[destination]]\nname = \"one\"\nurl = \"mqtt://{}\"\n\n[[destination]]\nname = \"two\"\nurl = \"mqtt://localhost:{}\"\n",
         broker.plain,
@@ -318,6 +328,18 @@ fn two_destinations_at_one_broker_live_side_by_side() {
     let downs = gateway.log().matches("link down").count();
     assert!(downs == 0, "{downs} times down: {}", gateway.log());
     assert!(!gateway.log().contains("taken over"), "{}", gateway.log());
+    // The status recognises one broker behind two names by its address or its certificate.
+    let named = |urls: [String; 2]| {
+        let ca = pki.ca.display();
+        let tls = |url: &str| if url.contains("s://") { format!("tls = {{ ca = \"{ca}\" }}\n") } else { String::new() };
+        let of = |name: &str, url: &str| format!("\n[[destination]]\nname = \"{name}\"\nurl = \"{url}\"\n{}", tls(url));
+        let gateway = Gateway::start("ways-same", &(of("one", &urls[0]) + &of("two", &urls[1])));
+        gateway.await_status("it is recognised", LONG, |status| {
+            status["notes"].to_string().contains("destinations one and two are one broker")
+        });
+    };
+    named([format!("mqtt://{}", broker.plain), format!("mqtt://localhost:{}", broker.plain.port())]);
+    named([format!("mqtts://localhost:{}", tls.port()), format!("wss://127.0.0.1:{}/mqtt", websocket.port())]);
 }
 
 /// What `forebay check` says of lines of a destination.
@@ -396,6 +418,21 @@ struct Shown {
     ca: String,
 }
 
+/// A certificate as `openssl x509 -req` makes it without extensions.
+fn version_one() -> Shown {
+    let folder = scratch_folder("ways-openssl");
+    let openssl = |line: &str| {
+        let mut command = Command::new("openssl");
+        let done = command.args(line.split(' ')).current_dir(folder.path()).output().expect("openssl");
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    openssl("req -x509 -newkey rsa:2048 -nodes -subj /CN=plant-authority -keyout ca.key -out ca.pem -days 30");
+    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr");
+    openssl("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -out server.pem");
+    let read = |file: &str| std::fs::read_to_string(folder.path().join(file)).expect("written");
+    Shown { cert: read("server.pem"), key: read("server.key"), ca: read("ca.pem") }
+}
+
 /// Certificates as plants have them, and what the gateway says of each.
 fn shown_certificates() -> Vec<(&'static str, Shown, &'static [&'static str])> {
     use rcgen::{
@@ -453,6 +490,12 @@ fn shown_certificates() -> Vec<(&'static str, Shown, &'static [&'static str])> {
     vec![
         ("the right one", signed(&["localhost"], &|_| ()), &[]),
         ("a chain with its intermediate", whole_chain, &[]),
+        ("of X.509 version 1", version_one(), &["X.509 version 1", "version 3"]),
+        (
+            "with a common name only",
+            signed(&[], &|params| params.distinguished_name.push(rcgen::DnType::CommonName, "localhost")),
+            &["has no alternative name, and a common name does not count"],
+        ),
         ("self-signed and no authority", own_leaf, &[]),
         ("self-signed by openssl req -x509", own, &["certificate of an authority as its own", "CA:FALSE"]),
         ("without its intermediate", below, &["is not in tls.ca (", "intermediate authority"]),
@@ -545,4 +588,69 @@ fn a_server_that_refuses_tls_is_explained() {
         assert!(link_error(&status).contains(said), "{said}: {}", link_error(&status));
     }
     crate::common::kill(&mut server);
+}
+
+/// The recipe of the page for the administrator, as it stands there.
+#[test]
+fn the_recipe_for_mosquitto_lets_a_gateway_in_and_nothing_else() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/central.md")).expect("the page");
+    let recipe = page.split("### Mosquitto").nth(1).and_then(|rest| rest.split("\n### ").next()).expect("a recipe");
+    let mut blocks = recipe.split("```conf\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let (broker, rights) = (blocks.next().expect("the broker"), blocks.next().expect("the rights"));
+    let folder = scratch_folder("ways-recipe");
+    let pki = Pki::write(folder.path());
+    for (from, to) in [(&pki.server_cert, "central.pem"), (&pki.server_key, "central.key")] {
+        std::fs::copy(from, folder.path().join(to)).expect("copied");
+    }
+    let rights = rights.replace("production/plant-01", "test/plant");
+    std::fs::write(folder.path().join("central.acl"), rights + "\nuser somebody\ntopic read #\n").expect("written");
+    let (tls, plain) = (free_address(), free_address());
+    let broker = broker.replace("listener 8883", &format!("user root\nlistener {} 127.0.0.1", tls.port()));
+    let broker = format!("{broker}log_type error\nlistener {} 127.0.0.1\n", plain.port());
+    std::fs::write(
+        folder.path().join("mosquitto.conf"),
+        broker.replace("per_listener_settings false", "per_listener_settings false\nallow_anonymous true"),
+    )
+    .expect("written");
+    let mut child = Command::new("mosquitto")
+        .args(["-c", "mosquitto.conf"])
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("mosquitto");
+    await_port(tls);
+    let destination = Mosquitto::destination_at(&pki, &format!("mqtts://localhost:{}", tls.port()));
+    let gateway = Gateway::start("ways-recipe", &destination.replace("require_subscriber = true\n", ""));
+    gateway.await_status("all links are up", LONG, |status| {
+        status["links"].as_array().is_some_and(|links| links.iter().all(|link| link["is_up"] == true))
+    });
+    let devices = Devices::start(gateway.address, 2, 1, Duration::from_millis(1));
+    gateway.await_status("events are delivered", LONG, |status| sum(status, "delivered") > 100);
+    devices.stop();
+    let status = gateway.await_status("the backlog drains", LONG, |status| sum(status, "queued") == 0);
+    assert_eq!(status["dead"]["total"], 0);
+    // The same client may publish nowhere else.
+    let refused = Command::new("mosquitto_pub")
+        .args([
+            "-h",
+            "localhost",
+            "-p",
+            &tls.port().to_string(),
+            "-V",
+            "mqttv5",
+            "-q",
+            "1",
+            "-t",
+            "test/other/x",
+            "-m",
+            "x",
+        ])
+        .args(["--cafile", &pki.ca.display().to_string(), "--cert", &pki.client_cert.display().to_string()])
+        .args(["--key", &pki.client_key.display().to_string()])
+        .output()
+        .expect("mosquitto_pub");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert!(said.contains("Not authorized"), "{said}");
+    crate::common::kill(&mut child);
 }

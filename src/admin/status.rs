@@ -160,6 +160,7 @@ impl Handles {
     /// Returns notes about removed destinations and lanes, memory, audit and sources.
     fn further_notes(&self, status: &Status, view: &View) -> Vec<String> {
         let mut notes = self.removed_with_backlog(&status.lanes, view);
+        notes.extend(same_brokers(&view.links));
         notes.extend(tight_memory(status.memory));
         let audit = self.journal.audit_usage();
         if audit.removed > 0 {
@@ -197,6 +198,27 @@ impl Handles {
         });
         names.map(note).chain(retired).collect()
     }
+}
+
+/// Returns a note about each pair of destinations that are one broker.
+fn same_brokers(links: &[LinkHandle]) -> Vec<String> {
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for (index, link) in links.iter().enumerate() {
+        let Some(peer) = link.stats.state().peer else { continue };
+        let others = links[..index].iter().filter(|other| other.destination != link.destination);
+        for other in others.filter(|other| other.stats.state().peer.is_some_and(|theirs| theirs.is_same(&peer))) {
+            let pair = (other.destination.as_str(), link.destination.as_str());
+            if !found.contains(&pair) {
+                found.push(pair);
+            }
+        }
+    }
+    let note = |(one, other): (&str, &str)| {
+        format!(
+            "destinations {one} and {other} are one broker (same address or certificate): it gets every event twice that both take; remove one of them, or give both different streams"
+        )
+    };
+    found.into_iter().map(note).collect()
 }
 
 /// Returns the problem of a destination whose lanes wait for a new day or month.

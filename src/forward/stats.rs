@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::event::Timestamp;
+use crate::link::Peer;
 use crate::telemetry::{Counter, Histogram};
 use parking_lot::Mutex;
 
@@ -40,6 +41,8 @@ pub struct LinkState {
     pub in_flight: usize,
     /// A warning for the operator while the session continues.
     pub note: Option<String>,
+    /// The server of the last session.
+    pub peer: Option<Peer>,
 }
 
 impl Stats {
@@ -60,7 +63,7 @@ impl Stats {
             if state.is_up != is_up || state.since.is_none() {
                 state.since = Some(Timestamp::from(clock::wall()));
             }
-            *state = LinkState { is_up, since: state.since, reason, in_flight: 0, note: None };
+            *state = LinkState { is_up, since: state.since, reason, in_flight: 0, note: None, peer: state.peer };
         });
         is_changed
     }

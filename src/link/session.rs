@@ -6,6 +6,7 @@ use super::address::Address;
 use super::config::Config;
 use super::dial;
 use super::error::LinkError;
+use super::peer::Peer;
 use super::stream::Stream;
 use crate::clock;
 use crate::mqtt::Protocol;
@@ -40,6 +41,7 @@ impl ConnectAs {
 pub(crate) struct Session {
     stream: Stream,
     broker: String,
+    pub(super) peer: Peer,
     index: usize,
     protocol: Protocol,
     limits: Limits,
@@ -106,6 +108,7 @@ impl Session {
         Self {
             stream,
             broker: address.to_string(),
+            peer: Peer::default(),
             index,
             protocol: config.protocol,
             limits: Limits::default(),
@@ -130,6 +133,11 @@ impl Session {
     /// Host and port of the broker, for logs.
     pub(crate) fn broker(&self) -> &str {
         &self.broker
+    }
+
+    /// What tells this server from others.
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// Index of the broker in the target's list of addresses.

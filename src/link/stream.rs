@@ -3,6 +3,7 @@
 use super::traffic::MeteredStream;
 use super::websocket::WebSocket;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -16,6 +17,25 @@ pub(super) enum Stream {
     /// A peer in the same process.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
+}
+
+impl Stream {
+    /// The other end of the TCP connection: the broker, or a proxy.
+    pub(super) fn peer_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Plain(stream) => stream.peer_address(),
+            Self::Tls(stream) => stream.get_ref().0.peer_address(),
+            Self::WebSocket(_) => None,
+            #[cfg(test)]
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// The certificate that the server has shown.
+    pub(super) fn certificate(&self) -> Option<Vec<u8>> {
+        let Self::Tls(stream) = self else { return None };
+        stream.get_ref().1.peer_certificates()?.first().map(|der| der.to_vec())
+    }
 }
 
 impl AsyncRead for Stream {

@@ -4,6 +4,7 @@ use super::address::Address;
 use super::config::Config;
 use super::dial::{self, TlsConfig};
 use super::error::LinkError;
+use super::peer::Peer;
 use super::proxy::ProxyAddress;
 use super::session::{ConnectAs, Session};
 use super::stream::Stream;
@@ -101,11 +102,13 @@ impl Target {
                 Stream::Tls(Box::new(dial::handshake(address, &self.config.tls, config, tcp).await?))
             }
         };
+        let peer = Peer::of(&stream, self.proxy.is_some());
         let explained = |error| self.explained(error, address);
         let stream = dial::websocket(address, stream).await.map_err(explained)?;
         let mut session = Session::new(stream, address, index, &self.config);
         let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
         let login = self.config.user.as_deref().map(|user| (user, password));
+        session.peer = peer;
         session.connect(connect_as, login).await.map_err(explained)?;
         Ok(session)
     }

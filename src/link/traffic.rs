@@ -4,6 +4,7 @@
 //! and IP are estimated.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,12 @@ impl MeteredStream {
     pub(super) fn new(stream: TcpStream, traffic: &Arc<Traffic>) -> Self {
         traffic.0.fetch_add(CONNECTION_BYTES, Ordering::Relaxed);
         Self { stream, traffic: Arc::clone(traffic) }
+    }
+}
+
+impl MeteredStream {
+    pub(super) fn peer_address(&self) -> Option<SocketAddr> {
+        self.stream.peer_addr().ok()
     }
 }
 
