@@ -20,6 +20,7 @@ mod error;
 mod failback;
 #[cfg(test)]
 pub(crate) mod memory;
+mod peer;
 mod proxy;
 mod reconnect;
 mod rotation;
@@ -38,6 +39,7 @@ pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Tu
 pub(crate) use client_conflict::Conflict;
 pub use config::{Config, check_client_id};
 pub use error::LinkError;
+pub use peer::Peer;
 pub use proxy::Proxy;
 pub use rotation::CredentialRotation;
 pub(crate) use session::{ConnectAs, Output, Session, Verdict};

@@ -286,3 +286,44 @@ fn the_consumer_loses_nothing_when_it_is_killed() {
     assert_eq!(found["events"], acknowledged, "{report:#}");
     println!("{acknowledged} events, {rounds} kills, {} twins", report["doubled"]);
 }
+
+/// The compact envelope loses nothing: a consumer has the same events, attribute by attribute, from both forms.
+#[test]
+fn the_consumer_reads_from_compact_messages_what_it_reads_from_structured_ones() {
+    let folder = scratch_folder("consumer-compact");
+    let brokers = ["one", "two"].map(|name| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir_all(&folder).expect("folder");
+        PlantBroker::start(&folder, "")
+    });
+    let consumers = [0, 1].map(|index| {
+        let state = folder.path().join(format!("{index}.db"));
+        let consumer = Consumer { state, broker: brokers[index].plain, protocol: "5" };
+        consumer.take();
+        consumer
+    });
+    let destination = |name: &str, broker: &PlantBroker, more: &str| {
+        format!("\n[[destination]]\nname = \"{name}\"\nurl = \"mqtt://{}\"\n{more}", broker.plain)
+    };
+    let gateway = Gateway::start(
+        "consumer-compact",
+        &(destination("one", &brokers[0], "") + &destination("two", &brokers[1], "envelope = \"compact\"\n")),
+    );
+    let devices = Devices::start(gateway.address, 5, 2, Duration::from_millis(1));
+    let start = Instant::now();
+    while devices.count() < 300 {
+        assert!(start.elapsed() < Duration::from_secs(60), "{} acknowledged", devices.count());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let acknowledged = devices.stop().len();
+    gateway.await_status("both have all", Duration::from_secs(60), |status| sum(status, "queued") == 0);
+    let bodies = consumers.each_ref().map(|consumer| {
+        let report = consumer.take();
+        assert_eq!(stream(&report, STATE)["events"], acknowledged, "{report:#}");
+        let dump = "import json, sqlite3, sys\nfor row in sqlite3.connect(sys.argv[1]).execute(\"SELECT body FROM event WHERE type = ? ORDER BY sequence\", sys.argv[2:]):\n    print(json.dumps(json.loads(row[0]), sort_keys=True))";
+        let output = Command::new(python_of_tests()).args(["-c", dump]).arg(&consumer.state).arg(STATE).output();
+        String::from_utf8(output.expect("python").stdout).expect("text")
+    });
+    assert_eq!(bodies[0].lines().count(), acknowledged);
+    assert_eq!(bodies[0], bodies[1]);
+}
