@@ -184,8 +184,7 @@ fn explained(problem: Problem, document: &Document) -> Problem {
 
 /// Checks the names of the gateway, which are part of every event.
 fn check_names(raw: &File, found: &mut Findings<'_>) -> GatewayNames {
-    let host = rustix::system::uname();
-    let gateway = raw.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
+    let gateway = seal::gateway_name(raw, found);
     for (key, value) in [("environment", &raw.environment), ("site", &raw.site), ("name", &gateway)] {
         if let Err(message) = check_word(value) {
             found.problem(key, message);

@@ -56,7 +56,7 @@ pub fn open(disk: &FaultDisk) -> Result<Journal, forebay::journal::JournalError>
 
 pub fn open_with(disk: &FaultDisk, config: &Config) -> Result<Journal, forebay::journal::JournalError> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    Journal::open(config, &Seal { format: 1, environment: "test".into() }, disk)
+    Journal::open(config, &Seal { format: 1, environment: "test".into(), name: None }, disk)
 }
 
 /// Incompressible, so that segments fill with few events.

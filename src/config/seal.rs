@@ -29,13 +29,37 @@ pub(super) fn seal_certificates(raw: &mut File) {
     }
 }
 
-/// Refuses an environment that the journal does not belong to.
+/// Refuses an environment or a name that the journal does not belong to.
 pub(super) fn check_journal(raw: &File, found: &mut Findings<'_>) {
     let folder = raw.data_dir.join("journal");
-    if let Some(seal) = Seal::of(&folder).filter(|seal| seal.environment != raw.environment) {
-        let wanted = raw.environment.clone();
-        let error = JournalError::Sealed { folder, sealed: seal.environment, wanted };
+    let Some(seal) = Seal::of(&folder) else { return };
+    if seal.environment != raw.environment {
+        let (sealed, wanted) = (seal.environment, raw.environment.clone());
+        let error = JournalError::Sealed { folder: folder.clone(), sealed, wanted };
         found.problem("environment", error.to_string());
+    }
+    if let (Some(sealed), Some(wanted)) = (seal.name, raw.name.clone())
+        && sealed != wanted
+    {
+        found.problem("name", JournalError::Named { folder, sealed, wanted }.to_string());
+    }
+}
+
+/// The name of the gateway: the one that is set, else that of the journal, else the host name.
+pub(super) fn gateway_name(raw: &File, found: &mut Findings<'_>) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let sealed = || Seal::of(&raw.data_dir.join("journal"))?.name;
+    match raw.name.clone().or_else(sealed) {
+        None => host,
+        Some(name) => {
+            if raw.name.is_none() && name != host {
+                let message = format!(
+                    "is not set; the journal belongs to \"{name}\", so that is the name, and not the host name \"{host}\"; set name = \"{name}\""
+                );
+                found.warning("name", message);
+            }
+            name
+        }
     }
 }
 

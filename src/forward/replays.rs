@@ -192,7 +192,7 @@ mod tests {
     fn what_is_paused_stays_paused_however_far_it_is_noted_to_be() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let config = Config::of_notes(folder.path().join("journal"));
-        let seal = Seal { format: 1, environment: "test".into() };
+        let seal = Seal { format: 1, environment: "test".into(), name: None };
         let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
         let replays = Replays::open(&journal).expect("opens");
         for round in 0..20 {

@@ -110,7 +110,8 @@ impl Services {
 
 /// Opens the journal, which may repair files.
 async fn open_journal(config: &Config, started: Instant) -> anyhow::Result<Arc<Journal>> {
-    let seal = Seal { format: 1, environment: config.surroundings.environment.clone() };
+    let names = &config.surroundings;
+    let seal = Seal { format: 1, environment: names.environment.clone(), name: Some(names.gateway.clone()) };
     let settings = config.journal.clone();
     let journal = spawn_blocking(move || Journal::open(&settings, &seal, Arc::new(RealDisk))).await??;
     tracing::debug!(took = ?clock::instant().duration_since(started), "journal open");

@@ -54,7 +54,7 @@ fn with_writer(port: u16, rules: &str, check: impl AsyncFnOnce(Writer)) {
     );
     prepare(folder.path(), &source, &[("t", TABLE)], &[("groups", GROUPS)]);
     let config = Config::load(&folder.path().join("forebay.toml")).expect("good");
-    let seal = Seal { format: 1, environment: "test".into() };
+    let seal = Seal { format: 1, environment: "test".into(), name: None };
     let journal = Arc::new(Journal::open(&config.journal, &seal, Arc::new(RealDisk)).expect("opens"));
     let ingest = Arc::new(
         Ingest::new(Arc::clone(&journal), config.contracts, Default::default(), Budget::new(LIMIT_DEFAULT))

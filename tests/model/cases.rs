@@ -51,7 +51,7 @@ impl Case<FaultDisk> {
 impl<D: Disk + Clone + 'static> Case<D> {
     fn open(disk: D, config: Config) -> Self {
         crate::runtime::run_inline();
-        let seal = Seal { format: 1, environment: "test".into() };
+        let seal = Seal { format: 1, environment: "test".into(), name: None };
         let stepped = Stepped::open(&config, &seal, Arc::new(disk.clone())).expect("opens");
         let publication = stepped.journal.publish(&publication()).expect("published");
         Self { disk, config, stepped, publication }

@@ -322,7 +322,7 @@ impl World {
 
     /// Starts the gateway; one that cannot start on a failing disk stays down.
     pub fn start(&mut self) {
-        let seal = Seal { format: 1, environment: "test".into() };
+        let seal = Seal { format: 1, environment: "test".into(), name: None };
         let opened = Stepped::open(&self.journal_config(), &seal, Arc::new(self.disk.clone()));
         let started = opened.map_err(|error| error.to_string()).and_then(|stepped| {
             let ingest = Ingest::new(

@@ -167,7 +167,7 @@ mod tests {
     fn the_audit_is_bounded_and_counts_what_it_removes() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let config = Config::of_notes(folder.path().join("journal"));
-        let seal = Seal { format: 1, environment: "test".into() };
+        let seal = Seal { format: 1, environment: "test".into(), name: None };
         let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
         assert_eq!(journal.audit_usage(), AuditUsage { held: 0, removed: 0 });
         journal.audit("first", Some(7), &"x", DONE).expect("written");

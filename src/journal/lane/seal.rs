@@ -1,6 +1,6 @@
-//! The seal of a journal: its format and its environment.
+//! The seal of a journal: its format, its environment and the name of its gateway.
 //!
-//! Promise: a gateway of another environment, or one that is too old for the format, opens no journal.
+//! Promise: a gateway of another environment or name, or one that is too old for the format, opens no journal.
 
 use super::publications::PUBLICATIONS;
 use crate::journal::store::disk::{Disk, make_folder, read_whole, write_whole};
@@ -20,6 +20,9 @@ pub struct Seal {
     pub format: u64,
     /// Environment; a gateway of another environment cannot open the journal.
     pub environment: String,
+    /// Name of the gateway, which is part of every event; `None` in journals that have never been opened with one.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 impl Seal {
@@ -59,16 +62,23 @@ impl Seal {
                 wanted: self.environment.clone(),
             });
         }
-        if found.format < FORMAT {
-            // From now on an older Forebay refuses the whole journal.
+        if let (Some(sealed), Some(wanted)) = (&found.name, &self.name)
+            && sealed != wanted
+        {
+            let (sealed, wanted) = (sealed.clone(), wanted.clone());
+            return Err(JournalError::Named { folder: folder.to_owned(), sealed, wanted });
+        }
+        if found.format < FORMAT || found.name.is_none() && self.name.is_some() {
+            // From now on an older Forebay refuses a journal of a newer format.
             self.write(disk, &path)?;
         }
         Ok(())
     }
 
     fn write(&self, disk: &dyn Disk, path: &Path) -> Result<(), JournalError> {
+        let name = self.name.as_ref().map(|name| format!("name = {name:?}\n")).unwrap_or_default();
         let text = format!(
-            "# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n",
+            "# The seal of this journal. Forebay checks it at every start.\nformat = {FORMAT}\nenvironment = {:?}\n{name}",
             self.environment
         );
         write_whole(disk, path, text.as_bytes()).map_err(|error| JournalError::io(path, error))

@@ -18,6 +18,9 @@ pub enum JournalError {
     /// The journal belongs to another environment.
     #[error("the journal {folder} belongs to environment \"{sealed}\", not to \"{wanted}\"; use another data_dir", folder = folder.display())]
     Sealed { folder: PathBuf, sealed: String, wanted: String },
+    /// The journal belongs to a gateway of another name.
+    #[error("the journal {folder} belongs to gateway \"{sealed}\", not to \"{wanted}\": the name is part of every event; set name = \"{sealed}\", or use another data_dir", folder = folder.display())]
+    Named { folder: PathBuf, sealed: String, wanted: String },
     /// A newer version of Forebay wrote the file.
     #[error("{file} has format {format}; this Forebay reads up to {newest}: install the newer version again", file = file.display())]
     Newer {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 fn open(folder: &std::path::Path) -> Arc<Registry> {
     let config = Config::of_notes(folder.join("journal"));
-    let seal = Seal { format: 1, environment: "test".into() };
+    let seal = Seal { format: 1, environment: "test".into(), name: None };
     let journal = Arc::new(Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens"));
     let local = Arc::new(Local::open(Arc::clone(&journal), 0).expect("opens"));
     Registry::open(StoredEvents::new(journal), local).expect("opens")
