@@ -518,6 +518,9 @@ fn ceilings_and_hours_hold_back() {
     let night =
         status["lanes"].as_array().into_iter().flatten().find(|lane| lane["name"] == "night").expect("the lane");
     assert_eq!(night["destinations"][0]["queued"], 10);
+    let note = status["notes"].as_array().into_iter().flatten().find(|note| note.to_string().contains("lane night"));
+    let note = note.expect("a note on the lane that waits").to_string();
+    assert!(note.contains("10 events for central wait for the sending hours, which begin next at 20"), "{note}");
 }
 
 #[test]

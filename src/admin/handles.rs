@@ -72,6 +72,8 @@ pub struct LinkHandle {
     pub lane: Arc<Lane>,
     pub destination: String,
     pub stats: Arc<forward::Stats>,
+    /// Hours in which the lane is sent; `None` for always.
+    pub hours: Option<forward::Hours>,
 }
 
 /// The running parts. A reload replaces the whole value.

@@ -170,6 +170,7 @@ impl Handles {
                 grouped(audit.removed)
             ));
         }
+        notes.extend(view.links.iter().filter_map(|link| link.waits_for_hours(&status.lanes)));
         for source in &view.sources {
             notes.extend(source.stats.notes().iter().map(|note| format!("source {}: {note}", source.name)));
         }
@@ -283,6 +284,20 @@ fn quantiles_ms(durations: &Histogram) -> (f64, f64) {
 }
 
 impl LinkHandle {
+    /// Returns a note if events wait for the sending hours of the lane.
+    fn waits_for_hours(&self, lanes: &[LaneStatus]) -> Option<String> {
+        let now = Timestamp::from(crate::clock::wall());
+        let hours = self.hours.as_ref().filter(|hours| !hours.contains(now))?;
+        let mut backlogs = lanes.iter().filter(|lane| lane.name == self.lane.name).flat_map(|lane| &lane.destinations);
+        let backlog = backlogs.find(|to| to.destination == self.destination && to.queued > 0)?;
+        let next = hours.next_start(now)?.strftime("%Y-%m-%d %H:%M %Z");
+        let queued = grouped(backlog.queued);
+        Some(format!(
+            "lane {}: {queued} events for {} wait for the sending hours, which begin next at {next}",
+            self.lane.name, self.destination
+        ))
+    }
+
     fn status(&self) -> LinkStatus {
         let state = self.stats.state();
         LinkStatus {

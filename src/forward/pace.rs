@@ -95,6 +95,8 @@ pub struct Hours {
     zone: TimeZone,
 }
 
+const MINUTES_OF_A_DAY: u32 = 24 * 60;
+
 impl Hours {
     /// Parses `02:00-04:00`; `zone` is a name such as `Europe/Berlin`, `None` the time zone of the system.
     pub fn parse(text: &str, zone: Option<&str>) -> Result<Self, String> {
@@ -121,10 +123,30 @@ impl Hours {
     /// Whether the range contains a time.
     pub fn contains(&self, at: Timestamp) -> bool {
         let Ok(at) = jiff::Timestamp::from_microsecond(at.0) else { return false };
-        let local = at.to_zoned(self.zone.clone());
-        let minute = local.hour() as u32 * 60 + local.minute() as u32;
+        let today = at.to_zoned(self.zone.clone()).date();
+        // A range over midnight began yesterday.
+        [today.yesterday().ok(), Some(today)].into_iter().flatten().any(|day| self.on(day).contains(&at))
+    }
+
+    /// When the range begins next, in its time zone; `None` at the end of time.
+    pub fn next_start(&self, at: Timestamp) -> Option<jiff::Zoned> {
+        let at = jiff::Timestamp::from_microsecond(at.0).ok()?;
+        let today = at.to_zoned(self.zone.clone()).date();
+        let days = [Some(today), today.tomorrow().ok()].into_iter().flatten();
+        let starts = days.map(|day| self.on(day).start);
+        starts.filter(|start| *start > at).min().map(|start| start.to_zoned(self.zone.clone()))
+    }
+
+    /// The range that begins on a day. It has its full length on every day: where clocks change, a start that does
+    /// not exist moves behind the change, and one that exists twice is the first.
+    fn on(&self, day: jiff::civil::Date) -> std::ops::Range<jiff::Timestamp> {
         let (from, to) = self.minutes;
-        if from < to { (from..to).contains(&minute) } else { minute >= from || minute < to }
+        let length = if to > from { to - from } else { MINUTES_OF_A_DAY + to - from };
+        let midnight = day.at(0, 0, 0, 0);
+        let local = midnight.saturating_add(jiff::SignedDuration::from_mins(i64::from(from)));
+        let start =
+            self.zone.to_ambiguous_zoned(local).compatible().map_or(jiff::Timestamp::MAX, |zoned| zoned.timestamp());
+        start..start.saturating_add(jiff::SignedDuration::from_mins(i64::from(length))).unwrap_or(jiff::Timestamp::MAX)
     }
 }
 
@@ -331,6 +353,17 @@ mod tests {
         if let Ok(berlin) = Hours::parse("02:00-04:00", Some("Europe/Berlin")) {
             assert!(berlin.contains(at("2026-01-15T01:30:00Z")) && !berlin.contains(at("2026-01-15T03:30:00Z")));
             assert!(berlin.contains(at("2026-07-15T00:30:00Z")), "an hour earlier in summer");
+        }
+        // On 2026-03-29 the clock goes from 02:00 to 03:00, on 2026-10-25 from 03:00 back to 02:00.
+        if let Ok(hour) = Hours::parse("02:00-03:00", Some("Europe/Berlin")) {
+            assert!(hour.contains(at("2026-03-29T01:30:00Z")), "the hour that does not exist is sent after the change");
+            assert!(!hour.contains(at("2026-03-29T02:00:00Z")) && !hour.contains(at("2026-03-29T00:59:00Z")));
+            assert!(hour.contains(at("2026-10-25T00:30:00Z")));
+            assert!(!hour.contains(at("2026-10-25T01:30:00Z")), "the hour that exists twice is sent once");
+            let next = |time| hour.next_start(at(time)).expect("a start").timestamp().to_string();
+            assert_eq!(next("2026-11-30T12:00:00Z"), "2026-12-01T01:00:00Z");
+            assert_eq!(next("2026-03-28T12:00:00Z"), "2026-03-29T01:00:00Z");
+            assert_eq!(next("2026-11-30T00:59:00Z"), "2026-11-30T01:00:00Z");
         }
         for malformed in ["", "2-4", "02:00", "25:00-26:00", "03:00-03:00"] {
             let error = Hours::parse(malformed, None).expect_err(malformed);

@@ -68,8 +68,9 @@ impl DestinationSpec {
 
     fn link(&self, lane: &Arc<Lane>, shared: &Shared<'_>) -> (LinkHandle, PartSpec) {
         let (name, stats) = (self.config.name.clone(), Arc::new(forward::Stats::default()));
-        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats };
         let sending = self.sending.get(&lane.name).cloned().unwrap_or_default();
+        let hours = sending.hours.clone();
+        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats, hours };
         let priority = if sending.yielding.is_some() { Priority::Low } else { Priority::Normal };
         let spec = forward::ForwarderSpec {
             config: Arc::clone(&self.config),
