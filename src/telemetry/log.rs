@@ -62,6 +62,14 @@ impl Logging {
     }
 }
 
+/// Whether colours are written to a stream: to terminals that know them, unless `NO_COLOR` is set (no-color.org).
+pub fn shows_colours(stream: &impl IsTerminal) -> bool {
+    let is_set = |name: &str, wanted: &dyn Fn(&std::ffi::OsStr) -> bool| {
+        std::env::var_os(name).is_some_and(|value| wanted(&value))
+    };
+    stream.is_terminal() && !is_set("NO_COLOR", &|value| !value.is_empty()) && !is_set("TERM", &|value| value == "dumb")
+}
+
 /// Whether standard error is connected to systemd's journal: `JOURNAL_STREAM` contains its device and inode.
 fn is_journal_stream() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
@@ -77,7 +85,7 @@ pub fn start_logging(logging: &Logging, level: tracing::Level) {
     let lines = tracing_subscriber::fmt::layer().with_writer(move || Lines(format));
     let text = || -> Box<dyn Layer<_> + Send + Sync> {
         let layer = tracing_subscriber::fmt::layer().with_writer(|| Lines(LogFormat::Text));
-        layer.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed()
+        layer.with_ansi(shows_colours(&std::io::stderr())).with_target(false).boxed()
     };
     let layer = match format {
         LogFormat::Text => text(),
@@ -112,7 +120,7 @@ impl std::io::Write for Lines {
         match self.0 {
             LogFormat::Json => out.push_str(&shown_json(text)),
             // The layer has escaped field values: the remaining escape sequences are its own colours.
-            LogFormat::Text if std::io::stderr().is_terminal() => {
+            LogFormat::Text if shows_colours(&std::io::stderr()) => {
                 out.extend(text.split_inclusive('\x1b').flat_map(|part| match part.strip_suffix('\x1b') {
                     Some(part) => [shown(part), Cow::Borrowed("\x1b")],
                     None => [shown(part), Cow::Borrowed("")],
