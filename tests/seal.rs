@@ -540,3 +540,43 @@ fn a_reload_with_a_certificate_of_another_environment_is_refused_and_events_flow
     // Nor does a new connection show it.
     assert!(gateway.status()["problems"].to_string().contains("belongs to environment"));
 }
+
+#[test]
+fn the_name_of_a_gateway_stays_when_settings_or_the_host_change() {
+    let mut plant = Plant::new(str::to_owned);
+    plant.gateway.run();
+    plant.gateway.stop();
+    let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
+    let without = config.replace("name = \"gw\"\n", "");
+    assert_ne!(config, without);
+    // Another name is refused, by check and at the start.
+    std::fs::write(plant.gateway.config(), config.replace("name = \"gw\"\n", "name = \"other\"\n")).expect("written");
+    plant.refused(&["forebay.toml:3: name: ", "belongs to gateway \"gw\", not to \"other\"", "set name = \"gw\""]);
+    plant.gateway.spawn();
+    assert_eq!(plant.gateway.await_exit(), Some(1));
+    // Without one, the journal knows it, whatever the host is called.
+    std::fs::write(plant.gateway.config(), without).expect("written");
+    plant.warned(&["name: is not set", "the journal belongs to \"gw\"", "set name = \"gw\""]);
+    plant.gateway.run();
+    assert_eq!(plant.gateway.status()["name"], "gw");
+}
+
+#[test]
+fn a_file_system_that_is_mounted_read_only_is_named_as_such() {
+    if !need::root("a read-only mount") {
+        return;
+    }
+    let plant = Plant::new(|config| config.replace("data_dir = \"data\"", "data_dir = \"ro/data\""));
+    let folder = plant.folder().join("ro");
+    std::fs::create_dir(&folder).expect("folder");
+    let script = format!(
+        "mount -t tmpfs none {0} && mkdir {0}/data && mount -o remount,ro {0} && exec {1} check --config {2}",
+        folder.display(),
+        plant.program.display(),
+        plant.gateway.config().display()
+    );
+    let said = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().expect("unshare");
+    let said = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    holds(&said, &["data_dir: ", "read-only", "ReadWritePaths="]);
+    assert!(!said.contains("chown"), "{said}");
+}

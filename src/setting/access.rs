@@ -42,6 +42,11 @@ fn may(path: &Path, how: Access) -> bool {
     accessat(CWD, path, how, AtFlags::EACCESS).is_ok()
 }
 
+/// Whether the file system is mounted read-only, whatever the rights are.
+fn is_read_only(path: &Path) -> bool {
+    accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS) == Err(rustix::io::Errno::ROFS)
+}
+
 /// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
@@ -170,6 +175,11 @@ pub fn check_folder(folder: &Path) -> Result<(), String> {
     match std::fs::metadata(folder) {
         Ok(found) if !found.is_dir() => Err(format!("{} is a file; expected a folder", folder.display())),
         Ok(_) if may(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) => Ok(()),
+        Ok(_) if is_read_only(folder) => Err(format!(
+            "{} is on a file system that is read-only for this process; mount it for writing, or, if systemd makes it so, add ReadWritePaths={} to the unit",
+            folder.display(),
+            folder.display()
+        )),
         Ok(found) => Err(format!(
             "{} belongs to {}, and this process, {user}:{group}, cannot write there; run this as the user of the gateway, or mend it with: chown -R {user}:{group} {}",
             folder.display(),
