@@ -8,6 +8,7 @@
 mod bad_json;
 mod change;
 mod check;
+mod columns;
 mod compact;
 mod edit;
 mod file;
@@ -24,6 +25,7 @@ mod terms;
 
 pub use change::incompatibilities;
 pub use check::{Contract, ParsedEvent, Publisher, Violation};
+pub use columns::{CellType, Column, Columns, NumberFormat};
 pub use edit::with_change;
 pub use folder::{Contracts, Sender, TopicMatch};
 pub use json::{Pointer, Tree, on_one_line, push_json_string};

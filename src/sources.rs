@@ -1,4 +1,4 @@
-//! Sources: the parts that take events in, by MQTT, HTTP, a plant broker, Modbus and Odoo.
+//! Sources: the parts that take events in, by MQTT, HTTP, a plant broker, Modbus, Odoo and files.
 //!
 //! Promise: a source acknowledges an event only with a receipt of the journal.
 //!
@@ -6,6 +6,7 @@
 //! word of their own (`contract::SourceKind`).
 
 pub mod broker;
+pub mod folder;
 mod handshake;
 pub mod http;
 mod identity;

@@ -63,6 +63,8 @@ mod wills;
 
 /// A broker of the plant as a source.
 mod broker_source;
+/// Files that programs drop into a folder, as a source.
+mod folder;
 /// The HTTP server as a source.
 mod http;
 /// Modbus devices as a source, over TCP, TLS and serial lines.

@@ -188,6 +188,10 @@ fn the_tables_have_every_key_of_the_configuration() {
         ("## `[[source.modbus]]`: Modbus bus", format!("{modbus}[source.modbus.serial]\n")),
         ("## `[[source.odoo]]`: Odoo", odoo.to_owned()),
         ("## `[[source.odoo]]`: Odoo", format!("{odoo}[source.odoo.hook]\n")),
+        (
+            "## `[[source.folder]]`: files of a folder",
+            "[[source.folder]]\nname = \"a\"\npath = \"a\"\nformat = \"csv\"\n".into(),
+        ),
         ("## `[[destination]]`: central", destination.to_owned()),
         ("## TLS of a connection", format!("{destination}[destination.tls]\n")),
         ("## Proxy", format!("{destination}[destination.proxy]\n")),
@@ -218,6 +222,7 @@ fn the_tables_have_every_key_of_contracts_and_device_tables() {
         ("config/contracts/README.md", "## Keys", "contracts/a.toml", contract.to_owned()),
         ("config/contracts/README.md", "## Keys", "contracts/a.toml", format!("{contract}[match]\n")),
         ("config/contracts/README.md", "## Keys", "contracts/a.toml", format!("{contract}[retention]\n")),
+        ("config/contracts/README.md", "## Keys", "contracts/a.toml", format!("{contract}[columns.a]\n")),
         ("config/contracts/odoo/README.md", "## Contracts for Odoo", "contracts/a.toml", odoo.clone()),
         ("config/contracts/odoo/README.md", "## Contracts for Odoo", "contracts/a.toml", odoo + "[[odoo.event]]\n"),
         ("config/devices/README.md", "## A table of your own", "devices/a.toml", String::new()),

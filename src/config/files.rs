@@ -102,6 +102,8 @@ pub(super) fn revocations(raw: &mut File) -> Vec<RevocationFile> {
 pub(super) fn resolve(raw: &mut File, resolve: &impl Fn(&Path) -> PathBuf) {
     raw.data_dir = resolve(&raw.data_dir);
     file_settings(raw).into_iter().for_each(|FileSetting { path, .. }| *path = resolve(path));
+    let sources = raw.source.0.iter_mut();
+    sources.flat_map(|(_, source)| source.settings_mut().folders()).for_each(|path| *path = resolve(path));
 }
 
 /// Digests of the files that the contracts and every source and destination name.

@@ -2,6 +2,7 @@
 //!
 //! Promise: a reason against an event contains no value of its payload.
 
+use super::columns::Columns;
 use super::json::{Pointer, Tree};
 use super::odoo;
 use super::pattern::{Pattern, Template};
@@ -52,6 +53,8 @@ pub struct Contract {
     /// Model and fields to read, for contracts of source `odoo`.
     pub odoo: Option<odoo::Section>,
     pub(super) properties: properties::Section,
+    /// Columns of files, for contracts of source `folder`.
+    pub columns: Option<Columns>,
     /// Version of the contract as central sees it.
     pub publication: Publication,
 }
@@ -188,6 +191,11 @@ impl Contract {
             }),
             Err(reason) => Err(Violation { reason, payload: self.minimise(tree, payload, mask_key) }),
         }
+    }
+
+    /// Applies `keep` and `mask` to a payload, if it can be parsed.
+    pub fn minimised<'a>(&self, payload: &'a [u8], mask_key: &[u8]) -> Cow<'a, [u8]> {
+        Tree::parse(payload).map_or(Cow::Borrowed(payload), |tree| self.minimise(tree, payload, mask_key))
     }
 
     /// Checks a payload against the schema only.

@@ -1,13 +1,16 @@
 //! The file format of a contract, and the checks that a file must pass.
 
 use super::check::{Contract, Publisher};
+use super::columns::{self, Columns};
 use super::json::Pointer;
 use super::odoo;
 use super::pattern::{Pattern, Template};
 use super::properties;
 use super::publication::{PUBLICATION_FORMAT, Publication, TOPIC_DEFAULT, TOPIC_PLACEHOLDERS, major_of};
 use super::schema::Schema;
-use super::terms::{Accepts, Classification, DEDUPE, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind};
+use super::terms::{
+    Accepts, Classification, DEDUPE, Decode, GatewayNames, Mode, OnViolation, Order, SourceKind, quoted,
+};
 use crate::event::text;
 use crate::setting::{Document, Problem, Span};
 use serde::Deserialize;
@@ -51,6 +54,7 @@ struct File {
     order: Order,
     odoo: Option<odoo::Section>,
     properties: Option<properties::Section>,
+    columns: Option<Columns>,
     #[serde(default = "enabled")]
     enabled: bool,
     classification: Option<Classification>,
@@ -119,11 +123,13 @@ pub(super) fn load(
     let pattern = raw.pattern().map_err(problem)?;
     check_odoo(&raw).map_err(problem)?;
     check_properties(&raw).map_err(problem)?;
+    check_columns(&raw).map_err(problem)?;
     let templates = Templates::parse(&raw, &pattern).map_err(problem)?;
     let fields = Fields::parse(&raw, has_mask_key).map_err(problem)?;
     check_format(&raw, &fields, &templates.key).map_err(problem)?;
-    // CloudEvents bring their own id, and events that the gateway polls or computes get one.
-    let has_ids = fields.id.is_some() || raw.is_own() || raw.r#match.source == SourceKind::Http;
+    // CloudEvents and rows of files bring their own id, and events that the gateway polls or computes get one.
+    let brings_ids = matches!(raw.r#match.source, SourceKind::Http | SourceKind::Folder);
+    let has_ids = fields.id.is_some() || raw.is_own() || brings_ids;
     if raw.dedupe.is_some() && !has_ids {
         return Err(document.problem("dedupe", "recognises repeats by the id; set id to the JSON pointer of one"));
     }
@@ -165,6 +171,7 @@ pub(super) fn load(
         is_enabled: raw.enabled,
         odoo: raw.odoo,
         properties: raw.properties.unwrap_or_default(),
+        columns: raw.columns,
         publication,
     })
 }
@@ -362,6 +369,18 @@ fn check_properties(raw: &File) -> Result<(), Mistake> {
     section.check().map_err(|(key, message)| Mistake { key: format!("properties.{key}"), message })
 }
 
+/// Checks that `[columns]` is for source `folder`, and its content.
+fn check_columns(raw: &File) -> Result<(), Mistake> {
+    let Some(found) = &raw.columns else { return Ok(()) };
+    if raw.r#match.source != SourceKind::Folder {
+        return mistake("columns", "has a meaning for match.source = \"folder\" only");
+    }
+    if found.is_empty() {
+        return mistake("columns", "makes events without fields; name columns, or leave it out for all of them");
+    }
+    columns::check(found).map_err(|(key, message)| Mistake { key, message })
+}
+
 fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {
     let wrong = |message: String| document.problem("schema", message);
     let path = document.file().parent().unwrap_or(Path::new(".")).join(name);
@@ -421,14 +440,4 @@ fn check_topic(topic: &str) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// `"a", "b" and "c"`.
-pub(super) fn quoted(words: &[String]) -> String {
-    let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
-    match words.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-        None => "none".into(),
-    }
 }

@@ -37,6 +37,8 @@ pub enum SourceKind {
     Modbus,
     /// An Odoo server that the gateway polls.
     Odoo,
+    /// Files that programs drop into a folder.
+    Folder,
     /// The gateway's own monitoring of business rules (`watch`).
     Watch,
 }
@@ -49,6 +51,7 @@ impl std::fmt::Display for SourceKind {
             Self::Http => "http",
             Self::Modbus => "modbus",
             Self::Odoo => "odoo",
+            Self::Folder => "folder",
             Self::Watch => "watch",
         })
     }
@@ -127,4 +130,14 @@ pub enum Order {
     Key,
     /// No guarantee: events may arrive in any order.
     None,
+}
+
+/// `"a", "b" and "c"`.
+pub(super) fn quoted(words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    match words.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => "none".into(),
+    }
 }

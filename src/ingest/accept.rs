@@ -18,7 +18,10 @@ impl Ingest {
     pub(super) fn accept(&self, submission: &Submission<'_>, waiter: &mut Waiter) -> Result<Submitted, SubmitError> {
         let route = submission.route;
         if let Some(reason) = submission.refusal {
-            return self.violation(submission, reason, waiter);
+            let target = route.target.as_ref();
+            let payload = target.map(|to| to.contract.minimised(submission.payload, to.mask_key.bytes()));
+            let submission = Submission { payload: payload.as_deref().unwrap_or(submission.payload), ..*submission };
+            return self.violation(&submission, reason, waiter);
         }
         if route.is_over_pace() {
             return Err(SubmitError::NoRoom);

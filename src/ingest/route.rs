@@ -1,7 +1,7 @@
 //! Routes: where the events of a topic of a client belong.
 
 use super::shares::{Pace, PartyId};
-use crate::contract::Contract;
+use crate::contract::{Columns, Contract};
 use crate::event::{Attribute, AuthType, push_path_segment};
 use crate::secret::Secret;
 use std::sync::Arc;
@@ -55,6 +55,16 @@ impl Route {
     /// Name of the sender, for people.
     pub(super) fn sender(&self) -> &str {
         [&self.user, &self.client].into_iter().find(|name| !name.is_empty()).unwrap_or(&self.source)
+    }
+
+    /// Columns of the contract, for rows of files.
+    pub fn columns(&self) -> Option<&Columns> {
+        self.target.as_ref()?.contract.columns.as_ref()
+    }
+
+    /// Whether a contract matches the topic.
+    pub fn has_contract(&self) -> bool {
+        self.target.is_some()
     }
 
     pub fn topic(&self) -> &str {

@@ -3,7 +3,7 @@
 use super::mqtt::{Devices, Registry};
 use super::odoo::Mirrors;
 use super::source::{Services, Settings, Source, SourceError};
-use super::{broker, http, modbus, mqtt, odoo};
+use super::{broker, folder, http, modbus, mqtt, odoo};
 use crate::contract::SourceKind;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -85,6 +85,7 @@ sources! {
     Broker = broker(),
     Modbus = modbus(),
     Odoo = odoo(mirrors),
+    Folder = folder(),
 }
 
 /// All sources of a configuration file, each with its key, such as `source.mqtt[0]`.

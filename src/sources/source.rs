@@ -14,6 +14,7 @@ use crate::tls::NamedFile;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -50,6 +51,10 @@ pub trait Settings: Any {
     fn name(&self) -> &str;
     /// Lists the files that the settings name.
     fn files(&mut self) -> Vec<NamedFile<'_>>;
+    /// Lists the folders with data that the settings name. Their content is no part of the settings.
+    fn folders(&mut self) -> Vec<&mut PathBuf> {
+        Vec::new()
+    }
     /// Lists what no other source can have.
     fn claims(&self) -> Vec<Claim> {
         Vec::new()
