@@ -17,7 +17,7 @@ fn an_odoo_behind_tls_is_believed_by_the_authority_that_is_set() {
     let mut plant = Plant::prepare("odoo-untrusted", &url, "500ms", "", "");
     plant.gateway.run();
     let problem = plant.await_problem("degraded: TLS with");
-    assert!(problem.contains("check tls.ca"), "{problem}");
+    assert!(problem.contains("the file of tls.ca"), "{problem}");
     plant.gateway.stop();
     let tls = format!("tls = {{ ca = \"{}\" }}", authority.display());
     let mut plant = Plant::prepare("odoo-trusted", &url, "500ms", &tls, "");
