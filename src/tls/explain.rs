@@ -69,17 +69,20 @@ fn certificate(fault: &CertificateError, files: &ClientFiles) -> String {
         ),
         CertificateError::NotValidYet => "the server's certificate is not valid yet; check the clocks of both sides".into(),
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let names = match presented.is_empty() {
-                true => "has no alternative name, and a common name does not count".to_owned(),
-                false => format!("is for {}", presented.join(", ")),
-            };
             let name = match expected {
                 ServerName::IpAddress(address) => format!("{:?}", std::net::IpAddr::from(*address)),
                 name => name.to_str().into_owned(),
             };
-            format!(
-                "the server's certificate {names}, not for {name}; use one of its names in url, set tls.server_name to one, or have a certificate issued with the alternative name {name}"
-            )
+            let renew = format!("have a certificate issued with the alternative name {name}");
+            match presented.is_empty() {
+                true => format!(
+                    "the server's certificate has no alternative name, and a common name does not count; {renew}"
+                ),
+                false => format!(
+                    "the server's certificate is for {}, not for {name}; use one of its names in url, set tls.server_name to one, or {renew}",
+                    presented.join(", ")
+                ),
+            }
         }
         CertificateError::NotValidForName => {
             "the server's certificate is for other names than the host in url; set tls.server_name to one of them".into()
