@@ -2,7 +2,7 @@
 //! is used up.
 //!
 //! Promise: a budget holds through restarts and crashes. After a crash the meter may count up to `RESERVE_SHARE` too
-//! much, never too little.
+//! much. Too little it counts only by what was carried while the last form was written.
 //!
 //! Not here: the counting of bytes (`link/traffic`).
 
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// The setting `budget` of a destination: bytes on the line in both directions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -150,6 +151,8 @@ pub struct Meter {
     destination: String,
     notes: Notes,
     state: Mutex<State>,
+    /// Wakes the writer: more was carried than the stored form covers.
+    is_uncovered: Notify,
 }
 
 /// Share of a budget that is stored as used in advance, so that the meter is written a hundred times per budget and not
@@ -181,6 +184,9 @@ impl Meter {
     pub(super) fn is_used_up(&self, budget: &ByteBudget, connection: &str) -> bool {
         let mut state = self.state.lock();
         state.count(Timestamp::from(clock::wall()));
+        if state.month.bytes >= state.covered {
+            self.is_uncovered.notify_one();
+        }
         state.stop(budget, connection).is_some()
     }
 
@@ -214,6 +220,7 @@ impl Meter {
             let is_over = tokio::select! {
                 () = shutdown.begun() => true,
                 () = tokio::time::sleep(TICK) => false,
+                () = self.is_uncovered.notified() => false,
             };
             if let Some(stored) = self.due(is_over) {
                 let meter = Arc::clone(&self);
@@ -224,6 +231,10 @@ impl Meter {
                 if let Err(error) = written {
                     tracing::warn!(destination = %self.destination, %error, "cannot store the byte meter, will retry");
                     self.state.lock().covered = 0;
+                    tokio::select! {
+                        () = shutdown.begun() => return,
+                        () = tokio::time::sleep(TICK) => {}
+                    }
                 }
             }
             if is_over {
@@ -238,7 +249,9 @@ impl Meter {
         state.count(Timestamp::from(clock::wall()));
         let now = clock::instant();
         let total = state.total;
-        state.samples.push_back((now, total));
+        if state.samples.back().is_none_or(|(last, _)| now.saturating_duration_since(*last) >= TICK) {
+            state.samples.push_back((now, total));
+        }
         while state.samples.len() > SAMPLES {
             state.samples.pop_front();
         }
@@ -341,7 +354,12 @@ impl Meters {
             day.bytes += reserved;
             month.bytes += reserved;
             let state = Mutex::new(State { day, month, ..State::default() });
-            Arc::new(Meter { destination: destination.to_owned(), notes: self.notes.clone(), state })
+            Arc::new(Meter {
+                destination: destination.to_owned(),
+                notes: self.notes.clone(),
+                state,
+                is_uncovered: Notify::new(),
+            })
         });
         Arc::clone(meter)
     }
