@@ -195,7 +195,8 @@ pub async fn remove(client: &Client, plan: &Plan) -> Result<usize, OdooError> {
     if !outbox.is_empty() {
         admin.call("ir.model", "unlink", Some(&outbox), json!({})).await?;
     }
-    admin.remove_named("res.groups", &plan.prefix).await?;
+    // By its whole name: the group of the account's rights begins with the same words.
+    admin.remove_named("res.groups", &plan.group()).await?;
     Ok(rules)
 }
 
