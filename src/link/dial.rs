@@ -41,7 +41,10 @@ pub(super) async fn connect(address: &Address, proxy: Option<ProxyWithLogin<'_>>
     let stream = stream.map_err(|error| failed(error.to_string()))?;
     match tokio::time::timeout(HANDSHAKE_WAIT_MAX, proxy::tunnel(stream, proxy.kind, broker, login)).await {
         Ok(tunnel) => tunnel.map_err(failed),
-        Err(_) => Err(failed(format!("the proxy opens no tunnel within {}", Span(HANDSHAKE_WAIT_MAX)))),
+        Err(_) => Err(failed(format!(
+            "the proxy opens no tunnel within {}: it may be overloaded, or it is no proxy of the kind that url names",
+            Span(HANDSHAKE_WAIT_MAX)
+        ))),
     }
 }
 

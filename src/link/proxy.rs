@@ -170,7 +170,9 @@ fn socks_reason(error: &SocksError, has_login: bool) -> String {
         SocksError::ConnectionNotAllowedByRuleset => {
             "the rules of the proxy forbid this host or port; its administrator can allow it".into()
         }
-        SocksError::GeneralSocksServerFailure => "the proxy cannot connect to the broker (general failure)".into(),
+        SocksError::GeneralSocksServerFailure => {
+            "the proxy cannot connect to the broker (general failure): perhaps it does not resolve its name".into()
+        }
         SocksError::HostUnreachable => "the proxy cannot reach the broker, or does not resolve its name".into(),
         SocksError::NetworkUnreachable => "the proxy has no route to the broker".into(),
         SocksError::ConnectionRefused => "the broker refuses the connection of the proxy; check the port in url".into(),
