@@ -292,10 +292,10 @@ fn what_contracts_check_refuses_does_not_run() {
     gateway.stop();
     std::fs::write(&contract, old_contract.replace("1.0.0", "1.1.9")).expect("written");
     assert_refused(&gateway.command(&["run", "CONFIG"]), &["version 1.2.0 is in force, and 1.1.9 is older"]);
-    // Another name of the gateway changes no contract.
+    // Another site changes no contract.
     std::fs::write(&contract, old_contract.replace("1.0.0", "1.2.0")).expect("written");
     let config = std::fs::read_to_string(gateway.config()).expect("read");
-    std::fs::write(gateway.config(), config.replace("name = \"gw\"", "name = \"gw-2\"")).expect("written");
+    std::fs::write(gateway.config(), config.replace("site = \"plant\"", "site = \"plant-2\"")).expect("written");
     let output = gateway.command(&["check", "CONFIG"]);
     assert!(output.status.success(), "{}", said(&output));
 }

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -189,7 +189,9 @@ fn collect(
     let mut stream = TcpStream::connect(broker)?;
     stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut hello = vec![0x10, 21, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, 9];
-    hello.extend_from_slice(b"collector");
+    // Collectors of one broker must not take each other's session over.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    hello.extend_from_slice(format!("c{:08}", NUMBER.fetch_add(1, Ordering::Relaxed)).as_bytes());
     stream.write_all(&hello)?;
     let mut subscribe = vec![0x82, 5 + filter.len() as u8, 0, 1, 0, filter.len() as u8];
     subscribe.extend_from_slice(filter.as_bytes());
