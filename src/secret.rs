@@ -10,6 +10,7 @@
 //! | `credential:tls-key` | a systemd credential (`LoadCredential=tls-key`) |
 //! | `env:PLANT_PASSWORD` | an environment variable, set by `EnvironmentFile=` |
 
+use crate::event::text;
 use crate::setting::access;
 use std::ffi::OsStr;
 use std::fmt;
@@ -112,7 +113,7 @@ impl Secret {
 
     /// The bytes without a byte order mark, for formats that are read as bytes.
     pub fn unmarked(&self) -> &[u8] {
-        self.0.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.0)
+        text::without_byte_order_mark(&self.0)
     }
 
     /// Returns the secret as text, without a byte order mark. The error says what it is instead, and what to do.
@@ -129,8 +130,6 @@ impl Secret {
     }
 }
 
-/// The mark that some editors write at the start of a text in UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// What a file in UTF-16 is, and what to do.
 const UTF16: &str = "it is text in UTF-16; save it as UTF-8 (Notepad: Save as, Encoding, UTF-8)";
 

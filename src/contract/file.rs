@@ -85,8 +85,6 @@ fn standard() -> String {
 
 /// Default retention of settled events, for replay.
 const RETENTION_SETTLED: Duration = Duration::from_secs(7 * 86_400);
-/// What editors of Windows put in front of a file.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Placeholders that key and device templates always have, before the captures of the topic.
 pub(super) const BUILT_IN_NAMES: [&str; 3] = ["client", "user", "topic"];
@@ -384,8 +382,9 @@ fn check_columns(raw: &File) -> Result<(), Mistake> {
 fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {
     let wrong = |message: String| document.problem("schema", message);
     let path = document.file().parent().unwrap_or(Path::new(".")).join(name);
-    let text = std::fs::read(&path).map_err(|error| wrong(format!("{}: cannot be read: {error}", path.display())))?;
-    let value: serde_json::Value = serde_json::from_slice(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text))
+    let content =
+        std::fs::read(&path).map_err(|error| wrong(format!("{}: cannot be read: {error}", path.display())))?;
+    let value: serde_json::Value = serde_json::from_slice(text::without_byte_order_mark(&content))
         .map_err(|error| wrong(format!("{}: is no JSON: {error}", path.display())))?;
     let schema = Schema::compile(&value)
         .map_err(|error| wrong(format!("{}: is no JSON Schema 2020-12: {error}", path.display())))?;

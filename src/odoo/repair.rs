@@ -5,6 +5,7 @@
 //! marker ([`impossible`]), a character that UTF-8 cannot express becomes U+FFFD.
 //! Invariant: the work and the memory are linear in the bytes of the answer, which are bounded (`http`).
 
+use crate::event::text;
 use serde_json::Value;
 use std::borrow::Cow;
 
@@ -15,8 +16,7 @@ const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 /// Parses an answer; repairs it first if it is no JSON. The error says what is wrong, and where.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
-    // A proxy that writes files may put a byte order mark before them.
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let bytes = text::without_byte_order_mark(bytes);
     let strict = match serde_json::from_slice(bytes) {
         Ok(value) => return Ok(value),
         Err(error) => error,
