@@ -193,18 +193,20 @@ impl Reader {
         report: &mut Report,
         shutdown: &mut Shutdown,
     ) -> Result<Result<Current, Wrong>, Stop> {
+        let noted = self.on_disk(shutdown, |_, progress| progress.current().map_err(stored)).await?;
+        if let Some(current) = noted.filter(|current| current.file == name) {
+            report.content.clone_from(&current.content);
+            return Ok(Ok(current));
+        }
         let file = name.to_owned();
-        let (content, shape, noted, before) = self
+        let (content, shape, before) = self
             .on_disk(shutdown, move |place, progress| {
                 let content = place.digest(&file)?;
                 let before = progress.read_before(&content).map_err(stored)?;
-                Ok((content, place.shape(&file)?, progress.current().map_err(stored)?, before))
+                Ok((content, place.shape(&file)?, before))
             })
             .await?;
         report.content.clone_from(&content);
-        if let Some(current) = noted.filter(|current| current.file == name) {
-            return Ok(Ok(current));
-        }
         if let Some(before) = before.filter(|_| self.config.repeats == Repeats::Skip) {
             let before = jiff::Timestamp::from_second(before).map(|time| time.to_string()).unwrap_or_default();
             report.problem = Some(format!(
@@ -236,8 +238,7 @@ impl Reader {
         }
         let (file, config, layout) = (name.to_owned(), self.config.clone(), self.layout(&route));
         let checked = self.on_disk(shutdown, move |place, _| {
-            let rows = place.open(&file).map_err(RowError::Disk).and_then(|file| Rows::open(file, &config, layout));
-            content_of(rows.and_then(|mut rows| {
+            content_of(open(place, &file, &config, layout).and_then(|mut rows| {
                 while rows.next()?.is_some() {}
                 Ok(())
             }))
@@ -257,8 +258,7 @@ impl Reader {
             let (file, config, layout, skip) =
                 (current.file.clone(), self.config.clone(), self.layout(&route), current.rows);
             let opened = self.on_disk(shutdown, move |place, _| {
-                let rows = place.open(&file).map_err(RowError::Disk).and_then(|file| Rows::open(file, &config, layout));
-                content_of(rows.and_then(|mut rows| {
+                content_of(open(place, &file, &config, layout).and_then(|mut rows| {
                     for _ in 0..skip {
                         rows.next()?;
                     }
@@ -395,6 +395,11 @@ fn content_of<T>(read: Result<T, RowError>) -> io::Result<Result<T, Wrong>> {
         Err(RowError::Content(message)) => Ok(Err(Wrong(message))),
         Err(RowError::Disk(error)) => Err(error),
     }
+}
+
+/// Opens the rows of a claimed file.
+fn open(place: &Place, file: &str, config: &Config, layout: Layout) -> Result<Rows, RowError> {
+    Rows::open(place.open(file).map_err(RowError::Disk)?, config, layout)
 }
 
 /// Reads the next rows; none at the end of the file.
