@@ -182,7 +182,7 @@ pub(super) fn conditions(
 ) -> Vec<Condition> {
     let mut found = facts.orders.clone();
     check_work_orders(facts, now, &mut found);
-    check_work_centers(facts, &mut found);
+    check_work_centers(facts, now, &mut found);
     check_machines(facts, machines, &mut found);
     let mut seen = HashMap::new();
     found.retain_mut(|condition| {
@@ -300,13 +300,20 @@ fn check_work_orders(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) 
     }
 }
 
-fn check_work_centers(facts: &Facts, found: &mut Vec<Condition>) {
+/// Time in which the stop of a work center becomes known after its block: it is a record of another model.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(15);
+
+fn check_work_centers(facts: &Facts, now: Timestamp, found: &mut Vec<Condition>) {
     for center in facts.work_centers.iter().filter(|one| text(&one.record, "working_state") == Some("blocked")) {
         let stop = facts.stops.iter().find(|stop| {
             stop.source == center.source
                 && stop.record.get("workcenter_id").and_then(linked) == Some(center.id)
                 && text(&stop.record, "loss_type") != Some("productive")
         });
+        let has_stops = facts.ready.contains(&(center.source.clone(), "mrp.workcenter.productivity".into()));
+        if stop.is_none() && has_stops && now >= center.write_date && now.since(center.write_date) < STOP_WAIT_MAX {
+            continue;
+        }
         let since = stop.and_then(|stop| time(&stop.record, "date_start"));
         let reference = reference_of(center);
         let why = stop.map(|stop| name(&stop.record, "loss_id")).filter(|why| why != "null");
@@ -467,5 +474,21 @@ mod tests {
             [],
             "not for ten minutes yet"
         );
+    }
+
+    #[test]
+    fn a_block_waits_a_moment_for_its_reason() {
+        let blocked = |at: &str, is_read: bool| {
+            let center = json!({"name": "Sawing", "code": "SAW", "working_state": "blocked"});
+            let center = FactRecord { write_date: Timestamp::parse(at).expect("a time"), ..fact(2, center) };
+            let stops = (center.source.clone(), "mrp.workcenter.productivity".to_owned());
+            let ready = if is_read { BTreeSet::from([stops]) } else { BTreeSet::new() };
+            let facts = Facts { work_centers: vec![center], ready, ..Facts::default() };
+            kinds(&facts, &[], "").len()
+        };
+        assert_eq!(blocked("2026-11-25T11:59:50Z", true), 0);
+        assert_eq!(blocked("2026-11-25T11:59:45Z", true), 1, "Odoo has no stop of it");
+        assert_eq!(blocked("2026-11-25T12:00:30Z", true), 1, "the clock of Odoo is ahead");
+        assert_eq!(blocked("2026-11-25T11:59:50Z", false), 1, "stops are not read");
     }
 }

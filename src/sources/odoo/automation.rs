@@ -102,10 +102,10 @@ impl Plan {
     /// triggers the scheduled action.
     fn rule_code(&self, state: Option<&str>, cron: i64) -> String {
         let state = state.map_or("False".to_owned(), |field| format!("one.{field}"));
-        let outbox = &self.outbox;
+        let (outbox, transaction) = (&self.outbox, outbox::TRANSACTION);
         format!(
             "if record and record.id == records.ids[0]:\n    \
-                 env['{outbox}'].sudo().create([{{'x_model': one._name, 'x_record': one.id, 'x_state': {state}}} for one in records])\n    \
+                 env['{outbox}'].sudo().create([{{'x_model': one._name, 'x_record': one.id, 'x_state': {state}, '{transaction}': str(env.cr.now())}} for one in records])\n    \
                  pending = env.cr.postcommit.data\n    \
                  if '{outbox}' not in pending:\n        \
                      pending['{outbox}'] = True\n        \
@@ -213,6 +213,7 @@ impl Admin<'_> {
             field("x_model", "Model", "char"),
             field("x_record", "Record", "integer"),
             field("x_state", "State", "char"),
+            field(outbox::TRANSACTION, "Transaction", "char"),
         ];
         let model = json!({"name": plan.group(), "model": plan.outbox, "field_id": fields});
         let model = self.create("ir.model", model).await?;

@@ -87,7 +87,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     fn row(id: i64, model: &str, record: i64) -> OutboxRow {
-        OutboxRow { id, model: model.into(), record, state: None, at: 0 }
+        OutboxRow { id, model: model.into(), record, state: None, at: 0, transaction: None }
     }
 
     #[tokio::test(start_paused = true)]

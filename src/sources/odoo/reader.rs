@@ -50,7 +50,8 @@ pub(super) struct ModelReader {
     linked: LinkedRecords,
     /// Model of the outbox, if the contract has hints.
     outbox_model: Option<String>,
-    has_outbox: bool,
+    /// Fields of the outbox that this Odoo has; empty without an outbox.
+    outbox_fields: Vec<&'static str>,
 }
 
 /// What the reader knows about the model and the account.
@@ -89,7 +90,7 @@ impl ModelReader {
     pub(super) fn new(client: Arc<Client>, section: Section, language: Option<String>, gateway: &str) -> Self {
         Self {
             outbox_model: (!section.hints.is_empty()).then(|| outbox::model_of(gateway)),
-            has_outbox: false,
+            outbox_fields: Vec::new(),
             client,
             section,
             language,

@@ -55,6 +55,12 @@ impl Story<'_> {
 fn every_event_of_manufacturing_is_told_by_its_name() {
     let Some(real) = Real::start() else { return };
     ["C-BALL", "C-SEAL", "C-BOLT"].into_iter().for_each(|code| real.fill_stock(code));
+    // A run that was broken off left it blocked.
+    let center = real.find("mrp.workcenter", &json!([["code", "=", "TST"]]));
+    let blocked = json!({"domain": [["id", "=", center], ["working_state", "=", "blocked"]]});
+    if real.call("mrp.workcenter/search_count", &blocked) != 0 {
+        real.act("mrp.workcenter", "unblock", center);
+    }
     let mut plant = real.plant("odoo-business", "5s", &format!("deletions = \"5s\"\n{}", hook(free_address())));
     plant.gateway.run();
     plant.await_problem("");

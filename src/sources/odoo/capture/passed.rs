@@ -18,7 +18,7 @@ impl Capture {
     pub(super) async fn read_hinted(&mut self, hinted: Hinted) -> Result<(), RoundError> {
         let mut ids: BTreeSet<i64> = hinted.ids.into_iter().collect();
         if hinted.has_outbox {
-            self.reader.expect_outbox();
+            self.reader.expect_outbox().await?;
             let feed = Arc::clone(&self.shared.feed);
             feed.distribute(async |after| self.reader.new_outbox_rows(after).await).await?;
             ids.extend(self.hints.take(PAGE_ROWS).ids);

@@ -1,6 +1,6 @@
 //! Reads the outbox of this gateway, if automation rules in Odoo fill one.
 
-use super::super::outbox::{self, FIELDS, OutboxRow, ROWS_MAX};
+use super::super::outbox::{self, FIELDS, OutboxRow, ROWS_MAX, TRANSACTION};
 use super::ModelReader;
 use crate::odoo::OdooError;
 use serde_json::json;
@@ -14,20 +14,26 @@ impl ModelReader {
     /// Learns whether there is an outbox. Without one, polls see the last state of a record only.
     pub(super) async fn learn_outbox(&mut self) -> Result<(), OdooError> {
         let Some(model) = self.outbox_model.clone() else { return Ok(()) };
-        self.has_outbox = match self
-            .call_of(&model, "fields_get", None, json!({"allfields": FIELDS, "attributes": ["type"]}))
-            .await
-        {
-            Ok(answer) => FIELDS.iter().all(|field| answer.value.get(field).is_some()),
-            Err(OdooError::Refused { .. }) => false,
+        let wanted: Vec<&'static str> = FIELDS.into_iter().chain([TRANSACTION]).collect();
+        let arguments = json!({"allfields": wanted, "attributes": ["type"]});
+        self.outbox_fields = match self.call_of(&model, "fields_get", None, arguments).await {
+            Ok(answer) => {
+                let mut fields = wanted;
+                fields.retain(|field| answer.value.get(field).is_some());
+                if fields.starts_with(&FIELDS) { fields } else { Vec::new() }
+            }
+            Err(OdooError::Refused { .. }) => Vec::new(),
             Err(error) => return Err(error),
         };
         Ok(())
     }
 
     /// Odoo has said that the outbox has new rows, so there is one.
-    pub(in super::super) fn expect_outbox(&mut self) {
-        self.has_outbox = true;
+    pub(in super::super) async fn expect_outbox(&mut self) -> Result<(), OdooError> {
+        match self.outbox_fields.is_empty() {
+            true => self.learn_outbox().await,
+            false => Ok(()),
+        }
     }
 
     /// The newest rows behind `after` of all models, in ascending order.
@@ -61,15 +67,17 @@ impl ModelReader {
         after: i64,
         order: &str,
     ) -> Result<Vec<OutboxRow>, OdooError> {
-        let Some(model) = self.outbox_model.clone().filter(|_| self.has_outbox) else { return Ok(Vec::new()) };
+        let Some(model) = self.outbox_model.clone().filter(|_| !self.outbox_fields.is_empty()) else {
+            return Ok(Vec::new());
+        };
         let domain = outbox::domain(records.map(|records| (self.model(), records)), after);
-        let fields: Vec<&str> = FIELDS.into_iter().chain(["create_date"]).collect();
+        let fields: Vec<&str> = self.outbox_fields.iter().copied().chain(["create_date"]).collect();
         let arguments = json!({"domain": domain, "fields": fields, "order": order, "limit": ROWS_MAX});
         match self.call_of(&model, "search_read", None, arguments).await {
             Ok(answer) => Ok(outbox::rows(&answer.value)),
             // It was removed, or the account has no right to it: it is looked for again when the reader learns.
             Err(OdooError::Refused { .. }) => {
-                self.has_outbox = false;
+                self.outbox_fields.clear();
                 Ok(Vec::new())
             }
             Err(error) => Err(error),
