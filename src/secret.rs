@@ -96,8 +96,8 @@ impl Secret {
     /// Reads a secret that is text, such as PEM; refuses text in UTF-16. Blocks the thread.
     pub fn read_text(place: &Path) -> Result<Self, Unreadable> {
         let read = Self::read(place)?;
-        match read.is_utf16() {
-            true => Err(Unreadable { place: place.to_owned(), reason: UTF16.to_owned() }),
+        match text::is_utf16(read.bytes()) {
+            true => Err(Unreadable { place: place.to_owned(), reason: text::UTF16.to_owned() }),
             false => Ok(read),
         }
     }
@@ -118,20 +118,12 @@ impl Secret {
 
     /// Returns the secret as text, without a byte order mark. The error says what it is instead, and what to do.
     pub fn text(&self) -> Result<&str, &'static str> {
-        if self.is_utf16() {
-            return Err(UTF16);
+        if text::is_utf16(&self.0) {
+            return Err(text::UTF16);
         }
         std::str::from_utf8(self.unmarked()).map_err(|_| "it is no text in UTF-8; save it as UTF-8")
     }
-
-    /// Whether it is text in UTF-16, by its byte order mark.
-    fn is_utf16(&self) -> bool {
-        self.0.starts_with(b"\xFF\xFE") || self.0.starts_with(b"\xFE\xFF")
-    }
 }
-
-/// What a file in UTF-16 is, and what to do.
-const UTF16: &str = "it is text in UTF-16; save it as UTF-8 (Notepad: Save as, Encoding, UTF-8)";
 
 fn variable(name: &str) -> Result<Secret, String> {
     match std::env::var_os(name) {

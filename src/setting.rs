@@ -5,6 +5,7 @@
 pub mod access;
 mod document;
 mod findings;
+mod mismatch;
 mod share;
 
 pub use document::{Document, Problem};

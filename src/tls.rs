@@ -6,6 +6,7 @@
 //! Certificates are verified at [`crate::clock::for_certificates`]: a clock that starts in 1970 does not keep the gateway from
 //! connecting to central, and a certificate that expired before the latest known time stays rejected.
 
+mod chain;
 mod clients;
 mod constraints;
 mod explain;
@@ -23,6 +24,7 @@ pub use revocation::{CrlExpiry, Validity};
 pub use seal::CertificateSeal;
 pub use settings::{ClientFiles, NameKind, NamedFile, ServerFiles};
 
+use chain::key_fault;
 use names::NO_CERTIFICATE;
 use pem::{certificates, private_key, unusable};
 use provider::{VerificationTime, certificate_fault, provider};
@@ -37,11 +39,15 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 /// Loads a certificate of the gateway with its key.
 fn own(cert: &Path, key: &Path, seal: &CertificateSeal) -> Result<Arc<SingleCertAndKey>, TlsError> {
     let chain = certificates(cert)?;
+    let der = private_key(key)?;
+    let signing = rustls::crypto::ring::sign::any_supported_type(&der).map_err(|error| match chain.first() {
+        Some(leaf) => key_fault(leaf).map_or_else(|| mismatch(key, cert, &error), |reason| unusable(key, reason)),
+        None => mismatch(key, cert, &error),
+    })?;
+    let chain = chain::in_order(chain, &signing);
     if let Some(leaf) = chain.first() {
         seal.check(cert, leaf)?;
     }
-    let der = private_key(key)?;
-    let signing = rustls::crypto::ring::sign::any_supported_type(&der).map_err(|error| mismatch(key, cert, &error))?;
     let certified = CertifiedKey::new(chain, signing);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}

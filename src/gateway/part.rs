@@ -168,6 +168,8 @@ impl Watchdog {
         match ended {
             Some(Ok(())) if is_stopping => None,
             Some(Ok(())) => Some("ended by itself".into()),
+            // The runtime ends: the gateway could not start, and says why.
+            Some(Err(error)) if is_stopping && error.is_cancelled() => None,
             Some(Err(error)) => {
                 let why =
                     error.try_into_panic().map_or_else(|_| "was cancelled".into(), |panic| describe_panic(&*panic));

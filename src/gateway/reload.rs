@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::contract::{Contracts, Sender};
 use crate::event::Timestamp;
 use crate::journal::DONE;
-use crate::runtime::spawn_blocking;
+use crate::runtime::{has_spare_descriptors, spawn_blocking};
 use crate::security::{Cause, Report};
 use crate::setting::Problem;
 use crate::sources::Change;
@@ -39,8 +39,8 @@ impl Supervisor {
     /// Reads the configuration and puts it in force. Returns the changes, or the problems of the new configuration.
     pub(super) async fn reload(&mut self, by: ReloadBy) -> Reloaded {
         let file = self.config.file.clone();
-        let loaded = spawn_blocking(move || Config::load(&file)).await;
-        let reloaded = match loaded {
+        let loaded = spawn_blocking(move || has_spare_descriptors().then(|| Config::load(&file))).await;
+        let reloaded = match loaded.map(|loaded| loaded.unwrap_or_else(|| Err(vec![self.lacks_descriptors()]))) {
             Ok(Ok(config)) => {
                 self.watched = config.digests.clone();
                 self.apply(config).await
@@ -74,6 +74,11 @@ impl Supervisor {
         self.publish_view();
         self.report(by, &reloaded).await;
         reloaded
+    }
+
+    fn lacks_descriptors(&self) -> Problem {
+        let why = "cannot be read: the file descriptors of the process are used up; close connections, or raise LimitNOFILE= of the unit";
+        self.config.document.problem("", why)
     }
 
     /// Writes changes or problems, with the user, to the audit and the security events. A file whose content did

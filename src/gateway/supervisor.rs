@@ -7,7 +7,7 @@ use crate::admin::{Configured, ReloadBy, ReloadOrder, View};
 use crate::clock;
 use crate::config::{Config, Digests};
 use crate::event::Timestamp;
-use crate::runtime::spawn_blocking;
+use crate::runtime::{has_spare_descriptors, spawn_blocking};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -39,19 +39,19 @@ impl Supervisor {
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<ReloadOrder>, mut stopped: oneshot::Receiver<()>) {
         let mut poll = tokio::time::interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut in_force = self.stamp().await;
+        let mut in_force = self.stamp().await.unwrap_or_default();
         let mut last = in_force;
         loop {
             tokio::select! {
                 _ = &mut stopped => break,
                 Some((by, answer)) = requests.recv() => {
-                    in_force = self.stamp().await;
+                    in_force = self.stamp().await.unwrap_or(in_force);
                     last = in_force;
                     // The requester may have disconnected.
                     let _ = answer.send(self.reload(by).await);
                 }
                 _ = poll.tick() => {
-                    let stamp = self.stamp().await;
+                    let Some(stamp) = self.stamp().await else { continue };
                     let is_quiet = std::mem::replace(&mut last, stamp) == stamp;
                     if stamp != in_force && is_quiet {
                         tracing::debug!("configuration files have changed; reloading");
@@ -65,9 +65,11 @@ impl Supervisor {
         self.stop().await;
     }
 
-    async fn stamp(&self) -> u64 {
+    /// The stamp of the configuration files; `None` while file descriptors are used up, when files seem to be missing.
+    async fn stamp(&self) -> Option<u64> {
         let digests = self.watched.clone();
-        spawn_blocking(move || digests.stamp()).await.unwrap_or_default()
+        let stamp = spawn_blocking(move || has_spare_descriptors().then(|| digests.stamp()));
+        stamp.await.ok().flatten()
     }
 
     /// Publishes the running components to the admin socket.

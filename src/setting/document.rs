@@ -2,10 +2,11 @@
 //!
 //! Promise: every problem names the file, the line, the key, the value and what is allowed.
 
+use super::mismatch::{Mismatch, deserialize, remove};
+use crate::event::text;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -39,107 +40,6 @@ impl std::error::Error for Problem {}
 
 /// Most type mismatches that are reported: a file with more is of another kind.
 const PROBLEMS_MAX: usize = 20;
-
-/// A value that does not match its type.
-struct Mismatch {
-    /// Key of the value; empty for the whole file.
-    key: String,
-    /// Byte range of the value in the text.
-    span: Option<Range<usize>>,
-    /// The value and what is allowed.
-    message: String,
-}
-
-impl Mismatch {
-    fn new(key: String, error: &toml::de::Error) -> Self {
-        Self { key, span: error.span(), message: error.message().to_owned() }
-    }
-
-    /// Explains `[[part]]` in place of `[part]`: toml maps the list items to the fields of the part, and refuses the first.
-    fn explain_list(self, text: &str) -> Self {
-        let is_item = self.span.as_ref().and_then(|span| text.get(span.start..)).is_some_and(|at| at.starts_with("[["));
-        match self.key.rsplit_once('[') {
-            Some((list, _)) if is_item && self.message.starts_with("invalid type: map") => {
-                let message = format!("[[{list}]] begins an item of a list; expected [{list}], or a value");
-                Self { key: list.to_owned(), message, ..self }
-            }
-            _ => self,
-        }
-    }
-}
-
-/// Deserializes the parsed `text` into a `T`.
-fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> Result<T, Mismatch> {
-    let read = |root: Spanned<DeTable<'_>>| {
-        serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
-            let path = error.path().to_string();
-            Mismatch::new(if path == "." { String::new() } else { path }, error.inner())
-        })
-    };
-    if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| find_unusable(key.get_ref(), value, text)) {
-        return Err(mismatch);
-    }
-    read(root.clone()).map_err(|mismatch| {
-        if !mismatch.message.starts_with("wanted ") {
-            return mismatch.explain_list(text);
-        }
-        // The setting is an enum, and the value is no string. toml lists the allowed names only for an unknown name, so
-        // the value is read again as a string.
-        let mut named = root.clone();
-        match find(named.get_mut(), &mismatch.key) {
-            Some(value) => *value.get_mut() = DeValue::String(text.get(value.span()).unwrap_or_default().into()),
-            None => return mismatch,
-        }
-        read(named).err().unwrap_or(mismatch)
-    })
-}
-
-/// Returns the first value that no setting can have. toml reports a date as a map, and omits a number
-/// that is out of range.
-fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
-    let is_wide = |number: &toml::de::DeFloat<'_>| {
-        let parsed: Result<f64, _> = number.as_str().parse();
-        parsed.is_ok_and(f64::is_infinite) && !number.as_str().contains("inf")
-    };
-    let reason = match value.get_ref() {
-        DeValue::Table(table) => {
-            return table
-                .iter()
-                .find_map(|(name, value)| find_unusable(&format!("{key}.{}", name.get_ref()), value, text));
-        }
-        DeValue::Array(items) => {
-            return (0..).zip(items.iter()).find_map(|(at, value)| find_unusable(&format!("{key}[{at}]"), value, text));
-        }
-        DeValue::Datetime(_) => "is a date or time, and no setting is one; put it in quotes if it is a text",
-        DeValue::Integer(number) if i128::from_str_radix(number.as_str(), number.radix()).is_err() => {
-            "is out of range; an integer has at most 64 bits"
-        }
-        DeValue::Float(number) if is_wide(number) => "is out of range; a number has at most 64 bits",
-        _ => return None,
-    };
-    let written = text.get(value.span()).unwrap_or_default();
-    Some(Mismatch { key: key.to_owned(), span: Some(value.span()), message: format!("`{written}` {reason}") })
-}
-
-/// Returns the value of a key.
-fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<DeValue<'a>>> {
-    let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
-    let first = root.get_mut(steps.next()?)?;
-    steps.try_fold(first, |value, step| match value.get_mut() {
-        DeValue::Table(inside) => inside.get_mut(step),
-        DeValue::Array(items) => items.get_mut(step.parse::<usize>().ok()?),
-        _ => None,
-    })
-}
-
-/// Removes a value from its table; returns `false` if it does not exist.
-fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
-    let Some((around, last)) = key.rsplit_once('.') else { return root.remove(key).is_some() };
-    match find(root, around).map(Spanned::get_mut) {
-        Some(DeValue::Table(table)) => table.remove(last).is_some(),
-        _ => false,
-    }
-}
 
 /// Collects every value by key. List items with a `name` are identified by it instead of the index.
 fn flatten(key: String, value: &toml::Value, found: &mut BTreeMap<String, String>) {
@@ -175,14 +75,21 @@ pub struct Document {
 
 impl Document {
     pub fn read(file: &Path) -> Result<Self, Problem> {
-        match std::fs::read_to_string(file) {
+        let problem =
+            |line: usize, message: String| Problem { file: file.to_owned(), line, key: String::new(), message };
+        let bytes = std::fs::read(file).map_err(|error| problem(0, format!("cannot be read: {error}")))?;
+        if text::is_utf16(&bytes) {
+            return Err(problem(0, format!("cannot be read: {}", text::UTF16)));
+        }
+        match String::from_utf8(bytes) {
             Ok(text) => Ok(Self::new(file, text)),
-            Err(error) => Err(Problem {
-                file: file.to_owned(),
-                line: 0,
-                key: String::new(),
-                message: format!("cannot be read: {error}"),
-            }),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let (before, after) = error.as_bytes().split_at(valid);
+                let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+                let byte = after.first().copied().unwrap_or_default();
+                Err(problem(line, format!("byte 0x{byte:02X} is not UTF-8; save the file as UTF-8")))
+            }
         }
     }
 
@@ -208,7 +115,7 @@ impl Document {
     }
 
     fn root(&self) -> Result<Spanned<DeTable<'_>>, Mismatch> {
-        DeTable::parse(&self.text).map_err(|error| Mismatch::new(String::new(), &error))
+        DeTable::parse(&self.text).map_err(|error| Mismatch::new(String::new(), &error).explain_repeat(&self.text))
     }
 
     fn at(&self, Mismatch { key, span, message }: Mismatch) -> Problem {
@@ -350,6 +257,40 @@ mod tests {
             ]
         );
         assert!(old.differences(&old).is_empty());
+    }
+
+    #[test]
+    fn a_table_or_key_that_is_there_twice_is_named_with_the_first_line() {
+        let message = |text: &str| {
+            let problem = Document::new(Path::new("a.toml"), text.into()).parse::<toml::Table>().expect_err("refused");
+            (problem.line, problem.message)
+        };
+        let (line, text) = message("[[source.mqtt]]\nname = \"a\"\n\n[source.mqtt]\nname = \"b\"\n");
+        assert_eq!(line, 4);
+        assert_eq!(
+            text,
+            "[source.mqtt] repeats [[source.mqtt]] of line 1; another item of the list begins with [[source.mqtt]]"
+        );
+        let (line, text) = message("[watch]\na = 1\n[log]\n[ watch ]\nb = 2\n");
+        assert!(line == 4 && text.starts_with("[watch] is there already, in line 1;"), "{line} {text}");
+        let (line, text) = message("site = \"a\"\nname = \"b\"\nsite = \"c\"\n");
+        assert!(line == 3 && text.starts_with("`site` is there twice"), "{line} {text}");
+    }
+
+    #[test]
+    fn a_file_in_another_encoding_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("a.toml");
+        let message = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).expect("written");
+            let parsed = Document::read(&file).and_then(|document| document.parse::<toml::Table>());
+            parsed.map_or_else(|problem| problem.to_string(), |table| table.keys().cloned().collect())
+        };
+        let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        assert!(message(&wide("\u{feff}site = \"a\"\n")).contains("it is text in UTF-16; save it as UTF-8"));
+        assert!(message(b"# Werk\nsite = \"K\xF6ln\"\n").contains("a.toml:2: byte 0xF6 is not UTF-8"));
+        // Notepad's "UTF-8 with BOM".
+        assert_eq!(message("\u{feff}site = \"a\"\n".as_bytes()), "site");
     }
 
     #[test]
