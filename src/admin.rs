@@ -13,6 +13,7 @@ mod handles;
 mod health;
 mod journal;
 mod letters;
+mod lines;
 mod lists;
 mod metrics;
 mod monitoring;

@@ -35,6 +35,6 @@ pub use operation::{
 };
 pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 pub use status::{
-    Backlog, BudgetStatus, ClockStatus, DeadLetterCounts, DedupeStatus, Drain, LaneStatus, LinkStatus, MemoryUsage,
-    Outlook, PeriodUse, SourceStatus, SparkplugStatus, Status,
+    Backlog, BudgetStatus, ClockStatus, DeadLetterCounts, DedupeStatus, Drain, LaneStatus, LineStatus, LinkStatus,
+    MemoryUsage, Outlook, PeriodUse, SourceStatus, SparkplugStatus, Status,
 };

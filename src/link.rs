@@ -1,7 +1,7 @@
 //! The link: one MQTT session with a broker, at central or in the plant.
 //!
-//! Promise: writes and reads are batched; a dead connection is detected within seconds, whether the broker refuses it,
-//! hangs or vanishes.
+//! Promise: writes and reads are batched; a dead connection is left within a bounded time, whether the broker refuses it,
+//! hangs or vanishes; a slow one is not dead.
 //! Invariants:
 //! - no state of outgoing publishes survives a connection; the journal is the only resend queue;
 //! - incoming messages use a persistent session of the broker, opened with an [`Inbox`].
@@ -18,9 +18,11 @@ mod config;
 mod dial;
 mod error;
 mod failback;
+mod line;
 #[cfg(test)]
 pub(crate) mod memory;
 mod peer;
+mod progress;
 mod proxy;
 mod reconnect;
 mod rotation;
@@ -39,6 +41,8 @@ pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Tu
 pub(crate) use client_conflict::Conflict;
 pub use config::{Config, check_client_id};
 pub use error::LinkError;
+pub(crate) use line::LineShare;
+pub use line::{Line, LineFigures};
 pub use peer::Peer;
 pub use proxy::Proxy;
 pub use rotation::CredentialRotation;

@@ -35,6 +35,8 @@ mod outage;
 mod power_cut;
 /// Acknowledged events survive power cuts of a real ext4 file system.
 mod power_cut_real;
+/// Slow lines are not dead, and dead ones are left in time.
+mod slow_line;
 
 /// MQTT 3.1.1 and 5: each normative statement of the standards has its check.
 mod conformance;

@@ -10,6 +10,7 @@ use crate::forward::replays::Replays;
 use crate::ingest::Ingest;
 use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::{BadSelection, Journal, Lane};
+use crate::link::Line;
 use crate::memory::Budget;
 use crate::security::Security;
 use crate::sources;
@@ -74,6 +75,8 @@ pub struct LinkHandle {
     pub stats: Arc<forward::Stats>,
     /// Hours in which the lane is sent; `None` for always.
     pub hours: Option<forward::Hours>,
+    /// The line of the destination, which all its links share.
+    pub line: Arc<Line>,
 }
 
 /// The running parts. A reload replaces the whole value.

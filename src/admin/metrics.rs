@@ -4,6 +4,7 @@ mod links;
 mod process;
 
 use super::handles::{Handles, View};
+use super::lines;
 use super::status::oldest;
 use crate::api::{Balance, Drain, LaneStatus, ReplayState, StreamAccount};
 use crate::clock;
@@ -117,6 +118,7 @@ impl Handles {
     fn put_backlogs(&self, page: &mut Page) {
         let view = self.view.load();
         let outlooks = self.outlooks(&view);
+        links::put_lines(page, &lines::statuses(&view.links));
         links::put_budgets(page, &self.budget_statuses(&view));
         page.put(LANE_LASTS, |rows| {
             for outlook in &outlooks {

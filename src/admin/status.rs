@@ -34,6 +34,7 @@ impl Handles {
             notes: Vec::new(),
             lanes: self.lane_statuses(),
             links: view.links.iter().map(LinkHandle::status).collect(),
+            lines: super::lines::statuses(&view.links),
             sources: view.sources.iter().map(SourceHandle::status).collect(),
             dead: DeadLetterCounts {
                 total: dead.accepted,

@@ -23,6 +23,9 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Status of every link: one per lane and destination.
     pub links: Vec<LinkStatus>,
+    /// What the line to each destination carries; absent without a figure.
+    #[serde(default)]
+    pub lines: Vec<LineStatus>,
     pub sources: Vec<SourceStatus>,
     pub dead: DeadLetterCounts,
     /// Recognised repeats, and the reach of the dedupe window.
@@ -47,6 +50,20 @@ pub struct Status {
     /// Status of Sparkplug nodes, if a contract decodes them.
     #[serde(default)]
     pub sparkplug: Option<SparkplugStatus>,
+}
+
+/// The line to a destination, which all its links share.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LineStatus {
+    pub destination: String,
+    /// Rate that the line carries at least, in kbit/s, as acknowledgements show it.
+    pub kbit_per_second: f64,
+    /// Shortest time from sending to acknowledgement of late, in milliseconds.
+    pub round_trip_ms: f64,
+    /// Bytes that are written and not acknowledged.
+    pub in_flight_bytes: u64,
+    /// Time that the line needs for them.
+    pub in_flight_seconds: f64,
 }
 
 /// Bytes on the line of a destination, in both directions, with an estimate of TCP and IP headers.

@@ -20,8 +20,8 @@ use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Lane, Outcome};
 use crate::link::{
-    Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, LinkError, LostSession, Output, Rejection,
-    Session, Start, Target, Traffic, Turn,
+    Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, LineShare, LinkError, LostSession, Output,
+    Rejection, Session, Start, Target, Traffic, Turn,
 };
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
@@ -55,6 +55,7 @@ pub struct Forwarder {
     reader: EventReader,
     allowance: Allowance,
     sender: LaneSender,
+    share: LineShare,
     settler: Settler,
     probe: Probe,
     retry: Retry,
@@ -68,7 +69,8 @@ impl Forwarder {
     /// Creates a forwarder for `lane`; events that central rejects for good go to the log `dead`.
     pub fn new(spec: ForwarderSpec, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
         let ForwarderSpec { config, sending, pressure, client, rotation, traffic } = spec;
-        let target = Arc::new(config.target()?.counting(traffic));
+        let target = Arc::new(config.target()?.counting(traffic).on(Arc::clone(pressure.line())));
+        let share = pressure.line().share();
         let link = LaneLink { lane: Arc::clone(lane), to: config, stats };
         Ok(Self {
             target,
@@ -77,6 +79,7 @@ impl Forwarder {
             reader: EventReader::new(link.clone(), Arc::clone(&sending)),
             allowance: Allowance::new(lane, Arc::clone(&sending), pressure),
             sender: LaneSender::new(link.clone(), sending),
+            share,
             settler: Settler::new(link.clone(), dead),
             probe: Probe::default(),
             retry: Retry { is_due: false, paused_until: None, pauses: REFUSED_PAUSES },
@@ -151,7 +154,9 @@ impl Conversation for Forwarder {
         let is_sending = may_send && !self.retry.is_due && !is_jumping;
         let window = self.link.to.window.min(session.limits().receive_maximum);
         let turn = self.send_owed(session, output, if is_sending { usize::from(window) } else { 0 }).await;
-        self.link.stats.set(|state| state.in_flight = self.sender.publishes.in_flight.count());
+        let in_flight = &self.sender.publishes.in_flight;
+        self.share.set(in_flight.bytes().saturating_sub(output.waiting() as u64));
+        self.link.stats.set(|state| state.in_flight = in_flight.count());
         // The readers have already passed the events to send again, which still count as backlog.
         if !self.retry.is_due {
             self.report_progress();
@@ -170,20 +175,30 @@ impl Conversation for Forwarder {
         !self.sender.publishes.in_flight.is_empty()
     }
 
+    fn unanswered(&self) -> u64 {
+        self.sender.publishes.in_flight.bytes()
+    }
+
     fn drain_wait_max(&self) -> Duration {
         DRAIN_WAIT_MAX
     }
 
     async fn receive(&mut self, session: &mut Session) -> Result<(), End> {
         let (now, wall) = (clock::instant(), Timestamp::from(clock::wall()));
+        let line = Arc::clone(self.share.line());
+        let mut carried = line.answers(now);
         let mut answers = Answers { now, wall, settled: Vec::new(), poison: Vec::new() };
         let end = loop {
             match self.sender.publishes.next_answer(session) {
-                Ok(Some(answered)) => self.take_answer(answered, &mut answers),
+                Ok(Some(answered)) => {
+                    carried.add(answered.bytes, answered.sent.sent_at);
+                    self.take_answer(answered, &mut answers);
+                }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(End::Lost(error)),
             }
         };
+        line.record(&carried);
         // What was answered before the connection broke counts.
         let Answers { settled, poison, .. } = answers;
         if !settled.is_empty() {
@@ -207,6 +222,10 @@ impl Conversation for Forwarder {
             }
             None => self.probe.record_disconnect(error, lowest),
         }
+        if matches!(error, LinkError::Silent(_) | LinkError::Stuck(_)) {
+            self.share.line().forget();
+        }
+        self.share.set(0);
         self.report_progress();
         let was_good = self.link.stats.delivered.value() > self.delivered_before;
         LostSession { was_good, was_idle: self.sender.publishes.in_flight.is_empty() }
@@ -372,7 +391,7 @@ impl Forwarder {
 
     fn take_answer(&mut self, answered: Answered<Publish>, answers: &mut Answers) {
         let LaneLink { lane, to, stats } = &self.link;
-        let Answered { sent, rejection, is_unheard } = answered;
+        let Answered { sent, rejection, is_unheard, .. } = answered;
         let Answers { now, wall, .. } = *answers;
         if is_unheard {
             stats.unheard.add(1);

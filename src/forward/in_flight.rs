@@ -10,11 +10,13 @@ const IDS: u32 = 65_535;
 /// The publishes that central has not acknowledged or rejected.
 #[derive(Debug)]
 pub(super) struct InFlight<T> {
-    /// In sending order; `None` for an answered publish behind an unanswered one.
-    sent: VecDeque<Option<T>>,
+    /// In sending order, with the size in bytes; `None` for an answered publish behind an unanswered one.
+    sent: VecDeque<Option<(T, u32)>>,
     /// Packet id of the first element of `sent`.
     first_id: u32,
     unanswered: usize,
+    /// Size of the unanswered publishes.
+    bytes: u64,
 }
 
 /// One publish of a lane in flight.
@@ -53,7 +55,7 @@ impl Publish {
 
 impl<T> Default for InFlight<T> {
     fn default() -> Self {
-        Self { sent: VecDeque::new(), first_id: 1, unanswered: 0 }
+        Self { sent: VecDeque::new(), first_id: 1, unanswered: 0, bytes: 0 }
     }
 }
 
@@ -82,25 +84,33 @@ impl<T> InFlight<T> {
         id as u16
     }
 
-    pub(super) fn push(&mut self, sent: T) {
-        self.sent.push_back(Some(sent));
+    pub(super) fn push(&mut self, sent: T, bytes: usize) {
+        // MQTT packets have less than 256 MiB.
+        self.sent.push_back(Some((sent, bytes as u32)));
         self.unanswered += 1;
+        self.bytes += bytes as u64;
     }
 
-    /// Removes and returns the publish with this packet id; `None` if it is not in flight.
-    pub(super) fn take(&mut self, id: u16) -> Option<T> {
+    /// Size of all publishes in flight.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Removes and returns the publish with this packet id, and its size; `None` if it is not in flight.
+    pub(super) fn take(&mut self, id: u16) -> Option<(T, usize)> {
         let index = (u32::from(id) + IDS - self.first_id) % IDS;
-        let sent = self.sent.get_mut(index as usize)?.take()?;
+        let (sent, bytes) = self.sent.get_mut(index as usize)?.take()?;
         self.unanswered -= 1;
+        self.bytes -= u64::from(bytes);
         while matches!(self.sent.front(), Some(None)) {
             self.sent.pop_front();
             self.first_id = self.first_id % IDS + 1;
         }
-        Some(sent)
+        Some((sent, bytes as usize))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.sent.iter().flatten()
+        self.sent.iter().flatten().map(|(sent, _)| sent)
     }
 }
 
@@ -126,13 +136,15 @@ mod tests {
                 while flight.has_room(window) {
                     let id = flight.next_id();
                     prop_assert!(id != 0 && open.iter().all(|(used, _)| *used != id));
-                    flight.push(Publish::single(offset, 0, Instant::now(), Timestamp(0)));
+                    flight.push(Publish::single(offset, 0, Instant::now(), Timestamp(0)), offset as usize + 1);
                     open.push((id, offset));
                     offset += 1;
                 }
                 let (id, expected) = open.remove(pick % open.len());
-                prop_assert_eq!(flight.take(id).map(|sent| sent.offset), Some(expected));
+                let taken = flight.take(id).map(|(sent, bytes)| (sent.offset, bytes));
+                prop_assert_eq!(taken, Some((expected, expected as usize + 1)));
                 prop_assert_eq!(flight.take(id), None);
+                prop_assert_eq!(flight.bytes(), open.iter().map(|(_, offset)| offset + 1).sum::<u64>());
                 prop_assert_eq!(flight.lowest(), open.iter().map(|(_, offset)| *offset).min());
             }
         }

@@ -78,8 +78,8 @@ impl LaneSender {
         self.batcher.recycle(std::mem::take(&mut ready.payload));
         let OpenBatch { offsets, stream, recorded, .. } = ready;
         match written {
-            Ok(()) => {
-                self.publishes.in_flight.push(Publish::batch(offsets, stream, pass.now, recorded));
+            Ok(bytes) => {
+                self.publishes.in_flight.push(Publish::batch(offsets, stream, pass.now, recorded), bytes);
                 pass.sent += 1;
             }
             // Batches are kept below the broker's limit: this one holds a single event that is too large.

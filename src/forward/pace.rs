@@ -7,6 +7,7 @@ use super::meter::{ByteBudget, Meter};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::Lane;
+use crate::link::Line;
 use crate::setting::{Bytes, Span};
 use jiff::tz::TimeZone;
 use serde::Deserialize;
@@ -156,6 +157,7 @@ impl Hours {
 pub struct Pressure {
     lanes: Vec<LaneProgress>,
     budget: Option<(ByteBudget, Arc<Meter>)>,
+    line: Arc<Line>,
 }
 
 #[derive(Debug)]
@@ -179,7 +181,12 @@ impl Pressure {
             let reached = AtomicU64::new(lane.end());
             LaneProgress { lane: Arc::clone(lane), reached, hours: hours(&lane.name) }
         };
-        Arc::new(Self { lanes: lanes.iter().map(progress).collect(), budget })
+        Arc::new(Self { lanes: lanes.iter().map(progress).collect(), budget, line: Arc::default() })
+    }
+
+    /// The line that all connections to the destination share.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 
     /// Whether the byte budget of the destination keeps a connection from sending.

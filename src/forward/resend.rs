@@ -73,7 +73,9 @@ impl Resender {
     /// Creates a resender for a destination.
     pub fn new(spec: ResenderSpec) -> Result<Self, String> {
         Ok(Self {
-            target: Arc::new(spec.config.target()?.counting(Arc::clone(&spec.traffic))),
+            target: Arc::new(
+                spec.config.target()?.counting(Arc::clone(&spec.traffic)).on(Arc::clone(spec.pressure.line())),
+            ),
             letters: LetterReader::new(Arc::clone(&spec.journal), Arc::clone(&spec.fates)),
             replay: None,
             sender: Sender::new(&spec.config),
@@ -132,6 +134,10 @@ impl Conversation for Resender {
 
     fn is_waiting(&self) -> bool {
         !self.sender.in_flight.is_empty()
+    }
+
+    fn unanswered(&self) -> u64 {
+        self.sender.in_flight.bytes()
     }
 
     async fn receive(&mut self, session: &mut Session) -> Result<(), End> {

@@ -23,6 +23,8 @@ pub(super) struct Sender<T> {
 #[derive(Debug)]
 pub(super) struct Answered<T> {
     pub sent: T,
+    /// Size of the packet.
+    pub bytes: usize,
     /// `None` if central has accepted it.
     pub rejection: Option<Rejection>,
     /// Whether the topic has no subscriber.
@@ -55,19 +57,20 @@ impl<T> Sender<T> {
         }
         let out = &self.rendering;
         let content_type = out.content_type_own.as_deref().unwrap_or(out.content_type);
-        push(output, session, self.in_flight.next_id(), (content_type, out), &out.payload)?;
-        self.in_flight.push(kept);
+        let bytes = push(output, session, self.in_flight.next_id(), (content_type, out), &out.payload)?;
+        self.in_flight.push(kept, bytes);
         Ok(())
     }
 
-    /// Closes a batch and publishes it. The error says why the broker cannot take it.
+    /// Closes a batch and publishes it, and returns the size of the packet, which the caller puts in flight. The error
+    /// says why the broker cannot take it.
     pub(super) fn publish_batch(
         &mut self,
         batch: &mut OpenBatch,
         sending: &Sending,
         session: &Session,
         output: &mut Output,
-    ) -> Result<(), String> {
+    ) -> Result<usize, String> {
         let compression = sending.batch.as_ref().map_or(Compression::None, |batch| batch.compression);
         let (packed, content_type) = batch.close(compression, session.protocol());
         let out = &mut self.rendering;
@@ -83,7 +86,7 @@ impl<T> Sender<T> {
     /// Returns the next answer that has arrived.
     pub(super) fn next_answer(&mut self, session: &mut Session) -> Result<Option<Answered<T>>, LinkError> {
         let Some((packet_id, verdict)) = session.next_answer()? else { return Ok(None) };
-        let sent = self.in_flight.take(packet_id).ok_or_else(|| {
+        let (sent, bytes) = self.in_flight.take(packet_id).ok_or_else(|| {
             LinkError::Protocol(format!("an acknowledgement of packet {packet_id}, which is not in flight"))
         })?;
         let is_unheard = verdict == Verdict::NoSubscribers;
@@ -92,18 +95,18 @@ impl<T> Sender<T> {
             Verdict::NoSubscribers => self.require_subscriber.then_some(Rejection::NO_SUBSCRIBERS),
             Verdict::Accepted => None,
         };
-        Ok(Some(Answered { sent, rejection, is_unheard }))
+        Ok(Some(Answered { sent, bytes, rejection, is_unheard }))
     }
 }
 
-/// Appends a QoS 1 PUBLISH, or nothing if it is larger than the broker takes.
+/// Appends a QoS 1 PUBLISH, or nothing if it is larger than the broker takes, and returns its size.
 fn push(
     output: &mut Output,
     session: &Session,
     packet_id: u16,
     (content_type, out): (&str, &Rendering),
     payload: &[u8],
-) -> Result<(), String> {
+) -> Result<usize, String> {
     let alias = output.aliases.choose(&out.topic, session.limits().topic_alias_max);
     let topic: &[u8] = if matches!(alias, Alias::Known(_)) { &[] } else { &out.topic };
     let head = Head {
@@ -120,5 +123,5 @@ fn push(
         return Err(format!("packet of {bytes} bytes: the broker takes {bytes_max} at most"));
     }
     output.aliases.record(&out.topic, alias);
-    Ok(())
+    Ok(bytes)
 }

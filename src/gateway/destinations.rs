@@ -70,7 +70,8 @@ impl DestinationSpec {
         let (name, stats) = (self.config.name.clone(), Arc::new(forward::Stats::default()));
         let sending = self.sending.get(&lane.name).cloned().unwrap_or_default();
         let hours = sending.hours.clone();
-        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats, hours };
+        let line = Arc::clone(shared.pressure.line());
+        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats, hours, line };
         let priority = if sending.yielding.is_some() { Priority::Low } else { Priority::Normal };
         let spec = forward::ForwarderSpec {
             config: Arc::clone(&self.config),

@@ -42,6 +42,11 @@ pub(crate) trait Conversation {
     /// Whether an answer of the broker is outstanding.
     fn is_waiting(&self) -> bool;
 
+    /// Bytes of the packets whose answers are outstanding; not zero if there are any.
+    fn unanswered(&self) -> u64 {
+        u64::from(self.is_waiting())
+    }
+
     /// Longest wait for outstanding answers at the shutdown.
     fn drain_wait_max(&self) -> Duration {
         Duration::ZERO
@@ -240,7 +245,7 @@ impl Client {
                 }
             }
             let check = match turn.may_read {
-                true => session.check(talk.is_waiting(), output),
+                true => session.check(talk.unanswered(), output),
                 false => Ok(session.keep_alive_unread(output)),
             };
             let wait = match check {

@@ -1,12 +1,16 @@
-//! One MQTT session: writes packets, reads answers, and finds out when the connection is dead.
+//! One MQTT session: writes packets and reads answers.
 //!
 //! Invariant: [`Session::exchange`] is safe to drop half-way; no byte is lost or written twice.
+//!
+//! Not here: when the connection counts as dead (`progress`).
 
 use super::address::Address;
 use super::config::Config;
 use super::dial;
 use super::error::LinkError;
+use super::line::Line;
 use super::peer::Peer;
+use super::progress::{Progress, Step};
 use super::stream::Stream;
 use crate::clock;
 use crate::mqtt::Protocol;
@@ -17,8 +21,9 @@ use bytes::BytesMut;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -46,15 +51,8 @@ pub(crate) struct Session {
     protocol: Protocol,
     limits: Limits,
     input: BytesMut,
-    keep_alive: Duration,
-    answer_wait_max: Duration,
-    received_at: Instant,
-    sent_at: Instant,
-    acknowledged_at: Instant,
-    /// Whether there were publishes in flight at the last check.
-    had_in_flight: bool,
-    /// When the unanswered PINGREQ was sent.
-    pinged_at: Option<Instant>,
+    line: Arc<Line>,
+    progress: Progress,
     /// Reads incoming messages, if the session has an inbox.
     inbox: Option<inbox::Parser>,
     is_resumed: bool,
@@ -97,14 +95,9 @@ impl Output {
 }
 
 const READ_BYTES: usize = 16 << 10;
-/// With publishes in flight, the gateway sends a PINGREQ after this time without incoming bytes.
-const PING_AFTER: Duration = Duration::from_secs(2);
-/// Time limit for any bytes after a PINGREQ. A line with a longer round trip is not usable anyway.
-const PING_WAIT_MAX: Duration = Duration::from_secs(4);
 
 impl Session {
-    pub(super) fn new(stream: Stream, address: &Address, index: usize, config: &Config) -> Self {
-        let now = clock::instant();
+    pub(super) fn new(stream: Stream, (index, address): (usize, &Address), config: &Config, line: Arc<Line>) -> Self {
         Self {
             stream,
             broker: address.to_string(),
@@ -113,13 +106,8 @@ impl Session {
             protocol: config.protocol,
             limits: Limits::default(),
             input: BytesMut::new(),
-            keep_alive: config.keep_alive,
-            answer_wait_max: config.answer_wait_max,
-            received_at: now,
-            sent_at: now,
-            acknowledged_at: now,
-            had_in_flight: false,
-            pinged_at: None,
+            line,
+            progress: Progress::new(config.keep_alive, config.answer_wait_max, clock::instant()),
             inbox: None,
             is_resumed: false,
         }
@@ -163,8 +151,7 @@ impl Session {
         match result {
             Ok(0) => Ok(()),
             Ok(_) => {
-                self.received_at = clock::instant();
-                self.pinged_at = None;
+                self.progress.received(clock::instant());
                 Ok(())
             }
             Err(error) => Err(LinkError::Broken(error)),
@@ -196,13 +183,19 @@ impl Session {
             let polled = Pin::new(&mut self.stream).poll_write(context, &output.bytes[output.written..]);
             match polled {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => output.written += written,
+                Poll::Ready(Ok(written)) => {
+                    output.written += written;
+                    self.progress.took(clock::instant);
+                }
                 Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {
+                    self.progress.blocked();
+                    return Ok(false);
+                }
             }
         }
         if !output.bytes.is_empty() {
-            self.sent_at = clock::instant();
+            self.progress.sent(clock::instant());
         }
         output.bytes.clear();
         output.written = 0;
@@ -217,7 +210,7 @@ impl Session {
     pub(crate) fn next_reply(&mut self) -> Result<Option<Reply>, LinkError> {
         let reply = client::read(&mut self.input, self.protocol)?;
         if matches!(reply, Some(Reply::Acknowledged(_) | Reply::NoSubscribers(_) | Reply::Rejected(..))) {
-            self.acknowledged_at = clock::instant();
+            self.progress.acknowledged(clock::instant());
         }
         Ok(reply)
     }
@@ -257,62 +250,36 @@ impl Session {
     /// Keeps the connection alive while nothing is read: sends a PINGREQ when one is due, and does not count the time
     /// without input as silence. Returns the time until the next call.
     pub(crate) fn keep_alive_unread(&mut self, output: &mut Output) -> Duration {
-        let now = clock::instant();
-        self.received_at = now;
-        self.acknowledged_at = now;
-        self.pinged_at = None;
-        let unsent = now.duration_since(self.sent_at);
-        if unsent < self.keep_alive {
-            return self.keep_alive - unsent;
+        match self.progress.check_unread(output.waiting() > 0, clock::instant()) {
+            Step::Wait(wait) => wait,
+            Step::Ping(wait) => {
+                output.bytes.extend_from_slice(&PINGREQ);
+                wait
+            }
         }
-        if output.waiting() == 0 {
-            output.bytes.extend_from_slice(&PINGREQ);
-            self.sent_at = now;
-        }
-        self.keep_alive
     }
 
     /// Checks the connection: sends a PINGREQ when one is due, and returns the time until the next call. An error means
-    /// that the connection is dead.
-    pub(crate) fn check(&mut self, has_in_flight: bool, output: &mut Output) -> Result<Duration, LinkError> {
-        let now = clock::instant();
-        // The first publish in flight has the whole time, however long ago the last answer came.
-        if !has_in_flight || !self.had_in_flight {
-            self.acknowledged_at = now;
-        }
-        self.had_in_flight = has_in_flight;
-        let unacknowledged = now.duration_since(self.acknowledged_at);
-        if unacknowledged >= self.answer_wait_max {
-            return Err(LinkError::Stuck(unacknowledged));
-        }
-        if let Some(pinged) = self.pinged_at {
-            let waited = now.duration_since(pinged);
-            if waited >= PING_WAIT_MAX {
-                return Err(LinkError::Silent(now.duration_since(self.received_at)));
+    /// that the connection is dead. `unanswered` is the size of the publishes in flight, in bytes.
+    pub(crate) fn check(&mut self, unanswered: u64, output: &mut Output) -> Result<Duration, LinkError> {
+        let carried = self.line.carried(unanswered.saturating_sub(output.waiting() as u64));
+        match self.progress.check(unanswered > 0, carried, clock::instant())? {
+            Step::Wait(wait) => Ok(wait),
+            Step::Ping(wait) => {
+                output.bytes.extend_from_slice(&PINGREQ);
+                Ok(wait)
             }
-            return Ok(PING_WAIT_MAX - waited);
         }
-        let ping_after = if has_in_flight { PING_AFTER.min(self.keep_alive) } else { self.keep_alive };
-        let silent = now.duration_since(self.received_at);
-        // The broker expects a packet within the keep-alive, regardless of what it sends itself.
-        let unsent = now.duration_since(self.sent_at);
-        if silent >= ping_after || unsent >= self.keep_alive {
-            output.bytes.extend_from_slice(&PINGREQ);
-            self.pinged_at = Some(now);
-            self.sent_at = now;
-            return Ok(PING_WAIT_MAX);
-        }
-        Ok((ping_after - silent).min(self.keep_alive - unsent))
     }
 
     pub(crate) fn ping(&mut self, output: &mut Output) {
         output.bytes.extend_from_slice(&PINGREQ);
-        self.pinged_at = Some(clock::instant());
+        self.progress.pinged(clock::instant());
     }
 
     /// Whether a PINGREQ is unanswered.
     pub(crate) fn is_ping_pending(&self) -> bool {
-        self.pinged_at.is_some()
+        self.progress.is_ping_pending()
     }
 
     /// Sends DISCONNECT, which makes the broker discard the will, and closes the connection.
@@ -338,11 +305,12 @@ impl Session {
     ) -> Result<(), LinkError> {
         let ConnectAs { client, will, inbox } = connect_as;
         self.inbox = inbox.as_ref().map(inbox::Parser::new);
-        let keep_alive = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
+        let keep_alive = u16::try_from(self.progress.keep_alive.as_secs()).unwrap_or(u16::MAX).max(5);
         let request = ConnectRequest { client, keep_alive, login, will: will.as_ref(), inbox: inbox.as_ref() };
         let bytes = request.encode(self.protocol)?;
         // The password in the packet is overwritten when `output` is dropped.
         let mut output = Zeroizing::new(Output { bytes, ..Output::default() });
+        let begun = clock::instant();
         let deadline = tokio::time::sleep(dial::HANDSHAKE_WAIT_MAX);
         tokio::pin!(deadline);
         loop {
@@ -359,9 +327,9 @@ impl Session {
                     self.limits = limits;
                     self.is_resumed = is_resumed;
                     if let Some(wanted) = keep_alive {
-                        self.keep_alive = self.keep_alive.min(wanted);
+                        self.progress.keep_alive = self.progress.keep_alive.min(wanted);
                     }
-                    self.acknowledged_at = clock::instant();
+                    self.line.record_connect(clock::instant().duration_since(begun));
                     return Ok(());
                 }
                 Some(Reply::ConnectRejected(reason)) => return Err(LinkError::Refused(reason)),

@@ -4,6 +4,7 @@ use super::address::Address;
 use super::config::Config;
 use super::dial::{self, TlsConfig};
 use super::error::LinkError;
+use super::line::Line;
 use super::peer::Peer;
 use super::proxy::ProxyAddress;
 use super::session::{ConnectAs, Session};
@@ -23,6 +24,7 @@ pub struct Target {
     addresses: Vec<Address>,
     proxy: Option<ProxyAddress>,
     traffic: Arc<Traffic>,
+    line: Arc<Line>,
     /// The TLS configuration from the last readable certificates.
     tls: Mutex<Option<TlsConfig>>,
 }
@@ -38,12 +40,17 @@ impl Target {
             return Err("no URL is given; expected \"mqtts://host:8883\"".into());
         }
         let proxy = config.proxy.as_ref().map(|proxy| ProxyAddress::parse(&proxy.url)).transpose()?;
-        Ok(Self { config, addresses, proxy, traffic: Arc::default(), tls: Mutex::default() })
+        Ok(Self { config, addresses, proxy, traffic: Arc::default(), line: Arc::default(), tls: Mutex::default() })
     }
 
     /// Counts the bytes of all connections in `traffic`.
     pub(crate) fn counting(self, traffic: Arc<Traffic>) -> Self {
         Self { traffic, ..self }
+    }
+
+    /// Shares `line` with the other connections to these brokers.
+    pub(crate) fn on(self, line: Arc<Line>) -> Self {
+        Self { line, ..self }
     }
 
     /// Host and port of the first address, for logs.
@@ -105,7 +112,7 @@ impl Target {
         let peer = Peer::of(&stream, self.proxy.is_some());
         let explained = |error| self.explained(error, address);
         let stream = dial::websocket(address, stream).await.map_err(explained)?;
-        let mut session = Session::new(stream, address, index, &self.config);
+        let mut session = Session::new(stream, (index, address), &self.config, Arc::clone(&self.line));
         let password = password.as_ref().and_then(Secret::line).unwrap_or_default();
         let login = self.config.user.as_deref().map(|user| (user, password));
         session.peer = peer;

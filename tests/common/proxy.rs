@@ -1,9 +1,11 @@
 //! A WAN that can be cut: a TCP proxy on loopback.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -21,17 +23,45 @@ pub enum Cut {
 pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<Cut>,
-    delay: Arc<std::sync::atomic::AtomicU64>,
-    carried: Arc<std::sync::atomic::AtomicU64>,
+    line: Arc<Line>,
+}
+
+/// The line of all connections.
+#[derive(Default)]
+struct Line {
+    delay_ms: AtomicU64,
+    carried: AtomicU64,
+    /// Connections since the start.
+    connections: AtomicU64,
+    /// Bytes per second in each direction; 0 for no limit.
+    rate: AtomicU64,
+    /// When the line is idle again, up and down.
+    idle_at: [Mutex<Option<Instant>>; 2],
+}
+
+impl Line {
+    /// Time until the line has carried so many bytes, behind those before them.
+    fn carry(&self, bytes: usize, direction: usize) -> Duration {
+        self.carried.fetch_add(bytes as u64, Ordering::Relaxed);
+        let delay = Duration::from_millis(self.delay_ms.load(Ordering::Relaxed));
+        let rate = self.rate.load(Ordering::Relaxed);
+        if rate == 0 {
+            return delay;
+        }
+        let now = Instant::now();
+        let mut idle_at = self.idle_at[direction].lock().expect("lock");
+        let done = idle_at.map_or(now, |at| at.max(now)) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        *idle_at = Some(done);
+        delay + done.duration_since(now)
+    }
 }
 
 impl Proxy {
     pub fn start(to: SocketAddr) -> Self {
         let (state, seen) = watch::channel(Cut::Not);
-        let delay = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let carried = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let line = Arc::new(Line::default());
         let (sender, receiver) = std::sync::mpsc::channel();
-        let theirs = (Arc::clone(&delay), Arc::clone(&carried));
+        let theirs = Arc::clone(&line);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(async move {
@@ -41,7 +71,7 @@ impl Proxy {
                 accept(first, address, to, seen, theirs).await;
             });
         });
-        Self { address: receiver.recv().expect("started"), state, delay, carried }
+        Self { address: receiver.recv().expect("started"), state, line }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -58,24 +88,31 @@ impl Proxy {
 
     /// Bytes that it has carried, in both directions.
     pub fn carried(&self) -> u64 {
-        self.carried.load(std::sync::atomic::Ordering::Relaxed)
+        self.line.carried.load(Ordering::Relaxed)
     }
 
     /// Holds every piece back for so long, in each direction.
     pub fn delay(&self, by: Duration) {
-        self.delay.store(by.as_millis() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.line.delay_ms.store(by.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Carries so many bytes per second in each direction, over all connections. What it has read stands in its buffers.
+    pub fn slow_down(&self, bytes_per_second: u64) {
+        self.line.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Connections that it has carried.
+    pub fn connections(&self) -> u64 {
+        self.line.connections.load(Ordering::Relaxed)
     }
 }
-
-/// The delay in milliseconds, and the bytes carried.
-type Counters = (Arc<std::sync::atomic::AtomicU64>, Arc<std::sync::atomic::AtomicU64>);
 
 async fn accept(
     first: TcpListener,
     address: SocketAddr,
     to: SocketAddr,
     mut seen: watch::Receiver<Cut>,
-    counters: Counters,
+    line: Arc<Line>,
 ) {
     let mut listener = Some(first);
     loop {
@@ -97,7 +134,7 @@ async fn accept(
                 return;
             },
             accepted = accepting => if let Ok((stream, _)) = accepted {
-                tokio::spawn(carry(stream, to, seen.clone(), counters.clone()));
+                tokio::spawn(carry(stream, to, seen.clone(), Arc::clone(&line)));
             },
         }
     }
@@ -115,7 +152,7 @@ async fn rebind(address: SocketAddr) -> Option<TcpListener> {
     None
 }
 
-async fn carry(near: TcpStream, to: SocketAddr, mut seen: watch::Receiver<Cut>, counters: Counters) {
+async fn carry(near: TcpStream, to: SocketAddr, mut seen: watch::Receiver<Cut>, line: Arc<Line>) {
     // A connection that began in silence stays silent: its first packets are lost.
     if *seen.borrow_and_update() == Cut::Silent {
         while *seen.borrow_and_update() == Cut::Silent {
@@ -126,20 +163,21 @@ async fn carry(near: TcpStream, to: SocketAddr, mut seen: watch::Receiver<Cut>, 
         return;
     }
     let Ok(far) = TcpStream::connect(to).await else { return };
+    line.connections.fetch_add(1, Ordering::Relaxed);
     let _ = near.set_nodelay(true);
     let _ = far.set_nodelay(true);
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let up = tokio::spawn(copy(near_read, far_write, seen.clone(), counters.clone()));
-    let down = tokio::spawn(copy(far_read, near_write, seen.clone(), counters));
+    let up = tokio::spawn(copy((near_read, far_write), 0, seen.clone(), Arc::clone(&line)));
+    let down = tokio::spawn(copy((far_read, near_write), 1, seen.clone(), line));
     let _ = tokio::join!(up, down);
 }
 
 async fn copy(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
+    (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
+    direction: usize,
     mut seen: watch::Receiver<Cut>,
-    (delay, carried): Counters,
+    line: Arc<Line>,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -163,10 +201,9 @@ async fn copy(
                 if read == 0 {
                     return;
                 }
-                carried.fetch_add(read as u64, std::sync::atomic::Ordering::Relaxed);
-                let wait = delay.load(std::sync::atomic::Ordering::Relaxed);
-                if wait > 0 {
-                    tokio::time::sleep(Duration::from_millis(wait)).await;
+                let wait = line.carry(read, direction);
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
                 }
                 if to.write_all(&buffer[..read]).await.is_err() {
                     return;

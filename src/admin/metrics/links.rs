@@ -1,7 +1,7 @@
 //! The metrics of links and sources.
 
 use crate::admin::handles::{LinkHandle, SourceHandle};
-use crate::api::BudgetStatus;
+use crate::api::{BudgetStatus, LineStatus};
 use crate::sources::Refusal;
 use crate::telemetry::metrics::*;
 use crate::telemetry::{Counter, Histogram};
@@ -34,6 +34,19 @@ pub(super) fn put_links(page: &mut Page, links: &[LinkHandle]) {
     };
     histogram(LINK_ANSWER, |link| &link.stats.answer);
     histogram(LINK_SETTLE, |link| &link.stats.settle);
+}
+
+pub(super) fn put_lines(page: &mut Page, lines: &[LineStatus]) {
+    let mut each = |family, value: &dyn Fn(&LineStatus) -> f64| {
+        page.put(family, |rows| {
+            for line in lines {
+                rows.row(&[("destination", &line.destination)], value(line));
+            }
+        });
+    };
+    each(LINE_RATE, &|line| line.kbit_per_second * 1000.0 / 8.0);
+    each(LINE_ROUND_TRIP, &|line| line.round_trip_ms / 1000.0);
+    each(LINE_IN_FLIGHT, &|line| line.in_flight_bytes as f64);
 }
 
 pub(super) fn put_budgets(page: &mut Page, budgets: &[BudgetStatus]) {

@@ -1,6 +1,6 @@
 //! Formats the status of the gateway.
 
-use crate::api::{BudgetStatus, LinkStatus, PeriodUse, SourceStatus, Status};
+use crate::api::{BudgetStatus, LineStatus, LinkStatus, PeriodUse, SourceStatus, Status};
 use crate::cli::table::{age, coloured, millis, table};
 use crate::setting::{Bytes, grouped as number, rough};
 use crate::telemetry::shown;
@@ -14,6 +14,7 @@ pub(in crate::cli) fn status(status: &Status, is_coloured: bool) -> String {
         lanes(status, is_coloured),
         outlook(status, is_coloured),
         links(status, is_coloured),
+        lines(status, is_coloured),
         budgets(status, is_coloured),
         sources(status, is_coloured),
     ] {
@@ -119,6 +120,20 @@ fn links(status: &Status, is_coloured: bool) -> String {
     };
     let head = ["LINK", "LANE", "STATE", "IN FLIGHT", "ANSWER P50 / P99", "UNHEARD"];
     table_if_any(&head, &[3, 4, 5], &status.links.iter().map(row).collect::<Vec<_>>(), is_coloured)
+}
+
+fn lines(status: &Status, is_coloured: bool) -> String {
+    let row = |line: &LineStatus| {
+        vec![
+            line.destination.clone(),
+            format!("{:.0} kbit/s", line.kbit_per_second),
+            millis(line.round_trip_ms),
+            Bytes(line.in_flight_bytes).to_string(),
+            format!("{:.1} s", line.in_flight_seconds),
+        ]
+    };
+    let head = ["LINE", "AT LEAST", "ROUND TRIP", "IN FLIGHT", "WHICH TAKES"];
+    table_if_any(&head, &[1, 2, 3, 4], &status.lines.iter().map(row).collect::<Vec<_>>(), is_coloured)
 }
 
 /// Formats the bytes on the line, and what is left of the budgets.
