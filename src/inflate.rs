@@ -7,7 +7,7 @@ use std::io::Read;
 
 /// Why bytes cannot be decompressed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CannotInflate {
+pub(crate) enum CannotInflate {
     #[error("it has more than {0} bytes when decompressed")]
     TooLarge(usize),
     #[error("the compressed bytes are damaged: {0}")]
@@ -15,12 +15,12 @@ pub enum CannotInflate {
 }
 
 /// Decompresses gzip to at most `bytes_max` bytes.
-pub fn gzip(bytes: &[u8], bytes_max: usize) -> Result<Vec<u8>, CannotInflate> {
+pub(crate) fn gzip(bytes: &[u8], bytes_max: usize) -> Result<Vec<u8>, CannotInflate> {
     whole(MultiGzDecoder::new(bytes), bytes_max)
 }
 
 /// Decompresses zlib to at most `bytes_max` bytes.
-pub fn zlib(bytes: &[u8], bytes_max: usize) -> Result<Vec<u8>, CannotInflate> {
+pub(crate) fn zlib(bytes: &[u8], bytes_max: usize) -> Result<Vec<u8>, CannotInflate> {
     whole(ZlibDecoder::new(bytes), bytes_max)
 }
 

@@ -1,6 +1,7 @@
 //! Forebay, an edge gateway for the events of a plant.
 //!
 #![doc = include_str!("README.md")]
+#![cfg_attr(not(test), warn(unreachable_pub))]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests take any moment as a beginning"))]
 
 #[cfg(test)]

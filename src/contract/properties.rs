@@ -40,7 +40,7 @@ const RESERVED: [&str; 23] = [
 /// What becomes of a property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Treatment {
+pub(crate) enum Treatment {
     /// It becomes an attribute of the event.
     Keep,
     Drop,

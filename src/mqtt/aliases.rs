@@ -16,7 +16,7 @@ const REPLACE_EVERY: u32 = 16;
 
 /// The aliases of the topics that a connection has carried.
 #[derive(Debug, Default)]
-pub struct TopicAliases {
+pub(crate) struct TopicAliases {
     known: HashMap<Vec<u8>, u16>,
     /// The topic of each alias, from 1 on.
     topics: Vec<Vec<u8>>,
@@ -26,7 +26,7 @@ pub struct TopicAliases {
 
 /// How a topic is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Alias {
+pub(crate) enum Alias {
     /// Without an alias.
     None,
     /// The topic and the alias that it has from now on.
@@ -37,7 +37,7 @@ pub enum Alias {
 
 impl Alias {
     /// The number in the packet.
-    pub fn number(self) -> Option<u16> {
+    pub(crate) fn number(self) -> Option<u16> {
         match self {
             Self::None => None,
             Self::New(number) | Self::Known(number) => Some(number),
@@ -47,7 +47,7 @@ impl Alias {
 
 impl TopicAliases {
     /// Chooses how a topic is sent to a broker that takes `alias_max` aliases (Topic Alias Maximum).
-    pub fn choose(&mut self, topic: &[u8], alias_max: u16) -> Alias {
+    pub(crate) fn choose(&mut self, topic: &[u8], alias_max: u16) -> Alias {
         let alias_max = alias_max.min(ALIASES_MAX);
         if alias_max == 0 || !(TOPIC_BYTES_MIN..=TOPIC_BYTES_MAX).contains(&topic.len()) {
             return Alias::None;
@@ -67,7 +67,7 @@ impl TopicAliases {
     }
 
     /// Records that a packet with this topic is written.
-    pub fn record(&mut self, topic: &[u8], alias: Alias) {
+    pub(crate) fn record(&mut self, topic: &[u8], alias: Alias) {
         let Alias::New(number) = alias else { return };
         let index = usize::from(number) - 1;
         if index == self.topics.len() {

@@ -63,7 +63,7 @@ impl Logging {
 }
 
 /// Whether colours are written to a stream: to terminals that know them, unless `NO_COLOR` is set (no-color.org).
-pub fn shows_colours(stream: &impl IsTerminal) -> bool {
+pub(crate) fn shows_colours(stream: &impl IsTerminal) -> bool {
     let is_set = |name: &str, wanted: &dyn Fn(&std::ffi::OsStr) -> bool| {
         std::env::var_os(name).is_some_and(|value| wanted(&value))
     };

@@ -39,7 +39,7 @@ enum Stop {
 struct Wrong(String);
 
 /// A source that reads one folder.
-pub struct Reader {
+pub(crate) struct Reader {
     config: Config,
     place: Arc<Mutex<Place>>,
     progress: Progress,
@@ -51,7 +51,7 @@ pub struct Reader {
 
 impl Reader {
     /// Creates a source; it looks at the folder once it runs.
-    pub fn new(config: Config, ingest: Arc<Ingest>, notes: Notes, stats: Arc<Stats>) -> Result<Self, String> {
+    pub(crate) fn new(config: Config, ingest: Arc<Ingest>, notes: Notes, stats: Arc<Stats>) -> Result<Self, String> {
         Ok(Self {
             place: Arc::new(Mutex::new(Place::new(config.clone())?)),
             progress: Progress::new(notes, &config.name),
@@ -64,7 +64,7 @@ impl Reader {
     }
 
     /// Reads files until the shutdown.
-    pub async fn run(mut self, mut shutdown: Shutdown) {
+    pub(crate) async fn run(mut self, mut shutdown: Shutdown) {
         let mut is_prepared = false;
         loop {
             let pause = match self.pass(&mut is_prepared, &mut shutdown).await {

@@ -68,7 +68,13 @@ impl JsonObject {
 }
 
 /// The payload of an event. Its time is that of the last answer, or `now` while the device is silent.
-pub fn payload(device: &Device, group: &Group, detector: &ChangeDetector, reason: Reason, now: Moment) -> Vec<u8> {
+pub(crate) fn payload(
+    device: &Device,
+    group: &Group,
+    detector: &ChangeDetector,
+    reason: Reason,
+    now: Moment,
+) -> Vec<u8> {
     let quality = detector.quality(group, now.instant);
     let mut out = JsonObject::default();
     let answered = detector.last_answer.filter(|_| detector.silence.is_none());

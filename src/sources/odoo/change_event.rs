@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 /// How a row came to be read, as far as it matters for the name of the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occasion {
+pub(crate) enum Occasion {
     /// The first load of the contract read it.
     FirstLoad,
     /// The operator asked for another first load: every record is reported once more.
@@ -22,11 +22,11 @@ pub enum Occasion {
 }
 
 /// A change of a field: its name, its earlier value and its new value.
-pub type FieldChange = (String, Value, Value);
+pub(crate) type FieldChange = (String, Value, Value);
 
 /// The difference between a row and the known record.
 #[derive(Debug)]
-pub struct Difference<'a> {
+pub(crate) struct Difference<'a> {
     /// How the row came to be read.
     pub occasion: Occasion,
     /// The known fields; `None` if the record was not known.
@@ -39,13 +39,13 @@ pub struct Difference<'a> {
 
 impl Difference<'_> {
     /// The difference to a record that was not known.
-    pub fn unknown(occasion: Occasion) -> Self {
+    pub(crate) fn unknown(occasion: Occasion) -> Self {
         Self { occasion, old: None, changed: Vec::new(), learned: Vec::new() }
     }
 }
 
 /// Returns the fields that differ, with their old and new values. Ignores fields that only one side has.
-pub fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<FieldChange> {
+pub(crate) fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<FieldChange> {
     let both = new.iter().filter_map(|(field, new)| Some((field, old.get(field)?, new)));
     both.filter(|(_, old, new)| bare(old) != bare(new))
         .map(|(field, old, new)| (field.clone(), old.clone(), new.clone()))
@@ -53,7 +53,7 @@ pub fn changes(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<FieldC
 }
 
 /// Returns the names of a change, in the order of the contract's rules; the first one names the event.
-pub fn names(
+pub(crate) fn names(
     section: &Section,
     occasion: Occasion,
     old: Option<&Map<String, Value>>,
@@ -138,7 +138,7 @@ fn word(value: &Value) -> String {
 }
 
 /// The context of a payload: everything besides the record itself.
-pub struct EventContext<'a> {
+pub(crate) struct EventContext<'a> {
     /// System of record of the contract.
     pub system_of_record: &'a str,
     pub section: &'a Section,
@@ -148,7 +148,7 @@ pub struct EventContext<'a> {
 
 impl EventContext<'_> {
     /// The payload for a record that exists.
-    pub fn written(&self, row: &Row, difference: &Difference<'_>) -> Value {
+    pub(crate) fn written(&self, row: &Row, difference: &Difference<'_>) -> Value {
         let names = names(self.section, difference.occasion, difference.old, &row.record);
         let mut payload = self.common(row.id, &names, &row.record);
         let entry = |(field, old, new): &FieldChange| {
@@ -174,14 +174,14 @@ impl EventContext<'_> {
     }
 
     /// Why the contract refuses the event of a row, starting with the field.
-    pub fn refusal(&self, row: &Row) -> Option<String> {
+    pub(crate) fn refusal(&self, row: &Row) -> Option<String> {
         let (field, what) = row.invalid.first_key_value()?;
         (self.section.on_invalid == OnInvalid::DeadLetter)
             .then(|| format!("record.{field}: {what} cannot be reported; correct it in Odoo"))
     }
 
     /// The payload for a record that is deleted or hidden: its last known fields.
-    pub fn gone(&self, id: i64, write_date: i64, record: &Map<String, Value>, name: &str) -> Value {
+    pub(crate) fn gone(&self, id: i64, write_date: i64, record: &Map<String, Value>, name: &str) -> Value {
         let mut payload = self.common(id, &[name.to_owned()], record);
         payload["changed"] = json!({});
         payload["write_date"] = rfc3339(write_date);

@@ -10,7 +10,7 @@ mod compare;
 mod notes;
 mod shape;
 
-pub use compare::{ChangeEvent, Comparison, IdScope};
+pub(crate) use compare::{ChangeEvent, Comparison, IdScope};
 
 use super::model_fields::{Row, bare};
 use crate::contract::odoo::Section;
@@ -32,7 +32,7 @@ type EventId = [u8; 16];
 
 /// What is known of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownRecord {
+pub(crate) struct KnownRecord {
     /// Seconds since 1970.
     write_date: i64,
     /// Seconds since 1970; 0 if it is not known. A restored database uses the same number for another record.
@@ -49,7 +49,7 @@ pub struct KnownRecord {
 /// Whether a record is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// The account sees it, and it is a record of the contract.
     Present = 0,
     /// It exists, and the account cannot see it, or the contract's domain does not match it any more.
@@ -66,7 +66,7 @@ impl KnownRecord {
 
 /// The age limits for forgetting records: bounds on the last write, in seconds since 1970.
 #[derive(Clone, Copy, Debug)]
-pub struct ForgetLimits {
+pub(crate) struct ForgetLimits {
     /// No poll reads records written before this again. A poll would report a younger record as new.
     pub settled: i64,
     /// Records that have ended are forgotten if written before this.
@@ -76,11 +76,11 @@ pub struct ForgetLimits {
 }
 
 /// Memory used by the known records of all contracts of a source, in bytes.
-pub type Pool = Arc<AtomicUsize>;
+pub(crate) type Pool = Arc<AtomicUsize>;
 
 /// The known records of one contract.
 #[derive(Debug, Default)]
-pub struct KnownRecords {
+pub(crate) struct KnownRecords {
     records: BTreeMap<i64, KnownRecord>,
     /// The lists of fields that records have. There are few: one, and one more after each change of the contract or of
     /// a right.
@@ -101,14 +101,14 @@ impl Drop for KnownRecords {
 
 impl KnownRecords {
     /// An empty set of records, whose memory counts in `pool`.
-    pub fn new(pool: Pool) -> Self {
+    pub(crate) fn new(pool: Pool) -> Self {
         let mut known = Self::default();
         known.pool = pool;
         known
     }
 
     /// The counter of memory that this set belongs to.
-    pub fn pool(&self) -> Pool {
+    pub(crate) fn pool(&self) -> Pool {
         Arc::clone(&self.pool)
     }
 
@@ -156,40 +156,40 @@ impl KnownRecords {
     }
 
     /// Replaces what is known of a record after an event or an unreported change; `None` forgets it.
-    pub fn update(&mut self, id: i64, after: Option<KnownRecord>) {
+    pub(crate) fn update(&mut self, id: i64, after: Option<KnownRecord>) {
         self.dirty.insert(id.div_euclid(RECORDS_PER_NOTE));
         self.replace(id, after);
     }
 
     /// Ids of up to `max` records above `after` that are not deleted, in ascending order.
-    pub fn ids_after(&self, after: i64, max: usize) -> Vec<i64> {
+    pub(crate) fn ids_after(&self, after: i64, max: usize) -> Vec<i64> {
         let above = self.records.range(after.saturating_add(1)..);
         above.filter(|(_, known)| known.standing != Standing::Deleted).take(max).map(|(id, _)| *id).collect()
     }
 
     /// Number of known records that are not deleted.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.present
     }
 
     /// Whether the record is known, and not deleted.
-    pub fn contains(&self, id: i64) -> bool {
+    pub(crate) fn contains(&self, id: i64) -> bool {
         self.standing(id).is_some_and(|standing| standing != Standing::Deleted)
     }
 
     /// Number of records that are not deleted, up to an id.
-    pub fn count_up_to(&self, id: i64) -> usize {
+    pub(crate) fn count_up_to(&self, id: i64) -> usize {
         let below = self.records.range(..=id);
         below.filter(|(_, known)| known.standing != Standing::Deleted).count()
     }
 
     /// Time of the last write of a record, in seconds since 1970.
-    pub fn write_date(&self, id: i64) -> Option<i64> {
+    pub(crate) fn write_date(&self, id: i64) -> Option<i64> {
         self.records.get(&id).map(|known| known.write_date)
     }
 
     /// Whether a row has fields that differ from the known record.
-    pub fn differs(&self, row: &Row) -> bool {
+    pub(crate) fn differs(&self, row: &Row) -> bool {
         let Some(known) = self.records.get(&row.id).filter(|known| known.standing == Standing::Present) else {
             return true;
         };
@@ -198,26 +198,26 @@ impl KnownRecords {
     }
 
     /// Whether a record is there, as far as it is known.
-    pub fn standing(&self, id: i64) -> Option<Standing> {
+    pub(crate) fn standing(&self, id: i64) -> Option<Standing> {
         self.records.get(&id).map(|known| known.standing)
     }
 
     /// State and time of the last write of a record that is there, if it is known.
-    pub fn state(&self, id: i64, field: &str) -> Option<(String, i64)> {
+    pub(crate) fn state(&self, id: i64, field: &str) -> Option<(String, i64)> {
         let known = self.records.get(&id).filter(|known| known.standing == Standing::Present)?;
         let record = self.unpacked(known);
         Some((record.get(field)?.as_str()?.to_owned(), known.write_date))
     }
 
     /// The company of a record, if the contract reads it.
-    pub fn company(&self, id: i64) -> Option<i64> {
+    pub(crate) fn company(&self, id: i64) -> Option<i64> {
         let record = self.unpacked(self.records.get(&id)?);
         super::model_fields::linked_id(record.get("company_id")?)
     }
 
     /// Calls `see` for every record that is there, with its id, the time of its last write (seconds since 1970) and its
     /// fields.
-    pub fn each(&self, mut see: impl FnMut(i64, i64, Map<String, Value>)) {
+    pub(crate) fn each(&self, mut see: impl FnMut(i64, i64, Map<String, Value>)) {
         for (id, known) in self.records.iter().filter(|(_, known)| known.standing == Standing::Present) {
             see(*id, known.write_date, self.unpacked(known));
         }
@@ -225,7 +225,7 @@ impl KnownRecords {
 
     /// Forgets the records that are past their age limit. While the pool uses more than `bytes_max`, also forgets younger
     /// records that have ended, the oldest first. Returns the number of records forgotten.
-    pub fn forget(&mut self, section: &Section, limits: &ForgetLimits, bytes_max: usize) -> usize {
+    pub(crate) fn forget(&mut self, section: &Section, limits: &ForgetLimits, bytes_max: usize) -> usize {
         let mut due = Vec::new();
         let mut ended = Vec::new();
         for (id, known) in self.records.iter().filter(|(_, known)| known.write_date < limits.settled) {
@@ -267,7 +267,7 @@ impl KnownRecords {
     }
 
     /// Whether the memory for records is used up.
-    pub fn is_full(&self, bytes_max: usize) -> bool {
+    pub(crate) fn is_full(&self, bytes_max: usize) -> bool {
         self.pool.load(Ordering::Relaxed) >= bytes_max
     }
 }

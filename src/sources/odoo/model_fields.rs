@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The fields of a contract that this Odoo has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ModelFields {
+pub(crate) struct ModelFields {
     fields: Vec<Field>,
     /// Fields that do not exist in this version or are not readable for this account, and that are not optional.
     pub missing: Vec<String>,
@@ -23,7 +23,7 @@ pub struct ModelFields {
 
 /// A field that is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Field {
+pub(crate) struct Field {
     /// Its name in events: the first one of the contract.
     pub name: String,
     /// Its name in this Odoo.
@@ -53,7 +53,7 @@ enum FieldKind {
 
 /// One record as read from Odoo.
 #[derive(Clone, Debug, Default)]
-pub struct Row {
+pub(crate) struct Row {
     pub id: i64,
     /// Start of the transaction that last wrote it: seconds since 1970; 0 if Odoo does not know it.
     pub write_date: i64,
@@ -67,15 +67,15 @@ pub struct Row {
 }
 
 /// Attributes of fields that the gateway asks for.
-pub const ATTRIBUTES: [&str; 6] = ["type", "store", "string", "selection", "relation", "translate"];
+pub(crate) const ATTRIBUTES: [&str; 6] = ["type", "store", "string", "selection", "relation", "translate"];
 /// The fields that every record has, which the capture needs itself.
-pub const OWN_FIELDS: [&str; 3] = ["write_date", "write_uid", "create_date"];
+pub(crate) const OWN_FIELDS: [&str; 3] = ["write_date", "write_uid", "create_date"];
 /// Length to which an impossible value is cut.
 const SHOWN_CHARS_MAX: usize = 60;
 
 impl ModelFields {
     /// Matches the fields of a contract with the result of `fields_get`.
-    pub fn resolve(section: &Section, described: &Value) -> Self {
+    pub(crate) fn resolve(section: &Section, described: &Value) -> Self {
         let mut fields = Self::default();
         for names in &section.fields {
             let Some((odoo_name, about)) = found(names, described) else {
@@ -100,22 +100,22 @@ impl ModelFields {
     }
 
     /// Whether none of the fields can be read.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.fields.is_empty()
     }
 
     /// The fields that are read.
-    pub fn iter(&self) -> impl Iterator<Item = &Field> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Field> {
         self.fields.iter()
     }
 
     /// The field of this name in Odoo.
-    pub fn of_odoo(&self, odoo_name: &str) -> Option<&Field> {
+    pub(crate) fn of_odoo(&self, odoo_name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.odoo_name == odoo_name)
     }
 
     /// Converts a record of an answer; `None` if it has no id. A field that the answer lacks is absent from the row.
-    pub fn row(&self, given: &Value) -> Option<Row> {
+    pub(crate) fn row(&self, given: &Value) -> Option<Row> {
         let time = |field: &str| {
             let at = given.get(field).and_then(Value::as_str).and_then(read_time)?;
             Some(at.0.div_euclid(1_000_000))
@@ -139,7 +139,7 @@ impl ModelFields {
     }
 
     /// Adds the texts of a record in a further language, as `field@language`.
-    pub fn translate(&self, row: &mut Row, given: &Value, language: &str) {
+    pub(crate) fn translate(&self, row: &mut Row, given: &Value, language: &str) {
         for field in &self.fields {
             let Some(value) = given.get(&field.odoo_name) else { continue };
             let Ok(value) = field.convert(value) else { continue };
@@ -153,7 +153,7 @@ impl ModelFields {
     }
 
     /// Names in Odoo of the fields whose texts depend on the language, names of links included.
-    pub fn texts(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
         let is_text = |field: &&Field| field.is_translated || matches!(field.kind, FieldKind::Link { named: true });
         self.fields.iter().filter(is_text).map(|field| field.odoo_name.as_str())
     }
@@ -167,7 +167,7 @@ fn found<'a>(names: &'a Names, described: &'a Value) -> Option<(&'a str, &'a Val
 
 impl Field {
     /// Makes a field from its description. A link is read with its display name if it is `named`.
-    pub fn new(name: &str, odoo_name: &str, about: &Value, named: bool, is_state: bool) -> Self {
+    pub(crate) fn new(name: &str, odoo_name: &str, about: &Value, named: bool, is_state: bool) -> Self {
         let text = |attribute: &str| about.get(attribute).and_then(Value::as_str);
         let kind = match text("type") {
             Some("boolean") => FieldKind::Boolean,
@@ -192,7 +192,7 @@ impl Field {
     }
 
     /// Converts a value. The error says what is there instead of one.
-    pub fn convert(&self, value: &Value) -> Result<Value, String> {
+    pub(crate) fn convert(&self, value: &Value) -> Result<Value, String> {
         if let Some(what) = impossible_within(value) {
             return Err(what.to_owned());
         }
@@ -223,7 +223,7 @@ impl Field {
     }
 
     /// Whether the value is refused because Odoo does not list it: it may have been added a moment ago.
-    pub fn is_unlisted(&self, value: &Value) -> bool {
+    pub(crate) fn is_unlisted(&self, value: &Value) -> bool {
         match (&self.kind, value) {
             (FieldKind::Selection(values), Value::String(text)) => !values.is_empty() && !values.contains(text),
             _ => false,
@@ -249,7 +249,7 @@ fn impossible_within(value: &Value) -> Option<&str> {
 }
 
 /// The id that a link refers to, in each form that Odoo uses: `9`, `[9, "name"]`, `{"id": 9, …}`.
-pub fn linked_id(link: &Value) -> Option<i64> {
+pub(crate) fn linked_id(link: &Value) -> Option<i64> {
     match link {
         Value::Number(number) => number.as_i64(),
         Value::Array(pair) => pair.first()?.as_i64(),
@@ -259,7 +259,7 @@ pub fn linked_id(link: &Value) -> Option<i64> {
 }
 
 /// A value without what it says of a linked record. Two values are equal if they are equal in this form.
-pub fn bare(value: &Value) -> Value {
+pub(crate) fn bare(value: &Value) -> Value {
     match (value, linked_id(value)) {
         (Value::Object(_), Some(number)) => number.into(),
         _ => value.clone(),

@@ -24,36 +24,36 @@ pub(super) struct OversizedPublish {
 
 impl OversizedPublish {
     /// Returns the length of the packet at the start of `bytes` if it is a PUBLISH, and the bytes of it that are kept.
-    pub fn lengths(bytes: &[u8]) -> Option<(usize, usize)> {
+    pub(crate) fn lengths(bytes: &[u8]) -> Option<(usize, usize)> {
         let is_publish = bytes.first().is_some_and(|first| first >> 4 == 3);
         let length = packet::length(bytes).filter(|_| is_publish)?;
         Some((length, length.min(KEPT_BYTES)))
     }
 
     /// Begins with `bytes`, which hold everything that is to be kept. Also returns how many bytes belong to the packet.
-    pub fn begin(bytes: &[u8], length: usize, kept: usize) -> (Self, usize) {
+    pub(crate) fn begin(bytes: &[u8], length: usize, kept: usize) -> (Self, usize) {
         let taken = bytes.len().min(length);
         (Self { start: bytes[..kept].to_vec(), length, missing: length - taken }, taken)
     }
 
     /// Discards bytes of the packet; returns what follows it.
-    pub fn skip<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+    pub(crate) fn skip<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let skipped = self.missing.min(bytes.len());
         self.missing -= skipped;
         &bytes[skipped..]
     }
 
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.missing == 0
     }
 
     /// Bytes of the packet that have arrived.
-    pub fn arrived(&self) -> usize {
+    pub(crate) fn arrived(&self) -> usize {
         self.length - self.missing
     }
 
     /// Returns the start of the packet, and how many bytes of its end were discarded.
-    pub fn into_parts(self) -> (Vec<u8>, usize) {
+    pub(crate) fn into_parts(self) -> (Vec<u8>, usize) {
         let discarded = self.length - self.start.len();
         (self.start, discarded)
     }

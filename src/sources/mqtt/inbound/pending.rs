@@ -48,7 +48,7 @@ pub(super) enum Verdict {
 
 impl Verdict {
     /// Returns the reason of a dead letter.
-    pub fn reason(&self) -> Option<&str> {
+    pub(crate) fn reason(&self) -> Option<&str> {
         if let Self::DeadLetter(reason) = self { Some(reason) } else { None }
     }
 }

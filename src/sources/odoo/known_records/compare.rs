@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// The result of comparing a row with the known record.
 #[derive(Debug)]
-pub enum Comparison {
+pub(crate) enum Comparison {
     /// The row equals the known record.
     Unchanged,
     /// The record was written, but no reported field has changed.
@@ -20,7 +20,7 @@ pub enum Comparison {
 
 /// An event to hand in, and the state of the record once the event has its receipt.
 #[derive(Debug)]
-pub struct ChangeEvent {
+pub(crate) struct ChangeEvent {
     /// Id of the event.
     pub id: String,
     /// Id of the record in Odoo.
@@ -37,7 +37,7 @@ pub struct ChangeEvent {
 
 /// The scope within which the ids of events are unique.
 #[derive(Clone, Copy, Debug)]
-pub struct IdScope<'a> {
+pub(crate) struct IdScope<'a> {
     /// Name of the database.
     pub database: &'a str,
     /// Name of the model in events.
@@ -79,7 +79,7 @@ fn hash(stream: &str, record: &Map<String, Value>) -> u128 {
 
 impl KnownRecords {
     /// Compares a row with the known record.
-    pub fn compare(
+    pub(crate) fn compare(
         &mut self,
         row: &Row,
         occasion: Occasion,
@@ -153,7 +153,7 @@ impl KnownRecords {
 
     /// The events for states that a record passed between two reads. Its other fields are as they were reported before;
     /// of a record that was not known there is only the reference.
-    pub fn passes(
+    pub(crate) fn passes(
         &mut self,
         row: &Row,
         passed: &[OutboxRow],
@@ -203,7 +203,7 @@ impl KnownRecords {
     }
 
     /// The event for a deleted record; `None` if the record was not known.
-    pub fn deletion(&self, id: i64, context: &EventContext<'_>, scope: &IdScope<'_>) -> Option<ChangeEvent> {
+    pub(crate) fn deletion(&self, id: i64, context: &EventContext<'_>, scope: &IdScope<'_>) -> Option<ChangeEvent> {
         let known = self.records.get(&id).filter(|known| known.standing != Standing::Deleted)?;
         Some(self.deleted(id, known, context, scope))
     }
@@ -222,7 +222,7 @@ impl KnownRecords {
 
     /// The event for a record that the account cannot see any more, or that left the contract; `None` if that is known.
     /// `reason` goes into the event.
-    pub fn hiding(
+    pub(crate) fn hiding(
         &self,
         id: i64,
         reason: &str,
@@ -238,7 +238,7 @@ impl KnownRecords {
     }
 
     /// Applies an event that was read from the journal. `event` is its id.
-    pub fn apply(&mut self, event: &str, payload: &Value) {
+    pub(crate) fn apply(&mut self, event: &str, payload: &Value) {
         let Some(id) = payload.get("id").and_then(Value::as_i64) else { return };
         let known = self.records.get(&id).cloned();
         // The id of a conflicting event was replaced; any other id distinguishes events.

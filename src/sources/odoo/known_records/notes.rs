@@ -15,12 +15,12 @@ type StoredRecord = (i64, i64, u32, EventId, u16, u8, String);
 
 impl KnownRecords {
     /// Number of notes that wait to be saved.
-    pub fn dirty_count(&self) -> usize {
+    pub(crate) fn dirty_count(&self) -> usize {
         self.dirty.len()
     }
 
     /// Returns the records that changed since the last call, as notes with names under `prefix`.
-    pub fn take_notes(&mut self, prefix: &str) -> Vec<Note> {
+    pub(crate) fn take_notes(&mut self, prefix: &str) -> Vec<Note> {
         let dirty = std::mem::take(&mut self.dirty);
         dirty.into_iter().map(|number| (format!("{prefix}{number:012}"), self.note(number))).collect()
     }
@@ -50,13 +50,13 @@ impl KnownRecords {
     }
 
     /// Marks the records of these notes as changed again, because the notes could not be saved.
-    pub fn mark_dirty(&mut self, prefix: &str, notes: &[Note]) {
+    pub(crate) fn mark_dirty(&mut self, prefix: &str, notes: &[Note]) {
         let numbers = notes.iter().filter_map(|(name, _)| name.strip_prefix(prefix)?.parse::<i64>().ok());
         self.dirty.extend(numbers);
     }
 
     /// Restores the records from notes. Skips notes that cannot be read or that a newer version wrote.
-    pub fn restore(notes: Vec<(String, Vec<u8>)>, pool: Pool) -> Self {
+    pub(crate) fn restore(notes: Vec<(String, Vec<u8>)>, pool: Pool) -> Self {
         let mut known = Self::new(pool);
         for (name, bytes) in notes {
             if known.restore_note(&bytes).is_none() {
