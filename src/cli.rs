@@ -3,13 +3,22 @@
 //! Promise: every command prints its result on standard output, as text or with `--json` as data. Errors are text on
 //! standard error. The exit code is 0 for success, 2 for invalid arguments, and 1 for any other failure.
 
+mod as_service;
 mod bundle;
+mod cert;
 mod check;
 mod client;
+mod config_file;
+mod confirm;
+mod connect;
+mod contracts;
 mod dead;
 mod gateway;
+mod init;
 mod journal;
+mod manual;
 mod modbus;
+mod new_files;
 mod odoo;
 mod probe;
 mod replay;
@@ -25,14 +34,23 @@ use crate::demo;
 use crate::setting::Span;
 use crate::telemetry::{self, LogFormat, Logging};
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use client::{At, DEFAULT_CONFIG, finished};
+use client::{At, finished};
+use config_file::ConfigFile;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
+
+/// Version, commit and journal format: a downgrade compares the formats. Packages set the commit (`cross/build`).
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = option_env!("FOREBAY_COMMIT").unwrap_or("unknown");
+    format!("{}\ncommit: {commit}\njournal format: {}", env!("CARGO_PKG_VERSION"), crate::journal::FORMAT)
+});
 
 #[derive(Debug, Parser)]
 #[command(
     name = "forebay",
     version,
+    long_version = LONG_VERSION.as_str(),
     about = "An edge gateway that holds a plant's events in front of the WAN and delivers every one of them.",
     max_term_width = 100
 )]
@@ -43,6 +61,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write the files of a new gateway: configuration, contracts, certificates, a first user
+    Init(init::Init),
     /// Run the gateway in the foreground
     Run(Run),
     /// Check a configuration and its contracts without starting the gateway
@@ -57,7 +77,7 @@ enum Command {
     Bundle(bundle::BundleArgs),
     /// Make the running gateway reload its configuration, contracts, certificates and secrets
     Reload(At),
-    /// Drop a destination that was removed from the configuration
+    /// List destinations, and drop one that was removed from the configuration
     #[command(subcommand)]
     Destination(gateway::DestinationCommand),
     /// Show the time of the gateway, and whether the gateway trusts it
@@ -98,9 +118,12 @@ enum Command {
     /// Check and set up Odoo sources
     #[command(subcommand)]
     Odoo(odoo::Command),
-    /// Check contracts and write their documents
+    /// Check contracts, and try messages on them
     #[command(subcommand)]
-    Contracts(check::ContractsCommand),
+    Contracts(contracts::ContractsCommand),
+    /// Create, renew and show certificates
+    #[command(subcommand)]
+    Cert(cert::Cert),
     /// Manage the users of an MQTT listener
     #[command(subcommand)]
     User(secrets::User),
@@ -110,13 +133,16 @@ enum Command {
     /// Read and find Modbus devices, and create their tables
     #[command(subcommand)]
     Modbus(modbus::Modbus),
+    /// Print the completions of the command line for a shell
+    Completions(manual::Completions),
+    /// Print a manual page, or write those of all commands into a folder
+    Man(manual::Manual),
 }
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Path of the configuration file
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Format of log lines; default: [log] in the configuration, else chosen by the output
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
@@ -170,6 +196,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Init(args) => init::run(&args),
         Command::Run(args) => run_gateway(&args),
         Command::Check(args) => check::check_config(&args),
         Command::Demo(args) => run_demo(args),
@@ -177,7 +204,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Health(at) => gateway::health(&at),
         Command::Bundle(args) => bundle::run(&args),
         Command::Reload(at) => gateway::reload(&at),
-        Command::Destination(command) => gateway::drop_destination(&command),
+        Command::Destination(command) => gateway::destinations(&command),
         Command::Clock { at, trust } => gateway::clock(&at, trust),
         Command::Audit { at, limit } => gateway::audit(&at, limit),
         Command::Dead(command) => dead::run(command),
@@ -190,10 +217,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Salvage(args) => journal::salvage(&args),
         Command::Exceptions(at) => gateway::exceptions(&at),
         Command::Odoo(command) => odoo::run(&command),
-        Command::Contracts(command) => check::check_contracts(&command),
+        Command::Contracts(command) => contracts::run(&command),
         Command::Modbus(command) => modbus::run(command),
-        Command::User(command) => secrets::add_user(&command),
-        Command::Token(command) => secrets::add_token(&command),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::manual(&args, Cli::command()),
+        Command::Cert(command) => cert::run(command),
+        Command::User(command) => secrets::run_user(&command),
+        Command::Token(command) => secrets::run_token(&command),
     }
 }
 

@@ -14,7 +14,7 @@ mod parts;
 mod seal;
 mod writable;
 
-pub use file::{journal_of, logging_of, socket_of};
+pub use file::{journal_of, logging_of, names_of, socket_of};
 pub use files::Digests;
 
 use crate::contract::{Contracts, GatewayNames};

@@ -14,6 +14,7 @@ mod edit;
 mod file;
 mod folder;
 mod json;
+mod nearest;
 mod number;
 pub mod odoo;
 mod pattern;

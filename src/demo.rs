@@ -5,8 +5,11 @@
 
 mod central;
 mod device;
+mod first_event;
 mod machine;
 mod wan;
+
+pub use first_event::{FirstEvent, free_port, show_first_event};
 
 use crate::admin::Handles;
 use crate::api::Status;
@@ -57,7 +60,7 @@ const OUTAGE_AFTER: Duration = Duration::from_secs(10);
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The ready-made contracts of `config/contracts`.
-const CONTRACTS: [(&str, &str); 13] = [
+pub(crate) const CONTRACTS: [(&str, &str); 13] = [
     ("machine-state.toml", include_str!("../config/contracts/machine-state.toml")),
     ("machine-count.toml", include_str!("../config/contracts/machine-count.toml")),
     ("machine-alarm.toml", include_str!("../config/contracts/machine-alarm.toml")),

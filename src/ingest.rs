@@ -128,8 +128,10 @@ impl Ingest {
             let placed = in_force.placed.iter().find(|(name, _)| *name == stream)?.1;
             Some(Target { contract, captures, placed, mask_key: Arc::clone(&in_force.mask_key) })
         });
+        let nearest = if target.is_none() { in_force.contracts.nearest(kind, source, topic) } else { None };
         Route {
             target,
+            nearest,
             source: source.to_owned(),
             origin,
             topic: topic.to_owned(),
@@ -177,7 +179,7 @@ impl Ingest {
     pub fn requeue_obstacle(&self, submission: &Submission<'_>) -> Option<String> {
         let &Submission { route, payload, ref metadata, arrived, .. } = submission;
         let Some(target) = &route.target else {
-            return Some(format!("topic: no contract matches \"{}\"", route.topic));
+            return Some(format!("topic: no contract matches \"{}\"{}", route.topic, route.hint()));
         };
         if target.contract.decode.is_some() {
             return Some(

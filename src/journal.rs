@@ -41,7 +41,7 @@ pub use lane::notes::Notes;
 pub(crate) use lane::planted_bugs::{Bug, plant};
 pub use lane::publications::{PUBLICATIONS, Publications, Published, publications_in};
 pub use lane::reader::Follower;
-pub use lane::seal::Seal;
+pub use lane::seal::{FORMAT, Seal};
 #[cfg(test)]
 pub(crate) use lane::stepped::Stepped;
 pub use store::block::{BadBlock, Block, Compressor, Header, Run, append_record};

@@ -10,6 +10,8 @@ mod chain;
 mod clients;
 mod constraints;
 mod explain;
+mod facts;
+mod issue;
 mod names;
 mod pem;
 mod provider;
@@ -19,6 +21,8 @@ mod settings;
 
 pub use clients::{Certificates, Clients, NoName};
 pub use explain::{explain, is_fault};
+pub use facts::{CertificateFacts, end_of, name_at_listener, pair_fault, refusal_as_server};
+pub use issue::{AlternativeName, Authority, Purpose, Subject, is_issued_by, key_in, new_key, signing_request};
 pub use pem::TlsError;
 pub use revocation::{CrlExpiry, Validity};
 pub use seal::CertificateSeal;
@@ -60,6 +64,9 @@ fn own(cert: &Path, key: &Path, seal: &CertificateSeal) -> Result<Arc<SingleCert
 fn mismatch(key: &Path, cert: &Path, error: &rustls::Error) -> TlsError {
     match error {
         rustls::Error::InvalidCertificate(_) => unusable(cert, certificate_fault(error)),
+        rustls::Error::InconsistentKeys(_) => {
+            unusable(key, format!("does not fit {}: it is the key of another certificate", cert.display()))
+        }
         _ => unusable(key, format!("does not fit {}: {error}", cert.display())),
     }
 }

@@ -111,10 +111,14 @@ mod answers;
 mod bundle;
 /// The command socket changes nothing for a caller whom the kernel does not name.
 mod callers;
+/// Certificates of a plant: authority, gateway, devices, requests, renewal.
+mod cert;
 /// The demo runs as the README says.
 mod demo;
 /// The documents: links lead somewhere, tables are complete, examples and tutorials work when pasted.
 mod documents;
+/// The first hour of a newcomer: init, the place of the configuration, contracts try, silent mistakes.
+mod first_hour;
 /// The log has one line per change of state, and no secret.
 mod logs;
 /// Metrics, health, alerts and the dashboard agree with each other.

@@ -199,7 +199,8 @@ fn what_matches_no_contract_or_breaks_it_is_held_as_a_dead_letter_and_the_answer
         .flatten()
         .map(|letter| (letter["topic"].as_str(), letter["reason"].as_str()))
         .collect();
-    assert_eq!(said[0], (Some("erp/other.order"), Some("topic: no contract matches it")));
+    assert_eq!(said[0].0, Some("erp/other.order"));
+    assert!(said[0].1.is_some_and(|reason| reason.starts_with("topic: no contract matches it")), "{said:?}");
     assert_eq!(said[1].0, Some("erp"));
     assert!(said[1].1.is_some_and(|reason| reason.starts_with("/machine: is missing")), "{said:?}");
     assert_eq!(said.len(), 4);

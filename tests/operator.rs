@@ -339,7 +339,7 @@ fn tail_follows_a_stream_by_either_name_and_says_when_the_gateway_ends() {
     let mut gateway = Gateway::start("tail", "");
     let output = gateway.command(&["tail", "--stream", "machine.sate", "CONFIG"]);
     assert_refused(&output, &["there is no stream \"machine.sate\"; there are ", "machine.state.v1"]);
-    let output = gateway.command(&["replay", "--to", "nobody", "CONFIG"]);
+    let output = gateway.command(&["replay", "--to", "nobody", "--all", "CONFIG"]);
     assert_refused(&output, &["there is no destination \"nobody\"; none is configured"]);
     let mut tails: Vec<_> = ["machine.state", "machine.state.v1", "machine.*"]
         .map(|stream| {

@@ -70,7 +70,7 @@ fn a_replay_is_paused_goes_on_after_a_kill_and_is_cancelled() {
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     publish(&mut client, "trace", 1..401, 10);
     gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
-    let (is_good, text) = run(&gateway, &["--to", "central", "--rate", "50"]);
+    let (is_good, text) = run(&gateway, &["--to", "central", "--all", "--rate", "50"]);
     assert!(is_good, "{text}");
     centre.await_that("it goes on", PATIENCE, |centre| replayed(centre).len() > 20);
     let (is_good, text) = run(&gateway, &["pause", "1"]);
@@ -186,7 +186,8 @@ fn a_wrong_replay_says_what_is_possible() {
     let gateway = Gateway::start("wrong", &centre.destination("central"));
     for (arguments, words) in [
         (&["--since", "1h"][..], &["--to"][..]),
-        (&["--to", "nobody"], &["\"nobody\"", "central"]),
+        (&["--to", "nobody", "--all"], &["\"nobody\"", "central"]),
+        (&["--to", "central"], &["the whole journal", "--all"]),
         (&["--to", "central", "--stream", "machine.stat"], &["\"machine.stat\"", "machine.state.v1"]),
         (&["--to", "central", "--since", "yesterday"], &["yesterday", "2h"]),
         (&["--to", "central", "--since", "1h", "--until", "2h"], &["nothing lies between"]),

@@ -90,7 +90,7 @@ fn foreign_names_stay_indoors() {
         ("redb::", &["journal"]),
         ("rumqttc::", &["mqtt"]),
         ("tokio_modbus::", &["sources", "demo"]),
-        ("rcgen::", &["demo"]),
+        ("rcgen::", &["demo", "tls"]),
         ("x509_parser::", &["tls"]),
         ("anyhow", &["config", "admin", "gateway", "demo", "cli", "main"]),
         ("fancy_regex::", &["contract"]),

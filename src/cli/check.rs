@@ -1,6 +1,8 @@
-//! `forebay check` and `forebay contracts check`: the configuration and its contracts, without starting the gateway.
+//! `forebay check`: the configuration and its contracts, without starting the gateway.
 
-use super::client::DEFAULT_CONFIG;
+use super::as_service;
+use super::config_file::ConfigFile;
+use super::connect::{self, Mark};
 use super::rights;
 use super::table::counted;
 use crate::admin::certificates::check_revocations;
@@ -9,16 +11,18 @@ use crate::event::Timestamp;
 use crate::journal::publications_in;
 use crate::setting::Problem;
 use crate::telemetry;
-use anyhow::Context;
-use clap::{Args, Subcommand};
-use std::io::Write;
-use std::path::PathBuf;
+use clap::Args;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckAll {
     #[command(flatten)]
     check: Check,
+    /// Try destinations, sources, clock and disk as well; it publishes one message on gateway.check at each destination
+    #[arg(long)]
+    connect: bool,
     /// Show what each configured name may publish and subscribe to, and why
     #[arg(long)]
     rights: bool,
@@ -26,85 +30,98 @@ pub(super) struct CheckAll {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Path of the configuration file
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    /// Configuration file; it comes before --config
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Fail if there are warnings, too
+    #[arg(long)]
+    strict: bool,
     /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum ContractsCommand {
-    /// Check the contracts, and compare them with the versions in force
-    Check(Check),
+impl Check {
+    /// The configuration file: the argument, else the option.
+    pub(super) fn file(&self) -> &Path {
+        self.file.as_deref().unwrap_or(&self.config)
+    }
+
+    fn exit_code(&self, problems: &[Problem], warnings: &[Problem]) -> ExitCode {
+        let is_good = problems.is_empty() && (warnings.is_empty() || !self.strict);
+        if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
 pub(super) fn check_config(args: &CheckAll) -> anyhow::Result<ExitCode> {
     let check = &args.check;
-    let config = match Config::load(&check.config) {
+    let config = match Config::load(check.file()) {
         Ok(config) => config,
         Err(problems) => return report(check, &problems, &[], String::new),
-    };
-    let mut warnings = config.warnings.clone();
-    let problems = match publications_in(&config.journal.folder) {
-        Ok(in_force) => config.contracts.check_against(&in_force),
-        // A user may check a configuration although only the service can read the journal.
-        Err(error) => {
-            warnings.push(Problem {
-                file: check.config.clone(),
-                line: 0,
-                key: "contracts".into(),
-                message: format!("not compared with the versions in force: {error}"),
-            });
-            Vec::new()
-        }
     };
     if args.rights {
         return show_rights(&config, check.json);
     }
-    let (mut ended, mut ending) = (Vec::new(), Vec::new());
-    check_revocations(&config.revocations, &mut ended, &mut ending);
-    warnings.extend(ended.into_iter().chain(ending).map(|message| Problem {
-        file: check.config.clone(),
-        line: 0,
-        key: "tls.crl".into(),
-        message,
-    }));
-    report(check, &problems, &warnings, || {
-        let contracts = counted(config.contracts.iter().count(), "contract");
-        let mut text = format!("{}: good, with {contracts}", check.config.display());
-        for list in &config.revocations {
-            if let Ok(validity) = list.validity() {
-                let end = Timestamp(validity.end.saturating_mul(1_000_000));
-                text.push_str(&format!("\nrevocation list {}: until {end}", list.path.display()));
-            }
-        }
-        text
-    })
+    let mut warnings = config.warnings.clone();
+    let problems = problems(&config, check, &mut warnings);
+    let found = if args.connect && problems.is_empty() { connect::check(&config)? } else { Vec::new() };
+    let code = if check.json && args.connect {
+        let all = serde_json::json!({
+            "good": problems.is_empty() && connect::count(&found, Mark::Fault) == 0,
+            "problems": as_json(&problems), "warnings": as_json(&warnings), "connect": found,
+        });
+        writeln!(std::io::stdout(), "{}", telemetry::shown_json(&all.to_string()))?;
+        check.exit_code(&problems, &warnings)
+    } else {
+        let code = report(check, &problems, &warnings, || summary(&config, check))?;
+        let text = connect::text(&found, std::io::stdout().is_terminal());
+        write!(std::io::stdout(), "{text}")?;
+        code
+    };
+    let (faults, doubts) = (connect::count(&found, Mark::Fault), connect::count(&found, Mark::Warning));
+    let is_good = faults == 0 && (doubts == 0 || !check.strict);
+    Ok(if is_good { code } else { ExitCode::FAILURE })
 }
 
-pub(super) fn check_contracts(ContractsCommand::Check(check): &ContractsCommand) -> anyhow::Result<ExitCode> {
-    let config = match Config::load(&check.config) {
-        Ok(config) => config,
-        Err(problems) => return report(check, &problems, &[], String::new),
+/// Compares the contracts with those in force, judges revocation lists, and asks as the user of the service.
+fn problems(config: &Config, check: &Check, warnings: &mut Vec<Problem>) -> Vec<Problem> {
+    let about =
+        |key: &str, message: String| Problem { file: check.file().to_owned(), line: 0, key: key.into(), message };
+    let mut problems = match publications_in(&config.journal.folder) {
+        Ok(in_force) => config.contracts.check_against(&in_force),
+        // A user may check a configuration although only the service can read the journal.
+        Err(error) => {
+            warnings.push(about("contracts", format!("not compared with the versions in force: {error}")));
+            Vec::new()
+        }
     };
-    let in_force = publications_in(&config.journal.folder)
-        .context("the versions in force cannot be read; run this as the user of the gateway")?;
-    let problems = config.contracts.check_against(&in_force);
-    let mut lines = Vec::new();
-    for contract in config.contracts.iter() {
-        let next = &contract.publication;
-        // The newest publication of a stream is the one in force.
-        let current = in_force.iter().rev().find(|known| known.stream_id() == next.stream_id());
-        let word = match current {
-            None => "new".to_owned(),
-            Some(current) if current.version == next.version => "in force".to_owned(),
-            Some(current) => format!("replaces {}", current.version),
-        };
-        lines.push(format!("{:<40} {:<10} {:<10} {word}", next.stream_id(), next.version, next.lane));
+    let (mut ended, mut ending) = (Vec::new(), Vec::new());
+    check_revocations(&config.revocations, &mut ended, &mut ending);
+    warnings.extend(ended.into_iter().chain(ending).map(|message| about("tls.crl", message)));
+    match as_service::problems(check.file()) {
+        None => {}
+        Some(Ok(found)) => problems.extend(found),
+        Some(Err(reason)) => {
+            warnings.push(about(
+                "",
+                format!("not judged as the user of the service, who may read less than root: {reason}"),
+            ));
+        }
     }
-    report(check, &problems, &config.warnings, || lines.join("\n"))
+    problems
+}
+
+fn summary(config: &Config, check: &Check) -> String {
+    let contracts = counted(config.contracts.iter().count(), "contract");
+    let mut text = format!("{}: good, with {contracts}", check.file().display());
+    for list in &config.revocations {
+        if let Ok(validity) = list.validity() {
+            let end = Timestamp(validity.end.saturating_mul(1_000_000));
+            text.push_str(&format!("\nrevocation list {}: until {end}", list.path.display()));
+        }
+    }
+    text
 }
 
 fn show_rights(config: &Config, is_json: bool) -> anyhow::Result<ExitCode> {
@@ -118,17 +135,12 @@ fn show_rights(config: &Config, is_json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(
+pub(super) fn report(
     check: &Check,
     problems: &[Problem],
     warnings: &[Problem],
     good: impl Fn() -> String,
 ) -> anyhow::Result<ExitCode> {
-    let as_json = |list: &[Problem]| -> Vec<_> {
-        list.iter()
-            .map(|problem| serde_json::json!({"file": problem.file, "line": problem.line, "key": problem.key, "message": problem.message}))
-            .collect()
-    };
     let mut out = std::io::stdout().lock();
     if check.json {
         let all = serde_json::json!({"good": problems.is_empty(), "problems": as_json(problems), "warnings": as_json(warnings)});
@@ -145,5 +157,10 @@ fn report(
             count => writeln!(out, "{}", counted(count, "problem"))?,
         }
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(check.exit_code(problems, warnings))
+}
+
+fn as_json(list: &[Problem]) -> Vec<serde_json::Value> {
+    let problem = |problem: &Problem| serde_json::json!({"file": problem.file, "line": problem.line, "key": problem.key, "message": problem.message});
+    list.iter().map(problem).collect()
 }

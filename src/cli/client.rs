@@ -1,5 +1,6 @@
 //! The running gateway that a command connects to: its socket, requests, and the format of answers.
 
+use super::config_file::ConfigFile;
 use super::socket;
 use crate::config;
 use crate::telemetry;
@@ -12,14 +13,11 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub(super) const DEFAULT_CONFIG: &str = "/etc/forebay/forebay.toml";
-
 /// The running gateway to connect to, and the output format.
 #[derive(Debug, Args)]
 pub(super) struct At {
-    /// Configuration file of the gateway, which names the socket
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    pub config: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigFile,
     /// Command socket of the gateway
     #[arg(long)]
     pub socket: Option<PathBuf>,

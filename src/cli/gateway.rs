@@ -1,9 +1,12 @@
 //! Commands that show or change the running gateway.
 
 use super::client::{At, ask, finished, post, print, request, socket_path};
+use super::confirm::confirm_at_terminal;
 use super::table::counted;
 use super::{show, socket};
-use crate::api::{AuditEntry, Balance, ClockStatus, Exception, HealthCheck, ListedDevice, ReloadAnswer, TailEvent};
+use crate::api::{
+    AuditEntry, Balance, ClockStatus, Exception, HealthCheck, ListedDevice, ReloadAnswer, Status, TailEvent,
+};
 use crate::event::push_path_segment;
 use crate::telemetry::{shown, shown_json};
 use anyhow::{Context, bail};
@@ -23,10 +26,15 @@ pub(super) struct StatusOf {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DestinationCommand {
+    /// List the destinations: those of the configuration, and those whose events wait although they were removed
+    List(At),
     /// Discard all undelivered events of a destination that was removed from the configuration
     Drop {
         /// Name of the destination in the configuration
         name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         at: At,
     },
@@ -80,7 +88,21 @@ pub(super) fn reload(at: &At) -> anyhow::Result<ExitCode> {
     Ok(if answer.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-pub(super) fn drop_destination(DestinationCommand::Drop { name, at }: &DestinationCommand) -> anyhow::Result<ExitCode> {
+pub(super) fn destinations(command: &DestinationCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        DestinationCommand::List(at) => {
+            let status: Status = ask(at, "/status")?;
+            print(at, &show::destination_list(&status), |list, is_coloured| show::destinations(list, is_coloured))
+        }
+        DestinationCommand::Drop { name, yes, at } => drop_destination(name, *yes, at),
+    }
+}
+
+fn drop_destination(name: &str, is_confirmed: bool, at: &At) -> anyhow::Result<ExitCode> {
+    confirm_at_terminal(
+        &format!("discard all undelivered events of \"{name}\"? This cannot be undone."),
+        is_confirmed,
+    )?;
     let mut path = "/destination/".to_owned();
     push_path_segment(&mut path, name);
     let count: u64 = request(at, Method::DELETE, &path, Vec::new())?;

@@ -8,7 +8,8 @@ mod sink;
 
 pub(super) use salvage::{SalvageArgs, salvage};
 
-use super::client::{At, DEFAULT_CONFIG, finished, json, socket_path};
+use super::client::{At, finished, json, socket_path};
+use super::config_file::ConfigFile;
 use super::socket;
 use super::table::table;
 use crate::api::{
@@ -33,9 +34,8 @@ use std::process::ExitCode;
 /// The journal to read: its gateway or its folder.
 #[derive(Debug, Args)]
 pub(super) struct JournalArgs {
-    /// Configuration file, which names journal and socket
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Socket of a running gateway
     #[arg(long, conflicts_with = "journal")]
     socket: Option<PathBuf>,
@@ -67,8 +67,8 @@ pub(super) struct ExportArgs {
     #[arg(long)]
     with_offsets: bool,
     /// Write to this file; it appears only when it is complete
-    #[arg(long)]
-    out: Option<PathBuf>,
+    #[arg(long, alias = "out")]
+    output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -76,7 +76,7 @@ pub(super) struct BackupArgs {
     #[command(flatten)]
     place: JournalArgs,
     /// A folder that does not exist yet; a running gateway writes it as its own user
-    #[arg(long)]
+    #[arg(long = "output", alias = "to")]
     to: PathBuf,
     /// Print JSON; errors stay text on standard error, with exit code 1
     #[arg(long)]
@@ -166,7 +166,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let selection =
         Selection { since: args.since, until: args.until, streams: args.stream.clone(), keys: args.key.clone() };
     let journal = args.place.open()?;
-    let mut sink = Sink::new(args.out.as_deref(), args.format)?;
+    let mut sink = Sink::new(args.output.as_deref(), args.format)?;
     let mut last = ExportProgress::default();
     match journal {
         Journal::Running(socket) => {

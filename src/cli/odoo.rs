@@ -1,6 +1,7 @@
 //! `forebay odoo`: checks the rights of the account, and installs automations that notify the gateway of changes.
 
-use super::client::{At, DEFAULT_CONFIG, ask_with, finished, json, print};
+use super::client::{At, ask_with, finished, json, print};
+use super::config_file::ConfigFile;
 use super::secrets::read_secret;
 use super::table::table;
 use crate::api::{OdooLoadAnswer, OdooLoadRequest};
@@ -47,9 +48,8 @@ pub(super) struct Account {
     /// Print the file to standard output, and what to do with it to standard error
     #[arg(long, required = true)]
     print: bool,
-    /// Configuration file
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Name of the source; required if there are several
     #[arg(long)]
     source: Option<String>,
@@ -60,9 +60,8 @@ pub(super) struct Account {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Path of the configuration file
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Only the source of this name
     #[arg(long)]
     source: Option<String>,
@@ -74,9 +73,8 @@ pub(super) struct Check {
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("what").required(true)))]
 pub(super) struct Webhook {
-    /// Path of the configuration file
-    #[arg(long, default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Name of the source; required if there are several
     #[arg(long)]
     source: Option<String>,

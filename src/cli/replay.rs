@@ -1,4 +1,6 @@
 //! `forebay replay`: sends settled events again.
+//!
+//! Invariant: the whole journal is sent only with `--all`.
 
 use super::client::{At, ask, ask_with, post, print};
 use super::journal::moment;
@@ -6,14 +8,18 @@ use super::show;
 use crate::api::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 use crate::event::Timestamp;
 use crate::setting::grouped;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  forebay replay --to central --since 2h --dry-run\n  \
+                  forebay replay --to central --since 2026-11-23T08:00:00Z --until 2026-11-23T10:00:00Z --rate 500"
+)]
 pub(super) struct ReplayCommand {
     #[command(subcommand)]
     action: Option<ReplayAction>,
@@ -58,6 +64,9 @@ struct StartArgs {
     /// Only the events of this key
     #[arg(long)]
     key: Option<String>,
+    /// Send every settled event of the journal
+    #[arg(long, conflicts_with_all = ["since", "until", "stream", "key"])]
+    all: bool,
     /// Largest number of events per second
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
@@ -90,8 +99,13 @@ fn change(of: &ReplayId, word: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
-    let StartArgs { to, since, until, stream, key, rate, dry_run, detach, at } = args;
+    let StartArgs { to, since, until, stream, key, all, rate, dry_run, detach, at } = args;
     let destination = to.context("no destination; give --to with the name of one")?;
+    if !all && !dry_run && since.is_none() && until.is_none() && stream.is_empty() && key.is_none() {
+        bail!(
+            "this would send the whole journal again; narrow it with --since, --until, --stream or --key, count it with --dry-run, or confirm it with --all"
+        );
+    }
     let filter = ReplayFilter { since, until, streams: stream, key };
     let replay: Replay = ask_with(&at, "/replay", &ReplayRequest { destination, filter, rate, dry_run })?;
     if dry_run {

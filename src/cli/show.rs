@@ -1,8 +1,10 @@
 //! Formats answers of the gateway as text.
 
+mod destinations;
 mod devices;
 mod status;
 
+pub(super) use destinations::{destination_list, destinations};
 pub(super) use devices::devices;
 pub(super) use status::status;
 

@@ -155,6 +155,12 @@ pub fn socket_of(file: &Path) -> Result<PathBuf, Problem> {
     }
 }
 
+/// Returns environment and gateway name of a configuration without checking the rest.
+pub fn names_of(file: &Path) -> Option<(String, Option<String>)> {
+    let raw: File = Document::read(file).ok()?.parse().ok()?;
+    Some((raw.environment, raw.name))
+}
+
 /// Returns the log settings of a configuration without checking the rest. Returns the default if they cannot be read;
 /// loading the configuration reports that problem.
 pub fn logging_of(file: &Path) -> Logging {

@@ -80,6 +80,20 @@ impl Pattern {
         levels.collect::<Vec<_>>().join("/")
     }
 
+    /// The pattern as a contract writes it, with the names of its levels.
+    pub(super) fn text(&self) -> String {
+        let mut wildcards = self.wildcards.iter();
+        let levels = self.filter.levels().map(|level| match level {
+            Level::Word(word) => word.to_owned(),
+            Level::Any => match wildcards.next() {
+                Some(Some(name)) => format!("{{{name}}}"),
+                _ => "+".to_owned(),
+            },
+            Level::Rest => "#".to_owned(),
+        });
+        levels.collect::<Vec<_>>().join("/")
+    }
+
     /// Sort key of the pattern: of two patterns that match a topic, the more specific one applies.
     pub(super) fn specificity(&self) -> Vec<u8> {
         self.filter

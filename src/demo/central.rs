@@ -33,9 +33,9 @@ struct Broker {
 }
 
 #[derive(Clone)]
-struct Message {
-    topic: Arc<str>,
-    payload: Arc<[u8]>,
+pub(super) struct Message {
+    pub(super) topic: Arc<str>,
+    pub(super) payload: Arc<[u8]>,
 }
 
 /// Largest number of messages queued for a slow subscriber; further ones are dropped.
@@ -46,24 +46,37 @@ const READ_BYTES: usize = 32 << 10;
 const PACKET_BYTES_MAX: usize = 16 << 20;
 
 /// Preferred port if it is free: shell commands of an earlier run still work.
-const PORT: u16 = 18_883;
+pub(super) const PORT: u16 = 18_883;
 
 impl Central {
     /// Number of received publishes, without retained ones (the status of the gateway).
     pub(super) fn received(&self) -> u64 {
         self.broker.received.load(Ordering::Relaxed)
     }
+
+    /// Follows all messages that the broker receives from now on.
+    pub(super) fn messages(&self) -> broadcast::Receiver<Message> {
+        self.broker.messages.subscribe()
+    }
 }
 
 /// Starts the broker with the certificate in the demo's folder.
 pub(super) async fn start(folder: &Path) -> anyhow::Result<Central> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await {
+        Ok(listener) => start_on(folder, listener),
+        Err(_) => start_at(folder, 0).await,
+    }
+}
+
+/// Starts the broker on a port.
+pub(super) async fn start_at(folder: &Path, port: u16) -> anyhow::Result<Central> {
+    start_on(folder, TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?)
+}
+
+fn start_on(folder: &Path, listener: TcpListener) -> anyhow::Result<Central> {
     let files =
         ServerFiles { cert: folder.join("central.pem"), key: folder.join("central.key"), ..ServerFiles::default() };
     let acceptor = TlsAcceptor::from(tls::server(&files)?);
-    let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await {
-        Ok(listener) => listener,
-        Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
-    };
     let address = listener.local_addr()?;
     let broker = Arc::new(Broker {
         received: AtomicU64::new(0),

@@ -28,7 +28,8 @@ impl Ingest {
         }
         let taken = match &route.target {
             None => {
-                let taken = self.dead_letter(submission, "topic: no contract matches it", waiter)?;
+                let taken =
+                    self.dead_letter(submission, &format!("topic: no contract matches it{}", route.hint()), waiter)?;
                 self.stats.unmatched.add(1);
                 taken
             }

@@ -16,6 +16,8 @@ pub(super) struct StreamTarget {
 #[derive(Debug)]
 pub struct Route {
     pub(super) target: Option<Target>,
+    /// The nearest contract, in words, if no contract matches.
+    pub(super) nearest: Option<String>,
     pub(super) source: String,
     /// `{source}/{device}`.
     pub(super) origin: String,
@@ -52,6 +54,11 @@ pub(super) struct Target {
 }
 
 impl Route {
+    /// The nearest contract as the end of a sentence; empty if there is none.
+    pub(super) fn hint(&self) -> String {
+        self.nearest.as_ref().map_or_else(String::new, |nearest| format!("; {nearest}"))
+    }
+
     /// Name of the sender, for people.
     pub(super) fn sender(&self) -> &str {
         [&self.user, &self.client].into_iter().find(|name| !name.is_empty()).unwrap_or(&self.source)
@@ -122,9 +129,10 @@ impl Route {
 
     /// Approximate size in memory, in bytes.
     pub fn bytes(&self) -> usize {
-        let words = [&self.source, &self.origin, &self.topic, &self.client, &self.user];
+        let words =
+            [&self.source, &self.origin, &self.topic, &self.client, &self.user].into_iter().chain(&self.nearest);
         let captures = self.target.iter().flat_map(|target| &target.captures).map(|capture| capture.len() + 24);
-        size_of::<Self>() + words.iter().map(|word| word.len()).sum::<usize>() + captures.sum::<usize>()
+        size_of::<Self>() + words.map(String::len).sum::<usize>() + captures.sum::<usize>()
     }
 
     /// Appends `part` to the device of the origin, to distinguish the parts of a device.

@@ -16,6 +16,11 @@ pub fn user() -> String {
     name_in("/etc/passwd", rustix::process::geteuid().as_raw())
 }
 
+/// Returns the name of a user; the number if it has no name.
+pub fn user_name(uid: u32) -> String {
+    name_in("/etc/passwd", uid)
+}
+
 /// Returns the group of the process; the gid if it has no name.
 pub fn group() -> String {
     name_in("/etc/group", rustix::process::getegid().as_raw())

@@ -26,4 +26,4 @@ mod tokens;
 pub use config::Config;
 pub use context::CannotServe;
 pub use server::Server;
-pub use tokens::{Tokens, put_token};
+pub use tokens::{Tokens, put_token, remove_token};

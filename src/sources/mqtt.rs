@@ -29,7 +29,7 @@ pub use acl::Rule;
 pub use config::Config;
 pub use devices::Devices;
 pub use grants::{Grant, Grants};
-pub use login::{Users, put_user};
+pub use login::{Users, put_user, remove_user};
 pub use registry::Registry;
 pub use state::{CannotListen, Parts};
 

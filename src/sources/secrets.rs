@@ -52,6 +52,25 @@ pub(super) fn put<T>(
     line: &str,
     entry: impl Fn(&str) -> Result<T, String>,
 ) -> Result<(), BadSecrets> {
+    change(file, name, Some(line), entry).map(drop)
+}
+
+/// Removes the line of a name. Returns whether there was one.
+pub(super) fn remove<T>(
+    file: &Path,
+    name: &str,
+    entry: impl Fn(&str) -> Result<T, String>,
+) -> Result<bool, BadSecrets> {
+    change(file, name, None, entry)
+}
+
+/// Replaces the line of a name, or removes it. Returns whether there was one.
+fn change<T>(
+    file: &Path,
+    name: &str,
+    line: Option<&str>,
+    entry: impl Fn(&str) -> Result<T, String>,
+) -> Result<bool, BadSecrets> {
     let bad = |reason: String| BadSecrets::whole(file, reason);
     // A symbolic link stays a link: its target is written.
     let target = match std::fs::canonicalize(file) {
@@ -68,9 +87,15 @@ pub(super) fn put<T>(
     };
     parse(file, &old, entry)?;
     let prefix = format!("{name}:");
-    let kept = old.lines().filter(|line| !line.trim().starts_with(&prefix));
-    let text: String = kept.chain([line]).flat_map(|line| [line, "\n"]).collect();
-    replace(&target, text.as_bytes()).map_err(|error| bad(format!("cannot be written: {error}")))
+    let is_of_name = |line: &&str| line.trim().starts_with(&prefix);
+    let was_there = old.lines().any(|line| is_of_name(&line));
+    if line.is_none() && !was_there {
+        return Ok(false);
+    }
+    let kept = old.lines().filter(|line| !is_of_name(line));
+    let text: String = kept.chain(line).flat_map(|line| [line, "\n"]).collect();
+    replace(&target, text.as_bytes()).map_err(|error| bad(format!("cannot be written: {error}")))?;
+    Ok(was_there)
 }
 
 /// Mode of a new file: the service reads it through its group.

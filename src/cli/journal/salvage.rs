@@ -29,8 +29,8 @@ pub(crate) struct SalvageArgs {
     #[arg(long)]
     journal: Option<PathBuf>,
     /// Write the events to this file, one JSON object per line; it appears only when it is complete
-    #[arg(long)]
-    out: Option<PathBuf>,
+    #[arg(long, alias = "out")]
+    output: Option<PathBuf>,
     /// Wrap each event in an object with lane and offset
     #[arg(long)]
     with_offsets: bool,
@@ -62,7 +62,7 @@ struct Stream {
 
 /// Recovers events with valid checksums from the files.
 pub(crate) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
-    let mut out = args.out.as_deref().map(AtomicFile::begin).transpose()?;
+    let mut out = args.output.as_deref().map(AtomicFile::begin).transpose()?;
     let mut reports = Vec::new();
     for file in &args.files {
         reports.push(salvage_file(args, file, out.as_mut())?);

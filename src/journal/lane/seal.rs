@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Journal format that this version writes, and the newest that it opens.
-const FORMAT: u64 = 3;
+pub const FORMAT: u64 = 3;
 /// Name of the file with the seal.
 pub(in crate::journal) const SEAL: &str = "journal.toml";
 

@@ -70,6 +70,11 @@ pub fn put_token(file: &Path, name: &str) -> Result<String, BadSecrets> {
     Ok(token)
 }
 
+/// Removes the token of a name from a token file. Returns whether it was there.
+pub fn remove_token(file: &Path, name: &str) -> Result<bool, BadSecrets> {
+    secrets::remove(file, &format!("{name}:sha256"), entry)
+}
+
 fn unhex(text: &str) -> Option<[u8; 32]> {
     let mut out = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
@@ -99,6 +104,8 @@ mod tests {
         assert_eq!(tokens.name(b""), None);
         let text = std::fs::read_to_string(&file).expect("reads");
         assert!(!text.contains(&second) && text.lines().count() == 2, "{text}");
+        assert!(remove_token(&file, "erp").expect("writes") && !remove_token(&file, "erp").expect("reads"));
+        assert_eq!(Tokens::load(&file).expect("reads").names(), ["robot"]);
     }
 
     #[test]

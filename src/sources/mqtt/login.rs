@@ -178,6 +178,11 @@ pub fn put_user(file: &Path, name: &str, password: &[u8]) -> Result<(), BadSecre
     secrets::put(file, name, &format!("{name}:{hash}"), entry)
 }
 
+/// Removes a user from a password file. Returns whether it was there.
+pub fn remove_user(file: &Path, name: &str) -> Result<bool, BadSecrets> {
+    secrets::remove(file, name, entry)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +204,8 @@ mod tests {
         put_user(&file, "press", b"third").expect("writes");
         assert!(!Users::load(&file).expect("reads").accepts("press", &proof), "the password is another one");
         assert!(put_user(&file, "a:b", b"x").is_err());
+        assert!(remove_user(&file, "press").expect("writes") && !remove_user(&file, "press").expect("reads"));
+        assert_eq!(Users::load(&file).expect("reads").names(), ["robot"]);
         std::fs::write(&file, "press:plain\n").expect("writes");
         assert!(Users::load(&file).expect_err("no hash").to_string().contains(":1:"));
     }

@@ -1,0 +1,240 @@
+//! The first hour of a newcomer: `init`, where the configuration is found, `contracts try`, and mistakes that were silent.
+
+use crate::common::gateway::scratch_folder;
+use crate::common::{end, free_address};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay");
+
+fn forebay(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(folder).args(arguments).env_remove("FOREBAY_CONFIG").stdin(Stdio::null());
+    command.output().expect("runs")
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+fn good(folder: &Path, arguments: &[&str]) -> String {
+    let output = forebay(folder, arguments);
+    let text = said(&output);
+    assert!(output.status.success(), "{arguments:?}: {text}");
+    text
+}
+
+#[track_caller]
+fn assert_has(text: &str, words: &[&str]) {
+    words.iter().for_each(|word| assert!(text.contains(word), "\"{word}\" is missing in: {text}"));
+}
+
+/// One command from an empty folder to an event at central, over TLS with client certificates on both sides.
+#[test]
+fn the_first_event_arrives_with_one_command_with_and_without_tls() {
+    for arguments in [&["init", "--test"][..], &["init", "--test", "--tls"]] {
+        let folder = scratch_folder("init");
+        let text = good(folder.path(), arguments);
+        assert_has(
+            &text,
+            &["the first event is at central", "test/plant-01/machine.state/v1/press-1", "\"state\":\"running\""],
+        );
+        // A second time: certificates, user and journal are those of the first.
+        let key = std::fs::read(folder.path().join("ca.key")).expect("a key");
+        let password = std::fs::read(folder.path().join("press-1.password")).expect("a password");
+        let refused = said(&forebay(folder.path(), &["init", "--test"]));
+        assert_has(&refused, &["forebay.toml exists", "--yes"]);
+        let text = good(folder.path(), &[arguments, &["--yes"]].concat());
+        assert_has(&text, &["the first event is at central"]);
+        assert_eq!(std::fs::read(folder.path().join("ca.key")).expect("a key"), key);
+        assert_eq!(std::fs::read(folder.path().join("press-1.password")).expect("a password"), password);
+        assert!(folder.path().join("forebay.toml.old").is_file());
+    }
+}
+
+#[test]
+fn init_writes_a_configuration_that_is_good_and_secrets_that_nobody_else_reads() {
+    let folder = scratch_folder("init");
+    let folder = folder.path();
+    good(folder, &["cert", "ca", "--folder", "central", "--name", "Central CA"]);
+    let central = ["--central", "mqtts://central.example.com", "--central-ca", "central/ca.pem"];
+    let names = ["--site", "plant-07", "--name", "gw-07", "--environment", "test", "--device", "robot-3"];
+    let text = good(folder, &[&["init", "--yes", "--tls"], &central[..], &names].concat());
+    assert_has(&text, &["forebay run -c", "robot-3.pem", "mosquitto_pub", "ca.key in a safe place"]);
+    let text = good(folder, &["check", "--strict"]);
+    assert_has(&text, &["good, with 5 contracts"]);
+    let text = good(folder, &["cert", "show", "gateway.pem", "--host", "gw-07"]);
+    assert_has(&text, &["environment \"test\"", "the gateway shows it to \"central\""]);
+    for secret in ["ca.key", "gateway.key", "robot-3.key", "robot-3.password"] {
+        let mode = std::fs::metadata(folder.join(secret)).expect("a file").mode();
+        assert_eq!(mode & 0o7777, 0o600, "{secret}");
+    }
+    let rights = good(folder, &["check", "--rights"]);
+    assert_has(&rights, &["robot-3: user in"]);
+    let empty = scratch_folder("init");
+    let text = said(&forebay(empty.path(), &["init"]));
+    assert_has(&text, &["no terminal", "--yes", "--site"]);
+    let text = said(&forebay(empty.path(), &["init", "--yes", "--site", "plant 07"]));
+    assert_has(&text, &["--site", "\"plant 07\" is no name"]);
+    assert_eq!(std::fs::read_dir(empty.path()).expect("a folder").count(), 0, "a refused answer writes nothing");
+}
+
+/// Every command once wanted `--config forebay.toml`.
+#[test]
+fn the_configuration_of_the_working_folder_or_the_environment_is_found() {
+    let folder = scratch_folder("found");
+    let folder = folder.path();
+    good(folder, &["init", "--yes", "--name", "here"]);
+    assert_has(&good(folder, &["check"]), &["forebay.toml: good"]);
+    let other = folder.join("other");
+    good(folder, &["init", "--yes", "--name", "there", "--folder", "other"]);
+    let file = other.join("forebay.toml");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        said(&command.current_dir(folder).args(arguments).env("FOREBAY_CONFIG", &file).output().expect("runs"))
+    };
+    assert_has(&run(&["check"]), &["other/forebay.toml: good"]);
+    let here = run(&["check", "-c", "forebay.toml"]);
+    assert!(here.starts_with("forebay.toml: good") || here.contains("\nforebay.toml: good"), "{here}");
+    assert_has(&run(&["check", "forebay.toml"]), &["forebay.toml: good"]);
+}
+
+#[test]
+fn a_message_is_tried_on_the_contracts_before_anything_runs() {
+    let folder = scratch_folder("try");
+    let folder = folder.path();
+    good(folder, &["init", "--yes", "--name", "gw-01"]);
+    let payload = r#"{"msg_id":"1","ts":"2026-11-23T08:00:00Z","state":"running"}"#;
+    let attempt = |topic: &str, payload: &str, more: &[&str]| {
+        forebay(folder, &[&["contracts", "try", "--topic", topic, "--payload", payload], more].concat())
+    };
+    let output = attempt("plant/line-1/press-1/state", payload, &["--user", "press-1"]);
+    assert!(output.status.success());
+    assert_has(
+        &said(&output),
+        &[
+            "machine.state.v1",
+            "lane        critical",
+            "key         press-1",
+            "id          1",
+            "test/plant-01/machine.state/v1/press-1",
+            "\"specversion\":\"1.0\"",
+            "\"press-1\" may publish it",
+        ],
+    );
+    assert_has(
+        &said(&attempt("plant/line-1/press-1/state", payload, &["--user", "press-2"])),
+        &["may NOT publish it", "[[source.mqtt.acl]]"],
+    );
+    for (topic, payload, words) in [
+        (
+            "plant/line-1/press-1/states",
+            payload,
+            &[
+                "no contract matches it",
+                "machine.state (plant/{line}/{machine}/state): level 4 is \"states\", not \"state\"",
+            ][..],
+        ),
+        ("plant/press-1/state", payload, &["the topic has 3 levels, not 4"]),
+        (
+            "plant/line-1/press-1/state",
+            r#"{"msg_id":"1","ts":"2026-11-23T08:00:00Z","state":"asleep"}"#,
+            &["/state", "dead letter"],
+        ),
+        ("plant/line-1/press-1/state", "on", &["payload: is no JSON"]),
+    ] {
+        let output = attempt(topic, payload, &[]);
+        assert_eq!(output.status.code(), Some(1), "{topic} {payload}");
+        assert_has(&said(&output), words);
+    }
+    let text = said(&attempt("plant/line-1/press-1/state", payload, &["--source", "broker"]));
+    assert_has(&text, &["machine.state has this topic, but its match says source = \"mqtt\""]);
+    std::fs::write(folder.join("recorded"), format!("plant/l/press-1/state {payload}\noffice/light on\n"))
+        .expect("written");
+    let output = forebay(folder, &["contracts", "try", "--recorded", "recorded"]);
+    assert_has(&said(&output), &["✓ plant/l/press-1/state", "✗ office/light", "1 of 2 are accepted"]);
+    let json = attempt("plant/line-1/press-1/state", payload, &["--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json[0]["central_topic"], "test/plant-01/machine.state/v1/press-1");
+}
+
+/// The letter once said only that no contract matches a topic which stood, letter by letter, in a contract.
+#[test]
+fn the_dead_letter_of_a_mistyped_topic_names_the_nearest_contract() {
+    let folder = scratch_folder("nearest");
+    let folder = folder.path();
+    let address = free_address();
+    good(folder, &["init", "--yes", "--name", "gw-01"]);
+    let file = folder.join("forebay.toml");
+    let text = std::fs::read_to_string(&file).expect("a file");
+    let text =
+        text.replace("127.0.0.1:1883", &address.to_string()).replace("passwords = \"passwords\"", "anonymous = true");
+    std::fs::File::create(&file).and_then(|mut file| file.write_all(text.as_bytes())).expect("written");
+    let mut gateway = Command::new(PROGRAM)
+        .current_dir(folder)
+        .arg("run")
+        .env_remove("FOREBAY_CONFIG")
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    crate::common::await_port(address);
+    let hello = crate::common::client::Hello { client: "press-1", ..Default::default() };
+    let (mut client, _) = crate::common::client::Client::connect(address, &hello);
+    client.publish(true, 1, "plant/line-1/press-1/stat", b"{}");
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut letters = String::new();
+    while Instant::now() < until && !letters.contains("no contract matches") {
+        letters = said(&forebay(folder, &["dead", "list", "--json"]));
+    }
+    end(&mut gateway);
+    assert_has(
+        &letters,
+        &[
+            "no contract matches it; the nearest is machine.state (plant/{line}/{machine}/state): level 4 is \\\"stat\\\", not \\\"state\\\"",
+        ],
+    );
+}
+
+#[test]
+fn completions_and_manual_pages_come_from_the_program_itself() {
+    let folder = scratch_folder("manual");
+    let folder = folder.path();
+    assert_has(&good(folder, &["completions", "bash"]), &["_forebay()", "requeue"]);
+    assert_has(&good(folder, &["man", "dead", "requeue"]), &[".TH forebay-dead-requeue"]);
+    good(folder, &["man", "--output", "pages"]);
+    assert!(folder.join("pages/forebay-cert-show.1").is_file());
+    let text = said(&forebay(folder, &["man", "deaf"]));
+    assert_has(&text, &["\"deaf\" is no command"]);
+}
+
+#[test]
+fn users_and_tokens_are_listed_and_removed_without_an_editor() {
+    let folder = scratch_folder("users");
+    let folder = folder.path();
+    good(folder, &["init", "--yes", "--name", "gw-01"]);
+    assert_eq!(good(folder, &["user", "list"]), "press-1\n");
+    let refused = said(&forebay(folder, &["user", "remove", "press-2"]));
+    assert_has(&refused, &["there is no user \"press-2\"", "forebay user list"]);
+    assert_has(&good(folder, &["user", "remove", "press-1", "--yes"]), &["press-1", "is removed"]);
+    assert_eq!(good(folder, &["user", "list"]), "");
+    assert_has(&good(folder, &["token", "add", "mes", "--file", "tokens"]), &["forebay_"]);
+    assert_eq!(good(folder, &["token", "list", "--file", "tokens"]), "mes\n");
+    good(folder, &["token", "remove", "mes", "--file", "tokens"]);
+    assert_eq!(good(folder, &["token", "list", "--file", "tokens"]), "");
+    let refused = said(&forebay(folder, &["token", "list"]));
+    assert_has(&refused, &["no source of", "tokens", "--file"]);
+}
+
+/// It once sent 165,706 events at once, without a question.
+#[test]
+fn the_whole_journal_is_sent_again_only_on_purpose() {
+    let folder = scratch_folder("replay");
+    good(folder.path(), &["init", "--yes", "--name", "gw-01"]);
+    let refused = said(&forebay(folder.path(), &["replay", "--to", "central"]));
+    assert_has(&refused, &["the whole journal", "--since", "--dry-run", "--all"]);
+    assert_has(&good(folder.path(), &["--version"]), &["commit:", "journal format: "]);
+}
