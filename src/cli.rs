@@ -25,6 +25,7 @@ mod replay;
 mod rights;
 mod run;
 mod secrets;
+mod settings;
 mod show;
 mod socket;
 mod table;
@@ -101,7 +102,7 @@ enum Command {
     Dead(dead::Dead),
     /// Send settled events again, marked as a replay
     Replay(replay::ReplayCommand),
-    /// Follow new events as they arrive
+    /// Follow new events, and dead letters, as they arrive
     Tail(gateway::Tail),
     /// List the devices that connected over MQTT, and the units and points that are polled over Modbus
     Devices(At),
@@ -124,6 +125,9 @@ enum Command {
     /// Create, renew and show certificates
     #[command(subcommand)]
     Cert(cert::Cert),
+    /// Show the settings in force by the file, and the defaults
+    #[command(subcommand)]
+    Config(settings::Settings),
     /// Manage the users of an MQTT listener
     #[command(subcommand)]
     User(secrets::User),
@@ -222,6 +226,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::manual(&args, Cli::command()),
         Command::Cert(command) => cert::run(command),
+        Command::Config(command) => settings::run(&command),
         Command::User(command) => secrets::run_user(&command),
         Command::Token(command) => secrets::run_token(&command),
     }

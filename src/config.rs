@@ -107,11 +107,8 @@ impl Config {
         seal::check_journal(&raw, &mut found);
         seal::check_folders(&raw, &socket, &mut found);
         let lane_names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
-        let loaded = Contracts::load(&raw.contracts, &names, &lane_names, !mask_key.bytes().is_empty(), &raw.enable);
-        let (contracts, contract_warnings) = loaded.unwrap_or_else(|problems| {
-            problems.into_iter().for_each(|problem| found.add(problem));
-            Default::default()
-        });
+        let has_mask_key = !mask_key.bytes().is_empty();
+        let (contracts, contract_warnings) = load_contracts(&raw, &names, &lane_names, has_mask_key, &mut found);
         parts::check_watch(&raw, &contracts, &mut found);
         parts::check_enabled(&raw, &contracts, &mut found);
         lanes::check_order(&sending, &contracts, &mut found);
@@ -167,6 +164,30 @@ fn journal_config(raw: &File, lanes: Vec<journal::LaneConfig>) -> journal::Confi
         tail_bytes: TAIL_BYTES,
         destinations: raw.destination.iter().map(|to| (to.name.clone(), to.from)).collect(),
     }
+}
+
+/// Loads the contracts, and reports their problems. Returns them with their warnings.
+fn load_contracts(
+    raw: &File,
+    names: &GatewayNames,
+    lane_names: &[String],
+    has_mask_key: bool,
+    found: &mut Findings<'_>,
+) -> (Contracts, Vec<Problem>) {
+    let folder = &raw.contracts;
+    if !folder.is_dir() {
+        let what = if folder.exists() { "is no folder" } else { "does not exist" };
+        let message = format!(
+            "{} {what}; it has one file for each stream, and `forebay init` writes a first set",
+            folder.display()
+        );
+        found.problem("contracts", message);
+        return Default::default();
+    }
+    Contracts::load(folder, names, lane_names, has_mask_key, &raw.enable).unwrap_or_else(|problems| {
+        problems.into_iter().for_each(|problem| found.add(problem));
+        Default::default()
+    })
 }
 
 /// Extends a parse problem of a `listen` key with the value and the expected form.

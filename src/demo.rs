@@ -186,7 +186,7 @@ unit = [{{ name = "press-4", unit = 1, device = "machine-plc" }}]
 
 [[destination]]
 name = "central"
-url = "mqtts://localhost:{central}"
+url = "mqtts://127.0.0.1:{central}"
 tls = {{ ca = "ca.pem" }}
 
 # Each device publishes to several lanes on one connection, and MQTT acknowledges in order: with the
@@ -215,14 +215,24 @@ fn print_introduction(plan: &Plan, folder: &Path, surroundings: &GatewayNames, l
         surroundings.environment,
         surroundings.site
     );
-    say!("  forebay status --config {shown}/forebay.toml");
-    say!("  forebay tail --config {shown}/forebay.toml");
-    say!("  forebay dead list --config {shown}/forebay.toml     (some messages break their contract)\n");
+    let program = program();
+    for command in ["status", "tail", "dead list"] {
+        say!("  {program} {command} --config {shown}/forebay.toml");
+    }
+    say!("Some messages break their contract: they are in the list of dead letters.\n");
     let can_type = std::io::stdin().is_terminal();
     say!(
         "{}Press Ctrl-C to stop and show the balance.\n",
         if can_type { "Press w to cut the WAN, and again to restore it. " } else { "" }
     );
+}
+
+/// The command that starts this program: its name if the shell finds it, else its path.
+fn program() -> String {
+    let Ok(own) = std::env::current_exe() else { return "forebay".into() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_own = |folder: PathBuf| folder.join("forebay").canonicalize().is_ok_and(|found| found == own);
+    if std::env::split_paths(&path).any(is_own) { "forebay".into() } else { own.display().to_string() }
 }
 
 /// Reads the pressed keys; dropping the second value restores the terminal.
@@ -273,7 +283,8 @@ impl Screen {
     /// Shows the live line; returns `false` if the standard output is closed.
     fn line(&self, line: &str) -> bool {
         let mut out = std::io::stdout().lock();
-        let written = if self.is_live { write!(out, "\r\x1b[2K{line}") } else { writeln!(out, "{line}") };
+        let written =
+            if self.is_live { write!(out, "\r\x1b[2K{}", fitted(line, columns())) } else { writeln!(out, "{line}") };
         written.and_then(|()| out.flush()).is_ok()
     }
 
@@ -282,6 +293,31 @@ impl Screen {
             say!("\n");
         }
     }
+}
+
+/// The width of the terminal; `None` if it does not tell.
+fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// The line for a terminal of this width, with the keys if there is room. A line that wraps would scroll: only its last
+/// row is cleared. Blanks go first, then the end.
+fn fitted(line: &str, columns: Option<usize>) -> String {
+    const KEYS: &str = "  [w] WAN  [q] stop";
+    let Some(room) = columns.map(|columns| columns.saturating_sub(1)) else { return line.to_owned() };
+    let length = |text: &str| text.chars().count();
+    let narrow = || {
+        let words = line.replace("accepted", "in").replace("delivered", "out").replace("p99 to ack", "ack");
+        let parts: Vec<String> =
+            words.split("  ").map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        parts.join(" ")
+    };
+    let mut text = if length(line) <= room { line.to_owned() } else { narrow() };
+    if length(&text) + length(KEYS) <= room {
+        text.push_str(KEYS);
+    }
+    text.chars().take(room).collect()
 }
 
 struct Monitor {
@@ -341,7 +377,10 @@ impl Monitor {
         let link = match (self.wan.is_cut(), up) {
             (true, _) => "WAN CUT".to_owned(),
             (false, up) if up == links.len() => "link up".to_owned(),
-            (false, up) => format!("link {up}/{}", links.len()),
+            (false, up) => {
+                let reason = links.iter().find_map(|link| link.reason.as_deref().filter(|_| !link.is_up));
+                format!("link {up}/{}: {}", links.len(), reason.unwrap_or("connecting"))
+            }
         };
         format!(
             "accepted {:>9}  delivered {:>9}  queued {:>7}  oldest {:>6}  p99 to ack {:>4.1} ms  {link}",
@@ -416,4 +455,20 @@ fn print_balance(status: &Status, received: u64) {
     );
     say!("  {:>12}  messages were rejected on arrival and kept as dead letters, with the reason", grouped(on_arrival));
     say!("  {:>12}  publishes received by central in this run, repeats included\n", grouped(received));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line of 99 characters wrapped on 80 columns and scrolled four times a second.
+    #[test]
+    fn the_live_line_never_wraps() {
+        let line = "accepted 1,234,567  delivered 1,234,567  queued  12,345  oldest 1h 12m  p99 to ack  1.2 ms  link 0/3: connection refused";
+        for columns in [20, 80, 100, 120, 200] {
+            let text = fitted(line, Some(columns));
+            assert!(text.chars().count() < columns, "{columns}: {text}");
+        }
+        assert!(fitted(line, Some(200)).ends_with("[q] stop") && fitted(line, Some(80)).contains("out 1,234,567"));
+    }
 }

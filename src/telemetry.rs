@@ -11,6 +11,7 @@ mod recent;
 
 pub use escape::{shown, shown_json};
 pub use follow::{FOLLOW, follow, may_follow};
+pub(crate) use log::shows_colours;
 pub use log::{LogFormat, Logging, start_logging};
 pub use recent::{RECENT_BYTES_MAX, recent_lines};
 

@@ -113,6 +113,8 @@ mod bundle;
 mod callers;
 /// Certificates of a plant: authority, gateway, devices, requests, renewal.
 mod cert;
+/// What a commissioning person asks: names, ports, TLS, logins, rights, and what the service may read.
+mod check_connect;
 /// The demo runs as the README says.
 mod demo;
 /// The documents: links lead somewhere, tables are complete, examples and tutorials work when pasted.

@@ -19,7 +19,7 @@ fn run(gateway: &Gateway, arguments: &[&str]) -> (bool, String) {
 }
 
 fn letters(gateway: &Gateway) -> Vec<serde_json::Value> {
-    let (_, text) = run(gateway, &["dead", "list", "--json"]);
+    let (_, text) = run(gateway, &["dead", "list", "--all", "--json"]);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 

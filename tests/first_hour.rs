@@ -1,8 +1,8 @@
 //! The first hour of a newcomer: `init`, where the configuration is found, `contracts try`, and mistakes that were silent.
 
-use crate::common::gateway::scratch_folder;
+use crate::common::gateway::{Gateway, scratch_folder};
 use crate::common::{end, free_address};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -136,7 +136,7 @@ fn a_message_is_tried_on_the_contracts_before_anything_runs() {
             payload,
             &[
                 "no contract matches it",
-                "machine.state (plant/{line}/{machine}/state): level 4 is \"states\", not \"state\"",
+                "level 4 is \"states\", not \"state\" (nearest: machine.state, plant/{line}/{machine}/state)",
             ][..],
         ),
         ("plant/press-1/state", payload, &["the topic has 3 levels, not 4"]),
@@ -193,9 +193,7 @@ fn the_dead_letter_of_a_mistyped_topic_names_the_nearest_contract() {
     end(&mut gateway);
     assert_has(
         &letters,
-        &[
-            "no contract matches it; the nearest is machine.state (plant/{line}/{machine}/state): level 4 is \\\"stat\\\", not \\\"state\\\"",
-        ],
+        &["no contract matches it; level 4 is \\\"stat\\\", not \\\"state\\\" (nearest: machine.state"],
     );
 }
 
@@ -237,4 +235,149 @@ fn the_whole_journal_is_sent_again_only_on_purpose() {
     let refused = said(&forebay(folder.path(), &["replay", "--to", "central"]));
     assert_has(&refused, &["the whole journal", "--since", "--dry-run", "--all"]);
     assert_has(&good(folder.path(), &["--version"]), &["commit:", "journal format: "]);
+}
+
+/// What `forebay check` answers to a configuration, in a folder with the contracts of `init`.
+fn checked(configuration: &str) -> String {
+    let folder = scratch_folder("answer");
+    good(folder.path(), &["init", "--yes"]);
+    std::fs::write(folder.path().join("forebay.toml"), configuration).expect("written");
+    said(&forebay(folder.path(), &["check"]))
+}
+
+/// The commonest mistakes of a first configuration, with answers that once named a type of Rust or no line.
+#[test]
+fn the_answers_of_check_say_what_to_write_instead() {
+    let base = "environment = \"test\"\nsite = \"a\"\nname = \"b\"\ndata_dir = \"data\"\n";
+    let mqtt = "[[source.mqtt]]\nname = \"a\"\nlisten = \"127.0.0.1:1\"\n";
+    let destination = "[[destination]]\nname = \"central\"\nurl = \"mqtts://a\"\n";
+    for (configuration, words) in [
+        (format!("{base}[source.mqtt]\nname = \"a\"\n"), &["forebay.toml:5", "write [[source.mqtt]]"][..]),
+        (
+            format!("{base}{destination}tls = true\n"),
+            &["forebay.toml:8", "tls = { ca = ", "cert and key if the server wants"],
+        ),
+        (format!("{base}[lane.bulk]\nlinger = 250\n"), &["forebay.toml:6", "a time with its unit", "250ms"]),
+        (format!("{base}{mqtt}[[source.mqtt.acl]]\npublish = \"plant/#\"\n"), &["publish = [\"plant/#\"]"]),
+        (String::new(), &["environment = \"test\"", "site = \"plant-01\""]),
+        (format!("{base}contracts = \"contract\"\n"), &["forebay.toml:5: contracts", "contract does not exist"]),
+        (base.replace("\"data\"", "\"/proc/x\""), &["forebay.toml:4: data_dir", "/proc/x"]),
+        (format!("{base}{}", mqtt.replace("listen", "lisen")), &["did you mean \"listen\"?"]),
+        (
+            format!("{base}[[source.broker]]\nname = \"plant\"\nurl = \"mqtt://a\"\ntopics = [\"plant/#\"]\n"),
+            &["no contract has match.source = \"broker\"", "the contracts are for mqtt"],
+        ),
+        (
+            format!("{base}[[source.http]]\nname = \"p\"\nlisten = \"127.0.0.1:1\"\n"),
+            &["5 of them have no source here (mqtt)"],
+        ),
+    ] {
+        let text = checked(&configuration);
+        assert_has(&text, words);
+        assert!(!text.contains("struct ") && !text.contains("ClientFiles"), "{text}");
+    }
+}
+
+/// Every device refuses such a certificate, and `check` once called it good.
+#[test]
+fn a_listener_whose_certificate_has_no_alternative_name_is_warned_of() {
+    let folder = scratch_folder("name");
+    let folder = folder.path();
+    good(folder, &["init", "--yes", "--tls"]);
+    let made = Command::new("openssl")
+        .current_dir(folder)
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=gw"])
+        .args(["-keyout", "gateway.key", "-out", "gateway.pem"])
+        .output()
+        .expect("openssl");
+    assert!(made.status.success(), "{}", said(&made));
+    assert_has(&good(folder, &["check"]), &["tls.cert", "no DNS name or address", "forebay cert gateway"]);
+    assert!(!forebay(folder, &["check", "--strict"]).status.success(), "a warning fails a strict check");
+}
+
+/// It once ended in a panic of the database, 17 times of 80.
+#[test]
+fn salvage_of_a_running_gateway_points_to_export() {
+    let gateway = Gateway::start("salvage", "");
+    let (mut client, _) = crate::common::client::Client::connect(gateway.address, &Default::default());
+    client.publish(true, 1, "plant/line1/m01/state", crate::common::gateway::payload(1, 1).as_bytes());
+    let lane = gateway.folder.join("data/journal/critical");
+    let segment = std::fs::read_dir(lane).expect("the lane").next().expect("a segment").expect("an entry").path();
+    for _ in 0..20 {
+        let output = gateway.command(&["salvage", &segment.display().to_string()]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert_has(&said(&output), &["a running gateway writes this file", "forebay export"]);
+    }
+}
+
+/// A message that is refused once appeared nowhere but in `dead list`.
+#[test]
+fn a_refused_message_appears_in_tail_with_topic_sender_and_reason() {
+    let gateway = Gateway::start("tail", "");
+    let mut tail = Command::new(PROGRAM)
+        .args(["tail", "-c"])
+        .arg(gateway.config())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(tail.stdout.take().expect("a pipe")).lines();
+    let hello = crate::common::client::Hello { client: "press-9", ..Default::default() };
+    let (mut client, _) = crate::common::client::Client::connect(gateway.address, &hello);
+    // Until the command follows the log.
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = std::sync::Arc::clone(&stop);
+    let publisher = std::thread::spawn(move || {
+        for id in 1..u16::MAX {
+            client.publish(true, id, "lost/topic", b"x");
+            if stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let line = lines.next().expect("a line").expect("text");
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    end(&mut tail);
+    publisher.join().expect("publishes");
+    assert_has(&line, &["dead", "lost/topic", "press-9", "no contract matches it"]);
+}
+
+/// `status` counted letters that somebody had decided on, so that people stopped reading the note.
+#[test]
+fn dead_letters_that_are_decided_are_not_counted_and_are_listed_on_request_only() {
+    let gateway = Gateway::start("held", "");
+    let (mut client, _) = crate::common::client::Client::connect(gateway.address, &Default::default());
+    for (id, topic) in ["lost/a", "lost/b", "plant/line1/m01/state"].into_iter().enumerate() {
+        client.publish(true, id as u16 + 1, topic, b"no JSON");
+    }
+    let run = |arguments: &[&str]| said(&gateway.command(&[arguments, &["CONFIG"]].concat()));
+    assert_has(&run(&["status"]), &["dead letters: 3; see `forebay dead list`"]);
+    let by_reason = run(&["dead", "list", "--by", "reason"]);
+    assert!(by_reason.contains("no contract matches it") && by_reason.contains("payload: is no JSON"), "{by_reason}");
+    assert_has(&run(&["dead", "discard", "1"]), &["1 of 1"]);
+    assert_has(&run(&["status"]), &["dead letters: 2; see"]);
+    let listed = run(&["dead", "list"]);
+    assert!(!listed.contains("lost/a") && listed.contains("lost/b"), "{listed}");
+    assert_has(&run(&["dead", "list", "--all"]), &["lost/a", "discarded"]);
+    let filtered = run(&["dead", "list", "--reason", "JSON"]);
+    assert!(!filtered.contains("lost/b") && filtered.contains("plant/line1/m01/state"), "{filtered}");
+    run(&["dead", "discard", "--all"]);
+    assert!(!run(&["status"]).contains("dead letters: "), "{}", run(&["status"]));
+}
+
+#[test]
+fn the_settings_are_shown_with_line_default_and_meaning() {
+    let folder = scratch_folder("settings");
+    let folder = folder.path();
+    good(folder, &["init", "--yes", "--name", "gw-01"]);
+    let text = good(folder, &["config", "show"]);
+    let line = text.lines().find(|line| line.starts_with("name ")).unwrap_or_else(|| panic!("{text}"));
+    assert_has(line, &["\"gw-01\"", "line 4", "name of the gateway"]);
+    assert!(!text.contains("default"), "{text}");
+    let text = good(folder, &["config", "show", "--all", "source.mqtt"]);
+    assert_has(&text, &["source.mqtt[0].listen", "source.mqtt[0].topic_max", "1024", "default"]);
+    assert!(!text.contains("ledger_period"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&good(folder, &["config", "show", "--json"])).expect("JSON");
+    assert_eq!((&json[0]["key"], &json[0]["line"]), (&"data_dir".into(), &5.into()));
 }

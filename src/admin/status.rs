@@ -10,7 +10,7 @@ use crate::api::{
 use crate::event::Timestamp;
 use crate::journal::{Condition, Lane};
 use crate::ledger;
-use crate::setting::{Bytes, grouped};
+use crate::setting::{Bytes, grouped, rough};
 use crate::telemetry::Histogram;
 
 impl Handles {
@@ -38,6 +38,7 @@ impl Handles {
             sources: view.sources.iter().map(SourceHandle::status).collect(),
             dead: DeadLetterCounts {
                 total: dead.accepted,
+                held: self.held_letters(),
                 unmatched: self.ingest.stats.unmatched.value(),
                 violations: self.ingest.stats.violations.value(),
             },
@@ -59,6 +60,13 @@ impl Handles {
         notes.extend(self.further_notes(&status, &view));
         (status.problems, status.notes) = (problems, notes);
         status
+    }
+
+    /// Number of dead letters that wait for a decision.
+    fn held_letters(&self) -> u64 {
+        let dead = self.journal.dead();
+        let first = dead.first().max(1);
+        dead.end().saturating_sub(first).saturating_sub(self.fates.decided_from(first))
     }
 
     fn lane_statuses(&self) -> Vec<LaneStatus> {
@@ -142,10 +150,7 @@ impl Handles {
     fn part_problems(&self, status: &Status, view: &View, balances: &[Balance]) -> Vec<String> {
         let mut problems: Vec<_> = view.configured.as_ref().and_then(Configured::problem).into_iter().collect();
         problems.extend(self.failures.problems());
-        for link in status.links.iter().filter(|link| !link.is_up) {
-            let reason = link.reason.as_deref().unwrap_or("not connected yet");
-            problems.push(format!("link {}/{}: {reason}", link.destination, link.lane));
-        }
+        problems.extend(down_links(&status.links));
         for budget in &status.budgets {
             problems.extend(used_up(budget));
         }
@@ -223,6 +228,28 @@ fn same_brokers(links: &[LinkHandle]) -> Vec<String> {
     found.into_iter().map(note).collect()
 }
 
+/// Returns the problems of links: one for each destination and reason, with the lanes, and since when.
+fn down_links(links: &[LinkStatus]) -> Vec<String> {
+    let mut causes: Vec<(&str, &str, Vec<&LinkStatus>)> = Vec::new();
+    for link in links.iter().filter(|link| !link.is_up) {
+        let reason = link.reason.as_deref().unwrap_or("not connected yet");
+        match causes.iter_mut().find(|(to, why, _)| *to == link.destination && *why == reason) {
+            Some((.., links)) => links.push(link),
+            None => causes.push((&link.destination, reason, vec![link])),
+        }
+    }
+    let problem = |(destination, reason, links): (&str, &str, Vec<&LinkStatus>)| {
+        let lanes: Vec<&str> = links.iter().map(|link| link.lane.as_str()).collect();
+        let since = links.iter().filter_map(|link| link.since.as_deref().and_then(Timestamp::parse)).min();
+        let since = since.map_or_else(String::new, |since| {
+            let span = rough(Timestamp::from(crate::clock::wall()).since(since));
+            format!(" (down for {span}, since {})", since.to_string().get(..16).unwrap_or_default().replace('T', " "))
+        });
+        format!("link {destination}/{}: {reason}{since}", lanes.join(", "))
+    };
+    causes.into_iter().map(problem).collect()
+}
+
 /// Returns the problem of a destination whose lanes wait for a new day or month.
 fn used_up(budget: &BudgetStatus) -> Option<String> {
     let (_, why) = budget.stopped.first()?;
@@ -246,8 +273,8 @@ fn notes(status: &Status) -> Vec<String> {
     if status.links.is_empty() {
         notes.push("no destination is configured: events are kept, and nothing leaves the gateway".to_owned());
     }
-    if status.dead.total > 0 {
-        notes.push(format!("dead letters: {}; see `forebay dead list`", grouped(status.dead.total)));
+    if status.dead.held > 0 {
+        notes.push(format!("dead letters: {}; see `forebay dead list`", grouped(status.dead.held)));
     }
     for link in &status.links {
         notes.extend(link.note.iter().map(|note| format!("link {}/{}: {note}", link.destination, link.lane)));

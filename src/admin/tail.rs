@@ -1,4 +1,4 @@
-//! Follows new events: one JSON object per line, until the client disconnects.
+//! Follows new events and dead letters: one JSON object per line, until the client disconnects.
 //!
 //! Invariant: a slow client holds back its own lines only, never a lane.
 
@@ -7,7 +7,8 @@ use crate::api::TailEvent;
 use crate::contract::on_one_line;
 use crate::event::{Content, Record, Timestamp};
 use crate::http::{self, BodySender};
-use crate::journal::{Follower, Lane, ReadResult};
+use crate::ingest::dead::DeadLetter;
+use crate::journal::{DEAD, Follower, Lane, ReadResult};
 use crate::shutdown::Shutdown;
 use base64::Engine;
 use hyper::StatusCode;
@@ -21,7 +22,8 @@ pub(super) fn tail(request: CommandRequest, query: Query<'_>) -> ApiResult {
     }
     let (sender, reply) = http::streaming(16);
     let sender = Arc::new(Mutex::new(sender));
-    for lane in request.handles.journal.lanes() {
+    let journal = &request.handles.journal;
+    for lane in journal.lanes().iter().chain([journal.dead()]) {
         let (lane, sender, shutdown) = (Arc::clone(lane), Arc::clone(&sender), request.shutdown.clone());
         tokio::spawn(follow(lane, stream.clone(), sender, shutdown));
     }
@@ -70,6 +72,9 @@ fn tail_event(
     record: &Record<'_>,
     wanted: Option<&str>,
 ) -> Option<TailEvent> {
+    if lane.name == DEAD {
+        return dead_letter((offset, recorded), record, wanted);
+    }
     let published = lane.published(record.publication);
     if wanted.is_some_and(|wanted| !published.as_ref().is_some_and(|one| one.is_named(wanted))) {
         return None;
@@ -86,5 +91,30 @@ fn tail_event(
         id: record.id.to_string(),
         data: is_json.then(|| on_one_line(record.payload)).flatten(),
         data_base64: (!is_json).then(|| base64::engine::general_purpose::STANDARD.encode(record.payload)),
+        topic: None,
+        reason: None,
+    })
+}
+
+/// Returns a dead letter without its payload, as lists of dead letters do.
+fn dead_letter((offset, recorded): (u64, Timestamp), record: &Record<'_>, wanted: Option<&str>) -> Option<TailEvent> {
+    let letter = DeadLetter::read(record)?;
+    let is_named = |wanted: &str| match wanted.strip_suffix('*') {
+        Some(start) => letter.stream.starts_with(start),
+        None => letter.stream == wanted || letter.stream_id() == wanted,
+    };
+    wanted.is_none_or(is_named).then(|| TailEvent {
+        lane: DEAD.to_owned(),
+        stream: letter.stream.to_string(),
+        offset,
+        recorded: recorded.to_string(),
+        time: letter.time.to_string(),
+        origin: letter.origin.to_string(),
+        key: letter.key.to_string(),
+        id: letter.event_id.clone(),
+        data: None,
+        data_base64: None,
+        topic: Some(letter.topic.to_string()),
+        reason: Some(letter.reason.to_string()),
     })
 }

@@ -159,4 +159,10 @@ pub struct TailEvent {
     pub data: Option<Box<serde_json::value::RawValue>>,
     /// The payload in base64 if it is not JSON.
     pub data_base64: Option<String>,
+    /// Topic on which a dead letter arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// Why it is a dead letter; `None` for an event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }

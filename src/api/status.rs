@@ -162,7 +162,11 @@ pub struct SourceStatus {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeadLetterCounts {
+    /// All dead letters since the creation of the journal.
     pub total: u64,
+    /// Dead letters that wait for a decision.
+    #[serde(default)]
+    pub held: u64,
     /// Dead letters since the start because no contract matched.
     pub unmatched: u64,
     /// Dead letters since the start because the event broke its contract.

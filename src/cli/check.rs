@@ -7,12 +7,15 @@ use super::rights;
 use super::table::counted;
 use crate::admin::certificates::check_revocations;
 use crate::config::Config;
+use crate::contract::{Contract, SourceKind};
 use crate::event::Timestamp;
 use crate::journal::publications_in;
 use crate::setting::Problem;
-use crate::telemetry;
+use crate::sources::SourceConfig;
+use crate::telemetry::{self, shows_colours};
 use clap::Args;
-use std::io::{IsTerminal, Write};
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -75,7 +78,7 @@ pub(super) fn check_config(args: &CheckAll) -> anyhow::Result<ExitCode> {
         check.exit_code(&problems, &warnings)
     } else {
         let code = report(check, &problems, &warnings, || summary(&config, check))?;
-        let text = connect::text(&found, std::io::stdout().is_terminal());
+        let text = connect::text(&found, shows_colours(&std::io::stdout()));
         write!(std::io::stdout(), "{text}")?;
         code
     };
@@ -115,6 +118,17 @@ fn problems(config: &Config, check: &Check, warnings: &mut Vec<Problem>) -> Vec<
 fn summary(config: &Config, check: &Check) -> String {
     let contracts = counted(config.contracts.iter().count(), "contract");
     let mut text = format!("{}: good, with {contracts}", check.file().display());
+    let has_source = |contract: &Contract| {
+        let is_one =
+            |source: &SourceConfig| source.kind() == contract.source() && contract.is_for(source.settings().name());
+        contract.source() == SourceKind::Watch || config.sources.iter().any(is_one)
+    };
+    let idle: Vec<_> = config.contracts.iter().filter(|contract| !has_source(contract)).collect();
+    if !idle.is_empty() {
+        let kinds: BTreeSet<String> = idle.iter().map(|contract| contract.source().to_string()).collect();
+        let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+        text.push_str(&format!("; {} of them have no source here ({kinds})", idle.len()));
+    }
     for list in &config.revocations {
         if let Ok(validity) = list.validity() {
             let end = Timestamp(validity.end.saturating_mul(1_000_000));

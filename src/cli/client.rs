@@ -3,13 +3,13 @@
 use super::config_file::ConfigFile;
 use super::socket;
 use crate::config;
-use crate::telemetry;
+use crate::telemetry::{self, shows_colours};
 use anyhow::Context;
 use clap::Args;
 use hyper::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -77,7 +77,7 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<String> {
 
 /// Prints an answer as JSON or as the text that `show` makes of it.
 pub(super) fn print<T: Serialize>(at: &At, value: &T, show: impl Fn(&T, bool) -> String) -> anyhow::Result<ExitCode> {
-    let text = if at.json { json(value)? } else { show(value, std::io::stdout().is_terminal()) };
+    let text = if at.json { json(value)? } else { show(value, shows_colours(&std::io::stdout())) };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,23 +6,18 @@ use super::show;
 use super::table::counted;
 use crate::api::{Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 use crate::contract::{Pointer, with_change};
-use crate::event::Timestamp;
+use crate::event::{Timestamp, push_path_segment};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Dead {
-    /// List the newest dead letters
-    List {
-        #[command(flatten)]
-        at: At,
-        /// Maximum number of letters to print
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-        limit: u64,
-    },
+    /// List the newest dead letters that wait for a decision
+    List(ListArgs),
     /// Show one dead letter with its payload
     Show {
         /// Number of the dead letter
@@ -36,6 +31,51 @@ pub(super) enum Dead {
     Discard(LetterArgs),
     /// Process a letter again with another payload
     Edit(EditArgs),
+}
+
+/// The letters of a list.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  forebay dead list --stream machine.state --since 2h\n  forebay dead list --by reason"
+)]
+pub(super) struct ListArgs {
+    /// Maximum number of letters to print
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    limit: u64,
+    /// Also letters that are delivered, taken in or discarded already
+    #[arg(long)]
+    all: bool,
+    /// Letters of this stream
+    #[arg(long)]
+    stream: Option<String>,
+    /// Letters whose reason contains this text
+    #[arg(long)]
+    reason: Option<String>,
+    /// Letters that this destination refused
+    #[arg(long)]
+    destination: Option<String>,
+    /// Letters refused at intake, or by central: intake or central
+    #[arg(long, value_parser = stage)]
+    stage: Option<LetterStage>,
+    /// Letters written at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
+    #[arg(long, value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Letters written before this time
+    #[arg(long, value_parser = moment)]
+    until: Option<Timestamp>,
+    /// Count the letters instead: by reason, stream or sender
+    #[arg(long, value_enum)]
+    by: Option<LetterGroup>,
+    #[command(flatten)]
+    at: At,
+}
+
+/// What letters have in common.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum LetterGroup {
+    Reason,
+    Stream,
+    Sender,
 }
 
 /// Selects letters by number or property.
@@ -98,10 +138,7 @@ fn stage(text: &str) -> Result<LetterStage, String> {
 
 pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {
     match command {
-        Dead::List { at, limit } => {
-            let letters: Vec<Letter> = ask(&at, &format!("/dead?limit={limit}"))?;
-            print(&at, &letters, |letters, is_coloured| show::letters(letters, is_coloured))
-        }
+        Dead::List(args) => list(&args),
         Dead::Show { id, at } => {
             let letter: Letter = ask(&at, &format!("/dead/{id}"))?;
             print(&at, &letter, show::letter)
@@ -110,6 +147,59 @@ pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {
         Dead::Discard(choice) => decide(choice, "discard", "discarded"),
         Dead::Edit(edit) => edit_one(&edit),
     }
+}
+
+fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+    // A count is of all letters, not of those that a page shows.
+    let limit = if args.by.is_some() { 10_000 } else { args.limit };
+    let mut path = format!("/dead?limit={limit}");
+    let mut push = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}="));
+            push_path_segment(&mut path, &value);
+        }
+    };
+    push("state", (!args.all).then(|| "open".to_owned()));
+    push("stream", args.stream.clone());
+    push("reason", args.reason.clone());
+    push("destination", args.destination.clone());
+    let stage = |stage: LetterStage| if stage == LetterStage::Intake { "intake" } else { "central" };
+    push("stage", args.stage.map(|at| stage(at).to_owned()));
+    push("since", args.since.map(|time| time.to_string()));
+    push("until", args.until.map(|time| time.to_string()));
+    let letters: Vec<Letter> = ask(&args.at, &path)?;
+    match args.by {
+        None => print(&args.at, &letters, |letters, is_coloured| show::letters(letters, is_coloured)),
+        Some(by) => {
+            print(&args.at, &counts(&letters, by), |counts, is_coloured| show::letter_counts(counts, is_coloured))
+        }
+    }
+}
+
+/// Counts letters by what they have in common, the most frequent first.
+fn counts(letters: &[Letter], by: LetterGroup) -> Vec<show::LetterCount> {
+    let mut found: BTreeMap<&str, show::LetterCount> = BTreeMap::new();
+    for letter in letters {
+        let what = match by {
+            LetterGroup::Reason => &letter.reason,
+            LetterGroup::Stream => &letter.stream,
+            LetterGroup::Sender => &letter.origin,
+        };
+        let new = || show::LetterCount {
+            what: what.clone(),
+            count: 0,
+            first: letter.id,
+            last: letter.id,
+            recorded: String::new(),
+        };
+        let known = found.entry(what).or_insert_with(new);
+        known.count += 1;
+        known.last = letter.id;
+        known.recorded.clone_from(&letter.recorded);
+    }
+    let mut counts: Vec<_> = found.into_values().collect();
+    counts.sort_by_key(|one| std::cmp::Reverse(one.count));
+    counts
 }
 
 fn decide(choice: LetterArgs, word: &str, done: &str) -> anyhow::Result<ExitCode> {

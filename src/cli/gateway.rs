@@ -8,12 +8,14 @@ use crate::api::{
     AuditEntry, Balance, ClockStatus, Exception, HealthCheck, ListedDevice, ReloadAnswer, Status, TailEvent,
 };
 use crate::event::push_path_segment;
-use crate::telemetry::{shown, shown_json};
+use crate::setting::Span;
+use crate::telemetry::{shown, shown_json, shows_colours};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hyper::Method;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(super) struct StatusOf {
@@ -22,6 +24,9 @@ pub(super) struct StatusOf {
     /// Show the ledger: the fate of every event, by stream and destination
     #[arg(long)]
     ledger: bool,
+    /// Show it again and again, every two seconds or at this interval
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = Span::parse)]
+    watch: Option<Span>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,8 +54,23 @@ pub(super) struct Tail {
     stream: Option<String>,
 }
 
-pub(super) fn status(StatusOf { at, ledger }: &StatusOf) -> anyhow::Result<ExitCode> {
-    if !ledger {
+pub(super) fn status(StatusOf { at, ledger, watch }: &StatusOf) -> anyhow::Result<ExitCode> {
+    let Some(interval) = watch else { return status_once(at, *ledger) };
+    loop {
+        if std::io::stdout().is_terminal() && !at.json {
+            // Cursor home, clear screen.
+            write!(std::io::stdout(), "\x1b[H\x1b[2J")?;
+        }
+        status_once(at, *ledger)?;
+        std::thread::sleep(interval.0.max(WATCH_MIN));
+    }
+}
+
+/// Shortest interval of `status --watch`: a status reads the accounts of all lanes.
+const WATCH_MIN: Duration = Duration::from_millis(200);
+
+fn status_once(at: &At, is_ledger: bool) -> anyhow::Result<ExitCode> {
+    if !is_ledger {
         return print(at, &ask(at, "/status")?, show::status);
     }
     let balances: Vec<Balance> = ask(at, "/ledger")?;
@@ -146,7 +166,7 @@ pub(super) fn follow(tail: &Tail) -> anyhow::Result<ExitCode> {
         }
         None => "/tail".into(),
     };
-    let is_terminal = std::io::stdout().is_terminal();
+    let is_terminal = shows_colours(&std::io::stdout());
     finished(socket::lines(&socket, &path, |line| {
         let mut out = std::io::stdout().lock();
         if tail.at.json {

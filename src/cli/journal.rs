@@ -21,12 +21,12 @@ use crate::config;
 use crate::event::Timestamp;
 use crate::journal::{Export, JournalError, ReadOnlyJournal, Verification};
 use crate::setting::{Bytes, Span, grouped as number};
-use crate::telemetry::shown;
+use crate::telemetry::{shown, shows_colours};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 pub(super) use sink::AtomicFile;
 use sink::{Bar, ExportFormat, Sink};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -250,7 +250,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         }
     };
     bar.clear();
-    let text = if args.json { json(&recount)? } else { show_recount(&recount, std::io::stdout().is_terminal()) };
+    let text = if args.json { json(&recount)? } else { show_recount(&recount, shows_colours(&std::io::stdout())) };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(if recount.is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -18,11 +18,12 @@ use crate::sources::modbus::table::{Device, Point};
 use crate::sources::modbus::transport::Ask;
 use crate::sources::modbus::value::{Encoding, Order, Table, Type, Value};
 use crate::telemetry::shown_json;
+use crate::telemetry::shows_colours;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
 use paced_client::{Bus, PacedClient, parse_name};
 use serde_json::json;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -156,7 +157,7 @@ async fn read_points(client: &mut PacedClient, unit: u8, device: &Device, blocks
 
 fn show_points(device: &Device, readings: &[Option<(Reading, Vec<u16>)>], command: &ReadArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let is_terminal = std::io::stdout().is_terminal();
+    let is_terminal = shows_colours(&std::io::stdout());
     let all = device.points.iter().zip(readings).filter_map(|(point, reading)| Some((point, reading.as_ref()?)));
     if command.bus.json {
         let list: Vec<_> = all

@@ -10,9 +10,10 @@ use crate::odoo::Client;
 use crate::setting::grouped;
 use crate::sources::SourceConfig;
 use crate::sources::odoo;
+use crate::telemetry::shows_colours;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -155,7 +156,7 @@ fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
             Err(error) => writeln!(out, "{}: {error}", source.name)?,
             Ok(found) => {
                 writeln!(out, "{}", about(source, &found))?;
-                write!(out, "{}", shown(&found.findings, std::io::stdout().is_terminal()))?;
+                write!(out, "{}", shown(&found.findings, shows_colours(&std::io::stdout())))?;
             }
         }
     }

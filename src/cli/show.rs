@@ -13,6 +13,7 @@ use crate::api::{AuditEntry, Balance, Exception, Letter, LetterStage, Replay, Re
 use crate::event::Timestamp;
 use crate::setting::grouped as number;
 use crate::telemetry::shown;
+use serde::Serialize;
 use std::fmt::Write;
 
 pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
@@ -143,6 +144,29 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
     table(&["ID", "RECORDED (UTC)", "STATE", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
 }
 
+/// Letters that have something in common.
+#[derive(Debug, Serialize)]
+pub(super) struct LetterCount {
+    pub what: String,
+    pub count: u64,
+    /// Numbers of the oldest and the newest letter.
+    pub first: u64,
+    pub last: u64,
+    /// When the newest one was recorded, RFC 3339.
+    pub recorded: String,
+}
+
+pub(super) fn letter_counts(counts: &[LetterCount], is_coloured: bool) -> String {
+    if counts.is_empty() {
+        return "no dead letters".into();
+    }
+    let row = |one: &LetterCount| {
+        vec![number(one.count), one.first.to_string(), one.last.to_string(), seconds(&one.recorded), one.what.clone()]
+    };
+    let rows: Vec<_> = counts.iter().map(row).collect();
+    table(&["LETTERS", "FIRST", "LAST", "NEWEST (UTC)", "WHAT"], &[0, 1, 2], &rows, is_coloured)
+}
+
 pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
     if open.is_empty() {
         return "no open exceptions".into();
@@ -216,6 +240,16 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
 
 pub(super) fn tail_event(event: &TailEvent, is_coloured: bool) -> String {
     let time = event.recorded.get(11..23).unwrap_or_default();
+    if let Some(reason) = &event.reason {
+        let topic = event.topic.as_deref().unwrap_or_default();
+        return format!(
+            "{time}  {}  {}  from {}: {}",
+            coloured(&format!("{:<8}", event.lane), "31", is_coloured),
+            coloured(&shown(topic), "31", is_coloured),
+            shown(&event.origin),
+            shown(reason)
+        );
+    }
     let data = match (&event.data, &event.data_base64) {
         (Some(data), _) => data.to_string(),
         (None, Some(encoded)) => format!("base64 {encoded}"),

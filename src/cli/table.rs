@@ -10,8 +10,49 @@ use crate::telemetry::shown;
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Formats a table with aligned columns. `right` lists the right-aligned columns of numbers.
+/// Formats a table with aligned columns. `right` lists the right-aligned columns of numbers. On a terminal it fits the
+/// width: long texts are shortened, then columns are left out.
 pub(super) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_coloured: bool) -> String {
+    table_within(head, right, rows, (is_coloured, columns()))
+}
+
+/// Columns that are left out of a table that does not fit, the first ones first. `--json` has them all.
+const OPTIONAL: [&str; 16] = [
+    "REPEATS",
+    "DISK",
+    "LAST ANSWER (UTC)",
+    "IN FLIGHT",
+    "DROPPED",
+    "BACKLOG",
+    "CONNECTED SINCE",
+    "ACCEPTED",
+    "IDENTITY",
+    "KIND",
+    "FROM",
+    "OUT / S",
+    "NO.",
+    "RECEIVED",
+    "STREAM",
+    "UNHEARD",
+];
+/// A text is not shortened below this width.
+const SHORTENED_MIN: usize = 12;
+/// Blanks between two columns.
+const GAP: usize = 2;
+
+/// The width of the terminal: `COLUMNS`, else that of standard output; `None` if it is no terminal.
+fn columns() -> Option<usize> {
+    let set = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    let own = || rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col));
+    set.or_else(own).filter(|columns| *columns >= 40)
+}
+
+fn table_within(
+    head: &[&str],
+    right: &[usize],
+    rows: &[Vec<String>],
+    (is_coloured, columns): (bool, Option<usize>),
+) -> String {
     let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
     for row in &rows {
@@ -19,25 +60,62 @@ pub(super) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_col
             *width = (*width).max(cell.chars().count());
         }
     }
+    let kept = columns.map_or_else(|| (0..head.len()).collect(), |columns| fit(head, right, &mut widths, columns));
     let mut out = String::new();
-    let mut push = |cells: &mut dyn Iterator<Item = &str>, is_head: bool| {
+    let mut push = |cells: &dyn Fn(usize) -> String, is_head: bool| {
         let mut line = String::new();
-        for (index, cell) in cells.enumerate() {
-            let pad = " ".repeat(widths[index].saturating_sub(cell.chars().count()));
-            if right.contains(&index) {
-                let _ = write!(line, "{pad}{cell}  ");
-            } else {
-                let _ = write!(line, "{cell}{pad}  ");
-            }
+        for index in &kept {
+            let cell = shortened(&cells(*index), widths[*index]);
+            let pad = " ".repeat(widths[*index].saturating_sub(cell.chars().count()));
+            let _ = match right.contains(index) {
+                true => write!(line, "{pad}{cell}  "),
+                false => write!(line, "{cell}{pad}  "),
+            };
         }
         let line = line.trim_end();
         let _ = if is_head && is_coloured { writeln!(out, "\x1b[1m{line}\x1b[0m") } else { writeln!(out, "{line}") };
     };
-    push(&mut head.iter().copied(), true);
+    push(&|index| head[index].to_owned(), true);
     for row in &rows {
-        push(&mut row.iter().map(|cell| &**cell), false);
+        push(&|index| row.get(index).map_or_else(String::new, |cell| cell.clone().into_owned()), false);
     }
     out
+}
+
+/// Shortens texts and leaves columns out until the table fits. Returns the columns that stay.
+fn fit(head: &[&str], right: &[usize], widths: &mut [usize], columns: usize) -> Vec<usize> {
+    let mut kept: Vec<usize> = (0..head.len()).collect();
+    // Times are useless without their end.
+    let is_text =
+        |index: usize| !right.contains(&index) && !head[index].contains("UTC") && !head[index].contains("SINCE");
+    let least = |index: usize| SHORTENED_MIN.max(head[index].chars().count());
+    let total = |kept: &[usize], widths: &[usize]| {
+        kept.iter().map(|index| widths[*index]).sum::<usize>() + GAP * kept.len().saturating_sub(1)
+    };
+    loop {
+        let excess = total(&kept, widths).saturating_sub(columns);
+        if excess == 0 {
+            return kept;
+        }
+        let can_shrink = |index: &&usize| is_text(**index) && widths[**index] > least(**index);
+        let room: usize = kept.iter().filter(can_shrink).map(|index| widths[*index] - least(*index)).sum();
+        let optional = OPTIONAL.iter().find_map(|name| kept.iter().position(|index| head[*index] == *name));
+        match (room >= excess, optional) {
+            (false, Some(position)) => drop(kept.remove(position)),
+            (false, None) if room == 0 => return kept,
+            _ => {
+                let widest = kept.iter().filter(can_shrink).max_by_key(|index| widths[**index]).copied();
+                let Some(widest) = widest else { return kept };
+                widths[widest] -= 1;
+            }
+        }
+    }
+}
+
+/// The address of a peer, without its port.
+pub(super) fn peer_address(peer: &str) -> String {
+    let address = peer.parse().map(|peer: std::net::SocketAddr| peer.ip().to_canonical().to_string());
+    address.unwrap_or_else(|_| if peer.is_empty() { "-".into() } else { peer.to_owned() })
 }
 
 /// Returns the age of an RFC 3339 time.
@@ -70,4 +148,61 @@ pub(super) fn seconds(time: &str) -> String {
 
 pub(super) fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 50 devices with long names, at the widths of usual terminals: no line is wider, and what matters is there.
+    #[test]
+    fn a_table_of_long_names_fits_the_terminal() {
+        let head = [
+            "DEVICE",
+            "IDENTITY",
+            "ADDRESS",
+            "CONNECTED SINCE",
+            "PER SECOND",
+            "LAST EVENT",
+            "RECEIVED",
+            "REFUSED",
+            "DEAD",
+            "REPEATS",
+            "CLOCK",
+        ];
+        let row = |number: usize| -> Vec<String> {
+            let name = format!("packaging-machine-of-hall-seven-number-{number:03}");
+            let cells = [
+                &name,
+                &name,
+                "10.20.30.40",
+                "2026-11-30 19:00:00",
+                "12.5",
+                "12m 3s",
+                "1,234,567",
+                "0",
+                "3",
+                "0",
+                "+0.1 s",
+            ];
+            cells.iter().map(|cell| (*cell).to_owned()).collect()
+        };
+        let rows: Vec<_> = (0..50).map(row).collect();
+        let right = [4, 6, 7, 8, 9, 10];
+        let widest = |columns| {
+            let text = table_within(&head, &right, &rows, (false, columns));
+            (text.lines().map(|line| line.chars().count()).max().unwrap_or_default(), text)
+        };
+        for columns in [80, 120] {
+            let (width, text) = widest(Some(columns));
+            assert!(width <= columns, "{width} of {columns}: {text}");
+            let first = text.lines().next().unwrap_or_default();
+            assert!(
+                ["DEVICE", "ADDRESS", "LAST EVENT", "DEAD", "REFUSED"].iter().all(|name| first.contains(name)),
+                "{first}"
+            );
+        }
+        let (width, text) = widest(None);
+        assert!(width > 150 && text.contains("number-049"), "a pipe gets everything");
+    }
 }

@@ -18,6 +18,10 @@ pub(super) fn check(raw: &File, found: &mut Findings<'_>) {
         return found.problem("data_dir", message);
     }
     let Some(size) = disk_bytes(&raw.data_dir) else { return };
+    if size == 0 {
+        let message = format!("\"{}\" is on a file system that stores nothing", raw.data_dir.display());
+        return found.problem("data_dir", message);
+    }
     if raw.disk_reserve.0 >= size {
         let message = format!(
             "{} can never be free: the file system of {} has {} in all",

@@ -11,7 +11,9 @@ use crate::link::Address;
 use crate::mqtt::Filter;
 use crate::setting::{Findings, check_word};
 use crate::sources::{SourceConfig, broker};
+use crate::tls;
 use crate::watch;
+use std::collections::BTreeSet;
 
 /// Checks every source, and the sources against each other and the destinations.
 pub(super) fn check_sources(raw: &mut File, found: &mut Findings<'_>) {
@@ -176,6 +178,48 @@ pub(super) fn warn_of_gaps(raw: &File, contracts: &Contracts, found: &mut Findin
         found.warning("contracts", message);
     }
     for (key, source) in &raw.source.0 {
-        found.within(key.as_str(), |found| source.settings().check_contracts(contracts, found));
+        found.within(key.as_str(), |found| {
+            source.settings().check_contracts(contracts, found);
+            warn_of_no_contract(source, contracts, found);
+            warn_of_no_name(source, found);
+        });
+    }
+}
+
+/// Warns of a source that no contract is for. The kinds with topics of their own making warn of each topic.
+fn warn_of_no_contract(source: &SourceConfig, contracts: &Contracts, found: &mut Findings<'_>) {
+    let (kind, name) = (source.kind(), source.settings().name().to_owned());
+    let has_one = contracts.iter().any(|contract| contract.source() == kind && contract.is_for(&name));
+    if has_one || !matches!(kind, SourceKind::Mqtt | SourceKind::Broker | SourceKind::Http) {
+        return;
+    }
+    let others: BTreeSet<String> = contracts.iter().map(|contract| contract.source().to_string()).collect();
+    let others = match others.is_empty() {
+        true => String::new(),
+        false => format!("; the contracts are for {}", others.into_iter().collect::<Vec<_>>().join(", ")),
+    };
+    let message = format!(
+        "no contract has match.source = \"{kind}\" for \"{name}\": every event becomes a dead letter{others}. Copy one, and change its match"
+    );
+    found.warning("", message);
+}
+
+/// Warns of a listener whose certificate has no alternative name: no client accepts it.
+fn warn_of_no_name(source: &SourceConfig, found: &mut Findings<'_>) {
+    let files = match source {
+        SourceConfig::Mqtt(listener) => listener.tls.as_ref(),
+        SourceConfig::Http(server) => server.tls.as_ref(),
+        _ => None,
+    };
+    let Some(files) = files else { return };
+    // A file that cannot be read is a problem of its own.
+    let Ok(certificates) = tls::CertificateFacts::read(&files.cert) else { return };
+    let has_name = |name: &String| name.starts_with("DNS:") || name.starts_with("IP:");
+    if certificates.first().is_some_and(|first| !first.names.iter().any(has_name)) {
+        let message = format!(
+            "{} has no DNS name or address (subjectAltName): no client accepts it; issue one with `forebay cert gateway`",
+            files.cert.display()
+        );
+        found.warning("tls.cert", message);
     }
 }

@@ -37,7 +37,7 @@ impl Contracts {
             Some((distance, contract, difference))
         });
         let (_, contract, difference) = compared.min_by(|one, other| one.0.total_cmp(&other.0))?;
-        Some(format!("the nearest is {} ({}): {difference}", contract.stream(), contract.pattern.text()))
+        Some(format!("{difference} (nearest: {}, {})", contract.stream(), contract.pattern.text()))
     }
 }
 
@@ -106,10 +106,10 @@ mod tests {
             (
                 SourceKind::Mqtt,
                 "plant/l/p/states",
-                "machine.state (plant/{line}/{machine}/state): level 4 is \"states\", not \"state\"",
+                "level 4 is \"states\", not \"state\" (nearest: machine.state, plant/{line}/{machine}/state)",
             ),
             (SourceKind::Mqtt, "plant/p/count", "the topic has 3 levels, not 4"),
-            (SourceKind::Mqtt, "Plant/l/p/count", "machine.count (plant/{line}/{machine}/count): level 1 is \"Plant\""),
+            (SourceKind::Mqtt, "Plant/l/p/count", "level 1 is \"Plant\", not \"plant\" (nearest: machine.count, "),
             (
                 SourceKind::Broker,
                 "plant/l/p/state",

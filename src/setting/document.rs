@@ -2,7 +2,8 @@
 //!
 //! Promise: every problem names the file, the line, the key, the value and what is allowed.
 
-use super::mismatch::{Mismatch, deserialize, remove};
+use super::hints;
+use super::mismatch::{Mismatch, deserialize, fill, remove};
 use crate::event::text;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +123,13 @@ impl Document {
         // The span of a missing top-level field is the whole file.
         let span = span.filter(|span| !key.is_empty() || *span != (0..self.text.len()));
         let line = span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start));
+        let message = self.explained(&key, &message);
         Problem { file: self.file.clone(), line, key, message }
+    }
+
+    /// The message about a value, with a hint.
+    fn explained(&self, key: &str, message: &str) -> String {
+        hints::explain(key, message, &self.value(key).unwrap_or_default())
     }
 
     /// Parses the document into `T`. The error is every mismatch.
@@ -133,10 +140,12 @@ impl Document {
         };
         let Ok(mut root) = self.root() else { return Err(vec![first]) };
         let mut problems = vec![first];
-        // Remove the mismatched value and parse the rest again.
-        while let Some(key) = problems.last().map(|problem| problem.key.clone())
-            && remove(root.get_mut(), &key)
+        let mut filled: Vec<String> = Vec::new();
+        // Remove the mismatched value, or fill in the missing one, and parse the rest again.
+        while let Some(last) = problems.last().map(|problem| (problem.key.clone(), problem.message.clone()))
+            && (fill(root.get_mut(), &last, &mut filled) || remove(root.get_mut(), &last.0))
             && let Err(Mismatch { key, message, .. }) = deserialize::<T>(&root, &self.text)
+            && !filled.contains(&key)
         {
             let was_removed = |problem: &Problem| {
                 let name = problem.key.rsplit('.').next().unwrap_or_default();
@@ -145,6 +154,7 @@ impl Document {
             if problems.iter().any(was_removed) || problems.len() >= PROBLEMS_MAX {
                 break;
             }
+            let message = self.explained(&key, &message);
             problems.push(self.problem(key, message));
         }
         Err(problems)

@@ -1,5 +1,6 @@
 //! Deserializes parsed TOML, and explains a value that does not match its type.
 
+use super::hints;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
 use toml::Spanned;
@@ -133,4 +134,24 @@ pub(super) fn remove(root: &mut DeTable<'_>, key: &str) -> bool {
         Some(DeValue::Table(table)) => table.remove(last).is_some(),
         _ => false,
     }
+}
+
+/// Fills in the example of a missing setting, so that what else is wrong shows as well. Returns `false` if nothing is
+/// missing, or its example is no text.
+pub(super) fn fill(root: &mut DeTable<'_>, (around, message): &(String, String), filled: &mut Vec<String>) -> bool {
+    let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    let Some((name, example)) = missing.and_then(|name| Some((name, hints::example(name)?))) else { return false };
+    let Some(text) = example.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else { return false };
+    let key = if around.is_empty() { name.to_owned() } else { format!("{around}.{name}") };
+    let table = match around.is_empty() {
+        true => root,
+        false => match find(root, around).map(Spanned::get_mut) {
+            Some(DeValue::Table(table)) => table,
+            _ => return false,
+        },
+    };
+    let value = Spanned::new(0..0, DeValue::String(text.to_owned().into()));
+    table.insert(Spanned::new(0..0, name.to_owned().into()), value);
+    filled.push(key);
+    true
 }

@@ -29,7 +29,7 @@ impl LetterFilter {
             && self.until.is_none()
     }
 
-    fn matches(&self, id: u64, letter: &DeadLetter<'_>, recorded: Timestamp) -> bool {
+    pub(super) fn matches(&self, id: u64, letter: &DeadLetter<'_>, recorded: Timestamp) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
         (self.ids.is_empty() || self.ids.contains(&id))
             && self.stream.as_deref().is_none_or(|wanted| wanted == letter.stream || wanted == letter.stream_id())

@@ -7,12 +7,12 @@ use crate::config::Config;
 use crate::event::Timestamp;
 use crate::setting::rough;
 use crate::sources::SourceConfig;
-use crate::telemetry::{shown, shown_json};
+use crate::telemetry::{shown, shown_json, shows_colours};
 use crate::tls::{self, CertificateFacts, ServerFiles};
 use clap::Args;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
@@ -85,7 +85,7 @@ pub(super) fn run(args: &Show) -> anyhow::Result<ExitCode> {
     if args.json {
         writeln!(out, "{}", shown_json(&serde_json::to_string_pretty(&all)?))?;
     } else {
-        let is_coloured = std::io::stdout().is_terminal();
+        let is_coloured = shows_colours(&std::io::stdout());
         all.iter().try_for_each(|one| write!(out, "{}", text(one, is_coloured)))?;
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -135,6 +135,8 @@ pub(super) async fn reach(place: &str, part: &mut Part<'_>) -> Option<TcpStream>
 
 const SUBSCRIBE_ID: u16 = 1;
 const PUBLISH_ID: u16 = 2;
+/// Subscription option of MQTT 5 (section 3.8.3.1): no messages of this client itself.
+const NO_LOCAL: u8 = 0x04;
 
 /// What the broker has answered so far.
 #[derive(Default)]
@@ -196,6 +198,10 @@ pub(super) async fn round_trip(session: &mut Session, topic: &str, part: &mut Pa
     if protocol == Protocol::V5 {
         let filters = [Subscription { filter: topic.to_owned(), qos: 0, wants_retained: false }];
         push_subscribe(&mut output.bytes, protocol, SUBSCRIBE_ID, &filters);
+        // The last byte has the options of the filter. The gateway wants no message of its own back; the check does.
+        if let Some(options) = output.bytes.last_mut() {
+            *options &= !NO_LOCAL;
+        }
         let subscribed =
             exchange(session, &mut output, &mut answers, topic, |answers| answers.subscribed.is_some()).await;
         if let Err(reason) = subscribed {

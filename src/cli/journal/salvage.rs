@@ -6,16 +6,16 @@ use crate::cli::table::{seconds, table};
 use crate::contract::on_one_line;
 use crate::event::{Content, Record, Timestamp};
 use crate::ingest::dead::DeadLetter;
-use crate::journal::{Block, BlockReader, DEAD, Publications, Salvage, Salvaged, push_line};
+use crate::journal::{Block, BlockReader, DEAD, JournalError, Publications, Salvage, Salvaged, push_line};
 use crate::setting::{Bytes, grouped as number};
-use crate::telemetry::shown;
-use anyhow::Context;
+use crate::telemetry::{shown, shows_colours};
+use anyhow::{Context, anyhow};
 use base64::Engine;
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub(crate) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
     let text = if args.json {
         json(&reports)?
     } else {
-        reports.iter().map(|report| show(report, std::io::stdout().is_terminal())).collect::<Vec<_>>().join("\n")
+        reports.iter().map(|report| show(report, shows_colours(&std::io::stdout()))).collect::<Vec<_>>().join("\n")
     };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     let is_empty = reports.iter().any(|report| report.found.events == 0);
@@ -87,7 +87,12 @@ fn salvage_file(args: &SalvageArgs, file: &Path, mut out: Option<&mut AtomicFile
     let journal = args.journal.as_deref().or(folder.parent()).unwrap_or(Path::new("/"));
     let publications = Publications::load(journal);
     let mut bar = Bar::new();
-    let salvage = Salvage::open(&file, |done, total| bar.show(done, total, &file.display().to_string()))?;
+    let salvage = Salvage::open(&file, |done, total| bar.show(done, total, &file.display().to_string()));
+    let salvage = salvage.map_err(|error| match error {
+        JournalError::InUse { .. } => anyhow!(error)
+            .context("a running gateway writes this file; use `forebay export`, or stop the gateway first"),
+        error => error.into(),
+    })?;
     bar.clear();
     let mut report = FileReport {
         found: salvage.found.clone(),

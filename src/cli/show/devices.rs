@@ -1,6 +1,6 @@
 //! The list of devices: clients that have connected, and units that the gateway polls, with their points.
 
-use super::super::table::{counted, seconds, shortened, table};
+use super::super::table::{age, counted, peer_address, seconds, shortened, table};
 use crate::api::{DeviceStatus, ListedDevice, UnitStatus};
 use crate::setting::grouped as number;
 
@@ -94,9 +94,10 @@ fn clients(devices: &[&DeviceStatus], is_coloured: bool) -> String {
                     (name, Some(_)) => name.to_owned(),
                     (name, None) => format!("({name})"),
                 },
+                peer_address(&device.peer),
                 time(&device.connected_since),
                 format!("{:.1}", device.rate),
-                time(&device.last_event),
+                device.last_event.as_deref().map_or_else(|| "-".into(), age),
                 number(device.received),
                 number(device.refused),
                 number(device.dead),
@@ -108,6 +109,7 @@ fn clients(devices: &[&DeviceStatus], is_coloured: bool) -> String {
     let head = [
         "DEVICE",
         "IDENTITY",
+        "ADDRESS",
         "CONNECTED SINCE",
         "PER SECOND",
         "LAST EVENT",
@@ -117,5 +119,5 @@ fn clients(devices: &[&DeviceStatus], is_coloured: bool) -> String {
         "REPEATS",
         "CLOCK",
     ];
-    table(&head, &[3, 5, 6, 7, 8, 9], &rows, is_coloured)
+    table(&head, &[4, 6, 7, 8, 9, 10], &rows, is_coloured)
 }

@@ -192,7 +192,8 @@ fn counts(status: &Status) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "dead letters {} (since start: {} unmatched, {} broke their contract) · repeats {} · ids in window {} of {}",
+        "dead letters {} held of {} (since start: {} unmatched, {} broke their contract) · repeats {} · ids in window {} of {}",
+        number(status.dead.held),
         number(status.dead.total),
         number(status.dead.unmatched),
         number(status.dead.violations),

@@ -89,6 +89,11 @@ impl DeadLetterStatuses {
         self.known().fates.get(&letter).cloned().unwrap_or_default()
     }
 
+    /// Number of letters from `first` on whose status is final.
+    pub fn decided_from(&self, first: u64) -> u64 {
+        self.known().fates.range(first..).filter(|(_, fate)| fate.state.is_final()).count() as u64
+    }
+
     /// Letters to send again to a destination, the oldest first.
     pub fn requeued(&self, destination: &str) -> Vec<u64> {
         let known = self.known();

@@ -10,7 +10,7 @@ use crate::event::Timestamp;
 use crate::journal::lane::segment_files::damaged_first;
 use crate::journal::store::block::Block;
 use crate::journal::store::cursor::Cursor;
-use crate::journal::store::disk::{Disk, DiskFile, Open, RealDisk};
+use crate::journal::store::disk::{Disk, DiskFile, FolderLock, LOCK, Open, RealDisk};
 use crate::journal::store::error::JournalError;
 use crate::journal::store::segment::{Segment, Summary, offset_in_name};
 use serde::Serialize;
@@ -61,11 +61,28 @@ pub struct Salvage {
     segment: Option<Segment>,
     file: Box<dyn DiskFile>,
     places: BTreeMap<u64, BlockLocation>,
+    _lock: Option<FolderLock>,
+}
+
+/// Locks the journal that a segment belongs to. A file with another ending, such as `.damaged`, is no segment of a running
+/// gateway; and where the user may not lock, the file is read as it is.
+fn lock_journal_of(path: &Path) -> Result<Option<FolderLock>, JournalError> {
+    let journal = path.parent().and_then(Path::parent).filter(|journal| journal.join(LOCK).exists());
+    let Some(journal) = journal.filter(|_| path.extension().is_some_and(|ending| ending == "redb")) else {
+        return Ok(None);
+    };
+    match RealDisk.lock(journal) {
+        Ok(Ok(lock)) => Ok(Some(lock)),
+        Ok(Err(holder)) => Err(JournalError::InUse { folder: journal.to_owned(), holder }),
+        Err(_) => Ok(None),
+    }
 }
 
 impl Salvage {
-    /// Reads a whole file. `on_progress` receives the number of bytes done and the length of the file.
+    /// Reads a whole file. `on_progress` receives the number of bytes done and the length of the file. Fails with
+    /// [`JournalError::InUse`] if a gateway may write the file meanwhile.
     pub fn open(path: &Path, mut on_progress: impl FnMut(u64, u64)) -> Result<Self, JournalError> {
+        let lock = lock_journal_of(path)?;
         let file = RealDisk.open(path, Open::ReadOnly).map_err(|error| JournalError::io(path, error))?;
         let bytes = file.length().map_err(|error| JournalError::io(path, error))?;
         let found = Salvaged {
@@ -80,7 +97,7 @@ impl Salvage {
             superseded: 0,
             cursors: Vec::new(),
         };
-        let mut salvage = Self { found, segment: None, file, places: BTreeMap::new() };
+        let mut salvage = Self { found, segment: None, file, places: BTreeMap::new(), _lock: lock };
         let mut summary = None;
         if let Err(error) = salvage.read_in_order(path, &mut summary) {
             salvage.found.broken = Some(error.to_string());
