@@ -308,6 +308,8 @@ fn what_cannot_be_taken_gets_the_status_and_the_reason_that_fit() {
     check(&post("/events/erp", &[("ce-id", "1"), ("ce-type", "x")], b"{}"), 400, &["ce-specversion: is missing"]);
     let ce = [("ce-specversion", "1.0"), ("ce-id", "%FF"), ("ce-source", "x"), ("ce-type", "y")];
     check(&post("/events/erp", &ce, b"{}"), 400, &["ce-id: is no UTF-8"]);
+    let ce = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-id", "2"), ("ce-source", "x"), ("ce-type", "y")];
+    check(&post("/events/erp", &ce, b"{}"), 400, &["ce-id: is given twice"]);
     // One wrong event of a batch: none is taken, and the answer says which it is.
     let batch = format!("[{},{}]", order("1", "1"), order("2", "2").replace("specversion", "spec"));
     check(
